@@ -1,0 +1,109 @@
+# Everything below runs in .venv, which `make setup` makes and fills from requirements.lock. README.md has the plain commands.
+
+PYTHON ?= python3
+# Where to take torch from, when not from PyPI; without a GPU: https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+BIN := .venv/bin
+READY := .venv/.installed
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -qq
+PYTEST := $(BIN)/python -m pytest
+SLOWER := notebook or browser or process or slow
+RESULTS := benchmarks/results
+RUNS := $(or $(REFINE_RUNS),runs)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check check-rest lab bench lint lock chromium
+
+help: ## this list
+	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+
+# -- environment ---------------------------------------------------------------------------------------------------------
+
+setup: $(READY) ## .venv with the locked packages and this project; nothing to do where it stands
+	@:
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("refine_lab needs \
+	Python 3.11 to 3.13, and $(PYTHON) is %d.%d: name another with make PYTHON=..." % v)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing the locked packages into .venv (the first time: a few minutes)"
+ifneq ($(TORCH_INDEX),)
+	@$(PIP_INSTALL) --no-deps --index-url "$(TORCH_INDEX)" "$$(grep '^torch==' requirements.lock)"
+endif
+	@$(PIP_INSTALL) -r requirements.lock
+	@$(PIP_INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The whole environment as pins. Left out: torch's own exact pins (nvidia-*, cuda-*) and its build (+cpu), so that the lock
+# serves both builds. Added: what pip would ask for on macOS and on Python 3.12 only.
+LOCK_BIN := .venv-lock/bin
+LINUX := triton|flash-linear-attention|fla-core|einops
+PYTHON312 := aiohttp|aiohappyeyeballs|aiosignal|frozenlist|multidict|propcache|yarl
+lock: ## requirements.lock and environment.yml anew, from the ranges in pyproject.toml
+	@rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	@$(LOCK_BIN)/pip install -qq torch==2.13.0 triton==3.7.1
+	@$(LOCK_BIN)/pip install -qq setuptools aiohttp appnope -e '.[hub,dev]'
+	@{ echo '# The whole environment, dev tools included, for the CUDA and the CPU build of torch; written by `make lock`.'; \
+	  $(LOCK_BIN)/pip freeze --all --exclude-editable \
+	  | sed -E -e '/^(pip|nvidia-[^=]*|cuda-[^=]*)==/d' -e 's/\+[a-z0-9.]+$$//' \
+	    -e "s/^($(LINUX))==.*/&; sys_platform == 'linux'/" \
+	    -e "s/^($(PYTHON312))==.*/&; python_version == '3.12'/" \
+	    -e "s/^appnope==.*/&; sys_platform == 'darwin'/"; } > requirements.lock
+	@rm -rf .venv-lock
+	@$(MAKE) --no-print-directory environment.yml
+
+environment.yml: requirements.lock
+	@{ echo '# The same pins for conda; written by `make lock`.'; \
+	  printf '%s\n' 'name: refine_lab' 'channels:' '  - conda-forge' 'dependencies:' '  - python=3.11' '  - pip' '  - pip:'; \
+	  sed -e '/^#/d' -e 's/^/      - /' requirements.lock; \
+	  echo '      - -e .'; } > $@
+
+# -- use -----------------------------------------------------------------------------------------------------------------
+
+demo: ## environment, install, and notebooks/midtrain.ipynb executed
+	@start=$$(date +%s) && $(MAKE) --no-print-directory setup && ready=$$(date +%s) || exit 1; \
+	mkdir -p "$(RUNS)"; executed=$(RUNS)/$$(date +%Y%m%d-%H%M%S)-midtrain.ipynb; mark=$$(mktemp); status=0; \
+	$(BIN)/papermill --log-output --no-progress-bar notebooks/midtrain.ipynb "$$executed" || status=$$?; \
+	echo; \
+	echo "install   $$((ready - start)) s"; \
+	echo "notebook  $$(($$(date +%s) - ready)) s"; \
+	echo "executed  $$executed"; \
+	find "$(RUNS)" -mindepth 1 -maxdepth 1 -type d -newer "$$mark" | sort | while read -r run; do \
+	  cp "$$executed" "$$run/midtrain.ipynb"; echo "run       $$run"; done; \
+	rm -f "$$mark"; exit $$status
+
+lab: $(READY) ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+bench: $(READY) ## the benchmarks, into benchmarks/results/
+	@mkdir -p $(RESULTS)
+	$(BIN)/python -m benchmarks.step_cost --model tiny-deltanet --json $(RESULTS)/step_cost.json
+	$(BIN)/python -m benchmarks.rollout_cost --model tiny-deltanet --json $(RESULTS)/rollout_cost.json
+	$(BIN)/python -m benchmarks.memory --model tiny-deltanet --json $(RESULTS)/memory.json
+
+# -- proof ---------------------------------------------------------------------------------------------------------------
+
+lint: $(READY) ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test: $(READY) ## the fast tier
+	$(PYTEST) -m "not ($(SLOWER) or gpu)"
+
+check: test check-rest ## everything that needs no GPU
+
+check-rest: $(READY) chromium ## what `check` adds to `test`: notebooks, browser, kills, demo
+	$(PYTEST) -m "($(SLOWER)) and not gpu"
+	@$(MAKE) --no-print-directory demo
+
+chromium:
+	@if test -n "$$CHROMIUM" || command -v chromium > /dev/null; then \
+	  exit 0; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  echo "Installing Debian's chromium for the browser tests"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium > /dev/null; \
+	else \
+	  echo "The browser tests need Chromium: apt-get install chromium, or name one with make check CHROMIUM=..." >&2; exit 1; \
+	fi

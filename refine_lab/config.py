@@ -1,0 +1,297 @@
+"""Configurations: frozen values, checked when they are made, written to and read from a run's `config.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+import math
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Any, Literal
+
+FORMAT_VERSION = 1
+"""Of `config.json`; raised whenever an old file would be read differently."""
+
+
+def require(ok: bool, name: str, value: object, allowed: str) -> None:
+    """Raise one sentence that names the value and what is allowed, unless `ok`."""
+    if not ok:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def unknown(what: str, name: object, allowed: Iterable[str]) -> ValueError:
+    """The error for a name that is none of the allowed ones, with the nearest of them."""
+    names = list(allowed)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return ValueError(f"unknown {what} {name!r}; {hint}allowed are {', '.join(names)}")
+
+
+class Checked:
+    """A dataclass whose fields are checked by their annotations."""
+
+    __no_type_check__ = True  # a type checker at run time would refuse a value before the sentence below does
+
+    def __post_init__(self) -> None:
+        hints = inspect.get_annotations(type(self), eval_str=True)
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = _checked(f"{type(self).__name__}.{item.name}", hints[item.name], getattr(self, item.name))
+            object.__setattr__(self, item.name, value)
+        self.check()
+
+    def check(self) -> None:
+        """Ranges; overridden."""
+
+    def _at_least(self, low: int, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            require(value >= low, f"{type(self).__name__}.{name}", value, f"at least {low}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineConfig(Checked):
+    """REFINE itself: selection, rollout, reward, advantage, loss (paper, section 3; defaults of tables 2 and D.1)."""
+
+    num_chunks: int = 8
+    "c: chunks of a sequence, one target position each."
+    rollout_length: int = 5
+    "k: tokens of a rollout."
+    group_size: int = 1
+    "n: rollouts of one position."
+    selection: Literal["entropy", "uniform", "argmax", "argmin"] = "entropy"
+    "How a position is chosen in its chunk (table 7)."
+    tau: float = 1.0
+    "Temperature of the softmax over a chunk's entropies (eq. 6)."
+    smoothing_kernel: int = 5
+    "Width of the average pooling over entropies; the next odd number where even, 1 does not smooth."
+    entropy_index: Literal["equation", "release"] = "release"
+    "H_t is the uncertainty about x_t (eq. 5) or about x_{t+1}, the first token rolled out (the paper's released code)."
+    margin: int = 20
+    "Fewest tokens before and after the start of a rollout, its own included in those after (the released code's 20)."
+    temperature: float = 1.0
+    "Sampling temperature of rollouts."
+    reward: str = "cosine"
+    "`cosine` (eq. 9), `binary` (eq. 11), `hybrid` (eq. 12), or `custom`: the function in the run's reward.py."
+    group_by: Literal["sequence", "prefix"] = "sequence"
+    "What rewards are standardised over: all c * n rollouts of a sequence, or the n of one position."
+    prefix_gradient: Literal["full", "detached"] = "full"
+    "Whether the policy gradient flows from a rollout through the state into its prefix."
+    ntp_coef: float = 1.0
+    "Weight of the next-token loss (lambda_SFT)."
+    nsp_coef: float = 0.2
+    "Weight of the next-sequence loss (lambda_RL)."
+    clip_eps: float = 0.2
+    "PPO clip of the probability ratio."
+    dual_clip: float = 3.0
+    "Bound of the loss where the advantage is negative (Ye et al., 2020)."
+    kl_coef: float = 0.0
+    "Weight of the divergence from the policy that training started with, on the rollout tokens."
+    entropy_coef: float = 0.0
+    "Weight of the entropy bonus on the rollout tokens."
+
+    def check(self) -> None:
+        self._at_least(1, "num_chunks", "rollout_length", "group_size", "smoothing_kernel")
+        self._at_least(0, "margin", "ntp_coef", "nsp_coef", "kl_coef", "entropy_coef")
+        for name in ("tau", "temperature"):
+            require(getattr(self, name) > 0, f"RefineConfig.{name}", getattr(self, name), "above 0")
+        require(0 < self.clip_eps < 1, "RefineConfig.clip_eps", self.clip_eps, "between 0 and 1")
+        require(self.dual_clip > 1, "RefineConfig.dual_clip", self.dual_clip, "above 1")
+        allowed = ("cosine", "binary", "hybrid", "custom")
+        require(self.reward in allowed, "RefineConfig.reward", self.reward, "one of " + ", ".join(map(repr, allowed)))
+        if self.group_by == "prefix" and self.group_size == 1:
+            raise ValueError(
+                "RefineConfig.group_by 'prefix' compares rollouts of one position: group_size must be at least 2, got 1"
+            )
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """(first, gap): a rollout may start from positions `first` to `length - 1 - gap` of a row."""
+        return max(self.margin - 1, 0), max(self.margin, self.rollout_length)
+
+    def fits(self, length: int) -> bool:
+        """Whether each of the `num_chunks` chunks of a row of that length has a position to roll out from."""
+        first, gap = self.ends
+        size, last = length // self.num_chunks, length - 1 - gap
+        return first < size and max((self.num_chunks - 1) * size, first) <= last
+
+
+def smallest_length(config: RefineConfig) -> int:
+    """The number of tokens from which on every row fits.
+
+    Where `rollout_length` exceeds `margin`, some shorter rows do as well: those whose dropped tail gives room.
+    """
+    first, gap = config.ends
+    return max(config.num_chunks * gap + 1, first + gap + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Checked):
+    """Which sequences are trained and evaluated on."""
+
+    sources: Mapping[str, float] = field(default_factory=lambda: {"python": 1.0})
+    "Source -> share of the plain rows. `python`, a folder of .txt, a .jsonl/.parquet, or `datasets:NAME`."
+    text_column: str = "text"
+    "Column of a .jsonl, .parquet or data set that holds the text."
+    sequence_length: int = 1024
+    "Tokens of a row."
+    min_tokens: int = 1
+    "Documents with fewer tokens are left out."
+    max_tokens: int = 20_000_000
+    "Tokens kept of each source."
+    recall: Mapping[str, float] = field(default_factory=dict)
+    "Kind of recall document (`pairs`, `word-1`, `word-4`, `number-1`, ...) -> its share of rows; the rest is text."
+    validation_sequences: int = 8
+    "Held-out rows that NTP loss and accuracy are measured on."
+
+    def check(self) -> None:
+        self._at_least(16, "sequence_length")
+        self._at_least(1, "min_tokens", "max_tokens", "validation_sequences")
+        require(len(self.sources) > 0, "DataConfig.sources", self.sources, "at least one source")
+        for name, share in self.sources.items():
+            require(share > 0, f"DataConfig.sources[{name!r}]", share, "a share above 0")
+        for name, share in self.recall.items():
+            require(0 <= share <= 1, f"DataConfig.recall[{name!r}]", share, "a share from 0 to 1")
+        total = sum(self.recall.values())
+        require(total <= 1 + 1e-9, "DataConfig.recall", self.recall, "shares that sum to at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Checked):
+    """One training run: a model, its data, the method (none: SFT on the next token), the optimizer."""
+
+    recipe: str
+    "The function of `recipes.py` this came from; part of the run directory's name."
+    model: str = "tiny-deltanet"
+    "What `load_model` takes: a shipped name, a run directory, a folder, a hub name; or `new:FOLDER`, fresh weights."
+    method: RefineConfig | None = field(default_factory=RefineConfig)
+    "REFINE's settings, or none: plain SFT."
+    data: DataConfig = field(default_factory=DataConfig)
+    "Sequences."
+    steps: int = 100
+    "Batches."
+    batch_size: int = 128
+    "Sequences of a batch."
+    mini_batch_size: int = 32
+    "Sequences of one optimizer update; a batch makes batch_size / mini_batch_size updates."
+    micro_batch_size: int = 8
+    "Sequences in memory at once; changes no draw and no gradient."
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    "AdamW for everything, or Muon (Jordan et al., 2024) for the hidden matrices and AdamW for the rest."
+    lr: float = 1e-6
+    "Peak learning rate."
+    schedule: Literal["constant", "linear"] = "constant"
+    "After the warm-up: constant, or linear to zero."
+    warmup_steps: int = 0
+    "Batches over which the learning rate rises linearly."
+    weight_decay: float = 0.01
+    "Decoupled."
+    max_grad_norm: float = 1.0
+    "Gradients are scaled down to this norm."
+    eval_every: int = 10
+    "Batches between two evaluations; the first is before training."
+    checkpoint_every: int = 20
+    "Batches between two checkpoints; there is always one at the end."
+    seed: int = 0
+    "Of every draw."
+    device: str = "auto"
+    "`auto`, `cpu`, `cuda` or `cuda:N`."
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    "Of the arithmetic (autocast); parameters and Adam moments stay float32."
+    threads: int = 0
+    "CPU threads; 0 leaves torch's choice."
+
+    def check(self) -> None:
+        self._at_least(1, "batch_size", "mini_batch_size", "micro_batch_size", "eval_every", "checkpoint_every")
+        self._at_least(0, "steps", "warmup_steps", "weight_decay", "seed", "threads")
+        for name in ("lr", "max_grad_norm"):
+            require(getattr(self, name) > 0, f"TrainConfig.{name}", getattr(self, name), "above 0")
+        named = re.fullmatch(r"[\w-]+", self.recipe) is not None
+        require(named, "TrainConfig.recipe", self.recipe, "letters, digits, - and _")
+        known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None
+        require(known, "TrainConfig.device", self.device, "'auto', 'cpu', 'cuda' or 'cuda:N'")
+        whole, allowed = self.batch_size % self.mini_batch_size == 0, f"a divisor of batch_size {self.batch_size}"
+        require(whole, "TrainConfig.mini_batch_size", self.mini_batch_size, allowed)
+        if self.method is not None:
+            allowed = f"at least {smallest_length(self.method)} for the method's num_chunks, rollout_length and margin"
+            tokens = self.data.sequence_length
+            require(self.method.fits(tokens), "TrainConfig.data.sequence_length", tokens, allowed)
+
+    @property
+    def arm(self) -> Literal["sft", "refine"]:
+        return "sft" if self.method is None else "refine"
+
+    @property
+    def updates_per_batch(self) -> int:
+        return self.batch_size // self.mini_batch_size
+
+
+def to_json(config: Any) -> str:
+    """A configuration as JSON text, with `format_version`."""
+    return json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}, indent=2) + "\n"
+
+
+def from_json(text: str, name: str = "config.json") -> TrainConfig:
+    """The `TrainConfig` written by `to_json`; `name` is what errors call the text.
+
+    Raises ValueError for text that is no JSON object, for another format version, for an unknown or missing field, and
+    for a value out of its range.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is not JSON: {error}") from error
+    require(isinstance(values, dict), name, values, "a JSON object")
+    version = values.pop("format_version", None)
+    require(version == FORMAT_VERSION, f"format_version of {name}", version, f"{FORMAT_VERSION}, the one read here")
+    return _build(TrainConfig, values)
+
+
+def _build(kind: type, values: Mapping[str, Any]) -> Any:
+    hints = inspect.get_annotations(kind, eval_str=True)
+    for name in sorted(set(values) - set(hints)):
+        raise unknown(f"field of {kind.__name__}", name, hints)
+    for item in dataclasses.fields(kind):
+        optional = item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
+        if not optional and item.name not in values:
+            raise ValueError(f"{kind.__name__} needs the field {item.name!r}, which is missing")
+    return kind(**{name: _value(hints[name], value) for name, value in values.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    for option in _options(hint):
+        if isinstance(option, type) and dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+            return _build(option, value)
+    return value
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The types of `A | None`, or of `A` alone."""
+    return typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+
+
+def _checked(name: str, hint: Any, value: Any) -> Any:
+    """`value` as its field holds it: shares as a dict, numbers as float, everything else as it is."""
+    options = _options(hint)
+    if any(dataclasses.is_dataclass(option) for option in options):
+        allowed = " or ".join("none" if option is type(None) else f"a {option.__name__}" for option in options)
+        require(isinstance(value, options), name, value, allowed)
+    elif typing.get_origin(hint) is Mapping:
+        require(isinstance(value, Mapping), name, value, "a mapping from names to shares")
+        return {key: _checked(f"{name}[{key!r}]", float, share) for key, share in value.items()}
+    elif typing.get_origin(hint) is Literal:
+        allowed = typing.get_args(hint)
+        require(value in allowed, name, value, "one of " + ", ".join(map(repr, allowed)))
+    elif hint is int:
+        require(isinstance(value, int) and not isinstance(value, bool), name, value, "a whole number")
+    elif hint is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        require(number, name, value, "a number")
+        return float(value)
+    elif hint is str:
+        require(isinstance(value, str) and value != "", name, value, "a text that is not empty")
+    return value

@@ -1,0 +1,155 @@
+"""Batches as a function of (seed, step): what a run reads at step 1,000 is the same whether or not it stopped before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from transformers import PreTrainedTokenizerBase
+
+from refine_lab.config import DataConfig
+from refine_lab.data.corpus import Manifest, Split
+from refine_lab.data.recall import make_document
+from refine_lab.data.tokens import token_array
+from refine_lab.draws import Draws
+from refine_lab.types import Batch
+
+VALIDATION_SEED = 0
+"""Of the held-out rows, which are the same for every seed of a run."""
+HELD_OUT_SHARE = 20
+"""Held-out tokens kept are at most a 20th of `max_tokens`, or what the held-out rows take."""
+
+
+class SequenceData:
+    """The sequences of a run: windows of plain text, each of them once per epoch, and recall documents between them.
+
+    It holds no place in the data: which row is what follows from the seed and the row's number, `sequence_id` =
+    step * batch_size + row, alone.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        split: Split = "train",
+        manifest: Manifest | None = None,
+    ) -> None:
+        """Read the sources of `config`, or tokenise them where that was never done.
+
+        Raises ValueError where a source is shorter than a row, or a kind of recall document is unknown or does not fit.
+        """
+        self.config, self.tokenizer, self.seed = config, tokenizer, seed
+        self.split: Split = split
+        self.manifest = manifest
+        self.tokens = {name: plain_tokens(config, tokenizer, name, split, manifest) for name in config.sources}
+        plain = max(0.0, 1 - sum(config.recall.values())) / sum(config.sources.values())
+        self._kinds = [*config.sources, *config.recall]
+        self._ends = np.cumsum([plain * share for share in config.sources.values()] + list(config.recall.values()))
+        for kind in config.recall:  # fails now where it cannot be made, not at the first batch that holds one
+            self._recall_document(kind, sequence_id=0)
+
+    def batch(self, step: int, batch_size: int) -> Batch:
+        """Batch `step` (from 0), tokens [batch_size, T]; recall documents shorter than the longest row are padded."""
+        start, stop = step * batch_size, (step + 1) * batch_size
+        kinds = self._kinds_until(stop)
+        rows = []
+        for sequence_id in range(start, stop):
+            kind = kinds[sequence_id]
+            name = self._kinds[kind]
+            if kind < len(self.tokens):
+                rows.append(self._window(name, int(np.count_nonzero(kinds[:sequence_id] == kind))))
+            else:
+                rows.append(self._recall_document(name, sequence_id))
+        return _padded(rows, tuple(range(start, stop)))
+
+    def validation(self) -> Batch:
+        """The first `validation_sequences` held-out windows of a fixed order, the same for every seed.
+
+        Raises ValueError where the held-out text has fewer.
+        """
+        held_out = SequenceData(
+            replace(self.config, recall={}), self.tokenizer, VALIDATION_SEED, "validation", self.manifest
+        )
+        count = self.config.validation_sequences
+        kinds = held_out._kinds_until(count)
+        for kind, name in enumerate(held_out.tokens):
+            wanted, windows = int(np.count_nonzero(kinds == kind)), held_out._num_windows(name)
+            if wanted > windows:
+                raise ValueError(
+                    f"{wanted} of DataConfig.validation_sequences {count} fall on {name!r}, whose held-out text makes "
+                    f"{windows} rows of {self.config.sequence_length} tokens; ask for fewer or shorter ones"
+                )
+        return held_out.batch(0, count)
+
+    def _kinds_until(self, stop: int) -> Int[np.ndarray, "stop"]:
+        """Index of the kind of each row 0..stop-1: a stream of its own, of which a longer part repeats the shorter."""
+        generator = Draws(seed=self.seed).generator(0, "kinds")
+        points = torch.rand(stop, generator=generator, dtype=torch.float64).numpy() * self._ends[-1]
+        return np.searchsorted(self._ends, points, side="right")
+
+    def _num_windows(self, source: str) -> int:
+        return len(self.tokens[source]) // self.config.sequence_length
+
+    def _window(self, source: str, index: int) -> Int[np.ndarray, "T"]:
+        """Window number `index` of the source's plain rows: each window once, then each again in another order."""
+        length, windows = self.config.sequence_length, self._num_windows(source)
+        epoch, place = divmod(index, windows)
+        start = int(_epoch_order(self.seed, source, epoch, windows)[place]) * length
+        return self.tokens[source][start : start + length]
+
+    def _recall_document(self, kind: str, sequence_id: int) -> Int[np.ndarray, "T"]:
+        """A recall document in text of a source drawn by its share."""
+        generator = Draws(seed=self.seed).generator(sequence_id, "recall")
+        shares = torch.tensor(list(self.config.sources.values()))
+        source = list(self.tokens)[int(torch.multinomial(shares, 1, generator=generator))]
+        length = self.config.sequence_length
+        document = make_document(kind, length, self.tokens[source], generator, self.tokenizer, self.split)
+        return np.array(document.tokens, dtype=np.int32)
+
+
+def plain_tokens(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    split: Split,
+    manifest: Manifest | None = None,
+) -> Int[np.ndarray, "tokens"]:
+    """The tokens of one source that `config` asks for.
+
+    Raises ValueError where they are fewer than one row.
+    """
+    limit = config.max_tokens
+    if split == "validation":
+        limit = max(limit // HELD_OUT_SHARE, config.validation_sequences * config.sequence_length)
+    tokens = token_array(
+        source,
+        split,
+        tokenizer,
+        max_tokens=limit,
+        min_tokens=config.min_tokens,
+        text_column=config.text_column,
+        manifest=manifest,
+    )
+    if len(tokens) < config.sequence_length:
+        raise ValueError(
+            f"the {split} text of {source!r} has {len(tokens)} tokens, fewer than one row of {config.sequence_length}"
+        )
+    return tokens
+
+
+@lru_cache(maxsize=32)
+def _epoch_order(seed: int, source: str, epoch: int, windows: int) -> Int[np.ndarray, "windows"]:
+    generator = Draws(seed=seed, step=epoch).generator(0, f"windows of {source}")
+    return torch.randperm(windows, generator=generator).numpy()
+
+
+def _padded(rows: list[np.ndarray], sequence_ids: tuple[int, ...]) -> Batch:
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
+    for row, values in enumerate(rows):
+        tokens[row, : len(values)] = torch.from_numpy(values.astype(np.int64))
+    return Batch(tokens=tokens, lengths=lengths, sequence_ids=sequence_ids)

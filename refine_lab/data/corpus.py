@@ -1,0 +1,230 @@
+"""The text every installation has: Python sources of the standard library and of the installed packages."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.metadata
+import json
+import platform
+import re
+import sysconfig
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+Split = Literal["train", "validation"]
+
+STANDARD_LIBRARY = "python"
+PACKAGES = tuple(
+    """
+    anyio arrow attrs babel beartype beautifulsoup4 cffi charset-normalizer click debugpy filelock fsspec httpcore httpx
+    huggingface-hub idna ipykernel ipython ipywidgets jaxtyping jedi jinja2 jsonschema jupyter-client jupyter-server
+    jupyterlab lark markdown-it-py mistune mpmath narwhals nbconvert nbformat networkx numpy packaging pandas papermill
+    parso pexpect platformdirs plotly prometheus-client prompt-toolkit psutil pyarrow pycparser pygments pytest
+    python-dateutil pyyaml pyzmq requests rich soupsieve sympy torch tornado tqdm traitlets transformers typer
+    urllib3
+    """.split()  # noqa: SIM905 (sixty lines otherwise)
+)
+"""Of the lock file, what is installed on every system (not fla, triton) and has text worth reading."""
+
+PACKAGE_BYTES = 4_000_000
+"""Kept of one package, so that the largest do not swamp the rest; the standard library, which differs from one Python
+to the next, stays below a tenth of the files."""
+FILE_BYTES = (300, 150_000)
+VALIDATION_SHARE = 0.03
+SKIPPED = re.compile(
+    r"(^|/)(tests?|testing|_?vendor(ed)?|_vendored|site-packages|dist-packages|encodings|lib2to3|idlelib|pydoc_data"
+    r"|turtledemo|config-[^/]*|graph_objs|validators|unicode_versions|_unicode|__pycache__)/|_pb2\.py$|(^|/)test_[^/]*$|^\.\."
+)
+"""Folders and files of tests, copies of other packages, tables and generated code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A file of the corpus: `path` within the package's root, the first 12 hexadecimal digits of its sha256."""
+
+    package: str
+    path: str
+    digest: str
+    split: Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The files of a corpus, with the versions of their packages."""
+
+    versions: Mapping[str, str]
+    files: tuple[File, ...]
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, compressed where the name ends in `.gz` (always the same bytes)."""
+        packages = {
+            name: {"version": version, "train": {}, "validation": {}} for name, version in self.versions.items()
+        }
+        for file in self.files:
+            packages[file.package][file.split][file.path] = file.digest
+        data = json.dumps({"format_version": 1, "packages": packages}, separators=(",", ":")).encode()
+        Path(path).write_bytes(gzip.compress(data, mtime=0) if str(path).endswith(".gz") else data)
+
+
+def load_manifest(path: str | Path) -> Manifest:
+    """The manifest that `Manifest.save` wrote.
+
+    Raises FileNotFoundError where there is no such file, ValueError where it is no manifest.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no manifest at {path}")
+    try:
+        data = path.read_bytes()
+        content = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+        packages = content["packages"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no manifest of a corpus: {error}") from error
+    if content.get("format_version") != 1:
+        raise ValueError(f"format_version of {path} must be 1, got {content.get('format_version')!r}")
+    splits: tuple[Split, ...] = ("train", "validation")
+    files = [
+        File(package=name, path=file, digest=digest, split=split)
+        for name, package in packages.items()
+        for split in splits
+        for file, digest in package[split].items()
+    ]
+    return Manifest(versions={name: p["version"] for name, p in packages.items()}, files=_sorted(files))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What of a manifest is here. `share` counts files."""
+
+    present: tuple[File, ...]
+    differing: tuple[File, ...]
+    missing: tuple[File, ...]
+
+    @property
+    def share(self) -> float:
+        return len(self.present) / max(1, len(self.present) + len(self.differing) + len(self.missing))
+
+    @property
+    def comparable(self) -> bool:
+        """Whether figures measured on the manifest's corpus can be expected here."""
+        return self.share >= 0.9
+
+    def __str__(self) -> str:
+        counts = f"{len(self.present)} files of the corpus are here ({self.share:.1%})"
+        left_out = f"{len(self.differing)} that differ and {len(self.missing)} that are missing are left out"
+        verdict = "" if self.comparable else "; below 90 %, so the figures of the model card do not apply here"
+        return f"{counts}, {left_out}{verdict}."
+
+
+def compare(manifest: Manifest) -> Report:
+    """Which files of `manifest` are installed here unchanged, which differ, which are missing."""
+    found: dict[str, list[File]] = {"present": [], "differing": [], "missing": []}
+    for file in manifest.files:
+        data = _read(file)
+        state = "missing" if data is None else "present" if _digest(data) == file.digest else "differing"
+        found[state].append(file)
+    return Report(**{state: tuple(files) for state, files in found.items()})
+
+
+def current_manifest(packages: tuple[str, ...] = PACKAGES) -> Manifest:
+    """The corpus of what is installed here: the standard library and `packages`, without files of equal content."""
+    seen: set[str] = set()
+    files: list[File] = []
+    versions = {}
+    for package in (STANDARD_LIBRARY, *packages):
+        root = _root(package)
+        if root is None:
+            continue
+        versions[package] = _version(package)
+        files.extend(_chosen(package, root, seen))
+    return Manifest(versions=versions, files=_sorted(files))
+
+
+def python_documents(split: Split, manifest: Manifest | None = None) -> Iterator[str]:
+    """The Python files of one split, in an order of their own that mixes the packages.
+
+    With `manifest` only the files that are here exactly as it says; without, what `current_manifest` finds.
+    """
+    files = (current_manifest() if manifest is None else manifest).files
+    for file in sorted((f for f in files if f.split == split), key=lambda f: _order(f.package, f.path)):
+        data = _read(file)
+        if data is not None and _digest(data) == file.digest:
+            yield data.decode("utf-8")
+
+
+def _chosen(package: str, root: Path, seen: set[str]) -> Iterator[File]:
+    """Files of a package in hash order, up to PACKAGE_BYTES; `seen` holds the digests already taken."""
+    left = PACKAGE_BYTES
+    for path in sorted(_paths(package, root), key=lambda path: _order(package, path)):
+        data = (root / path).read_bytes()
+        digest = _digest(data)
+        if digest in seen or len(data) > left or not _readable(data):
+            continue
+        seen.add(digest)
+        left -= len(data)
+        share = int(_order(package, path), 16) / 16**16
+        yield File(
+            package=package, path=path, digest=digest, split="validation" if share < VALIDATION_SHARE else "train"
+        )
+
+
+def _paths(package: str, root: Path) -> list[str]:
+    """The .py files of a package worth reading, relative to `root`."""
+    if package == STANDARD_LIBRARY:
+        names = [path.relative_to(root).as_posix() for path in root.rglob("*.py")]
+    else:
+        names = [path.as_posix() for path in importlib.metadata.files(package) or [] if path.suffix == ".py"]
+    smallest, largest = FILE_BYTES
+    return [
+        name
+        for name in names
+        if not SKIPPED.search(name) and (root / name).is_file() and smallest <= (root / name).stat().st_size <= largest
+    ]
+
+
+def _readable(data: bytes) -> bool:
+    """Whether the bytes are UTF-8 text and no table of numbers."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    digits = len(data) - len(data.translate(None, b"0123456789"))
+    return digits <= 0.12 * len(data)
+
+
+def _sorted(files: list[File]) -> tuple[File, ...]:
+    return tuple(sorted(files, key=lambda file: (file.package, file.split, file.path)))
+
+
+def _order(package: str, path: str) -> str:
+    return hashlib.sha256(f"{package}/{path}".encode()).hexdigest()[:16]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def _version(package: str) -> str:
+    return platform.python_version() if package == STANDARD_LIBRARY else importlib.metadata.version(package)
+
+
+@cache
+def _root(package: str) -> Path | None:
+    """The folder that a package's paths are relative to; none where it is not installed."""
+    if package == STANDARD_LIBRARY:
+        return Path(sysconfig.get_path("stdlib"))
+    try:
+        return Path(str(importlib.metadata.distribution(package).locate_file("")))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _read(file: File) -> bytes | None:
+    root = _root(file.package)
+    if root is None or ".." in PurePosixPath(file.path).parts or not (root / file.path).is_file():
+        return None
+    return (root / file.path).read_bytes()

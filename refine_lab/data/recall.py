@@ -1,0 +1,224 @@
+"""Documents that hold facts to recall: key and value, planted in text, asked for at the end.
+
+Kinds: `pairs` is nothing but `key value.` statements and questions; `word-N` plants N sentences with one-word values in
+filler text; `number-N` plants N of RULER's needle sentences with 7-digit values (Hsieh et al., 2024). In training every
+fact is asked for, in random order; `word-4-q2` asks for two. A held-out document asks for one fact, as its last words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from transformers import PreTrainedTokenizerBase
+
+from refine_lab.data.corpus import Split
+
+WORD_FACT = "The secret word for {key} is{value}."
+WORD_QUESTION = "What is the secret word for {key}? The secret word for {key} is"
+NUMBER_FACT = "One of the special magic numbers for {key} is:{value}."
+NUMBER_QUESTION = (
+    "What is the special magic number for {key} mentioned in the provided text? "
+    "The special magic number for {key} mentioned in the provided text is"
+)
+TEMPLATES = {"word": (WORD_FACT, WORD_QUESTION), "number": (NUMBER_FACT, NUMBER_QUESTION)}
+"""A value brings the space before it, so that it is the same tokens in the fact and in the answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """`tokens[:prompt_end]` asks, `answer_ids` follow."""
+
+    prompt_end: int
+    answer_ids: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallDocument:
+    tokens: list[int]
+    questions: list[Question]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of recall document: `facts` in it, `questions` asked in training; 0 for `pairs`, where both fill it."""
+
+    form: Literal["pairs", "word", "number"]
+    facts: int = 0
+    questions: int = 0
+
+
+def parse_kind(name: str) -> Kind:
+    """The kind that `name` stands for.
+
+    Raises ValueError unless it is `pairs`, or `word-N` or `number-N`, with `-qM` or without, M at most N.
+    """
+    if name == "pairs":
+        return Kind(form="pairs")
+    match = re.fullmatch(r"(word|number)-([1-9]\d*)(?:-q([1-9]\d*))?", name)
+    facts, questions = (int(match[2]), int(match[3] or match[2])) if match else (0, 1)
+    if match is None or questions > facts:
+        raise ValueError(
+            "a kind of recall document must be 'pairs', 'word-N' or 'number-N', N facts, "
+            f"or either with '-qM', M of them asked, got {name!r}"
+        )
+    return Kind(form="word" if match[1] == "word" else "number", facts=facts, questions=questions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """The tokenizer's words: token ids of ` word`, and those among them that are keys in each split."""
+
+    texts: dict[int, str]
+    keys: dict[Split, tuple[int, ...]]
+
+
+@cache
+def recall_words(tokenizer: PreTrainedTokenizerBase) -> Words:
+    """Every lower-case word of at least three letters that is one token with the space before it.
+
+    A fifth of them, by hash, are the keys of held-out documents and never a key in training. The words of the sentences
+    themselves are left out.
+    """
+    used = {
+        word for templates in TEMPLATES.values() for text in templates for word in re.findall("[a-z]+", text.lower())
+    }
+    texts = {}
+    for token in range(len(tokenizer)):
+        text = str(tokenizer.decode([token]))
+        if re.fullmatch(r" [a-z]{3,}", text) and text[1:] not in used and _encode(tokenizer, text) == [token]:
+            texts[token] = text
+    held_out = {token for token, text in texts.items() if hashlib.sha256(text.encode()).digest()[0] < 256 // 5}
+    keys: dict[Split, tuple[int, ...]] = {
+        "train": tuple(token for token in texts if token not in held_out),
+        "validation": tuple(token for token in texts if token in held_out),
+    }
+    return Words(texts=texts, keys=keys)
+
+
+def make_document(
+    kind: str,
+    length: int,
+    filler: Int[np.ndarray, "tokens"],
+    generator: torch.Generator,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+) -> RecallDocument:
+    """A document of at most `length` tokens (`word` and `number`: exactly so many).
+
+    `filler` [any number of tokens] is what the text around the facts is cut from, at random; each fact stands at a
+    uniform depth of it.
+
+    Raises ValueError where the facts and questions do not fit, the filler is too short or the tokenizer has too few words.
+    """
+    chosen = parse_kind(kind)
+    writer = _Writer(tokenizer, generator, split)
+    if chosen.form == "pairs":
+        return writer.pairs(length)
+    asked = chosen.questions if split == "train" else 1
+    facts, questions = writer.facts(chosen.form, chosen.facts, asked)
+    ending = sum(len(prompt) + len(answer) + len(writer.stop) for prompt, answer in questions)
+    room = length - sum(map(len, facts)) - ending
+    if room < 0:
+        raise ValueError(
+            f"a recall document of kind {kind!r} takes at least {length - room} tokens, {length} are allowed"
+        )
+    document = writer.plant(facts, writer.filler(filler, room))
+    return writer.ask(document, questions)
+
+
+class _Writer:
+    """The random draws and the wording of one document."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator, split: Split) -> None:
+        self.tokenizer, self.generator = tokenizer, generator
+        self.split: Split = split
+        self.words = recall_words(tokenizer)
+        self.stop = _encode(tokenizer, ".")
+
+    def below(self, limit: int) -> int:
+        return int(torch.randint(limit, (), generator=self.generator))
+
+    def order(self, count: int) -> list[int]:
+        return torch.randperm(count, generator=self.generator).tolist()
+
+    def pick(self, choices: tuple[int, ...], count: int) -> list[int]:
+        """`count` different ones of `choices`."""
+        if count > len(choices):
+            raise ValueError(
+                f"a recall document with {count} facts needs as many words of one token, the tokenizer has {len(choices)} "
+                f"for {self.split} documents"
+            )
+        return [choices[i] for i in self.order(len(choices))[:count]]
+
+    def keys_and_words(self, count: int) -> tuple[list[int], list[int]]:
+        """Different keys, and as many different words that are none of them."""
+        keys = self.pick(self.words.keys[self.split], count)
+        taken = set(keys)
+        return keys, self.pick(tuple(word for word in self.words.texts if word not in taken), count)
+
+    def facts(self, form: str, count: int, asked: int) -> tuple[list[list[int]], list[tuple[list[int], list[int]]]]:
+        """The sentences of `count` facts, and prompt and answer of the `asked` ones among them."""
+        keys, values = self.keys_and_words(count)
+        texts = [self.words.texts[value] for value in values]
+        if form == "number":
+            texts = [f" {1_000_000 + self.below(9_000_000)}" for _ in texts]
+        fact, question = (f"\n{template}" for template in TEMPLATES[form])
+        names = [self.words.texts[key].strip() for key in keys]
+        facts = [_encode(self.tokenizer, fact.format(key=k, value=v) + "\n") for k, v in zip(names, texts, strict=True)]
+        questions = [
+            (_encode(self.tokenizer, question.format(key=names[i])), _encode(self.tokenizer, texts[i]))
+            for i in self.order(count)[:asked]
+        ]
+        return facts, questions
+
+    def filler(self, tokens: Int[np.ndarray, "tokens"], count: int) -> list[int]:
+        """`count` tokens of text from a random place on; a new line where one document ends and another begins."""
+        if len(tokens) < count:
+            raise ValueError(
+                f"a recall document needs {count} tokens of text around its facts, the source has {len(tokens)}"
+            )
+        start = self.below(len(tokens) - count + 1)
+        text = np.asarray(tokens[start : start + count])
+        return np.where(text == self.tokenizer.eos_token_id, _encode(self.tokenizer, "\n")[0], text).tolist()
+
+    def plant(self, facts: list[list[int]], text: list[int]) -> list[int]:
+        """`text` with each fact at a place drawn uniformly."""
+        places = sorted(self.below(len(text) + 1) for _ in facts)
+        document = text[: places[0]]
+        for fact, start, end in zip(facts, places, [*places[1:], len(text)], strict=True):
+            document += fact + text[start:end]
+        return document
+
+    def ask(self, document: list[int], questions: list[tuple[list[int], list[int]]]) -> RecallDocument:
+        asked = []
+        for prompt, answer in questions:
+            document = document + prompt
+            asked.append(Question(prompt_end=len(document), answer_ids=answer))
+            document = document + answer + self.stop
+        return RecallDocument(tokens=document, questions=asked)
+
+    def pairs(self, length: int) -> RecallDocument:
+        """Half the document states pairs, up to a random number of them; the rest asks, over and over in training."""
+        size = 2 + len(self.stop)
+        most = min(length // (2 * size), len(self.words.keys[self.split]))
+        if most < 1:
+            raise ValueError(
+                f"a recall document of kind 'pairs' takes at least {2 * size} tokens, {length} are allowed"
+            )
+        count = most - self.below(most // 2 + 1)
+        keys, values = self.keys_and_words(count)
+        document = [token for pair in zip(keys, values, strict=True) for token in (*pair, *self.stop)]
+        asked = length // size - count if self.split == "train" else 1
+        turns = [i for _ in range(-(-asked // count)) for i in self.order(count)][:asked]
+        return self.ask(document, [([keys[i]], [values[i]]) for i in turns])
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)

@@ -1,0 +1,159 @@
+"""Where documents come from: the Python corpus, a folder or file of text, a table's column, a data set by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from refine_lab.data.corpus import Manifest, Split, compare, current_manifest, python_documents
+
+HELD_OUT_EVERY = 20
+"""Of the rows of a table, every 20th is held out, the first among them; of the files of a folder about as many."""
+HELD_OUT_END = 0.05
+"""Of a single text file, its last part."""
+
+
+def documents(source: str, split: Split, text_column: str = "text", manifest: Manifest | None = None) -> Iterator[str]:
+    """The documents of one split of `source` that are not empty.
+
+    `source` is `python`, a folder of .txt files or one such file, a .jsonl or .parquet file, or `datasets:NAME` (or
+    `datasets:NAME:CONFIGURATION`; its `train` split, streamed). `manifest` fixes the files of `python`.
+
+    Raises FileNotFoundError or ValueError, in one sentence, for a path that is not there, a folder without text, a
+    column that the rows lack, bytes that are no UTF-8 text, and where no document has any text.
+    """
+    if source == "python":
+        found = python_documents(split, manifest)
+    elif source.startswith("datasets:"):
+        found = _held_out_rows(_dataset_rows(source), split, source, text_column)
+    else:
+        found = _path_documents(Path(source).expanduser(), split, text_column)
+    filled = (document for document in found if document.strip())
+    first = next(filled, None)
+    if first is None:
+        raise ValueError(f"the source {source!r} has no {split} document with any text in it")
+    return chain([first], filled)
+
+
+def identity(source: str, text_column: str, manifest: Manifest | None = None) -> str:
+    """A text that changes whenever the documents of `source` do: the key of what is kept of them.
+
+    Files count by path, size and time of change; a `datasets` name stands for itself.
+    """
+    if source == "python":
+        files = current_manifest().files if manifest is None else compare(manifest).present
+        return repr(files)
+    if source.startswith("datasets:"):
+        return f"{source} {text_column}"
+    path = Path(source).expanduser()
+    files = _text_files(path) if path.is_dir() else [_existing(path)]
+    return f"{text_column} " + " ".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+
+
+def _path_documents(path: Path, split: Split, text_column: str) -> Iterator[str]:
+    if path.is_dir():
+        return _folder_documents(_text_files(path), split)
+    _existing(path)
+    if path.suffix == ".txt":
+        return iter([_part(_text(path), split)])
+    if path.suffix == ".jsonl":
+        return _held_out_rows(_jsonl_rows(path), split, str(path), text_column)
+    if path.suffix == ".parquet":
+        return _parquet_documents(path, split, text_column)
+    raise ValueError(f"a source file must end in .txt, .jsonl or .parquet, got {str(path)!r}")
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no source {str(path)!r}; allowed are 'python', a folder of .txt files, "
+            "a .txt, .jsonl or .parquet file, or 'datasets:NAME'"
+        )
+    return path
+
+
+def _text_files(folder: Path) -> list[Path]:
+    files = sorted(folder.rglob("*.txt"))
+    if not files:
+        raise FileNotFoundError(f"the folder {str(folder)!r} holds no .txt file")
+    return files
+
+
+def _folder_documents(files: list[Path], split: Split) -> Iterator[str]:
+    """Each file is a document; those with the smallest hashes of their names are held out. A single one is divided."""
+    if len(files) == 1:
+        return iter([_part(_text(files[0]), split)])
+    ordered = sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).hexdigest())
+    held_out = set(ordered[: -(-len(files) // HELD_OUT_EVERY)])
+    return (_text(file) for file in files if (file in held_out) == (split == "validation"))
+
+
+def _part(text: str, split: Split) -> str:
+    cut = len(text) - int(len(text) * HELD_OUT_END)
+    return text[:cut] if split == "train" else text[cut:]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{str(path)!r} is no UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
+        ) from error
+
+
+def _held_out_rows(rows: Iterable[Any], split: Split, source: str, column: str) -> Iterator[str]:
+    for number, row in enumerate(rows):
+        if (number % HELD_OUT_EVERY == 0) == (split == "validation"):
+            yield _field(row, source, number, column)
+
+
+def _field(row: Any, source: str, number: int, column: str) -> str:
+    if not isinstance(row, dict) or column not in row:
+        columns = ", ".join(map(repr, row)) if isinstance(row, dict) else "none: it is no object"
+        raise ValueError(f"row {number + 1} of {source!r} has no column {column!r}; it has {columns}")
+    if not isinstance(row[column], str):
+        raise ValueError(f"column {column!r} of {source!r} must hold text, row {number + 1} holds {row[column]!r}")
+    return row[column]
+
+
+def _jsonl_rows(path: Path) -> Iterator[Any]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line)
+            except ValueError as error:  # also bytes that are no UTF-8
+                raise ValueError(f"line {number} of {str(path)!r} is no JSON: {error}") from error
+
+
+def _parquet_documents(path: Path, split: Split, column: str) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{str(path)!r} is no parquet file: {error}") from error
+    names = file.schema_arrow.names
+    if column not in names:
+        raise ValueError(f"{str(path)!r} has no column {column!r}; it has {', '.join(map(repr, names))}")
+    rows = ({column: text} for batch in file.iter_batches(columns=[column]) for text in batch.column(0).to_pylist())
+    return _held_out_rows(rows, split, str(path), column)
+
+
+def _dataset_rows(source: str) -> Iterator[Any]:
+    name, _, configuration = source.removeprefix("datasets:").partition(":")
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the source {source!r} needs the package `datasets`: pip install datasets") from error
+    try:
+        yield from datasets.load_dataset(name, configuration or None, split="train", streaming=True)
+    except (OSError, ValueError) as error:  # the library's own errors for no network, no such name, no such split
+        raise ValueError(f"the data set {name!r} could not be read: {error}") from error

@@ -1,0 +1,109 @@
+"""The byte-level BPE tokenizer of the models trained here: code, prose and numbers in few tokens, every text exactly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from refine_lab.data.corpus import Manifest
+from refine_lab.data.recall import TEMPLATES
+from refine_lab.data.sources import documents
+
+END_OF_TEXT = "<|endoftext|>"
+SMALLEST_VOCABULARY = 1 + 256 + 100
+"""The special token, every byte, every pair of digits."""
+LARGEST_PART = 50
+"""One document gives at most a 50th of what its source gives to the sample."""
+TEMPLATE_REPEATS = 3000
+"""Of each sentence of the recall documents in the sample, so that its words become tokens."""
+
+_SPLIT = (
+    r" ?\p{L}+"  # a word with the space before it, and one token for it after any sign: `.word`, `_word`
+    r"|\p{N}{1,%d}"  # digits
+    r"| ?[^\s\p{L}\p{N}]+"  # signs
+    r"|\s*[\r\n]+(?:[ \t]+(?!\S))?"  # line ends with the indentation after them, but for the last space: it is ` word`'s
+    r"|\s+(?!\S)|\s+"  # other space, likewise
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer learned from `texts`.
+
+    Digits are cut in pairs from the left and each of the 100 pairs is a token, whatever the texts; `<|endoftext|>`
+    (id 0) begins, ends and pads.
+
+    Raises ValueError where `vocab_size` leaves no room for a merge.
+    """
+    if vocab_size <= SMALLEST_VOCABULARY:
+        raise ValueError(f"vocab_size must be above {SMALLEST_VOCABULARY}, got {vocab_size}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = _pre_tokenizer(digits=1)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 100,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return wrap(_with_digit_pairs(tokenizer))
+
+
+def tokenizer_sample(
+    characters: Mapping[str, int], text_column: str = "text", manifest: Manifest | None = None
+) -> Iterator[str]:
+    """Texts to train a tokenizer on: so many characters of the training documents of each source, and the sentences
+    of the recall documents.
+    """
+    for source, wanted in characters.items():
+        left = wanted
+        for document in documents(source, "train", text_column, manifest):
+            part = document[: min(left, max(1, wanted // LARGEST_PART))]
+            left -= len(part)
+            yield part
+            if left == 0:
+                break
+    for template in (template for templates in TEMPLATES.values() for template in templates):
+        yield from [f"\n{template.format(key='key', value=' value')}\n"] * TEMPLATE_REPEATS
+
+
+def _pre_tokenizer(digits: int) -> pre_tokenizers.PreTokenizer:
+    split = pre_tokenizers.Split(Regex(_SPLIT % digits), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _with_digit_pairs(tokenizer: Tokenizer) -> Tokenizer:
+    """`tokenizer`, trained on single digits, with a merge for each pair; no other merge can touch a digit."""
+    content = json.loads(tokenizer.to_str())
+    vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
+    for first in "0123456789":
+        for second in "0123456789":
+            vocabulary[first + second] = len(vocabulary)
+            merges.append([first, second])
+    result = Tokenizer.from_str(json.dumps(content))
+    result.pre_tokenizer = _pre_tokenizer(digits=2)
+    return result
+
+
+def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """The `transformers` tokenizer around a `tokenizers` one; decoding cleans nothing up."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
+    """Raise ValueError where a model of `num_embeddings` embeddings cannot read what `tokenizer` writes."""
+    if len(tokenizer) > num_embeddings:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {num_embeddings}: they do not belong together"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end-of-text token (eos_token), which documents are joined with")

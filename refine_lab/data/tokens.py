@@ -1,0 +1,138 @@
+"""A source as one array of tokens, kept on disk: tokenised once, read by every later run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from refine_lab.data.corpus import Manifest, Split
+from refine_lab.data.sources import documents, identity
+
+CACHE_VERSION = 1
+BATCH_CHARACTERS = 2_000_000
+"""Tokenised at once, which bounds the memory for offsets."""
+LONGEST_PIECE = 200_000
+"""Characters of a document tokenised as one text; a whole book in one piece would leave all but one processor idle."""
+
+
+def cache_folder() -> Path:
+    """Where token arrays are kept: `REFINE_CACHE`, or the platform's folder for caches."""
+    if os.environ.get("REFINE_CACHE"):
+        return Path(os.environ["REFINE_CACHE"]).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "refine_lab"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "refine_lab" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refine_lab"
+
+
+def token_array(
+    source: str,
+    split: Split,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
+    min_tokens: int = 1,
+    text_column: str = "text",
+    manifest: Manifest | None = None,
+) -> Int[np.ndarray, "tokens"]:
+    """Tokens of a source's documents, int32 [at most max_tokens], each document followed by the end-of-text token.
+
+    Documents of fewer than `min_tokens` are left out. The array is mapped from the cache folder, made there first where
+    it is not yet.
+
+    Raises what `documents` raises, and ValueError where every document is shorter than `min_tokens` or the
+    tokenizer is not one of the library `tokenizers` or lacks an end-of-text token.
+    """
+    encoder, end = _encoder(tokenizer), tokenizer.eos_token_id
+    if not isinstance(end, int):
+        raise ValueError("the tokenizer has no end-of-text token (eos_token), which documents are joined with")
+    settings = [CACHE_VERSION, split, max_tokens, min_tokens, end, encoder.to_str()]
+    settings += [source, identity(source, text_column, manifest)]
+    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
+    path = cache_folder() / f"tokens-{key}.npy"
+    if not path.is_file():
+        encoded = _encoded(documents(source, split, text_column, manifest), encoder)
+        long_enough = (ids for ids in encoded if len(ids) >= min_tokens)
+        tokens = _packed(long_enough, end, max_tokens)
+        if not len(tokens):
+            raise ValueError(f"no {split} document of {source!r} has min_tokens {min_tokens} tokens")
+        _write(path, tokens)
+    return np.load(path, mmap_mode="r")
+
+
+def _encoder(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The tokenizer's own encoder, without the padding or truncation that an earlier call may have left on."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise ValueError(f"the tokenizer must be one of the library `tokenizers`, got {type(tokenizer).__name__}")
+    encoder = Tokenizer.from_str(backend.to_str())
+    encoder.no_padding()
+    encoder.no_truncation()
+    return encoder
+
+
+def _packed(documents: Iterable[list[int]], end: int, max_tokens: int) -> Int[np.ndarray, "tokens"]:
+    packed, total = [np.zeros(0, dtype=np.int32)], 0
+    for ids in documents:
+        packed.append(np.array([*ids, end], dtype=np.int32))
+        total += len(packed[-1])
+        if total >= max_tokens:
+            break
+    return np.concatenate(packed)[:max_tokens]
+
+
+def _encoded(texts: Iterable[str], encoder: Tokenizer) -> Iterator[list[int]]:
+    """The tokens of each text, many at a time."""
+    for group in _groups(texts):
+        pieces = [_pieces(text) for text in group]
+        encodings = iter(encoder.encode_batch_fast([p for ps in pieces for p in ps], add_special_tokens=False))
+        for parts in pieces:
+            yield [token for _ in parts for token in next(encodings).ids]
+
+
+def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= BATCH_CHARACTERS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _pieces(text: str) -> list[str]:
+    """`text` cut before a line's first letter, where no token could have stood across the cut."""
+    cuts = [0]
+    while len(text) - cuts[-1] > LONGEST_PIECE:
+        end = cuts[-1] + LONGEST_PIECE
+        while end < len(text) and not (text[end - 1] == "\n" and text[end].isalpha()):
+            end += 1
+        cuts.append(end)
+    return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True) if end > start] or [""]
+
+
+def _write(path: Path, tokens: np.ndarray) -> None:
+    """Under a name of its own first, then renamed, so that no reader ever sees half an array."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, tokens)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

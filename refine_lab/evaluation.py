@@ -1,0 +1,97 @@
+"""Held-out measures: next-token loss and accuracy, rewards at fixed targets, recall of planted facts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from refine_lab.config import RefineConfig
+from refine_lab.data.recall import RecallDocument
+from refine_lab.draws import Draws
+from refine_lab.models.base import FastWeightLM
+from refine_lab.rewards import REWARDS
+from refine_lab.step import next_token_stats, roll_out
+from refine_lab.types import Batch
+
+EVALUATION_SEED = 20_260_216
+"""Of every draw of an evaluation, whatever the seed of the training: the same for all runs and steps."""
+
+
+@torch.no_grad()
+def next_token(policy: FastWeightLM, batch: Batch, micro_batch_size: int = 4) -> dict[str, float]:
+    """`ntp_loss` in nats a token, `ntp_accuracy` by argmax, and `sampled_accuracy`, the released code's.
+
+    The release samples a token and compares it with the truth x; that agrees with probability p(x), so one fixed uniform
+    number a token below p(x) counts as a match.
+    """
+    draws, sums = Draws(seed=EVALUATION_SEED), torch.zeros(3, dtype=torch.float64)
+    for start in range(0, len(batch.lengths), micro_batch_size):
+        micro = batch.rows(start, start + micro_batch_size).to(policy.device)
+        stats = next_token_stats(policy, policy.read(micro.tokens, micro.lengths), micro, entropy=False)
+        width = stats.logprobs.shape[1]
+        real = torch.arange(width, device=policy.device) < (micro.lengths - 1).unsqueeze(1)
+        uniforms = draws.uniforms(micro.sequence_ids, "sampled_accuracy", (width,)).to(policy.device)
+        matched = uniforms < stats.logprobs.double().exp()
+        sums += torch.stack([(x.double() * real).sum() for x in (-stats.logprobs, stats.greedy, matched)]).cpu()
+    loss, accuracy, sampled = (sums / batch.num_targets).tolist()
+    return {"ntp_loss": loss, "ntp_accuracy": accuracy, "sampled_accuracy": sampled}
+
+
+@torch.no_grad()
+def rewards_at_fixed_targets(
+    policy: FastWeightLM, batch: Batch, num_chunks: int = 8, rollout_length: int = 5, micro_batch_size: int = 4
+) -> dict[str, float]:
+    """Mean `cosine` and `binary` reward of one rollout from each fixed position of held-out rows.
+
+    Positions are uniform and, like the uniform numbers that tokens are drawn with, the same for every model.
+    """
+    method = RefineConfig(selection="uniform", num_chunks=num_chunks, rollout_length=rollout_length)
+    draws, scores = Draws(seed=EVALUATION_SEED), []
+    for start in range(0, len(batch.lengths), micro_batch_size):
+        micro = batch.rows(start, start + micro_batch_size).to(policy.device)
+        trace = policy.read(micro.tokens, micro.lengths)
+        flat = torch.zeros(micro.tokens.shape, device=policy.device)
+        rollouts, _ = roll_out(policy, trace, flat, micro, method, REWARDS["cosine"], draws)
+        scores.append(torch.stack([rollouts.cosine, rollouts.binary]))
+    cosine, binary = torch.cat(scores, 1).double().mean(1).tolist()
+    return {"cosine": cosine, "binary": binary}
+
+
+@torch.no_grad()
+def recall(policy: FastWeightLM, documents: Sequence[RecallDocument], micro_batch_size: int = 16) -> float:
+    """The share of questions answered token for token by greedy generation, from 0 to 1."""
+    asked = [(document.tokens[: q.prompt_end], q.answer_ids) for document in documents for q in document.questions]
+    right = 0
+    for start in range(0, len(asked), micro_batch_size):
+        prompts, answers = zip(*asked[start : start + micro_batch_size], strict=True)
+        written = greedy(policy, prompts, max(map(len, answers)))
+        right += sum(row[: len(answer)] == list(answer) for row, answer in zip(written.tolist(), answers, strict=True))
+    return right / len(asked)
+
+
+@torch.no_grad()
+def greedy(policy: FastWeightLM, prompts: Sequence[Sequence[int]], num_tokens: int) -> Int[Tensor, "B K"]:
+    """The `num_tokens` most probable tokens after each prompt, one by one; prompts may be of unequal length."""
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    tokens = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = torch.tensor(prompt)
+    tokens, lengths = tokens.to(policy.device), lengths.to(policy.device)
+    trace = policy.read(tokens, lengths)
+    state, hidden = trace.final_state, trace.hidden_at((lengths - 1).unsqueeze(-1))
+    written: list[Tensor] = []
+    for _ in range(num_tokens):
+        if written:
+            step = policy.read(written[-1], state=state)
+            state, hidden = step.final_state, step.hidden_states
+        written.append((hidden @ policy.head_weight.T.to(hidden.dtype)).argmax(-1))
+    return torch.cat(written, 1)
+
+
+def bits_per_byte(loss: float, num_tokens: int, num_bytes: int) -> float:
+    """Of a text of `num_bytes` whose `num_tokens` tokens have mean loss `loss` in nats."""
+    return loss * num_tokens / num_bytes / math.log(2)

@@ -1,0 +1,69 @@
+"""Losses: the clipped policy loss of the rollouts and the next-token loss of the sequence (paper, equations 2 and 10).
+
+Every value is a sum divided by a `num_tokens` the caller gives, the tokens of a whole optimizer update: what the
+micro-batches of an update return adds up to its token mean, loss and metrics alike.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+MAX_LOG_RATIO = 20.0
+"""Bound of a log-ratio before exp, the release's: an infinite ratio would turn a clipped gradient of 0 into NaN."""
+
+
+def policy_loss(
+    logprobs: Float[Tensor, "R K"],
+    old_logprobs: Float[Tensor, "R K"],
+    advantages: Float[Tensor, "R"],
+    clip_eps: float,
+    dual_clip: float,
+    num_tokens: int,
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """The clipped policy-gradient loss (eq. 10; Schulman et al., 2017), the advantage of a rollout on all its tokens.
+
+        ratio = pi / pi_old
+        loss  = max(-A ratio, -A clip(ratio, 1 - eps, 1 + eps)),  where A < 0 at most -A dual_clip (Ye et al., 2020)
+
+    Returns the loss and `clip_fraction` (tokens on which a clip holds, so that no gradient flows) and `ratio_mean`.
+    With one update a batch the old logprobs are the logprobs themselves: the ratio is 1, the gradient that of
+    -A logprob.
+    """
+    ratio = _log_ratio(logprobs, old_logprobs.detach()).exp()
+    weights = -advantages.detach().unsqueeze(-1)
+    unclipped = weights * ratio
+    clipped = torch.maximum(unclipped, weights * ratio.clamp(1 - clip_eps, 1 + clip_eps))
+    losses = torch.where(weights > 0, torch.minimum(clipped, weights * dual_clip), clipped)
+    metrics = {
+        "clip_fraction": (losses != unclipped).to(losses.dtype).detach().sum() / num_tokens,
+        "ratio_mean": ratio.detach().sum() / num_tokens,
+    }
+    return losses.sum() / num_tokens, metrics
+
+
+def kl_loss(
+    logprobs: Float[Tensor, "R K"], reference_logprobs: Float[Tensor, "R K"], num_tokens: int
+) -> Float[Tensor, ""]:
+    """KL(pi || pi_ref) estimated on pi's own tokens: exp(d) - d - 1, d = log pi_ref - log pi (Schulman's k3)."""
+    difference = _log_ratio(reference_logprobs.detach(), logprobs)
+    return (difference.exp() - difference - 1).sum() / num_tokens
+
+
+def entropy_loss(entropies: Float[Tensor, "R K"], num_tokens: int) -> Float[Tensor, ""]:
+    """The negative mean entropy of the policy on the rollout tokens: added with a coefficient, it rewards spread."""
+    return -entropies.sum() / num_tokens
+
+
+def ntp_loss(logprobs: Float[Tensor, "B S"], lengths: Int[Tensor, "B"], num_tokens: int) -> Float[Tensor, ""]:
+    """The mean next-token loss -log p(x_{i+1} | x_{<=i}) (eq. 2).
+
+    `logprobs[b, i]` is that of the token at i + 1; entries from `lengths[b] - 1` on have no next token to count.
+    """
+    has_next = torch.arange(logprobs.shape[1], device=logprobs.device) < (lengths - 1).unsqueeze(1)
+    return -torch.where(has_next, logprobs, 0).sum() / num_tokens
+
+
+def _log_ratio(above: Tensor, below: Tensor) -> Tensor:
+    return (above - below).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)

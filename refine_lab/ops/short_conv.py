@@ -1,0 +1,31 @@
+"""Depthwise causal convolution over a few tokens, with its window as a value."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def causal_conv(
+    x: Float[Tensor, "B S D"], weight: Float[Tensor, "D 1 W"]
+) -> Float[Tensor, "B T D"]:
+    """y_t = sum_j weight_j x_{t-W+1+j}, channel by channel; S = w + T: `x` begins with the w = W - 1 inputs before token 0."""
+    # W shifted products: on the CPU quicker than conv1d with one channel a group
+    width = weight.shape[-1]
+    length = x.shape[1] - width + 1
+    y = x[:, :length] * weight[:, 0, 0]
+    for j in range(1, width):
+        y = torch.addcmul(y, x[:, j : j + length], weight[:, 0, j])
+    return y
+
+
+def window_at(
+    x: Float[Tensor, "B S D"], positions: Int[Tensor, "B P"], width: int
+) -> Float[Tensor, "B*P w D"]:
+    """The w = `width` inputs up to and with each position, oldest first; S = w + T: `x` begins with w inputs before token 0."""
+    rows, total, channels = x.shape
+    offsets = torch.arange(1, width + 1, device=x.device)
+    start = torch.arange(rows, device=x.device).view(-1, 1, 1) * total
+    index = start + positions.unsqueeze(-1) + offsets
+    return x.reshape(rows * total, channels).index_select(0, index.flatten()).view(-1, width, channels)

@@ -1,0 +1,518 @@
+"""Run directories: written by a training process while it trains, read as data frames by whoever follows.
+
+    config.json    the configuration, with its format version      status.json   state, step, last error
+    env.json       versions, device, commit                        stop          a request to stop
+    metrics.jsonl  a line a step and a line an evaluation          log.txt       what the process printed
+    rollouts/      <first>-<last>.parquet, closed files            lock          held while the process lives
+    checkpoints/   step-<n>/                                       reward.py     a reward of the user's own
+
+Whatever is not appended is written under a temporary name and renamed, so that a reader never sees half a file; the one
+file that is appended to may end in half a line, which readers skip.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from refine_lab.config import TrainConfig, from_json, to_json
+
+State = Literal["starting", "running", "finished", "stopped", "failed"]
+
+TRAIN_COLUMNS = ("step", "time", "tokens", "updates", "seconds", "tokens_per_second", "lr", "ntp_loss", "ntp_accuracy")
+EVAL_COLUMNS = ("step", "time", "ntp_loss", "ntp_accuracy", "sampled_accuracy")
+ROLLOUT_TYPES = {
+    "sequence_id": pa.int64(),
+    "position": pa.int32(),
+    "member": pa.int32(),
+    "prefix_ids": pa.list_(pa.int32()),
+    "rollout_ids": pa.list_(pa.int32()),
+    "target_ids": pa.list_(pa.int32()),
+    "logprobs": pa.list_(pa.float32()),
+    "entropy": pa.float32(),
+    "cosine": pa.float32(),
+    "binary": pa.float32(),
+    "reward": pa.float32(),
+    "advantage": pa.float32(),
+}
+"""The columns a step's rollouts are given in; the file has `step` before them."""
+
+
+def project_root() -> Path | None:
+    """The checkout this package is imported from, or None for an installed copy."""
+    root = Path(__file__).resolve().parent.parent
+    return root if (root / "pyproject.toml").is_file() else None
+
+
+def runs_dir() -> Path:
+    """Where run directories are made: REFINE_RUNS, else `runs/` of the project, else `refine_lab_runs` in the home.
+
+    Never found from the current folder, so that a notebook writes to one place wherever it is started.
+    Raises ValueError where REFINE_RUNS is a relative path.
+    """
+    if named := os.environ.get("REFINE_RUNS"):
+        path = Path(named).expanduser()
+        if not path.is_absolute():
+            raise ValueError(f"REFINE_RUNS must be an absolute path, got {named!r}")
+        return path
+    root = project_root()
+    return root / "runs" if root else Path.home() / "refine_lab_runs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What a run says of itself in `status.json`."""
+
+    state: State
+    step: int
+    steps: int
+    error: str | None = None
+    pid: int | None
+    time: float
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
+
+
+class RunWriter:
+    """The writing side of one run directory. One process at a time writes (see `launch`)."""
+
+    def __init__(self, path: Path, *, step: int, rollouts_every: int = 10) -> None:
+        self.path = path
+        self.run = Run(path)
+        self.config = self.run.config
+        self._rollouts_every = rollouts_every
+        self._step = step
+        self._rows: list[tuple[int, Mapping[str, Any]]] = []
+        self._metrics = os.open(path / "metrics.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    @classmethod
+    def create(cls, config: TrainConfig, runs: Path | None = None, *, reward_source: str | None = None) -> RunWriter:
+        """Make a new directory `<date>-<recipe>-<arm>-s<seed>` in `runs` and write what is known before training."""
+        path = _new_directory(runs or runs_dir(), config)
+        for folder in ("rollouts", "checkpoints"):
+            (path / folder).mkdir()
+        if reward_source is not None:
+            _replace(path / "reward.py", reward_source)
+        _replace(path / "env.json", json.dumps(environment(), indent=2) + "\n")
+        _replace(path / "config.json", to_json(config))  # last: a directory with a config.json is a run
+        writer = cls(path, step=0)
+        writer.status("starting")
+        return writer
+
+    @classmethod
+    def open(cls, path: Path | str, step: int | None = None, *, rollouts_every: int = 10) -> RunWriter:
+        """Go on with an existing run directory as it was after batch `step`; with None, from nothing.
+
+        Metrics, rollouts and checkpoints of later steps are dropped, and so is what a killed process left half-written:
+        an interrupted run has the records of one that was not. Evaluate a step before its checkpoint is written.
+        """
+        path = Path(path).absolute()
+        run = Run(path)
+        kept = -1 if step is None else step
+        _drop_leftovers(path)
+        _cut_metrics(path / "metrics.jsonl", kept)
+        _cut_rollouts(path / "rollouts", kept)
+        for last, folder in run.checkpoints():
+            if last > kept:
+                shutil.rmtree(folder)
+        _replace(path / "env.json", json.dumps(environment(run.config.device), indent=2) + "\n")
+        return cls(path, step=max(kept, 0), rollouts_every=rollouts_every)
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def train(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append the line of one batch (1-based). A number that is not finite is written as null and read as NaN."""
+        self._append("train", step, values)
+
+    def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append the line of one evaluation; step 0 is before training."""
+        self._append("eval", step, values)
+
+    def _append(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        line = {"kind": kind, "step": step, "time": time.time(), **values}
+        text = json.dumps({name: _plain(value) for name, value in line.items()}, allow_nan=False)
+        whole = text.encode() + b"\n"
+        if os.write(self._metrics, whole) < len(whole):  # one write, unbuffered: a line is whole or it is the last
+            raise OSError(f"{self.path / 'metrics.jsonl'} cannot grow: the disk is full")
+        self._step = max(self._step, step)
+
+    def rollouts(self, step: int, rows: Mapping[str, Any]) -> None:
+        """Keep one batch's rollouts, a column of equal length for each of `ROLLOUT_TYPES`, until their file is closed.
+
+        Columns are lists, arrays or CPU tensors that nobody changes any more. Raises ValueError for other columns.
+        """
+        if set(rows) != set(ROLLOUT_TYPES):
+            wrong = ", ".join(sorted(set(rows) ^ set(ROLLOUT_TYPES)))
+            raise ValueError(
+                f"rollouts have exactly the columns {', '.join(ROLLOUT_TYPES)}; missing or unknown: {wrong}"
+            )
+        lengths = {name: len(column) for name, column in rows.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"rollout columns must be of one length, got {lengths}")
+        self._rows.append((step, rows))
+        if step % self._rollouts_every == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Close the file of the rollouts kept so far."""
+        if self._rows:
+            _write_rollouts(self.path / "rollouts", self._rows)
+            self._rows = []
+
+    def status(
+        self,
+        state: State,
+        step: int | None = None,
+        *,
+        error: str | None = None,
+        tokens_per_second: float | None = None,
+        seconds_left: float | None = None,
+    ) -> None:
+        """Say where the run stands; `step` is that of the last line written where it is not given."""
+        self._step = self._step if step is None else step
+        status = Status(
+            state=state,
+            step=self._step,
+            steps=self.config.steps,
+            error=error,
+            pid=None if state == "starting" else os.getpid(),
+            time=time.time(),
+            tokens_per_second=tokens_per_second,
+            seconds_left=seconds_left,
+        )
+        _replace(self.path / "status.json", json.dumps({name: _plain(v) for name, v in asdict(status).items()}))
+
+    def stop_requested(self) -> bool:
+        return (self.path / "stop").exists()
+
+    @contextmanager
+    def checkpoint(self, step: int) -> Iterator[Path]:
+        """An empty folder to fill; it becomes `checkpoints/step-<n>` when the block ends, and vanishes where it raises.
+
+        The records up to `step` are closed first, so that a run can go on from every checkpoint there is.
+        """
+        self.flush()
+        final = self.path / "checkpoints" / f"step-{step}"
+        folder, old = final.with_name(f".{final.name}.tmp"), final.with_name(f".{final.name}.old.tmp")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if final.exists():
+            final.rename(old)
+        folder.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def close(self) -> None:
+        self.flush()
+        if self._metrics >= 0:
+            os.close(self._metrics)
+            self._metrics = -1
+
+
+class Run:
+    """The reading side of a run directory, finished or not.
+
+    Raises FileNotFoundError where `path` is no run directory; the properties raise ValueError for damaged files.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).absolute()
+        self.name = self.path.name
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"no run directory at {self.path}: there is no such folder")
+        if not (self.path / "config.json").is_file():
+            raise FileNotFoundError(f"{self.path} is no run directory: it has no config.json")
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        path = self.path / "config.json"
+        values = _read_json(path)  # so that what is no JSON is told from what is out of range
+        try:
+            return from_json(json.dumps(values))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} cannot be used: {error}") from None
+
+    @property
+    def env(self) -> dict[str, Any]:
+        return _read_json(self.path / "env.json")
+
+    @property
+    def status(self) -> Status:
+        path = self.path / "status.json"
+        try:
+            return Status(**_read_json(path))
+        except TypeError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process trains this run: whether one holds its lock, which no kill can leave behind."""
+        try:
+            lock = os.open(self.path / "lock", os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    @property
+    def state(self) -> State | Literal["killed"]:
+        """The state the run tells of, or `killed` where it tells of a process that is no more."""
+        alive = self.alive  # asked before the status is read: a run may end in between
+        state = self.status.state
+        return "killed" if state in ("starting", "running") and not alive else state
+
+    def metrics(self) -> pd.DataFrame:
+        """A row a batch."""
+        return self._lines("train", TRAIN_COLUMNS)
+
+    def evaluations(self) -> pd.DataFrame:
+        """A row an evaluation."""
+        return self._lines("eval", EVAL_COLUMNS)
+
+    def _lines(self, kind: str, columns: tuple[str, ...]) -> pd.DataFrame:
+        lines = [line for line in MetricsTail(self).read() if line.pop("kind") == kind]
+        return pd.DataFrame(lines) if lines else pd.DataFrame(columns=list(columns))
+
+    def rollouts(self, steps: Collection[int] | None = None) -> pd.DataFrame:
+        """A row a rollout, of the steps given or of all; the last steps of a living run are not yet in closed files."""
+        frames = []
+        for first, last, path in _rollout_files(self.path / "rollouts"):
+            if steps is None or any(first <= step <= last for step in steps):
+                try:
+                    frame = pq.read_table(path).to_pandas()
+                except (pa.ArrowInvalid, OSError) as error:
+                    raise ValueError(f"{path} is damaged: {error}") from None
+                frames.append(frame if steps is None else frame[frame["step"].isin(list(steps))])
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["step", *ROLLOUT_TYPES])
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Step and folder of every whole checkpoint, in order."""
+        folders = (self.path / "checkpoints").glob("step-*")
+        return sorted((int(f.name[5:]), f) for f in folders if f.name[5:].isdecimal())
+
+    def latest_checkpoint(self) -> tuple[int, Path] | None:
+        """Step and folder of the last whole checkpoint, or None."""
+        return max(self.checkpoints(), default=None)
+
+
+def list_runs(folder: Path | str | None = None) -> list[Run]:
+    """The runs of `folder` (else of `runs_dir()`), oldest first."""
+    folder = Path(folder) if folder is not None else runs_dir()
+    return [Run(path.parent) for path in sorted(folder.glob("*/config.json"))]
+
+
+class MetricsTail:
+    """The lines of a run's `metrics.jsonl` that are new since the last `read`, for following a run as it trains."""
+
+    def __init__(self, run: Run) -> None:
+        self.restarts = 0
+        "How often the file was cut back, by a run that was taken up again; all lines are then read anew."
+        self._path = run.path / "metrics.jsonl"
+        self._offset = 0
+        self._file: int | None = None
+
+    def read(self) -> list[dict[str, Any]]:
+        """New whole lines; null is NaN. Raises ValueError for a line that is no JSON."""
+        try:
+            with self._path.open("rb") as file:
+                facts = os.fstat(file.fileno())
+                if self._file not in (None, facts.st_ino) or facts.st_size < self._offset:
+                    self._offset, self.restarts = 0, self.restarts + 1
+                self._file = facts.st_ino
+                file.seek(self._offset)
+                block = file.read()
+        except FileNotFoundError:
+            return []
+        whole = block[: block.rfind(b"\n") + 1]
+        lines = [_parse(self._path, line) for line in whole.splitlines()]
+        self._offset += len(whole)
+        return lines
+
+
+def environment(device: str | None = None) -> dict[str, Any]:
+    """What a run was made with: versions, commit, platform; device and threads where the process that trains asks."""
+
+    def version(name: str) -> str | None:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
+
+    packages = {"torch": "torch", "transformers": "transformers", "fla": "flash-linear-attention", "triton": "triton"}
+    torch = sys.modules.get("torch")  # whoever only starts a run need not load it
+    return {
+        "python": platform.python_version(),
+        **{name: version(package) for name, package in packages.items()},
+        "refine_lab": version("refine_lab"),
+        "platform": platform.platform(),
+        "device": device and _device_name(device),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads() if device and torch else None,
+        **_commit(),
+    }
+
+
+def _device_name(device: str) -> str:
+    torch = sys.modules.get("torch")
+    if torch and device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name(None if device == "auto" else device)
+    cpus = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", cpus.read_text()) if cpus.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _commit() -> dict[str, Any]:
+    """Commit of the checkout and whether tracked files differ from it; None where this is no checkout."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    root = project_root()
+    if root is None or not (root / ".git").exists() or (commit := git("rev-parse", "HEAD")) is None:
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": git("status", "--porcelain", "--untracked-files=no") != ""}
+
+
+def _new_directory(runs: Path, config: TrainConfig) -> Path:
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.recipe}-{config.arm}-s{config.seed}"
+    runs.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = runs.absolute() / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:  # another run of the same second
+            number += 1
+        else:
+            return path
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path.parent} has no {path.name}: the run directory is incomplete") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged: it holds {type(values).__name__}, not an object")
+    return values
+
+
+def _parse(path: Path, line: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+        _ = values["kind"], values["step"]
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{path} is damaged: {line[:60]!r} is no line of metrics") from None
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value as strict JSON can hold it: tensors and numpy numbers plain, what is not finite None."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _drop_leftovers(path: Path) -> None:
+    """Remove what killed processes left under temporary names."""
+    for folder in (path, path / "rollouts", path / "checkpoints"):
+        for left in folder.glob(".*.tmp"):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
+def _cut_metrics(path: Path, last_step: int) -> None:
+    """Keep the whole lines up to `last_step`."""
+    if path.exists():
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith(b"\n") and _parse(path, line)["step"] <= last_step]
+        if len(kept) < len(lines):
+            _replace(path, b"".join(kept).decode())
+
+
+def _cut_rollouts(folder: Path, last_step: int) -> None:
+    """Keep the rollouts up to `last_step`: later files go, one that reaches beyond it is written anew."""
+    for first, last, path in _rollout_files(folder):
+        if last > last_step:
+            if first <= last_step:
+                table = pq.read_table(path)
+                _write_parquet(folder / f"{first}-{last_step}.parquet", table.filter(pc.field("step") <= last_step))
+            path.unlink()
+
+
+def _rollout_files(folder: Path) -> list[tuple[int, int, Path]]:
+    """First step, last step and path of every closed file, in order."""
+    found = ((re.fullmatch(r"(\d+)-(\d+)\.parquet", path.name), path) for path in folder.glob("*.parquet"))
+    return sorted((int(name[1]), int(name[2]), path) for name, path in found if name)
+
+
+def _write_rollouts(folder: Path, batches: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+    schema = pa.schema({"step": pa.int32(), **ROLLOUT_TYPES})
+    tables = []
+    for step, rows in batches:
+        columns = {name: _plain_column(rows[name]) for name in ROLLOUT_TYPES}
+        count = len(columns["position"])
+        tables.append(pa.table({"step": [step] * count, **columns}, schema=schema))
+    _write_parquet(folder / f"{batches[0][0]}-{batches[-1][0]}.parquet", pa.concat_tables(tables))
+
+
+def _plain_column(column: Any) -> list[Any]:
+    if hasattr(column, "tolist"):
+        return column.tolist()
+    return [value.tolist() if hasattr(value, "tolist") else value for value in column]
+
+
+def _write_parquet(path: Path, table: pa.Table) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table, temporary)
+    os.replace(temporary, path)

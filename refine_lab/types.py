@@ -1,0 +1,98 @@
+"""The vocabulary of the method: axis names and the values that pass from one step to the next.
+
+Axis names, used in every shape of this package:
+
+    B  sequences of a batch (rows)          D  hidden size
+    T  tokens of the longest row            V  vocabulary
+    C  target positions of a row (chunks)   H  heads
+    N  rollouts of one position (group)     K  tokens of a rollout
+    R  rollouts in all, R = B * C * N, ordered row by row, position by position
+
+Rows are padded on the right; `lengths` says how many tokens of a row are real. A *position* t is the zero-based index of
+the last token of a prefix: the prefix is `tokens[: t + 1]` and the first token rolled out stands at t + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Token sequences of unequal length, each with a number of its own.
+
+    `tokens` [B, T], `lengths` [B] and `sequence_ids` [B]; a sequence keeps its id wherever it stands in whichever batch, so
+    that every random draw about it can be keyed by it.
+    """
+
+    tokens: Int[Tensor, "B T"]
+    lengths: Int[Tensor, "B"]
+    sequence_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        rows, width = self.tokens.shape
+        if len(self.sequence_ids) != rows or self.lengths.shape != (rows,):
+            raise ValueError(
+                f"a batch of {rows} rows needs {rows} lengths and ids, got {len(self.lengths)} and {len(self.sequence_ids)}"
+            )
+        if rows and not (1 <= int(self.lengths.min()) and int(self.lengths.max()) <= width):
+            raise ValueError(f"lengths must lie in 1..{width}, got {self.lengths.tolist()}")
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Rows `start` to `stop`, cut to the longest of them."""
+        lengths = self.lengths[start:stop]
+        return Batch(
+            tokens=self.tokens[start:stop, : int(lengths.max())],
+            lengths=lengths,
+            sequence_ids=self.sequence_ids[start:stop],
+        )
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(self, tokens=self.tokens.to(device), lengths=self.lengths.to(device))
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that have a next token to predict, over all rows."""
+        return int((self.lengths - 1).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """What was rolled out, beside the truth. R rollouts, ordered row by row, then position, then group member."""
+
+    positions: Int[Tensor, "B C"]
+    tokens: Int[Tensor, "R K"]
+    old_logprobs: Float[Tensor, "R K"]  # of the policy that sampled, at its temperature
+    target_ids: Int[Tensor, "R K"]  # the true continuation x_{t+1..t+k}
+    entropies: Float[Tensor, "R"]  # of pi at the prefix, the uncertainty about the first token rolled out
+    cosine: Float[Tensor, "R"]
+    binary: Float[Tensor, "R"]
+    rewards: Float[Tensor, "R"]  # the reward trained on; cosine and binary are kept beside it
+    advantages: Float[Tensor, "R"]
+
+    @property
+    def group_size(self) -> int:
+        return len(self.tokens) // self.positions.numel()
+
+    def rows(self, start: int, stop: int) -> Rollouts:
+        """The rollouts of sequences `start` to `stop` of the batch."""
+        per_row = self.positions.shape[1] * self.group_size
+        cut = {f.name: getattr(self, f.name)[start * per_row : stop * per_row] for f in fields(self)}
+        return Rollouts(**{**cut, "positions": self.positions[start:stop]})
+
+    @staticmethod
+    def cat(parts: Sequence[Rollouts]) -> Rollouts:
+        """The rollouts of several batches, one after the other."""
+        return Rollouts(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Rollouts)})
+
+
+RewardFunction = Callable[
+    [Int[Tensor, "R K"], Int[Tensor, "R K"], Float[Tensor, "R K D"], Float[Tensor, "R K D"], Float[Tensor, "R K"]],
+    Float[Tensor, "R"],
+]
+"""(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs) -> one reward a rollout."""

@@ -1,0 +1,65 @@
+// The pure parts of widgets/static/live_curves.js. `node --test tests/static`
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import test from "node:test";
+
+const source = readFileSync(new URL("../../widgets/static/live_curves.js", import.meta.url), "utf8");
+const js = await import(`data:text/javascript;base64,${Buffer.from(source).toString("base64")}`); // a .js file is no module to node
+
+test("ticks are round and inside", () => {
+  assert.deepEqual(js.ticks(0, 10, 4), [0, 5, 10]);
+  assert.deepEqual(js.ticks(0.12, 0.31, 4), [0.15, 0.2, 0.25, 0.3]);
+  assert.deepEqual(js.ticks(-1, 1, 4), [-1, -0.5, 0, 0.5, 1]);
+});
+
+test("extent skips what is not finite and widens a single value", () => {
+  assert.deepEqual(js.extent([[3, NaN, 1], [Infinity, 2]]), [1, 3]);
+  assert.equal(js.extent([[NaN]]), null);
+  const [low, high] = js.extent([[0]], 0.06);
+  assert.ok(low < 0 && high > 0);
+});
+
+test("nearest finds the closer neighbour", () => {
+  const xs = [1, 2, 4, 8];
+  assert.deepEqual([0, 2.9, 3.1, 7, 99].map((x) => js.nearest(xs, x)), [0, 1, 2, 3, 3]);
+});
+
+test("numbers and durations read well", () => {
+  assert.equal(js.format(2.34567), "2.346");
+  assert.equal(js.format(0), "0");
+  assert.equal(js.format(0.00001234), "1.23e-5");
+  assert.equal(js.format(12345), "12,345");
+  assert.equal(js.format(12345.678), "12,350");
+  assert.equal(js.format(NaN), "not finite");
+  assert.equal(js.duration(5), "5 s");
+  assert.equal(js.duration(75), "1 min 15 s");
+  assert.equal(js.duration(7320), "2 h 2 min");
+});
+
+test("a gap lifts the pen", () => {
+  const same = (value) => value;
+  assert.equal(js.linePath([0, 1, 2, 3], [5, NaN, 7, 8], same, same), "M0.0 5.0M2.0 7.0L3.0 8.0");
+  assert.equal(js.bandPath([0, 1], [1, 2], [3, 4], same, same), "M0.0 3.0L1.0 4.0L1.0 2.0L0.0 1.0Z");
+  assert.equal(js.bandPath([0, 1], [1, NaN], [3, 4], same, same), "");
+});
+
+test("marks: every evaluation, a few of many steps, the last always", () => {
+  assert.deepEqual(js.marked(3, true), [2, 1, 0]);
+  assert.equal(js.marked(1000, false).length, 5);
+  assert.equal(js.marked(1000, false)[0], 999);
+  assert.deepEqual(js.marked(0, true), []);
+});
+
+test("floats are read from a view into a larger buffer", () => {
+  const bytes = new Uint8Array(13);
+  new DataView(bytes.buffer).setFloat32(5, 1.5, true);
+  assert.deepEqual([...js.floats(new DataView(bytes.buffer, 5, 8))], [1.5, 0]);
+});
+
+test("readings give mean and range of an arm's runs", () => {
+  const [sft, refine] = [{ label: "SFT" }, { label: "REFINE" }];
+  const line = (arm, y) => ({ arm, x: [1, 2, 3], y });
+  const panel = { lines: [line(sft, [1, 2, 3]), line(sft, [3, 4, 5]), line(refine, [7, 8, 9])] };
+  assert.deepEqual(js.readings(panel, null).map((r) => r.text), ["4 (3–5)", "9"]);
+  assert.deepEqual(js.readings(panel, 1.2).map((r) => r.text), ["2 (1–3)", "7"]);
+});

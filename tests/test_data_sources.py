@@ -1,0 +1,175 @@
+"""Every kind of source gives its documents, held-out ones apart; every kind of bad source one sentence."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from refine_lab.data.sources import documents, identity
+
+ROWS = [f"document number {number}" for number in range(45)]
+
+
+def both(source: Path | str, column: str = "text") -> tuple[list[str], list[str]]:
+    return list(documents(str(source), "train", column)), list(documents(str(source), "validation", column))
+
+
+def jsonl(path: Path, rows: list[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_folder_is_divided_by_file(tmp_path: Path) -> None:
+    (tmp_path / "deeper").mkdir()
+    for number in range(30):
+        (tmp_path / ("deeper" if number % 2 else ".") / f"{number}.txt").write_text(ROWS[number])
+    (tmp_path / "notes.md").write_text("not a text file")
+    train, held_out = both(tmp_path)
+    assert len(held_out) == 2
+    assert sorted(train + held_out) == sorted(ROWS[:30])
+
+
+def test_a_folder_of_two_files_has_one_of_each(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    train, held_out = both(tmp_path)
+    assert sorted(train + held_out) == ["a", "b"]
+    assert len(train) == 1
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_of_a_single_file_the_end_is_held_out(tmp_path: Path, folder: bool) -> None:
+    text = "".join(f"{number:09d}\n" for number in range(1000))
+    (tmp_path / "a.txt").write_text(text)
+    train, held_out = both(tmp_path if folder else tmp_path / "a.txt")
+    assert len(held_out[0]) == 500
+    assert train[0] + held_out[0] == text
+
+
+def test_of_the_rows_of_a_jsonl_every_twentieth_is_held_out(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"content": text, "other": 1} for text in ROWS])
+    train, held_out = both(path, "content")
+    assert held_out == [ROWS[0], ROWS[20], ROWS[40]]
+    assert train == [text for text in ROWS if text not in held_out]
+
+
+def test_a_parquet_is_read_likewise(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"content": ROWS, "other": range(45)}), tmp_path / "a.parquet", row_group_size=7)
+    train, held_out = both(tmp_path / "a.parquet", "content")
+    assert held_out == [ROWS[0], ROWS[20], ROWS[40]]
+    assert train == [text for text in ROWS if text not in held_out]
+
+
+def test_empty_documents_are_left_out(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in ("held out", "", "  \n", "kept")])
+    assert both(path) == (["kept"], ["held out"])
+
+
+def test_a_data_set_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(*args: object, **options: object) -> Iterator[dict[str, str]]:
+        asked.append((args, options))
+        return iter([{"text": text} for text in ROWS])
+
+    module = ModuleType("datasets")
+    monkeypatch.setattr(module, "load_dataset", load_dataset, raising=False)
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    assert next(documents("datasets:some/text:en", "train")) == ROWS[1]
+    assert next(documents("datasets:some/text", "validation")) == ROWS[0]
+    options = {"split": "train", "streaming": True}
+    assert asked == [(("some/text", "en"), options), (("some/text", None), options)]
+
+
+def test_a_data_set_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*args: object, **options: object) -> None:
+        raise ConnectionError("no network")
+
+    module = ModuleType("datasets")
+    monkeypatch.setattr(module, "load_dataset", load_dataset, raising=False)
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    with pytest.raises(ValueError, match="the data set 'some/text' could not be read: no network"):
+        documents("datasets:some/text", "train")
+
+
+def test_without_the_library_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"needs the package `datasets`: pip install datasets"):
+        documents("datasets:some/text", "train")
+
+
+def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no source '.*nowhere'; allowed are 'python', a folder"):
+        documents(str(tmp_path / "nowhere"), "train")
+    with pytest.raises(FileNotFoundError, match="there is no source"):
+        identity(str(tmp_path / "nowhere"), "text")
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"the folder '.*' holds no \.txt file"):
+        documents(str(tmp_path), "train")
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(b"%PDF")
+    with pytest.raises(ValueError, match=r"must end in \.txt, \.jsonl or \.parquet, got '.*a\.pdf'"):
+        documents(str(tmp_path / "a.pdf"), "train")
+
+
+def test_a_wrong_column_names_those_there_are(tmp_path: Path) -> None:
+    rows = {"title": ROWS, "body": ROWS}
+    path = jsonl(tmp_path / "a.jsonl", [{"title": text, "body": text} for text in ROWS])
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    for source in (path, tmp_path / "a.parquet"):
+        with pytest.raises(ValueError, match="has no column 'text'; it has 'title', 'body'"):
+            documents(str(source), "train")
+
+
+@pytest.mark.parametrize("value", [None, 7, ["a"]])
+def test_a_column_without_text(tmp_path: Path, value: object) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": value}])
+    with pytest.raises(ValueError, match=r"column 'text' of '.*' must hold text, row 2 holds"):
+        documents(str(path), "train")
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"fine \xff not")
+    with pytest.raises(ValueError, match=r"'.*a\.txt' is no UTF-8 text: byte 5 is 0xff"):
+        documents(str(tmp_path), "train")
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "fine \xff not"}\n')
+    with pytest.raises(ValueError, match=r"line 1 of '.*a\.jsonl' is no JSON"):
+        documents(str(tmp_path / "a.jsonl"), "validation")
+    (tmp_path / "a.parquet").write_bytes(b"not parquet at all")
+    with pytest.raises(ValueError, match=r"'.*a\.parquet' is no parquet file"):
+        documents(str(tmp_path / "a.parquet"), "train")
+
+
+def test_a_line_that_is_no_object(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", ["a text", "another"])
+    with pytest.raises(ValueError, match=r"row 1 of '.*' has no column 'text'; it has none: it is no object"):
+        documents(str(path), "validation")
+
+
+def test_nothing_but_empty_documents(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(" \n")
+    (tmp_path / "b.txt").write_text("")
+    with pytest.raises(ValueError, match=r"the source '.*' has no train document with any text in it"):
+        documents(str(tmp_path), "train")
+
+
+def test_the_identity_changes_with_the_files(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    before = identity(str(tmp_path), "text")
+    assert identity(str(tmp_path), "text") == before
+    (tmp_path / "a.txt").write_text("three")
+    after = identity(str(tmp_path), "text")
+    assert after != before
+    (tmp_path / "b.txt").write_text("one")
+    assert identity(str(tmp_path), "text") not in (before, after)

@@ -1,0 +1,292 @@
+"""Static figures and tables: what they draw against what they were given."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
+import pytest
+
+from widgets.figures import (
+    check_figures,
+    entropy_profile,
+    heldout_curves,
+    reward_distribution,
+    training_curves,
+    use_offline_renderer,
+)
+from widgets.series import arm_styles, decimate
+from widgets.tables import final_table, rollout_table, visible
+
+
+def train_line(arm: str, seed: int, step: int) -> dict:
+    line = {"arm": arm, "seed": seed, "step": step, "ntp_loss": 3.0 + seed - step / 10, "ntp_accuracy": 0.4 + seed / 10}
+    line |= {"grad_norm": 1.0 + seed}
+    if arm == "refine":
+        cosine = 0.5 + seed / 10 + step / 100
+        line |= {
+            "reward_mean": cosine,
+            "reward_std": 0.2,
+            "cosine_mean": cosine,
+            "cosine_std": 0.2,
+            "clip_fraction": 0.01,
+        }
+        line |= {"binary_mean": 0.3, "binary_std": 0.1 + seed / 10}
+    return line
+
+
+@pytest.fixture
+def metrics() -> pd.DataFrame:
+    """Two arms, seeds 0 and 2, steps 1 to 4."""
+    return pd.DataFrame(
+        [train_line(arm, seed, step) for arm in ("sft", "refine") for seed in (0, 2) for step in (1, 2, 3, 4)]
+    )
+
+
+@pytest.fixture
+def evaluations() -> pd.DataFrame:
+    rows = []
+    for arm, gain in (("sft", 0.0), ("refine", 0.01)):
+        for seed in (0, 1, 2):
+            for step in (0, 10, 20):
+                accuracy = 0.4 + gain * step / 10 + seed / 100
+                rows.append(
+                    {"arm": arm, "seed": seed, "step": step, "ntp_loss": 3 - accuracy, "ntp_accuracy": accuracy}
+                    | {"sampled_accuracy": accuracy / 2}
+                )
+    return pd.DataFrame(rows)
+
+
+def panel_titles(figure: go.Figure) -> list[str]:
+    return [note.text for note in figure.layout.annotations]
+
+
+def traces(figure: go.Figure, title: str, name: str) -> list[go.Scatter]:
+    """Traces called `name` in the panel called `title`."""
+    index = panel_titles(figure).index(title) + 1
+    axis = "x" if index == 1 else f"x{index}"
+    return [trace for trace in figure.data if (trace.xaxis or "x") == axis and trace.name == name]
+
+
+def band_edges(trace: go.Scatter) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper edge, left to right."""
+    half = len(trace.x) // 2
+    assert list(trace.x[:half]) == list(trace.x[half:][::-1])
+    return np.asarray(trace.y[half:][::-1]), np.asarray(trace.y[:half])
+
+
+def test_training_curves_draw_mean_and_range_over_seeds(metrics: pd.DataFrame) -> None:
+    figure = training_curves(metrics)
+    assert panel_titles(figure) == [
+        "NTP loss",
+        "NTP accuracy",
+        "Cosine reward",
+        "Binary reward",
+        "Gradient norm",
+        "Clipped ratios",
+    ]  # the reward trained on only repeats the cosine
+    for arm in ("SFT", "REFINE"):
+        (line,) = traces(figure, "NTP loss", arm)
+        np.testing.assert_allclose(line.x, [1, 2, 3, 4])
+        np.testing.assert_allclose(line.y, [3.9, 3.8, 3.7, 3.6])
+        low, high = band_edges(traces(figure, "NTP loss", f"{arm} band")[0])
+        np.testing.assert_allclose(low, [2.9, 2.8, 2.7, 2.6])
+        np.testing.assert_allclose(high, [4.9, 4.8, 4.7, 4.6])
+    np.testing.assert_allclose(traces(figure, "NTP accuracy", "SFT")[0].y, 50)  # percent
+    assert traces(figure, "Clipped ratios", "SFT") == []
+
+
+def test_the_band_of_a_reward_is_its_spread_in_the_batch(metrics: pd.DataFrame) -> None:
+    figure = training_curves(metrics)
+    low, high = band_edges(traces(figure, "Binary reward", "REFINE band")[0])
+    np.testing.assert_allclose(low, 0.3 - 0.2)  # 0.2: mean of the seeds' 0.1 and 0.3
+    np.testing.assert_allclose(high, 0.3 + 0.2)
+
+
+def test_a_reward_of_its_own_has_a_panel(metrics: pd.DataFrame) -> None:
+    metrics["reward_mean"] += 0.1
+    assert "Reward trained on" in panel_titles(training_curves(metrics))
+
+
+def test_heldout_curves_hold_both_accuracies_with_their_ranges(evaluations: pd.DataFrame) -> None:
+    figure = heldout_curves(evaluations)
+    accuracy, loss = panel_titles(figure)
+    (argmax,) = traces(figure, accuracy, "REFINE")
+    (sampled,) = traces(figure, accuracy, "REFINE, sampled as in the release")
+    np.testing.assert_allclose(argmax.y, [41, 42, 43])
+    np.testing.assert_allclose(sampled.y, [20.5, 21, 21.5])
+    assert (argmax.line.dash, sampled.line.dash) == ("solid", "dash")
+    low, high = band_edges(traces(figure, accuracy, "REFINE band")[0])
+    np.testing.assert_allclose([low, high], [[40, 41, 42], [42, 43, 44]])
+    np.testing.assert_allclose(traces(figure, loss, "SFT")[0].y, 3 - 0.41)
+    assert figure.layout.yaxis.title.text == "accuracy (%)"
+    assert figure.layout.yaxis2.title.text == "loss (nats per token)"
+
+
+def test_an_evaluation_made_twice_counts_once(evaluations: pd.DataFrame) -> None:
+    again = evaluations.iloc[[-1]].assign(ntp_accuracy=0.9)
+    figure = heldout_curves(pd.concat([evaluations, again]))
+    (line,) = traces(figure, panel_titles(figure)[0], "REFINE")
+    assert line.y[-1] == pytest.approx(100 * (0.42 + 0.43 + 0.9) / 3)
+
+
+def test_arms_differ_by_colour_and_by_mark() -> None:
+    styles = arm_styles(["refine", "sft", "base", "mine", "yours"])
+    assert [style.label for style in styles.values()] == ["base", "SFT", "REFINE", "mine", "yours"]
+    assert len({style.colour for style in styles.values()}) == len({style.symbol for style in styles.values()}) == 5
+
+
+def test_every_line_has_one_legend_entry(evaluations: pd.DataFrame) -> None:
+    shown = [trace.name for trace in heldout_curves(evaluations).data if trace.showlegend is not False]
+    assert sorted(shown) == sorted(
+        {"SFT", "REFINE", *(f"{arm}, sampled as in the release" for arm in ("SFT", "REFINE"))}
+    )
+
+
+def test_entropy_profile_marks_the_positions_drawn() -> None:
+    entropies, smoothed = np.arange(6.0), np.arange(6.0) / 2
+    figure = entropy_profile(entropies, smoothed, [1, 4], [0, 3, 6], ["a", "\n", "</script>", "<b>", " x", "é"])
+    raw, smooth, drawn = figure.data
+    np.testing.assert_allclose(raw.y, entropies)
+    np.testing.assert_allclose(smooth.y, smoothed)
+    assert list(drawn.x) == [1, 4]
+    np.testing.assert_allclose(drawn.y, [0.5, 2.0])
+    assert list(drawn.text) == ["⏎", "·x"]
+    assert list(raw.text)[2:4] == ["&lt;/script&gt;", "&lt;b&gt;"]  # plotly reads tags in hover texts
+    assert [shape.x0 for shape in figure.layout.shapes] == [-0.5, 2.5, 5.5]
+
+
+def test_entropy_profile_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="of one length, got 3, 2, 3"):
+        entropy_profile([1, 2, 3], [1, 2], [0], [0])
+    with pytest.raises(ValueError, match=r"positions must lie in 0\.\.2, got 3"):
+        entropy_profile([1, 2, 3], [1, 2, 3], [3], [0])
+
+
+def test_reward_distribution_draws_means_and_deviations(metrics: pd.DataFrame) -> None:
+    figure = reward_distribution(metrics)
+    mean, std = panel_titles(figure)
+    np.testing.assert_allclose(traces(figure, mean, "cosine reward")[0].y, [0.61, 0.62, 0.63, 0.64])
+    np.testing.assert_allclose(traces(figure, std, "binary reward")[0].y, 0.2)
+    low, high = band_edges(traces(figure, std, "binary reward band")[0])
+    np.testing.assert_allclose([low[0], high[0]], [0.1, 0.3])
+
+
+def test_no_data_is_an_error_that_names_the_figure(metrics: pd.DataFrame) -> None:
+    nothing = pd.DataFrame()
+    sft = metrics[metrics["arm"] == "sft"]
+    for name, draw in {
+        "training_curves": lambda: training_curves(nothing, nothing),
+        "heldout_curves": lambda: heldout_curves(nothing),
+        "entropy_profile": lambda: entropy_profile([], [], [], []),
+        "reward_distribution": lambda: reward_distribution(sft),
+        "rollout_table": lambda: rollout_table(nothing, str),
+        "final_table": lambda: final_table([]),
+    }.items():
+        with pytest.raises(ValueError, match=f"figure {name} has no data"):
+            draw()
+
+
+def test_check_figures_fails_where_a_panel_is_empty(metrics: pd.DataFrame, evaluations: pd.DataFrame) -> None:
+    full = training_curves(metrics, evaluations)
+    assert "Held-out NTP loss" in panel_titles(full)
+    check_figures(full, heldout_curves(evaluations), final_table([{"arm": "base", "ntp_loss": 1.0}]))
+    with pytest.raises(ValueError, match="figure 2 has no data"):
+        check_figures(full, go.Figure())
+    hollow = go.Figure(full)
+    for trace in hollow.data:
+        if trace.xaxis == "x2":
+            trace.y = [float("nan")] * len(trace.x)
+    with pytest.raises(ValueError, match="figure 1 has no data"):
+        check_figures(hollow)
+
+
+def test_figures_are_shown_without_network(monkeypatch: pytest.MonkeyPatch, metrics: pd.DataFrame) -> None:
+    monkeypatch.setattr(pio.renderers, "default", pio.renderers.default)
+    use_offline_renderer()
+    assert pio.renderers.default == "plotly_mimetype"
+    assert "http" not in training_curves(metrics).to_json()
+
+
+# -- tables --------------------------------------------------------------------------------------------------------------
+
+VOCABULARY = ["a", "\n", "</script><img onerror=x>", "  ", "b", "\u202e"]
+
+
+def decode(ids: list[int]) -> str:
+    return "".join(VOCABULARY[i] for i in ids)
+
+
+@pytest.fixture
+def rollouts() -> pd.DataFrame:
+    truths, told = [[0, 1], [0, 1], [4, 4], [2, 4], [0, 3]], [[0, 1], [0, 1], [4, 0], [4, 4], [5, 1]]
+    rewards = [1.0, 1.0, 0.7, -0.1, 0.2]
+    columns = {"step": [1, 2, 3, 4, 5], "position": [7] * 5, "prefix_ids": [[4, 0]] * 5, "target_ids": truths}
+    numbers = {"rollout_ids": told, "cosine": rewards, "binary": [1.0, 1.0, 0.5, 0.0, 0.0], "reward": rewards}
+    return pd.DataFrame(columns | numbers)
+
+
+def test_rollout_table_ranks_and_leaves_repeats_out(rollouts: pd.DataFrame) -> None:
+    table = rollout_table(rollouts, decode, count=1)
+    assert table.data["rollouts"].tolist() == ["best", "best, not the truth", "worst"]
+    assert table.data["step"].tolist() == [1, 3, 4]
+    assert table.data["reward"].tolist() == [1.0, 0.7, -0.1]
+    assert table.data["truth"].tolist() == ["a⏎", "bb", "</script><img onerror=x>b"]
+    everything = rollout_table(rollouts, decode, count=4).data
+    assert sorted(everything["step"]) == [1, 3, 4, 5]
+
+
+def test_rollout_table_shows_tokens_as_text_only(rollouts: pd.DataFrame) -> None:
+    table = rollout_table(rollouts, decode)
+    page = table._repr_html_()
+    assert "<img" not in page
+    assert "</script" not in page
+    assert "&lt;/script&gt;&lt;img onerror=x&gt;b" in page
+    assert "\u202e" not in page
+    assert "\\u202e⏎" in page
+    assert ">0.700<" in page
+    assert "0.700" in repr(table)
+    assert "a··" in repr(table)
+
+
+def test_visible_shows_what_cannot_be_seen() -> None:
+    assert visible(" def f(x):\n\t  return x ") == "·def f(x):⏎⇥··return x·"
+    assert visible("a b") == "a b"
+    assert visible("\x00") == "\\u0000"
+
+
+def test_final_table_gives_mean_and_deviation_over_seeds() -> None:
+    rows = [{"arm": "base", "ntp_loss": 3.0, "ntp_accuracy": 0.4, "recall word-1": 0.95, "note": "x"}]
+    rows += [
+        {"arm": arm, "seed": seed, "updates": 20, "ntp_loss": 2.0 + seed, "ntp_accuracy": 0.5, "recall word-1": 0.9}
+        for arm in ("refine", "sft")
+        for seed in (0, 1)
+    ]
+    table = final_table(rows).data
+    assert table["arm"].tolist() == ["base", "SFT", "REFINE"]
+    assert table["updates"].tolist() == ["0", "20", "20"]
+    assert table["runs"].tolist() == [1, 2, 2]
+    assert table["NTP loss (nats)"].tolist() == ["3.0000", "2.5000 ± 0.7071", "2.5000 ± 0.7071"]
+    assert table["NTP accuracy (%)"].tolist()[0] == "40.00"
+    assert table["recall word-1 (%)"].tolist()[1] == "90.00 ± 0.00"
+    assert "note" not in table
+
+
+# -- thinning ------------------------------------------------------------------------------------------------------------
+
+
+def test_decimate_keeps_ends_and_extremes() -> None:
+    y = np.sin(np.arange(20_000) / 50)
+    y[7_777], y[12_345], y[5_000:5_200] = 50.0, -50.0, np.nan
+    kept = decimate(y, 1000)
+    assert len(kept) <= 1000
+    assert (np.diff(kept) > 0).all()
+    assert {0, 7_777, 12_345, 19_999} <= set(kept.tolist())
+    assert np.isnan(y[kept]).any()  # the gap stays a gap
+
+
+def test_decimate_leaves_short_series_alone() -> None:
+    assert decimate(np.arange(1000.0), 1000).tolist() == list(range(1000))
+    with pytest.raises(ValueError, match="at least 4, got 3"):
+        decimate(np.arange(10.0), 3)

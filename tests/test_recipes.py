@@ -1,0 +1,79 @@
+"""The paper's numbers stand in its recipe, and the arms of a recipe differ in the method alone."""
+
+from dataclasses import replace
+
+import pytest
+
+from refine_lab.config import RefineConfig
+from refine_lab.recipes import RECIPES, midtrain, paper_midtrain, paper_midtrain_release_updates, recipe
+
+
+def test_paper_midtrain_holds_tables_2_and_d1():
+    config = paper_midtrain()
+    method = config.method
+    assert method is not None
+    assert (method.num_chunks, method.rollout_length, method.group_size) == (8, 5, 1)
+    assert (method.ntp_coef, method.nsp_coef, method.reward) == (1.0, 0.2, "cosine")
+    assert (method.tau, method.temperature, method.clip_eps) == (1.0, 1.0, 0.2)
+    assert (method.kl_coef, method.entropy_coef) == (0.0, 0.0)
+    assert (config.batch_size, config.mini_batch_size, config.steps) == (128, 32, 100)
+    assert (config.lr, config.schedule, config.weight_decay) == (1e-6, "constant", 0.01)
+    assert config.data.sequence_length == config.data.min_tokens == 16_384
+    assert (config.eval_every, config.checkpoint_every) == (10, 20)
+    assert config.model == "fla-hub/delta_net-1.3B-100B"
+
+
+def test_paper_midtrain_follows_its_release_where_the_tables_are_silent():
+    config = paper_midtrain()
+    method = config.method
+    assert method is not None
+    assert (method.entropy_index, method.margin, method.smoothing_kernel) == ("release", 20, 5)
+    assert (method.dual_clip, config.max_grad_norm, method.prefix_gradient) == (3.0, 1.0, "full")
+    assert method.group_by == "sequence"
+
+
+def test_paper_midtrain_keeps_enough_tokens_to_train_on():
+    """100 batches of 128 rows of 16,384 tokens, about 200M (section 4.2), and the held-out rows."""
+    config = paper_midtrain()
+    rows = config.steps * config.batch_size + config.data.validation_sequences
+    assert rows * config.data.sequence_length <= config.data.max_tokens
+
+
+@pytest.mark.parametrize("name", ["midtrain", "paper_midtrain"])
+def test_fair_arms_differ_in_the_method_alone(name):
+    sft, refine = RECIPES[name]("sft", 3), RECIPES[name]("refine", 3)
+    assert sft.method is None
+    assert isinstance(refine.method, RefineConfig)
+    assert replace(refine, method=None) == sft
+    assert sft.updates_per_batch == refine.updates_per_batch
+
+
+def test_release_updates_are_one_and_four():
+    sft, refine = paper_midtrain_release_updates("sft"), paper_midtrain_release_updates("refine")
+    assert (sft.updates_per_batch, refine.updates_per_batch) == (1, 4)
+    assert replace(refine, recipe="paper_midtrain") == paper_midtrain()
+    assert replace(sft, recipe="paper_midtrain", mini_batch_size=32) == paper_midtrain("sft")
+
+
+def test_midtrain_trains_on_200_000_tokens_and_evaluates_four_times_in_between():
+    config = midtrain()
+    assert config.steps * config.batch_size * config.data.sequence_length == 204_800
+    assert len(range(config.eval_every, config.steps, config.eval_every)) >= 4
+    assert config.updates_per_batch == 1
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_named_for_its_function_and_takes_the_seed(name):
+    assert recipe(name) is RECIPES[name]
+    assert RECIPES[name].__name__ == RECIPES[name]().recipe == name
+    assert RECIPES[name](seed=5).seed == 5
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="unknown recipe 'midtrian'; did you mean 'midtrain'"):
+        recipe("midtrian")
+
+
+def test_an_unknown_arm_is_refused():
+    with pytest.raises(ValueError, match="arm must be 'sft' or 'refine', got 'rl'"):
+        midtrain("rl")

@@ -1,0 +1,190 @@
+"""The training step: gradients against the naive procedure, invariance of draws, no large logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from types import SimpleNamespace
+
+import pytest
+import torch
+from naive import naive_loss
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import refine_lab.step as step_module
+from refine_lab.config import RefineConfig, TrainConfig
+from refine_lab.draws import Draws
+from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
+from refine_lab.optim import make_optimizers
+from refine_lab.rewards import REWARDS
+from refine_lab.rollout import Branches, follow
+from refine_lab.step import Learner, assess, next_token_stats, train_step
+from refine_lab.types import Batch, Rollouts
+
+VOCABULARY, LENGTH, K = 53, 150, 5
+
+
+def make_policy(dtype: torch.dtype = torch.float64, seed: int = 0) -> DeltaNetForCausalLM:
+    torch.manual_seed(seed)
+    sizes = dict(hidden_size=24, num_heads=2, num_hidden_layers=3, intermediate_size=40, vocab_size=VOCABULARY)
+    policy = DeltaNetForCausalLM(DeltaNetConfig(**sizes, expand_v=2.0, tie_word_embeddings=True, initializer_range=0.1))
+    return policy.to(dtype)
+
+
+def make_batch(lengths: tuple[int, ...] = (LENGTH, 131, 97), seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(VOCABULARY, (len(lengths), max(lengths)), generator=generator)
+    for row, length in enumerate(lengths):
+        tokens[row, length:] = 0
+    return Batch(tokens=tokens, lengths=torch.tensor(lengths), sequence_ids=tuple(range(len(lengths))))
+
+
+def learner_for(policy: DeltaNetForCausalLM, method: RefineConfig | None, **sizes) -> Learner:
+    config = TrainConfig(recipe="test", method=method, **{"batch_size": 3, "mini_batch_size": 3, "lr": 0.01, **sizes})
+    reward = REWARDS[method.reward] if method else None
+    return Learner(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
+
+
+def relative_errors(policy: DeltaNetForCausalLM, reference: list[Tensor]) -> dict[str, float]:
+    named = dict(policy.named_parameters())
+    pairs = zip(named.items(), reference, strict=True)
+    return {name: float((p.grad - g).norm() / g.norm()) for (name, p), g in pairs}
+
+
+def fast_gradients(policy: DeltaNetForCausalLM, batch: Batch, method: RefineConfig, positions: Tensor, **changes):
+    """Gradients by the fast path at given positions, on rollouts whose old logprobs were moved by `changes['shift']`."""
+    policy.zero_grad()
+    torch.manual_seed(1)
+    rows = positions.numel() * method.group_size
+    tokens = torch.randint(VOCABULARY, (rows, method.rollout_length))
+    trace = policy.read(batch.tokens, batch.lengths)
+    stats = next_token_stats(policy, trace, batch, entropy=True)
+    branches = Branches.of(trace, positions, method.group_size, detach=method.prefix_gradient == "detached")
+    continuation = follow(policy, branches, tokens, method.temperature)
+    entropies = torch.nn.functional.pad(stats.entropies.detach(), (0, 1))
+    reward = REWARDS[method.reward]
+    rollouts = assess(trace, entropies, batch, positions, tokens, continuation, method, reward)
+    rollouts = replace(rollouts, old_logprobs=rollouts.old_logprobs + changes.get("shift", 0.0))
+    ntp = step_module.ntp_loss(stats.logprobs, batch.lengths, batch.num_targets)
+    nsp, metrics = step_module.rollout_loss(continuation, rollouts, method, tokens.numel())
+    (method.ntp_coef * ntp + nsp).backward()
+    return rollouts, metrics
+
+
+EDGES = torch.tensor([[0, 62, 63, 64, LENGTH - K - 1], [0, 62, 63, 64, 131 - K - 1], [0, 62, 63, 64, 97 - K - 1]])
+SETTINGS = [
+    RefineConfig(reward=reward, group_size=n, group_by=group_by, prefix_gradient=prefix, num_chunks=5, nsp_coef=0.7)
+    for reward, (n, group_by), prefix in product(
+        ("cosine", "binary", "hybrid"), ((1, "sequence"), (2, "sequence"), (3, "prefix")), ("full", "detached")
+    )
+]
+
+
+def label(method: RefineConfig) -> str:
+    return f"{method.reward}-{method.group_by}-n{method.group_size}-{method.prefix_gradient}"
+
+
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.float64, 1e-9)], ids=["fp32", "fp64"])
+@pytest.mark.parametrize("method", SETTINGS, ids=label)
+def test_gradients_equal_those_of_re_reading_every_prefix(method, dtype, bound):
+    policy, batch = make_policy(dtype), make_batch()
+    generator = torch.Generator().manual_seed(3)
+    rows = EDGES.numel() * method.group_size
+    shift = 0.6 * torch.randn(rows, method.rollout_length, generator=generator, dtype=dtype)
+    rollouts, metrics = fast_gradients(policy, batch, method, EDGES, shift=shift)
+    assert 0.02 < float(metrics["clip_fraction"]) < 0.9, "some ratios, not all, must be clipped"
+    assert rollouts.advantages.abs().max() > 0.5
+    reference = torch.autograd.grad(naive_loss(policy, batch, rollouts, method), list(policy.parameters()))
+    errors = relative_errors(policy, reference)
+    worst = max(errors, key=errors.get)
+    assert errors[worst] <= bound, f"gradient of {worst} is off by {errors[worst]:.2e}"
+
+
+@pytest.mark.parametrize("reward", ["cosine", "binary", "hybrid"])
+@pytest.mark.parametrize("micro", [1, 2, 3])
+def test_a_whole_step_has_the_naive_gradient(reward, micro, monkeypatch):
+    method = RefineConfig(reward=reward, num_chunks=4, margin=5, nsp_coef=0.9, temperature=0.8)
+    policy, batch = make_policy(), make_batch()
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.zeros(()))
+    learner = learner_for(policy, method, micro_batch_size=micro)
+    before = [p.detach().clone() for p in policy.parameters()]
+    learner = replace(learner, optimizers=[SimpleNamespace(zero_grad=lambda **_: policy.zero_grad(), step=lambda: None)])
+    result = train_step(learner, batch, Draws(seed=5, step=1))
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
+    reference = torch.autograd.grad(naive_loss(policy, batch, result.rollouts, method), list(policy.parameters()))
+    assert max(relative_errors(policy, reference).values()) <= 1e-9
+
+
+def rollouts_by_sequence(batch: Batch, rollouts: Rollouts) -> dict[int, tuple[Tensor, Tensor]]:
+    tokens = rollouts.tokens.unflatten(0, (len(batch.lengths), -1))
+    return {i: (rollouts.positions[row], tokens[row]) for row, i in enumerate(batch.sequence_ids)}
+
+
+def test_neither_row_order_nor_micro_batches_nor_padding_change_a_draw():
+    method = RefineConfig(num_chunks=4, margin=5, group_size=2)
+    batch = make_batch()
+    order = [2, 0, 1]
+    permuted = Batch(
+        tokens=batch.tokens[order], lengths=batch.lengths[order], sequence_ids=tuple(batch.sequence_ids[i] for i in order)
+    )
+    drawn = []
+    for rows, micro in ((batch, 3), (permuted, 3), (permuted, 2), (batch, 1)):
+        learner = learner_for(make_policy(), method, micro_batch_size=micro)
+        drawn.append(rollouts_by_sequence(rows, train_step(learner, rows, Draws(seed=5, step=1)).rollouts))
+    for other in drawn[1:]:
+        for sequence, (positions, tokens) in drawn[0].items():
+            assert torch.equal(positions, other[sequence][0])
+            assert torch.equal(tokens, other[sequence][1])
+
+
+def test_several_updates_use_the_logprobs_of_the_policy_that_sampled():
+    method = RefineConfig(num_chunks=4, margin=5)
+    batch = make_batch()
+    learner = learner_for(make_policy(), method, mini_batch_size=1, batch_size=3)
+    result = train_step(learner, batch, Draws(seed=5, step=1))
+    assert result.metrics["updates"] == 3
+    whole = learner_for(make_policy(), method)
+    sampled = train_step(whole, batch, Draws(seed=5, step=1)).rollouts
+    assert torch.equal(result.rollouts.tokens, sampled.tokens), "all rollouts come from the policy before the first update"
+    assert torch.allclose(result.rollouts.old_logprobs, sampled.old_logprobs)
+    assert abs(result.metrics["ratio_mean"] - 1) > 1e-6, "later updates move the policy away from the one that sampled"
+
+
+def test_sft_and_refine_make_the_same_number_of_updates():
+    batch = make_batch()
+    for method in (None, RefineConfig(num_chunks=4, margin=5)):
+        result = train_step(learner_for(make_policy(), method, mini_batch_size=1), batch, Draws(seed=0, step=1))
+        assert result.metrics["updates"] == 3
+
+
+def test_kl_pulls_towards_the_reference_and_needs_one():
+    method = RefineConfig(num_chunks=4, margin=5, kl_coef=0.5)
+    batch, reference = make_batch(), make_policy()
+    learner = replace(learner_for(make_policy(), method), reference=reference)
+    assert train_step(learner, batch, Draws(seed=0, step=1)).metrics["kl"] == pytest.approx(0, abs=1e-12)
+    assert train_step(learner, batch, Draws(seed=0, step=2)).metrics["kl"] > 1e-6
+    with pytest.raises(ValueError, match=r"kl_coef 0\.5 needs a reference policy"):
+        train_step(learner_for(make_policy(), method), batch, Draws(seed=0, step=1))
+
+
+class _LargestLogits(TorchDispatchMode):
+    """Rows of the largest tensor whose last dimension is the vocabulary."""
+
+    rows = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(x, Tensor) and x.ndim and x.shape[-1] == VOCABULARY:
+                self.rows = max(self.rows, x.numel() // VOCABULARY)
+        return result
+
+
+def test_no_tensor_over_the_vocabulary_has_more_than_1024_rows():
+    policy = make_policy(torch.float32)
+    batch = make_batch((900, 800, 700))
+    learner = learner_for(policy, RefineConfig(num_chunks=8, group_size=50))
+    with _LargestLogits() as seen:
+        train_step(learner, batch, Draws(seed=0, step=1))
+    assert 512 <= seen.rows <= 1024, "more rows than a slice of the head"

@@ -1,0 +1,165 @@
+"""Following run directories: what a run's own process writes, gathered for the live curves. Nothing here is drawn."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from refine_lab.records import MetricsTail, Run
+from widgets.series import KNOWN_ARMS, PANELS, arm_styles, decimate, has_panel
+
+INTERVAL = 0.25
+"Seconds between two updates, at least."
+
+ENDED = ("finished", "stopped", "failed", "killed", "unreadable")
+BIRTH_SECONDS = 10.0
+"How long a run may say `starting` before a process holds its lock."
+
+
+class RunReader:
+    """One run directory, read as it grows; it need not be there yet."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).absolute()
+        self.arm, self.seed = "run", 0
+        self.frames = {"train": pd.DataFrame(), "eval": pd.DataFrame()}
+        self.progress: dict[str, Any] = {
+            "name": self.path.name,
+            "label": self.path.name,
+            "state": "waiting",
+            "error": "",
+        }
+        self._run: Run | None = None
+        self._tail: MetricsTail | None = None
+        self._lines: dict[str, list[dict[str, Any]]] = {"train": [], "eval": []}
+
+    @property
+    def ended(self) -> bool:
+        return self.progress["state"] in ENDED
+
+    def poll(self) -> bool:
+        """Read what is new; True where there was anything. What cannot be read is told in `progress`, never raised."""
+        before = self.progress
+        try:
+            self.progress = (
+                before | {"error": ""} | self._status()
+            )  # before the metrics: `finished` comes after the last line
+            grown = self._read_metrics()
+        except FileNotFoundError:
+            return False  # not there yet
+        except (OSError, ValueError) as error:
+            self.progress, grown = before | {"state": "unreadable", "error": str(error)}, False
+        return grown or self.progress != before
+
+    def _status(self) -> dict[str, Any]:
+        if self._run is None:
+            self._run = Run(self.path)
+            self._tail = MetricsTail(self._run)
+            self.arm, self.seed = self._run.config.arm, self._run.config.seed
+        state, status = self._run.state, self._run.status
+        if state == "killed" and status.state == "starting" and time.time() - status.time < BIRTH_SECONDS:
+            state = "starting"
+        style = arm_styles([self.arm])[self.arm]
+        return {
+            "label": f"{style.label}, seed {self.seed}", "arm": self.arm, "state": state,
+            "step": status.step, "steps": status.steps, "error": status.error or "",
+            "tokens_per_second": status.tokens_per_second, "seconds_left": status.seconds_left if state == "running" else None,
+        }  # fmt: skip
+
+    def _read_metrics(self) -> bool:
+        assert self._tail is not None
+        restarts, new = self._tail.restarts, self._tail.read()
+        if self._tail.restarts != restarts:
+            self._lines = {"train": [], "eval": []}
+        for line in new:
+            if line.get("kind") in self._lines:
+                self._lines[line["kind"]].append(line)
+        if new:  # an evaluation made twice counts once
+            self.frames = {kind: pd.DataFrame(lines) for kind, lines in self._lines.items()}
+            self.frames = {
+                kind: f.drop_duplicates("step", keep="last") if len(f) else f for kind, f in self.frames.items()
+            }
+            self.progress = self.progress | {"step": max(self.progress["step"], int(new[-1]["step"]))}
+            speeds = self.frames["train"].get("tokens_per_second")
+            if self.progress["tokens_per_second"] is None and speeds is not None and math.isfinite(speeds.iloc[-1]):
+                self.progress["tokens_per_second"] = float(speeds.iloc[-1])
+        return bool(new)
+
+
+def gather(readers: list[RunReader], limit: int = 1000) -> dict[str, Any]:
+    """What the widget draws: arms with their marks, and panels with a line a run, values as float32 bytes.
+
+    At most `limit` points a line, thinned by `decimate`. A line with a spread has `low` and `high` too.
+    """
+    styles = arm_styles(reader.arm for reader in readers)
+    order = [*KNOWN_ARMS, *(arm for arm in styles if arm not in KNOWN_ARMS)]
+    arms = [{"arm": a, "label": s.label, "symbol": s.symbol, "look": order.index(a)} for a, s in styles.items()]
+    panels = []
+    for panel in PANELS:
+        lines = []
+        for reader in readers:
+            frame = reader.frames[panel.kind]
+            if has_panel(frame, panel):
+                lines.append(
+                    {
+                        "arm": reader.arm,
+                        "seed": reader.seed,
+                        **_line(frame, panel.key, panel.spread, panel.scale, limit),
+                    }
+                )
+        if lines:
+            panels.append(
+                {
+                    "name": panel.name,
+                    "title": panel.title,
+                    "unit": panel.unit,
+                    "marks": panel.kind == "eval",
+                    "lines": lines,
+                }
+            )
+    return {"arms": arms, "panels": panels}
+
+
+def _line(frame: pd.DataFrame, key: str, spread: str | None, scale: float, limit: int) -> dict[str, bytes]:
+    rows = frame[frame["step"].notna()]
+    y = rows[key].to_numpy(dtype=float) * scale
+    kept = decimate(y, limit)
+    columns = {"x": rows["step"].to_numpy(dtype=float), "y": y}
+    if spread is not None and spread in rows:
+        width = rows[spread].to_numpy(dtype=float) * scale
+        columns |= {"low": y - width, "high": y + width}
+    return {name: values[kept].astype("<f4").tobytes() for name, values in columns.items()}
+
+
+class Follower(threading.Thread):
+    """Calls `update` at most four times a second, and less often where that would take more than a fifth of the time.
+
+    Ends by itself when `update` returns False. An error of `update` goes to `on_error` and ends it too.
+    """
+
+    def __init__(self, update: Callable[[], bool], on_error: Callable[[str], object]) -> None:
+        super().__init__(name="live-curves", daemon=True)
+        self._update, self._on_error = update, on_error
+        self._stop_event = threading.Event()
+
+    def run(self) -> None:
+        try:
+            wait = INTERVAL
+            while not self._stop_event.wait(wait):
+                begin = time.monotonic()
+                if not self._update():
+                    return
+                wait = max(INTERVAL, 4 * (time.monotonic() - begin))
+        except Exception as error:  # the thread's edge: raised further, nobody would ever see it
+            self._on_error(f"{type(error).__name__}: {error}")
+
+    def stop(self) -> None:
+        self._stop_event.set()
+        if self.is_alive() and self is not threading.current_thread():
+            self.join(timeout=5)

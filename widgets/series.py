@@ -1,0 +1,126 @@
+"""What static figures and live curves share: which panels there are, how an arm looks, how a series is thinned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+INK = "#7a7a7a"
+"Grey of texts and axes: contrast above 4 on a white and on a black ground alike."
+
+BAND = 0.18
+"Opacity of a band."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One quantity over training steps: a small multiple."""
+
+    kind: Literal["train", "eval"]
+    "Which lines of `metrics.jsonl` hold it."
+    key: str
+    "Its column."
+    title: str
+    "In the field's words."
+    unit: str
+    "Of the axis, after `scale`."
+    spread: str | None = None
+    "Column of the standard deviation that makes a band around it."
+    scale: float = 1.0
+    "From the column to the axis."
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}:{self.key}"
+
+
+PANELS = (
+    Panel(kind="train", key="ntp_loss", title="NTP loss", unit="nats per token"),
+    Panel(kind="train", key="ntp_accuracy", title="NTP accuracy", unit="%", scale=100),
+    Panel(kind="eval", key="ntp_loss", title="Held-out NTP loss", unit="nats per token"),
+    Panel(kind="eval", key="ntp_accuracy", title="Held-out NTP accuracy", unit="%", scale=100),
+    Panel(kind="train", key="cosine_mean", title="Cosine reward", unit="mean ± std", spread="cosine_std"),
+    Panel(kind="train", key="binary_mean", title="Binary reward", unit="mean ± std", spread="binary_std"),
+    Panel(kind="train", key="reward_mean", title="Reward trained on", unit="mean ± std", spread="reward_std"),
+    Panel(kind="train", key="grad_norm", title="Gradient norm", unit="L2, before clipping"),
+    Panel(kind="train", key="clip_fraction", title="Clipped ratios", unit="% of tokens", scale=100),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmStyle:
+    """How an arm looks everywhere: a colour safe for the colour-blind (after Okabe and Ito) and a mark beside it."""
+
+    label: str
+    colour: str
+    symbol: Literal["circle", "diamond", "square", "triangle-up", "x"]
+
+
+KNOWN_ARMS = {
+    "base": ArmStyle(label="base", colour=INK, symbol="square"),
+    "sft": ArmStyle(label="SFT", colour="#2a83bf", symbol="circle"),
+    "refine": ArmStyle(label="REFINE", colour="#d55e00", symbol="diamond"),
+}
+OTHER_STYLES: tuple[tuple[str, Literal["triangle-up", "x", "square"]], ...] = (
+    ("#009e73", "triangle-up"),
+    ("#cc79a7", "x"),
+    ("#a08a00", "square"),
+)
+
+
+def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
+    """Arm -> its look, in the order base, SFT, REFINE, then the others as they come."""
+    seen = list(dict.fromkeys(arms))
+    others = [arm for arm in seen if arm not in KNOWN_ARMS]
+    styles = {arm: style for arm, style in KNOWN_ARMS.items() if arm in seen}
+    for index, arm in enumerate(others):
+        colour, symbol = OTHER_STYLES[index % len(OTHER_STYLES)]
+        styles[arm] = ArmStyle(label=arm, colour=colour, symbol=symbol)
+    return styles
+
+
+def has_panel(frame: pd.DataFrame, panel: Panel) -> bool:
+    """Whether `frame` (lines of one kind) has something to draw in `panel`.
+
+    `reward_mean` that only repeats the cosine or the binary reward makes no panel of its own.
+    """
+    if panel.key not in frame or not np.isfinite(frame[panel.key].astype(float)).any():
+        return False
+    if panel.key != "reward_mean":
+        return True
+    rows = frame[frame["reward_mean"].notna()]
+    same = (np.allclose(rows["reward_mean"], rows[key]) for key in ("cosine_mean", "binary_mean") if key in rows)
+    return not any(same)
+
+
+def over_seeds(frame: pd.DataFrame, key: str) -> pd.DataFrame:
+    """Mean, min and max over seeds of column `key` at each step of each arm: columns arm, step, mean, min, max, seeds."""
+    rows = frame[frame[key].notna()].drop_duplicates(
+        ["arm", "seed", "step"], keep="last"
+    )  # an evaluation made twice counts once
+    grouped = rows.groupby(["arm", "step"], sort=True)[key]
+    return grouped.agg(mean="mean", min="min", max="max", seeds="count").reset_index()
+
+
+def decimate(y: Float[np.ndarray, "n"], limit: int = 1000) -> Int[np.ndarray, "m"]:
+    """Indices of at most `limit` points that keep the first, the last and, of each stretch between, lowest and highest.
+
+    A stretch without one finite value keeps a point, so that a gap stays a gap. Raises ValueError for a limit below 4.
+    """
+    if limit < 4:
+        raise ValueError(f"limit must be at least 4, got {limit}")
+    if len(y) <= limit:
+        return np.arange(len(y))
+    borders = np.linspace(1, len(y) - 1, (limit - 2) // 2 + 1).astype(int)
+    finite = np.isfinite(y)
+    low, high = np.where(finite, y, np.inf), np.where(finite, y, -np.inf)
+    kept = {0, len(y) - 1}
+    for start, stop in pairwise(borders):
+        kept |= {start + int(low[start:stop].argmin()), start + int(high[start:stop].argmax())}
+    return np.array(sorted(kept))

@@ -1,0 +1,354 @@
+// Live curves of training runs. Python sends panels of thinned series (float32 bytes) and a line of progress a run;
+// this file only draws them. Text reaches the page through textContent alone.
+
+const SVG = "http://www.w3.org/2000/svg";
+const HEIGHT = 170;
+const MARGIN = { left: 48, right: 10, top: 8, bottom: 34 };
+const ENDED_BADLY = new Set(["failed", "killed", "unreadable"]);
+
+// -- numbers ----------------------------------------------------------------------------------------------------------
+
+export function floats(view) {
+  if (!view) return null;
+  return new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
+}
+
+/** About `count` round numbers inside [low, high]. */
+export function ticks(low, high, count) {
+  const rough = (high - low) / Math.max(count, 1);
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
+  const found = [];
+  for (let i = Math.ceil(low / step - 1e-6); i * step <= high + step * 1e-6; i++) found.push(Number((i * step).toPrecision(12)));
+  return found;
+}
+
+/** Lowest and highest finite value of some arrays, widened where they are one; null where there is none. */
+export function extent(arrays, pad = 0) {
+  let low = Infinity;
+  let high = -Infinity;
+  for (const array of arrays) {
+    for (const value of array) {
+      if (!Number.isFinite(value)) continue;
+      if (value < low) low = value;
+      if (value > high) high = value;
+    }
+  }
+  if (low > high) return null;
+  const margin = low === high ? Math.max(Math.abs(low) * 0.05, 0.5 * (pad || 1)) : (high - low) * pad;
+  return [low - margin, high + margin];
+}
+
+/** Index of the value of rising `xs` that is nearest to `x`. */
+export function nearest(xs, x) {
+  let low = 0;
+  let high = xs.length - 1;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (xs[middle] < x) low = middle;
+    else high = middle;
+  }
+  return Math.abs(xs[low] - x) <= Math.abs(xs[high] - x) ? low : high;
+}
+
+export function format(value) {
+  if (!Number.isFinite(value)) return "not finite";
+  const size = Math.abs(value);
+  if (Number.isInteger(value) && size < 1e9) return value.toLocaleString("en");
+  if (size < 1e-3 || size >= 1e6) return value.toExponential(2);
+  return Number(value.toPrecision(4)).toLocaleString("en", { maximumFractionDigits: 6 });
+}
+
+export function duration(seconds) {
+  const whole = Math.max(0, Math.round(seconds));
+  const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  return h ? `${h} h ${m} min` : m ? `${m} min ${s} s` : `${s} s`;
+}
+
+// -- shapes -----------------------------------------------------------------------------------------------------------
+
+/** SVG path through the finite points; a gap where a value is not finite. */
+export function linePath(xs, ys, sx, sy) {
+  let path = "";
+  let pen = "M";
+  for (let i = 0; i < xs.length; i++) {
+    if (!Number.isFinite(ys[i])) {
+      pen = "M";
+      continue;
+    }
+    path += `${pen}${sx(xs[i]).toFixed(1)} ${sy(ys[i]).toFixed(1)}`;
+    pen = "L";
+  }
+  return path;
+}
+
+export function bandPath(xs, low, high, sx, sy) {
+  const kept = [...xs.keys()].filter((i) => Number.isFinite(low[i]) && Number.isFinite(high[i]));
+  if (kept.length < 2) return "";
+  const point = (values) => (i) => `${sx(xs[i]).toFixed(1)} ${sy(values[i]).toFixed(1)}`;
+  return `M${kept.map(point(high)).join("L")}L${kept.reverse().map(point(low)).join("L")}Z`;
+}
+
+const SYMBOLS = {
+  circle: "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0Z",
+  diamond: "M0 -4.6L4.6 0L0 4.6L-4.6 0Z",
+  square: "M-3.4 -3.4H3.4V3.4H-3.4Z",
+  "triangle-up": "M0 -4.4L4.2 3.2H-4.2Z",
+  x: "M-3.6 -1.8L-1.8 -3.6L0 -1.8L1.8 -3.6L3.6 -1.8L1.8 0L3.6 1.8L1.8 3.6L0 1.8L-1.8 3.6L-3.6 1.8L-1.8 0Z",
+};
+
+/** Indices of the points that carry a mark: all, or about five and the last. */
+export function marked(length, all) {
+  const step = all && length <= 40 ? 1 : Math.max(1, Math.ceil(length / 5));
+  const found = [];
+  for (let i = length - 1; i >= 0; i -= step) found.push(i);
+  return found;
+}
+
+function html(name, className, parent, text) {
+  const node = document.createElement(name);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  parent?.append(node);
+  return node;
+}
+
+function svg(name, attributes, parent, text) {
+  const node = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  if (text !== undefined) node.textContent = text;
+  parent?.append(node);
+  return node;
+}
+
+// -- data -------------------------------------------------------------------------------------------------------------
+
+function unpack(curves) {
+  const arms = new Map((curves.arms ?? []).map((arm) => [arm.arm, { ...arm, colour: `var(--arm-${arm.look % 6})` }]));
+  const panels = (curves.panels ?? []).map((panel) => ({
+    ...panel,
+    lines: panel.lines.map((line) => ({
+      arm: arms.get(line.arm),
+      x: floats(line.x),
+      y: floats(line.y),
+      low: floats(line.low),
+      high: floats(line.high),
+    })),
+  }));
+  return { arms, panels };
+}
+
+/** What each arm shows at `step` (null: at its last): mean over its runs and, of several, lowest and highest. */
+export function readings(panel, step) {
+  const byArm = new Map();
+  for (const line of panel.lines) {
+    if (!line.x.length) continue;
+    const value = line.y[step === null ? line.x.length - 1 : nearest(line.x, step)];
+    if (!byArm.has(line.arm)) byArm.set(line.arm, []);
+    byArm.get(line.arm).push(value);
+  }
+  return [...byArm].map(([arm, values]) => {
+    const mean = format(values.reduce((sum, value) => sum + value, 0) / values.length);
+    const range = values.length > 1 ? ` (${format(Math.min(...values))}–${format(Math.max(...values))})` : "";
+    return { arm, text: mean + range };
+  });
+}
+
+// -- drawing ----------------------------------------------------------------------------------------------------------
+
+function drawPanel(view, panel, domain) {
+  const width = Math.max(view.svg.clientWidth || 280, 160);
+  const inner = { left: MARGIN.left, right: width - MARGIN.right, top: MARGIN.top, bottom: HEIGHT - MARGIN.bottom };
+  const range = extent(panel.lines.flatMap((line) => (line.low ? [line.y, line.low, line.high] : [line.y])), 0.06);
+  view.svg.replaceChildren();
+  view.cursor = null;
+  view.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
+  if (!range || !domain) return;
+  const sx = (x) => inner.left + ((x - domain[0]) / (domain[1] - domain[0])) * (inner.right - inner.left);
+  const sy = (y) => inner.bottom - ((y - range[0]) / (range[1] - range[0])) * (inner.bottom - inner.top);
+  Object.assign(view, { sx, inner, domain });
+  for (const tick of ticks(range[0], range[1], 4)) {
+    svg("line", { class: "grid", x1: inner.left, x2: inner.right, y1: sy(tick), y2: sy(tick) }, view.svg);
+    svg("text", { x: inner.left - 6, y: sy(tick) + 4, "text-anchor": "end" }, view.svg, format(tick));
+  }
+  for (const tick of ticks(domain[0], domain[1], 4).filter(Number.isInteger)) {
+    svg("text", { x: sx(tick), y: inner.bottom + 15, "text-anchor": "middle" }, view.svg, format(tick));
+  }
+  svg("text", { x: (inner.left + inner.right) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, view.svg, "step");
+  for (const line of panel.lines) drawLine(view.svg, panel, line, sx, sy);
+  view.cursor = svg("line", { class: "cursor", y1: inner.top, y2: inner.bottom }, view.svg);
+}
+
+function drawCursor(view, step) {
+  if (!view.cursor) return;
+  view.cursor.style.display = step === null ? "none" : "";
+  if (step === null) return;
+  for (const end of ["x1", "x2"]) view.cursor.setAttribute(end, view.sx(step).toFixed(1));
+}
+
+function drawLine(parent, panel, line, sx, sy) {
+  const group = svg("g", { style: `color: ${line.arm.colour}` }, parent);
+  if (line.low) svg("path", { class: "band", d: bandPath(line.x, line.low, line.high, sx, sy) }, group);
+  svg("path", { class: "line", d: linePath(line.x, line.y, sx, sy) }, group);
+  for (const i of marked(line.x.length, panel.marks)) {
+    if (!Number.isFinite(line.y[i])) continue;
+    const at = `translate(${sx(line.x[i]).toFixed(1)} ${sy(line.y[i]).toFixed(1)})`;
+    svg("path", { class: "mark", d: SYMBOLS[line.arm.symbol], transform: at }, group);
+  }
+}
+
+function drawReadings(view, panel, step) {
+  const found = readings(panel, step);
+  view.unit.textContent = step === null ? panel.unit : `step ${format(step)}, ${panel.unit}`;
+  view.values.replaceChildren();
+  for (const { arm, text } of found) {
+    const entry = html("span", "", view.values);
+    const glyph = svg("svg", { class: "glyph", viewBox: "-6 -6 12 12", style: `color: ${arm.colour}`, "aria-hidden": "true" }, entry);
+    svg("path", { d: SYMBOLS[arm.symbol], fill: "currentColor" }, glyph);
+    entry.append(`${arm.label} ${text}`);
+  }
+  const words = found.map(({ arm, text }) => `${arm.label} ${text}`).join("; ");
+  const last = Math.max(0, ...panel.lines.map((line) => line.x[line.x.length - 1] ?? 0));
+  view.svg.setAttribute("aria-label", `${panel.title}, ${panel.unit}, over steps; arrow keys read it out`);
+  view.svg.setAttribute("aria-valuemin", 0);
+  view.svg.setAttribute("aria-valuemax", last);
+  view.svg.setAttribute("aria-valuenow", step ?? last);
+  view.svg.setAttribute("aria-valuetext", `step ${step ?? last}: ${words}`);
+}
+
+function drawProgress(parent, runs) {
+  parent.replaceChildren();
+  for (const run of runs) {
+    const row = html("div", "run", parent);
+    html("span", "", row, run.label).title = run.name;
+    html("span", ENDED_BADLY.has(run.state) ? "state bad" : "state", row, run.state);
+    const bar = html("progress", "", row);
+    bar.max = run.steps || 1;
+    bar.value = run.step || 0;
+    bar.setAttribute("aria-label", `${run.label}: steps done`);
+    const facts = [run.steps ? `step ${format(run.step)}/${format(run.steps)}` : "not started"];
+    if (run.tokens_per_second) facts.push(`${Math.round(run.tokens_per_second).toLocaleString("en")} tokens/s`);
+    if (Number.isFinite(run.seconds_left)) facts.push(`${duration(run.seconds_left)} left`);
+    html("span", "", row, facts.join(" · "));
+    if (run.error) html("span", "error", row, run.error);
+  }
+}
+
+// -- the widget -------------------------------------------------------------------------------------------------------
+
+function render({ model, el }) {
+  const root = html("div", "live-curves", el);
+  root.setAttribute("role", "group");
+  root.setAttribute("aria-label", "Live training curves");
+  const error = html("div", "error", root);
+  error.setAttribute("role", "alert");
+  const progress = html("div", "progress", root);
+  const note = html("div", "note", root);
+  const panels = html("div", "panels", root);
+  const views = new Map();
+  let data = unpack({});
+  let step = null;
+  let frame = 0;
+  let stale = true; // the curves, not only the cursor
+
+  const steps = () => [...new Set(data.panels.flatMap((panel) => panel.lines.flatMap((line) => [...line.x])))].sort((a, b) => a - b);
+  const schedule = () => {
+    frame ||= requestAnimationFrame(draw);
+  };
+  const redraw = () => {
+    stale = true;
+    schedule();
+  };
+  const point = (to) => {
+    step = to;
+    schedule();
+  };
+
+  function viewOf(panel) {
+    if (views.has(panel.name)) return views.get(panel.name);
+    const figure = html("figure", "panel", panels);
+    const title = html("div", "title", figure);
+    html("span", "", title, panel.title);
+    const view = { figure, unit: html("span", "unit", title), values: html("div", "values", figure) };
+    view.svg = svg("svg", { tabindex: 0, role: "slider", "data-panel": panel.name, focusable: "true" }, figure);
+    view.svg.addEventListener("pointermove", (event) => hover(view, event));
+    view.svg.addEventListener("pointerleave", () => point(null));
+    view.svg.addEventListener("blur", () => point(null));
+    view.svg.addEventListener("keydown", onKey);
+    views.set(panel.name, view);
+    return view;
+  }
+
+  function hover(view, event) {
+    const all = steps();
+    if (!view.sx || !all.length) return;
+    const x = event.clientX - view.svg.getBoundingClientRect().left;
+    const share = (x - view.inner.left) / (view.inner.right - view.inner.left);
+    point(all[nearest(all, view.domain[0] + share * (view.domain[1] - view.domain[0]))]);
+  }
+
+  function onKey(event) {
+    const all = steps();
+    const at = step === null ? all.length - 1 : nearest(all, step);
+    const moves = { ArrowLeft: at - 1, ArrowRight: at + 1, PageUp: at + 10, PageDown: at - 10, Home: 0, End: all.length - 1 };
+    if (event.key !== "Escape" && !(event.key in moves)) return;
+    event.preventDefault();
+    event.stopPropagation(); // JupyterLab would act on the key too
+    if (event.key === "Escape") point(null);
+    else if (all.length) point(all[Math.min(Math.max(moves[event.key], 0), all.length - 1)]);
+  }
+
+  function draw() {
+    frame = 0;
+    if (stale) drawAll();
+    stale = false;
+    for (const panel of data.panels) {
+      drawCursor(views.get(panel.name), step);
+      drawReadings(views.get(panel.name), panel, step);
+    }
+  }
+
+  function drawAll() {
+    const names = new Set(data.panels.map((panel) => panel.name));
+    for (const [name, view] of views) {
+      if (names.has(name)) continue;
+      view.figure.remove();
+      views.delete(name);
+    }
+    const domain = extent(data.panels.flatMap((panel) => panel.lines.map((line) => line.x)));
+    data.panels.forEach((panel, index) => {
+      const view = viewOf(panel);
+      const there = panels.children[index] ?? null; // moved only where it must: moving takes the focus away
+      if (there !== view.figure) panels.insertBefore(view.figure, there);
+      drawPanel(view, panel, domain);
+    });
+    note.textContent = data.panels.length ? "" : "No step yet: curves appear with the first line of metrics.";
+  }
+
+  const onCurves = () => {
+    data = unpack(model.get("curves"));
+    redraw();
+  };
+  const onProgress = () => drawProgress(progress, model.get("progress"));
+  const onError = () => {
+    error.textContent = model.get("error");
+  };
+  model.on("change:curves", onCurves);
+  model.on("change:progress", onProgress);
+  model.on("change:error", onError);
+  const resized = new ResizeObserver(redraw);
+  resized.observe(root);
+  onCurves();
+  onProgress();
+  onError();
+
+  return () => {
+    cancelAnimationFrame(frame);
+    resized.disconnect();
+    model.off("change:curves", onCurves);
+    model.off("change:progress", onProgress);
+    model.off("change:error", onError);
+  };
+}
+
+export default { render };

@@ -1,0 +1,143 @@
+"""Tables of mid-training: rollouts beside the truth, and the arms side by side. Model text is data, never markup."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from widgets.series import arm_styles
+
+WHITE = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
+
+
+class Table:
+    """A data frame as an HTML table in which every cell is text, and as plain text where HTML is not shown.
+
+    `monospace` names the columns of model text; numbers show `digits` decimals.
+    """
+
+    def __init__(self, data: pd.DataFrame, caption: str, *, monospace: Sequence[str] = (), digits: int = 3) -> None:
+        self.data, self.caption = data, caption
+        self._monospace, self._digits = set(monospace), digits
+
+    def __repr__(self) -> str:
+        return f"{self.caption}\n{self.data.to_string(index=False, float_format=f'{{:.{self._digits}f}}'.format)}"
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th style='text-align: left'>{html.escape(str(name))}</th>" for name in self.data)
+        rows = ("".join(map(self._cell, map(str, self.data), row)) for row in self.data.itertuples(index=False))
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        caption = f"<caption style='text-align: left; font-weight: 600'>{html.escape(self.caption)}</caption>"
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _cell(self, column: str, value: object) -> str:
+        text = f"{value:.{self._digits}f}" if isinstance(value, float) else str(value)
+        is_text = column in self._monospace
+        style = "text-align: left; white-space: pre-wrap" + ("; font-family: monospace" if is_text else "")
+        return f"<td style='{style}'>{html.escape(text)}</td>"
+
+
+def visible(text: str) -> str:
+    """`text` on one line, what cannot be seen shown: line ends, tabs, control characters, spaces at an end or in a row."""
+    spaced = re.sub(r"^ +| +$| {2,}", lambda match: "·" * len(match.group()), text)
+    return "".join(_shown(character) for character in spaced)
+
+
+def _shown(character: str) -> str:
+    if character in WHITE:
+        return WHITE[character]
+    hidden = unicodedata.category(character) in (
+        "Cc",
+        "Cf",
+        "Zl",
+        "Zp",
+    )  # among them marks that turn the writing direction
+    return f"\\u{ord(character):04x}" if hidden else character
+
+
+def rollout_table(
+    rollouts: pd.DataFrame, decode: Callable[[Sequence[int]], str], *, count: int = 4, prefix_tokens: int = 12
+) -> Table:
+    """Best rollouts, best that are not the truth itself, and worst, beside the truth, with their rewards (paper, table F.1).
+
+    `rollouts` is a frame of `rollouts/*.parquet`; `decode` turns token ids into text; `count` rows of each kind, no pair of
+    truth and rollout twice. Raises ValueError where there are no rollouts.
+    """
+    if rollouts.empty:
+        raise ValueError("figure rollout_table has no data: there are no rollouts")
+    ranked = rollouts.sort_values("reward", ascending=False, kind="stable")
+    ranked = ranked.assign(truth=ranked["target_ids"].map(tuple), told=ranked["rollout_ids"].map(tuple))
+    ranked = ranked.drop_duplicates(["truth", "told"]).reset_index(drop=True)
+    best = ranked.head(count)
+    near = ranked[ranked["truth"] != ranked["told"]].drop(best.index, errors="ignore").head(count)
+    worst = ranked.drop(best.index).drop(near.index).tail(count)
+    parts = {"best": best, "best, not the truth": near, "worst": worst}
+    rows = [
+        _rollout_row(kind, row, decode, prefix_tokens) for kind, part in parts.items() for _, row in part.iterrows()
+    ]
+    caption = "Rollouts beside the truth, by reward (table F.1)"
+    return Table(pd.DataFrame(rows), caption, monospace=["prefix", "truth", "rollout"])
+
+
+def _rollout_row(
+    kind: str, row: pd.Series, decode: Callable[[Sequence[int]], str], prefix_tokens: int
+) -> dict[str, object]:
+    def text(name: str) -> list[int]:
+        return [int(token) for token in row[name]]
+
+    numbers = {name: float(row[name]) for name in ("cosine", "binary", "reward") if name in row}
+    return {
+        "rollouts": kind,
+        "step": int(row["step"]),
+        "position": int(row["position"]),
+        "prefix": "…" + visible(decode(text("prefix_ids")[-prefix_tokens:])),
+        "truth": visible(decode(text("target_ids"))),
+        "rollout": visible(decode(text("rollout_ids"))),
+        **numbers,
+    }
+
+
+def final_table(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> Table:
+    """The arms side by side: mean ± standard deviation (n - 1) over seeds of what was measured, and the updates each made.
+
+    `rows`: one a run, with `arm`, `seed` (a base model needs none), `updates` and any of `ntp_loss`, `ntp_accuracy`,
+    `cosine`, `binary` and `recall...`; accuracies and recall are shares, shown in percent. Raises ValueError for no rows.
+    """
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        raise ValueError("figure final_table has no data: no run was evaluated")
+    measured = [name for name in frame.columns if name not in ("arm", "seed", "updates") and _is_number(frame[name])]
+    table = []
+    for arm, style in arm_styles(frame["arm"]).items():
+        runs = frame[frame["arm"] == arm]
+        updates = sorted({int(value) for value in runs["updates"].dropna()}) if "updates" in runs else []
+        row = {"arm": style.label, "runs": len(runs), "updates": ", ".join(map(str, updates)) or "0"}
+        table.append(row | {_heading(name): _mean_and_spread(runs[name].astype(float), name) for name in measured})
+    return Table(pd.DataFrame(table), "Held-out results: mean ± standard deviation over seeds")
+
+
+def _is_number(column: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(column) and bool(column.notna().any())
+
+
+def _is_share(name: str) -> bool:
+    return "accuracy" in name or name.startswith("recall")
+
+
+def _heading(name: str) -> str:
+    known = {"ntp_loss": "NTP loss (nats)", "cosine": "cosine reward", "binary": "binary reward"}
+    return known.get(name, name.replace("ntp", "NTP").replace("_", " ") + (" (%)" if _is_share(name) else ""))
+
+
+def _mean_and_spread(values: pd.Series, name: str) -> str:
+    values = values.dropna().to_numpy() * (100 if _is_share(name) else 1)
+    digits = 2 if _is_share(name) else 4
+    if len(values) == 0:
+        return "–"
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
