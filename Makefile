@@ -11,6 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 SLOWER := notebook or browser or process or slow
 RESULTS := benchmarks/results
 RUNS := $(or $(REFINE_RUNS),runs)
+START := $(shell date +%s)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check check-rest lab bench lint lock chromium
@@ -61,17 +62,17 @@ environment.yml: requirements.lock
 
 # -- use -----------------------------------------------------------------------------------------------------------------
 
-demo: ## environment, install, and notebooks/midtrain.ipynb executed
-	@start=$$(date +%s) && $(MAKE) --no-print-directory setup && ready=$$(date +%s) || exit 1; \
-	mkdir -p "$(RUNS)"; executed=$(RUNS)/$$(date +%Y%m%d-%H%M%S)-midtrain.ipynb; mark=$$(mktemp); status=0; \
+demo: $(READY) ## environment, install, and notebooks/midtrain.ipynb executed
+	@ready=$$(date +%s); status=0; mkdir -p "$(RUNS)"; touch .venv/.demo; \
+	executed=$(RUNS)/$$(date +%Y%m%d-%H%M%S)-midtrain.ipynb; \
 	$(BIN)/papermill --log-output --no-progress-bar notebooks/midtrain.ipynb "$$executed" || status=$$?; \
 	echo; \
-	echo "install   $$((ready - start)) s"; \
+	echo "install   $$((ready - $(START))) s"; \
 	echo "notebook  $$(($$(date +%s) - ready)) s"; \
 	echo "executed  $$executed"; \
-	find "$(RUNS)" -mindepth 1 -maxdepth 1 -type d -newer "$$mark" | sort | while read -r run; do \
+	find "$(RUNS)" -mindepth 1 -maxdepth 1 -type d -newer .venv/.demo | sort | while read -r run; do \
 	  cp "$$executed" "$$run/midtrain.ipynb"; echo "run       $$run"; done; \
-	rm -f "$$mark"; exit $$status
+	exit $$status
 
 lab: $(READY) ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

@@ -1,0 +1,51 @@
+"""refine_lab: the research workbench for REFINE, "Reinforced Fast Weights with Next-Sequence Prediction" (arXiv 2602.16704).
+
+The method in its order: `selection`, `rollout`, `rewards`, `advantages`, `losses`, `step`. Around it: `types` and `config`
+(the vocabulary), `recipes` (the paper's numbers), `models` and `ops` (fast weights as a value), `data`, `draws` (keyed
+random numbers), `train` and `launch` (a run as a process), `records` (a run as data frames), `evaluation`.
+
+The names below are imported when they are first asked for: who starts a run or reads its records does not load torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from refine_lab.config import DataConfig, RefineConfig, TrainConfig
+    from refine_lab.models import FastWeightLM, State, Trace, load_model
+    from refine_lab.records import Run, list_runs
+    from refine_lab.types import Batch, Rollouts
+
+__all__ = [
+    "Batch",
+    "DataConfig",
+    "FastWeightLM",
+    "RefineConfig",
+    "Rollouts",
+    "Run",
+    "State",
+    "Trace",
+    "TrainConfig",
+    "list_runs",
+    "load_model",
+]
+
+_HOMES = {
+    "config": ("DataConfig", "RefineConfig", "TrainConfig"),
+    "models": ("FastWeightLM", "State", "Trace", "load_model"),
+    "records": ("Run", "list_runs"),
+    "types": ("Batch", "Rollouts"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,7 +10,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from refine_lab.config import RefineConfig
-from refine_lab.data.recall import RecallDocument
+from refine_lab.data.batches import SequenceData
+from refine_lab.data.recall import RecallDocument, make_document
 from refine_lab.draws import Draws
 from refine_lab.models.base import FastWeightLM
 from refine_lab.rewards import REWARDS
@@ -71,6 +72,33 @@ def recall(policy: FastWeightLM, documents: Sequence[RecallDocument], micro_batc
         written = greedy(policy, prompts, max(map(len, answers)))
         right += sum(row[: len(answer)] == list(answer) for row, answer in zip(written.tolist(), answers, strict=True))
     return right / len(asked)
+
+
+def recall_documents(kind: str, count: int, num_tokens: int, held_out: SequenceData) -> list[RecallDocument]:
+    """`count` documents of at most `num_tokens` tokens with facts planted in held-out text, the same for every model."""
+    text, draws = next(iter(held_out.tokens.values())), Draws(seed=EVALUATION_SEED)
+    generators = (draws.generator(i, f"recall {kind}") for i in range(count))
+    return [make_document(kind, num_tokens, text, g, held_out.tokenizer, held_out.split) for g in generators]
+
+
+def held_out_measures(
+    policy: FastWeightLM,
+    held_out: SequenceData,
+    *,
+    num_chunks: int = 8,
+    rollout_length: int = 5,
+    kinds: Sequence[str] = ("word-1", "number-1"),
+    documents: int = 50,
+    document_tokens: int = 512,
+) -> dict[str, float]:
+    """All of the above: next token, rewards at fixed targets, and `recall KIND at LENGTH` of each kind."""
+    validation = held_out.validation()
+    measured = next_token(policy, validation)
+    measured |= rewards_at_fixed_targets(policy, validation, num_chunks, rollout_length)
+    for kind in kinds:
+        asked = recall_documents(kind, documents, document_tokens, held_out)
+        measured[f"recall {kind} at {document_tokens}"] = recall(policy, asked)
+    return measured
 
 
 @torch.no_grad()

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from refine_lab.config import TrainConfig
-from refine_lab.records import MetricsTail, Run, RunWriter, project_root
+from refine_lab.environment import project_root
+from refine_lab.records import MetricsTail, Run, RunWriter
 
 TRAINER = (sys.executable, "-P", "-u", "-m", "refine_lab.train")
 """The command that a run directory is given to; -P: a folder `refine_lab` where it is started is not taken for ours."""

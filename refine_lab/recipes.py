@@ -107,6 +107,52 @@ def midtrain(arm: str = "refine", seed: int = 0) -> TrainConfig:
     )
 
 
+def pretrain(model: str, prose: str | None = None) -> list[TrainConfig]:
+    """The curriculum that made `tiny-deltanet`, stage by stage; all values ours (docs/log.md tells why).
+
+    `model` is `new:FOLDER`, a configuration and tokenizer; every stage goes on from the one before. `prose` is a folder of
+    .txt files that takes a tenth or so of the plain rows beside the Python corpus.
+    """
+    # (steps, tokens a row, rows, warm-up, share of prose, share of recall documents by kind)
+    stages: list[tuple[int, int, int, int, float, dict[str, float]]] = [
+        (500, 128, 32, 50, 0.15, {"pairs": 0.5, "number-1": 0.1}),
+        (1200, 256, 16, 50, 0.15, {"pairs": 0.05, "word-1": 0.1, "word-4": 0.15, "number-1": 0.12, "number-2": 0.08}),
+        (354, 512, 8, 50, 0.05, {"word-1": 0.06, "word-4": 0.1, "number-1": 0.1, "number-2": 0.06}),
+        (120, 32, 128, 20, 0.1, {"pairs": 0.5}),  # few pairs at a time: here recall is learned
+        (400, 128, 32, 20, 0.1, {"pairs": 0.15, "word-1": 0.2, "word-4": 0.15, "number-1": 0.2}),
+        (600, 256, 16, 20, 0.1, {"pairs": 0.03, "word-1": 0.1, "word-4": 0.12, "number-1": 0.15, "number-2": 0.05}),
+        (1000, 512, 8, 20, 0.1, {"word-1": 0.07, "word-4": 0.1, "number-1": 0.12, "number-2": 0.04}),
+        (1500, 1024, 4, 20, 0.05, {"word-1": 0.04, "word-4": 0.07, "number-1": 0.08, "number-2": 0.02}),
+    ]
+    return [
+        TrainConfig(
+            recipe=f"pretrain-{number}",
+            model=model,
+            method=None,
+            data=DataConfig(
+                sources={"python": 1.0} if prose is None else {"python": 1 - share, prose: share},
+                sequence_length=length,
+                recall=recall,
+                validation_sequences=max(8, 16_384 // length),
+            ),
+            steps=steps,
+            batch_size=rows,
+            mini_batch_size=rows,
+            micro_batch_size=rows,
+            optimizer="muon",
+            lr=4e-3,
+            schedule="linear" if number == len(stages) else "constant",
+            warmup_steps=warmup,
+            weight_decay=0.01,
+            eval_every=100,
+            checkpoint_every=100,
+            seed=number,
+            threads=2,
+        )
+        for number, (steps, length, rows, warmup, share, recall) in enumerate(stages, start=1)
+    ]
+
+
 RECIPES: dict[str, Recipe] = {
     "midtrain": midtrain,
     "paper_midtrain": paper_midtrain,

@@ -6,62 +6,45 @@
     rollouts/      <first>-<last>.parquet, closed files            lock          held while the process lives
     checkpoints/   step-<n>/                                       reward.py     a reward of the user's own
 
-Whatever is not appended is written under a temporary name and renamed, so that a reader never sees half a file; the one
-file that is appended to may end in half a line, which readers skip.
+How each file is written, read and cut back: `run_files`. What `env.json` holds: `environment`.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
-import platform
-import re
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from refine_lab.config import TrainConfig, from_json, to_json
+from refine_lab.environment import environment, project_root
+from refine_lab.run_files import (
+    ROLLOUT_TYPES,
+    cut_metrics,
+    cut_rollouts,
+    drop_leftovers,
+    parse_line,
+    plain,
+    read_json,
+    read_rollouts,
+    replace_text,
+    rollout_files,
+    write_rollouts,
+)
 
 State = Literal["starting", "running", "finished", "stopped", "failed"]
 
 TRAIN_COLUMNS = ("step", "time", "tokens", "updates", "seconds", "tokens_per_second", "lr", "ntp_loss", "ntp_accuracy")
 EVAL_COLUMNS = ("step", "time", "ntp_loss", "ntp_accuracy", "sampled_accuracy")
-ROLLOUT_TYPES = {
-    "sequence_id": pa.int64(),
-    "position": pa.int32(),
-    "member": pa.int32(),
-    "prefix_ids": pa.list_(pa.int32()),
-    "rollout_ids": pa.list_(pa.int32()),
-    "target_ids": pa.list_(pa.int32()),
-    "logprobs": pa.list_(pa.float32()),
-    "entropy": pa.float32(),
-    "cosine": pa.float32(),
-    "binary": pa.float32(),
-    "reward": pa.float32(),
-    "advantage": pa.float32(),
-}
-"""The columns a step's rollouts are given in; the file has `step` before them."""
-
-
-def project_root() -> Path | None:
-    """The checkout this package is imported from, or None for an installed copy."""
-    root = Path(__file__).resolve().parent.parent
-    return root if (root / "pyproject.toml").is_file() else None
 
 
 def runs_dir() -> Path:
@@ -112,9 +95,9 @@ class RunWriter:
         for folder in ("rollouts", "checkpoints"):
             (path / folder).mkdir()
         if reward_source is not None:
-            _replace(path / "reward.py", reward_source)
-        _replace(path / "env.json", json.dumps(environment(), indent=2) + "\n")
-        _replace(path / "config.json", to_json(config))  # last: a directory with a config.json is a run
+            replace_text(path / "reward.py", reward_source)
+        replace_text(path / "env.json", json.dumps(environment(), indent=2) + "\n")
+        replace_text(path / "config.json", to_json(config))  # last: a directory with a config.json is a run
         writer = cls(path, step=0)
         writer.status("starting")
         return writer
@@ -129,13 +112,13 @@ class RunWriter:
         path = Path(path).absolute()
         run = Run(path)
         kept = -1 if step is None else step
-        _drop_leftovers(path)
-        _cut_metrics(path / "metrics.jsonl", kept)
-        _cut_rollouts(path / "rollouts", kept)
+        drop_leftovers(path)
+        cut_metrics(path / "metrics.jsonl", kept)
+        cut_rollouts(path / "rollouts", kept)
         for last, folder in run.checkpoints():
             if last > kept:
                 shutil.rmtree(folder)
-        _replace(path / "env.json", json.dumps(environment(run.config.device), indent=2) + "\n")
+        replace_text(path / "env.json", json.dumps(environment(run.config.device), indent=2) + "\n")
         return cls(path, step=max(kept, 0), rollouts_every=rollouts_every)
 
     def __enter__(self) -> RunWriter:
@@ -154,7 +137,7 @@ class RunWriter:
 
     def _append(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         line = {"kind": kind, "step": step, "time": time.time(), **values}
-        text = json.dumps({name: _plain(value) for name, value in line.items()}, allow_nan=False)
+        text = json.dumps({name: plain(value) for name, value in line.items()}, allow_nan=False)
         whole = text.encode() + b"\n"
         if os.write(self._metrics, whole) < len(whole):  # one write, unbuffered: a line is whole or it is the last
             raise OSError(f"{self.path / 'metrics.jsonl'} cannot grow: the disk is full")
@@ -180,7 +163,7 @@ class RunWriter:
     def flush(self) -> None:
         """Close the file of the rollouts kept so far."""
         if self._rows:
-            _write_rollouts(self.path / "rollouts", self._rows)
+            write_rollouts(self.path / "rollouts", self._rows)
             self._rows = []
 
     def status(
@@ -204,7 +187,7 @@ class RunWriter:
             tokens_per_second=tokens_per_second,
             seconds_left=seconds_left,
         )
-        _replace(self.path / "status.json", json.dumps({name: _plain(v) for name, v in asdict(status).items()}))
+        replace_text(self.path / "status.json", json.dumps({name: plain(v) for name, v in asdict(status).items()}))
 
     def stop_requested(self) -> bool:
         return (self.path / "stop").exists()
@@ -257,7 +240,7 @@ class Run:
     @cached_property
     def config(self) -> TrainConfig:
         path = self.path / "config.json"
-        values = _read_json(path)  # so that what is no JSON is told from what is out of range
+        values = read_json(path)  # so that what is no JSON is told from what is out of range
         try:
             return from_json(json.dumps(values))
         except (ValueError, TypeError) as error:
@@ -265,13 +248,13 @@ class Run:
 
     @property
     def env(self) -> dict[str, Any]:
-        return _read_json(self.path / "env.json")
+        return read_json(self.path / "env.json")
 
     @property
     def status(self) -> Status:
         path = self.path / "status.json"
         try:
-            return Status(**_read_json(path))
+            return Status(**read_json(path))
         except TypeError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
 
@@ -312,12 +295,9 @@ class Run:
     def rollouts(self, steps: Collection[int] | None = None) -> pd.DataFrame:
         """A row a rollout, of the steps given or of all; the last steps of a living run are not yet in closed files."""
         frames = []
-        for first, last, path in _rollout_files(self.path / "rollouts"):
+        for first, last, path in rollout_files(self.path / "rollouts"):
             if steps is None or any(first <= step <= last for step in steps):
-                try:
-                    frame = pq.read_table(path).to_pandas()
-                except (pa.ArrowInvalid, OSError) as error:
-                    raise ValueError(f"{path} is damaged: {error}") from None
+                frame = read_rollouts(path)
                 frames.append(frame if steps is None else frame[frame["step"].isin(list(steps))])
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["step", *ROLLOUT_TYPES])
 
@@ -360,57 +340,9 @@ class MetricsTail:
         except FileNotFoundError:
             return []
         whole = block[: block.rfind(b"\n") + 1]
-        lines = [_parse(self._path, line) for line in whole.splitlines()]
+        lines = [parse_line(self._path, line) for line in whole.splitlines()]
         self._offset += len(whole)
         return lines
-
-
-def environment(device: str | None = None) -> dict[str, Any]:
-    """What a run was made with: versions, commit, platform; device and threads where the process that trains asks."""
-
-    def version(name: str) -> str | None:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return None
-
-    packages = {"torch": "torch", "transformers": "transformers", "fla": "flash-linear-attention", "triton": "triton"}
-    torch = sys.modules.get("torch")  # whoever only starts a run need not load it
-    return {
-        "python": platform.python_version(),
-        **{name: version(package) for name, package in packages.items()},
-        "refine_lab": version("refine_lab"),
-        "platform": platform.platform(),
-        "device": device and _device_name(device),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads() if device and torch else None,
-        **_commit(),
-    }
-
-
-def _device_name(device: str) -> str:
-    torch = sys.modules.get("torch")
-    if torch and device != "cpu" and torch.cuda.is_available():
-        return torch.cuda.get_device_name(None if device == "auto" else device)
-    cpus = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", cpus.read_text()) if cpus.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def _commit() -> dict[str, Any]:
-    """Commit of the checkout and whether tracked files differ from it; None where this is no checkout."""
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    root = project_root()
-    if root is None or not (root / ".git").exists() or (commit := git("rev-parse", "HEAD")) is None:
-        return {"commit": None, "dirty": None}
-    return {"commit": commit, "dirty": git("status", "--porcelain", "--untracked-files=no") != ""}
 
 
 def _new_directory(runs: Path, config: TrainConfig) -> Path:
@@ -425,94 +357,3 @@ def _new_directory(runs: Path, config: TrainConfig) -> Path:
             number += 1
         else:
             return path
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path.parent} has no {path.name}: the run directory is incomplete") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is damaged: it holds {type(values).__name__}, not an object")
-    return values
-
-
-def _parse(path: Path, line: bytes) -> dict[str, Any]:
-    try:
-        values = json.loads(line)
-        _ = values["kind"], values["step"]
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{path} is damaged: {line[:60]!r} is no line of metrics") from None
-    return {name: math.nan if value is None else value for name, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    """A value as strict JSON can hold it: tensors and numpy numbers plain, what is not finite None."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _drop_leftovers(path: Path) -> None:
-    """Remove what killed processes left under temporary names."""
-    for folder in (path, path / "rollouts", path / "checkpoints"):
-        for left in folder.glob(".*.tmp"):
-            if left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink()
-
-
-def _cut_metrics(path: Path, last_step: int) -> None:
-    """Keep the whole lines up to `last_step`."""
-    if path.exists():
-        lines = path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith(b"\n") and _parse(path, line)["step"] <= last_step]
-        if len(kept) < len(lines):
-            _replace(path, b"".join(kept).decode())
-
-
-def _cut_rollouts(folder: Path, last_step: int) -> None:
-    """Keep the rollouts up to `last_step`: later files go, one that reaches beyond it is written anew."""
-    for first, last, path in _rollout_files(folder):
-        if last > last_step:
-            if first <= last_step:
-                table = pq.read_table(path)
-                _write_parquet(folder / f"{first}-{last_step}.parquet", table.filter(pc.field("step") <= last_step))
-            path.unlink()
-
-
-def _rollout_files(folder: Path) -> list[tuple[int, int, Path]]:
-    """First step, last step and path of every closed file, in order."""
-    found = ((re.fullmatch(r"(\d+)-(\d+)\.parquet", path.name), path) for path in folder.glob("*.parquet"))
-    return sorted((int(name[1]), int(name[2]), path) for name, path in found if name)
-
-
-def _write_rollouts(folder: Path, batches: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
-    schema = pa.schema({"step": pa.int32(), **ROLLOUT_TYPES})
-    tables = []
-    for step, rows in batches:
-        columns = {name: _plain_column(rows[name]) for name in ROLLOUT_TYPES}
-        count = len(columns["position"])
-        tables.append(pa.table({"step": [step] * count, **columns}, schema=schema))
-    _write_parquet(folder / f"{batches[0][0]}-{batches[-1][0]}.parquet", pa.concat_tables(tables))
-
-
-def _plain_column(column: Any) -> list[Any]:
-    if hasattr(column, "tolist"):
-        return column.tolist()
-    return [value.tolist() if hasattr(value, "tolist") else value for value in column]
-
-
-def _write_parquet(path: Path, table: pa.Table) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, temporary)
-    os.replace(temporary, path)

@@ -60,9 +60,7 @@ def sample(
     return torch.stack(tokens, 1)
 
 
-def follow(
-    policy: FastWeightLM, branches: Branches, tokens: Int[Tensor, "R K"], temperature: float
-) -> Continuation:
+def follow(policy: FastWeightLM, branches: Branches, tokens: Int[Tensor, "R K"], temperature: float) -> Continuation:
     """Read `tokens` from their branches, in one forward over k tokens; differentiable into the policy and the prefix.
 
     logprobs[:, j] is that of token j given the prefix and the tokens before it, at the sampling temperature;
@@ -87,7 +85,9 @@ def truth_index(positions: Int[Tensor, "B C"], rollout_length: int) -> Int[Tenso
     return (positions.unsqueeze(-1) + offsets).flatten(1)
 
 
-def _draw(policy: FastWeightLM, hidden: Float[Tensor, "R D"], uniforms: Float[Tensor, "R"], temperature: float) -> Tensor:
+def _draw(
+    policy: FastWeightLM, hidden: Float[Tensor, "R D"], uniforms: Float[Tensor, "R"], temperature: float
+) -> Tensor:
     drawn = []
     for rows, numbers in zip(hidden.split(HEAD_ROWS), uniforms.split(HEAD_ROWS), strict=True):
         logits = (rows @ policy.head_weight.T.to(rows.dtype)).double() / temperature

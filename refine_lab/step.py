@@ -54,7 +54,7 @@ class StepResult:
 
 
 def next_token_stats(policy: FastWeightLM, trace: Trace, batch: Batch, *, entropy: bool) -> TokenStats:
-    """Statistics of x_{i+1} given x_{<=i} at every place but the last, each [B, T - 1]; those behind a row's end mean nothing."""
+    """Statistics of x_{i+1} given x_{<=i} at all places but the last, each [B, T - 1]; beyond a row's end they mean nothing."""
     hidden, targets = trace.hidden_states[:, :-1], batch.tokens[:, 1:]
     stats = token_stats(hidden.flatten(0, 1), policy.head_weight, targets.flatten(), entropy=entropy)
     return TokenStats(*(x.view(targets.shape) for x in stats))

@@ -1,165 +1,28 @@
-"""The training loop, a process of its own: `python -m refine_lab.train RUN_DIR` trains what the run's config.json says.
+"""A training process: `python -m refine_lab.train RUN_DIR` trains what the run's config.json says.
 
-Reads nothing but the run directory, writes nothing else, and goes on from the last checkpoint where there is one.
+It reads nothing but the run directory, writes nothing else, and goes on from the last checkpoint where there is one.
 """
 
 from __future__ import annotations
 
 import sys
-import time
 import traceback
-from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerBase
-
-from refine_lab.config import TrainConfig
-from refine_lab.data.corpus import Manifest
-from refine_lab.data.batches import SequenceData
-from refine_lab.draws import Draws
-from refine_lab.evaluation import next_token
-from refine_lab.launch import StopSignal, child_setup
-from refine_lab.models.loading import MANIFEST, load_model, manifest_of
-from refine_lab.optim import learning_rate, load_optimizer_tensors, make_optimizers, optimizer_tensors, set_learning_rate
+from refine_lab.launch import child_setup
 from refine_lab.records import Run, RunWriter
-from refine_lab.rewards import reward_function
-from refine_lab.step import Learner, train_step
-from refine_lab.types import Batch, Rollouts
-
-PREFIX_TOKENS = 32
-"""Tokens of a prefix that are kept beside its rollouts."""
-
-STATUS_SECONDS = 1.0
-"""Between two writings of status.json."""
 
 
-def train(path: Path, stop: StopSignal) -> None:
-    """Train the run in `path` to its last step, or until a stop is requested, from its last checkpoint if it has one."""
-    run = Run(path)
-    config, (done, folder) = run.config, run.latest_checkpoint() or (0, None)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    policy, tokenizer = load_model(folder or config.model, device=config.device, seed=config.seed)
-    learner = _learner(run, config, policy)
-    manifest = manifest_of(config.model)
-    data, held_out = (
-        SequenceData(config.data, tokenizer, seed=config.seed, split=split, manifest=manifest)
-        for split in ("train", "validation")
-    )
-    validation = held_out.validation()
-    with RunWriter.open(path, None if folder is None else done) as writer:
-        if folder is not None:
-            load_optimizer_tensors(learner.optimizers, load_file(folder / "optimizer.safetensors"))
-        else:
-            writer.evaluation(0, next_token(policy, validation))
-        progress = _Progress(writer, config, done)
-        step = done
-        for step in range(done + 1, config.steps + 1):
-            if reason := stop.requested():
-                step -= 1
-                break
-            _train_one(learner, data, writer, progress, step)
-            if step % config.eval_every == 0 or step == config.steps:
-                writer.evaluation(step, next_token(policy, validation))
-            if step % config.checkpoint_every == 0 and step < config.steps:
-                _save(writer, step, learner, tokenizer, manifest)
-        else:
-            reason = None
-        if (run.latest_checkpoint() or (-1, None))[0] != step:
-            _save(writer, step, learner, tokenizer, manifest)
-        writer.flush()
-        writer.status("stopped" if reason else "finished", step, error=reason)
+def __getattr__(name: str):  # TRANSITION: `train` and `rollout_rows` are in refine_lab.loop
+    if name in ("train", "rollout_rows", "PREFIX_TOKENS", "STATUS_SECONDS"):
+        import refine_lab.loop
 
-
-def _learner(run: Run, config: TrainConfig, policy: Any) -> Learner:
-    method, reference, reward = config.method, None, None
-    if method is not None:
-        source = run.path / "reward.py"
-        reward = reward_function(method.reward, source.read_text() if source.is_file() else None)
-        if method.kl_coef:  # the policy that training started with, also after a resumption
-            reference = load_model(config.model, device=config.device, seed=config.seed)[0].requires_grad_(False)
-    optimizers = make_optimizers(policy, config)
-    return Learner(policy=policy, optimizers=optimizers, config=config, reward=reward, reference=reference)
-
-
-def _train_one(learner: Learner, data: SequenceData, writer: RunWriter, progress: _Progress, step: int) -> None:
-    config, began = learner.config, time.monotonic()
-    batch = data.batch(step - 1, config.batch_size).to(learner.policy.device)
-    lr = learning_rate(config, step)
-    set_learning_rate(learner.optimizers, lr)
-    result = train_step(learner, batch, Draws(seed=config.seed, step=step))
-    progress.advance(int(batch.lengths.sum()), time.monotonic() - began)
-    metrics = {**result.metrics, "updates": step * config.updates_per_batch, "lr": lr}
-    writer.train(step, {**progress.line(), **metrics})
-    if result.rollouts is not None:
-        writer.rollouts(step, rollout_rows(batch, result.rollouts))
-    progress.report(step)
-
-
-def rollout_rows(batch: Batch, rollouts: Rollouts) -> dict[str, Any]:
-    """A batch's rollouts as the columns of `records.ROLLOUT_TYPES`."""
-    chunks, repeat = rollouts.positions.shape[1], rollouts.group_size
-    row = torch.arange(len(batch.lengths)).repeat_interleave(chunks * repeat).tolist()
-    position = rollouts.positions.flatten().repeat_interleave(repeat).tolist()
-    tokens = batch.tokens.tolist()
-    return {
-        "sequence_id": [batch.sequence_ids[r] for r in row],
-        "position": position,
-        "member": torch.arange(repeat).repeat(len(row) // repeat).tolist(),
-        "prefix_ids": [tokens[r][max(0, t + 1 - PREFIX_TOKENS) : t + 1] for r, t in zip(row, position, strict=True)],
-        "rollout_ids": rollouts.tokens.tolist(),
-        "target_ids": rollouts.target_ids.tolist(),
-        "logprobs": rollouts.old_logprobs.tolist(),
-        "entropy": rollouts.entropies.tolist(),
-        "cosine": rollouts.cosine.tolist(),
-        "binary": rollouts.binary.tolist(),
-        "reward": rollouts.rewards.tolist(),
-        "advantage": rollouts.advantages.tolist(),
-    }
-
-
-class _Progress:
-    """Tokens and time of a run, told to status.json."""
-
-    def __init__(self, writer: RunWriter, config: TrainConfig, done: int) -> None:
-        self.writer, self.steps, self.done = writer, config.steps, done
-        before = writer.run.metrics()
-        self.tokens = int(before["tokens"].iloc[-1]) if len(before) else 0
-        self.began, self.said, self.here = time.monotonic(), 0.0, 0
-        self.last = (0, 1.0)
-
-    def advance(self, tokens: int, seconds: float) -> None:
-        self.tokens += tokens
-        self.here += tokens
-        self.last = (tokens, seconds)
-
-    def line(self) -> dict[str, float]:
-        tokens, seconds = self.last
-        return {"tokens": self.tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
-
-    def report(self, step: int) -> None:
-        now = time.monotonic()
-        if now - self.said >= STATUS_SECONDS:
-            elapsed, self.said = now - self.began, now
-            left = elapsed / (step - self.done) * (self.steps - step)
-            self.writer.status("running", step, tokens_per_second=self.here / elapsed, seconds_left=left)
-
-
-def _save(
-    writer: RunWriter, step: int, learner: Learner, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None
-) -> None:
-    with writer.checkpoint(step) as folder:
-        learner.policy.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        if manifest is not None:
-            manifest.save(folder / MANIFEST)
-        save_file(optimizer_tensors(learner.optimizers), folder / "optimizer.safetensors")
+        return getattr(refine_lab.loop, name)
+    raise AttributeError(name)
 
 
 def main(arguments: list[str]) -> int:
+    """The exit status: 0 for a run that is finished or was asked to stop, 1 for one that failed, 2 for a wrong call."""
     if len(arguments) != 1:
         print("usage: python -m refine_lab.train RUN_DIR", file=sys.stderr)
         return 2
@@ -170,6 +33,8 @@ def main(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return 2
     try:
+        from refine_lab.loop import train  # here: it loads torch, for seconds in which signals must be heeded already
+
         train(path, stop)
     except Exception as error:  # told where the user looks, in full in log.txt
         traceback.print_exc()

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from refine_lab import records
+from refine_lab import environment, records
 from refine_lab.config import FORMAT_VERSION, RefineConfig, TrainConfig
 from refine_lab.records import MetricsTail, Run, RunWriter, list_runs, runs_dir
 
@@ -69,7 +69,7 @@ def test_runs_dir_is_the_projects_and_never_the_current_folders(tmp_path, monkey
     monkeypatch.delenv("REFINE_RUNS", raising=False)
     monkeypatch.chdir(tmp_path)
     assert runs_dir() == Path(records.__file__).resolve().parent.parent / "runs"
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "site-packages" / "refine_lab" / "records.py"))
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "site-packages" / "refine_lab" / "environment.py"))
     assert runs_dir() == Path.home() / "refine_lab_runs"
 
 

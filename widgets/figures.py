@@ -21,7 +21,8 @@ from widgets.series import BAND, INK, PANELS, ArmStyle, Panel, arm_styles, has_p
 from widgets.tables import Table, visible
 
 GRID = "rgba(128, 128, 128, 0.25)"
-BLUE, ORANGE, GREEN = "#2a83bf", "#d55e00", "#009e73"
+BLUE, ORANGE = "#2a83bf", "#d55e00"
+REWARD_COLOURS = ("#009e73", "#cc79a7", "#a08a00")  # not those of the arms
 
 
 def use_offline_renderer() -> None:
@@ -44,7 +45,7 @@ def training_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame | None = No
     rows = -(-len(panels) // columns)
     cells = [[{} if row * columns + column < len(panels) else None for column in range(columns)] for row in range(rows)]
     titles = [panel.title for panel in panels]
-    figure = make_subplots(rows, columns, specs=cells, subplot_titles=titles, vertical_spacing=0.28 / rows)
+    figure = make_subplots(rows, columns, specs=cells, subplot_titles=titles, vertical_spacing=0.3 / rows)
     for index, panel in enumerate(panels):
         row, column = index // columns + 1, index % columns + 1
         for trace in _panel_traces(frames[panel.kind], panel, arms):
@@ -152,7 +153,7 @@ def reward_distribution(metrics: pd.DataFrame) -> go.Figure:
     _require("reward_distribution", bool(rewards))
     figure = make_subplots(1, 2, subplot_titles=["Mean reward (fig. E.3 a, b)", "Standard deviation (fig. E.3 c, d)"])
     arms = arm_styles(metrics.loc[metrics[rewards[0].key].notna(), "arm"])
-    looks = zip(rewards, (ORANGE, BLUE, GREEN), ("diamond", "circle", "triangle-up"), strict=False)
+    looks = zip(rewards, REWARD_COLOURS, ("diamond", "circle", "triangle-up"), strict=False)
     for panel, colour, symbol in looks:
         for arm, arm_style in arms.items():
             label = panel.title.lower() if len(arms) == 1 else f"{arm_style.label}, {panel.title.lower()}"
@@ -247,6 +248,7 @@ def _dress(figure: go.Figure, *, height: int) -> go.Figure:
         legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
     )  # fmt: skip
     figure.update_annotations(font_size=13)
-    figure.update_xaxes(gridcolor=GRID, linecolor=GRID, zeroline=False)
-    figure.update_yaxes(gridcolor=GRID, linecolor=GRID, zeroline=False)
+    axes = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "title_font_size": 12}
+    figure.update_xaxes(**axes, title_standoff=4)
+    figure.update_yaxes(**axes, title_standoff=6)
     return figure

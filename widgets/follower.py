@@ -29,12 +29,8 @@ class RunReader:
         self.path = Path(path).absolute()
         self.arm, self.seed = "run", 0
         self.frames = {"train": pd.DataFrame(), "eval": pd.DataFrame()}
-        self.progress: dict[str, Any] = {
-            "name": self.path.name,
-            "label": self.path.name,
-            "state": "waiting",
-            "error": "",
-        }
+        name = self.path.name
+        self.progress: dict[str, Any] = {"name": name, "label": name, "state": "waiting", "error": ""}
         self._run: Run | None = None
         self._tail: MetricsTail | None = None
         self._lines: dict[str, list[dict[str, Any]]] = {"train": [], "eval": []}
@@ -47,10 +43,10 @@ class RunReader:
         """Read what is new; True where there was anything. What cannot be read is told in `progress`, never raised."""
         before = self.progress
         try:
-            self.progress = (
-                before | {"error": ""} | self._status()
-            )  # before the metrics: `finished` comes after the last line
+            status = self._status()  # before the metrics: `finished` is said after the last line
             grown = self._read_metrics()
+            self.progress = before | status
+            self._fill_progress()
         except FileNotFoundError:
             return False  # not there yet
         except (OSError, ValueError) as error:
@@ -75,21 +71,25 @@ class RunReader:
     def _read_metrics(self) -> bool:
         assert self._tail is not None
         restarts, new = self._tail.restarts, self._tail.read()
-        if self._tail.restarts != restarts:
+        restarted = self._tail.restarts != restarts
+        if restarted:
             self._lines = {"train": [], "eval": []}
         for line in new:
             if line.get("kind") in self._lines:
                 self._lines[line["kind"]].append(line)
-        if new:  # an evaluation made twice counts once
-            self.frames = {kind: pd.DataFrame(lines) for kind, lines in self._lines.items()}
-            self.frames = {
-                kind: f.drop_duplicates("step", keep="last") if len(f) else f for kind, f in self.frames.items()
-            }
-            self.progress = self.progress | {"step": max(self.progress["step"], int(new[-1]["step"]))}
-            speeds = self.frames["train"].get("tokens_per_second")
-            if self.progress["tokens_per_second"] is None and speeds is not None and math.isfinite(speeds.iloc[-1]):
-                self.progress["tokens_per_second"] = float(speeds.iloc[-1])
-        return bool(new)
+        if not new and not restarted:
+            return False
+        for kind, lines in self._lines.items():  # an evaluation made twice counts once
+            self.frames[kind] = pd.DataFrame(lines).drop_duplicates("step", keep="last") if lines else pd.DataFrame()
+        return True
+
+    def _fill_progress(self) -> None:
+        """What the lines know before the status does: it is written less often."""
+        steps, speeds = (self.frames["train"].get(name) for name in ("step", "tokens_per_second"))
+        if steps is not None:
+            self.progress["step"] = max(self.progress["step"], int(steps.iloc[-1]))
+        if self.progress["tokens_per_second"] is None and speeds is not None and math.isfinite(speeds.iloc[-1]):
+            self.progress["tokens_per_second"] = float(speeds.iloc[-1])
 
 
 def gather(readers: list[RunReader], limit: int = 1000) -> dict[str, Any]:

@@ -74,8 +74,9 @@ def rollout_table(
     ranked = ranked.assign(truth=ranked["target_ids"].map(tuple), told=ranked["rollout_ids"].map(tuple))
     ranked = ranked.drop_duplicates(["truth", "told"]).reset_index(drop=True)
     best = ranked.head(count)
-    near = ranked[ranked["truth"] != ranked["told"]].drop(best.index, errors="ignore").head(count)
-    worst = ranked.drop(best.index).drop(near.index).tail(count)
+    worst = ranked.drop(best.index).tail(count)  # before the middle, which takes of what is left where there are few
+    rest = ranked.drop([*best.index, *worst.index])
+    near = rest[rest["truth"] != rest["told"]].head(count)
     parts = {"best": best, "best, not the truth": near, "worst": worst}
     rows = [
         _rollout_row(kind, row, decode, prefix_tokens) for kind, part in parts.items() for _, row in part.iterrows()

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import sysconfig
@@ -26,7 +27,7 @@ PACKAGES = tuple(
     parso pexpect platformdirs plotly prometheus-client prompt-toolkit psutil pyarrow pycparser pygments pytest
     python-dateutil pyyaml pyzmq requests rich soupsieve sympy torch tornado tqdm traitlets transformers typer
     urllib3
-    """.split()  # noqa: SIM905 (sixty lines otherwise)
+    """.split()
 )
 """Of the lock file, what is installed on every system (not fla, triton) and has text worth reading."""
 
@@ -175,7 +176,7 @@ def _chosen(package: str, root: Path, seen: set[str]) -> Iterator[File]:
 def _paths(package: str, root: Path) -> list[str]:
     """The .py files of a package worth reading, relative to `root`."""
     if package == STANDARD_LIBRARY:
-        names = [path.relative_to(root).as_posix() for path in root.rglob("*.py")]
+        names = list(_library_files(root))
     else:
         names = [path.as_posix() for path in importlib.metadata.files(package) or [] if path.suffix == ".py"]
     smallest, largest = FILE_BYTES
@@ -184,6 +185,14 @@ def _paths(package: str, root: Path) -> list[str]:
         for name in names
         if not SKIPPED.search(name) and (root / name).is_file() and smallest <= (root / name).stat().st_size <= largest
     ]
+
+
+def _library_files(root: Path) -> Iterator[str]:
+    """The .py files below `root`; folders that are skipped, such as that of all installed packages, are not entered."""
+    for folder, subfolders, names in os.walk(root):
+        place = Path(folder).relative_to(root)
+        subfolders[:] = [name for name in subfolders if not SKIPPED.search(f"{(place / name).as_posix()}/")]
+        yield from ((place / name).as_posix() for name in names if name.endswith(".py"))
 
 
 def _readable(data: bytes) -> bool:

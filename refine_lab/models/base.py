@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +23,11 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
     _is_stateful = True  # a state cannot be cut back to fewer tokens: no assisted generation
     _input_embed_layer = "embeddings"
     lm_head: torch.nn.Linear
+
+    if TYPE_CHECKING:  # what transformers decorates in ways that a type checker does not see through
+        generate: Any
+        from_pretrained: Any
+        to: Any
 
     def read(
         self,
@@ -71,10 +76,13 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         if order is not None:
             back = order.argsort(-1).unsqueeze(-1).expand_as(hidden_states)
             hidden_states = hidden_states.gather(1, back)
+        final_state: Any = (
+            trace.final_state if use_cache is not False else None
+        )  # a State where transformers has a Cache
         output = CausalLMOutputWithPast(
             loss=None if labels is None else self._loss(hidden_states, labels),
             logits=self.lm_head(hidden_states[:, -logits_to_keep:]),
-            past_key_values=trace.final_state if use_cache is not False else None,
+            past_key_values=final_state,
             hidden_states=(hidden_states,) if output_hidden_states else None,
         )
         return output.to_tuple() if return_dict is False else output

@@ -26,75 +26,47 @@ class DeltaNetConfig(PreTrainedConfig):
     `use_output_norm` False) is refused by name.
     """
 
+    __no_type_check__ = True  # a type checker at run time would refuse the further settings that transformers takes
     model_type = "delta_net"
     keys_to_ignore_at_inference = ["past_key_values"]
 
-    def __init__(
-        self,
-        attn_mode: str = "chunk",
-        hidden_size: int = 2048,
-        expand_k: float = 1.0,
-        expand_v: float = 1.0,
-        use_gate: bool = False,
-        use_short_conv: bool = True,
-        allow_neg_eigval: bool = False,
-        conv_size: int = 4,
-        use_beta: bool = True,
-        use_output_norm: bool = True,
-        num_heads: int = 16,
-        qk_norm: str = "l2",
-        qk_activation: str = "silu",
-        max_position_embeddings: int = 2048,
-        hidden_ratio: int | None = 4,
-        intermediate_size: int | None = None,
-        hidden_act: str = "swish",
-        num_hidden_layers: int = 24,
-        norm_eps: float = 1e-6,
-        attn: Any = None,
-        use_cache: bool = True,
-        pad_token_id: int | None = None,
-        bos_token_id: int | None = 1,
-        eos_token_id: int | None = 2,
-        tie_word_embeddings: bool = False,
-        initializer_range: float = 0.02,
-        fuse_norm: bool = True,
-        fuse_swiglu: bool = True,
-        fuse_cross_entropy: bool = True,
-        fuse_linear_cross_entropy: bool = False,
-        use_l2warp: bool = False,
-        vocab_size: int = 32000,
-        attnres_block_size: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.attn_mode = attn_mode
-        self.hidden_size = hidden_size
-        self.expand_k, self.expand_v = expand_k, expand_v
-        self.use_gate, self.use_short_conv, self.use_beta = use_gate, use_short_conv, use_beta
-        self.allow_neg_eigval = allow_neg_eigval
-        self.conv_size = conv_size
-        self.use_output_norm = use_output_norm
-        self.num_heads = num_heads
-        self.qk_norm, self.qk_activation = qk_norm, qk_activation
-        self.max_position_embeddings = max_position_embeddings
-        self.hidden_ratio, self.intermediate_size, self.hidden_act = hidden_ratio, intermediate_size, hidden_act
-        self.num_hidden_layers = num_hidden_layers
-        self.norm_eps = norm_eps
-        self.attn = attn
-        self.use_cache = use_cache
-        self.initializer_range = initializer_range
-        self.fuse_norm, self.fuse_swiglu = fuse_norm, fuse_swiglu
-        self.fuse_cross_entropy, self.fuse_linear_cross_entropy = fuse_cross_entropy, fuse_linear_cross_entropy
-        self.use_l2warp = use_l2warp
-        self.vocab_size = vocab_size
-        self.attnres_block_size = attnres_block_size
+    attn_mode: str = "chunk"
+    hidden_size: int = 2048
+    expand_k: float = 1.0
+    expand_v: float = 1.0
+    use_gate: bool = False
+    use_short_conv: bool = True
+    allow_neg_eigval: bool = False
+    conv_size: int = 4
+    use_beta: bool = True
+    use_output_norm: bool = True
+    num_heads: int = 16
+    qk_norm: str = "l2"
+    qk_activation: str = "silu"
+    max_position_embeddings: int = 2048
+    hidden_ratio: int | None = 4
+    intermediate_size: int | None = None
+    hidden_act: str = "swish"
+    num_hidden_layers: int = 24
+    norm_eps: float = 1e-6
+    attn: Any = None
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    fuse_norm: bool = True
+    fuse_swiglu: bool = True
+    fuse_cross_entropy: bool = True
+    fuse_linear_cross_entropy: bool = False
+    use_l2warp: bool = False
+    vocab_size: int = 32000
+    attnres_block_size: int | None = None
+
+    def __post_init__(self, **others: Any) -> None:  # transformers makes a dataclass of every configuration
         self._check()
-        super().__init__(
-            pad_token_id=pad_token_id,
-            bos_token_id=bos_token_id,
-            eos_token_id=eos_token_id,
-            tie_word_embeddings=tie_word_embeddings,
-            **kwargs,
-        )
+        super().__post_init__(**others)
 
     def _check(self) -> None:
         allowed: Mapping[str, tuple[Any, ...]] = {

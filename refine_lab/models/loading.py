@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from refine_lab.data.corpus import Manifest, load_manifest
@@ -110,7 +111,7 @@ def _load_weights(model_class: type[FastWeightLM], config, folder: Path, dtype: 
         raise FileNotFoundError(f"{folder} holds no weights: it has no .safetensors file")
     try:
         model, info = model_class.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"the weights in {folder} cannot be read: {str(error).splitlines()[0]}") from error
     wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     for kind, names in wrong.items():

@@ -23,6 +23,8 @@ class State:
     tensors: Mapping[str, Tensor]
     lengths: Int[Tensor, "B"]
 
+    is_compileable = False  # asked by transformers' `generate`
+
     @property
     def rows(self) -> int:
         return len(self.lengths)

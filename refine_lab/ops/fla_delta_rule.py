@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,8 @@ def fla_kernel(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, initial_state: Ten
     from fla.ops.delta_rule import chunk_delta_rule  # binds Triton: imported where it is used, on CUDA only
 
     q, k, v, beta = (x if x.dtype == torch.float16 else x.bfloat16() for x in (q, k, v, beta))
-    return chunk_delta_rule(q, k, v, beta, scale=1.0, initial_state=initial_state, output_final_state=True)
+    kernel: Any = chunk_delta_rule  # fla's decorators hide its signature
+    return kernel(q, k, v, beta, scale=1.0, initial_state=initial_state, output_final_state=True)
 
 
 @dataclass(frozen=True)

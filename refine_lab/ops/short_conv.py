@@ -7,9 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def causal_conv(
-    x: Float[Tensor, "B S D"], weight: Float[Tensor, "D 1 W"]
-) -> Float[Tensor, "B T D"]:
+def causal_conv(x: Float[Tensor, "B S D"], weight: Float[Tensor, "D 1 W"]) -> Float[Tensor, "B T D"]:
     """y_t = sum_j weight_j x_{t-W+1+j}, channel by channel; S = w + T: `x` begins with the w = W - 1 inputs before token 0."""
     # W shifted products: on the CPU quicker than conv1d with one channel a group
     width = weight.shape[-1]
@@ -20,9 +18,7 @@ def causal_conv(
     return y
 
 
-def window_at(
-    x: Float[Tensor, "B S D"], positions: Int[Tensor, "B P"], width: int
-) -> Float[Tensor, "B*P w D"]:
+def window_at(x: Float[Tensor, "B S D"], positions: Int[Tensor, "B P"], width: int) -> Float[Tensor, "B*P w D"]:
     """The w = `width` inputs up to and with each position, oldest first; S = w + T: `x` begins with w inputs before token 0."""
     rows, total, channels = x.shape
     offsets = torch.arange(1, width + 1, device=x.device)

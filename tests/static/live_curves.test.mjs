@@ -62,4 +62,5 @@ test("readings give mean and range of an arm's runs", () => {
   const panel = { lines: [line(sft, [1, 2, 3]), line(sft, [3, 4, 5]), line(refine, [7, 8, 9])] };
   assert.deepEqual(js.readings(panel, null).map((r) => r.text), ["4 (3–5)", "9"]);
   assert.deepEqual(js.readings(panel, 1.2).map((r) => r.text), ["2 (1–3)", "7"]);
+  assert.deepEqual(js.readings(panel, 4), []); // no run has come so far
 });

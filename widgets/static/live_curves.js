@@ -3,7 +3,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 170;
-const MARGIN = { left: 48, right: 10, top: 8, bottom: 34 };
+const MARGIN = { left: 48, right: 10, top: 10, bottom: 34 };
 const ENDED_BADLY = new Set(["failed", "killed", "unreadable"]);
 
 // -- numbers ----------------------------------------------------------------------------------------------------------
@@ -138,12 +138,13 @@ function unpack(curves) {
   return { arms, panels };
 }
 
-/** What each arm shows at `step` (null: at its last): mean over its runs and, of several, lowest and highest. */
+/** What each arm shows at the step nearest to `step` (null: at its last): mean over its runs and, of several, lowest and highest. */
 export function readings(panel, step) {
   const byArm = new Map();
   for (const line of panel.lines) {
-    if (!line.x.length) continue;
-    const value = line.y[step === null ? line.x.length - 1 : nearest(line.x, step)];
+    const last = line.x.length - 1;
+    if (last < 0 || (step !== null && (step < line.x[0] || step > line.x[last]))) continue; // it has not been there
+    const value = line.y[step === null ? last : nearest(line.x, step)];
     if (!byArm.has(line.arm)) byArm.set(line.arm, []);
     byArm.get(line.arm).push(value);
   }
@@ -242,7 +243,7 @@ function render({ model, el }) {
   root.setAttribute("aria-label", "Live training curves");
   const error = html("div", "error", root);
   error.setAttribute("role", "alert");
-  const progress = html("div", "progress", root);
+  const progress = html("div", "runs", root);
   const note = html("div", "note", root);
   const panels = html("div", "panels", root);
   const views = new Map();

@@ -1,0 +1,109 @@
+"""The figures of a model's card: recall of planted facts, next-token prediction and bits per byte on held-out text.
+
+Everything is drawn from fixed seeds, so that card and test measure the same documents. Prose is measured where `--prose`
+names a folder of .txt files, all of which the model must never have read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from benchmarks.common import arguments, write
+from refine_lab.config import DataConfig
+from refine_lab.data.batches import SequenceData, plain_tokens
+from refine_lab.data.corpus import Manifest, compare
+from refine_lab.data.recall import make_document
+from refine_lab.draws import Draws
+from refine_lab.evaluation import EVALUATION_SEED, bits_per_byte, next_token, recall
+from refine_lab.models import FastWeightLM, load_model
+from refine_lab.models.loading import manifest_of, resolve
+from refine_lab.types import Batch
+
+RECALL = (("word-1", 512), ("word-1", 1024), ("word-4", 512), ("number-1", 512), ("number-1", 1024))
+"""Kind of document and its tokens."""
+DOCUMENTS, ROWS, ROW_TOKENS = 200, 64, 1024
+
+
+def held_out(manifest: Manifest | None, tokenizer: PreTrainedTokenizerBase, rows: int = ROWS) -> SequenceData:
+    """The held-out Python files: rows for prediction, and the text that facts are planted in."""
+    config = DataConfig(sequence_length=ROW_TOKENS, validation_sequences=rows)
+    return SequenceData(config, tokenizer, seed=EVALUATION_SEED, split="validation", manifest=manifest)
+
+
+def recall_share(
+    policy: FastWeightLM, tokenizer: PreTrainedTokenizerBase, filler: np.ndarray, kind: str, length: int, documents: int
+) -> float:
+    """The share recalled by greedy generation of `documents` documents, with keys and text unseen in training."""
+    draws = Draws(seed=EVALUATION_SEED)
+    made = [
+        make_document(kind, length, filler, draws.generator(i, f"{kind} at {length}"), tokenizer, "validation")
+        for i in range(documents)
+    ]
+    return recall(policy, made)
+
+
+def prediction(policy: FastWeightLM, tokenizer: PreTrainedTokenizerBase, batch: Batch) -> dict[str, float]:
+    """Next-token loss in nats, accuracy, and bits per byte over the rows; an end of text is predicted, but is no byte."""
+    measured = next_token(policy, batch, micro_batch_size=8)
+    widths = torch.zeros(len(tokenizer), dtype=torch.long)
+    for text, token in tokenizer.get_vocab().items():  # byte-level: a character of a token stands for a byte
+        widths[token] = 0 if token in tokenizer.all_special_ids else len(text)
+    num_bytes = sum(
+        int(widths[row[1:length]].sum()) for row, length in zip(batch.tokens, batch.lengths.tolist(), strict=True)
+    )
+    bits = bits_per_byte(measured["ntp_loss"], batch.num_targets, num_bytes)
+    return {**measured, "bits_per_byte": bits, "rows": len(batch.lengths), "tokens": batch.num_targets}
+
+
+def prose_rows(folder: str, tokenizer: PreTrainedTokenizerBase, rows: int = ROWS) -> Batch:
+    """Windows spread evenly over all files of the folder (of which the sources hold one out: both parts are read)."""
+    config = DataConfig(sources={folder: 1.0}, sequence_length=ROW_TOKENS, validation_sequences=1)
+    tokens = np.concatenate([plain_tokens(config, tokenizer, folder, split) for split in ("train", "validation")])
+    starts = np.linspace(0, len(tokens) - ROW_TOKENS, rows).astype(int)
+    cut = torch.from_numpy(np.stack([tokens[start : start + ROW_TOKENS] for start in starts]).astype(np.int64))
+    return Batch(tokens=cut, lengths=torch.full((rows,), ROW_TOKENS), sequence_ids=tuple(range(rows)))
+
+
+def measure(model: str, documents: int = DOCUMENTS, rows: int = ROWS, prose: str | None = None) -> dict[str, Any]:
+    """All figures of the model of that name, as the card quotes them."""
+    policy, tokenizer = load_model(model, device="cpu")
+    manifest, folder = manifest_of(model), resolve(model)
+    data = held_out(manifest, tokenizer, rows)
+    figures: dict[str, Any] = {
+        "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
+        "weights_sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        "corpus_share": 1.0 if manifest is None else compare(manifest).share,
+        "code": prediction(policy, tokenizer, data.validation()),
+    }
+    print("code", figures["code"], flush=True)
+    if prose is not None:
+        figures["prose"] = prediction(policy, tokenizer, prose_rows(prose, tokenizer, rows))
+        print("prose", figures["prose"], flush=True)
+    figures["recall"] = {kind: {} for kind, _ in RECALL}
+    for kind, length in RECALL:
+        share = recall_share(policy, tokenizer, data.tokens["python"], kind, length, documents)
+        figures["recall"][kind][str(length)] = share
+        print(f"{kind:9s} at {length:5d} tokens  {share:.3f}", flush=True)
+    return figures
+
+
+def main() -> None:
+    chosen = arguments(
+        __doc__,
+        ("--documents", {"type": int, "default": DOCUMENTS, "help": "recall documents of each kind"}),
+        ("--rows", {"type": int, "default": ROWS, "help": "held-out rows of 1,024 tokens"}),
+        ("--prose", {"default": None, "help": "folder of .txt files that the model has not read"}),
+    )
+    figures = measure(chosen.model, chosen.documents, chosen.rows, chosen.prose)
+    named = None if chosen.prose is None else Path(chosen.prose).name
+    write(chosen.json, figures, model=Path(chosen.model).name, documents=chosen.documents, prose=named)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The paper's own procedure on the same model, as its release does it, for comparison of cost alone.
+
+A forward over the sequences for entropies; every prefix copied and padded on the left to full length; k tokens generated
+with a cache; a pass over every copy for old logprobs and hidden states; forward and backward over every copy for the
+policy loss; and forward and backward over the sequences for the next-token loss.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from refine_lab.advantages import advantages
+from refine_lab.draws import Draws
+from refine_lab.losses import ntp_loss, policy_loss
+from refine_lab.ops.head import token_stats
+from refine_lab.rewards import cosine
+from refine_lab.selection import select_positions, selection_probabilities
+from refine_lab.step import Learner, next_token_stats
+from refine_lab.types import Batch
+
+
+def paper_step(learner: Learner, batch: Batch, draws: Draws) -> None:
+    """One step of the released procedure with one update on the batch."""
+    policy, method = learner.policy, learner.config.method
+    assert method is not None
+    length, k = batch.tokens.shape[1], method.rollout_length
+    with torch.no_grad():
+        trace = policy.read(batch.tokens, batch.lengths)
+        stats = next_token_stats(policy, trace, batch, entropy=True)
+        probabilities = selection_probabilities(torch.nn.functional.pad(stats.entropies, (0, 1)), batch.lengths, method)
+        positions = select_positions(probabilities, batch.lengths, batch.sequence_ids, draws, method.num_chunks)
+        copies, mask = _padded_copies(batch, positions, length)
+        tokens = policy.generate(
+            copies, attention_mask=mask, max_new_tokens=k, min_new_tokens=k, do_sample=True, top_k=0, pad_token_id=0
+        )
+        whole_mask = torch.cat([mask, mask.new_ones(len(mask), k)], 1)
+        index = positions.unsqueeze(-1) + torch.arange(1, k + 1)
+        truth_hidden = trace.hidden_at(index.flatten(1)).view(-1, k, trace.hidden_states.shape[-1])
+        truth_ids = batch.tokens.gather(1, index.flatten(1)).view(-1, k)
+        parts = [_over_copies(learner, rows, m, k) for rows, m in _micro(learner, tokens, whole_mask)]
+        old_logprobs, hidden = (torch.cat(x) for x in zip(*parts, strict=True))
+        rewards = cosine(tokens[:, -k:], truth_ids, hidden, truth_hidden, old_logprobs)
+        advantage = advantages(rewards, method.num_chunks, method.group_size, method.group_by)
+    for optimizer in learner.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    size = _copies_at_once(learner)
+    for (rows, m), old, weight in zip(
+        _micro(learner, tokens, whole_mask), old_logprobs.split(size), advantage.split(size), strict=True
+    ):
+        logprobs, _ = _over_copies(learner, rows, m, k)
+        loss, _ = policy_loss(logprobs, old, weight, method.clip_eps, method.dual_clip, old_logprobs.numel())
+        (method.nsp_coef * loss).backward()
+    stats = next_token_stats(policy, policy.read(batch.tokens, batch.lengths), batch, entropy=False)
+    (method.ntp_coef * ntp_loss(stats.logprobs, batch.lengths, batch.num_targets)).backward()
+    torch.nn.utils.clip_grad_norm_(policy.parameters(), learner.config.max_grad_norm)
+    for optimizer in learner.optimizers:
+        optimizer.step()
+
+
+def _padded_copies(batch: Batch, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Every prefix, padded on the left to `length`, and the mask of its real tokens."""
+    rows = positions.numel()
+    copies, mask = batch.tokens.new_zeros(rows, length), batch.tokens.new_zeros(rows, length)
+    for place, position in enumerate(positions.flatten().tolist()):
+        prefix = batch.tokens[place // positions.shape[1], : position + 1]
+        copies[place, length - len(prefix) :] = prefix
+        mask[place, length - len(prefix) :] = 1
+    return copies, mask
+
+
+def _copies_at_once(learner: Learner) -> int:
+    """As many rows as the sequences of a micro-batch."""
+    return learner.config.micro_batch_size
+
+
+def _micro(learner: Learner, tokens: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+    size = _copies_at_once(learner)
+    return list(zip(tokens.split(size), mask.split(size), strict=True))
+
+
+def _over_copies(learner: Learner, tokens: Tensor, mask: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Logprobs [R, k] and hidden states [R, k, D] of the last k tokens, by a forward over all of them."""
+    policy = learner.policy
+    output = policy(tokens, attention_mask=mask, use_cache=False, logits_to_keep=1, output_hidden_states=True)
+    hidden = output.hidden_states[-1]
+    stats = token_stats(hidden[:, -k - 1 : -1].flatten(0, 1), policy.head_weight, tokens[:, -k:].flatten())
+    return stats.logprobs.view(-1, k), hidden[:, -k:]

@@ -1,0 +1,88 @@
+"""Cost of a REFINE step against an SFT step and against the paper's own procedure, optimizer step included.
+
+CPU, float32, c 8, k 5: batches of 4 x 1,024 and 2 x 2,048 tokens, one update a batch, all interleaved in one process;
+and four updates a batch on 8 x 1,024 tokens, as the paper has them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+
+import torch
+
+from benchmarks.common import REPEATS, arguments, interleaved, spread, write
+from benchmarks.paper_step import paper_step
+from refine_lab.config import TrainConfig
+from refine_lab.draws import Draws
+from refine_lab.models import FastWeightLM, load_model
+from refine_lab.optim import make_optimizers
+from refine_lab.recipes import midtrain
+from refine_lab.rewards import REWARDS
+from refine_lab.step import Learner, train_step
+from refine_lab.types import Batch
+
+SHAPES = {1024: 4, 2048: 2}
+"""Tokens of a row -> rows."""
+
+
+def learner(policy: FastWeightLM, arm: str, rows: int, mini_batch: int) -> Learner:
+    config: TrainConfig = replace(
+        midtrain(arm), batch_size=rows, mini_batch_size=mini_batch, micro_batch_size=min(rows, 4), lr=1e-6
+    )
+    reward = REWARDS["cosine"] if config.method else None
+    return Learner(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
+
+
+def random_batch(policy: FastWeightLM, rows: int, length: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(policy.config.vocab_size, (rows, length), generator=generator)
+    return Batch(tokens=tokens, lengths=torch.full((rows,), length), sequence_ids=tuple(range(rows)))
+
+
+def measure(policy: FastWeightLM, length: int, rows: int, repeats: int) -> dict[str, float]:
+    batch = random_batch(policy, rows, length)
+    sft, refine = (learner(policy, arm, rows, rows) for arm in ("sft", "refine"))
+    turn = iter(range(1_000_000))
+    times = interleaved(
+        {
+            "sft": lambda: train_step(sft, batch, Draws(seed=0, step=next(turn))),
+            "refine": lambda: train_step(refine, batch, Draws(seed=0, step=next(turn))),
+            "paper": lambda: paper_step(refine, batch, Draws(seed=0, step=next(turn))),
+        },
+        repeats,
+    )
+    for name, values in times.items():
+        print(f"{length:6d} tokens x {rows}  {name:8s}{spread(values)}")
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "refine_over_sft": medians["refine"] / medians["sft"],
+        "paper_over_refine": medians["paper"] / medians["refine"],
+        "sft_tokens_per_second": rows * length / medians["sft"],
+    }
+
+
+def measure_updates(policy: FastWeightLM, repeats: int) -> dict[str, float]:
+    """Four updates a batch in either arm: the batch is rolled out before the first of them."""
+    batch = random_batch(policy, 8, 1024)
+    arms = {arm: learner(policy, arm, 8, 2) for arm in ("sft", "refine")}
+    steps = {arm: (lambda arm=arm: train_step(arms[arm], batch, Draws(seed=0, step=1))) for arm in arms}
+    times = interleaved(steps, repeats)
+    for name, values in times.items():
+        print(f"  1024 tokens x 8, 4 updates  {name:8s}{spread(values)}")
+    return {"refine_over_sft": statistics.median(times["refine"]) / statistics.median(times["sft"])}
+
+
+def main() -> None:
+    chosen = arguments(__doc__, REPEATS)
+    repeats = chosen.repeats or 7
+    policy, _ = load_model(chosen.model, device="cpu")
+    figures = {str(length): measure(policy, length, rows, repeats) for length, rows in SHAPES.items()}
+    figures["four_updates"] = measure_updates(policy, repeats)
+    for name, values in figures.items():
+        print(name, {key: round(value, 3) for key, value in values.items()})
+    write(chosen.json, figures, model=chosen.model, repeats=repeats, num_chunks=8, rollout_length=5)
+
+
+if __name__ == "__main__":
+    main()

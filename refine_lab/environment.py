@@ -1,0 +1,66 @@
+"""What a run was made with, and where: versions, commit, platform, device."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def project_root() -> Path | None:
+    """The checkout this package is imported from, or None for an installed copy."""
+    root = Path(__file__).resolve().parent.parent
+    return root if (root / "pyproject.toml").is_file() else None
+
+
+def environment(device: str | None = None) -> dict[str, Any]:
+    """What a run was made with: versions, commit, platform; device and threads where the process that trains asks."""
+
+    def version(name: str) -> str | None:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
+
+    packages = {"torch": "torch", "transformers": "transformers", "fla": "flash-linear-attention", "triton": "triton"}
+    torch = sys.modules.get("torch")  # whoever only starts a run need not load it
+    return {
+        "python": platform.python_version(),
+        **{name: version(package) for name, package in packages.items()},
+        "refine_lab": version("refine_lab"),
+        "platform": platform.platform(),
+        "device": device and _device_name(device),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads() if device and torch else None,
+        **_commit(),
+    }
+
+
+def _device_name(device: str) -> str:
+    torch = sys.modules.get("torch")
+    if torch and device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name(None if device == "auto" else device)
+    cpus = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", cpus.read_text()) if cpus.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _commit() -> dict[str, Any]:
+    """Commit of the checkout and whether tracked files differ from it; None where this is no checkout."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    root = project_root()
+    if root is None or not (root / ".git").exists() or (commit := git("rev-parse", "HEAD")) is None:
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": git("status", "--porcelain", "--untracked-files=no") != ""}

@@ -1,0 +1,244 @@
+"""Experiments as notebooks run them: configurations of both arms, run directories, and what is measured of them after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from refine_lab.config import RefineConfig, TrainConfig, require
+from refine_lab.data.batches import SequenceData
+from refine_lab.data.sources import documents
+from refine_lab.draws import Draws
+from refine_lab.evaluation import EVALUATION_SEED, held_out_measures
+from refine_lab.models.loading import load_model, manifest_of, resolve, resolve_device
+from refine_lab.recipes import recipe as named_recipe
+from refine_lab.records import Run, RunWriter, list_runs, runs_dir
+from refine_lab.rewards import reward_function, reward_source
+from refine_lab.selection import select_positions, selection_probabilities, shift, smooth
+from refine_lab.step import next_token_stats
+from refine_lab.types import RewardFunction
+
+Reward = RewardFunction | str | None
+"""A reward function of one's own, the name of one of ours, or None: the recipe's."""
+
+
+def arms(
+    recipe: str,
+    seeds: Sequence[int],
+    *,
+    reward: Reward = None,
+    data: str | None = None,
+    sequence_length: int | None = None,
+    batch_size: int | None = None,
+    num_chunks: int | None = None,
+    rollout_length: int | None = None,
+    nsp_coef: float | None = None,
+    **others: Any,
+) -> list[TrainConfig]:
+    """Of each seed the SFT and the REFINE arm of a recipe, which differ in the method alone.
+
+    None leaves the recipe's value; `others` are fields of `TrainConfig`. A batch of another size makes as many updates as
+    the recipe's. Raises ValueError for seeds that repeat and for every value that the configuration refuses.
+    """
+    require(len(set(seeds)) == len(seeds) > 0, "seeds", list(seeds), "at least one whole number, none twice")
+    name = "custom" if callable(reward) else reward
+    if name is not None and not callable(reward):
+        reward_function(name)
+    method = _given(reward=name, num_chunks=num_chunks, rollout_length=rollout_length, nsp_coef=nsp_coef)
+    rows = _given(sources=data and {data: 1.0}, sequence_length=sequence_length)
+    configs = []
+    for seed in seeds:
+        for arm in ("sft", "refine"):
+            config = named_recipe(recipe)(arm, seed)
+            changes = _given(**others) | {"data": replace(config.data, **rows)} | _batch(config, batch_size)
+            if config.method is not None:
+                changes["method"] = replace(config.method, **method)
+            configs.append(replace(config, **changes))
+    return configs
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _batch(config: TrainConfig, batch_size: int | None) -> dict[str, int]:
+    """The sizes of a batch, a mini-batch and a micro-batch, where the first is another than the recipe's."""
+    if batch_size is None:
+        return {}
+    updates = config.updates_per_batch
+    whole = batch_size >= updates and batch_size % updates == 0
+    require(whole, "batch_size", batch_size, f"a multiple of {updates}, the updates this recipe makes of a batch")
+    mini = batch_size // updates
+    return {
+        "batch_size": batch_size,
+        "mini_batch_size": mini,
+        "micro_batch_size": min(config.micro_batch_size, mini),
+    }
+
+
+def runs_folder(output: str | None) -> Path:
+    """Where a notebook's runs go: `output`, or what `records.runs_dir` finds. Raises ValueError for a relative path."""
+    if output is None:
+        return runs_dir()
+    path = Path(output).expanduser()
+    require(path.is_absolute(), "parameter output", output, "an absolute path, or none for the project's runs folder")
+    return path
+
+
+def create_runs(configs: Sequence[TrainConfig], folder: Path, reward: Reward = None) -> list[Run]:
+    """A new run directory in `folder` for each configuration; those with a reward of one's own keep its source.
+
+    Raises ValueError or FileNotFoundError, before anything is made, for a model, device or data that is not there.
+    """
+    _check_inputs(configs[0])
+    source = reward_source(reward) if callable(reward) else None
+    return [_create(config, folder, source) for config in configs]
+
+
+def stage_runs(stages: Sequence[TrainConfig], folder: Path) -> list[Run]:
+    """The runs of a curriculum, each of which starts from the last checkpoint of the one before.
+
+    The newest run in `folder` with a stage's configuration is taken up again; where there is none, one is made.
+    """
+    _check_inputs(stages[0])
+    runs: list[Run] = []
+    there = list_runs(folder) if folder.is_dir() else []
+    for stage in stages:
+        config = replace(stage, model=str(runs[-1].path)) if runs else stage
+        found = [run for run in there if run.config == config]
+        runs.append(found[-1] if found else _create(config, folder))
+    return runs
+
+
+def _create(config: TrainConfig, folder: Path, reward: str | None = None) -> Run:
+    own = reward if config.method is not None and config.method.reward == "custom" else None
+    with RunWriter.create(config, folder, reward_source=own) as writer:
+        return writer.run
+
+
+def _check_inputs(config: TrainConfig) -> None:
+    resolve_device(config.device)
+    manifest = manifest_of(config.model)
+    for source in config.data.sources:
+        if source != "python" and not source.startswith("datasets:"):
+            next(documents(source, "train", config.data.text_column, manifest))
+
+
+def metrics(runs: Iterable[Run]) -> pd.DataFrame:
+    """A row a batch of every run, with `arm` and `seed`."""
+    return pd.concat([_labelled(run, run.metrics()) for run in runs], ignore_index=True)
+
+
+def evaluations(runs: Iterable[Run]) -> pd.DataFrame:
+    """A row an evaluation of every run, with `arm` and `seed`."""
+    return pd.concat([_labelled(run, run.evaluations()) for run in runs], ignore_index=True)
+
+
+def stage_row(stage: TrainConfig) -> dict[str, Any]:
+    """A stage of a curriculum in a line."""
+    data = stage.data
+    shares = (", ".join(f"{name} {share:g}" for name, share in part.items()) for part in (data.sources, data.recall))
+    sizes = {"steps": stage.steps, "rows": stage.batch_size, "tokens a row": data.sequence_length}
+    text, recall = shares
+    return {"stage": stage.recipe, **sizes, "text": text, "recall": recall, "lr": stage.lr, "schedule": stage.schedule}
+
+
+def joined_stages(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`metrics` and `evaluations` of a curriculum as if it were one run: steps counted on from stage to stage."""
+    done, frames = 0, []
+    for run in runs:
+        pair = (run.metrics(), run.evaluations())
+        frames.append([frame.assign(step=frame["step"] + done, arm=run.config.arm, seed=0) for frame in pair])
+        done += run.config.steps
+    train, held_out = (pd.concat(parts, ignore_index=True) for parts in zip(*frames, strict=True))
+    return train, held_out
+
+
+def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:
+    """The tokenizer in a run's last checkpoint."""
+    return AutoTokenizer.from_pretrained(resolve(str(run.path)))
+
+
+def last_rollouts(runs: Iterable[Run], steps: int = 5) -> pd.DataFrame:
+    """The rollouts of the last `steps` batches of every REFINE run, with `arm` and `seed`."""
+    frames = []
+    for run in runs:
+        if run.config.method is not None:
+            last = run.config.steps
+            frames.append(_labelled(run, run.rollouts(range(max(1, last - steps + 1), last + 1))))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _labelled(run: Run, frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(arm=run.config.arm, seed=run.config.seed)
+
+
+def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int = 512) -> list[dict[str, Any]]:
+    """The base model and every run's, measured on the same held-out text, targets and facts; a line is printed of each.
+
+    Recall is asked of `num_documents` documents of `num_tokens` tokens. The base is the model that the first run started with.
+    """
+    config = runs[0].config
+    method = next((run.config.method for run in runs if run.config.method), RefineConfig())
+    models = [("base", None, 0, config.model)]
+    models += [(r.config.arm, r.config.seed, int(r.metrics()["updates"].iloc[-1]), str(r.path)) for r in runs]
+    held_out, rows = None, []
+    for arm, seed, updates, name in models:
+        policy, tokenizer = load_model(name, device=config.device, seed=config.seed)
+        held_out = held_out or _held_out(config, tokenizer)
+        measured = held_out_measures(
+            policy,
+            held_out,
+            num_chunks=method.num_chunks,
+            rollout_length=method.rollout_length,
+            documents=num_documents,
+            document_tokens=num_tokens,
+        )
+        rows.append({"arm": arm, "seed": seed, "updates": updates, **measured})
+        print(f"{arm}{'' if seed is None else f' s{seed}'}:", ", ".join(f"{k} {v:.4f}" for k, v in measured.items()))
+    return rows
+
+
+def _held_out(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> SequenceData:
+    return SequenceData(config.data, tokenizer, config.seed, "validation", manifest_of(config.model))
+
+
+@torch.no_grad()
+def entropies_of_document(run: Run) -> dict[str, Any]:
+    """What `widgets.figures.entropy_profile` draws: the first held-out row, as the model of a REFINE run reads it.
+
+    Raises ValueError for a run of the SFT arm, which selects nothing.
+    """
+    config = run.config
+    method = config.method
+    if method is None:
+        raise ValueError(f"run {run.name} is SFT, which selects no positions; give it one of REFINE")
+    policy, tokenizer = load_model(run.path, device=config.device)
+    batch = _held_out(config, tokenizer).validation().rows(0, 1)
+    there = batch.to(policy.device)
+    stats = next_token_stats(policy, policy.read(there.tokens, there.lengths), there, entropy=True)
+    entropies = F.pad(stats.entropies.cpu(), (0, 1))  # nothing is uncertain after the last token: nothing follows
+    probabilities = selection_probabilities(entropies, batch.lengths, method)
+    draws = Draws(seed=EVALUATION_SEED)
+    positions = select_positions(probabilities, batch.lengths, batch.sequence_ids, draws, method.num_chunks)
+    indexed = shift(entropies, method.entropy_index)
+    size = batch.tokens.shape[1] // method.num_chunks
+    return {
+        "entropies": indexed[0].numpy(),
+        "smoothed": _smoothed(indexed, batch.lengths, method),
+        "positions": positions[0].tolist(),
+        "chunk_borders": [size * chunk for chunk in range(method.num_chunks + 1)],
+        "tokens": [tokenizer.decode([token]) for token in batch.tokens[0].tolist()],
+    }
+
+
+def _smoothed(entropies: torch.Tensor, lengths: torch.Tensor, method: RefineConfig) -> Any:
+    kernel = method.smoothing_kernel if method.selection == "entropy" else 1
+    return smooth(entropies, lengths, kernel)[0].numpy()

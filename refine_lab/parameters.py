@@ -1,0 +1,104 @@
+"""Parameters of a notebook: unknown names are refused, and however a value arrives it has the type its cell declares.
+
+The parameters cell declares each as `name: type = value`; papermill adds a cell of plain assignments behind it. `-p`, `-y`
+and `-f` deliver one value as different types (`-y 'lr: 1e-5'` arrives as text), so the declared type decides.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import os
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any
+
+from refine_lab.config import require, unknown
+
+NONE = ("none", "null", "~", "")
+TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "none"}
+
+
+def parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that a notebook declares, by name, as their declared types; `namespace` is its `globals()`.
+
+    Raises ValueError for a name that the caller set and the notebook does not declare, with the nearest that it does, and
+    for a value that is not of the declared type.
+    """
+    declared: dict[str, Any] = namespace.get("__annotations__", {})
+    for name in _injected(namespace.get("In", ())):
+        if name not in declared:
+            raise unknown("parameter", name, declared)
+    return {name: convert(name, hint, namespace[name]) for name, hint in declared.items()}
+
+
+def convert(name: str, hint: Any, value: Any) -> Any:
+    """`value`, perhaps a text, as `hint`: bool, int, float, str or list[int], each with or without None.
+
+    Raises ValueError that names the parameter, the value and what is allowed.
+    """
+    options = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if NoneType in options and (value is None or str(value).strip().lower() in NONE):
+        return None
+    (kind,) = (option for option in options if option is not NoneType)
+    made = _whole_numbers(value) if typing.get_origin(kind) is list else CONVERTERS[kind](value)
+    words = "whole numbers, as in 0,1,2" if typing.get_origin(kind) is list else WORDS[kind]
+    require(made is not None, f"parameter {name}", value, words + (" or none" if NoneType in options else ""))
+    return made
+
+
+def _injected(cells: Iterable[str]) -> list[str]:
+    """The names that papermill assigned: those of the executed cells that begin as its own do."""
+    names = []
+    for cell in cells:
+        if re.match(r"\s*# Parameters\n", cell):
+            targets = (node.targets for node in ast.parse(cell).body if isinstance(node, ast.Assign))
+            names += [target.id for group in targets for target in group if isinstance(target, ast.Name)]
+    return [name for name in names if not name.startswith("PAPERMILL_")]  # papermill's own, from --inject-paths
+
+
+def _bool(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else TRUTH.get(str(value).strip().lower())
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and number.is_integer() else None
+
+
+def _text(value: Any) -> str | None:
+    return None if isinstance(value, (list, tuple, dict, bool)) else str(value)
+
+
+def _whole_numbers(value: Any) -> list[int] | None:
+    if isinstance(value, str):
+        value = [part for part in value.strip().strip("[]()").split(",") if part.strip()]
+    numbers = [_whole(part) for part in (value if isinstance(value, (list, tuple)) else [value])]
+    whole = [number for number in numbers if number is not None]
+    return whole if whole and len(whole) == len(numbers) else None
+
+
+CONVERTERS = {bool: _bool, float: _number, int: _whole, str: _text}
+
+
+def in_jupyterlab() -> bool:
+    """Whether a person has this kernel's notebook open: a Jupyter server started it, which names the session.
+
+    papermill names none; called from a notebook's own cell it hands down that notebook's, and so has it itself.
+    """
+    if not os.environ.get("JPY_SESSION_NAME"):
+        return False
+    parent = Path(f"/proc/{os.getppid()}/environ")  # Linux
+    return not parent.is_file() or b"\0JPY_SESSION_NAME=" not in b"\0" + parent.read_bytes()

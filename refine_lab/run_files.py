@@ -1,0 +1,140 @@
+"""The files of a run directory: how each is written, read, and cut back to an earlier step.
+
+Whatever is not appended is written under a temporary name and renamed, so that a reader never sees half a file; the one
+file that is appended to, `metrics.jsonl`, may end in half a line, which readers skip.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+ROLLOUT_TYPES = {
+    "sequence_id": pa.int64(),
+    "position": pa.int32(),
+    "member": pa.int32(),
+    "prefix_ids": pa.list_(pa.int32()),
+    "rollout_ids": pa.list_(pa.int32()),
+    "target_ids": pa.list_(pa.int32()),
+    "logprobs": pa.list_(pa.float32()),
+    "entropy": pa.float32(),
+    "cosine": pa.float32(),
+    "binary": pa.float32(),
+    "reward": pa.float32(),
+    "advantage": pa.float32(),
+}
+"""The columns a step's rollouts are given in; the file has `step` before them."""
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises FileNotFoundError, and ValueError for anything else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path.parent} has no {path.name}: the run directory is incomplete") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged: it holds {type(values).__name__}, not an object")
+    return values
+
+
+def parse_line(path: Path, line: bytes) -> dict[str, Any]:
+    """A line of `metrics.jsonl`; null is NaN. Raises ValueError for what is none."""
+    try:
+        values = json.loads(line)
+        _ = values["kind"], values["step"]
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{path} is damaged: {line[:60]!r} is no line of metrics") from None
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def plain(value: Any) -> Any:
+    """A value as strict JSON can hold it: tensors and numpy numbers plain, what is not finite None."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def drop_leftovers(path: Path) -> None:
+    """Remove what killed processes left under temporary names."""
+    for folder in (path, path / "rollouts", path / "checkpoints"):
+        for left in folder.glob(".*.tmp"):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
+def cut_metrics(path: Path, last_step: int) -> None:
+    """Keep the whole lines up to `last_step`."""
+    if path.exists():
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith(b"\n") and parse_line(path, line)["step"] <= last_step]
+        if len(kept) < len(lines):
+            replace_text(path, b"".join(kept).decode())
+
+
+def cut_rollouts(folder: Path, last_step: int) -> None:
+    """Keep the rollouts up to `last_step`: later files go, one that reaches beyond it is written anew."""
+    for first, last, path in rollout_files(folder):
+        if last > last_step:
+            if first <= last_step:
+                table = pq.read_table(path)
+                _write_parquet(folder / f"{first}-{last_step}.parquet", table.filter(pc.field("step") <= last_step))
+            path.unlink()
+
+
+def rollout_files(folder: Path) -> list[tuple[int, int, Path]]:
+    """First step, last step and path of every closed file, in order."""
+    found = ((re.fullmatch(r"(\d+)-(\d+)\.parquet", path.name), path) for path in folder.glob("*.parquet"))
+    return sorted((int(name[1]), int(name[2]), path) for name, path in found if name)
+
+
+def read_rollouts(path: Path) -> pd.DataFrame:
+    """A row a rollout. Raises ValueError for a file that is no parquet."""
+    try:
+        return pq.read_table(path).to_pandas()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def write_rollouts(folder: Path, batches: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+    """Write the rollouts of some steps, each a column a name of `ROLLOUT_TYPES`, as `<first>-<last>.parquet`."""
+    schema = pa.schema({"step": pa.int32(), **ROLLOUT_TYPES})
+    tables = []
+    for step, rows in batches:
+        columns = {name: _plain_column(rows[name]) for name in ROLLOUT_TYPES}
+        count = len(columns["position"])
+        tables.append(pa.table({"step": [step] * count, **columns}, schema=schema))
+    _write_parquet(folder / f"{batches[0][0]}-{batches[-1][0]}.parquet", pa.concat_tables(tables))
+
+
+def _plain_column(column: Any) -> list[Any]:
+    if hasattr(column, "tolist"):
+        return column.tolist()
+    return [value.tolist() if hasattr(value, "tolist") else value for value in column]
+
+
+def _write_parquet(path: Path, table: pa.Table) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table, temporary)
+    os.replace(temporary, path)

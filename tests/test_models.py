@@ -1,0 +1,280 @@
+"""Models: states as values, unequal rows, transformers' interface, flash-linear-attention's names."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_step import make_batch, make_policy
+from transformers import AutoModelForCausalLM
+
+from refine_lab.data.tokenizer import train_tokenizer
+from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, State, load_model
+from refine_lab.models.loading import register, resolve_device
+
+VARIANTS = {
+    "plain": {},
+    "gate": {"use_gate": True},
+    "no-conv": {"use_short_conv": False},
+    "no-beta": {"use_beta": False},
+    "negative": {"allow_neg_eigval": True},
+    "relu-sum": {"qk_activation": "relu", "qk_norm": "sum"},
+    "elu": {"qk_activation": "elu"},
+    "identity": {"qk_activation": "identity"},
+    "conv-2": {"conv_size": 2},
+    "wide-values": {"expand_v": 2.0, "expand_k": 0.5},
+}
+
+
+def make_variant(**fields) -> DeltaNetForCausalLM:
+    sizes = dict(hidden_size=24, num_heads=2, num_hidden_layers=2, intermediate_size=40, vocab_size=53)
+    return DeltaNetForCausalLM(DeltaNetConfig(**sizes, initializer_range=0.2, **fields)).double()
+
+
+def same(a: State, b: State, tolerance: float = 1e-9) -> bool:
+    close = (torch.allclose(a.tensors[n], b.tensors[n], atol=tolerance) for n in a.tensors)
+    return a.tensors.keys() == b.tensors.keys() and all(close) and torch.equal(a.lengths, b.lengths)
+
+
+@pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
+def test_state_at_is_the_state_of_the_prefix_read_alone(fields):
+    policy, batch = make_variant(**fields), make_batch()
+    trace = policy.read(batch.tokens, batch.lengths)
+    positions = torch.tensor([[0, 62, 149], [1, 65, 96], [63, 64, 130]])
+    states = trace.state_at(positions)
+    for row in range(3):
+        for column, position in enumerate(positions[row].tolist()):
+            alone = policy.read(batch.tokens[row : row + 1, : position + 1]).final_state
+            assert same(states.select([row * 3 + column]), alone), (row, position)
+
+
+@pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
+def test_reading_in_pieces_is_reading_at_once(fields):
+    policy, tokens = make_variant(**fields), make_batch().tokens[:1]
+    whole, state, hidden = policy.read(tokens), None, []
+    for piece in tokens.split([1, 2, 3, 60, 64, 20], 1):
+        trace = policy.read(piece, state=state)
+        state = trace.final_state
+        hidden.append(trace.hidden_states)
+    assert torch.allclose(torch.cat(hidden, 1), whole.hidden_states, atol=1e-9)
+    assert same(state, whole.final_state)
+
+
+def test_a_pad_changes_nothing():
+    policy, batch = make_policy(), make_batch()
+    trace = policy.read(batch.tokens, batch.lengths)
+    other = batch.tokens.clone()
+    for row, length in enumerate(batch.lengths.tolist()):
+        other[row, length:] = 7
+        alone = policy.read(batch.tokens[row : row + 1, :length])
+        assert torch.allclose(trace.hidden_states[row, :length], alone.hidden_states[0], atol=1e-12)
+        assert same(trace.final_state.select([row]), alone.final_state)
+    assert same(policy.read(other, batch.lengths).final_state, trace.final_state, 0)
+
+
+def test_gradients_flow_through_a_state_into_its_prefix_and_no_further():
+    policy, tokens = make_policy(), make_batch().tokens[:1]
+    embedded = policy.model.embeddings(tokens).detach().requires_grad_()
+    policy.model.embeddings.register_forward_hook(lambda *_: embedded)
+    state = policy.read(tokens).state_at(torch.tensor([[70]]))
+    sum(x.double().square().sum() for x in state.tensors.values()).backward()
+    size = embedded.grad[0].norm(dim=-1)
+    assert (size[:71] > 0).all() and (size[71:] == 0).all()
+    assert not state.detach().tensors["0.recurrent_state"].requires_grad
+
+
+def test_branching_mutates_nothing(tmp_path):
+    policy, batch = make_policy(), make_batch()
+    state = policy.read(batch.tokens, batch.lengths).final_state.detach()
+    copies = {name: x.clone() for name, x in state.tensors.items()}
+    with torch.no_grad():
+        first = policy.read(batch.tokens[:, :5], state=state).hidden_states
+        again = policy.read(batch.tokens[:, :5], state=state).hidden_states
+    assert torch.equal(first, again)
+    assert all(torch.equal(copies[name], x) for name, x in state.tensors.items())
+    twice = State.stack([state, state]).select([0, 3])
+    assert torch.equal(twice.tensors["0.recurrent_state"][0], twice.tensors["0.recurrent_state"][1])
+    assert state.repeat(2).rows == 6 and torch.equal(state.repeat(2).lengths[:2], state.lengths[[0, 0]])
+    state.save(tmp_path / "state.safetensors")
+    assert same(State.load(tmp_path / "state.safetensors"), state, 0)
+
+
+def test_positions_outside_a_row_are_refused():
+    batch = make_batch()
+    trace = make_policy().read(batch.tokens, batch.lengths)
+    with pytest.raises(ValueError, match=r"positions of row 1 must lie in 0\.\.96, got \[97\]"):
+        trace.state_at(torch.tensor([[3], [97], [4]]))
+
+
+# -- transformers' interface -----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_generate_is_greedy_decoding_whatever_the_padding():
+    policy, tokens = make_policy().eval(), make_batch().tokens[:, :40]
+    tokens[:, :7] = tokens[:, :7].clamp_min(1)
+    mask = torch.ones_like(tokens)
+    mask[1, :7], mask[2, :20] = 0, 0
+    written = policy.generate(tokens, attention_mask=mask, max_new_tokens=9, do_sample=False, pad_token_id=0)[:, 40:]
+    for row in range(3):
+        context = tokens[row][mask[row].bool()]
+        for token in written[row]:
+            logits = policy.lm_head(policy.read(context.unsqueeze(0)).hidden_states[0, -1])
+            assert token == logits.argmax()
+            context = torch.cat([context, token.view(1)])
+
+
+@torch.no_grad()
+def test_generate_samples_and_goes_on_from_a_state():
+    policy, tokens = make_policy().eval(), make_batch().tokens[:1, :40]
+    torch.manual_seed(3)
+    a = policy.generate(tokens, max_new_tokens=20, do_sample=True, top_k=0)
+    torch.manual_seed(4)
+    b = policy.generate(tokens, max_new_tokens=20, do_sample=True, top_k=0)
+    assert not torch.equal(a, b)
+    state = policy.read(tokens[:, :-1]).final_state
+    greedy = policy.generate(tokens, max_new_tokens=8, do_sample=False)
+    assert torch.equal(policy.generate(tokens, past_key_values=state, max_new_tokens=8, do_sample=False), greedy)
+
+
+def test_generate_stops_at_a_string(small_model):
+    policy, tokenizer = load_model(small_model)
+    prompt = tokenizer("def f(", return_tensors="pt")["input_ids"]
+    free = policy.generate(prompt, max_new_tokens=12, do_sample=False)[0, prompt.shape[1] :]
+    stop = tokenizer.decode(free[:3])
+    cut = policy.generate(prompt, max_new_tokens=12, do_sample=False, stop_strings=[stop], tokenizer=tokenizer)
+    assert stop in tokenizer.decode(cut[0, prompt.shape[1] :])
+    assert cut.shape[1] < prompt.shape[1] + 12
+
+
+@torch.no_grad()
+def test_forward_returns_logits_loss_and_a_state():
+    policy, batch = make_policy(), make_batch()
+    labels = batch.tokens.clone()
+    for row, length in enumerate(batch.lengths.tolist()):
+        labels[row, length:] = -100
+    mask = (labels != -100).long()
+    output = policy(batch.tokens, attention_mask=mask, labels=labels)
+    trace = policy.read(batch.tokens, batch.lengths)
+    logits = policy.lm_head(trace.hidden_states)
+    truth = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    assert output.loss == pytest.approx(truth.item(), abs=1e-10)
+    assert torch.allclose(output.logits[1, :97], logits[1, :97], atol=1e-10)
+    assert same(output.past_key_values, trace.final_state)
+
+
+# -- loading, and flash-linear-attention's names ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_model(tmp_path):
+    """A checkpoint with a tokenizer, saved as any other."""
+    tokenizer = train_tokenizer(["def f(x):\n    return x + 1\n", "the cat sat on the mat. "] * 20, 400)
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, num_heads=2, num_hidden_layers=2, intermediate_size=48, vocab_size=400)
+    ends = dict(bos_token_id=0, eos_token_id=0)
+    config = DeltaNetConfig(**sizes, **ends, initializer_range=0.3, tie_word_embeddings=True)
+    DeltaNetForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_checkpoint_loads_by_name_and_by_the_auto_class(small_model):
+    policy, tokenizer = load_model(small_model)
+    register()  # whoever registered last is whom the auto class knows
+    auto = AutoModelForCausalLM.from_pretrained(small_model)
+    assert type(auto) is DeltaNetForCausalLM
+    ids = tokenizer("the cat", return_tensors="pt")["input_ids"]
+    assert torch.equal(auto(ids).logits, policy(ids).logits)
+    drawn = [load_model(f"new:{small_model}", seed=seed)[0].head_weight for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def damaged(folder, name: str):
+    if name == "family":
+        (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+        return ValueError, "model_type 'bert'; allowed are 'delta_net'"
+    if name == "json":
+        (folder / "config.json").write_text("{")
+        return ValueError, "is not a model's configuration"
+    if name == "no weights":
+        (folder / "model.safetensors").unlink()
+        return FileNotFoundError, "no .safetensors file"
+    if name == "truncated":
+        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:500])
+        return ValueError, "cannot be read"
+    config = json.loads((folder / "config.json").read_text())
+    if name == "layers":
+        (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+        return ValueError, "do not fit its config.json: missing_keys model.layers.2"
+    if name == "tokenizer":
+        make = DeltaNetConfig(hidden_size=32, num_heads=2, num_hidden_layers=2, intermediate_size=48, vocab_size=300)
+        DeltaNetForCausalLM(make).save_pretrained(folder)
+        return ValueError, "tokens, the model embeds 300"
+    (folder / "config.json").unlink()
+    return FileNotFoundError, "it has no config.json"
+
+
+@pytest.mark.parametrize("what", ("family", "json", "no weights", "truncated", "layers", "tokenizer", "nothing"))
+def test_a_bad_model_folder_is_refused_in_one_sentence(small_model, what):
+    kind, text = damaged(small_model, what)
+    with pytest.raises(kind) as caught:
+        load_model(small_model)
+    assert text in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_unknown_model_names_where_it_was_looked_for():
+    with pytest.raises(FileNotFoundError, match=r"no model 'tiny-deltanot': not among the shipped ones"):
+        load_model("tiny-deltanot")
+    with pytest.raises(ValueError, match="device must be 'auto', 'cpu'"):
+        resolve_device("tpu")
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("attn", {"layers": [0]}), ("attnres_block_size", 2), ("use_l2warp", True), ("use_output_norm", False),
+     ("hidden_act", "powlu"), ("qk_norm", "none"), ("qk_activation", "tanh"), ("attn_mode", "fused_chunk")],
+)  # fmt: skip
+def test_a_field_that_is_not_built_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=rf"DeltaNetConfig\.{field} must be one of"):
+        DeltaNetConfig(**{field: value})
+
+
+def test_every_field_of_flas_configuration_is_ours_with_its_default():
+    fla = pytest.importorskip("fla.models.delta_net", reason="flash-linear-attention is not installed here")
+    theirs, ours = fla.DeltaNetConfig().to_dict(), DeltaNetConfig().to_dict()
+    ignored = {"transformers_version", "architectures"}
+    assert {n: v for n, v in theirs.items() if n not in ignored} == {n: v for n, v in ours.items() if n not in ignored}
+
+
+@pytest.mark.filterwarnings("ignore:ShortConvolution is crucial")
+@pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
+def test_tensor_names_and_shapes_are_flas(fields):
+    fla = pytest.importorskip("fla.models.delta_net", reason="flash-linear-attention is not installed here")
+    sizes = dict(hidden_size=24, num_heads=2, num_hidden_layers=2, vocab_size=53)
+    theirs = fla.DeltaNetForCausalLM(fla.DeltaNetConfig(**sizes, **fields)).state_dict()
+    ours = DeltaNetForCausalLM(DeltaNetConfig(**sizes, **fields)).state_dict()
+    assert {n: x.shape for n, x in ours.items()} == {n: x.shape for n, x in theirs.items()}
+
+
+def test_a_checkpoint_that_fla_saved_loads_tensor_for_tensor(tmp_path, small_model):
+    fla = pytest.importorskip("fla.models.delta_net", reason="flash-linear-attention is not installed here")
+    config = fla.DeltaNetConfig(hidden_size=24, num_heads=2, num_hidden_layers=2, vocab_size=400, use_gate=True)
+    theirs = fla.DeltaNetForCausalLM(config)
+    theirs.save_pretrained(tmp_path / "fla")
+    load_model(small_model)[1].save_pretrained(tmp_path / "fla")
+    ours, _ = load_model(tmp_path / "fla")
+    assert all(torch.equal(x, ours.state_dict()[name]) for name, x in theirs.state_dict().items())
+
+
+@pytest.mark.parametrize("order", (("fla.models", "refine_lab.models"), ("refine_lab.models", "fla.models")))
+def test_load_model_does_not_depend_on_who_registered_last(small_model, order):
+    pytest.importorskip("fla", reason="flash-linear-attention is not installed here")
+    code = "\n".join(f"import {name}" for name in order) + (
+        f"\nfrom refine_lab import load_model\nprint(type(load_model({str(small_model)!r})[0]).__module__)"
+    )
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "refine_lab.models.deltanet"
