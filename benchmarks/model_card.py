@@ -18,9 +18,7 @@ from benchmarks.common import arguments, write
 from refine_lab.config import DataConfig
 from refine_lab.data.batches import SequenceData, plain_tokens
 from refine_lab.data.corpus import Manifest, compare
-from refine_lab.data.recall import make_document
-from refine_lab.draws import Draws
-from refine_lab.evaluation import EVALUATION_SEED, bits_per_byte, next_token, recall
+from refine_lab.evaluation import EVALUATION_SEED, bits_per_byte, next_token, recall, recall_documents
 from refine_lab.models import FastWeightLM, load_model
 from refine_lab.models.loading import manifest_of, resolve
 from refine_lab.types import Batch
@@ -31,21 +29,9 @@ DOCUMENTS, ROWS, ROW_TOKENS = 200, 64, 1024
 
 
 def held_out(manifest: Manifest | None, tokenizer: PreTrainedTokenizerBase, rows: int = ROWS) -> SequenceData:
-    """The held-out Python files: rows for prediction, and the text that facts are planted in."""
+    """The held-out Python files: rows to predict, and the text that facts are planted in."""
     config = DataConfig(sequence_length=ROW_TOKENS, validation_sequences=rows)
     return SequenceData(config, tokenizer, seed=EVALUATION_SEED, split="validation", manifest=manifest)
-
-
-def recall_share(
-    policy: FastWeightLM, tokenizer: PreTrainedTokenizerBase, filler: np.ndarray, kind: str, length: int, documents: int
-) -> float:
-    """The share recalled by greedy generation of `documents` documents, with keys and text unseen in training."""
-    draws = Draws(seed=EVALUATION_SEED)
-    made = [
-        make_document(kind, length, filler, draws.generator(i, f"{kind} at {length}"), tokenizer, "validation")
-        for i in range(documents)
-    ]
-    return recall(policy, made)
 
 
 def prediction(policy: FastWeightLM, tokenizer: PreTrainedTokenizerBase, batch: Batch) -> dict[str, float]:
@@ -87,10 +73,25 @@ def measure(model: str, documents: int = DOCUMENTS, rows: int = ROWS, prose: str
         print("prose", figures["prose"], flush=True)
     figures["recall"] = {kind: {} for kind, _ in RECALL}
     for kind, length in RECALL:
-        share = recall_share(policy, tokenizer, data.tokens["python"], kind, length, documents)
+        share = recall(policy, recall_documents(kind, documents, length, data))
         figures["recall"][kind][str(length)] = share
         print(f"{kind:9s} at {length:5d} tokens  {share:.3f}", flush=True)
     return figures
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures as the card's Markdown table, from what `measure` gives or its JSON."""
+    rows = [("held-out", "figure")]
+    for text in ("code", "prose"):
+        if text in figures:
+            found = figures[text]
+            rows.append((f"{text}: next-token accuracy", f"{found['ntp_accuracy']:.1%}"))
+            rows.append((f"{text}: next-token loss", f"{found['ntp_loss']:.3f} nats a token"))
+            rows.append((f"{text}: bits per byte", f"{found['bits_per_byte']:.3f}"))
+    for kind, shares in figures["recall"].items():
+        rows += [(f"recall of {kind} at {length} tokens", f"{share:.1%}") for length, share in shares.items()]
+    lines = [f"| {name} | {figure} |" for name, figure in rows]
+    return "\n".join([lines[0], "|---|---|", *lines[1:]])
 
 
 def main() -> None:
@@ -101,6 +102,7 @@ def main() -> None:
         ("--prose", {"default": None, "help": "folder of .txt files that the model has not read"}),
     )
     figures = measure(chosen.model, chosen.documents, chosen.rows, chosen.prose)
+    print(table(figures))
     named = None if chosen.prose is None else Path(chosen.prose).name
     write(chosen.json, figures, model=Path(chosen.model).name, documents=chosen.documents, prose=named)
 

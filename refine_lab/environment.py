@@ -33,7 +33,7 @@ def environment(device: str | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(package) for name, package in packages.items()},
         "refine_lab": version("refine_lab"),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "device": device and _device_name(device),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads() if device and torch else None,

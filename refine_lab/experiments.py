@@ -11,12 +11,14 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from refine_lab.config import RefineConfig, TrainConfig, require
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.sources import documents
 from refine_lab.draws import Draws
 from refine_lab.evaluation import EVALUATION_SEED, held_out_measures
+from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_model, manifest_of, resolve, resolve_device
 from refine_lab.recipes import recipe as named_recipe
 from refine_lab.records import Run, RunWriter, list_runs, runs_dir
@@ -133,12 +135,12 @@ def _check_inputs(config: TrainConfig) -> None:
 
 def metrics(runs: Iterable[Run]) -> pd.DataFrame:
     """A row a batch of every run, with `arm` and `seed`."""
-    return pd.concat([_labelled(run, run.metrics()) for run in runs], ignore_index=True)
+    return _joined((run, run.metrics()) for run in runs)
 
 
 def evaluations(runs: Iterable[Run]) -> pd.DataFrame:
     """A row an evaluation of every run, with `arm` and `seed`."""
-    return pd.concat([_labelled(run, run.evaluations()) for run in runs], ignore_index=True)
+    return _joined((run, run.evaluations()) for run in runs)
 
 
 def stage_row(stage: TrainConfig) -> dict[str, Any]:
@@ -168,16 +170,12 @@ def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:
 
 def last_rollouts(runs: Iterable[Run], steps: int = 5) -> pd.DataFrame:
     """The rollouts of the last `steps` batches of every REFINE run, with `arm` and `seed`."""
-    frames = []
-    for run in runs:
-        if run.config.method is not None:
-            last = run.config.steps
-            frames.append(_labelled(run, run.rollouts(range(max(1, last - steps + 1), last + 1))))
-    return pd.concat(frames, ignore_index=True)
+    last = ((run, run.config.steps) for run in runs if run.config.method is not None)
+    return _joined((run, run.rollouts(range(max(1, step - steps + 1), step + 1))) for run, step in last)
 
 
-def _labelled(run: Run, frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.assign(arm=run.config.arm, seed=run.config.seed)
+def _joined(frames: Iterable[tuple[Run, pd.DataFrame]]) -> pd.DataFrame:
+    return pd.concat([f.assign(arm=run.config.arm, seed=run.config.seed) for run, f in frames], ignore_index=True)
 
 
 def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int = 512) -> list[dict[str, Any]]:
@@ -191,7 +189,7 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
     models += [(r.config.arm, r.config.seed, int(r.metrics()["updates"].iloc[-1]), str(r.path)) for r in runs]
     held_out, rows = None, []
     for arm, seed, updates, name in models:
-        policy, tokenizer = load_model(name, device=config.device, seed=config.seed)
+        policy, tokenizer = _load(name, config)
         held_out = held_out or _held_out(config, tokenizer)
         measured = held_out_measures(
             policy,
@@ -204,6 +202,11 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
         rows.append({"arm": arm, "seed": seed, "updates": updates, **measured})
         print(f"{arm}{'' if seed is None else f' s{seed}'}:", ", ".join(f"{k} {v:.4f}" for k, v in measured.items()))
     return rows
+
+
+def _load(name: str, config: TrainConfig) -> tuple[FastWeightLM, PreTrainedTokenizerBase]:
+    logging.disable_progress_bar()  # a widget for each of a second's work, blank where the notebook is only read
+    return load_model(name, device=config.device, seed=config.seed)
 
 
 def _held_out(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> SequenceData:
@@ -220,7 +223,7 @@ def entropies_of_document(run: Run) -> dict[str, Any]:
     method = config.method
     if method is None:
         raise ValueError(f"run {run.name} is SFT, which selects no positions; give it one of REFINE")
-    policy, tokenizer = load_model(run.path, device=config.device)
+    policy, tokenizer = _load(str(run.path), config)
     batch = _held_out(config, tokenizer).validation().rows(0, 1)
     there = batch.to(policy.device)
     stats = next_token_stats(policy, policy.read(there.tokens, there.lengths), there, entropy=True)

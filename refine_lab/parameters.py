@@ -1,7 +1,8 @@
 """Parameters of a notebook: unknown names are refused, and however a value arrives it has the type its cell declares.
 
 The parameters cell declares each as `name: type = value`; papermill adds a cell of plain assignments behind it. `-p`, `-y`
-and `-f` deliver one value as different types (`-y 'lr: 1e-5'` arrives as text), so the declared type decides.
+and `-f` deliver one value as different types (`-y 'lr: 1e-5'` arrives as text), so the declared type decides. A type that
+allows None is written `"Optional[int]"`: papermill understands no bar, and a parameters cell imports nothing.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ import ast
 import math
 import os
 import re
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any
+from types import NoneType
+from typing import Any, Optional, get_args, get_origin
 
 from refine_lab.config import require, unknown
 
@@ -37,16 +37,17 @@ def parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert(name: str, hint: Any, value: Any) -> Any:
-    """`value`, perhaps a text, as `hint`: bool, int, float, str or list[int], each with or without None.
+    """`value`, perhaps a text, as `hint`: bool, int, float, str or list[int], or one of them in `"Optional[...]"`.
 
     Raises ValueError that names the parameter, the value and what is allowed.
     """
-    options = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    hint = eval(hint, {"Optional": Optional}) if isinstance(hint, str) else hint
+    options = get_args(hint) if NoneType in get_args(hint) else (hint,)
     if NoneType in options and (value is None or str(value).strip().lower() in NONE):
         return None
     (kind,) = (option for option in options if option is not NoneType)
-    made = _whole_numbers(value) if typing.get_origin(kind) is list else CONVERTERS[kind](value)
-    words = "whole numbers, as in 0,1,2" if typing.get_origin(kind) is list else WORDS[kind]
+    made = _whole_numbers(value) if get_origin(kind) is list else CONVERTERS[kind](value)
+    words = "whole numbers, as in 0,1,2" if get_origin(kind) is list else WORDS[kind]
     require(made is not None, f"parameter {name}", value, words + (" or none" if NoneType in options else ""))
     return made
 

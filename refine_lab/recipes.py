@@ -88,6 +88,7 @@ def midtrain(arm: str = "refine", seed: int = 0) -> TrainConfig:
         sources={"python": 1.0},
         sequence_length=1024,
         recall={"word-1": 0.125, "word-4": 0.125},
+        max_tokens=4_000_000,  # twenty runs' worth, tokenised in seconds
         validation_sequences=16,
     )
     return TrainConfig(
@@ -121,8 +122,8 @@ def pretrain(model: str, prose: str | None = None) -> list[TrainConfig]:
         (120, 32, 128, 20, 0.1, {"pairs": 0.5}),  # few pairs at a time: here recall is learned
         (400, 128, 32, 20, 0.1, {"pairs": 0.15, "word-1": 0.2, "word-4": 0.15, "number-1": 0.2}),
         (600, 256, 16, 20, 0.1, {"pairs": 0.03, "word-1": 0.1, "word-4": 0.12, "number-1": 0.15, "number-2": 0.05}),
-        (1000, 512, 8, 20, 0.1, {"word-1": 0.07, "word-4": 0.1, "number-1": 0.12, "number-2": 0.04}),
-        (1500, 1024, 4, 20, 0.05, {"word-1": 0.04, "word-4": 0.07, "number-1": 0.08, "number-2": 0.02}),
+        (500, 512, 8, 20, 0.1, {"word-1": 0.07, "word-4": 0.1, "number-1": 0.12, "number-2": 0.04}),
+        (1500, 1024, 4, 20, 0.05, {"word-1": 0.08, "word-4": 0.1, "number-1": 0.16, "number-2": 0.04}),
     ]
     return [
         TrainConfig(

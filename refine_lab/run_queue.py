@@ -50,8 +50,9 @@ def train_in_turn(
     finally:
         for _, lock in queue:
             os.close(lock)
-    if detach:
-        log(f"{len(queue)} runs train in a process of their own; it needs neither this page nor this kernel")
+    if detach and queue:
+        paths = (f"\n  {run.path}" for run, _ in queue)
+        log("in a process of their own, which needs neither this page nor this kernel, train" + "".join(paths))
 
 
 def stop_all(runs: Sequence[Run], timeout: float = SAVE_SECONDS) -> None:
@@ -77,7 +78,8 @@ def require_finished(runs: Sequence[Run]) -> None:
         if state not in ("starting", "running", "finished"):
             status = run.status
             reason = f": {status.error}" if status.error else ""
-            raise RuntimeError(f"run {run.name} {state} at step {status.step} of {status.steps}{reason}")
+            what = state if state == "failed" else f"was {state}"
+            raise RuntimeError(f"run {run.name} {what} at step {status.step} of {status.steps}{reason}")
     if waiting:
         raise RuntimeError(
             f"{len(waiting)} of {len(states)} runs still train ({', '.join(waiting)}); "

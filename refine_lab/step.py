@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -145,7 +145,7 @@ def train_step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
     config = learner.config
     method = config.method
     several = method is not None and len(batch.lengths) > config.mini_batch_size
-    planned = _roll_out_batch(learner, batch, draws) if several else None
+    planned, entropy_mean = _roll_out_batch(learner, batch, draws) if several else (None, None)
     sums: dict[str, float] = defaultdict(float)
     kept: list[Rollouts] = [] if planned is None else [planned]
     updates = 0
@@ -167,6 +167,8 @@ def train_step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
         sums["grad_norm"] += float(norm)
         updates += 1
     metrics = {name: value / updates for name, value in sums.items()}
+    if entropy_mean is not None:
+        metrics["entropy_mean"] = entropy_mean
     rollouts = Rollouts.cat(kept) if kept else None
     if rollouts is not None:
         metrics |= _rollout_metrics(rollouts)
@@ -182,14 +184,13 @@ def _loss(
         trace = policy.read(micro.tokens, micro.lengths)
         stats = next_token_stats(policy, trace, micro, entropy=method is not None and planned is None)
         ntp = ntp_loss(stats.logprobs, micro.lengths, mini.num_targets)
-        real = torch.arange(stats.greedy.shape[1], device=ntp.device) < (micro.lengths - 1).unsqueeze(1)
-        metrics = {"ntp_loss": ntp.detach(), "ntp_accuracy": (stats.greedy & real).sum() / mini.num_targets}
+        metrics = {"ntp_loss": ntp.detach(), "ntp_accuracy": _sum(stats.greedy, micro) / mini.num_targets}
         if method is None:
             return ntp, metrics, None
         if planned is None:
             assert learner.reward is not None
             entropies = _with_last(stats.entropies.detach())
-            metrics["entropy_mean"] = torch.where(real, stats.entropies.detach(), 0).sum() / mini.num_targets
+            metrics["entropy_mean"] = _sum(entropies[:, :-1], micro) / mini.num_targets
             rollouts, continuation = roll_out(policy, trace, entropies, micro, method, learner.reward, draws)
         else:
             detach = method.prefix_gradient == "detached"
@@ -202,10 +203,10 @@ def _loss(
 
 
 @torch.no_grad()
-def _roll_out_batch(learner: Learner, batch: Batch, draws: Draws) -> Rollouts:
-    """The rollouts of a whole batch, sampled before its first update."""
+def _roll_out_batch(learner: Learner, batch: Batch, draws: Draws) -> tuple[Rollouts, float]:
+    """The rollouts of a whole batch, sampled before its first update, and the policy's mean entropy over it."""
     assert learner.config.method is not None and learner.reward is not None
-    parts = []
+    parts, entropy = [], 0.0
     for _, micro in _split(batch, learner.config.micro_batch_size):
         with learner.autocast():
             trace = learner.policy.read(micro.tokens, micro.lengths)
@@ -213,7 +214,8 @@ def _roll_out_batch(learner: Learner, batch: Batch, draws: Draws) -> Rollouts:
             entropies = _with_last(stats.entropies)
             arguments = (trace, entropies, micro, learner.config.method, learner.reward, draws)
             parts.append(roll_out(learner.policy, *arguments)[0])
-    return Rollouts.cat(parts)
+            entropy += float(_sum(stats.entropies, micro))
+    return Rollouts.cat(parts), entropy / batch.num_targets
 
 
 @torch.no_grad()
@@ -230,6 +232,12 @@ def _reference_logprobs(learner: Learner, batch: Batch, rollouts: Rollouts, meth
 def _with_last(entropies: Float[Tensor, "B S"]) -> Float[Tensor, "B T"]:
     """Entropies of T - 1 places as a row of T: from the last place nothing can be rolled out."""
     return torch.nn.functional.pad(entropies, (0, 1))
+
+
+def _sum(values: Float[Tensor, "B S"] | Bool[Tensor, "B S"], batch: Batch) -> Tensor:
+    """The sum over the places that have a next token."""
+    has_next = torch.arange(values.shape[1], device=values.device) < (batch.lengths - 1).unsqueeze(1)
+    return torch.where(has_next, values, 0).sum()
 
 
 def _split(batch: Batch, size: int) -> Iterator[tuple[int, Batch]]:

@@ -13,14 +13,6 @@ from refine_lab.launch import child_setup
 from refine_lab.records import Run, RunWriter
 
 
-def __getattr__(name: str):  # TRANSITION: `train` and `rollout_rows` are in refine_lab.loop
-    if name in ("train", "rollout_rows", "PREFIX_TOKENS", "STATUS_SECONDS"):
-        import refine_lab.loop
-
-        return getattr(refine_lab.loop, name)
-    raise AttributeError(name)
-
-
 def main(arguments: list[str]) -> int:
     """The exit status: 0 for a run that is finished or was asked to stop, 1 for one that failed, 2 for a wrong call."""
     if len(arguments) != 1:

@@ -119,7 +119,8 @@ def test_fla_kernels_agree_with_torch_on_cuda():
     assert relative(outputs.float(), truth) < 2e-2, "outputs, bfloat16"
     assert relative(pieces.at(positions).float(), states.at(positions)) < 2e-2, "states, bfloat16"
     grads = [
-        torch.autograd.grad(s.at(positions).float().square().sum(), inputs[1:], retain_graph=True) for s in (states, pieces)
+        torch.autograd.grad(s.at(positions).float().square().sum(), inputs[1:], retain_graph=True)
+        for s in (states, pieces)
     ]
     for name, a, b in zip(("dk", "dv", "dbeta", "dS"), *grads, strict=True):
         assert relative(b.float(), a) < 5e-2, name

@@ -28,7 +28,7 @@ from refine_lab.types import Batch
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden" / "trajectory.json"
 STEPS, ROWS, LENGTH = 20, 4, 224
-METRICS = ("ntp_loss", "ntp_accuracy", "nsp_loss", "reward_mean", "reward_std", "clip_fraction", "entropy_mean", "grad_norm")
+METRICS = "ntp_loss ntp_accuracy nsp_loss reward_mean reward_std clip_fraction entropy_mean grad_norm".split()
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
 
 METHOD = RefineConfig(num_chunks=5, margin=12, group_size=2, nsp_coef=0.5)
@@ -50,7 +50,7 @@ def run(config: TrainConfig = CONFIG, dtype: torch.dtype = torch.float32) -> Ite
         ids = tuple(range(step * ROWS, (step + 1) * ROWS))
         batch = Batch(tokens=tokens, lengths=lengths, sequence_ids=ids)
         metrics = train_step(learner, batch, Draws(seed=config.seed, step=step)).metrics
-        yield {name: float(metrics[name]) for name in METRICS if name in metrics}
+        yield {name: float(metrics[name]) for name in METRICS}
 
 
 def recorded() -> list[dict[str, float]]:

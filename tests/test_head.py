@@ -36,7 +36,8 @@ def test_values_and_gradients_are_those_of_whole_logits(rows, temperature):
     weights = torch.randn(2, rows, dtype=torch.float64)
     for used in ((1, 0), (0, 1), (1, 1)):  # logprobs alone, entropies alone, both
         losses = [
-            sum(on * (w * x).sum() for on, w, x in zip(used, weights, stats[:2], strict=True)) for stats in (ours, theirs)
+            sum(on * (w * x).sum() for on, w, x in zip(used, weights, stats[:2], strict=True))
+            for stats in (ours, theirs)
         ]
         grads = [torch.autograd.grad(loss, inputs[:2], retain_graph=True) for loss in losses]
         for name, a, b in zip(("hidden states", "weight"), *grads, strict=True):

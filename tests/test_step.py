@@ -27,7 +27,9 @@ VOCABULARY, LENGTH, K = 53, 150, 5
 def make_policy(dtype: torch.dtype = torch.float64, seed: int = 0) -> DeltaNetForCausalLM:
     torch.manual_seed(seed)
     sizes = dict(hidden_size=24, num_heads=2, num_hidden_layers=2, intermediate_size=40, vocab_size=VOCABULARY)
-    policy = DeltaNetForCausalLM(DeltaNetConfig(**sizes, expand_v=2.0, tie_word_embeddings=True, initializer_range=0.05))
+    policy = DeltaNetForCausalLM(
+        DeltaNetConfig(**sizes, expand_v=2.0, tie_word_embeddings=True, initializer_range=0.05)
+    )
     return policy.to(dtype)
 
 
@@ -123,7 +125,9 @@ def test_neither_row_order_nor_micro_batches_nor_padding_change_a_draw():
     batch = make_batch()
     order = [2, 0, 1]
     permuted = Batch(
-        tokens=batch.tokens[order], lengths=batch.lengths[order], sequence_ids=tuple(batch.sequence_ids[i] for i in order)
+        tokens=batch.tokens[order],
+        lengths=batch.lengths[order],
+        sequence_ids=tuple(batch.sequence_ids[i] for i in order),
     )
     drawn = []
     for rows, micro in ((batch, 3), (permuted, 3), (permuted, 2), (batch, 1)):
@@ -141,10 +145,14 @@ def test_several_updates_use_the_logprobs_of_the_policy_that_sampled():
     learner = learner_for(make_policy(), method, mini_batch_size=1, batch_size=3)
     result = train_step(learner, batch, Draws(seed=5, step=1))
     assert result.metrics["updates"] == 3
-    whole = learner_for(make_policy(), method)
-    sampled = train_step(whole, batch, Draws(seed=5, step=1)).rollouts
-    assert torch.equal(result.rollouts.tokens, sampled.tokens), "all rollouts come from the policy before the first update"
+    one = train_step(learner_for(make_policy(), method), batch, Draws(seed=5, step=1))
+    sampled = one.rollouts
+    assert torch.equal(result.rollouts.tokens, sampled.tokens), (
+        "all rollouts come from the policy before the first update"
+    )
     assert torch.allclose(result.rollouts.old_logprobs, sampled.old_logprobs)
+    assert result.metrics.keys() == one.metrics.keys(), "either way has the same columns"
+    assert result.metrics["entropy_mean"] == pytest.approx(one.metrics["entropy_mean"], rel=1e-12)
     assert abs(result.metrics["ratio_mean"] - 1) > 1e-6, "later updates move the policy away from the one that sampled"
 
 

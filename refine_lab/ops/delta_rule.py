@@ -76,6 +76,8 @@ def chunk_delta_rule(
     `fla.ops.delta_rule.naive.delta_rule_recurrence`.
     """
     batch, length, heads, dv = v.shape
+    if length == 1:
+        return _one_token(q, k, v, beta, initial_state)
     size = min(chunk_size, 1 << (length - 1).bit_length())  # a power of two, as the inverse asks for
     q, k, v, beta = (_chunk_first(x, size) for x in (q, k, v, beta.unsqueeze(-1)))
     # (I + tril(beta k k^T, -1)) [u0 w] = beta [v k];  u = u0 - w S
@@ -93,6 +95,16 @@ def chunk_delta_rule(
     outputs = q @ states + (q @ k.transpose(-1, -2)).tril() @ updates
     outputs = outputs.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).reshape(batch, -1, heads, dv)
     return outputs[:, :length], ChunkedStates(states, k, updates, heads)
+
+
+def _one_token(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, initial_state: Tensor | None):
+    """The rule itself: the same for a chunk of one token, with a fraction of the operations; rollouts are made of it."""
+    batch, _, heads, dv = v.shape
+    q, k, v, beta = (x.reshape(batch * heads, 1, -1) for x in (q, k, v, beta))
+    state = k.new_zeros(batch * heads, k.shape[-1], dv) if initial_state is None else initial_state.flatten(0, 1).to(k)
+    update = beta * torch.baddbmm(v, k, state, alpha=-1)
+    output = torch.baddbmm((q * k).sum(-1, keepdim=True) * update, q, state)
+    return output.view(batch, 1, heads, dv), ChunkedStates(state[None], k[None], update[None], heads)
 
 
 class UnitLowerInverse(torch.autograd.Function):
@@ -137,4 +149,5 @@ def _diagonal_blocks(x: Float[Tensor, "*rows L L"], width: int) -> Float[Tensor,
 def _chunk_first(x: Float[Tensor, "B T H d"], size: int) -> Float[Tensor, "n B*H L d"]:
     batch, length, heads, width = x.shape
     x = F.pad(x, (0, 0, 0, 0, 0, -length % size))
-    return x.view(batch, -1, size, heads, width).permute(1, 0, 3, 2, 4).reshape(-1, batch * heads, size, width)
+    x = x.view(batch, -1, size, heads, width).permute(1, 0, 3, 2, 4).reshape(-1, batch * heads, size, width)
+    return x.contiguous()  # also for one row, where it is a view: `at` would copy all of it to take a chunk

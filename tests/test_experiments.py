@@ -1,0 +1,241 @@
+"""Experiments as notebooks run them: parameters and their types, fair arms, run directories made or found again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refine_lab.config import DataConfig, TrainConfig
+from refine_lab.data.batches import SequenceData
+from refine_lab.evaluation import recall_documents
+from refine_lab.experiments import arms, create_runs, joined_stages, last_rollouts, metrics, runs_folder, stage_runs
+from refine_lab.models.loading import load_model
+from refine_lab.parameters import convert, in_jupyterlab, parameters
+from refine_lab.records import Run, RunWriter
+
+INJECTED = "# Parameters\n"
+
+
+def exactly_first(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
+    return (rollout_ids[:, 0] == target_ids[:, 0]).float()
+
+
+# -- parameters ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hint", "arrivals", "value"),
+    [
+        ("Optional[float]", [1e-5, "1e-5", " 1e-05 "], 1e-5),
+        (float, [3, "3", 3.0], 3.0),
+        (int, [25, "25", 25.0, "2.5e1"], 25),
+        ("Optional[int]", [None, "null", "None", "~", ""], None),
+        ("Optional[bool]", [True, "true", "True", "yes", 1, "1"], True),
+        (bool, [False, "false", "no", 0], False),
+        (str, ["tiny-deltanet"], "tiny-deltanet"),
+        ("Optional[str]", [7, "7"], "7"),
+        (list[int], ["0,1,2", "0, 1, 2", "[0, 1, 2]", [0, 1, 2], ("0", 1, 2.0)], [0, 1, 2]),
+        (list[int], [3, "3", [3]], [3]),
+    ],
+)
+def test_a_value_is_the_same_however_it_arrives(hint: Any, arrivals: list[Any], value: Any) -> None:
+    for arrival in arrivals:
+        made = convert("name", hint, arrival)
+        assert made == value, arrival
+        assert type(made) is type(value), arrival
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "allowed"),
+    [
+        (int, "2.5", "a whole number, got '2.5'"),
+        ("Optional[int]", "many", "a whole number or none, got 'many'"),
+        (int, True, "a whole number, got True"),
+        (int, None, "a whole number, got None"),
+        (float, "fast", "a number, got 'fast'"),
+        (float, math.nan, "a number, got nan"),
+        (float, "inf", "a number, got 'inf'"),
+        ("Optional[bool]", "perhaps", "true or false or none, got 'perhaps'"),
+        (str, ["a"], r"a text, got \['a'\]"),
+        (list[int], "0,x", "whole numbers, as in 0,1,2, got '0,x'"),
+        (list[int], [], r"whole numbers, as in 0,1,2, got \[\]"),
+        (list[int], "0,1.5", "whole numbers, as in 0,1,2, got '0,1.5'"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(hint: Any, value: Any, allowed: str) -> None:
+    with pytest.raises(ValueError, match=f"^parameter seeds must be {allowed}$"):
+        convert("seeds", hint, value)
+
+
+def namespace(**assigned: Any) -> dict[str, Any]:
+    """A notebook's `globals()` after its parameters cell and papermill's, with what later cells may leave in it."""
+    cells = ["", "steps: int = 25\nlr: float = 1e-4", INJECTED + "\n".join(f"{k} = {v!r}" for k, v in assigned.items())]
+    later = {"In": [*cells, "configs = []\nstep = 3"], "configs": [], "step": 3}
+    return {"__annotations__": {"steps": int, "lr": float}, "steps": 25, "lr": 1e-4, **assigned, **later}
+
+
+def test_parameters_are_the_declared_ones_with_injected_values() -> None:
+    assert parameters(namespace()) == {"steps": 25, "lr": 1e-4}
+    assert parameters(namespace(lr="1e-5", PAPERMILL_INPUT_PATH="in.ipynb")) == {"steps": 25, "lr": 1e-5}
+
+
+def test_an_unknown_parameter_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="unknown parameter 'stepz'; did you mean 'steps'\\? allowed are steps, lr"):
+        parameters(namespace(stepz=3))
+
+
+def test_lab_is_told_from_papermill_called_in_lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    assert not in_jupyterlab()
+    monkeypatch.setenv("JPY_SESSION_NAME", "midtrain.ipynb")
+    parent = Path("/proc/self/environ")
+    if parent.is_file():
+        monkeypatch.setattr("os.getppid", lambda: "self")  # our own environment began without the name
+        assert in_jupyterlab() == (b"JPY_SESSION_NAME=" not in parent.read_bytes())
+        monkeypatch.setattr("pathlib.Path.read_bytes", lambda path: b"A=1\0JPY_SESSION_NAME=other.ipynb\0")
+        assert not in_jupyterlab()
+
+
+# -- arms ----------------------------------------------------------------------------------------------------------------
+
+
+def test_arms_of_a_seed_differ_in_the_method_alone() -> None:
+    configs = arms("midtrain", [0, 3], steps=7, lr=2e-5, data="/texts", sequence_length=512, nsp_coef=0.5, num_chunks=4)
+    assert [(config.arm, config.seed) for config in configs] == [("sft", 0), ("refine", 0), ("sft", 3), ("refine", 3)]
+    for sft, refine in (configs[:2], configs[2:]):
+        assert replace(refine, method=None) == sft
+        assert refine.method is not None
+        assert (refine.method.nsp_coef, refine.method.num_chunks, refine.method.rollout_length) == (0.5, 4, 5)
+    assert (configs[0].steps, configs[0].lr, configs[0].data.sources) == (7, 2e-5, {"/texts": 1.0})
+    assert configs[0].data.recall == {"word-1": 0.125, "word-4": 0.125}
+
+
+def test_a_batch_of_another_size_makes_as_many_updates() -> None:
+    for config in arms("paper_midtrain", [0], batch_size=8):
+        assert (config.batch_size, config.mini_batch_size, config.micro_batch_size) == (8, 2, 1)
+    assert [c.updates_per_batch for c in arms("paper_midtrain_release_updates", [0], batch_size=8)] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"seeds": [0, 1, 0]}, r"seeds must be at least one whole number, none twice, got \[0, 1, 0\]"),
+        ({"seeds": [-1]}, "TrainConfig.seed must be at least 0, got -1"),
+        ({"recipe": "midtrian"}, "unknown recipe 'midtrian'; did you mean 'midtrain'"),
+        ({"reward": "cosin"}, "unknown reward 'cosin'; did you mean 'cosine'"),
+        ({"lr": -1.0}, "TrainConfig.lr must be above 0, got -1"),
+        ({"dtype": "float16"}, "TrainConfig.dtype must be one of 'float32', 'bfloat16', got 'float16'"),
+        ({"sequence_length": 64}, "sequence_length must be at least 161 for the method's num_chunks"),
+        ({"recipe": "paper_midtrain", "batch_size": 6}, "batch_size must be a multiple of 4, the updates"),
+    ],
+)
+def test_a_bad_value_is_refused_with_what_is_allowed(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        arms(**({"recipe": "midtrain", "seeds": [0]} | changes))
+
+
+# -- run directories -----------------------------------------------------------------------------------------------------
+
+
+def test_a_reward_of_ones_own_is_kept_in_the_refine_runs(tmp_path: Path) -> None:
+    sft, refine = create_runs(arms("midtrain", [0], reward=exactly_first), tmp_path, exactly_first)
+    assert refine.config.method is not None
+    assert refine.config.method.reward == "custom"
+    assert "def exactly_first(" in (refine.path / "reward.py").read_text()
+    assert not (sft.path / "reward.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model": "tiny-deltanett"}, "there is no model 'tiny-deltanett'"),
+        ({"data": "/nowhere/texts"}, "there is no source '/nowhere/texts'; allowed are 'python'"),
+        ({"device": "cuda:99"}, "device|CUDA"),
+    ],
+)
+def test_what_is_not_there_is_refused_before_a_run_is_made(
+    tmp_path: Path, changes: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+        create_runs(arms("midtrain", [0], **changes), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_runs_is_absolute_or_the_projects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFINE_RUNS", str(tmp_path))
+    assert runs_folder(None) == tmp_path
+    assert runs_folder("/other") == Path("/other")
+    with pytest.raises(ValueError, match=r"parameter output must be an absolute path, .* got 'here'"):
+        runs_folder("here")
+
+
+def curriculum(steps: int) -> list[TrainConfig]:
+    rows = DataConfig(sequence_length=64)
+    sizes = {"batch_size": 2, "mini_batch_size": 2, "micro_batch_size": 2}
+    return [TrainConfig(recipe=f"stage-{n}", method=None, data=rows, steps=steps, seed=n, **sizes) for n in (1, 2)]
+
+
+def fill(run: Run, value: float) -> None:
+    """A run's records as training would leave them."""
+    with RunWriter.open(run.path) as writer:
+        writer.evaluation(0, {"ntp_loss": value})
+        for step in range(1, run.config.steps + 1):
+            writer.train(step, {"ntp_loss": value})
+        writer.evaluation(run.config.steps, {"ntp_loss": value})
+
+
+def test_stages_go_on_from_one_another_and_are_found_again(tmp_path: Path) -> None:
+    first, second = stage_runs(curriculum(3), tmp_path)
+    assert first.config.model == "tiny-deltanet"
+    assert second.config.model == str(first.path)
+    assert [run.path for run in stage_runs(curriculum(3), tmp_path)] == [first.path, second.path]
+    other = stage_runs(curriculum(4), tmp_path)
+    assert not {run.path for run in other} & {first.path, second.path}
+
+
+def test_a_curriculum_is_drawn_as_one_run(tmp_path: Path) -> None:
+    runs = stage_runs(curriculum(2), tmp_path)
+    for run, value in zip(runs, (3.0, 2.0), strict=True):
+        fill(run, value)
+    train, held_out = joined_stages(runs)
+    assert train["step"].tolist() == [1, 2, 3, 4]
+    assert train["ntp_loss"].tolist() == [3.0, 3.0, 2.0, 2.0]
+    assert held_out["step"].tolist() == [0, 2, 2, 4]
+    assert set(train["arm"]) == {"sft"}
+    assert set(train["seed"]) == {0}
+
+
+def test_metrics_carry_arm_and_seed(tmp_path: Path) -> None:
+    runs = create_runs(arms("midtrain", [4], steps=2), tmp_path)
+    for run in runs:
+        fill(run, 1.5)
+    frame = metrics(runs)
+    assert frame[["arm", "seed", "step"]].values.tolist() == [
+        ["sft", 4, 1],
+        ["sft", 4, 2],
+        ["refine", 4, 1],
+        ["refine", 4, 2],
+    ]
+    assert last_rollouts(runs).empty
+
+
+# -- recall --------------------------------------------------------------------------------------------------------------
+
+
+def test_recall_documents_are_the_same_every_time_and_differ_from_one_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("A sentence of some words. " * 4000)
+    monkeypatch.setenv("REFINE_CACHE", str(tmp_path / "cache"))
+    _, tokenizer = load_model("tiny-deltanet", device="cpu")
+    config = DataConfig(sources={str(tmp_path / "a.txt"): 1.0}, sequence_length=128, validation_sequences=1)
+    held_out = SequenceData(config, tokenizer, 0, "validation")
+    documents = recall_documents("word-1", 3, 128, held_out)
+    assert [len(d.questions) for d in documents] == [1, 1, 1]
+    assert len({tuple(document.tokens) for document in documents}) == 3
+    assert recall_documents("word-1", 3, 128, held_out) == documents
