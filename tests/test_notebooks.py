@@ -145,10 +145,8 @@ def test_parameters_give_the_same_run_however_they_come(by_p: Folder, tmp_path: 
     [
         (["-p", "step", "3"], "unknown parameter 'step'; did you mean 'steps'?"),
         (["-y", "lr: fast"], "parameter lr must be a number or none, got 'fast'"),
-        (["-p", "seeds", "0,zero"], "parameter seeds must be whole numbers, as in 0,1,2, got '0,zero'"),
         (["-p", "reward", "cosin"], "unknown reward 'cosin'; did you mean 'cosine'?"),
         (["-p", "data", "/nowhere"], "there is no source '/nowhere'; allowed are 'python'"),
-        (["-p", "output", "here"], "parameter output must be an absolute path"),
     ],
 )
 def test_a_bad_parameter_fails_at_once(tmp_path: Path, options: list[str], sentence: str) -> None:
@@ -219,7 +217,7 @@ def test_detached_training_outlives_the_notebook_which_says_so(tmp_path: Path) -
 def test_pretraining_goes_on_where_it_ended(tmp_path: Path) -> None:
     """Two stages from fresh weights; run again, nothing is trained twice and the same model is told of."""
     folder, notebook = Folder(path=tmp_path), ROOT / "notebooks" / "pretrain.ipynb"
-    options = pairs({"steps": "1", "last_stage": "2"})
+    options = pairs({"steps": "1", "last_stage": "2", "documents": "5"})
     status, output = folder.run(*options, notebook=notebook)
     assert status == 0, output
     first, second = folder.runs

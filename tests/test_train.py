@@ -23,7 +23,7 @@ from refine_lab.launch import TRAINER, RunProcess, follow, resume, start
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, load_model
 from refine_lab.optim import make_optimizers
 from refine_lab.records import Run
-from refine_lab.rewards import REWARDS
+from refine_lab.rewards import REWARDS, reward_source
 from refine_lab.step import Learner, train_step
 from refine_lab.types import Batch
 
@@ -178,15 +178,13 @@ def test_the_micro_batch_changes_no_draw_and_next_to_no_metric(config, whole):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-4), name
 
 
-LARGEST_ID = """
 def largest_id(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
     return rollout_ids.max(-1).values.to(logprobs.dtype)
-"""
 
 
 def test_a_reward_of_the_users_own_reaches_the_process(config):
     own = replace(config, method=replace(config.method, reward="custom"), steps=2)
-    rollouts = train(own, reward_source=LARGEST_ID).rollouts()
+    rollouts = train(own, reward_source=reward_source(largest_id)).rollouts()
     assert rollouts["reward"].tolist() == [max(ids) for ids in rollouts["rollout_ids"]]
     assert rollouts["advantage"].abs().max() > 0.5
 
