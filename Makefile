@@ -64,7 +64,7 @@ environment.yml: requirements.lock
 
 demo: $(READY) ## environment, install, and notebooks/midtrain.ipynb executed
 	@ready=$$(date +%s); status=0; mkdir -p "$(RUNS)"; touch .venv/.demo; \
-	executed=$(RUNS)/$$(date +%Y%m%d-%H%M%S)-midtrain.ipynb; \
+	executed="$(RUNS)"/$$(date +%Y%m%d-%H%M%S)-midtrain.ipynb; \
 	$(BIN)/papermill --log-output --no-progress-bar notebooks/midtrain.ipynb "$$executed" || status=$$?; \
 	echo; \
 	echo "install   $$((ready - $(START))) s"; \

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0
-"""Bound of a log-ratio before exp, the release's: an infinite ratio would turn a clipped gradient of 0 into NaN."""
+"""Bound of a log-ratio before exp, verl's: an infinite ratio would turn a clipped gradient of 0 into NaN."""
 
 
 def policy_loss(

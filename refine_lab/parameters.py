@@ -69,12 +69,17 @@ def _bool(value: Any) -> bool | None:
 def _number(value: Any) -> float | None:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
 
 def _whole(value: Any) -> int | None:
+    try:
+        if not isinstance(value, (bool, float)):
+            return int(value)  # exactly, which a float above 2**53 is not
+    except (TypeError, ValueError):
+        pass  # 25.0 and 2.5e1 as texts are whole as well
     number = _number(value)
     return int(number) if number is not None and number.is_integer() else None
 

@@ -100,7 +100,7 @@ def midtrain(arm: str = "refine", seed: int = 0) -> TrainConfig:
         batch_size=8,
         mini_batch_size=8,
         micro_batch_size=8,
-        lr=1e-4,  # to be tuned: 1e-6 moves nothing within 25 updates
+        lr=1e-4,  # docs/log.md; the paper's 1e-6 moves nothing within 25 updates
         weight_decay=0.01,  # table D.1
         eval_every=5,
         checkpoint_every=25,

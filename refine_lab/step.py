@@ -162,6 +162,8 @@ def train_step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
             for name, value in metrics.items():
                 sums[name] += float(value)
         norm = torch.nn.utils.clip_grad_norm_(learner.policy.parameters(), config.max_grad_norm)
+        if not torch.isfinite(norm):  # before the weights are lost
+            raise FloatingPointError(f"the gradient's norm is {float(norm)} in update {updates + 1}; try an lr below {config.lr}")
         for optimizer in learner.optimizers:
             optimizer.step()
         sums["grad_norm"] += float(norm)
@@ -189,7 +191,7 @@ def _loss(
             return ntp, metrics, None
         if planned is None:
             assert learner.reward is not None
-            entropies = _with_last(stats.entropies.detach())
+            entropies = _with_last(stats.entropies.detach(), micro)
             metrics["entropy_mean"] = _sum(entropies[:, :-1], micro) / mini.num_targets
             rollouts, continuation = roll_out(policy, trace, entropies, micro, method, learner.reward, draws)
         else:
@@ -211,7 +213,7 @@ def _roll_out_batch(learner: Learner, batch: Batch, draws: Draws) -> tuple[Rollo
         with learner.autocast():
             trace = learner.policy.read(micro.tokens, micro.lengths)
             stats = next_token_stats(learner.policy, trace, micro, entropy=True)
-            entropies = _with_last(stats.entropies)
+            entropies = _with_last(stats.entropies, micro)
             arguments = (trace, entropies, micro, learner.config.method, learner.reward, draws)
             parts.append(roll_out(learner.policy, *arguments)[0])
             entropy += float(_sum(stats.entropies, micro))
@@ -229,9 +231,13 @@ def _reference_logprobs(learner: Learner, batch: Batch, rollouts: Rollouts, meth
     return follow(learner.reference, branches, rollouts.tokens, method.temperature).logprobs
 
 
-def _with_last(entropies: Float[Tensor, "B S"]) -> Float[Tensor, "B T"]:
-    """Entropies of T - 1 places as a row of T: from the last place nothing can be rolled out."""
-    return torch.nn.functional.pad(entropies, (0, 1))
+def _with_last(entropies: Float[Tensor, "B S"], batch: Batch) -> Float[Tensor, "B T"]:
+    """Entropies of T - 1 places as a row of T, 0 from each row's last token on: what follows there is not known.
+
+    The last token's own is 0 whether or not pads follow, so that smoothing sees the same row in every batch.
+    """
+    places = torch.arange(entropies.shape[1], device=entropies.device)
+    return torch.nn.functional.pad(torch.where(places < (batch.lengths - 1).unsqueeze(1), entropies, 0), (0, 1))
 
 
 def _sum(values: Float[Tensor, "B S"] | Bool[Tensor, "B S"], batch: Batch) -> Tensor:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from test_step import learner_for, make_batch, make_policy
 
+import refine_lab.models.deltanet as deltanet
+from refine_lab.config import RefineConfig
+from refine_lab.draws import Draws
 from refine_lab.ops.delta_rule import UnitLowerInverse, chunk_delta_rule
 from refine_lab.ops.fla_delta_rule import segmented_delta_rule
+from refine_lab.step import train_step
 
 naive = pytest.importorskip("fla.ops.delta_rule.naive", reason="flash-linear-attention is not installed here")
 
@@ -108,6 +113,39 @@ def test_the_inverse_stays_exact_where_all_keys_are_equal():
     lower = torch.ones(1, 64, 64).tril(-1)
     product = UnitLowerInverse.apply(lower) @ (torch.eye(64) + lower)
     assert torch.allclose(product[0], torch.eye(64), atol=1e-6)
+
+
+def test_a_float32_model_runs_on_kernels_that_work_in_bfloat16(monkeypatch):
+    """fla's kernel itself needs CUDA; here the torch rule stands in its place, with its types in and out."""
+    fla = pytest.importorskip("fla.ops.delta_rule", reason="flash-linear-attention is not installed here")
+
+    def kernel(q, k, v, beta, *, scale, initial_state, output_final_state):
+        assert q.dtype == k.dtype == v.dtype == beta.dtype == torch.bfloat16 and scale == 1.0 and output_final_state
+        outputs, state = torch_kernel(q.float(), k.float(), v.float(), beta.float(), initial_state)
+        return outputs.to(q.dtype), state
+
+    monkeypatch.setattr(fla, "chunk_delta_rule", kernel)
+    policy, batch = make_policy(torch.float32), make_batch()
+    truth = policy.read(batch.tokens, batch.lengths)
+    monkeypatch.setattr(deltanet, "delta_rule", segmented_delta_rule)
+    trace = policy.read(batch.tokens, batch.lengths)
+    assert relative(trace.hidden_states, truth.hidden_states) < 3e-2
+    positions = torch.tensor([[3, 80]] * 3)
+    for name, value in trace.state_at(positions).tensors.items():
+        assert relative(value, truth.state_at(positions).tensors[name]) < 3e-2, name
+    policy.read(batch.tokens[:, :5], state=trace.final_state).hidden_states.sum().backward()
+    assert policy.model.layers[0].attn.k_proj.weight.grad.norm() > 0
+
+
+@pytest.mark.gpu
+def test_a_float32_model_on_cuda_agrees_with_the_cpu():
+    policy, batch = make_policy(torch.float32), make_batch()
+    truth = policy.read(batch.tokens, batch.lengths)
+    there = batch.to("cuda")
+    trace = policy.cuda().read(there.tokens, there.lengths)
+    assert relative(trace.hidden_states.cpu(), truth.hidden_states) < 3e-2, "hidden states, bfloat16 kernels"
+    learner = learner_for(policy, RefineConfig(num_chunks=4, margin=5))
+    assert train_step(learner, there, Draws(seed=0, step=1)).metrics["grad_norm"] > 0
 
 
 @pytest.mark.gpu

@@ -127,6 +127,13 @@ def test_generate_is_greedy_decoding_whatever_the_padding():
             context = torch.cat([context, token.view(1)])
 
 
+@pytest.mark.parametrize("mask", ([[0], [1]], [[0, 0], [0, 1]]))
+def test_a_row_without_a_token_is_refused(mask):
+    mask = torch.tensor(mask)
+    with pytest.raises(ValueError, match="attention_mask leaves no token of row 0"):
+        make_policy()(torch.ones_like(mask), attention_mask=mask)
+
+
 @torch.no_grad()
 def test_generate_samples_and_goes_on_from_a_state():
     policy, tokens = make_policy().eval(), make_batch().tokens[:1, :40]

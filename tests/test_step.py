@@ -18,6 +18,7 @@ from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.optim import make_optimizers
 from refine_lab.rewards import REWARDS
 from refine_lab.rollout import Branches, follow
+from refine_lab.selection import selection_probabilities
 from refine_lab.step import Learner, assess, next_token_stats, train_step
 from refine_lab.types import Batch, Rollouts
 
@@ -137,6 +138,33 @@ def test_neither_row_order_nor_micro_batches_nor_padding_change_a_draw():
         for sequence, (positions, tokens) in drawn[0].items():
             assert torch.equal(positions, other[sequence][0])
             assert torch.equal(tokens, other[sequence][1])
+
+
+@pytest.mark.parametrize("kernel, margin, k", [(5, 20, 5), (5, 0, 2), (11, 0, 5), (41, 0, 2)])
+def test_a_pad_changes_no_probability_however_wide_the_smoothing(kernel, margin, k):
+    method = RefineConfig(num_chunks=4, margin=margin, rollout_length=k, smoothing_kernel=kernel)
+    policy, batch = make_policy(), make_batch()
+
+    def probabilities(rows: Batch) -> Tensor:
+        stats = next_token_stats(policy, policy.read(rows.tokens, rows.lengths), rows, entropy=True)
+        return selection_probabilities(step_module._with_last(stats.entropies, rows).detach(), rows.lengths, method)
+
+    together = probabilities(batch)
+    for row, length in enumerate(batch.lengths.tolist()):
+        alone = probabilities(batch.rows(row, row + 1))
+        assert torch.allclose(together[row, :length], alone[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [None, RefineConfig(num_chunks=4, margin=5)])
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_lost(method):
+    policy = make_policy()
+    learner = learner_for(policy, method)
+    with torch.no_grad():
+        policy.model.norm.weight[0] = torch.nan
+    kept = policy.head_weight.detach().clone()
+    with pytest.raises((FloatingPointError, ValueError), match="norm is nan in update 1|must be finite, got nan"):
+        train_step(learner, make_batch(), Draws(seed=0, step=1))
+    assert torch.equal(policy.head_weight, kept)
 
 
 def test_several_updates_use_the_logprobs_of_the_policy_that_sampled():

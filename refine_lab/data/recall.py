@@ -29,6 +29,8 @@ NUMBER_QUESTION = (
 )
 TEMPLATES = {"word": (WORD_FACT, WORD_QUESTION), "number": (NUMBER_FACT, NUMBER_QUESTION)}
 """A value brings the space before it, so that it is the same tokens in the fact and in the answer."""
+ANCHOR = "is"
+"""What stands before a text while it is encoded: some tokenizers put a space before the first word of all they read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +91,9 @@ def recall_words(tokenizer: PreTrainedTokenizerBase) -> Words:
     used = {
         word for templates in TEMPLATES.values() for text in templates for word in re.findall("[a-z]+", text.lower())
     }
-    texts = {}
+    before, texts = tokenizer.encode(ANCHOR, add_special_tokens=False), {}
     for token in range(len(tokenizer)):
-        text = str(tokenizer.decode([token]))
+        text = str(tokenizer.decode([*before, token])).removeprefix(ANCHOR)  # alone it may lose its space (Metaspace)
         if re.fullmatch(r" [a-z]{3,}", text) and text[1:] not in used and _encode(tokenizer, text) == [token]:
             texts[token] = text
     held_out = {token for token, text in texts.items() if hashlib.sha256(text.encode()).digest()[0] < 256 // 5}
@@ -207,12 +209,12 @@ class _Writer:
     def pairs(self, length: int) -> RecallDocument:
         """Half the document states pairs, up to a random number of them; the rest asks, over and over in training."""
         size = 2 + len(self.stop)
-        most = min(length // (2 * size), len(self.words.keys[self.split]))
-        if most < 1:
+        most = min(length // (2 * size), len(self.words.keys[self.split]), len(self.words.texts) // 2)
+        if length < 2 * size:
             raise ValueError(
                 f"a recall document of kind 'pairs' takes at least {2 * size} tokens, {length} are allowed"
             )
-        count = most - self.below(most // 2 + 1)
+        count = max(1, most - self.below(most // 2 + 1))  # 1 where there are no words: choosing them says so
         keys, values = self.keys_and_words(count)
         document = [token for pair in zip(keys, values, strict=True) for token in (*pair, *self.stop)]
         asked = length // size - count if self.split == "train" else 1
@@ -221,4 +223,8 @@ class _Writer:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False)
+    """The tokens of `text`, which begins with no letter, as they are within a longer text."""
+    before = tokenizer.encode(ANCHOR, add_special_tokens=False)
+    whole = tokenizer.encode(ANCHOR + text, add_special_tokens=False)
+    kept = whole[: len(before)] == before
+    return whole[len(before) :] if kept else tokenizer.encode(text, add_special_tokens=False)

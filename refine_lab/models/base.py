@@ -65,12 +65,12 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         only. `labels` equal to -100 are left out of the loss.
         """
         rows, width = input_ids.shape
-        if attention_mask is None or width == 1:
-            order, lengths, packed = None, torch.full((rows,), width, device=input_ids.device), input_ids
-        else:
-            real = attention_mask[:, -width:].bool()
+        order, lengths, packed = None, torch.full((rows,), width, device=input_ids.device), input_ids
+        if attention_mask is not None and not (real := attention_mask[:, -width:].bool()).all():
             order, lengths = torch.sort(~real, dim=-1, stable=True).indices, real.sum(-1)
             packed = input_ids.gather(1, order)
+            if (empty := lengths == 0).any():
+                raise ValueError(f"attention_mask leaves no token of row {int(empty.nonzero()[0])}; a row needs at least one")
         trace = self.read(packed, lengths, past_key_values)
         hidden_states = trace.hidden_states
         if order is not None:

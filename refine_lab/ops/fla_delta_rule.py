@@ -23,12 +23,13 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor
 
 
 def fla_kernel(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, initial_state: Tensor) -> tuple[Tensor, Tensor]:
-    """`fla.ops.delta_rule.chunk_delta_rule`, in bfloat16 (it rejects float32) with float32 states."""
+    """`fla.ops.delta_rule.chunk_delta_rule`, in bfloat16 (it rejects float32) with float32 states; outputs as `v` came."""
     from fla.ops.delta_rule import chunk_delta_rule  # binds Triton: imported where it is used, on CUDA only
 
-    q, k, v, beta = (x if x.dtype == torch.float16 else x.bfloat16() for x in (q, k, v, beta))
+    halves = (x if x.dtype == torch.float16 else x.bfloat16() for x in (q, k, v, beta))
     kernel: Any = chunk_delta_rule  # fla's decorators hide its signature
-    return kernel(q, k, v, beta, scale=1.0, initial_state=initial_state, output_final_state=True)
+    output, state = kernel(*halves, scale=1.0, initial_state=initial_state, output_final_state=True)
+    return output.to(v.dtype), state
 
 
 @dataclass(frozen=True)
