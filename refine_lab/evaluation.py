@@ -20,6 +20,8 @@ from refine_lab.types import Batch
 
 EVALUATION_SEED = 20_260_216
 """Of every draw of an evaluation, whatever the seed of the training: the same for all runs and steps."""
+RECALL_KINDS = ("word-1", "number-1")
+"""Of the documents that recall is asked of."""
 
 
 @torch.no_grad()
@@ -50,7 +52,7 @@ def rewards_at_fixed_targets(
 
     Positions are uniform and, like the uniform numbers that tokens are drawn with, the same for every model.
     """
-    method = RefineConfig(selection="uniform", num_chunks=num_chunks, rollout_length=rollout_length)
+    method = fixed_targets(num_chunks, rollout_length)
     draws, scores = Draws(seed=EVALUATION_SEED), []
     for start in range(0, len(batch.lengths), micro_batch_size):
         micro = batch.rows(start, start + micro_batch_size).to(policy.device)
@@ -60,6 +62,11 @@ def rewards_at_fixed_targets(
         scores.append(torch.stack([rollouts.cosine, rollouts.binary]))
     cosine, binary = torch.cat(scores, 1).double().mean(1).tolist()
     return {"cosine": cosine, "binary": binary}
+
+
+def fixed_targets(num_chunks: int, rollout_length: int) -> RefineConfig:
+    """How the fixed positions are chosen."""
+    return RefineConfig(selection="uniform", num_chunks=num_chunks, rollout_length=rollout_length)
 
 
 @torch.no_grad()
@@ -87,14 +94,18 @@ def held_out_measures(
     *,
     num_chunks: int = 8,
     rollout_length: int = 5,
-    kinds: Sequence[str] = ("word-1", "number-1"),
+    kinds: Sequence[str] = RECALL_KINDS,
     documents: int = 50,
     document_tokens: int = 512,
 ) -> dict[str, float]:
-    """All of the above: next token, rewards at fixed targets, and `recall KIND at LENGTH` of each kind."""
+    """All of the above: next token, rewards at fixed targets, and `recall KIND at LENGTH` of each kind.
+
+    Without the rewards where the held-out rows are too short to roll out from each of `num_chunks` chunks.
+    """
     validation = held_out.validation()
     measured = next_token(policy, validation)
-    measured |= rewards_at_fixed_targets(policy, validation, num_chunks, rollout_length)
+    if fixed_targets(num_chunks, rollout_length).fits(int(validation.lengths.min())):
+        measured |= rewards_at_fixed_targets(policy, validation, num_chunks, rollout_length)
     for kind in kinds:
         asked = recall_documents(kind, documents, document_tokens, held_out)
         measured[f"recall {kind} at {document_tokens}"] = recall(policy, asked)

@@ -15,11 +15,13 @@ from transformers.utils import logging
 
 from refine_lab.config import RefineConfig, TrainConfig, require
 from refine_lab.data.batches import SequenceData
+from refine_lab.data.recall import parse_kind
 from refine_lab.data.sources import documents
 from refine_lab.draws import Draws
-from refine_lab.evaluation import EVALUATION_SEED, held_out_measures
+from refine_lab.evaluation import EVALUATION_SEED, RECALL_KINDS, fixed_targets, held_out_measures, recall_documents
 from refine_lab.models.base import FastWeightLM
-from refine_lab.models.loading import load_model, manifest_of, resolve, resolve_device
+from refine_lab.models.loading import SHIPPED, load_model, manifest_of, resolve, resolve_device
+from refine_lab.recipes import pretrain
 from refine_lab.recipes import recipe as named_recipe
 from refine_lab.records import Run, RunWriter, list_runs, runs_dir
 from refine_lab.rewards import reward_function, reward_source
@@ -35,6 +37,8 @@ def arms(
     recipe: str,
     seeds: Sequence[int],
     *,
+    model: str | None = None,
+    steps: int | None = None,
     reward: Reward = None,
     data: str | None = None,
     sequence_length: int | None = None,
@@ -47,14 +51,18 @@ def arms(
     """Of each seed the SFT and the REFINE arm of a recipe, which differ in the method alone.
 
     None leaves the recipe's value; `others` are fields of `TrainConfig`. A batch of another size makes as many updates as
-    the recipe's. Raises ValueError for seeds that repeat and for every value that the configuration refuses.
+    the recipe's. Folders and files are written down as absolute paths, and a run as the checkpoint that is its last now.
+
+    Raises ValueError for seeds that repeat, no steps and for every value that the configuration refuses.
     """
     require(len(set(seeds)) == len(seeds) > 0, "seeds", list(seeds), "at least one whole number, none twice")
+    require(steps is None or steps >= 1, "steps", steps, "at least 1")
     name = "custom" if callable(reward) else reward
     if name is not None and not callable(reward):
         reward_function(name)
     method = _given(reward=name, num_chunks=num_chunks, rollout_length=rollout_length, nsp_coef=nsp_coef)
-    rows = _given(sources=data and {data: 1.0}, sequence_length=sequence_length)
+    rows = _given(sources=data and {_located_source(data): 1.0}, sequence_length=sequence_length)
+    others |= {"model": model and _located_model(model), "steps": steps}
     configs = []
     for seed in seeds:
         for arm in ("sft", "refine"):
@@ -64,6 +72,34 @@ def arms(
                 changes["method"] = replace(config.method, **method)
             configs.append(replace(config, **changes))
     return configs
+
+
+def pretrain_stages(
+    model: str, prose: str | None = None, *, steps: int | None = None, last_stage: int | None = None
+) -> list[TrainConfig]:
+    """The stages of `recipes.pretrain` up to `last_stage`, each of `steps` batches where given.
+
+    Raises ValueError for a stage that there is not and for no steps.
+    """
+    stages = pretrain(_located_model(model), prose and _located_source(prose))
+    last = len(stages) if last_stage is None else last_stage
+    require(1 <= last <= len(stages), "last_stage", last_stage, f"from 1 to {len(stages)}")
+    require(steps is None or steps >= 1, "steps", steps, "at least 1")
+    return [replace(stage, **_given(steps=steps)) for stage in stages[:last]]
+
+
+def _located_model(name: str) -> str:
+    """`name` for every folder it is read from and all time: the absolute path of the model's folder where it is one."""
+    bare = name.removeprefix("new:")
+    shipped = "/" not in bare and (SHIPPED / bare).is_dir()
+    if shipped or not Path(bare).expanduser().is_dir():
+        return name
+    return name[: -len(bare)] + str(resolve(bare).absolute())
+
+
+def _located_source(name: str) -> str:
+    path = Path(name).expanduser()
+    return name if name == "python" or not path.exists() else str(path.absolute())
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -99,7 +135,7 @@ def create_runs(configs: Sequence[TrainConfig], folder: Path, reward: Reward = N
 
     Raises ValueError or FileNotFoundError, before anything is made, for a model, device or data that is not there.
     """
-    _check_inputs(configs[0])
+    _check_inputs(configs)
     source = reward_source(reward) if callable(reward) else None
     return [_create(config, folder, source) for config in configs]
 
@@ -109,7 +145,7 @@ def stage_runs(stages: Sequence[TrainConfig], folder: Path) -> list[Run]:
 
     The newest run in `folder` with a stage's configuration is taken up again; where there is none, one is made.
     """
-    _check_inputs(stages[0])
+    _check_inputs(stages)
     runs: list[Run] = []
     there = list_runs(folder) if folder.is_dir() else []
     for stage in stages:
@@ -125,7 +161,11 @@ def _create(config: TrainConfig, folder: Path, reward: str | None = None) -> Run
         return writer.run
 
 
-def _check_inputs(config: TrainConfig) -> None:
+def _check_inputs(configs: Sequence[TrainConfig]) -> None:
+    """Of all the kinds of recall document, and of the first the rest, which is the others'."""
+    for kind in (kind for config in configs for kind in config.data.recall):
+        parse_kind(kind)
+    config = configs[0]
     resolve_device(config.device)
     manifest = manifest_of(config.model)
     for source in config.data.sources:
@@ -182,20 +222,25 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
     """The base model and every run's, measured on the same held-out text, targets and facts; a line is printed of each.
 
     Recall is asked of `num_documents` documents of `num_tokens` tokens. The base is the model that the first run started with.
+    What cannot be measured with this tokenizer or these rows is left out, and a sentence printed of it.
     """
     config = runs[0].config
     method = next((run.config.method for run in runs if run.config.method), RefineConfig())
     models = [("base", None, 0, config.model)]
     models += [(r.config.arm, r.config.seed, int(r.metrics()["updates"].iloc[-1]), str(r.path)) for r in runs]
-    held_out, rows = None, []
+    held_out, kinds, rows = None, [], []
     for arm, seed, updates, name in models:
         policy, tokenizer = _load(name, config)
-        held_out = held_out or _held_out(config, tokenizer)
+        if held_out is None:
+            held_out = _held_out(config, tokenizer)
+            kinds = _kinds_to_ask(held_out, num_documents, num_tokens)
+            _tell_of_rewards(method, config.data.sequence_length)
         measured = held_out_measures(
             policy,
             held_out,
             num_chunks=method.num_chunks,
             rollout_length=method.rollout_length,
+            kinds=kinds,
             documents=num_documents,
             document_tokens=num_tokens,
         )
@@ -204,13 +249,33 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
     return rows
 
 
+def _kinds_to_ask(held_out: SequenceData, num_documents: int, num_tokens: int) -> list[str]:
+    """The kinds of recall document that this tokenizer and text make; of each other a sentence is printed."""
+    kinds = []
+    for kind in RECALL_KINDS:
+        try:
+            recall_documents(kind, num_documents, num_tokens, held_out)
+        except ValueError as error:
+            print(f"Recall of {kind} is left out: {error}.")
+        else:
+            kinds.append(kind)
+    return kinds
+
+
+def _tell_of_rewards(method: RefineConfig, length: int) -> None:
+    chunks = method.num_chunks
+    if not fixed_targets(chunks, method.rollout_length).fits(length):
+        print(f"Rewards are left out: rows of {length} tokens have no room for rollouts from {chunks} chunks.")
+
+
 def _load(name: str, config: TrainConfig) -> tuple[FastWeightLM, PreTrainedTokenizerBase]:
     logging.disable_progress_bar()  # a widget for each of a second's work, blank where the notebook is only read
     return load_model(name, device=config.device, seed=config.seed)
 
 
 def _held_out(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> SequenceData:
-    return SequenceData(config.data, tokenizer, config.seed, "validation", manifest_of(config.model))
+    rows = replace(config.data, recall={})  # recall is asked in documents of its own
+    return SequenceData(rows, tokenizer, config.seed, "validation", manifest_of(config.model))
 
 
 @torch.no_grad()

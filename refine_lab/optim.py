@@ -27,7 +27,7 @@ def make_optimizers(policy: FastWeightLM, config: TrainConfig) -> list[Optimizer
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Of batch `step`, counted from 1: a linear warm-up, then constant, or linear towards zero, which the batch after the last would have."""
+    """Of batch `step`, counted from 1: a linear warm-up, then constant or linear to zero, due one batch after the last."""
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
     if config.schedule == "constant":

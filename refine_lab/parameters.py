@@ -76,9 +76,9 @@ def _number(value: Any) -> float | None:
 
 def _whole(value: Any) -> int | None:
     try:
-        if not isinstance(value, (bool, float)):
+        if isinstance(value, (int, str)) and not isinstance(value, bool):
             return int(value)  # exactly, which a float above 2**53 is not
-    except (TypeError, ValueError):
+    except ValueError:
         pass  # 25.0 and 2.5e1 as texts are whole as well
     number = _number(value)
     return int(number) if number is not None and number.is_integer() else None

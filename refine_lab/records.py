@@ -16,6 +16,8 @@ import json
 import os
 import shutil
 import time
+import typing
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,6 +31,7 @@ from refine_lab.config import TrainConfig, from_json, to_json
 from refine_lab.environment import environment, project_root
 from refine_lab.run_files import (
     ROLLOUT_TYPES,
+    checkpoints,
     cut_metrics,
     cut_rollouts,
     drop_leftovers,
@@ -253,8 +256,15 @@ class Run:
     @property
     def status(self) -> Status:
         path = self.path / "status.json"
+        values = read_json(path)
+        if "state" in values and values["state"] not in typing.get_args(State):
+            allowed = ", ".join(typing.get_args(State))
+            raise ValueError(f"{path} is damaged: state must be one of {allowed}, got {values['state']!r}")
+        for name in {"step", "steps"} & set(values):
+            if type(values[name]) is not int or values[name] < 0:
+                raise ValueError(f"{path} is damaged: {name} must be a whole number from 0, got {values[name]!r}")
         try:
-            return Status(**read_json(path))
+            return Status(**values)
         except TypeError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
 
@@ -303,8 +313,7 @@ class Run:
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Step and folder of every whole checkpoint, in order."""
-        folders = (self.path / "checkpoints").glob("step-*")
-        return sorted((int(f.name[5:]), f) for f in folders if f.name[5:].isdecimal())
+        return checkpoints(self.path)
 
     def latest_checkpoint(self) -> tuple[int, Path] | None:
         """Step and folder of the last whole checkpoint, or None."""
@@ -312,9 +321,18 @@ class Run:
 
 
 def list_runs(folder: Path | str | None = None) -> list[Run]:
-    """The runs of `folder` (else of `runs_dir()`), oldest first."""
+    """The runs of `folder` (else of `runs_dir()`), oldest first; one whose config.json is damaged is told and left out."""
     folder = Path(folder) if folder is not None else runs_dir()
-    return [Run(path.parent) for path in sorted(folder.glob("*/config.json"))]
+    runs = []
+    for path in sorted(folder.glob("*/config.json")):
+        try:
+            run = Run(path.parent)
+            _ = run.config
+        except (OSError, ValueError) as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+        else:
+            runs.append(run)
+    return runs
 
 
 class MetricsTail:

@@ -66,6 +66,9 @@ def hybrid(
 ARGUMENTS = tuple(inspect.signature(cosine).parameters)
 """What a reward is called with, in this order."""
 
+REFUSED = frozenset({"eval", "exec", "compile", "__import__", "globals", "locals", "vars"})
+"""Builtins that reach names which cannot be seen in the source of a reward."""
+
 REWARDS: dict[str, RewardFunction] = {"cosine": cosine, "binary": binary, "hybrid": hybrid}
 
 
@@ -123,7 +126,7 @@ def load_reward(source: str) -> RewardFunction:
 
 
 def checked(reward: RewardFunction) -> RewardFunction:
-    """`reward` without gradients, with its result verified: a floating, finite tensor [R].
+    """`reward` without gradients and on copies of its arguments, with its result verified: a floating, finite tensor [R].
 
     The wrapped function raises ValueError that names the reward and what came back.
     """
@@ -134,7 +137,8 @@ def checked(reward: RewardFunction) -> RewardFunction:
         rollout_ids: Tensor, target_ids: Tensor, hidden_states: Tensor, target_hidden_states: Tensor, logprobs: Tensor
     ) -> Tensor:
         with torch.no_grad():
-            rewards = reward(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs)
+            given = (rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs)
+            rewards = reward(*(x.detach().clone() for x in given))  # one that changes them changes no training
         count = len(rollout_ids)
         allowed = f"reward {name!r} must return one floating-point number a rollout, a tensor of shape [{count}]"
         if not isinstance(rewards, Tensor):
@@ -184,6 +188,10 @@ def _outside(name: str, used: str) -> ValueError:
     return ValueError(f"reward {name!r} uses {used!r}, which is neither an argument, torch nor the standard library")
 
 
+def _hidden(name: str, used: str) -> ValueError:
+    return ValueError(f"reward {name!r} uses {used!r}, which can reach what its source does not show; name it directly")
+
+
 def _outer_names(name: str, tree: ast.Module) -> list[str]:
     """The names that the definition takes from outside, sorted; refuses imports inside it from elsewhere."""
     for node in ast.walk(tree):
@@ -211,12 +219,14 @@ def _tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
 
 def _allowed(module: str) -> bool:
     top = module.partition(".")[0]
-    return top == "torch" or top in sys.stdlib_module_names
+    return top == "torch" or (top in sys.stdlib_module_names and top != "importlib")
 
 
 def _import_line(name: str, used: str, namespace: dict[str, Any]) -> str | None:
     """How `used`, a name of the function's module, is imported elsewhere; None for a builtin and torch itself."""
     if used not in namespace:
+        if used in REFUSED:
+            raise _hidden(name, used)
         notebook_only = {"display", "get_ipython"}  # IPython puts them among the builtins
         if used == "torch" or (hasattr(builtins, used) and used not in notebook_only):
             return None
@@ -227,6 +237,8 @@ def _import_line(name: str, used: str, namespace: dict[str, Any]) -> str | None:
             raise _outside(name, used)
         return f"import {used}" if used == value.__name__ else f"import {value.__name__} as {used}"
     own = getattr(value, "__name__", used)
+    if own in REFUSED and getattr(value, "__module__", None) == "builtins":
+        raise _hidden(name, used)
     # Numbers and dtypes do not know their home: only these two modules are searched for them.
     homes = [getattr(value, "__module__", None), "torch", "math"]
     if hasattr(value, "__name__"):

@@ -74,6 +74,12 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """Step and folder of every whole checkpoint of a run directory, in order; what is no `step-<n>` is passed over."""
+    folders = (run / "checkpoints").glob("step-*")
+    return sorted((int(f.name[5:]), f) for f in folders if re.fullmatch(r"step-[0-9]+", f.name) and f.is_dir())
+
+
 def drop_leftovers(path: Path) -> None:
     """Remove what killed processes left under temporary names."""
     for folder in (path, path / "rollouts", path / "checkpoints"):

@@ -163,7 +163,9 @@ def train_step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
                 sums[name] += float(value)
         norm = torch.nn.utils.clip_grad_norm_(learner.policy.parameters(), config.max_grad_norm)
         if not torch.isfinite(norm):  # before the weights are lost
-            raise FloatingPointError(f"the gradient's norm is {float(norm)} in update {updates + 1}; try an lr below {config.lr}")
+            raise FloatingPointError(
+                f"the gradient's norm is {float(norm)} in update {updates + 1}; try an lr below {config.lr}"
+            )
         for optimizer in learner.optimizers:
             optimizer.step()
         sums["grad_norm"] += float(norm)

@@ -21,7 +21,9 @@ def main(arguments: list[str]) -> int:
     path = Path(arguments[0])
     try:
         stop = child_setup(path)
-    except (FileNotFoundError, RuntimeError, ValueError) as error:
+        run = Run(path)
+        _, step = run.config, run.status.step
+    except (OSError, RuntimeError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     try:
@@ -30,10 +32,22 @@ def main(arguments: list[str]) -> int:
         train(path, stop)
     except Exception as error:  # told where the user looks, in full in log.txt
         traceback.print_exc()
-        with RunWriter(path, step=Run(path).status.step) as writer:
-            writer.status("failed", error=f"{type(error).__name__}: {error}")
+        _tell(path, step, error)
         return 1
     return 0
+
+
+def _tell(path: Path, step: int, error: Exception) -> None:
+    """Write the failure into status.json, as far as the run directory still allows it; `step` is that of the start."""
+    try:
+        step = Run(path).status.step
+    except (OSError, ValueError) as damage:
+        print(damage, file=sys.stderr)
+    try:
+        with RunWriter(path, step=step) as writer:
+            writer.status("failed", error=f"{type(error).__name__}: {error}")
+    except (OSError, ValueError) as damage:
+        print(f"the failure cannot be written into status.json: {damage}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.metadata
 import re
 from dataclasses import replace
@@ -116,6 +117,22 @@ def test_a_manifest_that_is_not_there_or_is_none_is_refused(tmp_path: Path) -> N
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=r"is no manifest of a corpus|format_version of .* must be 1"):
             load_manifest(tmp_path / name)
+
+
+@pytest.mark.parametrize("packages", ("[]", '{"jinja2": {}}', '{"jinja2": []}', '{"jinja2": {"train": 1}}'))
+def test_a_manifest_of_other_contents_is_refused(tmp_path: Path, packages: str) -> None:
+    (tmp_path / "manifest.json").write_text(f'{{"format_version": 1, "packages": {packages}}}')
+    with pytest.raises(ValueError, match=r"manifest\.json is no manifest of a corpus: each of its packages"):
+        load_manifest(tmp_path / "manifest.json")
+
+
+def test_a_damaged_archive_is_no_manifest(tmp_path: Path) -> None:
+    whole = gzip.compress(b'{"format_version": 1, "packages": {}}' * 50)
+    flipped = whole[:12] + bytes(255 - byte for byte in whole[12:20]) + whole[20:]
+    for data in (whole[:-12], whole[:5], flipped):
+        (tmp_path / "manifest.json.gz").write_bytes(data)
+        with pytest.raises(ValueError, match=r"manifest\.json\.gz is no manifest of a corpus"):
+            load_manifest(tmp_path / "manifest.json.gz")
 
 
 def test_tables_and_bytes_that_are_no_text_are_no_documents() -> None:

@@ -67,6 +67,15 @@ def test_a_parquet_is_read_likewise(tmp_path: Path) -> None:
     assert train == [text for text in ROWS if text not in held_out]
 
 
+def test_a_parquet_with_a_damaged_body_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ROWS}), path)
+    data = path.read_bytes()
+    path.write_bytes(data[:4] + bytes(200) + data[204:])
+    with pytest.raises(ValueError, match=r"a\.parquet' is damaged"):
+        both(path)
+
+
 def test_empty_documents_are_left_out(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in ("held out", "", "  \n", "kept")])
     assert both(path) == (["kept"], ["held out"])

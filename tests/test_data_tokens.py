@@ -128,3 +128,17 @@ def test_the_cache_lies_where_the_platform_keeps_caches(monkeypatch: pytest.Monk
     assert tokens.cache_folder() == tmp_path / "refine_lab"
     monkeypatch.setattr(tokens.sys, "platform", "darwin")
     assert tokens.cache_folder() == Path.home() / "Library" / "Caches" / "refine_lab"
+
+
+def test_a_relative_cache_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFINE_CACHE", "cache")
+    with pytest.raises(ValueError, match="REFINE_CACHE must be an absolute path, got 'cache'"):
+        tokens.cache_folder()
+
+
+@pytest.mark.parametrize("kept", (0, 5, 150))
+def test_a_truncated_array_is_made_anew(tokenizer: PreTrainedTokenizerFast, kept: int) -> None:
+    whole = token_array(str(TEXT), "train", tokenizer, max_tokens=10**6).tolist()
+    (path,) = tokens.cache_folder().glob("*.npy")
+    path.write_bytes(path.read_bytes()[:kept])
+    assert token_array(str(TEXT), "train", tokenizer, max_tokens=10**6).tolist() == whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,22 @@ import pytest
 
 from refine_lab.config import DataConfig, TrainConfig
 from refine_lab.data.batches import SequenceData
+from refine_lab.data.recall import Words
 from refine_lab.evaluation import recall_documents
-from refine_lab.experiments import arms, create_runs, joined_stages, last_rollouts, metrics, runs_folder, stage_runs
-from refine_lab.models.loading import load_model
+from refine_lab.experiments import (
+    arms,
+    create_runs,
+    final_results,
+    joined_stages,
+    last_rollouts,
+    metrics,
+    pretrain_stages,
+    runs_folder,
+    stage_runs,
+)
+from refine_lab.models.loading import SHIPPED, load_model
 from refine_lab.parameters import convert, in_jupyterlab, parameters
+from refine_lab.recipes import pretrain
 from refine_lab.records import Run, RunWriter
 
 INJECTED = "# Parameters\n"
@@ -36,6 +49,7 @@ def exactly_first(rollout_ids, target_ids, hidden_states, target_hidden_states, 
         ("Optional[int]", [None, "null", "None", "~", ""], None),
         ("Optional[bool]", [True, "true", "True", "yes", 1, "1"], True),
         (bool, [False, "false", "no", 0], False),
+        (int, [2**53 + 1, str(2**53 + 1)], 2**53 + 1),
         (str, ["tiny-deltanet"], "tiny-deltanet"),
         ("Optional[str]", [7, "7"], "7"),
         (list[int], ["0,1,2", "0, 1, 2", "[0, 1, 2]", [0, 1, 2], ("0", 1, 2.0)], [0, 1, 2]),
@@ -57,6 +71,7 @@ def test_a_value_is_the_same_however_it_arrives(hint: Any, arrivals: list[Any], 
         (int, True, "a whole number, got True"),
         (int, None, "a whole number, got None"),
         (float, "fast", "a number, got 'fast'"),
+        pytest.param(float, 10**400, "a number, got 1(0{400})", id="too large"),
         (float, math.nan, "a number, got nan"),
         (float, "inf", "a number, got 'inf'"),
         ("Optional[bool]", "perhaps", "true or false or none, got 'perhaps'"),
@@ -124,6 +139,7 @@ def test_a_batch_of_another_size_makes_as_many_updates() -> None:
     ("changes", "sentence"),
     [
         ({"seeds": [0, 1, 0]}, r"seeds must be at least one whole number, none twice, got \[0, 1, 0\]"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"seeds": [-1]}, "TrainConfig.seed must be at least 0, got -1"),
         ({"recipe": "midtrian"}, "unknown recipe 'midtrian'; did you mean 'midtrain'"),
         ({"reward": "cosin"}, "unknown reward 'cosin'; did you mean 'cosine'"),
@@ -136,6 +152,36 @@ def test_a_batch_of_another_size_makes_as_many_updates() -> None:
 def test_a_bad_value_is_refused_with_what_is_allowed(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         arms(**({"recipe": "midtrain", "seeds": [0]} | changes))
+
+
+def test_paths_hold_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "model").mkdir()
+    for step in (2, 10):
+        (tmp_path / "run" / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    last = str(tmp_path / "run" / "checkpoints" / "step-10")
+    for model, kept in {
+        "model": str(tmp_path / "model"),
+        "run": last,
+        "tiny-deltanet": "tiny-deltanet",
+        "a/b": "a/b",
+    }.items():
+        (config, _) = arms("midtrain", [0], model=model, data="texts")
+        assert (config.model, config.data.sources) == (kept, {str(tmp_path / "texts"): 1.0})
+        assert pretrain_stages(f"new:{model}")[0].model == f"new:{kept}"
+    assert arms("midtrain", [0], data="python")[0].data.sources == {"python": 1.0}
+    assert pretrain_stages("model", "texts")[0].data.sources[str(tmp_path / "texts")] == 0.15
+
+
+def test_stages_of_pretraining_are_as_many_and_as_long_as_asked() -> None:
+    assert [stage.steps for stage in pretrain_stages("tiny-deltanet", steps=3, last_stage=2)] == [3, 3]
+    assert pretrain_stages("tiny-deltanet") == pretrain("tiny-deltanet")
+    for last in (0, -1, 9):
+        with pytest.raises(ValueError, match=f"last_stage must be from 1 to 8, got {last}"):
+            pretrain_stages("tiny-deltanet", last_stage=last)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        pretrain_stages("tiny-deltanet", steps=0)
 
 
 # -- run directories -----------------------------------------------------------------------------------------------------
@@ -166,6 +212,15 @@ def test_what_is_not_there_is_refused_before_a_run_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_unknown_kind_of_recall_is_refused_before_a_run_is_made(tmp_path: Path) -> None:
+    known, other = curriculum(3)
+    wrong = replace(other, data=replace(other.data, recall={"words-1": 0.1}))
+    for make in (create_runs, stage_runs):
+        with pytest.raises(ValueError, match="got 'words-1'"):
+            make([known, wrong], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_folder_of_runs_is_absolute_or_the_projects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFINE_RUNS", str(tmp_path))
     assert runs_folder(None) == tmp_path
@@ -185,7 +240,7 @@ def fill(run: Run, value: float) -> None:
     with RunWriter.open(run.path) as writer:
         writer.evaluation(0, {"ntp_loss": value})
         for step in range(1, run.config.steps + 1):
-            writer.train(step, {"ntp_loss": value})
+            writer.train(step, {"ntp_loss": value, "updates": step})
         writer.evaluation(run.config.steps, {"ntp_loss": value})
 
 
@@ -239,3 +294,30 @@ def test_recall_documents_are_the_same_every_time_and_differ_from_one_another(
     assert [len(d.questions) for d in documents] == [1, 1, 1]
     assert len({tuple(document.tokens) for document in documents}) == 3
     assert recall_documents("word-1", 3, 128, held_out) == documents
+
+
+@pytest.mark.parametrize(("length", "rewards"), [(160, False), (161, True)])
+def test_what_cannot_be_measured_is_left_out_and_told_of(
+    length: int, rewards: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("A sentence of some words. " * 4000)
+    monkeypatch.setenv("REFINE_CACHE", str(tmp_path / "cache"))
+    data = DataConfig(
+        sources={str(tmp_path / "a.txt"): 1.0}, sequence_length=length, validation_sequences=1, recall={"word-1": 0.1}
+    )
+    config = TrainConfig(recipe="short", method=None, data=data, steps=1, device="cpu")
+    (run,) = create_runs([config], tmp_path / "runs")
+    fill(run, 1.0)
+    with RunWriter.open(run.path, 1) as writer, writer.checkpoint(1) as folder:
+        shutil.copytree(SHIPPED / "tiny-deltanet", folder, dirs_exist_ok=True)
+    if not rewards:
+        nothing = Words(texts={}, keys={"train": (), "validation": ()})
+        monkeypatch.setattr("refine_lab.data.recall.recall_words", lambda tokenizer: nothing)
+    base, trained = final_results([run], num_documents=2, num_tokens=128)
+    told = capsys.readouterr().out
+    measured = {"ntp_loss", "ntp_accuracy", "sampled_accuracy"}
+    asked = {"cosine", "binary", "recall word-1 at 128", "recall number-1 at 128"}
+    assert set(base) == set(trained) == {"arm", "seed", "updates"} | measured | (asked if rewards else set())
+    assert {name: base[name] for name in measured} == {name: trained[name] for name in measured}
+    assert ("Rewards are left out: rows of 160 tokens" in told) is not rewards
+    assert ("Recall of word-1 is left out: a recall document with 1 facts needs" in told) is not rewards

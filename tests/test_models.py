@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from refine_lab.data.tokenizer import train_tokenizer
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, State, load_model
-from refine_lab.models.loading import register, resolve_device
+from refine_lab.models.loading import register, resolve, resolve_device
 
 VARIANTS = {
     "plain": {},
@@ -231,6 +231,80 @@ def test_a_bad_model_folder_is_refused_in_one_sentence(small_model, what):
     with pytest.raises(kind) as caught:
         load_model(small_model)
     assert text in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("tokenizer.json", "{", "the tokenizer in .* cannot be read"),
+        ("tokenizer.json", "{}", "the tokenizer in .* cannot be read"),
+        ("tokenizer_config.json", "[", "the tokenizer in .* cannot be read"),
+        ("tokenizer.json", None, "holds no tokenizer: it has no tokenizer.json"),
+    ],
+)
+def test_a_damaged_tokenizer_is_refused_in_one_sentence(small_model, file, text, message):
+    (small_model / file).unlink()
+    if text is not None:
+        (small_model / file).write_text(text)
+    with pytest.raises(ValueError if text is not None else FileNotFoundError, match=message) as caught:
+        load_model(small_model)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"vocab_size": 512}, r"model\.embeddings\.weight is \[400, 32\], not \[512, 32\]"),
+        ({"conv_kernel": 3}, "sets 'conv_kernel', which is no field of DeltaNetConfig"),
+        ({"norm_first": True}, "sets norm_first to True; allowed is False"),
+        (
+            {"num_heads": 0},
+            r"config\.json cannot be used: DeltaNetConfig\.num_heads must be a positive whole number, got 0",
+        ),
+        ({"hidden_size": "abc"}, "hidden_size must be a positive whole number, got 'abc'"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused_by_name(small_model, fields, message):
+    path = small_model / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_model(small_model)
+    assert "\n" not in str(caught.value)
+
+
+def test_fields_that_change_nothing_are_read_over(small_model):
+    path = small_model / "config.json"
+    before = load_model(small_model)[0].state_dict()
+    others = {"torch_dtype": "float32", "auto_map": {}, "_name_or_path": "a", "elementwise_affine": True}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **others}))
+    after = load_model(small_model)[0].state_dict()
+    assert all(torch.equal(x, after[name]) for name, x in before.items())
+
+
+def test_only_numbered_checkpoints_of_a_run_are_taken(small_model, tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    for name in ("step-9", "step-10", "step-old", ".step-11.tmp"):
+        (run / "checkpoints" / name).mkdir(parents=True)
+    assert resolve(str(run)) == run / "checkpoints" / "step-10"
+
+
+def test_a_file_that_is_no_state_is_refused(tmp_path):
+    (tmp_path / "state").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match="state holds no saved state"):
+        State.load(tmp_path / "state")
+    State({"x": torch.zeros(3, 2)}, torch.tensor([4, 4])).save(tmp_path / "state")
+    with pytest.raises(ValueError, match="its tensors are not of one row a sequence"):
+        State.load(tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_heads", 0), ("conv_size", 0), ("hidden_size", "abc"), ("hidden_ratio", "x"), ("norm_eps", None),
+     ("expand_k", float("nan")), ("use_gate", "no"), ("vocab_size", True), ("pad_token_id", 32000), ("expand_v", 0)],
+)  # fmt: skip
+def test_a_size_that_is_none_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=rf"DeltaNetConfig\.{field} must .*, got {value!r}"):
+        DeltaNetConfig(**{field: value})
 
 
 def test_an_unknown_model_names_where_it_was_looked_for():

@@ -214,6 +214,21 @@ def test_detached_training_outlives_the_notebook_which_says_so(tmp_path: Path) -
 # -- pretrain ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("last_stage", "9", "last_stage must be from 1 to 8, got 9"),
+        ("documents", "0", "documents must be at least 1, got 0"),
+    ],
+)
+def test_a_bad_parameter_of_pretraining_fails_at_once(tmp_path: Path, name: str, value: str, sentence: str) -> None:
+    folder = Folder(path=tmp_path)
+    status, output = folder.run("-p", name, value, notebook=ROOT / "notebooks" / "pretrain.ipynb")
+    assert status != 0
+    assert sentence in output
+    assert folder.runs == []
+
+
 def test_pretraining_goes_on_where_it_ended(tmp_path: Path) -> None:
     """Two stages from fresh weights; run again, nothing is trained twice and the same model is told of."""
     folder, notebook = Folder(path=tmp_path), ROOT / "notebooks" / "pretrain.ipynb"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from refine_lab.data.corpus import Split
@@ -135,6 +136,34 @@ def test_words_are_single_tokens_with_the_space_before_them(tokenizer: PreTraine
     assert not {" secret", " word", " the", " magic"} & set(words.texts.values())
 
 
+@pytest.fixture(scope="module")
+def metaspace() -> PreTrainedTokenizerFast:
+    """Of the Llama kind: a space before the first word of all it reads, and none before the first it writes."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    special = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=1500, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(tokenizer_sample({str(TEXT): 10**6}), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+
+
+def test_words_of_a_tokenizer_that_writes_no_first_space(metaspace: PreTrainedTokenizerFast) -> None:
+    words = recall_words(metaspace)
+    assert len(words.texts) > 50
+    assert all(metaspace.convert_ids_to_tokens(token) == "▁" + text[1:] for token, text in words.texts.items())
+    filler = np.array(metaspace.encode("Some text of no interest. " * 200, add_special_tokens=False), dtype=np.int32)
+    for kind in ("word-4", "number-2", "pairs"):
+        document = make(kind, metaspace, filler, 0, "validation", length=300)
+        (question,) = document.questions
+        width, answer = len(question.answer_ids), question.answer_ids
+        assert width == 1 or kind == "number-2"
+        assert answer in [document.tokens[i : i + width] for i in range(question.prompt_end - width)]
+        ending = str(metaspace.decode(document.tokens[question.prompt_end - 1 :]))
+        assert ending.endswith(f"{metaspace.decode(answer)}.")
+
+
 def test_depth_is_uniform(tokenizer: PreTrainedTokenizerFast, filler: np.ndarray) -> None:
     depths = []
     for seed in range(400):
@@ -145,6 +174,13 @@ def test_depth_is_uniform(tokenizer: PreTrainedTokenizerFast, filler: np.ndarray
     assert sum(counts) == 800
     assert counts.min() > 100  # 160 expected
     assert counts.max() < 220
+
+
+def test_pairs_leave_words_for_the_values(tokenizer: PreTrainedTokenizerFast, filler: np.ndarray) -> None:
+    half = len(recall_words(tokenizer).texts) // 2
+    for seed in range(30):
+        document = make("pairs", tokenizer, filler, seed, length=20 * half)
+        assert half // 2 <= len({document.tokens[q.prompt_end - 1] for q in document.questions}) <= half
 
 
 def test_one_generator_state_makes_one_document(tokenizer: PreTrainedTokenizerFast, filler: np.ndarray) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from refine_lab import environment, records
+from refine_lab import train as trainer
 from refine_lab.config import FORMAT_VERSION, RefineConfig, TrainConfig
 from refine_lab.records import MetricsTail, Run, RunWriter, list_runs, runs_dir
 
@@ -367,3 +368,56 @@ def test_a_missing_status_is_named(writer):
     (writer.path / "status.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no status\.json: the run directory is incomplete"):
         _ = Run(writer.path).status
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": "asleep"}, "state must be one of starting, running, .*, got 'asleep'"),
+        ({"state": ["running"]}, "state must be one of"),
+        ({"step": "4"}, "step must be a whole number from 0, got '4'"),
+        ({"steps": 1.5}, r"steps must be a whole number from 0, got 1\.5"),
+    ],
+)
+def test_a_status_of_other_values_is_refused(writer, change, message):
+    path = writer.path / "status.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=rf"status\.json is damaged: {message}"):
+        _ = Run(writer.path).status
+
+
+def test_a_damaged_neighbour_is_told_and_left_out(tmp_path):
+    whole = RunWriter.create(make_config(), tmp_path).path
+    for name, text in (("a-damaged", "{"), ("z-damaged", '{"format_version": 99}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+    with pytest.warns(UserWarning, match="left out: .*-damaged") as told:
+        assert [run.path for run in list_runs(tmp_path)] == [whole]
+    assert len(told) == 2
+
+
+def test_what_is_no_numbered_checkpoint_is_passed_over(writer):
+    for name in ("step-3", "step-old", "step-²"):
+        (writer.path / "checkpoints" / name).mkdir()
+    assert [step for step, _ in Run(writer.path).checkpoints()] == [3]
+
+
+@pytest.mark.parametrize(("name", "text"), [("config.json", "{"), ("status.json", "{"), ("status.json", None)])
+def test_the_trainer_refuses_a_damaged_run_in_one_sentence(writer, name, text, monkeypatch, capsys):
+    monkeypatch.setattr(trainer, "child_setup", lambda path: None)
+    (writer.path / name).unlink()
+    if text is not None:
+        (writer.path / name).write_text(text)
+    assert trainer.main([str(writer.path)]) == 2
+    said = capsys.readouterr().err
+    assert name in said and said.count("\n") == 1
+
+
+def test_a_failure_is_told_even_where_the_status_is_damaged(writer, capsys):
+    (writer.path / "status.json").write_text("{")
+    trainer._tell(writer.path, 4, RuntimeError("no more"))
+    status = Run(writer.path).status
+    assert (status.state, status.step, status.error) == ("failed", 4, "RuntimeError: no more")
+    (writer.path / "config.json").write_text("{")
+    trainer._tell(writer.path, 4, RuntimeError("no more"))
+    assert "cannot be written into status.json" in capsys.readouterr().err

@@ -313,6 +313,54 @@ def test_a_wrong_result_is_named(result, message):
         checked(returning(result))(*example())
 
 
+def changes_its_arguments(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
+    for x in (rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
+        x.zero_()
+    return logprobs.sum(-1)
+
+
+def test_a_reward_that_changes_its_arguments_changes_no_training():
+    given = example()
+    before = [x.clone() for x in given]
+    assert checked(changes_its_arguments)(*given).tolist() == [0.0, 0.0]
+    assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+
+
+def evaluates(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
+    return eval("SCALE") * logprobs.sum(-1)
+
+
+def looks_around(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
+    return globals()["SCALE"] * logprobs.sum(-1)
+
+
+def imports_anything(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
+    import importlib
+
+    return importlib.import_module("numpy").sum(logprobs)
+
+
+see = vars
+
+
+def looks_under_another_name(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
+    return see(logprobs)["x"]
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (evaluates, "eval"),
+        (looks_around, "globals"),
+        (imports_anything, "importlib"),
+        (looks_under_another_name, "see"),
+    ],
+)
+def test_a_reward_that_reaches_hidden_names_is_refused(function, name):
+    with pytest.raises(ValueError, match=f"reward '{function.__name__}' uses '{name}', which"):
+        reward_source(function)
+
+
 def test_an_error_in_a_reward_reaches_the_caller():
     with pytest.raises(IndexError):
         checked(lambda a, b, c, d, e: e[:, 99])(*example())

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sysconfig
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -83,18 +84,24 @@ def load_manifest(path: str | Path) -> Manifest:
         data = path.read_bytes()
         content = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
         packages = content["packages"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no manifest of a corpus: {error}") from error
     if content.get("format_version") != 1:
         raise ValueError(f"format_version of {path} must be 1, got {content.get('format_version')!r}")
     splits: tuple[Split, ...] = ("train", "validation")
-    files = [
-        File(package=name, path=file, digest=digest, split=split)
-        for name, package in packages.items()
-        for split in splits
-        for file, digest in package[split].items()
-    ]
-    return Manifest(versions={name: p["version"] for name, p in packages.items()}, files=_sorted(files))
+    try:
+        files = [
+            File(package=name, path=file, digest=digest, split=split)
+            for name, package in packages.items()
+            for split in splits
+            for file, digest in package[split].items()
+        ]
+        versions = {name: package["version"] for name, package in packages.items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no manifest of a corpus: each of its packages must have version, train and validation"
+        ) from error
+    return Manifest(versions=versions, files=_sorted(files))
 
 
 @dataclass(frozen=True, kw_only=True)

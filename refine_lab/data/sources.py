@@ -138,13 +138,20 @@ def _parquet_documents(path: Path, split: Split, column: str) -> Iterator[str]:
 
     try:
         file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{str(path)!r} is no parquet file: {error}") from error
     names = file.schema_arrow.names
     if column not in names:
         raise ValueError(f"{str(path)!r} has no column {column!r}; it has {', '.join(map(repr, names))}")
-    rows = ({column: text} for batch in file.iter_batches(columns=[column]) for text in batch.column(0).to_pylist())
-    return _held_out_rows(rows, split, str(path), column)
+
+    def rows() -> Iterator[Any]:
+        try:
+            for batch in file.iter_batches(columns=[column]):
+                yield from ({column: text} for text in batch.column(0).to_pylist())
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ValueError(f"{str(path)!r} is damaged: {error}") from error
+
+    return _held_out_rows(rows(), split, str(path), column)
 
 
 def _dataset_rows(source: str) -> Iterator[Any]:

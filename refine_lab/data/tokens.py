@@ -26,9 +26,15 @@ LONGEST_PIECE = 200_000
 
 
 def cache_folder() -> Path:
-    """Where token arrays are kept: `REFINE_CACHE`, or the platform's folder for caches."""
-    if os.environ.get("REFINE_CACHE"):
-        return Path(os.environ["REFINE_CACHE"]).expanduser()
+    """Where token arrays are kept: `REFINE_CACHE`, or the platform's folder for caches.
+
+    Raises ValueError where REFINE_CACHE is a relative path.
+    """
+    if named := os.environ.get("REFINE_CACHE"):
+        path = Path(named).expanduser()
+        if not path.is_absolute():
+            raise ValueError(f"REFINE_CACHE must be an absolute path, got {named!r}")
+        return path
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "refine_lab"
     if sys.platform == "win32":
@@ -49,7 +55,7 @@ def token_array(
     """Tokens of a source's documents, int32 [at most max_tokens], each document followed by the end-of-text token.
 
     Documents of fewer than `min_tokens` are left out. The array is mapped from the cache folder, made there first where
-    it is not yet.
+    it is not yet, or is damaged.
 
     Raises what `documents` raises, and ValueError where every document is shorter than `min_tokens` or the
     tokenizer is not one of the library `tokenizers` or lacks an end-of-text token.
@@ -61,14 +67,24 @@ def token_array(
     settings += [source, identity(source, text_column, manifest)]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
     path = cache_folder() / f"tokens-{key}.npy"
-    if not path.is_file():
+    if (kept := _kept(path)) is None:
         encoded = _encoded(documents(source, split, text_column, manifest), encoder)
         long_enough = (ids for ids in encoded if len(ids) >= min_tokens)
         tokens = _packed(long_enough, end, max_tokens)
         if not len(tokens):
             raise ValueError(f"no {split} document of {source!r} has min_tokens {min_tokens} tokens")
         _write(path, tokens)
-    return np.load(path, mmap_mode="r")
+        kept = np.load(path, mmap_mode="r")
+    return kept
+
+
+def _kept(path: Path) -> Int[np.ndarray, "tokens"] | None:
+    """The array at `path`, or None where there is none or not a whole one."""
+    try:
+        tokens = np.load(path, mmap_mode="r")
+    except (FileNotFoundError, EOFError, ValueError):
+        return None
+    return tokens if isinstance(tokens, np.ndarray) and tokens.ndim == 1 and tokens.dtype == np.int32 else None
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

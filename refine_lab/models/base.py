@@ -70,7 +70,9 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
             order, lengths = torch.sort(~real, dim=-1, stable=True).indices, real.sum(-1)
             packed = input_ids.gather(1, order)
             if (empty := lengths == 0).any():
-                raise ValueError(f"attention_mask leaves no token of row {int(empty.nonzero()[0])}; a row needs at least one")
+                raise ValueError(
+                    f"attention_mask leaves no token of row {int(empty.nonzero()[0])}; a row needs at least one"
+                )
         trace = self.read(packed, lengths, past_key_values)
         hidden_states = trace.hidden_states
         if order is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from math import isfinite
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +70,7 @@ class DeltaNetConfig(PreTrainedConfig):
         super().__post_init__(**others)
 
     def _check(self) -> None:
+        self._check_kinds()
         allowed: Mapping[str, tuple[Any, ...]] = {
             "attn_mode": ("chunk", "fused_recurrent"),
             "attn": (None,),
@@ -83,6 +85,10 @@ class DeltaNetConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value not in values:
                 raise ValueError(f"DeltaNetConfig.{name} must be one of {values}, got {value!r}")
+        if self.pad_token_id is not None and not -self.vocab_size <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"DeltaNetConfig.pad_token_id must lie below vocab_size {self.vocab_size}, got {self.pad_token_id}"
+            )
         for name in ("expand_k", "expand_v"):
             width = self.hidden_size * getattr(self, name)
             if width != round(width) or round(width) % self.num_heads:
@@ -90,6 +96,37 @@ class DeltaNetConfig(PreTrainedConfig):
                     f"hidden_size * {name} must be a multiple of num_heads {self.num_heads}, "
                     f"got {self.hidden_size} * {getattr(self, name)} = {width}"
                 )
+
+    def _check_kinds(self) -> None:
+        """Refuse, by name, a field of another type than its own or a size that is none."""
+        whole = "hidden_size conv_size num_heads num_hidden_layers vocab_size max_position_embeddings intermediate_size"
+        optional = "hidden_ratio intermediate_size pad_token_id bos_token_id"
+        for name, default in vars(DeltaNetConfig).items():
+            value = getattr(self, name)
+            if value is None and name in optional.split():
+                continue
+            if name in whole.split():
+                fits, allowed = _whole(value) and value > 0, "a positive whole number"
+            elif name in ("expand_k", "expand_v", "norm_eps", "hidden_ratio"):
+                fits, allowed = _number(value) and value > 0, "a positive number"
+            elif name == "initializer_range":
+                fits, allowed = _number(value) and value >= 0, "a number that is not negative"
+            elif name in ("pad_token_id", "bos_token_id"):
+                fits, allowed = _whole(value), "a token's number or None"
+            elif name.startswith(("use_", "fuse_", "allow_", "tie_")) and isinstance(default, bool):
+                fits, allowed = isinstance(value, bool), "True or False"
+            else:
+                continue
+            if not fits:
+                raise ValueError(f"DeltaNetConfig.{name} must be {allowed}, got {value!r}")
+
+
+def _whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: object) -> TypeGuard[float]:
+    return (isinstance(value, float) and isfinite(value)) or _whole(value)
 
 
 class ShortConvolution(nn.Module):

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from refine_lab.data.corpus import Manifest, load_manifest
 from refine_lab.data.tokenizer import check_tokenizer
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.deltanet import DeltaNetConfig, DeltaNetForCausalLM
+from refine_lab.run_files import checkpoints
 
 MODEL_TYPES: dict[str, tuple[type, type[FastWeightLM]]] = {"delta_net": (DeltaNetConfig, DeltaNetForCausalLM)}
 """`model_type` of a config.json -> our configuration and model."""
+
+NO_SETTINGS = frozenset({"auto_map", "torch_dtype", "_commit_hash", "_attn_implementation_autoset"})
+"""Written into a config.json by transformers, besides its own fields, and of no effect on ours."""
+
+FORMER_FIELDS = {"elementwise_affine": True, "norm_first": False, "share_conv_kernel": False}
+"""Fields of earlier versions of flash-linear-attention, with the one value that says what is done here anyway."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 SHIPPED = Path(__file__).parent / "shipped"
 """The models that come with the package, a folder each."""
@@ -49,13 +60,13 @@ def load_model(
     name, drawn = str(name), str(name).startswith("new:")
     folder = resolve(name.removeprefix("new:"))
     config_class, model_class = _family(folder)
-    config = config_class.from_pretrained(folder)
+    config = _configuration(config_class, folder)
     if drawn:
         torch.manual_seed(seed)
         model = model_class(config).to(dtype)
     else:
         model = _load_weights(model_class, config, folder, dtype)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = _tokenizer(folder)
     check_tokenizer(tokenizer, config.vocab_size)
     return model.to(resolve_device(device)).eval(), tokenizer
 
@@ -106,14 +117,49 @@ def _family(folder: Path) -> tuple[type, type[FastWeightLM]]:
     return MODEL_TYPES[model_type]
 
 
+def _configuration(config_class: type, folder: Path) -> Any:
+    """The folder's configuration; a field that nothing here honours is refused."""
+    path = folder / "config.json"
+    known = {x.name for x in dataclasses.fields(config_class)} | set(PreTrainedConfig().to_dict()) | NO_SETTINGS
+    for name, value in json.loads(path.read_text()).items():
+        if name in FORMER_FIELDS and value is not FORMER_FIELDS[name]:
+            raise ValueError(f"{path} sets {name} to {value!r}; allowed is {FORMER_FIELDS[name]}")
+        if name not in known and name not in FORMER_FIELDS:
+            raise ValueError(f"{path} sets {name!r}, which is no field of {config_class.__name__}")
+    try:
+        return config_class.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be used: {_one_line(error)}") from error
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise FileNotFoundError(f"{folder} holds no tokenizer: it has no tokenizer.json")
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the library `tokenizers` raises nothing narrower
+        raise ValueError(f"the tokenizer in {folder} cannot be read: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
 def _load_weights(model_class: type[FastWeightLM], config, folder: Path, dtype: torch.dtype) -> FastWeightLM:
     if not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder} holds no weights: it has no .safetensors file")
     try:
-        model, info = model_class.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
-    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"the weights in {folder} cannot be read: {str(error).splitlines()[0]}") from error
-    wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+        model, info = model_class.from_pretrained(
+            folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )  # sizes that differ are told below, in one sentence
+    except (RuntimeError, OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(f"the weights in {folder} cannot be read: {_one_line(error)}") from error
+    for name, stored, built in sorted(info["mismatched_keys"]):
+        raise ValueError(
+            f"the weights in {folder} do not fit its config.json: {name} is {list(stored)}, not {list(built)}"
+        )
+    wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys")}
     for kind, names in wrong.items():
         if names:
             raise ValueError(f"the weights in {folder} do not fit its config.json: {kind} {', '.join(names[:3])}")
@@ -121,10 +167,10 @@ def _load_weights(model_class: type[FastWeightLM], config, folder: Path, dtype: 
 
 
 def _last_checkpoint(run: Path) -> Path:
-    steps = sorted((run / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    steps = checkpoints(run)
     if not steps:
         raise FileNotFoundError(f"the run {run} has no checkpoint yet")
-    return steps[-1]
+    return steps[-1][1]
 
 
 def _download(name: str) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -69,10 +70,16 @@ class State:
         """The state written by `save`. Raises FileNotFoundError or ValueError."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no saved state at {path}")
-        tensors = load_file(path)
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} holds no saved state: {error}") from error
         if "lengths" not in tensors:
             raise ValueError(f"{path} holds no saved state: it has no tensor 'lengths'")
-        return State(tensors, tensors.pop("lengths"))
+        lengths = tensors.pop("lengths")
+        if lengths.ndim != 1 or any(x.shape[:1] != lengths.shape for x in tensors.values()):
+            raise ValueError(f"{path} holds no saved state: its tensors are not of one row a sequence")
+        return State(tensors, lengths)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens read by the longest row, the name transformers' `generate` asks for it by."""
