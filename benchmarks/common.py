@@ -47,6 +47,14 @@ def spread(times: list[float]) -> str:
     return f"{statistics.median(times) * 1e3:9.1f} ms  ({min(times) * 1e3:.1f} to {max(times) * 1e3:.1f})"
 
 
+def summary(times: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Median, least and most seconds of every action, as they are written beside the ratios."""
+    return {
+        name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
+        for name, values in times.items()
+    }
+
+
 def write(path: Path, figures: Mapping[str, Any], **settings: Any) -> None:
     """Figures, with what they were measured with and on, as JSON."""
     record = {

@@ -6,7 +6,7 @@ import statistics
 
 import torch
 
-from benchmarks.common import REPEATS, arguments, interleaved, spread, write
+from benchmarks.common import REPEATS, arguments, interleaved, spread, summary, write
 from refine_lab.models import load_model
 from refine_lab.rollout import Branches, sample
 
@@ -31,7 +31,9 @@ def main() -> None:
         print(f"{name:>6} tokens  {spread(values)}")
     ratio = statistics.median(times[str(LENGTHS[1])]) / statistics.median(times[str(LENGTHS[0])])
     print(f"ratio {ratio:.3f}")
-    write(chosen.json, {"ratio": ratio}, model=chosen.model, repeats=repeats, rollouts=ROLLOUTS)
+    write(
+        chosen.json, {"ratio": ratio, "seconds": summary(times)}, model=chosen.model, repeats=repeats, rollouts=ROLLOUTS
+    )
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from benchmarks.common import REPEATS, arguments, interleaved, spread, write
+from benchmarks.common import REPEATS, arguments, interleaved, spread, summary, write
 from benchmarks.paper_step import paper_step
 from refine_lab.config import TrainConfig
 from refine_lab.draws import Draws
@@ -40,7 +41,7 @@ def random_batch(policy: FastWeightLM, rows: int, length: int) -> Batch:
     return Batch(tokens=tokens, lengths=torch.full((rows,), length), sequence_ids=tuple(range(rows)))
 
 
-def measure(policy: FastWeightLM, length: int, rows: int, repeats: int) -> dict[str, float]:
+def measure(policy: FastWeightLM, length: int, rows: int, repeats: int) -> dict[str, Any]:
     batch = random_batch(policy, rows, length)
     sft, refine = (learner(policy, arm, rows, rows) for arm in ("sft", "refine"))
     turn = iter(range(1_000_000))
@@ -59,10 +60,11 @@ def measure(policy: FastWeightLM, length: int, rows: int, repeats: int) -> dict[
         "refine_over_sft": medians["refine"] / medians["sft"],
         "paper_over_refine": medians["paper"] / medians["refine"],
         "sft_tokens_per_second": rows * length / medians["sft"],
+        "seconds": summary(times),
     }
 
 
-def measure_updates(policy: FastWeightLM, repeats: int) -> dict[str, float]:
+def measure_updates(policy: FastWeightLM, repeats: int) -> dict[str, Any]:
     """Four updates a batch in either arm: the batch is rolled out before the first of them."""
     batch = random_batch(policy, 8, 1024)
     arms = {arm: learner(policy, arm, 8, 2) for arm in ("sft", "refine")}
@@ -70,7 +72,8 @@ def measure_updates(policy: FastWeightLM, repeats: int) -> dict[str, float]:
     times = interleaved(steps, repeats)
     for name, values in times.items():
         print(f"  1024 tokens x 8, 4 updates  {name:8s}{spread(values)}")
-    return {"refine_over_sft": statistics.median(times["refine"]) / statistics.median(times["sft"])}
+    ratio = statistics.median(times["refine"]) / statistics.median(times["sft"])
+    return {"refine_over_sft": ratio, "seconds": summary(times)}
 
 
 def main() -> None:
@@ -80,7 +83,7 @@ def main() -> None:
     figures = {str(length): measure(policy, length, rows, repeats) for length, rows in SHAPES.items()}
     figures["four_updates"] = measure_updates(policy, repeats)
     for name, values in figures.items():
-        print(name, {key: round(value, 3) for key, value in values.items()})
+        print(name, {key: round(value, 3) for key, value in values.items() if key != "seconds"})
     write(chosen.json, figures, model=chosen.model, repeats=repeats, num_chunks=8, rollout_length=5)
 
 

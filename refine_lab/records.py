@@ -192,9 +192,6 @@ class RunWriter:
         )
         replace_text(self.path / "status.json", json.dumps({name: plain(v) for name, v in asdict(status).items()}))
 
-    def stop_requested(self) -> bool:
-        return (self.path / "stop").exists()
-
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:
         """An empty folder to fill; it becomes `checkpoints/step-<n>` when the block ends, and vanishes where it raises.
