@@ -6,8 +6,8 @@ import dataclasses
 import difflib
 import inspect
 import json
-import math
 import re
+import sys
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -289,7 +289,7 @@ def _checked(name: str, hint: Any, value: Any) -> Any:
     elif hint is int:
         require(isinstance(value, int) and not isinstance(value, bool), name, value, "a whole number")
     elif hint is float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         require(number, name, value, "a number")
         return float(value)
     elif hint is str:

@@ -167,3 +167,9 @@ def test_configurations_are_frozen():
 
 def test_updates_of_a_batch():
     assert replace(midtrain(), mini_batch_size=2).updates_per_batch == 4
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("inf"), float("nan")])
+def test_a_number_that_no_float_holds_is_refused(value):
+    with pytest.raises(ValueError, match=r"TrainConfig\.lr must be a number, got"):
+        TrainConfig(recipe="test", lr=value)
