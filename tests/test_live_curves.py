@@ -176,7 +176,8 @@ def test_an_error_of_the_following_itself_is_shown(
 
     monkeypatch.setattr("widgets.live_curves.gather", fail)
     train(writer, 1)
-    wait_for(lambda: widget.error == "KeyError: 'lost'")
+    wait_for(lambda: widget.error != "")
+    assert widget.error == "KeyError: 'lost'"
     monkeypatch.undo()
     writer.close()
 

@@ -127,6 +127,14 @@ def test_generate_is_greedy_decoding_whatever_the_padding():
             context = torch.cat([context, token.view(1)])
 
 
+@pytest.mark.parametrize("field, argument, kept", [(True, None, True), (False, None, False), (False, True, True)])
+def test_use_cache_is_the_configurations_unless_the_call_says(field, argument, kept):
+    policy = make_policy()
+    policy.config.use_cache = field
+    state = policy(torch.ones(1, 3, dtype=torch.long), use_cache=argument).past_key_values
+    assert isinstance(state, State) == kept
+
+
 @pytest.mark.parametrize("mask", ([[0], [1]], [[0, 0], [0, 1]]))
 def test_a_row_without_a_token_is_refused(mask):
     mask = torch.tensor(mask)

@@ -78,9 +78,8 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         if order is not None:
             back = order.argsort(-1).unsqueeze(-1).expand_as(hidden_states)
             hidden_states = hidden_states.gather(1, back)
-        final_state: Any = (
-            trace.final_state if use_cache is not False else None
-        )  # a State where transformers has a Cache
+        kept = self.config.use_cache if use_cache is None else use_cache
+        final_state: Any = trace.final_state if kept else None  # a State where transformers has a Cache
         output = CausalLMOutputWithPast(
             loss=None if labels is None else self._loss(hidden_states, labels),
             logits=self.lm_head(hidden_states[:, -logits_to_keep:]),
