@@ -280,11 +280,8 @@ class DeltaNetForCausalLM(FastWeightLM):
         if lengths is None:
             lengths = torch.full((rows,), width, device=input_ids.device)
         start = torch.zeros_like(lengths) if state is None else state.lengths
-        tensors = {} if state is None else state.tensors
         x, layers = self.model.embeddings(input_ids), []
         for index, layer in enumerate(self.model.layers):
-            prefix = f"{index}."
-            part = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            x, state_at = layer(x, part)
+            x, state_at = layer(x, {} if state is None else state.layer(index)[0])
             layers.append(state_at)
         return Trace(self.model.norm(x), lengths, layers, start)

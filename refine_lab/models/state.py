@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -18,11 +19,15 @@ class State:
     """What a model keeps of the tokens it has read: named tensors, each with one row a sequence.
 
     A value: no operation changes it in place, so that it can be branched from any number of times. Which tensors there
-    are is the model's own affair (a matrix, a convolution window, a cache).
+    are is the model's own affair (a matrix, a convolution window, a cache). What several rows hold in common (the fast
+    weights of one chunk, the cache of one prefix) stands once in `shared`, and `sources` says on which of its rows each
+    row hangs: branching copies the rows and never what they share.
     """
 
     tensors: Mapping[str, Tensor]
     lengths: Int[Tensor, "B"]
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    sources: Int[Tensor, "B"] | None = None  # None where nothing is shared
 
     is_compileable = False  # asked by transformers' `generate`
 
@@ -32,26 +37,38 @@ class State:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> State:
         """The state whose every tensor went through `function`."""
-        return State({name: function(x) for name, x in self.tensors.items()}, function(self.lengths))
+        tensors, shared = ({name: function(x) for name, x in part.items()} for part in (self.tensors, self.shared))
+        return State(tensors, function(self.lengths), shared, None if self.sources is None else function(self.sources))
 
     def select(self, rows: Int[Tensor, "P"] | Sequence[int]) -> State:
-        """The given rows, in the given order."""
+        """The given rows, in the given order; what they share is kept whole."""
         index = torch.as_tensor(rows, device=self.lengths.device)
-        return self.map(lambda x: x.index_select(0, index))
+        return self._rows(lambda x: x.index_select(0, index))
 
     def repeat(self, times: int) -> State:
-        """Every row `times` times, copies side by side."""
-        return self if times == 1 else self.map(lambda x: x.repeat_interleave(times, 0))
+        """Every row `times` times, copies side by side; what they share stays one."""
+        return self if times == 1 else self._rows(lambda x: x.repeat_interleave(times, 0))
+
+    def _rows(self, take: Callable[[Tensor], Tensor]) -> State:
+        tensors = {name: take(x) for name, x in self.tensors.items()}
+        return State(tensors, take(self.lengths), self.shared, None if self.sources is None else take(self.sources))
 
     @staticmethod
     def stack(states: Sequence[State]) -> State:
-        """The rows of all states, one state after the other."""
-        names = states[0].tensors
-        if any(state.tensors.keys() != names.keys() for state in states):
-            raise ValueError("states of different models cannot be stacked")
+        """The rows of all states, one state after the other; a tensor that is shorter than its namesakes gets zeros behind."""
+        first = states[0]
+        for state in states:
+            if state.tensors.keys() != first.tensors.keys() or state.shared.keys() != first.shared.keys():
+                raise ValueError("states of different models cannot be stacked")
+        tensors = {name: _cat([state.tensors[name] for state in states]) for name in first.tensors}
+        shared = {name: _cat([state.shared[name] for state in states]) for name in first.shared}
+        sources, offset = [], 0
+        for state in states:
+            if state.sources is not None:
+                sources.append(state.sources + offset)
+                offset += len(next(iter(state.shared.values())))
         return State(
-            {name: torch.cat([state.tensors[name] for state in states]) for name in names},
-            torch.cat([state.lengths for state in states]),
+            tensors, torch.cat([state.lengths for state in states]), shared, torch.cat(sources) if sources else None
         )
 
     def detach(self) -> State:
@@ -61,9 +78,14 @@ class State:
         return self.map(lambda x: x.to(device))
 
     def save(self, path: str | Path) -> None:
-        """Write the state as safetensors."""
-        tensors = {name: x.detach().contiguous() for name, x in self.tensors.items()}
-        save_file({**tensors, "lengths": self.lengths.contiguous()}, path)
+        """Write the state as safetensors; of what is shared, only what a row hangs on."""
+        state = self.detach()
+        tensors = {name: x.contiguous() for name, x in state.tensors.items()} | {"lengths": state.lengths.contiguous()}
+        if state.sources is not None:
+            used, sources = torch.unique(state.sources, return_inverse=True)
+            tensors |= {SHARED + name: x.index_select(0, used) for name, x in state.shared.items()}
+            tensors["sources"] = sources
+        save_file(tensors, path)
 
     @staticmethod
     def load(path: str | Path) -> State:
@@ -76,10 +98,16 @@ class State:
             raise ValueError(f"{path} holds no saved state: {error}") from error
         if "lengths" not in tensors:
             raise ValueError(f"{path} holds no saved state: it has no tensor 'lengths'")
-        lengths = tensors.pop("lengths")
-        if lengths.ndim != 1 or any(x.shape[:1] != lengths.shape for x in tensors.values()):
+        lengths, sources = tensors.pop("lengths"), tensors.pop("sources", None)
+        shared = {name.removeprefix(SHARED): tensors.pop(name) for name in list(tensors) if name.startswith(SHARED)}
+        rows = [*tensors.values()] if sources is None else [*tensors.values(), sources]
+        if lengths.ndim != 1 or any(x.shape[:1] != lengths.shape for x in rows):
             raise ValueError(f"{path} holds no saved state: its tensors are not of one row a sequence")
-        return State(tensors, lengths)
+        if bool(shared) != (sources is not None) or any(
+            sources is not None and not 0 <= int(sources.min()) <= int(sources.max()) < len(x) for x in shared.values()
+        ):
+            raise ValueError(f"{path} holds no saved state: its rows hang on shared tensors that are not there")
+        return State(tensors, lengths, shared, sources)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens read by the longest row, the name transformers' `generate` asks for it by."""
@@ -87,7 +115,40 @@ class State:
 
     @property
     def nbytes(self) -> int:
-        return sum(x.nbytes for x in self.tensors.values())
+        return sum(x.nbytes for part in (self.tensors, self.shared) for x in part.values())
+
+    def layer(self, index: int) -> Layer:
+        """The part of one layer, under its own names."""
+        prefix = f"{index}."
+        own, shared = (
+            {name.removeprefix(prefix): x for name, x in part.items() if name.startswith(prefix)}
+            for part in (self.tensors, self.shared)
+        )
+        return own, shared
+
+
+Layer = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+"""A layer's part of a state: its tensors of one row a sequence, and those that rows share."""
+
+SHARED = "shared:"
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    """All rows, after each part is filled up with zeros to the size of the largest."""
+    largest = torch.Size(map(max, zip(*(x.shape[1:] for x in parts), strict=True)))
+    filled = []
+    for x in parts:
+        behind = [size for have, most in zip(x.shape[1:], largest, strict=True) for size in (most - have, 0)]
+        filled.append(x if x.shape[1:] == largest else F.pad(x, behind[::-1]))  # pad counts from the last dimension
+    return torch.cat(filled)
+
+
+@dataclass(frozen=True, eq=False)
+class Sharing:
+    """What the states of a trace share: which source each position hangs on, and each layer's tensors of given sources."""
+
+    sources: Callable[[Int[Tensor, "B P"]], Int[Tensor, "B P"]]
+    layers: Sequence[Callable[[Int[Tensor, "S"]], Mapping[str, Tensor]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +159,7 @@ class Trace:
     lengths: Int[Tensor, "B"]
     layers: Sequence[Callable[[Int[Tensor, "B P"]], Mapping[str, Tensor]]]
     start: Int[Tensor, "B"]  # tokens that had been read before this batch
+    sharing: Sharing | None = None  # for models whose states share something
 
     def state_at(self, positions: Int[Tensor, "B P"]) -> State:
         """The state after each position of each row, B * P rows ordered (row, position); reads nothing again.
@@ -113,10 +175,12 @@ class Trace:
             row = int(outside.any(-1).nonzero()[0])
             last = int(self.lengths[row]) - 1
             raise ValueError(f"positions of row {row} must lie in 0..{last}, got {positions[row].tolist()}")
-        tensors: dict[str, Tensor] = {}
-        for index, layer in enumerate(self.layers):
-            tensors.update({f"{index}.{name}": x for name, x in layer(positions).items()})
-        return State(tensors, (self.start.unsqueeze(-1) + positions + 1).flatten())
+        lengths = (self.start.unsqueeze(-1) + positions + 1).flatten()
+        tensors = _named(self.layers, positions)
+        if self.sharing is None:
+            return State(tensors, lengths)
+        used, sources = torch.unique(self.sharing.sources(positions).flatten(), return_inverse=True)
+        return State(tensors, lengths, _named(self.sharing.layers, used), sources)
 
     @property
     def final_state(self) -> State:
@@ -126,3 +190,8 @@ class Trace:
     def hidden_at(self, positions: Int[Tensor, "B P"]) -> Float[Tensor, "B P D"]:
         """The hidden states at the given positions."""
         return self.hidden_states.gather(1, positions.unsqueeze(-1).expand(-1, -1, self.hidden_states.shape[-1]))
+
+
+def _named(layers: Sequence[Callable[[Tensor], Mapping[str, Tensor]]], index: Tensor) -> dict[str, Tensor]:
+    """The tensors that every layer gives for `index`, each named by its layer."""
+    return {f"{number}.{name}": x for number, layer in enumerate(layers) for name, x in layer(index).items()}
