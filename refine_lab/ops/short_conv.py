@@ -24,4 +24,4 @@ def window_at(x: Float[Tensor, "B S D"], positions: Int[Tensor, "B P"], width: i
     offsets = torch.arange(1, width + 1, device=x.device)
     start = torch.arange(rows, device=x.device).view(-1, 1, 1) * total
     index = start + positions.unsqueeze(-1) + offsets
-    return x.reshape(rows * total, channels).index_select(0, index.flatten()).view(-1, width, channels)
+    return x.reshape(rows * total, channels).index_select(0, index.flatten()).view(positions.numel(), width, channels)

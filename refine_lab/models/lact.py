@@ -1,0 +1,348 @@
+"""LaCT (Zhang et al., 2025; arXiv 2505.23884) with the configuration and tensor names of the released `lact_swiglu` models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.mlp import GatedMLP
+from refine_lab.models.state import Layer, Sharing, State, Trace
+from refine_lab.ops.lact import MATRICES, ChunkStates, Memory, Plan, Rule, lact
+from refine_lab.ops.rotary import rotary_angles, rotate
+from refine_lab.ops.short_conv import window_at
+from refine_lab.ops.window_attention import window_attention
+
+BASE_RATE = 0.001
+"""Learning rate of the fast weights where `lr_proj` gives 0 (released layer_lact_swiglu.py)."""
+
+QK_EPS = 1e-5
+"""Of the norms that take flash-linear-attention's default: q, k and the fast weights' output."""
+
+
+class LaCTConfig(PreTrainedConfig):
+    """The fields of the released `LaCTSWIGLUConfig` (a1600012888/LaCT, lact_llm), with its defaults, and `muon_dtype`.
+
+    `fuse_*`, `last_layer_fuse_norm` and `use_fused_kernel` choose among kernels of equal results there and change nothing
+    here. `muon_dtype` is ours: None runs Newton-Schulz in the model's dtype, "bfloat16" as the release does.
+    """
+
+    __no_type_check__ = True  # a type checker at run time would refuse the further settings that transformers takes
+    model_type = "lact_swiglu"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    hidden_size: int = 2048
+    num_hidden_layers: int = 24
+    num_attn_heads: int = 32
+    num_lact_heads: int = 4
+    inter_multi: float = 1
+    qkv_bias: bool = False
+    attn_qk_norm: bool = False
+    lact_chunk_size: int = 2048
+    use_muon: bool = False
+    lr_dim: int = 1
+    qkv_silu: bool = True
+    no_v_silu: bool = False
+    lr_parameterization: str = "mamba"
+    learnable_ttt_scale: bool = True
+    use_momentum: bool = True
+    ttt_loss_type: str = "dot_product"
+    ttt_prenorm: bool = False
+    ttt_nope: bool = False
+    w0_w2_low_rank: int = -1
+    window_size: int = 2048
+    rope_theta: float = 10000.0
+    max_position_embeddings: int = 2048
+    hidden_ratio: int | None = 4
+    intermediate_size: int | None = None
+    hidden_act: str = "swish"
+    initializer_range: float = 0.006
+    elementwise_affine: bool = True
+    norm_eps: float = 1e-6
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
+    tie_word_embeddings: bool = False
+    fuse_norm: bool = True
+    last_layer_fuse_norm: bool = True
+    fuse_swiglu: bool = True
+    fuse_cross_entropy: bool = True
+    vocab_size: int = 32000
+    fw_init_gain: float = 0.5
+    use_fused_kernel: bool = False
+    fp32_states: bool = False
+    muon_dtype: str | None = None
+
+    def __post_init__(self, **others: Any) -> None:  # transformers makes a dataclass of every configuration
+        self._check()
+        super().__post_init__(**others)
+
+    def _check(self) -> None:
+        whole = (
+            "hidden_size num_hidden_layers num_attn_heads num_lact_heads lact_chunk_size lr_dim window_size vocab_size"
+        )
+        for name in whole.split():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"LaCTConfig.{name} must be a positive whole number, got {value!r}")
+        allowed: Mapping[str, tuple[Any, ...]] = {
+            "lr_parameterization": ("mamba",),
+            "ttt_loss_type": ("dot_product",),
+            "hidden_act": ("swish",),
+            "elementwise_affine": (True,),
+            "muon_dtype": (None, "bfloat16"),
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"LaCTConfig.{name} must be one of {values}, got {getattr(self, name)!r}")
+        for name in ("num_attn_heads", "num_lact_heads"):
+            if self.hidden_size % getattr(self, name):
+                raise ValueError(
+                    f"hidden_size {self.hidden_size} must be a multiple of {name}, got {getattr(self, name)}"
+                )
+        width, inner = self.hidden_size // self.num_lact_heads, self.fast_width
+        if self.hidden_size // self.num_attn_heads % 2:
+            raise ValueError(f"a head of attention needs an even width, got {self.hidden_size} / {self.num_attn_heads}")
+        if self.lr_dim > 1 and not self.lr_dim == width == inner:
+            raise ValueError(f"LaCTConfig.lr_dim must be 1 or, with inter_multi 1, {width}, got {self.lr_dim}")
+
+    @property
+    def fast_width(self) -> int:
+        """Hidden width of a head's fast weights."""
+        return int(self.hidden_size // self.num_lact_heads * self.inter_multi)
+
+
+class LowRankFastWeight(nn.Module):
+    """Initial weights w_left w_right + I / 2 for each head."""
+
+    def __init__(self, heads: int, rows: int, columns: int, rank: int) -> None:
+        super().__init__()
+        self.w_left = nn.Parameter(torch.empty(heads, rows, rank))
+        self.w_right = nn.Parameter(torch.empty(heads, rank, columns))
+
+    def reset_parameters(self, gain: float) -> None:
+        nn.init.normal_(self.w_left, std=gain * self.w_left.shape[-1] ** -0.5)
+        nn.init.normal_(self.w_right, std=gain * self.w_right.shape[-1] ** -0.5)
+
+    def forward(self) -> Float[Tensor, "H rows columns"]:
+        product = self.w_left @ self.w_right
+        return product + 0.5 * torch.eye(*product.shape[1:], device=product.device, dtype=product.dtype)
+
+
+class LaCTAttention(nn.Module):
+    """One layer's memory: attention to a window, and fast weights for what lies before it."""
+
+    def __init__(self, config: LaCTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, heads, inner = config.hidden_size, config.num_lact_heads, config.fast_width
+        per_head, rank = width // heads, config.w0_w2_low_rank
+        self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
+        if config.attn_qk_norm:
+            self.q_norm = nn.RMSNorm(width, eps=QK_EPS)
+            self.k_norm = nn.RMSNorm(width, eps=QK_EPS)
+        self.o_proj = nn.Linear(width, width, bias=False)
+        if rank > 0:
+            self.w0 = LowRankFastWeight(heads, inner, per_head, rank)
+            self.w2 = LowRankFastWeight(heads, inner, per_head, rank)
+        else:
+            self.w0 = nn.Parameter(torch.empty(heads, inner, per_head))
+            self.w2 = nn.Parameter(torch.empty(heads, inner, per_head))
+        self.w1 = nn.Parameter(torch.empty(heads, per_head, inner))
+        self.lr_proj = nn.Linear(width, 3 * heads * config.lr_dim)
+        self.qk_scale = nn.Parameter(torch.ones(width, 2))
+        self.qk_offset = nn.Parameter(torch.zeros(width, 2))
+        if config.learnable_ttt_scale:
+            self.ttt_scale_proj = nn.Linear(width, heads)
+        self.ttt_norm = nn.RMSNorm(per_head, eps=QK_EPS)
+        if config.use_momentum:
+            self.momentum_proj = nn.Sequential(nn.Linear(width, heads), nn.Sigmoid())
+
+    def reset_parameters(self) -> None:
+        """The fast weights' initial values; the linear maps have theirs from the model."""
+        nn.init.ones_(self.qk_scale)
+        nn.init.zeros_(self.qk_offset)
+        for weight in (self.w0, self.w2):
+            if isinstance(weight, LowRankFastWeight):
+                weight.reset_parameters(self.config.fw_init_gain)
+            else:
+                nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
+        nn.init.normal_(self.w1, std=self.w1.shape[-1] ** -0.5)
+
+    @property
+    def rule(self) -> Rule:
+        config = self.config
+        muon_dtype = None if config.muon_dtype is None else getattr(torch, config.muon_dtype)
+        return Rule(config.lact_chunk_size, config.use_muon, config.ttt_prenorm, muon_dtype)
+
+    def forward(self, x: Float[Tensor, "B T D"], state: Layer | None, plan: Plan, angles: Tensor):
+        """Outputs [B, T, D] and this layer's states: `LayerStates`."""
+        own, shared = ({}, {}) if state is None else state
+        q, k, v = self.qkv(x).chunk(3, -1)
+        if self.config.attn_qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        attended, windows = self._attend(q, k, v, own, plan.start, angles)
+        recalled, chunks = self._recall(x, q, k, v, own, shared, plan, angles)
+        return self.o_proj(attended + recalled), LayerStates(chunks, windows, self.config.window_size - 1)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, own: Mapping[str, Tensor], start: Tensor, angles: Tensor):
+        """The window's output, and its keys and values with the `window_size` - 1 before them."""
+        q, k, v = (y.unflatten(-1, (self.config.num_attn_heads, -1)) for y in (q, k, v))
+        q, k = rotate(q, angles), rotate(k, angles)
+        windows = {}
+        for name, y in (("window_k", k.flatten(2)), ("window_v", v.flatten(2))):
+            before = own[name].to(y) if name in own else y.new_zeros(len(y), self.config.window_size - 1, y.shape[-1])
+            windows[name] = torch.cat([before, y], 1)
+        keys, values = (y.unflatten(-1, (self.config.num_attn_heads, -1)) for y in windows.values())
+        return window_attention(q, keys, values, start, self.config.window_size).flatten(2), windows
+
+    def _recall(
+        self,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        own: Mapping[str, Tensor],
+        shared: Memory,
+        plan: Plan,
+        angles: Tensor,
+    ) -> tuple[Float[Tensor, "B T D"], ChunkStates]:
+        """The fast weights' output, and their states."""
+        heads = self.config.num_lact_heads
+        q, k = (y * self.qk_scale[:, i] + self.qk_offset[:, i] for i, y in enumerate((q, k)))
+        q, k, v = (y.unflatten(-1, (heads, -1)) for y in (q, k, v))
+        if self.config.qkv_silu:
+            q, k, v = F.silu(q), F.silu(k), v if self.config.no_v_silu else F.silu(v)
+        q, k = (y / (y.norm(dim=-1, keepdim=True) + 1e-5).to(y.dtype) for y in (q, k))
+        if not self.config.ttt_nope:  # turned with the heads of the attention
+            split = (self.config.num_attn_heads, -1)
+            q, k = (
+                rotate(y.flatten(2).unflatten(-1, split), angles).flatten(2).unflatten(-1, (heads, -1)) for y in (q, k)
+            )
+        kv = torch.cat([k, v.to(k.dtype)], -1).transpose(1, 2)
+        streams = {"kv": kv, "rates": self._rates(x).transpose(1, 2)}
+        streams = {name: plan.stream(own.get(f"pending_{name}"), y) for name, y in streams.items()}
+        initial, norms = self._initial()
+        memory = shared or initial
+        found, chunks = lact(q.transpose(1, 2), streams, memory, norms, plan, self.rule)
+        found = self.ttt_norm(found.transpose(1, 2))
+        if self.config.learnable_ttt_scale:
+            found = found * F.silu(self.ttt_scale_proj(x)).unsqueeze(-1)
+        return found.flatten(2), chunks
+
+    def _rates(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H r"]:
+        """Every token's learning rates for w0, w1 and w2 and, with momentum, its gate; at least float32."""
+        y = self.lr_proj(x)
+        y = y.to(torch.promote_types(y.dtype, torch.float32)) + math.log(math.expm1(BASE_RATE))
+        rates = F.softplus(y).unflatten(-1, (self.config.num_lact_heads, -1))
+        if self.config.use_momentum:
+            rates = torch.cat([rates, self.momentum_proj(x).unsqueeze(-1).to(rates.dtype)], -1)
+        return rates
+
+    def _initial(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The weights before any token, as those of one source, and the norms of their rows."""
+        weights = {name: w() if isinstance(w := getattr(self, name), LowRankFastWeight) else w for name in MATRICES}
+        norms = {name: w.norm(dim=-1, keepdim=True) for name, w in weights.items()}
+        dtype = torch.promote_types(self.w1.dtype, torch.float32) if self.config.fp32_states else self.w1.dtype
+        weights = {name: w.to(dtype, copy=True).unsqueeze(0) for name, w in weights.items()}  # no view of a parameter
+        memory = dict(weights)
+        if self.config.ttt_prenorm:
+            memory |= {f"{name}_sum": w for name, w in weights.items()}
+        if self.config.use_momentum:
+            memory |= {f"{name}_momentum": torch.zeros_like(w) for name, w in weights.items()}
+        return memory, norms
+
+
+class LayerStates:
+    """This layer's part of the state after any token."""
+
+    def __init__(self, chunks: ChunkStates, windows: Mapping[str, Tensor], width: int) -> None:
+        self.chunks, self.windows, self.width = chunks, windows, width
+
+    def own(self, positions: Int[Tensor, "B P"]) -> dict[str, Tensor]:
+        windows = {name: window_at(x, positions, self.width) for name, x in self.windows.items()}
+        return self.chunks.pending(positions) | windows
+
+    def shared(self, used: Int[Tensor, "S"]) -> dict[str, Tensor]:
+        return self.chunks.shared(used)
+
+
+class LaCTBlock(nn.Module):
+    def __init__(self, config: LaCTConfig) -> None:
+        super().__init__()
+        self.attn_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.attn = LaCTAttention(config)
+        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp = GatedMLP(config)
+
+    def forward(self, x: Float[Tensor, "B T D"], state: Layer | None, plan: Plan, angles: Tensor):
+        mixed, states = self.attn(self.attn_norm(x), state, plan, angles)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), states
+
+
+class LaCTModel(nn.Module):
+    """Embeddings, blocks, final norm."""
+
+    def __init__(self, config: LaCTConfig) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList([LaCTBlock(config) for _ in range(config.num_hidden_layers)])
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+
+
+class LaCTForCausalLM(FastWeightLM):
+    """LaCT with a language-model head."""
+
+    config_class = LaCTConfig
+    base_model_prefix = "model"
+    _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}
+
+    def __init__(self, config: LaCTConfig) -> None:
+        super().__init__(config)
+        self.model = LaCTModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, LaCTAttention):
+            module.reset_parameters()
+        elif isinstance(module, nn.RMSNorm):
+            nn.init.ones_(module.weight)
+
+    def read(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        lengths: Int[Tensor, "B"] | None = None,
+        state: State | None = None,
+    ) -> Trace:
+        rows, width = input_ids.shape
+        config: Any = self.config
+        if lengths is None:
+            lengths = torch.full((rows,), width, device=input_ids.device)
+        start = torch.zeros_like(lengths) if state is None else state.lengths
+        if state is None or state.sources is None:
+            sources, num_sources = torch.zeros_like(start), 1
+        else:
+            sources, num_sources = state.sources, len(next(iter(state.shared.values())))
+        plan = Plan(start, width, config.lact_chunk_size, sources, num_sources)
+        positions = start.unsqueeze(-1) + torch.arange(width, device=input_ids.device)
+        angles = rotary_angles(positions, config.hidden_size // config.num_attn_heads, config.rope_theta)
+        x, states = self.model.embeddings(input_ids), []
+        for index, layer in enumerate(self.model.layers):
+            x, found = layer(x, None if state is None else state.layer(index), plan, angles)
+            states.append(found)
+        sharing = Sharing(states[0].chunks.sources, [found.shared for found in states])
+        return Trace(self.model.norm(x), lengths, [found.own for found in states], start, sharing)

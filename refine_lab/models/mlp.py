@@ -1,0 +1,27 @@
+"""The feed-forward part of a block, as flash-linear-attention's models have it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU of width `intermediate_size` or, where that is None, two thirds of `hidden_ratio` widths in whole 256s."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        sizes: Any = config  # every family's configuration has these fields
+        width, inner = sizes.hidden_size, sizes.intermediate_size
+        if inner is None:
+            inner = -int(width * (sizes.hidden_ratio or 4) * 2 / 3) // 256 * -256
+        self.gate_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

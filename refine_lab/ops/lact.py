@@ -1,0 +1,298 @@
+"""LaCT's fast weights: a SwiGLU network a head, trained on the tokens it reads (Zhang et al., 2025; arXiv 2505.23884).
+
+    f(x) = w1 (silu(w0 x) * (w2 x))
+
+Chunk by chunk, apply, then update: the tokens of a chunk see the weights after the chunks before it; then one step on the
+chunk's keys and values, with a learning rate for each token and matrix, raises sum_t <f(k_t), v_t>. A chunk that is not yet
+complete has changed nothing, so the state after any token is the weights of its chunk and the chunk's tokens so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Memory = Mapping[str, Tensor]
+"""Fast weights of S sources: `w0`, `w2` [S, H, h, d] and `w1` [S, H, d, h];
+`w0_sum` and so on with pre-norm, `w0_momentum` and so on with momentum.
+"""
+
+MATRICES = ("w0", "w1", "w2")
+
+NEWTON_SCHULZ = (
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+)
+"""Coefficients (a, b, c) of each of its steps, as released (a1600012888/LaCT, ttt_operation.py)."""
+
+
+def newton_schulz(x: Float[Tensor, "*rows m n"], dtype: torch.dtype | None = None) -> Float[Tensor, "*rows m n"]:
+    """The nearest orthogonal matrix to each x, about: X <- a X + (b A + c A A) X with A = X X^T, in `dtype` (that of x).
+
+    The release runs it in bfloat16 whatever the model's dtype.
+    """
+    y = x if dtype is None else x.to(dtype)
+    if tall := y.shape[-2] > y.shape[-1]:
+        y = y.mT
+    y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for a, b, c in NEWTON_SCHULZ:
+        gram = y @ y.mT
+        y = a * y + (b * gram + c * gram @ gram) @ y
+    return (y.mT if tall else y).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a chunk changes the weights."""
+
+    chunk_size: int
+    use_muon: bool
+    prenorm: bool
+    muon_dtype: torch.dtype | None = None  # None: that of the model
+
+    def update(
+        self,
+        memory: Memory,
+        norms: Memory,
+        keys: Float[Tensor, "S H L d"],
+        values: Float[Tensor, "S H L d"],
+        rates: Float[Tensor, "S H L r"],
+    ) -> Memory:
+        """The weights after a complete chunk. `rates`: learning rates for w0, w1, w2 and, last, the momentum's gate if any.
+
+        Post-norm: w <- |w_init| (w + dw) / |w + dw| row by row; pre-norm carries the sum on and normalises what is applied.
+        """
+        momentum = "w0_momentum" in memory
+        gate = rates[..., -1:].mean(2, keepdim=True) if momentum else None
+        rates = rates[..., :-1] if momentum else rates
+        changed: dict[str, Tensor] = {}
+        for name, step in _ascent(memory, keys, values, rates).items():
+            step = step.to(memory[name].dtype)
+            if gate is not None:
+                step = step + memory[f"{name}_momentum"] * gate.to(step.dtype)
+                changed[f"{name}_momentum"] = step
+            if self.use_muon:
+                step = newton_schulz(step, self.muon_dtype)
+            total = memory[f"{name}_sum" if self.prenorm else name] + step
+            if self.prenorm:
+                changed[f"{name}_sum"] = total
+            changed[name] = total / (total.norm(dim=-1, keepdim=True) + 1e-5) * norms[name]
+        return changed
+
+
+def _ascent(memory: Memory, keys: Tensor, values: Tensor, rates: Tensor) -> dict[str, Tensor]:
+    """The gradient of sum_t <f(k_t), v_t> for w0, w1 and w2, every token weighted with its learning rates."""
+    w0, w1, w2 = (memory[name].to(keys.dtype) for name in MATRICES)
+    rate0, rate1, rate2 = rates.chunk(3, -1)
+    gate, hidden = keys @ w0.mT, keys @ w2.mT
+    sigmoid = gate.sigmoid()
+    silu = gate * sigmoid
+    back = values @ w1
+    back_gate = back * hidden * sigmoid * (1 + gate * (1 - sigmoid))
+    return {
+        "w0": back_gate.mT @ (keys * rate0).to(keys.dtype),
+        "w1": values.mT @ (silu * hidden * rate1).to(keys.dtype),
+        "w2": (back * silu).mT @ (keys * rate2).to(keys.dtype),
+    }
+
+
+def apply(memory: Memory, queries: Float[Tensor, "S H T d"]) -> Float[Tensor, "S H T d"]:
+    """f of every query."""
+    w0, w1, w2 = (memory[name].to(queries.dtype) for name in MATRICES)
+    gate = queries @ w0.mT
+    return (gate * gate.sigmoid() * (queries @ w2.mT)) @ w1.mT
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which chunk each new token of a batch belongs to; one for all layers.
+
+    A row that has read `start` tokens holds the `counts` last of them pending, 1 to C of its open chunk (0 of nothing). Its
+    *stream* is these and then the T new tokens: it begins at a chunk's border, so that level n of every row is its places
+    n C to (n + 1) C - 1. Level 0 hangs on the weights the row came with, `sources` [B] of S; every level after it has
+    weights of its own for each of its rows.
+    """
+
+    start: Int[Tensor, "B"]
+    length: int
+    chunk_size: int
+    sources: Int[Tensor, "B"]
+    num_sources: int
+
+    @cached_property
+    def counts(self) -> Int[Tensor, "B"]:
+        return torch.where(self.start > 0, (self.start - 1) % self.chunk_size + 1, 0)
+
+    @cached_property
+    def bounds(self) -> tuple[int, int]:
+        """The fewest and the most tokens that a row holds pending."""
+        return int(self.counts.min()), int(self.counts.max())
+
+    @property
+    def aligned(self) -> bool:
+        return self.bounds[0] == self.bounds[1]
+
+    @cached_property
+    def rows(self) -> list[Int[Tensor, "_"] | None]:
+        """The rows that have tokens at each level, None for all."""
+        levels = (self.bounds[1] + self.length - 1) // self.chunk_size + 1
+        found: list[Tensor | None] = [None]
+        for level in range(1, levels):
+            reach = self.counts + self.length > level * self.chunk_size
+            found.append(None if bool(reach.all()) else reach.nonzero().squeeze(-1))
+        return found
+
+    @cached_property
+    def offsets(self) -> list[int]:
+        """Sources counted before each level's own."""
+        sizes = [len(self.start) if rows is None else len(rows) for rows in self.rows]
+        return [0, *accumulate([self.num_sources, *sizes[1:-1]])][: len(sizes)]
+
+    @cached_property
+    def table(self) -> Int[Tensor, "B levels"]:
+        """The source of each row at each level, counted on over all levels; -1 where a row has no token."""
+        columns = [self.sources]
+        for rows, offset in zip(self.rows[1:], self.offsets[1:], strict=True):
+            column = torch.full_like(self.sources, -1)
+            index = torch.arange(len(column), device=column.device) if rows is None else rows
+            columns.append(column.index_copy(0, index, torch.arange(len(index), device=column.device) + offset))
+        return torch.stack(columns, 1)
+
+    def parents(self, level: int) -> Int[Tensor, "_"]:
+        """Which weights of the level before each row of this one goes on from."""
+        return _take(self.table[:, level - 1], self.rows[level]) - self.offsets[level - 1]
+
+    @cached_property
+    def slots(self) -> Int[Tensor, "B"]:
+        """Where each row stands among those of its source: row b is query block `slots` of source `sources`."""
+        order = self.sources.argsort(stable=True)
+        first = torch.searchsorted(self.sources[order], self.sources)
+        return order.argsort() - first
+
+    @cached_property
+    def most(self) -> int:
+        """Rows of the source that has the most."""
+        return int(self.slots.max()) + 1
+
+    def stream(
+        self, pending: Float[Tensor, "B H P f"] | None, new: Float[Tensor, "B H T f"]
+    ) -> Float[Tensor, "B H N f"]:
+        """Pending and new tokens of every row, without a gap between them."""
+        if pending is None or self.bounds[1] == 0:
+            return new
+        if self.aligned:
+            return torch.cat([pending[:, :, : self.bounds[1]], new], 2)
+        both = torch.cat([pending, new], 2)
+        place = torch.arange(self.bounds[1] + self.length, device=new.device)
+        counts = self.counts.unsqueeze(-1)
+        index = torch.where(place < counts, place, place - counts + pending.shape[2]).clamp_max(both.shape[2] - 1)
+        return both.gather(2, index[:, None, :, None].expand(-1, both.shape[1], -1, both.shape[3]))
+
+
+@dataclass(frozen=True)
+class ChunkStates:
+    """What the state after any token is made of: the weights of each level, and the stream of keys, values and rates."""
+
+    plan: Plan
+    memories: list[Memory]
+    streams: Mapping[str, Float[Tensor, "B H N _"]]
+
+    def shared(self, used: Int[Tensor, "S"]) -> dict[str, Tensor]:
+        """The weights of the given sources, which must ascend."""
+        parts: dict[str, list[Tensor]] = {name: [] for name in self.memories[0]}
+        offset = 0
+        for memory in self.memories:
+            size = len(memory["w0"])
+            mine = used[(used >= offset) & (used < offset + size)] - offset
+            if len(mine):
+                for name, x in memory.items():
+                    parts[name].append(x if len(mine) == size else x.index_select(0, mine))
+            offset += size
+        return {name: torch.cat(x) for name, x in parts.items()}
+
+    def pending(self, positions: Int[Tensor, "B P"]) -> dict[str, Float[Tensor, "B*P H _ f"]]:
+        """The open chunk's tokens up to and with each position, zeros behind."""
+        size = self.plan.chunk_size
+        place = self.plan.counts.unsqueeze(-1) + positions
+        count = place % size + 1
+        column = torch.arange(int(count.max()), device=positions.device)
+        index = (place - count + 1).unsqueeze(-1) + column
+        real = column < count.unsqueeze(-1)
+        found = {}
+        for name, x in self.streams.items():
+            _, heads, length, width = x.shape
+            flat = index.clamp_max(length - 1).flatten(1)[:, None, :, None].expand(-1, heads, -1, width)
+            y = x.gather(2, flat).unflatten(2, index.shape[1:]) * real[:, None, ..., None].to(x.dtype)
+            found[f"pending_{name}"] = y.transpose(1, 2).flatten(0, 1)
+        return found
+
+    def sources(self, positions: Int[Tensor, "B P"]) -> Int[Tensor, "B P"]:
+        """The source that the state after each position hangs on."""
+        return self.plan.table.gather(1, (self.plan.counts.unsqueeze(-1) + positions) // self.plan.chunk_size)
+
+
+def lact(
+    queries: Float[Tensor, "B H T d"],
+    streams: Mapping[str, Float[Tensor, "B H N _"]],
+    memory: Memory,
+    norms: Memory,
+    plan: Plan,
+    rule: Rule,
+) -> tuple[Float[Tensor, "B H T d"], ChunkStates]:
+    """f of every query by the weights of its chunk; `streams` are `Plan.stream` of `kv` [.., 2 d] and of `rates`."""
+    size, (fewest, most) = plan.chunk_size, plan.bounds
+    memories, pieces, output = [memory], [], torch.zeros_like(queries)
+    level_of = (plan.counts.unsqueeze(-1) + torch.arange(plan.length, device=queries.device)) // size
+    for level, rows in enumerate(plan.rows):
+        if level:
+            memory = _next(memories[-1], streams, norms, plan, rule, level)
+            memories.append(memory)
+        begin, end = max(0, level * size - most), min(plan.length, (level + 1) * size - fewest)
+        if begin >= end:  # every row came with a complete chunk
+            continue
+        asked = queries[:, :, begin:end]
+        if plan.aligned:
+            pieces.append(_apply_shared(memory, asked, plan) if level == 0 else apply(memory, asked))
+        else:
+            here = (level_of[:, begin:end] == level)[:, None, :, None]
+            found = _apply_shared(memory, asked, plan) if level == 0 else apply(memory, _take(asked, rows))
+            if rows is not None:
+                found = torch.zeros_like(asked).index_copy(0, rows, found)
+            filled = torch.where(here, found, output[:, :, begin:end])
+            output = torch.cat([output[:, :, :begin], filled, output[:, :, end:]], 2)
+    return torch.cat(pieces, 2) if plan.aligned else output, ChunkStates(plan, memories, streams)
+
+
+def _next(memory: Memory, streams: Mapping[str, Tensor], norms: Memory, plan: Plan, rule: Rule, level: int) -> Memory:
+    """The weights of a level: one step of those before it on the chunk that closes there."""
+    rows, parents = plan.rows[level], plan.parents(level)
+    start = {name: x.index_select(0, parents) for name, x in memory.items()}
+    begin = (level - 1) * rule.chunk_size
+    kv, rates = (_take(streams[name][:, :, begin : begin + rule.chunk_size], rows) for name in ("kv", "rates"))
+    keys, values = kv.chunk(2, -1)
+    return rule.update(start, norms, keys, values, rates)
+
+
+def _take(x: Tensor, rows: Int[Tensor, "_"] | None) -> Tensor:
+    return x if rows is None else x.index_select(0, rows)
+
+
+def _apply_shared(memory: Memory, queries: Float[Tensor, "B H T d"], plan: Plan) -> Float[Tensor, "B H T d"]:
+    """`apply` with the weights that each row came with: the queries of all rows of a source stand side by side."""
+    rows, heads, length, width = queries.shape
+    if plan.num_sources == rows and plan.most == 1 and bool((plan.sources.diff() > 0).all()):
+        return apply(memory, queries)
+    index = plan.sources * plan.most + plan.slots
+    placed = queries.new_zeros(plan.num_sources * plan.most, heads, length, width).index_copy(0, index, queries)
+    placed = placed.unflatten(0, (plan.num_sources, plan.most)).transpose(1, 2).flatten(2, 3)
+    found = apply(memory, placed).unflatten(2, (plan.most, length)).transpose(1, 2).flatten(0, 1)
+    return found.index_select(0, index)
