@@ -73,15 +73,19 @@ class Rule:
         """
         momentum = "w0_momentum" in memory
         gate = rates[..., -1:].mean(2, keepdim=True) if momentum else None
-        rates = rates[..., :-1] if momentum else rates
+        steps = _ascent(memory, keys, values, rates[..., :-1] if momentum else rates)
         changed: dict[str, Tensor] = {}
-        for name, step in _ascent(memory, keys, values, rates).items():
-            step = step.to(memory[name].dtype)
+        for name, step in steps.items():
+            steps[name] = step = step.to(memory[name].dtype)
             if gate is not None:
-                step = step + memory[f"{name}_momentum"] * gate.to(step.dtype)
-                changed[f"{name}_momentum"] = step
-            if self.use_muon:
-                step = newton_schulz(step, self.muon_dtype)
+                steps[name] = step + memory[f"{name}_momentum"] * gate.to(step.dtype)
+                changed[f"{name}_momentum"] = steps[name]
+        if self.use_muon:  # w1 lies across, and Newton-Schulz does not mind: all three in one
+            step0, step1, step2 = newton_schulz(
+                torch.stack([steps["w0"], steps["w1"].mT, steps["w2"]]), self.muon_dtype
+            )
+            steps = {"w0": step0, "w1": step1.mT, "w2": step2}
+        for name, step in steps.items():
             total = memory[f"{name}_sum" if self.prenorm else name] + step
             if self.prenorm:
                 changed[f"{name}_sum"] = total
