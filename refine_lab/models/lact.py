@@ -233,7 +233,7 @@ class LaCTAttention(nn.Module):
         initial, norms = self._initial()
         memory = shared or initial
         found, chunks = lact(q.transpose(1, 2), streams, memory, norms, plan, self.rule)
-        found = self.ttt_norm(found.transpose(1, 2))
+        found = self.ttt_norm(found.transpose(1, 2).to(self.ttt_norm.weight.dtype))
         if self.config.learnable_ttt_scale:
             found = found * F.silu(self.ttt_scale_proj(x)).unsqueeze(-1)
         return found.flatten(2), chunks

@@ -1,37 +1,49 @@
-"""The delta rule, parallel over chunks, with the state after any token (Yang et al., 2024; arXiv 2406.06484, section 3).
+"""The (gated) delta rule, parallel over chunks, with the state after any token.
 
-    S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T,      o_t = S_t^T q_t
+    S_t = a_t S_{t-1} + beta_t k_t (v_t - a_t S_{t-1}^T k_t)^T,      o_t = S_t^T q_t
 
-Within a chunk, S_t = S_0 + sum_{s <= t} k_s u_s^T for pseudo-values u that solve a triangular system. The forward has
-S_0, k and u at hand, so the state after *any* token costs one small product and no re-reading.
+The gate a_t = exp(log_gate_t) in (0, 1] is a number a head: what is stored decays, then the token writes (Yang et al.,
+2024; arXiv 2412.06464, equation 10). Without a gate, a = 1, it is the delta rule (arXiv 2406.06484, section 3).
+
+Within a chunk, S_t = e^{G_t} S_0 + sum_{s <= t} e^{G_t - G_s} k_s u_s^T, G the running sum of the log gates, for
+pseudo-values u that solve a triangular system. The forward has S_0, k, u and G at hand, so the state after *any* token
+costs one small product and no re-reading. Every exponent is a sum of log gates over some tokens, so at most 0: a strong
+decay underflows to 0 and never overflows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from refine_lab.ops.fla_delta_rule import SegmentedStates, segmented_delta_rule
+from refine_lab.ops.kernels import chosen
 
 CHUNK_SIZE = 64
+
+SHORT = 16
+"""Tokens up to which torch serves on CUDA too: fla's kernels fill a chunk of 64 up and round to bfloat16 (not measured)."""
 
 
 @dataclass(frozen=True)
 class ChunkedStates:
     """What the state after any token is made of: chunk-first tensors, n chunks of L tokens, G = B * H.
 
-    `states` [n, G, dk, dv] before each chunk, `keys` [n, G, L, dk], `updates` [n, G, L, dv].
+    `states` [n, G, dk, dv] before each chunk, `keys` [n, G, L, dk], `updates` [n, G, L, dv], `decay` [n, G, L]: the log
+    gates summed from the chunk's first token on, None where there is no gate.
     """
 
     states: Float[Tensor, "n G dk dv"]
     keys: Float[Tensor, "n G L dk"]
     updates: Float[Tensor, "n G L dv"]
     heads: int
+    decay: Float[Tensor, "n G L"] | None = None
 
     def at(self, positions: Int[Tensor, "B P"]) -> Float[Tensor, "B*P H dk dv"]:
         """The state after the token at each position, rows ordered (row, position)."""
@@ -41,70 +53,154 @@ class ChunkedStates:
         chunk = (positions // length).unsqueeze(-1)
         index = (chunk * rows * self.heads + group).flatten()  # of (row, position, head)
         keys, updates, states = (x.flatten(0, 1).index_select(0, index) for x in (self.keys, self.updates, self.states))
-        seen = torch.arange(length, device=positions.device) <= (positions % length).unsqueeze(-1)
+        last = (positions % length).unsqueeze(-1)
+        seen = torch.arange(length, device=positions.device) <= last
         seen = seen.unsqueeze(2).expand(rows, targets, self.heads, length).reshape(-1, length, 1)
-        states = torch.baddbmm(states, keys.transpose(1, 2), updates * seen)
+        if self.decay is None:
+            weight = seen
+        else:
+            decay = self.decay.flatten(0, 1).index_select(0, index)
+            until = decay.gather(1, last.expand(-1, -1, self.heads).reshape(-1, 1))
+            weight = _exp((until - decay).unsqueeze(-1), seen, states.dtype)
+            states = states * until.exp().to(states.dtype).unsqueeze(-1)
+        with torch.autocast(states.device.type, enabled=False):  # a state stays in float32
+            states = torch.baddbmm(states, keys.transpose(1, 2), updates * weight)
         return states.view(rows * targets, self.heads, *states.shape[1:])
 
 
+def log_decay(
+    a: Float[Tensor, "B T H"], a_log: Float[Tensor, "H"], dt_bias: Float[Tensor, "H"]
+) -> Float[Tensor, "B T H"]:
+    """GatedDeltaNet's log gate, -exp(a_log) softplus(a + dt_bias); at least float32, whatever the weights are kept in."""
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    a, a_log, dt_bias = (x.to(dtype) for x in (a, a_log, dt_bias))
+    return -a_log.exp() * F.softplus(a + dt_bias)
+
+
 def delta_rule(
-    q: Float[Tensor, "B T H dk"],
-    k: Float[Tensor, "B T H dk"],
+    q: Float[Tensor, "B T Hk dk"],
+    k: Float[Tensor, "B T Hk dk"],
     v: Float[Tensor, "B T H dv"],
     beta: Float[Tensor, "B T H"],
     initial_state: Float[Tensor, "B H dk dv"] | None = None,
+    log_gate: Float[Tensor, "B T H"] | None = None,
 ) -> tuple[Float[Tensor, "B T H dv"], ChunkedStates | SegmentedStates]:
-    """The delta rule where it runs best: fla's kernels on CUDA where it is installed, plain torch elsewhere."""
-    if q.is_cuda and find_spec("fla") is not None:
-        return segmented_delta_rule(q, k, v, beta, initial_state)
+    """The rule where it runs best: fla's kernels on CUDA where it is installed, plain torch elsewhere."""
+    short = q.shape[1] <= SHORT or chosen("chunks", q)
+    if q.is_cuda and not short and find_spec("fla") is not None:
+        return segmented_delta_rule(q, k, v, beta, initial_state, log_gate)
     with torch.autocast(q.device.type, enabled=False):
         dtype = torch.promote_types(q.dtype, torch.float32)
-        return chunk_delta_rule(q.to(dtype), k.to(dtype), v.to(dtype), beta.to(dtype), initial_state)
+        q, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
+        return chunk_delta_rule(q, k, v, beta, initial_state, log_gate)
 
 
 def chunk_delta_rule(
-    q: Float[Tensor, "B T H dk"],
-    k: Float[Tensor, "B T H dk"],
+    q: Float[Tensor, "B T Hk dk"],
+    k: Float[Tensor, "B T Hk dk"],
     v: Float[Tensor, "B T H dv"],
     beta: Float[Tensor, "B T H"],
     initial_state: Float[Tensor, "B H dk dv"] | None = None,
+    log_gate: Float[Tensor, "B T H"] | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> tuple[Float[Tensor, "B T H dv"], ChunkedStates]:
-    """Outputs of the delta rule and what its states are made of; q is used as it is (scale it before).
+    """Outputs of the (gated) delta rule and what its states are made of; q is used as it is (scale it before).
 
-    A token with beta 0 leaves the state as it was. Differentiable in every argument. Reference:
-    `fla.ops.delta_rule.naive.delta_rule_recurrence`.
+    `log_gate` is at most 0; None is no gate and costs nothing. A token with beta 0 and log gate 0 leaves the state as it
+    was. Where there are more values than keys, H a multiple of Hk, each key head serves H / Hk value heads in a row.
+    Differentiable in every argument. References: `fla.ops.delta_rule.naive`, `fla.ops.gated_delta_rule.naive`.
     """
     batch, length, heads, dv = v.shape
+    if q.shape[2] != heads:
+        q, k = (x.repeat_interleave(heads // x.shape[2], 2) for x in (q, k))
     if length == 1:
-        return _one_token(q, k, v, beta, initial_state)
+        return _one_token(q, k, v, beta, initial_state, log_gate)
     size = min(chunk_size, 1 << (length - 1).bit_length())  # a power of two, as the inverse asks for
     q, k, v, beta = (_chunk_first(x, size) for x in (q, k, v, beta.unsqueeze(-1)))
-    # (I + tril(beta k k^T, -1)) [u0 w] = beta [v k];  u = u0 - w S
-    k_beta = k * beta
-    overlap = k_beta @ k.transpose(-1, -2)
-    solution = UnitLowerInverse.apply(overlap.tril(-1)) @ torch.cat([v * beta, k_beta], -1)
-    u0, w = solution[..., :dv], solution[..., dv:]
+    decay = None if log_gate is None else _running_sum(log_gate, size)
     state = k.new_zeros(batch * heads, k.shape[-1], dv) if initial_state is None else initial_state.flatten(0, 1).to(k)
+    # (I + tril(beta k k^T, -1)) [u0 w] = beta [v k];  u = u0 - w S;  o = q S + tril(q k^T) u;  S' = S + k^T u
+    k_beta = k * beta
+    overlap, scores = k_beta @ k.transpose(-1, -2), q @ k.transpose(-1, -2)
+    reading, writing, kept = k_beta, k, None
+    if decay is None:
+        scores = scores.tril()
+    else:  # every product of two tokens decays from one to the other, every S from the chunk's start
+        between, since, until_end = _decays(decay, k.dtype)
+        overlap, scores = overlap * between, scores * between
+        q, reading, writing = q * since, k_beta * since, k * until_end
+        kept = since[:, :, -1:].unbind(0)
+    solution = UnitLowerInverse.apply(overlap.tril(-1)) @ torch.cat([v * beta, reading], -1)
+    states, updates = _through_chunks(state, writing, solution[..., :dv], solution[..., dv:], kept)
+    outputs = q @ states + scores @ updates
+    outputs = outputs.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).reshape(batch, -1, heads, dv)
+    return outputs[:, :length], ChunkedStates(states, k, updates, heads, decay)
+
+
+def _through_chunks(
+    state: Float[Tensor, "G dk dv"],
+    keys: Float[Tensor, "n G L dk"],
+    u0: Float[Tensor, "n G L dv"],
+    w: Float[Tensor, "n G L dk"],
+    kept: Sequence[Tensor] | None,
+) -> tuple[Float[Tensor, "n G dk dv"], Float[Tensor, "n G L dv"]]:
+    """The state before each chunk, and u of each; `kept` [G, 1, 1] of a chunk is what it leaves of its first state."""
+    if chosen("chunks", keys):
+        from refine_lab.ops.kernels.chunks import through_chunks  # binds Triton
+
+        return through_chunks(state, keys, u0, w, kept)
     states, updates = [], []
-    for k_n, u_n, w_n in zip(k.transpose(-1, -2).unbind(0), u0.unbind(0), w.unbind(0), strict=True):
+    for n, (k_n, u_n, w_n) in enumerate(zip(keys.transpose(-1, -2).unbind(0), u0.unbind(0), w.unbind(0), strict=True)):
         states.append(state)
         updates.append(torch.baddbmm(u_n, w_n, state, alpha=-1))
-        state = torch.baddbmm(state, k_n, updates[-1])
-    states, updates = torch.stack(states), torch.stack(updates)
-    outputs = q @ states + (q @ k.transpose(-1, -2)).tril() @ updates
-    outputs = outputs.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).reshape(batch, -1, heads, dv)
-    return outputs[:, :length], ChunkedStates(states, k, updates, heads)
+        state = torch.baddbmm(state if kept is None else state * kept[n], k_n, updates[-1])
+    return torch.stack(states), torch.stack(updates)
 
 
-def _one_token(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, initial_state: Tensor | None):
+def _one_token(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, initial_state: Tensor | None, log_gate: Tensor | None):
     """The rule itself: the same for a chunk of one token, with a fraction of the operations; rollouts are made of it."""
     batch, _, heads, dv = v.shape
     q, k, v, beta = (x.reshape(batch * heads, 1, -1) for x in (q, k, v, beta))
     state = k.new_zeros(batch * heads, k.shape[-1], dv) if initial_state is None else initial_state.flatten(0, 1).to(k)
+    if log_gate is not None:
+        state = state * log_gate.to(k.dtype).exp().view(-1, 1, 1)
     update = beta * torch.baddbmm(v, k, state, alpha=-1)
     output = torch.baddbmm((q * k).sum(-1, keepdim=True) * update, q, state)
     return output.view(batch, 1, heads, dv), ChunkedStates(state[None], k[None], update[None], heads)
+
+
+def _running_sum(log_gate: Float[Tensor, "B T H"], size: int) -> Float[Tensor, "n B*H L"]:
+    """G of every token, in float64: the decay between two near tokens is a small difference of sums that grow large."""
+    return _chunk_first(log_gate.double().unsqueeze(-1), size).squeeze(-1).cumsum(-1)
+
+
+def _decays(decay: Float[Tensor, "n G L"], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Decay between each two tokens [n, G, L, L], since the chunk's start and until its end [n, G, L, 1]."""
+    between = DecayBetween.apply(decay, dtype)
+    return between, decay.to(dtype).exp().unsqueeze(-1), between[..., -1, :].unsqueeze(-1)
+
+
+class DecayBetween(torch.autograd.Function):
+    """exp(G_t - G_s) for s <= t and 0 elsewhere, [n, G, L, L]; keeps nothing else of that size, at half of autograd's cost."""
+
+    @staticmethod
+    def forward(ctx, decay, dtype):
+        ordered = torch.ones(decay.shape[-1], decay.shape[-1], dtype=torch.bool, device=decay.device).tril()
+        between = _exp(decay.unsqueeze(-1) - decay.unsqueeze(-2), ordered, dtype)
+        ctx.save_for_backward(between)
+        return between
+
+    @staticmethod
+    def backward(ctx, grad):
+        (between,) = ctx.saved_tensors
+        grad = grad * between
+        grad.diagonal(dim1=-2, dim2=-1).zero_()  # G_t - G_t is 0 for any gate: only noise, and the largest of all
+        return grad.sum(-1, dtype=torch.float64) - grad.sum(-2, dtype=torch.float64), None
+
+
+def _exp(exponents: Float[Tensor, "*shape"], where: Bool[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
+    """exp where asked for, 0 elsewhere: masked before, since an exponent there may overflow and 0 * inf is no gradient."""
+    return exponents.masked_fill(~where, float("-inf")).to(dtype).exp()
 
 
 class UnitLowerInverse(torch.autograd.Function):

@@ -1,7 +1,7 @@
-"""The delta rule on flash-linear-attention's CUDA kernels, with the state after any token.
+"""The (gated) delta rule on flash-linear-attention's CUDA kernels, with the state after any token.
 
 The kernels return the state at the end of what they read, so the sequence is read segment by segment, and the state
-inside a segment is made again from the segment's own keys, values and write strengths: the layers are not re-run.
+inside a segment is made again from the segment's own keys, values, write strengths and gates: the layers are not re-run.
 """
 
 from __future__ import annotations
@@ -18,28 +18,41 @@ from torch import Tensor
 SEGMENT_SIZE = 512
 """Tokens of a segment. One fixed length, so that the kernels are tuned for one shape."""
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(q, k, v [B, T, H, d], beta [B, T, H], initial state [B, H, dk, dv]) -> outputs and final state."""
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
+"""(q, k, v [B, T, H, d], beta, log gate or None [B, T, H], initial state [B, H, dk, dv]) -> outputs and final state."""
 
 
-def fla_kernel(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, initial_state: Tensor) -> tuple[Tensor, Tensor]:
-    """`fla.ops.delta_rule.chunk_delta_rule`, in bfloat16 (it rejects float32) with float32 states; outputs as `v` came."""
+def fla_kernel(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_gate: Tensor | None, initial_state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """fla's `chunk_delta_rule` or, with a gate, `chunk_gated_delta_rule`, in bfloat16 with float32 states; outputs as `v` came.
+
+    The first rejects float32. The second does not, but is tuned for 16 bits; its gate, and the write strength beside it,
+    are float32, as fla's own layer has them (its recurrent kernel has no backward). fla's GatedDeltaNet asks for
+    states [dv, dk] (`state_v_first`); ours are [dk, dv], the default of either kernel.
+    """
     from fla.ops.delta_rule import chunk_delta_rule  # binds Triton: imported where it is used, on CUDA only
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
-    halves = (x if x.dtype == torch.float16 else x.bfloat16() for x in (q, k, v, beta))
-    kernel: Any = chunk_delta_rule  # fla's decorators hide its signature
-    output, state = kernel(*halves, scale=1.0, initial_state=initial_state, output_final_state=True)
+    half = v.dtype if v.dtype == torch.float16 else torch.bfloat16
+    qkv = (x.to(half) for x in (q, k, v))
+    kernel: Any = (
+        chunk_delta_rule if log_gate is None else chunk_gated_delta_rule
+    )  # fla's decorators hide the signatures
+    gates = {"beta": beta.to(half)} if log_gate is None else {"g": log_gate.float(), "beta": beta.float()}
+    output, state = kernel(*qkv, **gates, scale=1.0, initial_state=initial_state, output_final_state=True)
     return output.to(v.dtype), state
 
 
 @dataclass(frozen=True)
 class SegmentedStates:
-    """What the state after any token is made of: `states` [B, m, H, dk, dv] before each of m segments, keys, values, beta."""
+    """What the state after any token is made of: `states` [B, m, H, dk, dv] before each of m segments, and what they read."""
 
     states: Float[Tensor, "B m H dk dv"]
-    keys: Float[Tensor, "B m L H dk"]
+    keys: Float[Tensor, "B m L Hk dk"]
     values: Float[Tensor, "B m L H dv"]
     beta: Float[Tensor, "B m L H"]
+    log_gate: Float[Tensor, "B m L H"] | None
     kernel: Kernel
 
     def at(self, positions: Int[Tensor, "B P"]) -> Float[Tensor, "B*P H dk dv"]:
@@ -47,20 +60,27 @@ class SegmentedStates:
         segments, length = self.keys.shape[1:3]
         rows = torch.arange(len(positions), device=positions.device).unsqueeze(-1) * segments
         index = (rows + positions // length).flatten()
-        states, keys, values, beta = (
-            x.flatten(0, 1).index_select(0, index) for x in (self.states, self.keys, self.values, self.beta)
-        )
+        states, keys, values = (_rows(x, index) for x in (self.states, self.keys, self.values))
         unread = torch.arange(length, device=positions.device) > (positions % length).view(-1, 1)
-        beta = beta.masked_fill(unread.unsqueeze(-1), 0)  # writes nothing
-        return self.kernel(keys, keys, values, beta, states)[1]
+        beta = _rows(self.beta, index).masked_fill(unread.unsqueeze(-1), 0)  # writes nothing
+        gate = self.log_gate
+        if gate is not None:
+            gate = _rows(gate, index).masked_fill(unread.unsqueeze(-1), 0)  # and lets nothing decay
+        return self.kernel(keys, keys, values, beta, gate, states)[1]
+
+
+def _rows(x: Float[Tensor, "B m *rest"], index: Int[Tensor, "R"]) -> Float[Tensor, "R *rest"]:
+    """The segments at the given numbers, counted over all rows."""
+    return x.flatten(0, 1).index_select(0, index)
 
 
 def segmented_delta_rule(
-    q: Float[Tensor, "B T H dk"],
-    k: Float[Tensor, "B T H dk"],
+    q: Float[Tensor, "B T Hk dk"],
+    k: Float[Tensor, "B T Hk dk"],
     v: Float[Tensor, "B T H dv"],
     beta: Float[Tensor, "B T H"],
     initial_state: Float[Tensor, "B H dk dv"] | None = None,
+    log_gate: Float[Tensor, "B T H"] | None = None,
     kernel: Kernel = fla_kernel,
     segment_size: int = SEGMENT_SIZE,
 ) -> tuple[Float[Tensor, "B T H dv"], SegmentedStates]:
@@ -70,10 +90,13 @@ def segmented_delta_rule(
     padded = -length % size
     q, k, v = (F.pad(x, (0, 0, 0, 0, 0, padded)).unflatten(1, (-1, size)) for x in (q, k, v))
     beta = F.pad(beta, (0, 0, 0, padded)).unflatten(1, (-1, size))
+    if log_gate is not None:
+        log_gate = F.pad(log_gate, (0, 0, 0, padded)).unflatten(1, (-1, size))
+    gates = [None] * q.shape[1] if log_gate is None else log_gate.unbind(1)
     state = q.new_zeros(batch, heads, q.shape[-1], dv, dtype=torch.float32) if initial_state is None else initial_state
     states, outputs = [], []
-    for segment in zip(q.unbind(1), k.unbind(1), v.unbind(1), beta.unbind(1), strict=True):
+    for segment in zip(q.unbind(1), k.unbind(1), v.unbind(1), beta.unbind(1), gates, strict=True):
         states.append(state)
         output, state = kernel(*segment, state)
         outputs.append(output)
-    return torch.cat(outputs, 1)[:, :length], SegmentedStates(torch.stack(states, 1), k, v, beta, kernel)
+    return torch.cat(outputs, 1)[:, :length], SegmentedStates(torch.stack(states, 1), k, v, beta, log_gate, kernel)

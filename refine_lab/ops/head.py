@@ -6,11 +6,14 @@ again from the hidden states.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from refine_lab.ops.kernels import chosen
 
 HEAD_ROWS = 1024
 
@@ -43,10 +46,63 @@ def token_stats(
         return TokenStats(*_SlicedHead.apply(hidden_states, weight, token_ids, temperature, entropy))
 
 
-def _slice_logits(hidden_states: Tensor, weight: Tensor, start: int, temperature: float) -> Tensor:
-    logits = hidden_states[start : start + HEAD_ROWS] @ weight.T
+def row_statistics(
+    logits: Float[Tensor, "S V"], token_ids: Int[Tensor, "S"], temperature: float, entropy: bool
+) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"], Bool[Tensor, "S"]]:
+    """log p(x), entropy (zeros where not asked for) and x = argmax p of every row; may write over the logits."""
+    logits = _tempered(logits, temperature)
+    target = logits.gather(-1, token_ids.unsqueeze(-1))
+    highest = logits.amax(-1, keepdim=True)
+    greedy = target == highest
+    logits -= highest
+    weights = logits.exp()
+    total = weights.sum(-1, keepdim=True)
+    logprobs, entropies = target - highest - total.log(), torch.zeros_like(target)
+    if entropy:
+        mean = torch.linalg.vecdot(weights, logits).unsqueeze(-1) / total
+        entropies = total.log() - mean
+    return logprobs.squeeze(-1), entropies.squeeze(-1), greedy.squeeze(-1)
+
+
+def logit_gradients_(
+    logits: Float[Tensor, "S V"],
+    token_ids: Int[Tensor, "S"],
+    logprobs: Float[Tensor, "S"],
+    entropies: Float[Tensor, "S"],
+    grad_logprobs: Float[Tensor, "S"] | None,
+    grad_entropies: Float[Tensor, "S"] | None,
+    temperature: float,
+) -> Float[Tensor, "S V"]:
+    """The gradient of the logits, in their type, given that of their statistics (None: zeros); writes over the logits.
+
+    d log p_x / dz = 1_x - p,   dH / dz = -p (log p + H),   z = logits / temperature
+    """
+    dtype, target = logits.dtype, token_ids.unsqueeze(-1)
+    logits = _tempered(logits, temperature)
+    log_normaliser = logits.gather(-1, target) - logprobs.unsqueeze(-1)
+    grad_lp = (torch.zeros_like(logprobs) if grad_logprobs is None else grad_logprobs).unsqueeze(-1)
+    logits -= log_normaliser
+    if grad_entropies is not None:
+        grad = (logits + entropies.unsqueeze(-1)).mul_(grad_entropies.unsqueeze(-1)).add_(grad_lp).neg_()
+        grad.mul_(logits.exp_())
+    else:
+        grad = logits.exp_().mul_(-grad_lp)
+    return grad.scatter_add_(-1, target, grad_lp).div_(temperature).to(dtype)
+
+
+def _tempered(logits: Float[Tensor, "S V"], temperature: float) -> Float[Tensor, "S V"]:
+    """z = logits / temperature in float32 at least, in place where it can be."""
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def _on_slices(x: Tensor) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
+    """`row_statistics` and `logit_gradients_`, or the kernels of the same names where they were asked for."""
+    if not chosen("head", x):
+        return row_statistics, logit_gradients_
+    from refine_lab.ops.kernels import head as kernels  # binds Triton: imported where it is used
+
+    return kernels.row_statistics, kernels.logit_gradients_
 
 
 class _SlicedHead(torch.autograd.Function):
@@ -54,25 +110,14 @@ class _SlicedHead(torch.autograd.Function):
     def forward(ctx, hidden_states, weight, token_ids, temperature, with_entropy):
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
-        weight = weight.to(hidden_states.dtype)
-        logprobs, entropies, greedy = [], [], []
+        weight, (statistics, _) = weight.to(hidden_states.dtype), _on_slices(hidden_states)
+        empty = hidden_states.new_zeros(0, dtype=torch.promote_types(hidden_states.dtype, torch.float32))
+        parts = [(empty, empty, empty.bool())]
         for start in range(0, len(token_ids), HEAD_ROWS):
-            logits = _slice_logits(hidden_states, weight, start, temperature)
-            target = logits.gather(-1, token_ids[start : start + HEAD_ROWS, None])
-            highest = logits.amax(-1, keepdim=True)
-            greedy.append((target == highest).squeeze(-1))
-            logits -= highest
-            weights = logits.exp()
-            total = weights.sum(-1, keepdim=True)
-            logprobs.append((target - highest - total.log()).squeeze(-1))
-            if with_entropy:
-                mean = torch.linalg.vecdot(weights, logits).unsqueeze(-1) / total
-                entropies.append((total.log() - mean).squeeze(-1))
-            else:
-                entropies.append(torch.zeros_like(logprobs[-1]))
-        empty = hidden_states.new_zeros(0)
-        logprobs, entropies = torch.cat([empty, *logprobs]), torch.cat([empty, *entropies])
-        greedy = torch.cat([empty.bool(), *greedy])
+            rows = slice(start, start + HEAD_ROWS)
+            logits = hidden_states[rows] @ weight.T
+            parts.append(statistics(logits, token_ids[rows], temperature, with_entropy))
+        logprobs, entropies, greedy = (torch.cat(x) for x in zip(*parts, strict=True))
         ctx.save_for_backward(hidden_states, weight, token_ids, logprobs, entropies)
         ctx.mark_non_differentiable(greedy)
         return logprobs, entropies, greedy
@@ -80,21 +125,13 @@ class _SlicedHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_logprobs, grad_entropies, _):
         hidden_states, weight, token_ids, logprobs, entropies = ctx.saved_tensors
+        _, gradients_ = _on_slices(hidden_states)
         grad_hidden, grad_weight = torch.empty_like(hidden_states), torch.zeros_like(weight, dtype=logprobs.dtype)
         for start in range(0, len(token_ids), HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
-            logits = _slice_logits(hidden_states, weight, start, ctx.temperature)
-            target = token_ids[rows, None]
-            log_normaliser = logits.gather(-1, target) - logprobs[rows, None]
-            grad_lp = torch.zeros_like(log_normaliser) if grad_logprobs is None else grad_logprobs[rows, None]
-            if grad_entropies is not None:  # d log p_x / dz = 1_x - p,  dH / dz = -p (log p + H)
-                logits -= log_normaliser
-                grad = (logits + entropies[rows, None]).mul_(grad_entropies[rows, None]).add_(grad_lp).neg_()
-                grad.mul_(logits.exp_())
-            else:
-                grad = logits.sub_(log_normaliser).exp_().mul_(-grad_lp)
-            grad.scatter_add_(-1, target, grad_lp)
-            grad = grad.div_(ctx.temperature).to(hidden_states.dtype)
+            logits = hidden_states[rows] @ weight.T
+            upstream = (None if x is None else x[rows] for x in (grad_logprobs, grad_entropies))
+            grad = gradients_(logits, token_ids[rows], logprobs[rows], entropies[rows], *upstream, ctx.temperature)
             torch.mm(grad, weight, out=grad_hidden[rows])
             grad_weight += grad.T @ hidden_states[rows]
         return grad_hidden, grad_weight, None, None, None

@@ -1,0 +1,68 @@
+"""Checks of a model's configuration, by its own annotations: a bad value is refused by name, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import isclose, isfinite
+from typing import Any, TypeGuard
+
+from transformers import PreTrainedConfig
+
+
+def check_kinds(config: PreTrainedConfig) -> None:
+    """Refuse a field of another kind than its annotation says.
+
+    `int` is a size, so a positive whole number, `float` a positive number, `bool` True or False, each perhaps with
+    `| None`. A token's number (`*_token_id`) is any whole number below the vocabulary's size, and `initializer_range` may
+    be 0. Other annotations are not looked at. Raises ValueError.
+    """
+    for name, annotation in _annotations(type(config)).items():
+        kind, value = annotation.removesuffix(" | None"), getattr(config, name)
+        if kind not in KINDS or (value is None and kind != annotation):
+            continue
+        fits, allowed = TOKEN if name.endswith("_token_id") else RANGE if name == "initializer_range" else KINDS[kind]
+        if not fits(value):
+            raise ValueError(_refusal(config, name, allowed if kind == annotation else f"{allowed} or None"))
+    pad, size = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    if pad is not None and size is not None and not -size <= pad < size:
+        raise ValueError(_refusal(config, "pad_token_id", f"below vocab_size {size}"))
+
+
+def check_allowed(config: PreTrainedConfig, allowed: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse a field whose value is none of those allowed. Raises ValueError."""
+    for name, values in allowed.items():
+        if getattr(config, name) not in values:
+            raise ValueError(_refusal(config, name, f"one of {values}"))
+
+
+def whole_width(width: float) -> bool:
+    """Whether a size times a ratio is a whole number, but for the last bits of the product."""
+    return isclose(width, round(width), rel_tol=1e-9)
+
+
+def _refusal(config: PreTrainedConfig, name: str, allowed: str) -> str:
+    return f"{type(config).__name__}.{name} must be {allowed}, got {getattr(config, name)!r}"
+
+
+def _annotations(kind: type) -> dict[str, str]:
+    """Our own fields with their annotations as written, those of a base class first."""
+    ours = [cls for cls in reversed(kind.__mro__) if issubclass(cls, PreTrainedConfig) and cls is not PreTrainedConfig]
+    return {name: str(text) for cls in ours for name, text in cls.__annotations__.items()}
+
+
+def _whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: object) -> TypeGuard[float]:
+    return (isinstance(value, float) and isfinite(value)) or _whole(value)
+
+
+Kind = tuple[Callable[[Any], bool], str]
+KINDS: Mapping[str, Kind] = {
+    "int": (lambda x: _whole(x) and x > 0, "a positive whole number"),
+    "float": (lambda x: _number(x) and x > 0, "a positive number"),
+    "bool": (lambda x: isinstance(x, bool), "True or False"),
+}
+TOKEN: Kind = (_whole, "a token's number")
+RANGE: Kind = (lambda x: _number(x) and x >= 0, "a number that is not negative")

@@ -1,0 +1,163 @@
+"""The (gated) delta rule's state through all chunks of a row in one launch, with backward.
+
+    u_n = u0_n - w_n S_n,      S_{n+1} = g_n S_n + k_n^T u_n
+
+is all that one chunk must wait for another for; the rest is products over all chunks at once. A program keeps the state of
+one head and a few of its columns in registers and writes it out before every chunk, so that the state after any token
+is one small product away. The gradient runs the same way back, and takes in what flows into the state of any chunk. The
+torch reference is `_through_chunks` of `refine_lab.ops.delta_rule`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from refine_lab.ops.kernels.language import accumulator, constexpr, jit, tl, triton
+
+COLUMNS = 16
+"""Columns of the state that a program holds: few, since one row of 16 heads must fill the device."""
+
+WARPS = 8
+"""Of a program: with fewer, or with float32 products made of several tf32 ones, registers spill (by ptxas, for sm_90)."""
+
+
+@jit
+def _forward(
+    first,
+    keys,
+    u0,
+    w,
+    kept,
+    states,
+    updates,
+    chunks,
+    groups,
+    length,
+    dk,
+    dv,
+    GATED: constexpr,
+    TYPE: constexpr,
+    L: constexpr,
+    K: constexpr,
+    V: constexpr,
+):
+    group = tl.program_id(0).to(tl.int64)
+    i, j, m = tl.arange(0, L), tl.arange(0, K), tl.program_id(1) * V + tl.arange(0, V)
+    of_state, in_state = j[:, None] * dv + m[None, :], (j < dk)[:, None] & (m < dv)[None, :]
+    of_value, in_value = i[:, None] * dv + m[None, :], (i < length)[:, None] & (m < dv)[None, :]
+    state = tl.load(first + group * dk * dv + of_state, mask=in_state, other=0.0)
+    for n in range(chunks):
+        at = n * groups + group
+        tl.store(states + at * dk * dv + of_state, state, mask=in_state)
+        token = at * length * dk
+        w_n = tl.load(
+            w + token + i[:, None] * dk + j[None, :], mask=(i < length)[:, None] & (j < dk)[None, :], other=0.0
+        )
+        k_n = tl.load(
+            keys + token + i[None, :] * dk + j[:, None], mask=(i < length)[None, :] & (j < dk)[:, None], other=0.0
+        )
+        u = tl.load(u0 + at * length * dv + of_value, mask=in_value, other=0.0)
+        u -= tl.dot(w_n, state, input_precision="tf32", out_dtype=TYPE)
+        tl.store(updates + at * length * dv + of_value, u, mask=in_value)
+        if GATED:
+            state *= tl.load(kept + at)
+        state += tl.dot(k_n, u, input_precision="tf32", out_dtype=TYPE)
+
+
+@jit
+def _backward(
+    grad_states,
+    grad_updates,
+    keys,
+    w,
+    kept,
+    after,
+    grad_u,
+    grad_first,
+    chunks,
+    groups,
+    length,
+    dk,
+    dv,
+    GATED: constexpr,
+    TYPE: constexpr,
+    L: constexpr,
+    K: constexpr,
+    V: constexpr,
+):
+    group = tl.program_id(0).to(tl.int64)
+    i, j, m = tl.arange(0, L), tl.arange(0, K), tl.program_id(1) * V + tl.arange(0, V)
+    of_state, in_state = j[:, None] * dv + m[None, :], (j < dk)[:, None] & (m < dv)[None, :]
+    of_value, in_value = i[:, None] * dv + m[None, :], (i < length)[:, None] & (m < dv)[None, :]
+    grad = tl.zeros([K, V], TYPE)  # of the state after the chunk
+    for back in range(chunks):
+        at = (chunks - 1 - back) * groups + group
+        tl.store(after + at * dk * dv + of_state, grad, mask=in_state)
+        token = at * length * dk
+        k_n = tl.load(
+            keys + token + i[:, None] * dk + j[None, :], mask=(i < length)[:, None] & (j < dk)[None, :], other=0.0
+        )
+        w_n = tl.load(
+            w + token + i[None, :] * dk + j[:, None], mask=(i < length)[None, :] & (j < dk)[:, None], other=0.0
+        )
+        du = tl.load(grad_updates + at * length * dv + of_value, mask=in_value, other=0.0)
+        du += tl.dot(k_n, grad, input_precision="tf32", out_dtype=TYPE)
+        tl.store(grad_u + at * length * dv + of_value, du, mask=in_value)
+        if GATED:
+            grad *= tl.load(kept + at)
+        grad += tl.load(grad_states + at * dk * dv + of_state, mask=in_state, other=0.0)
+        grad -= tl.dot(w_n, du, input_precision="tf32", out_dtype=TYPE)
+    tl.store(grad_first + group * dk * dv + of_state, grad, mask=in_state)
+
+
+def stages(dk: int) -> int:
+    """Chunks whose keys and w stand in shared memory at once: with wide heads there is room for one."""
+    return 2 if dk <= 128 else 1
+
+
+def _launch(kernel, tensors: Sequence[Tensor], keys: Tensor, dv: int, gated: bool) -> None:
+    chunks, groups, length, dk = keys.shape
+    sides = [max(16, triton.next_power_of_2(size)) for size in (length, dk)]  # 16: the least that a product takes
+    grid = (groups, triton.cdiv(dv, COLUMNS))
+    sizes = (chunks, groups, length, dk, dv, gated, accumulator(keys.dtype))
+    kernel[grid](*tensors, *sizes, *sides, COLUMNS, num_warps=WARPS, num_stages=stages(dk))
+
+
+class _ThroughChunks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, first, keys, u0, w, kept):
+        first, keys, u0, w = (x.contiguous() for x in (first, keys, u0, w))
+        ctx.gated = kept is not None
+        kept = kept.contiguous() if ctx.gated else first  # where there is no gate, a pointer that is never read
+        states, updates = first.new_empty(len(keys), *first.shape), torch.empty_like(u0)
+        _launch(_forward, (first, keys, u0, w, kept, states, updates), keys, u0.shape[-1], ctx.gated)
+        ctx.save_for_backward(keys, w, kept, states, updates)
+        return states, updates
+
+    @staticmethod
+    def backward(ctx, grad_states, grad_updates):
+        keys, w, kept, states, updates = ctx.saved_tensors
+        after, grad_u, grad_first = torch.empty_like(states), torch.empty_like(updates), torch.empty_like(states[0])
+        tensors = (grad_states.contiguous(), grad_updates.contiguous(), keys, w, kept, after, grad_u, grad_first)
+        _launch(_backward, tensors, keys, updates.shape[-1], ctx.gated)
+        grad_kept = (states * after).sum((-1, -2)) if ctx.gated else None
+        return grad_first, updates @ after.mT, grad_u, -grad_u @ states.mT, grad_kept
+
+
+def through_chunks(
+    state: Float[Tensor, "G dk dv"],
+    keys: Float[Tensor, "n G L dk"],
+    u0: Float[Tensor, "n G L dv"],
+    w: Float[Tensor, "n G L dk"],
+    kept: Sequence[Float[Tensor, "G 1 1"]] | None = None,
+) -> tuple[Float[Tensor, "n G dk dv"], Float[Tensor, "n G L dv"]]:
+    """The state before each of n chunks and each chunk's updates u; `kept` is what a chunk leaves of its first state.
+
+    Float32 or float64, differentiable in every argument. On CUDA the products of float32 are tf32, summed in float32.
+    """
+    gates = None if kept is None else torch.stack(list(kept)).flatten(1)
+    return _ThroughChunks.apply(state, keys, u0, w, gates)
