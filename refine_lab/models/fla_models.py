@@ -1,0 +1,248 @@
+"""Any other causal language model of flash-linear-attention that shares its cache: on CUDA, a segment read again per target.
+
+The layers' kernels return the state at the end of what they read and nothing inside. So a batch is read in segments of
+`SEGMENT` tokens, the state at each border is kept as a value, and the state after a token is had by reading again from
+the border before it: at most one segment a target, in pieces of 256, 128, ... tokens, each size one batch of all the
+targets that need it. No row is padded there, so every state is exact, whatever a layer does with masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.imports import import_quietly
+from refine_lab.models.state import State, Trace
+
+SEGMENT = 512
+PIECES = (512, 256, 128, 64, 32, 16, 8, 4, 3, 2, 1)
+"""Sizes that a rest is read in: few shapes, so that kernels are tuned once; 3 for odd rests, as single tokens are special."""
+
+Tensors = Mapping[str, Tensor]
+
+FLA_MODELS: dict[str, tuple[str, str]] = {
+    "comba": ("Comba", "recurrent [N, H, K, V]; conv q, k, v [N, D, W]"),
+    "gated_deltaproduct": ("GatedDeltaProduct", "recurrent [N, H, K, V]; conv q, k, v [N, D, W]"),
+    "gla": ("GLA", "recurrent [N, H, V, K]; conv q, k, v [N, D, W] where there are"),
+    "gsa": ("GSA", "recurrent (keys, values) [N, H, K, M], [N, H, M, V]; conv q, k, v where there are"),
+    "hgrn2": ("HGRN2", "recurrent [N, H, K, V]; conv q, f, i [N, D, W] where there are"),
+    "kda": ("KDA", "recurrent [N, H, K, V]; conv q, k, v [N, D, W]"),
+    "mesa_net": ("MesaNet", "recurrent (kk, kv) [N, H, K, K], [N, H, K, V]; conv q, k [N, D, W]"),
+    "rwkv7": ("RWKV7", "recurrent [N, H, K, V]; conv and ffn: the token before [N, D]"),
+}
+"""`model_type` -> the prefix of fla's classes, and what its layers keep (flash-linear-attention 0.6.0, fla/layers)."""
+
+_ATTENTION = (
+    "its layers keep keys and values or positions, which fla counts once for a batch of rows of unequal lengths"
+)
+_ONE_TOKEN = "fla reads it on from a cache by single tokens only, in place"
+_NO_GRADIENT = "a kernel of fla drops the gradient of its final state"
+_UNCHECKED = "its state has not been checked here"
+FLA_REFUSED: dict[str, str] = {
+    **dict.fromkeys(
+        ("abc", "bitnet", "deltaformer", "forgetting_transformer", "mla", "moba", "nsa",
+         "parallax", "path_attn", "raven", "retnet", "rodimus", "stickbreaking_attn", "transformer", "wall_transformer",
+         "yoco"), _ATTENTION),
+    **dict.fromkeys(("log_linear_mamba2", "mamba", "mamba2", "mamba3", "samba"), _ONE_TOKEN),
+    **dict.fromkeys(("hgrn", "rwkv6"), _NO_GRADIENT),
+    **dict.fromkeys(
+        ("cat", "cyclic_flow_attention", "lightnet", "linear_attn", "mom", "precond_gated_deltanet", "precond_kda"),
+        _UNCHECKED),
+}  # fmt: skip
+"""`model_type` of fla's other models -> why it is not taken."""
+
+KINDS = ("recurrent_state", "conv_state", "ffn_state")
+
+
+@cache
+def fla_family(model_type: str) -> tuple[type, type[FastWeightLM]]:
+    """fla's configuration class and our model class, of the same name as fla's, for a `model_type` of `FLA_MODELS`.
+
+    Raises ValueError for another model type, with the reason where it is one of `FLA_REFUSED`, and ImportError where fla
+    is not installed.
+    """
+    if model_type not in FLA_MODELS:
+        reason = FLA_REFUSED.get(model_type, f"allowed are {', '.join(map(repr, FLA_MODELS))}")
+        raise ValueError(f"model_type {model_type!r} of flash-linear-attention is not taken: {reason}")
+    prefix, _ = FLA_MODELS[model_type]
+    module = _fla(f"fla.models.{model_type}")
+    config_class, theirs = getattr(module, f"{prefix}Config"), getattr(module, f"{prefix}ForCausalLM")
+    body = {"__module__": __name__, "__doc__": FlaLM.__doc__, "config_class": config_class}
+    return config_class, type(theirs.__name__, (FlaLM, theirs), body)
+
+
+def _fla(module: str) -> Any:
+    return import_quietly(module, "flash-linear-attention 0.6.0 or later")
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentedTrace(Trace):
+    """A trace whose states are read again from the border before them: cost at most one segment a target."""
+
+    read_again: Callable[[Int[Tensor, "B P"]], Tensors] | None = None
+
+    def state_at(self, positions: Int[Tensor, "B P"]) -> State:
+        bare = super().state_at(positions)  # checks the positions; there are no layers to ask
+        assert self.read_again is not None
+        return State(self.read_again(torch.as_tensor(positions, device=self.lengths.device)), bare.lengths)
+
+
+class FlaLM(FastWeightLM):
+    """A model of flash-linear-attention whose memory of a prefix is a value; its tensors are those of fla's cache."""
+
+    devices = ("cuda",)
+    model: Any
+
+    def __init__(self, config: Any) -> None:
+        if getattr(config, "attn", None) is not None:
+            raise ValueError(
+                f"{type(self).__name__} with attention layers (attn {config.attn}) is not taken: {_ATTENTION}"
+            )
+        super().__init__(config)
+
+    def read(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        lengths: Int[Tensor, "B"] | None = None,
+        state: State | None = None,
+    ) -> Trace:
+        if input_ids.device.type not in self.devices:
+            raise RuntimeError(
+                f"{type(self).__name__} runs on CUDA only, where flash-linear-attention's kernels do: got {input_ids.device}"
+            )
+        if lengths is None:
+            lengths = torch.full((len(input_ids),), input_ids.shape[1], device=input_ids.device)
+        start = torch.zeros_like(lengths) if state is None else state.lengths
+        hidden, borders = [], [{} if state is None else dict(state.tensors)]
+        for segment in input_ids.split(SEGMENT, 1):
+            outputs, after = self._run(segment, borders[-1])
+            hidden.append(outputs)
+            borders.append(after)
+        read_again = partial(self._read_again, input_ids, borders)
+        return SegmentedTrace(torch.cat(hidden, 1), lengths, (), start, read_again=read_again)
+
+    def _run(self, tokens: Int[Tensor, "N t"], before: Tensors) -> tuple[Float[Tensor, "N t D"], dict[str, Tensor]]:
+        """Hidden states and the tensors of the cache after `tokens`; `before`, empty at the beginning, stays as it is."""
+        if before and tokens.shape[1] == 1 and torch.is_grad_enabled() and self.config.model_type == "mesa_net":
+            raise ValueError("mesa_net passes no gradient through a single token read from a state: read at least two")
+        with self._kernels_with_gradients():
+            output = self.model(input_ids=tokens, past_key_values=to_cache(before), use_cache=True, return_dict=True)
+        return output.last_hidden_state, from_cache(output.past_key_values, len(tokens))
+
+    @contextmanager
+    def _kernels_with_gradients(self) -> Iterator[None]:
+        """fla chooses by `training` between chunked kernels and recurrent ones for few tokens, some without a backward."""
+        before = self.model.training
+        self.model.train(torch.is_grad_enabled())
+        try:
+            yield
+        finally:
+            self.model.train(before)
+
+    def _read_again(
+        self, input_ids: Int[Tensor, "B T"], borders: Sequence[Tensors], positions: Int[Tensor, "B P"]
+    ) -> dict[str, Tensor]:
+        """The tensors after each position, B * P rows ordered (row, position)."""
+        rows = [row for row, per_row in enumerate(positions.tolist()) for _ in per_row]
+        plans = [plan(position + 1) for position in positions.flatten().tolist()]
+        states: dict[str, Tensor] = {}
+        for border in sorted({plan.border for plan in plans}):
+            these = [i for i, plan in enumerate(plans) if plan.border == border]
+            index = torch.tensor([rows[i] for i in these], device=input_ids.device)
+            _put(states, these, {name: x.index_select(0, index) for name, x in borders[border].items()}, len(plans))
+        place = [plan.border * SEGMENT for plan in plans]
+        fresh = {i for i, plan in enumerate(plans) if not borders[plan.border]}
+        for size in PIECES:
+            due = [i for i, plan in enumerate(plans) if size in plan.pieces]
+            for chosen in ([i for i in due if i in fresh], [i for i in due if i not in fresh]):
+                if chosen:
+                    tokens = torch.stack([input_ids[rows[i], place[i] : place[i] + size] for i in chosen])
+                    index = torch.tensor(chosen, device=input_ids.device)
+                    first = chosen[0] in fresh
+                    before = {} if first else {name: x.index_select(0, index) for name, x in states.items()}
+                    _put(states, chosen, self._run(tokens, before)[1], len(plans))
+            fresh.difference_update(due)
+            for i in due:
+                place[i] += size
+        return states
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to come to the state after some tokens: from which border, in pieces of which sizes (largest first)."""
+
+    border: int
+    pieces: tuple[int, ...]
+
+
+def plan(tokens: int) -> Plan:
+    """The cheapest plan; one that would end in a single token begins a segment earlier where it can."""
+    border, rest = divmod(tokens, SEGMENT)
+    if rest == 1 and border:
+        border, rest = border - 1, rest + SEGMENT
+    pieces, odd = [], rest % 2 == 1 and rest > 1
+    rest -= 3 * odd
+    for size in PIECES:
+        if size == 3:
+            pieces += [3] * odd
+        elif rest >= size:
+            pieces.append(size)
+            rest -= size
+    return Plan(border, tuple(pieces))
+
+
+def _put(states: dict[str, Tensor], rows: Sequence[int], new: Tensors, total: int) -> None:
+    """Replace some rows of every tensor, out of place; tensors that are not there yet begin as zeros."""
+    for name, x in new.items():
+        index = torch.tensor(rows, device=x.device)
+        old = states[name] if name in states else x.new_zeros(total, *x.shape[1:])
+        states[name] = old.index_copy(0, index, x)
+
+
+# -- fla's cache ---------------------------------------------------------------------------------------------------------
+
+
+def to_cache(tensors: Tensors) -> Any:
+    """fla's cache holding copies of the named tensors: single-token decoding changes a convolution's in place."""
+    layers: list[dict[str, Any]] = []
+    for name, x in tensors.items():
+        number, kind, *part = name.split(".")
+        while len(layers) <= int(number):
+            layers.append(dict.fromkeys((*KINDS, "attn_state")))
+        layers[int(number)][kind] = (*(layers[int(number)][kind] or ()), x.clone()) if part else x.clone()
+    return _fla("fla.models.utils").Cache.from_legacy_cache(tuple(layers))
+
+
+def from_cache(cache: Any, rows: int) -> dict[str, Tensor]:
+    """The tensors of fla's cache, each named by its layer, kind and place, and of one row a sequence.
+
+    Raises ValueError, naming the layer, for a state that is not made of such tensors.
+    """
+    named: dict[str, Tensor] = {}
+    for number in range(len(cache)):
+        for kind, value in cache[number].items():
+            if value is None:
+                continue
+            parts = {kind: value} if isinstance(value, Tensor) else _parts(number, kind, value)
+            for name, x in parts.items():
+                if kind not in KINDS or not isinstance(x, Tensor) or x.shape[:1] != (rows,):
+                    shape = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                    raise ValueError(f"layer {number} keeps {name} {shape}, not a tensor of {rows} rows of {KINDS}")
+                named[f"{number}.{name}"] = x
+    return named
+
+
+def _parts(number: int, kind: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, (tuple, list)):
+        raise ValueError(
+            f"layer {number} keeps its {kind} in a {type(value).__name__}, which is no tensor or tuple of them"
+        )
+    return {f"{kind}.{place}": x for place, x in enumerate(value)}

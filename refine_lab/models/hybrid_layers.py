@@ -1,0 +1,111 @@
+"""What is done otherwise inside transformers' hybrids: linear attention with its state as a value, and wide arithmetic.
+
+transformers binds fla's or causal-conv1d's kernels when a model's module is imported, whatever the device, updates
+the cache in place, and computes norms and routing in float32 even for a float64 model. Each function here stands for
+the `forward` of one kind of module, with the same parameters and the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers.activations import ACT2FN
+
+from refine_lab.models.prefix_cache import Reading
+from refine_lab.ops.delta_rule import delta_rule
+from refine_lab.ops.short_conv import causal_conv, window_at
+
+Mixed = tuple[Tensor, Tensor, Tensor, Tensor]
+"""q, k and v side by side [B, T, D]; the output's gate, beta and decay before their activations."""
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The dtype that sums are taken in: float32, or the tensor's own where it is wider."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+# -- linear attention ----------------------------------------------------------------------------------------------------
+
+
+def gated_delta_net(
+    layer: Any, hidden_states: Float[Tensor, "B T D"], cache_params: Reading, **_: Any
+) -> Float[Tensor, "B T D"]:
+    """The gated delta rule of Qwen3-Next, Qwen3.5 and OLMo-Hybrid (Yang et al., 2024; arXiv 2412.06464).
+
+    q, k, v through one short convolution; S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - exp(g_t) S_{t-1}^T k_t)^T.
+    """
+    before = cache_params.before(layer.layer_idx)
+    mixed, gate, b, a = _projections(layer, hidden_states)
+    size = layer.conv_kernel_size - 1
+    window = before["conv_state"].to(mixed) if before else mixed.new_zeros(len(mixed), size, mixed.shape[-1])
+    inputs = torch.cat([window, mixed], 1)
+    mixed = ACT2FN[layer.activation](causal_conv(inputs, layer.conv1d.weight)).to(mixed.dtype)
+    q, k, v = mixed.split([layer.key_dim, layer.key_dim, layer.value_dim], -1)
+    q, k = (_unit(x.unflatten(-1, (layer.num_k_heads, -1))) for x in (q, k))
+    v = v.unflatten(-1, (layer.num_v_heads, -1))
+    beta = b.sigmoid() * (2 if getattr(layer, "allow_neg_eigval", False) else 1)
+    log_gate = -layer.A_log.to(wide(a)).exp() * F.softplus(a.to(wide(a)) + layer.dt_bias)
+    scale = layer.head_k_dim**-0.5
+    o, states = delta_rule(q * scale, k, v, beta, before.get("recurrent_state"), log_gate=log_gate)
+    cache_params.keep(layer.layer_idx, partial(_state_at, states, inputs, size))
+    norm, project = (layer.norm, layer.out_proj) if hasattr(layer, "out_proj") else (layer.o_norm, layer.o_proj)
+    return project(norm(o.to(mixed.dtype), gate.reshape(o.shape)).flatten(2))
+
+
+def _projections(layer: Any, x: Float[Tensor, "B T D"]) -> Mixed:
+    """What the three families project apart or together."""
+    if hasattr(layer, "in_proj_qkvz"):  # Qwen3-Next: two projections, grouped by key head
+        q, k, v, gate, b, a = layer.fix_query_key_value_ordering(layer.in_proj_qkvz(x), layer.in_proj_ba(x))
+        return torch.cat([y.flatten(2) for y in (q, k, v)], -1), gate, b, a
+    if hasattr(layer, "in_proj_qkv"):  # Qwen3.5
+        return layer.in_proj_qkv(x), layer.in_proj_z(x), layer.in_proj_b(x), layer.in_proj_a(x)
+    mixed = torch.cat([layer.q_proj(x), layer.k_proj(x), layer.v_proj(x)], -1)  # OLMo-Hybrid
+    return mixed, layer.g_proj(x), layer.b_proj(x), layer.a_proj(x)
+
+
+def _unit(x: Tensor) -> Tensor:
+    x = x.to(wide(x))
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+
+def _state_at(states: Any, inputs: Tensor, size: int, positions: Int[Tensor, "B P"]) -> Mapping[str, Tensor]:
+    return {"recurrent_state": states.at(positions), "conv_state": window_at(inputs, positions, size)}
+
+
+# -- norms and routing ---------------------------------------------------------------------------------------------------
+
+
+def rms_norm(norm: Any, x: Tensor) -> Tensor:
+    """x / sqrt(mean x^2 + eps) * weight, OLMo's."""
+    return (norm.weight * _normalised(x, norm.variance_epsilon)).to(x.dtype)
+
+
+def rms_norm_around_one(norm: Any, x: Tensor) -> Tensor:
+    """x / sqrt(mean x^2 + eps) * (1 + weight), Qwen's."""
+    return (_normalised(x, norm.eps) * (1.0 + norm.weight.to(wide(x)))).to(x.dtype)
+
+
+def gated_rms_norm(norm: Any, x: Tensor, gate: Tensor) -> Tensor:
+    """x / sqrt(mean x^2 + eps) * weight * silu(gate)."""
+    y = norm.weight * _normalised(x, norm.variance_epsilon).to(x.dtype)
+    return (y * F.silu(gate.to(wide(gate)))).to(x.dtype)
+
+
+def _normalised(x: Tensor, eps: float) -> Tensor:
+    x = x.to(wide(x))
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def top_k_router(router: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits [tokens, experts], and of the `top_k` likeliest experts the weights and numbers."""
+    logits = F.linear(hidden_states.reshape(-1, router.hidden_dim), router.weight)
+    weights, experts = logits.softmax(-1, dtype=wide(logits)).topk(router.top_k, dim=-1)
+    if getattr(router, "norm_topk_prob", True):  # Qwen3.5's has no such field and does it always
+        weights = weights / weights.sum(-1, keepdim=True)
+    return logits, weights.to(logits.dtype), experts

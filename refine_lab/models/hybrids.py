@@ -1,0 +1,154 @@
+"""The hybrids of transformers (Qwen3-Next, Qwen3.5, OLMo-Hybrid): linear-attention layers and full-attention ones in turn.
+
+transformers' own classes, with its configurations, tensor names and checkpoints; one mixin reads them by our contract.
+Their linear attention, whose memory is the fast weights, runs on our gated delta rule; their attention runs as it is, on
+keys and values that are part of the state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from types import MethodType
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.hybrid_layers import gated_delta_net, gated_rms_norm, rms_norm, rms_norm_around_one, top_k_router
+from refine_lab.models.imports import import_quietly
+from refine_lab.models.prefix_cache import Reading
+from refine_lab.models.state import State, Trace
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where transformers keeps a family: its package, and the names that its classes and their `forward`s go by."""
+
+    package: str
+    prefix: str
+    config: str
+    forwards: dict[str, Any]
+
+
+_COMMON = {"GatedDeltaNet": gated_delta_net, "RMSNormGated": gated_rms_norm}
+_QWEN = {**_COMMON, "RMSNorm": rms_norm_around_one, "TopKRouter": top_k_router}
+_QWEN3_5 = Family("qwen3_5", "Qwen3_5", "Qwen3_5TextConfig", _QWEN)
+_QWEN3_5_MOE = Family("qwen3_5_moe", "Qwen3_5Moe", "Qwen3_5MoeTextConfig", _QWEN)
+
+HYBRIDS: dict[str, Family] = {
+    "qwen3_next": Family("qwen3_next", "Qwen3Next", "Qwen3NextConfig", _QWEN),
+    "qwen3_5_text": _QWEN3_5,
+    "qwen3_5": _QWEN3_5,  # with images: its text model
+    "qwen3_5_moe_text": _QWEN3_5_MOE,
+    "qwen3_5_moe": _QWEN3_5_MOE,
+    "olmo_hybrid": Family("olmo_hybrid", "OlmoHybrid", "OlmoHybridConfig", {**_COMMON, "RMSNorm": rms_norm}),
+}
+"""`model_type` of a config.json -> the family it belongs to."""
+
+_WRONG = "transformers continues it wrongly from a cache by more than one token (off by up to 0.45)"
+_STUCK = "transformers changes its cache in place, and single tokens read from it pass no gradient into the prefix"
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(("jamba", "mamba", "falcon_mamba"), _WRONG),
+    **dict.fromkeys(("mamba2", "nemotron_h", "falcon_h1", "zamba2", "granitemoehybrid"), _STUCK),
+}
+"""`model_type` -> why a fast-weight model of transformers is not taken."""
+
+
+@cache
+def hybrid_family(model_type: str) -> tuple[type, type[FastWeightLM]]:
+    """The configuration class of transformers and our model class for a `model_type` of `HYBRIDS`.
+
+    The model class has the name of transformers' own, so that plain transformers loads what it saves. Raises ValueError
+    for another model type, with the reason where it is one of `REFUSED`, and ImportError where transformers lacks it.
+    """
+    if model_type not in HYBRIDS:
+        reason = REFUSED.get(model_type, f"allowed are {', '.join(map(repr, HYBRIDS))}")
+        raise ValueError(f"model_type {model_type!r} is not among the hybrids: {reason}")
+    family = HYBRIDS[model_type]
+    modeling, configuration = (
+        import_quietly(f"transformers.models.{family.package}.{part}_{family.package}", "transformers 5.17 or later")
+        for part in ("modeling", "configuration")
+    )
+    theirs, config_class = getattr(modeling, f"{family.prefix}ForCausalLM"), getattr(configuration, family.config)
+    body = {"__module__": __name__, "__doc__": HybridLM.__doc__, "config_class": config_class, "family": family}
+    return config_class, type(theirs.__name__, (HybridLM, theirs), body)
+
+
+class HybridLM(FastWeightLM):
+    """A hybrid of transformers whose memory of a prefix is a value.
+
+    Linear-attention layers keep `recurrent_state` [R, H, dk, dv] and `conv_state` [R, w, D]. Full-attention layers hang on
+    shared `keys` and `values` [S, T, H, d], of which each row sees `prefix_lengths` [R], and keep their own behind them.
+    """
+
+    _input_embed_layer = "embed_tokens"
+    supports_gradient_checkpointing = False  # transformers' drops what a layer is handed to keep its state in
+    family: Family
+    model: Any
+
+    def __init__(self, config: Any) -> None:
+        _check(config)
+        super().__init__(config)
+        forwards = {self.family.prefix + kind: forward for kind, forward in self.family.forwards.items()}
+        for module in self.modules():
+            if type(module).__name__ in forwards:
+                module.forward = MethodType(forwards[type(module).__name__], module)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: the parameters are transformers' own, and so are the checkpoints, older and fused ones included."""
+        return False
+
+    def read(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        lengths: Int[Tensor, "B"] | None = None,
+        state: State | None = None,
+    ) -> Trace:
+        rows, width = input_ids.shape
+        if lengths is None:
+            lengths = torch.full((rows,), width, device=input_ids.device)
+        reading, x = Reading(state, input_ids), self.model.embed_tokens(input_ids)
+        start = torch.zeros_like(lengths) if state is None else state.lengths
+        rotary = self._rotary(start.unsqueeze(-1) + torch.arange(width, device=x.device), x)
+        group = reading.grouping
+        packed = rotary if group is None or rotary is None else tuple(map(group.pack, rotary))
+        for layer, kind in zip(self.model.layers, self.config.layer_types, strict=True):
+            if kind == "linear_attention" or group is None:
+                x = layer(x, position_embeddings=rotary, attention_mask=None, past_key_values=reading)
+            else:
+                y = layer(
+                    group.pack(x), position_embeddings=packed, attention_mask=reading.mask, past_key_values=reading
+                )
+                x = group.unpack(y, width)
+        return reading.trace(self.model.norm(x), lengths)
+
+    def _rotary(self, positions: Int[Tensor, "B T"], x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines [B, T, d] as transformers has them for text; in float64 where the model is."""
+        rotary = self.model.rotary_emb
+        if rotary is None:  # OLMo-Hybrid without positions
+            return None
+        if rotary.inv_freq.dtype.itemsize < 4:  # the whole model was cast, and the frequencies lost their digits
+            rotary = type(rotary)(self.config).to(x.device)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        angles = positions.unsqueeze(-1).to(wide) * rotary.inv_freq.to(wide)
+        angles = torch.cat([angles, angles], -1)
+        cosines, sines = (y * rotary.attention_scaling for y in (angles.cos(), angles.sin()))
+        return cosines.to(x.dtype), sines.to(x.dtype)
+
+
+def _check(config: Any) -> None:
+    """Refuse, by name, what would be computed wrongly."""
+    kinds = set(config.layer_types) - {"linear_attention", "full_attention"}
+    if kinds:
+        raise ValueError(f"layer_types must be of 'linear_attention' and 'full_attention', got {sorted(kinds)}")
+    rope = (config.rope_parameters or {}).get("rope_type", "default")
+    if rope in ("dynamic", "longrope"):
+        raise ValueError(
+            f"rope_type {rope!r} turns earlier keys by how much is read later: no state of a prefix holds it"
+        )
+    if config._attn_implementation not in (None, "sdpa"):
+        raise ValueError(f"attn_implementation must be 'sdpa', got {config._attn_implementation!r}")

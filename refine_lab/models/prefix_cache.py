@@ -1,0 +1,161 @@
+"""Attention inside a fast-weight model: keys and values as part of a state, the prefix that branches share kept once.
+
+A row of a state hangs on a source (the keys and values of one prefix, in `State.shared`), sees its first `prefix_lengths`
+tokens, and has tokens of its own behind them. To read on, the rows of one source stand side by side behind its prefix
+and a mask says who sees whom, so that no branch needs a copy of what it hangs on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from refine_lab.models.state import Sharing, State, Trace
+
+Parts = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Grouping:
+    """Rows by source: row r stands in slot `place[r]` of S sources times M slots; slots that no row has stay empty."""
+
+    place: Int[Tensor, "R"]
+    sources: int
+    slots: int
+    regular: bool  # every slot taken, in order: grouping is a view
+
+    @staticmethod
+    def of(sources: Int[Tensor, "R"], number: int) -> Grouping:
+        """The grouping of rows that hang on `sources`, each one of 0..number - 1."""
+        counts = torch.bincount(sources, minlength=number)
+        order = sources.argsort(stable=True)
+        first = counts.cumsum(0) - counts
+        rows = torch.arange(len(sources), device=sources.device)
+        slots = int(counts.max())
+        place = torch.empty_like(rows).scatter(0, order, rows - first[sources[order]]) + sources * slots
+        return Grouping(place, number, slots, number * slots == len(rows) and bool((place == rows).all()))
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[R, n, ...] -> [S, M * n, ...], zeros in empty slots."""
+        if not self.regular:
+            x = x.new_zeros(self.sources * self.slots, *x.shape[1:]).index_copy(0, self.place, x)
+        return x.reshape(self.sources, -1, *x.shape[2:])
+
+    def unpack(self, x: Tensor, tokens: int) -> Tensor:
+        """[S, M * n, ...] -> [R, n, ...] for n = `tokens`."""
+        x = x.reshape(-1, tokens, *x.shape[2:])
+        return x if self.regular else x.index_select(0, self.place)
+
+
+class Reading:
+    """One reading of a batch as its layers see it; stands where transformers' attention expects a cache.
+
+    Layers find their part of the state before the batch here and leave the function that gives their part after any of
+    its tokens. Nothing is changed in place.
+    """
+
+    def __init__(self, state: State | None, input_ids: Int[Tensor, "B T"]) -> None:
+        self.state, self.width = state, input_ids.shape[1]
+        self.grouping: Grouping | None = None
+        self.mask: Bool[Tensor, "S 1 _ _"] | None = None
+        self._layers: dict[int, Callable[[Tensor], Parts]] = {}
+        self._shared: dict[int, Callable[[Tensor], Parts]] = {}
+        if state is None or state.sources is None:
+            self._sources = torch.arange(len(input_ids), device=input_ids.device)
+            return
+        self._sources = state.sources
+        self.grouping = Grouping.of(state.sources, len(next(iter(state.shared.values()))))
+        name = next(name for name in state.tensors if name.endswith(".prefix_lengths"))
+        self._prefix_lengths = state.tensors[name]
+        self._own_lengths = state.lengths - self._prefix_lengths
+        self.mask = self._who_sees_whom(*state.layer(int(name.partition(".")[0])))
+
+    def before(self, layer: int) -> Parts:
+        """The layer's own tensors in the state before the batch; none where it starts from nothing."""
+        return {} if self.state is None else self.state.layer(layer)[0]
+
+    def keep(self, layer: int, state_at: Callable[[Tensor], Parts]) -> None:
+        self._layers[layer] = state_at
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any) -> tuple[Tensor, Tensor]:
+        """All keys and values that the layer's queries may see, [S, H, N, d], given the new ones of the batch."""
+        new = {"keys": keys.transpose(1, 2), "values": values.transpose(1, 2)}
+        if self.state is None or self.grouping is None:
+            self._shared[layer_idx] = partial(_take, new)
+            self._layers[layer_idx] = partial(_hang, new)
+            return keys, values
+        own, shared = self.state.layer(layer_idx)
+        self._shared[layer_idx] = partial(_take, shared)
+        read = {name: self.grouping.unpack(x, self.width) for name, x in new.items()}
+        self._layers[layer_idx] = partial(self._grow, own, read)
+        seen = (torch.cat([shared[n].to(x), self.grouping.pack(own[n]).to(x), x], 1) for n, x in new.items())
+        keys, values = (x.transpose(1, 2) for x in seen)
+        return keys, values
+
+    def trace(self, hidden_states: Tensor, lengths: Tensor) -> Trace:
+        start = torch.zeros_like(lengths) if self.state is None else self.state.lengths
+        count = len(self._layers)
+        sharing = Sharing(self._source_of, [self._shared.get(i, _nothing) for i in range(count)])
+        layers = [self._layers[i] for i in range(count)]
+        return Trace(hidden_states, lengths, layers, start, sharing if self._shared else None)
+
+    def _source_of(self, positions: Int[Tensor, "B P"]) -> Int[Tensor, "B P"]:
+        return self._sources.unsqueeze(-1).expand_as(positions)
+
+    def _who_sees_whom(self, own: Parts, shared: Parts) -> Bool[Tensor, "S 1 _ _"]:
+        """A token sees its row's part of the prefix, its row's own tokens, and those of the batch up to itself.
+
+        A token of an empty slot, and one beyond its row's end, sees itself at least: attention over nothing is not defined.
+        """
+        assert self.grouping is not None
+        group, width, device = self.grouping, self.width, self._sources.device
+        prefix, behind = (group.pack(x.unsqueeze(1)) for x in (self._prefix_lengths, self._own_lengths))  # [S, M]
+        size, owned = shared["keys"].shape[1], own["keys"].shape[1]
+        same = torch.eye(group.slots, dtype=torch.bool, device=device)
+        in_prefix = torch.arange(size, device=device) < prefix.unsqueeze(-1)  # [S, M, T]
+        in_own = (torch.arange(owned, device=device) < behind.unsqueeze(-1)).unsqueeze(1) & same.unsqueeze(-1)
+        earlier = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+        in_batch = same[:, None, :, None] & earlier[:, None, :]  # [M, K, M, K]
+        rows = (group.sources, group.slots, width)
+        parts = (
+            in_prefix.unsqueeze(2).expand(*rows, size),
+            in_own.flatten(2).unsqueeze(2).expand(*rows, group.slots * owned),
+            in_batch.flatten(2).expand(*rows, group.slots * width),
+        )
+        return torch.cat(parts, -1).flatten(1, 2).unsqueeze(1)
+
+    def _grow(self, own: Parts, read: Parts, positions: Int[Tensor, "B P"]) -> dict[str, Tensor]:
+        """The rows' own tokens with those of the batch up to each position behind them, zeros behind these."""
+        owned, count = own["keys"].shape[1], positions.shape[1]
+        lengths = (self._own_lengths.unsqueeze(-1) + positions + 1).unsqueeze(-1)
+        place = torch.arange(int(lengths.max()), device=positions.device).expand(len(positions), count, -1)
+        behind = self._own_lengths.view(-1, 1, 1)
+        index = torch.where(place < behind, place, place - behind + owned).clamp(max=owned + self.width - 1)
+        rows = torch.arange(len(positions), device=positions.device).view(-1, 1, 1)
+        real = (place < lengths).flatten(0, 1)[..., None, None]
+        grown = {}
+        for name, x in read.items():
+            all_tokens = torch.cat([own[name].to(x), x], 1)
+            grown[name] = all_tokens[rows, index].flatten(0, 1) * real
+        return {**grown, "prefix_lengths": self._prefix_lengths.repeat_interleave(count, 0)}
+
+
+def _hang(read: Parts, positions: Int[Tensor, "B P"]) -> dict[str, Tensor]:
+    """After a reading from nothing: every token up to the position is shared, and none a row's own."""
+    empty = {name: x.new_zeros(positions.numel(), 0, *x.shape[2:]) for name, x in read.items()}
+    return {**empty, "prefix_lengths": positions.flatten() + 1}
+
+
+def _take(shared: Parts, index: Int[Tensor, "S"]) -> dict[str, Tensor]:
+    """The sources of `index`, which is sorted and names each once: all of them are the tensors themselves."""
+    return {name: x if len(x) == len(index) else x.index_select(0, index) for name, x in shared.items()}
+
+
+def _nothing(_: Tensor) -> dict[str, Tensor]:
+    return {}

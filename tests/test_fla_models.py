@@ -1,0 +1,222 @@
+"""fla's cache as a value and segments read again: on the CPU with a layer of our own, on CUDA with fla's models."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from refine_lab.models import FastWeightLM, State, fla_models
+from refine_lab.models.fla_models import FLA_MODELS, FLA_REFUSED, FlaLM, fla_family, from_cache, plan, to_cache
+
+VOCABULARY = 31
+
+
+class Layer(nn.Module):
+    """A decaying matrix memory over convolved tokens that keeps its state as fla's layers do, in-place decoding included."""
+
+    def __init__(self, width: int, number: int) -> None:
+        super().__init__()
+        self.number, self.conv = number, nn.Parameter(torch.randn(width, 3) * 0.5)
+        self.q, self.k, self.v = (nn.Linear(width, width, bias=False) for _ in range(3))
+
+    def forward(self, x: Tensor, cache) -> Tensor:
+        last = cache[self.number] if len(cache) > self.number else None
+        (window,) = last["conv_state"] if last else (x.new_zeros(len(x), x.shape[-1], 3),)
+        memory, norm = (
+            last["recurrent_state"] if last else (x.new_zeros(len(x), *[x.shape[-1]] * 2), torch.zeros_like(x[:, 0]))
+        )
+        outputs = []
+        for token in x.unbind(1):
+            moved = torch.cat([window[..., 1:], token.unsqueeze(-1)], -1)
+            window = window.copy_(moved) if x.shape[1] == 1 and not torch.is_grad_enabled() else moved
+            y = (window * self.conv).sum(-1)
+            memory = 0.9 * memory + self.k(y).tanh().unsqueeze(-1) * self.v(y).unsqueeze(-2)
+            norm = 0.9 * norm + y
+            outputs.append((self.q(y).unsqueeze(-2) @ memory).squeeze(-2) + norm)
+        cache.update(recurrent_state=(memory, norm), conv_state=(window,), layer_idx=self.number, offset=x.shape[1])
+        return x + torch.stack(outputs, 1)
+
+
+class Model(nn.Module):
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(VOCABULARY, width)
+        self.layers = nn.ModuleList([Layer(width, number) for number in range(2)])
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, input_ids: Tensor, past_key_values, use_cache: bool, return_dict: bool):
+        assert use_cache and return_dict and self.training == torch.is_grad_enabled()
+        self.seen.append(tuple(input_ids.shape))
+        x = self.embeddings(input_ids)
+        for layer in self.layers:
+            x = layer(x, past_key_values)
+        return SimpleNamespace(last_hidden_state=x, past_key_values=past_key_values)
+
+
+class Double(FlaLM):
+    """The adapter on a model whose kernels run here."""
+
+    devices = ("cpu",)
+    config_class = PreTrainedConfig
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.model = Model()
+        self.lm_head = nn.Linear(6, VOCABULARY, bias=False)
+
+
+@pytest.fixture
+def policy(monkeypatch) -> Double:
+    monkeypatch.setattr(fla_models, "SEGMENT", 16)
+    return Double(PreTrainedConfig()).double().eval()
+
+
+def tokens_of(rows: int, length: int, seed: int = 0) -> Tensor:
+    return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(policy: FastWeightLM, loss: Tensor) -> dict[str, Tensor]:
+    policy.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+def branches_and_rereading(policy, text, lengths, positions, branches) -> tuple[Tensor, Tensor]:
+    state = policy.read(text, lengths).state_at(positions)
+    fast = policy.read(branches, state=state).hidden_states
+    rows = [row for row in range(len(text)) for _ in range(positions.shape[1])]
+    alone = []
+    for branch, (row, position) in enumerate(zip(rows, positions.flatten().tolist(), strict=True)):
+        whole = torch.cat([text[row, : position + 1], branches[branch]]).unsqueeze(0)
+        alone.append(policy.read(whole).hidden_states[:, position + 1 :])
+    return fast, torch.cat(alone)
+
+
+def test_a_state_is_that_of_the_prefix_read_alone_with_its_gradients(policy):
+    text, lengths = tokens_of(2, 70), torch.tensor([70, 49])
+    positions = torch.tensor([[0, 1, 2, 14, 15, 16, 17, 30, 31, 32, 62, 63, 64, 69], [*range(0, 28, 2)]])
+    fast, naive = branches_and_rereading(policy, text, lengths, positions, tokens_of(28, 4, seed=1))
+    assert torch.allclose(fast, naive, rtol=1e-11, atol=1e-11)
+    a, b = (gradients(policy, x.sin().sum()) for x in (fast, naive))
+    for name in b:
+        assert torch.allclose(a[name], b[name], rtol=1e-9, atol=1e-11), name
+
+
+def test_a_state_goes_on_from_a_state_and_none_is_changed(policy, tmp_path):
+    text, more = tokens_of(2, 20), tokens_of(2, 23, seed=1)
+    with torch.no_grad():
+        state = policy.read(text).final_state
+        before = {name: x.clone() for name, x in state.tensors.items()}
+        one = policy.read(more[:, :1], state=state)  # in place, in the layer
+        assert torch.equal(one.hidden_states, policy.read(more[:, :1], state=state).hidden_states)
+        later = policy.read(more, torch.tensor([23, 18]), state).state_at(torch.tensor([[0, 16, 22], [1, 15, 17]]))
+    assert all(torch.equal(x, before[name]) for name, x in state.tensors.items())
+    assert later.lengths.tolist() == [21, 37, 43, 22, 36, 38]
+    later.save(tmp_path / "state.safetensors")
+    loaded = State.load(tmp_path / "state.safetensors")
+    for i, (row, length) in enumerate([(0, 1), (0, 17), (0, 23), (1, 2), (1, 16), (1, 18)]):
+        alone = policy.read(torch.cat([text[row], more[row, :length]]).unsqueeze(0)).final_state
+        for name, x in alone.tensors.items():
+            assert torch.allclose(loaded.tensors[name][i], x[0], atol=1e-12), (name, i)
+
+
+def test_a_rest_is_read_in_few_batches_without_pads(policy):
+    trace = policy.read(tokens_of(4, 64))
+    policy.model.seen.clear()
+    positions = torch.tensor([[20, 30], [22, 40], [60, 62], [35, 46]])  # rests of 5, 15, 7, 9, 13, 15, 4, 15 tokens
+    trace.state_at(positions)
+    sizes = [size for _, size in policy.model.seen]
+    assert sizes == sorted(set(sizes), reverse=True)  # a batch a size
+    assert sum(rows * size for rows, size in policy.model.seen) == sum(
+        (p + 1) % 16 for p in positions.flatten().tolist()
+    )
+
+
+@pytest.mark.parametrize("tokens", [*range(1, 40), 511, 512, 513, 514, 1023, 1024, 1025, 5000])
+def test_a_plan_ends_where_it_should_in_pieces_that_differ(tokens):
+    found = plan(tokens)
+    assert found.border * 512 + sum(found.pieces) == tokens
+    assert len(set(found.pieces)) == len(found.pieces) and sum(found.pieces) <= 513
+    assert (1 in found.pieces) == (tokens == 1)
+
+
+def test_a_cache_becomes_named_tensors_and_comes_back_as_a_copy():
+    tensors = {
+        "0.recurrent_state": torch.randn(2, 3),
+        "1.conv_state.0": torch.randn(2, 4),
+        "1.conv_state.1": torch.ones(2),
+    }
+    cache = to_cache(tensors)
+    assert isinstance(cache[1]["conv_state"], tuple) and cache[0]["conv_state"] is None
+    back = from_cache(cache, 2)
+    assert back.keys() == tensors.keys() and all(torch.equal(back[name], x) for name, x in tensors.items())
+    cache[1]["conv_state"][0].zero_()
+    assert tensors["1.conv_state.0"].any()
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (
+            {"attn_state": (torch.ones(2, 5), torch.ones(2, 5))},
+            r"layer 0 keeps attn_state\.0 \[2, 5\], not a tensor of 2 rows",
+        ),
+        ({"recurrent_state": torch.ones(3, 2)}, r"layer 0 keeps recurrent_state \[3, 2\]"),
+        ({"recurrent_state": {"a": 1}}, "layer 0 keeps its recurrent_state in a dict"),
+        ({"conv_state": (None,)}, r"layer 0 keeps conv_state\.0 NoneType"),
+    ],
+)
+def test_a_state_of_another_kind_is_refused_by_name(state, message):
+    with pytest.raises(ValueError, match=message):
+        from_cache([state], 2)
+
+
+def test_what_is_not_taken_is_refused_with_the_reason():
+    for model_type, reason in FLA_REFUSED.items():
+        with pytest.raises(ValueError, match=f"'{model_type}' of flash-linear-attention is not taken: {reason[:20]}"):
+            fla_family(model_type)
+    with pytest.raises(ValueError, match="allowed are 'comba', 'gated_deltaproduct'"):
+        fla_family("bert")
+    assert not FLA_MODELS.keys() & FLA_REFUSED.keys()
+
+
+def small(model_type: str) -> FastWeightLM:
+    config_class, model_class = fla_family(model_type)
+    heads = {"num_heads": 2} | ({"head_dim": 32} if model_type not in ("gla", "gsa", "hgrn2") else {})
+    narrow = {"expand_ratio": 32} if model_type == "hgrn2" else {}
+    narrow |= {"expand_v": 1.0} if model_type in ("comba", "gated_deltaproduct", "kda") else {}
+    sizes = dict(hidden_size=64, num_hidden_layers=2, intermediate_size=96, vocab_size=VOCABULARY)
+    model = model_class(config_class(**sizes, **heads, **narrow))
+    return model.eval()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # fla's own about Comba and RWKV7
+@pytest.mark.parametrize("model_type", FLA_MODELS)
+def test_flas_models_are_built_and_refuse_the_cpu_in_one_sentence(model_type, tmp_path):
+    model = small(model_type)
+    theirs = type(model).__mro__[3]
+    assert theirs.__module__.startswith("fla.models") and theirs.__name__ == type(model).__name__
+    with pytest.raises(RuntimeError, match=rf"{type(model).__name__} runs on CUDA only.*: got cpu"):
+        model.read(tokens_of(1, 4))
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(x, again[name]) for name, x in model.state_dict().items())
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore::UserWarning")  # fla's own about Comba and RWKV7
+@pytest.mark.parametrize("model_type", FLA_MODELS)
+def test_flas_models_branch_as_they_reread(model_type):
+    """Tolerance 2e-2: bfloat16 rounds by 4e-3, and short pieces run in other kernels than whole prefixes."""
+    policy = small(model_type).cuda().bfloat16()
+    text, branches = tokens_of(2, 600).cuda(), tokens_of(8, 5, seed=1).cuda()
+    positions = torch.tensor([[0, 62, 63, 512], [64, 511, 513, 590]]).cuda()
+    fast, naive = branches_and_rereading(policy, text, torch.tensor([600, 600]).cuda(), positions, branches)
+    assert float((fast - naive).norm() / naive.norm()) < 2e-2
+    a, b = (gradients(policy, x.float().sin().sum()) for x in (fast, naive))
+    largest = max(float(x.norm()) for x in b.values())
+    assert max(float((a[name] - x).norm()) for name, x in b.items()) < 2e-2 * largest
