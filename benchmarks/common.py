@@ -55,12 +55,12 @@ def summary(times: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def write(path: Path, figures: Mapping[str, Any], **settings: Any) -> None:
+def write(path: Path, figures: Mapping[str, Any], *, device: str = "cpu", **settings: Any) -> None:
     """Figures, with what they were measured with and on, as JSON."""
     record = {
         **figures,
         "settings": {**settings, "threads": torch.get_num_threads()},
-        "environment": environment("cpu"),
+        "environment": environment(device),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")

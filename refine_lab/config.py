@@ -202,6 +202,8 @@ class TrainConfig(Checked):
     "`auto`, `cpu`, `cuda` or `cuda:N`."
     dtype: Literal["float32", "bfloat16"] = "float32"
     "Of the arithmetic (autocast); parameters and Adam moments stay float32."
+    recompute: Literal["none", "mlp", "blocks"] = "none"
+    "What the backward computes again to save memory: nothing, the feed-forward parts, or every block as a whole."
     threads: int = 0
     "CPU threads; 0 leaves torch's choice."
 

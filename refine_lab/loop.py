@@ -17,6 +17,7 @@ from refine_lab.draws import Draws
 from refine_lab.evaluation import next_token
 from refine_lab.launch import StopSignal
 from refine_lab.models.loading import MANIFEST, load_model, manifest_of
+from refine_lab.models.recompute import recompute
 from refine_lab.optim import (
     learning_rate,
     load_optimizer_tensors,
@@ -43,6 +44,7 @@ def train(path: Path, stop: StopSignal) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     policy, tokenizer = load_model(folder or config.model, device=config.device, seed=config.seed)
+    recompute(policy, config.recompute)
     learner = _learner(run, config, policy)
     manifest = manifest_of(config.model)
     data, held_out = (

@@ -1,0 +1,311 @@
+"""The cases of `benchmarks.gpu`: models at real shapes, and what is measured of each."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.common import interleaved, summary
+from benchmarks.paper_step import paper_step
+from refine_lab.draws import Draws
+from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, FastWeightLM
+from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM
+from refine_lab.models.recompute import recompute
+from refine_lab.ops.delta_rule import chunk_delta_rule, delta_rule
+from refine_lab.ops.head import token_stats
+from refine_lab.ops.kernels import SWITCH
+from refine_lab.optim import make_optimizers
+from refine_lab.recipes import paper_midtrain
+from refine_lab.rewards import REWARDS
+from refine_lab.step import Learner, train_step
+from refine_lab.types import Batch
+
+LENGTHS = (16_384, 8192, 4096)
+TOKENS = 65_536
+"""Of a step: rows of 16,384 tokens are four of them."""
+AT_ONCE = 16_384
+"""Tokens of a micro-batch."""
+
+PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12}
+"""Dense bfloat16 FLOP/s from NVIDIA's data sheets, by a part of the device's name; the first that fits."""
+
+
+def deltanet() -> DeltaNetForCausalLM:
+    """The shape of fla-hub/delta_net-1.3B-100B."""
+    return DeltaNetForCausalLM(DeltaNetConfig(hidden_size=2048, num_hidden_layers=24, num_heads=16, vocab_size=32_000))
+
+
+def lact() -> LaCTForCausalLM:
+    """LaCT-760M as the paper has it (arXiv 2505.23884): chunk and window of 2,048, momentum and Muon, low-rank weights."""
+    config = LaCTConfig(
+        hidden_size=1536,
+        num_hidden_layers=24,
+        num_attn_heads=24,
+        num_lact_heads=4,
+        lact_chunk_size=2048,
+        window_size=2048,
+        use_muon=True,
+        use_momentum=True,
+        ttt_prenorm=True,
+        w0_w2_low_rank=32,
+        fp32_states=True,
+        muon_dtype="bfloat16",
+        max_position_embeddings=32_768,
+        vocab_size=32_000,
+    )
+    return LaCTForCausalLM(config)
+
+
+MODELS: dict[str, Callable[[], FastWeightLM]] = {"deltanet-1.3b": deltanet, "lact-760m": lact}
+
+
+# -- what a token costs --------------------------------------------------------------------------------------------------
+
+
+def flops_per_token(policy: FastWeightLM, length: int) -> float:
+    """Of training, forward and backward: 6 per weight of a matrix that a token is multiplied with, and 3 times the mixer's.
+
+    The mixer's forward: 6 dk dv a head for the delta rule (read, write, query); for LaCT 18 d h a head (three products to
+    apply the fast weights, six to update them) and 4 min(window, T / 2) D for the window. Newton-Schulz, rollouts and
+    what is computed twice to save memory count as nothing.
+    """
+    embeddings: Any = policy.get_input_embeddings().weight
+    matrices = sum(p.numel() for p in policy.parameters() if p.ndim == 2)
+    matrices -= 0 if policy.head_weight is embeddings else embeddings.numel()
+    config: Any = policy.config
+    width = config.hidden_size
+    if isinstance(policy, LaCTForCausalLM):
+        head = width / config.num_lact_heads
+        mixer = 18 * config.num_lact_heads * head * head * config.inter_multi
+        mixer += 4 * min(config.window_size, length / 2) * width
+    else:
+        mixer = 6 * width * width * config.expand_k * config.expand_v / config.num_heads
+    return 6 * matrices + 3 * config.num_hidden_layers * mixer
+
+
+def peak_flops() -> tuple[str | None, float | None]:
+    """The device's name in the table above and its FLOP/s; None for a device that is not in it."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next(((part, peak) for part, peak in PEAKS.items() if part in name), (None, None))
+
+
+# -- training ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Rows of a step, their tokens, how many of them are in memory at once, and what the backward computes again."""
+
+    rows: int
+    length: int
+    at_once: int
+    recompute: str = "none"
+
+
+def learner(
+    policy: FastWeightLM, arm: str, shape: Shape, dtype: str = "bfloat16", like: Learner | None = None
+) -> Learner:
+    """Of the paper's mid-training at that shape; with the optimizers of `like`, so that moments stand in memory once."""
+    config = paper_midtrain(arm)
+    config = replace(
+        config, batch_size=shape.rows, mini_batch_size=shape.rows, micro_batch_size=shape.at_once, dtype=dtype
+    )
+    reward = REWARDS["cosine"] if config.method else None
+    optimizers = like.optimizers if like else make_optimizers(policy, config)
+    return Learner(policy=policy, optimizers=optimizers, config=config, reward=reward)
+
+
+def random_batch(policy: FastWeightLM, shape: Shape) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(policy.config.vocab_size, (shape.rows, shape.length), generator=generator)
+    lengths = torch.full((shape.rows,), shape.length)
+    return Batch(tokens=tokens, lengths=lengths, sequence_ids=tuple(range(shape.rows))).to(policy.device)
+
+
+def settle() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def train(policy: FastWeightLM, shape: Shape, repeats: int = 3, dtype: str = "bfloat16") -> dict[str, Any]:
+    """An SFT and a REFINE step, in turn; the first of each apart, since kernels are compiled and tuned in it."""
+    recompute(policy, shape.recompute)
+    batch, turn, first, peaks = random_batch(policy, shape), iter(range(1_000_000)), {}, {}
+    sft = learner(policy, "sft", shape, dtype)
+    arms = {"sft": sft, "refine": learner(policy, "refine", shape, dtype, like=sft)}
+
+    def step(arm: str) -> None:
+        train_step(arms[arm], batch, Draws(seed=0, step=next(turn)))
+        settle()
+
+    for arm in arms:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        began = time.perf_counter()
+        step(arm)
+        first[arm] = time.perf_counter() - began
+        peaks[arm] = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    times = interleaved({arm: partial(step, arm) for arm in arms}, repeats)
+    medians = {arm: statistics.median(values) for arm, values in times.items()}
+    tokens, (name, peak) = shape.rows * shape.length, peak_flops()
+    flops = flops_per_token(policy, shape.length)
+    speeds = {arm: tokens / seconds for arm, seconds in medians.items()}
+    return {
+        "tokens_per_second": speeds,
+        "mfu": {arm: speed * flops / peak for arm, speed in speeds.items()} if peak else None,
+        "peak": {"device": name, "flops_per_second": peak, "flops_per_token": flops},
+        "memory_gib": peaks,
+        "refine_over_sft": medians["refine"] / medians["sft"],
+        "first_step_seconds": first,
+        "tokens_of_a_step": tokens,
+        "parameters": sum(p.numel() for p in policy.parameters()),
+        "seconds": summary(times),
+    }
+
+
+def paper(policy: FastWeightLM, shape: Shape, repeats: int = 1, dtype: str = "bfloat16") -> dict[str, Any]:
+    """The released procedure (see `paper_step`) and ours on the same row, one update each."""
+    recompute(policy, shape.recompute)
+    batch, refine, turn = random_batch(policy, shape), learner(policy, "refine", shape, dtype), iter(range(1_000_000))
+
+    def ours() -> None:
+        train_step(refine, batch, Draws(seed=0, step=next(turn)))
+        settle()
+
+    def theirs() -> None:
+        with refine.autocast():
+            paper_step(refine, batch, Draws(seed=0, step=next(turn)))
+        settle()
+
+    times = interleaved({"refine": ours, "paper": theirs}, repeats)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    tokens = shape.rows * shape.length
+    return {
+        "paper_over_refine": medians["paper"] / medians["refine"],
+        "tokens_per_second": {name: tokens / seconds for name, seconds in medians.items()},
+        "tokens_of_a_step": tokens,
+        "seconds": summary(times),
+    }
+
+
+# -- kernels -------------------------------------------------------------------------------------------------------------
+
+
+def switched(names: str, action: Callable[[], object]) -> Callable[[], None]:
+    """The action with the kernels of those names on, waited for."""
+
+    def run() -> None:
+        os.environ[SWITCH] = names
+        action()
+        settle()
+        os.environ[SWITCH] = ""
+
+    return run
+
+
+def compared(actions: dict[str, Callable[[], None]], repeats: int) -> dict[str, Any]:
+    """Seconds of each, and which was the quickest."""
+    times = interleaved(actions, repeats, warmups=2)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {"quickest": min(medians, key=lambda name: medians[name]), "seconds": summary(times)}
+
+
+def head_kernel(rows: int = 16_384, width: int = 2048, vocabulary: int = 32_000, repeats: int = 10) -> dict[str, Any]:
+    """Logprobs, entropies and both gradients of a row's tokens."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    hidden = torch.randn(rows, width, device=device).bfloat16().requires_grad_()
+    weight = (torch.randn(vocabulary, width, device=device) * 0.02).requires_grad_()
+    ids = torch.randint(vocabulary, (rows,), device=device)
+
+    def both() -> None:
+        stats = token_stats(hidden, weight, ids)
+        torch.autograd.grad(stats.logprobs.sum() + stats.entropies.sum(), (hidden, weight))
+
+    return compared({"torch": switched("", both), "kernel": switched("head", both)}, repeats)
+
+
+def delta_inputs(rows: int, length: int, heads: int, width: int) -> list[torch.Tensor]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    q, k, v = (torch.randn(rows, length, heads, width, device=device) for _ in range(3))
+    q, k = (torch.nn.functional.normalize(x, dim=-1).requires_grad_() for x in (q, k))
+    beta = torch.rand(rows, length, heads, device=device).requires_grad_()
+    return [q, k, v.requires_grad_(), beta, torch.zeros(rows, heads, width, width, device=device).requires_grad_()]
+
+
+def chunk_kernel(length: int = 16_384, heads: int = 16, width: int = 128, repeats: int = 5) -> dict[str, Any]:
+    """One layer of DeltaNet-1.3B: outputs, the states after eight tokens, and the gradients of both."""
+    inputs = delta_inputs(1, length, heads, width)
+    positions = torch.arange(8, device=inputs[0].device).unsqueeze(0) * (length // 8) + 37
+
+    def both(rule: Callable[..., Any]) -> None:
+        outputs, states = rule(*inputs)
+        torch.autograd.grad(outputs.sum() + states.at(positions).sum(), inputs)
+
+    return compared(
+        {
+            "torch": switched("", partial(both, chunk_delta_rule)),
+            "kernel": switched("chunks", partial(both, chunk_delta_rule)),
+            "default": switched("", partial(both, delta_rule)),  # fla's kernels, segment by segment
+        },
+        repeats,
+    )
+
+
+def short_reads(length: int, rows: int = 64, heads: int = 16, width: int = 128, repeats: int = 20) -> dict[str, Any]:
+    """What rollouts read: a few tokens of many rows, in torch and on fla's kernels."""
+    from refine_lab.ops.fla_delta_rule import segmented_delta_rule
+
+    inputs = delta_inputs(rows, length, heads, width)
+
+    def both(rule: Callable[..., Any]) -> None:
+        torch.autograd.grad(rule(*inputs)[0].sum(), inputs)
+
+    actions = {"torch": switched("", partial(both, chunk_delta_rule))}
+    if torch.cuda.is_available():
+        actions["fla"] = switched("", partial(both, segmented_delta_rule))
+    return compared(actions, repeats)
+
+
+# -- all of them ---------------------------------------------------------------------------------------------------------
+
+
+def model_case(measure: Callable[..., dict[str, Any]], model: str, shape: Shape) -> dict[str, Any]:
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        policy = MODELS[model]()
+    return measure(policy, shape)
+
+
+def _cases() -> dict[str, Callable[[], dict[str, Any]]]:
+    """Name -> what measures it, in the order they are run: what matters most first."""
+    training: dict[str, Callable[[], dict[str, Any]]] = {}
+    for length in LENGTHS:
+        for part in ("none", "blocks", "mlp"):
+            for model in MODELS:
+                shape = Shape(rows=TOKENS // length, length=length, at_once=AT_ONCE // length, recompute=part)
+                if part != "mlp" or length == LENGTHS[0]:
+                    training[f"{model}/{length}/train/recompute-{part}"] = partial(model_case, train, model, shape)
+    kernels: dict[str, Callable[[], dict[str, Any]]] = {"kernels/head": head_kernel, "kernels/chunks": chunk_kernel}
+    kernels |= {f"kernels/short-{length}": partial(short_reads, length) for length in (1, 5, 16, 64)}
+    papers = {
+        f"{model}/{length}/paper": partial(
+            model_case, paper, model, Shape(rows=1, length=length, at_once=1, recompute="blocks")
+        )
+        for length in reversed(LENGTHS)
+        for model in MODELS
+    }
+    return kernels | training | papers
+
+
+CASES = _cases()
+
+
+def run_case(name: str) -> dict[str, Any]:
+    return CASES[name]()

@@ -1,0 +1,74 @@
+"""Memory for time: parts of a model that are run again in the backward instead of keeping what they computed.
+
+    none    nothing is run again
+    mlp     the blocks' feed-forward parts, whose widest tensors are the largest of a block
+    blocks  every block as a whole: what stays is its input, and what a trace needs for its states while it lives
+
+Gradients are the same to the last bit where the arithmetic is. `Trace.state_at` stays exact: it is made of the tensors
+of the first run, which stand in the trace as they stood, and whose gradients run back into the block as ever. A block
+must be a function of its arguments alone; a family whose blocks change a cache in place has `RECOMPUTABLE = ("mlp",)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from refine_lab.models.base import FastWeightLM
+
+PARTS = ("none", "mlp", "blocks")
+
+
+def recompute(policy: FastWeightLM, part: str) -> None:
+    """Have `part` of the policy ("none", "mlp" or "blocks") run again in the backward; replaces what was asked before.
+
+    Raises ValueError for another part, and for one that the policy does not have or cannot run twice.
+    """
+    allowed = ("none", *getattr(policy, "RECOMPUTABLE", PARTS[1:]))
+    if part not in allowed:
+        raise ValueError(
+            f"recompute must be one of {', '.join(map(repr, allowed))} for {type(policy).__name__}, got {part!r}"
+        )
+    for module in policy.modules():
+        plain = getattr(module.forward, "run_once", None)
+        if plain is not None:
+            module.forward = plain
+    if part == "none":
+        return
+    found = list(_blocks(policy) if part == "blocks" else _feed_forwards(policy))
+    if not found:
+        raise ValueError(f"recompute {part!r} finds no such part in {type(policy).__name__}")
+    for module in found:
+        module.forward = _run_again(module.forward)
+
+
+def _blocks(policy: FastWeightLM) -> Iterator[nn.Module]:
+    """The modules of the list that is as long as the model has layers."""
+    for module in policy.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == policy.config.num_hidden_layers:
+            yield from module
+            return
+
+
+def _feed_forwards(policy: FastWeightLM) -> Iterator[nn.Module]:
+    for block in _blocks(policy):
+        for name, module in block.named_children():
+            if name in ("mlp", "feed_forward", "ffn"):
+                yield module
+
+
+def _run_again(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(forward)
+    def run(*arguments: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*arguments, **named)
+        # nothing here is random: no state of a generator need be kept
+        return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
+
+    vars(run)["run_once"] = forward
+    return run
