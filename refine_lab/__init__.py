@@ -2,7 +2,8 @@
 
 The method in its order: `selection`, `rollout`, `rewards`, `advantages`, `losses`, `step`. Around it: `types` and `config`
 (the vocabulary), `recipes` (the paper's numbers), `models` and `ops` (fast weights as a value), `data`, `draws` (keyed
-random numbers), `train` and `launch` (a run as a process), `records` (a run as data frames), `evaluation`.
+random numbers), `train` and `launch` (a run as a process), `records` (a run as data frames), `evaluation`,
+`parity` (the gate that a model passes before it is trained).
 
 The names below are imported when they are first asked for: who starts a run or reads its records does not load torch.
 """
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from refine_lab.config import DataConfig, RefineConfig, TrainConfig
     from refine_lab.models import FastWeightLM, State, Trace, load_model
+    from refine_lab.parity import parity
     from refine_lab.records import Run, list_runs
     from refine_lab.types import Batch, Rollouts
 
@@ -30,6 +32,7 @@ __all__ = [
     "TrainConfig",
     "list_runs",
     "load_model",
+    "parity",
 ]
 
 _HOMES = {
@@ -41,6 +44,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "parity":  # a module that can be called as its function: an import of it binds this name to it anyway
+        return import_module(f"{__name__}.parity")
     for module, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)

@@ -167,7 +167,9 @@ class TrainConfig(Checked):
     recipe: str
     "The function of `recipes.py` this came from; part of the run directory's name."
     model: str = "tiny-deltanet"
-    "What `load_model` takes: a shipped name, a run directory, a folder, a hub name; or `new:FOLDER`, fresh weights."
+    "What `load_model` takes: a shipped name, a run, a folder, `org/repo[:subfolder][@revision]`; after `new:` fresh weights."
+    model_settings: Mapping[str, float] = field(default_factory=dict)
+    "Numbers of the model's configuration that this run changes, such as a LaCT's `window_size` or `lact_chunk_size`."
     method: RefineConfig | None = field(default_factory=RefineConfig)
     "REFINE's settings, or none: plain SFT."
     data: DataConfig = field(default_factory=DataConfig)
@@ -283,7 +285,7 @@ def _checked(name: str, hint: Any, value: Any) -> Any:
         allowed = " or ".join("none" if option is type(None) else f"a {option.__name__}" for option in options)
         require(isinstance(value, options), name, value, allowed)
     elif typing.get_origin(hint) is Mapping:
-        require(isinstance(value, Mapping), name, value, "a mapping from names to shares")
+        require(isinstance(value, Mapping), name, value, "a mapping from names to numbers")
         return {key: _checked(f"{name}[{key!r}]", float, share) for key, share in value.items()}
     elif typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)

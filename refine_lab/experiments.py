@@ -270,7 +270,7 @@ def _tell_of_rewards(method: RefineConfig, length: int) -> None:
 
 def _load(name: str, config: TrainConfig) -> tuple[FastWeightLM, PreTrainedTokenizerBase]:
     logging.disable_progress_bar()  # a widget for each of a second's work, blank where the notebook is only read
-    return load_model(name, device=config.device, seed=config.seed)
+    return load_model(name, device=config.device, seed=config.seed, settings=config.model_settings)
 
 
 def _held_out(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> SequenceData:

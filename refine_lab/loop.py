@@ -43,7 +43,8 @@ def train(path: Path, stop: StopSignal) -> None:
     config, (done, folder) = run.config, run.latest_checkpoint() or (0, None)
     if config.threads:
         torch.set_num_threads(config.threads)
-    policy, tokenizer = load_model(folder or config.model, device=config.device, seed=config.seed)
+    settings = config.model_settings
+    policy, tokenizer = load_model(folder or config.model, device=config.device, seed=config.seed, settings=settings)
     recompute(policy, config.recompute)
     learner = _learner(run, config, policy)
     manifest = manifest_of(config.model)
@@ -82,7 +83,10 @@ def _learner(run: Run, config: TrainConfig, policy: Any) -> Learner:
         source = run.path / "reward.py"
         reward = reward_function(method.reward, source.read_text() if source.is_file() else None)
         if method.kl_coef:  # the policy that training started with, also after a resumption
-            reference = load_model(config.model, device=config.device, seed=config.seed)[0].requires_grad_(False)
+            reference, _ = load_model(
+                config.model, device=config.device, seed=config.seed, settings=config.model_settings
+            )
+            reference.requires_grad_(False)
     optimizers = make_optimizers(policy, config)
     return Learner(policy=policy, optimizers=optimizers, config=config, reward=reward, reference=reference)
 

@@ -115,7 +115,7 @@ def test_prefix_groups_need_two_rollouts():
     ("field", "value", "allowed"),
     [
         ("sources", {}, "at least one source"),
-        ("sources", ["python"], "a mapping from names to shares"),
+        ("sources", ["python"], "a mapping from names to numbers"),
         ("recall", {"word-1": 0.7, "word-4": 0.7}, "shares that sum to at most 1"),
         ("sequence_length", 8, "at least 16"),
         ("validation_sequences", 0, "at least 1"),

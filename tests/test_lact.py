@@ -351,3 +351,15 @@ def test_newton_schulz_in_bfloat16_is_the_released_one():
 def test_a_configuration_that_cannot_be_is_refused_by_name(fields, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         make_lact(**fields)
+
+
+def test_fresh_weights_begin_with_the_rates_asked_for():
+    policy = LaCTForCausalLM(LaCTConfig(hidden_size=24, num_attn_heads=2, num_lact_heads=2, num_hidden_layers=1,
+                                        intermediate_size=32, vocab_size=53, initial_rates=[1, 10, 0.5],
+                                        initial_scale=1.0)).double()  # fmt: skip
+    attn = policy.model.layers[0].attn
+    rates = attn._rates(torch.zeros(1, 1, 24, dtype=torch.float64))[0, 0, :, :3]
+    torch.testing.assert_close(rates, torch.tensor([[1, 10, 0.5]] * 2, dtype=torch.float64), atol=1e-5, rtol=1e-5)
+    assert (attn.ttt_scale_proj.bias == 1).all()
+    with pytest.raises(ValueError, match=r"LaCTConfig.initial_rates must be three numbers above 0, got \[1, 0, 1\]"):
+        LaCTConfig(initial_rates=[1, 0, 1])

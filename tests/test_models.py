@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import pytest
 import torch
+from test_loading import save_small_model
 from test_step import make_batch, make_policy
-from transformers import AutoModelForCausalLM
 
-from refine_lab.data.tokenizer import train_tokenizer
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, State, load_model
-from refine_lab.models.loading import register, resolve, resolve_device
 
 VARIANTS = {
     "plain": {},
@@ -155,8 +149,8 @@ def test_generate_samples_and_goes_on_from_a_state():
     assert torch.equal(policy.generate(tokens, past_key_values=state, max_new_tokens=8, do_sample=False), greedy)
 
 
-def test_generate_stops_at_a_string(small_model):
-    policy, tokenizer = load_model(small_model)
+def test_generate_stops_at_a_string(tmp_path):
+    policy, tokenizer = load_model(save_small_model(tmp_path))
     prompt = tokenizer("def f(", return_tensors="pt")["input_ids"]
     free = policy.generate(prompt, max_new_tokens=12, do_sample=False)[0, prompt.shape[1] :]
     stop = tokenizer.decode(free[:3])
@@ -181,119 +175,7 @@ def test_forward_returns_logits_loss_and_a_state():
     assert same(output.past_key_values, trace.final_state)
 
 
-# -- loading, and flash-linear-attention's names ------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_model(tmp_path):
-    """A checkpoint with a tokenizer, saved as any other."""
-    tokenizer = train_tokenizer(["def f(x):\n    return x + 1\n", "the cat sat on the mat. "] * 20, 400)
-    torch.manual_seed(0)
-    sizes = dict(hidden_size=32, num_heads=2, num_hidden_layers=2, intermediate_size=48, vocab_size=400)
-    ends = dict(bos_token_id=0, eos_token_id=0)
-    config = DeltaNetConfig(**sizes, **ends, initializer_range=0.3, tie_word_embeddings=True)
-    DeltaNetForCausalLM(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    return tmp_path
-
-
-def test_a_checkpoint_loads_by_name_and_by_the_auto_class(small_model):
-    policy, tokenizer = load_model(small_model)
-    register()  # whoever registered last is whom the auto class knows
-    auto = AutoModelForCausalLM.from_pretrained(small_model)
-    assert type(auto) is DeltaNetForCausalLM
-    ids = tokenizer("the cat", return_tensors="pt")["input_ids"]
-    assert torch.equal(auto(ids).logits, policy(ids).logits)
-    drawn = [load_model(f"new:{small_model}", seed=seed)[0].head_weight for seed in (0, 0, 1)]
-    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
-
-
-def damaged(folder, name: str):
-    if name == "family":
-        (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
-        return ValueError, "model_type 'bert'; allowed are 'delta_net'"
-    if name == "json":
-        (folder / "config.json").write_text("{")
-        return ValueError, "is not a model's configuration"
-    if name == "no weights":
-        (folder / "model.safetensors").unlink()
-        return FileNotFoundError, "no .safetensors file"
-    if name == "truncated":
-        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:500])
-        return ValueError, "cannot be read"
-    config = json.loads((folder / "config.json").read_text())
-    if name == "layers":
-        (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-        return ValueError, "do not fit its config.json: missing_keys model.layers.2"
-    if name == "tokenizer":
-        make = DeltaNetConfig(hidden_size=32, num_heads=2, num_hidden_layers=2, intermediate_size=48, vocab_size=300)
-        DeltaNetForCausalLM(make).save_pretrained(folder)
-        return ValueError, "tokens, the model embeds 300"
-    (folder / "config.json").unlink()
-    return FileNotFoundError, "it has no config.json"
-
-
-@pytest.mark.parametrize("what", ("family", "json", "no weights", "truncated", "layers", "tokenizer", "nothing"))
-def test_a_bad_model_folder_is_refused_in_one_sentence(small_model, what):
-    kind, text = damaged(small_model, what)
-    with pytest.raises(kind) as caught:
-        load_model(small_model)
-    assert text in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "message"),
-    [
-        ("tokenizer.json", "{", "the tokenizer in .* cannot be read"),
-        ("tokenizer.json", "{}", "the tokenizer in .* cannot be read"),
-        ("tokenizer_config.json", "[", "the tokenizer in .* cannot be read"),
-        ("tokenizer.json", None, "holds no tokenizer: it has no tokenizer.json"),
-    ],
-)
-def test_a_damaged_tokenizer_is_refused_in_one_sentence(small_model, file, text, message):
-    (small_model / file).unlink()
-    if text is not None:
-        (small_model / file).write_text(text)
-    with pytest.raises(ValueError if text is not None else FileNotFoundError, match=message) as caught:
-        load_model(small_model)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"vocab_size": 512}, r"model\.embeddings\.weight is \[400, 32\], not \[512, 32\]"),
-        ({"conv_kernel": 3}, "sets 'conv_kernel', which is no field of DeltaNetConfig"),
-        ({"norm_first": True}, "sets norm_first to True; allowed is False"),
-        (
-            {"num_heads": 0},
-            r"config\.json cannot be used: DeltaNetConfig\.num_heads must be a positive whole number, got 0",
-        ),
-        ({"hidden_size": "abc"}, "hidden_size must be a positive whole number, got 'abc'"),
-    ],
-)
-def test_a_configuration_that_does_not_fit_is_refused_by_name(small_model, fields, message):
-    path = small_model / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-    with pytest.raises(ValueError, match=message) as caught:
-        load_model(small_model)
-    assert "\n" not in str(caught.value)
-
-
-def test_fields_that_change_nothing_are_read_over(small_model):
-    path = small_model / "config.json"
-    before = load_model(small_model)[0].state_dict()
-    others = {"torch_dtype": "float32", "auto_map": {}, "_name_or_path": "a", "elementwise_affine": True}
-    path.write_text(json.dumps({**json.loads(path.read_text()), **others}))
-    after = load_model(small_model)[0].state_dict()
-    assert all(torch.equal(x, after[name]) for name, x in before.items())
-
-
-def test_only_numbered_checkpoints_of_a_run_are_taken(small_model, tmp_path_factory):
-    run = tmp_path_factory.mktemp("run")
-    for name in ("step-9", "step-10", "step-old", ".step-11.tmp"):
-        (run / "checkpoints" / name).mkdir(parents=True)
-    assert resolve(str(run)) == run / "checkpoints" / "step-10"
+# -- states in files, and flash-linear-attention's configuration ------------------------------------------------------
 
 
 def test_a_file_that_is_no_state_is_refused(tmp_path):
@@ -313,13 +195,6 @@ def test_a_file_that_is_no_state_is_refused(tmp_path):
 def test_a_size_that_is_none_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=rf"DeltaNetConfig\.{field} must .*, got {value!r}"):
         DeltaNetConfig(**{field: value})
-
-
-def test_an_unknown_model_names_where_it_was_looked_for():
-    with pytest.raises(FileNotFoundError, match=r"no model 'tiny-deltanot': not among the shipped ones"):
-        load_model("tiny-deltanot")
-    with pytest.raises(ValueError, match="device must be 'auto', 'cpu'"):
-        resolve_device("tpu")
 
 
 @pytest.mark.parametrize(
@@ -347,23 +222,3 @@ def test_tensor_names_and_shapes_are_flas(fields):
     theirs = fla.DeltaNetForCausalLM(fla.DeltaNetConfig(**sizes, **fields)).state_dict()
     ours = DeltaNetForCausalLM(DeltaNetConfig(**sizes, **fields)).state_dict()
     assert {n: x.shape for n, x in ours.items()} == {n: x.shape for n, x in theirs.items()}
-
-
-def test_a_checkpoint_that_fla_saved_loads_tensor_for_tensor(tmp_path, small_model):
-    fla = pytest.importorskip("fla.models.delta_net", reason="flash-linear-attention is not installed here")
-    config = fla.DeltaNetConfig(hidden_size=24, num_heads=2, num_hidden_layers=2, vocab_size=400, use_gate=True)
-    theirs = fla.DeltaNetForCausalLM(config)
-    theirs.save_pretrained(tmp_path / "fla")
-    load_model(small_model)[1].save_pretrained(tmp_path / "fla")
-    ours, _ = load_model(tmp_path / "fla")
-    assert all(torch.equal(x, ours.state_dict()[name]) for name, x in theirs.state_dict().items())
-
-
-@pytest.mark.parametrize("order", (("fla.models", "refine_lab.models"), ("refine_lab.models", "fla.models")))
-def test_load_model_does_not_depend_on_who_registered_last(small_model, order):
-    pytest.importorskip("fla", reason="flash-linear-attention is not installed here")
-    code = "\n".join(f"import {name}" for name in order) + (
-        f"\nfrom refine_lab import load_model\nprint(type(load_model({str(small_model)!r})[0]).__module__)"
-    )
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "refine_lab.models.deltanet"

@@ -50,19 +50,19 @@ def _annotations(kind: type) -> dict[str, str]:
     return {name: str(text) for cls in ours for name, text in cls.__annotations__.items()}
 
 
-def _whole(value: object) -> TypeGuard[int]:
+def whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _number(value: object) -> TypeGuard[float]:
-    return (isinstance(value, float) and isfinite(value)) or _whole(value)
+def number(value: object) -> TypeGuard[float]:
+    return (isinstance(value, float) and isfinite(value)) or whole(value)
 
 
 Kind = tuple[Callable[[Any], bool], str]
 KINDS: Mapping[str, Kind] = {
-    "int": (lambda x: _whole(x) and x > 0, "a positive whole number"),
-    "float": (lambda x: _number(x) and x > 0, "a positive number"),
+    "int": (lambda x: whole(x) and x > 0, "a positive whole number"),
+    "float": (lambda x: number(x) and x > 0, "a positive number"),
     "bool": (lambda x: isinstance(x, bool), "True or False"),
 }
-TOKEN: Kind = (_whole, "a token's number")
-RANGE: Kind = (lambda x: _number(x) and x >= 0, "a number that is not negative")
+TOKEN: Kind = (whole, "a token's number")
+RANGE: Kind = (lambda x: number(x) and x >= 0, "a number that is not negative")

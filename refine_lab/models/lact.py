@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from refine_lab.models.base import FastWeightLM
+from refine_lab.models.checks import check_allowed, check_kinds, number, whole
 from refine_lab.models.mlp import GatedMLP
 from refine_lab.models.state import Layer, Sharing, State, Trace
 from refine_lab.ops.lact import MATRICES, ChunkStates, Memory, Plan, Rule, lact
@@ -26,12 +27,22 @@ BASE_RATE = 0.001
 QK_EPS = 1e-5
 """Of the norms that take flash-linear-attention's default: q, k and the fast weights' output."""
 
+ALLOWED: Mapping[str, tuple[Any, ...]] = {
+    "lr_parameterization": ("mamba",),
+    "ttt_loss_type": ("dot_product",),
+    "hidden_act": ("swish",),
+    "elementwise_affine": (True,),
+    "muon_dtype": (None, "bfloat16"),
+}
+
 
 class LaCTConfig(PreTrainedConfig):
     """The fields of the released `LaCTSWIGLUConfig` (a1600012888/LaCT, lact_llm), with its defaults, and `muon_dtype`.
 
     `fuse_*`, `last_layer_fuse_norm` and `use_fused_kernel` choose among kernels of equal results there and change nothing
-    here. `muon_dtype` is ours: None runs Newton-Schulz in the model's dtype, "bfloat16" as the release does.
+    here. Three fields are ours. `muon_dtype`: None runs Newton-Schulz in the model's dtype, "bfloat16" as the release does.
+    `initial_rates` of w0, w1 and w2 and `initial_scale` are what fresh weights begin with: the released 0.001 is made for
+    chunks of 2,048 tokens, and short ones need a thousand times of it before a fact is worth writing (docs/log.md).
     """
 
     __no_type_check__ = True  # a type checker at run time would refuse the further settings that transformers takes
@@ -56,7 +67,7 @@ class LaCTConfig(PreTrainedConfig):
     ttt_loss_type: str = "dot_product"
     ttt_prenorm: bool = False
     ttt_nope: bool = False
-    w0_w2_low_rank: int = -1
+    w0_w2_low_rank: Any = -1  # a rank; 0 and below are none
     window_size: int = 2048
     rope_theta: float = 10000.0
     max_position_embeddings: int = 2048
@@ -80,29 +91,23 @@ class LaCTConfig(PreTrainedConfig):
     use_fused_kernel: bool = False
     fp32_states: bool = False
     muon_dtype: str | None = None
+    initial_rates: Any = (BASE_RATE,) * 3
+    initial_scale: Any = 0.0  # bias of `ttt_scale_proj`
 
     def __post_init__(self, **others: Any) -> None:  # transformers makes a dataclass of every configuration
         self._check()
         super().__post_init__(**others)
 
     def _check(self) -> None:
-        whole = (
-            "hidden_size num_hidden_layers num_attn_heads num_lact_heads lact_chunk_size lr_dim window_size vocab_size"
-        )
-        for name in whole.split():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"LaCTConfig.{name} must be a positive whole number, got {value!r}")
-        allowed: Mapping[str, tuple[Any, ...]] = {
-            "lr_parameterization": ("mamba",),
-            "ttt_loss_type": ("dot_product",),
-            "hidden_act": ("swish",),
-            "elementwise_affine": (True,),
-            "muon_dtype": (None, "bfloat16"),
-        }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"LaCTConfig.{name} must be one of {values}, got {getattr(self, name)!r}")
+        check_kinds(self)
+        check_allowed(self, ALLOWED)
+        rates = self.initial_rates
+        if not isinstance(rates, (list, tuple)) or len(rates) != 3 or not all(number(x) and x > 0 for x in rates):
+            raise ValueError(f"LaCTConfig.initial_rates must be three numbers above 0, got {rates!r}")
+        if not number(self.initial_scale):
+            raise ValueError(f"LaCTConfig.initial_scale must be a number, got {self.initial_scale!r}")
+        if not whole(self.w0_w2_low_rank):
+            raise ValueError(f"LaCTConfig.w0_w2_low_rank must be a whole number, got {self.w0_w2_low_rank!r}")
         for name in ("num_attn_heads", "num_lact_heads"):
             if self.hidden_size % getattr(self, name):
                 raise ValueError(
@@ -176,6 +181,12 @@ class LaCTAttention(nn.Module):
             else:
                 nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
         nn.init.normal_(self.w1, std=self.w1.shape[-1] ** -0.5)
+        config = self.config
+        rates = torch.tensor(config.initial_rates, dtype=torch.float64).expm1().log() - math.log(math.expm1(BASE_RATE))
+        with torch.no_grad():
+            self.lr_proj.bias.copy_(rates.repeat_interleave(config.lr_dim).repeat(config.num_lact_heads))
+        if config.learnable_ttt_scale:
+            nn.init.constant_(self.ttt_scale_proj.bias, config.initial_scale)
 
     @property
     def rule(self) -> Rule:

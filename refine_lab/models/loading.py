@@ -2,96 +2,84 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import pickle
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from refine_lab.data.corpus import Manifest, load_manifest
 from refine_lab.data.tokenizer import check_tokenizer
 from refine_lab.models.base import FastWeightLM
-from refine_lab.models.deltanet import DeltaNetConfig, DeltaNetForCausalLM
-from refine_lab.run_files import checkpoints
-
-MODEL_TYPES: dict[str, tuple[type, type[FastWeightLM]]] = {"delta_net": (DeltaNetConfig, DeltaNetForCausalLM)}
-"""`model_type` of a config.json -> our configuration and model."""
-
-NO_SETTINGS = frozenset({"auto_map", "torch_dtype", "_commit_hash", "_attn_implementation_autoset"})
-"""Written into a config.json by transformers, besides its own fields, and of no effect on ours."""
-
-FORMER_FIELDS = {"elementwise_affine": True, "norm_first": False, "share_conv_kernel": False}
-"""Fields of earlier versions of flash-linear-attention, with the one value that says what is done here anyway."""
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-
-SHIPPED = Path(__file__).parent / "shipped"
-"""The models that come with the package, a folder each."""
+from refine_lab.models.families import MODEL_TYPES as MODEL_TYPES
+from refine_lab.models.families import NOT_RUN, changed, code_name, configured, one_line, read_json
+from refine_lab.models.families import family as family
+from refine_lab.models.families import register as register
+from refine_lab.models.hub import SHIPPED as SHIPPED
+from refine_lab.models.hub import Place, has_tokenizer, locate
+from refine_lab.models.hub import resolve as resolve
 
 MANIFEST = "manifest.json.gz"
 """Beside the weights of a model trained on the Python corpus: its files, with their hashes."""
 
-
-def register() -> None:
-    """Make transformers' auto classes know our models.
-
-    flash-linear-attention registers the same `model_type`s, and whoever comes last wins there; `load_model` asks our own
-    table and never depends on it.
-    """
-    for model_type, (config, model) in MODEL_TYPES.items():
-        AutoConfig.register(model_type, config, exist_ok=True)
-        AutoModelForCausalLM.register(config, model, exist_ok=True)
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = ("pytorch_model*.bin", "model*.pt", "model*.pth")
+"""Names of pickled weights, which are taken only where the caller says so."""
 
 
 def load_model(
-    name: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32, seed: int = 0
+    name: str | Path,
+    *,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    settings: Mapping[str, int | float] | None = None,
 ) -> tuple[FastWeightLM, PreTrainedTokenizerBase]:
     """A model and its tokenizer, in evaluation mode on `device`.
 
     `name` is a shipped model (`tiny-deltanet`), a run directory (its last checkpoint), a folder with config.json and
-    safetensors, `org/repo` on the hub, or `new:FOLDER`: the folder's configuration with weights drawn from `seed`.
+    safetensors, or on the hub `org/repo`, `org/repo:subfolder`, `org/repo@revision`, `org/repo:subfolder@revision` (or
+    `revision` apart). `new:NAME` takes any of them for its configuration and draws the weights from `seed`.
+
+    `settings` are numbers of the configuration that differ from the folder's, such as a LaCT's window or chunk.
+
+    Our own classes read what others wrote; code that comes with a model is neither fetched nor run. `trust_remote_code`
+    allows it, for a tokenizer and for a `FastWeightLM` of the repository's own; `allow_pickle` allows weights in
+    pytorch_model*.bin and model*.pt, where there are no safetensors, of which nothing but tensors is read.
 
     Raises FileNotFoundError where nothing is found, naming where it was looked for, and ValueError for a model of another
-    family, weights that do not fit the configuration, or a tokenizer that does not fit the embedding.
+    family, weights that do not fit the configuration, a tokenizer that does not fit the embedding, and what is not allowed.
     """
+    target = resolve_device(device)
     name, drawn = str(name), str(name).startswith("new:")
-    folder = resolve(name.removeprefix("new:"))
-    config_class, model_class = _family(folder)
-    config = _configuration(config_class, folder)
+    place = locate(name.removeprefix("new:"), revision)
+    config, model_class = configured(place, trust_remote_code)
+    config = changed(config, settings or {})
+    if target.type not in (devices := getattr(model_class, "devices", ("cpu", "cuda"))):
+        raise ValueError(
+            f"{name!r} is a {config.model_type}, which runs on {' and '.join(devices)} only, not on {target}"
+        )
+    tokenizer = _tokenizer(place.tokenizer, trust_remote_code)
+    check_tokenizer(tokenizer, config.get_text_config().vocab_size)
     if drawn:
         torch.manual_seed(seed)
         model = model_class(config).to(dtype)
     else:
-        model = _load_weights(model_class, config, folder, dtype)
-    tokenizer = _tokenizer(folder)
-    check_tokenizer(tokenizer, config.vocab_size)
-    return model.to(resolve_device(device)).eval(), tokenizer
+        model = _load_weights(model_class, config, place, dtype, allow_pickle)
+    return model.to(target).eval(), tokenizer
 
 
 def manifest_of(name: str | Path) -> Manifest | None:
     """The manifest of the Python corpus that the model of that name was trained on, or None where it has none."""
     path = resolve(str(name).removeprefix("new:")) / MANIFEST
     return load_manifest(path) if path.is_file() else None
-
-
-def resolve(name: str) -> Path:
-    """The local folder that holds the model of that name; downloads it from the hub where it is an `org/repo`."""
-    shipped, path = SHIPPED / name, Path(name).expanduser()
-    if name and "/" not in name and shipped.is_dir():
-        return shipped
-    if (path / "checkpoints").is_dir():
-        return _last_checkpoint(path)
-    if path.is_dir():
-        return path
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _download(name)
-    known = ", ".join(sorted(x.name for x in SHIPPED.glob("*"))) or "none"
-    raise FileNotFoundError(
-        f"there is no model {name!r}: not among the shipped ones ({known}), not a run directory or folder, not an org/repo"
-    )
 
 
 def resolve_device(device: str) -> torch.device:
@@ -104,57 +92,54 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _family(folder: Path) -> tuple[type, type[FastWeightLM]]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no model: it has no config.json")
-    try:
-        model_type = json.loads(path.read_text()).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a model's configuration: {error}") from error
-    if model_type not in MODEL_TYPES:
-        raise ValueError(f"{path} names model_type {model_type!r}; allowed are {', '.join(map(repr, MODEL_TYPES))}")
-    return MODEL_TYPES[model_type]
+# -- the tokenizer ---------------------------------------------------------------------------------------------------
 
 
-def _configuration(config_class: type, folder: Path) -> Any:
-    """The folder's configuration; a field that nothing here honours is refused."""
-    path = folder / "config.json"
-    known = {x.name for x in dataclasses.fields(config_class)} | set(PreTrainedConfig().to_dict()) | NO_SETTINGS
-    for name, value in json.loads(path.read_text()).items():
-        if name in FORMER_FIELDS and value is not FORMER_FIELDS[name]:
-            raise ValueError(f"{path} sets {name} to {value!r}; allowed is {FORMER_FIELDS[name]}")
-        if name not in known and name not in FORMER_FIELDS:
-            raise ValueError(f"{path} sets {name!r}, which is no field of {config_class.__name__}")
-    try:
-        return config_class.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be used: {_one_line(error)}") from error
-
-
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+def _tokenizer(place: Place, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of a place, by code of its own only where the caller says so."""
+    folder, path = place.folder, place.folder / "tokenizer_config.json"
+    code = code_name(read_json(path).get("auto_map"), "AutoTokenizer") if path.is_file() else "None"
+    if code != "None":
+        if not trust_remote_code:
+            raise ValueError(f"{path} needs code of its own ({code}): {NOT_RUN}")
+        place.fetch(["*.py", "*.txt"])
+    elif not has_tokenizer(folder):
         raise FileNotFoundError(f"{folder} holds no tokenizer: it has no tokenizer.json")
+    elif not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
+        missing = [name for name in ("sentencepiece", "google.protobuf") if not _installed(name)]
+        if missing:
+            raise ValueError(
+                f"the tokenizer in {folder} is a tokenizer.model alone, which takes sentencepiece and protobuf to read: "
+                f"not installed here: {', '.join(missing)}"
+            )
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # the library `tokenizers` raises nothing narrower
-        raise ValueError(f"the tokenizer in {folder} cannot be read: {_one_line(error)}") from error
+        raise ValueError(f"the tokenizer in {folder} cannot be read: {one_line(error)}") from error
 
 
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]}..."
-
-
-def _load_weights(model_class: type[FastWeightLM], config, folder: Path, dtype: torch.dtype) -> FastWeightLM:
-    if not any(folder.glob("*.safetensors")):
-        raise FileNotFoundError(f"{folder} holds no weights: it has no .safetensors file")
+def _installed(name: str) -> bool:
     try:
-        model, info = model_class.from_pretrained(
-            folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )  # sizes that differ are told below, in one sentence
-    except (RuntimeError, OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(f"the weights in {folder} cannot be read: {_one_line(error)}") from error
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # the package that it would be in
+        return False
+
+
+# -- the weights -----------------------------------------------------------------------------------------------------
+
+
+def _load_weights(
+    model_class: type[FastWeightLM], config: Any, place: Place, dtype: torch.dtype, allow_pickle: bool
+) -> FastWeightLM:
+    folder, pickled = place.folder, _fetch_weights(place, allow_pickle)
+    settings = dict(config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True)
+    try:  # sizes that differ are told below, in one sentence
+        if pickled:
+            model, info = model_class.from_pretrained(None, state_dict=_unpickled(pickled), **settings)
+        else:
+            model, info = model_class.from_pretrained(folder, use_safetensors=True, local_files_only=True, **settings)
+    except (RuntimeError, OSError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+        raise ValueError(f"the weights in {folder} cannot be read: {one_line(error)}") from error
     for name, stored, built in sorted(info["mismatched_keys"]):
         raise ValueError(
             f"the weights in {folder} do not fit its config.json: {name} is {list(stored)}, not {list(built)}"
@@ -166,22 +151,45 @@ def _load_weights(model_class: type[FastWeightLM], config, folder: Path, dtype: 
     return model
 
 
-def _last_checkpoint(run: Path) -> Path:
-    steps = checkpoints(run)
-    if not steps:
-        raise FileNotFoundError(f"the run {run} has no checkpoint yet")
-    return steps[-1][1]
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    wanted = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+def _fetch_weights(place: Place, allow_pickle: bool) -> list[Path]:
+    """Bring the files with the weights here and no others. Returns the pickled ones, where there is nothing else."""
+    folder = place.folder
+    sharded = (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file()
+    files = _shards(folder / INDEX) if sharded else [WEIGHTS]
+    place.fetch(files)
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing and sharded:
         raise FileNotFoundError(
-            f"there is no model {name!r}: not a folder here, and the hub did not give it ({reason})"
-        ) from error
+            f"{folder} lacks {missing[0]}, which {INDEX} names: {len(missing)} of {len(files)} files"
+        )
+    return _fetch_pickled(place, allow_pickle) if missing else []
+
+
+def _fetch_pickled(place: Place, allow_pickle: bool) -> list[Path]:
+    names = [name for name in place.files() if any(Path(name).match(pattern) for pattern in PICKLES)]
+    if not names:
+        raise FileNotFoundError(f"{place.folder} holds no weights: it has no {WEIGHTS}")
+    if not allow_pickle:
+        raise ValueError(
+            f"{place.folder} holds pickled weights only ({names[0]}), which are not read unless load_model is told "
+            "allow_pickle=True"
+        )
+    place.fetch(names)
+    return [place.folder / name for name in names]
+
+
+def _shards(index: Path) -> list[str]:
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ValueError(f"{index} names no weights: it has no weight_map")
+    return sorted({str(name) for name in shards.values()})
+
+
+def _unpickled(paths: list[Path]) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for path in paths:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(found, dict) or not all(isinstance(x, torch.Tensor) for x in found.values()):
+            raise ValueError(f"{path.name} holds something else than tensors by name")
+        tensors |= found
+    return tensors
