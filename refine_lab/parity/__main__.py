@@ -1,0 +1,48 @@
+"""The gate from the command line: `python -m refine_lab.parity NAME`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from refine_lab.models import load_model
+from refine_lab.parity.gate import TOLERANCES, parity, quiet
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 0 where parity holds, 1 where it does not, 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m refine_lab.parity",
+        description="Hold a model's states against re-reading: exit status 0 where it holds, 1 where not, 2 for bad input.",
+    )
+    parser.add_argument("name", help="what load_model takes")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    parser.add_argument("--dtype", default="float32", choices=[str(x).removeprefix("torch.") for x in TOLERANCES])
+    parser.add_argument(
+        "--prefixes", help="lengths of prefixes, in tokens, such as 1,2,63,64; those around borders if not"
+    )
+    chosen = parser.parse_args(arguments)
+    quiet()
+    try:
+        prefixes = None if chosen.prefixes is None else _lengths(chosen.prefixes)
+        model, _ = load_model(chosen.name, device=chosen.device, dtype=getattr(torch, chosen.dtype))
+        found = parity(model, prefixes=prefixes)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(found)
+    return 0 if found.holds else 1
+
+
+def _lengths(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"--prefixes must be whole numbers with commas between them, got {text!r}")
+    return [int(part) for part in parts]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

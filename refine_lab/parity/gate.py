@@ -1,0 +1,234 @@
+"""The comparison: state-and-branch against re-reading each prefix, quantity by quantity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from importlib.util import find_spec
+from math import inf, isnan, nan
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from refine_lab.config import TrainConfig, require
+from refine_lab.models import FastWeightLM, load_model
+from refine_lab.parity.procedures import (
+    GROUP,
+    Branched,
+    Probe,
+    Reread,
+    gradients,
+    layer_outputs,
+    logits_of,
+    reread,
+)
+from refine_lab.parity.report import Parity, Row
+
+TOLERANCES: dict[torch.dtype, tuple[float, float]] = {
+    torch.float64: (1e-9, 1e-9),
+    torch.float32: (1e-5, 1e-5),
+    torch.float16: (1e-2, 1e-1),
+    torch.bfloat16: (5e-2, 3e-1),
+}
+"""Precision of the arithmetic -> relative errors allowed of hidden states and logits, and of gradients."""
+
+MUON_GRADIENT = 1e-4
+"""Of float32 gradients where a layer orthogonalises its updates: five Newton-Schulz steps magnify rounding."""
+
+SMALL = 1e-3
+"""A parameter whose gradient is below this part of the model's largest is measured by that part, not by its own size."""
+
+ROUNDING, ROUNDING_LIMIT = 4.0, 1e-3
+"""A float32 gradient may be off by this many times what re-reading is itself off its float64 value, up to the limit."""
+
+QUANTITIES = ("state", "hidden", "logits", "decoded", "greedy", "gradient")
+
+
+def parity(
+    model: FastWeightLM,
+    *,
+    prefixes: Sequence[int] | None = None,
+    rollout_length: int = 5,
+    autocast: str | None = None,
+    seed: int = 0,
+) -> Parity:
+    """Compare state-and-branch with re-reading each prefix, on the model's own device and in its dtype.
+
+    For each prefix (by default those around the borders of the model's chunks and windows), a against b from re-reading:
+
+        state      the state that was branched from, after branching, against itself before: equal to the bit
+        hidden     of the prefix's last token and of a continuation read at once:  max|a - b| / max|b|
+        logits     of the same places
+        decoded    logits of the same continuation, read token by token from state to state
+        greedy     how far the logit of a greedy token falls short of the largest:  max(b) - b[token], over max|b|
+        gradient   of REFINE's policy loss (eq. 10) through branch and prefix, for each parameter p:
+                   ||a_p - b_p|| / max(||b_p||, 1e-3 max_q ||b_q||)
+
+    The gradient's floor is there since one that cancels to almost nothing keeps the rounding of its terms; one that is
+    missing altogether still shows down to 1e-8 of the largest. Where a float32 gradient is off by more than allowed, the
+    rounding of re-reading itself is measured in float64, and four times that is allowed, up to 1e-3: a key of almost no
+    length makes any order of summation differ. `autocast` is what `TrainConfig.dtype` is; text is random, by `seed`.
+
+    Raises ValueError for a length below 1, a precision without tolerances, and a model that takes no gradient.
+    """
+    lengths = sorted(set(default_prefixes(model) if prefixes is None else prefixes))
+    require(len(lengths) > 0 and lengths[0] >= 1, "prefixes", lengths, "at least one length, each at least 1")
+    require(rollout_length >= 1, "rollout_length", rollout_length, "at least 1")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("parity compares gradients, and no parameter of the model asks for one")
+    low = autocast not in (None, "float32")
+    precision = getattr(torch, autocast) if autocast is not None and low else model.dtype
+    subject, allowed = _tolerances(model, precision)
+    with torch.autocast(model.device.type, precision if low else None, enabled=low), torch.enable_grad():
+        branched = Branched.of(model, Probe.of(model, lengths, rollout_length, seed))
+        found = [
+            row for prefix in branched.prefixes.unique().tolist() for row in _compare(model, branched, prefix, allowed)
+        ]
+        rows = sorted(found, key=lambda row: (QUANTITIES.index(row.quantity), row.prefix))
+        forward = [row for row in rows if row.quantity in ("hidden", "logits") and not row.holds]
+        layer = _first_wrong_layer(model, branched, forward[0]) if forward else None
+    return Parity(subject, tuple(rows), layer)
+
+
+def parity_of(config: TrainConfig) -> Parity:
+    """The gate for the model that a run of `config` starts from, on its device and in its arithmetic."""
+    quiet()
+    model, _ = load_model(config.model, device=config.device, seed=config.seed)
+    return parity(model, autocast=config.dtype)
+
+
+def quiet() -> None:
+    """No progress bar for a second's loading: a notebook would keep it, blank."""
+    logging.disable_progress_bar()
+
+
+def default_prefixes(model: FastWeightLM) -> list[int]:
+    """1, 2, those around each border (two tokens before, at, one after) and one beyond twice the largest.
+
+    Borders: 64, the kernels' chunk; LaCT's chunk; an attention window.
+    """
+    text = model.config.get_text_config()
+    named = (getattr(text, name, None) for name in ("lact_chunk_size", "window_size", "sliding_window"))
+    borders = {64, *(border for border in named if isinstance(border, int) and border > 2)}
+    return [1, 2, *sorted({border + step for border in borders for step in (-2, 0, 1)}), 2 * max(borders) + 1]
+
+
+def _tolerances(model: FastWeightLM, precision: torch.dtype) -> tuple[str, tuple[float, float]]:
+    """What is compared, in words; and the errors allowed, of outputs and of gradients."""
+    if precision not in TOLERANCES:
+        names = ", ".join(str(x).removeprefix("torch.") for x in TOLERANCES)
+        raise ValueError(f"parity knows tolerances of {names}, not of {str(precision).removeprefix('torch.')}")
+    subject = f"{type(model).__name__} in {str(precision).removeprefix('torch.')} on {model.device}"
+    if precision in (torch.float32, torch.float64) and _half_kernels(model):
+        return f"{subject} (kernels in bfloat16)", TOLERANCES[torch.bfloat16]
+    outputs, gradient = TOLERANCES[precision]
+    if precision == torch.float32 and getattr(model.config, "use_muon", False):
+        gradient = MUON_GRADIENT
+    return subject, (outputs, gradient)
+
+
+def _half_kernels(model: FastWeightLM) -> bool:
+    """On CUDA flash-linear-attention's kernels are given bfloat16, whatever the model's dtype; LaCT has none of them."""
+    return model.device.type == "cuda" and find_spec("fla") is not None and not hasattr(model.config, "lact_chunk_size")
+
+
+def _compare(model: FastWeightLM, branched: Branched, prefix: int, allowed: tuple[float, float]) -> Iterator[Row]:
+    """The rows of all branches of one length of prefix."""
+    outputs, gradient = allowed
+    members, named = branched.members(prefix), {name: p for name, p in model.named_parameters() if p.requires_grad}
+    num_tokens, parameters = len(members) * branched.tokens.shape[1], list(named.values())
+    worst: dict[str, tuple[float, str]] = {}
+    reference = [torch.zeros_like(p) for p in parameters]
+    for branch in members:
+        truth = reread(model, branched, branch, num_tokens, parameters)
+        for total, part in zip(reference, truth.gradients, strict=True):
+            total += part
+        for name, error, place in _forward_errors(model, branched, branch, truth):
+            where = f"row {branched.row(branch)}, branch {branch % GROUP}, token {place}"
+            worst[name] = max(worst.get(name, (-inf, "")), (error, where), key=lambda x: _size(x[0]))
+    changed = _changes(branched, members)
+    tensor = max(changed, key=lambda name: _size(changed[name]))
+    yield Row("state", prefix, changed[tensor], 0.0, tensor)
+    for name, (error, where) in worst.items():  # two logits, each off by what is allowed, may change places
+        yield Row(name, prefix, error, 2 * outputs if name == "greedy" else outputs, where)
+    if changed[tensor]:  # torch refuses a backward through what was changed in place
+        yield Row("gradient", prefix, nan, gradient, "not taken: the state was changed in place")
+        return
+    ours = gradients(branched.loss(branched.logprobs[members], members, num_tokens), parameters, keep=True)
+    errors = dict(zip(named, _distances(ours, reference), strict=True))
+    if gradient < max(map(_size, errors.values())) <= ROUNDING_LIMIT and parameters[0].dtype == torch.float32:
+        rounding = _rounding(model, branched, prefix, reference)
+        name = max(errors, key=lambda name: errors[name] / max(gradient, rounding[name]))
+        gradient = max(gradient, min(ROUNDING_LIMIT, rounding[name]))
+    else:
+        name = max(errors, key=lambda name: _size(errors[name]))
+    yield Row("gradient", prefix, errors[name], gradient, name)
+
+
+@torch.no_grad()
+def _forward_errors(
+    model: FastWeightLM, branched: Branched, branch: int, truth: Reread
+) -> list[tuple[str, float, int]]:
+    """(quantity, relative error, place: 0 is the prefix's last token) of one branch."""
+    hidden, scale = branched.hidden_states[branch], truth.logits.abs().max()
+    before, decoded = truth.logits[:-1], logits_of(model, branched.decoded[branch])
+    found = [
+        ("hidden", (hidden - truth.hidden_states).abs().amax(-1) / truth.hidden_states.abs().max()),
+        ("logits", (logits_of(model, hidden) - truth.logits).abs().amax(-1) / scale),
+        ("decoded", (decoded - before).abs().amax(-1) / scale),
+    ]
+    if branch % GROUP == 0:
+        chosen = before.gather(-1, branched.tokens[branch].unsqueeze(-1)).squeeze(-1)
+        found.append(("greedy", (before.amax(-1) - chosen) / scale))
+    return [(name, *_largest(errors)) for name, errors in found]
+
+
+def _largest(errors: Tensor) -> tuple[float, int]:
+    place = int(errors.argmax())  # torch counts a NaN as the largest
+    return float(errors[place]), place
+
+
+def _size(error: float) -> float:
+    return inf if isnan(error) else error
+
+
+def _changes(branched: Branched, members: list[int]) -> dict[str, float]:
+    """By how much branching changed each tensor of the state that was branched from."""
+    before, after = branched.before.select(members), branched.after.select(members)
+    parts = ((before.tensors, after.tensors), (before.shared, after.shared))
+    return {name: float((b[name] - x).abs().max()) if x.numel() else 0.0 for a, b in parts for name, x in a.items()}
+
+
+def _distances(gradient: Sequence[Tensor], reference: Sequence[Tensor]) -> list[float]:
+    """||a_p - b_p|| / max(||b_p||, 1e-3 max_q ||b_q||) of each parameter p."""
+    sizes = [float(b.norm()) for b in reference]
+    floor = max(SMALL * max(sizes), torch.finfo(torch.float64).tiny)
+    return [float((a - b).norm()) / max(size, floor) for a, b, size in zip(gradient, reference, sizes, strict=True)]
+
+
+def _rounding(model: FastWeightLM, branched: Branched, prefix: int, reference: list[Tensor]) -> dict[str, float]:
+    """`ROUNDING` times the distance of each parameter's re-read gradient from what it is in float64."""
+    exact, members = deepcopy(model).double(), branched.members(prefix)
+    named = {name: p for name, p in exact.named_parameters() if p.requires_grad}
+    totals, num_tokens = [torch.zeros_like(p) for p in named.values()], len(members) * branched.tokens.shape[1]
+    for branch in members:
+        truth = reread(exact, branched, branch, num_tokens, list(named.values()))
+        for total, part in zip(totals, truth.gradients, strict=True):
+            total += part
+    distances = _distances([b.double() for b in reference], totals)
+    return {name: ROUNDING * distance for name, distance in zip(named, distances, strict=True)}
+
+
+@torch.no_grad()
+def _first_wrong_layer(model: FastWeightLM, branched: Branched, row: Row) -> str | None:
+    """The first layer whose outputs for a continuation read at once leave those of re-reading."""
+    for branch in branched.members(row.prefix):
+        tokens, state = branched.tokens[branch : branch + 1], branched.before.select([branch])
+        ours = layer_outputs(model, lambda x=tokens, state=state: model.read(x, state=state))
+        theirs = layer_outputs(model, lambda branch=branch: model.read(branched.whole(branch)))
+        for name, output in ours.items():
+            truth = theirs[name][:, row.prefix :]
+            if not float((output - truth).abs().max()) <= row.tolerance * float(truth.abs().max()):
+                return name
+    return None

@@ -1,0 +1,164 @@
+"""The two procedures that the gate compares: branches from states, and every prefix read again from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from refine_lab.config import RefineConfig
+from refine_lab.losses import policy_loss
+from refine_lab.models import FastWeightLM, State
+from refine_lab.rollout import Branches, follow
+
+GROUP = 2
+"""Continuations of each position: the greedy one, and one of random tokens."""
+
+
+class Probe(NamedTuple):
+    """What is read: random text and continuations, and where those branch off.
+
+    Two rows of unequal length; the second has all prefixes, the first those that fit it. Beyond the first row's end stand
+    tokens that must not matter.
+    """
+
+    tokens: Int[Tensor, "B T"]
+    lengths: Int[Tensor, "B"]
+    positions: Int[Tensor, "B C"]
+    continuations: Int[Tensor, "R K"]
+
+    @staticmethod
+    def of(model: FastWeightLM, prefixes: Sequence[int], rollout_length: int, seed: int) -> Probe:
+        """The probe of ascending lengths of prefixes, on the model's device."""
+        generator = torch.Generator().manual_seed(seed)
+        vocabulary, longest = model.head_weight.shape[0], prefixes[-1] + rollout_length
+        short = prefixes[-2] + 1 if len(prefixes) > 1 else prefixes[0]
+        tokens = torch.randint(vocabulary, (2, longest), generator=generator)
+        positions = torch.tensor([[min(x, short) - 1 for x in prefixes], [x - 1 for x in prefixes]])
+        continuations = torch.randint(vocabulary, (positions.numel() * GROUP, rollout_length), generator=generator)
+        return Probe(*(x.to(model.device) for x in (tokens, torch.tensor([short, longest]), positions, continuations)))
+
+
+@dataclass(frozen=True, eq=False)
+class Branched:
+    """All branches as a training step makes them, R of them; `tokens` is what each was continued by.
+
+    `hidden_states` from the prefix's last token on, the continuation read at once; `decoded` the same, without the last,
+    read token by token. `before` and `after` are the state that was branched from, copied before and looked at after.
+    """
+
+    rows: Int[Tensor, "B T"]
+    prefixes: Int[Tensor, "R"]
+    before: State
+    after: State
+    tokens: Int[Tensor, "R K"]
+    hidden_states: Float[Tensor, "R S D"]
+    decoded: Float[Tensor, "R K D"]
+    logprobs: Float[Tensor, "R K"]
+    advantages: Float[Tensor, "R"]
+
+    @staticmethod
+    def of(model: FastWeightLM, probe: Probe) -> Branched:
+        trace = model.read(probe.tokens, probe.lengths)
+        branches = Branches.of(trace, probe.positions, GROUP)
+        before = branches.state.detach().map(torch.clone)
+        tokens, decoded = _decode(model, branches.detach(), probe.continuations)
+        read = follow(model, branches, tokens, 1.0)
+        advantages = torch.randn(len(tokens), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        return Branched(
+            rows=probe.tokens,
+            prefixes=(probe.positions + 1).flatten().repeat_interleave(GROUP),
+            before=before,
+            after=branches.state.detach(),
+            tokens=tokens,
+            hidden_states=torch.cat([branches.hidden_states.unsqueeze(1), read.hidden_states], 1),
+            decoded=decoded,
+            logprobs=read.logprobs,
+            advantages=advantages.to(tokens.device),
+        )
+
+    def members(self, prefix: int) -> list[int]:
+        """The branches of one length of prefix."""
+        return (self.prefixes == prefix).nonzero().flatten().tolist()
+
+    def row(self, branch: int) -> int:
+        return branch * len(self.rows) // len(self.tokens)
+
+    def whole(self, branch: int) -> Int[Tensor, "1 S"]:
+        """The prefix of a branch and its continuation."""
+        prefix = self.rows[self.row(branch), : int(self.prefixes[branch])]
+        return torch.cat([prefix, self.tokens[branch]]).unsqueeze(0)
+
+    def loss(self, logprobs: Float[Tensor, "P K"], branches: Sequence[int], num_tokens: int) -> Float[Tensor, ""]:
+        """REFINE's policy loss (eq. 10) of the given branches; the policy is the one that sampled."""
+        method, weights = RefineConfig(), self.advantages[list(branches)].to(logprobs.dtype)
+        return policy_loss(logprobs, logprobs.detach(), weights, method.clip_eps, method.dual_clip, num_tokens)[0]
+
+
+@torch.no_grad()
+def _decode(model: FastWeightLM, branches: Branches, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Token by token: the first of each group greedily, the others by `tokens`. What was read, and the hidden states before."""
+    state, hidden, read, before = branches.state, branches.hidden_states, [], []
+    greedy = torch.arange(len(tokens), device=tokens.device) % GROUP == 0
+    for column in tokens.unbind(1):
+        if read:
+            step = model.read(read[-1].unsqueeze(1), state=state)
+            state, hidden = step.final_state, step.hidden_states[:, 0]
+        before.append(hidden)
+        read.append(torch.where(greedy, logits_of(model, hidden).argmax(-1), column))
+    return torch.stack(read, 1), torch.stack(before, 1)
+
+
+def logits_of(model: FastWeightLM, hidden_states: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows V"]:
+    """In float32 at least, and without the sliced head: what the gate compares with shares as little as can be."""
+    logits = hidden_states @ model.head_weight.T.to(hidden_states.dtype)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class Reread(NamedTuple):
+    """A prefix and its continuation, read from scratch: from the prefix's last token on; and the gradients of its loss."""
+
+    hidden_states: Float[Tensor, "S D"]
+    logits: Float[Tensor, "S V"]
+    gradients: list[Tensor]
+
+
+def reread(
+    model: FastWeightLM, branched: Branched, branch: int, num_tokens: int, parameters: Sequence[nn.Parameter]
+) -> Reread:
+    """The plain procedure for one branch."""
+    hidden = model.read(branched.whole(branch)).hidden_states[0, int(branched.prefixes[branch]) - 1 :]
+    logits = logits_of(model, hidden)
+    logprobs = logits[:-1].log_softmax(-1).gather(-1, branched.tokens[branch].unsqueeze(-1)).T
+    loss = branched.loss(logprobs, [branch], num_tokens)
+    return Reread(hidden.detach(), logits.detach(), gradients(loss, parameters))
+
+
+def gradients(loss: Float[Tensor, ""], parameters: Sequence[nn.Parameter], keep: bool = False) -> list[Tensor]:
+    """Of the loss by each parameter, zero where there is none; what the parameters hold themselves is left alone."""
+    found = torch.autograd.grad(loss, parameters, retain_graph=keep, allow_unused=True)
+    return [torch.zeros_like(p) if x is None else x for p, x in zip(parameters, found, strict=True)]
+
+
+def layer_outputs(model: FastWeightLM, read: Callable[[], object]) -> dict[str, Tensor]:
+    """What each of the model's layers puts out while `read` runs, in their order."""
+    name, layers = next((name, x) for name, x in model.named_modules() if isinstance(x, nn.ModuleList))
+    outputs: dict[str, Tensor] = {}
+
+    def keep(label: str, output: Any) -> None:
+        outputs[label] = output if isinstance(output, Tensor) else output[0]
+
+    hooks = [
+        layer.register_forward_hook(lambda *call, label=f"{name}.{number}": keep(label, call[2]))
+        for number, layer in layers.named_children()
+    ]
+    try:
+        read()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs
