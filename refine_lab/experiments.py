@@ -21,7 +21,7 @@ from refine_lab.draws import Draws
 from refine_lab.evaluation import EVALUATION_SEED, RECALL_KINDS, fixed_targets, held_out_measures, recall_documents
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import SHIPPED, load_model, manifest_of, resolve, resolve_device
-from refine_lab.recipes import pretrain
+from refine_lab.recipes import curriculum
 from refine_lab.recipes import recipe as named_recipe
 from refine_lab.records import Run, RunWriter, list_runs, runs_dir
 from refine_lab.rewards import reward_function, reward_source
@@ -75,13 +75,18 @@ def arms(
 
 
 def pretrain_stages(
-    model: str, prose: str | None = None, *, steps: int | None = None, last_stage: int | None = None
+    model: str,
+    prose: str | None = None,
+    *,
+    recipe: str = "pretrain",
+    steps: int | None = None,
+    last_stage: int | None = None,
 ) -> list[TrainConfig]:
-    """The stages of `recipes.pretrain` up to `last_stage`, each of `steps` batches where given.
+    """The stages of a curriculum of `recipes.CURRICULA` up to `last_stage`, each of `steps` batches where given.
 
-    Raises ValueError for a stage that there is not and for no steps.
+    Raises ValueError for a curriculum or a stage that there is not and for no steps.
     """
-    stages = pretrain(_located_model(model), prose and _located_source(prose))
+    stages = curriculum(recipe)(_located_model(model), prose and _located_source(prose))
     last = len(stages) if last_stage is None else last_stage
     require(1 <= last <= len(stages), "last_stage", last_stage, f"from 1 to {len(stages)}")
     require(steps is None or steps >= 1, "steps", steps, "at least 1")

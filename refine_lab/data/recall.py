@@ -1,8 +1,10 @@
 """Documents that hold facts to recall: key and value, planted in text, asked for at the end.
 
-Kinds: `pairs` is nothing but `key value.` statements and questions; `word-N` plants N sentences with one-word values in
+Kinds: `pairs` is nothing but `key value.` statements and questions, `pairs-is` links the two with "is", `pairs-word` and
+`pairs-number` say the sentences of the next ones as densely; `word-N` plants N sentences with one-word values in
 filler text; `number-N` plants N of RULER's needle sentences with 7-digit values (Hsieh et al., 2024). In training every
 fact is asked for, in random order; `word-4-q2` asks for two. A held-out document asks for one fact, as its last words.
+With `-dN` at the end every fact ends at least N tokens before the first question: beyond a window of attention.
 """
 
 from __future__ import annotations
@@ -27,6 +29,15 @@ NUMBER_QUESTION = (
     "What is the special magic number for {key} mentioned in the provided text? "
     "The special magic number for {key} mentioned in the provided text is"
 )
+PAIRS = {
+    "pairs": ("", ""),
+    "pairs-is": ("", " is"),
+    "pairs-word": ("\nThe secret word for", " is"),
+    "pairs-number": ("\nOne of the special magic numbers for", " is:"),
+}
+"""What stands before the key, and between key and value."""
+SPACE_AND_DIGITS = 8
+"""The most tokens that a number's 7 digits and the space before them make."""
 TEMPLATES = {"word": (WORD_FACT, WORD_QUESTION), "number": (NUMBER_FACT, NUMBER_QUESTION)}
 """A value brings the space before it, so that it is the same tokens in the fact and in the answer."""
 ANCHOR = "is"
@@ -49,28 +60,33 @@ class RecallDocument:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of recall document: `facts` in it, `questions` asked in training; 0 for `pairs`, where both fill it."""
+    """A kind of recall document: `facts` in it, `questions` asked in training; 0 for `pairs`, where both fill it.
+
+    `distance`: the fewest tokens between the last fact and the first question.
+    """
 
     form: Literal["pairs", "word", "number"]
     facts: int = 0
     questions: int = 0
+    distance: int = 0
 
 
 def parse_kind(name: str) -> Kind:
     """The kind that `name` stands for.
 
-    Raises ValueError unless it is `pairs`, or `word-N` or `number-N`, with `-qM` or without, M at most N.
+    Raises ValueError unless it is `pairs`, or `word-N` or `number-N`, with `-qM`, M at most N, and `-dD` or without.
     """
-    if name == "pairs":
+    if name in PAIRS:
         return Kind(form="pairs")
-    match = re.fullmatch(r"(word|number)-([1-9]\d*)(?:-q([1-9]\d*))?", name)
+    match = re.fullmatch(r"(word|number)-([1-9]\d*)(?:-q([1-9]\d*))?(?:-d([1-9]\d*))?", name)
     facts, questions = (int(match[2]), int(match[3] or match[2])) if match else (0, 1)
     if match is None or questions > facts:
         raise ValueError(
             "a kind of recall document must be 'pairs', 'word-N' or 'number-N', N facts, "
-            f"or either with '-qM', M of them asked, got {name!r}"
+            f"or either with '-qM', M of them asked, and '-dD', all at least D tokens before the first question, got {name!r}"
         )
-    return Kind(form="word" if match[1] == "word" else "number", facts=facts, questions=questions)
+    form = "word" if match[1] == "word" else "number"
+    return Kind(form=form, facts=facts, questions=questions, distance=int(match[4] or 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,16 +138,16 @@ def make_document(
     chosen = parse_kind(kind)
     writer = _Writer(tokenizer, generator, split)
     if chosen.form == "pairs":
-        return writer.pairs(length)
+        return writer.pairs(name=kind, length=length)
     asked = chosen.questions if split == "train" else 1
     facts, questions = writer.facts(chosen.form, chosen.facts, asked)
     ending = sum(len(prompt) + len(answer) + len(writer.stop) for prompt, answer in questions)
     room = length - sum(map(len, facts)) - ending
-    if room < 0:
+    if room < chosen.distance:
         raise ValueError(
-            f"a recall document of kind {kind!r} takes at least {length - room} tokens, {length} are allowed"
+            f"a recall document of kind {kind!r} takes at least {length - room + chosen.distance} tokens, {length} are allowed"
         )
-    document = writer.plant(facts, writer.filler(filler, room))
+    document = writer.plant(facts, writer.filler(filler, room), chosen.distance)
     return writer.ask(document, questions)
 
 
@@ -170,7 +186,7 @@ class _Writer:
         keys, values = self.keys_and_words(count)
         texts = [self.words.texts[value] for value in values]
         if form == "number":
-            texts = [f" {1_000_000 + self.below(9_000_000)}" for _ in texts]
+            texts = [self.number() for _ in texts]
         fact, question = (f"\n{template}" for template in TEMPLATES[form])
         names = [self.words.texts[key].strip() for key in keys]
         facts = [_encode(self.tokenizer, fact.format(key=k, value=v) + "\n") for k, v in zip(names, texts, strict=True)]
@@ -190,9 +206,9 @@ class _Writer:
         text = np.asarray(tokens[start : start + count])
         return np.where(text == self.tokenizer.eos_token_id, _encode(self.tokenizer, "\n")[0], text).tolist()
 
-    def plant(self, facts: list[list[int]], text: list[int]) -> list[int]:
-        """`text` with each fact at a place drawn uniformly."""
-        places = sorted(self.below(len(text) + 1) for _ in facts)
+    def plant(self, facts: list[list[int]], text: list[int], distance: int) -> list[int]:
+        """`text` with each fact at a place drawn uniformly, none among the last `distance` tokens."""
+        places = sorted(self.below(len(text) + 1 - distance) for _ in facts)
         document = text[: places[0]]
         for fact, start, end in zip(facts, places, [*places[1:], len(text)], strict=True):
             document += fact + text[start:end]
@@ -206,20 +222,33 @@ class _Writer:
             document = document + answer + self.stop
         return RecallDocument(tokens=document, questions=asked)
 
-    def pairs(self, length: int) -> RecallDocument:
+    def pairs(self, name: str, length: int) -> RecallDocument:
         """Half the document states pairs, up to a random number of them; the rest asks, over and over in training."""
-        size = 2 + len(self.stop)
+        before, link = (_encode(self.tokenizer, text) if text else [] for text in PAIRS[name])
+        number = name == "pairs-number"
+        size = len(before) + 1 + len(link) + (SPACE_AND_DIGITS if number else 1) + len(self.stop)
         most = min(length // (2 * size), len(self.words.keys[self.split]), len(self.words.texts) // 2)
         if length < 2 * size:
             raise ValueError(
-                f"a recall document of kind 'pairs' takes at least {2 * size} tokens, {length} are allowed"
+                f"a recall document of kind {name!r} takes at least {2 * size} tokens, {length} are allowed"
             )
         count = max(1, most - self.below(most // 2 + 1))  # 1 where there are no words: choosing them says so
-        keys, values = self.keys_and_words(count)
-        document = [token for pair in zip(keys, values, strict=True) for token in (*pair, *self.stop)]
-        asked = length // size - count if self.split == "train" else 1
-        turns = [i for _ in range(-(-asked // count)) for i in self.order(count)][:asked]
-        return self.ask(document, [([keys[i]], [values[i]]) for i in turns])
+        keys, words = self.keys_and_words(count)
+        values = [_encode(self.tokenizer, self.number()) if number else [word] for word in words]
+        prompts = [[*before, key, *link] for key in keys]
+        stated = [token for pair in zip(prompts, values, strict=True) for part in (*pair, self.stop) for token in part]
+        costs = [len(prompt) + len(value) + len(self.stop) for prompt, value in zip(prompts, values, strict=True)]
+        turns, room = [], length - len(stated)
+        for i in (i for _ in range(length) for i in self.order(count)):
+            room -= costs[i]
+            if room < 0 or (turns and self.split == "validation"):
+                break
+            turns.append(i)
+        return self.ask(stated, [(prompts[i], values[i]) for i in turns])
+
+    def number(self) -> str:
+        """A number of 7 digits, with the space before it."""
+        return f" {1_000_000 + self.below(9_000_000)}"
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
