@@ -152,7 +152,7 @@ def pretrain_lact(model: str, prose: str | None = None) -> list[TrainConfig]:
     can do without them (docs/log.md has the search). As many tokens in all as `pretrain`.
     """
     stages = [
-        Stage(700, 32, 32, 30, 0.0, {"pairs": 1.0}, window=2),  # here facts are bound
+        Stage(500, 32, 32, 30, 0.0, {"pairs": 1.0}, window=2),  # here facts are bound
         Stage(150, 32, 32, 20, 0.0, {"pairs": 1.0}, window=8),
         Stage(200, 64, 32, 20, 0.1, {"pairs": 0.5, "word-1": 0.25, "number-1": 0.05}, window=16),
         Stage(160, 64, 32, 20, 0.1, {"pairs": 0.15, "pairs-is": 0.45, "word-1": 0.3}, window=16),
@@ -168,13 +168,16 @@ def pretrain_lact(model: str, prose: str | None = None) -> list[TrainConfig]:
             recall={"pairs-number": 0.05, "word-1": 0.1, "word-4": 0.2, "number-1": 0.15, "number-2": 0.05},
         ),
         Stage(1000, 512, 8, 20, 0.1, {"word-1": 0.08, "word-4": 0.15, "number-1": 0.12, "number-2": 0.05}, window=64),
-        Stage(2000, 1024, 4, 20, 0.05, {"word-1": 0.08, "word-4": 0.12, "number-1": 0.14, "number-2": 0.04}, window=64),
+        Stage(2050, 1024, 4, 20, 0.05, {"word-1": 0.08, "word-4": 0.12, "number-1": 0.14, "number-2": 0.04}, window=64),
     ]  # fmt: skip
-    return _curriculum("pretrain_lact", stages, model, prose, threads=1)
+    # from the weights of seed 1, of three tried, nothing was bound within 700 steps
+    return _curriculum("pretrain_lact", stages, model, prose, threads=1, first_seed=2)
 
 
-def _curriculum(name: str, stages: list[Stage], model: str, prose: str | None, threads: int) -> list[TrainConfig]:
-    """Every stage as a run; the learning rate falls in the last."""
+def _curriculum(
+    name: str, stages: list[Stage], model: str, prose: str | None, *, threads: int, first_seed: int = 1
+) -> list[TrainConfig]:
+    """Every stage as a run, with a seed of its own; the learning rate falls in the last."""
     return [
         TrainConfig(
             recipe=f"{name}-{number}",
@@ -198,7 +201,7 @@ def _curriculum(name: str, stages: list[Stage], model: str, prose: str | None, t
             weight_decay=0.01,
             eval_every=100,
             checkpoint_every=100,
-            seed=number,
+            seed=first_seed + number - 1,
             threads=threads,
         )
         for number, stage in enumerate(stages, start=1)
