@@ -68,6 +68,22 @@ def test_fast_weights_are_float32_wherever_they_are_taken(policy):
             assert float((found - x).norm() / x.norm()) < 5e-2, name
 
 
+def test_branches_that_cross_a_chunk_and_others_that_do_not_are_read_as_on_cuda(monkeypatch):
+    """CUDA's autocast leaves `index_copy` alone, which then takes no two types; the CPU's would widen them."""
+    plain = torch.Tensor.index_copy
+
+    def strict(self, dim, index, source):
+        assert self.dtype == source.dtype
+        return plain(self, dim, index, source)
+
+    monkeypatch.setattr(torch.Tensor, "index_copy", strict)
+    policy, batch = FAMILIES["lact"](), make_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        state = policy.read(batch.tokens, batch.lengths).state_at(torch.tensor([[10, 30]] * 3))
+        read = policy.read(batch.tokens[[0, 0, 1, 1, 2, 2], :5], state=state)
+    assert len(torch.unique(read.final_state.sources)) > len(torch.unique(state.sources)), "some crossed"
+
+
 def test_a_slice_of_the_head_has_its_softmax_in_float32():
     """With a vocabulary of equal logits log p = -log V: bfloat16 sums of 4,000 ones would stop at 256."""
     hidden, weight = torch.ones(2, 4), torch.zeros(4000, 4)

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from test_models import same
 
 from refine_lab.models import State
+from refine_lab.models.deltanet import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM
-from refine_lab.ops.lact import newton_schulz
+from refine_lab.ops.lact import Rule, newton_schulz
 
 CHUNK, WINDOW = 16, 11
 
@@ -244,7 +245,7 @@ def test_branches_of_a_chunk_share_its_fast_weights():
     many = state.repeat(5)
     assert many.rows == 40 and many.shared["0.w0"].data_ptr() == state.shared["0.w0"].data_ptr()
     again = policy.read(torch.zeros(40, 3, dtype=torch.long), state=many).final_state
-    assert len(again.shared["0.w0"]) <= 3 + 5  # those of chunk 1's last token cross into a chunk of their own
+    assert len(again.shared["0.w0"]) == 3 + 5  # the copies of chunk 1's last token cross into chunks of their own
     both = State.stack([state.select([3]), state.select([0, 5])])
     expected = policy.read(tokens[[0, 0, 1], :2], state=state.select([3, 0, 5])).hidden_states
     torch.testing.assert_close(
@@ -334,6 +335,48 @@ def test_newton_schulz_in_bfloat16_is_the_released_one():
     exact, released = (make_lact(use_muon=True, muon_dtype=dtype) for dtype in (None, "bfloat16"))
     gap = exact.read(tokens_of(40)[None]).hidden_states - released.read(tokens_of(40)[None]).hidden_states
     assert torch.equal(gap[:, :CHUNK], torch.zeros_like(gap[:, :CHUNK])) and 1e-5 < gap[:, CHUNK:].std() < 0.1
+
+
+@pytest.mark.parametrize("inner", [16, 24, 8], ids=["square", "wide", "narrow"])
+def test_an_update_in_bfloat16_orthogonalises_as_released(inner):
+    """The release turns what is tall and nothing else: another way round, other roundings are magnified."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
+    steps = {"w0": draw(2, 3, inner, 16), "w1": draw(2, 3, 16, inner), "w2": draw(2, 3, inner, 16)}
+    found = Rule(64, True, False, torch.bfloat16)._orthogonal(steps)
+    for name, x in steps.items():
+        assert torch.equal(found[name], newton_schulz(x, torch.bfloat16)), name
+
+
+def test_float32_states_of_a_bfloat16_model_keep_the_norms_of_their_rows():
+    policy = make_lact(fp32_states=True).bfloat16()
+    state = policy.read(tokens_of(40)[None]).final_state
+    first = policy.model.layers[0].attn.w0.float().norm(dim=-1)
+    assert state.shared["0.w0"].dtype == torch.float32
+    torch.testing.assert_close(state.shared["0.w0"][0].norm(dim=-1), first, rtol=1e-4, atol=0)
+
+
+def test_a_tensor_that_is_missing_draws_nothing_but_itself(tmp_path):
+    policy = make_lact()
+    weights = {name: x for name, x in policy.state_dict().items() if name != "model.layers.0.attn.qk_scale"}
+    policy.save_pretrained(tmp_path, state_dict=weights)
+    again = LaCTForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    assert torch.equal(again.model.layers[0].attn.lr_proj.bias, policy.model.layers[0].attn.lr_proj.bias)
+    assert torch.equal(again.model.layers[0].attn.qk_scale, torch.ones(24, 2, dtype=torch.float64))
+
+
+def test_a_state_of_others_is_refused():
+    policy, tokens = make_lact(), tokens_of(20)[None]
+    state = policy.read(tokens).final_state
+    with pytest.raises(ValueError, match="a state of 1 rows cannot be read on by a batch of 2"):
+        policy.read(tokens[[0, 0]], state=state)
+    other = DeltaNetForCausalLM(
+        DeltaNetConfig(hidden_size=24, num_heads=2, num_hidden_layers=2, vocab_size=53)
+    ).double()
+    with pytest.raises(ValueError, match=r"another model's: its first layer has .*, not \['recurrent_state'\]"):
+        other.read(tokens, state=state)
+    with pytest.raises(ValueError, match=r"another model's: .*, not \['pending_kv', 'window_k'\]"):
+        policy.read(tokens, state=other.read(tokens).final_state)
 
 
 @pytest.mark.parametrize(

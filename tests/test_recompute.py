@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
+from test_parity import FAMILIES, make
 from test_step import learner_for, make_batch, make_policy
 from torch.autograd.graph import saved_tensors_hooks
 
 from refine_lab.config import RefineConfig
 from refine_lab.draws import Draws
 from refine_lab.models import FastWeightLM
-from refine_lab.models.recompute import recompute
+from refine_lab.models.recompute import recompute, runs_again
 from refine_lab.step import train_step
 from refine_lab.types import Batch
 
 METHOD = RefineConfig(num_chunks=4, margin=5, group_size=2)
-
-
-def families() -> dict[str, FastWeightLM]:
-    """A small random policy of every family whose blocks may run twice."""
-    found: dict[str, FastWeightLM] = {"delta_net": make_policy(torch.float32)}
-    return found
 
 
 def step_gradients(policy: FastWeightLM, batch: Batch, dtype: str = "float32") -> list[torch.Tensor]:
@@ -34,11 +30,13 @@ def step_gradients(policy: FastWeightLM, batch: Batch, dtype: str = "float32") -
     return [p.grad.clone() for p in policy.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [*((name, "float32") for name in FAMILIES), ("deltanet", "bfloat16"), ("lact-muon", "bfloat16")],
+)
 @pytest.mark.parametrize("part", ("mlp", "blocks"))
-@pytest.mark.parametrize("family", families())
 def test_a_refine_step_has_the_same_gradients_to_the_last_bit(family, part, dtype):
-    policy, batch = families()[family], make_batch()
+    policy, batch = make(family, torch.float32), make_batch()
     plain = step_gradients(policy, batch, dtype)
     recompute(policy, part)
     again = step_gradients(policy, batch, dtype)
@@ -95,8 +93,22 @@ def test_asking_again_replaces_and_none_takes_it_back():
     block = policy.model.layers[0]
     for part, inner, outer in (("mlp", True, False), ("blocks", False, True), ("none", False, False)):
         recompute(policy, part)
-        assert [hasattr(x.forward, "run_once") for x in (block.mlp, block)] == [inner, outer]
-        assert not hasattr(getattr(block.forward, "run_once", None), "run_once")  # never twice around
+        assert [runs_again(x) for x in (block.mlp, block)] == [inner, outer]
+        for module in (block.mlp, block):  # never twice around
+            once = vars(module).get("forward_once", module.forward)
+            assert once.__func__ is type(module).forward
+
+
+@pytest.mark.parametrize("part", ("mlp", "blocks"))
+def test_a_copy_runs_its_own_blocks(part):
+    policy, batch = make_policy(torch.float32), make_batch()
+    recompute(policy, part)
+    copy = deepcopy(policy).double()
+    hidden = copy.read(batch.tokens, batch.lengths).hidden_states
+    hidden.square().sum().backward()
+    assert hidden.dtype == torch.float64
+    assert all(p.grad is None for p in policy.parameters())
+    assert all(p.grad is not None for p in copy.model.layers[0].parameters())
 
 
 def test_a_part_that_is_none_is_refused():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,12 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
 
     A subclass gives `read` and `lm_head`; the rest of transformers' interface follows from these two.
     """
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    """Types of device that it runs on."""
+
+    RECOMPUTABLE: ClassVar[tuple[str, ...]] = ("mlp", "blocks")
+    """Parts that `refine_lab.models.recompute` may run twice."""
 
     _is_stateful = True  # a state cannot be cut back to fewer tokens: no assisted generation
     _input_embed_layer = "embeddings"

@@ -244,6 +244,8 @@ class DeltaRuleLM(FastWeightLM):
         rows, width = input_ids.shape
         if lengths is None:
             lengths = torch.full((rows,), width, device=input_ids.device)
+        if state is not None:
+            state.expect(rows, {"recurrent_state"})
         start = torch.zeros_like(lengths) if state is None else state.lengths
         x, layers = self.model.embeddings(input_ids), []
         for index, layer in enumerate(self.model.layers):

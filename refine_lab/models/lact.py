@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, initialization
 
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.checks import check_allowed, check_kinds, number, whole
@@ -40,7 +40,7 @@ class LaCTConfig(PreTrainedConfig):
     """The fields of the released `LaCTSWIGLUConfig` (a1600012888/LaCT, lact_llm), with its defaults, and `muon_dtype`.
 
     `fuse_*`, `last_layer_fuse_norm` and `use_fused_kernel` choose among kernels of equal results there and change nothing
-    here. Three fields are ours. `muon_dtype`: None runs Newton-Schulz in the model's dtype, "bfloat16" as the release does.
+    here. Three fields are ours. `muon_dtype`: None runs Newton-Schulz in the dtype around it, "bfloat16" as the release does.
     `initial_rates` of w0, w1 and w2 and `initial_scale` are what fresh weights begin with: the released 0.001 is made for
     chunks of 2,048 tokens, and short ones need a thousand times of it before a fact is worth writing (docs/log.md).
     """
@@ -183,8 +183,7 @@ class LaCTAttention(nn.Module):
         nn.init.normal_(self.w1, std=self.w1.shape[-1] ** -0.5)
         config = self.config
         rates = torch.tensor(config.initial_rates, dtype=torch.float64).expm1().log() - math.log(math.expm1(BASE_RATE))
-        with torch.no_grad():
-            self.lr_proj.bias.copy_(rates.repeat_interleave(config.lr_dim).repeat(config.num_lact_heads))
+        initialization.copy_(self.lr_proj.bias, rates.repeat_interleave(config.lr_dim).repeat(config.num_lact_heads))
         if config.learnable_ttt_scale:
             nn.init.constant_(self.ttt_scale_proj.bias, config.initial_scale)
 
@@ -261,9 +260,9 @@ class LaCTAttention(nn.Module):
     def _initial(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weights before any token, as those of one source, and the norms of their rows."""
         weights = {name: w() if isinstance(w := getattr(self, name), LowRankFastWeight) else w for name in MATRICES}
-        norms = {name: w.norm(dim=-1, keepdim=True) for name, w in weights.items()}
         dtype = torch.promote_types(self.w1.dtype, torch.float32) if self.config.fp32_states else self.w1.dtype
         weights = {name: w.to(dtype, copy=True).unsqueeze(0) for name, w in weights.items()}  # no view of a parameter
+        norms = {name: w.norm(dim=-1, keepdim=True) for name, w in weights.items()}
         memory = dict(weights)
         if self.config.ttt_prenorm:
             memory |= {f"{name}_sum": w for name, w in weights.items()}
@@ -343,6 +342,8 @@ class LaCTForCausalLM(FastWeightLM):
         config: Any = self.config
         if lengths is None:
             lengths = torch.full((rows,), width, device=input_ids.device)
+        if state is not None:
+            state.expect(rows, {"pending_kv", "window_k"})
         start = torch.zeros_like(lengths) if state is None else state.lengths
         if state is None or state.sources is None:
             sources, num_sources = torch.zeros_like(start), 1

@@ -6,13 +6,13 @@
 
 Gradients are the same to the last bit where the arithmetic is. `Trace.state_at` stays exact: it is made of the tensors
 of the first run, which stand in the trace as they stood, and whose gradients run back into the block as ever. A block
-must be a function of its arguments alone; a family whose blocks change a cache in place has `RECOMPUTABLE = ("mlp",)`.
+must be a function of its arguments alone: a family whose blocks change a cache in place has `RECOMPUTABLE` of `("mlp",)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Iterator
+from types import MethodType
 from typing import Any
 
 import torch
@@ -29,22 +29,24 @@ def recompute(policy: FastWeightLM, part: str) -> None:
 
     Raises ValueError for another part, and for one that the policy does not have or cannot run twice.
     """
-    allowed = ("none", *getattr(policy, "RECOMPUTABLE", PARTS[1:]))
+    allowed = ("none", *policy.RECOMPUTABLE)
     if part not in allowed:
         raise ValueError(
             f"recompute must be one of {', '.join(map(repr, allowed))} for {type(policy).__name__}, got {part!r}"
         )
-    for module in policy.modules():
-        plain = getattr(module.forward, "run_once", None)
-        if plain is not None:
-            module.forward = plain
-    if part == "none":
-        return
-    found = list(_blocks(policy) if part == "blocks" else _feed_forwards(policy))
-    if not found:
+    found = {"none": [], "mlp": list(_feed_forwards(policy)), "blocks": list(_blocks(policy))}[part]
+    if part != "none" and not found:
         raise ValueError(f"recompute {part!r} finds no such part in {type(policy).__name__}")
-    for module in found:
-        module.forward = _run_again(module.forward)
+    for module in policy.modules():
+        if runs_again(module):
+            module.forward = vars(module).pop("forward_once")
+    for module in found:  # bound methods: a copy of the module has its own
+        vars(module)["forward_once"], module.forward = module.forward, MethodType(_run_again, module)
+
+
+def runs_again(module: nn.Module) -> bool:
+    """Whether this very module is run again in the backward."""
+    return "forward_once" in vars(module)
 
 
 def _blocks(policy: FastWeightLM) -> Iterator[nn.Module]:
@@ -62,13 +64,10 @@ def _feed_forwards(policy: FastWeightLM) -> Iterator[nn.Module]:
                 yield module
 
 
-def _run_again(forward: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(forward)
-    def run(*arguments: Any, **named: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*arguments, **named)
-        # nothing here is random: no state of a generator need be kept
-        return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
-
-    vars(run)["run_once"] = forward
-    return run
+def _run_again(module: nn.Module, *arguments: Any, **named: Any) -> Any:
+    """In the place of the module's `forward`."""
+    forward = vars(module)["forward_once"]
+    if not torch.is_grad_enabled():
+        return forward(*arguments, **named)
+    # nothing here is random: no state of a generator need be kept
+    return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False, **named)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,6 +108,16 @@ class State:
         ):
             raise ValueError(f"{path} holds no saved state: its rows hang on shared tensors that are not there")
         return State(tensors, lengths, shared, sources)
+
+    def expect(self, rows: int, names: Collection[str]) -> None:
+        """Raises ValueError unless it has so many rows, and tensors of these names in its first layer."""
+        if self.rows != rows:
+            raise ValueError(f"a state of {self.rows} rows cannot be read on by a batch of {rows}")
+        own, _ = self.layer(0)
+        if lacking := set(names) - own.keys():
+            raise ValueError(
+                f"the state is another model's: its first layer has {sorted(own)}, not {sorted(lacking)} as this one"
+            )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens read by the longest row, the name transformers' `generate` asks for it by."""

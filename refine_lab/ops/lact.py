@@ -36,9 +36,9 @@ NEWTON_SCHULZ = (
 
 
 def newton_schulz(x: Float[Tensor, "*rows m n"], dtype: torch.dtype | None = None) -> Float[Tensor, "*rows m n"]:
-    """The nearest orthogonal matrix to each x, about: X <- a X + (b A + c A A) X with A = X X^T, in `dtype` (that of x).
+    """The nearest orthogonal matrix to each x, about: X <- a X + (b A + c A A) X with A = X X^T, in `dtype`.
 
-    The release runs it in bfloat16 whatever the model's dtype.
+    None is that of x, or under autocast its own. The release runs it in bfloat16 whatever the model's dtype.
     """
     y = x if dtype is None else x.to(dtype)
     if tall := y.shape[-2] > y.shape[-1]:
@@ -57,7 +57,7 @@ class Rule:
     chunk_size: int
     use_muon: bool
     prenorm: bool
-    muon_dtype: torch.dtype | None = None  # None: that of the model
+    muon_dtype: torch.dtype | None = None  # None: that of the arithmetic around it
 
     def update(
         self,
@@ -80,17 +80,21 @@ class Rule:
             if gate is not None:
                 steps[name] = step + memory[f"{name}_momentum"] * gate.to(step.dtype)
                 changed[f"{name}_momentum"] = steps[name]
-        if self.use_muon:  # w1 lies across, and Newton-Schulz does not mind: all three in one
-            step0, step1, step2 = newton_schulz(
-                torch.stack([steps["w0"], steps["w1"].mT, steps["w2"]]), self.muon_dtype
-            )
-            steps = {"w0": step0, "w1": step1.mT, "w2": step2}
+        if self.use_muon:
+            steps = self._orthogonal(steps)
         for name, step in steps.items():
             total = memory[f"{name}_sum" if self.prenorm else name] + step
             if self.prenorm:
                 changed[f"{name}_sum"] = total
             changed[name] = total / (total.norm(dim=-1, keepdim=True) + 1e-5) * norms[name]
         return changed
+
+    def _orthogonal(self, steps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All three through Newton-Schulz as one. It turns what is tall; w1, which lies across, is turned here before it."""
+        across = steps["w1"].shape[-1] != steps["w1"].shape[-2]  # what is square, neither turns: as the release rounds
+        w1 = steps["w1"].mT if across else steps["w1"]
+        step0, step1, step2 = newton_schulz(torch.stack([steps["w0"], w1, steps["w2"]]), self.muon_dtype)
+        return {"w0": step0, "w1": step1.mT if across else step1, "w2": step2}
 
 
 def _ascent(memory: Memory, keys: Tensor, values: Tensor, rates: Tensor) -> dict[str, Tensor]:
@@ -189,7 +193,7 @@ class Plan:
 
     def stream(
         self, pending: Float[Tensor, "B H P f"] | None, new: Float[Tensor, "B H T f"]
-    ) -> Float[Tensor, "B H N f"]:
+    ) -> Float[Tensor, "B H stream f"]:
         """Pending and new tokens of every row, without a gap between them."""
         if pending is None or self.bounds[1] == 0:
             return new
@@ -208,7 +212,7 @@ class ChunkStates:
 
     plan: Plan
     memories: list[Memory]
-    streams: Mapping[str, Float[Tensor, "B H N _"]]
+    streams: Mapping[str, Float[Tensor, "B H stream _"]]
 
     def shared(self, used: Int[Tensor, "S"]) -> dict[str, Tensor]:
         """The weights of the given sources, which must ascend."""
@@ -246,7 +250,7 @@ class ChunkStates:
 
 def lact(
     queries: Float[Tensor, "B H T d"],
-    streams: Mapping[str, Float[Tensor, "B H N _"]],
+    streams: Mapping[str, Float[Tensor, "B H stream _"]],
     memory: Memory,
     norms: Memory,
     plan: Plan,
@@ -270,7 +274,7 @@ def lact(
             here = (level_of[:, begin:end] == level)[:, None, :, None]
             found = _apply_shared(memory, asked, plan) if level == 0 else apply(memory, _take(asked, rows))
             if rows is not None:
-                found = torch.zeros_like(asked).index_copy(0, rows, found)
+                found = torch.zeros_like(asked).index_copy(0, rows, found.to(asked.dtype))  # CUDA's autocast leaves it
             filled = torch.where(here, found, output[:, :, begin:end])
             output = torch.cat([output[:, :, :begin], filled, output[:, :, end:]], 2)
     return torch.cat(pieces, 2) if plan.aligned else output, ChunkStates(plan, memories, streams)
