@@ -19,7 +19,7 @@ from refine_lab.parity import Parity, default_prefixes, parity, parity_of
 from refine_lab.parity.__main__ import main
 from refine_lab.recipes import midtrain
 
-PREFIXES = (1, 2, 63, 64, 65, 1000)
+PREFIXES = (1, 2, 63, 64, 65, 126, 128, 1000)
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-9}
 MUON_GRADIENT = 1e-4  # of float32, where updates are orthogonalised
 
@@ -68,7 +68,7 @@ def held_to_the_bars(name: str, dtype: torch.dtype, prefixes: tuple[int, ...]) -
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_holds_around_the_border_of_a_chunk(name):
-    held_to_the_bars(name, torch.float64, (1, 63, 65))
+    held_to_the_bars(name, torch.float64, (1, 63, 65, 126))
 
 
 @pytest.mark.slow
@@ -124,6 +124,52 @@ def test_a_state_of_one_token_before_is_found_in_its_layer(tensor):
         RuntimeError, match=r"hidden after 2 tokens \(row ., branch ., token .\) is off by .*layers\.1 is"
     ):
         found.check()
+
+
+def spoiled(name: str, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> FastWeightLM:
+    """A LaCT whose first traces give states that hang on fast weights as `change` leaves them."""
+    policy = make(name, torch.float64)
+    read = policy.read
+
+    def fault(input_ids, lengths=None, state=None):
+        trace = read(input_ids, lengths, state)
+        layers = [lambda used, true=true: change(true(used)) for true in trace.sharing.layers]
+        return replace(trace, sharing=replace(trace.sharing, layers=layers)) if state is None else trace
+
+    policy.read = fault
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("lact-momentum", lambda w: {key: x * (not key.endswith("momentum")) for key, x in w.items()}),
+        ("lact-muon", lambda w: {key: x * (not key.endswith("momentum")) for key, x in w.items()}),
+        ("lact-prenorm", lambda w: {key: w[key.removesuffix("_sum")] for key in w}),
+    ],
+    ids=["momenta", "momenta of Muon", "sums of pre-norm"],
+)
+def test_what_a_second_update_needs_is_found_by_default(name, change):
+    assert {"hidden", "logits", "decoded"} <= wrong(parity(spoiled(name, change)))
+    assert parity(spoiled(name, change), prefixes=(1, 63, 65)).holds, "these do not reach a second update"
+
+
+def test_a_length_that_is_wrong_is_found(monkeypatch):
+    at = Trace.state_at
+    monkeypatch.setattr(
+        Trace, "state_at", lambda self, places: replace(at(self, places), lengths=at(self, places).lengths + 1)
+    )
+    found = parity(make_policy(), prefixes=(1, 64))
+    assert wrong(found) == {"state"} and found.rows[0].where == "lengths"
+
+
+def test_a_final_state_taken_behind_the_pads_is_found(monkeypatch):
+    last = property(lambda self: replace(self, lengths=torch.full_like(self.lengths, self.hidden_states.shape[1])).state_at(
+        torch.full((len(self.lengths), 1), self.hidden_states.shape[1] - 1)
+    ))  # fmt: skip
+    monkeypatch.setattr(Trace, "final_state", last)
+    found = parity(make_policy(), prefixes=(1, 64))
+    assert wrong(found) == {"hidden"}
 
 
 def test_a_gradient_cut_at_the_state_is_found_with_its_parameter():
@@ -204,14 +250,15 @@ def test_lower_precision_has_its_own_tolerances():
 
 def test_default_prefixes_stand_around_the_borders_of_chunk_and_window():
     assert default_prefixes(make_policy()) == [1, 2, 62, 64, 65, 129]
-    assert default_prefixes(make("lact", torch.float32)) == [1, 2, 46, 48, 49, 62, 64, 65, 129]
+    assert default_prefixes(make("lact", torch.float32)) == [1, 2, 46, 48, 49, 62, 64, 65, 126, 128, 129]
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"prefixes": (0, 5)}, r"prefixes must be at least one length, each at least 1, got \[0, 5\]"),
-        ({"prefixes": ()}, r"prefixes must be at least one length, each at least 1, got \[\]"),
+        ({"prefixes": (0, 5)}, r"prefixes must be whole numbers, at least one, each at least 1, got \[0, 5\]"),
+        ({"prefixes": ()}, r"prefixes must be whole numbers, at least one, each at least 1, got \[\]"),
+        ({"prefixes": (True, 5)}, r"prefixes must be whole numbers, .* got \[True, 5\]"),
         ({"rollout_length": 0}, "rollout_length must be at least 1, got 0"),
         ({"autocast": "float8_e5m2"}, "parity knows tolerances of float64, float32, float16, bfloat16, not of float8"),
     ],

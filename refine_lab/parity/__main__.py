@@ -13,10 +13,10 @@ from refine_lab.parity.gate import TOLERANCES, parity, quiet
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0 where parity holds, 1 where it does not, 2 for bad input."""
+    """The exit status: 0 where parity holds, 1 where it does not, 2 for bad input and where it cannot be taken."""
     parser = argparse.ArgumentParser(
         prog="python -m refine_lab.parity",
-        description="Hold a model's states against re-reading: exit status 0 where it holds, 1 where not, 2 for bad input.",
+        description="Hold a model's states against re-reading: exit status 0 where it holds, 1 where not, 2 otherwise.",
     )
     parser.add_argument("name", help="what load_model takes")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
@@ -30,8 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prefixes = None if chosen.prefixes is None else _lengths(chosen.prefixes)
         model, _ = load_model(chosen.name, device=chosen.device, dtype=getattr(torch, chosen.dtype))
         found = parity(model, prefixes=prefixes)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:  # torch's lack of memory is a RuntimeError
+        first = str(error).partition("\n")[0] or type(error).__name__
+        print(
+            first if isinstance(error, (ValueError, OSError)) else f"parity cannot be taken: {first}", file=sys.stderr
+        )
         return 2
     print(found)
     return 0 if found.holds else 1

@@ -57,8 +57,10 @@ def parity(
 
     For each prefix (by default those around the borders of the model's chunks and windows), a against b from re-reading:
 
-        state      the state that was branched from, after branching, against itself before: equal to the bit
-        hidden     of the prefix's last token and of a continuation read at once:  max|a - b| / max|b|
+        state      the state that was branched from, after branching, against itself before: equal to the bit, and
+                   its length that of the prefix
+        hidden     of the prefix's last token and of a continuation read at once:  max|a - b| / max|b|; where the
+                   prefix is its whole row, also of the continuation read from the row's final state
         logits     of the same places
         decoded    logits of the same continuation, read token by token from state to state
         greedy     how far the logit of a greedy token falls short of the largest:  max(b) - b[token], over max|b|
@@ -72,8 +74,10 @@ def parity(
 
     Raises ValueError for a length below 1, a precision without tolerances, and a model that takes no gradient.
     """
-    lengths = sorted(set(default_prefixes(model) if prefixes is None else prefixes))
-    require(len(lengths) > 0 and lengths[0] >= 1, "prefixes", lengths, "at least one length, each at least 1")
+    given = default_prefixes(model) if prefixes is None else prefixes
+    whole = len(given) > 0 and all(type(length) is int and length >= 1 for length in given)
+    require(whole, "prefixes", list(given), "whole numbers, at least one, each at least 1")
+    lengths = sorted(set(given))
     require(rollout_length >= 1, "rollout_length", rollout_length, "at least 1")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("parity compares gradients, and no parameter of the model asks for one")
@@ -94,7 +98,7 @@ def parity(
 def parity_of(config: TrainConfig) -> Parity:
     """The gate for the model that a run of `config` starts from, on its device and in its arithmetic."""
     quiet()
-    model, _ = load_model(config.model, device=config.device, seed=config.seed)
+    model, _ = load_model(config.model, device=config.device, seed=config.seed, settings=config.model_settings)
     return parity(model, autocast=config.dtype)
 
 
@@ -106,12 +110,15 @@ def quiet() -> None:
 def default_prefixes(model: FastWeightLM) -> list[int]:
     """1, 2, those around each border (two tokens before, at, one after) and one beyond twice the largest.
 
-    Borders: 64, the kernels' chunk; LaCT's chunk; an attention window.
+    Borders: 64, the kernels' chunk; LaCT's chunk, and twice that, where the first momenta and sums that are not zero
+    enter its fast weights; an attention window.
     """
     text = model.config.get_text_config()
     named = (getattr(text, name, None) for name in ("lact_chunk_size", "window_size", "sliding_window"))
     borders = {64, *(border for border in named if isinstance(border, int) and border > 2)}
-    return [1, 2, *sorted({border + step for border in borders for step in (-2, 0, 1)}), 2 * max(borders) + 1]
+    last = 2 * max(borders) + 1
+    borders |= {2 * chunk for chunk in (getattr(text, "lact_chunk_size", None),) if chunk and chunk > 2}
+    return sorted({1, 2, last, *(border + step for border in borders for step in (-2, 0, 1))})
 
 
 def _tolerances(model: FastWeightLM, precision: torch.dtype) -> tuple[str, tuple[float, float]]:
@@ -152,7 +159,9 @@ def _compare(model: FastWeightLM, branched: Branched, prefix: int, allowed: tupl
     yield Row("state", prefix, changed[tensor], 0.0, tensor)
     for name, (error, where) in worst.items():  # two logits, each off by what is allowed, may change places
         yield Row(name, prefix, error, 2 * outputs if name == "greedy" else outputs, where)
-    if changed[tensor]:  # torch refuses a backward through what was changed in place
+    if any(
+        change for name, change in changed.items() if name != "lengths"
+    ):  # torch refuses a backward through what was changed in place
         yield Row("gradient", prefix, nan, gradient, "not taken: the state was changed in place")
         return
     ours = gradients(branched.loss(branched.logprobs[members], members, num_tokens), parameters, keep=True)
@@ -178,6 +187,10 @@ def _forward_errors(
         ("logits", (logits_of(model, hidden) - truth.logits).abs().amax(-1) / scale),
         ("decoded", (decoded - before).abs().amax(-1) / scale),
     ]
+    if branched.prefixes[branch] == branched.lengths[branched.row(branch)]:
+        at_once = model.read(branched.tokens[[branch]], state=branched.final.select([branched.row(branch)]))
+        from_final = (at_once.hidden_states[0] - truth.hidden_states[1:]).abs().amax(-1)
+        found.append(("hidden", from_final / truth.hidden_states.abs().max()))
     if branch % GROUP == 0:
         chosen = before.gather(-1, branched.tokens[branch].unsqueeze(-1)).squeeze(-1)
         found.append(("greedy", (before.amax(-1) - chosen) / scale))
@@ -194,9 +207,11 @@ def _size(error: float) -> float:
 
 
 def _changes(branched: Branched, members: list[int]) -> dict[str, float]:
-    """By how much branching changed each tensor of the state that was branched from."""
+    """By how much branching changed each tensor of the state that was branched from; its lengths are held to the prefixes."""
     before, after = branched.before.select(members), branched.after.select(members)
-    parts = ((before.tensors, after.tensors), (before.shared, after.shared))
+    sources = [{} if state.sources is None else {"sources": state.sources} for state in (before, after)]
+    lengths = ({"lengths": branched.prefixes[members]}, {"lengths": after.lengths})
+    parts = ((before.tensors, after.tensors), (before.shared, after.shared), (sources[0], sources[1]), lengths)
     return {name: float((b[name] - x).abs().max()) if x.numel() else 0.0 for a, b in parts for name, x in a.items()}
 
 

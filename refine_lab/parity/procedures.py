@@ -48,10 +48,13 @@ class Branched:
     """All branches as a training step makes them, R of them; `tokens` is what each was continued by.
 
     `hidden_states` from the prefix's last token on, the continuation read at once; `decoded` the same, without the last,
-    read token by token. `before` and `after` are the state that was branched from, copied before and looked at after.
+    read token by token. `before` and `after` are the state that was branched from, copied before and looked at after;
+    `final` is the state after each row.
     """
 
     rows: Int[Tensor, "B T"]
+    lengths: Int[Tensor, "B"]
+    final: State
     prefixes: Int[Tensor, "R"]
     before: State
     after: State
@@ -71,6 +74,8 @@ class Branched:
         advantages = torch.randn(len(tokens), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         return Branched(
             rows=probe.tokens,
+            lengths=probe.lengths,
+            final=trace.final_state.detach(),
             prefixes=(probe.positions + 1).flatten().repeat_interleave(GROUP),
             before=before,
             after=branches.state.detach(),
