@@ -110,6 +110,53 @@ def test_pairs_state_and_ask(tokenizer: PreTrainedTokenizerFast, filler: np.ndar
         assert set(first[: len(facts)]) == set(facts)  # all are asked for before one is asked for again
 
 
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [
+        ("pairs-is", r" ?([a-z]+) is( [a-z]+)\."),
+        ("pairs-word", r"\nThe secret word for ([a-z]+) is( [a-z]+)\."),
+        ("pairs-number", r"\nOne of the special magic numbers for ([a-z]+) is:( \d{7})\."),
+    ],
+)
+def test_pairs_in_sentences_state_and_ask(
+    kind: str, pattern: str, tokenizer: PreTrainedTokenizerFast, filler: np.ndarray
+) -> None:
+    """Every sentence, asked or stated, is the same text; the answers are those that were stated."""
+    for seed in range(10):
+        document = make(kind, tokenizer, filler, seed, length=160)
+        assert len(document.tokens) <= 160
+        text = str(tokenizer.decode(document.tokens))
+        assert re.fullmatch(f"({pattern})+", text), text
+        found = re.findall(pattern, text)
+        stated, asked = found[: -len(document.questions)], found[-len(document.questions) :]
+        facts = dict(stated)
+        assert len(facts) == len(stated) >= 1
+        assert asked == [(key, facts[key]) for key, _ in asked]
+        assert {key for key, _ in asked[: len(facts)]} == set(facts)
+        assert [str(tokenizer.decode(question.answer_ids)) for question in document.questions] == [v for _, v in asked]
+        held_out = make(kind, tokenizer, filler, seed, "validation", length=160)
+        assert len(held_out.questions) == 1
+        assert held_out.tokens[held_out.questions[0].prompt_end :][: len(held_out.questions[0].answer_ids)] == (
+            held_out.questions[0].answer_ids
+        )
+
+
+@pytest.mark.parametrize("kind", ["word-3-d100", "number-2-q1-d100"])
+def test_facts_at_a_distance_end_before_it(kind: str, tokenizer: PreTrainedTokenizerFast, filler: np.ndarray) -> None:
+    """Between the last fact and the first question stand at least so many tokens, and somewhere no more than a few."""
+    form, nearest = kind.split("-")[0], []
+    for seed in range(40):
+        document = make(kind, tokenizer, filler, seed, length=256)
+        body = str(tokenizer.decode(document.tokens[: document.questions[0].prompt_end]))
+        last = [match.end() for match in FACTS[form].finditer(body)][-1]
+        start = body.index("\nWhat is")
+        nearest.append(len(tokenizer.encode(body[last:start])))
+    assert min(nearest) >= 99  # encoded apart, the text may take a token less
+    assert min(nearest) < 130
+    with pytest.raises(ValueError, match=rf"kind '{kind}' takes at least \d+ tokens, 110 are allowed"):
+        make(kind, tokenizer, filler, 0, length=110)
+
+
 def test_keys_of_held_out_documents_are_no_keys_in_training(
     tokenizer: PreTrainedTokenizerFast, filler: np.ndarray
 ) -> None:
@@ -215,7 +262,9 @@ def test_too_little_text_or_too_few_words_are_named(tokenizer: PreTrainedTokeniz
         make("word-500", tokenizer, filler, 0)
 
 
-@pytest.mark.parametrize("name", ["words-1", "word", "word-0", "word-2-q3", "number-1-q0", "pairs-2", ""])
+@pytest.mark.parametrize(
+    "name", ["words-1", "word", "word-0", "word-2-q3", "number-1-q0", "pairs-2", "pairs-d8", "word-1-d0", ""]
+)
 def test_an_unknown_kind_names_those_there_are(name: str) -> None:
-    with pytest.raises(ValueError, match=f"'pairs', 'word-N' or 'number-N'.*got '{name}'"):
+    with pytest.raises(ValueError, match=f"one of pairs, pairs-is, .*, or 'word-N' or 'number-N'.*got '{name}'"):
         parse_kind(name)

@@ -62,7 +62,7 @@ class RecallDocument:
 class Kind:
     """A kind of recall document: `facts` in it, `questions` asked in training; 0 for `pairs`, where both fill it.
 
-    `distance`: the fewest tokens between the last fact and the first question.
+    `distance` is the fewest tokens between the last fact and the first question.
     """
 
     form: Literal["pairs", "word", "number"]
@@ -74,7 +74,7 @@ class Kind:
 def parse_kind(name: str) -> Kind:
     """The kind that `name` stands for.
 
-    Raises ValueError unless it is `pairs`, or `word-N` or `number-N`, with `-qM`, M at most N, and `-dD` or without.
+    Raises ValueError unless it is one of `PAIRS`, or `word-N` or `number-N`, with or without `-qM`, M at most N, and `-dD`.
     """
     if name in PAIRS:
         return Kind(form="pairs")
@@ -82,8 +82,8 @@ def parse_kind(name: str) -> Kind:
     facts, questions = (int(match[2]), int(match[3] or match[2])) if match else (0, 1)
     if match is None or questions > facts:
         raise ValueError(
-            "a kind of recall document must be 'pairs', 'word-N' or 'number-N', N facts, "
-            f"or either with '-qM', M of them asked, and '-dD', all at least D tokens before the first question, got {name!r}"
+            f"a kind of recall document must be one of {', '.join(PAIRS)}, or 'word-N' or 'number-N' with N facts, either "
+            f"also with '-qM', M of them asked, and '-dD', all D tokens or more before the first question, got {name!r}"
         )
     form = "word" if match[1] == "word" else "number"
     return Kind(form=form, facts=facts, questions=questions, distance=int(match[4] or 0))
