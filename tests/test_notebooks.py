@@ -15,8 +15,10 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
-from refine_lab.models.loading import SHIPPED
+from refine_lab.models import load_model
+from refine_lab.models.loading import SHIPPED, family
 from refine_lab.records import Run, list_runs
 from refine_lab.run_queue import stop_all
 
@@ -158,14 +160,62 @@ def test_a_bad_parameter_fails_at_once(tmp_path: Path, options: list[str], sente
 
 
 def test_a_run_that_fails_fails_the_notebook_with_its_error(tmp_path: Path) -> None:
+    folder = Folder(path=tmp_path)
+    status, output = folder.run(*pairs({**TINY, "lr": "1e30"}))
+    assert status != 0
+    assert "try an lr below 1e+30" in output
+    assert sorted(run.state for run in folder.runs) == ["failed", "stopped"]
+
+
+@pytest.mark.parametrize("notebook", ["midtrain", "pretrain"])
+def test_a_model_that_fails_the_parity_gate_is_not_trained(tmp_path: Path, notebook: str) -> None:
     model = tmp_path / "broken"
     shutil.copytree(SHIPPED / "tiny-deltanet", model)
-    (model / "model.safetensors").write_bytes(b"no weights")
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.2.mlp_norm.weight"].fill_(float("nan"))
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     folder = Folder(path=tmp_path)
-    status, output = folder.run(*pairs({**TINY, "model": str(model)}))
+    status, output = folder.run("-p", "model", str(model), notebook=ROOT / "notebooks" / f"{notebook}.ipynb")
     assert status != 0
-    assert f"the weights in {model} cannot be read" in output
-    assert sorted(run.state for run in folder.runs) == ["failed", "stopped"]
+    assert "RuntimeError: parity fails for DeltaNetForCausalLM in float32 on " in output
+    assert "model.layers.2 is the first layer that differs" in output
+    assert folder.runs == []
+
+
+@pytest.fixture
+def hybrid(tmp_path: Path) -> Path:
+    """A small random Qwen3.5 with the shipped tokenizer."""
+    folder = tmp_path / "hybrid"
+    config_class, model_class = family("qwen3_5_text")
+    _, tokenizer = load_model("tiny-deltanet", device="cpu")
+    heads = dict(
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4
+    )
+    sizes = dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=4, linear_key_head_dim=8, linear_value_head_dim=8
+    )
+    special = dict(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    model_class(config_class(**heads, **sizes, **special)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["tiny-lact", "hybrid"])
+def test_a_model_of_another_family_is_only_a_parameter(
+    tmp_path: Path, name: str, request: pytest.FixtureRequest
+) -> None:
+    model = str(request.getfixturevalue(name)) if name == "hybrid" else name
+    folder = Folder(path=tmp_path)
+    status, output = folder.run(*pairs({**TINY, "model": model}))
+    assert status == 0, output
+    assert [(run.config.arm, run.config.model, run.state) for run in folder.runs] == [
+        ("refine", model, "finished"),
+        ("sft", model, "finished"),
+    ]
+    for run in folder.runs:
+        assert run.evaluations()["ntp_loss"].notna().all()
+    assert "parity holds for " in folder.executed.read_text()
+    assert "Every figure has its data." in folder.executed.read_text()
 
 
 def wait_until(done: Callable[[], object], seconds: float = 180.0) -> None:
@@ -219,6 +269,7 @@ def test_detached_training_outlives_the_notebook_which_says_so(tmp_path: Path) -
     [
         ("last_stage", "9", "last_stage must be from 1 to 8, got 9"),
         ("documents", "0", "documents must be at least 1, got 0"),
+        ("recipe", "pretrain_lct", "unknown curriculum 'pretrain_lct'; did you mean 'pretrain_lact'?"),
     ],
 )
 def test_a_bad_parameter_of_pretraining_fails_at_once(tmp_path: Path, name: str, value: str, sentence: str) -> None:
@@ -229,14 +280,16 @@ def test_a_bad_parameter_of_pretraining_fails_at_once(tmp_path: Path, name: str,
     assert folder.runs == []
 
 
-def test_pretraining_goes_on_where_it_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model", "recipe"), [("new:tiny-deltanet", "pretrain"), ("new:tiny-lact", "pretrain_lact")])
+def test_pretraining_goes_on_where_it_ended(tmp_path: Path, model: str, recipe: str) -> None:
     """Two stages from fresh weights; run again, nothing is trained twice and the same model is told of."""
     folder, notebook = Folder(path=tmp_path), ROOT / "notebooks" / "pretrain.ipynb"
-    options = pairs({"steps": "1", "last_stage": "2", "documents": "5"})
+    options = pairs({"model": model, "recipe": recipe, "steps": "1", "last_stage": "2", "documents": "5"})
     status, output = folder.run(*options, notebook=notebook)
     assert status == 0, output
     first, second = folder.runs
-    assert first.config.model == "new:tiny-deltanet"
+    assert first.config.model == model
+    assert [run.config.recipe for run in folder.runs] == [f"{recipe}-1", f"{recipe}-2"]
     assert second.config.model == str(first.path)
     before = trajectory([first, second])
     status, output = folder.run("--log-output", *options, notebook=notebook, cwd=tmp_path)
