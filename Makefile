@@ -80,6 +80,9 @@ lab: $(READY) ## JupyterLab on the notebooks
 bench: $(READY) ## the benchmarks, into benchmarks/results/
 	@mkdir -p $(RESULTS)
 	$(BIN)/python -m benchmarks.step_cost --model tiny-deltanet --json $(RESULTS)/step_cost.json
+	$(BIN)/python -m benchmarks.step_cost --model tiny-lact --json $(RESULTS)/step_cost_lact.json
+	$(BIN)/python -m benchmarks.families --json $(RESULTS)/families.json
+	$(BIN)/python -m benchmarks.decode --model tiny-lact --json $(RESULTS)/decode.json
 	$(BIN)/python -m benchmarks.rollout_cost --model tiny-deltanet --json $(RESULTS)/rollout_cost.json
 	$(BIN)/python -m benchmarks.memory --model tiny-deltanet --json $(RESULTS)/memory.json
 

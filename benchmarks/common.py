@@ -18,10 +18,16 @@ from refine_lab.environment import environment
 REPEATS = ("--repeats", {"type": int, "default": None, "help": "rounds that medians are taken over"})
 
 
-def arguments(description: str | None, *more: tuple[str, dict[str, Any]]) -> argparse.Namespace:
-    """What every benchmark is told, and `more`: a flag and the settings of `add_argument` each."""
+def arguments(
+    description: str | None, *more: tuple[str, dict[str, Any]], model: str | None = "tiny-deltanet"
+) -> argparse.Namespace:
+    """What every benchmark is told, and `more`: a flag and the settings of `add_argument` each.
+
+    `model` is measured where none is named; None: the benchmark makes its own.
+    """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--model", default="tiny-deltanet", help="what load_model takes")
+    if model is not None:
+        parser.add_argument("--model", default=model, help="what load_model takes")
     parser.add_argument("--json", type=Path, required=True, help="file that the figures are written to")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     for flag, settings in more:

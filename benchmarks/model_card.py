@@ -2,11 +2,15 @@
 
 Everything is drawn from fixed seeds, so that card and test measure the same documents. Prose is measured where `--prose`
 names a folder of .txt files, all of which the model must never have read.
+
+Of a LaCT, every fact lies further back than its window of attention, so that only the fast weights can have kept it; once
+more it is asked with fast weights that are never updated.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,10 @@ from refine_lab.types import Batch
 
 RECALL = (("word-1", 512), ("word-1", 1024), ("word-4", 512), ("number-1", 512), ("number-1", 1024))
 """Kind of document and its tokens."""
+BEYOND = (("word-1", 256), ("word-1", 512), ("word-1", 1024), ("word-4", 256), ("word-4", 512))
+BEYOND += (("number-1", 256), ("number-1", 512))
+"""The same of a model with a window, which the facts lie beyond."""
+NOT_UPDATED = "fast weights not updated"
 DOCUMENTS, ROWS, ROW_TOKENS = 200, 64, 1024
 
 
@@ -71,12 +79,26 @@ def measure(model: str, documents: int = DOCUMENTS, rows: int = ROWS, prose: str
     if prose is not None:
         figures["prose"] = prediction(policy, tokenizer, prose_rows(prose, tokenizer, rows))
         print("prose", figures["prose"], flush=True)
-    figures["recall"] = {kind: {} for kind, _ in RECALL}
-    for kind, length in RECALL:
-        share = recall(policy, recall_documents(kind, documents, length, data))
-        figures["recall"][kind][str(length)] = share
-        print(f"{kind:9s} at {length:5d} tokens  {share:.3f}", flush=True)
+    figures["recall"] = {}
+    for name, kind, length, asked in questions(model, policy):
+        share = recall(asked, recall_documents(kind, documents, length, data))
+        figures["recall"].setdefault(name, {})[str(length)] = share
+        print(f"{name} at {length} tokens  {share:.3f}", flush=True)
     return figures
+
+
+def questions(model: str, policy: FastWeightLM) -> Iterator[tuple[str, str, int, FastWeightLM]]:
+    """What recall is asked of: its name on the card, the kind of document, the document's tokens, and the model."""
+    window = getattr(policy.config, "window_size", None)
+    if window is None:
+        yield from ((kind, kind, length, policy) for kind, length in RECALL)
+        return
+    frozen, _ = load_model(model, device="cpu", settings={"lact_chunk_size": 2**20})  # no chunk is ever complete
+    beyond = [(f"{kind}-d{window}", length) for kind, length in BEYOND]
+    yield from ((kind, kind, length, policy) for kind, length in beyond)
+    kind, length = beyond[0]
+    yield f"{kind}, {NOT_UPDATED}", kind, length, frozen
+    yield "word-1", "word-1", length, policy
 
 
 def table(figures: dict[str, Any]) -> str:

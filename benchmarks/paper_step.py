@@ -1,8 +1,14 @@
 """The paper's own procedure on the same model, as its release does it, for comparison of cost alone.
 
 A forward over the sequences for entropies; every prefix copied and padded on the left to full length; k tokens generated
-with a cache; a pass over every copy for old logprobs and hidden states; forward and backward over every copy for the
+from every copy; a pass over every copy for old logprobs and hidden states; forward and backward over every copy for the
 policy loss; and forward and backward over the sequences for the next-token loss.
+
+DeltaNet generates with a cache. The release's LaCT has none: every token generated reads its whole copy again, and the pads
+before it are tokens like others, which enter the fast weights and shift the borders of chunks. So it is done here, since
+it decides the amount of computation; the layers are ours in either case, and what the release's own cost is not told
+(nor FSDP, Ray, or moving weights to a second engine). The hybrids and GatedDeltaNet, which the release does not have,
+go the way of DeltaNet.
 """
 
 from __future__ import annotations
@@ -13,11 +19,15 @@ from torch import Tensor
 from refine_lab.advantages import advantages
 from refine_lab.draws import Draws
 from refine_lab.losses import ntp_loss, policy_loss
+from refine_lab.models import FastWeightLM
 from refine_lab.ops.head import token_stats
 from refine_lab.rewards import cosine
 from refine_lab.selection import select_positions, selection_probabilities
 from refine_lab.step import Learner, next_token_stats
 from refine_lab.types import Batch
+
+WITHOUT_CACHE = ("lact_swiglu",)
+"""`model_type` of those that the release decodes by reading everything again, pads included."""
 
 
 def paper_step(learner: Learner, batch: Batch, draws: Draws) -> None:
@@ -31,9 +41,13 @@ def paper_step(learner: Learner, batch: Batch, draws: Draws) -> None:
         probabilities = selection_probabilities(torch.nn.functional.pad(stats.entropies, (0, 1)), batch.lengths, method)
         positions = select_positions(probabilities, batch.lengths, batch.sequence_ids, draws, method.num_chunks)
         copies, mask = _padded_copies(batch, positions, length)
-        tokens = policy.generate(
-            copies, attention_mask=mask, max_new_tokens=k, min_new_tokens=k, do_sample=True, top_k=0, pad_token_id=0
-        )
+        if policy.config.model_type in WITHOUT_CACHE:
+            mask = torch.ones_like(mask)
+            tokens = torch.cat([_generate_by_reading(policy, rows, k) for rows, _ in _micro(learner, copies, mask)])
+        else:
+            tokens = policy.generate(
+                copies, attention_mask=mask, max_new_tokens=k, min_new_tokens=k, do_sample=True, top_k=0, pad_token_id=0
+            )
         whole_mask = torch.cat([mask, mask.new_ones(len(mask), k)], 1)
         index = positions.unsqueeze(-1) + torch.arange(1, k + 1)
         truth_hidden = trace.hidden_at(index.flatten(1)).view(-1, k, trace.hidden_states.shape[-1])
@@ -67,6 +81,14 @@ def _padded_copies(batch: Batch, positions: Tensor, length: int) -> tuple[Tensor
         copies[place, length - len(prefix) :] = prefix
         mask[place, length - len(prefix) :] = 1
     return copies, mask
+
+
+def _generate_by_reading(policy: FastWeightLM, tokens: Tensor, k: int) -> Tensor:
+    """`tokens` and k sampled ones behind, for each of which all before it is read from the start."""
+    for _ in range(k):
+        logits = policy.lm_head(policy.read(tokens).hidden_states[:, -1])
+        tokens = torch.cat([tokens, torch.multinomial(logits.softmax(-1), 1)], 1)
+    return tokens
 
 
 def _copies_at_once(learner: Learner) -> int:

@@ -13,18 +13,21 @@ from typing import Any
 
 import pytest
 
+from benchmarks.families import FAMILIES
+
 ROOT = Path(__file__).parent.parent
 
 pytestmark = pytest.mark.slow
 
 
-def run(name: str, folder: Path, *arguments: str) -> dict[str, Any]:
+def run(name: str, folder: Path, *arguments: str, model: str | None = "tiny-deltanet") -> dict[str, Any]:
     file = folder / f"{name}.json"
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--model", "tiny-deltanet", "--json", str(file), *arguments]
+    named = [] if model is None else ["--model", model]
+    command = [sys.executable, "-m", f"benchmarks.{name}", *named, "--json", str(file), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     figures = json.loads(file.read_text())
-    assert figures["settings"]["model"] == "tiny-deltanet"
+    assert figures["settings"].get("model") == model
     assert {"torch", "platform", "device", "cpus", "commit"} <= figures["environment"].keys()
     return figures
 
@@ -38,6 +41,27 @@ def test_step_cost(tmp_path):
     assert figures["1024"]["paper_over_refine"] >= 7  # (8)
     assert figures["four_updates"]["refine_over_sft"] <= 1.9  # (1.65)
     assert figures["1024"]["sft_tokens_per_second"] >= 2500  # (5,000)
+
+
+def test_step_cost_of_lact(tmp_path):
+    figures = run("step_cost", tmp_path, "--repeats", "3", model="tiny-lact")
+    assert figures["1024"]["refine_over_sft"] <= 1.5  # (1.3)
+    assert figures["1024"]["paper_over_refine"] >= 13  # (15)
+
+
+def test_step_cost_of_every_family(tmp_path):
+    """Single rounds: the figures of a quiet machine are in benchmarks/results."""
+    figures = run("families", tmp_path, "--repeats", "1", model=None)
+    for name in FAMILIES:
+        hybrid = name in ("qwen3-next", "qwen3.5", "olmo-hybrid")
+        assert figures[name]["refine_over_sft"] <= (2.2 if hybrid else 1.8), name  # (1.7 and 1.3)
+        assert figures[name]["paper_over_refine"] >= 6, name
+
+
+def test_decoding_costs_the_same_after_any_context(tmp_path):
+    figures = run("decode", tmp_path, "--repeats", "7", "--tokens", "64", model="tiny-lact")
+    assert {"1024", "32768"} <= figures["seconds_per_token"].keys()
+    assert figures["slowest_over_fastest"] <= 1.25  # (1.1)
 
 
 def test_rollout_cost(tmp_path):
