@@ -145,7 +145,9 @@ def test_the_lock_pins_one_version_of_each_package_for_both_builds_of_torch(pins
 
 
 def test_the_lock_satisfies_every_range(pins: dict[str, Requirement], ranges: list[Requirement]) -> None:
-    outside = [str(wanted) for wanted in ranges if not wanted.specifier.contains(version(pins[canonicalize_name(wanted.name)]))]
+    outside = [
+        str(wanted) for wanted in ranges if not wanted.specifier.contains(version(pins[canonicalize_name(wanted.name)]))
+    ]
     assert not outside
 
 
