@@ -285,7 +285,8 @@ def _checked(name: str, hint: Any, value: Any) -> Any:
         allowed = " or ".join("none" if option is type(None) else f"a {option.__name__}" for option in options)
         require(isinstance(value, options), name, value, allowed)
     elif typing.get_origin(hint) is Mapping:
-        require(isinstance(value, Mapping), name, value, "a mapping from names to numbers")
+        named = isinstance(value, Mapping) and all(isinstance(key, str) and key for key in value)
+        require(named, name, value, "a mapping from names to numbers")
         return {key: _checked(f"{name}[{key!r}]", float, share) for key, share in value.items()}
     elif typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)

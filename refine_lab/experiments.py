@@ -20,7 +20,8 @@ from refine_lab.data.sources import documents
 from refine_lab.draws import Draws
 from refine_lab.evaluation import EVALUATION_SEED, RECALL_KINDS, fixed_targets, held_out_measures, recall_documents
 from refine_lab.models.base import FastWeightLM
-from refine_lab.models.loading import SHIPPED, load_model, manifest_of, resolve, resolve_device
+from refine_lab.models.hub import own_folder, shipped
+from refine_lab.models.loading import load_model, manifest_of, prepared, resolve
 from refine_lab.recipes import curriculum
 from refine_lab.recipes import recipe as named_recipe
 from refine_lab.records import Run, RunWriter, list_runs, runs_dir
@@ -96,8 +97,7 @@ def pretrain_stages(
 def _located_model(name: str) -> str:
     """`name` for every folder it is read from and all time: the absolute path of the model's folder where it is one."""
     bare = name.removeprefix("new:")
-    shipped = "/" not in bare and (SHIPPED / bare).is_dir()
-    if shipped or not Path(bare).expanduser().is_dir():
+    if shipped(bare) or not own_folder(bare):
         return name
     return name[: -len(bare)] + str(resolve(bare).absolute())
 
@@ -167,11 +167,12 @@ def _create(config: TrainConfig, folder: Path, reward: str | None = None) -> Run
 
 
 def _check_inputs(configs: Sequence[TrainConfig]) -> None:
-    """Of all the kinds of recall document, and of the first the rest, which is the others'."""
+    """Of all the kinds of recall document and the models, and of the first the rest, which is the others'."""
     for kind in (kind for config in configs for kind in config.data.recall):
         parse_kind(kind)
+    for model, device, settings in {(c.model, c.device, tuple(sorted(c.model_settings.items()))) for c in configs}:
+        prepared(model, device=device, settings=dict(settings))
     config = configs[0]
-    resolve_device(config.device)
     manifest = manifest_of(config.model)
     for source in config.data.sources:
         if source != "python" and not source.startswith("datasets:"):

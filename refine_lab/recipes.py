@@ -208,7 +208,7 @@ def _curriculum(
     ]
 
 
-def _windows(window: int | None) -> dict[str, float]:
+def _windows(window: int | None) -> dict[str, int]:
     return {} if window is None else {"window_size": window, "lact_chunk_size": max(8, window)}
 
 

@@ -160,6 +160,14 @@ def test_sequences_too_short_for_the_method_are_refused_before_training():
     assert replace(midtrain(), data=replace(data, sequence_length=161)).method is not None
 
 
+@pytest.mark.parametrize("settings", ({3: 1}, {"": 1}, {"a": float("inf")}, {"a": "1"}, [("a", 1)]))
+def test_settings_of_the_model_are_numbers_by_name(settings):
+    with pytest.raises(
+        ValueError, match=r"TrainConfig\.model_settings.* must be a (mapping from names to )?numbers?, got"
+    ):
+        TrainConfig(recipe="x", model_settings=settings)
+
+
 def test_configurations_are_frozen():
     with pytest.raises(FrozenInstanceError):
         midtrain().steps = 3  # type: ignore[misc]

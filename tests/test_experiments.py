@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from refine_lab import experiments
 from refine_lab.config import DataConfig, TrainConfig
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.recall import Words
@@ -27,7 +28,7 @@ from refine_lab.experiments import (
 )
 from refine_lab.models.loading import SHIPPED, load_model
 from refine_lab.parameters import convert, in_jupyterlab, parameters
-from refine_lab.recipes import pretrain
+from refine_lab.recipes import pretrain, pretrain_lact
 from refine_lab.records import Run, RunWriter
 
 INJECTED = "# Parameters\n"
@@ -160,12 +161,14 @@ def test_paths_hold_from_every_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "model").mkdir()
     for step in (2, 10):
         (tmp_path / "run" / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text('{"format_version": 1}')
     last = str(tmp_path / "run" / "checkpoints" / "step-10")
     for model, kept in {
         "model": str(tmp_path / "model"),
         "run": last,
         "tiny-deltanet": "tiny-deltanet",
         "a/b": "a/b",
+        ".": str(tmp_path),
     }.items():
         (config, _) = arms("midtrain", [0], model=model, data="texts")
         assert (config.model, config.data.sources) == (kept, {str(tmp_path / "texts"): 1.0})
@@ -177,6 +180,9 @@ def test_paths_hold_from_every_folder(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_stages_of_pretraining_are_as_many_and_as_long_as_asked() -> None:
     assert [stage.steps for stage in pretrain_stages("tiny-deltanet", steps=3, last_stage=2)] == [3, 3]
     assert pretrain_stages("tiny-deltanet") == pretrain("tiny-deltanet")
+    assert pretrain_stages("tiny-lact", recipe="pretrain_lact") == pretrain_lact("tiny-lact")
+    with pytest.raises(ValueError, match=r"unknown curriculum 'midtrain'; .*allowed are pretrain, pretrain_lact"):
+        pretrain_stages("tiny-lact", recipe="midtrain")
     for last in (0, -1, 9):
         with pytest.raises(ValueError, match=f"last_stage must be from 1 to 8, got {last}"):
             pretrain_stages("tiny-deltanet", last_stage=last)
@@ -210,6 +216,23 @@ def test_what_is_not_there_is_refused_before_a_run_is_made(
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
         create_runs(arms("midtrain", [0], **changes), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("settings", ({"nope": 1}, {"conv_size": 0}))
+def test_settings_that_no_model_takes_are_refused_before_a_run_is_made(tmp_path: Path, settings: dict) -> None:
+    known, other = curriculum(3)
+    for make in (create_runs, stage_runs):
+        with pytest.raises(ValueError, match=r"unknown number of DeltaNetConfig 'nope'|conv_size must be a positive"):
+            make([known, replace(other, model_settings=settings)], tmp_path)
+    with pytest.raises(ValueError, match="unknown number of DeltaNetConfig 'lact_chunk_size'"):
+        stage_runs(pretrain_stages("new:tiny-deltanet", recipe="pretrain_lact"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_measured_with_its_settings() -> None:
+    config = TrainConfig(recipe="x", method=None, device="cpu", model_settings={"norm_eps": 0.5})
+    policy, _ = experiments._load("tiny-deltanet", config)
+    assert policy.config.norm_eps == 0.5
 
 
 def test_an_unknown_kind_of_recall_is_refused_before_a_run_is_made(tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from test_loading import SIZES, change, same_tensors, save_small_model
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from refine_lab.models import FastWeightLM, State, fla_models
+from refine_lab.models import DeltaNetForCausalLM, FastWeightLM, State, fla_models, load_model
+from refine_lab.models.families import MODEL_TYPES, family, register
 from refine_lab.models.fla_models import FLA_MODELS, FLA_REFUSED, FlaLM, fla_family, from_cache, plan, to_cache
+from refine_lab.models.hybrids import REFUSED
 
 VOCABULARY = 31
 
@@ -124,6 +128,12 @@ def test_a_state_goes_on_from_a_state_and_none_is_changed(policy, tmp_path):
             assert torch.allclose(loaded.tensors[name][i], x[0], atol=1e-12), (name, i)
 
 
+def test_a_state_of_other_rows_is_refused(policy):
+    state = policy.read(tokens_of(2, 20)).final_state
+    with pytest.raises(ValueError, match="a state of 2 rows cannot be read on by a batch of 3"):
+        policy.read(tokens_of(3, 4), state=state)
+
+
 def test_a_rest_is_read_in_few_batches_without_pads(policy):
     trace = policy.read(tokens_of(4, 64))
     policy.model.seen.clear()
@@ -175,13 +185,27 @@ def test_a_state_of_another_kind_is_refused_by_name(state, message):
         from_cache([state], 2)
 
 
-def test_what_is_not_taken_is_refused_with_the_reason():
-    for model_type, reason in FLA_REFUSED.items():
-        with pytest.raises(ValueError, match=f"'{model_type}' of flash-linear-attention is not taken: {reason[:20]}"):
-            fla_family(model_type)
-    with pytest.raises(ValueError, match="allowed are 'comba', 'gated_deltaproduct'"):
-        fla_family("bert")
-    assert not FLA_MODELS.keys() & FLA_REFUSED.keys()
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("retnet", "its layers keep keys and values or positions"),
+        ("mamba2", "transformers changes its cache in place"),
+        ("samba", "fla reads it on from a cache by single tokens only"),
+        ("hgrn", "a kernel of fla drops the gradient"),
+        ("lightnet", "its state has not been checked here"),
+    ],
+)
+def test_what_is_not_taken_is_refused_with_the_reason(model_type, reason):
+    with pytest.raises(ValueError, match=f"model_type '{model_type}', which is refused: {reason}"):
+        family(model_type)
+
+
+def test_every_model_of_fla_is_taken_or_refused():
+    models = pytest.importorskip("fla.models", reason="flash-linear-attention is not installed here")
+    classes = [x for x in vars(models).values() if isinstance(x, type) and issubclass(x, PreTrainedConfig)]
+    types = {config_class.model_type for config_class in classes}
+    assert len(types) > 20 and types <= {*FLA_MODELS, *FLA_REFUSED, *MODEL_TYPES, *REFUSED}
+    assert FLA_MODELS.keys() <= types and not FLA_MODELS.keys() & FLA_REFUSED.keys()
 
 
 def small(model_type: str) -> FastWeightLM:
@@ -205,6 +229,76 @@ def test_flas_models_are_built_and_refuse_the_cpu_in_one_sentence(model_type, tm
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(x, again[name]) for name, x in model.state_dict().items())
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_model(tmp_path) -> Path:
+    return save_small_model(tmp_path)
+
+
+def test_load_model_does_not_depend_on_who_registered_last(small_model):
+    fla = pytest.importorskip("fla.models", reason="flash-linear-attention is not installed here")
+    AutoConfig.register("delta_net", fla.DeltaNetConfig, exist_ok=True)
+    AutoModelForCausalLM.register(fla.DeltaNetConfig, fla.DeltaNetForCausalLM, exist_ok=True)
+    try:
+        assert type(load_model(small_model)[0]) is DeltaNetForCausalLM
+    finally:
+        register()
+    assert type(load_model(small_model)[0]) is DeltaNetForCausalLM
+
+
+def test_other_models_of_fla_are_loaded_for_cuda_and_refused_elsewhere(tmp_path, small_model, monkeypatch):
+    theirs, _, model_class = fla_pair("GLA")
+    theirs.save_pretrained(tmp_path / "gla")
+    load_model(small_model)[1].save_pretrained(tmp_path / "gla")
+    with pytest.raises(ValueError, match=r"gla' is a gla, which runs on cuda only, not on cpu$"):
+        load_model(tmp_path / "gla", device="cpu")
+    monkeypatch.setattr("refine_lab.models.fla_models.FlaLM.devices", ("cuda", "cpu"))
+    policy, _ = load_model(tmp_path / "gla", device="cpu")
+    assert isinstance(policy, FastWeightLM)
+    same_tensors(policy, theirs.state_dict())
+    policy.save_pretrained(tmp_path / "ours")
+    same_tensors(model_class.from_pretrained(tmp_path / "ours"), theirs.state_dict())
+    change(tmp_path / "gla", model_type="retnet")
+    with pytest.raises(ValueError, match="names model_type 'retnet', which is refused: its layers keep keys"):
+        load_model(tmp_path / "gla")
+
+
+def fla_pair(kind: str, **fields):
+    """A small random model of fla's own class, and fla's two classes."""
+    models = pytest.importorskip("fla.models", reason="flash-linear-attention is not installed here")
+    config_class, model_class = getattr(models, f"{kind}Config"), getattr(models, f"{kind}ForCausalLM")
+    heads = {"head_dim": 16} if kind == "GatedDeltaNet" else {}
+    config = config_class(**{**SIZES, "vocab_size": 400, **heads, **fields})
+    return model_class(config), config_class, model_class
+
+
+@pytest.mark.parametrize("kind", ("DeltaNet", "GatedDeltaNet"))
+@pytest.mark.parametrize(
+    ("fields", "saving"),
+    [
+        ({}, {}),
+        ({"tie_word_embeddings": True}, {"max_shard_size": "20KB"}),
+        ({"use_gate": True}, {"max_shard_size": "20KB"}),
+    ],
+    ids=("plain", "tied in shards", "gate in shards"),
+)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_what_fla_saves_we_load_and_the_other_way_round(tmp_path, small_model, kind, fields, saving, dtype):
+    theirs, _, model_class = fla_pair(kind, **fields)
+    theirs.to(dtype).save_pretrained(tmp_path / "fla", **saving)
+    load_model(small_model)[1].save_pretrained(tmp_path / "fla")
+    ours, _ = load_model(tmp_path / "fla")
+    assert type(ours).__module__.startswith("refine_lab.models.")
+    same_tensors(ours, theirs.state_dict())
+    tied = ours.lm_head.weight.data_ptr() == ours.model.embeddings.weight.data_ptr()
+    assert tied == fields.get("tie_word_embeddings", False)
+    ours.save_pretrained(tmp_path / "ours", **saving)
+    back = model_class.from_pretrained(tmp_path / "ours", dtype=torch.float32)
+    same_tensors(back, ours.state_dict())
 
 
 @pytest.mark.gpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -175,6 +176,7 @@ def test_a_hub_name_has_parts(name, parts):
         "org/repo@",
         "org/repo@v@w",
         "org/repo:../x",
+        "org/repo:*",
         "",
     ),
 )
@@ -192,6 +194,44 @@ def test_a_folder_is_found_before_the_hub_and_has_no_revision(tmp_path, monkeypa
         locate("org/repo", "v2")
     with pytest.raises(ValueError, match=r"two revisions are asked for: 'v1' by 'a/b@v1', and revision='v2'"):
         locate("a/b@v1", "v2")
+
+
+def test_a_path_is_a_path_and_no_shipped_model(tmp_path, monkeypatch):
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(save_small_model(tmp_path))
+    assert (resolve("."), resolve("./")) == (Path(), Path())
+    monkeypatch.chdir(tmp_path / "below")
+    assert resolve("..") == Path("..")
+    assert resolve("tiny-deltanet") == hub.SHIPPED / "tiny-deltanet"
+
+
+@pytest.mark.parametrize("name", ("~nobody-of-this-name/m", "x" * 300, "a\0b"))
+def test_what_no_file_system_holds_is_not_found(name):
+    with pytest.raises(FileNotFoundError, match=r"there is no model .*, no run or folder at .* names have the form"):
+        load_model(name)
+
+
+def test_only_numbered_checkpoints_of_a_run_are_taken(tmp_path):
+    run = tmp_path
+    (run / "config.json").write_text('{"format_version": 1}')
+    with pytest.raises(FileNotFoundError, match=r"the run .* has no checkpoint yet"):
+        resolve(str(run))
+    for name in ("step-9", "step-10", "step-old", ".step-11.tmp"):
+        (run / "checkpoints" / name).mkdir(parents=True)
+    assert resolve(str(run)) == run / "checkpoints" / "step-10"
+
+
+def test_an_unknown_model_names_where_it_was_looked_for():
+    with pytest.raises(FileNotFoundError, match=r"no model 'tiny-deltanot': not among the shipped ones"):
+        load_model("tiny-deltanot")
+
+
+def test_a_model_with_a_folder_of_checkpoints_is_no_run(tmp_path):
+    folder = save_small_model(tmp_path / "model", 1)
+    save_small_model(folder / "checkpoints" / "step-5", 2)
+    assert resolve(str(folder)) == folder
+    (folder / "config.json").write_text('{"format_version": 1}')
+    assert resolve(str(folder)) == folder / "checkpoints" / "step-5"
 
 
 # -- the download ------------------------------------------------------------------------------------------------------
@@ -287,6 +327,22 @@ def test_pickles_on_the_hub_are_named_and_stay_there(server, repository, tmp_pat
     assert torch.equal(again.head_weight, policy.head_weight)
 
 
+@pytest.mark.parametrize("named", ("pytorch_model.bin", "sub/model-1.safetensors", "*.safetensors"))
+def test_an_index_on_the_hub_names_safetensors_beside_it(server, repository, tmp_path, named):
+    policy, tokenizer = load_model(repository / MAIN, device="cpu")
+    server.folder = tmp_path / "indexed"
+    folder = server.folder / MAIN
+    policy.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    torch.save(policy.state_dict(), folder / "pytorch_model.bin")
+    save_small_model(folder / "sub").joinpath("model.safetensors").rename(folder / "sub" / "model-1.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(policy.state_dict(), named)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=re.escape(f"names {named!r}; allowed are the names of .safetensors files")):
+        load_model("org/small")
+    assert not [file for file in server.given if file.endswith((".bin", ".safetensors"))]
+
+
 def test_what_the_cache_holds_is_loaded_without_the_hub(server, repository, monkeypatch):
     expected = load_model("org/small", device="cpu")[0].head_weight
     by_revision = load_model("org/small:sizes/deep@v2", device="cpu")[0].head_weight
@@ -329,6 +385,10 @@ def test_what_the_hub_does_not_have_is_told_with_its_cause(server, tmp_path, mon
     assert refusal("org/small", cache) == "answers 401 Unauthorized"
     server.answer = (503, {})
     assert refusal("org/small", cache) == "answers 503 Service Unavailable"
+    for page in (b"<html>log in</html>", b"[]", b"{}"):
+        server.answer = (200, {}, page)
+        answer = "cannot be reached (what answers is no hub, but perhaps a network's login page)"
+        assert refusal("org/small", cache) == answer
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert refusal("org/small", cache) == "is not asked, since HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)

@@ -14,9 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from test_step import fast_gradients
 from torch import Tensor
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from refine_lab.config import RefineConfig
-from refine_lab.models import FastWeightLM, State
+from refine_lab.models import FastWeightLM, State, families
+from refine_lab.models.hybrid_layers import top_k_router
 from refine_lab.models.hybrids import HYBRIDS, REFUSED, hybrid_family
 from refine_lab.models.prefix_cache import Grouping
 from refine_lab.models.recompute import recompute
@@ -393,17 +395,25 @@ def test_importing_our_models_imports_no_modeling_of_theirs():
 # -- what is refused -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", REFUSED)
-def test_a_family_that_transformers_continues_wrongly_is_refused_with_the_reason(model_type):
-    with pytest.raises(ValueError, match=rf"'{model_type}' is not among the hybrids: transformers c") as caught:
-        hybrid_family(model_type)
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("jamba", "transformers continues it wrongly from a cache"),
+        ("falcon_mamba", "transformers continues it wrongly from a cache"),
+        ("falcon_h1", "transformers changes its cache in place"),
+        ("zamba2", "transformers changes its cache in place"),
+    ],
+)
+def test_a_family_that_is_not_taken_is_refused_with_the_reason(model_type, reason):
+    with pytest.raises(ValueError, match=f"^model_type '{model_type}', which is refused: {reason}") as caught:
+        families.family(model_type)
     assert "\n" not in str(caught.value)
 
 
-def test_another_family_is_told_which_there_are():
-    with pytest.raises(ValueError, match="'bert' is not among the hybrids: allowed are 'qwen3_next', 'qwen3_5_text'"):
-        hybrid_family("bert")
-    assert not HYBRIDS.keys() & REFUSED.keys()
+def test_every_family_there_is_a_word_on_is_one_of_transformers():
+    assert {*HYBRIDS, *REFUSED} <= CONFIG_MAPPING_NAMES.keys() and not HYBRIDS.keys() & REFUSED.keys()
+    with pytest.raises(ValueError, match=r"model_type 'bert'; allowed are 'delta_net', .*'qwen3_next', 'qwen3_5_text'"):
+        families.family("bert")
 
 
 @pytest.mark.parametrize(
@@ -419,6 +429,38 @@ def test_another_family_is_told_which_there_are():
 def test_what_would_be_computed_wrongly_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         make("qwen3_5_text", **fields)
+
+
+def test_a_model_switched_to_another_attention_is_refused_when_it_reads():
+    policy = make("qwen3_5_text")
+    policy.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="attn_implementation must be 'sdpa', got 'eager'"):
+        policy.read(tokens_of(1, 4))
+    policy.set_attn_implementation("sdpa")
+    policy.read(tokens_of(1, 4))
+
+
+def test_a_state_of_other_rows_or_of_another_model_is_refused():
+    policy = make("qwen3_5_text")
+    state = policy.read(tokens_of(2, 4)).final_state
+    with pytest.raises(ValueError, match="a state of 2 rows cannot be read on by a batch of 3"):
+        policy.read(tokens_of(3, 4), state=state)
+    attention = make("qwen3_5_text", layer_types=["full_attention"] * 4)
+    with pytest.raises(ValueError, match="the state is another model's: its first layer has"):
+        attention.read(tokens_of(2, 4), state=state)
+
+
+@pytest.mark.parametrize("normalised", (True, False))
+def test_experts_are_weighed_as_transformers_weighs_them(normalised):
+    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextTopKRouter
+
+    config = configuration("qwen3_next", norm_topk_prob=normalised)
+    router, x = Qwen3NextTopKRouter(config), torch.randn(3, 7, 32)
+    torch.nn.init.normal_(router.weight)
+    expected = router(x)
+    for ours, theirs in zip(top_k_router(router, x), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.allclose(expected[1].sum(-1), torch.ones(21)) == normalised
 
 
 @pytest.mark.gpu

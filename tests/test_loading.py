@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_hybrids import make
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from refine_lab.data.tokenizer import train_tokenizer
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, FastWeightLM, load_model
-from refine_lab.models.loading import family, register, resolve, resolve_device
+from refine_lab.models.loading import family, register, resolve_device
 
 TEXTS = ["def f(x):\n    return x + 1\n", "the cat sat on the mat. "] * 20
 SIZES = dict(hidden_size=32, num_heads=2, num_hidden_layers=2, intermediate_size=48, bos_token_id=0, eos_token_id=0)
@@ -86,11 +90,13 @@ def damaged(folder, name: str):
 
 
 @pytest.mark.parametrize("what", ("family", "json", "no weights", "truncated", "layers", "tokenizer", "nothing"))
-def test_a_bad_model_folder_is_refused_in_one_sentence(small_model, what):
+def test_a_bad_model_folder_is_refused_in_one_sentence(small_model, what, caplog, monkeypatch):
     kind, text = damaged(small_model, what)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with pytest.raises(kind) as caught:
         load_model(small_model)
     assert text in str(caught.value) and "\n" not in str(caught.value)
+    assert "LOAD REPORT" not in caplog.text  # transformers' table of the same
 
 
 @pytest.mark.parametrize(
@@ -115,6 +121,10 @@ def test_a_damaged_tokenizer_is_refused_in_one_sentence(small_model, file, text,
     ("fields", "message"),
     [
         ({"vocab_size": 512}, r"model\.embeddings\.weight is \[400, 32\], not \[512, 32\]"),
+        ({"model_type": None}, r"config\.json has no model_type"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "it sets 'quantization_config': quantised weights are not"),
+        ({"hidden_size": 10**30}, r"config\.json cannot be used: .*Overflow when unpacking long long$"),
+        ({"rms_norm_eps": 0.5}, "it sets norm_eps to 1e-06 and rms_norm_eps, its former name, to 0.5"),
         ({"conv_kernel": 3}, "sets 'conv_kernel', which is no field of DeltaNetConfig"),
         ({"norm_first": True}, "sets norm_first to True; allowed is False"),
         (
@@ -141,29 +151,10 @@ def test_fields_that_change_nothing_are_read_over(small_model):
     assert all(torch.equal(x, after[name]) for name, x in before.items())
 
 
-def test_only_numbered_checkpoints_of_a_run_are_taken(small_model, tmp_path_factory):
-    run = tmp_path_factory.mktemp("run")
-    for name in ("step-9", "step-10", "step-old", ".step-11.tmp"):
-        (run / "checkpoints" / name).mkdir(parents=True)
-    assert resolve(str(run)) == run / "checkpoints" / "step-10"
-
-
-def test_an_unknown_model_names_where_it_was_looked_for():
-    with pytest.raises(FileNotFoundError, match=r"no model 'tiny-deltanot': not among the shipped ones"):
-        load_model("tiny-deltanot")
-    with pytest.raises(ValueError, match="device must be 'auto', 'cpu'"):
-        resolve_device("tpu")
-
-
-def test_load_model_does_not_depend_on_who_registered_last(small_model):
-    fla = pytest.importorskip("fla.models", reason="flash-linear-attention is not installed here")
-    AutoConfig.register("delta_net", fla.DeltaNetConfig, exist_ok=True)
-    AutoModelForCausalLM.register(fla.DeltaNetConfig, fla.DeltaNetForCausalLM, exist_ok=True)
-    try:
-        assert type(load_model(small_model)[0]) is DeltaNetForCausalLM
-    finally:
-        register()
-    assert type(load_model(small_model)[0]) is DeltaNetForCausalLM
+def test_a_device_that_is_not_there_is_refused():
+    for device in ("tpu", "cpu:x", "cuda:99"):
+        with pytest.raises(ValueError, match=f"device must be 'auto', 'cpu' .* got '{device}'"):
+            resolve_device(device)
 
 
 def test_what_is_not_run_is_not_needed_by_a_family_of_ours(small_model):
@@ -217,6 +208,28 @@ def test_shards_are_joined_and_a_missing_one_is_named(tmp_path):
         load_model(folder)
 
 
+@pytest.mark.parametrize("named", ("weights.bin", "/etc/passwd", "../a.safetensors", "sub/a.safetensors", "*", 3))
+def test_an_index_names_safetensors_beside_it_and_nothing_else(small_model, named):
+    tensors = load_file(small_model / "model.safetensors")
+    (small_model / "model.safetensors").unlink()
+    torch.save(tensors, small_model / "weights.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, named)}
+    (small_model / "model.safetensors.index.json").write_text(json.dumps(index))
+    message = f"index.json names {named!r}; allowed are the names of .safetensors files beside it"
+    for allowed in (False, True):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load_model(small_model, allow_pickle=allowed)
+
+
+def test_transformers_is_told_to_read_safetensors_alone(small_model, monkeypatch):
+    """The second lock: were a pickle overlooked here, it would not be opened there."""
+    torch.save(load_file(small_model / "model.safetensors"), small_model / "pytorch_model.bin")
+    (small_model / "model.safetensors").unlink()
+    monkeypatch.setattr("refine_lab.models.loading._fetch_weights", lambda place, allow_pickle: [])
+    with pytest.raises(ValueError, match=r"cannot be read: .*no file named model\.safetensors"):
+        load_model(small_model)
+
+
 def test_an_embedding_may_be_larger_than_its_tokenizer_and_not_smaller(tmp_path):
     policy, tokenizer = load_model(save_small_model(tmp_path / "padded", vocab_size=512))
     assert (policy.config.vocab_size, len(tokenizer)) == (512, 384)
@@ -242,10 +255,18 @@ def test_pickled_weights_are_read_only_where_the_caller_says_so(small_model, fil
     policy, _ = load_model(small_model)
     torch.save(policy.state_dict(), small_model / file)
     (small_model / "model.safetensors").unlink()
-    message = rf"holds pickled weights only \({file}\), which are not read unless load_model is told allow_pickle=True$"
+    message = (
+        rf"holds pickled weights only \({file}\), which are not read unless load_model is told allow_pickle=True; "
+        "for a training run, load it so, save model and tokenizer to a folder with save_pretrained, and name that folder$"
+    )
     with pytest.raises(ValueError, match=message):
         load_model(small_model)
-    same_tensors(load_model(small_model, allow_pickle=True)[0], policy.state_dict())
+    torch.save({"optimizer": 1}, small_model / "model_optim.pt")  # not the weights', whatever its name begins with
+    loaded, tokenizer = load_model(small_model, allow_pickle=True)
+    same_tensors(loaded, policy.state_dict())
+    for part in (loaded, tokenizer):
+        part.save_pretrained(small_model / "for a run")
+    same_tensors(load_model(small_model / "for a run")[0], policy.state_dict())
 
 
 class Harmful:
@@ -253,11 +274,14 @@ class Harmful:
         return print, ("this ran",)
 
 
-@pytest.mark.parametrize("content", (Harmful(), [1, 2], None))
+@pytest.mark.parametrize("content", (Harmful(), [1, 2], None, {}, {1: torch.ones(1)}, b"", b"abc"))
 def test_of_a_pickle_nothing_but_tensors_is_read(small_model, capsys, content):
     (small_model / "model.safetensors").unlink()
-    torch.save(content, small_model / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"the weights in .* cannot be read") as caught:
+    if isinstance(content, bytes):  # half a file
+        (small_model / "pytorch_model.bin").write_bytes(content)
+    else:
+        torch.save(content, small_model / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"the weights in .*pytorch_model\.bin cannot be read: .") as caught:
         load_model(small_model, allow_pickle=True)
     assert "\n" not in str(caught.value) and "this ran" not in capsys.readouterr().out
 
@@ -276,6 +300,10 @@ class Model(DeltaNetForCausalLM):
 
 class NoPolicy:
     pass
+
+
+def function(config):
+    return Model(config)
 """
 
 
@@ -295,7 +323,7 @@ def code_cache(tmp_path, monkeypatch) -> None:
 def test_code_of_a_repository_is_run_only_where_the_caller_says_so(small_model, code_cache):
     with_code(small_model, "Model")
     message = (
-        r"config\.json needs code of its own \(modeling_own\.Model\): it is not run unless .* trust_remote_code=True$"
+        r"needs code of its own \(modeling_own\.Model\): it is not run unless .*=True, which no training run does$"
     )
     with pytest.raises(ValueError, match=message):
         load_model(small_model)
@@ -305,13 +333,19 @@ def test_code_of_a_repository_is_run_only_where_the_caller_says_so(small_model, 
 
 
 def test_code_that_is_no_policy_is_refused(small_model, code_cache):
-    with_code(small_model, "NoPolicy")
-    with pytest.raises(ValueError, match=r"modeling_own\.NoPolicy of .* is no FastWeightLM"):
+    for name in ("NoPolicy", "function"):
+        with_code(small_model, name)
+        with pytest.raises(ValueError, match=rf"modeling_own\.{name} of .* is no FastWeightLM"):
+            load_model(small_model, trust_remote_code=True)
+    (small_model / "broken.py").write_text("raise RuntimeError('not here')\n")
+    for module in ("absent", "broken"):
+        change(small_model, auto_map={"AutoConfig": f"{module}.Config", "AutoModelForCausalLM": f"{module}.Model"})
+        with pytest.raises(ValueError, match=r"the code that .*config\.json names cannot be used: ") as caught:
+            load_model(small_model, trust_remote_code=True)
+        assert "\n" not in str(caught.value)
+    change(small_model, auto_map={"AutoModelForCausalLM": "modeling_own.Model"})
+    with pytest.raises(ValueError, match="its auto_map names no AutoConfig"):
         load_model(small_model, trust_remote_code=True)
-    change(small_model, auto_map={"AutoConfig": "absent.Config", "AutoModelForCausalLM": "absent.Model"})
-    with pytest.raises(ValueError, match=r"the code that .*config\.json names cannot be used: ") as caught:
-        load_model(small_model, trust_remote_code=True)
-    assert "\n" not in str(caught.value)
 
 
 OWN_TOKENIZER = """
@@ -354,67 +388,6 @@ def test_a_model_type_has_its_classes(model_type, config, model):
     found = family(model_type)
     assert (found[0].__name__, found[1].__name__) == (config, model)
     assert issubclass(found[0], PreTrainedConfig) and issubclass(found[1], FastWeightLM)
-
-
-@pytest.mark.parametrize("model_type", ("jamba", "falcon_mamba", "falcon_h1", "zamba2"))
-def test_a_family_that_is_not_taken_is_refused_with_the_reason(small_model, model_type):
-    change(small_model, model_type=model_type)
-    with pytest.raises(
-        ValueError, match=rf"config\.json names model_type '{model_type}'.* refused: transformers c"
-    ) as caught:
-        load_model(small_model)
-    assert "\n" not in str(caught.value)
-
-
-def test_other_models_of_fla_are_loaded_for_cuda_and_refused_elsewhere(tmp_path, small_model, monkeypatch):
-    theirs, _, model_class = fla_pair("GLA")
-    theirs.save_pretrained(tmp_path / "gla")
-    load_model(small_model)[1].save_pretrained(tmp_path / "gla")
-    with pytest.raises(ValueError, match=r"gla' is a gla, which runs on cuda only, not on cpu$"):
-        load_model(tmp_path / "gla", device="cpu")
-    monkeypatch.setattr("refine_lab.models.fla_models.FlaLM.devices", ("cuda", "cpu"))
-    policy, _ = load_model(tmp_path / "gla", device="cpu")
-    assert isinstance(policy, FastWeightLM)
-    same_tensors(policy, theirs.state_dict())
-    policy.save_pretrained(tmp_path / "ours")
-    same_tensors(model_class.from_pretrained(tmp_path / "ours"), theirs.state_dict())
-    change(tmp_path / "gla", model_type="retnet")
-    with pytest.raises(ValueError, match="names model_type 'retnet', which is refused: its layers keep keys"):
-        load_model(tmp_path / "gla")
-
-
-def fla_pair(kind: str, **fields):
-    """A small random model of fla's own class, and fla's two classes."""
-    models = pytest.importorskip("fla.models", reason="flash-linear-attention is not installed here")
-    config_class, model_class = getattr(models, f"{kind}Config"), getattr(models, f"{kind}ForCausalLM")
-    heads = {"head_dim": 16} if kind == "GatedDeltaNet" else {}
-    config = config_class(**{**SIZES, "vocab_size": 400, **heads, **fields})
-    return model_class(config), config_class, model_class
-
-
-@pytest.mark.parametrize("kind", ("DeltaNet", "GatedDeltaNet"))
-@pytest.mark.parametrize(
-    ("fields", "saving"),
-    [
-        ({}, {}),
-        ({"tie_word_embeddings": True}, {"max_shard_size": "20KB"}),
-        ({"use_gate": True}, {"max_shard_size": "20KB"}),
-    ],
-    ids=("plain", "tied in shards", "gate in shards"),
-)
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_what_fla_saves_we_load_and_the_other_way_round(tmp_path, small_model, kind, fields, saving, dtype):
-    theirs, _, model_class = fla_pair(kind, **fields)
-    theirs.to(dtype).save_pretrained(tmp_path / "fla", **saving)
-    load_model(small_model)[1].save_pretrained(tmp_path / "fla")
-    ours, _ = load_model(tmp_path / "fla")
-    assert type(ours).__module__.startswith("refine_lab.models.")
-    same_tensors(ours, theirs.state_dict())
-    tied = ours.lm_head.weight.data_ptr() == ours.model.embeddings.weight.data_ptr()
-    assert tied == fields.get("tie_word_embeddings", False)
-    ours.save_pretrained(tmp_path / "ours", **saving)
-    back = model_class.from_pretrained(tmp_path / "ours", dtype=torch.float32)
-    same_tensors(back, ours.state_dict())
 
 
 @pytest.mark.parametrize("kind", ("Qwen3_5", "Qwen3_5Moe"))
@@ -482,3 +455,45 @@ def test_settings_change_numbers_of_the_configuration_and_nothing_else(small_mod
         load_model(small_model, settings={"conv_size": 0})
     with pytest.raises(ValueError, match=r"do not fit its config.json: .* is \[.*\], not \[.*\]"):
         load_model(small_model, settings={"hidden_size": 64})
+    with pytest.raises(ValueError, match="the setting norm_eps must be a number, got nan"):
+        load_model(small_model, settings={"norm_eps": float("nan")})
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hybrid")
+    make("qwen3_next", torch.float32, vocab_size=400).save_pretrained(folder)
+    train_tokenizer(TEXTS, 400).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": "32"}, "Field 'hidden_size' expected int, got str"),
+        ({"layer_types": ["linear_attention"] * 3}, r"`num_hidden_layers` \(4\) must be equal to"),
+        ({"layer_types": ["sliding_attention"] * 4}, "layer_types must be of 'linear_attention' and 'full_attention'"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be above 0, got 0"),
+        ({"hidden_act": "none such"}, "KeyError: 'none such'"),
+        ({"text_config": {"hidden_size": 3}}, "it sets text_config, of which a qwen3_next has none"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "it sets 'quantization_config': quantised weights are"),
+        ({"transformers_weights": "a.safetensors"}, "it sets 'transformers_weights': weights are read from files of"),
+    ],
+)
+def test_a_hybrids_configuration_is_refused_in_one_sentence(hybrid, tmp_path, fields, message):
+    shutil.copytree(hybrid, tmp_path, dirs_exist_ok=True)
+    change(tmp_path, **fields)
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/config\.json cannot be used: .*{message}") as caught:
+        load_model(tmp_path)
+    assert type(caught.value) is ValueError and "\n" not in str(caught.value)
+
+
+def test_settings_of_a_hybrid_are_of_their_fields_type(hybrid):
+    policy, _ = load_model(hybrid, settings={"rms_norm_eps": 1, "max_position_embeddings": 64.0})
+    assert policy.config.rms_norm_eps == 1.0 and policy.model.norm.eps == 1.0
+    assert policy.config.max_position_embeddings == 64 and type(policy.config.max_position_embeddings) is int
+    for name, value, message in [("num_hidden_layers", 3, "must be equal to"), ("rms_norm_eps", -1, "must be above 0")]:
+        where = re.escape(f"{hybrid}/config.json with {{'{name}': {value}}} cannot be used: ")
+        with pytest.raises(ValueError, match=f"^{where}.*{message}") as caught:
+            load_model(hybrid, settings={name: value})
+        assert type(caught.value) is ValueError and "\n" not in str(caught.value)

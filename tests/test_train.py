@@ -178,6 +178,15 @@ def test_the_micro_batch_changes_no_draw_and_next_to_no_metric(config, whole):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-4), name
 
 
+def test_numbers_of_the_models_configuration_reach_the_process(config):
+    """The reference of kl_coef too: before its first update a policy is its reference."""
+    method = replace(config.method, kl_coef=0.1)
+    run = train(replace(config, steps=1, mini_batch_size=4, method=method, model_settings={"norm_eps": 0.5}))
+    policy, _ = load_model(run.path, device="cpu")
+    assert policy.config.norm_eps == 0.5
+    assert run.metrics()["kl"].tolist() == pytest.approx([0.0], abs=1e-6)
+
+
 def largest_id(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
     return rollout_ids.max(-1).values.to(logprobs.dtype)
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from refine_lab.config import unknown
 from refine_lab.models.base import FastWeightLM
+from refine_lab.models.checks import number
 from refine_lab.models.fla_models import FLA_MODELS, FLA_REFUSED, fla_family
 from refine_lab.models.hub import Place
 from refine_lab.models.hybrids import HYBRIDS, REFUSED, hybrid_family
@@ -51,7 +56,13 @@ FORMER_VALUES = {("attn_mode", "fused_chunk"): "chunk"}
 REASONS = FLA_REFUSED | REFUSED
 """`model_type` -> why it is not taken."""
 
-NOT_RUN = "it is not run unless load_model is told trust_remote_code=True"
+NOT_READ = {
+    "quantization_config": "quantised weights are not read",
+    "transformers_weights": "weights are read from files of the usual names only",
+}
+"""Fields of any config.json -> why a value of theirs is refused."""
+
+NOT_RUN = "it is not run unless load_model is told trust_remote_code=True, which no training run does"
 
 
 def register() -> None:
@@ -84,52 +95,95 @@ def family(model_type: str) -> tuple[type, type[FastWeightLM]]:
     raise ValueError(f"model_type {model_type!r}; allowed are {', '.join(map(repr, allowed))}")
 
 
-def configured(place: Place, trust_remote_code: bool) -> tuple[Any, type[FastWeightLM]]:
-    """The configuration of a place and the model class that it asks for."""
+def configured(
+    place: Place, trust_remote_code: bool = False, settings: Mapping[str, int | float] | None = None
+) -> tuple[Any, type[FastWeightLM]]:
+    """The configuration of a place, with the numbers of `settings` in it, and the model class that it asks for.
+
+    An empty model is built of it: what none can be built of is refused before any weights are looked for.
+    Raises FileNotFoundError where there is no config.json, and ValueError for one that cannot be used.
+    """
     path = place.folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{place.folder} holds no model: it has no config.json")
     fields = read_json(path)
-    model_type, code = fields.get("model_type"), fields.get("auto_map")
+    config_class, model_class = _classes(place, fields, trust_remote_code)
+    with _refusing(str(path)):
+        _refuse_unread(fields)
+        if fields.get("model_type") in MODEL_TYPES:
+            config = config_class.from_dict(_settings(fields, config_class))
+        else:
+            config = config_class.from_pretrained(place.folder)
+    numbers = changed(config, settings) if settings else None
+    with _refusing(f"{path} with {dict(settings)}" if settings else str(path)), torch.device("meta"):
+        config = config if numbers is None else type(config).from_dict(numbers)
+        model_class(deepcopy(config))
+    return config, model_class
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """In one sentence, whatever is raised: the configurations and models of others raise errors of every kind."""
     try:
-        config_class, model_class = family(str(model_type))
+        yield
+    except Exception as error:
+        raise ValueError(f"{what} cannot be used: {one_line(error)}") from error
+
+
+def _classes(place: Place, fields: dict[str, Any], trust_remote_code: bool) -> tuple[type, type[FastWeightLM]]:
+    path, code = place.folder / "config.json", fields.get("auto_map")
+    model_type = fields.get("model_type")
+    if model_type is None and not code:
+        raise ValueError(f"{path} has no model_type: it is not the configuration of a model")
+    try:
+        return family(str(model_type))
     except (ValueError, ImportError) as error:
-        if not (code and model_type not in REASONS):
+        if not code or str(model_type) in REASONS:
             raise ValueError(f"{path} names {error}") from error
-        config_class, model_class = _remote_family(place, code, trust_remote_code)
-    try:
-        if model_type in MODEL_TYPES:
-            return config_class.from_dict(_settings(fields, config_class, path)), model_class
-        return config_class.from_pretrained(place.folder), model_class
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be used: {one_line(error)}") from error
+    return _remote_family(place, code, trust_remote_code)
 
 
-def changed(config: Any, settings: Mapping[str, int | float]) -> Any:
-    """The configuration with some of its numbers replaced, checked anew. Raises ValueError for a name that is no number's."""
+def _refuse_unread(fields: dict[str, Any]) -> None:
+    text = fields.get("text_config")
+    for name, reason in NOT_READ.items():
+        if any(part.get(name) is not None for part in (fields, text) if isinstance(part, dict)):
+            raise ValueError(f"it sets {name!r}: {reason}")
+
+
+def changed(config: Any, settings: Mapping[str, int | float]) -> dict[str, Any]:
+    """The fields of a configuration with some of its numbers replaced, each by one of the same type where it can be.
+
+    Raises ValueError for a name that is no number's and for a value that is none.
+    """
     fields = config.to_dict()
     numbers = {name: x for name, x in fields.items() if isinstance(x, (int, float)) and not isinstance(x, bool)}
     for name, value in settings.items():
         if name not in numbers:
             raise unknown(f"number of {type(config).__name__}", name, numbers)
-        fields[name] = int(value) if isinstance(numbers[name], int) and float(value).is_integer() else value
-    return type(config).from_dict(fields) if settings else config
+        if not number(value) or abs(value) > sys.float_info.max:
+            raise ValueError(f"the setting {name} must be a number, got {value!r}")
+        whole = isinstance(numbers[name], int) and value == int(value)
+        fields[name] = int(value) if whole else float(value)
+    return fields
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ValueError where it holds none."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} holds no JSON object: {error}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path} holds no JSON object: it is a {type(fields).__name__}")
     return fields
 
 
-def _settings(fields: dict[str, Any], config_class: type, path: Path) -> dict[str, Any]:
+def _settings(fields: dict[str, Any], config_class: type) -> dict[str, Any]:
     """A config.json as today's: former names and values translated; a field that nothing here honours is refused."""
     own = {x.name for x in dataclasses.fields(config_class)} | set(PreTrainedConfig().to_dict())
+    for former, name in FORMER_NAMES.items():
+        if former in fields and fields.get(name, fields[former]) != fields[former]:
+            raise ValueError(f"it sets {name} to {fields[name]!r} and {former}, its former name, to {fields[former]!r}")
     settings = {}
     for name, value in fields.items():
         name = FORMER_NAMES.get(name, name) if name not in own else name
@@ -151,12 +205,13 @@ def _remote_family(place: Place, code: Any, trust_remote_code: bool) -> tuple[ty
     names = {kind: code_name(code, kind) for kind in ("AutoConfig", "AutoModelForCausalLM")}
     if not trust_remote_code:
         raise ValueError(f"{path} needs code of its own ({names['AutoModelForCausalLM']}): {NOT_RUN}")
+    for kind, name in names.items():
+        if name == "None":
+            raise ValueError(f"{path} needs code of its own, and its auto_map names no {kind}")
     place.fetch(["*.py"])
-    try:
+    with _refusing(f"the code that {path} names"):
         config, model = (get_class_from_dynamic_module(name, str(place.folder)) for name in names.values())
-    except (OSError, ValueError, ImportError, AttributeError, SyntaxError) as error:
-        raise ValueError(f"the code that {path} names cannot be used: {one_line(error)}") from error
-    if not issubclass(model, FastWeightLM):
+    if not (isinstance(model, type) and issubclass(model, FastWeightLM)):
         raise ValueError(
             f"{names['AutoModelForCausalLM']} of {place.folder} is no FastWeightLM: it has no state as a value"
         )
@@ -169,6 +224,8 @@ def code_name(code: Any, kind: str) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, cut at 300 letters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """What an error says, cut at 300 letters and before the stack that torch writes behind; with its kind where it needs it."""
+    text = " ".join(str(error).split("Exception raised from")[0].split()) or type(error).__name__
+    if isinstance(error, (LookupError, ArithmeticError)):
+        text = f"{type(error).__name__}: {text}"
     return text if len(text) <= 300 else f"{text[:300]}..."

@@ -66,12 +66,8 @@ KINDS = ("recurrent_state", "conv_state", "ffn_state")
 def fla_family(model_type: str) -> tuple[type, type[FastWeightLM]]:
     """fla's configuration class and our model class, of the same name as fla's, for a `model_type` of `FLA_MODELS`.
 
-    Raises ValueError for another model type, with the reason where it is one of `FLA_REFUSED`, and ImportError where fla
-    is not installed.
+    Raises ImportError where fla is not installed.
     """
-    if model_type not in FLA_MODELS:
-        reason = FLA_REFUSED.get(model_type, f"allowed are {', '.join(map(repr, FLA_MODELS))}")
-        raise ValueError(f"model_type {model_type!r} of flash-linear-attention is not taken: {reason}")
     prefix, _ = FLA_MODELS[model_type]
     module = _fla(f"fla.models.{model_type}")
     config_class, theirs = getattr(module, f"{prefix}Config"), getattr(module, f"{prefix}ForCausalLM")
@@ -118,6 +114,8 @@ class FlaLM(FastWeightLM):
             raise RuntimeError(
                 f"{type(self).__name__} runs on CUDA only, where flash-linear-attention's kernels do: got {input_ids.device}"
             )
+        if state is not None:
+            state.expect(len(input_ids), ())  # which tensors there are is each model's own
         if lengths is None:
             lengths = torch.full((len(input_ids),), input_ids.shape[1], device=input_ids.device)
         start = torch.zeros_like(lengths) if state is None else state.lengths

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from refine_lab.run_files import checkpoints
+from refine_lab.run_files import checkpoints, read_json
 
 SHIPPED = Path(__file__).parent / "shipped"
 """The models that come with the package, a folder each."""
@@ -40,7 +42,9 @@ SMALL_FILES = (
 SECONDS_TO_ANSWER = 10.0
 """A hub that has not answered by then counts as out of reach."""
 
-_NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<subfolder>[^@:]+))?(@(?P<revision>[^@:]+))?", re.ASCII)
+_NAME = re.compile(
+    r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<subfolder>[^@:*?\[\]]+))?(@(?P<revision>[^@:]+))?", re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -128,24 +132,40 @@ def resolve(name: str) -> Path:
     return locate(name).folder
 
 
+def shipped(name: str) -> Path | None:
+    """The folder of the shipped model of that name, or None where there is none."""
+    return next((folder for folder in SHIPPED.iterdir() if folder.name == name and folder.is_dir()), None)
+
+
+def own_folder(name: str) -> Path | None:
+    """The folder at that path, which may begin with ~, or None where there is none."""
+    path = os.path.expanduser(name)  # as it is where there is no such user
+    return Path(path) if os.path.isdir(path) else None  # False for what no file system takes, too
+
+
 def _local(name: str) -> Path | None:
-    shipped, path = SHIPPED / name, Path(name).expanduser()
-    if not name:
-        return None
-    if "/" not in name and shipped.is_dir():
-        return shipped
-    if (path / "checkpoints").is_dir():
-        steps = checkpoints(path)
-        if not steps:
-            raise FileNotFoundError(f"the run {path} has no checkpoint yet")
-        return steps[-1][1]
-    return path if path.is_dir() else None
+    folder = shipped(name) or own_folder(name)
+    if folder is None or not _is_run(folder):
+        return folder
+    steps = checkpoints(folder)
+    if not steps:
+        raise FileNotFoundError(f"the run {folder} has no checkpoint yet")
+    return steps[-1][1]
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether its config.json is a run's: a model's may have a folder `checkpoints` beside it."""
+    try:
+        fields = read_json(folder / "config.json")
+    except (OSError, ValueError):
+        return False
+    return "format_version" in fields and "model_type" not in fields
 
 
 def _looked_for(name: str) -> str:
-    shipped = ", ".join(sorted(path.name for path in SHIPPED.glob("*"))) or "none"
-    path = Path(name).expanduser().absolute()
-    return f"there is no model {name!r}: not among the shipped ones ({shipped}), no run or folder at {path}"
+    known = ", ".join(sorted(path.name for path in SHIPPED.glob("*"))) or "none"
+    path = Path(os.path.expanduser(name)).absolute()
+    return f"there is no model {name!r}: not among the shipped ones ({known}), no run or folder at {path}"
 
 
 def _download(name: str, asked: HubName) -> Place:
@@ -172,7 +192,10 @@ def _download(name: str, asked: HubName) -> Place:
 
 def _ask(asked: HubName) -> Any:
     """What the hub says of the repository. snapshot_download asks too, but sets no limit to the wait."""
-    return HfApi().repo_info(asked.repo, revision=asked.revision, timeout=SECONDS_TO_ANSWER)
+    try:
+        return HfApi().repo_info(asked.repo, revision=asked.revision, timeout=SECONDS_TO_ANSWER)
+    except (JSONDecodeError, LookupError, TypeError) as error:
+        raise HTTPError("what answers is no hub, but perhaps a network's login page") from error
 
 
 def _snapshot(asked: HubName, files: Sequence[str]) -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from refine_lab.models.prefix_cache import Reading
-from refine_lab.ops.delta_rule import delta_rule
+from refine_lab.ops.delta_rule import delta_rule, log_decay
 from refine_lab.ops.short_conv import causal_conv, window_at
 
 Mixed = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -50,7 +50,7 @@ def gated_delta_net(
     q, k = (_unit(x.unflatten(-1, (layer.num_k_heads, -1))) for x in (q, k))
     v = v.unflatten(-1, (layer.num_v_heads, -1))
     beta = b.sigmoid() * (2 if getattr(layer, "allow_neg_eigval", False) else 1)
-    log_gate = -layer.A_log.to(wide(a)).exp() * F.softplus(a.to(wide(a)) + layer.dt_bias)
+    log_gate = log_decay(a, layer.A_log, layer.dt_bias)
     scale = layer.head_k_dim**-0.5
     o, states = delta_rule(q * scale, k, v, beta, before.get("recurrent_state"), log_gate=log_gate)
     cache_params.keep(layer.layer_idx, partial(_state_at, states, inputs, size))

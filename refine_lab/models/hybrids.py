@@ -57,16 +57,27 @@ REFUSED: dict[str, str] = {
 """`model_type` -> why a fast-weight model of transformers is not taken."""
 
 
+OWN_TENSORS = {
+    "linear_attention": ("recurrent_state", "conv_state"),
+    "full_attention": ("keys", "values", "prefix_lengths"),
+}
+"""Kind of layer -> what it keeps of each row."""
+
+POSITIVE = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim"),
+    *("linear_conv_kernel_dim", "rms_norm_eps"),
+)
+"""Numbers whose sign transformers does not look at."""
+
+
 @cache
 def hybrid_family(model_type: str) -> tuple[type, type[FastWeightLM]]:
     """The configuration class of transformers and our model class for a `model_type` of `HYBRIDS`.
 
-    The model class has the name of transformers' own, so that plain transformers loads what it saves. Raises ValueError
-    for another model type, with the reason where it is one of `REFUSED`, and ImportError where transformers lacks it.
+    The model class has the name of transformers' own, so that plain transformers loads what it saves. Raises ImportError
+    where transformers lacks it.
     """
-    if model_type not in HYBRIDS:
-        reason = REFUSED.get(model_type, f"allowed are {', '.join(map(repr, HYBRIDS))}")
-        raise ValueError(f"model_type {model_type!r} is not among the hybrids: {reason}")
     family = HYBRIDS[model_type]
     modeling, configuration = (
         import_quietly(f"transformers.models.{family.package}.{part}_{family.package}", "transformers 5.17 or later")
@@ -108,9 +119,12 @@ class HybridLM(FastWeightLM):
         lengths: Int[Tensor, "B"] | None = None,
         state: State | None = None,
     ) -> Trace:
+        _check_attention(self.config)  # it may have been switched since
         rows, width = input_ids.shape
         if lengths is None:
             lengths = torch.full((rows,), width, device=input_ids.device)
+        if state is not None:
+            state.expect(rows, OWN_TENSORS[self.config.layer_types[0]])
         reading, x = Reading(state, input_ids), self.model.embed_tokens(input_ids)
         start = torch.zeros_like(lengths) if state is None else state.lengths
         rotary = self._rotary(start.unsqueeze(-1) + torch.arange(width, device=x.device), x)
@@ -142,7 +156,12 @@ class HybridLM(FastWeightLM):
 
 def _check(config: Any) -> None:
     """Refuse, by name, what would be computed wrongly."""
-    kinds = set(config.layer_types) - {"linear_attention", "full_attention"}
+    if config.get_text_config() is not config:
+        raise ValueError(f"it sets text_config, of which a {config.model_type} has none")
+    for name in POSITIVE:
+        if (value := getattr(config, name, None)) is not None and not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
+    kinds = set(config.layer_types) - set(OWN_TENSORS)
     if kinds:
         raise ValueError(f"layer_types must be of 'linear_attention' and 'full_attention', got {sorted(kinds)}")
     rope = (config.rope_parameters or {}).get("rope_type", "default")
@@ -150,5 +169,9 @@ def _check(config: Any) -> None:
         raise ValueError(
             f"rope_type {rope!r} turns earlier keys by how much is read later: no state of a prefix holds it"
         )
+    _check_attention(config)
+
+
+def _check_attention(config: Any) -> None:
     if config._attn_implementation not in (None, "sdpa"):
         raise ValueError(f"attn_implementation must be 'sdpa', got {config._attn_implementation!r}")

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import filter as matching
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from refine_lab.data.corpus import Manifest, load_manifest
 from refine_lab.data.tokenizer import check_tokenizer
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.families import MODEL_TYPES as MODEL_TYPES
-from refine_lab.models.families import NOT_RUN, changed, code_name, configured, one_line, read_json
+from refine_lab.models.families import NOT_RUN, code_name, configured, one_line, read_json
 from refine_lab.models.families import family as family
 from refine_lab.models.families import register as register
 from refine_lab.models.hub import SHIPPED as SHIPPED
@@ -27,8 +29,10 @@ MANIFEST = "manifest.json.gz"
 """Beside the weights of a model trained on the Python corpus: its files, with their hashes."""
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = ("pytorch_model*.bin", "model*.pt", "model*.pth")
-"""Names of pickled weights, which are taken only where the caller says so."""
+PICKLES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "model.pt")
+"""Names of pickled weights, which are taken only where the caller says so: those of the first kind that there is."""
+
+_SHARD = re.compile(r"[^/\\*?\[\]]+\.safetensors")
 
 
 def load_model(
@@ -52,28 +56,43 @@ def load_model(
 
     Our own classes read what others wrote; code that comes with a model is neither fetched nor run. `trust_remote_code`
     allows it, for a tokenizer and for a `FastWeightLM` of the repository's own; `allow_pickle` allows weights in
-    pytorch_model*.bin and model*.pt, where there are no safetensors, of which nothing but tensors is read.
+    `PICKLES`, where there are no safetensors, of which nothing but tensors is read.
 
     Raises FileNotFoundError where nothing is found, naming where it was looked for, and ValueError for a model of another
     family, weights that do not fit the configuration, a tokenizer that does not fit the embedding, and what is not allowed.
     """
-    target = resolve_device(device)
-    name, drawn = str(name), str(name).startswith("new:")
-    place = locate(name.removeprefix("new:"), revision)
-    config, model_class = configured(place, trust_remote_code)
-    config = changed(config, settings or {})
-    if target.type not in (devices := getattr(model_class, "devices", ("cpu", "cuda"))):
-        raise ValueError(
-            f"{name!r} is a {config.model_type}, which runs on {' and '.join(devices)} only, not on {target}"
-        )
+    place, config, model_class, target = prepared(
+        name, device=device, revision=revision, trust_remote_code=trust_remote_code, settings=settings
+    )
     tokenizer = _tokenizer(place.tokenizer, trust_remote_code)
     check_tokenizer(tokenizer, config.get_text_config().vocab_size)
-    if drawn:
+    if str(name).startswith("new:"):
         torch.manual_seed(seed)
         model = model_class(config).to(dtype)
     else:
         model = _load_weights(model_class, config, place, dtype, allow_pickle)
     return model.to(target).eval(), tokenizer
+
+
+def prepared(
+    name: str | Path,
+    *,
+    device: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    settings: Mapping[str, int | float] | None = None,
+) -> tuple[Place, Any, type[FastWeightLM], torch.device]:
+    """What `load_model` knows before it reads weights: the model's place, configuration, class and device.
+
+    Raises what `load_model` raises for them.
+    """
+    target = resolve_device(device)
+    place = locate(str(name).removeprefix("new:"), revision)
+    config, model_class = configured(place, trust_remote_code, settings)
+    if target.type not in model_class.devices:
+        devices = " and ".join(model_class.devices)
+        raise ValueError(f"{str(name)!r} is a {config.model_type}, which runs on {devices} only, not on {target}")
+    return place, config, model_class, target
 
 
 def manifest_of(name: str | Path) -> Manifest | None:
@@ -86,8 +105,9 @@ def resolve_device(device: str) -> torch.device:
     """`auto` is CUDA where there is one. Raises ValueError for a device that torch does not know or have."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind = device.split(":")[0]
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+    found = re.fullmatch(r"(cpu|cuda)(:(\d+))?", device)
+    kind, index = (found[1], int(found[3] or 0)) if found else ("", 0)
+    if kind != "cpu" and not (kind == "cuda" and index < torch.cuda.device_count()):
         raise ValueError(f"device must be 'auto', 'cpu' or, where there is a GPU, 'cuda' or 'cuda:N', got {device!r}")
     return torch.device(device)
 
@@ -132,13 +152,12 @@ def _load_weights(
     model_class: type[FastWeightLM], config: Any, place: Place, dtype: torch.dtype, allow_pickle: bool
 ) -> FastWeightLM:
     folder, pickled = place.folder, _fetch_weights(place, allow_pickle)
-    settings = dict(config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True)
+    how = dict(state_dict=_unpickled(pickled)) if pickled else dict(use_safetensors=True, local_files_only=True)
+    how |= dict(config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True)
     try:  # sizes that differ are told below, in one sentence
-        if pickled:
-            model, info = model_class.from_pretrained(None, state_dict=_unpickled(pickled), **settings)
-        else:
-            model, info = model_class.from_pretrained(folder, use_safetensors=True, local_files_only=True, **settings)
-    except (RuntimeError, OSError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+        with _without_report():
+            model, info = model_class.from_pretrained(None if pickled else folder, **how)
+    except Exception as error:  # of transformers, safetensors, torch and the system, for files of every kind of damage
         raise ValueError(f"the weights in {folder} cannot be read: {one_line(error)}") from error
     for name, stored, built in sorted(info["mismatched_keys"]):
         raise ValueError(
@@ -149,6 +168,17 @@ def _load_weights(
         if names:
             raise ValueError(f"the weights in {folder} do not fit its config.json: {kind} {', '.join(names[:3])}")
     return model
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Without transformers' table of the weights that do not fit, which are refused in a sentence."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _fetch_weights(place: Place, allow_pickle: bool) -> list[Path]:
@@ -166,13 +196,15 @@ def _fetch_weights(place: Place, allow_pickle: bool) -> list[Path]:
 
 
 def _fetch_pickled(place: Place, allow_pickle: bool) -> list[Path]:
-    names = [name for name in place.files() if any(Path(name).match(pattern) for pattern in PICKLES)]
+    there = place.files()
+    names = next((found for kind in PICKLES if (found := matching(there, kind))), [])
     if not names:
         raise FileNotFoundError(f"{place.folder} holds no weights: it has no {WEIGHTS}")
     if not allow_pickle:
         raise ValueError(
             f"{place.folder} holds pickled weights only ({names[0]}), which are not read unless load_model is told "
-            "allow_pickle=True"
+            "allow_pickle=True; for a training run, load it so, save model and tokenizer to a folder with "
+            "save_pretrained, and name that folder"
         )
     place.fetch(names)
     return [place.folder / name for name in names]
@@ -182,14 +214,21 @@ def _shards(index: Path) -> list[str]:
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise ValueError(f"{index} names no weights: it has no weight_map")
-    return sorted({str(name) for name in shards.values()})
+    for name in shards.values():
+        if not (isinstance(name, str) and _SHARD.fullmatch(name)):
+            raise ValueError(f"{index} names {name!r}; allowed are the names of .safetensors files beside it")
+    return sorted(set(shards.values()))
 
 
 def _unpickled(paths: list[Path]) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for path in paths:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(found, dict) or not all(isinstance(x, torch.Tensor) for x in found.values()):
-            raise ValueError(f"{path.name} holds something else than tensors by name")
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle raises errors of every kind
+            raise ValueError(f"the weights in {path} cannot be read: {one_line(error)}") from error
+        named = isinstance(found, dict) and all(isinstance(name, str) for name in found)
+        if not found or not named or not all(isinstance(x, torch.Tensor) for x in found.values()):
+            raise ValueError(f"the weights in {path} cannot be read: it holds something else than tensors by name")
         tensors |= found
     return tensors
