@@ -284,6 +284,9 @@ def _checked(name: str, hint: Any, value: Any) -> Any:
     if any(dataclasses.is_dataclass(option) for option in options):
         allowed = " or ".join("none" if option is type(None) else f"a {option.__name__}" for option in options)
         require(isinstance(value, options), name, value, allowed)
+    elif isinstance(hint, UnionType):
+        (kind,) = (option for option in options if option is not type(None))
+        return None if value is None else _checked(name, kind, value)
     elif typing.get_origin(hint) is Mapping:
         named = isinstance(value, Mapping) and all(isinstance(key, str) and key for key in value)
         require(named, name, value, "a mapping from names to numbers")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
+import threading
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from refine_lab import ttt
 from refine_lab.config import RefineConfig
 from refine_lab.draws import Draws
 from refine_lab.step import train_step
-from refine_lab.ttt import TTTConfig, adapt, adapted, fitted, restored
+from refine_lab.ttt import Restored, TTTConfig, adapt, adapted, fitted
 from refine_lab.types import Batch
 
 PROMPTS, LENGTH = 200, 180
@@ -34,16 +36,18 @@ def moved(policy, before: dict[str, torch.Tensor]) -> set[str]:
 
 @pytest.mark.parametrize("method", [None, TTTConfig().method], ids=["sft", "refine"])
 def test_it_moves_the_weights_as_training_does_and_puts_them_back(method):
-    """The updates are those of `train_step` with an optimizer of its own."""
+    """The updates are those of `train_step` with an optimizer of its own, every setting handed on."""
     policy, twin, prompt = make_policy(), make_policy(), prompt_of()
     before = weights(policy)
-    learner = learner_for(twin, method, batch_size=1, mini_batch_size=1, lr=1e-3)
+    settings = dict(lr=1e-3, weight_decay=0.3, max_grad_norm=0.05)
+    learner = learner_for(twin, method, batch_size=1, mini_batch_size=1, **settings)
     batch = Batch(tokens=prompt.unsqueeze(0), lengths=torch.tensor([LENGTH]), sequence_ids=(0,))
-    truth = [train_step(learner, batch, Draws(seed=0, step=step)).metrics for step in (1, 2, 3)]
+    truth = [train_step(learner, batch, Draws(seed=7, step=step)).metrics for step in (1, 2, 3)]
     updates: list[ttt.Update] = []
-    with adapted(policy, prompt, TTTConfig(method=method, steps=3, lr=1e-3), updates.append) as model:
+    with adapted(policy, prompt, TTTConfig(method=method, steps=3, seed=7, **settings), updates.append) as model:
         assert model is policy
         assert all(torch.equal(p, q) for p, q in zip(policy.parameters(), twin.parameters(), strict=True))
+        assert all(p.grad is None for p in policy.parameters())
     assert moved(policy, before) == set()
     assert [update.metrics for update in updates] == truth
     assert [update.number for update in updates] == [1, 2, 3]
@@ -51,19 +55,41 @@ def test_it_moves_the_weights_as_training_does_and_puts_them_back(method):
     assert all(p.grad is None and p.requires_grad for p in policy.parameters())
 
 
-def test_a_named_subset_alone_moves():
+def test_the_modules_own_example():
+    model, text = make_policy(), prompt_of().unsqueeze(0)
+    before = model.generate(text, max_new_tokens=20, do_sample=False)
+    with adapted(model, text[0], TTTConfig(lr=0.05, method=None)) as same:
+        meanwhile = same.generate(text, max_new_tokens=20, do_sample=False)
+    assert not torch.equal(meanwhile, before)
+    assert torch.equal(model.generate(text, max_new_tokens=20, do_sample=False), before)
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["adapted", "adapt"])
+def test_a_named_subset_alone_moves(alone):
     policy = make_policy()
     before = weights(policy)
     policy.model.norm.weight.requires_grad_(False)
-    with adapted(policy, prompt_of(), TTTConfig(parameters=r"layers\.1\.attn\.[qk]_proj", lr=1e-3)):
+    config = TTTConfig(parameters=r"layers\.1\.attn\.[qk]_proj|model\.norm", lr=1e-3)
+    with Restored(policy) if alone else adapted(policy, prompt_of(), config):
+        if alone:
+            list(adapt(policy, prompt_of(), config))
         assert moved(policy, before) == {f"model.layers.1.attn.{name}_proj.weight" for name in "qk"}
     assert moved(policy, before) == set()
     assert [name for name, p in policy.named_parameters() if not p.requires_grad] == ["model.norm.weight"]
 
 
+def test_a_tied_weight_goes_by_either_name():
+    policy = make_policy()
+    assert policy.head_weight is policy.get_input_embeddings().weight
+    before = weights(policy)
+    with adapted(policy, prompt_of(), TTTConfig(parameters="^lm_head", lr=1e-3)):
+        assert moved(policy, before) == {"model.embeddings.weight"}
+    assert moved(policy, before) == set()
+
+
 def test_it_can_be_stopped_after_any_update_and_stops_where_told():
     policy, prompt = make_policy(), prompt_of()
-    with restored(policy):
+    with Restored(policy):
         updates = adapt(policy, prompt, TTTConfig(steps=100, lr=1e-3))
         first = next(updates)
         updates.close()
@@ -76,13 +102,24 @@ def test_it_can_be_stopped_after_any_update_and_stops_where_told():
         last = seen[-1].metrics
         assert last["ntp_loss"] <= losses[0] - 0.01 or last["reward_mean"] >= 0.01
         assert all(u.metrics["ntp_loss"] > losses[0] - 0.01 for u in seen[:-1]) or "stop_at_reward" in settings
+    seen = []
+    with adapted(policy, prompt, TTTConfig(steps=9), lambda update: seen.append(update) or update.number == 2):
+        assert [update.number for update in seen] == [1, 2]
 
 
 class Fault(Exception):
     """Ours alone."""
 
 
-@pytest.mark.parametrize("kind", ["exception", "interrupt", "stop", "memory"])
+FAULTS = {
+    "exception": Fault,
+    "interrupt": KeyboardInterrupt,
+    "stop": SystemExit,
+    "memory": torch.OutOfMemoryError,
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
 def test_after_any_fault_the_weights_are_what_they_were(kind, monkeypatch):
     """50 prompts a kind, the fault at a random place of a random update: bit for bit, flags and gradients too."""
     policy, chance = make_policy(torch.float32), random.Random(kind)
@@ -93,7 +130,7 @@ def test_after_any_fault_the_weights_are_what_they_were(kind, monkeypatch):
     def strike() -> None:
         if kind == "interrupt":
             os.kill(os.getpid(), signal.SIGINT)
-        raise {"exception": Fault, "stop": SystemExit, "memory": torch.OutOfMemoryError}.get(kind, Fault)("now")
+        raise FAULTS[kind]("now")
 
     for number in range(PROMPTS // 4):
         when, place, done = chance.randint(1, 3), chance.choice(["before", "after", "report", "answer"]), [0]
@@ -112,8 +149,7 @@ def test_after_any_fault_the_weights_are_what_they_were(kind, monkeypatch):
 
         monkeypatch.setattr(torch.optim.AdamW, "step", faulty)
         config = TTTConfig(steps=3, lr=1e-2, method=None if number % 2 else TTTConfig().method)
-        faults, prompt = (Fault, KeyboardInterrupt, SystemExit, torch.OutOfMemoryError), prompt_of(seed=number)
-        with pytest.raises(faults), adapted(policy, prompt, config, report):  # noqa: PT012
+        with pytest.raises(FAULTS[kind]), adapted(policy, prompt_of(seed=number), config, report):  # noqa: PT012
             assert moved(policy, before)
             strike()
         assert moved(policy, before) == set(), (number, place, when)
@@ -121,34 +157,103 @@ def test_after_any_fault_the_weights_are_what_they_were(kind, monkeypatch):
         assert all(p.requires_grad for p in policy.parameters())
 
 
-def test_an_interrupt_while_the_weights_are_put_back_waits(monkeypatch):
+UNGUARDED = 5
+"""Lines of the way out before its `try`, where the exception of another signal's handler is nobody's to catch."""
+
+
+@pytest.mark.parametrize("kind", ["interrupt", "other signal"])
+def test_a_signal_at_any_line_from_the_body_on_finds_everything_put_back(kind):
+    """At each line in turn that Python runs of this module, from within the body to the end of the context."""
     policy = make_policy()
-    before, copy, struck = weights(policy), torch.Tensor.copy_, []
+    before, lines = weights(policy), 0
 
-    def slow(self, other):
-        if isinstance(self, torch.nn.Parameter) and not struck:
-            struck.append(True)
-            os.kill(os.getpid(), signal.SIGINT)
-        return copy(self, other)
+    def strike_at(number: int):
+        left = [number]
 
-    with pytest.raises(KeyboardInterrupt), restored(policy):  # noqa: PT012
-        for p in policy.parameters():
-            p.data.add_(1.0)
-        monkeypatch.setattr(torch.nn.Parameter, "copy_", slow)
-    assert struck and moved(policy, before) == set()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        def trace(frame, event, argument):
+            if event == "line" and frame.f_code.co_filename == ttt.__file__:
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGINT if kind == "interrupt" else signal.SIGALRM)
+            return trace
+
+        return trace, left
+
+    def late(number, frame):
+        raise TimeoutError("now")
+
+    old = signal.signal(signal.SIGALRM, late)
+    try:
+        for number in range(1, 1000):
+            trace, left = strike_at(number)
+            try:
+                with Restored(policy):
+                    for p in policy.parameters():
+                        p.data.add_(1.0)
+                    sys.settrace(trace)
+            except (KeyboardInterrupt, TimeoutError):
+                lines += 1
+            finally:
+                sys.settrace(None)
+            if kind == "interrupt" or number > UNGUARDED:
+                assert moved(policy, before) == set(), number
+            policy.load_state_dict(before, strict=False)
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler or kind != "interrupt", number
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if left[0] > 0:
+                break
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert lines > 20
+
+
+def test_another_thread_adapts_and_restores_too():
+    policy, failed = make_policy(), []
+    before = weights(policy)
+
+    def work() -> None:
+        try:
+            with adapted(policy, prompt_of(), TTTConfig(lr=1e-2)):
+                assert moved(policy, before)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failed and moved(policy, before) == set()
+
+
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)], ids=["no_grad", "autocast"]
+)
+def test_the_callers_mode_does_not_matter_and_no_cast_of_old_weights_stays(mode):
+    policy, prompt = make_policy(torch.float32), prompt_of()
+    with mode():
+        first = policy.read(prompt.unsqueeze(0)).hidden_states
+        seen: list[ttt.Update] = []
+        with adapted(policy, prompt, TTTConfig(lr=1e-2), seen.append):
+            assert not torch.equal(policy.read(prompt.unsqueeze(0)).hidden_states, first)
+        assert torch.equal(policy.read(prompt.unsqueeze(0)).hidden_states, first)
+    plain: list[ttt.Update] = []
+    with adapted(policy, prompt, TTTConfig(lr=1e-2), plain.append):
+        pass
+    assert [update.metrics for update in seen] == [update.metrics for update in plain]
 
 
 def test_a_short_prompt_has_fewer_chunks_and_says_so():
     method = RefineConfig(num_chunks=8, rollout_length=5, margin=20)
     assert fitted(method, 200) == method
-    few = fitted(method, 60)
-    assert (few.num_chunks, few.margin) == (2, 20)
-    assert (fitted(method, 12).num_chunks, fitted(method, 12).margin) == (2, 0)
+    found = [fitted(method, length) for length in range(6, 200)]
+    assert [few.num_chunks for few in found] == [min(8, length // 6) for length in range(6, 200)]
+    margins = [few.margin for few in found if few.num_chunks == 8]
+    assert margins == sorted(margins) and margins[-1] == 20
+    assert all(few.fits(length) for few, length in zip(found, range(6, 200), strict=True))
     seen: list[ttt.Update] = []
-    with adapted(make_policy(), prompt_of(60), TTTConfig(method=method, steps=1), seen.append):
+    with adapted(make_policy(), prompt_of(30), TTTConfig(method=method, steps=1), seen.append):
         pass
-    assert seen[0].num_chunks == 2
+    assert seen[0].method == fitted(method, 30)
+    assert seen[0].rollouts.positions.shape == (1, 5)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +264,7 @@ def test_a_short_prompt_has_fewer_chunks_and_says_so():
         (
             60,
             {"parameters": "no_such"},
-            "parameters must be found in a name, such as 'model.embeddings.weight', got 'no_such'",
+            "parameters must be found in the name of a parameter that takes gradients, such as .*, got 'no_such'",
         ),
     ],
 )
@@ -177,3 +282,36 @@ def test_tokens_beyond_the_vocabulary_are_refused():
         pass
     with pytest.raises(ValueError, match=r"TTTConfig.parameters must be a regular expression, got '\('"):
         TTTConfig(parameters="(")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shown"),
+    [
+        (torch.zeros(1, 9, dtype=torch.long), r"'torch.int64 \[1, 9\]'"),
+        (torch.zeros(9), r"'torch.float32 \[9\]'"),
+        ([1, 2], r"\[1, 2\]"),
+    ],
+)
+def test_what_is_no_row_of_tokens_is_refused(prompt, shown):
+    sentence = rf"a prompt must be a row of token ids, a tensor \[T\] of whole numbers, got {shown}"
+    with pytest.raises(ValueError, match=sentence):
+        ttt._check(make_policy(), prompt)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"method": RefineConfig(reward="custom")}, "TTTConfig.method.reward must be one of .*, got 'custom'"),
+        ({"method": RefineConfig(kl_coef=0.1)}, "TTTConfig.method.kl_coef must be 0.*got 0.1"),
+        ({"method": None, "stop_at_reward": 0.5}, "TTTConfig.stop_at_reward must be none for SFT, got 0.5"),
+        ({"stop_at_loss": "x"}, "TTTConfig.stop_at_loss must be a number, got 'x'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        TTTConfig(**settings)
+
+
+def test_weights_that_swallow_small_updates_are_refused():
+    with pytest.raises(ValueError, match=r"the model's dtype must be float32 or float64.*got torch.bfloat16"):
+        list(adapt(make_policy(torch.bfloat16), prompt_of(), TTTConfig()))
