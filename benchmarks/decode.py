@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -58,7 +59,7 @@ def main() -> None:
     ratio = max(medians) / min(medians)
     print(f"slowest over fastest {ratio:.3f}")
     figures = {"slowest_over_fastest": ratio, "seconds_per_token": seconds}
-    write(chosen.json, figures, model=chosen.model, repeats=repeats, tokens=chosen.tokens)
+    write(chosen.json, figures, model=Path(chosen.model).name, repeats=repeats, tokens=chosen.tokens)
 
 
 if __name__ == "__main__":

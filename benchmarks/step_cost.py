@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ def main() -> None:
     figures["four_updates"] = measure_updates(policy, repeats)
     for name, values in figures.items():
         print(name, {key: round(value, 3) for key, value in values.items() if key != "seconds"})
-    write(chosen.json, figures, model=chosen.model, repeats=repeats, num_chunks=8, rollout_length=5)
+    write(chosen.json, figures, model=Path(chosen.model).name, repeats=repeats, num_chunks=8, rollout_length=5)
 
 
 if __name__ == "__main__":

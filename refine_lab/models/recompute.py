@@ -21,8 +21,6 @@ from torch.utils.checkpoint import checkpoint
 
 from refine_lab.models.base import FastWeightLM
 
-PARTS = ("none", "mlp", "blocks")
-
 
 def recompute(policy: FastWeightLM, part: str) -> None:
     """Have `part` of the policy ("none", "mlp" or "blocks") run again in the backward; replaces what was asked before.

@@ -13,6 +13,8 @@ from transformers.utils import logging
 
 from refine_lab.config import TrainConfig, require
 from refine_lab.models import FastWeightLM, load_model
+from refine_lab.models.recompute import recompute
+from refine_lab.ops.fla_delta_rule import SEGMENT_SIZE
 from refine_lab.parity.procedures import (
     GROUP,
     Branched,
@@ -99,6 +101,7 @@ def parity_of(config: TrainConfig) -> Parity:
     """The gate for the model that a run of `config` starts from, on its device and in its arithmetic."""
     quiet()
     model, _ = load_model(config.model, device=config.device, seed=config.seed, settings=config.model_settings)
+    recompute(model, config.recompute)
     return parity(model, autocast=config.dtype)
 
 
@@ -110,12 +113,14 @@ def quiet() -> None:
 def default_prefixes(model: FastWeightLM) -> list[int]:
     """1, 2, those around each border (two tokens before, at, one after) and one beyond twice the largest.
 
-    Borders: 64, the kernels' chunk; LaCT's chunk, and twice that, where the first momenta and sums that are not zero
-    enter its fast weights; an attention window.
+    Borders: 64, the kernels' chunk; on CUDA 512, the segment that these read by; LaCT's chunk, and twice that, where the
+    first momenta and sums that are not zero enter its fast weights; an attention window.
     """
     text = model.config.get_text_config()
     named = (getattr(text, name, None) for name in ("lact_chunk_size", "window_size", "sliding_window"))
     borders = {64, *(border for border in named if isinstance(border, int) and border > 2)}
+    if _half_kernels(model):
+        borders.add(SEGMENT_SIZE)
     last = 2 * max(borders) + 1
     borders |= {2 * chunk for chunk in (getattr(text, "lact_chunk_size", None),) if chunk and chunk > 2}
     return sorted({1, 2, last, *(border + step for border in borders for step in (-2, 0, 1))})
