@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from refine_lab.models import State
+from refine_lab.models import State, load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,8 +30,17 @@ def test_the_first_python_block_runs(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("def area(width, height):\n    return width *")
 
 
-def test_the_second_python_block_uses_what_there_is():
+def test_the_second_python_block_names_models_as_they_are_looked_for():
+    """A shipped one, one on the hub, a folder of our runs: the first is loaded, the others are of the forms that there are."""
     tree = ast.parse(blocks("python")[1])
+    shipped, hub, run = (node.args[0].value for node in ast.walk(tree) if isinstance(node, ast.Call))
+    assert load_model(shipped, device="cpu")[0].config.model_type == "lact_swiglu"
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", hub)
+    assert Path(run).parts[0] == "runs"
+
+
+def test_the_third_python_block_uses_what_there_is():
+    tree = ast.parse(blocks("python")[2])
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     names: dict = {}
     exec(compile(ast.Module(imports, []), "README.md", "exec"), names)

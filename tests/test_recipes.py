@@ -5,7 +5,17 @@ from dataclasses import replace
 import pytest
 
 from refine_lab.config import RefineConfig
-from refine_lab.recipes import RECIPES, midtrain, paper_midtrain, paper_midtrain_release_updates, recipe
+from refine_lab.models import load_model
+from refine_lab.recipes import (
+    CURRICULA,
+    RECIPES,
+    midtrain,
+    paper_midtrain,
+    paper_midtrain_release_updates,
+    pretrain,
+    pretrain_lact,
+    recipe,
+)
 
 
 def test_paper_midtrain_holds_tables_2_and_d1():
@@ -77,3 +87,30 @@ def test_an_unknown_recipe_is_refused_with_the_nearest():
 def test_an_unknown_arm_is_refused():
     with pytest.raises(ValueError, match="arm must be 'sft' or 'refine', got 'rl'"):
         midtrain("rl")
+
+
+def test_lact_sees_more_tokens_from_stage_to_stage_up_to_its_shipped_window():
+    """Its attention sees two at first; a chunk is as long, at least 8; the last stages are the shipped configuration."""
+    shipped = load_model("tiny-lact", device="cpu")[0].config
+    windows = [stage.model_settings["window_size"] for stage in pretrain_lact("m")]
+    assert windows == sorted(windows)
+    assert (windows[0], windows[-1]) == (2, shipped.window_size)
+    chunks = [stage.model_settings["lact_chunk_size"] for stage in pretrain_lact("m")]
+    assert chunks == [max(8, window) for window in windows]
+    assert chunks[-1] == shipped.lact_chunk_size
+    assert all(not stage.model_settings for stage in pretrain("m"))
+
+
+def test_both_curricula_read_as_many_tokens_and_end_at_a_learning_rate_of_zero():
+    tokens = {}
+    for name, stages in CURRICULA.items():
+        tokens[name] = sum(stage.steps * stage.batch_size * stage.data.sequence_length for stage in stages("m", None))
+        assert [stage.schedule for stage in stages("m", None)][-2:] == ["constant", "linear"]
+        assert len({stage.seed for stage in stages("m", None)}) == len(stages("m", None))
+    assert tokens["pretrain_lact"] == pytest.approx(tokens["pretrain"], rel=0.02)
+
+
+def test_prose_joins_the_stages_that_have_a_share_of_it():
+    first, *_, last = pretrain_lact("m", "novels")
+    assert first.data.sources == {"python": 1.0}
+    assert last.data.sources == {"python": 0.95, "novels": 0.05}
