@@ -90,13 +90,13 @@ def test_an_unknown_arm_is_refused():
 
 
 def test_lact_sees_more_tokens_from_stage_to_stage_up_to_its_shipped_window():
-    """Its attention sees two at first; a chunk is as long, at least 8; the last stages are the shipped configuration."""
+    """Its attention sees two at first; a chunk is as long, from 8 to 64; the last stage is the shipped configuration."""
     shipped = load_model("tiny-lact", device="cpu")[0].config
     windows = [stage.model_settings["window_size"] for stage in pretrain_lact("m")]
     assert windows == sorted(windows)
     assert (windows[0], windows[-1]) == (2, shipped.window_size)
     chunks = [stage.model_settings["lact_chunk_size"] for stage in pretrain_lact("m")]
-    assert chunks == [max(8, window) for window in windows]
+    assert chunks == [min(max(8, window), 64) for window in windows]
     assert chunks[-1] == shipped.lact_chunk_size
     assert all(not stage.model_settings for stage in pretrain("m"))
 
