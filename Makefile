@@ -37,19 +37,17 @@ endif
 	@touch $@
 
 # The whole environment as pins. Left out: torch's own exact pins (nvidia-*, cuda-*) and its build (+cpu), so that the lock
-# serves both builds. Added: what pip would ask for on macOS and on Python 3.12 only.
+# serves both builds. Added: what pip would ask for on macOS only.
 LOCK_BIN := .venv-lock/bin
 LINUX := triton|flash-linear-attention|fla-core|einops
-PYTHON312 := aiohttp|aiohappyeyeballs|aiosignal|frozenlist|multidict|propcache|yarl
 lock: ## requirements.lock and environment.yml anew, from the ranges in pyproject.toml
 	@rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	@$(LOCK_BIN)/pip install -qq torch==2.13.0 triton==3.7.1
-	@$(LOCK_BIN)/pip install -qq setuptools aiohttp appnope -e '.[hub,dev]'
+	@$(LOCK_BIN)/pip install -qq setuptools appnope -e '.[hub,dev,eval]'
 	@{ echo '# The whole environment, dev tools included, for the CUDA and the CPU build of torch; written by `make lock`.'; \
 	  $(LOCK_BIN)/pip freeze --all --exclude-editable \
 	  | sed -E -e '/^(pip|nvidia-[^=]*|cuda-[^=]*)==/d' -e 's/\+[a-z0-9.]+$$//' \
 	    -e "s/^($(LINUX))==.*/&; sys_platform == 'linux'/" \
-	    -e "s/^($(PYTHON312))==.*/&; python_version == '3.12'/" \
 	    -e "s/^appnope==.*/&; sys_platform == 'darwin'/"; } > requirements.lock
 	@rm -rf .venv-lock
 	@$(MAKE) --no-print-directory environment.yml
@@ -85,6 +83,7 @@ bench: $(READY) ## the benchmarks, into benchmarks/results/
 	$(BIN)/python -m benchmarks.decode --model tiny-lact --json $(RESULTS)/decode.json
 	$(BIN)/python -m benchmarks.rollout_cost --model tiny-deltanet --json $(RESULTS)/rollout_cost.json
 	$(BIN)/python -m benchmarks.memory --model tiny-deltanet --json $(RESULTS)/memory.json
+	$(BIN)/python -m benchmarks.ttt --model tiny-deltanet --json $(RESULTS)/ttt.json
 
 # -- proof ---------------------------------------------------------------------------------------------------------------
 

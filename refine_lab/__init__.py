@@ -1,6 +1,7 @@
 """refine_lab: the research workbench for REFINE, "Reinforced Fast Weights with Next-Sequence Prediction" (arXiv 2602.16704).
 
-The method in its order: `selection`, `rollout`, `rewards`, `advantages`, `losses`, `step`. Around it: `types` and `config`
+The method in its order: `selection`, `rollout`, `rewards`, `advantages`, `losses`, `step`; `nested` and `ttt`
+run that step in post-training and at test time. Around it: `types` and `config`
 (the vocabulary), `recipes` (the paper's numbers), `models` and `ops` (fast weights as a value), `data`, `draws` (keyed
 random numbers), `train` and `launch` (a run as a process), `records` (a run as data frames), `evaluation`,
 `parity` (the gate that a model passes before it is trained).

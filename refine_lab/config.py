@@ -12,7 +12,9 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import UnionType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+C = TypeVar("C")
 
 FORMAT_VERSION = 1
 """Of `config.json`; raised whenever an old file would be read differently."""
@@ -161,11 +163,43 @@ class DataConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskConfig(Checked):
+    """Prompts with answers: what post-training trains and tests on, and what test-time training adapts to."""
+
+    source: str = "recall:word-4"
+    "`recall:KIND` of recall document, `ruler:FILE` (SQuAD v2.0 or HotpotQA as published), or a .parquet or .jsonl."
+    prompt_tokens: int = 512
+    "Tokens of a prompt, at most."
+    over_limit: Literal["refuse", "cut_middle", "drop"] = "refuse"
+    "What becomes of a longer prompt: all are refused, its middle is cut out, or it is left out."
+    answer_tokens: int = 16
+    "Tokens that are generated as an answer, at most."
+    train: int = 400
+    "Examples to train on."
+    validation: int = 0
+    "Examples that are measured during training."
+    test: int | None = 200
+    "Examples that the answers are measured on; none: all that are left."
+    prompt_column: str = "prompt"
+    "Column of a .parquet or .jsonl that holds the prompts."
+    answer_column: str = "answer"
+    "Column that holds the answer, or a list of answers any of which is right."
+    shared: Literal["refuse", "allow"] = "refuse"
+    "What becomes of a question or document that two splits share: refused, or allowed and told."
+
+    def check(self) -> None:
+        self._at_least(16, "prompt_tokens")
+        self._at_least(1, "answer_tokens")
+        self._at_least(0, "train", "validation")
+        require(self.test is None or self.test >= 0, "TaskConfig.test", self.test, "at least 0, or none for all")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig(Checked):
     """One training run: a model, its data, the method (none: SFT on the next token), the optimizer."""
 
     recipe: str
-    "The function of `recipes.py` this came from; part of the run directory's name."
+    "The function of `recipes` this came from; part of the run directory's name."
     model: str = "tiny-deltanet"
     "What `load_model` takes: a shipped name, a run, a folder, `org/repo[:subfolder][@revision]`; after `new:` fresh weights."
     model_settings: Mapping[str, float] = field(default_factory=dict)
@@ -173,7 +207,11 @@ class TrainConfig(Checked):
     method: RefineConfig | None = field(default_factory=RefineConfig)
     "REFINE's settings, or none: plain SFT."
     data: DataConfig = field(default_factory=DataConfig)
-    "Sequences."
+    "Sequences; with a task, the text that its recall documents are made in."
+    task: TaskConfig | None = None
+    "Post-training: prompts with answers, in place of sequences."
+    nested: bool = False
+    "Post-training: whether updates on a batch's prompts (by `method`) come before the one on its answers."
     steps: int = 100
     "Batches."
     batch_size: int = 128
@@ -222,16 +260,39 @@ class TrainConfig(Checked):
         require(whole, "TrainConfig.mini_batch_size", self.mini_batch_size, allowed)
         if self.method is not None:
             allowed = f"at least {smallest_length(self.method)} for the method's num_chunks, rollout_length and margin"
-            tokens = self.data.sequence_length
-            require(self.method.fits(tokens), "TrainConfig.data.sequence_length", tokens, allowed)
+            name, tokens = "data.sequence_length", self.data.sequence_length
+            if self.task is not None:
+                name, tokens = "task.prompt_tokens", self.task.prompt_tokens
+            require(self.method.fits(tokens), f"TrainConfig.{name}", tokens, allowed)
+
+        self._check_task()
+
+    def _check_task(self) -> None:
+        if self.task is None:
+            require(not self.nested, "TrainConfig.nested", self.nested, "false without a task: there are no answers")
+            return
+        require(
+            self.task.train >= self.batch_size,
+            "TrainConfig.batch_size",
+            self.batch_size,
+            f"at most task.train, {self.task.train}",
+        )
+        alone = self.nested or self.method is None
+        require(
+            alone, "TrainConfig.nested", self.nested, "true where a task is trained with REFINE: it reads the prompts"
+        )
 
     @property
-    def arm(self) -> Literal["sft", "refine"]:
+    def arm(self) -> Literal["sft", "refine", "nested_sft", "nested_refine"]:
+        if self.nested:
+            return "nested_sft" if self.method is None else "nested_refine"
         return "sft" if self.method is None else "refine"
 
     @property
     def updates_per_batch(self) -> int:
-        return self.batch_size // self.mini_batch_size
+        """Updates by next-token loss or REFINE, and with a task the one on the answers."""
+        inner = self.batch_size // self.mini_batch_size
+        return inner if self.task is None else 1 + inner * self.nested
 
 
 def to_json(config: Any) -> str:
@@ -239,8 +300,8 @@ def to_json(config: Any) -> str:
     return json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}, indent=2) + "\n"
 
 
-def from_json(text: str, name: str = "config.json") -> TrainConfig:
-    """The `TrainConfig` written by `to_json`; `name` is what errors call the text.
+def from_json(text: str, name: str = "config.json", kind: type[C] = TrainConfig) -> C:
+    """The configuration written by `to_json`, a `TrainConfig` or a `kind` of one's own; `name` is what errors call the text.
 
     Raises ValueError for text that is no JSON object, for another format version, for an unknown or missing field, and
     for a value out of its range.
@@ -252,7 +313,7 @@ def from_json(text: str, name: str = "config.json") -> TrainConfig:
     require(isinstance(values, dict), name, values, "a JSON object")
     version = values.pop("format_version", None)
     require(version == FORMAT_VERSION, f"format_version of {name}", version, f"{FORMAT_VERSION}, the one read here")
-    return _build(TrainConfig, values)
+    return _build(kind, values)
 
 
 def _build(kind: type, values: Mapping[str, Any]) -> Any:

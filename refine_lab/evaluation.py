@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import RefineConfig
 from refine_lab.data.batches import SequenceData
+from refine_lab.data.lessons import lessons
 from refine_lab.data.recall import RecallDocument, make_document
 from refine_lab.draws import Draws
 from refine_lab.models.base import FastWeightLM
+from refine_lab.nested import answer_stats
 from refine_lab.rewards import REWARDS
 from refine_lab.step import next_token_stats, roll_out
+from refine_lab.tasks import scores
+from refine_lab.tasks.answers import answer
+from refine_lab.tasks.prompts import Example
 from refine_lab.types import Batch
 
 EVALUATION_SEED = 20_260_216
@@ -45,6 +52,30 @@ def next_token(policy: FastWeightLM, batch: Batch, micro_batch_size: int = 4) ->
 
 
 @torch.no_grad()
+def answer_measures(
+    policy: FastWeightLM,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    max_tokens: int,
+    micro_batch_size: int = 8,
+) -> dict[str, float]:
+    """`answer_loss` in nats a token and `answer_accuracy` by argmax, both given the answer so far; and the mean `recall`
+    and `exact_match` of the answers as the model writes them."""
+    sums, tokens = torch.zeros(2, dtype=torch.float64), 0
+    for start in range(0, len(examples), micro_batch_size):
+        rows = range(start, min(start + micro_batch_size, len(examples)))
+        batch = lessons([examples[i] for i in rows], tuple(rows)).to(policy.device)
+        stats = answer_stats(policy, batch)
+        sums += torch.stack([-stats.logprobs.double().sum(), stats.greedy.double().sum()]).cpu()
+        tokens += batch.num_answer_tokens
+    loss, accuracy = (sums / tokens).tolist()
+    written = answer(policy, tokenizer, examples, max_tokens, micro_batch_size)
+    pairs = [(said, example.answers) for said, example in zip(written, examples, strict=True)]
+    found = {score.__name__: fmean(score(*pair) for pair in pairs) for score in (scores.recall, scores.exact_match)}
+    return {"answer_loss": loss, "answer_accuracy": accuracy, **found}
+
+
+@torch.no_grad()
 def rewards_at_fixed_targets(
     policy: FastWeightLM, batch: Batch, num_chunks: int = 8, rollout_length: int = 5, micro_batch_size: int = 4
 ) -> dict[str, float]:
@@ -53,14 +84,14 @@ def rewards_at_fixed_targets(
     Positions are uniform and, like the uniform numbers that tokens are drawn with, the same for every model.
     """
     method = fixed_targets(num_chunks, rollout_length)
-    draws, scores = Draws(seed=EVALUATION_SEED), []
+    draws, rewards = Draws(seed=EVALUATION_SEED), []
     for start in range(0, len(batch.lengths), micro_batch_size):
         micro = batch.rows(start, start + micro_batch_size).to(policy.device)
         trace = policy.read(micro.tokens, micro.lengths)
         flat = torch.zeros(micro.tokens.shape, device=policy.device)
         rollouts, _ = roll_out(policy, trace, flat, micro, method, REWARDS["cosine"], draws)
-        scores.append(torch.stack([rollouts.cosine, rollouts.binary]))
-    cosine, binary = torch.cat(scores, 1).double().mean(1).tolist()
+        rewards.append(torch.stack([rollouts.cosine, rollouts.binary]))
+    cosine, binary = torch.cat(rewards, 1).double().mean(1).tolist()
     return {"cosine": cosine, "binary": binary}
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from refine_lab.config import RefineConfig, TrainConfig, require
+from refine_lab.config import RefineConfig, TrainConfig, require, to_json
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.recall import parse_kind
 from refine_lab.data.sources import documents
@@ -61,14 +61,14 @@ def arms(
     name = "custom" if callable(reward) else reward
     if name is not None and not callable(reward):
         reward_function(name)
-    method = _given(reward=name, num_chunks=num_chunks, rollout_length=rollout_length, nsp_coef=nsp_coef)
-    rows = _given(sources=data and {_located_source(data): 1.0}, sequence_length=sequence_length)
-    others |= {"model": model and _located_model(model), "steps": steps}
+    method = given(reward=name, num_chunks=num_chunks, rollout_length=rollout_length, nsp_coef=nsp_coef)
+    rows = given(sources=data and {located_source(data): 1.0}, sequence_length=sequence_length)
+    others |= {"model": model and located_model(model), "steps": steps}
     configs = []
     for seed in seeds:
         for arm in ("sft", "refine"):
             config = named_recipe(recipe)(arm, seed)
-            changes = _given(**others) | {"data": replace(config.data, **rows)} | _batch(config, batch_size)
+            changes = given(**others) | {"data": replace(config.data, **rows)} | batch_sizes(config, batch_size)
             if config.method is not None:
                 changes["method"] = replace(config.method, **method)
             configs.append(replace(config, **changes))
@@ -87,14 +87,14 @@ def pretrain_stages(
 
     Raises ValueError for a curriculum or a stage that there is not and for no steps.
     """
-    stages = curriculum(recipe)(_located_model(model), prose and _located_source(prose))
+    stages = curriculum(recipe)(located_model(model), prose and located_source(prose))
     last = len(stages) if last_stage is None else last_stage
     require(1 <= last <= len(stages), "last_stage", last_stage, f"from 1 to {len(stages)}")
     require(steps is None or steps >= 1, "steps", steps, "at least 1")
-    return [replace(stage, **_given(steps=steps)) for stage in stages[:last]]
+    return [replace(stage, **given(steps=steps)) for stage in stages[:last]]
 
 
-def _located_model(name: str) -> str:
+def located_model(name: str) -> str:
     """`name` for every folder it is read from and all time: the absolute path of the model's folder where it is one."""
     bare = name.removeprefix("new:")
     if shipped(bare) or not own_folder(bare):
@@ -102,20 +102,22 @@ def _located_model(name: str) -> str:
     return name[: -len(bare)] + str(resolve(bare).absolute())
 
 
-def _located_source(name: str) -> str:
+def located_source(name: str) -> str:
+    """`name` for every folder it is read from: the absolute path of the file or folder where it is one."""
     path = Path(name).expanduser()
     return name if name == "python" or not path.exists() else str(path.absolute())
 
 
-def _given(**values: Any) -> dict[str, Any]:
+def given(**values: Any) -> dict[str, Any]:
+    """The values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _batch(config: TrainConfig, batch_size: int | None) -> dict[str, int]:
+def batch_sizes(config: TrainConfig, batch_size: int | None) -> dict[str, int]:
     """The sizes of a batch, a mini-batch and a micro-batch, where the first is another than the recipe's."""
     if batch_size is None:
         return {}
-    updates = config.updates_per_batch
+    updates = config.batch_size // config.mini_batch_size
     whole = batch_size >= updates and batch_size % updates == 0
     require(whole, "batch_size", batch_size, f"a multiple of {updates}, the updates this recipe makes of a batch")
     mini = batch_size // updates
@@ -140,7 +142,7 @@ def create_runs(configs: Sequence[TrainConfig], folder: Path, reward: Reward = N
 
     Raises ValueError or FileNotFoundError, before anything is made, for a model, device or data that is not there.
     """
-    _check_inputs(configs)
+    check_inputs(configs)
     source = reward_source(reward) if callable(reward) else None
     return [_create(config, folder, source) for config in configs]
 
@@ -150,14 +152,24 @@ def stage_runs(stages: Sequence[TrainConfig], folder: Path) -> list[Run]:
 
     The newest run in `folder` with a stage's configuration is taken up again; where there is none, one is made.
     """
-    _check_inputs(stages)
+    check_inputs(stages)
     runs: list[Run] = []
-    there = list_runs(folder) if folder.is_dir() else []
     for stage in stages:
         config = replace(stage, model=str(runs[-1].path)) if runs else stage
-        found = [run for run in there if run.config == config]
-        runs.append(found[-1] if found else _create(config, folder))
+        runs += _found_or_made([config], folder)
     return runs
+
+
+def taken_up(configs: Sequence[TrainConfig], folder: Path) -> list[Run]:
+    """For each configuration the newest run in `folder` that has it, finished or not; where there is none, one is made."""
+    check_inputs(configs)
+    return _found_or_made(configs, folder)
+
+
+def _found_or_made(configs: Sequence[TrainConfig], folder: Path) -> list[Run]:
+    there = list_runs(folder) if folder.is_dir() else []
+    found = {to_json(run.config): run for run in there}  # the newest last
+    return [found.get(to_json(config)) or _create(config, folder) for config in configs]
 
 
 def _create(config: TrainConfig, folder: Path, reward: str | None = None) -> Run:
@@ -166,7 +178,7 @@ def _create(config: TrainConfig, folder: Path, reward: str | None = None) -> Run
         return writer.run
 
 
-def _check_inputs(configs: Sequence[TrainConfig]) -> None:
+def check_inputs(configs: Sequence[TrainConfig]) -> None:
     """Of all the kinds of recall document and the models, and of the first the rest, which is the others'."""
     for kind in (kind for config in configs for kind in config.data.recall):
         parse_kind(kind)
@@ -236,7 +248,7 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
     models += [(r.config.arm, r.config.seed, int(r.metrics()["updates"].iloc[-1]), str(r.path)) for r in runs]
     held_out, kinds, rows = None, [], []
     for arm, seed, updates, name in models:
-        policy, tokenizer = _load(name, config)
+        policy, tokenizer = load(name, config)
         if held_out is None:
             held_out = _held_out(config, tokenizer)
             kinds = _kinds_to_ask(held_out, num_documents, num_tokens)
@@ -274,7 +286,7 @@ def _tell_of_rewards(method: RefineConfig, length: int) -> None:
         print(f"Rewards are left out: rows of {length} tokens have no room for rollouts from {chunks} chunks.")
 
 
-def _load(name: str, config: TrainConfig) -> tuple[FastWeightLM, PreTrainedTokenizerBase]:
+def load(name: str, config: TrainConfig) -> tuple[FastWeightLM, PreTrainedTokenizerBase]:
     logging.disable_progress_bar()  # a widget for each of a second's work, blank where the notebook is only read
     return load_model(name, device=config.device, seed=config.seed, settings=config.model_settings)
 
@@ -294,7 +306,7 @@ def entropies_of_document(run: Run) -> dict[str, Any]:
     method = config.method
     if method is None:
         raise ValueError(f"run {run.name} is SFT, which selects no positions; give it one of REFINE")
-    policy, tokenizer = _load(str(run.path), config)
+    policy, tokenizer = load(str(run.path), config)
     batch = _held_out(config, tokenizer).validation().rows(0, 1)
     there = batch.to(policy.device)
     stats = next_token_stats(policy, policy.read(there.tokens, there.lengths), there, entropy=True)

@@ -290,9 +290,12 @@ def _progress(run: Run, latest: Mapping[str, Mapping[str, Any]]) -> str:
         parts.append(f"{speed:,.0f} tokens/s")
     if status.seconds_left is not None and status.state == "running":
         parts.append(f"{status.seconds_left // 60:.0f}:{status.seconds_left % 60:02.0f} left")
-    parts += [f"{name} {train[name]:.4f}" for name in ("ntp_loss", "nsp_loss", "reward_mean") if name in train]
-    if "ntp_loss" in held_out:
-        parts.append(f"held-out ntp_loss {held_out['ntp_loss']:.4f} after step {held_out['step']}")
+    parts += [
+        f"{name} {train[name]:.4f}" for name in ("ntp_loss", "nsp_loss", "reward_mean", "answer_loss") if name in train
+    ]
+    for name in ("ntp_loss", "answer_loss"):
+        if name in held_out:
+            parts.append(f"held-out {name} {held_out[name]:.4f} after step {held_out['step']}")
     return f"{run.config.arm} s{run.config.seed}: " + ", ".join(parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from transformers import PreTrainedTokenizerBase
 from refine_lab.config import TrainConfig
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.corpus import Manifest
+from refine_lab.data.lessons import TaskData
 from refine_lab.draws import Draws
-from refine_lab.evaluation import next_token
+from refine_lab.evaluation import answer_measures, next_token
 from refine_lab.launch import StopSignal
 from refine_lab.models.loading import MANIFEST, load_model, manifest_of
 from refine_lab.models.recompute import recompute
+from refine_lab.nested import nested_step
 from refine_lab.optim import (
     learning_rate,
     load_optimizer_tensors,
@@ -27,7 +30,8 @@ from refine_lab.optim import (
 )
 from refine_lab.records import Run, RunWriter
 from refine_lab.rewards import reward_function
-from refine_lab.step import Learner, train_step
+from refine_lab.step import Learner, StepResult, train_step
+from refine_lab.tasks.examples import load_task
 from refine_lab.types import Batch, Rollouts
 
 PREFIX_TOKENS = 32
@@ -48,25 +52,22 @@ def train(path: Path, stop: StopSignal) -> None:
     recompute(policy, config.recompute)
     learner = _learner(run, config, policy)
     manifest = manifest_of(config.model)
-    data, held_out = (
-        SequenceData(config.data, tokenizer, seed=config.seed, split=split, manifest=manifest)
-        for split in ("train", "validation")
-    )
-    validation = held_out.validation()
+    phase = _sequences if config.task is None else _lessons
+    one_step, evaluate = phase(learner, tokenizer, manifest)
     with RunWriter.open(path, None if folder is None else done) as writer:
         if folder is not None:
             load_optimizer_tensors(learner.optimizers, load_file(folder / "optimizer.safetensors"))
         else:
-            writer.evaluation(0, next_token(policy, validation))
+            evaluate(writer, 0)
         progress = _Progress(writer, config, done)
         step = done
         for step in range(done + 1, config.steps + 1):
             if reason := stop.requested():
                 step -= 1
                 break
-            _train_one(learner, data, writer, progress, step)
+            _train_one(learner, one_step, writer, progress, step)
             if step % config.eval_every == 0 or step == config.steps:
-                writer.evaluation(step, next_token(policy, validation))
+                evaluate(writer, step)
             if step % config.checkpoint_every == 0 and step < config.steps:
                 _save(writer, step, learner, tokenizer, manifest)
         else:
@@ -91,13 +92,58 @@ def _learner(run: Run, config: TrainConfig, policy: Any) -> Learner:
     return Learner(policy=policy, optimizers=optimizers, config=config, reward=reward, reference=reference)
 
 
-def _train_one(learner: Learner, data: SequenceData, writer: RunWriter, progress: _Progress, step: int) -> None:
+Step = Callable[[int], tuple[StepResult, Batch, int]]
+"""A batch's number, from 1 -> what came of it, the sequences that were rolled out in, and the tokens read."""
+Evaluate = Callable[[RunWriter, int], None]
+"""Measures what is held out after that many batches, and writes it down."""
+
+
+def _sequences(
+    learner: Learner, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None
+) -> tuple[Step, Evaluate]:
+    """Training on text, by the next token or REFINE."""
+    config, policy = learner.config, learner.policy
+    data, held_out = (
+        SequenceData(config.data, tokenizer, seed=config.seed, split=split, manifest=manifest)
+        for split in ("train", "validation")
+    )
+    validation = held_out.validation()
+
+    def one_step(step: int) -> tuple[StepResult, Batch, int]:
+        batch = data.batch(step - 1, config.batch_size).to(policy.device)
+        result = train_step(learner, batch, Draws(seed=config.seed, step=step))
+        return result, batch, int(batch.lengths.sum())
+
+    return one_step, lambda writer, step: writer.evaluation(step, next_token(policy, validation))
+
+
+def _lessons(learner: Learner, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None) -> tuple[Step, Evaluate]:
+    """Post-training: prompts with answers."""
+    config, policy = learner.config, learner.policy
+    assert config.task is not None
+    task = load_task(config.task, tokenizer, config.data, manifest)
+    print(task.report, flush=True)
+    data, answer_tokens = TaskData(task.train, config.seed), config.task.answer_tokens
+
+    def one_step(step: int) -> tuple[StepResult, Batch, int]:
+        batch = data.batch(step - 1, config.batch_size).to(policy.device)
+        result = nested_step(learner, batch, Draws(seed=config.seed, step=step))
+        inner = int(batch.prompts.lengths.sum()) if config.nested else 0
+        return result, batch.prompts, inner + int(batch.whole.lengths.sum())
+
+    def evaluate(writer: RunWriter, step: int) -> None:
+        if task.validation:
+            writer.evaluation(step, answer_measures(policy, tokenizer, task.validation, answer_tokens))
+
+    return one_step, evaluate
+
+
+def _train_one(learner: Learner, one_step: Step, writer: RunWriter, progress: _Progress, step: int) -> None:
     config, began = learner.config, time.monotonic()
-    batch = data.batch(step - 1, config.batch_size).to(learner.policy.device)
     lr = learning_rate(config, step)
     set_learning_rate(learner.optimizers, lr)
-    result = train_step(learner, batch, Draws(seed=config.seed, step=step))
-    progress.advance(int(batch.lengths.sum()), time.monotonic() - began)
+    result, batch, tokens = one_step(step)
+    progress.advance(tokens, time.monotonic() - began)
     metrics = {**result.metrics, "updates": step * config.updates_per_batch, "lr": lr}
     writer.train(step, {**progress.line(), **metrics})
     if result.rollouts is not None:
@@ -142,7 +188,7 @@ class _Progress:
         self.here += tokens
         self.last = (tokens, seconds)
 
-    def line(self) -> dict[str, float]:
+    def line(self) -> dict[str, float | int]:
         tokens, seconds = self.last
         return {"tokens": self.tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
 

@@ -35,6 +35,7 @@ from refine_lab.run_files import (
     cut_metrics,
     cut_rollouts,
     drop_leftovers,
+    new_directory,
     parse_line,
     plain,
     read_json,
@@ -94,7 +95,8 @@ class RunWriter:
     @classmethod
     def create(cls, config: TrainConfig, runs: Path | None = None, *, reward_source: str | None = None) -> RunWriter:
         """Make a new directory `<date>-<recipe>-<arm>-s<seed>` in `runs` and write what is known before training."""
-        path = _new_directory(runs or runs_dir(), config)
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.recipe}-{config.arm}-s{config.seed}"
+        path = new_directory(runs or runs_dir(), name)
         for folder in ("rollouts", "checkpoints"):
             (path / folder).mkdir()
         if reward_source is not None:
@@ -358,17 +360,3 @@ class MetricsTail:
         lines = [parse_line(self._path, line) for line in whole.splitlines()]
         self._offset += len(whole)
         return lines
-
-
-def _new_directory(runs: Path, config: TrainConfig) -> Path:
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.recipe}-{config.arm}-s{config.seed}"
-    runs.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        path = runs.absolute() / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:  # another run of the same second
-            number += 1
-        else:
-            return path

@@ -144,3 +144,17 @@ def _write_parquet(path: Path, table: pa.Table) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     pq.write_table(table, temporary)
     os.replace(temporary, path)
+
+
+def new_directory(folder: Path, name: str) -> Path:
+    """A directory `name` made in `folder`; with a number behind it where there is one of that name already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = folder.absolute() / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:  # another run of the same second
+            number += 1
+        else:
+            return path

@@ -8,7 +8,7 @@ several updates, one pass without gradients rolls out the whole batch, and every
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -148,27 +148,20 @@ def train_step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
     planned, entropy_mean = _roll_out_batch(learner, batch, draws) if several else (None, None)
     sums: dict[str, float] = defaultdict(float)
     kept: list[Rollouts] = [] if planned is None else [planned]
-    updates = 0
-    for start, mini in _split(batch, config.mini_batch_size):
-        for optimizer in learner.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        for offset, micro in _split(mini, config.micro_batch_size):
-            first = start + offset
-            part = None if planned is None else planned.rows(first, first + len(micro.lengths))
+
+    def losses(first: int, mini: Batch) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        for offset, micro in split(mini, config.micro_batch_size):
+            row = first + offset
+            part = None if planned is None else planned.rows(row, row + len(micro.lengths))
             loss, metrics, rollouts = _loss(learner, micro, mini, draws, part)
-            loss.backward()
             if rollouts is not None and planned is None:
                 kept.append(rollouts)
-            for name, value in metrics.items():
-                sums[name] += float(value)
-        norm = torch.nn.utils.clip_grad_norm_(learner.policy.parameters(), config.max_grad_norm)
-        if not torch.isfinite(norm):  # before the weights are lost
-            raise FloatingPointError(
-                f"the gradient's norm is {float(norm)} in update {updates + 1}; try an lr below {config.lr}"
-            )
-        for optimizer in learner.optimizers:
-            optimizer.step()
-        sums["grad_norm"] += float(norm)
+            yield loss, metrics
+
+    updates = 0
+    for start, mini in split(batch, config.mini_batch_size):
+        for name, value in update(learner, losses(start, mini)).items():
+            sums[name] += value
         updates += 1
     metrics = {name: value / updates for name, value in sums.items()}
     if entropy_mean is not None:
@@ -177,6 +170,27 @@ def train_step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
     if rollouts is not None:
         metrics |= _rollout_metrics(rollouts)
     return StepResult({**metrics, "updates": updates}, rollouts)
+
+
+def update(learner: Learner, losses: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
+    """One optimizer update on the sum of `losses`, each a micro-batch's with its metrics.
+
+    Returns the sums of the metrics, and `grad_norm` before clipping. Raises FloatingPointError, with the weights as they
+    were, where that is not finite.
+    """
+    for optimizer in learner.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, float] = defaultdict(float)
+    for loss, metrics in losses:
+        loss.backward()
+        for name, value in metrics.items():
+            sums[name] += float(value)
+    norm = torch.nn.utils.clip_grad_norm_(learner.policy.parameters(), learner.config.max_grad_norm)
+    if not torch.isfinite(norm):  # before the weights are lost
+        raise FloatingPointError(f"the gradient's norm is {float(norm)}; try an lr below {learner.config.lr}")
+    for optimizer in learner.optimizers:
+        optimizer.step()
+    return {**sums, "grad_norm": float(norm)}
 
 
 def _loss(
@@ -211,7 +225,7 @@ def _roll_out_batch(learner: Learner, batch: Batch, draws: Draws) -> tuple[Rollo
     """The rollouts of a whole batch, sampled before its first update, and the policy's mean entropy over it."""
     assert learner.config.method is not None and learner.reward is not None
     parts, entropy = [], 0.0
-    for _, micro in _split(batch, learner.config.micro_batch_size):
+    for _, micro in split(batch, learner.config.micro_batch_size):
         with learner.autocast():
             trace = learner.policy.read(micro.tokens, micro.lengths)
             stats = next_token_stats(learner.policy, trace, micro, entropy=True)
@@ -248,7 +262,8 @@ def _sum(values: Float[Tensor, "B S"] | Bool[Tensor, "B S"], batch: Batch) -> Te
     return torch.where(has_next, values, 0).sum()
 
 
-def _split(batch: Batch, size: int) -> Iterator[tuple[int, Batch]]:
+def split(batch: Batch, size: int) -> Iterator[tuple[int, Batch]]:
+    """Rows of a batch, at most `size` at once, with the number of the first."""
     for start in range(0, len(batch.lengths), size):
         yield start, batch.rows(start, start + size)
 

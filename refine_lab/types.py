@@ -62,6 +62,31 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lessons:
+    """Prompts with their answers: row r of `whole` is row r of `prompts` with the answer's tokens behind it."""
+
+    prompts: Batch
+    whole: Batch
+
+    def __post_init__(self) -> None:
+        more = (
+            self.whole.lengths - self.prompts.lengths if len(self.whole.lengths) == len(self.prompts.lengths) else None
+        )
+        if more is None or int(more.min()) < 1:
+            raise ValueError("every prompt of a batch of lessons needs an answer of at least one token")
+
+    def rows(self, start: int, stop: int) -> Lessons:
+        return Lessons(prompts=self.prompts.rows(start, stop), whole=self.whole.rows(start, stop))
+
+    def to(self, device: torch.device | str) -> Lessons:
+        return Lessons(prompts=self.prompts.to(device), whole=self.whole.to(device))
+
+    @property
+    def num_answer_tokens(self) -> int:
+        return int((self.whole.lengths - self.prompts.lengths).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rollouts:
     """What was rolled out, beside the truth. R rollouts, ordered row by row, then position, then group member."""
 

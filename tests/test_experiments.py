@@ -231,7 +231,7 @@ def test_settings_that_no_model_takes_are_refused_before_a_run_is_made(tmp_path:
 
 def test_a_run_is_measured_with_its_settings() -> None:
     config = TrainConfig(recipe="x", method=None, device="cpu", model_settings={"norm_eps": 0.5})
-    policy, _ = experiments._load("tiny-deltanet", config)
+    policy, _ = experiments.load("tiny-deltanet", config)
     assert policy.config.norm_eps == 0.5
 
 

@@ -128,7 +128,7 @@ def ranges() -> list[Requirement]:
     """What pyproject.toml asks for, extras included."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    return [Requirement(text) for text in project["dependencies"] + extras["hub"] + extras["dev"]]
+    return [Requirement(text) for text in project["dependencies"] + extras["hub"] + extras["dev"] + extras["eval"]]
 
 
 def version(pin: Requirement) -> str:

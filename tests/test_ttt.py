@@ -12,11 +12,11 @@ import pytest
 import torch
 from test_step import VOCABULARY, learner_for, make_policy
 
-from refine_lab import ttt
 from refine_lab.config import RefineConfig
 from refine_lab.draws import Draws
 from refine_lab.step import train_step
-from refine_lab.ttt import Restored, TTTConfig, adapt, adapted, fitted
+from refine_lab.ttt import adaptation as ttt
+from refine_lab.ttt.adaptation import Restored, TTTConfig, adapt, adapted, fitted
 from refine_lab.types import Batch
 
 PROMPTS, LENGTH = 200, 180

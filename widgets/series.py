@@ -45,10 +45,16 @@ PANELS = (
     Panel(kind="train", key="ntp_accuracy", title="NTP accuracy", unit="%", scale=100),
     Panel(kind="eval", key="ntp_loss", title="Held-out NTP loss", unit="nats per token"),
     Panel(kind="eval", key="ntp_accuracy", title="Held-out NTP accuracy", unit="%", scale=100),
+    Panel(kind="train", key="answer_loss", title="Answer loss", unit="nats per token"),
+    Panel(kind="train", key="answer_accuracy", title="Answer accuracy", unit="% of tokens", scale=100),
+    Panel(kind="eval", key="answer_loss", title="Held-out answer loss", unit="nats per token"),
+    Panel(kind="eval", key="recall", title="Held-out recall", unit="% of questions", scale=100),
+    Panel(kind="eval", key="exact_match", title="Held-out exact match", unit="% of questions", scale=100),
     Panel(kind="train", key="cosine_mean", title="Cosine reward", unit="mean ± std", spread="cosine_std"),
     Panel(kind="train", key="binary_mean", title="Binary reward", unit="mean ± std", spread="binary_std"),
     Panel(kind="train", key="reward_mean", title="Reward trained on", unit="mean ± std", spread="reward_std"),
     Panel(kind="train", key="grad_norm", title="Gradient norm", unit="L2, before clipping"),
+    Panel(kind="train", key="answer_grad_norm", title="Gradient norm, answers", unit="L2, before clipping"),
     Panel(kind="train", key="clip_fraction", title="Clipped ratios", unit="% of tokens", scale=100),
 )
 
@@ -66,16 +72,18 @@ KNOWN_ARMS = {
     "base": ArmStyle(label="base", colour=INK, symbol="square"),
     "sft": ArmStyle(label="SFT", colour="#2a83bf", symbol="circle"),
     "refine": ArmStyle(label="REFINE", colour="#d55e00", symbol="diamond"),
+    "nested_sft": ArmStyle(label="nested SFT", colour="#009e73", symbol="triangle-up"),
+    "nested_refine": ArmStyle(label="nested REFINE", colour="#cc79a7", symbol="x"),
 }
 OTHER_STYLES: tuple[tuple[str, Literal["triangle-up", "x", "square"]], ...] = (
+    ("#a08a00", "x"),
     ("#009e73", "triangle-up"),
-    ("#cc79a7", "x"),
-    ("#a08a00", "square"),
+    ("#cc79a7", "square"),
 )
 
 
 def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
-    """Arm -> its look, in the order base, SFT, REFINE, then the others as they come."""
+    """Arm -> its look, in the order of `KNOWN_ARMS`, then the others as they come."""
     seen = list(dict.fromkeys(arms))
     others = [arm for arm in seen if arm not in KNOWN_ARMS]
     styles = {arm: style for arm, style in KNOWN_ARMS.items() if arm in seen}

@@ -64,7 +64,7 @@ class SequenceData:
                 rows.append(self._window(name, int(np.count_nonzero(kinds[:sequence_id] == kind))))
             else:
                 rows.append(self._recall_document(name, sequence_id))
-        return _padded(rows, tuple(range(start, stop)))
+        return padded(rows, tuple(range(start, stop)))
 
     def validation(self) -> Batch:
         """The first `validation_sequences` held-out windows of a fixed order, the same for every seed.
@@ -147,7 +147,8 @@ def _epoch_order(seed: int, source: str, epoch: int, windows: int) -> Int[np.nda
     return torch.randperm(windows, generator=generator).numpy()
 
 
-def _padded(rows: list[np.ndarray], sequence_ids: tuple[int, ...]) -> Batch:
+def padded(rows: list[np.ndarray], sequence_ids: tuple[int, ...]) -> Batch:
+    """Rows of token ids [any length each] as a batch, padded on the right."""
     lengths = torch.tensor([len(row) for row in rows])
     tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
     for row, values in enumerate(rows):

@@ -13,7 +13,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -46,8 +46,10 @@ ANCHOR = "is"
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """`tokens[:prompt_end]` asks, `answer_ids` follow."""
+    """`tokens[start:prompt_end]` asks for `key`, `answer_ids` follow."""
 
+    key: str
+    start: int
     prompt_end: int
     answer_ids: list[int]
 
@@ -110,7 +112,7 @@ def recall_words(tokenizer: PreTrainedTokenizerBase) -> Words:
     before, texts = tokenizer.encode(ANCHOR, add_special_tokens=False), {}
     for token in range(len(tokenizer)):
         text = str(tokenizer.decode([*before, token])).removeprefix(ANCHOR)  # alone it may lose its space (Metaspace)
-        if re.fullmatch(r" [a-z]{3,}", text) and text[1:] not in used and _encode(tokenizer, text) == [token]:
+        if re.fullmatch(r" [a-z]{3,}", text) and text[1:] not in used and encode(tokenizer, text) == [token]:
             texts[token] = text
     held_out = {token for token, text in texts.items() if hashlib.sha256(text.encode()).digest()[0] < 256 // 5}
     keys: dict[Split, tuple[int, ...]] = {
@@ -139,9 +141,9 @@ def make_document(
     writer = _Writer(tokenizer, generator, split)
     if chosen.form == "pairs":
         return writer.pairs(name=kind, length=length)
-    asked = chosen.questions if split == "train" else 1
-    facts, questions = writer.facts(chosen.form, chosen.facts, asked)
-    ending = sum(len(prompt) + len(answer) + len(writer.stop) for prompt, answer in questions)
+    count = chosen.questions if split == "train" else 1
+    facts, questions = writer.facts(chosen.form, chosen.facts, count)
+    ending = sum(len(asked.prompt) + len(asked.answer) + len(writer.stop) for asked in questions)
     room = length - sum(map(len, facts)) - ending
     if room < chosen.distance:
         raise ValueError(
@@ -151,6 +153,14 @@ def make_document(
     return writer.ask(document, questions)
 
 
+class _Asked(NamedTuple):
+    """A question before it has a place: what it asks for, and the tokens of both parts."""
+
+    key: str
+    prompt: list[int]
+    answer: list[int]
+
+
 class _Writer:
     """The random draws and the wording of one document."""
 
@@ -158,7 +168,7 @@ class _Writer:
         self.tokenizer, self.generator = tokenizer, generator
         self.split: Split = split
         self.words = recall_words(tokenizer)
-        self.stop = _encode(tokenizer, ".")
+        self.stop = encode(tokenizer, ".")
 
     def below(self, limit: int) -> int:
         return int(torch.randint(limit, (), generator=self.generator))
@@ -181,17 +191,17 @@ class _Writer:
         taken = set(keys)
         return keys, self.pick(tuple(word for word in self.words.texts if word not in taken), count)
 
-    def facts(self, form: str, count: int, asked: int) -> tuple[list[list[int]], list[tuple[list[int], list[int]]]]:
-        """The sentences of `count` facts, and prompt and answer of the `asked` ones among them."""
+    def facts(self, form: str, count: int, asked: int) -> tuple[list[list[int]], list[_Asked]]:
+        """The sentences of `count` facts, and the questions about the `asked` ones among them."""
         keys, values = self.keys_and_words(count)
         texts = [self.words.texts[value] for value in values]
         if form == "number":
             texts = [self.number() for _ in texts]
         fact, question = (f"\n{template}" for template in TEMPLATES[form])
         names = [self.words.texts[key].strip() for key in keys]
-        facts = [_encode(self.tokenizer, fact.format(key=k, value=v) + "\n") for k, v in zip(names, texts, strict=True)]
+        facts = [encode(self.tokenizer, fact.format(key=k, value=v) + "\n") for k, v in zip(names, texts, strict=True)]
         questions = [
-            (_encode(self.tokenizer, question.format(key=names[i])), _encode(self.tokenizer, texts[i]))
+            _Asked(names[i], encode(self.tokenizer, question.format(key=names[i])), encode(self.tokenizer, texts[i]))
             for i in self.order(count)[:asked]
         ]
         return facts, questions
@@ -204,7 +214,7 @@ class _Writer:
             )
         start = self.below(len(tokens) - count + 1)
         text = np.asarray(tokens[start : start + count])
-        return np.where(text == self.tokenizer.eos_token_id, _encode(self.tokenizer, "\n")[0], text).tolist()
+        return np.where(text == self.tokenizer.eos_token_id, encode(self.tokenizer, "\n")[0], text).tolist()
 
     def plant(self, facts: list[list[int]], text: list[int], distance: int) -> list[int]:
         """`text` with each fact at a place drawn uniformly, none among the last `distance` tokens."""
@@ -214,17 +224,17 @@ class _Writer:
             document += fact + text[start:end]
         return document
 
-    def ask(self, document: list[int], questions: list[tuple[list[int], list[int]]]) -> RecallDocument:
+    def ask(self, document: list[int], questions: list[_Asked]) -> RecallDocument:
         asked = []
-        for prompt, answer in questions:
-            document = document + prompt
-            asked.append(Question(prompt_end=len(document), answer_ids=answer))
+        for key, prompt, answer in questions:
+            start, document = len(document), document + prompt
+            asked.append(Question(key=key, start=start, prompt_end=len(document), answer_ids=answer))
             document = document + answer + self.stop
         return RecallDocument(tokens=document, questions=asked)
 
     def pairs(self, name: str, length: int) -> RecallDocument:
         """Half the document states pairs, up to a random number of them; the rest asks, over and over in training."""
-        before, link = (_encode(self.tokenizer, text) if text else [] for text in PAIRS[name])
+        before, link = (encode(self.tokenizer, text) if text else [] for text in PAIRS[name])
         number = name == "pairs-number"
         size = len(before) + 1 + len(link) + (SPACE_AND_DIGITS if number else 1) + len(self.stop)
         most = min(length // (2 * size), len(self.words.keys[self.split]), len(self.words.texts) // 2)
@@ -234,7 +244,7 @@ class _Writer:
             )
         count = max(1, most - self.below(most // 2 + 1))  # 1 where there are no words: choosing them says so
         keys, words = self.keys_and_words(count)
-        values = [_encode(self.tokenizer, self.number()) if number else [word] for word in words]
+        values = [encode(self.tokenizer, self.number()) if number else [word] for word in words]
         prompts = [[*before, key, *link] for key in keys]
         stated = [token for pair in zip(prompts, values, strict=True) for part in (*pair, self.stop) for token in part]
         costs = [len(prompt) + len(value) + len(self.stop) for prompt, value in zip(prompts, values, strict=True)]
@@ -244,14 +254,15 @@ class _Writer:
             if room < 0 or (turns and self.split == "validation"):
                 break
             turns.append(i)
-        return self.ask(stated, [(prompts[i], values[i]) for i in turns])
+        names = [self.words.texts[key].strip() for key in keys]
+        return self.ask(stated, [_Asked(names[i], prompts[i], values[i]) for i in turns])
 
     def number(self) -> str:
         """A number of 7 digits, with the space before it."""
         return f" {1_000_000 + self.below(9_000_000)}"
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The tokens of `text`, which begins with no letter, as they are within a longer text."""
     before = tokenizer.encode(ANCHOR, add_special_tokens=False)
     whole = tokenizer.encode(ANCHOR + text, add_special_tokens=False)

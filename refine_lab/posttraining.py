@@ -1,0 +1,184 @@
+"""Post-training as a notebook runs it: the three ways, their runs, and the answers to the test questions before and after."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from refine_lab.config import TrainConfig, require
+from refine_lab.data.lessons import TaskData
+from refine_lab.draws import Draws
+from refine_lab.experiments import batch_sizes, given, load, located_model, located_source
+from refine_lab.models.loading import manifest_of
+from refine_lab.nested import nested_step
+from refine_lab.optim import make_optimizers
+from refine_lab.recipes import WAYS, posttraining_recipe
+from refine_lab.records import Run
+from refine_lab.rewards import REWARDS, reward_function
+from refine_lab.step import Learner
+from refine_lab.tasks.answers import AnswerLog, answer, answer_row
+from refine_lab.tasks.examples import Example, Task, load_task
+
+MEASURES = ("recall", "exact_match", "f1")
+"""Of an answer beside its references, each from 0 to 1."""
+RELEASE = "_release_updates"
+"""Ends the names of the recipes with the updates of the paper's release."""
+NO_SEED = -1
+"""Stands for the seed of a model before training."""
+AT_ONCE = 20
+"""Questions between two writings of their answers."""
+TASK_FIELDS = (
+    "train", "validation", "test", "prompt_tokens", "answer_tokens", "over_limit", "shared", "prompt_column", "answer_column",
+)  # fmt: skip
+METHOD_FIELDS = ("reward", "num_chunks", "rollout_length", "nsp_coef")
+
+
+def three_ways(
+    recipe: str,
+    seeds: Sequence[int],
+    *,
+    ways: Sequence[str] = WAYS,
+    model: str | None = None,
+    task: str | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    **others: Any,
+) -> list[TrainConfig]:
+    """Of each seed the ways of post-training, which differ in what comes before the update on the answers alone.
+
+    None leaves the recipe's value; `others` are fields of `TaskConfig`, `RefineConfig` or `TrainConfig`. Raises ValueError
+    for seeds that repeat, an unknown way and for every value that the configuration refuses.
+    """
+    require(len(set(seeds)) == len(seeds) > 0, "seeds", list(seeds), "at least one whole number, none twice")
+    require(steps is None or steps >= 1, "steps", steps, "at least 1")
+    if others.get("reward") is not None:
+        reward_function(others["reward"])
+    asked, method = ({name: others.pop(name, None) for name in names} for names in (TASK_FIELDS, METHOD_FIELDS))
+    changes = given(model=model and located_model(model), steps=steps, **others)
+    configs = []
+    for seed in seeds:
+        for way in ways:
+            config = posttraining_recipe(recipe)(way, seed)
+            assert config.task is not None
+            source = given(source=located_task(task) if task else None)
+            more: dict[str, Any] = {"task": replace(config.task, **given(**asked), **source)} | batch_sizes(
+                config, batch_size
+            )
+            if config.method is not None:
+                more["method"] = replace(config.method, **given(**method))
+            configs.append(replace(config, **changes, **more))
+    return configs
+
+
+def release_way(recipe: str, seeds: Sequence[int], **others: Any) -> list[TrainConfig]:
+    """Of each seed nested SFT with the one update a batch on the prompts that the paper's release makes.
+
+    None for a recipe that has those already. Arguments as for `three_ways`.
+    """
+    if recipe.endswith(RELEASE):
+        return []
+    return three_ways(recipe + RELEASE, seeds, **others, ways=("nested_sft",))
+
+
+def way_of(config: TrainConfig) -> str:
+    """What a run is called beside others: its arm, and whether nested SFT has the release's single update."""
+    unequal = config.recipe.endswith(RELEASE) and config.arm == "nested_sft"
+    return config.arm + ("_release" if unequal else "")
+
+
+def located_task(source: str) -> str:
+    """A task's source for every folder it is read from."""
+    prefix, colon, rest = source.partition(":")
+    if colon and prefix == "ruler":
+        return f"ruler:{located_source(rest)}"
+    return source if colon and prefix == "recall" else located_source(source)
+
+
+def task_of(config: TrainConfig) -> Task:
+    """The examples of a configuration's task, in the tokens of its model."""
+    assert config.task is not None
+    _, tokenizer = load(config.model, config)
+    return load_task(config.task, tokenizer, config.data, manifest_of(config.model))
+
+
+def example_text(example: Example, config: TrainConfig, tokens: int = 60) -> str:
+    """The last `tokens` tokens of an example's prompt, and the answers any of which is right."""
+    _, tokenizer = load(config.model, config)
+    return f"…{tokenizer.decode(list(example.prompt_ids[-tokens:]))}  →  {' | '.join(example.answers)}"
+
+
+def estimated_seconds(configs: Sequence[TrainConfig], task: Task) -> float:
+    """How long training all of them takes here: one batch of each way is trained on a copy, and multiplied.
+
+    Without the answers to the test questions, and without starting processes: a guess for people.
+    """
+    seconds: dict[str, float] = {}
+    for config in configs:
+        if config.arm not in seconds:
+            policy, _ = load(config.model, config)
+            reward = None if config.method is None else REWARDS[config.method.reward]
+            learner = Learner(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
+            batch = TaskData(task.train, config.seed).batch(0, config.batch_size).to(policy.device)
+            began = time.monotonic()
+            nested_step(learner, batch, Draws(seed=config.seed, step=1))
+            seconds[config.arm] = time.monotonic() - began
+    return sum((config.steps * seconds[config.arm] for config in configs), 0.0)
+
+
+def answers_of(runs: Sequence[Run], task: Task) -> pd.DataFrame:
+    """The answers to every test question before training and after each run, with `way`, `seed` and `updates`.
+
+    They are kept in the run directories as they come, `answers/test` and, of the model that training started with,
+    `answers/base` of the first run; what is answered is not answered again.
+    """
+    config = runs[0].config
+    frames = [_answered(config.model, config, task, runs[0].path / "answers" / "base", "base", None, 0)]
+    for run in runs:
+        updates = int(run.metrics()["updates"].iloc[-1])
+        there = run.path / "answers" / "test"
+        frames.append(_answered(str(run.path), run.config, task, there, way_of(run.config), run.config.seed, updates))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _answered(
+    model: str, config: TrainConfig, task: Task, folder: Path, way: str, seed: int | None, updates: int
+) -> pd.DataFrame:
+    log = AnswerLog(folder)
+    missing = [example for example in task.test if example.name not in log.done]
+    if missing:
+        assert config.task is not None
+        policy, tokenizer = load(model, config)
+        for start in range(0, len(missing), AT_ONCE):
+            part, began = missing[start : start + AT_ONCE], time.monotonic()
+            said = answer(policy, tokenizer, part, config.task.answer_tokens)
+            seconds = (time.monotonic() - began) / len(part)
+            who = {"way": way, "seed": NO_SEED if seed is None else seed, "seconds": seconds}
+            log.write([answer_row(example, text, **who) for example, text in zip(part, said, strict=True)])
+    frame = log.read()
+    means = ", ".join(f"{name} {frame[name].mean():.3f}" for name in MEASURES)
+    print(f"{way}{'' if seed is None else f' s{seed}'}: {len(frame)} answers, {means}")
+    return frame.assign(updates=updates)
+
+
+def per_run(answers: pd.DataFrame) -> pd.DataFrame:
+    """A row a way and seed: the mean of each measure over the test questions."""
+    return answers.groupby(["way", "updates", "seed"], sort=False)[list(MEASURES)].mean().reset_index()
+
+
+def side_by_side(answers: pd.DataFrame, count: int = 8) -> pd.DataFrame:
+    """`count` test questions with the answers of all ways of the first seed; those first in which the ways differ."""
+    first = answers.loc[answers["seed"] != NO_SEED, "seed"].min()
+    chosen = answers[answers["seed"].isin([NO_SEED, first])]
+    table = chosen.pivot_table(index="name", columns="way", values="answer", aggfunc="first", sort=False)
+    facts = chosen.drop_duplicates("name").set_index("name")
+    differ = table.nunique(axis=1).gt(1)
+    order = [*table.index[differ], *table.index[~differ]][:count]
+    asked = facts.loc[order, ["question", "references"]].assign(
+        references=facts.loc[order, "references"].map(" | ".join)
+    )
+    return asked.join(table.loc[order]).reset_index(drop=True)

@@ -1,0 +1,96 @@
+"""Post-training with nested REFINE (paper, section 4.3): the paper's own, and one for a laptop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refine_lab.config import DataConfig, RefineConfig, TaskConfig, TrainConfig, require
+from refine_lab.recipes.midtraining import release_updates
+
+WAYS = ("sft", "nested_sft", "nested_refine")
+"""Of post-training (section 4.3): the answers alone, or after updates on the prompts by the next token or REFINE."""
+
+
+def paper_posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
+    """Post-training of DeltaNet-1.3B on RULER's SQuADQA as in the paper (section 4.3); nested SFT with as many updates."""
+    task = TaskConfig(
+        source="ruler:dev-v2.0.json",  # table C.1: SQuADQA, made from SQuAD v2.0; or HotpotQA
+        prompt_tokens=4096,  # table C.1: 4K, 8K or 16K
+        answer_tokens=32,  # RULER
+        train=1600,  # table C.1
+        validation=0,
+        test=200,  # table C.1
+    )
+    return TrainConfig(
+        recipe="paper_posttrain",
+        model="fla-hub/delta_net-1.3B-100B",  # the paper's: mid-trained before
+        task=task,
+        **_way(_paper_hybrid(), arm),
+        steps=25,  # ours: one epoch; the authors' log ends at 24
+        batch_size=64,  # table 2
+        mini_batch_size=16,  # table D.1
+        micro_batch_size=1,  # ours
+        lr=1e-6,  # table 2
+        weight_decay=0.01,  # table D.1
+        checkpoint_every=5,  # ours
+        seed=seed,
+        dtype="bfloat16",  # release; parameters and Adam moments stay float32, ours
+        recompute="blocks",  # ours
+    )
+
+
+def paper_posttrain_release_updates(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
+    """`paper_posttrain` with the updates its release makes: nested SFT one on the prompts, nested REFINE four."""
+    return release_updates(paper_posttrain(arm, seed), "nested_sft", "paper_posttrain_release_updates")
+
+
+def posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
+    """Post-training of the embedded default on facts asked for, in minutes on a laptop's CPU. Ours where nothing is said."""
+    task = TaskConfig(
+        source="recall:word-12",  # asked in words that pre-training did not use
+        prompt_tokens=512,
+        answer_tokens=4,
+        train=400,
+        validation=50,
+        test=200,
+    )
+    return TrainConfig(
+        recipe="posttrain",
+        model="tiny-deltanet",
+        data=DataConfig(sources={"python": 1.0}, sequence_length=512, max_tokens=4_000_000),
+        task=task,
+        **_way(_paper_hybrid(), arm),
+        steps=25,  # one epoch
+        batch_size=16,
+        mini_batch_size=4,  # four inner updates, as in the paper
+        micro_batch_size=8,
+        lr=3e-4,  # of 3e-4 and 1e-3, by SFT on validation examples (docs/log.md)
+        weight_decay=0.01,  # table D.1
+        eval_every=5,
+        checkpoint_every=25,
+        seed=seed,
+    )
+
+
+def posttrain_release_updates(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
+    """`posttrain` with the updates that the paper's release makes: nested SFT one on the prompts, nested REFINE four."""
+    return release_updates(posttrain(arm, seed), "nested_sft", "posttrain_release_updates")
+
+
+def _paper_hybrid() -> RefineConfig:
+    """REFINE within post-training."""
+    return RefineConfig(
+        num_chunks=8,  # c, table 2
+        rollout_length=5,  # k, table 2
+        smoothing_kernel=5,  # section 3.2
+        entropy_index="release",  # release
+        margin=20,  # release
+        reward="hybrid",  # table 2, eq. 12
+        ntp_coef=1.0,  # lambda_SFT, table 2
+        nsp_coef=0.2,  # lambda_RL, table 2
+    )
+
+
+def _way(method: RefineConfig, arm: str) -> dict[str, Any]:
+    require(arm in WAYS, "arm", arm, "one of " + ", ".join(map(repr, WAYS)))
+    return {"nested": arm != "sft", "method": method if arm == "nested_refine" else None}

@@ -1,0 +1,109 @@
+"""The curricula that made the shipped models; all values ours."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from refine_lab.config import DataConfig, TrainConfig
+
+
+class Stage(NamedTuple):
+    """A stage of a curriculum, as it stands in a table."""
+
+    steps: int
+    length: int  # tokens a row
+    rows: int
+    warmup: int
+    prose: float  # share of the plain rows
+    recall: dict[str, float]  # share of recall documents by kind
+    window: int | None = None  # tokens that LaCT's attention sees; a chunk of its fast weights is as long, from 8 to 64
+
+
+def pretrain(model: str, prose: str | None = None) -> list[TrainConfig]:
+    """The curriculum that made `tiny-deltanet`, stage by stage; all values ours (docs/log.md tells why).
+
+    `model` is `new:FOLDER`, a configuration and tokenizer; every stage goes on from the one before. `prose` is a folder of
+    .txt files that takes a tenth or so of the plain rows beside the Python corpus.
+    """
+    stages = [
+        Stage(500, 128, 32, 50, 0.15, {"pairs": 0.5, "number-1": 0.1}),
+        Stage(
+            1200, 256, 16, 50, 0.15, {"pairs": 0.05, "word-1": 0.1, "word-4": 0.15, "number-1": 0.12, "number-2": 0.08}
+        ),
+        Stage(354, 512, 8, 50, 0.05, {"word-1": 0.06, "word-4": 0.1, "number-1": 0.1, "number-2": 0.06}),
+        Stage(120, 32, 128, 20, 0.1, {"pairs": 0.5}),  # few pairs at a time: here recall is learned
+        Stage(400, 128, 32, 20, 0.1, {"pairs": 0.15, "word-1": 0.2, "word-4": 0.15, "number-1": 0.2}),
+        Stage(
+            600, 256, 16, 20, 0.1, {"pairs": 0.03, "word-1": 0.1, "word-4": 0.12, "number-1": 0.15, "number-2": 0.05}
+        ),
+        Stage(500, 512, 8, 20, 0.1, {"word-1": 0.07, "word-4": 0.1, "number-1": 0.12, "number-2": 0.04}),
+        Stage(1500, 1024, 4, 20, 0.05, {"word-1": 0.08, "word-4": 0.1, "number-1": 0.16, "number-2": 0.04}),
+    ]
+    return _curriculum("pretrain", stages, model, prose, threads=2)
+
+
+def pretrain_lact(model: str, prose: str | None = None) -> list[TrainConfig]:
+    """The curriculum that made `tiny-lact`; all values ours. `model` and `prose` as for `pretrain`.
+
+    Attention sees two tokens at first, then more: so the fast weights learn to bind a value to its key before attention
+    can do without them (docs/log.md has the search). As many tokens in all as `pretrain`.
+    """
+    stages = [
+        Stage(500, 32, 32, 30, 0.0, {"pairs": 1.0}, window=2),  # here facts are bound
+        Stage(150, 32, 32, 20, 0.0, {"pairs": 1.0}, window=8),
+        Stage(200, 64, 32, 20, 0.1, {"pairs": 0.5, "word-1": 0.25, "number-1": 0.05}, window=16),
+        Stage(160, 64, 32, 20, 0.1, {"pairs": 0.15, "pairs-is": 0.45, "word-1": 0.3}, window=16),
+        Stage(160, 64, 32, 20, 0.1, {"pairs": 0.1, "pairs-is": 0.05, "pairs-word": 0.5, "word-2": 0.2}, window=16),
+        Stage(200, 128, 24, 20, 0.1, {"pairs-word": 0.15, "word-1": 0.1, "word-2": 0.15, "word-4": 0.15}, window=32),
+        Stage(250, 256, 16, 20, 0.1, {"pairs-word": 0.05, "word-1": 0.15, "word-4": 0.15, "number-1": 0.1}, window=64),
+        Stage(
+            300, 128, 32, 20, 0.1, window=64,
+            recall={"pairs-number": 0.25, "word-1-d64": 0.1, "word-1": 0.05, "word-2": 0.1, "word-4": 0.15, "number-1": 0.1},
+        ),
+        Stage(
+            1000, 256, 16, 20, 0.1, window=64,
+            recall={"pairs-number": 0.05, "word-1": 0.1, "word-4": 0.2, "number-1": 0.15, "number-2": 0.05},
+        ),
+        Stage(1000, 512, 8, 20, 0.1, {"word-1": 0.08, "word-4": 0.15, "number-1": 0.12, "number-2": 0.05}, window=64),
+        Stage(2050, 1024, 4, 20, 0.05, {"word-1": 0.08, "word-4": 0.14}, window=128),
+    ]  # fmt: skip
+    # from the weights of seed 1, of three tried, nothing was bound within 700 steps
+    return _curriculum("pretrain_lact", stages, model, prose, threads=1, first_seed=2)
+
+
+def _curriculum(
+    name: str, stages: list[Stage], model: str, prose: str | None, *, threads: int, first_seed: int = 1
+) -> list[TrainConfig]:
+    """Every stage as a run, with a seed of its own; the learning rate falls in the last."""
+    return [
+        TrainConfig(
+            recipe=f"{name}-{number}",
+            model=model,
+            model_settings=_windows(stage.window),
+            method=None,
+            data=DataConfig(
+                sources={"python": 1 - stage.prose, prose: stage.prose} if prose and stage.prose else {"python": 1.0},
+                sequence_length=stage.length,
+                recall=stage.recall,
+                validation_sequences=max(8, 16_384 // stage.length),
+            ),
+            steps=stage.steps,
+            batch_size=stage.rows,
+            mini_batch_size=stage.rows,
+            micro_batch_size=stage.rows,
+            optimizer="muon",
+            lr=4e-3,
+            schedule="linear" if number == len(stages) else "constant",
+            warmup_steps=stage.warmup,
+            weight_decay=0.01,
+            eval_every=100,
+            checkpoint_every=100,
+            seed=first_seed + number - 1,
+            threads=threads,
+        )
+        for number, stage in enumerate(stages, start=1)
+    ]
+
+
+def _windows(window: int | None) -> dict[str, int]:
+    return {} if window is None else {"window_size": window, "lact_chunk_size": min(max(8, window), 64)}

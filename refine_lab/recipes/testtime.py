@@ -1,0 +1,69 @@
+"""Test-time training (paper, section 4.4): the paper's own, and one that puts the weights back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from refine_lab.config import DataConfig, RefineConfig, TaskConfig, require
+from refine_lab.ttt.config import TTTConfig, TTTRunConfig
+
+TTT_WAYS = ("none", "sft", "refine")
+"""Of test-time training (section 4.4): the model as it is, or adapted by the next token or REFINE."""
+
+
+def ttt_per_prompt(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
+    """Test-time training of the embedded default, prompt by prompt, weights and moments reset. Ours where nothing is said."""
+    return TTTRunConfig(
+        recipe="per_prompt",
+        model="tiny-deltanet",
+        ttt=_ttt(arm, seed, steps=4, lr=1e-4),  # the paper's 1e-6 moves nothing within four updates
+        task=TaskConfig(
+            source="recall:word-12", prompt_tokens=512, answer_tokens=4, train=0, test=200
+        ),  # as `posttrain`
+        data=DataConfig(sources={"python": 1.0}, sequence_length=512, max_tokens=4_000_000),
+        reset="prompt",
+        adapt_on="prompt",  # section 4.4: "on the prompt"
+        seed=seed,
+    )
+
+
+def ttt_paper(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
+    """Test-time training as in the paper: batches of prompts, weights that are never reset; as many updates in either arm."""
+    return TTTRunConfig(
+        recipe="paper",
+        model="fla-hub/delta_net-1.3B-100B",  # the paper's: post-trained before
+        ttt=_ttt(arm, seed, steps=1, lr=1e-6, dtype="bfloat16"),  # table 2; release
+        task=TaskConfig(
+            source="ruler:dev-v2.0.json", prompt_tokens=4096, answer_tokens=32, train=0, test=200
+        ),  # table C.1
+        batch_size=8,  # table D.1
+        mini_batch_size=4,  # table D.1: two updates a batch
+        micro_batch_size=1,  # ours
+        reset="never",  # release
+        adapt_on="prompt",  # section 4.4
+        seed=seed,
+    )
+
+
+def ttt_paper_release_updates(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
+    """`ttt_paper` with the updates that its release makes: SFT one a batch, REFINE two. Not a fair comparison."""
+    config = replace(ttt_paper(arm, seed), recipe="paper_release_updates")
+    return replace(config, mini_batch_size=config.batch_size) if arm == "sft" else config
+
+
+def _ttt(arm: str, seed: int, **settings: Any) -> TTTConfig | None:
+    require(arm in TTT_WAYS, "arm", arm, "one of " + ", ".join(map(repr, TTT_WAYS)))
+    method = RefineConfig(
+        num_chunks=8,  # c, tables 2 and D.1
+        rollout_length=5,  # k, tables 2 and D.1
+        smoothing_kernel=5,  # section 3.2
+        entropy_index="release",  # release
+        margin=20,  # release
+        reward="binary",  # table 2, eq. 11
+        ntp_coef=1.0,  # lambda_SFT, tables 2 and D.1
+        nsp_coef=0.4,  # lambda_RL, tables 2 and D.1
+    )
+    weight_decay = 0.01  # table D.1
+    chosen = method if arm == "refine" else None
+    return None if arm == "none" else TTTConfig(method=chosen, seed=seed, weight_decay=weight_decay, **settings)

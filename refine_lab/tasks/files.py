@@ -1,0 +1,121 @@
+"""Prompts and answers from a .parquet or .jsonl, such as the paper's own files, read as they are."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
+
+from refine_lab.config import TaskConfig
+from refine_lab.tasks.passages import parse
+from refine_lab.tasks.prompts import Example, encode, within_limit
+
+
+def file_splits(config: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, list[Example]], int]:
+    """Train, validation and test in the order of the file, and how many rows were left out for their length.
+
+    The first `test` rows are the test set, those after it the validation set, those after it are trained on; with `test`
+    none the test set is all but as many as the other two ask for. Rows are named `<file>-<number>`, from 0.
+
+    Raises FileNotFoundError or ValueError, in one sentence, for a file that is not there or is none, a column that it
+    lacks, a cell that holds no text, fewer rows than asked for, and an example without an answer outside the test set.
+    """
+    path = _existing(config)
+    others = config.train + config.validation
+    examples = (encode(parse(*row), tokenizer) for row in _rows(path, config))
+    wanted = None if config.test is None else config.test + others
+    taken, dropped = within_limit(examples, config, wanted)
+    test = len(taken) - others if config.test is None else config.test
+    if test < 0 or len(taken) < test + others:
+        left_out = f" of at most {config.prompt_tokens} tokens" if dropped else ""
+        raise ValueError(
+            f"{str(path)!r} has {len(taken)} prompts{left_out}, too few for TaskConfig.train {config.train}, validation "
+            f"{config.validation} and test {config.test}"
+        )
+    middle = test + config.validation
+    splits = {"train": taken[middle:], "validation": taken[test:middle], "test": taken[:test]}
+    for example in (*splits["train"], *splits["validation"]):
+        if not example.answers:
+            raise ValueError(
+                f"{example.name!r} has no answer in column {config.answer_column!r}; only a test set needs none"
+            )
+    return splits, dropped
+
+
+def _existing(config: TaskConfig) -> Path:
+    path = Path(config.source).expanduser()
+    if path.suffix not in (".parquet", ".jsonl"):
+        raise ValueError(
+            f"TaskConfig.source must be 'recall:KIND', 'ruler:FILE', or a .parquet or .jsonl file, got {config.source!r}"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r} (TaskConfig.source)")
+    return path
+
+
+def _rows(path: Path, config: TaskConfig) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Name, prompt and answers of each row."""
+    read = _parquet if path.suffix == ".parquet" else _jsonl
+    for number, row in enumerate(read(path, config)):
+        name = f"{path.stem}-{number}"
+        prompt = row.get(config.prompt_column)
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(
+                f"column {config.prompt_column!r} of {str(path)!r} must hold prompts as text, row {number + 1} holds {prompt!r}"
+            )
+        yield name, prompt, _answers(row.get(config.answer_column), path, number, config.answer_column)
+
+
+def _answers(value: Any, path: Path, number: int, column: str) -> tuple[str, ...]:
+    texts = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"column {column!r} of {str(path)!r} must hold an answer or a list of answers as text, row {number + 1} holds "
+            f"{value!r}"
+        )
+    return tuple(text for text in texts if text.strip())
+
+
+def _check_columns(path: Path, names: list[str], config: TaskConfig) -> None:
+    """Raise ValueError unless the prompts' column is there, and the answers', or nothing that looks like it or needs it."""
+    for field, needed in (("prompt_column", True), ("answer_column", config.train + config.validation > 0)):
+        column = getattr(config, field)
+        if column in names:
+            continue
+        near = difflib.get_close_matches(column, names, n=1)
+        if needed or near:
+            hint = f"; did you mean {near[0]!r}?" if near else f": it has {', '.join(map(repr, names))}"
+            raise ValueError(f"{str(path)!r} has no column {column!r} (TaskConfig.{field}){hint}")
+
+
+def _parquet(path: Path, config: TaskConfig) -> Iterator[Mapping[str, Any]]:
+    try:
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        _check_columns(path, names, config)
+        columns = [name for name in (config.prompt_column, config.answer_column) if name in names]
+        for batch in file.iter_batches(batch_size=256, columns=columns):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{str(path)!r} is no whole parquet file: {error}") from error
+
+
+def _jsonl(path: Path, config: TaskConfig) -> Iterator[Mapping[str, Any]]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:  # also bytes that are no UTF-8
+                raise ValueError(f"line {number} of {str(path)!r} is no JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} of {str(path)!r} is no JSON object but {type(row).__name__}")
+            _check_columns(path, list(row), config)
+            yield row

@@ -1,0 +1,148 @@
+"""A prompt with its answers, as text and as tokens; what becomes of one that is too long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from transformers import PreTrainedTokenizerBase
+
+from refine_lab.config import TaskConfig
+from refine_lab.data.recall import ANCHOR
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A prompt, its question, and the answers any of which is right.
+
+    `prompt_ids[:question_start]` is the document, the rest asks.
+    """
+
+    name: str
+    "Unique within its source, and the same whenever it is loaded."
+    prompt_ids: tuple[int, ...]
+    "The prompt's tokens, without any that a tokenizer adds of itself."
+    question_start: int
+    "Where the question begins; `len(prompt_ids)` where none can be told apart."
+    answer_ids: tuple[int, ...]
+    "What is trained on: the first answer with the space before it and the end-of-text token; empty without answers."
+    answers: tuple[str, ...]
+    "The answers as text; none where the source gives none."
+    question: str
+    "The question as text; empty where none can be told apart."
+    documents: tuple[str, ...]
+    "The passages as text, before anything is cut out."
+    cut: int = 0
+    "Tokens cut out of the middle of the prompt."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPrompt:
+    """A prompt before it is tokenised; `text[:question_start]` is the document."""
+
+    name: str
+    text: str
+    question_start: int
+    answers: tuple[str, ...]
+    question: str
+    documents: tuple[str, ...]
+
+
+def encode(prompt: TextPrompt, tokenizer: PreTrainedTokenizerBase) -> Example:
+    """The example of a prompt, of whatever length.
+
+    Raises ValueError where the prompt is empty, or the tokenizer is not one of the library `tokenizers`.
+    """
+    if not prompt.text.strip():
+        raise ValueError(f"the prompt {prompt.name!r} is empty")
+    if not tokenizer.is_fast:
+        raise ValueError(f"the tokenizer must be one of the library `tokenizers`, got {type(tokenizer).__name__}")
+    encoded = tokenizer(prompt.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids = tuple(encoded["input_ids"])
+    # a token that reaches into the question is the question's
+    ends = (end for _, end in encoded["offset_mapping"])
+    start = next((token for token, end in enumerate(ends) if end > prompt.question_start), len(ids))
+    space = "" if prompt.text[-1].isspace() else " "
+    return Example(
+        name=prompt.name,
+        prompt_ids=ids,
+        question_start=start,
+        answer_ids=_answer_ids(tokenizer, space + prompt.answers[0].strip()) if prompt.answers else (),
+        answers=prompt.answers,
+        question=prompt.question,
+        documents=prompt.documents,
+    )
+
+
+def _answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """The tokens of `text` as they are after a prompt, and the end of the text."""
+    before, whole = (tokenizer.encode(part, add_special_tokens=False) for part in (ANCHOR, ANCHOR + text))
+    joined = whole[: len(before)] != before  # an answer that begins with a letter may have been joined to the anchor
+    ids = tokenizer.encode(text, add_special_tokens=False) if joined else whole[len(before) :]
+    return (*ids, end_of_text(tokenizer))
+
+
+def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends an answer. Raises ValueError where the tokenizer has none."""
+    end = tokenizer.eos_token_id
+    if not isinstance(end, int):
+        raise ValueError("the tokenizer has no end-of-text token (eos_token), which ends an answer")
+    return end
+
+
+def within_limit(examples: Iterable[Example], config: TaskConfig, count: int | None) -> tuple[list[Example], int]:
+    """The first `count` examples (none: all) of at most `prompt_tokens` tokens, and how many longer ones were left out.
+
+    Raises ValueError where one is longer and `over_limit` is `refuse`, or where a question alone is.
+    """
+    limit, dropped = config.prompt_tokens, 0
+    if config.over_limit == "cut_middle":
+        return [cut_middle(example, limit) for example in islice(examples, count)], 0
+    if config.over_limit == "refuse":
+        taken = list(islice(examples, count))
+        _refuse_longer(taken, limit)
+        return taken, 0
+
+    def short() -> Iterator[Example]:
+        nonlocal dropped
+        for example in examples:
+            if len(example.prompt_ids) <= limit:
+                yield example
+            else:
+                dropped += 1
+
+    return list(islice(short(), count)), dropped
+
+
+def _refuse_longer(examples: Sequence[Example], limit: int) -> None:
+    longer = sorted((len(e.prompt_ids), e.name) for e in examples if len(e.prompt_ids) > limit)
+    if longer:
+        tokens, name = longer[-1]
+        raise ValueError(
+            f"{len(longer)} of {len(examples)} prompts have more tokens than TaskConfig.prompt_tokens {limit}, the longest "
+            f"{tokens} ({name!r}): raise prompt_tokens, or set over_limit to 'cut_middle' or 'drop'"
+        )
+
+
+def cut_middle(example: Example, limit: int) -> Example:
+    """The example with both ends of its prompt, `limit` tokens in all; the question is kept whole (LongBench's way).
+
+    Raises ValueError where the question alone is longer.
+    """
+    tokens = len(example.prompt_ids)
+    if tokens <= limit:
+        return example
+    question = tokens - example.question_start
+    if question > limit:
+        raise ValueError(
+            f"the question of {example.name!r} alone has {question} tokens, TaskConfig.prompt_tokens is {limit}"
+        )
+    last = max(limit // 2, question)
+    first = limit - last
+    return replace(
+        example,
+        prompt_ids=example.prompt_ids[:first] + example.prompt_ids[tokens - last :],
+        question_start=example.question_start - (tokens - limit),
+        cut=tokens - limit,
+    )

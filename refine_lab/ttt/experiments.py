@@ -1,0 +1,278 @@
+"""Test-time training as a notebook runs it: the three ways, one prompt step by step, all prompts, and what came of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from refine_lab.config import require
+from refine_lab.experiments import given, located_model
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.loading import load_model, manifest_of
+from refine_lab.posttraining import located_task
+from refine_lab.recipes import TTT_WAYS, ttt_recipe
+from refine_lab.rewards import reward_function
+from refine_lab.tasks.answers import answer, answer_row
+from refine_lab.tasks.examples import Example, Task, load_task
+from refine_lab.ttt.adaptation import (
+    Adapter,
+    Reading,
+    Restored,
+    Update,
+    adapted,
+    fewer_chunks,
+    prompt_batch,
+    read_prompt,
+)
+from refine_lab.ttt.config import TTTConfig, TTTRunConfig
+from refine_lab.ttt.records import TTTRun, inputs_of
+from refine_lab.ttt.results import SCORES, results
+from refine_lab.ttt.runs import Progress, adapt_ids, batches_of, check_prompts, measured, run_prompts
+
+TASK_FIELDS = ("prompt_tokens", "answer_tokens", "over_limit", "prompt_column", "answer_column")
+METHOD_FIELDS = ("reward", "num_chunks", "rollout_length", "nsp_coef")
+TTT_FIELDS = ("steps", "lr", "stop_at_reward", "stop_at_loss", "dtype", "parameters")
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def three_ways(
+    recipe: str,
+    seeds: Sequence[int],
+    *,
+    ways: Sequence[str] = TTT_WAYS,
+    model: str | None = None,
+    prompts: str | None = None,
+    count: int | None = None,
+    **others: Any,
+) -> list[TTTRunConfig]:
+    """The model as it is, once, and of each seed SFT and REFINE on the prompts, which differ in the method alone.
+
+    `prompts` is a `TaskConfig.source` and `count` how many are answered, None all there are. None leaves the recipe's
+    value otherwise; `others` are fields of `TaskConfig`, `RefineConfig`, `TTTConfig` or `TTTRunConfig`. Raises ValueError
+    for seeds that repeat, an unknown way or reward, and for every value that the configuration refuses.
+    """
+    require(len(set(seeds)) == len(seeds) > 0, "seeds", list(seeds), "at least one whole number, none twice")
+    if others.get("reward") is not None:
+        reward_function(others["reward"])
+    parts = [{name: others.pop(name, None) for name in names} for names in (TASK_FIELDS, METHOD_FIELDS, TTT_FIELDS)]
+    asked, method, ttt = (given(**part) for part in parts)
+    configs = []
+    for seed in seeds:
+        for way in ways:
+            if way == "none" and seed != seeds[0]:
+                continue
+            config = ttt_recipe(recipe)(way, seed)
+            source = given(source=prompts and located_task(prompts))
+            changes: dict[str, Any] = {"task": replace(config.task, **source, **asked, test=count)}
+            if config.ttt is not None:
+                changes["ttt"] = _changed(config.ttt, ttt, method)
+            configs.append(replace(config, **changes, **given(model=model and located_model(model), **others)))
+    return configs
+
+
+def _changed(config: TTTConfig, ttt: dict[str, Any], method: dict[str, Any]) -> TTTConfig:
+    """With the values given; those that only REFINE has are left out of SFT."""
+    if config.method is None:
+        return replace(config, **{name: value for name, value in ttt.items() if name != "stop_at_reward"})
+    return replace(config, **ttt, method=replace(config.method, **method))
+
+
+def loaded(config: TTTRunConfig) -> tuple[FastWeightLM, PreTrainedTokenizerBase, Task]:
+    """The model, its tokenizer, and the task in its tokens."""
+    logging.disable_progress_bar()  # a widget for each of a second's work, blank where the notebook is only read
+    model, tokenizer = load_model(config.model, device=config.device, seed=config.seed, settings=config.model_settings)
+    return model, tokenizer, load_task(config.task, tokenizer, config.data, manifest_of(config.model))
+
+
+def runs_of(
+    configs: Sequence[TTTRunConfig],
+    model: FastWeightLM,
+    examples: Sequence[Example],
+    folder: Path,
+    *,
+    fresh: bool = False,
+) -> list[TTTRun]:
+    """For each configuration the run in `folder` that is gone on from, or a new one; `fresh`: new ones.
+
+    Prints what is answered already, which prompts are dropped, and which are too short for all chunks. Raises ValueError
+    before anything is made for prompts that cannot be used.
+    """
+    notes = {note: None for config in configs for note in check_prompts(model, config, examples)}
+    _, left_out = batches_of(examples, configs[0].batch_size)
+    if left_out:
+        size = configs[0].batch_size
+        print(
+            f"{len(left_out)} of {len(examples)} prompts are left out: a last batch with fewer than {size} is dropped."
+        )
+    for note in notes:
+        print(f"{note}.")
+    runs = []
+    for config in configs:
+        inputs = inputs_of(config, examples)
+        run = TTTRun.create(config, inputs, folder) if fresh else TTTRun.taken_up(config, inputs, folder)
+        done = len(run.log.done)
+        print(f"{run.path}" + (f": {done} answered before, which are not answered again" if done else ""))
+        runs.append(run)
+    return runs
+
+
+def estimated_seconds(
+    runs: Sequence[TTTRun], model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
+) -> float:
+    """How long answering takes here: one prompt of middling length is adapted on and answered, and multiplied by length."""
+    middling, seconds = sorted(examples, key=lambda e: len(e.prompt_ids))[len(examples) // 2], {}
+    total = 0.0
+    for run in runs:
+        config, done = run.config, run.log.done
+        parts, _ = batches_of(examples, config.batch_size)
+        tokens = sum(len(e.prompt_ids) for part in parts for e in part if e.name not in done)
+        if tokens and config.arm not in seconds:
+            seconds[config.arm] = _timed(config, model, tokenizer, middling) / len(middling.prompt_ids)
+        total += seconds.get(config.arm, 0.0) * tokens
+    return total
+
+
+def _timed(config: TTTRunConfig, model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, example: Example) -> float:
+    """Seconds of one prompt with all its steps, of which one is made."""
+    step = 0.0
+    with nullcontext() if config.ttt is None else Restored(model, config.ttt.parameters):
+        if config.ttt is not None:
+            adapter = Adapter(model, replace(config.ttt, steps=1))
+            batch = prompt_batch(model, [adapt_ids(example, config.adapt_on)])
+            step = config.ttt.steps * sum(update.seconds for update in adapter.adapt(batch))
+        began = time.monotonic()
+        measured(model, example)
+        reading = (time.monotonic() - began) * (1 if config.ttt is None else 2)
+        began = time.monotonic()
+        answer(model, tokenizer, [example], config.task.answer_tokens)
+        return step + reading + time.monotonic() - began
+
+
+# -- one prompt, step by step ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Watched:
+    """What became of one prompt."""
+
+    example: Example
+    tokens: list[str]
+    "The text of each token of the prompt, [T]."
+    steps: pd.DataFrame
+    "A row a step: `way`, `step`, `tokens_per_second`, `reward`, and loss and entropy before and after it (`loss_before`...)."
+    answers: pd.DataFrame
+    "A row a way: `way`, `answer` and scores; `none` is the answer before."
+    readings: dict[str, Reading]
+    "Entropy and loss of each token: `none` before, and of each way after its last step."
+
+
+def watch(
+    model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, example: Example, configs: Sequence[TTTRunConfig]
+) -> Watched:
+    """Adapt on one prompt alone in each way, tell of every step, answer, and restore. Raises ValueError as `adapted` does."""
+    prompt, answer_tokens = torch.tensor(example.prompt_ids), configs[0].task.answer_tokens
+    first = read_prompt(model, prompt)
+    readings, steps, answers = {"none": first}, [], []
+
+    def say(way: str, text: str) -> None:
+        row = answer_row(example, text, way=way, seed=0, seconds=0.0)
+        answers.append({name: row[name] for name in ("way", "answer", "references", *SCORES)})
+        print(f"{way}: the answer is {text!r}", flush=True)
+
+    say("none", answer(model, tokenizer, [example], answer_tokens)[0])
+    for config in _adapting(configs):
+        assert config.ttt is not None
+        ids, way, last = adapt_ids(example, config.adapt_on), config.arm, [first]
+        if sentence := fewer_chunks(config.ttt, len(ids)):
+            print(f"{way}: {sentence}")
+
+        def tell(update: Update, way: str = way, last: list[Reading] = last) -> None:
+            last.append(read_prompt(model, prompt))
+            row = _step_row(way, update, *last[-2:])
+            steps.append(row)
+            print(_told(row), flush=True)
+
+        with adapted(model, ids, config.ttt, tell):
+            say(way, answer(model, tokenizer, [example], answer_tokens)[0])
+        readings[way] = last[-1]
+    texts = [str(tokenizer.decode([token])) for token in example.prompt_ids]
+    return Watched(
+        example=example,
+        tokens=texts,
+        steps=pd.DataFrame(steps),
+        answers=pd.DataFrame(answers),
+        readings=readings,
+    )
+
+
+def _adapting(configs: Sequence[TTTRunConfig]) -> Iterator[TTTRunConfig]:
+    """The first configuration of each arm that adapts."""
+    seen = {"none"}
+    for config in configs:
+        if config.arm not in seen:
+            seen.add(config.arm)
+            yield config
+
+
+def _step_row(way: str, update: Update, before: Reading, after: Reading) -> dict[str, Any]:
+    return {
+        "way": way,
+        "step": update.number,
+        "loss_before": float(before.losses.mean()),
+        "loss_after": float(after.losses.mean()),
+        "reward": update.metrics.get("reward_mean", float("nan")),
+        "entropy_before": float(before.entropies.mean()),
+        "entropy_after": float(after.entropies.mean()),
+        "tokens_per_second": update.tokens_per_second,
+    }
+
+
+def _told(row: dict[str, Any]) -> str:
+    """A step in a line."""
+    changes = ", ".join(
+        f"{name} {row[f'{name}_before']:.4f} -> {row[f'{name}_after']:.4f}" for name in ("loss", "entropy")
+    )
+    reward = "" if math.isnan(row["reward"]) else f", reward {row['reward']:.3f}"
+    return f"{row['way']} step {row['step']}: {changes}{reward}, {row['tokens_per_second']:,.0f} tokens/s"
+
+
+# -- all prompts -------------------------------------------------------------------------------------------------------
+
+
+def answer_all(
+    runs: Sequence[TTTRun], model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
+) -> pd.DataFrame:
+    """Answer what is unanswered, run after run, with a line of progress every few seconds. A row an answer, of all runs."""
+    for run in runs:
+        name = f"{run.config.arm} s{run.config.seed}"
+        with _lines(name) as report:
+            run_prompts(run, model, tokenizer, examples, report)
+        answers = run.answers()
+        scored = [score for score in SCORES if answers[score].notna().any()]
+        means = "".join(f", {score} {answers[score].mean():.3f}" for score in scored)
+        print(f"{name}: {len(answers)} answers{means}", flush=True)
+    return results(runs)
+
+
+@contextmanager
+def _lines(name: str) -> Iterator[Any]:
+    said = [time.monotonic()]
+
+    def report(progress: Progress) -> None:
+        now = time.monotonic()
+        if now - said[0] >= SECONDS_BETWEEN_LINES:
+            said[0] = now
+            left = "" if progress.seconds_left is None else f", about {progress.seconds_left:.0f} s left"
+            print(f"{name}: prompt batch {progress.batch} of {progress.batches}{left}", flush=True)
+
+    yield report

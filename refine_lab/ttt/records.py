@@ -1,0 +1,204 @@
+"""Run directories of test-time training: what was asked, with what, every update and every answer.
+
+ttt.json       the configuration, with its format version        answers/       <first>-<last>.parquet, closed files
+inputs.json    which prompts and weights it was begun with       checkpoints/   step-<n>/, the last one; never reset only
+env.json       versions, device, commit                          lock           held while a process writes
+updates.jsonl  a line a step
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from refine_lab.config import from_json, to_json
+from refine_lab.environment import environment
+from refine_lab.models.loading import resolve
+from refine_lab.optim import load_optimizer_tensors, optimizer_tensors
+from refine_lab.run_files import (
+    checkpoints,
+    drop_leftovers,
+    new_directory,
+    parse_line,
+    plain,
+    read_json,
+    replace_text,
+)
+from refine_lab.tasks.answers import AnswerLog
+from refine_lab.tasks.examples import Example
+from refine_lab.ttt.adaptation import Adapter
+from refine_lab.ttt.config import TTTRunConfig
+
+CONFIG = "ttt.json"
+
+
+def inputs_of(config: TTTRunConfig, examples: Sequence[Example]) -> dict[str, Any]:
+    """What a run is begun with, besides its configuration: a digest of the prompts and of the weights' files.
+
+    Names of files outlive their contents: a run is gone on from only where both are what they were.
+    """
+    prompts = hashlib.sha256()
+    for example in examples:
+        prompts.update(repr((example.name, example.prompt_ids, example.question_start, example.answers)).encode())
+    weights, folder = hashlib.sha256(), resolve(config.model.removeprefix("new:"))
+    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+        facts = path.stat()
+        weights.update(repr((path.name, facts.st_size, facts.st_mtime_ns)).encode())
+    return {"prompts": len(examples), "prompts_digest": prompts.hexdigest(), "weights_digest": weights.hexdigest()}
+
+
+class TTTRun:
+    """A run directory of test-time training. Raises FileNotFoundError where `path` is none."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).absolute()
+        self.name = self.path.name
+        if not (self.path / CONFIG).is_file():
+            raise FileNotFoundError(f"{self.path} is no run directory of test-time training: it has no {CONFIG}")
+        self.log = AnswerLog(self.path / "answers")
+
+    def __repr__(self) -> str:
+        return f"TTTRun({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, config: TTTRunConfig, inputs: Mapping[str, Any], folder: Path) -> TTTRun:
+        """A new directory `<date>-ttt-<recipe>-<arm>-s<seed>` in `folder`."""
+        path = new_directory(
+            folder, f"{time.strftime('%Y%m%d-%H%M%S')}-ttt-{config.recipe}-{config.arm}-s{config.seed}"
+        )
+        for part in ("answers", "checkpoints"):
+            (path / part).mkdir()
+        replace_text(path / "env.json", json.dumps(environment(config.device), indent=2) + "\n")
+        replace_text(path / "inputs.json", json.dumps(inputs, indent=2) + "\n")
+        replace_text(path / CONFIG, to_json(config))  # last: a directory with a ttt.json is a run
+        return cls(path)
+
+    @classmethod
+    def taken_up(cls, config: TTTRunConfig, inputs: Mapping[str, Any], folder: Path) -> TTTRun:
+        """The newest run in `folder` with this configuration and these inputs, finished or not; else a new one.
+
+        One that another process is writing is left alone.
+        """
+        for path in sorted(folder.glob(f"*-ttt-*/{CONFIG}"), reverse=True):
+            run = cls(path.parent)
+            try:
+                same = run.config == config and read_json(run.path / "inputs.json") == dict(inputs)
+            except (OSError, ValueError):  # damaged, or of another version: no reason not to make a new one
+                continue
+            if same and not run.alive:
+                return run
+        return cls.create(config, inputs, folder)
+
+    @cached_property
+    def config(self) -> TTTRunConfig:
+        path = self.path / CONFIG
+        return from_json(path.read_text(encoding="utf-8"), str(path), TTTRunConfig)
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process writes it now."""
+        try:
+            with self.locked():
+                return False
+        except BlockingIOError:
+            return True
+
+    def answers(self) -> pd.DataFrame:
+        """A row an answer, with the arm as `way`: columns of `tasks.answers.COLUMNS` and those of `ttt.runs`."""
+        return self.log.read()
+
+    def updates(self) -> pd.DataFrame:
+        """A row a step: `step` is the number of its batch from 1, `number` that of the step on it."""
+        path = self.path / "updates.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        return pd.DataFrame([parse_line(path, line) for line in lines if line.endswith(b"\n")])
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Held while one process writes, whatever becomes of it. Raises BlockingIOError where another one does."""
+        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"another process is writing {self.path}") from None
+        else:
+            yield
+        finally:
+            os.close(lock)
+
+    def write_update(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append the line of one step on batch `step`, in one write; a number that is not finite is null."""
+        line = {"kind": "update", "step": step, "time": time.time(), **values}
+        text = json.dumps({name: plain(value) for name, value in line.items()}, allow_nan=False) + "\n"
+        with (self.path / "updates.jsonl").open("ab", buffering=0) as file:
+            whole = text.encode()
+            if file.write(whole) < len(whole):
+                raise OSError(f"{file.name} cannot grow: the disk is full")
+
+    def cut_back(self, finished: Collection[int], rows: int | None = None) -> None:
+        """Drop what a killed process left half done: the updates of other batches than `finished`, answers past `rows`."""
+        drop_leftovers(self.path)
+        for left in self.log.folder.glob(".*.tmp"):
+            left.unlink()
+        path = self.path / "updates.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        kept = [line for line in lines if line.endswith(b"\n") and parse_line(path, line)["step"] in finished]
+        if len(kept) < len(lines):
+            replace_text(path, b"".join(kept).decode())
+        if rows is not None:
+            self.log.cut(rows)
+        replace_text(self.path / "env.json", json.dumps(environment(self.config.device), indent=2) + "\n")
+
+    # -- checkpoints: weights that are never reset ---------------------------------------------------------------------
+
+    def checkpoint(self) -> int:
+        """How many batches the last whole checkpoint has seen, 0 without one."""
+        return max((step for step, _ in checkpoints(self.path)), default=0)
+
+    def save(self, step: int, adapter: Adapter) -> None:
+        """Keep the moved weights and the moments after batch `step`, in place of the checkpoint before."""
+        final = self.path / "checkpoints" / f"step-{step}"
+        folder = final.with_name(f".{final.name}.tmp")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        save_file(
+            {name: p.detach().contiguous() for name, p in _moving(adapter).items()}, folder / "weights.safetensors"
+        )
+        save_file(optimizer_tensors(adapter.optimizers), folder / "optimizer.safetensors")
+        folder.rename(final)
+        self.drop_checkpoints(keep=step)
+
+    def load(self, adapter: Adapter) -> None:
+        """Put the last checkpoint's weights and moments into the model and the optimizer."""
+        _, folder = max(checkpoints(self.path))
+        weights = load_file(folder / "weights.safetensors")
+        with torch.no_grad():
+            for name, p in _moving(adapter).items():
+                p.copy_(weights[name])
+        load_optimizer_tensors(adapter.optimizers, load_file(folder / "optimizer.safetensors"))
+
+    def drop_checkpoints(self, keep: int | None = None) -> None:
+        for step, folder in checkpoints(self.path):
+            if step != keep:
+                shutil.rmtree(folder)
+
+
+def _moving(adapter: Adapter) -> dict[str, nn.Parameter]:
+    moving = {id(p) for p in adapter.moving}
+    return {name: p for name, p in adapter.model.named_parameters() if id(p) in moving}

@@ -1,0 +1,87 @@
+"""What came of runs of test-time training: answers of several ways beside each other, means and intervals over prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from refine_lab.recipes import TTT_WAYS
+from refine_lab.statistics import CONFIDENCE, paired_difference
+from refine_lab.ttt.records import TTTRun
+
+SCORES = ("recall", "exact_match", "f1")
+"""Of an answer beside its references, each from 0 to 1."""
+READINGS = ("loss_before", "loss_after", "entropy_before", "entropy_after")
+"""Of the prompt, in nats a token."""
+
+
+def results(runs: Sequence[TTTRun]) -> pd.DataFrame:
+    """The answers of several runs: a row an answer, `way` is the arm."""
+    return pd.concat([run.answers() for run in runs], ignore_index=True)
+
+
+def per_prompt(answers: pd.DataFrame) -> pd.DataFrame:
+    """A row a way and prompt, the mean over seeds; of the prompts that every way has answered."""
+    ways = answers["way"].nunique()
+    shared = answers.groupby("name")["way"].nunique().eq(ways)
+    kept = answers[answers["name"].map(shared)]
+    return kept.groupby(["way", "name"], sort=False)[[*SCORES, *READINGS]].mean().reset_index()
+
+
+def summary(answers: pd.DataFrame) -> pd.DataFrame:
+    """A row a way: `prompts`, and of each measure the mean over prompts and its 95 % interval by Student's t.
+
+    Columns `<measure>`, `<measure>_low`, `<measure>_high`; NaN where no prompt has references, low and high also for one.
+    """
+    rows = []
+    for way, group in per_prompt(answers).groupby("way", sort=False):
+        row: dict[str, Any] = {"way": way, "prompts": len(group)}
+        for measure in (*SCORES, *READINGS):
+            values = group[measure].dropna().to_numpy(dtype=float)
+            row |= dict(zip((measure, f"{measure}_low", f"{measure}_high"), _interval(values), strict=True))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _interval(values: np.ndarray) -> tuple[float, float, float]:
+    nan, n = float("nan"), len(values)
+    if n < 2:
+        return (float(values.mean()) if n else nan, nan, nan)
+    mean = float(values.mean())
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / n**0.5)
+    return mean, mean - half, mean + half
+
+
+def differences(
+    answers: pd.DataFrame, measures: Sequence[str] = (*SCORES, "loss_after", "entropy_after")
+) -> pd.DataFrame:
+    """A row a pair of ways and measure: `way` minus `against` on the same prompts, with its 95 % interval.
+
+    Columns `way`, `against`, `measure`, `difference`, `low`, `high`, `pairs`; without measures that no prompt has.
+    """
+    prompts, rows = per_prompt(answers), []
+    ways = [way for way in TTT_WAYS if way in set(prompts["way"])]
+    for (against, way), measure in ((pair, m) for pair in combinations(ways, 2) for m in measures):
+        known = prompts[prompts[measure].notna()]
+        if len(known):
+            found = paired_difference(known, way, against, measure, pair="name")
+            rows.append({"way": way, "against": against, "measure": measure} | found)
+    return pd.DataFrame(rows, columns=["way", "against", "measure", "difference", "low", "high", "pairs"])
+
+
+def side_by_side(answers: pd.DataFrame, count: int = 8) -> pd.DataFrame:
+    """`count` prompts with the answers of all ways of the first seed; those first in which the ways differ."""
+    first = answers.groupby("way")["seed"].transform("min")
+    chosen = answers[answers["seed"] == first]
+    table = chosen.pivot(index="name", columns="way", values="answer").dropna()
+    table = table[[way for way in TTT_WAYS if way in table]]
+    differ = table.nunique(axis=1).gt(1)
+    order = [*table.index[differ], *table.index[~differ]][:count]
+    facts = chosen.drop_duplicates("name").set_index("name").loc[order, ["question", "references"]]
+    facts["references"] = facts["references"].map(" | ".join)
+    return facts.join(table.loc[order]).reset_index(drop=True)

@@ -1,0 +1,95 @@
+"""The notebook of test-time training as papermill runs it: on the embedded task, on a file, and again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from refine_lab.ttt.records import TTTRun
+
+pytestmark = [pytest.mark.notebook, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parent.parent
+PAPERMILL = str(Path(sys.executable).with_name("papermill"))
+PLOTLY = "application/vnd.plotly.v1+json"
+
+
+def papermill(folder: Path, **values: Any) -> tuple[int, str]:
+    """Its exit status and output; the executed notebook is `folder`/out.ipynb, runs are in `folder`/runs."""
+    environ = {**os.environ, "REFINE_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
+    words = [word for name, value in values.items() for word in ("-p", name, str(value))]
+    command = [PAPERMILL, "--no-progress-bar", str(ROOT / "notebooks" / "ttt.ipynb"), str(folder / "out.ipynb"), *words]
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=600)
+    return done.returncode, done.stdout + done.stderr
+
+
+def outputs(folder: Path) -> list[Any]:
+    cells = nbformat.read(folder / "out.ipynb", 4).cells
+    return [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def said(folder: Path) -> str:
+    return "".join(output["text"] for output in outputs(folder) if output.get("name") == "stdout")
+
+
+def tables(folder: Path) -> list[str]:
+    found = [output["data"] for output in outputs(folder) if "<table" in output.get("data", {}).get("text/html", "")]
+    return [data["text/plain"] for data in found]
+
+
+def runs(folder: Path) -> dict[str, TTTRun]:
+    return {run.config.arm: run for run in map(TTTRun, sorted((folder / "runs").iterdir()))}
+
+
+def test_the_embedded_task_and_again(tmp_path):
+    settings = {"count": 3, "steps": 2, "prompt_tokens": 256, "prompts": "recall:word-4"}
+    status, output = papermill(tmp_path, **settings)
+    assert status == 0, output
+    text = said(tmp_path)
+    assert text.index("Answering in all ways should take about") < text.index("sft step 1: loss")
+    assert text.endswith("Every figure has its data.\n")
+    (figure,) = [output["data"][PLOTLY] for output in outputs(tmp_path) if PLOTLY in output.get("data", {})]
+    assert {trace["name"] for trace in figure["data"]} == {"not adapted", "SFT", "REFINE"}
+    steps, answers, ways, differences, samples = tables(tmp_path)
+    assert [line.split()[:2] for line in steps.splitlines()[2:]] == [
+        *(["SFT", "1"], ["SFT", "2"], ["REFINE", "1"], ["REFINE", "2"])
+    ]
+    assert "tokens/s" in steps and "references" in answers and "REFINE – SFT" in differences and "question" in samples
+    assert all(way in ways for way in ("not adapted", "SFT", "REFINE")) and "[" in ways
+    assert any("surer of" in output["data"].get("text/plain", "") for output in outputs(tmp_path) if "data" in output)
+    assert not [output for output in outputs(tmp_path) if output.get("name") == "stderr"]
+    first = {arm: (run.path, run.answers()) for arm, run in runs(tmp_path).items()}
+    assert {arm: len(answers) for arm, (_, answers) in first.items()} == {"none": 3, "sft": 3, "refine": 3}
+    assert papermill(tmp_path, **settings)[0] == 0
+    assert said(tmp_path).count("3 answered before, which are not answered again") == 3
+    for arm, run in runs(tmp_path).items():
+        assert run.path == first[arm][0] and run.answers().equals(first[arm][1])
+
+
+def test_a_file_of_prompts_without_answers_in_batches_that_are_never_reset(tmp_path):
+    """A prompt of one's own is watched; of five, the last is dropped; there is nothing to score."""
+    rows = [{"text": f"The word of the day is {'fish ' * (30 + i)}.\nQuestion: What is it?"} for i in range(5)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"prompts": "mine.jsonl", "prompt_column": "text", "count": "none", "reset": "never", "lr": 1e-5}
+    own = {"text": "The secret word for fish is stone. " * 8, "question": "What is the secret word for fish?"}
+    status, output = papermill(tmp_path, **settings, **own, batch_size=2, mini_batch_size=1, steps=1)
+    assert status == 0, output
+    assert "1 of 5 prompts are left out" in said(tmp_path) and "own: " in said(tmp_path)
+    assert {arm: len(run.answers()) for arm, run in runs(tmp_path).items()} == {"none": 4, "sft": 4, "refine": 4}
+    lines = runs(tmp_path)["refine"].updates()
+    assert lines["updates"].tolist() == [2, 2] and lines["step"].tolist() == [1, 2]
+    ways = tables(tmp_path)[2]
+    assert "recall" not in ways and "loss after (nats)" in ways
+
+
+def test_a_wrong_name_ends_it_in_one_sentence(tmp_path):
+    status, output = papermill(tmp_path, prompt="recall:word-4")
+    assert status != 0 and "unknown parameter 'prompt'; did you mean 'prompts'?" in output
+    assert not (tmp_path / "runs").exists()

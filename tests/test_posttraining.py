@@ -1,0 +1,185 @@
+"""Post-training as it runs: the three ways, records that an interruption does not change, answers kept and not asked again."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import refine_lab.posttraining as posttraining
+from refine_lab.config import DataConfig, RefineConfig, TaskConfig, TrainConfig, from_json, to_json
+from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
+from refine_lab.experiments import taken_up
+from refine_lab.launch import StopSignal
+from refine_lab.loop import train
+from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
+from refine_lab.posttraining import answers_of, estimated_seconds, per_run, release_way, task_of, three_ways, way_of
+from refine_lab.records import Run
+
+TEXT = Path(__file__).parent / "fixtures" / "text"
+VOCABULARY = 1200
+CLOCKS = ["time", "seconds", "tokens_per_second"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    train_tokenizer(tokenizer_sample({str(TEXT): 10**6}), VOCABULARY).save_pretrained(folder)
+    sizes = dict(hidden_size=32, num_heads=2, num_hidden_layers=2, intermediate_size=48, vocab_size=VOCABULARY)
+    torch.manual_seed(0)
+    config = DeltaNetConfig(**sizes, initializer_range=0.1, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0)
+    DeltaNetForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty documents of different words with a question each."""
+    text = " ".join(path.read_text() for path in sorted(TEXT.rglob("*.txt"))).split()
+    chance, lines = random.Random(0), []
+    for number in range(30):
+        words = " ".join(chance.sample(text, 60))
+        prompt = f"Document 1:\n{words}\n\nQuestion: what is number {number}?\nAnswer:"
+        lines.append(json.dumps({"prompt": prompt, "answer": [f"thing {number % 3}", "another"]}))
+    path = tmp_path_factory.mktemp("task") / "prompts.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def config_of(checkpoint: Path, prompts: Path, way: str) -> TrainConfig:
+    task = TaskConfig(source=str(prompts), train=20, validation=4, test=6, prompt_tokens=400, answer_tokens=4)
+    method = RefineConfig(num_chunks=3, margin=8, reward="hybrid") if way == "nested_refine" else None
+    return TrainConfig(
+        recipe="test", model=str(checkpoint), method=method, nested=way != "sft", task=task, data=DataConfig(),
+        steps=6, batch_size=4, mini_batch_size=2, micro_batch_size=2, lr=1e-3, eval_every=3, checkpoint_every=2,
+        device="cpu", threads=1,
+    )  # fmt: skip
+
+
+class _StopAfter(StopSignal):
+    """Asks for a stop at the question number `steps` + 1."""
+
+    def __init__(self, path: Path, steps: int) -> None:
+        super().__init__(path)
+        self.left = steps
+
+    def requested(self) -> str | None:
+        self.left -= 1
+        return "enough" if self.left < 0 else None
+
+
+def trained(config: TrainConfig, folder: Path, *, stop_after: int | None = None) -> Run:
+    (run,) = taken_up([config], folder)
+    if stop_after is not None:
+        train(run.path, _StopAfter(run.path, stop_after))
+        assert run.status.state == "stopped" and len(run.metrics()) == stop_after
+    train(run.path, StopSignal(run.path))
+    assert run.status.state == "finished"
+    return run
+
+
+@pytest.mark.parametrize("way", ["sft", "nested_sft", "nested_refine"])
+def test_a_run_that_was_interrupted_is_the_one_that_was_not(checkpoint, prompts, tmp_path, way):
+    config = config_of(checkpoint, prompts, way)
+    whole = trained(config, tmp_path / "whole")
+    resumed = trained(config, tmp_path / "resumed", stop_after=3)
+    for of in (Run.metrics, Run.evaluations):
+        a, b = (of(run).drop(columns=CLOCKS, errors="ignore") for run in (whole, resumed))
+        pd.testing.assert_frame_equal(a, b, check_exact=True)
+    pd.testing.assert_frame_equal(whole.rollouts(), resumed.rollouts(), check_exact=True)
+    weights = [load_file(run.path / "checkpoints" / "step-6" / "model.safetensors") for run in (whole, resumed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_what_a_run_records(checkpoint, prompts, tmp_path):
+    run = trained(config_of(checkpoint, prompts, "nested_refine"), tmp_path)
+    metrics, evaluations = run.metrics(), run.evaluations()
+    assert metrics["updates"].tolist() == [3, 6, 9, 12, 15, 18]
+    wanted = {"ntp_loss", "nsp_loss", "reward_mean", "answer_loss", "answer_accuracy", "answer_grad_norm", "grad_norm"}
+    assert wanted <= set(metrics)
+    assert evaluations["step"].tolist() == [0, 3, 6]
+    assert {"answer_loss", "answer_accuracy", "recall", "exact_match"} <= set(evaluations)
+    assert len(run.rollouts()) == 6 * 4 * 3
+    assert evaluations["answer_loss"].iloc[-1] < evaluations["answer_loss"].iloc[0], "it learns the three answers"
+
+
+def test_without_validation_nothing_is_evaluated(checkpoint, prompts, tmp_path):
+    config = config_of(checkpoint, prompts, "sft")
+    run = trained(replace(config, task=replace(config.task, validation=0)), tmp_path)
+    assert run.evaluations().empty and len(run.metrics()) == 6
+
+
+def test_answers_are_kept_and_not_asked_again(checkpoint, prompts, tmp_path, monkeypatch):
+    run = trained(config_of(checkpoint, prompts, "sft"), tmp_path)
+    task = task_of(run.config)
+    first = answers_of([run], task)
+    assert first["way"].tolist() == ["base"] * 6 + ["sft"] * 6
+    assert first["updates"].tolist() == [0] * 6 + [6] * 6
+    for part in (run.path / "answers" / "test").iterdir():
+        part.unlink()
+    asked = []
+    real = posttraining.answer
+    monkeypatch.setattr(
+        posttraining, "answer", lambda *a, **k: asked.extend(example.name for example in a[2]) or real(*a, **k)
+    )
+    again = answers_of([run], task)
+    assert asked == [example.name for example in task.test], "the base model's are there still"
+    pd.testing.assert_frame_equal(first.drop(columns="seconds"), again.drop(columns="seconds"))
+    assert per_run(again)["seed"].tolist() == [posttraining.NO_SEED, 0]
+
+
+def test_runs_with_the_same_configuration_are_taken_up(checkpoint, prompts, tmp_path):
+    config = config_of(checkpoint, prompts, "nested_sft")
+    (first,) = taken_up([config], tmp_path)
+    (again,), (other,) = taken_up([config], tmp_path), taken_up([replace(config, seed=1)], tmp_path)
+    assert first.path == again.path != other.path
+    assert from_json(to_json(config)) == config
+
+
+def test_an_estimate_counts_every_run(checkpoint, prompts):
+    configs = [config_of(checkpoint, prompts, way) for way in ("sft", "nested_sft")]
+    task = task_of(configs[0])
+    one, two = estimated_seconds(configs[:1], task), estimated_seconds(configs * 4, task)
+    assert 0 < one < two and estimated_seconds([], task) == 0
+
+
+def test_the_ways_differ_in_what_comes_before_the_answers_alone():
+    configs = three_ways("posttrain", [0, 3], lr=3e-5, test=20, num_chunks=4, answer_tokens=3)
+    assert [(config.arm, config.seed) for config in configs] == [
+        (way, seed) for seed in (0, 3) for way in ("sft", "nested_sft", "nested_refine")
+    ]
+    sft, nested, refine = configs[:3]
+    assert (sft.updates_per_batch, nested.updates_per_batch, refine.updates_per_batch) == (1, 5, 5)
+    assert replace(nested, nested=False) == sft == replace(refine, nested=False, method=None)
+    assert {(c.lr, c.task.test, c.task.answer_tokens) for c in configs} == {(3e-5, 20, 3)}
+    assert refine.method.num_chunks == 4
+
+
+def test_the_releases_single_update_is_a_way_of_its_own():
+    (config,) = release_way("posttrain", [1], steps=2)
+    assert (config.arm, config.updates_per_batch, way_of(config)) == ("nested_sft", 2, "nested_sft_release")
+    assert release_way("posttrain_release_updates", [1]) == []
+    assert [way_of(c) for c in three_ways("posttrain", [0])] == ["sft", "nested_sft", "nested_refine"]
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (dict(recipe="postrain", seeds=[0]), r"unknown recipe of post-training 'postrain'; did you mean 'posttrain'"),
+        (dict(recipe="posttrain", seeds=[0, 0]), r"seeds must be at least one whole number, none twice, got \[0, 0\]"),
+        (dict(recipe="posttrain", seeds=[0], ways=["nested"]), r"arm must be one of 'sft', 'nested_sft', 'nested_refine'"),
+        (dict(recipe="posttrain", seeds=[0], reward="bleu"), r"unknown reward 'bleu'"),
+        (dict(recipe="posttrain", seeds=[0], batch_size=6), r"batch_size must be a multiple of 4"),
+        (dict(recipe="posttrain", seeds=[0], over_limit="cut"), r"TaskConfig.over_limit must be one of 'refuse'"),
+        (dict(recipe="posttrain", seeds=[0], steps=0), r"steps must be at least 1, got 0"),
+    ],
+)  # fmt: skip
+def test_bad_values_are_named(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        three_ways(**arguments)

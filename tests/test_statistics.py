@@ -1,0 +1,54 @@
+"""Means, spreads and paired intervals against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+
+from refine_lab.statistics import by_way, paired_difference
+
+ROWS = pd.DataFrame(
+    [
+        ("sft", 0, 0.50),
+        ("nested", 2, 0.90),
+        ("sft", 1, 0.60),
+        ("nested", 0, 0.60),
+        ("sft", 2, 0.70),
+        ("nested", 1, 0.75),
+    ],
+    columns=["way", "seed", "recall"],
+)
+
+
+def test_mean_and_spread_in_the_order_the_ways_come():
+    table = by_way(ROWS, ["recall"])
+    assert table["way"].tolist() == ["sft", "nested"] and table["seeds"].tolist() == [3, 3]
+    assert table["recall"].tolist() == pytest.approx([0.6, 0.75])
+    assert table["recall_std"].tolist() == pytest.approx([0.1, 0.15])
+
+
+def test_the_interval_of_a_paired_difference_by_hand():
+    """Differences 0.10, 0.15, 0.20: mean 0.15, deviation 0.05, t(0.975, 2) = 4.302653 (any table)."""
+    found = paired_difference(ROWS, "nested", "sft", "recall")
+    half = 4.302653 * 0.05 / math.sqrt(3)
+    assert found == pytest.approx({"difference": 0.15, "low": 0.15 - half, "high": 0.15 + half, "pairs": 3}, rel=1e-6)
+
+
+def test_pairs_are_of_the_same_seed_not_of_the_same_place():
+    turned = ROWS.iloc[::-1].reset_index(drop=True)
+    assert paired_difference(turned, "nested", "sft", "recall") == pytest.approx(
+        paired_difference(ROWS, "nested", "sft", "recall")
+    )
+
+
+def test_a_single_pair_has_no_interval():
+    found = paired_difference(ROWS[ROWS["seed"] == 0], "nested", "sft", "recall")
+    assert found["difference"] == pytest.approx(0.1) and math.isnan(found["low"]) and math.isnan(found["high"])
+
+
+@pytest.mark.parametrize("rows", [ROWS[:-1], pd.concat([ROWS, ROWS[:1]]), ROWS[ROWS["way"] == "sft"]])
+def test_seeds_that_do_not_match_are_refused(rows):
+    with pytest.raises(ValueError, match=r"the seeds of 'nested' must be those of 'sft', \[.*\], each once, got"):
+        paired_difference(rows, "nested", "sft", "recall")

@@ -1,0 +1,241 @@
+"""Still figures and tables of test-time training: steps on one prompt, its entropy before and after, all ways compared."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from widgets.figures import GRID, _dress, _one_legend, _plain, _require, _thin, check_figures
+from widgets.series import INK, ArmStyle, arm_styles, decimate
+from widgets.tables import Table, visible
+
+LABELS = {
+    "recall": "recall (%)",
+    "exact_match": "exact match (%)",
+    "f1": "F1 (%)",
+    "loss_before": "loss before (nats)",
+    "loss_after": "loss after (nats)",
+    "entropy_before": "entropy before (nats)",
+    "entropy_after": "entropy after (nats)",
+}
+SHARES = ("recall", "exact_match", "f1")
+POINTS = 1500
+"""Of a curve, at most: a prompt of 16,384 tokens would weigh megabytes."""
+FALL, RISE = "42, 131, 191", "213, 94, 0"
+"""Red, green and blue of tokens about which the model became surer, and less sure."""
+STRONGEST = 0.5
+"""Nats of change from which on the ground grows no stronger."""
+
+
+def way_styles(ways: Sequence[str]) -> dict[str, ArmStyle]:
+    """Way -> its look, `none` in the grey of a base model."""
+    styles = arm_styles("base" if way == "none" else way for way in ways)
+    return {
+        "none" if arm == "base" else arm: _named(style, "not adapted") if arm == "base" else style
+        for arm, style in styles.items()
+    }
+
+
+def _named(style: ArmStyle, label: str) -> ArmStyle:
+    return ArmStyle(label=label, colour=style.colour, symbol=style.symbol)
+
+
+# -- one prompt ---------------------------------------------------------------------------------------------------------
+
+
+def steps_table(steps: pd.DataFrame) -> Table:
+    """Loss and entropy of the prompt before and after each step, its reward and its speed. `steps`: of `Watched`."""
+    _require("steps_table", len(steps) > 0)
+    styles = way_styles(list(steps["way"]))
+    rows = [
+        {
+            "way": styles[row["way"]].label,
+            "step": row["step"],
+            **{LABELS[name]: row[name] for name in ("loss_before", "loss_after")},
+            "reward": _number(row["reward"], 3),
+            **{LABELS[name]: row[name] for name in ("entropy_before", "entropy_after")},
+            "tokens/s": f"{row['tokens_per_second']:,.0f}",
+        }
+        for row in steps.to_dict("records")
+    ]
+    return Table(pd.DataFrame(rows), "Steps on one prompt: loss and entropy are means over its tokens", digits=4)
+
+
+def answers_table(answers: pd.DataFrame) -> Table:
+    """The answer before, and after adapting in each way. `answers`: of `Watched`."""
+    _require("answers_table", len(answers) > 0)
+    styles = way_styles(list(answers["way"]))
+    rows = [
+        {
+            "way": styles[row["way"]].label,
+            "answer": visible(row["answer"]),
+            "references": " | ".join(map(visible, row["references"])) or "–",
+            **{LABELS[name].removesuffix(" (%)"): _number(row[name], 2) for name in SHARES},
+        }
+        for row in answers.to_dict("records")
+    ]
+    return Table(pd.DataFrame(rows), "Answers before and after", monospace=["answer", "references"])
+
+
+def entropy_change(
+    before: Sequence[float] | np.ndarray,
+    after: Mapping[str, Sequence[float] | np.ndarray],
+    tokens: Sequence[str],
+    *,
+    question_start: int | None = None,
+    smoothing: int = 9,
+) -> go.Figure:
+    """Entropy of every token of a prompt before adapting and after it in each way, and the change.
+
+    `before` and each of `after` [T - 1] in nats, entry i about token i + 1 of `tokens` [T]. The upper panel shows means over
+    `smoothing` tokens, the lower one the same of after - before; dotted: where the question begins. Raises ValueError for
+    unequal lengths.
+    """
+    raw = {"none": np.asarray(before, dtype=float)} | {w: np.asarray(x, dtype=float) for w, x in after.items()}
+    _require("entropy_change", len(raw["none"]) > 0 and len(after) > 0)
+    lengths = {way: len(values) for way, values in raw.items()}
+    if {*lengths.values()} != {len(tokens) - 1}:
+        raise ValueError(f"of {len(tokens)} tokens there must be {len(tokens) - 1} entropies, got {lengths}")
+    figure = make_subplots(
+        2, 1, shared_xaxes=True, vertical_spacing=0.12,
+        subplot_titles=["Uncertainty about each token (eq. 5)", "Change by adapting: below 0 the model is surer"],
+    )  # fmt: skip
+    texts = [_plain(token) for token in tokens[1:]]
+    for way, style in way_styles(list(raw)).items():
+        for row, values in ((1, raw[way]), (2, raw[way] - raw["none"])):
+            if row == 1 or way != "none":
+                figure.add_trace(_curve(_smooth(values, smoothing), style, texts), row, 1)
+    if question_start is not None and 1 <= question_start < len(tokens):
+        figure.add_vline(x=question_start - 0.5, line={"color": INK, "width": 1, "dash": "dot"})
+    figure.add_hline(y=0, row=2, col=1, line={"color": GRID, "width": 1})  # type: ignore[arg-type]
+    figure.update_xaxes(title_text="token", row=2, col=1)
+    figure.update_yaxes(title_text="nats", rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(title_text="nats", row=2, col=1)
+    check_figures(figure)
+    return _dress(_one_legend(figure), height=560)
+
+
+def _curve(values: np.ndarray, style: ArmStyle, texts: list[str]) -> go.Scatter:
+    kept = decimate(values, POINTS)
+    hover = "token %{x}, “%{text}”<br>%{y:.3f} nats<extra>" + html.escape(style.label, quote=False) + "</extra>"
+    curve = _thin(
+        kept + 1, np.round(values[kept], 4), style.colour, 1.4, style.label, [texts[int(i)] for i in kept], hover
+    )
+    return curve.update(legendgroup=style.label)
+
+
+def _smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """Means over up to `width` tokens around each, fewer at the ends."""
+    ones = np.ones(min(width, len(values)))
+    return np.convolve(values, ones, "same") / np.convolve(np.ones_like(values), ones, "same")
+
+
+class EntropyText:
+    """The change in entropy as text: the prompt with every token on a ground of its change, and a summary in words.
+
+    `change` [T - 1] is after - before in nats, entry i about token i + 1; of a long prompt the first and the last `shown`
+    / 2 tokens are written out. Blue: surer than before, orange: less sure; the ground grows stronger up to half a nat.
+    """
+
+    def __init__(
+        self, tokens: Sequence[str], before: Sequence[float], after: Sequence[float], way: str, *, shown: int = 800
+    ) -> None:
+        self.before, self.after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+        _require("EntropyText", len(self.before) > 0)
+        if not len(tokens) - 1 == len(self.before) == len(self.after):
+            lengths = (len(self.before), len(self.after))
+            raise ValueError(f"of {len(tokens)} tokens there must be {len(tokens) - 1} entropies, got {lengths}")
+        self.tokens, self.change, self.shown = list(tokens), self.after - self.before, shown
+        self.label = way_styles([way])[way].label
+
+    def __repr__(self) -> str:
+        """Means, how many tokens became surer, and the five that changed most each way."""
+        change = self.change
+        order = np.argsort(change, kind="stable")
+        lowest = ", ".join(self._told(i) for i in order[:5] if change[i] < 0)
+        highest = ", ".join(self._told(i) for i in order[::-1][:5] if change[i] > 0)
+        return (
+            f"{self.label}: mean entropy {self.before.mean():.3f} before, {self.after.mean():.3f} after "
+            f"({change.mean():+.3f} nats a token); surer of {(change < 0).mean():.0%} of {len(change)} tokens.\n"
+            f"Fell most before {lowest or 'no token'}.\nRose most before {highest or 'no token'}."
+        )
+
+    def _repr_html_(self) -> str:
+        length = len(self.tokens)
+        half = self.shown // 2
+        left_out = range(half, length - half) if length > self.shown else range(0)
+        parts = [self._span(i) for i in range(length) if i not in left_out]
+        if left_out:
+            parts.insert(half, f"<i> … {len(left_out)} tokens … </i>")
+        said = "".join(f"<p style='margin: 2px 0'>{html.escape(line)}</p>" for line in repr(self).splitlines())
+        style = "font-family: monospace; white-space: pre-wrap; max-height: 24em; overflow-y: auto; line-height: 1.5"
+        return f"{said}<div tabindex='0' style='{style}'>{''.join(parts)}</div>"
+
+    def _span(self, index: int) -> str:
+        text = html.escape(self.tokens[index])
+        if index == 0 or not np.isfinite(self.change[index - 1]):
+            return text
+        change = float(self.change[index - 1])
+        colour, opacity = (FALL if change < 0 else RISE), 0.7 * min(1.0, abs(change) / STRONGEST)
+        return f"<span title='{change:+.3f} nats' style='background: rgba({colour}, {opacity:.2f})'>{text}</span>"
+
+    def _told(self, index: int) -> str:
+        return f"“{visible(self.tokens[index + 1])}” ({self.change[index]:+.2f})"
+
+
+# -- all prompts ----------------------------------------------------------------------------------------------------------
+
+
+def ways_table(summary: pd.DataFrame) -> Table:
+    """All ways: the mean of each measure over prompts with its 95 % interval. `summary`: of `ttt.results.summary`."""
+    _require("ways_table", len(summary) > 0)
+    measures = [name for name in LABELS if summary[name].notna().any()]
+    styles = way_styles(list(summary["way"]))
+    rows = []
+    for way, style in styles.items():
+        row = summary[summary["way"] == way].iloc[0]
+        cells = {LABELS[m]: _with_interval(m, *(row[m + end] for end in ("", "_low", "_high"))) for m in measures}
+        rows.append({"way": style.label, "prompts": int(row["prompts"]), **cells})
+    return Table(pd.DataFrame(rows), "All ways: mean over prompts [95 % interval]")
+
+
+def differences_table(differences: pd.DataFrame) -> Table:
+    """Differences of every two ways on the same prompts, with 95 % intervals. `differences`: of `ttt.results.differences`."""
+    _require("differences_table", len(differences) > 0)
+    styles = way_styles([*differences["against"], *differences["way"]])
+    rows: dict[str, dict[str, object]] = {}
+    for row in differences.to_dict("records"):
+        name = f"{styles[row['way']].label} – {styles[row['against']].label}"
+        line = rows.setdefault(name, {"difference": name, "prompts": row["pairs"]})
+        numbers = (row["difference"], row["low"], row["high"])
+        line[LABELS[row["measure"]]] = _with_interval(row["measure"], *numbers, signed=True)
+    return Table(pd.DataFrame(list(rows.values())), "Paired differences on the same prompts [95 % interval]")
+
+
+def samples_table(samples: pd.DataFrame) -> Table:
+    """Prompts with the answers of all ways side by side. `samples`: of `ttt.results.side_by_side`."""
+    _require("samples_table", len(samples) > 0)
+    ways = [str(name) for name in samples if name not in ("question", "references")]
+    named = {way: style.label for way, style in way_styles(ways).items()}
+    table = samples.map(lambda value: visible(str(value)) or "–").rename(columns=named)
+    return Table(table, "Answers side by side, those first that differ", monospace=[*named.values(), "references"])
+
+
+def _with_interval(measure: str, value: float, low: float, high: float, *, signed: bool = False) -> str:
+    scale, digits = (100, 1) if measure in SHARES else (1, 3)
+    if not np.isfinite(value):
+        return "–"
+    if measure in SHARES and not signed:  # a share has no more to reach
+        low, high = np.clip([low, high], 0, 1)
+    sign = "+" if signed else ""
+    interval = f" [{low * scale:{sign}.{digits}f}, {high * scale:{sign}.{digits}f}]" if np.isfinite(low) else ""
+    return f"{value * scale:{sign}.{digits}f}{interval}"
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if np.isfinite(value) else "–"
