@@ -168,17 +168,3 @@ def _answered(
 def per_run(answers: pd.DataFrame) -> pd.DataFrame:
     """A row a way and seed: the mean of each measure over the test questions."""
     return answers.groupby(["way", "updates", "seed"], sort=False)[list(MEASURES)].mean().reset_index()
-
-
-def side_by_side(answers: pd.DataFrame, count: int = 8) -> pd.DataFrame:
-    """`count` test questions with the answers of all ways of the first seed; those first in which the ways differ."""
-    first = answers.loc[answers["seed"] != NO_SEED, "seed"].min()
-    chosen = answers[answers["seed"].isin([NO_SEED, first])]
-    table = chosen.pivot_table(index="name", columns="way", values="answer", aggfunc="first", sort=False)
-    facts = chosen.drop_duplicates("name").set_index("name")
-    differ = table.nunique(axis=1).gt(1)
-    order = [*table.index[differ], *table.index[~differ]][:count]
-    asked = facts.loc[order, ["question", "references"]].assign(
-        references=facts.loc[order, "references"].map(" | ".join)
-    )
-    return asked.join(table.loc[order]).reset_index(drop=True)

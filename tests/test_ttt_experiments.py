@@ -13,7 +13,7 @@ from refine_lab.recipes import TTT_RECIPES, TTT_WAYS, ttt_paper, ttt_paper_relea
 from refine_lab.tasks.answers import answer
 from refine_lab.ttt.adaptation import TTTConfig, adapted, token_limit
 from refine_lab.ttt.config import TTTRunConfig
-from refine_lab.ttt.experiments import answer_all, estimated_seconds, runs_of, three_ways, watch
+from refine_lab.ttt.experiments import answer_all, estimated_seconds, of_seed, runs_of, three_ways, watch
 from refine_lab.ttt.records import TTTRun
 
 # -- recipes and configurations ----------------------------------------------------------------------------------------
@@ -202,3 +202,16 @@ def test_attention_over_all_positions_has_a_limit_and_a_recurrence_has_none():
         adapted(hybrid, prompt, TTTConfig()),
     ):
         pass
+
+
+def test_another_model_for_each_seed(tmp_path):
+    for name in ("1-run-s0", "2-run-s0", "1-run-s3"):
+        (tmp_path / name).mkdir()
+    assert of_seed(f"{tmp_path}/*-run-s{{seed}}", 0) == str(tmp_path / "2-run-s0"), "the newest"
+    assert of_seed("org/name-{seed}", 7) == "org/name-7"
+    with pytest.raises(FileNotFoundError, match=r"no folder fits the model '.*-run-s1'"):
+        of_seed(f"{tmp_path}/*-run-s{{seed}}", 1)
+    configs = three_ways("per_prompt", [0, 3], model="org/name-{seed}")
+    assert [(c.arm, c.seed, c.model) for c in configs] == [
+        (way, seed, f"org/name-{seed}") for seed in (0, 3) for way in ("none", "sft", "refine")
+    ]

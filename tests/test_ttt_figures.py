@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refine_lab.ttt.results import differences, per_prompt, side_by_side, summary
+from refine_lab.tasks.answers import side_by_side
+from refine_lab.ttt.results import differences, per_prompt, summary
 from widgets import ttt_figures
 from widgets.figures import check_figures
 from widgets.ttt_figures import EntropyText, entropy_change
@@ -159,7 +160,6 @@ def test_steps_and_answers_of_one_prompt():
         (lambda: ttt_figures.answers_table(pd.DataFrame()), "figure answers_table has no data"),
         (lambda: ttt_figures.ways_table(pd.DataFrame()), "figure ways_table has no data"),
         (lambda: ttt_figures.differences_table(pd.DataFrame()), "figure differences_table has no data"),
-        (lambda: ttt_figures.samples_table(pd.DataFrame()), "figure samples_table has no data"),
     ],
 )
 def test_nothing_is_drawn_of_nothing(draw, sentence):

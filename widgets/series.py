@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -91,6 +91,18 @@ def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
         colour, symbol = OTHER_STYLES[index % len(OTHER_STYLES)]
         styles[arm] = ArmStyle(label=arm, colour=colour, symbol=symbol)
     return styles
+
+
+def way_styles(ways: Iterable[str]) -> dict[str, ArmStyle]:
+    """Way of post-training or test-time training -> the look of its arm.
+
+    `none`, a model that is not adapted, looks as a base model; with `_release` behind it an arm has the release's updates.
+    """
+    names = {way: "base" if way == "none" else way.removesuffix("_release") for way in ways}
+    looks = arm_styles(names.values())
+    labels = {way: "not adapted" if way == "none" else looks[arm].label for way, arm in names.items()}
+    labels |= {way: f"{label}, one inner update" for way, label in labels.items() if way.endswith("_release")}
+    return {way: replace(looks[arm], label=labels[way]) for way, arm in names.items()}
 
 
 def has_panel(frame: pd.DataFrame, panel: Panel) -> bool:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from widgets.figures import GRID, _dress, _one_legend, _plain, _require, _thin, check_figures
-from widgets.series import INK, ArmStyle, arm_styles, decimate
+from widgets.series import INK, ArmStyle, decimate, way_styles
 from widgets.tables import Table, visible
 
 LABELS = {
@@ -30,19 +30,6 @@ FALL, RISE = "42, 131, 191", "213, 94, 0"
 """Red, green and blue of tokens about which the model became surer, and less sure."""
 STRONGEST = 0.5
 """Nats of change from which on the ground grows no stronger."""
-
-
-def way_styles(ways: Sequence[str]) -> dict[str, ArmStyle]:
-    """Way -> its look, `none` in the grey of a base model."""
-    styles = arm_styles("base" if way == "none" else way for way in ways)
-    return {
-        "none" if arm == "base" else arm: _named(style, "not adapted") if arm == "base" else style
-        for arm, style in styles.items()
-    }
-
-
-def _named(style: ArmStyle, label: str) -> ArmStyle:
-    return ArmStyle(label=label, colour=style.colour, symbol=style.symbol)
 
 
 # -- one prompt ---------------------------------------------------------------------------------------------------------
@@ -215,15 +202,6 @@ def differences_table(differences: pd.DataFrame) -> Table:
         numbers = (row["difference"], row["low"], row["high"])
         line[LABELS[row["measure"]]] = _with_interval(row["measure"], *numbers, signed=True)
     return Table(pd.DataFrame(list(rows.values())), "Paired differences on the same prompts [95 % interval]")
-
-
-def samples_table(samples: pd.DataFrame) -> Table:
-    """Prompts with the answers of all ways side by side. `samples`: of `ttt.results.side_by_side`."""
-    _require("samples_table", len(samples) > 0)
-    ways = [str(name) for name in samples if name not in ("question", "references")]
-    named = {way: style.label for way, style in way_styles(ways).items()}
-    table = samples.map(lambda value: visible(str(value)) or "–").rename(columns=named)
-    return Table(table, "Answers side by side, those first that differ", monospace=[*named.values(), "references"])
 
 
 def _with_interval(measure: str, value: float, low: float, high: float, *, signed: bool = False) -> str:

@@ -104,6 +104,24 @@ def answer_row(example: Example, answer: str, *, way: str, seed: int, seconds: f
     }
 
 
+def side_by_side(answers: pd.DataFrame, count: int = 8) -> pd.DataFrame:
+    """`count` examples with the answers of every way's first seed; those first in which the ways differ.
+
+    `answers` has the columns of `COLUMNS`; the result `question`, `references` and a column a way, in the order they come.
+    """
+    first = answers.groupby("way")["seed"].transform("min")
+    chosen = answers[answers["seed"] == first]
+    facts = chosen.drop_duplicates("name").set_index("name")
+    table = chosen.pivot(index="name", columns="way", values="answer").reindex(facts.index).dropna()
+    table = table[list(dict.fromkeys(chosen["way"]))]
+    differ = table.nunique(axis=1).gt(1)
+    order = [*table.index[differ], *table.index[~differ]][:count]
+    asked = facts.loc[order, ["question", "references"]].assign(
+        references=facts.loc[order, "references"].map(" | ".join)
+    )
+    return asked.join(table.loc[order]).reset_index(drop=True)
+
+
 class AnswerLog:
     """The answers of one way and seed in a folder of closed parquet files, `<first>-<last>.parquet` by row, from 0.
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ from refine_lab.ttt.runs import Progress, adapt_ids, batches_of, check_prompts, 
 TASK_FIELDS = ("prompt_tokens", "answer_tokens", "over_limit", "prompt_column", "answer_column")
 METHOD_FIELDS = ("reward", "num_chunks", "rollout_length", "nsp_coef")
 TTT_FIELDS = ("steps", "lr", "stop_at_reward", "stop_at_loss", "dtype", "parameters")
+SEED = "{seed}"
+"""In a model's name: the seed."""
 SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -57,9 +60,10 @@ def three_ways(
 ) -> list[TTTRunConfig]:
     """The model as it is, once, and of each seed SFT and REFINE on the prompts, which differ in the method alone.
 
-    `prompts` is a `TaskConfig.source` and `count` how many are answered, None all there are. None leaves the recipe's
-    value otherwise; `others` are fields of `TaskConfig`, `RefineConfig`, `TTTConfig` or `TTTRunConfig`. Raises ValueError
-    for seeds that repeat, an unknown way or reward, and for every value that the configuration refuses.
+    A `model` with `{seed}` in its name is another one for each seed (see `of_seed`), each also as it is. `prompts` is a
+    `TaskConfig.source` and `count` how many are answered, None all there are. None leaves the recipe's value otherwise;
+    `others` are fields of `TaskConfig`, `RefineConfig`, `TTTConfig` or `TTTRunConfig`. Raises ValueError for seeds that
+    repeat, an unknown way or reward, and for every value that the configuration refuses.
     """
     require(len(set(seeds)) == len(seeds) > 0, "seeds", list(seeds), "at least one whole number, none twice")
     if others.get("reward") is not None:
@@ -69,15 +73,31 @@ def three_ways(
     configs = []
     for seed in seeds:
         for way in ways:
-            if way == "none" and seed != seeds[0]:
+            if way == "none" and seed != seeds[0] and SEED not in (model or ""):
                 continue
             config = ttt_recipe(recipe)(way, seed)
             source = given(source=prompts and located_task(prompts))
             changes: dict[str, Any] = {"task": replace(config.task, **source, **asked, test=count)}
             if config.ttt is not None:
                 changes["ttt"] = _changed(config.ttt, ttt, method)
-            configs.append(replace(config, **changes, **given(model=model and located_model(model), **others)))
+            configs.append(
+                replace(config, **changes, **given(model=model and located_model(of_seed(model, seed)), **others))
+            )
     return configs
+
+
+def of_seed(model: str, seed: int) -> str:
+    """The model's name with the seed in the place of `{seed}`; where it has a `*`, the newest folder that it fits.
+
+    Raises FileNotFoundError where it fits none.
+    """
+    name = model.replace(SEED, str(seed))
+    if "*" not in name:
+        return name
+    found = sorted(glob(str(Path(name).expanduser())))
+    if not found:
+        raise FileNotFoundError(f"no folder fits the model {name!r}")
+    return found[-1]
 
 
 def _changed(config: TTTConfig, ttt: dict[str, Any], method: dict[str, Any]) -> TTTConfig:
@@ -89,9 +109,13 @@ def _changed(config: TTTConfig, ttt: dict[str, Any], method: dict[str, Any]) -> 
 
 def loaded(config: TTTRunConfig) -> tuple[FastWeightLM, PreTrainedTokenizerBase, Task]:
     """The model, its tokenizer, and the task in its tokens."""
-    logging.disable_progress_bar()  # a widget for each of a second's work, blank where the notebook is only read
-    model, tokenizer = load_model(config.model, device=config.device, seed=config.seed, settings=config.model_settings)
+    model, tokenizer = _model(config)
     return model, tokenizer, load_task(config.task, tokenizer, config.data, manifest_of(config.model))
+
+
+def _model(config: TTTRunConfig) -> tuple[FastWeightLM, PreTrainedTokenizerBase]:
+    logging.disable_progress_bar()  # a widget for each of a second's work, blank where the notebook is only read
+    return load_model(config.model, device=config.device, seed=config.seed, settings=config.model_settings)
 
 
 def runs_of(
@@ -252,11 +276,16 @@ def _told(row: dict[str, Any]) -> str:
 def answer_all(
     runs: Sequence[TTTRun], model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
 ) -> pd.DataFrame:
-    """Answer what is unanswered, run after run, with a line of progress every few seconds. A row an answer, of all runs."""
+    """Answer what is unanswered, run after run, with a line of progress every few seconds. A row an answer, of all runs.
+
+    `model` is the last run's; those of other runs are loaded in their turn.
+    """
+    there = runs[-1].config.model
     for run in runs:
+        own = model if run.config.model == there else _model(run.config)[0]
         name = f"{run.config.arm} s{run.config.seed}"
         with _lines(name) as report:
-            run_prompts(run, model, tokenizer, examples, report)
+            run_prompts(run, own, tokenizer, examples, report)
         answers = run.answers()
         scored = [score for score in SCORES if answers[score].notna().any()]
         means = "".join(f", {score} {answers[score].mean():.3f}" for score in scored)

@@ -74,14 +74,6 @@ def differences(
     return pd.DataFrame(rows, columns=["way", "against", "measure", "difference", "low", "high", "pairs"])
 
 
-def side_by_side(answers: pd.DataFrame, count: int = 8) -> pd.DataFrame:
-    """`count` prompts with the answers of all ways of the first seed; those first in which the ways differ."""
-    first = answers.groupby("way")["seed"].transform("min")
-    chosen = answers[answers["seed"] == first]
-    table = chosen.pivot(index="name", columns="way", values="answer").dropna()
-    table = table[[way for way in TTT_WAYS if way in table]]
-    differ = table.nunique(axis=1).gt(1)
-    order = [*table.index[differ], *table.index[~differ]][:count]
-    facts = chosen.drop_duplicates("name").set_index("name").loc[order, ["question", "references"]]
-    facts["references"] = facts["references"].map(" | ".join)
-    return facts.join(table.loc[order]).reset_index(drop=True)
+def per_seed(answers: pd.DataFrame) -> pd.DataFrame:
+    """A row a way and seed: `updates` on a prompt, and the mean of each score over the prompts that have references."""
+    return answers.groupby(["way", "seed"], sort=False)[["updates", *SCORES]].mean().reset_index()

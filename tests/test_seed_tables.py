@@ -1,12 +1,13 @@
-"""The tables of post-training: what they say of given results, and model text as text."""
+"""The tables over seeds: what they say of given results, and model text as text."""
 
 from __future__ import annotations
 
 import pandas as pd
 import pytest
 
-from refine_lab.posttraining import MEASURES, per_run, side_by_side
-from widgets.post_tables import differences_table, questions_table, ways_table
+from refine_lab.posttraining import MEASURES, per_run
+from refine_lab.tasks.answers import side_by_side
+from widgets.seed_tables import differences_table, samples_table, ways_table
 
 
 def results(*, seeds: int = 2) -> pd.DataFrame:
@@ -63,10 +64,10 @@ def test_differences_in_points_with_intervals():
 
 def test_tables_without_rows_are_refused():
     empty = results().iloc[:0]
-    for table in (ways_table, differences_table, questions_table):
+    for table in (ways_table, differences_table, samples_table):
         with pytest.raises(ValueError, match=f"figure {table.__name__} has no data"):
             table(empty)
-    with pytest.raises(ValueError, match="it compares two ways"):
+    with pytest.raises(ValueError, match="it compares ways that were run with the same seeds"):
         differences_table(results()[results()["way"] == "base"])
 
 
@@ -75,7 +76,7 @@ def test_questions_in_which_the_ways_differ_come_first_with_all_answers_of_the_f
     assert table.columns.tolist() == ["question", "references", "base", "sft", "nested_refine"]
     assert table["question"].tolist() == ["which 1?", "which 0?"]
     assert table.iloc[0].tolist() == ["which 1?", "r1 | or", "<b>", "one", "1"]
-    shown = questions_table(table)
+    shown = samples_table(table)
     assert "&lt;b&gt;" in shown._repr_html_() and "nested REFINE" in shown._repr_html_()
     assert len(side_by_side(answers(), count=1)) == 1
 
@@ -84,3 +85,10 @@ def test_measures_are_means_over_questions_of_a_run():
     table = per_run(answers())
     assert table["way"].tolist() == ["base", "sft", "sft", "nested_refine"]
     assert table["recall"].tolist() == [0.5] * 4 and table["seed"].tolist() == [-1, 0, 1, 0]
+
+
+def test_ways_without_the_same_seeds_are_not_compared():
+    rows = [("none", 0, 0.5), ("sft", 0, 0.4), ("sft", 1, 0.4), ("refine", 0, 0.6), ("refine", 1, 0.8)]
+    frame = pd.DataFrame(rows, columns=["way", "seed", "recall"]).assign(updates=4)
+    assert differences_table(frame).data["difference"].tolist() == ["REFINE − SFT"]
+    assert ways_table(frame).data["way"].tolist() == ["not adapted", "SFT", "REFINE"]

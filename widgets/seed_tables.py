@@ -1,4 +1,4 @@
-"""Tables of post-training: the ways side by side, what one adds to another, and questions with every way's answer."""
+"""Tables over seeds, of post-training and test-time training: the ways, what one has more than another, their answers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import math
 import pandas as pd
 
 from refine_lab.statistics import by_way, paired_difference
-from widgets.series import KNOWN_ARMS, arm_styles
+from widgets.series import way_styles
 from widgets.tables import Table, visible
 
 MEASURES = {"recall": "recall (%)", "exact_match": "exact match (%)", "f1": "F1 (%)"}
-COMPARED = (("nested_refine", "sft"), ("nested_refine", "nested_sft"), ("nested_sft", "sft"))
-"""Pairs of ways whose difference is shown, where both were run."""
+COMPARED = (
+    *(("nested_refine", "sft"), ("nested_refine", "nested_sft"), ("nested_sft", "sft")),
+    *(("refine", "none"), ("refine", "sft"), ("sft", "none")),
+)
+"""Pairs of ways whose difference is shown, where both were run with the same seeds."""
 
 
 def ways_table(results: pd.DataFrame) -> Table:
@@ -22,10 +25,10 @@ def ways_table(results: pd.DataFrame) -> Table:
     """
     _require("ways_table", results)
     measured = [name for name in MEASURES if name in results]
-    rows = []
+    rows, labels = [], way_styles(results["way"])
     for row in by_way(results, measured, ("way", "updates")).to_dict("records"):
         shown = {MEASURES[name]: _percent(row[name], row[f"{name}_std"]) for name in measured}
-        rows.append({"way": _label(str(row["way"])), "updates": row["updates"], "runs": row["seeds"], **shown})
+        rows.append({"way": labels[str(row["way"])].label, "updates": row["updates"], "runs": row["seeds"], **shown})
     return Table(pd.DataFrame(rows), "Test questions: mean ± standard deviation over seeds")
 
 
@@ -35,30 +38,30 @@ def differences_table(results: pd.DataFrame) -> Table:
     `results` as for `ways_table`. Raises ValueError where no two ways can be compared.
     """
     _require("differences_table", results)
-    there, rows = set(results["way"]), []
+    seeds = {way: sorted(group["seed"]) for way, group in results.groupby("way")}
+    rows = []
     for way, against in COMPARED:
-        if {way, against} <= there:
-            row: dict[str, object] = {"difference": f"{_label(way)} − {_label(against)}"}
+        if way in seeds and seeds[way] == seeds.get(against):
+            labels = way_styles([way, against])
+            row: dict[str, object] = {"difference": f"{labels[way].label} − {labels[against].label}"}
             for name in (name for name in MEASURES if name in results):
                 found = paired_difference(results, way, against, name)
                 row |= {"seeds": found["pairs"], MEASURES[name].replace("%", "points"): _interval(found)}
             rows.append(row)
     if not rows:
-        raise ValueError("figure differences_table has no data: it compares two ways of post-training")
+        raise ValueError("figure differences_table has no data: it compares ways that were run with the same seeds")
     return Table(pd.DataFrame(rows), "Paired differences over seeds, with 95 % intervals")
 
 
-def questions_table(questions: pd.DataFrame) -> Table:
-    """`posttraining.side_by_side` as a table. Raises ValueError for no rows."""
-    _require("questions_table", questions)
-    shown = questions.map(lambda text: visible(str(text))).rename(columns=_label)
-    return Table(shown, "Test questions and answers, first seed", monospace=[str(name) for name in shown])
-
-
-def _label(way: str) -> str:
-    bare = way.removesuffix("_release")
-    label = arm_styles([bare])[bare].label if bare in KNOWN_ARMS else way
-    return label + (", one inner update" if bare != way else "")
+def samples_table(samples: pd.DataFrame) -> Table:
+    """Questions with the answers of all ways. `samples`: of `tasks.answers.side_by_side`. Raises ValueError for no rows."""
+    _require("samples_table", samples)
+    ways = [str(name) for name in samples if name not in ("question", "references")]
+    named = {way: style.label for way, style in way_styles(ways).items()}
+    table = samples.map(lambda text: visible(str(text)) or "–").rename(columns=named)
+    return Table(
+        table, "Answers side by side, those first that differ", monospace=["question", "references", *named.values()]
+    )
 
 
 def _percent(mean: float, spread: float) -> str:
