@@ -54,6 +54,17 @@ class Checked:
             value = getattr(self, name)
             require(value >= low, f"{type(self).__name__}.{name}", value, f"at least {low}")
 
+    def _check_run(self) -> None:
+        """What every run has: the recipe it is named for, its device, a batch in whole mini-batches."""
+        values = {name: getattr(self, name) for name in ("recipe", "device", "batch_size", "mini_batch_size")}
+        whole = values["batch_size"] % values["mini_batch_size"] == 0
+        for name, fine, allowed in (
+            ("recipe", re.fullmatch(r"[\w-]+", values["recipe"]), "letters, digits, - and _"),
+            ("device", re.fullmatch(r"auto|cpu|cuda(:\d+)?", values["device"]), "'auto', 'cpu', 'cuda' or 'cuda:N'"),
+            ("mini_batch_size", whole, f"a divisor of batch_size {values['batch_size']}"),
+        ):
+            require(bool(fine), f"{type(self).__name__}.{name}", values[name], allowed)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RefineConfig(Checked):
@@ -252,12 +263,7 @@ class TrainConfig(Checked):
         self._at_least(0, "steps", "warmup_steps", "weight_decay", "seed", "threads")
         for name in ("lr", "max_grad_norm"):
             require(getattr(self, name) > 0, f"TrainConfig.{name}", getattr(self, name), "above 0")
-        named = re.fullmatch(r"[\w-]+", self.recipe) is not None
-        require(named, "TrainConfig.recipe", self.recipe, "letters, digits, - and _")
-        known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None
-        require(known, "TrainConfig.device", self.device, "'auto', 'cpu', 'cuda' or 'cuda:N'")
-        whole, allowed = self.batch_size % self.mini_batch_size == 0, f"a divisor of batch_size {self.batch_size}"
-        require(whole, "TrainConfig.mini_batch_size", self.mini_batch_size, allowed)
+        self._check_run()
         if self.method is not None:
             allowed = f"at least {smallest_length(self.method)} for the method's num_chunks, rollout_length and margin"
             name, tokens = "data.sequence_length", self.data.sequence_length

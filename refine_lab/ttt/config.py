@@ -90,12 +90,7 @@ class TTTRunConfig(Checked):
     def check(self) -> None:
         self._at_least(1, "batch_size", "mini_batch_size", "micro_batch_size")
         self._at_least(0, "seed")
-        named = re.fullmatch(r"[\w-]+", self.recipe) is not None
-        require(named, "TTTRunConfig.recipe", self.recipe, "letters, digits, - and _")
-        known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None
-        require(known, "TTTRunConfig.device", self.device, "'auto', 'cpu', 'cuda' or 'cuda:N'")
-        whole, allowed = self.batch_size % self.mini_batch_size == 0, f"a divisor of batch_size {self.batch_size}"
-        require(whole, "TTTRunConfig.mini_batch_size", self.mini_batch_size, allowed)
+        self._check_run()
         alone = self.reset == "never" or self.batch_size == 1
         require(alone, "TTTRunConfig.batch_size", self.batch_size, "1 where weights are reset after each prompt")
         if self.ttt is not None:
