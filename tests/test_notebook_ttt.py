@@ -57,12 +57,13 @@ def test_the_embedded_task_and_again(tmp_path):
     assert text.endswith("Every figure has its data.\n")
     (figure,) = [output["data"][PLOTLY] for output in outputs(tmp_path) if PLOTLY in output.get("data", {})]
     assert {trace["name"] for trace in figure["data"]} == {"not adapted", "SFT", "REFINE"}
-    steps, answers, ways, differences, samples = tables(tmp_path)
+    steps, answers, ways, differences, per_seed, over_seeds, samples = tables(tmp_path)
     assert [line.split()[:2] for line in steps.splitlines()[2:]] == [
         *(["SFT", "1"], ["SFT", "2"], ["REFINE", "1"], ["REFINE", "2"])
     ]
     assert "tokens/s" in steps and "references" in answers and "REFINE – SFT" in differences and "question" in samples
-    assert all(way in ways for way in ("not adapted", "SFT", "REFINE")) and "[" in ways
+    assert all(way in table for way in ("not adapted", "SFT", "REFINE") for table in (ways, per_seed)) and "[" in ways
+    assert "REFINE − SFT" in over_seeds
     assert any("surer of" in output["data"].get("text/plain", "") for output in outputs(tmp_path) if "data" in output)
     assert not [output for output in outputs(tmp_path) if output.get("name") == "stderr"]
     first = {arm: (run.path, run.answers()) for arm, run in runs(tmp_path).items()}

@@ -92,3 +92,9 @@ def test_ways_without_the_same_seeds_are_not_compared():
     frame = pd.DataFrame(rows, columns=["way", "seed", "recall"]).assign(updates=4)
     assert differences_table(frame).data["difference"].tolist() == ["REFINE − SFT"]
     assert ways_table(frame).data["way"].tolist() == ["not adapted", "SFT", "REFINE"]
+
+
+def test_questions_without_references_have_no_measures():
+    frame = results().assign(recall=float("nan"), exact_match=float("nan"), f1=float("nan"))
+    assert list(ways_table(frame).data) == ["way", "updates", "runs"]
+    assert list(differences_table(frame).data) == ["difference", "seeds"]

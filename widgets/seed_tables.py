@@ -24,7 +24,7 @@ def ways_table(results: pd.DataFrame) -> Table:
     `results`: a row a way and seed, with `way`, `seed`, `updates` and the measures as shares. Raises ValueError for no rows.
     """
     _require("ways_table", results)
-    measured = [name for name in MEASURES if name in results]
+    measured = _measured(results)
     rows, labels = [], way_styles(results["way"])
     for row in by_way(results, measured, ("way", "updates")).to_dict("records"):
         shown = {MEASURES[name]: _percent(row[name], row[f"{name}_std"]) for name in measured}
@@ -44,9 +44,9 @@ def differences_table(results: pd.DataFrame) -> Table:
         if way in seeds and seeds[way] == seeds.get(against):
             labels = way_styles([way, against])
             row: dict[str, object] = {"difference": f"{labels[way].label} − {labels[against].label}"}
-            for name in (name for name in MEASURES if name in results):
-                found = paired_difference(results, way, against, name)
-                row |= {"seeds": found["pairs"], MEASURES[name].replace("%", "points"): _interval(found)}
+            row["seeds"] = len(seeds[way])
+            for name in _measured(results):
+                row[MEASURES[name].replace("%", "points")] = _interval(paired_difference(results, way, against, name))
             rows.append(row)
     if not rows:
         raise ValueError("figure differences_table has no data: it compares ways that were run with the same seeds")
@@ -62,6 +62,11 @@ def samples_table(samples: pd.DataFrame) -> Table:
     return Table(
         table, "Answers side by side, those first that differ", monospace=["question", "references", *named.values()]
     )
+
+
+def _measured(results: pd.DataFrame) -> list[str]:
+    """The measures that there are: none of them where the questions have no reference answers."""
+    return [name for name in MEASURES if name in results and results[name].notna().any()]
 
 
 def _percent(mean: float, spread: float) -> str:

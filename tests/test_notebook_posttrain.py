@@ -1,0 +1,83 @@
+"""The notebook of post-training as papermill runs it: all ways on the embedded task, and again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from refine_lab.records import Run, list_runs
+
+pytestmark = [pytest.mark.notebook, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parent.parent
+PAPERMILL = str(Path(sys.executable).with_name("papermill"))
+SMALL = {
+    "task": "recall:word-2", "prompt_tokens": 256, "train": 8, "validation": 2, "test": 3, "steps": 2, "batch_size": 4,
+    "num_chunks": 4, "seeds": 0, "release": True,
+}  # fmt: skip
+
+
+def papermill(folder: Path, **values: Any) -> tuple[int, str]:
+    environ = {**os.environ, "REFINE_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
+    words = [word for name, value in values.items() for word in ("-p", name, str(value))]
+    notebook, executed = str(ROOT / "notebooks" / "posttrain.ipynb"), str(folder / "out.ipynb")
+    command = [PAPERMILL, "--no-progress-bar", notebook, executed, *words]
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=600)
+    return done.returncode, done.stdout + done.stderr
+
+
+def outputs(folder: Path) -> list[Any]:
+    cells = nbformat.read(folder / "out.ipynb", 4).cells
+    return [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def said(folder: Path) -> str:
+    return "".join(output["text"] for output in outputs(folder) if output.get("name") == "stdout")
+
+
+def trained(folder: Path) -> dict[tuple[str, str], Run]:
+    return {(run.config.recipe, run.config.arm): run for run in list_runs(folder / "runs")}
+
+
+def test_all_ways_on_the_embedded_task_and_again(tmp_path):
+    status, output = papermill(tmp_path, **SMALL)
+    assert status == 0, output
+    text = said(tmp_path)
+    assert "No question and no document is shared between splits." in text and "4 of 4 runs to train, about" in text
+    assert text.endswith("Every figure has its data.\n")
+    found = [output["data"] for output in outputs(tmp_path) if "<table" in output.get("data", {}).get("text/html", "")]
+    rollouts, ways, differences, samples = (data["text/plain"] for data in found)
+    assert "Rollouts beside the truth" in rollouts and "question" in samples
+    for way in ("base", "SFT", "nested SFT", "nested REFINE", "nested SFT, one inner update"):
+        assert way in ways
+    assert "nested REFINE − nested SFT" in differences
+    first = trained(tmp_path)
+    updates = {name: int(run.metrics()["updates"].iloc[-1]) for name, run in first.items()}
+    assert updates == {
+        ("posttrain", "sft"): 2,
+        ("posttrain", "nested_sft"): 10,
+        ("posttrain", "nested_refine"): 10,
+        ("posttrain_release_updates", "nested_sft"): 4,
+    }
+    assert not [output for output in outputs(tmp_path) if output.get("name") == "stderr"]
+    assert papermill(tmp_path, **SMALL)[0] == 0
+    assert said(tmp_path).count("has finished already") == 4 and "0 of 4 runs to train" in said(tmp_path)
+    assert {run.path for run in trained(tmp_path).values()} == {run.path for run in first.values()}
+
+
+def test_a_task_that_shares_questions_ends_the_notebook_before_a_run_is_made(tmp_path):
+    rows = [
+        f'{{"prompt": "Document 1:\\n{"word " * 60}{i}\\nQuestion: the same?\\nAnswer:", "answer": "yes"}}'
+        for i in range(8)
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join(rows) + "\n")
+    values = {**SMALL, "task": "mine.jsonl", "train": 4, "validation": 0, "test": 4}
+    status, output = papermill(tmp_path, **values)
+    assert status != 0 and "train and test share 1 question" in output
+    assert not (tmp_path / "runs").exists()
