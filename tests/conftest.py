@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 from pathlib import Path
 
@@ -19,6 +20,8 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 # One thread: sums are added in the same order on every machine, and the recorded values hold.
 torch.set_num_threads(1)
+# The jobs that a shell puts in the background ignore interrupts, and so do their children: here they come as in a terminal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
