@@ -16,6 +16,9 @@ from typing import Any, Literal, TypeVar
 
 C = TypeVar("C")
 
+RELEASE = "_release_updates"
+"""Ends the names of the recipes with the updates of the paper's release, SFT's fewer than REFINE's."""
+
 FORMAT_VERSION = 1
 """Of `config.json`; raised whenever an old file would be read differently."""
 
@@ -293,6 +296,12 @@ class TrainConfig(Checked):
         if self.nested:
             return "nested_sft" if self.method is None else "nested_refine"
         return "sft" if self.method is None else "refine"
+
+    @property
+    def way(self) -> str:
+        """The arm, and whether it makes fewer updates than the others, as in the paper's release."""
+        unequal = self.recipe.endswith(RELEASE) and self.arm in ("sft", "nested_sft")
+        return self.arm + ("_release" if unequal and (self.nested or self.task is None) else "")
 
     @property
     def updates_per_batch(self) -> int:

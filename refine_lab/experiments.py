@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,21 +160,26 @@ def stage_runs(stages: Sequence[TrainConfig], folder: Path) -> list[Run]:
     return runs
 
 
-def taken_up(configs: Sequence[TrainConfig], folder: Path) -> list[Run]:
-    """For each configuration the newest run in `folder` that has it, finished or not; where there is none, one is made."""
+def taken_up(configs: Sequence[TrainConfig], folder: Path, inputs: Mapping[str, Any] | None = None) -> list[Run]:
+    """For each configuration the newest run in `folder` that has it, finished or not; where there is none, one is made.
+
+    With `inputs`, of `tasks.inputs.inputs_of`: that was also begun with them.
+    """
     check_inputs(configs)
-    return _found_or_made(configs, folder)
+    return _found_or_made(configs, folder, inputs)
 
 
-def _found_or_made(configs: Sequence[TrainConfig], folder: Path) -> list[Run]:
+def _found_or_made(configs: Sequence[TrainConfig], folder: Path, inputs: Mapping[str, Any] | None = None) -> list[Run]:
     there = list_runs(folder) if folder.is_dir() else []
-    found = {to_json(run.config): run for run in there}  # the newest last
-    return [found.get(to_json(config)) or _create(config, folder) for config in configs]
+    found = {to_json(run.config): run for run in there if run.inputs == inputs}  # the newest last
+    return [found.get(to_json(config)) or _create(config, folder, inputs=inputs) for config in configs]
 
 
-def _create(config: TrainConfig, folder: Path, reward: str | None = None) -> Run:
+def _create(
+    config: TrainConfig, folder: Path, reward: str | None = None, inputs: Mapping[str, Any] | None = None
+) -> Run:
     own = reward if config.method is not None and config.method.reward == "custom" else None
-    with RunWriter.create(config, folder, reward_source=own) as writer:
+    with RunWriter.create(config, folder, reward_source=own, inputs=inputs) as writer:
         return writer.run
 
 

@@ -32,6 +32,7 @@ from refine_lab.records import Run, RunWriter
 from refine_lab.rewards import reward_function
 from refine_lab.step import Learner, StepResult, train_step
 from refine_lab.tasks.examples import load_task
+from refine_lab.tasks.inputs import inputs_of
 from refine_lab.types import Batch, Rollouts
 
 PREFIX_TOKENS = 32
@@ -53,7 +54,7 @@ def train(path: Path, stop: StopSignal) -> None:
     learner = _learner(run, config, policy)
     manifest = manifest_of(config.model)
     phase = _sequences if config.task is None else _lessons
-    one_step, evaluate = phase(learner, tokenizer, manifest)
+    one_step, evaluate = phase(run, learner, tokenizer, manifest)
     with RunWriter.open(path, None if folder is None else done) as writer:
         if folder is not None:
             load_optimizer_tensors(learner.optimizers, load_file(folder / "optimizer.safetensors"))
@@ -99,7 +100,7 @@ Evaluate = Callable[[RunWriter, int], None]
 
 
 def _sequences(
-    learner: Learner, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None
+    run: Run, learner: Learner, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None
 ) -> tuple[Step, Evaluate]:
     """Training on text, by the next token or REFINE."""
     config, policy = learner.config, learner.policy
@@ -117,13 +118,17 @@ def _sequences(
     return one_step, lambda writer, step: writer.evaluation(step, next_token(policy, validation))
 
 
-def _lessons(learner: Learner, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None) -> tuple[Step, Evaluate]:
+def _lessons(
+    run: Run, learner: Learner, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None
+) -> tuple[Step, Evaluate]:
     """Post-training: prompts with answers."""
     config, policy = learner.config, learner.policy
     assert config.task is not None
     task = load_task(config.task, tokenizer, config.data, manifest)
     print(task.report, flush=True)
-    data, answer_tokens = TaskData(task.train, config.seed), config.task.answer_tokens
+    if run.inputs is not None and run.inputs != inputs_of(config.model, task.examples):
+        raise ValueError(f"{run.path} was begun with other prompts or weights than there are now; begin a new run")
+    data, answer_tokens = TaskData(task.train, config.seed, config.method), config.task.answer_tokens
 
     def one_step(step: int) -> tuple[StepResult, Batch, int]:
         batch = data.batch(step - 1, config.batch_size).to(policy.device)

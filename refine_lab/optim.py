@@ -12,9 +12,14 @@ from refine_lab.config import TrainConfig
 from refine_lab.models.base import FastWeightLM
 
 
-def make_optimizers(policy: FastWeightLM, config: TrainConfig) -> list[Optimizer]:
-    """AdamW (betas 0.9 and 0.999, table D.1) on every parameter, or Muon on the hidden matrices and AdamW on the rest."""
-    parameters = list(policy.parameters())
+def make_optimizers(
+    policy: FastWeightLM, config: TrainConfig, parameters: Sequence[Tensor] | None = None
+) -> list[Optimizer]:
+    """AdamW (betas 0.9 and 0.999, table D.1), or Muon on the hidden matrices and AdamW on the rest.
+
+    On `parameters` of the policy's, or on all.
+    """
+    parameters = list(policy.parameters() if parameters is None else parameters)
     if config.optimizer == "adamw":
         return [AdamW(parameters, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay)]
     ends = {id(policy.head_weight), id(policy.get_input_embeddings().weight)}

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
-from refine_lab.config import TrainConfig, require
+from refine_lab.config import RELEASE, TrainConfig, require
 from refine_lab.data.lessons import TaskData
 from refine_lab.draws import Draws
-from refine_lab.experiments import batch_sizes, given, load, located_model, located_source
+from refine_lab.experiments import batch_sizes, given, load, located_model, located_source, taken_up
 from refine_lab.models.loading import manifest_of
+from refine_lab.models.recompute import recompute
 from refine_lab.nested import nested_step
 from refine_lab.optim import make_optimizers
 from refine_lab.recipes import WAYS, posttraining_recipe
@@ -23,11 +25,10 @@ from refine_lab.rewards import REWARDS, reward_function
 from refine_lab.step import Learner
 from refine_lab.tasks.answers import AnswerLog, answer, answer_row
 from refine_lab.tasks.examples import Example, Task, load_task
+from refine_lab.tasks.inputs import inputs_of
 
 MEASURES = ("recall", "exact_match", "f1")
 """Of an answer beside its references, each from 0 to 1."""
-RELEASE = "_release_updates"
-"""Ends the names of the recipes with the updates of the paper's release."""
 NO_SEED = -1
 """Stands for the seed of a model before training."""
 AT_ONCE = 20
@@ -56,6 +57,7 @@ def three_ways(
     """
     require(len(set(seeds)) == len(seeds) > 0, "seeds", list(seeds), "at least one whole number, none twice")
     require(steps is None or steps >= 1, "steps", steps, "at least 1")
+    require(others.get("test") != 0, "test", 0, "at least 1, or none for all that are left")
     if others.get("reward") is not None:
         reward_function(others["reward"])
     asked, method = ({name: others.pop(name, None) for name in names} for names in (TASK_FIELDS, METHOD_FIELDS))
@@ -65,7 +67,7 @@ def three_ways(
         for way in ways:
             config = posttraining_recipe(recipe)(way, seed)
             assert config.task is not None
-            source = given(source=located_task(task) if task else None)
+            source = {"source": located_task(task or config.task.source)}
             more: dict[str, Any] = {"task": replace(config.task, **given(**asked), **source)} | batch_sizes(
                 config, batch_size
             )
@@ -85,12 +87,6 @@ def release_way(recipe: str, seeds: Sequence[int], **others: Any) -> list[TrainC
     return three_ways(recipe + RELEASE, seeds, **others, ways=("nested_sft",))
 
 
-def way_of(config: TrainConfig) -> str:
-    """What a run is called beside others: its arm, and whether nested SFT has the release's single update."""
-    unequal = config.recipe.endswith(RELEASE) and config.arm == "nested_sft"
-    return config.arm + ("_release" if unequal else "")
-
-
 def located_task(source: str) -> str:
     """A task's source for every folder it is read from."""
     prefix, colon, rest = source.partition(":")
@@ -99,11 +95,23 @@ def located_task(source: str) -> str:
     return source if colon and prefix == "recall" else located_source(source)
 
 
-def task_of(config: TrainConfig) -> Task:
-    """The examples of a configuration's task, in the tokens of its model."""
+def task_of(configs: Sequence[TrainConfig]) -> Task:
+    """The examples of the configurations' one task, in the tokens of their model.
+
+    Raises ValueError for prompts and answers that one of them cannot be trained on (see `TaskData`).
+    """
+    config = configs[0]
     assert config.task is not None
     _, tokenizer = load(config.model, config)
-    return load_task(config.task, tokenizer, config.data, manifest_of(config.model))
+    task = load_task(config.task, tokenizer, config.data, manifest_of(config.model))
+    for each in configs:
+        TaskData(task.train, each.seed, each.method)
+    return task
+
+
+def runs_of(configs: Sequence[TrainConfig], task: Task, folder: Path) -> list[Run]:
+    """For each configuration the newest run in `folder` with it, these examples and these weights, or a new one."""
+    return taken_up(configs, folder, inputs_of(configs[0].model, task.examples))
 
 
 def example_text(example: Example, config: TrainConfig, tokens: int = 60) -> str:
@@ -113,7 +121,7 @@ def example_text(example: Example, config: TrainConfig, tokens: int = 60) -> str
 
 
 def estimated_seconds(configs: Sequence[TrainConfig], task: Task) -> float:
-    """How long training all of them takes here: one batch of each way is trained on a copy, and multiplied.
+    """How long training all of them takes here: a few rows are trained on in each way, on a copy, and multiplied.
 
     Without the answers to the test questions, and without starting processes: a guess for people.
     """
@@ -121,13 +129,18 @@ def estimated_seconds(configs: Sequence[TrainConfig], task: Task) -> float:
     for config in configs:
         if config.arm not in seconds:
             policy, _ = load(config.model, config)
+            recompute(policy, config.recompute)
+            rows = min(config.micro_batch_size, config.mini_batch_size)
+            config = replace(config, batch_size=rows, mini_batch_size=rows, micro_batch_size=rows)
             reward = None if config.method is None else REWARDS[config.method.reward]
             learner = Learner(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
             batch = TaskData(task.train, config.seed).batch(0, config.batch_size).to(policy.device)
             began = time.monotonic()
             nested_step(learner, batch, Draws(seed=config.seed, step=1))
-            seconds[config.arm] = time.monotonic() - began
-    return sum((config.steps * seconds[config.arm] for config in configs), 0.0)
+            seconds[config.arm] = (time.monotonic() - began) / rows
+            del policy, learner
+            torch.cuda.empty_cache()  # the training process wants that memory
+    return sum((config.steps * config.batch_size * seconds[config.arm] for config in configs), 0.0)
 
 
 def answers_of(runs: Sequence[Run], task: Task) -> pd.DataFrame:
@@ -141,7 +154,7 @@ def answers_of(runs: Sequence[Run], task: Task) -> pd.DataFrame:
     for run in runs:
         updates = int(run.metrics()["updates"].iloc[-1])
         there = run.path / "answers" / "test"
-        frames.append(_answered(str(run.path), run.config, task, there, way_of(run.config), run.config.seed, updates))
+        frames.append(_answered(str(run.path), run.config, task, there, run.config.way, run.config.seed, updates))
     return pd.concat(frames, ignore_index=True)
 
 

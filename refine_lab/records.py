@@ -93,7 +93,14 @@ class RunWriter:
         self._metrics = os.open(path / "metrics.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     @classmethod
-    def create(cls, config: TrainConfig, runs: Path | None = None, *, reward_source: str | None = None) -> RunWriter:
+    def create(
+        cls,
+        config: TrainConfig,
+        runs: Path | None = None,
+        *,
+        reward_source: str | None = None,
+        inputs: Mapping[str, Any] | None = None,
+    ) -> RunWriter:
         """Make a new directory `<date>-<recipe>-<arm>-s<seed>` in `runs` and write what is known before training."""
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.recipe}-{config.arm}-s{config.seed}"
         path = new_directory(runs or runs_dir(), name)
@@ -101,6 +108,8 @@ class RunWriter:
             (path / folder).mkdir()
         if reward_source is not None:
             replace_text(path / "reward.py", reward_source)
+        if inputs is not None:
+            replace_text(path / "inputs.json", json.dumps(inputs, indent=2) + "\n")
         replace_text(path / "env.json", json.dumps(environment(), indent=2) + "\n")
         replace_text(path / "config.json", to_json(config))  # last: a directory with a config.json is a run
         writer = cls(path, step=0)
@@ -251,6 +260,12 @@ class Run:
     @property
     def env(self) -> dict[str, Any]:
         return read_json(self.path / "env.json")
+
+    @property
+    def inputs(self) -> dict[str, Any] | None:
+        """What the run was begun with besides its configuration (`tasks.inputs.inputs_of`); None without a task."""
+        path = self.path / "inputs.json"
+        return read_json(path) if path.is_file() else None
 
     @property
     def status(self) -> Status:

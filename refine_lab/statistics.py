@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from scipy import stats
 
 from refine_lab.config import require
@@ -33,7 +35,7 @@ def paired_difference(
 ) -> dict[str, float]:
     """Mean of `way` minus `against` over pairs of the same seed, with its 95 % interval by Student's t.
 
-    Returns `difference`, `low`, `high`, `pairs`; low and high are NaN for a single pair. Raises ValueError where the two do
+    Returns `difference`, `low`, `high`, `pairs`; low and high are NaN as in `mean_interval`. Raises ValueError where the two do
     not have the same seeds, each once.
     """
     one, other = (rows[rows[column] == name].set_index(pair)[measure] for name in (way, against))
@@ -42,9 +44,18 @@ def paired_difference(
     require(
         matched, f"the {pair}s of {way!r}", sorted(one.index), f"those of {against!r}, {sorted(other.index)}, each once"
     )
-    differences = one - other.loc[one.index]
-    mean, pairs = float(differences.mean()), len(differences)
-    if pairs == 1:
-        return {"difference": mean, "low": float("nan"), "high": float("nan"), "pairs": pairs}
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, pairs - 1) * differences.std(ddof=1) / pairs**0.5)
-    return {"difference": mean, "low": mean - half, "high": mean + half, "pairs": pairs}
+    difference, low, high = mean_interval((one - other.loc[one.index]).to_numpy(dtype=float))
+    return {"difference": difference, "low": low, "high": high, "pairs": len(one)}
+
+
+def mean_interval(values: Float[np.ndarray, "n"]) -> tuple[float, float, float]:
+    """The mean of independent values, and its 95 % interval by Student's t.
+
+    Both ends are NaN for fewer than two values and where all are equal: a spread of 0 says nothing of the next value.
+    """
+    nan, n = float("nan"), len(values)
+    mean = float(values.mean()) if n else nan
+    if n < 2 or values.std() < 1e-12:
+        return mean, nan, nan
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / n**0.5)
+    return mean, mean - half, mean + half

@@ -56,7 +56,7 @@ def test_all_ways_on_the_embedded_task_and_again(tmp_path):
     assert "Rollouts beside the truth" in rollouts and "question" in samples
     for way in ("base", "SFT", "nested SFT", "nested REFINE", "nested SFT, one inner update"):
         assert way in ways
-    assert "nested REFINE − nested SFT" in differences
+    assert "nested REFINE – nested SFT" in differences
     first = trained(tmp_path)
     updates = {name: int(run.metrics()["updates"].iloc[-1]) for name, run in first.items()}
     assert updates == {

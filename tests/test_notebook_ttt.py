@@ -63,7 +63,7 @@ def test_the_embedded_task_and_again(tmp_path):
     ]
     assert "tokens/s" in steps and "references" in answers and "REFINE – SFT" in differences and "question" in samples
     assert all(way in table for way in ("not adapted", "SFT", "REFINE") for table in (ways, per_seed)) and "[" in ways
-    assert "REFINE − SFT" in over_seeds
+    assert "REFINE – SFT" in over_seeds
     assert any("surer of" in output["data"].get("text/plain", "") for output in outputs(tmp_path) if "data" in output)
     assert not [output for output in outputs(tmp_path) if output.get("name") == "stderr"]
     first = {arm: (run.path, run.answers()) for arm, run in runs(tmp_path).items()}

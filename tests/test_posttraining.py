@@ -19,7 +19,7 @@ from refine_lab.experiments import taken_up
 from refine_lab.launch import StopSignal
 from refine_lab.loop import train
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
-from refine_lab.posttraining import answers_of, estimated_seconds, per_run, release_way, task_of, three_ways, way_of
+from refine_lab.posttraining import answers_of, estimated_seconds, per_run, release_way, runs_of, task_of, three_ways
 from refine_lab.records import Run
 
 TEXT = Path(__file__).parent / "fixtures" / "text"
@@ -117,7 +117,7 @@ def test_without_validation_nothing_is_evaluated(checkpoint, prompts, tmp_path):
 
 def test_answers_are_kept_and_not_asked_again(checkpoint, prompts, tmp_path, monkeypatch):
     run = trained(config_of(checkpoint, prompts, "sft"), tmp_path)
-    task = task_of(run.config)
+    task = task_of([run.config])
     first = answers_of([run], task)
     assert first["way"].tolist() == ["base"] * 6 + ["sft"] * 6
     assert first["updates"].tolist() == [0] * 6 + [6] * 6
@@ -144,9 +144,9 @@ def test_runs_with_the_same_configuration_are_taken_up(checkpoint, prompts, tmp_
 
 def test_an_estimate_counts_every_run(checkpoint, prompts):
     configs = [config_of(checkpoint, prompts, way) for way in ("sft", "nested_sft")]
-    task = task_of(configs[0])
-    one, two = estimated_seconds(configs[:1], task), estimated_seconds(configs * 4, task)
-    assert 0 < one < two and estimated_seconds([], task) == 0
+    task = task_of(configs)
+    one, many = estimated_seconds(configs[:1], task), estimated_seconds(configs[:1] * 1000, task)
+    assert 0 < one < many / 10 and estimated_seconds([], task) == 0
 
 
 def test_the_ways_differ_in_what_comes_before_the_answers_alone():
@@ -163,9 +163,9 @@ def test_the_ways_differ_in_what_comes_before_the_answers_alone():
 
 def test_the_releases_single_update_is_a_way_of_its_own():
     (config,) = release_way("posttrain", [1], steps=2)
-    assert (config.arm, config.updates_per_batch, way_of(config)) == ("nested_sft", 2, "nested_sft_release")
+    assert (config.arm, config.updates_per_batch, config.way) == ("nested_sft", 2, "nested_sft_release")
     assert release_way("posttrain_release_updates", [1]) == []
-    assert [way_of(c) for c in three_ways("posttrain", [0])] == ["sft", "nested_sft", "nested_refine"]
+    assert [c.way for c in three_ways("posttrain", [0])] == ["sft", "nested_sft", "nested_refine"]
 
 
 @pytest.mark.parametrize(
@@ -183,3 +183,31 @@ def test_the_releases_single_update_is_a_way_of_its_own():
 def test_bad_values_are_named(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         three_ways(**arguments)
+
+
+def test_a_file_that_was_written_anew_is_another_task(checkpoint, prompts, tmp_path):
+    """Its name is the same, and so are the names of its prompts: neither runs nor answers of the old one are taken."""
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(prompts.read_text())
+    config = config_of(checkpoint, mine, "sft")
+    task = task_of([config])
+    (first,) = runs_of([config], task, tmp_path / "runs")
+    assert runs_of([config], task, tmp_path / "runs")[0].path == first.path
+    mine.write_text(prompts.read_text().replace("number", "figure"))
+    (other,) = runs_of([config], task_of([config]), tmp_path / "runs")
+    assert other.path != first.path
+    with pytest.raises(ValueError, match="was begun with other prompts or weights than there are now"):
+        train(first.path, StopSignal(first.path))
+
+
+def test_prompts_too_short_for_the_method_are_refused_before_anything_is_trained(checkpoint, prompts, tmp_path):
+    mine = tmp_path / "mine.jsonl"
+    short = json.dumps({"prompt": "Question: what?\nAnswer:", "answer": "this"})
+    mine.write_text(prompts.read_text() + short + "\n")
+    configs = [config_of(checkpoint, mine, way) for way in ("sft", "nested_refine")]
+    configs = [replace(config, task=replace(config.task, train=21)) for config in configs]
+    assert len(task_of(configs[:1]).train) == 21
+    with pytest.raises(
+        ValueError, match=r"1 of 21 prompts have no room for the method's num_chunks.*'mine-30' with \d+ tokens"
+    ):
+        task_of(configs)

@@ -47,16 +47,22 @@ def test_ways_in_percent_with_spread_and_updates():
     assert table["way"].tolist() == ["base", "SFT", "nested SFT", "nested REFINE", "nested SFT, one inner update"]
     assert table["recall (%)"].tolist() == ["10.0", "45.0 ± 7.1", "50.0 ± 0.0", "60.0 ± 0.0", "20.0 ± 0.0"]
     assert table["exact match (%)"].tolist()[1] == "22.5 ± 3.5"
-    assert table["updates"].tolist() == [0, 25, 125, 125, 50] and table["runs"].tolist() == [1, 2, 2, 2, 2]
+    assert table["updates"].tolist() == ["0", "25", "125", "125", "50"] and table["runs"].tolist() == [1, 2, 2, 2, 2]
 
 
 def test_differences_in_points_with_intervals():
     """REFINE - SFT: 20 and 10 points, mean 15, t(0.975, 1) = 12.7062, half 12.7062 * 7.0711 / sqrt 2 = 63.5."""
     table = differences_table(results()).data
-    assert table["difference"].tolist() == ["nested REFINE − SFT", "nested REFINE − nested SFT", "nested SFT − SFT"]
+    assert table["difference"].tolist() == [
+        "nested REFINE – SFT",
+        "nested REFINE – nested SFT",
+        "nested REFINE – nested SFT, one inner update",
+        "nested SFT – SFT",
+    ]
     assert table["recall (points)"].tolist() == [
         "+15.0 (-48.5 to +78.5)",
-        "+10.0 (+10.0 to +10.0)",
+        "+10.0",
+        "+40.0",
         "+5.0 (-58.5 to +68.5)",
     ]
     assert differences_table(results(seeds=1)).data["recall (points)"].tolist()[0] == "+20.0"
@@ -90,7 +96,7 @@ def test_measures_are_means_over_questions_of_a_run():
 def test_ways_without_the_same_seeds_are_not_compared():
     rows = [("none", 0, 0.5), ("sft", 0, 0.4), ("sft", 1, 0.4), ("refine", 0, 0.6), ("refine", 1, 0.8)]
     frame = pd.DataFrame(rows, columns=["way", "seed", "recall"]).assign(updates=4)
-    assert differences_table(frame).data["difference"].tolist() == ["REFINE − SFT"]
+    assert differences_table(frame).data["difference"].tolist() == ["REFINE – SFT"]
     assert ways_table(frame).data["way"].tolist() == ["not adapted", "SFT", "REFINE"]
 
 

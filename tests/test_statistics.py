@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from refine_lab.statistics import by_way, paired_difference
+from refine_lab.statistics import by_way, mean_interval, paired_difference
 
 ROWS = pd.DataFrame(
     [
@@ -52,3 +53,8 @@ def test_a_single_pair_has_no_interval():
 def test_seeds_that_do_not_match_are_refused(rows):
     with pytest.raises(ValueError, match=r"the seeds of 'nested' must be those of 'sft', \[.*\], each once, got"):
         paired_difference(rows, "nested", "sft", "recall")
+
+
+def test_equal_values_make_no_claim():
+    mean, low, high = mean_interval(np.array([0.25, 0.25, 0.25]))
+    assert mean == 0.25 and math.isnan(low) and math.isnan(high)

@@ -315,3 +315,17 @@ def test_settings_that_cannot_be_are_refused(settings, sentence):
 def test_weights_that_swallow_small_updates_are_refused():
     with pytest.raises(ValueError, match=r"the model's dtype must be float32 or float64.*got torch.bfloat16"):
         list(adapt(make_policy(torch.bfloat16), prompt_of(), TTTConfig()))
+
+
+def test_a_suspended_adaptation_holds_nothing_back():
+    """Whoever stops asking may keep the iterator: another adaptation moves all it names, and all of it is put back."""
+    policy, prompt = make_policy(), prompt_of()
+    before = weights(policy)
+    with Restored(policy):
+        suspended = adapt(policy, prompt, TTTConfig(parameters="embed", steps=3))
+        next(suspended)
+        assert all(p.requires_grad for p in policy.parameters())
+    with adapted(policy, prompt, TTTConfig(method=None, parameters="layers.0", lr=1e-3)):
+        suspended.close()
+        assert moved(policy, before) == {name for name in before if "layers.0" in name}
+    assert moved(policy, before) == set()

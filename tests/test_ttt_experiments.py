@@ -13,7 +13,15 @@ from refine_lab.recipes import TTT_RECIPES, TTT_WAYS, ttt_paper, ttt_paper_relea
 from refine_lab.tasks.answers import answer
 from refine_lab.ttt.adaptation import TTTConfig, adapted, token_limit
 from refine_lab.ttt.config import TTTRunConfig
-from refine_lab.ttt.experiments import answer_all, estimated_seconds, of_seed, runs_of, three_ways, watch
+from refine_lab.ttt.experiments import (
+    answer_all,
+    estimated_seconds,
+    of_seed,
+    prompt_to_watch,
+    runs_of,
+    three_ways,
+    watch,
+)
 from refine_lab.ttt.records import TTTRun
 
 # -- recipes and configurations ----------------------------------------------------------------------------------------
@@ -180,7 +188,7 @@ def test_short_prompts_are_told_before_any_directory_is_made(tmp_path, capsys):
     chosen = [replace(e, prompt_ids=e.prompt_ids[:9], question_start=8) for e in examples(2)]
     runs_of(three(), policy, chosen, tmp_path)
     told = capsys.readouterr().out
-    assert told.count("room for 2 chunks of 4 tokens, so that c is 2 and not 4") == 2
+    assert told.count("is short for the method, so that c is 2 and not 4") == 2
     bad = [*chosen, replace(chosen[0], prompt_ids=(1,))]
     with pytest.raises(ValueError, match="cannot be used"):
         runs_of(three(), policy, bad, tmp_path / "none")
@@ -215,3 +223,24 @@ def test_another_model_for_each_seed(tmp_path):
     assert [(c.arm, c.seed, c.model) for c in configs] == [
         (way, seed, f"org/name-{seed}") for seed in (0, 3) for way in ("none", "sft", "refine")
     ]
+
+
+def test_the_releases_sft_makes_one_update_a_batch_whatever_its_size():
+    for sizes in ({}, {"batch_size": 16}, {"mini_batch_size": 2}):
+        _, sft, refine = three_ways("paper_release_updates", [0], **sizes)
+        assert sft.batch_size == sft.mini_batch_size > refine.mini_batch_size
+
+
+def test_a_prompt_to_watch_is_there_and_has_what_it_is_asked_about():
+    there, (_, tokenizer) = examples(3), model()
+    task = three_ways("per_prompt", [0])[0].task
+    assert prompt_to_watch(tokenizer, there, task, number=2) == there[2]
+    own = prompt_to_watch(tokenizer, there, task, text="one two", question="which?")
+    assert own.question == "which?"
+    for wrong, sentence in (
+        (dict(question="which?"), r"question must be none without a text that it asks about, got 'which\?'"),
+        (dict(number=3), "example must be from 0 to 2, got 3"),
+        (dict(number=-1), "example must be from 0 to 2, got -1"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            prompt_to_watch(tokenizer, there, task, **wrong)

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from refine_lab.records import MetricsTail, Run
-from widgets.series import KNOWN_ARMS, PANELS, arm_styles, decimate, has_panel
+from widgets.series import KNOWN_ARMS, PANELS, arm_styles, decimate, has_panel, way_styles
 
 INTERVAL = 0.25
 "Seconds between two updates, at least."
@@ -61,7 +61,8 @@ class RunReader:
         state, status = self._run.state, self._run.status
         if state == "killed" and status.state == "starting" and time.time() - status.time < BIRTH_SECONDS:
             state = "starting"
-        style = arm_styles([self.arm])[self.arm]
+        assert self._run is not None
+        style = way_styles([self._run.config.way])[self._run.config.way]
         return {
             "label": f"{style.label}, seed {self.seed}", "arm": self.arm, "state": state,
             "step": status.step, "steps": status.steps, "error": status.error or "",

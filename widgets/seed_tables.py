@@ -12,23 +12,26 @@ from widgets.tables import Table, visible
 
 MEASURES = {"recall": "recall (%)", "exact_match": "exact match (%)", "f1": "F1 (%)"}
 COMPARED = (
-    *(("nested_refine", "sft"), ("nested_refine", "nested_sft"), ("nested_sft", "sft")),
+    *(("nested_refine", "sft"), ("nested_refine", "nested_sft"), ("nested_refine", "nested_sft_release")),
+    ("nested_sft", "sft"),
     *(("refine", "none"), ("refine", "sft"), ("sft", "none")),
 )
 """Pairs of ways whose difference is shown, where both were run with the same seeds."""
 
 
 def ways_table(results: pd.DataFrame) -> Table:
-    """Mean ± standard deviation over seeds of every measure, a row a way and number of updates.
+    """Mean ± standard deviation over seeds of every measure, and mean number of updates, a row a way.
 
     `results`: a row a way and seed, with `way`, `seed`, `updates` and the measures as shares. Raises ValueError for no rows.
     """
     _require("ways_table", results)
     measured = _measured(results)
     rows, labels = [], way_styles(results["way"])
-    for row in by_way(results, measured, ("way", "updates")).to_dict("records"):
+    for row in by_way(results, [*measured, "updates"]).to_dict("records"):
         shown = {MEASURES[name]: _percent(row[name], row[f"{name}_std"]) for name in measured}
-        rows.append({"way": labels[str(row["way"])].label, "updates": row["updates"], "runs": row["seeds"], **shown})
+        rows.append(
+            {"way": labels[str(row["way"])].label, "updates": f"{row['updates']:.4g}", "runs": row["seeds"], **shown}
+        )
     return Table(pd.DataFrame(rows), "Test questions: mean ± standard deviation over seeds")
 
 
@@ -43,7 +46,7 @@ def differences_table(results: pd.DataFrame) -> Table:
     for way, against in COMPARED:
         if way in seeds and seeds[way] == seeds.get(against):
             labels = way_styles([way, against])
-            row: dict[str, object] = {"difference": f"{labels[way].label} − {labels[against].label}"}
+            row: dict[str, object] = {"difference": f"{labels[way].label} – {labels[against].label}"}
             row["seeds"] = len(seeds[way])
             for name in _measured(results):
                 row[MEASURES[name].replace("%", "points")] = _interval(paired_difference(results, way, against, name))

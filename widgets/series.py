@@ -101,8 +101,12 @@ def way_styles(ways: Iterable[str]) -> dict[str, ArmStyle]:
     names = {way: "base" if way == "none" else way.removesuffix("_release") for way in ways}
     looks = arm_styles(names.values())
     labels = {way: "not adapted" if way == "none" else looks[arm].label for way, arm in names.items()}
-    labels |= {way: f"{label}, one inner update" for way, label in labels.items() if way.endswith("_release")}
+    labels |= {way: f"{label}, {_fewer(way)}" for way, label in labels.items() if way.endswith("_release")}
     return {way: replace(looks[arm], label=labels[way]) for way, arm in names.items()}
+
+
+def _fewer(way: str) -> str:
+    return "one inner update" if way.startswith("nested") else "one update"
 
 
 def has_panel(frame: pd.DataFrame, panel: Panel) -> bool:

@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from refine_lab.config import RefineConfig
 from refine_lab.data.batches import padded
 from refine_lab.draws import Draws
 from refine_lab.tasks.examples import Example
@@ -17,13 +18,18 @@ from refine_lab.types import Lessons
 class TaskData:
     """The training examples of a task, each once per epoch, in an order of the seed's own."""
 
-    def __init__(self, examples: Sequence[Example], seed: int) -> None:
-        """Raises ValueError where there are none, or one of them has no answer to train on."""
+    def __init__(self, examples: Sequence[Example], seed: int, method: RefineConfig | None = None) -> None:
+        """Raises ValueError where there are none, and for one without an answer, or without room for `method` in its prompt."""
         if not examples:
             raise ValueError("a task needs examples to train on, got none")
         if bare := [example.name for example in examples if not example.answer_ids]:
             raise ValueError(
                 f"every example that is trained on needs an answer; {len(bare)} have none, first {bare[0]!r}"
+            )
+        if short := [e for e in examples if method is not None and not method.fits(len(e.prompt_ids))]:
+            raise ValueError(
+                f"{len(short)} of {len(examples)} prompts have no room for the method's num_chunks, rollout_length and margin, "
+                f"the first {short[0].name!r} with {len(short[0].prompt_ids)} tokens: leave them out, or set fewer chunks"
             )
         self.examples, self.seed = examples, seed
 

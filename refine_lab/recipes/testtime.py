@@ -19,7 +19,7 @@ def ttt_per_prompt(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
         model="tiny-deltanet",
         ttt=_ttt(arm, seed, steps=4, lr=1e-4),  # the paper's 1e-6 moves nothing within four updates
         task=TaskConfig(
-            source="recall:word-12", prompt_tokens=512, answer_tokens=4, train=0, test=200
+            source="recall:word-12", prompt_tokens=512, answer_tokens=4, train=0, test=40
         ),  # as `posttrain`
         data=DataConfig(sources={"python": 1.0}, sequence_length=512, max_tokens=4_000_000),
         reset="prompt",

@@ -28,6 +28,11 @@ class Task:
     report: Report
     "What the splits hold and share."
 
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """Of all splits."""
+        return (*self.train, *self.validation, *self.test)
+
 
 def load_task(
     config: TaskConfig, tokenizer: PreTrainedTokenizerBase, data: DataConfig, manifest: Manifest | None = None

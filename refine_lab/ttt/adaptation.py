@@ -103,32 +103,26 @@ class Adapter:
             seed=config.seed,
             dtype=config.dtype,
         )
-        self.optimizers = make_optimizers(model, self._run)
+        self.optimizers = make_optimizers(model, self._run, self.moving)
 
     def adapt(self, batch: Batch) -> Iterator[Update]:
         """Update the model on the prompts of a batch (see `prompt_batch`), and report after each step."""
         learner, tokens = self._learner(batch), int(batch.lengths.sum())
-        still = [p for p in self.model.parameters() if p.requires_grad and not any(p is q for q in self.moving)]
-        try:
-            for p in still:
-                p.requires_grad_(False)
-            for number in range(1, self.config.steps + 1):
-                began = time.monotonic()
+        for number in range(1, self.config.steps + 1):
+            began = time.monotonic()
+            with _frozen_but(self.model, self.moving):  # never across a yield, from which nobody need come back
                 result = _step(learner, batch, Draws(seed=self.config.seed, step=number))
-                seconds = time.monotonic() - began
-                yield Update(
-                    number=number,
-                    metrics=result.metrics,
-                    rollouts=result.rollouts,
-                    seconds=seconds,
-                    tokens_per_second=tokens / seconds,
-                    method=learner.config.method,
-                )
-                if _enough(result.metrics, self.config):
-                    return
-        finally:
-            for p in still:
-                p.requires_grad_(True)
+            seconds = time.monotonic() - began
+            yield Update(
+                number=number,
+                metrics=result.metrics,
+                rollouts=result.rollouts,
+                seconds=seconds,
+                tokens_per_second=tokens / seconds,
+                method=learner.config.method,
+            )
+            if _enough(result.metrics, self.config):
+                return
 
     def _learner(self, batch: Batch) -> Learner:
         """What `train_step` trains with. Raises ValueError for a prompt without room for a rollout."""
@@ -150,6 +144,20 @@ def prompt_batch(
     for prompt in prompts:
         _check(model, prompt)
     return padded([prompt.cpu().numpy() for prompt in prompts], sequence_ids).to(model.device)
+
+
+@contextmanager
+def _frozen_but(model: nn.Module, moving: Sequence[nn.Parameter]) -> Iterator[None]:
+    """No other parameters than `moving` take gradients."""
+    kept = {id(p) for p in moving}
+    still = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
+    try:
+        for p in still:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in still:
+            p.requires_grad_(True)
 
 
 def _step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
@@ -223,15 +231,17 @@ def fitted(method: RefineConfig, *lengths: int) -> RefineConfig:
 
 
 def fewer_chunks(config: TTTConfig, *lengths: int) -> str | None:
-    """A sentence where the shortest of so many tokens has not room for all chunks, else None."""
-    method = None if config.method is None else fitted(config.method, *lengths)
-    if config.method is None or method is None or method.num_chunks == config.method.num_chunks:
+    """A sentence where the shortest of so many tokens has not room for all chunks or for the margin, else None."""
+    asked = config.method
+    method = None if asked is None else fitted(asked, *lengths)
+    if asked is None or method is None or method == asked:
         return None
-    size = method.rollout_length + 1
-    return (
-        f"a prompt of {min(lengths)} tokens has room for {method.num_chunks} chunks of {size} tokens, so that c is "
-        f"{method.num_chunks} and not {config.method.num_chunks}"
-    )
+    changes = []
+    if method.num_chunks < asked.num_chunks:
+        changes.append(f"c is {method.num_chunks} and not {asked.num_chunks}")
+    if method.margin < asked.margin:
+        changes.append(f"the margin is {method.margin} and not {asked.margin}")
+    return f"a prompt of {min(lengths)} tokens is short for the method, so that {' and '.join(changes)}"
 
 
 def _moving(model: nn.Module, parameters: str) -> list[nn.Parameter]:

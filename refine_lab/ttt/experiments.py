@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from refine_lab.config import require
+from refine_lab.config import RELEASE, TaskConfig, require
 from refine_lab.experiments import given, located_model
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_model, manifest_of
@@ -25,6 +25,7 @@ from refine_lab.recipes import TTT_WAYS, ttt_recipe
 from refine_lab.rewards import reward_function
 from refine_lab.tasks.answers import answer, answer_row
 from refine_lab.tasks.examples import Example, Task, load_task
+from refine_lab.tasks.inputs import inputs_of
 from refine_lab.ttt.adaptation import (
     Adapter,
     Reading,
@@ -36,15 +37,17 @@ from refine_lab.ttt.adaptation import (
     read_prompt,
 )
 from refine_lab.ttt.config import TTTConfig, TTTRunConfig
-from refine_lab.ttt.records import TTTRun, inputs_of
+from refine_lab.ttt.records import TTTRun
 from refine_lab.ttt.results import SCORES, results
-from refine_lab.ttt.runs import Progress, adapt_ids, batches_of, check_prompts, measured, run_prompts
+from refine_lab.ttt.runs import Progress, adapt_ids, batches_of, check_prompts, example_of, measured, run_prompts
 
 TASK_FIELDS = ("prompt_tokens", "answer_tokens", "over_limit", "prompt_column", "answer_column")
 METHOD_FIELDS = ("reward", "num_chunks", "rollout_length", "nsp_coef")
 TTT_FIELDS = ("steps", "lr", "stop_at_reward", "stop_at_loss", "dtype", "parameters")
 SEED = "{seed}"
 """In a model's name: the seed."""
+NOTES = 5
+"""Prompts too short for the whole method that are told of, at most."""
 SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -61,7 +64,7 @@ def three_ways(
     """The model as it is, once, and of each seed SFT and REFINE on the prompts, which differ in the method alone.
 
     A `model` with `{seed}` in its name is another one for each seed (see `of_seed`), each also as it is. `prompts` is a
-    `TaskConfig.source` and `count` how many are answered, None all there are. None leaves the recipe's value otherwise;
+    `TaskConfig.source` and `count` how many are answered, None all of `prompts`. None leaves the recipe's value otherwise;
     `others` are fields of `TaskConfig`, `RefineConfig`, `TTTConfig` or `TTTRunConfig`. Raises ValueError for seeds that
     repeat, an unknown way or reward, and for every value that the configuration refuses.
     """
@@ -77,12 +80,14 @@ def three_ways(
                 continue
             config = ttt_recipe(recipe)(way, seed)
             source = given(source=prompts and located_task(prompts))
-            changes: dict[str, Any] = {"task": replace(config.task, **source, **asked, test=count)}
+            number = config.task.test if count is None and not prompts else count
+            changes: dict[str, Any] = {"task": replace(config.task, **source, **asked, test=number)}
             if config.ttt is not None:
                 changes["ttt"] = _changed(config.ttt, ttt, method)
-            configs.append(
-                replace(config, **changes, **given(model=model and located_model(of_seed(model, seed)), **others))
-            )
+            changes |= given(model=model and located_model(of_seed(model, seed)), **others)
+            if recipe.endswith(RELEASE) and way == "sft":  # one update a batch, however large
+                changes["mini_batch_size"] = changes.get("batch_size", config.batch_size)
+            configs.append(replace(config, **changes))
     return configs
 
 
@@ -138,11 +143,13 @@ def runs_of(
         print(
             f"{len(left_out)} of {len(examples)} prompts are left out: a last batch with fewer than {size} is dropped."
         )
-    for note in notes:
+    for note in [*notes][:NOTES]:
         print(f"{note}.")
+    if len(notes) > NOTES:
+        print(f"So are {len(notes) - NOTES} more prompts.")
     runs = []
     for config in configs:
-        inputs = inputs_of(config, examples)
+        inputs = inputs_of(config.model, examples)
         run = TTTRun.create(config, inputs, folder) if fresh else TTTRun.taken_up(config, inputs, folder)
         done = len(run.log.done)
         print(f"{run.path}" + (f": {done} answered before, which are not answered again" if done else ""))
@@ -198,6 +205,26 @@ class Watched:
     "A row a way: `way`, `answer` and scores; `none` is the answer before."
     readings: dict[str, Reading]
     "Entropy and loss of each token: `none` before, and of each way after its last step."
+
+
+def prompt_to_watch(
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    task: TaskConfig,
+    *,
+    number: int = 0,
+    text: str | None = None,
+    question: str | None = None,
+) -> Example:
+    """A text of one's own with its question, or one of the examples.
+
+    Raises ValueError for a question without a text, an example that there is not, and as `example_of` does.
+    """
+    if text is not None:
+        return example_of(tokenizer, text, question, task)
+    require(question is None, "question", question, "none without a text that it asks about")
+    require(0 <= number < len(examples), "example", number, f"from 0 to {len(examples) - 1}")
+    return examples[number]
 
 
 def watch(

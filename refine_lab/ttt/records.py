@@ -9,12 +9,11 @@ updates.jsonl  a line a step
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +26,6 @@ from torch import nn
 
 from refine_lab.config import from_json, to_json
 from refine_lab.environment import environment
-from refine_lab.models.loading import resolve
 from refine_lab.optim import load_optimizer_tensors, optimizer_tensors
 from refine_lab.run_files import (
     checkpoints,
@@ -39,26 +37,10 @@ from refine_lab.run_files import (
     replace_text,
 )
 from refine_lab.tasks.answers import AnswerLog
-from refine_lab.tasks.examples import Example
 from refine_lab.ttt.adaptation import Adapter
 from refine_lab.ttt.config import TTTRunConfig
 
 CONFIG = "ttt.json"
-
-
-def inputs_of(config: TTTRunConfig, examples: Sequence[Example]) -> dict[str, Any]:
-    """What a run is begun with, besides its configuration: a digest of the prompts and of the weights' files.
-
-    Names of files outlive their contents: a run is gone on from only where both are what they were.
-    """
-    prompts = hashlib.sha256()
-    for example in examples:
-        prompts.update(repr((example.name, example.prompt_ids, example.question_start, example.answers)).encode())
-    weights, folder = hashlib.sha256(), resolve(config.model.removeprefix("new:"))
-    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
-        facts = path.stat()
-        weights.update(repr((path.name, facts.st_size, facts.st_mtime_ns)).encode())
-    return {"prompts": len(examples), "prompts_digest": prompts.hexdigest(), "weights_digest": weights.hexdigest()}
 
 
 class TTTRun:

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
 from refine_lab.recipes import TTT_WAYS
-from refine_lab.statistics import CONFIDENCE, paired_difference
+from refine_lab.statistics import mean_interval, paired_difference
 from refine_lab.ttt.records import TTTRun
 
 SCORES = ("recall", "exact_match", "f1")
@@ -36,25 +34,16 @@ def per_prompt(answers: pd.DataFrame) -> pd.DataFrame:
 def summary(answers: pd.DataFrame) -> pd.DataFrame:
     """A row a way: `prompts`, and of each measure the mean over prompts and its 95 % interval by Student's t.
 
-    Columns `<measure>`, `<measure>_low`, `<measure>_high`; NaN where no prompt has references, low and high also for one.
+    Columns `<measure>`, `<measure>_low`, `<measure>_high`; NaN as in `statistics.mean_interval`.
     """
     rows = []
     for way, group in per_prompt(answers).groupby("way", sort=False):
         row: dict[str, Any] = {"way": way, "prompts": len(group)}
         for measure in (*SCORES, *READINGS):
             values = group[measure].dropna().to_numpy(dtype=float)
-            row |= dict(zip((measure, f"{measure}_low", f"{measure}_high"), _interval(values), strict=True))
+            row |= dict(zip((measure, f"{measure}_low", f"{measure}_high"), mean_interval(values), strict=True))
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    nan, n = float("nan"), len(values)
-    if n < 2:
-        return (float(values.mean()) if n else nan, nan, nan)
-    mean = float(values.mean())
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / n**0.5)
-    return mean, mean - half, mean + half
 
 
 def differences(
@@ -68,6 +57,7 @@ def differences(
     ways = [way for way in TTT_WAYS if way in set(prompts["way"])]
     for (against, way), measure in ((pair, m) for pair in combinations(ways, 2) for m in measures):
         known = prompts[prompts[measure].notna()]
+        known = known[known.groupby("name")["way"].transform("nunique").eq(len(ways))]  # one way may have lost itself
         if len(known):
             found = paired_difference(known, way, against, measure, pair="name")
             rows.append({"way": way, "against": against, "measure": measure} | found)

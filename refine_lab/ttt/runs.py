@@ -164,8 +164,10 @@ class _Work:
         """Every batch from the model as it was: reset after each, or not adapted at all."""
         done = self.run.log.done
         finished = {number for number, part in self._numbered() if all(example.name in done for example in part)}
-        self.run.cut_back(finished)
         self.left = len(self.parts) - len(finished)
+        if not self.left:  # nothing is written, not even what it runs in now
+            return True
+        self.run.cut_back(finished)
         ttt = self.config.ttt
         for number, part in self._numbered():
             if number in finished:
@@ -184,8 +186,10 @@ class _Work:
         if not all(example.name in done for part in self.parts[:first] for example in part):
             first = 0  # an answer was lost, which the weights of now would not give again
             run.drop_checkpoints()
-        run.cut_back(range(1, first + 1), first * size)
         self.left = len(self.parts) - first
+        if not self.left:
+            return True
+        run.cut_back(range(1, first + 1), first * size)
         with Restored(self.model, ttt.parameters):
             adapter = self._adapter()
             assert adapter is not None
@@ -244,6 +248,7 @@ class _Work:
             "adapt_on": self.config.adapt_on,
             "updates": int(sum(update.metrics["updates"] for update in updates)),
             "num_chunks": 0 if method is None else method.num_chunks,
+            "margin": 0 if method is None else method.margin,
             "loss_before": before[0],
             "loss_after": after[0],
             "entropy_before": before[1],
