@@ -90,6 +90,16 @@ def test_a_finished_run_is_there_at_once(finished: Path, follow: Callable[..., L
     assert not [thread for thread in threading.enumerate() if thread.name == "live-curves"]
 
 
+def test_a_run_that_nobody_has_begun_is_waiting_not_killed(
+    tmp_path: Path, follow: Callable[..., LiveCurves], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = new_run(tmp_path)
+    monkeypatch.setattr("widgets.follower.BIRTH_SECONDS", 0.0)
+    assert follow(writer.path).progress[0]["state"] == "waiting"
+    (writer.path / "lock").touch()
+    assert follow(writer.path).progress[0]["state"] == "killed"
+
+
 def test_it_grows_with_the_file_and_skips_half_a_line(tmp_path: Path, follow: Callable[..., LiveCurves]) -> None:
     writer = new_run(tmp_path)
     train(writer, 1)

@@ -59,8 +59,11 @@ class RunReader:
             self._tail = MetricsTail(self._run)
             self.arm, self.seed = self._run.config.arm, self._run.config.seed
         state, status = self._run.state, self._run.status
-        if state == "killed" and status.state == "starting" and time.time() - status.time < BIRTH_SECONDS:
-            state = "starting"
+        if state == "killed" and status.state == "starting":
+            if time.time() - status.time < BIRTH_SECONDS:
+                state = "starting"
+            elif not (self.path / "lock").exists():
+                state = "waiting"  # nobody has begun it
         assert self._run is not None
         style = way_styles([self._run.config.way])[self._run.config.way]
         return {

@@ -93,7 +93,11 @@ class LiveCurves(anywidget.AnyWidget):
     def __repr__(self) -> str:
         """The runs as a table."""
         rows = [self._row(reader) for reader in getattr(self, "_readers", [])]
-        return pd.DataFrame(rows).to_string(index=False) if rows else "LiveCurves: no runs"
+        if not rows:
+            return "LiveCurves: no runs"
+        table = pd.DataFrame(rows)
+        unknown = [name for name in table.columns[4:] if table[name].eq("–").all()]
+        return table.drop(columns=unknown).to_string(index=False)
 
     @staticmethod
     def _row(reader: RunReader) -> dict[str, Any]:
@@ -108,6 +112,7 @@ class LiveCurves(anywidget.AnyWidget):
         for heading, kind, key in (
             ("NTP loss", "train", "ntp_loss"), ("reward", "train", "reward_mean"),
             ("held-out loss", "eval", "ntp_loss"), ("held-out accuracy", "eval", "ntp_accuracy"),
+            ("answer loss", "train", "answer_loss"), ("held-out recall", "eval", "recall"),
         ):  # fmt: skip
             values = reader.frames[kind].get(key)
             values = None if values is None else values.dropna()
