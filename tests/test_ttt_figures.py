@@ -91,7 +91,7 @@ def test_the_table_of_ways_shows_percent_and_nats_and_no_share_beyond_its_ends()
     assert "exact match (%)" not in table
     lines = ttt_figures.differences_table(differences(WAYS)).data
     assert lines["difference"].tolist() == ["SFT – not adapted", "REFINE – not adapted", "REFINE – SFT"]
-    assert lines.loc[2, "recall (%)"].startswith("+33.3 [-110.1, +")
+    assert lines.loc[2, "recall (points)"].startswith("+33.3 [-110.1, +")
 
 
 def test_entropy_before_after_and_its_change():

@@ -200,7 +200,7 @@ def differences_table(differences: pd.DataFrame) -> Table:
         name = f"{styles[row['way']].label} – {styles[row['against']].label}"
         line = rows.setdefault(name, {"difference": name, "prompts": row["pairs"]})
         numbers = (row["difference"], row["low"], row["high"])
-        line[LABELS[row["measure"]]] = _with_interval(row["measure"], *numbers, signed=True)
+        line[LABELS[row["measure"]].replace("%", "points")] = _with_interval(row["measure"], *numbers, signed=True)
     return Table(pd.DataFrame(list(rows.values())), "Paired differences on the same prompts [95 % interval]")
 
 
