@@ -36,12 +36,12 @@ from refine_lab.run_files import (
     cut_rollouts,
     drop_leftovers,
     new_directory,
+    parquet_parts,
     parse_line,
     plain,
     read_json,
     read_rollouts,
     replace_text,
-    rollout_files,
     write_rollouts,
 )
 
@@ -319,7 +319,7 @@ class Run:
     def rollouts(self, steps: Collection[int] | None = None) -> pd.DataFrame:
         """A row a rollout, of the steps given or of all; the last steps of a living run are not yet in closed files."""
         frames = []
-        for first, last, path in rollout_files(self.path / "rollouts"):
+        for first, last, path in parquet_parts(self.path / "rollouts"):
             if steps is None or any(first <= step <= last for step in steps):
                 frame = read_rollouts(path)
                 frames.append(frame if steps is None else frame[frame["step"].isin(list(steps))])

@@ -101,16 +101,16 @@ def cut_metrics(path: Path, last_step: int) -> None:
 
 def cut_rollouts(folder: Path, last_step: int) -> None:
     """Keep the rollouts up to `last_step`: later files go, one that reaches beyond it is written anew."""
-    for first, last, path in rollout_files(folder):
+    for first, last, path in parquet_parts(folder):
         if last > last_step:
             if first <= last_step:
                 table = pq.read_table(path)
-                _write_parquet(folder / f"{first}-{last_step}.parquet", table.filter(pc.field("step") <= last_step))
+                write_parquet(folder / f"{first}-{last_step}.parquet", table.filter(pc.field("step") <= last_step))
             path.unlink()
 
 
-def rollout_files(folder: Path) -> list[tuple[int, int, Path]]:
-    """First step, last step and path of every closed file, in order."""
+def parquet_parts(folder: Path) -> list[tuple[int, int, Path]]:
+    """First, last and path of every closed file `<first>-<last>.parquet`, in order: of steps, or of rows."""
     found = ((re.fullmatch(r"(\d+)-(\d+)\.parquet", path.name), path) for path in folder.glob("*.parquet"))
     return sorted((int(name[1]), int(name[2]), path) for name, path in found if name)
 
@@ -131,7 +131,7 @@ def write_rollouts(folder: Path, batches: Sequence[tuple[int, Mapping[str, Any]]
         columns = {name: _plain_column(rows[name]) for name in ROLLOUT_TYPES}
         count = len(columns["position"])
         tables.append(pa.table({"step": [step] * count, **columns}, schema=schema))
-    _write_parquet(folder / f"{batches[0][0]}-{batches[-1][0]}.parquet", pa.concat_tables(tables))
+    write_parquet(folder / f"{batches[0][0]}-{batches[-1][0]}.parquet", pa.concat_tables(tables))
 
 
 def _plain_column(column: Any) -> list[Any]:
@@ -140,7 +140,9 @@ def _plain_column(column: Any) -> list[Any]:
     return [value.tolist() if hasattr(value, "tolist") else value for value in column]
 
 
-def _write_parquet(path: Path, table: pa.Table) -> None:
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write a table whole: under a temporary name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     pq.write_table(table, temporary)
     os.replace(temporary, path)

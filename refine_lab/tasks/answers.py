@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.data.batches import padded
 from refine_lab.models.base import FastWeightLM
+from refine_lab.run_files import parquet_parts, write_parquet
 from refine_lab.tasks.prompts import Example, end_of_text
 from refine_lab.tasks.scores import exact_match, f1, first_line, recall
 
@@ -154,7 +153,7 @@ class AnswerLog:
         except (pa.ArrowException, TypeError) as error:
             raise ValueError(f"an answer holds a value of another type than its column: {error}") from None
         first = self._next()
-        _write(
+        write_parquet(
             self.folder / f"{first}-{first + len(rows) - 1}.parquet",
             pa.table([*fixed, *free], names=[*COLUMNS, *others]),
         )
@@ -169,11 +168,11 @@ class AnswerLog:
 
     def cut(self, count: int) -> None:
         """Keep the first `count` rows written: for a run that goes on from an earlier checkpoint."""
-        for first, last, path in self._files():
+        for first, last, path in parquet_parts(self.folder):
             if last < count:
                 continue
             if first < count and (table := _table(path)) is not None:
-                _write(self.folder / f"{first}-{count - 1}.parquet", table.slice(0, count - first))
+                write_parquet(self.folder / f"{first}-{count - 1}.parquet", table.slice(0, count - first))
             path.unlink()
 
     @property
@@ -182,14 +181,10 @@ class AnswerLog:
         return self._next()
 
     def _next(self) -> int:
-        return max((last for _, last, _ in self._files()), default=-1) + 1
-
-    def _files(self) -> list[tuple[int, int, Path]]:
-        found = ((re.fullmatch(r"(\d+)-(\d+)\.parquet", path.name), path) for path in self.folder.glob("*.parquet"))
-        return sorted((int(name[1]), int(name[2]), path) for name, path in found if name)
+        return max((last for _, last, _ in parquet_parts(self.folder)), default=-1) + 1
 
     def _tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        tables = (_table(path, columns) for _, _, path in self._files())
+        tables = (_table(path, columns) for _, _, path in parquet_parts(self.folder))
         return (table for table in tables if table is not None)
 
 
@@ -200,10 +195,3 @@ def _table(path: Path, columns: list[str] | None = None) -> pa.Table | None:
     except (pa.ArrowException, OSError) as error:
         warnings.warn(f"{path} is damaged, its answers count as not given: {error}", stacklevel=2)
         return None
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table, temporary)
-    os.replace(temporary, path)

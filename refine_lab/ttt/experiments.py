@@ -20,7 +20,7 @@ from refine_lab.config import RELEASE, TaskConfig, require
 from refine_lab.experiments import given, located_model
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_model, manifest_of
-from refine_lab.posttraining import located_task
+from refine_lab.posttraining import METHOD_FIELDS, located_task
 from refine_lab.recipes import TTT_WAYS, ttt_recipe
 from refine_lab.rewards import reward_function
 from refine_lab.tasks.answers import answer, answer_row
@@ -42,7 +42,6 @@ from refine_lab.ttt.results import SCORES, results
 from refine_lab.ttt.runs import Progress, adapt_ids, batches_of, check_prompts, example_of, measured, run_prompts
 
 TASK_FIELDS = ("prompt_tokens", "answer_tokens", "over_limit", "prompt_column", "answer_column")
-METHOD_FIELDS = ("reward", "num_chunks", "rollout_length", "nsp_coef")
 TTT_FIELDS = ("steps", "lr", "stop_at_reward", "stop_at_loss", "dtype", "parameters")
 SEED = "{seed}"
 """In a model's name: the seed."""
