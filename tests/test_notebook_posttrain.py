@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
+from executed_notebooks import execute, outputs, said, tables
 
 from refine_lab.records import Run, list_runs
 
 pytestmark = [pytest.mark.notebook, pytest.mark.slow]
 
-ROOT = Path(__file__).resolve().parent.parent
-PAPERMILL = str(Path(sys.executable).with_name("papermill"))
 SMALL = {
     "task": "recall:word-2", "prompt_tokens": 256, "train": 8, "validation": 2, "test": 3, "steps": 2, "batch_size": 4,
     "num_chunks": 4, "seeds": 0, "release": True,
@@ -24,21 +19,7 @@ SMALL = {
 
 
 def papermill(folder: Path, **values: Any) -> tuple[int, str]:
-    environ = {**os.environ, "REFINE_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
-    words = [word for name, value in values.items() for word in ("-p", name, str(value))]
-    notebook, executed = str(ROOT / "notebooks" / "posttrain.ipynb"), str(folder / "out.ipynb")
-    command = [PAPERMILL, "--no-progress-bar", notebook, executed, *words]
-    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=600)
-    return done.returncode, done.stdout + done.stderr
-
-
-def outputs(folder: Path) -> list[Any]:
-    cells = nbformat.read(folder / "out.ipynb", 4).cells
-    return [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
-
-
-def said(folder: Path) -> str:
-    return "".join(output["text"] for output in outputs(folder) if output.get("name") == "stdout")
+    return execute("posttrain", folder, **values)
 
 
 def trained(folder: Path) -> dict[tuple[str, str], Run]:
@@ -51,8 +32,7 @@ def test_all_ways_on_the_embedded_task_and_again(tmp_path):
     text = said(tmp_path)
     assert "No question and no document is shared between splits." in text and "4 of 4 runs to train, about" in text
     assert text.endswith("Every figure has its data.\n")
-    found = [output["data"] for output in outputs(tmp_path) if "<table" in output.get("data", {}).get("text/html", "")]
-    rollouts, ways, differences, samples = (data["text/plain"] for data in found)
+    rollouts, ways, differences, samples = tables(tmp_path)
     assert "Rollouts beside the truth" in rollouts and "question" in samples
     for way in ("base", "SFT", "nested SFT", "nested REFINE", "nested SFT, one inner update"):
         assert way in ways

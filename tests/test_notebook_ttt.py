@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
+from executed_notebooks import execute, outputs, said, tables
 
 from refine_lab.ttt.records import TTTRun
 
 pytestmark = [pytest.mark.notebook, pytest.mark.slow]
 
-ROOT = Path(__file__).resolve().parent.parent
-PAPERMILL = str(Path(sys.executable).with_name("papermill"))
 PLOTLY = "application/vnd.plotly.v1+json"
 
 
 def papermill(folder: Path, **values: Any) -> tuple[int, str]:
-    """Its exit status and output; the executed notebook is `folder`/out.ipynb, runs are in `folder`/runs."""
-    environ = {**os.environ, "REFINE_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
-    words = [word for name, value in values.items() for word in ("-p", name, str(value))]
-    command = [PAPERMILL, "--no-progress-bar", str(ROOT / "notebooks" / "ttt.ipynb"), str(folder / "out.ipynb"), *words]
-    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=600)
-    return done.returncode, done.stdout + done.stderr
-
-
-def outputs(folder: Path) -> list[Any]:
-    cells = nbformat.read(folder / "out.ipynb", 4).cells
-    return [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
-
-
-def said(folder: Path) -> str:
-    return "".join(output["text"] for output in outputs(folder) if output.get("name") == "stdout")
-
-
-def tables(folder: Path) -> list[str]:
-    found = [output["data"] for output in outputs(folder) if "<table" in output.get("data", {}).get("text/html", "")]
-    return [data["text/plain"] for data in found]
+    return execute("ttt", folder, **values)
 
 
 def runs(folder: Path) -> dict[str, TTTRun]:
