@@ -18,6 +18,12 @@ def project_root() -> Path | None:
     return root if (root / "pyproject.toml").is_file() else None
 
 
+def shown(value: object) -> str:
+    """`value` as text for people, paths in it from the project's folder on: what a notebook shows can be passed on."""
+    root = project_root()
+    return str(value) if root is None else str(value).replace(f"{root}{os.sep}", "")
+
+
 def environment(device: str | None = None) -> dict[str, Any]:
     """What a run was made with: versions, commit, platform; device and threads where the process that trains asks."""
 

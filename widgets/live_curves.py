@@ -7,34 +7,30 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import anywidget
 import pandas as pd
 import plotly.graph_objects as go
 import traitlets
 
 from refine_lab.records import Run
+from widgets.base import Widget, script, style
 from widgets.figures import training_curves
 from widgets.follower import Follower, RunReader, gather
 
-STATIC = Path(__file__).parent / "static"
 
-
-class LiveCurves(anywidget.AnyWidget):
+class LiveCurves(Widget):
     """Curves and progress of runs, finished or still training.
 
     `runs`: run directories (paths or `Run`), which need not exist yet; more can be added later. What is drawn is the model's
     state, so that a reload of the page shows it again. A thread follows the directories until all runs have ended.
     """
 
-    _esm = STATIC / "live_curves.js"
-    _css = STATIC / "live_curves.css"
+    _esm = script("live_curves")
+    _css = style("live_curves")
 
     curves = traitlets.Dict().tag(sync=True)
     "Arms and panels, as `follower.gather` makes them."
     progress = traitlets.List().tag(sync=True)
     "State, step, speed, time left and error of each run."
-    error = traitlets.Unicode().tag(sync=True)
-    "What went wrong in the following itself."
 
     def __init__(self, runs: Path | str | Run | Iterable[Path | str | Run] = ()) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from refine_lab.config import RELEASE, TaskConfig, require
+from refine_lab.environment import shown
 from refine_lab.experiments import given, located_model
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_model, manifest_of
@@ -151,7 +152,7 @@ def runs_of(
         inputs = inputs_of(config.model, examples)
         run = TTTRun.create(config, inputs, folder) if fresh else TTTRun.taken_up(config, inputs, folder)
         done = len(run.log.done)
-        print(f"{run.path}" + (f": {done} answered before, which are not answered again" if done else ""))
+        print(f"{shown(run.path)}" + (f": {done} answered before, which are not answered again" if done else ""))
         runs.append(run)
     return runs
 

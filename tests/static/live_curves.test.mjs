@@ -1,10 +1,9 @@
 // The pure parts of widgets/static/live_curves.js. `node --test tests/static`
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
 import test from "node:test";
+import { load } from "./load.mjs";
 
-const source = readFileSync(new URL("../../widgets/static/live_curves.js", import.meta.url), "utf8");
-const js = await import(`data:text/javascript;base64,${Buffer.from(source).toString("base64")}`); // a .js file is no module to node
+const js = await load("live_curves");
 
 test("ticks are round and inside", () => {
   assert.deepEqual(js.ticks(0, 10, 4), [0, 5, 10]);

@@ -1,0 +1,83 @@
+"""What every widget of ours shares: its script and style, and errors that are shown where the user looks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+STATIC = Path(__file__).parent / "static"
+IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.js";\n', re.MULTILINE)
+
+
+def script(name: str) -> str:
+    """The module `static/<name>.js` with the modules that it imports from beside it written into it, each once.
+
+    A widget's module is one text to the page, which has no address to import others from.
+    """
+    done: set[str] = set()
+
+    def inlined(stem: str) -> str:
+        if stem in done:
+            return ""
+        done.add(stem)
+        text = (STATIC / f"{stem}.js").read_text(encoding="utf-8")
+        before = "".join(inlined(other) for other in IMPORT.findall(text))
+        return before + IMPORT.sub("", text)
+
+    return inlined(name)
+
+
+def style(*names: str) -> str:
+    """The style sheets `static/<name>.css` one after the other, the shared one first."""
+    return "\n".join((STATIC / f"{name}.css").read_text(encoding="utf-8") for name in ("shared", *names))
+
+
+def guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """A method called by the page or a thread: what it raises is shown as the widget's `error`, and never lost.
+
+    Jupyter drops what such a call raises or prints. An earlier error goes when the call ends well.
+    """
+
+    @wraps(callback)
+    def run(self: Widget, *args: Any, **kwargs: Any) -> Any:
+        try:
+            result = callback(self, *args, **kwargs)
+        except Exception as error:  # the edge to the page: raised further, nobody would ever see it
+            self.error = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+            return None
+        self.error = ""
+        return result
+
+    return run
+
+
+class Widget(anywidget.AnyWidget):
+    """A widget drawn by `static/<name>.js`; Python holds and checks the data.
+
+    Every subclass sets `_esm = script(name)` and `_css = style(name)`, has a `__repr__` that says in text what it shows, and
+    is used without a page by its traits alone.
+    """
+
+    _esm: str
+    _css: str
+    error = traitlets.Unicode().tag(sync=True)
+    "What went wrong last, in a sentence; empty where nothing did."
+    status = traitlets.Unicode().tag(sync=True)
+    "What happens now, read out by screen readers."
+
+    def page_state(self) -> dict[str, Any]:
+        """The synced traits of our own, by name: what a page without Python draws (see `page.save_page`)."""
+        names = set(self.trait_names(sync=True)) - set(anywidget.AnyWidget.class_trait_names(sync=True))
+        return {name: getattr(self, name) for name in sorted(names) if not name.startswith("_")}
+
+    def save_html(self, path: Path | str, title: str = "refine_lab") -> Path:
+        """Write one HTML file that works offline, as it looks now; the path. See `page.save_page`."""
+        from widgets.page import save_page  # imports this module
+
+        return save_page(path, self, title=title)
