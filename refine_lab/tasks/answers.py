@@ -55,14 +55,16 @@ def answer(
     written: dict[int, str] = {}
     for start in range(0, len(order), micro_batch_size):
         rows = order[start : start + micro_batch_size]
-        texts = _written(policy, tokenizer, [examples[i].prompt_ids for i in rows], max_tokens)
+        texts = answers_to(policy, tokenizer, [examples[i].prompt_ids for i in rows], max_tokens)
         written |= dict(zip(rows, texts, strict=True))
     return [written[i] for i in range(len(examples))]
 
 
-def _written(
+@torch.no_grad()
+def answers_to(
     policy: FastWeightLM, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], max_tokens: int
 ) -> list[str]:
+    """As `answer`, of prompts given as tokens, all at once."""
     end = end_of_text(tokenizer)
     batch = padded([np.array(prompt) for prompt in prompts], tuple(range(len(prompts)))).to(policy.device)
     trace = policy.read(batch.tokens, batch.lengths)

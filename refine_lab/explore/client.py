@@ -1,0 +1,172 @@
+"""How a notebook talks to the worker: calls that return futures, in a kernel that stays free."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+from refine_lab.environment import project_root
+from refine_lab.explore.worker import receive, send
+
+ERRORS: dict[str, type[Exception]] = {
+    error.__name__: error for error in (ValueError, FileNotFoundError, TypeError, MemoryError, FloatingPointError)
+}
+"""Types of error that come through as they are; any other becomes a RuntimeError that names it."""
+
+
+class WorkerDied(RuntimeError):
+    """The worker ended before it answered; the next call starts another."""
+
+
+class Worker:
+    """A process that holds models and documents (see `session.Session`), started by the first call and after its death.
+
+    `submit` returns at once. What is asked of a worker that has died is lost, and so is what it had adapted: the models are
+    loaded anew, as they were.
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self.device = device
+        self._lock = threading.RLock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - what the process prints, for as long as this lives
+        self._number = 0
+        self._waiting: dict[int, tuple[Future[Any], Callable[[Any], object] | None]] = {}
+        self._listener: threading.Thread | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, where one lives."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    def submit(self, method: str, on_step: Callable[[Any], object] | None = None, **arguments: Any) -> Future[Any]:
+        """Ask for a method of `Session`; the future gives its result or raises its error.
+
+        `on_step` is called with every step of a method that yields, on the thread that listens. See `stop` to end it.
+        """
+        future: Future[Any] = Future()
+        with self._lock:
+            if self.pid is None:
+                self._start()
+            self._number += 1
+            number = self._number
+            future.set_running_or_notify_cancel()  # cannot be cancelled: the worker is at it
+            self._waiting[number] = future, on_step
+            future.number = number  # type: ignore[attr-defined]
+            assert self._connection is not None
+            try:
+                send(self._connection, ("call", number, method, arguments))
+            except OSError:
+                self._lost()
+        return future
+
+    def call(self, method: str, on_step: Callable[[Any], object] | None = None, **arguments: Any) -> Any:
+        """As `submit`, and wait."""
+        return self.submit(method, on_step, **arguments).result()
+
+    def stop(self, future: Future[Any]) -> None:
+        """End the job that the future belongs to after the step it is in; its result is then None."""
+        with self._lock:
+            if not future.done() and self._connection is not None:
+                try:
+                    send(self._connection, ("stop", future.number))  # type: ignore[attr-defined]
+                except OSError:
+                    self._lost()
+
+    def close(self) -> None:
+        """End the process; what was asked and is unanswered raises WorkerDied. A later call starts another."""
+        with self._lock:
+            process, listener, connection = self._process, self._listener, self._connection
+        if process is None or listener is None or connection is None:
+            return
+        process.terminate()  # the listener reads the end of the stream, and tells who waits
+        process.wait(10)
+        if listener is not threading.current_thread():
+            listener.join(10)
+        connection.close()
+
+    def _start(self) -> None:
+        ours, theirs = Pipe()
+        environ = dict(os.environ)
+        if root := project_root():
+            environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), environ.get("PYTHONPATH"))))
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "refine_lab.explore.worker", str(theirs.fileno()), self.device],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env=environ,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # an interrupt of the kernel is not meant for it
+        )
+        theirs.close()
+        self._connection = ours
+        self._listener = threading.Thread(target=self._listen, args=(ours,), name="worker-listener", daemon=True)
+        self._listener.start()
+        atexit.register(self.close)
+
+    def _listen(self, connection: Connection) -> None:
+        while True:
+            try:
+                kind, number, *rest = receive(connection)
+            except (EOFError, OSError, TypeError):  # TypeError: closed on this side in the middle of a read
+                break
+            self._heard(kind, number, rest)
+        with self._lock:
+            if connection is self._connection:
+                self._lost()
+
+    def _heard(self, kind: str, number: int, rest: list[Any]) -> None:
+        with self._lock:
+            future, on_step = self._waiting.get(number, (None, None))
+            if kind != "step":
+                self._waiting.pop(number, None)
+        if future is None:
+            return
+        if kind == "step":
+            try:
+                if on_step is not None:
+                    on_step(rest[0])
+            except Exception as error:  # told where the result is looked for, once
+                with self._lock:
+                    self._waiting.pop(number, None)
+                self.stop(future)
+                future.set_exception(error)
+        elif kind == "result":
+            future.set_result(rest[0])
+        else:
+            name, message = rest
+            future.set_exception(ERRORS[name](message) if name in ERRORS else RuntimeError(f"{name}: {message}"))
+
+    def _lost(self) -> None:
+        """Tell everybody who waits."""
+        process, self._process, self._connection = self._process, None, None
+        waiting, self._waiting = self._waiting, {}
+        status = None if process is None else process.wait(10)
+        sentence = f"the worker ended with status {status}{self._last_words()}"
+        for future, _ in waiting.values():
+            future.set_exception(WorkerDied(sentence))
+
+    def _last_words(self) -> str:
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 2000))
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return f": {lines[-1]}" if lines else ""
+
+
+_workers: dict[str, Worker] = {}
+
+
+def shared_worker(device: str = "auto") -> Worker:
+    """The one worker of this kernel for a device: all widgets ask the same, so that a model is in memory once."""
+    return _workers.setdefault(device, Worker(device))

@@ -1,0 +1,184 @@
+"""Rollouts from any place of a document that was read, and what any reward makes of them.
+
+What is rolled out is kept with its hidden states, so that another reward, a shorter rollout or another grouping asks nothing of
+the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from refine_lab.advantages import advantages
+from refine_lab.config import require
+from refine_lab.draws import Draws
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.state import Trace
+from refine_lab.ops.head import token_stats
+from refine_lab.rewards import binary, checked, cosine
+from refine_lab.rollout import Branches, follow, sample
+from refine_lab.types import RewardFunction
+
+PREFIX_TOKENS = 24
+"""Of a prefix, its last ones, that a table shows."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PrefixRollouts:
+    """N rollouts of K tokens from one prefix, beside the truth; all on the CPU, hidden states in float32."""
+
+    position: int
+    "Of the prefix's last token; the first token rolled out stands at position + 1."
+    prefix_ids: Int[Tensor, "P"]
+    "The prefix's last tokens."
+    entropy: float
+    "Of the policy there, in nats: the uncertainty about the first token rolled out."
+    rollout_ids: Int[Tensor, "N K"]
+    logprobs: Float[Tensor, "N K"]
+    "At the sampling temperature."
+    hidden_states: Float[Tensor, "N K D"]
+    "h^pred of equation 7."
+    target_ids: Int[Tensor, "K"]
+    target_logprobs: Float[Tensor, "K"]
+    "Of the true tokens, at temperature 1."
+    target_hidden_states: Float[Tensor, "K D"]
+    "Of the first reading (eq. 8)."
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N and K."""
+        return len(self.rollout_ids), self.rollout_ids.shape[1]
+
+    def arguments(self, k: int) -> tuple[Tensor, ...]:
+        """What a reward is called with, of the first k tokens."""
+        n = len(self.rollout_ids)
+        target_ids, target_hidden = self.target_ids[:k].expand(n, -1), self.target_hidden_states[:k].expand(n, -1, -1)
+        return self.rollout_ids[:, :k], target_ids, self.hidden_states[:, :k], target_hidden, self.logprobs[:, :k]
+
+
+@torch.no_grad()
+def rollouts_at(
+    policy: FastWeightLM,
+    trace: Trace,
+    token_ids: Int[Tensor, "T"],
+    positions: Sequence[int],
+    *,
+    n: int = 8,
+    k: int = 5,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> list[PrefixRollouts]:
+    """`n` rollouts of `k` tokens from each position, all in one batch, out of the trace of a reading (see `read_document`).
+
+    The draws of a position depend on it, the seed, n and k alone. Raises ValueError for a position without k tokens behind
+    it, and for n, k or a temperature that cannot be.
+    """
+    require(n >= 1, "n", n, "at least 1")
+    require(k >= 1, "k", k, "at least 1")
+    require(temperature > 0, "temperature", temperature, "above 0")
+    last = len(token_ids) - 1 - k
+    outside = [position for position in positions if not 0 <= position <= last]
+    require(not outside, "a position", outside[:1], f"from 0 to {last}: {k} true tokens must follow in the document")
+    places = torch.tensor([list(positions)], device=trace.hidden_states.device)
+    branches = Branches.of(trace, places, n)
+    tokens = sample(policy, branches, _uniforms(positions, n, k, seed), temperature)
+    read = follow(policy, branches, tokens, temperature)
+    index = places.unsqueeze(-1) + torch.arange(k + 1, device=places.device)  # the prefix's last token, then the truth
+    hidden = trace.hidden_at(index.flatten(1)).unflatten(1, index.shape[1:])[0]
+    ids = torch.as_tensor(token_ids, device=places.device).long()
+    truth = ids[index[0, :, 1:]]
+    stats = token_stats(hidden[:, :-1].flatten(0, 1), policy.head_weight, truth.flatten())
+    logprobs, entropies = (values.view(truth.shape).float().cpu() for values in (stats.logprobs, stats.entropies))
+    return [
+        PrefixRollouts(
+            position=int(position),
+            prefix_ids=ids[max(0, position + 1 - PREFIX_TOKENS) : position + 1].cpu(),
+            entropy=float(entropies[i, 0]),
+            rollout_ids=tokens[i * n : (i + 1) * n].cpu(),
+            logprobs=read.logprobs[i * n : (i + 1) * n].float().cpu(),
+            hidden_states=read.hidden_states[i * n : (i + 1) * n].float().cpu(),
+            target_ids=truth[i].cpu(),
+            target_logprobs=logprobs[i],
+            target_hidden_states=hidden[i, 1:].float().cpu(),
+        )
+        for i, position in enumerate(positions)
+    ]
+
+
+def _uniforms(positions: Sequence[int], n: int, k: int, seed: int) -> Float[Tensor, "R K"]:
+    draws = Draws(seed=seed)
+    return draws.uniforms([int(position) for position in positions], "rollout", (n, k)).flatten(0, 1)
+
+
+def assess(
+    rollouts: Sequence[PrefixRollouts],
+    reward: RewardFunction,
+    *,
+    k: int | None = None,
+    group_by: Literal["sequence", "prefix"] = "prefix",
+) -> pd.DataFrame:
+    """A row a rollout with the columns of a run's rollouts (`run_files.ROLLOUT_TYPES`), `step` 0, and `cosines` a token.
+
+    Of each rollout the first `k` tokens count (None: all of the shortest). Advantages compare the rollouts of a prefix, or
+    all of them. Raises ValueError for no rollouts, a k longer than they are, and as `rewards.checked` does.
+    """
+    require(len(rollouts) > 0, "rollouts", "none", "those of at least one position")
+    longest = min(each.shape[1] for each in rollouts)
+    k = longest if k is None else k
+    require(1 <= k <= longest, "k", k, f"from 1 to {longest}, the tokens that were rolled out")
+    counted, frames = checked(reward), []
+    for each in rollouts:
+        arguments = each.arguments(k)
+        shared = {"step": 0, "sequence_id": 0, "position": each.position, "entropy": each.entropy}
+        cosines = F.cosine_similarity(arguments[2], arguments[3], dim=-1)
+        frames.append(
+            pd.DataFrame(
+                {
+                    "member": np.arange(len(each.rollout_ids)),
+                    "prefix_ids": [each.prefix_ids.tolist()] * len(each.rollout_ids),
+                    "rollout_ids": arguments[0].tolist(),
+                    "target_ids": arguments[1].tolist(),
+                    "logprobs": arguments[4].tolist(),
+                    "target_logprob": float(each.target_logprobs[:k].sum()),
+                    "cosines": cosines.tolist(),
+                    "cosine": cosine(*arguments).numpy(),
+                    "binary": binary(*arguments).numpy(),
+                    "reward": counted(*arguments).float().numpy(),
+                }
+            ).assign(**shared)
+        )
+    frame = pd.concat(frames, ignore_index=True)
+    return frame.assign(advantage=_advantages(frame, group_by))
+
+
+def _advantages(frame: pd.DataFrame, group_by: Literal["sequence", "prefix"]) -> Float[np.ndarray, "R"]:
+    """Of every rollout; a position with a single rollout has nothing to compare with among its own: 0."""
+    groups = [frame["reward"]] if group_by == "sequence" else [part for _, part in frame.groupby("position")["reward"]]
+    values = np.zeros(len(frame), dtype=np.float32)
+    for group in groups:
+        rewards = torch.tensor(group.to_numpy())
+        values[group.index] = advantages(rewards, 1, len(rewards), "sequence").numpy()
+    return values
+
+
+def correlations(frame: pd.DataFrame) -> pd.DataFrame:
+    """How the rewards of rollouts go with other things: Pearson's r over rollouts, a row each; NaN where one does not vary.
+
+    Columns `with`, `r`, `rollouts`: the entropy at the prefix, the share of exact tokens, and the true continuation's
+    logprob. `frame` as of `assess`.
+    """
+    others = {"entropy": "entropy", "exact match": "binary", "logprob of the truth": "target_logprob"}
+    rows = []
+    for name, column in others.items():
+        x, y = frame["reward"].to_numpy(dtype=float), frame[column].to_numpy(dtype=float)
+        varied = len(frame) > 1 and x.std() > 1e-12 and y.std() > 1e-12
+        rows.append({"with": name, "r": float(np.corrcoef(x, y)[0, 1]) if varied else np.nan, "rollouts": len(frame)})
+    return pd.DataFrame(rows)

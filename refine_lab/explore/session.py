@@ -1,0 +1,164 @@
+"""Models and documents kept at hand: what was read once is not read again, until the weights move."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from refine_lab.explore.reading import DocumentReading, read_document
+from refine_lab.explore.rollouts import PrefixRollouts, rollouts_at
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.loading import load_model
+from refine_lab.models.state import Trace
+from refine_lab.tasks.answers import answers_to
+from refine_lab.ttt.adaptation import Adapter, Restored, Update, fewer_chunks, prompt_batch
+from refine_lab.ttt.config import TTTConfig
+
+DOCUMENTS = 4
+"""Readings that are kept, each with its trace; the one unused for longest goes first."""
+
+TokenIds = Int[np.ndarray, "T"]
+
+
+@dataclass(kw_only=True)
+class Held:
+    """A model in memory; `restored` holds its weights aside for as long as they are moved."""
+
+    policy: FastWeightLM
+    tokenizer: Any
+    restored: Restored | None = None
+    updates: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """An update of `Session.adapt`: its metrics, and how the model reads what it adapts on after it."""
+
+    number: int
+    metrics: dict[str, float]
+    seconds: float
+    tokens_per_second: float
+    loss: float
+    "Mean next-token loss of the tokens, in nats, after the update."
+    entropy: float
+    "Mean entropy, in nats, after the update."
+    note: str | None
+    "What of the method had to be made smaller for a short prompt."
+
+
+class Session:
+    """Every call names its model as `load_model` does, which is loaded when it is first named and stays.
+
+    Documents come as token ids, [T] int32. A call raises ValueError or FileNotFoundError with a sentence for what cannot be.
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self.device = device
+        self._models: dict[str, Held] = {}
+        self._documents: OrderedDict[tuple[str, str], tuple[DocumentReading, Trace]] = OrderedDict()
+
+    def open(self, model: str) -> dict[str, Any]:
+        """Load the model; what a person wants to know of it."""
+        policy = self._held(model).policy
+        return {
+            "model": model,
+            "type": policy.config.model_type,
+            "parameters": sum(p.numel() for p in policy.parameters()),
+            "vocab_size": len(policy.head_weight),
+            "device": str(policy.device),
+            "updates": self._held(model).updates,
+        }
+
+    def read(self, model: str, token_ids: TokenIds) -> DocumentReading:
+        """What the model, as its weights are now, makes of each token."""
+        return self._read(model, token_ids)[0]
+
+    def rollouts(
+        self, model: str, token_ids: TokenIds, positions: Sequence[int], **settings: Any
+    ) -> list[PrefixRollouts]:
+        """Rollouts from positions of the document (see `rollouts_at`); the document is not read again."""
+        trace = self._read(model, token_ids)[1]
+        return rollouts_at(self._held(model).policy, trace, torch.from_numpy(token_ids), positions, **settings)
+
+    def answer(self, model: str, token_ids: TokenIds, max_tokens: int) -> str:
+        """The most probable tokens after the prompt, to the end of the line, as text."""
+        held = self._held(model)
+        prompt_batch(held.policy, [torch.from_numpy(token_ids)])  # raises for what is no prompt
+        return answers_to(held.policy, held.tokenizer, [token_ids.tolist()], max_tokens)[0]
+
+    def adapt(self, model: str, token_ids: TokenIds, config: TTTConfig) -> Iterator[Step]:
+        """Test-time training on the prompt, a step at a time; the weights stay moved until `reset`.
+
+        Whoever stops asking stops it. A call on a model that is moved already goes on from there.
+        """
+        held, prompt = self._held(model), torch.from_numpy(token_ids).long()
+        adapter = Adapter(held.policy, config)  # raises before anything is changed
+        batch = prompt_batch(held.policy, [prompt])
+        note = fewer_chunks(config, len(prompt))
+        if held.restored is None:
+            held.restored = Restored(held.policy)
+            held.restored.__enter__()
+        for update in adapter.adapt(batch):
+            held.updates += 1
+            self._forget(model)
+            yield _step(update, self._read(model, token_ids)[0], note)
+
+    def reset(self, model: str) -> int:
+        """Put the weights back as they were loaded, bit for bit; the number of updates undone."""
+        held = self._held(model)
+        undone, held.updates = held.updates, 0
+        if held.restored is not None:
+            restored, held.restored = held.restored, None
+            restored.__exit__(None, None, None)
+            self._forget(model)
+        return undone
+
+    def fingerprint(self, model: str) -> str:
+        """A digest of every parameter's bytes: the same before an adaptation and after its reset."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, value in self._held(model).policy.named_parameters():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def forget(self) -> None:
+        """Drop every reading that is kept: memory for time."""
+        self._documents.clear()
+
+    def _held(self, model: str) -> Held:
+        if model not in self._models:
+            policy, tokenizer = load_model(model, device=self.device)
+            self._models[model] = Held(policy=policy, tokenizer=tokenizer)
+        return self._models[model]
+
+    def _read(self, model: str, token_ids: TokenIds) -> tuple[DocumentReading, Trace]:
+        key = model, hashlib.blake2b(np.ascontiguousarray(token_ids, dtype=np.int32).tobytes()).hexdigest()
+        if key not in self._documents:
+            self._documents[key] = read_document(self._held(model).policy, torch.from_numpy(token_ids).long())
+            while len(self._documents) > DOCUMENTS:
+                self._documents.popitem(last=False)
+        self._documents.move_to_end(key)
+        return self._documents[key]
+
+    def _forget(self, model: str) -> None:
+        for key in [key for key in self._documents if key[0] == model]:
+            del self._documents[key]
+
+
+def _step(update: Update, reading: DocumentReading, note: str | None) -> Step:
+    return Step(
+        number=update.number,
+        metrics=update.metrics,
+        seconds=update.seconds,
+        tokens_per_second=update.tokens_per_second,
+        loss=float(np.nanmean(reading.losses)),
+        entropy=float(np.nanmean(reading.entropies)),
+        note=note,
+    )

@@ -1,0 +1,124 @@
+"""The resident process that holds the models: `python -m refine_lab.explore.worker FD DEVICE`, started by `client`.
+
+It reads requests from the socket FD and answers each, in their order. A method that yields (`Session.adapt`) is one job at a
+time, of which every step is told; between two steps other requests are served. It ends when the other side does.
+
+    to it      ("call", id, method, arguments)    ("stop", id)
+    from it    ("step", id, value)    ("result", id, value)    ("error", id, type, message)
+
+A stopped job ends with the result None after the step it is in.
+"""
+
+from __future__ import annotations
+
+import pickle
+import queue
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from types import GeneratorType
+from typing import Any
+
+METHODS = ("open", "read", "rollouts", "answer", "adapt", "reset", "fingerprint", "forget", "states")
+
+
+def send(connection: Connection, message: tuple[Any, ...]) -> None:
+    """One message, pickled as bytes: no memory is shared between the processes."""
+    connection.send_bytes(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
+
+
+def receive(connection: Connection) -> tuple[Any, ...]:
+    """The next message. Raises EOFError or OSError when the other side has gone."""
+    return pickle.loads(connection.recv_bytes())
+
+
+class Worker:
+    """Requests in, answers out, around a session."""
+
+    def __init__(self, connection: Connection, session: Any) -> None:
+        self.connection, self.session = connection, session
+        self.requests: queue.Queue[tuple[Any, ...] | None] = queue.Queue()
+        self.job: tuple[int, Iterator[Any]] | None = None
+
+    def listen(self) -> None:
+        """Put every request into the queue, and None when no more can come."""
+        try:
+            while True:
+                self.requests.put(receive(self.connection))
+        except (EOFError, OSError):
+            self.requests.put(None)
+
+    def run(self) -> None:
+        threading.Thread(target=self.listen, name="requests", daemon=True).start()
+        while True:
+            try:
+                request = self.requests.get(block=self.job is None)
+            except queue.Empty:
+                self.advance()
+                continue
+            if request is None:
+                return
+            if request[0] == "stop":
+                self.stop(request[1])
+            else:
+                self.call(*request[1:])
+
+    def call(self, number: int, method: str, arguments: dict[str, Any]) -> None:
+        try:
+            if method not in METHODS:
+                raise ValueError(f"a session has no method {method!r}")
+            value = getattr(self.session, method)(**arguments)
+            if isinstance(value, GeneratorType):
+                if self.job is not None:
+                    raise ValueError("a model is being adapted already: stop that first")
+                self.job = number, value
+                return
+        except Exception as error:
+            self.refuse(number, error)
+        else:
+            send(self.connection, ("result", number, value))
+
+    def advance(self) -> None:
+        """The job's next step."""
+        assert self.job is not None
+        number, steps = self.job
+        try:
+            send(self.connection, ("step", number, next(steps)))
+        except StopIteration:
+            self.job = None
+            send(self.connection, ("result", number, None))
+        except (BrokenPipeError, ConnectionResetError):
+            raise
+        except Exception as error:
+            self.job = None
+            self.refuse(number, error)
+
+    def stop(self, number: int) -> None:
+        """End the job of that number; nothing where it has ended already."""
+        if self.job is not None and self.job[0] == number:
+            _, steps = self.job
+            self.job = None
+            steps.close()  # type: ignore[attr-defined]
+            send(self.connection, ("result", number, None))
+
+    def refuse(self, number: int, error: Exception) -> None:
+        if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+            self.session.forget()
+        send(self.connection, ("error", number, type(error).__name__, str(error)))
+
+
+def main(arguments: list[str]) -> None:
+    from transformers.utils import logging  # loads torch, as the next does: not when a client imports this file
+
+    from refine_lab.explore.session import Session
+
+    logging.disable_progress_bar()  # what is printed is read where the worker dies
+    connection = Connection(int(arguments[0]))
+    with suppress(BrokenPipeError, ConnectionResetError):  # whom it worked for has gone
+        Worker(connection, Session(arguments[1])).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,224 @@
+"""Reading a document token by token, rollouts anywhere in it, rewards on what is cached, and a session that reads once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from refine_lab.advantages import advantages
+from refine_lab.explore.reading import read_document
+from refine_lab.explore.rollouts import PrefixRollouts, assess, correlations, rollouts_at
+from refine_lab.explore.session import DOCUMENTS, Session
+from refine_lab.models import load_model
+from refine_lab.models.base import FastWeightLM
+from refine_lab.rewards import REWARDS
+from refine_lab.ttt import TTTConfig
+
+MODEL = "tiny-deltanet"
+
+
+@pytest.fixture(scope="module")
+def policy() -> FastWeightLM:
+    return load_model(MODEL)[0]
+
+
+@pytest.fixture(scope="module")
+def tokens() -> torch.Tensor:
+    return torch.randint(1, 2000, (150,), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def rolled(policy: FastWeightLM, tokens: torch.Tensor) -> list[PrefixRollouts]:
+    return rollouts_at(policy, read_document(policy, tokens)[1], tokens, [0, 63, 144], n=3, k=5)
+
+
+@torch.no_grad()
+def test_a_reading_is_what_the_logits_say(policy: FastWeightLM, tokens: torch.Tensor) -> None:
+    reading, _ = read_document(policy, tokens, alternatives=4)
+    logprobs = policy(tokens[None]).logits[0].log_softmax(-1)
+    for i in (1, 2, 77, 149):
+        there = logprobs[i - 1]
+        own = there[tokens[i]]
+        assert reading.logprobs[i] == pytest.approx(float(own), abs=1e-5)
+        assert reading.entropies[i] == pytest.approx(float(-(there.exp() * there).sum()), abs=1e-5)
+        assert reading.ranks[i] == 1 + int((there > own).sum())
+        best = there.topk(4)
+        assert reading.alternatives[i].tolist() == best.indices.tolist()
+        assert reading.probabilities[i].tolist() == pytest.approx(best.values.exp().tolist(), abs=1e-5)
+    assert np.isnan([reading.entropies[0], reading.logprobs[0], reading.probabilities[0, 0]]).all()
+    assert reading.ranks[0] == 0
+    assert (reading.losses[1:] == -reading.logprobs[1:]).all()
+    assert reading.token_ids.tolist() == tokens.tolist()
+
+
+@torch.no_grad()
+def test_rollouts_are_what_reading_the_prefix_again_gives(
+    policy: FastWeightLM, tokens: torch.Tensor, rolled: list[PrefixRollouts]
+) -> None:
+    for each in rolled:
+        prefix, truth = tokens[: each.position + 1], tokens[each.position + 1 : each.position + 6]
+        assert each.target_ids.tolist() == truth.tolist()
+        assert each.prefix_ids.tolist() == prefix[-24:].tolist()
+        for row in range(3):
+            whole = torch.cat([prefix, each.rollout_ids[row]])
+            trace = policy.read(whole[None])
+            torch.testing.assert_close(each.hidden_states[row], trace.hidden_states[0, -5:], rtol=1e-4, atol=1e-5)
+            logprobs = policy.lm_head(trace.hidden_states[0, -6:-1]).log_softmax(-1)
+            expected = logprobs.gather(-1, each.rollout_ids[row][:, None])[:, 0]
+            torch.testing.assert_close(each.logprobs[row], expected, rtol=1e-4, atol=1e-5)
+        trace = policy.read(tokens[None])
+        expected = trace.hidden_states[0, each.position + 1 : each.position + 6]
+        torch.testing.assert_close(each.target_hidden_states, expected, rtol=1e-4, atol=1e-5)
+        logits = policy.lm_head(trace.hidden_states[0, each.position]).log_softmax(-1)
+        assert each.entropy == pytest.approx(float(-(logits.exp() * logits).sum()), abs=1e-4)
+        assert each.target_logprobs[0] == pytest.approx(float(logits[truth[0]]), abs=1e-4)
+
+
+def test_draws_depend_on_the_position_alone(
+    policy: FastWeightLM, tokens: torch.Tensor, rolled: list[PrefixRollouts]
+) -> None:
+    trace = read_document(policy, tokens)[1]
+    (alone,) = rollouts_at(policy, trace, tokens, [63], n=3, k=5)
+    assert torch.equal(alone.rollout_ids, rolled[1].rollout_ids)
+    (other,) = rollouts_at(policy, trace, tokens, [63], n=3, k=5, seed=1)
+    assert not torch.equal(other.rollout_ids, rolled[1].rollout_ids)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"positions": [145]},
+            "a position must be from 0 to 144: 5 true tokens must follow in the document, got .145.",
+        ),
+        ({"positions": [-1]}, "a position must be from 0 to 144"),
+        ({"n": 0}, "n must be at least 1, got 0"),
+        ({"k": 0}, "k must be at least 1, got 0"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+    ],
+)
+def test_what_cannot_be_rolled_out_is_refused(
+    policy: FastWeightLM, tokens: torch.Tensor, settings: dict, sentence: str
+) -> None:
+    trace = read_document(policy, tokens)[1]
+    arguments = {"positions": [3], "n": 2, "k": 5, "temperature": 1.0} | settings
+    with pytest.raises(ValueError, match=sentence):
+        rollouts_at(policy, trace, tokens, **arguments)
+
+
+def by_hand(each: PrefixRollouts, row: int, k: int) -> tuple[float, float]:
+    h, truth = each.hidden_states[row, :k].numpy(), each.target_hidden_states[:k].numpy()
+    norms = np.linalg.norm(h, axis=1) * np.linalg.norm(truth, axis=1)
+    same = each.rollout_ids[row, :k].numpy() == each.target_ids[:k].numpy()
+    return float(((h * truth).sum(1) / norms).mean()), float(same.mean())
+
+
+@pytest.mark.parametrize("k", [5, 2])
+def test_rewards_on_what_is_cached(rolled: list[PrefixRollouts], k: int) -> None:
+    frame = assess(rolled, REWARDS["hybrid"], k=k)
+    assert frame["position"].tolist() == [0] * 3 + [63] * 3 + [144] * 3
+    for i, row in frame.iterrows():
+        cosine, binary = by_hand(rolled[i // 3], i % 3, k)
+        assert (row["cosine"], row["binary"]) == pytest.approx((cosine, binary), abs=1e-5)
+        assert row["reward"] == pytest.approx(cosine + binary, abs=1e-5)
+        assert len(row["rollout_ids"]) == len(row["cosines"]) == k
+        assert np.mean(row["cosines"]) == pytest.approx(cosine, abs=1e-5)
+    for _, group in frame.groupby("position"):
+        expected = advantages(torch.tensor(group["reward"].to_numpy()), 1, 3, "prefix")
+        assert group["advantage"].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    together = assess(rolled, REWARDS["hybrid"], k=k, group_by="sequence")
+    expected = advantages(torch.tensor(together["reward"].to_numpy()), 3, 3, "sequence")
+    assert together["advantage"].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_a_reward_of_ones_own_and_refusals(rolled: list[PrefixRollouts]) -> None:
+    def shortest(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
+        return logprobs.sum(-1)
+
+    frame = assess(rolled, shortest)
+    assert frame["reward"].tolist() == pytest.approx([sum(row) for row in frame["logprobs"]], abs=1e-4)
+    with pytest.raises(ValueError, match="k must be from 1 to 5, the tokens that were rolled out, got 6"):
+        assess(rolled, shortest, k=6)
+    with pytest.raises(ValueError, match="rollouts must be those of at least one position, got 'none'"):
+        assess([], shortest)
+    with pytest.raises(ValueError, match="must return one floating-point number a rollout"):
+        assess(rolled, lambda *_: 1.0)  # type: ignore[arg-type, return-value]
+
+
+def test_correlations() -> None:
+    frame = pd.DataFrame(
+        {
+            "reward": [0.0, 1.0, 2.0, 1.0],
+            "entropy": [3.0, 2.0, 1.0, 2.0],
+            "binary": [0.0] * 4,
+            "target_logprob": [-1.0, -5.0, -2.0, -3.0],
+        }
+    )
+    found = correlations(frame).set_index("with")["r"]
+    assert found["entropy"] == pytest.approx(-1)
+    assert np.isnan(found["exact match"])
+    assert found["logprob of the truth"] == pytest.approx(np.corrcoef(frame["reward"], frame["target_logprob"])[0, 1])
+
+
+def counting(session: Session) -> list[int]:
+    """The number of tokens of every call of the policy's `read`."""
+    policy, counted = session._held(MODEL).policy, []
+    read = policy.read
+
+    def counted_read(input_ids: torch.Tensor, *rest: object, **named: object) -> object:
+        counted.append(input_ids.shape[1])
+        return read(input_ids, *rest, **named)  # type: ignore[arg-type]
+
+    policy.read = counted_read  # type: ignore[method-assign]
+    return counted
+
+
+def test_a_session_reads_a_document_once(tokens: torch.Tensor) -> None:
+    session, ids = Session("cpu"), tokens.numpy().astype(np.int32)
+    assert session.open(MODEL)["parameters"] == 1_122_688
+    calls = counting(session)
+    first = session.read(MODEL, ids)
+    rollouts = session.rollouts(MODEL, ids.copy(), [3, 90], n=2, k=4)
+    assert session.read(MODEL, ids) is first
+    assert calls == [150, 1, 1, 1, 4]  # the document, three more tokens of the rollouts, what was rolled out
+    assert [each.position for each in rollouts] == [3, 90]
+    for i in range(DOCUMENTS):
+        session.read(MODEL, ids[: 20 + i])
+    session.read(MODEL, ids)
+    assert calls[-1] == 150  # the one unused for longest had gone
+
+
+@pytest.mark.parametrize("method", ["refine", "sft"])
+def test_a_session_adapts_and_puts_back(tokens: torch.Tensor, method: str) -> None:
+    session, ids = Session("cpu"), tokens.numpy().astype(np.int32)
+    before, reading = session.fingerprint(MODEL), session.read(MODEL, ids)
+    config = TTTConfig(steps=3, lr=1e-3, **({} if method == "refine" else {"method": None}))
+    steps = session.adapt(MODEL, ids, config)
+    first = next(steps)
+    assert session.fingerprint(MODEL) != before
+    assert first.loss == pytest.approx(float(np.nanmean(session.read(MODEL, ids).losses)))
+    assert first.loss < float(np.nanmean(reading.losses))
+    second = next(steps)
+    steps.close()  # stopped: what it has stays
+    assert session.open(MODEL)["updates"] == second.number == 2
+    assert session.reset(MODEL) == 2
+    assert session.fingerprint(MODEL) == before
+    assert np.array_equal(session.read(MODEL, ids).logprobs[1:], reading.logprobs[1:])
+    assert session.reset(MODEL) == 0
+
+
+def test_a_session_answers_and_refuses(tokens: torch.Tensor) -> None:
+    session = Session("cpu")
+    assert isinstance(session.answer(MODEL, tokens.numpy(), 4), str)
+    for ids, sentence in (([5], "at least 2"), ([5, 9999], "from 0 to 2047")):
+        with pytest.raises(ValueError, match=sentence):
+            session.read(MODEL, np.array(ids, dtype=np.int32))
+    with pytest.raises(FileNotFoundError, match="no model 'nope'"):
+        session.open("nope")
+    before = session.fingerprint(MODEL)
+    with pytest.raises(ValueError, match="room for a rollout"):
+        next(session.adapt(MODEL, np.array([1, 2, 3], dtype=np.int32), TTTConfig()))
+    assert session.fingerprint(MODEL) == before
+    assert session.reset(MODEL) == 0
