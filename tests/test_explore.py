@@ -222,3 +222,29 @@ def test_a_session_answers_and_refuses(tokens: torch.Tensor) -> None:
         next(session.adapt(MODEL, np.array([1, 2, 3], dtype=np.int32), TTTConfig()))
     assert session.fingerprint(MODEL) == before
     assert session.reset(MODEL) == 0
+
+
+@pytest.mark.parametrize("name", ["tiny-deltanet", "tiny-lact"])
+@torch.no_grad()
+def test_states_are_summarised_from_one_reading(tokens: torch.Tensor, name: str) -> None:
+    session, positions = Session("cpu"), [0, 63, 64, 149]
+    summary = session.states(name, tokens.numpy().astype(np.int32), positions)
+    policy = session._held(name).policy
+    own, shared = policy.read(tokens[None, :65]).final_state.layer(1)
+    before, before_shared = policy.read(tokens[None, :64]).final_state.layer(1)
+    for matrix in ("recurrent_state",) if name == "tiny-deltanet" else ("w0", "w1", "w2"):
+        here, there = ({**a, **b}[matrix][0, 1] for a, b in ((own, shared), (before, before_shared)))
+        row = next(i for i in range(len(summary.names)) if (summary.layers[i], summary.names[i]) == (1, matrix))
+        assert summary.norms[row, 1, 2] == pytest.approx(float(here.norm()), rel=1e-4)
+        assert summary.changes[row, 1, 2] == pytest.approx(float((here - there).norm() / there.norm()), abs=1e-4)
+        shares = np.linalg.svd(here.numpy(), compute_uv=False)
+        shares = shares[shares > 0] / shares.sum()
+        assert summary.effective_ranks[row, 1, 2] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-3)
+    assert np.isnan(summary.changes[..., 0]).all()
+    assert summary.write_strengths.shape == (4, 2, 150)
+    assert (summary.write_strengths > 0).all()
+    if name == "tiny-deltanet":  # one write of strength beta of a key of norm 1: S = beta v k^T
+        assert summary.effective_ranks[0, 0, 0] == pytest.approx(1, abs=1e-3)
+        assert (summary.write_strengths < 1).all()
+    with pytest.raises(ValueError, match=r"positions must be rising, at least one, got \[64, 63\]"):
+        session.states(name, tokens.numpy().astype(np.int32), [64, 63])

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from refine_lab.explore.reading import DocumentReading, read_document
 from refine_lab.explore.rollouts import PrefixRollouts, rollouts_at
+from refine_lab.explore.states import StateSummary, summarise, written
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_model
 from refine_lab.models.state import Trace
@@ -35,6 +36,16 @@ class Held:
     tokenizer: Any
     restored: Restored | None = None
     updates: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A document that was read."""
+
+    reading: DocumentReading
+    trace: Trace
+    writes: dict[int, Float[torch.Tensor, "T H"]]
+    "See `states.written`."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +73,7 @@ class Session:
     def __init__(self, device: str = "auto") -> None:
         self.device = device
         self._models: dict[str, Held] = {}
-        self._documents: OrderedDict[tuple[str, str], tuple[DocumentReading, Trace]] = OrderedDict()
+        self._documents: OrderedDict[tuple[str, str], Known] = OrderedDict()
 
     def open(self, model: str) -> dict[str, Any]:
         """Load the model; what a person wants to know of it."""
@@ -78,14 +89,19 @@ class Session:
 
     def read(self, model: str, token_ids: TokenIds) -> DocumentReading:
         """What the model, as its weights are now, makes of each token."""
-        return self._read(model, token_ids)[0]
+        return self._read(model, token_ids).reading
 
     def rollouts(
         self, model: str, token_ids: TokenIds, positions: Sequence[int], **settings: Any
     ) -> list[PrefixRollouts]:
         """Rollouts from positions of the document (see `rollouts_at`); the document is not read again."""
-        trace = self._read(model, token_ids)[1]
+        trace = self._read(model, token_ids).trace
         return rollouts_at(self._held(model).policy, trace, torch.from_numpy(token_ids), positions, **settings)
+
+    def states(self, model: str, token_ids: TokenIds, positions: Sequence[int]) -> StateSummary:
+        """What the fast weights hold at rising positions of the document (see `states.summarise`)."""
+        known = self._read(model, token_ids)
+        return summarise(known.trace, positions, known.writes)
 
     def answer(self, model: str, token_ids: TokenIds, max_tokens: int) -> str:
         """The most probable tokens after the prompt, to the end of the line, as text."""
@@ -108,7 +124,7 @@ class Session:
         for update in adapter.adapt(batch):
             held.updates += 1
             self._forget(model)
-            yield _step(update, self._read(model, token_ids)[0], note)
+            yield _step(update, self._read(model, token_ids).reading, note)
 
     def reset(self, model: str) -> int:
         """Put the weights back as they were loaded, bit for bit; the number of updates undone."""
@@ -138,10 +154,13 @@ class Session:
             self._models[model] = Held(policy=policy, tokenizer=tokenizer)
         return self._models[model]
 
-    def _read(self, model: str, token_ids: TokenIds) -> tuple[DocumentReading, Trace]:
+    def _read(self, model: str, token_ids: TokenIds) -> Known:
         key = model, hashlib.blake2b(np.ascontiguousarray(token_ids, dtype=np.int32).tobytes()).hexdigest()
         if key not in self._documents:
-            self._documents[key] = read_document(self._held(model).policy, torch.from_numpy(token_ids).long())
+            policy = self._held(model).policy
+            with written(policy) as writes:
+                reading, trace = read_document(policy, torch.from_numpy(token_ids).long())
+            self._documents[key] = Known(reading, trace, writes)
             while len(self._documents) > DOCUMENTS:
                 self._documents.popitem(last=False)
         self._documents.move_to_end(key)

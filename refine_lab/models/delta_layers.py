@@ -146,6 +146,13 @@ class DeltaRuleAttention(nn.Module):
         """How strongly each token writes, in 0..1, and the log of how much it leaves of the state; None leaves all."""
         raise TypeError(f"{type(self).__name__} must define gates")
 
+    def write_strengths(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H"]:
+        """beta of every token that this layer reads as `x`: 0 writes nothing, 1 replaces what its key held before."""
+        return self._scaled(self.gates(x)[0])
+
+    def _scaled(self, beta: Float[Tensor, "B T H"]) -> Float[Tensor, "B T H"]:
+        return beta * 2 if self.config.allow_neg_eigval else beta
+
     def feature(self, y: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """The activation of q and of k; that of v is silu."""
         return F.silu(y)
@@ -165,9 +172,9 @@ class DeltaRuleAttention(nn.Module):
         q, k = (self.normalise(self.feature(y).unflatten(-1, (self.config.num_heads, -1))) for y in (q, k))
         v = F.silu(v).unflatten(-1, (self.config.value_heads, -1))
         beta, log_gate = self.gates(x)
-        if self.config.allow_neg_eigval:
-            beta = beta * 2
-        o, states = delta_rule(q * q.shape[-1] ** -0.5, k, v, beta, state.get("recurrent_state"), log_gate)
+        o, states = delta_rule(
+            q * q.shape[-1] ** -0.5, k, v, self._scaled(beta), state.get("recurrent_state"), log_gate
+        )
         o = self.o_norm(o.to(self.o_norm.weight.dtype))  # kernels of half precision give half precision
         if self.config.use_gate:
             o = o * self.output_gate(self.g_proj(x)).view_as(o)

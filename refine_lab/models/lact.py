@@ -248,6 +248,11 @@ class LaCTAttention(nn.Module):
             found = found * F.silu(self.ttt_scale_proj(x)).unsqueeze(-1)
         return found.flatten(2), chunks
 
+    def write_strengths(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H"]:
+        """The mean of the learning rates with which every token that this layer reads as `x` writes to w0, w1 and w2."""
+        rates = self._rates(x)
+        return (rates[..., :-1] if self.config.use_momentum else rates).mean(-1)
+
     def _rates(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H r"]:
         """Every token's learning rates for w0, w1 and w2 and, with momentum, its gate; at least float32."""
         y = self.lr_proj(x)
