@@ -1,0 +1,115 @@
+"""A search of settings for every way of post-training, with as many trials each, measured on validation examples alone.
+
+    python -m benchmarks.search --model tiny-deltanet --json benchmarks/results/search_tiny-deltanet.json
+
+Stage 1 is the same grid for all ways: learning rate, and twice as many batches. Stage 2 varies what belongs to a way around its
+best of stage 1. A trial is kept when it ends; started again, the search goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from benchmarks.common import arguments, write
+from refine_lab import posttraining
+from refine_lab.config import TrainConfig
+from refine_lab.data.lessons import TaskData
+from refine_lab.draws import Draws
+from refine_lab.evaluation import answer_measures
+from refine_lab.experiments import load
+from refine_lab.nested import nested_step
+from refine_lab.optim import make_optimizers
+from refine_lab.recipes import WAYS
+from refine_lab.rewards import REWARDS
+from refine_lab.step import Learner
+from refine_lab.tasks.examples import Task
+
+SEED = 100
+"""Of every trial; no run that is reported has it."""
+VALIDATION = 200
+"""Examples; the splits of the task share none with those that are reported on."""
+Settings = dict[str, Any]
+FIRST: list[Settings] = [
+    {"lr": 3e-4, "steps": 25},
+    {"lr": 1e-3, "steps": 25},
+    {"lr": 3e-3, "steps": 25},
+    {"lr": 1e-3, "steps": 50},
+]
+
+
+def second(way: str, best: Settings) -> list[Settings]:
+    """Four more trials of a way around the best of its first."""
+    changes: dict[str, list[Settings]] = {
+        "sft": [{"lr": best["lr"] / 2}, {"lr": best["lr"] * 2}, {"weight_decay": 0.1}, {"max_grad_norm": 0.3}],
+        "nested_sft": [
+            {"lr": best["lr"] / 2},
+            {"lr": best["lr"] * 2},
+            {"mini_batch_size": 8},
+            {"mini_batch_size": 16},
+        ],
+        "nested_refine": [
+            {"nsp_coef": 1.0},
+            {"reward": "cosine"},
+            {"rollout_length": 8, "num_chunks": 4},
+            {"rollout_length": 3, "num_chunks": 16},
+        ],
+    }
+    return [best | change for change in changes[way]]
+
+
+def main() -> None:
+    chosen = arguments(__doc__)
+    trials: list[dict[str, Any]] = json.loads(chosen.json.read_text())["trials"] if chosen.json.exists() else []
+    task = posttraining.task_of([config_of(chosen.model, WAYS[-1], FIRST[0])])
+    print(task.report)
+    for way in WAYS:
+        for settings in FIRST:
+            tried(trials, chosen, task, way, settings)
+    for way in WAYS:
+        for settings in second(way, best_of(trials, way, FIRST)):
+            tried(trials, chosen, task, way, settings)
+    for way in WAYS:
+        print(way, best_of(trials, way))
+
+
+def config_of(model: str, way: str, settings: Settings) -> TrainConfig:
+    return posttraining.three_ways(
+        "posttrain", [SEED], ways=(way,), model=model, validation=VALIDATION, test=1, **settings
+    )[0]
+
+
+def tried(trials: list[dict[str, Any]], chosen: Any, task: Task, way: str, settings: Settings) -> None:
+    """Make a trial that has not been made, and write all."""
+    if any((trial["way"], trial["settings"]) == (way, settings) for trial in trials):
+        return
+    began = time.monotonic()
+    measures = trained(config_of(chosen.model, way, settings), task)
+    trials.append({"way": way, "settings": settings, "seconds": time.monotonic() - began, **measures})
+    print(way, settings, {name: round(value, 4) for name, value in measures.items()}, flush=True)
+    half = chosen.json.with_suffix(".half")
+    write(half, {"trials": trials}, model=chosen.model, seed=SEED, validation=VALIDATION)
+    half.replace(chosen.json)
+
+
+def trained(config: TrainConfig, task: Task) -> dict[str, float]:
+    """Post-training as the loop makes it; what is measured of the validation examples after the last batch."""
+    policy, tokenizer = load(config.model, config)
+    reward = None if config.method is None else REWARDS[config.method.reward]
+    learner = Learner(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
+    data = TaskData(task.train, config.seed, config.method)
+    for step in range(config.steps):
+        nested_step(learner, data.batch(step, config.batch_size), Draws(seed=config.seed, step=step + 1))
+    assert config.task is not None
+    return answer_measures(policy, tokenizer, task.validation, config.task.answer_tokens)
+
+
+def best_of(trials: list[dict[str, Any]], way: str, among: list[Settings] | None = None) -> Settings:
+    """The settings with the highest recall; of several, that with the lowest answer loss."""
+    own = [t for t in trials if t["way"] == way and (among is None or t["settings"] in among)]
+    return max(own, key=lambda trial: (trial["recall"], -trial["answer_loss"]))["settings"]
+
+
+if __name__ == "__main__":
+    main()
