@@ -39,7 +39,7 @@ class Worker:
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - what the process prints, for as long as this lives
+        self._log: Any = None
         self._number = 0
         self._waiting: dict[int, tuple[Future[Any], Callable[[Any], object] | None]] = {}
         self._listener: threading.Thread | None = None
@@ -101,6 +101,7 @@ class Worker:
         environ = dict(os.environ)
         if root := project_root():
             environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), environ.get("PYTHONPATH"))))
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - what the process prints, for as long as that lives
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "refine_lab.explore.worker", str(theirs.fileno()), self.device],
             stdin=subprocess.DEVNULL,
@@ -153,14 +154,16 @@ class Worker:
         """Tell everybody who waits."""
         process, self._process, self._connection = self._process, None, None
         waiting, self._waiting = self._waiting, {}
-        status = None if process is None else process.wait(10)
-        sentence = f"the worker ended with status {status}{self._last_words()}"
+        if process is None:
+            return
+        sentence = f"the worker ended with status {process.wait(10)}{self._last_words()}"
         for future, _ in waiting.values():
             future.set_exception(WorkerDied(sentence))
 
     def _last_words(self) -> str:
-        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 2000))
-        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        with self._log as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
+            lines = log.read().decode(errors="replace").strip().splitlines()
         return f": {lines[-1]}" if lines else ""
 
 

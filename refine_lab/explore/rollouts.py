@@ -7,7 +7,7 @@ the model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -56,6 +56,11 @@ class PrefixRollouts:
     def shape(self) -> tuple[int, int]:
         """N and K."""
         return len(self.rollout_ids), self.rollout_ids.shape[1]
+
+    def first(self, n: int) -> PrefixRollouts:
+        """The first n of them."""
+        names = ("rollout_ids", "logprobs", "hidden_states")
+        return replace(self, **{name: getattr(self, name)[:n] for name in names})
 
     def arguments(self, k: int) -> tuple[Tensor, ...]:
         """What a reward is called with, of the first k tokens."""
