@@ -1,0 +1,199 @@
+// Where each token of a document stands on the page: tokens are cut into pieces (runs of text, signs for what cannot be
+// seen), and pieces fill rows. Nothing here touches the page; widths come from a function.
+
+export const TEXT = 0;
+export const SIGN = 1; // drawn faintly: a tab, a control character
+export const NEWLINE = 2; // drawn faintly, and the row ends
+export const EMPTY = 3; // a token without text: a thin mark
+export const BORDER = 4; // the line and number of a chunk, before its first token
+
+const LONG = 512; // units; text that is longer is laid out bit by bit
+const PLAIN = /^[\x20-\x7e]+$/;
+const PICTURE = "\\p{Extended_Pictographic}[\\ufe0f\\u{1f3fb}-\\u{1f3ff}]*";
+const UNSEEN =
+  "[\\p{Cc}\\p{Cf}\\p{Cs}\\p{Zl}\\p{Zp}\\u034f\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180d\\u3164\\uffa0\\ufe00-\\ufe0f\\u{e0100}-\\u{e01ef}]";
+const SPECIAL = new RegExp(
+  `(?<keep>${PICTURE}(?:[\\u{e0020}-\\u{e007f}]+|(?:\\u200d${PICTURE})*)|[0-9#*]\\ufe0f\\u20e3)|(?<sign>\\r?\\n|${UNSEEN})`,
+  "gu",
+);
+const STARTS_COMBINED = /^\p{M}/u;
+const HANGS_ON = /^[\p{M}\u200d\ufe0f\u{1f3fb}-\u{1f3ff}]/u;
+const C0 = "NUL SOH STX ETX EOT ENQ ACK BEL BS TAB LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US".split(" ");
+const NAMES = new Map([
+  ...C0.map((name, code) => [code, name]),
+  ...Object.entries({ 0x7f: "DEL", 0xad: "SHY", 0x200b: "ZWSP", 0x200c: "ZWNJ", 0x200d: "ZWJ", 0x200e: "LRM", 0x200f: "RLM" }),
+  ...Object.entries({ 0x2028: "LS", 0x2029: "PS", 0x202a: "LRE", 0x202b: "RLE", 0x202c: "PDF", 0x202d: "LRO", 0x202e: "RLO" }),
+  ...Object.entries({ 0x2060: "WJ", 0x2066: "LRI", 0x2067: "RLI", 0x2068: "FSI", 0x2069: "PDI", 0xfeff: "BOM" }),
+].map(([code, name]) => [Number(code), name]));
+
+// -- text -------------------------------------------------------------------------------------------------------------
+
+/** A string from UTF-16 units, lone surrogates and all. */
+export function textOf(view) {
+  const units = new Uint16Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
+  const parts = [];
+  for (let at = 0; at < units.length; at += 8192) parts.push(String.fromCharCode.apply(null, units.subarray(at, at + 8192)));
+  return parts.join("");
+}
+
+export function counts(view) {
+  return new Uint32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
+}
+
+/** A name for a character that cannot be seen. */
+export function signOf(character) {
+  if (character.endsWith("\n")) return character.length > 1 ? "‹CR›↵" : "↵";
+  if (character === "\t") return "⇥";
+  const code = character.codePointAt(0);
+  return `‹${NAMES.get(code) ?? code.toString(16).toUpperCase().padStart(2, "0")}›`;
+}
+
+/** A token's text cut into { text, kind }: as it is drawn. Emoji that are joined inside the token stay joined. */
+export function partsOf(text) {
+  if (text === "") return [{ text: "", kind: EMPTY }];
+  if (PLAIN.test(text)) return [{ text, kind: TEXT }];
+  const parts = [];
+  let from = 0;
+  const run = (to) => {
+    if (to > from) parts.push({ text: (STARTS_COMBINED.test(text.slice(from, from + 2)) ? "◌" : "") + text.slice(from, to), kind: TEXT });
+  };
+  for (const found of text.matchAll(SPECIAL)) {
+    const { sign } = found.groups;
+    if (sign === undefined) continue;
+    run(found.index);
+    parts.push({ text: signOf(sign), kind: sign.endsWith("\n") ? NEWLINE : SIGN });
+    from = found.index + sign.length;
+  }
+  run(text.length);
+  return parts;
+}
+
+/** A token in one line, for a tooltip or a screen reader. */
+export function visibleText(text, most = 80) {
+  const shown = partsOf(text.slice(0, most)).map((part) => part.text).join("");
+  return text.length > most ? `${shown}…` : shown;
+}
+
+// -- rows -------------------------------------------------------------------------------------------------------------
+
+/**
+ * How many units of `text` from `from` on fit into `room`, of the next `LONG` at most; at least one character where `force`,
+ * never half of one. The whole of a very long text is never measured.
+ */
+function fitting(text, from, room, measure, force) {
+  const end = Math.min(text.length, from + LONG);
+  const wide = measure(text.slice(from, end));
+  const average = wide / (end - from) || 1;
+  let to = wide <= room ? end : Math.min(end, from + Math.floor(room / average));
+  for (;;) {
+    while (to > from && to < text.length && ((text.charCodeAt(to) & 0xfc00) === 0xdc00 || HANGS_ON.test(text.slice(to, to + 2)))) to--;
+    if (to <= from || measure(text.slice(from, to)) <= room) break;
+    to = from + Math.floor((to - from) * 0.9);
+  }
+  if (to > from || !force) return Math.max(to - from, 0);
+  const first = text.codePointAt(from) > 0xffff ? 2 : 1;
+  return Math.max(first, Math.min(Math.floor(room / average), 64, text.length - from)); // marks without end on one letter
+}
+
+/**
+ * Pieces in rows of `width` pixels. `tokens`: { text, starts [T + 1] }. `measure`: text and kind -> pixels. `borders`: token ->
+ * number of the chunk that begins there. Rows break before or after white space, and in a word only where it fills the row.
+ */
+export function layoutTokens(tokens, width, measure, borders = new Map()) {
+  const { text, starts } = tokens;
+  const total = starts.length - 1;
+  const made = { token: [], text: [], x: [], width: [], kind: [], rowStart: [0], tokenPiece: new Uint32Array(total + 1) };
+  const known = new Map();
+  let x = 0;
+  let breakAt = -1; // the piece that the row may be broken before
+  let spaced = false; // white space came last
+
+  const endRow = () => {
+    made.rowStart.push(made.token.length);
+    x = 0;
+    breakAt = -1;
+  };
+  const put = (token, shown, kind, wide) => {
+    made.token.push(token);
+    made.text.push(shown);
+    made.x.push(x);
+    made.width.push(wide);
+    made.kind.push(kind);
+    x += wide;
+  };
+  const breakRow = () => {
+    const within = breakAt > made.rowStart[made.rowStart.length - 1] && breakAt < made.token.length;
+    if (!within || made.x[breakAt] < width * 0.4) return endRow();
+    const shift = made.x[breakAt];
+    for (let piece = breakAt; piece < made.x.length; piece++) made.x[piece] -= shift;
+    made.rowStart.push(breakAt);
+    x -= shift;
+    breakAt = -1;
+  };
+  const putLong = (token, part) => {
+    for (let from = 0; from < part.text.length; ) {
+      const count = fitting(part.text, from, width - x, (some) => measure(some, TEXT), x === 0);
+      if (count) put(token, part.text.slice(from, from + count), TEXT, measure(part.text.slice(from, from + count), TEXT));
+      from += count;
+      if (count < LONG && from < part.text.length) endRow();
+    }
+  };
+  const place = (token, part) => {
+    if (spaced || part.kind === BORDER || part.text.startsWith(" ")) breakAt = made.token.length;
+    spaced = part.kind !== BORDER && (part.text.endsWith(" ") || part.kind === SIGN);
+    if (part.kind === TEXT && part.width > width) return putLong(token, part);
+    if (x > 0 && x + part.width > width && part.kind !== NEWLINE && part.kind !== EMPTY) {
+      breakRow();
+      if (x > 0 && x + part.width > width) endRow();
+    }
+    put(token, part.text, part.kind, part.width);
+    if (part.kind === NEWLINE) endRow();
+  };
+
+  for (let token = 0; token < total; token++) {
+    made.tokenPiece[token] = made.token.length;
+    const border = borders.get(token);
+    if (border !== undefined) place(token, { text: String(border), kind: BORDER, width: measure(String(border), BORDER) });
+    const raw = text.slice(starts[token], starts[token + 1]);
+    let parts = known.get(raw);
+    if (!parts) {
+      parts = partsOf(raw).map((part) => ({ ...part, width: part.text.length > LONG ? Infinity : measure(part.text, part.kind) }));
+      known.set(raw, parts);
+    }
+    for (const part of parts) place(token, part);
+  }
+  made.tokenPiece[total] = made.token.length;
+  if (made.rowStart[made.rowStart.length - 1] < made.token.length) made.rowStart.push(made.token.length);
+  return { ...made, rows: made.rowStart.length - 1, tokens: total };
+}
+
+// -- places -----------------------------------------------------------------------------------------------------------
+
+/** Row of a piece. */
+export function rowOf(layout, piece) {
+  let low = 0;
+  let high = layout.rows;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (layout.rowStart[middle] <= piece) low = middle;
+    else high = middle;
+  }
+  return low;
+}
+
+/** First piece of a token that is not the border before it. */
+export function pieceOf(layout, token) {
+  const piece = layout.tokenPiece[token];
+  return layout.kind[piece] === BORDER ? piece + 1 : piece;
+}
+
+/** The token at `x` in a row, or the nearest of it; -1 where there is no row. `exact`: -1 beside the text too. */
+export function tokenAt(layout, row, x, exact = false) {
+  if (row < 0 || row >= layout.rows) return -1;
+  const [first, stop] = [layout.rowStart[row], layout.rowStart[row + 1]];
+  if (exact && (x < 0 || x > layout.x[stop - 1] + layout.width[stop - 1] + 2)) return -1;
+  for (let piece = first; piece < stop; piece++) {
+    if (x < layout.x[piece] + layout.width[piece]) return layout.token[piece];
+  }
+  return layout.token[stop - 1];
+}

@@ -1,0 +1,153 @@
+"""Tokens as text: where in a document each token stands, with no character ever broken between two of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_WORD_START = "\u2581"
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE}
+_BYTE_OF |= {chr(256 + n): byte for n, byte in enumerate(b for b in range(256) if chr(b) not in _BYTE_OF)}
+"""The letter that a byte-level vocabulary writes for each byte: itself where it prints, else one from U+0100 on."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenText:
+    """A document and where its tokens stand in it.
+
+    `offsets` [T + 1]: the code point of `text` at which each token begins, and the end. A token may be empty: one that
+    ends inside a character. Any text will do, lone surrogates and NUL included.
+
+    Raises ValueError where the offsets do not rise from 0 to the length of the text.
+    """
+
+    text: str
+    offsets: Sequence[int] | np.ndarray
+
+    def __post_init__(self) -> None:
+        offsets = np.array(self.offsets)
+        if offsets.ndim != 1 or not len(offsets) or not np.issubdtype(offsets.dtype, np.integer):
+            raise ValueError(f"offsets must be a row of T + 1 whole numbers, got {offsets.dtype} {offsets.shape}")
+        if offsets[0] != 0 or offsets[-1] != len(self.text):
+            raise ValueError(
+                f"offsets must go from 0 to the text's {len(self.text)} characters, got {offsets[0]} to {offsets[-1]}"
+            )
+        if (falls := np.flatnonzero(np.diff(offsets) < 0)).size:
+            raise ValueError(f"offsets must not fall, but token {falls[0]} ends before it begins")
+        object.__setattr__(self, "offsets", offsets.astype(np.int64))
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return len(self.offsets) - 1
+
+    def __getitem__(self, token: int) -> str:
+        """Text of one token. Raises IndexError where there is none of that number."""
+        if not 0 <= token < len(self):
+            raise IndexError(f"token {token} is not among the {len(self)} tokens")
+        return self.text[self.offsets[token] : self.offsets[token + 1]]
+
+
+def token_text(tokenizer: Any, token_ids: Any) -> TokenText:
+    """The text of `token_ids` [T] and where each token stands in it.
+
+    The text is the decoding of all tokens together. A character of several tokens belongs to the one that completes it,
+    the others are empty. Bytes that are no character are U+FFFD, as decoding has them; an id that the tokenizer lacks
+    is empty.
+
+    `tokenizer`: a fast one of transformers, byte-level or with word starts (`▁`) and byte fallback. Raises ValueError
+    for any other, and for ids that are not one row of numbers from 0.
+    """
+    ids = np.asarray(token_ids)
+    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        raise ValueError(f"token_ids must be one row of whole numbers [T], got {ids.dtype} {ids.shape}")
+    if ids.size and ids.min() < 0:
+        raise ValueError(f"token_ids must be at least 0, got {ids.min()}")
+    distinct, places = np.unique(ids.astype(np.int64), return_inverse=True)
+    names = tokenizer.convert_ids_to_tokens(distinct.tolist())
+    in_bytes, strips_first = _vocabulary(tokenizer)
+    known = [b"" if name is None else in_bytes(name) for name in names]
+    parts = [known[place] for place in places.tolist()]
+    if strips_first and parts:
+        parts[0] = parts[0].removeprefix(b" ")
+    text, ends = _decoded(b"".join(parts))
+    bounds = np.cumsum([0, *map(len, parts)])
+    return TokenText(text, np.searchsorted(ends, bounds, side="right"))
+
+
+def code_points(text: str) -> np.ndarray:
+    """Code points of a text [characters], lone surrogates among them."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def utf16_offsets(text: TokenText) -> np.ndarray:
+    """The offsets [T + 1] counted in UTF-16 units, as JavaScript counts."""
+    astral = np.concatenate([[0], np.cumsum(code_points(text.text) > 0xFFFF)])
+    return text.offsets + astral[text.offsets]
+
+
+def _vocabulary(tokenizer: Any) -> tuple[Any, bool]:
+    """From a token's name to its bytes, and whether decoding drops a space at the very beginning."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    decoder = None if backend is None else backend.decoder
+    steps: list[dict[str, Any]] = []
+    if decoder is not None:
+        state = json.loads(decoder.__getstate__())
+        steps = state.get("decoders", [state])
+    kinds = {step["type"] for step in steps}
+    if "ByteLevel" in kinds:
+        return _byte_level, False
+    if kinds & {"Metaspace", "ByteFallback"}:
+        stripped = any(step["type"] == "Strip" and step["start"] for step in steps)
+        return _word_starts, stripped or any(step.get("prepend_scheme", "never") != "never" for step in steps)
+    raise ValueError(
+        f"the tokenizer must be a fast one, byte-level or with byte fallback; it decodes by {kinds or None}"
+    )
+
+
+def _byte_level(name: str) -> bytes:
+    try:
+        return bytes(_BYTE_OF[letter] for letter in name)
+    except KeyError:  # an added token, written as it is
+        return name.encode()
+
+
+def _word_starts(name: str) -> bytes:
+    byte = _BYTE.fullmatch(name)
+    return bytes([int(byte[1], 16)]) if byte else name.replace(_WORD_START, " ").encode()
+
+
+def _decoded(data: bytes) -> tuple[str, np.ndarray]:
+    """The text of UTF-8 bytes, and after how many bytes each of its characters ends."""
+    codes = code_points(data.decode("utf-8", "surrogateescape"))  # a byte that is no character becomes U+DC80 and on
+    wrong = (codes >= 0xDC80) & (codes <= 0xDCFF)
+    lengths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
+    ends = np.cumsum(np.where(wrong, 1, lengths))
+    if not wrong.any():
+        return data.decode(), ends
+    kept = ~wrong
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], wrong, [0]])))
+    for first, stop in edges.reshape(-1, 2).tolist():
+        run = bytes((codes[first:stop] - 0xDC00).tolist())
+        at = 0
+        while at < len(run):  # one U+FFFD for the longest beginning of a character
+            at += _longest_beginning(run[at : at + 4])
+            kept[first + at - 1] = True
+    return data.decode("utf-8", "replace"), ends[kept]
+
+
+def _longest_beginning(data: bytes) -> int:
+    """Length of what begins like a character but is none, at the start of the bytes."""
+    if not 0xC2 <= data[0] <= 0xF4 or len(data) == 1 or not 0x80 <= data[1] <= 0xBF:
+        return 1
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.end
+    return len(data)
