@@ -1,0 +1,179 @@
+"""Rollouts beside the truth, token by token: a whole run's or one position's; sorted, filtered, compared, tabulated."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import traitlets
+
+from refine_lab.records import Run
+from refine_lab.run_files import ROLLOUT_TYPES
+from widgets.base import Widget, script, style
+from widgets.rollout_columns import SORTS, RolloutColumns, check_filters, rollout_columns, token_decoder
+from widgets.tables import Table, visible
+
+MOST_COMPARED = 8
+EXAMPLES, MEMBERS = 6, 4
+"Positions and rollouts of each in the paper's table F.1."
+CAPTION = "Cosine reward of rollouts beside the ground truth (table F.1); ★ marks the highest of each example"
+MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>|~$&#!"})
+
+
+class TableF1(Table):
+    """Table F.1: the truth GT and rollouts P1 to P4 of some positions, each with its cosine reward."""
+
+    def markdown(self) -> str:
+        """As a Markdown table; the text of models is escaped, so that none of it is markup."""
+        lines = ["| Example | Type | Text | Cosine reward |", "|---|---|---|---|"]
+        for example, kind, text, cosine, best in self.data.itertuples(index=False):
+            value = "–" if isinstance(cosine, str) else decimal(cosine)
+            value = f"**{value}** {best}" if best else value
+            lines.append(f"| {example} | {kind} | {text.translate(MARKS)} | {value} |")
+        return "\n".join(lines) + "\n"
+
+
+def decimal(value: float) -> str:
+    """Three decimals, ties away from zero as in the page."""
+    return str(Decimal(float(value) + 0.0).quantize(Decimal("0.001"), ROUND_HALF_UP))
+
+
+class RolloutInspector(Widget):
+    """A list of rollouts grouped by position under the truth, with what each token and each rollout was worth.
+
+    `rollouts`: a frame of `records.Run.rollouts`, a row a rollout, where `cosines` (a list of one cosine a token) may be added;
+    `decode`: a function from token ids to text, or a tokenizer. Raises ValueError as `rollout_columns` does.
+    """
+
+    _esm = script("rollout_inspector")
+    _css = style("rollout_inspector")
+
+    columns = traitlets.Dict().tag(sync=True)
+    "What is shown, as `RolloutColumns.packed` makes it."
+    selected = traitlets.Int(-1).tag(sync=True)
+    "Row of the frame that the detail shows, or -1."
+    compared = traitlets.List(traitlets.Int()).tag(sync=True)
+    "Rows pinned for comparison, at most 8."
+    sort = traitlets.Tuple(traitlets.Unicode(), traitlets.Bool(), default_value=("row", False)).tag(sync=True)
+    "A column of `rollout_columns.SORTS`, and whether the highest comes first."
+    filters = traitlets.Dict().tag(sync=True)
+    "`step`, `position`, `entropy` and `reward` as [lowest, highest], `text` and `truth` as a text held; see `rollout_columns`."
+
+    def __init__(self, rollouts: pd.DataFrame | None = None, *, decode: Any) -> None:
+        self._decode = token_decoder(decode)
+        self._known: dict[int, str] = {}
+        self._frame = pd.DataFrame(columns=["step", *ROLLOUT_TYPES]) if rollouts is None else rollouts
+        self._table = self._read(self._frame)
+        super().__init__(columns=self._table.packed())
+
+    @classmethod
+    def of_run(cls, run: Run | Path | str, tokenizer: Any, steps: Collection[int] | None = None) -> RolloutInspector:
+        """The rollouts that a run has written so far, of some steps or of all."""
+        run = run if isinstance(run, Run) else Run(run)
+        return cls(run.rollouts(steps), decode=tokenizer)
+
+    @property
+    def rollouts(self) -> pd.DataFrame:
+        """The frame that is shown."""
+        return self._frame
+
+    def show(self, rollouts: pd.DataFrame, *, keep: bool = False) -> None:
+        """Show another frame. With `keep` the filters, the selected and the pinned rows stay as far as there are such rows.
+
+        Keep them where the same rollouts come with other numbers, as after a change of reward. The order stays always.
+        """
+        table = self._read(rollouts)
+        with self.hold_sync():  # one message: the page never sees the selection of one frame with the rows of another
+            stays = keep and self.selected < len(table)
+            selected = self.selected if stays else -1
+            compared = [row for row in self.compared if row < len(table)] if keep else []
+            self.selected, self.compared = -1, []
+            self._frame, self._table = rollouts, table
+            self.columns = table.packed()
+            self.filters = self.filters if keep else {}
+            self.selected, self.compared = selected, compared
+
+    def _read(self, rollouts: pd.DataFrame) -> RolloutColumns:
+        return rollout_columns(rollouts, self._decode, self._known)
+
+    def _rows(self) -> np.ndarray:
+        return self._table.shown(self.filters, self.sort)
+
+    def filtered(self) -> pd.DataFrame:
+        """The rows that the page shows, in its order; the index is the row in the frame."""
+        rows = self._rows()
+        return self._frame.iloc[rows].set_axis(rows, axis=0)
+
+    def table_f1(self, examples: int = EXAMPLES, members: int = MEMBERS) -> TableF1:
+        """The first positions shown whose truths differ, with their first rollouts, in the form of the paper's table F.1.
+
+        Raises ValueError where nothing is shown, and for less than one example or rollout.
+        """
+        for name, number in (("examples", examples), ("members", members)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        rows, cosine = self._rows(), self._table.numbers["cosine"]
+        if not len(rows):
+            raise ValueError("figure table_f1 has no data: no rollout is shown")
+        lines = []
+        for number, (group, own) in enumerate(self._table.examples(rows, examples, members), 1):
+            finite = [row for row in own if np.isfinite(cosine[row])]
+            best = max(finite, key=lambda row: cosine[row]) if len(finite) > 1 else -1
+            lines.append((f"Ex. {number}", "GT", visible(self._table.text(self._table.targets[group])), "–", ""))
+            for place, row in enumerate(own, 1):
+                value = float(cosine[row]) if row in finite else "–"
+                text = visible(self._table.text(self._table.tokens[row]))
+                lines.append(("", f"P{place}", text, value, "★" if row == best else ""))
+        frame = pd.DataFrame(lines, columns=["example", "type", "text", "cosine reward", "best"])
+        return TableF1(frame, CAPTION, monospace=["text"])
+
+    @traitlets.validate("selected")
+    def _check_selected(self, proposal: Any) -> int:
+        row, rows = proposal["value"], len(self._table)
+        if not -1 <= row < rows:
+            raise ValueError(f"selected must be -1 or a row from 0 to {rows - 1}, got {row}")
+        return row
+
+    @traitlets.validate("compared")
+    def _check_compared(self, proposal: Any) -> list[int]:
+        pinned, rows = list(dict.fromkeys(proposal["value"])), len(self._table)
+        if wrong := [row for row in pinned if not 0 <= row < rows]:
+            raise ValueError(f"compared must hold rows from 0 to {rows - 1}, got {wrong[0]}")
+        if len(pinned) > MOST_COMPARED:
+            raise ValueError(f"compared holds at most {MOST_COMPARED} rows, got {len(pinned)}")
+        return pinned
+
+    @traitlets.validate("sort")
+    def _check_sort(self, proposal: Any) -> tuple[str, bool]:
+        if proposal["value"][0] not in SORTS:
+            raise ValueError(f"sort must name one of {', '.join(SORTS)}, got {proposal['value'][0]!r}")
+        return proposal["value"]
+
+    @traitlets.validate("filters")
+    def _check_filters(self, proposal: Any) -> dict[str, Any]:
+        return check_filters(proposal["value"])
+
+    def __repr__(self) -> str:
+        """How many there are, and the first positions shown, the truth above its rollouts."""
+        table = getattr(self, "_table", None)
+        if table is None or not len(table):
+            return "RolloutInspector: no rollouts"
+        rows, (column, descending) = self._rows(), self.sort
+        order = "as they came" if column == "row" else f"by {column}, {'highest' if descending else 'lowest'} first"
+        positions = f"{len(np.unique(table.group[rows])):,} of {len(table.step):,} positions"
+        lines = [f"RolloutInspector: {len(rows):,} of {len(table):,} rollouts at {positions}, {order}"]
+        groups = dict.fromkeys(table.group[rows[:200]].tolist())
+        for group in [*groups][:4]:
+            where = f"step {table.step[group]}, sequence {table.sequence_id[group]}, position {table.position[group]}"
+            lines += [where, "  truth                " + self._cells(table.targets[group])]
+            for row in [row for row in rows[:200].tolist() if table.group[row] == group][:3]:
+                reward, advantage = (table.numbers[name][row] for name in ("reward", "advantage"))
+                lines.append(f"  {reward:7.3f} ({advantage:+.2f}) {row:>5d}  " + self._cells(table.tokens[row]))
+        return "\n".join(lines)
+
+    def _cells(self, ids: np.ndarray) -> str:
+        return "|".join(visible(self._table.strings[index])[:16] for index in ids[:12] if index)

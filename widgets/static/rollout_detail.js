@@ -1,0 +1,220 @@
+// What stands beside the list of rollouts: one rollout token by token, several side by side, table F.1, the rewards' histogram.
+
+import { histogram, isMatch, lengthOf, markdownF1, tableF1, visibleParts } from "./rollout_data.js";
+import { beginning, decimals, describe, tokenCell } from "./rollout_list.js";
+import { html, svg } from "./shared.js";
+
+const FACTS = [
+  ["reward", "reward", 3],
+  ["advantage", "advantage", 2],
+  ["cosine", "cosine", 3],
+  ["binary", "match", 2],
+  ["logprob", "log p (nats)", 2],
+  ["entropy", "entropy (nats)", 3],
+];
+const BINS = 32;
+const LONGEST_TEXT = 2000; // characters of a token of the prefix, or of a text of table F.1, that are drawn
+
+function tableOf(parent, className, heads) {
+  const table = html("table", className, parent);
+  const row = html("tr", "", html("thead", "", table));
+  for (const head of heads) html("th", "", row, head).scope = "col";
+  return html("tbody", "", table);
+}
+
+/** A text of tokens as it would be read, with signs for what cannot be seen and line breaks kept. */
+function writeTokens(parent, data, ids) {
+  for (const id of ids) {
+    if (!id) continue;
+    const token = html("span", "piece", parent);
+    for (const [text, sign] of visibleParts(beginning(data.strings[id], LONGEST_TEXT))) {
+      const spaces = sign && text[0] === "·";
+      html("span", sign ? "sign" : "", token, spaces ? text : text === "⏎" ? "⏎\n" : text);
+    }
+  }
+}
+
+// -- one rollout ------------------------------------------------------------------------------------------------------
+
+/** The selected rollout: its prefix, and truth and rollout token by token. */
+export function drawDetail(parent, { data, selected, compared }, pin) {
+  parent.replaceChildren();
+  if (selected < 0) {
+    const words = data.rows ? "Choose a rollout to see it token by token." : "No rollouts yet.";
+    html("p", "note", parent, words);
+    return;
+  }
+  const group = data.group[selected];
+  const title = describe(data, selected);
+  const top = html("div", "title", parent);
+  html("h3", "", top, title[0].toUpperCase() + title.slice(1));
+  const button = html("button", "", top, compared.includes(selected) ? "Unpin" : "Pin");
+  button.type = "button";
+  button.title = "Pin for comparison (Enter in the list)";
+  button.addEventListener("click", () => pin(selected));
+  const facts = html("dl", "facts", parent);
+  for (const [name, label, digits] of FACTS) {
+    const pair = html("div", "", facts);
+    html("dt", "", pair, label);
+    html("dd", "", pair, decimals(data.numbers[name][selected], digits));
+  }
+  html("h4", "", parent, "Prefix");
+  const prefix = html("div", "prefix", parent);
+  html("span", "sign", prefix, "…");
+  writeTokens(prefix, data, data.prefixes.subarray(group * data.prefix, (group + 1) * data.prefix));
+  html("h4", "", parent, "Token by token");
+  drawAligned(parent, data, selected);
+}
+
+function drawAligned(parent, data, row) {
+  const group = data.group[row];
+  const heads = ["", "truth", "", "rollout", "log p (nats)", ...(data.cosines ? ["cosine"] : [])];
+  const body = tableOf(parent, "aligned", heads);
+  const [long, short] = [lengthOf(data, data.tokens, row), lengthOf(data, data.targets, group)];
+  for (let i = 0; i < Math.max(long, short); i++) {
+    const line = html("tr", "", body);
+    const at = row * data.width + i;
+    const match = isMatch(data, row, i);
+    html("td", "index", line, i + 1);
+    const truth = html("td", "", line);
+    if (i < short) tokenCell(truth, data, data.targets[group * data.width + i], { truth: true });
+    html("td", match ? "same" : "unlike", line, match ? "=" : "≠").setAttribute("aria-label", match ? "equal" : "differs");
+    const rolled = html("td", "", line);
+    if (i < long) tokenCell(rolled, data, data.tokens[at], { match });
+    const logprob = html("td", "share", line);
+    shareBar(logprob, Math.exp(data.logprobs[at]), decimals(data.logprobs[at]));
+    if (i < long) logprob.title = `probability ${(Math.exp(data.logprobs[at]) * 100).toFixed(1)} %`;
+    if (data.cosines) shareBar(html("td", "share", line), data.cosines[at], decimals(data.cosines[at], 2));
+  }
+}
+
+function shareBar(cell, share, text) {
+  if (!Number.isFinite(share)) return;
+  const track = html("span", "track", cell);
+  const bar = html("span", share < 0 ? "below" : "above", track);
+  bar.style.width = `${Math.min(Math.abs(share), 1) * 100}%`;
+  html("span", "", cell, text);
+}
+
+// -- several side by side ---------------------------------------------------------------------------------------------
+
+/** The pinned rollouts, a column each; the highest of a line in bold. */
+export function drawCompared(parent, { data, compared, selected }, { choose, pin }) {
+  parent.replaceChildren();
+  parent.hidden = !compared.length;
+  if (!compared.length) return;
+  html("h3", "", parent, "Pinned rollouts side by side");
+  const table = html("table", "compared", html("div", "wide", parent));
+  const heads = html("tr", "", html("thead", "", table));
+  html("th", "", heads, "");
+  for (const row of compared) {
+    const head = html("th", row === selected ? "selected" : "", heads);
+    head.scope = "col";
+    const group = data.group[row];
+    const name = html("button", "plain", head, `step ${data.step[group]} · seq ${data.sequence_id[group]} · pos ${data.position[group]} · #${data.member[row]}`);
+    name.type = "button";
+    name.title = "Show it in the list";
+    name.addEventListener("click", () => choose(row));
+    const away = html("button", "plain", head, "×");
+    away.type = "button";
+    away.setAttribute("aria-label", `Unpin ${describe(data, row)}`);
+    away.addEventListener("click", () => pin(row));
+  }
+  const body = html("tbody", "", table);
+  const text = (label, draw) => {
+    const line = html("tr", "", body);
+    html("th", "", line, label).scope = "row";
+    for (const row of compared) draw(html("td", "", line), row);
+  };
+  text("truth", (cell, row) => drawTokens(cell, data, data.targets, data.group[row], () => ({ truth: true })));
+  text("rollout", (cell, row) =>
+    drawTokens(cell, data, data.tokens, row, (i, at) => ({ match: isMatch(data, row, i), cosine: data.cosines ? data.cosines[at] : NaN })),
+  );
+  for (const [name, label, digits] of FACTS) {
+    const values = compared.map((row) => data.numbers[name][row]);
+    const top = Math.max(...values.filter(Number.isFinite));
+    const mark = name !== "entropy" && values.some((value) => value < top);
+    text(label, (cell, row) => {
+      const value = data.numbers[name][row];
+      cell.className = mark && value === top ? "number best" : "number";
+      cell.textContent = decimals(value, digits);
+    });
+  }
+}
+
+function drawTokens(parent, data, ids, row, look) {
+  const box = html("span", "flow", parent);
+  for (let i = 0; i < lengthOf(data, ids, row); i++) tokenCell(box, data, ids[row * data.width + i], look(i, row * data.width + i));
+}
+
+// -- table F.1 --------------------------------------------------------------------------------------------------------
+
+/** Table F.1 of the first positions shown; `say` tells what became of copying. */
+export function drawTableF1(parent, { data, rows }, { close, say }) {
+  parent.replaceChildren();
+  const top = html("div", "title", parent);
+  html("h3", "", top, "Table F.1: cosine reward of rollouts beside the ground truth");
+  const table = tableF1(data, rows);
+  const copy = html("button", "", top, "Copy as Markdown");
+  copy.type = "button";
+  copy.disabled = !table.length;
+  copy.addEventListener("click", async () => say((await copied(markdownF1(table), parent)) ? "Table F.1 is copied." : "The browser does not allow copying."));
+  const shut = html("button", "", top, "Close");
+  shut.type = "button";
+  shut.addEventListener("click", close);
+  if (!table.length) {
+    html("p", "note", parent, "No rollout is shown.");
+    return;
+  }
+  const body = tableOf(parent, "f1", ["Example", "Type", "Text", "Cosine reward"]);
+  for (const { example, type, text, value, best } of table) {
+    const line = html("tr", type === "GT" ? "truth" : "", body);
+    html("th", "", line, example);
+    html("td", "", line, type);
+    html("td", "words", line, beginning(text, LONGEST_TEXT));
+    html("td", best ? "number best" : "number", line, best ? `★ ${value}` : value);
+  }
+  html("p", "note", parent, "The first positions of the list, their rollouts by number; ★ the highest of each.");
+}
+
+async function copied(text, parent) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    const area = html("textarea", "unseen", parent); // where the page may not use the clipboard by itself
+    area.value = text;
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    return done;
+  }
+}
+
+// -- histogram --------------------------------------------------------------------------------------------------------
+
+/** The rewards of what is shown, over the range of all. */
+export function drawHistogram(figure, { data, rows, range }) {
+  const picture = figure.querySelector("svg");
+  picture.replaceChildren();
+  const [low, high] = range ?? [0, 1];
+  const { counts, mean, count } = histogram(data.numbers.reward ?? [], rows, low, high, BINS);
+  const most = Math.max(1, ...counts);
+  const step = 200 / BINS;
+  counts.forEach((number, i) => {
+    const tall = number ? Math.max((number / most) * 40, 1) : 0;
+    const bar = svg("rect", { x: i * step + 0.5, y: 42 - tall, width: step - 1, height: tall }, picture);
+    const [from, to] = [i, i + 1].map((edge) => decimals(low + ((high - low) * edge) / BINS, 2));
+    svg("title", {}, bar, `${number.toLocaleString("en")} with reward ${from} to ${to}`);
+  });
+  svg("line", { class: "base", x1: 0, x2: 200, y1: 42.5, y2: 42.5 }, picture);
+  if (count) {
+    const x = ((mean - low) / (high - low)) * 200;
+    svg("line", { class: "mean", x1: x, x2: x, y1: 0, y2: 42 }, picture);
+  }
+  const [left, middle, right] = figure.querySelectorAll("figcaption span");
+  left.textContent = range ? decimals(low, 2) : "";
+  middle.textContent = count ? `reward, mean ${decimals(mean)}` : "reward";
+  right.textContent = range ? decimals(high, 2) : "";
+  picture.setAttribute("aria-label", count ? `Rewards of ${count} rollouts from ${decimals(low, 2)} to ${decimals(high, 2)}, mean ${decimals(mean)}` : "No rewards");
+}
