@@ -17,12 +17,8 @@ from widgets.figures import training_curves
 from widgets.follower import Follower, RunReader, gather
 
 
-class LiveCurves(Widget):
-    """Curves and progress of runs, finished or still training.
-
-    `runs`: run directories (paths or `Run`), which need not exist yet; more can be added later. What is drawn is the model's
-    state, so that a reload of the page shows it again. A thread follows the directories until all runs have ended.
-    """
+class Curves(Widget):
+    """Panels of curves over steps, and lines of progress, as whoever makes one sets them."""
 
     _esm = script("live_curves")
     _css = style("live_curves")
@@ -31,6 +27,14 @@ class LiveCurves(Widget):
     "Arms and panels, as `follower.gather` makes them."
     progress = traitlets.List().tag(sync=True)
     "State, step, speed, time left and error of each run."
+
+
+class LiveCurves(Curves):
+    """Curves and progress of runs, finished or still training.
+
+    `runs`: run directories (paths or `Run`), which need not exist yet; more can be added later. What is drawn is the model's
+    state, so that a reload of the page shows it again. A thread follows the directories until all runs have ended.
+    """
 
     def __init__(self, runs: Path | str | Run | Iterable[Path | str | Run] = ()) -> None:
         super().__init__()

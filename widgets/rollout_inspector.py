@@ -60,6 +60,8 @@ class RolloutInspector(Widget):
     "Rows pinned for comparison, at most 8."
     sort = traitlets.Tuple(traitlets.Unicode(), traitlets.Bool(), default_value=("row", False)).tag(sync=True)
     "A column of `rollout_columns.SORTS`, and whether the highest comes first."
+    token = traitlets.Int(-1).tag(sync=True)
+    "A token of the document: set, it filters for the rollouts that begin there. -1 and 0 change nothing."
     filters = traitlets.Dict().tag(sync=True)
     "`step`, `position`, `entropy` and `reward` as [lowest, highest], `text` and `truth` as a text held; see `rollout_columns`."
 
@@ -156,6 +158,11 @@ class RolloutInspector(Widget):
     @traitlets.validate("filters")
     def _check_filters(self, proposal: Any) -> dict[str, Any]:
         return check_filters(proposal["value"])
+
+    @traitlets.observe("token")
+    def _filter_for_token(self, change: Any) -> None:
+        if change["new"] > 0:
+            self.filters = {**self.filters, "position": [change["new"] - 1] * 2}
 
     def __repr__(self) -> str:
         """How many there are, and the first positions shown, the truth above its rollouts."""

@@ -273,6 +273,9 @@ function render({ model, el }) {
       parts.fields.write(model.get("filters"));
       redraw("rows");
     },
+    token() {
+      if (model.get("token") > 0) put("filters", { ...model.get("filters"), position: [model.get("token") - 1, model.get("token") - 1] });
+    },
     selected: () => redraw("selected"),
     compared: () => redraw("pins"),
     error() {

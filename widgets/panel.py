@@ -1,0 +1,67 @@
+"""A panel: several widgets one under the other around work that somebody else does, with what goes wrong in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import ipywidgets
+
+from widgets.notice import Notice
+
+
+class Panel(ipywidgets.VBox):
+    """What the panels of the workbench share: a `notice`, and a chain of futures whose errors are shown there.
+
+    A panel asks for something and goes on: nothing of it waits, and nothing that is raised on the way is lost.
+    """
+
+    def __init__(self) -> None:
+        self.notice = Notice()
+        super().__init__()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """With the whole text: a box would cut it after 110 letters."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        return bundle if bundle is None else bundle | {"text/plain": repr(self)}
+
+    @property
+    def error(self) -> str:
+        """What went wrong last; empty where nothing did."""
+        return self.notice.error
+
+    @error.setter
+    def error(self, sentence: str) -> None:
+        self.notice.error = sentence
+
+    def say(self, sentence: str) -> None:
+        """What happens now."""
+        self.notice.status = sentence
+
+    def after(self, begin: Callable[[], Any], *then: Callable[[Any], Any]) -> Future[Any]:
+        """Begin, and pass each result on to the next function; the future of the last one's result.
+
+        Any of them may give a future, whose result is then passed on. What one raises ends the chain: it is shown, and the
+        future raises it.
+        """
+        following: Future[Any] = Future()
+
+        def advance(step: Callable[[], Any], rest: Sequence[Callable[[Any], Any]]) -> None:
+            try:
+                result = step()
+            except Exception as error:  # the future raises it
+                self.say("")
+                self.error = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                following.set_exception(error)
+                return
+            if isinstance(result, Future):
+                result.add_done_callback(lambda finished: advance(finished.result, rest))
+            elif rest:
+                advance(lambda: rest[0](result), rest[1:])
+            else:
+                following.set_result(result)
+
+        self.error = ""
+        advance(begin, then)
+        return following

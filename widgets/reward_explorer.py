@@ -1,0 +1,292 @@
+"""The linked view: a document's tokens, the rollouts that fork from any of them, and what every reward makes of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import numpy as np
+
+from refine_lab.explore import Worker, shared_worker
+from refine_lab.explore.exploration import Document, Exploration
+from refine_lab.explore.sample import sample_document
+from refine_lab.types import RewardFunction
+from widgets.base import Widget, guarded
+from widgets.page import save_page
+from widgets.panel import Panel
+from widgets.reward_summary import RewardSummary
+from widgets.rollout_inspector import RolloutInspector
+from widgets.state_view import StateView
+from widgets.token_map import Metric, Target, TokenMap, TokenText, token_text
+
+SELECTING = ("selection", "tau", "smoothing_kernel", "num_chunks", "seed")
+"""What decides which positions are drawn."""
+DRAWING = ("group_size", "rollout_length", "temperature", "seed")
+"""What decides which tokens are rolled out."""
+
+
+class RewardExplorer(Panel):
+    """Paste a document, see where the model is unsure, click a token, and watch rollouts fork there with their rewards.
+
+    `text`: the document to begin with; none: a sample of our own. `rewards`: functions of your own beside the three, by name or
+    by the name they are defined with. `settings`: of `controls`, by name. All of it works without a page: `read`, `explore`,
+    `change`, and the traits of `token_map`, `inspector` and `summary`. Raises FileNotFoundError or ValueError for a model that
+    is not there.
+    """
+
+    def __init__(
+        self,
+        model: str = "tiny-deltanet",
+        text: str | None = None,
+        *,
+        rewards: Mapping[str, RewardFunction] | Sequence[RewardFunction] = (),
+        settings: Mapping[str, Any] | None = None,
+        worker: Worker | None = None,
+    ) -> None:
+        named = dict(rewards) if isinstance(rewards, Mapping) else {_name(function): function for function in rewards}
+        super().__init__()
+        self.exploration = Exploration(worker or shared_worker(), model, named)
+        self.exploration.set(**(settings or {}))
+        self._state_views: list[StateView] = []
+        self._positions: list[int] = []
+        self._text = TokenText("", [0])
+        self._lock = threading.RLock()
+        self.token_map = TokenMap()
+        self.inspector = RolloutInspector(decode=self.exploration.tokenizer)
+        self.summary = RewardSummary()
+        begin = sample_document(self.exploration.tokenizer) if text is None else None
+        self._source = ipywidgets.Textarea(
+            value=(begin.document + begin.question if begin else text) or "",
+            description="Document",
+            rows=4,
+            layout=ipywidgets.Layout(width="100%"),
+        )
+        self.controls = self._make_controls()
+        self.children = [self._head(), self.notice, self.token_map, self.summary, self.inspector]
+        self.token_map.observe(self._on_token, "selected")
+        self.inspector.observe(self._on_rollout, "selected")
+        self.shown = self.read()
+        "Ends when the first document is shown, with rollouts."
+
+    # -- what can be done, with a page or without ---------------------------------------------------------------------
+
+    def read(self, text: str | None = None) -> Future[Any]:
+        """Read a document (none: the one in the text field), show it, and roll out at the positions that the method draws.
+
+        The future ends when all is shown; what goes wrong is in `error` as well.
+        """
+        if text is not None:
+            self._source.value = text
+        began = time.monotonic()
+        self.say("Reading…")
+
+        def show(known: Document) -> Future[Any] | None:
+            if known is not self.exploration.document:
+                return None  # another has been asked for since
+            with self._lock:
+                self._text = token_text(self.exploration.tokenizer, known.token_ids)
+                self._positions = []
+                self._show_map()
+                self.say(f"{len(self._text):,} tokens read in {time.monotonic() - began:.1f} s.")
+                for view in self._state_views:
+                    view.follow(self.exploration)
+            return self._roll_out(self.exploration.targets())
+
+        return self.after(lambda: self.exploration.read(self._source.value), show)
+
+    def explore(self, position: int) -> Future[Any]:
+        """Roll out from the prefix that ends with the token at `position`, and show those rollouts alone."""
+        self.say(f"Rolling out after token {position}…")
+
+        def show(_: Any) -> None:
+            rows = np.flatnonzero(self.inspector.rollouts["position"].to_numpy() == position)
+            self.inspector.filters = {"position": [position, position]}
+            self.inspector.selected = int(rows[0]) if len(rows) else -1
+
+        return self.after(lambda: self._roll_out([position]), show)
+
+    def change(self, name: str, value: Any) -> Future[Any]:
+        """Set a control by name, as a hand on the page does. Raises ValueError, and changes nothing, for what cannot be."""
+        if name not in self.controls:
+            raise ValueError(f"a control must be one of {', '.join(self.controls)}, got {name!r}")
+        self.exploration.set(**{name: value})
+        self.controls[name].value = value
+        if name in SELECTING and self.exploration.document is not None:
+            with self._lock:
+                self._show_map()
+            return self._roll_out([*self.exploration.targets(), *self._positions])
+        return self._roll_out(self._positions)
+
+    def state_view(self) -> StateView:
+        """A view of the states of the document that is shown, and of every later one."""
+        view = StateView()
+        self._state_views.append(view)
+        if self.exploration.document is not None:
+            view.follow(self.exploration)
+        return view
+
+    def save_html(self, path: Path | str, title: str = "Reward explorer", *, more: Sequence[Widget] = ()) -> Path:
+        """Write what is shown as one HTML file that works offline: map, rewards and rollouts, and `more` widgets below."""
+        parts = (self.token_map, self.summary, self.inspector, *more)
+        return save_page(path, *parts, title=title, links=[(self.token_map, "selected", self.inspector, "token")])
+
+    def __repr__(self) -> str:
+        parts = [repr(part) for part in (self.token_map, self.summary, self.inspector)]
+        said = [line for line in (self.notice.status, self.error and f"error: {self.error}") if line]
+        return "\n".join([f"RewardExplorer of {self.exploration.model}", *said, *parts])
+
+    # -- what happens then --------------------------------------------------------------------------------------------
+
+    def _roll_out(self, positions: Sequence[int]) -> Future[Any]:
+        possible = [position for position in dict.fromkeys(positions) if self.exploration.can_start(position)]
+        began, document = time.monotonic(), self.exploration.document
+
+        def show(_: Any) -> None:
+            with self._lock:
+                if document is not self.exploration.document:
+                    return
+                self._positions = list(dict.fromkeys([*self._positions, *possible]))
+                self._show_rollouts()
+                self.say(self._told(time.monotonic() - began))
+
+        if not possible:
+            k = self.exploration.method.rollout_length
+            raise ValueError(f"no rollout can start there: {k} true tokens must follow in the document")
+        return self.after(lambda: self.exploration.roll_out(possible), show)
+
+    def _show_map(self, frame: Any = None) -> None:
+        exploration, reading = self.exploration, self.exploration._known.reading
+        tokens = len(self._text)
+        chance = np.full(tokens, np.nan)
+        chance[1:] = exploration.probabilities()[:-1]
+        metrics = [
+            Metric("entropy", "Entropy", "nats", reading.entropies),
+            Metric("loss", "NTP loss", "nats", reading.losses),
+            Metric("logprob", "Logprob", "nats", reading.logprobs),
+            Metric(
+                "rank",
+                "Rank of the true token",
+                "",
+                np.where(reading.ranks > 0, reading.ranks, np.nan),
+                log=True,
+                low=1,
+            ),
+            Metric("chance", "Selection probability in its chunk", "", np.where(chance > 0, chance, np.nan)),
+        ]
+        if frame is not None:
+            rewards = np.full(tokens, np.nan)
+            means = frame.groupby("position")["reward"].mean()
+            rewards[means.index.to_numpy() + 1] = means.to_numpy()
+            metrics.append(Metric("reward", f"Mean {exploration.reward} reward", "", rewards))
+        targets = [Target(position + 1, f"drawn in chunk {i}") for i, position in enumerate(exploration.targets(), 1)]
+        borders = exploration.chunk_borders()
+        self.token_map.show(
+            self._text, metrics, targets=targets, chunk_borders=borders, alternatives=self._alternatives
+        )
+
+    def _alternatives(self, tokens: Sequence[int]) -> list[list[tuple[str, float]]]:
+        """What else the model held likely in the place of each token."""
+        reading, decode = self.exploration._known.reading, self.exploration.tokenizer.decode
+        rows = []
+        for token in tokens:
+            pairs = zip(reading.alternatives[token].tolist(), reading.probabilities[token].tolist(), strict=True)
+            rows.append([] if token == 0 else [(str(decode([other])), chance) for other, chance in pairs])
+        return rows
+
+    def _show_rollouts(self) -> None:
+        frame = self.exploration.frame(self._positions)
+        self.inspector.show(frame, keep=True)
+        self.summary.show(frame, self.exploration.reward)
+        self._show_map(frame)
+
+    def _told(self, seconds: float) -> str:
+        rollouts = self.inspector.rollouts
+        means = f"mean {self.exploration.reward} reward {rollouts['reward'].mean():.3f}"
+        return f"{len(rollouts):,} rollouts at {len(self._positions)} positions, {means}; {1000 * seconds:.0f} ms."
+
+    # -- the page -----------------------------------------------------------------------------------------------------
+
+    @guarded
+    def _on_token(self, change: Any) -> None:
+        token = change["new"]
+        if token > 0 and not self._is_shown(token - 1):
+            self.explore(token - 1)
+
+    def _is_shown(self, position: int) -> bool:
+        """Whether the selected rollout stands there already: then the map follows the inspector, not the other way round."""
+        selected = self.inspector.selected
+        return selected >= 0 and int(self.inspector.rollouts["position"].iloc[selected]) == position
+
+    @guarded
+    def _on_rollout(self, change: Any) -> None:
+        if change["new"] >= 0:
+            self.token_map.selected = int(self.inspector.rollouts["position"].iloc[change["new"]]) + 1
+
+    @guarded
+    def _on_control(self, name: str, change: Any) -> None:
+        if change["new"] == self._setting(name):
+            return
+        try:
+            self.change(name, change["new"])
+        except ValueError:
+            self.controls[name].value = self._setting(name)
+            raise
+
+    @guarded
+    def _on_upload(self, change: Any) -> None:
+        for file in change["new"]:
+            self.read(bytes(file["content"]).decode("utf-8", "replace"))
+
+    def _setting(self, name: str) -> Any:
+        own = {"reward": self.exploration.reward, "seed": self.exploration.seed}
+        return own[name] if name in own else getattr(self.exploration.method, name)
+
+    def _make_controls(self) -> dict[str, Any]:
+        def number(name: str, label: str, low: float, high: float, kind: Any = ipywidgets.BoundedIntText) -> Any:
+            step = {"step": 0.1} if kind is ipywidgets.BoundedFloatText else {}
+            return kind(
+                value=self._setting(name), min=low, max=high, description=label, **step, layout=narrow, style=style
+            )
+
+        narrow, style = ipywidgets.Layout(width="12.5em"), {"description_width": "6.5em"}
+        choice: dict[str, Any] = {"layout": narrow, "style": style}
+        controls = {
+            "reward": ipywidgets.Dropdown(
+                options=[*self.exploration.rewards], value="cosine", description="reward", **choice
+            ),
+            "group_by": ipywidgets.Dropdown(
+                options=["prefix", "sequence"], value="prefix", description="grouped by", **choice
+            ),
+            "rollout_length": number("rollout_length", "k (tokens)", 1, 64),
+            "group_size": number("group_size", "n (rollouts)", 1, 64),
+            "temperature": number("temperature", "temperature", 0.01, 10, ipywidgets.BoundedFloatText),
+            "num_chunks": number("num_chunks", "c (chunks)", 1, 256),
+            "selection": ipywidgets.Dropdown(
+                options=["entropy", "uniform", "argmax", "argmin"], value="entropy", description="selection", **choice
+            ),
+            "tau": number("tau", "tau", 0.01, 100, ipywidgets.BoundedFloatText),
+            "smoothing_kernel": number("smoothing_kernel", "smoothing", 1, 101),
+            "seed": number("seed", "seed", 0, 2**31),
+        }
+        for name, control in controls.items():
+            control.observe(lambda change, name=name: self._on_control(name, change), "value")
+        return controls
+
+    def _head(self) -> ipywidgets.VBox:
+        button = ipywidgets.Button(description="Read", button_style="primary", tooltip="Read the document above")
+        button.on_click(lambda _: self.read())
+        upload = ipywidgets.FileUpload(accept=".txt,.md,.py,.json,.csv,.html", description="Open a file")
+        upload.observe(self._on_upload, "value")
+        wrap = ipywidgets.Layout(flex_flow="row wrap")
+        return ipywidgets.VBox(
+            [self._source, ipywidgets.HBox([button, upload]), ipywidgets.Box([*self.controls.values()], layout=wrap)]
+        )
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", repr(function))

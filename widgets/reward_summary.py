@@ -1,0 +1,80 @@
+"""Rewards of many rollouts at a glance: how they are spread, and what they go with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import traitlets
+
+from refine_lab.explore.rollouts import correlations
+from widgets.base import Widget, script, style
+
+BINS = 24
+COLUMNS = {
+    "entropy": ("entropy", "nats"),
+    "exact match": ("binary", "share of tokens"),
+    "logprob of the truth": ("target_logprob", "nats"),
+}
+"""What rewards are held against, as `explore.rollouts.correlations` names it: column of the frame, and its unit."""
+MOST_POINTS = 4000
+"""Drawn of a scatter; of more, every so many."""
+
+
+class RewardSummary(Widget):
+    """The distribution of rewards, and their correlation with entropy, exact match and the true continuation's logprob.
+
+    `rollouts`: a frame of `explore.rollouts.assess`; none shows nothing. Pearson's r is over all rollouts.
+    """
+
+    _esm = script("reward_summary")
+    _css = style("reward_summary")
+
+    summary = traitlets.Dict().tag(sync=True)
+    "Histogram, mean and spread of the rewards, and a scatter for each thing that they are held against."
+
+    def __init__(self, rollouts: pd.DataFrame | None = None, reward: str = "reward") -> None:
+        super().__init__()
+        self.show(rollouts, reward)
+
+    def show(self, rollouts: pd.DataFrame | None, reward: str = "reward") -> None:
+        """Show other rollouts; `reward` is what the axis is called. Raises ValueError for a frame without the columns."""
+        self._correlations = pd.DataFrame(columns=["with", "r", "rollouts"])
+        if rollouts is None or rollouts.empty:
+            self.summary = {}
+            return
+        if missing := [name for name in ("reward", *(c for c, _ in COLUMNS.values())) if name not in rollouts]:
+            raise ValueError(f"rollouts must have a column {missing[0]!r}, got {', '.join(map(str, rollouts))}")
+        values = rollouts["reward"].to_numpy(dtype=float)
+        counts, edges = np.histogram(values, bins=BINS if values.std() > 1e-12 else 1)
+        self._correlations = correlations(rollouts)
+        stride = -(-len(rollouts) // MOST_POINTS)
+        panels = []
+        for name, r, _ in self._correlations.itertuples(index=False):
+            column, unit = COLUMNS[name]
+            x = rollouts[column].to_numpy(dtype="<f4")[::stride]
+            panels.append({"title": name, "unit": unit, "x": x.tobytes(), "r": None if np.isnan(r) else float(r)})
+        self.summary = {
+            "reward": reward,
+            "rollouts": len(rollouts),
+            "mean": float(values.mean()),
+            "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+            "counts": counts.tolist(),
+            "edges": edges.tolist(),
+            "y": values[::stride].astype("<f4").tobytes(),
+            "panels": panels,
+        }
+
+    @property
+    def correlations(self) -> pd.DataFrame:
+        """As `explore.rollouts.correlations` gives them."""
+        return self._correlations
+
+    def __repr__(self) -> str:
+        if not self.summary:
+            return "RewardSummary: no rollouts"
+        facts = self.summary
+        lines = [f"{facts['reward']} reward of {facts['rollouts']} rollouts: {facts['mean']:.3f} ± {facts['std']:.3f}"]
+        for panel in facts["panels"]:
+            r = "does not vary" if panel["r"] is None else f"r = {panel['r']:+.2f}"
+            lines.append(f"  with {panel['title']}: {r}")
+        return "\n".join(lines)

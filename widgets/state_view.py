@@ -1,0 +1,138 @@
+"""What the fast weights hold along a document: every head's state as a strip, and the tokens that write most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import traitlets
+
+from refine_lab.explore.exploration import Exploration
+from refine_lab.explore.states import StateSummary
+from widgets.base import Widget, script, style
+from widgets.tables import visible
+
+MEASURES = {
+    "norm": ("norms", "Norm of the state", "Frobenius"),
+    "rank": ("effective_ranks", "Effective rank of the state", "of its singular values"),
+    "change": ("changes", "Change since the place before", "relative to its norm"),
+}
+"""Name of a measure -> field of `StateSummary`, title, unit."""
+POSITIONS = 64
+"""Places of a document at which its states are looked at, at most."""
+STRONGEST = 12
+"""Tokens listed as writing most in a head."""
+
+
+class StateView(Widget):
+    """Norm, effective rank and change of every layer's and head's state along a document, and where writes are strongest.
+
+    `summary`: of `explore.Session.states`; `text_of`: from the number of a token to its text. A row is a head of a state
+    matrix, a column a place of the document. Choosing a row shows how strongly each token writes there.
+    """
+
+    _esm = script("state_view")
+    _css = style("state_view")
+
+    states = traitlets.Dict().tag(sync=True)
+    "Rows, places, the three measures and the write strengths, packed; set by `show`."
+    measure = traitlets.Enum([*MEASURES], "norm").tag(sync=True)
+    "What colours the strips."
+    row = traitlets.Int(0).tag(sync=True)
+    "The chosen row."
+    place = traitlets.Int(-1).tag(sync=True)
+    "The chosen token of the document, or -1."
+
+    def __init__(self, summary: StateSummary | None = None, text_of: Callable[[int], str] = str) -> None:
+        self.summary: StateSummary | None = None
+        self.shown: Future[Any] | None = None
+        super().__init__()
+        if summary is not None:
+            self.show(summary, text_of)
+
+    def follow(self, exploration: Exploration, positions: int = POSITIONS) -> Future[Any]:
+        """Ask for the states of the document that an exploration has read, and show them; the future, `shown`, ends then.
+
+        Raises ValueError where none has been read, and for no positions.
+        """
+        if exploration.document is None:
+            raise ValueError("no document has been read yet")
+        if positions < 1:
+            raise ValueError(f"positions must be at least 1, got {positions}")
+        ids = exploration.document.token_ids
+        places = np.unique(np.linspace(0, len(ids) - 1, min(positions, len(ids))).astype(int)).tolist()
+        self.status = f"Looking at the states after {len(places)} of {len(ids):,} tokens…"
+        shown = self.shown = Future()
+
+        def done(future: Future[StateSummary]) -> None:
+            try:
+                self.show(future.result(), lambda token: str(exploration.tokenizer.decode([int(ids[token])])))
+                self.error, self.status = "", ""
+                shown.set_result(None)
+            except Exception as error:  # shown where the user looks, and raised by the future
+                self.error, self.status = str(error), ""
+                shown.set_exception(error)
+
+        asked = exploration.worker.submit("states", model=exploration.model, token_ids=ids, positions=places)
+        asked.add_done_callback(done)
+        return shown
+
+    def show(self, summary: StateSummary, text_of: Callable[[int], str] = str) -> None:
+        """Show the states of another document or model."""
+        heads = [(m, h) for m in range(len(summary.names)) for h in range(summary.norms.shape[1])]
+        heads = [(m, h) for m, h in heads if np.isfinite(summary.norms[m, h]).any()]
+        rows = [
+            {"layer": summary.layers[m], "name": summary.names[m], "head": h, **self._writes(summary, m, h, text_of)}
+            for m, h in heads
+        ]
+        measures = []
+        for name, (field, title, unit) in MEASURES.items():
+            values = np.array([getattr(summary, field)[m, h] for m, h in heads], dtype="<f4")
+            measures.append({"name": name, "title": title, "unit": unit, "values": values.tobytes()})
+        writes = np.nan_to_num(summary.write_strengths).astype("<f4")
+        with self.hold_sync():
+            self.summary, self.row, self.place = summary, 0, -1
+            self.states = {
+                "rows": rows,
+                "places": summary.positions.astype("<u4").tobytes(),
+                "tokens": int(writes.shape[2]),
+                "measures": measures,
+                "writes": writes.tobytes(),
+                "heads": int(writes.shape[1]),
+            }
+
+    @traitlets.validate("row")
+    def _check_row(self, proposal: Any) -> int:
+        rows = len(self.states.get("rows", []))
+        if not 0 <= proposal["value"] < max(rows, 1):
+            raise ValueError(f"row must be from 0 to {max(rows - 1, 0)}, got {proposal['value']}")
+        return proposal["value"]
+
+    @staticmethod
+    def _writes(summary: StateSummary, matrix: int, head: int, text_of: Callable[[int], str]) -> dict[str, Any]:
+        """Which line of the write strengths is the row's, and its strongest tokens; -1 where the layer does not tell."""
+        layer = summary.layers[matrix]
+        if layer not in summary.write_layers or head >= summary.write_strengths.shape[1]:
+            return {"writes": -1, "strongest": []}
+        number = summary.write_layers.index(layer)
+        strengths = summary.write_strengths[number, head]
+        order = np.argsort(-np.nan_to_num(strengths, nan=-np.inf), kind="stable")[:STRONGEST].tolist()
+        strongest = [{"token": i, "text": visible(text_of(i)), "strength": float(strengths[i])} for i in order]
+        return {"writes": number * summary.write_strengths.shape[1] + head, "strongest": strongest}
+
+    def __repr__(self) -> str:
+        """A line a row: norm, effective rank and change at the last place, and its strongest writes."""
+        if self.summary is None:
+            return self.status or "StateView: no states"
+        rows, places = self.states["rows"], self.summary.positions
+        lines = [f"StateView: {len(rows)} heads at {len(places)} places, the last after token {places[-1]}"]
+        values = {
+            m["name"]: np.frombuffer(m["values"], "<f4").reshape(len(rows), -1)[:, -1] for m in self.states["measures"]
+        }
+        for i, row in enumerate(rows[:16]):
+            numbers = f"norm {values['norm'][i]:.3f}, rank {values['rank'][i]:.1f}, change {values['change'][i]:.2f}"
+            writes = " ".join(each["text"] for each in row["strongest"][:4])
+            lines.append(f"  layer {row['layer']} {row['name']} head {row['head']}: {numbers}; writes most at {writes}")
+        return "\n".join(lines + ([f"  … {len(rows) - 16} more"] if len(rows) > 16 else []))

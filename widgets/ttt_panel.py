@@ -1,0 +1,291 @@
+"""Test-time training live: adapt a model to a pasted document, watch it, stop at any step, compare, and put it back."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import numpy as np
+
+from refine_lab.config import RefineConfig
+from refine_lab.explore import Worker, shared_worker
+from refine_lab.explore.exploration import Exploration
+from refine_lab.explore.sample import sample_document
+from refine_lab.ttt.config import TTTConfig
+from widgets.base import guarded
+from widgets.live_curves import Curves
+from widgets.page import save_page
+from widgets.panel import Panel
+from widgets.series import way_styles
+from widgets.token_map import Metric, TokenMap, TokenText, token_text
+
+CURVES = (
+    ("loss", "NTP loss of the prompt", "nats per token"),
+    ("entropy", "Mean entropy of the prompt", "nats per token"),
+)
+"""Of every step and before the first: key, title, unit."""
+REWARDS = ("binary", "cosine", "hybrid")
+
+
+class TTTPanel(Panel):
+    """Adapt to a document and its question by REFINE or SFT, see loss, reward and entropy step by step, and both answers.
+
+    The weights stay moved after a stop or the last step, until `reset`, which puts them back bit for bit. All of it works
+    without a page: `start`, `stop`, `reset`, `answers`, `steps` and the traits of `curves` and `token_map`. Raises
+    FileNotFoundError or ValueError for a model that is not there.
+    """
+
+    def __init__(
+        self,
+        model: str = "tiny-deltanet",
+        text: str | None = None,
+        question: str | None = None,
+        *,
+        worker: Worker | None = None,
+    ) -> None:
+        super().__init__()
+        self.worker = worker or shared_worker()
+        self.exploration = Exploration(self.worker, model)
+        self.model = model
+        self.steps: list[dict[str, float]] = []
+        "Of each step, from 0 (before): `step`, `loss`, `entropy`, and `reward` where there are rollouts."
+        self.answers: dict[str, str] = {}
+        "`before` and `after`, as far as they have been given."
+        self._job: Future[Any] | None = None
+        self._stopping = False
+        self._fingerprint: str | None = None
+        self.curves, self.token_map = Curves(), TokenMap()
+        begin = sample_document(self.exploration.tokenizer)
+        self.fields = self._make_fields(*((begin.document, begin.question) if text is None else (text, question or "")))
+        self.children = self._laid_out()
+        self._show_answers()
+        self._enable(running=False)
+
+    # -- what can be done, with a page or without ---------------------------------------------------------------------
+
+    def start(self) -> Future[Any]:
+        """Answer, adapt, answer again, and show the change; the future ends with the last of it.
+
+        Going on from weights that are moved already. Raises ValueError, in the future and in `error`, for what cannot be.
+        """
+        self.steps, self.answers = [], {}
+        self._stopping = False
+        self._show_answers()
+        self.token_map.show(None)
+        self._enable(running=True)
+        chain = self.after(self._begin, self._adapt, self._finish, self._show_change)
+        chain.add_done_callback(lambda _: self._enable(running=False))
+        return chain
+
+    def stop(self) -> None:
+        """End after the step that is being made; what was learned stays."""
+        self._stopping = True
+        if self._job is not None:
+            self.say("Stopping after this step…")
+            self.worker.stop(self._job)
+
+    def reset(self) -> Future[Any]:
+        """Put the weights back; the future gives the number of updates undone. Says whether every bit is as before."""
+
+        def check(undone: int) -> Future[Any]:
+            def told(now: str) -> int:
+                same = self._fingerprint in (None, now)
+                state = "bit for bit as they were loaded" if same else "NOT as they were loaded"
+                self.say(f"Weights {state}; {undone} updates undone.")
+                self.fields["weights"].value = "weights: as loaded" if same else "weights: differ from those loaded"
+                return undone
+
+            return self.after(lambda: self.worker.submit("fingerprint", model=self.model), told)
+
+        return self.after(lambda: self.worker.submit("reset", model=self.model), check)
+
+    @property
+    def config(self) -> TTTConfig:
+        """What the fields say. Raises ValueError for what cannot be."""
+        fields = {name: field.value for name, field in self.fields.items()}
+        method = None
+        if fields["method"] == "REFINE":
+            method = RefineConfig(reward=fields["reward"], nsp_coef=0.4)  # table 2
+        return TTTConfig(method=method, steps=fields["steps"], lr=fields["lr"])
+
+    @property
+    def running(self) -> bool:
+        """Whether steps are being made."""
+        return self._job is not None and not self._job.done()
+
+    def save_html(self, path: Path | str, title: str = "Test-time training") -> Path:
+        """Write curves and document as one HTML file that works offline."""
+        return save_page(path, self.curves, self.token_map, title=title)
+
+    def __repr__(self) -> str:
+        lines = [f"TTTPanel of {self.model}: {self.fields['method'].value}, {max(len(self.steps) - 1, 0)} steps"]
+        lines += [f"  {name}: {answer!r}" for name, answer in self.answers.items()]
+        for row in self.steps[:1] + self.steps[-1:] if len(self.steps) > 1 else self.steps:
+            numbers = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "step")
+            lines.append(f"  step {row['step']}: {numbers}")
+        return "\n".join([*lines, *([self.notice.status] if self.notice.status else []), repr(self.token_map)])
+
+    # -- what happens then --------------------------------------------------------------------------------------------
+
+    def _begin(self) -> Future[Any]:
+        """Before the first step: the weights' digest, the reading and the answer."""
+        self._config = self.config
+        self._ids = self.exploration.tokens_of(self.fields["document"].value + self.fields["question"].value)
+        self.say(f"Reading {len(self._ids):,} tokens…")
+        ask = self.worker.submit
+        known = ask("open", model=self.model), ask("fingerprint", model=self.model)
+        return _all([*known, *self._look()])
+
+    def _adapt(self, known: list[Any]) -> Future[Any]:
+        facts, fingerprint, self._before, answer = known
+        if not facts["updates"]:
+            self._fingerprint = fingerprint
+        self._answered("before", answer)
+        self._add({"step": 0, **_means(self._before)})
+        self._began = time.monotonic()
+        arguments = {"token_ids": self._ids, "config": self._config}
+        self._job = self.worker.submit("adapt", self._stepped, model=self.model, **arguments)
+        if self._stopping:
+            self.worker.stop(self._job)
+        return self._job
+
+    def _stepped(self, step: Any) -> None:
+        row = {"step": step.number, "loss": step.loss, "entropy": step.entropy}
+        if "reward_mean" in step.metrics:
+            row["reward"] = step.metrics["reward_mean"]
+        self._add(row)
+        left = (time.monotonic() - self._began) / step.number * (self._config.steps - step.number)
+        note = f" {step.note}." if step.note else ""
+        if not self._stopping:
+            self.say(
+                f"Step {step.number} of {self._config.steps}, {step.tokens_per_second:,.0f} tokens/s, {left:.0f} s left.{note}"
+            )
+
+    def _finish(self, _: Any) -> Future[Any]:
+        return _all(self._look())
+
+    def _look(self) -> list[Future[Any]]:
+        """How the model reads the prompt now, and what it answers."""
+        most = self.fields["answer_tokens"].value
+        return [
+            self.worker.submit("read", model=self.model, token_ids=self._ids),
+            self.worker.submit("answer", model=self.model, token_ids=self._ids, max_tokens=most),
+        ]
+
+    def _show_change(self, known: list[Any]) -> None:
+        after, answer = known
+        self._answered("after", answer)
+        text: TokenText = token_text(self.exploration.tokenizer, self._ids)
+        change = after.entropies - self._before.entropies
+        self.token_map.show(
+            text,
+            [
+                Metric("entropy_change", "Change in entropy", "nats", change, diverging=True),
+                Metric("loss_change", "Change in NTP loss", "nats", after.losses - self._before.losses, diverging=True),
+                Metric("entropy_before", "Entropy before", "nats", self._before.entropies),
+                Metric("entropy_after", "Entropy after", "nats", after.entropies),
+            ],
+        )
+        made = len(self.steps) - 1
+        self.fields["weights"].value = f"weights: moved by {made} updates; Reset puts them back"
+        stopped = " (stopped)" if made < self._config.steps else ""
+        self.say(f"{made} steps{stopped}: mean entropy {np.nanmean(change):+.4f} nats a token.")
+
+    def _answered(self, when: str, text: str) -> None:
+        self.answers[when] = text
+        self._show_answers()
+
+    def _show_answers(self) -> None:
+        for when in ("before", "after"):
+            self.fields[when].value = self.answers.get(when, "")
+
+    def _add(self, row: dict[str, float]) -> None:
+        self.steps.append(row)
+        way = "refine" if self._config.method else "sft"
+        style = way_styles([way])[way]
+        panels = []
+        for key, title, unit in (*CURVES, ("reward", "Reward of the step's rollouts", "mean")):
+            found = [(each["step"], each[key]) for each in self.steps if key in each]
+            if found:
+                x, y = (np.array(column, dtype="<f4").tobytes() for column in zip(*found, strict=True))
+                lines = [{"arm": way, "seed": 0, "x": x, "y": y}]
+                panels.append({"name": key, "title": title, "unit": unit, "marks": True, "lines": lines})
+        arms = [{"arm": way, "label": style.label, "symbol": style.symbol, "look": 2 if way == "refine" else 1}]
+        self.curves.curves = {"arms": arms, "panels": panels}
+
+    # -- the page -----------------------------------------------------------------------------------------------------
+
+    def _enable(self, *, running: bool) -> None:
+        self.buttons["stop"].disabled = not running
+        for name in ("start", "reset"):
+            self.buttons[name].disabled = running
+
+    @guarded
+    def _on_method(self, change: Any) -> None:
+        self.fields["reward"].disabled = change["new"] != "REFINE"
+
+    def _make_fields(self, document: str, question: str) -> dict[str, Any]:
+        wide, style = ipywidgets.Layout(width="100%"), {"description_width": "6em"}
+        narrow: dict[str, Any] = {"layout": ipywidgets.Layout(width="13em"), "style": style}
+        wide_style: dict[str, Any] = {"layout": wide, "style": style}
+        fields = {
+            "document": ipywidgets.Textarea(value=document, description="Document", rows=5, **wide_style),
+            "question": ipywidgets.Textarea(value=question, description="Question", rows=2, **wide_style),
+            "method": ipywidgets.Dropdown(options=["REFINE", "SFT"], description="method", **narrow),
+            "reward": ipywidgets.Dropdown(options=REWARDS, description="reward", **narrow),
+            "steps": ipywidgets.BoundedIntText(value=20, min=1, max=10_000, description="steps", **narrow),
+            "lr": ipywidgets.FloatText(value=1e-4, step=1e-5, description="learning rate", **narrow),
+            "answer_tokens": ipywidgets.BoundedIntText(value=8, min=1, max=512, description="answer ≤", **narrow),
+            "weights": ipywidgets.Label("weights: as loaded"),
+            "before": ipywidgets.Textarea(description="before", disabled=True, rows=2, **wide_style),
+            "after": ipywidgets.Textarea(description="after", disabled=True, rows=2, **wide_style),
+        }
+        fields["method"].observe(self._on_method, "value")
+        return fields
+
+    def _laid_out(self) -> list[Any]:
+        self.buttons = {
+            "start": ipywidgets.Button(
+                description="Adapt", button_style="primary", tooltip="Adapt to document and question"
+            ),
+            "stop": ipywidgets.Button(description="Stop", tooltip="Stop after this step; what was learned stays"),
+            "reset": ipywidgets.Button(description="Reset", tooltip="Put the weights back as they were loaded"),
+        }
+        for name, button in self.buttons.items():
+            button.on_click(lambda _, name=name: getattr(self, name)())
+        wrap = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
+        settings = [self.fields[name] for name in ("method", "reward", "steps", "lr", "answer_tokens")]
+        answers = ipywidgets.HBox([self.fields["before"], self.fields["after"]])
+        return [
+            self.fields["document"],
+            self.fields["question"],
+            ipywidgets.Box(settings, layout=wrap),
+            ipywidgets.Box([*self.buttons.values(), self.fields["weights"]], layout=wrap),
+            self.notice,
+            self.curves,
+            answers,
+            self.token_map,
+        ]
+
+
+def _means(reading: Any) -> dict[str, float]:
+    return {"loss": float(np.nanmean(reading.losses)), "entropy": float(np.nanmean(reading.entropies))}
+
+
+def _all(futures: list[Future[Any]]) -> Future[list[Any]]:
+    """The future of all results, in their order."""
+    gathered: Future[list[Any]] = Future()
+
+    def done(_: Any) -> None:
+        if not gathered.done() and all(future.done() for future in futures):
+            try:
+                gathered.set_result([future.result() for future in futures])
+            except Exception as error:  # the future raises it
+                gathered.set_exception(error)
+
+    for future in futures:
+        future.add_done_callback(done)
+    return gathered
