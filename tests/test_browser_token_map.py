@@ -19,7 +19,7 @@ from widgets.page import page as page_of
 from widgets.token_map import Alternatives, Metric, Target, TokenMap, TokenText
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
-from test_browser_midtrain import TOKEN, serve  # noqa: E402
+from lab import TOKEN, serve  # noqa: E402
 
 pytestmark = pytest.mark.browser
 
