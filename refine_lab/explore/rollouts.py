@@ -139,28 +139,30 @@ def assess(
     longest = min(each.shape[1] for each in rollouts)
     k = longest if k is None else k
     require(1 <= k <= longest, "k", k, f"from 1 to {longest}, the tokens that were rolled out")
-    counted, frames = checked(reward), []
-    for each in rollouts:
-        arguments = each.arguments(k)
-        shared = {"step": 0, "sequence_id": 0, "position": each.position, "entropy": each.entropy}
-        cosines = F.cosine_similarity(arguments[2], arguments[3], dim=-1)
-        frames.append(
-            pd.DataFrame(
-                {
-                    "member": np.arange(len(each.rollout_ids)),
-                    "prefix_ids": [each.prefix_ids.tolist()] * len(each.rollout_ids),
-                    "rollout_ids": arguments[0].tolist(),
-                    "target_ids": arguments[1].tolist(),
-                    "logprobs": arguments[4].tolist(),
-                    "target_logprob": float(each.target_logprobs[:k].sum()),
-                    "cosines": cosines.tolist(),
-                    "cosine": cosine(*arguments).numpy(),
-                    "binary": binary(*arguments).numpy(),
-                    "reward": counted(*arguments).float().numpy(),
-                }
-            ).assign(**shared)
-        )
-    frame = pd.concat(frames, ignore_index=True)
+    arguments = tuple(torch.cat(column) for column in zip(*(each.arguments(k) for each in rollouts), strict=True))
+    sizes = [len(each.rollout_ids) for each in rollouts]
+
+    def of_each(values: Sequence[object]) -> list[object]:
+        return [value for value, size in zip(values, sizes, strict=True) for _ in range(size)]
+
+    frame = pd.DataFrame(
+        {
+            "step": 0,
+            "sequence_id": 0,
+            "position": of_each([each.position for each in rollouts]),
+            "member": [member for size in sizes for member in range(size)],
+            "prefix_ids": of_each([each.prefix_ids.tolist() for each in rollouts]),
+            "rollout_ids": arguments[0].tolist(),
+            "target_ids": arguments[1].tolist(),
+            "logprobs": arguments[4].tolist(),
+            "entropy": of_each([each.entropy for each in rollouts]),
+            "target_logprob": of_each([float(each.target_logprobs[:k].sum()) for each in rollouts]),
+            "cosines": F.cosine_similarity(arguments[2], arguments[3], dim=-1).tolist(),
+            "cosine": cosine(*arguments).numpy(),
+            "binary": binary(*arguments).numpy(),
+            "reward": checked(reward)(*arguments).float().numpy(),
+        }
+    )
     return frame.assign(advantage=_advantages(frame, group_by))
 
 
