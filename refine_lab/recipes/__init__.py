@@ -17,6 +17,7 @@ from refine_lab.recipes.posttraining import (
     paper_posttrain_release_updates,
     posttrain,
     posttrain_release_updates,
+    posttrain_searched,
 )
 from refine_lab.recipes.pretraining import Stage, pretrain, pretrain_lact
 from refine_lab.recipes.testtime import TTT_WAYS, ttt_paper, ttt_paper_release_updates, ttt_per_prompt
@@ -38,6 +39,7 @@ __all__ = [
     "paper_posttrain_release_updates",
     "posttrain",
     "posttrain_release_updates",
+    "posttrain_searched",
     "posttraining_recipe",
     "pretrain",
     "pretrain_lact",
@@ -63,6 +65,7 @@ RECIPES: dict[str, Recipe] = {
 POSTTRAINING: dict[str, Recipe] = {
     "posttrain": posttrain,
     "posttrain_release_updates": posttrain_release_updates,
+    "posttrain_searched": posttrain_searched,
     "paper_posttrain": paper_posttrain,
     "paper_posttrain_release_updates": paper_posttrain_release_updates,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from refine_lab.config import DataConfig, RefineConfig, TaskConfig, TrainConfig, require
@@ -75,6 +76,17 @@ def posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
 def posttrain_release_updates(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
     """`posttrain` with the updates that the paper's release makes: nested SFT one on the prompts, nested REFINE four."""
     return release_updates(posttrain(arm, seed), "nested_sft", "posttrain_release_updates")
+
+
+def posttrain_searched(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
+    """`posttrain` of tiny-deltanet, each way with the best of eight settings on validation examples (docs/log.md)."""
+    config = replace(posttrain(arm, seed), recipe="posttrain_searched")
+    if arm == "sft":
+        return replace(config, lr=1e-3, steps=50, max_grad_norm=0.3)
+    if arm == "nested_sft":
+        return replace(config, mini_batch_size=16)  # one inner update
+    assert config.method is not None
+    return replace(config, lr=1e-3, steps=50, method=replace(config.method, nsp_coef=1.0))
 
 
 def _paper_hybrid() -> RefineConfig:
