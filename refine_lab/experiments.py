@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,21 @@ def check_inputs(configs: Sequence[TrainConfig]) -> None:
             next(documents(source, "train", config.data.text_column, manifest))
 
 
+def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
+    """The settings in which runs differ: a row a setting, a column a run, all texts; "–" where one has none."""
+    flat = {run.name: dict(_flattened(json.loads(to_json(run.config)))) for run in runs}
+    table = pd.DataFrame(flat).rename_axis("setting").fillna("–")
+    return table[table.nunique(axis=1) > 1].reset_index()
+
+
+def _flattened(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flattened(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", json.dumps(value, ensure_ascii=False)
+
+
 def metrics(runs: Iterable[Run]) -> pd.DataFrame:
     """A row a batch of every run, with `arm` and `seed`."""
     return _joined((run, run.metrics()) for run in runs)
@@ -227,8 +243,9 @@ def joined_stages(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:
-    """The tokenizer in a run's last checkpoint."""
-    return AutoTokenizer.from_pretrained(resolve(str(run.path)))
+    """The tokenizer in a run's last checkpoint, or where there is none yet that of its model."""
+    name = run.config.model.removeprefix("new:") if run.latest_checkpoint() is None else str(run.path)
+    return AutoTokenizer.from_pretrained(resolve(name))
 
 
 def last_rollouts(runs: Iterable[Run], steps: int = 5) -> pd.DataFrame:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAPERMILL = str(Path(sys.executable).with_name("papermill"))
 
 
-def execute(notebook: str, folder: Path, **values: Any) -> tuple[int, str]:
+def execute(notebook: str, folder: Path, /, **values: Any) -> tuple[int, str]:
     """Its exit status and output; the executed notebook is `folder`/out.ipynb, runs are in `folder`/runs."""
     environ = {**os.environ, "REFINE_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
     words = [word for name, value in values.items() for word in ("-p", name, str(value))]

@@ -52,6 +52,14 @@ class LiveCurves(Curves):
         if self._update():
             self.start()
 
+    def show(self, *runs: Path | str | Run) -> None:
+        """Follow these runs and no others."""
+        paths = {run.path if isinstance(run, Run) else Path(run).absolute() for run in runs}
+        with self._lock:
+            self._readers = [reader for reader in self._readers if reader.path in paths]
+            self.progress = []  # so that what stays is drawn anew
+        self.add(*runs)
+
     def start(self) -> None:
         """Follow the runs, also after `stop` or when a run that had ended is taken up again."""
         if self._follower is None or not self._follower.is_alive():

@@ -1,0 +1,125 @@
+"""The monitor on real run directories: what it shows, what it compares, and runs that it starts and stops."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from refine_lab.config import DataConfig, TrainConfig
+from refine_lab.experiments import config_differences
+from refine_lab.records import Run, RunWriter
+from refine_lab.run_files import ROLLOUT_TYPES
+from widgets.run_monitor import RunMonitor
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+def write_run(folder: Path, seed: int, lr: float = 1e-4, steps: int = 4) -> Run:
+    """A finished run of REFINE with rollouts of every step."""
+    config = TrainConfig(recipe="tiny", steps=steps, batch_size=2, mini_batch_size=2, seed=seed, lr=lr)
+    with RunWriter.create(config, folder) as writer:
+        for step in range(1, steps + 1):
+            writer.train(step, {"ntp_loss": 3 - step / 10, "reward_mean": 0.5, "tokens_per_second": 5000.0})
+            row = {"sequence_id": 0, "position": 20 + step, "member": 0, "prefix_ids": [5, 6], "rollout_ids": [7, 8]}
+            row |= {"target_ids": [7, 9], "logprobs": [-1.0, -2.0], "entropy": 1.0, "cosine": 0.5, "binary": 0.5}
+            row |= {"reward": 0.5, "advantage": 0.0}
+            writer.rollouts(step, {name: [row[name]] for name in ROLLOUT_TYPES})
+        writer.flush()
+        writer.status("finished")
+        return writer.run
+
+
+@pytest.fixture
+def watch() -> Iterator[Callable[[Path], RunMonitor]]:
+    """Makes monitors, and ends what follows the runs."""
+    made: list[RunMonitor] = []
+
+    def make(folder: Path) -> RunMonitor:
+        made.append(RunMonitor(folder))
+        return made[-1]
+
+    yield make
+    for monitor in made:
+        monitor.curves.close()
+
+
+def test_settings_that_differ(tmp_path: Path) -> None:
+    one, other = write_run(tmp_path, 0), write_run(tmp_path, 1, lr=1e-3)
+    table = config_differences([one, other]).set_index("setting")
+    assert table.index.tolist() == ["lr", "seed"]
+    assert table.loc["lr"].tolist() == ["0.0001", "0.001"]
+    assert config_differences([one]).empty
+    sft = replace(one.config, method=None, data=DataConfig(sources={HOSTILE: 1.0}))
+    with RunWriter.create(sft, tmp_path) as writer:
+        table = config_differences([one, writer.run]).set_index("setting")
+    assert table.loc["method.reward"].tolist() == ['"cosine"', "–"]
+    assert json.loads(table.loc[f"data.sources.{HOSTILE}"].iloc[1]) == 1.0
+
+
+def test_runs_are_followed_compared_and_looked_into(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    runs = [write_run(tmp_path, seed, lr) for seed, lr in ((0, 1e-4), (1, 1e-3), (2, 1e-4))]
+    monitor = watch(tmp_path)
+    assert [run.name for run in monitor.runs] == [run.name for run in reversed(runs)]  # the newest first
+    assert len(monitor.curves.progress) == 3
+    monitor.choice.value = (runs[0].name, runs[1].name)
+    assert {row["name"] for row in monitor.curves.progress} == {runs[0].name, runs[1].name}
+    assert "<td" in monitor.differences.value and "0.001" in monitor.differences.value
+    assert (monitor.step.value, monitor.step.max) == (4, 4)
+    assert monitor.inspector.rollouts["position"].tolist() == [24]
+    monitor.step.value = 2
+    assert monitor.inspector.rollouts["position"].tolist() == [22]
+    assert monitor.notice.status == f"1 rollouts of step 2 of {runs[0].name}."
+    assert "rollouts of step 2\nRolloutInspector: 1 of 1" in repr(monitor)
+    later = write_run(tmp_path, 3)
+    monitor.refresh()
+    assert monitor.choice.options[0] == later.name
+    assert set(monitor.choice.value) == {runs[0].name, runs[1].name}
+    assert monitor.error == ""
+
+
+def test_text_of_a_run_is_no_markup(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    one = write_run(tmp_path, 0)
+    other = replace(one.config, data=DataConfig(sources={HOSTILE: 1.0}))
+    with RunWriter.create(other, tmp_path):
+        pass
+    monitor = watch(tmp_path)
+    assert "onerror" in monitor.differences.value
+    assert "<img" not in monitor.differences.value
+
+
+def test_refusals(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no folder of runs at .*nowhere"):
+        RunMonitor(tmp_path / "nowhere")
+    empty = watch(tmp_path)
+    assert repr(empty).startswith("RunMonitor of 0 runs; chosen: none")
+    empty.stop()
+    assert empty.notice.status == "None of the chosen runs is being trained."
+
+
+@pytest.mark.process
+def test_a_run_is_started_found_again_and_stopped(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    data = DataConfig(sources={"python": 1.0}, sequence_length=64, max_tokens=50_000, validation_sequences=1)
+    config = TrainConfig(
+        recipe="tiny", model="tiny-deltanet", data=data, method=None, steps=10_000, batch_size=1, mini_batch_size=1
+    )
+    with RunWriter.create(config, tmp_path) as writer:
+        run = writer.run
+    watch(tmp_path).start()
+    try:
+        again = watch(tmp_path)  # as after a restart of the kernel: it knows nothing of the first
+        deadline = time.monotonic() + 120
+        while not len(run.metrics()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert run.state == "running"
+        again._pressed("start")
+        assert "is being trained by another process" in again.error
+    finally:
+        watch(tmp_path).stop()
+    while run.alive and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert run.state == "stopped"

@@ -1,0 +1,170 @@
+"""Runs of a folder, live or finished: curves, rollouts step by step, what their settings differ in; start and stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+
+from refine_lab.experiments import config_differences, tokenizer_of
+from refine_lab.records import Run, list_runs, runs_dir
+from refine_lab.run_files import parquet_parts
+from refine_lab.run_queue import train_in_turn
+from widgets.base import guarded
+from widgets.live_curves import LiveCurves
+from widgets.page import save_page
+from widgets.panel import Panel
+from widgets.rollout_inspector import RolloutInspector
+from widgets.tables import Table
+
+CHOSEN_AT_FIRST = 4
+"""Newest runs that are shown before anything is chosen."""
+
+
+class RunMonitor(Panel):
+    """Choose runs, follow their curves, look at their rollouts by a slider of steps, compare settings, stop and start them.
+
+    `folder`: of run directories; none: the project's (`records.runs_dir`). Everything shown is read from the directories, so
+    that a monitor made anew, after a restart of the kernel or a reload, shows the same, and stops runs that it did not start.
+    Raises FileNotFoundError where there is no such folder.
+    """
+
+    def __init__(self, folder: Path | str | None = None, runs: Sequence[Run] | None = None) -> None:
+        """`runs`: those chosen at first; none: the newest."""
+        super().__init__()
+        self.folder = Path(folder).expanduser() if folder is not None else runs_dir()
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"there is no folder of runs at {self.folder}")
+        self.curves = LiveCurves()
+        self.inspector = RolloutInspector(decode=str)
+        self._decodes: Run | None = None
+        wide = ipywidgets.Layout(width="100%")
+        self.choice = ipywidgets.SelectMultiple(description="Runs", rows=6, layout=wide)
+        self.step = ipywidgets.IntSlider(
+            description="rollouts of step", min=0, max=0, continuous_update=False, layout=wide, disabled=True,
+            style={"description_width": "8em"},
+        )  # fmt: skip
+        self.differences = ipywidgets.HTML()
+        self.children = [
+            self.choice,
+            self._buttons(),
+            self.notice,
+            self.curves,
+            self.differences,
+            self.step,
+            self.inspector,
+        ]
+        self.refresh()
+        self.choice.observe(self._on_choice, "value")
+        self.step.observe(self._on_step, "value")
+        self.curves.observe(self._on_progress, "progress")
+        names = [run.name for run in runs] if runs is not None else [*self.choice.options][:CHOSEN_AT_FIRST]
+        self.choice.value = tuple(name for name in self.choice.options if name in names)
+
+    # -- what can be done, with a page or without ---------------------------------------------------------------------
+
+    @property
+    def runs(self) -> list[Run]:
+        """The chosen runs."""
+        return [Run(self.folder / name) for name in self.choice.value]
+
+    def refresh(self) -> None:
+        """Look for runs again; those chosen stay chosen."""
+        names = [run.name for run in reversed(list_runs(self.folder))]
+        chosen = [name for name in names if name in self.choice.value]
+        self.choice.options = names
+        self.choice.value = chosen
+        self.say(f"{len(names)} runs.")
+
+    def start(self) -> None:
+        """Train the chosen runs that have not finished, one after the other, in a process that outlives the kernel.
+
+        Raises RuntimeError where one is being trained already.
+        """
+        waiting = [run for run in self.runs if run.state != "finished"]
+        train_in_turn(waiting, detach=True, log=lambda line: None)
+        self.curves.start()
+        self.say(f"Started {len(waiting)} runs." if waiting else "All chosen runs have finished.")
+
+    def stop(self) -> None:
+        """Ask the chosen runs to save and stop; this does not wait for them."""
+        living = [run for run in self.runs if run.alive]
+        for run in living:
+            (run.path / "stop").touch()
+        self.say(
+            f"Asked {len(living)} runs to save and stop." if living else "None of the chosen runs is being trained."
+        )
+
+    def save_html(self, path: Path | str, title: str = "Runs") -> Path:
+        """Write curves and rollouts as one HTML file that works offline."""
+        return save_page(path, self.curves, self.inspector, title=title)
+
+    def __repr__(self) -> str:
+        chosen = ", ".join(self.choice.value) or "none"
+        parts = [f"RunMonitor of {len(self.choice.options)} runs; chosen: {chosen}", repr(self.curves)]
+        if self.inspector.rollouts.size:
+            parts += [f"rollouts of step {self.step.value}", repr(self.inspector)]
+        return "\n".join(parts)
+
+    # -- the page -----------------------------------------------------------------------------------------------------
+
+    @guarded
+    def _on_choice(self, change: Any) -> None:
+        runs = self.runs
+        self.curves.show(*runs)
+        table = config_differences(runs)
+        caption = "Settings in which the chosen runs differ"
+        differ = len(table) > 0
+        self.differences.value = Table(table, caption)._repr_html_() if differ else ""  # every cell is escaped there
+        self._show_steps()
+
+    @guarded
+    def _on_progress(self, change: Any) -> None:
+        self._show_steps()
+
+    def _show_steps(self) -> None:
+        """The slider over the steps whose rollouts are there, of the first chosen run that has any."""
+        found = ((run, parquet_parts(run.path / "rollouts")) for run in self.runs)
+        run, parts = next(((run, parts) for run, parts in found if parts), (None, []))
+        last = max((last for _, last, _ in parts), default=0)
+        changed = (run and run.path) != (self._decodes and self._decodes.path)
+        if changed and run is not None:
+            self._decodes = run
+            self.inspector = RolloutInspector(decode=tokenizer_of(run))
+            self.children = [*self.children[:-1], self.inspector]
+        if changed or last != self.step.max:
+            self.step.disabled = run is None
+            self.step.max = last
+            self.step.value = last
+        if changed and run is not None:
+            self._look(last)
+
+    @guarded
+    def _on_step(self, change: Any) -> None:
+        self._look(change["new"])
+
+    def _look(self, step: int) -> None:
+        """At the rollouts of a step."""
+        if self._decodes is not None:
+            rollouts = self._decodes.rollouts([step])
+            self.inspector.show(rollouts)
+            self.say(f"{len(rollouts)} rollouts of step {step} of {self._decodes.name}.")
+
+    def _buttons(self) -> ipywidgets.HBox:
+        told = {
+            "refresh": "Look for runs again",
+            "start": "Train the chosen runs that have not finished; they outlive this kernel",
+            "stop": "Ask the chosen runs to save and stop",
+        }
+        buttons = []
+        for name, tooltip in told.items():
+            button = ipywidgets.Button(description=name.capitalize(), tooltip=tooltip)
+            button.on_click(lambda _, name=name: self._pressed(name))
+            buttons.append(button)
+        return ipywidgets.HBox(buttons)
+
+    @guarded
+    def _pressed(self, name: str) -> None:
+        getattr(self, name)()
