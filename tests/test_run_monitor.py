@@ -24,7 +24,9 @@ def write_run(folder: Path, seed: int, lr: float = 1e-4, steps: int = 4) -> Run:
     config = TrainConfig(recipe="tiny", steps=steps, batch_size=2, mini_batch_size=2, seed=seed, lr=lr)
     with RunWriter.create(config, folder) as writer:
         for step in range(1, steps + 1):
-            writer.train(step, {"ntp_loss": 3 - step / 10, "reward_mean": 0.5, "tokens_per_second": 5000.0})
+            writer.train(
+                step, {"ntp_loss": 3 - step / 10, "reward_mean": 0.5, "reward_std": 0.1, "tokens_per_second": 5000.0}
+            )
             row = {"sequence_id": 0, "position": 20 + step, "member": 0, "prefix_ids": [5, 6], "rollout_ids": [7, 8]}
             row |= {"target_ids": [7, 9], "logprobs": [-1.0, -2.0], "entropy": 1.0, "cosine": 0.5, "binary": 0.5}
             row |= {"reward": 0.5, "advantage": 0.0}
