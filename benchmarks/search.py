@@ -3,7 +3,7 @@
     python -m benchmarks.search --model tiny-deltanet --json benchmarks/results/search_tiny-deltanet.json
 
 Stage 1 is the same grid for all ways: learning rate, and twice as many batches. Stage 2 varies what belongs to a way around its
-best of stage 1. A trial is kept when it ends; started again, the search goes on from there.
+best of stage 1. Stage 3 gives nested REFINE the fewer inner updates that stage 2 gave nested SFT. A trial is kept when it ends; started again, the search goes on from there.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ FIRST: list[Settings] = [
 ]
 
 
+FEWER: list[Settings] = [{"mini_batch_size": 8}, {"mini_batch_size": 16}]
+"""Two inner updates a batch, and one."""
+
+
 def second(way: str, best: Settings) -> list[Settings]:
     """Four more trials of a way around the best of its first."""
     changes: dict[str, list[Settings]] = {
@@ -46,8 +50,7 @@ def second(way: str, best: Settings) -> list[Settings]:
         "nested_sft": [
             {"lr": best["lr"] / 2},
             {"lr": best["lr"] * 2},
-            {"mini_batch_size": 8},
-            {"mini_batch_size": 16},
+            *FEWER,
         ],
         "nested_refine": [
             {"nsp_coef": 1.0},
@@ -70,6 +73,8 @@ def main() -> None:
     for way in WAYS:
         for settings in second(way, best_of(trials, way, FIRST)):
             tried(trials, chosen, task, way, settings)
+    for change in FEWER:
+        tried(trials, chosen, task, "nested_refine", FIRST[0] | change)
     for way in WAYS:
         print(way, best_of(trials, way))
 
