@@ -3,7 +3,8 @@
     python -m benchmarks.search --model tiny-deltanet --json benchmarks/results/search_tiny-deltanet.json
 
 Stage 1 is the same grid for all ways: learning rate, and twice as many batches. Stage 2 varies what belongs to a way around its
-best of stage 1. Stage 3 gives nested REFINE the fewer inner updates that stage 2 gave nested SFT. A trial is kept when it ends; started again, the search goes on from there.
+best of stage 1. Stage 3 gives nested REFINE the fewer inner updates that stage 2 gave nested SFT. A trial is kept when it ends;
+started again, the search goes on from there.
 """
 
 from __future__ import annotations

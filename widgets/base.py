@@ -38,21 +38,26 @@ def style(*names: str) -> str:
     return "\n".join((STATIC / f"{name}.css").read_text(encoding="utf-8") for name in ("shared", *names))
 
 
+def sentence(error: Exception) -> str:
+    """What an error says to people: a ValueError is written for them, of another the type helps. No lone surrogates."""
+    said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return said.encode("utf-8", "replace").decode("utf-8")
+
+
 def guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
     """A method called by the page or a thread: what it raises is shown as the widget's `error`, and never lost.
 
-    Jupyter drops what such a call raises or prints. An earlier error goes when the call ends well.
+    Jupyter drops what such a call raises or prints. An earlier error goes when the call begins.
     """
 
     @wraps(callback)
     def run(self: Widget, *args: Any, **kwargs: Any) -> Any:
-        try:
-            result = callback(self, *args, **kwargs)
-        except Exception as error:  # the edge to the page: raised further, nobody would ever see it
-            self.error = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
-            return None
         self.error = ""
-        return result
+        try:
+            return callback(self, *args, **kwargs)
+        except Exception as error:  # the edge to the page: raised further, nobody would ever see it
+            self.error = sentence(error)
+            return None
 
     return run
 

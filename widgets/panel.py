@@ -8,6 +8,7 @@ from typing import Any
 
 import ipywidgets
 
+from widgets.base import sentence
 from widgets.notice import Notice
 
 
@@ -52,7 +53,7 @@ class Panel(ipywidgets.VBox):
                 result = step()
             except Exception as error:  # the future raises it
                 self.say("")
-                self.error = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                self.error = sentence(error)
                 following.set_exception(error)
                 return
             if isinstance(result, Future):

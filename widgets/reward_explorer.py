@@ -12,6 +12,7 @@ from typing import Any
 import ipywidgets
 import numpy as np
 
+from refine_lab.config import require
 from refine_lab.explore import Worker, shared_worker
 from refine_lab.explore.exploration import Document, Exploration
 from refine_lab.explore.sample import sample_document
@@ -22,12 +23,11 @@ from widgets.panel import Panel
 from widgets.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
 from widgets.state_view import StateView
+from widgets.token_document import plain
 from widgets.token_map import Metric, Target, TokenMap, TokenText, token_text
 
 SELECTING = ("selection", "tau", "smoothing_kernel", "num_chunks", "seed")
 """What decides which positions are drawn."""
-DRAWING = ("group_size", "rollout_length", "temperature", "seed")
-"""What decides which tokens are rolled out."""
 
 
 class RewardExplorer(Panel):
@@ -59,9 +59,10 @@ class RewardExplorer(Panel):
         self.token_map = TokenMap()
         self.inspector = RolloutInspector(decode=self.exploration.tokenizer)
         self.summary = RewardSummary()
+        self._wanted: int | None = None
         begin = sample_document(self.exploration.tokenizer) if text is None else None
         self._source = ipywidgets.Textarea(
-            value=(begin.document + begin.question if begin else text) or "",
+            value=plain((begin.document + begin.question if begin else text) or ""),
             description="Document",
             rows=4,
             layout=ipywidgets.Layout(width="100%"),
@@ -80,15 +81,16 @@ class RewardExplorer(Panel):
 
         The future ends when all is shown; what goes wrong is in `error` as well.
         """
-        if text is not None:
-            self._source.value = text
         began = time.monotonic()
+        if text is not None:
+            self._source.value = plain(text)
         self.say("Reading…")
 
         def show(known: Document) -> Future[Any] | None:
             if known is not self.exploration.document:
                 return None  # another has been asked for since
             with self._lock:
+                self.inspector.filters, self.inspector.selected, self._wanted = {}, -1, None
                 self._text = token_text(self.exploration.tokenizer, known.token_ids)
                 self._positions = []
                 self._show_map()
@@ -102,8 +104,11 @@ class RewardExplorer(Panel):
     def explore(self, position: int) -> Future[Any]:
         """Roll out from the prefix that ends with the token at `position`, and show those rollouts alone."""
         self.say(f"Rolling out after token {position}…")
+        self._wanted, document = position, self.exploration.document
 
         def show(_: Any) -> None:
+            if self._wanted != position or document is not self.exploration.document:
+                return  # another token, or another document, has been asked for since
             rows = np.flatnonzero(self.inspector.rollouts["position"].to_numpy() == position)
             self.inspector.filters = {"position": [position, position]}
             self.inspector.selected = int(rows[0]) if len(rows) else -1
@@ -114,13 +119,20 @@ class RewardExplorer(Panel):
         """Set a control by name, as a hand on the page does. Raises ValueError, and changes nothing, for what cannot be."""
         if name not in self.controls:
             raise ValueError(f"a control must be one of {', '.join(self.controls)}, got {name!r}")
+        control, before = self.controls[name], self._setting(name)
+        if hasattr(control, "min"):
+            require(control.min <= value <= control.max, name, value, f"from {control.min:g} to {control.max:g}")
         self.exploration.set(**{name: value})
-        self.controls[name].value = value
-        if name in SELECTING and self.exploration.document is not None:
-            with self._lock:
-                self._show_map()
-            return self._roll_out([*self.exploration.targets(), *self._positions])
-        return self._roll_out(self._positions)
+        try:
+            positions = self._positions
+            if name in SELECTING and self.exploration.document is not None:
+                positions = [*self.exploration.targets(), *positions]
+            possible = self._possible(positions)
+        except ValueError:
+            self.exploration.set(**{name: before})
+            raise
+        control.value = value
+        return self._roll_out(possible)
 
     def state_view(self) -> StateView:
         """A view of the states of the document that is shown, and of every later one."""
@@ -142,8 +154,17 @@ class RewardExplorer(Panel):
 
     # -- what happens then --------------------------------------------------------------------------------------------
 
-    def _roll_out(self, positions: Sequence[int]) -> Future[Any]:
+    def _possible(self, positions: Sequence[int]) -> list[int]:
+        """Those that rollouts can start from; all of no document. Raises ValueError where there are none."""
+        if self.exploration.document is None:
+            return []
         possible = [position for position in dict.fromkeys(positions) if self.exploration.can_start(position)]
+        if positions and not possible:
+            k = self.exploration.method.rollout_length
+            raise ValueError(f"no rollout can start there: {k} true tokens must follow in the document")
+        return possible
+
+    def _roll_out(self, positions: Sequence[int]) -> Future[Any]:
         began, document = time.monotonic(), self.exploration.document
 
         def show(_: Any) -> None:
@@ -154,9 +175,9 @@ class RewardExplorer(Panel):
                 self._show_rollouts()
                 self.say(self._told(time.monotonic() - began))
 
-        if not possible:
-            k = self.exploration.method.rollout_length
-            raise ValueError(f"no rollout can start there: {k} true tokens must follow in the document")
+        possible = self._possible(positions)
+        if not possible:  # nothing is shown yet: what was set counts when it is
+            return self.after(lambda: None)
         return self.after(lambda: self.exploration.roll_out(possible), show)
 
     def _show_map(self, frame: Any = None) -> None:
@@ -184,7 +205,7 @@ class RewardExplorer(Panel):
             rewards[means.index.to_numpy() + 1] = means.to_numpy()
             metrics.append(Metric("reward", f"Mean {exploration.reward} reward", "", rewards))
         targets = [Target(position + 1, f"drawn in chunk {i}") for i, position in enumerate(exploration.targets(), 1)]
-        borders = exploration.chunk_borders()
+        borders = [border + 1 for border in exploration.chunk_borders() if border + 1 < tokens]  # as the targets
         self.token_map.show(
             self._text, metrics, targets=targets, chunk_borders=borders, alternatives=self._alternatives
         )
@@ -207,7 +228,7 @@ class RewardExplorer(Panel):
     def _told(self, seconds: float) -> str:
         rollouts = self.inspector.rollouts
         means = f"mean {self.exploration.reward} reward {rollouts['reward'].mean():.3f}"
-        return f"{len(rollouts):,} rollouts at {len(self._positions)} positions, {means}; {1000 * seconds:.0f} ms."
+        return f"{len(rollouts):,} rollouts at {rollouts['position'].nunique()} positions, {means}; {1000 * seconds:.0f} ms."
 
     # -- the page -----------------------------------------------------------------------------------------------------
 
@@ -257,17 +278,20 @@ class RewardExplorer(Panel):
         choice: dict[str, Any] = {"layout": narrow, "style": style}
         controls = {
             "reward": ipywidgets.Dropdown(
-                options=[*self.exploration.rewards], value="cosine", description="reward", **choice
+                options=[*self.exploration.rewards], value=self.exploration.reward, description="reward", **choice
             ),
             "group_by": ipywidgets.Dropdown(
-                options=["prefix", "sequence"], value="prefix", description="grouped by", **choice
+                options=["prefix", "sequence"], value=self._setting("group_by"), description="grouped by", **choice
             ),
             "rollout_length": number("rollout_length", "k (tokens)", 1, 64),
             "group_size": number("group_size", "n (rollouts)", 1, 64),
             "temperature": number("temperature", "temperature", 0.01, 10, ipywidgets.BoundedFloatText),
             "num_chunks": number("num_chunks", "c (chunks)", 1, 256),
             "selection": ipywidgets.Dropdown(
-                options=["entropy", "uniform", "argmax", "argmin"], value="entropy", description="selection", **choice
+                options=["entropy", "uniform", "argmax", "argmin"],
+                value=self._setting("selection"),
+                description="selection",
+                **choice,
             ),
             "tau": number("tau", "tau", 0.01, 100, ipywidgets.BoundedFloatText),
             "smoothing_kernel": number("smoothing_kernel", "smoothing", 1, 101),

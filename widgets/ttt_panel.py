@@ -19,7 +19,8 @@ from widgets.base import guarded
 from widgets.live_curves import Curves
 from widgets.page import save_page
 from widgets.panel import Panel
-from widgets.series import way_styles
+from widgets.series import decimate, way_styles
+from widgets.token_document import plain
 from widgets.token_map import Metric, TokenMap, TokenText, token_text
 
 CURVES = (
@@ -27,6 +28,8 @@ CURVES = (
     ("entropy", "Mean entropy of the prompt", "nats per token"),
 )
 """Of every step and before the first: key, title, unit."""
+INTERVAL = 0.25
+"""Seconds between two drawings of the curves, at least."""
 REWARDS = ("binary", "cosine", "hybrid")
 
 
@@ -55,52 +58,62 @@ class TTTPanel(Panel):
         self.answers: dict[str, str] = {}
         "`before` and `after`, as far as they have been given."
         self._job: Future[Any] | None = None
+        self._chain: Future[Any] | None = None
         self._stopping = False
-        self._fingerprint: str | None = None
+        self._sent = 0.0
         self.curves, self.token_map = Curves(), TokenMap()
         begin = sample_document(self.exploration.tokenizer)
         self.fields = self._make_fields(*((begin.document, begin.question) if text is None else (text, question or "")))
         self.children = self._laid_out()
         self._show_answers()
         self._enable(running=False)
+        self._show_weights()
 
     # -- what can be done, with a page or without ---------------------------------------------------------------------
 
     def start(self) -> Future[Any]:
         """Answer, adapt, answer again, and show the change; the future ends with the last of it.
 
-        Going on from weights that are moved already. Raises ValueError, in the future and in `error`, for what cannot be.
+        Going on from weights that are moved already. What cannot be is raised by the future, and shown in `error`. Raises
+        ValueError while it runs already.
         """
+        self._require_idle()
         self.steps, self.answers = [], {}
         self._stopping = False
         self._show_answers()
         self.token_map.show(None)
         self._enable(running=True)
-        chain = self.after(self._begin, self._adapt, self._finish, self._show_change)
-        chain.add_done_callback(lambda _: self._enable(running=False))
+        chain = self._chain = self.after(self._begin, self._adapt, self._finish, self._show_change)
+        chain.add_done_callback(lambda _: self._ended())
         return chain
 
     def stop(self) -> None:
-        """End after the step that is being made; what was learned stays."""
+        """End after the step that is being made; what was learned stays. Nothing happens where nothing runs."""
+        if not self.running:
+            return
         self._stopping = True
         if self._job is not None:
             self.say("Stopping after this step…")
             self.worker.stop(self._job)
 
     def reset(self) -> Future[Any]:
-        """Put the weights back; the future gives the number of updates undone. Says whether every bit is as before."""
+        """Put the weights back; the future gives the number of updates undone. Says whether every bit is as it was loaded.
 
-        def check(undone: int) -> Future[Any]:
-            def told(now: str) -> int:
-                same = self._fingerprint in (None, now)
-                state = "bit for bit as they were loaded" if same else "NOT as they were loaded"
-                self.say(f"Weights {state}; {undone} updates undone.")
-                self.fields["weights"].value = "weights: as loaded" if same else "weights: differ from those loaded"
-                return undone
+        Raises ValueError while they are being moved by this panel; the future, where another one moves them.
+        """
+        self._require_idle()
 
-            return self.after(lambda: self.worker.submit("fingerprint", model=self.model), told)
+        def told(done: list[Any]) -> int:
+            undone, same = done
+            state = "bit for bit as they were loaded" if same else "NOT as they were loaded"
+            self.say(f"Weights {state}; {undone} updates undone.")
+            self._show_weights()
+            return undone
 
-        return self.after(lambda: self.worker.submit("reset", model=self.model), check)
+        def ask() -> Future[Any]:
+            return _all([self.worker.submit(method, model=self.model) for method in ("reset", "as_loaded")])
+
+        return self.after(ask, told)
 
     @property
     def config(self) -> TTTConfig:
@@ -113,8 +126,8 @@ class TTTPanel(Panel):
 
     @property
     def running(self) -> bool:
-        """Whether steps are being made."""
-        return self._job is not None and not self._job.done()
+        """Whether anything of a start is still to come."""
+        return self._chain is not None and not self._chain.done()
 
     def save_html(self, path: Path | str, title: str = "Test-time training") -> Path:
         """Write curves and document as one HTML file that works offline."""
@@ -135,14 +148,10 @@ class TTTPanel(Panel):
         self._config = self.config
         self._ids = self.exploration.tokens_of(self.fields["document"].value + self.fields["question"].value)
         self.say(f"Reading {len(self._ids):,} tokens…")
-        ask = self.worker.submit
-        known = ask("open", model=self.model), ask("fingerprint", model=self.model)
-        return _all([*known, *self._look()])
+        return _all(self._look())
 
     def _adapt(self, known: list[Any]) -> Future[Any]:
-        facts, fingerprint, self._before, answer = known
-        if not facts["updates"]:
-            self._fingerprint = fingerprint
+        self._before, answer = known
         self._answered("before", answer)
         self._add({"step": 0, **_means(self._before)})
         self._began = time.monotonic()
@@ -165,6 +174,7 @@ class TTTPanel(Panel):
             )
 
     def _finish(self, _: Any) -> Future[Any]:
+        self._draw()
         return _all(self._look())
 
     def _look(self) -> list[Future[Any]]:
@@ -190,7 +200,6 @@ class TTTPanel(Panel):
             ],
         )
         made = len(self.steps) - 1
-        self.fields["weights"].value = f"weights: moved by {made} updates; Reset puts them back"
         stopped = " (stopped)" if made < self._config.steps else ""
         self.say(f"{made} steps{stopped}: mean entropy {np.nanmean(change):+.4f} nats a token.")
 
@@ -204,19 +213,49 @@ class TTTPanel(Panel):
 
     def _add(self, row: dict[str, float]) -> None:
         self.steps.append(row)
+        if len(self.steps) > 2 and time.monotonic() - self._sent < INTERVAL:
+            return  # the page need not know every step of a quick model
+        self._draw()
+
+    def _draw(self) -> None:
+        """Send the curves, of at most `decimate`'s points each."""
+        self._sent = time.monotonic()
         way = "refine" if self._config.method else "sft"
         style = way_styles([way])[way]
         panels = []
         for key, title, unit in (*CURVES, ("reward", "Reward of the step's rollouts", "mean")):
             found = [(each["step"], each[key]) for each in self.steps if key in each]
             if found:
-                x, y = (np.array(column, dtype="<f4").tobytes() for column in zip(*found, strict=True))
-                lines = [{"arm": way, "seed": 0, "x": x, "y": y}]
+                points = np.array(found, dtype="<f4")
+                x, y = points[decimate(points[:, 1])].T
+                lines = [{"arm": way, "seed": 0, "x": x.tobytes(), "y": y.tobytes()}]
                 panels.append({"name": key, "title": title, "unit": unit, "marks": True, "lines": lines})
         arms = [{"arm": way, "label": style.label, "symbol": style.symbol, "look": 2 if way == "refine" else 1}]
         self.curves.curves = {"arms": arms, "panels": panels}
 
     # -- the page -----------------------------------------------------------------------------------------------------
+
+    def _require_idle(self) -> None:
+        if self.running:
+            raise ValueError("this panel is adapting already: stop that first")
+
+    def _ended(self) -> None:
+        self._enable(running=False)
+        self._show_weights()
+
+    def _show_weights(self) -> None:
+        """Say how far the weights have moved, as the worker knows it."""
+
+        def told(future: Future[Any]) -> None:
+            updates = 0 if future.exception() else future.result()["updates"]
+            moved = f"weights: moved by {updates} updates; Reset puts them back"
+            self.fields["weights"].value = moved if updates else "weights: as loaded"
+
+        self.worker.submit("open", model=self.model).add_done_callback(told)
+
+    @guarded
+    def _pressed(self, name: str) -> None:
+        getattr(self, name)()
 
     def _enable(self, *, running: bool) -> None:
         self.buttons["stop"].disabled = not running
@@ -232,8 +271,8 @@ class TTTPanel(Panel):
         narrow: dict[str, Any] = {"layout": ipywidgets.Layout(width="13em"), "style": style}
         wide_style: dict[str, Any] = {"layout": wide, "style": style}
         fields = {
-            "document": ipywidgets.Textarea(value=document, description="Document", rows=5, **wide_style),
-            "question": ipywidgets.Textarea(value=question, description="Question", rows=2, **wide_style),
+            "document": ipywidgets.Textarea(value=plain(document), description="Document", rows=5, **wide_style),
+            "question": ipywidgets.Textarea(value=plain(question), description="Question", rows=2, **wide_style),
             "method": ipywidgets.Dropdown(options=["REFINE", "SFT"], description="method", **narrow),
             "reward": ipywidgets.Dropdown(options=REWARDS, description="reward", **narrow),
             "steps": ipywidgets.BoundedIntText(value=20, min=1, max=10_000, description="steps", **narrow),
@@ -255,7 +294,7 @@ class TTTPanel(Panel):
             "reset": ipywidgets.Button(description="Reset", tooltip="Put the weights back as they were loaded"),
         }
         for name, button in self.buttons.items():
-            button.on_click(lambda _, name=name: getattr(self, name)())
+            button.on_click(lambda _, name=name: self._pressed(name))
         wrap = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
         settings = [self.fields[name] for name in ("method", "reward", "steps", "lr", "answer_tokens")]
         answers = ipywidgets.HBox([self.fields["before"], self.fields["after"]])

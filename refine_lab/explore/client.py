@@ -58,12 +58,12 @@ class Worker:
         future: Future[Any] = Future()
         with self._lock:
             if self.pid is None:
+                self._lost()  # its listener may be in a callback still
                 self._start()
             self._number += 1
             number = self._number
             future.set_running_or_notify_cancel()  # cannot be cancelled: the worker is at it
             self._waiting[number] = future, on_step
-            future.number = number  # type: ignore[attr-defined]
             assert self._connection is not None
             try:
                 send(self._connection, ("call", number, method, arguments))
@@ -78,9 +78,10 @@ class Worker:
     def stop(self, future: Future[Any]) -> None:
         """End the job that the future belongs to after the step it is in; its result is then None."""
         with self._lock:
-            if not future.done() and self._connection is not None:
+            numbers = [number for number, (asked, _) in self._waiting.items() if asked is future]
+            if numbers and self._connection is not None:
                 try:
-                    send(self._connection, ("stop", future.number))  # type: ignore[attr-defined]
+                    send(self._connection, ("stop", numbers[0]))
                 except OSError:
                     self._lost()
 
@@ -121,7 +122,7 @@ class Worker:
         while True:
             try:
                 kind, number, *rest = receive(connection)
-            except (EOFError, OSError, TypeError):  # TypeError: closed on this side in the middle of a read
+            except Exception:  # the end, an error of the socket, or of an answer that cannot be unpickled: all the same
                 break
             self._heard(kind, number, rest)
         with self._lock:
@@ -140,9 +141,9 @@ class Worker:
                 if on_step is not None:
                     on_step(rest[0])
             except Exception as error:  # told where the result is looked for, once
+                self.stop(future)
                 with self._lock:
                     self._waiting.pop(number, None)
-                self.stop(future)
                 future.set_exception(error)
         elif kind == "result":
             future.set_result(rest[0])
@@ -156,9 +157,15 @@ class Worker:
         waiting, self._waiting = self._waiting, {}
         if process is None:
             return
-        sentence = f"the worker ended with status {process.wait(10)}{self._last_words()}"
+        if process.poll() is None:
+            try:
+                process.wait(1)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        sentence = f"the worker ended with status {process.wait()}{self._last_words()}"
         for future, _ in waiting.values():
-            future.set_exception(WorkerDied(sentence))
+            if not future.done():
+                future.set_exception(WorkerDied(sentence))
 
     def _last_words(self) -> str:
         with self._log as log:

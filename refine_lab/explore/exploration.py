@@ -132,8 +132,9 @@ class Exploration:
         method = self.method
         settings = {"n": method.group_size, "k": method.rollout_length, "temperature": method.temperature}
         asked = self.worker.submit(
-            "rollouts", model=self.model, token_ids=document.token_ids, positions=missing, seed=self.seed, **settings
-        )
+            "rollouts", model=self.model, token_ids=document.token_ids, positions=missing, seed=self.seed,
+            version=document.reading.version, **settings,
+        )  # fmt: skip
         return _then(asked, keep)
 
     def frame(self, positions: Sequence[int] | None = None) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,15 @@ class Held:
     tokenizer: Any
     restored: Restored | None = None
     updates: int = 0
+    moves: int = 0
+    adapting: bool = False
+    loaded: str | None = None
+    "The digest of the weights as they were loaded, taken before they are first moved."
+
+    @property
+    def version(self) -> int:
+        """0 for the weights as they were loaded, another number after every update."""
+        return self.moves if self.restored is not None else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +96,23 @@ class Session:
             "updates": self._held(model).updates,
         }
 
+    def as_loaded(self, model: str) -> bool:
+        """Whether every bit of the weights is as it was loaded."""
+        return self._held(model).loaded in (None, self.fingerprint(model))
+
     def read(self, model: str, token_ids: TokenIds) -> DocumentReading:
         """What the model, as its weights are now, makes of each token."""
-        return self._read(model, token_ids).reading
+        return replace(self._read(model, token_ids).reading, version=self._held(model).version)
 
     def rollouts(
-        self, model: str, token_ids: TokenIds, positions: Sequence[int], **settings: Any
+        self, model: str, token_ids: TokenIds, positions: Sequence[int], *, version: int | None = None, **settings: Any
     ) -> list[PrefixRollouts]:
-        """Rollouts from positions of the document (see `rollouts_at`); the document is not read again."""
+        """Rollouts from positions of the document (see `rollouts_at`); the document is not read again.
+
+        Raises ValueError where the weights are no longer those of a reading's `version`.
+        """
+        if version is not None and version != self._held(model).version:
+            raise ValueError("the weights have moved since this document was read: read it again")
         trace = self._read(model, token_ids).trace
         return rollouts_at(self._held(model).policy, trace, torch.from_numpy(token_ids), positions, **settings)
 
@@ -119,16 +137,26 @@ class Session:
         batch = prompt_batch(held.policy, [prompt])
         note = fewer_chunks(config, len(prompt))
         if held.restored is None:
+            held.loaded = held.loaded or self.fingerprint(model)
             held.restored = Restored(held.policy)
             held.restored.__enter__()
-        for update in adapter.adapt(batch):
-            held.updates += 1
-            self._forget(model)
-            yield _step(update, self._read(model, token_ids).reading, note)
+        held.adapting = True
+        try:
+            for update in adapter.adapt(batch):
+                held.updates, held.moves = held.updates + 1, held.moves + 1
+                self._forget(model)
+                yield _step(update, self._read(model, token_ids).reading, note)
+        finally:
+            held.adapting = False
 
     def reset(self, model: str) -> int:
-        """Put the weights back as they were loaded, bit for bit; the number of updates undone."""
+        """Put the weights back as they were loaded, bit for bit; the number of updates undone.
+
+        Raises ValueError while they are being moved.
+        """
         held = self._held(model)
+        if held.adapting:
+            raise ValueError("the model is being adapted: stop that first")
         undone, held.updates = held.updates, 0
         if held.restored is not None:
             restored, held.restored = held.restored, None

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from types import GeneratorType
 from typing import Any
 
-METHODS = ("open", "read", "rollouts", "answer", "adapt", "reset", "fingerprint", "forget", "states")
+METHODS = ("open", "read", "rollouts", "answer", "adapt", "reset", "as_loaded", "fingerprint", "forget", "states")
 
 
 def send(connection: Connection, message: tuple[Any, ...]) -> None:

@@ -83,10 +83,7 @@ def posttrain_searched(arm: str = "nested_refine", seed: int = 0) -> TrainConfig
     config = replace(posttrain(arm, seed), recipe="posttrain_searched")
     if arm == "sft":
         return replace(config, lr=1e-3, steps=50, max_grad_norm=0.3)
-    if arm == "nested_sft":
-        return replace(config, mini_batch_size=16)  # one inner update
-    assert config.method is not None
-    return replace(config, lr=1e-3, steps=50, method=replace(config.method, nsp_coef=1.0))
+    return replace(config, mini_batch_size=16)  # one inner update
 
 
 def _paper_hybrid() -> RefineConfig:
