@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -93,6 +93,73 @@ def test_what_cannot_be_is_said_and_changes_nothing(explorer: RewardExplorer) ->
         explorer.change("tua", 1)
 
 
+def wait_for(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_what_the_page_does_wrong_is_shown(explorer: RewardExplorer) -> None:
+    """By way of the page's callbacks, which end well although what they began does not."""
+    explorer.token_map.selected = len(explorer.token_map.text) - 1
+    assert "no rollout can start there" in explorer.error
+    explorer._on_upload({"new": [{"content": b""}]})
+    assert "a document's tokens must be from 2" in explorer.error
+
+    def broken(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
+        return logprobs.sum(-1) / 0
+
+    explorer.exploration.rewards["broken"] = broken
+    explorer.controls["reward"].options = [*explorer.exploration.rewards]
+    explorer.controls["reward"].value = "broken"
+    assert "reward 'broken' must be finite" in explorer.error
+
+
+def test_another_document_begins_anew(explorer: RewardExplorer) -> None:
+    explorer.explore(50).result(SECONDS)
+    assert len(explorer.inspector.filtered()) == 8
+    explorer.read(TEXT + "x = 1\n").result(SECONDS)
+    assert explorer.inspector.filters == {}
+    assert len(explorer.inspector.filtered()) == len(explorer.inspector.rollouts) == 64
+
+
+def test_the_newest_click_counts(explorer: RewardExplorer) -> None:
+    explorer.explore(30).result(SECONDS)
+    slow, quick = explorer.explore(100), explorer.explore(30)  # the second is kept already
+    slow.result(SECONDS), quick.result(SECONDS)
+    assert explorer.inspector.filters == {"position": [30, 30]}
+    assert explorer.token_map.selected == 31
+
+
+def test_targets_stand_in_their_own_chunk_of_the_map(explorer: RewardExplorer) -> None:
+    for seed in range(6):
+        explorer.change("seed", seed).result(SECONDS)
+        shown = explorer.token_map.document
+        chunks = [int(np.searchsorted(shown["chunk_borders"], token, side="right")) for token, _ in shown["targets"]]
+        assert chunks == list(range(1, 9))
+
+
+def test_settings_are_what_the_controls_show(worker: Worker) -> None:
+    settings = {"reward": "binary", "group_by": "sequence", "selection": "uniform", "group_size": 3}
+    made = RewardExplorer(text=TEXT, worker=worker, settings=settings)
+    assert {name: made.controls[name].value for name in settings} == settings
+    made.shown.result(SECONDS)
+    with pytest.raises(ValueError, match="group_size must be from 1 to 64, got 128"):
+        made.change("group_size", 128)
+    made.read("x = 1\n" * 9).result(SECONDS)
+    with pytest.raises(ValueError, match=r"no rollout can start|no room for a rollout"):
+        made.change("rollout_length", 64)
+    assert made.exploration.method.rollout_length == made.controls["rollout_length"].value == 5
+
+
+def test_lone_surrogates_are_read(worker: Worker) -> None:
+    made = RewardExplorer(text=TEXT + "\ud83d", worker=worker)
+    made.shown.result(SECONDS)
+    made.read(TEXT + "\udc00").result(SECONDS)
+    assert made.token_map.text.text.endswith("\ufffd")
+
+
 @pytest.mark.parametrize("method", ["REFINE", "SFT"])
 def test_ttt_start_and_reset(worker: Worker, method: str) -> None:
     before = worker.call("fingerprint", model="tiny-deltanet")
@@ -109,10 +176,58 @@ def test_ttt_start_and_reset(worker: Worker, method: str) -> None:
     assert np.nanmean(change) == pytest.approx(expected, abs=1e-4)
     assert [each["name"] for each in panel.curves.curves["panels"]][:2] == ["loss", "entropy"]
     assert worker.call("fingerprint", model="tiny-deltanet") != before
-    assert panel.fields["weights"].value == "weights: moved by 3 updates; Reset puts them back"
+    wait_for(lambda: panel.fields["weights"].value == "weights: moved by 3 updates; Reset puts them back")
+    other = TTTPanel(text=TEXT, worker=worker)  # which did not move them, and says so
+    wait_for(lambda: "moved by 3 updates" in other.fields["weights"].value)
     assert panel.reset().result(SECONDS) == 3
     assert worker.call("fingerprint", model="tiny-deltanet") == before
-    assert panel.fields["weights"].value == "weights: as loaded"
+    wait_for(lambda: panel.fields["weights"].value == "weights: as loaded")
+
+
+def test_ttt_refuses_what_would_lose_the_weights(worker: Worker) -> None:
+    before = worker.call("fingerprint", model="tiny-deltanet")
+    panel, other = TTTPanel(text=TEXT, worker=worker), TTTPanel(text=TEXT, worker=worker)
+    panel.stop()  # nothing runs: nothing happens
+    assert panel.notice.status == ""
+    panel.fields["steps"].value = 10_000
+    chain = panel.start()
+    wait_for(lambda: len(panel.steps) >= 2)
+    for again in (panel.start, panel.reset):
+        with pytest.raises(ValueError, match="this panel is adapting already"):
+            again()
+    with pytest.raises(ValueError, match="the model is being adapted: stop that first"):
+        other.reset().result(SECONDS)
+    panel._pressed("start")  # a second click
+    assert "this panel is adapting already" in panel.error
+    panel.stop()
+    chain.result(SECONDS)
+    panel.reset().result(SECONDS)
+    assert worker.call("fingerprint", model="tiny-deltanet") == before
+    assert worker.call("as_loaded", model="tiny-deltanet") is True
+
+
+def test_ttt_after_a_step_that_failed(worker: Worker) -> None:
+    panel = TTTPanel(text=TEXT, worker=worker)
+    panel.fields["lr"].value, panel.fields["steps"].value = 1e6, 20
+    with pytest.raises((FloatingPointError, ValueError)):
+        panel.start().result(SECONDS)
+    assert panel.error != ""
+    wait_for(lambda: "moved by" in panel.fields["weights"].value)
+    panel.reset().result(SECONDS)
+    assert "bit for bit" in panel.notice.status
+
+
+def test_rollouts_of_moved_weights_are_refused(worker: Worker, explorer: RewardExplorer) -> None:
+    panel = TTTPanel(text=TEXT, worker=worker)
+    panel.fields["steps"].value = 1
+    panel.start().result(SECONDS)
+    with pytest.raises(ValueError, match="the weights have moved since this document was read: read it again"):
+        explorer.explore(61).result(SECONDS)
+    explorer.read().result(SECONDS)
+    explorer.explore(61).result(SECONDS)
+    panel.reset().result(SECONDS)
+    with pytest.raises(ValueError, match="the weights have moved since"):
+        explorer.explore(62).result(SECONDS)
 
 
 def test_ttt_stops_within_a_step_and_keeps_what_it_has(worker: Worker) -> None:

@@ -205,7 +205,7 @@ class RewardExplorer(Panel):
             rewards[means.index.to_numpy() + 1] = means.to_numpy()
             metrics.append(Metric("reward", f"Mean {exploration.reward} reward", "", rewards))
         targets = [Target(position + 1, f"drawn in chunk {i}") for i, position in enumerate(exploration.targets(), 1)]
-        borders = [border + 1 for border in exploration.chunk_borders() if border + 1 < tokens]  # as the targets
+        borders = [position + 1 for position in exploration.chunk_borders()]  # where its first target could stand
         self.token_map.show(
             self._text, metrics, targets=targets, chunk_borders=borders, alternatives=self._alternatives
         )

@@ -101,9 +101,9 @@ class Exploration:
         return chosen[0].tolist()
 
     def chunk_borders(self) -> list[int]:
-        """The first token of every chunk but the first, and of the tail that belongs to none."""
+        """The first position of every chunk; a tail of fewer than c tokens at the end belongs to none."""
         size, count = len(self._known.token_ids) // self.fitting.num_chunks, self.fitting.num_chunks
-        return [size * i for i in range(1, count + 1) if size * i < len(self._known.token_ids)]
+        return [size * i for i in range(count)]
 
     def can_start(self, position: int) -> bool:
         """Whether k true tokens follow the position, so that rollouts can be compared with them."""
