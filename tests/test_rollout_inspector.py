@@ -311,3 +311,17 @@ def test_a_hundred_thousand_rollouts() -> None:
     assert found["reward"].iloc[0] == found["reward"].max()
     size = sum(len(value) for value in widget.columns.values() if isinstance(value, bytes))
     assert size < 6_000_000
+
+
+def test_a_kept_choice_is_the_same_rollout_in_another_frame() -> None:
+    """Fewer rollouts of each position: the rows move, the choice stays with its rollout or goes with it."""
+    many = pd.concat([rows([0], [1], [2], reward=[1.0, 2.0, 3.0]), rows([0], [1], [2], reward=[1.0, 2.0, 3.0])])
+    many = many.assign(position=[10] * 3 + [20] * 3, member=[0, 1, 2] * 2).reset_index(drop=True)
+    inspector = RolloutInspector(many, decode=str)
+    inspector.selected, inspector.compared = 4, [1, 2, 3]  # position 20, member 1
+    fewer = many[many["member"] < 2].reset_index(drop=True)
+    inspector.show(fewer, keep=True)
+    assert (fewer["position"][inspector.selected], fewer["member"][inspector.selected]) == (20, 1)
+    assert inspector.compared == [1, 2]  # (10, 1) and (20, 0)
+    inspector.show(fewer[fewer["position"] == 10].reset_index(drop=True), keep=True)
+    assert inspector.selected == -1

@@ -18,6 +18,7 @@ from widgets.rollout_columns import SORTS, RolloutColumns, check_filters, rollou
 from widgets.tables import Table, visible
 
 MOST_COMPARED = 8
+KEY = ("step", "sequence_id", "position", "member")
 EXAMPLES, MEMBERS = 6, 4
 "Positions and rollouts of each in the paper's table F.1."
 CAPTION = "Cosine reward of rollouts beside the ground truth (table F.1); ★ marks the highest of each example"
@@ -35,6 +36,11 @@ class TableF1(Table):
             value = f"**{value}** {best}" if best else value
             lines.append(f"| {example} | {kind} | {text.translate(MARKS)} | {value} |")
         return "\n".join(lines) + "\n"
+
+
+def _keys(rollouts: pd.DataFrame) -> list[tuple[int, ...]]:
+    """What tells each rollout from the others."""
+    return list(zip(*(rollouts[name].tolist() for name in KEY), strict=True))
 
 
 def decimal(value: float) -> str:
@@ -84,15 +90,17 @@ class RolloutInspector(Widget):
         return self._frame
 
     def show(self, rollouts: pd.DataFrame, *, keep: bool = False) -> None:
-        """Show another frame. With `keep` the filters, the selected and the pinned rows stay as far as there are such rows.
+        """Show another frame. With `keep` the filters, the selected and the pinned rollouts stay as far as they are in it.
 
-        Keep them where the same rollouts come with other numbers, as after a change of reward. The order stays always.
+        A rollout is the same by step, sequence, position and member. Keep where the same come with other numbers, as after a
+        change of reward, or with more. The order stays always.
         """
         table = self._read(rollouts)
         with self.hold_sync():  # one message: the page never sees the selection of one frame with the rows of another
-            stays = keep and self.selected < len(table)
-            selected = self.selected if stays else -1
-            compared = [row for row in self.compared if row < len(table)] if keep else []
+            there = {key: row for row, key in enumerate(_keys(rollouts))} if keep else {}
+            before = _keys(self._frame) if keep else []
+            selected = there.get(before[self.selected], -1) if keep and self.selected >= 0 else -1
+            compared = [there[before[row]] for row in self.compared if before[row] in there] if keep else []
             self.selected, self.compared = -1, []
             self._frame, self._table = rollouts, table
             self.columns = table.packed()

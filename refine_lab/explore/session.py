@@ -102,7 +102,7 @@ class Session:
 
     def read(self, model: str, token_ids: TokenIds) -> DocumentReading:
         """What the model, as its weights are now, makes of each token."""
-        return replace(self._read(model, token_ids).reading, version=self._held(model).version)
+        return self._read(model, token_ids).reading
 
     def rollouts(
         self, model: str, token_ids: TokenIds, positions: Sequence[int], *, version: int | None = None, **settings: Any
@@ -185,10 +185,10 @@ class Session:
     def _read(self, model: str, token_ids: TokenIds) -> Known:
         key = model, hashlib.blake2b(np.ascontiguousarray(token_ids, dtype=np.int32).tobytes()).hexdigest()
         if key not in self._documents:
-            policy = self._held(model).policy
-            with written(policy) as writes:
-                reading, trace = read_document(policy, torch.from_numpy(token_ids).long())
-            self._documents[key] = Known(reading, trace, writes)
+            held = self._held(model)
+            with written(held.policy) as writes:
+                reading, trace = read_document(held.policy, torch.from_numpy(token_ids).long())
+            self._documents[key] = Known(replace(reading, version=held.version), trace, writes)
             while len(self._documents) > DOCUMENTS:
                 self._documents.popitem(last=False)
         self._documents.move_to_end(key)
