@@ -276,7 +276,7 @@ class TTTPanel(Panel):
             "method": ipywidgets.Dropdown(options=["REFINE", "SFT"], description="method", **narrow),
             "reward": ipywidgets.Dropdown(options=REWARDS, description="reward", **narrow),
             "steps": ipywidgets.BoundedIntText(value=20, min=1, max=10_000, description="steps", **narrow),
-            "lr": ipywidgets.FloatText(value=1e-4, step=1e-5, description="learning rate", **narrow),
+            "lr": ipywidgets.FloatText(value=1e-4, step=1e-5, description="lr", **narrow),
             "answer_tokens": ipywidgets.BoundedIntText(value=8, min=1, max=512, description="answer ≤", **narrow),
             "weights": ipywidgets.Label("weights: as loaded"),
             "before": ipywidgets.Textarea(description="before", disabled=True, rows=2, **wide_style),
