@@ -54,6 +54,8 @@ def test_an_error_is_shown_and_goes() -> None:
     assert widget.error == ""
     widget.refuse()
     assert widget.error == "by must be at least 1, got 0"
+    assert widget.divide(4) == 0.25
+    assert widget.error == "by must be at least 1, got 0"  # another's
 
 
 def test_a_page_holds_own_traits_as_data() -> None:

@@ -47,17 +47,19 @@ def sentence(error: Exception) -> str:
 def guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
     """A method called by the page or a thread: what it raises is shown as the widget's `error`, and never lost.
 
-    Jupyter drops what such a call raises or prints. An earlier error goes when the call begins.
+    Jupyter drops what such a call raises or prints. The error goes when the same method ends well; that of another stays.
     """
 
     @wraps(callback)
     def run(self: Widget, *args: Any, **kwargs: Any) -> Any:
-        self.error = ""
         try:
-            return callback(self, *args, **kwargs)
+            result = callback(self, *args, **kwargs)
         except Exception as error:  # the edge to the page: raised further, nobody would ever see it
-            self.error = sentence(error)
+            self.error, self._failed = sentence(error), callback.__name__
             return None
+        if getattr(self, "_failed", None) == callback.__name__:
+            self.error, self._failed = "", None
+        return result
 
     return run
 
@@ -71,6 +73,7 @@ class Widget(anywidget.AnyWidget):
 
     _esm: str
     _css: str
+    _failed: str | None = None  # the method whose error is shown
     error = traitlets.Unicode().tag(sync=True)
     "What went wrong last, in a sentence; empty where nothing did."
     status = traitlets.Unicode().tag(sync=True)
