@@ -155,7 +155,7 @@ class RewardExplorer(Panel):
     # -- what happens then --------------------------------------------------------------------------------------------
 
     def _possible(self, positions: Sequence[int]) -> list[int]:
-        """Those that rollouts can start from; all of no document. Raises ValueError where there are none."""
+        """Those that rollouts can start from; none before a document is read. Raises ValueError where none can."""
         if self.exploration.document is None:
             return []
         possible = [position for position in dict.fromkeys(positions) if self.exploration.can_start(position)]

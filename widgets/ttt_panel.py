@@ -144,7 +144,7 @@ class TTTPanel(Panel):
     # -- what happens then --------------------------------------------------------------------------------------------
 
     def _begin(self) -> Future[Any]:
-        """Before the first step: the weights' digest, the reading and the answer."""
+        """Before the first step: the reading and the answer."""
         self._config = self.config
         self._ids = self.exploration.tokens_of(self.fields["document"].value + self.fields["question"].value)
         self.say(f"Reading {len(self._ids):,} tokens…")

@@ -43,6 +43,7 @@ class Worker:
         self._number = 0
         self._waiting: dict[int, tuple[Future[Any], Callable[[Any], object] | None]] = {}
         self._listener: threading.Thread | None = None
+        atexit.register(self.close)
 
     @property
     def pid(self) -> int | None:
@@ -116,7 +117,6 @@ class Worker:
         self._connection = ours
         self._listener = threading.Thread(target=self._listen, args=(ours,), name="worker-listener", daemon=True)
         self._listener.start()
-        atexit.register(self.close)
 
     def _listen(self, connection: Connection) -> None:
         while True:

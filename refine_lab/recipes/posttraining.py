@@ -79,7 +79,7 @@ def posttrain_release_updates(arm: str = "nested_refine", seed: int = 0) -> Trai
 
 
 def posttrain_searched(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
-    """`posttrain` of tiny-deltanet, each way with the best of eight settings on validation examples (docs/log.md)."""
+    """`posttrain` of tiny-deltanet, each way with the best settings of a search on validation examples (docs/log.md)."""
     config = replace(posttrain(arm, seed), recipe="posttrain_searched")
     if arm == "sft":
         return replace(config, lr=1e-3, steps=50, max_grad_norm=0.3)
