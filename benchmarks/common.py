@@ -49,6 +49,15 @@ def interleaved(actions: Mapping[str, Callable[[], object]], repeats: int, warmu
     return times
 
 
+def relative(times: Mapping[str, list[float]]) -> dict[str, float]:
+    """Of every action the median over rounds of its seconds over its round's mean: a slow round counts against none."""
+    means = [statistics.fmean(seconds) for seconds in zip(*times.values(), strict=True)]
+    return {
+        name: statistics.median(value / mean for value, mean in zip(values, means, strict=True))
+        for name, values in times.items()
+    }
+
+
 def spread(times: list[float]) -> str:
     return f"{statistics.median(times) * 1e3:9.1f} ms  ({min(times) * 1e3:.1f} to {max(times) * 1e3:.1f})"
 

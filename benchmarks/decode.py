@@ -8,14 +8,13 @@ with its context.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.common import REPEATS, arguments, interleaved, summary, write
+from benchmarks.common import REPEATS, arguments, interleaved, relative, summary, write
 from refine_lab.models import FastWeightLM, State, load_model
 
 CONTEXTS = (1024, 4096, 16_384, 32_768, 102_400)
@@ -55,10 +54,10 @@ def main() -> None:
         print(
             f"{name:>6} tokens of context  " + "  ".join(f"{key} {value * 1e3:.3f} ms" for key, value in found.items())
         )
-    medians = [statistics.median(values) for values in times.values()]
-    ratio = max(medians) / min(medians)
+    shares = relative(times)
+    ratio = max(shares.values()) / min(shares.values())
     print(f"slowest over fastest {ratio:.3f}")
-    figures = {"slowest_over_fastest": ratio, "seconds_per_token": seconds}
+    figures = {"slowest_over_fastest": ratio, "over_its_round": shares, "seconds_per_token": seconds}
     write(chosen.json, figures, model=Path(chosen.model).name, repeats=repeats, tokens=chosen.tokens)
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from benchmarks.common import arguments, write
@@ -65,17 +67,21 @@ def second(way: str, best: Settings) -> list[Settings]:
 
 def main() -> None:
     chosen = arguments(__doc__)
-    trials: list[dict[str, Any]] = json.loads(chosen.json.read_text())["trials"] if chosen.json.exists() else []
+    trials = trials_of(chosen.json)
     task = posttraining.task_of([config_of(chosen.model, WAYS[-1], FIRST[0])])
     print(task.report)
+
+    def made(way: str, settings: Settings) -> None:
+        tried(trials, chosen, way, settings, lambda: trained(config_of(chosen.model, way, settings), task))
+
     for way in WAYS:
         for settings in FIRST:
-            tried(trials, chosen, task, way, settings)
+            made(way, settings)
     for way in WAYS:
         for settings in second(way, best_of(trials, way, FIRST)):
-            tried(trials, chosen, task, way, settings)
+            made(way, settings)
     for change in FEWER:
-        tried(trials, chosen, task, "nested_refine", FIRST[0] | change)
+        made("nested_refine", FIRST[0] | change)
     for way in WAYS:
         print(way, best_of(trials, way))
 
@@ -86,16 +92,28 @@ def config_of(model: str, way: str, settings: Settings) -> TrainConfig:
     )[0]
 
 
-def tried(trials: list[dict[str, Any]], chosen: Any, task: Task, way: str, settings: Settings) -> None:
-    """Make a trial that has not been made, and write all."""
-    if any((trial["way"], trial["settings"]) == (way, settings) for trial in trials):
+def trials_of(file: Path) -> list[dict[str, Any]]:
+    """Those that were made before."""
+    return json.loads(file.read_text())["trials"] if file.exists() else []
+
+
+def tried(
+    trials: list[dict[str, Any]],
+    chosen: Any,
+    way: str,
+    settings: Settings,
+    trial: Callable[[], dict[str, float]],
+    validation: int = VALIDATION,
+) -> None:
+    """Make a trial that has not been made, and write all. `validation` examples are measured."""
+    if any((made["way"], made["settings"]) == (way, settings) for made in trials):
         return
     began = time.monotonic()
-    measures = trained(config_of(chosen.model, way, settings), task)
+    measures = trial()
     trials.append({"way": way, "settings": settings, "seconds": time.monotonic() - began, **measures})
     print(way, settings, {name: round(value, 4) for name, value in measures.items()}, flush=True)
     half = chosen.json.with_suffix(".half")
-    write(half, {"trials": trials}, model=chosen.model, seed=SEED, validation=VALIDATION)
+    write(half, {"trials": trials}, model=Path(chosen.model).name, seed=SEED, validation=validation)
     half.replace(chosen.json)
 
 

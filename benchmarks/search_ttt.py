@@ -1,0 +1,103 @@
+"""A search of settings of test-time training, SFT and REFINE with as many trials each, measured on validation prompts alone.
+
+    python -m benchmarks.search_ttt --model runs/RUN --json benchmarks/results/search_ttt_tiny-deltanet.json
+
+`--model` is a run of post-training. Stage 1 is the same grid for both ways, learning rate and number of updates; stage 2
+varies what belongs to a way around its best of stage 1. Each prompt is adapted on alone, asked, and undone. A trial is kept
+when it ends; started again, the search goes on from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from benchmarks.common import arguments
+from benchmarks.search import SEED, Settings, best_of, trials_of, tried
+from refine_lab.evaluation import answer_measures
+from refine_lab.models import FastWeightLM
+from refine_lab.tasks.examples import Example
+from refine_lab.ttt.adaptation import adapted
+from refine_lab.ttt.config import TTTConfig, TTTRunConfig
+from refine_lab.ttt.experiments import loaded, three_ways
+
+VALIDATION = 100
+"""Prompts; the splits of the task share none with those that are reported on."""
+FIRST: list[Settings] = [
+    {"lr": 1e-4, "steps": 4},
+    {"lr": 3e-4, "steps": 4},
+    {"lr": 1e-3, "steps": 4},
+    {"lr": 3e-4, "steps": 8},
+]
+
+
+def second(way: str, best: Settings) -> list[Settings]:
+    """Four more trials of a way around the best of its first."""
+    changes: dict[str, list[Settings]] = {
+        "sft": [
+            {"lr": best["lr"] / 2},
+            {"steps": 1},
+            {"weight_decay": 0.1},
+            {"max_grad_norm": 0.3},
+        ],
+        "refine": [
+            {"nsp_coef": 1.0},
+            {"reward": "cosine"},
+            {"rollout_length": 8, "num_chunks": 4},
+            {"rollout_length": 3, "num_chunks": 16},
+        ],
+    }
+    return [best | change for change in changes[way]]
+
+
+def main() -> None:
+    chosen = arguments(__doc__)
+    trials = trials_of(chosen.json)
+    config = config_of(chosen.model, "none", {})
+    model, tokenizer, task = loaded(replace(config, task=replace(config.task, validation=VALIDATION)))
+    print(task.report)
+
+    def made(way: str, settings: Settings) -> None:
+        ttt = config_of(chosen.model, way, settings).ttt
+        tried(trials, chosen, way, settings, lambda: measured(model, tokenizer, task.validation, ttt), VALIDATION)
+
+    made("none", {})
+    for way in ("sft", "refine"):
+        for settings in FIRST:
+            made(way, settings)
+    for way in ("sft", "refine"):
+        for settings in second(way, best_of(trials, way, FIRST)):
+            made(way, settings)
+    for way in ("sft", "refine"):
+        print(way, best_of(trials, way))
+
+
+def config_of(model: str, way: str, settings: Settings) -> TTTRunConfig:
+    """Of the recipe `per_prompt` with these settings, of which some are no choice of the notebook's."""
+    outer = {name: settings[name] for name in ("weight_decay", "max_grad_norm") if name in settings}
+    rest = {name: value for name, value in settings.items() if name not in outer}
+    config = three_ways("per_prompt", [SEED], ways=(way,), model=model, count=1, **rest)[0]
+    return config if config.ttt is None else replace(config, ttt=replace(config.ttt, **outer))
+
+
+def measured(
+    model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, examples: tuple[Example, ...], ttt: TTTConfig | None
+) -> dict[str, float]:
+    """The measures of `answer_measures`, means over the prompts, each adapted on alone."""
+    found: list[dict[str, float]] = []
+    for example in examples:
+        asked: dict[str, Any] = {"examples": [example], "max_tokens": 4}
+        if ttt is None:
+            found.append(answer_measures(model, tokenizer, **asked))
+            continue
+        with adapted(model, torch.tensor(example.prompt_ids), ttt):
+            found.append(answer_measures(model, tokenizer, **asked))
+    return {name: fmean(row[name] for row in found) for name in found[0]}
+
+
+if __name__ == "__main__":
+    main()
