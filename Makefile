@@ -63,11 +63,13 @@ environment.yml: requirements.lock
 demo: $(READY) ## environment, install, and notebooks/midtrain.ipynb executed
 	@ready=$$(date +%s); status=0; mkdir -p "$(RUNS)"; touch .venv/.demo; \
 	executed="$(RUNS)"/$$(date +%Y%m%d-%H%M%S)-midtrain.ipynb; \
-	$(BIN)/papermill --log-output --no-progress-bar notebooks/midtrain.ipynb "$$executed" || status=$$?; \
+	report="$${executed%.ipynb}-report.html"; \
+	$(BIN)/papermill --log-output --no-progress-bar notebooks/midtrain.ipynb "$$executed" -p report "$$report" || status=$$?; \
 	echo; \
 	echo "install   $$((ready - $(START))) s"; \
 	echo "notebook  $$(($$(date +%s) - ready)) s"; \
 	echo "executed  $$executed"; \
+	echo "report    $$report"; \
 	find "$(RUNS)" -mindepth 1 -maxdepth 1 -type d -newer .venv/.demo | sort | while read -r run; do \
 	  cp "$$executed" "$$run/midtrain.ipynb"; echo "run       $$run"; done; \
 	exit $$status

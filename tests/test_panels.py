@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from refine_lab.config import RefineConfig
 from refine_lab.explore import Worker
+from refine_lab.models import load_model
+from refine_lab.ttt.adaptation import read_prompt
+from refine_lab.ttt.config import TTTConfig
 from widgets.reward_explorer import RewardExplorer
 from widgets.ttt_panel import TTTPanel
 
@@ -153,6 +162,43 @@ def test_settings_are_what_the_controls_show(worker: Worker) -> None:
     assert made.exploration.method.rollout_length == made.controls["rollout_length"].value == 5
 
 
+def test_the_change_to_another_step_or_model(worker: Worker, explorer: RewardExplorer, tmp_path: Path) -> None:
+    """Another model's reading minus this one's, of every document that follows, until none is asked for."""
+    policy, tokenizer = load_model("tiny-deltanet", device="cpu")
+    with torch.no_grad():
+        policy.head_weight.mul_(0.5)
+    policy.save_pretrained(tmp_path / "step-7")
+    tokenizer.save_pretrained(tmp_path / "step-7")
+    explorer.compare(str(tmp_path / "step-7")).result(SECONDS)
+    shown = explorer.token_map
+    assert shown.metric == "entropy_change"
+    assert shown.metrics["entropy_change"].title == "Change in entropy to step-7"
+    ids = torch.from_numpy(explorer.exploration.document.token_ids).long()
+    expected = read_prompt(policy, ids).entropies.numpy() - shown.metrics["entropy"].values[1:]
+    np.testing.assert_allclose(shown.metrics["entropy_change"].values[1:], expected, atol=1e-4)
+    assert {"loss_change", "reward"} <= shown.metrics.keys()
+    explorer.read(TEXT + "print(area(1, 2))\n").result(SECONDS)
+    wait_for(lambda: len(shown.metrics.get("loss_change", shown.metrics["loss"]).values) == len(shown.text))
+    wait_for(lambda: "entropy_change" in shown.metrics)
+    explorer.compare(None).result(SECONDS)
+    assert "entropy_change" not in shown.metrics
+    with pytest.raises(FileNotFoundError):
+        explorer.compare("no-such-model").result(SECONDS)
+    assert "no-such-model" in explorer.error
+    explorer.read(TEXT).result(SECONDS)
+    assert explorer.error == ""
+
+
+def test_a_model_with_other_tokens_is_no_comparison(worker: Worker, explorer: RewardExplorer, tmp_path: Path) -> None:
+    _, tokenizer = load_model("tiny-deltanet", device="cpu")
+    tokenizer.add_tokens(["width"])
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="a model to compare with must be one with the same tokens of this document"):
+        explorer.compare(str(tmp_path)).result(SECONDS)
+    assert "entropy_change" not in explorer.token_map.metrics
+
+
 def test_lone_surrogates_are_read(worker: Worker) -> None:
     made = RewardExplorer(text=TEXT + "\ud83d", worker=worker)
     made.shown.result(SECONDS)
@@ -164,6 +210,9 @@ def test_lone_surrogates_are_read(worker: Worker) -> None:
 def test_ttt_start_and_reset(worker: Worker, method: str) -> None:
     before = worker.call("fingerprint", model="tiny-deltanet")
     panel = TTTPanel(text=TEXT, question="area", worker=worker)
+    panel.shown.result(SECONDS)
+    assert [*panel.token_map.metrics] == ["entropy", "loss"]
+    assert "mean entropy" in panel.notice.status
     panel.fields["method"].value = method
     panel.fields["steps"].value, panel.fields["lr"].value = 3, 1e-3
     panel.start().result(SECONDS)
@@ -187,8 +236,10 @@ def test_ttt_start_and_reset(worker: Worker, method: str) -> None:
 def test_ttt_refuses_what_would_lose_the_weights(worker: Worker) -> None:
     before = worker.call("fingerprint", model="tiny-deltanet")
     panel, other = TTTPanel(text=TEXT, worker=worker), TTTPanel(text=TEXT, worker=worker)
+    panel.shown.result(SECONDS)
+    said = panel.notice.status
     panel.stop()  # nothing runs: nothing happens
-    assert panel.notice.status == ""
+    assert panel.notice.status == said
     panel.fields["steps"].value = 10_000
     chain = panel.start()
     wait_for(lambda: len(panel.steps) >= 2)
@@ -247,6 +298,31 @@ def test_ttt_stops_within_a_step_and_keeps_what_it_has(worker: Worker) -> None:
     assert not panel.buttons["start"].disabled
     panel.reset().result(SECONDS)
     assert worker.call("fingerprint", model="tiny-deltanet") == before
+
+
+def test_ttt_begins_with_what_it_is_given(worker: Worker) -> None:
+    method = RefineConfig(reward="cosine", num_chunks=3, nsp_coef=0.7)
+    panel = TTTPanel(text=TEXT, worker=worker, config=TTTConfig(method=method, steps=2, lr=3e-4, weight_decay=0.2))
+    assert panel.config == TTTConfig(method=method, steps=2, lr=3e-4, weight_decay=0.2)
+    panel.fields["reward"].value, panel.fields["steps"].value = "hybrid", 5
+    assert panel.config.method == replace(method, reward="hybrid")
+    assert (panel.config.steps, panel.config.weight_decay) == (5, 0.2)
+    panel.fields["method"].value = "SFT"
+    assert panel.config.method is None
+    sft = TTTPanel(text=TEXT, worker=worker, config=TTTConfig(method=None, steps=2, lr=3e-4))
+    assert sft.fields["method"].value == "SFT"
+    assert sft.fields["reward"].disabled
+
+
+def test_a_page_of_ttt_holds_the_answers(worker: Worker, tmp_path: Path) -> None:
+    panel = TTTPanel(text=TEXT, question="area", worker=worker, config=TTTConfig(method=None, steps=1, lr=1e-4))
+    panel.start().result(SECONDS)
+    panel.reset().result(SECONDS)
+    page = panel.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    states = [part["state"] for part in json.loads(data)["widgets"]]
+    assert states[1]["status"].splitlines() == [f"Answer {when}: {panel.answers[when]}" for when in ("before", "after")]
+    assert len(states[0]["curves"]["panels"]) == 2  # loss and entropy
 
 
 def test_ttt_says_what_cannot_be(worker: Worker) -> None:

@@ -84,6 +84,19 @@ def test_runs_are_followed_compared_and_looked_into(tmp_path: Path, watch: Calla
     assert monitor.error == ""
 
 
+def test_a_page_holds_the_rollouts_of_all_steps_or_of_the_last(
+    tmp_path: Path, watch: Callable[[Path], RunMonitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "runs", 0)
+    monitor = watch(tmp_path / "runs")
+    assert monitor._all_rollouts().rollouts["step"].tolist() == [1, 2, 3, 4]
+    monkeypatch.setattr("widgets.run_monitor.PAGE_ROLLOUTS", 2)
+    assert monitor._all_rollouts().rollouts["step"].tolist() == [3, 4]
+    assert "<title>Two runs</title>" in monitor.save_html(tmp_path / "page.html", title="Two runs").read_text()
+    (tmp_path / "none").mkdir()
+    assert watch(tmp_path / "none").save_html(tmp_path / "none.html").stat().st_size > 10_000
+
+
 def test_text_of_a_run_is_no_markup(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
     one = write_run(tmp_path, 0)
     other = replace(one.config, data=DataConfig(sources={HOSTILE: 1.0}))

@@ -88,6 +88,16 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     assert [*tmp_path.iterdir()] == [path]
 
 
+def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path) -> None:
+    other = tmp_path / "report.html"
+    other.write_text("<html>results of a year</html>")
+    for there in (other, tmp_path):
+        with pytest.raises(ValueError, match="is there already and no page of refine_lab: name another file"):
+            save_page(there, Echo())
+    assert other.read_text() == "<html>results of a year</html>"
+    assert "second" in save_page(save_page(tmp_path / "a.html", Echo()), Echo(text="second")).read_text()
+
+
 @pytest.mark.parametrize("path", sorted(STATIC.glob("*.*")), ids=lambda path: path.name)
 def test_the_page_takes_text_as_text_and_nothing_from_elsewhere(path: Path) -> None:
     text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")

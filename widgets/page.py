@@ -13,6 +13,8 @@ from typing import Any
 
 from widgets.base import STATIC, Widget
 
+MARK = b'<meta name="generator" content="refine_lab">'
+"""By which a page of ours is known."""
 Link = tuple[Widget, str, Widget, str]
 """A trait that another one follows: widget, trait, the widget that follows, its trait."""
 
@@ -36,8 +38,13 @@ def page(*widgets: Widget, title: str = "refine_lab", links: Sequence[Link] = ()
 
 
 def save_page(path: Path | str, *widgets: Widget, title: str = "refine_lab", links: Sequence[Link] = ()) -> Path:
-    """Write `page` to a file, whole or not at all, and return its path. Raises OSError where that cannot be."""
+    """Write `page` to a file, whole or not at all, and return its path.
+
+    A page of ours is replaced. Raises ValueError where another file stands there, OSError where the page cannot be written.
+    """
     path = Path(path).expanduser()
+    if path.exists() and not (path.is_file() and MARK in path.read_bytes()[:1000]):
+        raise ValueError(f"{path} is there already and no page of refine_lab: name another file")
     half = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         half.write_text(page(*widgets, title=title, links=links), encoding="utf-8")

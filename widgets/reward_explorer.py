@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import numpy as np
 from refine_lab.config import require
 from refine_lab.explore import Worker, shared_worker
 from refine_lab.explore.exploration import Document, Exploration
+from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
 from refine_lab.types import RewardFunction
 from widgets.base import Widget, guarded
 from widgets.page import save_page
 from widgets.panel import Panel
+from widgets.reward_controls import make_controls
 from widgets.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
 from widgets.state_view import StateView
@@ -54,6 +57,8 @@ class RewardExplorer(Panel):
         self.exploration.set(**(settings or {}))
         self._state_views: list[StateView] = []
         self._positions: list[int] = []
+        self._compared: str | None = None
+        self._other: DocumentReading | None = None
         self._text = TokenText("", [0])
         self._lock = threading.RLock()
         self.token_map = TokenMap()
@@ -67,7 +72,14 @@ class RewardExplorer(Panel):
             rows=4,
             layout=ipywidgets.Layout(width="100%"),
         )
-        self.controls = self._make_controls()
+        self.controls = make_controls([*self.exploration.rewards], self._setting)
+        for name, control in self.controls.items():
+            control.observe(partial(self._on_control, name), "value")
+        self._compare_field = ipywidgets.Text(
+            description="compare with", placeholder="a shipped model, a run, a checkpoint of a step", continuous_update=False,
+            layout=ipywidgets.Layout(width="36em"), style={"description_width": "7em"},
+        )  # fmt: skip
+        self._compare_field.observe(self._on_compare, "value")
         self.children = [self._head(), self.notice, self.token_map, self.summary, self.inspector]
         self.token_map.observe(self._on_token, "selected")
         self.inspector.observe(self._on_rollout, "selected")
@@ -90,13 +102,17 @@ class RewardExplorer(Panel):
             if known is not self.exploration.document:
                 return None  # another has been asked for since
             with self._lock:
-                self.inspector.filters, self.inspector.selected, self._wanted = {}, -1, None
+                self._wanted = None
+                self.inspector.show(self.inspector.rollouts.iloc[:0])
+                self.summary.show(None)
                 self._text = token_text(self.exploration.tokenizer, known.token_ids)
-                self._positions = []
+                self._positions, self._other = [], None
                 self._show_map()
                 self.say(f"{len(self._text):,} tokens read in {time.monotonic() - began:.1f} s.")
                 for view in self._state_views:
                     view.follow(self.exploration)
+            if self._compared is not None:
+                self._read_other(self.token_map.metric)
             return self._roll_out(self.exploration.targets())
 
         return self.after(lambda: self.exploration.read(self._source.value), show)
@@ -134,6 +150,16 @@ class RewardExplorer(Panel):
         control.value = value
         return self._roll_out(possible)
 
+    def compare(self, model: str | None) -> Future[Any]:
+        """Colour by what another model makes of the document too: a shipped one, a run, a checkpoint of a step; None: no other.
+
+        Its entropy and loss minus this model's, of this document and of later ones. The future ends when that is shown; it
+        raises, and `error` says, what is no such model.
+        """
+        self._compared, self._other = model, None
+        self._compare_field.value = model or ""
+        return self._read_other("entropy_change" if model else self.token_map.metric)
+
     def state_view(self) -> StateView:
         """A view of the states of the document that is shown, and of every later one."""
         view = StateView()
@@ -164,6 +190,28 @@ class RewardExplorer(Panel):
             raise ValueError(f"no rollout can start there: {k} true tokens must follow in the document")
         return possible
 
+    def _read_other(self, metric: str) -> Future[Any]:
+        """Have the model that is compared with read the document, and show the change, coloured by `metric`."""
+        model, document = self._compared, self.exploration.document
+
+        def show(reading: DocumentReading | None) -> None:
+            if model == self._compared and document is self.exploration.document and document is not None:
+                with self._lock:
+                    self._other = reading
+                    self._show_map(self.exploration.frame(self._positions) if self._positions else None)
+                    self.token_map.metric = metric
+
+        def ended(asked: Future[Any]) -> None:
+            if asked.exception() is not None and model == self._compared:
+                self._compared = None  # later documents are not compared with what cannot be
+
+        def ask() -> Future[DocumentReading] | None:
+            return None if model is None or document is None else self.exploration.read_by(model)
+
+        asked = self.after(ask, show)
+        asked.add_done_callback(ended)
+        return asked
+
     def _roll_out(self, positions: Sequence[int]) -> Future[Any]:
         began, document = time.monotonic(), self.exploration.document
 
@@ -184,7 +232,10 @@ class RewardExplorer(Panel):
         exploration, reading = self.exploration, self.exploration._known.reading
         tokens = len(self._text)
         chance = np.full(tokens, np.nan)
-        chance[1:] = exploration.probabilities()[:-1]
+        positions, borders = [], []
+        if tokens > exploration.method.rollout_length:  # else no position has room for a rollout
+            chance[1:] = exploration.probabilities()[:-1]
+            positions, borders = exploration.targets(), exploration.chunk_borders()
         metrics = [
             Metric("entropy", "Entropy", "nats", reading.entropies),
             Metric("loss", "NTP loss", "nats", reading.losses),
@@ -199,13 +250,18 @@ class RewardExplorer(Panel):
             ),
             Metric("chance", "Selection probability in its chunk", "", np.where(chance > 0, chance, np.nan)),
         ]
+        if self._other is not None:
+            for name, title in (("entropies", "entropy"), ("losses", "NTP loss")):
+                change = getattr(self._other, name) - getattr(reading, name)
+                heading = f"Change in {title} to {Path(self._compared or '').name}"
+                metrics.append(Metric(f"{title.split()[-1]}_change", heading, "nats", change, diverging=True))
         if frame is not None:
             rewards = np.full(tokens, np.nan)
             means = frame.groupby("position")["reward"].mean()
             rewards[means.index.to_numpy() + 1] = means.to_numpy()
             metrics.append(Metric("reward", f"Mean {exploration.reward} reward", "", rewards))
-        targets = [Target(position + 1, f"drawn in chunk {i}") for i, position in enumerate(exploration.targets(), 1)]
-        borders = [position + 1 for position in exploration.chunk_borders()]  # where its first target could stand
+        targets = [Target(position + 1, f"drawn in chunk {i}") for i, position in enumerate(positions, 1)]
+        borders = [position + 1 for position in borders]  # where its first target could stand
         self.token_map.show(
             self._text, metrics, targets=targets, chunk_borders=borders, alternatives=self._alternatives
         )
@@ -259,6 +315,12 @@ class RewardExplorer(Panel):
             raise
 
     @guarded
+    def _on_compare(self, change: Any) -> None:
+        wanted = change["new"].strip() or None
+        if wanted != self._compared:
+            self.compare(wanted)
+
+    @guarded
     def _on_upload(self, change: Any) -> None:
         for file in change["new"]:
             self.read(bytes(file["content"]).decode("utf-8", "replace"))
@@ -267,40 +329,6 @@ class RewardExplorer(Panel):
         own = {"reward": self.exploration.reward, "seed": self.exploration.seed}
         return own[name] if name in own else getattr(self.exploration.method, name)
 
-    def _make_controls(self) -> dict[str, Any]:
-        def number(name: str, label: str, low: float, high: float, kind: Any = ipywidgets.BoundedIntText) -> Any:
-            step = {"step": 0.1} if kind is ipywidgets.BoundedFloatText else {}
-            return kind(
-                value=self._setting(name), min=low, max=high, description=label, **step, layout=narrow, style=style
-            )
-
-        narrow, style = ipywidgets.Layout(width="12.5em"), {"description_width": "6.5em"}
-        choice: dict[str, Any] = {"layout": narrow, "style": style}
-        controls = {
-            "reward": ipywidgets.Dropdown(
-                options=[*self.exploration.rewards], value=self.exploration.reward, description="reward", **choice
-            ),
-            "group_by": ipywidgets.Dropdown(
-                options=["prefix", "sequence"], value=self._setting("group_by"), description="grouped by", **choice
-            ),
-            "rollout_length": number("rollout_length", "k (tokens)", 1, 64),
-            "group_size": number("group_size", "n (rollouts)", 1, 64),
-            "temperature": number("temperature", "temperature", 0.01, 10, ipywidgets.BoundedFloatText),
-            "num_chunks": number("num_chunks", "c (chunks)", 1, 256),
-            "selection": ipywidgets.Dropdown(
-                options=["entropy", "uniform", "argmax", "argmin"],
-                value=self._setting("selection"),
-                description="selection",
-                **choice,
-            ),
-            "tau": number("tau", "tau", 0.01, 100, ipywidgets.BoundedFloatText),
-            "smoothing_kernel": number("smoothing_kernel", "smoothing", 1, 101),
-            "seed": number("seed", "seed", 0, 2**31),
-        }
-        for name, control in controls.items():
-            control.observe(lambda change, name=name: self._on_control(name, change), "value")
-        return controls
-
     def _head(self) -> ipywidgets.VBox:
         button = ipywidgets.Button(description="Read", button_style="primary", tooltip="Read the document above")
         button.on_click(lambda _: self.read())
@@ -308,7 +336,11 @@ class RewardExplorer(Panel):
         upload.observe(self._on_upload, "value")
         wrap = ipywidgets.Layout(flex_flow="row wrap")
         return ipywidgets.VBox(
-            [self._source, ipywidgets.HBox([button, upload]), ipywidgets.Box([*self.controls.values()], layout=wrap)]
+            [
+                self._source,
+                ipywidgets.HBox([button, upload, self._compare_field]),
+                ipywidgets.Box([*self.controls.values()], layout=wrap),
+            ]
         )
 
 

@@ -22,6 +22,9 @@ from widgets.tables import Table
 CHOSEN_AT_FIRST = 4
 """Newest runs that are shown before anything is chosen."""
 
+PAGE_ROLLOUTS = 20_000
+"""Rollouts on an offline page, about."""
+
 
 class RunMonitor(Panel):
     """Choose runs, follow their curves, look at their rollouts by a slider of steps, compare settings, stop and start them.
@@ -98,8 +101,16 @@ class RunMonitor(Panel):
         )
 
     def save_html(self, path: Path | str, title: str = "Runs") -> Path:
-        """Write curves and rollouts as one HTML file that works offline."""
-        return save_page(path, self.curves, self.inspector, title=title)
+        """Write the curves and the rollouts of the run (its last steps, `PAGE_ROLLOUTS` about) as one HTML file that works offline."""
+        return save_page(path, self.curves, self._all_rollouts(), title=title)
+
+    def _all_rollouts(self) -> RolloutInspector:
+        """Of as many last steps as make up a page."""
+        run, steps = self._decodes, max(1, PAGE_ROLLOUTS // max(1, len(self.inspector.rollouts)))
+        every = RolloutInspector(decode=str if run is None else tokenizer_of(run))
+        if run is not None:
+            every.show(run.rollouts(range(max(0, self.step.max - steps + 1), self.step.max + 1)))
+        return every
 
     def __repr__(self) -> str:
         chosen = ", ".join(self.choice.value) or "none"

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
 import numpy as np
 
-from refine_lab.config import RefineConfig
 from refine_lab.explore import Worker, shared_worker
 from refine_lab.explore.exploration import Exploration
+from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
+from refine_lab.recipes import ttt_per_prompt
 from refine_lab.ttt.config import TTTConfig
 from widgets.base import guarded
 from widgets.live_curves import Curves
+from widgets.notice import Notice
 from widgets.page import save_page
 from widgets.panel import Panel
 from widgets.series import decimate, way_styles
@@ -31,6 +34,8 @@ CURVES = (
 INTERVAL = 0.25
 """Seconds between two drawings of the curves, at least."""
 REWARDS = ("binary", "cosine", "hybrid")
+STEPS = 20
+"""Where none are given: to be watched, more than the recipe makes."""
 
 
 class TTTPanel(Panel):
@@ -47,10 +52,16 @@ class TTTPanel(Panel):
         text: str | None = None,
         question: str | None = None,
         *,
+        config: TTTConfig | None = None,
         worker: Worker | None = None,
     ) -> None:
+        """`config`: what the fields begin with, and what they have no field for; none: the recipe `per_prompt`."""
         super().__init__()
         self.worker = worker or shared_worker()
+        recipe = ttt_per_prompt().ttt
+        assert recipe is not None and recipe.method is not None
+        self._given = config or replace(recipe, steps=STEPS)
+        self._method = self._given.method or recipe.method  # where REFINE is chosen
         self.exploration = Exploration(self.worker, model)
         self.model = model
         self.steps: list[dict[str, float]] = []
@@ -68,8 +79,29 @@ class TTTPanel(Panel):
         self._show_answers()
         self._enable(running=False)
         self._show_weights()
+        given = text is None or bool((text + (question or "")).strip())
+        self.shown: Future[Any] = self.read() if given else self.after(lambda: None)
+        "Ends when the first document is shown."
 
     # -- what can be done, with a page or without ---------------------------------------------------------------------
+
+    def read(self) -> Future[Any]:
+        """Show how the model, as its weights are now, reads document and question; the future ends when it is shown.
+
+        Raises ValueError while it adapts; the future, for what cannot be read.
+        """
+        self._require_idle()
+
+        def ask() -> Future[Any]:
+            self._ids = self.exploration.tokens_of(self.fields["document"].value + self.fields["question"].value)
+            return self.worker.submit("read", model=self.model, token_ids=self._ids)
+
+        def show(reading: DocumentReading) -> None:
+            if not self.running and len(reading.entropies) == len(self._ids):
+                self._show_reading(reading)
+                self.say(f"{len(self._ids):,} tokens, mean entropy {np.nanmean(reading.entropies):.4f} nats.")
+
+        return self.after(ask, show)
 
     def start(self) -> Future[Any]:
         """Answer, adapt, answer again, and show the change; the future ends with the last of it.
@@ -81,7 +113,6 @@ class TTTPanel(Panel):
         self.steps, self.answers = [], {}
         self._stopping = False
         self._show_answers()
-        self.token_map.show(None)
         self._enable(running=True)
         chain = self._chain = self.after(self._begin, self._adapt, self._finish, self._show_change)
         chain.add_done_callback(lambda _: self._ended())
@@ -119,10 +150,8 @@ class TTTPanel(Panel):
     def config(self) -> TTTConfig:
         """What the fields say. Raises ValueError for what cannot be."""
         fields = {name: field.value for name, field in self.fields.items()}
-        method = None
-        if fields["method"] == "REFINE":
-            method = RefineConfig(reward=fields["reward"], nsp_coef=0.4)  # table 2
-        return TTTConfig(method=method, steps=fields["steps"], lr=fields["lr"])
+        method = replace(self._method, reward=fields["reward"]) if fields["method"] == "REFINE" else None
+        return replace(self._given, method=method, steps=fields["steps"], lr=fields["lr"])
 
     @property
     def running(self) -> bool:
@@ -130,8 +159,9 @@ class TTTPanel(Panel):
         return self._chain is not None and not self._chain.done()
 
     def save_html(self, path: Path | str, title: str = "Test-time training") -> Path:
-        """Write curves and document as one HTML file that works offline."""
-        return save_page(path, self.curves, self.token_map, title=title)
+        """Write curves, answers and document as one HTML file that works offline."""
+        said = Notice(status="\n".join(f"Answer {when}: {answer}" for when, answer in self.answers.items()))
+        return save_page(path, self.curves, said, self.token_map, title=title)
 
     def __repr__(self) -> str:
         lines = [f"TTTPanel of {self.model}: {self.fields['method'].value}, {max(len(self.steps) - 1, 0)} steps"]
@@ -153,6 +183,7 @@ class TTTPanel(Panel):
     def _adapt(self, known: list[Any]) -> Future[Any]:
         self._before, answer = known
         self._answered("before", answer)
+        self._show_reading(self._before)
         self._add({"step": 0, **_means(self._before)})
         self._began = time.monotonic()
         arguments = {"token_ids": self._ids, "config": self._config}
@@ -184,6 +215,11 @@ class TTTPanel(Panel):
             self.worker.submit("read", model=self.model, token_ids=self._ids),
             self.worker.submit("answer", model=self.model, token_ids=self._ids, max_tokens=most),
         ]
+
+    def _show_reading(self, reading: DocumentReading) -> None:
+        text = token_text(self.exploration.tokenizer, self._ids)
+        entropy = Metric("entropy", "Entropy", "nats", reading.entropies)
+        self.token_map.show(text, [entropy, Metric("loss", "NTP loss", "nats", reading.losses)])
 
     def _show_change(self, known: list[Any]) -> None:
         after, answer = known
@@ -267,16 +303,24 @@ class TTTPanel(Panel):
         self.fields["reward"].disabled = change["new"] != "REFINE"
 
     def _make_fields(self, document: str, question: str) -> dict[str, Any]:
-        wide, style = ipywidgets.Layout(width="100%"), {"description_width": "6em"}
+        given, wide, style = self._given, ipywidgets.Layout(width="100%"), {"description_width": "6em"}
         narrow: dict[str, Any] = {"layout": ipywidgets.Layout(width="13em"), "style": style}
         wide_style: dict[str, Any] = {"layout": wide, "style": style}
         fields = {
             "document": ipywidgets.Textarea(value=plain(document), description="Document", rows=5, **wide_style),
             "question": ipywidgets.Textarea(value=plain(question), description="Question", rows=2, **wide_style),
-            "method": ipywidgets.Dropdown(options=["REFINE", "SFT"], description="method", **narrow),
-            "reward": ipywidgets.Dropdown(options=REWARDS, description="reward", **narrow),
-            "steps": ipywidgets.BoundedIntText(value=20, min=1, max=10_000, description="steps", **narrow),
-            "lr": ipywidgets.FloatText(value=1e-4, step=1e-5, description="lr", **narrow),
+            "method": ipywidgets.Dropdown(
+                options=["REFINE", "SFT"], value="REFINE" if given.method else "SFT", description="method", **narrow
+            ),
+            "reward": ipywidgets.Dropdown(
+                options=REWARDS,
+                value=self._method.reward,
+                disabled=given.method is None,
+                description="reward",
+                **narrow,
+            ),
+            "steps": ipywidgets.BoundedIntText(value=given.steps, min=1, max=10_000, description="steps", **narrow),
+            "lr": ipywidgets.FloatText(value=given.lr, step=1e-5, description="lr", **narrow),
             "answer_tokens": ipywidgets.BoundedIntText(value=8, min=1, max=512, description="answer ≤", **narrow),
             "weights": ipywidgets.Label("weights: as loaded"),
             "before": ipywidgets.Textarea(description="before", disabled=True, rows=2, **wide_style),

@@ -64,8 +64,7 @@ class Exploration:
 
     def tokens_of(self, text: str) -> np.ndarray:
         """The text as token ids, [T] int32. Raises ValueError for fewer than two tokens or more than `MOST_TOKENS`."""
-        readable = text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair is no character
-        ids = np.array(self.tokenizer(readable, add_special_tokens=False)["input_ids"], dtype=np.int32)
+        ids = np.array(self.tokenizer(_readable(text), add_special_tokens=False)["input_ids"], dtype=np.int32)
         require(2 <= len(ids) <= MOST_TOKENS, "a document's tokens", len(ids), f"from 2 to {MOST_TOKENS}")
         return ids
 
@@ -79,6 +78,17 @@ class Exploration:
             return self.document
 
         return _then(self.worker.submit("read", model=self.model, token_ids=ids), keep)
+
+    def read_by(self, model: str) -> Future[DocumentReading]:
+        """The document as another model reads it: another one, a run, a checkpoint of a step.
+
+        Raises FileNotFoundError or ValueError for a model that is not there, or to which the text is other tokens.
+        """
+        known = self._known
+        other = AutoTokenizer.from_pretrained(resolve(model))
+        same = other(_readable(known.text), add_special_tokens=False)["input_ids"] == known.token_ids.tolist()
+        require(same, "a model to compare with", model, "one with the same tokens of this document")
+        return self.worker.submit("read", model=model, token_ids=known.token_ids)
 
     # -- which positions ----------------------------------------------------------------------------------------------
 
@@ -173,6 +183,10 @@ class Exploration:
         if self.document is None:
             raise ValueError("no document has been read yet")
         return self.document
+
+
+def _readable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair is no character
 
 
 def _then(future: Future[Any], function: Callable[[Any], Any]) -> Future[Any]:

@@ -36,6 +36,11 @@ class Example:
     cut: int = 0
     "Tokens cut out of the middle of the prompt."
 
+    def parts(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+        """Document and question as text, which together are the prompt."""
+        document, asked = self.prompt_ids[: self.question_start], self.prompt_ids[self.question_start :]
+        return str(tokenizer.decode(list(document))), str(tokenizer.decode(list(asked)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextPrompt:
