@@ -18,6 +18,7 @@ from refine_lab.recipes.posttraining import (
     posttrain,
     posttrain_release_updates,
     posttrain_searched,
+    posttrain_searched_lact,
 )
 from refine_lab.recipes.pretraining import Stage, pretrain, pretrain_lact
 from refine_lab.recipes.testtime import TTT_WAYS, ttt_paper, ttt_paper_release_updates, ttt_per_prompt
@@ -40,6 +41,7 @@ __all__ = [
     "posttrain",
     "posttrain_release_updates",
     "posttrain_searched",
+    "posttrain_searched_lact",
     "posttraining_recipe",
     "pretrain",
     "pretrain_lact",
@@ -66,6 +68,7 @@ POSTTRAINING: dict[str, Recipe] = {
     "posttrain": posttrain,
     "posttrain_release_updates": posttrain_release_updates,
     "posttrain_searched": posttrain_searched,
+    "posttrain_searched_lact": posttrain_searched_lact,
     "paper_posttrain": paper_posttrain,
     "paper_posttrain_release_updates": paper_posttrain_release_updates,
 }

@@ -86,6 +86,14 @@ def posttrain_searched(arm: str = "nested_refine", seed: int = 0) -> TrainConfig
     return replace(config, mini_batch_size=16)  # one inner update
 
 
+def posttrain_searched_lact(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
+    """`posttrain` of tiny-lact, each way with the best settings of a search on validation examples (docs/log.md)."""
+    config = replace(posttrain(arm, seed), recipe="posttrain_searched_lact", model="tiny-lact")
+    if arm == "sft":
+        return replace(config, lr=6e-4)
+    return config if config.method is None else replace(config, method=replace(config.method, reward="cosine"))
+
+
 def _paper_hybrid() -> RefineConfig:
     """REFINE within post-training."""
     return RefineConfig(
