@@ -46,6 +46,8 @@ def main() -> None:
         configs = arms("midtrain", [0], steps=STEPS, batch_size=2, sequence_length=256, num_chunks=4, eval_every=4)
         train_in_turn(create_runs(configs, work / "runs"), detach=False)
         with opened(work, "explore.ipynb", chromium) as lab:
+            lab.page.set_viewport_size({"width": 1200, "height": 2600})  # a widget as a whole
+            lab.page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
             explorer(lab, folder)
             ttt(lab, folder)
             monitor(lab, folder)

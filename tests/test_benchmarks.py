@@ -70,3 +70,12 @@ def test_memory(tmp_path):
     figures = run("memory", tmp_path)
     assert figures["8192"] > figures["4096"] > 2**20
     assert figures["ratio"] <= 2.3  # (2.2)
+
+
+@pytest.mark.browser
+def test_the_workbench_in_chromium(tmp_path, chromium, monkeypatch):
+    monkeypatch.setenv("CHROMIUM", chromium)
+    figures = run("widgets", tmp_path, "--repeats", "10", model=None)
+    assert len(figures["milliseconds"]) == 8
+    slow = {name: found for name, found in figures["milliseconds"].items() if found["median"] > 2 * found["bar"]}
+    assert not slow

@@ -58,7 +58,10 @@ def test_a_click_on_a_token_rolls_out_there(lab: Lab) -> None:
 
 
 def test_another_reward_of_the_same_rollouts(lab: Lab) -> None:
-    lab.page.locator("select").filter(has_text="hybrid").first.select_option("hybrid")
+    lab.page.locator("select").filter(has_text="hybrid").first.focus()
+    lab.page.keyboard.press("b")  # not JupyterLab's command for another cell
+    wait_for_status(lab, "80 rollouts at 10 positions, mean binary reward")
+    lab.page.keyboard.press("ArrowDown")
     wait_for_status(lab, "80 rollouts at 10 positions, mean hybrid reward")
 
 
@@ -69,6 +72,22 @@ def test_what_cannot_be_is_said_where_one_looks(lab: Lab) -> None:
     alert = lab.page.locator(".notice .error").filter(has_text="compares rollouts of one position")
     alert.first.wait_for()
     lab.page.wait_for_function("node => node.value === '8'", arg=field.element_handle())
+
+
+def test_a_hostile_document_is_pasted(lab: Lab) -> None:
+    """Markup, a turned direction, zero, terminal codes, and half of a pair, which only a page can send."""
+    text = "<img src=x onerror=window.hacked=1></script>\u202eturned\u2069 \0 \x1b[31m \U0001f44d\U0001f3fd "
+    paste = """(node, text) => { node.value = text + String.fromCharCode(0xd83d);
+        for (const name of ["input", "change"]) node.dispatchEvent(new Event(name, { bubbles: true })); }"""
+    lab.page.locator(".widget-textarea textarea").first.evaluate(paste, text)
+    lab.page.get_by_role("button", name="Read", exact=True).click()
+    lab.page.wait_for_function("Number(document.querySelector('.token-map').dataset.tokens) < 70")
+    wait_for_status(lab, "rollouts at [1-8] positions, mean hybrid reward")
+    sent = "document.querySelector('.widget-textarea textarea').value.slice(-2)"
+    assert lab.page.evaluate(sent) == " \ufffd"  # the field says what is read
+    assert lab.page.locator(".notice .error").first.inner_text() == ""
+    assert lab.page.evaluate("window.hacked") is None
+    assert lab.page.locator(".jp-OutputArea img[src=x]").count() == 0
 
 
 def test_no_page_error_and_nothing_from_elsewhere(lab: Lab) -> None:

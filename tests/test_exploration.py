@@ -126,13 +126,16 @@ def test_a_reward_of_ones_own_and_refusals() -> None:
             "reward must be one of 'cosine', 'binary', 'hybrid', 'longest', got 'nope'",
         ),
         ({"tau": 0.0}, "tau must be above 0"),
-        ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": -1}, "seed must be a whole number of at least 0"),
+        ({"seed": 1.5}, "seed must be a whole number of at least 0, got 1.5"),
     ):
         with pytest.raises(ValueError, match=sentence):
             explored.set(**changes)
     assert (explored.method, explored.reward) == (before, "longest")
     with pytest.raises(ValueError, match="a position must be from 0"):
         explored.roll_out([10_000]).result()
+    with pytest.raises(ValueError, match="the name of a reward of your own must be another than cosine"):
+        Exploration(Here(), rewards={"cosine": longest})
 
 
 def test_another_document_forgets_the_rollouts_of_the_first(explored: Exploration) -> None:

@@ -10,6 +10,19 @@ import ipywidgets
 
 from widgets.base import sentence
 from widgets.notice import Notice
+from widgets.token_document import plain
+
+
+class TextField(ipywidgets.Textarea):
+    """A text area that takes whatever a page sends.
+
+    Half of a surrogate pair becomes U+FFFD: no message carries it back, and ipywidgets would drop the text without a word.
+    """
+
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        super().set_state(
+            {name: plain(value) if isinstance(value, str) else value for name, value in sync_data.items()}
+        )
 
 
 class Panel(ipywidgets.VBox):
@@ -21,6 +34,7 @@ class Panel(ipywidgets.VBox):
     def __init__(self) -> None:
         self.notice = Notice()
         super().__init__()
+        self.add_class("refine-panel")  # by which the notice's module knows whose keys it keeps
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """With the whole text: a box would cut it after 110 letters."""

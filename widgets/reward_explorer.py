@@ -21,7 +21,7 @@ from refine_lab.explore.sample import sample_document
 from refine_lab.types import RewardFunction
 from widgets.base import Widget, guarded
 from widgets.page import save_page
-from widgets.panel import Panel
+from widgets.panel import Panel, TextField
 from widgets.reward_controls import make_controls
 from widgets.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
@@ -52,6 +52,7 @@ class RewardExplorer(Panel):
         worker: Worker | None = None,
     ) -> None:
         named = dict(rewards) if isinstance(rewards, Mapping) else {_name(function): function for function in rewards}
+        require(len(named) == len(rewards), "rewards", [*map(_name, rewards)], "functions of different names")
         super().__init__()
         self.exploration = Exploration(worker or shared_worker(), model, named)
         self.exploration.set(**(settings or {}))
@@ -66,7 +67,7 @@ class RewardExplorer(Panel):
         self.summary = RewardSummary()
         self._wanted: int | None = None
         begin = sample_document(self.exploration.tokenizer) if text is None else None
-        self._source = ipywidgets.Textarea(
+        self._source = TextField(
             value=plain((begin.document + begin.question if begin else text) or ""),
             description="Document",
             rows=4,

@@ -79,7 +79,7 @@ class RunMonitor(Panel):
         chosen = [name for name in names if name in self.choice.value]
         self.choice.options = names
         self.choice.value = chosen
-        self.say(f"{len(names)} runs.")
+        self.say(f"{_runs(names)}.")
 
     def start(self) -> None:
         """Train the chosen runs that have not finished, one after the other, in a process that outlives the kernel.
@@ -89,19 +89,17 @@ class RunMonitor(Panel):
         waiting = [run for run in self.runs if run.state != "finished"]
         train_in_turn(waiting, detach=True, log=lambda line: None)
         self.curves.start()
-        self.say(f"Started {len(waiting)} runs." if waiting else "All chosen runs have finished.")
+        self.say(f"Started {_runs(waiting)}." if waiting else "All chosen runs have finished.")
 
     def stop(self) -> None:
         """Ask the chosen runs to save and stop; this does not wait for them."""
         living = [run for run in self.runs if run.alive]
         for run in living:
             (run.path / "stop").touch()
-        self.say(
-            f"Asked {len(living)} runs to save and stop." if living else "None of the chosen runs is being trained."
-        )
+        self.say(f"Asked {_runs(living)} to save and stop." if living else "None of the chosen runs is being trained.")
 
     def save_html(self, path: Path | str, title: str = "Runs") -> Path:
-        """Write the curves and the rollouts of the run (its last steps, `PAGE_ROLLOUTS` about) as one HTML file that works offline."""
+        """Write the curves and a run's rollouts, those of its last steps, as one HTML file that works offline."""
         return save_page(path, self.curves, self._all_rollouts(), title=title)
 
     def _all_rollouts(self) -> RolloutInspector:
@@ -179,3 +177,7 @@ class RunMonitor(Panel):
     @guarded
     def _pressed(self, name: str) -> None:
         getattr(self, name)()
+
+
+def _runs(counted: Sequence[Any]) -> str:
+    return "1 run" if len(counted) == 1 else f"{len(counted)} runs"

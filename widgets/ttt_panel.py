@@ -21,7 +21,7 @@ from widgets.base import guarded
 from widgets.live_curves import Curves
 from widgets.notice import Notice
 from widgets.page import save_page
-from widgets.panel import Panel
+from widgets.panel import Panel, TextField
 from widgets.series import decimate, way_styles
 from widgets.token_document import plain
 from widgets.token_map import Metric, TokenMap, TokenText, token_text
@@ -307,8 +307,8 @@ class TTTPanel(Panel):
         narrow: dict[str, Any] = {"layout": ipywidgets.Layout(width="13em"), "style": style}
         wide_style: dict[str, Any] = {"layout": wide, "style": style}
         fields = {
-            "document": ipywidgets.Textarea(value=plain(document), description="Document", rows=5, **wide_style),
-            "question": ipywidgets.Textarea(value=plain(question), description="Question", rows=2, **wide_style),
+            "document": TextField(value=plain(document), description="Document", rows=5, **wide_style),
+            "question": TextField(value=plain(question), description="Question", rows=2, **wide_style),
             "method": ipywidgets.Dropdown(
                 options=["REFINE", "SFT"], value="REFINE" if given.method else "SFT", description="method", **narrow
             ),

@@ -53,7 +53,10 @@ class Exploration:
     def __init__(
         self, worker: Worker, model: str = "tiny-deltanet", rewards: dict[str, RewardFunction] | None = None
     ) -> None:
-        """Raises FileNotFoundError or ValueError for a model whose tokenizer is not there."""
+        """Raises FileNotFoundError or ValueError for a model whose tokenizer is not there, and ValueError for a name that is
+        one of the three."""
+        for name in rewards or {}:
+            require(name not in REWARDS, "the name of a reward of your own", name, f"another than {', '.join(REWARDS)}")
         self.worker, self.model = worker, model
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(model))
         self.rewards: dict[str, RewardFunction] = REWARDS | (rewards or {})
@@ -162,7 +165,7 @@ class Exploration:
         """Change `reward`, `seed` or fields of the method. Raises ValueError for what cannot be, and changes nothing then."""
         reward, seed = changes.pop("reward", self.reward), changes.pop("seed", self.seed)
         require(reward in self.rewards, "reward", reward, "one of " + ", ".join(map(repr, self.rewards)))
-        require(seed >= 0, "seed", seed, "at least 0")
+        require(isinstance(seed, int) and seed >= 0, "seed", seed, "a whole number of at least 0")
         method = replace(self.method, **changes)
         self.reward, self.seed, self.method = reward, seed, method
 
@@ -186,7 +189,8 @@ class Exploration:
 
 
 def _readable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair is no character
+    """Half of a surrogate pair is no character: U+FFFD stands for it."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _then(future: Future[Any], function: Callable[[Any], Any]) -> Future[Any]:

@@ -170,6 +170,8 @@ function render({ model, el }) {
   const error = html("div", "error", root);
   error.setAttribute("role", "alert");
   const progress = html("div", "runs", root);
+  const said = html("div", "unseen", root);
+  said.setAttribute("role", "status"); // reads out what becomes of the runs, not every step
   const note = html("div", "note", root);
   const panels = html("div", "panels", root);
   const views = new Map();
@@ -256,7 +258,12 @@ function render({ model, el }) {
     data = unpack(model.get("curves"));
     redraw();
   };
-  const onProgress = () => drawProgress(progress, model.get("progress"));
+  const onProgress = () => {
+    const runs = model.get("progress");
+    drawProgress(progress, runs);
+    const states = runs.map(({ label, state, error }) => [label, state, error].filter(Boolean).join(": ")).join("; ");
+    if (said.textContent !== states) said.textContent = states;
+  };
   const onError = () => {
     error.textContent = model.get("error");
   };

@@ -1,6 +1,12 @@
-// What happens now, and what went wrong.
+// What happens now, and what went wrong; and, for the panel around it, that keys in its lists choose there.
 
 import { html } from "./shared.js";
+
+/** JupyterLab takes arrows and letters in a list for its commands: the next cell, another cell, this one cut. */
+function keepKeys(event) {
+  if (event.ctrlKey || event.metaKey || event.key === "Tab" || (event.key === "Enter" && event.shiftKey)) return;
+  if (event.target.closest?.(".refine-panel select")) event.stopPropagation();
+}
 
 function render({ model, el }) {
   const root = html("div", "refine-lab notice", el);
@@ -15,7 +21,10 @@ function render({ model, el }) {
   model.on("change:status", show);
   model.on("change:error", show);
   show();
+  const keep = (event) => keepKeys(event); // one for each notice, so that each takes back its own
+  document.addEventListener("keydown", keep, true);
   return () => {
+    document.removeEventListener("keydown", keep, true);
     model.off("change:status", show);
     model.off("change:error", show);
   };

@@ -140,7 +140,7 @@ function render({ model, el }) {
     writes.setAttribute("aria-label", title.textContent);
     for (const { token, text, strength } of row.strongest) {
       const item = html("li", "", strongest);
-      const button = html("button", "", item, text || " ");
+      const button = html("button", "", item, text || "part of a character");
       button.addEventListener("click", () => set("place", token));
       html("span", "", item, ` token ${format(token)}: ${format(strength)}`);
     }
