@@ -34,6 +34,7 @@ ifneq ($(TORCH_INDEX),)
 endif
 	@$(PIP_INSTALL) -r requirements.lock
 	@$(PIP_INSTALL) --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m widgets.server
 	@touch $@
 
 # The whole environment as pins. Left out: torch's own exact pins (nvidia-*, cuda-*) and its build (+cpu), so that the lock

@@ -88,7 +88,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterat
 
 def test_start_and_the_curve_grows(monitored: Monitored) -> None:
     monitored.press("Start")
-    monitored.page.locator(".notice .status", has_text="Started 1 runs.").wait_for()
+    monitored.page.locator(".notice .status", has_text="Started 1 run.").wait_for()
     monitored.wait_for_more_than(monitored.points())
     assert monitored.run.alive
 
@@ -127,7 +127,7 @@ def test_a_new_kernel_finds_the_run_and_stops_it(monitored: Monitored) -> None:
     assert monitored.run.name in monitored.page.locator("select option").all_inner_texts()
     take_shots(monitored.page, "monitor")
     monitored.press("Stop")
-    monitored.page.locator(".notice .status", has_text="Asked 1 runs to save and stop.").wait_for()
+    monitored.page.locator(".notice .status", has_text="Asked 1 run to save and stop.").wait_for()
     monitored.page.locator(".live-curves .state", has_text="stopped").wait_for()
     wait_for(lambda: not monitored.run.alive)
     assert monitored.run.state == "stopped"

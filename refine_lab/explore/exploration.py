@@ -190,7 +190,7 @@ class Exploration:
 
 def _readable(text: str) -> str:
     """Half of a surrogate pair is no character: U+FFFD stands for it."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _then(future: Future[Any], function: Callable[[Any], Any]) -> Future[Any]:
