@@ -3,7 +3,7 @@
     python -m benchmarks.search_ttt --model runs/RUN --json benchmarks/results/search_ttt_tiny-deltanet.json
 
 `--model` is a run of post-training. Stage 1 is the same grid for both ways, learning rate and number of updates; stage 2
-varies what belongs to a way around its best of stage 1. Each prompt is adapted on alone, asked, and undone. A trial is kept
+varies what belongs to a way around its best of stage 1. Stage 3 gives REFINE the smaller changes that stage 2 gave SFT. Each prompt is adapted on alone, asked, and undone. A trial is kept
 when it ends; started again, the search goes on from there.
 """
 
@@ -33,6 +33,9 @@ FIRST: list[Settings] = [
     {"lr": 1e-3, "steps": 4},
     {"lr": 3e-4, "steps": 8},
 ]
+
+LESS: list[Settings] = [{"steps": 1}, {"lr": 5e-5}]
+"""What helped SFT in its second stage, which REFINE is then given too."""
 
 
 def second(way: str, best: Settings) -> list[Settings]:
@@ -72,6 +75,8 @@ def main() -> None:
     for way in ("sft", "refine"):
         for settings in second(way, best_of(trials, way, FIRST)):
             made(way, settings)
+    for change in LESS:
+        made("refine", best_of(trials, "refine", FIRST) | change)
     for way in ("sft", "refine"):
         print(way, best_of(trials, way))
 
