@@ -1,10 +1,10 @@
-"""A search of settings of test-time training, SFT and REFINE with as many trials each, measured on validation prompts alone.
+"""A search of settings of test-time training, SFT and REFINE (two more of it), measured on validation prompts alone.
 
     python -m benchmarks.search_ttt --model runs/RUN --json benchmarks/results/search_ttt_tiny-deltanet.json
 
 `--model` is a run of post-training. Stage 1 is the same grid for both ways, learning rate and number of updates; stage 2
-varies what belongs to a way around its best of stage 1. Stage 3 gives REFINE the smaller changes that stage 2 gave SFT. Each prompt is adapted on alone, asked, and undone. A trial is kept
-when it ends; started again, the search goes on from there.
+varies what belongs to a way around its best of stage 1; stage 3 gives REFINE the smaller changes that stage 2 gave SFT. Each
+prompt is adapted on alone, asked, and undone. A trial is kept when it ends; started again, the search goes on from there.
 """
 
 from __future__ import annotations
