@@ -39,7 +39,7 @@ class Lab:
 
     def open(self, notebook: str) -> None:
         """Another notebook in front, its kernel idle."""
-        self.page.evaluate(f"window.jupyterapp.commands.execute('docmanager:open', {{path: '{notebook}'}})")
+        self.page.evaluate(f"() => void window.jupyterapp.commands.execute('docmanager:open', {{path: '{notebook}'}})")
         self.page.wait_for_function(f"window.jupyterapp.shell.currentWidget?.context?.path === '{notebook}'")
         self.wait_for_kernel()
 

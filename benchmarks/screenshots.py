@@ -47,7 +47,7 @@ def main() -> None:
         train_in_turn(create_runs(configs, work / "runs"), detach=False)
         with opened(work, "explore.ipynb", chromium) as lab:
             lab.page.set_viewport_size({"width": 1200, "height": 2600})  # a widget as a whole
-            lab.page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
+            lab.page.evaluate("() => void window.jupyterapp.commands.execute('application:toggle-left-area')")
             explorer(lab, folder)
             ttt(lab, folder)
             monitor(lab, folder)
