@@ -21,7 +21,13 @@ from refine_lab.recipes.posttraining import (
     posttrain_searched_lact,
 )
 from refine_lab.recipes.pretraining import Stage, pretrain, pretrain_lact
-from refine_lab.recipes.testtime import TTT_WAYS, ttt_paper, ttt_paper_release_updates, ttt_per_prompt
+from refine_lab.recipes.testtime import (
+    TTT_WAYS,
+    ttt_paper,
+    ttt_paper_release_updates,
+    ttt_per_prompt,
+    ttt_per_prompt_searched,
+)
 from refine_lab.ttt.config import TTTRunConfig
 
 __all__ = [
@@ -49,6 +55,7 @@ __all__ = [
     "ttt_paper",
     "ttt_paper_release_updates",
     "ttt_per_prompt",
+    "ttt_per_prompt_searched",
     "ttt_recipe",
 ]
 
@@ -77,6 +84,7 @@ POSTTRAINING: dict[str, Recipe] = {
 
 TTT_RECIPES: dict[str, Callable[..., TTTRunConfig]] = {
     "per_prompt": ttt_per_prompt,
+    "per_prompt_searched": ttt_per_prompt_searched,
     "paper": ttt_paper,
     "paper_release_updates": ttt_paper_release_updates,
 }

@@ -28,6 +28,12 @@ def ttt_per_prompt(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
     )
 
 
+def ttt_per_prompt_searched(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
+    """`ttt_per_prompt` of tiny-deltanet with the best settings of a search on validation prompts (docs/log.md)."""
+    config = replace(ttt_per_prompt(arm, seed), recipe="per_prompt_searched")
+    return config if config.ttt is None else replace(config, ttt=replace(config.ttt, steps=1))  # of both ways
+
+
 def ttt_paper(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
     """Test-time training as in the paper: batches of prompts, weights that are never reset; as many updates in either arm."""
     return TTTRunConfig(
