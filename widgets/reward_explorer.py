@@ -14,6 +14,7 @@ import ipywidgets
 import numpy as np
 
 from refine_lab.config import require
+from refine_lab.environment import shown
 from refine_lab.explore import Worker, shared_worker
 from refine_lab.explore.exploration import Document, Exploration
 from refine_lab.explore.reading import DocumentReading
@@ -177,7 +178,7 @@ class RewardExplorer(Panel):
     def __repr__(self) -> str:
         parts = [repr(part) for part in (self.token_map, self.summary, self.inspector)]
         said = [line for line in (self.notice.status, self.error and f"error: {self.error}") if line]
-        return "\n".join([f"RewardExplorer of {self.exploration.model}", *said, *parts])
+        return "\n".join([f"RewardExplorer of {shown(self.exploration.model)}", *said, *parts])
 
     # -- what happens then --------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Any
 import ipywidgets
 import numpy as np
 
+from refine_lab.environment import shown
 from refine_lab.explore import Worker, shared_worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.reading import DocumentReading
@@ -164,7 +165,7 @@ class TTTPanel(Panel):
         return save_page(path, self.curves, said, self.token_map, title=title)
 
     def __repr__(self) -> str:
-        lines = [f"TTTPanel of {self.model}: {self.fields['method'].value}, {max(len(self.steps) - 1, 0)} steps"]
+        lines = [f"TTTPanel of {shown(self.model)}: {self.fields['method'].value}, {max(len(self.steps) - 1, 0)} steps"]
         lines += [f"  {name}: {answer!r}" for name, answer in self.answers.items()]
         for row in self.steps[:1] + self.steps[-1:] if len(self.steps) > 1 else self.steps:
             numbers = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "step")
