@@ -18,7 +18,7 @@ def test_it_shows_the_runs_of_a_folder(tmp_path: Path) -> None:
     assert status == 0, told
     texts = [output["data"]["text/plain"] for output in outputs(tmp_path) if "text/plain" in output.get("data", {})]
     (shown,) = (text for text in texts if text.startswith("RunMonitor"))
-    assert f"RunMonitor of 1 runs; chosen: {run.name}" in shown
+    assert f"RunMonitor of 1 run; chosen: {run.name}" in shown
     assert "finished" in shown and "rollouts of step 4" in shown
     figures = [output for output in outputs(tmp_path) if "application/vnd.plotly.v1+json" in output.get("data", {})]
     assert len(figures) == 1

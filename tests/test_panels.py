@@ -16,6 +16,7 @@ import torch
 from refine_lab.config import RefineConfig
 from refine_lab.explore import Worker
 from refine_lab.models import load_model
+from refine_lab.tasks.prompts import Example
 from refine_lab.ttt.adaptation import read_prompt
 from refine_lab.ttt.config import TTTConfig
 from widgets.reward_explorer import RewardExplorer
@@ -182,21 +183,41 @@ def test_the_change_to_another_step_or_model(worker: Worker, explorer: RewardExp
     wait_for(lambda: "entropy_change" in shown.metrics)
     explorer.compare(None).result(SECONDS)
     assert "entropy_change" not in shown.metrics
+    explorer.compare(str(tmp_path / "step-7")).result(SECONDS)
     with pytest.raises(FileNotFoundError):
         explorer.compare("no-such-model").result(SECONDS)
     assert "no-such-model" in explorer.error
+    wait_for(lambda: explorer._compare_field.value == "" and "entropy_change" not in shown.metrics)
     explorer.read(TEXT).result(SECONDS)
     assert explorer.error == ""
 
 
+def test_a_comparison_asked_for_before_the_first_reading(worker: Worker) -> None:
+    made = RewardExplorer(text=TEXT, worker=worker)
+    made.compare("tiny-deltanet").result(SECONDS)
+    assert made.token_map.metric == "entropy_change"
+    np.testing.assert_array_equal(made.token_map.metrics["entropy_change"].values[1:], 0.0)
+
+
 def test_a_model_with_other_tokens_is_no_comparison(worker: Worker, explorer: RewardExplorer, tmp_path: Path) -> None:
-    _, tokenizer = load_model("tiny-deltanet", device="cpu")
-    tokenizer.add_tokens(["width"])
+    """One that knows the first document's tokens as they are, and cuts the second one otherwise."""
+    policy, tokenizer = load_model("tiny-deltanet", device="cpu")
+    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary["model"]["merges"] = vocabulary["model"]["merges"][:-200]
+    policy.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(vocabulary))
+    explorer.read("a b c d e f g h i j k l m n o p\n" * 9).result(SECONDS)
+    explorer.compare(str(tmp_path)).result(SECONDS)
+    words = " ".join(tokenizer.convert_ids_to_tokens(range(len(tokenizer) - 150, len(tokenizer)))).replace(
+        "\u0120", " "
+    )
     with pytest.raises(ValueError, match="a model to compare with must be one with the same tokens of this document"):
-        explorer.compare(str(tmp_path)).result(SECONDS)
+        explorer.read(words).result(SECONDS)
+    assert "the same tokens of this document" in explorer.error
+    assert explorer._compare_field.value == ""
     assert "entropy_change" not in explorer.token_map.metrics
+    assert explorer.token_map.metrics["reward"].values.size == len(explorer.token_map.text)
 
 
 def test_lone_surrogates_are_read(worker: Worker) -> None:
@@ -250,8 +271,10 @@ def test_ttt_refuses_what_would_lose_the_weights(worker: Worker) -> None:
         other.reset().result(SECONDS)
     panel._pressed("start")  # a second click
     assert "this panel is adapting already" in panel.error
+    assert "error: this panel is adapting already" in repr(panel)
     panel.stop()
     chain.result(SECONDS)
+    wait_for(lambda: panel.error == "")
     panel.reset().result(SECONDS)
     assert worker.call("fingerprint", model="tiny-deltanet") == before
     assert worker.call("as_loaded", model="tiny-deltanet") is True
@@ -312,6 +335,43 @@ def test_ttt_begins_with_what_it_is_given(worker: Worker) -> None:
     sft = TTTPanel(text=TEXT, worker=worker, config=TTTConfig(method=None, steps=2, lr=3e-4))
     assert sft.fields["method"].value == "SFT"
     assert sft.fields["reward"].disabled
+
+
+def test_the_very_tokens_of_an_example_until_it_is_edited(worker: Worker) -> None:
+    tokenizer = TTTPanel(text=TEXT, worker=worker).exploration.tokenizer
+    ids = [token for line in TEXT.splitlines(True) for letter in line for token in tokenizer(letter)["input_ids"]]
+    example = Example(
+        name="one", prompt_ids=tuple(ids[:200]), question_start=150, answer_ids=(), answers=(), question="?", documents=()
+    )  # fmt: skip
+    assert len(tokenizer(TEXT[:200])["input_ids"]) < 200  # which tokenises otherwise
+    config = TTTConfig(method=None, steps=1, lr=1e-4)
+    panel = TTTPanel(prompt=example, config=config, adapt_on="document", worker=worker)
+    assert "200 tokens" in (panel.shown.result(SECONDS) or panel.notice.status)
+    assert [part.tolist() for part in panel._tokens()] == [ids[:200], ids[:150]]
+    panel.start().result(SECONDS)
+    assert len(panel.token_map.text) == 200
+    panel.reset().result(SECONDS)
+    panel.fields["question"].value = " other"
+    whole, moving = panel._tokens()
+    assert len(moving) < len(whole) < 200
+
+
+def test_another_panel_stops_what_nobody_else_can(worker: Worker) -> None:
+    lost = TTTPanel(text=TEXT, worker=worker)
+    lost.fields["steps"].value = 10_000
+    chain = lost.start()
+    wait_for(lambda: len(lost.steps) >= 2)
+    panel = TTTPanel(text=TEXT, worker=worker)
+    wait_for(lambda: not panel.buttons["stop"].disabled)
+    panel.stop()
+    chain.result(SECONDS)
+    assert panel.reset().result(SECONDS) >= 1
+    lost.fields["steps"].value = 10_000
+    chain = lost.start()
+    wait_for(lambda: len(lost.steps) >= 2)
+    lost.close()
+    chain.result(SECONDS)
+    panel.reset().result(SECONDS)
 
 
 def test_a_page_of_ttt_holds_the_answers(worker: Worker, tmp_path: Path) -> None:

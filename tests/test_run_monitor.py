@@ -77,6 +77,8 @@ def test_runs_are_followed_compared_and_looked_into(tmp_path: Path, watch: Calla
     assert monitor.inspector.rollouts["position"].tolist() == [22]
     assert monitor.notice.status == f"1 rollouts of step 2 of {runs[0].name}."
     assert "rollouts of step 2\nRolloutInspector: 1 of 1" in repr(monitor)
+    monitor.refresh()
+    assert monitor.step.value == 2  # who looks at a step stays there
     later = write_run(tmp_path, 3)
     monitor.refresh()
     assert monitor.choice.options[0] == later.name

@@ -50,6 +50,10 @@ class Panel(ipywidgets.VBox):
     def error(self, sentence: str) -> None:
         self.notice.error = sentence
 
+    def told(self) -> list[str]:
+        """What happens now and what went wrong, as lines of a text form."""
+        return [line for line in (self.notice.status, self.error and f"error: {self.error}") if line]
+
     def say(self, sentence: str) -> None:
         """What happens now."""
         self.notice.status = sentence

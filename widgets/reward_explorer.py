@@ -113,11 +113,12 @@ class RewardExplorer(Panel):
                 self.say(f"{len(self._text):,} tokens read in {time.monotonic() - began:.1f} s.")
                 for view in self._state_views:
                     view.follow(self.exploration)
-            if self._compared is not None:
-                self._read_other(self.token_map.metric)
             return self._roll_out(self.exploration.targets())
 
-        return self.after(lambda: self.exploration.read(self._source.value), show)
+        def compare(_: Any) -> Future[Any] | None:
+            return self._read_other(self.token_map.metric) if self._compared is not None else None
+
+        return self.after(lambda: self.exploration.read(self._source.value), show, compare)
 
     def explore(self, position: int) -> Future[Any]:
         """Roll out from the prefix that ends with the token at `position`, and show those rollouts alone."""
@@ -160,7 +161,10 @@ class RewardExplorer(Panel):
         """
         self._compared, self._other = model, None
         self._compare_field.value = model or ""
-        return self._read_other("entropy_change" if model else self.token_map.metric)
+        metric = "entropy_change" if model else self.token_map.metric
+        if self.exploration.document is None:  # when the first has been read
+            return self.after(lambda: self.shown, lambda _: self._read_other(metric))
+        return self._read_other(metric)
 
     def state_view(self) -> StateView:
         """A view of the states of the document that is shown, and of every later one."""
@@ -177,8 +181,7 @@ class RewardExplorer(Panel):
 
     def __repr__(self) -> str:
         parts = [repr(part) for part in (self.token_map, self.summary, self.inspector)]
-        said = [line for line in (self.notice.status, self.error and f"error: {self.error}") if line]
-        return "\n".join([f"RewardExplorer of {shown(self.exploration.model)}", *said, *parts])
+        return "\n".join([f"RewardExplorer of {shown(self.exploration.model)}", *self.told(), *parts])
 
     # -- what happens then --------------------------------------------------------------------------------------------
 
@@ -201,11 +204,15 @@ class RewardExplorer(Panel):
                 with self._lock:
                     self._other = reading
                     self._show_map(self.exploration.frame(self._positions) if self._positions else None)
-                    self.token_map.metric = metric
+                    self.token_map.metric = metric if metric in self.token_map.metrics else "entropy"
 
         def ended(asked: Future[Any]) -> None:
             if asked.exception() is not None and model == self._compared:
                 self._compared = None  # later documents are not compared with what cannot be
+                self._compare_field.value = ""
+                if document is not None and document is self.exploration.document:
+                    with self._lock:
+                        self._show_map(self.exploration.frame(self._positions) if self._positions else None)
 
         def ask() -> Future[DocumentReading] | None:
             return None if model is None or document is None else self.exploration.read_by(model)

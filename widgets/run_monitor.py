@@ -50,12 +50,13 @@ class RunMonitor(Panel):
             style={"description_width": "8em"},
         )  # fmt: skip
         self.differences = ipywidgets.HTML()
+        scrolls = ipywidgets.Box([self.differences], layout=ipywidgets.Layout(max_height="18em", overflow="auto"))
         self.children = [
             self.choice,
             self._buttons(),
             self.notice,
             self.curves,
-            self.differences,
+            scrolls,
             self.step,
             self.inspector,
         ]
@@ -112,7 +113,7 @@ class RunMonitor(Panel):
 
     def __repr__(self) -> str:
         chosen = ", ".join(self.choice.value) or "none"
-        parts = [f"RunMonitor of {len(self.choice.options)} runs; chosen: {chosen}", repr(self.curves)]
+        parts = [f"RunMonitor of {_runs(self.choice.options)}; chosen: {chosen}", *self.told(), repr(self.curves)]
         if self.inspector.rollouts.size:
             parts += [f"rollouts of step {self.step.value}", repr(self.inspector)]
         return "\n".join(parts)
@@ -144,9 +145,10 @@ class RunMonitor(Panel):
             self.inspector = RolloutInspector(decode=tokenizer_of(run))
             self.children = [*self.children[:-1], self.inspector]
         if changed or last != self.step.max:
+            follows = changed or self.step.value == self.step.max  # one who looks at an earlier step stays there
             self.step.disabled = run is None
             self.step.max = last
-            self.step.value = last
+            self.step.value = last if follows else self.step.value
         if changed and run is not None:
             self._look(last)
 

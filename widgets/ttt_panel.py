@@ -17,6 +17,7 @@ from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
 from refine_lab.recipes import ttt_per_prompt
+from refine_lab.tasks.prompts import Example
 from refine_lab.ttt.config import TTTConfig
 from widgets.base import guarded
 from widgets.live_curves import Curves
@@ -53,10 +54,15 @@ class TTTPanel(Panel):
         text: str | None = None,
         question: str | None = None,
         *,
+        prompt: Example | None = None,
         config: TTTConfig | None = None,
+        adapt_on: str = "prompt",
         worker: Worker | None = None,
     ) -> None:
-        """`config`: what the fields begin with, and what they have no field for; none: the recipe `per_prompt`."""
+        """`prompt`: an example in place of text and question, whose very tokens count until either is edited. `config`: what
+        the fields begin with, and what they have no field for; none: the recipe `per_prompt`. `adapt_on`: `prompt`, or the
+        `document` alone.
+        """
         super().__init__()
         self.worker = worker or shared_worker()
         recipe = ttt_per_prompt().ttt
@@ -74,8 +80,12 @@ class TTTPanel(Panel):
         self._stopping = False
         self._sent = 0.0
         self.curves, self.token_map = Curves(), TokenMap()
+        self._prompt, self._adapt_on = prompt, adapt_on
+        if prompt is not None:
+            text, question = prompt.parts(self.exploration.tokenizer)
         begin = sample_document(self.exploration.tokenizer)
         self.fields = self._make_fields(*((begin.document, begin.question) if text is None else (text, question or "")))
+        self._first = self._texts()
         self.children = self._laid_out()
         self._show_answers()
         self._enable(running=False)
@@ -94,11 +104,13 @@ class TTTPanel(Panel):
         self._require_idle()
 
         def ask() -> Future[Any]:
-            self._ids = self.exploration.tokens_of(self.fields["document"].value + self.fields["question"].value)
-            return self.worker.submit("read", model=self.model, token_ids=self._ids)
+            self._ids = ids = self._tokens()[0]
+            asked = self.worker.submit("read", model=self.model, token_ids=ids)
+            return _all([asked, _done(ids)])
 
-        def show(reading: DocumentReading) -> None:
-            if not self.running and len(reading.entropies) == len(self._ids):
+        def show(known: list[Any]) -> None:
+            reading, ids = known
+            if not self.running and ids is self._ids:
                 self._show_reading(reading)
                 self.say(f"{len(self._ids):,} tokens, mean entropy {np.nanmean(reading.entropies):.4f} nats.")
 
@@ -116,12 +128,17 @@ class TTTPanel(Panel):
         self._show_answers()
         self._enable(running=True)
         chain = self._chain = self.after(self._begin, self._adapt, self._finish, self._show_change)
-        chain.add_done_callback(lambda _: self._ended())
+        chain.add_done_callback(self._ended)
         return chain
 
     def stop(self) -> None:
-        """End after the step that is being made; what was learned stays. Nothing happens where nothing runs."""
+        """End after the step that is being made; what was learned stays. Nothing happens where nothing runs.
+
+        Where this panel makes none, it ends the steps that another panel of the same worker makes.
+        """
         if not self.running:
+            if self.worker.stop_steps():
+                self.say("Asked the other panel to stop after its step.")
             return
         self._stopping = True
         if self._job is not None:
@@ -147,6 +164,11 @@ class TTTPanel(Panel):
 
         return self.after(ask, told)
 
+    def close(self) -> None:
+        if self.running:
+            self.stop()
+        super().close()
+
     @property
     def config(self) -> TTTConfig:
         """What the fields say. Raises ValueError for what cannot be."""
@@ -170,14 +192,26 @@ class TTTPanel(Panel):
         for row in self.steps[:1] + self.steps[-1:] if len(self.steps) > 1 else self.steps:
             numbers = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "step")
             lines.append(f"  step {row['step']}: {numbers}")
-        return "\n".join([*lines, *([self.notice.status] if self.notice.status else []), repr(self.token_map)])
+        return "\n".join([*lines, *self.told(), repr(self.token_map)])
 
     # -- what happens then --------------------------------------------------------------------------------------------
+
+    def _texts(self) -> tuple[str, str]:
+        return self.fields["document"].value, self.fields["question"].value
+
+    def _tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """The prompt's tokens, and those that are adapted on. Raises ValueError for too few or too many."""
+        document, question = self._texts()
+        if self._prompt is not None and (document, question) == self._first:
+            ids, start = np.array(self._prompt.prompt_ids, dtype=np.int32), self._prompt.question_start
+            return ids, ids[: start if self._adapt_on == "document" else None]
+        ids = self.exploration.tokens_of(document + question)
+        return ids, self.exploration.tokens_of(document) if self._adapt_on == "document" else ids
 
     def _begin(self) -> Future[Any]:
         """Before the first step: the reading and the answer."""
         self._config = self.config
-        self._ids = self.exploration.tokens_of(self.fields["document"].value + self.fields["question"].value)
+        self._ids, self._moving_ids = self._tokens()
         self.say(f"Reading {len(self._ids):,} tokens…")
         return _all(self._look())
 
@@ -187,7 +221,8 @@ class TTTPanel(Panel):
         self._show_reading(self._before)
         self._add({"step": 0, **_means(self._before)})
         self._began = time.monotonic()
-        arguments = {"token_ids": self._ids, "config": self._config}
+        arguments = {"token_ids": self._moving_ids, "config": self._config}
+        self.say(f"Step 1 of {self._config.steps}…")
         self._job = self.worker.submit("adapt", self._stepped, model=self.model, **arguments)
         if self._stopping:
             self.worker.stop(self._job)
@@ -237,8 +272,8 @@ class TTTPanel(Panel):
             ],
         )
         made = len(self.steps) - 1
-        stopped = " (stopped)" if made < self._config.steps else ""
-        self.say(f"{made} steps{stopped}: mean entropy {np.nanmean(change):+.4f} nats a token.")
+        ended = " (stopped)" if self._stopping else " (as far as asked)" if made < self._config.steps else ""
+        self.say(f"{made} step{'s' if made != 1 else ''}{ended}: mean entropy {np.nanmean(change):+.4f} nats a token.")
 
     def _answered(self, when: str, text: str) -> None:
         self.answers[when] = text
@@ -276,7 +311,9 @@ class TTTPanel(Panel):
         if self.running:
             raise ValueError("this panel is adapting already: stop that first")
 
-    def _ended(self) -> None:
+    def _ended(self, chain: Future[Any]) -> None:
+        if chain.exception() is None:
+            self.error = ""  # of what was refused meanwhile
         self._enable(running=False)
         self._show_weights()
 
@@ -284,7 +321,10 @@ class TTTPanel(Panel):
         """Say how far the weights have moved, as the worker knows it."""
 
         def told(future: Future[Any]) -> None:
-            updates = 0 if future.exception() else future.result()["updates"]
+            known = {"updates": 0, "adapting": False} if future.exception() else future.result()
+            updates = known["updates"]
+            if not self.running:
+                self.buttons["stop"].disabled = not known["adapting"]
             moved = f"weights: moved by {updates} updates; Reset puts them back"
             self.fields["weights"].value = moved if updates else "weights: as loaded"
 
@@ -320,9 +360,9 @@ class TTTPanel(Panel):
                 description="reward",
                 **narrow,
             ),
-            "steps": ipywidgets.BoundedIntText(value=given.steps, min=1, max=10_000, description="steps", **narrow),
+            "steps": ipywidgets.BoundedIntText(value=given.steps, min=1, max=1_000_000, description="steps", **narrow),
             "lr": ipywidgets.FloatText(value=given.lr, step=1e-5, description="lr", **narrow),
-            "answer_tokens": ipywidgets.BoundedIntText(value=8, min=1, max=512, description="answer ≤", **narrow),
+            "answer_tokens": ipywidgets.BoundedIntText(value=8, min=1, max=4096, description="answer ≤", **narrow),
             "weights": ipywidgets.Label("weights: as loaded"),
             "before": ipywidgets.Textarea(description="before", disabled=True, rows=2, **wide_style),
             "after": ipywidgets.Textarea(description="after", disabled=True, rows=2, **wide_style),
@@ -357,6 +397,12 @@ class TTTPanel(Panel):
 
 def _means(reading: Any) -> dict[str, float]:
     return {"loss": float(np.nanmean(reading.losses)), "entropy": float(np.nanmean(reading.entropies))}
+
+
+def _done(result: Any) -> Future[Any]:
+    finished: Future[Any] = Future()
+    finished.set_result(result)
+    return finished
 
 
 def _all(futures: list[Future[Any]]) -> Future[list[Any]]:

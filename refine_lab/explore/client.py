@@ -86,6 +86,14 @@ class Worker:
                 except OSError:
                     self._lost()
 
+    def stop_steps(self) -> int:
+        """End all jobs that tell of steps, each after the one it is in; how many."""
+        with self._lock:
+            making = [future for future, on_step in self._waiting.values() if on_step is not None]
+        for future in making:
+            self.stop(future)
+        return len(making)
+
     def close(self) -> None:
         """End the process; what was asked and is unanswered raises WorkerDied. A later call starts another."""
         with self._lock:

@@ -85,13 +85,10 @@ class Exploration:
     def read_by(self, model: str) -> Future[DocumentReading]:
         """The document as another model reads it: another one, a run, a checkpoint of a step.
 
-        Raises FileNotFoundError or ValueError for a model that is not there, or to which the text is other tokens.
+        The future raises FileNotFoundError or ValueError for a model that is not there, or to which the text is other tokens.
         """
         known = self._known
-        other = AutoTokenizer.from_pretrained(resolve(model))
-        same = other(_readable(known.text), add_special_tokens=False)["input_ids"] == known.token_ids.tolist()
-        require(same, "a model to compare with", model, "one with the same tokens of this document")
-        return self.worker.submit("read", model=model, token_ids=known.token_ids)
+        return self.worker.submit("read", model=model, token_ids=known.token_ids, text=_readable(known.text))
 
     # -- which positions ----------------------------------------------------------------------------------------------
 
@@ -165,7 +162,9 @@ class Exploration:
         """Change `reward`, `seed` or fields of the method. Raises ValueError for what cannot be, and changes nothing then."""
         reward, seed = changes.pop("reward", self.reward), changes.pop("seed", self.seed)
         require(reward in self.rewards, "reward", reward, "one of " + ", ".join(map(repr, self.rewards)))
-        require(isinstance(seed, int) and seed >= 0, "seed", seed, "a whole number of at least 0")
+        whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+        require(whole and int(seed) >= 0, "seed", seed, "a whole number of at least 0")
+        seed = int(seed)
         method = replace(self.method, **changes)
         self.reward, self.seed, self.method = reward, seed, method
 

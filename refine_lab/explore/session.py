@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from refine_lab.config import require
 from refine_lab.explore.reading import DocumentReading, read_document
 from refine_lab.explore.rollouts import PrefixRollouts, rollouts_at
 from refine_lab.explore.states import StateSummary, summarise, written
@@ -22,6 +23,8 @@ from refine_lab.tasks.answers import answers_to
 from refine_lab.ttt.adaptation import Adapter, Restored, Update, fewer_chunks, prompt_batch
 from refine_lab.ttt.config import TTTConfig
 
+MODELS = 3
+"""That are kept; the one unused for longest goes first, unless its weights are moved."""
 DOCUMENTS = 4
 """Readings that are kept, each with its trace; the one unused for longest goes first."""
 
@@ -81,7 +84,7 @@ class Session:
 
     def __init__(self, device: str = "auto") -> None:
         self.device = device
-        self._models: dict[str, Held] = {}
+        self._models: OrderedDict[str, Held] = OrderedDict()
         self._documents: OrderedDict[tuple[str, str], Known] = OrderedDict()
 
     def open(self, model: str) -> dict[str, Any]:
@@ -94,14 +97,23 @@ class Session:
             "vocab_size": len(policy.head_weight),
             "device": str(policy.device),
             "updates": self._held(model).updates,
+            "adapting": self._held(model).adapting,
         }
 
     def as_loaded(self, model: str) -> bool:
         """Whether every bit of the weights is as it was loaded."""
         return self._held(model).loaded in (None, self.fingerprint(model))
 
-    def read(self, model: str, token_ids: TokenIds) -> DocumentReading:
-        """What the model, as its weights are now, makes of each token."""
+    def read(self, model: str, token_ids: TokenIds, text: str | None = None) -> DocumentReading:
+        """What the model, as its weights are now, makes of each token.
+
+        With `text` raises ValueError where the model's own tokenizer makes other tokens of it.
+        """
+        if text is not None:
+            own = self._held(model).tokenizer(text, add_special_tokens=False)["input_ids"]
+            require(
+                own == token_ids.tolist(), "a model to compare with", model, "one with the same tokens of this document"
+            )
         return self._read(model, token_ids).reading
 
     def rollouts(
@@ -180,6 +192,11 @@ class Session:
         if model not in self._models:
             policy, tokenizer = load_model(model, device=self.device)
             self._models[model] = Held(policy=policy, tokenizer=tokenizer)
+            for name in [name for name, held in self._models.items() if held.restored is None and name != model]:
+                if len(self._models) > MODELS:
+                    del self._models[name]
+                    self._forget(name)
+        self._models.move_to_end(model)
         return self._models[model]
 
     def _read(self, model: str, token_ids: TokenIds) -> Known:
