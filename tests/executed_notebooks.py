@@ -33,6 +33,11 @@ def said(folder: Path) -> str:
     return "".join(output["text"] for output in outputs(folder) if output.get("name") == "stdout")
 
 
+def texts(folder: Path) -> list[str]:
+    """What stands where nothing is drawn, of every output that is shown."""
+    return [output["data"]["text/plain"] for output in outputs(folder) if "text/plain" in output.get("data", {})]
+
+
 def tables(folder: Path) -> list[str]:
     found = [output["data"] for output in outputs(folder) if "<table" in output.get("data", {}).get("text/html", "")]
     return [data["text/plain"] for data in found]

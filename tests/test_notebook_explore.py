@@ -7,13 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from executed_notebooks import execute, outputs, tables
+from executed_notebooks import execute, tables, texts
 
 pytestmark = pytest.mark.notebook
-
-
-def texts(folder: Path) -> list[str]:
-    return [output["data"]["text/plain"] for output in outputs(folder) if "text/plain" in output.get("data", {})]
 
 
 def test_it_shows_a_document_of_ones_own_and_writes_a_page(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from executed_notebooks import execute, outputs, said
+from executed_notebooks import execute, outputs, said, texts
 from test_run_monitor import write_run
 
 pytestmark = pytest.mark.notebook
@@ -16,8 +16,7 @@ def test_it_shows_the_runs_of_a_folder(tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     status, told = execute("monitor", tmp_path, folder=tmp_path / "theirs", report=report)
     assert status == 0, told
-    texts = [output["data"]["text/plain"] for output in outputs(tmp_path) if "text/plain" in output.get("data", {})]
-    (shown,) = (text for text in texts if text.startswith("RunMonitor"))
+    (shown,) = (text for text in texts(tmp_path) if text.startswith("RunMonitor"))
     assert f"RunMonitor of 1 run; chosen: {run.name}" in shown
     assert "finished" in shown and "rollouts of step 4" in shown
     figures = [output for output in outputs(tmp_path) if "application/vnd.plotly.v1+json" in output.get("data", {})]

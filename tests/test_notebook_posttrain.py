@@ -37,6 +37,9 @@ def test_all_ways_on_the_embedded_task_and_again(tmp_path):
     for way in ("base", "SFT", "nested SFT", "nested REFINE", "nested SFT, one inner update"):
         assert way in ways
     assert "nested REFINE – nested SFT" in differences
+    assert "RunMonitor of 4 runs" in text and text.count(" finished ") >= 4
+    assert (tmp_path / "out.ipynb").stat().st_size < 1_000_000
+    assert (tmp_path / "report.html").stat().st_size > 50_000
     first = trained(tmp_path)
     updates = {name: int(run.metrics()["updates"].iloc[-1]) for name, run in first.items()}
     assert updates == {

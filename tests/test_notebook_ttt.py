@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from executed_notebooks import execute, outputs, said, tables
+from executed_notebooks import execute, outputs, said, tables, texts
 
 from refine_lab.ttt.records import TTTRun
 
@@ -42,6 +42,10 @@ def test_the_embedded_task_and_again(tmp_path):
     assert "REFINE – SFT" in over_seeds
     assert any("surer of" in output["data"].get("text/plain", "") for output in outputs(tmp_path) if "data" in output)
     assert not [output for output in outputs(tmp_path) if output.get("name") == "stderr"]
+    panel = next(text for text in texts(tmp_path) if text.startswith("TTTPanel"))
+    assert "REFINE, 2 steps" in panel and "Weights bit for bit as they were loaded; 2 updates undone." in panel
+    assert (tmp_path / "out.ipynb").stat().st_size < 1_000_000
+    assert "Answer before: " in (tmp_path / "report.html").read_text(encoding="utf-8")
     first = {arm: (run.path, run.answers()) for arm, run in runs(tmp_path).items()}
     assert {arm: len(answers) for arm, (_, answers) in first.items()} == {"none": 3, "sft": 3, "refine": 3}
     assert papermill(tmp_path, **settings)[0] == 0

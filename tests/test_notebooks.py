@@ -49,6 +49,8 @@ class Folder:
         """papermill as a user types it: the notebook's path as seen from `cwd`."""
         environ = {**os.environ, "REFINE_RUNS": str(self.path / "runs"), "OMP_NUM_THREADS": "1"}
         words = [PAPERMILL, os.path.relpath(notebook, cwd), str(self.executed), *options]
+        if "report: " in notebook.read_text(encoding="utf-8"):  # not where papermill is started
+            words += ["-p", "report", str(self.path / "report.html")]
         return subprocess.Popen(words, cwd=cwd, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def run(self, *options: str, **where: Path) -> tuple[int, str]:
@@ -116,7 +118,8 @@ def test_every_figure_is_in_the_executed_notebook(by_p: Folder) -> None:
         assert measured in tables[1]
     assert cells[-1].outputs[0]["text"] == "Every figure has its data.\n"
     assert not [output for output in outputs if output.get("name") == "stderr"]
-    assert by_p.executed.stat().st_size < 2_000_000
+    assert by_p.executed.stat().st_size < 1_000_000
+    assert "rollout-inspector" in (by_p.path / "report.html").read_text(encoding="utf-8")
 
 
 def test_runs_are_where_refine_runs_says(by_p: Folder) -> None:

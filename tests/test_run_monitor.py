@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import ipywidgets
 import pytest
 
 from refine_lab.config import DataConfig, TrainConfig
 from refine_lab.experiments import config_differences
 from refine_lab.records import Run, RunWriter
 from refine_lab.run_files import ROLLOUT_TYPES
+from widgets.rollout_inspector import RolloutInspector
 from widgets.run_monitor import RunMonitor
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -97,6 +99,23 @@ def test_a_page_holds_the_rollouts_of_all_steps_or_of_the_last(
     assert "<title>Two runs</title>" in monitor.save_html(tmp_path / "page.html", title="Two runs").read_text()
     (tmp_path / "none").mkdir()
     assert watch(tmp_path / "none").save_html(tmp_path / "none.html").stat().st_size > 10_000
+
+
+def inspectors() -> list[RolloutInspector]:
+    """Those that live."""
+    return [each for each in ipywidgets.widgets.widget._instances.values() if isinstance(each, RolloutInspector)]
+
+
+def test_what_is_no_longer_shown_is_not_kept(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    """An executed notebook holds the state of every widget that lives."""
+    others = inspectors()
+    runs = [write_run(tmp_path / "runs", seed) for seed in (0, 1)]
+    monitor = watch(tmp_path / "runs")
+    for run in runs * 2:
+        first, monitor.choice.value = monitor.inspector, (run.name,)
+        assert (first.comm is None) == (first is not monitor.inspector)
+    monitor.save_html(tmp_path / "page.html")
+    assert [each for each in inspectors() if each not in others] == [monitor.inspector]
 
 
 def test_text_of_a_run_is_no_markup(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:

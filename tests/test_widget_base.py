@@ -95,6 +95,8 @@ def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is there already and no page of refine_lab: name another file"):
             save_page(there, Echo())
     assert other.read_text() == "<html>results of a year</html>"
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere for the page a\.html"):
+        save_page(tmp_path / "nowhere" / "a.html", Echo())
     assert "second" in save_page(save_page(tmp_path / "a.html", Echo()), Echo(text="second")).read_text()
 
 

@@ -37,14 +37,25 @@ def page(*widgets: Widget, title: str = "refine_lab", links: Sequence[Link] = ()
     return re.sub("%(TITLE|SCRIPT|DATA)%", lambda match: parts_of[match[1]], template)
 
 
+def page_path(path: Path | str) -> Path:
+    """Where a page can be written: asked before long work, so that it does not end in vain.
+
+    Raises ValueError where a file of another kind stands there, FileNotFoundError where its folder is not.
+    """
+    path = Path(path).expanduser()
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} for the page {path.name}")
+    if path.exists() and not (path.is_file() and MARK in path.read_bytes()[:1000]):
+        raise ValueError(f"{path} is there already and no page of refine_lab: name another file")
+    return path
+
+
 def save_page(path: Path | str, *widgets: Widget, title: str = "refine_lab", links: Sequence[Link] = ()) -> Path:
     """Write `page` to a file, whole or not at all, and return its path.
 
-    A page of ours is replaced. Raises ValueError where another file stands there, OSError where the page cannot be written.
+    A page of ours is replaced. Raises as `page_path`, and OSError where the page cannot be written.
     """
-    path = Path(path).expanduser()
-    if path.exists() and not (path.is_file() and MARK in path.read_bytes()[:1000]):
-        raise ValueError(f"{path} is there already and no page of refine_lab: name another file")
+    path = page_path(path)
     half = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         half.write_text(page(*widgets, title=title, links=links), encoding="utf-8")

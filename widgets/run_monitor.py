@@ -101,7 +101,11 @@ class RunMonitor(Panel):
 
     def save_html(self, path: Path | str, title: str = "Runs") -> Path:
         """Write the curves and a run's rollouts, those of its last steps, as one HTML file that works offline."""
-        return save_page(path, self.curves, self._all_rollouts(), title=title)
+        rollouts = self._all_rollouts()
+        try:
+            return save_page(path, self.curves, rollouts, title=title)
+        finally:
+            rollouts.close()  # else an executed notebook keeps it
 
     def _all_rollouts(self) -> RolloutInspector:
         """Of as many last steps as make up a page."""
@@ -142,8 +146,9 @@ class RunMonitor(Panel):
         changed = (run and run.path) != (self._decodes and self._decodes.path)
         if changed and run is not None:
             self._decodes = run
-            self.inspector = RolloutInspector(decode=tokenizer_of(run))
+            before, self.inspector = self.inspector, RolloutInspector(decode=tokenizer_of(run))
             self.children = [*self.children[:-1], self.inspector]
+            before.close()
         if changed or last != self.step.max:
             follows = changed or self.step.value == self.step.max  # one who looks at an earlier step stays there
             self.step.disabled = run is None
