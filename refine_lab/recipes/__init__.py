@@ -27,6 +27,7 @@ from refine_lab.recipes.testtime import (
     ttt_paper_release_updates,
     ttt_per_prompt,
     ttt_per_prompt_searched,
+    ttt_per_prompt_searched_lact,
 )
 from refine_lab.ttt.config import TTTRunConfig
 
@@ -56,6 +57,7 @@ __all__ = [
     "ttt_paper_release_updates",
     "ttt_per_prompt",
     "ttt_per_prompt_searched",
+    "ttt_per_prompt_searched_lact",
     "ttt_recipe",
 ]
 
@@ -85,6 +87,7 @@ POSTTRAINING: dict[str, Recipe] = {
 TTT_RECIPES: dict[str, Callable[..., TTTRunConfig]] = {
     "per_prompt": ttt_per_prompt,
     "per_prompt_searched": ttt_per_prompt_searched,
+    "per_prompt_searched_lact": ttt_per_prompt_searched_lact,
     "paper": ttt_paper,
     "paper_release_updates": ttt_paper_release_updates,
 }

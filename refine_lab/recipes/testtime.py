@@ -34,6 +34,17 @@ def ttt_per_prompt_searched(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
     return config if config.ttt is None else replace(config, ttt=replace(config.ttt, steps=1))  # of both ways
 
 
+def ttt_per_prompt_searched_lact(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
+    """`ttt_per_prompt` of tiny-lact, each way with the best settings of a search on validation prompts (docs/log.md)."""
+    config = replace(ttt_per_prompt(arm, seed), recipe="per_prompt_searched_lact", model="tiny-lact")
+    if config.ttt is None:
+        return config
+    if config.ttt.method is None:
+        return replace(config, ttt=replace(config.ttt, lr=5e-5))
+    method = replace(config.ttt.method, rollout_length=8, num_chunks=4)
+    return replace(config, ttt=replace(config.ttt, lr=3e-4, method=method))
+
+
 def ttt_paper(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
     """Test-time training as in the paper: batches of prompts, weights that are never reset; as many updates in either arm."""
     return TTTRunConfig(
