@@ -43,6 +43,7 @@ class RunMonitor(Panel):
         self.curves = LiveCurves()
         self.inspector = RolloutInspector(decode=str)
         self._decodes: Run | None = None
+        self._refreshing = False
         wide = ipywidgets.Layout(width="100%")
         self.choice = ipywidgets.SelectMultiple(description="Runs", rows=6, layout=wide)
         self.step = ipywidgets.IntSlider(
@@ -77,9 +78,16 @@ class RunMonitor(Panel):
     def refresh(self) -> None:
         """Look for runs again; those chosen stay chosen."""
         names = [run.name for run in reversed(list_runs(self.folder))]
-        chosen = [name for name in names if name in self.choice.value]
-        self.choice.options = names
-        self.choice.value = chosen
+        before = self.choice.value
+        chosen = [name for name in names if name in before]
+        self._refreshing = True
+        try:
+            self.choice.options = names  # which chooses none for a moment
+            self.choice.value = chosen
+        finally:
+            self._refreshing = False
+        if len(chosen) < len(before):
+            self._on_choice(None)
         self.say(f"{_runs(names)}.")
 
     def start(self) -> None:
@@ -126,6 +134,8 @@ class RunMonitor(Panel):
 
     @guarded
     def _on_choice(self, change: Any) -> None:
+        if self._refreshing:
+            return
         runs = self.runs
         self.curves.show(*runs)
         table = config_differences(runs)
