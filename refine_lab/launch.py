@@ -7,7 +7,6 @@ ends when the process that started the run does, however it ends; the run then s
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any
 from refine_lab.config import TrainConfig
 from refine_lab.environment import project_root
 from refine_lab.records import MetricsTail, Run, RunWriter
+from refine_lab.run_files import take_lock
 
 TRAINER = (sys.executable, "-P", "-u", "-m", "refine_lab.train")
 """The command that a run directory is given to; -P: a folder `refine_lab` where it is started is not taken for ours."""
@@ -104,7 +104,7 @@ def follow(
     detached, was stopped before its last step.
     """
     process = run if isinstance(run, RunProcess) else attach(run)
-    with _sigterm_raised():
+    with raised_sigterm():
         try:
             _wait(process, every, on_update, log)
         except BaseException:
@@ -186,16 +186,10 @@ def watch_parent(fd: int, on_death: Callable[[], object]) -> threading.Thread:
 
 
 def _take_lock(path: Path) -> int:
-    lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    for _ in range(20):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.05)  # perhaps only someone who asks whether the run lives
-        else:
-            return lock
-    os.close(lock)
-    raise RuntimeError(f"{path} is being trained by another process; stop that one first")
+    try:
+        return take_lock(path)
+    except BlockingIOError:
+        raise RuntimeError(f"{path} is being trained by another process; stop that one first") from None
 
 
 def _announce(run: Run) -> None:
@@ -242,7 +236,7 @@ class _Terminated(BaseException):
 
 
 @contextmanager
-def _sigterm_raised() -> Iterator[None]:
+def raised_sigterm() -> Iterator[None]:
     """Turn SIGTERM into an exception inside the block, and deliver it again behind it, when all is cleaned up."""
     if threading.current_thread() is not threading.main_thread():  # no other thread may set a handler, or is sent one
         yield

@@ -11,7 +11,6 @@ How each file is written, read and cut back: `run_files`. What `env.json` holds:
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -35,6 +34,7 @@ from refine_lab.run_files import (
     cut_metrics,
     cut_rollouts,
     drop_leftovers,
+    is_held,
     new_directory,
     parquet_parts,
     parse_line,
@@ -284,18 +284,8 @@ class Run:
 
     @property
     def alive(self) -> bool:
-        """Whether a process trains this run: whether one holds its lock, which no kill can leave behind."""
-        try:
-            lock = os.open(self.path / "lock", os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(lock)
-        return False
+        """Whether a process trains this run: whether one holds its lock."""
+        return is_held(self.path)
 
     @property
     def state(self) -> State | Literal["killed"]:

@@ -6,11 +6,13 @@ file that is appended to, `metrics.jsonl`, may end in half a line, which readers
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,35 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         value = value.tolist()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def take_lock(run: Path) -> int:
+    """Hold a run's lock: the descriptor, which holds it until every copy is closed. Raises BlockingIOError where it is held."""
+    lock = os.open(run / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    for _ in range(20):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)  # perhaps only someone who asks whether the run lives
+        else:
+            return lock
+    os.close(lock)
+    raise BlockingIOError(f"another process is writing {run}")
+
+
+def is_held(run: Path) -> bool:
+    """Whether a process holds a run's lock, which no kill can leave behind."""
+    try:
+        lock = os.open(run / "lock", os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def checkpoints(run: Path) -> list[tuple[int, Path]]:

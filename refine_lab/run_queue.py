@@ -6,7 +6,6 @@ or, detached, a process of its own: `python -m refine_lab.run_queue LOCK RUN_DIR
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Callable, Sequence
 from refine_lab.environment import project_root
 from refine_lab.launch import SAVE_SECONDS, TRAINER, follow, resume
 from refine_lab.records import Run, RunWriter
+from refine_lab.run_files import take_lock
 
 Queue = list[tuple[Run, int]]
 """Runs in their order, each with the descriptor of its lock."""
@@ -89,11 +89,9 @@ def require_finished(runs: Sequence[Run]) -> None:
 
 def _hold(run: Run) -> int:
     """Take a run's lock, drop an earlier request to stop, and say that it will start."""
-    lock = os.open(run.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = take_lock(run.path)
     except BlockingIOError:
-        os.close(lock)
         raise RuntimeError(f"run {run.name} is being trained by another process; stop that one first") from None
     (run.path / "stop").unlink(missing_ok=True)
     step, _ = run.latest_checkpoint() or (0, None)

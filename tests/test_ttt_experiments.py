@@ -14,7 +14,7 @@ from refine_lab.tasks.answers import answer
 from refine_lab.ttt.adaptation import TTTConfig, adapted, token_limit
 from refine_lab.ttt.config import TTTRunConfig
 from refine_lab.ttt.experiments import (
-    answer_all,
+    answer_run,
     estimated_seconds,
     of_seed,
     prompt_to_watch,
@@ -23,6 +23,7 @@ from refine_lab.ttt.experiments import (
     watch,
 )
 from refine_lab.ttt.records import TTTRun
+from refine_lab.ttt.results import results
 
 # -- recipes and configurations ----------------------------------------------------------------------------------------
 
@@ -174,7 +175,9 @@ def test_all_prompts_are_answered_once_and_it_is_told_what_is_left_out(tmp_path,
     told = capsys.readouterr().out
     assert "1 of 5 prompts are left out: a last batch with fewer than 2 is dropped." in told
     assert estimated_seconds(runs, policy, tokenizer, chosen) > 0
-    answers = answer_all(runs, policy, tokenizer, chosen)
+    for run in runs:
+        answer_run(run, policy, tokenizer, chosen)
+    answers = results(runs)
     assert answers.groupby("way")["name"].nunique().to_dict() == {"none": 4, "sft": 4, "refine": 4}
     assert "refine s0: 4 answers, recall 0.000" in capsys.readouterr().out
     again = runs_of(configs, policy, chosen, tmp_path)
@@ -236,13 +239,13 @@ def test_the_releases_sft_makes_one_update_a_batch_whatever_its_size():
 def test_a_prompt_to_watch_is_there_and_has_what_it_is_asked_about():
     there, (_, tokenizer) = examples(3), model()
     task = three_ways("per_prompt", [0])[0].task
-    assert prompt_to_watch(tokenizer, there, task, number=2) == there[2]
+    assert prompt_to_watch(tokenizer, there, task, example=2) == there[2]
     own = prompt_to_watch(tokenizer, there, task, text="one two", question="which?")
     assert own.question == "which?"
     for wrong, sentence in (
         (dict(question="which?"), r"question must be none without a text that it asks about, got 'which\?'"),
-        (dict(number=3), "example must be from 0 to 2, got 3"),
-        (dict(number=-1), "example must be from 0 to 2, got -1"),
+        (dict(example=3), "example must be from 0 to 2, got 3"),
+        (dict(example=-1), "example must be from 0 to 2, got -1"),
     ):
         with pytest.raises(ValueError, match=sentence):
             prompt_to_watch(tokenizer, there, task, **wrong)

@@ -316,7 +316,7 @@ def test_a_run_is_taken_up_where_configuration_prompts_and_weights_are_the_same(
     assert len(others | {run.path}) == 5
     (newest,) = {made(tmp_path, config, chosen).path}
     with TTTRun(newest).locked():
-        assert made(tmp_path, config, chosen).path == run.path
+        assert made(tmp_path, config, chosen).path == newest and TTTRun(newest).state == "running"
         policy, tokenizer = model()
         with pytest.raises(BlockingIOError, match="another process is writing"):
             run_prompts(TTTRun(newest), policy, tokenizer, chosen)

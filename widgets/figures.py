@@ -38,7 +38,7 @@ def training_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame | None = No
     """
     frames = {"train": metrics, "eval": pd.DataFrame() if evaluations is None else evaluations}
     _require("training_curves", any(len(frame) for frame in frames.values()))
-    panels = [panel for panel in PANELS if has_panel(frames[panel.kind], panel)]
+    panels = [panel for panel in PANELS if panel.kind in frames and has_panel(frames[panel.kind], panel)]
     _require("training_curves", bool(panels))
     arms = arm_styles(arm for frame in frames.values() if len(frame) for arm in frame["arm"])
     columns = min(3, len(panels))

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from refine_lab.records import MetricsTail, Run
+from refine_lab.ttt.records import CONFIG, TTTRun
 from widgets.series import KNOWN_ARMS, PANELS, arm_styles, decimate, has_panel, way_styles
 
 INTERVAL = 0.25
@@ -96,6 +98,48 @@ class RunReader:
             self.progress["tokens_per_second"] = float(speeds.iloc[-1])
 
 
+class AnswerReader(RunReader):
+    """One run directory of test-time training: how many prompts are answered, and how well so far."""
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(path)
+        self._answers: TTTRun | None = None
+        self._first: tuple[float, int] | None = None
+
+    def _status(self) -> dict[str, Any]:
+        run = self._answers = self._answers or TTTRun(self.path)
+        self.arm, self.seed, done, now = run.config.arm, run.config.seed, run.log.rows, time.monotonic()
+        state = run.state
+        if state == "running" and self._first is None:
+            self._first = now, done
+        began, before = self._first or (now, done)
+        left = (now - began) / (done - before) * (run.prompts - done) if done > before else None
+        return {
+            "label": f"{way_styles([self.arm])[self.arm].label}, seed {self.seed}", "arm": self.arm, "state": state,
+            "step": done, "steps": run.prompts, "of": "prompt", "error": run.error, "tokens_per_second": None,
+            "seconds_left": left if state == "running" else None,
+        }  # fmt: skip
+
+    def _read_metrics(self) -> bool:
+        """Means over the prompts answered so far, after each."""
+        assert self._answers is not None
+        known = self.frames.get("answers", pd.DataFrame())
+        if self._answers.log.rows <= len(known):
+            return False
+        answers = self._answers.answers()
+        means = answers[[key for key in ("recall", "exact_match", "loss_after", "entropy_after") if key in answers]]
+        self.frames["answers"] = means.astype(float).expanding().mean().assign(step=np.arange(1, len(answers) + 1))
+        return len(answers) != len(known)
+
+    def _fill_progress(self) -> None:
+        """Nothing: what is counted is the answers themselves."""
+
+
+def reader_of(path: Path | str) -> RunReader:
+    """The reader of a run directory, of training or of test-time training."""
+    return AnswerReader(path) if (Path(path) / CONFIG).is_file() else RunReader(path)
+
+
 def gather(readers: list[RunReader], limit: int = 1000) -> dict[str, Any]:
     """What the widget draws: arms with their marks, and panels with a line a run, values as float32 bytes.
 
@@ -108,7 +152,7 @@ def gather(readers: list[RunReader], limit: int = 1000) -> dict[str, Any]:
     for panel in PANELS:
         lines = []
         for reader in readers:
-            frame = reader.frames[panel.kind]
+            frame = reader.frames.get(panel.kind, pd.DataFrame())
             if has_panel(frame, panel):
                 lines.append(
                     {
@@ -124,6 +168,7 @@ def gather(readers: list[RunReader], limit: int = 1000) -> dict[str, Any]:
                     "title": panel.title,
                     "unit": panel.unit,
                     "marks": panel.kind == "eval",
+                    "of": "prompt" if panel.kind == "answers" else "step",
                     "lines": lines,
                 }
             )

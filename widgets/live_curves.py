@@ -12,9 +12,12 @@ import plotly.graph_objects as go
 import traitlets
 
 from refine_lab.records import Run
+from refine_lab.ttt.records import TTTRun
 from widgets.base import Widget, script, style
 from widgets.figures import training_curves
-from widgets.follower import Follower, RunReader, gather
+from widgets.follower import Follower, RunReader, gather, reader_of
+
+Followed = Path | str | Run | TTTRun
 
 
 class Curves(Widget):
@@ -32,29 +35,29 @@ class Curves(Widget):
 class LiveCurves(Curves):
     """Curves and progress of runs, finished or still training.
 
-    `runs`: run directories (paths or `Run`), which need not exist yet; more can be added later. What is drawn is the model's
-    state, so that a reload of the page shows it again. A thread follows the directories until all runs have ended.
+    `runs`: run directories (paths, `Run` or `TTTRun`), which need not exist yet; more can be added later. What is drawn is
+    the model's state, so that a reload of the page shows it again. A thread follows the directories until all runs have ended.
     """
 
-    def __init__(self, runs: Path | str | Run | Iterable[Path | str | Run] = ()) -> None:
+    def __init__(self, runs: Followed | Iterable[Followed] = ()) -> None:
         super().__init__()
         self._readers: list[RunReader] = []
         self._lock = threading.RLock()
         self._follower: Follower | None = None
-        self.add(*([runs] if isinstance(runs, (str, Path, Run)) else runs))
+        self.add(*([runs] if isinstance(runs, (str, Path, Run, TTTRun)) else runs))
 
-    def add(self, *runs: Path | str | Run) -> None:
+    def add(self, *runs: Followed) -> None:
         """Follow these runs too; one that is followed already is not added twice."""
-        paths = [run.path if isinstance(run, Run) else Path(run).absolute() for run in runs]
+        paths = [_path(run) for run in runs]
         with self._lock:
             known = {reader.path for reader in self._readers}
-            self._readers += [RunReader(path) for path in dict.fromkeys(paths) if path not in known]
+            self._readers += [reader_of(path) for path in dict.fromkeys(paths) if path not in known]
         if self._update():
             self.start()
 
-    def show(self, *runs: Path | str | Run) -> None:
+    def show(self, *runs: Followed) -> None:
         """Follow these runs and no others."""
-        paths = {run.path if isinstance(run, Run) else Path(run).absolute() for run in runs}
+        paths = {_path(run) for run in runs}
         with self._lock:
             self._readers = [reader for reader in self._readers if reader.path in paths]
             self.progress = []  # so that what stays is drawn anew
@@ -104,7 +107,7 @@ class LiveCurves(Curves):
         if not rows:
             return "LiveCurves: no runs"
         table = pd.DataFrame(rows)
-        unknown = [name for name in table.columns[4:] if table[name].eq("–").all()]
+        unknown = [name for name in table.columns[3:] if table[name].eq("–").all()]
         return table.drop(columns=unknown).to_string(index=False)
 
     @staticmethod
@@ -114,15 +117,19 @@ class LiveCurves(Curves):
         row = {
             "run": progress["label"],
             "state": progress["state"] + (f" ({progress['error']})" if progress["error"] else ""),
-            "step": f"{progress.get('step', 0)}/{progress.get('steps', '?')}",
+            progress.get("of", "step"): f"{progress.get('step', 0)}/{progress.get('steps', '?')}",
             "tokens/s": f"{speed:,.0f}" if speed else "–",
         }
         for heading, kind, key in (
             ("NTP loss", "train", "ntp_loss"), ("reward", "train", "reward_mean"),
             ("held-out loss", "eval", "ntp_loss"), ("held-out accuracy", "eval", "ntp_accuracy"),
-            ("answer loss", "train", "answer_loss"), ("held-out recall", "eval", "recall"),
+            ("answer loss", "train", "answer_loss"), ("held-out recall", "eval", "recall"), ("recall", "answers", "recall"),
         ):  # fmt: skip
-            values = reader.frames[kind].get(key)
+            values = reader.frames.get(kind, pd.DataFrame()).get(key)
             values = None if values is None else values.dropna()
             row[heading] = "–" if values is None or values.empty else f"{values.iloc[-1]:.4f}"
         return row
+
+
+def _path(run: Followed) -> Path:
+    return run.path if isinstance(run, (Run, TTTRun)) else Path(run).absolute()

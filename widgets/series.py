@@ -22,8 +22,8 @@ BAND = 0.18
 class Panel:
     """One quantity over training steps: a small multiple."""
 
-    kind: Literal["train", "eval"]
-    "Which lines of `metrics.jsonl` hold it."
+    kind: Literal["train", "eval", "answers"]
+    "Which lines of `metrics.jsonl` hold it; or the answers of a run of test-time training."
     key: str
     "Its column."
     title: str
@@ -56,6 +56,10 @@ PANELS = (
     Panel(kind="train", key="grad_norm", title="Gradient norm", unit="L2, before clipping"),
     Panel(kind="train", key="answer_grad_norm", title="Gradient norm, answers", unit="L2, before clipping"),
     Panel(kind="train", key="clip_fraction", title="Clipped ratios", unit="% of tokens", scale=100),
+    Panel(kind="answers", key="recall", title="Recall so far", unit="% of prompts", scale=100),
+    Panel(kind="answers", key="exact_match", title="Exact match so far", unit="% of prompts", scale=100),
+    Panel(kind="answers", key="loss_after", title="NTP loss of the prompts so far", unit="nats per token"),
+    Panel(kind="answers", key="entropy_after", title="Entropy of the prompts so far", unit="nats per token"),
 )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
@@ -39,7 +39,7 @@ from refine_lab.ttt.adaptation import (
 )
 from refine_lab.ttt.config import TTTConfig, TTTRunConfig
 from refine_lab.ttt.records import TTTRun
-from refine_lab.ttt.results import SCORES, results
+from refine_lab.ttt.results import SCORES
 from refine_lab.ttt.runs import Progress, adapt_ids, batches_of, check_prompts, example_of, measured, run_prompts
 
 TASK_FIELDS = ("prompt_tokens", "answer_tokens", "over_limit", "prompt_column", "answer_column")
@@ -114,13 +114,9 @@ def _changed(config: TTTConfig, ttt: dict[str, Any], method: dict[str, Any]) -> 
 
 def loaded(config: TTTRunConfig) -> tuple[FastWeightLM, PreTrainedTokenizerBase, Task]:
     """The model, its tokenizer, and the task in its tokens."""
-    model, tokenizer = _model(config)
-    return model, tokenizer, load_task(config.task, tokenizer, config.data, manifest_of(config.model))
-
-
-def _model(config: TTTRunConfig) -> tuple[FastWeightLM, PreTrainedTokenizerBase]:
     logging.disable_progress_bar()  # a widget for each of a second's work, blank where the notebook is only read
-    return load_model(config.model, device=config.device, seed=config.seed, settings=config.model_settings)
+    model, tokenizer = load_model(config.model, device=config.device, seed=config.seed, settings=config.model_settings)
+    return model, tokenizer, load_task(config.task, tokenizer, config.data, manifest_of(config.model))
 
 
 def runs_of(
@@ -212,7 +208,7 @@ def prompt_to_watch(
     examples: Sequence[Example],
     task: TaskConfig,
     *,
-    number: int = 0,
+    example: int = 0,
     text: str | None = None,
     question: str | None = None,
 ) -> Example:
@@ -223,8 +219,8 @@ def prompt_to_watch(
     if text is not None:
         return example_of(tokenizer, text, question, task)
     require(question is None, "question", question, "none without a text that it asks about")
-    require(0 <= number < len(examples), "example", number, f"from 0 to {len(examples) - 1}")
-    return examples[number]
+    require(0 <= example < len(examples), "example", example, f"from 0 to {len(examples) - 1}")
+    return examples[example]
 
 
 def watch(
@@ -300,35 +296,27 @@ def _told(row: dict[str, Any]) -> str:
 # -- all prompts -------------------------------------------------------------------------------------------------------
 
 
-def answer_all(
-    runs: Sequence[TTTRun], model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
-) -> pd.DataFrame:
-    """Answer what is unanswered, run after run, with a line of progress every few seconds. A row an answer, of all runs.
+def answer_run(
+    run: TTTRun,
+    model: FastWeightLM,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    stop: Callable[[], object] = lambda: None,
+) -> None:
+    """Answer what is unanswered of a run, with a line of progress every few seconds, until `stop` gives anything."""
+    name = f"{run.config.arm} s{run.config.seed}"
+    said = time.monotonic()
 
-    `model` is the last run's; those of other runs are loaded in their turn.
-    """
-    there = runs[-1].config.model
-    for run in runs:
-        own = model if run.config.model == there else _model(run.config)[0]
-        name = f"{run.config.arm} s{run.config.seed}"
-        with _lines(name) as report:
-            run_prompts(run, own, tokenizer, examples, report)
-        answers = run.answers()
-        scored = [score for score in SCORES if answers[score].notna().any()]
-        means = "".join(f", {score} {answers[score].mean():.3f}" for score in scored)
-        print(f"{name}: {len(answers)} answers{means}", flush=True)
-    return results(runs)
-
-
-@contextmanager
-def _lines(name: str) -> Iterator[Any]:
-    said = [time.monotonic()]
-
-    def report(progress: Progress) -> None:
-        now = time.monotonic()
-        if now - said[0] >= SECONDS_BETWEEN_LINES:
-            said[0] = now
+    def report(progress: Progress) -> bool:
+        nonlocal said
+        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
             left = "" if progress.seconds_left is None else f", about {progress.seconds_left:.0f} s left"
             print(f"{name}: prompt batch {progress.batch} of {progress.batches}{left}", flush=True)
+        return bool(stop())
 
-    yield report
+    run_prompts(run, model, tokenizer, examples, report)
+    answers = run.answers()
+    scored = [score for score in SCORES if answers[score].notna().any()]
+    means = "".join(f", {score} {answers[score].mean():.3f}" for score in scored)
+    print(f"{name}: {len(answers)} answers{means}", flush=True)

@@ -3,12 +3,11 @@
 ttt.json       the configuration, with its format version        answers/       <first>-<last>.parquet, closed files
 inputs.json    which prompts and weights it was begun with       checkpoints/   step-<n>/, the last one; never reset only
 env.json       versions, device, commit                          lock           held while a process writes
-updates.jsonl  a line a step
+updates.jsonl  a line a step                                    stop, log.txt, error.txt   see `answering`
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -30,11 +29,13 @@ from refine_lab.optim import load_optimizer_tensors, optimizer_tensors
 from refine_lab.run_files import (
     checkpoints,
     drop_leftovers,
+    is_held,
     new_directory,
     parse_line,
     plain,
     read_json,
     replace_text,
+    take_lock,
 )
 from refine_lab.tasks.answers import AnswerLog
 from refine_lab.ttt.adaptation import Adapter
@@ -46,9 +47,11 @@ CONFIG = "ttt.json"
 class TTTRun:
     """A run directory of test-time training. Raises FileNotFoundError where `path` is none."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, held: bool = False) -> None:
+        """`held`: its lock is this process's already."""
         self.path = Path(path).absolute()
         self.name = self.path.name
+        self._held = held
         if not (self.path / CONFIG).is_file():
             raise FileNotFoundError(f"{self.path} is no run directory of test-time training: it has no {CONFIG}")
         self.log = AnswerLog(self.path / "answers")
@@ -71,17 +74,14 @@ class TTTRun:
 
     @classmethod
     def taken_up(cls, config: TTTRunConfig, inputs: Mapping[str, Any], folder: Path) -> TTTRun:
-        """The newest run in `folder` with this configuration and these inputs, finished or not; else a new one.
-
-        One that another process is writing is left alone.
-        """
+        """The newest run in `folder` with this configuration and these inputs, finished or not; else a new one."""
         for path in sorted(folder.glob(f"*-ttt-*/{CONFIG}"), reverse=True):
             run = cls(path.parent)
             try:
-                same = run.config == config and read_json(run.path / "inputs.json") == dict(inputs)
+                same = run.config == config and run.inputs == dict(inputs)
             except (OSError, ValueError):  # damaged, or of another version: no reason not to make a new one
                 continue
-            if same and not run.alive:
+            if same:
                 return run
         return cls.create(config, inputs, folder)
 
@@ -90,14 +90,35 @@ class TTTRun:
         path = self.path / CONFIG
         return from_json(path.read_text(encoding="utf-8"), str(path), TTTRunConfig)
 
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What it was begun with besides its configuration (`tasks.inputs.inputs_of`)."""
+        return read_json(self.path / "inputs.json")
+
     @property
     def alive(self) -> bool:
-        """Whether a process writes it now."""
-        try:
-            with self.locked():
-                return False
-        except BlockingIOError:
-            return True
+        """Whether a process writes it, or will when its turn comes."""
+        return is_held(self.path)
+
+    @property
+    def prompts(self) -> int:
+        """How many it answers: all in whole batches."""
+        size = self.config.batch_size
+        return int(self.inputs["prompts"]) // size * size
+
+    @property
+    def state(self) -> Literal["running", "finished", "failed", "stopped"]:
+        """`stopped` also where it has not begun; `running` also while it waits for its turn."""
+        alive = self.alive  # asked first: it may end in between
+        if self.log.rows >= self.prompts and len(self.log.done) == self.prompts:
+            return "finished"
+        return "running" if alive else "failed" if self.error else "stopped"
+
+    @property
+    def error(self) -> str:
+        """Why answering it failed, or nothing."""
+        path = self.path / "error.txt"
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
 
     def answers(self) -> pd.DataFrame:
         """A row an answer, with the arm as `way`: columns of `tasks.answers.COLUMNS` and those of `ttt.runs`."""
@@ -114,15 +135,12 @@ class TTTRun:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Held while one process writes, whatever becomes of it. Raises BlockingIOError where another one does."""
-        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = None if self._held else take_lock(self.path)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(f"another process is writing {self.path}") from None
-        else:
             yield
         finally:
-            os.close(lock)
+            if lock is not None:
+                os.close(lock)
 
     def write_update(self, step: int, values: Mapping[str, Any]) -> None:
         """Append the line of one step on batch `step`, in one write; a number that is not finite is null."""

@@ -101,7 +101,7 @@ function drawPanel(view, panel, domain) {
   for (const tick of ticks(domain[0], domain[1], 4).filter(Number.isInteger)) {
     svg("text", { x: sx(tick), y: inner.bottom + 15, "text-anchor": "middle" }, view.svg, format(tick));
   }
-  svg("text", { x: (inner.left + inner.right) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, view.svg, "step");
+  svg("text", { x: (inner.left + inner.right) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, view.svg, panel.of ?? "step");
   for (const line of panel.lines) drawLine(view.svg, panel, line, sx, sy);
   view.cursor = svg("line", { class: "cursor", y1: inner.top, y2: inner.bottom }, view.svg);
 }
@@ -126,7 +126,7 @@ function drawLine(parent, panel, line, sx, sy) {
 
 function drawReadings(view, panel, step) {
   const found = readings(panel, step);
-  view.unit.textContent = step === null ? panel.unit : `step ${format(step)}, ${panel.unit}`;
+  view.unit.textContent = step === null ? panel.unit : `${panel.of ?? "step"} ${format(step)}, ${panel.unit}`;
   view.values.replaceChildren();
   for (const { arm, text } of found) {
     const entry = html("span", "", view.values);
@@ -136,11 +136,11 @@ function drawReadings(view, panel, step) {
   }
   const words = found.map(({ arm, text }) => `${arm.label} ${text}`).join("; ");
   const last = Math.max(0, ...panel.lines.map((line) => line.x[line.x.length - 1] ?? 0));
-  view.svg.setAttribute("aria-label", `${panel.title}, ${panel.unit}, over steps; arrow keys read it out`);
+  view.svg.setAttribute("aria-label", `${panel.title}, ${panel.unit}, over ${panel.of ?? "step"}s; arrow keys read it out`);
   view.svg.setAttribute("aria-valuemin", 0);
   view.svg.setAttribute("aria-valuemax", last);
   view.svg.setAttribute("aria-valuenow", step ?? last);
-  view.svg.setAttribute("aria-valuetext", `step ${step ?? last}: ${words}`);
+  view.svg.setAttribute("aria-valuetext", `${panel.of ?? "step"} ${step ?? last}: ${words}`);
 }
 
 function drawProgress(parent, runs) {
@@ -152,8 +152,8 @@ function drawProgress(parent, runs) {
     const bar = html("progress", "", row);
     bar.max = run.steps || 1;
     bar.value = run.step || 0;
-    bar.setAttribute("aria-label", `${run.label}: steps done`);
-    const facts = [run.steps ? `step ${format(run.step)}/${format(run.steps)}` : "not started"];
+    bar.setAttribute("aria-label", `${run.label}: ${run.of ?? "step"}s done`);
+    const facts = [run.steps ? `${run.of ?? "step"} ${format(run.step)}/${format(run.steps)}` : "not started"];
     if (run.tokens_per_second) facts.push(`${Math.round(run.tokens_per_second).toLocaleString("en")} tokens/s`);
     if (Number.isFinite(run.seconds_left)) facts.push(`${duration(run.seconds_left)} left`);
     html("span", "", row, facts.join(" · "));
@@ -251,7 +251,7 @@ function render({ model, el }) {
       if (there !== view.figure) panels.insertBefore(view.figure, there);
       drawPanel(view, panel, domain);
     });
-    note.textContent = data.panels.length ? "" : "No step yet: curves appear with the first line of metrics.";
+    note.textContent = data.panels.length ? "" : "Nothing yet: curves appear with the first step.";
   }
 
   const onCurves = () => {

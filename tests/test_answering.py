@@ -1,0 +1,164 @@
+"""Prompts answered in a process of its own: all of them, whatever becomes of it or of whoever started it, and told where."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from refine_lab.environment import project_root
+from refine_lab.ttt.answering import answer_in_turn, answers_of, stop_answering
+from refine_lab.ttt.experiments import answer_run, loaded, runs_of, three_ways
+from refine_lab.ttt.records import TTTRun
+from widgets.live_curves import LiveCurves
+
+pytestmark = pytest.mark.process
+
+SECONDS = 120
+TIMES = ["seconds"]
+
+
+def made(folder: Path, count: int = 3, steps: int = 2) -> list[TTTRun]:
+    """Runs of the three ways over a file of prompts, nothing answered yet."""
+    folder.mkdir(exist_ok=True)
+    file = folder / "prompts.jsonl"
+    rows = [{"prompt": f"The word for tree {i} is fish. " * 9 + "The word is", "answer": "fish"} for i in range(count)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shape = {"num_chunks": 2, "rollout_length": 3, "steps": steps, "answer_tokens": 3, "device": "cpu"}
+    configs = three_ways("per_prompt", [0], prompts=str(file), **shape)
+    policy, _, task = loaded(configs[-1])
+    return runs_of(configs, policy, task.test, folder / "runs")
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def by_hand(runs: list[TTTRun], folder: Path) -> pd.DataFrame:
+    """The answers of the same configurations, given by this process."""
+    policy, tokenizer, task = loaded(runs[-1].config)
+    again = runs_of([run.config for run in runs], policy, task.test, folder)
+    for run in again:
+        answer_run(run, policy, tokenizer, task.test)
+    return answers_of(again).drop(columns=TIMES)
+
+
+def test_all_are_answered_as_this_process_would(tmp_path):
+    runs, said = made(tmp_path), []
+    assert [run.state for run in runs] == ["stopped"] * 3
+    answer_in_turn(runs, detach=False, log=said.append)
+    assert [run.state for run in runs] == ["finished"] * 3
+    assert [line.split(",")[0] for line in said] == ["none s0: 3 answers", "sft s0: 3 answers", "refine s0: 3 answers"]
+    pd.testing.assert_frame_equal(
+        answers_of(runs).drop(columns=TIMES), by_hand(runs, tmp_path / "again"), check_exact=True
+    )
+    before = [run.path.stat().st_mtime_ns for run in runs]
+    answer_in_turn(runs, detach=False, log=said.append)
+    assert len(said) == 3 and [run.path.stat().st_mtime_ns for run in runs] == before, "nothing is begun anew"
+
+
+def test_detached_it_is_followed_stopped_and_gone_on_with(tmp_path):
+    runs, said = made(tmp_path, count=20), []
+    began = time.monotonic()
+    answer_in_turn(runs, detach=True, log=said.append)
+    assert time.monotonic() - began < 5 and said[1:] == [f"  {run.name}" for run in runs]
+    curves = LiveCurves(runs)
+    assert [run.state for run in runs] == ["running"] * 3, "also those that wait for their turn"
+    with pytest.raises(
+        RuntimeError, match=r"3 of 3 runs are being answered \(.*: 0 of 20, .*run this cell and those below"
+    ):
+        answers_of(runs)
+    answer_in_turn(runs, detach=True, log=said.append)  # nobody begins a second one
+    with pytest.raises(RuntimeError, match="is being answered by another process; stop that one first"):
+        answer_in_turn(runs, detach=False)
+    wait_for(lambda: runs[1].log.rows > 1)
+    wait_for(lambda: curves.progress[1]["step"] > 1)
+    assert curves.progress[0] | {"seconds_left": None} == (
+        {
+            "name": runs[0].name,
+            "label": "not adapted, seed 0",
+            "arm": "none",
+            "state": "finished",
+            "step": 40,
+            "steps": 40,
+        }
+        | {"of": "prompt", "error": "", "tokens_per_second": None, "seconds_left": None}
+    )
+    stop_answering(runs)
+    wait_for(lambda: not any(run.alive for run in runs))
+    assert [run.state for run in runs] == ["finished", "stopped", "stopped"]
+    with pytest.raises(
+        RuntimeError, match=r"\d+ of 20 prompts answered, was stopped; answer the rest by the cell before"
+    ):
+        answers_of(runs)
+    kept = runs[1].answers()
+    answer_in_turn(runs, detach=True, log=said.append)
+    curves.start()
+    wait_for(lambda: all(row["state"] == "finished" for row in curves.progress))
+    pd.testing.assert_frame_equal(answers_of(runs[1:2]).iloc[: len(kept)], kept)
+    assert answers_of(runs).groupby("way").size().to_dict() == {"none": 20, "refine": 20, "sft": 20}
+    panels = {panel["name"]: panel for panel in curves.curves["panels"]}
+    assert {"answers:recall", "answers:loss_after"} <= set(panels) and panels["answers:recall"]["of"] == "prompt"
+    means = runs[0].answers()["recall"].expanding().mean() * 100
+    line = pd.Series(memoryview(panels["answers:recall"]["lines"][0]["y"]).cast("f"))
+    assert line.to_list() == pytest.approx(means.to_list())
+    assert "recall" in repr(curves) and "20/20" in repr(curves)
+    curves.close()
+
+
+@pytest.mark.parametrize("end", ["its own", "its parent's"])
+def test_a_process_that_is_killed_leaves_whole_answers(tmp_path, end):
+    """It goes on as if nothing had been; one whose parent is no more ends by itself."""
+    runs = made(tmp_path, count=12)
+    paths = [str(run.path) for run in runs]
+    program = (
+        "import sys; from refine_lab.ttt.answering import answer_in_turn; from refine_lab.ttt.records import TTTRun\n"
+        "answer_in_turn([TTTRun(path) for path in sys.argv[1:]], detach=False)"
+    )
+    environ = os.environ | {"PYTHONPATH": str(project_root())}
+    with subprocess.Popen([sys.executable, "-c", program, *paths], env=environ, stderr=subprocess.PIPE) as parent:
+        wait_for(lambda: runs[1].log.rows > 1)
+        (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        os.kill(int(child) if end == "its own" else parent.pid, signal.SIGKILL)
+        error = parent.communicate()[1].decode()
+    if end == "its own":
+        assert "RuntimeError: answering ended with status -9; see " in error
+    wait_for(lambda: not any(run.alive for run in runs))
+    assert runs[0].state == "finished" and runs[2].log.rows == 0
+    answer_in_turn(runs, detach=False, log=lambda line: None)
+    pd.testing.assert_frame_equal(
+        answers_of(runs).drop(columns=TIMES), by_hand(runs, tmp_path / "again"), check_exact=True
+    )
+
+
+def test_a_failure_is_told_where_one_looks(tmp_path):
+    runs = made(tmp_path)
+    file = tmp_path / "prompts.jsonl"
+    whole = file.read_text()
+    file.write_text(whole.replace("tree 2", "bush 2"))
+    sentence = (
+        f"{runs[0].name} failed: ValueError: the prompts or the weights of {runs[0].name} are no longer what it was"
+    )
+    with pytest.raises(RuntimeError, match=sentence):
+        answer_in_turn(runs, detach=False)
+    assert [run.state for run in runs] == ["failed", "stopped", "stopped"]
+    curves = LiveCurves(runs)
+    assert curves.progress[0]["state"] == "failed" and "no longer" in curves.progress[0]["error"]
+    curves.close()
+    with pytest.raises(RuntimeError, match="0 of 3 prompts answered, failed: ValueError: the prompts"):
+        answers_of(runs)
+    assert "Traceback" in (runs[-1].path / "log.txt").read_text()
+    file.write_text(whole)
+    answer_in_turn(runs, detach=False, log=lambda line: None)
+    assert [run.state for run in runs] == ["finished"] * 3 and runs[0].error == ""
