@@ -90,8 +90,8 @@ def test_detached_it_is_followed_stopped_and_gone_on_with(tmp_path):
             "label": "not adapted, seed 0",
             "arm": "none",
             "state": "finished",
-            "step": 40,
-            "steps": 40,
+            "step": 20,
+            "steps": 20,
         }
         | {"of": "prompt", "error": "", "tokens_per_second": None, "seconds_left": None}
     )
@@ -110,6 +110,8 @@ def test_detached_it_is_followed_stopped_and_gone_on_with(tmp_path):
     assert answers_of(runs).groupby("way").size().to_dict() == {"none": 20, "refine": 20, "sft": 20}
     panels = {panel["name"]: panel for panel in curves.curves["panels"]}
     assert {"answers:recall", "answers:loss_after"} <= set(panels) and panels["answers:recall"]["of"] == "prompt"
+    labels = {arm["arm"]: (arm["label"], arm["look"]) for arm in curves.curves["arms"]}
+    assert labels == {"none": ("not adapted", 0), "sft": ("SFT", 1), "refine": ("REFINE", 2)}
     means = runs[0].answers()["recall"].expanding().mean() * 100
     line = pd.Series(memoryview(panels["answers:recall"]["lines"][0]["y"]).cast("f"))
     assert line.to_list() == pytest.approx(means.to_list())

@@ -14,7 +14,7 @@ import pandas as pd
 
 from refine_lab.records import MetricsTail, Run
 from refine_lab.ttt.records import CONFIG, TTTRun
-from widgets.series import KNOWN_ARMS, PANELS, arm_styles, decimate, has_panel, way_styles
+from widgets.series import KNOWN_ARMS, PANELS, decimate, has_panel, way_styles
 
 INTERVAL = 0.25
 "Seconds between two updates, at least."
@@ -145,9 +145,13 @@ def gather(readers: list[RunReader], limit: int = 1000) -> dict[str, Any]:
 
     At most `limit` points a line, thinned by `decimate`. A line with a spread has `low` and `high` too.
     """
-    styles = arm_styles(reader.arm for reader in readers)
+    styles = way_styles(reader.arm for reader in readers)
     order = [*KNOWN_ARMS, *(arm for arm in styles if arm not in KNOWN_ARMS)]
-    arms = [{"arm": a, "label": s.label, "symbol": s.symbol, "look": order.index(a)} for a, s in styles.items()]
+    looks = {arm: order.index("base" if arm == "none" else arm) for arm in styles}
+    arms = [
+        {"arm": arm, "label": styles[arm].label, "symbol": styles[arm].symbol, "look": look}
+        for arm, look in sorted(looks.items(), key=lambda each: each[1])
+    ]
     panels = []
     for panel in PANELS:
         lines = []

@@ -58,8 +58,8 @@ PANELS = (
     Panel(kind="train", key="clip_fraction", title="Clipped ratios", unit="% of tokens", scale=100),
     Panel(kind="answers", key="recall", title="Recall so far", unit="% of prompts", scale=100),
     Panel(kind="answers", key="exact_match", title="Exact match so far", unit="% of prompts", scale=100),
-    Panel(kind="answers", key="loss_after", title="NTP loss of the prompts so far", unit="nats per token"),
-    Panel(kind="answers", key="entropy_after", title="Entropy of the prompts so far", unit="nats per token"),
+    Panel(kind="answers", key="loss_after", title="NTP loss so far", unit="nats per token"),
+    Panel(kind="answers", key="entropy_after", title="Entropy so far", unit="nats per token"),
 )
 
 
