@@ -11,18 +11,32 @@ playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: p
 
 from benchmarks.jupyterlab import FLAGS, PATIENCE, TOKEN, Lab, opened, serve, write_notebook  # noqa: E402
 
-__all__ = ["FLAGS", "PATIENCE", "ROOT", "TOKEN", "Lab", "opened", "serve", "take_shots", "write_notebook"]
+__all__ = [
+    "FLAGS",
+    "PATIENCE",
+    "ROOT",
+    "TOKEN",
+    "Lab",
+    "change_theme",
+    "opened",
+    "serve",
+    "take_shots",
+    "write_notebook",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def change_theme(page: playwright.Page, theme: str) -> None:
+    """To `Light` or `Dark`."""
+    page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
+    page.wait_for_selector(f"body[data-jp-theme-light='{str(theme == 'Light').lower()}']", state="attached")
+    page.wait_for_timeout(700)  # the style sheet comes later than the attribute
 
 
 def take_shots(page: playwright.Page, name: str) -> None:
     """Pictures in light and dark, where REFINE_SHOTS names a folder."""
     if folder := os.environ.get("REFINE_SHOTS"):
         for theme in ("Light", "Dark"):
-            page.evaluate(
-                f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})"
-            )
-            page.wait_for_selector(f"body[data-jp-theme-light='{str(theme == 'Light').lower()}']", state="attached")
-            page.wait_for_timeout(700)
+            change_theme(page, theme)
             page.screenshot(path=f"{folder}/{name}_{theme.lower()}.png")

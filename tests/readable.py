@@ -69,10 +69,17 @@ def unreadable(page: Any, root: str = ".refine-lab") -> dict[str, float]:
     return {text: round(ratio, 2) for text, ratio in contrasts(page, root).items() if ratio < ENOUGH}
 
 
-def unreached(page: Any, root: str = ".refine-lab") -> list[str]:
-    """What can be acted on under `root` and is not come to by Tab from the beginning of the page."""
+def unreached(page: Any, root: str = ".refine-lab", *, inside: bool = False) -> list[str]:
+    """What can be acted on under `root` and is not come to by Tab from the beginning of the page.
+
+    `inside`: from the first of it, as in JupyterLab, where much comes before that is not ours.
+    """
     page.evaluate(f"window.missed = new Set(({STOPS})({root!r}))")
     page.evaluate("document.activeElement?.blur()")
+    if inside:
+        page.evaluate(
+            "() => { const [first] = window.missed; first.focus(); window.missed.delete(document.activeElement); }"
+        )
     for _ in range(page.evaluate("window.missed.size") + 10):
         page.keyboard.press("Tab")
         page.evaluate("window.missed.delete(document.activeElement)")
@@ -84,10 +91,12 @@ def stops(page: Any, root: str = ".refine-lab") -> int:
     return page.evaluate(f"({STOPS})({root!r}).length")
 
 
-def nameless(page: Any) -> list[str]:
-    """Roles of what takes the focus and has no name for a screen reader, in the whole page."""
+def nameless(page: Any, root: str = "html") -> list[str]:
+    """Roles of what takes the focus under `root` and has no name for a screen reader."""
     session = page.context.new_cdp_session(page)
-    nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+    document = session.send("DOM.getDocument")["root"]["nodeId"]
+    tops = session.send("DOM.querySelectorAll", {"nodeId": document, "selector": root})["nodeIds"]
+    nodes = [node for top in tops for node in session.send("Accessibility.queryAXTree", {"nodeId": top})["nodes"]]
     session.detach()
     found = []
     for node in nodes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rollout_frames import decode, rows
 from test_run_monitor import HOSTILE as ERROR
 from test_state_view import summary
 
+from widgets.answers import Answers
 from widgets.base import Widget
 from widgets.live_curves import Curves
 from widgets.notice import Notice
@@ -22,6 +24,7 @@ from widgets.page import save_page
 from widgets.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
 from widgets.state_view import StateView
+from widgets.step_slider import StepSlider
 from widgets.token_map import Metric, Target, TokenMap, TokenText
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
@@ -78,6 +81,12 @@ def token_map() -> TokenMap:
     return made
 
 
+def slider() -> StepSlider:
+    made = StepSlider(label="rollouts of step", last=100, value=50)
+    made.error = "what went wrong"
+    return made
+
+
 WIDGETS: dict[str, tuple[Callable[[], Widget], int]] = {
     "curves": (curves, 2),
     "no curves": (Curves, 0),
@@ -88,6 +97,9 @@ WIDGETS: dict[str, tuple[Callable[[], Widget], int]] = {
     "notice": (notice, 0),
     "inspector": (inspector, 15),
     "token map": (token_map, 5),
+    "answers": (partial(Answers, before="in the den", after="the tree"), 2),
+    "slider": (slider, 1),
+    "no steps": (partial(StepSlider, disabled=True), 0),
 }
 """How it is made, and of how many things at least a person can act on."""
 
@@ -131,6 +143,23 @@ def test_it_is_read_reached_and_announced(name: str, page: Any, tmp_path: Path) 
     live = "[role=status], [role=alert], [aria-live=polite], [aria-live=assertive]"
     for part in page.locator(".refine-lab .status, .refine-lab > .error").all():
         assert part.evaluate(f"node => node.closest('{live}') !== null"), part.evaluate("node => node.outerHTML")
+
+
+def test_a_slider_sends_what_it_is_let_go_at(page: Any, tmp_path: Path) -> None:
+    """A page whose first slider another one follows: what follows is what would be sent to Python."""
+    one, other = slider(), StepSlider(label="sent", last=100, value=50)
+    page.goto(save_page(tmp_path / "page.html", one, other, links=[(one, "value", other, "value")]).as_uri())
+    dragged = page.get_by_role("slider", name="rollouts of step", exact=True)
+    box = dragged.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] + 5, box["y"] + box["height"] / 2, steps=4)
+    assert page.get_by_role("status").all_inner_texts() == ["100 of 100", "50 of 100"]  # an output is a live region
+    page.mouse.up()
+    assert page.get_by_role("status").all_inner_texts() == ["100 of 100", "100 of 100"]
+    for key, value in {"Home": 0, "ArrowRight": 1, "ArrowUp": 2, "PageUp": 12, "ArrowLeft": 11, "End": 100}.items():
+        page.keyboard.press(key)
+        assert page.get_by_role("status").all_inner_texts() == [f"{value} of 100"] * 2
 
 
 def test_what_cannot_be_read_or_reached_is_found(page: Any) -> None:

@@ -108,7 +108,7 @@ def test_ttt_live(lab: Lab) -> None:
     lab.page.get_by_role("button", name="Stop").click()
     status = wait_for_status(lab, r"\(stopped\): mean entropy")
     steps = int(status.split()[0].replace(",", ""))
-    after = lab.page.locator("textarea[disabled]").nth(1)
+    after = lab.page.get_by_label("after", exact=True)
     assert after.input_value() != ""
     lab.page.locator(".widget-label", has_text=f"moved by {steps} updates").wait_for()
     take_shots(lab.page, "ttt")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from lab import PATIENCE, Lab, opened, take_shots, write_notebook
-from readable import contrasts, unreadable
+from lab import PATIENCE, Lab, change_theme, opened, take_shots, write_notebook
+from readable import contrasts, nameless, unreadable
+from test_run_monitor import write_run as write_finished
 
 from refine_lab.config import DataConfig, TrainConfig
 from refine_lab.records import Run, RunWriter
@@ -76,7 +77,9 @@ def write_run(folder: Path) -> Run:
 def monitored(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Monitored]:
     folder = tmp_path_factory.mktemp("lab")
     run = write_run(folder / "runs")
+    write_finished(folder / "finished", seed=0)
     write_notebook(folder / "monitor.ipynb", CELLS)
+    write_notebook(folder / "finished.ipynb", [CELLS[0].replace("runs", "finished")])
     try:
         with opened(folder, "monitor.ipynb", chromium, OMP_NUM_THREADS="1") as there:
             there.run_all()
@@ -138,13 +141,40 @@ def test_a_new_kernel_finds_the_run_and_stops_it(monitored: Monitored) -> None:
 
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_it_is_readable_in_both_themes(monitored: Monitored, theme: str) -> None:
-    command = f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})"
-    monitored.page.evaluate(command)
-    light = str(theme == "Light").lower()
-    monitored.page.wait_for_selector(f"body[data-jp-theme-light='{light}']", state="attached")
-    monitored.page.wait_for_timeout(700)  # the style sheet comes later than the attribute
+    change_theme(monitored.page, theme)
     assert len(contrasts(monitored.page, ".refine-panel")) > 20
     assert unreadable(monitored.page, ".refine-panel") == {}
+
+
+def test_the_slider_of_steps_by_its_keys(monitored: Monitored) -> None:
+    """Python says which rollouts it shows; JupyterLab does nothing to the notebook."""
+    page = monitored.page
+    monitored.lab.open("finished.ipynb")
+    monitored.lab.run_all()
+    slider = page.get_by_role("slider", name="rollouts of step", exact=True)
+    slider.focus()
+    number = page.get_by_role("status").filter(has_text="of 4")  # read out as it changes
+    assert number.inner_text() == "4 of 4"
+    keys = {
+        "Home": 0,
+        "ArrowRight": 1,
+        "ArrowUp": 2,
+        "End": 4,
+        "PageDown": 3,
+        "ArrowLeft": 2,
+        "ArrowDown": 1,
+        "PageUp": 2,
+    }
+    for key, step in keys.items():
+        page.keyboard.press(key)
+        page.locator(".notice .status", has_text=f"rollouts of step {step} of ").wait_for()
+        assert number.inner_text() == f"{step} of 4"
+    page.keyboard.press("x")
+    assert slider.evaluate("node => node === document.activeElement")
+    assert page.evaluate("window.jupyterapp.shell.currentWidget.content.widgets.length") == 1
+    assert nameless(page, ".refine-panel") == []
+    assert unreadable(page, ".refine-panel") == {}
+    take_shots(page, "finished")
 
 
 def test_no_page_error_and_nothing_from_elsewhere(monitored: Monitored) -> None:

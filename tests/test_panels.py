@@ -87,6 +87,21 @@ def test_a_what_if_changes_the_same_rollouts(explorer: RewardExplorer) -> None:
     assert explorer.exploration.method.group_by == "sequence"
 
 
+def test_the_last_of_several_changes_counts(worker: Worker) -> None:
+    """Changed while rollouts are made: those that come are of settings that no longer hold."""
+    explorer = RewardExplorer(text=TEXT, worker=worker)
+    deadline = time.monotonic() + SECONDS
+    while explorer.exploration.document is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    explorer.change("group_size", 7).result(SECONDS)  # before the first of them
+    explorer.shown.result(SECONDS)
+    assert set(explorer.inspector.rollouts.groupby("position").size()) == {7}
+    changes = [explorer.change("group_size", n) for n in (9, 10, 11)]
+    assert [change.exception(SECONDS) for change in changes] == [None] * 3
+    assert set(explorer.inspector.rollouts.groupby("position").size()) == {11}
+    assert explorer.error == ""
+
+
 def test_what_cannot_be_is_said_and_changes_nothing(explorer: RewardExplorer) -> None:
     explorer.controls["group_size"].value = 1  # with groups of one prefix there is nothing to compare
     assert "group_by 'prefix' compares rollouts of one position" in explorer.error

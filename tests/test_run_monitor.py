@@ -17,6 +17,7 @@ from refine_lab.records import Run, RunWriter
 from refine_lab.run_files import ROLLOUT_TYPES
 from widgets.rollout_inspector import RolloutInspector
 from widgets.run_monitor import RunMonitor
+from widgets.step_slider import StepSlider
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -73,7 +74,7 @@ def test_runs_are_followed_compared_and_looked_into(tmp_path: Path, watch: Calla
     monitor.choice.value = (runs[0].name, runs[1].name)
     assert {row["name"] for row in monitor.curves.progress} == {runs[0].name, runs[1].name}
     assert "<td" in monitor.differences.value and "0.001" in monitor.differences.value
-    assert (monitor.step.value, monitor.step.max) == (4, 4)
+    assert (monitor.step.value, monitor.step.last) == (4, 4)
     assert monitor.inspector.rollouts["position"].tolist() == [24]
     monitor.step.value = 2
     assert monitor.inspector.rollouts["position"].tolist() == [22]
@@ -99,6 +100,26 @@ def test_a_page_holds_the_rollouts_of_all_steps_or_of_the_last(
     assert "<title>Two runs</title>" in monitor.save_html(tmp_path / "page.html", title="Two runs").read_text()
     (tmp_path / "none").mkdir()
     assert watch(tmp_path / "none").save_html(tmp_path / "none.html").stat().st_size > 10_000
+
+
+def test_the_slider_of_steps() -> None:
+    slider = StepSlider(label="rollouts of step", last=9, value=7)
+    assert repr(slider) == "StepSlider: rollouts of step 7 of 9"
+    with pytest.raises(ValueError, match="value must be from 0 to 9, got 10"):
+        slider.value = 10
+    with pytest.raises(ValueError, match="value must be from 0 to 9, got -1"):
+        slider.value = -1
+    with pytest.raises(ValueError, match="last must be at least 0, got -1"):
+        slider.last = -1
+    with pytest.raises(ValueError, match="value must be from 0 to 2, got 3"):
+        StepSlider(last=2, value=3)
+    assert (slider.value, slider.last) == (7, 9)
+    slider.last = 12
+    assert slider.value == 7
+    slider.last, slider.disabled = 4, True
+    assert repr(slider) == "StepSlider: rollouts of step 4 of 4, disabled"
+    state = {"label": "rollouts of step", "last": 4, "value": 4, "disabled": True, "error": "", "status": ""}
+    assert slider.page_state() == state
 
 
 def inspectors() -> list[RolloutInspector]:

@@ -18,6 +18,7 @@ from refine_lab.ttt.experiments import (
     estimated_seconds,
     of_seed,
     prompt_to_watch,
+    release_way,
     runs_of,
     three_ways,
     watch,
@@ -45,8 +46,12 @@ def test_the_ways_of_a_recipe_differ_in_the_method_alone():
         none, sft, refine = (ttt_recipe(name)(way, 3) for way in TTT_WAYS)
         assert none == replace(refine, ttt=None, mini_batch_size=none.mini_batch_size)
         assert refine.ttt is not None and sft.ttt is not None
-        own = {"lr": refine.ttt.lr} if name == "per_prompt_searched_lact" else {}  # each way has the rate it chose
-        assert replace(sft.ttt, **own) == replace(refine.ttt, method=None)
+        own = {"per_prompt_searched_lact": ["lr"], "per_prompt_release_updates": ["steps"]}.get(
+            name, []
+        )  # each its own
+        assert replace(sft.ttt, **{field: getattr(refine.ttt, field) for field in own}) == replace(
+            refine.ttt, method=None
+        )
         assert [config.arm for config in (none, sft, refine)] == list(TTT_WAYS) and refine.ttt.seed == refine.seed == 3
         assert all(from_json(to_json(config), "ttt.json", TTTRunConfig) == config for config in (none, sft, refine))
     with pytest.raises(ValueError, match="unknown recipe 'papr'; did you mean 'paper'"):
@@ -228,6 +233,15 @@ def test_another_model_for_each_seed(tmp_path):
     assert [(c.arm, c.seed, c.model) for c in configs] == [
         (way, seed, f"org/name-{seed}") for seed in (0, 3) for way in ("none", "sft", "refine")
     ]
+
+
+def test_the_releases_sft_makes_half_of_the_updates():
+    _, sft, refine = three_ways("per_prompt_release_updates", [0], steps=6)
+    assert (sft.ttt.steps, refine.ttt.steps, sft.way, refine.way) == (3, 6, "sft_release", "refine")
+    (beside,) = release_way("per_prompt", [0], steps=6)
+    assert beside == sft and release_way("per_prompt_release_updates", [0]) == []
+    with pytest.raises(ValueError, match="steps must be at least 2, of which SFT makes half as in the release, got 1"):
+        release_way("per_prompt_searched", [0])
 
 
 def test_the_releases_sft_makes_one_update_a_batch_whatever_its_size():

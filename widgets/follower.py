@@ -108,7 +108,7 @@ class AnswerReader(RunReader):
 
     def _status(self) -> dict[str, Any]:
         run = self._answers = self._answers or TTTRun(self.path)
-        self.arm, self.seed, done, now = run.config.arm, run.config.seed, run.log.rows, time.monotonic()
+        self.arm, self.seed, done, now = run.config.way, run.config.seed, run.log.rows, time.monotonic()
         state = run.state
         if state == "running" and self._first is None:
             self._first = now, done

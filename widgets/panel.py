@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import ipywidgets
+import traitlets
 
 from widgets.base import sentence
 from widgets.notice import Notice
@@ -14,10 +15,13 @@ from widgets.token_document import plain
 
 
 class TextField(ipywidgets.Textarea):
-    """A text area that takes whatever a page sends.
+    """A text area that takes whatever a page sends, once it is left: a button pressed then finds all of it.
 
-    Half of a surrogate pair becomes U+FFFD: no message carries it back, and ipywidgets would drop the text without a word.
+    Sent letter by letter, the last of them could come after the button where the kernel is busy. Half of a surrogate pair
+    becomes U+FFFD: no message carries it back, and ipywidgets would drop the text without a word.
     """
+
+    continuous_update = traitlets.Bool(False).tag(sync=True)
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
         super().set_state(

@@ -67,12 +67,13 @@ class RewardExplorer(Panel):
         self.inspector = RolloutInspector(decode=self.exploration.tokenizer)
         self.summary = RewardSummary()
         self._wanted: int | None = None
+        self._latest: object = None
         begin = sample_document(self.exploration.tokenizer) if text is None else None
         self._source = TextField(
             value=plain((begin.document + begin.question if begin else text) or ""),
             description="Document",
             rows=4,
-            layout=ipywidgets.Layout(width="100%"),
+            layout=ipywidgets.Layout(width="auto"),
         )
         self.controls = make_controls([*self.exploration.rewards], self._setting)
         for name, control in self.controls.items():
@@ -223,18 +224,24 @@ class RewardExplorer(Panel):
 
     def _roll_out(self, positions: Sequence[int]) -> Future[Any]:
         began, document = time.monotonic(), self.exploration.document
+        settings = (self.exploration.method, self.exploration.seed)
 
-        def show(_: Any) -> None:
+        def show(_: Any) -> Future[Any] | None:
             with self._lock:
                 if document is not self.exploration.document:
-                    return
+                    return None
                 self._positions = list(dict.fromkeys([*self._positions, *possible]))
-                self._show_rollouts()
-                self.say(self._told(time.monotonic() - began))
+                if settings == (self.exploration.method, self.exploration.seed):
+                    self._show_rollouts()
+                    self.say(self._told(time.monotonic() - began))
+                    return None
+            # What was set since asks for others, and shows them; unless there was nothing yet to ask for.
+            return self._roll_out(self._positions) if self._latest is show else None
 
         possible = self._possible(positions)
         if not possible:  # nothing is shown yet: what was set counts when it is
             return self.after(lambda: None)
+        self._latest = show
         return self.after(lambda: self.exploration.roll_out(possible), show)
 
     def _show_map(self, frame: Any = None) -> None:

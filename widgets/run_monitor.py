@@ -17,6 +17,7 @@ from widgets.live_curves import LiveCurves
 from widgets.page import save_page
 from widgets.panel import Panel
 from widgets.rollout_inspector import RolloutInspector
+from widgets.step_slider import StepSlider
 from widgets.tables import Table
 
 CHOSEN_AT_FIRST = 4
@@ -44,12 +45,9 @@ class RunMonitor(Panel):
         self.inspector = RolloutInspector(decode=str)
         self._decodes: Run | None = None
         self._refreshing = False
-        wide = ipywidgets.Layout(width="100%")
+        wide = ipywidgets.Layout(width="auto")
         self.choice = ipywidgets.SelectMultiple(description="Runs", rows=6, layout=wide)
-        self.step = ipywidgets.IntSlider(
-            description="rollouts of step", min=0, max=0, continuous_update=False, layout=wide, disabled=True,
-            style={"description_width": "8em"},
-        )  # fmt: skip
+        self.step = StepSlider(label="rollouts of step", disabled=True)
         self.differences = ipywidgets.HTML()
         scrolls = ipywidgets.Box([self.differences], layout=ipywidgets.Layout(max_height="18em", overflow="auto"))
         self.children = [
@@ -120,7 +118,7 @@ class RunMonitor(Panel):
         run, steps = self._decodes, max(1, PAGE_ROLLOUTS // max(1, len(self.inspector.rollouts)))
         every = RolloutInspector(decode=str if run is None else tokenizer_of(run))
         if run is not None:
-            every.show(run.rollouts(range(max(0, self.step.max - steps + 1), self.step.max + 1)))
+            every.show(run.rollouts(range(max(0, self.step.last - steps + 1), self.step.last + 1)))
         return every
 
     def __repr__(self) -> str:
@@ -159,10 +157,10 @@ class RunMonitor(Panel):
             before, self.inspector = self.inspector, RolloutInspector(decode=tokenizer_of(run))
             self.children = [*self.children[:-1], self.inspector]
             before.close()
-        if changed or last != self.step.max:
-            follows = changed or self.step.value == self.step.max  # one who looks at an earlier step stays there
+        if changed or last != self.step.last:
+            follows = changed or self.step.value == self.step.last  # one who looks at an earlier step stays there
             self.step.disabled = run is None
-            self.step.max = last
+            self.step.last = last
             self.step.value = last if follows else self.step.value
         if changed and run is not None:
             self._look(last)

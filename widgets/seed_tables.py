@@ -14,7 +14,7 @@ MEASURES = {"recall": "recall (%)", "exact_match": "exact match (%)", "f1": "F1 
 COMPARED = (
     *(("nested_refine", "sft"), ("nested_refine", "nested_sft"), ("nested_refine", "nested_sft_release")),
     ("nested_sft", "sft"),
-    *(("refine", "none"), ("refine", "sft"), ("sft", "none")),
+    *(("refine", "none"), ("refine", "sft"), ("refine", "sft_release"), ("sft", "none"), ("sft_release", "none")),
 )
 """Pairs of ways whose difference is shown, where both were run with the same seeds."""
 

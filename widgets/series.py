@@ -110,7 +110,7 @@ def way_styles(ways: Iterable[str]) -> dict[str, ArmStyle]:
 
 
 def _fewer(way: str) -> str:
-    return "one inner update" if way.startswith("nested") else "one update"
+    return "one inner update" if way.startswith("nested") else "fewer updates"
 
 
 def has_panel(frame: pd.DataFrame, panel: Panel) -> bool:

@@ -19,6 +19,7 @@ from refine_lab.explore.sample import sample_document
 from refine_lab.recipes import ttt_per_prompt
 from refine_lab.tasks.prompts import Example
 from refine_lab.ttt.config import TTTConfig
+from widgets.answers import Answers
 from widgets.base import guarded
 from widgets.live_curves import Curves
 from widgets.notice import Notice
@@ -79,7 +80,7 @@ class TTTPanel(Panel):
         self._chain: Future[Any] | None = None
         self._stopping = False
         self._sent = 0.0
-        self.curves, self.token_map = Curves(), TokenMap()
+        self.curves, self._beside, self.token_map = Curves(), Answers(), TokenMap()
         self._prompt, self._adapt_on = prompt, adapt_on
         if prompt is not None:
             text, question = prompt.parts(self.exploration.tokenizer)
@@ -281,7 +282,7 @@ class TTTPanel(Panel):
 
     def _show_answers(self) -> None:
         for when in ("before", "after"):
-            self.fields[when].value = self.answers.get(when, "")
+            self._beside.set_trait(when, plain(self.answers.get(when, "")))
 
     def _add(self, row: dict[str, float]) -> None:
         self.steps.append(row)
@@ -344,7 +345,7 @@ class TTTPanel(Panel):
         self.fields["reward"].disabled = change["new"] != "REFINE"
 
     def _make_fields(self, document: str, question: str) -> dict[str, Any]:
-        given, wide, style = self._given, ipywidgets.Layout(width="100%"), {"description_width": "6em"}
+        given, wide, style = self._given, ipywidgets.Layout(width="auto"), {"description_width": "6em"}
         narrow: dict[str, Any] = {"layout": ipywidgets.Layout(width="13em"), "style": style}
         wide_style: dict[str, Any] = {"layout": wide, "style": style}
         fields = {
@@ -364,8 +365,6 @@ class TTTPanel(Panel):
             "lr": ipywidgets.FloatText(value=given.lr, step=1e-5, description="lr", **narrow),
             "answer_tokens": ipywidgets.BoundedIntText(value=8, min=1, max=4096, description="answer ≤", **narrow),
             "weights": ipywidgets.Label("weights: as loaded"),
-            "before": ipywidgets.Textarea(description="before", disabled=True, rows=2, **wide_style),
-            "after": ipywidgets.Textarea(description="after", disabled=True, rows=2, **wide_style),
         }
         fields["method"].observe(self._on_method, "value")
         return fields
@@ -382,7 +381,6 @@ class TTTPanel(Panel):
             button.on_click(lambda _, name=name: self._pressed(name))
         wrap = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
         settings = [self.fields[name] for name in ("method", "reward", "steps", "lr", "answer_tokens")]
-        answers = ipywidgets.HBox([self.fields["before"], self.fields["after"]])
         return [
             self.fields["document"],
             self.fields["question"],
@@ -390,7 +388,7 @@ class TTTPanel(Panel):
             ipywidgets.Box([*self.buttons.values(), self.fields["weights"]], layout=wrap),
             self.notice,
             self.curves,
-            answers,
+            self._beside,
             self.token_map,
         ]
 

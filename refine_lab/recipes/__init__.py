@@ -23,9 +23,11 @@ from refine_lab.recipes.posttraining import (
 from refine_lab.recipes.pretraining import Stage, pretrain, pretrain_lact
 from refine_lab.recipes.testtime import (
     TTT_WAYS,
+    release_updates,
     ttt_paper,
     ttt_paper_release_updates,
     ttt_per_prompt,
+    ttt_per_prompt_release_updates,
     ttt_per_prompt_searched,
     ttt_per_prompt_searched_lact,
 )
@@ -53,9 +55,11 @@ __all__ = [
     "pretrain",
     "pretrain_lact",
     "recipe",
+    "release_updates",
     "ttt_paper",
     "ttt_paper_release_updates",
     "ttt_per_prompt",
+    "ttt_per_prompt_release_updates",
     "ttt_per_prompt_searched",
     "ttt_per_prompt_searched_lact",
     "ttt_recipe",
@@ -88,6 +92,7 @@ TTT_RECIPES: dict[str, Callable[..., TTTRunConfig]] = {
     "per_prompt": ttt_per_prompt,
     "per_prompt_searched": ttt_per_prompt_searched,
     "per_prompt_searched_lact": ttt_per_prompt_searched_lact,
+    "per_prompt_release_updates": ttt_per_prompt_release_updates,
     "paper": ttt_paper,
     "paper_release_updates": ttt_paper_release_updates,
 }

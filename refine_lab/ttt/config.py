@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from refine_lab.config import Checked, DataConfig, RefineConfig, TaskConfig, require
+from refine_lab.config import RELEASE, Checked, DataConfig, RefineConfig, TaskConfig, require
 
 REWARDS = ("cosine", "binary", "hybrid")
 """What a prompt's rollouts can be rewarded by: a run of test-time training keeps no source of a reward of one's own."""
@@ -101,3 +101,8 @@ class TTTRunConfig(Checked):
         if self.ttt is None:
             return "none"
         return "sft" if self.ttt.method is None else "refine"
+
+    @property
+    def way(self) -> str:
+        """The arm, and whether it makes fewer updates than the other, as in the paper's release."""
+        return self.arm + ("_release" if self.recipe.endswith(RELEASE) and self.arm == "sft" else "")

@@ -22,7 +22,7 @@ from refine_lab.experiments import given, located_model
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_model, manifest_of
 from refine_lab.posttraining import METHOD_FIELDS, located_task
-from refine_lab.recipes import TTT_WAYS, ttt_recipe
+from refine_lab.recipes import TTT_WAYS, release_updates, ttt_recipe
 from refine_lab.rewards import reward_function
 from refine_lab.tasks.answers import answer, answer_row
 from refine_lab.tasks.examples import Example, Task, load_task
@@ -61,7 +61,7 @@ def three_ways(
     count: int | None = None,
     **others: Any,
 ) -> list[TTTRunConfig]:
-    """The model as it is, once, and of each seed SFT and REFINE on the prompts, which differ in the method alone.
+    """The model as it is, once, and of each seed SFT and REFINE on the prompts, which differ in the method.
 
     A `model` with `{seed}` in its name is another one for each seed (see `of_seed`), each also as it is. `prompts` is a
     `TaskConfig.source` and `count` how many are answered, None all of `prompts`. None leaves the recipe's value otherwise;
@@ -78,17 +78,24 @@ def three_ways(
         for way in ways:
             if way == "none" and seed != seeds[0] and SEED not in (model or ""):
                 continue
-            config = ttt_recipe(recipe)(way, seed)
+            config = ttt_recipe(recipe.removesuffix(RELEASE))(way, seed)
             source = given(source=prompts and located_task(prompts))
             number = config.task.test if count is None and not prompts else count
             changes: dict[str, Any] = {"task": replace(config.task, **source, **asked, test=number)}
             if config.ttt is not None:
                 changes["ttt"] = _changed(config.ttt, ttt, method)
             changes |= given(model=model and located_model(of_seed(model, seed)), **others)
-            if recipe.endswith(RELEASE) and way == "sft":  # one update a batch, however large
-                changes["mini_batch_size"] = changes.get("batch_size", config.batch_size)
-            configs.append(replace(config, **changes))
+            config = replace(config, **changes)
+            configs.append(release_updates(config) if recipe.endswith(RELEASE) else config)
     return configs
+
+
+def release_way(recipe: str, seeds: Sequence[int], **others: Any) -> list[TTTRunConfig]:
+    """Of each seed SFT with the updates of the paper's release (`recipes.release_updates`); none where the recipe has those.
+
+    Arguments and errors as for `three_ways`.
+    """
+    return [] if recipe.endswith(RELEASE) else three_ways(recipe + RELEASE, seeds, **others, ways=("sft",))
 
 
 def of_seed(model: str, seed: int) -> str:
@@ -163,9 +170,9 @@ def estimated_seconds(
         config, done = run.config, run.log.done
         parts, _ = batches_of(examples, config.batch_size)
         tokens = sum(len(e.prompt_ids) for part in parts for e in part if e.name not in done)
-        if tokens and config.arm not in seconds:
-            seconds[config.arm] = _timed(config, model, tokenizer, middling) / len(middling.prompt_ids)
-        total += seconds.get(config.arm, 0.0) * tokens
+        if tokens and config.way not in seconds:
+            seconds[config.way] = _timed(config, model, tokenizer, middling) / len(middling.prompt_ids)
+        total += seconds.get(config.way, 0.0) * tokens
     return total
 
 
@@ -239,7 +246,7 @@ def watch(
     say("none", answer(model, tokenizer, [example], answer_tokens)[0])
     for config in _adapting(configs):
         assert config.ttt is not None
-        ids, way, last = adapt_ids(example, config.adapt_on), config.arm, [first]
+        ids, way, last = adapt_ids(example, config.adapt_on), config.way, [first]
         if sentence := fewer_chunks(config.ttt, len(ids)):
             print(f"{way}: {sentence}")
 
@@ -263,12 +270,9 @@ def watch(
 
 
 def _adapting(configs: Sequence[TTTRunConfig]) -> Iterator[TTTRunConfig]:
-    """The first configuration of each arm that adapts."""
-    seen = {"none"}
-    for config in configs:
-        if config.arm not in seen:
-            seen.add(config.arm)
-            yield config
+    """Of each way that adapts the last configuration, whose model it is."""
+    last = {config.way: config for config in configs if config.arm != "none"}
+    yield from last.values()
 
 
 def _step_row(way: str, update: Update, before: Reading, after: Reading) -> dict[str, Any]:
@@ -304,7 +308,7 @@ def answer_run(
     stop: Callable[[], object] = lambda: None,
 ) -> None:
     """Answer what is unanswered of a run, with a line of progress every few seconds, until `stop` gives anything."""
-    name = f"{run.config.arm} s{run.config.seed}"
+    name = f"{run.config.way} s{run.config.seed}"
     said = time.monotonic()
 
     def report(progress: Progress) -> bool:

@@ -8,18 +8,19 @@ from typing import Any
 
 import pandas as pd
 
-from refine_lab.recipes import TTT_WAYS
 from refine_lab.statistics import mean_interval, paired_difference
 from refine_lab.ttt.records import TTTRun
 
 SCORES = ("recall", "exact_match", "f1")
 """Of an answer beside its references, each from 0 to 1."""
+ORDER = ("none", "sft_release", "sft", "refine")
+"""Of the ways in a table of differences: each is compared with those before it."""
 READINGS = ("loss_before", "loss_after", "entropy_before", "entropy_after")
 """Of the prompt, in nats a token."""
 
 
 def results(runs: Sequence[TTTRun]) -> pd.DataFrame:
-    """The answers of several runs: a row an answer, `way` is the arm."""
+    """The answers of several runs: a row an answer, `way` is the arm, told apart by its updates."""
     return pd.concat([run.answers() for run in runs], ignore_index=True)
 
 
@@ -54,7 +55,7 @@ def differences(
     Columns `way`, `against`, `measure`, `difference`, `low`, `high`, `pairs`; without measures that no prompt has.
     """
     prompts, rows = per_prompt(answers), []
-    ways = [way for way in TTT_WAYS if way in set(prompts["way"])]
+    ways = [way for way in ORDER if way in set(prompts["way"])]
     for (against, way), measure in ((pair, m) for pair in combinations(ways, 2) for m in measures):
         known = prompts[prompts[measure].notna()]
         known = known[known.groupby("name")["way"].transform("nunique").eq(len(ways))]  # one way may have lost itself

@@ -231,7 +231,7 @@ class _Work:
         began, tokens = time.monotonic(), self.config.task.answer_tokens
         said = answer(self.model, self.tokenizer, part, tokens, self.config.micro_batch_size)
         seconds = time.monotonic() - began + sum(update.seconds for update in updates)
-        facts = {"way": self.config.arm, "seed": self.config.seed, "seconds": seconds / len(part)}
+        facts = {"way": self.config.way, "seed": self.config.seed, "seconds": seconds / len(part)}
         return [
             answer_row(example, text, **facts) | self._columns(number, updates, old, new)
             for example, text, old, new in zip(part, said, before, after, strict=True)

@@ -1,11 +1,16 @@
-// What happens now, and what went wrong; and, for the panel around it, that keys in its lists choose there.
+// What happens now, and what went wrong; and, for the panel around it, that keys pressed in it stay there.
 
 import { html } from "./shared.js";
 
-/** JupyterLab takes arrows and letters in a list for its commands: the next cell, another cell, this one cut. */
+/** JupyterLab takes arrows and letters in a list or on a button for its commands: the next cell, another cell, this one cut. */
 function keepKeys(event) {
   if (event.ctrlKey || event.metaKey || event.key === "Tab" || (event.key === "Enter" && event.shiftKey)) return;
-  if (event.target.closest?.(".refine-panel select")) event.stopPropagation();
+  event.stopPropagation();
+}
+
+/** Listens at the panel, so that what is inside has had its keys; only the first time for each. */
+function keepKeysOf(event) {
+  event.target.closest?.(".refine-panel")?.addEventListener("keydown", keepKeys);
 }
 
 function render({ model, el }) {
@@ -21,10 +26,10 @@ function render({ model, el }) {
   model.on("change:status", show);
   model.on("change:error", show);
   show();
-  const keep = (event) => keepKeys(event); // one for each notice, so that each takes back its own
-  document.addEventListener("keydown", keep, true);
+  const keep = (event) => keepKeysOf(event); // one for each notice, so that each takes back its own
+  document.addEventListener("focusin", keep);
   return () => {
-    document.removeEventListener("keydown", keep, true);
+    document.removeEventListener("focusin", keep);
     model.off("change:status", show);
     model.off("change:error", show);
   };

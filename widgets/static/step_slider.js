@@ -1,0 +1,49 @@
+// A slider over steps: the browser's own, which knows its keys; its number beside it, which screen readers are told.
+
+import { html } from "./shared.js";
+
+function render({ model, el }) {
+  const root = html("div", "refine-lab step-slider", el);
+  const error = html("div", "error", root);
+  error.setAttribute("role", "alert");
+  const row = html("label", "row", root);
+  const name = html("span", "name", row);
+  const slider = html("input", "", row);
+  Object.assign(slider, { type: "range", min: 0, step: 1 });
+  const number = html("output", "", row); // a live region
+
+  let dragged = false;
+
+  const count = () => {
+    number.textContent = `${slider.value} of ${slider.max}`;
+  };
+  const draw = () => {
+    name.textContent = model.get("label");
+    slider.setAttribute("aria-label", model.get("label")); // else the number is part of its name
+    slider.max = model.get("last"); // before the value, which it bounds
+    if (!dragged) slider.value = model.get("value"); // a run that is being trained grows under the hand
+    slider.disabled = model.get("disabled");
+    count();
+    error.textContent = model.get("error");
+  };
+  slider.addEventListener("input", () => {
+    dragged = true;
+    count();
+  });
+  slider.addEventListener("change", () => {
+    dragged = false;
+    model.set("value", Number(slider.value));
+    model.save_changes();
+  });
+  slider.addEventListener("keydown", (event) => {
+    if (!event.ctrlKey && !event.metaKey && event.key !== "Tab") event.stopPropagation(); // JupyterLab would act on the key too
+  });
+  const traits = ["label", "last", "value", "disabled", "error"];
+  for (const trait of traits) model.on(`change:${trait}`, draw);
+  draw();
+  return () => {
+    for (const trait of traits) model.off(`change:${trait}`, draw);
+  };
+}
+
+export default { render };

@@ -1,0 +1,50 @@
+"""A slider over the steps of a run: a number, its end, and what it is of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import traitlets
+
+from widgets.base import Widget, script, style
+
+
+class StepSlider(Widget):
+    """A whole number from 0 to `last`, chosen by dragging, arrows, Home, End, Page Up and Page Down.
+
+    `value` follows when the slider is let go, not while it is dragged. Raises ValueError for a value that is not from 0 to
+    `last`, and for a `last` below 0; a lower `last` takes the value down with it.
+    """
+
+    _esm = script("step_slider")
+    _css = style("step_slider")
+
+    last = traitlets.Int(0).tag(sync=True)
+    "The end of the slider."
+    value = traitlets.Int(0).tag(sync=True)
+    "The chosen step."
+    label = traitlets.Unicode("step").tag(sync=True)
+    "What is chosen, in words beside the slider: its name for a screen reader."
+    disabled = traitlets.Bool(False).tag(sync=True)
+    "Whether there is nothing to choose from."
+
+    def __repr__(self) -> str:
+        return f"StepSlider: {self.label} {self.value} of {self.last}" + (", disabled" if self.disabled else "")
+
+    @traitlets.validate("last")
+    def _check_last(self, proposal: dict[str, Any]) -> int:
+        last: int = proposal["value"]
+        if last < 0:
+            raise ValueError(f"last must be at least 0, got {last}")
+        return last
+
+    @traitlets.validate("value")
+    def _check_value(self, proposal: dict[str, Any]) -> int:
+        value: int = proposal["value"]
+        if not 0 <= value <= self.last:
+            raise ValueError(f"value must be from 0 to {self.last}, got {value}")
+        return value
+
+    @traitlets.observe("last")
+    def _shorten(self, change: Any) -> None:
+        self.value = min(self.value, self.last)
