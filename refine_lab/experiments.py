@@ -130,11 +130,15 @@ def batch_sizes(config: TrainConfig, batch_size: int | None) -> dict[str, int]:
 
 
 def runs_folder(output: str | None) -> Path:
-    """Where a notebook's runs go: `output`, or what `records.runs_dir` finds. Raises ValueError for a relative path."""
+    """Where a notebook's runs go: `output`, or what `records.runs_dir` finds.
+
+    Raises ValueError for a relative path or a file.
+    """
     if output is None:
         return runs_dir()
     path = Path(output).expanduser()
     require(path.is_absolute(), "parameter output", output, "an absolute path, or none for the project's runs folder")
+    require(path.is_dir() or not path.exists(), "parameter output", output, "a folder, or a place for one")
     return path
 
 

@@ -19,7 +19,7 @@ from refine_lab.models.loading import manifest_of
 from refine_lab.models.recompute import recompute
 from refine_lab.nested import nested_step
 from refine_lab.optim import make_optimizers
-from refine_lab.recipes import WAYS, posttraining_recipe
+from refine_lab.recipes import POSTTRAINING, WAYS, posttraining_recipe
 from refine_lab.records import Run
 from refine_lab.rewards import REWARDS, reward_function
 from refine_lab.step import Learner
@@ -80,10 +80,12 @@ def three_ways(
 def release_way(recipe: str, seeds: Sequence[int], **others: Any) -> list[TrainConfig]:
     """Of each seed nested SFT with the one update a batch on the prompts that the paper's release makes.
 
-    None for a recipe that has those already. Arguments as for `three_ways`.
+    None for a recipe that has those already. Arguments as for `three_ways`. Raises ValueError where there is no such recipe.
     """
     if recipe.endswith(RELEASE):
         return []
+    there = [name.removesuffix(RELEASE) for name in POSTTRAINING if name.endswith(RELEASE)]
+    require(recipe in there, "recipe", recipe, f"one of {', '.join(there)} where the release's updates are asked for")
     return three_ways(recipe + RELEASE, seeds, **others, ways=("nested_sft",))
 
 

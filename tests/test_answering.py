@@ -138,6 +138,7 @@ def test_a_process_that_is_killed_leaves_whole_answers(tmp_path, end):
         assert "RuntimeError: answering ended with status -9; see " in error
     wait_for(lambda: not any(run.alive for run in runs))
     assert runs[0].state == "finished" and runs[2].log.rows == 0
+    assert [(run.state, run.error) for run in runs[1:]] == [("stopped", "")] * 2
     answer_in_turn(runs, detach=False, log=lambda line: None)
     pd.testing.assert_frame_equal(
         answers_of(runs).drop(columns=TIMES), by_hand(runs, tmp_path / "again"), check_exact=True

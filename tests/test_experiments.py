@@ -250,6 +250,9 @@ def test_the_folder_of_runs_is_absolute_or_the_projects(tmp_path: Path, monkeypa
     assert runs_folder("/other") == Path("/other")
     with pytest.raises(ValueError, match=r"parameter output must be an absolute path, .* got 'here'"):
         runs_folder("here")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="parameter output must be a folder, or a place for one, got "):
+        runs_folder(str(tmp_path / "file"))
 
 
 def curriculum(steps: int) -> list[TrainConfig]:

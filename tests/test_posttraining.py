@@ -165,6 +165,10 @@ def test_the_releases_single_update_is_a_way_of_its_own():
     (config,) = release_way("posttrain", [1], steps=2)
     assert (config.arm, config.updates_per_batch, config.way) == ("nested_sft", 2, "nested_sft_release")
     assert release_way("posttrain_release_updates", [1]) == []
+    with pytest.raises(
+        ValueError, match="recipe must be one of posttrain, paper_posttrain where the release's updates"
+    ):
+        release_way("posttrain_searched", [1])
     assert [c.way for c in three_ways("posttrain", [0])] == ["sft", "nested_sft", "nested_refine"]
 
 

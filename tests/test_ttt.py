@@ -98,10 +98,9 @@ def test_it_can_be_stopped_after_any_update_and_stops_where_told():
         seen: list[ttt.Update] = []
         with adapted(policy, prompt, TTTConfig(steps=100, lr=1e-2, **settings), seen.append):
             pass
-        assert 1 <= len(seen) < 100
-        last = seen[-1].metrics
-        assert last["ntp_loss"] <= losses[0] - 0.01 or last["reward_mean"] >= 0.01
-        assert all(u.metrics["ntp_loss"] > losses[0] - 0.01 for u in seen[:-1]) or "stop_at_reward" in settings
+        lower = [update.metrics["ntp_loss"] <= losses[0] - 0.01 for update in seen]
+        enough = lower if "stop_at_loss" in settings else [update.metrics["reward_mean"] >= 0.01 for update in seen]
+        assert len(seen) < 100 and enough == [False] * (len(seen) - 1) + [True]
     seen = []
     with adapted(policy, prompt, TTTConfig(steps=9), lambda update: seen.append(update) or update.number == 2):
         assert [update.number for update in seen] == [1, 2]
@@ -225,7 +224,9 @@ def test_another_thread_adapts_and_restores_too():
 
 
 @pytest.mark.parametrize(
-    "mode", [torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)], ids=["no_grad", "autocast"]
+    "mode",
+    [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)],
+    ids=["no_grad", "inference_mode", "autocast"],
 )
 def test_the_callers_mode_does_not_matter_and_no_cast_of_old_weights_stays(mode):
     policy, prompt = make_policy(torch.float32), prompt_of()
@@ -250,7 +251,9 @@ def test_a_short_prompt_has_fewer_chunks_and_says_so():
     assert margins == sorted(margins) and margins[-1] == 20
     assert all(few.fits(length) for few, length in zip(found, range(6, 200), strict=True))
     seen: list[ttt.Update] = []
-    with adapted(make_policy(), prompt_of(30), TTTConfig(method=method, steps=1), seen.append):
+    said = "a prompt of 30 tokens is short for the method, so that c is 5 and not 8"
+    short = TTTConfig(method=method, steps=1)
+    with pytest.warns(UserWarning, match=said), adapted(make_policy(), prompt_of(30), short, seen.append):
         pass
     assert seen[0].method == fitted(method, 30)
     assert seen[0].rollouts.positions.shape == (1, 5)

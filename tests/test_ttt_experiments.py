@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from refine_lab.ttt.config import TTTRunConfig
 from refine_lab.ttt.experiments import (
     answer_run,
     estimated_seconds,
+    loaded,
     of_seed,
     prompt_to_watch,
     release_way,
@@ -139,6 +141,24 @@ def test_every_parameter_reaches_its_place(tmp_path):
         three_ways("per_prompt", [1, 1])
     with pytest.raises(ValueError, match="unknown reward 'cosin'; did you mean 'cosine'"):
         three_ways("per_prompt", [1], reward="cosin")
+    with pytest.raises(
+        ValueError, match=r"reward must be one of 'cosine', 'binary', 'hybrid': a function of your own .*, got 'custom'"
+    ):
+        three_ways("per_prompt", [1], reward="custom")
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([], "the number of prompts must be at least 1, got 0"),
+        (["whole", "half \ud83d of it"], "column 'prompt' of 'mine-1' holds half of a surrogate pair, .*, at 5"),
+    ],
+)
+def test_a_file_without_prompts_or_with_what_is_no_text_is_one_sentence(tmp_path, rows, sentence):
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=sentence):
+        loaded(three_ways("per_prompt", [0], prompts=str(file))[0])
 
 
 # -- with the model ------------------------------------------------------------------------------------------------------

@@ -69,6 +69,11 @@ def _rows(path: Path, config: TaskConfig) -> Iterator[tuple[str, str, tuple[str,
             raise ValueError(
                 f"column {config.prompt_column!r} of {str(path)!r} must hold prompts as text, row {number + 1} holds {prompt!r}"
             )
+        if prompt != (sound := prompt.encode("utf-8", "replace").decode()):
+            place = next(i for i, (one, other) in enumerate(zip(prompt, sound, strict=True)) if one != other)
+            raise ValueError(
+                f"column {config.prompt_column!r} of {name!r} holds half of a surrogate pair, which is no letter, at {place}"
+            )
         yield name, prompt, _answers(row.get(config.answer_column), path, number, config.answer_column)
 
 

@@ -10,6 +10,7 @@ import re
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -56,13 +57,14 @@ def adapted(
 ) -> Iterator[FastWeightLM]:
     """The model adapted to the prompt's tokens; afterwards it is what it was (see `Restored`).
 
-    `on_update` is called after each update; where it returns True, no more are made. Raises ValueError before anything is
+    `on_update` is called after each update; where it returns True, no more are made. Warns where the prompt is too short for
+    all of the method's chunks, and has fewer. Raises ValueError before anything is
     changed or copied: for a prompt that is no row of tokens of the vocabulary, or too short, for a model whose weights are
     not float32 or float64, and for `parameters` that name none.
     """
     adapter, batch = Adapter(model, config), prompt_batch(model, [prompt])
-    if config.method is not None:
-        fitted(config.method, len(prompt))
+    if sentence := fewer_chunks(config, len(prompt)):
+        warnings.warn(sentence, stacklevel=3)
     with Restored(model, config.parameters):
         for update in adapter.adapt(batch):
             if on_update(update):
@@ -143,7 +145,8 @@ def prompt_batch(
     """
     for prompt in prompts:
         _check(model, prompt)
-    return padded([prompt.cpu().numpy() for prompt in prompts], sequence_ids).to(model.device)
+    with torch.inference_mode(False):  # gradients pass through nothing that was made in it
+        return padded([prompt.cpu().numpy() for prompt in prompts], sequence_ids).to(model.device)
 
 
 @contextmanager
@@ -260,6 +263,7 @@ class Restored:
     memory that is not there yet. It is put back after an exception, an exit and lack of memory, and on an interrupt
     (Ctrl-C, a notebook's stop) at once, before the KeyboardInterrupt is raised: no moment is too early or too late for
     one. Not undone is what puts other tensors in the parameters' place (`model.half()`, `load_state_dict(assign=True)`).
+    Of several for one model the last entered must be the first left.
     """
 
     def __init__(self, model: nn.Module, parameters: str = ".*") -> None:

@@ -2,7 +2,7 @@
 
 It reads nothing but the run directories, whose locks it inherits, and answers what is unanswered, run after run. What it
 says goes to whoever waits for it or, detached, to the `log.txt` of the last run; why a run failed stands in its `error.txt`,
-and a file `stop` ends it after the prompt it is at.
+and a file `stop` ends it after the step it is at.
 """
 
 from __future__ import annotations
@@ -169,6 +169,8 @@ def main(arguments: list[str]) -> int:
                 parts = None  # their memory is the next one's
                 named, parts = _loads(run.config), loaded(run.config)
             _answer(run, *parts, stops[run.path])
+        except BrokenPipeError:  # whoever waited is no more; what is answered is kept
+            return 0
         except Exception as error:  # told where the user looks, in full in log.txt
             traceback.print_exc()
             replace_text(run.path / "error.txt", f"{type(error).__name__}: {error}")

@@ -33,11 +33,10 @@ from refine_lab.ttt.adaptation import (
     Restored,
     Update,
     adapted,
-    fewer_chunks,
     prompt_batch,
     read_prompt,
 )
-from refine_lab.ttt.config import TTTConfig, TTTRunConfig
+from refine_lab.ttt.config import REWARDS, TTTConfig, TTTRunConfig
 from refine_lab.ttt.records import TTTRun
 from refine_lab.ttt.results import SCORES
 from refine_lab.ttt.runs import Progress, adapt_ids, batches_of, check_prompts, example_of, measured, run_prompts
@@ -69,8 +68,12 @@ def three_ways(
     repeat, an unknown way or reward, and for every value that the configuration refuses.
     """
     require(len(set(seeds)) == len(seeds) > 0, "seeds", list(seeds), "at least one whole number, none twice")
-    if others.get("reward") is not None:
-        reward_function(others["reward"])
+    if (reward := others.get("reward")) is not None:
+        known = ", ".join(map(repr, REWARDS))
+        require(
+            reward != "custom", "reward", reward, f"one of {known}: a function of your own is not kept by these runs"
+        )
+        reward_function(reward)
     parts = [{name: others.pop(name, None) for name in names} for names in (TASK_FIELDS, METHOD_FIELDS, TTT_FIELDS)]
     asked, method, ttt = (given(**part) for part in parts)
     configs = []
@@ -120,10 +123,12 @@ def _changed(config: TTTConfig, ttt: dict[str, Any], method: dict[str, Any]) -> 
 
 
 def loaded(config: TTTRunConfig) -> tuple[FastWeightLM, PreTrainedTokenizerBase, Task]:
-    """The model, its tokenizer, and the task in its tokens."""
+    """The model, its tokenizer, and the task in its tokens. Raises ValueError where there are no prompts."""
     logging.disable_progress_bar()  # a widget for each of a second's work, blank where the notebook is only read
     model, tokenizer = load_model(config.model, device=config.device, seed=config.seed, settings=config.model_settings)
-    return model, tokenizer, load_task(config.task, tokenizer, config.data, manifest_of(config.model))
+    task = load_task(config.task, tokenizer, config.data, manifest_of(config.model))
+    require(bool(task.test), "the number of prompts", len(task.test), "at least 1")
+    return model, tokenizer, task
 
 
 def runs_of(
@@ -247,8 +252,6 @@ def watch(
     for config in _adapting(configs):
         assert config.ttt is not None
         ids, way, last = adapt_ids(example, config.adapt_on), config.way, [first]
-        if sentence := fewer_chunks(config.ttt, len(ids)):
-            print(f"{way}: {sentence}")
 
         def tell(update: Update, way: str = way, last: list[Reading] = last) -> None:
             last.append(read_prompt(model, prompt))
