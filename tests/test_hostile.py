@@ -10,9 +10,9 @@ from explored import ADAPTED, explored
 from hostile import HOSTILE
 
 from refine_lab.explore import Worker
+from refine_lab.text import sound
 from widgets.panel import TextField
 from widgets.reward_explorer import RewardExplorer
-from widgets.token_document import plain
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -43,7 +43,7 @@ def test_a_document_is_shown_and_rolled_out_or_refused(name: str, document: str)
         return
     assert found.raised is None, found.error
     assert found.error == ""
-    assert found.text == plain(document)  # every character whole, at one of its tokens
+    assert found.text == sound(document)  # every character whole, at one of its tokens
     assert re.search("^(4 rollouts at 2|2 rollouts at 1) positions", found.told, re.MULTILINE)  # one where it is short
 
 
@@ -52,7 +52,7 @@ def test_a_document_is_adapted_to(name: str) -> None:
     found, document = explored()[f"adapt: {name}"], dict(HOSTILE)[name]
     assert found.raised is None, found.error
     assert found.error == ""
-    assert found.text == plain(document) + plain(document)
+    assert found.text == sound(document) + sound(document)
     assert acts(found.told) == set()
     assert "1 steps" in found.told
 

@@ -9,9 +9,9 @@ from typing import Any
 import ipywidgets
 import traitlets
 
+from refine_lab.text import sound
 from widgets.base import sentence
 from widgets.notice import Notice
-from widgets.token_document import plain
 
 
 class TextField(ipywidgets.Textarea):
@@ -25,7 +25,7 @@ class TextField(ipywidgets.Textarea):
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
         super().set_state(
-            {name: plain(value) if isinstance(value, str) else value for name, value in sync_data.items()}
+            {name: sound(value) if isinstance(value, str) else value for name, value in sync_data.items()}
         )
 
 

@@ -19,6 +19,7 @@ from refine_lab.explore import Worker, shared_worker
 from refine_lab.explore.exploration import Document, Exploration
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
+from refine_lab.text import sound
 from refine_lab.types import RewardFunction
 from widgets.base import Widget, guarded
 from widgets.page import save_page
@@ -27,7 +28,6 @@ from widgets.reward_controls import make_controls
 from widgets.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
 from widgets.state_view import StateView
-from widgets.token_document import plain
 from widgets.token_map import Metric, Target, TokenMap, TokenText, token_text
 
 SELECTING = ("selection", "tau", "smoothing_kernel", "num_chunks", "seed")
@@ -70,7 +70,7 @@ class RewardExplorer(Panel):
         self._latest: object = None
         begin = sample_document(self.exploration.tokenizer) if text is None else None
         self._source = TextField(
-            value=plain((begin.document + begin.question if begin else text) or ""),
+            value=sound((begin.document + begin.question if begin else text) or ""),
             description="Document",
             rows=4,
             layout=ipywidgets.Layout(width="auto"),
@@ -98,7 +98,7 @@ class RewardExplorer(Panel):
         """
         began = time.monotonic()
         if text is not None:
-            self._source.value = plain(text)
+            self._source.value = sound(text)
         self.say("Reading…")
 
         def show(known: Document) -> Future[Any] | None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refine_lab.text import sound
 from widgets.token_text import TokenText, utf16_offsets
 
 Row = Sequence[tuple[str, float]]
@@ -70,7 +71,7 @@ class Metric:
     def packed(self) -> dict[str, Any]:
         """As the page has it; values as float32 bytes."""
         low, high = self.scale()
-        texts = {name: plain(getattr(self, name)) for name in ("name", "title", "unit")}
+        texts = {name: sound(getattr(self, name)) for name in ("name", "title", "unit")}
         beyond = {"below": bool((self.values < low).any()), "above": bool((self.values > high).any())}
         flags = {"diverging": bool(self.diverging), "log": bool(self.log)}
         return texts | {"values": self.values.astype("<f4").tobytes(), "low": low, "high": high} | flags | beyond
@@ -93,11 +94,6 @@ class Alternatives(NamedTuple):
     ids: Any
     probabilities: Any
     strings: Mapping[int, str] | Sequence[str]
-
-
-def plain(text: str) -> str:
-    """As any channel carries it: lone surrogates become U+FFFD."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def packed_text(text: TokenText) -> dict[str, bytes]:
@@ -139,7 +135,7 @@ def packed_rows(rows: Iterable[Row]) -> dict[str, Any]:
 
 def packed_marks(targets: Iterable[Target], chunk_borders: Iterable[int], tokens: int) -> dict[str, Any]:
     """Targets and borders in the order of the text. Raises ValueError for a token that is not there."""
-    marks = [(int(target.token), plain(str(target.label))) for target in targets]
+    marks = [(int(target.token), sound(str(target.label))) for target in targets]
     borders = sorted({int(token) for token in chunk_borders})
     for what, token in [("target", token) for token, _ in marks] + [("chunk border", token) for token in borders]:
         if not 0 <= token < tokens:

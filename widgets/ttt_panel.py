@@ -14,10 +14,12 @@ import numpy as np
 from refine_lab.environment import shown
 from refine_lab.explore import Worker, shared_worker
 from refine_lab.explore.exploration import Exploration
+from refine_lab.explore.futures import finished, together
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
 from refine_lab.recipes import ttt_per_prompt
 from refine_lab.tasks.prompts import Example
+from refine_lab.text import sound
 from refine_lab.ttt.config import TTTConfig
 from widgets.answers import Answers
 from widgets.base import guarded
@@ -26,7 +28,6 @@ from widgets.notice import Notice
 from widgets.page import save_page
 from widgets.panel import Panel, TextField
 from widgets.series import decimate, way_styles
-from widgets.token_document import plain
 from widgets.token_map import Metric, TokenMap, TokenText, token_text
 
 CURVES = (
@@ -107,7 +108,7 @@ class TTTPanel(Panel):
         def ask() -> Future[Any]:
             self._ids = ids = self._tokens()[0]
             asked = self.worker.submit("read", model=self.model, token_ids=ids)
-            return _all([asked, _done(ids)])
+            return together([asked, finished(ids)])
 
         def show(known: list[Any]) -> None:
             reading, ids = known
@@ -161,7 +162,7 @@ class TTTPanel(Panel):
             return undone
 
         def ask() -> Future[Any]:
-            return _all([self.worker.submit(method, model=self.model) for method in ("reset", "as_loaded")])
+            return together([self.worker.submit(method, model=self.model) for method in ("reset", "as_loaded")])
 
         return self.after(ask, told)
 
@@ -214,7 +215,7 @@ class TTTPanel(Panel):
         self._config = self.config
         self._ids, self._moving_ids = self._tokens()
         self.say(f"Reading {len(self._ids):,} tokens…")
-        return _all(self._look())
+        return together(self._look())
 
     def _adapt(self, known: list[Any]) -> Future[Any]:
         self._before, answer = known
@@ -243,7 +244,7 @@ class TTTPanel(Panel):
 
     def _finish(self, _: Any) -> Future[Any]:
         self._draw()
-        return _all(self._look())
+        return together(self._look())
 
     def _look(self) -> list[Future[Any]]:
         """How the model reads the prompt now, and what it answers."""
@@ -282,7 +283,7 @@ class TTTPanel(Panel):
 
     def _show_answers(self) -> None:
         for when in ("before", "after"):
-            self._beside.set_trait(when, plain(self.answers.get(when, "")))
+            self._beside.set_trait(when, sound(self.answers.get(when, "")))
 
     def _add(self, row: dict[str, float]) -> None:
         self.steps.append(row)
@@ -349,8 +350,8 @@ class TTTPanel(Panel):
         narrow: dict[str, Any] = {"layout": ipywidgets.Layout(width="13em"), "style": style}
         wide_style: dict[str, Any] = {"layout": wide, "style": style}
         fields = {
-            "document": TextField(value=plain(document), description="Document", rows=5, **wide_style),
-            "question": TextField(value=plain(question), description="Question", rows=2, **wide_style),
+            "document": TextField(value=sound(document), description="Document", rows=5, **wide_style),
+            "question": TextField(value=sound(question), description="Question", rows=2, **wide_style),
             "method": ipywidgets.Dropdown(
                 options=["REFINE", "SFT"], value="REFINE" if given.method else "SFT", description="method", **narrow
             ),
@@ -395,25 +396,3 @@ class TTTPanel(Panel):
 
 def _means(reading: Any) -> dict[str, float]:
     return {"loss": float(np.nanmean(reading.losses)), "entropy": float(np.nanmean(reading.entropies))}
-
-
-def _done(result: Any) -> Future[Any]:
-    finished: Future[Any] = Future()
-    finished.set_result(result)
-    return finished
-
-
-def _all(futures: list[Future[Any]]) -> Future[list[Any]]:
-    """The future of all results, in their order."""
-    gathered: Future[list[Any]] = Future()
-
-    def done(_: Any) -> None:
-        if not gathered.done() and all(future.done() for future in futures):
-            try:
-                gathered.set_result([future.result() for future in futures])
-            except Exception as error:  # the future raises it
-                gathered.set_exception(error)
-
-    for future in futures:
-        future.add_done_callback(done)
-    return gathered

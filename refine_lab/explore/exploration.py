@@ -5,7 +5,7 @@ The model is the worker's; what it gave is kept here, so that another reward, gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,11 +19,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from refine_lab.config import RefineConfig, require
 from refine_lab.draws import Draws
 from refine_lab.explore.client import Worker
+from refine_lab.explore.futures import finished, then
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.rollouts import PrefixRollouts, assess
 from refine_lab.models.loading import resolve
 from refine_lab.rewards import REWARDS
 from refine_lab.selection import select_positions, selection_probabilities
+from refine_lab.text import sound
 from refine_lab.ttt.adaptation import fitted
 from refine_lab.types import RewardFunction
 
@@ -67,7 +69,7 @@ class Exploration:
 
     def tokens_of(self, text: str) -> np.ndarray:
         """The text as token ids, [T] int32. Raises ValueError for fewer than two tokens or more than `MOST_TOKENS`."""
-        ids = np.array(self.tokenizer(_readable(text), add_special_tokens=False)["input_ids"], dtype=np.int32)
+        ids = np.array(self.tokenizer(sound(text), add_special_tokens=False)["input_ids"], dtype=np.int32)
         require(2 <= len(ids) <= MOST_TOKENS, "a document's tokens", len(ids), f"from 2 to {MOST_TOKENS}")
         return ids
 
@@ -80,7 +82,7 @@ class Exploration:
             self._kept.clear()
             return self.document
 
-        return _then(self.worker.submit("read", model=self.model, token_ids=ids), keep)
+        return then(self.worker.submit("read", model=self.model, token_ids=ids), keep)
 
     def read_by(self, model: str) -> Future[DocumentReading]:
         """The document as another model reads it: another one, a run, a checkpoint of a step.
@@ -88,7 +90,7 @@ class Exploration:
         The future raises FileNotFoundError or ValueError for a model that is not there, or to which the text is other tokens.
         """
         known = self._known
-        return self.worker.submit("read", model=model, token_ids=known.token_ids, text=_readable(known.text))
+        return self.worker.submit("read", model=model, token_ids=known.token_ids, text=sound(known.text))
 
     # -- which positions ----------------------------------------------------------------------------------------------
 
@@ -138,14 +140,14 @@ class Exploration:
             return made
 
         if not missing:
-            return _finished([])
+            return finished([])
         method = self.method
         settings = {"n": method.group_size, "k": method.rollout_length, "temperature": method.temperature}
         asked = self.worker.submit(
             "rollouts", model=self.model, token_ids=document.token_ids, positions=missing, seed=self.seed,
             version=document.reading.version, **settings,
         )  # fmt: skip
-        return _then(asked, keep)
+        return then(asked, keep)
 
     def frame(self, positions: Sequence[int] | None = None) -> pd.DataFrame:
         """The rollouts of these positions (None: of all) under the present settings, with rewards (see `rollouts.assess`).
@@ -185,28 +187,3 @@ class Exploration:
         if self.document is None:
             raise ValueError("no document has been read yet")
         return self.document
-
-
-def _readable(text: str) -> str:
-    """Half of a surrogate pair is no character: U+FFFD stands for it."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def _then(future: Future[Any], function: Callable[[Any], Any]) -> Future[Any]:
-    """The future of `function(result)`; an error of either is its error."""
-    following: Future[Any] = Future()
-
-    def done(finished: Future[Any]) -> None:
-        try:
-            following.set_result(function(finished.result()))
-        except Exception as error:  # it is the future that raises it
-            following.set_exception(error)
-
-    future.add_done_callback(done)
-    return following
-
-
-def _finished(result: Any) -> Future[Any]:
-    future: Future[Any] = Future()
-    future.set_result(result)
-    return future

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from refine_lab.config import TaskConfig
 from refine_lab.tasks.passages import parse
 from refine_lab.tasks.prompts import Example, encode, within_limit
+from refine_lab.text import sound
 
 
 def file_splits(config: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, list[Example]], int]:
@@ -69,8 +70,8 @@ def _rows(path: Path, config: TaskConfig) -> Iterator[tuple[str, str, tuple[str,
             raise ValueError(
                 f"column {config.prompt_column!r} of {str(path)!r} must hold prompts as text, row {number + 1} holds {prompt!r}"
             )
-        if prompt != (sound := prompt.encode("utf-8", "replace").decode()):
-            place = next(i for i, (one, other) in enumerate(zip(prompt, sound, strict=True)) if one != other)
+        if prompt != (whole := sound(prompt)):
+            place = next(i for i, (one, other) in enumerate(zip(prompt, whole, strict=True)) if one != other)
             raise ValueError(
                 f"column {config.prompt_column!r} of {name!r} holds half of a surrogate pair, which is no letter, at {place}"
             )
