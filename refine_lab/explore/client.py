@@ -111,6 +111,8 @@ class Worker:
         environ = dict(os.environ)
         if root := project_root():
             environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), environ.get("PYTHONPATH"))))
+        # Threads that spin while they wait slow a step a hundredfold beside any other busy process (docs/log.md).
+        environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - what the process prints, for as long as that lives
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "refine_lab.explore.worker", str(theirs.fileno()), self.device],
