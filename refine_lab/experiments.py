@@ -202,10 +202,18 @@ def check_inputs(configs: Sequence[TrainConfig]) -> None:
 
 
 def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
-    """The settings in which runs differ: a row a setting, a column a run, all texts; "–" where one has none."""
+    """The settings in which runs differ: a row a setting, a column a run, all texts; "–" where one has none.
+
+    Of a group that some runs have none of, such as SFT of `method`, one row says who has it ("given"); its own settings are
+    rows only where those who have it differ.
+    """
     flat = {run.name: dict(_flattened(json.loads(to_json(run.config)))) for run in runs}
-    table = pd.DataFrame(flat).rename_axis("setting").fillna("–")
-    return table[table.nunique(axis=1) > 1].reset_index()
+    table = pd.DataFrame(flat).rename_axis("setting")
+    group = table.index.str.rpartition(".").get_level_values(0)
+    absent = table.index.intersection(group)  # groups that some have none of
+    table.loc[absent] = table.loc[absent].fillna("given")
+    kept = (table.nunique(axis=1) > 1) | (table.isna().any(axis=1) & ~group.isin(absent))
+    return table[kept].fillna("–").reset_index()
 
 
 def _flattened(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:

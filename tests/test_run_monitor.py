@@ -62,8 +62,14 @@ def test_settings_that_differ(tmp_path: Path) -> None:
     sft = replace(one.config, method=None, data=DataConfig(sources={HOSTILE: 1.0}))
     with RunWriter.create(sft, tmp_path) as writer:
         table = config_differences([one, writer.run]).set_index("setting")
-    assert table.loc["method.reward"].tolist() == ['"cosine"', "–"]
+    assert table.loc["method"].tolist() == ["given", "null"]
+    assert not [name for name in table.index if name.startswith("method.")]
     assert json.loads(table.loc[f"data.sources.{HOSTILE}"].iloc[1]) == 1.0
+    assert one.config.method is not None
+    binary = replace(one.config, method=replace(one.config.method, reward="binary"))
+    with RunWriter.create(binary, tmp_path) as another:
+        table = config_differences([one, another.run, writer.run]).set_index("setting")
+    assert table.loc["method.reward"].tolist() == ['"cosine"', '"binary"', "–"]
 
 
 def test_runs_are_followed_compared_and_looked_into(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
