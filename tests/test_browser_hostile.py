@@ -15,7 +15,10 @@ playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: p
 
 pytestmark = pytest.mark.browser
 
-NAMES = [*(name for name, _ in HOSTILE), *(f"adapt: {name}" for name in ADAPTED)]
+NAMES = [
+    *(name for name, _ in HOSTILE),
+    *(f"adapt: {name}" for name in ADAPTED),
+]  # of the other panel three: 40 more are slow
 COLOURS = """() => { const c = document.querySelector(".token-map canvas.text");
     return new Set(new Uint32Array(c.getContext("2d").getImageData(0, 0, c.width, c.height).data.buffer)).size; }"""
 FOREIGN = """() => document.querySelectorAll("script:not([type]), img, iframe, a, [onload], [onerror]").length"""
@@ -60,6 +63,15 @@ def test_the_page_shows_it_and_does_nothing_more(name: str, page: Any, tmp_path:
         assert page.locator(".reward-summary .bar").count() >= 1
     else:
         assert page.locator(".live-curves path.mark").count() >= 2
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_a_page_of_states_shows_the_tokens_as_text(name: str, page: Any, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(explored()[f"states: {name}"].page, encoding="utf-8")
+    page.goto((tmp_path / "page.html").as_uri())
+    page.locator(".state-view .strongest li").first.wait_for()
+    assert page.evaluate("window.hacked") is None
+    assert page.evaluate(FOREIGN) == 0
 
 
 def test_a_click_in_the_map_shows_the_rollouts_there(page: Any, tmp_path: Path) -> None:

@@ -47,6 +47,26 @@ def test_a_document_is_shown_and_rolled_out_or_refused(name: str, document: str)
     assert re.search("^(4 rollouts at 2|2 rollouts at 1) positions", found.told, re.MULTILINE)  # one where it is short
 
 
+@pytest.mark.parametrize(("name", "document"), HOSTILE, ids=[name for name, _ in HOSTILE])
+def test_a_document_to_adapt_to_is_shown_or_refused(name: str, document: str) -> None:
+    found = explored()[f"read: {name}"]
+    assert acts(found.told) == set()
+    if name in REFUSED:
+        assert found.error == str(found.raised) == f"a document's tokens must be from 2 to 65536, got {REFUSED[name]}"
+        assert found.text == ""
+        return
+    assert found.raised is None, found.error
+    assert (found.text, found.error) == (sound(document), "")
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_the_states_along_a_document_are_shown(name: str) -> None:
+    found = explored()[f"states: {name}"]
+    assert (found.raised, found.error) == (None, "")
+    assert acts(found.told) == set()
+    assert "writes most at" in found.told
+
+
 @pytest.mark.parametrize("name", ADAPTED)
 def test_a_document_is_adapted_to(name: str) -> None:
     found, document = explored()[f"adapt: {name}"], dict(HOSTILE)[name]
