@@ -29,6 +29,7 @@ from refine_lab.records import Run, RunWriter, list_runs, runs_dir
 from refine_lab.rewards import reward_function, reward_source
 from refine_lab.selection import select_positions, selection_probabilities, shift, smooth
 from refine_lab.step import next_token_stats
+from refine_lab.ttt.records import TTTRun
 from refine_lab.types import RewardFunction
 
 Reward = RewardFunction | str | None
@@ -201,7 +202,7 @@ def check_inputs(configs: Sequence[TrainConfig]) -> None:
             next(documents(source, "train", config.data.text_column, manifest))
 
 
-def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
+def config_differences(runs: Iterable[Run | TTTRun]) -> pd.DataFrame:
     """The settings in which runs differ: a row a setting, a column a run, all texts; "–" where one has none.
 
     Of a group that some runs have none of, such as SFT of `method`, one row says who has it ("given"); its own settings are

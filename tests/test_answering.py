@@ -26,6 +26,12 @@ SECONDS = 120
 TIMES = ["seconds"]
 
 
+@pytest.fixture(autouse=True)
+def as_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As this process has: sums over more of them differ in the last bit."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 def made(folder: Path, count: int = 3, steps: int = 2) -> list[TTTRun]:
     """Runs of the three ways over a file of prompts, nothing answered yet."""
     folder.mkdir(exist_ok=True)

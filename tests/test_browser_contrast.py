@@ -148,13 +148,24 @@ def test_it_is_read_reached_and_announced(name: str, page: Any, tmp_path: Path) 
 def test_a_slider_sends_what_it_is_let_go_at(page: Any, tmp_path: Path) -> None:
     """A page whose first slider another one follows: what follows is what would be sent to Python."""
     one, other = slider(), StepSlider(label="sent", last=100, value=50)
-    page.goto(save_page(tmp_path / "page.html", one, other, links=[(one, "value", other, "value")]).as_uri())
+    page.goto(
+        save_page(
+            tmp_path / "page.html", one, other, links=[(one, "value", other, "value"), (other, "value", one, "value")]
+        ).as_uri()
+    )
     dragged = page.get_by_role("slider", name="rollouts of step", exact=True)
     box = dragged.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] + 5, box["y"] + box["height"] / 2, steps=4)
     assert page.get_by_role("status").all_inner_texts() == ["100 of 100", "50 of 100"]  # an output is a live region
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()  # where it was taken, which the browser calls no change
+    page.wait_for_timeout(50)
+    page.get_by_role("slider", name="sent", exact=True).press("Home")
+    assert page.get_by_role("status").all_inner_texts() == ["0 of 100", "0 of 100"]
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] + 5, box["y"] + box["height"] / 2, steps=4)
     page.mouse.up()
     assert page.get_by_role("status").all_inner_texts() == ["100 of 100", "100 of 100"]
     for key, value in {"Home": 0, "ArrowRight": 1, "ArrowUp": 2, "PageUp": 12, "ArrowLeft": 11, "End": 100}.items():

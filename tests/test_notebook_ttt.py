@@ -45,7 +45,7 @@ def test_the_embedded_task_and_again(tmp_path):
     panel = next(text for text in texts(tmp_path) if text.startswith("TTTPanel"))
     assert "REFINE, 2 steps" in panel and "Weights bit for bit as they were loaded; 2 updates undone." in panel
     assert (tmp_path / "out.ipynb").stat().st_size < 1_000_000
-    assert "Answer before: " in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '"before": "' in (tmp_path / "report.html").read_text(encoding="utf-8")
     first = {arm: (run.path, run.answers()) for arm, run in runs(tmp_path).items()}
     assert {arm: len(answers) for arm, (_, answers) in first.items()} == {"none": 3, "sft": 3, "refine": 3}
     assert papermill(tmp_path, **settings)[0] == 0

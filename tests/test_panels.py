@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -129,8 +131,10 @@ def test_what_the_page_does_wrong_is_shown(explorer: RewardExplorer) -> None:
     """By way of the page's callbacks, which end well although what they began does not."""
     explorer.token_map.selected = len(explorer.token_map.text) - 1
     assert "no rollout can start there" in explorer.error
-    explorer._on_upload({"new": [{"content": b""}]})
+    explorer._on_upload({"new": [{"name": "empty.txt", "content": b""}]})
     assert "a document's tokens must be from 2" in explorer.error
+    explorer._on_upload({"new": [{"name": "mine.txt", "content": "Köln".encode("latin-1")}]})
+    assert explorer.error == "'mine.txt' is no UTF-8 text: invalid start byte at byte 1"
 
     def broken(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
         return logprobs.sum(-1) / 0
@@ -138,7 +142,44 @@ def test_what_the_page_does_wrong_is_shown(explorer: RewardExplorer) -> None:
     explorer.exploration.rewards["broken"] = broken
     explorer.controls["reward"].options = [*explorer.exploration.rewards]
     explorer.controls["reward"].value = "broken"
-    assert "reward 'broken' must be finite" in explorer.error
+    wait_for(lambda: "reward 'broken' must be finite" in explorer.error)
+
+
+def test_a_reward_of_ones_own_may_be_slow_or_wrong(worker: Worker) -> None:
+    """Nobody waits for it but its own thread; what it raises is named, also where it would end the process."""
+    go_on = threading.Event()
+
+    def slow(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
+        assert go_on.wait(SECONDS)
+        return logprobs.sum(-1)
+
+    def wrong(*arguments):
+        raise KeyError("mine")
+
+    def ends(*arguments):
+        sys.exit(3)
+
+    explorer = RewardExplorer(text=TEXT, rewards=[slow, wrong, ends], worker=worker)
+    explorer.shown.result(SECONDS)
+    before = explorer.inspector.rollouts["reward"].to_list()
+    asked = explorer.change("reward", "slow")
+    assert not asked.done() and explorer.inspector.rollouts["reward"].to_list() == before
+    assert worker.call("as_loaded", model="tiny-deltanet"), "others are answered meanwhile"
+    overtaken = explorer.change("reward", "binary")
+    overtaken.result(SECONDS)
+    go_on.set()
+    asked.result(SECONDS)
+    shown = explorer.inspector.rollouts
+    assert shown["reward"].to_list() == shown["binary"].to_list(), "what was asked for last"
+    explorer.change("reward", "slow").result(SECONDS)
+    assert explorer.inspector.rollouts["reward"].to_list() == pytest.approx([sum(row) for row in shown["logprobs"]])
+    for name, said in (("wrong", "KeyError: 'mine'"), ("ends", "SystemExit: 3")):
+        with pytest.raises(ValueError, match=f"reward '{name}' raised {said}"):
+            explorer.change("reward", name).result(SECONDS)
+        assert explorer.error == f"reward '{name}' raised {said}"
+    explorer.change("reward", "cosine").result(SECONDS)
+    assert explorer.error == "" and explorer.inspector.rollouts["reward"].to_list() == before
+    explorer.close()
 
 
 def test_another_document_begins_anew(explorer: RewardExplorer) -> None:
@@ -389,6 +430,18 @@ def test_another_panel_stops_what_nobody_else_can(worker: Worker) -> None:
     panel.reset().result(SECONDS)
 
 
+def test_every_panel_says_how_far_the_weights_have_moved(worker: Worker) -> None:
+    given = {"text": TEXT, "question": "area", "worker": worker}
+    one, other = (TTTPanel(config=TTTConfig(method=None, steps=2, lr=1e-4), **given) for _ in range(2))
+    for panel in (one, other):
+        panel.shown.result(SECONDS)
+    one.start().result(SECONDS)
+    moved = "weights: moved by 2 updates; Reset puts them back"
+    wait_for(lambda: [panel.fields["weights"].value for panel in (one, other)] == [moved] * 2)
+    assert other.reset().result(SECONDS) == 2
+    wait_for(lambda: [panel.fields["weights"].value for panel in (one, other)] == ["weights: as loaded"] * 2)
+
+
 def test_a_page_of_ttt_holds_the_answers(worker: Worker, tmp_path: Path) -> None:
     panel = TTTPanel(text=TEXT, question="area", worker=worker, config=TTTConfig(method=None, steps=1, lr=1e-4))
     panel.start().result(SECONDS)
@@ -396,7 +449,7 @@ def test_a_page_of_ttt_holds_the_answers(worker: Worker, tmp_path: Path) -> None
     page = panel.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     states = [part["state"] for part in json.loads(data)["widgets"]]
-    assert states[1]["status"].splitlines() == [f"Answer {when}: {panel.answers[when]}" for when in ("before", "after")]
+    assert {when: states[1][when] for when in ("before", "after")} == panel.answers
     assert len(states[0]["curves"]["panels"]) == 2  # loss and entropy
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,8 +15,10 @@ import pytest
 
 from refine_lab.config import DataConfig, TrainConfig
 from refine_lab.experiments import config_differences
+from refine_lab.recipes import ttt_per_prompt
 from refine_lab.records import Run, RunWriter
 from refine_lab.run_files import ROLLOUT_TYPES
+from refine_lab.ttt.records import TTTRun
 from widgets.rollout_inspector import RolloutInspector
 from widgets.run_monitor import RunMonitor
 from widgets.step_slider import StepSlider
@@ -125,7 +129,44 @@ def test_the_slider_of_steps() -> None:
     slider.last, slider.disabled = 4, True
     assert repr(slider) == "StepSlider: rollouts of step 4 of 4, disabled"
     state = {"label": "rollouts of step", "last": 4, "value": 4, "disabled": True, "error": "", "status": ""}
-    assert slider.page_state() == state
+    assert slider.page_state() == state | {"first": 0}
+    with slider.hold_trait_notifications():
+        slider.first, slider.last = 6, 9
+    assert slider.value == 6
+
+
+def test_runs_of_test_time_training_are_shown_too(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    trained, config = write_run(tmp_path, 0), ttt_per_prompt("sft", 3)
+    run = TTTRun.create(config, {"prompts": 2}, tmp_path)
+    facts = {"name": "a", "way": "sft", "seed": 3, "prompt_tokens": 9, "cut": 0, "question": "", "references": ["b"]}
+    scores = {"answer": "b", "exact_match": 1.0, "recall": 1.0, "f1": 1.0, "seconds": 0.1, "loss_after": 2.0}
+    run.log.write([facts | scores])
+    monitor = watch(tmp_path)
+    assert {each.name for each in monitor.runs} == {trained.name, run.name}
+    shown = {row["name"]: row for row in monitor.curves.progress}
+    assert shown[run.name]["state"] == "stopped"
+    assert (shown[run.name]["step"], shown[run.name]["steps"], shown[run.name]["of"]) == (1, 2, "prompt")
+    assert "answers:recall" in {panel["name"] for panel in monitor.curves.curves["panels"]}
+    assert monitor.step.first == 1 and monitor.step.last == 4
+    alone = watch(run.path)
+    assert (alone.folder, [each.name for each in alone.runs]) == (tmp_path, [run.name])
+
+
+def test_what_is_damaged_or_gone_is_said(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    runs = [write_run(tmp_path, seed) for seed in range(2)]
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    monitor = watch(tmp_path)
+    assert re.match(r"left out: .*broken.*config\.json is damaged", monitor.error)
+    assert [row["state"] for row in monitor.curves.progress] == ["finished"] * 2
+    shutil.rmtree(runs[0].path)
+    monitor.curves.start()
+    monitor.curves.stop()
+    shown = {row["name"]: row for row in monitor.curves.progress}
+    assert (shown[runs[0].name]["state"], shown[runs[0].name]["error"]) == ("unreadable", "the run directory is gone")
+    assert [run.name for run in monitor.runs] == [runs[1].name], "which can be started and stopped still"
+    monitor.stop()
+    assert monitor.notice.status == "None of the chosen runs is being trained."
 
 
 def inspectors() -> list[RolloutInspector]:

@@ -33,6 +33,7 @@ class RunReader:
         self.frames = {"train": pd.DataFrame(), "eval": pd.DataFrame()}
         name = self.path.name
         self.progress: dict[str, Any] = {"name": name, "label": name, "state": "waiting", "error": ""}
+        self._seen = False
         self._run: Run | None = None
         self._tail: MetricsTail | None = None
         self._lines: dict[str, list[dict[str, Any]]] = {"train": [], "eval": []}
@@ -46,11 +47,14 @@ class RunReader:
         before = self.progress
         try:
             status = self._status()  # before the metrics: `finished` is said after the last line
+            self._seen = True
             grown = self._read_metrics()
             self.progress = before | status
             self._fill_progress()
         except FileNotFoundError:
-            return False  # not there yet
+            if not self._seen or self.path.is_dir():
+                return False  # not there yet, or not whole
+            self.progress, grown = before | {"state": "unreadable", "error": "the run directory is gone"}, False
         except (OSError, ValueError) as error:
             self.progress, grown = before | {"state": "unreadable", "error": str(error)}, False
         return grown or self.progress != before

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
 import numpy as np
+import pandas as pd
 
 from refine_lab.config import require
 from refine_lab.environment import shown
@@ -19,6 +20,7 @@ from refine_lab.explore import Worker, shared_worker
 from refine_lab.explore.exploration import Document, Exploration
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
+from refine_lab.rewards import REWARDS
 from refine_lab.text import sound
 from refine_lab.types import RewardFunction
 from widgets.base import Widget, guarded
@@ -68,6 +70,8 @@ class RewardExplorer(Panel):
         self.summary = RewardSummary()
         self._wanted: int | None = None
         self._latest: object = None
+        self._frame: pd.DataFrame | None = None  # the rollouts that are shown
+        self._own_rewards = ThreadPoolExecutor(1, "own-rewards")
         begin = sample_document(self.exploration.tokenizer) if text is None else None
         self._source = TextField(
             value=sound((begin.document + begin.question if begin else text) or ""),
@@ -109,7 +113,7 @@ class RewardExplorer(Panel):
                 self.inspector.show(self.inspector.rollouts.iloc[:0])
                 self.summary.show(None)
                 self._text = token_text(self.exploration.tokenizer, known.token_ids)
-                self._positions, self._other = [], None
+                self._positions, self._other, self._frame = [], None, None
                 self._show_map()
                 self.say(f"{len(self._text):,} tokens read in {time.monotonic() - began:.1f} s.")
                 for view in self._state_views:
@@ -180,6 +184,10 @@ class RewardExplorer(Panel):
         parts = (self.token_map, self.summary, self.inspector, *more)
         return save_page(path, *parts, title=title, links=[(self.token_map, "selected", self.inspector, "token")])
 
+    def close(self) -> None:
+        self._own_rewards.shutdown(wait=False, cancel_futures=True)
+        super().close()
+
     def __repr__(self) -> str:
         parts = [repr(part) for part in (self.token_map, self.summary, self.inspector)]
         return "\n".join([f"RewardExplorer of {shown(self.exploration.model)}", *self.told(), *parts])
@@ -204,7 +212,7 @@ class RewardExplorer(Panel):
             if model == self._compared and document is self.exploration.document and document is not None:
                 with self._lock:
                     self._other = reading
-                    self._show_map(self.exploration.frame(self._positions) if self._positions else None)
+                    self._show_map(self._frame)
                     self.token_map.metric = metric if metric in self.token_map.metrics else "entropy"
 
         def ended(asked: Future[Any]) -> None:
@@ -213,7 +221,7 @@ class RewardExplorer(Panel):
                 self._compare_field.value = ""
                 if document is not None and document is self.exploration.document:
                     with self._lock:
-                        self._show_map(self.exploration.frame(self._positions) if self._positions else None)
+                        self._show_map(self._frame)
 
         def ask() -> Future[DocumentReading] | None:
             return None if model is None or document is None else self.exploration.read_by(model)
@@ -226,25 +234,44 @@ class RewardExplorer(Panel):
         began, document = time.monotonic(), self.exploration.document
         settings = (self.exploration.method, self.exploration.seed)
 
-        def show(_: Any) -> Future[Any] | None:
+        def reward(_: Any) -> Any:
             with self._lock:
                 if document is not self.exploration.document:
                     return None
                 self._positions = list(dict.fromkeys([*self._positions, *possible]))
                 if settings == (self.exploration.method, self.exploration.seed):
-                    self._show_rollouts()
-                    self.say(self._told(time.monotonic() - began))
-                    return None
+                    return self._rewarded()
             # What was set since asks for others, and shows them; unless there was nothing yet to ask for.
-            return self._roll_out(self._positions) if self._latest is show else None
+            return self._roll_out(self._positions) if self._latest is reward else None
+
+        def show(rewarded: tuple[str, Any] | None) -> None:
+            if rewarded is None or document is not self.exploration.document:
+                return
+            with self._lock:
+                if (*settings, rewarded[0]) == (
+                    self.exploration.method,
+                    self.exploration.seed,
+                    self.exploration.reward,
+                ):
+                    self._show_rollouts(rewarded[1])
+                    self.say(self._told(time.monotonic() - began))
 
         possible = self._possible(positions)
         if not possible:  # nothing is shown yet: what was set counts when it is
             return self.after(lambda: None)
-        self._latest = show
-        return self.after(lambda: self.exploration.roll_out(possible), show)
+        self._latest = reward
+        return self.after(lambda: self.exploration.roll_out(possible), reward, show)
 
-    def _show_map(self, frame: Any = None) -> None:
+    def _rewarded(self) -> tuple[str, Any] | Future[tuple[str, Any]]:
+        """The reward's name and the frame of the rollouts that are shown; of one's own function, which may be slow, later."""
+        name, positions = self.exploration.reward, [*self._positions]
+
+        def frame() -> tuple[str, Any]:
+            return name, self.exploration.frame(positions)
+
+        return frame() if name in REWARDS else self._own_rewards.submit(frame)
+
+    def _show_map(self, frame: pd.DataFrame | None = None) -> None:
         exploration, reading = self.exploration, self.exploration._known.reading
         tokens = len(self._text)
         chance = np.full(tokens, np.nan)
@@ -291,8 +318,8 @@ class RewardExplorer(Panel):
             rows.append([] if token == 0 else [(str(decode([other])), chance) for other, chance in pairs])
         return rows
 
-    def _show_rollouts(self) -> None:
-        frame = self.exploration.frame(self._positions)
+    def _show_rollouts(self, frame: pd.DataFrame) -> None:
+        self._frame = frame
         self.inspector.show(frame, keep=True)
         self.summary.show(frame, self.exploration.reward)
         self._show_map(frame)
@@ -339,7 +366,11 @@ class RewardExplorer(Panel):
     @guarded
     def _on_upload(self, change: Any) -> None:
         for file in change["new"]:
-            self.read(bytes(file["content"]).decode("utf-8", "replace"))
+            try:
+                text = bytes(file["content"]).decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{file['name']!r} is no UTF-8 text: {error.reason} at byte {error.start}") from None
+            self.read(text)
 
     def _setting(self, name: str) -> Any:
         own = {"reward": self.exploration.reward, "seed": self.exploration.seed}

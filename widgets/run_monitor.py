@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from refine_lab.experiments import config_differences, tokenizer_of
 from refine_lab.records import Run, list_runs, runs_dir
 from refine_lab.run_files import parquet_parts
 from refine_lab.run_queue import train_in_turn
+from refine_lab.ttt.answering import answer_in_turn
+from refine_lab.ttt.records import TTTRun, is_run, list_ttt_runs, opened_run
 from widgets.base import guarded
 from widgets.live_curves import LiveCurves
 from widgets.page import save_page
@@ -32,13 +35,17 @@ class RunMonitor(Panel):
 
     `folder`: of run directories; none: the project's (`records.runs_dir`). Everything shown is read from the directories, so
     that a monitor made anew, after a restart of the kernel or a reload, shows the same, and stops runs that it did not start.
-    Raises FileNotFoundError where there is no such folder.
+    Of test-time training it shows how many prompts are answered, and how well. Raises FileNotFoundError where there is no
+    such folder.
     """
 
-    def __init__(self, folder: Path | str | None = None, runs: Sequence[Run] | None = None) -> None:
-        """`runs`: those chosen at first; none: the newest."""
+    def __init__(self, folder: Path | str | None = None, runs: Sequence[Run | TTTRun] | None = None) -> None:
+        """`runs`: those chosen at first; none: the newest. `folder` may be a run directory too: that one is chosen."""
         super().__init__()
         self.folder = Path(folder).expanduser() if folder is not None else runs_dir()
+        if is_run(self.folder):
+            runs = [opened_run(self.folder)] if runs is None else runs
+            self.folder = self.folder.absolute().parent
         if not self.folder.is_dir():
             raise FileNotFoundError(f"there is no folder of runs at {self.folder}")
         self.curves = LiveCurves()
@@ -69,13 +76,16 @@ class RunMonitor(Panel):
     # -- what can be done, with a page or without ---------------------------------------------------------------------
 
     @property
-    def runs(self) -> list[Run]:
-        """The chosen runs."""
-        return [Run(self.folder / name) for name in self.choice.value]
+    def runs(self) -> list[Run | TTTRun]:
+        """The chosen runs that are still there."""
+        return [opened_run(self.folder / name) for name in self.choice.value if is_run(self.folder / name)]
 
     def refresh(self) -> None:
         """Look for runs again; those chosen stay chosen."""
-        names = [run.name for run in reversed(list_runs(self.folder))]
+        with warnings.catch_warnings(record=True) as damaged:
+            warnings.simplefilter("always")
+            runs = [*list_runs(self.folder), *list_ttt_runs(self.folder)]
+        names = sorted((run.name for run in runs), reverse=True)
         before = self.choice.value
         chosen = [name for name in names if name in before]
         self._refreshing = True
@@ -87,6 +97,7 @@ class RunMonitor(Panel):
         if len(chosen) < len(before):
             self._on_choice(None)
         self.say(f"{_runs(names)}.")
+        self.error = "\n".join(str(warning.message) for warning in damaged)
 
     def start(self) -> None:
         """Train the chosen runs that have not finished, one after the other, in a process that outlives the kernel.
@@ -94,7 +105,8 @@ class RunMonitor(Panel):
         Raises RuntimeError where one is being trained already.
         """
         waiting = [run for run in self.runs if run.state != "finished"]
-        train_in_turn(waiting, detach=True, log=lambda line: None)
+        train_in_turn([run for run in waiting if isinstance(run, Run)], detach=True, log=lambda line: None)
+        answer_in_turn([run for run in waiting if isinstance(run, TTTRun)], detach=True, log=lambda line: None)
         self.curves.start()
         self.say(f"Started {_runs(waiting)}." if waiting else "All chosen runs have finished.")
 
@@ -118,7 +130,8 @@ class RunMonitor(Panel):
         run, steps = self._decodes, max(1, PAGE_ROLLOUTS // max(1, len(self.inspector.rollouts)))
         every = RolloutInspector(decode=str if run is None else tokenizer_of(run))
         if run is not None:
-            every.show(run.rollouts(range(max(0, self.step.last - steps + 1), self.step.last + 1)))
+            first = max(self.step.first, self.step.last - steps + 1)
+            every.show(run.rollouts(range(first, self.step.last + 1)))
         return every
 
     def __repr__(self) -> str:
@@ -148,9 +161,9 @@ class RunMonitor(Panel):
 
     def _show_steps(self) -> None:
         """The slider over the steps whose rollouts are there, of the first chosen run that has any."""
-        found = ((run, parquet_parts(run.path / "rollouts")) for run in self.runs)
+        found = ((run, parquet_parts(run.path / "rollouts")) for run in self.runs if isinstance(run, Run))
         run, parts = next(((run, parts) for run, parts in found if parts), (None, []))
-        last = max((last for _, last, _ in parts), default=0)
+        first, last = min((first for first, *_ in parts), default=0), max((last for _, last, _ in parts), default=0)
         changed = (run and run.path) != (self._decodes and self._decodes.path)
         if changed and run is not None:
             self._decodes = run
@@ -160,8 +173,9 @@ class RunMonitor(Panel):
         if changed or last != self.step.last:
             follows = changed or self.step.value == self.step.last  # one who looks at an earlier step stays there
             self.step.disabled = run is None
-            self.step.last = last
-            self.step.value = last if follows else self.step.value
+            with self.step.hold_trait_notifications():
+                self.step.first, self.step.last = first, last
+                self.step.value = last if follows else self.step.value
         if changed and run is not None:
             self._look(last)
 

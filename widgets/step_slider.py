@@ -10,15 +10,17 @@ from widgets.base import Widget, script, style
 
 
 class StepSlider(Widget):
-    """A whole number from 0 to `last`, chosen by dragging, arrows, Home, End, Page Up and Page Down.
+    """A whole number from `first` to `last`, chosen by dragging, arrows, Home, End, Page Up and Page Down.
 
-    `value` follows when the slider is let go, not while it is dragged. Raises ValueError for a value that is not from 0 to
-    `last`, and for a `last` below 0; a lower `last` takes the value down with it.
+    `value` follows when the slider is let go, not while it is dragged. Raises ValueError for a value that is not from `first`
+    to `last`, and for ends out of order; other ends take the value with them.
     """
 
     _esm = script("step_slider")
     _css = style("step_slider")
 
+    first = traitlets.Int(0).tag(sync=True)
+    "The beginning of the slider."
     last = traitlets.Int(0).tag(sync=True)
     "The end of the slider."
     value = traitlets.Int(0).tag(sync=True)
@@ -31,20 +33,27 @@ class StepSlider(Widget):
     def __repr__(self) -> str:
         return f"StepSlider: {self.label} {self.value} of {self.last}" + (", disabled" if self.disabled else "")
 
+    @traitlets.validate("first")
+    def _check_first(self, proposal: dict[str, Any]) -> int:
+        first: int = proposal["value"]
+        if first < 0:
+            raise ValueError(f"first must be at least 0, got {first}")
+        return first
+
     @traitlets.validate("last")
     def _check_last(self, proposal: dict[str, Any]) -> int:
         last: int = proposal["value"]
-        if last < 0:
-            raise ValueError(f"last must be at least 0, got {last}")
+        if last < self.first:
+            raise ValueError(f"last must be at least {self.first}, got {last}")
         return last
 
     @traitlets.validate("value")
     def _check_value(self, proposal: dict[str, Any]) -> int:
         value: int = proposal["value"]
-        if not 0 <= value <= self.last:
-            raise ValueError(f"value must be from 0 to {self.last}, got {value}")
+        if not self.first <= value <= self.last:
+            raise ValueError(f"value must be from {self.first} to {self.last}, got {value}")
         return value
 
-    @traitlets.observe("last")
-    def _shorten(self, change: Any) -> None:
-        self.value = min(self.value, self.last)
+    @traitlets.observe("first", "last")
+    def _take_along(self, change: Any) -> None:
+        self.value = min(max(self.value, self.first), self.last)

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import ipywidgets
 import numpy as np
@@ -24,7 +25,6 @@ from refine_lab.ttt.config import TTTConfig
 from widgets.answers import Answers
 from widgets.base import guarded
 from widgets.live_curves import Curves
-from widgets.notice import Notice
 from widgets.page import save_page
 from widgets.panel import Panel, TextField
 from widgets.series import decimate, way_styles
@@ -40,6 +40,8 @@ INTERVAL = 0.25
 REWARDS = ("binary", "cosine", "hybrid")
 STEPS = 20
 """Where none are given: to be watched, more than the recipe makes."""
+_PANELS: WeakSet[TTTPanel] = WeakSet()
+"""All there are: several may move the weights of one model."""
 
 
 class TTTPanel(Panel):
@@ -88,6 +90,7 @@ class TTTPanel(Panel):
         begin = sample_document(self.exploration.tokenizer)
         self.fields = self._make_fields(*((begin.document, begin.question) if text is None else (text, question or "")))
         self._first = self._texts()
+        _PANELS.add(self)
         self.children = self._laid_out()
         self._show_answers()
         self._enable(running=False)
@@ -114,6 +117,7 @@ class TTTPanel(Panel):
             reading, ids = known
             if not self.running and ids is self._ids:
                 self._show_reading(reading)
+                self._show_weights()
                 self.say(f"{len(self._ids):,} tokens, mean entropy {np.nanmean(reading.entropies):.4f} nats.")
 
         return self.after(ask, show)
@@ -158,7 +162,7 @@ class TTTPanel(Panel):
             undone, same = done
             state = "bit for bit as they were loaded" if same else "NOT as they were loaded"
             self.say(f"Weights {state}; {undone} updates undone.")
-            self._show_weights()
+            self._weights_moved()
             return undone
 
         def ask() -> Future[Any]:
@@ -185,8 +189,7 @@ class TTTPanel(Panel):
 
     def save_html(self, path: Path | str, title: str = "Test-time training") -> Path:
         """Write curves, answers and document as one HTML file that works offline."""
-        said = Notice(status="\n".join(f"Answer {when}: {answer}" for when, answer in self.answers.items()))
-        return save_page(path, self.curves, said, self.token_map, title=title)
+        return save_page(path, self.curves, self._beside, self.token_map, title=title)
 
     def __repr__(self) -> str:
         lines = [f"TTTPanel of {shown(self.model)}: {self.fields['method'].value}, {max(len(self.steps) - 1, 0)} steps"]
@@ -317,7 +320,13 @@ class TTTPanel(Panel):
         if chain.exception() is None:
             self.error = ""  # of what was refused meanwhile
         self._enable(running=False)
-        self._show_weights()
+        self._weights_moved()
+
+    def _weights_moved(self) -> None:
+        """Have every panel of the same model and worker say how far its weights have moved."""
+        for panel in [*_PANELS]:
+            if (panel.worker, panel.model) == (self.worker, self.model):
+                panel._show_weights()
 
     def _show_weights(self) -> None:
         """Say how far the weights have moved, as the worker knows it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,9 @@ class Exploration:
             require(name not in REWARDS, "the name of a reward of your own", name, f"another than {', '.join(REWARDS)}")
         self.worker, self.model = worker, model
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(model))
-        self.rewards: dict[str, RewardFunction] = REWARDS | (rewards or {})
+        self.rewards: dict[str, RewardFunction] = REWARDS | {
+            name: _own(name, function) for name, function in (rewards or {}).items()
+        }
         self.method = RefineConfig(group_size=8, group_by="prefix")
         self.reward, self.seed = "cosine", 0
         self.document: Document | None = None
@@ -187,3 +190,16 @@ class Exploration:
         if self.document is None:
             raise ValueError("no document has been read yet")
         return self.document
+
+
+def _own(name: str, function: RewardFunction) -> RewardFunction:
+    """A reward of the user's own, whose errors name it; one that would end the process is one too."""
+
+    @wraps(function)
+    def reward(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
+
+    return reward

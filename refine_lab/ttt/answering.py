@@ -163,6 +163,7 @@ def main(arguments: list[str]) -> int:
     named, parts = None, None
     for lock, run in queue:
         if stops[run.path].requested():
+            os.close(lock)
             continue
         try:
             if parts is None or named != _loads(run.config):

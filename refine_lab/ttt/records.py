@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -26,6 +27,7 @@ from torch import nn
 from refine_lab.config import from_json, to_json
 from refine_lab.environment import environment
 from refine_lab.optim import load_optimizer_tensors, optimizer_tensors
+from refine_lab.records import Run
 from refine_lab.run_files import (
     checkpoints,
     drop_leftovers,
@@ -197,6 +199,30 @@ class TTTRun:
         for step, folder in checkpoints(self.path):
             if step != keep:
                 shutil.rmtree(folder)
+
+
+def is_run(path: Path) -> bool:
+    """Whether it is a run directory, of training or of test-time training."""
+    return any((path / name).is_file() for name in (CONFIG, "config.json"))
+
+
+def opened_run(path: Path) -> Run | TTTRun:
+    """The run in a directory, of either kind. Raises FileNotFoundError where it is none."""
+    return TTTRun(path) if (path / CONFIG).is_file() else Run(path)
+
+
+def list_ttt_runs(folder: Path) -> list[TTTRun]:
+    """The runs of test-time training in `folder`, oldest first; one whose ttt.json is damaged is told and left out."""
+    runs = []
+    for path in sorted(folder.glob(f"*/{CONFIG}")):
+        run = TTTRun(path.parent)
+        try:
+            _ = run.config
+        except (OSError, ValueError, TypeError) as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+        else:
+            runs.append(run)
+    return runs
 
 
 def _moving(adapter: Adapter) -> dict[str, nn.Parameter]:

@@ -4,6 +4,13 @@ import { html } from "./shared.js";
 
 /** JupyterLab takes arrows and letters in a list or on a button for its commands: the next cell, another cell, this one cut. */
 function keepKeys(event) {
+  if (event.target.multiple && (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "a") {
+    for (const option of event.target.options) option.selected = true; // not all cells of the notebook
+    event.target.dispatchEvent(new Event("change", { bubbles: true }));
+    event.preventDefault();
+    event.stopPropagation();
+    return;
+  }
   if (event.ctrlKey || event.metaKey || event.key === "Tab" || (event.key === "Enter" && event.shiftKey)) return;
   event.stopPropagation();
 }

@@ -17,7 +17,7 @@ export function ticks(low, high, count) {
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
   const found = [];
   for (let i = Math.ceil(low / step - 1e-6); i * step <= high + step * 1e-6; i++) found.push(Number((i * step).toPrecision(12)));
-  return found;
+  return found.length < 2 && count < 20 ? ticks(low, high, count + 1) : found; // one number alone is no scale
 }
 
 /** Lowest and highest finite value of some arrays, widened where they are one; null where there is none. */

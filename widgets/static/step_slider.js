@@ -9,7 +9,7 @@ function render({ model, el }) {
   const row = html("label", "row", root);
   const name = html("span", "name", row);
   const slider = html("input", "", row);
-  Object.assign(slider, { type: "range", min: 0, step: 1 });
+  Object.assign(slider, { type: "range", step: 1 });
   const number = html("output", "", row); // a live region
 
   let dragged = false;
@@ -20,7 +20,7 @@ function render({ model, el }) {
   const draw = () => {
     name.textContent = model.get("label");
     slider.setAttribute("aria-label", model.get("label")); // else the number is part of its name
-    slider.max = model.get("last"); // before the value, which it bounds
+    Object.assign(slider, { min: model.get("first"), max: model.get("last") }); // before the value, which they bound
     if (!dragged) slider.value = model.get("value"); // a run that is being trained grows under the hand
     slider.disabled = model.get("disabled");
     count();
@@ -35,10 +35,16 @@ function render({ model, el }) {
     model.set("value", Number(slider.value));
     model.save_changes();
   });
+  slider.addEventListener("pointerup", () =>
+    setTimeout(() => {
+      dragged = false; // let go where it was taken, which is no change
+      draw();
+    }),
+  );
   slider.addEventListener("keydown", (event) => {
     if (!event.ctrlKey && !event.metaKey && event.key !== "Tab") event.stopPropagation(); // JupyterLab would act on the key too
   });
-  const traits = ["label", "last", "value", "disabled", "error"];
+  const traits = ["label", "first", "last", "value", "disabled", "error"];
   for (const trait of traits) model.on(`change:${trait}`, draw);
   draw();
   return () => {
