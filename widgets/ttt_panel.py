@@ -171,6 +171,7 @@ class TTTPanel(Panel):
         return self.after(ask, told)
 
     def close(self) -> None:
+        _PANELS.discard(self)
         if self.running:
             self.stop()
         super().close()
