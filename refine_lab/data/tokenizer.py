@@ -95,6 +95,7 @@ def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
+        padding_side="left",  # so that `generate` goes on right behind every prompt of a batch
         clean_up_tokenization_spaces=False,
     )
 
