@@ -24,7 +24,7 @@ TOKENS = ("--tokens", {"type": int, "default": 128, "help": "tokens decoded from
 def states_after(policy: FastWeightLM, contexts: Sequence[int]) -> dict[int, State]:
     """The states after so many tokens of one random text, which is read once."""
     generator = torch.Generator().manual_seed(0)
-    text = torch.randint(len(policy.head_weight), (1, max(contexts)), generator=generator).to(policy.device)
+    text = torch.randint(policy.head.out_features, (1, max(contexts)), generator=generator).to(policy.device)
     states, state = {}, None
     for begin, end in zip((0, *contexts), contexts, strict=False):
         for piece in text[:, begin:end].split(1024, 1):

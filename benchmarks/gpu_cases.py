@@ -78,7 +78,7 @@ def flops_per_token(policy: FastWeightLM, length: int) -> float:
     """
     embeddings: Any = policy.get_input_embeddings().weight
     matrices = sum(p.numel() for p in policy.parameters() if p.ndim == 2)
-    matrices -= 0 if policy.head_weight is embeddings else embeddings.numel()
+    matrices -= 0 if policy.lm_head.weight is embeddings else embeddings.numel()
     config: Any = policy.config
     width = config.hidden_size
     if isinstance(policy, LaCTForCausalLM):

@@ -20,7 +20,6 @@ from refine_lab.advantages import advantages
 from refine_lab.draws import Draws
 from refine_lab.losses import ntp_loss, policy_loss
 from refine_lab.models import FastWeightLM
-from refine_lab.ops.head import token_stats
 from refine_lab.rewards import cosine
 from refine_lab.selection import select_positions, selection_probabilities
 from refine_lab.step import Learner, next_token_stats
@@ -104,7 +103,5 @@ def _micro(learner: Learner, tokens: Tensor, mask: Tensor) -> list[tuple[Tensor,
 def _over_copies(learner: Learner, tokens: Tensor, mask: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Logprobs [R, k] and hidden states [R, k, D] of the last k tokens, by a forward over all of them."""
     policy = learner.policy
-    output = policy(tokens, attention_mask=mask, use_cache=False, logits_to_keep=1, output_hidden_states=True)
-    hidden = output.hidden_states[-1]
-    stats = token_stats(hidden[:, -k - 1 : -1].flatten(0, 1), policy.head_weight, tokens[:, -k:].flatten())
-    return stats.logprobs.view(-1, k), hidden[:, -k:]
+    hidden = policy.model(tokens, attention_mask=mask, use_cache=False).last_hidden_state
+    return policy.head(hidden[:, -k - 1 : -1], tokens[:, -k:]).logprobs, hidden[:, -k:]

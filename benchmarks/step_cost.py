@@ -39,7 +39,7 @@ def learner(policy: FastWeightLM, arm: str, rows: int, mini_batch: int) -> Learn
 
 def random_batch(policy: FastWeightLM, rows: int, length: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(len(policy.head_weight), (rows, length), generator=generator)
+    tokens = torch.randint(policy.head.out_features, (rows, length), generator=generator)
     return Batch(tokens=tokens, lengths=torch.full((rows,), length), sequence_ids=tuple(range(rows)))
 
 

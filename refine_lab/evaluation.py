@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import islice
 from statistics import fmean
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import RefineConfig
-from refine_lab.data.batches import SequenceData
+from refine_lab.data.batches import SequenceData, padded
 from refine_lab.data.lessons import lessons
 from refine_lab.data.recall import RecallDocument, make_document
+from refine_lab.decoding import greedy_tokens
 from refine_lab.draws import Draws
 from refine_lab.models.base import FastWeightLM
 from refine_lab.nested import answer_stats
@@ -146,20 +149,8 @@ def held_out_measures(
 @torch.no_grad()
 def greedy(policy: FastWeightLM, prompts: Sequence[Sequence[int]], num_tokens: int) -> Int[Tensor, "B K"]:
     """The `num_tokens` most probable tokens after each prompt, one by one; prompts may be of unequal length."""
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    tokens = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = torch.tensor(prompt)
-    tokens, lengths = tokens.to(policy.device), lengths.to(policy.device)
-    trace = policy.read(tokens, lengths)
-    state, hidden = trace.final_state, trace.hidden_at((lengths - 1).unsqueeze(-1))
-    written: list[Tensor] = []
-    for _ in range(num_tokens):
-        if written:
-            step = policy.read(written[-1], state=state)
-            state, hidden = step.final_state, step.hidden_states
-        written.append((hidden @ policy.head_weight.T.to(hidden.dtype)).argmax(-1))
-    return torch.cat(written, 1)
+    batch = padded([np.array(prompt) for prompt in prompts], tuple(range(len(prompts)))).to(policy.device)
+    return torch.cat(list(islice(greedy_tokens(policy, batch), num_tokens)), 1)
 
 
 def bits_per_byte(loss: float, num_tokens: int, num_bytes: int) -> float:

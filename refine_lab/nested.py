@@ -14,7 +14,7 @@ from torch import Tensor
 
 from refine_lab.draws import Draws
 from refine_lab.models.base import FastWeightLM
-from refine_lab.ops.head import TokenStats, token_stats
+from refine_lab.ops.head import TokenStats
 from refine_lab.step import Learner, StepResult, split, train_step, update
 from refine_lab.types import Lessons
 
@@ -36,7 +36,7 @@ def answer_stats(policy: FastWeightLM, lessons: Lessons) -> TokenStats:
     """Statistics of every answer token given all before it, each [A] for the A answer tokens of all rows, row by row."""
     hidden = policy.read(lessons.whole.tokens, lessons.whole.lengths).hidden_states
     rows, places = answer_places(lessons)
-    return token_stats(hidden[rows, places - 1], policy.head_weight, lessons.whole.tokens[rows, places], entropy=False)
+    return policy.head(hidden[rows, places - 1], lessons.whole.tokens[rows, places], entropy=False)
 
 
 def answer_places(lessons: Lessons) -> tuple[Int[Tensor, "A"], Int[Tensor, "A"]]:

@@ -22,7 +22,7 @@ def make_optimizers(
     parameters = list(policy.parameters() if parameters is None else parameters)
     if config.optimizer == "adamw":
         return [AdamW(parameters, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay)]
-    ends = {id(policy.head_weight), id(policy.get_input_embeddings().weight)}
+    ends = {id(p) for module in (policy.lm_head, policy.get_input_embeddings()) for p in module.parameters()}
     hidden = [p for p in parameters if p.ndim == 2 and id(p) not in ends]
     chosen = {id(p) for p in hidden}
     rest = [p for p in parameters if id(p) not in chosen]

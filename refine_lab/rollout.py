@@ -15,7 +15,7 @@ from torch import Tensor
 from refine_lab.draws import Draws, inverse_cdf
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import State, Trace
-from refine_lab.ops.head import HEAD_ROWS, token_stats
+from refine_lab.ops.head import HEAD_ROWS
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +68,8 @@ def follow(policy: FastWeightLM, branches: Branches, tokens: Int[Tensor, "R K"],
     """
     read = policy.read(tokens, state=branches.state).hidden_states
     before = torch.cat([branches.hidden_states.unsqueeze(1), read[:, :-1]], 1)
-    stats = token_stats(before.flatten(0, 1), policy.head_weight, tokens.flatten(), temperature=temperature)
-    return Continuation(read, stats.logprobs.view(tokens.shape), stats.entropies.view(tokens.shape))
+    stats = policy.head(before, tokens, temperature=temperature)
+    return Continuation(read, stats.logprobs, stats.entropies)
 
 
 def rollout_uniforms(
@@ -90,6 +90,6 @@ def _draw(
 ) -> Tensor:
     drawn = []
     for rows, numbers in zip(hidden.split(HEAD_ROWS), uniforms.split(HEAD_ROWS), strict=True):
-        logits = (rows @ policy.head_weight.T.to(rows.dtype)).double() / temperature
+        logits = policy.head(rows).double() / temperature
         drawn.append(inverse_cdf(logits.softmax(-1), numbers.to(logits.device)))
     return torch.cat(drawn)

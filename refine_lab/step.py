@@ -23,7 +23,7 @@ from refine_lab.draws import Draws
 from refine_lab.losses import entropy_loss, kl_loss, ntp_loss, policy_loss
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import Trace
-from refine_lab.ops.head import TokenStats, token_stats
+from refine_lab.ops.head import TokenStats
 from refine_lab.rewards import binary, cosine
 from refine_lab.rollout import Branches, Continuation, follow, rollout_uniforms, sample, truth_index
 from refine_lab.selection import select_positions, selection_probabilities
@@ -56,8 +56,7 @@ class StepResult:
 def next_token_stats(policy: FastWeightLM, trace: Trace, batch: Batch, *, entropy: bool) -> TokenStats:
     """Statistics of x_{i+1} given x_{<=i} at all places but the last, each [B, T - 1]; beyond a row's end they mean nothing."""
     hidden, targets = trace.hidden_states[:, :-1], batch.tokens[:, 1:]
-    stats = token_stats(hidden.flatten(0, 1), policy.head_weight, targets.flatten(), entropy=entropy)
-    return TokenStats(*(x.view(targets.shape) for x in stats))
+    return policy.head(hidden, targets, entropy=entropy)
 
 
 def roll_out(

@@ -52,13 +52,15 @@ class Model(nn.Module):
         self.layers = nn.ModuleList([Layer(width, number) for number in range(2)])
         self.seen: list[tuple[int, ...]] = []
 
-    def forward(self, input_ids: Tensor, past_key_values, use_cache: bool, return_dict: bool):
+    def forward(self, inputs_embeds, past_key_values, use_cache: bool, return_dict: bool, output_hidden_states: bool):
         assert use_cache and return_dict and self.training == torch.is_grad_enabled()
-        self.seen.append(tuple(input_ids.shape))
-        x = self.embeddings(input_ids)
+        self.seen.append(tuple(inputs_embeds.shape[:2]))
+        x, inputs = inputs_embeds, []
         for layer in self.layers:
+            inputs.append(x)
             x = layer(x, past_key_values)
-        return SimpleNamespace(last_hidden_state=x, past_key_values=past_key_values)
+        layers = (*inputs, x) if output_hidden_states else None
+        return SimpleNamespace(last_hidden_state=x, past_key_values=past_key_values, hidden_states=layers)
 
 
 class Double(FlaLM):

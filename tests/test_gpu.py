@@ -24,7 +24,6 @@ from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, FastWeightLM,
 from refine_lab.models.gated_deltanet import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
 from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM
 from refine_lab.models.recompute import recompute
-from refine_lab.ops.head import token_stats
 from refine_lab.step import train_step
 from refine_lab.types import Batch
 
@@ -103,8 +102,7 @@ def measured(policy: FastWeightLM, batch: Batch) -> tuple[Tensor, State, Tensor,
     after = policy.read(following, state=state).hidden_states
     hidden = real(trace.hidden_states, batch.lengths)
     ids = torch.arange(len(hidden), device=hidden.device) % VOCABULARY
-    stats = token_stats(hidden, policy.head_weight, ids)
-    later = token_stats(after.flatten(0, 1), policy.head_weight, following.flatten())
+    stats, later = policy.head(hidden, ids), policy.head(after, following)
     loss = (stats.entropies - stats.logprobs).mean() - later.logprobs.mean()
     return hidden, state, after, list(torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True))
 

@@ -238,7 +238,7 @@ def test_a_model_with_a_folder_of_checkpoints_is_no_run(tmp_path):
 
 
 def weight(folder: Path) -> torch.Tensor:
-    return load_model(folder, device="cpu")[0].head_weight
+    return load_model(folder, device="cpu")[0].lm_head.weight
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def weight(folder: Path) -> torch.Tensor:
 )
 def test_a_model_is_downloaded_with_what_it_needs_and_no_more(server, repository, name, revision, place):
     policy, tokenizer = load_model(name, device="cpu", revision=revision)
-    assert torch.equal(policy.head_weight, weight(repository / place))
+    assert torch.equal(policy.lm_head.weight, weight(repository / place))
     assert tokenizer.eos_token == "<|endoftext|>"
     folder = place[41:] and place[41:] + "/"
     small = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
@@ -306,7 +306,7 @@ def test_shards_are_downloaded_by_the_index(server, repository, tmp_path):
     (folder / MAIN / "consolidated.safetensors").write_bytes(b"not wanted")
     shards = {path.name for path in (folder / MAIN).glob("model-*.safetensors")}
     assert len(shards) > 2
-    assert torch.equal(load_model("org/small", device="cpu")[0].head_weight, policy.head_weight)
+    assert torch.equal(load_model("org/small", device="cpu")[0].lm_head.weight, policy.lm_head.weight)
     assert {file for file in server.given if file.endswith(".safetensors")} == shards
 
 
@@ -324,7 +324,7 @@ def test_pickles_on_the_hub_are_named_and_stay_there(server, repository, tmp_pat
         load_model("org/small")
     server.answer = None
     again, _ = load_model("org/small", device="cpu", allow_pickle=True)
-    assert torch.equal(again.head_weight, policy.head_weight)
+    assert torch.equal(again.lm_head.weight, policy.lm_head.weight)
 
 
 @pytest.mark.parametrize("named", ("pytorch_model.bin", "sub/model-1.safetensors", "*.safetensors"))
@@ -344,14 +344,14 @@ def test_an_index_on_the_hub_names_safetensors_beside_it(server, repository, tmp
 
 
 def test_what_the_cache_holds_is_loaded_without_the_hub(server, repository, monkeypatch):
-    expected = load_model("org/small", device="cpu")[0].head_weight
-    by_revision = load_model("org/small:sizes/deep@v2", device="cpu")[0].head_weight
+    expected = load_model("org/small", device="cpu")[0].lm_head.weight
+    by_revision = load_model("org/small:sizes/deep@v2", device="cpu")[0].lm_head.weight
     server.given.clear()
     server.answer = (503, {})
-    assert torch.equal(load_model("org/small", device="cpu")[0].head_weight, expected)
+    assert torch.equal(load_model("org/small", device="cpu")[0].lm_head.weight, expected)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert torch.equal(load_model("org/small", device="cpu")[0].head_weight, expected)
-    assert torch.equal(load_model("org/small:sizes/deep@v2", device="cpu")[0].head_weight, by_revision)
+    assert torch.equal(load_model("org/small", device="cpu")[0].lm_head.weight, expected)
+    assert torch.equal(load_model("org/small:sizes/deep@v2", device="cpu")[0].lm_head.weight, by_revision)
     assert not server.given
 
 
@@ -419,11 +419,13 @@ def test_half_a_download_without_the_hub_is_told(server, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_environments_endpoint_and_cache_are_taken(server, repository, tmp_path):
     """As a user sets them: HF_ENDPOINT and HF_HOME before the start."""
-    code = "from refine_lab import load_model; print(load_model('org/small:sizes/deep@v2')[0].head_weight.sum().item())"
+    code = (
+        "from refine_lab import load_model; print(load_model('org/small:sizes/deep@v2')[0].lm_head.weight.sum().item())"
+    )
     settings = {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     environment = {**os.environ, **settings, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     policy, _ = load_model("org/small:sizes/deep@v2", device="cpu")
-    assert float(done.stdout) == pytest.approx(policy.head_weight.sum().item(), rel=1e-6)
+    assert float(done.stdout) == pytest.approx(policy.lm_head.weight.sum().item(), rel=1e-6)
     assert (tmp_path / "home" / "hub" / "models--org--small" / "snapshots" / OTHER).is_dir()

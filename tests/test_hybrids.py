@@ -19,7 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from refine_lab.config import RefineConfig
 from refine_lab.models import FastWeightLM, State, families
 from refine_lab.models.hybrid_layers import top_k_router
-from refine_lab.models.hybrids import HYBRIDS, REFUSED, hybrid_family
+from refine_lab.models.hybrids import HYBRIDS, REFUSED, hybrid_family, rotary_embeddings
 from refine_lab.models.prefix_cache import Grouping
 from refine_lab.models.recompute import recompute
 from refine_lab.types import Batch
@@ -256,8 +256,10 @@ def test_layers_of_one_kind_alone():
 def test_a_model_cast_as_a_whole_keeps_its_rotary_frequencies():
     policy = make("qwen3_5_text", torch.float32)
     state, branch = policy.read(tokens_of(1, 200)).final_state, tokens_of(1, 3, seed=1)
-    exact = policy._rotary(torch.arange(200).view(1, -1), torch.zeros(1, dtype=torch.float32))
-    cast = policy.to(torch.bfloat16)._rotary(torch.arange(200).view(1, -1), torch.zeros(1, dtype=torch.bfloat16))
+    exact = rotary_embeddings(policy.model, torch.arange(200).view(1, -1), torch.zeros(1, dtype=torch.float32))
+    cast = rotary_embeddings(
+        policy.to(torch.bfloat16).model, torch.arange(200).view(1, -1), torch.zeros(1, dtype=torch.bfloat16)
+    )
     assert all(torch.equal(a.bfloat16(), b) for a, b in zip(exact, cast, strict=True))
     assert policy.read(branch, state=state).hidden_states.dtype == torch.bfloat16
 

@@ -60,7 +60,7 @@ def test_a_checkpoint_loads_by_name_and_by_the_auto_class(small_model):
     assert type(auto) is DeltaNetForCausalLM
     ids = tokenizer("the cat", return_tensors="pt")["input_ids"]
     assert torch.equal(auto(ids).logits, policy(ids).logits)
-    drawn = [load_model(f"new:{small_model}", seed=seed)[0].head_weight for seed in (0, 0, 1)]
+    drawn = [load_model(f"new:{small_model}", seed=seed)[0].lm_head.weight for seed in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
@@ -329,7 +329,7 @@ def test_code_of_a_repository_is_run_only_where_the_caller_says_so(small_model, 
         load_model(small_model)
     policy, _ = load_model(small_model, trust_remote_code=True)
     assert isinstance(policy, DeltaNetForCausalLM) and type(policy).__name__ == "Model"
-    assert torch.equal(policy.head_weight, load_file(small_model / "model.safetensors")["model.embeddings.weight"])
+    assert torch.equal(policy.lm_head.weight, load_file(small_model / "model.safetensors")["model.embeddings.weight"])
 
 
 def test_code_that_is_no_policy_is_refused(small_model, code_cache):

@@ -144,13 +144,13 @@ def test_moments_and_order_of_both_kinds_of_update(method, monkeypatch):
     whole = nested_module._answer_losses
 
     def watched(*arguments):
-        order.append(int(learner.optimizers[0].state[policy.head_weight]["step"]))
+        order.append(int(learner.optimizers[0].state[policy.lm_head.weight]["step"]))
         return whole(*arguments)
 
     monkeypatch.setattr(nested_module, "_answer_losses", watched)
     result = nested_step(learner, taught, Draws(seed=0, step=1))
     assert order == [4], "the answers come after four updates on the prompts"
-    assert int(learner.optimizers[0].state[policy.head_weight]["step"]) == 5 == result.metrics["updates"]
+    assert int(learner.optimizers[0].state[policy.lm_head.weight]["step"]) == 5 == result.metrics["updates"]
 
 
 def test_answers_are_the_only_places_of_the_outer_loss():

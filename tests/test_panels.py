@@ -223,7 +223,7 @@ def test_the_change_to_another_step_or_model(worker: Worker, explorer: RewardExp
     """Another model's reading minus this one's, of every document that follows, until none is asked for."""
     policy, tokenizer = load_model("tiny-deltanet", device="cpu")
     with torch.no_grad():
-        policy.head_weight.mul_(0.5)
+        policy.lm_head.weight.mul_(0.5)
     policy.save_pretrained(tmp_path / "step-7")
     tokenizer.save_pretrained(tmp_path / "step-7")
     explorer.compare(str(tmp_path / "step-7")).result(SECONDS)

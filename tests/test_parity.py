@@ -233,14 +233,14 @@ def test_a_decoding_step_that_is_wrong_changes_the_greedy_continuation():
 
 def test_it_leaves_the_model_as_it_was():
     policy = make_policy(torch.float32).train()
-    policy.head_weight.grad = torch.ones_like(policy.head_weight)
+    policy.lm_head.weight.grad = torch.ones_like(policy.lm_head.weight)
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     with torch.no_grad():  # whatever the caller does
         first, again = (parity(policy, prefixes=(1, 64)) for _ in range(2))
     assert first == again and first.holds
-    assert policy.training and torch.equal(policy.head_weight.grad, torch.ones_like(policy.head_weight))
+    assert policy.training and torch.equal(policy.lm_head.weight.grad, torch.ones_like(policy.lm_head.weight))
     assert all(torch.equal(before[name], p) for name, p in policy.named_parameters())
-    assert [p.grad for p in policy.parameters() if p is not policy.head_weight] == [None] * (len(before) - 1)
+    assert [p.grad for p in policy.parameters() if p is not policy.lm_head.weight] == [None] * (len(before) - 1)
     assert not any(module._forward_hooks for module in policy.modules())
 
 

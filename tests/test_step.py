@@ -163,12 +163,12 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_lost(method)
     learner = learner_for(policy, method)
     with torch.no_grad():
         policy.model.norm.weight[0] = torch.nan
-    kept = policy.head_weight.detach().clone()
+    kept = policy.lm_head.weight.detach().clone()
     with pytest.raises(
         (FloatingPointError, ValueError), match=r"norm is nan; try an lr below 0.01|must be finite, got nan"
     ):
         train_step(learner, make_batch(), Draws(seed=0, step=1))
-    assert torch.equal(policy.head_weight, kept)
+    assert torch.equal(policy.lm_head.weight, kept)
 
 
 def test_several_updates_use_the_logprobs_of_the_policy_that_sampled():

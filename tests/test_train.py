@@ -142,7 +142,7 @@ def test_a_run_learns_and_records_every_step(config, whole):
 
 def test_load_model_takes_the_run(config, whole, checkpoint):
     policy, tokenizer = load_model(whole.path, device="cpu")
-    trained, fresh = policy.head_weight, load_model(checkpoint, device="cpu")[0].head_weight
+    trained, fresh = policy.lm_head.weight, load_model(checkpoint, device="cpu")[0].lm_head.weight
     assert torch.equal(
         trained, load_file(whole.latest_checkpoint()[1] / "model.safetensors")["model.embeddings.weight"]
     )

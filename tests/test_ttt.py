@@ -80,7 +80,7 @@ def test_a_named_subset_alone_moves(alone):
 
 def test_a_tied_weight_goes_by_either_name():
     policy = make_policy()
-    assert policy.head_weight is policy.get_input_embeddings().weight
+    assert policy.lm_head.weight is policy.get_input_embeddings().weight
     before = weights(policy)
     with adapted(policy, prompt_of(), TTTConfig(parameters="^lm_head", lr=1e-3)):
         assert moved(policy, before) == {"model.embeddings.weight"}
@@ -122,8 +122,8 @@ FAULTS = {
 def test_after_any_fault_the_weights_are_what_they_were(kind, monkeypatch):
     """50 prompts a kind, the fault at a random place of a random update: bit for bit, flags and gradients too."""
     policy, chance = make_policy(torch.float32), random.Random(kind)
-    before, gradient = weights(policy), torch.ones_like(policy.head_weight)
-    policy.head_weight.grad = gradient
+    before, gradient = weights(policy), torch.ones_like(policy.lm_head.weight)
+    policy.lm_head.weight.grad = gradient
     step = torch.optim.AdamW.step
 
     def strike() -> None:
@@ -152,7 +152,7 @@ def test_after_any_fault_the_weights_are_what_they_were(kind, monkeypatch):
             assert moved(policy, before)
             strike()
         assert moved(policy, before) == set(), (number, place, when)
-        assert policy.head_weight.grad is gradient
+        assert policy.lm_head.weight.grad is gradient
         assert all(p.requires_grad for p in policy.parameters())
 
 

@@ -55,9 +55,9 @@ def read_document(
     """
     batch = prompt_batch(policy, [token_ids])
     trace = policy.read(batch.tokens, batch.lengths)
-    count = min(alternatives, len(policy.head_weight))
+    count = min(alternatives, policy.head.out_features)
     parts = [
-        _statistics(hidden, policy.head_weight, following, count)
+        _statistics(policy.head(hidden), following, count)
         for hidden, following in zip(
             trace.hidden_states[0, :-1].split(HEAD_ROWS), batch.tokens[0, 1:].split(HEAD_ROWS), strict=True
         )
@@ -74,11 +74,9 @@ def read_document(
     return reading, trace
 
 
-def _statistics(
-    hidden: Float[Tensor, "S D"], weight: Float[Tensor, "V D"], tokens: Int[Tensor, "S"], count: int
-) -> tuple[Tensor, ...]:
+def _statistics(logits: Float[Tensor, "S V"], tokens: Int[Tensor, "S"], count: int) -> tuple[Tensor, ...]:
     """Entropy, logprob, rank and the best alternatives of some places."""
-    logprobs = (hidden @ weight.T.to(hidden.dtype)).float().log_softmax(-1)
+    logprobs = logits.float().log_softmax(-1)
     own = logprobs.gather(-1, tokens.unsqueeze(-1))
     probabilities = logprobs.exp()
     entropies = -torch.linalg.vecdot(probabilities, logprobs.clamp(min=torch.finfo(logprobs.dtype).min))

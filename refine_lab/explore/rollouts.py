@@ -22,7 +22,6 @@ from refine_lab.config import require
 from refine_lab.draws import Draws
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import Trace
-from refine_lab.ops.head import token_stats
 from refine_lab.rewards import binary, checked, cosine
 from refine_lab.rollout import Branches, follow, sample
 from refine_lab.types import RewardFunction
@@ -100,8 +99,8 @@ def rollouts_at(
     hidden = trace.hidden_at(index.flatten(1)).unflatten(1, index.shape[1:])[0]
     ids = torch.as_tensor(token_ids, device=places.device).long()
     truth = ids[index[0, :, 1:]]
-    stats = token_stats(hidden[:, :-1].flatten(0, 1), policy.head_weight, truth.flatten())
-    logprobs, entropies = (values.view(truth.shape).float().cpu() for values in (stats.logprobs, stats.entropies))
+    stats = policy.head(hidden[:, :-1], truth)
+    logprobs, entropies = (values.float().cpu() for values in (stats.logprobs, stats.entropies))
     return [
         PrefixRollouts(
             position=int(position),

@@ -94,7 +94,7 @@ class Session:
             "model": model,
             "type": policy.config.model_type,
             "parameters": sum(p.numel() for p in policy.parameters()),
-            "vocab_size": len(policy.head_weight),
+            "vocab_size": policy.head.out_features,
             "device": str(policy.device),
             "updates": self._held(model).updates,
             "adapting": self._held(model).adapting,

@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import logging
 
+from refine_lab.models.head import Head, WrappedHead
+from refine_lab.models.inputs import read_inputs
+from refine_lab.models.recompute import recompute, runs_again
 from refine_lab.models.state import State, Trace
-from refine_lab.ops.head import token_stats
+
+logger = logging.get_logger(__name__)
 
 
 class FastWeightLM(PreTrainedModel, GenerationMixin):
     """A causal language model whose memory of a prefix is a `State`, never changed in place.
 
-    A subclass gives `read` and `lm_head`; the rest of transformers' interface follows from these two.
+    A subclass gives `read_embeddings` (by a `Backbone` named `model`) and `lm_head`; the rest of transformers' interface
+    follows from these two.
     """
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     """Types of device that it runs on."""
 
     RECOMPUTABLE: ClassVar[tuple[str, ...]] = ("mlp", "blocks")
-    """Parts that `refine_lab.models.recompute` may run twice."""
+    """Parts that `refine_lab.models.recompute` may run twice; transformers' checkpointing takes the last."""
 
     _is_stateful = True  # a state cannot be cut back to fewer tokens: no assisted generation
     _input_embed_layer = "embeddings"
-    lm_head: torch.nn.Linear
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # transformers' Trainer asks: `num_items_in_batch` is an argument of `forward`
+    lm_head: nn.Module
 
     if TYPE_CHECKING:  # what transformers decorates in ways that a type checker does not see through
         generate: Any
         from_pretrained: Any
         to: Any
+        model: Any
 
     def read(
         self,
@@ -42,78 +53,165 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         state: State | None = None,
     ) -> Trace:
         """Read a batch, padded on the right, from `state` (the empty one by default). `lengths`: its real tokens a row."""
-        raise TypeError(f"{type(self).__name__} must define read")
+        return self.read_embeddings(self.get_input_embeddings()(input_ids), lengths, state)
+
+    def read_embeddings(
+        self,
+        inputs_embeds: Float[Tensor, "B T D"],
+        lengths: Int[Tensor, "B"] | None = None,
+        state: State | None = None,
+        layer_inputs: list[Tensor] | None = None,
+    ) -> Trace:
+        """As `read`, from the embeddings of the tokens. The input [B, T, D] of each layer is appended to `layer_inputs`."""
+        if lengths is None:
+            rows, width = inputs_embeds.shape[:2]
+            lengths = torch.full((rows,), width, device=inputs_embeds.device)
+        return self.model.read(inputs_embeds, lengths, state, layer_inputs)
 
     @property
-    def head_weight(self) -> Float[Tensor, "V D"]:
-        """The weight that turns a final hidden state into logits."""
-        return self.lm_head.weight
+    def head(self) -> Head | WrappedHead:
+        """The module that turns final hidden states into logits or, given ids, into `TokenStats`; see `Head.forward`."""
+        return self.lm_head if isinstance(self.lm_head, Head) else WrappedHead(self.lm_head)
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """transformers' setter: a plain linear layer, such as a resized head, becomes a `Head`."""
+        self.lm_head = Head.of(new_embeddings) if type(new_embeddings) is nn.Linear else new_embeddings
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # the state comes from the forward, not from a cache made beforehand
 
+    @staticmethod
+    def _reorder_cache(past_key_values: State, beam_idx: Int[Tensor, "B"]) -> State:
+        """The state of the chosen beams, as beam search asks for it."""
+        return past_key_values.select(beam_idx)
+
     def forward(
         self,
-        input_ids: Int[Tensor, "B T"],
-        attention_mask: Int[Tensor, "B _"] | Bool[Tensor, "B _"] | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
         past_key_values: State | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Int[Tensor, "B T"] | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Int[Tensor, "_"] = 0,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **unused: Any,
+        num_items_in_batch: int | Tensor | None = None,
     ) -> CausalLMOutputWithPast | tuple:
         """transformers' forward; `past_key_values` takes and returns a `State`.
 
-        Pads (`attention_mask` 0) may stand on either side and enter nothing. `hidden_states` holds the final layer's
-        only. `labels` equal to -100 are left out of the loss.
-        """
-        rows, width = input_ids.shape
-        order, lengths, packed = None, torch.full((rows,), width, device=input_ids.device), input_ids
-        if attention_mask is not None and not (real := attention_mask[:, -width:].bool()).all():
-            order, lengths = torch.sort(~real, dim=-1, stable=True).indices, real.sum(-1)
-            packed = input_ids.gather(1, order)
-            if (empty := lengths == 0).any():
-                raise ValueError(
-                    f"attention_mask leaves no token of row {int(empty.nonzero()[0])}; a row needs at least one"
-                )
-        trace = self.read(packed, lengths, past_key_values)
-        hidden_states = trace.hidden_states
-        if order is not None:
-            back = order.argsort(-1).unsqueeze(-1).expand_as(hidden_states)
-            hidden_states = hidden_states.gather(1, back)
-        kept = self.config.use_cache if use_cache is None else use_cache
-        final_state: Any = trace.final_state if kept else None  # a State where transformers has a Cache
-        output = CausalLMOutputWithPast(
-            loss=None if labels is None else self._loss(hidden_states, labels),
-            logits=self.lm_head(hidden_states[:, -logits_to_keep:]),
-            past_key_values=final_state,
-            hidden_states=(hidden_states,) if output_hidden_states else None,
-        )
-        return output.to_tuple() if return_dict is False else output
+        Pads (`attention_mask` 0) may stand anywhere in a row and enter nothing: a pad's outputs are those of the last token
+        before it. `hidden_states` holds layers + 1 tensors, the last after the final norm. `logits_to_keep` is a number of
+        last columns (0: all) or the columns themselves.
 
-    def _loss(self, hidden_states: Float[Tensor, "B T D"], labels: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
+        The loss is the mean over the labels that are not -100 and have a token before them in their row; with
+        `num_items_in_batch`, transformers' count of the labels of a whole update, their sum over that number.
+
+        Raises ValueError, naming the argument, for what is not supported: `output_attentions`, masks that are not 2-D,
+        positions with gaps, rows without a token.
+        """
+        output, packing = read_inputs(
+            self.read_embeddings,
+            self.get_input_embeddings(),
+            self.config,
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        hidden_states = output.last_hidden_state
+        assert hidden_states is not None
+        if isinstance(logits_to_keep, int) and logits_to_keep < 0:
+            raise ValueError(f"logits_to_keep must be 0 or more, got {logits_to_keep}")
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        preceded = packing.real.cumsum(-1) > 0 if past_key_values is None else torch.ones_like(packing.real)
+        result = CausalLMOutputWithPast(
+            loss=None if labels is None else self._loss(hidden_states, labels, preceded, num_items_in_batch),
+            logits=self.head(hidden_states[:, kept]),
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+        )
+        return result.to_tuple() if return_dict is False else result
+
+    def _loss(
+        self,
+        hidden_states: Float[Tensor, "B T D"],
+        labels: Int[Tensor, "B T"],
+        preceded: Tensor,
+        num_items_in_batch: int | Tensor | None,
+    ) -> Float[Tensor, ""]:
+        """The next-token loss; `preceded` [B, T] says of each column whether a token stands in it or before it."""
         targets = labels[:, 1:]
-        kept = targets != -100
-        stats = token_stats(hidden_states[:, :-1][kept], self.head_weight, targets[kept], entropy=False)
-        return -stats.logprobs.mean()
+        labelled = targets != -100
+        kept = labelled & preceded[:, :-1]
+        stats = self.head(hidden_states[:, :-1][kept], targets[kept], entropy=False)
+        if num_items_in_batch is None:
+            return -stats.logprobs.mean()
+        first = labelled.sum() - kept.sum()  # the Trainer counts the first token of a row with pads before it, too
+        if first:
+            logger.warning_once(
+                "A row with pads on its left has a label on its first token, which nothing precedes: it is left out of the "
+                "loss. Pad on the right, or set that label to -100, so that several forwards of one update count alike."
+            )
+        return -stats.logprobs.sum() / (num_items_in_batch - first)
 
     def prepare_inputs_for_generation(
         self,
         input_ids: Int[Tensor, "B T"],
         next_sequence_length: int | None = None,
         past_key_values: State | None = None,
-        attention_mask: Tensor | None = None,
+        inputs_embeds: Float[Tensor, "B _ D"] | None = None,
+        position_ids: Int[Tensor, "B _"] | None = None,
+        is_first_iteration: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
+        """The arguments of `forward` for the tokens that `past_key_values` has not read; called by `generate`."""
+        embeds = inputs_embeds if is_first_iteration else None
+        new = input_ids if embeds is None else embeds
         if next_sequence_length is not None and past_key_values is not None:
-            input_ids = input_ids[:, -next_sequence_length:]
-        return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
-            "use_cache": kwargs.get("use_cache", True),
-            "logits_to_keep": 1,
-        }
+            new = new[:, -next_sequence_length:]
+        name = "input_ids" if embeds is None else "inputs_embeds"
+        positions = position_ids  # later ones count from the last column on, which may be a pad
+        positions = positions[:, -new.shape[1] :] if positions is not None and is_first_iteration else None
+        kwargs.pop("tokenizer", None)  # of `stop_strings`, for `generate` alone
+        inputs = {name: new, "past_key_values": past_key_values, "position_ids": positions, "logits_to_keep": 1}
+        return {**kwargs, **inputs}
+
+    # -- activation checkpointing by transformers' own switch ----------------------------------------------------------
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, every_n_layers: int = 1
+    ) -> None:
+        """Called by `gradient_checkpointing_enable` and `..._disable`: blocks are run again in the backward.
+
+        Raises ValueError for `every_n_layers` other than 1, `offload`, and settings of torch's checkpoint other than
+        `use_reentrant=False`.
+        """
+        if enable:
+            settings = dict(getattr(gradient_checkpointing_func, "keywords", {}))
+            if settings.pop("use_reentrant", False):
+                raise ValueError("use_reentrant must be False: a trace's states outlive the forward, got True")
+            if settings or getattr(gradient_checkpointing_func, "func", checkpoint) is not checkpoint:
+                raise ValueError(
+                    f"checkpointing takes use_reentrant=False and no offload, got {settings or 'offload=True'}"
+                )
+            if every_n_layers != 1:
+                raise ValueError(f"every_n_layers must be 1, got {every_n_layers}")
+        recompute(self, self.RECOMPUTABLE[-1] if enable else "none")
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Whether any part is run again in the backward."""
+        return any(map(runs_again, self.modules()))
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """The former name of `is_activation_checkpointing`, which transformers' Trainer and PEFT ask for."""
+        return self.is_activation_checkpointing

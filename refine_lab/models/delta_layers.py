@@ -18,6 +18,8 @@ from transformers import PreTrainedConfig
 
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.checks import check_allowed, check_kinds
+from refine_lab.models.head import Head
+from refine_lab.models.inputs import Backbone
 from refine_lab.models.mlp import GatedMLP
 from refine_lab.models.state import State, Trace
 from refine_lab.ops.delta_rule import delta_rule
@@ -211,14 +213,36 @@ class DeltaRuleBlock(nn.Module):
         return x + self.mlp(self.mlp_norm(x)), state_at
 
 
-class DeltaRuleModel(nn.Module):
+class DeltaRuleModel(Backbone):
     """Embeddings, blocks, final norm."""
 
     def __init__(self, config: DeltaRuleConfig, attention: type[DeltaRuleAttention]) -> None:
         super().__init__()
+        self.config = config
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList([DeltaRuleBlock(config, attention) for _ in range(config.num_hidden_layers)])
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings
+
+    def read(
+        self,
+        inputs_embeds: Float[Tensor, "B T D"],
+        lengths: Int[Tensor, "B"],
+        state: State | None,
+        layer_inputs: list[Tensor] | None,
+    ) -> Trace:
+        if state is not None:
+            state.expect(len(inputs_embeds), {"recurrent_state"})
+        start = torch.zeros_like(lengths) if state is None else state.lengths
+        x, layers = inputs_embeds, []
+        for index, layer in enumerate(self.layers):
+            if layer_inputs is not None:
+                layer_inputs.append(x)
+            x, state_at = layer(x, {} if state is None else state.layer(index)[0])
+            layers.append(state_at)
+        return Trace(self.norm(x), lengths, layers, start)
 
 
 class DeltaRuleLM(FastWeightLM):
@@ -231,7 +255,7 @@ class DeltaRuleLM(FastWeightLM):
     def __init__(self, config: DeltaRuleConfig) -> None:
         super().__init__(config)
         self.model = DeltaRuleModel(config, self.attention)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -241,21 +265,3 @@ class DeltaRuleLM(FastWeightLM):
             nn.init.ones_(module.weight)
         elif isinstance(module, (ShortConvolution, DeltaRuleAttention)):
             module.reset_parameters()
-
-    def read(
-        self,
-        input_ids: Int[Tensor, "B T"],
-        lengths: Int[Tensor, "B"] | None = None,
-        state: State | None = None,
-    ) -> Trace:
-        rows, width = input_ids.shape
-        if lengths is None:
-            lengths = torch.full((rows,), width, device=input_ids.device)
-        if state is not None:
-            state.expect(rows, {"recurrent_state"})
-        start = torch.zeros_like(lengths) if state is None else state.lengths
-        x, layers = self.model.embeddings(input_ids), []
-        for index, layer in enumerate(self.model.layers):
-            x, state_at = layer(x, {} if state is None else state.layer(index)[0])
-            layers.append(state_at)
-        return Trace(self.model.norm(x), lengths, layers, start)

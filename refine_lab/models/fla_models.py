@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.imports import import_quietly
@@ -103,37 +103,52 @@ class FlaLM(FastWeightLM):
                 f"{type(self).__name__} with attention layers (attn {config.attn}) is not taken: {_ATTENTION}"
             )
         super().__init__(config)
+        if isinstance(getattr(self, "lm_head", None), nn.Linear):  # fla's class has made it
+            self.set_output_embeddings(self.lm_head)
 
-    def read(
+    def read_embeddings(
         self,
-        input_ids: Int[Tensor, "B T"],
+        inputs_embeds: Float[Tensor, "B T D"],
         lengths: Int[Tensor, "B"] | None = None,
         state: State | None = None,
+        layer_inputs: list[Tensor] | None = None,
     ) -> Trace:
-        if input_ids.device.type not in self.devices:
+        rows, width = inputs_embeds.shape[:2]
+        if inputs_embeds.device.type not in self.devices:
             raise RuntimeError(
-                f"{type(self).__name__} runs on CUDA only, where flash-linear-attention's kernels do: got {input_ids.device}"
+                f"{type(self).__name__} runs on CUDA only, where flash-linear-attention's kernels do: got "
+                f"{inputs_embeds.device}"
             )
         if state is not None:
-            state.expect(len(input_ids), ())  # which tensors there are is each model's own
+            state.expect(rows, ())  # which tensors there are is each model's own
         if lengths is None:
-            lengths = torch.full((len(input_ids),), input_ids.shape[1], device=input_ids.device)
+            lengths = torch.full((rows,), width, device=inputs_embeds.device)
         start = torch.zeros_like(lengths) if state is None else state.lengths
-        hidden, borders = [], [{} if state is None else dict(state.tensors)]
-        for segment in input_ids.split(SEGMENT, 1):
-            outputs, after = self._run(segment, borders[-1])
+        hidden, borders, inputs = [], [{} if state is None else dict(state.tensors)], []
+        for segment in inputs_embeds.split(SEGMENT, 1):
+            outputs, after, layers = self._run(segment, borders[-1], layer_inputs is not None)
             hidden.append(outputs)
             borders.append(after)
-        read_again = partial(self._read_again, input_ids, borders)
+            inputs.append(layers)
+        if layer_inputs is not None:
+            layer_inputs += [torch.cat(parts, 1) for parts in zip(*inputs, strict=True)]
+        read_again = partial(self._read_again, inputs_embeds, borders)
         return SegmentedTrace(torch.cat(hidden, 1), lengths, (), start, read_again=read_again)
 
-    def _run(self, tokens: Int[Tensor, "N t"], before: Tensors) -> tuple[Float[Tensor, "N t D"], dict[str, Tensor]]:
-        """Hidden states and the tensors of the cache after `tokens`; `before`, empty at the beginning, stays as it is."""
-        if before and tokens.shape[1] == 1 and torch.is_grad_enabled() and self.config.model_type == "mesa_net":
+    def _run(
+        self, segment: Float[Tensor, "N t D"], before: Tensors, layers: bool = False
+    ) -> tuple[Float[Tensor, "N t D"], dict[str, Tensor], tuple[Tensor, ...]]:
+        """Hidden states, the tensors of the cache after `segment` and, where asked for, the inputs of its layers.
+
+        `before`, empty at the beginning, stays as it is.
+        """
+        if before and segment.shape[1] == 1 and torch.is_grad_enabled() and self.config.model_type == "mesa_net":
             raise ValueError("mesa_net passes no gradient through a single token read from a state: read at least two")
+        asked = dict(use_cache=True, return_dict=True, output_hidden_states=layers)
         with self._kernels_with_gradients():
-            output = self.model(input_ids=tokens, past_key_values=to_cache(before), use_cache=True, return_dict=True)
-        return output.last_hidden_state, from_cache(output.past_key_values, len(tokens))
+            output = self.model(inputs_embeds=segment, past_key_values=to_cache(before), **asked)
+        inputs = tuple(output.hidden_states[:-1]) if layers else ()  # the last is the final norm's
+        return output.last_hidden_state, from_cache(output.past_key_values, len(segment)), inputs
 
     @contextmanager
     def _kernels_with_gradients(self) -> Iterator[None]:
@@ -146,7 +161,7 @@ class FlaLM(FastWeightLM):
             self.model.train(before)
 
     def _read_again(
-        self, input_ids: Int[Tensor, "B T"], borders: Sequence[Tensors], positions: Int[Tensor, "B P"]
+        self, inputs_embeds: Float[Tensor, "B T D"], borders: Sequence[Tensors], positions: Int[Tensor, "B P"]
     ) -> dict[str, Tensor]:
         """The tensors after each position, B * P rows ordered (row, position)."""
         rows = [row for row, per_row in enumerate(positions.tolist()) for _ in per_row]
@@ -154,7 +169,7 @@ class FlaLM(FastWeightLM):
         states: dict[str, Tensor] = {}
         for border in sorted({plan.border for plan in plans}):
             these = [i for i, plan in enumerate(plans) if plan.border == border]
-            index = torch.tensor([rows[i] for i in these], device=input_ids.device)
+            index = torch.tensor([rows[i] for i in these], device=inputs_embeds.device)
             _put(states, these, {name: x.index_select(0, index) for name, x in borders[border].items()}, len(plans))
         place = [plan.border * SEGMENT for plan in plans]
         fresh = {i for i, plan in enumerate(plans) if not borders[plan.border]}
@@ -162,11 +177,11 @@ class FlaLM(FastWeightLM):
             due = [i for i, plan in enumerate(plans) if size in plan.pieces]
             for chosen in ([i for i in due if i in fresh], [i for i in due if i not in fresh]):
                 if chosen:
-                    tokens = torch.stack([input_ids[rows[i], place[i] : place[i] + size] for i in chosen])
-                    index = torch.tensor(chosen, device=input_ids.device)
+                    segment = torch.stack([inputs_embeds[rows[i], place[i] : place[i] + size] for i in chosen])
+                    index = torch.tensor(chosen, device=inputs_embeds.device)
                     first = chosen[0] in fresh
                     before = {} if first else {name: x.index_select(0, index) for name, x in states.items()}
-                    _put(states, chosen, self._run(tokens, before)[1], len(plans))
+                    _put(states, chosen, self._run(segment, before)[1], len(plans))
             fresh.difference_update(due)
             for i in due:
                 place[i] += size

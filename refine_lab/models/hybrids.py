@@ -13,12 +13,13 @@ from types import MethodType
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.hybrid_layers import gated_delta_net, gated_rms_norm, rms_norm, rms_norm_around_one, top_k_router
 from refine_lab.models.imports import import_quietly
+from refine_lab.models.inputs import Backbone
 from refine_lab.models.prefix_cache import Reading
 from refine_lab.models.state import State, Trace
 
@@ -96,7 +97,6 @@ class HybridLM(FastWeightLM):
     """
 
     _input_embed_layer = "embed_tokens"
-    supports_gradient_checkpointing = False  # transformers' drops what a layer is handed to keep its state in
     family: Family
     model: Any
 
@@ -107,51 +107,56 @@ class HybridLM(FastWeightLM):
         for module in self.modules():
             if type(module).__name__ in forwards:
                 module.forward = MethodType(forwards[type(module).__name__], module)
+        self.set_output_embeddings(self.lm_head)
+        self.model.read = MethodType(read_hybrid, self.model)
+        self.model.forward = MethodType(Backbone.forward, self.model)
 
     @classmethod
     def is_custom_code(cls) -> bool:
         """False: the parameters are transformers' own, and so are the checkpoints, older and fused ones included."""
         return False
 
-    def read(
-        self,
-        input_ids: Int[Tensor, "B T"],
-        lengths: Int[Tensor, "B"] | None = None,
-        state: State | None = None,
-    ) -> Trace:
-        _check_attention(self.config)  # it may have been switched since
-        rows, width = input_ids.shape
-        if lengths is None:
-            lengths = torch.full((rows,), width, device=input_ids.device)
-        if state is not None:
-            state.expect(rows, OWN_TENSORS[self.config.layer_types[0]])
-        reading, x = Reading(state, input_ids), self.model.embed_tokens(input_ids)
-        start = torch.zeros_like(lengths) if state is None else state.lengths
-        rotary = self._rotary(start.unsqueeze(-1) + torch.arange(width, device=x.device), x)
-        group = reading.grouping
-        packed = rotary if group is None or rotary is None else tuple(map(group.pack, rotary))
-        for layer, kind in zip(self.model.layers, self.config.layer_types, strict=True):
-            if kind == "linear_attention" or group is None:
-                x = layer(x, position_embeddings=rotary, attention_mask=None, past_key_values=reading)
-            else:
-                y = layer(
-                    group.pack(x), position_embeddings=packed, attention_mask=reading.mask, past_key_values=reading
-                )
-                x = group.unpack(y, width)
-        return reading.trace(self.model.norm(x), lengths)
 
-    def _rotary(self, positions: Int[Tensor, "B T"], x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines [B, T, d] as transformers has them for text; in float64 where the model is."""
-        rotary = self.model.rotary_emb
-        if rotary is None:  # OLMo-Hybrid without positions
-            return None
-        if rotary.inv_freq.dtype.itemsize < 4:  # the whole model was cast, and the frequencies lost their digits
-            rotary = type(rotary)(self.config).to(x.device)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        angles = positions.unsqueeze(-1).to(wide) * rotary.inv_freq.to(wide)
-        angles = torch.cat([angles, angles], -1)
-        cosines, sines = (y * rotary.attention_scaling for y in (angles.cos(), angles.sin()))
-        return cosines.to(x.dtype), sines.to(x.dtype)
+def read_hybrid(
+    model: Any,
+    inputs_embeds: Float[Tensor, "B T D"],
+    lengths: Int[Tensor, "B"],
+    state: State | None,
+    layer_inputs: list[Tensor] | None,
+) -> Trace:
+    """`Backbone.read` of transformers' model without a head."""
+    _check_attention(model.config)  # it may have been switched since
+    rows, width = inputs_embeds.shape[:2]
+    if state is not None:
+        state.expect(rows, OWN_TENSORS[model.config.layer_types[0]])
+    reading, x = Reading(state, inputs_embeds), inputs_embeds
+    start = torch.zeros_like(lengths) if state is None else state.lengths
+    rotary = rotary_embeddings(model, start.unsqueeze(-1) + torch.arange(width, device=x.device), x)
+    group = reading.grouping
+    packed = rotary if group is None or rotary is None else tuple(map(group.pack, rotary))
+    for layer, kind in zip(model.layers, model.config.layer_types, strict=True):
+        if layer_inputs is not None:
+            layer_inputs.append(x)
+        if kind == "linear_attention" or group is None:
+            x = layer(x, position_embeddings=rotary, attention_mask=None, past_key_values=reading)
+        else:
+            y = layer(group.pack(x), position_embeddings=packed, attention_mask=reading.mask, past_key_values=reading)
+            x = group.unpack(y, width)
+    return reading.trace(model.norm(x), lengths)
+
+
+def rotary_embeddings(model: Any, positions: Int[Tensor, "B T"], x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Cosines and sines [B, T, d] as transformers has them for text; in float64 where the model is."""
+    rotary = model.rotary_emb
+    if rotary is None:  # OLMo-Hybrid without positions
+        return None
+    if rotary.inv_freq.dtype.itemsize < 4:  # the whole model was cast, and the frequencies lost their digits
+        rotary = type(rotary)(model.config).to(x.device)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    angles = positions.unsqueeze(-1).to(wide) * rotary.inv_freq.to(wide)
+    angles = torch.cat([angles, angles], -1)
+    cosines, sines = (y * rotary.attention_scaling for y in (angles.cos(), angles.sin()))
+    return cosines.to(x.dtype), sines.to(x.dtype)
 
 
 def _check(config: Any) -> None:

@@ -14,6 +14,8 @@ from transformers import PreTrainedConfig, initialization
 
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.checks import check_allowed, check_kinds, number, whole
+from refine_lab.models.head import Head
+from refine_lab.models.inputs import Backbone
 from refine_lab.models.mlp import GatedMLP
 from refine_lab.models.state import Layer, Sharing, State, Trace
 from refine_lab.ops.lact import MATRICES, ChunkStates, Memory, Plan, Rule, lact
@@ -304,14 +306,45 @@ class LaCTBlock(nn.Module):
         return x + self.mlp(self.mlp_norm(x)), states
 
 
-class LaCTModel(nn.Module):
+class LaCTModel(Backbone):
     """Embeddings, blocks, final norm."""
 
     def __init__(self, config: LaCTConfig) -> None:
         super().__init__()
+        self.config = config
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList([LaCTBlock(config) for _ in range(config.num_hidden_layers)])
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings
+
+    def read(
+        self,
+        inputs_embeds: Float[Tensor, "B T D"],
+        lengths: Int[Tensor, "B"],
+        state: State | None,
+        layer_inputs: list[Tensor] | None,
+    ) -> Trace:
+        (rows, width), config = inputs_embeds.shape[:2], self.config
+        if state is not None:
+            state.expect(rows, {"pending_kv", "window_k"})
+        start = torch.zeros_like(lengths) if state is None else state.lengths
+        if state is None or state.sources is None:
+            sources, num_sources = torch.zeros_like(start), 1
+        else:
+            sources, num_sources = state.sources, len(next(iter(state.shared.values())))
+        plan = Plan(start, width, config.lact_chunk_size, sources, num_sources)
+        positions = start.unsqueeze(-1) + torch.arange(width, device=inputs_embeds.device)
+        angles = rotary_angles(positions, config.hidden_size // config.num_attn_heads, config.rope_theta)
+        x, states = inputs_embeds, []
+        for index, layer in enumerate(self.layers):
+            if layer_inputs is not None:
+                layer_inputs.append(x)
+            x, found = layer(x, None if state is None else state.layer(index), plan, angles)
+            states.append(found)
+        sharing = Sharing(states[0].chunks.sources, [found.shared for found in states])
+        return Trace(self.norm(x), lengths, [found.own for found in states], start, sharing)
 
 
 class LaCTForCausalLM(FastWeightLM):
@@ -324,7 +357,7 @@ class LaCTForCausalLM(FastWeightLM):
     def __init__(self, config: LaCTConfig) -> None:
         super().__init__(config)
         self.model = LaCTModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -336,30 +369,3 @@ class LaCTForCausalLM(FastWeightLM):
             module.reset_parameters()
         elif isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)
-
-    def read(
-        self,
-        input_ids: Int[Tensor, "B T"],
-        lengths: Int[Tensor, "B"] | None = None,
-        state: State | None = None,
-    ) -> Trace:
-        rows, width = input_ids.shape
-        config: Any = self.config
-        if lengths is None:
-            lengths = torch.full((rows,), width, device=input_ids.device)
-        if state is not None:
-            state.expect(rows, {"pending_kv", "window_k"})
-        start = torch.zeros_like(lengths) if state is None else state.lengths
-        if state is None or state.sources is None:
-            sources, num_sources = torch.zeros_like(start), 1
-        else:
-            sources, num_sources = state.sources, len(next(iter(state.shared.values())))
-        plan = Plan(start, width, config.lact_chunk_size, sources, num_sources)
-        positions = start.unsqueeze(-1) + torch.arange(width, device=input_ids.device)
-        angles = rotary_angles(positions, config.hidden_size // config.num_attn_heads, config.rope_theta)
-        x, states = self.model.embeddings(input_ids), []
-        for index, layer in enumerate(self.model.layers):
-            x, found = layer(x, None if state is None else state.layer(index), plan, angles)
-            states.append(found)
-        sharing = Sharing(states[0].chunks.sources, [found.shared for found in states])
-        return Trace(self.model.norm(x), lengths, [found.own for found in states], start, sharing)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from refine_lab.models.state import Sharing, State, Trace
@@ -60,14 +60,14 @@ class Reading:
     its tokens. Nothing is changed in place.
     """
 
-    def __init__(self, state: State | None, input_ids: Int[Tensor, "B T"]) -> None:
-        self.state, self.width = state, input_ids.shape[1]
+    def __init__(self, state: State | None, inputs_embeds: Float[Tensor, "B T D"]) -> None:
+        self.state, self.width = state, inputs_embeds.shape[1]
         self.grouping: Grouping | None = None
         self.mask: Bool[Tensor, "S 1 _ _"] | None = None
         self._layers: dict[int, Callable[[Tensor], Parts]] = {}
         self._shared: dict[int, Callable[[Tensor], Parts]] = {}
         if state is None or state.sources is None:
-            self._sources = torch.arange(len(input_ids), device=input_ids.device)
+            self._sources = torch.arange(len(inputs_embeds), device=inputs_embeds.device)
             return
         self._sources = state.sources
         self.grouping = Grouping.of(state.sources, len(next(iter(state.shared.values()))))

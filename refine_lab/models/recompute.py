@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from refine_lab.models.base import FastWeightLM
+if TYPE_CHECKING:
+    from refine_lab.models.base import FastWeightLM
 
 
 def recompute(policy: FastWeightLM, part: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -31,19 +32,20 @@ def token_stats(
     weight: Float[Tensor, "V D"],
     token_ids: Int[Tensor, "R"],
     *,
+    bias: Float[Tensor, "V"] | None = None,
     temperature: float = 1.0,
     entropy: bool = True,
 ) -> TokenStats:
-    """Logprob, entropy and greedy match of `token_ids` under softmax(W h / temperature).
+    """Logprob, entropy and greedy match of `token_ids` under softmax((W h + b) / temperature).
 
-    Gradients flow from logprobs and entropies to hidden states and weight. With `entropy` False the entropies are zeros
-    and cost nothing.
+    Gradients flow from logprobs and entropies to hidden states, weight and bias. With `entropy` False the entropies are
+    zeros and cost nothing.
     """
     device = hidden_states.device.type
     if torch.is_autocast_enabled(device):
         hidden_states = hidden_states.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):  # so that the backward makes the very same logits again
-        return TokenStats(*_SlicedHead.apply(hidden_states, weight, token_ids, temperature, entropy))
+        return TokenStats(*_SlicedHead.apply(hidden_states, weight, bias, token_ids, temperature, entropy))
 
 
 def row_statistics(
@@ -107,31 +109,35 @@ def _on_slices(x: Tensor) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
 
 class _SlicedHead(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_states, weight, token_ids, temperature, with_entropy):
+    def forward(ctx, hidden_states, weight, bias, token_ids, temperature, with_entropy):
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
         weight, (statistics, _) = weight.to(hidden_states.dtype), _on_slices(hidden_states)
+        bias = None if bias is None else bias.to(hidden_states.dtype)
         empty = hidden_states.new_zeros(0, dtype=torch.promote_types(hidden_states.dtype, torch.float32))
         parts = [(empty, empty, empty.bool())]
         for start in range(0, len(token_ids), HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
-            logits = hidden_states[rows] @ weight.T
+            logits = F.linear(hidden_states[rows], weight, bias)
             parts.append(statistics(logits, token_ids[rows], temperature, with_entropy))
         logprobs, entropies, greedy = (torch.cat(x) for x in zip(*parts, strict=True))
-        ctx.save_for_backward(hidden_states, weight, token_ids, logprobs, entropies)
+        ctx.save_for_backward(hidden_states, weight, bias, token_ids, logprobs, entropies)
         ctx.mark_non_differentiable(greedy)
         return logprobs, entropies, greedy
 
     @staticmethod
     def backward(ctx, grad_logprobs, grad_entropies, _):
-        hidden_states, weight, token_ids, logprobs, entropies = ctx.saved_tensors
+        hidden_states, weight, bias, token_ids, logprobs, entropies = ctx.saved_tensors
         _, gradients_ = _on_slices(hidden_states)
         grad_hidden, grad_weight = torch.empty_like(hidden_states), torch.zeros_like(weight, dtype=logprobs.dtype)
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=logprobs.dtype)
         for start in range(0, len(token_ids), HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
-            logits = hidden_states[rows] @ weight.T
+            logits = F.linear(hidden_states[rows], weight, bias)
             upstream = (None if x is None else x[rows] for x in (grad_logprobs, grad_entropies))
             grad = gradients_(logits, token_ids[rows], logprobs[rows], entropies[rows], *upstream, ctx.temperature)
             torch.mm(grad, weight, out=grad_hidden[rows])
             grad_weight += grad.T @ hidden_states[rows]
-        return grad_hidden, grad_weight, None, None, None
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+        return grad_hidden, grad_weight, grad_bias, None, None, None

@@ -35,7 +35,7 @@ class Probe(NamedTuple):
     def of(model: FastWeightLM, prefixes: Sequence[int], rollout_length: int, seed: int) -> Probe:
         """The probe of ascending lengths of prefixes, on the model's device."""
         generator = torch.Generator().manual_seed(seed)
-        vocabulary, longest = model.head_weight.shape[0], prefixes[-1] + rollout_length
+        vocabulary, longest = model.head.out_features, prefixes[-1] + rollout_length
         short = prefixes[-2] + 1 if len(prefixes) > 1 else prefixes[0]
         tokens = torch.randint(vocabulary, (2, longest), generator=generator)
         positions = torch.tensor([[min(x, short) - 1 for x in prefixes], [x - 1 for x in prefixes]])
@@ -120,7 +120,7 @@ def _decode(model: FastWeightLM, branches: Branches, tokens: Tensor) -> tuple[Te
 
 def logits_of(model: FastWeightLM, hidden_states: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows V"]:
     """In float32 at least, and without the sliced head: what the gate compares with shares as little as can be."""
-    logits = hidden_states @ model.head_weight.T.to(hidden_states.dtype)
+    logits = model.lm_head(hidden_states)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

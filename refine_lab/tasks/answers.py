@@ -12,10 +12,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.data.batches import padded
+from refine_lab.decoding import greedy_tokens
 from refine_lab.models.base import FastWeightLM
 from refine_lab.run_files import parquet_parts, write_parquet
 from refine_lab.tasks.prompts import Example, end_of_text
@@ -67,12 +67,9 @@ def answers_to(
     """As `answer`, of prompts given as tokens, all at once."""
     end = end_of_text(tokenizer)
     batch = padded([np.array(prompt) for prompt in prompts], tuple(range(len(prompts)))).to(policy.device)
-    trace = policy.read(batch.tokens, batch.lengths)
-    state, hidden = trace.final_state, trace.hidden_at((batch.lengths - 1).unsqueeze(-1))
     written: list[list[int]] = [[] for _ in prompts]
     texts: dict[int, str] = {}
-    while True:
-        chosen: Tensor = (hidden @ policy.head_weight.T.to(hidden.dtype)).argmax(-1)
+    for chosen in greedy_tokens(policy, batch):
         for row, token in enumerate(chosen[:, 0].tolist()):
             if row in texts:
                 continue
@@ -82,9 +79,8 @@ def answers_to(
             if token == end or "\n" in text or len(written[row]) == max_tokens:
                 texts[row] = first_line(text)
         if len(texts) == len(prompts):
-            return [texts[row] for row in range(len(prompts))]
-        step = policy.read(chosen, state=state)
-        state, hidden = step.final_state, step.hidden_states
+            break
+    return [texts[row] for row in range(len(prompts))]
 
 
 def answer_row(example: Example, answer: str, *, way: str, seed: int, seconds: float) -> dict[str, Any]:

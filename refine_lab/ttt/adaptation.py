@@ -205,7 +205,7 @@ def _check(model: FastWeightLM, prompt: Any) -> None:
     shown = f"{prompt.dtype} {list(prompt.shape)}" if isinstance(prompt, Tensor) else prompt
     require(row, "a prompt", shown, "a row of token ids, a tensor [T] of whole numbers")
     require(len(prompt) >= 2, "a prompt's tokens", len(prompt), "at least 2: one to read and one to predict")
-    last, ends = len(model.head_weight) - 1, [int(prompt.min()), int(prompt.max())]
+    last, ends = model.head.out_features - 1, [int(prompt.min()), int(prompt.max())]
     require(0 <= ends[0] and ends[1] <= last, "a prompt's tokens", ends, f"from 0 to {last}")
     limit = token_limit(model)
     within = limit is None or len(prompt) <= limit

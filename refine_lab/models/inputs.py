@@ -1,0 +1,186 @@
+"""transformers' call of a model on top of `read`: pads, masks, embeddings, and what is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from refine_lab.models.state import State, Trace
+
+Read = Callable[[Tensor, Tensor, "State | None", "list[Tensor] | None"], Trace]
+"""`read_embeddings` of a model: (inputs_embeds, lengths, state, layer_inputs) -> the trace."""
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """The real tokens of a padded batch, moved to the left of their rows, and the way back."""
+
+    real: Bool[Tensor, "B T"]
+    full: bool
+    "Whether no token is a pad."
+
+    @staticmethod
+    def of(attention_mask: Any, embedded: Float[Tensor, "B T D"], state: State | None) -> Packing:
+        """The packing of a call's last T tokens. Raises ValueError for a mask that is not one number a token."""
+        rows, width = embedded.shape[:2]
+        if attention_mask is None:
+            return Packing(torch.ones(rows, width, dtype=torch.bool, device=embedded.device), full=True)
+        if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
+            form = list(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+            raise ValueError(f"attention_mask must be 2-D, 1 for a token and 0 for a pad, got {form}")
+        columns = attention_mask.shape[1]
+        if len(attention_mask) != rows or (columns != width if state is None else columns < width):
+            least = "" if state is None else " or more"
+            raise ValueError(
+                f"attention_mask must have shape [{rows}, {width}{least}], got {list(attention_mask.shape)}"
+            )
+        real = attention_mask[:, -width:].bool()
+        if (empty := ~real.any(-1)).any():
+            raise ValueError(
+                f"attention_mask leaves no token of row {int(empty.nonzero()[0])}; a row needs at least one"
+            )
+        return Packing(real, full=bool(real.all()))
+
+    @property
+    def lengths(self) -> Int[Tensor, "B"]:
+        return self.real.sum(-1)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[B, T, ...], each row's real tokens first, in their order."""
+        if self.full:
+            return x
+        order = torch.sort(~self.real, dim=-1, stable=True).indices
+        return x.gather(1, _like(order, x))
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """What `pack` moved back in its column; a pad gets what the last real token before it has.
+
+        A pad changes nothing, so the model is after it where it was before. Pads before a row's first token get the first's.
+        """
+        if self.full:
+            return x
+        return x.gather(1, _like((self.real.cumsum(-1) - 1).clamp(min=0), x))
+
+
+def _like(index: Int[Tensor, "B T"], x: Tensor) -> Tensor:
+    return index.view(*index.shape, *[1] * (x.ndim - 2)).expand(*index.shape, *x.shape[2:])
+
+
+def read_inputs(
+    read: Read,
+    embed: nn.Module,
+    config: Any,
+    *,
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    attention_mask: Any,
+    position_ids: Tensor | None,
+    past_key_values: State | None,
+    use_cache: bool | None,
+    output_attentions: bool | None,
+    output_hidden_states: bool | None,
+) -> tuple[BaseModelOutputWithPast, Packing]:
+    """transformers' output of a model without its head, and where its real tokens stand.
+
+    `hidden_states` has layers + 1 tensors where they are asked for: the input of each layer, then the final hidden states.
+    Raises ValueError, naming the argument, for what cannot be done.
+    """
+    if output_attentions or (output_attentions is None and getattr(config, "output_attentions", False)):
+        raise ValueError("output_attentions must be False: fast weights have no attention weights to return")
+    embedded, state = _embedded(embed, input_ids, inputs_embeds), past_key_values
+    if state is not None and not isinstance(state, State):
+        raise ValueError(f"past_key_values must be a State of this package, got {type(state).__name__}")
+    packing = Packing.of(attention_mask, embedded, state)
+    if position_ids is not None:
+        _check_positions(position_ids, packing, state)
+    if output_hidden_states is None:
+        output_hidden_states = getattr(config, "output_hidden_states", False)
+    layer_inputs: list[Tensor] | None = [] if output_hidden_states else None
+    trace = read(packing.pack(embedded), packing.lengths, state, layer_inputs)
+    final = packing.unpack(trace.hidden_states)
+    keep = config.use_cache if use_cache is None else use_cache
+    past: Any = trace.final_state if keep else None  # a State where transformers has a Cache
+    layers = None if layer_inputs is None else (*map(packing.unpack, layer_inputs), final)
+    return BaseModelOutputWithPast(last_hidden_state=final, past_key_values=past, hidden_states=layers), packing
+
+
+def _embedded(embed: nn.Module, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Float[Tensor, "B T D"]:
+    if (input_ids is None) == (inputs_embeds is None):
+        given = "neither" if input_ids is None else "both"
+        raise ValueError(f"exactly one of input_ids and inputs_embeds must be given, got {given}")
+    name, given = ("input_ids", input_ids) if input_ids is not None else ("inputs_embeds", inputs_embeds)
+    assert given is not None
+    if given.ndim != (2 if input_ids is not None else 3) or given.shape[1] == 0:
+        form = "[B, T]" if input_ids is not None else "[B, T, D]"
+        raise ValueError(f"{name} must have shape {form} with at least one token a row, got {list(given.shape)}")
+    return given if input_ids is None else embed(given)
+
+
+def _check_positions(position_ids: Tensor, packing: Packing, state: State | None) -> None:
+    """Refuse positions that do not count a row's tokens from where its state stands."""
+    rows, width = packing.real.shape
+    if position_ids.ndim != 2 or len(position_ids) not in (1, rows) or position_ids.shape[1] != width:
+        raise ValueError(f"position_ids must have shape [{rows}, {width}], got {list(position_ids.shape)}")
+    start = torch.zeros_like(packing.lengths) if state is None else state.lengths
+    place = torch.arange(width, device=position_ids.device)
+    positions = packing.pack(position_ids.expand(rows, width))
+    wrong = (positions != start.unsqueeze(-1) + place) & (place < packing.lengths.unsqueeze(-1))
+    if wrong.any():
+        row = int(wrong.any(-1).nonzero()[0])
+        raise ValueError(
+            f"position_ids must count the tokens of row {row} from {int(start[row])} without a gap, got "
+            f"{int(positions[row][wrong[row]][0])}: a state knows how many tokens it has read"
+        )
+
+
+class Backbone(nn.Module):
+    """A model without its head: embeddings, blocks, final norm. A subclass gives `read` and an embedding."""
+
+    config: Any
+
+    def read(
+        self,
+        inputs_embeds: Float[Tensor, "B T D"],
+        lengths: Int[Tensor, "B"],
+        state: State | None,
+        layer_inputs: list[Tensor] | None,
+    ) -> Trace:
+        """See `FastWeightLM.read_embeddings`."""
+        raise TypeError(f"{type(self).__name__} must define read")
+
+    def get_input_embeddings(self) -> nn.Module:
+        raise TypeError(f"{type(self).__name__} must define get_input_embeddings")
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: State | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPast | tuple:
+        """transformers' forward of a model without a head: `last_hidden_state` [B, T, D] after the final norm."""
+        output, _ = read_inputs(
+            self.read,
+            self.get_input_embeddings(),
+            self.config,
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        return output.to_tuple() if return_dict is False else output
