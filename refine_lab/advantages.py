@@ -11,6 +11,13 @@ from torch import Tensor
 EPS = 1e-6
 """Added to the standard deviation, as in the release."""
 
+ROUNDING = 4
+"""Units in the last place (eps of the dtype, times the largest magnitude) by which two equal quantities may differ.
+
+The mean of five float32 cosines lies within 2 eps of its exact value (at most 2.0 over 80,000 draws of 32 to 2,048
+channels), so that two rewards that are equal in exact arithmetic lie within 4 eps of each other.
+"""
+
 
 def advantages(
     rewards: Float[Tensor, "R"], num_chunks: int, group_size: int, group_by: Literal["sequence", "prefix"]
@@ -19,7 +26,12 @@ def advantages(
 
     `rewards` are ordered row by row, position by position. A group holds all `num_chunks * group_size` rollouts of a
     sequence (`sequence`; the paper with n = 1), or the `group_size` rollouts of one position (`prefix`; what the
-    release does with n > 1). Equal rewards give exactly 0, and so does a group of one: it has nothing to compare with.
+    release does with n > 1).
+
+    A group gives exactly 0 where it holds a single rollout, since there is nothing to compare with, and where its rewards
+    are equal within rounding: max(r) - min(r) <= 4 eps max(|r|), with eps that of the rewards' dtype (1.2e-7 in float32,
+    1e-3 in float16, 8e-3 in bfloat16). Without this threshold the last bit of a float32 reward near 1 gives an
+    advantage of 0.1. A reward that tells finer differences apart must be returned in a wider dtype.
 
     Raises ValueError for `prefix` with a group of one, and for rewards that do not divide into rows.
     """
@@ -33,7 +45,10 @@ def advantages(
     groups = rewards.detach().double().view(-1, per_row if group_by == "sequence" else group_size)
     if groups.shape[1] == 1:
         return torch.zeros_like(rewards)
+    spread = groups.amax(1, keepdim=True) - groups.amin(1, keepdim=True)
+    varied = spread > ROUNDING * torch.finfo(rewards.dtype).eps * groups.abs().amax(1, keepdim=True)
     # Distances from a member, not the rewards themselves: where all are equal they are 0, and no mean can round.
     groups = groups - groups[:, :1]
     centred = groups - groups.mean(1, keepdim=True)
-    return (centred / (groups.std(1, keepdim=True) + EPS)).flatten().to(rewards.dtype)
+    standardised = centred / (groups.std(1, keepdim=True) + EPS)
+    return torch.where(varied, standardised, 0).flatten().to(rewards.dtype)

@@ -30,6 +30,10 @@ def policy_loss(
     Returns the loss and `clip_fraction` (tokens on which a clip holds, so that no gradient flows) and `ratio_mean`.
     With one update a batch the old logprobs are the logprobs themselves: the ratio is 1, the gradient that of
     -A logprob.
+
+    Where no clip holds, the expected gradient over tokens drawn from pi_old is that of -E_pi[A] at each state, since
+    E_old[pi / pi_old A grad log pi] = E_pi[A grad log pi]. The states (prefix and earlier tokens of the rollout) stay
+    distributed as pi_old visits them; no product of earlier ratios corrects for them, as in PPO and GRPO.
     """
     ratio = _log_ratio(logprobs, old_logprobs.detach()).exp()
     weights = -advantages.detach().unsqueeze(-1)
@@ -44,15 +48,41 @@ def policy_loss(
 
 
 def kl_loss(
-    logprobs: Float[Tensor, "R K"], reference_logprobs: Float[Tensor, "R K"], num_tokens: int
+    logprobs: Float[Tensor, "R K"],
+    old_logprobs: Float[Tensor, "R K"],
+    reference_logprobs: Float[Tensor, "R K"],
+    num_tokens: int,
 ) -> Float[Tensor, ""]:
-    """KL(pi || pi_ref) estimated on pi's own tokens: exp(d) - d - 1, d = log pi_ref - log pi (Schulman's k3)."""
-    difference = _log_ratio(reference_logprobs.detach(), logprobs)
-    return (difference.exp() - difference - 1).sum() / num_tokens
+    """KL(pi || pi_ref) on tokens drawn from pi_old: its value and its gradient, both without bias.
+
+        value    = r (exp(d) - d - 1),     r = pi / pi_old,  d = log pi_ref - log pi     (Schulman's k3, weighted by r)
+        gradient = r (-d) grad log pi
+
+    The gradient is that of the weighted value with r differentiated too, since
+    grad [r (e^d - d - 1)] = r grad log pi (e^d - d - 1) + r (1 - e^d) grad log pi = r (-d) grad log pi, and
+    E_old[r (-d) grad log pi] = grad KL(pi || pi_ref). It is written out here because the exponentials cancel only in exact
+    arithmetic. k3 alone has the gradient (1 - e^d) grad log pi, whose expectation is grad KL(pi_ref || pi), and without r
+    it counts the tokens of pi_old as if pi had drawn them (DeepSeek-V3.2, arXiv 2512.02556, equation 7).
+    With one update a batch r is 1, and its gradient that of log pi.
+
+    The sum goes over the divergences at each state that a rollout visits. The states stay distributed as pi_old visits
+    them: the dependence of later states on earlier tokens, which the divergence of whole rollouts has besides, is left out,
+    as in GRPO. Log-ratios are held within 20, and a ratio that is held there passes no gradient.
+    """
+    ratio = _log_ratio(logprobs, old_logprobs.detach()).exp()
+    difference = _log_ratio(reference_logprobs.detach(), logprobs.detach())
+    value = ratio.detach() * (difference.exp() - difference - 1)
+    surrogate = -difference * ratio
+    return (value + (surrogate - surrogate.detach())).sum() / num_tokens
 
 
 def entropy_loss(entropies: Float[Tensor, "R K"], num_tokens: int) -> Float[Tensor, ""]:
-    """The negative mean entropy of the policy on the rollout tokens: added with a coefficient, it rewards spread."""
+    """The negative mean entropy of the policy on the rollout tokens: added with a coefficient, it rewards spread.
+
+    Each entropy is a sum over the whole vocabulary and no estimate, so that its gradient is the exact one at its state,
+    whatever policy drew the tokens: no ratio belongs to it. The states stay distributed as pi_old visits them, and the
+    gradient through which states the policy visits is left out.
+    """
     return -entropies.sum() / num_tokens
 
 

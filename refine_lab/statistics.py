@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Shaped
 from scipy import stats
 
+from refine_lab.advantages import ROUNDING
 from refine_lab.config import require
 
 CONFIDENCE = 0.95
@@ -44,18 +45,35 @@ def paired_difference(
     require(
         matched, f"the {pair}s of {way!r}", sorted(one.index), f"those of {against!r}, {sorted(other.index)}, each once"
     )
-    difference, low, high = mean_interval((one - other.loc[one.index]).to_numpy(dtype=float))
+    scale = float(np.abs([*one, *other]).max())
+    difference, low, high = mean_interval((one - other.loc[one.index]).to_numpy(), scale)
     return {"difference": difference, "low": low, "high": high, "pairs": len(one)}
 
 
-def mean_interval(values: Float[np.ndarray, "n"]) -> tuple[float, float, float]:
+def mean_interval(values: Shaped[np.ndarray, "n"], scale: float | None = None) -> tuple[float, float, float]:
     """The mean of independent values, and its 95 % interval by Student's t.
 
-    Both ends are NaN for fewer than two values and where all are equal: a spread of 0 says nothing of the next value.
+    Both ends are NaN for fewer than two values and where the values are equal within rounding (see `varies`): a spread of 0
+    says nothing about the next value.
     """
     nan, n = float("nan"), len(values)
+    varied, values = varies(values, scale), values.astype(float)
     mean = float(values.mean()) if n else nan
-    if n < 2 or values.std() < 1e-12:
+    if not varied:
         return mean, nan, nan
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / n**0.5)
     return mean, mean - half, mean + half
+
+
+def varies(values: Shaped[np.ndarray, "n"], scale: float | None = None) -> bool:
+    """Whether values differ by more than rounding: max - min > 4 eps `scale`, with eps that of their dtype.
+
+    `scale` is the magnitude of the numbers that were rounded, which for differences is that of their operands; None is the
+    largest magnitude among the values.
+    """
+    if len(values) < 2:
+        return False
+    eps = np.finfo(values.dtype if values.dtype.kind == "f" else float).eps
+    values = values.astype(float)
+    largest = float(np.abs(values).max()) if scale is None else scale
+    return bool(np.ptp(values) > ROUNDING * eps * largest)

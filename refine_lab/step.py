@@ -129,7 +129,7 @@ def rollout_loss(
     metrics["nsp_loss"] = loss.detach()
     loss = method.nsp_coef * loss
     if reference_logprobs is not None:
-        divergence = kl_loss(continuation.logprobs, reference_logprobs, num_tokens)
+        divergence = kl_loss(continuation.logprobs, rollouts.old_logprobs, reference_logprobs, num_tokens)
         loss, metrics["kl"] = loss + method.kl_coef * divergence, divergence.detach()
     if method.entropy_coef:
         loss = loss + method.entropy_coef * entropy_loss(continuation.entropies, num_tokens)

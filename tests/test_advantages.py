@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from refine_lab.advantages import advantages
+from refine_lab.rewards import cosine
 
 
 def test_a_sequence_by_hand():
@@ -41,6 +42,37 @@ def test_equal_rewards_give_exactly_zero(value, count, dtype):
     result = advantages(torch.full((2 * count,), value, dtype=dtype), count, 1, "sequence")
     assert result.dtype == dtype
     assert result.tolist() == [0.0] * (2 * count)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [1.0, 0.7, -0.9, 3e-4])
+def test_rewards_that_are_equal_within_rounding_give_exactly_zero(value, dtype):
+    """A last bit is no preference: of float32 rewards near 1 it would make advantages of 0.1."""
+    eps = torch.finfo(dtype).eps
+    near = torch.tensor([value * (1 + step * eps) for step in (0, 1, -1, 2)], dtype=torch.float64).to(dtype)
+    assert len(near.unique()) > 1
+    assert advantages(near, 4, 1, "sequence").tolist() == [0.0] * 4
+    mixed = torch.cat([near, torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=dtype)])
+    assert advantages(mixed, 4, 1, "sequence")[4:].abs().min() > 0.8  # each group is judged by itself
+
+
+def test_cosines_that_are_equal_but_for_their_rounding_give_exactly_zero():
+    """Vectors at the same angle but of other lengths have one cosine, which float32 gives in several last bits."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, target = torch.randn(2, 5, 64, generator=generator)
+    lengths = torch.linspace(0.3, 3, 8).view(-1, 1, 1)
+    unused = torch.zeros(8, 5, dtype=torch.long), torch.zeros(8, 5, dtype=torch.long)
+    rewards = cosine(*unused, lengths * hidden, lengths.flip(0) * target, torch.zeros(8, 5))
+    assert len(rewards.unique()) > 1
+    assert advantages(rewards, 8, 1, "sequence").tolist() == [0.0] * 8
+
+
+def test_a_difference_above_rounding_keeps_its_advantage():
+    """Ten units in the last place of float32: the deviation is 8e-7 and the 1e-6 beside it counts, as ever."""
+    rewards = torch.tensor([1.0, 1.0 + 10 * 2**-23])
+    difference = 10 * 2**-23
+    expected = difference / 2 / (difference / math.sqrt(2) + 1e-6)
+    assert advantages(rewards, 2, 1, "sequence").tolist() == pytest.approx([-expected, expected], rel=1e-6)
 
 
 def test_a_group_of_one_gives_zero():

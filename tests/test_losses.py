@@ -91,23 +91,114 @@ def test_a_vanished_old_probability_gives_a_finite_loss_and_no_nan(advantage):
 
 
 def test_kl_by_hand():
-    """exp(d) - d - 1 with d = log ref - log pi; its slope in log pi is 1 - exp(d)."""
+    """r (exp(d) - d - 1) with d = log ref - log pi and r = pi / pi_old; its slope in log pi is -r d."""
     logprobs = torch.tensor([[math.log(0.5), math.log(0.25)]], dtype=torch.float64, requires_grad=True)
+    old = torch.tensor([[math.log(0.25), math.log(0.25)]], dtype=torch.float64)
     reference = torch.tensor([[math.log(0.25), math.log(0.25)]], dtype=torch.float64)
-    loss = kl_loss(logprobs, reference, num_tokens=2)
+    loss = kl_loss(logprobs, old, reference, num_tokens=2)
     loss.backward()
-    assert loss.item() == pytest.approx((0.5 + math.log(2) - 1) / 2)
+    assert loss.item() == pytest.approx(2 * (0.5 + math.log(2) - 1) / 2)
     assert logprobs.grad is not None
-    assert logprobs.grad[0].tolist() == pytest.approx([0.25, 0.0])
+    assert logprobs.grad[0].tolist() == pytest.approx([2 * math.log(2) / 2, 0.0])
 
 
-def test_kl_estimates_the_divergence():
-    """Averaged over every token with its probability it is the divergence itself."""
-    policy = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-    reference = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
-    each = [kl_loss(policy[i].log().view(1, 1), reference[i].log().view(1, 1), 1).item() for i in range(3)]
-    expected = (policy * (policy / reference).log()).sum().item()
-    assert sum(p * v for p, v in zip(policy.tolist(), each, strict=True)) == pytest.approx(expected)
+class Sequences:
+    """All sequences of two tokens out of three, as a policy draws them that looks at the first for the second."""
+
+    def __init__(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        logits = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in (3, (3, 3))]
+        self.parameters = [x.requires_grad_() for x in logits]
+
+    @property
+    def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """log p(first) [3] and log p(second | first) [3, 3]."""
+        first, second = (x.log_softmax(-1) for x in self.parameters)
+        return first, second
+
+    @property
+    def logprobs(self) -> torch.Tensor:
+        """[9, 2]: of the first and of the second token of every sequence."""
+        first, second = self.tables
+        return torch.stack([first.repeat_interleave(3), second.flatten()], 1)
+
+    def expected(self, losses: torch.Tensor) -> torch.Tensor:
+        """The mean of the sequences' losses [9] over draws from this policy."""
+        return (self.logprobs.sum(1).exp().detach() * losses).sum()
+
+
+def gradients(value: torch.Tensor, policy: Sequences) -> torch.Tensor:
+    return torch.cat(
+        [x.flatten() for x in torch.autograd.grad(value, policy.parameters, retain_graph=True, materialize_grads=True)]
+    )
+
+
+def alone(loss, *tensors: torch.Tensor) -> torch.Tensor:
+    """The loss of each row by itself, [R]."""
+    rows = zip(*(x.split(1) for x in tensors), strict=True)
+    return torch.stack([loss(*row, num_tokens=1) for row in rows])
+
+
+def policies(updates: int) -> tuple[Sequences, Sequences, Sequences]:
+    """A policy, the one that drew its tokens (itself before its first update, another after it), and a reference."""
+    policy, moved, reference = Sequences(0), Sequences(1), Sequences(2)
+    return policy, policy if updates == 1 else moved, reference
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_expected_gradient_of_kl_is_that_of_the_divergence(updates):
+    """Over every sequence, weighted as pi_old draws it: value and gradient of the divergence at the states it visits."""
+    policy, old, reference = policies(updates)
+    found = old.expected(alone(kl_loss, policy.logprobs, old.logprobs.detach(), reference.logprobs))
+    (first, second), (first_ref, second_ref) = policy.tables, reference.tables
+    visited = old.tables[0].exp().detach()
+    exact = (first.exp() * (first - first_ref)).sum()
+    exact = exact + (visited.unsqueeze(1) * second.exp() * (second - second_ref)).sum()
+    assert found.item() == pytest.approx(exact.item(), abs=1e-10)
+    assert torch.allclose(gradients(found, policy), gradients(exact, policy), rtol=0, atol=1e-10)
+    reverse = (first_ref.exp() * (first_ref - first)).sum()
+    assert not torch.allclose(gradients(exact, policy)[:3], gradients(reverse, policy)[:3], atol=1e-2)  # k3's own
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_expected_gradient_of_the_policy_loss_is_that_of_the_expected_advantage(updates):
+    """Where nothing is clipped: at the states that pi_old visits, the advantage of a sequence counted at each token."""
+    policy, old, _ = policies(updates)
+    advantages = torch.randn(9, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def unclipped(logprobs, old_logprobs, advantage, num_tokens):
+        return policy_loss(logprobs, old_logprobs, advantage, 1e6, 1e6, num_tokens)[0]
+
+    found = old.expected(alone(unclipped, policy.logprobs, old.logprobs.detach(), advantages))
+    (first, second), (first_old, second_old) = policy.tables, [x.detach() for x in old.tables]
+    by_state = advantages.view(3, 3)
+    at_first = first.exp() * (second_old.exp() * by_state).sum(1)  # the second token comes from pi_old
+    at_second = first_old.exp().unsqueeze(1) * second.exp() * by_state
+    exact = -(at_first.sum() + at_second.sum())
+    assert torch.allclose(gradients(found, policy), gradients(exact, policy), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_expected_gradient_of_the_entropy_is_exact_at_the_states_that_are_visited(updates):
+    policy, old, _ = policies(updates)
+    first, second = policy.tables
+    at_first, at_second = -(first.exp() * first).sum(), -(second.exp() * second).sum(1)
+    entropies = torch.stack([at_first.expand(9), at_second.repeat_interleave(3)], 1)
+    found = old.expected(alone(entropy_loss, entropies))
+    exact = -at_first - (old.tables[0].exp().detach() * at_second).sum()
+    assert found.item() == pytest.approx(exact.item(), abs=1e-10)
+    assert torch.allclose(gradients(found, policy), gradients(exact, policy), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("logprob", "reference"), [(-0.1, -500.0), (-500.0, -0.1), (-0.1, -0.1)])
+def test_kl_stays_finite_where_a_probability_vanishes(logprob, reference):
+    """In float32 too, where exp(d) - d - 1 and its slope would cancel to nothing."""
+    logprobs = torch.tensor([[logprob]], requires_grad=True)
+    loss = kl_loss(logprobs, logprobs.detach(), torch.tensor([[reference]]), 1)
+    loss.backward()
+    difference = max(-20.0, min(20.0, reference - logprob))
+    assert loss.item() == pytest.approx(math.expm1(difference) - difference, rel=1e-6)
+    assert logprobs.grad is not None and logprobs.grad.item() == pytest.approx(-difference)
 
 
 def test_entropy_loss_rewards_spread():

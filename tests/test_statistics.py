@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refine_lab.statistics import by_way, mean_interval, paired_difference
+from refine_lab.statistics import by_way, mean_interval, paired_difference, varies
 
 ROWS = pd.DataFrame(
     [
@@ -58,3 +58,25 @@ def test_seeds_that_do_not_match_are_refused(rows):
 def test_equal_values_make_no_claim():
     mean, low, high = mean_interval(np.array([0.25, 0.25, 0.25]))
     assert mean == 0.25 and math.isnan(low) and math.isnan(high)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_differences_that_are_equal_but_for_rounding_make_no_claim(dtype):
+    """Both seeds gain 0.2; a float32 column holds the differences 0.20000002 and 0.19999999."""
+    rows = pd.DataFrame([("sft", 0, 0.4), ("sft", 1, 0.3), ("nested", 0, 0.6), ("nested", 1, 0.5)])
+    rows = rows.set_axis(["way", "seed", "recall"], axis=1).astype({"recall": dtype})
+    found = paired_difference(rows, "nested", "sft", "recall")
+    assert found["difference"] == pytest.approx(0.2)
+    assert math.isnan(found["low"]) and math.isnan(found["high"])
+
+
+@pytest.mark.parametrize("scale", [1e-13, 1.0, 1e13])
+def test_an_interval_does_not_depend_on_the_unit(scale):
+    expected = mean_interval(np.array([0.10, 0.15, 0.20]))
+    assert mean_interval(scale * np.array([0.10, 0.15, 0.20])) == pytest.approx([scale * x for x in expected])
+
+
+def test_values_vary_where_they_differ_by_more_than_rounding():
+    near = np.array([1.0, 1.0 + 2**-23], dtype=np.float32)
+    assert not varies(near) and varies(near.astype(float)) and not varies(near.astype(float), scale=1e9)
+    assert not varies(near[:1]) and not varies(np.zeros(3)) and varies(np.array([0, 1]))

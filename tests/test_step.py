@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import refine_lab.step as step_module
 from refine_lab.config import RefineConfig, TrainConfig
 from refine_lab.draws import Draws
+from refine_lab.losses import kl_loss
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.optim import make_optimizers
 from refine_lab.rewards import REWARDS
@@ -203,6 +204,23 @@ def test_kl_pulls_towards_the_reference_and_needs_one():
     assert train_step(learner, batch, Draws(seed=0, step=2)).metrics["kl"] > 1e-6
     with pytest.raises(ValueError, match=r"kl_coef 0\.5 needs a reference policy"):
         train_step(learner_for(make_policy(), method), batch, Draws(seed=0, step=1))
+
+
+def test_kl_weighs_the_tokens_of_an_earlier_policy(monkeypatch):
+    """From the second update on, tokens that the policy drew before the first count by pi / pi_old."""
+    ratios = []
+
+    def recorded(logprobs, old_logprobs, reference_logprobs, num_tokens):
+        ratios.append((logprobs - old_logprobs).exp().detach())
+        return kl_loss(logprobs, old_logprobs, reference_logprobs, num_tokens)
+
+    monkeypatch.setattr("refine_lab.step.kl_loss", recorded)
+    method = RefineConfig(num_chunks=4, margin=5, kl_coef=0.5)
+    learner = replace(learner_for(make_policy(), method, mini_batch_size=1), reference=make_policy())
+    train_step(learner, make_batch(), Draws(seed=0, step=1))
+    first, *later = ratios
+    assert len(later) == 2 and torch.allclose(first, torch.ones_like(first))
+    assert all((x - 1).abs().max() > 1e-3 for x in later)
 
 
 class _LargestLogits(TorchDispatchMode):

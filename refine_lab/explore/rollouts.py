@@ -24,6 +24,7 @@ from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import Trace
 from refine_lab.rewards import binary, checked, cosine
 from refine_lab.rollout import Branches, follow, sample
+from refine_lab.statistics import varies
 from refine_lab.types import RewardFunction
 
 PREFIX_TOKENS = 24
@@ -176,7 +177,8 @@ def _advantages(frame: pd.DataFrame, group_by: Literal["sequence", "prefix"]) ->
 
 
 def correlations(frame: pd.DataFrame) -> pd.DataFrame:
-    """How the rewards of rollouts go with other things: Pearson's r over rollouts, a row each; NaN where one does not vary.
+    """How the rewards of rollouts go with other things: Pearson's r over rollouts, a row each; NaN where one is
+    constant within rounding.
 
     Columns `with`, `r`, `rollouts`: the entropy at the prefix, the share of exact tokens, and the true continuation's
     logprob. `frame` as of `assess`.
@@ -184,7 +186,7 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
     others = {"entropy": "entropy", "exact match": "binary", "logprob of the truth": "target_logprob"}
     rows = []
     for name, column in others.items():
-        x, y = frame["reward"].to_numpy(dtype=float), frame[column].to_numpy(dtype=float)
-        varied = len(frame) > 1 and x.std() > 1e-12 and y.std() > 1e-12
-        rows.append({"with": name, "r": float(np.corrcoef(x, y)[0, 1]) if varied else np.nan, "rollouts": len(frame)})
+        x, y = frame["reward"].to_numpy(), frame[column].to_numpy()
+        r = float(np.corrcoef(x.astype(float), y.astype(float))[0, 1]) if varies(x) and varies(y) else np.nan
+        rows.append({"with": name, "r": r, "rollouts": len(frame)})
     return pd.DataFrame(rows)

@@ -41,7 +41,7 @@ def summary(answers: pd.DataFrame) -> pd.DataFrame:
     for way, group in per_prompt(answers).groupby("way", sort=False):
         row: dict[str, Any] = {"way": way, "prompts": len(group)}
         for measure in (*SCORES, *READINGS):
-            values = group[measure].dropna().to_numpy(dtype=float)
+            values = group[measure].dropna().to_numpy()
             row |= dict(zip((measure, f"{measure}_low", f"{measure}_high"), mean_interval(values), strict=True))
         rows.append(row)
     return pd.DataFrame(rows)
