@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import filter as matching
@@ -12,7 +14,6 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from refine_lab.data.corpus import Manifest, load_manifest
 from refine_lab.data.tokenizer import check_tokenizer
@@ -57,6 +58,9 @@ def load_model(
     Our own classes read what others wrote; code that comes with a model is neither fetched nor run. `trust_remote_code`
     allows it, for a tokenizer and for a `FastWeightLM` of the repository's own; `allow_pickle` allows weights in
     `PICKLES`, where there are no safetensors, of which nothing but tensors is read.
+
+    Where the configuration says that head and embedding are tied and the file holds two that differ, both are loaded,
+    `tie_word_embeddings` becomes False in the model's configuration, and a warning says so.
 
     Raises FileNotFoundError where nothing is found, naming where it was looked for, and ValueError for a model of another
     family, weights that do not fit the configuration, a tokenizer that does not fit the embedding, and what is not allowed.
@@ -154,7 +158,7 @@ def _load_weights(
     folder, pickled = place.folder, _fetch_weights(place, allow_pickle)
     how = dict(state_dict=_unpickled(pickled)) if pickled else dict(use_safetensors=True, local_files_only=True)
     how |= dict(config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True)
-    try:  # sizes that differ are told below, in one sentence
+    try:  # what does not fit is refused below, in one sentence
         with _without_report():
             model, info = model_class.from_pretrained(None if pickled else folder, **how)
     except Exception as error:  # of transformers, safetensors, torch and the system, for files of every kind of damage
@@ -167,18 +171,43 @@ def _load_weights(
     for kind, names in wrong.items():
         if names:
             raise ValueError(f"the weights in {folder} do not fit its config.json: {kind} {', '.join(names[:3])}")
+    _agree_on_tying(model, folder)
     return model
+
+
+def _agree_on_tying(model: FastWeightLM, folder: Path) -> None:
+    """Set `tie_word_embeddings` to False, with a warning, where the file holds a head that differs from the embedding.
+
+    transformers loads both tensors then, but its configuration still says that they are one: `tie_weights()` would lose the
+    head.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if model.config.tie_word_embeddings and head.weight is not embedding.weight:
+        model.config.tie_word_embeddings = False
+        warnings.warn(
+            f"config.json in {folder} sets tie_word_embeddings to True, but the weights hold a head that differs from the "
+            "embedding: both are loaded as they are, and tie_word_embeddings is now False",
+            stacklevel=4,
+        )
 
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """Without transformers' table of the weights that do not fit, which are refused in a sentence."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    """Hide transformers' table of the weights that do not fit, which are refused in a sentence; every other message passes.
+
+    The table of a failed conversion passes too, since the error that follows refers to it.
+    """
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_no_report)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logger.removeFilter(_is_no_report)
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return "LOAD REPORT" not in message or "CONVERSION" in message
 
 
 def _fetch_weights(place: Place, allow_pickle: bool) -> list[Path]:
