@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
+import test_hybrids as hybrids
 import torch
 import torch.nn.functional as F
 from test_step import learner_for, make_batch, make_policy
 from torch import Tensor
 
 import refine_lab.models.delta_layers as delta_layers
+import refine_lab.ops.delta_rule as delta_rules
+import refine_lab.ops.fla_delta_rule as fla_delta_rule
 from refine_lab.config import RefineConfig
 from refine_lab.draws import Draws
-from refine_lab.ops.delta_rule import UnitLowerInverse, chunk_delta_rule, delta_rule, log_decay
-from refine_lab.ops.fla_delta_rule import segmented_delta_rule
+from refine_lab.models.families import family
+from refine_lab.ops.delta_rule import ChunkedStates, UnitLowerInverse, chunk_delta_rule, delta_rule, log_decay
+from refine_lab.ops.fla_delta_rule import SegmentedStates, segmented_delta_rule, serves
 from refine_lab.step import train_step
 
 LENGTHS = (1, 2, 5, 63, 64, 65, 100, 130)
@@ -269,6 +276,87 @@ def test_the_gated_kernel_gets_its_gates_in_float32(monkeypatch, key_heads):
     assert_close(ours, results(outputs, states.at(positions), inputs), 3e-2)
 
 
+# -- where fla refuses a gate ----------------------------------------------------------------------------------------------
+
+HOPPER, AMPERE, BLACKWELL = (9, 0), (8, 0), (10, 0)
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "refused"),
+    [
+        *[(HOPPER, version, True) for version in ("3.4.0", "3.4", "3.5.1", "3.6.0", "3.6.0+git1234", "3.7.0")],
+        *[(HOPPER, version, False) for version in ("3.3.1", "3.7.1", "3.8.0", "4.0.0")],
+        *[(capability, "3.6.0", False) for capability in (AMPERE, (8, 9), BLACKWELL, (12, 0))],
+    ],
+)
+def test_a_gate_is_refused_on_hopper_with_some_versions_of_triton(capability, version, refused):
+    assert fla_delta_rule.refuses_gate(capability, version) is refused
+
+
+@pytest.fixture
+def cuda_with(monkeypatch):
+    """Have the choice of the rule see a CUDA device of some capability and a version of Triton; kernels are stood in for."""
+    triton = pytest.importorskip("triton", reason="Triton is not installed here")
+    pytest.importorskip("fla", reason="flash-linear-attention is not installed here")
+
+    def given(capability: tuple[int, int], version: str) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+        monkeypatch.setattr(triton, "__version__", version)
+        monkeypatch.setattr(delta_rules, "serves", lambda device, gated: serves(torch.device("cuda:0"), gated=gated))
+        monkeypatch.setattr(delta_rules, "segmented_delta_rule", partial(segmented_delta_rule, kernel=torch_kernel))
+        fla_delta_rule._warn_once.cache_clear()
+
+    return given
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "gate", "kernel"),
+    [
+        (HOPPER, "3.6.0", 0.3, False),
+        (HOPPER, "3.6.0", None, True),  # DeltaNet has no gate
+        (HOPPER, "3.7.1", 0.3, True),
+        (HOPPER, "3.3.1", 0.3, True),
+        (AMPERE, "3.6.0", 0.3, True),
+    ],
+)
+def test_the_rule_takes_flas_kernel_but_where_fla_refuses_it(cuda_with, recwarn, capability, version, gate, kernel):
+    cuda_with(capability, version)
+    inputs = make_inputs(100, gate=gate)
+    positions = torch.tensor([[5, 99]] * B)
+    for _ in range(2):
+        outputs, states = delta_rule(*inputs)
+        assert isinstance(states, SegmentedStates if kernel else ChunkedStates)
+    plain, chunks = chunk_delta_rule(*inputs)
+    ours, theirs = (results(*pair, inputs) for pair in ((outputs, states.at(positions)), (plain, chunks.at(positions))))
+    assert_close(ours, theirs, 1e-5)
+    said = [str(warning.message) for warning in recwarn]
+    sentence = (
+        "the gated delta rule runs in plain torch, slower than fla's kernel, because fla refuses that kernel's backward on "
+        "Hopper with Triton 3.6.0: install Triton 3.7.1 or later"
+    )
+    assert said == ([] if kernel else [sentence])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kernel"), [("delta_net", True), ("gated_deltanet", False), ("qwen3_next", False)]
+)
+def test_models_with_a_gate_train_in_torch_on_such_a_pair(cuda_with, monkeypatch, model_type, kernel):
+    cuda_with(HOPPER, "3.6.0")
+    sizes = dict(hidden_size=32, num_hidden_layers=2, intermediate_size=40, vocab_size=53)
+    if model_type == "qwen3_next":
+        policy = hybrids.make(model_type, torch.float32)
+    else:
+        config_class, model_class = family(model_type)
+        policy = model_class(config_class(**sizes, num_heads=2))
+    used = []
+    rule = delta_rules.segmented_delta_rule
+    monkeypatch.setattr(delta_rules, "segmented_delta_rule", lambda *x: used.append(1) or rule(*x))
+    with nullcontext() if kernel else pytest.warns(UserWarning, match="the gated delta rule runs in plain torch"):
+        policy.read(make_batch().tokens).hidden_states.sum().backward()
+    assert bool(used) is kernel
+    assert all(p.grad is not None and p.grad.isfinite().all() for n, p in policy.named_parameters() if "k_proj" in n)
+
+
 # -- on CUDA -------------------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +375,8 @@ def test_a_float32_model_on_cuda_agrees_with_the_cpu():
 @pytest.mark.parametrize("gate, key_heads", [(None, H), (0.05, H), (0.05, 1), (20.0, H)])
 def test_fla_kernels_agree_with_torch_on_cuda(gate, key_heads):
     """bfloat16 against float32."""
+    if not serves(torch.device("cuda"), gated=gate is not None):
+        pytest.skip("fla refuses the gated backward here")
     inputs = [x.detach().cuda().requires_grad_() for x in make_inputs(700, gate=gate, key_heads=key_heads)]
     positions = torch.tensor([[0, 511, 512, 699]] * B, device="cuda")
     truth, states = chunk_delta_rule(*inputs)

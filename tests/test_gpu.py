@@ -27,7 +27,7 @@ from refine_lab.models.recompute import recompute
 from refine_lab.step import train_step
 from refine_lab.types import Batch
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:the gated delta rule runs in plain torch")]
 
 DEVICE = "cuda"
 VOCABULARY = 211

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from refine_lab.ops.fla_delta_rule import SegmentedStates, segmented_delta_rule
+from refine_lab.ops.fla_delta_rule import SegmentedStates, segmented_delta_rule, serves
 from refine_lab.ops.kernels import chosen
 
 CHUNK_SIZE = 64
@@ -85,9 +84,9 @@ def delta_rule(
     initial_state: Float[Tensor, "B H dk dv"] | None = None,
     log_gate: Float[Tensor, "B T H"] | None = None,
 ) -> tuple[Float[Tensor, "B T H dv"], ChunkedStates | SegmentedStates]:
-    """The rule where it runs best: fla's kernels on CUDA where it is installed, plain torch elsewhere."""
+    """The rule where it runs best: fla's kernels where they serve (`fla_delta_rule.serves`), plain torch elsewhere."""
     short = q.shape[1] <= SHORT or chosen("chunks", q)
-    if q.is_cuda and not short and find_spec("fla") is not None:
+    if not short and serves(q.device, gated=log_gate is not None):
         return segmented_delta_rule(q, k, v, beta, initial_state, log_gate)
     with torch.autocast(q.device.type, enabled=False):
         dtype = torch.promote_types(q.dtype, torch.float32)

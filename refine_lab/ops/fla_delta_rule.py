@@ -6,20 +6,61 @@ inside a segment is made again from the segment's own keys, values, write streng
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from packaging.version import Version
 from torch import Tensor
 
 SEGMENT_SIZE = 512
 """Tokens of a segment. One fixed length, so that the kernels are tuned for one shape."""
 
+REFUSED_FROM, REFUSED_BELOW = Version("3.4"), Version("3.7.1")
+"""Versions of Triton with which fla 0.6.0 refuses the backward of a gate on Hopper: its gradients are wrong there
+(fla-org/flash-linear-attention issue 640, `chunk_bwd_dqkwg` in fla/ops/common/chunk_o.py)."""
+
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
 """(q, k, v [B, T, H, d], beta, log gate or None [B, T, H], initial state [B, H, dk, dv]) -> outputs and final state."""
+
+
+def serves(device: torch.device, *, gated: bool) -> bool:
+    """Whether fla's kernels can run the rule on a device: on CUDA where fla is installed.
+
+    A gate is not served on Hopper with a Triton whose gradients are wrong (`refuses_gate`); the first time, a warning says
+    so. Forward and backward are decided together, so that logprobs with and without gradients come from one arithmetic.
+    """
+    if device.type != "cuda" or find_spec("fla") is None:
+        return False
+    if not gated or torch.version.hip is not None:  # AMD's numbers of capability are no NVIDIA generations
+        return True
+    version = import_module("triton").__version__
+    refused = refuses_gate(torch.cuda.get_device_capability(device), version)
+    if refused:
+        _warn_once(version)
+    return not refused
+
+
+@cache
+def refuses_gate(capability: tuple[int, int], triton: str) -> bool:
+    """Whether fla refuses the backward of a gate on a device of that compute capability with that version of Triton."""
+    return capability[0] == 9 and REFUSED_FROM <= Version(triton) < REFUSED_BELOW
+
+
+@cache
+def _warn_once(triton: str) -> None:
+    warnings.warn(
+        f"the gated delta rule runs in plain torch, slower than fla's kernel, because fla refuses that kernel's backward on "
+        f"Hopper with Triton {triton}: install Triton {REFUSED_BELOW} or later",
+        stacklevel=3,
+    )
 
 
 def fla_kernel(
