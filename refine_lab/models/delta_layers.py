@@ -23,6 +23,7 @@ from refine_lab.models.inputs import Backbone
 from refine_lab.models.mlp import GatedMLP
 from refine_lab.models.state import State, Trace
 from refine_lab.ops.delta_rule import delta_rule
+from refine_lab.ops.precision import rms_norm, wide
 from refine_lab.ops.short_conv import causal_conv, window_at
 
 QK_EPS = 1e-6
@@ -160,7 +161,8 @@ class DeltaRuleAttention(nn.Module):
         return F.silu(y)
 
     def normalise(self, y: Float[Tensor, "B T H d"]) -> Float[Tensor, "B T H d"]:
-        """q or k of one norm: x / sqrt(sum x^2 + eps)."""
+        """q or k of one norm: x / sqrt(sum x^2 + eps), at least float32."""
+        y = y.to(wide(y))
         return y * torch.rsqrt(y.square().sum(-1, keepdim=True) + QK_EPS)
 
     def output_gate(self, y: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
@@ -177,7 +179,7 @@ class DeltaRuleAttention(nn.Module):
         o, states = delta_rule(
             q * q.shape[-1] ** -0.5, k, v, self._scaled(beta), state.get("recurrent_state"), log_gate
         )
-        o = self.o_norm(o.to(self.o_norm.weight.dtype))  # kernels of half precision give half precision
+        o = rms_norm(self.o_norm, o)
         if self.config.use_gate:
             o = o * self.output_gate(self.g_proj(x)).view_as(o)
         return self.o_proj(o.flatten(2)), partial(self._state_at, states, windows)

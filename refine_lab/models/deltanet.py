@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from refine_lab.models.checks import check_allowed, whole_width
 from refine_lab.models.delta_layers import QK_EPS, DeltaRuleAttention, DeltaRuleConfig, DeltaRuleLM
+from refine_lab.ops.precision import wide
 
 
 class DeltaNetConfig(DeltaRuleConfig):
@@ -78,7 +79,9 @@ class DeltaNetAttention(DeltaRuleAttention):
                 return y
 
     def normalise(self, y: Float[Tensor, "B T H d"]) -> Float[Tensor, "B T H d"]:
-        return F.normalize(y, p=1, dim=-1, eps=QK_EPS) if self.config.qk_norm == "sum" else super().normalise(y)
+        if self.config.qk_norm == "sum":
+            return F.normalize(y.to(wide(y)), p=1, dim=-1, eps=QK_EPS)
+        return super().normalise(y)
 
 
 class DeltaNetForCausalLM(DeltaRuleLM):

@@ -19,15 +19,11 @@ from transformers.activations import ACT2FN
 
 from refine_lab.models.prefix_cache import Reading
 from refine_lab.ops.delta_rule import delta_rule, log_decay
+from refine_lab.ops.precision import gated_product, wide
 from refine_lab.ops.short_conv import causal_conv, window_at
 
 Mixed = tuple[Tensor, Tensor, Tensor, Tensor]
 """q, k and v side by side [B, T, D]; the output's gate, beta and decay before their activations."""
-
-
-def wide(x: Tensor) -> torch.dtype:
-    """The dtype that sums are taken in: float32, or the tensor's own where it is wider."""
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 # -- linear attention ----------------------------------------------------------------------------------------------------
@@ -55,7 +51,7 @@ def gated_delta_net(
     o, states = delta_rule(q * scale, k, v, beta, before.get("recurrent_state"), log_gate=log_gate)
     cache_params.keep(layer.layer_idx, partial(_state_at, states, inputs, size))
     norm, project = (layer.norm, layer.out_proj) if hasattr(layer, "out_proj") else (layer.o_norm, layer.o_proj)
-    return project(norm(o.to(mixed.dtype), gate.reshape(o.shape)).flatten(2))
+    return project(norm(o, gate.reshape(o.shape)).to(mixed.dtype).flatten(2))
 
 
 def _projections(layer: Any, x: Float[Tensor, "B T D"]) -> Mixed:
@@ -78,7 +74,7 @@ def _state_at(states: Any, inputs: Tensor, size: int, positions: Int[Tensor, "B 
     return {"recurrent_state": states.at(positions), "conv_state": window_at(inputs, positions, size)}
 
 
-# -- norms and routing ---------------------------------------------------------------------------------------------------
+# -- norms, feed-forward parts and routing ---------------------------------------------------------------------------------
 
 
 def rms_norm(norm: Any, x: Tensor) -> Tensor:
@@ -100,6 +96,11 @@ def gated_rms_norm(norm: Any, x: Tensor, gate: Tensor) -> Tensor:
 def _normalised(x: Tensor, eps: float) -> Tensor:
     x = x.to(wide(x))
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def gated_mlp(mlp: Any, x: Tensor) -> Tensor:
+    """down_proj(act_fn(gate_proj x) * up_proj x), its product within the range of float16."""
+    return gated_product(mlp.gate_proj(x), mlp.up_proj(x), mlp.down_proj, mlp.act_fn)
 
 
 def top_k_router(router: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from refine_lab.models.base import FastWeightLM
-from refine_lab.models.hybrid_layers import gated_delta_net, gated_rms_norm, rms_norm, rms_norm_around_one, top_k_router
+from refine_lab.models.hybrid_layers import (
+    gated_delta_net,
+    gated_mlp,
+    gated_rms_norm,
+    rms_norm,
+    rms_norm_around_one,
+    top_k_router,
+)
 from refine_lab.models.imports import import_quietly
 from refine_lab.models.inputs import Backbone
 from refine_lab.models.prefix_cache import Reading
@@ -34,7 +41,7 @@ class Family:
     forwards: dict[str, Any]
 
 
-_COMMON = {"GatedDeltaNet": gated_delta_net, "RMSNormGated": gated_rms_norm}
+_COMMON = {"GatedDeltaNet": gated_delta_net, "RMSNormGated": gated_rms_norm, "MLP": gated_mlp}
 _QWEN = {**_COMMON, "RMSNorm": rms_norm_around_one, "TopKRouter": top_k_router}
 _QWEN3_5 = Family("qwen3_5", "Qwen3_5", "Qwen3_5TextConfig", _QWEN)
 _QWEN3_5_MOE = Family("qwen3_5_moe", "Qwen3_5Moe", "Qwen3_5MoeTextConfig", _QWEN)

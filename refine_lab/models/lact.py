@@ -19,6 +19,7 @@ from refine_lab.models.inputs import Backbone
 from refine_lab.models.mlp import GatedMLP
 from refine_lab.models.state import Layer, Sharing, State, Trace
 from refine_lab.ops.lact import MATRICES, ChunkStates, Memory, Plan, Rule, lact
+from refine_lab.ops.precision import rms_norm, wide
 from refine_lab.ops.rotary import rotary_angles, rotate
 from refine_lab.ops.short_conv import window_at
 from refine_lab.ops.window_attention import window_attention
@@ -42,7 +43,9 @@ class LaCTConfig(PreTrainedConfig):
     """The fields of the released `LaCTSWIGLUConfig` (a1600012888/LaCT, lact_llm), with its defaults, and `muon_dtype`.
 
     `fuse_*`, `last_layer_fuse_norm` and `use_fused_kernel` choose among kernels of equal results there and change nothing
-    here. Three fields are ours. `muon_dtype`: None runs Newton-Schulz in the dtype around it, "bfloat16" as the release does.
+    here. Nor does `fp32_states`: fast weights and their sums are float32 at least, whatever the model's dtype.
+
+    Three fields are ours. `muon_dtype`: None runs Newton-Schulz in the dtype around it, "bfloat16" as the release does.
     `initial_rates` of w0, w1 and w2 and `initial_scale` are what fresh weights begin with: the released 0.001 is made for
     chunks of 2,048 tokens, and short ones need a thousand times of it before a fact is worth writing (docs/log.md).
     """
@@ -140,7 +143,7 @@ class LowRankFastWeight(nn.Module):
         nn.init.normal_(self.w_right, std=gain * self.w_right.shape[-1] ** -0.5)
 
     def forward(self) -> Float[Tensor, "H rows columns"]:
-        product = self.w_left @ self.w_right
+        product = self.w_left.to(wide(self.w_left)) @ self.w_right.to(wide(self.w_right))
         return product + 0.5 * torch.eye(*product.shape[1:], device=product.device, dtype=product.dtype)
 
 
@@ -200,7 +203,7 @@ class LaCTAttention(nn.Module):
         own, shared = ({}, {}) if state is None else state
         q, k, v = self.qkv(x).chunk(3, -1)
         if self.config.attn_qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = rms_norm(self.q_norm, q).to(q.dtype), rms_norm(self.k_norm, k).to(k.dtype)
         attended, windows = self._attend(q, k, v, own, plan.start, angles)
         recalled, chunks = self._recall(x, q, k, v, own, shared, plan, angles)
         return self.o_proj(attended + recalled), LayerStates(chunks, windows, self.config.window_size - 1)
@@ -227,9 +230,10 @@ class LaCTAttention(nn.Module):
         plan: Plan,
         angles: Tensor,
     ) -> tuple[Float[Tensor, "B T D"], ChunkStates]:
-        """The fast weights' output, and their states."""
+        """The fast weights' output, and their states; from the scale of q and k on in float32 at least."""
         heads = self.config.num_lact_heads
-        q, k = (y * self.qk_scale[:, i] + self.qk_offset[:, i] for i, y in enumerate((q, k)))
+        scale, offset = (y.to(wide(y)) for y in (self.qk_scale, self.qk_offset))
+        q, k = (y * scale[:, i] + offset[:, i] for i, y in enumerate((q, k)))
         q, k, v = (y.unflatten(-1, (heads, -1)) for y in (q, k, v))
         if self.config.qkv_silu:
             q, k, v = F.silu(q), F.silu(k), v if self.config.no_v_silu else F.silu(v)
@@ -245,7 +249,7 @@ class LaCTAttention(nn.Module):
         initial, norms = self._initial()
         memory = shared or initial
         found, chunks = lact(q.transpose(1, 2), streams, memory, norms, plan, self.rule)
-        found = self.ttt_norm(found.transpose(1, 2).to(self.ttt_norm.weight.dtype))
+        found = rms_norm(self.ttt_norm, found.transpose(1, 2))
         if self.config.learnable_ttt_scale:
             found = found * F.silu(self.ttt_scale_proj(x)).unsqueeze(-1)
         return found.flatten(2), chunks
@@ -267,8 +271,9 @@ class LaCTAttention(nn.Module):
     def _initial(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weights before any token, as those of one source, and the norms of their rows."""
         weights = {name: w() if isinstance(w := getattr(self, name), LowRankFastWeight) else w for name in MATRICES}
-        dtype = torch.promote_types(self.w1.dtype, torch.float32) if self.config.fp32_states else self.w1.dtype
-        weights = {name: w.to(dtype, copy=True).unsqueeze(0) for name, w in weights.items()}  # no view of a parameter
+        weights = {
+            name: w.to(wide(self.w1), copy=True).unsqueeze(0) for name, w in weights.items()
+        }  # no view of a parameter
         norms = {name: w.norm(dim=-1, keepdim=True) for name, w in weights.items()}
         memory = dict(weights)
         if self.config.ttt_prenorm:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
+
+from refine_lab.ops.precision import gated_product
 
 
 class GatedMLP(nn.Module):
@@ -24,4 +25,4 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return gated_product(self.gate_proj(x), self.up_proj(x), self.down_proj)

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from refine_lab.ops.precision import without_float16
+
 Memory = Mapping[str, Tensor]
 """Fast weights of S sources: `w0`, `w2` [S, H, h, d] and `w1` [S, H, d, h];
 `w0_sum` and so on with pre-norm, `w0_momentum` and so on with momentum.
@@ -256,7 +258,23 @@ def lact(
     plan: Plan,
     rule: Rule,
 ) -> tuple[Float[Tensor, "B H T d"], ChunkStates]:
-    """f of every query by the weights of its chunk; `streams` are `Plan.stream` of `kv` [.., 2 d] and of `rates`."""
+    """f of every query by the weights of its chunk; `streams` are `Plan.stream` of `kv` [.., 2 d] and of `rates`.
+
+    Everything is computed in the dtype of the arguments, which must be wide enough for sums over a chunk: float32 or float64.
+    An autocast to bfloat16 is honoured, one to float16 is not.
+    """
+    with without_float16(queries.device):
+        return _lact(queries, streams, memory, norms, plan, rule)
+
+
+def _lact(
+    queries: Float[Tensor, "B H T d"],
+    streams: Mapping[str, Float[Tensor, "B H stream _"]],
+    memory: Memory,
+    norms: Memory,
+    plan: Plan,
+    rule: Rule,
+) -> tuple[Float[Tensor, "B H T d"], ChunkStates]:
     size, (fewest, most) = plan.chunk_size, plan.bounds
     memories, pieces, output = [memory], [], torch.zeros_like(queries)
     level_of = (plan.counts.unsqueeze(-1) + torch.arange(plan.length, device=queries.device)) // size

@@ -6,16 +6,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from refine_lab.ops.precision import wide
+
 
 def causal_conv(x: Float[Tensor, "B S D"], weight: Float[Tensor, "D 1 W"]) -> Float[Tensor, "B T D"]:
-    """y_t = sum_j weight_j x_{t-W+1+j}, channel by channel; S = w + T: `x` begins with the w = W - 1 inputs before token 0."""
+    """y_t = sum_j weight_j x_{t-W+1+j}, channel by channel; S = w + T: `x` begins with the w = W - 1 inputs before token 0.
+
+    Half-precision numbers are summed in float32.
+    """
     # W shifted products: on the CPU quicker than conv1d with one channel a group
     width = weight.shape[-1]
     length = x.shape[1] - width + 1
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    weight = weight.to(wide(weight))
     y = x[:, :length] * weight[:, 0, 0]
     for j in range(1, width):
         y = torch.addcmul(y, x[:, j : j + length], weight[:, 0, j])
-    return y
+    return y.to(dtype)
 
 
 def window_at(x: Float[Tensor, "B S D"], positions: Int[Tensor, "B P"], width: int) -> Float[Tensor, "B*P w D"]:
