@@ -20,6 +20,7 @@ def greedy_tokens(policy: FastWeightLM, prompts: Batch) -> Iterator[Int[Tensor, 
     """
     trace = policy.read(prompts.tokens, prompts.lengths)
     state, hidden = trace.final_state, trace.hidden_at((prompts.lengths - 1).unsqueeze(-1))
+    del trace  # what the prompts' other states are made of
     while True:
         chosen = policy.head(hidden).argmax(-1)
         yield chosen

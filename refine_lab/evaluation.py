@@ -1,4 +1,8 @@
-"""Held-out measures: next-token loss and accuracy, rewards at fixed targets, recall of planted facts."""
+"""Held-out measures: next-token loss and accuracy, rewards at fixed targets, recall of planted facts.
+
+They compute in the caller's arithmetic: a run measures under its own autocast (`Learner.autocast`). Each micro-batch's trace
+ends before the next one is made.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +24,7 @@ from refine_lab.data.recall import RecallDocument, make_document
 from refine_lab.decoding import greedy_tokens
 from refine_lab.draws import Draws
 from refine_lab.models.base import FastWeightLM
+from refine_lab.models.state import hidden_states_only
 from refine_lab.nested import answer_stats
 from refine_lab.rewards import REWARDS
 from refine_lab.step import next_token_stats, roll_out
@@ -44,7 +49,8 @@ def next_token(policy: FastWeightLM, batch: Batch, micro_batch_size: int = 4) ->
     draws, sums = Draws(seed=EVALUATION_SEED), torch.zeros(3, dtype=torch.float64)
     for start in range(0, len(batch.lengths), micro_batch_size):
         micro = batch.rows(start, start + micro_batch_size).to(policy.device)
-        stats = next_token_stats(policy, policy.read(micro.tokens, micro.lengths), micro, entropy=False)
+        with hidden_states_only():
+            stats = next_token_stats(policy, policy.read(micro.tokens, micro.lengths), micro, entropy=False)
         width = stats.logprobs.shape[1]
         real = torch.arange(width, device=policy.device) < (micro.lengths - 1).unsqueeze(1)
         uniforms = draws.uniforms(micro.sequence_ids, "sampled_accuracy", (width,)).to(policy.device)
@@ -89,13 +95,17 @@ def rewards_at_fixed_targets(
     method = fixed_targets(num_chunks, rollout_length)
     draws, rewards = Draws(seed=EVALUATION_SEED), []
     for start in range(0, len(batch.lengths), micro_batch_size):
-        micro = batch.rows(start, start + micro_batch_size).to(policy.device)
-        trace = policy.read(micro.tokens, micro.lengths)
-        flat = torch.zeros(micro.tokens.shape, device=policy.device)
-        rollouts, _ = roll_out(policy, trace, flat, micro, method, REWARDS["cosine"], draws)
-        rewards.append(torch.stack([rollouts.cosine, rollouts.binary]))
+        rewards.append(_rewards(policy, batch.rows(start, start + micro_batch_size).to(policy.device), method, draws))
     cosine, binary = torch.cat(rewards, 1).double().mean(1).tolist()
     return {"cosine": cosine, "binary": binary}
+
+
+def _rewards(policy: FastWeightLM, micro: Batch, method: RefineConfig, draws: Draws) -> Float[Tensor, "2 R"]:
+    """Cosine and binary reward of every rollout of a micro-batch."""
+    flat = torch.zeros(micro.tokens.shape, device=policy.device)
+    trace = policy.read(micro.tokens, micro.lengths)
+    rollouts, _ = roll_out(policy, trace, flat, micro, method, REWARDS["cosine"], draws)
+    return torch.stack([rollouts.cosine, rollouts.binary])
 
 
 def fixed_targets(num_chunks: int, rollout_length: int) -> RefineConfig:

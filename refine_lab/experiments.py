@@ -23,6 +23,8 @@ from refine_lab.evaluation import EVALUATION_SEED, RECALL_KINDS, fixed_targets, 
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.hub import own_folder, shipped
 from refine_lab.models.loading import load_model, manifest_of, prepared, resolve
+from refine_lab.models.state import hidden_states_only
+from refine_lab.ops.precision import autocast
 from refine_lab.recipes import curriculum
 from refine_lab.recipes import recipe as named_recipe
 from refine_lab.records import Run, RunWriter, list_runs, runs_dir
@@ -288,15 +290,16 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
             held_out = _held_out(config, tokenizer)
             kinds = _kinds_to_ask(held_out, num_documents, num_tokens)
             _tell_of_rewards(method, config.data.sequence_length)
-        measured = held_out_measures(
-            policy,
-            held_out,
-            num_chunks=method.num_chunks,
-            rollout_length=method.rollout_length,
-            kinds=kinds,
-            documents=num_documents,
-            document_tokens=num_tokens,
-        )
+        with autocast(policy.device, config.dtype):
+            measured = held_out_measures(
+                policy,
+                held_out,
+                num_chunks=method.num_chunks,
+                rollout_length=method.rollout_length,
+                kinds=kinds,
+                documents=num_documents,
+                document_tokens=num_tokens,
+            )
         rows.append({"arm": arm, "seed": seed, "updates": updates, **measured})
         print(f"{arm}{'' if seed is None else f' s{seed}'}:", ", ".join(f"{k} {v:.4f}" for k, v in measured.items()))
     return rows
@@ -344,7 +347,8 @@ def entropies_of_document(run: Run) -> dict[str, Any]:
     policy, tokenizer = load(str(run.path), config)
     batch = _held_out(config, tokenizer).validation().rows(0, 1)
     there = batch.to(policy.device)
-    stats = next_token_stats(policy, policy.read(there.tokens, there.lengths), there, entropy=True)
+    with autocast(policy.device, config.dtype), hidden_states_only():
+        stats = next_token_stats(policy, policy.read(there.tokens, there.lengths), there, entropy=True)
     entropies = F.pad(stats.entropies.cpu(), (0, 1))  # nothing is uncertain after the last token: nothing follows
     probabilities = selection_probabilities(entropies, batch.lengths, method)
     draws = Draws(seed=EVALUATION_SEED)

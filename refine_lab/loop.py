@@ -115,7 +115,11 @@ def _sequences(
         result = train_step(learner, batch, Draws(seed=config.seed, step=step))
         return result, batch, int(batch.lengths.sum())
 
-    return one_step, lambda writer, step: writer.evaluation(step, next_token(policy, validation))
+    def evaluate(writer: RunWriter, step: int) -> None:
+        with learner.autocast():
+            writer.evaluation(step, next_token(policy, validation))
+
+    return one_step, evaluate
 
 
 def _lessons(
@@ -138,7 +142,9 @@ def _lessons(
 
     def evaluate(writer: RunWriter, step: int) -> None:
         if task.validation:
-            writer.evaluation(step, answer_measures(policy, tokenizer, task.validation, answer_tokens))
+            with learner.autocast():
+                measured = answer_measures(policy, tokenizer, task.validation, answer_tokens)
+            writer.evaluation(step, measured)
 
     return one_step, evaluate
 

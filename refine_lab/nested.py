@@ -14,6 +14,7 @@ from torch import Tensor
 
 from refine_lab.draws import Draws
 from refine_lab.models.base import FastWeightLM
+from refine_lab.models.state import hidden_states_only
 from refine_lab.ops.head import TokenStats
 from refine_lab.step import Learner, StepResult, split, train_step, update
 from refine_lab.types import Lessons
@@ -34,7 +35,8 @@ def nested_step(learner: Learner, lessons: Lessons, draws: Draws) -> StepResult:
 
 def answer_stats(policy: FastWeightLM, lessons: Lessons) -> TokenStats:
     """Statistics of every answer token given all before it, each [A] for the A answer tokens of all rows, row by row."""
-    hidden = policy.read(lessons.whole.tokens, lessons.whole.lengths).hidden_states
+    with hidden_states_only():
+        hidden = policy.read(lessons.whole.tokens, lessons.whole.lengths).hidden_states
     rows, places = answer_places(lessons)
     return policy.head(hidden[rows, places - 1], lessons.whole.tokens[rows, places], entropy=False)
 

@@ -18,6 +18,7 @@ from refine_lab.experiments import batch_sizes, given, load, located_model, loca
 from refine_lab.models.loading import manifest_of
 from refine_lab.models.recompute import recompute
 from refine_lab.nested import nested_step
+from refine_lab.ops.precision import autocast
 from refine_lab.optim import make_optimizers
 from refine_lab.recipes import POSTTRAINING, WAYS, posttraining_recipe
 from refine_lab.records import Run
@@ -170,7 +171,8 @@ def _answered(
         policy, tokenizer = load(model, config)
         for start in range(0, len(missing), AT_ONCE):
             part, began = missing[start : start + AT_ONCE], time.monotonic()
-            said = answer(policy, tokenizer, part, config.task.answer_tokens)
+            with autocast(policy.device, config.dtype):
+                said = answer(policy, tokenizer, part, config.task.answer_tokens)
             seconds = (time.monotonic() - began) / len(part)
             who = {"way": way, "seed": NO_SEED if seed is None else seed, "seconds": seconds}
             log.write([answer_row(example, text, **who) for example, text in zip(part, said, strict=True)])

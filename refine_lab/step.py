@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +22,9 @@ from refine_lab.config import RefineConfig, TrainConfig
 from refine_lab.draws import Draws
 from refine_lab.losses import entropy_loss, kl_loss, ntp_loss, policy_loss
 from refine_lab.models.base import FastWeightLM
-from refine_lab.models.state import Trace
+from refine_lab.models.state import Trace, hidden_states_only
 from refine_lab.ops.head import TokenStats
+from refine_lab.ops.precision import autocast
 from refine_lab.rewards import binary, cosine
 from refine_lab.rollout import Branches, Continuation, follow, rollout_uniforms, sample, truth_index
 from refine_lab.selection import select_positions, selection_probabilities
@@ -41,8 +42,8 @@ class Learner:
     reference: FastWeightLM | None = None  # for kl_coef above 0
 
     def autocast(self) -> AbstractContextManager:
-        dtype = getattr(torch, self.config.dtype)
-        return torch.autocast(self.policy.device.type, dtype, enabled=dtype != torch.float32)
+        """The run's arithmetic: that of its steps and of its evaluations."""
+        return autocast(self.policy.device, self.config.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +199,8 @@ def _loss(
     """A micro-batch's share of its update's loss; `planned` rollouts are followed, otherwise new ones are sampled."""
     policy, method = learner.policy, learner.config.method
     with learner.autocast():
-        trace = policy.read(micro.tokens, micro.lengths)
+        with nullcontext() if method is not None else hidden_states_only():
+            trace = policy.read(micro.tokens, micro.lengths)
         stats = next_token_stats(policy, trace, micro, entropy=method is not None and planned is None)
         ntp = ntp_loss(stats.logprobs, micro.lengths, mini.num_targets)
         metrics = {"ntp_loss": ntp.detach(), "ntp_accuracy": _sum(stats.greedy, micro) / mini.num_targets}
@@ -222,17 +224,22 @@ def _loss(
 @torch.no_grad()
 def _roll_out_batch(learner: Learner, batch: Batch, draws: Draws) -> tuple[Rollouts, float]:
     """The rollouts of a whole batch, sampled before its first update, and the policy's mean entropy over it."""
-    assert learner.config.method is not None and learner.reward is not None
-    parts, entropy = [], 0.0
-    for _, micro in split(batch, learner.config.micro_batch_size):
-        with learner.autocast():
-            trace = learner.policy.read(micro.tokens, micro.lengths)
-            stats = next_token_stats(learner.policy, trace, micro, entropy=True)
-            entropies = _with_last(stats.entropies, micro)
-            arguments = (trace, entropies, micro, learner.config.method, learner.reward, draws)
-            parts.append(roll_out(learner.policy, *arguments)[0])
-            entropy += float(_sum(stats.entropies, micro))
-    return Rollouts.cat(parts), entropy / batch.num_targets
+    parts, entropies = zip(
+        *(_rolled_out(learner, micro, draws) for _, micro in split(batch, learner.config.micro_batch_size)), strict=True
+    )
+    return Rollouts.cat(parts), sum(entropies) / batch.num_targets
+
+
+def _rolled_out(learner: Learner, micro: Batch, draws: Draws) -> tuple[Rollouts, float]:
+    """A micro-batch's rollouts, and the sum of its entropies; its trace ends here, before the next one is made."""
+    policy, method = learner.policy, learner.config.method
+    assert method is not None and learner.reward is not None
+    with learner.autocast():
+        trace = policy.read(micro.tokens, micro.lengths)
+        stats = next_token_stats(policy, trace, micro, entropy=True)
+        entropies = _with_last(stats.entropies, micro)
+        rollouts, _ = roll_out(policy, trace, entropies, micro, method, learner.reward, draws)
+    return rollouts, float(_sum(stats.entropies, micro))
 
 
 @torch.no_grad()

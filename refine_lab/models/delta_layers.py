@@ -21,7 +21,7 @@ from refine_lab.models.checks import check_allowed, check_kinds
 from refine_lab.models.head import Head
 from refine_lab.models.inputs import Backbone
 from refine_lab.models.mlp import GatedMLP
-from refine_lab.models.state import State, Trace
+from refine_lab.models.state import State, Trace, kept
 from refine_lab.ops.delta_rule import delta_rule
 from refine_lab.ops.precision import rms_norm, wide
 from refine_lab.ops.short_conv import causal_conv, window_at
@@ -170,7 +170,7 @@ class DeltaRuleAttention(nn.Module):
         return F.silu(y)
 
     def forward(self, x: Float[Tensor, "B T D"], state: Mapping[str, Tensor]):
-        """Outputs [B, T, D] and the function from positions to this layer's part of the state."""
+        """Outputs [B, T, D] and the function from positions to this layer's part of the state, None in `hidden_states_only`."""
         windows: dict[str, Tensor] = {}
         q, k, v = (self._project(name, x, state, windows) for name in "qkv")
         q, k = (self.normalise(self.feature(y).unflatten(-1, (self.config.num_heads, -1))) for y in (q, k))
@@ -182,7 +182,7 @@ class DeltaRuleAttention(nn.Module):
         o = rms_norm(self.o_norm, o)
         if self.config.use_gate:
             o = o * self.output_gate(self.g_proj(x)).view_as(o)
-        return self.o_proj(o.flatten(2)), partial(self._state_at, states, windows)
+        return self.o_proj(o.flatten(2)), kept(partial(self._state_at, states, windows))
 
     def _project(self, name: str, x: Tensor, state: Mapping[str, Tensor], windows: dict[str, Tensor]) -> Tensor:
         """q, k or v [B, T, D], projected and convolved. Keeps the convolution's input in `windows`."""
@@ -243,7 +243,8 @@ class DeltaRuleModel(Backbone):
             if layer_inputs is not None:
                 layer_inputs.append(x)
             x, state_at = layer(x, {} if state is None else state.layer(index)[0])
-            layers.append(state_at)
+            if state_at is not None:
+                layers.append(state_at)
         return Trace(self.norm(x), lengths, layers, start)
 
 

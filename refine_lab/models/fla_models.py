@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.imports import import_quietly
-from refine_lab.models.state import State, Trace
+from refine_lab.models.state import State, Trace, keeps_states
 
 SEGMENT = 512
 PIECES = (512, 256, 128, 64, 32, 16, 8, 4, 3, 2, 1)
@@ -128,7 +128,7 @@ class FlaLM(FastWeightLM):
         for segment in inputs_embeds.split(SEGMENT, 1):
             outputs, after, layers = self._run(segment, borders[-1], layer_inputs is not None)
             hidden.append(outputs)
-            borders.append(after)
+            borders = [*borders, after] if keeps_states() else [after]
             inputs.append(layers)
         if layer_inputs is not None:
             layer_inputs += [torch.cat(parts, 1) for parts in zip(*inputs, strict=True)]

@@ -17,7 +17,7 @@ from refine_lab.models.checks import check_allowed, check_kinds, number, whole
 from refine_lab.models.head import Head
 from refine_lab.models.inputs import Backbone
 from refine_lab.models.mlp import GatedMLP
-from refine_lab.models.state import Layer, Sharing, State, Trace
+from refine_lab.models.state import Layer, Sharing, State, Trace, kept
 from refine_lab.ops.lact import MATRICES, ChunkStates, Memory, Plan, Rule, lact
 from refine_lab.ops.precision import rms_norm, wide
 from refine_lab.ops.rotary import rotary_angles, rotate
@@ -199,14 +199,14 @@ class LaCTAttention(nn.Module):
         return Rule(config.lact_chunk_size, config.use_muon, config.ttt_prenorm, muon_dtype)
 
     def forward(self, x: Float[Tensor, "B T D"], state: Layer | None, plan: Plan, angles: Tensor):
-        """Outputs [B, T, D] and this layer's states: `LayerStates`."""
+        """Outputs [B, T, D] and this layer's states: `LayerStates`, or None in `hidden_states_only`."""
         own, shared = ({}, {}) if state is None else state
         q, k, v = self.qkv(x).chunk(3, -1)
         if self.config.attn_qk_norm:
             q, k = rms_norm(self.q_norm, q).to(q.dtype), rms_norm(self.k_norm, k).to(k.dtype)
         attended, windows = self._attend(q, k, v, own, plan.start, angles)
         recalled, chunks = self._recall(x, q, k, v, own, shared, plan, angles)
-        return self.o_proj(attended + recalled), LayerStates(chunks, windows, self.config.window_size - 1)
+        return self.o_proj(attended + recalled), kept(LayerStates(chunks, windows, self.config.window_size - 1))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, own: Mapping[str, Tensor], start: Tensor, angles: Tensor):
         """The window's output, and its keys and values with the `window_size` - 1 before them."""
@@ -347,7 +347,10 @@ class LaCTModel(Backbone):
             if layer_inputs is not None:
                 layer_inputs.append(x)
             x, found = layer(x, None if state is None else state.layer(index), plan, angles)
-            states.append(found)
+            if found is not None:
+                states.append(found)
+        if not states:
+            return Trace(self.norm(x), lengths, (), start)
         sharing = Sharing(states[0].chunks.sources, [found.shared for found in states])
         return Trace(self.norm(x), lengths, [found.own for found in states], start, sharing)
 

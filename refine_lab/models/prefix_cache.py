@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from refine_lab.models.state import Sharing, State, Trace
+from refine_lab.models.state import Sharing, State, Trace, keeps_states
 
 Parts = Mapping[str, Tensor]
 
@@ -80,20 +80,24 @@ class Reading:
         """The layer's own tensors in the state before the batch; none where it starts from nothing."""
         return {} if self.state is None else self.state.layer(layer)[0]
 
-    def keep(self, layer: int, state_at: Callable[[Tensor], Parts]) -> None:
-        self._layers[layer] = state_at
+    def keep(
+        self, layer: int, state_at: Callable[[Tensor], Parts], shared: Callable[[Tensor], Parts] | None = None
+    ) -> None:
+        """Keep the functions that give a layer's own and shared tensors, unless readings keep no states."""
+        if keeps_states():
+            self._layers[layer] = state_at
+            if shared is not None:
+                self._shared[layer] = shared
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any) -> tuple[Tensor, Tensor]:
         """All keys and values that the layer's queries may see, [S, H, N, d], given the new ones of the batch."""
         new = {"keys": keys.transpose(1, 2), "values": values.transpose(1, 2)}
         if self.state is None or self.grouping is None:
-            self._shared[layer_idx] = partial(_take, new)
-            self._layers[layer_idx] = partial(_hang, new)
+            self.keep(layer_idx, partial(_hang, new), partial(_take, new))
             return keys, values
         own, shared = self.state.layer(layer_idx)
-        self._shared[layer_idx] = partial(_take, shared)
         read = {name: self.grouping.unpack(x, self.width) for name, x in new.items()}
-        self._layers[layer_idx] = partial(self._grow, own, read)
+        self.keep(layer_idx, partial(self._grow, own, read), partial(_take, shared))
         seen = (torch.cat([shared[n].to(x), self.grouping.pack(own[n]).to(x), x], 1) for n, x in new.items())
         keys, values = (x.transpose(1, 2) for x in seen)
         return keys, values

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +15,32 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+_KEEPS_STATES = ContextVar("keeps_states", default=True)
+Part = TypeVar("Part")
+
+
+@contextmanager
+def hidden_states_only() -> Iterator[None]:
+    """Readings in this context keep no states, so that the memory of one layer is free before the next one runs.
+
+    Hidden states are the same. `Trace.state_at` of such a reading raises RuntimeError.
+    """
+    token = _KEEPS_STATES.set(False)
+    try:
+        yield
+    finally:
+        _KEEPS_STATES.reset(token)
+
+
+def keeps_states() -> bool:
+    """Whether readings keep what their states are made of (see `hidden_states_only`)."""
+    return _KEEPS_STATES.get()
+
+
+def kept(part: Part) -> Part | None:
+    """What a layer leaves for the states of a trace, or None where readings keep no states."""
+    return part if keeps_states() else None
 
 
 @dataclass(eq=False)
@@ -170,13 +199,17 @@ class Trace:
     layers: Sequence[Callable[[Int[Tensor, "B P"]], Mapping[str, Tensor]]]
     start: Int[Tensor, "B"]  # tokens that had been read before this batch
     sharing: Sharing | None = None  # for models whose states share something
+    states_kept: bool = field(default_factory=keeps_states)
 
     def state_at(self, positions: Int[Tensor, "B P"]) -> State:
         """The state after each position of each row, B * P rows ordered (row, position); reads nothing again.
 
         Differentiable: a gradient on the state flows back into the tokens up to the position, and no further.
-        Raises ValueError for a position outside its row.
+        Raises ValueError for a position outside its row, and RuntimeError for a trace that was read in
+        `hidden_states_only`.
         """
+        if not self.states_kept:
+            raise RuntimeError("this trace was read in hidden_states_only, which keeps no states: read it outside")
         positions = torch.as_tensor(positions, device=self.lengths.device)
         if positions.ndim != 2 or len(positions) != len(self.lengths):
             raise ValueError(f"positions must have shape [{len(self.lengths)}, P], got {list(positions.shape)}")

@@ -1,4 +1,7 @@
-"""Sums of half-precision numbers in float32: float16 ends at 65,504, and bfloat16 has eight bits."""
+"""What is computed in which dtype: the arithmetic of a run, and sums of half-precision numbers in float32.
+
+float16 ends at 65,504, and bfloat16 has eight bits.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,12 @@ from torch import Tensor, nn
 def wide(x: Tensor) -> torch.dtype:
     """The dtype that sums are taken in: float32, or the tensor's own where it is wider."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
+    """Arithmetic in the dtype of that name on a device, parameters as they are; "float32" turns an autocast off."""
+    precision = getattr(torch, dtype)
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
 def without_float16(device: torch.device) -> AbstractContextManager:

@@ -54,7 +54,7 @@ def paper_midtrain(arm: str = "refine", seed: int = 0) -> TrainConfig:
         eval_every=10,  # release
         checkpoint_every=20,  # release
         seed=seed,
-        dtype="bfloat16",  # release; parameters and Adam moments stay float32, ours
+        dtype="bfloat16",  # release, whose parameters and Adam moments are float32 too
         recompute="blocks",  # ours: a row of 16,384 tokens in 80 GB
     )
 

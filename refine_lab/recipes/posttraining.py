@@ -35,7 +35,7 @@ def paper_posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
         weight_decay=0.01,  # table D.1
         checkpoint_every=5,  # ours
         seed=seed,
-        dtype="bfloat16",  # release; parameters and Adam moments stay float32, ours
+        dtype="bfloat16",  # release, whose parameters and Adam moments are float32 too
         recompute="blocks",  # ours
     )
 

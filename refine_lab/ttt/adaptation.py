@@ -25,6 +25,7 @@ from refine_lab.config import DataConfig, RefineConfig, TrainConfig, require
 from refine_lab.data.batches import padded
 from refine_lab.draws import Draws
 from refine_lab.models.base import FastWeightLM
+from refine_lab.models.state import hidden_states_only
 from refine_lab.optim import make_optimizers
 from refine_lab.rewards import REWARDS
 from refine_lab.step import Learner, StepResult, next_token_stats, train_step
@@ -165,6 +166,7 @@ def _frozen_but(model: nn.Module, moving: Sequence[nn.Parameter]) -> Iterator[No
 
 def _step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
     """One step, whatever mode the caller is in; neither its gradients nor casts of the weights before it are kept."""
+    torch.clear_autocast_cache()  # of an autocast around this one: casts without gradients would serve here too
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(batch.tokens.device.type, enabled=False):
         result = train_step(learner, batch, draws)
     for p in learner.policy.parameters():
@@ -193,10 +195,11 @@ class Reading:
 def read_prompt(model: FastWeightLM, prompt: Int[Tensor, "T"]) -> Reading:
     """Entropy (eq. 5) and loss of every token of the prompt but the first, [T - 1] each; nothing is changed.
 
-    Raises ValueError for what is no prompt.
+    Computed in the caller's arithmetic (its autocast, if any). Raises ValueError for what is no prompt.
     """
     batch = prompt_batch(model, [prompt])
-    stats = next_token_stats(model, model.read(batch.tokens, batch.lengths), batch, entropy=True)
+    with hidden_states_only():
+        stats = next_token_stats(model, model.read(batch.tokens, batch.lengths), batch, entropy=True)
     return Reading(entropies=stats.entropies[0].float().cpu(), losses=-stats.logprobs[0].float().cpu())
 
 

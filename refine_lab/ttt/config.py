@@ -103,6 +103,11 @@ class TTTRunConfig(Checked):
         return "sft" if self.ttt.method is None else "refine"
 
     @property
+    def dtype(self) -> str:
+        """Of the arithmetic in which prompts are read, adapted on and answered; float32 where nothing is adapted."""
+        return "float32" if self.ttt is None else self.ttt.dtype
+
+    @property
     def way(self) -> str:
         """The arm, and whether it makes fewer updates than the other, as in the paper's release."""
         return self.arm + ("_release" if self.recipe.endswith(RELEASE) and self.arm == "sft" else "")

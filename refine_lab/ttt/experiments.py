@@ -21,6 +21,7 @@ from refine_lab.environment import shown
 from refine_lab.experiments import given, located_model
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_model, manifest_of
+from refine_lab.ops.precision import autocast
 from refine_lab.posttraining import METHOD_FIELDS, located_task
 from refine_lab.recipes import TTT_WAYS, release_updates, ttt_recipe
 from refine_lab.rewards import reward_function
@@ -189,11 +190,12 @@ def _timed(config: TTTRunConfig, model: FastWeightLM, tokenizer: PreTrainedToken
             adapter = Adapter(model, replace(config.ttt, steps=1))
             batch = prompt_batch(model, [adapt_ids(example, config.adapt_on)])
             step = config.ttt.steps * sum(update.seconds for update in adapter.adapt(batch))
-        began = time.monotonic()
-        measured(model, example)
-        reading = (time.monotonic() - began) * (1 if config.ttt is None else 2)
-        began = time.monotonic()
-        answer(model, tokenizer, [example], config.task.answer_tokens)
+        with autocast(model.device, config.dtype):
+            began = time.monotonic()
+            measured(model, example)
+            reading = (time.monotonic() - began) * (1 if config.ttt is None else 2)
+            began = time.monotonic()
+            answer(model, tokenizer, [example], config.task.answer_tokens)
         return step + reading + time.monotonic() - began
 
 
@@ -238,29 +240,39 @@ def prompt_to_watch(
 def watch(
     model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, example: Example, configs: Sequence[TTTRunConfig]
 ) -> Watched:
-    """Adapt on one prompt alone in each way, tell of every step, answer, and restore. Raises ValueError as `adapted` does."""
-    prompt, answer_tokens = torch.tensor(example.prompt_ids), configs[0].task.answer_tokens
-    first = read_prompt(model, prompt)
-    readings, steps, answers = {"none": first}, [], []
+    """Adapt on one prompt alone in each way, tell of every step, answer, and restore. Raises ValueError as `adapted` does.
 
-    def say(way: str, text: str) -> None:
+    The prompt is read and answered in the arithmetic of the ways that adapt, which have one dtype.
+    """
+    prompt, answer_tokens = torch.tensor(example.prompt_ids), configs[0].task.answer_tokens
+    dtype = next((config.dtype for config in _adapting(configs)), "float32")
+
+    def read() -> Reading:
+        with autocast(model.device, dtype):
+            return read_prompt(model, prompt)
+
+    def say(way: str) -> None:
+        with autocast(model.device, dtype):
+            text = answer(model, tokenizer, [example], answer_tokens)[0]
         row = answer_row(example, text, way=way, seed=0, seconds=0.0)
         answers.append({name: row[name] for name in ("way", "answer", "references", *SCORES)})
         print(f"{way}: the answer is {text!r}", flush=True)
 
-    say("none", answer(model, tokenizer, [example], answer_tokens)[0])
+    first = read()
+    readings, steps, answers = {"none": first}, [], []
+    say("none")
     for config in _adapting(configs):
         assert config.ttt is not None
         ids, way, last = adapt_ids(example, config.adapt_on), config.way, [first]
 
         def tell(update: Update, way: str = way, last: list[Reading] = last) -> None:
-            last.append(read_prompt(model, prompt))
+            last.append(read())
             row = _step_row(way, update, *last[-2:])
             steps.append(row)
             print(_told(row), flush=True)
 
         with adapted(model, ids, config.ttt, tell):
-            say(way, answer(model, tokenizer, [example], answer_tokens)[0])
+            say(way)
         readings[way] = last[-1]
     texts = [str(tokenizer.decode([token])) for token in example.prompt_ids]
     return Watched(

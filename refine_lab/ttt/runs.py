@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import TaskConfig, require
 from refine_lab.models.base import FastWeightLM
+from refine_lab.ops.precision import autocast
 from refine_lab.tasks.answers import answer, answer_row
 from refine_lab.tasks.examples import Example
 from refine_lab.tasks.prompts import TextPrompt, encode, within_limit
@@ -218,7 +219,7 @@ class _Work:
     ) -> list[dict[str, Any]] | None:
         """The rows of a batch's answers, or None where `report` asked to stop."""
         updates: list[Update] = []
-        before = [measured(self.model, example) for example in part]
+        before = self._measured(part)
         if adapter is not None:
             ids = tuple(range((number - 1) * len(part), number * len(part)))
             batch = prompt_batch(self.model, [adapt_ids(example, self.config.adapt_on) for example in part], ids)
@@ -227,15 +228,21 @@ class _Work:
                 self.run.write_update(number, update_line(update, [example.name for example in part]))
                 if self._tell(number, part, update=update):
                     return None
-        after = before if adapter is None else [measured(self.model, example) for example in part]
+        after = before if adapter is None else self._measured(part)
         began, tokens = time.monotonic(), self.config.task.answer_tokens
-        said = answer(self.model, self.tokenizer, part, tokens, self.config.micro_batch_size)
+        with autocast(self.model.device, self.config.dtype):
+            said = answer(self.model, self.tokenizer, part, tokens, self.config.micro_batch_size)
         seconds = time.monotonic() - began + sum(update.seconds for update in updates)
         facts = {"way": self.config.way, "seed": self.config.seed, "seconds": seconds / len(part)}
         return [
             answer_row(example, text, **facts) | self._columns(number, updates, old, new)
             for example, text, old, new in zip(part, said, before, after, strict=True)
         ]
+
+    def _measured(self, part: list[Example]) -> list[tuple[float, float]]:
+        """Mean loss and entropy of each prompt, in the run's arithmetic."""
+        with autocast(self.model.device, self.config.dtype):
+            return [measured(self.model, example) for example in part]
 
     def _columns(
         self, number: int, updates: list[Update], before: tuple[float, float], after: tuple[float, float]
