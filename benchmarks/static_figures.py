@@ -86,14 +86,16 @@ async def _draw(figures: Sequence[Any], chromium: str) -> list[bytes]:
         raise ValueError("kaleido is not installed: pip install 'refine_lab[dev]'") from error
     try:
         async with Kaleido(path=chromium, mathjax=False) as browser:
-            return [await browser.calc_fig(dict(figure), opts=_options(figure)) for figure in figures]
+            return [
+                await browser.calc_fig(dict(figure), {"format": "png", "scale": 1, "width": _width(figure)})
+                for figure in figures
+            ]
     except BrowserFailedError as error:
         raise ValueError(f"{chromium} did not start as a browser: name Chromium in CHROMIUM") from error
 
 
-def _options(figure: Any) -> dict[str, Any]:
-    width = figure.get("layout", {}).get("width")
-    return {"format": "png", "scale": 1, "width": width or WIDTH}
+def _width(figure: Any) -> int | float:
+    return figure.get("layout", {}).get("width") or WIDTH
 
 
 if __name__ == "__main__":
