@@ -17,7 +17,7 @@ import shutil
 import time
 import typing
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -337,6 +337,19 @@ def list_runs(folder: Path | str | None = None) -> list[Run]:
         else:
             runs.append(run)
     return runs
+
+
+def made_at(runs: Iterable[Any]) -> str:
+    """A sentence with the commits that runs were made at, from the `env.json` in each run's `path`.
+
+    Raises FileNotFoundError for a run without that file, and ValueError for a damaged one.
+    """
+    found = set()
+    for run in runs:
+        env = read_json(run.path / "env.json")
+        commit = env.get("commit") or "an unknown commit (no git checkout)"
+        found.add(f"{commit} with uncommitted changes" if env.get("dirty") else commit)
+    return f"Runs made at {', '.join(sorted(found))}."
 
 
 class MetricsTail:

@@ -5,6 +5,7 @@ import math
 import statistics
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ import torch
 from refine_lab import environment, records
 from refine_lab import train as trainer
 from refine_lab.config import FORMAT_VERSION, RefineConfig, TrainConfig
-from refine_lab.records import MetricsTail, Run, RunWriter, list_runs, runs_dir
+from refine_lab.records import MetricsTail, Run, RunWriter, list_runs, made_at, runs_dir
 
 
 def make_config(**changes) -> TrainConfig:
@@ -417,3 +418,22 @@ def test_a_failure_is_told_even_where_the_status_is_damaged(writer, capsys):
     (writer.path / "config.json").write_text("{")
     trainer._tell(writer.path, 4, RuntimeError("no more"))
     assert "cannot be written into status.json" in capsys.readouterr().err
+
+
+# -- which code made a run ---------------------------------------------------------------------------------------------
+
+
+def test_the_commits_of_runs_are_named_once_with_what_was_not_committed(tmp_path):
+    def run(name: str, text: str) -> SimpleNamespace:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "env.json").write_text(text)
+        return SimpleNamespace(path=tmp_path / name)
+
+    clean = [run(f"clean-{i}", '{"commit": "abc", "dirty": false}') for i in range(2)]
+    assert made_at(clean) == "Runs made at abc."
+    dirty, outside = run("dirty", '{"commit": "def", "dirty": true}'), run("outside", '{"commit": null, "dirty": null}')
+    said = made_at([*clean, dirty, outside])
+    assert said == "Runs made at abc, an unknown commit (no git checkout), def with uncommitted changes."
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no env\.json"):
+        made_at([SimpleNamespace(path=tmp_path / "bare")])

@@ -7,6 +7,7 @@ import base64
 import json
 import re
 import struct
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -74,3 +75,29 @@ def test_a_result_does_not_say_where_it_ran(path: Path) -> None:
     notebook = nbformat.read(path, 4)
     shown = json.dumps([cell.get("outputs", []) for cell in notebook.cells]) + json.dumps(notebook.metadata)
     assert not ELSEWHERE.findall(shown)
+
+
+COMMIT = re.compile(r"`([0-9a-f]{7})`")
+
+
+def commits_in_the_readme() -> dict[str, list[str]]:
+    """The commits that the table of docs/results/README.md gives for each notebook and each file of a search."""
+    text = (ROOT / "docs" / "results" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:\[(.+?)\]\(.+?\)|`(.+?)`) \| (.*`[0-9a-f]{7}`.*) \|$", text, re.MULTILINE)
+    return {notebook or Path(search).name: COMMIT.findall(rest) for notebook, search, rest in rows}
+
+
+def test_the_readme_tells_at_which_commits_each_result_was_made() -> None:
+    """A search's file and a notebook of now record it themselves: the table repeats what they say."""
+    told = commits_in_the_readme()
+    searches = sorted((ROOT / "benchmarks" / "results").glob("search*.json"))
+    assert told.keys() == {path.name for path in (*RESULTS, *searches)}
+    for path in searches:
+        assert json.loads(path.read_text())["environment"]["commit"][:7] == told[path.name][-1], path.name
+    for path in RESULTS:
+        recorded = re.findall(r"Runs made at ([0-9a-f]{7})", path.read_text(encoding="utf-8"))
+        assert not recorded or recorded[0] == told[path.name][-1], path.name
+    known = subprocess.run(["git", "rev-list", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    history = {line[:7] for line in known.stdout.split()}
+    if len(history) > 1:  # neither a shallow clone nor a copy without git
+        assert {commit for commits in told.values() for commit in commits} <= history
