@@ -87,7 +87,7 @@ def entropy_loss(entropies: Float[Tensor, "R K"], num_tokens: int) -> Float[Tens
 
 
 def ntp_loss(logprobs: Float[Tensor, "B S"], lengths: Int[Tensor, "B"], num_tokens: int) -> Float[Tensor, ""]:
-    """The mean next-token loss -log p(x_{i+1} | x_{<=i}) (eq. 2).
+    """The next-token loss -log p(x_{i+1} | x_{<=i}) (eq. 2), whose sum is divided by `num_tokens`.
 
     `logprobs[b, i]` is that of the token at i + 1; entries from `lengths[b] - 1` on have no next token to count.
     """

@@ -50,7 +50,10 @@ class Continuation:
 def sample(
     policy: FastWeightLM, branches: Branches, uniforms: Float[Tensor, "R K"], temperature: float
 ) -> Int[Tensor, "R K"]:
-    """Tokens x_{t+1..t+k} ~ pi(. | prefix) at `temperature` (eq. 7), one uniform number a token by inverse CDF."""
+    """Tokens x_{t+1..t+k} ~ pi(. | prefix) at `temperature` (eq. 7), one uniform number a token by inverse CDF.
+
+    Any token of the vocabulary can be drawn, the end of the text included; the release forbids that one.
+    """
     state, hidden, tokens = branches.state, branches.hidden_states, []
     for column in uniforms.unbind(1):
         if tokens:

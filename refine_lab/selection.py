@@ -32,7 +32,8 @@ def smooth(entropies: Float[Tensor, "B T"], lengths: Int[Tensor, "B"], kernel: i
     """The centred moving average of a row over `kernel` tokens (the next odd number where even), [B, T].
 
     Beyond either end of a row stand zeros and every sum is divided by the kernel, so that the ends come out smaller:
-    the release's `avg_pool1d`. A kernel of 1 changes nothing.
+    the release's `avg_pool1d`. A kernel of 1 changes nothing. The release takes the rollout length as the kernel, and pools
+    over the pads of a row too.
     """
     width = kernel + 1 - kernel % 2
     if width == 1:
@@ -64,7 +65,7 @@ def selection_probabilities(
     if config.selection == "entropy":
         scores = smooth(scores, lengths, config.smoothing_kernel)
     weights = _weights(_take(scores, index), eligible, config)
-    # A running sum adds one by one: unlike sum(), it is the same to the last bit however wide the batch is padded.
+    # A running sum adds one by one on the CPU: unlike sum(), it is the same to the last bit however wide the batch is padded.
     chunked = weights / weights.cumsum(-1)[..., -1:]
     return torch.zeros_like(scores).scatter_add(1, index.flatten(1), chunked.flatten(1))
 

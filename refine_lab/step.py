@@ -140,7 +140,7 @@ def rollout_loss(
 def train_step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
     """All updates on one batch: `config.batch_size / config.mini_batch_size` of them, gradients clipped, optimizers stepped.
 
-    Neither the micro-batch nor the order of rows changes a draw or (but for rounding) a gradient.
+    Neither the size of a micro-batch nor the order of the rows of an update changes a draw or (but for rounding) a gradient.
     """
     config = learner.config
     method = config.method

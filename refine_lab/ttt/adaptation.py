@@ -59,9 +59,9 @@ def adapted(
     """The model adapted to the prompt's tokens; afterwards it is what it was (see `Restored`).
 
     `on_update` is called after each update; where it returns True, no more are made. Warns where the prompt is too short for
-    all of the method's chunks, and has fewer. Raises ValueError before anything is
-    changed or copied: for a prompt that is no row of tokens of the vocabulary, or too short, for a model whose weights are
-    not float32 or float64, and for `parameters` that name none.
+    the method, whose margin or number of chunks is then smaller. Raises ValueError before anything is changed or copied: for
+    a prompt that is no row of tokens of the vocabulary, or too short, for a model whose weights are not float32 or float64,
+    and for `parameters` that name none.
     """
     adapter, batch = Adapter(model, config), prompt_batch(model, [prompt])
     if sentence := fewer_chunks(config, len(prompt)):
@@ -83,7 +83,7 @@ class Adapter:
     """Adapts a model to one batch of prompts after another with one optimizer, whose moments stay from batch to batch.
 
     Each step goes through the whole batch, `mini_batch_size` prompts an update, by the training step of mid-training. A
-    draw is keyed by the prompt's sequence id and the step's number on its batch alone.
+    draw is keyed by the seed, the prompt's sequence id and the step's number on its batch alone.
     """
 
     def __init__(
