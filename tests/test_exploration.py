@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -14,6 +17,7 @@ from refine_lab.draws import Draws
 from refine_lab.explore.client import Worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.session import Session
+from refine_lab.models import load_model
 from refine_lab.selection import select_positions, selection_probabilities
 
 TEXT = "def area(width, height):\n    return width * height\n\n" * 12
@@ -84,7 +88,7 @@ def test_what_is_cached_answers_every_what_if(explored: Exploration) -> None:
     made = explored.roll_out([10, 50, 10]).result()
     assert [each.position for each in made] == [10, 50]
     assert rolled(explored)[0]["positions"] == [10, 50]
-    whole = explored.frame()
+    whole = explored.frame([10, 50])
     assert whole["position"].tolist() == [10] * 4 + [50] * 4
     for changes in ({"reward": "hybrid"}, {"group_by": "sequence"}, {"rollout_length": 2}, {"group_size": 3}):
         explored.set(**changes)
@@ -96,8 +100,8 @@ def test_what_is_cached_answers_every_what_if(explored: Exploration) -> None:
         assert frame["rollout_ids"].tolist() == expected
     assert len(rolled(explored)) == 1  # nothing of it asked the model
     explored.set(rollout_length=7)
-    with pytest.raises(ValueError, match="rollouts must be those of at least one position"):
-        explored.frame()
+    with pytest.raises(ValueError, match="position 10 has no rollouts under these settings: roll out from it first"):
+        explored.frame([10])
     explored.roll_out([10, 51]).result()
     assert rolled(explored)[1]["positions"] == [10, 51]
     explored.set(temperature=0.5)
@@ -117,7 +121,7 @@ def test_a_reward_of_ones_own_and_refusals() -> None:
     explored.read(TEXT).result()
     explored.set(reward="longest")
     explored.roll_out([20]).result()
-    frame = explored.frame()
+    frame = explored.frame([20])
     assert frame["reward"].tolist() == pytest.approx([-sum(row) for row in frame["logprobs"]], abs=1e-4)
     before = explored.method
     for changes, sentence in (
@@ -141,5 +145,117 @@ def test_a_reward_of_ones_own_and_refusals() -> None:
 def test_another_document_forgets_the_rollouts_of_the_first(explored: Exploration) -> None:
     explored.roll_out([10]).result()
     explored.read(TEXT + "x = 1\n").result()
-    with pytest.raises(ValueError, match="rollouts must be those of at least one position"):
-        explored.frame()
+    with pytest.raises(ValueError, match="position 10 has no rollouts under these settings"):
+        explored.frame([10])
+
+
+def settings_at_random(count: int) -> list[dict[str, Any]]:
+    """Settings of every kind that the explorer has, drawn at random."""
+    draw = np.random.default_rng(7)
+
+    def one() -> dict[str, Any]:
+        return {
+            "reward": str(draw.choice(["cosine", "binary", "hybrid"])),
+            "group_by": str(draw.choice(["prefix", "sequence"])),
+            "rollout_length": int(draw.integers(1, 12)),
+            "group_size": int(draw.integers(2, 12)),
+            "temperature": float(draw.choice([0.5, 1.0, 1.5])),
+            "num_chunks": int(draw.integers(1, 5)),
+            "selection": str(draw.choice(["entropy", "uniform", "argmax", "argmin"])),
+            "tau": float(draw.choice([0.3, 1.0])),
+            "smoothing_kernel": int(draw.integers(1, 9)),
+            "seed": int(draw.integers(0, 3)),
+        }
+
+    return [one() for _ in range(count)]
+
+
+def seen(exploration: Exploration, settings: dict[str, Any], clicked: list[int]) -> pd.DataFrame:
+    """Everything that is shown of the rollouts under some settings, after they were asked for."""
+    exploration.set(**settings)
+    exploration.roll_out([*exploration.targets(), *clicked]).result()
+    return exploration.frame(clicked=clicked)
+
+
+@pytest.mark.parametrize("model", ["tiny-deltanet", pytest.param("tiny-lact", marks=pytest.mark.slow)])
+def test_what_is_seen_does_not_depend_on_what_was_asked_before(model: str) -> None:
+    """Twenty random settings and back, and the same settings asked first of all: tokens, logprobs, cosines and rewards, bit for bit."""
+    start = {"rollout_length": 5, "group_size": 8, "num_chunks": 4, "temperature": 1.0, "seed": 0}
+    start |= {"reward": "hybrid", "group_by": "prefix", "selection": "entropy", "tau": 1.0, "smoothing_kernel": 5}
+    visited, clicks = Exploration(Here(), model), np.random.default_rng(3)
+    visited.read(TEXT).result()
+    before, clicked = seen(visited, start, [60]), [60]
+    assert before["clicked"].sum() == 8 and (~before["clicked"]).sum() == 32
+    middle: list[tuple[dict[str, Any], pd.DataFrame]] = []
+    for settings in settings_at_random(20):
+        clicked.append(int(clicks.integers(0, 100)))
+        seen(visited, settings, clicked[-2:])
+        middle.append((settings, visited.frame()))
+    pd.testing.assert_frame_equal(seen(visited, start, [60]), before, check_exact=True)
+    asked = len(rolled(visited))
+    visited.roll_out(visited.targets()).result()
+    assert len(rolled(visited)) == asked, "what was rolled out is found again"
+    for settings, frame in [(start, before[~before["clicked"]]), *middle[::5]]:
+        fresh = Exploration(Here(), model)  # another session, which was asked for nothing before
+        fresh.read(TEXT).result()
+        pd.testing.assert_frame_equal(seen(fresh, settings, []), frame, check_exact=True)
+
+
+def test_more_and_longer_rollouts_begin_with_those_that_were_there(explored: Exploration) -> None:
+    few = seen(explored, {"rollout_length": 5, "group_size": 8}, [])
+    long = seen(explored, {"rollout_length": 12, "group_size": 16, "num_chunks": 8}, [])
+    explored.set(rollout_length=5)
+    at = few["position"].unique().tolist()
+    explored.roll_out(at).result()
+    many = explored.frame(at)
+    pd.testing.assert_frame_equal(
+        many[many["member"] < 8].drop(columns="advantage").reset_index(drop=True), few.drop(columns="advantage")
+    )
+    explored.set(rollout_length=12)
+    explored.roll_out(at).result()
+    longer = explored.frame(at)
+    assert [ids[:5] for ids in longer["rollout_ids"]] == many["rollout_ids"].tolist()
+    assert [values[:5] for values in longer["logprobs"]] == many["logprobs"].tolist()
+    assert [values[:5] for values in longer["cosines"]] == many["cosines"].tolist()
+    assert len(long) == 16 * 8
+
+
+def test_clicked_positions_change_no_number_of_the_selected_ones(explored: Exploration) -> None:
+    explored.set(group_size=4, num_chunks=3, group_by="sequence")
+    alone = seen(explored, {}, [])
+    assert alone["position"].unique().tolist() == explored.targets()
+    both = seen(explored, {}, [70, 30, explored.targets()[1]])
+    pd.testing.assert_frame_equal(both[~both["clicked"]], alone, check_exact=True)
+    assert both[both["clicked"]]["position"].tolist() == [30] * 4 + [70] * 4, "a selected one is none of them"
+    assert both[both["clicked"]]["advantage"].isna().all(), (
+        "the selected positions are one group, to which they do not belong"
+    )
+    explored.set(group_by="prefix")
+    groups = explored.frame(clicked=[30]).groupby("position")["advantage"].mean()
+    assert groups.abs().max() < 1e-5
+
+
+def test_a_run_that_went_on_is_read_anew(tmp_path: Path) -> None:
+    """What is explored are the weights that the name stands for when the document is read, in every session alike."""
+    policy, tokenizer = load_model("tiny-deltanet")
+    tokenizer.save_pretrained(tmp_path)
+
+    def save(factor: float, time: int) -> None:
+        with torch.no_grad():
+            policy.lm_head.weight.mul_(factor)
+        policy.save_pretrained(tmp_path)
+        os.utime(tmp_path / "model.safetensors", (time, time))
+
+    save(1.0, 1_000)
+    one = Exploration(Here(), str(tmp_path))
+    first = one.read(TEXT).result().reading
+    save(0.5, 2_000)
+    other = Exploration(Here(), str(tmp_path))  # a session that begins later, as after the death of a worker
+    later = other.read(TEXT).result().reading
+    assert not np.array_equal(later.entropies[1:], first.entropies[1:])
+    other.document = one.document
+    with pytest.raises(ValueError, match="the weights have moved since this document was read: read it again"):
+        other.roll_out([10]).result()
+    one.roll_out([10]).result()  # of the weights that it has read with
+    again = one.read(TEXT).result().reading
+    np.testing.assert_array_equal(again.entropies, later.entropies)

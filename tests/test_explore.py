@@ -31,7 +31,7 @@ def tokens() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def rolled(policy: FastWeightLM, tokens: torch.Tensor) -> list[PrefixRollouts]:
-    return rollouts_at(policy, read_document(policy, tokens)[1], tokens, [0, 63, 144], n=3, k=5)
+    return [each.first(3) for each in rollouts_at(policy, *read_document(policy, tokens), [0, 63, 144], n=3, k=5)]
 
 
 @torch.no_grad()
@@ -76,14 +76,31 @@ def test_rollouts_are_what_reading_the_prefix_again_gives(
         assert each.target_logprobs[0] == pytest.approx(float(logits[truth[0]]), abs=1e-4)
 
 
-def test_draws_depend_on_the_position_alone(
-    policy: FastWeightLM, tokens: torch.Tensor, rolled: list[PrefixRollouts]
-) -> None:
-    trace = read_document(policy, tokens)[1]
-    (alone,) = rollouts_at(policy, trace, tokens, [63], n=3, k=5)
-    assert torch.equal(alone.rollout_ids, rolled[1].rollout_ids)
-    (other,) = rollouts_at(policy, trace, tokens, [63], n=3, k=5, seed=1)
-    assert not torch.equal(other.rollout_ids, rolled[1].rollout_ids)
+def same_bits(one: PrefixRollouts, other: PrefixRollouts, n: int, k: int) -> None:
+    """The first k tokens of the first n rollouts, all that is known of them, and the truth, are the same bit for bit."""
+    for name in ("rollout_ids", "logprobs", "hidden_states"):
+        assert torch.equal(getattr(one, name)[:n, :k], getattr(other, name)[:n, :k]), name
+    for name in ("target_ids", "target_logprobs", "target_hidden_states"):
+        assert torch.equal(getattr(one, name)[:k], getattr(other, name)[:k]), name
+    assert (one.position, one.entropy) == (other.position, other.entropy)
+
+
+@pytest.mark.parametrize("name", ["tiny-deltanet", "tiny-lact"])
+def test_a_rollout_depends_on_seed_position_and_its_number_alone(tokens: torch.Tensor, name: str) -> None:
+    """Not on k, n, or the positions beside it: neither its tokens nor one bit of what they are worth."""
+    policy = load_model(name)[0]
+    known = read_document(policy, tokens)
+    first, middle = rollouts_at(policy, *known, [0, 63], n=16, k=12)
+    for positions, n, k in (([63], 16, 12), ([63], 3, 5), ([40, 63, 0], 8, 12), ([63], 9, 1), ([0, 63], 24, 7)):
+        again = {each.position: each for each in rollouts_at(policy, *known, positions, n=n, k=k)}
+        same_bits(again[63], middle, min(n, 16), k)
+        if 0 in again:
+            same_bits(again[0], first, min(n, 16), k)
+    (other,) = rollouts_at(policy, *known, [63], n=16, k=12, seed=1)
+    assert not torch.equal(other.rollout_ids, middle.rollout_ids)
+    assert len({tuple(ids) for ids in middle.rollout_ids.tolist()}) > 8, "the rollouts of a position differ"
+    (cold,) = rollouts_at(policy, *known, [63], n=16, k=12, temperature=0.01)
+    assert not torch.equal(cold.rollout_ids, middle.rollout_ids)
 
 
 @pytest.mark.parametrize(
@@ -102,10 +119,9 @@ def test_draws_depend_on_the_position_alone(
 def test_what_cannot_be_rolled_out_is_refused(
     policy: FastWeightLM, tokens: torch.Tensor, settings: dict, sentence: str
 ) -> None:
-    trace = read_document(policy, tokens)[1]
     arguments = {"positions": [3], "n": 2, "k": 5, "temperature": 1.0} | settings
     with pytest.raises(ValueError, match=sentence):
-        rollouts_at(policy, trace, tokens, **arguments)
+        rollouts_at(policy, *read_document(policy, tokens), **arguments)
 
 
 def by_hand(each: PrefixRollouts, row: int, k: int) -> tuple[float, float]:
@@ -184,7 +200,7 @@ def test_a_session_reads_a_document_once(tokens: torch.Tensor) -> None:
     first = session.read(MODEL, ids)
     rollouts = session.rollouts(MODEL, ids.copy(), [3, 90], n=2, k=4)
     assert session.read(MODEL, ids) is first
-    assert calls == [150, 1, 1, 1, 4]  # the document, three more tokens of the rollouts, what was rolled out
+    assert calls == [150] + [1] * 8  # the document, and four tokens of the rollouts from either position
     assert [each.position for each in rollouts] == [3, 90]
     for i in range(DOCUMENTS):
         session.read(MODEL, ids[: 20 + i])

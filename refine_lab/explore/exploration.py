@@ -1,11 +1,12 @@
 """One document under one model, and every "what if" about it: which positions, which rollouts, which rewards.
 
 The model is the worker's; what it gave is kept here, so that another reward, grouping, selection or a smaller k is arithmetic.
+What is kept saves time alone: a rollout that is made anew is the same bit for bit (see `rollouts.rollouts_at`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -22,7 +23,7 @@ from refine_lab.draws import Draws
 from refine_lab.explore.client import Worker
 from refine_lab.explore.futures import finished, then
 from refine_lab.explore.reading import DocumentReading
-from refine_lab.explore.rollouts import PrefixRollouts, assess
+from refine_lab.explore.rollouts import PrefixRollouts, assess, assess_alone
 from refine_lab.models.loading import resolve
 from refine_lab.rewards import REWARDS
 from refine_lab.selection import select_positions, selection_probabilities
@@ -68,7 +69,7 @@ class Exploration:
         self.method = RefineConfig(group_size=8, group_by="prefix")
         self.reward, self.seed = "cosine", 0
         self.document: Document | None = None
-        self._kept: dict[Key, PrefixRollouts] = {}
+        self._kept: dict[Key, list[PrefixRollouts]] = {}
 
     def tokens_of(self, text: str) -> np.ndarray:
         """The text as token ids, [T] int32. Raises ValueError for fewer than two tokens or more than `MOST_TOKENS`."""
@@ -110,7 +111,7 @@ class Exploration:
         return self._probabilities()[0].numpy()
 
     def targets(self) -> list[int]:
-        """The positions that are drawn with `seed`, one a chunk."""
+        """The positions that the settings and `seed` select, one a chunk, in the order of the document."""
         lengths, draws = torch.tensor([len(self._known.token_ids)]), Draws(seed=self.seed)
         chosen = select_positions(self._probabilities(), lengths, [0], draws, self.fitting.num_chunks)
         return chosen[0].tolist()
@@ -132,36 +133,79 @@ class Exploration:
     # -- rollouts and their rewards -----------------------------------------------------------------------------------
 
     def roll_out(self, positions: Sequence[int]) -> Future[list[PrefixRollouts]]:
-        """Have n rollouts of k tokens made of each position that has not as many yet; those of all of them."""
+        """Have n rollouts of k tokens made of each position that lacks them; the future gives those that were made."""
         document, wanted = self._known, list(dict.fromkeys(positions))
-        missing = [position for position in wanted if self._covering(position) is None]
+        missing = [position for position in wanted if not self.covers(position)]
         keys = {position: self._key(position) for position in missing}
 
         def keep(made: list[PrefixRollouts]) -> list[PrefixRollouts]:
-            if self.document is document:
-                self._kept |= {keys[each.position]: each for each in made}
+            for each in made if self.document is document else []:
+                before = self._kept.get(keys[each.position], [])
+                self._kept[keys[each.position]] = [
+                    each,
+                    *(other for other in before if not _covers(each, *other.shape)),
+                ]
             return made
 
         if not missing:
             return finished([])
         method = self.method
-        settings = {"n": method.group_size, "k": method.rollout_length, "temperature": method.temperature}
         asked = self.worker.submit(
-            "rollouts", model=self.model, token_ids=document.token_ids, positions=missing, seed=self.seed,
-            version=document.reading.version, **settings,
-        )  # fmt: skip
+            "rollouts",
+            model=self.model,
+            token_ids=document.token_ids,
+            positions=missing,
+            n=method.group_size,
+            k=method.rollout_length,
+            temperature=method.temperature,
+            seed=self.seed,
+            version=document.reading.version,
+        )
         return then(asked, keep)
 
-    def frame(self, positions: Sequence[int] | None = None) -> pd.DataFrame:
-        """The rollouts of these positions (None: of all) under the present settings, with rewards (see `rollouts.assess`).
+    def covers(self, position: int) -> bool:
+        """Whether the position's rollouts under the present settings are there."""
+        return self._kept_of(position) is not None
 
-        Of more and of longer rollouts the first n count, with their first k tokens. Raises ValueError where there are none.
+    def frame(self, positions: Sequence[int] | None = None, clicked: Sequence[int] = ()) -> pd.DataFrame:
+        """The rollouts of these positions (None: of those that are selected) under the present settings, with rewards.
+
+        Rows as `rollouts.assess` gives them, and a column `clicked`: rollouts of `clicked` positions that are not among
+        `positions` follow, each position rewarded alone (see `rollouts.assess_alone`), so that no number of the others
+        depends on them. Where more or longer rollouts are kept, the first n count, with their first k tokens. Raises
+        ValueError for no positions, and for a position without rollouts under these settings.
         """
-        asked = sorted({key[0] for key in self._kept}) if positions is None else list(dict.fromkeys(positions))
-        found = [each for position in asked if (each := self._covering(position)) is not None]
-        chosen = [each.first(self.method.group_size) for each in found]
-        group_by = self.method.group_by
-        return assess(chosen, self.rewards[self.reward], k=self.method.rollout_length, group_by=group_by)
+        return self.framing(positions, clicked)()
+
+    def framing(
+        self, positions: Sequence[int] | None = None, clicked: Sequence[int] = ()
+    ) -> Callable[[], pd.DataFrame]:
+        """`frame` as a function to be called later, from any thread: with the settings and rollouts of now."""
+        asked = self.targets() if positions is None else list(dict.fromkeys(positions))
+        apart = sorted({*clicked} - {*asked})
+        chosen, alone = self._rolled(asked), self._rolled(apart)
+        reward, method = self.rewards[self.reward], self.method
+        settings = {"k": method.rollout_length, "group_by": method.group_by}
+
+        def frame() -> pd.DataFrame:
+            parts = [assess(chosen, reward, **settings).assign(clicked=False)]
+            parts += [assess_alone(each, reward, **settings).assign(clicked=True) for each in alone]
+            return pd.concat(parts, ignore_index=True)
+
+        return frame
+
+    def _rolled(self, positions: Sequence[int]) -> list[PrefixRollouts]:
+        """What is kept of each position: the first n."""
+        found = {position: self._kept_of(position) for position in positions}
+        for position, each in found.items():
+            if each is None:
+                raise ValueError(f"position {position} has no rollouts under these settings: roll out from it first")
+        return [each.first(self.method.group_size) for each in found.values() if each is not None]
+
+    def _kept_of(self, position: int) -> PrefixRollouts | None:
+        """Kept rollouts of the position that are as many and as long as the method asks."""
+        wanted = self.method.group_size, self.method.rollout_length
+        return next((each for each in self._kept.get(self._key(position), []) if _covers(each, *wanted)), None)
 
     def set(self, **changes: Any) -> None:
         """Change `reward`, `seed` or fields of the method. Raises ValueError for what cannot be, and changes nothing then."""
@@ -176,20 +220,15 @@ class Exploration:
     def _key(self, position: int) -> Key:
         return position, self.method.temperature, self.seed
 
-    def _covering(self, position: int) -> PrefixRollouts | None:
-        """What is kept of the position, where it is as many and as long as the method asks."""
-        kept = self._kept.get(self._key(position))
-        wide = kept is not None and all(
-            have >= want
-            for have, want in zip(kept.shape, (self.method.group_size, self.method.rollout_length), strict=True)
-        )
-        return kept if wide else None
-
     @property
     def _known(self) -> Document:
         if self.document is None:
             raise ValueError("no document has been read yet")
         return self.document
+
+
+def _covers(rollouts: PrefixRollouts, n: int, k: int) -> bool:
+    return rollouts.shape[0] >= n and rollouts.shape[1] >= k
 
 
 def _own(name: str, function: RewardFunction) -> RewardFunction:

@@ -36,8 +36,8 @@ class DocumentReading:
     "The most probable tokens there, the first of them first."
     probabilities: Float[np.ndarray, "T A"]
     "Theirs."
-    version: int = 0
-    "Of the weights that read: 0 as they were loaded (see `session.Held`)."
+    version: str = ""
+    "Names the weights that read (see `session.Held`)."
 
     @property
     def losses(self) -> Float[np.ndarray, "T"]:

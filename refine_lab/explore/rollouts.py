@@ -20,15 +20,18 @@ from torch import Tensor
 from refine_lab.advantages import advantages
 from refine_lab.config import require
 from refine_lab.draws import Draws
+from refine_lab.explore.reading import DocumentReading
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import Trace
 from refine_lab.rewards import binary, checked, cosine
-from refine_lab.rollout import Branches, follow, sample
+from refine_lab.rollout import Branches, sample
 from refine_lab.statistics import varies
 from refine_lab.types import RewardFunction
 
 PREFIX_TOKENS = 24
 """Of a prefix, its last ones, that a table shows."""
+BLOCK = 8
+"""Rollouts that are made together, always so many: float rounding depends on the number of rows, and must not depend on n."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,7 +51,7 @@ class PrefixRollouts:
     "h^pred of equation 7."
     target_ids: Int[Tensor, "K"]
     target_logprobs: Float[Tensor, "K"]
-    "Of the true tokens, at temperature 1."
+    "Of the true tokens, at temperature 1, as the document's reading has them."
     target_hidden_states: Float[Tensor, "K D"]
     "Of the first reading (eq. 8)."
 
@@ -72,8 +75,8 @@ class PrefixRollouts:
 @torch.no_grad()
 def rollouts_at(
     policy: FastWeightLM,
+    reading: DocumentReading,
     trace: Trace,
-    token_ids: Int[Tensor, "T"],
     positions: Sequence[int],
     *,
     n: int = 8,
@@ -81,46 +84,63 @@ def rollouts_at(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> list[PrefixRollouts]:
-    """`n` rollouts of `k` tokens from each position, all in one batch, out of the trace of a reading (see `read_document`).
+    """At least `n` rollouts of `k` tokens from each position, out of a reading and its trace (see `read_document`).
 
-    The draws of a position depend on it, the seed, n and k alone. Raises ValueError for a position without k tokens behind
-    it, and for n, k or a temperature that cannot be.
+    A rollout depends on the document, the seed, the temperature, its position and its own number alone, bit for bit. It does
+    not depend on n, k or the other positions: each position's rollouts are made `BLOCK` at a time, token by token, and all of
+    a block that is begun are returned. Raises ValueError for a position without k tokens behind it, and for n, k or a
+    temperature that cannot be.
     """
     require(n >= 1, "n", n, "at least 1")
     require(k >= 1, "k", k, "at least 1")
     require(temperature > 0, "temperature", temperature, "above 0")
-    last = len(token_ids) - 1 - k
+    last = len(reading.token_ids) - 1 - k
     outside = [position for position in positions if not 0 <= position <= last]
     require(not outside, "a position", outside[:1], f"from 0 to {last}: {k} true tokens must follow in the document")
-    places = torch.tensor([list(positions)], device=trace.hidden_states.device)
-    branches = Branches.of(trace, places, n)
-    tokens = sample(policy, branches, _uniforms(positions, n, k, seed), temperature)
-    read = follow(policy, branches, tokens, temperature)
-    index = places.unsqueeze(-1) + torch.arange(k + 1, device=places.device)  # the prefix's last token, then the truth
-    hidden = trace.hidden_at(index.flatten(1)).unflatten(1, index.shape[1:])[0]
-    ids = torch.as_tensor(token_ids, device=places.device).long()
-    truth = ids[index[0, :, 1:]]
-    stats = policy.head(hidden[:, :-1], truth)
-    logprobs, entropies = (values.float().cpu() for values in (stats.logprobs, stats.entropies))
-    return [
-        PrefixRollouts(
-            position=int(position),
-            prefix_ids=ids[max(0, position + 1 - PREFIX_TOKENS) : position + 1].cpu(),
-            entropy=float(entropies[i, 0]),
-            rollout_ids=tokens[i * n : (i + 1) * n].cpu(),
-            logprobs=read.logprobs[i * n : (i + 1) * n].float().cpu(),
-            hidden_states=read.hidden_states[i * n : (i + 1) * n].float().cpu(),
-            target_ids=truth[i].cpu(),
-            target_logprobs=logprobs[i],
-            target_hidden_states=hidden[i, 1:].float().cpu(),
+    found = []
+    for position in map(int, positions):
+        blocks = [
+            _block(policy, trace, position, _uniforms(seed, position, first, k), temperature)
+            for first in range(0, n, BLOCK)
+        ]
+        rollout_ids, logprobs, hidden_states = (torch.cat(parts).cpu() for parts in zip(*blocks, strict=True))
+        ids, after = torch.from_numpy(reading.token_ids).long(), slice(position + 1, position + 1 + k)
+        found.append(
+            PrefixRollouts(
+                position=position,
+                prefix_ids=ids[max(0, position + 1 - PREFIX_TOKENS) : position + 1],
+                entropy=float(reading.entropies[position + 1]),
+                rollout_ids=rollout_ids,
+                logprobs=logprobs,
+                hidden_states=hidden_states,
+                target_ids=ids[after],
+                target_logprobs=torch.from_numpy(reading.logprobs[after]),
+                target_hidden_states=trace.hidden_states[0, after].float().cpu(),
+            )
         )
-        for i, position in enumerate(positions)
-    ]
+    return found
 
 
-def _uniforms(positions: Sequence[int], n: int, k: int, seed: int) -> Float[Tensor, "R K"]:
+def _uniforms(seed: int, position: int, first: int, k: int) -> Float[Tensor, "N K"]:
+    """The uniform numbers of a block of rollouts: each rollout has a generator of its own, from which k come in turn."""
     draws = Draws(seed=seed)
-    return draws.uniforms([int(position) for position in positions], "rollout", (n, k)).flatten(0, 1)
+    return torch.cat([draws.uniforms([position], f"rollout/{i}", (k,)) for i in range(first, first + BLOCK)])
+
+
+def _block(
+    policy: FastWeightLM, trace: Trace, position: int, uniforms: Float[Tensor, "N K"], temperature: float
+) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"], Float[Tensor, "N K D"]]:
+    """Tokens, logprobs and hidden states of N rollouts, one token of each at a time: no number depends on those to come."""
+    branches = Branches.of(trace, torch.tensor([[position]], device=trace.hidden_states.device), len(uniforms))
+    columns = []
+    for column in uniforms.split(1, dim=1):
+        tokens = sample(policy, branches, column, temperature)
+        stats = policy.head(branches.hidden_states, tokens.squeeze(1), temperature=temperature)
+        read = policy.read(tokens, state=branches.state)
+        branches = Branches(read.final_state, read.hidden_states[:, 0])
+        columns.append((tokens.squeeze(1), stats.logprobs.float(), branches.hidden_states.float()))
+    token_ids, logprobs, hidden_states = (torch.stack(parts, dim=1) for parts in zip(*columns, strict=True))
+    return token_ids, logprobs, hidden_states
 
 
 def assess(
@@ -164,6 +184,22 @@ def assess(
         }
     )
     return frame.assign(advantage=_advantages(frame, group_by))
+
+
+def assess_alone(
+    rollouts: PrefixRollouts,
+    reward: RewardFunction,
+    *,
+    k: int | None = None,
+    group_by: Literal["sequence", "prefix"] = "prefix",
+) -> pd.DataFrame:
+    """As `assess`, of one position that is not among the selected ones.
+
+    Its rollouts are a group of their own where prefixes are groups. Where the whole sequence is one group, only the selected
+    positions belong to it, and the advantage is NaN.
+    """
+    frame = assess([rollouts], reward, k=k)
+    return frame if group_by == "prefix" else frame.assign(advantage=np.float32(np.nan))
 
 
 def _advantages(frame: pd.DataFrame, group_by: Literal["sequence", "prefix"]) -> Float[np.ndarray, "R"]:

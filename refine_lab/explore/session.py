@@ -17,6 +17,7 @@ from refine_lab.explore.reading import DocumentReading, read_document
 from refine_lab.explore.rollouts import PrefixRollouts, rollouts_at
 from refine_lab.explore.states import StateSummary, summarise, written
 from refine_lab.models.base import FastWeightLM
+from refine_lab.models.hub import own_folder, resolve
 from refine_lab.models.loading import load_model
 from refine_lab.models.state import Trace
 from refine_lab.tasks.answers import answers_to
@@ -37,6 +38,8 @@ class Held:
 
     policy: FastWeightLM
     tokenizer: Any
+    origin: str
+    "The files that the weights came from: their folder, and when the newest of them was written."
     restored: Restored | None = None
     updates: int = 0
     moves: int = 0
@@ -45,9 +48,9 @@ class Held:
     "The digest of the weights as they were loaded, taken before they are first moved."
 
     @property
-    def version(self) -> int:
-        """0 for the weights as they were loaded, another number after every update."""
-        return self.moves if self.restored is not None else 0
+    def version(self) -> str:
+        """Names the weights: other files and every update give another one, a reset gives the one before the updates."""
+        return f"{self.origin}, {self.moves if self.restored is not None else 0} updates"
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +110,10 @@ class Session:
     def read(self, model: str, token_ids: TokenIds, text: str | None = None) -> DocumentReading:
         """What the model, as its weights are now, makes of each token.
 
-        With `text` raises ValueError where the model's own tokenizer makes other tokens of it.
+        A run that has written another checkpoint since it was loaded, or a folder with other weights, is loaded again, unless
+        its weights are moved. With `text` raises ValueError where the model's own tokenizer makes other tokens of it.
         """
+        self._refresh(model)
         if text is not None:
             own = self._held(model).tokenizer(text, add_special_tokens=False)["input_ids"]
             require(
@@ -117,7 +122,7 @@ class Session:
         return self._read(model, token_ids).reading
 
     def rollouts(
-        self, model: str, token_ids: TokenIds, positions: Sequence[int], *, version: int | None = None, **settings: Any
+        self, model: str, token_ids: TokenIds, positions: Sequence[int], *, version: str | None = None, **settings: Any
     ) -> list[PrefixRollouts]:
         """Rollouts from positions of the document (see `rollouts_at`); the document is not read again.
 
@@ -125,8 +130,8 @@ class Session:
         """
         if version is not None and version != self._held(model).version:
             raise ValueError("the weights have moved since this document was read: read it again")
-        trace = self._read(model, token_ids).trace
-        return rollouts_at(self._held(model).policy, trace, torch.from_numpy(token_ids), positions, **settings)
+        known = self._read(model, token_ids)
+        return rollouts_at(self._held(model).policy, known.reading, known.trace, positions, **settings)
 
     def states(self, model: str, token_ids: TokenIds, positions: Sequence[int]) -> StateSummary:
         """What the fast weights hold at rising positions of the document (see `states.summarise`)."""
@@ -190,14 +195,22 @@ class Session:
 
     def _held(self, model: str) -> Held:
         if model not in self._models:
+            origin = _origin(model)
             policy, tokenizer = load_model(model, device=self.device)
-            self._models[model] = Held(policy=policy, tokenizer=tokenizer)
+            self._models[model] = Held(policy=policy, tokenizer=tokenizer, origin=origin)
             for name in [name for name, held in self._models.items() if held.restored is None and name != model]:
                 if len(self._models) > MODELS:
                     del self._models[name]
                     self._forget(name)
         self._models.move_to_end(model)
         return self._models[model]
+
+    def _refresh(self, model: str) -> None:
+        """Forget a model of a folder whose files have changed since it was loaded."""
+        held = self._models.get(model)
+        if held is not None and held.restored is None and own_folder(model) and held.origin != _origin(model):
+            del self._models[model]
+            self._forget(model)
 
     def _read(self, model: str, token_ids: TokenIds) -> Known:
         key = model, hashlib.blake2b(np.ascontiguousarray(token_ids, dtype=np.int32).tobytes()).hexdigest()
@@ -214,6 +227,12 @@ class Session:
     def _forget(self, model: str) -> None:
         for key in [key for key in self._documents if key[0] == model]:
             del self._documents[key]
+
+
+def _origin(model: str) -> str:
+    """The folder that a name stands for now, and when its newest file was written. Raises as `resolve`."""
+    folder = resolve(model.removeprefix("new:"))
+    return f"{folder} at {max((path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()), default=0)}"
 
 
 def _step(update: Update, reading: DocumentReading, note: str | None) -> Step:
