@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from refine_lab.recipes import curriculum
 from refine_lab.recipes import recipe as named_recipe
 from refine_lab.records import Run, RunWriter, list_runs, runs_dir
 from refine_lab.rewards import reward_function, reward_source
+from refine_lab.run_groups import experiment_arms, flat_settings
 from refine_lab.selection import select_positions, selection_probabilities, shift, smooth
 from refine_lab.step import next_token_stats
 from refine_lab.ttt.records import TTTRun
@@ -210,7 +210,7 @@ def config_differences(runs: Iterable[Run | TTTRun]) -> pd.DataFrame:
     Of a group that some runs have none of, such as SFT of `method`, one row says who has it ("given"); its own settings are
     rows only where those who have it differ.
     """
-    flat = {run.name: dict(_flattened(json.loads(to_json(run.config)))) for run in runs}
+    flat = {run.name: flat_settings(run.config) for run in runs}
     table = pd.DataFrame(flat).rename_axis("setting")
     group = table.index.str.rpartition(".").get_level_values(0)
     absent = table.index.intersection(group)  # groups that some have none of
@@ -219,21 +219,13 @@ def config_differences(runs: Iterable[Run | TTTRun]) -> pd.DataFrame:
     return table[kept].fillna("–").reset_index()
 
 
-def _flattened(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flattened(value, f"{before}{name}.")
-        else:
-            yield f"{before}{name}", json.dumps(value, ensure_ascii=False)
-
-
 def metrics(runs: Iterable[Run]) -> pd.DataFrame:
-    """A row a batch of every run, with `arm` and `seed`."""
+    """A row a batch of every run, with `arm` (as `run_groups.experiment_arms` names it) and `seed`."""
     return _joined((run, run.metrics()) for run in runs)
 
 
 def evaluations(runs: Iterable[Run]) -> pd.DataFrame:
-    """A row an evaluation of every run, with `arm` and `seed`."""
+    """A row an evaluation of every run, with `arm` and `seed` as in `metrics`."""
     return _joined((run, run.evaluations()) for run in runs)
 
 
@@ -264,13 +256,21 @@ def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:
 
 
 def last_rollouts(runs: Iterable[Run], steps: int = 5) -> pd.DataFrame:
-    """The rollouts of the last `steps` batches of every REFINE run, with `arm` and `seed`."""
+    """The rollouts of the last `steps` batches of every REFINE run, with `arm` and `seed` as in `metrics`."""
     last = ((run, run.config.steps) for run in runs if run.config.method is not None)
     return _joined((run, run.rollouts(range(max(1, step - steps + 1), step + 1))) for run, step in last)
 
 
 def _joined(frames: Iterable[tuple[Run, pd.DataFrame]]) -> pd.DataFrame:
-    return pd.concat([f.assign(arm=run.config.arm, seed=run.config.seed) for run, f in frames], ignore_index=True)
+    pairs = list(frames)
+    arms = _arms_of([run for run, _ in pairs])
+    parts = [frame.assign(arm=arm, seed=run.config.seed) for (run, frame), arm in zip(pairs, arms, strict=True)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _arms_of(runs: Sequence[Run]) -> list[str]:
+    """The arm that each run is averaged under: runs of other settings are another."""
+    return experiment_arms([(run.config.arm, run.config, run.name) for run in runs])
 
 
 def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int = 512) -> list[dict[str, Any]]:
@@ -282,7 +282,8 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
     config = runs[0].config
     method = next((run.config.method for run in runs if run.config.method), RefineConfig())
     models = [("base", None, 0, config.model)]
-    models += [(r.config.arm, r.config.seed, int(r.metrics()["updates"].iloc[-1]), str(r.path)) for r in runs]
+    named = zip(runs, _arms_of(runs), strict=True)
+    models += [(arm, r.config.seed, int(r.metrics()["updates"].iloc[-1]), str(r.path)) for r, arm in named]
     held_out, kinds, rows = None, [], []
     for arm, seed, updates, name in models:
         policy, tokenizer = load(name, config)

@@ -16,7 +16,7 @@ from widgets.figures import (
     training_curves,
     use_offline_renderer,
 )
-from widgets.series import arm_styles, decimate
+from widgets.series import arm_styles, decimate, over_seeds
 from widgets.tables import final_table, rollout_table, visible
 
 
@@ -254,6 +254,30 @@ def test_visible_shows_what_cannot_be_seen() -> None:
     assert visible(" def f(x):\n\t  return x ") == "·def f(x):⏎⇥··return x·"
     assert visible("a b") == "a b"
     assert visible("\x00") == "\\u0000"
+
+
+def test_means_are_of_the_steps_that_all_seeds_have() -> None:
+    """Where one seed has ended, the mean over the others would jump."""
+    lines = [train_line("sft", seed, step) for seed, last in ((0, 4), (2, 2)) for step in range(1, last + 1)]
+    lines += [train_line("refine", 0, step) for step in (1, 2, 3)]
+    table = over_seeds(pd.DataFrame(lines), "ntp_loss")
+    assert table.groupby("arm")["step"].apply(list).to_dict() == {"refine": [1, 2, 3], "sft": [1, 2]}
+    assert table[table["arm"] == "sft"]["mean"].tolist() == pytest.approx([3.9, 3.8])
+
+
+def test_experiments_of_one_arm_have_labels_and_dashes_of_their_own() -> None:
+    lines = [train_line("refine", 0, step) for step in (1, 2)]
+    other = [line | {"arm": "refine: lr 0.001", "ntp_loss": 1.0} for line in lines]
+    names = ["refine: lr 0.0001", "refine: lr 0.001", "sft"]
+    styles = arm_styles(reversed(names))
+    assert [styles[name].label for name in names] == ["REFINE, lr 0.0001", "REFINE, lr 0.001", "SFT"]
+    assert {styles[name].dash for name in names[:2]} == {"solid", "dash"}
+    assert styles[names[0]].colour == styles[names[1]].colour
+    first = [line | {"arm": "refine: lr 0.0001"} for line in lines]
+    drawn = {trace.name: trace for trace in training_curves(pd.DataFrame(first + other)).data if trace.showlegend}
+    assert list(drawn["REFINE, lr 0.001"].y) == [1.0, 1.0]
+    assert list(drawn["REFINE, lr 0.0001"].y) == pytest.approx([2.9, 2.8])
+    assert drawn["REFINE, lr 0.001"].line.dash == "dash"
 
 
 def test_final_table_gives_mean_and_deviation_over_seeds() -> None:

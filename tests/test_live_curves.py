@@ -16,6 +16,7 @@ from refine_lab.config import TrainConfig
 from refine_lab.records import RunWriter
 from widgets.figures import check_figures
 from widgets.live_curves import LiveCurves
+from widgets.packing import unpack
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -207,6 +208,20 @@ def test_long_series_are_thinned(tmp_path: Path, follow: Callable[..., LiveCurve
     assert line["x"][line["y"] == 99].tolist() == [3210]
 
 
+def test_seeds_of_an_arm_are_thinned_to_the_same_steps(tmp_path: Path, follow: Callable[..., LiveCurves]) -> None:
+    """So that a mean over them is of one step."""
+    draw = np.random.default_rng(0)
+    for seed in (0, 1):
+        with new_run(tmp_path, "sft", seed, steps=3000) as writer:
+            lines = [{"kind": "train", "step": step, "ntp_loss": float(draw.normal())} for step in range(1, 3001)]
+            (writer.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            writer.status("finished")
+    widget = follow(*sorted(tmp_path.iterdir()))
+    one, other = (line_of(widget, "train:ntp_loss", index)["x"] for index in (0, 1))
+    np.testing.assert_array_equal(one, other)
+    assert 500 < len(one) <= 1000
+
+
 def test_updates_come_at_most_four_times_a_second(tmp_path: Path, follow: Callable[..., LiveCurves]) -> None:
     writer = new_run(tmp_path, steps=100)
     widget = follow(writer.path)
@@ -239,7 +254,7 @@ def test_stop_reads_the_rest_and_ends_the_thread(tmp_path: Path, follow: Callabl
 def test_what_is_drawn_is_the_model_state(finished: Path, follow: Callable[..., LiveCurves]) -> None:
     widget = follow(finished)
     state = widget.get_state()
-    assert state["curves"]["panels"][0]["lines"][0]["y"] == widget.curves["panels"][0]["lines"][0]["y"]
+    assert unpack(state["curves"])["panels"][0]["lines"][0]["y"] == widget.curves["panels"][0]["lines"][0]["y"]
     assert state["progress"] == widget.progress
     assert "export default" in state["_esm"]
     assert ".live-curves" in state["_css"]

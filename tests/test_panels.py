@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import sys
@@ -21,6 +22,7 @@ from refine_lab.models import load_model
 from refine_lab.tasks.prompts import Example
 from refine_lab.ttt.adaptation import read_prompt
 from refine_lab.ttt.config import TTTConfig
+from widgets.packing import unpack
 from widgets.reward_explorer import RewardExplorer
 from widgets.ttt_panel import TTTPanel
 
@@ -450,7 +452,7 @@ def test_a_page_of_ttt_holds_the_answers(worker: Worker, tmp_path: Path) -> None
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     states = [part["state"] for part in json.loads(data)["widgets"]]
     assert {when: states[1][when] for when in ("before", "after")} == panel.answers
-    assert len(states[0]["curves"]["panels"]) == 2  # loss and entropy
+    assert len(unpack(base64.b64decode(states[0]["curves"]["base64"]))["panels"]) == 2  # loss and entropy
 
 
 def test_ttt_says_what_cannot_be(worker: Worker) -> None:

@@ -78,7 +78,7 @@ def test_python_and_the_page_show_the_same_rows() -> None:
     widget = RolloutInspector(random_frame(240, 6), decode=decode)
     cases = [(filters, (name, high)) for filters in FILTERS for name in SORTS for high in (False, True)]
     found = run_node(
-        "(js, { columns, cases }) => { const data = js.unpackRollouts(columns);"
+        "(js, { columns, cases }) => { const data = js.unpackRollouts(js.unpacked(columns));"
         " return cases.map(([filters, sort]) => [...js.shownRows(data, filters, sort)]); }",
         {"columns": page_columns(widget), "cases": cases},
     )
@@ -95,7 +95,7 @@ def test_python_and_the_page_make_the_same_table_f1() -> None:
     widget = RolloutInspector(random_frame(60, 6), decode=decode)
     widget.sort = ("cosine", True)
     code = """(js, { columns, sort }) => {
-        const data = js.unpackRollouts(columns);
+        const data = js.unpackRollouts(js.unpacked(columns));
         return js.markdownF1(js.tableF1(data, js.shownRows(data, {}, sort))); }"""
     table = widget.table_f1()
     assert run_node(code, {"columns": page_columns(widget), "sort": widget.sort}) == table.markdown()
@@ -108,7 +108,7 @@ def test_python_and_the_page_show_hostile_text_alike() -> None:
     frame = pd.concat([rows([i], truth=[i]).assign(step=i) for i in range(len(texts))], ignore_index=True)
     widget = RolloutInspector(frame, decode=lambda ids: "".join(texts[i] for i in ids) or "empty")
     code = """(js, columns) => {
-        const data = js.unpackRollouts(columns);
+        const data = js.unpackRollouts(js.unpacked(columns));
         return js.markdownF1(js.tableF1(data, js.shownRows(data, {}, ["row", false]), 40)); }"""
     assert run_node(code, page_columns(widget)) == widget.table_f1(examples=40).markdown()
     assert "\u202e" not in repr(widget)
@@ -121,13 +121,45 @@ def test_table_f1_by_hand(inspector: RolloutInspector) -> None:
         "|  | P2 | ·very perfect | 0.250 |",
         "|  | P3 | ·hill hill hill | **0.500** ★ |",
     ]
-    assert inspector.table_f1(members=2).data["best"].tolist() == ["", "", "★"]
+    short = inspector.table_f1(members=2).data  # the best of all, which stands behind the first two, is there too
+    assert short["type"].tolist() == ["GT", "P1", "P2", "P3"]
+    assert short["best"].tolist() == ["", "", "", "★"]
+    assert inspector.table_f1(members=1).data["type"].tolist() == ["GT", "P1", "P3"]
     assert "P3" in repr(inspector.table_f1())
     with pytest.raises(ValueError, match="examples must be at least 1, got 0"):
         inspector.table_f1(examples=0)
     inspector.filters = {"text": "nowhere"}
     with pytest.raises(ValueError, match="no rollout is shown"):
         inspector.table_f1()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("members", [1, 4, 9])
+def test_the_star_of_table_f1_is_the_highest_of_all_rollouts(seed: int, members: int) -> None:
+    """In Python and in the page alike, whatever the list filters, for positions of eight rollouts of which some are shown."""
+    frame = random_frame(96, 8, seed)
+    widget = RolloutInspector(frame, decode=decode)
+    widget.sort, widget.filters = ("entropy", True), {"reward": [-1, 0.5]}
+    table = widget.table_f1(members=members)
+    code = """(js, { columns, filters, sort, members }) => {
+        const data = js.unpackRollouts(js.unpacked(columns));
+        return js.markdownF1(js.tableF1(data, js.shownRows(data, filters, sort), 6, members)); }"""
+    given = {"columns": page_columns(widget), "filters": widget.filters, "sort": widget.sort, "members": members}
+    assert run_node(code, given) == table.markdown()
+    assert "★ marks the highest of all rollouts of an example" in table.caption
+    examples = table.data.groupby((table.data["type"] == "GT").cumsum())
+    groups = [key for key in dict.fromkeys(widget.filtered()["sequence_id"])][: len(examples)]
+    stars = 0
+    for sequence, (_, lines) in zip(groups, examples, strict=True):
+        own = frame[frame["sequence_id"] == sequence].sort_values("member", kind="stable")["cosine"].to_numpy()
+        finite = np.isfinite(own)
+        starred = lines[lines["best"] == "★"]
+        assert len(starred) == (finite.sum() > 1)
+        if len(starred):
+            stars += 1
+            assert starred["type"].item() == f"P{1 + int(np.argmax(np.where(finite, own, -np.inf)))}"
+            assert starred["cosine reward"].item() == pytest.approx(own[finite].max())
+    assert stars
 
 
 def test_positions_of_table_f1_differ_in_truth() -> None:

@@ -88,8 +88,12 @@ def test_runs_are_followed_compared_and_looked_into(tmp_path: Path, watch: Calla
     assert monitor.inspector.rollouts["position"].tolist() == [24]
     monitor.step.value = 2
     assert monitor.inspector.rollouts["position"].tolist() == [22]
-    assert monitor.notice.status == f"1 rollouts of step 2 of {runs[0].name}."
-    assert "rollouts of step 2\nRolloutInspector: 1 of 1" in repr(monitor)
+    first = f"REFINE, lr 0.0001, seed 0 ({runs[0].name})"  # the first of the two that were chosen
+    assert monitor.notice.status == f"1 rollouts of step 2 of {first}."
+    assert f"rollouts of step 2 of {first}\nRolloutInspector: 1 of 1" in repr(monitor)
+    assert (
+        monitor.step.label == "REFINE, lr 0.0001, seed 0 (of 2 chosen runs with rollouts the first), rollouts of step"
+    )
     monitor.refresh()
     assert monitor.step.value == 2  # who looks at a step stays there
     later = write_run(tmp_path, 3)
@@ -97,6 +101,54 @@ def test_runs_are_followed_compared_and_looked_into(tmp_path: Path, watch: Calla
     assert monitor.choice.options[0] == later.name
     assert set(monitor.choice.value) == {runs[0].name, runs[1].name}
     assert monitor.error == ""
+
+
+def test_two_experiments_of_one_method_and_seed_are_two(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    """Runs of other settings are other lines, labels and means; only seeds of one experiment are averaged, step by step."""
+    short = [write_run(tmp_path, seed, steps=3) for seed in (0, 1)]
+    long = [write_run(tmp_path, seed, steps=6, lr=1e-3) for seed in (0, 1)]
+    monitor = watch(tmp_path)
+    labels = {row["name"]: row["label"] for row in monitor.curves.progress}
+    assert labels == {
+        short[0].name: "REFINE, steps 3, lr 0.0001, seed 0",
+        short[1].name: "REFINE, steps 3, lr 0.0001, seed 1",
+        long[0].name: "REFINE, steps 6, lr 0.001, seed 0",
+        long[1].name: "REFINE, steps 6, lr 0.001, seed 1",
+    }
+    arms = {arm["arm"]: (arm["label"], arm["dash"], arm["look"]) for arm in monitor.curves.curves["arms"]}
+    assert sorted(arms) == ["refine: steps 3, lr 0.0001", "refine: steps 6, lr 0.001"]
+    assert {dash for _, dash, _ in arms.values()} == {"solid", "dash"}
+    assert {look for *_, look in arms.values()} == {2}, "the colour stays that of the method"
+    lines = monitor.curves.curves["panels"][0]["lines"]
+    assert sorted((line["arm"], line["seed"]) for line in lines) == [
+        (arm, seed) for arm in sorted(arms) for seed in (0, 1)
+    ]
+    assert monitor.curves.frame().groupby("arm").size().to_dict() == {
+        "refine: steps 3, lr 0.0001": 6,
+        "refine: steps 6, lr 0.001": 12,
+    }
+    still = {trace.name: list(trace.x) for trace in monitor.curves.figure().data if trace.showlegend}
+    assert still == {"REFINE, steps 3, lr 0.0001": [1, 2, 3], "REFINE, steps 6, lr 0.001": [1, 2, 3, 4, 5, 6]}
+    assert all(label in repr(monitor.curves) for label in labels.values())
+    monitor.choice.value = tuple(run.name for run in short)
+    assert {row["label"] for row in monitor.curves.progress} == {"REFINE, seed 0", "REFINE, seed 1"}
+
+
+def test_a_run_made_twice_is_no_further_seed(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    runs = [write_run(tmp_path / "runs", 0), write_run(tmp_path / "other", 0)]
+    again = runs[1].path.rename(tmp_path / "runs" / "20300101-000000-tiny-refine-s0")
+    monitor = watch(tmp_path / "runs")
+    labels = {row["name"]: row["label"] for row in monitor.curves.progress}
+    assert labels == {
+        runs[0].name: f"REFINE, {runs[0].name[:15]}, seed 0",
+        again.name: "REFINE, 20300101-000000, seed 0",
+    }
+
+
+def test_a_page_says_whose_rollouts_it_holds(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    run = write_run(tmp_path / "runs", 0)
+    page = watch(tmp_path / "runs").save_html(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"Rollouts of steps 1 to 4 of REFINE, seed 0 ({run.name})." in page
 
 
 def test_a_page_holds_the_rollouts_of_all_steps_or_of_the_last(

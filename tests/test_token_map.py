@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from concurrent.futures import Future
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from refine_lab.models import load_model
 from widgets.page import page
+from widgets.packing import unpack
 from widgets.token_map import Alternatives, Metric, Target, TokenMap, TokenText, token_text
 
 
@@ -282,7 +284,7 @@ def test_alternatives_are_asked_for_when_looked_at() -> None:
     assert asked(shown, [1], key=-5) == []  # of another document
     assert calls == [[0, 2]]
     state = shown.page_state()
-    assert rows_of(state["document"]["alternatives"])[1] == [("1a", 0.5), ("b", 0.25)]
+    assert rows_of(unpack(state["document"])["alternatives"])[1] == [("1a", 0.5), ("b", 0.25)]
     assert shown.document["alternatives"] == {"lazy": True}
 
 
@@ -329,13 +331,11 @@ def test_the_page_holds_document_and_selection(tmp_path: Path) -> None:
     data = json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[0])
     state = data["widgets"][0]["state"]
     assert (state["selected"], state["metric"], state["view"]) == (2, "change", 0)
-    assert state["document"]["metrics"][1]["title"] == "Change"
+    assert unpack(base64.b64decode(state["document"]["base64"]))["metrics"][1]["title"] == "Change"
 
 
 def test_labels_reach_any_channel() -> None:
     shown = TokenMap(TokenText("\ud800", [0, 1]), [Metric("m", "t\ud800", "", [1])], targets=[Target(0, "\udc00")])
-    state = shown.get_state()
-    rest = {name: state["document"][name] for name in ("targets",)} | {
-        "title": state["document"]["metrics"][0]["title"]
-    }
+    document = unpack(shown.get_state()["document"])
+    rest = {"targets": document["targets"], "title": document["metrics"][0]["title"]}
     assert json.dumps(rest, ensure_ascii=False).encode() == '{"targets": [[0, "\ufffd"]], "title": "t\ufffd"}'.encode()

@@ -80,9 +80,9 @@ class Widget(anywidget.AnyWidget):
     "What happens now, read out by screen readers."
 
     def page_state(self) -> dict[str, Any]:
-        """The synced traits of our own, by name: what a page without Python draws (see `page.save_page`)."""
+        """The synced traits of our own as they are sent, by name: what a page without Python draws (see `page.save_page`)."""
         names = set(self.trait_names(sync=True)) - set(anywidget.AnyWidget.class_trait_names(sync=True))
-        return {name: getattr(self, name) for name in sorted(names) if not name.startswith("_")}
+        return self.get_state(sorted(name for name in names if not name.startswith("_")))
 
     def save_html(self, path: Path | str, title: str = "refine_lab") -> Path:
         """Write one HTML file that works offline, as it looks now; the path. See `page.save_page`."""

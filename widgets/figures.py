@@ -1,7 +1,8 @@
 """Static figures of mid-training: data frames in, plotly figures and tables out. No network, readable on light and dark.
 
 Metrics come as `refine_lab.records` reads them, with columns `arm` and `seed` added. A line is the mean over seeds and a
-band reaches from the lowest to the highest seed, unless a panel says otherwise. Every figure without data raises ValueError.
+band reaches from the lowest to the highest seed, unless a panel says otherwise; both are of the steps that all seeds have. Every
+figure without data raises ValueError.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import plotly.io as pio
 from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
-from widgets.series import BAND, INK, PANELS, ArmStyle, Panel, arm_styles, has_panel, over_seeds
+from widgets.series import BAND, INK, PANELS, ArmStyle, Panel, arm_styles, has_panel, over_seeds, way_styles
 from widgets.tables import Table, visible
 
 GRID = "rgba(128, 128, 128, 0.25)"
@@ -40,7 +41,7 @@ def training_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame | None = No
     _require("training_curves", any(len(frame) for frame in frames.values()))
     panels = [panel for panel in PANELS if panel.kind in frames and has_panel(frames[panel.kind], panel)]
     _require("training_curves", bool(panels))
-    arms = arm_styles(arm for frame in frames.values() if len(frame) for arm in frame["arm"])
+    arms = way_styles(arm for frame in frames.values() if len(frame) for arm in frame["arm"])
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     cells = [[{} if row * columns + column < len(panels) else None for column in range(columns)] for row in range(rows)]
@@ -70,7 +71,7 @@ def _panel_traces(frame: pd.DataFrame, panel: Panel, arms: dict[str, ArmStyle]) 
             )
             low, high = y - spread * panel.scale, y + spread * panel.scale
         yield _band(x, low, high, style)
-        yield _line(x, y, style, style.label)
+        yield _line(x, y, style, style.label, dash=style.dash)
 
 
 def heldout_curves(evaluations: pd.DataFrame) -> go.Figure:
@@ -98,7 +99,7 @@ def heldout_curves(evaluations: pd.DataFrame) -> go.Figure:
             x = of_arm["step"].to_numpy()
             low, mean, high = (of_arm[name].to_numpy() * scale for name in ("min", "mean", "max"))
             figure.add_trace(_band(x, low, high, style), 1, column)
-            line = _line(x, mean, style, style.label + suffix, dash="dash" if suffix else "solid", marks=len(x))
+            line = _line(x, mean, style, style.label + suffix, dash="dash" if suffix else style.dash, marks=len(x))
             figure.add_trace(line, 1, column)
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text="accuracy (%)", col=1)
@@ -157,12 +158,13 @@ def reward_distribution(metrics: pd.DataFrame) -> go.Figure:
     for panel, colour, symbol in looks:
         for arm, arm_style in arms.items():
             label = panel.title.lower() if len(arms) == 1 else f"{arm_style.label}, {panel.title.lower()}"
-            style = ArmStyle(label=label, colour=colour if len(arms) == 1 else arm_style.colour, symbol=symbol)
+            colour_of = colour if len(arms) == 1 else arm_style.colour
+            style = ArmStyle(label=label, colour=colour_of, symbol=symbol, dash=arm_style.dash)
             for column, key in ((1, panel.key), (2, panel.spread)):
                 rows = over_seeds(metrics[metrics["arm"] == arm], str(key))
                 x = rows["step"].to_numpy()
                 figure.add_trace(_band(x, rows["min"].to_numpy(), rows["max"].to_numpy(), style), 1, column)
-                figure.add_trace(_line(x, rows["mean"].to_numpy(), style, label), 1, column)
+                figure.add_trace(_line(x, rows["mean"].to_numpy(), style, label, dash=style.dash), 1, column)
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text="mean reward of a batch", col=1)
     figure.update_yaxes(title_text="std of a batch's rewards", col=2)
@@ -207,7 +209,7 @@ def _line(
     marker = {"symbol": style.symbol + ("-open" if dash != "solid" else ""), "size": 7, "maxdisplayed": marks}
     line = {"color": style.colour, "width": 2, "dash": dash}
     return go.Scatter(
-        x=x, y=y, mode="lines+markers", name=name, legendgroup=name, line=line, marker=marker,
+        x=x, y=y, mode="lines+markers", name=html.escape(name, quote=False), legendgroup=name, line=line, marker=marker,
         hovertemplate="%{y:.4g}<extra>" + html.escape(name, quote=False) + "</extra>",
     )  # fmt: skip
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from refine_lab.config import Checked
 from refine_lab.records import MetricsTail, Run
+from refine_lab.run_groups import experiment_arms
 from refine_lab.ttt.records import CONFIG, TTTRun
-from widgets.series import KNOWN_ARMS, PANELS, decimate, has_panel, way_styles
+from widgets.series import KNOWN_ARMS, PANELS, Panel, decimate, has_panel, looks_like, way_styles
 
 INTERVAL = 0.25
 "Seconds between two updates, at least."
@@ -29,7 +31,8 @@ class RunReader:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()
-        self.arm, self.seed = "run", 0
+        self.way, self.arm, self.seed = "run", "run", 0
+        self.config: Checked | None = None
         self.frames = {"train": pd.DataFrame(), "eval": pd.DataFrame()}
         name = self.path.name
         self.progress: dict[str, Any] = {"name": name, "label": name, "state": "waiting", "error": ""}
@@ -63,17 +66,17 @@ class RunReader:
         if self._run is None:
             self._run = Run(self.path)
             self._tail = MetricsTail(self._run)
-            self.arm, self.seed = self._run.config.arm, self._run.config.seed
+            self.config = self._run.config
+            self.way = self.arm = self._run.config.way
+            self.seed = self._run.config.seed
         state, status = self._run.state, self._run.status
         if state == "killed" and status.state == "starting":
             if time.time() - status.time < BIRTH_SECONDS:
                 state = "starting"
             elif not (self.path / "lock").exists():
                 state = "waiting"  # nobody has begun it
-        assert self._run is not None
-        style = way_styles([self._run.config.way])[self._run.config.way]
         return {
-            "label": f"{style.label}, seed {self.seed}", "arm": self.arm, "state": state,
+            "state": state,
             "step": status.step, "steps": status.steps, "error": status.error or "",
             "tokens_per_second": status.tokens_per_second, "seconds_left": status.seconds_left if state == "running" else None,
         }  # fmt: skip
@@ -112,14 +115,17 @@ class AnswerReader(RunReader):
 
     def _status(self) -> dict[str, Any]:
         run = self._answers = self._answers or TTTRun(self.path)
-        self.arm, self.seed, done, now = run.config.way, run.config.seed, run.log.rows, time.monotonic()
+        if self.config is None:
+            self.config, self.seed = run.config, run.config.seed
+            self.way = self.arm = run.config.way
+        done, now = run.log.rows, time.monotonic()
         state = run.state
         if state == "running" and self._first is None:
             self._first = now, done
         began, before = self._first or (now, done)
         left = (now - began) / (done - before) * (run.prompts - done) if done > before else None
         return {
-            "label": f"{way_styles([self.arm])[self.arm].label}, seed {self.seed}", "arm": self.arm, "state": state,
+            "state": state,
             "step": done, "steps": run.prompts, "of": "prompt", "error": run.error, "tokens_per_second": None,
             "seconds_left": left if state == "running" else None,
         }  # fmt: skip
@@ -144,31 +150,43 @@ def reader_of(path: Path | str) -> RunReader:
     return AnswerReader(path) if (Path(path) / CONFIG).is_file() else RunReader(path)
 
 
-def gather(readers: list[RunReader], limit: int = 1000) -> dict[str, Any]:
+def name_arms(readers: Sequence[RunReader]) -> bool:
+    """Give each reader the arm that its run is averaged under, and its label; True where any of them changed.
+
+    Runs of other settings are other arms (see `run_groups.experiment_arms`): which they are depends on the runs beside.
+    """
+    before = [reader.progress for reader in readers]
+    known = [reader for reader in readers if reader.config is not None]
+    named = experiment_arms(
+        [(reader.way, reader.config, reader.path.name) for reader in known if reader.config is not None]
+    )
+    for reader, arm in zip(known, named, strict=True):
+        label = f"{way_styles(named)[arm].label}, seed {reader.seed}"
+        reader.arm, reader.progress = arm, reader.progress | {"arm": arm, "label": label}
+    return before != [reader.progress for reader in readers]
+
+
+def gather(readers: Sequence[RunReader], limit: int = 1000) -> dict[str, Any]:
     """What the widget draws: arms with their marks, and panels with a line a run, values as float32 bytes.
 
-    At most `limit` points a line, thinned by `decimate`. A line with a spread has `low` and `high` too.
+    At most `limit` points a line, thinned by `decimate`; lines of one arm have the same steps, as far as their runs have made
+    them, so that means over them are of one step. A line with a spread has `low` and `high` too.
     """
     styles = way_styles(reader.arm for reader in readers)
-    order = [*KNOWN_ARMS, *(arm for arm in styles if arm not in KNOWN_ARMS)]
-    looks = {arm: order.index("base" if arm == "none" else arm) for arm in styles}
+    order = [*KNOWN_ARMS, *(looks_like(arm) for arm in styles if looks_like(arm) not in KNOWN_ARMS)]
+    looks = {arm: order.index(looks_like(arm)) for arm in styles}
     arms = [
-        {"arm": arm, "label": styles[arm].label, "symbol": styles[arm].symbol, "look": look}
+        {"arm": arm, "label": styles[arm].label, "symbol": styles[arm].symbol, "dash": styles[arm].dash, "look": look}
         for arm, look in sorted(looks.items(), key=lambda each: each[1])
     ]
     panels = []
     for panel in PANELS:
-        lines = []
-        for reader in readers:
-            frame = reader.frames.get(panel.kind, pd.DataFrame())
-            if has_panel(frame, panel):
-                lines.append(
-                    {
-                        "arm": reader.arm,
-                        "seed": reader.seed,
-                        **_line(frame, panel.key, panel.spread, panel.scale, limit),
-                    }
-                )
+        drawn = [reader for reader in readers if has_panel(reader.frames.get(panel.kind, pd.DataFrame()), panel)]
+        steps = _kept_steps(drawn, panel, limit)
+        lines = [
+            {"arm": reader.arm, "seed": reader.seed, **_line(reader.frames[panel.kind], panel, steps[reader.arm])}
+            for reader in drawn
+        ]
         if lines:
             panels.append(
                 {
@@ -183,15 +201,33 @@ def gather(readers: list[RunReader], limit: int = 1000) -> dict[str, Any]:
     return {"arms": arms, "panels": panels}
 
 
-def _line(frame: pd.DataFrame, key: str, spread: str | None, scale: float, limit: int) -> dict[str, bytes]:
-    rows = frame[frame["step"].notna()]
-    y = rows[key].to_numpy(dtype=float) * scale
-    kept = decimate(y, limit)
+def _kept_steps(readers: Sequence[RunReader], panel: Panel, limit: int) -> dict[str, np.ndarray]:
+    """By arm the steps that are drawn: those that `decimate` keeps of any of its runs."""
+    frames: dict[str, list[pd.DataFrame]] = {}
+    for reader in readers:
+        frame = reader.frames[panel.kind]
+        frames.setdefault(reader.arm, []).append(frame[frame["step"].notna()])
+    return {
+        arm: np.concatenate(
+            [
+                rows["step"].to_numpy(dtype=float)[
+                    decimate(rows[panel.key].to_numpy(dtype=float), max(4, limit // len(own)))
+                ]
+                for rows in own
+            ]
+        )
+        for arm, own in frames.items()
+    }
+
+
+def _line(frame: pd.DataFrame, panel: Panel, steps: np.ndarray) -> dict[str, bytes]:
+    rows = frame[frame["step"].isin(steps)]
+    y = rows[panel.key].to_numpy(dtype=float) * panel.scale
     columns = {"x": rows["step"].to_numpy(dtype=float), "y": y}
-    if spread is not None and spread in rows:
-        width = rows[spread].to_numpy(dtype=float) * scale
+    if panel.spread is not None and panel.spread in rows:
+        width = rows[panel.spread].to_numpy(dtype=float) * panel.scale
         columns |= {"low": y - width, "high": y + width}
-    return {name: values[kept].astype("<f4").tobytes() for name, values in columns.items()}
+    return {name: values.astype("<f4").tobytes() for name, values in columns.items()}
 
 
 class Follower(threading.Thread):

@@ -15,7 +15,8 @@ from refine_lab.records import Run
 from refine_lab.ttt.records import TTTRun
 from widgets.base import Widget, script, style
 from widgets.figures import training_curves
-from widgets.follower import Follower, RunReader, gather, reader_of
+from widgets.follower import Follower, RunReader, gather, name_arms, reader_of
+from widgets.packing import PACKED
 
 Followed = Path | str | Run | TTTRun
 
@@ -26,7 +27,7 @@ class Curves(Widget):
     _esm = script("live_curves")
     _css = style("live_curves")
 
-    curves = traitlets.Dict().tag(sync=True)
+    curves = traitlets.Dict().tag(**PACKED)
     "Arms and panels, as `follower.gather` makes them."
     progress = traitlets.List().tag(sync=True)
     "State, step, speed, time left and error of each run."
@@ -86,13 +87,14 @@ class LiveCurves(Curves):
         """Read what is new and show it; False when all runs have ended."""
         with self._lock:
             changed = [reader.poll() for reader in self._readers]  # all of them, so no generator in any()
+            changed.append(name_arms(self._readers))
             if any(changed) or len(self.progress) != len(self._readers):
                 self.curves = gather(self._readers)
                 self.progress = [reader.progress for reader in self._readers]
             return not all(reader.ended for reader in self._readers)
 
     def frame(self, kind: str = "train") -> pd.DataFrame:
-        """The lines read so far, `train` or `eval`, with columns `arm` and `seed`."""
+        """The lines read so far, `train` or `eval`, with `seed` and the `arm` that a run is averaged under."""
         with self._lock:
             frames = [r.frames[kind].assign(arm=r.arm, seed=r.seed) for r in self._readers if len(r.frames[kind])]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

@@ -32,9 +32,6 @@ from widgets.rollout_inspector import RolloutInspector
 from widgets.state_view import StateView
 from widgets.token_map import Metric, Target, TokenMap, TokenText, token_text
 
-SELECTING = ("selection", "tau", "smoothing_kernel", "num_chunks", "seed")
-"""What decides which positions are drawn."""
-
 
 class RewardExplorer(Panel):
     """Paste a document, see where the model is unsure, click a token, and watch rollouts fork there with their rewards.
@@ -60,7 +57,7 @@ class RewardExplorer(Panel):
         self.exploration = Exploration(worker or shared_worker(), model, named)
         self.exploration.set(**(settings or {}))
         self._state_views: list[StateView] = []
-        self._positions: list[int] = []
+        self._clicked: list[int] = []
         self._compared: str | None = None
         self._other: DocumentReading | None = None
         self._text = TokenText("", [0])
@@ -90,6 +87,7 @@ class RewardExplorer(Panel):
         self.children = [self._head(), self.notice, self.token_map, self.summary, self.inspector]
         self.token_map.observe(self._on_token, "selected")
         self.inspector.observe(self._on_rollout, "selected")
+        self.inspector.observe(self._on_filters, "filters")
         self.shown = self.read()
         "Ends when the first document is shown, with rollouts."
 
@@ -113,12 +111,12 @@ class RewardExplorer(Panel):
                 self.inspector.show(self.inspector.rollouts.iloc[:0])
                 self.summary.show(None)
                 self._text = token_text(self.exploration.tokenizer, known.token_ids)
-                self._positions, self._other, self._frame = [], None, None
+                self._clicked, self._other, self._frame = [], None, None
                 self._show_map()
                 self.say(f"{len(self._text):,} tokens read in {time.monotonic() - began:.1f} s.")
                 for view in self._state_views:
                     view.follow(self.exploration)
-            return self._roll_out(self.exploration.targets())
+            return self._roll_out(self._wanted_positions())
 
         def compare(_: Any) -> Future[Any] | None:
             return self._read_other(self.token_map.metric) if self._compared is not None else None
@@ -126,7 +124,10 @@ class RewardExplorer(Panel):
         return self.after(lambda: self.exploration.read(self._source.value), show, compare)
 
     def explore(self, position: int) -> Future[Any]:
-        """Roll out from the prefix that ends with the token at `position`, and show those rollouts alone."""
+        """Roll out from the prefix that ends with the token at `position`, and show those rollouts alone in the list.
+
+        Where the settings do not select the position, its rollouts are marked as clicked, and count in no figure.
+        """
         self.say(f"Rolling out after token {position}…")
         self._wanted, document = position, self.exploration.document
 
@@ -137,7 +138,14 @@ class RewardExplorer(Panel):
             self.inspector.filters = {"position": [position, position]}
             self.inspector.selected = int(rows[0]) if len(rows) else -1
 
-        return self.after(lambda: self._roll_out([position]), show)
+        def begin() -> Future[Any]:
+            if document is not None and not self.exploration.can_start(position):
+                k = self.exploration.method.rollout_length
+                raise ValueError(f"no rollout can start there: {k} true tokens must follow in the document")
+            self._clicked = [*dict.fromkeys([*self._clicked, position])]
+            return self._roll_out([position])
+
+        return self.after(begin, show)
 
     def change(self, name: str, value: Any) -> Future[Any]:
         """Set a control by name, as a hand on the page does. Raises ValueError, and changes nothing, for what cannot be."""
@@ -148,15 +156,12 @@ class RewardExplorer(Panel):
             require(control.min <= value <= control.max, name, value, f"from {control.min:g} to {control.max:g}")
         self.exploration.set(**{name: value})
         try:
-            positions = self._positions
-            if name in SELECTING and self.exploration.document is not None:
-                positions = [*self.exploration.targets(), *positions]
-            possible = self._possible(positions)
+            wanted = self._wanted_positions()
         except ValueError:
             self.exploration.set(**{name: before})
             raise
         control.value = value
-        return self._roll_out(possible)
+        return self._roll_out(wanted)
 
     def compare(self, model: str | None) -> Future[Any]:
         """Colour by what another model makes of the document too: a shipped one, a run, a checkpoint of a step; None: no other.
@@ -182,7 +187,11 @@ class RewardExplorer(Panel):
     def save_html(self, path: Path | str, title: str = "Reward explorer", *, more: Sequence[Widget] = ()) -> Path:
         """Write what is shown as one HTML file that works offline: map, rewards and rollouts, and `more` widgets below."""
         parts = (self.token_map, self.summary, self.inspector, *more)
-        return save_page(path, *parts, title=title, links=[(self.token_map, "selected", self.inspector, "token")])
+        links = [
+            (self.token_map, "selected", self.inspector, "token"),
+            (self.inspector, "passing", self.summary, "passing"),
+        ]
+        return save_page(path, *parts, title=title, links=links)
 
     def close(self) -> None:
         self._own_rewards.shutdown(wait=False, cancel_futures=True)
@@ -194,15 +203,14 @@ class RewardExplorer(Panel):
 
     # -- what happens then --------------------------------------------------------------------------------------------
 
-    def _possible(self, positions: Sequence[int]) -> list[int]:
-        """Those that rollouts can start from; none before a document is read. Raises ValueError where none can."""
+    def _wanted_positions(self) -> list[int]:
+        """Those that the settings select, and the clicked ones that can start; none before a document is read.
+
+        Raises ValueError where the settings select none.
+        """
         if self.exploration.document is None:
             return []
-        possible = [position for position in dict.fromkeys(positions) if self.exploration.can_start(position)]
-        if positions and not possible:
-            k = self.exploration.method.rollout_length
-            raise ValueError(f"no rollout can start there: {k} true tokens must follow in the document")
-        return possible
+        return [*self.exploration.targets(), *filter(self.exploration.can_start, self._clicked)]
 
     def _read_other(self, metric: str) -> Future[Any]:
         """Have the model that is compared with read the document, and show the change, coloured by `metric`."""
@@ -231,6 +239,7 @@ class RewardExplorer(Panel):
         return asked
 
     def _roll_out(self, positions: Sequence[int]) -> Future[Any]:
+        """Have rollouts made of these positions where they lack them, and show all rollouts that are wanted."""
         began, document = time.monotonic(), self.exploration.document
         settings = (self.exploration.method, self.exploration.seed)
 
@@ -238,11 +247,10 @@ class RewardExplorer(Panel):
             with self._lock:
                 if document is not self.exploration.document:
                     return None
-                self._positions = list(dict.fromkeys([*self._positions, *possible]))
                 if settings == (self.exploration.method, self.exploration.seed):
                     return self._rewarded()
-            # What was set since asks for others, and shows them; unless there was nothing yet to ask for.
-            return self._roll_out(self._positions) if self._latest is reward else None
+                # What was set since asks for others, and shows them; unless there was nothing yet to ask for.
+                return self._roll_out(self._wanted_positions()) if self._latest is reward else None
 
         def show(rewarded: tuple[str, Any] | None) -> None:
             if rewarded is None or document is not self.exploration.document:
@@ -256,20 +264,22 @@ class RewardExplorer(Panel):
                     self._show_rollouts(rewarded[1])
                     self.say(self._told(time.monotonic() - began))
 
-        possible = self._possible(positions)
-        if not possible:  # nothing is shown yet: what was set counts when it is
+        if not positions:  # nothing is shown yet: what was set counts when it is
             return self.after(lambda: None)
         self._latest = reward
-        return self.after(lambda: self.exploration.roll_out(possible), reward, show)
+        return self.after(lambda: self.exploration.roll_out(positions), reward, show)
 
-    def _rewarded(self) -> tuple[str, Any] | Future[tuple[str, Any]]:
-        """The reward's name and the frame of the rollouts that are shown; of one's own function, which may be slow, later."""
-        name, positions = self.exploration.reward, [*self._positions]
+    def _rewarded(self) -> tuple[str, Any] | Future[tuple[str, Any]] | None:
+        """The reward's name and the frame of the rollouts that are wanted; of one's own function, which may be slow, later.
 
-        def frame() -> tuple[str, Any]:
-            return name, self.exploration.frame(positions)
-
-        return frame() if name in REWARDS else self._own_rewards.submit(frame)
+        None while the rollouts of a selected position are still being made: whoever asked for them shows all.
+        """
+        exploration = self.exploration
+        selected = exploration.targets()
+        if not all(map(exploration.covers, selected)):
+            return None
+        name, frame = exploration.reward, exploration.framing(selected, [*filter(exploration.covers, self._clicked)])
+        return (name, frame()) if name in REWARDS else self._own_rewards.submit(lambda: (name, frame()))
 
     def _show_map(self, frame: pd.DataFrame | None = None) -> None:
         exploration, reading = self.exploration, self.exploration._known.reading
@@ -321,13 +331,20 @@ class RewardExplorer(Panel):
     def _show_rollouts(self, frame: pd.DataFrame) -> None:
         self._frame = frame
         self.inspector.show(frame, keep=True)
-        self.summary.show(frame, self.exploration.reward)
+        with self.summary.hold_sync():
+            self.summary.show(frame, self.exploration.reward)
+            self.summary.passing = self.inspector.passing.tobytes()
         self._show_map(frame)
 
     def _told(self, seconds: float) -> str:
-        rollouts = self.inspector.rollouts
-        means = f"mean {self.exploration.reward} reward {rollouts['reward'].mean():.3f}"
-        return f"{len(rollouts):,} rollouts at {rollouts['position'].nunique()} positions, {means}; {1000 * seconds:.0f} ms."
+        """Of the selected positions, which alone the mean is over, and of the clicked ones."""
+        clicked = self.inspector.rollouts["clicked"]
+        selected, apart = self.inspector.rollouts[~clicked], self.inspector.rollouts[clicked]
+        sentences = [
+            f"{_rollouts(selected, 'selected')}, mean {self.exploration.reward} reward {selected['reward'].mean():.3f}"
+        ]
+        sentences += [f"{_rollouts(apart, 'clicked')}, which no figure counts"] if len(apart) else []
+        return "; ".join([*sentences, f"{1000 * seconds:.0f} ms."])
 
     # -- the page -----------------------------------------------------------------------------------------------------
 
@@ -348,6 +365,11 @@ class RewardExplorer(Panel):
             self.token_map.selected = int(self.inspector.rollouts["position"].iloc[change["new"]]) + 1
 
     @guarded
+    def _on_filters(self, change: Any) -> None:
+        if len(self.inspector.rollouts):
+            self.summary.passing = self.inspector.passing.tobytes()
+
+    @guarded
     def _on_control(self, name: str, change: Any) -> None:
         if change["new"] == self._setting(name):
             return
@@ -362,6 +384,12 @@ class RewardExplorer(Panel):
         wanted = change["new"].strip() or None
         if wanted != self._compared:
             self.compare(wanted)
+
+    def _uploaded(self, upload: ipywidgets.FileUpload, change: Any) -> None:
+        """Read what was uploaded, and let go of it: it is binary data inside a list, and no part of what is shown."""
+        if change["new"]:
+            self._on_upload(change)
+            upload.value = ()
 
     @guarded
     def _on_upload(self, change: Any) -> None:
@@ -380,7 +408,7 @@ class RewardExplorer(Panel):
         button = ipywidgets.Button(description="Read", button_style="primary", tooltip="Read the document above")
         button.on_click(lambda _: self.read())
         upload = ipywidgets.FileUpload(accept=".txt,.md,.py,.json,.csv,.html", description="Open a file")
-        upload.observe(self._on_upload, "value")
+        upload.observe(partial(self._uploaded, upload), "value")
         wrap = ipywidgets.Layout(flex_flow="row wrap")
         return ipywidgets.VBox(
             [
@@ -389,6 +417,11 @@ class RewardExplorer(Panel):
                 ipywidgets.Box([*self.controls.values()], layout=wrap),
             ]
         )
+
+
+def _rollouts(frame: pd.DataFrame, kind: str) -> str:
+    positions = frame["position"].nunique()
+    return f"{len(frame):,} rollouts at {positions} {kind} {'position' if positions == 1 else 'positions'}"
 
 
 def _name(function: Any) -> str:

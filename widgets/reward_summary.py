@@ -8,6 +8,7 @@ import traitlets
 
 from refine_lab.explore.rollouts import correlations
 from widgets.base import Widget, script, style
+from widgets.packing import PACKED
 
 BINS = 24
 COLUMNS = {
@@ -23,14 +24,17 @@ MOST_POINTS = 4000
 class RewardSummary(Widget):
     """The distribution of rewards, and their correlation with entropy, exact match and the true continuation's logprob.
 
-    `rollouts`: a frame of `explore.rollouts.assess`; none shows nothing. Pearson's r is over all rollouts.
+    `rollouts`: a frame of `explore.rollouts.assess`; none shows nothing. Every number is of the rollouts at selected
+    positions, all of them, whatever a list of them filters. Those where a column `clicked` is true are drawn apart.
     """
 
     _esm = script("reward_summary")
     _css = style("reward_summary")
 
-    summary = traitlets.Dict().tag(sync=True)
+    summary = traitlets.Dict().tag(**PACKED)
     "Histogram, mean and spread of the rewards, and a scatter for each thing that they are held against."
+    passing = traitlets.Bytes().tag(sync=True)
+    "A byte a rollout, 1 where it passes the filters of the list beside; the others are drawn pale. Empty: all pass."
 
     def __init__(self, rollouts: pd.DataFrame | None = None, reward: str = "reward") -> None:
         super().__init__()
@@ -40,27 +44,33 @@ class RewardSummary(Widget):
         """Show other rollouts; `reward` is what the axis is called. Raises ValueError for a frame without the columns."""
         self._correlations = pd.DataFrame(columns=["with", "r", "rollouts"])
         if rollouts is None or rollouts.empty:
-            self.summary = {}
+            self.summary, self.passing = {}, b""
             return
         if missing := [name for name in ("reward", *(c for c, _ in COLUMNS.values())) if name not in rollouts]:
             raise ValueError(f"rollouts must have a column {missing[0]!r}, got {', '.join(map(str, rollouts))}")
-        values = rollouts["reward"].to_numpy(dtype=float)
+        clicked = rollouts["clicked"].to_numpy(bool) if "clicked" in rollouts else np.zeros(len(rollouts), bool)
+        selected = rollouts[~clicked]
+        values = selected["reward"].to_numpy(dtype=float)
         counts, edges = np.histogram(values, bins=BINS if values.std() > 1e-12 else 1)
-        self._correlations = correlations(rollouts)
+        self._correlations = correlations(selected)
         stride = -(-len(rollouts) // MOST_POINTS)
         panels = []
         for name, r, _ in self._correlations.itertuples(index=False):
             column, unit = COLUMNS[name]
             x = rollouts[column].to_numpy(dtype="<f4")[::stride]
             panels.append({"title": name, "unit": unit, "x": x.tobytes(), "r": None if np.isnan(r) else float(r)})
+        self.passing = b""
         self.summary = {
             "reward": reward,
-            "rollouts": len(rollouts),
+            "rollouts": len(selected),
+            "positions": selected["position"].nunique() if "position" in selected else 0,
             "mean": float(values.mean()),
             "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
             "counts": counts.tolist(),
             "edges": edges.tolist(),
-            "y": values[::stride].astype("<f4").tobytes(),
+            "y": rollouts["reward"].to_numpy("<f4").tobytes(),
+            "apart": clicked.astype("u1").tobytes(),
+            "stride": stride,
             "panels": panels,
         }
 
@@ -73,7 +83,9 @@ class RewardSummary(Widget):
         if not self.summary:
             return "RewardSummary: no rollouts"
         facts = self.summary
-        lines = [f"{facts['reward']} reward of {facts['rollouts']} rollouts: {facts['mean']:.3f} ± {facts['std']:.3f}"]
+        where = f" at {facts['positions']} selected positions" if facts["positions"] else ""
+        spread = f"{facts['mean']:.3f} ± {facts['std']:.3f}"
+        lines = [f"{facts['reward']} reward of {facts['rollouts']} rollouts{where}: {spread}"]
         for panel in facts["panels"]:
             r = "does not vary" if panel["r"] is None else f"r = {panel['r']:+.2f}"
             lines.append(f"  with {panel['title']}: {r}")

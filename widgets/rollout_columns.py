@@ -107,6 +107,7 @@ class RolloutColumns:
     step: np.ndarray  # [G] int32
     position: np.ndarray  # [G] int32
     sequence_id: np.ndarray  # [G] int64
+    clicked: np.ndarray  # [G] bool, whether the position is there because it was clicked, not because it was selected
     numbers: dict[str, np.ndarray]  # [R] float32 each: NUMBERS and `logprob`, the sum over tokens (nats)
 
     def __len__(self) -> int:
@@ -141,8 +142,8 @@ class RolloutColumns:
         _, first, inverse = np.unique(self.group[rows], return_index=True, return_inverse=True)
         return rows[np.argsort(first[inverse], kind="stable")]
 
-    def examples(self, rows: np.ndarray, count: int, members: int) -> list[tuple[int, list[int]]]:
-        """The first `count` positions among `rows` whose truths differ, each with its rollouts 1 to `members`, as (g, rows)."""
+    def examples(self, rows: np.ndarray, count: int) -> list[tuple[int, list[int]]]:
+        """The first `count` positions among `rows` whose truths differ, each with all of its rollouts, as (g, rows)."""
         chosen: dict[tuple[int, ...], int] = {}
         for group in dict.fromkeys(self.group[rows].tolist()):
             if len(chosen) == count:
@@ -151,7 +152,7 @@ class RolloutColumns:
         found = []
         for group in chosen.values():
             own = np.flatnonzero(self.group == group)
-            found.append((group, own[np.argsort(self.member[own], kind="stable")][:members].tolist()))
+            found.append((group, own[np.argsort(self.member[own], kind="stable")].tolist()))
         return found
 
     def packed(self) -> dict[str, Any]:
@@ -168,6 +169,7 @@ class RolloutColumns:
             **tables,
             **whole,
             "sequence_id": self.sequence_id.astype("<f8").tobytes(),
+            "clicked": np.flatnonzero(self.clicked).tolist(),
             "numbers": {name: values.astype("<f4").tobytes() for name, values in self.numbers.items()},
             "logprobs": self.logprobs.astype("<f4").tobytes(),
             "cosines": None if self.cosines is None else self.cosines.astype("<f4").tobytes(),
@@ -184,7 +186,7 @@ def _bound(bound: float | None, values: np.ndarray) -> float | None:
 def rollout_columns(frame: pd.DataFrame, decode: Decode, known: dict[int, str] | None = None) -> RolloutColumns:
     """The columns of a frame of rollouts (`records.Run.rollouts`), each distinct token decoded once, or never if `known`.
 
-    `cosines`, a list of one cosine a token, may be there too. Raises ValueError for missing columns, ids out of range, lists
+    `cosines`, a list of one cosine a token, may be there too, and `clicked`, whether the position was clicked. Raises ValueError for missing columns, ids out of range, lists
     of another length than the rollout's, rollouts of one position with unlike truths, and more than 2,097,152 rows.
     """
     if missing := [name for name in ("step", *ROLLOUT_TYPES) if name not in frame]:
@@ -221,6 +223,7 @@ def rollout_columns(frame: pd.DataFrame, decode: Decode, known: dict[int, str] |
         logprobs=per_token["logprobs"],
         cosines=per_token.get("cosines"),
         group=group,
+        clicked=frame["clicked"].to_numpy(bool)[first] if "clicked" in frame else np.zeros(len(first), bool),
         member=keys["member"].astype(np.int32),
         **{name: keys[name][first] for name in KEYS},
         numbers=numbers,

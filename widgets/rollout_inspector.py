@@ -14,6 +14,7 @@ import traitlets
 from refine_lab.records import Run
 from refine_lab.run_files import ROLLOUT_TYPES
 from widgets.base import Widget, script, style
+from widgets.packing import PACKED
 from widgets.rollout_columns import SORTS, RolloutColumns, check_filters, rollout_columns, token_decoder
 from widgets.tables import Table, visible
 
@@ -21,12 +22,14 @@ MOST_COMPARED = 8
 KEY = ("step", "sequence_id", "position", "member")
 EXAMPLES, MEMBERS = 6, 4
 "Positions and rollouts of each in the paper's table F.1."
-CAPTION = "Cosine reward of rollouts beside the ground truth (table F.1); ★ marks the highest of each example"
+CAPTION = (
+    "Cosine reward of rollouts beside the ground truth (table F.1); ★ marks the highest of all rollouts of an example"
+)
 MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>|~$&#!"})
 
 
 class TableF1(Table):
-    """Table F.1: the truth GT and rollouts P1 to P4 of some positions, each with its cosine reward."""
+    """Table F.1: the truth GT and rollouts of some positions, P1 the first of each, with their cosine rewards."""
 
     def markdown(self) -> str:
         """As a Markdown table; the text of models is escaped, so that none of it is markup."""
@@ -58,7 +61,7 @@ class RolloutInspector(Widget):
     _esm = script("rollout_inspector")
     _css = style("rollout_inspector")
 
-    columns = traitlets.Dict().tag(sync=True)
+    columns = traitlets.Dict().tag(**PACKED)
     "What is shown, as `RolloutColumns.packed` makes it."
     selected = traitlets.Int(-1).tag(sync=True)
     "Row of the frame that the detail shows, or -1."
@@ -113,15 +116,23 @@ class RolloutInspector(Widget):
     def _rows(self) -> np.ndarray:
         return self._table.shown(self.filters, self.sort)
 
+    @property
+    def passing(self) -> np.ndarray:
+        """[R] bool: whether a row of the frame passes the filters."""
+        passing = np.zeros(len(self._table), bool)
+        passing[self._rows()] = True
+        return passing
+
     def filtered(self) -> pd.DataFrame:
         """The rows that the page shows, in its order; the index is the row in the frame."""
         rows = self._rows()
         return self._frame.iloc[rows].set_axis(rows, axis=0)
 
     def table_f1(self, examples: int = EXAMPLES, members: int = MEMBERS) -> TableF1:
-        """The first positions shown whose truths differ, with their first rollouts, in the form of the paper's table F.1.
+        """The first positions shown whose truths differ, with their rollouts, in the form of the paper's table F.1.
 
-        Raises ValueError where nothing is shown, and for less than one example or rollout.
+        Of each position the first `members` rollouts are written, and the one with the highest cosine reward of all its
+        rollouts, which is starred, where that is another. P7 is the seventh rollout of its position. Raises ValueError where nothing is shown, and for less than one example or rollout.
         """
         for name, number in (("examples", examples), ("members", members)):
             if number < 1:
@@ -130,11 +141,13 @@ class RolloutInspector(Widget):
         if not len(rows):
             raise ValueError("figure table_f1 has no data: no rollout is shown")
         lines = []
-        for number, (group, own) in enumerate(self._table.examples(rows, examples, members), 1):
-            finite = [row for row in own if np.isfinite(cosine[row])]
-            best = max(finite, key=lambda row: cosine[row]) if len(finite) > 1 else -1
+        for number, (group, own) in enumerate(self._table.examples(rows, examples), 1):
+            finite = {row for row in own if np.isfinite(cosine[row])}
+            best = max((row for row in own if row in finite), key=lambda row: cosine[row]) if len(finite) > 1 else -1
             lines.append((f"Ex. {number}", "GT", visible(self._table.text(self._table.targets[group])), "–", ""))
             for place, row in enumerate(own, 1):
+                if place > members and row != best:
+                    continue
                 value = float(cosine[row]) if row in finite else "–"
                 text = visible(self._table.text(self._table.tokens[row]))
                 lines.append(("", f"P{place}", text, value, "★" if row == best else ""))
@@ -184,6 +197,7 @@ class RolloutInspector(Widget):
         groups = dict.fromkeys(table.group[rows[:200]].tolist())
         for group in [*groups][:4]:
             where = f"step {table.step[group]}, sequence {table.sequence_id[group]}, position {table.position[group]}"
+            where += ", clicked" if table.clicked[group] else ""
             lines += [where, "  truth                " + self._cells(table.targets[group])]
             for row in [row for row in rows[:200].tolist() if table.group[row] == group][:3]:
                 reward, advantage = (table.numbers[name][row] for name in ("reward", "advantage"))

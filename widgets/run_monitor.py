@@ -17,6 +17,7 @@ from refine_lab.ttt.answering import answer_in_turn
 from refine_lab.ttt.records import TTTRun, is_run, list_ttt_runs, opened_run
 from widgets.base import guarded
 from widgets.live_curves import LiveCurves
+from widgets.notice import Notice
 from widgets.page import save_page
 from widgets.panel import Panel
 from widgets.rollout_inspector import RolloutInspector
@@ -119,11 +120,15 @@ class RunMonitor(Panel):
 
     def save_html(self, path: Path | str, title: str = "Runs") -> Path:
         """Write the curves and a run's rollouts, those of its last steps, as one HTML file that works offline."""
-        rollouts = self._all_rollouts()
+        rollouts, said = self._all_rollouts(), Notice()
+        steps = rollouts.rollouts["step"]
+        if self._decodes is not None and len(steps):
+            said.status = f"Rollouts of steps {steps.min()} to {steps.max()} of {self._looked_into()}."
         try:
-            return save_page(path, self.curves, rollouts, title=title)
+            return save_page(path, self.curves, said, rollouts, title=title)
         finally:
             rollouts.close()  # else an executed notebook keeps it
+            said.close()
 
     def _all_rollouts(self) -> RolloutInspector:
         """Of as many last steps as make up a page."""
@@ -138,7 +143,7 @@ class RunMonitor(Panel):
         chosen = ", ".join(self.choice.value) or "none"
         parts = [f"RunMonitor of {_runs(self.choice.options)}; chosen: {chosen}", *self.told(), repr(self.curves)]
         if self.inspector.rollouts.size:
-            parts += [f"rollouts of step {self.step.value}", repr(self.inspector)]
+            parts += [f"rollouts of step {self.step.value} of {self._looked_into()}", repr(self.inspector)]
         return "\n".join(parts)
 
     # -- the page -----------------------------------------------------------------------------------------------------
@@ -161,8 +166,10 @@ class RunMonitor(Panel):
 
     def _show_steps(self) -> None:
         """The slider over the steps whose rollouts are there, of the first chosen run that has any."""
-        found = ((run, parquet_parts(run.path / "rollouts")) for run in self.runs if isinstance(run, Run))
-        run, parts = next(((run, parts) for run, parts in found if parts), (None, []))
+        found = [(run, parquet_parts(run.path / "rollouts")) for run in self.runs if isinstance(run, Run)]
+        found = [(run, parts) for run, parts in found if parts]
+        run, parts = found[0] if found else (None, [])
+        others = f" (of {len(found)} chosen runs with rollouts the first)" if len(found) > 1 else ""
         first, last = min((first for first, *_ in parts), default=0), max((last for _, last, _ in parts), default=0)
         changed = (run and run.path) != (self._decodes and self._decodes.path)
         if changed and run is not None:
@@ -170,6 +177,7 @@ class RunMonitor(Panel):
             before, self.inspector = self.inspector, RolloutInspector(decode=tokenizer_of(run))
             self.children = [*self.children[:-1], self.inspector]
             before.close()
+        self.step.label = f"{self._label(run)}{others}, rollouts of step" if run is not None else "rollouts of step"
         if changed or last != self.step.last:
             follows = changed or self.step.value == self.step.last  # one who looks at an earlier step stays there
             self.step.disabled = run is None
@@ -188,7 +196,15 @@ class RunMonitor(Panel):
         if self._decodes is not None:
             rollouts = self._decodes.rollouts([step])
             self.inspector.show(rollouts)
-            self.say(f"{len(rollouts)} rollouts of step {step} of {self._decodes.name}.")
+            self.say(f"{len(rollouts)} rollouts of step {step} of {self._looked_into()}.")
+
+    def _looked_into(self) -> str:
+        """The run whose rollouts are shown, by its label and its folder."""
+        return f"{self._label(self._decodes)} ({self._decodes.name})" if self._decodes is not None else "no run"
+
+    def _label(self, run: Run) -> str:
+        """What the curves call it."""
+        return next((each["label"] for each in self.curves.progress if each["name"] == run.name), run.name)
 
     def _buttons(self) -> ipywidgets.HBox:
         told = {

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from refine_lab.run_groups import SEPARATOR
+
 INK = "#7a7a7a"
 "Grey of texts and axes: contrast above 4 on a white and on a black ground alike."
 
@@ -70,6 +72,8 @@ class ArmStyle:
     label: str
     colour: str
     symbol: Literal["circle", "diamond", "square", "triangle-up", "x"]
+    dash: Literal["solid", "dash", "dot", "dashdot"] = "solid"
+    "Of the line: tells apart what has the same colour."
 
 
 KNOWN_ARMS = {
@@ -86,27 +90,57 @@ OTHER_STYLES: tuple[tuple[str, Literal["triangle-up", "x", "square"]], ...] = (
 )
 
 
+DASHES: tuple[Literal["solid", "dash", "dot", "dashdot"], ...] = ("solid", "dash", "dot", "dashdot")
+
+
 def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
-    """Arm -> its look, in the order of `KNOWN_ARMS`, then the others as they come."""
+    """Arm -> its look, in the order of `KNOWN_ARMS`, then the others as they come.
+
+    An arm may be that of an experiment (see `run_groups.experiment_arms`): then its label says what the experiment differs in,
+    and its line is dashed where another experiment of the same arm comes before.
+    """
     seen = list(dict.fromkeys(arms))
-    others = [arm for arm in seen if arm not in KNOWN_ARMS]
-    styles = {arm: style for arm, style in KNOWN_ARMS.items() if arm in seen}
-    for index, arm in enumerate(others):
+    bases = list(dict.fromkeys(base_arm(arm) for arm in seen))
+    looks = {base: style for base, style in KNOWN_ARMS.items() if base in bases}
+    for index, base in enumerate(base for base in bases if base not in KNOWN_ARMS):
         colour, symbol = OTHER_STYLES[index % len(OTHER_STYLES)]
-        styles[arm] = ArmStyle(label=arm, colour=colour, symbol=symbol)
-    return styles
+        looks[base] = ArmStyle(label=base, colour=colour, symbol=symbol)
+    return _told_apart({arm: look for base, look in looks.items() for arm in seen if base_arm(arm) == base})
+
+
+def base_arm(arm: str) -> str:
+    """The arm without what its experiment differs in."""
+    return arm.partition(SEPARATOR)[0]
+
+
+def _told_apart(styles: dict[str, ArmStyle]) -> dict[str, ArmStyle]:
+    """The styles of arms, labelled by what their experiments differ in and each with a dash that no other of its colour has."""
+    told: dict[str, ArmStyle] = {}
+    for arm, style in styles.items():
+        differing = arm.partition(SEPARATOR)[2]
+        before = sum(other.colour == style.colour for other in told.values())
+        label = f"{style.label}, {differing}" if differing else style.label
+        told[arm] = replace(style, label=label, dash=DASHES[before % len(DASHES)])
+    return told
 
 
 def way_styles(ways: Iterable[str]) -> dict[str, ArmStyle]:
     """Way of post-training or test-time training -> the look of its arm.
 
-    `none`, a model that is not adapted, looks as a base model; with `_release` behind it an arm has the release's updates.
+    `none`, a model that is not adapted, looks as a base model; with `_release` behind it an arm has the release's updates. As
+    in `arm_styles`, a way may be that of an experiment.
     """
-    names = {way: "base" if way == "none" else way.removesuffix("_release") for way in ways}
+    names = {way: looks_like(way) for way in ways}
     looks = arm_styles(names.values())
-    labels = {way: "not adapted" if way == "none" else looks[arm].label for way, arm in names.items()}
-    labels |= {way: f"{label}, {_fewer(way)}" for way, label in labels.items() if way.endswith("_release")}
-    return {way: replace(looks[arm], label=labels[way]) for way, arm in names.items()}
+    labels = {way: "not adapted" if base_arm(way) == "none" else looks[arm].label for way, arm in names.items()}
+    labels |= {way: f"{label}, {_fewer(way)}" for way, label in labels.items() if base_arm(way).endswith("_release")}
+    return _told_apart({way: replace(looks[arm], label=labels[way]) for way, arm in names.items()})
+
+
+def looks_like(way: str) -> str:
+    """The arm whose colour and symbol a way has."""
+    arm = base_arm(way)
+    return "base" if arm == "none" else arm.removesuffix("_release")
 
 
 def _fewer(way: str) -> str:
@@ -128,12 +162,16 @@ def has_panel(frame: pd.DataFrame, panel: Panel) -> bool:
 
 
 def over_seeds(frame: pd.DataFrame, key: str) -> pd.DataFrame:
-    """Mean, min and max over seeds of column `key` at each step of each arm: columns arm, step, mean, min, max, seeds."""
+    """Mean, min and max over seeds of column `key` at each step of each arm: columns arm, step, mean, min, max, seeds.
+
+    Only steps that all of an arm's seeds have count: where one seed has ended, a mean over the others would jump.
+    """
     rows = frame[frame[key].notna()].drop_duplicates(
         ["arm", "seed", "step"], keep="last"
     )  # an evaluation made twice counts once
     grouped = rows.groupby(["arm", "step"], sort=True)[key]
-    return grouped.agg(mean="mean", min="min", max="max", seeds="count").reset_index()
+    table = grouped.agg(mean="mean", min="min", max="max", seeds="count").reset_index()
+    return table[table["seeds"] == table["arm"].map(rows.groupby("arm")["seed"].nunique())].reset_index(drop=True)
 
 
 def decimate(y: Float[np.ndarray, "n"], limit: int = 1000) -> Int[np.ndarray, "m"]:

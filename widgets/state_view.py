@@ -12,6 +12,7 @@ import traitlets
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.states import StateSummary
 from widgets.base import Widget, script, style
+from widgets.packing import PACKED
 from widgets.tables import visible
 
 MEASURES = {
@@ -36,7 +37,7 @@ class StateView(Widget):
     _esm = script("state_view")
     _css = style("state_view")
 
-    states = traitlets.Dict().tag(sync=True)
+    states = traitlets.Dict().tag(**PACKED)
     "Rows, places, the three measures and the write strengths, packed; set by `show`."
     measure = traitlets.Enum([*MEASURES], "norm").tag(sync=True)
     "What colours the strips."

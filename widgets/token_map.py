@@ -10,6 +10,7 @@ import numpy as np
 import traitlets
 
 from widgets.base import Widget, guarded, script, style
+from widgets.packing import PACKED, pack
 from widgets.token_document import (
     Alternatives,
     Ask,
@@ -45,7 +46,7 @@ class TokenMap(Widget):
     _esm = script("token_map")
     _css = style("token_map")
 
-    document = traitlets.Dict().tag(sync=True)
+    document = traitlets.Dict().tag(**PACKED)
     "The text, metrics and marks, packed; set by `show`, whole."
     metric = traitlets.Unicode().tag(sync=True)
     "Name of the metric that colours; empty where there is none."
@@ -172,7 +173,7 @@ class TokenMap(Widget):
         if len(self.text) <= PAGE_ALTERNATIVES:
             rows = self._ask(list(range(len(self.text))))
             packed = packed_rows(rows.result(PATIENCE) if isinstance(rows, Future) else rows)
-        return state | {"document": {**self.document, "alternatives": packed}}
+        return state | {"document": pack({**self.document, "alternatives": packed})}
 
     def __repr__(self) -> str:
         """Lengths, the metrics, the highest tokens of the chosen one and the selected token."""

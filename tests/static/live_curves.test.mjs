@@ -63,3 +63,13 @@ test("readings give mean and range of an arm's runs", () => {
   assert.deepEqual(js.readings(panel, 1.2).map((r) => r.text), ["2 (1–3)", "7"]);
   assert.deepEqual(js.readings(panel, 4), []); // no run has come so far
 });
+
+test("readings are of one step: a run that has not made it does not count, and that is said", () => {
+  const [arm, other] = [{ label: "REFINE, lr 0.001" }, { label: "REFINE, lr 0.01" }];
+  const panel = { lines: [{ arm, x: [1, 2, 3], y: [1, 2, 3] }, { arm, x: [1], y: [9] }, { arm: other, x: [1, 2], y: [5, 6] }] };
+  assert.deepEqual(js.readings(panel, null).map((r) => r.text), ["3, 1 of 2 seeds", "6"]); // not (3 + 9) / 2
+  assert.deepEqual(js.readings(panel, 1).map((r) => r.text), ["5 (1–9)", "5"]);
+  const evaluated = { lines: [{ arm, x: [0, 4, 8], y: [1, 2, 3] }, { arm, x: [0, 6], y: [5, 7] }] };
+  assert.deepEqual(js.readings(evaluated, 5).map((r) => r.text), ["2, 1 of 2 seeds"]);
+  assert.deepEqual(js.readings(evaluated, 0).map((r) => r.text), ["3 (1–5)"]);
+});

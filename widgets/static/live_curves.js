@@ -1,7 +1,7 @@
 // Live curves of training runs. Python sends panels of thinned series (float32 bytes) and a line of progress a run;
 // this file only draws them. Text reaches the page through textContent alone.
 
-import { duration, extent, floats, format, html, nearest, svg, ticks } from "./shared.js";
+import { duration, extent, floats, format, html, nearest, svg, ticks, unpacked } from "./shared.js";
 
 const HEIGHT = 170;
 const MARGIN = { left: 48, right: 10, top: 10, bottom: 34 };
@@ -30,6 +30,9 @@ export function bandPath(xs, low, high, sx, sy) {
   const point = (values) => (i) => `${sx(xs[i]).toFixed(1)} ${sy(values[i]).toFixed(1)}`;
   return `M${kept.map(point(high)).join("L")}L${kept.reverse().map(point(low)).join("L")}Z`;
 }
+
+/** Of a line, in px: what has the same colour differs in it. */
+const DASHES = { solid: "", dash: "7 4", dot: "2 3", dashdot: "8 3 2 3" };
 
 const SYMBOLS = {
   circle: "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0Z",
@@ -64,21 +67,36 @@ function unpack(curves) {
   return { arms, panels };
 }
 
-/** What each arm shows at the step nearest to `step` (null: at its last): mean over its runs and, of several, lowest and highest. */
+/** The step at which an arm's lines are read: of those made the nearest to `step` (null: the last); null where none has been there. */
+function readingStep(lines, step) {
+  const ends = lines.map(({ x }) => [x[0], x[x.length - 1]]);
+  if (step === null) return Math.max(...ends.map(([, last]) => last));
+  const there = lines.filter((line, i) => ends[i][0] <= step && step <= ends[i][1]);
+  const steps = [...new Set(there.flatMap(({ x }) => [...x]))].sort((a, b) => a - b);
+  return steps.length ? steps[nearest(steps, step)] : null;
+}
+
+/**
+ * What each arm shows at the step nearest to `step` (null: at its last): the mean over its runs and, of several, lowest and
+ * highest. All values are of one step; where only some of the runs have made it, how many.
+ */
 export function readings(panel, step) {
   const byArm = new Map();
   for (const line of panel.lines) {
-    const last = line.x.length - 1;
-    if (last < 0 || (step !== null && (step < line.x[0] || step > line.x[last]))) continue; // it has not been there
-    const value = line.y[step === null ? last : nearest(line.x, step)];
     if (!byArm.has(line.arm)) byArm.set(line.arm, []);
-    byArm.get(line.arm).push(value);
+    if (line.x.length) byArm.get(line.arm).push(line);
   }
-  return [...byArm].map(([arm, values]) => {
+  const found = [];
+  for (const [arm, lines] of byArm) {
+    const at = lines.length ? readingStep(lines, step) : null;
+    if (at === null) continue;
+    const values = lines.filter(({ x }) => x.includes(at)).map(({ x, y }) => y[x.indexOf(at)]);
     const mean = format(values.reduce((sum, value) => sum + value, 0) / values.length);
     const range = values.length > 1 ? ` (${format(Math.min(...values))}–${format(Math.max(...values))})` : "";
-    return { arm, text: mean + range };
-  });
+    const some = values.length < lines.length ? `, ${values.length} of ${lines.length} seeds` : "";
+    found.push({ arm, text: mean + range + some });
+  }
+  return found;
 }
 
 // -- drawing ----------------------------------------------------------------------------------------------------------
@@ -106,6 +124,10 @@ function drawPanel(view, panel, domain) {
   view.cursor = svg("line", { class: "cursor", y1: inner.top, y2: inner.bottom }, view.svg);
 }
 
+function hollow(arm) {
+  return (arm.dash ?? "solid") !== "solid";
+}
+
 function drawCursor(view, step) {
   if (!view.cursor) return;
   view.cursor.style.display = step === null ? "none" : "";
@@ -116,11 +138,11 @@ function drawCursor(view, step) {
 function drawLine(parent, panel, line, sx, sy) {
   const group = svg("g", { style: `color: ${line.arm.colour}` }, parent);
   if (line.low) svg("path", { class: "band", d: bandPath(line.x, line.low, line.high, sx, sy) }, group);
-  svg("path", { class: "line", d: linePath(line.x, line.y, sx, sy) }, group);
+  svg("path", { class: "line", d: linePath(line.x, line.y, sx, sy), "stroke-dasharray": DASHES[line.arm.dash] ?? "" }, group);
   for (const i of marked(line.x.length, panel.marks)) {
     if (!Number.isFinite(line.y[i])) continue;
     const at = `translate(${sx(line.x[i]).toFixed(1)} ${sy(line.y[i]).toFixed(1)})`;
-    svg("path", { class: "mark", d: SYMBOLS[line.arm.symbol], transform: at }, group);
+    svg("path", { class: hollow(line.arm) ? "mark hollow" : "mark", d: SYMBOLS[line.arm.symbol], transform: at }, group);
   }
 }
 
@@ -130,8 +152,9 @@ function drawReadings(view, panel, step) {
   view.values.replaceChildren();
   for (const { arm, text } of found) {
     const entry = html("span", "", view.values);
-    const glyph = svg("svg", { class: "glyph", viewBox: "-6 -6 12 12", style: `color: ${arm.colour}`, "aria-hidden": "true" }, entry);
-    svg("path", { d: SYMBOLS[arm.symbol], fill: "currentColor" }, glyph);
+    const glyph = svg("svg", { class: "glyph", viewBox: "-14 -6 28 12", style: `color: ${arm.colour}`, "aria-hidden": "true" }, entry);
+    svg("path", { class: "line", d: "M-14 0H14", "stroke-dasharray": DASHES[arm.dash] ?? "" }, glyph);
+    svg("path", { class: hollow(arm) ? "mark hollow" : "mark", d: SYMBOLS[arm.symbol] }, glyph);
     entry.append(`${arm.label} ${text}`);
   }
   const words = found.map(({ arm, text }) => `${arm.label} ${text}`).join("; ");
@@ -255,7 +278,7 @@ function render({ model, el }) {
   }
 
   const onCurves = () => {
-    data = unpack(model.get("curves"));
+    data = unpack(unpacked(model.get("curves")));
     redraw();
   };
   const onProgress = () => {

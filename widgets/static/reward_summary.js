@@ -1,9 +1,11 @@
-// The spread of rewards, and scatters of them against other things.
+// The spread of rewards, and scatters of them against other things. All numbers are of the selected positions; rollouts of clicked
+// ones are drawn apart, and what the list of rollouts leaves out is pale.
 
-import { extent, floats, format, html, svg, ticks } from "./shared.js";
+import { extent, floats, format, html, svg, ticks, unpacked } from "./shared.js";
 
 const HEIGHT = 150;
 const MARGIN = { left: 40, right: 10, top: 8, bottom: 32 };
+const KINDS = ["left-out", "shown", "clicked"]; // drawn one over the other
 
 function frame(parent, title, note, label) {
   const figure = html("figure", "panel", parent);
@@ -30,32 +32,77 @@ function axes({ drawing, width }, xs, ys, xUnit) {
   return { sx, sy, bottom };
 }
 
-function histogram(parent, facts) {
-  const note = `${format(facts.mean)} ± ${format(facts.std)}`;
-  const label = `Distribution of ${facts.rollouts} rewards: mean ${format(facts.mean)}, standard deviation ${format(facts.std)}`;
-  const view = frame(parent, `${facts.reward} reward`, note, label);
-  const { edges, counts } = facts;
-  const xs = extent([[edges[0], edges[edges.length - 1]]], 0.02);
-  const { sx, sy, bottom } = axes(view, xs, [0, Math.max(...counts) * 1.05], "reward");
-  counts.forEach((count, i) => {
-    const x = sx(edges[i]);
-    const bar = { class: "bar", x, y: sy(count), width: Math.max(sx(edges[i + 1]) - x - 1, 1), height: bottom - sy(count) };
-    svg("title", {}, svg("rect", bar, view.drawing), `${format(edges[i])} to ${format(edges[i + 1])}: ${count}`);
+/** Of each rollout how it is drawn: `left-out` by the list's filters, `shown`, `clicked`, or null for a clicked one that is left out. */
+export function kindsOf(apart, passing) {
+  const whole = passing.byteLength === apart.byteLength ? passing : null; // else it is of other rollouts
+  return Array.from({ length: apart.byteLength }, (_, row) => {
+    const shown = whole === null || whole.getUint8(row) === 1;
+    if (apart.getUint8(row)) return shown ? "clicked" : null;
+    return shown ? "shown" : "left-out";
   });
 }
 
-function scatter(parent, facts, panel, y) {
+/** How many of the values of some rollouts fall into each bin; the highest edge belongs to the last bin, as numpy has it. */
+export function counted(values, edges, takes) {
+  const counts = new Array(edges.length - 1).fill(0);
+  values.forEach((value, row) => {
+    if (!takes(row) || !(value >= edges[0] && value <= edges[edges.length - 1])) return;
+    let bin = edges.length - 2;
+    while (bin > 0 && value < edges[bin]) bin--;
+    counts[bin]++;
+  });
+  return counts;
+}
+
+function histogram(parent, facts, y, kinds) {
+  const note = `${format(facts.mean)} ± ${format(facts.std)}`;
+  const label = `Distribution of ${facts.rollouts} rewards: mean ${format(facts.mean)}, standard deviation ${format(facts.std)}`;
+  const view = frame(parent, `${facts.reward} reward`, note, label);
+  const { edges } = facts;
+  const bars = [
+    ["left-out", facts.counts],
+    ["shown", counted(y, edges, (row) => kinds[row] === "shown")],
+    ["clicked", counted(y, edges, (row) => kinds[row] === "clicked")],
+  ];
+  const xs = extent([[edges[0], edges[edges.length - 1]]], 0.02);
+  const { sx, sy, bottom } = axes(view, xs, [0, Math.max(...bars.flatMap(([, counts]) => counts)) * 1.05], "reward");
+  for (const [kind, counts] of bars) {
+    counts.forEach((count, i) => {
+      if (!count) return;
+      const x = sx(edges[i]);
+      const bar = { class: `bar ${kind}`, x, y: sy(count), width: Math.max(sx(edges[i + 1]) - x - 1, 1), height: bottom - sy(count) };
+      svg("title", {}, svg("rect", bar, view.drawing), `${format(edges[i])} to ${format(edges[i + 1])}: ${count}`);
+    });
+  }
+}
+
+function scatter(parent, facts, panel, y, kinds) {
   const x = floats(panel.x);
   const r = panel.r === null ? "does not vary" : `r = ${panel.r.toFixed(2)}`;
   const view = frame(parent, `with ${panel.title}`, r, `${facts.reward} reward against ${panel.title}: ${r}`);
   const [xs, ys] = [extent([x], 0.04), extent([y], 0.06)];
   if (!xs || !ys) return;
   const { sx, sy } = axes(view, xs, ys, panel.unit);
-  let path = "";
-  for (let i = 0; i < x.length; i++) {
-    if (Number.isFinite(x[i]) && Number.isFinite(y[i])) path += `M${sx(x[i]).toFixed(1)} ${sy(y[i]).toFixed(1)}h0`;
+  for (const kind of KINDS) {
+    let path = "";
+    for (let i = 0; i < x.length; i++) {
+      const row = i * facts.stride;
+      if (kinds[row] === kind && Number.isFinite(x[i]) && Number.isFinite(y[row])) path += `M${sx(x[i]).toFixed(1)} ${sy(y[row]).toFixed(1)}h0`;
+    }
+    if (path) svg("path", { class: `dots ${kind}`, d: path }, view.drawing);
   }
-  svg("path", { class: "dots", d: path }, view.drawing);
+}
+
+/** What the numbers are of, what is pale, and what is apart. */
+export function sentences(facts, kinds) {
+  const many = (count, word) => `${format(count)} ${word}${count === 1 ? "" : "s"}`;
+  const where = facts.positions ? ` at ${many(facts.positions, "selected position")}` : "";
+  const shown = kinds.filter((kind) => kind === "shown").length;
+  const apart = kinds.filter((kind) => kind === "clicked").length;
+  const found = [`All numbers: ${many(facts.rollouts, "rollout")}${where}.`];
+  if (shown < facts.rollouts) found.push(`Pale: ${format(facts.rollouts - shown)} that the list's filters leave out.`);
+  if (apart) found.push(`Orange, in no number: ${many(apart, "rollout")} at clicked positions.`);
+  return found.join(" ");
 }
 
 function render({ model, el }) {
@@ -66,20 +113,22 @@ function render({ model, el }) {
   const draw = () => {
     pending = 0;
     root.replaceChildren();
-    const facts = model.get("summary");
+    const facts = unpacked(model.get("summary"));
     if (!facts.rollouts) {
       html("div", "note", root, "No rollouts yet.");
       return;
     }
-    const panels = html("div", "panels", root);
     const y = floats(facts.y);
-    histogram(panels, facts);
-    for (const panel of facts.panels) scatter(panels, facts, panel, y);
+    const kinds = kindsOf(facts.apart, model.get("passing"));
+    html("div", "note", root, sentences(facts, kinds));
+    const panels = html("div", "panels", root);
+    histogram(panels, facts, y, kinds);
+    for (const panel of facts.panels) scatter(panels, facts, panel, y, kinds);
   };
   const schedule = () => {
     pending ||= requestAnimationFrame(draw);
   };
-  model.on("change:summary", schedule);
+  for (const trait of ["summary", "passing"]) model.on(`change:${trait}`, schedule);
   let width = 0;
   const resized = new ResizeObserver(([entry]) => {
     if (Math.abs(entry.contentRect.width - width) < 1) return; // drawing changes the height alone
@@ -91,7 +140,7 @@ function render({ model, el }) {
   return () => {
     cancelAnimationFrame(pending);
     resized.disconnect();
-    model.off("change:summary", schedule);
+    for (const trait of ["summary", "passing"]) model.off(`change:${trait}`, schedule);
   };
 }
 

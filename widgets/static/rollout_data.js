@@ -24,6 +24,7 @@ export function unpackRollouts(columns) {
   data.logprobs = table("logprobs", Float32Array);
   data.cosines = columns.cosines ? floats(columns.cosines) : null;
   data.strings = columns.strings ?? [""];
+  data.clicked = new Set(columns.clicked ?? []); // positions that are there because they were clicked
   data.firstOf = new Int32Array(data.groups); // a row of each position
   for (let row = data.rows - 1; row >= 0; row--) data.firstOf[data.group[row]] = row;
   data.orders = new Map();
@@ -204,7 +205,10 @@ export function bestRows(data, rows) {
 
 // -- table F.1 --------------------------------------------------------------------------------------------------------
 
-/** The first positions shown whose truths differ, each with its first rollouts: {example, type, text, value, best}. */
+/**
+ * The first positions shown whose truths differ: {example, type, text, value, best}. Of each, the first rollouts, and the one
+ * with the highest cosine reward of all its rollouts, which is starred, where that is another.
+ */
 export function tableF1(data, rows, examples = 6, members = 4) {
   const chosen = new Map();
   for (const row of rows) {
@@ -215,17 +219,18 @@ export function tableF1(data, rows, examples = 6, members = 4) {
   }
   const own = new Map([...chosen.values()].map((group) => [group, []]));
   for (let row = 0; row < data.rows; row++) own.get(data.group[row])?.push(row);
-  const written = (ids, i) => visible(textOf(data.strings, ids, i * data.width, data.width));
+  const textAt = (ids, i) => visible(textOf(data.strings, ids, i * data.width, data.width));
   return [...own].flatMap(([group, all], index) => {
-    const its = all.sort((a, b) => data.member[a] - data.member[b] || a - b).slice(0, members);
+    all.sort((a, b) => data.member[a] - data.member[b] || a - b);
     const cosine = (row) => data.numbers.cosine[row];
-    const finite = its.filter((row) => Number.isFinite(cosine(row)));
+    const finite = all.filter((row) => Number.isFinite(cosine(row)));
     const best = finite.length > 1 ? finite.reduce((top, row) => (cosine(row) > cosine(top) ? row : top)) : -1;
-    const truth = { example: `Ex. ${index + 1}`, type: "GT", text: written(data.targets, group), value: "–", best: false };
-    return [truth, ...its.map((row, place) => ({
+    const truth = { example: `Ex. ${index + 1}`, type: "GT", text: textAt(data.targets, group), value: "–", best: false };
+    const written = all.map((row, place) => ({ row, place: place + 1 })).filter(({ row, place }) => place <= members || row === best);
+    return [truth, ...written.map(({ row, place }) => ({
       example: "",
-      type: `P${place + 1}`,
-      text: written(data.tokens, row),
+      type: `P${place}`,
+      text: textAt(data.tokens, row),
       value: Number.isFinite(cosine(row)) ? cosine(row).toFixed(3) : "–",
       best: row === best,
     }))];

@@ -174,7 +174,7 @@ export function drawTableF1(parent, { data, rows }, { close, say }) {
     html("td", "words", line, beginning(text, LONGEST_TEXT));
     html("td", best ? "number best" : "number", line, best ? `★ ${value}` : value);
   }
-  html("p", "note", parent, "The first positions of the list, their rollouts by number; ★ the highest of each.");
+  html("p", "note", parent, "The first positions of the list, their first rollouts by number; ★ the highest of all rollouts of an example.");
 }
 
 async function copied(text, parent) {
@@ -193,20 +193,27 @@ async function copied(text, parent) {
 
 // -- histogram --------------------------------------------------------------------------------------------------------
 
-/** The rewards of what is shown, over the range of all. */
+/** The rewards of all rollouts, pale; in front of them those that the list shows, and apart those of clicked positions. */
 export function drawHistogram(figure, { data, rows, range }) {
   const picture = figure.querySelector("svg");
   picture.replaceChildren();
   const [low, high] = range ?? [0, 1];
-  const { counts, mean, count } = histogram(data.numbers.reward ?? [], rows, low, high, BINS);
-  const most = Math.max(1, ...counts);
+  const clicked = (row) => data.clicked.has(data.group[row]);
+  const all = Int32Array.from({ length: data.rows }, (_, row) => row).filter((row) => !clicked(row));
+  const counted = (some) => histogram(data.numbers.reward ?? [], some, low, high, BINS);
+  const [whole, shown, apart] = [all, rows.filter((row) => !clicked(row)), rows.filter(clicked)].map(counted);
+  const most = Math.max(1, ...whole.counts, ...apart.counts);
   const step = 200 / BINS;
-  counts.forEach((number, i) => {
-    const tall = number ? Math.max((number / most) * 40, 1) : 0;
-    const bar = svg("rect", { x: i * step + 0.5, y: 42 - tall, width: step - 1, height: tall }, picture);
-    const [from, to] = [i, i + 1].map((edge) => decimals(low + ((high - low) * edge) / BINS, 2));
-    svg("title", {}, bar, `${number.toLocaleString("en")} with reward ${from} to ${to}`);
-  });
+  for (const [name, { counts }] of [["all", whole], ["shown", shown], ["clicked", apart]]) {
+    counts.forEach((number, i) => {
+      if (!number) return;
+      const tall = Math.max((number / most) * 40, 1);
+      const [from, to] = [i, i + 1].map((edge) => decimals(low + ((high - low) * edge) / BINS, 2));
+      const bar = svg("rect", { class: name, x: i * step + 0.5, y: 42 - tall, width: step - 1, height: tall }, picture);
+      svg("title", {}, bar, `${number.toLocaleString("en")} (${name}) with reward ${from} to ${to}`);
+    });
+  }
+  const { mean, count } = whole;
   svg("line", { class: "base", x1: 0, x2: 200, y1: 42.5, y2: 42.5 }, picture);
   if (count) {
     const x = ((mean - low) / (high - low)) * 200;
@@ -214,7 +221,10 @@ export function drawHistogram(figure, { data, rows, range }) {
   }
   const [left, middle, right] = figure.querySelectorAll("figcaption span");
   left.textContent = range ? decimals(low, 2) : "";
-  middle.textContent = count ? `reward, mean ${decimals(mean)}` : "reward";
+  const part = shown.count < count ? ` (${shown.count ? `${decimals(shown.mean)} of ${shown.count} shown` : "none shown"})` : "";
+  middle.textContent = count ? `mean reward ${decimals(mean)}${part}` : "reward";
   right.textContent = range ? decimals(high, 2) : "";
-  picture.setAttribute("aria-label", count ? `Rewards of ${count} rollouts from ${decimals(low, 2)} to ${decimals(high, 2)}, mean ${decimals(mean)}` : "No rewards");
+  const words = `Rewards of ${count} rollouts from ${decimals(low, 2)} to ${decimals(high, 2)}, mean ${decimals(mean)}`;
+  const others = apart.count ? `; ${apart.count} of clicked positions` : "";
+  picture.setAttribute("aria-label", count ? `${words}${part}${others}` : "No rewards");
 }

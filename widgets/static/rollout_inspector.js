@@ -4,7 +4,7 @@
 import { bestRows, FILTER_RANGES, FILTER_TEXTS, shownRows, unpackRollouts } from "./rollout_data.js";
 import { drawCompared, drawDetail, drawHistogram, drawTableF1 } from "./rollout_detail.js";
 import { describe, nextSort, rolloutList } from "./rollout_list.js";
-import { extent, format, html, svg } from "./shared.js";
+import { extent, format, html, svg, unpacked } from "./shared.js";
 
 const MOST_COMPARED = 8;
 const TEXT_LABELS = { text: "Rollout contains", truth: "Truth contains" };
@@ -93,6 +93,13 @@ function button(parent, text, press) {
   node.type = "button";
   node.addEventListener("click", press);
   return node;
+}
+
+/** [R] bytes: 1 where a row is among those that the list shows. */
+function passing({ data, rows }) {
+  const bytes = new Uint8Array(data.rows);
+  for (const row of rows) bytes[row] = 1;
+  return new DataView(bytes.buffer);
 }
 
 // -- the widget -------------------------------------------------------------------------------------------------------
@@ -187,6 +194,7 @@ function render({ model, el }) {
     if (now.has("rows")) {
       parts.list.show(state);
       drawHistogram(parts.figure, state);
+      if (model.alone) model.set("passing", passing(state)); // else Python knows
     }
     if (now.has("rows") || now.has("table")) if (!parts.table.hidden) drawTableF1(parts.table, state, { close: actions.toggleF1, say });
     if (now.has("selected")) {
@@ -202,7 +210,7 @@ function render({ model, el }) {
   }
 
   function takeColumns() {
-    const data = unpackRollouts(model.get("columns"));
+    const data = unpackRollouts(unpacked(model.get("columns")));
     const all = Int32Array.from({ length: data.rows }, (_, row) => row);
     const advantage = extent([data.numbers.advantage ?? []]);
     Object.assign(data, { name });

@@ -62,7 +62,8 @@ export function signedBar(parent, value, most) {
 
 export function describe(data, row) {
   const at = data.group[row];
-  return `rollout ${data.member[row]} at position ${data.position[at]}, step ${data.step[at]}, sequence ${data.sequence_id[at]}`;
+  const where = data.clicked.has(at) ? "clicked position" : "position";
+  return `rollout ${data.member[row]} at ${where} ${data.position[at]}, step ${data.step[at]}, sequence ${data.sequence_id[at]}`;
 }
 
 /** The list in `parent`. `on` has `sort(column)`, `choose(row)` and `pin(row)`; `show(state)` draws. */
@@ -208,6 +209,10 @@ function truthLine(parent, { data }, group) {
   for (let i = 0; i < lengthOf(data, data.targets, group); i++) tokenCell(tokens, data, data.targets[group * data.width + i], { truth: true });
   const row = data.firstOf[group];
   const facts = [`step ${data.step[group]}`, `seq ${data.sequence_id[group]}`, `pos ${data.position[group]}`];
+  if (data.clicked.has(group)) {
+    node.classList.add("clicked");
+    facts.unshift("clicked");
+  }
   html("span", "numbers where", node, `${facts.join(" · ")} · H ${decimals(data.numbers.entropy[row], 2)}`).title =
     `step ${data.step[group]}, sequence ${data.sequence_id[group]}, position ${data.position[group]}, entropy ${decimals(data.numbers.entropy[row])} nats`;
   return node;

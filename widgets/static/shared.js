@@ -10,6 +10,17 @@ export function floats(view) {
   return new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
 }
 
+/** The data of a trait that Python sends as one buffer (widgets/packing.py); arrays in it are views into the buffer. */
+export function unpacked(view) {
+  const begin = view.byteOffset + 4 + view.getUint32(0, true);
+  const header = new TextDecoder().decode(new Uint8Array(view.buffer, view.byteOffset + 4, begin - view.byteOffset - 4));
+  return JSON.parse(header, (name, value) => {
+    if (!Array.isArray(value?.$bytes)) return value;
+    const [first, length] = value.$bytes;
+    return new DataView(view.buffer, begin + first, length);
+  });
+}
+
 /** About `count` round numbers inside [low, high]. */
 export function ticks(low, high, count) {
   const rough = (high - low) / Math.max(count, 1);

@@ -1,6 +1,6 @@
 // States along a document: a strip a head, coloured by one of three measures; below, how strongly each token writes.
 
-import { extent, floats, format, html } from "./shared.js";
+import { extent, floats, format, html, unpacked } from "./shared.js";
 
 const ROW = 16;
 const LABEL = 150;
@@ -48,7 +48,7 @@ function render({ model, el }) {
   let pending = 0;
 
   function unpack() {
-    const states = model.get("states");
+    const states = unpacked(model.get("states"));
     data = null;
     if (!states.rows?.length) return;
     const places = integers(states.places);

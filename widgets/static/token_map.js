@@ -2,7 +2,7 @@
 // bytes), whole; the page lays them out, paints what is visible, and moves in it. Text reaches the page through canvas and
 // textContent alone.
 
-import { html } from "./shared.js";
+import { html, unpacked } from "./shared.js";
 import { PAD, ROW, mapHeight } from "./token_paint.js";
 import { buildPanel, hideTip } from "./token_panel.js";
 import { Answers } from "./token_alternatives.js";
@@ -15,7 +15,7 @@ const VIEW_PAUSE = 150; // milliseconds without scrolling before Python hears of
 function takeDocument(view) {
   const { ui, model } = view;
   const before = view.doc;
-  const doc = unpackDocument(model.get("document"));
+  const doc = unpackDocument(unpacked(model.get("document")));
   view.answers?.stop();
   view.doc = doc;
   view.answers = new Answers(model, doc, (token) => token === view.tipped && showTip(view, token));

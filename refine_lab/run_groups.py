@@ -1,0 +1,98 @@
+"""Which runs may be averaged: those whose configurations are the same but for the seed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from refine_lab.config import Checked, to_json
+
+SEEDS = ("seed", "ttt.seed")
+"""Settings in which the runs of one experiment differ."""
+SEPARATOR = ": "
+"""Between an arm and what its experiment differs in, in the name that `experiment_arms` gives."""
+MOST_NAMED = 3
+"""Settings that such a name holds, at most."""
+
+_DATE = re.compile(r"\d{8}-\d{6}")
+
+
+def flat_settings(config: Checked) -> dict[str, str]:
+    """Every setting of a configuration by its dotted name, as JSON."""
+    return dict(_flattened(json.loads(to_json(config))))
+
+
+def experiment_arms(runs: Sequence[tuple[str, Checked, str]]) -> list[str]:
+    """For each run, given as arm, configuration and folder name, the name of the arm of its experiment.
+
+    Two runs get the same name only if they have the same arm, the same settings except the seed, and different seeds. Where
+    an arm has one such group, the name is the arm. Where it has several, what they differ in follows: `refine: lr 0.001`;
+    and where that does not tell them apart, the date of the group's first run.
+    """
+    names, groups = [arm for arm, _, _ in runs], _groups(runs)
+    for arm in dict.fromkeys(names):
+        own = {key: members for key, members in groups.items() if key.arm == arm}
+        if len(own) == 1:
+            continue
+        differences = _differences(
+            [dict(key.settings) for key in own], [runs[members[0]][2] for members in own.values()]
+        )
+        for difference, members in zip(differences, own.values(), strict=True):
+            for index in members:
+                names[index] = f"{arm}{SEPARATOR}{difference}"
+    return names
+
+
+class _Group(NamedTuple):
+    """What the runs of an average have in common."""
+
+    arm: str
+    settings: tuple[tuple[str, str], ...]
+    repeat: int
+    "0, or how many runs with the same settings and the same seed came before: such a run is no further seed."
+
+
+def _groups(runs: Sequence[tuple[str, Checked, str]]) -> dict[_Group, list[int]]:
+    """The groups in the order in which they come, each with the numbers of its runs."""
+    groups: dict[_Group, list[int]] = {}
+    seen: Counter[tuple[str, str]] = Counter()
+    for index, (arm, config, _) in enumerate(runs):
+        whole = arm, to_json(config)
+        settings = tuple((name, value) for name, value in flat_settings(config).items() if name not in SEEDS)
+        groups.setdefault(_Group(arm, settings, seen[whole]), []).append(index)
+        seen[whole] += 1
+    return groups
+
+
+def _differences(settings: Sequence[Mapping[str, str]], folders: Sequence[str]) -> list[str]:
+    """In words, what each group has that the others do not."""
+    names = dict.fromkeys(name for each in settings for name in each)
+    differing = [name for name in names if len({each.get(name) for each in settings}) > 1][:MOST_NAMED]
+    said = [", ".join(f"{name.rpartition('.')[2]} {_shown(each.get(name))}" for name in differing) for each in settings]
+    if len(set(said)) < len(said):
+        dates = [found[0] if (found := _DATE.match(folder)) else folder for folder in folders]
+        dates = dates if len(set(dates)) == len(dates) else list(folders)
+        said = [", ".join(filter(None, (words, date))) for words, date in zip(said, dates, strict=True)]
+    return said
+
+
+def _shown(value: str | None) -> str:
+    """A setting as a label shows it: a text without quotes, of an absolute path the last part."""
+    if value is None:
+        return "–"
+    plain = json.loads(value)
+    if not isinstance(plain, str):
+        return "none" if plain is None else value
+    return Path(plain).name if Path(plain).is_absolute() else plain
+
+
+def _flattened(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flattened(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", json.dumps(value, ensure_ascii=False)
