@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import time
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from recorded_rows import digests
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from refine_lab.config import DataConfig
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
+from refine_lab.models.hub import SHIPPED
 
 TEXT = Path(__file__).parent / "fixtures" / "text"
 PLAIN = DataConfig(sources={str(TEXT): 1.0}, sequence_length=64, validation_sequences=6)
@@ -163,3 +168,50 @@ def test_recall_that_is_unknown_or_does_not_fit_is_refused_at_once(tokenizer: Pr
         SequenceData(replace(PLAIN, recall={"needle-1": 0.1}), tokenizer, seed=0)
     with pytest.raises(ValueError, match=r"kind 'word-40' takes at least \d+ tokens, 64 are allowed"):
         SequenceData(replace(PLAIN, recall={"word-40": 0.1}), tokenizer, seed=0)
+
+
+# -- far into a run ------------------------------------------------------------------------------------------------------
+
+
+def test_no_row_of_any_seed_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)  # the recorded sources are relative paths
+    recorded = json.loads((TEXT.parent / "rows.json").read_text(encoding="utf-8"))
+    assert len(recorded) == 196
+    assert dict(digests(AutoTokenizer.from_pretrained(SHIPPED / "tiny-deltanet"))) == recorded
+
+
+def test_a_batch_is_the_same_in_every_order_of_steps(tokenizer: PreTrainedTokenizerFast) -> None:
+    data = SequenceData(MIXED, tokenizer, seed=1)
+    for step in (300, 7, 7, 8, 301, 0, 300):
+        batch, alone = data.batch(step, 4), SequenceData(MIXED, tokenizer, seed=1).batch(step, 4)
+        assert torch.equal(batch.tokens, alone.tokens) and batch.sequence_ids == alone.sequence_ids
+
+
+def fastest(data: SequenceData, step: int, batch_size: int) -> float:
+    """Seconds of the second of two consecutive calls, the best of twenty: other processes share the machine."""
+    data.batch(step, batch_size)
+    seconds = []
+    for further in range(1, 21):
+        began = time.perf_counter()
+        data.batch(step + further, batch_size)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def test_a_batch_costs_at_step_100_000_what_the_first_costs(tokenizer: PreTrainedTokenizerFast) -> None:
+    data = SequenceData(PLAIN, tokenizer, seed=0)
+    early, late = fastest(data, 0, 32), fastest(data, 100_000, 32)
+    assert late < 3 * early, (
+        f"{1000 * late:.2f} ms against {1000 * early:.2f} ms"
+    )  # measured: 1.0; without a place kept: 400
+
+
+def test_the_pass_over_earlier_rows_needs_little_memory(tokenizer: PreTrainedTokenizerFast) -> None:
+    data = SequenceData(PLAIN, tokenizer, seed=0)
+    tracemalloc.start()
+    try:
+        data.batch(30_000, 128)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 12e6  # bytes; the kinds of all 3.84 million rows are 31e6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -19,6 +20,8 @@ from refine_lab.types import Batch
 
 VALIDATION_SEED = 0
 """Of the held-out rows, which are the same for every seed of a run."""
+ROWS_AT_ONCE = 2**18
+"""Rows whose kinds are drawn together when a batch is far ahead, which bounds the memory."""
 HELD_OUT_SHARE = 20
 """Held-out tokens kept are at most a 20th of `max_tokens`, or what the held-out rows take."""
 
@@ -47,23 +50,27 @@ class SequenceData:
         self.manifest = manifest
         self.tokens = {name: plain_tokens(config, tokenizer, name, split, manifest) for name in config.sources}
         plain = max(0.0, 1 - sum(config.recall.values())) / sum(config.sources.values())
-        self._kinds = [*config.sources, *config.recall]
-        self._ends = np.cumsum([plain * share for share in config.sources.values()] + list(config.recall.values()))
+        self._names = [*config.sources, *config.recall]
+        self._kinds = _Kinds(seed, [plain * share for share in config.sources.values()] + list(config.recall.values()))
         for kind in config.recall:  # fails now where it cannot be made, not at the first batch that holds one
             self._recall_document(kind, sequence_id=0)
 
     def batch(self, step: int, batch_size: int) -> Batch:
-        """Batch `step` (from 0), tokens [batch_size, T]; recall documents shorter than the longest row are padded."""
+        """Batch `step` (from 0), tokens [batch_size, T]; recall documents shorter than the longest row are padded.
+
+        The same step again and later steps cost what the first one does. The first call after a resume, and one for an
+        earlier step, passes over the kinds of all rows before it once.
+        """
         start, stop = step * batch_size, (step + 1) * batch_size
-        kinds = self._kinds_until(stop)
+        kinds, before = self._kinds.between(start, stop)
         rows = []
-        for sequence_id in range(start, stop):
-            kind = kinds[sequence_id]
-            name = self._kinds[kind]
+        for sequence_id, kind in zip(range(start, stop), kinds.tolist(), strict=True):
+            name = self._names[kind]
             if kind < len(self.tokens):
-                rows.append(self._window(name, int(np.count_nonzero(kinds[:sequence_id] == kind))))
+                rows.append(self._window(name, int(before[kind])))
             else:
                 rows.append(self._recall_document(name, sequence_id))
+            before[kind] += 1
         return padded(rows, tuple(range(start, stop)))
 
     def validation(self) -> Batch:
@@ -75,7 +82,7 @@ class SequenceData:
             replace(self.config, recall={}), self.tokenizer, VALIDATION_SEED, "validation", self.manifest
         )
         count = self.config.validation_sequences
-        kinds = held_out._kinds_until(count)
+        kinds, _ = held_out._kinds.between(0, count)
         for kind, name in enumerate(held_out.tokens):
             wanted, windows = int(np.count_nonzero(kinds == kind)), held_out._num_windows(name)
             if wanted > windows:
@@ -84,12 +91,6 @@ class SequenceData:
                     f"{windows} rows of {self.config.sequence_length} tokens; ask for fewer or shorter ones"
                 )
         return held_out.batch(0, count)
-
-    def _kinds_until(self, stop: int) -> Int[np.ndarray, "stop"]:
-        """Index of the kind of each row 0..stop-1: a stream of its own, of which a longer part repeats the shorter."""
-        generator = Draws(seed=self.seed).generator(0, "kinds")
-        points = torch.rand(stop, generator=generator, dtype=torch.float64).numpy() * self._ends[-1]
-        return np.searchsorted(self._ends, points, side="right")
 
     def _num_windows(self, source: str) -> int:
         return len(self.tokens[source]) // self.config.sequence_length
@@ -109,6 +110,39 @@ class SequenceData:
         length = self.config.sequence_length
         document = make_document(kind, length, self.tokens[source], generator, self.tokenizer, self.split)
         return np.array(document.tokens, dtype=np.int32)
+
+
+class _Kinds:
+    """The kind of each row, by index: one stream of draws, of which every longer part repeats the shorter.
+
+    A window's number is the count of earlier rows of its kind. The stream and the counts are kept where the last batch
+    began, so that neither time nor memory grows with the step.
+    """
+
+    def __init__(self, seed: int, shares: Sequence[float]) -> None:
+        self.seed, self._ends = seed, np.cumsum(shares)
+        self._rewind()
+
+    def between(self, start: int, stop: int) -> tuple[Int[np.ndarray, "rows"], Int[np.ndarray, "kinds"]]:
+        """The kinds of the rows start..stop-1, and how many rows of each kind come before them."""
+        if start < self._row:
+            self._rewind()
+        while self._row < start:
+            passed = self._drawn(min(ROWS_AT_ONCE, start - self._row))
+            self._row += len(passed)
+            self._counts += np.bincount(passed, minlength=len(self._ends))
+        here = self._generator.get_state()
+        kinds = self._drawn(stop - start)
+        self._generator.set_state(here)
+        return kinds, self._counts.copy()
+
+    def _rewind(self) -> None:
+        self._row, self._counts = 0, np.zeros(len(self._ends), dtype=np.int64)
+        self._generator = Draws(seed=self.seed).generator(0, "kinds")
+
+    def _drawn(self, count: int) -> Int[np.ndarray, "rows"]:
+        points = torch.rand(count, generator=self._generator, dtype=torch.float64).numpy() * self._ends[-1]
+        return np.searchsorted(self._ends, points, side="right")
 
 
 def plain_tokens(
