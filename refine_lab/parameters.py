@@ -3,6 +3,8 @@
 The parameters cell declares each as `name: type = value`; papermill adds a cell of plain assignments behind it. `-p`, `-y`
 and `-f` deliver one value as different types (`-y 'lr: 1e-5'` arrives as text), so the declared type decides. A type that
 allows None is written `"Optional[int]"`: papermill understands no bar, and a parameters cell imports nothing.
+
+A number is never taken for a text: `-p data 007` arrives as 7, and what was typed is lost. `-r` passes it on unchanged.
 """
 
 from __future__ import annotations
@@ -48,7 +50,12 @@ def convert(name: str, hint: Any, value: Any) -> Any:
     (kind,) = (option for option in options if option is not NoneType)
     made = _whole_numbers(value) if get_origin(kind) is list else CONVERTERS[kind](value)
     words = "whole numbers, as in 0,1,2" if get_origin(kind) is list else WORDS[kind]
-    require(made is not None, f"parameter {name}", value, words + (" or none" if NoneType in options else ""))
+    words += " or none" if NoneType in options else ""
+    if kind is str and (value is None or isinstance(value, (bool, int, float))):
+        words += (
+            f" (papermill's -p makes numbers, True, False and None of texts that look like them: use -r {name} VALUE)"
+        )
+    require(made is not None, f"parameter {name}", value, words)
     return made
 
 
@@ -85,7 +92,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _text(value: Any) -> str | None:
-    return None if isinstance(value, (list, tuple, dict, bool)) else str(value)
+    return value if isinstance(value, str) else None
 
 
 def _whole_numbers(value: Any) -> list[int] | None:
