@@ -12,6 +12,8 @@ The names below are imported when they are first asked for: who starts a run or 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ __all__ = [
     "list_runs",
     "load_model",
     "parity",
+    "refuse_shadows",
 ]
 
 _HOMES = {
@@ -42,6 +45,23 @@ _HOMES = {
     "records": ("Run", "list_runs"),
     "types": ("Batch", "Rollouts"),
 }
+
+
+def refuse_shadows() -> None:
+    """Raise ImportError, naming the file, where `import widgets` would find another module than this project's package.
+
+    Python looks in the folder that a notebook is started in before it looks among the installed packages. Each notebook
+    calls this before it imports from `widgets`. A file `refine_lab.py` is named by the failing import of this function.
+    """
+    ours, found = Path(__file__).parent.parent / "widgets" / "__init__.py", find_spec("widgets")
+    if found is None or not ours.is_file():
+        return  # the import itself says what is missing
+    place = found.origin or next(iter(found.submodule_search_locations or ()), "")
+    hidden = not ours.samefile(place) if found.origin else find_spec("widgets.page") is None
+    if hidden:
+        raise ImportError(
+            f"{place} is in the way of this project's package `widgets`: rename it, or start in another folder"
+        )
 
 
 def __getattr__(name: str) -> Any:
