@@ -78,5 +78,5 @@ def write(path: Path, figures: Mapping[str, Any], *, device: str = "cpu", **sett
         "environment": environment(device),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(f"written to {path}", file=sys.stderr)

@@ -50,7 +50,7 @@ def chosen_cases(words: str) -> list[str]:
 
 def finished(path: Path, again: bool) -> dict[str, Any]:
     """What the file holds: case -> figures, or the error it ended with (left out where it is to be run `again`)."""
-    cases = json.loads(path.read_text())["cases"] if path.is_file() else {}
+    cases = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.is_file() else {}
     return {name: found for name, found in cases.items() if not (again and "error" in found)}
 
 
@@ -58,7 +58,7 @@ def in_its_own_process(name: str, path: Path, seconds: float) -> dict[str, Any] 
     """The figures of a case or its error; None where the time ran out."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--json", str(path), "--case", name]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=seconds)
     except subprocess.TimeoutExpired:
         return None
     if done.returncode == 0:

@@ -91,7 +91,7 @@ def serve(folder: Path, **environment: str) -> Generator[str, None, None]:
     environ |= {"IPYTHONDIR": str(folder / "ipython"), **environment}
     settings = folder / "lab" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     settings.parent.mkdir(parents=True)
-    settings.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
+    settings.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}), encoding="utf-8")
     options = ["--no-browser", "--port=0", "--ip=127.0.0.1", "--allow-root", f"--IdentityProvider.token={TOKEN}"]
     options += ["--LabApp.expose_app_in_browser=True", f"--LabApp.user_settings_dir={folder / 'lab'}"]
     options += [f"--LabApp.workspaces_dir={folder / 'workspaces'}", f"--ServerApp.root_dir={folder}"]
@@ -108,6 +108,6 @@ def _address_of(server: subprocess.Popen[bytes], folder: Path) -> str:
     deadline = time.monotonic() + PATIENCE / 1000
     while time.monotonic() < deadline and server.poll() is None:
         for info in (folder / "runtime").glob("jpserver-*.json"):
-            return str(json.loads(info.read_text())["url"])
+            return str(json.loads(info.read_text(encoding="utf-8"))["url"])
         time.sleep(0.1)
-    raise AssertionError("JupyterLab did not start:\n" + (folder / "lab.log").read_text()[-2000:])
+    raise AssertionError("JupyterLab did not start:\n" + (folder / "lab.log").read_text(encoding="utf-8")[-2000:])

@@ -38,7 +38,7 @@ def measure(model: str, length: int, threads: int) -> int:
 
 def in_fresh_process(model: str, length: int, threads: int) -> int:
     code = f"from benchmarks.memory import measure; print(measure({json.dumps(model)}, {length}, {threads}))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     return int(result.stdout.split()[-1])
 
 

@@ -94,7 +94,7 @@ def config_of(model: str, way: str, settings: Settings) -> TrainConfig:
 
 def trials_of(file: Path) -> list[dict[str, Any]]:
     """Those that were made before."""
-    return json.loads(file.read_text())["trials"] if file.exists() else []
+    return json.loads(file.read_text(encoding="utf-8"))["trials"] if file.exists() else []
 
 
 def tried(

@@ -52,7 +52,9 @@ def _device_name(device: str) -> str:
     if torch and device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name(None if device == "auto" else device)
     cpus = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", cpus.read_text()) if cpus.exists() else None
+    found = (
+        re.search(r"model name\s*: (.+)", cpus.read_text(encoding="utf-8", errors="replace")) if cpus.exists() else None
+    )
     return found[1] if found else platform.processor() or platform.machine()
 
 
@@ -61,7 +63,9 @@ def _commit() -> dict[str, Any]:
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, encoding="utf-8", errors="replace", timeout=10
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

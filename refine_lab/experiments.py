@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from refine_lab.config import RefineConfig, TrainConfig, require, to_json
@@ -21,7 +21,7 @@ from refine_lab.draws import Draws
 from refine_lab.evaluation import EVALUATION_SEED, RECALL_KINDS, fixed_targets, held_out_measures, recall_documents
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.hub import own_folder, shipped
-from refine_lab.models.loading import load_model, manifest_of, prepared, resolve
+from refine_lab.models.loading import load_model, load_tokenizer, manifest_of, prepared, resolve
 from refine_lab.models.state import hidden_states_only
 from refine_lab.ops.precision import autocast
 from refine_lab.recipes import curriculum
@@ -251,8 +251,7 @@ def joined_stages(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:
     """The tokenizer in a run's last checkpoint, or where there is none yet that of its model."""
-    name = run.config.model.removeprefix("new:") if run.latest_checkpoint() is None else str(run.path)
-    return AutoTokenizer.from_pretrained(resolve(name))
+    return load_tokenizer(run.config.model if run.latest_checkpoint() is None else run.path)
 
 
 def last_rollouts(runs: Iterable[Run], steps: int = 5) -> pd.DataFrame:

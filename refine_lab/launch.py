@@ -200,7 +200,7 @@ def _announce(run: Run) -> None:
 
 
 def _spawn(run: Run, lock: int, detach: bool, command: Sequence[str]) -> RunProcess:
-    environ = {**os.environ, LOCK_FD: str(lock)}
+    environ = {**os.environ, LOCK_FD: str(lock), "PYTHONIOENCODING": "utf-8"}
     environ.pop(WATCH_FD, None)
     if root := project_root():
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))

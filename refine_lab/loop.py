@@ -83,7 +83,7 @@ def _learner(run: Run, config: TrainConfig, policy: Any) -> Learner:
     method, reference, reward = config.method, None, None
     if method is not None:
         source = run.path / "reward.py"
-        reward = reward_function(method.reward, source.read_text() if source.is_file() else None)
+        reward = reward_function(method.reward, source.read_text(encoding="utf-8") if source.is_file() else None)
         if method.kl_coef:  # the policy that training started with, also after a resumption
             reference, _ = load_model(
                 config.model, device=config.device, seed=config.seed, settings=config.model_settings

@@ -180,14 +180,22 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 
 
 def new_directory(folder: Path, name: str) -> Path:
-    """A directory `name` made in `folder`; with a number behind it where there is one of that name already."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """A directory `name` made in `folder`; with a number behind it where there is one of that name already.
+
+    Raises OSError, which names REFINE_RUNS, where it cannot be made.
+    """
     number = 1
-    while True:
-        path = folder.absolute() / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:  # another run of the same second
-            number += 1
-        else:
-            return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = folder.absolute() / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir()
+            except FileExistsError:  # another run of the same second
+                number += 1
+            else:
+                return path
+    except OSError as error:
+        raise OSError(
+            f"no run directory can be made in {folder} ({error}): name a folder that can be written in REFINE_RUNS"
+        ) from error

@@ -132,7 +132,7 @@ def _say_stopped(run: Run, reason: str) -> None:
 
 def _start_driver(queue: Queue) -> None:
     """A process that inherits the locks and trains; what it prints ends in the last run's log."""
-    environ = dict(os.environ)
+    environ = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     if root := project_root():
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), environ.get("PYTHONPATH"))))
     arguments = [word for run, lock in queue for word in (str(lock), str(run.path))]

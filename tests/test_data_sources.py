@@ -108,6 +108,24 @@ def test_a_data_set_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPa
         documents("datasets:some/text", "train")
 
 
+def test_a_data_set_with_a_loading_script_is_named(tmp_path: Path) -> None:
+    """As the library itself refuses it, with an error of a kind that it raises nowhere else."""
+    pytest.importorskip("datasets", reason="data sets by name need the package datasets")
+    (tmp_path / "scripted").mkdir()
+    (tmp_path / "scripted" / "scripted.py").write_text("import datasets\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^the data set '.*scripted' could not be read: .*[Ss]cripts are no longer"):
+        documents(f"datasets:{tmp_path / 'scripted'}", "train")
+
+
+def test_a_folder_that_hides_the_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("datasets")
+    module.__path__ = [str(tmp_path / "datasets")]
+    module.__file__ = None
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    with pytest.raises(ValueError, match=r"datasets is in the way of the package `datasets`: rename it"):
+        documents("datasets:some/text", "train")
+
+
 def test_without_the_library_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"needs the package `datasets`: pip install datasets"):

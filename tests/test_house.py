@@ -108,6 +108,55 @@ def test_refine_lab_never_imports_widgets() -> None:
     assert not [str(path) for path in paths for name in imported(path) if name.partition(".")[0] == "widgets"]
 
 
+def without_encoding(path: Path) -> Iterator[int]:
+    """The lines that read or write a text in whatever encoding the system happens to have."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or {"encoding", None} & {keyword.arg for keyword in node.keywords}:
+            continue
+        method = isinstance(node.func, ast.Attribute)
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        words = [word.value if isinstance(word, ast.Constant) else None for word in node.args]
+        if name == "open" and not method:
+            wrong = not (len(words) > 1 and "b" in str(words[1]))
+        elif name in ("open", "fdopen"):  # of a path; `RunWriter.open(path)` is none
+            modes = [word for word in words if re.fullmatch(r"[rwxa][bt+]{0,2}", str(word))]
+            wrong = not any("b" in mode for mode in modes) if modes else not words
+        elif name in ("read_text", "write_text"):
+            wrong = method and len(words) < (2 if name == "write_text" else 1)
+        else:
+            piped = any(keyword.arg in ("text", "universal_newlines") for keyword in node.keywords)
+            wrong = piped and name in ("run", "Popen", "check_output")
+        if wrong:
+            yield node.lineno
+
+
+def test_every_text_is_read_and_written_in_a_named_encoding(tmp_path: Path) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in sources("refine_lab", "widgets", "benchmarks")
+        for line in without_encoding(path)
+    ]
+    assert not found
+    wrong = """open(path)
+path.read_text()
+path.write_text("a")
+path.open()
+path.open("w")
+open("a.txt")
+subprocess.run(words, text=True)"""
+    right = """open(path, "rb")
+path.read_text(encoding="utf-8")
+read_text(path)
+os.open(path, flags)
+lab.open("ttt.ipynb")
+Run.open(path)
+path.open("ab")
+subprocess.run(words)"""
+    for name, text, lines in (("wrong", wrong, [1, 2, 3, 4, 5, 6, 7]), ("right", right, [])):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert list(without_encoding(tmp_path / name)) == lines
+
+
 # -- the lock ------------------------------------------------------------------------------------------------------------
 
 

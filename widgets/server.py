@@ -38,4 +38,6 @@ def _load_jupyter_server_extension(app: Any) -> None:
 
 if __name__ == "__main__":
     CONFIG.parent.mkdir(parents=True, exist_ok=True)
-    CONFIG.write_text(json.dumps({"ServerApp": {"jpserver_extensions": {"widgets.server": True}}}) + "\n")
+    CONFIG.write_text(
+        json.dumps({"ServerApp": {"jpserver_extensions": {"widgets.server": True}}}) + "\n", encoding="utf-8"
+    )

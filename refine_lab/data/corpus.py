@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from refine_lab.files import refuse_pointer
+
 Split = Literal["train", "validation"]
 
 STANDARD_LIBRARY = "python"
@@ -80,6 +82,7 @@ def load_manifest(path: str | Path) -> Manifest:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no manifest at {path}")
+    refuse_pointer(path)
     try:
         data = path.read_bytes()
         content = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from refine_lab.data.corpus import Manifest, Split, compare, current_manifest, python_documents
+from refine_lab.files import read_text, refuse_pointer
 
 HELD_OUT_EVERY = 20
 """Of the rows of a table, every 20th is held out, the first among them; of the files of a folder about as many."""
@@ -59,7 +60,7 @@ def _path_documents(path: Path, split: Split, text_column: str) -> Iterator[str]
         return _folder_documents(_text_files(path), split)
     _existing(path)
     if path.suffix == ".txt":
-        return iter([_part(_text(path), split)])
+        return iter([_part(read_text(path), split)])
     if path.suffix == ".jsonl":
         return _held_out_rows(_jsonl_rows(path), split, str(path), text_column)
     if path.suffix == ".parquet":
@@ -73,37 +74,28 @@ def _existing(path: Path) -> Path:
             f"there is no source {str(path)!r}; allowed are 'python', a folder of .txt files, "
             "a .txt, .jsonl or .parquet file, or 'datasets:NAME'"
         )
-    return path
+    return refuse_pointer(path)
 
 
 def _text_files(folder: Path) -> list[Path]:
     files = sorted(folder.rglob("*.txt"))
     if not files:
         raise FileNotFoundError(f"the folder {str(folder)!r} holds no .txt file")
-    return files
+    return [refuse_pointer(file) for file in files]
 
 
 def _folder_documents(files: list[Path], split: Split) -> Iterator[str]:
     """Each file is a document; those with the smallest hashes of their names are held out. A single one is divided."""
     if len(files) == 1:
-        return iter([_part(_text(files[0]), split)])
+        return iter([_part(read_text(files[0]), split)])
     ordered = sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).hexdigest())
     held_out = set(ordered[: -(-len(files) // HELD_OUT_EVERY)])
-    return (_text(file) for file in files if (file in held_out) == (split == "validation"))
+    return (read_text(file) for file in files if (file in held_out) == (split == "validation"))
 
 
 def _part(text: str, split: Split) -> str:
     cut = len(text) - int(len(text) * HELD_OUT_END)
     return text[:cut] if split == "train" else text[cut:]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{str(path)!r} is no UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
-        ) from error
 
 
 def _held_out_rows(rows: Iterable[Any], split: Split, source: str, column: str) -> Iterator[str]:
@@ -160,7 +152,12 @@ def _dataset_rows(source: str) -> Iterator[Any]:
         import datasets
     except ModuleNotFoundError as error:
         raise ValueError(f"the source {source!r} needs the package `datasets`: pip install datasets") from error
+    if not hasattr(datasets, "load_dataset"):
+        place = datasets.__file__ or next(iter(datasets.__path__))
+        raise ValueError(f"{place} is in the way of the package `datasets`: rename it, or start in another folder")
     try:
         yield from datasets.load_dataset(name, configuration or None, split="train", streaming=True)
-    except (OSError, ValueError) as error:  # the library's own errors for no network, no such name, no such split
+    except (
+        Exception
+    ) as error:  # for no network, no such name, a loading script: the library raises errors of every kind
         raise ValueError(f"the data set {name!r} could not be read: {error}") from error

@@ -28,17 +28,26 @@ LONGEST_PIECE = 200_000
 def cache_folder() -> Path:
     """Where token arrays are kept: `REFINE_CACHE`, or the platform's folder for caches.
 
-    Raises ValueError where REFINE_CACHE is a relative path.
+    Raises ValueError where REFINE_CACHE is a relative path, and where it is not set and there is no home folder.
     """
     if named := os.environ.get("REFINE_CACHE"):
         path = Path(named).expanduser()
         if not path.is_absolute():
             raise ValueError(f"REFINE_CACHE must be an absolute path, got {named!r}")
         return path
+    try:
+        return _platform_folder()
+    except RuntimeError as error:  # of Path.home
+        raise ValueError(
+            f"there is no home folder to keep tokens in ({error}): name a folder in REFINE_CACHE"
+        ) from error
+
+
+def _platform_folder() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "refine_lab"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "refine_lab" / "cache"
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "refine_lab" / "cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refine_lab"
 
 
@@ -57,8 +66,8 @@ def token_array(
     Documents of fewer than `min_tokens` are left out. The array is mapped from the cache folder, made there first where
     it is not yet, or is damaged.
 
-    Raises what `documents` raises, and ValueError where every document is shorter than `min_tokens` or the
-    tokenizer is not one of the library `tokenizers` or lacks an end-of-text token.
+    Raises what `documents` raises, ValueError where every document is shorter than `min_tokens` or the tokenizer is not
+    one of the library `tokenizers` or lacks an end-of-text token, and OSError where the cache folder cannot be written.
     """
     encoder, end = _encoder(tokenizer), tokenizer.eos_token_id
     if not isinstance(end, int):
@@ -73,7 +82,12 @@ def token_array(
         tokens = _packed(long_enough, end, max_tokens)
         if not len(tokens):
             raise ValueError(f"no {split} document of {source!r} has min_tokens {min_tokens} tokens")
-        _write(path, tokens)
+        try:
+            _write(path, tokens)
+        except OSError as error:
+            raise OSError(
+                f"tokens cannot be kept in {path.parent} ({error}): name a folder that can be written in REFINE_CACHE"
+            ) from error
         kept = np.load(path, mmap_mode="r")
     return kept
 
@@ -82,7 +96,7 @@ def _kept(path: Path) -> Int[np.ndarray, "tokens"] | None:
     """The array at `path`, or None where there is none or not a whole one."""
     try:
         tokens = np.load(path, mmap_mode="r")
-    except (FileNotFoundError, EOFError, ValueError):
+    except (OSError, EOFError, ValueError):
         return None
     return tokens if isinstance(tokens, np.ndarray) and tokens.ndim == 1 and tokens.dtype == np.int32 else None
 

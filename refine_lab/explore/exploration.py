@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import RefineConfig, require
 from refine_lab.draws import Draws
@@ -24,7 +24,7 @@ from refine_lab.explore.client import Worker
 from refine_lab.explore.futures import finished, then
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.rollouts import PrefixRollouts, assess, assess_alone
-from refine_lab.models.loading import resolve
+from refine_lab.models.loading import load_tokenizer, resolve
 from refine_lab.rewards import REWARDS
 from refine_lab.selection import select_positions, selection_probabilities
 from refine_lab.text import sound
@@ -62,7 +62,7 @@ class Exploration:
         for name in rewards or {}:
             require(name not in REWARDS, "the name of a reward of your own", name, f"another than {', '.join(REWARDS)}")
         self.worker, self.model = worker, model
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(model))
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
         self.rewards: dict[str, RewardFunction] = REWARDS | {
             name: _own(name, function) for name, function in (rewards or {}).items()
         }

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from refine_lab.config import unknown
+from refine_lab.files import refuse_pointer
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.checks import number
 from refine_lab.models.fla_models import FLA_MODELS, FLA_REFUSED, fla_family
@@ -168,7 +169,8 @@ def changed(config: Any, settings: Mapping[str, int | float]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises ValueError where it holds none."""
+    """The JSON object in a file. Raises ValueError where it holds none, and for a git-lfs pointer."""
+    refuse_pointer(path)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

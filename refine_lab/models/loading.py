@@ -17,13 +17,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from refine_lab.data.corpus import Manifest, load_manifest
 from refine_lab.data.tokenizer import check_tokenizer
+from refine_lab.files import refuse_pointers
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.families import MODEL_TYPES as MODEL_TYPES
 from refine_lab.models.families import NOT_RUN, code_name, configured, one_line, read_json
 from refine_lab.models.families import family as family
 from refine_lab.models.families import register as register
 from refine_lab.models.hub import SHIPPED as SHIPPED
-from refine_lab.models.hub import Place, has_tokenizer, locate
+from refine_lab.models.hub import TOKENIZER_FILES, Place, has_tokenizer, locate
 from refine_lab.models.hub import resolve as resolve
 
 MANIFEST = "manifest.json.gz"
@@ -105,6 +106,11 @@ def manifest_of(name: str | Path) -> Manifest | None:
     return load_manifest(path) if path.is_file() else None
 
 
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model of that name. Raises what `load_model` raises for it."""
+    return _tokenizer(locate(str(name).removeprefix("new:")).tokenizer, trust_remote_code=False)
+
+
 def resolve_device(device: str) -> torch.device:
     """`auto` is CUDA where there is one. Raises ValueError for a device that torch does not know or have."""
     if device == "auto":
@@ -122,6 +128,7 @@ def resolve_device(device: str) -> torch.device:
 def _tokenizer(place: Place, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The tokenizer of a place, by code of its own only where the caller says so."""
     folder, path = place.folder, place.folder / "tokenizer_config.json"
+    refuse_pointers(folder, TOKENIZER_FILES)
     code = code_name(read_json(path).get("auto_map"), "AutoTokenizer") if path.is_file() else "None"
     if code != "None":
         if not trust_remote_code:
@@ -217,6 +224,7 @@ def _fetch_weights(place: Place, allow_pickle: bool) -> list[Path]:
     files = _shards(folder / INDEX) if sharded else [WEIGHTS]
     place.fetch(files)
     missing = [file for file in files if not (folder / file).is_file()]
+    refuse_pointers(folder, files)
     if missing and sharded:
         raise FileNotFoundError(
             f"{folder} lacks {missing[0]}, which {INDEX} names: {len(missing)} of {len(files)} files"
@@ -236,6 +244,7 @@ def _fetch_pickled(place: Place, allow_pickle: bool) -> list[Path]:
             "save_pretrained, and name that folder"
         )
     place.fetch(names)
+    refuse_pointers(place.folder, names)
     return [place.folder / name for name in names]
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import TaskConfig
+from refine_lab.files import refuse_pointer
 from refine_lab.tasks.passages import parse
 from refine_lab.tasks.prompts import Example, encode, within_limit
 from refine_lab.text import sound
@@ -57,7 +58,7 @@ def _existing(config: TaskConfig) -> Path:
         )
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r} (TaskConfig.source)")
-    return path
+    return refuse_pointer(path)
 
 
 def _rows(path: Path, config: TaskConfig) -> Iterator[tuple[str, str, tuple[str, ...]]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from refine_lab.files import refuse_pointer
 from refine_lab.tasks.splits import normalised
 
 EXPECTED = "SQuAD v2.0 (dev-v2.0.json) or HotpotQA's distractor setting (hotpot_dev_distractor_v1.json), as published"
@@ -62,6 +63,7 @@ def read_published(path: Path) -> Published:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r} (TaskConfig.source)")
+    refuse_pointer(path)
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:  # also bytes that are no UTF-8

@@ -102,7 +102,7 @@ def _held(run: TTTRun) -> int:
 
 
 def _start(runs: Sequence[TTTRun], locks: Sequence[int], detach: bool) -> subprocess.Popen[str]:
-    environ = dict(os.environ)
+    environ = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     if root := project_root():
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), environ.get("PYTHONPATH"))))
     pairs = [word for run, lock in zip(runs, locks, strict=True) for word in (str(lock), str(run.path))]
@@ -113,7 +113,7 @@ def _start(runs: Sequence[TTTRun], locks: Sequence[int], detach: bool) -> subpro
             stdout=output if detach else subprocess.PIPE,
             stderr=output,
             env=environ,
-            text=True,
+            encoding="utf-8",
             pass_fds=locks,
             start_new_session=True,  # neither Ctrl-C nor the end of a kernel's process group reaches it
         )
