@@ -24,7 +24,7 @@ from refine_lab.explore.client import Worker
 from refine_lab.explore.futures import finished, then
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.rollouts import PrefixRollouts, assess, assess_alone
-from refine_lab.models.loading import load_tokenizer, resolve
+from refine_lab.models.loading import load_tokenizer
 from refine_lab.rewards import REWARDS
 from refine_lab.selection import select_positions, selection_probabilities
 from refine_lab.text import sound
