@@ -125,8 +125,7 @@ def trained(config: TrainConfig, task: Task) -> dict[str, float]:
     data = TaskData(task.train, config.seed, config.method)
     for step in range(config.steps):
         nested_step(learner, data.batch(step, config.batch_size), Draws(seed=config.seed, step=step + 1))
-    assert config.task is not None
-    return answer_measures(policy, tokenizer, task.validation, config.task.answer_tokens)
+    return answer_measures(policy, tokenizer, task.validation, task.rule)
 
 
 def best_of(trials: list[dict[str, Any]], way: str, among: list[Settings] | None = None) -> Settings:

@@ -21,10 +21,13 @@ from benchmarks.search import SEED, Settings, best_of, trials_of, tried
 from refine_lab.evaluation import answer_measures
 from refine_lab.models import FastWeightLM
 from refine_lab.tasks.examples import Example
+from refine_lab.tasks.rules import AnswerRule
 from refine_lab.ttt.adaptation import adapted
 from refine_lab.ttt.config import TTTConfig, TTTRunConfig
 from refine_lab.ttt.experiments import loaded, three_ways
 
+RULE = AnswerRule(max_tokens=4, strip_leading=False)
+"""How the recipe's questions are answered."""
 VALIDATION = 100
 """Prompts; the splits of the task share none with those that are reported on."""
 FIRST: list[Settings] = [
@@ -95,7 +98,7 @@ def measured(
     """The measures of `answer_measures`, means over the prompts, each adapted on alone."""
     found: list[dict[str, float]] = []
     for example in examples:
-        asked: dict[str, Any] = {"examples": [example], "max_tokens": 4}
+        asked: dict[str, Any] = {"examples": [example], "rule": RULE}
         if ttt is None:
             found.append(answer_measures(model, tokenizer, **asked))
             continue

@@ -52,6 +52,11 @@ class Checked:
     def check(self) -> None:
         """Ranges; overridden."""
 
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The fields of a saved file, where an older one lacks fields that it would be read differently without; overridden."""
+        return values
+
     def _at_least(self, low: int, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
@@ -182,12 +187,18 @@ class TaskConfig(Checked):
 
     source: str = "recall:word-4"
     "`recall:KIND` of recall document, `ruler:FILE` (SQuAD v2.0 or HotpotQA as published), or a .parquet or .jsonl."
+    test_source: str | None = None
+    "Where the test examples come from, in the forms of `source`; none: from `source` too."
     prompt_tokens: int = 512
     "Tokens of a prompt, at most."
     over_limit: Literal["refuse", "cut_middle", "drop"] = "refuse"
     "What becomes of a longer prompt: all are refused, its middle is cut out, or it is left out."
-    answer_tokens: int = 16
-    "Tokens that are generated as an answer, at most."
+    answer_tokens: int | None = None
+    "Tokens that are generated as an answer, at most; none: what the longest reference answer needs."
+    lines: Literal["first", "all"] = "first"
+    "What of the generated text is the answer: its first line, or all of it."
+    strip_leading: bool | None = None
+    "Whether empty lines before the answer are left out; none: yes, but not for `recall:` and `ruler:`, as RULER does."
     train: int = 400
     "Examples to train on."
     validation: int = 0
@@ -196,16 +207,37 @@ class TaskConfig(Checked):
     "Examples that the answers are measured on; none: all that are left."
     prompt_column: str = "prompt"
     "Column of a .parquet or .jsonl that holds the prompts."
-    answer_column: str = "answer"
-    "Column that holds the answer, or a list of answers any of which is right."
+    answer_column: str | None = None
+    "Column that holds the answer, or a list of answers any of which is right; none: `answer`, where there is one."
     shared: Literal["refuse", "allow"] = "refuse"
     "What becomes of a question or document that two splits share: refused, or allowed and told."
 
     def check(self) -> None:
         self._at_least(16, "prompt_tokens")
-        self._at_least(1, "answer_tokens")
         self._at_least(0, "train", "validation")
+        enough = self.answer_tokens is None or self.answer_tokens >= 1
+        require(enough, "TaskConfig.answer_tokens", self.answer_tokens, "at least 1, or none for the longest answer's")
         require(self.test is None or self.test >= 0, "TaskConfig.test", self.test, "at least 0, or none for all")
+        other = self.test_source != self.source
+        require(other, "TaskConfig.test_source", self.test_source, "another than TaskConfig.source, or none")
+
+    @property
+    def form(self) -> str:
+        """The form of `source`: `recall`, `ruler`, or `file`."""
+        before, colon, _ = self.source.partition(":")
+        return before if colon and before in ("recall", "ruler") else "file"
+
+    def settled(self) -> TaskConfig:
+        """The task with its source's own value in place of a `strip_leading` of none, as runs record it."""
+        return self if self.strip_leading is not None else dataclasses.replace(self, strip_leading=self.form == "file")
+
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As `Checked.upgraded`: older answers were the first line as it stood, and `answer` was the default column."""
+        if "lines" in values:
+            return values
+        column = {"answer_column": None} if values.get("answer_column") == "answer" else {}
+        return {**values, "lines": "first", "strip_leading": False, **column}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,6 +364,7 @@ def from_json(text: str, name: str = "config.json", kind: type[C] = TrainConfig)
 
 
 def _build(kind: type, values: Mapping[str, Any]) -> Any:
+    values = kind.upgraded(values) if issubclass(kind, Checked) else values
     hints = inspect.get_annotations(kind, eval_str=True)
     for name in sorted(set(values) - set(hints)):
         raise unknown(f"field of {kind.__name__}", name, hints)

@@ -31,6 +31,7 @@ from refine_lab.step import next_token_stats, roll_out
 from refine_lab.tasks import scores
 from refine_lab.tasks.answers import answer
 from refine_lab.tasks.prompts import Example
+from refine_lab.tasks.rules import AnswerRule
 from refine_lab.types import Batch
 
 EVALUATION_SEED = 20_260_216
@@ -65,7 +66,7 @@ def answer_measures(
     policy: FastWeightLM,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
-    max_tokens: int,
+    rule: AnswerRule,
     micro_batch_size: int = 8,
 ) -> dict[str, float]:
     """`answer_loss` in nats a token and `answer_accuracy` by argmax, both given the answer so far; and the mean `recall`
@@ -78,7 +79,7 @@ def answer_measures(
         sums += torch.stack([-stats.logprobs.double().sum(), stats.greedy.double().sum()]).cpu()
         tokens += batch.num_answer_tokens
     loss, accuracy = (sums / tokens).tolist()
-    written = answer(policy, tokenizer, examples, max_tokens, micro_batch_size)
+    written = answer(policy, tokenizer, examples, rule, micro_batch_size)
     pairs = [(said, example.answers) for said, example in zip(written, examples, strict=True)]
     found = {score.__name__: fmean(score(*pair) for pair in pairs) for score in (scores.recall, scores.exact_match)}
     return {"answer_loss": loss, "answer_accuracy": accuracy, **found}

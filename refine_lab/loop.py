@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.config import TrainConfig
+from refine_lab.config import TaskConfig, TrainConfig
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.corpus import Manifest
 from refine_lab.data.lessons import TaskData
@@ -31,8 +31,10 @@ from refine_lab.optim import (
 from refine_lab.records import Run, RunWriter
 from refine_lab.rewards import reward_function
 from refine_lab.step import Learner, StepResult, train_step
-from refine_lab.tasks.examples import load_task
+from refine_lab.tasks.examples import Task, load_task
+from refine_lab.tasks.history import after, history_of, save_history
 from refine_lab.tasks.inputs import inputs_of
+from refine_lab.tasks.trained import History
 from refine_lab.types import Batch, Rollouts
 
 PREFIX_TOKENS = 32
@@ -53,8 +55,13 @@ def train(path: Path, stop: StopSignal) -> None:
     recompute(policy, config.recompute)
     learner = _learner(run, config, policy)
     manifest = manifest_of(config.model)
-    phase = _sequences if config.task is None else _lessons
-    one_step, evaluate = phase(run, learner, tokenizer, manifest)
+    past = history_of(config.model)
+    task = None if config.task is None else _task(run, config.task, tokenizer, manifest, past)
+    if task is None:
+        one_step, evaluate = _sequences(learner, tokenizer, manifest)
+    else:
+        one_step, evaluate = _lessons(learner, tokenizer, task)
+    past = after(past, run, task)
     with RunWriter.open(path, None if folder is None else done) as writer:
         if folder is not None:
             load_optimizer_tensors(learner.optimizers, load_file(folder / "optimizer.safetensors"))
@@ -70,11 +77,11 @@ def train(path: Path, stop: StopSignal) -> None:
             if step % config.eval_every == 0 or step == config.steps:
                 evaluate(writer, step)
             if step % config.checkpoint_every == 0 and step < config.steps:
-                _save(writer, step, learner, tokenizer, manifest)
+                _save(writer, step, learner, tokenizer, manifest, past)
         else:
             reason = None
         if (run.latest_checkpoint() or (-1, None))[0] != step:
-            _save(writer, step, learner, tokenizer, manifest)
+            _save(writer, step, learner, tokenizer, manifest, past)
         writer.flush()
         writer.status("stopped" if reason else "finished", step, error=reason)
 
@@ -100,7 +107,7 @@ Evaluate = Callable[[RunWriter, int], None]
 
 
 def _sequences(
-    run: Run, learner: Learner, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None
+    learner: Learner, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None
 ) -> tuple[Step, Evaluate]:
     """Training on text, by the next token or REFINE."""
     config, policy = learner.config, learner.policy
@@ -122,17 +129,21 @@ def _sequences(
     return one_step, evaluate
 
 
-def _lessons(
-    run: Run, learner: Learner, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None
-) -> tuple[Step, Evaluate]:
+def _task(
+    run: Run, config: TaskConfig, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None, past: History
+) -> Task:
+    """The run's task. Raises ValueError where its prompts or weights are others than it was begun with."""
+    task = load_task(config, tokenizer, run.config.data, manifest, past)
+    print(task.report, flush=True)
+    if run.inputs is not None and run.inputs != inputs_of(run.config.model, task.examples):
+        raise ValueError(f"{run.path} was begun with other prompts or weights than there are now; begin a new run")
+    return task
+
+
+def _lessons(learner: Learner, tokenizer: PreTrainedTokenizerBase, task: Task) -> tuple[Step, Evaluate]:
     """Post-training: prompts with answers."""
     config, policy = learner.config, learner.policy
-    assert config.task is not None
-    task = load_task(config.task, tokenizer, config.data, manifest)
-    print(task.report, flush=True)
-    if run.inputs is not None and run.inputs != inputs_of(config.model, task.examples):
-        raise ValueError(f"{run.path} was begun with other prompts or weights than there are now; begin a new run")
-    data, answer_tokens = TaskData(task.train, config.seed, config.method), config.task.answer_tokens
+    data = TaskData(task.train, config.seed, config.method)
 
     def one_step(step: int) -> tuple[StepResult, Batch, int]:
         batch = data.batch(step - 1, config.batch_size).to(policy.device)
@@ -143,7 +154,7 @@ def _lessons(
     def evaluate(writer: RunWriter, step: int) -> None:
         if task.validation:
             with learner.autocast():
-                measured = answer_measures(policy, tokenizer, task.validation, answer_tokens)
+                measured = answer_measures(policy, tokenizer, task.validation, task.rule)
             writer.evaluation(step, measured)
 
     return one_step, evaluate
@@ -212,11 +223,17 @@ class _Progress:
 
 
 def _save(
-    writer: RunWriter, step: int, learner: Learner, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None
+    writer: RunWriter,
+    step: int,
+    learner: Learner,
+    tokenizer: PreTrainedTokenizerBase,
+    manifest: Manifest | None,
+    past: History,
 ) -> None:
     with writer.checkpoint(step) as folder:
         learner.policy.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         if manifest is not None:
             manifest.save(folder / MANIFEST)
+        save_history(past, folder)
         save_file(optimizer_tensors(learner.optimizers), folder / "optimizer.safetensors")

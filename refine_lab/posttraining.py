@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from refine_lab.config import RELEASE, TrainConfig, require
+from refine_lab.config import RELEASE, TaskConfig, TrainConfig, require
 from refine_lab.data.lessons import TaskData
 from refine_lab.draws import Draws
 from refine_lab.experiments import batch_sizes, given, load, located_model, located_source, taken_up
@@ -26,6 +26,7 @@ from refine_lab.rewards import REWARDS, reward_function
 from refine_lab.step import Learner
 from refine_lab.tasks.answers import AnswerLog, answer, answer_row
 from refine_lab.tasks.examples import Example, Task, load_task
+from refine_lab.tasks.history import history_of
 from refine_lab.tasks.inputs import inputs_of
 
 MEASURES = ("recall", "exact_match", "f1")
@@ -36,6 +37,7 @@ AT_ONCE = 20
 """Questions between two writings of their answers."""
 TASK_FIELDS = (
     "train", "validation", "test", "prompt_tokens", "answer_tokens", "over_limit", "shared", "prompt_column", "answer_column",
+    "lines", "strip_leading",
 )  # fmt: skip
 METHOD_FIELDS = ("reward", "num_chunks", "rollout_length", "nsp_coef")
 
@@ -47,14 +49,16 @@ def three_ways(
     ways: Sequence[str] = WAYS,
     model: str | None = None,
     task: str | None = None,
+    test_source: str | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
     **others: Any,
 ) -> list[TrainConfig]:
     """Of each seed the ways of post-training, which differ in what comes before the update on the answers alone.
 
-    None leaves the recipe's value; `others` are fields of `TaskConfig`, `RefineConfig` or `TrainConfig`. Raises ValueError
-    for seeds that repeat, an unknown way and for every value that the configuration refuses.
+    None leaves the recipe's value; `test_source` is where the test examples come from, `others` are fields of `TaskConfig`,
+    `RefineConfig` or `TrainConfig`. Raises ValueError for seeds that repeat, an unknown way and for every value that the
+    configuration refuses.
     """
     require(len(set(seeds)) == len(seeds) > 0, "seeds", list(seeds), "at least one whole number, none twice")
     require(steps is None or steps >= 1, "steps", steps, "at least 1")
@@ -68,8 +72,8 @@ def three_ways(
         for way in ways:
             config = posttraining_recipe(recipe)(way, seed)
             assert config.task is not None
-            source = {"source": located_task(task or config.task.source)}
-            more: dict[str, Any] = {"task": replace(config.task, **given(**asked), **source)} | batch_sizes(
+            asked_task = with_source(config.task, task, test_source=test_source and located_task(test_source))
+            more: dict[str, Any] = {"task": replace(asked_task, **given(**asked)).settled()} | batch_sizes(
                 config, batch_size
             )
             if config.method is not None:
@@ -90,6 +94,15 @@ def release_way(recipe: str, seeds: Sequence[int], **others: Any) -> list[TrainC
     return three_ways(recipe + RELEASE, seeds, **others, ways=("nested_sft",))
 
 
+def with_source(task: TaskConfig, source: str | None, **others: Any) -> TaskConfig:
+    """A recipe's task on another source, or on its own where that is none, for every folder it is read from.
+
+    Its `answer_tokens` are for the form of its own source: another form has what its longest reference answer needs.
+    """
+    other = replace(task, source=located_task(source or task.source), **given(**others))
+    return other if other.form == task.form else replace(other, answer_tokens=None)
+
+
 def located_task(source: str) -> str:
     """A task's source for every folder it is read from."""
     prefix, colon, rest = source.partition(":")
@@ -101,12 +114,13 @@ def located_task(source: str) -> str:
 def task_of(configs: Sequence[TrainConfig]) -> Task:
     """The examples of the configurations' one task, in the tokens of their model.
 
-    Raises ValueError for prompts and answers that one of them cannot be trained on (see `TaskData`).
+    Raises ValueError for prompts and answers that one of them cannot be trained on (see `TaskData`), and for test examples
+    that their model was trained on already, unless `shared` allows it.
     """
     config = configs[0]
     assert config.task is not None
     _, tokenizer = load(config.model, config)
-    task = load_task(config.task, tokenizer, config.data, manifest_of(config.model))
+    task = load_task(config.task, tokenizer, config.data, manifest_of(config.model), history_of(config.model))
     for each in configs:
         TaskData(task.train, each.seed, each.method)
     return task
@@ -167,12 +181,11 @@ def _answered(
     log = AnswerLog(folder)
     missing = [example for example in task.test if example.name not in log.done]
     if missing:
-        assert config.task is not None
         policy, tokenizer = load(model, config)
         for start in range(0, len(missing), AT_ONCE):
             part, began = missing[start : start + AT_ONCE], time.monotonic()
             with autocast(policy.device, config.dtype):
-                said = answer(policy, tokenizer, part, config.task.answer_tokens)
+                said = answer(policy, tokenizer, part, task.rule)
             seconds = (time.monotonic() - began) / len(part)
             who = {"way": way, "seed": NO_SEED if seed is None else seed, "seconds": seconds}
             log.write([answer_row(example, text, **who) for example, text in zip(part, said, strict=True)])

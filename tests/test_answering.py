@@ -56,7 +56,7 @@ def by_hand(runs: list[TTTRun], folder: Path) -> pd.DataFrame:
     policy, tokenizer, task = loaded(runs[-1].config)
     again = runs_of([run.config for run in runs], policy, task.test, folder)
     for run in again:
-        answer_run(run, policy, tokenizer, task.test)
+        answer_run(run, policy, tokenizer, task)
     return answers_of(again).drop(columns=TIMES)
 
 

@@ -14,6 +14,7 @@ from refine_lab.explore.session import DOCUMENTS, Session
 from refine_lab.models import load_model
 from refine_lab.models.base import FastWeightLM
 from refine_lab.rewards import REWARDS
+from refine_lab.tasks.rules import AnswerRule
 from refine_lab.ttt import TTTConfig
 
 MODEL = "tiny-deltanet"
@@ -229,7 +230,7 @@ def test_a_session_adapts_and_puts_back(tokens: torch.Tensor, method: str) -> No
 
 def test_a_session_answers_and_refuses(tokens: torch.Tensor) -> None:
     session = Session("cpu")
-    assert isinstance(session.answer(MODEL, tokens.numpy(), 4), str)
+    assert isinstance(session.answer(MODEL, tokens.numpy(), AnswerRule(max_tokens=4)), str)
     for ids, sentence in (([5], "at least 2"), ([5, 9999], "from 0 to 2047")):
         with pytest.raises(ValueError, match=sentence):
             session.read(MODEL, np.array(ids, dtype=np.int32))

@@ -21,9 +21,11 @@ from refine_lab.tasks.answers import COLUMNS, AnswerLog, answer, answer_row
 from refine_lab.tasks.examples import Example, load_task
 from refine_lab.tasks.passages import parse
 from refine_lab.tasks.prompts import encode
-from refine_lab.tasks.scores import exact_match, f1, first_line, recall
+from refine_lab.tasks.rules import AnswerRule
+from refine_lab.tasks.scores import exact_match, f1, recall
 
 TEXT = Path(__file__).parent / "fixtures" / "text"
+RULER = AnswerRule(max_tokens=4, strip_leading=False)
 
 # -- scores --------------------------------------------------------------------------------------------------------------
 
@@ -36,11 +38,16 @@ TEXT = Path(__file__).parent / "fixtures" / "text"
         ("dog", ["cat", "the dog!"], 1.0, 0.0, 1.0),  # "the dog!" is not contained in "dog"
         ("cat", ["the black cat"], 0.0, 0.0, 2 / 3),  # precision 1, recall 1/2 of black, cat
         ("cat cat mat", ["cat mat mat"], 0.0, 0.0, 2 / 3),  # cat once and mat once in common, 2 of 3 both ways
-        ("Paris\nor London", ["London"], 0.0, 0.0, 0.0),
-        (" 1.1 million\nmore", ["1.1 Million"], 1.0, 1.0, 1.0),
-        ("\nParis", ["Paris"], 0.0, 0.0, 0.0),
+        ("Paris\nor London", ["London"], 0.0, 1.0, 0.5),  # words paris, or, london: all that is given counts
+        (" 1.1 million", ["1.1 Million"], 1.0, 1.0, 1.0),
         ("", ["x"], 0.0, 0.0, 0.0),
-        ("the", ["a"], 1.0, 0.0, 1.0),  # SQuAD's: nothing is left of either
+        ("", ["A"], 0.0, 0.0, 0.0),  # SQuAD's rule leaves nothing of these references: they are compared as they stand
+        ("", ["The", "?!"], 0.0, 0.0, 0.0),
+        ("the", ["A"], 0.0, 0.0, 0.0),
+        ("?", ["?!"], 0.0, 0.0, 0.0),
+        (" A", ["A"], 1.0, 1.0, 1.0),
+        ("?!", ["x", "?!"], 1.0, 1.0, 1.0),
+        ("the", ["dog"], 0.0, 0.0, 0.0),
         ("anything", ["x", " ", "thing"], 0.0, 1.0, 0.0),  # an empty reference is none
     ],
 )
@@ -54,7 +61,6 @@ def test_an_answer_without_references_has_no_score() -> None:
     for score in (exact_match, recall, f1):
         assert math.isnan(score("x", []))
         assert math.isnan(score("x", [" "]))
-    assert first_line(" one \ntwo") == "one"
 
 
 def test_recall_is_any_reference_not_their_mean() -> None:
@@ -85,13 +91,14 @@ def test_answers_are_the_greedy_tokens_up_to_the_end_of_the_line(
     policy, tokenizer = loaded
     short = [encode(parse(f"{i}", text, ()), tokenizer) for i, text in enumerate(("if x:", "The house and"))]
     asked = [*examples, *short]
-    expected = [first_line(str(tokenizer.decode(greedy(policy, [e.prompt_ids], 8)[0].tolist()))) for e in asked]
-    for size in (1, 3, 8):
-        assert answer(policy, tokenizer, asked, 8, micro_batch_size=size) == expected
-    assert expected[len(examples)] == ""  # a new line at once
-    assert len(set(expected)) > 4
-    shorter = answer(policy, tokenizer, asked, 1)
-    assert shorter == [first_line(str(tokenizer.decode(greedy(policy, [e.prompt_ids], 1)[0].tolist()))) for e in asked]
+    for tokens in (8, 1):
+        rule = AnswerRule(max_tokens=tokens, strip_leading=False)
+        texts = [str(tokenizer.decode(greedy(policy, [e.prompt_ids], tokens)[0].tolist())) for e in asked]
+        expected = [text.partition("\n")[0].strip() for text in texts]
+        for size in (1, 3, 8):
+            assert answer(policy, tokenizer, asked, rule, micro_batch_size=size) == expected
+        assert expected[len(examples)] == ""  # a newline at once
+        assert tokens == 1 or len(set(expected)) > 4
 
 
 def test_an_answer_ends_with_the_end_of_text_token(
@@ -99,10 +106,10 @@ def test_an_answer_ends_with_the_end_of_text_token(
 ) -> None:
     policy, tokenizer = loaded
     tokens = greedy(policy, [examples[0].prompt_ids], 4)[0].tolist()
-    (whole,) = answer(policy, tokenizer, examples[:1], 4)
+    (whole,) = answer(policy, tokenizer, examples[:1], RULER)
     other = copy.deepcopy(tokenizer)
     other.eos_token = str(tokenizer.convert_ids_to_tokens(tokens[1]))
-    assert answer(policy, other, examples[:1], 4) == [str(tokenizer.decode(tokens[:1])).strip()] != [whole]
+    assert answer(policy, other, examples[:1], RULER) == [str(tokenizer.decode(tokens[:1])).strip()] != [whole]
 
 
 def test_nothing_is_read_beyond_the_end_of_the_line(
@@ -117,15 +124,15 @@ def test_nothing_is_read_beyond_the_end_of_the_line(
 
     monkeypatch.setattr(policy, "read", counted)
     prompt = encode(parse("x", "if x:", ()), tokenizer)
-    assert answer(policy, tokenizer, [prompt], 8) == [""]
+    assert answer(policy, tokenizer, [prompt], AnswerRule(max_tokens=8, strip_leading=False)) == [""]
     assert widths == [len(prompt.prompt_ids)]
-    assert answer(policy, tokenizer, [], 8) == []
+    assert answer(policy, tokenizer, [], RULER) == []
 
 
 def test_a_trained_model_recalls(
     loaded: tuple[FastWeightLM, PreTrainedTokenizerBase], examples: tuple[Example, ...]
 ) -> None:
-    found = answer(*loaded, examples, 4)
+    found = answer(*loaded, examples, RULER)
     assert sum(recall(said, one.answers) for said, one in zip(found, examples, strict=True)) >= 5
 
 

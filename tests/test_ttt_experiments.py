@@ -7,11 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_ttt_runs import METHOD, config_of, examples, model
+from test_ttt_runs import METHOD, RULE, config_of, examples, model
 
 from refine_lab.config import RefineConfig, from_json, to_json
 from refine_lab.recipes import TTT_RECIPES, TTT_WAYS, ttt_paper, ttt_paper_release_updates, ttt_per_prompt, ttt_recipe
 from refine_lab.tasks.answers import answer
+from refine_lab.tasks.examples import Example, Task
+from refine_lab.tasks.rules import AnswerRule
+from refine_lab.tasks.splits import report
 from refine_lab.ttt.adaptation import TTTConfig, adapted, token_limit
 from refine_lab.ttt.config import TTTRunConfig
 from refine_lab.ttt.experiments import (
@@ -170,11 +173,15 @@ def three(**changes) -> list[TTTRunConfig]:
     return [replace(refine, ttt=None), replace(refine, ttt=replace(refine.ttt, method=None)), refine]
 
 
+def made_task(chosen: list[Example]) -> Task:
+    return Task(train=(), validation=(), test=tuple(chosen), report=report({"test": chosen}), rule=RULE)
+
+
 def test_one_prompt_is_watched_step_by_step_and_undone(capsys):
     policy, tokenizer = model()
     before = [p.detach().clone() for p in policy.parameters()]
     chosen = examples()[0]
-    watched = watch(policy, tokenizer, chosen, [*three(), *three()])
+    watched = watch(policy, tokenizer, chosen, [*three(), *three()], RULE)
     assert all(torch.equal(p, q) for p, q in zip(policy.parameters(), before, strict=True))
     assert list(zip(watched.steps["way"], watched.steps["step"], strict=True)) == [
         *(("sft", 1), ("sft", 2), ("refine", 1), ("refine", 2))
@@ -183,7 +190,7 @@ def test_one_prompt_is_watched_step_by_step_and_undone(capsys):
     assert refine["loss_after"].iloc[0] == refine["loss_before"].iloc[1]
     seen = []
     with adapted(policy, torch.tensor(chosen.prompt_ids), config_of().ttt, seen.append):
-        said = answer(policy, tokenizer, [chosen], 3)
+        said = answer(policy, tokenizer, [chosen], RULE)
     assert refine["loss_before"].tolist() == pytest.approx([update.metrics["ntp_loss"] for update in seen], rel=1e-5)
     assert refine["entropy_before"].tolist() == pytest.approx([u.metrics["entropy_mean"] for u in seen], rel=1e-5)
     assert refine["reward"].tolist() == [update.metrics["reward_mean"] for update in seen]
@@ -196,19 +203,20 @@ def test_one_prompt_is_watched_step_by_step_and_undone(capsys):
 def test_all_prompts_are_answered_once_and_it_is_told_what_is_left_out(tmp_path, capsys):
     policy, tokenizer = model()
     configs, chosen = three(reset="never"), examples()
+    task = made_task(chosen)
     runs = runs_of(configs, policy, chosen, tmp_path)
     told = capsys.readouterr().out
     assert "1 of 5 prompts are left out: a last batch with fewer than 2 is dropped." in told
-    assert estimated_seconds(runs, policy, tokenizer, chosen) > 0
+    assert estimated_seconds(runs, policy, tokenizer, task) > 0
     for run in runs:
-        answer_run(run, policy, tokenizer, chosen)
+        answer_run(run, policy, tokenizer, task)
     answers = results(runs)
     assert answers.groupby("way")["name"].nunique().to_dict() == {"none": 4, "sft": 4, "refine": 4}
     assert "refine s0: 4 answers, recall 0.000" in capsys.readouterr().out
     again = runs_of(configs, policy, chosen, tmp_path)
     assert [run.path for run in again] == [run.path for run in runs]
     assert "4 answered before, which are not answered again" in capsys.readouterr().out
-    assert estimated_seconds(again, policy, tokenizer, chosen) == 0
+    assert estimated_seconds(again, policy, tokenizer, task) == 0
     fresh = runs_of(configs, policy, chosen, tmp_path, fresh=True)
     assert not {run.path for run in fresh} & {run.path for run in runs}
 
@@ -271,15 +279,19 @@ def test_the_releases_sft_makes_one_update_a_batch_whatever_its_size():
 
 
 def test_a_prompt_to_watch_is_there_and_has_what_it_is_asked_about():
-    there, (_, tokenizer) = examples(3), model()
-    task = three_ways("per_prompt", [0])[0].task
-    assert prompt_to_watch(tokenizer, there, task, example=2) == there[2]
-    own = prompt_to_watch(tokenizer, there, task, text="one two", question="which?")
+    there, (_, tokenizer) = made_task(examples(3)), model()
+    config = three_ways("per_prompt", [0])[0].task
+    assert prompt_to_watch(tokenizer, there, config, example=2) == (there.test[2], RULE)
+    own, rule = prompt_to_watch(tokenizer, there, config, text="one two", question="which?")
     assert own.question == "which?"
+    assert rule == AnswerRule() and rule.strip_leading and rule.max_tokens == 32, "not the recipe's 4 tokens"
+    asked = {"answer_tokens": 5, "lines": "all", "strip_leading": None, "model": None}
+    _, rule = prompt_to_watch(tokenizer, there, config, text="one two", **asked)
+    assert rule == AnswerRule(max_tokens=5, lines="all")
     for wrong, sentence in (
         (dict(question="which?"), r"question must be none without a text that it asks about, got 'which\?'"),
         (dict(example=3), "example must be from 0 to 2, got 3"),
         (dict(example=-1), "example must be from 0 to 2, got -1"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            prompt_to_watch(tokenizer, there, task, **wrong)
+            prompt_to_watch(tokenizer, there, config, **wrong)

@@ -29,12 +29,14 @@ from refine_lab.step import Learner, train_step
 from refine_lab.tasks.answers import AnswerLog, answer
 from refine_lab.tasks.inputs import inputs_of
 from refine_lab.tasks.prompts import Example
+from refine_lab.tasks.rules import AnswerRule
 from refine_lab.ttt.adaptation import Restored, TTTConfig, read_prompt
 from refine_lab.ttt.config import TTTRunConfig
 from refine_lab.ttt.records import TTTRun
 from refine_lab.ttt.runs import Progress, adapt_ids, batches_of, check_prompts, example_of, run_prompts
 
 METHOD = RefineConfig(num_chunks=4, rollout_length=3, margin=4, reward="binary", nsp_coef=0.4)
+RULE = AnswerRule(max_tokens=3)
 TTT = TTTConfig(method=METHOD, steps=2, lr=1e-3)
 TIMES = ["seconds", "time", "tokens_per_second"]
 
@@ -79,7 +81,7 @@ def go(run: TTTRun, report: Any = lambda progress: None, chosen: list[Example] |
     policy, tokenizer = model()
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     try:
-        return run_prompts(run, policy, tokenizer, examples() if chosen is None else chosen, report)
+        return run_prompts(run, policy, tokenizer, examples() if chosen is None else chosen, RULE, report)
     finally:
         assert all(torch.equal(p, before[name]) for name, p in policy.named_parameters())
         assert all(p.grad is None and p.requires_grad for p in policy.parameters())
@@ -126,7 +128,7 @@ def by_hand(config: TTTRunConfig, chosen: list[Example]) -> list[tuple[str, floa
             for step in range(1, config.ttt.steps + 1):
                 train_step(learner, batch, Draws(seed=config.seed, step=step))
             losses = [float(read_prompt(policy, torch.tensor(example.prompt_ids)).losses.mean()) for example in part]
-            found += zip(answer(policy, tokenizer, part, 3, 1), losses, strict=True)
+            found += zip(answer(policy, tokenizer, part, RULE, 1), losses, strict=True)
     return found
 
 
@@ -173,7 +175,7 @@ def test_without_adapting_nothing_moves_and_nothing_is_drawn(tmp_path):
     policy, tokenizer = model()
     assert go(run)
     answers = run.answers()
-    assert answers["answer"].tolist() == answer(policy, tokenizer, examples(), 3, 1)
+    assert answers["answer"].tolist() == answer(policy, tokenizer, examples(), RULE, 1)
     assert (answers["loss_before"] == answers["loss_after"]).all() and (answers["updates"] == 0).all()
     assert run.config.arm == "none" and run.updates().empty and "-ttt-test-none-s0" in run.name
 
@@ -319,7 +321,7 @@ def test_a_run_is_taken_up_where_configuration_prompts_and_weights_are_the_same(
         assert made(tmp_path, config, chosen).path == newest and TTTRun(newest).state == "running"
         policy, tokenizer = model()
         with pytest.raises(BlockingIOError, match="another process is writing"):
-            run_prompts(TTTRun(newest), policy, tokenizer, chosen)
+            run_prompts(TTTRun(newest), policy, tokenizer, chosen, RULE)
     assert json.loads((run.path / "inputs.json").read_text())["prompts"] == 5
     assert {"torch", "commit"} <= json.loads((run.path / "env.json").read_text()).keys()
     assert (run.path / "ttt.json").read_text() == to_json(config)

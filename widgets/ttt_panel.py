@@ -20,6 +20,7 @@ from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
 from refine_lab.recipes import ttt_per_prompt
 from refine_lab.tasks.prompts import Example
+from refine_lab.tasks.rules import AnswerRule
 from refine_lab.text import sound
 from refine_lab.ttt.config import TTTConfig
 from widgets.answers import Answers
@@ -60,12 +61,13 @@ class TTTPanel(Panel):
         *,
         prompt: Example | None = None,
         config: TTTConfig | None = None,
+        rule: AnswerRule | None = None,
         adapt_on: str = "prompt",
         worker: Worker | None = None,
     ) -> None:
         """`prompt`: an example in place of text and question, whose very tokens count until either is edited. `config`: what
-        the fields begin with, and what they have no field for; none: the recipe `per_prompt`. `adapt_on`: `prompt`, or the
-        `document` alone.
+        the fields begin with, and what they have no field for; none: the recipe `per_prompt`. `rule`: how `prompt` is answered;
+        an edited text as `AnswerRule` does by default. `adapt_on`: `prompt`, or the `document` alone.
         """
         super().__init__()
         self.worker = worker or shared_worker()
@@ -84,7 +86,7 @@ class TTTPanel(Panel):
         self._stopping = False
         self._sent = 0.0
         self.curves, self._beside, self.token_map = Curves(), Answers(), TokenMap()
-        self._prompt, self._adapt_on = prompt, adapt_on
+        self._prompt, self._adapt_on, self._rule = prompt, adapt_on, rule or AnswerRule()
         if prompt is not None:
             text, question = prompt.parts(self.exploration.tokenizer)
         begin = sample_document(self.exploration.tokenizer)
@@ -252,10 +254,11 @@ class TTTPanel(Panel):
 
     def _look(self) -> list[Future[Any]]:
         """How the model reads the prompt now, and what it answers."""
-        most = self.fields["answer_tokens"].value
+        rule = self._rule if self._texts() == self._first else AnswerRule()
+        rule = replace(rule, max_tokens=self.fields["answer_tokens"].value)
         return [
             self.worker.submit("read", model=self.model, token_ids=self._ids),
-            self.worker.submit("answer", model=self.model, token_ids=self._ids, max_tokens=most),
+            self.worker.submit("answer", model=self.model, token_ids=self._ids, rule=rule),
         ]
 
     def _show_reading(self, reading: DocumentReading) -> None:
@@ -374,7 +377,9 @@ class TTTPanel(Panel):
             ),
             "steps": ipywidgets.BoundedIntText(value=given.steps, min=1, max=1_000_000, description="steps", **narrow),
             "lr": ipywidgets.FloatText(value=given.lr, step=1e-5, description="lr", **narrow),
-            "answer_tokens": ipywidgets.BoundedIntText(value=8, min=1, max=4096, description="answer ≤", **narrow),
+            "answer_tokens": ipywidgets.BoundedIntText(
+                value=self._rule.max_tokens, min=1, max=1_000_000, description="answer ≤", **narrow
+            ),
             "weights": ipywidgets.Label("weights: as loaded"),
         }
         fields["method"].observe(self._on_method, "value")

@@ -21,6 +21,7 @@ from refine_lab.models.hub import own_folder, resolve
 from refine_lab.models.loading import load_model
 from refine_lab.models.state import Trace
 from refine_lab.tasks.answers import answers_to
+from refine_lab.tasks.rules import AnswerRule
 from refine_lab.ttt.adaptation import Adapter, Restored, Update, fewer_chunks, prompt_batch
 from refine_lab.ttt.config import TTTConfig
 
@@ -138,11 +139,11 @@ class Session:
         known = self._read(model, token_ids)
         return summarise(known.trace, positions, known.writes)
 
-    def answer(self, model: str, token_ids: TokenIds, max_tokens: int) -> str:
-        """The most probable tokens after the prompt, to the end of the line, as text."""
+    def answer(self, model: str, token_ids: TokenIds, rule: AnswerRule) -> str:
+        """The answer to the prompt: the most probable tokens after it, as text, ended and cut as `rule` says."""
         held = self._held(model)
         prompt_batch(held.policy, [torch.from_numpy(token_ids)])  # raises for what is no prompt
-        return answers_to(held.policy, held.tokenizer, [token_ids.tolist()], max_tokens)[0]
+        return answers_to(held.policy, held.tokenizer, [token_ids.tolist()], rule)[0]
 
     def adapt(self, model: str, token_ids: TokenIds, config: TTTConfig) -> Iterator[Step]:
         """Test-time training on the prompt, a step at a time; the weights stay moved until `reset`.

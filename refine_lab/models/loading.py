@@ -188,8 +188,7 @@ def _agree_on_tying(model: FastWeightLM, folder: Path) -> None:
     transformers loads both tensors then, but its configuration still says that they are one: `tie_weights()` would lose the
     head.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if model.config.tie_word_embeddings and head.weight is not embedding.weight:
+    if model.config.tie_word_embeddings and model.lm_head.weight is not model.get_input_embeddings().weight:
         model.config.tie_word_embeddings = False
         warnings.warn(
             f"config.json in {folder} sets tie_word_embeddings to True, but the weights hold a head that differs from the "

@@ -19,7 +19,8 @@ from refine_lab.decoding import greedy_tokens
 from refine_lab.models.base import FastWeightLM
 from refine_lab.run_files import parquet_parts, write_parquet
 from refine_lab.tasks.prompts import Example, end_of_text
-from refine_lab.tasks.scores import exact_match, f1, first_line, recall
+from refine_lab.tasks.rules import AnswerRule
+from refine_lab.tasks.scores import exact_match, f1, recall
 
 COLUMNS = {
     "name": pa.string(),
@@ -43,32 +44,33 @@ def answer(
     policy: FastWeightLM,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
-    max_tokens: int,
+    rule: AnswerRule,
     micro_batch_size: int = 8,
 ) -> list[str]:
-    """The most probable tokens after each prompt, one by one, until the end of the text or of the line, as text.
+    """The answer to each prompt: the most probable tokens, one by one, until the end of the text or as `rule` ends them.
 
-    At most `max_tokens` tokens each. Prompts are read once, `micro_batch_size` of about equal length at a time; what stands
-    beside a prompt changes nothing.
+    Of what is generated, `rule` takes a part for the answer. Prompts are read once, `micro_batch_size` of about equal length
+    at a time; what stands beside a prompt changes nothing.
     """
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt_ids))
     written: dict[int, str] = {}
     for start in range(0, len(order), micro_batch_size):
         rows = order[start : start + micro_batch_size]
-        texts = answers_to(policy, tokenizer, [examples[i].prompt_ids for i in rows], max_tokens)
+        texts = answers_to(policy, tokenizer, [examples[i].prompt_ids for i in rows], rule)
         written |= dict(zip(rows, texts, strict=True))
     return [written[i] for i in range(len(examples))]
 
 
 @torch.no_grad()
 def answers_to(
-    policy: FastWeightLM, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], max_tokens: int
+    policy: FastWeightLM, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], rule: AnswerRule
 ) -> list[str]:
     """As `answer`, of prompts given as tokens, all at once."""
     end = end_of_text(tokenizer)
     batch = padded([np.array(prompt) for prompt in prompts], tuple(range(len(prompts)))).to(policy.device)
     written: list[list[int]] = [[] for _ in prompts]
     texts: dict[int, str] = {}
+    empty = [0] * len(prompts)  # tokens before the answer begins
     for chosen in greedy_tokens(policy, batch):
         for row, token in enumerate(chosen[:, 0].tolist()):
             if row in texts:
@@ -76,8 +78,10 @@ def answers_to(
             if token != end:
                 written[row].append(token)
             text = str(tokenizer.decode(written[row], skip_special_tokens=True))
-            if token == end or "\n" in text or len(written[row]) == max_tokens:
-                texts[row] = first_line(text)
+            if rule.empty(text):
+                empty[row] = len(written[row])
+            if token == end or rule.ended(text) or rule.full(len(written[row]), empty[row]):
+                texts[row] = rule.cut(text)
         if len(texts) == len(prompts):
             break
     return [texts[row] for row in range(len(prompts))]

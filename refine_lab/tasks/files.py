@@ -16,11 +16,16 @@ from refine_lab.config import TaskConfig
 from refine_lab.files import refuse_pointer
 from refine_lab.tasks.passages import parse
 from refine_lab.tasks.prompts import Example, encode, within_limit
+from refine_lab.tasks.splits import Splits
+from refine_lab.tasks.trained import UNTRAINED, History
 from refine_lab.text import sound
 
+ANSWERS = "answer"
+"""The column of the answers where none is named."""
 
-def file_splits(config: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, list[Example]], int]:
-    """Train, validation and test in the order of the file, and how many rows were left out for their length.
+
+def file_splits(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, skipped: History = UNTRAINED) -> Splits:
+    """Train, validation and test in the order of the file, without rows that `skipped` was trained on.
 
     The first `test` rows are the test set, those after it the validation set, those after it are trained on; with `test`
     none the test set is all but as many as the other two ask for. Rows are named `<file>-<number>`, from 0.
@@ -29,13 +34,23 @@ def file_splits(config: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
     lacks, a cell that holds no text, fewer rows than asked for, and an example without an answer outside the test set.
     """
     path = _existing(config)
-    others = config.train + config.validation
-    examples = (encode(parse(*row), tokenizer) for row in _rows(path, config))
+    others, trained = config.train + config.validation, 0
+
+    def untrained() -> Iterator[Example]:
+        nonlocal trained
+        for row in _rows(path, config):
+            example = encode(parse(*row), tokenizer)
+            if skipped.holds(example):
+                trained += 1
+            else:
+                yield example
+
     wanted = None if config.test is None else config.test + others
-    taken, dropped = within_limit(examples, config, wanted)
+    taken, dropped = within_limit(untrained(), config, wanted)
     test = len(taken) - others if config.test is None else config.test
     if test < 0 or len(taken) < test + others:
         left_out = f" of at most {config.prompt_tokens} tokens" if dropped else ""
+        left_out += f" that {skipped.names} was not trained on" if trained else ""
         raise ValueError(
             f"{str(path)!r} has {len(taken)} prompts{left_out}, too few for TaskConfig.train {config.train}, validation "
             f"{config.validation} and test {config.test}"
@@ -45,9 +60,9 @@ def file_splits(config: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
     for example in (*splits["train"], *splits["validation"]):
         if not example.answers:
             raise ValueError(
-                f"{example.name!r} has no answer in column {config.answer_column!r}; only a test set needs none"
+                f"{example.name!r} has no answer in column {config.answer_column or ANSWERS!r}; only a test set needs none"
             )
-    return splits, dropped
+    return Splits(examples=splits, dropped=dropped, trained=trained)
 
 
 def _existing(config: TaskConfig) -> Path:
@@ -57,13 +72,14 @@ def _existing(config: TaskConfig) -> Path:
             f"TaskConfig.source must be 'recall:KIND', 'ruler:FILE', or a .parquet or .jsonl file, got {config.source!r}"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r} (TaskConfig.source)")
+        raise FileNotFoundError(f"there is no file {str(path)!r} (TaskConfig.source or test_source)")
     return refuse_pointer(path)
 
 
 def _rows(path: Path, config: TaskConfig) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Name, prompt and answers of each row."""
     read = _parquet if path.suffix == ".parquet" else _jsonl
+    column = config.answer_column or ANSWERS
     for number, row in enumerate(read(path, config)):
         name = f"{path.stem}-{number}"
         prompt = row.get(config.prompt_column)
@@ -76,7 +92,7 @@ def _rows(path: Path, config: TaskConfig) -> Iterator[tuple[str, str, tuple[str,
             raise ValueError(
                 f"column {config.prompt_column!r} of {name!r} holds half of a surrogate pair, which is no letter, at {place}"
             )
-        yield name, prompt, _answers(row.get(config.answer_column), path, number, config.answer_column)
+        yield name, prompt, _answers(row.get(column), path, number, column)
 
 
 def _answers(value: Any, path: Path, number: int, column: str) -> tuple[str, ...]:
@@ -89,24 +105,27 @@ def _answers(value: Any, path: Path, number: int, column: str) -> tuple[str, ...
     return tuple(text for text in texts if text.strip())
 
 
-def _check_columns(path: Path, names: list[str], config: TaskConfig) -> None:
-    """Raise ValueError unless the prompts' column is there, and the answers', or nothing that looks like it or needs it."""
-    for field, needed in (("prompt_column", True), ("answer_column", config.train + config.validation > 0)):
-        column = getattr(config, field)
+def _check_columns(where: str, names: list[str], config: TaskConfig) -> None:
+    """Raise ValueError unless the prompts' column is there, and the answers', or nothing asks for it or looks like it."""
+    needed = config.answer_column is not None or config.train + config.validation > 0
+    for field, column, wanted in (
+        ("prompt_column", config.prompt_column, True),
+        ("answer_column", config.answer_column or ANSWERS, needed),
+    ):
         if column in names:
             continue
         near = difflib.get_close_matches(column, names, n=1)
-        if needed or near:
+        if wanted or near:
             hint = f"; did you mean {near[0]!r}?" if near else f": it has {', '.join(map(repr, names))}"
-            raise ValueError(f"{str(path)!r} has no column {column!r} (TaskConfig.{field}){hint}")
+            raise ValueError(f"{where} has no column {column!r} (TaskConfig.{field}){hint}")
 
 
 def _parquet(path: Path, config: TaskConfig) -> Iterator[Mapping[str, Any]]:
     try:
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
-        _check_columns(path, names, config)
-        columns = [name for name in (config.prompt_column, config.answer_column) if name in names]
+        _check_columns(repr(str(path)), names, config)
+        columns = [name for name in (config.prompt_column, config.answer_column or ANSWERS) if name in names]
         for batch in file.iter_batches(batch_size=256, columns=columns):
             yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
@@ -124,5 +143,5 @@ def _jsonl(path: Path, config: TaskConfig) -> Iterator[Mapping[str, Any]]:
                 raise ValueError(f"line {number} of {str(path)!r} is no JSON: {error}") from error
             if not isinstance(row, dict):
                 raise ValueError(f"line {number} of {str(path)!r} is no JSON object but {type(row).__name__}")
-            _check_columns(path, list(row), config)
+            _check_columns(f"line {number} of {str(path)!r}", list(row), config)
             yield row

@@ -15,13 +15,19 @@ def inputs_of(model: str, examples: Iterable[Example]) -> dict[str, Any]:
 
     Runs keep it beside their configuration: one is gone on from only where both are what they were.
     """
-    prompts, count = hashlib.sha256(), 0
-    for example in examples:
-        count += 1
-        facts = (example.name, example.prompt_ids, example.question_start, example.answers)
-        prompts.update(repr(facts).encode())
+    examples = tuple(examples)
     weights, folder = hashlib.sha256(), resolve(model.removeprefix("new:"))
     for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
         size = path.stat()
         weights.update(repr((path.name, size.st_size, size.st_mtime_ns)).encode())
-    return {"prompts": count, "prompts_digest": prompts.hexdigest(), "weights_digest": weights.hexdigest()}
+    digests = {"prompts_digest": prompts_digest(examples), "weights_digest": weights.hexdigest()}
+    return {"prompts": len(examples), **digests}
+
+
+def prompts_digest(examples: Iterable[Example]) -> str:
+    """A digest of the examples' names, prompts and answers."""
+    prompts = hashlib.sha256()
+    for example in examples:
+        facts = (example.name, example.prompt_ids, example.question_start, example.answers)
+        prompts.update(repr(facts).encode())
+    return prompts.hexdigest()

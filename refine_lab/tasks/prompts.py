@@ -73,14 +73,14 @@ def encode(prompt: TextPrompt, tokenizer: PreTrainedTokenizerBase) -> Example:
         name=prompt.name,
         prompt_ids=ids,
         question_start=start,
-        answer_ids=_answer_ids(tokenizer, space + prompt.answers[0].strip()) if prompt.answers else (),
+        answer_ids=answer_ids(tokenizer, space + prompt.answers[0].strip()) if prompt.answers else (),
         answers=prompt.answers,
         question=prompt.question,
         documents=prompt.documents,
     )
 
 
-def _answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+def answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     """The tokens of `text` as they are after a prompt, and the end of the text."""
     before, whole = (tokenizer.encode(part, add_special_tokens=False) for part in (ANCHOR, ANCHOR + text))
     joined = whole[: len(before)] != before  # an answer that begins with a letter may have been joined to the anchor

@@ -62,7 +62,7 @@ def read_published(path: Path) -> Published:
     Raises FileNotFoundError where there is none, and ValueError for a file that is neither.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r} (TaskConfig.source)")
+        raise FileNotFoundError(f"there is no file {str(path)!r} (TaskConfig.source or test_source)")
     refuse_pointer(path)
     try:
         content = json.loads(path.read_bytes())

@@ -20,6 +20,8 @@ from refine_lab.config import TaskConfig
 from refine_lab.tasks.passages import parse
 from refine_lab.tasks.prompts import Example, encode
 from refine_lab.tasks.published import Published, divide, read_published
+from refine_lab.tasks.splits import Splits
+from refine_lab.tasks.trained import UNTRAINED, History
 
 RULER_SEED = 20_260_218
 """Of every draw, whatever the seed of a run: all runs train and test on the same."""
@@ -33,10 +35,10 @@ MORE_DOCUMENTS = 10
 
 
 def ruler_splits(
-    path: Path, config: TaskConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, list[Example]], int, tuple[str, ...]]:
-    """Train, validation and test made from SQuAD v2.0 or HotpotQA (distractor), how many questions were left out since
-    their own paragraphs do not fit, and what is to be told of the prompts.
+    path: Path, config: TaskConfig, tokenizer: PreTrainedTokenizerBase, skipped: History = UNTRAINED
+) -> Splits:
+    """Train, validation and test made from SQuAD v2.0 or HotpotQA (distractor), without questions whose own paragraphs do
+    not fit, and without those that `skipped` was trained on.
 
     A prompt has as many documents as `prompt_tokens` holds, or as its split has.
 
@@ -47,12 +49,17 @@ def ruler_splits(
         raise ValueError(f"TaskConfig.test must be a number for {config.source!r}")
     published = read_published(path)
     generator = _Generator(published, config, tokenizer)
-    kept = generator.fitting()
-    published = published.keep(kept)
+    fits, trained = generator.fitting(), generator.trained(skipped)
+    published = published.keep([fit and not known for fit, known in zip(fits, trained, strict=True)])
     wanted = {"train": config.train, "validation": config.validation, "test": config.test}
     parts = divide(published, wanted)
     splits = {name: generator.examples(name, parts[name], count) if count else [] for name, count in wanted.items()}
-    return splits, kept.count(False), tuple(_short_prompts(splits, config.prompt_tokens))
+    return Splits(
+        examples=splits,
+        dropped=fits.count(False),
+        trained=sum(known and fit for fit, known in zip(fits, trained, strict=True)),
+        notes=tuple(_short_prompts(splits, config.prompt_tokens)),
+    )
 
 
 def _short_prompts(splits: dict[str, list[Example]], limit: int) -> Iterator[str]:
@@ -72,7 +79,7 @@ class _Generator:
         except ModuleNotFoundError as error:
             raise ValueError(f"{NEEDS_LM_EVAL}; {error}") from error
         self.harness: Any = qa_utils
-        self.published, self.config, self.tokenizer = published, config, tokenizer
+        self.published, self.tokenizer = published, tokenizer
         self.room = config.prompt_tokens - self.count(ANSWER_PREFIX)
 
     def tokenise(self, text: str) -> Any:
@@ -100,6 +107,11 @@ class _Generator:
             fits.append(self.count(text) <= self.room)
         return fits
 
+    def trained(self, skipped: History) -> list[bool]:
+        """Whether `skipped` was trained on each question."""
+        questions, _ = self.read(self.published.units)
+        return [skipped.holds_question(question["query"]) for question in questions]
+
     def examples(self, name: str, units: Sequence[Any], count: int) -> list[Example]:
         """`count` examples from the questions and paragraphs of `units`."""
         questions, paragraphs = self.read(units)
@@ -114,9 +126,9 @@ class _Generator:
                 docs=paragraphs,
                 qas=[_typical(questions, paragraphs), *questions],
                 pre_samples=1,
-                max_seq_length=self.room + self.config.answer_tokens,
+                max_seq_length=self.room,
                 num_samples=count,
-                tokens_to_generate=self.config.answer_tokens,
+                tokens_to_generate=0,  # the room for an answer is not the prompt's
                 incremental=MORE_DOCUMENTS if twice <= self.room else 1,
             )
         prompts = (

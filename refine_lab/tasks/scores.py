@@ -1,7 +1,8 @@
 """How an answer is scored against its references: exact match, recall, and the F1 of their words.
 
-An answer counts up to its first newline (as in the paper's RULER and LongBench evaluation). Each score is that of the best
-reference, from 0 to 1; NaN where there is none.
+The whole text given is scored: which part of a generated text is the answer, its task's rule decides before
+(`refine_lab.tasks.rules`). Each score is that of the best reference, from 0 to 1; NaN where there is none. The paper scores
+RULER by recall; its scores for LongBench (ROUGE, code similarity, classes) are not here, except the F1 of words.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from collections.abc import Callable, Sequence
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """1 where answer and reference are the same text but for case, punctuation, articles and spaces (SQuAD's)."""
-    return _best(answer, references, lambda said, right: float(_normalised(said) == _normalised(right)))
+    """1 where answer and reference are the same text but for case, punctuation, articles and spaces (SQuAD's).
+
+    A reference of which these leave nothing, such as `A` or `?!`, is compared as it stands.
+    """
+    return _best(answer, references, _same)
 
 
 def recall(answer: str, references: Sequence[str]) -> float:
@@ -24,24 +28,27 @@ def recall(answer: str, references: Sequence[str]) -> float:
 
 
 def f1(answer: str, references: Sequence[str]) -> float:
-    """The harmonic mean of precision and recall over the words of the normalised texts (SQuAD's)."""
+    """The harmonic mean of precision and recall over the words of the normalised texts (SQuAD's).
+
+    A reference whose normalised text is empty is compared as `exact_match` does.
+    """
     return _best(answer, references, _word_f1)
 
 
-def first_line(answer: str) -> str:
-    """What of an answer counts: up to the first newline, without spaces around it."""
-    return answer.partition("\n")[0].strip()
-
-
 def _best(answer: str, references: Sequence[str], score: Callable[[str, str], float]) -> float:
-    said, right = first_line(answer), [reference for reference in references if reference.strip()]
-    return max((score(said, reference) for reference in right), default=math.nan)
+    right = [reference for reference in references if reference.strip()]
+    return max((score(answer, reference) for reference in right), default=math.nan)
+
+
+def _same(said: str, right: str) -> float:
+    wanted = _normalised(right)
+    return float(_normalised(said) == wanted if wanted else said.strip() == right.strip())
 
 
 def _word_f1(said: str, right: str) -> float:
     words, wanted = _normalised(said).split(), _normalised(right).split()
     if not words or not wanted:
-        return float(words == wanted)
+        return _same(said, right)
     common = sum((Counter(words) & Counter(wanted)).values())
     return 2 * common / (len(words) + len(wanted))
 

@@ -16,6 +16,20 @@ SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The examples of a source by split, as they come."""
+
+    examples: Mapping[str, list[Example]]
+    "`train`, `validation` and `test`."
+    dropped: int = 0
+    "Prompts left out for their length."
+    trained: int = 0
+    "Prompts left out because the model that answers was trained on them."
+    notes: tuple[str, ...] = ()
+    "Sentences of the source's own."
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shared:
     """What two splits both hold: different texts, as they stand in the first of the two."""
 
@@ -145,8 +159,13 @@ def _told(pair: Shared) -> str:
         for noun, texts in (("question", pair.questions), ("document", pair.documents))
         if texts
     ]
-    quoted = ", ".join(repr(_shortened(text)) for _, texts in kinds for text in texts[:SHOWN])
-    return f"{pair.first} and {pair.second} share {' and '.join(words for words, _ in kinds)}, among them {quoted}"
+    among = ", ".join(quoted(texts) for _, texts in kinds)
+    return f"{pair.first} and {pair.second} share {' and '.join(words for words, _ in kinds)}, among them {among}"
+
+
+def quoted(texts: Sequence[str]) -> str:
+    """The first `SHOWN` texts, shortened and in quotation marks."""
+    return ", ".join(repr(_shortened(text)) for text in texts[:SHOWN])
 
 
 def _many(count: int, noun: str) -> str:

@@ -183,13 +183,13 @@ def main(arguments: list[str]) -> int:
 def _loads(config: TTTRunConfig) -> tuple[Any, ...]:
     """What a model and a task are loaded by."""
     drawn = config.seed if config.model.startswith("new:") else None
-    return config.model, config.model_settings, config.device, config.task, config.data, drawn
+    return config.model, config.model_settings, config.device, config.task, config.count, config.data, drawn
 
 
 def _answer(run: TTTRun, model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, task: Task, stop: StopSignal) -> None:
     if inputs_of(run.config.model, task.test) != run.inputs:
         raise ValueError(f"the prompts or the weights of {run.name} are no longer what it was begun with")
-    answer_run(run, model, tokenizer, task.test, stop.requested)
+    answer_run(run, model, tokenizer, task, stop.requested)
 
 
 if __name__ == "__main__":

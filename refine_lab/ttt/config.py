@@ -69,7 +69,9 @@ class TTTRunConfig(Checked):
     ttt: TTTConfig | None = field(default_factory=TTTConfig)
     "How the model is adapted, or none: it answers as it is."
     task: TaskConfig = field(default_factory=lambda: TaskConfig(train=0))
-    "Where the prompts come from; its test examples are answered."
+    "Where the prompts come from; its test examples are answered. Of a model that a run trained on it: the run's own task."
+    count: int | None = None
+    "Of the test examples, the first `count` are answered; none: all."
     data: DataConfig = field(default_factory=DataConfig)
     "Text that recall documents are made in."
     batch_size: int = 1
@@ -90,6 +92,7 @@ class TTTRunConfig(Checked):
     def check(self) -> None:
         self._at_least(1, "batch_size", "mini_batch_size", "micro_batch_size")
         self._at_least(0, "seed")
+        require(self.count is None or self.count >= 1, "TTTRunConfig.count", self.count, "at least 1, or none for all")
         self._check_run()
         alone = self.reset == "never" or self.batch_size == 1
         require(alone, "TTTRunConfig.batch_size", self.batch_size, "1 where weights are reset after each prompt")

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,15 @@ from refine_lab.experiments import given, located_model
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_model, manifest_of
 from refine_lab.ops.precision import autocast
-from refine_lab.posttraining import METHOD_FIELDS, located_task
+from refine_lab.posttraining import METHOD_FIELDS
 from refine_lab.recipes import TTT_WAYS, release_updates, ttt_recipe
 from refine_lab.rewards import reward_function
 from refine_lab.tasks.answers import answer, answer_row
 from refine_lab.tasks.examples import Example, Task, load_task
+from refine_lab.tasks.history import history_of
 from refine_lab.tasks.inputs import inputs_of
+from refine_lab.tasks.rules import AnswerRule
+from refine_lab.tasks.trained import ANSWER_FIELDS
 from refine_lab.ttt.adaptation import (
     Adapter,
     Reading,
@@ -41,11 +43,10 @@ from refine_lab.ttt.config import REWARDS, TTTConfig, TTTRunConfig
 from refine_lab.ttt.records import TTTRun
 from refine_lab.ttt.results import SCORES
 from refine_lab.ttt.runs import Progress, adapt_ids, batches_of, check_prompts, example_of, measured, run_prompts
+from refine_lab.ttt.splits import SEED, history_by_seed, of_seed, task_for
 
-TASK_FIELDS = ("prompt_tokens", "answer_tokens", "over_limit", "prompt_column", "answer_column")
+TASK_FIELDS = ("prompt_tokens", "over_limit", "prompt_column", "answer_column", "shared", *ANSWER_FIELDS)
 TTT_FIELDS = ("steps", "lr", "stop_at_reward", "stop_at_loss", "dtype", "parameters")
-SEED = "{seed}"
-"""In a model's name: the seed."""
 NOTES = 5
 """Prompts too short for the whole method that are told of, at most."""
 SECONDS_BETWEEN_LINES = 5.0
@@ -65,8 +66,10 @@ def three_ways(
 
     A `model` with `{seed}` in its name is another one for each seed (see `of_seed`), each also as it is. `prompts` is a
     `TaskConfig.source` and `count` how many are answered, None all of `prompts`. None leaves the recipe's value otherwise;
-    `others` are fields of `TaskConfig`, `RefineConfig`, `TTTConfig` or `TTTRunConfig`. Raises ValueError for seeds that
-    repeat, an unknown way or reward, and for every value that the configuration refuses.
+    `others` are fields of `TaskConfig`, `RefineConfig`, `TTTConfig` or `TTTRunConfig`. A model that a run post-trained
+    answers that run's test prompts, where no others are named (`ttt.splits.task_for`). Raises ValueError for seeds that
+    repeat, an unknown way or reward, models of several seeds that were trained on different prompts, and for every value
+    that the configuration refuses.
     """
     require(len(set(seeds)) == len(seeds) > 0, "seeds", list(seeds), "at least one whole number, none twice")
     if (reward := others.get("reward")) is not None:
@@ -77,15 +80,14 @@ def three_ways(
         reward_function(reward)
     parts = [{name: others.pop(name, None) for name in names} for names in (TASK_FIELDS, METHOD_FIELDS, TTT_FIELDS)]
     asked, method, ttt = (given(**part) for part in parts)
+    pasts = history_by_seed(model, seeds)
     configs = []
     for seed in seeds:
         for way in ways:
             if way == "none" and seed != seeds[0] and SEED not in (model or ""):
                 continue
             config = ttt_recipe(recipe.removesuffix(RELEASE))(way, seed)
-            source = given(source=prompts and located_task(prompts))
-            number = config.task.test if count is None and not prompts else count
-            changes: dict[str, Any] = {"task": replace(config.task, **source, **asked, test=number)}
+            changes = task_for(config, pasts[seed], prompts, count, asked)
             if config.ttt is not None:
                 changes["ttt"] = _changed(config.ttt, ttt, method)
             changes |= given(model=model and located_model(of_seed(model, seed)), **others)
@@ -102,20 +104,6 @@ def release_way(recipe: str, seeds: Sequence[int], **others: Any) -> list[TTTRun
     return [] if recipe.endswith(RELEASE) else three_ways(recipe + RELEASE, seeds, **others, ways=("sft",))
 
 
-def of_seed(model: str, seed: int) -> str:
-    """The model's name with the seed in the place of `{seed}`; where it has a `*`, the newest folder that it fits.
-
-    Raises FileNotFoundError where it fits none.
-    """
-    name = model.replace(SEED, str(seed))
-    if "*" not in name:
-        return name
-    found = sorted(glob(str(Path(name).expanduser())))
-    if not found:
-        raise FileNotFoundError(f"no folder fits the model {name!r}")
-    return found[-1]
-
-
 def _changed(config: TTTConfig, ttt: dict[str, Any], method: dict[str, Any]) -> TTTConfig:
     """With the values given; those that only REFINE has are left out of SFT."""
     if config.method is None:
@@ -124,12 +112,20 @@ def _changed(config: TTTConfig, ttt: dict[str, Any], method: dict[str, Any]) -> 
 
 
 def loaded(config: TTTRunConfig) -> tuple[FastWeightLM, PreTrainedTokenizerBase, Task]:
-    """The model, its tokenizer, and the task in its tokens. Raises ValueError where there are no prompts."""
+    """The model, its tokenizer, and the task in its tokens, its test examples those that are answered.
+
+    Prompts that the model was trained on are left out, unless the task's `shared` allows them. Raises ValueError where there
+    are no prompts, or fewer than `count`.
+    """
     logging.disable_progress_bar()  # a widget for each of a second's work, blank where the notebook is only read
     model, tokenizer = load_model(config.model, device=config.device, seed=config.seed, settings=config.model_settings)
-    task = load_task(config.task, tokenizer, config.data, manifest_of(config.model))
+    manifest, past = manifest_of(config.model), history_of(config.model)
+    task = load_task(config.task, tokenizer, config.data, manifest, past, leave_out=True)
     require(bool(task.test), "the number of prompts", len(task.test), "at least 1")
-    return model, tokenizer, task
+    if config.count is not None:
+        there = f"at most {len(task.test)}, the prompts of the test split"
+        require(config.count <= len(task.test), "count", config.count, there)
+    return model, tokenizer, replace(task, test=task.test[: config.count])
 
 
 def runs_of(
@@ -167,22 +163,25 @@ def runs_of(
 
 
 def estimated_seconds(
-    runs: Sequence[TTTRun], model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
+    runs: Sequence[TTTRun], model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, task: Task
 ) -> float:
     """How long answering takes here: one prompt of middling length is adapted on and answered, and multiplied by length."""
-    middling, seconds = sorted(examples, key=lambda e: len(e.prompt_ids))[len(examples) // 2], {}
+    examples, seconds = task.test, {}
+    middling = sorted(examples, key=lambda e: len(e.prompt_ids))[len(examples) // 2]
     total = 0.0
     for run in runs:
         config, done = run.config, run.log.done
         parts, _ = batches_of(examples, config.batch_size)
         tokens = sum(len(e.prompt_ids) for part in parts for e in part if e.name not in done)
         if tokens and config.way not in seconds:
-            seconds[config.way] = _timed(config, model, tokenizer, middling) / len(middling.prompt_ids)
+            seconds[config.way] = _timed(config, model, tokenizer, middling, task.rule) / len(middling.prompt_ids)
         total += seconds.get(config.way, 0.0) * tokens
     return total
 
 
-def _timed(config: TTTRunConfig, model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, example: Example) -> float:
+def _timed(
+    config: TTTRunConfig, model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, example: Example, rule: AnswerRule
+) -> float:
     """Seconds of one prompt with all its steps, of which one is made."""
     step = 0.0
     with nullcontext() if config.ttt is None else Restored(model, config.ttt.parameters):
@@ -195,7 +194,7 @@ def _timed(config: TTTRunConfig, model: FastWeightLM, tokenizer: PreTrainedToken
             measured(model, example)
             reading = (time.monotonic() - began) * (1 if config.ttt is None else 2)
             began = time.monotonic()
-            answer(model, tokenizer, [example], config.task.answer_tokens)
+            answer(model, tokenizer, [example], rule)
         return step + reading + time.monotonic() - began
 
 
@@ -219,32 +218,41 @@ class Watched:
 
 def prompt_to_watch(
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    task: TaskConfig,
+    task: Task,
+    config: TaskConfig,
     *,
     example: int = 0,
     text: str | None = None,
     question: str | None = None,
-) -> Example:
-    """A text of one's own with its question, or one of the examples.
+    **asked: Any,
+) -> tuple[Example, AnswerRule]:
+    """A text of one's own with its question, or one of the task's test examples; and how it is answered.
 
-    Raises ValueError for a question without a text, an example that there is not, and as `example_of` does.
+    A question of one's own is answered as `AnswerRule` does by default; `asked` are values of `ANSWER_FIELDS` that differ, None
+    where they do not. Raises ValueError for a question without a text, an example that there is not, and as `example_of` does.
     """
     if text is not None:
-        return example_of(tokenizer, text, question, task)
+        names = {name: asked.get(name) for name in ("lines", "strip_leading")}
+        return example_of(tokenizer, text, question, config), AnswerRule(
+            **given(max_tokens=asked.get("answer_tokens"), **names)
+        )
     require(question is None, "question", question, "none without a text that it asks about")
-    require(0 <= example < len(examples), "example", example, f"from 0 to {len(examples) - 1}")
-    return examples[example]
+    require(0 <= example < len(task.test), "example", example, f"from 0 to {len(task.test) - 1}")
+    return task.test[example], task.rule
 
 
 def watch(
-    model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, example: Example, configs: Sequence[TTTRunConfig]
+    model: FastWeightLM,
+    tokenizer: PreTrainedTokenizerBase,
+    example: Example,
+    configs: Sequence[TTTRunConfig],
+    rule: AnswerRule,
 ) -> Watched:
     """Adapt on one prompt alone in each way, tell of every step, answer, and restore. Raises ValueError as `adapted` does.
 
     The prompt is read and answered in the arithmetic of the ways that adapt, which have one dtype.
     """
-    prompt, answer_tokens = torch.tensor(example.prompt_ids), configs[0].task.answer_tokens
+    prompt = torch.tensor(example.prompt_ids)
     dtype = next((config.dtype for config in _adapting(configs)), "float32")
 
     def read() -> Reading:
@@ -253,7 +261,7 @@ def watch(
 
     def say(way: str) -> None:
         with autocast(model.device, dtype):
-            text = answer(model, tokenizer, [example], answer_tokens)[0]
+            text = answer(model, tokenizer, [example], rule)[0]
         row = answer_row(example, text, way=way, seed=0, seconds=0.0)
         answers.append({name: row[name] for name in ("way", "answer", "references", *SCORES)})
         print(f"{way}: the answer is {text!r}", flush=True)
@@ -319,7 +327,7 @@ def answer_run(
     run: TTTRun,
     model: FastWeightLM,
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
+    task: Task,
     stop: Callable[[], object] = lambda: None,
 ) -> None:
     """Answer what is unanswered of a run, with a line of progress every few seconds, until `stop` gives anything."""
@@ -334,7 +342,7 @@ def answer_run(
             print(f"{name}: prompt batch {progress.batch} of {progress.batches}{left}", flush=True)
         return bool(stop())
 
-    run_prompts(run, model, tokenizer, examples, report)
+    run_prompts(run, model, tokenizer, task.test, task.rule, report)
     answers = run.answers()
     scored = [score for score in SCORES if answers[score].notna().any()]
     means = "".join(f", {score} {answers[score].mean():.3f}" for score in scored)

@@ -25,6 +25,7 @@ from refine_lab.ops.precision import autocast
 from refine_lab.tasks.answers import answer, answer_row
 from refine_lab.tasks.examples import Example
 from refine_lab.tasks.prompts import TextPrompt, encode, within_limit
+from refine_lab.tasks.rules import AnswerRule
 from refine_lab.ttt.adaptation import Adapter, Restored, Update, fewer_chunks, prompt_batch, read_prompt
 from refine_lab.ttt.config import TTTRunConfig as TTTRunConfig
 from refine_lab.ttt.records import TTTRun
@@ -129,9 +130,10 @@ def run_prompts(
     model: FastWeightLM,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
+    rule: AnswerRule,
     report: Report = lambda progress: None,
 ) -> bool:
-    """Answer what is unanswered of `examples`; True where all of them are answered, False where `report` stopped it.
+    """Answer what is unanswered of `examples` by `rule`; True where all of them are answered, False where `report` stopped it.
 
     The model must be as the run's configuration names it; afterwards it is again, also after an exception or an interrupt.
     Files are written whole: whatever ends the process, calling this again goes on. Raises ValueError before anything is
@@ -142,7 +144,7 @@ def run_prompts(
     check_prompts(model, config, examples)
     with run.locked():
         drifts = config.ttt is not None and config.reset == "never"
-        work = _Work(run, model, tokenizer, parts, report)
+        work = _Work(run, model, tokenizer, parts, rule, report)
         return work.drifting() if drifts else work.one_by_one()
 
 
@@ -155,10 +157,11 @@ class _Work:
         model: FastWeightLM,
         tokenizer: PreTrainedTokenizerBase,
         parts: list[list[Example]],
+        rule: AnswerRule,
         report: Report,
     ) -> None:
         self.run, self.config, self.model, self.tokenizer = run, run.config, model, tokenizer
-        self.parts, self.report = parts, report
+        self.parts, self.rule, self.report = parts, rule, report
         self.began, self.answered, self.left = time.monotonic(), 0, 0
 
     def one_by_one(self) -> bool:
@@ -229,9 +232,9 @@ class _Work:
                 if self._tell(number, part, update=update):
                     return None
         after = before if adapter is None else self._measured(part)
-        began, tokens = time.monotonic(), self.config.task.answer_tokens
+        began = time.monotonic()
         with autocast(self.model.device, self.config.dtype):
-            said = answer(self.model, self.tokenizer, part, tokens, self.config.micro_batch_size)
+            said = answer(self.model, self.tokenizer, part, self.rule, self.config.micro_batch_size)
         seconds = time.monotonic() - began + sum(update.seconds for update in updates)
         facts = {"way": self.config.way, "seed": self.config.seed, "seconds": seconds / len(part)}
         return [
