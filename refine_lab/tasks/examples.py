@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import DataConfig, TaskConfig
 from refine_lab.data.corpus import Manifest
-from refine_lab.tasks.files import file_splits
+from refine_lab.tasks.files import ANSWERS, file_splits
 from refine_lab.tasks.prompts import Example
 from refine_lab.tasks.recall import recall_splits
 from refine_lab.tasks.ruler_qa import ruler_splits
@@ -71,7 +71,7 @@ def load_task(
         found = f"{past.names} was trained on {len(repeated)} of the {len(asked)} prompts to be answered, {questions}"
         if config.shared == "refuse":
             raise ValueError(f"{config.source!r}: {found}; only TaskConfig.shared 'allow' accepts that")
-        notes.append(f"{found}.")
+        notes.append(f"{found[0].upper()}{found[1:]}.")
     if splits.trained:
         notes.insert(0, f"{splits.trained} prompts that {past.names} was trained on are left out.")
     made = report(splits.examples, splits.dropped, tuple(notes))
@@ -141,10 +141,13 @@ def _answer_notes(
     scored = [example for example in asked if example.answers]
     why = ", as the longest reference answer needs" if scored and config.answer_tokens is None else ""
     yield f"An answer has at most {rule.max_tokens} token{'s' * (rule.max_tokens > 1)}{why}."
-    if len(scored) < len(asked):
-        number = "None" if not scored else f"{len(scored)} only"
-        column = f" in column {config.answer_column or 'answer'!r}" if config.form == "file" else ""
-        yield f"{number} of the {len(asked)} prompts to be answered has a reference answer{column}: others are not scored."
+    bare, column = len(asked) - len(scored), ""
+    if config.form == "file":
+        column = f" in column {config.answer_column or ANSWERS!r}"
+    if not scored:
+        yield f"No prompt to be answered has a reference answer{column}: answers are not scored."
+    elif bare:
+        yield f"{bare} of {len(asked)} prompts to be answered without a reference answer{column} are not scored."
     if cut := too_long(rule, tokenizer, scored):
         sentence = f"No reference answer of {cut} of {len(scored)} prompts fits into {rule.max_tokens} tokens"
         warnings.warn(f"{sentence}: raise answer_tokens", stacklevel=3)

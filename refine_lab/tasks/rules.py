@@ -49,8 +49,8 @@ class AnswerRule:
         return tokens >= self.max_tokens + min(empty, self.max_tokens)
 
     def empty(self, text: str) -> bool:
-        """Whether a text holds nothing but what is left out before an answer."""
-        return self.strip_leading and not text.strip()
+        """Whether a text holds empty lines that are left out before an answer, and nothing else."""
+        return self.strip_leading and "\n" in text and not text.strip()
 
     def _from_first_line(self, text: str) -> str:
         start = _EMPTY_LINES.match(text) if self.strip_leading else None
