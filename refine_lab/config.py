@@ -364,7 +364,8 @@ def from_json(text: str, name: str = "config.json", kind: type[C] = TrainConfig)
 
 
 def _build(kind: type, values: Mapping[str, Any]) -> Any:
-    values = kind.upgraded(values) if issubclass(kind, Checked) else values
+    upgraded = getattr(kind, "upgraded", None)  # plain values have none
+    values = upgraded(values) if upgraded else values
     hints = inspect.get_annotations(kind, eval_str=True)
     for name in sorted(set(values) - set(hints)):
         raise unknown(f"field of {kind.__name__}", name, hints)
