@@ -13,7 +13,7 @@ import pytest
 from refine_lab import config
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = ("refine_lab", "widgets", "notebooks", "benchmarks", "tests", "docs", "runs")
 
 
@@ -43,7 +43,7 @@ def test_names_resolve_or_are_reported() -> None:
         resolve("refine_lab.selection.no_such")
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_dotted_name_resolves(path: Path) -> None:
     names = [name for name in quoted(path) if re.fullmatch(r"(refine_lab|widgets|benchmarks)(\.\w+)+", name)]
     assert names or path.name not in ("method.md", "architecture.md")
@@ -51,7 +51,7 @@ def test_every_dotted_name_resolves(path: Path) -> None:
         resolve(name)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_field_of_a_configuration_exists(path: Path) -> None:
     for text in quoted(path):
         if match := re.fullmatch(r"(RefineConfig|DataConfig|TrainConfig)\.(\w+)", text):
@@ -69,7 +69,7 @@ def pointed_at(path: Path) -> Iterator[Path]:
             yield ROOT / name
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_file_pointed_at_is_there(path: Path) -> None:
     missing = [str(target.relative_to(ROOT)) for target in pointed_at(path) if not target.exists()]
     assert not missing
