@@ -166,7 +166,6 @@ def _frozen_but(model: nn.Module, moving: Sequence[nn.Parameter]) -> Iterator[No
 
 def _step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
     """One step, whatever mode the caller is in; neither its gradients nor casts of the weights before it are kept."""
-    torch.clear_autocast_cache()  # of an autocast around this one: casts without gradients would serve here too
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(batch.tokens.device.type, enabled=False):
         result = train_step(learner, batch, draws)
     for p in learner.policy.parameters():
