@@ -58,14 +58,14 @@ def main() -> None:
 def explorer(lab: Lab, folder: Path) -> None:
     """The notebook as it opens, and each widget after a click on a token."""
     lab.run_all()
-    said(lab, "64 rollouts at 8 positions")
+    said(lab, "64 rollouts at 8 selected positions")
     lab.page.locator(".state-view .strongest li").first.wait_for()
     lab.page.wait_for_timeout(1500)  # curves and maps are painted
     lab.page.locator(".token-map").first.scroll_into_view_if_needed()
     shot(lab, ".token-map", folder / "token_map.png")
     canvas = lab.page.locator(".token-map canvas.text").first
     canvas.click(position={"x": 260, "y": 150})
-    said(lab, "72 rollouts at 9 positions")
+    said(lab, "8 rollouts at 1 clicked position")
     shot(lab, ".jp-OutputArea-output:has(.token-map)", folder / "reward_explorer.png")
     shot(lab, ".rollout-inspector", folder / "rollout_inspector.png")
     shot(lab, ".reward-summary", folder / "reward_summary.png")

@@ -38,7 +38,7 @@ def wait_for_status(lab: Lab, words: str) -> str:
 
 
 def test_the_sample_is_shown_with_rollouts(lab: Lab) -> None:
-    wait_for_status(lab, "64 rollouts at 8 positions, mean cosine reward")
+    wait_for_status(lab, "64 rollouts at 8 selected positions, mean cosine reward")
     assert "64 rollouts at 8 positions" in lab.page.locator(".rollout-inspector").inner_text()
     lab.page.locator(".reward-summary svg .bar").first.wait_for(state="attached")
     assert lab.page.locator(".reward-summary figure").count() == 4
@@ -50,19 +50,19 @@ def test_a_click_on_a_token_rolls_out_there(lab: Lab) -> None:
     canvas = lab.page.locator(".token-map canvas").first
     canvas.scroll_into_view_if_needed()
     canvas.click(position={"x": 200, "y": 60})
-    wait_for_status(lab, "72 rollouts at 9 positions")
+    wait_for_status(lab, "64 rollouts at 8 selected positions, .*; 8 rollouts at 1 clicked position")
     assert "8 of 72 rollouts" in lab.page.locator(".rollout-inspector").inner_text()
     lab.page.keyboard.press("ArrowRight")  # the keyboard alone goes on from there
     lab.page.keyboard.press("Enter")
-    wait_for_status(lab, "80 rollouts at 10 positions")
+    wait_for_status(lab, "; 16 rollouts at 2 clicked positions")
 
 
 def test_another_reward_of_the_same_rollouts(lab: Lab) -> None:
     lab.page.locator("select").filter(has_text="hybrid").first.focus()
     lab.page.keyboard.press("b")  # not JupyterLab's command for another cell
-    wait_for_status(lab, "80 rollouts at 10 positions, mean binary reward")
+    wait_for_status(lab, "64 rollouts at 8 selected positions, mean binary reward")
     lab.page.keyboard.press("ArrowDown")
-    wait_for_status(lab, "80 rollouts at 10 positions, mean hybrid reward")
+    wait_for_status(lab, "64 rollouts at 8 selected positions, mean hybrid reward")
 
 
 def test_what_cannot_be_is_said_where_one_looks(lab: Lab) -> None:
@@ -82,7 +82,7 @@ def test_a_hostile_document_is_pasted(lab: Lab) -> None:
     lab.page.locator(".widget-textarea textarea").first.evaluate(paste, text)
     lab.page.get_by_role("button", name="Read", exact=True).click()
     lab.page.wait_for_function("Number(document.querySelector('.token-map').dataset.tokens) < 70")
-    wait_for_status(lab, "rollouts at [1-8] positions, mean hybrid reward")
+    wait_for_status(lab, "rollouts at [1-8] selected positions?, mean hybrid reward")
     sent = "document.querySelector('.widget-textarea textarea').value.slice(-2)"
     assert lab.page.evaluate(sent) == " \ufffd"  # the field says what is read
     assert lab.page.locator(".notice .error").first.inner_text() == ""

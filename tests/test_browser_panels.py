@@ -84,7 +84,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Lab
     write_notebook(folder / "panels.ipynb", CELLS)
     with opened(folder, "panels.ipynb", chromium, OMP_NUM_THREADS="1") as there:
         there.run_all()
-        Hands(lab=there, panel=EXPLORER).told("64 rollouts at 8 positions")
+        Hands(lab=there, panel=EXPLORER).told("64 rollouts at 8 selected positions")
         Hands(lab=there, panel=TTT).told("tokens, mean entropy")
         there.page.evaluate(BY_JUPYTERLAB)
         there.page.on("filechooser", lambda chooser: None)  # from now on Playwright answers for the system's dialog
@@ -172,7 +172,7 @@ def test_a_document_is_typed_and_a_file_opened(hands: Callable[[str], Hands], tm
     assert person.page.evaluate(FOCUSED) == "Read"
     person.press("Enter")
     person.page.wait_for_function("Number(document.querySelector('.token-map').dataset.tokens) < 200")
-    person.told("rollouts at [1-8] positions")
+    person.told("rollouts at [1-8] selected position")
     assert person.in_python(f"explorer.token_map.text.text == {TEXT!r}") == "True"
     (tmp_path / "of_a_file.txt").write_text("def area(width, height):\n    return width * height\n\n" * 9)
     for key in ("Enter", "Space"):
@@ -182,7 +182,7 @@ def test_a_document_is_typed_and_a_file_opened(hands: Callable[[str], Hands], tm
         chooser.value.set_files(tmp_path / "of_a_file.txt")
         person.page.wait_for_function("document.activeElement.textContent.includes('(1)')")
         person.press("Tab")
-    person.told("rollouts at [1-8] positions")
+    person.told("rollouts at [1-8] selected position")
     assert person.in_python("explorer.token_map.text.text.count('width')") == "18"
 
 
@@ -199,12 +199,12 @@ def test_another_model_and_other_settings(hands: Callable[[str], Hands]) -> None
     person.write("5")
     person.press("Tab", "ArrowUp", "ArrowUp", "ArrowUp")  # quicker than rollouts are made
     person.press("Tab")
-    person.told("^88 rollouts at 8 positions")
+    person.told("^88 rollouts at 8 selected positions")
     method = "[getattr(explorer.exploration.method, name) for name in ('group_by', 'rollout_length', 'group_size')]"
     assert person.in_python(method) == "['sequence', 5, 11]"
     person.go_to(".*tokens, coloured by.*")
     person.press("ArrowRight", "ArrowRight", "Enter")
-    person.told("^99 rollouts at 9 positions")
+    person.told("^88 rollouts at 8 selected positions, .*; 11 rollouts at 1 clicked position")
     assert person.page.locator(f"{EXPLORER} .notice .error").inner_text() == ""
 
 

@@ -179,7 +179,7 @@ def seen(exploration: Exploration, settings: dict[str, Any], clicked: list[int])
 
 @pytest.mark.parametrize("model", ["tiny-deltanet", pytest.param("tiny-lact", marks=pytest.mark.slow)])
 def test_what_is_seen_does_not_depend_on_what_was_asked_before(model: str) -> None:
-    """Twenty random settings and back, and the same settings asked first of all: tokens, logprobs, cosines and rewards, bit for bit."""
+    """Twenty random settings and back, and the same settings asked first of all: every number is the same bit for bit."""
     start = {"rollout_length": 5, "group_size": 8, "num_chunks": 4, "temperature": 1.0, "seed": 0}
     start |= {"reward": "hybrid", "group_by": "prefix", "selection": "entropy", "tau": 1.0, "smoothing_kernel": 5}
     visited, clicks = Exploration(Here(), model), np.random.default_rng(3)

@@ -59,7 +59,7 @@ def test_a_document_is_shown_with_rollouts_at_the_targets(explorer: RewardExplor
     assert np.isfinite(metrics["reward"].values).sum() == len(targets)
     assert explorer.summary.summary["rollouts"] == 8 * len(targets)
     assert explorer.error == ""
-    assert f"64 rollouts at {len(targets)} positions" in explorer.notice.status
+    assert f"64 rollouts at {len(targets)} selected positions, mean cosine reward" in explorer.notice.status
 
 
 def test_a_selected_token_shows_its_rollouts(explorer: RewardExplorer) -> None:
@@ -85,8 +85,7 @@ def test_a_what_if_changes_the_same_rollouts(explorer: RewardExplorer) -> None:
     assert after["rollout_ids"].tolist() == before["rollout_ids"].tolist()
     assert after["reward"].tolist() == before["binary"].tolist()
     explorer.change("selection", "argmax").result(SECONDS)
-    marked = set(explorer.exploration.targets())
-    assert marked <= set(explorer.inspector.rollouts["position"])
+    assert explorer.exploration.targets() == explorer.inspector.rollouts["position"].unique().tolist()
     explorer.controls["group_by"].value = "sequence"  # as a hand on the page does
     assert explorer.exploration.method.group_by == "sequence"
 

@@ -148,7 +148,7 @@ def test_the_star_of_table_f1_is_the_highest_of_all_rollouts(seed: int, members:
     assert run_node(code, given) == table.markdown()
     assert "★ marks the highest of all rollouts of an example" in table.caption
     examples = table.data.groupby((table.data["type"] == "GT").cumsum())
-    groups = [key for key in dict.fromkeys(widget.filtered()["sequence_id"])][: len(examples)]
+    groups = list(dict.fromkeys(widget.filtered()["sequence_id"]))[: len(examples)]
     stars = 0
     for sequence, (_, lines) in zip(groups, examples, strict=True):
         own = frame[frame["sequence_id"] == sequence].sort_values("member", kind="stable")["cosine"].to_numpy()

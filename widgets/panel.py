@@ -29,6 +29,16 @@ class TextField(ipywidgets.Textarea):
         )
 
 
+class FileField(ipywidgets.FileUpload):
+    """A button that takes files, whose contents are never sent back to a page: they are binary data inside a list."""
+
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
+        state = super().get_state(key, drop_defaults)
+        if "value" in state:
+            state["value"] = [{name: item[name] for name in item if name != "content"} for item in state["value"]]
+        return state
+
+
 class Panel(ipywidgets.VBox):
     """What the panels of the workbench share: a `notice`, and a chain of futures whose errors are shown there.
 

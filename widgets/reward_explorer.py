@@ -24,13 +24,14 @@ from refine_lab.rewards import REWARDS
 from refine_lab.text import sound
 from refine_lab.types import RewardFunction
 from widgets.base import Widget, guarded
+from widgets.document_metrics import change_metrics, reading_metrics, reward_metric
 from widgets.page import save_page
-from widgets.panel import Panel, TextField
+from widgets.panel import FileField, Panel, TextField
 from widgets.reward_controls import make_controls
 from widgets.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
 from widgets.state_view import StateView
-from widgets.token_map import Metric, Target, TokenMap, TokenText, token_text
+from widgets.token_map import Target, TokenMap, TokenText, token_text
 
 
 class RewardExplorer(Panel):
@@ -283,36 +284,14 @@ class RewardExplorer(Panel):
 
     def _show_map(self, frame: pd.DataFrame | None = None) -> None:
         exploration, reading = self.exploration, self.exploration._known.reading
-        tokens = len(self._text)
-        chance = np.full(tokens, np.nan)
-        positions, borders = [], []
-        if tokens > exploration.method.rollout_length:  # else no position has room for a rollout
-            chance[1:] = exploration.probabilities()[:-1]
-            positions, borders = exploration.targets(), exploration.chunk_borders()
-        metrics = [
-            Metric("entropy", "Entropy", "nats", reading.entropies),
-            Metric("loss", "NTP loss", "nats", reading.losses),
-            Metric("logprob", "Logprob", "nats", reading.logprobs),
-            Metric(
-                "rank",
-                "Rank of the true token",
-                "",
-                np.where(reading.ranks > 0, reading.ranks, np.nan),
-                log=True,
-                low=1,
-            ),
-            Metric("chance", "Selection probability in its chunk", "", np.where(chance > 0, chance, np.nan)),
-        ]
+        positions, borders, chance = [], [], None
+        if len(self._text) > exploration.method.rollout_length:  # else no position has room for a rollout
+            positions, borders, chance = exploration.targets(), exploration.chunk_borders(), exploration.probabilities()
+        metrics = reading_metrics(reading, chance)
         if self._other is not None:
-            for name, title in (("entropies", "entropy"), ("losses", "NTP loss")):
-                change = getattr(self._other, name) - getattr(reading, name)
-                heading = f"Change in {title} to {Path(self._compared or '').name}"
-                metrics.append(Metric(f"{title.split()[-1]}_change", heading, "nats", change, diverging=True))
+            metrics += change_metrics(reading, self._other, Path(self._compared or "").name)
         if frame is not None:
-            rewards = np.full(tokens, np.nan)
-            means = frame.groupby("position")["reward"].mean()
-            rewards[means.index.to_numpy() + 1] = means.to_numpy()
-            metrics.append(Metric("reward", f"Mean {exploration.reward} reward", "", rewards))
+            metrics.append(reward_metric(frame, exploration.reward, len(self._text)))
         targets = [Target(position + 1, f"drawn in chunk {i}") for i, position in enumerate(positions, 1)]
         borders = [position + 1 for position in borders]  # where its first target could stand
         self.token_map.show(
@@ -385,12 +364,6 @@ class RewardExplorer(Panel):
         if wanted != self._compared:
             self.compare(wanted)
 
-    def _uploaded(self, upload: ipywidgets.FileUpload, change: Any) -> None:
-        """Read what was uploaded, and let go of it: it is binary data inside a list, and no part of what is shown."""
-        if change["new"]:
-            self._on_upload(change)
-            upload.value = ()
-
     @guarded
     def _on_upload(self, change: Any) -> None:
         for file in change["new"]:
@@ -407,8 +380,8 @@ class RewardExplorer(Panel):
     def _head(self) -> ipywidgets.VBox:
         button = ipywidgets.Button(description="Read", button_style="primary", tooltip="Read the document above")
         button.on_click(lambda _: self.read())
-        upload = ipywidgets.FileUpload(accept=".txt,.md,.py,.json,.csv,.html", description="Open a file")
-        upload.observe(partial(self._uploaded, upload), "value")
+        upload = FileField(accept=".txt,.md,.py,.json,.csv,.html", description="Open a file")
+        upload.observe(self._on_upload, "value")
         wrap = ipywidgets.Layout(flex_flow="row wrap")
         return ipywidgets.VBox(
             [

@@ -186,8 +186,10 @@ def _bound(bound: float | None, values: np.ndarray) -> float | None:
 def rollout_columns(frame: pd.DataFrame, decode: Decode, known: dict[int, str] | None = None) -> RolloutColumns:
     """The columns of a frame of rollouts (`records.Run.rollouts`), each distinct token decoded once, or never if `known`.
 
-    `cosines`, a list of one cosine a token, may be there too, and `clicked`, whether the position was clicked. Raises ValueError for missing columns, ids out of range, lists
-    of another length than the rollout's, rollouts of one position with unlike truths, and more than 2,097,152 rows.
+    `cosines`, a list of one cosine a token, may be there too, and `clicked`, whether the position was clicked.
+
+    Raises ValueError for missing columns, ids out of range, lists of another length than the rollout's, rollouts of one
+    position with unlike truths, and more than 2,097,152 rows.
     """
     if missing := [name for name in ("step", *ROLLOUT_TYPES) if name not in frame]:
         raise ValueError(f"rollouts lack the columns {', '.join(missing)}")

@@ -132,7 +132,9 @@ class RolloutInspector(Widget):
         """The first positions shown whose truths differ, with their rollouts, in the form of the paper's table F.1.
 
         Of each position the first `members` rollouts are written, and the one with the highest cosine reward of all its
-        rollouts, which is starred, where that is another. P7 is the seventh rollout of its position. Raises ValueError where nothing is shown, and for less than one example or rollout.
+        rollouts, which is starred, where that is another. P7 is the seventh rollout of its position.
+
+        Raises ValueError where nothing is shown, and for less than one example or rollout.
         """
         for name, number in (("examples", examples), ("members", members)):
             if number < 1:

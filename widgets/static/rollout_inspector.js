@@ -224,7 +224,9 @@ function render({ model, el }) {
     let groups = 0;
     rows.forEach((row, i) => (groups += i === 0 || data.group[row] !== data.group[rows[i - 1]]));
     const some = rows.length === data.rows ? format(data.rows) : `${format(rows.length)} of ${format(data.rows)}`;
-    const facts = [`${some} ${data.rows === 1 ? "rollout" : "rollouts"} at ${format(groups)} ${groups === 1 ? "position" : "positions"}`];
+    const clicked = new Set([...rows].map((row) => data.group[row]).filter((group) => data.clicked.has(group))).size;
+    const apart = clicked ? `, ${format(clicked)} clicked` : "";
+    const facts = [`${some} ${data.rows === 1 ? "rollout" : "rollouts"} at ${format(groups)} ${groups === 1 ? "position" : "positions"}${apart}`];
     if (selected >= 0) facts.push(rows.includes(selected) ? `selected: ${describe(data, selected)}` : "the selected one is filtered out");
     if (state.said) facts.push(state.said);
     state.said = "";

@@ -1,0 +1,46 @@
+"""What the reward explorer colours a document by: the model's reading, another model's, and the rewards of rollouts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from refine_lab.explore.reading import DocumentReading
+from widgets.token_map import Metric
+
+
+def reading_metrics(reading: DocumentReading, probabilities: Float[np.ndarray, "T"] | None) -> list[Metric]:
+    """Entropy, loss, logprob and rank of each token, and the probability that its prefix is selected.
+
+    `probabilities` are of positions, the last tokens of prefixes; the token after a position is the one that is coloured.
+    """
+    chance = np.full(len(reading.token_ids), np.nan)
+    if probabilities is not None:
+        chance[1:] = probabilities[:-1]
+    ranks = np.where(reading.ranks > 0, reading.ranks, np.nan)
+    return [
+        Metric("entropy", "Entropy", "nats", reading.entropies),
+        Metric("loss", "NTP loss", "nats", reading.losses),
+        Metric("logprob", "Logprob", "nats", reading.logprobs),
+        Metric("rank", "Rank of the true token", "", ranks, log=True, low=1),
+        Metric("chance", "Selection probability in its chunk", "", np.where(chance > 0, chance, np.nan)),
+    ]
+
+
+def change_metrics(reading: DocumentReading, other: DocumentReading, name: str) -> list[Metric]:
+    """Entropy and loss of each token as the model of that name reads it, minus those of the reading."""
+    metrics = []
+    for field, title in (("entropies", "entropy"), ("losses", "NTP loss")):
+        change = getattr(other, field) - getattr(reading, field)
+        heading = f"Change in {title} to {name}"
+        metrics.append(Metric(f"{title.split()[-1]}_change", heading, "nats", change, diverging=True))
+    return metrics
+
+
+def reward_metric(frame: pd.DataFrame, reward: str, tokens: int) -> Metric:
+    """The mean reward of the rollouts that begin with each token. `frame`: of `Exploration.frame`."""
+    rewards = np.full(tokens, np.nan)
+    means = frame.groupby("position")["reward"].mean()
+    rewards[means.index.to_numpy() + 1] = means.to_numpy()
+    return Metric("reward", f"Mean {reward} reward", "", rewards)
