@@ -355,7 +355,7 @@ def test_table_f1_is_one_click_and_is_copied(window: Window) -> None:
     assert page.locator("section.table").is_hidden()
 
 
-def test_the_histogram_is_of_what_is_shown(window: Window) -> None:
+def test_the_histogram_is_of_all_and_marks_what_is_shown(window: Window) -> None:
     page = window.open(RolloutInspector(three_positions(), decode=decode))
     assert (
         page.locator(".rewards svg").get_attribute("aria-label")
@@ -364,13 +364,28 @@ def test_the_histogram_is_of_what_is_shown(window: Window) -> None:
     window.fill("reward low", "2")
     assert (
         page.locator(".rewards svg").get_attribute("aria-label")
-        == "Rewards of 4 rollouts from 0.00 to 2.75, mean 2.375"
+        == "Rewards of 12 rollouts from 0.00 to 2.75, mean 1.375; of the 4 shown 2.375"
     )
-    heights = page.locator(".rewards rect").evaluate_all(
-        "nodes => nodes.map((node) => Number(node.getAttribute('height')))"
+    places = "nodes => nodes.map((node) => Number(node.getAttribute('x')))"
+    whole, shown = (page.locator(f".rewards rect.{kind}").evaluate_all(places) for kind in ("all", "shown"))
+    assert len(whole) == 12 and whole[-4:] == shown
+    assert shown[-1] == 200 - 200 / 32 + 0.5
+
+
+def test_a_clicked_position_is_marked_and_apart(window: Window) -> None:
+    frame = three_positions()
+    page = window.open(RolloutInspector(frame.assign(clicked=frame["position"] == 40), decode=decode))
+    assert window.status() == "12 rollouts at 3 positions, 1 clicked"
+    (clicked,) = page.locator(".line.clicked .where").all_inner_texts()
+    assert clicked.startswith("clicked · step 1 · seq 5 · pos 40")
+    label = page.locator(".rewards svg").get_attribute("aria-label")
+    own = frame[frame["position"] == 40]["reward"]
+    others = frame[frame["position"] != 40]["reward"]
+    assert (
+        label
+        == f"Rewards of {len(others)} rollouts from 0.00 to 2.75, mean {others.mean():.3f}; {len(own)} of clicked positions"
     )
-    assert sum(height > 0 for height in heights) == 4
-    assert max(np.flatnonzero(heights)) == len(heights) - 1
+    assert page.locator(".rewards rect.clicked").count() == len(own)
 
 
 def test_hostile_text_is_shown_and_nothing_more(window: Window) -> None:
