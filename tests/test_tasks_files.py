@@ -160,6 +160,51 @@ def test_longer_prompts_are_refused_cut_or_left_out(tokenizer: PreTrainedTokeniz
         load(path, tokenizer, prompt_tokens=64, over_limit="drop", test=5)
 
 
+# -- a file to train on and another to test with ---------------------------------------------------------------------------
+
+
+def test_train_and_test_come_from_a_file_each(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = numbered(12)
+    source, test = jsonl(tmp_path, rows[:7], "train.jsonl"), jsonl(tmp_path, rows[7:], "test.jsonl")
+    task = load(source, tokenizer, test_source=str(test), train=4, validation=2)
+    assert [found.name for found in task.validation] == ["train-0", "train-1"]
+    assert [found.name for found in task.train] == ["train-2", "train-3", "train-4", "train-5"]
+    assert [found.name for found in task.test] == [f"test-{n}" for n in range(5)], "all of the other file"
+    assert "No question and no document is shared between splits." in str(task.report)
+    few = load(source, tokenizer, test_source=str(test), train=7, test=3)
+    assert (len(few.train), len(few.test)) == (7, 3)
+    with pytest.raises(ValueError, match=r"train\.jsonl' has 7 prompts, too few for TaskConfig.train 6, validation 2"):
+        load(source, tokenizer, test_source=str(test), train=6, validation=2)
+    with pytest.raises(ValueError, match=r"test\.jsonl' has 5 prompts, too few .* and test 6"):
+        load(source, tokenizer, test_source=str(test), train=4, test=6)
+    with pytest.raises(FileNotFoundError, match=r"'.*none\.jsonl' \(TaskConfig.source or test_source\)"):
+        load(source, tokenizer, test_source=str(tmp_path / "none.jsonl"), train=4)
+    with pytest.raises(ValueError, match="TaskConfig.test_source must be another than TaskConfig.source, or none, got"):
+        load(source, tokenizer, test_source=str(source), train=4)
+
+
+def test_two_files_that_share_a_question_are_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = numbered(8)
+    source, test = jsonl(tmp_path, rows[:5], "train.jsonl"), jsonl(tmp_path, rows[4:], "test.jsonl")
+    with pytest.raises(ValueError, match=r"train and test share 1 question and 1 document, among them 'what of 4\?'"):
+        load(source, tokenizer, test_source=str(test), train=5)
+    assert len(load(source, tokenizer, test_source=str(test), train=4).test) == 4, (
+        "rows that are not in use do not count"
+    )
+    allowed = load(source, tokenizer, test_source=str(test), train=5, shared="allow")
+    assert allowed.report.shared_questions == 1
+
+
+def test_the_papers_test_file_is_answered_beside_a_file_to_train_on(
+    shared_data: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    folder = shared_data / "refine_ruler_qa"
+    source, test = (folder / f"ruler_{name}_delta_net_4096_200_test.parquet" for name in ("squadqa", "hotpotqa"))
+    task = load(source, tokenizer, test_source=str(test), train=40, test=20, shared="allow")
+    assert (len(task.train), len(task.test)) == (40, 20)
+    assert task.report.shared_questions == task.report.shared_documents == 0
+
+
 # -- files that are not as they should be --------------------------------------------------------------------------------
 
 

@@ -134,6 +134,15 @@ def test_a_recall_task_is_inherited_with_its_text(base: Path, tmp_path: Path, mo
     assert config.task.answer_tokens == 4 and config.data == run.config.data
 
 
+def test_a_run_with_a_test_file_answers_that_file(base: Path, tmp_path: Path) -> None:
+    source, test = file_of(tmp_path / "train.jsonl", range(6)), file_of(tmp_path / "test.jsonl", range(6, 12))
+    task = TaskConfig(source=str(source), test_source=str(test), train=4, test=3, prompt_tokens=60)
+    run = trained(base, task, tmp_path / "runs")
+    assert asked(run.path)[0] == questions(6, 7, 8)
+    assert asked(run.path, test)[0] == questions(*range(6, 12))
+    assert asked(run.path, source)[0] == questions(4, 5)
+
+
 def test_models_of_several_seeds_answer_the_same_prompts(base: Path, first: Run, tmp_path: Path) -> None:
     assert first.config.task is not None
     for seed, task in ((0, first.config.task), (1, first.config.task), (2, replace(first.config.task, train=4))):
