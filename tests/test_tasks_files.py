@@ -179,7 +179,9 @@ def test_train_and_test_come_from_a_file_each(tokenizer: PreTrainedTokenizerFast
         load(source, tokenizer, test_source=str(test), train=4, test=6)
     with pytest.raises(FileNotFoundError, match=r"'.*none\.jsonl' \(TaskConfig.source or test_source\)"):
         load(source, tokenizer, test_source=str(tmp_path / "none.jsonl"), train=4)
-    with pytest.raises(ValueError, match="TaskConfig.test_source must be another than TaskConfig.source, or none, got"):
+    with pytest.raises(
+        ValueError, match=r"TaskConfig\.test_source must be another than TaskConfig.source, or none, got"
+    ):
         load(source, tokenizer, test_source=str(source), train=4)
 
 
