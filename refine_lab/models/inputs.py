@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from refine_lab.models.state import State, Trace
+from refine_lab.models.state import State, Trace, hidden_states_only
 
 Read = Callable[[Tensor, Tensor, "State | None", "list[Tensor] | None"], Trace]
 """`read_embeddings` of a model: (inputs_embeds, lengths, state, layer_inputs) -> the trace."""
@@ -102,9 +103,10 @@ def read_inputs(
     if output_hidden_states is None:
         output_hidden_states = getattr(config, "output_hidden_states", False)
     layer_inputs: list[Tensor] | None = [] if output_hidden_states else None
-    trace = read(packing.pack(embedded), packing.lengths, state, layer_inputs)
-    final = packing.unpack(trace.hidden_states)
     keep = config.use_cache if use_cache is None else use_cache
+    with nullcontext() if keep else hidden_states_only():
+        trace = read(packing.pack(embedded), packing.lengths, state, layer_inputs)
+    final = packing.unpack(trace.hidden_states)
     past: Any = trace.final_state if keep else None  # a State where transformers has a Cache
     layers = None if layer_inputs is None else (*map(packing.unpack, layer_inputs), final)
     return BaseModelOutputWithPast(last_hidden_state=final, past_key_values=past, hidden_states=layers), packing
