@@ -19,7 +19,9 @@ import torch
 from refine_lab.config import RefineConfig
 from refine_lab.explore import Worker
 from refine_lab.models import load_model
-from refine_lab.tasks.prompts import Example
+from refine_lab.tasks.passages import parse
+from refine_lab.tasks.prompts import Example, encode
+from refine_lab.tasks.rules import AnswerRule
 from refine_lab.ttt.adaptation import read_prompt
 from refine_lab.ttt.config import TTTConfig
 from widgets.packing import unpack
@@ -411,6 +413,25 @@ def test_the_very_tokens_of_an_example_until_it_is_edited(worker: Worker) -> Non
     panel.fields["question"].value = " other"
     whole, moving = panel._tokens()
     assert len(moving) < len(whole) < 200
+
+
+def test_a_prompt_is_answered_by_its_rule_and_an_edited_one_by_its_first_line(worker: Worker) -> None:
+    """The model goes on from `if x:` with a newline."""
+    tokenizer = TTTPanel(text=TEXT, worker=worker).exploration.tokenizer
+    prompt = encode(parse("one", "if x:", ()), tokenizer)
+    settings = {"config": TTTConfig(method=None, steps=1, lr=1e-6), "worker": worker}
+    panel = TTTPanel(prompt=prompt, rule=AnswerRule(max_tokens=24, strip_leading=False), **settings)
+    own = TTTPanel(text="if x:", **settings)
+    assert (panel.fields["answer_tokens"].value, own.fields["answer_tokens"].value) == (24, 32)
+    for each in (panel, own):
+        each.start().result(SECONDS)
+        each.reset().result(SECONDS)
+    assert panel.answers == {"before": "", "after": ""}
+    assert own.answers["before"] and "\n" not in own.answers["before"]
+    panel.fields["document"].value = "if y:"
+    panel.start().result(SECONDS)
+    panel.reset().result(SECONDS)
+    assert panel.answers["before"]
 
 
 def test_another_panel_stops_what_nobody_else_can(worker: Worker) -> None:

@@ -88,7 +88,8 @@ def test_a_run_answers_its_own_test_prompts(first: Run) -> None:
     assert "left out" not in said and "changed" not in said
     config = three_ways("per_prompt", [0], model=str(first.path))[-1]
     assert (config.task, config.data) == (first.config.task, first.config.data)
-    assert asked(first.path, count=2)[0] == questions(0, 1)
+    found, said = asked(first.path, count=2)
+    assert found == questions(0, 1) and "The first 2 of 3 test prompts are answered." in said
     assert asked(first.path, prompt_tokens=60, answer_tokens=7)[0] == questions(0, 1, 2)
     for settings, sentence in (
         ({"count": 4}, "count must be at most 3, the prompts of the test split, got 4"),

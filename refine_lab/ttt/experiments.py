@@ -122,10 +122,13 @@ def loaded(config: TTTRunConfig) -> tuple[FastWeightLM, PreTrainedTokenizerBase,
     manifest, past = manifest_of(config.model), history_of(config.model)
     task = load_task(config.task, tokenizer, config.data, manifest, past, leave_out=True)
     require(bool(task.test), "the number of prompts", len(task.test), "at least 1")
-    if config.count is not None:
-        there = f"at most {len(task.test)}, the prompts of the test split"
-        require(config.count <= len(task.test), "count", config.count, there)
-    return model, tokenizer, replace(task, test=task.test[: config.count])
+    if config.count is None:
+        return model, tokenizer, task
+    there = len(task.test)
+    require(config.count <= there, "count", config.count, f"at most {there}, the prompts of the test split")
+    first = f"The first {config.count} of {there} test prompts are answered."
+    told = replace(task.report, notes=(*task.report.notes, first))
+    return model, tokenizer, replace(task, test=task.test[: config.count], report=told)
 
 
 def runs_of(
