@@ -23,9 +23,9 @@ class Trained:
     data: DataConfig
     "Text that its recall documents were made in."
     prompts_digest: str | None
-    "Of the examples of all splits (`tasks.inputs.prompts_digest`); none where it was not kept."
+    "Digest of the examples of all splits (`tasks.inputs.prompts_digest`); none where it was not kept."
     source_digest: str | None
-    "Of the bytes of the source's file; none without one."
+    "Digest of the bytes of the file that is the source; none without a file."
     rows: frozenset[str]
     "`row_key` of every example it trained on."
 
