@@ -20,8 +20,12 @@ def by_way(rows: pd.DataFrame, measures: Sequence[str], ways: Sequence[str] = ("
     """Mean and standard deviation (n - 1) over seeds of each measure: a row a way, in the order they come.
 
     `rows` has a row a way and seed: the columns `ways`, `seed` and the measures. Columns: `ways`, `seeds`, `<measure>` and
-    `<measure>_std`, which is NaN for one seed.
+    `<measure>_std`, which is NaN for one seed. Raises ValueError where a way has two rows of one seed, which no mean over
+    seeds can count.
     """
+    keys = [*ways, "seed"]
+    repeated = rows.loc[rows.duplicated(keys), keys].to_dict("records")
+    require(not repeated, "rows", repeated[:1], "one a way and seed")
     parts = []
     for values, group in rows.groupby(list(ways), sort=False):
         row = dict(zip(ways, values, strict=True)) | {"seeds": len(group)}

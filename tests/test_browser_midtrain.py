@@ -126,7 +126,7 @@ def test_the_keyboard_reads_values_out(lab: Live) -> None:
     lab.page.wait_for_function(
         "document.querySelector(\".live-curves svg[data-panel='train:ntp_loss']\").getAttribute('aria-valuenow') === '1'"
     )
-    assert panel.get_attribute("aria-valuetext") == "step 1: SFT 2.95; REFINE 2.95"
+    assert panel.get_attribute("aria-valuetext") == "step 1: SFT: 2.95; REFINE: 2.95"
     assert panel.evaluate("node => node === document.activeElement")  # JupyterLab did not take the keys
     lab.page.keyboard.press("Escape")
     lab.page.wait_for_function(
@@ -144,7 +144,7 @@ def test_the_pointer_reads_values_out_in_every_panel(lab: Live) -> None:
     lab.page.wait_for_function(
         "[...document.querySelectorAll('.live-curves .unit')].every(node => node.textContent.startsWith('step 10,'))"
     )
-    assert panel.get_attribute("aria-valuetext") == "step 10: SFT 2.5"  # REFINE has not come so far
+    assert panel.get_attribute("aria-valuetext") == "step 10: SFT: 2.5"  # REFINE has not come so far
     lab.page.mouse.move(1, 1)
 
 

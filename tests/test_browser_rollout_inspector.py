@@ -364,7 +364,7 @@ def test_the_histogram_is_of_all_and_marks_what_is_shown(window: Window) -> None
     window.fill("reward low", "2")
     assert (
         page.locator(".rewards svg").get_attribute("aria-label")
-        == "Rewards of 12 rollouts from 0.00 to 2.75, mean 1.375; of the 4 shown 2.375"
+        == "Rewards of 12 rollouts from 0.00 to 2.75, mean 1.375; 4 shown: 2.375"
     )
     places = "nodes => nodes.map((node) => Number(node.getAttribute('x')))"
     whole, shown = (page.locator(f".rewards rect.{kind}").evaluate_all(places) for kind in ("all", "shown"))

@@ -237,6 +237,16 @@ def test_rollout_table_ranks_and_leaves_repeats_out(rollouts: pd.DataFrame) -> N
     assert sorted(everything["step"]) == [1, 3, 4, 5]
 
 
+def test_rollout_table_says_whose_each_rollout_is_where_there_are_several(rollouts: pd.DataFrame) -> None:
+    seeds = rollouts.assign(arm="refine", seed=[0, 1] * (len(rollouts) // 2) + [0] * (len(rollouts) % 2))
+    table = rollout_table(seeds, decode, count=1)
+    assert "arm" not in table.data
+    by_step = seeds.set_index("step")["seed"]
+    assert table.data["seed"].tolist() == [by_step[step] for step in table.data["step"]]
+    assert f"of {len(rollouts)} " in table.caption
+    assert "seed" not in rollout_table(seeds.assign(seed=0), decode).data
+
+
 def test_rollout_table_shows_tokens_as_text_only(rollouts: pd.DataFrame) -> None:
     table = rollout_table(rollouts, decode)
     page = table._repr_html_()

@@ -24,6 +24,8 @@ ROWS = pd.DataFrame(
 
 
 def test_mean_and_spread_in_the_order_the_ways_come():
+    with pytest.raises(ValueError, match="rows must be one a way and seed"):
+        by_way(pd.concat([ROWS, ROWS.iloc[:1]]), ["recall"])
     table = by_way(ROWS, ["recall"])
     assert table["way"].tolist() == ["sft", "nested"] and table["seeds"].tolist() == [3, 3]
     assert table["recall"].tolist() == pytest.approx([0.6, 0.75])

@@ -66,7 +66,7 @@ def rollout_table(
     """Best rollouts, best that are not the truth itself, and worst, beside the truth, with their rewards (paper, table F.1).
 
     `rollouts` is a frame of `rollouts/*.parquet`; `decode` turns token ids into text; `count` rows of each kind, no pair of
-    truth and rollout twice. Raises ValueError where there are no rollouts.
+    truth and rollout twice. Arm and seed are written where there are several. Raises ValueError where there are no rollouts.
     """
     if rollouts.empty:
         raise ValueError("figure rollout_table has no data: there are no rollouts")
@@ -78,15 +78,18 @@ def rollout_table(
     rest = ranked.drop([*best.index, *worst.index])
     near = rest[rest["truth"] != rest["told"]].head(count)
     parts = {"best": best, "best, not the truth": near, "worst": worst}
+    several = [name for name in ("arm", "seed") if name in rollouts and rollouts[name].nunique() > 1]
     rows = [
-        _rollout_row(kind, row, decode, prefix_tokens) for kind, part in parts.items() for _, row in part.iterrows()
+        _rollout_row(kind, row, decode, prefix_tokens, several)
+        for kind, part in parts.items()
+        for _, row in part.iterrows()
     ]
-    caption = "Rollouts beside the truth, by reward (table F.1)"
+    caption = f"Rollouts beside the truth, by reward, of {len(rollouts):,} (table F.1)"
     return Table(pd.DataFrame(rows), caption, monospace=["prefix", "truth", "rollout"])
 
 
 def _rollout_row(
-    kind: str, row: pd.Series, decode: Callable[[Sequence[int]], str], prefix_tokens: int
+    kind: str, row: pd.Series, decode: Callable[[Sequence[int]], str], prefix_tokens: int, several: Sequence[str]
 ) -> dict[str, object]:
     def text(name: str) -> list[int]:
         return [int(token) for token in row[name]]
@@ -94,6 +97,7 @@ def _rollout_row(
     numbers = {name: float(row[name]) for name in ("cosine", "binary", "reward") if name in row}
     return {
         "rollouts": kind,
+        **{name: row[name] for name in several},
         "step": int(row["step"]),
         "position": int(row["position"]),
         "prefix": "…" + visible(decode(text("prefix_ids")[-prefix_tokens:])),

@@ -114,6 +114,13 @@ test("table F.1 and its Markdown", () => {
   assert.ok(js.markdownF1([{ example: "", type: "P1", text: "<b>|`*a*", value: "0.5", best: true }]).includes("\\<b\\>\\|\\`\\*a\\* | **0.5** ★ |"));
 });
 
+test("the star of table F.1 is the highest of all rollouts, which is written where the first ones do not hold it", () => {
+  const rows = js.shownRows(data, { step: [7, null] }, ["row", false]); // rollouts 0, 2 and 4, with cosines 0.25, none and 0.75
+  const lines = (members) => js.tableF1(data, rows, 6, members).map(({ type, value, best }) => [type, value, best]);
+  assert.deepEqual(lines(1), [["GT", "–", false], ["P1", "0.250", false], ["P3", "0.750", true]]);
+  assert.deepEqual(lines(4), [["GT", "–", false], ["P1", "0.250", false], ["P2", "–", false], ["P3", "0.750", true]]);
+});
+
 test("a press on a head: highest first, lowest first, as they came", () => {
   const presses = ["reward", "reward", "reward", "step"];
   const orders = presses.map(((sort) => (name) => (sort = js.nextSort(sort, name)))(["row", false]));

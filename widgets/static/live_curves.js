@@ -155,9 +155,9 @@ function drawReadings(view, panel, step) {
     const glyph = svg("svg", { class: "glyph", viewBox: "-14 -6 28 12", style: `color: ${arm.colour}`, "aria-hidden": "true" }, entry);
     svg("path", { class: "line", d: "M-14 0H14", "stroke-dasharray": DASHES[arm.dash] ?? "" }, glyph);
     svg("path", { class: hollow(arm) ? "mark hollow" : "mark", d: SYMBOLS[arm.symbol] }, glyph);
-    entry.append(`${arm.label} ${text}`);
+    entry.append(`${arm.label}: ${text}`);
   }
-  const words = found.map(({ arm, text }) => `${arm.label} ${text}`).join("; ");
+  const words = found.map(({ arm, text }) => `${arm.label}: ${text}`).join("; ");
   const last = Math.max(0, ...panel.lines.map((line) => line.x[line.x.length - 1] ?? 0));
   view.svg.setAttribute("aria-label", `${panel.title}, ${panel.unit}, over ${panel.of ?? "step"}s; arrow keys read it out`);
   view.svg.setAttribute("aria-valuemin", 0);

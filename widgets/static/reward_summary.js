@@ -62,9 +62,9 @@ function histogram(parent, facts, y, kinds) {
   const bars = [
     ["left-out", facts.counts],
     ["shown", counted(y, edges, (row) => kinds[row] === "shown")],
-    ["clicked", counted(y, edges, (row) => kinds[row] === "clicked")],
   ];
-  const xs = extent([[edges[0], edges[edges.length - 1]]], 0.02);
+  const clicked = y.filter((_, row) => kinds[row] === "clicked"); // a mark each: the bins are those of the selected positions
+  const xs = extent([[edges[0], edges[edges.length - 1]], clicked], 0.02);
   const { sx, sy, bottom } = axes(view, xs, [0, Math.max(...bars.flatMap(([, counts]) => counts)) * 1.05], "reward");
   for (const [kind, counts] of bars) {
     counts.forEach((count, i) => {
@@ -73,6 +73,9 @@ function histogram(parent, facts, y, kinds) {
       const bar = { class: `bar ${kind}`, x, y: sy(count), width: Math.max(sx(edges[i + 1]) - x - 1, 1), height: bottom - sy(count) };
       svg("title", {}, svg("rect", bar, view.drawing), `${format(edges[i])} to ${format(edges[i + 1])}: ${count}`);
     });
+  }
+  for (const value of clicked) {
+    svg("line", { class: "rug clicked", x1: sx(value), x2: sx(value), y1: bottom - 12, y2: bottom }, view.drawing);
   }
 }
 

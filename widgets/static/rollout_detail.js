@@ -221,7 +221,7 @@ export function drawHistogram(figure, { data, rows, range }) {
   }
   const [left, middle, right] = figure.querySelectorAll("figcaption span");
   left.textContent = range ? decimals(low, 2) : "";
-  const part = shown.count === count ? "" : shown.count ? `; of the ${shown.count} shown ${decimals(shown.mean)}` : "; none of them shown";
+  const part = shown.count === count ? "" : shown.count ? `; ${shown.count} shown: ${decimals(shown.mean)}` : "; none shown";
   middle.textContent = count ? `mean reward ${decimals(mean)}${part}` : "reward";
   right.textContent = range ? decimals(high, 2) : "";
   const words = `Rewards of ${count} rollouts from ${decimals(low, 2)} to ${decimals(high, 2)}, mean ${decimals(mean)}`;
