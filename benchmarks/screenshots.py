@@ -63,12 +63,12 @@ def explorer(lab: Lab, folder: Path) -> None:
     lab.page.wait_for_timeout(1500)  # curves and maps are painted
     lab.page.locator(".token-map").first.scroll_into_view_if_needed()
     shot(lab, ".token-map", folder / "token_map.png")
+    shot(lab, ".reward-summary", folder / "reward_summary.png")
     canvas = lab.page.locator(".token-map canvas.text").first
     canvas.click(position={"x": 260, "y": 150})
     said(lab, "8 rollouts at 1 clicked position")
     shot(lab, ".jp-OutputArea-output:has(.token-map)", folder / "reward_explorer.png")
     shot(lab, ".rollout-inspector", folder / "rollout_inspector.png")
-    shot(lab, ".reward-summary", folder / "reward_summary.png")
     shot(lab, ".state-view", folder / "state_view.png")
 
 

@@ -16,6 +16,8 @@ from hostile import HOSTILE
 from readable import contrasts, unreadable
 from rollout_frames import WORDS, decode, rows
 
+from widgets.page import save_page
+from widgets.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
@@ -386,6 +388,32 @@ def test_a_clicked_position_is_marked_and_apart(window: Window) -> None:
         == f"Rewards of {len(others)} rollouts from 0.00 to 2.75, mean {others.mean():.3f}; {len(own)} of clicked positions"
     )
     assert page.locator(".rewards rect.clicked").count() == len(own)
+
+
+def test_both_figures_of_a_page_follow_the_list(window: Window) -> None:
+    """Without Python: the numbers are of all rollouts of selected positions, and what the list leaves out is pale in both."""
+    frame = three_positions().assign(target_logprob=-1.0)
+    frame["clicked"] = frame["position"] == 40
+    listed, summary = RolloutInspector(frame, decode=decode), RewardSummary(frame, "cosine")
+    path = save_page(window.folder / "both.html", summary, listed, links=[(listed, "passing", summary, "passing")])
+    page = window.page
+    page.goto(path.as_uri())
+    note, large = page.locator(".reward-summary .note"), page.locator(".reward-summary figure").first.locator("svg")
+    everything = "All numbers: 8 rollouts at 2 selected positions."
+    orange = "Orange, in no number: 4 rollouts at clicked positions."
+    note.get_by_text(f"{everything} {orange}", exact=True).wait_for()
+    label = large.get_attribute("aria-label")
+    assert label is not None and label.startswith("Distribution of 8 rewards: mean 1.875, ")
+    window.fill("reward low", "2")
+    note.get_by_text(f"{everything} Pale: 4 that the list's filters leave out.", exact=True).wait_for()
+    assert large.get_attribute("aria-label") == label
+    assert "Rewards of 8 rollouts" in (page.locator(".rewards svg").get_attribute("aria-label") or "")
+    for figure in (".reward-summary figure:first-child .bar.shown", ".rewards rect.shown"):
+        assert page.locator(figure).count() == 4
+    window.fill("reward low", "")
+    window.fill("reward high", "0.8")
+    note.get_by_text(f"{everything} Pale: 8 that the list's filters leave out. {orange}", exact=True).wait_for()
+    assert page.locator(".reward-summary .rug.clicked").count() == page.locator(".rewards rect.clicked").count() == 4
 
 
 def test_hostile_text_is_shown_and_nothing_more(window: Window) -> None:
