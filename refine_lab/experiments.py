@@ -19,6 +19,7 @@ from refine_lab.data.recall import parse_kind
 from refine_lab.data.sources import documents
 from refine_lab.draws import Draws
 from refine_lab.evaluation import EVALUATION_SEED, RECALL_KINDS, fixed_targets, held_out_measures, recall_documents
+from refine_lab.inputs import changes, refuse_changes, text_digests, text_inputs
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.hub import own_folder, shipped
 from refine_lab.models.loading import load_model, load_tokenizer, manifest_of, prepared, resolve
@@ -152,34 +153,42 @@ def create_runs(configs: Sequence[TrainConfig], folder: Path, reward: Reward = N
     """
     check_inputs(configs)
     source = reward_source(reward) if callable(reward) else None
-    return [_create(config, folder, source) for config in configs]
+    inputs = [text_inputs(config.model, config.data, manifest_of(config.model)) for config in configs]
+    return [_create(config, folder, source, begun) for config, begun in zip(configs, inputs, strict=True)]
 
 
 def stage_runs(stages: Sequence[TrainConfig], folder: Path) -> list[Run]:
     """The runs of a curriculum, each of which starts from the last checkpoint of the one before.
 
     The newest run in `folder` with a stage's configuration is taken up again; where there is none, one is made.
+
+    Raises ValueError where the text of one that is taken up has changed since it began.
     """
     check_inputs(stages)
+    manifest = manifest_of(stages[0].model)
     runs: list[Run] = []
     for stage in stages:
         config = replace(stage, model=str(runs[-1].path)) if runs else stage
         runs += _found_or_made([config], folder)
+        refuse_changes(runs[-1], {"texts": text_digests(stage.data, manifest)})  # its model may have no checkpoint yet
     return runs
 
 
 def taken_up(configs: Sequence[TrainConfig], folder: Path, inputs: Mapping[str, Any] | None = None) -> list[Run]:
     """For each configuration the newest run in `folder` that has it, finished or not; where there is none, one is made.
 
-    With `inputs`, of `tasks.inputs.inputs_of`: that was also begun with them.
+    With `inputs`, of `refine_lab.inputs.inputs_of`: that was also begun with them.
     """
     check_inputs(configs)
     return _found_or_made(configs, folder, inputs)
 
 
 def _found_or_made(configs: Sequence[TrainConfig], folder: Path, inputs: Mapping[str, Any] | None = None) -> list[Run]:
-    there = list_runs(folder) if folder.is_dir() else []
-    found = {to_json(run.config): run for run in there if run.inputs == inputs}  # the newest last
+    there, wanted = list_runs(folder) if folder.is_dir() else [], {to_json(config) for config in configs}
+    there = [run for run in there if to_json(run.config) in wanted]
+    if inputs is not None:
+        there = [run for run in there if run.inputs and not changes(run.inputs, inputs, run.config)]
+    found = {to_json(run.config): run for run in there}  # the newest last
     return [found.get(to_json(config)) or _create(config, folder, inputs=inputs) for config in configs]
 
 

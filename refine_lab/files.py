@@ -48,13 +48,14 @@ def read_text(path: Path) -> str:
 def digest(path: Path) -> str:
     """The first 24 hexadecimal digits of the sha256 of a file's content.
 
-    A process reads a file once, and again only when its size or time of change differ.
+    A process reads a file once, and again when the file system notes any change: the time that it notes in the inode
+    cannot be set back.
     """
     facts = path.stat()
-    return _digest(os.fspath(path.absolute()), facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    return _digest(os.fspath(path.absolute()), (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
 
 
 @lru_cache(maxsize=100_000)
-def _digest(path: str, inode: int, size: int, time_of_change: int) -> str:
+def _digest(path: str, facts: tuple[int, ...]) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:24]

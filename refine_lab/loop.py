@@ -17,6 +17,7 @@ from refine_lab.data.corpus import Manifest
 from refine_lab.data.lessons import TaskData
 from refine_lab.draws import Draws
 from refine_lab.evaluation import answer_measures, next_token
+from refine_lab.inputs import inputs_of, settle, text_inputs
 from refine_lab.launch import StopSignal
 from refine_lab.models.loading import MANIFEST, load_model, manifest_of
 from refine_lab.models.recompute import recompute
@@ -33,7 +34,6 @@ from refine_lab.rewards import reward_function
 from refine_lab.step import Learner, StepResult, train_step
 from refine_lab.tasks.examples import Task, load_task
 from refine_lab.tasks.history import after, history_of, save_history
-from refine_lab.tasks.inputs import inputs_of
 from refine_lab.tasks.trained import History
 from refine_lab.types import Batch, Rollouts
 
@@ -58,7 +58,7 @@ def train(path: Path, stop: StopSignal) -> None:
     past = history_of(config.model)
     task = None if config.task is None else _task(run, config.task, tokenizer, manifest, past)
     if task is None:
-        one_step, evaluate = _sequences(learner, tokenizer, manifest)
+        one_step, evaluate = _sequences(run, learner, tokenizer, manifest)
     else:
         one_step, evaluate = _lessons(learner, tokenizer, task)
     past = after(past, run, task)
@@ -107,7 +107,7 @@ Evaluate = Callable[[RunWriter, int], None]
 
 
 def _sequences(
-    learner: Learner, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None
+    run: Run, learner: Learner, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None
 ) -> tuple[Step, Evaluate]:
     """Training on text, by the next token or REFINE."""
     config, policy = learner.config, learner.policy
@@ -115,6 +115,8 @@ def _sequences(
         SequenceData(config.data, tokenizer, seed=config.seed, split=split, manifest=manifest)
         for split in ("train", "validation")
     )
+    tokens = {source: (data.tokens[source], held_out.tokens[source]) for source in config.data.sources}
+    settle(run, text_inputs(config.model, config.data, manifest, tokens))
     validation = held_out.validation()
 
     def one_step(step: int) -> tuple[StepResult, Batch, int]:
@@ -135,8 +137,7 @@ def _task(
     """The run's task. Raises ValueError where its prompts or weights are others than it was begun with."""
     task = load_task(config, tokenizer, run.config.data, manifest, past)
     print(task.report, flush=True)
-    if run.inputs is not None and run.inputs != inputs_of(run.config.model, task.examples):
-        raise ValueError(f"{run.path} was begun with other prompts or weights than there are now; begin a new run")
+    settle(run, inputs_of(run.config.model, task.examples))
     return task
 
 

@@ -15,6 +15,7 @@ from refine_lab.config import RELEASE, TaskConfig, TrainConfig, require
 from refine_lab.data.lessons import TaskData
 from refine_lab.draws import Draws
 from refine_lab.experiments import batch_sizes, given, load, located_model, located_source, taken_up
+from refine_lab.inputs import inputs_of
 from refine_lab.models.loading import manifest_of
 from refine_lab.models.recompute import recompute
 from refine_lab.nested import nested_step
@@ -27,7 +28,6 @@ from refine_lab.step import Learner
 from refine_lab.tasks.answers import AnswerLog, answer, answer_row
 from refine_lab.tasks.examples import Example, Task, load_task
 from refine_lab.tasks.history import history_of
-from refine_lab.tasks.inputs import inputs_of
 
 MEASURES = ("recall", "exact_match", "f1")
 """Of an answer beside its references, each from 0 to 1."""

@@ -5,6 +5,7 @@
     metrics.jsonl  a line a step and a line an evaluation          log.txt       what the process printed
     rollouts/      <first>-<last>.parquet, closed files            lock          held while the process lives
     checkpoints/   step-<n>/                                       reward.py     a reward of the user's own
+    inputs.json    digests of the text or prompts, and of the model that it was begun with
 
 How each file is written, read and cut back: `run_files`. What `env.json` holds: `environment`.
 """
@@ -42,6 +43,7 @@ from refine_lab.run_files import (
     read_json,
     read_rollouts,
     replace_text,
+    write_inputs,
     write_rollouts,
 )
 
@@ -109,7 +111,7 @@ class RunWriter:
         if reward_source is not None:
             replace_text(path / "reward.py", reward_source)
         if inputs is not None:
-            replace_text(path / "inputs.json", json.dumps(inputs, indent=2) + "\n")
+            write_inputs(path, inputs)
         replace_text(path / "env.json", json.dumps(environment(), indent=2) + "\n")
         replace_text(path / "config.json", to_json(config))  # last: a directory with a config.json is a run
         writer = cls(path, step=0)
@@ -263,7 +265,7 @@ class Run:
 
     @property
     def inputs(self) -> dict[str, Any] | None:
-        """What the run was begun with besides its configuration (`tasks.inputs.inputs_of`); None without a task."""
+        """What the run was begun with besides its configuration (`refine_lab.inputs`); None where none was recorded."""
         path = self.path / "inputs.json"
         return read_json(path) if path.is_file() else None
 

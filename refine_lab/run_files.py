@@ -46,6 +46,11 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def write_inputs(run: Path, inputs: Mapping[str, Any]) -> None:
+    """Write what a run is begun with (see `refine_lab.inputs`)."""
+    replace_text(run / "inputs.json", json.dumps(inputs, indent=1) + "\n")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises FileNotFoundError, and ValueError for anything else."""
     try:

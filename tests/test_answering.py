@@ -156,16 +156,17 @@ def test_a_failure_is_told_where_one_looks(tmp_path):
     file = tmp_path / "prompts.jsonl"
     whole = file.read_text()
     file.write_text(whole.replace("tree 2", "bush 2"))
-    sentence = (
-        f"{runs[0].name} failed: ValueError: the prompts or the weights of {runs[0].name} are no longer what it was"
-    )
+    changed = f"{runs[0].path} was begun with other inputs: the content of '{file}' has changed; put back what it was"
+    sentence = f"{runs[0].name} failed: ValueError: {changed}"
     with pytest.raises(RuntimeError, match=sentence):
         answer_in_turn(runs, detach=False)
     assert [run.state for run in runs] == ["failed", "stopped", "stopped"]
     curves = LiveCurves(runs)
-    assert curves.progress[0]["state"] == "failed" and "no longer" in curves.progress[0]["error"]
+    assert curves.progress[0]["state"] == "failed" and "was begun with other inputs" in curves.progress[0]["error"]
     curves.close()
-    with pytest.raises(RuntimeError, match="0 of 3 prompts answered, failed: ValueError: the prompts"):
+    with pytest.raises(
+        RuntimeError, match=r"0 of 3 prompts answered, failed: ValueError: .* was begun with other inputs"
+    ):
         answers_of(runs)
     assert "Traceback" in (runs[-1].path / "log.txt").read_text()
     file.write_text(whole)

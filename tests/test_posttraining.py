@@ -200,7 +200,9 @@ def test_a_file_that_was_written_anew_is_another_task(checkpoint, prompts, tmp_p
     mine.write_text(prompts.read_text().replace("number", "figure"))
     (other,) = runs_of([config], task_of([config]), tmp_path / "runs")
     assert other.path != first.path
-    with pytest.raises(ValueError, match="was begun with other prompts or weights than there are now"):
+    with pytest.raises(
+        ValueError, match=r"was begun with other inputs: the content of '.*mine\.jsonl' has changed; put back"
+    ):
         train(first.path, StopSignal(first.path))
 
 

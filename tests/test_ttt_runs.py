@@ -22,12 +22,12 @@ from transformers import AutoTokenizer
 from refine_lab.config import RefineConfig, TrainConfig, to_json
 from refine_lab.data.batches import padded
 from refine_lab.draws import Draws
+from refine_lab.inputs import inputs_of
 from refine_lab.models.loading import SHIPPED
 from refine_lab.optim import make_optimizers
 from refine_lab.rewards import REWARDS
 from refine_lab.step import Learner, train_step
 from refine_lab.tasks.answers import AnswerLog, answer
-from refine_lab.tasks.inputs import inputs_of
 from refine_lab.tasks.prompts import Example
 from refine_lab.tasks.rules import AnswerRule
 from refine_lab.ttt.adaptation import Restored, TTTConfig, read_prompt

@@ -9,8 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from refine_lab.data.corpus import Manifest, Split, compare, current_manifest, python_documents
-from refine_lab.files import read_text, refuse_pointer
+from refine_lab.data.corpus import File, Manifest, Split, compare, current_manifest, python_documents
+from refine_lab.files import digest, read_text, refuse_pointer
 
 HELD_OUT_EVERY = 20
 """Of the rows of a table, every 20th is held out, the first among them; of the files of a folder about as many."""
@@ -43,16 +43,32 @@ def documents(source: str, split: Split, text_column: str = "text", manifest: Ma
 def identity(source: str, text_column: str, manifest: Manifest | None = None) -> str:
     """A text that changes whenever the documents of `source` do: the key of what is kept of them.
 
-    Files count by path, size and time of change; a `datasets` name stands for itself.
+    Files count by name and content; a `datasets` name stands for itself.
     """
     if source == "python":
-        files = current_manifest().files if manifest is None else compare(manifest).present
-        return repr(files)
+        return repr(_python_files(manifest))
     if source.startswith("datasets:"):
         return f"{source} {text_column}"
+    return f"{text_column} {source_digests(source, manifest)}"
+
+
+def source_digests(source: str, manifest: Manifest | None = None) -> dict[str, str]:
+    """File -> digest of its content, for every file that documents of `source` are read from; none of `datasets:NAME`.
+
+    Files of a folder are named by their paths in it, those of `python` by package and path.
+
+    Raises FileNotFoundError or ValueError where there is no such file or folder, or a file is a git-lfs pointer.
+    """
+    if source == "python":
+        return {f"{file.package}/{file.path}": file.digest for file in _python_files(manifest)}
     path = Path(source).expanduser()
-    files = _text_files(path) if path.is_dir() else [_existing(path)]
-    return f"{text_column} " + " ".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+    if path.is_dir():
+        return {file.relative_to(path).as_posix(): digest(file) for file in _text_files(path)}
+    return {path.name: digest(_existing(path))}
+
+
+def _python_files(manifest: Manifest | None) -> tuple[File, ...]:
+    return current_manifest().files if manifest is None else compare(manifest).present
 
 
 def _path_documents(path: Path, split: Split, text_column: str) -> Iterator[str]:

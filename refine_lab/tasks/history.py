@@ -20,8 +20,7 @@ from refine_lab.models.loading import manifest_of
 from refine_lab.records import Run
 from refine_lab.run_files import read_json, replace_text
 from refine_lab.tasks.examples import Task, load_splits
-from refine_lab.tasks.inputs import prompts_digest
-from refine_lab.tasks.prompts import Example
+from refine_lab.tasks.prompts import Example, prompts_digest
 from refine_lab.tasks.trained import History, Trained, row_key, source_digest
 
 HISTORY = "trained_on.json"

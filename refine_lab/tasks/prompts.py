@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -151,3 +152,12 @@ def cut_middle(example: Example, limit: int) -> Example:
         question_start=example.question_start - (tokens - limit),
         cut=tokens - limit,
     )
+
+
+def prompts_digest(examples: Iterable[Example]) -> str:
+    """A digest of the examples' names, prompts and answers."""
+    prompts = hashlib.sha256()
+    for example in examples:
+        facts = (example.name, example.prompt_ids, example.question_start, example.answers)
+        prompts.update(repr(facts).encode())
+    return prompts.hexdigest()

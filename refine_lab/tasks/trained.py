@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refine_lab.config import DataConfig, TaskConfig
-from refine_lab.tasks.inputs import prompts_digest
-from refine_lab.tasks.prompts import Example
+from refine_lab.tasks.prompts import Example, prompts_digest
 from refine_lab.tasks.splits import normalised
 
 
@@ -23,7 +22,7 @@ class Trained:
     data: DataConfig
     "Text that its recall documents were made in."
     prompts_digest: str | None
-    "Digest of the examples of all splits (`tasks.inputs.prompts_digest`); none where it was not kept."
+    "Digest of the examples of all splits (`tasks.prompts.prompts_digest`); none where it was not kept."
     source_digest: str | None
     "Digest of the bytes of the file that is the source; none without a file."
     rows: frozenset[str]

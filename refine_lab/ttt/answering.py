@@ -21,11 +21,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.environment import project_root
+from refine_lab.inputs import inputs_of, refuse_changes
 from refine_lab.launch import SAVE_SECONDS, StopSignal, raised_sigterm, watch_parent
 from refine_lab.models.base import FastWeightLM
 from refine_lab.run_files import replace_text, take_lock
 from refine_lab.tasks.examples import Task
-from refine_lab.tasks.inputs import inputs_of
 from refine_lab.ttt.config import TTTRunConfig
 from refine_lab.ttt.experiments import answer_run, loaded
 from refine_lab.ttt.records import TTTRun
@@ -187,8 +187,7 @@ def _loads(config: TTTRunConfig) -> tuple[Any, ...]:
 
 
 def _answer(run: TTTRun, model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, task: Task, stop: StopSignal) -> None:
-    if inputs_of(run.config.model, task.test) != run.inputs:
-        raise ValueError(f"the prompts or the weights of {run.name} are no longer what it was begun with")
+    refuse_changes(run, inputs_of(run.config.model, task.test))
     answer_run(run, model, tokenizer, task, stop.requested)
 
 

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from refine_lab.config import RELEASE, TaskConfig, require
 from refine_lab.environment import shown
 from refine_lab.experiments import given, located_model
+from refine_lab.inputs import inputs_of
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_model, manifest_of
 from refine_lab.ops.precision import autocast
@@ -27,7 +28,6 @@ from refine_lab.rewards import reward_function
 from refine_lab.tasks.answers import answer, answer_row
 from refine_lab.tasks.examples import Example, Task, load_task
 from refine_lab.tasks.history import history_of
-from refine_lab.tasks.inputs import inputs_of
 from refine_lab.tasks.rules import AnswerRule
 from refine_lab.tasks.trained import ANSWER_FIELDS
 from refine_lab.ttt.adaptation import (

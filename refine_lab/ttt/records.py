@@ -26,6 +26,7 @@ from torch import nn
 
 from refine_lab.config import from_json, to_json
 from refine_lab.environment import environment
+from refine_lab.inputs import changes
 from refine_lab.optim import load_optimizer_tensors, optimizer_tensors
 from refine_lab.records import Run
 from refine_lab.run_files import (
@@ -38,6 +39,7 @@ from refine_lab.run_files import (
     read_json,
     replace_text,
     take_lock,
+    write_inputs,
 )
 from refine_lab.tasks.answers import AnswerLog
 from refine_lab.ttt.adaptation import Adapter
@@ -70,7 +72,7 @@ class TTTRun:
         for part in ("answers", "checkpoints"):
             (path / part).mkdir()
         replace_text(path / "env.json", json.dumps(environment(config.device), indent=2) + "\n")
-        replace_text(path / "inputs.json", json.dumps(inputs, indent=2) + "\n")
+        write_inputs(path, inputs)
         replace_text(path / CONFIG, to_json(config))  # last: a directory with a ttt.json is a run
         return cls(path)
 
@@ -80,7 +82,7 @@ class TTTRun:
         for path in sorted(folder.glob(f"*-ttt-*/{CONFIG}"), reverse=True):
             run = cls(path.parent)
             try:
-                same = run.config == config and run.inputs == dict(inputs)
+                same = run.config == config and not changes(run.inputs, inputs, config)
             except (OSError, ValueError):  # damaged, or of another version: no reason not to make a new one
                 continue
             if same:
@@ -94,7 +96,7 @@ class TTTRun:
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
-        """What it was begun with besides its configuration (`tasks.inputs.inputs_of`)."""
+        """What it was begun with besides its configuration (`refine_lab.inputs.inputs_of`)."""
         return read_json(self.path / "inputs.json")
 
     @property
