@@ -16,8 +16,8 @@ import test_hybrids as hybrids
 import torch
 from test_posttraining import checkpoint, config_of, prompts, trained
 from test_step import learner_for, make_batch, make_policy
+from test_ttt_runs import RULE, examples, made, model
 from test_ttt_runs import config_of as ttt_config_of
-from test_ttt_runs import examples, made, model
 
 from refine_lab import experiments, posttraining
 from refine_lab.config import DataConfig, RefineConfig, TrainConfig
@@ -31,6 +31,7 @@ from refine_lab.ops.delta_rule import ChunkedStates
 from refine_lab.ops.lact import ChunkStates
 from refine_lab.records import Run
 from refine_lab.step import train_step
+from refine_lab.tasks.rules import AnswerRule
 from refine_lab.ttt.adaptation import TTTConfig, adapted, read_prompt
 from refine_lab.ttt.experiments import watch
 from refine_lab.ttt.runs import run_prompts
@@ -63,7 +64,8 @@ def arithmetic(monkeypatch) -> Iterator[dict[str, set[torch.dtype]]]:
     where = SimpleNamespace(name="training")
 
     def linear(module, inputs, output) -> None:
-        seen.setdefault(where.name, set()).add(output.dtype)
+        if isinstance(output, torch.Tensor):  # a head gives statistics, which are float32 at least
+            seen.setdefault(where.name, set()).add(output.dtype)
 
     def spied(home: object, name: str) -> None:
         real: Callable = getattr(home, name)
@@ -121,13 +123,13 @@ def test_a_run_of_test_time_training_reads_and_answers_in_its_dtype(tmp_path, ar
         spied(runs, name)
     config = ttt_config_of()
     config = replace(config, ttt=replace(config.ttt, dtype=dtype))
-    assert run_prompts(made(tmp_path, config), *model(), examples())
+    assert run_prompts(made(tmp_path, config), *model(), examples(), RULE)
     assert arithmetic == {name: {getattr(torch, dtype)} for name in ("training", "measured", "answer")}
     watched = pytest.importorskip("refine_lab.ttt.experiments")
     for name in ("read_prompt", "answer"):
         spied(watched, name)
     arithmetic.clear()
-    watch(*model(), examples()[0], [config])
+    watch(*model(), examples()[0], [config], RULE)
     assert arithmetic == {name: {getattr(torch, dtype)} for name in ("training", "read_prompt", "answer")}
 
 
@@ -176,7 +178,7 @@ def test_a_held_out_measure_has_one_trace_at_a_time():
     assert len(counts) == 6 and counts[::2] == [0, 0, 0]  # every other reading is that of the rollouts
     counts.clear()
     asked = [replace(example, answer_ids=(1, 2)) for example in examples()[:3]]
-    answer_measures(policy, tokenizer, asked, max_tokens=3, micro_batch_size=1)
+    answer_measures(policy, tokenizer, asked, AnswerRule(max_tokens=3), micro_batch_size=1)
     assert counts == [0] * 6
 
 
