@@ -168,6 +168,8 @@ class DataConfig(Checked):
     "Kind of recall document (`pairs`, `word-1`, `word-4`, `number-1`, ...) -> its share of rows; the rest is text."
     validation_sequences: int = 8
     "Held-out rows that NTP loss and accuracy are measured on."
+    add_bos: bool | None = None
+    "Whether each document and prompt begins with the BOS token; none: with what the tokenizer itself puts before a text."
 
     def check(self) -> None:
         self._at_least(16, "sequence_length")
@@ -406,6 +408,8 @@ def _checked(name: str, hint: Any, value: Any) -> Any:
         require(value in allowed, name, value, "one of " + ", ".join(map(repr, allowed)))
     elif hint is int:
         require(isinstance(value, int) and not isinstance(value, bool), name, value, "a whole number")
+    elif hint is bool:
+        require(isinstance(value, bool), name, value, "true or false")
     elif hint is float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         require(number, name, value, "a number")

@@ -130,7 +130,8 @@ def recall_documents(kind: str, count: int, num_tokens: int, held_out: SequenceD
     """`count` documents of at most `num_tokens` tokens with facts planted in held-out text, the same for every model."""
     text, draws = next(iter(held_out.tokens.values())), Draws(seed=EVALUATION_SEED)
     generators = (draws.generator(i, f"recall {kind}") for i in range(count))
-    return [make_document(kind, num_tokens, text, g, held_out.tokenizer, held_out.split) for g in generators]
+    tokenizer, split, begins = held_out.tokenizer, held_out.split, held_out.beginning
+    return [make_document(kind, num_tokens, text, g, tokenizer, split, beginning=begins) for g in generators]
 
 
 def held_out_measures(

@@ -17,6 +17,7 @@ from refine_lab.config import RefineConfig, TrainConfig, require, to_json
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.recall import parse_kind
 from refine_lab.data.sources import documents
+from refine_lab.data.tokenizer import beginning_told
 from refine_lab.draws import Draws
 from refine_lab.evaluation import EVALUATION_SEED, RECALL_KINDS, fixed_targets, held_out_measures, recall_documents
 from refine_lab.inputs import changes, refuse_changes, text_digests, text_inputs
@@ -48,6 +49,7 @@ def arms(
     reward: Reward = None,
     data: str | None = None,
     sequence_length: int | None = None,
+    add_bos: bool | None = None,
     batch_size: int | None = None,
     num_chunks: int | None = None,
     rollout_length: int | None = None,
@@ -67,7 +69,7 @@ def arms(
     if name is not None and not callable(reward):
         reward_function(name)
     method = given(reward=name, num_chunks=num_chunks, rollout_length=rollout_length, nsp_coef=nsp_coef)
-    rows = given(sources=data and {located_source(data): 1.0}, sequence_length=sequence_length)
+    rows = given(sources=data and {located_source(data): 1.0}, sequence_length=sequence_length, add_bos=add_bos)
     others |= {"model": model and located_model(model), "steps": steps}
     configs = []
     for seed in seeds:
@@ -201,7 +203,10 @@ def _create(
 
 
 def check_inputs(configs: Sequence[TrainConfig]) -> None:
-    """Of all the kinds of recall document and the models, and of the first the rest, which is the others'."""
+    """Of all the kinds of recall document and the models, and of the first the rest, which is the others'.
+
+    Prints which special tokens documents begin with, where there are any.
+    """
     for kind in (kind for config in configs for kind in config.data.recall):
         parse_kind(kind)
     for model, device, settings in {(c.model, c.device, tuple(sorted(c.model_settings.items()))) for c in configs}:
@@ -211,6 +216,8 @@ def check_inputs(configs: Sequence[TrainConfig]) -> None:
     for source in config.data.sources:
         if source != "python" and not source.startswith("datasets:"):
             next(documents(source, "train", config.data.text_column, manifest))
+    if told := beginning_told(load_tokenizer(config.model), config.data.add_bos):
+        print(told)
 
 
 def config_differences(runs: Iterable[Run | TTTRun]) -> pd.DataFrame:

@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 
 
 def inputs_of(model: str, examples: Iterable[Example]) -> dict[str, Any]:
-    """Of a run over a task: number and digest of the examples, and the digests of the model's files."""
+    """Of a run over a task: number and digest of the examples, the digests of the model's files, and `begins_with`, the
+    tokens before every prompt."""
     examples = tuple(examples)
-    return {"prompts": len(examples), "prompts_digest": prompts_digest(examples), "model": model_digests(model)}
+    begins = list(examples[-1].prompt_ids[: examples[-1].begins]) if examples else []
+    digests = {"prompts_digest": prompts_digest(examples), "model": model_digests(model)}
+    return {"prompts": len(examples), **digests, "begins_with": begins}
 
 
 Tokens = Mapping[str, Sequence[np.ndarray]]
@@ -84,6 +87,8 @@ def changes(recorded: Mapping[str, Any], now: Mapping[str, Any], config: Any) ->
     model: str = config.model
     if "prompts" in now and any(recorded.get(name) != now[name] for name in ("prompts", "prompts_digest")):
         found.append(f"the content of {config.task.source!r} has changed")
+    if recorded.get("begins_with", now.get("begins_with")) != now.get("begins_with", recorded.get("begins_with")):
+        found.append("the special token that texts begin with (add_bos) has changed")
     texts = now.get("texts", {})
     for source, files in recorded.get("texts", {}).items():
         if source in texts:
@@ -99,9 +104,15 @@ def changes(recorded: Mapping[str, Any], now: Mapping[str, Any], config: Any) ->
 def settle(run: Run, now: Mapping[str, Any]) -> None:
     """Record the inputs of a run that begins training, and refuse to go on with one whose inputs have changed.
 
-    A run of an earlier version that recorded none goes on, and a notice is printed.
+    A run of an earlier version that recorded none goes on, and a notice is printed. It is refused where it was begun
+    without a BOS token that its tokenizer adds, and would go on with it.
     """
     recorded, begun = run.inputs, run.latest_checkpoint() is not None
+    if begun and now.get("begins_with") and "begins_with" not in (recorded or {}) and run.config.data.add_bos is None:
+        raise ValueError(
+            f"{run.path} was begun without the special token that the tokenizer puts before a text, and would go on with it: "
+            "write false for add_bos below data in its config.json, or begin a new run"
+        )
     if recorded is None and begun:
         print(
             f"{run.path} has no record of its inputs: whether they have changed since it began is not known", flush=True

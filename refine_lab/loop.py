@@ -15,6 +15,7 @@ from refine_lab.config import TaskConfig, TrainConfig
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.corpus import Manifest
 from refine_lab.data.lessons import TaskData
+from refine_lab.data.tokenizer import beginning_told
 from refine_lab.draws import Draws
 from refine_lab.evaluation import answer_measures, next_token
 from refine_lab.inputs import inputs_of, settle, text_inputs
@@ -116,7 +117,10 @@ def _sequences(
         for split in ("train", "validation")
     )
     tokens = {source: (data.tokens[source], held_out.tokens[source]) for source in config.data.sources}
-    settle(run, text_inputs(config.model, config.data, manifest, tokens))
+    begins = {"begins_with": list(data.beginning)}
+    settle(run, text_inputs(config.model, config.data, manifest, tokens) | begins)
+    if told := beginning_told(tokenizer, config.data.add_bos):
+        print(told, flush=True)
     validation = held_out.validation()
 
     def one_step(step: int) -> tuple[StepResult, Batch, int]:

@@ -52,6 +52,7 @@ def three_ways(
     test_source: str | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
+    add_bos: bool | None = None,
     **others: Any,
 ) -> list[TrainConfig]:
     """Of each seed the ways of post-training, which differ in what comes before the update on the answers alone.
@@ -76,6 +77,7 @@ def three_ways(
             more: dict[str, Any] = {"task": replace(asked_task, **given(**asked)).settled()} | batch_sizes(
                 config, batch_size
             )
+            more["data"] = replace(config.data, **given(add_bos=add_bos))
             if config.method is not None:
                 more["method"] = replace(config.method, **given(**method))
             configs.append(replace(config, **changes, **more))

@@ -38,9 +38,9 @@ class RewardExplorer(Panel):
     """Paste a document, see where the model is unsure, click a token, and watch rollouts fork there with their rewards.
 
     `text`: the document to begin with; none: a sample of our own. `rewards`: functions of your own beside the three, by name or
-    by the name they are defined with. `settings`: of `controls`, by name. All of it works without a page: `read`, `explore`,
-    `change`, and the traits of `token_map`, `inspector` and `summary`. Raises FileNotFoundError or ValueError for a model that
-    is not there.
+    by the name they are defined with. `settings`: of `controls`, by name. `add_bos`: as in `DataConfig`. All works without
+    a page: `read`, `explore`, `change`, and the traits of `token_map`, `inspector` and `summary`. Raises FileNotFoundError or
+    ValueError for a model that is not there.
     """
 
     def __init__(
@@ -51,11 +51,12 @@ class RewardExplorer(Panel):
         rewards: Mapping[str, RewardFunction] | Sequence[RewardFunction] = (),
         settings: Mapping[str, Any] | None = None,
         worker: Worker | None = None,
+        add_bos: bool | None = None,
     ) -> None:
         named = dict(rewards) if isinstance(rewards, Mapping) else {_name(function): function for function in rewards}
         require(len(named) == len(rewards), "rewards", [*map(_name, rewards)], "functions of different names")
         super().__init__()
-        self.exploration = Exploration(worker or shared_worker(), model, named)
+        self.exploration = Exploration(worker or shared_worker(), model, named, add_bos)
         self.exploration.set(**(settings or {}))
         self._state_views: list[StateView] = []
         self._clicked: list[int] = []

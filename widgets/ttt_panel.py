@@ -64,10 +64,12 @@ class TTTPanel(Panel):
         rule: AnswerRule | None = None,
         adapt_on: str = "prompt",
         worker: Worker | None = None,
+        add_bos: bool | None = None,
     ) -> None:
         """`prompt`: an example in place of text and question, whose very tokens count until either is edited. `config`: what
         the fields begin with, and what they have no field for; none: the recipe `per_prompt`. `rule`: how `prompt` is answered;
-        an edited text as `AnswerRule` does by default. `adapt_on`: `prompt`, or the `document` alone.
+        an edited text as `AnswerRule` does by default. `adapt_on`: `prompt`, or the `document` alone. `add_bos`: as in
+        `DataConfig`, of texts that are typed.
         """
         super().__init__()
         self.worker = worker or shared_worker()
@@ -75,7 +77,7 @@ class TTTPanel(Panel):
         assert recipe is not None and recipe.method is not None
         self._given = config or replace(recipe, steps=STEPS)
         self._method = self._given.method or recipe.method  # where REFINE is chosen
-        self.exploration = Exploration(self.worker, model)
+        self.exploration = Exploration(self.worker, model, add_bos=add_bos)
         self.model = model
         self.steps: list[dict[str, float]] = []
         "Of each step, from 0 (before): `step`, `loss`, `entropy`, and `reward` where there are rollouts."

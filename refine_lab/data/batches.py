@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from refine_lab.config import DataConfig
 from refine_lab.data.corpus import Manifest, Split
 from refine_lab.data.recall import make_document
+from refine_lab.data.tokenizer import beginning
 from refine_lab.data.tokens import token_array
 from refine_lab.draws import Draws
 from refine_lab.types import Batch
@@ -47,6 +48,7 @@ class SequenceData:
         """
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
         self.split: Split = split
+        self.beginning = beginning(tokenizer, config.add_bos)
         self.manifest = manifest
         self.tokens = {name: plain_tokens(config, tokenizer, name, split, manifest) for name in config.sources}
         plain = max(0.0, 1 - sum(config.recall.values())) / sum(config.sources.values())
@@ -108,7 +110,8 @@ class SequenceData:
         shares = torch.tensor(list(self.config.sources.values()))
         source = list(self.tokens)[int(torch.multinomial(shares, 1, generator=generator))]
         length = self.config.sequence_length
-        document = make_document(kind, length, self.tokens[source], generator, self.tokenizer, self.split)
+        text, begins = self.tokens[source], self.beginning
+        document = make_document(kind, length, text, generator, self.tokenizer, self.split, beginning=begins)
         return np.array(document.tokens, dtype=np.int32)
 
 
@@ -167,6 +170,7 @@ def plain_tokens(
         min_tokens=config.min_tokens,
         text_column=config.text_column,
         manifest=manifest,
+        beginning=beginning(tokenizer, config.add_bos),
     )
     if len(tokens) < config.sequence_length:
         raise ValueError(

@@ -129,8 +129,10 @@ def make_document(
     generator: torch.Generator,
     tokenizer: PreTrainedTokenizerBase,
     split: Split,
+    *,
+    beginning: tuple[int, ...] = (),
 ) -> RecallDocument:
-    """A document of at most `length` tokens (`word` and `number`: exactly so many).
+    """A document of at most `length` tokens (`word` and `number`: exactly so many), the tokens `beginning` before it included.
 
     `filler` [any number of tokens] is what the text around the facts is cut from, at random; each fact stands at a
     uniform depth of it.
@@ -138,13 +140,13 @@ def make_document(
     Raises ValueError where the facts and questions do not fit, the filler is too short or the tokenizer has too few words.
     """
     chosen = parse_kind(kind)
-    writer = _Writer(tokenizer, generator, split)
+    writer = _Writer(tokenizer, generator, split, beginning)
     if chosen.form == "pairs":
         return writer.pairs(name=kind, length=length)
     count = chosen.questions if split == "train" else 1
     facts, questions = writer.facts(chosen.form, chosen.facts, count)
     ending = sum(len(asked.prompt) + len(asked.answer) + len(writer.stop) for asked in questions)
-    room = length - sum(map(len, facts)) - ending
+    room = length - len(beginning) - sum(map(len, facts)) - ending
     if room < chosen.distance:
         raise ValueError(
             f"a recall document of kind {kind!r} takes at least {length - room + chosen.distance} tokens, {length} are allowed"
@@ -164,8 +166,14 @@ class _Asked(NamedTuple):
 class _Writer:
     """The random draws and the wording of one document."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator, split: Split) -> None:
-        self.tokenizer, self.generator = tokenizer, generator
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        generator: torch.Generator,
+        split: Split,
+        beginning: tuple[int, ...],
+    ) -> None:
+        self.tokenizer, self.generator, self.beginning = tokenizer, generator, beginning
         self.split: Split = split
         self.words = recall_words(tokenizer)
         self.stop = encode(tokenizer, ".")
@@ -214,7 +222,8 @@ class _Writer:
             )
         start = self.below(len(tokens) - count + 1)
         text = np.asarray(tokens[start : start + count])
-        return np.where(text == self.tokenizer.eos_token_id, encode(self.tokenizer, "\n")[0], text).tolist()
+        between = (text == self.tokenizer.eos_token_id) | np.isin(text, self.beginning)
+        return np.where(between, encode(self.tokenizer, "\n")[0], text).tolist()
 
     def plant(self, facts: list[list[int]], text: list[int], distance: int) -> list[int]:
         """`text` with each fact at a place drawn uniformly, none among the last `distance` tokens."""
@@ -225,7 +234,7 @@ class _Writer:
         return document
 
     def ask(self, document: list[int], questions: list[_Asked]) -> RecallDocument:
-        asked = []
+        asked, document = [], [*self.beginning, *document]
         for key, prompt, answer in questions:
             start, document = len(document), document + prompt
             asked.append(Question(key=key, start=start, prompt_end=len(document), answer_ids=answer))
@@ -237,10 +246,12 @@ class _Writer:
         before, link = (encode(self.tokenizer, text) if text else [] for text in PAIRS[name])
         number = name == "pairs-number"
         size = len(before) + 1 + len(link) + (SPACE_AND_DIGITS if number else 1) + len(self.stop)
+        length -= len(self.beginning)
         most = min(length // (2 * size), len(self.words.keys[self.split]), len(self.words.texts) // 2)
         if length < 2 * size:
+            taken = 2 * size + len(self.beginning)
             raise ValueError(
-                f"a recall document of kind {name!r} takes at least {2 * size} tokens, {length} are allowed"
+                f"a recall document of kind {name!r} takes at least {taken} tokens, {length + len(self.beginning)} are allowed"
             )
         count = max(1, most - self.below(most // 2 + 1))  # 1 where there are no words: choosing them says so
         keys, words = self.keys_and_words(count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import takewhile
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -98,6 +99,36 @@ def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         padding_side="left",  # so that `generate` goes on right behind every prompt of a batch
         clean_up_tokenization_spaces=False,
     )
+
+
+def beginning(tokenizer: PreTrainedTokenizerBase, add_bos: bool | None = None) -> tuple[int, ...]:
+    """The tokens that stand before every document and every prompt (`DataConfig.add_bos`).
+
+    None: the special tokens that the tokenizer itself puts before a text, of which there may be none. True: the same, or the
+    BOS token where there are none. False: nothing.
+
+    Raises ValueError for True where the tokenizer has no BOS token.
+    """
+    if add_bos is False:
+        return ()
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    pairs = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
+    own = tuple(token for token, _ in takewhile(lambda pair: pair[1], pairs))
+    if own or add_bos is None:
+        return own
+    if not isinstance(tokenizer.bos_token_id, int):
+        raise ValueError("add_bos must be false or none for a tokenizer that has no BOS token (bos_token), got True")
+    return (tokenizer.bos_token_id,)
+
+
+def beginning_told(tokenizer: PreTrainedTokenizerBase, add_bos: bool | None = None) -> str:
+    """A sentence about `beginning`; empty where nobody has asked for a BOS token and the tokenizer adds none."""
+    tokens = beginning(tokenizer, add_bos)
+    if not tokens and add_bos is None:
+        return ""
+    reason = "as the tokenizer does" if add_bos is None else f"add_bos is {add_bos}"
+    names = " ".join(map(str, tokenizer.convert_ids_to_tokens(list(tokens)))) or "no special token"
+    return f"Each document and prompt begins with {names} ({reason})."
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:

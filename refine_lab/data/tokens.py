@@ -60,8 +60,9 @@ def token_array(
     min_tokens: int = 1,
     text_column: str = "text",
     manifest: Manifest | None = None,
+    beginning: tuple[int, ...] = (),
 ) -> Int[np.ndarray, "tokens"]:
-    """Tokens of a source's documents, int32 [at most max_tokens], each document followed by the end-of-text token.
+    """Tokens of a source's documents, int32 [at most max_tokens]: of each the tokens `beginning`, its own and end-of-text.
 
     Documents of fewer than `min_tokens` are left out. The array is mapped from the cache folder, made there first where
     it is not yet, or is damaged.
@@ -73,13 +74,13 @@ def token_array(
     if not isinstance(end, int):
         raise ValueError("the tokenizer has no end-of-text token (eos_token), which documents are joined with")
     settings = [CACHE_VERSION, split, max_tokens, min_tokens, end, encoder.to_str()]
-    settings += [source, identity(source, text_column, manifest)]
+    settings += [source, identity(source, text_column, manifest), *([list(beginning)] if beginning else [])]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
     path = cache_folder() / f"tokens-{key}.npy"
     if (kept := _kept(path)) is None:
         encoded = _encoded(documents(source, split, text_column, manifest), encoder)
         long_enough = (ids for ids in encoded if len(ids) >= min_tokens)
-        tokens = _packed(long_enough, end, max_tokens)
+        tokens = _packed(long_enough, beginning, end, max_tokens)
         if not len(tokens):
             raise ValueError(f"no {split} document of {source!r} has min_tokens {min_tokens} tokens")
         try:
@@ -112,10 +113,12 @@ def _encoder(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     return encoder
 
 
-def _packed(documents: Iterable[list[int]], end: int, max_tokens: int) -> Int[np.ndarray, "tokens"]:
+def _packed(
+    documents: Iterable[list[int]], beginning: tuple[int, ...], end: int, max_tokens: int
+) -> Int[np.ndarray, "tokens"]:
     packed, total = [np.zeros(0, dtype=np.int32)], 0
     for ids in documents:
-        packed.append(np.array([*ids, end], dtype=np.int32))
+        packed.append(np.array([*beginning, *ids, end], dtype=np.int32))
         total += len(packed[-1])
         if total >= max_tokens:
             break

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import RefineConfig, require
+from refine_lab.data.tokenizer import beginning
 from refine_lab.draws import Draws
 from refine_lab.explore.client import Worker
 from refine_lab.explore.futures import finished, then
@@ -55,13 +56,17 @@ class Exploration:
     """
 
     def __init__(
-        self, worker: Worker, model: str = "tiny-deltanet", rewards: dict[str, RewardFunction] | None = None
+        self,
+        worker: Worker,
+        model: str = "tiny-deltanet",
+        rewards: dict[str, RewardFunction] | None = None,
+        add_bos: bool | None = None,
     ) -> None:
         """Raises FileNotFoundError or ValueError for a model whose tokenizer is not there, and ValueError for a name that is
         one of the three."""
         for name in rewards or {}:
             require(name not in REWARDS, "the name of a reward of your own", name, f"another than {', '.join(REWARDS)}")
-        self.worker, self.model = worker, model
+        self.worker, self.model, self.add_bos = worker, model, add_bos
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
         self.rewards: dict[str, RewardFunction] = REWARDS | {
             name: _own(name, function) for name, function in (rewards or {}).items()
@@ -72,8 +77,12 @@ class Exploration:
         self._kept: dict[Key, list[PrefixRollouts]] = {}
 
     def tokens_of(self, text: str) -> np.ndarray:
-        """The text as token ids, [T] int32. Raises ValueError for fewer than two tokens or more than `MOST_TOKENS`."""
-        ids = np.array(self.tokenizer(sound(text), add_special_tokens=False)["input_ids"], dtype=np.int32)
+        """The text as token ids, [T] int32, with a BOS token before it as `add_bos` says (see `DataConfig`).
+
+        Raises ValueError for fewer than two tokens or more than `MOST_TOKENS`.
+        """
+        own = self.tokenizer(sound(text), add_special_tokens=False)["input_ids"]
+        ids = np.array([*beginning(self.tokenizer, self.add_bos), *own], dtype=np.int32)
         require(2 <= len(ids) <= MOST_TOKENS, "a document's tokens", len(ids), f"from 2 to {MOST_TOKENS}")
         return ids
 
@@ -94,7 +103,9 @@ class Exploration:
         The future raises FileNotFoundError or ValueError for a model that is not there, or to which the text is other tokens.
         """
         known = self._known
-        return self.worker.submit("read", model=model, token_ids=known.token_ids, text=sound(known.text))
+        return self.worker.submit(
+            "read", model=model, token_ids=known.token_ids, text=sound(known.text), add_bos=self.add_bos
+        )
 
     # -- which positions ----------------------------------------------------------------------------------------------
 

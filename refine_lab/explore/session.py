@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 
 from refine_lab.config import require
+from refine_lab.data.tokenizer import beginning
 from refine_lab.explore.reading import DocumentReading, read_document
 from refine_lab.explore.rollouts import PrefixRollouts, rollouts_at
 from refine_lab.explore.states import StateSummary, summarise, written
@@ -108,7 +109,9 @@ class Session:
         """Whether every bit of the weights is as it was loaded."""
         return self._held(model).loaded in (None, self.fingerprint(model))
 
-    def read(self, model: str, token_ids: TokenIds, text: str | None = None) -> DocumentReading:
+    def read(
+        self, model: str, token_ids: TokenIds, text: str | None = None, add_bos: bool | None = None
+    ) -> DocumentReading:
         """What the model, as its weights are now, makes of each token.
 
         A run that has written another checkpoint since it was loaded, or a folder with other weights, is loaded again, unless
@@ -116,7 +119,8 @@ class Session:
         """
         self._refresh(model)
         if text is not None:
-            own = self._held(model).tokenizer(text, add_special_tokens=False)["input_ids"]
+            tokenizer = self._held(model).tokenizer
+            own = [*beginning(tokenizer, add_bos), *tokenizer(text, add_special_tokens=False)["input_ids"]]
             require(
                 own == token_ids.tolist(), "a model to compare with", model, "one with the same tokens of this document"
             )

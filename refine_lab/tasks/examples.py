@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import DataConfig, TaskConfig
 from refine_lab.data.corpus import Manifest
+from refine_lab.data.tokenizer import beginning_told
 from refine_lab.tasks.files import ANSWERS, file_splits
 from refine_lab.tasks.prompts import Example
 from refine_lab.tasks.recall import recall_splits
@@ -49,7 +50,7 @@ def load_task(
     *,
     leave_out: bool = False,
 ) -> Task:
-    """The examples that `config` asks for; recall documents are made in the text of `data`.
+    """The examples that `config` asks for; recall documents are made in the text of `data`, whose `add_bos` holds for all.
 
     `past` is what the model that answers was trained on. Validation and test examples among it are refused, or test examples
     left out with `leave_out`; with `shared` `allow` they stay. The report says so, and where it is not known.
@@ -63,7 +64,8 @@ def load_task(
     asked = [*splits.examples["validation"], *splits.examples["test"]]
     rule = answer_rule(config, tokenizer, asked)
     every = [example for part in splits.examples.values() for example in part]
-    notes = [*splits.notes, *_answer_notes(config, rule, tokenizer, asked), *past.notes(config, every)]
+    notes = [*splits.notes, *filter(None, [beginning_told(tokenizer, data.add_bos)])]
+    notes += [*_answer_notes(config, rule, tokenizer, asked), *past.notes(config, every)]
     splits = _without(splits, skipped)
     repeated = [] if leave_out and config.shared == "refuse" else [e for e in asked if past.holds(e)]
     if repeated:
@@ -118,8 +120,8 @@ def _from_source(
     if config.form == "recall":
         return Splits(examples=recall_splits(rest, config, tokenizer, data, manifest))
     if config.form == "ruler":
-        return ruler_splits(Path(rest).expanduser(), config, tokenizer, skipped)
-    return file_splits(config, tokenizer, skipped)
+        return ruler_splits(Path(rest).expanduser(), config, tokenizer, skipped, data.add_bos)
+    return file_splits(config, tokenizer, skipped, data.add_bos)
 
 
 def _without(splits: Splits, skipped: History) -> Splits:

@@ -24,7 +24,12 @@ ANSWERS = "answer"
 """The column of the answers where none is named."""
 
 
-def file_splits(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, skipped: History = UNTRAINED) -> Splits:
+def file_splits(
+    config: TaskConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    skipped: History = UNTRAINED,
+    add_bos: bool | None = None,
+) -> Splits:
     """Train, validation and test in the order of the file, without rows that `skipped` was trained on.
 
     The first `test` rows are the test set, those after it the validation set, those after it are trained on; with `test`
@@ -39,7 +44,7 @@ def file_splits(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, skipped:
     def untrained() -> Iterator[Example]:
         nonlocal trained
         for row in _rows(path, config):
-            example = encode(parse(*row), tokenizer)
+            example = encode(parse(*row), tokenizer, add_bos)
             if skipped.holds(example):
                 trained += 1
             else:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import TaskConfig
 from refine_lab.data.recall import ANCHOR
+from refine_lab.data.tokenizer import beginning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class Example:
     name: str
     "Unique within its source, and the same whenever it is loaded."
     prompt_ids: tuple[int, ...]
-    "The prompt's tokens, without any that a tokenizer adds of itself."
+    "The prompt's tokens; the first `begins` of them stand before its text (see `data.tokenizer.beginning`)."
     question_start: int
     "Where the question begins; `len(prompt_ids)` where none can be told apart."
     answer_ids: tuple[int, ...]
@@ -36,10 +37,12 @@ class Example:
     "The passages as text, before anything is cut out."
     cut: int = 0
     "Tokens cut out of the middle of the prompt."
+    begins: int = 0
+    "Tokens before the prompt's text, such as a BOS token."
 
     def parts(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         """Document and question as text, which together are the prompt."""
-        document, asked = self.prompt_ids[: self.question_start], self.prompt_ids[self.question_start :]
+        document, asked = self.prompt_ids[self.begins : self.question_start], self.prompt_ids[self.question_start :]
         return str(tokenizer.decode(list(document))), str(tokenizer.decode(list(asked)))
 
 
@@ -55,8 +58,8 @@ class TextPrompt:
     documents: tuple[str, ...]
 
 
-def encode(prompt: TextPrompt, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """The example of a prompt, of whatever length.
+def encode(prompt: TextPrompt, tokenizer: PreTrainedTokenizerBase, add_bos: bool | None = None) -> Example:
+    """The example of a prompt, of whatever length; `add_bos` as in `DataConfig`. An answer has no beginning of its own.
 
     Raises ValueError where the prompt is empty, or the tokenizer is not one of the library `tokenizers`.
     """
@@ -65,19 +68,20 @@ def encode(prompt: TextPrompt, tokenizer: PreTrainedTokenizerBase) -> Example:
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer must be one of the library `tokenizers`, got {type(tokenizer).__name__}")
     encoded = tokenizer(prompt.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids = tuple(encoded["input_ids"])
+    begins, ids = beginning(tokenizer, add_bos), tuple(encoded["input_ids"])
     # a token that reaches into the question is the question's
     ends = (end for _, end in encoded["offset_mapping"])
     start = next((token for token, end in enumerate(ends) if end > prompt.question_start), len(ids))
     space = "" if prompt.text[-1].isspace() else " "
     return Example(
         name=prompt.name,
-        prompt_ids=ids,
-        question_start=start,
+        prompt_ids=(*begins, *ids),
+        question_start=len(begins) + start,
         answer_ids=answer_ids(tokenizer, space + prompt.answers[0].strip()) if prompt.answers else (),
         answers=prompt.answers,
         question=prompt.question,
         documents=prompt.documents,
+        begins=len(begins),
     )
 
 
@@ -139,12 +143,12 @@ def cut_middle(example: Example, limit: int) -> Example:
     tokens = len(example.prompt_ids)
     if tokens <= limit:
         return example
-    question = tokens - example.question_start
-    if question > limit:
+    question, room = tokens - example.question_start, limit - example.begins
+    if question > room:
         raise ValueError(
-            f"the question of {example.name!r} alone has {question} tokens, TaskConfig.prompt_tokens is {limit}"
+            f"the question of {example.name!r} alone has {limit - room + question} tokens, TaskConfig.prompt_tokens is {limit}"
         )
-    last = max(limit // 2, question)
+    last = min(max(limit // 2, question), room)
     first = limit - last
     return replace(
         example,

@@ -13,6 +13,7 @@ from refine_lab.config import DataConfig, TaskConfig
 from refine_lab.data.batches import plain_tokens
 from refine_lab.data.corpus import Manifest, Split
 from refine_lab.data.recall import RecallDocument, encode, make_document, parse_kind
+from refine_lab.data.tokenizer import beginning
 from refine_lab.draws import Draws
 from refine_lab.tasks.prompts import Example, end_of_text
 
@@ -70,6 +71,7 @@ class _Maker:
             distance = f"-d{parsed.distance}" if parsed.distance else ""
             self.asked_once = f"{parsed.form}-{parsed.facts}-q1{distance}"
         self.data, self.manifest = replace(data, sequence_length=config.prompt_tokens), manifest
+        self.beginning = beginning(tokenizer, data.add_bos)
         self.texts: dict[Split, list[np.ndarray]] = {}
 
     def examples(self, name: str, wanted: int) -> list[Example]:
@@ -100,7 +102,9 @@ class _Maker:
         while True:
             generator = Draws(seed=TASK_SEED).generator(number, purpose)
             text = texts[int(torch.multinomial(torch.tensor([*self.data.sources.values()]), 1, generator=generator))]
-            document = make_document(self.asked_once, length, text, generator, self.tokenizer, split)
+            document = make_document(
+                self.asked_once, length, text, generator, self.tokenizer, split, beginning=self.beginning
+            )
             example = self._asked(name, document)
             # the same facts again, since they are drawn first, in as much more text as the prompt is short of its length
             missing = self.limit - len(example.prompt_ids)
@@ -115,8 +119,8 @@ class _Maker:
         if self.form == "pairs":
             asked, prompt = question.key, document.tokens[question.start : question.prompt_end]
         else:
-            asked, beginning = (text.format(key=question.key) for text in QUESTIONS[self.form])
-            prompt = encode(self.tokenizer, PROMPT.format(question=asked, beginning=beginning))
+            asked, first_words = (text.format(key=question.key) for text in QUESTIONS[self.form])
+            prompt = encode(self.tokenizer, PROMPT.format(question=asked, beginning=first_words))
         return Example(
             name=name,
             prompt_ids=(*read, *prompt),
@@ -124,7 +128,8 @@ class _Maker:
             answer_ids=(*question.answer_ids, end_of_text(self.tokenizer)),
             answers=(str(self.tokenizer.decode(question.answer_ids)).strip(),),
             question=asked,
-            documents=(str(self.tokenizer.decode(read)),),
+            documents=(str(self.tokenizer.decode(read[len(self.beginning) :])),),
+            begins=len(self.beginning),
         )
 
 

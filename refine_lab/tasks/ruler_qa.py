@@ -17,6 +17,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import TaskConfig
+from refine_lab.data.tokenizer import beginning
 from refine_lab.tasks.passages import parse
 from refine_lab.tasks.prompts import Example, encode
 from refine_lab.tasks.published import Published, divide, read_published
@@ -35,7 +36,11 @@ MORE_DOCUMENTS = 10
 
 
 def ruler_splits(
-    path: Path, config: TaskConfig, tokenizer: PreTrainedTokenizerBase, skipped: History = UNTRAINED
+    path: Path,
+    config: TaskConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    skipped: History = UNTRAINED,
+    add_bos: bool | None = None,
 ) -> Splits:
     """Train, validation and test made from SQuAD v2.0 or HotpotQA (distractor), without questions whose own paragraphs do
     not fit, and without those that `skipped` was trained on.
@@ -48,7 +53,7 @@ def ruler_splits(
     if config.test is None:
         raise ValueError(f"TaskConfig.test must be a number for {config.source!r}")
     published = read_published(path)
-    generator = _Generator(published, config, tokenizer)
+    generator = _Generator(published, config, tokenizer, add_bos)
     fits, trained = generator.fitting(), generator.trained(skipped)
     published = published.keep([fit and not known for fit, known in zip(fits, trained, strict=True)])
     wanted = {"train": config.train, "validation": config.validation, "test": config.test}
@@ -73,14 +78,16 @@ def _short_prompts(splits: dict[str, list[Example]], limit: int) -> Iterator[str
 class _Generator:
     """The harness's generator on a file of our own."""
 
-    def __init__(self, published: Published, config: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, published: Published, config: TaskConfig, tokenizer: PreTrainedTokenizerBase, add_bos: bool | None
+    ) -> None:
         try:
             from lm_eval.tasks.ruler import qa_utils
         except ModuleNotFoundError as error:
             raise ValueError(f"{NEEDS_LM_EVAL}; {error}") from error
         self.harness: Any = qa_utils
-        self.published, self.tokenizer = published, tokenizer
-        self.room = config.prompt_tokens - self.count(ANSWER_PREFIX)
+        self.published, self.tokenizer, self.add_bos = published, tokenizer, add_bos
+        self.room = config.prompt_tokens - self.count(ANSWER_PREFIX) - len(beginning(tokenizer, add_bos))
 
     def tokenise(self, text: str) -> Any:
         """What the harness measures a text by: without the tokens that a tokenizer adds of itself."""
@@ -135,7 +142,7 @@ class _Generator:
             parse(f"{self.published.kind}-{name}-{number}", sample["input"] + ANSWER_PREFIX, tuple(sample["outputs"]))
             for number, sample in enumerate(samples)
         )
-        return [encode(prompt, self.tokenizer) for prompt in prompts]
+        return [encode(prompt, self.tokenizer, self.add_bos) for prompt in prompts]
 
 
 def _typical(questions: list[dict], paragraphs: list[str]) -> dict:

@@ -60,6 +60,7 @@ def three_ways(
     model: str | None = None,
     prompts: str | None = None,
     count: int | None = None,
+    add_bos: bool | None = None,
     **others: Any,
 ) -> list[TTTRunConfig]:
     """The model as it is, once, and of each seed SFT and REFINE on the prompts, which differ in the method.
@@ -90,6 +91,7 @@ def three_ways(
             changes = task_for(config, pasts[seed], prompts, count, asked)
             if config.ttt is not None:
                 changes["ttt"] = _changed(config.ttt, ttt, method)
+            changes["data"] = replace(config.data, **given(add_bos=add_bos))
             changes |= given(model=model and located_model(of_seed(model, seed)), **others)
             config = replace(config, **changes)
             configs.append(release_updates(config) if recipe.endswith(RELEASE) else config)
@@ -227,16 +229,18 @@ def prompt_to_watch(
     example: int = 0,
     text: str | None = None,
     question: str | None = None,
+    add_bos: bool | None = None,
     **asked: Any,
 ) -> tuple[Example, AnswerRule]:
-    """A text of one's own with its question, or one of the task's test examples; and how it is answered.
+    """A text of one's own with its question (and a BOS token as `DataConfig.add_bos` says), or one of the task's test
+    examples; and how it is answered.
 
     A question of one's own is answered as `AnswerRule` does by default; `asked` are values of `ANSWER_FIELDS` that differ, None
     where they do not. Raises ValueError for a question without a text, an example that there is not, and as `example_of` does.
     """
     if text is not None:
         names = {name: asked.get(name) for name in ("lines", "strip_leading")}
-        return example_of(tokenizer, text, question, config), AnswerRule(
+        return example_of(tokenizer, text, question, config, add_bos), AnswerRule(
             **given(max_tokens=asked.get("answer_tokens"), **names)
         )
     require(question is None, "question", question, "none without a text that it asks about")

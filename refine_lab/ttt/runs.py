@@ -98,9 +98,13 @@ def check_prompts(model: FastWeightLM, config: TTTRunConfig, examples: Sequence[
 
 
 def example_of(
-    tokenizer: PreTrainedTokenizerBase, document: str, question: str | None = None, task: TaskConfig | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    document: str,
+    question: str | None = None,
+    task: TaskConfig | None = None,
+    add_bos: bool | None = None,
 ) -> Example:
-    """A text of one's own as an example, the question on a line of its own behind it.
+    """A text of one's own as an example, the question on a line of its own behind it; `add_bos` as in `DataConfig`.
 
     Raises ValueError for an empty text, a question without text, and a prompt over `task.prompt_tokens` where it is refused.
     """
@@ -116,7 +120,7 @@ def example_of(
         question=(question or "").strip(),
         documents=(document,),
     )
-    example = encode(given, tokenizer)
+    example = encode(given, tokenizer, add_bos)
     if task is None:
         return example
     kept, _ = within_limit([example], task, 1)
