@@ -40,9 +40,10 @@ class Live:
         return self.lab.page
 
 
-def write_run(folder: Path, arm: str, steps: int, *, state: str, error: str | None = None) -> RunWriter:
+def write_run(folder: Path, arm: str, steps: int, *, state: str, error: str | None = None, seed: int = 0) -> RunWriter:
     method = {"method": None} if arm == "sft" else {}
-    writer = RunWriter.create(TrainConfig(recipe="tiny", steps=20, batch_size=2, mini_batch_size=2, **method), folder)
+    config = TrainConfig(recipe="tiny", steps=20, batch_size=2, mini_batch_size=2, seed=seed, **method)
+    writer = RunWriter.create(config, folder)
     writer.evaluation(0, {"ntp_loss": 3.2, "ntp_accuracy": 0.3, "sampled_accuracy": 0.2})
     for step in range(1, steps + 1):
         write_step(writer, step)
@@ -68,7 +69,7 @@ def hold_lock(writer: RunWriter) -> int:
 def lab(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("lab")
     finished = write_run(folder / "runs", "sft", 20, state="finished")
-    failed = write_run(folder / "runs", "sft", 0, state="failed", error=NASTY)
+    failed = write_run(folder / "runs", "sft", 0, state="failed", error=NASTY, seed=1)
     growing = write_run(folder / "runs", "refine", 5, state="running")
     lock = hold_lock(growing)
     paths = [str(writer.path) for writer in (finished, growing, failed)]

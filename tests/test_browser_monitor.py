@@ -154,7 +154,7 @@ def test_the_slider_of_steps_by_its_keys(monitored: Monitored) -> None:
     page = monitored.page
     monitored.lab.open("finished.ipynb")
     monitored.lab.run_all()
-    slider = page.get_by_role("slider", name="rollouts of step", exact=True)
+    slider = page.get_by_role("slider", name="REFINE, seed 0, rollouts of step", exact=True)
     slider.focus()
     number = page.get_by_role("status").filter(has_text="of 4")  # read out as it changes
     assert number.inner_text() == "4 of 4"
