@@ -25,8 +25,8 @@ setup: $(READY) ## .venv with the locked packages and this project; nothing to d
 	@:
 
 $(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("refine_lab needs \
-	Python 3.11 to 3.13, and $(PYTHON) is %d.%d: name another with make PYTHON=..." % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:3]; (3, 11, 5) <= v < (3, 14) or sys.exit("refine_lab needs \
+	Python 3.11.5 to 3.13, and $(PYTHON) is %d.%d.%d: name another with make PYTHON=..." % v)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing the locked packages into .venv (the first time: a few minutes)"
 ifneq ($(TORCH_INDEX),)
