@@ -28,8 +28,10 @@ from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.models.loading import load_tokenizer
 from refine_lab.posttraining import three_ways
 from refine_lab.records import Run, RunWriter
-from refine_lab.tasks.examples import load_task
+from refine_lab.tasks.examples import Task, load_task
 from refine_lab.tasks.prompts import cut_middle
+from refine_lab.tasks.rules import AnswerRule
+from refine_lab.tasks.splits import report
 from refine_lab.ttt import experiments as ttt
 from refine_lab.ttt.runs import adapt_ids, example_of
 
@@ -195,7 +197,9 @@ def test_ones_own_text_has_it_as_asked(tokenizer: PreTrainedTokenizerFast) -> No
     asked = [example_of(tokenizer, "a tree", "Which?", add_bos=choice) for choice in (None, True, False)]
     assert [example.begins for example in asked] == [1, 1, 0]
     assert asked[0].prompt_ids == asked[1].prompt_ids == (BOS, *asked[2].prompt_ids)
-    assert ttt.prompt_to_watch(tokenizer, [], TaskConfig(), text="a tree", add_bos=False).begins == 0
+    nothing = Task(train=(), validation=(), test=(), report=report({}), rule=AnswerRule())
+    watched, _ = ttt.prompt_to_watch(tokenizer, nothing, TaskConfig(), text="a tree", add_bos=False)
+    assert watched.begins == 0
 
 
 # -- the explorer --------------------------------------------------------------------------------------------------------

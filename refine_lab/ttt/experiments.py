@@ -91,7 +91,7 @@ def three_ways(
             changes = task_for(config, pasts[seed], prompts, count, asked)
             if config.ttt is not None:
                 changes["ttt"] = _changed(config.ttt, ttt, method)
-            changes["data"] = replace(config.data, **given(add_bos=add_bos))
+            changes["data"] = replace(changes.get("data", config.data), **given(add_bos=add_bos))
             changes |= given(model=model and located_model(of_seed(model, seed)), **others)
             config = replace(config, **changes)
             configs.append(release_updates(config) if recipe.endswith(RELEASE) else config)
