@@ -226,12 +226,17 @@ class TaskConfig(Checked):
     @property
     def form(self) -> str:
         """The form of `source`: `recall`, `ruler`, or `file`."""
-        before, colon, _ = self.source.partition(":")
-        return before if colon and before in ("recall", "ruler") else "file"
+        return _form(self.source)
+
+    @property
+    def asked_form(self) -> str:
+        """The form of the source that the test examples come from."""
+        return _form(self.test_source or self.source)
 
     def settled(self) -> TaskConfig:
-        """The task with its source's own value in place of a `strip_leading` of none, as runs record it."""
-        return self if self.strip_leading is not None else dataclasses.replace(self, strip_leading=self.form == "file")
+        """The task with the value of its test examples' source in place of a `strip_leading` of none, as runs record it."""
+        strip = self.asked_form == "file" if self.strip_leading is None else self.strip_leading
+        return dataclasses.replace(self, strip_leading=strip)
 
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -240,6 +245,11 @@ class TaskConfig(Checked):
             return values
         column = {"answer_column": None} if values.get("answer_column") == "answer" else {}
         return {**values, "lines": "first", "strip_leading": False, **column}
+
+
+def _form(source: str) -> str:
+    before, colon, _ = source.partition(":")
+    return before if colon and before in ("recall", "ruler") else "file"
 
 
 @dataclass(frozen=True, kw_only=True)

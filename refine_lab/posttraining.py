@@ -99,10 +99,11 @@ def release_way(recipe: str, seeds: Sequence[int], **others: Any) -> list[TrainC
 def with_source(task: TaskConfig, source: str | None, **others: Any) -> TaskConfig:
     """A recipe's task on another source, or on its own where that is none, for every folder it is read from.
 
-    Its `answer_tokens` are for the form of its own source: another form has what its longest reference answer needs.
+    Its `answer_tokens` are for test examples of its own form: those of another form have what their longest reference answer
+    needs.
     """
     other = replace(task, source=located_task(source or task.source), **given(**others))
-    return other if other.form == task.form else replace(other, answer_tokens=None)
+    return other if other.asked_form == task.asked_form else replace(other, answer_tokens=None)
 
 
 def located_task(source: str) -> str:

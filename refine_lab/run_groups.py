@@ -72,12 +72,18 @@ def _differences(settings: Sequence[Mapping[str, str]], folders: Sequence[str]) 
     """In words, what each group has that the others do not."""
     names = dict.fromkeys(name for each in settings for name in each)
     differing = [name for name in names if len({each.get(name) for each in settings}) > 1][:MOST_NAMED]
-    said = [", ".join(f"{name.rpartition('.')[2]} {_shown(each.get(name))}" for name in differing) for each in settings]
+    said = [", ".join(f"{_last(name)} {_shown(each.get(name))}" for name in differing) for each in settings]
     if len(set(said)) < len(said):
         dates = [found[0] if (found := _DATE.match(folder)) else folder for folder in folders]
         dates = dates if len(set(dates)) == len(dates) else list(folders)
         said = [", ".join(filter(None, (words, date))) for words, date in zip(said, dates, strict=True)]
     return said
+
+
+def _last(name: str) -> str:
+    """The last part of a flat setting's name; of a source of text that is a path, the file's name."""
+    before, found, source = name.partition("data.sources.")
+    return Path(source).name or source if found and not before else name.rpartition(".")[2]
 
 
 def _shown(value: str | None) -> str:

@@ -135,6 +135,45 @@ def test_a_recall_task_is_inherited_with_its_text(base: Path, tmp_path: Path, mo
     assert config.task.answer_tokens == 4 and config.data == run.config.data
 
 
+def test_a_longer_recall_prompt_is_no_trained_one(base: Path, tmp_path: Path) -> None:
+    task = TaskConfig(source="recall:word-1", train=3, test=2, prompt_tokens=160, answer_tokens=4)
+    run = trained("tiny-deltanet", task, tmp_path / "runs")
+    longer = three_ways("per_prompt", [0], model=str(run.path), prompt_tokens=300, count=3)[-1]
+    assert (longer.task.prompt_tokens, longer.task.test) == (300, 3)
+    _, _, found = loaded(longer)
+    assert len(found.test) == 3 and all(len(example.prompt_ids) > 160 for example in found.test)
+    trained_on = {example.question for example in task_of([run.config]).train}
+    assert not trained_on & {example.question for example in found.test}
+
+
+def test_a_moved_file_of_a_run_is_read_where_it_is(base: Path, tmp_path: Path) -> None:
+    source = squad(tmp_path, [article(title) for title in ("ant", "bee", "cow", "dog")])
+    run = trained(base, TaskConfig(source=f"ruler:{source}", train=6, test=3, prompt_tokens=400), tmp_path / "runs")
+    own = asked(run.path)[0]
+    moved = source.rename(tmp_path / "moved.json")
+    found, said = asked(run.path, f"ruler:{moved}", shared="allow")
+    assert found == own and "changed" not in said
+
+
+def test_what_a_text_begins_with_is_inherited(base: Path, tmp_path: Path) -> None:
+    source = file_of(tmp_path / "train.jsonl", range(9))
+    task = TaskConfig(source=str(source), train=4, test=3, prompt_tokens=60)
+    run = trained(base, task, tmp_path / "runs", data=DataConfig(add_bos=True))
+    config = three_ways("per_prompt", [0], model=str(run.path))[-1]
+    _, _, found = loaded(config)
+    assert config.data.add_bos is True and [example.begins for example in found.test] == [1, 1, 1]
+    assert "changed" not in str(found.report)
+
+
+def test_the_source_of_the_tests_decides_which_prompts_are_the_runs_own(base: Path, tmp_path: Path) -> None:
+    test = file_of(tmp_path / "test.jsonl", range(6, 12))
+    task = TaskConfig(source="recall:word-1", test_source=str(test), train=3, test=3, prompt_tokens=160)
+    run = trained("tiny-deltanet", task, tmp_path / "runs")
+    assert asked(run.path)[0] == questions(6, 7, 8)
+    other = three_ways("per_prompt", [0], model=str(run.path), prompts="recall:word-1", count=2)[-1]
+    assert (other.task.source, other.task.test_source, other.task.test) == ("recall:word-1", None, 2)
+
+
 def test_a_run_with_a_test_file_answers_that_file(base: Path, tmp_path: Path) -> None:
     source, test = file_of(tmp_path / "train.jsonl", range(6)), file_of(tmp_path / "test.jsonl", range(6, 12))
     task = TaskConfig(source=str(source), test_source=str(test), train=4, test=3, prompt_tokens=60)
@@ -173,7 +212,7 @@ def test_of_a_file_the_rows_that_were_trained_on_are_left_out(first: Run, tmp_pa
     found, said = asked(first.path, copied, shared="allow")
     assert found == questions(*range(12))
     assert f"The model of {first.name} was trained on 5 of the 12 prompts to be answered, 'what is 4?'," in said
-    with pytest.raises(ValueError, match=r"was trained on each of the 5 prompts: none is left to be answered"):
+    with pytest.raises(ValueError, match=r"was trained on the questions of all 5 prompts, so that none is left"):
         asked(first.path, file_of(tmp_path / "trained.jsonl", range(4, 9)))
     assert asked(first.path, file_of(tmp_path / "new.jsonl", range(20, 22)))[0] == questions(20, 21)
 
@@ -253,6 +292,16 @@ def test_an_older_run_is_read_from_its_configuration(first: Run, tmp_path: Path)
     assert asked(run, source_of(first))[0] == questions(0, 1, 2, 3, 9, 10, 11)
     (known,) = history_of(str(run)).trained
     assert (known.task.lines, known.task.strip_leading, known.task.answer_column) == ("first", False, None)
+
+
+def test_an_older_run_without_a_record_of_its_prompts_leaves_out_those_that_it_names(
+    first: Run, tmp_path: Path
+) -> None:
+    run = older(first, tmp_path / "old")
+    (run / "inputs.json").unlink()
+    found, said = asked(run, source_of(first))
+    assert found == questions(0, 1, 2, 3, 9, 10, 11) and "trained on have changed since" not in said
+    assert "the run old has no record of its prompts, which may have changed since" in said
 
 
 def test_it_is_said_where_an_older_run_cannot_tell(first: Run, base: Path, tmp_path: Path) -> None:

@@ -264,3 +264,28 @@ def test_a_column_of_answers_that_was_named_must_be_there(loaded: Loaded, tmp_pa
     assert "No prompt to be answered has a reference answer in column 'answer': answers are not scored." in str(
         task.report
     )
+
+
+def test_the_rule_is_that_of_the_source_of_the_tests(tmp_path: Path) -> None:
+    own = str(tmp_path / "own.jsonl")
+    for source, test_source, strip in (
+        ("recall:word-4", own, True),
+        ("ruler:dev.json", own, True),
+        (own, "recall:word-4", False),
+        (own, None, True),
+    ):
+        assert TaskConfig(source=source, test_source=test_source).settled().strip_leading is strip
+    recipe = TaskConfig(source="recall:word-4", answer_tokens=4)
+    assert posttraining.with_source(recipe, None, test_source=own).answer_tokens is None
+    assert posttraining.with_source(recipe, "recall:word-1").answer_tokens == 4
+
+
+def test_it_warns_where_every_reference_has_several_lines(tmp_path: Path, loaded: Loaded) -> None:
+    answers = ("one\ntwo", ["one", "a\nb"])
+    path = jsonl(tmp_path / "lines.jsonl", [{"prompt": f"Question: {n}?", "answer": x} for n, x in enumerate(answers)])
+    sentence = "Every reference answer of 1 of 2 prompts has several lines; an answer is one"
+    with pytest.warns(UserWarning, match=f"{sentence}: set lines to 'all'"):
+        assert sentence in str(load(path, loaded[1]).report)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sentence not in str(load(path, loaded[1], lines="all").report)

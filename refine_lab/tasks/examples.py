@@ -16,7 +16,7 @@ from refine_lab.tasks.files import ANSWERS, file_splits
 from refine_lab.tasks.prompts import Example
 from refine_lab.tasks.recall import recall_splits
 from refine_lab.tasks.ruler_qa import ruler_splits
-from refine_lab.tasks.rules import AnswerRule, answer_rule, too_long
+from refine_lab.tasks.rules import AnswerRule, answer_rule, several_lines, too_long
 from refine_lab.tasks.splits import Report, Splits, quoted, report
 from refine_lab.tasks.trained import UNTRAINED, History
 
@@ -65,11 +65,12 @@ def load_task(
     rule = answer_rule(config, tokenizer, asked)
     every = [example for part in splits.examples.values() for example in part]
     notes = [*splits.notes, *filter(None, [beginning_told(tokenizer, data.add_bos)])]
+    asked = [*splits.examples["test"]] if leave_out else asked  # whoever leaves out answers no validation example
     notes += [*_answer_notes(config, rule, tokenizer, asked), *past.notes(config, every)]
     splits = _without(splits, skipped)
     repeated = [] if leave_out and config.shared == "refuse" else [e for e in asked if past.holds(e)]
     if repeated:
-        questions = quoted([example.question or example.name for example in repeated])
+        questions = quoted([*dict.fromkeys(example.question or example.name for example in repeated)])
         found = f"{past.names} was trained on {len(repeated)} of the {len(asked)} prompts to be answered, {questions}"
         if config.shared == "refuse":
             raise ValueError(f"{config.source!r}: {found}; only TaskConfig.shared 'allow' accepts that")
@@ -130,7 +131,10 @@ def _without(splits: Splits, skipped: History) -> Splits:
     left = [example for example in test if not skipped.holds(example)]
     trained = splits.trained + len(test) - len(left)
     if trained and not left:
-        raise ValueError(f"{skipped.names} was trained on each of the {trained} prompts: none is left to be answered")
+        raise ValueError(
+            f"{skipped.names} was trained on the questions of all {trained} prompts, so that none is left to be answered; only "
+            "TaskConfig.shared 'allow' answers them"
+        )
     return replace(splits, examples={**splits.examples, "test": left}, trained=trained)
 
 
@@ -144,7 +148,7 @@ def _answer_notes(
     why = ", as the longest reference answer needs" if scored and config.answer_tokens is None else ""
     yield f"An answer has at most {rule.max_tokens} token{'s' * (rule.max_tokens > 1)}{why}."
     bare, column = len(asked) - len(scored), ""
-    if config.form == "file":
+    if config.asked_form == "file":
         column = f" in column {config.answer_column or ANSWERS!r}"
     if not scored:
         yield f"No prompt to be answered has a reference answer{column}: answers are not scored."
@@ -153,4 +157,8 @@ def _answer_notes(
     if cut := too_long(rule, tokenizer, scored):
         sentence = f"No reference answer of {cut} of {len(scored)} prompts fits into {rule.max_tokens} tokens"
         warnings.warn(f"{sentence}: raise answer_tokens", stacklevel=3)
+        yield f"{sentence}."
+    if several := several_lines(rule, scored):
+        sentence = f"Every reference answer of {several} of {len(scored)} prompts has several lines; an answer is one"
+        warnings.warn(f"{sentence}: set lines to 'all'", stacklevel=3)
         yield f"{sentence}."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,9 @@ def _made_again(run: Run, folder: Path) -> History:
         reason = f"the prompts that the run {run.name} was trained on have changed since"
     except (OSError, ValueError) as error:
         there, reason = None, f"the prompts that the run {run.name} was trained on cannot be loaded: {error}"
+    if there is not None and kept is None:
+        unsure = f"the run {run.name} has no record of its prompts, which may have changed since"
+        return replace(there, unknown=(unsure, *there.unknown))
     if there is not None and there.trained[0].prompts_digest == kept:
         return there
     lost = Trained(

@@ -76,6 +76,11 @@ def too_long(rule: AnswerRule, tokenizer: PreTrainedTokenizerBase, examples: Seq
     return sum(tokens > rule.max_tokens for tokens in shortest)
 
 
+def several_lines(rule: AnswerRule, examples: Sequence[Example]) -> int:
+    """How many examples have reference answers that `rule` would all cut, so that no answer can equal one."""
+    return sum(bool(e.answers) and all(rule.cut(text) != text.strip() for text in e.answers) for e in examples)
+
+
 def reference_tokens(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The number of tokens of each different reference answer, without the end-of-text token."""
     texts = dict.fromkeys(text.strip() for text in example.answers)

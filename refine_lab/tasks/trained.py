@@ -29,19 +29,23 @@ class Trained:
     "`row_key` of every example it trained on."
 
     def same_source(self, source: str) -> bool:
-        """Whether `source` is the task's source: the same text, or a `ruler:FILE` of the same content."""
-        if source == self.task.source:
+        """Whether the run's test prompts come from `source`: the same text, or a `ruler:FILE` of the same content."""
+        if source == (self.task.test_source or self.task.source):
             return True
+        if self.task.test_source is not None:
+            return False
         other = replace(self.task, source=source)
         return self.task.form == other.form == "ruler" and source_digest(other) == self.source_digest is not None
 
     def same_splits(self, task: TaskConfig) -> bool:
         """Whether `task` has this run's examples: it differs in how answers are written at most."""
-        other = replace(task, **{name: getattr(self.task, name) for name in ANSWER_FIELDS})
-        return other == self.task
+        own = {name: getattr(self.task, name) for name in (*FREE_FIELDS, "source")}
+        return replace(task, **own) == self.task and (task.source == self.task.source or self.same_source(task.source))
 
 
 ANSWER_FIELDS = ("answer_tokens", "lines", "strip_leading")
+"""Fields of `TaskConfig` that say how an answer is written."""
+FREE_FIELDS = (*ANSWER_FIELDS, "shared")
 """Fields of `TaskConfig` that change no example and no split."""
 
 
@@ -71,7 +75,7 @@ class History:
         own = next((each for each in self.trained if each.same_splits(task)), None)
         if own is not None and own.prompts_digest not in (None, prompts_digest(examples)):
             yield f"The prompts have changed since {own.run} was trained on them: these are not its test prompts."
-        if self.unknown and task.form != "recall":
+        if self.unknown and task.asked_form != "recall":
             yield f"It is not known whether the model was trained on any of these prompts: {'; '.join(self.unknown)}."
 
     def matches(self, other: History) -> bool:

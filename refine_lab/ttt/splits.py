@@ -11,11 +11,11 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from refine_lab.config import require
+from refine_lab.config import TaskConfig, require
 from refine_lab.experiments import located_model
 from refine_lab.posttraining import located_task, with_source
 from refine_lab.tasks.history import history_of
-from refine_lab.tasks.trained import ANSWER_FIELDS, UNTRAINED, History, Trained
+from refine_lab.tasks.trained import FREE_FIELDS, UNTRAINED, History, Trained
 from refine_lab.ttt.config import TTTRunConfig
 
 SEED = "{seed}"
@@ -66,12 +66,20 @@ def task_for(
     """
     run = _run_with_task(past, prompts)
     if run is not None:
-        _refuse_changes(run, asked)
-        answers = {name: asked[name] for name in ANSWER_FIELDS if name in asked}
-        return {"task": replace(run.task, **answers).settled(), "data": run.data, "count": count}
+        task = run.task if prompts is None else replace(run.task, **_renamed(run.task, located_task(prompts)))
+        if task.asked_form == "recall":  # no recall example for tests has a key of one to train on, whatever its length
+            task = replace(task, test=max(count or 0, task.test or 0))
+        else:
+            _refuse_changes(run, asked)
+        return {"task": replace(task, **asked).settled(), "data": run.data, "count": count}
     number = config.task.test if count is None and not prompts else count
     task = with_source(config.task, prompts)
     return {"task": replace(task, **asked, test=number).settled()}
+
+
+def _renamed(task: TaskConfig, source: str) -> dict[str, str]:
+    """The field of `task` that its test examples come from, with the path that is asked for: the file may have moved."""
+    return {"source" if task.test_source is None else "test_source": source}
 
 
 def _run_with_task(past: History, prompts: str | None) -> Trained | None:
@@ -79,13 +87,13 @@ def _run_with_task(past: History, prompts: str | None) -> Trained | None:
     if prompts is None:
         return next(iter(past.trained), None)
     source = located_task(prompts)
-    divided = (each for each in past.trained if each.task.form != "file")
+    divided = (each for each in past.trained if each.task.asked_form != "file")
     return next((each for each in divided if each.same_source(source)), None)
 
 
 def _refuse_changes(run: Trained, asked: Mapping[str, Any]) -> None:
     for name, value in asked.items():
         own = getattr(run.task, name)
-        if name not in ANSWER_FIELDS:
+        if name not in FREE_FIELDS:
             reason = f"none or {own!r}, as in the run {run.run}, whose test prompts are answered"
             require(value == own, name, value, reason)
