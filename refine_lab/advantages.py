@@ -46,9 +46,10 @@ def advantages(
     if groups.shape[1] == 1:
         return torch.zeros_like(rewards)
     spread = groups.amax(1, keepdim=True) - groups.amin(1, keepdim=True)
-    varied = spread > ROUNDING * torch.finfo(rewards.dtype).eps * groups.abs().amax(1, keepdim=True)
+    equal = spread <= ROUNDING * torch.finfo(rewards.dtype).eps * groups.abs().amax(1, keepdim=True)
+    equal &= spread.isfinite()  # a reward that is not finite stays visible
     # Distances from a member, not the rewards themselves: where all are equal they are 0, and no mean can round.
     groups = groups - groups[:, :1]
     centred = groups - groups.mean(1, keepdim=True)
     standardised = centred / (groups.std(1, keepdim=True) + EPS)
-    return torch.where(varied, standardised, 0).flatten().to(rewards.dtype)
+    return torch.where(equal, 0, standardised).flatten().to(rewards.dtype)

@@ -91,3 +91,8 @@ def test_rewards_that_are_no_whole_rows_are_refused():
 
 def test_no_gradient_passes():
     assert not advantages(torch.rand(8, requires_grad=True), 8, 1, "sequence").requires_grad
+
+
+def test_a_reward_that_is_not_finite_is_not_hidden():
+    for wrong in (float("nan"), float("inf")):
+        assert advantages(torch.tensor([0.0, wrong, 0.0, 1.0]), 4, 1, "sequence").isnan().any()

@@ -19,6 +19,7 @@ from refine_lab.config import RefineConfig, TrainConfig
 from refine_lab.draws import Draws
 from refine_lab.models import FastWeightLM
 from refine_lab.models.head import Head, WrappedHead
+from refine_lab.models.recompute import recompute
 from refine_lab.ops.head import HEAD_ROWS
 from refine_lab.optim import make_optimizers
 from refine_lab.rewards import REWARDS
@@ -140,13 +141,13 @@ def test_a_bias_on_the_head_is_trained(policy):
     assert same(gradients(loss, policy), gradients(own_loss(policy, tokens), policy))
 
 
-def with_lora(policy: FastWeightLM):
+def with_lora(policy: FastWeightLM, dropout: float = 0.0):
     from peft import LoraConfig, get_peft_model
 
     linear = [name for name, module in policy.named_modules() if isinstance(module, nn.Linear)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights that are tied, of mixtures of experts
-        model = get_peft_model(policy, LoraConfig(r=3, lora_alpha=9, target_modules=linear))
+        model = get_peft_model(policy, LoraConfig(r=3, lora_alpha=9, lora_dropout=dropout, target_modules=linear))
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_B" in name:  # zeros at first, which would hide what is left out
@@ -164,6 +165,15 @@ def test_lora_on_every_linear_layer_and_on_the_head_trains_its_own_logits(policy
     assert any("lm_head.lora_A" in name for name in found)
     written = model.generate(input_ids=tokens, max_new_tokens=3, do_sample=False, eos_token_id=None)
     assert written[0, 20] == model(tokens).logits[0, -1].argmax()
+
+
+def test_checkpointing_drops_the_same_twice(deltanet):
+    model, tokens, found = with_lora(deltanet, dropout=0.3).train(), tokens_of(2, 20), []
+    for part in ("none", "blocks"):
+        recompute(deltanet, part)
+        torch.manual_seed(1)
+        found.append(gradients(model(tokens, labels=tokens).loss, model))
+    assert same(*found)
 
 
 def test_a_refine_step_trains_the_lora_that_its_own_logits_have(deltanet):
@@ -187,9 +197,7 @@ def test_a_refine_step_trains_the_lora_that_its_own_logits_have(deltanet):
 
 def test_a_wrapped_head_gives_the_statistics_of_a_plain_one():
     plain = Head(6, 11, dtype=torch.float64)
-    around = nn.Sequential(plain)
-    around.out_features = plain.out_features
-    wrapped = WrappedHead(around)
+    wrapped = WrappedHead(nn.Sequential(plain), 11)
     hidden = torch.randn(2, HEAD_ROWS // 2 + 3, 6, dtype=torch.float64, requires_grad=True)
     ids = torch.randint(11, hidden.shape[:2])
     weights = torch.randn(2, *ids.shape, dtype=torch.float64)

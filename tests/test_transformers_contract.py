@@ -108,6 +108,17 @@ def test_reading_on_from_a_state_takes_pads_on_either_side(policy):
     later = policy(rest, attention_mask=rest_mask, past_key_values=first.past_key_values)
     real = mask[:, 11:].bool()
     assert torch.allclose(later.logits[real], whole.logits[:, 11:][real], atol=1e-10)
+    labels = rest.masked_fill(
+        mask[:, 11:] == 0, -100
+    )  # what precedes a row's first token of the call is not in the call
+    given = dict(attention_mask=rest_mask, past_key_values=first.past_key_values, labels=labels)
+    losses = [
+        -whole.logits[row, :-1].log_softmax(-1).gather(-1, tokens[row, 1:, None])[i, 0]
+        for row in range(3)
+        for i in range(11, 19)
+        if mask[row, i] and mask[row, i + 1]
+    ]
+    assert policy(rest, **given).loss.item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-10)
 
 
 # -- what a call may hold ------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def rollouts_at(
             _block(policy, trace, position, _uniforms(seed, position, first, k), temperature)
             for first in range(0, n, BLOCK)
         ]
-        rollout_ids, logprobs, hidden_states = (torch.cat(parts).cpu() for parts in zip(*blocks, strict=True))
+        rollout_ids, logprobs, hidden_states = (torch.cat(parts)[:n].cpu() for parts in zip(*blocks, strict=True))
         ids, after = torch.from_numpy(reading.token_ids).long(), slice(position + 1, position + 1 + k)
         found.append(
             PrefixRollouts(

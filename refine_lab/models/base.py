@@ -71,7 +71,9 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
     @property
     def head(self) -> Head | WrappedHead:
         """The module that turns final hidden states into logits or, given ids, into `TokenStats`; see `Head.forward`."""
-        return self.lm_head if isinstance(self.lm_head, Head) else WrappedHead(self.lm_head)
+        if isinstance(self.lm_head, Head):
+            return self.lm_head
+        return WrappedHead(self.lm_head, self.config.get_text_config().vocab_size)
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """transformers' setter: a plain linear layer, such as a resized head, becomes a `Head`."""
@@ -104,8 +106,8 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         """transformers' forward; `past_key_values` takes and returns a `State`.
 
         Pads (`attention_mask` 0) may stand anywhere in a row and enter nothing: a pad's outputs are those of the last token
-        before it. `hidden_states` holds layers + 1 tensors, the last after the final norm. `logits_to_keep` is a number of
-        last columns (0: all) or the columns themselves.
+        of the call before it, or of the row's first one where none is. `hidden_states` holds layers + 1 tensors, the last
+        after the final norm. `logits_to_keep` is a number of last columns (0: all) or the columns themselves.
 
         The loss is the mean over the labels that are not -100 and have a token before them in their row; with
         `num_items_in_batch`, transformers' count of the labels of a whole update, their sum over that number.
@@ -131,7 +133,7 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         if isinstance(logits_to_keep, int) and logits_to_keep < 0:
             raise ValueError(f"logits_to_keep must be 0 or more, got {logits_to_keep}")
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        preceded = packing.real.cumsum(-1) > 0 if past_key_values is None else torch.ones_like(packing.real)
+        preceded = packing.real.cumsum(-1) > 0
         result = CausalLMOutputWithPast(
             loss=None if labels is None else self._loss(hidden_states, labels, preceded, num_items_in_batch),
             logits=self.head(hidden_states[:, kept]),

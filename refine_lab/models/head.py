@@ -50,10 +50,10 @@ class Head(nn.Linear):
 class WrappedHead(nn.Module):
     """Called as a `Head` is, around any module that gives logits, such as a linear layer that PEFT has wrapped."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, vocabulary: int) -> None:
         super().__init__()
         self.module = module
-        self.out_features: int = module.out_features  # PEFT's layers have it, as linear ones do
+        self.out_features: int = getattr(module, "out_features", vocabulary)  # most of PEFT's layers have it
 
     def forward(
         self,

@@ -68,5 +68,5 @@ def _run_again(module: nn.Module, *arguments: Any, **named: Any) -> Any:
     forward = vars(module)["forward_once"]
     if not torch.is_grad_enabled():
         return forward(*arguments, **named)
-    # nothing here is random: no state of a generator need be kept
-    return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
+    # our own layers draw nothing; a dropout that PEFT has put around one must drop the same the second time
+    return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=module.training, **named)
