@@ -164,7 +164,7 @@ def stage_runs(stages: Sequence[TrainConfig], folder: Path) -> list[Run]:
 
     The newest run in `folder` with a stage's configuration is taken up again; where there is none, one is made.
 
-    Raises ValueError where the text of one that is taken up has changed since it began.
+    Raises ValueError where the text of a resumed run has changed since the run began.
     """
     check_inputs(stages)
     manifest = manifest_of(stages[0].model)

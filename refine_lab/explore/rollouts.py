@@ -84,12 +84,11 @@ def rollouts_at(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> list[PrefixRollouts]:
-    """At least `n` rollouts of `k` tokens from each position, out of a reading and its trace (see `read_document`).
+    """`n` rollouts of `k` tokens from each position, out of a reading and its trace (see `read_document`).
 
     A rollout depends on the document, the seed, the temperature, its position and its own number alone, bit for bit. It does
-    not depend on n, k or the other positions: each position's rollouts are made `BLOCK` at a time, token by token, and all of
-    a block that is begun are returned. Raises ValueError for a position without k tokens behind it, and for n, k or a
-    temperature that cannot be.
+    not depend on n, k or the other positions: each position's rollouts are made `BLOCK` at a time, token by token. Raises
+    ValueError for a position without k tokens behind it, and for n, k or a temperature that cannot be.
     """
     require(n >= 1, "n", n, "at least 1")
     require(k >= 1, "k", k, "at least 1")
