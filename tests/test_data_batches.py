@@ -187,23 +187,18 @@ def test_a_batch_is_the_same_in_every_order_of_steps(tokenizer: PreTrainedTokeni
         assert torch.equal(batch.tokens, alone.tokens) and batch.sequence_ids == alone.sequence_ids
 
 
-def fastest(data: SequenceData, step: int, batch_size: int) -> float:
-    """Seconds of the second of two consecutive calls, the best of twenty: other processes share the machine."""
-    data.batch(step, batch_size)
-    seconds = []
-    for further in range(1, 21):
-        began = time.perf_counter()
-        data.batch(step + further, batch_size)
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
-
-
 def test_a_batch_costs_at_step_100_000_what_the_first_costs(tokenizer: PreTrainedTokenizerFast) -> None:
-    data = SequenceData(PLAIN, tokenizer, seed=0)
-    early, late = fastest(data, 0, 32), fastest(data, 100_000, 32)
-    assert late < 3 * early, (
-        f"{1000 * late:.2f} ms against {1000 * early:.2f} ms"
-    )  # measured: 1.0; without a place kept: 400
+    """The second of two consecutive calls, early and late by turns, the best of twenty: other processes share the machine."""
+    runs = {step: SequenceData(PLAIN, tokenizer, seed=0) for step in (0, 100_000)}
+    for step, data in runs.items():
+        data.batch(step, 32)
+    fastest = dict.fromkeys(runs, float("inf"))
+    for further in range(1, 21):
+        for step, data in runs.items():
+            began = time.perf_counter()
+            data.batch(step + further, 32)
+            fastest[step] = min(fastest[step], time.perf_counter() - began)
+    assert fastest[100_000] <= 1.5 * fastest[0], fastest  # measured: 1.0 to 1.1; without a place kept: 400
 
 
 def test_the_pass_over_earlier_rows_needs_little_memory(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -245,3 +245,20 @@ def test_without_states_no_layer_keeps_what_they_are_made_of(name, part):
     with torch.no_grad():
         next_token(policy, batch)
     assert counts == [0] * len(policy.model.layers)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_blocks_that_run_again_in_the_backward_keep_no_states_either(name):
+    """The backward runs outside `hidden_states_only`: what the forward was asked must hold there too."""
+    policy, batch, counts = make(name), make_batch(), []
+    recompute(policy, "blocks")
+    for layer in policy.model.layers:
+        layer.mlp.register_forward_pre_hook(
+            lambda *_: counts.append(sum(type(x) in (ChunkedStates, ChunkStates) for x in gc.get_objects()))
+        )
+    gc.collect()
+    with hidden_states_only():
+        hidden_states = policy.read(batch.tokens, batch.lengths).hidden_states
+    hidden_states.sum().backward()
+    assert len(counts) == 2 * len(policy.model.layers)
+    assert max(counts) <= 1, counts  # that of the layer which runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,18 @@ def collate(side: str):
     return pad
 
 
-def trained(policy: FastWeightLM, folder: Path, batch: int, accumulation: int, side: str, **settings) -> float:
+def first_unlabelled(collated: Callable[[list[dict[str, Tensor]]], dict[str, Tensor]]):
+    """The same batches with the label of each row's first token -100, as the warning on left pads advises."""
+
+    def pad(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        batch = collated(rows)
+        first = batch["attention_mask"].cumsum(-1) * batch["attention_mask"] == 1
+        return batch | {"labels": batch["labels"].masked_fill(first, -100)}
+
+    return pad
+
+
+def trained(policy: FastWeightLM, folder: Path, batch: int, accumulation: int, collator, **settings) -> float:
     """Three updates of four rows each by SGD; the mean training loss, in float64 (Trainer adds it up in float32)."""
     settings |= dict(per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, max_steps=3)
     settings |= dict(optim="sgd", learning_rate=0.1, lr_scheduler_type="constant", max_grad_norm=0.0, use_cpu=True)
@@ -73,7 +85,7 @@ def trained(policy: FastWeightLM, folder: Path, batch: int, accumulation: int, s
     arguments = TrainingArguments(str(folder), **settings)
     losses: list[float] = []
     hook = policy.register_forward_hook(lambda *call: losses.append(call[2].loss.item()))
-    Trainer(policy, arguments, train_dataset=rows, data_collator=collate(side)).train()
+    Trainer(policy, arguments, train_dataset=rows, data_collator=collator).train()
     hook.remove()
     assert len(losses) == 12 // batch
     return sum(losses) / 3
@@ -82,14 +94,27 @@ def trained(policy: FastWeightLM, folder: Path, batch: int, accumulation: int, s
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_accumulating_four_rows_is_training_on_them_at_once(policy, tmp_path, side):
     start = {name: x.clone() for name, x in policy.state_dict().items()}
-    at_once = trained(policy, tmp_path, 4, 1, side)
+    at_once = trained(policy, tmp_path, 4, 1, collate(side))
     once = {name: x.clone() for name, x in policy.state_dict().items()}
     policy.load_state_dict(start)
-    one_by_one = trained(policy, tmp_path, 1, 4, side)
+    one_by_one = trained(policy, tmp_path, 1, 4, collate(side))
     assert one_by_one == pytest.approx(at_once, abs=1e-8)
     for name, x in policy.state_dict().items():
         assert torch.allclose(x, once[name], rtol=0, atol=1e-8), name
     assert not all(torch.equal(x, start[name]) for name, x in once.items())
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_accumulating_two_by_two_is_training_on_four_at_once(deltanet, tmp_path, side):
+    """With pads on the left only where no row's first token has a label: transformers counts that one, a pad before it."""
+    collator = first_unlabelled(collate(side)) if side == "left" else collate(side)
+    start = {name: x.clone() for name, x in deltanet.state_dict().items()}
+    at_once = trained(deltanet, tmp_path, 4, 1, collator)
+    once = {name: x.clone() for name, x in deltanet.state_dict().items()}
+    deltanet.load_state_dict(start)
+    assert trained(deltanet, tmp_path, 2, 2, collator) == pytest.approx(at_once, abs=1e-8)
+    for name, x in deltanet.state_dict().items():
+        assert torch.allclose(x, once[name], rtol=0, atol=1e-8), name
 
 
 @torch.no_grad()
@@ -108,9 +133,9 @@ def test_num_items_in_batch_divides_the_sum_over_an_update(policy):
 
 def test_trainer_switches_checkpointing_on(deltanet, tmp_path):
     plain = {name: x.clone() for name, x in deltanet.state_dict().items()}
-    expected = trained(deltanet, tmp_path, 4, 1, "right")
+    expected = trained(deltanet, tmp_path, 4, 1, collate("right"))
     deltanet.load_state_dict(plain)
-    assert trained(deltanet, tmp_path, 4, 1, "right", **{SWITCH: True}) == pytest.approx(expected, abs=1e-10)
+    assert trained(deltanet, tmp_path, 4, 1, collate("right"), **{SWITCH: True}) == pytest.approx(expected, abs=1e-10)
     assert deltanet.is_gradient_checkpointing
 
 

@@ -62,6 +62,7 @@ class Reading:
 
     def __init__(self, state: State | None, inputs_embeds: Float[Tensor, "B T D"]) -> None:
         self.state, self.width = state, inputs_embeds.shape[1]
+        self.states_kept = keeps_states()  # bound here: blocks that run again in the backward do so outside the context
         self.grouping: Grouping | None = None
         self.mask: Bool[Tensor, "S 1 _ _"] | None = None
         self._layers: dict[int, Callable[[Tensor], Parts]] = {}
@@ -84,7 +85,7 @@ class Reading:
         self, layer: int, state_at: Callable[[Tensor], Parts], shared: Callable[[Tensor], Parts] | None = None
     ) -> None:
         """Keep the functions that give a layer's own and shared tensors, unless readings keep no states."""
-        if keeps_states():
+        if self.states_kept:
             self._layers[layer] = state_at
             if shared is not None:
                 self._shared[layer] = shared

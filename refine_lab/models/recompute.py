@@ -6,7 +6,7 @@
 
 Gradients are the same to the last bit where the arithmetic is. `Trace.state_at` stays exact: it is made of the tensors
 of the first run, which stand in the trace as they stood, and whose gradients run back into the block as ever. A block
-must be a function of its arguments alone: a family whose blocks change a cache in place has `RECOMPUTABLE` of `("mlp",)`.
+must be a function of its arguments alone: a family whose blocks are not sets `RECOMPUTABLE` to `("mlp",)`.
 """
 
 from __future__ import annotations
