@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from refine_lab.environment import environment
+from refine_lab.runs.environment import environment
 
 REPEATS = ("--repeats", {"type": int, "default": None, "help": "rounds that medians are taken over"})
 

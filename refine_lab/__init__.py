@@ -3,7 +3,7 @@
 The method in its order: `selection`, `rollout`, `rewards`, `advantages`, `losses`, `step`; `nested` and `ttt`
 run that step in post-training and at test time. Around it: `types` and `config`
 (the vocabulary), `recipes` (the paper's numbers), `models` and `ops` (fast weights as a value), `data`, `draws` (keyed
-random numbers), `train` and `launch` (a run as a process), `records` (a run as data frames), `evaluation`,
+random numbers), `runs` (a run as a directory and a process), `training` (what that process does), `evaluation`,
 `parity` (the gate that a model passes before it is trained).
 
 The names below are imported when they are first asked for: who starts a run or reads its records does not load torch.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from refine_lab.config import DataConfig, RefineConfig, TrainConfig
     from refine_lab.models import FastWeightLM, State, Trace, load_model
     from refine_lab.parity import parity
-    from refine_lab.records import Run, list_runs
+    from refine_lab.runs.run import Run, list_runs
     from refine_lab.types import Batch, Rollouts
 
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
 _HOMES = {
     "config": ("DataConfig", "RefineConfig", "TrainConfig"),
     "models": ("FastWeightLM", "State", "Trace", "load_model"),
-    "records": ("Run", "list_runs"),
+    "runs.run": ("Run", "list_runs"),
     "types": ("Batch", "Rollouts"),
 }
 

@@ -19,8 +19,8 @@ C = TypeVar("C")
 RELEASE = "_release_updates"
 """Ends the names of the recipes with the updates of the paper's release, SFT's fewer than REFINE's."""
 
-FORMAT_VERSION = 1
-"""Of `config.json`; raised whenever an old file would be read differently."""
+FORMAT_VERSION = 2
+"""Of `config.json`; version 1, which lacks `kind`, is still read."""
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
@@ -304,6 +304,8 @@ class TrainConfig(Checked):
     "What the backward computes again to save memory: nothing, the feed-forward parts, or every block as a whole."
     threads: int = 0
     "CPU threads; 0 leaves torch's choice."
+    kind: Literal["train"] = "train"
+    "Tells this configuration from that of a run of test-time training."
 
     def check(self) -> None:
         self._at_least(1, "batch_size", "mini_batch_size", "micro_batch_size", "eval_every", "checkpoint_every")
@@ -371,7 +373,7 @@ def from_json(text: str, name: str = "config.json", kind: type[C] = TrainConfig)
         raise ValueError(f"{name} is not JSON: {error}") from error
     require(isinstance(values, dict), name, values, "a JSON object")
     version = values.pop("format_version", None)
-    require(version == FORMAT_VERSION, f"format_version of {name}", version, f"{FORMAT_VERSION}, the one read here")
+    require(version in (1, FORMAT_VERSION), f"format_version of {name}", version, f"1 or {FORMAT_VERSION}")
     return _build(kind, values)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from refine_lab.config import RefineConfig, TrainConfig, require, to_json
+from refine_lab.config import RefineConfig, TrainConfig, require
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.recall import parse_kind
 from refine_lab.data.sources import documents
 from refine_lab.data.tokenizer import beginning_told
 from refine_lab.draws import Draws
 from refine_lab.evaluation import EVALUATION_SEED, RECALL_KINDS, fixed_targets, held_out_measures, recall_documents
-from refine_lab.inputs import changes, refuse_changes, text_digests, text_inputs
+from refine_lab.inputs import new_run, refuse_changes, resume_or_create, text_digests, text_inputs
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.hub import own_folder, shipped
 from refine_lab.models.loading import load_model, load_tokenizer, manifest_of, prepared, resolve
@@ -28,12 +28,11 @@ from refine_lab.models.state import hidden_states_only
 from refine_lab.ops.precision import autocast
 from refine_lab.recipes import curriculum
 from refine_lab.recipes import recipe as named_recipe
-from refine_lab.records import Run, RunWriter, list_runs, runs_dir
 from refine_lab.rewards import reward_function, reward_source
 from refine_lab.run_groups import experiment_arms, flat_settings
+from refine_lab.runs.run import Run, runs_dir
 from refine_lab.selection import select_positions, selection_probabilities, shift, smooth
 from refine_lab.step import next_token_stats
-from refine_lab.ttt.records import TTTRun
 from refine_lab.types import RewardFunction
 
 Reward = RewardFunction | str | None
@@ -136,7 +135,7 @@ def batch_sizes(config: TrainConfig, batch_size: int | None) -> dict[str, int]:
 
 
 def runs_folder(output: str | None) -> Path:
-    """Where a notebook's runs go: `output`, or what `records.runs_dir` finds.
+    """Where a notebook's runs go: `output`, or what `runs.run.runs_dir` finds.
 
     Raises ValueError for a relative path or a file.
     """
@@ -156,13 +155,15 @@ def create_runs(configs: Sequence[TrainConfig], folder: Path, reward: Reward = N
     check_inputs(configs)
     source = reward_source(reward) if callable(reward) else None
     inputs = [text_inputs(config.model, config.data, manifest_of(config.model)) for config in configs]
-    return [_create(config, folder, source, begun) for config, begun in zip(configs, inputs, strict=True)]
+    own = [source if config.method is not None and config.method.reward == "custom" else None for config in configs]
+    whole = zip(configs, own, inputs, strict=True)
+    return [new_run(config, folder, reward_source=kept, inputs=begun) for config, kept, begun in whole]
 
 
 def stage_runs(stages: Sequence[TrainConfig], folder: Path) -> list[Run]:
     """The runs of a curriculum, each of which starts from the last checkpoint of the one before.
 
-    The newest run in `folder` with a stage's configuration is taken up again; where there is none, one is made.
+    The newest run in `folder` with a stage's configuration is resumed; where there is none, one is made.
 
     Raises ValueError where the text of a resumed run has changed since the run began.
     """
@@ -171,35 +172,9 @@ def stage_runs(stages: Sequence[TrainConfig], folder: Path) -> list[Run]:
     runs: list[Run] = []
     for stage in stages:
         config = replace(stage, model=str(runs[-1].path)) if runs else stage
-        runs += _found_or_made([config], folder)
+        runs += resume_or_create([config], folder)
         refuse_changes(runs[-1], {"texts": text_digests(stage.data, manifest)})  # its model may have no checkpoint yet
     return runs
-
-
-def taken_up(configs: Sequence[TrainConfig], folder: Path, inputs: Mapping[str, Any] | None = None) -> list[Run]:
-    """For each configuration the newest run in `folder` that has it, finished or not; where there is none, one is made.
-
-    With `inputs`, of `refine_lab.inputs.inputs_of`: that was also begun with them.
-    """
-    check_inputs(configs)
-    return _found_or_made(configs, folder, inputs)
-
-
-def _found_or_made(configs: Sequence[TrainConfig], folder: Path, inputs: Mapping[str, Any] | None = None) -> list[Run]:
-    there, wanted = list_runs(folder) if folder.is_dir() else [], {to_json(config) for config in configs}
-    there = [run for run in there if to_json(run.config) in wanted]
-    if inputs is not None:
-        there = [run for run in there if run.inputs and not changes(run.inputs, inputs, run.config)]
-    found = {to_json(run.config): run for run in there}  # the newest last
-    return [found.get(to_json(config)) or _create(config, folder, inputs=inputs) for config in configs]
-
-
-def _create(
-    config: TrainConfig, folder: Path, reward: str | None = None, inputs: Mapping[str, Any] | None = None
-) -> Run:
-    own = reward if config.method is not None and config.method.reward == "custom" else None
-    with RunWriter.create(config, folder, reward_source=own, inputs=inputs) as writer:
-        return writer.run
 
 
 def check_inputs(configs: Sequence[TrainConfig]) -> None:
@@ -220,7 +195,7 @@ def check_inputs(configs: Sequence[TrainConfig]) -> None:
         print(told)
 
 
-def config_differences(runs: Iterable[Run | TTTRun]) -> pd.DataFrame:
+def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
     """The settings in which runs differ: a row a setting, a column a run, all texts; "–" where one has none.
 
     Of a group that some runs have none of, such as SFT of `method`, one row says who has it ("given"); its own settings are

@@ -9,21 +9,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from refine_lab.config import DataConfig
+from refine_lab.config import DataConfig, TrainConfig, to_json
 from refine_lab.data.corpus import Manifest
 from refine_lab.data.sources import source_digests
 from refine_lab.files import digest
 from refine_lab.models.hub import TOKENIZER_FILES, Place, locate
-from refine_lab.records import Run
-from refine_lab.run_files import write_inputs
+from refine_lab.runs.files import write_inputs
+from refine_lab.runs.run import Run, list_runs
+from refine_lab.runs.writer import RunWriter
 from refine_lab.tasks.prompts import Example, prompts_digest
-
-if TYPE_CHECKING:
-    from refine_lab.ttt.records import TTTRun
+from refine_lab.ttt.config import TTTRunConfig
 
 
 def inputs_of(model: str, examples: Iterable[Example]) -> dict[str, Any]:
@@ -127,7 +126,38 @@ def settle(run: Run, now: Mapping[str, Any]) -> None:
         write_inputs(run.path, whole)
 
 
-def refuse_changes(run: Run | TTTRun, now: Mapping[str, Any]) -> None:
+def resume_or_create(
+    configs: Sequence[TrainConfig | TTTRunConfig],
+    folder: Path,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    fresh: bool = False,
+) -> list[Run]:
+    """For each configuration the newest run in `folder` that has it, finished or not; where there is none, a new one.
+
+    With `inputs` (see `inputs_of`), only runs that were begun with the same ones count. `fresh`: new runs only.
+    """
+    wanted = {to_json(config) for config in configs}
+    there = [] if fresh else [run for run in list_runs(folder) if to_json(run.config) in wanted]
+    if inputs is not None:
+        there = [run for run in there if run.inputs and not changes(run.inputs, inputs, run.config)]
+    found = {to_json(run.config): run for run in there}  # the newest last
+    return [found.get(to_json(config)) or new_run(config, folder, inputs=inputs) for config in configs]
+
+
+def new_run(
+    config: TrainConfig | TTTRunConfig,
+    folder: Path,
+    *,
+    reward_source: str | None = None,
+    inputs: Mapping[str, Any] | None = None,
+) -> Run:
+    """A new run directory in `folder`, on which no process works yet."""
+    with RunWriter.create(config, folder, reward_source=reward_source, inputs=inputs) as writer:
+        return writer.run
+
+
+def refuse_changes(run: Run, now: Mapping[str, Any]) -> None:
     """Raise ValueError, naming a file, where inputs that a run has recorded are no longer those that it was begun with."""
     if found := changes(run.inputs or {}, now, run.config):
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

@@ -19,7 +19,6 @@ from refine_lab.data.tokenizer import beginning_told
 from refine_lab.draws import Draws
 from refine_lab.evaluation import answer_measures, next_token
 from refine_lab.inputs import inputs_of, settle, text_inputs
-from refine_lab.launch import StopSignal
 from refine_lab.models.loading import MANIFEST, load_model, manifest_of
 from refine_lab.models.recompute import recompute
 from refine_lab.nested import nested_step
@@ -30,8 +29,10 @@ from refine_lab.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
-from refine_lab.records import Run, RunWriter
 from refine_lab.rewards import reward_function
+from refine_lab.runs.process import StopSignal
+from refine_lab.runs.run import Run
+from refine_lab.runs.writer import RunProgress, RunWriter
 from refine_lab.step import Learner, StepResult, train_step
 from refine_lab.tasks.examples import Task, load_task
 from refine_lab.tasks.history import after, history_of, save_history
@@ -40,9 +41,6 @@ from refine_lab.types import Batch, Rollouts
 
 PREFIX_TOKENS = 32
 """Tokens of a prefix that are kept beside its rollouts."""
-
-STATUS_SECONDS = 1.0
-"""Between two writings of status.json."""
 
 
 def train(path: Path, stop: StopSignal) -> None:
@@ -68,7 +66,7 @@ def train(path: Path, stop: StopSignal) -> None:
             load_optimizer_tensors(learner.optimizers, load_file(folder / "optimizer.safetensors"))
         else:
             evaluate(writer, 0)
-        progress = _Progress(writer, config, done)
+        progress = _Progress(writer, done)
         step = done
         for step in range(done + 1, config.steps + 1):
             if reason := stop.requested():
@@ -179,7 +177,7 @@ def _train_one(learner: Learner, one_step: Step, writer: RunWriter, progress: _P
 
 
 def rollout_rows(batch: Batch, rollouts: Rollouts) -> dict[str, Any]:
-    """A batch's rollouts as the columns of `records.ROLLOUT_TYPES`."""
+    """A batch's rollouts as the columns of `runs.files.ROLLOUT_TYPES`."""
     chunks, repeat = rollouts.positions.shape[1], rollouts.group_size
     row = torch.arange(len(batch.lengths)).repeat_interleave(chunks * repeat).tolist()
     position = rollouts.positions.flatten().repeat_interleave(repeat).tolist()
@@ -201,14 +199,12 @@ def rollout_rows(batch: Batch, rollouts: Rollouts) -> dict[str, Any]:
 
 
 class _Progress:
-    """Tokens and time of a run, told to status.json."""
+    """Tokens and seconds of a run, for its metrics and its status."""
 
-    def __init__(self, writer: RunWriter, config: TrainConfig, done: int) -> None:
-        self.writer, self.steps, self.done = writer, config.steps, done
+    def __init__(self, writer: RunWriter, done: int) -> None:
         before = writer.run.metrics()
         self.tokens = int(before["tokens"].iloc[-1]) if len(before) else 0
-        self.began, self.said, self.here = time.monotonic(), 0.0, 0
-        self.last = (0, 1.0)
+        self.here, self.last, self.status = 0, (0, 1.0), RunProgress(writer, done)
 
     def advance(self, tokens: int, seconds: float) -> None:
         self.tokens += tokens
@@ -220,11 +216,7 @@ class _Progress:
         return {"tokens": self.tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
 
     def report(self, step: int) -> None:
-        now = time.monotonic()
-        if now - self.said >= STATUS_SECONDS:
-            elapsed, self.said = now - self.began, now
-            left = elapsed / (step - self.done) * (self.steps - step)
-            self.writer.status("running", step, tokens_per_second=self.here / elapsed, seconds_left=left)
+        self.status.report(step, self.here)
 
 
 def _save(

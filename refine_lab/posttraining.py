@@ -14,18 +14,19 @@ import torch
 from refine_lab.config import RELEASE, TaskConfig, TrainConfig, require
 from refine_lab.data.lessons import TaskData
 from refine_lab.draws import Draws
-from refine_lab.experiments import batch_sizes, given, load, located_model, located_source, taken_up
-from refine_lab.inputs import inputs_of
+from refine_lab.experiments import batch_sizes, check_inputs, given, load, located_model, located_source
+from refine_lab.inputs import inputs_of, resume_or_create
 from refine_lab.models.loading import manifest_of
 from refine_lab.models.recompute import recompute
 from refine_lab.nested import nested_step
 from refine_lab.ops.precision import autocast
 from refine_lab.optim import make_optimizers
 from refine_lab.recipes import POSTTRAINING, WAYS, posttraining_recipe
-from refine_lab.records import Run
 from refine_lab.rewards import REWARDS, reward_function
+from refine_lab.runs.answers import AnswerLog
+from refine_lab.runs.run import Run
 from refine_lab.step import Learner
-from refine_lab.tasks.answers import AnswerLog, answer, answer_row
+from refine_lab.tasks.answers import answer, answer_row
 from refine_lab.tasks.examples import Example, Task, load_task
 from refine_lab.tasks.history import history_of
 
@@ -131,7 +132,8 @@ def task_of(configs: Sequence[TrainConfig]) -> Task:
 
 def runs_of(configs: Sequence[TrainConfig], task: Task, folder: Path) -> list[Run]:
     """For each configuration the newest run in `folder` with it, these examples and these weights, or a new one."""
-    return taken_up(configs, folder, inputs_of(configs[0].model, task.examples))
+    check_inputs(configs)
+    return resume_or_create(configs, folder, inputs_of(configs[0].model, task.examples))
 
 
 def example_text(example: Example, config: TrainConfig, tokens: int = 60) -> str:

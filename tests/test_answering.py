@@ -14,10 +14,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from refine_lab.environment import project_root
-from refine_lab.ttt.answering import answer_in_turn, answers_of, stop_answering
+from refine_lab.runs.environment import project_root
+from refine_lab.runs.files import locked
+from refine_lab.runs.process import request_stop
+from refine_lab.runs.queue import BACKGROUND, require_finished, run_in_turn
+from refine_lab.runs.run import Run
 from refine_lab.ttt.experiments import answer_run, loaded, runs_of, three_ways
-from refine_lab.ttt.records import TTTRun
+from refine_lab.ttt.results import results
 from widgets.live_curves import LiveCurves
 
 pytestmark = pytest.mark.process
@@ -32,7 +35,7 @@ def as_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def made(folder: Path, count: int = 3, steps: int = 2) -> list[TTTRun]:
+def made(folder: Path, count: int = 3, steps: int = 2) -> list[Run]:
     """Runs of the three ways over a file of prompts, nothing answered yet."""
     folder.mkdir(exist_ok=True)
     file = folder / "prompts.jsonl"
@@ -44,6 +47,11 @@ def made(folder: Path, count: int = 3, steps: int = 2) -> list[TTTRun]:
     return runs_of(configs, policy, task.test, folder / "runs")
 
 
+def answers_of(runs: list[Run]) -> pd.DataFrame:
+    require_finished(runs)
+    return results(runs)
+
+
 def wait_for(done: Callable[[], bool]) -> None:
     deadline = time.monotonic() + SECONDS
     while not done():
@@ -51,43 +59,47 @@ def wait_for(done: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def by_hand(runs: list[TTTRun], folder: Path) -> pd.DataFrame:
+def by_hand(runs: list[Run], folder: Path) -> pd.DataFrame:
     """The answers of the same configurations, given by this process."""
     policy, tokenizer, task = loaded(runs[-1].config)
     again = runs_of([run.config for run in runs], policy, task.test, folder)
     for run in again:
-        answer_run(run, policy, tokenizer, task)
+        with locked(run.path):
+            answer_run(run, policy, tokenizer, task)
     return answers_of(again).drop(columns=TIMES)
 
 
 def test_all_are_answered_as_this_process_would(tmp_path):
     runs, said = made(tmp_path), []
-    assert [run.state for run in runs] == ["stopped"] * 3
-    answer_in_turn(runs, detach=False, log=said.append)
+    assert [run.state for run in runs] == ["waiting"] * 3
+    run_in_turn(runs, detach=False, log=said.append)
     assert [run.state for run in runs] == ["finished"] * 3
-    assert [line.split(",")[0] for line in said] == ["none s0: 3 answers", "sft s0: 3 answers", "refine s0: 3 answers"]
+    ended = [line for line in said if "finished, step 3/3" in line]
+    assert [line.split(":")[0] for line in ended] == ["none s0", "sft s0", "refine s0"]
+    for run, way in zip(runs, ("none", "sft", "refine"), strict=True):  # in a log of its own, from one process
+        assert f"{way} s0: 3 answers" in (run.path / "log.txt").read_text()
+    assert len({run.status.pid for run in runs}) == 1
     pd.testing.assert_frame_equal(
         answers_of(runs).drop(columns=TIMES), by_hand(runs, tmp_path / "again"), check_exact=True
     )
     before = [run.path.stat().st_mtime_ns for run in runs]
-    answer_in_turn(runs, detach=False, log=said.append)
-    assert len(said) == 3 and [run.path.stat().st_mtime_ns for run in runs] == before, "nothing is begun anew"
+    run_in_turn(runs, detach=False, log=said.append)
+    assert said[-3:] == [f"{run.name} has finished already" for run in runs]
+    assert [run.path.stat().st_mtime_ns for run in runs] == before, "nothing is begun anew"
 
 
 def test_detached_it_is_followed_stopped_and_gone_on_with(tmp_path):
     runs, said = made(tmp_path, count=20), []
     began = time.monotonic()
-    answer_in_turn(runs, detach=True, log=said.append)
-    assert time.monotonic() - began < 5 and said[1:] == [f"  {run.name}" for run in runs]
+    run_in_turn(runs, detach=True, log=said.append)
+    assert time.monotonic() - began < 5 and said == [BACKGROUND + "".join(f"\n  {run.path}" for run in runs)]
     curves = LiveCurves(runs)
-    assert [run.state for run in runs] == ["running"] * 3, "also those that wait for their turn"
-    with pytest.raises(
-        RuntimeError, match=r"3 of 3 runs are being answered \(.*: 0 of 20, .*run this cell and those below"
-    ):
+    assert [run.alive for run in runs] == [True] * 3, "also those that wait for their turn"
+    with pytest.raises(RuntimeError, match=r"3 of 3 runs are still in progress \(.*: step 0 of 20, .*"):
         answers_of(runs)
-    answer_in_turn(runs, detach=True, log=said.append)  # nobody begins a second one
-    with pytest.raises(RuntimeError, match="is being answered by another process; stop that one first"):
-        answer_in_turn(runs, detach=False)
+    run_in_turn(runs, detach=True, log=said.append)  # nobody begins a second one
+    with pytest.raises(RuntimeError, match="is in use by another process; stop that one first"):
+        run_in_turn(runs, detach=False)
     wait_for(lambda: runs[1].log.rows > 1)
     wait_for(lambda: curves.progress[1]["step"] > 1)
     assert curves.progress[0] | {"seconds_left": None} == (
@@ -99,17 +111,15 @@ def test_detached_it_is_followed_stopped_and_gone_on_with(tmp_path):
             "step": 20,
             "steps": 20,
         }
-        | {"of": "prompt", "error": "", "tokens_per_second": None, "seconds_left": None}
+        | {"error": "", "tokens_per_second": None, "seconds_left": None}
     )
-    stop_answering(runs)
+    request_stop(runs)
     wait_for(lambda: not any(run.alive for run in runs))
     assert [run.state for run in runs] == ["finished", "stopped", "stopped"]
-    with pytest.raises(
-        RuntimeError, match=r"\d+ of 20 prompts answered, was stopped; answer the rest by the cell before"
-    ):
+    with pytest.raises(RuntimeError, match=r"was stopped at step \d+ of 20: a stop was requested"):
         answers_of(runs)
     kept = runs[1].answers()
-    answer_in_turn(runs, detach=True, log=said.append)
+    run_in_turn(runs, detach=True, log=said.append)
     curves.start()
     wait_for(lambda: all(row["state"] == "finished" for row in curves.progress))
     pd.testing.assert_frame_equal(answers_of(runs[1:2]).iloc[: len(kept)], kept)
@@ -131,8 +141,8 @@ def test_a_process_that_is_killed_leaves_whole_answers(tmp_path, end):
     runs = made(tmp_path, count=12)
     paths = [str(run.path) for run in runs]
     program = (
-        "import sys; from refine_lab.ttt.answering import answer_in_turn; from refine_lab.ttt.records import TTTRun\n"
-        "answer_in_turn([TTTRun(path) for path in sys.argv[1:]], detach=False)"
+        "import sys; from refine_lab.runs.queue import run_in_turn; from refine_lab.runs.run import Run\n"
+        "run_in_turn([Run(path) for path in sys.argv[1:]], detach=False)"
     )
     environ = os.environ | {"PYTHONPATH": str(project_root())}
     with subprocess.Popen([sys.executable, "-c", program, *paths], env=environ, stderr=subprocess.PIPE) as parent:
@@ -141,11 +151,11 @@ def test_a_process_that_is_killed_leaves_whole_answers(tmp_path, end):
         os.kill(int(child) if end == "its own" else parent.pid, signal.SIGKILL)
         error = parent.communicate()[1].decode()
     if end == "its own":
-        assert "RuntimeError: answering ended with status -9; see " in error
+        assert f"RuntimeError: run {runs[1].name} was killed by SIGKILL at step " in error
     wait_for(lambda: not any(run.alive for run in runs))
     assert runs[0].state == "finished" and runs[2].log.rows == 0
-    assert [(run.state, run.error) for run in runs[1:]] == [("stopped", "")] * 2
-    answer_in_turn(runs, detach=False, log=lambda line: None)
+    assert [run.state for run in runs[1:]] == (["killed", "stopped"] if end == "its own" else ["stopped"] * 2)
+    run_in_turn(runs, detach=False, log=lambda line: None)
     pd.testing.assert_frame_equal(
         answers_of(runs).drop(columns=TIMES), by_hand(runs, tmp_path / "again"), check_exact=True
     )
@@ -157,18 +167,16 @@ def test_a_failure_is_told_where_one_looks(tmp_path):
     whole = file.read_text()
     file.write_text(whole.replace("tree 2", "bush 2"))
     changed = f"{runs[0].path} was begun with other inputs: the content of '{file}' has changed; put back what it was"
-    sentence = f"{runs[0].name} failed: ValueError: {changed}"
+    sentence = f"run {runs[0].name} failed at step 0 of 3: ValueError: {changed}"
     with pytest.raises(RuntimeError, match=sentence):
-        answer_in_turn(runs, detach=False)
+        run_in_turn(runs, detach=False)
     assert [run.state for run in runs] == ["failed", "stopped", "stopped"]
     curves = LiveCurves(runs)
     assert curves.progress[0]["state"] == "failed" and "was begun with other inputs" in curves.progress[0]["error"]
     curves.close()
-    with pytest.raises(
-        RuntimeError, match=r"0 of 3 prompts answered, failed: ValueError: .* was begun with other inputs"
-    ):
+    with pytest.raises(RuntimeError, match=r"failed at step 0 of 3: ValueError: .* was begun with other inputs"):
         answers_of(runs)
-    assert "Traceback" in (runs[-1].path / "log.txt").read_text()
+    assert "Traceback" in (runs[0].path / "log.txt").read_text()
     file.write_text(whole)
-    answer_in_turn(runs, detach=False, log=lambda line: None)
-    assert [run.state for run in runs] == ["finished"] * 3 and runs[0].error == ""
+    run_in_turn(runs, detach=False, log=lambda line: None)
+    assert [run.state for run in runs] == ["finished"] * 3 and runs[0].status.error is None

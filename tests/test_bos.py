@@ -22,12 +22,13 @@ from refine_lab.explore.client import Worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.session import Session
 from refine_lab.inputs import changes, inputs_of
-from refine_lab.launch import StopSignal
 from refine_lab.loop import train
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.models.loading import load_tokenizer
 from refine_lab.posttraining import three_ways
-from refine_lab.records import Run, RunWriter
+from refine_lab.runs.process import StopSignal
+from refine_lab.runs.run import Run
+from refine_lab.runs.writer import RunWriter
 from refine_lab.tasks.examples import Task, load_task
 from refine_lab.tasks.prompts import cut_middle
 from refine_lab.tasks.rules import AnswerRule

@@ -13,7 +13,7 @@ import pytest
 from lab import Lab, opened, take_shots, write_notebook
 
 from refine_lab.config import TrainConfig
-from refine_lab.records import RunWriter
+from refine_lab.runs.writer import RunWriter
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
 

@@ -14,7 +14,8 @@ from readable import contrasts, nameless, unreadable
 from test_run_monitor import write_run as write_finished
 
 from refine_lab.config import DataConfig, TrainConfig
-from refine_lab.records import Run, RunWriter
+from refine_lab.runs.run import Run
+from refine_lab.runs.writer import RunWriter
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
 

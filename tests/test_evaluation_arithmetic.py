@@ -29,7 +29,7 @@ from refine_lab.models.recompute import recompute
 from refine_lab.models.state import Trace, hidden_states_only
 from refine_lab.ops.delta_rule import ChunkedStates
 from refine_lab.ops.lact import ChunkStates
-from refine_lab.records import Run
+from refine_lab.runs.run import Run
 from refine_lab.step import train_step
 from refine_lab.tasks.rules import AnswerRule
 from refine_lab.ttt.adaptation import TTTConfig, adapted, read_prompt

@@ -29,7 +29,8 @@ from refine_lab.experiments import (
 from refine_lab.models.loading import SHIPPED, load_model
 from refine_lab.parameters import convert, in_jupyterlab, parameters
 from refine_lab.recipes import pretrain, pretrain_lact
-from refine_lab.records import Run, RunWriter
+from refine_lab.runs.run import Run
+from refine_lab.runs.writer import RunWriter
 
 INJECTED = "# Parameters\n"
 

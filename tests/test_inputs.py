@@ -20,11 +20,12 @@ from refine_lab.data.corpus import File, Manifest
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from refine_lab.experiments import create_runs, stage_runs
 from refine_lab.inputs import changes, inputs_of, model_digests, settle, text_digests, text_inputs
-from refine_lab.launch import StopSignal
 from refine_lab.loop import train
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.models.hub import HubName, Place
-from refine_lab.records import Run, RunWriter
+from refine_lab.runs.process import StopSignal
+from refine_lab.runs.run import Run
+from refine_lab.runs.writer import RunWriter
 from refine_lab.tasks.prompts import Example
 
 TEXT = Path(__file__).parent / "fixtures" / "text"

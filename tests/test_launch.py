@@ -16,20 +16,23 @@ from pathlib import Path
 import psutil
 import pytest
 
-from refine_lab import launch
 from refine_lab.config import TrainConfig
-from refine_lab.launch import RunProcess, attach, follow, resume, start, stop
-from refine_lab.records import Run, RunWriter, list_runs
+from refine_lab.runs import process as runs_process
+from refine_lab.runs.environment import project_root
+from refine_lab.runs.process import RunProcess, attach, follow, resume, start, stop
+from refine_lab.runs.run import Run, list_runs
+from refine_lab.runs.writer import RunWriter
 
-ENVIRON = {"PYTHONPATH": str(Path(launch.__file__).parent.parent)}  # for processes that `launch` does not start
+ENVIRON = {"PYTHONPATH": str(project_root())}  # for processes that `runs.process` does not start
 
 TRAINER = """
 import os, signal, sys, time
 signal.alarm(300)  # it is detached in some tests: no crash of theirs leaves it behind
-from refine_lab import launch
-launch.SAVE_SECONDS = 5.0
-stop = launch.child_setup(sys.argv[-1])
-from refine_lab.records import Run, RunWriter
+from refine_lab.runs import process
+process.SAVE_SECONDS = 5.0
+(stop,) = process.child_setup(sys.argv[-1])
+from refine_lab.runs.run import Run
+from refine_lab.runs.writer import RunWriter
 
 mode, path = sys.argv[1:]
 last = (Run(path).latest_checkpoint() or (None,))[0]
@@ -209,7 +212,7 @@ def test_stop_of_a_run_that_hangs_says_so(launched):
 
 @pytest.mark.process
 def test_a_run_that_hangs_is_killed_when_waiting_is_interrupted(launched, monkeypatch):
-    monkeypatch.setattr(launch, "SAVE_SECONDS", 0.3)
+    monkeypatch.setattr(runs_process, "SAVE_SECONDS", 0.3)
     process = launched(ENDLESS, mode="hangs")
     wait_for_step(process.run)
 
@@ -229,7 +232,7 @@ def test_a_run_that_hangs_is_killed_when_waiting_is_interrupted(launched, monkey
 def test_a_stopped_run_resumes_where_it_saved(launched, trainer):
     process = launched(steps=200)
     wait_for_step(process.run)
-    with pytest.raises(RuntimeError, match="is being trained by another process"):
+    with pytest.raises(RuntimeError, match="is in use by another process"):
         resume(process.run, detach=False, command=trainer())
     stop(process)
     saved = process.run.latest_checkpoint()[0]
@@ -263,7 +266,7 @@ def test_child_setup_by_hand_holds_the_lock_and_forgets_an_old_stop(tmp_path, tr
     assert run.alive
     second = subprocess.run(command, env=environ, capture_output=True)
     assert second.returncode == 1
-    assert b"is being trained by another process" in second.stderr
+    assert b"is in use by another process" in second.stderr
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
     assert_saved_and_gone(run, process.pid)
@@ -273,7 +276,7 @@ def test_child_setup_by_hand_holds_the_lock_and_forgets_an_old_stop(tmp_path, tr
 def test_watch_parent_notices_the_end_of_the_pipe():
     read_end, write_end = os.pipe()
     gone = threading.Event()
-    thread = launch.watch_parent(read_end, gone.set)
+    thread = runs_process.watch_parent(read_end, gone.set)
     os.write(write_end, b"still here")
     assert not gone.wait(0.1)
     os.close(write_end)
@@ -288,7 +291,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from refine_lab.config import TrainConfig
-from refine_lab.launch import start, follow
+from refine_lab.runs.process import start, follow
 runs, how, *command = sys.argv[1:]
 config = TrainConfig(recipe="tiny", steps=10**6, batch_size=1, mini_batch_size=1, method=None)
 follow(start(config, detach=how == "detached", runs=Path(runs), command=command), every=0.1)
@@ -447,7 +450,9 @@ def test_papermill_fails_where_its_run_does(parent, papermill, mode):
 # --- quickness ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", ["refine_lab", "refine_lab.config", "refine_lab.launch", "refine_lab.train"])
+@pytest.mark.parametrize(
+    "module", ["refine_lab", "refine_lab.config", "refine_lab.runs.queue", "refine_lab.training.__main__"]
+)
 def test_starting_a_run_needs_no_torch(module):
     code = f"import sys, {module}; print([name for name in ('torch', 'transformers') if name in sys.modules])"
     environ = {**os.environ, **ENVIRON}

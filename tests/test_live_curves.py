@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from refine_lab.config import TrainConfig
-from refine_lab.records import RunWriter
+from refine_lab.runs.writer import RunWriter
 from widgets.figures import check_figures
 from widgets.live_curves import LiveCurves
 from widgets.packing import unpack
@@ -89,11 +89,8 @@ def test_a_finished_run_is_there_at_once(finished: Path, follow: Callable[..., L
     assert not [thread for thread in threading.enumerate() if thread.name == "live-curves"]
 
 
-def test_a_run_that_nobody_has_begun_is_waiting_not_killed(
-    tmp_path: Path, follow: Callable[..., LiveCurves], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_nobody_has_begun_is_waiting_not_killed(tmp_path: Path, follow: Callable[..., LiveCurves]) -> None:
     writer = new_run(tmp_path)
-    monkeypatch.setattr("widgets.follower.BIRTH_SECONDS", 0.0)
     assert follow(writer.path).progress[0]["state"] == "waiting"
     (writer.path / "lock").touch()
     assert follow(writer.path).progress[0]["state"] == "killed"
@@ -103,7 +100,7 @@ def test_it_grows_with_the_file_and_skips_half_a_line(tmp_path: Path, follow: Ca
     writer = new_run(tmp_path)
     train(writer, 1)
     widget = follow(writer.path)
-    assert widget.progress[0]["state"] == "starting"
+    assert widget.progress[0]["state"] == "waiting"
     with (writer.path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"kind": "train", "step": 2, "ntp_')
     time.sleep(0.6)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from executed_notebooks import execute, outputs, said, tables
 
-from refine_lab.records import Run, list_runs
+from refine_lab.runs.run import Run, list_runs
 
 pytestmark = [pytest.mark.notebook, pytest.mark.slow]
 

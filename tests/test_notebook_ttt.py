@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from executed_notebooks import execute, outputs, said, tables, texts
 
-from refine_lab.ttt.records import TTTRun
+from refine_lab.runs.run import Run
 
 pytestmark = [pytest.mark.notebook, pytest.mark.slow]
 
@@ -20,8 +20,8 @@ def papermill(folder: Path, **values: Any) -> tuple[int, str]:
     return execute("ttt", folder, **values)
 
 
-def runs(folder: Path) -> dict[str, TTTRun]:
-    return {run.config.arm: run for run in map(TTTRun, sorted((folder / "runs").iterdir()))}
+def runs(folder: Path) -> dict[str, Run]:
+    return {run.config.arm: run for run in map(Run, sorted((folder / "runs").iterdir()))}
 
 
 def test_the_embedded_task_and_again(tmp_path):

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from refine_lab.models import load_model
 from refine_lab.models.loading import SHIPPED, family
-from refine_lab.records import Run, list_runs
-from refine_lab.run_queue import stop_all
+from refine_lab.runs.process import stop_all
+from refine_lab.runs.run import Run, list_runs
 
 pytestmark = [pytest.mark.notebook, pytest.mark.slow]
 

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 import refine_lab.posttraining as posttraining
 from refine_lab.config import DataConfig, RefineConfig, TaskConfig, TrainConfig, from_json, to_json
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
-from refine_lab.experiments import taken_up
-from refine_lab.launch import StopSignal
+from refine_lab.inputs import resume_or_create
 from refine_lab.loop import train
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.posttraining import answers_of, estimated_seconds, per_run, release_way, runs_of, task_of, three_ways
-from refine_lab.records import Run
+from refine_lab.runs.process import StopSignal
+from refine_lab.runs.run import Run
 
 TEXT = Path(__file__).parent / "fixtures" / "text"
 VOCABULARY = 1200
@@ -75,7 +75,7 @@ class _StopAfter(StopSignal):
 
 
 def trained(config: TrainConfig, folder: Path, *, stop_after: int | None = None) -> Run:
-    (run,) = taken_up([config], folder)
+    (run,) = resume_or_create([config], folder)
     if stop_after is not None:
         train(run.path, _StopAfter(run.path, stop_after))
         assert run.status.state == "stopped" and len(run.metrics()) == stop_after
@@ -136,8 +136,8 @@ def test_answers_are_kept_and_not_asked_again(checkpoint, prompts, tmp_path, mon
 
 def test_runs_with_the_same_configuration_are_taken_up(checkpoint, prompts, tmp_path):
     config = config_of(checkpoint, prompts, "nested_sft")
-    (first,) = taken_up([config], tmp_path)
-    (again,), (other,) = taken_up([config], tmp_path), taken_up([replace(config, seed=1)], tmp_path)
+    (first,) = resume_or_create([config], tmp_path)
+    (again,), (other,) = resume_or_create([config], tmp_path), resume_or_create([replace(config, seed=1)], tmp_path)
     assert first.path == again.path != other.path
     assert from_json(to_json(config)) == config
 

@@ -12,10 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
-from refine_lab import environment, records
-from refine_lab import train as trainer
 from refine_lab.config import FORMAT_VERSION, RefineConfig, TrainConfig
-from refine_lab.records import MetricsTail, Run, RunWriter, list_runs, made_at, runs_dir
+from refine_lab.runs import environment
+from refine_lab.runs import writer as runs_writer
+from refine_lab.runs.run import MetricsTail, Run, list_runs, made_at, runs_dir
+from refine_lab.runs.writer import RunWriter
+from refine_lab.training import __main__ as trainer
 
 
 def make_config(**changes) -> TrainConfig:
@@ -70,8 +72,10 @@ def timeless(frame: pd.DataFrame) -> pd.DataFrame:
 def test_runs_dir_is_the_projects_and_never_the_current_folders(tmp_path, monkeypatch):
     monkeypatch.delenv("REFINE_RUNS", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert runs_dir() == Path(records.__file__).resolve().parent.parent / "runs"
-    monkeypatch.setattr(environment, "__file__", str(tmp_path / "site-packages" / "refine_lab" / "environment.py"))
+    assert runs_dir() == Path(runs_writer.__file__).resolve().parent.parent.parent / "runs"
+    monkeypatch.setattr(
+        environment, "__file__", str(tmp_path / "site-packages" / "refine_lab" / "runs" / "environment.py")
+    )
     assert runs_dir() == Path.home() / "refine_lab_runs"
 
 
@@ -84,7 +88,7 @@ def test_runs_dir_follows_the_environment_and_refuses_a_relative_path(tmp_path, 
 
 
 def test_directories_of_one_second_are_unique(tmp_path, monkeypatch):
-    monkeypatch.setattr(records.time, "strftime", lambda form: "20260102-030405")
+    monkeypatch.setattr(runs_writer.time, "strftime", lambda form: "20260102-030405")
     configs = [make_config(), make_config(), make_config(), make_config(method=None, seed=7, recipe="other")]
     names = []
     for config in configs:
@@ -110,6 +114,8 @@ def test_what_is_known_before_training_is_written(tmp_path):
         assert run.env["threads"] == torch.get_num_threads()
         assert run.env["device"]
     assert not run.alive
+    assert run.state == "waiting", "no process has begun it"
+    (run.path / "lock").touch()
     assert run.state == "killed", "nobody holds the lock of a run that says it starts"
 
 
@@ -344,8 +350,9 @@ def test_a_folder_that_is_absent_or_no_run(tmp_path):
     [
         ("config.json", '{"format_version": 1, "rec', lambda run: run.config, "config.json is damaged"),
         ("config.json", "[1, 2]", lambda run: run.config, "config.json is damaged: it holds list, not an object"),
-        ("config.json", '{"format_version": 99}', lambda run: run.config, f"must be {FORMAT_VERSION}.*got 99"),
+        ("config.json", '{"format_version": 99}', lambda run: run.config, f"must be 1 or {FORMAT_VERSION}, got 99"),
         ("config.json", '{"format_version": 1}', lambda run: run.config, "config.json cannot be used: .*recipe"),
+        ("config.json", '{"kind": "ask"}', lambda run: run.config, "kind must be 'train' or 'answer', got 'ask'"),
         ("config.json", '{"format_version": 1, "stepz": 3}', lambda run: run.config, "field.*'stepz'"),
         ("status.json", "", lambda run: run.status, "status.json is damaged"),
         ("status.json", '{"state": "running"}', lambda run: run.status, "status.json is damaged: .*step"),
@@ -401,7 +408,7 @@ def test_what_is_no_numbered_checkpoint_is_passed_over(writer):
 
 @pytest.mark.parametrize(("name", "text"), [("config.json", "{"), ("status.json", "{"), ("status.json", None)])
 def test_the_trainer_refuses_a_damaged_run_in_one_sentence(writer, name, text, monkeypatch, capsys):
-    monkeypatch.setattr(trainer, "child_setup", lambda path: None)
+    monkeypatch.setattr(trainer, "child_setup", lambda *paths: [])
     (writer.path / name).unlink()
     if text is not None:
         (writer.path / name).write_text(text)
@@ -412,11 +419,11 @@ def test_the_trainer_refuses_a_damaged_run_in_one_sentence(writer, name, text, m
 
 def test_a_failure_is_told_even_where_the_status_is_damaged(writer, capsys):
     (writer.path / "status.json").write_text("{")
-    trainer._tell(writer.path, 4, RuntimeError("no more"))
+    trainer._report(writer.path, 4, RuntimeError("no more"))
     status = Run(writer.path).status
     assert (status.state, status.step, status.error) == ("failed", 4, "RuntimeError: no more")
     (writer.path / "config.json").write_text("{")
-    trainer._tell(writer.path, 4, RuntimeError("no more"))
+    trainer._report(writer.path, 4, RuntimeError("no more"))
     assert "cannot be written into status.json" in capsys.readouterr().err
 
 

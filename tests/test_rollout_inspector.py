@@ -18,8 +18,8 @@ from rollout_frames import WORDS, decode, random_frame, rows
 
 from refine_lab.config import TrainConfig
 from refine_lab.models import load_model
-from refine_lab.records import RunWriter
-from refine_lab.run_files import ROLLOUT_TYPES
+from refine_lab.runs.files import ROLLOUT_TYPES
+from refine_lab.runs.writer import RunWriter
 from widgets.page import page
 from widgets.rollout_columns import SORTS, fold, rollout_columns, token_decoder
 from widgets.rollout_inspector import RolloutInspector

@@ -15,10 +15,11 @@ import pytest
 
 from refine_lab.config import DataConfig, TrainConfig
 from refine_lab.experiments import config_differences
+from refine_lab.inputs import new_run
 from refine_lab.recipes import ttt_per_prompt
-from refine_lab.records import Run, RunWriter
-from refine_lab.run_files import ROLLOUT_TYPES
-from refine_lab.ttt.records import TTTRun
+from refine_lab.runs.files import ROLLOUT_TYPES
+from refine_lab.runs.run import Run
+from refine_lab.runs.writer import RunWriter
 from widgets.rollout_inspector import RolloutInspector
 from widgets.run_monitor import RunMonitor
 from widgets.step_slider import StepSlider
@@ -189,15 +190,16 @@ def test_the_slider_of_steps() -> None:
 
 def test_runs_of_test_time_training_are_shown_too(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
     trained, config = write_run(tmp_path, 0), ttt_per_prompt("sft", 3)
-    run = TTTRun.create(config, {"prompts": 2}, tmp_path)
+    run = new_run(config, tmp_path, inputs={"prompts": 2})
     facts = {"name": "a", "way": "sft", "seed": 3, "prompt_tokens": 9, "cut": 0, "question": "", "references": ["b"]}
     scores = {"answer": "b", "exact_match": 1.0, "recall": 1.0, "f1": 1.0, "seconds": 0.1, "loss_after": 2.0}
     run.log.write([facts | scores])
     monitor = watch(tmp_path)
     assert {each.name for each in monitor.runs} == {trained.name, run.name}
     shown = {row["name"]: row for row in monitor.curves.progress}
-    assert shown[run.name]["state"] == "stopped"
-    assert (shown[run.name]["step"], shown[run.name]["steps"], shown[run.name]["of"]) == (1, 2, "prompt")
+    assert shown[run.name]["state"] == "waiting"
+    assert (shown[run.name]["step"], shown[run.name]["steps"]) == (1, 2)
+    assert shown[run.name].keys() == shown[trained.name].keys(), "one kind of row"
     assert "answers:recall" in {panel["name"] for panel in monitor.curves.curves["panels"]}
     assert monitor.step.first == 1 and monitor.step.last == 4
     alone = watch(run.path)
@@ -218,7 +220,7 @@ def test_what_is_damaged_or_gone_is_said(tmp_path: Path, watch: Callable[[Path],
     assert (shown[runs[0].name]["state"], shown[runs[0].name]["error"]) == ("unreadable", "the run directory is gone")
     assert [run.name for run in monitor.runs] == [runs[1].name], "which can be started and stopped still"
     monitor.stop()
-    assert monitor.notice.status == "None of the chosen runs is being trained."
+    assert monitor.notice.status == "None of the chosen runs is in progress."
 
 
 def inspectors() -> list[RolloutInspector]:
@@ -254,7 +256,7 @@ def test_refusals(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
     empty = watch(tmp_path)
     assert repr(empty).startswith("RunMonitor of 0 runs; chosen: none")
     empty.stop()
-    assert empty.notice.status == "None of the chosen runs is being trained."
+    assert empty.notice.status == "None of the chosen runs is in progress."
 
 
 @pytest.mark.process
@@ -273,7 +275,7 @@ def test_a_run_is_started_found_again_and_stopped(tmp_path: Path, watch: Callabl
             time.sleep(0.1)
         assert run.state == "running"
         again._pressed("start")
-        assert "is being trained by another process" in again.error
+        assert again.error == "" and "finished or are in progress" in again.notice.status
     finally:
         watch(tmp_path).stop()
     while run.alive and time.monotonic() < deadline:

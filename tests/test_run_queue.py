@@ -14,17 +14,20 @@ from pathlib import Path
 import pytest
 
 from refine_lab.config import DataConfig, TrainConfig
-from refine_lab.records import Run, RunWriter
-from refine_lab.run_queue import require_finished, stop_all, train_in_turn
+from refine_lab.runs.process import stop_all
+from refine_lab.runs.queue import BACKGROUND, require_finished, run_in_turn
+from refine_lab.runs.run import Run
+from refine_lab.runs.writer import RunWriter
 
 pytestmark = pytest.mark.process
 
 TRAINER = """
 import os, sys, time
 from pathlib import Path
-from refine_lab.launch import child_setup
-stop = child_setup(sys.argv[-1])
-from refine_lab.records import Run, RunWriter
+from refine_lab.runs.process import child_setup
+(stop,) = child_setup(sys.argv[-1])
+from refine_lab.runs.run import Run
+from refine_lab.runs.writer import RunWriter
 
 path = Path(sys.argv[-1])
 others = [run for run in path.parent.iterdir() if run != path and (run / "config.json").exists()]
@@ -71,9 +74,9 @@ def wait_until(done: Callable[[], bool], seconds: float = 120.0) -> None:
 
 def test_runs_train_one_after_the_other_and_only_once(tmp_path: Path, trainer: Callable[[str], list[str]]) -> None:
     runs, lines = make_runs(tmp_path / "runs"), []
-    with pytest.raises(RuntimeError, match=f"run {runs[0].name} was killed at step 0 of 2"):
+    with pytest.raises(RuntimeError, match=f"run {runs[0].name} has not begun at step 0 of 2"):
         require_finished(runs)
-    train_in_turn(runs, detach=False, log=lines.append, command=trainer("trains"))
+    run_in_turn(runs, detach=False, log=lines.append, command=trainer("trains"))
     require_finished(runs)
     times = [run.metrics()["time"] for run in runs]
     assert times[0].max() < times[1].min() < times[1].max() < times[2].min()
@@ -81,14 +84,14 @@ def test_runs_train_one_after_the_other_and_only_once(tmp_path: Path, trainer: C
         line for seed in range(3) for line in lines if line.startswith(f"sft s{seed}: finished")
     ]
     lines.clear()
-    train_in_turn(runs, detach=False, log=lines.append, command=trainer("trains"))
+    run_in_turn(runs, detach=False, log=lines.append, command=trainer("trains"))
     assert lines == [f"{run.name} has finished already" for run in runs]
 
 
 def test_a_failure_ends_the_queue_and_is_told(tmp_path: Path, trainer: Callable[[str], list[str]]) -> None:
     runs = make_runs(tmp_path / "runs")
     with pytest.raises(RuntimeError, match="failed at step 1 of 2: ValueError: the loss is nan; living: 2"):
-        train_in_turn(runs, detach=False, command=trainer("fails"))
+        run_in_turn(runs, detach=False, command=trainer("fails"))
     assert [run.state for run in runs] == ["finished", "failed", "stopped"]
     assert runs[2].status.error == f"it never began, since {runs[1].name} did not finish"
     assert len(runs[2].metrics()) == 0
@@ -100,8 +103,8 @@ def test_a_run_in_the_queue_of_another_is_refused(tmp_path: Path, trainer: Calla
     runs = make_runs(tmp_path / "runs")
     lock = (runs[1].path / "lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
-    with pytest.raises(RuntimeError, match=f"run {runs[1].name} is being trained by another process"):
-        train_in_turn(runs, detach=False, command=trainer("trains"))
+    with pytest.raises(RuntimeError, match=f"run {runs[1].name} is in use by another process"):
+        run_in_turn(runs, detach=False, command=trainer("trains"))
     lock.close()
     assert not any(run.alive for run in runs), "every lock is given back"
 
@@ -112,13 +115,15 @@ def test_a_detached_queue_needs_nobody_and_stops_when_asked(tmp_path: Path, monk
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     runs = make_runs(tmp_path / "runs", steps=100_000, source=str(tmp_path / "a.txt"))
     lines: list[str] = []
-    train_in_turn(runs, detach=True, log=lines.append)
-    assert lines[0].splitlines()[1:] == [f"  {run.path}" for run in runs]
+    run_in_turn(runs, detach=True, log=lines.append)
+    assert lines[0].splitlines() == [BACKGROUND, *(f"  {run.path}" for run in runs)]
     assert [run.state for run in runs] == ["starting"] * 3, "those that wait count as living"
     wait_until(lambda: len(runs[0].metrics()) > 0)
     assert [run.state for run in runs[1:]] == ["starting"] * 2
-    with pytest.raises(RuntimeError, match=f"3 of 3 runs still train .{runs[0].name}"):
+    with pytest.raises(RuntimeError, match=f"3 of 3 runs are still in progress .{runs[0].name}: step"):
         require_finished(runs)
+    run_in_turn(runs, detach=True, log=lines.append)  # nobody begins a second time
+    assert lines[1:] == [f"{run.name} is {run.state} already" for run in runs]
     stop_all(runs)
     wait_until(lambda: [run.state for run in runs] == ["stopped"] * 3)
     assert runs[0].latest_checkpoint() is not None, "it has saved"

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from refine_lab.config import DataConfig, TaskConfig
 from refine_lab.evaluation import greedy
 from refine_lab.models import FastWeightLM, Trace, load_model
-from refine_lab.tasks.answers import COLUMNS, AnswerLog, answer, answer_row
+from refine_lab.runs.answers import COLUMNS, AnswerLog
+from refine_lab.tasks.answers import answer, answer_row
 from refine_lab.tasks.examples import Example, load_task
 from refine_lab.tasks.passages import parse
 from refine_lab.tasks.prompts import encode

@@ -14,12 +14,12 @@ from test_tasks_ruler import article, squad
 
 from refine_lab.config import DataConfig, TaskConfig, TrainConfig
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
-from refine_lab.experiments import taken_up
-from refine_lab.launch import StopSignal
+from refine_lab.inputs import resume_or_create
 from refine_lab.loop import train
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.posttraining import runs_of, task_of
-from refine_lab.records import Run
+from refine_lab.runs.process import StopSignal
+from refine_lab.runs.run import Run
 from refine_lab.tasks.history import HISTORY, history_of
 from refine_lab.ttt.experiments import loaded, three_ways
 
@@ -238,7 +238,9 @@ def test_a_chain_of_runs_is_followed_back(first: Run, tmp_path: Path) -> None:
     task = TaskConfig(source=str(other), train=4, test=2, prompt_tokens=60, shared="allow")
     second = trained(first.path, task, tmp_path / "runs")  # tests 6 and 7, trains on 8 to 11
     data = DataConfig(sources={str(TEXT): 1.0}, sequence_length=64)
-    (third,) = taken_up([replace(second.config, model=str(second.path), task=None, data=data)], tmp_path / "runs")
+    (third,) = resume_or_create(
+        [replace(second.config, model=str(second.path), task=None, data=data)], tmp_path / "runs"
+    )
     train(third.path, StopSignal(third.path))
     assert [each.run for each in history_of(str(third.path)).trained] == [second.name, first.name]
     found, said = asked(third.path)
@@ -256,7 +258,7 @@ def test_post_training_refuses_test_questions_that_its_model_was_trained_on(firs
     with pytest.raises(ValueError, match=sentence):
         trained(first.path, task, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
-    (run,) = taken_up([replace(first.config, model=str(first.path), task=task)], tmp_path / "started")
+    (run,) = resume_or_create([replace(first.config, model=str(first.path), task=task)], tmp_path / "started")
     with pytest.raises(ValueError, match=sentence):
         train(run.path, StopSignal(run.path))
 

@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from refine_lab.config import DataConfig, RefineConfig, TrainConfig
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from refine_lab.draws import Draws
-from refine_lab.launch import TRAINER, RunProcess, follow, resume, start
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, load_model
 from refine_lab.optim import make_optimizers
-from refine_lab.records import Run
 from refine_lab.rewards import REWARDS, reward_source
+from refine_lab.runs.process import TRAINER, RunProcess, follow, resume, start
+from refine_lab.runs.run import Run
 from refine_lab.step import Learner, train_step
 from refine_lab.types import Batch
 
@@ -222,7 +222,9 @@ def test_a_run_without_enough_text_fails_in_one_sentence(config):
 
 
 @pytest.mark.parametrize(
-    "given, message", [([], "usage:"), (["nowhere"], "nowhere"), (["a", "b"], "usage:")], ids=["none", "no run", "two"]
+    "given, message",
+    [([], "usage:"), (["nowhere"], "nowhere"), (["a", "b"], "no run directory at")],
+    ids=["none", "no run", "two"],
 )
 def test_a_wrong_call_says_so(given, message, tmp_path):
     done = subprocess.run([sys.executable, *TRAINER[1:], *given], capture_output=True, text=True, cwd=tmp_path)

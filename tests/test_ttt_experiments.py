@@ -11,6 +11,7 @@ from test_ttt_runs import METHOD, RULE, config_of, examples, model
 
 from refine_lab.config import RefineConfig, from_json, to_json
 from refine_lab.recipes import TTT_RECIPES, TTT_WAYS, ttt_paper, ttt_paper_release_updates, ttt_per_prompt, ttt_recipe
+from refine_lab.runs.run import Run
 from refine_lab.tasks.answers import answer
 from refine_lab.tasks.examples import Example, Task
 from refine_lab.tasks.rules import AnswerRule
@@ -28,7 +29,6 @@ from refine_lab.ttt.experiments import (
     three_ways,
     watch,
 )
-from refine_lab.ttt.records import TTTRun
 from refine_lab.ttt.results import results
 
 # -- recipes and configurations ----------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_short_prompts_are_told_before_any_directory_is_made(tmp_path, capsys):
     with pytest.raises(ValueError, match="cannot be used"):
         runs_of(three(), policy, bad, tmp_path / "none")
     assert not (tmp_path / "none").exists() and METHOD.num_chunks == 4
-    assert len([TTTRun(path) for path in tmp_path.iterdir()]) == 3
+    assert len([Run(path) for path in tmp_path.iterdir()]) == 3
 
 
 def test_attention_over_all_positions_has_a_limit_and_a_recurrence_has_none():

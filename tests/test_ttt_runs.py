@@ -22,17 +22,20 @@ from transformers import AutoTokenizer
 from refine_lab.config import RefineConfig, TrainConfig, to_json
 from refine_lab.data.batches import padded
 from refine_lab.draws import Draws
-from refine_lab.inputs import inputs_of
+from refine_lab.inputs import inputs_of, new_run, resume_or_create
 from refine_lab.models.loading import SHIPPED
 from refine_lab.optim import make_optimizers
 from refine_lab.rewards import REWARDS
+from refine_lab.runs.answers import AnswerLog
+from refine_lab.runs.files import locked
+from refine_lab.runs.run import Run
+from refine_lab.runs.writer import RunWriter
 from refine_lab.step import Learner, train_step
-from refine_lab.tasks.answers import AnswerLog, answer
+from refine_lab.tasks.answers import answer
 from refine_lab.tasks.prompts import Example
 from refine_lab.tasks.rules import AnswerRule
 from refine_lab.ttt.adaptation import Restored, TTTConfig, read_prompt
 from refine_lab.ttt.config import TTTRunConfig
-from refine_lab.ttt.records import TTTRun
 from refine_lab.ttt.runs import Progress, adapt_ids, batches_of, check_prompts, example_of, run_prompts
 
 METHOD = RefineConfig(num_chunks=4, rollout_length=3, margin=4, reward="binary", nsp_coef=0.4)
@@ -71,28 +74,30 @@ def config_of(reset: str = "prompt", **changes: Any) -> TTTRunConfig:
     return replace(base, task=replace(base.task, answer_tokens=3))
 
 
-def made(folder: Path, config: TTTRunConfig, chosen: list[Example] | None = None) -> TTTRun:
+def made(folder: Path, config: TTTRunConfig, chosen: list[Example] | None = None) -> Run:
     chosen = examples() if chosen is None else chosen
-    return TTTRun.taken_up(config, inputs_of(config.model, chosen), folder)
+    (run,) = resume_or_create([config], folder, inputs_of(config.model, chosen))
+    return run
 
 
-def go(run: TTTRun, report: Any = lambda progress: None, chosen: list[Example] | None = None) -> bool:
+def go(run: Run, report: Any = lambda progress: None, chosen: list[Example] | None = None) -> bool:
     """Run, and hold the model to its bits."""
     policy, tokenizer = model()
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     try:
-        return run_prompts(run, policy, tokenizer, examples() if chosen is None else chosen, RULE, report)
+        with locked(run.path):
+            return run_prompts(run, policy, tokenizer, examples() if chosen is None else chosen, RULE, report)
     finally:
         assert all(torch.equal(p, before[name]) for name, p in policy.named_parameters())
         assert all(p.grad is None and p.requires_grad for p in policy.parameters())
 
 
-def records(run: TTTRun) -> tuple[pd.DataFrame, pd.DataFrame]:
+def records(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Answers and updates without times."""
     return run.answers().drop(columns=TIMES, errors="ignore"), run.updates().drop(columns=TIMES, errors="ignore")
 
 
-def assert_same(run: TTTRun, whole: TTTRun) -> None:
+def assert_same(run: Run, whole: Run) -> None:
     for mine, theirs in zip(records(run), records(whole), strict=True):
         pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
 
@@ -246,18 +251,18 @@ def child(folder: str, reset: str, place: str, count: str) -> None:
         if left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    run, save, write = made(Path(folder), config_of(reset)), TTTRun.save, AnswerLog.write
+    run, save, write = made(Path(folder), config_of(reset)), RunWriter.checkpoint, AnswerLog.write
 
-    def before_saving(self: TTTRun, *arguments: Any) -> None:
+    def before_saving(self: RunWriter, step: int) -> Any:
         strike()
-        save(self, *arguments)
+        return save(self, step)
 
     def before_writing(self: Any, rows: Any) -> None:
         strike()
         write(self, rows)
 
     if place == "checkpoint":
-        TTTRun.save = before_saving  # type: ignore[method-assign]
+        RunWriter.checkpoint = before_saving  # type: ignore[method-assign]
     if place == "answers":
         AnswerLog.write = before_writing  # type: ignore[method-assign]
     go(run, lambda progress: strike() if place == "update" and progress.update else None)
@@ -281,7 +286,7 @@ def test_killed_it_goes_on_and_equals_an_uninterrupted_run(tmp_path, reset, kill
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         done = subprocess.run([sys.executable, "-c", words], env=environ, capture_output=True, text=True, timeout=120)
         assert done.returncode == -signal.SIGKILL, done.stderr
-        (run,) = [TTTRun(path) for path in (tmp_path / "parts").iterdir()]
+        (run,) = [Run(path) for path in (tmp_path / "parts").iterdir()]
         answered.append(len(run.answers()))
     assert 0 < answered[-1] < len(whole.answers())
     assert go(run)
@@ -313,20 +318,19 @@ def test_a_run_is_taken_up_where_configuration_prompts_and_weights_are_the_same(
         made(tmp_path, replace(config, adapt_on="document"), chosen).path,
         made(tmp_path, config, chosen[:-1]).path,
         made(tmp_path, config, [replace(chosen[0], prompt_ids=(5, 6, 7) * 9), *chosen[1:]]).path,
-        TTTRun.create(config, inputs_of(config.model, chosen), tmp_path).path,
+        new_run(config, tmp_path, inputs=inputs_of(config.model, chosen)).path,
     }
     assert len(others | {run.path}) == 5
     (newest,) = {made(tmp_path, config, chosen).path}
-    with TTTRun(newest).locked():
-        assert made(tmp_path, config, chosen).path == newest and TTTRun(newest).state == "running"
-        policy, tokenizer = model()
+    with locked(newest):
+        assert made(tmp_path, config, chosen).path == newest and Run(newest).state == "starting"
         with pytest.raises(BlockingIOError, match="another process is writing"):
-            run_prompts(TTTRun(newest), policy, tokenizer, chosen, RULE)
+            go(Run(newest), chosen=chosen)
     assert json.loads((run.path / "inputs.json").read_text())["prompts"] == 5
     assert {"torch", "commit"} <= json.loads((run.path / "env.json").read_text()).keys()
-    assert (run.path / "ttt.json").read_text() == to_json(config)
-    with pytest.raises(FileNotFoundError, match="is no run directory of test-time training"):
-        TTTRun(tmp_path)
+    assert (run.path / "config.json").read_text() == to_json(config)
+    with pytest.raises(FileNotFoundError, match="is no run directory"):
+        Run(tmp_path)
 
 
 # -- what is refused, and what is told -----------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Static figures of mid-training: data frames in, plotly figures and tables out. No network, readable on light and dark.
 
-Metrics come as `refine_lab.records` reads them, with columns `arm` and `seed` added. A line is the mean over seeds and a
+Metrics come as `refine_lab.runs.run.Run` reads them, with columns `arm` and `seed` added. A line is the mean over seeds and a
 band reaches from the lowest to the highest seed, unless a panel says otherwise; both are of the steps that all seeds have.
 Every figure without data raises ValueError.
 """

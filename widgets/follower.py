@@ -13,17 +13,14 @@ import numpy as np
 import pandas as pd
 
 from refine_lab.config import Checked
-from refine_lab.records import MetricsTail, Run
 from refine_lab.run_groups import experiment_arms
-from refine_lab.ttt.records import CONFIG, TTTRun
+from refine_lab.runs.run import MetricsTail, Run
 from widgets.series import KNOWN_ARMS, PANELS, Panel, decimate, has_panel, looks_like, way_styles
 
 INTERVAL = 0.25
 "Seconds between two updates, at least."
 
 ENDED = ("finished", "stopped", "failed", "killed", "unreadable")
-BIRTH_SECONDS = 10.0
-"How long a run may say `starting` before a process holds its lock."
 
 
 class RunReader:
@@ -70,19 +67,15 @@ class RunReader:
             self.way = self.arm = self._run.config.way
             self.seed = self._run.config.seed
         state, status = self._run.state, self._run.status
-        if state == "killed" and status.state == "starting":
-            if time.time() - status.time < BIRTH_SECONDS:
-                state = "starting"
-            elif not (self.path / "lock").exists():
-                state = "waiting"  # nobody has begun it
         return {
-            "state": state,
-            "step": status.step, "steps": status.steps, "error": status.error or "",
+            "state": state, "step": max(status.step, self._run.done), "steps": status.steps, "error": status.error or "",
             "tokens_per_second": status.tokens_per_second, "seconds_left": status.seconds_left if state == "running" else None,
         }  # fmt: skip
 
     def _read_metrics(self) -> bool:
-        assert self._tail is not None
+        assert self._tail is not None and self._run is not None
+        if self._run.kind == "answer":
+            return self._read_answers(self._run)
         restarts, new = self._tail.restarts, self._tail.read()
         restarted = self._tail.restarts != restarts
         if restarted:
@@ -96,6 +89,16 @@ class RunReader:
             self.frames[kind] = pd.DataFrame(lines).drop_duplicates("step", keep="last") if lines else pd.DataFrame()
         return True
 
+    def _read_answers(self, run: Run) -> bool:
+        """Means over the prompts answered so far, after each."""
+        known = self.frames.get("answers", pd.DataFrame())
+        if run.log.rows <= len(known):
+            return False
+        answers = run.answers()
+        means = answers[[key for key in ("recall", "exact_match", "loss_after", "entropy_after") if key in answers]]
+        self.frames["answers"] = means.astype(float).expanding().mean().assign(step=np.arange(1, len(answers) + 1))
+        return len(answers) != len(known)
+
     def _fill_progress(self) -> None:
         """What the lines know before the status does: it is written less often."""
         steps, speeds = (self.frames["train"].get(name) for name in ("step", "tokens_per_second"))
@@ -103,51 +106,6 @@ class RunReader:
             self.progress["step"] = max(self.progress["step"], int(steps.iloc[-1]))
         if self.progress["tokens_per_second"] is None and speeds is not None and math.isfinite(speeds.iloc[-1]):
             self.progress["tokens_per_second"] = float(speeds.iloc[-1])
-
-
-class AnswerReader(RunReader):
-    """One run directory of test-time training: how many prompts are answered, and how well so far."""
-
-    def __init__(self, path: Path | str) -> None:
-        super().__init__(path)
-        self._answers: TTTRun | None = None
-        self._first: tuple[float, int] | None = None
-
-    def _status(self) -> dict[str, Any]:
-        run = self._answers = self._answers or TTTRun(self.path)
-        if self.config is None:
-            self.config, self.seed = run.config, run.config.seed
-            self.way = self.arm = run.config.way
-        done, now = run.log.rows, time.monotonic()
-        state = run.state
-        if state == "running" and self._first is None:
-            self._first = now, done
-        began, before = self._first or (now, done)
-        left = (now - began) / (done - before) * (run.prompts - done) if done > before else None
-        return {
-            "state": state,
-            "step": done, "steps": run.prompts, "of": "prompt", "error": run.error, "tokens_per_second": None,
-            "seconds_left": left if state == "running" else None,
-        }  # fmt: skip
-
-    def _read_metrics(self) -> bool:
-        """Means over the prompts answered so far, after each."""
-        assert self._answers is not None
-        known = self.frames.get("answers", pd.DataFrame())
-        if self._answers.log.rows <= len(known):
-            return False
-        answers = self._answers.answers()
-        means = answers[[key for key in ("recall", "exact_match", "loss_after", "entropy_after") if key in answers]]
-        self.frames["answers"] = means.astype(float).expanding().mean().assign(step=np.arange(1, len(answers) + 1))
-        return len(answers) != len(known)
-
-    def _fill_progress(self) -> None:
-        """Nothing: what is counted is the answers themselves."""
-
-
-def reader_of(path: Path | str) -> RunReader:
-    """The reader of a run directory, of training or of test-time training."""
-    return AnswerReader(path) if (Path(path) / CONFIG).is_file() else RunReader(path)
 
 
 def name_arms(readers: Sequence[RunReader]) -> bool:

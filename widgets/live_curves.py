@@ -11,14 +11,13 @@ import pandas as pd
 import plotly.graph_objects as go
 import traitlets
 
-from refine_lab.records import Run
-from refine_lab.ttt.records import TTTRun
+from refine_lab.runs.run import Run
 from widgets.base import Widget, script, style
 from widgets.figures import training_curves
-from widgets.follower import Follower, RunReader, gather, name_arms, reader_of
+from widgets.follower import Follower, RunReader, gather, name_arms
 from widgets.packing import PACKED
 
-Followed = Path | str | Run | TTTRun
+Followed = Path | str | Run
 
 
 class Curves(Widget):
@@ -36,7 +35,7 @@ class Curves(Widget):
 class LiveCurves(Curves):
     """Curves and progress of runs, finished or still training.
 
-    `runs`: run directories (paths, `Run` or `TTTRun`), which need not exist yet; more can be added later. What is drawn is
+    `runs`: run directories (paths or `Run`), which need not exist yet; more can be added later. What is drawn is
     the model's state, so that a reload of the page shows it again. A thread follows the directories until all runs have ended.
     """
 
@@ -45,14 +44,14 @@ class LiveCurves(Curves):
         self._readers: list[RunReader] = []
         self._lock = threading.RLock()
         self._follower: Follower | None = None
-        self.add(*([runs] if isinstance(runs, (str, Path, Run, TTTRun)) else runs))
+        self.add(*([runs] if isinstance(runs, (str, Path, Run)) else runs))
 
     def add(self, *runs: Followed) -> None:
         """Follow these runs too; one that is followed already is not added twice."""
         paths = [_path(run) for run in runs]
         with self._lock:
             known = {reader.path for reader in self._readers}
-            self._readers += [reader_of(path) for path in dict.fromkeys(paths) if path not in known]
+            self._readers += [RunReader(path) for path in dict.fromkeys(paths) if path not in known]
         if self._update():
             self.start()
 
@@ -65,7 +64,7 @@ class LiveCurves(Curves):
         self.add(*runs)
 
     def start(self) -> None:
-        """Follow the runs, also after `stop` or when a run that had ended is taken up again."""
+        """Follow the runs, also after `stop` or when a run that had ended is resumed."""
         if self._follower is None or not self._follower.is_alive():
             self._follower = Follower(self._update, lambda text: self.set_trait("error", text))
             self._follower.start()
@@ -119,7 +118,7 @@ class LiveCurves(Curves):
         row = {
             "run": progress["label"],
             "state": progress["state"] + (f" ({progress['error']})" if progress["error"] else ""),
-            progress.get("of", "step"): f"{progress.get('step', 0)}/{progress.get('steps', '?')}",
+            "step": f"{progress.get('step', 0)}/{progress.get('steps', '?')}",
             "tokens/s": f"{speed:,.0f}" if speed else "–",
         }
         for heading, kind, key in (
@@ -134,4 +133,4 @@ class LiveCurves(Curves):
 
 
 def _path(run: Followed) -> Path:
-    return run.path if isinstance(run, (Run, TTTRun)) else Path(run).absolute()
+    return run.path if isinstance(run, Run) else Path(run).absolute()

@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 
 from refine_lab.config import require
-from refine_lab.environment import shown
 from refine_lab.explore import Worker, shared_worker
 from refine_lab.explore.exploration import Document, Exploration
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
 from refine_lab.rewards import REWARDS
+from refine_lab.runs.environment import shown
 from refine_lab.text import sound
 from refine_lab.types import RewardFunction
 from widgets.base import Widget, guarded

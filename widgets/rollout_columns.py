@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from refine_lab.run_files import ROLLOUT_TYPES
+from refine_lab.runs.files import ROLLOUT_TYPES
 
 KEYS = ("step", "sequence_id", "position")
 NUMBERS = ("entropy", "cosine", "binary", "reward", "advantage")
@@ -184,7 +184,7 @@ def _bound(bound: float | None, values: np.ndarray) -> float | None:
 
 
 def rollout_columns(frame: pd.DataFrame, decode: Decode, known: dict[int, str] | None = None) -> RolloutColumns:
-    """The columns of a frame of rollouts (`records.Run.rollouts`), each distinct token decoded once, or never if `known`.
+    """The columns of a frame of rollouts (`Run.rollouts`), each distinct token decoded once, or never if `known`.
 
     `cosines`, a list of one cosine a token, may be there too, and `clicked`, whether the position was clicked.
 

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import traitlets
 
-from refine_lab.records import Run
-from refine_lab.run_files import ROLLOUT_TYPES
+from refine_lab.runs.files import ROLLOUT_TYPES
+from refine_lab.runs.run import Run
 from widgets.base import Widget, script, style
 from widgets.packing import PACKED
 from widgets.rollout_columns import SORTS, RolloutColumns, check_filters, rollout_columns, token_decoder
@@ -54,7 +54,7 @@ def decimal(value: float) -> str:
 class RolloutInspector(Widget):
     """A list of rollouts grouped by position under the truth, with what each token and each rollout was worth.
 
-    `rollouts`: a frame of `records.Run.rollouts`, a row a rollout, where `cosines` (a list of one cosine a token) may be added;
+    `rollouts`: a frame of `Run.rollouts`, a row a rollout, where `cosines` (a list of one cosine a token) may be added;
     `decode`: a function from token ids to text, or a tokenizer. Raises ValueError as `rollout_columns` does.
     """
 

@@ -10,11 +10,10 @@ from typing import Any
 import ipywidgets
 
 from refine_lab.experiments import config_differences, tokenizer_of
-from refine_lab.records import Run, list_runs, runs_dir
-from refine_lab.run_files import parquet_parts
-from refine_lab.run_queue import train_in_turn
-from refine_lab.ttt.answering import answer_in_turn
-from refine_lab.ttt.records import TTTRun, is_run, list_ttt_runs, opened_run
+from refine_lab.runs.files import is_run, parquet_parts
+from refine_lab.runs.process import request_stop
+from refine_lab.runs.queue import run_in_turn
+from refine_lab.runs.run import Run, list_runs, runs_dir
 from widgets.base import guarded
 from widgets.live_curves import LiveCurves
 from widgets.notice import Notice
@@ -34,18 +33,18 @@ PAGE_ROLLOUTS = 20_000
 class RunMonitor(Panel):
     """Choose runs, follow their curves, look at their rollouts by a slider of steps, compare settings, stop and start them.
 
-    `folder`: of run directories; none: the project's (`records.runs_dir`). Everything shown is read from the directories, so
-    that a monitor made anew, after a restart of the kernel or a reload, shows the same, and stops runs that it did not start.
-    Of test-time training it shows how many prompts are answered, and how well. Raises FileNotFoundError where there is no
-    such folder.
+    `folder`: of run directories; none: the project's (`runs.run.runs_dir`). Everything shown is read from the directories,
+    so that a monitor made anew, after a restart of the kernel or a reload, shows the same, and stops runs that it did not
+    start. Runs of training and of test-time training are shown alike, the latter with the means of their answers so far.
+    Raises FileNotFoundError where there is no such folder.
     """
 
-    def __init__(self, folder: Path | str | None = None, runs: Sequence[Run | TTTRun] | None = None) -> None:
+    def __init__(self, folder: Path | str | None = None, runs: Sequence[Run] | None = None) -> None:
         """`runs`: those chosen at first; none: the newest. `folder` may be a run directory too: that one is chosen."""
         super().__init__()
         self.folder = Path(folder).expanduser() if folder is not None else runs_dir()
         if is_run(self.folder):
-            runs = [opened_run(self.folder)] if runs is None else runs
+            runs = [Run(self.folder)] if runs is None else runs
             self.folder = self.folder.absolute().parent
         if not self.folder.is_dir():
             raise FileNotFoundError(f"there is no folder of runs at {self.folder}")
@@ -77,15 +76,15 @@ class RunMonitor(Panel):
     # -- what can be done, with a page or without ---------------------------------------------------------------------
 
     @property
-    def runs(self) -> list[Run | TTTRun]:
+    def runs(self) -> list[Run]:
         """The chosen runs that are still there."""
-        return [opened_run(self.folder / name) for name in self.choice.value if is_run(self.folder / name)]
+        return [Run(self.folder / name) for name in self.choice.value if is_run(self.folder / name)]
 
     def refresh(self) -> None:
         """Look for runs again; those chosen stay chosen."""
         with warnings.catch_warnings(record=True) as damaged:
             warnings.simplefilter("always")
-            runs = [*list_runs(self.folder), *list_ttt_runs(self.folder)]
+            runs = list_runs(self.folder)
         names = sorted((run.name for run in runs), reverse=True)
         before = self.choice.value
         chosen = [name for name in names if name in before]
@@ -101,22 +100,16 @@ class RunMonitor(Panel):
         self.error = "\n".join(str(warning.message) for warning in damaged)
 
     def start(self) -> None:
-        """Train the chosen runs that have not finished, one after the other, in a process that outlives the kernel.
-
-        Raises RuntimeError where one is being trained already.
-        """
-        waiting = [run for run in self.runs if run.state != "finished"]
-        train_in_turn([run for run in waiting if isinstance(run, Run)], detach=True, log=lambda line: None)
-        answer_in_turn([run for run in waiting if isinstance(run, TTTRun)], detach=True, log=lambda line: None)
+        """Train or answer the chosen runs that have not finished, in turn, in a process that outlives the kernel."""
+        waiting = [run for run in self.runs if run.state not in ("starting", "running", "finished")]
+        run_in_turn(waiting, detach=True, log=lambda line: None)
         self.curves.start()
-        self.say(f"Started {_runs(waiting)}." if waiting else "All chosen runs have finished.")
+        self.say(f"Started {_runs(waiting)}." if waiting else "All chosen runs have finished or are in progress.")
 
     def stop(self) -> None:
         """Ask the chosen runs to save and stop; this does not wait for them."""
-        living = [run for run in self.runs if run.alive]
-        for run in living:
-            (run.path / "stop").touch()
-        self.say(f"Asked {_runs(living)} to save and stop." if living else "None of the chosen runs is being trained.")
+        living = request_stop(self.runs)
+        self.say(f"Asked {_runs(living)} to save and stop." if living else "None of the chosen runs is in progress.")
 
     def save_html(self, path: Path | str, title: str = "Runs") -> Path:
         """Write the curves and a run's rollouts, those of its last steps, as one HTML file that works offline."""
@@ -166,7 +159,7 @@ class RunMonitor(Panel):
 
     def _show_steps(self) -> None:
         """The slider over the steps whose rollouts are there, of the first chosen run that has any."""
-        found = [(run, parquet_parts(run.path / "rollouts")) for run in self.runs if isinstance(run, Run)]
+        found = [(run, parquet_parts(run.path / "rollouts")) for run in self.runs]
         found = [(run, parts) for run, parts in found if parts]
         run, parts = found[0] if found else (None, [])
         others = f" (of {len(found)} chosen runs with rollouts the first)" if len(found) > 1 else ""
@@ -209,7 +202,7 @@ class RunMonitor(Panel):
     def _buttons(self) -> ipywidgets.HBox:
         told = {
             "refresh": "Look for runs again",
-            "start": "Train the chosen runs that have not finished; they outlive this kernel",
+            "start": "Train or answer the chosen runs that have not finished; they outlive this kernel",
             "stop": "Ask the chosen runs to save and stop",
         }
         buttons = []

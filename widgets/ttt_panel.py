@@ -12,13 +12,13 @@ from weakref import WeakSet
 import ipywidgets
 import numpy as np
 
-from refine_lab.environment import shown
 from refine_lab.explore import Worker, shared_worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.futures import finished, together
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
 from refine_lab.recipes import ttt_per_prompt
+from refine_lab.runs.environment import shown
 from refine_lab.tasks.prompts import Example
 from refine_lab.tasks.rules import AnswerRule
 from refine_lab.text import sound

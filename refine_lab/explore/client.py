@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -14,8 +13,8 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-from refine_lab.environment import project_root
 from refine_lab.explore.worker import receive, send
+from refine_lab.runs.process import PYTHON, spawn
 
 ERRORS: dict[str, type[Exception]] = {
     error.__name__: error for error in (ValueError, FileNotFoundError, TypeError, MemoryError, FloatingPointError)
@@ -108,21 +107,11 @@ class Worker:
 
     def _start(self) -> None:
         ours, theirs = Pipe()
-        environ = dict(os.environ)
-        if root := project_root():
-            environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), environ.get("PYTHONPATH"))))
-        # Threads that spin while they wait slow a step a hundredfold beside any other busy process (docs/log.md).
-        environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - what the process prints, for as long as that lives
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "refine_lab.explore.worker", str(theirs.fileno()), self.device],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            env=environ,
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,  # an interrupt of the kernel is not meant for it
-        )
+        command = [*PYTHON, "refine_lab.explore.worker", str(theirs.fileno()), self.device]
+        # Threads that spin while they wait slow a step a hundredfold beside any other busy process (docs/log.md).
+        policy = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+        self._process = spawn(command, self._log, inherit=[theirs.fileno()], OMP_WAIT_POLICY=policy)
         theirs.close()
         self._connection = ours
         self._listener = threading.Thread(target=self._listen, args=(ours,), name="worker-listener", daemon=True)

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from refine_lab.run_files import checkpoints, read_json
+from refine_lab.runs.files import checkpoints, read_json
 
 SHIPPED = Path(__file__).parent / "shipped"
 """The models that come with the package, a folder each."""

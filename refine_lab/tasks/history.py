@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 from refine_lab.config import DataConfig, TaskConfig, from_json, to_json
 from refine_lab.models.hub import HubName, own_folder, resolve, shipped
 from refine_lab.models.loading import manifest_of
-from refine_lab.records import Run
-from refine_lab.run_files import read_json, replace_text
+from refine_lab.runs.files import read_json, replace_text
+from refine_lab.runs.run import Run
 from refine_lab.tasks.examples import Task, load_splits
 from refine_lab.tasks.prompts import Example, prompts_digest
 from refine_lab.tasks.trained import History, Trained, row_key, source_digest

@@ -1,4 +1,4 @@
-"""Configurations of test-time training: of one adaptation, and of a run over many prompts (`ttt.json`)."""
+"""Configurations of test-time training: of one adaptation, and of a run over many prompts (its `config.json`)."""
 
 from __future__ import annotations
 
@@ -88,6 +88,8 @@ class TTTRunConfig(Checked):
     "Of every draw."
     device: str = "auto"
     "`auto`, `cpu`, `cuda` or `cuda:N`."
+    kind: Literal["answer"] = "answer"
+    "Tells this configuration from that of a training run."
 
     def check(self) -> None:
         self._at_least(1, "batch_size", "mini_batch_size", "micro_batch_size")

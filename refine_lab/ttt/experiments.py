@@ -16,15 +16,16 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from refine_lab.config import RELEASE, TaskConfig, require
-from refine_lab.environment import shown
 from refine_lab.experiments import given, located_model
-from refine_lab.inputs import inputs_of
+from refine_lab.inputs import inputs_of, resume_or_create
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_model, manifest_of
 from refine_lab.ops.precision import autocast
 from refine_lab.posttraining import METHOD_FIELDS
 from refine_lab.recipes import TTT_WAYS, release_updates, ttt_recipe
 from refine_lab.rewards import reward_function
+from refine_lab.runs.environment import shown
+from refine_lab.runs.run import Run
 from refine_lab.tasks.answers import answer, answer_row
 from refine_lab.tasks.examples import Example, Task, load_task
 from refine_lab.tasks.history import history_of
@@ -40,7 +41,6 @@ from refine_lab.ttt.adaptation import (
     read_prompt,
 )
 from refine_lab.ttt.config import REWARDS, TTTConfig, TTTRunConfig
-from refine_lab.ttt.records import TTTRun
 from refine_lab.ttt.results import SCORES
 from refine_lab.ttt.runs import Progress, adapt_ids, batches_of, check_prompts, example_of, measured, run_prompts
 from refine_lab.ttt.splits import SEED, history_by_seed, of_seed, task_for
@@ -140,7 +140,7 @@ def runs_of(
     folder: Path,
     *,
     fresh: bool = False,
-) -> list[TTTRun]:
+) -> list[Run]:
     """For each configuration the run in `folder` that is gone on from, or a new one; `fresh`: new ones.
 
     Prints what is answered already, which prompts are dropped, and which are too short for all chunks. Raises ValueError
@@ -160,7 +160,7 @@ def runs_of(
     runs = []
     for config in configs:
         inputs = inputs_of(config.model, examples)
-        run = TTTRun.create(config, inputs, folder) if fresh else TTTRun.taken_up(config, inputs, folder)
+        (run,) = resume_or_create([config], folder, inputs, fresh=fresh)
         done = len(run.log.done)
         print(f"{shown(run.path)}" + (f": {done} answered before, which are not answered again" if done else ""))
         runs.append(run)
@@ -168,7 +168,7 @@ def runs_of(
 
 
 def estimated_seconds(
-    runs: Sequence[TTTRun], model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, task: Task
+    runs: Sequence[Run], model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, task: Task
 ) -> float:
     """How long answering takes here: one prompt of middling length is adapted on and answered, and multiplied by length."""
     examples, seconds = task.test, {}
@@ -331,7 +331,7 @@ def _told(row: dict[str, Any]) -> str:
 
 
 def answer_run(
-    run: TTTRun,
+    run: Run,
     model: FastWeightLM,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
@@ -341,13 +341,13 @@ def answer_run(
     name = f"{run.config.way} s{run.config.seed}"
     said = time.monotonic()
 
-    def report(progress: Progress) -> bool:
+    def report(progress: Progress) -> object:
         nonlocal said
         if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
             said = time.monotonic()
             left = "" if progress.seconds_left is None else f", about {progress.seconds_left:.0f} s left"
             print(f"{name}: prompt batch {progress.batch} of {progress.batches}{left}", flush=True)
-        return bool(stop())
+        return stop()
 
     run_prompts(run, model, tokenizer, task.test, task.rule, report)
     answers = run.answers()

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from refine_lab.runs.run import Run
 from refine_lab.statistics import mean_interval, paired_difference
-from refine_lab.ttt.records import TTTRun
 
 SCORES = ("recall", "exact_match", "f1")
 """Of an answer beside its references, each from 0 to 1."""
@@ -19,7 +19,7 @@ READINGS = ("loss_before", "loss_after", "entropy_before", "entropy_after")
 """Of the prompt, in nats a token."""
 
 
-def results(runs: Sequence[TTTRun]) -> pd.DataFrame:
+def results(runs: Sequence[Run]) -> pd.DataFrame:
     """The answers of several runs: a row an answer, `way` is the arm, told apart by its updates."""
     return pd.concat([run.answers() for run in runs], ignore_index=True)
 

@@ -1,34 +1,39 @@
-"""A run of test-time training: the prompts of a task, batch by batch, each adapted on and answered, and gone on from.
+"""A run of test-time training: adapts to each batch of prompts and answers it; resumable.
 
-With `reset` "prompt" the weights and moments are put back after each prompt, and a run goes on with whatever is
-unanswered. With "never" both go on from batch to batch, as in the paper's release, so that the weights drift over the test
-set: after each batch a checkpoint is kept, and a run goes on from it. Either way it ends as one that was not interrupted,
-and the model is what it was, bit for bit.
+With `reset` "prompt" the weights and moments are put back after each prompt, and a resumed run answers whatever is
+unanswered. With "never" both are kept from batch to batch, as in the paper's release, so that the weights drift over the
+test set: a checkpoint is kept after each batch, and a resumed run starts from it. Either way the run ends as one that was not
+interrupted, and the model is what it was, bit for bit.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import TaskConfig, require
 from refine_lab.models.base import FastWeightLM
 from refine_lab.ops.precision import autocast
+from refine_lab.optim import load_optimizer_tensors, optimizer_tensors
+from refine_lab.runs.run import Run
+from refine_lab.runs.writer import RunProgress, RunWriter, write_status
 from refine_lab.tasks.answers import answer, answer_row
 from refine_lab.tasks.examples import Example
 from refine_lab.tasks.prompts import TextPrompt, encode, within_limit
 from refine_lab.tasks.rules import AnswerRule
 from refine_lab.ttt.adaptation import Adapter, Restored, Update, fewer_chunks, prompt_batch, read_prompt
 from refine_lab.ttt.config import TTTRunConfig as TTTRunConfig
-from refine_lab.ttt.records import TTTRun
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,8 +54,11 @@ class Progress:
     "Where at least one batch has been answered by this process."
 
 
-Report = Callable[[Progress], bool | None]
-"""Called after each step and each batch; where it returns True, the run stops there, and can be gone on from."""
+Report = Callable[[Progress], object]
+"""Called after each step and each batch; where it returns anything true, the run stops there and can be resumed.
+
+A text is kept as the reason.
+"""
 
 
 def batches_of(examples: Sequence[Example], batch_size: int) -> tuple[list[list[Example]], list[Example]]:
@@ -130,7 +138,7 @@ def example_of(
 
 
 def run_prompts(
-    run: TTTRun,
+    run: Run,
     model: FastWeightLM,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
@@ -140,16 +148,15 @@ def run_prompts(
     """Answer what is unanswered of `examples` by `rule`; True where all of them are answered, False where `report` stopped it.
 
     The model must be as the run's configuration names it; afterwards it is again, also after an exception or an interrupt.
-    Files are written whole: whatever ends the process, calling this again goes on. Raises ValueError before anything is
-    written for prompts that cannot be used (`check_prompts`), BlockingIOError where another process writes the run.
+    Whoever calls this holds the run's lock (`runs.files.locked`). Files are written whole: whatever ends the process,
+    calling this again resumes the run. Raises ValueError before anything is written for prompts that cannot be used
+    (`check_prompts`).
     """
     config = run.config
     parts, _ = batches_of(examples, config.batch_size)
     check_prompts(model, config, examples)
-    with run.locked():
-        drifts = config.ttt is not None and config.reset == "never"
-        work = _Work(run, model, tokenizer, parts, rule, report)
-        return work.drifting() if drifts else work.one_by_one()
+    work = _Work(run, model, tokenizer, parts, rule, report)
+    return work.drifting() if config.ttt is not None and config.reset == "never" else work.one_by_one()
 
 
 class _Work:
@@ -157,7 +164,7 @@ class _Work:
 
     def __init__(
         self,
-        run: TTTRun,
+        run: Run,
         model: FastWeightLM,
         tokenizer: PreTrainedTokenizerBase,
         parts: list[list[Example]],
@@ -166,50 +173,62 @@ class _Work:
     ) -> None:
         self.run, self.config, self.model, self.tokenizer = run, run.config, model, tokenizer
         self.parts, self.rule, self.report = parts, rule, report
-        self.began, self.answered, self.left = time.monotonic(), 0, 0
+        self.began, self.answered, self.before = time.monotonic(), 0, 0
+        self.reason: object = None
 
     def one_by_one(self) -> bool:
         """Every batch from the model as it was: reset after each, or not adapted at all."""
-        done = self.run.log.done
-        finished = {number for number, part in self._numbered() if all(example.name in done for example in part)}
-        self.left = len(self.parts) - len(finished)
-        if not self.left:  # nothing is written, not even what it runs in now
-            return True
-        self.run.cut_back(finished)
-        ttt = self.config.ttt
-        for number, part in self._numbered():
-            if number in finished:
-                continue
-            with nullcontext() if ttt is None else Restored(self.model, ttt.parameters):
-                rows = self._adapt_and_answer(number, part, self._adapter())
-            if rows is None or self._keep(number, part, rows):
-                break
-        return self._complete()
+        names = self.run.log.done
+        done = {number for number, part in self._numbered() if all(example.name in names for example in part)}
+        if len(done) < len(self.parts):
+            with RunWriter.open(self.run.path, done=done) as writer:
+                self._begin(writer, len(done))
+                for number, part in self._numbered():
+                    if number in done:
+                        continue
+                    ttt = self.config.ttt
+                    with nullcontext() if ttt is None else Restored(self.model, ttt.parameters):
+                        rows = self._adapt_and_answer(number, part, self._adapter())
+                    if rows is None or self._keep(number, part, rows):
+                        break
+        return self._end()
 
     def drifting(self) -> bool:
         """Every batch from where the one before left weights and moments."""
         run, size, ttt = self.run, self.config.batch_size, self.config.ttt
         assert ttt is not None
-        first, done = run.checkpoint(), run.log.done
-        if not all(example.name in done for part in self.parts[:first] for example in part):
-            first = 0  # an answer was lost, which the weights of now would not give again
-            run.drop_checkpoints()
-        self.left = len(self.parts) - first
-        if not self.left:
-            return True
-        run.cut_back(range(1, first + 1), first * size)
-        with Restored(self.model, ttt.parameters):
-            adapter = self._adapter()
-            assert adapter is not None
-            if first:
-                run.load(adapter)
-            for number, part in self._numbered():
-                if number <= first:
-                    continue
-                rows = self._adapt_and_answer(number, part, adapter)
-                if rows is None or self._keep(number, part, rows, adapter):
-                    break
-        return self._complete()
+        (first, folder), names = run.latest_checkpoint() or (0, None), run.log.done
+        if not all(example.name in names for part in self.parts[:first] for example in part):
+            first, folder = 0, None  # an answer was lost, which the weights of now would not give again
+        if first < len(self.parts):
+            with RunWriter.open(run.path, first) as writer, Restored(self.model, ttt.parameters):
+                run.log.cut(first * size)
+                self._begin(writer, first)
+                adapter = self._adapter()
+                assert adapter is not None
+                if folder is not None:
+                    _load(adapter, folder)
+                for number, part in list(self._numbered())[first:]:
+                    rows = self._adapt_and_answer(number, part, adapter)
+                    if rows is None or self._keep(number, part, rows, adapter):
+                        break
+        return self._end()
+
+    def _begin(self, writer: RunWriter, before: int) -> None:
+        """`before` batches are answered already."""
+        self.writer, self.progress, self.before = writer, RunProgress(writer, before), before
+        self.progress.report(before)
+
+    def _end(self) -> bool:
+        """Write how the run ended; True where all is answered."""
+        names = self.run.log.done
+        whole = all(example.name in names for part in self.parts for example in part)
+        if whole:
+            write_status(self.run, "finished", step=len(self.parts))
+        else:
+            reason = self.reason if isinstance(self.reason, str) else "a stop was requested"
+            write_status(self.run, "stopped", error=reason, step=self.before + self.answered)
+        return whole
 
     def _numbered(self) -> Iterator[tuple[int, list[Example]]]:
         return enumerate(self.parts, start=1)
@@ -232,7 +251,7 @@ class _Work:
             batch = prompt_batch(self.model, [adapt_ids(example, self.config.adapt_on) for example in part], ids)
             for update in adapter.adapt(batch):
                 updates.append(update)
-                self.run.write_update(number, update_line(update, [example.name for example in part]))
+                self.writer.update(number, update_line(update, [example.name for example in part]))
                 if self._tell(number, part, update=update):
                     return None
         after = before if adapter is None else self._measured(part)
@@ -271,21 +290,26 @@ class _Work:
 
     def _keep(
         self, number: int, part: list[Example], rows: list[dict[str, Any]], adapter: Adapter | None = None
-    ) -> bool | None:
+    ) -> bool:
         """Write a batch's answers, then its checkpoint; whether `report` asks to stop."""
         self.run.log.write(rows)
         if adapter is not None:
-            self.run.save(number, adapter)
+            with self.writer.checkpoint(number) as folder:
+                _save(adapter, folder)
+            for _, earlier in self.run.checkpoints()[:-1]:
+                shutil.rmtree(earlier)
         self.answered += 1
         return self._tell(number, part, rows=tuple(rows))
 
     def _tell(
         self, number: int, part: list[Example], update: Update | None = None, rows: tuple[dict[str, Any], ...] = ()
-    ) -> bool | None:
+    ) -> bool:
         left = None
         if self.answered:
-            left = (time.monotonic() - self.began) / self.answered * (self.left - self.answered)
-        return self.report(
+            remaining = len(self.parts) - self.before - self.answered
+            left = (time.monotonic() - self.began) / self.answered * remaining
+        self.progress.report(self.before + self.answered)
+        self.reason = self.report(
             Progress(
                 batch=number,
                 batches=len(self.parts),
@@ -295,10 +319,28 @@ class _Work:
                 seconds_left=left,
             )
         )
+        return bool(self.reason)
 
-    def _complete(self) -> bool:
-        done = self.run.log.done
-        return all(example.name in done for part in self.parts for example in part)
+
+def _moving(adapter: Adapter) -> dict[str, nn.Parameter]:
+    moving = {id(p) for p in adapter.moving}
+    return {name: p for name, p in adapter.model.named_parameters() if id(p) in moving}
+
+
+def _save(adapter: Adapter, folder: Path) -> None:
+    """Keep the updated weights and the optimizer's moments."""
+    weights = {name: p.detach().contiguous() for name, p in _moving(adapter).items()}
+    save_file(weights, folder / "weights.safetensors")
+    save_file(optimizer_tensors(adapter.optimizers), folder / "optimizer.safetensors")
+
+
+def _load(adapter: Adapter, folder: Path) -> None:
+    """Put a checkpoint's weights and moments into the model and the optimizer."""
+    weights = load_file(folder / "weights.safetensors")
+    with torch.no_grad():
+        for name, p in _moving(adapter).items():
+            p.copy_(weights[name])
+    load_optimizer_tensors(adapter.optimizers, load_file(folder / "optimizer.safetensors"))
 
 
 def measured(model: FastWeightLM, example: Example) -> tuple[float, float]:
@@ -308,7 +350,7 @@ def measured(model: FastWeightLM, example: Example) -> tuple[float, float]:
 
 
 def update_line(update: Update, names: Sequence[str]) -> dict[str, Any]:
-    """A line of `updates.jsonl`: the step's number on its batch, the prompts, and the step's metrics."""
+    """A line of kind `update`: the step's number on its batch, the prompts, and the step's metrics."""
     chunks = None if update.method is None else update.method.num_chunks
     times = {"seconds": update.seconds, "tokens_per_second": update.tokens_per_second}
     return {"number": update.number, "names": list(names), "num_chunks": chunks, **update.metrics, **times}

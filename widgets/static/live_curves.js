@@ -175,8 +175,8 @@ function drawProgress(parent, runs) {
     const bar = html("progress", "", row);
     bar.max = run.steps || 1;
     bar.value = run.step || 0;
-    bar.setAttribute("aria-label", `${run.label}: ${run.of ?? "step"}s done`);
-    const facts = [run.steps ? `${run.of ?? "step"} ${format(run.step)}/${format(run.steps)}` : "not started"];
+    bar.setAttribute("aria-label", `${run.label}: steps done`);
+    const facts = [run.steps ? `step ${format(run.step)}/${format(run.steps)}` : "not started"];
     if (run.tokens_per_second) facts.push(`${Math.round(run.tokens_per_second).toLocaleString("en")} tokens/s`);
     if (Number.isFinite(run.seconds_left)) facts.push(`${duration(run.seconds_left)} left`);
     html("span", "", row, facts.join(" · "));

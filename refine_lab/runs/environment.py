@@ -14,7 +14,7 @@ from typing import Any
 
 def project_root() -> Path | None:
     """The checkout this package is imported from, or None for an installed copy."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parent.parent.parent
     return root if (root / "pyproject.toml").is_file() else None
 
 

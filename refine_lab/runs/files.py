@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,21 @@ ROLLOUT_TYPES = {
     "advantage": pa.float32(),
 }
 """The columns a step's rollouts are given in; the file has `step` before them."""
+
+
+OLDER_NAMES = {"config.json": "ttt.json", "metrics.jsonl": "updates.jsonl"}
+"""What format version 1 called these files in a run of test-time training."""
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a run directory."""
+    return run_file(path, "config.json").is_file()
+
+
+def run_file(run: Path, name: str) -> Path:
+    """The path of a run's `config.json` or `metrics.jsonl`, under its older name where the run has only that."""
+    older = run / OLDER_NAMES[name]
+    return older if older.is_file() and not (run / name).is_file() else run / name
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -95,6 +111,16 @@ def take_lock(run: Path) -> int:
     raise BlockingIOError(f"another process is writing {run}")
 
 
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold a run's lock inside the block, in this process. Raises BlockingIOError where another one holds it."""
+    lock = take_lock(run)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
 def is_held(run: Path) -> bool:
     """Whether a process holds a run's lock, which no kill can leave behind."""
     try:
@@ -118,7 +144,7 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 
 def drop_leftovers(path: Path) -> None:
     """Remove what killed processes left under temporary names."""
-    for folder in (path, path / "rollouts", path / "checkpoints"):
+    for folder in (path, *(path / name for name in ("rollouts", "checkpoints", "answers"))):
         for left in folder.glob(".*.tmp"):
             if left.is_dir():
                 shutil.rmtree(left)
@@ -126,13 +152,13 @@ def drop_leftovers(path: Path) -> None:
                 left.unlink()
 
 
-def cut_metrics(path: Path, last_step: int) -> None:
-    """Keep the whole lines up to `last_step`."""
+def cut_metrics(path: Path, kept: Collection[int]) -> None:
+    """Keep the whole lines of the steps in `kept`."""
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith(b"\n") and parse_line(path, line)["step"] <= last_step]
-        if len(kept) < len(lines):
-            replace_text(path, b"".join(kept).decode())
+        left = [line for line in lines if line.endswith(b"\n") and parse_line(path, line)["step"] in kept]
+        if len(left) < len(lines):
+            replace_text(path, b"".join(left).decode())
 
 
 def cut_rollouts(folder: Path, last_step: int) -> None:

@@ -1,0 +1,285 @@
+"""The reading side of run directories: files that one process writes while it works, and anyone else reads.
+
+    config.json    the configuration, with its kind            status.json   state, step, last error
+    env.json       versions, device, commit                    stop          a request to stop
+    metrics.jsonl  a line a step, evaluation or update         log.txt       what the process printed
+    rollouts/      <first>-<last>.parquet, closed files        lock          held while the process lives
+    answers/       <first>-<last>.parquet, closed files        reward.py     a reward of the user's own
+    checkpoints/   step-<n>/
+    inputs.json    digests of the text or prompts and of the model that the run was begun with
+
+A run is of one of two kinds: `train` trains a model, `answer` adapts a model to each prompt of a task and answers it. Format
+version 1 had other file names for the second kind (`files.OLDER_NAMES`) and no status.json; such directories are still read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import typing
+import warnings
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from refine_lab.config import TrainConfig, from_json, require
+from refine_lab.runs.answers import AnswerLog
+from refine_lab.runs.environment import project_root
+from refine_lab.runs.files import (
+    ROLLOUT_TYPES,
+    checkpoints,
+    is_held,
+    is_run,
+    parquet_parts,
+    parse_line,
+    read_json,
+    read_rollouts,
+    run_file,
+)
+from refine_lab.ttt.config import TTTRunConfig
+
+State = Literal["starting", "running", "finished", "stopped", "failed"]
+CONFIGS = {"train": TrainConfig, "answer": TTTRunConfig}
+"""The configuration of each kind of run."""
+
+TRAIN_COLUMNS = ("step", "time", "tokens", "updates", "seconds", "tokens_per_second", "lr", "ntp_loss", "ntp_accuracy")
+EVAL_COLUMNS = ("step", "time", "ntp_loss", "ntp_accuracy", "sampled_accuracy")
+
+
+def runs_dir() -> Path:
+    """Where run directories are made: REFINE_RUNS, else `runs/` of the project, else `refine_lab_runs` in the home.
+
+    Never found from the current folder, so that a notebook writes to one place wherever it is started.
+    Raises ValueError where REFINE_RUNS is a relative path.
+    """
+    if named := os.environ.get("REFINE_RUNS"):
+        path = Path(named).expanduser()
+        if not path.is_absolute():
+            raise ValueError(f"REFINE_RUNS must be an absolute path, got {named!r}")
+        return path
+    root = project_root()
+    return root / "runs" if root else Path.home() / "refine_lab_runs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What a run says of itself in `status.json`."""
+
+    state: State
+    step: int
+    steps: int
+    error: str | None = None
+    pid: int | None
+    time: float
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
+
+
+class Run:
+    """The reading side of a run directory, finished or not.
+
+    Raises FileNotFoundError where `path` is no run directory; the properties raise ValueError for damaged files.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).absolute()
+        self.name = self.path.name
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"no run directory at {self.path}: there is no such folder")
+        if not is_run(self.path):
+            raise FileNotFoundError(f"{self.path} is no run directory: it has no config.json")
+        self.log = AnswerLog(self.path / "answers")
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @cached_property
+    def config(self) -> Any:
+        """The run's `TrainConfig`, or its `TTTRunConfig`, as its `kind` says."""
+        path = run_file(self.path, "config.json")
+        values = read_json(path)  # so that what is no JSON is told from what is out of range
+        kind = values.get("kind", "answer" if path.name == "ttt.json" else "train")
+        try:
+            require(kind in list(CONFIGS), "kind", kind, " or ".join(map(repr, CONFIGS)))
+            return from_json(json.dumps(values), kind=CONFIGS[kind])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} cannot be used: {error}") from None
+
+    @property
+    def kind(self) -> Literal["train", "answer"]:
+        return self.config.kind
+
+    @property
+    def env(self) -> dict[str, Any]:
+        return read_json(self.path / "env.json")
+
+    @property
+    def inputs(self) -> dict[str, Any] | None:
+        """What the run was begun with besides its configuration (`refine_lab.inputs`); None where none was recorded."""
+        path = self.path / "inputs.json"
+        return read_json(path) if path.is_file() else None
+
+    @property
+    def steps(self) -> int:
+        """Batches of the whole run: of sequences, or of prompts, where a last incomplete batch is dropped."""
+        if self.kind == "train":
+            return self.config.steps
+        return int(read_json(self.path / "inputs.json")["prompts"]) // self.config.batch_size
+
+    @property
+    def done(self) -> int:
+        """Batches that a resumed run does not do again: those up to its last checkpoint, or those that are answered."""
+        if self.kind == "train":
+            return (self.latest_checkpoint() or (0, None))[0]
+        return min(self.log.rows // self.config.batch_size, self.steps)
+
+    @property
+    def status(self) -> Status:
+        path = self.path / "status.json"
+        if not path.is_file() and run_file(self.path, "config.json").name == "ttt.json":
+            return self._older_status()
+        values = read_json(path)
+        if "state" in values and values["state"] not in typing.get_args(State):
+            allowed = ", ".join(typing.get_args(State))
+            raise ValueError(f"{path} is damaged: state must be one of {allowed}, got {values['state']!r}")
+        for name in {"step", "steps"} & set(values):
+            if type(values[name]) is not int or values[name] < 0:
+                raise ValueError(f"{path} is damaged: {name} must be a whole number from 0, got {values[name]!r}")
+        try:
+            return Status(**values)
+        except TypeError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+
+    def _older_status(self) -> Status:
+        """What format version 1 said of a run of test-time training by its answers and `error.txt`."""
+        alive, path = self.alive, self.path / "error.txt"  # asked first: the run may end in between
+        error = path.read_text(encoding="utf-8") if path.is_file() else None
+        ended: State = "finished" if self._all_answered() else "failed" if error else "stopped"
+        time = (self.path / "env.json").stat().st_mtime
+        state = "running" if alive and ended != "finished" else ended
+        return Status(state=state, step=self.done, steps=self.steps, error=error, pid=None, time=time)
+
+    def _all_answered(self) -> bool:
+        wanted = self.steps * self.config.batch_size
+        return self.log.rows >= wanted and len(self.log.done) == wanted  # a damaged file holds no answers
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process works on this run, or will when its turn comes: whether one holds its lock."""
+        return is_held(self.path)
+
+    @property
+    def state(self) -> State | Literal["killed", "waiting"]:
+        """The state in `status.json`, except for two cases in which no process holds the lock.
+
+        `waiting`: no process has ever begun the run. `killed`: the process that wrote the status is no more.
+        A finished run whose answers have been damaged or deleted since is `stopped`.
+        """
+        alive = self.alive  # asked before the status is read: a run may end in between
+        state = self.status.state
+        if state in ("starting", "running") and not alive:
+            return "killed" if state == "running" or (self.path / "lock").exists() else "waiting"
+        if state == "finished" and self.kind == "answer" and not self._all_answered():
+            return "stopped"
+        return state
+
+    def metrics(self) -> pd.DataFrame:
+        """A row a batch."""
+        return self._lines("train", TRAIN_COLUMNS)
+
+    def evaluations(self) -> pd.DataFrame:
+        """A row an evaluation."""
+        return self._lines("eval", EVAL_COLUMNS)
+
+    def updates(self) -> pd.DataFrame:
+        """A row an update of test-time training: `step` numbers its batch from 1, `number` the update on that batch."""
+        return self._lines("update", ("step", "time", "number", "names"))
+
+    def answers(self) -> pd.DataFrame:
+        """A row an answer of test-time training: columns of `answers.COLUMNS` and those of `ttt.runs`."""
+        return self.log.read()
+
+    def _lines(self, kind: str, columns: tuple[str, ...]) -> pd.DataFrame:
+        lines = [line for line in MetricsTail(self).read() if line.pop("kind") == kind]
+        return pd.DataFrame(lines) if lines else pd.DataFrame(columns=list(columns))
+
+    def rollouts(self, steps: Collection[int] | None = None) -> pd.DataFrame:
+        """A row a rollout, of the steps given or of all; the last steps of a living run are not yet in closed files."""
+        frames = []
+        for first, last, path in parquet_parts(self.path / "rollouts"):
+            if steps is None or any(first <= step <= last for step in steps):
+                frame = read_rollouts(path)
+                frames.append(frame if steps is None else frame[frame["step"].isin(list(steps))])
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["step", *ROLLOUT_TYPES])
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Step and folder of every whole checkpoint, in order."""
+        return checkpoints(self.path)
+
+    def latest_checkpoint(self) -> tuple[int, Path] | None:
+        """Step and folder of the last whole checkpoint, or None."""
+        return max(self.checkpoints(), default=None)
+
+
+def list_runs(folder: Path | str | None = None) -> list[Run]:
+    """The runs of both kinds in `folder` (else in `runs_dir()`), oldest first.
+
+    One whose configuration is damaged is left out, and a warning names it.
+    """
+    folder = Path(folder) if folder is not None else runs_dir()
+    runs = []
+    for path in sorted(path for path in folder.glob("*") if is_run(path)):
+        try:
+            run = Run(path)
+            _ = run.config
+        except (OSError, ValueError) as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+        else:
+            runs.append(run)
+    return runs
+
+
+def made_at(runs: Iterable[Any]) -> str:
+    """A sentence with the commits that runs were made at, from the `env.json` in each run's `path`.
+
+    Raises FileNotFoundError for a run without that file, and ValueError for a damaged one.
+    """
+    found = set()
+    for run in runs:
+        env = read_json(run.path / "env.json")
+        commit = env.get("commit") or "an unknown commit (no git checkout)"
+        found.add(f"{commit} with uncommitted changes" if env.get("dirty") else commit)
+    return f"Runs made at {', '.join(sorted(found))}."
+
+
+class MetricsTail:
+    """The lines of a run's `metrics.jsonl` that are new since the last `read`, for following a run."""
+
+    def __init__(self, run: Run) -> None:
+        self.restarts = 0
+        "How often the file was cut back, by a run that was resumed; all lines are then read anew."
+        self._run = run.path
+        self._offset = 0
+        self._file: int | None = None
+
+    def read(self) -> list[dict[str, Any]]:
+        """New whole lines; null is NaN. Raises ValueError for a line that is no JSON."""
+        path = run_file(self._run, "metrics.jsonl")
+        try:
+            with path.open("rb") as file:
+                facts = os.fstat(file.fileno())
+                if self._file not in (None, facts.st_ino) or facts.st_size < self._offset:
+                    self._offset, self.restarts = 0, self.restarts + 1
+                self._file = facts.st_ino
+                file.seek(self._offset)
+                block = file.read()
+        except FileNotFoundError:
+            return []
+        whole = block[: block.rfind(b"\n") + 1]
+        lines = [parse_line(path, line) for line in whole.splitlines()]
+        self._offset += len(whole)
+        return lines

@@ -1,0 +1,238 @@
+"""The writing side of a run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from refine_lab.config import TrainConfig, to_json
+from refine_lab.runs.environment import environment
+from refine_lab.runs.files import (
+    ROLLOUT_TYPES,
+    cut_metrics,
+    cut_rollouts,
+    drop_leftovers,
+    new_directory,
+    plain,
+    replace_text,
+    write_inputs,
+    write_rollouts,
+)
+from refine_lab.runs.run import Run, State, Status, runs_dir
+from refine_lab.ttt.config import TTTRunConfig
+
+STATUS_SECONDS = 1.0
+"""Seconds between two writings of `status.json`, at least."""
+
+
+class RunWriter:
+    """Writes one run directory. One process at a time writes: the one that holds its lock (see `process`).
+
+    A directory of format version 1 is first given the file names of this version.
+    """
+
+    def __init__(self, path: Path, *, step: int, rollouts_every: int = 10) -> None:
+        self.path = path
+        self.run = Run(path)
+        self.config = self.run.config
+        upgrade(self.run)
+        self._rollouts_every = rollouts_every
+        self._step = step
+        self._rows: list[tuple[int, Mapping[str, Any]]] = []
+        self._metrics = os.open(path / "metrics.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    @classmethod
+    def create(
+        cls,
+        config: TrainConfig | TTTRunConfig,
+        runs: Path | None = None,
+        *,
+        reward_source: str | None = None,
+        inputs: Mapping[str, Any] | None = None,
+    ) -> RunWriter:
+        """Make a new directory in `runs` (else `runs_dir()`) and write what is known before the run begins.
+
+        Its name is `<date>-<recipe>-<arm>-s<seed>`, with `ttt-` after the date for a run of test-time training. Such a run
+        needs `inputs` (see `refine_lab.inputs.inputs_of`), which hold the number of its prompts.
+        """
+        train = isinstance(config, TrainConfig)
+        name = f"{config.recipe}-{config.arm}-s{config.seed}"
+        path = new_directory(runs or runs_dir(), f"{time.strftime('%Y%m%d-%H%M%S')}-{'' if train else 'ttt-'}{name}")
+        for folder in ("rollouts" if train else "answers", "checkpoints"):
+            (path / folder).mkdir()
+        if reward_source is not None:
+            replace_text(path / "reward.py", reward_source)
+        if inputs is not None:
+            write_inputs(path, inputs)
+        replace_text(path / "env.json", json.dumps(environment(), indent=2) + "\n")
+        replace_text(path / "config.json", to_json(config))  # last: a directory with a config.json is a run
+        writer = cls(path, step=0)
+        writer.status("starting")
+        return writer
+
+    @classmethod
+    def open(
+        cls, path: Path | str, step: int | None = None, *, done: Collection[int] | None = None, rollouts_every: int = 10
+    ) -> RunWriter:
+        """Resume a run directory as it was after batch `step`; with None, from nothing.
+
+        Metrics, rollouts and checkpoints of later batches are dropped, and so is what a killed process left half-written:
+        an interrupted run has the records of one that was not. Evaluate a step before its checkpoint is written.
+        `done`: the batches to keep where they need not be the first ones, as in test-time training that resets.
+        """
+        run, last = Run(path), -1 if step is None else step
+        path = run.path
+        upgrade(run)
+        drop_leftovers(path)
+        cut_metrics(path / "metrics.jsonl", range(last + 1) if done is None else done)
+        cut_rollouts(path / "rollouts", last)
+        for number, folder in run.checkpoints():
+            if number > last:
+                shutil.rmtree(folder)
+        replace_text(path / "env.json", json.dumps(environment(run.config.device), indent=2) + "\n")
+        return cls(path, step=max(last, 0), rollouts_every=rollouts_every)
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def train(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append the line of one batch (1-based). A number that is not finite is written as null and read as NaN."""
+        self._append("train", step, values)
+
+    def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append the line of one evaluation; step 0 is before training."""
+        self._append("eval", step, values)
+
+    def update(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append the line of one update of test-time training on batch `step` (1-based)."""
+        self._append("update", step, values)
+
+    def _append(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        line = {"kind": kind, "step": step, "time": time.time(), **values}
+        text = json.dumps({name: plain(value) for name, value in line.items()}, allow_nan=False)
+        whole = text.encode() + b"\n"
+        if os.write(self._metrics, whole) < len(whole):  # one write, unbuffered: a line is whole or it is the last
+            raise OSError(f"{self.path / 'metrics.jsonl'} cannot grow: the disk is full")
+        self._step = max(self._step, step)
+
+    def rollouts(self, step: int, rows: Mapping[str, Any]) -> None:
+        """Keep one batch's rollouts, a column of equal length for each of `ROLLOUT_TYPES`, until their file is closed.
+
+        Columns are lists, arrays or CPU tensors that nobody changes any more. Raises ValueError for other columns.
+        """
+        if set(rows) != set(ROLLOUT_TYPES):
+            wrong = ", ".join(sorted(set(rows) ^ set(ROLLOUT_TYPES)))
+            raise ValueError(
+                f"rollouts have exactly the columns {', '.join(ROLLOUT_TYPES)}; missing or unknown: {wrong}"
+            )
+        lengths = {name: len(column) for name, column in rows.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"rollout columns must be of one length, got {lengths}")
+        self._rows.append((step, rows))
+        if step % self._rollouts_every == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Close the file of the rollouts kept so far."""
+        if self._rows:
+            write_rollouts(self.path / "rollouts", self._rows)
+            self._rows = []
+
+    def status(
+        self,
+        state: State,
+        step: int | None = None,
+        *,
+        error: str | None = None,
+        tokens_per_second: float | None = None,
+        seconds_left: float | None = None,
+    ) -> None:
+        """Write the run's status; `step` defaults to that of the last line written."""
+        self._step = self._step if step is None else step
+        status = Status(
+            state=state,
+            step=self._step,
+            steps=self.run.steps,
+            error=error,
+            pid=None if state == "starting" else os.getpid(),
+            time=time.time(),
+            tokens_per_second=tokens_per_second,
+            seconds_left=seconds_left,
+        )
+        replace_text(self.path / "status.json", json.dumps({name: plain(v) for name, v in asdict(status).items()}))
+
+    @contextmanager
+    def checkpoint(self, step: int) -> Iterator[Path]:
+        """An empty folder to fill; it becomes `checkpoints/step-<n>` when the block ends, and vanishes where it raises.
+
+        The records up to `step` are closed first, so that a run can be resumed from every checkpoint there is.
+        """
+        self.flush()
+        final = self.path / "checkpoints" / f"step-{step}"
+        folder, old = final.with_name(f".{final.name}.tmp"), final.with_name(f".{final.name}.old.tmp")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if final.exists():
+            final.rename(old)
+        folder.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def close(self) -> None:
+        self.flush()
+        if self._metrics >= 0:
+            os.close(self._metrics)
+            self._metrics = -1
+
+
+class RunProgress:
+    """Writes the state `running` to `status.json` about once a second, with the speed and the time that is left."""
+
+    def __init__(self, writer: RunWriter, done: int) -> None:
+        """`done`: the batches that were done before this process began."""
+        self._writer, self._done, self._steps = writer, done, writer.run.steps
+        self._began, self._written = time.monotonic(), 0.0
+
+    def report(self, step: int, tokens: int | None = None) -> None:
+        """`step` batches are done; `tokens` were read by this process."""
+        now = time.monotonic()
+        if now - self._written < STATUS_SECONDS:
+            return
+        self._written, elapsed, made = now, now - self._began, step - self._done
+        speed = None if tokens is None else tokens / elapsed
+        left = elapsed / made * (self._steps - step) if made else None
+        self._writer.status("running", step, tokens_per_second=speed, seconds_left=left)
+
+
+def write_status(run: Run, state: State, error: str | None = None, step: int | None = None) -> None:
+    """Write the status of a run on which nobody works at the moment; `step` defaults to that of its last status."""
+    with RunWriter(run.path, step=run.status.step if step is None else step) as writer:
+        writer.status(state, error=error)
+
+
+def upgrade(run: Run) -> None:
+    """Give a directory of format version 1 the file names of this version; can be repeated after it was interrupted."""
+    path = run.path
+    if not (path / "ttt.json").is_file():
+        return
+    status = json.dumps(asdict(run.status))
+    if (path / "updates.jsonl").is_file():
+        os.replace(path / "updates.jsonl", path / "metrics.jsonl")
+    replace_text(path / "status.json", status)
+    replace_text(path / "config.json", to_json(run.config))
+    for name in ("ttt.json", "error.txt"):
+        (path / name).unlink(missing_ok=True)

@@ -1,0 +1,79 @@
+"""The process of one or several runs: `python -m refine_lab.training RUN_DIR [RUN_DIR ...]`.
+
+It trains, or adapts to prompts and answers them, as each run's configuration says, one run after the other. It reads nothing
+but the run directories, writes nothing else, and resumes a run where an earlier process ended.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from refine_lab.runs.process import StopSignal, child_setup
+from refine_lab.runs.run import Run
+from refine_lab.runs.writer import write_status
+
+
+def main(arguments: list[str]) -> int:
+    """The exit status: 0 for runs that are finished or were asked to stop, 1 where one failed, 2 for a wrong call."""
+    if not arguments:
+        print("usage: python -m refine_lab.training RUN_DIR [RUN_DIR ...]", file=sys.stderr)
+        return 2
+    try:
+        stops = child_setup(*arguments)
+        runs = [Run(path) for path in arguments]
+        steps = [run.status.step for run in runs if run.config]
+    except (OSError, RuntimeError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    for run, stop, step in zip(runs, stops, steps, strict=True):
+        if len(runs) > 1:
+            _log_into(run)
+        try:
+            _work(run, stop)
+        except Exception as error:  # in full in log.txt, and in one sentence in status.json
+            traceback.print_exc()
+            _report(run.path, step, error)
+            return 1
+        stop.release()
+    return 0
+
+
+def _work(run: Run, stop: StopSignal) -> None:
+    """Train or answer one run; both load torch, for seconds in which signals must be heeded already."""
+    if reason := stop.requested():
+        write_status(run, "stopped", error=reason)
+    elif run.kind == "train":
+        from refine_lab.loop import train
+
+        train(run.path, stop)
+    else:
+        from refine_lab.ttt.answering import answer_prompts
+
+        answer_prompts(run, stop)
+
+
+def _log_into(run: Run) -> None:
+    """Print into the log of the run that is worked on."""
+    with (run.path / "log.txt").open("ab") as output:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(output.fileno(), stream.fileno())
+
+
+def _report(path: Path, step: int, error: Exception) -> None:
+    """Write the failure into status.json, as far as the run directory still allows it; `step` is that of the start."""
+    try:
+        step = Run(path).status.step
+    except (OSError, ValueError) as damage:
+        print(damage, file=sys.stderr)
+    try:
+        write_status(Run(path), "failed", error=f"{type(error).__name__}: {error}", step=step)
+    except (OSError, ValueError) as damage:
+        print(f"the failure cannot be written into status.json: {damage}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
