@@ -110,8 +110,8 @@ class Worker:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - what the process prints, for as long as that lives
         command = [*PYTHON, "refine_lab.explore.worker", str(theirs.fileno()), self.device]
         # Threads that spin while they wait slow a step a hundredfold beside any other busy process (docs/log.md).
-        policy = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
-        self._process = spawn(command, self._log, inherit=[theirs.fileno()], OMP_WAIT_POLICY=policy)
+        policy = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+        self._process = spawn(command, self._log, inherit=[theirs.fileno()], environ=policy)
         theirs.close()
         self._connection = ours
         self._listener = threading.Thread(target=self._listen, args=(ours,), name="worker-listener", daemon=True)

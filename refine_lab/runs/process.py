@@ -48,7 +48,7 @@ def spawn(
     *,
     inherit: Sequence[int] = (),
     watched: bool = False,
-    **environ: str,
+    environ: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a child process in a session of its own, with this checkout on its path and what it prints in `output`.
 
@@ -56,18 +56,19 @@ def spawn(
     says so; otherwise its stdin is empty. `environ` are further environment variables. No zombie is left.
     """
     path = filter(None, (project_root(), os.environ.get("PYTHONPATH")))
-    environ = {**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONPATH": os.pathsep.join(map(str, path)), **environ}
-    environ.pop(WATCH_FD, None)
+    ours = {"PYTHONIOENCODING": "utf-8", "PYTHONPATH": os.pathsep.join(map(str, path))}
+    whole = {**os.environ, **ours, **(environ or {})}
+    whole.pop(WATCH_FD, None)
     read_end, write_end = os.pipe() if watched else (os.open(os.devnull, os.O_RDONLY), None)
     if watched:
-        environ[WATCH_FD] = "0"
+        whole[WATCH_FD] = "0"
     try:
         popen = subprocess.Popen(
             command,
             stdin=read_end,
             stdout=output,
             stderr=output,
-            env=environ,
+            env=whole,
             pass_fds=inherit,
             start_new_session=True,  # neither Ctrl-C nor the end of a kernel's process group reaches it
         )
@@ -163,7 +164,7 @@ def launch(runs: Sequence[Run], locks: Sequence[int], *, detach: bool, command: 
         torch.cuda.empty_cache()  # what this process holds and does not use, the other one may need
     paths, fds = [str(run.path) for run in runs], ",".join(map(str, locks))
     with (runs[0].path / "log.txt").open("ab") as output:
-        popen = spawn([*command, *paths], output, inherit=locks, watched=not detach, **{LOCKS: fds})
+        popen = spawn([*command, *paths], output, inherit=locks, watched=not detach, environ={LOCKS: fds})
     return RunProcess(runs=tuple(runs), detached=detach, popen=popen)
 
 
@@ -292,8 +293,11 @@ def _stop_or_kill(process: RunProcess, log: Callable[[str], object]) -> None:
 
 def _raise_unless_whole(process: RunProcess, run: Run, may_be_stopped: bool) -> None:
     status = run.status
-    if status.state in ("starting", "running") and process.popen:
-        process.popen.wait()  # its run's lock is free: it has ended, or is about to
+    if status.state in ("starting", "running"):
+        if run.alive:
+            return  # another process has resumed it in the meantime
+        if process.popen:
+            process.popen.wait()  # the lock is free: the process has ended, or is about to
     written, code = MetricsTail(run).read()[-1:], process.returncode  # every step is there; in the status it is not
     where = f"at step {max([status.step, *(line['step'] for line in written)])} of {status.steps}"
     if status.state == "finished" or (status.state == "stopped" and may_be_stopped):

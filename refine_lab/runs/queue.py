@@ -96,9 +96,12 @@ def _run(
             follow(process, every=every, log=log, patient=patient)
     except BaseException:
         begun = [run for run in group if run.status.state != "starting"] or group[:1]
-        for run in [*group, *(run for run, _ in queue)]:
-            if run not in begun:
-                write_status(run, "stopped", error=f"it never began, since {begun[-1].name} did not finish")
+        reason = f"it never began, since {begun[-1].name} did not finish"
+        for run in group:
+            if run not in begun and not run.alive:  # else another process has resumed it in the meantime
+                write_status(run, "stopped", error=reason)
+        for run, _ in queue:
+            write_status(run, "stopped", error=reason)
         raise
 
 
@@ -107,7 +110,7 @@ def _start_driver(queue: Queue) -> None:
     runs, locks = zip(*queue, strict=True)
     with (runs[-1].path / "log.txt").open("ab") as output:
         command = [*PYTHON, "refine_lab.runs.queue", *(str(run.path) for run in runs)]
-        spawn(command, output, inherit=locks, **{LOCKS: ",".join(map(str, locks))})
+        spawn(command, output, inherit=locks, environ={LOCKS: ",".join(map(str, locks))})
 
 
 def main(arguments: list[str]) -> None:
