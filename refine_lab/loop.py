@@ -30,7 +30,7 @@ from refine_lab.optim import (
     set_learning_rate,
 )
 from refine_lab.rewards import reward_function
-from refine_lab.runs.process import StopSignal
+from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunProgress, RunWriter
 from refine_lab.step import Learner, StepResult, train_step

@@ -26,7 +26,7 @@ from refine_lab.loop import train
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.models.loading import load_tokenizer
 from refine_lab.posttraining import three_ways
-from refine_lab.runs.process import StopSignal
+from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
 from refine_lab.tasks.examples import Task, load_task

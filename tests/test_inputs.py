@@ -23,7 +23,7 @@ from refine_lab.inputs import changes, inputs_of, model_digests, settle, text_di
 from refine_lab.loop import train
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.models.hub import HubName, Place
-from refine_lab.runs.process import StopSignal
+from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
 from refine_lab.tasks.prompts import Example

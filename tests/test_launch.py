@@ -18,6 +18,7 @@ import pytest
 
 from refine_lab.config import TrainConfig
 from refine_lab.runs import process as runs_process
+from refine_lab.runs.child import watch_parent
 from refine_lab.runs.environment import project_root
 from refine_lab.runs.process import RunProcess, attach, follow, resume, start, stop
 from refine_lab.runs.run import Run, list_runs
@@ -28,9 +29,9 @@ ENVIRON = {"PYTHONPATH": str(project_root())}  # for processes that `runs.proces
 TRAINER = """
 import os, signal, sys, time
 signal.alarm(300)  # it is detached in some tests: no crash of theirs leaves it behind
-from refine_lab.runs import process
-process.SAVE_SECONDS = 5.0
-(stop,) = process.child_setup(sys.argv[-1])
+from refine_lab.runs import child
+child.SAVE_SECONDS = 5.0
+(stop,) = child.child_setup(sys.argv[-1])
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
 
@@ -276,7 +277,7 @@ def test_child_setup_by_hand_holds_the_lock_and_forgets_an_old_stop(tmp_path, tr
 def test_watch_parent_notices_the_end_of_the_pipe():
     read_end, write_end = os.pipe()
     gone = threading.Event()
-    thread = runs_process.watch_parent(read_end, gone.set)
+    thread = watch_parent(read_end, gone.set)
     os.write(write_end, b"still here")
     assert not gone.wait(0.1)
     os.close(write_end)

@@ -19,7 +19,7 @@ from refine_lab.inputs import resume_or_create
 from refine_lab.loop import train
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.posttraining import answers_of, estimated_seconds, per_run, release_way, runs_of, task_of, three_ways
-from refine_lab.runs.process import StopSignal
+from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 
 TEXT = Path(__file__).parent / "fixtures" / "text"

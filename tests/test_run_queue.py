@@ -24,7 +24,7 @@ pytestmark = pytest.mark.process
 TRAINER = """
 import os, sys, time
 from pathlib import Path
-from refine_lab.runs.process import child_setup
+from refine_lab.runs.child import child_setup
 (stop,) = child_setup(sys.argv[-1])
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter

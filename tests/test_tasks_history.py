@@ -18,7 +18,7 @@ from refine_lab.inputs import resume_or_create
 from refine_lab.loop import train
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.posttraining import runs_of, task_of
-from refine_lab.runs.process import StopSignal
+from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.tasks.history import HISTORY, history_of
 from refine_lab.ttt.experiments import loaded, three_ways

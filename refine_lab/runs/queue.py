@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 
-from refine_lab.runs.process import LOCKS, PYTHON, TRAINER, follow, hold, inherited_locks, launch, spawn
+from refine_lab.runs.child import LOCKS, inherited_locks
+from refine_lab.runs.process import PYTHON, TRAINER, follow, hold, launch, spawn
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import write_status
 

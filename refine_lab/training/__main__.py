@@ -11,7 +11,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from refine_lab.runs.process import StopSignal, child_setup
+from refine_lab.runs.child import StopSignal, child_setup
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import write_status
 

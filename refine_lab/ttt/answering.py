@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from refine_lab.inputs import inputs_of, refuse_changes
-from refine_lab.runs.process import StopSignal
+from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.ttt.config import TTTRunConfig
 from refine_lab.ttt.experiments import answer_run, loaded
