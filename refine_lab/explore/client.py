@@ -19,8 +19,8 @@ from refine_lab.explore.worker import receive, send
 
 ERRORS: dict[str, type[Exception]] = {
     error.__name__: error for error in (ValueError, FileNotFoundError, TypeError, MemoryError, FloatingPointError)
-}
-"""Types of error that come through as they are; any other becomes a RuntimeError that names it."""
+} | {"ConfigError": ValueError}
+"""Types of error that come through as they are, a ConfigError as its sentence; any other becomes a RuntimeError."""
 
 
 class WorkerDied(RuntimeError):

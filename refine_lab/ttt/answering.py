@@ -183,7 +183,7 @@ def main(arguments: list[str]) -> int:
 def _loads(config: TTTRunConfig) -> tuple[Any, ...]:
     """What a model and a task are loaded by."""
     drawn = config.seed if config.model.startswith("new:") else None
-    return config.model, config.model_settings, config.device, config.task, config.count, config.data, drawn
+    return config.model, config.device, config.task, config.count, config.data, drawn
 
 
 def _answer(run: TTTRun, model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, task: Task, stop: StopSignal) -> None:
