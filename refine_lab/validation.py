@@ -69,7 +69,6 @@ _ALLOWED = {
     "string_unicode": "a text of Unicode characters",
     "dict_type": _NAMES_TO_NUMBERS,
     "dataclass_exact_type": "a {class_name}",
-    "literal_error": "one of {expected}",
     "greater_than": "above {gt:g}",
     "greater_than_equal": "at least {ge:g}",
     "less_than_equal": "at most {le:g}",
@@ -111,10 +110,12 @@ def _config_error(cls: Any, values: Mapping[str, Any], error: ValidationError) -
         )
     if keys[-1:] == ["[key]"]:
         return ConfigError(f"{cls.__name__}.{name}", values[str(name)], _NAMES_TO_NUMBERS)
-    words = next((each for each in fields[name].metadata if isinstance(each, str)), None)
+    words = next((each for each in fields[name].metadata if isinstance(each, str)), _ALLOWED.get(kind, ""))
+    if kind == "literal_error":
+        words = "one of " + ", ".join(map(repr, get_args(fields[name].annotation)))
     optional = ", or none" if type(None) in get_args(fields[name].annotation) else ""
     place = f"{cls.__name__}.{name}" + "".join(f"[{key!r}]" for key in keys)
-    return ConfigError(place, first["input"], (words or _ALLOWED[kind].format(**context)) + optional)
+    return ConfigError(place, first["input"], words.format(**context) + optional)
 
 
 Text = Annotated[str, Field(min_length=1)]

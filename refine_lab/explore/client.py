@@ -18,8 +18,9 @@ from refine_lab.environment import project_root
 from refine_lab.explore.worker import receive, send
 
 ERRORS: dict[str, type[Exception]] = {
-    error.__name__: error for error in (ValueError, FileNotFoundError, TypeError, MemoryError, FloatingPointError)
-} | {"ConfigError": ValueError}
+    **{error.__name__: error for error in (FileNotFoundError, TypeError, MemoryError, FloatingPointError)},
+    **dict.fromkeys(("ValueError", "ConfigError"), ValueError),
+}
 """Types of error that come through as they are, a ConfigError as its sentence; any other becomes a RuntimeError."""
 
 
