@@ -10,9 +10,10 @@ import threading
 
 import pytest
 import torch
+from refusals import refused
 from test_step import VOCABULARY, learner_for, make_policy
 
-from refine_lab.config import ConfigError, RefineConfig
+from refine_lab.config import RefineConfig
 from refine_lab.draws import Draws
 from refine_lab.step import train_step
 from refine_lab.ttt import adaptation as ttt
@@ -280,25 +281,26 @@ def test_bad_input_is_one_sentence_and_changes_nothing(length, settings, sentenc
 
 
 def test_tokens_beyond_the_vocabulary_are_refused():
-    outside, sentence = torch.tensor([0, 53]), r"a prompt's tokens must be from 0 to 52, got \[0, 53\]"
-    with pytest.raises(ValueError, match=sentence), adapted(make_policy(), outside, TTTConfig(method=None)):
+    outside, allowed = torch.tensor([0, 53]), "from 0 to 52"
+    with (
+        refused("a prompt's tokens", [0, 53], allowed),
+        adapted(make_policy(), outside, TTTConfig(method=None)),
+    ):
         pass
-    with pytest.raises(ConfigError) as error:
+    with refused("TTTConfig.parameters", "("):
         TTTConfig(parameters="(")
-    assert error.value.field == "TTTConfig.parameters" and error.value.allowed.startswith("a regular expression (")
 
 
 @pytest.mark.parametrize(
     ("prompt", "shown"),
     [
-        (torch.zeros(1, 9, dtype=torch.long), r"'torch.int64 \[1, 9\]'"),
-        (torch.zeros(9), r"'torch.float32 \[9\]'"),
-        ([1, 2], r"\[1, 2\]"),
+        (torch.zeros(1, 9, dtype=torch.long), "torch.int64 [1, 9]"),
+        (torch.zeros(9), "torch.float32 [9]"),
+        ([1, 2], [1, 2]),
     ],
 )
 def test_what_is_no_row_of_tokens_is_refused(prompt, shown):
-    sentence = rf"a prompt must be a row of token ids, a tensor \[T\] of whole numbers, got {shown}"
-    with pytest.raises(ValueError, match=sentence):
+    with refused("a prompt", shown, "a row of token ids, a tensor [T] of whole numbers"):
         ttt._check(make_policy(), prompt)
 
 
@@ -312,13 +314,12 @@ def test_what_is_no_row_of_tokens_is_refused(prompt, shown):
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, field, value, allowed):
-    with pytest.raises(ConfigError) as error:
+    with refused(f"TTTConfig.{field}", value, allowed):
         TTTConfig(**settings)
-    assert (error.value.field, error.value.value, error.value.allowed) == (f"TTTConfig.{field}", value, allowed)
 
 
 def test_weights_that_swallow_small_updates_are_refused():
-    with pytest.raises(ValueError, match=r"the model's dtype must be float32 or float64.*got torch.bfloat16"):
+    with refused("the model's dtype", torch.bfloat16):
         list(adapt(make_policy(torch.bfloat16), prompt_of(), TTTConfig()))
 
 
