@@ -169,7 +169,7 @@ class TaskConfig(Config):
 
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """As `Config.upgraded`: older answers were the first line as it stood, and `answer` was the default column."""
+        """As `Config.upgraded`: before `lines`, an answer was its first line as it stood, in the column `answer` by default."""
         if "lines" in values:
             return values
         column = {"answer_column": None} if values.get("answer_column") == "answer" else {}
@@ -238,7 +238,7 @@ class UpdateConfig(OptimizationConfig):
 
 
 @configuration
-class TrainConfig(UpdateConfig, RunConfig):
+class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `UpdateConfig` are the defaults
     """One training run: a model, its data, the method (none: SFT on the next token), the optimizer."""
 
     model_settings: Mapping[Text, float] = field(default_factory=dict)
@@ -305,10 +305,10 @@ def to_json(config: Any) -> str:
 
 
 def from_json(text: str, name: str = "config.json", kind: type[C] = TrainConfig) -> C:
-    """The configuration written by `to_json`, a `TrainConfig` or another `kind`; `name` is what errors call the text.
+    """The configuration that `to_json` wrote, a `TrainConfig` or another `kind`; `name` is what errors call the text.
 
-    Raises ConfigError for text that is no JSON object, for another format version, for an unknown or missing field, and
-    for a value out of its range.
+    Raises ValueError for text that is not JSON. Raises ConfigError for JSON that is no object, for a format version that is
+    not read, for an unknown or missing field, and for a value that is not allowed.
     """
     try:
         values = json.loads(text)

@@ -32,7 +32,7 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
 
 
 def unknown(what: str, name: object, allowed: Iterable[str]) -> ConfigError:
-    """The error for a name that is none of the allowed ones, with the nearest of them."""
+    """Returns the error for a name that is not allowed; it names the nearest that is."""
     names = list(allowed)
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -43,13 +43,11 @@ def unknown(what: str, name: object, allowed: Iterable[str]) -> ConfigError:
 class Config:
     """Base class of all configurations."""
 
-    __no_type_check__ = (
-        True  # a type checker at run time would refuse a value before the sentence of a ConfigError does
-    )
+    __no_type_check__ = True  # else beartype, in tests, refuses a value before a ConfigError can
 
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The fields of a saved file, with those added without which an older file would be read differently; overridden."""
+        """Returns the fields of a saved file as they are read today. Subclasses add what an older file lacks."""
         return values
 
     def _require(self, ok: bool, name: str, allowed: str) -> None:
@@ -78,9 +76,9 @@ _ALLOWED = {
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def configuration(cls: type[C]) -> type[C]:
-    """Make a class a frozen dataclass whose fields pydantic checks, with `ConfigError` for the first that is wrong.
+    """Make a class a frozen dataclass whose fields pydantic checks; it raises `ConfigError` for the first that is wrong.
 
-    A text in a field's `Annotated` says what is allowed, where the constraint alone would not tell a reader.
+    A text in a field's `Annotated` replaces the words of `_ALLOWED`.
     """
     made: Any = dataclass(frozen=True, kw_only=True, config=_SETTINGS)(cls)
     validate = made.__init__
@@ -96,7 +94,7 @@ def configuration(cls: type[C]) -> type[C]:
 
 
 def _config_error(cls: Any, values: Mapping[str, Any], error: ValidationError) -> ConfigError:
-    """The first thing that is wrong; a field that does not exist comes before the others, since it may be one misspelt."""
+    """The first thing that is wrong. A name that is no field comes before the rest: it may be the misspelt name of one."""
     fields, errors = cls.__pydantic_fields__, error.errors()
     first = next((each for each in errors if each["type"] == "unexpected_keyword_argument"), errors[0])
     kind, context, (name, *keys) = first["type"], first.get("ctx", {}), first["loc"] or ("",)
@@ -104,18 +102,18 @@ def _config_error(cls: Any, values: Mapping[str, Any], error: ValidationError) -
         return raised
     if kind == "unexpected_keyword_argument":
         return unknown(f"field of {cls.__name__}", name, fields)
+    place = f"{cls.__name__}.{name}"
     if kind == "missing":
-        return ConfigError(
-            f"{cls.__name__}.{name}", None, "given", f"{cls.__name__} needs the field {name!r}, which is missing"
-        )
+        return ConfigError(place, None, "given", f"{cls.__name__} needs the field {name!r}, which is missing")
     if keys[-1:] == ["[key]"]:
-        return ConfigError(f"{cls.__name__}.{name}", values[str(name)], _NAMES_TO_NUMBERS)
-    words = next((each for each in fields[name].metadata if isinstance(each, str)), _ALLOWED.get(kind, ""))
+        return ConfigError(place, values[str(name)], _NAMES_TO_NUMBERS)
+    options = get_args(fields[name].annotation)
     if kind == "literal_error":
-        words = "one of " + ", ".join(map(repr, get_args(fields[name].annotation)))
-    optional = ", or none" if type(None) in get_args(fields[name].annotation) else ""
-    place = f"{cls.__name__}.{name}" + "".join(f"[{key!r}]" for key in keys)
-    return ConfigError(place, first["input"], words.format(**context) + optional)
+        words = "one of " + ", ".join(map(repr, options))
+    else:
+        words = next((each for each in fields[name].metadata if isinstance(each, str)), None) or _ALLOWED[kind]
+    words = words.format(**context) + (", or none" if type(None) in options else "")
+    return ConfigError(place + "".join(f"[{key!r}]" for key in keys), first["input"], words)
 
 
 Text = Annotated[str, Field(min_length=1)]
