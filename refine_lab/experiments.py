@@ -190,7 +190,7 @@ def check_inputs(configs: Sequence[TrainConfig]) -> None:
     manifest = manifest_of(config.model)
     for source in config.data.sources:
         if source != "python" and not source.startswith("datasets:"):
-            next(documents(source, "train", config.data.text_column, manifest))
+            next(documents(source, "train", manifest))
     if told := beginning_told(load_tokenizer(config.model), config.data.add_bos):
         print(told)
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from refine_lab.config import TrainConfig
 from refine_lab.draws import Draws
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import hidden_states_only
@@ -20,7 +21,7 @@ from refine_lab.step import Learner, StepResult, split, train_step, update
 from refine_lab.types import Lessons
 
 
-def nested_step(learner: Learner, lessons: Lessons, draws: Draws) -> StepResult:
+def nested_step(learner: Learner[TrainConfig], lessons: Lessons, draws: Draws) -> StepResult:
     """The inner updates on the prompts, where `config.nested`, and the outer one on the answers.
 
     Metrics of the inner updates have the names of `train_step`, those of the outer one begin with `answer_`.

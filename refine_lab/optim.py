@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
-from refine_lab.config import TrainConfig
+from refine_lab.config import TrainConfig, UpdateConfig
 from refine_lab.models.base import FastWeightLM
 
 
 def make_optimizers(
-    policy: FastWeightLM, config: TrainConfig, parameters: Sequence[Tensor] | None = None
+    policy: FastWeightLM, config: UpdateConfig, parameters: Sequence[Tensor] | None = None
 ) -> list[Optimizer]:
     """AdamW (betas 0.9 and 0.999, table D.1), or Muon on the hidden matrices and AdamW on the rest.
 
-    On `parameters` of the policy's, or on all.
+    They update `parameters`, some of the policy's, or all of these.
     """
     parameters = list(policy.parameters() if parameters is None else parameters)
     if config.optimizer == "adamw":
@@ -32,7 +32,7 @@ def make_optimizers(
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Of batch `step`, counted from 1: a linear warm-up, then constant or linear to zero, due one batch after the last."""
+    """The rate of batch `step`, counted from 1: a linear warm-up, then constant, or linear to zero one batch after the last."""
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
     if config.schedule == "constant":

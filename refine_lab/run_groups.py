@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refine_lab.config import Checked, to_json
+from refine_lab.config import Config, to_json
 
 SEEDS = ("seed", "ttt.seed")
 """Settings in which the runs of one experiment differ."""
@@ -21,12 +21,12 @@ MOST_NAMED = 3
 _DATE = re.compile(r"\d{8}-\d{6}")
 
 
-def flat_settings(config: Checked) -> dict[str, str]:
+def flat_settings(config: Config) -> dict[str, str]:
     """Every setting of a configuration by its dotted name, as JSON."""
     return dict(_flattened(json.loads(to_json(config))))
 
 
-def experiment_arms(runs: Sequence[tuple[str, Checked, str]]) -> list[str]:
+def experiment_arms(runs: Sequence[tuple[str, Config, str]]) -> list[str]:
     """For each run, given as arm, configuration and folder name, the name of the arm of its experiment.
 
     Two runs get the same name only if they have the same arm, the same settings except the seed, and different seeds. Where
@@ -56,7 +56,7 @@ class _Group(NamedTuple):
     "0, or how many runs with the same settings and the same seed came before: such a run is no further seed."
 
 
-def _groups(runs: Sequence[tuple[str, Checked, str]]) -> dict[_Group, list[int]]:
+def _groups(runs: Sequence[tuple[str, Config, str]]) -> dict[_Group, list[int]]:
     """The groups in the order in which they come, each with the numbers of its runs."""
     groups: dict[_Group, list[int]] = {}
     seen: Counter[tuple[str, str]] = Counter()

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from refine_lab.advantages import advantages
-from refine_lab.config import RefineConfig, TrainConfig
+from refine_lab.config import RefineConfig, UpdateConfig
 from refine_lab.draws import Draws
 from refine_lab.losses import entropy_loss, kl_loss, ntp_loss, policy_loss
 from refine_lab.models.base import FastWeightLM
@@ -30,14 +31,16 @@ from refine_lab.rollout import Branches, Continuation, follow, rollout_uniforms,
 from refine_lab.selection import select_positions, selection_probabilities
 from refine_lab.types import Batch, RewardFunction, Rollouts
 
+C = TypeVar("C", bound=UpdateConfig)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Learner:
+class Learner(Generic[C]):
     """What a step trains with: the policy, the optimizers that share its parameters, and what the losses need."""
 
     policy: FastWeightLM
     optimizers: Sequence[Optimizer]
-    config: TrainConfig
+    config: C
     reward: RewardFunction | None = None  # None for SFT
     reference: FastWeightLM | None = None  # for kl_coef above 0
 
@@ -138,7 +141,7 @@ def rollout_loss(
 
 
 def train_step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
-    """All updates on one batch: `config.batch_size / config.mini_batch_size` of them, gradients clipped, optimizers stepped.
+    """All updates on one batch, `config.mini_batch_size` sequences each: gradients are clipped, optimizers stepped.
 
     Neither the size of a micro-batch nor the order of the rows of an update changes a draw or (but for rounding) a gradient.
     """

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -288,7 +289,7 @@ def test_the_choice_reaches_every_configuration() -> None:
     assert len(configs) == 8 and not any(config.data.add_bos is not False for config in configs)
     assert arms("midtrain", [0])[0].data.add_bos is None
     assert from_json(to_json(configs[0])) == configs[0]
-    with pytest.raises(ValueError, match=r"DataConfig\.add_bos must be true or false, got 'yes'"):
+    with refused("DataConfig.add_bos", "yes"):
         DataConfig(add_bos="yes")  # type: ignore[arg-type]
 
 

@@ -1,12 +1,28 @@
 """Configurations: what is refused, in which words, and that they come back from their JSON."""
 
 import json
-from dataclasses import FrozenInstanceError, replace
+import pickle
+from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
+from refusals import refused
 
-from refine_lab.config import DataConfig, RefineConfig, TrainConfig, from_json, to_json
-from refine_lab.recipes import RECIPES, midtrain
+from refine_lab.config import (
+    ConfigError,
+    DataConfig,
+    OptimizationConfig,
+    RefineConfig,
+    RunConfig,
+    TaskConfig,
+    TrainConfig,
+    UpdateConfig,
+    from_json,
+    to_json,
+)
+from refine_lab.recipes import RECIPES, midtrain, ttt_per_prompt
+from refine_lab.ttt.config import TTTConfig, TTTRunConfig
+
+KINDS = (RefineConfig, DataConfig, TaskConfig, UpdateConfig, TrainConfig, TTTConfig, TTTRunConfig)
 
 
 def as_values() -> dict:
@@ -22,7 +38,7 @@ def test_every_recipe_comes_back_from_its_json(name, arm):
 
 def test_json_is_readable_and_carries_its_version():
     values = as_values()
-    assert values["format_version"] == 1
+    assert values["format_version"] == 2
     assert values["method"]["num_chunks"] == 8
     assert values["data"]["sources"] == {"python": 1.0}
 
@@ -41,29 +57,67 @@ def test_whole_numbers_become_numbers():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "field", "value", "allowed"),
     [
-        ({"format_version": 2}, "format_version of config.json must be 1, the one read here, got 2"),
-        ({"format_version": None}, "format_version of config.json must be 1, the one read here, got None"),
-        ({"step": 5}, "unknown field of TrainConfig 'step'; did you mean 'steps'"),
-        ({"data": {"sorces": {}}}, "unknown field of DataConfig 'sorces'; did you mean 'sources'"),
-        ({"method": {"num_chunk": 4}}, "unknown field of RefineConfig 'num_chunk'; did you mean 'num_chunks'"),
-        ({"method": {"tau": 0}}, "RefineConfig.tau must be above 0, got 0"),
-        ({"method": "sft"}, "TrainConfig.method must be a RefineConfig or none, got 'sft'"),
-        ({"data": None}, "TrainConfig.data must be a DataConfig, got None"),
-        ({"lr": "1e-5"}, "TrainConfig.lr must be a number, got '1e-5'"),
+        ({"format_version": 3}, "format_version of config.json", 3, "1 or 2"),
+        ({"format_version": None}, "format_version of config.json", None, "1 or 2"),
+        ({"method": {"tau": 0}}, "RefineConfig.tau", 0, "above 0"),
+        ({"method": "sft"}, "TrainConfig.method", "sft", "a RefineConfig, or none"),
+        ({"data": None}, "TrainConfig.data", None, "a DataConfig"),
+        ({"lr": "1e-5"}, "TrainConfig.lr", "1e-5", "a number"),
+        ({"kind": "answer"}, "TrainConfig.kind", "answer", "one of 'train'"),
     ],
 )
-def test_bad_files_are_refused(change, message):
-    with pytest.raises(ValueError, match="^" + message):
+def test_bad_files_are_refused(change, field, value, allowed):
+    with refused(field, value, allowed):
         from_json(json.dumps({**as_values(), **change}))
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "name", "nearest"),
+    [
+        ({"step": 5}, "TrainConfig", "step", "steps"),
+        ({"data": {"sorces": {}}}, "DataConfig", "sorces", "sources"),
+        ({"method": {"num_chunk": 4}}, "RefineConfig", "num_chunk", "num_chunks"),
+        ({"lr": "1e-5", "step": 5}, "TrainConfig", "step", "steps"),
+    ],
+)
+def test_unknown_fields_of_files_are_refused(change, kind, name, nearest):
+    with pytest.raises(ConfigError) as error:
+        from_json(json.dumps({**as_values(), **change}))
+    assert (error.value.field, error.value.value) == (f"field of {kind}", name)
+    assert str(error.value).startswith(f"unknown field of {kind} {name!r}; did you mean {nearest!r}? allowed are ")
+    assert nearest in error.value.allowed.split(", ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "default", "other"),
+    [
+        (TrainConfig, ("data", "text_column"), "text", "body"),
+        (TTTRunConfig, ("model_settings",), {}, {"window_size": 8}),
+    ],
+)
+def test_files_of_version_1_open_and_fields_that_are_gone_have_the_value_that_is_used_now(kind, path, default, other):
+    config = midtrain() if kind is TrainConfig else ttt_per_prompt()
+    values = json.loads(to_json(config)) | {"format_version": 1}
+    del values["kind"]
+    *outer, name = path
+    holder = values[outer[0]] if outer else values
+    holder[name] = default
+    assert from_json(json.dumps(values), kind=kind) == config
+    holder[name] = other
+    place = f"{'DataConfig' if outer else kind.__name__}.{name}"
+    with refused(place, other, f"{default!r}, since this version has no such setting"):
+        from_json(json.dumps(values), kind=kind)
 
 
 def test_a_missing_field_is_named():
     values = as_values()
     del values["recipe"]
-    with pytest.raises(ValueError, match="TrainConfig needs the field 'recipe'"):
+    with pytest.raises(ConfigError) as error:
         from_json(json.dumps(values))
+    assert error.value.field == "TrainConfig.recipe"
+    assert str(error.value) == "TrainConfig needs the field 'recipe', which is missing"
 
 
 @pytest.mark.parametrize(
@@ -101,12 +155,12 @@ def test_malformed_json_is_named(text, message):
     ],
 )
 def test_a_value_of_the_method_is_refused(field, value, allowed):
-    with pytest.raises(ValueError, match=f"RefineConfig.{field} must be {allowed}, got {value!r}"):
+    with refused(f"RefineConfig.{field}", value, allowed):
         RefineConfig(**{field: value})
 
 
 def test_prefix_groups_need_two_rollouts():
-    with pytest.raises(ValueError, match="group_size must be at least 2, got 1"):
+    with refused("RefineConfig.group_size", 1, "at least 2 where group_by is 'prefix'"):
         RefineConfig(group_by="prefix")
     assert RefineConfig(group_by="prefix", group_size=2).group_size == 2
 
@@ -122,14 +176,14 @@ def test_prefix_groups_need_two_rollouts():
     ],
 )
 def test_a_value_of_the_data_is_refused(field, value, allowed):
-    with pytest.raises(ValueError, match=f"DataConfig.{field} must be {allowed}, got "):
+    with refused(f"DataConfig.{field}", value, allowed):
         DataConfig(**{field: value})
 
 
 def test_a_share_is_named_with_its_source():
-    with pytest.raises(ValueError, match=r"DataConfig.sources\['books'\] must be a share above 0, got 0.0"):
+    with refused("DataConfig.sources['books']", 0, "above 0"):
         DataConfig(sources={"books": 0})
-    with pytest.raises(ValueError, match=r"DataConfig.recall\['pairs'\] must be a number, got 'half'"):
+    with refused("DataConfig.recall['pairs']", "half", "a number"):
         DataConfig(recall={"pairs": "half"})  # type: ignore[dict-item]
 
 
@@ -148,23 +202,34 @@ def test_a_share_is_named_with_its_source():
     ],
 )
 def test_a_value_of_the_training_is_refused(field, value, allowed):
-    with pytest.raises(ValueError, match=f"TrainConfig.{field} must be {allowed}, got {value!r}"):
+    with refused(f"TrainConfig.{field}", value, allowed):
         replace(midtrain(), **{field: value})
 
 
 def test_sequences_too_short_for_the_method_are_refused_before_training():
     data = DataConfig(sequence_length=160)
-    with pytest.raises(ValueError, match=r"TrainConfig.data.sequence_length must be at least 161 .* got 160"):
+    allowed = "at least 161 for the method's num_chunks, rollout_length and margin"
+    with refused("TrainConfig.data.sequence_length", 160, allowed):
         replace(midtrain(), data=data)
     assert replace(midtrain("sft"), data=data).data.sequence_length == 160
     assert replace(midtrain(), data=replace(data, sequence_length=161)).method is not None
 
 
-@pytest.mark.parametrize("settings", ({3: 1}, {"": 1}, {"a": float("inf")}, {"a": "1"}, [("a", 1)]))
-def test_settings_of_the_model_are_numbers_by_name(settings):
-    with pytest.raises(
-        ValueError, match=r"TrainConfig\.model_settings.* must be a (mapping from names to )?numbers?, got"
-    ):
+NUMBERS = "a mapping from names to numbers"
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "value", "allowed"),
+    [
+        ({3: 1}, "", {3: 1}, NUMBERS),
+        ({"": 1}, "", {"": 1}, NUMBERS),
+        ({"a": float("inf")}, "['a']", float("inf"), "a number"),
+        ({"a": "1"}, "['a']", "1", "a number"),
+        ([("a", 1)], "", [("a", 1)], NUMBERS),
+    ],
+)
+def test_settings_of_the_model_are_numbers_by_name(settings, key, value, allowed):
+    with refused(f"TrainConfig.model_settings{key}", value, allowed):
         TrainConfig(recipe="x", model_settings=settings)
 
 
@@ -179,5 +244,69 @@ def test_updates_of_a_batch():
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), float("inf"), float("nan")])
 def test_a_number_that_no_float_holds_is_refused(value):
-    with pytest.raises(ValueError, match=r"TrainConfig\.lr must be a number, got"):
+    with refused("TrainConfig.lr", value, "a number"):
         TrainConfig(recipe="test", lr=value)
+
+
+HOSTILE = (
+    None,
+    True,
+    2,
+    -1,
+    0.5,
+    float("nan"),
+    10**400,
+    "",
+    "no such",
+    "\udcff",
+    b"",
+    [],
+    [1],
+    {"a": "b"},
+    {"": 1},
+    object(),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_message_is_one_sentence(kind):
+    """Whatever a field is given, it is taken, or refused in one sentence that names it; and so are all of them at once."""
+    required = {"recipe": "test"} if issubclass(kind, RunConfig) else {}
+    errors: list[ConfigError] = []
+    for value in HOSTILE:
+        every = {item.name: value for item in fields(kind)}
+        for settings in (every, every | {"no_such": value}, *({name: value} for name in every)):
+            try:
+                kind(**{**required, **settings})
+            except ConfigError as error:
+                errors.append(error)
+    assert len(errors) > 5 * len(fields(kind))
+    for error in errors:
+        sentence = str(error)
+        assert "\n" not in sentence and "pydantic" not in sentence
+        assert sentence.startswith((f"{kind.__name__}.", f"unknown field of {kind.__name__} 'no_such'; "))
+        assert error.allowed and sentence == (
+            error.sentence or f"{error.field} must be {error.allowed}, got {error.value!r}"
+        )
+
+
+def test_an_error_travels_between_processes():
+    error = ConfigError("TrainConfig.lr", -1.0, "above 0")
+    travelled = pickle.loads(pickle.dumps(error))
+    assert (travelled.field, travelled.value, travelled.allowed) == ("TrainConfig.lr", -1.0, "above 0")
+    assert str(travelled) == "TrainConfig.lr must be above 0, got -1.0" and isinstance(travelled, ValueError)
+
+
+@pytest.mark.parametrize("kind", [RunConfig, OptimizationConfig, *KINDS])
+def test_every_field_has_a_description(kind):
+    described = [parent.__pydantic_fields__ for parent in kind.__mro__ if hasattr(parent, "__pydantic_fields__")]
+    for item in fields(kind):
+        assert any(item.name in each and each[item.name].description for each in described), item.name
+
+
+def test_training_and_test_time_training_share_what_an_update_needs():
+    shared = {item.name for item in fields(OptimizationConfig)}
+    assert shared == {"method", "lr", "weight_decay", "max_grad_norm", "seed", "dtype"}
+    for kind in (UpdateConfig, TrainConfig, TTTConfig):
+        assert issubclass(kind, OptimizationConfig) and shared <= {item.name for item in fields(kind)}
+    assert {item.name for item in fields(UpdateConfig)} - shared == {"optimizer", "mini_batch_size", "micro_batch_size"}

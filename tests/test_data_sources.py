@@ -17,8 +17,8 @@ from refine_lab.data.sources import documents, identity
 ROWS = [f"document number {number}" for number in range(45)]
 
 
-def both(source: Path | str, column: str = "text") -> tuple[list[str], list[str]]:
-    return list(documents(str(source), "train", column)), list(documents(str(source), "validation", column))
+def both(source: Path | str) -> tuple[list[str], list[str]]:
+    return list(documents(str(source), "train")), list(documents(str(source), "validation"))
 
 
 def jsonl(path: Path, rows: list[object]) -> Path:
@@ -54,15 +54,15 @@ def test_of_a_single_file_the_end_is_held_out(tmp_path: Path, folder: bool) -> N
 
 
 def test_of_the_rows_of_a_jsonl_every_twentieth_is_held_out(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "a.jsonl", [{"content": text, "other": 1} for text in ROWS])
-    train, held_out = both(path, "content")
+    path = jsonl(tmp_path / "a.jsonl", [{"other": 1, "text": text} for text in ROWS])
+    train, held_out = both(path)
     assert held_out == [ROWS[0], ROWS[20], ROWS[40]]
     assert train == [text for text in ROWS if text not in held_out]
 
 
 def test_a_parquet_is_read_likewise(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"content": ROWS, "other": range(45)}), tmp_path / "a.parquet", row_group_size=7)
-    train, held_out = both(tmp_path / "a.parquet", "content")
+    pq.write_table(pa.table({"other": range(45), "text": ROWS}), tmp_path / "a.parquet", row_group_size=7)
+    train, held_out = both(tmp_path / "a.parquet")
     assert held_out == [ROWS[0], ROWS[20], ROWS[40]]
     assert train == [text for text in ROWS if text not in held_out]
 
@@ -136,7 +136,7 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no source '.*nowhere'; allowed are 'python', a folder"):
         documents(str(tmp_path / "nowhere"), "train")
     with pytest.raises(FileNotFoundError, match="there is no source"):
-        identity(str(tmp_path / "nowhere"), "text")
+        identity(str(tmp_path / "nowhere"))
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
@@ -193,10 +193,10 @@ def test_nothing_but_empty_documents(tmp_path: Path) -> None:
 
 def test_the_identity_changes_with_the_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
-    before = identity(str(tmp_path), "text")
-    assert identity(str(tmp_path), "text") == before
+    before = identity(str(tmp_path))
+    assert identity(str(tmp_path)) == before
     (tmp_path / "a.txt").write_text("three")
-    after = identity(str(tmp_path), "text")
+    after = identity(str(tmp_path))
     assert after != before
     (tmp_path / "b.txt").write_text("one")
-    assert identity(str(tmp_path), "text") not in (before, after)
+    assert identity(str(tmp_path)) not in (before, after)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from naive import naive_loss
+from refusals import refused
 from torch import Tensor
 
 import refine_lab.nested as nested_module
@@ -187,11 +188,16 @@ def test_every_example_once_an_epoch_in_the_seeds_own_order():
 
 
 def test_configurations_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match=r"TrainConfig.nested must be false without a task"):
-        TrainConfig(recipe="test", nested=True)
-    with pytest.raises(ValueError, match=r"TrainConfig.nested must be true where a task is trained with REFINE"):
-        TrainConfig(recipe="test", task=TaskConfig())
-    with pytest.raises(ValueError, match=r"TrainConfig.batch_size must be at most task.train, 3, got 128"):
-        TrainConfig(recipe="test", method=None, task=TaskConfig(train=3))
-    with pytest.raises(ValueError, match=r"TrainConfig.task.prompt_tokens must be at least 161 .* got 100"):
-        TrainConfig(recipe="test", nested=True, task=TaskConfig(prompt_tokens=100))
+    for settings, field, value, allowed in (
+        ({"nested": True}, "nested", True, "false without a task: there are no answers"),
+        ({"task": TaskConfig()}, "nested", False, "true where a task is trained with REFINE: it reads the prompts"),
+        ({"method": None, "task": TaskConfig(train=3)}, "batch_size", 128, "at most task.train, 3"),
+        (
+            {"nested": True, "task": TaskConfig(prompt_tokens=100)},
+            "task.prompt_tokens",
+            100,
+            "at least 161 for the method's num_chunks, rollout_length and margin",
+        ),
+    ):
+        with refused(f"TrainConfig.{field}", value, allowed):
+            TrainConfig(recipe="test", **settings)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from refusals import refused
 
 from refine_lab.config import RefineConfig
 from refine_lab.models import load_model
@@ -85,7 +86,7 @@ def test_an_unknown_recipe_is_refused_with_the_nearest():
 
 
 def test_an_unknown_arm_is_refused():
-    with pytest.raises(ValueError, match="arm must be 'sft' or 'refine', got 'rl'"):
+    with refused("arm", "rl", "'sft' or 'refine'"):
         midtrain("rl")
 
 

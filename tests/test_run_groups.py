@@ -33,9 +33,9 @@ def test_other_settings_are_another_arm_that_says_what_differs() -> None:
     assert BASE.method is not None
     longer = replace(BASE, steps=8, lr=1e-3)
     assert arms_of(BASE, longer, replace(longer, seed=1)) == [
-        "refine: steps 4, lr 1e-06",
-        "refine: steps 8, lr 0.001",
-        "refine: steps 8, lr 0.001",
+        "refine: lr 1e-06, steps 4",
+        "refine: lr 0.001, steps 8",
+        "refine: lr 0.001, steps 8",
     ]
     binary = replace(BASE, method=replace(BASE.method, reward="binary"))
     assert arms_of(BASE, binary) == ["refine: reward cosine", "refine: reward binary"]
@@ -50,7 +50,7 @@ def test_a_repeat_of_a_run_and_differences_past_the_named_ones_are_told_by_their
         "refine: 20261120-100000",
         "refine: 20261122-100000",
     ]
-    many = replace(BASE, recipe="other", model="tiny-lact", steps=5)
+    many = replace(BASE, recipe="other", model="tiny-lact", lr=0.5)
     both = arms_of(BASE, many, replace(many, weight_decay=0.5))
     assert len(set(both)) == 3
     assert both[1].endswith("20261121-100000") and both[2].endswith("20261122-100000")

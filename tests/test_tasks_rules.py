@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import refused
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab import posttraining
@@ -73,7 +74,7 @@ def test_an_answer_has_ended_where_nothing_after_it_changes_it(rule: AnswerRule)
 
 
 def test_a_rule_has_room_for_a_token() -> None:
-    with pytest.raises(ValueError, match=r"AnswerRule.max_tokens must be at least 1, got 0"):
+    with refused("AnswerRule.max_tokens", 0, "at least 1"):
         AnswerRule(max_tokens=0)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from refine_lab.config import Checked
+from refine_lab.config import Config
 from refine_lab.run_groups import experiment_arms
 from refine_lab.runs.run import MetricsTail, Run
 from widgets.series import KNOWN_ARMS, PANELS, Panel, decimate, has_panel, looks_like, way_styles
@@ -29,7 +29,7 @@ class RunReader:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()
         self.way, self.arm, self.seed = "run", "run", 0
-        self.config: Checked | None = None
+        self.config: Config | None = None
         self.frames = {"train": pd.DataFrame(), "eval": pd.DataFrame()}
         name = self.path.name
         self.progress: dict[str, Any] = {"name": name, "label": name, "state": "waiting", "error": ""}

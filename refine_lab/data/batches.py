@@ -168,7 +168,6 @@ def plain_tokens(
         tokenizer,
         max_tokens=limit,
         min_tokens=config.min_tokens,
-        text_column=config.text_column,
         manifest=manifest,
         beginning=beginning(tokenizer, config.add_bos),
     )

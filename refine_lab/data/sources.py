@@ -16,13 +16,16 @@ HELD_OUT_EVERY = 20
 """Of the rows of a table, every 20th is held out, the first among them; of the files of a folder about as many."""
 HELD_OUT_END = 0.05
 """Of a single text file, its last part."""
+COLUMN = "text"
+"""The column of a table that holds its documents."""
 
 
-def documents(source: str, split: Split, text_column: str = "text", manifest: Manifest | None = None) -> Iterator[str]:
+def documents(source: str, split: Split, manifest: Manifest | None = None) -> Iterator[str]:
     """The documents of one split of `source` that are not empty.
 
     `source` is `python`, a folder of .txt files or one such file, a .jsonl or .parquet file, or `datasets:NAME` (or
-    `datasets:NAME:CONFIGURATION`; its `train` split, streamed). `manifest` fixes the files of `python`.
+    `datasets:NAME:CONFIGURATION`; its `train` split, streamed); tables have a column `text`. `manifest` fixes the files of
+    `python`.
 
     Raises FileNotFoundError or ValueError, in one sentence, for a path that is not there, a folder without text, a
     column that the rows lack, bytes that are no UTF-8 text, and where no document has any text.
@@ -30,9 +33,9 @@ def documents(source: str, split: Split, text_column: str = "text", manifest: Ma
     if source == "python":
         found = python_documents(split, manifest)
     elif source.startswith("datasets:"):
-        found = _held_out_rows(_dataset_rows(source), split, source, text_column)
+        found = _held_out_rows(_dataset_rows(source), split, source)
     else:
-        found = _path_documents(Path(source).expanduser(), split, text_column)
+        found = _path_documents(Path(source).expanduser(), split)
     filled = (document for document in found if document.strip())
     first = next(filled, None)
     if first is None:
@@ -40,7 +43,7 @@ def documents(source: str, split: Split, text_column: str = "text", manifest: Ma
     return chain([first], filled)
 
 
-def identity(source: str, text_column: str, manifest: Manifest | None = None) -> str:
+def identity(source: str, manifest: Manifest | None = None) -> str:
     """A text that changes whenever the documents of `source` do: the key of what is kept of them.
 
     Files count by name and content; a `datasets` name stands for itself.
@@ -48,8 +51,8 @@ def identity(source: str, text_column: str, manifest: Manifest | None = None) ->
     if source == "python":
         return repr(_python_files(manifest))
     if source.startswith("datasets:"):
-        return f"{source} {text_column}"
-    return f"{text_column} {source_digests(source, manifest)}"
+        return f"{source} {COLUMN}"
+    return f"{COLUMN} {source_digests(source, manifest)}"
 
 
 def source_digests(source: str, manifest: Manifest | None = None) -> dict[str, str]:
@@ -71,16 +74,16 @@ def _python_files(manifest: Manifest | None) -> tuple[File, ...]:
     return current_manifest().files if manifest is None else compare(manifest).present
 
 
-def _path_documents(path: Path, split: Split, text_column: str) -> Iterator[str]:
+def _path_documents(path: Path, split: Split) -> Iterator[str]:
     if path.is_dir():
         return _folder_documents(_text_files(path), split)
     _existing(path)
     if path.suffix == ".txt":
         return iter([_part(read_text(path), split)])
     if path.suffix == ".jsonl":
-        return _held_out_rows(_jsonl_rows(path), split, str(path), text_column)
+        return _held_out_rows(_jsonl_rows(path), split, str(path))
     if path.suffix == ".parquet":
-        return _parquet_documents(path, split, text_column)
+        return _parquet_documents(path, split)
     raise ValueError(f"a source file must end in .txt, .jsonl or .parquet, got {str(path)!r}")
 
 
@@ -114,19 +117,19 @@ def _part(text: str, split: Split) -> str:
     return text[:cut] if split == "train" else text[cut:]
 
 
-def _held_out_rows(rows: Iterable[Any], split: Split, source: str, column: str) -> Iterator[str]:
+def _held_out_rows(rows: Iterable[Any], split: Split, source: str) -> Iterator[str]:
     for number, row in enumerate(rows):
         if (number % HELD_OUT_EVERY == 0) == (split == "validation"):
-            yield _field(row, source, number, column)
+            yield _field(row, source, number)
 
 
-def _field(row: Any, source: str, number: int, column: str) -> str:
-    if not isinstance(row, dict) or column not in row:
+def _field(row: Any, source: str, number: int) -> str:
+    if not isinstance(row, dict) or COLUMN not in row:
         columns = ", ".join(map(repr, row)) if isinstance(row, dict) else "none: it is no object"
-        raise ValueError(f"row {number + 1} of {source!r} has no column {column!r}; it has {columns}")
-    if not isinstance(row[column], str):
-        raise ValueError(f"column {column!r} of {source!r} must hold text, row {number + 1} holds {row[column]!r}")
-    return row[column]
+        raise ValueError(f"row {number + 1} of {source!r} has no column {COLUMN!r}; it has {columns}")
+    if not isinstance(row[COLUMN], str):
+        raise ValueError(f"column {COLUMN!r} of {source!r} must hold text, row {number + 1} holds {row[COLUMN]!r}")
+    return row[COLUMN]
 
 
 def _jsonl_rows(path: Path) -> Iterator[Any]:
@@ -140,7 +143,7 @@ def _jsonl_rows(path: Path) -> Iterator[Any]:
                 raise ValueError(f"line {number} of {str(path)!r} is no JSON: {error}") from error
 
 
-def _parquet_documents(path: Path, split: Split, column: str) -> Iterator[str]:
+def _parquet_documents(path: Path, split: Split) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -149,17 +152,17 @@ def _parquet_documents(path: Path, split: Split, column: str) -> Iterator[str]:
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{str(path)!r} is no parquet file: {error}") from error
     names = file.schema_arrow.names
-    if column not in names:
-        raise ValueError(f"{str(path)!r} has no column {column!r}; it has {', '.join(map(repr, names))}")
+    if COLUMN not in names:
+        raise ValueError(f"{str(path)!r} has no column {COLUMN!r}; it has {', '.join(map(repr, names))}")
 
     def rows() -> Iterator[Any]:
         try:
-            for batch in file.iter_batches(columns=[column]):
-                yield from ({column: text} for text in batch.column(0).to_pylist())
+            for batch in file.iter_batches(columns=[COLUMN]):
+                yield from ({COLUMN: text} for text in batch.column(0).to_pylist())
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ValueError(f"{str(path)!r} is damaged: {error}") from error
 
-    return _held_out_rows(rows(), split, str(path), column)
+    return _held_out_rows(rows(), split, str(path))
 
 
 def _dataset_rows(source: str) -> Iterator[Any]:

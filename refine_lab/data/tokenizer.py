@@ -53,15 +53,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedT
     return wrap(_with_digit_pairs(tokenizer))
 
 
-def tokenizer_sample(
-    characters: Mapping[str, int], text_column: str = "text", manifest: Manifest | None = None
-) -> Iterator[str]:
+def tokenizer_sample(characters: Mapping[str, int], manifest: Manifest | None = None) -> Iterator[str]:
     """Texts to train a tokenizer on: so many characters of the training documents of each source, and the sentences
     of the recall documents.
     """
     for source, wanted in characters.items():
         left = wanted
-        for document in documents(source, "train", text_column, manifest):
+        for document in documents(source, "train", manifest):
             part = document[: min(left, max(1, wanted // LARGEST_PART))]
             left -= len(part)
             yield part

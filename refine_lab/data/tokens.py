@@ -58,7 +58,6 @@ def token_array(
     *,
     max_tokens: int,
     min_tokens: int = 1,
-    text_column: str = "text",
     manifest: Manifest | None = None,
     beginning: tuple[int, ...] = (),
 ) -> Int[np.ndarray, "tokens"]:
@@ -74,11 +73,11 @@ def token_array(
     if not isinstance(end, int):
         raise ValueError("the tokenizer has no end-of-text token (eos_token), which documents are joined with")
     settings = [CACHE_VERSION, split, max_tokens, min_tokens, end, encoder.to_str()]
-    settings += [source, identity(source, text_column, manifest), *([list(beginning)] if beginning else [])]
+    settings += [source, identity(source, manifest), *([list(beginning)] if beginning else [])]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
     path = cache_folder() / f"tokens-{key}.npy"
     if (kept := _kept(path)) is None:
-        encoded = _encoded(documents(source, split, text_column, manifest), encoder)
+        encoded = _encoded(documents(source, split, manifest), encoder)
         long_enough = (ids for ids in encoded if len(ids) >= min_tokens)
         tokens = _packed(long_enough, beginning, end, max_tokens)
         if not len(tokens):

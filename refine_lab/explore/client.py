@@ -17,9 +17,10 @@ from refine_lab.explore.worker import receive, send
 from refine_lab.runs.process import PYTHON, spawn
 
 ERRORS: dict[str, type[Exception]] = {
-    error.__name__: error for error in (ValueError, FileNotFoundError, TypeError, MemoryError, FloatingPointError)
+    **{error.__name__: error for error in (FileNotFoundError, TypeError, MemoryError, FloatingPointError)},
+    **dict.fromkeys(("ValueError", "ConfigError"), ValueError),
 }
-"""Types of error that come through as they are; any other becomes a RuntimeError that names it."""
+"""Types of error that come through as they are, a ConfigError as its sentence; any other becomes a RuntimeError."""
 
 
 class WorkerDied(RuntimeError):

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from refine_lab.config import DataConfig, RefineConfig, TrainConfig, require
+from refine_lab.config import OptimizationConfig, RefineConfig, UpdateConfig, require
 from refine_lab.data.batches import padded
 from refine_lab.draws import Draws
 from refine_lab.models.base import FastWeightLM
@@ -93,20 +93,9 @@ class Adapter:
         wide = model.dtype in (torch.float32, torch.float64)
         require(wide, "the model's dtype", model.dtype, "float32 or float64: smaller weights swallow small updates")
         self.model, self.config, self.moving = model, config, _moving(model, config.parameters)
-        self._run = TrainConfig(
-            recipe="ttt",
-            method=None,  # fitted to each batch
-            steps=config.steps,
-            batch_size=mini_batch_size,
-            mini_batch_size=mini_batch_size,
-            micro_batch_size=micro_batch_size,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            seed=config.seed,
-            dtype=config.dtype,
-        )
-        self.optimizers = make_optimizers(model, self._run, self.moving)
+        shared = {item.name: getattr(config, item.name) for item in fields(OptimizationConfig)}
+        self._update = UpdateConfig(**shared, mini_batch_size=mini_batch_size, micro_batch_size=micro_batch_size)
+        self.optimizers = make_optimizers(model, self._update, self.moving)
 
     def adapt(self, batch: Batch) -> Iterator[Update]:
         """Update the model on the prompts of a batch (see `prompt_batch`), and report after each step."""
@@ -131,10 +120,9 @@ class Adapter:
         """What `train_step` trains with. Raises ValueError for a prompt without room for a rollout."""
         lengths = batch.lengths.tolist()
         method = None if self.config.method is None else fitted(self.config.method, *lengths)
-        data = DataConfig(sequence_length=max(min(lengths), 16))
-        run = replace(self._run, method=method, data=data, batch_size=len(lengths))
         reward = None if method is None else REWARDS[method.reward]
-        return Learner(policy=self.model, optimizers=self.optimizers, config=run, reward=reward)
+        config = replace(self._update, method=method)
+        return Learner(policy=self.model, optimizers=self.optimizers, config=config, reward=reward)
 
 
 def prompt_batch(

@@ -31,4 +31,4 @@ def answer_prompts(run: Run, stop: StopSignal) -> None:
 def _loads(config: TTTRunConfig) -> tuple[Any, ...]:
     """What a model and a task are loaded by."""
     drawn = config.seed if config.model.startswith("new:") else None
-    return config.model, config.model_settings, config.device, config.task, config.count, config.data, drawn
+    return config.model, config.device, config.task, config.count, config.data, drawn

@@ -3,103 +3,66 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
-from refine_lab.config import RELEASE, Checked, DataConfig, RefineConfig, TaskConfig, require
+from refine_lab.config import RELEASE, OptimizationConfig, RefineConfig, RunConfig, TaskConfig
+from refine_lab.validation import ConfigError, Count, Text, configuration
 
 REWARDS = ("cosine", "binary", "hybrid")
 """What a prompt's rollouts can be rewarded by: a run of test-time training keeps no source of a reward of one's own."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TTTConfig(Checked):
+@configuration
+class TTTConfig(OptimizationConfig):
     """How a model is adapted to a prompt."""
 
     method: RefineConfig | None = field(default_factory=lambda: RefineConfig(reward="binary", nsp_coef=0.4))
     "REFINE's settings (table 2: binary reward, weight 0.4), or none: SFT on the prompt."
-    steps: int = 2
-    "Updates, at most; of prompts that are adapted on together, times that all of them are gone through."
-    lr: float = 1e-6
-    "Learning rate of AdamW (table 2)."
-    weight_decay: float = 0.01
-    "Decoupled (table D.1)."
-    max_grad_norm: float = 1.0
-    "Gradients are scaled down to this norm."
-    parameters: str = ".*"
-    "A regular expression: of the parameters that take gradients, those move in whose names it is found."
+    steps: Count = 2
+    "The most updates of a prompt; where prompts are adapted on together, the most passes over all of them."
+    parameters: Text = ".*"
+    "A regular expression: only parameters that take gradients and whose names it is found in are updated."
     stop_at_reward: float | None = None
     "A mean reward at or above which no more updates are made."
     stop_at_loss: float | None = None
     "A next-token loss, in nats, at or below which no more updates are made."
-    seed: int = 0
-    "Of every draw."
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    "Of the arithmetic (autocast); parameters and Adam moments keep the model's."
 
-    def check(self) -> None:
-        self._at_least(1, "steps")
-        self._at_least(0, "weight_decay", "seed")
-        for name in ("lr", "max_grad_norm"):
-            require(getattr(self, name) > 0, f"TTTConfig.{name}", getattr(self, name), "above 0")
+    def __post_init__(self) -> None:
         try:
             re.compile(self.parameters)
         except re.error as error:
-            sentence = f"TTTConfig.parameters must be a regular expression, got {self.parameters!r}: {error}"
-            raise ValueError(sentence) from None
+            raise ConfigError("TTTConfig.parameters", self.parameters, f"a regular expression ({error})") from None
         if self.method is None:
-            require(self.stop_at_reward is None, "TTTConfig.stop_at_reward", self.stop_at_reward, "none for SFT")
+            self._require(self.stop_at_reward is None, "stop_at_reward", "none for SFT")
             return
-        known = ", ".join(map(repr, REWARDS))
-        require(self.method.reward in REWARDS, "TTTConfig.method.reward", self.method.reward, f"one of {known}")
-        require(self.method.kl_coef == 0, "TTTConfig.method.kl_coef", self.method.kl_coef, "0: nothing to stay near to")
+        self._require(self.method.reward in REWARDS, "method.reward", "one of " + ", ".join(map(repr, REWARDS)))
+        self._require(self.method.kl_coef == 0, "method.kl_coef", "0: there is no policy to stay near to")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TTTRunConfig(Checked):
+@configuration
+class TTTRunConfig(RunConfig):
     """A run: the test examples of a task, each answered after the model was adapted to its prompt, or without."""
 
-    recipe: str
-    "Of `recipes.TTT_RECIPES`; part of the run directory's name."
-    model: str = "tiny-deltanet"
-    "What `load_model` takes."
-    model_settings: Mapping[str, float] = field(default_factory=dict)
-    "Numbers of the model's configuration that this run changes."
     ttt: TTTConfig | None = field(default_factory=TTTConfig)
     "How the model is adapted, or none: it answers as it is."
     task: TaskConfig = field(default_factory=lambda: TaskConfig(train=0))
-    "Where the prompts come from; its test examples are answered. Of a model that a run trained on it: the run's own task."
-    count: int | None = None
-    "Of the test examples, the first `count` are answered; none: all."
-    data: DataConfig = field(default_factory=DataConfig)
-    "Text that recall documents are made in."
-    batch_size: int = 1
-    "Prompts that are adapted on together; a last batch with fewer is dropped."
-    mini_batch_size: int = 1
-    "Prompts of one update."
-    micro_batch_size: int = 1
-    "Prompts in memory at once; changes no draw."
+    "Where the prompts come from; its test examples are answered. A model that a run trained on it has the run's own task."
+    count: Count | None = None
+    "Only the first `count` test examples are answered; none: all."
     reset: Literal["prompt", "never"] = "prompt"
     "Weights and moments are put back after each prompt, or never: both go on from batch to batch."
     adapt_on: Literal["prompt", "document"] = "prompt"
     "What is adapted on: the whole prompt, question included (the paper), or the part before its question."
-    seed: int = 0
-    "Of every draw."
-    device: str = "auto"
-    "`auto`, `cpu`, `cuda` or `cuda:N`."
     kind: Literal["answer"] = "answer"
-    "Tells this configuration from that of a training run."
+    "Tells a run of test-time training from one of training."
 
-    def check(self) -> None:
-        self._at_least(1, "batch_size", "mini_batch_size", "micro_batch_size")
-        self._at_least(0, "seed")
-        require(self.count is None or self.count >= 1, "TTTRunConfig.count", self.count, "at least 1, or none for all")
-        self._check_run()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         alone = self.reset == "never" or self.batch_size == 1
-        require(alone, "TTTRunConfig.batch_size", self.batch_size, "1 where weights are reset after each prompt")
+        self._require(alone, "batch_size", "1 where weights are reset after each prompt")
         if self.ttt is not None:
-            require(self.ttt.seed == self.seed, "TTTRunConfig.ttt.seed", self.ttt.seed, f"the run's, {self.seed}")
+            self._require(self.ttt.seed == self.seed, "ttt.seed", f"the run's, {self.seed}")
 
     @property
     def arm(self) -> Literal["none", "sft", "refine"]:

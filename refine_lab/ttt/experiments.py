@@ -120,7 +120,7 @@ def loaded(config: TTTRunConfig) -> tuple[FastWeightLM, PreTrainedTokenizerBase,
     are no prompts, or fewer than `count`.
     """
     logging.disable_progress_bar()  # a widget for each of a second's work, blank where the notebook is only read
-    model, tokenizer = load_model(config.model, device=config.device, seed=config.seed, settings=config.model_settings)
+    model, tokenizer = load_model(config.model, device=config.device, seed=config.seed)
     manifest, past = manifest_of(config.model), history_of(config.model)
     task = load_task(config.task, tokenizer, config.data, manifest, past, leave_out=True)
     require(bool(task.test), "the number of prompts", len(task.test), "at least 1")

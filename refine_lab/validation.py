@@ -1,0 +1,124 @@
+"""Validation: the error of a value that is not allowed, and configurations whose fields pydantic checks."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import field
+from operator import attrgetter
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+C = TypeVar("C")
+
+
+class ConfigError(ValueError):
+    """A value that is not allowed, in one sentence: the `field` (or argument), its `value`, and what is `allowed`."""
+
+    def __init__(self, field: str, value: object, allowed: str, sentence: str | None = None) -> None:
+        super().__init__(field, value, allowed, sentence)
+        self.field, self.value, self.allowed, self.sentence = field, value, allowed, sentence
+
+    def __str__(self) -> str:
+        return self.sentence or f"{self.field} must be {self.allowed}, got {self.value!r}"
+
+
+def require(ok: bool, name: str, value: object, allowed: str) -> None:
+    """Raise a `ConfigError` that names the value and what is allowed, unless `ok`."""
+    if not ok:
+        raise ConfigError(name, value, allowed)
+
+
+def unknown(what: str, name: object, allowed: Iterable[str]) -> ConfigError:
+    """Returns the error for a name that is not allowed; it names the nearest that is."""
+    names = list(allowed)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    listed = ", ".join(names)
+    return ConfigError(what, name, listed, f"unknown {what} {name!r}; {hint}allowed are {listed}")
+
+
+class Config:
+    """Base class of all configurations."""
+
+    __no_type_check__ = True  # else beartype, in tests, refuses a value before a ConfigError can
+
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the fields of a saved file as they are read today. Subclasses add what an older file lacks."""
+        return values
+
+    def _require(self, ok: bool, name: str, allowed: str) -> None:
+        """`require` for a field of this configuration, or for `field.field` of one that it holds."""
+        require(ok, f"{type(self).__name__}.{name}", attrgetter(name)(self), allowed)
+
+
+_SETTINGS = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+_NAMES_TO_NUMBERS = "a mapping from names to numbers"
+_ALLOWED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text that is not empty",
+    "string_too_short": "a text that is not empty",
+    "string_unicode": "a text of Unicode characters",
+    "dict_type": _NAMES_TO_NUMBERS,
+    "dataclass_exact_type": "a {class_name}",
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than_equal": "at most {le:g}",
+}
+"""What is allowed, by the type of pydantic's error."""
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
+def configuration(cls: type[C]) -> type[C]:
+    """Make a class a frozen dataclass whose fields pydantic checks; it raises `ConfigError` for the first that is wrong.
+
+    A text in a field's `Annotated` replaces the words of `_ALLOWED`.
+    """
+    made: Any = dataclass(frozen=True, kw_only=True, config=_SETTINGS)(cls)
+    validate = made.__init__
+
+    def __init__(self: Any, **values: Any) -> None:
+        try:
+            validate(self, **values)
+        except ValidationError as error:
+            raise _config_error(made, values, error) from None
+
+    made.__init__ = __init__
+    return made
+
+
+def _config_error(cls: Any, values: Mapping[str, Any], error: ValidationError) -> ConfigError:
+    """The first thing that is wrong. A name that is no field comes before the rest: it may be the misspelt name of one."""
+    fields, errors = cls.__pydantic_fields__, error.errors()
+    first = next((each for each in errors if each["type"] == "unexpected_keyword_argument"), errors[0])
+    kind, context, (name, *keys) = first["type"], first.get("ctx", {}), first["loc"] or ("",)
+    if isinstance(raised := context.get("error"), ConfigError):
+        return raised
+    if kind == "unexpected_keyword_argument":
+        return unknown(f"field of {cls.__name__}", name, fields)
+    place = f"{cls.__name__}.{name}"
+    if kind == "missing":
+        return ConfigError(place, None, "given", f"{cls.__name__} needs the field {name!r}, which is missing")
+    if keys[-1:] == ["[key]"]:
+        return ConfigError(place, values[str(name)], _NAMES_TO_NUMBERS)
+    options = get_args(fields[name].annotation)
+    if kind == "literal_error":
+        words = "one of " + ", ".join(map(repr, options))
+    else:
+        words = next((each for each in fields[name].metadata if isinstance(each, str)), None) or _ALLOWED[kind]
+    words = words.format(**context) + (", or none" if type(None) in options else "")
+    return ConfigError(place + "".join(f"[{key!r}]" for key in keys), first["input"], words)
+
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
