@@ -7,7 +7,7 @@
     checkpoints/   step-<n>/                                       reward.py     a reward of the user's own
     inputs.json    digests of the text or prompts, and of the model that it was begun with
 
-How each file is written, read and cut back: `run_files`. What `env.json` holds: `environment`.
+How each file is written, read and cut back: `run_files`, `runs.schema`. What `env.json` holds: `environment`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ import pandas as pd
 from refine_lab.config import TrainConfig, from_json, to_json
 from refine_lab.environment import environment, project_root
 from refine_lab.run_files import (
-    ROLLOUT_TYPES,
     checkpoints,
     cut_metrics,
     cut_rollouts,
@@ -41,11 +40,10 @@ from refine_lab.run_files import (
     parse_line,
     plain,
     read_json,
-    read_rollouts,
     replace_text,
     write_inputs,
-    write_rollouts,
 )
+from refine_lab.runs.schema import ROLLOUT_TYPES, read_rollouts, write_rollouts
 
 State = Literal["starting", "running", "finished", "stopped", "failed"]
 

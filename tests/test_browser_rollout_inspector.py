@@ -154,7 +154,7 @@ def test_truth_and_rollouts_are_painted_token_by_token(window: Window) -> None:
     assert window.shown() == [*range(12)]
     assert window.status() == "12 rollouts at 3 positions"
     assert page.locator(".truth .tokens").first.locator(".token").all_inner_texts() == ["·very", "·laid", "·back"]
-    assert page.locator(".truth .where").first.inner_text() == "step 1 · seq 5 · pos 40 · H 0.00"
+    assert page.locator(".truth .where").first.inner_text() == "step 1 · seq 5 · pos 40 · entropy 0.000"
     second = page.locator(".rollout[data-row='1']")
     assert second.locator(".token").all_inner_texts() == ["·very", "·perfect", "·hill"]
     assert second.locator(".token").evaluate_all("n => n.map((x) => x.classList.contains('match'))") == [
@@ -182,7 +182,7 @@ def test_truth_and_rollouts_are_painted_token_by_token(window: Window) -> None:
 
 def test_advantages_go_left_and_right_from_the_middle(window: Window) -> None:
     page = window.open(RolloutInspector(three_positions(), decode=decode))
-    bars = page.locator(".rollout .advantage").evaluate_all(
+    bars = page.locator(".rollout .signed").evaluate_all(
         """nodes => nodes.slice(0, 4).map((node) => { const [track, bar] = [node.firstChild, node.firstChild.firstChild]
           .map((part) => part.getBoundingClientRect());
           const middle = (track.left + track.right) / 2;

@@ -19,10 +19,11 @@ from rollout_frames import WORDS, decode, random_frame, rows
 from refine_lab.config import TrainConfig
 from refine_lab.models import load_model
 from refine_lab.records import RunWriter
-from refine_lab.run_files import ROLLOUT_TYPES
+from refine_lab.runs.schema import ROLLOUT_TYPES
 from widgets.page import page
-from widgets.rollout_columns import SORTS, fold, rollout_columns, token_decoder
+from widgets.rollout_columns import SORTS, fold, rollout_columns
 from widgets.rollout_inspector import RolloutInspector
+from widgets.token_text import token_decoder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -239,9 +240,9 @@ def test_a_frame_that_cannot_be_shown_is_refused_and_what_was_shown_stays(
 
 def test_traits_are_checked(inspector: RolloutInspector) -> None:
     for name, value, message in (
-        ("selected", 3, "selected must be -1 or a row from 0 to 2, got 3"),
-        ("compared", [0, 7], "compared must hold rows from 0 to 2, got 7"),
-        ("sort", ("colour", True), "sort must name one of row, step, .*, got 'colour'"),
+        ("selected", 3, "selected must be from -1 to 2, got 3"),
+        ("compared", [0, 7], "a row of compared must be from 0 to 2, got 7"),
+        ("sort", ("colour", True), "sort must be one of row, step, .*, got 'colour'"),
         ("filters", {"colour": "red"}, "filters may name step, position, entropy, reward, text, truth, got colour"),
         ("filters", {"text": 3}, "filter text must be a text, got 3"),
         ("filters", {"reward": [0]}, "filter reward must be .lowest, highest., numbers or None, got .0."),
@@ -256,7 +257,7 @@ def test_traits_are_checked(inspector: RolloutInspector) -> None:
     with pytest.raises(ValueError, match="decode must be a function from token ids to text, or a tokenizer, got None"):
         RolloutInspector(decode=None)
     many = RolloutInspector(rows(*[[0]] * 9), decode=decode)
-    with pytest.raises(ValueError, match="compared holds at most 8 rows, got 9"):
+    with pytest.raises(ValueError, match="number of rows compared must be at most 8, got 9"):
         many.compared = [*range(9)]
 
 

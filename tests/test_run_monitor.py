@@ -17,7 +17,7 @@ from refine_lab.config import DataConfig, TrainConfig
 from refine_lab.experiments import config_differences
 from refine_lab.recipes import ttt_per_prompt
 from refine_lab.records import Run, RunWriter
-from refine_lab.run_files import ROLLOUT_TYPES
+from refine_lab.runs.schema import ROLLOUT_TYPES
 from refine_lab.ttt.records import TTTRun
 from widgets.rollout_inspector import RolloutInspector
 from widgets.run_monitor import RunMonitor

@@ -149,7 +149,7 @@ def assess(
     k: int | None = None,
     group_by: Literal["sequence", "prefix"] = "prefix",
 ) -> pd.DataFrame:
-    """A row a rollout with the columns of a run's rollouts (`run_files.ROLLOUT_TYPES`), `step` 0, and `cosines` a token.
+    """A row a rollout with the columns of a run's rollouts (`runs.schema.COLUMNS`), `step` 0, and `cosines` a token.
 
     Of each rollout the first `k` tokens count (None: all of the shortest). Advantages compare the rollouts of a prefix, or
     all of them. Raises ValueError for no rollouts, a k longer than they are, and as `rewards.checked` does.

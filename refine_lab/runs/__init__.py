@@ -1,0 +1,1 @@
+"""Run directories: what is written there, and how it is read."""
