@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 from hostile import HOSTILE
 from readable import contrasts, unreadable
-from rollout_frames import WORDS, decode, rows
+from rollout_frames import FIND_CASES, WORDS, check_page_cases, decode, given_cases, rows
 
+from widgets.base import script
 from widgets.page import save_page
 from widgets.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
@@ -230,6 +231,15 @@ def test_fields_filter_what_python_filters_too(window: Window) -> None:
         assert len(window.shown()) == 12
     assert page.locator("[data-filter='reward low']").get_attribute("placeholder") == "≥ 0"
     assert page.locator("[data-filter='reward high']").get_attribute("placeholder") == "≤ 2.75"
+
+
+def test_the_page_finds_the_shared_cases(window: Window) -> None:
+    """In Chromium, where rollouts are filtered, sorted and tabulated without Python."""
+    code = f"""async ([module, given]) => {{
+        const js = await import(URL.createObjectURL(new Blob([module], {{ type: "text/javascript" }})));
+        const bytes = Uint8Array.from(atob(given.columns.base64), (letter) => letter.charCodeAt(0));
+        return ({FIND_CASES})(js, {{ ...given, columns: new DataView(bytes.buffer) }}); }}"""
+    check_page_cases(window.page.evaluate(code, [script("rollout_inspector"), given_cases()]))
 
 
 def test_filters_set_before_are_in_the_fields(window: Window) -> None:

@@ -14,13 +14,23 @@ import numpy as np
 import pandas as pd
 import pytest
 from hostile import HOSTILE
-from rollout_frames import WORDS, decode, random_frame, rows
+from rollout_frames import (
+    CASES,
+    FIND_CASES,
+    WORDS,
+    case_inspector,
+    check_page_cases,
+    decode,
+    given_cases,
+    page_columns,
+    random_frame,
+    rows,
+)
 
 from refine_lab.config import TrainConfig
 from refine_lab.models import load_model
 from refine_lab.records import RunWriter
 from refine_lab.runs.schema import ROLLOUT_TYPES
-from widgets.page import page
 from widgets.rollout_columns import SORTS, fold, rollout_columns
 from widgets.rollout_inspector import RolloutInspector
 from widgets.token_text import token_decoder
@@ -52,12 +62,6 @@ def run_node(code: str, given: object) -> object:
     return json.loads(done.stdout)
 
 
-def page_columns(widget: RolloutInspector) -> dict:
-    """The columns as a page without Python gets them."""
-    text = page(widget).partition('<script type="application/json" id="data">')[2].partition("</script>")[0]
-    return json.loads(text)["widgets"][0]["state"]["columns"]
-
-
 FILTERS: list[dict] = [
     {},
     {"reward": [0.1, None]},
@@ -73,6 +77,24 @@ FILTERS: list[dict] = [
     {"truth": "</SCRIPT>"},
     {"truth": " a", "text": " p"},
 ]
+
+
+@pytest.mark.parametrize("case", CASES["shown"], ids=lambda case: case["case"])
+def test_python_shows_the_rows_of_the_shared_cases(case: dict) -> None:
+    widget = case_inspector()
+    widget.filters, widget.sort = case["filters"], case["sort"]
+    assert widget.filtered().index.tolist() == case["rows"]
+
+
+@pytest.mark.parametrize("case", CASES["tables"], ids=lambda case: case["case"])
+def test_python_makes_the_tables_of_the_shared_cases(case: dict) -> None:
+    widget = case_inspector()
+    widget.filters, widget.sort = case["filters"], case["sort"]
+    assert widget.table_f1(case["examples"], case["members"]).markdown().splitlines()[2:] == case["lines"]
+
+
+def test_the_page_finds_the_shared_cases() -> None:
+    check_page_cases(run_node(FIND_CASES, given_cases()))
 
 
 def test_python_and_the_page_show_the_same_rows() -> None:
