@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from refine_lab.runs.schema import COLUMNS
 from widgets.page import page
 from widgets.rollout_inspector import RolloutInspector
 
@@ -51,6 +52,7 @@ def rows(*rollouts: Sequence[int], truth: Sequence[int] = (0, 1, 2), **columns: 
         "logprobs": [[-0.5] * len(ids) for ids in rollouts],
         "entropy": [1.5] * count,
         **{name: [0.25 * i for i in range(count)] for name in ("cosine", "binary", "reward", "advantage")},
+        **{column.name: [column.older] * count for column in COLUMNS if column.since > 1},
         **columns,
     }
     return pd.DataFrame(frame)

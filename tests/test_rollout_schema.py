@@ -21,6 +21,7 @@ from refine_lab.runs.schema import COLUMNS, ROLLOUT_TYPES, Column, completed, re
 from widgets import rollout_columns
 from widgets.rollout_inspector import RolloutInspector
 
+NEXT = schema.FORMAT_VERSION + 1
 STATIC = Path(rollout_columns.__file__).parent / "static"
 
 
@@ -32,8 +33,8 @@ def given(frame: pd.DataFrame) -> dict[str, list[Any]]:
 def next_version(monkeypatch: pytest.MonkeyPatch) -> tuple[Column, ...]:
     """The columns of a next version: a number and a list that older files lack."""
     added = (
-        Column("length_ratio", pa.float32(), "length ratio", digits=2, since=2, older=0.5),
-        Column("seen_ids", pa.list_(pa.int32()), "seen", since=2, older=[]),
+        Column("length_ratio", pa.float32(), "length ratio", digits=2, since=NEXT, older=0.5),
+        Column("seen_ids", pa.list_(pa.int32()), "seen", since=NEXT, older=[]),
     )
     monkeypatch.setattr(schema, "COLUMNS", COLUMNS + added)
     return added
@@ -53,7 +54,9 @@ def test_a_file_has_the_specified_columns_and_its_format_version(tmp_path: Path)
 
 def test_an_older_file_gets_the_columns_that_it_lacks(tmp_path: Path, next_version: tuple[Column, ...]) -> None:
     write_rollouts(tmp_path, [(1, given(rows([0], [1])))])
-    table = pq.read_table(tmp_path / "1-1.parquet").replace_schema_metadata(None)  # as files were before they told it
+    table = pq.read_table(tmp_path / "1-1.parquet")
+    if schema.FORMAT_VERSION == 1:
+        table = table.replace_schema_metadata(None)  # the first files do not tell their version
     pq.write_table(table, tmp_path / "1-1.parquet")
     found = read_rollouts(tmp_path / "1-1.parquet")
     assert found["length_ratio"].tolist() == [0.5, 0.5]
@@ -71,7 +74,7 @@ def test_a_run_of_files_of_two_versions_is_one_frame(tmp_path: Path, next_versio
         fields = [(column.name, column.dtype) for column in schema.COLUMNS if column.dtype is not None]
         table = pa.Table.from_pandas(newer[[name for name, _ in fields]], pa.schema(fields), preserve_index=False)
         pq.write_table(
-            table.replace_schema_metadata({schema.VERSION_KEY: "2"}), writer.path / "rollouts" / "2-2.parquet"
+            table.replace_schema_metadata({schema.VERSION_KEY: str(NEXT)}), writer.path / "rollouts" / "2-2.parquet"
         )
     found = Run(writer.path).rollouts()
     assert found["length_ratio"].tolist()[:3] == [0.5, 0.5, 0.25]
