@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from refine_lab.config import require
 from refine_lab.runs.schema import COLUMNS, completed
 from widgets.token_text import Decode
 
@@ -46,23 +47,20 @@ def check_filters(filters: Mapping[str, Any]) -> dict[str, Any]:
     """`filters` with what filters nothing left out. Raises ValueError for unknown names and values of another kind."""
     if unknown := sorted(set(filters) - {*RANGES, *TEXTS}):
         raise ValueError(f"filters may name {', '.join((*RANGES, *TEXTS))}, got {', '.join(unknown)}")
-    checked: dict[str, Any] = {}
     for name, value in filters.items():
         if name in TEXTS:
-            if not isinstance(value, str):
-                raise ValueError(f"filter {name} must be a text, got {value!r}")
-            checked |= {name: value} if value else {}
+            require(isinstance(value, str), f"filter {name}", value, "a text")
         elif value is not None:
-            checked |= _checked_range(name, value)
-    return checked
+            require(_is_range(value), f"filter {name}", value, "[lowest, highest], numbers or None")
+    kept = {name: value if name in TEXTS else list(value) for name, value in filters.items() if value}
+    return {name: value for name, value in kept.items() if value != [None, None]}
 
 
-def _checked_range(name: str, value: Any) -> dict[str, list[float | None]]:
-    bounds = list(value) if isinstance(value, (list, tuple)) else []
-    is_number = [bound is None or (isinstance(bound, (int, float)) and bound == bound) for bound in bounds]
-    if len(bounds) != 2 or not all(is_number):
-        raise ValueError(f"filter {name} must be [lowest, highest], numbers or None, got {value!r}")
-    return {name: bounds} if bounds != [None, None] else {}
+def _is_range(value: Any) -> bool:
+    numbers = isinstance(value, (list, tuple)) and all(
+        bound is None or (isinstance(bound, (int, float)) and bound == bound) for bound in value
+    )
+    return numbers and len(value) == 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,20 +129,20 @@ class RolloutColumns:
     def packed(self) -> dict[str, Any]:
         """As the page gets it: tables row by row as bytes, little-endian."""
         index = "<u2" if len(self.strings) <= 2**16 else "<u4"
-        tables = {name: getattr(self, name).astype(index).tobytes() for name in ("tokens", "targets", "prefixes")}
-        whole = {name: getattr(self, name).astype("<i4").tobytes() for name in ("group", "member", "step", "position")}
+        kinds = dict.fromkeys(("tokens", "targets", "prefixes"), index)
+        kinds |= dict.fromkeys(("group", "member", "step", "position"), "<i4") | {
+            "sequence_id": "<f8",
+            "logprobs": "<f4",
+        }
         return {
             "rows": len(self),
             "groups": len(self.step),
             "width": self.tokens.shape[1],
             "prefix": self.prefixes.shape[1],
             "strings": self.strings,
-            **tables,
-            **whole,
-            "sequence_id": self.sequence_id.astype("<f8").tobytes(),
+            **{name: getattr(self, name).astype(kind).tobytes() for name, kind in kinds.items()},
             "clicked": np.flatnonzero(self.clicked).tolist(),
             "numbers": {name: values.astype("<f4").tobytes() for name, values in self.numbers.items()},
-            "logprobs": self.logprobs.astype("<f4").tobytes(),
             "cosines": None if self.cosines is None else self.cosines.astype("<f4").tobytes(),
         }
 

@@ -30,6 +30,12 @@ from refine_lab.types import RewardFunction
 
 PREFIX_TOKENS = 24
 """Of a prefix, its last ones, that a table shows."""
+CORRELATED = {
+    "entropy": ("entropy", "nats"),
+    "exact match": ("binary", "share of tokens"),
+    "logprob of the truth": ("target_logprob", "nats"),
+}
+"""What rewards are correlated with: its column, and its unit."""
 BLOCK = 8
 """Rollouts that are made together, always so many: float rounding depends on the number of rows, and must not depend on n."""
 
@@ -218,9 +224,8 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
     Columns `with`, `r`, `rollouts`: the entropy at the prefix, the share of exact tokens, and the true continuation's
     logprob. `frame` as of `assess`.
     """
-    others = {"entropy": "entropy", "exact match": "binary", "logprob of the truth": "target_logprob"}
     rows = []
-    for name, column in others.items():
+    for name, (column, _) in CORRELATED.items():
         x, y = frame["reward"].to_numpy(), frame[column].to_numpy()
         r = float(np.corrcoef(x.astype(float), y.astype(float))[0, 1]) if varies(x) and varies(y) else np.nan
         rows.append({"with": name, "r": r, "rollouts": len(frame)})
