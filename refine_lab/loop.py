@@ -177,7 +177,7 @@ def _train_one(learner: Learner, one_step: Step, writer: RunWriter, progress: _P
 
 
 def rollout_rows(batch: Batch, rollouts: Rollouts) -> dict[str, Any]:
-    """A batch's rollouts as the columns of `runs.files.ROLLOUT_TYPES`."""
+    """A batch's rollouts as the stored columns of `runs.schema.COLUMNS`, `step` aside."""
     chunks, repeat = rollouts.positions.shape[1], rollouts.group_size
     row = torch.arange(len(batch.lengths)).repeat_interleave(chunks * repeat).tolist()
     position = rollouts.positions.flatten().repeat_interleave(repeat).tolist()

@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 from hostile import HOSTILE
 from readable import contrasts, unreadable
-from rollout_frames import WORDS, decode, rows
+from rollout_frames import FIND_CASES, WORDS, check_page_cases, decode, given_cases, rows
 
+from widgets.base import script
 from widgets.page import save_page
 from widgets.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
@@ -154,7 +155,7 @@ def test_truth_and_rollouts_are_painted_token_by_token(window: Window) -> None:
     assert window.shown() == [*range(12)]
     assert window.status() == "12 rollouts at 3 positions"
     assert page.locator(".truth .tokens").first.locator(".token").all_inner_texts() == ["·very", "·laid", "·back"]
-    assert page.locator(".truth .where").first.inner_text() == "step 1 · seq 5 · pos 40 · H 0.00"
+    assert page.locator(".truth .where").first.inner_text() == "step 1 · seq 5 · pos 40 · entropy 0.000"
     second = page.locator(".rollout[data-row='1']")
     assert second.locator(".token").all_inner_texts() == ["·very", "·perfect", "·hill"]
     assert second.locator(".token").evaluate_all("n => n.map((x) => x.classList.contains('match'))") == [
@@ -182,7 +183,7 @@ def test_truth_and_rollouts_are_painted_token_by_token(window: Window) -> None:
 
 def test_advantages_go_left_and_right_from_the_middle(window: Window) -> None:
     page = window.open(RolloutInspector(three_positions(), decode=decode))
-    bars = page.locator(".rollout .advantage").evaluate_all(
+    bars = page.locator(".rollout .signed").evaluate_all(
         """nodes => nodes.slice(0, 4).map((node) => { const [track, bar] = [node.firstChild, node.firstChild.firstChild]
           .map((part) => part.getBoundingClientRect());
           const middle = (track.left + track.right) / 2;
@@ -230,6 +231,15 @@ def test_fields_filter_what_python_filters_too(window: Window) -> None:
         assert len(window.shown()) == 12
     assert page.locator("[data-filter='reward low']").get_attribute("placeholder") == "≥ 0"
     assert page.locator("[data-filter='reward high']").get_attribute("placeholder") == "≤ 2.75"
+
+
+def test_the_page_finds_the_shared_cases(window: Window) -> None:
+    """In Chromium, where rollouts are filtered, sorted and tabulated without Python."""
+    code = f"""async ([module, given]) => {{
+        const js = await import(URL.createObjectURL(new Blob([module], {{ type: "text/javascript" }})));
+        const bytes = Uint8Array.from(atob(given.columns.base64), (letter) => letter.charCodeAt(0));
+        return ({FIND_CASES})(js, {{ ...given, columns: new DataView(bytes.buffer) }}); }}"""
+    check_page_cases(window.page.evaluate(code, [script("rollout_inspector"), given_cases()]))
 
 
 def test_filters_set_before_are_in_the_fields(window: Window) -> None:

@@ -18,7 +18,7 @@ from refine_lab.data.batches import SequenceData
 from refine_lab.models import load_model
 from refine_lab.rollout import Branches, sample
 from refine_lab.runs.answers import COLUMNS
-from refine_lab.runs.files import ROLLOUT_TYPES
+from refine_lab.runs.schema import ROLLOUT_TYPES
 from refine_lab.tasks.prompts import TextPrompt, encode
 from refine_lab.ttt import fitted
 

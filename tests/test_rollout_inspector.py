@@ -14,15 +14,26 @@ import numpy as np
 import pandas as pd
 import pytest
 from hostile import HOSTILE
-from rollout_frames import WORDS, decode, random_frame, rows
+from rollout_frames import (
+    CASES,
+    FIND_CASES,
+    WORDS,
+    case_inspector,
+    check_page_cases,
+    decode,
+    given_cases,
+    page_columns,
+    random_frame,
+    rows,
+)
 
 from refine_lab.config import TrainConfig
 from refine_lab.models import load_model
-from refine_lab.runs.files import ROLLOUT_TYPES
+from refine_lab.runs.schema import ROLLOUT_TYPES
 from refine_lab.runs.writer import RunWriter
-from widgets.page import page
-from widgets.rollout_columns import SORTS, fold, rollout_columns, token_decoder
+from widgets.rollout_columns import SORTS, fold, rollout_columns
 from widgets.rollout_inspector import RolloutInspector
+from widgets.token_text import token_decoder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,12 +62,6 @@ def run_node(code: str, given: object) -> object:
     return json.loads(done.stdout)
 
 
-def page_columns(widget: RolloutInspector) -> dict:
-    """The columns as a page without Python gets them."""
-    text = page(widget).partition('<script type="application/json" id="data">')[2].partition("</script>")[0]
-    return json.loads(text)["widgets"][0]["state"]["columns"]
-
-
 FILTERS: list[dict] = [
     {},
     {"reward": [0.1, None]},
@@ -72,6 +77,24 @@ FILTERS: list[dict] = [
     {"truth": "</SCRIPT>"},
     {"truth": " a", "text": " p"},
 ]
+
+
+@pytest.mark.parametrize("case", CASES["shown"], ids=lambda case: case["case"])
+def test_python_shows_the_rows_of_the_shared_cases(case: dict) -> None:
+    widget = case_inspector()
+    widget.filters, widget.sort = case["filters"], case["sort"]
+    assert widget.filtered().index.tolist() == case["rows"]
+
+
+@pytest.mark.parametrize("case", CASES["tables"], ids=lambda case: case["case"])
+def test_python_makes_the_tables_of_the_shared_cases(case: dict) -> None:
+    widget = case_inspector()
+    widget.filters, widget.sort = case["filters"], case["sort"]
+    assert widget.table_f1(case["examples"], case["members"]).markdown().splitlines()[2:] == case["lines"]
+
+
+def test_the_page_finds_the_shared_cases() -> None:
+    check_page_cases(run_node(FIND_CASES, given_cases()))
 
 
 def test_python_and_the_page_show_the_same_rows() -> None:
@@ -239,9 +262,9 @@ def test_a_frame_that_cannot_be_shown_is_refused_and_what_was_shown_stays(
 
 def test_traits_are_checked(inspector: RolloutInspector) -> None:
     for name, value, message in (
-        ("selected", 3, "selected must be -1 or a row from 0 to 2, got 3"),
-        ("compared", [0, 7], "compared must hold rows from 0 to 2, got 7"),
-        ("sort", ("colour", True), "sort must name one of row, step, .*, got 'colour'"),
+        ("selected", 3, "selected must be from -1 to 2, got 3"),
+        ("compared", [0, 7], "a row of compared must be from 0 to 2, got 7"),
+        ("sort", ("colour", True), "sort must be one of row, step, .*, got 'colour'"),
         ("filters", {"colour": "red"}, "filters may name step, position, entropy, reward, text, truth, got colour"),
         ("filters", {"text": 3}, "filter text must be a text, got 3"),
         ("filters", {"reward": [0]}, "filter reward must be .lowest, highest., numbers or None, got .0."),
@@ -256,7 +279,7 @@ def test_traits_are_checked(inspector: RolloutInspector) -> None:
     with pytest.raises(ValueError, match="decode must be a function from token ids to text, or a tokenizer, got None"):
         RolloutInspector(decode=None)
     many = RolloutInspector(rows(*[[0]] * 9), decode=decode)
-    with pytest.raises(ValueError, match="compared holds at most 8 rows, got 9"):
+    with pytest.raises(ValueError, match="number of rows compared must be at most 8, got 9"):
         many.compared = [*range(9)]
 
 

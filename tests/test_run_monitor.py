@@ -17,8 +17,8 @@ from refine_lab.config import DataConfig, TrainConfig
 from refine_lab.experiments import config_differences
 from refine_lab.inputs import new_run
 from refine_lab.recipes import ttt_per_prompt
-from refine_lab.runs.files import ROLLOUT_TYPES
 from refine_lab.runs.run import Run
+from refine_lab.runs.schema import ROLLOUT_TYPES
 from refine_lab.runs.writer import RunWriter
 from widgets.rollout_inspector import RolloutInspector
 from widgets.run_monitor import RunMonitor

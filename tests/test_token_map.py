@@ -227,7 +227,7 @@ def test_what_does_not_fit_changes_nothing() -> None:
     for name, value, words in (
         ("metric", "loss", r"one of \['entropy', 'change'\], got 'loss'"),
         ("selected", 4, "from -1 to 3, got 4"),
-        ("height", 5, "from 100 to 4000 pixels, got 5"),
+        ("height", 5, "from 100 to 4000, got 5"),
     ):
         with pytest.raises(ValueError, match=words):
             setattr(shown, name, value)

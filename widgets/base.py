@@ -11,6 +11,8 @@ from typing import Any
 import anywidget
 import traitlets
 
+from refine_lab.config import require
+
 STATIC = Path(__file__).parent / "static"
 IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.js";\n', re.MULTILINE)
 
@@ -62,6 +64,17 @@ def guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return run
+
+
+def bounded(trait: str, bounds: Callable[[Any], tuple[int, int]]) -> Any:
+    """A check of a widget's trait, which must be from the first to the second of `bounds(widget)`."""
+
+    def check(self: Widget, proposal: Any) -> int:
+        (low, high), value = bounds(self), proposal["value"]
+        require(low <= value <= high, trait, value, f"from {low} to {high}")
+        return value
+
+    return traitlets.validate(trait)(check)
 
 
 class Widget(anywidget.AnyWidget):

@@ -10,6 +10,17 @@ from refine_lab.explore.reading import DocumentReading
 from widgets.token_map import Metric
 
 
+def entropy_metric(reading: DocumentReading, when: str = "") -> Metric:
+    """Entropy of each token; `when` tells several readings of a document apart."""
+    name, title = (f"entropy_{when}", f"Entropy {when}") if when else ("entropy", "Entropy")
+    return Metric(name, title, "nats", reading.entropies)
+
+
+def loss_metric(reading: DocumentReading) -> Metric:
+    """Next-token loss of each token."""
+    return Metric("loss", "NTP loss", "nats", reading.losses)
+
+
 def reading_metrics(reading: DocumentReading, probabilities: Float[np.ndarray, "T"] | None) -> list[Metric]:
     """Entropy, loss, logprob and rank of each token, and the probability that its prefix is selected.
 
@@ -20,20 +31,20 @@ def reading_metrics(reading: DocumentReading, probabilities: Float[np.ndarray, "
         chance[1:] = probabilities[:-1]
     ranks = np.where(reading.ranks > 0, reading.ranks, np.nan)
     return [
-        Metric("entropy", "Entropy", "nats", reading.entropies),
-        Metric("loss", "NTP loss", "nats", reading.losses),
+        entropy_metric(reading),
+        loss_metric(reading),
         Metric("logprob", "Logprob", "nats", reading.logprobs),
         Metric("rank", "Rank of the true token", "", ranks, log=True, low=1),
         Metric("chance", "Selection probability in its chunk", "", np.where(chance > 0, chance, np.nan)),
     ]
 
 
-def change_metrics(reading: DocumentReading, other: DocumentReading, name: str) -> list[Metric]:
-    """Entropy and loss of each token as the model of that name reads it, minus those of the reading."""
+def change_metrics(reading: DocumentReading, other: DocumentReading, to: str = "") -> list[Metric]:
+    """Entropy and loss of each token in the other reading, minus those in `reading`; ` to` ends the titles."""
     metrics = []
     for field, title in (("entropies", "entropy"), ("losses", "NTP loss")):
         change = getattr(other, field) - getattr(reading, field)
-        heading = f"Change in {title} to {name}"
+        heading = f"Change in {title}{to}"
         metrics.append(Metric(f"{title.split()[-1]}_change", heading, "nats", change, diverging=True))
     return metrics
 

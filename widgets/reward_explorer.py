@@ -24,10 +24,10 @@ from refine_lab.runs.environment import shown
 from refine_lab.text import sound
 from refine_lab.types import RewardFunction
 from widgets.base import Widget, guarded
+from widgets.controls import button, explorer_fields, field, in_rows, text_field
 from widgets.document_metrics import change_metrics, reading_metrics, reward_metric
 from widgets.page import save_page
-from widgets.panel import FileField, Panel, TextField
-from widgets.reward_controls import make_controls
+from widgets.panel import FileField, Panel
 from widgets.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
 from widgets.state_view import StateView
@@ -72,19 +72,14 @@ class RewardExplorer(Panel):
         self._frame: pd.DataFrame | None = None  # the rollouts that are shown
         self._own_rewards = ThreadPoolExecutor(1, "own-rewards")
         begin = sample_document(self.exploration.tokenizer) if text is None else None
-        self._source = TextField(
-            value=sound((begin.document + begin.question if begin else text) or ""),
-            description="Document",
-            rows=4,
-            layout=ipywidgets.Layout(width="auto"),
-        )
-        self.controls = make_controls([*self.exploration.rewards], self._setting)
+        self._source = text_field("Document", (begin.document + begin.question if begin else text) or "", 4)
+        self.controls = explorer_fields([*self.exploration.rewards], self._setting)
         for name, control in self.controls.items():
             control.observe(partial(self._on_control, name), "value")
-        self._compare_field = ipywidgets.Text(
-            description="compare with", placeholder="a shipped model, a run, a checkpoint of a step", continuous_update=False,
-            layout=ipywidgets.Layout(width="36em"), style={"description_width": "7em"},
-        )  # fmt: skip
+        hint = "a shipped model, a run, a checkpoint of a step"
+        self._compare_field = field(
+            ipywidgets.Text, "compare with", "", "36em", placeholder=hint, continuous_update=False
+        )
         self._compare_field.observe(self._on_compare, "value")
         self.children = [self._head(), self.notice, self.token_map, self.summary, self.inspector]
         self.token_map.observe(self._on_token, "selected")
@@ -290,7 +285,7 @@ class RewardExplorer(Panel):
             positions, borders, chance = exploration.targets(), exploration.chunk_borders(), exploration.probabilities()
         metrics = reading_metrics(reading, chance)
         if self._other is not None:
-            metrics += change_metrics(reading, self._other, Path(self._compared or "").name)
+            metrics += change_metrics(reading, self._other, f" to {Path(self._compared or '').name}")
         if frame is not None:
             metrics.append(reward_metric(frame, exploration.reward, len(self._text)))
         targets = [Target(position + 1, f"drawn in chunk {i}") for i, position in enumerate(positions, 1)]
@@ -379,18 +374,11 @@ class RewardExplorer(Panel):
         return own[name] if name in own else getattr(self.exploration.method, name)
 
     def _head(self) -> ipywidgets.VBox:
-        button = ipywidgets.Button(description="Read", button_style="primary", tooltip="Read the document above")
-        button.on_click(lambda _: self.read())
         upload = FileField(accept=".txt,.md,.py,.json,.csv,.html", description="Open a file")
         upload.observe(self._on_upload, "value")
-        wrap = ipywidgets.Layout(flex_flow="row wrap")
-        return ipywidgets.VBox(
-            [
-                self._source,
-                ipywidgets.HBox([button, upload, self._compare_field]),
-                ipywidgets.Box([*self.controls.values()], layout=wrap),
-            ]
-        )
+        read = button("Read", self.read, "Read the document above", "primary")
+        second = ipywidgets.HBox([read, upload, self._compare_field])
+        return ipywidgets.VBox([self._source, second, in_rows([*self.controls.values()])])
 
 
 def _rollouts(frame: pd.DataFrame, kind: str) -> str:

@@ -6,17 +6,11 @@ import numpy as np
 import pandas as pd
 import traitlets
 
-from refine_lab.explore.rollouts import correlations
+from refine_lab.explore.rollouts import CORRELATED, correlations
 from widgets.base import Widget, script, style
 from widgets.packing import PACKED
 
 BINS = 24
-COLUMNS = {
-    "entropy": ("entropy", "nats"),
-    "exact match": ("binary", "share of tokens"),
-    "logprob of the truth": ("target_logprob", "nats"),
-}
-"""What rewards are held against, as `explore.rollouts.correlations` names it: column of the frame, and its unit."""
 MOST_POINTS = 4000
 """Drawn of a scatter; of more, every so many."""
 
@@ -46,7 +40,9 @@ class RewardSummary(Widget):
         if rollouts is None or rollouts.empty:
             self.summary, self.passing = {}, b""
             return
-        if missing := [name for name in ("reward", *(c for c, _ in COLUMNS.values())) if name not in rollouts]:
+        if missing := [
+            name for name in ("reward", *(column for column, _ in CORRELATED.values())) if name not in rollouts
+        ]:
             raise ValueError(f"rollouts must have a column {missing[0]!r}, got {', '.join(map(str, rollouts))}")
         clicked = rollouts["clicked"].to_numpy(bool) if "clicked" in rollouts else np.zeros(len(rollouts), bool)
         selected = rollouts[~clicked]
@@ -56,7 +52,7 @@ class RewardSummary(Widget):
         stride = -(-len(rollouts) // MOST_POINTS)
         panels = []
         for name, r, _ in self._correlations.itertuples(index=False):
-            column, unit = COLUMNS[name]
+            column, unit = CORRELATED[name]
             x = rollouts[column].to_numpy(dtype="<f4")[::stride]
             panels.append({"title": name, "unit": unit, "x": x.tobytes(), "r": None if np.isnan(r) else float(r)})
         self.passing = b""

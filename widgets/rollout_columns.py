@@ -12,53 +12,27 @@ Which rollouts are shown, and in which order, is said here once; `static/rollout
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from refine_lab.runs.files import ROLLOUT_TYPES
+from refine_lab.config import require
+from refine_lab.runs.schema import COLUMNS, completed
+from widgets.token_text import Decode
 
 KEYS = ("step", "sequence_id", "position")
-NUMBERS = ("entropy", "cosine", "binary", "reward", "advantage")
-RANGES = ("step", "position", "entropy", "reward")
+"What rollouts of one position have in common."
+FIELDS = [column for column in COLUMNS if column.filtered or column.digits is not None]
+"The columns to sort by."
+RANGES = [column.name for column in FIELDS if column.filtered]
 TEXTS = ("text", "truth")
-SORTS = ("row", "step", "position", *NUMBERS, "logprob")
+SORTS = ["row", *(column.name for column in FIELDS)]
 MOST_ROWS, MOST_IDS = 2**21, 2**24
 PREFIX_TOKENS, MOST_PREFIX_TOKENS = (8, 32), 1_000_000
 "The end of a prefix that is sent, from 8 tokens to 32, so that there are at most about a million in all."
-
-_KEPT = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_BYTES = {chr(byte): byte for byte in _KEPT}
-_BYTES |= {chr(256 + index): byte for index, byte in enumerate(sorted(set(range(256)) - set(_KEPT)))}
-"How the vocabulary of a byte-level BPE spells a byte."
-
-Decode = Callable[[Sequence[int]], str]
-
-
-def token_decoder(decode: Any) -> Decode:
-    """From one token to its string; `decode` is a function from token ids to text, or a transformers tokenizer.
-
-    A tokenizer's tokens keep their leading space, and one that is part of a character shows its bytes, as `\\xe2`.
-    Raises ValueError for anything else.
-    """
-    if hasattr(decode, "convert_ids_to_tokens"):
-        return lambda ids: _tokenizer_string(decode, int(ids[0]))
-    if not callable(decode):
-        raise ValueError(f"decode must be a function from token ids to text, or a tokenizer, got {decode!r}")
-    return cast(Decode, decode)
-
-
-def _tokenizer_string(tokenizer: Any, token: int) -> str:
-    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
-    spelled = tokenizer.convert_ids_to_tokens(token) or ""
-    if "\ufffd" in text and set(spelled) <= set(_BYTES):
-        return bytes(_BYTES[letter] for letter in spelled).decode("utf-8", "backslashreplace")
-    if spelled.startswith("▁") and not text.startswith(" "):  # a lone token loses its space in decoding
-        return " " + text
-    return text
 
 
 def fold(text: str) -> str:
@@ -73,23 +47,20 @@ def check_filters(filters: Mapping[str, Any]) -> dict[str, Any]:
     """`filters` with what filters nothing left out. Raises ValueError for unknown names and values of another kind."""
     if unknown := sorted(set(filters) - {*RANGES, *TEXTS}):
         raise ValueError(f"filters may name {', '.join((*RANGES, *TEXTS))}, got {', '.join(unknown)}")
-    checked: dict[str, Any] = {}
     for name, value in filters.items():
         if name in TEXTS:
-            if not isinstance(value, str):
-                raise ValueError(f"filter {name} must be a text, got {value!r}")
-            checked |= {name: value} if value else {}
+            require(isinstance(value, str), f"filter {name}", value, "a text")
         elif value is not None:
-            checked |= _checked_range(name, value)
-    return checked
+            require(_is_range(value), f"filter {name}", value, "[lowest, highest], numbers or None")
+    kept = {name: value if name in TEXTS else list(value) for name, value in filters.items() if value}
+    return {name: value for name, value in kept.items() if value != [None, None]}
 
 
-def _checked_range(name: str, value: Any) -> dict[str, list[float | None]]:
-    bounds = list(value) if isinstance(value, (list, tuple)) else []
-    is_number = [bound is None or (isinstance(bound, (int, float)) and bound == bound) for bound in bounds]
-    if len(bounds) != 2 or not all(is_number):
-        raise ValueError(f"filter {name} must be [lowest, highest], numbers or None, got {value!r}")
-    return {name: bounds} if bounds != [None, None] else {}
+def _is_range(value: Any) -> bool:
+    numbers = isinstance(value, (list, tuple)) and all(
+        bound is None or (isinstance(bound, (int, float)) and bound == bound) for bound in value
+    )
+    return numbers and len(value) == 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,7 +79,7 @@ class RolloutColumns:
     position: np.ndarray  # [G] int32
     sequence_id: np.ndarray  # [G] int64
     clicked: np.ndarray  # [G] bool, whether the position is there because it was clicked, not because it was selected
-    numbers: dict[str, np.ndarray]  # [R] float32 each: NUMBERS and `logprob`, the sum over tokens (nats)
+    numbers: dict[str, np.ndarray]  # [R] float32 each: every column of FIELDS that has digits
 
     def __len__(self) -> int:
         return len(self.group)
@@ -158,20 +129,20 @@ class RolloutColumns:
     def packed(self) -> dict[str, Any]:
         """As the page gets it: tables row by row as bytes, little-endian."""
         index = "<u2" if len(self.strings) <= 2**16 else "<u4"
-        tables = {name: getattr(self, name).astype(index).tobytes() for name in ("tokens", "targets", "prefixes")}
-        whole = {name: getattr(self, name).astype("<i4").tobytes() for name in ("group", "member", "step", "position")}
+        kinds = dict.fromkeys(("tokens", "targets", "prefixes"), index)
+        kinds |= dict.fromkeys(("group", "member", "step", "position"), "<i4") | {
+            "sequence_id": "<f8",
+            "logprobs": "<f4",
+        }
         return {
             "rows": len(self),
             "groups": len(self.step),
             "width": self.tokens.shape[1],
             "prefix": self.prefixes.shape[1],
             "strings": self.strings,
-            **tables,
-            **whole,
-            "sequence_id": self.sequence_id.astype("<f8").tobytes(),
+            **{name: getattr(self, name).astype(kind).tobytes() for name, kind in kinds.items()},
             "clicked": np.flatnonzero(self.clicked).tolist(),
             "numbers": {name: values.astype("<f4").tobytes() for name, values in self.numbers.items()},
-            "logprobs": self.logprobs.astype("<f4").tobytes(),
             "cosines": None if self.cosines is None else self.cosines.astype("<f4").tobytes(),
         }
 
@@ -191,8 +162,7 @@ def rollout_columns(frame: pd.DataFrame, decode: Decode, known: dict[int, str] |
     Raises ValueError for missing columns, ids out of range, lists of another length than the rollout's, rollouts of one
     position with unlike truths, and more than 2,097,152 rows.
     """
-    if missing := [name for name in ("step", *ROLLOUT_TYPES) if name not in frame]:
-        raise ValueError(f"rollouts lack the columns {', '.join(missing)}")
+    frame = completed(frame)
     if len(frame) > MOST_ROWS:
         raise ValueError(f"at most {MOST_ROWS:,} rollouts can be shown, got {len(frame):,}; choose some steps")
     keys = {name: _integers(frame[name], name) for name in (*KEYS, "member")}
@@ -215,8 +185,8 @@ def rollout_columns(frame: pd.DataFrame, decode: Decode, known: dict[int, str] |
             row = unlike[0]
             raise ValueError(f"{name} of row {row} must be {rolled[1][row]}, one a token, got {lengths[row]}")
         per_token[name] = _padded(values.astype(np.float32), lengths, width, np.nan)
-    numbers = {name: frame[name].to_numpy(np.float32, na_value=np.nan) for name in NUMBERS}
-    numbers["logprob"] = np.nansum(per_token["logprobs"], 1, dtype=np.float64).astype(np.float32)
+    frame = frame.assign(logprob=np.nansum(per_token["logprobs"], 1, dtype=np.float64))
+    numbers = {c.name: frame[c.name].to_numpy(np.float32, na_value=np.nan) for c in FIELDS if c.digits is not None}
     return RolloutColumns(
         strings=strings,
         tokens=_padded(index[rolled[0]], rolled[1], width),

@@ -11,15 +11,18 @@ import numpy as np
 import pandas as pd
 import traitlets
 
-from refine_lab.runs.files import ROLLOUT_TYPES
+from refine_lab.config import require
 from refine_lab.runs.run import Run
-from widgets.base import Widget, script, style
+from refine_lab.runs.schema import ROLLOUT_TYPES
+from widgets.base import Widget, bounded, script, style
 from widgets.packing import PACKED
-from widgets.rollout_columns import SORTS, RolloutColumns, check_filters, rollout_columns, token_decoder
+from widgets.rollout_columns import FIELDS, KEYS, SORTS, RolloutColumns, check_filters, rollout_columns
 from widgets.tables import Table, visible
+from widgets.token_text import token_decoder
 
 MOST_COMPARED = 8
-KEY = ("step", "sequence_id", "position", "member")
+SENT = ("name", "label", "unit", "digits", "about", "shared", "filtered", "look")
+"What the page gets to know of a column."
 EXAMPLES, MEMBERS = 6, 4
 "Positions and rollouts of each in the paper's table F.1."
 CAPTION = (
@@ -43,7 +46,7 @@ class TableF1(Table):
 
 def _keys(rollouts: pd.DataFrame) -> list[tuple[int, ...]]:
     """What tells each rollout from the others."""
-    return list(zip(*(rollouts[name].tolist() for name in KEY), strict=True))
+    return list(zip(*(rollouts[name].tolist() for name in (*KEYS, "member")), strict=True))
 
 
 def decimal(value: float) -> str:
@@ -63,6 +66,8 @@ class RolloutInspector(Widget):
 
     columns = traitlets.Dict().tag(**PACKED)
     "What is shown, as `RolloutColumns.packed` makes it."
+    fields = traitlets.List([{name: getattr(column, name) for name in SENT} for column in FIELDS]).tag(sync=True)
+    "The columns that the page lists, sorts and filters by, as `runs.schema.COLUMNS` specifies them."
     selected = traitlets.Int(-1).tag(sync=True)
     "Row of the frame that the detail shows, or -1."
     compared = traitlets.List(traitlets.Int()).tag(sync=True)
@@ -136,46 +141,38 @@ class RolloutInspector(Widget):
 
         Raises ValueError where nothing is shown, and for less than one example or rollout.
         """
-        for name, number in (("examples", examples), ("members", members)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
+        require(examples >= 1, "examples", examples, "at least 1")
+        require(members >= 1, "members", members, "at least 1")
         rows, cosine = self._rows(), self._table.numbers["cosine"]
         if not len(rows):
             raise ValueError("figure table_f1 has no data: no rollout is shown")
         lines = []
         for number, (group, own) in enumerate(self._table.examples(rows, examples), 1):
-            finite = {row for row in own if np.isfinite(cosine[row])}
-            best = max((row for row in own if row in finite), key=lambda row: cosine[row]) if len(finite) > 1 else -1
-            lines.append((f"Ex. {number}", "GT", visible(self._table.text(self._table.targets[group])), "–", ""))
+            finite = [row for row in own if np.isfinite(cosine[row])]
+            best = max(finite, key=lambda row: cosine[row]) if len(finite) > 1 else -1
+            lines.append((f"Ex. {number}", "GT", self._table.text(self._table.targets[group]), "–", ""))
             for place, row in enumerate(own, 1):
-                if place > members and row != best:
-                    continue
-                value = float(cosine[row]) if row in finite else "–"
-                text = visible(self._table.text(self._table.tokens[row]))
-                lines.append(("", f"P{place}", text, value, "★" if row == best else ""))
+                if place <= members or row == best:
+                    value = float(cosine[row]) if row in finite else "–"
+                    text = self._table.text(self._table.tokens[row])
+                    lines.append(("", f"P{place}", text, value, "★" if row == best else ""))
         frame = pd.DataFrame(lines, columns=["example", "type", "text", "cosine reward", "best"])
+        frame["text"] = frame["text"].map(visible)
         return TableF1(frame, CAPTION, monospace=["text"])
 
-    @traitlets.validate("selected")
-    def _check_selected(self, proposal: Any) -> int:
-        row, rows = proposal["value"], len(self._table)
-        if not -1 <= row < rows:
-            raise ValueError(f"selected must be -1 or a row from 0 to {rows - 1}, got {row}")
-        return row
+    _check_selected = bounded("selected", lambda self: (-1, len(self._table) - 1))
 
     @traitlets.validate("compared")
     def _check_compared(self, proposal: Any) -> list[int]:
         pinned, rows = list(dict.fromkeys(proposal["value"])), len(self._table)
-        if wrong := [row for row in pinned if not 0 <= row < rows]:
-            raise ValueError(f"compared must hold rows from 0 to {rows - 1}, got {wrong[0]}")
-        if len(pinned) > MOST_COMPARED:
-            raise ValueError(f"compared holds at most {MOST_COMPARED} rows, got {len(pinned)}")
+        for row in pinned:
+            require(0 <= row < rows, "a row of compared", row, f"from 0 to {rows - 1}")
+        require(len(pinned) <= MOST_COMPARED, "the number of rows compared", len(pinned), f"at most {MOST_COMPARED}")
         return pinned
 
     @traitlets.validate("sort")
     def _check_sort(self, proposal: Any) -> tuple[str, bool]:
-        if proposal["value"][0] not in SORTS:
-            raise ValueError(f"sort must name one of {', '.join(SORTS)}, got {proposal['value'][0]!r}")
+        require(proposal["value"][0] in SORTS, "sort", proposal["value"][0], f"one of {', '.join(SORTS)}")
         return proposal["value"]
 
     @traitlets.validate("filters")

@@ -11,7 +11,7 @@ import traitlets
 
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.states import StateSummary
-from widgets.base import Widget, script, style
+from widgets.base import Widget, bounded, script, style
 from widgets.packing import PACKED
 from widgets.tables import visible
 
@@ -104,12 +104,7 @@ class StateView(Widget):
                 "heads": int(writes.shape[1]),
             }
 
-    @traitlets.validate("row")
-    def _check_row(self, proposal: Any) -> int:
-        rows = len(self.states.get("rows", []))
-        if not 0 <= proposal["value"] < max(rows, 1):
-            raise ValueError(f"row must be from 0 to {max(rows - 1, 0)}, got {proposal['value']}")
-        return proposal["value"]
+    _check_row = bounded("row", lambda self: (0, max(len(self.states.get("rows", [])) - 1, 0)))
 
     @staticmethod
     def _writes(summary: StateSummary, matrix: int, head: int, text_of: Callable[[int], str]) -> dict[str, Any]:

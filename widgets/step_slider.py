@@ -6,7 +6,8 @@ from typing import Any
 
 import traitlets
 
-from widgets.base import Widget, script, style
+from refine_lab.config import require
+from widgets.base import Widget, bounded, script, style
 
 
 class StepSlider(Widget):
@@ -35,24 +36,15 @@ class StepSlider(Widget):
 
     @traitlets.validate("first")
     def _check_first(self, proposal: dict[str, Any]) -> int:
-        first: int = proposal["value"]
-        if first < 0:
-            raise ValueError(f"first must be at least 0, got {first}")
-        return first
+        require(proposal["value"] >= 0, "first", proposal["value"], "at least 0")
+        return proposal["value"]
 
     @traitlets.validate("last")
     def _check_last(self, proposal: dict[str, Any]) -> int:
-        last: int = proposal["value"]
-        if last < self.first:
-            raise ValueError(f"last must be at least {self.first}, got {last}")
-        return last
+        require(proposal["value"] >= self.first, "last", proposal["value"], f"at least {self.first}")
+        return proposal["value"]
 
-    @traitlets.validate("value")
-    def _check_value(self, proposal: dict[str, Any]) -> int:
-        value: int = proposal["value"]
-        if not self.first <= value <= self.last:
-            raise ValueError(f"value must be from {self.first} to {self.last}, got {value}")
-        return value
+    _check_value = bounded("value", lambda self: (self.first, self.last))
 
     @traitlets.observe("first", "last")
     def _take_along(self, change: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from widgets.base import Widget, guarded, script, style
+from widgets.base import Widget, bounded, guarded, script, style
 from widgets.packing import PACKED, pack
 from widgets.token_document import (
     Alternatives,
@@ -123,21 +123,12 @@ class TokenMap(Widget):
             raise ValueError(f"metric must be one of {list(self.metrics)}, got {proposal['value']!r}")
         return proposal["value"]
 
-    @traitlets.validate("selected")
-    def _in_the_text(self, proposal: Any) -> int:
-        if not -1 <= proposal["value"] < len(self.text):
-            raise ValueError(f"selected must be from -1 to {len(self.text) - 1}, got {proposal['value']}")
-        return proposal["value"]
+    _check_selected = bounded("selected", lambda self: (-1, len(self.text) - 1))
+    _check_height = bounded("height", lambda self: (100, 4000))
 
     @traitlets.validate("view")
     def _visible(self, proposal: Any) -> int:
         return min(max(proposal["value"], 0), max(len(self.text) - 1, 0))
-
-    @traitlets.validate("height")
-    def _tall_enough(self, proposal: Any) -> int:
-        if not 100 <= proposal["value"] <= 4000:
-            raise ValueError(f"height must be from 100 to 4000 pixels, got {proposal['value']}")
-        return proposal["value"]
 
     @guarded
     def _on_message(self, _: Any, content: dict[str, Any], buffers: Any) -> None:

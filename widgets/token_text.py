@@ -1,12 +1,12 @@
-"""Tokens as text: where in a document each token stands, with no character ever broken between two of them."""
+"""Tokens as text: the string of one token, and where each token of a document stands, no character broken between two."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -15,7 +15,10 @@ _WORD_START = "\u2581"
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE}
 _BYTE_OF |= {chr(256 + n): byte for n, byte in enumerate(b for b in range(256) if chr(b) not in _BYTE_OF)}
-"""The letter that a byte-level vocabulary writes for each byte: itself where it prints, else one from U+0100 on."""
+"""The byte that each letter of a byte-level vocabulary stands for: itself where it prints, else letters from U+0100 on."""
+
+Decode = Callable[[Sequence[int]], str]
+"""Token ids -> their text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,29 @@ def token_text(tokenizer: Any, token_ids: Any) -> TokenText:
     return TokenText(text, np.searchsorted(ends, bounds, side="right"))
 
 
+def token_decoder(decode: Any) -> Decode:
+    """From one token to its string; `decode` is a function from token ids to text, or a transformers tokenizer.
+
+    A tokenizer's tokens keep their leading space, and one that is part of a character shows its bytes, as `\\xe2`.
+    Raises ValueError for anything else.
+    """
+    if hasattr(decode, "convert_ids_to_tokens"):
+        return lambda ids: _tokenizer_string(decode, int(ids[0]))
+    if not callable(decode):
+        raise ValueError(f"decode must be a function from token ids to text, or a tokenizer, got {decode!r}")
+    return cast(Decode, decode)
+
+
+def _tokenizer_string(tokenizer: Any, token: int) -> str:
+    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    name = tokenizer.convert_ids_to_tokens(token) or ""
+    if "\ufffd" in text and (part := _spelled_bytes(name)) is not None:
+        return part.decode("utf-8", "backslashreplace")
+    if name.startswith(_WORD_START) and not text.startswith(" "):  # a lone token loses its space in decoding
+        return " " + text
+    return text
+
+
 def code_points(text: str) -> np.ndarray:
     """Code points of a text [characters], lone surrogates among them."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
@@ -111,11 +137,13 @@ def _vocabulary(tokenizer: Any) -> tuple[Any, bool]:
     )
 
 
+def _spelled_bytes(name: str) -> bytes | None:
+    """The bytes that a token of a byte-level vocabulary spells; None for an added token, which is written as it is."""
+    return bytes(map(_BYTE_OF.__getitem__, name)) if set(name) <= set(_BYTE_OF) else None
+
+
 def _byte_level(name: str) -> bytes:
-    try:
-        return bytes(_BYTE_OF[letter] for letter in name)
-    except KeyError:  # an added token, written as it is
-        return name.encode()
+    return _spelled_bytes(name) or name.encode()
 
 
 def _word_starts(name: str) -> bytes:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-import ipywidgets
 import numpy as np
 
 from refine_lab.explore import Worker, shared_worker
@@ -18,6 +18,7 @@ from refine_lab.explore.futures import finished, together
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
 from refine_lab.recipes import ttt_per_prompt
+from refine_lab.rewards import REWARDS
 from refine_lab.runs.environment import shown
 from refine_lab.tasks.prompts import Example
 from refine_lab.tasks.rules import AnswerRule
@@ -25,11 +26,13 @@ from refine_lab.text import sound
 from refine_lab.ttt.config import TTTConfig
 from widgets.answers import Answers
 from widgets.base import guarded
+from widgets.controls import button, in_rows, ttt_fields
+from widgets.document_metrics import change_metrics, entropy_metric, loss_metric
 from widgets.live_curves import Curves
 from widgets.page import save_page
-from widgets.panel import Panel, TextField
+from widgets.panel import Panel
 from widgets.series import decimate, way_styles
-from widgets.token_map import Metric, TokenMap, TokenText, token_text
+from widgets.token_map import TokenMap, token_text
 
 CURVES = (
     ("loss", "NTP loss of the prompt", "nats per token"),
@@ -38,7 +41,6 @@ CURVES = (
 """Of every step and before the first: key, title, unit."""
 INTERVAL = 0.25
 """Seconds between two drawings of the curves, at least."""
-REWARDS = ("binary", "cosine", "hybrid")
 STEPS = 20
 """Where none are given: to be watched, more than the recipe makes."""
 _PANELS: WeakSet[TTTPanel] = WeakSet()
@@ -92,7 +94,10 @@ class TTTPanel(Panel):
         if prompt is not None:
             text, question = prompt.parts(self.exploration.tokenizer)
         begin = sample_document(self.exploration.tokenizer)
-        self.fields = self._make_fields(*((begin.document, begin.question) if text is None else (text, question or "")))
+        self.fields = ttt_fields(
+            *((begin.document, begin.question) if text is None else (text, question or "")), self._method.reward, [*REWARDS],
+            refine=self._given.method is not None, steps=self._given.steps, lr=self._given.lr, tokens=self._rule.max_tokens,
+        )  # fmt: skip
         self._first = self._texts()
         _PANELS.add(self)
         self.children = self._laid_out()
@@ -265,23 +270,15 @@ class TTTPanel(Panel):
 
     def _show_reading(self, reading: DocumentReading) -> None:
         text = token_text(self.exploration.tokenizer, self._ids)
-        entropy = Metric("entropy", "Entropy", "nats", reading.entropies)
-        self.token_map.show(text, [entropy, Metric("loss", "NTP loss", "nats", reading.losses)])
+        self.token_map.show(text, [entropy_metric(reading), loss_metric(reading)])
 
     def _show_change(self, known: list[Any]) -> None:
         after, answer = known
         self._answered("after", answer)
-        text: TokenText = token_text(self.exploration.tokenizer, self._ids)
+        levels = [entropy_metric(self._before, "before"), entropy_metric(after, "after")]
+        text = token_text(self.exploration.tokenizer, self._ids)
+        self.token_map.show(text, [*change_metrics(self._before, after), *levels])
         change = after.entropies - self._before.entropies
-        self.token_map.show(
-            text,
-            [
-                Metric("entropy_change", "Change in entropy", "nats", change, diverging=True),
-                Metric("loss_change", "Change in NTP loss", "nats", after.losses - self._before.losses, diverging=True),
-                Metric("entropy_before", "Entropy before", "nats", self._before.entropies),
-                Metric("entropy_after", "Entropy after", "nats", after.entropies),
-            ],
-        )
         made = len(self.steps) - 1
         ended = " (stopped)" if self._stopping else " (as far as asked)" if made < self._config.steps else ""
         self.say(f"{made} step{'s' if made != 1 else ''}{ended}: mean entropy {np.nanmean(change):+.4f} nats a token.")
@@ -356,59 +353,16 @@ class TTTPanel(Panel):
         for name in ("start", "reset"):
             self.buttons[name].disabled = running
 
-    @guarded
-    def _on_method(self, change: Any) -> None:
-        self.fields["reward"].disabled = change["new"] != "REFINE"
-
-    def _make_fields(self, document: str, question: str) -> dict[str, Any]:
-        given, wide, style = self._given, ipywidgets.Layout(width="auto"), {"description_width": "6em"}
-        narrow: dict[str, Any] = {"layout": ipywidgets.Layout(width="13em"), "style": style}
-        wide_style: dict[str, Any] = {"layout": wide, "style": style}
-        fields = {
-            "document": TextField(value=sound(document), description="Document", rows=5, **wide_style),
-            "question": TextField(value=sound(question), description="Question", rows=2, **wide_style),
-            "method": ipywidgets.Dropdown(
-                options=["REFINE", "SFT"], value="REFINE" if given.method else "SFT", description="method", **narrow
-            ),
-            "reward": ipywidgets.Dropdown(
-                options=REWARDS,
-                value=self._method.reward,
-                disabled=given.method is None,
-                description="reward",
-                **narrow,
-            ),
-            "steps": ipywidgets.BoundedIntText(value=given.steps, min=1, max=1_000_000, description="steps", **narrow),
-            "lr": ipywidgets.FloatText(value=given.lr, step=1e-5, description="lr", **narrow),
-            "answer_tokens": ipywidgets.BoundedIntText(
-                value=self._rule.max_tokens, min=1, max=1_000_000, description="answer ≤", **narrow
-            ),
-            "weights": ipywidgets.Label("weights: as loaded"),
-        }
-        fields["method"].observe(self._on_method, "value")
-        return fields
-
     def _laid_out(self) -> list[Any]:
         self.buttons = {
-            "start": ipywidgets.Button(
-                description="Adapt", button_style="primary", tooltip="Adapt to document and question"
-            ),
-            "stop": ipywidgets.Button(description="Stop", tooltip="Stop after this step; what was learned stays"),
-            "reset": ipywidgets.Button(description="Reset", tooltip="Put the weights back as they were loaded"),
+            "start": button("Adapt", partial(self._pressed, "start"), "Adapt to document and question", "primary"),
+            "stop": button("Stop", partial(self._pressed, "stop"), "Stop after this step; what was learned stays"),
+            "reset": button("Reset", partial(self._pressed, "reset"), "Put the weights back as they were loaded"),
         }
-        for name, button in self.buttons.items():
-            button.on_click(lambda _, name=name: self._pressed(name))
-        wrap = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
-        settings = [self.fields[name] for name in ("method", "reward", "steps", "lr", "answer_tokens")]
-        return [
-            self.fields["document"],
-            self.fields["question"],
-            ipywidgets.Box(settings, layout=wrap),
-            ipywidgets.Box([*self.buttons.values(), self.fields["weights"]], layout=wrap),
-            self.notice,
-            self.curves,
-            self._beside,
-            self.token_map,
-        ]
+        settings = in_rows([self.fields[name] for name in ("method", "reward", "steps", "lr", "answer_tokens")])
+        actions = in_rows([*self.buttons.values(), self.fields["weights"]])
+        texts = [self.fields["document"], self.fields["question"]]
+        return [*texts, settings, actions, self.notice, self.curves, self._beside, self.token_map]
 
 
 def _means(reading: Any) -> dict[str, float]:

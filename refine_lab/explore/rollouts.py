@@ -30,6 +30,12 @@ from refine_lab.types import RewardFunction
 
 PREFIX_TOKENS = 24
 """Of a prefix, its last ones, that a table shows."""
+CORRELATED = {
+    "entropy": ("entropy", "nats"),
+    "exact match": ("binary", "share of tokens"),
+    "logprob of the truth": ("target_logprob", "nats"),
+}
+"""What rewards are correlated with: its column, and its unit."""
 BLOCK = 8
 """Rollouts that are made together, always so many: float rounding depends on the number of rows, and must not depend on n."""
 
@@ -149,7 +155,7 @@ def assess(
     k: int | None = None,
     group_by: Literal["sequence", "prefix"] = "prefix",
 ) -> pd.DataFrame:
-    """A row a rollout with the columns of a run's rollouts (`runs.files.ROLLOUT_TYPES`), `step` 0, and `cosines` a token.
+    """A row a rollout with the columns of a run's rollouts (`runs.schema.COLUMNS`), `step` 0, and `cosines` a token.
 
     Of each rollout the first `k` tokens count (None: all of the shortest). Advantages compare the rollouts of a prefix, or
     all of them. Raises ValueError for no rollouts, a k longer than they are, and as `rewards.checked` does.
@@ -218,9 +224,8 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
     Columns `with`, `r`, `rollouts`: the entropy at the prefix, the share of exact tokens, and the true continuation's
     logprob. `frame` as of `assess`.
     """
-    others = {"entropy": "entropy", "exact match": "binary", "logprob of the truth": "target_logprob"}
     rows = []
-    for name, column in others.items():
+    for name, (column, _) in CORRELATED.items():
         x, y = frame["reward"].to_numpy(), frame[column].to_numpy()
         r = float(np.corrcoef(x.astype(float), y.astype(float))[0, 1]) if varies(x) and varies(y) else np.nan
         rows.append({"with": name, "r": r, "rollouts": len(frame)})

@@ -13,32 +13,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-
-ROLLOUT_TYPES = {
-    "sequence_id": pa.int64(),
-    "position": pa.int32(),
-    "member": pa.int32(),
-    "prefix_ids": pa.list_(pa.int32()),
-    "rollout_ids": pa.list_(pa.int32()),
-    "target_ids": pa.list_(pa.int32()),
-    "logprobs": pa.list_(pa.float32()),
-    "entropy": pa.float32(),
-    "cosine": pa.float32(),
-    "binary": pa.float32(),
-    "reward": pa.float32(),
-    "advantage": pa.float32(),
-}
-"""The columns a step's rollouts are given in; the file has `step` before them."""
-
 
 OLDER_NAMES = {"config.json": "ttt.json", "metrics.jsonl": "updates.jsonl"}
 """What format version 1 called these files in a run of test-time training."""
@@ -175,31 +157,6 @@ def parquet_parts(folder: Path) -> list[tuple[int, int, Path]]:
     """First, last and path of every closed file `<first>-<last>.parquet`, in order: of steps, or of rows."""
     found = ((re.fullmatch(r"(\d+)-(\d+)\.parquet", path.name), path) for path in folder.glob("*.parquet"))
     return sorted((int(name[1]), int(name[2]), path) for name, path in found if name)
-
-
-def read_rollouts(path: Path) -> pd.DataFrame:
-    """A row a rollout. Raises ValueError for a file that is no parquet."""
-    try:
-        return pq.read_table(path).to_pandas()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-
-
-def write_rollouts(folder: Path, batches: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
-    """Write the rollouts of some steps, each a column a name of `ROLLOUT_TYPES`, as `<first>-<last>.parquet`."""
-    schema = pa.schema({"step": pa.int32(), **ROLLOUT_TYPES})
-    tables = []
-    for step, rows in batches:
-        columns = {name: _plain_column(rows[name]) for name in ROLLOUT_TYPES}
-        count = len(columns["position"])
-        tables.append(pa.table({"step": [step] * count, **columns}, schema=schema))
-    write_parquet(folder / f"{batches[0][0]}-{batches[-1][0]}.parquet", pa.concat_tables(tables))
-
-
-def _plain_column(column: Any) -> list[Any]:
-    if hasattr(column, "tolist"):
-        return column.tolist()
-    return [value.tolist() if hasattr(value, "tolist") else value for value in column]
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:

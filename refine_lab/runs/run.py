@@ -30,16 +30,15 @@ from refine_lab.config import TrainConfig, from_json, require
 from refine_lab.runs.answers import AnswerLog
 from refine_lab.runs.environment import project_root
 from refine_lab.runs.files import (
-    ROLLOUT_TYPES,
     checkpoints,
     is_held,
     is_run,
     parquet_parts,
     parse_line,
     read_json,
-    read_rollouts,
     run_file,
 )
+from refine_lab.runs.schema import ROLLOUT_TYPES, read_rollouts
 from refine_lab.ttt.config import TTTRunConfig
 
 State = Literal["starting", "running", "finished", "stopped", "failed"]

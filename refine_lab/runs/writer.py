@@ -15,7 +15,6 @@ from typing import Any
 from refine_lab.config import TrainConfig, to_json
 from refine_lab.runs.environment import environment
 from refine_lab.runs.files import (
-    ROLLOUT_TYPES,
     cut_metrics,
     cut_rollouts,
     drop_leftovers,
@@ -23,9 +22,9 @@ from refine_lab.runs.files import (
     plain,
     replace_text,
     write_inputs,
-    write_rollouts,
 )
 from refine_lab.runs.run import Run, State, Status, runs_dir
+from refine_lab.runs.schema import ROLLOUT_TYPES, write_rollouts
 from refine_lab.ttt.config import TTTRunConfig
 
 STATUS_SECONDS = 1.0

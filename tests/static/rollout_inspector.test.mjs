@@ -84,8 +84,8 @@ test("matches and lengths: a place without a token is none", () => {
 });
 
 test("the best of a position, where it has several", () => {
-  assert.deepEqual([...js.bestRows(data, Int32Array.of(0, 1, 2, 3, 4))], [0, 3]);
-  assert.deepEqual([...js.bestRows(data, Int32Array.of(0, 1))], [-1, -1]);
+  assert.deepEqual([...js.bestRows(data, data.numbers.reward, Int32Array.of(0, 1, 2, 3, 4))], [0, 3]);
+  assert.deepEqual([...js.bestRows(data, data.numbers.reward, Int32Array.of(0, 1))], [-1, -1]);
 });
 
 test("histogram counts what is finite; the highest value falls into the last part", () => {

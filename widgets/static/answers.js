@@ -1,6 +1,6 @@
 // Two answers in fields that take the focus, so that the keyboard scrolls and copies them, and no change.
 
-import { html } from "./shared.js";
+import { follow, html } from "./shared.js";
 
 /** JupyterLab would act on the key too, on that for "select all" even before the field does. */
 function keepKeys(event) {
@@ -10,21 +10,16 @@ function keepKeys(event) {
 
 function render({ model, el }) {
   const root = html("div", "refine-lab answers", el);
-  const fields = ["before", "after"].map((when) => {
-    const label = html("label", "", root, when);
-    const field = html("textarea", "", label);
+  const listeners = {};
+  for (const when of ["before", "after"]) {
+    const field = html("textarea", "", html("label", "", root, when));
     Object.assign(field, { readOnly: true, rows: 2 });
     field.addEventListener("keydown", keepKeys);
-    const show = () => {
+    listeners[when] = () => {
       field.value = model.get(when);
     };
-    model.on(`change:${when}`, show);
-    show();
-    return { when, show };
-  });
-  return () => {
-    for (const { when, show } of fields) model.off(`change:${when}`, show);
-  };
+  }
+  return follow(model, listeners);
 }
 
 export default { render };

@@ -1,10 +1,9 @@
 // Live curves of training runs. Python sends panels of thinned series (float32 bytes) and a line of progress a run;
 // this file only draws them. Text reaches the page through textContent alone.
 
-import { duration, extent, floats, format, html, nearest, svg, ticks, unpacked } from "./shared.js";
+import { axes, clamp, duration, extent, floats, follow, format, html, inFrames, nearest, rootOf, svg, takeKey, unpacked } from "./shared.js";
 
-const HEIGHT = 170;
-const MARGIN = { left: 48, right: 10, top: 10, bottom: 34 };
+const AXES = { height: 170, margin: { left: 48, right: 10, top: 10, bottom: 34 }, count: 4, xTicks: Number.isInteger };
 const ENDED_BADLY = new Set(["failed", "killed", "unreadable"]);
 
 // -- shapes -----------------------------------------------------------------------------------------------------------
@@ -102,24 +101,12 @@ export function readings(panel, step) {
 // -- drawing ----------------------------------------------------------------------------------------------------------
 
 function drawPanel(view, panel, domain) {
-  const width = Math.max(view.svg.clientWidth || 280, 160);
-  const inner = { left: MARGIN.left, right: width - MARGIN.right, top: MARGIN.top, bottom: HEIGHT - MARGIN.bottom };
   const range = extent(panel.lines.flatMap((line) => (line.low ? [line.y, line.low, line.high] : [line.y])), 0.06);
   view.svg.replaceChildren();
   view.cursor = null;
-  view.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
   if (!range || !domain) return;
-  const sx = (x) => inner.left + ((x - domain[0]) / (domain[1] - domain[0])) * (inner.right - inner.left);
-  const sy = (y) => inner.bottom - ((y - range[0]) / (range[1] - range[0])) * (inner.bottom - inner.top);
+  const { sx, sy, inner } = axes(view.svg, AXES, domain, range, panel.of ?? "step");
   Object.assign(view, { sx, inner, domain });
-  for (const tick of ticks(range[0], range[1], 4)) {
-    svg("line", { class: "grid", x1: inner.left, x2: inner.right, y1: sy(tick), y2: sy(tick) }, view.svg);
-    svg("text", { x: inner.left - 6, y: sy(tick) + 4, "text-anchor": "end" }, view.svg, format(tick));
-  }
-  for (const tick of ticks(domain[0], domain[1], 4).filter(Number.isInteger)) {
-    svg("text", { x: sx(tick), y: inner.bottom + 15, "text-anchor": "middle" }, view.svg, format(tick));
-  }
-  svg("text", { x: (inner.left + inner.right) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, view.svg, panel.of ?? "step");
   for (const line of panel.lines) drawLine(view.svg, panel, line, sx, sy);
   view.cursor = svg("line", { class: "cursor", y1: inner.top, y2: inner.bottom }, view.svg);
 }
@@ -187,11 +174,7 @@ function drawProgress(parent, runs) {
 // -- the widget -------------------------------------------------------------------------------------------------------
 
 function render({ model, el }) {
-  const root = html("div", "refine-lab live-curves", el);
-  root.setAttribute("role", "group");
-  root.setAttribute("aria-label", "Live training curves");
-  const error = html("div", "error", root);
-  error.setAttribute("role", "alert");
+  const { root, error } = rootOf(el, "live-curves", "Live training curves");
   const progress = html("div", "runs", root);
   const said = html("div", "unseen", root);
   said.setAttribute("role", "status"); // reads out what becomes of the runs, not every step
@@ -200,13 +183,10 @@ function render({ model, el }) {
   const views = new Map();
   let data = unpack({});
   let step = null;
-  let frame = 0;
   let stale = true; // the curves, not only the cursor
 
   const steps = () => [...new Set(data.panels.flatMap((panel) => panel.lines.flatMap((line) => [...line.x])))].sort((a, b) => a - b);
-  const schedule = () => {
-    frame ||= requestAnimationFrame(draw);
-  };
+  const { schedule, cancel } = inFrames(() => draw());
   const redraw = () => {
     stale = true;
     schedule();
@@ -244,14 +224,12 @@ function render({ model, el }) {
     const at = step === null ? all.length - 1 : nearest(all, step);
     const moves = { ArrowLeft: at - 1, ArrowRight: at + 1, PageUp: at + 10, PageDown: at - 10, Home: 0, End: all.length - 1 };
     if (event.key !== "Escape" && !(event.key in moves)) return;
-    event.preventDefault();
-    event.stopPropagation(); // JupyterLab would act on the key too
+    takeKey(event);
     if (event.key === "Escape") point(null);
-    else if (all.length) point(all[Math.min(Math.max(moves[event.key], 0), all.length - 1)]);
+    else if (all.length) point(all[clamp(moves[event.key], 0, all.length - 1)]);
   }
 
   function draw() {
-    frame = 0;
     if (stale) drawAll();
     stale = false;
     for (const panel of data.panels) {
@@ -290,21 +268,14 @@ function render({ model, el }) {
   const onError = () => {
     error.textContent = model.get("error");
   };
-  model.on("change:curves", onCurves);
-  model.on("change:progress", onProgress);
-  model.on("change:error", onError);
+  const stop = follow(model, { curves: onCurves, progress: onProgress, error: onError });
   const resized = new ResizeObserver(redraw);
   resized.observe(root);
-  onCurves();
-  onProgress();
-  onError();
 
   return () => {
-    cancelAnimationFrame(frame);
+    cancel();
     resized.disconnect();
-    model.off("change:curves", onCurves);
-    model.off("change:progress", onProgress);
-    model.off("change:error", onError);
+    stop();
   };
 }
 

@@ -1,6 +1,6 @@
 // What happens now, and what went wrong; and, for the panel around it, that keys pressed in it stay there.
 
-import { html } from "./shared.js";
+import { follow, html } from "./shared.js";
 
 /** JupyterLab takes arrows and letters in a list or on a button for its commands: the next cell, another cell, this one cut. */
 function keepKeys(event) {
@@ -26,19 +26,15 @@ function render({ model, el }) {
   status.setAttribute("role", "status"); // announced when the reader is idle
   const error = html("div", "error", root);
   error.setAttribute("role", "alert"); // announced at once
-  const show = () => {
-    status.textContent = model.get("status");
-    error.textContent = model.get("error");
-  };
-  model.on("change:status", show);
-  model.on("change:error", show);
-  show();
+  const stop = follow(model, {
+    status: () => (status.textContent = model.get("status")),
+    error: () => (error.textContent = model.get("error")),
+  });
   const keep = (event) => keepKeysOf(event); // one for each notice, so that each takes back its own
   document.addEventListener("focusin", keep);
   return () => {
     document.removeEventListener("focusin", keep);
-    model.off("change:status", show);
-    model.off("change:error", show);
+    stop();
   };
 }
 

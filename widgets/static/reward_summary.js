@@ -1,10 +1,9 @@
 // The spread of rewards, and scatters of them against other things. All numbers are of the selected positions; rollouts of clicked
 // ones are drawn apart, and what the list of rollouts leaves out is pale.
 
-import { extent, floats, format, html, svg, ticks, unpacked } from "./shared.js";
+import { axes, extent, floats, follow, format, html, inFrames, onWidth, rootOf, svg, unpacked } from "./shared.js";
 
-const HEIGHT = 150;
-const MARGIN = { left: 40, right: 10, top: 8, bottom: 32 };
+const AXES = { height: 150, margin: { left: 42, right: 10, top: 8, bottom: 32 }, count: 3 };
 const KINDS = ["left-out", "shown", "clicked"]; // drawn one over the other
 
 function frame(parent, title, note, label) {
@@ -12,24 +11,7 @@ function frame(parent, title, note, label) {
   const heading = html("figcaption", "title", figure);
   html("span", "", heading, title);
   html("span", "unit", heading, note);
-  const drawing = svg("svg", { role: "img", "aria-label": label }, figure);
-  return { drawing, width: Math.max(drawing.clientWidth || 240, 140) };
-}
-
-function axes({ drawing, width }, xs, ys, xUnit) {
-  drawing.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
-  const [left, right, top, bottom] = [MARGIN.left, width - MARGIN.right, MARGIN.top, HEIGHT - MARGIN.bottom];
-  const sx = (x) => left + ((x - xs[0]) / (xs[1] - xs[0])) * (right - left);
-  const sy = (y) => bottom - ((y - ys[0]) / (ys[1] - ys[0])) * (bottom - top);
-  for (const tick of ticks(ys[0], ys[1], 3)) {
-    svg("line", { class: "grid", x1: left, x2: right, y1: sy(tick), y2: sy(tick) }, drawing);
-    svg("text", { x: left - 5, y: sy(tick) + 4, "text-anchor": "end" }, drawing, format(tick));
-  }
-  for (const tick of ticks(xs[0], xs[1], 3)) {
-    svg("text", { x: sx(tick), y: bottom + 14, "text-anchor": "middle" }, drawing, format(tick));
-  }
-  svg("text", { x: (left + right) / 2, y: HEIGHT - 3, "text-anchor": "middle" }, drawing, xUnit);
-  return { sx, sy, bottom };
+  return svg("svg", { role: "img", "aria-label": label }, figure);
 }
 
 /** Of each rollout how it is drawn: `left-out` by the list's filters, `shown`, `clicked`, or null for a clicked one that is left out. */
@@ -57,7 +39,7 @@ export function counted(values, edges, takes) {
 function histogram(parent, facts, y, kinds) {
   const note = `${format(facts.mean)} ± ${format(facts.std)}`;
   const label = `Distribution of ${facts.rollouts} rewards: mean ${format(facts.mean)}, standard deviation ${format(facts.std)}`;
-  const view = frame(parent, `${facts.reward} reward`, note, label);
+  const drawing = frame(parent, `${facts.reward} reward`, note, label);
   const { edges } = facts;
   const bars = [
     ["left-out", facts.counts],
@@ -65,34 +47,34 @@ function histogram(parent, facts, y, kinds) {
   ];
   const clicked = y.filter((_, row) => kinds[row] === "clicked"); // a mark each: the bins are those of the selected positions
   const xs = extent([[edges[0], edges[edges.length - 1]], clicked], 0.02);
-  const { sx, sy, bottom } = axes(view, xs, [0, Math.max(...bars.flatMap(([, counts]) => counts)) * 1.05], "reward");
-  for (const [kind, counts] of bars) {
-    counts.forEach((count, i) => {
+  const { sx, sy, inner } = axes(drawing, AXES, xs, [0, Math.max(...bars.flatMap(([, numbers]) => numbers)) * 1.05], "reward");
+  for (const [kind, numbers] of bars) {
+    numbers.forEach((count, i) => {
       if (!count) return;
       const x = sx(edges[i]);
-      const bar = { class: `bar ${kind}`, x, y: sy(count), width: Math.max(sx(edges[i + 1]) - x - 1, 1), height: bottom - sy(count) };
-      svg("title", {}, svg("rect", bar, view.drawing), `${format(edges[i])} to ${format(edges[i + 1])}: ${count}`);
+      const bar = { class: `bar ${kind}`, x, y: sy(count), width: Math.max(sx(edges[i + 1]) - x - 1, 1), height: inner.bottom - sy(count) };
+      svg("title", {}, svg("rect", bar, drawing), `${format(edges[i])} to ${format(edges[i + 1])}: ${count}`);
     });
   }
   for (const value of clicked) {
-    svg("line", { class: "rug clicked", x1: sx(value), x2: sx(value), y1: bottom - 12, y2: bottom }, view.drawing);
+    svg("line", { class: "rug clicked", x1: sx(value), x2: sx(value), y1: inner.bottom - 12, y2: inner.bottom }, drawing);
   }
 }
 
 function scatter(parent, facts, panel, y, kinds) {
   const x = floats(panel.x);
   const r = panel.r === null ? "does not vary" : `r = ${panel.r.toFixed(2)}`;
-  const view = frame(parent, `with ${panel.title}`, r, `${facts.reward} reward against ${panel.title}: ${r}`);
+  const drawing = frame(parent, `with ${panel.title}`, r, `${facts.reward} reward against ${panel.title}: ${r}`);
   const [xs, ys] = [extent([x], 0.04), extent([y], 0.06)];
   if (!xs || !ys) return;
-  const { sx, sy } = axes(view, xs, ys, panel.unit);
+  const { sx, sy } = axes(drawing, AXES, xs, ys, panel.unit);
   for (const kind of KINDS) {
     let path = "";
     for (let i = 0; i < x.length; i++) {
       const row = i * facts.stride;
       if (kinds[row] === kind && Number.isFinite(x[i]) && Number.isFinite(y[row])) path += `M${sx(x[i]).toFixed(1)} ${sy(y[row]).toFixed(1)}h0`;
     }
-    if (path) svg("path", { class: `dots ${kind}`, d: path }, view.drawing);
+    if (path) svg("path", { class: `dots ${kind}`, d: path }, drawing);
   }
 }
 
@@ -109,12 +91,8 @@ export function sentences(facts, kinds) {
 }
 
 function render({ model, el }) {
-  const root = html("div", "refine-lab reward-summary", el);
-  root.setAttribute("role", "group");
-  root.setAttribute("aria-label", "Rewards");
-  let pending = 0;
-  const draw = () => {
-    pending = 0;
+  const { root } = rootOf(el, "reward-summary", "Rewards");
+  const { schedule, cancel } = inFrames(() => {
     root.replaceChildren();
     const facts = unpacked(model.get("summary"));
     if (!facts.rollouts) {
@@ -127,24 +105,9 @@ function render({ model, el }) {
     const panels = html("div", "panels", root);
     histogram(panels, facts, y, kinds);
     for (const panel of facts.panels) scatter(panels, facts, panel, y, kinds);
-  };
-  const schedule = () => {
-    pending ||= requestAnimationFrame(draw);
-  };
-  for (const trait of ["summary", "passing"]) model.on(`change:${trait}`, schedule);
-  let width = 0;
-  const resized = new ResizeObserver(([entry]) => {
-    if (Math.abs(entry.contentRect.width - width) < 1) return; // drawing changes the height alone
-    width = entry.contentRect.width;
-    schedule();
   });
-  resized.observe(root);
-  draw();
-  return () => {
-    cancelAnimationFrame(pending);
-    resized.disconnect();
-    for (const trait of ["summary", "passing"]) model.off(`change:${trait}`, schedule);
-  };
+  const stops = [follow(model, { summary: schedule, passing: schedule }), onWidth(root, schedule), cancel];
+  return () => stops.forEach((stop) => stop());
 }
 
 export default { render };

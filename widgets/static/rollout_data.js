@@ -1,34 +1,23 @@
 // Rollouts as columns: unpacked, filtered, sorted, put together by position, tabulated. No drawing here. What is shown, and in
 // which order, is written down in widgets/rollout_columns.py, whose Python does the same.
 
-import { floats } from "./shared.js";
+import { floats, typed } from "./shared.js";
 
-export const FILTER_RANGES = ["step", "position", "entropy", "reward"];
-export const FILTER_TEXTS = ["text", "truth"];
 const WHITE_SIGNS = { "\n": "⏎", "\t": "⇥", "\r": "␍" };
 const MARKDOWN_MARKS = /[\\`*_[\]<>|~$&#!]/g;
-
-function typed(view, Kind) {
-  return new Kind(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
-}
 
 /** The `columns` trait as typed arrays; a token is an index into `strings`, 0 where there is none. */
 export function unpackRollouts(columns) {
   const small = (columns.strings?.length ?? 0) <= 2 ** 16 ? Uint16Array : Uint32Array;
-  const table = (name, Kind) => (columns[name] ? typed(columns[name], Kind) : new Kind(0));
-  const data = { rows: columns.rows ?? 0, groups: columns.groups ?? 0, width: columns.width ?? 0, prefix: columns.prefix ?? 0 };
-  for (const name of ["tokens", "targets", "prefixes"]) data[name] = table(name, small);
-  for (const name of ["group", "member", "step", "position"]) data[name] = table(name, Int32Array);
-  data.sequence_id = table("sequence_id", Float64Array);
+  const { rows = 0, groups = 0, width = 0, prefix = 0, strings = [""] } = columns;
+  const data = { rows, groups, width, prefix, strings, orders: new Map(), texts: {} };
+  const kinds = { tokens: small, targets: small, prefixes: small, group: Int32Array, member: Int32Array, step: Int32Array, position: Int32Array, sequence_id: Float64Array, logprobs: Float32Array };
+  for (const [name, Kind] of Object.entries(kinds)) data[name] = typed(columns[name], Kind) ?? new Kind(0);
   data.numbers = Object.fromEntries(Object.entries(columns.numbers ?? {}).map(([name, view]) => [name, floats(view)]));
-  data.logprobs = table("logprobs", Float32Array);
-  data.cosines = columns.cosines ? floats(columns.cosines) : null;
-  data.strings = columns.strings ?? [""];
+  data.cosines = floats(columns.cosines);
   data.clicked = new Set(columns.clicked ?? []); // positions that are there because they were clicked
   data.firstOf = new Int32Array(data.groups); // a row of each position
   for (let row = data.rows - 1; row >= 0; row--) data.firstOf[data.group[row]] = row;
-  data.orders = new Map();
-  data.texts = {};
   return data;
 }
 
@@ -127,21 +116,20 @@ function sortedByDigit(order, ranks, shift) {
 
 function rowsKept(data, filters) {
   const keep = new Uint8Array(data.rows).fill(1);
-  for (const name of FILTER_RANGES) {
-    if (!filters[name]) continue;
+  for (const [name, wanted] of Object.entries(filters)) {
+    if (typeof wanted === "string") {
+      const part = fold(wanted);
+      const has = Uint8Array.from(foldedTexts(data, name), (text) => text.includes(part));
+      for (let row = 0; row < data.rows; row++) keep[row] &= has[name === "text" ? row : data.group[row]];
+      continue;
+    }
     const rounded = name in data.numbers ? Math.fround : Number;
-    const [low, high] = filters[name].map((bound) => (bound === null ? null : rounded(bound)));
+    const [low, high] = wanted.map((bound) => (bound === null ? null : rounded(bound)));
     const value = columnOf(data, name);
     for (let row = 0; row < data.rows; row++) {
       const x = value(row);
       if ((low !== null && !(x >= low)) || (high !== null && !(x <= high))) keep[row] = 0;
     }
-  }
-  for (const name of FILTER_TEXTS) {
-    const wanted = fold(filters[name] ?? "");
-    if (!wanted) continue;
-    const has = Uint8Array.from(foldedTexts(data, name), (text) => text.includes(wanted));
-    for (let row = 0; row < data.rows; row++) keep[row] &= has[name === "text" ? row : data.group[row]];
   }
   return keep;
 }
@@ -191,14 +179,14 @@ export function histogram(values, rows, low, high, bins) {
   return { counts, mean: sum / count, count };
 }
 
-/** The highest finite reward of each position among the rows, as row by position; -1 where it has but one rollout. */
-export function bestRows(data, rows) {
+/** The row with the highest finite value of each position, by position; -1 where it has but one rollout. */
+export function bestRows(data, values, rows) {
   const best = new Int32Array(data.groups).fill(-1);
   const count = new Int32Array(data.groups);
   for (const row of rows) {
     const group = data.group[row];
     count[group]++;
-    if (Number.isFinite(data.numbers.reward[row]) && !(data.numbers.reward[best[group]] >= data.numbers.reward[row])) best[group] = row;
+    if (Number.isFinite(values[row]) && !(values[best[group]] >= values[row])) best[group] = row;
   }
   return best.map((row, group) => (count[group] > 1 ? row : -1));
 }

@@ -1,19 +1,18 @@
 // What stands beside the list of rollouts: one rollout token by token, several side by side, table F.1, the rewards' histogram.
 
 import { histogram, isMatch, lengthOf, markdownF1, tableF1, visibleParts } from "./rollout_data.js";
-import { beginning, decimals, describe, tokenCell } from "./rollout_list.js";
-import { html, svg } from "./shared.js";
+import { beginning, decimals, describe, placeOf, tokenCell } from "./rollout_list.js";
+import { button, copyText, html, svg } from "./shared.js";
 
-const FACTS = [
-  ["reward", "reward", 3],
-  ["advantage", "advantage", 2],
-  ["cosine", "cosine", 3],
-  ["binary", "match", 2],
-  ["logprob", "log p (nats)", 2],
-  ["entropy", "entropy (nats)", 3],
-];
 const BINS = 32;
 const LONGEST_TEXT = 2000; // characters of a token of the prefix, or of a text of table F.1, that are drawn
+
+/** The numbers of a rollout, its own first: { name, heading, digits, shared }. */
+function numbersOf(fields) {
+  const numbers = fields.filter(({ digits }) => digits !== null);
+  const ordered = [...numbers.filter(({ shared }) => !shared), ...numbers.filter(({ shared }) => shared)];
+  return ordered.map((field) => ({ ...field, heading: field.unit ? `${field.label} (${field.unit})` : field.label }));
+}
 
 function tableOf(parent, className, heads) {
   const table = html("table", className, parent);
@@ -37,7 +36,7 @@ function writeTokens(parent, data, ids) {
 // -- one rollout ------------------------------------------------------------------------------------------------------
 
 /** The selected rollout: its prefix, and truth and rollout token by token. */
-export function drawDetail(parent, { data, selected, compared }, pin) {
+export function drawDetail(parent, { data, fields, selected, compared }, pin) {
   parent.replaceChildren();
   if (selected < 0) {
     const words = data.rows ? "Choose a rollout to see it token by token." : "No rollouts yet.";
@@ -48,14 +47,11 @@ export function drawDetail(parent, { data, selected, compared }, pin) {
   const title = describe(data, selected);
   const top = html("div", "title", parent);
   html("h3", "", top, title[0].toUpperCase() + title.slice(1));
-  const button = html("button", "", top, compared.includes(selected) ? "Unpin" : "Pin");
-  button.type = "button";
-  button.title = "Pin for comparison (Enter in the list)";
-  button.addEventListener("click", () => pin(selected));
+  button(top, compared.includes(selected) ? "Unpin" : "Pin", () => pin(selected), { title: "Pin for comparison (Enter in the list)" });
   const facts = html("dl", "facts", parent);
-  for (const [name, label, digits] of FACTS) {
+  for (const { name, heading, digits } of numbersOf(fields)) {
     const pair = html("div", "", facts);
-    html("dt", "", pair, label);
+    html("dt", "", pair, heading);
     html("dd", "", pair, decimals(data.numbers[name][selected], digits));
   }
   html("h4", "", parent, "Prefix");
@@ -99,7 +95,7 @@ function shareBar(cell, share, text) {
 // -- several side by side ---------------------------------------------------------------------------------------------
 
 /** The pinned rollouts, a column each; the highest of a line in bold. */
-export function drawCompared(parent, { data, compared, selected }, { choose, pin }) {
+export function drawCompared(parent, { data, fields, compared, selected }, { choose, pin }) {
   parent.replaceChildren();
   parent.hidden = !compared.length;
   if (!compared.length) return;
@@ -110,15 +106,9 @@ export function drawCompared(parent, { data, compared, selected }, { choose, pin
   for (const row of compared) {
     const head = html("th", row === selected ? "selected" : "", heads);
     head.scope = "col";
-    const group = data.group[row];
-    const name = html("button", "plain", head, `step ${data.step[group]} · seq ${data.sequence_id[group]} · pos ${data.position[group]} · #${data.member[row]}`);
-    name.type = "button";
-    name.title = "Show it in the list";
-    name.addEventListener("click", () => choose(row));
-    const away = html("button", "plain", head, "×");
-    away.type = "button";
-    away.setAttribute("aria-label", `Unpin ${describe(data, row)}`);
-    away.addEventListener("click", () => pin(row));
+    const name = `${placeOf(data, data.group[row])} · #${data.member[row]}`;
+    button(head, name, () => choose(row), { title: "Show it in the list", className: "plain" });
+    button(head, "×", () => pin(row), { label: `Unpin ${describe(data, row)}`, className: "plain" });
   }
   const body = html("tbody", "", table);
   const text = (label, draw) => {
@@ -128,13 +118,13 @@ export function drawCompared(parent, { data, compared, selected }, { choose, pin
   };
   text("truth", (cell, row) => drawTokens(cell, data, data.targets, data.group[row], () => ({ truth: true })));
   text("rollout", (cell, row) =>
-    drawTokens(cell, data, data.tokens, row, (i, at) => ({ match: isMatch(data, row, i), cosine: data.cosines ? data.cosines[at] : NaN })),
+    drawTokens(cell, data, data.tokens, row, (i, at) => ({ match: isMatch(data, row, i), cosine: data.cosines?.[at] })),
   );
-  for (const [name, label, digits] of FACTS) {
+  for (const { name, heading, digits, shared } of numbersOf(fields)) {
     const values = compared.map((row) => data.numbers[name][row]);
     const top = Math.max(...values.filter(Number.isFinite));
-    const mark = name !== "entropy" && values.some((value) => value < top);
-    text(label, (cell, row) => {
+    const mark = !shared && values.some((value) => value < top);
+    text(heading, (cell, row) => {
       const value = data.numbers[name][row];
       cell.className = mark && value === top ? "number best" : "number";
       cell.textContent = decimals(value, digits);
@@ -155,13 +145,9 @@ export function drawTableF1(parent, { data, rows }, { close, say }) {
   const top = html("div", "title", parent);
   html("h3", "", top, "Table F.1: cosine reward of rollouts beside the ground truth");
   const table = tableF1(data, rows);
-  const copy = html("button", "", top, "Copy as Markdown");
-  copy.type = "button";
-  copy.disabled = !table.length;
-  copy.addEventListener("click", async () => say((await copied(markdownF1(table), parent)) ? "Table F.1 is copied." : "The browser does not allow copying."));
-  const shut = html("button", "", top, "Close");
-  shut.type = "button";
-  shut.addEventListener("click", close);
+  const copy = async () => say((await copyText(markdownF1(table), parent)) ? "Table F.1 is copied." : "The browser does not allow copying.");
+  button(top, "Copy as Markdown", copy).disabled = !table.length;
+  button(top, "Close", close);
   if (!table.length) {
     html("p", "note", parent, "No rollout is shown.");
     return;
@@ -177,30 +163,16 @@ export function drawTableF1(parent, { data, rows }, { close, say }) {
   html("p", "note", parent, "The first positions of the list, their first rollouts by number; ★ the highest of all rollouts of an example.");
 }
 
-async function copied(text, parent) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    const area = html("textarea", "unseen", parent); // where the page may not use the clipboard by itself
-    area.value = text;
-    area.select();
-    const done = document.execCommand("copy");
-    area.remove();
-    return done;
-  }
-}
-
 // -- histogram --------------------------------------------------------------------------------------------------------
 
 /** The rewards of all rollouts, pale; in front of them those that the list shows, and apart those of clicked positions. */
-export function drawHistogram(figure, { data, rows, range }) {
+export function drawHistogram(figure, { data, ranked, rows, range }) {
   const picture = figure.querySelector("svg");
   picture.replaceChildren();
   const [low, high] = range ?? [0, 1];
   const clicked = (row) => data.clicked.has(data.group[row]);
   const all = Int32Array.from({ length: data.rows }, (_, row) => row).filter((row) => !clicked(row));
-  const counted = (some) => histogram(data.numbers.reward ?? [], some, low, high, BINS);
+  const counted = (some) => histogram(ranked, some, low, high, BINS);
   const [whole, shown, apart] = [all, rows.filter((row) => !clicked(row)), rows.filter(clicked)].map(counted);
   const most = Math.max(1, ...whole.counts, ...apart.counts);
   const step = 200 / BINS;

@@ -1,10 +1,10 @@
 // Rollouts beside the truth. Python sends columns (`columns`); filters, order, selection and pins go both ways. This file ties
 // the fields, the keys and the parts together: rollout_data.js knows what is shown, rollout_list.js and rollout_detail.js draw.
 
-import { bestRows, FILTER_RANGES, FILTER_TEXTS, shownRows, unpackRollouts } from "./rollout_data.js";
+import { bestRows, shownRows, unpackRollouts } from "./rollout_data.js";
 import { drawCompared, drawDetail, drawHistogram, drawTableF1 } from "./rollout_detail.js";
 import { describe, nextSort, rolloutList } from "./rollout_list.js";
-import { extent, format, html, svg, unpacked } from "./shared.js";
+import { button, clamp, extent, follow, format, html, inFrames, put, rootOf, svg, takeKey, unpacked } from "./shared.js";
 
 const MOST_COMPARED = 8;
 const TEXT_LABELS = { text: "Rollout contains", truth: "Truth contains" };
@@ -20,64 +20,54 @@ let made = 0;
 // -- the filters' fields ----------------------------------------------------------------------------------------------
 
 /** Fields for the filters; `read()` gives them, `write(filters)` fills them in, `hint(data)` shows what there is. */
-function filterFields(parent, changed) {
+function filterFields(parent, ranges, changed) {
   const form = html("div", "filters", parent);
   form.setAttribute("role", "search");
   form.setAttribute("aria-label", "Filter rollouts");
-  const inputs = new Map();
-  const field = (box, key, type, label) => {
+  const texts = new Map();
+  const bounds = new Map();
+  const field = (box, type, key, label) => {
     const input = html("input", "", box);
-    input.type = type;
+    Object.assign(input, { type, step: "any", spellcheck: false });
     input.dataset.filter = key;
-    if (type === "number") input.step = "any";
     if (label) input.setAttribute("aria-label", label);
     input.addEventListener("input", changed);
-    inputs.set(key, input);
+    return input;
   };
-  for (const name of FILTER_TEXTS) {
+  for (const [name, heading] of Object.entries(TEXT_LABELS)) {
     const label = html("label", "words", form);
-    html("span", "", label, TEXT_LABELS[name]);
-    field(label, name, "text");
-    inputs.get(name).spellcheck = false;
+    html("span", "", label, heading);
+    texts.set(name, field(label, "text", name));
   }
-  for (const name of FILTER_RANGES) {
+  for (const { name, label } of ranges) {
     const box = html("div", "range", form);
-    html("span", "", box, name[0].toUpperCase() + name.slice(1));
+    html("span", "", box, label[0].toUpperCase() + label.slice(1));
     const pair = html("div", "", box);
-    field(pair, `${name} low`, "number", `lowest ${name}`);
+    const low = field(pair, "number", `${name} low`, `lowest ${label}`);
     html("span", "quiet", pair, "–");
-    field(pair, `${name} high`, "number", `highest ${name}`);
+    bounds.set(name, [low, field(pair, "number", `${name} high`, `highest ${label}`)]);
   }
-  const number = (key) => (Number.isFinite(inputs.get(key).valueAsNumber) ? inputs.get(key).valueAsNumber : null);
+  const range = (pair) => pair.map(({ valueAsNumber }) => (Number.isFinite(valueAsNumber) ? valueAsNumber : null));
   const read = () => {
     const filters = {};
-    for (const name of FILTER_TEXTS) if (inputs.get(name).value) filters[name] = inputs.get(name).value;
-    for (const name of FILTER_RANGES) {
-      const bounds = [number(`${name} low`), number(`${name} high`)];
-      if (bounds.some((bound) => bound !== null)) filters[name] = bounds;
-    }
+    for (const [name, { value }] of texts) if (value) filters[name] = value;
+    for (const [name, pair] of bounds) if (range(pair).some((bound) => bound !== null)) filters[name] = range(pair);
     return filters;
   };
   const write = (filters) => {
-    const now = read();
-    for (const name of FILTER_TEXTS) if ((now[name] ?? "") !== (filters[name] ?? "")) inputs.get(name).value = filters[name] ?? "";
-    for (const name of FILTER_RANGES) {
-      ["low", "high"].forEach((end, i) => {
-        const bound = filters[name]?.[i] ?? null;
-        if ((now[name]?.[i] ?? null) !== bound) inputs.get(`${name} ${end}`).value = bound ?? "";
-      });
-    }
+    const fill = (input, now, value) => now !== value && (input.value = value ?? ""); // a half-written number stays
+    for (const [name, input] of texts) fill(input, input.value, filters[name] ?? "");
+    for (const [name, pair] of bounds) range(pair).forEach((now, i) => fill(pair[i], now, filters[name]?.[i] ?? null));
   };
   const hint = (data) => {
-    for (const name of FILTER_RANGES) {
-      const values = (data.numbers[name] ?? data[name]).filter(Number.isFinite);
-      const [low, high] = values.reduce(([least, most], x) => [Math.min(least, x), Math.max(most, x)], [Infinity, -Infinity]);
+    for (const [name, pair] of bounds) {
+      const found = extent([data.numbers[name] ?? data[name]], 0, false);
       const digits = name in data.numbers ? 100 : 1; // rounded outwards
-      inputs.get(`${name} low`).placeholder = values.length ? `≥ ${Math.floor(low * digits) / digits}` : "";
-      inputs.get(`${name} high`).placeholder = values.length ? `≤ ${Math.ceil(high * digits) / digits}` : "";
+      pair[0].placeholder = found ? `≥ ${Math.floor(found[0] * digits) / digits}` : "";
+      pair[1].placeholder = found ? `≤ ${Math.ceil(found[1] * digits) / digits}` : "";
     }
   };
-  return { form, inputs, read, write, hint };
+  return { first: texts.values().next().value, read, write, hint };
 }
 
 function buildHistogram(parent) {
@@ -86,13 +76,6 @@ function buildHistogram(parent) {
   const caption = html("figcaption", "", figure);
   for (let i = 0; i < 3; i++) html("span", "", caption);
   return figure;
-}
-
-function button(parent, text, press) {
-  const node = html("button", "", parent, text);
-  node.type = "button";
-  node.addEventListener("click", press);
-  return node;
 }
 
 /** [R] bytes: 1 where a row is among those that the list shows. */
@@ -104,14 +87,10 @@ function passing({ data, rows }) {
 
 // -- the widget -------------------------------------------------------------------------------------------------------
 
-function build(el, actions) {
-  const root = html("div", "refine-lab rollout-inspector", el);
-  root.setAttribute("role", "group");
-  root.setAttribute("aria-label", "Rollout inspector");
-  const error = html("div", "error", root);
-  error.setAttribute("role", "alert");
+function build(el, fields, actions) {
+  const { root, error } = rootOf(el, "rollout-inspector", "Rollout inspector");
   const top = html("div", "top", root);
-  const fields = filterFields(top, actions.filter);
+  const filters = filterFields(top, fields.filter(({ filtered }) => filtered), actions.filter);
   const figure = buildHistogram(top);
   const bar = html("div", "tools", root);
   const status = html("span", "status", bar);
@@ -123,7 +102,7 @@ function build(el, actions) {
   table.hidden = true;
   table.setAttribute("aria-label", "Table F.1");
   const body = html("div", "body", root);
-  const list = rolloutList(html("div", "list", body), actions);
+  const list = rolloutList(html("div", "list", body), fields, actions);
   const detail = html("section", "detail", body);
   detail.setAttribute("aria-label", "The selected rollout");
   const compared = html("section", "side-by-side", root);
@@ -136,39 +115,36 @@ function build(el, actions) {
   const legend = html("div", "help", root);
   html("span", "token match", legend, "token").setAttribute("aria-hidden", true);
   html("span", "", legend, "with a dot: as the truth; the bar below: cosine with the truth's hidden state, from the right where negative");
-  return { root, error, fields, figure, status, clear, f1, table, list, detail, compared };
+  return { root, error, filters, figure, status, clear, f1, table, list, detail, compared };
 }
 
 function render({ model, el }) {
-  const state = { data: unpackRollouts({}), rows: new Int32Array(0), said: "" };
+  const fields = model.get("fields");
+  const state = { data: unpackRollouts({}), fields, rows: new Int32Array(0), said: "" };
   const name = `rollout-${++made}`;
+  const { schedule, cancel } = inFrames(() => draw());
   let stale = new Set();
-  let frame = 0;
   let saving = 0;
 
   const redraw = (...parts) => {
     for (const part of parts) stale.add(part);
-    frame ||= requestAnimationFrame(draw);
-  };
-  const put = (trait, value) => {
-    model.set(trait, value);
-    model.save_changes();
+    schedule();
   };
   const actions = {
-    choose: (row) => put("selected", row),
-    sort: (column) => put("sort", nextSort(model.get("sort"), column)),
+    choose: (row) => put(model, "selected", row),
+    sort: (column) => put(model, "sort", nextSort(model.get("sort"), column)),
     pin(row) {
       const now = model.get("compared");
-      if (now.includes(row)) return put("compared", now.filter((other) => other !== row));
-      if (now.length < MOST_COMPARED) return put("compared", [...now, row]);
+      if (now.includes(row)) return put(model, "compared", now.filter((other) => other !== row));
+      if (now.length < MOST_COMPARED) return put(model, "compared", [...now, row]);
       return say(`At most ${MOST_COMPARED} rollouts can be pinned; unpin one first.`);
     },
     filter() {
-      model.set("filters", parts.fields.read());
+      model.set("filters", parts.filters.read());
       clearTimeout(saving);
       saving = setTimeout(() => model.save_changes(), 200); // Python needs to know when the typing rests
     },
-    clear: () => put("filters", {}),
+    clear: () => put(model, "filters", {}),
     toggleF1() {
       parts.table.hidden = !parts.table.hidden;
       parts.f1.setAttribute("aria-expanded", !parts.table.hidden);
@@ -176,7 +152,7 @@ function render({ model, el }) {
       redraw("table");
     },
   };
-  const parts = build(el, actions);
+  const parts = build(el, fields, actions);
   parts.f1.setAttribute("aria-expanded", false);
 
   function say(text) {
@@ -185,7 +161,6 @@ function render({ model, el }) {
   }
 
   function draw() {
-    frame = 0;
     const now = stale;
     stale = new Set();
     for (const trait of ["selected", "compared", "sort", "filters"]) state[trait] = model.get(trait);
@@ -212,11 +187,13 @@ function render({ model, el }) {
   function takeColumns() {
     const data = unpackRollouts(unpacked(model.get("columns")));
     const all = Int32Array.from({ length: data.rows }, (_, row) => row);
-    const advantage = extent([data.numbers.advantage ?? []]);
+    const ranked = data.numbers[fields.find(({ look }) => look === "best").name] ?? [];
     Object.assign(data, { name });
-    Object.assign(state, { data, best: bestRows(data, all), range: extent([data.numbers.reward ?? []]) });
-    state.most = advantage ? Math.max(Math.abs(advantage[0]), Math.abs(advantage[1])) : 0;
-    parts.fields.hint(data);
+    Object.assign(state, { data, ranked, best: bestRows(data, ranked, all), range: extent([ranked]), most: {} });
+    for (const bar of fields.filter(({ look }) => look === "bar")) {
+      state.most[bar.name] = Math.max(...(extent([data.numbers[bar.name] ?? []]) ?? [0]).map(Math.abs));
+    }
+    parts.filters.hint(data);
   }
 
   function drawStatus() {
@@ -237,14 +214,14 @@ function render({ model, el }) {
 
   function move(by) {
     if (stale.has("rows")) {
-      cancelAnimationFrame(frame); // a key that comes before the frame moves among the rows that were asked for
+      cancel(); // a key that comes before the frame moves among the rows that were asked for
       draw();
     }
     const { rows } = state;
     if (!rows.length) return;
     const at = rows.indexOf(model.get("selected"));
     const to = at < 0 && Number.isFinite(by) && by > 0 ? 0 : (at < 0 ? 0 : at) + by;
-    actions.choose(rows[Math.min(Math.max(to, 0), rows.length - 1)]);
+    actions.choose(rows[clamp(to, 0, rows.length - 1)]);
   }
 
   function escape(event) {
@@ -254,8 +231,8 @@ function render({ model, el }) {
       parts.list.box.focus({ preventScroll: true });
     } else if (event.target.closest(".table")) actions.toggleF1();
     else if (Object.keys(model.get("filters")).length) actions.clear();
-    else if (model.get("compared").length) put("compared", []);
-    else put("selected", -1);
+    else if (model.get("compared").length) put(model, "compared", []);
+    else put(model, "selected", -1);
   }
 
   function onKey(event) {
@@ -266,40 +243,37 @@ function render({ model, el }) {
     const moves = { ArrowUp: -1, ArrowDown: 1, PageUp: -page, PageDown: page, Home: -Infinity, End: Infinity };
     const inList = event.target === parts.list.box;
     if (event.key === "Escape") escape(event);
-    else if (!typing && (event.key === "f" || event.key === "/")) parts.fields.inputs.get("text").focus();
+    else if (!typing && (event.key === "f" || event.key === "/")) parts.filters.first.focus();
     else if (inList && event.key in moves) move(moves[event.key]);
     else if (inList && event.key === "Enter" && model.get("selected") >= 0) actions.pin(model.get("selected"));
     else if (typing && event.key === "Enter") parts.list.box.focus({ preventScroll: true });
     else return;
-    event.preventDefault();
-    event.stopPropagation();
+    takeKey(event);
   }
   parts.root.addEventListener("keydown", onKey);
 
-  const listeners = {
+  const stop = follow(model, {
     columns: () => redraw("columns", "rows"),
     sort: () => redraw("rows", "selected"),
     filters() {
-      parts.fields.write(model.get("filters"));
+      parts.filters.write(model.get("filters"));
       redraw("rows");
     },
     token() {
-      if (model.get("token") > 0) put("filters", { ...model.get("filters"), position: [model.get("token") - 1, model.get("token") - 1] });
+      if (model.get("token") > 0) put(model, "filters", { ...model.get("filters"), position: [model.get("token") - 1, model.get("token") - 1] });
     },
     selected: () => redraw("selected"),
     compared: () => redraw("pins"),
     error() {
       parts.error.textContent = model.get("error");
     },
-  };
-  for (const [trait, listener] of Object.entries(listeners)) model.on(`change:${trait}`, listener);
-  for (const listener of Object.values(listeners)) listener();
+  });
 
   return () => {
-    cancelAnimationFrame(frame);
+    cancel();
     clearTimeout(saving);
     parts.list.stop();
-    for (const [trait, listener] of Object.entries(listeners)) model.off(`change:${trait}`, listener);
+    stop();
   };
 }
 

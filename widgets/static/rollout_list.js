@@ -1,24 +1,13 @@
 // The list of rollouts: a line a rollout under its position's truth, only the lines in sight in the page.
 
 import { isMatch, lengthOf, linesOf, textOf, visible, visibleParts } from "./rollout_data.js";
-import { html } from "./shared.js";
+import { button, html, inFrames } from "./shared.js";
 
 export const LINE = 26; // px, as in rollout_inspector.css
 const TALLEST = 12_000_000; // px that a browser lays out well; longer lists scroll faster than they move
 const LONGEST = 400; // characters of a token that its cell and its tooltip hold
-const ALONGSIDE = 352; // px of marks and numbers beside the tokens
-const NUMBER_COLUMNS = [
-  ["reward", "reward", "The reward trained on; bold: the highest of its position"],
-  ["advantage", "advantage", "The advantage, as a bar from 0"],
-  ["cosine", "cosine", "Cosine of the hidden states with the truth's"],
-  ["binary", "match", "Share of the tokens that equal the truth"],
-  ["logprob", "log p", "Sum of the tokens' logprobs, nats"],
-];
-const PLACE_COLUMNS = [
-  ["step", "step"],
-  ["position", "position"],
-  ["entropy", "entropy"],
-];
+const MARK = 34; // px of what stands before the tokens
+const WIDTHS = { number: 56, best: 56, bar: 98 }; // px of a number's column
 
 export function decimals(value, digits = 3) {
   return Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : "–";
@@ -52,12 +41,17 @@ export function tokenCell(parent, data, token, { match = false, cosine = NaN, tr
 }
 
 /** A bar left or right of the middle, with the number. */
-export function signedBar(parent, value, most) {
-  const cell = html("span", "number advantage", parent);
+function signedBar(parent, value, most, digits) {
+  const cell = html("span", "number signed", parent);
   const track = html("span", "track", cell);
   const bar = html("span", value < 0 ? "below" : "above", track);
   bar.style.width = `${most > 0 && Number.isFinite(value) ? (Math.min(Math.abs(value) / most, 1) * 50).toFixed(1) : 0}%`;
-  html("span", "", cell, Number.isFinite(value) && value > 0 ? `+${decimals(value, 2)}` : decimals(value, 2));
+  html("span", "", cell, Number.isFinite(value) && value > 0 ? `+${decimals(value, digits)}` : decimals(value, digits));
+}
+
+/** Where a position is, in few words. */
+export function placeOf(data, group) {
+  return `step ${data.step[group]} · seq ${data.sequence_id[group]} · pos ${data.position[group]}`;
 }
 
 export function describe(data, row) {
@@ -66,8 +60,8 @@ export function describe(data, row) {
   return `rollout ${data.member[row]} at ${where} ${data.position[at]}, step ${data.step[at]}, sequence ${data.sequence_id[at]}`;
 }
 
-/** The list in `parent`. `on` has `sort(column)`, `choose(row)` and `pin(row)`; `show(state)` draws. */
-export function rolloutList(parent, on) {
+/** The list in `parent`. `on` has `sort(column)`, `choose(row)` and `pin(row)`; `show(state)` draws, with numbers of `fields`. */
+export function rolloutList(parent, fields, on) {
   const scroller = html("div", "scroller", parent);
   const head = html("div", "head", scroller);
   const box = html("div", "lines", scroller);
@@ -76,9 +70,12 @@ export function rolloutList(parent, on) {
   box.setAttribute("aria-label", "Rollouts, under the truth of their position");
   const drawn = new Map();
   let state = null;
-  let frame = 0;
+  const numbers = fields.filter(({ shared }) => !shared).map(({ look }) => WIDTHS[look]);
+  const beside = numbers.reduce((sum, width) => sum + width, 0);
+  scroller.style.setProperty("--columns", numbers.map((width) => `${width}px`).join(" "));
+  scroller.style.setProperty("--beside", `${beside}px`);
 
-  const heads = buildHead(head, on);
+  const heads = buildHead(head, fields, on);
   const height = () => Math.max(scroller.clientHeight - head.offsetHeight, LINE);
   /** The first line in sight, in lines, by the scroll position; the same unless the list is taller than a browser bears. */
   const rate = () => {
@@ -103,13 +100,12 @@ export function rolloutList(parent, on) {
 
   /** Cells as wide as there is room, within reason; narrower ones scroll sideways. */
   function fit() {
-    const room = (scroller.clientWidth - ALONGSIDE) / Math.max(state.data.width, 1);
+    const room = (scroller.clientWidth - beside - MARK) / Math.max(state.data.width, 1);
     scroller.style.setProperty("--cell", `${Math.floor(Math.min(Math.max(room, 62), 110))}px`);
     scroller.style.setProperty("--tokens", state.data.width);
   }
 
   function paint() {
-    frame = 0;
     if (!state) return;
     const top = Math.round(scroller.scrollTop * rate());
     const shift = top - scroller.scrollTop; // where lines are laid out away from their own place
@@ -159,13 +155,14 @@ export function rolloutList(parent, on) {
     const node = event.target.closest(".rollout");
     return node ? Number(node.dataset.row) : -1;
   };
-  scroller.addEventListener("scroll", () => (frame ||= requestAnimationFrame(paint)));
+  const { schedule, cancel } = inFrames(paint);
+  scroller.addEventListener("scroll", schedule);
   box.addEventListener("click", (event) => rowAt(event) >= 0 && on.choose(rowAt(event)));
   box.addEventListener("dblclick", (event) => rowAt(event) >= 0 && on.pin(rowAt(event)));
   const resized = new ResizeObserver(() => {
     if (!state) return;
     fit();
-    frame ||= requestAnimationFrame(paint);
+    schedule();
   });
   resized.observe(scroller);
   const page = () => Math.max(1, Math.floor(height() / LINE) - 2);
@@ -175,70 +172,66 @@ export function rolloutList(parent, on) {
     for (const [index, node] of drawn) if (state.lines[index] >= 0) mark(node, state.lines[index]);
   };
   const stop = () => {
-    cancelAnimationFrame(frame);
+    cancel();
     resized.disconnect();
   };
   return { box, show, select, reveal, page, stop };
 }
 
-function buildHead(head, on) {
+function buildHead(head, fields, on) {
   const heads = new Map();
-  const button = (parent, name, title, hint) => {
-    const node = html("button", "sort", parent, title);
-    node.type = "button";
-    node.dataset.title = title;
-    node.dataset.column = name;
-    if (hint) node.title = hint;
-    node.addEventListener("click", () => on.sort(name));
-    heads.set(name, node);
-  };
   html("span", "mark", head);
   const places = html("span", "places", head);
   html("span", "quiet", places, "sort by");
-  for (const [name, title] of PLACE_COLUMNS) button(places, name, title);
   const numbers = html("span", "numbers", head);
-  for (const [name, title, hint] of NUMBER_COLUMNS) button(numbers, name, title, hint);
+  for (const { name, label, about, shared } of fields) {
+    const node = button(shared ? places : numbers, label, () => on.sort(name), { title: about, className: "sort" });
+    Object.assign(node.dataset, { title: label, column: name });
+    heads.set(name, node);
+  }
   return heads;
 }
 
-function truthLine(parent, { data }, group) {
+function truthLine(parent, { data, fields }, group) {
   const node = html("div", "line truth", parent);
   node.setAttribute("role", "presentation");
   html("span", "mark", node, "GT").title = "the truth (ground truth)";
   const tokens = html("span", "tokens", node);
   for (let i = 0; i < lengthOf(data, data.targets, group); i++) tokenCell(tokens, data, data.targets[group * data.width + i], { truth: true });
-  const row = data.firstOf[group];
-  const facts = [`step ${data.step[group]}`, `seq ${data.sequence_id[group]}`, `pos ${data.position[group]}`];
-  if (data.clicked.has(group)) {
-    node.classList.add("clicked");
-    facts.unshift("clicked");
-  }
-  html("span", "numbers where", node, `${facts.join(" · ")} · H ${decimals(data.numbers.entropy[row], 2)}`).title =
-    `step ${data.step[group]}, sequence ${data.sequence_id[group]}, position ${data.position[group]}, entropy ${decimals(data.numbers.entropy[row])} nats`;
+  const clicked = data.clicked.has(group);
+  node.classList.toggle("clicked", clicked);
+  const shared = fields.filter((field) => field.shared && field.digits !== null);
+  const facts = shared.map(({ name, label, digits }) => `${label} ${decimals(data.numbers[name][data.firstOf[group]], digits)}`);
+  const where = [...(clicked ? ["clicked"] : []), placeOf(data, group), ...facts].join(" · ");
+  html("span", "numbers where", node, where).title = where;
   return node;
 }
 
-function rolloutLine(parent, { data, best, most }, row) {
+function rolloutLine(parent, { data, fields, best, most }, row) {
   const node = html("div", "line rollout", parent);
   node.id = `${data.name}-${row}`;
   node.dataset.row = row;
   node.setAttribute("role", "option");
-  const { reward, cosine, binary, logprob, advantage } = data.numbers;
+  const own = fields.filter(({ shared }) => !shared);
   const text = visible(beginning(textOf(data.strings, data.tokens, row * data.width, data.width)));
-  node.setAttribute("aria-label", `${describe(data, row)}: ${text}; reward ${decimals(reward[row])}, advantage ${decimals(advantage[row], 2)}`);
+  const said = own.map(({ name, label, digits }) => `${label} ${decimals(data.numbers[name][row], digits)}`);
+  node.setAttribute("aria-label", `${describe(data, row)}: ${text}; ${said.join(", ")}`);
   html("span", "mark", node);
   const tokens = html("span", "tokens", node);
   for (let i = 0; i < lengthOf(data, data.tokens, row); i++) {
     const at = row * data.width + i;
-    const cell = tokenCell(tokens, data, data.tokens[at], { match: isMatch(data, row, i), cosine: data.cosines ? data.cosines[at] : NaN });
+    const match = isMatch(data, row, i);
+    const cell = tokenCell(tokens, data, data.tokens[at], { match, cosine: data.cosines?.[at] });
     const facts = [`logprob ${decimals(data.logprobs[at])}`];
     if (data.cosines) facts.push(`cosine ${decimals(data.cosines[at])}`);
-    if (isMatch(data, row, i)) facts.push("as the truth");
+    if (match) facts.push("as the truth");
     cell.title = `${visible(beginning(data.strings[data.tokens[at]]))}\n${facts.join(" · ")}`;
   }
   const numbers = html("span", "numbers", node);
-  html("span", best[data.group[row]] === row ? "number best" : "number", numbers, decimals(reward[row]));
-  signedBar(numbers, advantage[row], most);
-  for (const [values, digits] of [[cosine, 3], [binary, 2], [logprob, 2]]) html("span", "number", numbers, decimals(values[row], digits));
+  for (const { name, look, digits } of own) {
+    const value = data.numbers[name][row];
+    if (look === "bar") signedBar(numbers, value, most[name], digits);
+    else html("span", look === "best" && best[data.group[row]] === row ? "number best" : "number", numbers, decimals(value, digits));
+  }
   return node;
 }

@@ -1,6 +1,6 @@
 // States along a document: a strip a head, coloured by one of three measures; below, how strongly each token writes.
 
-import { extent, floats, format, html, unpacked } from "./shared.js";
+import { button, clamp, counts, extent, floats, follow, format, html, inFrames, onWidth, prepared, put, rootOf, takeKey, unpacked } from "./shared.js";
 
 const ROW = 16;
 const LABEL = 150;
@@ -8,7 +8,7 @@ const WRITES = 70;
 
 /** Index of the place that a share of the width falls on. */
 export function placeAt(share, places) {
-  return Math.min(Math.max(Math.floor(share * places), 0), places - 1);
+  return clamp(Math.floor(share * places), 0, places - 1);
 }
 
 /** Highest value of every one of `columns` stretches of `values`; fewer columns than values. */
@@ -21,16 +21,8 @@ export function peaks(values, columns) {
   return found;
 }
 
-function integers(view) {
-  return new Uint32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
-}
-
 function render({ model, el }) {
-  const root = html("div", "refine-lab state-view", el);
-  root.setAttribute("role", "group");
-  root.setAttribute("aria-label", "States along the document");
-  const error = html("div", "error", root);
-  error.setAttribute("role", "alert");
+  const { root, error } = rootOf(el, "state-view", "States along the document");
   const bar = html("div", "bar", root);
   const choice = html("select", "", html("label", "", bar, "Colour by "));
   const legend = html("span", "legend", bar);
@@ -45,13 +37,12 @@ function render({ model, el }) {
   writes.setAttribute("role", "img");
   const strongest = html("ol", "strongest", root);
   let data = null;
-  let pending = 0;
 
   function unpack() {
     const states = unpacked(model.get("states"));
     data = null;
     if (!states.rows?.length) return;
-    const places = integers(states.places);
+    const places = counts(states.places);
     const measures = states.measures.map((measure) => ({ ...measure, values: floats(measure.values) }));
     data = { ...states, places, measures, writes: floats(states.writes) };
     choice.replaceChildren();
@@ -67,14 +58,9 @@ function render({ model, el }) {
     return place < 0 ? data.places.length - 1 : data.places.findLastIndex((at) => at <= place);
   };
 
-  function sized(canvas, height) {
+  function sized(target, height) {
     const width = Math.max(root.clientWidth || 600, 320);
-    const ratio = window.devicePixelRatio || 1;
-    Object.assign(canvas, { width: width * ratio, height: height * ratio });
-    Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
-    const pen = canvas.getContext("2d");
-    pen.scale(ratio, ratio);
-    return { pen, width };
+    return { pen: prepared(target, width, height), width };
   }
 
   function colours() {
@@ -140,14 +126,12 @@ function render({ model, el }) {
     writes.setAttribute("aria-label", title.textContent);
     for (const { token, text, strength } of row.strongest) {
       const item = html("li", "", strongest);
-      const button = html("button", "", item, text || "part of a character");
-      button.addEventListener("click", () => set("place", token));
+      button(item, text || "part of a character", () => put(model, "place", token));
       html("span", "", item, ` token ${format(token)}: ${format(strength)}`);
     }
   }
 
   function draw() {
-    pending = 0;
     canvas.hidden = writes.hidden = bar.hidden = !data;
     if (!data) {
       title.textContent = model.get("status") || model.get("error") ? "" : "No states yet.";
@@ -164,31 +148,24 @@ function render({ model, el }) {
     status.textContent = `${measure.title} in layer ${row.layer}, ${row.name}, head ${row.head}, after token ${format(place)}: ${Number.isFinite(value) ? format(value) : "none"}`;
   }
 
-  const schedule = () => {
-    pending ||= requestAnimationFrame(draw);
-  };
-  function set(name, value) {
-    model.set(name, value);
-    model.save_changes();
-  }
+  const { schedule, cancel } = inFrames(draw);
   function onPointer(event) {
     if (!data) return;
     const box = canvas.getBoundingClientRect();
     const row = Math.floor((event.clientY - box.top) / ROW);
-    if (row >= 0 && row < data.rows.length) set("row", row);
+    if (row >= 0 && row < data.rows.length) put(model, "row", row);
     const share = (event.clientX - box.left - LABEL) / (box.width - LABEL);
-    if (share >= 0) set("place", data.places[placeAt(share, data.places.length)]);
+    if (share >= 0) put(model, "place", data.places[placeAt(share, data.places.length)]);
   }
   function onKey(event) {
     if (!data) return;
     const [row, at] = [model.get("row"), column()];
     const moves = { ArrowUp: [row - 1, at], ArrowDown: [row + 1, at], ArrowLeft: [row, at - 1], ArrowRight: [row, at + 1], Home: [row, 0], End: [row, data.places.length - 1] };
     if (!(event.key in moves)) return;
-    event.preventDefault();
-    event.stopPropagation(); // JupyterLab would act on the key too
+    takeKey(event);
     const [toRow, to] = moves[event.key];
-    set("row", Math.min(Math.max(toRow, 0), data.rows.length - 1));
-    set("place", data.places[Math.min(Math.max(to, 0), data.places.length - 1)]);
+    put(model, "row", clamp(toRow, 0, data.rows.length - 1));
+    put(model, "place", data.places[clamp(to, 0, data.places.length - 1)]);
   }
 
   const onStates = () => {
@@ -200,25 +177,12 @@ function render({ model, el }) {
     if (!data) status.textContent = model.get("status");
     schedule();
   };
-  choice.addEventListener("change", () => set("measure", choice.value));
+  choice.addEventListener("change", () => put(model, "measure", choice.value));
   canvas.addEventListener("pointerdown", onPointer);
   canvas.addEventListener("keydown", onKey);
-  const listened = { "change:states": onStates, "change:measure": schedule, "change:row": schedule, "change:place": schedule, "change:status": onText, "change:error": onText };
-  for (const [event, listener] of Object.entries(listened)) model.on(event, listener);
-  let width = 0;
-  const resized = new ResizeObserver(([entry]) => {
-    if (Math.abs(entry.contentRect.width - width) < 1) return;
-    width = entry.contentRect.width;
-    schedule();
-  });
-  resized.observe(root);
-  onStates();
-  onText();
-  return () => {
-    cancelAnimationFrame(pending);
-    resized.disconnect();
-    for (const [event, listener] of Object.entries(listened)) model.off(event, listener);
-  };
+  const drawn = { measure: schedule, row: schedule, place: schedule };
+  const stops = [follow(model, { states: onStates, status: onText, error: onText, ...drawn }), onWidth(root, schedule), cancel];
+  return () => stops.forEach((stop) => stop());
 }
 
 export default { render };

@@ -1,11 +1,9 @@
 // A slider over steps: the browser's own, which knows its keys; its number beside it, which screen readers are told.
 
-import { html } from "./shared.js";
+import { follow, html, keepLetters, put, rootOf } from "./shared.js";
 
 function render({ model, el }) {
-  const root = html("div", "refine-lab step-slider", el);
-  const error = html("div", "error", root);
-  error.setAttribute("role", "alert");
+  const { root, error } = rootOf(el, "step-slider", model.get("label"));
   const row = html("label", "row", root);
   const name = html("span", "name", row);
   const slider = html("input", "", row);
@@ -32,8 +30,7 @@ function render({ model, el }) {
   });
   slider.addEventListener("change", () => {
     dragged = false;
-    model.set("value", Number(slider.value));
-    model.save_changes();
+    put(model, "value", Number(slider.value));
   });
   slider.addEventListener("pointerup", () =>
     setTimeout(() => {
@@ -41,15 +38,9 @@ function render({ model, el }) {
       draw();
     }),
   );
-  slider.addEventListener("keydown", (event) => {
-    if (!event.ctrlKey && !event.metaKey && event.key !== "Tab") event.stopPropagation(); // JupyterLab would act on the key too
-  });
+  slider.addEventListener("keydown", keepLetters);
   const traits = ["label", "first", "last", "value", "disabled", "error"];
-  for (const trait of traits) model.on(`change:${trait}`, draw);
-  draw();
-  return () => {
-    for (const trait of traits) model.off(`change:${trait}`, draw);
-  };
+  return follow(model, Object.fromEntries(traits.map((trait) => [trait, draw])));
 }
 
 export default { render };

@@ -1,7 +1,7 @@
 // What a model held likely in place of a token: read from arrays that came with the document, or asked for one by one.
 
-import { floats } from "./shared.js";
-import { counts, textOf } from "./token_layout.js";
+import { counts, floats } from "./shared.js";
+import { textOf } from "./token_layout.js";
 
 const PAUSE = 40; // milliseconds on a token before Python is asked
 

@@ -1,6 +1,8 @@
 // Where each token of a document stands on the page: tokens are cut into pieces (runs of text, signs for what cannot be
 // seen), and pieces fill rows. Nothing here touches the page; widths come from a function.
 
+import { lastAtMost, typed } from "./shared.js";
+
 export const TEXT = 0;
 export const SIGN = 1; // drawn faintly: a tab, a control character
 export const NEWLINE = 2; // drawn faintly, and the row ends
@@ -30,14 +32,10 @@ const NAMES = new Map([
 
 /** A string from UTF-16 units, lone surrogates and all. */
 export function textOf(view) {
-  const units = new Uint16Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
+  const units = typed(view, Uint16Array);
   const parts = [];
   for (let at = 0; at < units.length; at += 8192) parts.push(String.fromCharCode.apply(null, units.subarray(at, at + 8192)));
   return parts.join("");
-}
-
-export function counts(view) {
-  return new Uint32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
 }
 
 /** A name for a character that cannot be seen. */
@@ -171,14 +169,7 @@ export function layoutTokens(tokens, width, measure, borders = new Map()) {
 
 /** Row of a piece. */
 export function rowOf(layout, piece) {
-  let low = 0;
-  let high = layout.rows;
-  while (high - low > 1) {
-    const middle = (low + high) >> 1;
-    if (layout.rowStart[middle] <= piece) low = middle;
-    else high = middle;
-  }
-  return low;
+  return lastAtMost(layout.rowStart, piece, layout.rows);
 }
 
 /** First piece of a token that is not the border before it. */

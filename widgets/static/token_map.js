@@ -2,7 +2,7 @@
 // bytes), whole; the page lays them out, paints what is visible, and moves in it. Text reaches the page through canvas and
 // textContent alone.
 
-import { html, unpacked } from "./shared.js";
+import { follow, html, keepLetters, put, takeKey, unpacked } from "./shared.js";
 import { PAD, ROW, mapHeight } from "./token_paint.js";
 import { buildPanel, hideTip } from "./token_panel.js";
 import { Answers } from "./token_alternatives.js";
@@ -25,7 +25,6 @@ function takeDocument(view) {
     hideTip(ui.tip);
     say(view, doc.total ? "" : "No document yet.");
   }
-  view.selected = model.get("selected");
   ui.metric.replaceChildren(...doc.metrics.map((metric) => Object.assign(html("option", "", null, metric.title), { value: metric.name })));
   ui.colour.hidden = doc.metrics.length < 2;
   ui.highest.hidden = !doc.metrics.length;
@@ -90,9 +89,7 @@ function onKey(view, event) {
   else if (key === "n" || key === "p") jump(view, key === "n" ? 1 : -1);
   else if (key === "Escape") handled = clear(view);
   else handled = pressed(view, event);
-  if (!handled) return;
-  event.preventDefault();
-  event.stopPropagation(); // JupyterLab would act on the key too
+  if (handled) takeKey(event);
 }
 
 /** Take away what is marked, found or selected, in this order; false where there was nothing. */
@@ -111,8 +108,7 @@ function onFindKey(view, event) {
   if (event.key === "Enter") search(view, event.shiftKey ? -1 : 1);
   else if (event.key === "Escape") view.ui.canvas.focus({ preventScroll: true });
   else return;
-  event.preventDefault();
-  event.stopPropagation();
+  takeKey(event);
 }
 
 function listenToPointer(view, on) {
@@ -164,8 +160,7 @@ function hover(view, token) {
 
 function tellView(view) {
   if (!view.layout || !view.doc.total || firstVisible(view) === view.model.get("view")) return;
-  view.model.set("view", firstVisible(view));
-  view.model.save_changes();
+  put(view.model, "view", firstVisible(view));
 }
 
 function listenToControls(view, on) {
@@ -185,18 +180,12 @@ function listenToControls(view, on) {
     copied(view, text);
     if (!text) return;
     event.clipboardData.setData("text/plain", text);
-    event.preventDefault();
-    event.stopPropagation();
+    takeKey(event);
   });
-  on(ui.metric, "change", () => {
-    model.set("metric", ui.metric.value);
-    model.save_changes();
-  });
+  on(ui.metric, "change", () => put(model, "metric", ui.metric.value));
   on(ui.find, "keydown", (event) => onFindKey(view, event));
   on(ui.find, "input", () => search(view, 1));
-  on(ui.bar, "keydown", (event) => {
-    if (!event.ctrlKey && !event.metaKey && event.key !== "Tab") event.stopPropagation(); // letters are JupyterLab's commands
-  });
+  on(ui.bar, "keydown", keepLetters);
   for (const [button, act] of [
     [ui.next, () => jump(view, 1)],
     [ui.previous, () => jump(view, -1)],
@@ -212,28 +201,20 @@ function render({ model, el }) {
   const ui = buildPanel(el);
   const view = { model, ui, stale: {}, frame: 0, timer: 0, selected: -1, cursor: -1, range: null, hits: [], hit: -1, query: "" };
   Object.assign(view, { wanted: -1, tipped: -1, focused: false, column: null, resized: false, doc: null, layout: null });
-  const stops = [];
   const on = (node, event, listener) => node.addEventListener(event, listener);
-  const follow = (name, listener) => {
-    model.on(name, listener);
-    stops.push(() => model.off(name, listener));
-  };
   listenToPointer(view, on);
   listenToControls(view, on);
-  follow("change:document", () => takeDocument(view));
-  follow("change:metric", () => schedule(view, { colour: true }));
-  follow("change:selected", () => takeSelected(view));
-  follow("change:view", () => takeView(view));
-  follow("change:height", () => schedule(view, { layout: true }));
-  follow("change:status", () => say(view, model.get("status")));
-  follow("change:error", () => (ui.error.textContent = model.get("error")));
-  follow("msg:custom", (content, buffers) => view.answers.receive(content, buffers));
-  takeDocument(view);
-  ui.error.textContent = model.get("error");
-  if (view.selected >= 0) {
-    view.selected = -1; // as if it came now
-    takeSelected(view);
-  }
+  const receive = (content, buffers) => view.answers.receive(content, buffers);
+  model.on("msg:custom", receive);
+  const stop = follow(model, {
+    status: () => say(view, model.get("status")),
+    document: () => takeDocument(view),
+    metric: () => schedule(view, { colour: true }),
+    selected: () => takeSelected(view),
+    view: () => takeView(view),
+    height: () => schedule(view, { layout: true }),
+    error: () => (ui.error.textContent = model.get("error")),
+  });
 
   const resized = new ResizeObserver(() => {
     const width = ui.frame.clientWidth;
@@ -257,7 +238,8 @@ function render({ model, el }) {
     resized.disconnect();
     themed.disconnect();
     scheme.removeEventListener("change", restyle);
-    stops.forEach((stop) => stop());
+    stop();
+    model.off("msg:custom", receive);
     hideTip(ui.tip);
   };
 }

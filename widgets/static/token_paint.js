@@ -1,5 +1,6 @@
 // Painting of the token map: the visible rows, and the whole document as a profile beside them.
 
+import { prepared } from "./shared.js";
 import { BORDER, EMPTY, NEWLINE, SIGN, pieceOf, rowOf } from "./token_layout.js";
 import { shareOf } from "./token_colours.js";
 
@@ -17,20 +18,6 @@ export function rectsOf(layout, token) {
     else rects.push({ row, x: layout.x[piece], width: layout.width[piece] });
   }
   return rects;
-}
-
-/** A canvas of `width` x `height` CSS pixels, cleared, in as many pixels as the screen has. */
-export function prepared(canvas, width, height) {
-  const scale = globalThis.devicePixelRatio || 1;
-  const [w, h] = [Math.max(Math.round(width * scale), 1), Math.max(Math.round(height * scale), 1)];
-  if (canvas.width !== w || canvas.height !== h) {
-    Object.assign(canvas, { width: w, height: h });
-    Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
-  }
-  const context = canvas.getContext("2d");
-  context.setTransform(scale, 0, 0, scale, 0, 0);
-  context.clearRect(0, 0, width, height);
-  return context;
 }
 
 // -- rows -------------------------------------------------------------------------------------------------------------
@@ -100,7 +87,7 @@ function paintMarks(context, scene, first, stop) {
   const from = layout.token[layout.rowStart[first]];
   const to = layout.token[layout.rowStart[stop] - 1];
   const visible = (token) => token >= from && token <= to;
-  for (let i = lowerBound(scene.hits, from); i < scene.hits.length && scene.hits[i][0] <= to; i++) {
+  for (let i = 0; i < scene.hits.length && scene.hits[i][0] <= to; i++) {
     for (let token = Math.max(scene.hits[i][0], from); token <= Math.min(scene.hits[i][1], to); token++) {
       underline(context, layout, token, i === scene.hit ? colours.mark : colours.accent, i === scene.hit ? 4 : 2);
     }
@@ -111,21 +98,13 @@ function paintMarks(context, scene, first, stop) {
   for (const [token] of scene.targets) {
     if (!visible(token)) continue;
     framed(context, layout, token, colours.mark, 1.5, colours.ground);
-    diamond(context, layout, token, colours);
+    const [{ row, x }] = rectsOf(layout, token);
+    Object.assign(context, { fillStyle: colours.mark, strokeStyle: colours.ground, lineWidth: 1 });
+    diamond(context, x, row * ROW + 2, 4);
+    context.stroke();
   }
   if (visible(scene.selected)) framed(context, layout, scene.selected, colours.accent, 3, colours.ground);
   if (scene.focused && visible(scene.cursor)) framed(context, layout, scene.cursor, colours.ink, 1.5, colours.ground, [4, 3]);
-}
-
-/** Index of the first hit whose last token is not before `token`. */
-function lowerBound(hits, token) {
-  let [low, high] = [0, hits.length];
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (hits[middle][1] < token) low = middle + 1;
-    else high = middle;
-  }
-  return low;
 }
 
 function underline(context, layout, token, colour, thick) {
@@ -157,17 +136,11 @@ function framed(context, layout, token, colour, thick, halo = null, dash = []) {
   }
 }
 
-function diamond(context, layout, token, colours) {
-  const [{ row, x }] = rectsOf(layout, token);
-  const y = row * ROW + 2;
+function diamond(context, x, y, size) {
   context.beginPath();
-  for (const [dx, dy] of [[0, -4], [4, 0], [0, 4], [-4, 0]]) context.lineTo(x + dx, y + dy);
+  for (const [dx, dy] of [[0, -size], [size, 0], [0, size], [-size, 0]]) context.lineTo(x + dx, y + dy);
   context.closePath();
-  context.fillStyle = colours.mark;
-  context.strokeStyle = colours.ground;
-  context.lineWidth = 1;
   context.fill();
-  context.stroke();
 }
 
 // -- minimap ----------------------------------------------------------------------------------------------------------
@@ -216,11 +189,7 @@ export function paintMinimap(canvas, scene, width, height) {
   for (const token of scene.borders.keys()) context.fillRect(0, yOf(token), 9, 1);
   for (const [first] of scene.hits) context.fillRect(width - 4, yOf(first), 4, 2);
   context.fillStyle = colours.mark;
-  for (const [token] of scene.targets) {
-    context.beginPath();
-    for (const [dx, dy] of [[0, -3], [3, 0], [0, 3], [-3, 0]]) context.lineTo(5 + dx, yOf(token) + 1 + dy);
-    context.fill();
-  }
+  for (const [token] of scene.targets) diamond(context, 5, yOf(token) + 1, 3);
   const whole = Math.max(layout.rows * ROW + 2 * PAD, 1);
   const [y, share] = [(scene.top / whole) * tall, Math.min(scene.height / whole, 1)];
   context.globalAlpha = 0.14;

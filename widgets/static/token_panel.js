@@ -1,6 +1,6 @@
 // What stands around the text of the token map: its controls, the scale's legend, and the tooltip.
 
-import { format, html, ticks } from "./shared.js";
+import { button, format, html, rootOf, ticks } from "./shared.js";
 import { shareOf } from "./token_colours.js";
 import { visibleText } from "./token_layout.js";
 
@@ -14,38 +14,26 @@ export function withUnit(metric, value) {
   return `${format(value).replace("-", "−")}${metric.unit ? ` ${metric.unit}` : ""}`;
 }
 
-function button(parent, label, title, text) {
-  const node = html("button", "", parent, text);
-  node.type = "button";
-  node.title = title;
-  node.setAttribute("aria-label", label);
-  return node;
-}
-
 /** All elements of the widget, by name. */
 export function buildPanel(el) {
-  const root = html("div", "refine-lab token-map", el);
-  root.setAttribute("role", "group");
-  root.setAttribute("aria-label", "Token map");
-  const error = html("div", "error", root);
-  error.setAttribute("role", "alert");
+  const { root, error } = rootOf(el, "token-map", "Token map");
   const bar = html("div", "bar", root);
   const colour = html("label", "colour", bar, "Colour by ");
   const metric = html("select", "", colour);
   const legend = html("div", "legend", bar);
   const tools = html("div", "tools", bar);
   const highest = html("span", "group", tools);
-  const previous = button(highest, "Previous highest", "Previous of the highest values (p)", "▲");
+  const previous = button(highest, "▲", null, { label: "Previous highest", title: "Previous of the highest values (p)" });
   html("span", "", highest, "highest");
-  const next = button(highest, "Next highest", "Next of the highest values (n)", "▼");
+  const next = button(highest, "▼", null, { label: "Next highest", title: "Next of the highest values (n)" });
   const search = html("span", "group", tools);
   const find = html("input", "", search);
   Object.assign(find, { type: "search", placeholder: "Find text", spellcheck: false });
   find.setAttribute("aria-label", "Find text in the document");
-  const back = button(search, "Previous match", "Previous match (Shift+Enter)", "▲");
-  const forth = button(search, "Next match", "Next match (Enter)", "▼");
+  const back = button(search, "▲", null, { label: "Previous match", title: "Previous match (Shift+Enter)" });
+  const forth = button(search, "▼", null, { label: "Next match", title: "Next match (Enter)" });
   const count = html("span", "count", search);
-  const copy = button(tools, "Copy", "Copy what is marked, or the line (Ctrl+C)", "Copy");
+  const copy = button(tools, "Copy", null, { label: "Copy", title: "Copy what is marked, or the line (Ctrl+C)" });
   const frame = html("div", "frame", root);
   const scroller = html("div", "scroller", frame);
   const tall = html("div", "tall", scroller);

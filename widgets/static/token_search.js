@@ -1,5 +1,7 @@
 // Finding and copying: places in the text, and which tokens they touch.
 
+import { lastAtMost } from "./shared.js";
+
 export const MOST_HITS = 10000;
 
 /** [start, end) of every place where `query` stands, upper and lower case alike. */
@@ -16,14 +18,7 @@ export function findAll(text, query, most = MOST_HITS) {
 
 /** The last token that begins at or before a place of the text; of empty ones before it none. */
 export function tokenOfPlace(starts, place) {
-  let low = 0;
-  let high = starts.length - 1;
-  while (high - low > 1) {
-    const middle = (low + high) >> 1;
-    if (starts[middle] <= place) low = middle;
-    else high = middle;
-  }
-  return low;
+  return lastAtMost(starts, place, starts.length - 1);
 }
 
 /** First and last token of each hit. */

@@ -1,7 +1,7 @@
 // The state of one token map on the page and what changes it: laying out, colouring, drawing, moving, searching.
 
-import { floats, format, html } from "./shared.js";
-import { BORDER, EMPTY, SIGN, counts, layoutTokens, pieceOf, rowOf, textOf, tokenAt, visibleText } from "./token_layout.js";
+import { clamp, copyText, counts, floats, format, put } from "./shared.js";
+import { BORDER, EMPTY, SIGN, layoutTokens, pieceOf, rowOf, textOf, tokenAt, visibleText } from "./token_layout.js";
 import { faintOn, highestTokens, isDark, levelsOf, rampOf } from "./token_colours.js";
 import { MOST_HITS, findAll, hitTokens, lineOf, textOfRange } from "./token_search.js";
 import { PAD, ROW, mapHeight, paintMinimap, paintRows, profileOf, rectsOf, tokenRows } from "./token_paint.js";
@@ -77,7 +77,7 @@ function layOut(view) {
   const sameText = view.layoutOf === doc.text_key;
   Object.assign(view, { layout, tokenRow: tokenRows(layout), layoutOf: doc.text_key });
   ui.tall.style.height = `${layout.rows * ROW + 2 * PAD}px`;
-  view.tall = Math.min(Math.max(layout.rows * ROW + 2 * PAD, 60), view.model.get("height"));
+  view.tall = clamp(layout.rows * ROW + 2 * PAD, 60, view.model.get("height"));
   if (!view.resized) ui.frame.style.height = `${view.tall}px`;
   ui.scroller.scrollTop = sameText && doc.total ? view.tokenRow[Math.min(firstBefore, doc.total - 1)] * ROW : 0;
 }
@@ -155,7 +155,7 @@ export function bring(view, token, centred = false) {
 export function tokenUnder(view, event, exact = true) {
   const box = view.ui.canvas.getBoundingClientRect();
   const row = Math.floor((event.clientY - box.top + view.ui.scroller.scrollTop - PAD) / ROW);
-  const clamped = exact ? row : Math.min(Math.max(row, 0), view.layout.rows - 1);
+  const clamped = exact ? row : clamp(row, 0, view.layout.rows - 1);
   return tokenAt(view.layout, clamped, event.clientX - box.left - view.gutter, exact);
 }
 
@@ -196,7 +196,7 @@ export function showTip(view, token) {
 /** The cursor goes to a token; with `extend` what is between is marked. */
 export function moveTo(view, token, { extend = false, centred = false, tip = true } = {}) {
   if (!view.doc.total) return;
-  const to = Math.min(Math.max(token, 0), view.doc.total - 1);
+  const to = clamp(token, 0, view.doc.total - 1);
   if (extend) {
     view.anchor = view.range ? view.anchor : view.cursor < 0 ? to : view.cursor;
     view.range = [Math.min(view.anchor, to), Math.max(view.anchor, to)];
@@ -211,8 +211,7 @@ export function moveTo(view, token, { extend = false, centred = false, tip = tru
 
 export function select(view, token) {
   view.selected = token;
-  view.model.set("selected", token);
-  view.model.save_changes();
+  put(view.model, "selected", token);
   say(view, token < 0 ? "nothing selected" : `selected ${describe(view, token)}`);
   schedule(view);
 }
@@ -222,7 +221,7 @@ export function rowsAway(view, rows) {
   const piece = rows < 0 ? pieceOf(layout, view.cursor) : layout.tokenPiece[view.cursor + 1] - 1; // one of several rows is left
   const row = rowOf(layout, piece);
   const x = (view.column ??= layout.x[piece] + layout.width[piece] / 2);
-  const to = Math.min(Math.max(row + rows, 0), layout.rows - 1);
+  const to = clamp(row + rows, 0, layout.rows - 1);
   return to === row ? (rows < 0 ? 0 : view.doc.total - 1) : tokenAt(layout, to, x);
 }
 
@@ -264,18 +263,9 @@ export function copied(view, text) {
   say(view, text ? `copied ${format(text.length)} characters` : "nothing to copy: select a token, or mark some");
 }
 
-/** By the button: through a copy event of our own where the page may not write to the clipboard. */
+/** By the button. */
 export function copyNow(view) {
   const text = textToCopy(view);
-  const byEvent = () => {
-    const box = html("textarea", "unseen", view.ui.root);
-    box.value = text;
-    box.select();
-    document.execCommand("copy");
-    box.remove();
-    view.ui.copy.focus();
-  };
-  if (text && navigator.clipboard) navigator.clipboard.writeText(text).catch(byEvent);
-  else if (text) byEvent();
+  if (text) copyText(text, view.ui.root).then(() => view.ui.copy.focus());
   copied(view, text);
 }

@@ -1,0 +1,113 @@
+"""The columns of a run's rollouts, specified once: training writes them from `COLUMNS`, readers and pages follow it too.
+
+To add a column, add it to `COLUMNS` with the next format version in `since` and the value that rollouts of older files get in
+`older`, and compute it in `refine_lab.loop.rollout_rows`. The inspector, its filters and its offline pages then show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refine_lab.runs.files import write_parquet
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of rollouts: how it is stored, and how pages show it."""
+
+    name: str
+    dtype: pa.DataType | None
+    "In the file; None for a number that `widgets.rollout_columns` computes from the others and no file holds."
+    label: str = ""
+    "The column's name for readers."
+    unit: str = ""
+    digits: int | None = None
+    "Decimals of a number that pages list and sort by; None where the column is no such number."
+    about: str = ""
+    "What the number is, in the tooltip of the column's head."
+    shared: bool = False
+    "Whether all rollouts of a position have the same value."
+    filtered: bool = False
+    "Whether the inspector has a filter for it, from a lowest to a highest value."
+    look: Literal["number", "best", "bar"] = "number"
+    "`best`: the highest of each position is bold, and the histogram is drawn of it. `bar`: a bar left or right of 0."
+    since: int = 1
+    "The format version that introduced the column."
+    older: Any = None
+    "The value for rollouts of files that are older than that."
+
+
+IDS, INT32, FLOAT32 = pa.list_(pa.int32()), pa.int32(), pa.float32()
+
+COLUMNS = (
+    Column("step", INT32, "step", shared=True, filtered=True),
+    Column("sequence_id", pa.int64(), "sequence", shared=True),
+    Column("position", INT32, "position", shared=True, filtered=True),
+    Column("member", INT32, "number in its group"),
+    Column("prefix_ids", IDS, "prefix", shared=True),
+    Column("rollout_ids", IDS, "rollout"),
+    Column("target_ids", IDS, "truth", shared=True),
+    Column("logprobs", pa.list_(FLOAT32), "log p of each token", "nats"),
+    Column("entropy", FLOAT32, "entropy", "nats", 3, "Entropy of the policy at the position", shared=True, filtered=True),
+    Column("reward", FLOAT32, "reward", "", 3, "The reward trained on; bold: the highest of its position",
+           filtered=True, look="best"),
+    Column("advantage", FLOAT32, "advantage", "", 2, "The advantage, as a bar from 0", look="bar"),
+    Column("cosine", FLOAT32, "cosine", "", 3, "Cosine of the hidden states with the truth's"),
+    Column("binary", FLOAT32, "match", "", 2, "Share of the tokens that equal the truth"),
+    Column("logprob", None, "log p", "nats", 2, "Sum of the tokens' logprobs, nats"),
+)  # fmt: skip
+"""In the order of the file. Pages list the numbers of a rollout in this order."""
+
+FORMAT_VERSION = max(column.since for column in COLUMNS)
+"""Of the files in `rollouts/`; each says its own in its metadata. One that says none is of version 1."""
+ROLLOUT_TYPES = {column.name: column.dtype for column in COLUMNS if column.dtype is not None and column.name != "step"}
+"""The columns that a step's rollouts are given in; the file has `step` before them."""
+VERSION_KEY = b"rollouts_format"
+
+
+def write_rollouts(folder: Path, batches: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+    """Write the rollouts of some steps, a column for each name of `ROLLOUT_TYPES`, as `<first>-<last>.parquet`."""
+    schema = pa.schema({"step": INT32, **ROLLOUT_TYPES}, metadata={VERSION_KEY: str(FORMAT_VERSION)})
+    tables = []
+    for step, rows in batches:
+        columns = {name: _plain_column(rows[name]) for name in ROLLOUT_TYPES}
+        tables.append(pa.table({"step": [step] * len(columns["position"]), **columns}, schema=schema))
+    write_parquet(folder / f"{batches[0][0]}-{batches[-1][0]}.parquet", pa.concat_tables(tables))
+
+
+def read_rollouts(path: Path) -> pd.DataFrame:
+    """The rollouts of one file, a row each. Columns that are newer than the file are filled in; unknown ones are kept.
+
+    Raises ValueError for a file that is not parquet, or that lacks a column of its own format version.
+    """
+    try:
+        table = pq.read_table(path)
+        version = int((table.schema.metadata or {}).get(VERSION_KEY, 1))
+        return completed(table.to_pandas(), version)
+    except (ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def completed(rollouts: pd.DataFrame, version: int = 1) -> pd.DataFrame:
+    """`rollouts` of a format version with the later columns that it lacks, at their value for older files.
+
+    Raises ValueError where a column is missing that the version has.
+    """
+    missing = [column for column in COLUMNS if column.dtype is not None and column.name not in rollouts]
+    if lost := [column.name for column in missing if column.since <= version]:
+        raise ValueError(f"rollouts lack the columns {', '.join(lost)}")
+    fills = {c.name: pa.array([c.older] * len(rollouts), c.dtype).to_pandas().to_numpy() for c in missing}
+    return rollouts.assign(**fills)
+
+
+def _plain_column(column: Any) -> list[Any]:
+    if hasattr(column, "tolist"):
+        return column.tolist()
+    return [value.tolist() if hasattr(value, "tolist") else value for value in column]
