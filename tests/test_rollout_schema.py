@@ -11,13 +11,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from refine_lab.records import Run, RunWriter
-from refine_lab.run_files import cut_rollouts
 from rollout_frames import decode, rows
 
 from refine_lab.config import TrainConfig
 from refine_lab.runs import schema
+from refine_lab.runs.files import cut_rollouts
+from refine_lab.runs.run import Run
 from refine_lab.runs.schema import COLUMNS, ROLLOUT_TYPES, Column, completed, read_rollouts, write_rollouts
+from refine_lab.runs.writer import RunWriter
 from widgets import rollout_columns
 from widgets.rollout_inspector import RolloutInspector
 
