@@ -19,6 +19,9 @@ C = TypeVar("C")
 RELEASE = "_release_updates"
 """Ends the names of the recipes with the updates of the paper's release, SFT's fewer than REFINE's."""
 
+BUILT_IN_REWARDS = ("cosine", "binary", "hybrid")
+"""The names of the functions in `refine_lab.rewards.REWARDS`, known without loading torch."""
+
 FORMAT_VERSION = 1
 """Of `config.json`; raised whenever an old file would be read differently."""
 
@@ -97,7 +100,7 @@ class RefineConfig(Checked):
     temperature: float = 1.0
     "Sampling temperature of rollouts."
     reward: str = "cosine"
-    "`cosine` (eq. 9), `binary` (eq. 11), `hybrid` (eq. 12), or `custom`: the function in the run's reward.py."
+    "One of `BUILT_IN_REWARDS` (see `refine_lab.rewards`), or `custom`: the function in the run's reward.py."
     group_by: Literal["sequence", "prefix"] = "sequence"
     "What rewards are standardised over: all c * n rollouts of a sequence, or the n of one position."
     prefix_gradient: Literal["full", "detached"] = "full"
@@ -122,7 +125,7 @@ class RefineConfig(Checked):
             require(getattr(self, name) > 0, f"RefineConfig.{name}", getattr(self, name), "above 0")
         require(0 < self.clip_eps < 1, "RefineConfig.clip_eps", self.clip_eps, "between 0 and 1")
         require(self.dual_clip > 1, "RefineConfig.dual_clip", self.dual_clip, "above 1")
-        allowed = ("cosine", "binary", "hybrid", "custom")
+        allowed = (*BUILT_IN_REWARDS, "custom")
         require(self.reward in allowed, "RefineConfig.reward", self.reward, "one of " + ", ".join(map(repr, allowed)))
         if self.group_by == "prefix" and self.group_size == 1:
             raise ValueError(

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from refine_lab.config import RefineConfig, TrainConfig, require, to_json
+from refine_lab.custom_reward import reward_source
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.recall import parse_kind
 from refine_lab.data.sources import documents
@@ -29,7 +30,7 @@ from refine_lab.ops.precision import autocast
 from refine_lab.recipes import curriculum
 from refine_lab.recipes import recipe as named_recipe
 from refine_lab.records import Run, RunWriter, list_runs, runs_dir
-from refine_lab.rewards import reward_function, reward_source
+from refine_lab.rewards import reward_function
 from refine_lab.run_groups import experiment_arms, flat_settings
 from refine_lab.selection import select_positions, selection_probabilities, shift, smooth
 from refine_lab.step import next_token_stats

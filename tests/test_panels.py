@@ -139,8 +139,8 @@ def test_what_the_page_does_wrong_is_shown(explorer: RewardExplorer) -> None:
     explorer._on_upload({"new": [{"name": "mine.txt", "content": "Köln".encode("latin-1")}]})
     assert explorer.error == "'mine.txt' is no UTF-8 text: invalid start byte at byte 1"
 
-    def broken(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
-        return logprobs.sum(-1) / 0
+    def broken(inputs):
+        return inputs.logprobs.sum(-1) / 0
 
     explorer.exploration.rewards["broken"] = broken
     explorer.controls["reward"].options = [*explorer.exploration.rewards]
@@ -152,14 +152,14 @@ def test_a_reward_of_ones_own_may_be_slow_or_wrong(worker: Worker) -> None:
     """Nobody waits for it but its own thread; what it raises is named, also where it would end the process."""
     go_on = threading.Event()
 
-    def slow(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
+    def slow(inputs):
         assert go_on.wait(SECONDS)
-        return logprobs.sum(-1)
+        return inputs.logprobs.sum(-1)
 
-    def wrong(*arguments):
+    def wrong(inputs):
         raise KeyError("mine")
 
-    def ends(*arguments):
+    def ends(inputs):
         sys.exit(3)
 
     explorer = RewardExplorer(text=TEXT, rewards=[slow, wrong, ends], worker=worker)

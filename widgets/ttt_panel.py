@@ -12,6 +12,7 @@ from weakref import WeakSet
 import ipywidgets
 import numpy as np
 
+from refine_lab.config import BUILT_IN_REWARDS
 from refine_lab.environment import shown
 from refine_lab.explore import Worker, shared_worker
 from refine_lab.explore.exploration import Exploration
@@ -38,7 +39,6 @@ CURVES = (
 """Of every step and before the first: key, title, unit."""
 INTERVAL = 0.25
 """Seconds between two drawings of the curves, at least."""
-REWARDS = ("binary", "cosine", "hybrid")
 STEPS = 20
 """Where none are given: to be watched, more than the recipe makes."""
 _PANELS: WeakSet[TTTPanel] = WeakSet()
@@ -371,7 +371,7 @@ class TTTPanel(Panel):
                 options=["REFINE", "SFT"], value="REFINE" if given.method else "SFT", description="method", **narrow
             ),
             "reward": ipywidgets.Dropdown(
-                options=REWARDS,
+                options=BUILT_IN_REWARDS,
                 value=self._method.reward,
                 disabled=given.method is None,
                 description="reward",

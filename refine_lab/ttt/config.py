@@ -7,10 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from refine_lab.config import RELEASE, Checked, DataConfig, RefineConfig, TaskConfig, require
-
-REWARDS = ("cosine", "binary", "hybrid")
-"""What a prompt's rollouts can be rewarded by: a run of test-time training keeps no source of a reward of one's own."""
+from refine_lab.config import BUILT_IN_REWARDS, RELEASE, Checked, DataConfig, RefineConfig, TaskConfig, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +48,8 @@ class TTTConfig(Checked):
         if self.method is None:
             require(self.stop_at_reward is None, "TTTConfig.stop_at_reward", self.stop_at_reward, "none for SFT")
             return
-        known = ", ".join(map(repr, REWARDS))
-        require(self.method.reward in REWARDS, "TTTConfig.method.reward", self.method.reward, f"one of {known}")
+        reward, known = self.method.reward, ", ".join(map(repr, BUILT_IN_REWARDS))  # a run keeps no source of another
+        require(reward in BUILT_IN_REWARDS, "TTTConfig.method.reward", reward, f"one of {known}")
         require(self.method.kl_coef == 0, "TTTConfig.method.kl_coef", self.method.kl_coef, "0: nothing to stay near to")
 
 
