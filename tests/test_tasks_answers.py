@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import DataConfig, TaskConfig
-from refine_lab.evaluation import greedy
+from refine_lab.decoding import greedy
 from refine_lab.models import FastWeightLM, Trace, load_model
 from refine_lab.tasks.answers import COLUMNS, AnswerLog, answer, answer_row
 from refine_lab.tasks.examples import Example, load_task
