@@ -4,11 +4,11 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from reward_examples import two_rollouts
 
 from refine_lab.config import BUILT_IN_REWARDS, RefineConfig
 from refine_lab.rewards import REWARDS, binary, checked, cosine, hybrid, reward_function
 from refine_lab.types import RewardInputs
-from tests.reward_examples import two_rollouts
 
 
 def test_cosine_by_hand():

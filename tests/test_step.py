@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import refine_lab.step as step_module
-from refine_lab.config import RefineConfig, TrainConfig
+from refine_lab.config import BUILT_IN_REWARDS, RefineConfig, TrainConfig
 from refine_lab.draws import Draws
 from refine_lab.losses import kl_loss
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
@@ -106,7 +106,7 @@ def test_gradients_equal_those_of_re_reading_every_prefix(method, dtype, bound):
     assert errors[worst] <= bound, f"gradient of {worst} is off by {errors[worst]:.2e}"
 
 
-@pytest.mark.parametrize("reward", ["cosine", "binary", "hybrid"])
+@pytest.mark.parametrize("reward", BUILT_IN_REWARDS)
 @pytest.mark.parametrize("micro", [1, 2, 3])
 def test_a_whole_step_has_the_naive_gradient(reward, micro, monkeypatch):
     method = RefineConfig(reward=reward, num_chunks=4, margin=5, nsp_coef=0.9, temperature=0.8)
