@@ -19,7 +19,7 @@ C = TypeVar("C")
 RELEASE = "_release_updates"
 """Ends the names of the recipes with the updates of the paper's release, SFT's fewer than REFINE's."""
 
-BUILT_IN_REWARDS = ("cosine", "binary", "hybrid")
+BUILT_IN_REWARDS = ("cosine", "binary", "hybrid", "edit")
 """The names of the functions in `refine_lab.rewards.REWARDS`, known without loading torch."""
 
 FORMAT_VERSION = 1

@@ -1,4 +1,4 @@
-"""Rewards: how well a rollout matches the true continuation (paper, equations 9, 11 and 12).
+"""Rewards: how well a rollout matches the true continuation (paper, equations 9, 11 and 12, and its limitations).
 
 A reward is a plain function of one `RewardInputs` that returns one number a rollout. To add one, write a function here,
 list it in `REWARDS`, and add its name to `refine_lab.config.BUILT_IN_REWARDS`.
@@ -35,7 +35,23 @@ def hybrid(inputs: RewardInputs) -> Float[Tensor, "R"]:
     return cosine(inputs) + binary(inputs)
 
 
-REWARDS: dict[str, RewardFunction] = {function.__name__: function for function in (cosine, binary, hybrid)}
+def edit(inputs: RewardInputs) -> Float[Tensor, "R"]:
+    """1 - d / k, in [0, 1], at least float32, with d the edit distance of the rollout and the true continuation.
+
+    d counts the fewest tokens to insert, delete or replace (Levenshtein, 1966), so that a rollout that is right but for a
+    shift keeps most of its reward. The paper's limitations suggest it for long rollouts; this form of it is ours.
+    """
+    length = inputs.rollout_ids.shape[1]
+    places = torch.arange(length + 1, device=inputs.rollout_ids.device)
+    distances = places.expand(len(inputs.rollout_ids), -1)  # [R, k + 1]: of no token and the first j of the target
+    for number, token in enumerate(inputs.rollout_ids.unbind(1), start=1):
+        replaced = distances[:, :-1] + (token.unsqueeze(1) != inputs.target_ids)
+        row = F.pad(torch.minimum(replaced, distances[:, 1:] + 1), (1, 0), value=number)
+        distances = (row - places).cummin(1).values + places  # an insertion adds 1 to the distance on the left
+    return 1 - distances[:, -1].to(_wide(inputs)) / length
+
+
+REWARDS: dict[str, RewardFunction] = {function.__name__: function for function in (cosine, binary, hybrid, edit)}
 
 
 def reward_function(name: str, source: str | None = None) -> RewardFunction:

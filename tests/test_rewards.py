@@ -7,7 +7,8 @@ import torch
 from reward_examples import two_rollouts
 
 from refine_lab.config import BUILT_IN_REWARDS, RefineConfig
-from refine_lab.rewards import REWARDS, binary, checked, cosine, hybrid, reward_function
+from refine_lab.rewards import REWARDS, binary, checked, cosine, edit, hybrid, reward_function
+from refine_lab.ttt.config import TTTConfig
 from refine_lab.types import RewardInputs
 
 
@@ -21,6 +22,52 @@ def test_binary_by_hand():
 
 def test_hybrid_is_the_sum():
     assert hybrid(two_rollouts()).tolist() == pytest.approx([1.0, -0.2])
+
+
+@pytest.mark.parametrize(
+    ("rollout", "target", "distance"),
+    [
+        ([1, 2, 3, 4], [1, 2, 3, 4], 0),
+        ([1, 2, 3, 4], [1, 9, 3, 4], 1),  # one token replaced
+        ([2, 3, 4, 9], [1, 2, 3, 4], 2),  # shifted: one deleted, one inserted; no token is at its place
+        ([4, 3, 2, 1], [1, 2, 3, 4], 4),
+        ([5, 6, 7, 8], [1, 2, 3, 4], 4),
+        ([1, 1, 1, 1], [1, 2, 1, 2], 2),
+        ([7], [7], 0),
+        ([7], [8], 1),
+    ],
+)
+def test_edit_by_hand(rollout, target, distance):
+    assert edit(with_ids(torch.tensor([rollout]), torch.tensor([target]))).tolist() == [1 - distance / len(rollout)]
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 8, 33])
+def test_edit_of_many_rollouts_is_the_recursion_of_levenshtein(length):
+    ids = torch.randint(4, (2, 64, length), generator=torch.Generator().manual_seed(length))
+    rewards = edit(with_ids(*ids))
+    assert rewards.dtype == torch.float32 and len(rewards.unique()) > 1
+    expected = [1 - levenshtein(a, b) / length for a, b in zip(*ids.tolist(), strict=True)]
+    assert rewards.tolist() == pytest.approx(expected)
+
+
+def with_ids(rollout_ids: torch.Tensor, target_ids: torch.Tensor) -> RewardInputs:
+    hidden = torch.zeros(*rollout_ids.shape, 2)
+    return RewardInputs(
+        rollout_ids=rollout_ids,
+        target_ids=target_ids,
+        hidden_states=hidden,
+        target_hidden_states=hidden,
+        logprobs=hidden[..., 0],
+    )
+
+
+def levenshtein(a: list[int], b: list[int]) -> int:
+    """The edit distance, cell by cell."""
+    cells = {(i, j): i + j for i in range(len(a) + 1) for j in range(len(b) + 1) if 0 in (i, j)}
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            cells[i + 1, j + 1] = min(cells[i, j] + (x != y), cells[i, j + 1] + 1, cells[i + 1, j] + 1)
+    return cells[len(a), len(b)]
 
 
 def test_cosine_of_bfloat16_is_taken_in_float32_and_of_float64_in_float64():
@@ -44,6 +91,8 @@ def test_the_configuration_knows_the_names_of_all_rewards():
     assert tuple(REWARDS) == BUILT_IN_REWARDS
     for name in (*BUILT_IN_REWARDS, "custom"):
         assert RefineConfig(reward=name).reward == name
+    for name in BUILT_IN_REWARDS:
+        assert TTTConfig(method=RefineConfig(reward=name)).method.reward == name
 
 
 def test_unknown_rewards_are_refused_with_the_nearest():

@@ -119,6 +119,19 @@ def test_a_whole_step_has_the_naive_gradient(reward, micro, monkeypatch):
     assert max(relative_errors(policy, reference).values()) <= 1e-9
 
 
+def test_a_step_with_the_edit_reward_moves_the_weights_by_its_advantages():
+    method = RefineConfig(reward="edit", num_chunks=4, margin=5, group_size=8, nsp_coef=0.7)
+    moved = []
+    for changed in (method, replace(method, nsp_coef=0.0)):
+        policy = make_policy()
+        learner = learner_for(policy, changed)
+        rollouts = train_step(learner, make_batch(), Draws(seed=5, step=1)).rollouts
+        moved.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
+    assert rollouts.rewards.unique().tolist() == pytest.approx([0.0, 0.2]), "of five tokens none or one"
+    assert (rollouts.rewards >= rollouts.binary - 1e-9).all() and rollouts.advantages.abs().max() > 0.5
+    assert (moved[0] - moved[1]).abs().max() > 1e-4
+
+
 def rollouts_by_sequence(batch: Batch, rollouts: Rollouts) -> dict[int, tuple[Tensor, Tensor]]:
     tokens = rollouts.tokens.unflatten(0, (len(batch.lengths), -1))
     return {i: (rollouts.positions[row], tokens[row]) for row, i in enumerate(batch.sequence_ids)}
