@@ -23,7 +23,7 @@ from refine_lab.models import FastWeightLM
 from refine_lab.rewards import cosine
 from refine_lab.selection import select_positions, selection_probabilities
 from refine_lab.step import Learner, next_token_stats
-from refine_lab.types import Batch
+from refine_lab.types import Batch, RewardInputs
 
 WITHOUT_CACHE = ("lact_swiglu",)
 """`model_type` of those that the release decodes by reading everything again, pads included."""
@@ -53,7 +53,14 @@ def paper_step(learner: Learner, batch: Batch, draws: Draws) -> None:
         truth_ids = batch.tokens.gather(1, index.flatten(1)).view(-1, k)
         parts = [_over_copies(learner, rows, m, k) for rows, m in _micro(learner, tokens, whole_mask)]
         old_logprobs, hidden = (torch.cat(x) for x in zip(*parts, strict=True))
-        rewards = cosine(tokens[:, -k:], truth_ids, hidden, truth_hidden, old_logprobs)
+        inputs = RewardInputs(
+            rollout_ids=tokens[:, -k:],
+            target_ids=truth_ids,
+            hidden_states=hidden,
+            target_hidden_states=truth_hidden,
+            logprobs=old_logprobs,
+        )
+        rewards = cosine(inputs)
         advantage = advantages(rewards, method.num_chunks, method.group_size, method.group_by)
     for optimizer in learner.optimizers:
         optimizer.zero_grad(set_to_none=True)

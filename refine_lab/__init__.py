@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from refine_lab.models import FastWeightLM, State, Trace, load_model
     from refine_lab.parity import parity
     from refine_lab.runs.run import Run, list_runs
-    from refine_lab.types import Batch, Rollouts
+    from refine_lab.types import Batch, RewardInputs, Rollouts
 
 __all__ = [
     "Batch",
     "DataConfig",
     "FastWeightLM",
     "RefineConfig",
+    "RewardInputs",
     "Rollouts",
     "Run",
     "State",
@@ -43,7 +44,7 @@ _HOMES = {
     "config": ("DataConfig", "RefineConfig", "TrainConfig"),
     "models": ("FastWeightLM", "State", "Trace", "load_model"),
     "runs.run": ("Run", "list_runs"),
-    "types": ("Batch", "Rollouts"),
+    "types": ("Batch", "RewardInputs", "Rollouts"),
 }
 
 

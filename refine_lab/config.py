@@ -19,6 +19,9 @@ C = TypeVar("C")
 RELEASE = "_release_updates"
 """Ends the names of the recipes with the updates of the paper's release, SFT's fewer than REFINE's."""
 
+BUILT_IN_REWARDS = ("cosine", "binary", "hybrid", "edit")
+"""The names of the functions in `refine_lab.rewards.REWARDS`, known without loading torch."""
+
 FORMAT_VERSION = 2
 """Of `config.json`; raised whenever an old file would be read differently. Version 1 is still read."""
 
@@ -49,7 +52,7 @@ class RefineConfig(Config):
     temperature: Positive = 1.0
     "Sampling temperature of rollouts."
     reward: Text = "cosine"
-    "`cosine` (eq. 9), `binary` (eq. 11), `hybrid` (eq. 12), or `custom`: the function in the run's reward.py."
+    "One of `BUILT_IN_REWARDS` (see `refine_lab.rewards`), or `custom`: the function in the run's reward.py."
     group_by: Literal["sequence", "prefix"] = "sequence"
     "What rewards are standardised over: all c * n rollouts of a sequence, or the n of one position."
     prefix_gradient: Literal["full", "detached"] = "full"
@@ -68,7 +71,7 @@ class RefineConfig(Config):
     "Weight of the entropy bonus on the rollout tokens."
 
     def __post_init__(self) -> None:
-        allowed = ("cosine", "binary", "hybrid", "custom")
+        allowed = (*BUILT_IN_REWARDS, "custom")
         self._require(self.reward in allowed, "reward", "one of " + ", ".join(map(repr, allowed)))
         compared = self.group_by == "sequence" or self.group_size > 1
         self._require(compared, "group_size", "at least 2 where group_by is 'prefix'")

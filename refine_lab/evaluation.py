@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import islice
 from statistics import fmean
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import RefineConfig
-from refine_lab.data.batches import SequenceData, padded
+from refine_lab.data.batches import SequenceData
 from refine_lab.data.lessons import lessons
 from refine_lab.data.recall import RecallDocument, make_document
-from refine_lab.decoding import greedy_tokens
+from refine_lab.decoding import greedy
 from refine_lab.draws import Draws
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import hidden_states_only
@@ -156,13 +154,6 @@ def held_out_measures(
         asked = recall_documents(kind, documents, document_tokens, held_out)
         measured[f"recall {kind} at {document_tokens}"] = recall(policy, asked)
     return measured
-
-
-@torch.no_grad()
-def greedy(policy: FastWeightLM, prompts: Sequence[Sequence[int]], num_tokens: int) -> Int[Tensor, "B K"]:
-    """The `num_tokens` most probable tokens after each prompt, one by one; prompts may be of unequal length."""
-    batch = padded([np.array(prompt) for prompt in prompts], tuple(range(len(prompts)))).to(policy.device)
-    return torch.cat(list(islice(greedy_tokens(policy, batch), num_tokens)), 1)
 
 
 def bits_per_byte(loss: float, num_tokens: int, num_bytes: int) -> float:

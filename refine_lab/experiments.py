@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from refine_lab.config import RefineConfig, TrainConfig, require
+from refine_lab.custom_reward import reward_source
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.recall import parse_kind
 from refine_lab.data.sources import documents
@@ -28,7 +29,7 @@ from refine_lab.models.state import hidden_states_only
 from refine_lab.ops.precision import autocast
 from refine_lab.recipes import curriculum
 from refine_lab.recipes import recipe as named_recipe
-from refine_lab.rewards import reward_function, reward_source
+from refine_lab.rewards import reward_function
 from refine_lab.run_groups import experiment_arms, flat_settings
 from refine_lab.runs.run import Run, runs_dir
 from refine_lab.selection import select_positions, selection_probabilities, shift, smooth

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """What a git-lfs pointer begins with. It stands where the file itself was not fetched."""
@@ -43,6 +45,22 @@ def read_text(path: Path) -> str:
     if wrong >= 0:
         raise ValueError(f"{str(path)!r} is no UTF-8 text: byte {wrong} is {data[wrong]:#04x}")
     return text
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The number, from 1, and the value of each line of a .jsonl file that is not blank.
+
+    Raises ValueError, naming the line, for one that is no JSON or no UTF-8.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except ValueError as error:  # also bytes that are no UTF-8
+                raise ValueError(f"line {number} of {str(path)!r} is no JSON: {error}") from error
+            yield number, value
 
 
 def digest(path: Path) -> str:

@@ -29,7 +29,7 @@ from refine_lab.ops.precision import autocast
 from refine_lab.rewards import binary, cosine
 from refine_lab.rollout import Branches, Continuation, follow, rollout_uniforms, sample, truth_index
 from refine_lab.selection import select_positions, selection_probabilities
-from refine_lab.types import Batch, RewardFunction, Rollouts
+from refine_lab.types import Batch, RewardFunction, RewardInputs, Rollouts
 
 C = TypeVar("C", bound=UpdateConfig)
 
@@ -104,17 +104,22 @@ def assess(
     repeat = method.group_size
     target_ids = batch.tokens.gather(1, index).view(shape).flatten(0, 1).repeat_interleave(repeat, 0)
     target_hidden = trace.hidden_at(index).unflatten(1, shape[1:]).flatten(0, 1).repeat_interleave(repeat, 0)
-    logprobs = continuation.logprobs.detach()
-    arguments = (tokens, target_ids, continuation.hidden_states.detach(), target_hidden.detach(), logprobs)
-    rewards = reward(*arguments)
+    inputs = RewardInputs(
+        rollout_ids=tokens,
+        target_ids=target_ids,
+        hidden_states=continuation.hidden_states.detach(),
+        target_hidden_states=target_hidden.detach(),
+        logprobs=continuation.logprobs.detach(),
+    )
+    rewards = reward(inputs)
     return Rollouts(
         positions=positions,
         tokens=tokens,
-        old_logprobs=logprobs,
+        old_logprobs=inputs.logprobs,
         target_ids=target_ids,
         entropies=entropies.gather(1, positions).flatten().repeat_interleave(repeat),
-        cosine=cosine(*arguments),
-        binary=binary(*arguments),
+        cosine=cosine(inputs),
+        binary=binary(inputs),
         rewards=rewards,
         advantages=advantages(rewards, method.num_chunks, repeat, method.group_by),
     )

@@ -116,8 +116,30 @@ class Rollouts:
         return Rollouts(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Rollouts)})
 
 
-RewardFunction = Callable[
-    [Int[Tensor, "R K"], Int[Tensor, "R K"], Float[Tensor, "R K D"], Float[Tensor, "R K D"], Float[Tensor, "R K"]],
-    Float[Tensor, "R"],
-]
-"""(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs) -> one reward a rollout."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RewardInputs:
+    """What a reward is computed from: R rollouts of K tokens, each beside the true continuation. No tensor has a gradient."""
+
+    rollout_ids: Int[Tensor, "R K"]
+    "The tokens that were rolled out."
+    target_ids: Int[Tensor, "R K"]
+    "The true continuation of each prefix."
+    hidden_states: Float[Tensor, "R K D"]
+    "The final hidden states, after the final norm, with the rollout tokens as inputs (eq. 7)."
+    target_hidden_states: Float[Tensor, "R K D"]
+    "The final hidden states of the true continuation in the first forward (eq. 8)."
+    logprobs: Float[Tensor, "R K"]
+    "Log-probabilities of the rollout tokens at the sampling temperature, in nats."
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> RewardInputs:
+        """The inputs whose every tensor went through `function`."""
+        return RewardInputs(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+
+    @staticmethod
+    def cat(parts: Sequence[RewardInputs]) -> RewardInputs:
+        """The inputs of several sets of rollouts, one after the other."""
+        return RewardInputs(**{f.name: torch.cat([getattr(x, f.name) for x in parts]) for f in fields(RewardInputs)})
+
+
+RewardFunction = Callable[[RewardInputs], Float[Tensor, "R"]]
+"""A reward returns one number a rollout, at least float32."""

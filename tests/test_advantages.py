@@ -7,6 +7,7 @@ import torch
 
 from refine_lab.advantages import advantages
 from refine_lab.rewards import cosine
+from refine_lab.types import RewardInputs
 
 
 def test_a_sequence_by_hand():
@@ -61,8 +62,9 @@ def test_cosines_that_are_equal_but_for_their_rounding_give_exactly_zero():
     generator = torch.Generator().manual_seed(0)
     hidden, target = torch.randn(2, 5, 64, generator=generator)
     lengths = torch.linspace(0.3, 3, 8).view(-1, 1, 1)
-    unused = torch.zeros(8, 5, dtype=torch.long), torch.zeros(8, 5, dtype=torch.long)
-    rewards = cosine(*unused, lengths * hidden, lengths.flip(0) * target, torch.zeros(8, 5))
+    ids = torch.zeros(8, 5, dtype=torch.long)
+    states = dict(hidden_states=lengths * hidden, target_hidden_states=lengths.flip(0) * target)
+    rewards = cosine(RewardInputs(rollout_ids=ids, target_ids=ids, logprobs=torch.zeros(8, 5), **states))
     assert len(rewards.unique()) > 1
     assert advantages(rewards, 8, 1, "sequence").tolist() == [0.0] * 8
 

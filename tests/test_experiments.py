@@ -35,8 +35,8 @@ from refine_lab.runs.writer import RunWriter
 INJECTED = "# Parameters\n"
 
 
-def exactly_first(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
-    return (rollout_ids[:, 0] == target_ids[:, 0]).float()
+def exactly_first(inputs):
+    return (inputs.rollout_ids[:, 0] == inputs.target_ids[:, 0]).float()
 
 
 # -- parameters ----------------------------------------------------------------------------------------------------------

@@ -112,8 +112,8 @@ def test_what_is_cached_answers_every_what_if(explored: Exploration) -> None:
 
 
 def test_a_reward_of_ones_own_and_refusals() -> None:
-    def longest(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
-        return -logprobs.sum(-1)
+    def longest(inputs):
+        return -inputs.logprobs.sum(-1)
 
     explored = Exploration(Here(), rewards={"longest": longest})
     with pytest.raises(ValueError, match="no document has been read yet"):

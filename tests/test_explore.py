@@ -151,8 +151,8 @@ def test_rewards_on_what_is_cached(rolled: list[PrefixRollouts], k: int) -> None
 
 
 def test_a_reward_of_ones_own_and_refusals(rolled: list[PrefixRollouts]) -> None:
-    def shortest(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
-        return logprobs.sum(-1)
+    def shortest(inputs):
+        return inputs.logprobs.sum(-1)
 
     frame = assess(rolled, shortest)
     assert frame["reward"].tolist() == pytest.approx([sum(row) for row in frame["logprobs"]], abs=1e-4)
@@ -161,7 +161,7 @@ def test_a_reward_of_ones_own_and_refusals(rolled: list[PrefixRollouts]) -> None
     with pytest.raises(ValueError, match="rollouts must be those of at least one position, got 'none'"):
         assess([], shortest)
     with pytest.raises(ValueError, match="must return one floating-point number a rollout"):
-        assess(rolled, lambda *_: 1.0)  # type: ignore[arg-type, return-value]
+        assess(rolled, lambda inputs: 1.0)  # type: ignore[arg-type, return-value]
 
 
 def test_correlations() -> None:

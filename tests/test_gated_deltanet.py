@@ -8,11 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from naive import naive_loss
+from state_contract import (
+    assert_a_pad_changes_nothing,
+    assert_pieces_are_the_whole,
+    assert_states_are_of_prefixes,
+)
 from test_step import EDGES, LENGTH, fast_gradients, make_batch, relative_errors
 from torch import Tensor
 
 from refine_lab.config import RefineConfig
-from refine_lab.models import State
 from refine_lab.models.delta_layers import DeltaRuleLM
 from refine_lab.models.gated_deltanet import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
 
@@ -37,11 +41,6 @@ def make_policy(std: float = 0.2, dtype: torch.dtype = torch.float64, **fields) 
             layer.attn.dt_bias.copy_(torch.linspace(-4, 0, len(layer.attn.dt_bias)))
             layer.attn.A_log.copy_(torch.linspace(-1, 1.5, len(layer.attn.A_log)))
     return policy
-
-
-def same(a: State, b: State, tolerance: float = 1e-9) -> bool:
-    close = (torch.allclose(a.tensors[n], b.tensors[n], atol=tolerance) for n in a.tensors)
-    return a.tensors.keys() == b.tensors.keys() and all(close) and torch.equal(a.lengths, b.lengths)
 
 
 # -- the layer, token by token -------------------------------------------------------------------------------------------
@@ -102,41 +101,19 @@ def test_swish_and_silu_are_one():
 
 @pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
 def test_state_at_is_the_state_of_the_prefix_read_alone(fields):
-    policy, batch = make_policy(**fields), make_batch()
-    trace = policy.read(batch.tokens, batch.lengths)
-    positions = torch.tensor([[0, 62, 149], [1, 65, 96], [63, 64, 130]])
-    states = trace.state_at(positions)
-    for row in range(3):
-        for column, position in enumerate(positions[row].tolist()):
-            alone = policy.read(batch.tokens[row : row + 1, : position + 1]).final_state
-            assert same(states.select([row * 3 + column]), alone), (row, position)
+    assert_states_are_of_prefixes(make_policy(**fields), make_batch())
 
 
 @pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
 def test_reading_in_pieces_is_reading_at_once(fields):
-    policy, tokens = make_policy(**fields), make_batch().tokens[:1]
-    whole, state, hidden = policy.read(tokens), None, []
-    for piece in tokens.split([1, 2, 3, 60, 64, 1, 19], 1):
-        trace = policy.read(piece, state=state)
-        state = trace.final_state
-        hidden.append(trace.hidden_states)
-    assert torch.allclose(torch.cat(hidden, 1), whole.hidden_states, atol=1e-9)
-    assert same(state, whole.final_state)
+    state = assert_pieces_are_the_whole(make_policy(**fields), make_batch().tokens[:1], [1, 2, 3, 60, 64, 1, 19])
     shapes = {x.shape[1:] for name, x in state.tensors.items() if name.endswith("recurrent_state")}
     heads, width = fields.get("num_v_heads", 2), round(8 * fields.get("expand_v", 2.0))
     assert shapes == {(heads, 8, width)}, "[H, dk, dv]"
 
 
 def test_a_pad_changes_nothing():
-    policy, batch = make_policy(), make_batch()
-    trace = policy.read(batch.tokens, batch.lengths)
-    other = batch.tokens.clone()
-    for row, length in enumerate(batch.lengths.tolist()):
-        other[row, length:] = 7
-        alone = policy.read(batch.tokens[row : row + 1, :length])
-        assert torch.allclose(trace.hidden_states[row, :length], alone.hidden_states[0], atol=1e-12)
-        assert same(trace.final_state.select([row]), alone.final_state)
-    assert same(policy.read(other, batch.lengths).final_state, trace.final_state, 0)
+    assert_a_pad_changes_nothing(make_policy(), make_batch())
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_models import by_row
+from state_contract import by_row
 from test_step import learner_for
 from torch import Tensor
 

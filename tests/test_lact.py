@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_models import same
+from state_contract import same
 
 from refine_lab.models import State
 from refine_lab.models.deltanet import DeltaNetConfig, DeltaNetForCausalLM

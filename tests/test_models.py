@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from state_contract import (
+    assert_a_pad_changes_nothing,
+    assert_pieces_are_the_whole,
+    assert_states_are_of_prefixes,
+    same,
+)
 from test_loading import save_small_model
 from test_step import make_batch, make_policy
 
@@ -28,53 +34,18 @@ def make_variant(**fields) -> DeltaNetForCausalLM:
     return DeltaNetForCausalLM(DeltaNetConfig(**sizes, initializer_range=0.2, **fields)).double()
 
 
-def same(a: State, b: State, tolerance: float = 1e-9) -> bool:
-    """Row for row, what a row hangs on included, wherever that stands."""
-    return torch.equal(a.lengths, b.lengths) and all(
-        x.keys() == y.keys() and all(torch.allclose(x[n], y[n], atol=tolerance) for n in x)
-        for x, y in ((a.tensors, b.tensors), (by_row(a), by_row(b)))
-    )
-
-
-def by_row(state: State) -> dict[str, torch.Tensor]:
-    """What rows share, once for each row."""
-    return {} if state.sources is None else {name: x[state.sources] for name, x in state.shared.items()}
-
-
 @pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
 def test_state_at_is_the_state_of_the_prefix_read_alone(fields):
-    policy, batch = make_variant(**fields), make_batch()
-    trace = policy.read(batch.tokens, batch.lengths)
-    positions = torch.tensor([[0, 62, 149], [1, 65, 96], [63, 64, 130]])
-    states = trace.state_at(positions)
-    for row in range(3):
-        for column, position in enumerate(positions[row].tolist()):
-            alone = policy.read(batch.tokens[row : row + 1, : position + 1]).final_state
-            assert same(states.select([row * 3 + column]), alone), (row, position)
+    assert_states_are_of_prefixes(make_variant(**fields), make_batch())
 
 
 @pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
 def test_reading_in_pieces_is_reading_at_once(fields):
-    policy, tokens = make_variant(**fields), make_batch().tokens[:1]
-    whole, state, hidden = policy.read(tokens), None, []
-    for piece in tokens.split([1, 2, 3, 60, 64, 20], 1):
-        trace = policy.read(piece, state=state)
-        state = trace.final_state
-        hidden.append(trace.hidden_states)
-    assert torch.allclose(torch.cat(hidden, 1), whole.hidden_states, atol=1e-9)
-    assert same(state, whole.final_state)
+    assert_pieces_are_the_whole(make_variant(**fields), make_batch().tokens[:1], [1, 2, 3, 60, 64, 20])
 
 
 def test_a_pad_changes_nothing():
-    policy, batch = make_policy(), make_batch()
-    trace = policy.read(batch.tokens, batch.lengths)
-    other = batch.tokens.clone()
-    for row, length in enumerate(batch.lengths.tolist()):
-        other[row, length:] = 7
-        alone = policy.read(batch.tokens[row : row + 1, :length])
-        assert torch.allclose(trace.hidden_states[row, :length], alone.hidden_states[0], atol=1e-12)
-        assert same(trace.final_state.select([row]), alone.final_state)
-    assert same(policy.read(other, batch.lengths).final_state, trace.final_state, 0)
+    assert_a_pad_changes_nothing(make_policy(), make_batch())
 
 
 def test_gradients_flow_through_a_state_into_its_prefix_and_no_further():

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from refine_lab.config import RefineConfig
+from refine_lab.config import BUILT_IN_REWARDS, RefineConfig
 from refine_lab.explore import Worker
 from refine_lab.models import load_model
 from refine_lab.tasks.passages import parse
@@ -139,8 +139,8 @@ def test_what_the_page_does_wrong_is_shown(explorer: RewardExplorer) -> None:
     explorer._on_upload({"new": [{"name": "mine.txt", "content": "Köln".encode("latin-1")}]})
     assert explorer.error == "'mine.txt' is no UTF-8 text: invalid start byte at byte 1"
 
-    def broken(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
-        return logprobs.sum(-1) / 0
+    def broken(inputs):
+        return inputs.logprobs.sum(-1) / 0
 
     explorer.exploration.rewards["broken"] = broken
     explorer.controls["reward"].options = [*explorer.exploration.rewards]
@@ -152,14 +152,14 @@ def test_a_reward_of_ones_own_may_be_slow_or_wrong(worker: Worker) -> None:
     """Nobody waits for it but its own thread; what it raises is named, also where it would end the process."""
     go_on = threading.Event()
 
-    def slow(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
+    def slow(inputs):
         assert go_on.wait(SECONDS)
-        return logprobs.sum(-1)
+        return inputs.logprobs.sum(-1)
 
-    def wrong(*arguments):
+    def wrong(inputs):
         raise KeyError("mine")
 
-    def ends(*arguments):
+    def ends(inputs):
         sys.exit(3)
 
     explorer = RewardExplorer(text=TEXT, rewards=[slow, wrong, ends], worker=worker)
@@ -213,6 +213,7 @@ def test_settings_are_what_the_controls_show(worker: Worker) -> None:
     settings = {"reward": "binary", "group_by": "sequence", "selection": "uniform", "group_size": 3}
     made = RewardExplorer(text=TEXT, worker=worker, settings=settings)
     assert {name: made.controls[name].value for name in settings} == settings
+    assert made.controls["reward"].options == BUILT_IN_REWARDS
     made.shown.result(SECONDS)
     with pytest.raises(ValueError, match="group_size must be from 1 to 64, got 128"):
         made.change("group_size", 128)
@@ -386,6 +387,7 @@ def test_ttt_begins_with_what_it_is_given(worker: Worker) -> None:
     method = RefineConfig(reward="cosine", num_chunks=3, nsp_coef=0.7)
     panel = TTTPanel(text=TEXT, worker=worker, config=TTTConfig(method=method, steps=2, lr=3e-4, weight_decay=0.2))
     assert panel.config == TTTConfig(method=method, steps=2, lr=3e-4, weight_decay=0.2)
+    assert panel.fields["reward"].options == BUILT_IN_REWARDS
     panel.fields["reward"].value, panel.fields["steps"].value = "hybrid", 5
     assert panel.config.method == replace(method, reward="hybrid")
     assert (panel.config.steps, panel.config.weight_decay) == (5, 0.2)

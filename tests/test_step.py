@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import refine_lab.step as step_module
-from refine_lab.config import RefineConfig, TrainConfig
+from refine_lab.config import BUILT_IN_REWARDS, RefineConfig, TrainConfig
 from refine_lab.draws import Draws
 from refine_lab.losses import kl_loss
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
@@ -106,7 +106,7 @@ def test_gradients_equal_those_of_re_reading_every_prefix(method, dtype, bound):
     assert errors[worst] <= bound, f"gradient of {worst} is off by {errors[worst]:.2e}"
 
 
-@pytest.mark.parametrize("reward", ["cosine", "binary", "hybrid"])
+@pytest.mark.parametrize("reward", BUILT_IN_REWARDS)
 @pytest.mark.parametrize("micro", [1, 2, 3])
 def test_a_whole_step_has_the_naive_gradient(reward, micro, monkeypatch):
     method = RefineConfig(reward=reward, num_chunks=4, margin=5, nsp_coef=0.9, temperature=0.8)
@@ -117,6 +117,19 @@ def test_a_whole_step_has_the_naive_gradient(reward, micro, monkeypatch):
     result = train_step(learner, batch, Draws(seed=5, step=1))
     reference = torch.autograd.grad(naive_loss(policy, batch, result.rollouts, method), list(policy.parameters()))
     assert max(relative_errors(policy, reference).values()) <= 1e-9
+
+
+def test_a_step_with_the_edit_reward_moves_the_weights_by_its_advantages():
+    method = RefineConfig(reward="edit", num_chunks=4, margin=5, group_size=8, nsp_coef=0.7)
+    moved = []
+    for changed in (method, replace(method, nsp_coef=0.0)):
+        policy = make_policy()
+        learner = learner_for(policy, changed)
+        rollouts = train_step(learner, make_batch(), Draws(seed=5, step=1)).rollouts
+        moved.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
+    assert rollouts.rewards.unique().tolist() == pytest.approx([0.0, 0.2]), "of five tokens none or one"
+    assert (rollouts.rewards >= rollouts.binary - 1e-9).all() and rollouts.advantages.abs().max() > 0.5
+    assert (moved[0] - moved[1]).abs().max() > 1e-4
 
 
 def rollouts_by_sequence(batch: Batch, rollouts: Rollouts) -> dict[int, tuple[Tensor, Tensor]]:

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import DataConfig, TaskConfig
-from refine_lab.evaluation import greedy
+from refine_lab.decoding import greedy
 from refine_lab.models import FastWeightLM, Trace, load_model
 from refine_lab.runs.answers import COLUMNS, AnswerLog
 from refine_lab.tasks.answers import answer, answer_row

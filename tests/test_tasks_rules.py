@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab import posttraining
 from refine_lab.config import DataConfig, TaskConfig, TrainConfig, from_json, to_json
-from refine_lab.evaluation import answer_measures, greedy
+from refine_lab.decoding import greedy
+from refine_lab.evaluation import answer_measures
 from refine_lab.explore.session import Session
 from refine_lab.models import FastWeightLM, load_model
 from refine_lab.recipes import POSTTRAINING, TTT_RECIPES

@@ -17,11 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 from refine_lab.config import DataConfig, RefineConfig, TrainConfig
+from refine_lab.custom_reward import reward_source
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from refine_lab.draws import Draws
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, load_model
 from refine_lab.optim import make_optimizers
-from refine_lab.rewards import REWARDS, reward_source
+from refine_lab.rewards import REWARDS
 from refine_lab.runs.process import TRAINER, RunProcess, follow, resume, start
 from refine_lab.runs.run import Run
 from refine_lab.step import Learner, train_step
@@ -188,8 +189,8 @@ def test_numbers_of_the_models_configuration_reach_the_process(config):
     assert run.metrics()["kl"].tolist() == pytest.approx([0.0], abs=1e-6)
 
 
-def largest_id(rollout_ids, target_ids, hidden_states, target_hidden_states, logprobs):
-    return rollout_ids.max(-1).values.to(logprobs.dtype)
+def largest_id(inputs):
+    return inputs.rollout_ids.max(-1).values.to(inputs.logprobs.dtype)
 
 
 def test_a_reward_of_the_users_own_reaches_the_process(config):

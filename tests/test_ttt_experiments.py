@@ -17,7 +17,7 @@ from refine_lab.tasks.answers import answer
 from refine_lab.tasks.examples import Example, Task
 from refine_lab.tasks.rules import AnswerRule
 from refine_lab.tasks.splits import report
-from refine_lab.ttt.adaptation import TTTConfig, adapted, token_limit
+from refine_lab.ttt.adaptation import TTTConfig, adapted
 from refine_lab.ttt.config import TTTRunConfig
 from refine_lab.ttt.experiments import (
     answer_run,
@@ -238,9 +238,10 @@ def test_short_prompts_are_told_before_any_directory_is_made(tmp_path, capsys):
 def test_attention_over_all_positions_has_a_limit_and_a_recurrence_has_none():
     from test_hybrids import VOCABULARY, make
 
-    assert token_limit(model()[0]) is None
+    assert model()[0].longest_context is None
     hybrid = make("qwen3_next", torch.float32, max_position_embeddings=64)
-    assert token_limit(hybrid) == 64
+    assert hybrid.longest_context == 64
+    assert make("olmo_hybrid", torch.float32, max_position_embeddings=64).longest_context is None, "no positions"
     prompt = torch.randint(VOCABULARY, (65,))
     with (
         pytest.raises(

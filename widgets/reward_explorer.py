@@ -37,7 +37,7 @@ from widgets.token_map import Target, TokenMap, TokenText, token_text
 class RewardExplorer(Panel):
     """Paste a document, see where the model is unsure, click a token, and watch rollouts fork there with their rewards.
 
-    `text`: the document to begin with; none: a sample of our own. `rewards`: functions of your own beside the three, by name or
+    `text`: the document to begin with; none: a sample of our own. `rewards`: functions of your own, by name or
     by the name they are defined with. `settings`: of `controls`, by name. `add_bos`: as in `DataConfig`. All works without
     a page: `read`, `explore`, `change`, and the traits of `token_map`, `inspector` and `summary`. Raises FileNotFoundError or
     ValueError for a model that is not there.

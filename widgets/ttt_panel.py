@@ -18,7 +18,6 @@ from refine_lab.explore.futures import finished, together
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
 from refine_lab.recipes import ttt_per_prompt
-from refine_lab.rewards import REWARDS
 from refine_lab.runs.environment import shown
 from refine_lab.tasks.prompts import Example
 from refine_lab.tasks.rules import AnswerRule
@@ -95,7 +94,7 @@ class TTTPanel(Panel):
             text, question = prompt.parts(self.exploration.tokenizer)
         begin = sample_document(self.exploration.tokenizer)
         self.fields = ttt_fields(
-            *((begin.document, begin.question) if text is None else (text, question or "")), self._method.reward, [*REWARDS],
+            *((begin.document, begin.question) if text is None else (text, question or "")), self._method.reward, [*BUILT_IN_REWARDS],
             refine=self._given.method is not None, steps=self._given.steps, lr=self._given.lr, tokens=self._rule.max_tokens,
         )  # fmt: skip
         self._first = self._texts()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from refine_lab.data.corpus import File, Manifest, Split, compare, current_manifest, python_documents
-from refine_lab.files import digest, read_text, refuse_pointer
+from refine_lab.files import digest, json_lines, read_text, refuse_pointer
 
 HELD_OUT_EVERY = 20
 """Of the rows of a table, every 20th is held out, the first among them; of the files of a folder about as many."""
@@ -81,7 +80,7 @@ def _path_documents(path: Path, split: Split) -> Iterator[str]:
     if path.suffix == ".txt":
         return iter([_part(read_text(path), split)])
     if path.suffix == ".jsonl":
-        return _held_out_rows(_jsonl_rows(path), split, str(path))
+        return _held_out_rows((row for _, row in json_lines(path)), split, str(path))
     if path.suffix == ".parquet":
         return _parquet_documents(path, split)
     raise ValueError(f"a source file must end in .txt, .jsonl or .parquet, got {str(path)!r}")
@@ -130,17 +129,6 @@ def _field(row: Any, source: str, number: int) -> str:
     if not isinstance(row[COLUMN], str):
         raise ValueError(f"column {COLUMN!r} of {source!r} must hold text, row {number + 1} holds {row[COLUMN]!r}")
     return row[COLUMN]
-
-
-def _jsonl_rows(path: Path) -> Iterator[Any]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)
-            except ValueError as error:  # also bytes that are no UTF-8
-                raise ValueError(f"line {number} of {str(path)!r} is no JSON: {error}") from error
 
 
 def _parquet_documents(path: Path, split: Split) -> Iterator[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import RefineConfig, require
+from refine_lab.custom_reward import of_inputs
 from refine_lab.data.tokenizer import beginning
 from refine_lab.draws import Draws
 from refine_lab.explore.client import Worker
@@ -30,7 +30,7 @@ from refine_lab.rewards import REWARDS
 from refine_lab.selection import select_positions, selection_probabilities
 from refine_lab.text import sound
 from refine_lab.ttt.adaptation import fitted
-from refine_lab.types import RewardFunction
+from refine_lab.types import RewardFunction, RewardInputs
 
 MOST_TOKENS = 65_536
 """Of a document."""
@@ -51,8 +51,8 @@ class Document:
 class Exploration:
     """What a notebook asks of a model about a document. Nothing here waits but `Future.result`.
 
-    `rewards` are functions of the user's own by name, beside `cosine`, `binary` and `hybrid`. A position t is that of a
-    prefix's last token; the token at t + 1 is the first that is rolled out.
+    `rewards` are functions of the user's own by name, beside the built-in ones. A position t is that of a prefix's last
+    token; the token at t + 1 is the first that is rolled out.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class Exploration:
         rewards: dict[str, RewardFunction] | None = None,
         add_bos: bool | None = None,
     ) -> None:
-        """Raises FileNotFoundError or ValueError for a model whose tokenizer is not there, and ValueError for a name that is
-        one of the three."""
+        """Raises FileNotFoundError or ValueError for a model whose tokenizer is not there, and ValueError for the
+        name of a built-in reward."""
         for name in rewards or {}:
             require(name not in REWARDS, "the name of a reward of your own", name, f"another than {', '.join(REWARDS)}")
         self.worker, self.model, self.add_bos = worker, model, add_bos
@@ -244,12 +244,13 @@ def _covers(rollouts: PrefixRollouts, n: int, k: int) -> bool:
 
 def _own(name: str, function: RewardFunction) -> RewardFunction:
     """A reward of the user's own, whose errors name it; one that would end the process is one too."""
+    compute = of_inputs(function)
 
-    @wraps(function)
-    def reward(*arguments: Any) -> Any:
+    def reward(inputs: RewardInputs) -> Any:
         try:
-            return function(*arguments)
+            return compute(inputs)
         except (Exception, SystemExit) as error:
             raise ValueError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
 
+    reward.__name__ = getattr(function, "__name__", name)
     return reward

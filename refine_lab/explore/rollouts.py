@@ -26,7 +26,7 @@ from refine_lab.models.state import Trace
 from refine_lab.rewards import binary, checked, cosine
 from refine_lab.rollout import Branches, sample
 from refine_lab.statistics import varies
-from refine_lab.types import RewardFunction
+from refine_lab.types import RewardFunction, RewardInputs
 
 PREFIX_TOKENS = 24
 """Of a prefix, its last ones, that a table shows."""
@@ -71,11 +71,16 @@ class PrefixRollouts:
         names = ("rollout_ids", "logprobs", "hidden_states")
         return replace(self, **{name: getattr(self, name)[:n] for name in names})
 
-    def arguments(self, k: int) -> tuple[Tensor, ...]:
-        """What a reward is called with, of the first k tokens."""
+    def inputs(self, k: int) -> RewardInputs:
+        """What the first k tokens are rewarded by."""
         n = len(self.rollout_ids)
-        target_ids, target_hidden = self.target_ids[:k].expand(n, -1), self.target_hidden_states[:k].expand(n, -1, -1)
-        return self.rollout_ids[:, :k], target_ids, self.hidden_states[:, :k], target_hidden, self.logprobs[:, :k]
+        return RewardInputs(
+            rollout_ids=self.rollout_ids[:, :k],
+            target_ids=self.target_ids[:k].expand(n, -1),
+            hidden_states=self.hidden_states[:, :k],
+            target_hidden_states=self.target_hidden_states[:k].expand(n, -1, -1),
+            logprobs=self.logprobs[:, :k],
+        )
 
 
 @torch.no_grad()
@@ -164,7 +169,7 @@ def assess(
     longest = min(each.shape[1] for each in rollouts)
     k = longest if k is None else k
     require(1 <= k <= longest, "k", k, f"from 1 to {longest}, the tokens that were rolled out")
-    arguments = tuple(torch.cat(column) for column in zip(*(each.arguments(k) for each in rollouts), strict=True))
+    inputs = RewardInputs.cat([each.inputs(k) for each in rollouts])
     sizes = [len(each.rollout_ids) for each in rollouts]
 
     def of_each(values: Sequence[object]) -> list[object]:
@@ -177,15 +182,15 @@ def assess(
             "position": of_each([each.position for each in rollouts]),
             "member": [member for size in sizes for member in range(size)],
             "prefix_ids": of_each([each.prefix_ids.tolist() for each in rollouts]),
-            "rollout_ids": arguments[0].tolist(),
-            "target_ids": arguments[1].tolist(),
-            "logprobs": arguments[4].tolist(),
+            "rollout_ids": inputs.rollout_ids.tolist(),
+            "target_ids": inputs.target_ids.tolist(),
+            "logprobs": inputs.logprobs.tolist(),
             "entropy": of_each([each.entropy for each in rollouts]),
             "target_logprob": of_each([float(each.target_logprobs[:k].sum()) for each in rollouts]),
-            "cosines": F.cosine_similarity(arguments[2], arguments[3], dim=-1).tolist(),
-            "cosine": cosine(*arguments).numpy(),
-            "binary": binary(*arguments).numpy(),
-            "reward": checked(reward)(*arguments).float().numpy(),
+            "cosines": F.cosine_similarity(inputs.hidden_states, inputs.target_hidden_states, dim=-1).tolist(),
+            "cosine": cosine(inputs).numpy(),
+            "binary": binary(inputs).numpy(),
+            "reward": checked(reward)(inputs).float().numpy(),
         }
     )
     return frame.assign(advantage=_advantages(frame, group_by))

@@ -141,7 +141,7 @@ class Session:
     def states(self, model: str, token_ids: TokenIds, positions: Sequence[int]) -> StateSummary:
         """What the fast weights hold at rising positions of the document (see `states.summarise`)."""
         known = self._read(model, token_ids)
-        return summarise(known.trace, positions, known.writes)
+        return summarise(known.trace, positions, known.writes, self._held(model).policy.FAST_WEIGHTS)
 
     def answer(self, model: str, token_ids: TokenIds, rule: AnswerRule) -> str:
         """The answer to the prompt: the most probable tokens after it, as text, ended and cut as `rule` says."""

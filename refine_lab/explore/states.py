@@ -16,10 +16,6 @@ from torch import Tensor, nn
 from refine_lab.config import require
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import Trace
-from refine_lab.ops.lact import MATRICES as LACT_MATRICES
-
-MATRICES = ("recurrent_state", *LACT_MATRICES)
-"""Tensors of a state that are fast weights: one matrix a head."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,10 +61,13 @@ def written(policy: FastWeightLM) -> Iterator[dict[int, Float[Tensor, "T H"]]]:
 
 
 @torch.no_grad()
-def summarise(trace: Trace, positions: Sequence[int], writes: dict[int, Float[Tensor, "T H"]]) -> StateSummary:
+def summarise(
+    trace: Trace, positions: Sequence[int], writes: dict[int, Float[Tensor, "T H"]], fast_weights: Sequence[str]
+) -> StateSummary:
     """The states at rising positions of the one row that a trace has read; nothing is read again.
 
-    Raises ValueError for positions that do not rise, and for a model whose state holds no matrix by a name of `MATRICES`.
+    `fast_weights` are the names of the matrices (`FastWeightLM.FAST_WEIGHTS`). Raises ValueError for positions that do not
+    rise, and for a state that holds none of these matrices.
     """
     rising = len(positions) > 0 and all(a < b for a, b in pairwise(positions))
     require(rising, "positions", list(positions)[:5], "rising, at least one")
@@ -77,7 +76,7 @@ def summarise(trace: Trace, positions: Sequence[int], writes: dict[int, Float[Te
     for part in (state.tensors, state.shared):
         for key, value in part.items():
             layer, _, name = key.partition(".")
-            if name in MATRICES:
+            if name in fast_weights:
                 of_row = value if part is state.tensors or state.sources is None else value[state.sources]
                 found[int(layer), name] = of_row.float()
     require(bool(found), "the model's state", sorted({k.partition(".")[2] for k in state.tensors}), "one with matrices")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,9 +15,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
 from refine_lab.models.head import Head, WrappedHead
-from refine_lab.models.inputs import read_inputs
+from refine_lab.models.inputs import Call, read_inputs
 from refine_lab.models.recompute import recompute, runs_again
 from refine_lab.models.state import State, Trace
+from refine_lab.ops.delta_rule import CHUNK_SIZE
+from refine_lab.ops.fla_delta_rule import SEGMENT_SIZE
 
 logger = logging.get_logger(__name__)
 
@@ -24,7 +27,7 @@ logger = logging.get_logger(__name__)
 class FastWeightLM(PreTrainedModel, GenerationMixin):
     """A causal language model whose memory of a prefix is a `State`, never changed in place.
 
-    A subclass gives `read_embeddings` (by a `Backbone` named `model`) and `lm_head`; the rest of transformers' interface
+    A subclass gives `read_embeddings` (by a backbone named `model`) and `lm_head`; the rest of transformers' interface
     follows from these two.
     """
 
@@ -33,6 +36,9 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
 
     RECOMPUTABLE: ClassVar[tuple[str, ...]] = ("mlp", "blocks")
     """Parts that `refine_lab.models.recompute` may run twice; transformers' checkpointing takes the last."""
+
+    FAST_WEIGHTS: ClassVar[tuple[str, ...]] = ("recurrent_state",)
+    """Names of the tensors of a state that are fast weights, one matrix a head."""
 
     _is_stateful = True  # a state cannot be cut back to fewer tokens: no assisted generation
     _input_embed_layer = "embeddings"
@@ -67,6 +73,31 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
             rows, width = inputs_embeds.shape[:2]
             lengths = torch.full((rows,), width, device=inputs_embeds.device)
         return self.model.read(inputs_embeds, lengths, state, layer_inputs)
+
+    @property
+    def kernel_dtype(self) -> torch.dtype | None:
+        """The dtype that kernels compute in whatever the model's own is, or None. On CUDA fla's kernels take bfloat16."""
+        return torch.bfloat16 if self.device.type == "cuda" and find_spec("fla") is not None else None
+
+    @property
+    def borders(self) -> set[int]:
+        """Numbers of tokens at which a chunk, a segment or an attention window ends; the parity gate tests around each."""
+        return {CHUNK_SIZE} if self.kernel_dtype is None else {CHUNK_SIZE, SEGMENT_SIZE}
+
+    @property
+    def later_borders(self) -> set[int]:
+        """Further numbers of tokens after which the arithmetic changes for the first time."""
+        return set()
+
+    @property
+    def orthogonalises_updates(self) -> bool:
+        """Whether updates of the fast weights are orthogonalised, which magnifies the rounding of gradients."""
+        return False
+
+    @property
+    def longest_context(self) -> int | None:
+        """The most tokens that the model can read, or None: a recurrence and attention to a window have no end."""
+        return None
 
     @property
     def head(self) -> Head | WrappedHead:
@@ -119,14 +150,16 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
             self.read_embeddings,
             self.get_input_embeddings(),
             self.config,
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
+            Call(
+                input_ids=input_ids,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
+            ),
         )
         hidden_states = output.last_hidden_state
         assert hidden_states is not None

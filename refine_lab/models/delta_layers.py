@@ -16,12 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from refine_lab.models.base import FastWeightLM
+from refine_lab.models.backbone import Backbone, BackboneLM
 from refine_lab.models.checks import check_allowed, check_kinds
-from refine_lab.models.head import Head
-from refine_lab.models.inputs import Backbone
 from refine_lab.models.mlp import GatedMLP
-from refine_lab.models.state import State, Trace, kept
+from refine_lab.models.state import Layer, kept
 from refine_lab.ops.delta_rule import delta_rule
 from refine_lab.ops.precision import rms_norm, wide
 from refine_lab.ops.short_conv import causal_conv, window_at
@@ -209,8 +207,8 @@ class DeltaRuleBlock(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = GatedMLP(config)
 
-    def forward(self, x: Float[Tensor, "B T D"], state: Mapping[str, Tensor]):
-        mixed, state_at = self.attn(self.attn_norm(x), state)
+    def forward(self, x: Float[Tensor, "B T D"], state: Layer | None):
+        mixed, state_at = self.attn(self.attn_norm(x), {} if state is None else state[0])
         x = x + mixed
         return x + self.mlp(self.mlp_norm(x)), state_at
 
@@ -218,53 +216,14 @@ class DeltaRuleBlock(nn.Module):
 class DeltaRuleModel(Backbone):
     """Embeddings, blocks, final norm."""
 
-    def __init__(self, config: DeltaRuleConfig, attention: type[DeltaRuleAttention]) -> None:
-        super().__init__()
-        self.config = config
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList([DeltaRuleBlock(config, attention) for _ in range(config.num_hidden_layers)])
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings
-
-    def read(
-        self,
-        inputs_embeds: Float[Tensor, "B T D"],
-        lengths: Int[Tensor, "B"],
-        state: State | None,
-        layer_inputs: list[Tensor] | None,
-    ) -> Trace:
-        if state is not None:
-            state.expect(len(inputs_embeds), {"recurrent_state"})
-        start = torch.zeros_like(lengths) if state is None else state.lengths
-        x, layers = inputs_embeds, []
-        for index, layer in enumerate(self.layers):
-            if layer_inputs is not None:
-                layer_inputs.append(x)
-            x, state_at = layer(x, {} if state is None else state.layer(index)[0])
-            if state_at is not None:
-                layers.append(state_at)
-        return Trace(self.norm(x), lengths, layers, start)
+    STATE = frozenset({"recurrent_state"})
 
 
-class DeltaRuleLM(FastWeightLM):
+class DeltaRuleLM(BackboneLM):
     """A language model of such layers; a family names its configuration and its layer."""
 
-    base_model_prefix = "model"
-    _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}
     attention: type[DeltaRuleAttention]
+    OWN_INITIALISATION = (ShortConvolution, DeltaRuleAttention)
 
-    def __init__(self, config: DeltaRuleConfig) -> None:
-        super().__init__(config)
-        self.model = DeltaRuleModel(config, self.attention)
-        self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
-        elif isinstance(module, nn.RMSNorm):
-            nn.init.ones_(module.weight)
-        elif isinstance(module, (ShortConvolution, DeltaRuleAttention)):
-            module.reset_parameters()
+    def backbone(self, config: DeltaRuleConfig) -> DeltaRuleModel:
+        return DeltaRuleModel(config, partial(DeltaRuleBlock, config, self.attention))

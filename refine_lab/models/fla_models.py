@@ -106,13 +106,8 @@ class FlaLM(FastWeightLM):
         if isinstance(getattr(self, "lm_head", None), nn.Linear):  # fla's class has made it
             self.set_output_embeddings(self.lm_head)
 
-    def read_embeddings(
-        self,
-        inputs_embeds: Float[Tensor, "B T D"],
-        lengths: Int[Tensor, "B"] | None = None,
-        state: State | None = None,
-        layer_inputs: list[Tensor] | None = None,
-    ) -> Trace:
+    def read_embeddings(self, inputs_embeds, lengths=None, state=None, layer_inputs=None) -> Trace:
+        """See `FastWeightLM.read_embeddings`. Raises RuntimeError for embeddings that are not on CUDA."""
         rows, width = inputs_embeds.shape[:2]
         if inputs_embeds.device.type not in self.devices:
             raise RuntimeError(

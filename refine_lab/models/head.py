@@ -17,15 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from refine_lab.ops.head import HEAD_ROWS, TokenStats, token_stats
 
 
-class Head(nn.Linear):
-    """A linear head whose forward gives the logits, or the statistics of given tokens without keeping any logits."""
-
-    @staticmethod
-    def of(linear: nn.Linear) -> Head:
-        """The head that shares the parameters of `linear`."""
-        head = Head(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        head.weight, head.bias = linear.weight, linear.bias
-        return head.train(linear.training)
+class StatisticsHead(nn.Module):
+    """What is called as a head: it gives the logits, or the statistics of given tokens without keeping any logits."""
 
     def forward(
         self,
@@ -40,40 +33,63 @@ class Head(nn.Linear):
         The statistics are differentiable. Without `entropy` the entropies are zeros.
         """
         if ids is None:
-            bias = None if self.bias is None else self.bias.to(hidden_states.dtype)
-            return F.linear(hidden_states, self.weight.to(hidden_states.dtype), bias)
-        flat = hidden_states.flatten(0, -2), self.weight, ids.flatten()
-        stats = token_stats(*flat, bias=self.bias, temperature=temperature, entropy=entropy)
+            return self.logits(hidden_states)
+        stats = self.statistics(hidden_states.flatten(0, -2), ids.flatten(), temperature, entropy)
         return TokenStats(*(x.view(ids.shape) for x in stats))
 
+    def logits(self, hidden_states: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows V"]:
+        raise TypeError(f"{type(self).__name__} must define logits")
 
-class WrappedHead(nn.Module):
-    """Called as a `Head` is, around any module that gives logits, such as a linear layer that PEFT has wrapped."""
+    def statistics(
+        self, hidden_states: Float[Tensor, "R D"], ids: Int[Tensor, "R"], temperature: float, entropy: bool
+    ) -> TokenStats:
+        raise TypeError(f"{type(self).__name__} must define statistics")
+
+
+class Head(StatisticsHead, nn.Linear):
+    """A linear head."""
+
+    @staticmethod
+    def of(linear: nn.Linear) -> Head:
+        """The head that shares the parameters of `linear`."""
+        head = Head(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        head.weight, head.bias = linear.weight, linear.bias
+        return head.train(linear.training)
+
+    def logits(self, hidden_states: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows V"]:
+        bias = None if self.bias is None else self.bias.to(hidden_states.dtype)
+        return F.linear(hidden_states, self.weight.to(hidden_states.dtype), bias)
+
+    def statistics(
+        self, hidden_states: Float[Tensor, "R D"], ids: Int[Tensor, "R"], temperature: float, entropy: bool
+    ) -> TokenStats:
+        return token_stats(hidden_states, self.weight, ids, bias=self.bias, temperature=temperature, entropy=entropy)
+
+
+class WrappedHead(StatisticsHead):
+    """A head around any module that gives logits, such as a linear layer that PEFT has wrapped.
+
+    The backward computes the logits again, at most `HEAD_ROWS` rows at once.
+    """
 
     def __init__(self, module: Any, vocabulary: int) -> None:
         super().__init__()
         self.module = module
         self.out_features: int = getattr(module, "out_features", vocabulary)  # most of PEFT's layers have it
 
-    def forward(
-        self,
-        hidden_states: Float[Tensor, "*rows D"],
-        ids: Int[Tensor, "*rows"] | None = None,
-        *,
-        temperature: float = 1.0,
-        entropy: bool = True,
-    ) -> Float[Tensor, "*rows V"] | TokenStats:
-        """As `Head.forward`. The backward computes the logits again, at most `HEAD_ROWS` rows at once."""
-        if ids is None:
-            return self.module(hidden_states)
-        slices = zip(hidden_states.flatten(0, -2).split(HEAD_ROWS), ids.flatten().split(HEAD_ROWS), strict=True)
-        parts = [
-            checkpoint(self._statistics, rows, tokens, temperature, entropy, use_reentrant=False)
-            for rows, tokens in slices
-        ]
-        return TokenStats(*(torch.cat(column).view(ids.shape) for column in zip(*parts, strict=True)))
+    def logits(self, hidden_states: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows V"]:
+        return self.module(hidden_states)
 
-    def _statistics(self, rows: Tensor, tokens: Tensor, temperature: float, entropy: bool) -> TokenStats:
+    def statistics(
+        self, hidden_states: Float[Tensor, "R D"], ids: Int[Tensor, "R"], temperature: float, entropy: bool
+    ) -> TokenStats:
+        parts = [
+            checkpoint(self._slice, rows, tokens, temperature, entropy, use_reentrant=False)
+            for rows, tokens in zip(hidden_states.split(HEAD_ROWS), ids.split(HEAD_ROWS), strict=True)
+        ]
+        return TokenStats(*map(torch.cat, zip(*parts, strict=True)))
+
+    def _slice(self, rows: Tensor, tokens: Tensor, temperature: float, entropy: bool) -> TokenStats:
         logits = self.module(rows)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
         logprobs = logits.log_softmax(-1)

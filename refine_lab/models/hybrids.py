@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from refine_lab.models.backbone import Backbone
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.hybrid_layers import (
     gated_delta_net,
@@ -26,7 +27,6 @@ from refine_lab.models.hybrid_layers import (
     top_k_router,
 )
 from refine_lab.models.imports import import_quietly
-from refine_lab.models.inputs import Backbone
 from refine_lab.models.prefix_cache import Reading
 from refine_lab.models.state import State, Trace
 
@@ -117,6 +117,12 @@ class HybridLM(FastWeightLM):
         self.set_output_embeddings(self.lm_head)
         self.model.read = MethodType(read_hybrid, self.model)
         self.model.forward = MethodType(Backbone.forward, self.model)
+
+    @property
+    def longest_context(self) -> int | None:
+        """With rotary positions, as many as were trained; without them there is no end."""
+        rotary = (self.config.rope_parameters or {}).get("rope_theta") is not None
+        return self.config.max_position_embeddings if rotary else None
 
     @classmethod
     def is_custom_code(cls) -> bool:

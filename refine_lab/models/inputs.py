@@ -73,37 +73,39 @@ def _like(index: Int[Tensor, "B T"], x: Tensor) -> Tensor:
     return index.view(*index.shape, *[1] * (x.ndim - 2)).expand(*index.shape, *x.shape[2:])
 
 
-def read_inputs(
-    read: Read,
-    embed: nn.Module,
-    config: Any,
-    *,
-    input_ids: Tensor | None,
-    inputs_embeds: Tensor | None,
-    attention_mask: Any,
-    position_ids: Tensor | None,
-    past_key_values: State | None,
-    use_cache: bool | None,
-    output_attentions: bool | None,
-    output_hidden_states: bool | None,
-) -> tuple[BaseModelOutputWithPast, Packing]:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Call:
+    """The arguments of transformers' `forward` that concern reading."""
+
+    input_ids: Tensor | None = None
+    inputs_embeds: Tensor | None = None
+    attention_mask: Any = None
+    position_ids: Tensor | None = None
+    past_key_values: Any = None
+    use_cache: bool | None = None
+    output_attentions: bool | None = None
+    output_hidden_states: bool | None = None
+
+
+def read_inputs(read: Read, embed: nn.Module, config: Any, call: Call) -> tuple[BaseModelOutputWithPast, Packing]:
     """transformers' output of a model without its head, and where its real tokens stand.
 
     `hidden_states` has layers + 1 tensors where they are asked for: the input of each layer, then the final hidden states.
     Raises ValueError, naming the argument, for what cannot be done.
     """
-    if output_attentions or (output_attentions is None and getattr(config, "output_attentions", False)):
+    if call.output_attentions or (call.output_attentions is None and getattr(config, "output_attentions", False)):
         raise ValueError("output_attentions must be False: fast weights have no attention weights to return")
-    embedded, state = _embedded(embed, input_ids, inputs_embeds), past_key_values
+    embedded, state = _embedded(embed, call.input_ids, call.inputs_embeds), call.past_key_values
     if state is not None and not isinstance(state, State):
         raise ValueError(f"past_key_values must be a State of this package, got {type(state).__name__}")
-    packing = Packing.of(attention_mask, embedded, state)
-    if position_ids is not None:
-        _check_positions(position_ids, packing, state)
-    if output_hidden_states is None:
-        output_hidden_states = getattr(config, "output_hidden_states", False)
-    layer_inputs: list[Tensor] | None = [] if output_hidden_states else None
-    keep = config.use_cache if use_cache is None else use_cache
+    packing = Packing.of(call.attention_mask, embedded, state)
+    if call.position_ids is not None:
+        _check_positions(call.position_ids, packing, state)
+    all_layers = call.output_hidden_states
+    if all_layers is None:
+        all_layers = getattr(config, "output_hidden_states", False)
+    layer_inputs: list[Tensor] | None = [] if all_layers else None
+    keep = config.use_cache if call.use_cache is None else call.use_cache
     with nullcontext() if keep else hidden_states_only():
         trace = read(packing.pack(embedded), packing.lengths, state, layer_inputs)
     final = packing.unpack(trace.hidden_states)
@@ -139,50 +141,3 @@ def _check_positions(position_ids: Tensor, packing: Packing, state: State | None
             f"position_ids must count the tokens of row {row} from {int(start[row])} without a gap, got "
             f"{int(positions[row][wrong[row]][0])}: a state knows how many tokens it has read"
         )
-
-
-class Backbone(nn.Module):
-    """A model without its head: embeddings, blocks, final norm. A subclass gives `read` and an embedding."""
-
-    config: Any
-
-    def read(
-        self,
-        inputs_embeds: Float[Tensor, "B T D"],
-        lengths: Int[Tensor, "B"],
-        state: State | None,
-        layer_inputs: list[Tensor] | None,
-    ) -> Trace:
-        """See `FastWeightLM.read_embeddings`."""
-        raise TypeError(f"{type(self).__name__} must define read")
-
-    def get_input_embeddings(self) -> nn.Module:
-        raise TypeError(f"{type(self).__name__} must define get_input_embeddings")
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Any = None,
-        position_ids: Tensor | None = None,
-        past_key_values: State | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BaseModelOutputWithPast | tuple:
-        """transformers' forward of a model without a head: `last_hidden_state` [B, T, D] after the final norm."""
-        output, _ = read_inputs(
-            self.read,
-            self.get_input_embeddings(),
-            self.config,
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
-        return output.to_tuple() if return_dict is False else output

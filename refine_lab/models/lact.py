@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, initialization
 
-from refine_lab.models.base import FastWeightLM
+from refine_lab.models.backbone import Backbone, BackboneLM
 from refine_lab.models.checks import check_allowed, check_kinds, number, whole
-from refine_lab.models.head import Head
-from refine_lab.models.inputs import Backbone
 from refine_lab.models.mlp import GatedMLP
 from refine_lab.models.state import Layer, Sharing, State, Trace, kept
 from refine_lab.ops.lact import MATRICES, ChunkStates, Memory, Plan, Rule, lact
@@ -314,66 +313,50 @@ class LaCTBlock(nn.Module):
 class LaCTModel(Backbone):
     """Embeddings, blocks, final norm."""
 
-    def __init__(self, config: LaCTConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList([LaCTBlock(config) for _ in range(config.num_hidden_layers)])
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+    STATE = frozenset({"pending_kv", "window_k"})
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings
-
-    def read(
-        self,
-        inputs_embeds: Float[Tensor, "B T D"],
-        lengths: Int[Tensor, "B"],
-        state: State | None,
-        layer_inputs: list[Tensor] | None,
-    ) -> Trace:
-        (rows, width), config = inputs_embeds.shape[:2], self.config
-        if state is not None:
-            state.expect(rows, {"pending_kv", "window_k"})
-        start = torch.zeros_like(lengths) if state is None else state.lengths
+    def prepare(self, start: Int[Tensor, "B"], width: int, state: State | None) -> tuple[Plan, Float[Tensor, "B T d"]]:
+        """How the batch falls into chunks, and the rotary angles of its positions."""
         if state is None or state.sources is None:
             sources, num_sources = torch.zeros_like(start), 1
         else:
             sources, num_sources = state.sources, len(next(iter(state.shared.values())))
-        plan = Plan(start, width, config.lact_chunk_size, sources, num_sources)
-        positions = start.unsqueeze(-1) + torch.arange(width, device=inputs_embeds.device)
+        config = self.config
+        positions = start.unsqueeze(-1) + torch.arange(width, device=start.device)
         angles = rotary_angles(positions, config.hidden_size // config.num_attn_heads, config.rope_theta)
-        x, states = inputs_embeds, []
-        for index, layer in enumerate(self.layers):
-            if layer_inputs is not None:
-                layer_inputs.append(x)
-            x, found = layer(x, None if state is None else state.layer(index), plan, angles)
-            if found is not None:
-                states.append(found)
-        if not states:
-            return Trace(self.norm(x), lengths, (), start)
-        sharing = Sharing(states[0].chunks.sources, [found.shared for found in states])
-        return Trace(self.norm(x), lengths, [found.own for found in states], start, sharing)
+        return Plan(start, width, config.lact_chunk_size, sources, num_sources), angles
+
+    def trace(self, hidden_states: Tensor, lengths: Tensor, start: Tensor, parts: Sequence[LayerStates]) -> Trace:
+        own, sharing = [part.own for part in parts], None
+        if parts:
+            sharing = Sharing(parts[0].chunks.sources, [part.shared for part in parts])
+        return Trace(hidden_states, lengths, own, start, sharing)
 
 
-class LaCTForCausalLM(FastWeightLM):
+class LaCTForCausalLM(BackboneLM):
     """LaCT with a language-model head."""
 
     config_class = LaCTConfig
-    base_model_prefix = "model"
-    _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}
+    FAST_WEIGHTS = MATRICES
+    OWN_INITIALISATION = (LaCTAttention,)
 
-    def __init__(self, config: LaCTConfig) -> None:
-        super().__init__(config)
-        self.model = LaCTModel(config)
-        self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+    def backbone(self, config: LaCTConfig) -> LaCTModel:
+        return LaCTModel(config, partial(LaCTBlock, config))
 
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, LaCTAttention):
-            module.reset_parameters()
-        elif isinstance(module, nn.RMSNorm):
-            nn.init.ones_(module.weight)
+    @property
+    def kernel_dtype(self) -> None:
+        """None: LaCT runs on no kernel of fla's."""
+
+    @property
+    def borders(self) -> set[int]:
+        own = (self.config.lact_chunk_size, self.config.window_size)
+        return super().borders | {border for border in own if border > 2}
+
+    @property
+    def later_borders(self) -> set[int]:
+        """Twice a chunk, where the first momenta and sums that are not zero enter the fast weights."""
+        return {2 * self.config.lact_chunk_size} if self.config.lact_chunk_size > 2 else set()
+
+    @property
+    def orthogonalises_updates(self) -> bool:
+        return self.config.use_muon

@@ -264,38 +264,29 @@ def lact(
     An autocast to bfloat16 is honoured, one to float16 is not.
     """
     with without_float16(queries.device):
-        return _lact(queries, streams, memory, norms, plan, rule)
-
-
-def _lact(
-    queries: Float[Tensor, "B H T d"],
-    streams: Mapping[str, Float[Tensor, "B H stream _"]],
-    memory: Memory,
-    norms: Memory,
-    plan: Plan,
-    rule: Rule,
-) -> tuple[Float[Tensor, "B H T d"], ChunkStates]:
-    size, (fewest, most) = plan.chunk_size, plan.bounds
-    memories, pieces, output = [memory], [], torch.zeros_like(queries)
-    level_of = (plan.counts.unsqueeze(-1) + torch.arange(plan.length, device=queries.device)) // size
-    for level, rows in enumerate(plan.rows):
-        if level:
-            memory = _next(memories[-1], streams, norms, plan, rule, level)
-            memories.append(memory)
-        begin, end = max(0, level * size - most), min(plan.length, (level + 1) * size - fewest)
-        if begin >= end:  # every row came with a complete chunk
-            continue
-        asked = queries[:, :, begin:end]
-        if plan.aligned:
-            pieces.append(_apply_shared(memory, asked, plan) if level == 0 else apply(memory, asked))
-        else:
-            here = (level_of[:, begin:end] == level)[:, None, :, None]
-            found = _apply_shared(memory, asked, plan) if level == 0 else apply(memory, _take(asked, rows))
-            if rows is not None:
-                found = torch.zeros_like(asked).index_copy(0, rows, found.to(asked.dtype))  # CUDA's autocast leaves it
-            filled = torch.where(here, found, output[:, :, begin:end])
-            output = torch.cat([output[:, :, :begin], filled, output[:, :, end:]], 2)
-    return torch.cat(pieces, 2) if plan.aligned else output, ChunkStates(plan, memories, streams)
+        size, (fewest, most) = plan.chunk_size, plan.bounds
+        memories, pieces, output = [memory], [], torch.zeros_like(queries)
+        level_of = (plan.counts.unsqueeze(-1) + torch.arange(plan.length, device=queries.device)) // size
+        for level, rows in enumerate(plan.rows):
+            if level:
+                memory = _next(memories[-1], streams, norms, plan, rule, level)
+                memories.append(memory)
+            begin, end = max(0, level * size - most), min(plan.length, (level + 1) * size - fewest)
+            if begin >= end:  # every row came with a complete chunk
+                continue
+            asked = queries[:, :, begin:end]
+            if plan.aligned:
+                pieces.append(_apply_shared(memory, asked, plan) if level == 0 else apply(memory, asked))
+            else:
+                here = (level_of[:, begin:end] == level)[:, None, :, None]
+                found = _apply_shared(memory, asked, plan) if level == 0 else apply(memory, _take(asked, rows))
+                if rows is not None:
+                    found = torch.zeros_like(asked).index_copy(
+                        0, rows, found.to(asked.dtype)
+                    )  # CUDA's autocast leaves it
+                filled = torch.where(here, found, output[:, :, begin:end])
+                output = torch.cat([output[:, :, :begin], filled, output[:, :, end:]], 2)
+        return torch.cat(pieces, 2) if plan.aligned else output, ChunkStates(plan, memories, streams)
 
 
 def _next(memory: Memory, streams: Mapping[str, Tensor], norms: Memory, plan: Plan, rule: Rule, level: int) -> Memory:

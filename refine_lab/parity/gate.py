@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from importlib.util import find_spec
 from math import inf, isnan, nan
 
 import torch
@@ -14,7 +13,6 @@ from transformers.utils import logging
 from refine_lab.config import TrainConfig, require
 from refine_lab.models import FastWeightLM, load_model
 from refine_lab.models.recompute import recompute
-from refine_lab.ops.fla_delta_rule import SEGMENT_SIZE
 from refine_lab.parity.procedures import (
     GROUP,
     Branched,
@@ -111,19 +109,12 @@ def quiet() -> None:
 
 
 def default_prefixes(model: FastWeightLM) -> list[int]:
-    """1, 2, those around each border (two tokens before, at, one after) and one beyond twice the largest.
+    """1, 2, those around each of the model's borders (two tokens before, at, one after) and one beyond twice the largest.
 
-    Borders: 64, the kernels' chunk; on CUDA 512, the segment that these read by; LaCT's chunk, and twice that, where the
-    first momenta and sums that are not zero enter its fast weights; an attention window.
+    See `FastWeightLM.borders` and `FastWeightLM.later_borders`.
     """
-    text = model.config.get_text_config()
-    named = (getattr(text, name, None) for name in ("lact_chunk_size", "window_size", "sliding_window"))
-    borders = {64, *(border for border in named if isinstance(border, int) and border > 2)}
-    if _half_kernels(model):
-        borders.add(SEGMENT_SIZE)
-    last = 2 * max(borders) + 1
-    borders |= {2 * chunk for chunk in (getattr(text, "lact_chunk_size", None),) if chunk and chunk > 2}
-    return sorted({1, 2, last, *(border + step for border in borders for step in (-2, 0, 1))})
+    around = (border + step for border in model.borders | model.later_borders for step in (-2, 0, 1))
+    return sorted({1, 2, 2 * max(model.borders) + 1, *around})
 
 
 def _tolerances(model: FastWeightLM, precision: torch.dtype) -> tuple[str, tuple[float, float]]:
@@ -132,17 +123,12 @@ def _tolerances(model: FastWeightLM, precision: torch.dtype) -> tuple[str, tuple
         names = ", ".join(str(x).removeprefix("torch.") for x in TOLERANCES)
         raise ValueError(f"parity knows tolerances of {names}, not of {str(precision).removeprefix('torch.')}")
     subject = f"{type(model).__name__} in {str(precision).removeprefix('torch.')} on {model.device}"
-    if precision in (torch.float32, torch.float64) and _half_kernels(model):
-        return f"{subject} (kernels in bfloat16)", TOLERANCES[torch.bfloat16]
+    if precision in (torch.float32, torch.float64) and (kernels := model.kernel_dtype) is not None:
+        return f"{subject} (kernels in {str(kernels).removeprefix('torch.')})", TOLERANCES[kernels]
     outputs, gradient = TOLERANCES[precision]
-    if precision == torch.float32 and getattr(model.config, "use_muon", False):
+    if precision == torch.float32 and model.orthogonalises_updates:
         gradient = MUON_GRADIENT
     return subject, (outputs, gradient)
-
-
-def _half_kernels(model: FastWeightLM) -> bool:
-    """On CUDA flash-linear-attention's kernels are given bfloat16, whatever the model's dtype; LaCT has none of them."""
-    return model.device.type == "cuda" and find_spec("fla") is not None and not hasattr(model.config, "lact_chunk_size")
 
 
 def _compare(model: FastWeightLM, branched: Branched, prefix: int, allowed: tuple[float, float]) -> Iterator[Row]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.data.batches import padded
 from refine_lab.decoding import greedy_tokens
 from refine_lab.models.base import FastWeightLM
 from refine_lab.tasks.prompts import Example, end_of_text
@@ -46,11 +44,10 @@ def answers_to(
 ) -> list[str]:
     """As `answer`, of prompts given as tokens, all at once."""
     end = end_of_text(tokenizer)
-    batch = padded([np.array(prompt) for prompt in prompts], tuple(range(len(prompts)))).to(policy.device)
     written: list[list[int]] = [[] for _ in prompts]
     texts: dict[int, str] = {}
     empty = [0] * len(prompts)  # tokens before the answer begins
-    for chosen in greedy_tokens(policy, batch):
+    for chosen in greedy_tokens(policy, prompts):
         for row, token in enumerate(chosen[:, 0].tolist()):
             if row in texts:
                 continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import TaskConfig
-from refine_lab.files import refuse_pointer
+from refine_lab.files import json_lines, refuse_pointer
 from refine_lab.tasks.passages import parse
 from refine_lab.tasks.prompts import Example, encode, within_limit
 from refine_lab.tasks.splits import Splits
@@ -138,15 +137,8 @@ def _parquet(path: Path, config: TaskConfig) -> Iterator[Mapping[str, Any]]:
 
 
 def _jsonl(path: Path, config: TaskConfig) -> Iterator[Mapping[str, Any]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:  # also bytes that are no UTF-8
-                raise ValueError(f"line {number} of {str(path)!r} is no JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"line {number} of {str(path)!r} is no JSON object but {type(row).__name__}")
-            _check_columns(f"line {number} of {str(path)!r}", list(row), config)
-            yield row
+    for number, row in json_lines(path):
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} of {str(path)!r} is no JSON object but {type(row).__name__}")
+        _check_columns(f"line {number} of {str(path)!r}", list(row), config)
+        yield row

@@ -197,16 +197,9 @@ def _check(model: FastWeightLM, prompt: Any) -> None:
     require(len(prompt) >= 2, "a prompt's tokens", len(prompt), "at least 2: one to read and one to predict")
     last, ends = model.head.out_features - 1, [int(prompt.min()), int(prompt.max())]
     require(0 <= ends[0] and ends[1] <= last, "a prompt's tokens", ends, f"from 0 to {last}")
-    limit = token_limit(model)
+    limit = model.longest_context
     within = limit is None or len(prompt) <= limit
     require(within, "a prompt's tokens", len(prompt), f"at most {limit}, the positions that this model knows")
-
-
-def token_limit(model: FastWeightLM) -> int | None:
-    """The most tokens that the model reads, or None: a recurrence, and attention to a window, have no end."""
-    text = model.config.get_text_config()
-    rotary = (getattr(text, "rope_parameters", None) or {}).get("rope_theta") is not None
-    return text.max_position_embeddings if rotary else None
 
 
 def fitted(method: RefineConfig, *lengths: int) -> RefineConfig:

@@ -6,11 +6,8 @@ import re
 from dataclasses import field
 from typing import Literal
 
-from refine_lab.config import RELEASE, OptimizationConfig, RefineConfig, RunConfig, TaskConfig
+from refine_lab.config import BUILT_IN_REWARDS, RELEASE, OptimizationConfig, RefineConfig, RunConfig, TaskConfig
 from refine_lab.validation import ConfigError, Count, Text, configuration
-
-REWARDS = ("cosine", "binary", "hybrid")
-"""What a prompt's rollouts can be rewarded by: a run of test-time training keeps no source of a reward of one's own."""
 
 
 @configuration
@@ -36,7 +33,8 @@ class TTTConfig(OptimizationConfig):
         if self.method is None:
             self._require(self.stop_at_reward is None, "stop_at_reward", "none for SFT")
             return
-        self._require(self.method.reward in REWARDS, "method.reward", "one of " + ", ".join(map(repr, REWARDS)))
+        known = ", ".join(map(repr, BUILT_IN_REWARDS))  # a run keeps no source of another reward
+        self._require(self.method.reward in BUILT_IN_REWARDS, "method.reward", f"one of {known}")
         self._require(self.method.kl_coef == 0, "method.kl_coef", "0: there is no policy to stay near to")
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from refine_lab.config import RELEASE, TaskConfig, require
+from refine_lab.config import BUILT_IN_REWARDS, RELEASE, TaskConfig, require
 from refine_lab.experiments import given, located_model
 from refine_lab.inputs import inputs_of, resume_or_create
 from refine_lab.models.base import FastWeightLM
@@ -40,7 +40,7 @@ from refine_lab.ttt.adaptation import (
     prompt_batch,
     read_prompt,
 )
-from refine_lab.ttt.config import REWARDS, TTTConfig, TTTRunConfig
+from refine_lab.ttt.config import TTTConfig, TTTRunConfig
 from refine_lab.ttt.results import SCORES
 from refine_lab.ttt.runs import Progress, adapt_ids, batches_of, check_prompts, example_of, measured, run_prompts
 from refine_lab.ttt.splits import SEED, history_by_seed, of_seed, task_for
@@ -74,7 +74,7 @@ def three_ways(
     """
     require(len(set(seeds)) == len(seeds) > 0, "seeds", list(seeds), "at least one whole number, none twice")
     if (reward := others.get("reward")) is not None:
-        known = ", ".join(map(repr, REWARDS))
+        known = ", ".join(map(repr, BUILT_IN_REWARDS))
         require(
             reward != "custom", "reward", reward, f"one of {known}: a function of your own is not kept by these runs"
         )

@@ -1,0 +1,192 @@
+"""A user's own reward: from a function in a notebook cell to the `reward.py` of a run, and back."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import functools
+import inspect
+import symtable
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refine_lab.types import RewardFunction, RewardInputs
+
+FIELDS = tuple(field.name for field in fields(RewardInputs))
+"""The names of the five tensors that a reward took before `RewardInputs`, in their order."""
+
+REFUSED = frozenset({"eval", "exec", "compile", "__import__", "globals", "locals", "vars"})
+"""Builtins that reach names which cannot be seen in the source of a reward."""
+
+
+def reward_source(function: object) -> str:
+    """The text of a `reward.py` that defines `function`, a reward written in a notebook cell or a file.
+
+    It begins with the imports that the function needs, so that it runs in a process that knows nothing of the notebook.
+    Annotations are kept but never evaluated. Raises ValueError, naming it, for a name that is neither an argument, a
+    builtin, torch (a part of it) nor of the standard library; for anything but a plain function of one `RewardInputs` (or
+    of the five tensors of earlier versions, see `of_inputs`).
+    """
+    if not isinstance(function, FunctionType) or function.__name__ == "<lambda>":
+        raise ValueError(f"a reward must be a function written with def, got {_describe(function)}")
+    name, plain = function.__name__, inspect.unwrap(function)
+    tree, source = _definition(name, plain)
+    if not (_takes(plain, 1) or _takes(plain, len(FIELDS))):
+        raise ValueError(f"reward {name!r} must take one argument, the RewardInputs, got {inspect.signature(plain)}")
+    of_inputs(plain)  # gives its notice where the user sees it
+    imports = ["from __future__ import annotations", "", "import torch"]
+    for used in _outer_names(name, tree):
+        if used in plain.__code__.co_freevars:
+            raise ValueError(f"reward {name!r} uses {used!r} of the function around it; define both at the top level")
+        line = _import_line(name, used, plain.__globals__)
+        if line and line not in imports:
+            imports.append(line)
+    return "\n".join(imports) + "\n\n\n" + source.rstrip() + "\n"
+
+
+def load_reward(source: str) -> RewardFunction:
+    """The last function that a run directory's `reward.py` defines, given its text.
+
+    Raises ValueError where the text is no Python or defines no function.
+    """
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise ValueError(f"the source of the reward is not Python: {error.msg} in line {error.lineno}") from error
+    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    if not names:
+        raise ValueError(f"the source of the reward must define a function, got {source[:60]!r}")
+    namespace = {"__name__": "reward", "torch": torch}
+    exec(compile(tree, "reward.py", "exec"), namespace)
+    return namespace[names[-1]]  # type: ignore[return-value]
+
+
+def of_inputs(function: Callable[..., Tensor]) -> RewardFunction:
+    """`function` as one of a `RewardInputs`; one of the five tensors, as in earlier versions, is called with these.
+
+    Gives a FutureWarning for a function of five tensors, once for each name.
+    """
+    if not _takes(function, len(FIELDS)):
+        return function
+    _suggest_one_argument(getattr(function, "__name__", repr(function)))
+
+    def reward(inputs: RewardInputs) -> Tensor:
+        return function(*(getattr(inputs, name) for name in FIELDS))
+
+    reward.__name__ = getattr(function, "__name__", repr(function))
+    return reward
+
+
+@functools.cache
+def _suggest_one_argument(name: str) -> None:
+    warnings.warn(
+        f"reward {name!r} takes five tensors, which a later version will refuse: write `def {name}(inputs)` and use "
+        + ", ".join(f"inputs.{field}" for field in FIELDS),
+        FutureWarning,
+        stacklevel=4,
+    )
+
+
+def _takes(function: Callable[..., object], count: int) -> bool:
+    """Whether `function` can be called with so many arguments; False for a builtin that does not tell."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _describe(thing: object) -> str:
+    return "a lambda" if isinstance(thing, FunctionType) else type(thing).__name__
+
+
+def _definition(name: str, function: FunctionType) -> tuple[ast.Module, str]:
+    """The parsed source of a function, without its annotations, and the source itself."""
+    try:
+        source = textwrap.dedent(inspect.getsource(function))
+    except (OSError, TypeError) as error:
+        raise ValueError(f"reward {name!r} has no source to read; define it in a notebook cell or a file") from error
+    tree = ast.parse(source)
+    if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef):
+        raise ValueError(f"reward {name!r} must be a plain function, got {source.splitlines()[0]!r}")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.returns = None
+        elif isinstance(node, ast.AnnAssign):
+            node.annotation = ast.Constant(None)
+    return tree, source
+
+
+def _outside(name: str, used: str) -> ValueError:
+    return ValueError(f"reward {name!r} uses {used!r}, which is neither an argument, torch nor the standard library")
+
+
+def _hidden(name: str, used: str) -> ValueError:
+    return ValueError(f"reward {name!r} uses {used!r}, which can reach what its source does not show; name it directly")
+
+
+def _outer_names(name: str, tree: ast.Module) -> list[str]:
+    """The names that the definition takes from outside, sorted; refuses imports inside it from elsewhere."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules = ["." * node.level + (node.module or "")]
+        else:
+            continue
+        for module in modules:
+            if not _allowed(module):
+                raise _outside(name, module)
+    top = symtable.symtable(ast.unparse(tree), "reward.py", "exec")
+    names = {symbol.get_name() for table in _tables(top) for symbol in table.get_symbols() if symbol.is_global()}
+    names |= {symbol.get_name() for symbol in top.get_symbols() if symbol.is_referenced()}
+    return sorted(names - {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned()})
+
+
+def _tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
+    """The scopes inside a scope, at any depth."""
+    for child in table.get_children():
+        yield child
+        yield from _tables(child)
+
+
+def _allowed(module: str) -> bool:
+    top = module.partition(".")[0]
+    return top == "torch" or (top in sys.stdlib_module_names and top != "importlib")
+
+
+def _import_line(name: str, used: str, namespace: dict[str, Any]) -> str | None:
+    """How `used`, a name of the function's module, is imported elsewhere; None for a builtin and torch itself."""
+    if used not in namespace:
+        if used in REFUSED:
+            raise _hidden(name, used)
+        notebook_only = {"display", "get_ipython"}  # IPython puts them among the builtins
+        if used == "torch" or (hasattr(builtins, used) and used not in notebook_only):
+            return None
+        raise _outside(name, used)
+    value = namespace[used]
+    if isinstance(value, ModuleType):
+        if not _allowed(value.__name__):
+            raise _outside(name, used)
+        return f"import {used}" if used == value.__name__ else f"import {value.__name__} as {used}"
+    own = getattr(value, "__name__", used)
+    if own in REFUSED and getattr(value, "__module__", None) == "builtins":
+        raise _hidden(name, used)
+    # Numbers and dtypes do not know their home: only these two modules are searched for them.
+    homes = [getattr(value, "__module__", None), "torch", "math"]
+    if hasattr(value, "__name__"):
+        homes += sorted(filter(_allowed, sys.modules), key=lambda home: ("._" in home, home.count("."), home))
+    for home in homes:
+        if isinstance(home, str) and _allowed(home) and getattr(sys.modules.get(home), own, None) is value:
+            return f"from {home} import {own}" if own == used else f"from {home} import {own} as {used}"
+    raise _outside(name, used)

@@ -1,0 +1,52 @@
+"""A tokenizer trained for a new model, beside a configuration that fits its vocabulary."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from refine_lab.config import require
+from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
+from refine_lab.models.families import configured
+from refine_lab.models.hub import locate
+
+TRAINED_ON = "tokenizer_training.json"
+"""Beside the tokenizer: what it was trained on."""
+
+
+def with_new_tokenizer(name: str, vocab_size: int, characters: Mapping[str, int], folder: Path) -> str:
+    """Train a tokenizer and write it to `folder` with the configuration of the model `name`, for fresh weights of that form.
+
+    `name` is `new:NAME` as for `load_model`; `characters` says how many characters of each source's training documents the
+    tokenizer learns from. Returns the `new:` name of the folder. A folder that was written before is used as it is.
+
+    Raises ValueError for another name, a vocabulary without room for a merge and a folder that holds anything else, and
+    what `load_model` and `documents` raise.
+    """
+    require(
+        name.startswith("new:"), "model", name, "new:NAME where a tokenizer is trained: weights fit the one they have"
+    )
+    made_of = {"model": name, "vocab_size": vocab_size, "characters": dict(characters)}
+    if folder.exists():
+        record = folder / TRAINED_ON
+        same = record.is_file() and json.loads(record.read_text(encoding="utf-8")) == made_of
+        require(same, "the folder of the new tokenizer", str(folder), f"a new one, or one that was made of {made_of}")
+        return f"new:{folder}"
+    config, _ = configured(locate(name.removeprefix("new:")))
+    tokenizer = train_tokenizer(tokenizer_sample(characters), vocab_size)
+    config.vocab_size = len(tokenizer)
+    config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        config.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        (unfinished / TRAINED_ON).write_text(json.dumps(made_of, indent=2) + "\n", encoding="utf-8")
+        os.replace(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return f"new:{folder}"
