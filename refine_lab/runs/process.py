@@ -275,6 +275,7 @@ def _stop_or_kill(process: RunProcess, log: Callable[[str], object]) -> None:
         log(f"{error}: it is killed")
         if process.popen:
             process.popen.kill()
+            process.popen.wait()
 
 
 def _raise_unless_whole(process: RunProcess, run: Run, may_be_stopped: bool) -> None:
