@@ -15,7 +15,7 @@ from widgets.panel import TextField
 def field(kind: Any, label: str, value: Any, width: str = "13em", **options: Any) -> Any:
     """A field of a kind with its label before it."""
     layout = ipywidgets.Layout(width=width)
-    return kind(value=value, description=label, layout=layout, style={"description_width": "6.5em"}, **options)
+    return kind(value=value, description=label, layout=layout, style={"description_width": "7em"}, **options)
 
 
 def text_field(label: str, text: str, rows: int) -> TextField:
