@@ -149,7 +149,7 @@ def test_malformed_json_is_named(text, message):
         ("margin", -1, "at least 0"),
         ("clip_eps", 1.0, "between 0 and 1"),
         ("dual_clip", 1.0, "above 1"),
-        ("reward", "cosin", "one of 'cosine', 'binary', 'hybrid', 'custom'"),
+        ("reward", "cosin", "one of 'cosine', 'binary', 'hybrid', 'edit', 'custom'"),
         ("reward", "", "a text that is not empty"),
         ("kl_coef", False, "a number"),
     ],
