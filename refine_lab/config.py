@@ -17,7 +17,9 @@ from typing import Any, Literal, TypeVar
 C = TypeVar("C")
 
 RELEASE = "_release_updates"
-"""Ends the names of the recipes with the updates of the paper's release, SFT's fewer than REFINE's."""
+"""Ended the recipe's name in older files and calls, where `updates="release"` is written now."""
+
+Updates = Literal["equal", "release"]
 
 FORMAT_VERSION = 1
 """Of `config.json`; raised whenever an old file would be read differently."""
@@ -27,6 +29,14 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
     """Raise one sentence that names the value and what is allowed, unless `ok`."""
     if not ok:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def with_updates(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of a run's configuration, of which an older file kept `updates` at the end of the recipe's name."""
+    recipe = str(values.get("recipe", ""))
+    if "updates" in values or not recipe.endswith(RELEASE):
+        return values
+    return {**values, "recipe": recipe.removesuffix(RELEASE), "updates": "release"}
 
 
 def unknown(what: str, name: object, allowed: Iterable[str]) -> ValueError:
@@ -258,6 +268,8 @@ class TrainConfig(Checked):
 
     recipe: str
     "The function of `recipes` this came from; part of the run directory's name."
+    updates: Updates = "equal"
+    "Whether all methods make as many updates, or SFT fewer as in the paper's release (`recipes.release_updates` sets both)."
     model: str = "tiny-deltanet"
     "What `load_model` takes: a shipped name, a run, a folder, `org/repo[:subfolder][@revision]`; after `new:` fresh weights."
     model_settings: Mapping[str, float] = field(default_factory=dict)
@@ -335,6 +347,10 @@ class TrainConfig(Checked):
             alone, "TrainConfig.nested", self.nested, "true where a task is trained with REFINE: it reads the prompts"
         )
 
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        return with_updates(values)
+
     @property
     def arm(self) -> Literal["sft", "refine", "nested_sft", "nested_refine"]:
         if self.nested:
@@ -344,7 +360,7 @@ class TrainConfig(Checked):
     @property
     def way(self) -> str:
         """The arm, and whether it makes fewer updates than the others, as in the paper's release."""
-        unequal = self.recipe.endswith(RELEASE) and self.arm in ("sft", "nested_sft")
+        unequal = self.updates == "release" and self.arm in ("sft", "nested_sft")
         return self.arm + ("_release" if unequal and (self.nested or self.task is None) else "")
 
     @property

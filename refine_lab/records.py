@@ -103,8 +103,8 @@ class RunWriter:
         reward_source: str | None = None,
         inputs: Mapping[str, Any] | None = None,
     ) -> RunWriter:
-        """Make a new directory `<date>-<recipe>-<arm>-s<seed>` in `runs` and write what is known before training."""
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.recipe}-{config.arm}-s{config.seed}"
+        """Make a new directory `<date>-<recipe>-<way>-s<seed>` in `runs` and write what is known before training."""
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.recipe}-{config.way}-s{config.seed}"
         path = new_directory(runs or runs_dir(), name)
         for folder in ("rollouts", "checkpoints"):
             (path / folder).mkdir()

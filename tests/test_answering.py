@@ -15,8 +15,11 @@ import pandas as pd
 import pytest
 
 from refine_lab.environment import project_root
+from refine_lab.experiments.configs import method_configs
+from refine_lab.experiments.runs import ttt_runs
+from refine_lab.tasks.loaded import load_prompts
+from refine_lab.ttt.answer_run import answer_run
 from refine_lab.ttt.answering import answer_in_turn, answers_of, stop_answering
-from refine_lab.ttt.experiments import answer_run, loaded, runs_of, three_ways
 from refine_lab.ttt.records import TTTRun
 from widgets.live_curves import LiveCurves
 
@@ -39,9 +42,9 @@ def made(folder: Path, count: int = 3, steps: int = 2) -> list[TTTRun]:
     rows = [{"prompt": f"The word for tree {i} is fish. " * 9 + "The word is", "answer": "fish"} for i in range(count)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     shape = {"num_chunks": 2, "rollout_length": 3, "steps": steps, "answer_tokens": 3, "device": "cpu"}
-    configs = three_ways("per_prompt", [0], prompts=str(file), **shape)
-    policy, _, task = loaded(configs[-1])
-    return runs_of(configs, policy, task.test, folder / "runs")
+    configs = method_configs("per_prompt", [0], prompts=str(file), **shape)
+    policy, _, task = load_prompts(configs[-1])
+    return ttt_runs(configs, policy, task.test, folder / "runs")
 
 
 def wait_for(done: Callable[[], bool]) -> None:
@@ -53,8 +56,8 @@ def wait_for(done: Callable[[], bool]) -> None:
 
 def by_hand(runs: list[TTTRun], folder: Path) -> pd.DataFrame:
     """The answers of the same configurations, given by this process."""
-    policy, tokenizer, task = loaded(runs[-1].config)
-    again = runs_of([run.config for run in runs], policy, task.test, folder)
+    policy, tokenizer, task = load_prompts(runs[-1].config)
+    again = ttt_runs([run.config for run in runs], policy, task.test, folder)
     for run in again:
         answer_run(run, policy, tokenizer, task)
     return answers_of(again).drop(columns=TIMES)

@@ -9,7 +9,7 @@ from typing import Any
 
 import ipywidgets
 
-from refine_lab.experiments import config_differences, tokenizer_of
+from refine_lab.experiments.compare import config_differences, tokenizer_of
 from refine_lab.records import Run, list_runs, runs_dir
 from refine_lab.run_files import parquet_parts
 from refine_lab.run_queue import train_in_turn

@@ -26,10 +26,10 @@ from refine_lab.launch import SAVE_SECONDS, StopSignal, raised_sigterm, watch_pa
 from refine_lab.models.base import FastWeightLM
 from refine_lab.run_files import replace_text, take_lock
 from refine_lab.tasks.examples import Task
+from refine_lab.tasks.loaded import load_prompts
+from refine_lab.ttt.answer_run import answer_run
 from refine_lab.ttt.config import TTTRunConfig
-from refine_lab.ttt.experiments import answer_run, loaded
 from refine_lab.ttt.records import TTTRun
-from refine_lab.ttt.results import results
 
 # -- whoever wants answers ---------------------------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ def answers_of(runs: Sequence[TTTRun]) -> pd.DataFrame:
         raise RuntimeError(
             f"{len(waiting)} of {len(runs)} runs are being answered ({told}); run this cell and those below again later"
         )
-    return results(runs)
+    return pd.concat([run.answers() for run in runs], ignore_index=True)
 
 
 def _held(run: TTTRun) -> int:
@@ -168,7 +168,7 @@ def main(arguments: list[str]) -> int:
         try:
             if parts is None or named != _loads(run.config):
                 parts = None  # their memory is the next one's
-                named, parts = _loads(run.config), loaded(run.config)
+                named, parts = _loads(run.config), load_prompts(run.config)
             _answer(run, *parts, stops[run.path])
         except BrokenPipeError:  # whoever waited is no more; what is answered is kept
             return 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from refine_lab.config import RELEASE, Checked, DataConfig, RefineConfig, TaskConfig, require
+from refine_lab.config import Checked, DataConfig, RefineConfig, TaskConfig, Updates, require, with_updates
 
 REWARDS = ("cosine", "binary", "hybrid")
 """What a prompt's rollouts can be rewarded by: a run of test-time training keeps no source of a reward of one's own."""
@@ -61,7 +61,9 @@ class TTTRunConfig(Checked):
     """A run: the test examples of a task, each answered after the model was adapted to its prompt, or without."""
 
     recipe: str
-    "Of `recipes.TTT_RECIPES`; part of the run directory's name."
+    "The function of `recipes` this came from; part of the run directory's name."
+    updates: Updates = "equal"
+    "Whether both methods make as many updates, or SFT half as many as in the paper's release (`recipes.release_updates`)."
     model: str = "tiny-deltanet"
     "What `load_model` takes."
     model_settings: Mapping[str, float] = field(default_factory=dict)
@@ -99,6 +101,10 @@ class TTTRunConfig(Checked):
         if self.ttt is not None:
             require(self.ttt.seed == self.seed, "TTTRunConfig.ttt.seed", self.ttt.seed, f"the run's, {self.seed}")
 
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        return with_updates(values)
+
     @property
     def arm(self) -> Literal["none", "sft", "refine"]:
         if self.ttt is None:
@@ -113,4 +119,4 @@ class TTTRunConfig(Checked):
     @property
     def way(self) -> str:
         """The arm, and whether it makes fewer updates than the other, as in the paper's release."""
-        return self.arm + ("_release" if self.recipe.endswith(RELEASE) and self.arm == "sft" else "")
+        return self.arm + ("_release" if self.updates == "release" and self.arm == "sft" else "")

@@ -65,9 +65,9 @@ class TTTRun:
 
     @classmethod
     def create(cls, config: TTTRunConfig, inputs: Mapping[str, Any], folder: Path) -> TTTRun:
-        """A new directory `<date>-ttt-<recipe>-<arm>-s<seed>` in `folder`."""
+        """A new directory `<date>-ttt-<recipe>-<way>-s<seed>` in `folder`."""
         path = new_directory(
-            folder, f"{time.strftime('%Y%m%d-%H%M%S')}-ttt-{config.recipe}-{config.arm}-s{config.seed}"
+            folder, f"{time.strftime('%Y%m%d-%H%M%S')}-ttt-{config.recipe}-{config.way}-s{config.seed}"
         )
         for part in ("answers", "checkpoints"):
             (path / part).mkdir()
