@@ -53,8 +53,10 @@ def training_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame | None = No
     return dress(one_legend(figure), height=60 + 250 * rows)
 
 
-def _panel_traces(frame: pd.DataFrame, panel: Panel, arms: dict[str, ArmStyle]) -> Iterator[go.Scatter]:
-    """A band and a line for each arm that has the panel's quantity."""
+def _panel_traces(
+    frame: pd.DataFrame, panel: Panel, arms: dict[str, ArmStyle], suffix: str = "", marks: int = 8
+) -> Iterator[go.Scatter]:
+    """A band and a line for each arm that has the panel's quantity; dashed where the line's name has a `suffix`."""
     centre = over_seeds(frame, panel.key)
     for arm, style in arms.items():
         rows = centre[centre["arm"] == arm]
@@ -68,7 +70,7 @@ def _panel_traces(frame: pd.DataFrame, panel: Panel, arms: dict[str, ArmStyle]) 
             )
             low, high = y - spread * panel.scale, y + spread * panel.scale
         yield draw_band(x, low, high, style)
-        yield draw_line(x, y, style, style.label, dash=style.dash)
+        yield draw_line(x, y, style, style.label + suffix, dash="dash" if suffix else style.dash, marks=marks)
 
 
 def heldout_curves(evaluations: pd.DataFrame) -> go.Figure:
@@ -80,24 +82,16 @@ def heldout_curves(evaluations: pd.DataFrame) -> go.Figure:
     require_data("heldout_curves", len(evaluations) > 0)
     arms = way_styles(evaluations["arm"])
     figure = make_subplots(1, 2, subplot_titles=["Held-out NTP accuracy (fig. 4)", "Held-out NTP loss (fig. E.1)"])
-    columns = [
-        ("ntp_accuracy", 100, 1, ""),
-        ("sampled_accuracy", 100, 1, ", sampled as in the release"),
-        ("ntp_loss", 1, 2, ""),
-    ]
-    for key, scale, column, suffix in columns:
-        if key not in evaluations:
-            continue
-        rows = over_seeds(evaluations, key)
-        for arm, style in arms.items():
-            of_arm = rows[rows["arm"] == arm]
-            if of_arm.empty:
-                continue
-            x = of_arm["step"].to_numpy()
-            low, mean, high = (of_arm[name].to_numpy() * scale for name in ("min", "mean", "max"))
-            figure.add_trace(draw_band(x, low, high, style), 1, column)
-            line = draw_line(x, mean, style, style.label + suffix, dash="dash" if suffix else style.dash, marks=len(x))
-            figure.add_trace(line, 1, column)
+    for key, column, suffix in (
+        ("ntp_accuracy", 1, ""),
+        ("sampled_accuracy", 1, ", sampled as in the release"),
+        ("ntp_loss", 2, ""),
+    ):
+        if key in evaluations:
+            panel = Panel(kind="eval", key=key, title=key, unit="", scale=100 if column == 1 else 1)
+            traces = _panel_traces(evaluations, panel, arms, suffix, marks=len(evaluations))
+            for trace in traces:
+                figure.add_trace(trace, 1, column)
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text="accuracy (%)", col=1)
     figure.update_yaxes(title_text="loss (nats per token)", col=2)

@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from refine_lab.experiments.compare import READINGS
 from refine_lab.tasks.scores import SCORES
 from widgets.figures import check_figures
 from widgets.method_tables import heading, measure_of
@@ -28,19 +29,13 @@ STRONGEST = 0.5
 def steps_table(steps: pd.DataFrame) -> Table:
     """Loss and entropy of the prompt before and after each step, its reward and its speed. `steps`: of `PromptTrace`."""
     require_data("steps_table", len(steps) > 0)
-    styles = way_styles(list(steps["way"]))
-    rows = [
-        {
-            "way": styles[row["way"]].label,
-            "step": row["step"],
-            **{heading(name): row[name] for name in ("loss_before", "loss_after")},
-            "reward": _number(row["reward"], 3),
-            **{heading(name): row[name] for name in ("entropy_before", "entropy_after")},
-            "tokens/s": f"{row['tokens_per_second']:,.0f}",
-        }
-        for row in steps.to_dict("records")
-    ]
-    return Table(pd.DataFrame(rows), "Steps on one prompt: loss and entropy are means over its tokens", digits=4)
+    styles = way_styles(steps["way"])
+    shown = steps.assign(
+        way=steps["way"].map(lambda way: styles[way].label),
+        reward=steps["reward"].map(lambda reward: _number(reward, 3)),
+        tokens_per_second=steps["tokens_per_second"].map("{:,.0f}".format),
+    ).rename(columns={"tokens_per_second": "tokens/s", **{name: heading(name) for name in READINGS}})
+    return Table(shown, "Steps on one prompt: loss and entropy are means over its tokens", digits=4)
 
 
 def answers_table(answers: pd.DataFrame) -> Table:

@@ -33,17 +33,13 @@ def absolute_model(name: str) -> str:
 
 
 def absolute_source(name: str) -> str:
-    """A source of text, of a file or folder the absolute path."""
-    path = Path(name).expanduser()
-    return name if name == "python" or not path.exists() else str(path.absolute())
-
-
-def absolute_task(source: str) -> str:
-    """A task's source, of a file the absolute path."""
-    prefix, colon, rest = source.partition(":")
-    if colon and prefix == "ruler":
+    """A source of text or of a task's prompts, of a file or folder the absolute path."""
+    kind, colon, rest = name.partition(":")
+    if colon and kind == "ruler":
         return f"ruler:{absolute_source(rest)}"
-    return source if colon and prefix == "recall" else absolute_source(source)
+    path = Path(name).expanduser()
+    elsewhere = name == "python" or (colon and kind == "recall") or not path.exists()
+    return name if elsewhere else str(path.absolute())
 
 
 def with_source(task: TaskConfig, source: str | None, test_source: str | None = None) -> TaskConfig:
@@ -52,8 +48,8 @@ def with_source(task: TaskConfig, source: str | None, test_source: str | None = 
     The recipe's `answer_tokens` are kept for test examples of the recipe's form only; those of another form have as many as
     their longest reference answer needs.
     """
-    other = drop_none(test_source=test_source and absolute_task(test_source))
-    changed = replace(task, source=absolute_task(source or task.source), **other)
+    other = drop_none(test_source=test_source and absolute_source(test_source))
+    changed = replace(task, source=absolute_source(source or task.source), **other)
     return changed if changed.asked_form == task.asked_form else replace(changed, answer_tokens=None)
 
 
@@ -100,34 +96,27 @@ def prompts_of(
     Raises ValueError for a value of `asked`, fields of `TaskConfig`, that would change the prompts of a run's task.
     """
     run = _run_with_task(past, prompts)
-    if run is not None:
-        task = run.task if prompts is None else replace(run.task, **_renamed(run.task, absolute_task(prompts)))
-        if task.asked_form == "recall":  # no recall example for tests has a key of one to train on, whatever its length
-            task = replace(task, test=max(count or 0, task.test or 0))
-        else:
-            _refuse_changes(run, asked)
-        return {"task": replace(task, **asked).settled(), "data": run.data, "count": count}
-    number = config.task.test if count is None and not prompts else count
-    return {"task": replace(with_source(config.task, prompts), **asked, test=number).settled()}
-
-
-def _renamed(task: TaskConfig, source: str) -> dict[str, str]:
-    """The field that holds the source of the test examples, with the path that is asked for: the file may have moved."""
-    return {"source" if task.test_source is None else "test_source": source}
+    if run is None:
+        number = config.task.test if count is None and not prompts else count
+        return {"task": replace(with_source(config.task, prompts), **asked, test=number).settled()}
+    task = run.task
+    if prompts is not None:  # the file may have moved
+        field = "source" if task.test_source is None else "test_source"
+        task = replace(task, **{field: absolute_source(prompts)})
+    if task.asked_form == "recall":  # no recall example for tests has a key of one to train on, whatever its length
+        task = replace(task, test=max(count or 0, task.test or 0))
+    else:
+        for name, value in asked.items():
+            own = getattr(run.task, name)
+            allowed = f"none or {own!r}, as in the run {run.run}, whose test prompts are answered"
+            require(name in FREE_FIELDS or value == own, name, value, allowed)
+    return {"task": replace(task, **asked).settled(), "data": run.data, "count": count}
 
 
 def _run_with_task(past: History, prompts: str | None) -> Trained | None:
     """The last run whose test prompts are asked for; None for a file of prompts, whose rows are told apart one by one."""
     if prompts is None:
         return next(iter(past.trained), None)
-    source = absolute_task(prompts)
+    source = absolute_source(prompts)
     divided = (each for each in past.trained if each.task.asked_form != "file")
     return next((each for each in divided if each.same_source(source)), None)
-
-
-def _refuse_changes(run: Trained, asked: Mapping[str, Any]) -> None:
-    for name, value in asked.items():
-        own = getattr(run.task, name)
-        if name not in FREE_FIELDS:
-            reason = f"none or {own!r}, as in the run {run.run}, whose test prompts are answered"
-            require(value == own, name, value, reason)

@@ -24,11 +24,10 @@ from refine_lab.ttt.config import TTTRunConfig
 from refine_lab.ttt.runs import adapt_ids, example_of
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False)
 class PromptTrace:
     """What adapting to one prompt changed, step by step and method by method."""
 
-    example: Example
     tokens: list[str]
     "The text of each token of the prompt, [T]."
     steps: pd.DataFrame
@@ -106,13 +105,8 @@ def trace_prompt(
 
         with adapted(model, adapt_ids(example, config.adapt_on), config.ttt, report):
             answer_after(way)
-    return PromptTrace(
-        example=example,
-        tokens=[str(tokenizer.decode([token])) for token in example.prompt_ids],
-        steps=pd.DataFrame(steps),
-        answers=pd.DataFrame(answers),
-        readings=readings,
-    )
+    tokens = [str(tokenizer.decode([token])) for token in example.prompt_ids]
+    return PromptTrace(tokens, pd.DataFrame(steps), pd.DataFrame(answers), readings)
 
 
 def _step_row(way: str, update: Update, before: Reading, after: Reading) -> dict[str, Any]:
