@@ -31,9 +31,9 @@ def steps_table(steps: pd.DataFrame) -> Table:
     require_data("steps_table", len(steps) > 0)
     styles = way_styles(steps["way"])
     shown = steps.assign(
-        way=steps["way"].map(lambda way: styles[way].label),
-        reward=steps["reward"].map(lambda reward: _number(reward, 3)),
-        tokens_per_second=steps["tokens_per_second"].map("{:,.0f}".format),
+        way=[styles[way].label for way in steps["way"].tolist()],
+        reward=[_number(reward, 3) for reward in steps["reward"].tolist()],
+        tokens_per_second=[f"{speed:,.0f}" for speed in steps["tokens_per_second"].tolist()],
     ).rename(columns={"tokens_per_second": "tokens/s", **{name: heading(name) for name in READINGS}})
     return Table(shown, "Steps on one prompt: loss and entropy are means over its tokens", digits=4)
 
