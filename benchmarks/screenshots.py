@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.jupyterlab import ROOT, Lab, opened, write_notebook
-from refine_lab.experiments import arms, create_runs
+from refine_lab.experiments.configs import method_configs
+from refine_lab.experiments.runs import create_runs
 from refine_lab.runs.queue import run_in_turn
 
 PANEL = """from widgets.ttt_panel import TTTPanel
@@ -43,7 +44,9 @@ def main() -> None:
         write_notebook(work / "ttt.ipynb", [PANEL])
         write_notebook(work / "monitor.ipynb", [MONITOR])
         (work / "runs").mkdir()
-        configs = arms("midtrain", [0], steps=STEPS, batch_size=2, sequence_length=256, num_chunks=4, eval_every=4)
+        configs = method_configs(
+            "midtrain", [0], steps=STEPS, batch_size=2, sequence_length=256, num_chunks=4, eval_every=4
+        )
         run_in_turn(create_runs(configs, work / "runs"), detach=False)
         with opened(work, "explore.ipynb", chromium) as lab:
             lab.page.set_viewport_size({"width": 1200, "height": 2600})  # a widget as a whole

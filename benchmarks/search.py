@@ -16,19 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import arguments, write
-from refine_lab import posttraining
 from refine_lab.config import TrainConfig
 from refine_lab.data.lessons import TaskData
 from refine_lab.draws import Draws
 from refine_lab.evaluation import answer_measures
-from refine_lab.experiments import load
+from refine_lab.experiments.configs import method_configs
 from refine_lab.nested import nested_step
 from refine_lab.optim import make_optimizers
-from refine_lab.recipes import WAYS
+from refine_lab.recipes import METHODS
 from refine_lab.rewards import REWARDS
 from refine_lab.step import Learner
 from refine_lab.tasks.examples import Task
+from refine_lab.tasks.loaded import load_policy, load_training_task
 
+WAYS = METHODS["posttrain"]
 SEED = 100
 """Of every trial; no run that is reported has it."""
 VALIDATION = 200
@@ -68,7 +69,7 @@ def second(way: str, best: Settings) -> list[Settings]:
 def main() -> None:
     chosen = arguments(__doc__)
     trials = trials_of(chosen.json)
-    task = posttraining.task_of([config_of(chosen.model, WAYS[-1], FIRST[0])])
+    task = load_training_task([config_of(chosen.model, WAYS[-1], FIRST[0])])
     print(task.report)
 
     def made(way: str, settings: Settings) -> None:
@@ -87,9 +88,8 @@ def main() -> None:
 
 
 def config_of(model: str, way: str, settings: Settings) -> TrainConfig:
-    return posttraining.three_ways(
-        "posttrain", [SEED], ways=(way,), model=model, validation=VALIDATION, test=1, **settings
-    )[0]
+    settings = {"model": model, "validation": VALIDATION, "test": 1, **settings}
+    return method_configs("posttrain", [SEED], methods=[way], **settings)[0]
 
 
 def trials_of(file: Path) -> list[dict[str, Any]]:
@@ -119,7 +119,7 @@ def tried(
 
 def trained(config: TrainConfig, task: Task) -> dict[str, float]:
     """Post-training as the loop makes it; what is measured of the validation examples after the last batch."""
-    policy, tokenizer = load(config.model, config)
+    policy, tokenizer = load_policy(config)
     reward = None if config.method is None else REWARDS[config.method.reward]
     learner = Learner(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
     data = TaskData(task.train, config.seed, config.method)

@@ -19,12 +19,13 @@ from transformers import PreTrainedTokenizerBase
 from benchmarks.common import arguments
 from benchmarks.search import SEED, Settings, best_of, trials_of, tried
 from refine_lab.evaluation import answer_measures
+from refine_lab.experiments.configs import method_configs
 from refine_lab.models import FastWeightLM
 from refine_lab.tasks.examples import Example
+from refine_lab.tasks.loaded import load_prompts
 from refine_lab.tasks.rules import AnswerRule
 from refine_lab.ttt.adaptation import adapted
 from refine_lab.ttt.config import TTTConfig, TTTRunConfig
-from refine_lab.ttt.experiments import loaded, three_ways
 
 RULE = AnswerRule(max_tokens=4, strip_leading=False)
 """How the recipe's questions are answered."""
@@ -64,7 +65,7 @@ def main() -> None:
     chosen = arguments(__doc__)
     trials = trials_of(chosen.json)
     config = config_of(chosen.model, "none", {})
-    model, tokenizer, task = loaded(replace(config, task=replace(config.task, validation=VALIDATION)))
+    model, tokenizer, task = load_prompts(replace(config, task=replace(config.task, validation=VALIDATION)))
     print(task.report)
 
     def made(way: str, settings: Settings) -> None:
@@ -85,11 +86,8 @@ def main() -> None:
 
 
 def config_of(model: str, way: str, settings: Settings) -> TTTRunConfig:
-    """Of the recipe `per_prompt` with these settings, of which some are no choice of the notebook's."""
-    outer = {name: settings[name] for name in ("weight_decay", "max_grad_norm") if name in settings}
-    rest = {name: value for name, value in settings.items() if name not in outer}
-    config = three_ways("per_prompt", [SEED], ways=(way,), model=model, count=1, **rest)[0]
-    return config if config.ttt is None else replace(config, ttt=replace(config.ttt, **outer))
+    """The recipe `per_prompt` with these settings."""
+    return method_configs("per_prompt", [SEED], methods=[way], model=model, count=1, **settings)[0]
 
 
 def measured(

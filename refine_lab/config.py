@@ -17,7 +17,9 @@ from refine_lab.validation import unknown as unknown
 C = TypeVar("C")
 
 RELEASE = "_release_updates"
-"""Ends the names of the recipes with the updates of the paper's release, SFT's fewer than REFINE's."""
+"""Ended the recipe's name in older files and calls, where `updates="release"` is written now."""
+
+Updates = Literal["equal", "release"]
 
 BUILT_IN_REWARDS = ("cosine", "binary", "hybrid", "edit")
 """The names of the functions in `refine_lab.rewards.REWARDS`, known without loading torch."""
@@ -27,6 +29,14 @@ FORMAT_VERSION = 2
 
 REMOVED = {"DataConfig.text_column": "text", "TTTRunConfig.model_settings": {}}
 """Fields that older files hold and the value that they are read with; every other value is refused."""
+
+
+def with_updates(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of a run's configuration, of which an older file kept `updates` at the end of the recipe's name."""
+    recipe = str(values.get("recipe", ""))
+    if "updates" in values or not recipe.endswith(RELEASE):
+        return values
+    return {**values, "recipe": recipe.removesuffix(RELEASE), "updates": "release"}
 
 
 @configuration
@@ -190,6 +200,8 @@ class RunConfig(Config):
 
     recipe: Annotated[str, Field(pattern=r"^[\w-]+$"), "letters, digits, - and _"]
     "The recipe this came from, a name in `recipes`; part of the run directory's name."
+    updates: Updates = "equal"
+    "Whether all methods make as many updates, or SFT fewer as in the paper's release (`recipes.release_updates` sets both)."
     model: Text = "tiny-deltanet"
     "What `load_model` takes: a shipped name, a run, a folder, `org/repo[:subfolder][@revision]`; after `new:` fresh weights."
     data: DataConfig = field(default_factory=DataConfig)
@@ -283,6 +295,10 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
         alone = self.nested or self.method is None
         self._require(alone, "nested", "true where a task is trained with REFINE: it reads the prompts")
 
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        return with_updates(values)
+
     @property
     def arm(self) -> Literal["sft", "refine", "nested_sft", "nested_refine"]:
         if self.nested:
@@ -292,7 +308,7 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
     @property
     def way(self) -> str:
         """The arm, and whether it makes fewer updates than the others, as in the paper's release."""
-        unequal = self.recipe.endswith(RELEASE) and self.arm in ("sft", "nested_sft")
+        unequal = self.updates == "release" and self.arm in ("sft", "nested_sft")
         return self.arm + ("_release" if unequal and (self.nested or self.task is None) else "")
 
     @property

@@ -1,8 +1,6 @@
-"""What several seeds say: mean and spread of each way, and paired differences between two with their intervals."""
+"""What several seeds or prompts say: means and paired differences with their intervals."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,25 +12,6 @@ from refine_lab.config import require
 
 CONFIDENCE = 0.95
 """Of every interval."""
-
-
-def by_way(rows: pd.DataFrame, measures: Sequence[str], ways: Sequence[str] = ("way",)) -> pd.DataFrame:
-    """Mean and standard deviation (n - 1) over seeds of each measure: a row a way, in the order they come.
-
-    `rows` has a row a way and seed: the columns `ways`, `seed` and the measures. Columns: `ways`, `seeds`, `<measure>` and
-    `<measure>_std`, which is NaN for one seed. Raises ValueError where a way has two rows of one seed, which no mean over
-    seeds can count.
-    """
-    keys = [*ways, "seed"]
-    repeated = rows.loc[rows.duplicated(keys), keys].to_dict("records")
-    require(not repeated, "rows", repeated[:1], "one a way and seed")
-    parts = []
-    for values, group in rows.groupby(list(ways), sort=False):
-        row = dict(zip(ways, values, strict=True)) | {"seeds": len(group)}
-        for measure in measures:
-            row |= {measure: group[measure].mean(), f"{measure}_std": group[measure].std(ddof=1)}
-        parts.append(row)
-    return pd.DataFrame(parts)
 
 
 def paired_difference(

@@ -14,13 +14,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from refine_lab.experiments.compare import answers_of as results
+from refine_lab.experiments.configs import method_configs
+from refine_lab.experiments.runs import ttt_runs
 from refine_lab.runs.environment import project_root
 from refine_lab.runs.files import locked
 from refine_lab.runs.process import request_stop
 from refine_lab.runs.queue import BACKGROUND, require_finished, run_in_turn
 from refine_lab.runs.run import Run
-from refine_lab.ttt.experiments import answer_run, loaded, runs_of, three_ways
-from refine_lab.ttt.results import results
+from refine_lab.tasks.loaded import load_prompts
+from refine_lab.ttt.answering import answer_run
 from widgets.live_curves import LiveCurves
 
 pytestmark = pytest.mark.process
@@ -42,9 +45,9 @@ def made(folder: Path, count: int = 3, steps: int = 2) -> list[Run]:
     rows = [{"prompt": f"The word for tree {i} is fish. " * 9 + "The word is", "answer": "fish"} for i in range(count)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     shape = {"num_chunks": 2, "rollout_length": 3, "steps": steps, "answer_tokens": 3, "device": "cpu"}
-    configs = three_ways("per_prompt", [0], prompts=str(file), **shape)
-    policy, _, task = loaded(configs[-1])
-    return runs_of(configs, policy, task.test, folder / "runs")
+    configs = method_configs("per_prompt", [0], prompts=str(file), **shape)
+    policy, _, task = load_prompts(configs[-1])
+    return ttt_runs(configs, policy, task.test, folder / "runs")
 
 
 def answers_of(runs: list[Run]) -> pd.DataFrame:
@@ -61,8 +64,8 @@ def wait_for(done: Callable[[], bool]) -> None:
 
 def by_hand(runs: list[Run], folder: Path) -> pd.DataFrame:
     """The answers of the same configurations, given by this process."""
-    policy, tokenizer, task = loaded(runs[-1].config)
-    again = runs_of([run.config for run in runs], policy, task.test, folder)
+    policy, tokenizer, task = load_prompts(runs[-1].config)
+    again = ttt_runs([run.config for run in runs], policy, task.test, folder)
     for run in again:
         with locked(run.path):
             answer_run(run, policy, tokenizer, task)

@@ -18,7 +18,9 @@ from refine_lab.data.batches import SequenceData, plain_tokens
 from refine_lab.data.recall import make_document
 from refine_lab.data.tokenizer import beginning, beginning_told, tokenizer_sample, train_tokenizer, wrap
 from refine_lab.evaluation import recall_documents
-from refine_lab.experiments import arms, create_runs
+from refine_lab.experiments.configs import method_configs
+from refine_lab.experiments.runs import create_runs
+from refine_lab.experiments.ttt import prompt_to_trace
 from refine_lab.explore.client import Worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.session import Session
@@ -26,7 +28,6 @@ from refine_lab.inputs import changes, inputs_of
 from refine_lab.loop import train
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.models.loading import load_tokenizer
-from refine_lab.posttraining import three_ways
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
@@ -34,7 +35,6 @@ from refine_lab.tasks.examples import Task, load_task
 from refine_lab.tasks.prompts import cut_middle
 from refine_lab.tasks.rules import AnswerRule
 from refine_lab.tasks.splits import report
-from refine_lab.ttt import experiments as ttt
 from refine_lab.ttt.runs import adapt_ids, example_of
 
 TEXT = Path(__file__).parent / "fixtures" / "text"
@@ -200,7 +200,7 @@ def test_ones_own_text_has_it_as_asked(tokenizer: PreTrainedTokenizerFast) -> No
     assert [example.begins for example in asked] == [1, 1, 0]
     assert asked[0].prompt_ids == asked[1].prompt_ids == (BOS, *asked[2].prompt_ids)
     nothing = Task(train=(), validation=(), test=(), report=report({}), rule=AnswerRule())
-    watched, _ = ttt.prompt_to_watch(tokenizer, nothing, TaskConfig(), text="a tree", add_bos=False)
+    watched, _ = prompt_to_trace(tokenizer, nothing, TaskConfig(), text="a tree", add_bos=False)
     assert watched.begins == 0
 
 
@@ -282,12 +282,12 @@ def test_prompts_with_it_are_other_prompts(model: Path, tokenizer: PreTrainedTok
 
 def test_the_choice_reaches_every_configuration() -> None:
     configs = [
-        *arms("midtrain", [0], add_bos=False),
-        *three_ways("posttrain", [0], add_bos=False),
-        *ttt.three_ways("per_prompt", [0], add_bos=False),
+        *method_configs("midtrain", [0], add_bos=False),
+        *method_configs("posttrain", [0], add_bos=False),
+        *method_configs("per_prompt", [0], add_bos=False),
     ]
     assert len(configs) == 8 and not any(config.data.add_bos is not False for config in configs)
-    assert arms("midtrain", [0])[0].data.add_bos is None
+    assert method_configs("midtrain", [0])[0].data.add_bos is None
     assert from_json(to_json(configs[0])) == configs[0]
     with refused("DataConfig.add_bos", "yes"):
         DataConfig(add_bos="yes")  # type: ignore[arg-type]

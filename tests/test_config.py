@@ -7,6 +7,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 import pytest
 from refusals import refused
 
+from refine_lab import recipes
 from refine_lab.config import (
     ConfigError,
     DataConfig,
@@ -19,7 +20,7 @@ from refine_lab.config import (
     from_json,
     to_json,
 )
-from refine_lab.recipes import RECIPES, midtrain, ttt_per_prompt
+from refine_lab.recipes import METHODS, midtrain, named, recipe, ttt_per_prompt
 from refine_lab.ttt.config import TTTConfig, TTTRunConfig
 
 KINDS = (RefineConfig, DataConfig, TaskConfig, UpdateConfig, TrainConfig, TTTConfig, TTTRunConfig)
@@ -29,11 +30,31 @@ def as_values() -> dict:
     return json.loads(to_json(midtrain()))
 
 
-@pytest.mark.parametrize("arm", ["sft", "refine"])
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_comes_back_from_its_json(name, arm):
-    config = RECIPES[name](arm=arm, seed=7)
-    assert from_json(to_json(config)) == config
+@pytest.mark.parametrize(
+    ("name", "way"), [(name, way) for phase in METHODS for name in named(phase) for way in METHODS[phase]]
+)
+def test_every_recipe_comes_back_from_its_json(name, way):
+    config = recipe(name).make(way, seed=7)
+    assert from_json(to_json(config), kind=type(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("recipe", "way", "told"),
+    [
+        ("paper_midtrain", "sft", "sft_release"),
+        ("paper_midtrain", "refine", "refine"),
+        ("posttrain", "sft", "sft"),
+        ("posttrain", "nested_sft", "nested_sft_release"),
+        ("per_prompt", "sft", "sft_release"),
+        ("paper", "none", "none"),
+    ],
+)
+def test_a_file_whose_recipe_is_named_for_the_releases_updates_reads_as_before(recipe, way, told):
+    config = recipes.release_updates(recipes.recipe(recipe).make(way, 0))
+    values = json.loads(to_json(config))
+    del values["updates"]
+    old = from_json(json.dumps({**values, "recipe": f"{recipe}_release_updates"}), kind=type(config))
+    assert old == config and (old.recipe, old.updates, old.way) == (recipe, "release", told)
 
 
 def test_json_is_readable_and_carries_its_version():

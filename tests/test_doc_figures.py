@@ -178,7 +178,7 @@ def test_the_shares_and_counts_of_the_recipes_that_method_md_names() -> None:
     nested = recipes.paper_posttrain()
     assert (nested.batch_size, nested.mini_batch_size, nested.updates_per_batch) == (64, 16, 5)
     assert "batches of 8 prompts, two updates each (one of SFT)" in text
-    ttt = [recipes.ttt_paper("refine"), recipes.ttt_paper_release_updates("sft")]
+    ttt = [recipes.ttt_paper("refine"), recipes.release_updates(recipes.ttt_paper("sft"))]
     assert [config.batch_size // config.mini_batch_size for config in ttt] == [2, 1]
 
 

@@ -19,10 +19,10 @@ from test_step import learner_for, make_batch, make_policy
 from test_ttt_runs import RULE, examples, made, model
 from test_ttt_runs import config_of as ttt_config_of
 
-from refine_lab import experiments, posttraining
 from refine_lab.config import DataConfig, RefineConfig, TrainConfig
 from refine_lab.draws import Draws
 from refine_lab.evaluation import answer_measures, next_token, rewards_at_fixed_targets
+from refine_lab.experiments import midtrain, posttrain, ttt
 from refine_lab.models import FastWeightLM
 from refine_lab.models.families import family
 from refine_lab.models.recompute import recompute
@@ -31,9 +31,9 @@ from refine_lab.ops.delta_rule import ChunkedStates
 from refine_lab.ops.lact import ChunkStates
 from refine_lab.runs.run import Run
 from refine_lab.step import train_step
+from refine_lab.tasks.loaded import load_training_task
 from refine_lab.tasks.rules import AnswerRule
 from refine_lab.ttt.adaptation import TTTConfig, adapted, read_prompt
-from refine_lab.ttt.experiments import watch
 from refine_lab.ttt.runs import run_prompts
 
 __all__ = ["checkpoint", "prompts"]  # fixtures
@@ -97,9 +97,9 @@ def test_a_run_on_text_is_evaluated_in_its_dtype(checkpoint, tmp_path, arithmeti
     run = trained(config, tmp_path)
     assert arithmetic == {name: {getattr(torch, dtype)} for name in ("training", "next_token")}
     assert run.evaluations()["ntp_loss"].notna().all() and len(run.evaluations()) == 2
-    spied(experiments, "held_out_measures")
+    spied(midtrain, "held_out_measures")
     arithmetic.clear()
-    experiments.final_results([Run(run.path)], num_documents=1, num_tokens=64)
+    midtrain.final_results([Run(run.path)], num_documents=1, num_tokens=64)
     assert arithmetic == {"held_out_measures": {getattr(torch, dtype)}}
 
 
@@ -111,8 +111,8 @@ def test_a_run_on_prompts_is_evaluated_and_asked_in_its_dtype(checkpoint, prompt
     run = trained(config, tmp_path)
     assert arithmetic == {name: {getattr(torch, dtype)} for name in ("training", "answer_measures")}
     arithmetic.clear()
-    spied(posttraining, "answer")
-    posttraining.answers_of([run], posttraining.task_of([run.config]))
+    spied(posttrain, "answer")
+    posttrain.answers_of([run], load_training_task([run.config]))
     assert arithmetic == {"answer": {getattr(torch, dtype)}}
 
 
@@ -125,11 +125,10 @@ def test_a_run_of_test_time_training_reads_and_answers_in_its_dtype(tmp_path, ar
     config = replace(config, ttt=replace(config.ttt, dtype=dtype))
     assert run_prompts(made(tmp_path, config), *model(), examples(), RULE)
     assert arithmetic == {name: {getattr(torch, dtype)} for name in ("training", "measured", "answer")}
-    watched = pytest.importorskip("refine_lab.ttt.experiments")
     for name in ("read_prompt", "answer"):
-        spied(watched, name)
+        spied(ttt, name)
     arithmetic.clear()
-    watch(*model(), examples()[0], [config], RULE)
+    ttt.trace_prompt(*model(), examples()[0], [config], RULE)
     assert arithmetic == {name: {getattr(torch, dtype)} for name in ("training", "read_prompt", "answer")}
 
 

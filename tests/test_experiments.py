@@ -10,27 +10,21 @@ from typing import Any
 
 import pytest
 
-from refine_lab import experiments
 from refine_lab.config import DataConfig, TrainConfig
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.recall import Words
 from refine_lab.evaluation import recall_documents
-from refine_lab.experiments import (
-    arms,
-    create_runs,
-    final_results,
-    joined_stages,
-    last_rollouts,
-    metrics,
-    pretrain_stages,
-    runs_folder,
-    stage_runs,
-)
+from refine_lab.experiments.compare import joined_stages, last_rollouts, metrics
+from refine_lab.experiments.configs import method_configs, setting_names, with_settings
+from refine_lab.experiments.midtrain import final_results, pretrain_stages
+from refine_lab.experiments.parameters import convert, in_jupyterlab, parameters
+from refine_lab.experiments.runs import create_runs, runs_folder, stage_runs
 from refine_lab.models.loading import SHIPPED, load_model
-from refine_lab.parameters import convert, in_jupyterlab, parameters
 from refine_lab.recipes import pretrain, pretrain_lact
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
+from refine_lab.tasks.loaded import load_policy
+from refine_lab.ttt.config import TTTRunConfig
 
 INJECTED = "# Parameters\n"
 
@@ -118,11 +112,13 @@ def test_lab_is_told_from_papermill_called_in_lab(monkeypatch: pytest.MonkeyPatc
         assert not in_jupyterlab()
 
 
-# -- arms ----------------------------------------------------------------------------------------------------------------
+# -- configurations ----------------------------------------------------------------------------------------------------
 
 
 def test_arms_of_a_seed_differ_in_the_method_alone() -> None:
-    configs = arms("midtrain", [0, 3], steps=7, lr=2e-5, data="/texts", sequence_length=512, nsp_coef=0.5, num_chunks=4)
+    configs = method_configs(
+        "midtrain", [0, 3], steps=7, lr=2e-5, data="/texts", sequence_length=512, nsp_coef=0.5, num_chunks=4
+    )
     assert [(config.arm, config.seed) for config in configs] == [("sft", 0), ("refine", 0), ("sft", 3), ("refine", 3)]
     for sft, refine in (configs[:2], configs[2:]):
         assert replace(refine, method=None) == sft
@@ -133,9 +129,30 @@ def test_arms_of_a_seed_differ_in_the_method_alone() -> None:
 
 
 def test_a_batch_of_another_size_makes_as_many_updates() -> None:
-    for config in arms("paper_midtrain", [0], batch_size=8):
+    for config in method_configs("paper_midtrain", [0], batch_size=8):
         assert (config.batch_size, config.mini_batch_size, config.micro_batch_size) == (8, 2, 1)
-    assert [c.updates_per_batch for c in arms("paper_midtrain_release_updates", [0], batch_size=8)] == [1, 4]
+    assert [c.updates_per_batch for c in method_configs("paper_midtrain", [0], updates="release", batch_size=8)] == [
+        1,
+        4,
+    ]
+
+
+@pytest.mark.parametrize("recipe", ["paper_midtrain", "paper_posttrain", "per_prompt"])
+def test_a_recipe_that_was_named_for_the_releases_updates_still_works_with_a_warning(recipe: str) -> None:
+    with pytest.warns(FutureWarning, match=f"is now recipe '{recipe}' with updates 'release'"):
+        old = method_configs(f"{recipe}_release_updates", [0])
+    assert old == method_configs(recipe, [0], updates="release")
+
+
+def test_a_setting_is_changed_in_the_part_that_has_it() -> None:
+    (refine,) = method_configs("per_prompt", [0], methods=["refine"])
+    changed = with_settings(refine, {"margin": 3, "lr": 0.5, "max_tokens": 9, "adapt_on": "document"})
+    assert changed.ttt.method == replace(refine.ttt.method, margin=3) and changed.ttt.lr == 0.5
+    assert (changed.data.max_tokens, changed.adapt_on, changed.task) == (9, "document", refine.task)
+    assert with_settings(replace(refine, ttt=None), {"margin": 3}) == replace(refine, ttt=None)
+    parts = {"data", "method", "task", "ttt"}
+    assert not parts & (setting_names(TrainConfig) | setting_names(TTTRunConfig))
+    assert {"sources", "margin", "source", "lr", "seed"} <= setting_names(TTTRunConfig)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +164,9 @@ def test_a_batch_of_another_size_makes_as_many_updates() -> None:
         ({"recipe": "midtrian"}, "unknown recipe 'midtrian'; did you mean 'midtrain'"),
         ({"reward": "cosin"}, "unknown reward 'cosin'; did you mean 'cosine'"),
         ({"lr": -1.0}, "TrainConfig.lr must be above 0, got -1"),
+        ({"learning_rate": 1.0}, "unknown setting 'learning_rate'; allowed are add_bos, answer_column, "),
+        ({"updates": "unequal"}, "updates must be 'equal' or 'release', got 'unequal'"),
+        ({"phase": "posttrain"}, "unknown posttrain recipe 'midtrain'; .*allowed are posttrain, "),
         ({"dtype": "float16"}, "TrainConfig.dtype must be one of 'float32', 'bfloat16', got 'float16'"),
         ({"sequence_length": 64}, "sequence_length must be at least 161 for the method's num_chunks"),
         ({"recipe": "paper_midtrain", "batch_size": 6}, "batch_size must be a multiple of 4, the updates"),
@@ -154,7 +174,7 @@ def test_a_batch_of_another_size_makes_as_many_updates() -> None:
 )
 def test_a_bad_value_is_refused_with_what_is_allowed(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        arms(**({"recipe": "midtrain", "seeds": [0]} | changes))
+        method_configs(**({"recipe": "midtrain", "seeds": [0]} | changes))
 
 
 def test_paths_hold_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,10 +192,10 @@ def test_paths_hold_from_every_folder(tmp_path: Path, monkeypatch: pytest.Monkey
         "a/b": "a/b",
         ".": str(tmp_path),
     }.items():
-        (config, _) = arms("midtrain", [0], model=model, data="texts")
+        (config, _) = method_configs("midtrain", [0], model=model, data="texts")
         assert (config.model, config.data.sources) == (kept, {str(tmp_path / "texts"): 1.0})
         assert pretrain_stages(f"new:{model}")[0].model == f"new:{kept}"
-    assert arms("midtrain", [0], data="python")[0].data.sources == {"python": 1.0}
+    assert method_configs("midtrain", [0], data="python")[0].data.sources == {"python": 1.0}
     assert pretrain_stages("model", "texts")[0].data.sources[str(tmp_path / "texts")] == 0.15
 
 
@@ -183,7 +203,7 @@ def test_stages_of_pretraining_are_as_many_and_as_long_as_asked() -> None:
     assert [stage.steps for stage in pretrain_stages("tiny-deltanet", steps=3, last_stage=2)] == [3, 3]
     assert pretrain_stages("tiny-deltanet") == pretrain("tiny-deltanet")
     assert pretrain_stages("tiny-lact", recipe="pretrain_lact") == pretrain_lact("tiny-lact")
-    with pytest.raises(ValueError, match=r"unknown curriculum 'midtrain'; .*allowed are pretrain, pretrain_lact"):
+    with pytest.raises(ValueError, match=r"unknown pretrain recipe 'midtrain'; .*allowed are pretrain, pretrain_lact"):
         pretrain_stages("tiny-lact", recipe="midtrain")
     for last in (0, -1, 9):
         with pytest.raises(ValueError, match=f"last_stage must be from 1 to 8, got {last}"):
@@ -196,7 +216,7 @@ def test_stages_of_pretraining_are_as_many_and_as_long_as_asked() -> None:
 
 
 def test_a_reward_of_ones_own_is_kept_in_the_refine_runs(tmp_path: Path) -> None:
-    sft, refine = create_runs(arms("midtrain", [0], reward=exactly_first), tmp_path, exactly_first)
+    sft, refine = create_runs(method_configs("midtrain", [0], reward=exactly_first), tmp_path, exactly_first)
     assert refine.config.method is not None
     assert refine.config.method.reward == "custom"
     assert "def exactly_first(" in (refine.path / "reward.py").read_text()
@@ -216,7 +236,7 @@ def test_what_is_not_there_is_refused_before_a_run_is_made(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
-        create_runs(arms("midtrain", [0], **changes), tmp_path)
+        create_runs(method_configs("midtrain", [0], **changes), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -233,7 +253,7 @@ def test_settings_that_no_model_takes_are_refused_before_a_run_is_made(tmp_path:
 
 def test_a_run_is_measured_with_its_settings() -> None:
     config = TrainConfig(recipe="x", method=None, device="cpu", model_settings={"norm_eps": 0.5})
-    policy, _ = experiments.load("tiny-deltanet", config)
+    policy, _ = load_policy(config, "tiny-deltanet")
     assert policy.config.norm_eps == 0.5
 
 
@@ -294,7 +314,7 @@ def test_a_curriculum_is_drawn_as_one_run(tmp_path: Path) -> None:
 
 
 def test_metrics_carry_arm_and_seed(tmp_path: Path) -> None:
-    runs = create_runs(arms("midtrain", [4], steps=2), tmp_path)
+    runs = create_runs(method_configs("midtrain", [4], steps=2), tmp_path)
     for run in runs:
         fill(run, 1.5)
     frame = metrics(runs)
@@ -345,7 +365,7 @@ def test_what_cannot_be_measured_is_left_out_and_told_of(
     told = capsys.readouterr().out
     measured = {"ntp_loss", "ntp_accuracy", "sampled_accuracy"}
     asked = {"cosine", "binary", "recall word-1 at 128", "recall number-1 at 128"}
-    assert set(base) == set(trained) == {"arm", "seed", "updates"} | measured | (asked if rewards else set())
+    assert set(base) == set(trained) == {"way", "seed", "updates"} | measured | (asked if rewards else set())
     assert {name: base[name] for name in measured} == {name: trained[name] for name in measured}
     assert ("Rewards are left out: rows of 160 tokens" in told) is not rewards
     assert ("Recall of word-1 is left out: a recall document with 1 facts needs" in told) is not rewards

@@ -16,8 +16,9 @@ from widgets.figures import (
     training_curves,
     use_offline_renderer,
 )
-from widgets.series import arm_styles, decimate, over_seeds
-from widgets.tables import final_table, rollout_table, visible
+from widgets.method_tables import comparison_table
+from widgets.series import decimate, over_seeds, way_styles
+from widgets.tables import rollout_table, visible
 
 
 def train_line(arm: str, seed: int, step: int) -> dict:
@@ -132,8 +133,8 @@ def test_an_evaluation_made_twice_counts_once(evaluations: pd.DataFrame) -> None
 
 
 def test_arms_differ_by_colour_and_by_mark() -> None:
-    styles = arm_styles(["refine", "sft", "base", "mine", "yours"])
-    assert [style.label for style in styles.values()] == ["base", "SFT", "REFINE", "mine", "yours"]
+    styles = way_styles(["refine", "sft", "base", "mine", "yours"])
+    assert [style.label for style in styles.values()] == ["REFINE", "SFT", "base", "mine", "yours"]
     assert len({style.colour for style in styles.values()}) == len({style.symbol for style in styles.values()}) == 5
 
 
@@ -182,7 +183,7 @@ def test_no_data_is_an_error_that_names_the_figure(metrics: pd.DataFrame) -> Non
         "entropy_profile": lambda: entropy_profile([], [], [], []),
         "reward_distribution": lambda: reward_distribution(sft),
         "rollout_table": lambda: rollout_table(nothing, str),
-        "final_table": lambda: final_table([]),
+        "comparison_table": lambda: comparison_table([]),
     }.items():
         with pytest.raises(ValueError, match=f"figure {name} has no data"):
             draw()
@@ -191,7 +192,7 @@ def test_no_data_is_an_error_that_names_the_figure(metrics: pd.DataFrame) -> Non
 def test_check_figures_fails_where_a_panel_is_empty(metrics: pd.DataFrame, evaluations: pd.DataFrame) -> None:
     full = training_curves(metrics, evaluations)
     assert "Held-out NTP loss" in panel_titles(full)
-    check_figures(full, heldout_curves(evaluations), final_table([{"arm": "base", "ntp_loss": 1.0}]))
+    check_figures(full, heldout_curves(evaluations), comparison_table([{"way": "base", "ntp_loss": 1.0}]))
     with pytest.raises(ValueError, match="figure 2 has no data"):
         check_figures(full, go.Figure())
     hollow = go.Figure(full)
@@ -279,7 +280,7 @@ def test_experiments_of_one_arm_have_labels_and_dashes_of_their_own() -> None:
     lines = [train_line("refine", 0, step) for step in (1, 2)]
     other = [line | {"arm": "refine: lr 0.001", "ntp_loss": 1.0} for line in lines]
     names = ["refine: lr 0.0001", "refine: lr 0.001", "sft"]
-    styles = arm_styles(reversed(names))
+    styles = way_styles(reversed(names))
     assert [styles[name].label for name in names] == ["REFINE, lr 0.0001", "REFINE, lr 0.001", "SFT"]
     assert {styles[name].dash for name in names[:2]} == {"solid", "dash"}
     assert styles[names[0]].colour == styles[names[1]].colour
@@ -288,23 +289,6 @@ def test_experiments_of_one_arm_have_labels_and_dashes_of_their_own() -> None:
     assert list(drawn["REFINE, lr 0.001"].y) == [1.0, 1.0]
     assert list(drawn["REFINE, lr 0.0001"].y) == pytest.approx([2.9, 2.8])
     assert drawn["REFINE, lr 0.001"].line.dash == "dash"
-
-
-def test_final_table_gives_mean_and_deviation_over_seeds() -> None:
-    rows = [{"arm": "base", "ntp_loss": 3.0, "ntp_accuracy": 0.4, "recall word-1": 0.95, "note": "x"}]
-    rows += [
-        {"arm": arm, "seed": seed, "updates": 20, "ntp_loss": 2.0 + seed, "ntp_accuracy": 0.5, "recall word-1": 0.9}
-        for arm in ("refine", "sft")
-        for seed in (0, 1)
-    ]
-    table = final_table(rows).data
-    assert table["arm"].tolist() == ["base", "SFT", "REFINE"]
-    assert table["updates"].tolist() == ["0", "20", "20"]
-    assert table["runs"].tolist() == [1, 2, 2]
-    assert table["NTP loss (nats)"].tolist() == ["3.0000", "2.5000 ± 0.7071", "2.5000 ± 0.7071"]
-    assert table["NTP accuracy (%)"].tolist()[0] == "40.00"
-    assert table["recall word-1 (%)"].tolist()[1] == "90.00 ± 0.00"
-    assert "note" not in table
 
 
 # -- thinning ------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import pytest
 from refine_lab.config import DataConfig, TaskConfig
 from refine_lab.data.sources import documents
 from refine_lab.data.tokens import token_array
-from refine_lab.experiments import arms, create_runs
+from refine_lab.experiments.configs import method_configs
+from refine_lab.experiments.runs import create_runs
 from refine_lab.explore.client import Worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.files import digest, read_text
@@ -40,7 +41,7 @@ def test_a_pointer_is_no_source_of_text(tmp_path: Path, name: str) -> None:
         next(documents(str(path), "train"))
     runs = tmp_path / "runs"
     with pytest.raises(ValueError, match=named(path)):  # before anything is made
-        create_runs(arms("midtrain", [0], data=str(path)), runs)
+        create_runs(method_configs("midtrain", [0], data=str(path)), runs)
     assert not runs.exists()
 
 
@@ -69,7 +70,7 @@ def test_a_pointer_is_no_part_of_a_model(tmp_path: Path, name: str) -> None:
     path = pointer(folder / name)
     if name == "manifest.json.gz":
         with pytest.raises(ValueError, match=named(path)):
-            create_runs(arms("midtrain", [0], model=str(folder)), tmp_path / "runs")
+            create_runs(method_configs("midtrain", [0], model=str(folder)), tmp_path / "runs")
         return
     with pytest.raises(ValueError, match=named(path)):
         load_model(folder, device="cpu")
@@ -158,4 +159,4 @@ def test_no_home_at_all_names_refine_cache(no_home: Path, monkeypatch: pytest.Mo
 def test_a_runs_folder_that_cannot_be_written_names_refine_runs(no_home: Path) -> None:
     (no_home / "a.txt").write_text("a text of some words " * 100, encoding="utf-8")
     with pytest.raises(OSError, match=r"no run directory can be made in .*runs .*: name a folder .* in REFINE_RUNS$"):
-        create_runs(arms("midtrain", [0], data=str(no_home / "a.txt")), no_home / "file" / "runs")
+        create_runs(method_configs("midtrain", [0], data=str(no_home / "a.txt")), no_home / "file" / "runs")

@@ -18,7 +18,7 @@ from refine_lab.config import DataConfig, RefineConfig, TrainConfig
 from refine_lab.data import corpus
 from refine_lab.data.corpus import File, Manifest
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
-from refine_lab.experiments import create_runs, stage_runs
+from refine_lab.experiments.runs import create_runs, stage_runs
 from refine_lab.inputs import changes, inputs_of, model_digests, settle, text_digests, text_inputs
 from refine_lab.loop import train
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM

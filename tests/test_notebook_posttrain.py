@@ -22,8 +22,8 @@ def papermill(folder: Path, **values: Any) -> tuple[int, str]:
     return execute("posttrain", folder, **values)
 
 
-def trained(folder: Path) -> dict[tuple[str, str], Run]:
-    return {(run.config.recipe, run.config.arm): run for run in list_runs(folder / "runs")}
+def trained(folder: Path) -> dict[str, Run]:
+    return {run.config.way: run for run in list_runs(folder / "runs")}
 
 
 def test_all_ways_on_the_embedded_task_and_again(tmp_path):
@@ -42,12 +42,8 @@ def test_all_ways_on_the_embedded_task_and_again(tmp_path):
     assert (tmp_path / "report.html").stat().st_size > 50_000
     first = trained(tmp_path)
     updates = {name: int(run.metrics()["updates"].iloc[-1]) for name, run in first.items()}
-    assert updates == {
-        ("posttrain", "sft"): 2,
-        ("posttrain", "nested_sft"): 10,
-        ("posttrain", "nested_refine"): 10,
-        ("posttrain_release_updates", "nested_sft"): 4,
-    }
+    assert updates == {"sft": 2, "nested_sft": 10, "nested_refine": 10, "nested_sft_release": 4}
+    assert {run.config.recipe for run in first.values()} == {"posttrain"}
     assert not [output for output in outputs(tmp_path) if output.get("name") == "stderr"]
     assert papermill(tmp_path, **SMALL)[0] == 0
     assert said(tmp_path).count("has finished already") == 4 and "0 of 4 runs to train" in said(tmp_path)

@@ -29,7 +29,7 @@ def test_the_embedded_task_and_again(tmp_path):
     status, output = papermill(tmp_path, **settings)
     assert status == 0, output
     text = said(tmp_path)
-    assert text.index("Answering in all ways should take about") < text.index("sft step 1: loss")
+    assert text.index("Answering with all methods should take about") < text.index("sft step 1: loss")
     assert text.endswith("Every figure has its data.\n") and "\nRuns made at " in text
     (figure,) = [output["data"][PLOTLY] for output in outputs(tmp_path) if PLOTLY in output.get("data", {})]
     assert {trace["name"] for trace in figure["data"]} == {"not adapted", "SFT", "REFINE"}

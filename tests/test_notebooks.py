@@ -276,7 +276,7 @@ def test_detached_training_outlives_the_notebook_which_says_so(tmp_path: Path) -
     [
         ("last_stage", "9", "last_stage must be from 1 to 8, got 9"),
         ("documents", "0", "documents must be at least 1, got 0"),
-        ("recipe", "pretrain_lct", "unknown curriculum 'pretrain_lct'; did you mean 'pretrain_lact'?"),
+        ("recipe", "pretrain_lct", "unknown pretrain recipe 'pretrain_lct'; did you mean 'pretrain_lact'?"),
     ],
 )
 def test_a_bad_parameter_of_pretraining_fails_at_once(tmp_path: Path, name: str, value: str, sentence: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from papermill.cli import _resolve_type as papermill_value
 from refusals import refused
 
-from refine_lab.parameters import convert, parameters
+from refine_lab.experiments.parameters import convert, parameters
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 PAPERMILL = str(Path(sys.executable).with_name("papermill"))

@@ -12,15 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import refine_lab.posttraining as posttraining
 from refine_lab.config import DataConfig, RefineConfig, TaskConfig, TrainConfig, from_json, to_json
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
+from refine_lab.experiments import posttrain
+from refine_lab.experiments.compare import per_seed
+from refine_lab.experiments.configs import method_configs, release_configs
+from refine_lab.experiments.estimate import estimated_seconds
+from refine_lab.experiments.posttrain import answers_of, task_runs
 from refine_lab.inputs import resume_or_create
 from refine_lab.loop import train
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
-from refine_lab.posttraining import answers_of, estimated_seconds, per_run, release_way, runs_of, task_of, three_ways
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
+from refine_lab.tasks.loaded import load_training_task
 
 TEXT = Path(__file__).parent / "fixtures" / "text"
 VOCABULARY = 1200
@@ -117,24 +121,24 @@ def test_without_validation_nothing_is_evaluated(checkpoint, prompts, tmp_path):
 
 def test_answers_are_kept_and_not_asked_again(checkpoint, prompts, tmp_path, monkeypatch):
     run = trained(config_of(checkpoint, prompts, "sft"), tmp_path)
-    task = task_of([run.config])
+    task = load_training_task([run.config])
     first = answers_of([run], task)
     assert first["way"].tolist() == ["base"] * 6 + ["sft"] * 6
     assert first["updates"].tolist() == [0] * 6 + [6] * 6
     for part in (run.path / "answers" / "test").iterdir():
         part.unlink()
     asked = []
-    real = posttraining.answer
+    real = posttrain.answer
     monkeypatch.setattr(
-        posttraining, "answer", lambda *a, **k: asked.extend(example.name for example in a[2]) or real(*a, **k)
+        posttrain, "answer", lambda *a, **k: asked.extend(example.name for example in a[2]) or real(*a, **k)
     )
     again = answers_of([run], task)
     assert asked == [example.name for example in task.test], "the base model's are there still"
     pd.testing.assert_frame_equal(first.drop(columns="seconds"), again.drop(columns="seconds"))
-    assert per_run(again)["seed"].tolist() == [posttraining.NO_SEED, 0]
+    assert per_seed(again)["seed"].tolist() == [posttrain.NO_SEED, 0]
 
 
-def test_runs_with_the_same_configuration_are_taken_up(checkpoint, prompts, tmp_path):
+def test_runs_with_the_same_configuration_are_resumed(checkpoint, prompts, tmp_path):
     config = config_of(checkpoint, prompts, "nested_sft")
     (first,) = resume_or_create([config], tmp_path)
     (again,), (other,) = resume_or_create([config], tmp_path), resume_or_create([replace(config, seed=1)], tmp_path)
@@ -142,15 +146,17 @@ def test_runs_with_the_same_configuration_are_taken_up(checkpoint, prompts, tmp_
     assert from_json(to_json(config)) == config
 
 
-def test_an_estimate_counts_every_run(checkpoint, prompts):
+def test_an_estimate_counts_every_run_that_has_not_finished(checkpoint, prompts, tmp_path):
     configs = [config_of(checkpoint, prompts, way) for way in ("sft", "nested_sft")]
-    task = task_of(configs)
-    one, many = estimated_seconds(configs[:1], task), estimated_seconds(configs[:1] * 1000, task)
-    assert 0 < one < many / 10 and estimated_seconds([], task) == 0
+    task = load_training_task(configs)
+    run, finished = task_runs(configs, task, tmp_path)
+    train(finished.path, StopSignal(finished.path))
+    one, many = estimated_seconds([run], task), estimated_seconds([run] * 1000, task)
+    assert 0 < one < many / 10 and estimated_seconds([finished], task) == 0
 
 
 def test_the_ways_differ_in_what_comes_before_the_answers_alone():
-    configs = three_ways("posttrain", [0, 3], lr=3e-5, test=20, num_chunks=4, answer_tokens=3)
+    configs = method_configs("posttrain", [0, 3], lr=3e-5, test=20, num_chunks=4, answer_tokens=3)
     assert [(config.arm, config.seed) for config in configs] == [
         (way, seed) for seed in (0, 3) for way in ("sft", "nested_sft", "nested_refine")
     ]
@@ -162,22 +168,24 @@ def test_the_ways_differ_in_what_comes_before_the_answers_alone():
 
 
 def test_the_releases_single_update_is_a_way_of_its_own():
-    (config,) = release_way("posttrain", [1], steps=2)
+    (config,) = release_configs(method_configs("posttrain", [1], steps=2))
     assert (config.arm, config.updates_per_batch, config.way) == ("nested_sft", 2, "nested_sft_release")
-    assert release_way("posttrain_release_updates", [1]) == []
+    released = method_configs("posttrain", [1], updates="release", steps=2)
+    assert config in released and release_configs(released) == []
+    assert [c.way for c in released] == ["sft", "nested_sft_release", "nested_refine"]
     with pytest.raises(
-        ValueError, match="recipe must be one of posttrain, paper_posttrain where the release's updates"
+        ValueError, match="mini_batch_size must be less than batch_size 16, of which SFT makes one update"
     ):
-        release_way("posttrain_searched", [1])
-    assert [c.way for c in three_ways("posttrain", [0])] == ["sft", "nested_sft", "nested_refine"]
+        release_configs(method_configs("posttrain_searched", [1]))
+    assert [c.way for c in method_configs("posttrain", [0])] == ["sft", "nested_sft", "nested_refine"]
 
 
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (dict(recipe="postrain", seeds=[0]), r"unknown recipe of post-training 'postrain'; did you mean 'posttrain'"),
+        (dict(recipe="postrain", seeds=[0]), r"unknown recipe 'postrain'; did you mean 'posttrain'"),
         (dict(recipe="posttrain", seeds=[0, 0]), r"seeds must be at least one whole number, none twice, got \[0, 0\]"),
-        (dict(recipe="posttrain", seeds=[0], ways=["nested"]), r"arm must be one of 'sft', 'nested_sft', 'nested_refine'"),
+        (dict(recipe="posttrain", seeds=[0], methods=["nested"]), r"arm must be 'sft', 'nested_sft' or 'nested_refine'"),
         (dict(recipe="posttrain", seeds=[0], reward="bleu"), r"unknown reward 'bleu'"),
         (dict(recipe="posttrain", seeds=[0], batch_size=6), r"batch_size must be a multiple of 4"),
         (dict(recipe="posttrain", seeds=[0], over_limit="cut"), r"TaskConfig.over_limit must be one of 'refuse'"),
@@ -186,7 +194,7 @@ def test_the_releases_single_update_is_a_way_of_its_own():
 )  # fmt: skip
 def test_bad_values_are_named(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
-        three_ways(**arguments)
+        method_configs(**arguments)
 
 
 def test_a_file_that_was_written_anew_is_another_task(checkpoint, prompts, tmp_path):
@@ -194,11 +202,11 @@ def test_a_file_that_was_written_anew_is_another_task(checkpoint, prompts, tmp_p
     mine = tmp_path / "mine.jsonl"
     mine.write_text(prompts.read_text())
     config = config_of(checkpoint, mine, "sft")
-    task = task_of([config])
-    (first,) = runs_of([config], task, tmp_path / "runs")
-    assert runs_of([config], task, tmp_path / "runs")[0].path == first.path
+    task = load_training_task([config])
+    (first,) = task_runs([config], task, tmp_path / "runs")
+    assert task_runs([config], task, tmp_path / "runs")[0].path == first.path
     mine.write_text(prompts.read_text().replace("number", "figure"))
-    (other,) = runs_of([config], task_of([config]), tmp_path / "runs")
+    (other,) = task_runs([config], load_training_task([config]), tmp_path / "runs")
     assert other.path != first.path
     with pytest.raises(
         ValueError, match=r"was begun with other inputs: the content of '.*mine\.jsonl' has changed; put back"
@@ -212,8 +220,8 @@ def test_prompts_too_short_for_the_method_are_refused_before_anything_is_trained
     mine.write_text(prompts.read_text() + short + "\n")
     configs = [config_of(checkpoint, mine, way) for way in ("sft", "nested_refine")]
     configs = [replace(config, task=replace(config.task, train=21)) for config in configs]
-    assert len(task_of(configs[:1]).train) == 21
+    assert len(load_training_task(configs[:1]).train) == 21
     with pytest.raises(
         ValueError, match=r"1 of 21 prompts have no room for the method's num_chunks.*'mine-30' with \d+ tokens"
     ):
-        task_of(configs)
+        load_training_task(configs)

@@ -8,14 +8,15 @@ from refusals import refused
 from refine_lab.config import RefineConfig
 from refine_lab.models import load_model
 from refine_lab.recipes import (
-    CURRICULA,
+    METHODS,
     RECIPES,
     midtrain,
+    named,
     paper_midtrain,
-    paper_midtrain_release_updates,
     pretrain,
     pretrain_lact,
     recipe,
+    release_updates,
 )
 
 
@@ -52,7 +53,7 @@ def test_paper_midtrain_keeps_enough_tokens_to_train_on():
 
 @pytest.mark.parametrize("name", ["midtrain", "paper_midtrain"])
 def test_fair_arms_differ_in_the_method_alone(name):
-    sft, refine = RECIPES[name]("sft", 3), RECIPES[name]("refine", 3)
+    sft, refine = (recipe(name).make(way, 3) for way in METHODS["midtrain"])
     assert sft.method is None
     assert isinstance(refine.method, RefineConfig)
     assert replace(refine, method=None) == sft
@@ -60,10 +61,12 @@ def test_fair_arms_differ_in_the_method_alone(name):
 
 
 def test_release_updates_are_one_and_four():
-    sft, refine = paper_midtrain_release_updates("sft"), paper_midtrain_release_updates("refine")
+    sft, refine = (release_updates(paper_midtrain(way)) for way in METHODS["midtrain"])
     assert (sft.updates_per_batch, refine.updates_per_batch) == (1, 4)
-    assert replace(refine, recipe="paper_midtrain") == paper_midtrain()
-    assert replace(sft, recipe="paper_midtrain", mini_batch_size=32) == paper_midtrain("sft")
+    assert replace(refine, updates="equal") == paper_midtrain()
+    assert replace(sft, updates="equal", mini_batch_size=32) == paper_midtrain("sft")
+    with pytest.raises(ValueError, match=r"mini_batch_size must be less than batch_size 8, .*, got 8"):
+        release_updates(midtrain("sft"))
 
 
 def test_midtrain_trains_on_200_000_tokens_and_evaluates_four_times_in_between():
@@ -73,16 +76,19 @@ def test_midtrain_trains_on_200_000_tokens_and_evaluates_four_times_in_between()
     assert config.updates_per_batch == 1
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for phase in METHODS for name in named(phase)])
 def test_a_recipe_is_named_for_its_function_and_takes_the_seed(name):
-    assert recipe(name) is RECIPES[name]
-    assert RECIPES[name].__name__ == RECIPES[name]().recipe == name
-    assert RECIPES[name](seed=5).seed == 5
+    phase, make = recipe(name)
+    assert recipe(name, phase) is RECIPES[name] and make().recipe == name
+    assert make.__name__ == (f"ttt_{name}" if phase == "ttt" else name)
+    assert make(seed=5).seed == 5 and make().way == METHODS[phase][-1]
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="unknown recipe 'midtrian'; did you mean 'midtrain'"):
         recipe("midtrian")
+    with pytest.raises(ValueError, match=r"unknown ttt recipe 'posttrain'; .*allowed are per_prompt, .*, paper"):
+        recipe("posttrain", "ttt")
 
 
 def test_an_unknown_arm_is_refused():
@@ -104,7 +110,7 @@ def test_lact_sees_more_tokens_from_stage_to_stage_up_to_its_shipped_window():
 
 def test_both_curricula_read_as_many_tokens_and_end_at_a_learning_rate_of_zero():
     tokens = {}
-    for name, stages in CURRICULA.items():
+    for name, stages in ((name, recipe(name, "pretrain").make) for name in named("pretrain")):
         tokens[name] = sum(stage.steps * stage.batch_size * stage.data.sequence_length for stage in stages("m", None))
         assert [stage.schedule for stage in stages("m", None)][-2:] == ["constant", "linear"]
         assert len({stage.seed for stage in stages("m", None)}) == len(stages("m", None))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from refine_lab.config import DataConfig, RefineConfig, TrainConfig
-from refine_lab.experiments import metrics
+from refine_lab.experiments.compare import metrics
 from refine_lab.recipes import ttt_per_prompt
 from refine_lab.run_groups import experiment_arms, flat_settings
 from refine_lab.runs.writer import RunWriter

@@ -14,7 +14,7 @@ import ipywidgets
 import pytest
 
 from refine_lab.config import DataConfig, TrainConfig
-from refine_lab.experiments import config_differences
+from refine_lab.experiments.compare import config_differences
 from refine_lab.inputs import new_run
 from refine_lab.recipes import ttt_per_prompt
 from refine_lab.runs.run import Run

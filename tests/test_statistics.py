@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refine_lab.statistics import by_way, mean_interval, paired_difference, varies
+from refine_lab.statistics import mean_interval, paired_difference, varies
 
 ROWS = pd.DataFrame(
     [
@@ -21,15 +21,6 @@ ROWS = pd.DataFrame(
     ],
     columns=["way", "seed", "recall"],
 )
-
-
-def test_mean_and_spread_in_the_order_the_ways_come():
-    with pytest.raises(ValueError, match="rows must be one a way and seed"):
-        by_way(pd.concat([ROWS, ROWS.iloc[:1]]), ["recall"])
-    table = by_way(ROWS, ["recall"])
-    assert table["way"].tolist() == ["sft", "nested"] and table["seeds"].tolist() == [3, 3]
-    assert table["recall"].tolist() == pytest.approx([0.6, 0.75])
-    assert table["recall_std"].tolist() == pytest.approx([0.1, 0.15])
 
 
 def test_the_interval_of_a_paired_difference_by_hand():

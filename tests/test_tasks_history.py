@@ -14,14 +14,15 @@ from test_tasks_ruler import article, squad
 
 from refine_lab.config import DataConfig, TaskConfig, TrainConfig
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
+from refine_lab.experiments.configs import method_configs
+from refine_lab.experiments.posttrain import task_runs
 from refine_lab.inputs import resume_or_create
 from refine_lab.loop import train
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
-from refine_lab.posttraining import runs_of, task_of
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.tasks.history import HISTORY, history_of
-from refine_lab.ttt.experiments import loaded, three_ways
+from refine_lab.tasks.loaded import load_prompts, load_training_task
 
 TEXT = Path(__file__).parent / "fixtures" / "text"
 VOCABULARY = 600
@@ -49,15 +50,15 @@ def trained(model: Path | str, task: TaskConfig, runs: Path, **changes: Any) -> 
     """A run of plain SFT with one batch of two examples."""
     sizes: dict[str, Any] = {"steps": 1, "batch_size": 2, "mini_batch_size": 2, "device": "cpu"}
     config = TrainConfig(recipe="test", model=str(model), method=None, task=task.settled(), **sizes, **changes)
-    (run,) = runs_of([config], task_of([config]), runs)
+    (run,) = task_runs([config], load_training_task([config]), runs)
     train(run.path, StopSignal(run.path))
     return run
 
 
 def asked(model: Path | str, prompts: Path | str | None = None, **settings: Any) -> tuple[list[str], str]:
     """The questions that test-time training of `model` answers, and what is said of the task."""
-    config = three_ways("per_prompt", [0], model=str(model), prompts=prompts and str(prompts), **settings)[-1]
-    _, _, task = loaded(config)
+    config = method_configs("per_prompt", [0], model=str(model), prompts=prompts and str(prompts), **settings)[-1]
+    _, _, task = load_prompts(config)
     return [example.question for example in task.test], str(task.report)
 
 
@@ -86,7 +87,7 @@ def test_a_run_answers_its_own_test_prompts(first: Run) -> None:
     found, said = asked(first.path)
     assert found == questions(0, 1, 2)
     assert "left out" not in said and "changed" not in said
-    config = three_ways("per_prompt", [0], model=str(first.path))[-1]
+    config = method_configs("per_prompt", [0], model=str(first.path))[-1]
     assert (config.task, config.data) == (first.config.task, first.config.data)
     found, said = asked(first.path, count=2)
     assert found == questions(0, 1) and "The first 2 of 3 test prompts are answered." in said
@@ -105,7 +106,7 @@ def test_ttt_after_post_training_on_ruler_asks_no_trained_question(base: Path, t
     """The prompts are divided once: by the run."""
     source = squad(tmp_path, [article(title) for title in ("ant", "bee", "cow", "dog", "elk", "fox")])
     run = trained(base, TaskConfig(source=f"ruler:{source}", train=8, test=4, prompt_tokens=400), tmp_path / "runs")
-    task = task_of([run.config])
+    task = load_training_task([run.config])
     trained_on = {example.question for example in task.train}
     own = [example.question for example in task.test]
     moved = tmp_path / "elsewhere.json"
@@ -129,20 +130,20 @@ def test_a_recall_task_is_inherited_with_its_text(base: Path, tmp_path: Path, mo
     run = trained(
         "tiny-deltanet", task, tmp_path / "runs", data=DataConfig(sources={str(TEXT): 1.0}, sequence_length=160)
     )
-    own = [example.question for example in task_of([run.config]).test]
+    own = [example.question for example in load_training_task([run.config]).test]
     assert asked(run.path)[0] == asked(run.path, "recall:word-1")[0] == own
-    config = three_ways("per_prompt", [0], model=str(run.path))[0]
+    config = method_configs("per_prompt", [0], model=str(run.path))[0]
     assert config.task.answer_tokens == 4 and config.data == run.config.data
 
 
 def test_a_longer_recall_prompt_is_no_trained_one(base: Path, tmp_path: Path) -> None:
     task = TaskConfig(source="recall:word-1", train=3, test=2, prompt_tokens=160, answer_tokens=4)
     run = trained("tiny-deltanet", task, tmp_path / "runs")
-    longer = three_ways("per_prompt", [0], model=str(run.path), prompt_tokens=300, count=3)[-1]
+    longer = method_configs("per_prompt", [0], model=str(run.path), prompt_tokens=300, count=3)[-1]
     assert (longer.task.prompt_tokens, longer.task.test) == (300, 3)
-    _, _, found = loaded(longer)
+    _, _, found = load_prompts(longer)
     assert len(found.test) == 3 and all(len(example.prompt_ids) > 160 for example in found.test)
-    trained_on = {example.question for example in task_of([run.config]).train}
+    trained_on = {example.question for example in load_training_task([run.config]).train}
     assert not trained_on & {example.question for example in found.test}
 
 
@@ -159,8 +160,8 @@ def test_what_a_text_begins_with_is_inherited(base: Path, tmp_path: Path) -> Non
     source = file_of(tmp_path / "train.jsonl", range(9))
     task = TaskConfig(source=str(source), train=4, test=3, prompt_tokens=60)
     run = trained(base, task, tmp_path / "runs", data=DataConfig(add_bos=True))
-    config = three_ways("per_prompt", [0], model=str(run.path))[-1]
-    _, _, found = loaded(config)
+    config = method_configs("per_prompt", [0], model=str(run.path))[-1]
+    _, _, found = load_prompts(config)
     assert config.data.add_bos is True and [example.begins for example in found.test] == [1, 1, 1]
     assert "changed" not in str(found.report)
 
@@ -170,7 +171,7 @@ def test_the_source_of_the_tests_decides_which_prompts_are_the_runs_own(base: Pa
     task = TaskConfig(source="recall:word-1", test_source=str(test), train=3, test=3, prompt_tokens=160)
     run = trained("tiny-deltanet", task, tmp_path / "runs")
     assert asked(run.path)[0] == questions(6, 7, 8)
-    other = three_ways("per_prompt", [0], model=str(run.path), prompts="recall:word-1", count=2)[-1]
+    other = method_configs("per_prompt", [0], model=str(run.path), prompts="recall:word-1", count=2)[-1]
     assert (other.task.source, other.task.test_source, other.task.test) == ("recall:word-1", None, 2)
 
 
@@ -188,11 +189,11 @@ def test_models_of_several_seeds_answer_the_same_prompts(base: Path, first: Run,
     for seed, task in ((0, first.config.task), (1, first.config.task), (2, replace(first.config.task, train=4))):
         shutil.copytree(trained(base, task, tmp_path / "made", seed=seed).path, tmp_path / f"run-s{seed}")
     pattern = f"{tmp_path}/run-s{{seed}}"
-    configs = three_ways("per_prompt", [0, 1], model=pattern)
+    configs = method_configs("per_prompt", [0, 1], model=pattern)
     assert {config.task for config in configs} == {first.config.task}
     sentence = "the models of seeds 0 and 2 were trained on different prompts .*: answer them one seed at a time"
     with pytest.raises(ValueError, match=sentence):
-        three_ways("per_prompt", [0, 2], model=pattern)
+        method_configs("per_prompt", [0, 2], model=pattern)
 
 
 # -- files of prompts ----------------------------------------------------------------------------------------------------

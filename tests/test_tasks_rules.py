@@ -14,19 +14,19 @@ import torch
 from refusals import refused
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab import posttraining
 from refine_lab.config import DataConfig, TaskConfig, TrainConfig, from_json, to_json
 from refine_lab.decoding import greedy
 from refine_lab.evaluation import answer_measures
+from refine_lab.experiments.configs import method_configs
+from refine_lab.experiments.tasks import with_source
 from refine_lab.explore.session import Session
 from refine_lab.models import FastWeightLM, load_model
-from refine_lab.recipes import POSTTRAINING, TTT_RECIPES
+from refine_lab.recipes import named
 from refine_lab.tasks.answers import answer
 from refine_lab.tasks.examples import Task, load_task
 from refine_lab.tasks.passages import parse
 from refine_lab.tasks.prompts import encode
 from refine_lab.tasks.rules import AnswerRule
-from refine_lab.ttt import experiments
 
 FIRST = AnswerRule(strip_leading=False)
 OWN = AnswerRule()
@@ -145,23 +145,23 @@ def test_recall_and_ruler_keep_their_rule_and_files_have_their_own(loaded: Loade
     for source in ("recall:word-4", "ruler:x.json"):
         assert TaskConfig(source=source).settled().strip_leading is False
         assert TaskConfig(source=source, strip_leading=True).settled().strip_leading is True
-    recorded = json.loads(to_json(posttraining.three_ways("posttrain", [0], task=str(file))[0]))["task"]
+    recorded = json.loads(to_json(method_configs("posttrain", [0], task=str(file))[0]))["task"]
     assert (recorded["lines"], recorded["strip_leading"]) == ("first", True)
-    recorded = json.loads(to_json(experiments.three_ways("per_prompt", [0], prompts=str(file))[0]))["task"]
+    recorded = json.loads(to_json(method_configs("per_prompt", [0], prompts=str(file))[0]))["task"]
     assert (recorded["lines"], recorded["strip_leading"]) == ("first", True)
 
 
 def test_recipes_are_answered_as_before() -> None:
     """Recorded results: the first line as it stands, four tokens of the embedded facts, RULER's 32 of its questions."""
-    configs = [config for name in POSTTRAINING for config in posttraining.three_ways(name, [0])]
+    configs = [config for name in named("posttrain") for config in method_configs(name, [0])]
     tasks = {config.task for config in configs}
-    tasks |= {config.task for name in TTT_RECIPES for config in experiments.three_ways(name, [0])}
+    tasks |= {config.task for name in named("ttt") for config in method_configs(name, [0])}
     found = {(task.form, task.lines, task.strip_leading, task.answer_tokens) for task in tasks if task}
     assert found == {("recall", "first", False, 4), ("ruler", "first", False, 32)}
 
 
 def test_configurations_from_before_the_rule_open_with_the_old_one() -> None:
-    (config, *_) = posttraining.three_ways("posttrain", [0])
+    (config, *_) = method_configs("posttrain", [0])
     old = json.loads(to_json(config))
     for name in ("lines", "strip_leading", "test_source"):
         del old["task"][name]
@@ -211,8 +211,8 @@ def test_it_warns_where_no_reference_fits(loaded: Loaded, tmp_path: Path) -> Non
 def test_the_recipes_number_is_for_the_recipes_own_form(loaded: Loaded, tmp_path: Path) -> None:
     file = jsonl(tmp_path / "mine.jsonl", [{"prompt": "a"}])
     for made in (
-        lambda recipe, source, **more: posttraining.three_ways(recipe, [0], task=source, **more)[0],
-        lambda recipe, source, **more: experiments.three_ways(recipe.replace("paper_posttrain", "paper").replace(
+        lambda recipe, source, **more: method_configs(recipe, [0], task=source, **more)[0],
+        lambda recipe, source, **more: method_configs(recipe.replace("paper_posttrain", "paper").replace(
             "posttrain", "per_prompt"), [0], prompts=source, **more)[0],
     ):  # fmt: skip
         for source, more, tokens in (
@@ -232,7 +232,7 @@ def test_the_recipes_number_is_for_the_recipes_own_form(loaded: Loaded, tmp_path
 def test_right_answers_fit_for_the_papers_files(name: str, shared_data: Path, loaded: Loaded, quiet: None) -> None:
     """Of four tokens, the embedded recipe's, they did not: for 144 of 200 questions of HotpotQA."""
     column = "answers" if "longbench" in name else "answer"
-    config = experiments.three_ways(
+    config = method_configs(
         "per_prompt", [0], prompts=str(shared_data / f"{name}.parquet"), answer_column=column, over_limit="cut_middle"
     )[0]
     task = load_task(config.task, loaded[1], config.data)
@@ -278,8 +278,8 @@ def test_the_rule_is_that_of_the_source_of_the_tests(tmp_path: Path) -> None:
     ):
         assert TaskConfig(source=source, test_source=test_source).settled().strip_leading is strip
     recipe = TaskConfig(source="recall:word-4", answer_tokens=4)
-    assert posttraining.with_source(recipe, None, test_source=own).answer_tokens is None
-    assert posttraining.with_source(recipe, "recall:word-1").answer_tokens == 4
+    assert with_source(recipe, None, test_source=own).answer_tokens is None
+    assert with_source(recipe, "recall:word-1").answer_tokens == 4
 
 
 def test_it_warns_where_every_reference_has_several_lines(tmp_path: Path, loaded: Loaded) -> None:

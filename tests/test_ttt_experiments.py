@@ -5,32 +5,28 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from refusals import refused
 from test_ttt_runs import METHOD, RULE, config_of, examples, model
 
 from refine_lab.config import RefineConfig, from_json, to_json
-from refine_lab.recipes import TTT_RECIPES, TTT_WAYS, ttt_paper, ttt_paper_release_updates, ttt_per_prompt, ttt_recipe
+from refine_lab.experiments.configs import method_configs, release_configs
+from refine_lab.experiments.estimate import estimated_seconds
+from refine_lab.experiments.runs import ttt_runs
+from refine_lab.experiments.tasks import model_of_seed
+from refine_lab.experiments.ttt import prompt_to_trace, trace_prompt
+from refine_lab.recipes import METHODS, named, recipe, release_updates, ttt_paper, ttt_per_prompt
 from refine_lab.runs.run import Run
 from refine_lab.tasks.answers import answer
 from refine_lab.tasks.examples import Example, Task
+from refine_lab.tasks.loaded import load_prompts
 from refine_lab.tasks.rules import AnswerRule
 from refine_lab.tasks.splits import report
 from refine_lab.ttt.adaptation import TTTConfig, adapted
+from refine_lab.ttt.answering import answer_run
 from refine_lab.ttt.config import TTTRunConfig
-from refine_lab.ttt.experiments import (
-    answer_run,
-    estimated_seconds,
-    loaded,
-    of_seed,
-    prompt_to_watch,
-    release_way,
-    runs_of,
-    three_ways,
-    watch,
-)
-from refine_lab.ttt.results import results
 
 # -- recipes and configurations ----------------------------------------------------------------------------------------
 
@@ -43,26 +39,26 @@ def test_the_papers_recipe_has_the_papers_numbers():
     method = config.ttt.method
     numbers = (method.ntp_coef, method.nsp_coef, method.reward, method.num_chunks, method.rollout_length)
     assert numbers == (1.0, 0.4, "binary", 8, 5)
-    assert [ttt_paper_release_updates(way).mini_batch_size for way in ("sft", "refine")] == [8, 4]
+    assert [release_updates(ttt_paper(way)).mini_batch_size for way in ("sft", "refine")] == [8, 4]
     assert ttt_per_prompt().reset == "prompt" and ttt_per_prompt().batch_size == 1
 
 
 def test_the_ways_of_a_recipe_differ_in_the_method_alone():
-    for name in TTT_RECIPES:
-        none, sft, refine = (ttt_recipe(name)(way, 3) for way in TTT_WAYS)
+    for name in named("ttt"):
+        none, sft, refine = (recipe(name).make(way, 3) for way in METHODS["ttt"])
         assert none == replace(refine, ttt=None, mini_batch_size=none.mini_batch_size)
         assert refine.ttt is not None and sft.ttt is not None
-        own = {"per_prompt_searched_lact": ["lr"], "per_prompt_release_updates": ["steps"]}.get(
-            name, []
-        )  # each its own
+        own = ["lr"] if name == "per_prompt_searched_lact" else []  # each its own
         assert replace(sft.ttt, **{field: getattr(refine.ttt, field) for field in own}) == replace(
             refine.ttt, method=None
         )
-        assert [config.arm for config in (none, sft, refine)] == list(TTT_WAYS) and refine.ttt.seed == refine.seed == 3
+        assert [config.arm for config in (none, sft, refine)] == list(
+            METHODS["ttt"]
+        ) and refine.ttt.seed == refine.seed == 3
         assert all(from_json(to_json(config), "ttt.json", TTTRunConfig) == config for config in (none, sft, refine))
-    with pytest.raises(ValueError, match="unknown recipe 'papr'; did you mean 'paper'"):
-        ttt_recipe("papr")
-    with refused("arm", "base", "one of 'none', 'sft', 'refine'"):
+    with pytest.raises(ValueError, match="unknown ttt recipe 'papr'; did you mean 'paper'"):
+        recipe("papr", "ttt")
+    with refused("arm", "base"):
         ttt_per_prompt("base")
 
 
@@ -108,7 +104,7 @@ def test_damaged_configurations_are_refused(text, sentence):
 def test_every_parameter_reaches_its_place(tmp_path):
     file = tmp_path / "mine.jsonl"
     file.write_text("")
-    none, sft, refine, *others = three_ways(
+    none, sft, refine, *others = method_configs(
         "per_prompt",
         [4, 5],
         prompts=str(file),
@@ -144,11 +140,11 @@ def test_every_parameter_reaches_its_place(tmp_path):
     assert sft.ttt == TTTConfig(method=None, **shared) and none.ttt is None
     assert {c.adapt_on for c in (none, sft, refine)} == {"document"} and none.device == "auto"
     with refused("seeds", [1, 1], "at least one whole number, none twice"):
-        three_ways("per_prompt", [1, 1])
+        method_configs("per_prompt", [1, 1])
     with pytest.raises(ValueError, match="unknown reward 'cosin'; did you mean 'cosine'"):
-        three_ways("per_prompt", [1], reward="cosin")
-    with refused("reward", "custom"):
-        three_ways("per_prompt", [1], reward="custom")
+        method_configs("per_prompt", [1], reward="cosin")
+    with refused("TTTConfig.method.reward", "custom"):
+        method_configs("per_prompt", [1], reward="custom")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +158,7 @@ def test_a_file_without_prompts_or_with_what_is_no_text_is_one_sentence(tmp_path
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
     with pytest.raises(ValueError, match=sentence):
-        loaded(three_ways("per_prompt", [0], prompts=str(file))[0])
+        load_prompts(method_configs("per_prompt", [0], prompts=str(file))[0])
 
 
 # -- with the model ------------------------------------------------------------------------------------------------------
@@ -182,7 +178,7 @@ def test_one_prompt_is_watched_step_by_step_and_undone(capsys):
     policy, tokenizer = model()
     before = [p.detach().clone() for p in policy.parameters()]
     chosen = examples()[0]
-    watched = watch(policy, tokenizer, chosen, [*three(), *three()], RULE)
+    watched = trace_prompt(policy, tokenizer, chosen, [*three(), *three()], RULE)
     assert all(torch.equal(p, q) for p, q in zip(policy.parameters(), before, strict=True))
     assert list(zip(watched.steps["way"], watched.steps["step"], strict=True)) == [
         *(("sft", 1), ("sft", 2), ("refine", 1), ("refine", 2))
@@ -205,32 +201,32 @@ def test_all_prompts_are_answered_once_and_it_is_told_what_is_left_out(tmp_path,
     policy, tokenizer = model()
     configs, chosen = three(reset="never"), examples()
     task = made_task(chosen)
-    runs = runs_of(configs, policy, chosen, tmp_path)
+    runs = ttt_runs(configs, policy, chosen, tmp_path)
     told = capsys.readouterr().out
     assert "1 of 5 prompts are left out: a last batch with fewer than 2 is dropped." in told
-    assert estimated_seconds(runs, policy, tokenizer, task) > 0
+    assert estimated_seconds(runs, task, policy, tokenizer) > 0
     for run in runs:
         answer_run(run, policy, tokenizer, task)
-    answers = results(runs)
+    answers = pd.concat([run.answers() for run in runs])
     assert answers.groupby("way")["name"].nunique().to_dict() == {"none": 4, "sft": 4, "refine": 4}
     assert "refine s0: 4 answers, recall 0.000" in capsys.readouterr().out
-    again = runs_of(configs, policy, chosen, tmp_path)
+    again = ttt_runs(configs, policy, chosen, tmp_path)
     assert [run.path for run in again] == [run.path for run in runs]
     assert "4 answered before, which are not answered again" in capsys.readouterr().out
-    assert estimated_seconds(again, policy, tokenizer, task) == 0
-    fresh = runs_of(configs, policy, chosen, tmp_path, fresh=True)
+    assert estimated_seconds(again, task, policy, tokenizer) == 0
+    fresh = ttt_runs(configs, policy, chosen, tmp_path, fresh=True)
     assert not {run.path for run in fresh} & {run.path for run in runs}
 
 
 def test_short_prompts_are_told_before_any_directory_is_made(tmp_path, capsys):
     policy, _ = model()
     chosen = [replace(e, prompt_ids=e.prompt_ids[:9], question_start=8) for e in examples(2)]
-    runs_of(three(), policy, chosen, tmp_path)
+    ttt_runs(three(), policy, chosen, tmp_path)
     told = capsys.readouterr().out
     assert told.count("is short for the method, so that c is 2 and not 4") == 2
     bad = [*chosen, replace(chosen[0], prompt_ids=(1,))]
     with pytest.raises(ValueError, match="cannot be used"):
-        runs_of(three(), policy, bad, tmp_path / "none")
+        ttt_runs(three(), policy, bad, tmp_path / "none")
     assert not (tmp_path / "none").exists() and METHOD.num_chunks == 4
     assert len([Run(path) for path in tmp_path.iterdir()]) == 3
 
@@ -255,40 +251,40 @@ def test_attention_over_all_positions_has_a_limit_and_a_recurrence_has_none():
 def test_another_model_for_each_seed(tmp_path):
     for name in ("1-run-s0", "2-run-s0", "1-run-s3"):
         (tmp_path / name).mkdir()
-    assert of_seed(f"{tmp_path}/*-run-s{{seed}}", 0) == str(tmp_path / "2-run-s0"), "the newest"
-    assert of_seed("org/name-{seed}", 7) == "org/name-7"
+    assert model_of_seed(f"{tmp_path}/*-run-s{{seed}}", 0) == str(tmp_path / "2-run-s0"), "the newest"
+    assert model_of_seed("org/name-{seed}", 7) == "org/name-7"
     with pytest.raises(FileNotFoundError, match=r"no folder fits the model '.*-run-s1'"):
-        of_seed(f"{tmp_path}/*-run-s{{seed}}", 1)
-    configs = three_ways("per_prompt", [0, 3], model="org/name-{seed}")
+        model_of_seed(f"{tmp_path}/*-run-s{{seed}}", 1)
+    configs = method_configs("per_prompt", [0, 3], model="org/name-{seed}")
     assert [(c.arm, c.seed, c.model) for c in configs] == [
         (way, seed, f"org/name-{seed}") for seed in (0, 3) for way in ("none", "sft", "refine")
     ]
 
 
 def test_the_releases_sft_makes_half_of_the_updates():
-    _, sft, refine = three_ways("per_prompt_release_updates", [0], steps=6)
+    _, sft, refine = method_configs("per_prompt", [0], updates="release", steps=6)
     assert (sft.ttt.steps, refine.ttt.steps, sft.way, refine.way) == (3, 6, "sft_release", "refine")
-    (beside,) = release_way("per_prompt", [0], steps=6)
-    assert beside == sft and release_way("per_prompt_release_updates", [0]) == []
+    (beside,) = release_configs(method_configs("per_prompt", [0], steps=6))
+    assert beside == sft and release_configs([sft, refine]) == []
     with refused("steps", 1, "at least 2, of which SFT makes half as in the release"):
-        release_way("per_prompt_searched", [0])
+        method_configs("per_prompt_searched", [0], updates="release")
 
 
 def test_the_releases_sft_makes_one_update_a_batch_whatever_its_size():
     for sizes in ({}, {"batch_size": 16}, {"mini_batch_size": 2}):
-        _, sft, refine = three_ways("paper_release_updates", [0], **sizes)
+        _, sft, refine = method_configs("paper", [0], updates="release", **sizes)
         assert sft.batch_size == sft.mini_batch_size > refine.mini_batch_size
 
 
 def test_a_prompt_to_watch_is_there_and_has_what_it_is_asked_about():
     there, (_, tokenizer) = made_task(examples(3)), model()
-    config = three_ways("per_prompt", [0])[0].task
-    assert prompt_to_watch(tokenizer, there, config, example=2) == (there.test[2], RULE)
-    own, rule = prompt_to_watch(tokenizer, there, config, text="one two", question="which?")
+    config = method_configs("per_prompt", [0])[0].task
+    assert prompt_to_trace(tokenizer, there, config, example=2) == (there.test[2], RULE)
+    own, rule = prompt_to_trace(tokenizer, there, config, text="one two", question="which?")
     assert own.question == "which?"
     assert rule == AnswerRule() and rule.strip_leading and rule.max_tokens == 32, "not the recipe's 4 tokens"
     asked = {"answer_tokens": 5, "lines": "all", "strip_leading": None, "model": None}
-    _, rule = prompt_to_watch(tokenizer, there, config, text="one two", **asked)
+    _, rule = prompt_to_trace(tokenizer, there, config, text="one two", **asked)
     assert rule == AnswerRule(max_tokens=5, lines="all")
     for wrong, sentence in (
         (dict(question="which?"), r"question must be none without a text that it asks about, got 'which\?'"),
@@ -296,4 +292,4 @@ def test_a_prompt_to_watch_is_there_and_has_what_it_is_asked_about():
         (dict(example=-1), "example must be from 0 to 2, got -1"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            prompt_to_watch(tokenizer, there, config, **wrong)
+            prompt_to_trace(tokenizer, there, config, **wrong)

@@ -1,4 +1,4 @@
-"""Figures, tables and statistics of test-time training: values by hand, texts as data, nothing empty."""
+"""Figures and tables of adapting to one prompt: values by hand, texts as data, nothing empty."""
 
 from __future__ import annotations
 
@@ -8,90 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refine_lab.tasks.answers import side_by_side
-from refine_lab.ttt.results import differences, per_prompt, summary
 from widgets import ttt_figures
 from widgets.figures import check_figures
 from widgets.ttt_figures import EntropyText, entropy_change
 
 TOKENS = ["a", " <b>", "c\n", "d", "e"]
 BEFORE, AFTER = [1.0, 2.0, 3.0, 2.0], [0.5, 2.0, 3.5, 1.0]
-
-
-def answers(ways: dict[str, list[list[float]]]) -> pd.DataFrame:
-    """Way -> a list a seed of recalls, prompt by prompt."""
-    rows = [
-        {
-            "way": way,
-            "seed": seed,
-            "name": f"p{number}",
-            "question": f"q{number}",
-            "references": ["x", "y"],
-            "answer": f"{way if value else 'no'}",
-            "recall": value,
-            "exact_match": math.nan,
-            "f1": value / 2,
-            "loss_before": 2.0,
-            "loss_after": 2.0 - value,
-            "entropy_before": 1.0,
-            "entropy_after": 1.0,
-        }
-        for way, seeds in ways.items()
-        for seed, values in enumerate(seeds)
-        for number, value in enumerate(values)
-    ]
-    return pd.DataFrame(rows)
-
-
-WAYS = answers({"none": [[0, 0, 1]], "sft": [[0, 1, 1], [0, 0, 1]], "refine": [[1, 1, 1], [1, 0, 1]]})
-
-
-def test_means_and_intervals_by_hand():
-    """Students t with 2 degrees of freedom is 4.302653 at 97.5 %."""
-    table = summary(WAYS).set_index("way")
-    assert table["prompts"].tolist() == [3, 3, 3]
-    assert per_prompt(WAYS).query("way == 'sft'")["recall"].tolist() == [0.0, 0.5, 1.0]
-    mean, low, high = (table.loc["sft", f"recall{end}"] for end in ("", "_low", "_high"))
-    half = 4.302653 * 0.5 / math.sqrt(3)
-    assert (mean, low, high) == pytest.approx((0.5, 0.5 - half, 0.5 + half), abs=1e-6)
-    assert table["exact_match"].isna().all()
-    lone = summary(answers({"none": [[1]]})).iloc[0]
-    assert lone["recall"] == 1.0 and math.isnan(lone["recall_low"])
-
-
-def test_paired_differences_by_hand():
-    """refine - sft prompt by prompt: 1, 0, 0."""
-    found = differences(WAYS).set_index(["way", "against", "measure"])
-    row = found.loc[("refine", "sft", "recall")]
-    half = 4.302653 * math.sqrt(1 / 3) / math.sqrt(3)
-    expected = (1 / 3, 1 / 3 - half, 1 / 3 + half, 3)
-    assert tuple(row[["difference", "low", "high", "pairs"]]) == pytest.approx(expected, abs=1e-6)
-    assert set(found.index.droplevel(2)) == {("sft", "none"), ("refine", "none"), ("refine", "sft")}
-    assert "exact_match" not in set(found.index.get_level_values(2))  # no prompt has it
-
-
-def test_only_prompts_that_every_way_answered_are_compared():
-    some = pd.concat([WAYS, answers({"sft": [[1, 1, 1, 1]]}).tail(1)], ignore_index=True)
-    assert summary(some)["prompts"].tolist() == [3, 3, 3]
-
-
-def test_answers_that_differ_come_first():
-    table = side_by_side(WAYS, 2)
-    assert list(table) == ["question", "references", "none", "sft", "refine"]
-    assert table["question"].tolist() == ["q0", "q1"]
-    assert table.loc[1, ["none", "sft", "refine"]].tolist() == ["no", "sft", "refine"]
-    assert table.loc[0, "references"] == "x | y"
-
-
-def test_the_table_of_ways_shows_percent_and_nats_and_no_share_beyond_its_ends():
-    table = ttt_figures.ways_table(summary(WAYS)).data
-    assert table["way"].tolist() == ["not adapted", "SFT", "REFINE"]
-    assert table.loc[1, "recall (%)"] == "50.0 [0.0, 100.0]"
-    assert table.loc[2, "loss after (nats)"].startswith("1.167 [")
-    assert "exact match (%)" not in table
-    lines = ttt_figures.differences_table(differences(WAYS)).data
-    assert lines["difference"].tolist() == ["SFT – not adapted", "REFINE – not adapted", "REFINE – SFT"]
-    assert lines.loc[2, "recall (points)"].startswith("+33.3 [-110.1, +")
 
 
 def test_entropy_before_after_and_its_change():
@@ -158,8 +80,6 @@ def test_steps_and_answers_of_one_prompt():
         (lambda: EntropyText(["a", "b"], [1.0], [1.0, 2.0], "sft"), "of 2 tokens there must be 1 entropies"),
         (lambda: ttt_figures.steps_table(pd.DataFrame()), "figure steps_table has no data"),
         (lambda: ttt_figures.answers_table(pd.DataFrame()), "figure answers_table has no data"),
-        (lambda: ttt_figures.ways_table(pd.DataFrame()), "figure ways_table has no data"),
-        (lambda: ttt_figures.differences_table(pd.DataFrame()), "figure differences_table has no data"),
     ],
 )
 def test_nothing_is_drawn_of_nothing(draw, sentence):

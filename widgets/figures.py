@@ -7,21 +7,18 @@ Every figure without data raises ValueError.
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
-from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
-from widgets.series import BAND, INK, PANELS, ArmStyle, Panel, arm_styles, has_panel, over_seeds, way_styles
-from widgets.tables import Table, visible
+from widgets.plotting import draw_band, draw_line, dress, one_legend, plain, require_data, thin_line, traces_of
+from widgets.series import INK, PANELS, ArmStyle, Panel, has_panel, over_seeds, way_styles
+from widgets.tables import Table
 
-GRID = "rgba(128, 128, 128, 0.25)"
 BLUE, ORANGE = "#2a83bf", "#d55e00"
 REWARD_COLOURS = ("#009e73", "#cc79a7", "#a08a00")  # not those of the arms
 
@@ -38,9 +35,9 @@ def training_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame | None = No
     Rewards: the line is the mean over seeds of the batch's mean reward, the band that of its standard deviation.
     """
     frames = {"train": metrics, "eval": pd.DataFrame() if evaluations is None else evaluations}
-    _require("training_curves", any(len(frame) for frame in frames.values()))
+    require_data("training_curves", any(len(frame) for frame in frames.values()))
     panels = [panel for panel in PANELS if panel.kind in frames and has_panel(frames[panel.kind], panel)]
-    _require("training_curves", bool(panels))
+    require_data("training_curves", bool(panels))
     arms = way_styles(arm for frame in frames.values() if len(frame) for arm in frame["arm"])
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -53,11 +50,13 @@ def training_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame | None = No
             figure.add_trace(trace, row, column)
         figure.update_xaxes(title_text="step", row=row, col=column)
         figure.update_yaxes(title_text=panel.unit, row=row, col=column)
-    return _dress(_one_legend(figure), height=60 + 250 * rows)
+    return dress(one_legend(figure), height=60 + 250 * rows)
 
 
-def _panel_traces(frame: pd.DataFrame, panel: Panel, arms: dict[str, ArmStyle]) -> Iterator[go.Scatter]:
-    """A band and a line for each arm that has the panel's quantity."""
+def _panel_traces(
+    frame: pd.DataFrame, panel: Panel, arms: dict[str, ArmStyle], suffix: str = "", marks: int = 8
+) -> Iterator[go.Scatter]:
+    """A band and a line for each arm that has the panel's quantity; dashed where the line's name has a `suffix`."""
     centre = over_seeds(frame, panel.key)
     for arm, style in arms.items():
         rows = centre[centre["arm"] == arm]
@@ -70,8 +69,8 @@ def _panel_traces(frame: pd.DataFrame, panel: Panel, arms: dict[str, ArmStyle]) 
                 over_seeds(frame[frame["arm"] == arm], panel.spread).set_index("step")["mean"].reindex(x).to_numpy()
             )
             low, high = y - spread * panel.scale, y + spread * panel.scale
-        yield _band(x, low, high, style)
-        yield _line(x, y, style, style.label, dash=style.dash)
+        yield draw_band(x, low, high, style)
+        yield draw_line(x, y, style, style.label + suffix, dash="dash" if suffix else style.dash, marks=marks)
 
 
 def heldout_curves(evaluations: pd.DataFrame) -> go.Figure:
@@ -80,32 +79,24 @@ def heldout_curves(evaluations: pd.DataFrame) -> go.Figure:
     `evaluations` holds eval lines: `arm`, `seed`, `step`, `ntp_loss`, `ntp_accuracy` and, if measured, `sampled_accuracy`
     (the release's accuracy of sampled tokens, dashed). Line: mean; band: min to max over seeds.
     """
-    _require("heldout_curves", len(evaluations) > 0)
-    arms = arm_styles(evaluations["arm"])
+    require_data("heldout_curves", len(evaluations) > 0)
+    arms = way_styles(evaluations["arm"])
     figure = make_subplots(1, 2, subplot_titles=["Held-out NTP accuracy (fig. 4)", "Held-out NTP loss (fig. E.1)"])
-    columns = [
-        ("ntp_accuracy", 100, 1, ""),
-        ("sampled_accuracy", 100, 1, ", sampled as in the release"),
-        ("ntp_loss", 1, 2, ""),
-    ]
-    for key, scale, column, suffix in columns:
-        if key not in evaluations:
-            continue
-        rows = over_seeds(evaluations, key)
-        for arm, style in arms.items():
-            of_arm = rows[rows["arm"] == arm]
-            if of_arm.empty:
-                continue
-            x = of_arm["step"].to_numpy()
-            low, mean, high = (of_arm[name].to_numpy() * scale for name in ("min", "mean", "max"))
-            figure.add_trace(_band(x, low, high, style), 1, column)
-            line = _line(x, mean, style, style.label + suffix, dash="dash" if suffix else style.dash, marks=len(x))
-            figure.add_trace(line, 1, column)
+    for key, column, suffix in (
+        ("ntp_accuracy", 1, ""),
+        ("sampled_accuracy", 1, ", sampled as in the release"),
+        ("ntp_loss", 2, ""),
+    ):
+        if key in evaluations:
+            panel = Panel(kind="eval", key=key, title=key, unit="", scale=100 if column == 1 else 1)
+            traces = _panel_traces(evaluations, panel, arms, suffix, marks=len(evaluations))
+            for trace in traces:
+                figure.add_trace(trace, 1, column)
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text="accuracy (%)", col=1)
     figure.update_yaxes(title_text="loss (nats per token)", col=2)
     check_figures(figure)
-    return _dress(_one_legend(figure), height=400)
+    return dress(one_legend(figure), height=400)
 
 
 def entropy_profile(
@@ -121,8 +112,8 @@ def entropy_profile(
     the first token of each chunk; `tokens` [T]: their texts, shown on hover. Raises ValueError for unequal lengths.
     """
     raw, smooth = np.asarray(entropies, dtype=float), np.asarray(smoothed, dtype=float)
-    _require("entropy_profile", len(raw) > 0 and len(positions) > 0)
-    texts = [""] * len(raw) if tokens is None else [_plain(token) for token in tokens]
+    require_data("entropy_profile", len(raw) > 0 and len(positions) > 0)
+    texts = [""] * len(raw) if tokens is None else [plain(token) for token in tokens]
     if not len(raw) == len(smooth) == len(texts):
         raise ValueError(
             f"entropies, smoothed and tokens must be of one length, got {len(raw)}, {len(smooth)}, {len(texts)}"
@@ -133,8 +124,8 @@ def entropy_profile(
     x, drawn = np.arange(len(raw)), np.asarray(positions, dtype=int)
     hover = "position %{x}, token “%{text}”<br>%{y:.3f} nats<extra></extra>"
     figure = go.Figure()
-    figure.add_trace(_thin(x, raw, "rgba(122, 122, 122, 0.55)", 1, "entropy", texts, hover))
-    figure.add_trace(_thin(x, smooth, BLUE, 1.6, "smoothed", texts, hover))
+    figure.add_trace(thin_line(x, raw, "rgba(122, 122, 122, 0.55)", 1, "entropy", texts, hover))
+    figure.add_trace(thin_line(x, smooth, BLUE, 1.6, "smoothed", texts, hover))
     marks = go.Scatter(x=drawn, y=smooth[drawn], mode="markers", name="sampled positions", hovertemplate=hover)
     marks.update(marker={"symbol": "diamond", "size": 11, "color": ORANGE, "line": {"width": 1, "color": "white"}})
     figure.add_trace(marks.update(text=[texts[position] for position in drawn]))
@@ -145,15 +136,15 @@ def entropy_profile(
     )
     figure.update_xaxes(title_text="position (tokens)")
     figure.update_yaxes(title_text="entropy (nats)", rangemode="tozero")
-    return _dress(figure, height=380)
+    return dress(figure, height=380)
 
 
 def reward_distribution(metrics: pd.DataFrame) -> go.Figure:
     """Mean and standard deviation of the rewards of a batch over steps (paper, fig. E.3). Band: min to max over seeds."""
     rewards = [panel for panel in PANELS if panel.spread and len(metrics) and has_panel(metrics, panel)]
-    _require("reward_distribution", bool(rewards))
+    require_data("reward_distribution", bool(rewards))
     figure = make_subplots(1, 2, subplot_titles=["Mean reward (fig. E.3 a, b)", "Standard deviation (fig. E.3 c, d)"])
-    arms = arm_styles(metrics.loc[metrics[rewards[0].key].notna(), "arm"])
+    arms = way_styles(metrics.loc[metrics[rewards[0].key].notna(), "arm"])
     looks = zip(rewards, REWARD_COLOURS, ("diamond", "circle", "triangle-up"), strict=False)
     for panel, colour, symbol in looks:
         for arm, arm_style in arms.items():
@@ -163,94 +154,25 @@ def reward_distribution(metrics: pd.DataFrame) -> go.Figure:
             for column, key in ((1, panel.key), (2, panel.spread)):
                 rows = over_seeds(metrics[metrics["arm"] == arm], str(key))
                 x = rows["step"].to_numpy()
-                figure.add_trace(_band(x, rows["min"].to_numpy(), rows["max"].to_numpy(), style), 1, column)
-                figure.add_trace(_line(x, rows["mean"].to_numpy(), style, label, dash=style.dash), 1, column)
+                figure.add_trace(draw_band(x, rows["min"].to_numpy(), rows["max"].to_numpy(), style), 1, column)
+                figure.add_trace(draw_line(x, rows["mean"].to_numpy(), style, label, dash=style.dash), 1, column)
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text="mean reward of a batch", col=1)
     figure.update_yaxes(title_text="std of a batch's rewards", col=2)
-    return _dress(_one_legend(figure), height=380)
+    return dress(one_legend(figure), height=380)
 
 
 def check_figures(*figures: go.Figure | Table) -> None:
     """Raise ValueError for a figure without a trace, a panel of it without one finite point, or a table without a row."""
     for index, figure in enumerate(figures, start=1):
         if isinstance(figure, Table):
-            _require(f"{index} (a table)", len(figure.data) > 0)
+            require_data(f"{index} (a table)", len(figure.data) > 0)
             continue
-        drawn = {trace.xaxis or "x" for trace in _traces(figure) if _has_points(trace)}
+        drawn = {trace.xaxis or "x" for trace in traces_of(figure) if _has_points(trace)}
         axes = {name.replace("axis", "") for name in figure.layout.to_plotly_json() if name.startswith("xaxis")}
-        _require(str(index), bool(drawn) and not axes - drawn)
-
-
-def _traces(figure: go.Figure) -> list[Any]:
-    traces: Any = figure.data  # plotly's own annotation of it says nothing
-    return list(traces)
+        require_data(str(index), bool(drawn) and not axes - drawn)
 
 
 def _has_points(trace: go.Scatter) -> bool:
     values = [] if trace.y is None else np.asarray(trace.y, dtype=float)
     return bool(np.isfinite(values).any())
-
-
-def _require(name: str, ok: bool) -> None:
-    if not ok:
-        raise ValueError(f"figure {name} has no data: every panel needs at least one finite point")
-
-
-def _plain(text: str) -> str:
-    """A token as plotly shows it letter for letter: plotly reads a few HTML tags in texts."""
-    return html.escape(visible(text), quote=False)
-
-
-def _line(
-    x: np.ndarray, y: np.ndarray, style: ArmStyle, name: str, *, dash: str = "solid", marks: int = 8
-) -> go.Scatter:
-    """A line with at most `marks` symbols on it."""
-    marker = {"symbol": style.symbol + ("-open" if dash != "solid" else ""), "size": 7, "maxdisplayed": marks}
-    line = {"color": style.colour, "width": 2, "dash": dash}
-    return go.Scatter(
-        x=x, y=y, mode="lines+markers", name=html.escape(name, quote=False), legendgroup=name, line=line, marker=marker,
-        hovertemplate="%{y:.4g}<extra>" + html.escape(name, quote=False) + "</extra>",
-    )  # fmt: skip
-
-
-def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray, style: ArmStyle) -> go.Scatter:
-    """An area from `low` to `high`."""
-    red, green, blue = hex_to_rgb(style.colour)
-    return go.Scatter(
-        x=np.concatenate([x, x[::-1]]), y=np.concatenate([high, low[::-1]]), name=f"{style.label} band",
-        mode="lines", line={"width": 0}, fill="toself", fillcolor=f"rgba({red}, {green}, {blue}, {BAND})",
-        hoverinfo="skip", showlegend=False,
-    )  # fmt: skip
-
-
-def _thin(
-    x: np.ndarray, y: np.ndarray, colour: str, width: float, name: str, texts: Iterable[str], hover: str
-) -> go.Scatter:
-    line = {"color": colour, "width": width}
-    return go.Scatter(x=x, y=y, mode="lines", name=name, line=line, text=list(texts), hovertemplate=hover)
-
-
-def _one_legend(figure: go.Figure) -> go.Figure:
-    """One entry a name, however many panels draw it."""
-    seen: set[str] = set()
-    for trace in _traces(figure):
-        if trace.showlegend is not False:
-            trace.showlegend = trace.name not in seen
-            seen.add(trace.name)
-    return figure
-
-
-def _dress(figure: go.Figure, *, height: int) -> go.Figure:
-    """Clear ground, mid-grey ink: the notebook's own background shows through, light or dark."""
-    clear = "rgba(0, 0, 0, 0)"
-    figure.update_layout(
-        template="none", height=height, paper_bgcolor=clear, plot_bgcolor=clear, hovermode="closest",
-        font={"color": INK, "size": 12}, title_font_size=14, margin={"l": 64, "r": 16, "t": 56, "b": 88},
-        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
-    )  # fmt: skip
-    figure.update_annotations(font_size=13)
-    axes = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "title_font_size": 12}
-    figure.update_xaxes(**axes, title_standoff=4)
-    figure.update_yaxes(**axes, title_standoff=6)
-    return figure

@@ -9,7 +9,7 @@ from typing import Any
 
 import ipywidgets
 
-from refine_lab.experiments import config_differences, tokenizer_of
+from refine_lab.experiments.compare import config_differences, tokenizer_of
 from refine_lab.runs.files import is_run, parquet_parts
 from refine_lab.runs.process import request_stop
 from refine_lab.runs.queue import run_in_turn

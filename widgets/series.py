@@ -93,58 +93,35 @@ OTHER_STYLES: tuple[tuple[str, Literal["triangle-up", "x", "square"]], ...] = (
 DASHES: tuple[Literal["solid", "dash", "dot", "dashdot"], ...] = ("solid", "dash", "dot", "dashdot")
 
 
-def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
-    """Arm -> its look, in the order of `KNOWN_ARMS`, then the others as they come.
-
-    An arm may be that of an experiment (see `run_groups.experiment_arms`): then its label says what the experiment differs in,
-    and its line is dashed where another experiment of the same arm comes before.
-    """
-    seen = list(dict.fromkeys(arms))
-    bases = list(dict.fromkeys(base_arm(arm) for arm in seen))
-    looks = {base: style for base, style in KNOWN_ARMS.items() if base in bases}
-    for index, base in enumerate(base for base in bases if base not in KNOWN_ARMS):
-        colour, symbol = OTHER_STYLES[index % len(OTHER_STYLES)]
-        looks[base] = ArmStyle(label=base, colour=colour, symbol=symbol)
-    return _told_apart({arm: look for base, look in looks.items() for arm in seen if base_arm(arm) == base})
-
-
-def base_arm(arm: str) -> str:
-    """The arm without what its experiment differs in."""
-    return arm.partition(SEPARATOR)[0]
-
-
-def _told_apart(styles: dict[str, ArmStyle]) -> dict[str, ArmStyle]:
-    """The styles of arms, labelled by what their experiments differ in and each with a dash that no other of its colour has."""
-    told: dict[str, ArmStyle] = {}
-    for arm, style in styles.items():
-        differing = arm.partition(SEPARATOR)[2]
-        before = sum(other.colour == style.colour for other in told.values())
-        label = f"{style.label}, {differing}" if differing else style.label
-        told[arm] = replace(style, label=label, dash=DASHES[before % len(DASHES)])
-    return told
-
-
 def way_styles(ways: Iterable[str]) -> dict[str, ArmStyle]:
-    """Way of post-training or test-time training -> the look of its arm.
+    """Method -> its look, in the order they come.
 
-    `none`, a model that is not adapted, looks as a base model; with `_release` behind it an arm has the release's updates. As
-    in `arm_styles`, a way may be that of an experiment.
+    `none`, a model that is not adapted, looks as a base model; with `_release` behind it, a method looks as without and has the
+    release's updates. A method may be that of an experiment (see `run_groups.experiment_arms`): then its label says what the
+    experiment differs in, and each line has a dash that no other of its colour has.
     """
-    names = {way: looks_like(way) for way in ways}
-    looks = arm_styles(names.values())
-    labels = {way: "not adapted" if base_arm(way) == "none" else looks[arm].label for way, arm in names.items()}
-    labels |= {way: f"{label}, {_fewer(way)}" for way, label in labels.items() if base_arm(way).endswith("_release")}
-    return _told_apart({way: replace(looks[arm], label=labels[way]) for way, arm in names.items()})
+    styles: dict[str, ArmStyle] = {}
+    others: dict[str, ArmStyle] = {}
+    for way in dict.fromkeys(ways):
+        name, _, differing = way.partition(SEPARATOR)
+        look = looks_like(way)
+        if look not in KNOWN_ARMS and look not in others:
+            colour, symbol = OTHER_STYLES[len(others) % len(OTHER_STYLES)]
+            others[look] = ArmStyle(label=look, colour=colour, symbol=symbol)
+        style = KNOWN_ARMS.get(look) or others[look]
+        words = ["not adapted" if name == "none" else style.label]
+        if name.endswith("_release"):
+            words.append("one inner update" if name.startswith("nested") else "fewer updates")
+        before = sum(other.colour == style.colour for other in styles.values())
+        label = ", ".join([*words, differing] if differing else words)
+        styles[way] = replace(style, label=label, dash=DASHES[before % len(DASHES)])
+    return styles
 
 
 def looks_like(way: str) -> str:
-    """The arm whose colour and symbol a way has."""
-    arm = base_arm(way)
-    return "base" if arm == "none" else arm.removesuffix("_release")
-
-
-def _fewer(way: str) -> str:
-    return "one inner update" if way.startswith("nested") else "fewer updates"
+    """The method whose colour and symbol a method has."""
+    name = way.partition(SEPARATOR)[0]
+    return "base" if name == "none" else name.removesuffix("_release")
 
 
 def has_panel(frame: pd.DataFrame, panel: Panel) -> bool:

@@ -1,16 +1,13 @@
-"""Tables of mid-training: rollouts beside the truth, and the arms side by side. Model text is data, never markup."""
+"""Tables as HTML and as text, and the table of rollouts beside the truth. Model text is data, never markup."""
 
 from __future__ import annotations
 
 import html
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import pandas as pd
-
-from widgets.series import arm_styles
 
 WHITE = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 
@@ -105,44 +102,3 @@ def _rollout_row(
         "rollout": visible(decode(text("rollout_ids"))),
         **numbers,
     }
-
-
-def final_table(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> Table:
-    """The arms side by side: mean ± standard deviation (n - 1) over seeds of what was measured, and the updates each made.
-
-    `rows`: one a run, with `arm`, `seed` (a base model needs none), `updates` and any of `ntp_loss`, `ntp_accuracy`,
-    `cosine`, `binary` and `recall...`; accuracies and recall are shares, shown in percent. Raises ValueError for no rows.
-    """
-    frame = pd.DataFrame(rows)
-    if frame.empty:
-        raise ValueError("figure final_table has no data: no run was evaluated")
-    measured = [name for name in frame.columns if name not in ("arm", "seed", "updates") and _is_number(frame[name])]
-    table = []
-    for arm, style in arm_styles(frame["arm"]).items():
-        runs = frame[frame["arm"] == arm]
-        updates = sorted({int(value) for value in runs["updates"].dropna()}) if "updates" in runs else []
-        row = {"arm": style.label, "runs": len(runs), "updates": ", ".join(map(str, updates)) or "0"}
-        table.append(row | {_heading(name): _mean_and_spread(runs[name].astype(float), name) for name in measured})
-    return Table(pd.DataFrame(table), "Held-out results: mean ± standard deviation over seeds")
-
-
-def _is_number(column: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(column) and bool(column.notna().any())
-
-
-def _is_share(name: str) -> bool:
-    return "accuracy" in name or name.startswith("recall")
-
-
-def _heading(name: str) -> str:
-    known = {"ntp_loss": "NTP loss (nats)", "cosine": "cosine reward", "binary": "binary reward"}
-    return known.get(name, name.replace("ntp", "NTP").replace("_", " ") + (" (%)" if _is_share(name) else ""))
-
-
-def _mean_and_spread(values: pd.Series, name: str) -> str:
-    values = values.dropna().to_numpy() * (100 if _is_share(name) else 1)
-    digits = 2 if _is_share(name) else 4
-    if len(values) == 0:
-        return "–"
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"

@@ -1,4 +1,4 @@
-"""Still figures and tables of test-time training: steps on one prompt, its entropy before and after, all ways compared."""
+"""Still figures and tables of adapting to one prompt: its steps, its answers, and its entropy before and after."""
 
 from __future__ import annotations
 
@@ -10,20 +10,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from widgets.figures import GRID, _dress, _one_legend, _plain, _require, _thin, check_figures
+from refine_lab.experiments.compare import READINGS
+from refine_lab.tasks.scores import SCORES
+from widgets.figures import check_figures
+from widgets.method_tables import heading, measure_of
+from widgets.plotting import GRID, dress, one_legend, plain, require_data, thin_line
 from widgets.series import INK, ArmStyle, decimate, way_styles
 from widgets.tables import Table, visible
 
-LABELS = {
-    "recall": "recall (%)",
-    "exact_match": "exact match (%)",
-    "f1": "F1 (%)",
-    "loss_before": "loss before (nats)",
-    "loss_after": "loss after (nats)",
-    "entropy_before": "entropy before (nats)",
-    "entropy_after": "entropy after (nats)",
-}
-SHARES = ("recall", "exact_match", "f1")
 POINTS = 1500
 """Of a curve, at most: a prompt of 16,384 tokens would weigh megabytes."""
 FALL, RISE = "42, 131, 191", "213, 94, 0"
@@ -32,37 +26,28 @@ STRONGEST = 0.5
 """Nats of change from which on the ground grows no stronger."""
 
 
-# -- one prompt ---------------------------------------------------------------------------------------------------------
-
-
 def steps_table(steps: pd.DataFrame) -> Table:
-    """Loss and entropy of the prompt before and after each step, its reward and its speed. `steps`: of `Watched`."""
-    _require("steps_table", len(steps) > 0)
-    styles = way_styles(list(steps["way"]))
-    rows = [
-        {
-            "way": styles[row["way"]].label,
-            "step": row["step"],
-            **{LABELS[name]: row[name] for name in ("loss_before", "loss_after")},
-            "reward": _number(row["reward"], 3),
-            **{LABELS[name]: row[name] for name in ("entropy_before", "entropy_after")},
-            "tokens/s": f"{row['tokens_per_second']:,.0f}",
-        }
-        for row in steps.to_dict("records")
-    ]
-    return Table(pd.DataFrame(rows), "Steps on one prompt: loss and entropy are means over its tokens", digits=4)
+    """Loss and entropy of the prompt before and after each step, its reward and its speed. `steps`: of `PromptTrace`."""
+    require_data("steps_table", len(steps) > 0)
+    styles = way_styles(steps["way"])
+    shown = steps.assign(
+        way=[styles[way].label for way in steps["way"].tolist()],
+        reward=[_number(reward, 3) for reward in steps["reward"].tolist()],
+        tokens_per_second=[f"{speed:,.0f}" for speed in steps["tokens_per_second"].tolist()],
+    ).rename(columns={"tokens_per_second": "tokens/s", **{name: heading(name) for name in READINGS}})
+    return Table(shown, "Steps on one prompt: loss and entropy are means over its tokens", digits=4)
 
 
 def answers_table(answers: pd.DataFrame) -> Table:
-    """The answer before, and after adapting in each way. `answers`: of `Watched`."""
-    _require("answers_table", len(answers) > 0)
+    """The answer before, and after adapting in each way. `answers`: of `PromptTrace`."""
+    require_data("answers_table", len(answers) > 0)
     styles = way_styles(list(answers["way"]))
     rows = [
         {
             "way": styles[row["way"]].label,
             "answer": visible(row["answer"]),
             "references": " | ".join(map(visible, row["references"])) or "–",
-            **{LABELS[name].removesuffix(" (%)"): _number(row[name], 2) for name in SHARES},
+            **{measure_of(name).label: _number(row[name], 2) for name in SCORES},
         }
         for row in answers.to_dict("records")
     ]
@@ -84,7 +69,7 @@ def entropy_change(
     unequal lengths.
     """
     raw = {"none": np.asarray(before, dtype=float)} | {w: np.asarray(x, dtype=float) for w, x in after.items()}
-    _require("entropy_change", len(raw["none"]) > 0 and len(after) > 0)
+    require_data("entropy_change", len(raw["none"]) > 0 and len(after) > 0)
     lengths = {way: len(values) for way, values in raw.items()}
     if {*lengths.values()} != {len(tokens) - 1}:
         raise ValueError(f"of {len(tokens)} tokens there must be {len(tokens) - 1} entropies, got {lengths}")
@@ -92,7 +77,7 @@ def entropy_change(
         2, 1, shared_xaxes=True, vertical_spacing=0.12,
         subplot_titles=["Uncertainty about each token (eq. 5)", "Change by adapting: below 0 the model is surer"],
     )  # fmt: skip
-    texts = [_plain(token) for token in tokens[1:]]
+    texts = [plain(token) for token in tokens[1:]]
     for way, style in way_styles(list(raw)).items():
         for row, values in ((1, raw[way]), (2, raw[way] - raw["none"])):
             if row == 1 or way != "none":
@@ -104,13 +89,13 @@ def entropy_change(
     figure.update_yaxes(title_text="nats", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title_text="nats", row=2, col=1)
     check_figures(figure)
-    return _dress(_one_legend(figure), height=560)
+    return dress(one_legend(figure), height=560)
 
 
 def _curve(values: np.ndarray, style: ArmStyle, texts: list[str]) -> go.Scatter:
     kept = decimate(values, POINTS)
     hover = "token %{x}, “%{text}”<br>%{y:.3f} nats<extra>" + html.escape(style.label, quote=False) + "</extra>"
-    curve = _thin(
+    curve = thin_line(
         kept + 1, np.round(values[kept], 4), style.colour, 1.4, style.label, [texts[int(i)] for i in kept], hover
     )
     return curve.update(legendgroup=style.label)
@@ -133,7 +118,7 @@ class EntropyText:
         self, tokens: Sequence[str], before: Sequence[float], after: Sequence[float], way: str, *, shown: int = 800
     ) -> None:
         self.before, self.after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
-        _require("EntropyText", len(self.before) > 0)
+        require_data("EntropyText", len(self.before) > 0)
         if not len(tokens) - 1 == len(self.before) == len(self.after):
             lengths = (len(self.before), len(self.after))
             raise ValueError(f"of {len(tokens)} tokens there must be {len(tokens) - 1} entropies, got {lengths}")
@@ -173,46 +158,6 @@ class EntropyText:
 
     def _told(self, index: int) -> str:
         return f"“{visible(self.tokens[index + 1])}” ({self.change[index]:+.2f})"
-
-
-# -- all prompts ----------------------------------------------------------------------------------------------------------
-
-
-def ways_table(summary: pd.DataFrame) -> Table:
-    """All ways: the mean of each measure over prompts with its 95 % interval. `summary`: of `ttt.results.summary`."""
-    _require("ways_table", len(summary) > 0)
-    measures = [name for name in LABELS if summary[name].notna().any()]
-    styles = way_styles(list(summary["way"]))
-    rows = []
-    for way, style in styles.items():
-        row = summary[summary["way"] == way].iloc[0]
-        cells = {LABELS[m]: _with_interval(m, *(row[m + end] for end in ("", "_low", "_high"))) for m in measures}
-        rows.append({"way": style.label, "prompts": int(row["prompts"]), **cells})
-    return Table(pd.DataFrame(rows), "All ways: mean over prompts [95 % interval]")
-
-
-def differences_table(differences: pd.DataFrame) -> Table:
-    """Differences of every two ways on the same prompts, with 95 % intervals. `differences`: of `ttt.results.differences`."""
-    _require("differences_table", len(differences) > 0)
-    styles = way_styles([*differences["against"], *differences["way"]])
-    rows: dict[str, dict[str, object]] = {}
-    for row in differences.to_dict("records"):
-        name = f"{styles[row['way']].label} – {styles[row['against']].label}"
-        line = rows.setdefault(name, {"difference": name, "prompts": row["pairs"]})
-        numbers = (row["difference"], row["low"], row["high"])
-        line[LABELS[row["measure"]].replace("%", "points")] = _with_interval(row["measure"], *numbers, signed=True)
-    return Table(pd.DataFrame(list(rows.values())), "Paired differences on the same prompts [95 % interval]")
-
-
-def _with_interval(measure: str, value: float, low: float, high: float, *, signed: bool = False) -> str:
-    scale, digits = (100, 1) if measure in SHARES else (1, 3)
-    if not np.isfinite(value):
-        return "–"
-    if measure in SHARES and not signed:  # a share has no more to reach
-        low, high = np.clip([low, high], 0, 1)
-    sign = "+" if signed else ""
-    interval = f" [{low * scale:{sign}.{digits}f}, {high * scale:{sign}.{digits}f}]" if np.isfinite(low) else ""
-    return f"{value * scale:{sign}.{digits}f}{interval}"
 
 
 def _number(value: float, digits: int) -> str:

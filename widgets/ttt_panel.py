@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 import numpy as np
 
+from refine_lab.config import BUILT_IN_REWARDS
 from refine_lab.explore import Worker, shared_worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.futures import finished, together

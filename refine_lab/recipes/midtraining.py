@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from refine_lab.config import DataConfig, RefineConfig, TrainConfig, require
 
 
@@ -59,11 +57,6 @@ def paper_midtrain(arm: str = "refine", seed: int = 0) -> TrainConfig:
     )
 
 
-def paper_midtrain_release_updates(arm: str = "refine", seed: int = 0) -> TrainConfig:
-    """`paper_midtrain` with the updates its release makes: SFT one a batch, REFINE four. Not a fair comparison."""
-    return release_updates(paper_midtrain(arm, seed), "sft", "paper_midtrain_release_updates")
-
-
 def midtrain(arm: str = "refine", seed: int = 0) -> TrainConfig:
     """Mid-training of the embedded default: 204,800 tokens in minutes on a laptop's CPU. Ours where nothing is said."""
     method = RefineConfig(  # the paper's: tables 2 and D.1, with the release's reading of eq. 5
@@ -103,9 +96,3 @@ def midtrain(arm: str = "refine", seed: int = 0) -> TrainConfig:
 def _method(method: RefineConfig, arm: str) -> RefineConfig | None:
     require(arm in ("sft", "refine"), "arm", arm, "'sft' or 'refine'")
     return method if arm == "refine" else None
-
-
-def release_updates(config: TrainConfig, one_update: str, recipe: str) -> TrainConfig:
-    """The configuration with one update of a batch in the arm `one_update`."""
-    config = replace(config, recipe=recipe)
-    return replace(config, mini_batch_size=config.batch_size) if config.arm == one_update else config

@@ -6,10 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from refine_lab.config import DataConfig, RefineConfig, TaskConfig, TrainConfig, require
-from refine_lab.recipes.midtraining import release_updates
-
-WAYS = ("sft", "nested_sft", "nested_refine")
-"""Of post-training (section 4.3): the answers alone, or after updates on the prompts by the next token or REFINE."""
 
 
 def paper_posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
@@ -40,11 +36,6 @@ def paper_posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
     )
 
 
-def paper_posttrain_release_updates(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
-    """`paper_posttrain` with the updates its release makes: nested SFT one on the prompts, nested REFINE four."""
-    return release_updates(paper_posttrain(arm, seed), "nested_sft", "paper_posttrain_release_updates")
-
-
 def posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
     """Post-training of the embedded default on facts asked for, in minutes on a laptop's CPU. Ours where nothing is said."""
     task = TaskConfig(
@@ -71,11 +62,6 @@ def posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
         checkpoint_every=25,
         seed=seed,
     )
-
-
-def posttrain_release_updates(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
-    """`posttrain` with the updates that the paper's release makes: nested SFT one on the prompts, nested REFINE four."""
-    return release_updates(posttrain(arm, seed), "nested_sft", "posttrain_release_updates")
 
 
 def posttrain_searched(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
@@ -109,5 +95,5 @@ def _paper_hybrid() -> RefineConfig:
 
 
 def _way(method: RefineConfig, arm: str) -> dict[str, Any]:
-    require(arm in WAYS, "arm", arm, "one of " + ", ".join(map(repr, WAYS)))
+    require(arm in ("sft", "nested_sft", "nested_refine"), "arm", arm, "'sft', 'nested_sft' or 'nested_refine'")
     return {"nested": arm != "sft", "method": method if arm == "nested_refine" else None}

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from refine_lab.config import RELEASE, DataConfig, RefineConfig, TaskConfig, require
+from refine_lab.config import DataConfig, RefineConfig, TaskConfig, require
 from refine_lab.ttt.config import TTTConfig, TTTRunConfig
-
-TTT_WAYS = ("none", "sft", "refine")
-"""Of test-time training (section 4.4): the model as it is, or adapted by the next token or REFINE."""
 
 
 def ttt_per_prompt(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
@@ -63,32 +60,8 @@ def ttt_paper(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
     )
 
 
-def ttt_paper_release_updates(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
-    """`ttt_paper` with the updates that its release makes: SFT one a batch, REFINE two. Not a fair comparison."""
-    return release_updates(ttt_paper(arm, seed))
-
-
-def ttt_per_prompt_release_updates(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
-    """`ttt_per_prompt` in that proportion: SFT makes half of REFINE's updates. Not a fair comparison."""
-    return release_updates(ttt_per_prompt(arm, seed))
-
-
-def release_updates(config: TTTRunConfig) -> TTTRunConfig:
-    """With half of REFINE's updates where it is SFT, as the paper's release makes them: a batch whole, or half of the steps.
-
-    Raises ValueError where one step cannot be halved.
-    """
-    config = replace(config, recipe=config.recipe + RELEASE)
-    if config.arm != "sft" or config.ttt is None:
-        return config
-    if config.reset == "never":
-        return replace(config, mini_batch_size=config.batch_size)
-    require(config.ttt.steps > 1, "steps", config.ttt.steps, "at least 2, of which SFT makes half as in the release")
-    return replace(config, ttt=replace(config.ttt, steps=config.ttt.steps // 2))
-
-
 def _ttt(arm: str, seed: int, **settings: Any) -> TTTConfig | None:
-    require(arm in TTT_WAYS, "arm", arm, "one of " + ", ".join(map(repr, TTT_WAYS)))
+    require(arm in ("none", "sft", "refine"), "arm", arm, "'none', 'sft' or 'refine'")
     method = RefineConfig(
         num_chunks=8,  # c, tables 2 and D.1
         rollout_length=5,  # k, tables 2 and D.1

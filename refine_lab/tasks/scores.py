@@ -13,6 +13,9 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+SCORES = ("recall", "exact_match", "f1")
+"""Every score of an answer, each from 0 to 1."""
+
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
     """1 where answer and reference are the same text but for case, punctuation, articles and spaces (SQuAD's).

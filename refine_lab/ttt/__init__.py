@@ -7,7 +7,7 @@
         model.generate(prompt)                                     # with the weights as the prompt has moved them
     model.generate(prompt)                                         # with the weights as they were, bit for bit
 
-`adaptation` is the procedure, `runs` goes through the prompts of a task, `answering` does so in a process, `results` compares.
+`adaptation` is the procedure, `runs` goes through the prompts of a task, `answering` does so in a process.
 The names below are imported when they are first asked for: a recipe of test-time training does not load torch.
 """
 

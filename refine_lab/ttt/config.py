@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import field
-from typing import Literal
+from typing import Any, Literal
 
-from refine_lab.config import BUILT_IN_REWARDS, RELEASE, OptimizationConfig, RefineConfig, RunConfig, TaskConfig
+from refine_lab.config import BUILT_IN_REWARDS, OptimizationConfig, RefineConfig, RunConfig, TaskConfig, with_updates
 from refine_lab.validation import ConfigError, Count, Text, configuration
 
 
@@ -62,6 +63,10 @@ class TTTRunConfig(RunConfig):
         if self.ttt is not None:
             self._require(self.ttt.seed == self.seed, "ttt.seed", f"the run's, {self.seed}")
 
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        return with_updates(values)
+
     @property
     def arm(self) -> Literal["none", "sft", "refine"]:
         if self.ttt is None:
@@ -76,4 +81,4 @@ class TTTRunConfig(RunConfig):
     @property
     def way(self) -> str:
         """The arm, and whether it makes fewer updates than the other, as in the paper's release."""
-        return self.arm + ("_release" if self.recipe.endswith(RELEASE) and self.arm == "sft" else "")
+        return self.arm + ("_release" if self.updates == "release" and self.arm == "sft" else "")

@@ -1,0 +1,152 @@
+"""Runs of several methods beside each other: their records as one frame, means with intervals, and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from refine_lab.config import require
+from refine_lab.models.loading import load_tokenizer
+from refine_lab.run_groups import experiment_arms, flat_settings
+from refine_lab.runs.run import Run
+from refine_lab.statistics import mean_interval, paired_difference
+from refine_lab.tasks.scores import SCORES
+
+READINGS = ("loss_before", "loss_after", "entropy_before", "entropy_after")
+"""Measures of a prompt, in nats a token."""
+ORDER = ("base", "none", "sft_release", "sft", "nested_sft_release", "nested_sft", "refine", "nested_refine")
+"""The methods in the order in which each is compared with those before it."""
+
+
+# -- records of runs ---------------------------------------------------------------------------------------------------
+
+
+def metrics(runs: Iterable[Run]) -> pd.DataFrame:
+    """A row a batch of every run, with `arm` (as `run_groups.experiment_arms` names it) and `seed`."""
+    return _joined((run, run.metrics()) for run in runs)
+
+
+def evaluations(runs: Iterable[Run]) -> pd.DataFrame:
+    """A row an evaluation of every run, with `arm` and `seed` as in `metrics`."""
+    return _joined((run, run.evaluations()) for run in runs)
+
+
+def last_rollouts(runs: Iterable[Run], steps: int = 5) -> pd.DataFrame:
+    """The rollouts of the last `steps` batches of every REFINE run, with `arm` and `seed` as in `metrics`."""
+    last = ((run, run.config.steps) for run in runs if run.config.method is not None)
+    return _joined((run, run.rollouts(range(max(1, step - steps + 1), step + 1))) for run, step in last)
+
+
+def joined_stages(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`metrics` and `evaluations` of a curriculum as if it were one run: steps count on from stage to stage."""
+    done, frames = 0, []
+    for run in runs:
+        pair = (run.metrics(), run.evaluations())
+        frames.append([frame.assign(step=frame["step"] + done, arm=run.config.way, seed=0) for frame in pair])
+        done += run.config.steps
+    train, held_out = (pd.concat(parts, ignore_index=True) for parts in zip(*frames, strict=True))
+    return train, held_out
+
+
+def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:
+    """The tokenizer in a run's last checkpoint, or where there is none yet that of its model."""
+    return load_tokenizer(run.config.model if run.latest_checkpoint() is None else run.path)
+
+
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """The name that each run is averaged under: its method, and where runs have other settings what these are."""
+    return experiment_arms([(run.config.way, run.config, run.name) for run in runs])
+
+
+def _joined(frames: Iterable[tuple[Run, pd.DataFrame]]) -> pd.DataFrame:
+    pairs = list(frames)
+    named = zip(pairs, names_of([run for run, _ in pairs]), strict=True)
+    parts = [frame.assign(arm=name, seed=run.config.seed) for (run, frame), name in named]
+    return pd.concat(parts, ignore_index=True)
+
+
+def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
+    """The settings in which runs differ: a row a setting, a column a run, all texts; "–" where one has none.
+
+    For a group that some runs lack, such as `method` for SFT, one row says who has it ("given"); its own settings are
+    rows only where the runs that have it differ.
+    """
+    flat = {run.name: flat_settings(run.config) for run in runs}
+    table = pd.DataFrame(flat).rename_axis("setting")
+    group = table.index.str.rpartition(".").get_level_values(0)
+    absent = table.index.intersection(group)  # groups that some have none of
+    table.loc[absent] = table.loc[absent].fillna("given")
+    kept = (table.nunique(axis=1) > 1) | (table.isna().any(axis=1) & ~group.isin(absent))
+    return table[kept].fillna("–").reset_index()
+
+
+def answers_of(runs: Sequence[Run]) -> pd.DataFrame:
+    """A row an answer of several runs of test-time training; `way` is the method, told apart by its updates."""
+    return pd.concat([run.answers() for run in runs], ignore_index=True)
+
+
+# -- measures ----------------------------------------------------------------------------------------------------------
+
+
+def per_seed(answers: pd.DataFrame) -> pd.DataFrame:
+    """A row a method and seed: `updates`, and the mean of each score over the questions that have references."""
+    return answers.groupby(["way", "seed"], sort=False)[["updates", *SCORES]].mean().reset_index()
+
+
+def per_prompt(answers: pd.DataFrame) -> pd.DataFrame:
+    """A row a method and prompt, the mean over seeds; only prompts that every method has answered."""
+    shared = answers.groupby("name")["way"].nunique().eq(answers["way"].nunique())
+    kept = answers[answers["name"].map(shared)]
+    return kept.groupby(["way", "name"], sort=False)[[*SCORES, *READINGS]].mean().reset_index()
+
+
+def comparison(rows: pd.DataFrame) -> pd.DataFrame:
+    """The mean of each measure over seeds, or over prompts where `rows` has a column `name`, with its spread.
+
+    `rows` has a row for each method and seed, or method and prompt: `way`, `seed` or `name`, and the measures. Returns a row
+    for each method and measure: `way`, `measure`, `count` (rows of the method), `mean`, `std` (n - 1), and `low` and `high`,
+    the ends of the 95 % interval by Student's t, NaN as in `statistics.mean_interval`. Raises ValueError where a method has
+    two rows of one seed or prompt.
+    """
+    keys = ["way", _unit(rows)]
+    repeated = rows.loc[rows.duplicated([key for key in keys if key in rows]), "way"].tolist()
+    require(not repeated, "rows", repeated[:1], f"one for each method and {keys[1]}")
+    found = []
+    for way, group in rows.groupby("way", sort=False):
+        for measure in measures_of(rows):
+            mean, low, high = mean_interval(group[measure].dropna().to_numpy())
+            values = {"mean": mean, "std": group[measure].std(ddof=1), "low": low, "high": high}
+            found.append({"way": way, "measure": measure, "count": len(group), **values})
+    return pd.DataFrame(found, columns=["way", "measure", "count", "mean", "std", "low", "high"])
+
+
+def differences(rows: pd.DataFrame) -> pd.DataFrame:
+    """What each method has more than another over the same seeds, or the same prompts, with its 95 % interval.
+
+    `rows` as for `comparison`. Returns a row a pair of methods and measure: `way`, `against`, `measure`, `difference`, `low`,
+    `high` and `pairs`. Methods of other seeds are not compared; a seed or prompt whose measure a method lacks is left out.
+    """
+    unit, found = _unit(rows), []
+    units = {way: set(group[unit]) for way, group in rows.groupby("way")}
+    for way, against in combinations([way for way in reversed(ORDER) if way in units], 2):
+        if units[way] != units[against]:
+            continue
+        for measure in measures_of(rows):
+            whole = rows[measure].notna().groupby(rows[unit]).transform("all")
+            if whole.any() and not measure.endswith("_before"):  # before adapting all methods are the same
+                pair = {"way": way, "against": against, "measure": measure}
+                found.append(pair | paired_difference(rows[whole], way, against, measure, pair=unit))
+    return pd.DataFrame(found, columns=["way", "against", "measure", "difference", "low", "high", "pairs"])
+
+
+def measures_of(rows: pd.DataFrame) -> list[str]:
+    """The columns of measures that any row has: numbers, other than seeds and updates."""
+    numbers = rows.drop(columns=["seed", "updates"], errors="ignore").select_dtypes("number")
+    return [str(name) for name in numbers if numbers[name].notna().any()]
+
+
+def _unit(rows: pd.DataFrame) -> str:
+    return "name" if "name" in rows else "seed"

@@ -1,0 +1,166 @@
+"""Configurations of an experiment: a recipe, the methods that it compares, and seeds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from inspect import get_annotations
+from typing import Any, TypeVar, get_args
+
+from refine_lab import recipes
+from refine_lab.config import RELEASE, TaskConfig, TrainConfig, require, unknown
+from refine_lab.experiments.tasks import (
+    SEED,
+    absolute_model,
+    absolute_source,
+    drop_none,
+    history_by_seed,
+    model_of_seed,
+    prompts_of,
+    with_source,
+)
+from refine_lab.rewards import reward_function
+from refine_lab.tasks.trained import History
+from refine_lab.ttt.config import TTTRunConfig
+from refine_lab.types import RewardFunction
+
+C = TypeVar("C")
+R = TypeVar("R", bound=TrainConfig | TTTRunConfig)
+
+Reward = RewardFunction | str | None
+"""A reward function of the user's own, the name of a built-in one, or None for the recipe's."""
+
+
+def method_configs(
+    recipe: str,
+    seeds: Sequence[int],
+    *,
+    phase: recipes.Phase | None = None,
+    methods: Sequence[str] | None = None,
+    updates: str | None = None,
+    **settings: Any,
+) -> list[Any]:
+    """A configuration of each method for each seed: `TrainConfig`, or `TTTRunConfig` for a recipe of test-time training.
+
+    The recipe tells the phase; `phase`, if given, refuses recipes of other phases. `methods` defaults to those that the phase
+    compares; test-time training makes `none` once where all seeds share a model. `updates` is "equal" or "release".
+    `settings` are fields of the configuration or of any configuration inside it; None leaves the recipe's value, and methods
+    without that part ignore it. Besides:
+
+    - `model` with `{seed}` in it is another model for each seed (`tasks.model_of_seed`);
+    - `reward` may be a function (`create_runs` keeps its source);
+    - `data` is the only source of text; `task` the source of a post-training task, whose `batch_size` and that of
+      mid-training keep the recipe's number of updates a batch;
+    - `prompts` and `count` are what test-time training answers (`tasks.prompts_of`).
+
+    Models, files and folders become absolute paths. Raises ValueError for seeds that repeat, an unknown recipe, method or
+    setting, and for every value that a configuration refuses.
+    """
+    require(len(set(seeds)) == len(seeds) > 0, "seeds", list(seeds), "at least one whole number, none twice")
+    recipe, updates = _split_updates(recipe, updates)
+    entry = recipes.recipe(recipe, phase)
+    settings = drop_none(**settings)
+    if callable(reward := settings.get("reward")):
+        settings["reward"] = "custom"
+    elif reward not in (None, "custom"):
+        reward_function(reward)
+    model = settings.pop("model", None)
+    pasts = history_by_seed(model, seeds) if entry.phase == "ttt" else {}
+    configs = []
+    for seed in seeds:
+        own_model = {"model": absolute_model(model_of_seed(model, seed))} if model else {}
+        for name in methods or recipes.METHODS[entry.phase]:
+            if name == "none" and seed != seeds[0] and SEED not in (model or ""):
+                continue
+            config = entry.make(name, seed)
+            if isinstance(config, TTTRunConfig):
+                config = _ttt_config(config, pasts[seed], settings | own_model)
+            else:
+                config = _train_config(config, settings | own_model)
+            configs.append(recipes.release_updates(config) if updates == "release" else config)
+    return configs
+
+
+def release_configs(configs: Sequence[R]) -> list[R]:
+    """The configurations of `configs` whose method makes fewer updates in the paper's release, with those updates."""
+    released = [(config, recipes.release_updates(config)) for config in configs if config.updates == "equal"]
+    return [changed for config, changed in released if changed.way != config.way]
+
+
+def with_settings(config: C, settings: Mapping[str, Any]) -> C:
+    """`config` with each setting in the field of that name, its own or that of a configuration inside it.
+
+    A configuration inside that is None stays None, and settings of its fields are ignored. Raises ValueError for a name that is
+    no field of any.
+    """
+    if strange := next((name for name in settings if name not in setting_names(type(config))), None):
+        raise unknown("setting", strange, sorted(setting_names(type(config))))
+    parts = _parts(type(config))
+    changes: dict[str, Any] = {}
+    for name, kind in parts.items():
+        own = {key: value for key, value in settings.items() if key in setting_names(kind)}
+        if own and getattr(config, name) is not None:
+            changes[name] = with_settings(getattr(config, name), own)
+    outer = {field.name for field in fields(config)} - parts.keys()  # type: ignore[arg-type]
+    return replace(config, **changes, **{key: value for key, value in settings.items() if key in outer})  # type: ignore[type-var]
+
+
+@cache
+def setting_names(kind: type) -> frozenset[str]:
+    """The names of the fields of a configuration and of those inside it, without the fields that hold them."""
+    parts = _parts(kind)
+    own = {field.name for field in fields(kind)} - parts.keys()
+    return frozenset(own.union(*map(setting_names, parts.values())))
+
+
+@cache
+def _parts(kind: type) -> dict[str, type]:
+    """The configurations inside a configuration by the names of their fields."""
+    hints = get_annotations(kind, eval_str=True)
+    options = {field.name: get_args(hints[field.name]) or (hints[field.name],) for field in fields(kind)}
+    return {name: option for name, each in options.items() for option in each if is_dataclass(option)}  # type: ignore[misc]
+
+
+def _split_updates(recipe: str, updates: str | None) -> tuple[str, str]:
+    """The recipe's name and which updates are made; a name with the old suffix still works, with a warning."""
+    if recipe.endswith(RELEASE):
+        recipe, updates = recipe.removesuffix(RELEASE), "release"
+        told = f"recipe '{recipe}{RELEASE}' is now recipe {recipe!r} with updates 'release'; the old name will go"
+        warnings.warn(told, FutureWarning, stacklevel=3)
+    require(updates in (None, "equal", "release"), "updates", updates, "'equal' or 'release'")
+    return recipe, updates or "equal"
+
+
+def _train_config(config: TrainConfig, settings: dict[str, Any]) -> TrainConfig:
+    require(settings.get("steps", 1) >= 1, "steps", settings.get("steps"), "at least 1")
+    if "data" in settings:
+        settings["sources"] = {absolute_source(settings.pop("data")): 1.0}
+    if "batch_size" in settings:
+        settings |= _batch_sizes(config, settings["batch_size"])
+    if config.task is None:
+        return with_settings(config, settings)
+    require(settings.get("test") != 0, "test", 0, "at least 1, or none for all that are left")
+    task = with_source(config.task, settings.pop("task", None), settings.pop("test_source", None))
+    config = with_settings(replace(config, task=task), settings)
+    assert config.task is not None
+    return replace(config, task=config.task.settled())
+
+
+def _batch_sizes(config: TrainConfig, batch_size: int) -> dict[str, int]:
+    """The sizes of a batch, a mini-batch and a micro-batch that make as many updates a batch as `config`."""
+    updates = config.batch_size // config.mini_batch_size
+    whole = batch_size >= updates and batch_size % updates == 0
+    require(whole, "batch_size", batch_size, f"a multiple of {updates}, the updates this recipe makes of a batch")
+    mini = batch_size // updates
+    return {"mini_batch_size": mini, "micro_batch_size": min(config.micro_batch_size, mini)}
+
+
+def _ttt_config(config: TTTRunConfig, past: History, settings: dict[str, Any]) -> TTTRunConfig:
+    prompts, count = settings.pop("prompts", None), settings.pop("count", None)
+    asked = {name: settings.pop(name) for name in setting_names(TaskConfig) - {"test"} if name in settings}
+    config = replace(config, **prompts_of(config, past, prompts, count, asked))
+    if config.arm == "sft":
+        settings.pop("stop_at_reward", None)
+    return with_settings(config, settings)

@@ -1,0 +1,103 @@
+"""How long an experiment takes on this machine: a piece of each method's work is timed and multiplied."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from refine_lab.config import TrainConfig
+from refine_lab.data.lessons import TaskData
+from refine_lab.draws import Draws
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.recompute import recompute
+from refine_lab.nested import nested_step
+from refine_lab.ops.precision import autocast
+from refine_lab.optim import make_optimizers
+from refine_lab.rewards import REWARDS
+from refine_lab.runs.run import Run
+from refine_lab.step import Learner
+from refine_lab.tasks.answers import answer
+from refine_lab.tasks.examples import Task
+from refine_lab.tasks.loaded import load_policy
+from refine_lab.ttt.adaptation import Adapter, Restored, prompt_batch
+from refine_lab.ttt.config import TTTRunConfig
+from refine_lab.ttt.runs import adapt_ids, batches_of, measured
+
+
+def estimated_seconds(
+    runs: Sequence[Run],
+    task: Task,
+    model: FastWeightLM | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> float:
+    """Seconds that what is left of post-training or test-time training should take here, one run after the other.
+
+    Training is timed on a few prompts of each method, without the answers to the test questions; test-time training on one
+    prompt of median length, scaled by its tokens, with `model` and `tokenizer`, or those that are loaded. A guess for people:
+    starting processes is not counted.
+    """
+    rates: dict[str, float] = {}
+    total = 0.0
+    for run in runs:
+        config, amount = run.config, _left(run, task)
+        if amount and config.way not in rates:
+            if isinstance(config, TrainConfig):
+                rates[config.way] = _seconds_per_prompt(config, task)
+            else:
+                if model is None or tokenizer is None:
+                    model, tokenizer = load_policy(config)
+                rates[config.way] = _seconds_per_token(config, model, tokenizer, task)
+        total += rates.get(config.way, 0.0) * amount
+    return total
+
+
+def _left(run: Run, task: Task) -> int:
+    """Prompts that a run has yet to train on, or tokens of prompts that it has yet to answer."""
+    if run.kind == "train":
+        return 0 if run.state == "finished" else run.config.steps * run.config.batch_size
+    parts, _ = batches_of(task.test, run.config.batch_size)
+    done = run.log.done
+    return sum(len(example.prompt_ids) for part in parts for example in part if example.name not in done)
+
+
+def _seconds_per_prompt(config: TrainConfig, task: Task) -> float:
+    """One micro-batch is trained on, with a copy of the model."""
+    policy, _ = load_policy(config)
+    recompute(policy, config.recompute)
+    rows = min(config.micro_batch_size, config.mini_batch_size)
+    config = replace(config, batch_size=rows, mini_batch_size=rows, micro_batch_size=rows)
+    reward = None if config.method is None else REWARDS[config.method.reward]
+    learner = Learner(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
+    batch = TaskData(task.train, config.seed).batch(0, config.batch_size).to(policy.device)
+    began = time.monotonic()
+    nested_step(learner, batch, Draws(seed=config.seed, step=1))
+    seconds = (time.monotonic() - began) / rows
+    del policy, learner
+    torch.cuda.empty_cache()  # the training process wants that memory
+    return seconds
+
+
+def _seconds_per_token(
+    config: TTTRunConfig, model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, task: Task
+) -> float:
+    """One prompt of median length is read, adapted on for one of its steps, and answered; the model is restored."""
+    example = sorted(task.test, key=lambda e: len(e.prompt_ids))[len(task.test) // 2]
+    ttt, step = config.ttt, 0.0
+    with nullcontext() if ttt is None else Restored(model, ttt.parameters):
+        if ttt is not None:
+            adapter = Adapter(model, replace(ttt, steps=1))
+            batch = prompt_batch(model, [adapt_ids(example, config.adapt_on)])
+            step = ttt.steps * sum(update.seconds for update in adapter.adapt(batch))
+        with autocast(model.device, config.dtype):
+            began = time.monotonic()
+            measured(model, example)
+            reading = (time.monotonic() - began) * (1 if ttt is None else 2)
+            began = time.monotonic()
+            answer(model, tokenizer, [example], task.rule)
+            seconds = step + reading + time.monotonic() - began
+    return seconds / len(example.prompt_ids)

@@ -1,0 +1,138 @@
+"""What the notebooks of pre-training and mid-training call besides: stages, held-out results, entropies of a document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedTokenizerBase
+
+from refine_lab.config import RefineConfig, TrainConfig, require
+from refine_lab.data.batches import SequenceData
+from refine_lab.draws import Draws
+from refine_lab.evaluation import EVALUATION_SEED, RECALL_KINDS, fixed_targets, held_out_measures, recall_documents
+from refine_lab.experiments.compare import names_of
+from refine_lab.experiments.tasks import absolute_model, absolute_source, drop_none
+from refine_lab.models.loading import manifest_of
+from refine_lab.models.state import hidden_states_only
+from refine_lab.ops.precision import autocast
+from refine_lab.recipes import recipe as named_recipe
+from refine_lab.runs.run import Run
+from refine_lab.selection import select_positions, selection_probabilities, shift, smooth
+from refine_lab.step import next_token_stats
+from refine_lab.tasks.loaded import load_policy
+
+
+def pretrain_stages(
+    model: str,
+    prose: str | None = None,
+    *,
+    recipe: str = "pretrain",
+    steps: int | None = None,
+    last_stage: int | None = None,
+) -> list[TrainConfig]:
+    """The stages of a curriculum up to `last_stage`, each of `steps` batches where given.
+
+    Raises ValueError for a curriculum or a stage that there is not and for no steps.
+    """
+    stages = named_recipe(recipe, "pretrain").make(absolute_model(model), prose and absolute_source(prose))
+    last = len(stages) if last_stage is None else last_stage
+    require(1 <= last <= len(stages), "last_stage", last_stage, f"from 1 to {len(stages)}")
+    require(steps is None or steps >= 1, "steps", steps, "at least 1")
+    return [replace(stage, **drop_none(steps=steps)) for stage in stages[:last]]
+
+
+def stage_row(stage: TrainConfig) -> dict[str, Any]:
+    """A stage of a curriculum in a line."""
+    data = stage.data
+    text, recall = (
+        ", ".join(f"{name} {share:g}" for name, share in part.items()) for part in (data.sources, data.recall)
+    )
+    sizes = {"steps": stage.steps, "rows": stage.batch_size, "tokens a row": data.sequence_length}
+    return {"stage": stage.recipe, **sizes, "text": text, "recall": recall, "lr": stage.lr, "schedule": stage.schedule}
+
+
+def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int = 512) -> list[dict[str, Any]]:
+    """The base model and every run's, measured on the same held-out text, targets and facts; a line is printed of each.
+
+    Recall is asked of `num_documents` documents of `num_tokens` tokens. The base is the model that the first run started with.
+    What cannot be measured with this tokenizer or these rows is left out, and a sentence printed of it.
+    """
+    config = runs[0].config
+    method = next((run.config.method for run in runs if run.config.method), RefineConfig())
+    models: list[tuple[str, int | None, int, str]] = [("base", None, 0, config.model)]
+    for run, way in zip(runs, names_of(runs), strict=True):
+        models.append((way, run.config.seed, int(run.metrics()["updates"].iloc[-1]), str(run.path)))
+    held_out, kinds, rows = None, [], []
+    for way, seed, updates, name in models:
+        policy, tokenizer = load_policy(config, name)
+        if held_out is None:
+            held_out = _held_out(config, tokenizer)
+            kinds = _kinds_to_ask(held_out, num_documents, num_tokens)
+            if not fixed_targets(method.num_chunks, method.rollout_length).fits(config.data.sequence_length):
+                length, chunks = config.data.sequence_length, method.num_chunks
+                print(f"Rewards are left out: rows of {length} tokens have no room for rollouts from {chunks} chunks.")
+        with autocast(policy.device, config.dtype):
+            measured = held_out_measures(
+                policy,
+                held_out,
+                num_chunks=method.num_chunks,
+                rollout_length=method.rollout_length,
+                kinds=kinds,
+                documents=num_documents,
+                document_tokens=num_tokens,
+            )
+        rows.append({"way": way, "seed": seed, "updates": updates, **measured})
+        print(f"{way}{'' if seed is None else f' s{seed}'}:", ", ".join(f"{k} {v:.4f}" for k, v in measured.items()))
+    return rows
+
+
+def _kinds_to_ask(held_out: SequenceData, num_documents: int, num_tokens: int) -> list[str]:
+    """The kinds of recall document that this tokenizer and text make; of each other a sentence is printed."""
+    kinds = []
+    for kind in RECALL_KINDS:
+        try:
+            recall_documents(kind, num_documents, num_tokens, held_out)
+        except ValueError as error:
+            print(f"Recall of {kind} is left out: {error}.")
+        else:
+            kinds.append(kind)
+    return kinds
+
+
+def _held_out(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> SequenceData:
+    rows = replace(config.data, recall={})  # recall is asked in documents of its own
+    return SequenceData(rows, tokenizer, config.seed, "validation", manifest_of(config.model))
+
+
+@torch.no_grad()
+def entropies_of_document(run: Run) -> dict[str, Any]:
+    """What `widgets.figures.entropy_profile` draws: the first held-out row, as the model of a REFINE run reads it.
+
+    Raises ValueError for a run of SFT, which selects nothing.
+    """
+    config, method = run.config, run.config.method
+    if method is None:
+        raise ValueError(f"run {run.name} is SFT, which selects no positions; give it one of REFINE")
+    policy, tokenizer = load_policy(config, str(run.path))
+    batch = _held_out(config, tokenizer).validation().rows(0, 1)
+    there = batch.to(policy.device)
+    with autocast(policy.device, config.dtype), hidden_states_only():
+        stats = next_token_stats(policy, policy.read(there.tokens, there.lengths), there, entropy=True)
+    entropies = F.pad(stats.entropies.cpu(), (0, 1))  # nothing is uncertain after the last token: nothing follows
+    probabilities = selection_probabilities(entropies, batch.lengths, method)
+    draws = Draws(seed=EVALUATION_SEED)
+    positions = select_positions(probabilities, batch.lengths, batch.sequence_ids, draws, method.num_chunks)
+    indexed = shift(entropies, method.entropy_index)
+    kernel = method.smoothing_kernel if method.selection == "entropy" else 1
+    size = batch.tokens.shape[1] // method.num_chunks
+    return {
+        "entropies": indexed[0].numpy(),
+        "smoothed": smooth(indexed, batch.lengths, kernel)[0].numpy(),
+        "positions": positions[0].tolist(),
+        "chunk_borders": [size * chunk for chunk in range(method.num_chunks + 1)],
+        "tokens": [tokenizer.decode([token]) for token in batch.tokens[0].tolist()],
+    }

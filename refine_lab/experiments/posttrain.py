@@ -1,0 +1,71 @@
+"""What the notebook of post-training calls besides: the answers to the test questions before and after each run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from refine_lab.config import TrainConfig
+from refine_lab.experiments.runs import check_inputs
+from refine_lab.inputs import inputs_of, resume_or_create
+from refine_lab.ops.precision import autocast
+from refine_lab.runs.answers import AnswerLog
+from refine_lab.runs.run import Run
+from refine_lab.tasks.answers import answer, answer_row
+from refine_lab.tasks.examples import Example, Task
+from refine_lab.tasks.loaded import load_policy
+from refine_lab.tasks.scores import SCORES
+
+NO_SEED = -1
+"""Stands for the seed of a model before training."""
+AT_ONCE = 20
+"""Questions between two writings of their answers."""
+
+
+def task_runs(configs: Sequence[TrainConfig], task: Task, folder: Path) -> list[Run]:
+    """For each configuration the newest run in `folder` with it, these examples and these weights, or a new one."""
+    check_inputs(configs)
+    return resume_or_create(configs, folder, inputs_of(configs[0].model, task.examples))
+
+
+def example_text(example: Example, config: TrainConfig, tokens: int = 60) -> str:
+    """The last `tokens` tokens of an example's prompt, and the answers any of which is right."""
+    _, tokenizer = load_policy(config)
+    return f"…{tokenizer.decode(list(example.prompt_ids[-tokens:]))}  →  {' | '.join(example.answers)}"
+
+
+def answers_of(runs: Sequence[Run], task: Task) -> pd.DataFrame:
+    """The answers to every test question before training and after each run, with `way`, `seed` and `updates`.
+
+    They are kept in the run directories as they come: `answers/test`, and for the model that training started with
+    `answers/base` of the first run. What is answered is not answered again.
+    """
+    first = runs[0]
+    frames = [_answered(first.config, first.config.model, task, first.path / "answers" / "base", "base", NO_SEED, 0)]
+    for run in runs:
+        config, updates = run.config, int(run.metrics()["updates"].iloc[-1])
+        there = run.path / "answers" / "test"
+        frames.append(_answered(config, str(run.path), task, there, config.way, config.seed, updates))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _answered(
+    config: TrainConfig, model: str, task: Task, folder: Path, way: str, seed: int, updates: int
+) -> pd.DataFrame:
+    log = AnswerLog(folder)
+    missing = [example for example in task.test if example.name not in log.done]
+    if missing:
+        policy, tokenizer = load_policy(config, model)
+        for start in range(0, len(missing), AT_ONCE):
+            part, began = missing[start : start + AT_ONCE], time.monotonic()
+            with autocast(policy.device, config.dtype):
+                texts = answer(policy, tokenizer, part, task.rule)
+            facts = {"way": way, "seed": seed, "seconds": (time.monotonic() - began) / len(part)}
+            log.write([answer_row(example, text, **facts) for example, text in zip(part, texts, strict=True)])
+    frame = log.read()
+    means = ", ".join(f"{name} {frame[name].mean():.3f}" for name in SCORES)
+    print(f"{way}{'' if seed == NO_SEED else f' s{seed}'}: {len(frame)} answers, {means}")
+    return frame.assign(updates=updates)

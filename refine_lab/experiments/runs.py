@@ -1,0 +1,117 @@
+"""Run directories of an experiment: made new, or resumed where one has the same configuration and inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from refine_lab.config import TrainConfig, require
+from refine_lab.custom_reward import reward_source
+from refine_lab.data.recall import parse_kind
+from refine_lab.data.sources import documents
+from refine_lab.data.tokenizer import beginning_told
+from refine_lab.experiments.configs import Reward
+from refine_lab.inputs import inputs_of, new_run, refuse_changes, resume_or_create, text_digests, text_inputs
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.loading import load_tokenizer, manifest_of, prepared
+from refine_lab.runs.environment import shown
+from refine_lab.runs.run import Run, runs_dir
+from refine_lab.tasks.examples import Example
+from refine_lab.ttt.config import TTTRunConfig
+from refine_lab.ttt.runs import batches_of, check_prompts
+
+NOTES = 5
+"""Most prompts too short for the whole method that are named."""
+
+
+def runs_folder(output: str | None) -> Path:
+    """Where a notebook's runs go: `output`, or what `runs.run.runs_dir` finds.
+
+    Raises ValueError for a relative path or a file.
+    """
+    if output is None:
+        return runs_dir()
+    path = Path(output).expanduser()
+    require(path.is_absolute(), "parameter output", output, "an absolute path, or none for the project's runs folder")
+    require(path.is_dir() or not path.exists(), "parameter output", output, "a folder, or a place for one")
+    return path
+
+
+def create_runs(configs: Sequence[TrainConfig], folder: Path, reward: Reward = None) -> list[Run]:
+    """A new run directory in `folder` for each configuration; those with a reward of the user's own keep its source.
+
+    Raises ValueError or FileNotFoundError, before anything is made, for a model, device or data that is not there.
+    """
+    check_inputs(configs)
+    source = reward_source(reward) if callable(reward) else None
+    inputs = [text_inputs(config.model, config.data, manifest_of(config.model)) for config in configs]
+    own = [source if config.method is not None and config.method.reward == "custom" else None for config in configs]
+    whole = zip(configs, own, inputs, strict=True)
+    return [new_run(config, folder, reward_source=kept, inputs=begun) for config, kept, begun in whole]
+
+
+def stage_runs(stages: Sequence[TrainConfig], folder: Path) -> list[Run]:
+    """The runs of a curriculum, resumed or new, each of which starts from the last checkpoint of the one before.
+
+    Raises ValueError where the text of a resumed run has changed since the run began.
+    """
+    check_inputs(stages)
+    manifest = manifest_of(stages[0].model)
+    runs: list[Run] = []
+    for stage in stages:
+        config = replace(stage, model=str(runs[-1].path)) if runs else stage
+        runs += resume_or_create([config], folder)
+        refuse_changes(runs[-1], {"texts": text_digests(stage.data, manifest)})  # its model may have no checkpoint yet
+    return runs
+
+
+def ttt_runs(
+    configs: Sequence[TTTRunConfig],
+    model: FastWeightLM,
+    examples: Sequence[Example],
+    folder: Path,
+    *,
+    fresh: bool = False,
+) -> list[Run]:
+    """For each configuration of test-time training the run in `folder` that is resumed, or a new one; `fresh`: all new.
+
+    Prints what is answered already, which prompts are dropped, and which are too short for all chunks. Raises ValueError
+    before anything is made for prompts that cannot be used.
+    """
+    notes = {note: None for config in configs for note in check_prompts(model, config, examples)}
+    size = configs[0].batch_size
+    _, left_out = batches_of(examples, size)
+    if left_out:
+        dropped = f"a last batch with fewer than {size} is dropped."
+        print(f"{len(left_out)} of {len(examples)} prompts are left out: {dropped}")
+    for note in [*notes][:NOTES]:
+        print(f"{note}.")
+    if len(notes) > NOTES:
+        print(f"So are {len(notes) - NOTES} more prompts.")
+    runs = []
+    for config in configs:
+        (run,) = resume_or_create([config], folder, inputs_of(config.model, examples), fresh=fresh)
+        runs.append(run)
+        done = len(run.log.done)
+        print(f"{shown(run.path)}" + (f": {done} answered before, which are not answered again" if done else ""))
+    return runs
+
+
+def check_inputs(configs: Sequence[TrainConfig]) -> None:
+    """Check the recall kinds and models of every config, and the data sources of the first, since all share them.
+
+    Prints which special tokens documents begin with, where there are any. Raises ValueError or FileNotFoundError for what is
+    not there.
+    """
+    for kind in (kind for config in configs for kind in config.data.recall):
+        parse_kind(kind)
+    for model, device, settings in {(c.model, c.device, tuple(sorted(c.model_settings.items()))) for c in configs}:
+        prepared(model, device=device, settings=dict(settings))
+    config = configs[0]
+    manifest = manifest_of(config.model)
+    for source in config.data.sources:
+        if source != "python" and not source.startswith("datasets:"):
+            next(documents(source, "train", manifest))
+    if first_tokens := beginning_told(load_tokenizer(config.model), config.data.add_bos):
+        print(first_tokens)

@@ -1,0 +1,122 @@
+"""Which model, text and prompts a configuration names: absolute paths, and no test prompt that a model was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from refine_lab.config import TaskConfig, require
+from refine_lab.models.hub import own_folder, shipped
+from refine_lab.models.loading import resolve
+from refine_lab.tasks.history import history_of
+from refine_lab.tasks.trained import FREE_FIELDS, UNTRAINED, History, Trained
+from refine_lab.ttt.config import TTTRunConfig
+
+SEED = "{seed}"
+"""Stands for the seed in a model's name."""
+
+
+def drop_none(**values: Any) -> dict[str, Any]:
+    """The values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def absolute_model(name: str) -> str:
+    """`name`, of a folder the absolute path: valid from every folder, and of a run the checkpoint that is its last now."""
+    bare = name.removeprefix("new:")
+    if shipped(bare) or not own_folder(bare):
+        return name
+    return name[: -len(bare)] + str(resolve(bare).absolute())
+
+
+def absolute_source(name: str) -> str:
+    """A source of text or of a task's prompts, of a file or folder the absolute path."""
+    kind, colon, rest = name.partition(":")
+    if colon and kind == "ruler":
+        return f"ruler:{absolute_source(rest)}"
+    path = Path(name).expanduser()
+    elsewhere = name == "python" or (colon and kind == "recall") or not path.exists()
+    return name if elsewhere else str(path.absolute())
+
+
+def with_source(task: TaskConfig, source: str | None, test_source: str | None = None) -> TaskConfig:
+    """A recipe's task on other sources, or where they are None on its own, as absolute paths.
+
+    The recipe's `answer_tokens` are kept for test examples of the recipe's form only; those of another form have as many as
+    their longest reference answer needs.
+    """
+    other = drop_none(test_source=test_source and absolute_source(test_source))
+    changed = replace(task, source=absolute_source(source or task.source), **other)
+    return changed if changed.asked_form == task.asked_form else replace(changed, answer_tokens=None)
+
+
+def model_of_seed(model: str, seed: int) -> str:
+    """The model's name with the seed in place of `{seed}`; where it has a `*`, the last folder that matches.
+
+    Raises FileNotFoundError where none matches.
+    """
+    name = model.replace(SEED, str(seed))
+    if "*" not in name:
+        return name
+    found = sorted(glob(str(Path(name).expanduser())))
+    if not found:
+        raise FileNotFoundError(f"no folder fits the model {name!r}")
+    return found[-1]
+
+
+def history_by_seed(model: str | None, seeds: Sequence[int]) -> dict[int, History]:
+    """What the model of each seed was trained on; nothing for None, the recipe's.
+
+    Raises ValueError where the models of several seeds were trained on different prompts: they have no test set in common.
+    """
+    if model is None:
+        return dict.fromkeys(seeds, UNTRAINED)
+    names = {seed: absolute_model(model_of_seed(model, seed)) for seed in seeds}
+    known = {name: history_of(name) for name in dict.fromkeys(names.values())}
+    first = seeds[0]
+    for seed in seeds[1:]:
+        if not known[names[first]].matches(known[names[seed]]):
+            raise ValueError(
+                f"the models of seeds {first} and {seed} were trained on different prompts ({names[first]!r} and "
+                f"{names[seed]!r}): answer them one seed at a time"
+            )
+    return {seed: known[name] for seed, name in names.items()}
+
+
+def prompts_of(
+    config: TTTRunConfig, past: History, prompts: str | None, count: int | None, asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields `task`, `data` and `count` of a run that answers prompts with a model whose history is `past`.
+
+    Without `prompts`, or with those that a run of `past` divided between training and test, the task is that run's, of which
+    the first `count` test prompts are answered. Otherwise it is the recipe's with `prompts` as its source.
+    Raises ValueError for a value of `asked`, fields of `TaskConfig`, that would change the prompts of a run's task.
+    """
+    run = _run_with_task(past, prompts)
+    if run is None:
+        number = config.task.test if count is None and not prompts else count
+        return {"task": replace(with_source(config.task, prompts), **asked, test=number).settled()}
+    task = run.task
+    if prompts is not None:  # the file may have moved
+        field = "source" if task.test_source is None else "test_source"
+        task = replace(task, **{field: absolute_source(prompts)})
+    if task.asked_form == "recall":  # no recall example for tests has a key of one to train on, whatever its length
+        task = replace(task, test=max(count or 0, task.test or 0))
+    else:
+        for name, value in asked.items():
+            own = getattr(run.task, name)
+            allowed = f"none or {own!r}, as in the run {run.run}, whose test prompts are answered"
+            require(name in FREE_FIELDS or value == own, name, value, allowed)
+    return {"task": replace(task, **asked).settled(), "data": run.data, "count": count}
+
+
+def _run_with_task(past: History, prompts: str | None) -> Trained | None:
+    """The last run whose test prompts are asked for; None for a file of prompts, whose rows are told apart one by one."""
+    if prompts is None:
+        return next(iter(past.trained), None)
+    source = absolute_source(prompts)
+    divided = (each for each in past.trained if each.task.asked_form != "file")
+    return next((each for each in divided if each.same_source(source)), None)

@@ -1,0 +1,130 @@
+"""What the notebook of test-time training calls besides: one prompt, step by step in every method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from refine_lab.config import TaskConfig, require
+from refine_lab.experiments.tasks import drop_none
+from refine_lab.models.base import FastWeightLM
+from refine_lab.ops.precision import autocast
+from refine_lab.tasks.answers import answer, answer_row
+from refine_lab.tasks.examples import Example, Task
+from refine_lab.tasks.rules import AnswerRule
+from refine_lab.tasks.scores import SCORES
+from refine_lab.ttt.adaptation import Reading, Update, adapted, read_prompt
+from refine_lab.ttt.config import TTTRunConfig
+from refine_lab.ttt.runs import adapt_ids, example_of
+
+
+@dataclass(frozen=True, eq=False)
+class PromptTrace:
+    """What adapting to one prompt changed, step by step and method by method."""
+
+    tokens: list[str]
+    "The text of each token of the prompt, [T]."
+    steps: pd.DataFrame
+    "A row a step: `way`, `step`, `tokens_per_second`, `reward`, and loss and entropy before and after it (`loss_before`...)."
+    answers: pd.DataFrame
+    "A row a method: `way`, `answer` and scores; `none` is the answer before."
+    readings: dict[str, Reading]
+    "Entropy and loss of each token: `none` before, and of each method after its last step."
+
+
+def prompt_to_trace(
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    config: TaskConfig,
+    *,
+    example: int = 0,
+    text: str | None = None,
+    question: str | None = None,
+    add_bos: bool | None = None,
+    **asked: Any,
+) -> tuple[Example, AnswerRule]:
+    """A text of the user's own with its question (`add_bos` as in `DataConfig`), or one of the task's test examples; and
+    how it is answered.
+
+    A question of the user's own is answered as `AnswerRule` does by default; `asked` may hold values of `ANSWER_FIELDS`, None
+    where they are not changed. Raises ValueError for a question without a text, an example that there is not, and as
+    `example_of` does.
+    """
+    if text is not None:
+        names = {name: asked.get(name) for name in ("lines", "strip_leading")}
+        rule = AnswerRule(**drop_none(max_tokens=asked.get("answer_tokens"), **names))
+        return example_of(tokenizer, text, question, config, add_bos), rule
+    require(question is None, "question", question, "none without a text that it asks about")
+    require(0 <= example < len(task.test), "example", example, f"from 0 to {len(task.test) - 1}")
+    return task.test[example], task.rule
+
+
+def trace_prompt(
+    model: FastWeightLM,
+    tokenizer: PreTrainedTokenizerBase,
+    example: Example,
+    configs: Sequence[TTTRunConfig],
+    rule: AnswerRule,
+) -> PromptTrace:
+    """Adapt to one prompt in each method, print every step, answer, and restore the weights.
+
+    The last configuration of each method is used. All of them read and answer the prompt in one dtype, that of the first.
+    Raises ValueError as `adapted` does.
+    """
+    prompt = torch.tensor(example.prompt_ids)
+    last = {config.way: config for config in configs if config.ttt is not None}
+    dtype = next((config.dtype for config in last.values()), "float32")
+
+    def read() -> Reading:
+        with autocast(model.device, dtype):
+            return read_prompt(model, prompt)
+
+    def answer_after(way: str) -> None:
+        with autocast(model.device, dtype):
+            text = answer(model, tokenizer, [example], rule)[0]
+        row = answer_row(example, text, way=way, seed=0, seconds=0.0)
+        answers.append({name: row[name] for name in ("way", "answer", "references", *SCORES)})
+        print(f"{way}: the answer is {text!r}", flush=True)
+
+    readings, steps, answers = {"none": read()}, [], []
+    answer_after("none")
+    for way, config in last.items():
+        assert config.ttt is not None
+        readings[way] = readings["none"]
+
+        def report(update: Update, way: str = way) -> None:
+            before, readings[way] = readings[way], read()
+            steps.append(_step_row(way, update, before, readings[way]))
+            print(_step_line(steps[-1]), flush=True)
+
+        with adapted(model, adapt_ids(example, config.adapt_on), config.ttt, report):
+            answer_after(way)
+    tokens = [str(tokenizer.decode([token])) for token in example.prompt_ids]
+    return PromptTrace(tokens, pd.DataFrame(steps), pd.DataFrame(answers), readings)
+
+
+def _step_row(way: str, update: Update, before: Reading, after: Reading) -> dict[str, Any]:
+    return {
+        "way": way,
+        "step": update.number,
+        "loss_before": float(before.losses.mean()),
+        "loss_after": float(after.losses.mean()),
+        "reward": update.metrics.get("reward_mean", float("nan")),
+        "entropy_before": float(before.entropies.mean()),
+        "entropy_after": float(after.entropies.mean()),
+        "tokens_per_second": update.tokens_per_second,
+    }
+
+
+def _step_line(row: dict[str, Any]) -> str:
+    changes = ", ".join(
+        f"{name} {row[f'{name}_before']:.4f} -> {row[f'{name}_after']:.4f}" for name in ("loss", "entropy")
+    )
+    reward = "" if math.isnan(row["reward"]) else f", reward {row['reward']:.3f}"
+    return f"{row['way']} step {row['step']}: {changes}{reward}, {row['tokens_per_second']:,.0f} tokens/s"

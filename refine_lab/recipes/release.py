@@ -1,0 +1,30 @@
+"""The unequal updates of the paper's released code, in which SFT makes fewer than REFINE: not a fair comparison."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+from refine_lab.config import TrainConfig, require
+from refine_lab.ttt.config import TTTRunConfig
+
+C = TypeVar("C", bound=TrainConfig | TTTRunConfig)
+
+
+def release_updates(config: C) -> C:
+    """`config` with `updates="release"`, where it is SFT with the release's fewer updates; otherwise its updates stay.
+
+    SFT, in post-training nested SFT on the prompts, makes one update a batch. Test-time training that resets the weights
+    after each prompt makes half of the steps. Raises ValueError where there is only one update, of which none can be left out.
+    """
+    changed = replace(config, updates="release")
+    if changed.way == config.arm:
+        return changed
+    if isinstance(changed, TTTRunConfig) and changed.ttt is not None and changed.reset == "prompt":
+        steps = changed.ttt.steps
+        require(steps > 1, "steps", steps, "at least 2, of which SFT makes half as in the release")
+        return replace(changed, ttt=replace(changed.ttt, steps=steps // 2))
+    fewer = config.mini_batch_size < config.batch_size
+    allowed = f"less than batch_size {config.batch_size}, of which SFT makes one update as in the release"
+    require(fewer, "mini_batch_size", config.mini_batch_size, allowed)
+    return replace(changed, mini_batch_size=config.batch_size)
