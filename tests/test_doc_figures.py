@@ -41,12 +41,12 @@ def measured(name: str) -> dict[str, Any]:
 def test_the_readme_has_the_cost_of_a_step_as_it_was_measured() -> None:
     cost, readme = measured("step_cost"), text_of("README.md")
     ratios = {length: cost[length]["refine_over_sft"] for length in ("1024", "2048")}
-    assert f"costs {ratios['1024']:.2f} plain ones at 1,024 tokens and {ratios['2048']:.2f} at 2,048" in readme
+    assert f"costs {ratios['1024']:.2f} SFT steps at 1,024 tokens and {ratios['2048']:.2f} at 2,048" in readme
     assert (
         f"medians of {WORDS[cost['settings']['repeats']]} interleaved rounds, `benchmarks/results/step_cost" in readme
     )
     plain = [ratio * cost[length]["paper_over_refine"] for length, ratio in ratios.items()]
-    told = re.search(r"a training step costs as much as ([\d.]+) plain ones", readme)
+    told = re.search(r"a training step costs as much as ([\d.]+) SFT steps", readme)
     assert told and all(abs(float(told[1]) - value) < 0.05 for value in plain), plain
 
 
