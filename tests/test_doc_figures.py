@@ -77,7 +77,9 @@ def test_models_md_has_the_costs_as_they_were_measured() -> None:
 def test_the_searches_in_the_results_have_as_many_trials_as_is_said() -> None:
     text = text_of("docs/results/README.md")
     assert "uses the best of eight settings for each method (ten for nested REFINE). They were selected on val" in text
-    assert "uses the best of eight settings for SFT and ten for REFINE. They were selected on validation prompts" in text
+    assert (
+        "uses the best of eight settings for SFT and ten for REFINE. They were selected on validation prompts" in text
+    )
     for model in ("tiny-deltanet", "tiny-lact"):
         for search, ways in (
             (f"search_{model}", {"sft": 8, "nested_sft": 8, "nested_refine": 10}),
