@@ -196,7 +196,7 @@ def test_heads_sort(window: Window) -> None:
     window.sort("reward")
     assert window.shown() == [11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
     label = page.locator("[data-column='reward']").get_attribute("aria-label")
-    assert label == "reward: sorted, highest first; press for lowest first"
+    assert label == "Sorted by reward, highest first; press for lowest first"
     window.sort("reward")
     assert window.shown() == [*range(12)]
     window.sort("reward")
@@ -293,8 +293,8 @@ def test_every_control_is_reached_by_tab_and_named(window: Window) -> None:
         "Rollout contains",
         "lowest reward",
         "highest entropy",
-        "Table F.1",
-        "Rollouts, under the truth of their position",
+        "Export examples (Table F.1)",
+        "Rollouts, below the reference of their position",
     ):
         assert name in reached
     assert sum("sort by it" in name for name in reached[:28]) >= 8
@@ -343,14 +343,14 @@ def test_pinned_rollouts_stand_side_by_side(window: Window) -> None:
 def test_table_f1_is_one_click_and_is_copied(window: Window) -> None:
     widget = RolloutInspector(three_positions(), decode=decode)
     page = window.open(widget)
-    page.get_by_role("button", name="Table F.1").click()
+    page.get_by_role("button", name="Export examples (Table F.1)").click()
     window.settle()
     lines = [line.split("\t") for line in page.locator(".f1 tbody tr").all_inner_texts()]
     assert lines[0] == ["Ex. 1", "GT", "·very laid back", "–"]
     assert lines[4] == ["", "P4", "·laid very back", "★ 0.750"]
     page.evaluate("() => { navigator.clipboard.writeText = async (text) => { window.copied = text; }; }")
     page.get_by_role("button", name="Copy as Markdown").click()
-    page.locator(".status", has_text="Table F.1 is copied.").wait_for()
+    page.locator(".status", has_text="Table F.1 copied.").wait_for()
     assert page.evaluate("window.copied") == widget.table_f1().markdown()
     take_shot(window, "f1")
     page.keyboard.press("Escape")
@@ -399,7 +399,7 @@ def test_both_figures_of_a_page_follow_the_list(window: Window) -> None:
     page = window.page
     page.goto(path.as_uri())
     note, large = page.locator(".reward-summary .note"), page.locator(".reward-summary figure").first.locator("svg")
-    everything = "All numbers: 8 rollouts at 2 selected positions."
+    everything = "Statistics over 8 rollouts at 2 sampled positions."
     orange = "Orange, in no number: 4 rollouts at clicked positions."
     note.get_by_text(f"{everything} {orange}", exact=True).wait_for()
     label = large.get_attribute("aria-label")
@@ -423,7 +423,7 @@ def test_hostile_text_is_shown_and_nothing_more(window: Window) -> None:
     widget = RolloutInspector(frame, decode=lambda tokens: "".join(texts[i] for i in tokens))
     widget.selected, widget.compared = 1, [*range(8)]
     page = window.open(widget)
-    page.get_by_role("button", name="Table F.1").click()
+    page.get_by_role("button", name="Export examples (Table F.1)").click()
     page.locator(".lines").focus()
     for _ in ids:
         window.press("ArrowDown")
@@ -472,7 +472,7 @@ def test_text_is_readable_on_every_ground(new_window: Callable[..., Window], sch
     widget.selected, widget.compared = 1, [0, 5]
     window = new_window(scheme)
     page = window.open(widget)
-    page.get_by_role("button", name="Table F.1").click()
+    page.get_by_role("button", name="Export examples (Table F.1)").click()
     window.settle()
     parts = """.rollout.selected .token.match, .rollout.selected .sign, .rollout:not(.selected) .token.match .sign,
         .rollout .number, .rollout .mark, .truth .where, .truth .mark, .sort, .filters span, .status, .detail dt, .same,

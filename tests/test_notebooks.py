@@ -113,7 +113,7 @@ def test_every_figure_is_in_the_executed_notebook(by_p: Folder) -> None:
     tables = [
         output["data"]["text/plain"] for output in outputs if "<table" in output.get("data", {}).get("text/html", "")
     ]
-    assert "Rollouts beside the truth" in tables[0]
+    assert "with their references" in tables[0]
     assert [line.split()[0] for line in tables[1].splitlines()[2:]] == ["base", "SFT", "REFINE"]
     for measured in ("NTP loss", "NTP accuracy", "cosine reward", "binary reward", "recall word-1 at 512", "updates"):
         assert measured in tables[1]

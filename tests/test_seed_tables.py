@@ -44,7 +44,7 @@ def answers() -> pd.DataFrame:
 
 def test_ways_in_percent_with_spread_and_updates():
     table = ways_table(results()).data
-    assert table["way"].tolist() == ["base", "SFT", "nested SFT", "nested REFINE", "nested SFT, one inner update"]
+    assert table["method"].tolist() == ["base", "SFT", "nested SFT", "nested REFINE", "nested SFT, one inner update"]
     assert table["recall (%)"].tolist() == ["10.0", "45.0 ± 7.1", "50.0 ± 0.0", "60.0 ± 0.0", "20.0 ± 0.0"]
     assert table["exact match (%)"].tolist()[1] == "22.5 ± 3.5"
     assert table["updates"].tolist() == ["0", "25", "125", "125", "50"] and table["runs"].tolist() == [1, 2, 2, 2, 2]
@@ -97,10 +97,10 @@ def test_ways_without_the_same_seeds_are_not_compared():
     rows = [("none", 0, 0.5), ("sft", 0, 0.4), ("sft", 1, 0.4), ("refine", 0, 0.6), ("refine", 1, 0.8)]
     frame = pd.DataFrame(rows, columns=["way", "seed", "recall"]).assign(updates=4)
     assert differences_table(frame).data["difference"].tolist() == ["REFINE – SFT"]
-    assert ways_table(frame).data["way"].tolist() == ["not adapted", "SFT", "REFINE"]
+    assert ways_table(frame).data["method"].tolist() == ["baseline (no adaptation)", "SFT", "REFINE"]
 
 
 def test_questions_without_references_have_no_measures():
     frame = results().assign(recall=float("nan"), exact_match=float("nan"), f1=float("nan"))
-    assert list(ways_table(frame).data) == ["way", "updates", "runs"]
+    assert list(ways_table(frame).data) == ["method", "updates", "runs"]
     assert list(differences_table(frame).data) == ["difference", "seeds"]

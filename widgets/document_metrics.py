@@ -23,8 +23,8 @@ def reading_metrics(reading: DocumentReading, probabilities: Float[np.ndarray, "
         Metric("entropy", "Entropy", "nats", reading.entropies),
         Metric("loss", "NTP loss", "nats", reading.losses),
         Metric("logprob", "Logprob", "nats", reading.logprobs),
-        Metric("rank", "Rank of the true token", "", ranks, log=True, low=1),
-        Metric("chance", "Selection probability in its chunk", "", np.where(chance > 0, chance, np.nan)),
+        Metric("rank", "Rank of the reference token", "", ranks, log=True, low=1),
+        Metric("chance", "Sampling probability within chunk", "", np.where(chance > 0, chance, np.nan)),
     ]
 
 
@@ -33,7 +33,7 @@ def change_metrics(reading: DocumentReading, other: DocumentReading, name: str) 
     metrics = []
     for field, title in (("entropies", "entropy"), ("losses", "NTP loss")):
         change = getattr(other, field) - getattr(reading, field)
-        heading = f"Change in {title} to {name}"
+        heading = f"Difference in {title}: {name} minus this model"
         metrics.append(Metric(f"{title.split()[-1]}_change", heading, "nats", change, diverging=True))
     return metrics
 

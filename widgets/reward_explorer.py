@@ -82,7 +82,7 @@ class RewardExplorer(Panel):
         for name, control in self.controls.items():
             control.observe(partial(self._on_control, name), "value")
         self._compare_field = ipywidgets.Text(
-            description="compare with", placeholder="a shipped model, a run, a checkpoint of a step", continuous_update=False,
+            description="compare with", placeholder="an included model, a run, a checkpoint", continuous_update=False,
             layout=ipywidgets.Layout(width="36em"), style={"description_width": "7em"},
         )  # fmt: skip
         self._compare_field.observe(self._on_compare, "value")
@@ -143,7 +143,7 @@ class RewardExplorer(Panel):
         def begin() -> Future[Any]:
             if document is not None and not self.exploration.can_start(position):
                 k = self.exploration.method.rollout_length
-                raise ValueError(f"no rollout can start there: {k} true tokens must follow in the document")
+                raise ValueError(f"position {position} is too close to the end: k = {k} tokens must follow it")
             self._clicked = [*dict.fromkeys([*self._clicked, position])]
             return self._roll_out([position])
 
@@ -293,7 +293,7 @@ class RewardExplorer(Panel):
             metrics += change_metrics(reading, self._other, Path(self._compared or "").name)
         if frame is not None:
             metrics.append(reward_metric(frame, exploration.reward, len(self._text)))
-        targets = [Target(position + 1, f"drawn in chunk {i}") for i, position in enumerate(positions, 1)]
+        targets = [Target(position + 1, f"sampled position of chunk {i}") for i, position in enumerate(positions, 1)]
         borders = [position + 1 for position in borders]  # where its first target could stand
         self.token_map.show(
             self._text, metrics, targets=targets, chunk_borders=borders, alternatives=self._alternatives
@@ -321,9 +321,9 @@ class RewardExplorer(Panel):
         clicked = self.inspector.rollouts["clicked"]
         selected, apart = self.inspector.rollouts[~clicked], self.inspector.rollouts[clicked]
         sentences = [
-            f"{_rollouts(selected, 'selected')}, mean {self.exploration.reward} reward {selected['reward'].mean():.3f}"
+            f"{_rollouts(selected, 'sampled')}, mean {self.exploration.reward} reward {selected['reward'].mean():.3f}"
         ]
-        sentences += [f"{_rollouts(apart, 'clicked')}, which no figure counts"] if len(apart) else []
+        sentences += [f"{_rollouts(apart, 'clicked')}, excluded from all statistics"] if len(apart) else []
         return "; ".join([*sentences, f"{1000 * seconds:.0f} ms."])
 
     # -- the page -----------------------------------------------------------------------------------------------------
@@ -371,7 +371,7 @@ class RewardExplorer(Panel):
             try:
                 text = bytes(file["content"]).decode("utf-8-sig")
             except UnicodeDecodeError as error:
-                raise ValueError(f"{file['name']!r} is no UTF-8 text: {error.reason} at byte {error.start}") from None
+                raise ValueError(f"{file['name']!r} is not UTF-8 text: {error.reason} at byte {error.start}") from None
             self.read(text)
 
     def _setting(self, name: str) -> Any:

@@ -30,7 +30,7 @@ def ways_table(results: pd.DataFrame) -> Table:
     for row in by_way(results, [*measured, "updates"]).to_dict("records"):
         shown = {MEASURES[name]: _percent(row[name], row[f"{name}_std"]) for name in measured}
         rows.append(
-            {"way": labels[str(row["way"])].label, "updates": f"{row['updates']:.4g}", "runs": row["seeds"], **shown}
+            {"method": labels[str(row["way"])].label, "updates": f"{row['updates']:.4g}", "runs": row["seeds"], **shown}
         )
     return Table(pd.DataFrame(rows), "Test questions: mean ± standard deviation over seeds")
 
@@ -63,7 +63,7 @@ def samples_table(samples: pd.DataFrame) -> Table:
     named = {way: style.label for way, style in way_styles(ways).items()}
     table = samples.map(lambda text: visible(str(text)) or "–").rename(columns=named)
     return Table(
-        table, "Answers side by side, those first that differ", monospace=["question", "references", *named.values()]
+        table, "Answers side by side, differing answers first", monospace=["question", "references", *named.values()]
     )
 
 

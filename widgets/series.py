@@ -54,7 +54,7 @@ PANELS = (
     Panel(kind="eval", key="exact_match", title="Held-out exact match", unit="% of questions", scale=100),
     Panel(kind="train", key="cosine_mean", title="Cosine reward", unit="mean ± std", spread="cosine_std"),
     Panel(kind="train", key="binary_mean", title="Binary reward", unit="mean ± std", spread="binary_std"),
-    Panel(kind="train", key="reward_mean", title="Reward trained on", unit="mean ± std", spread="reward_std"),
+    Panel(kind="train", key="reward_mean", title="Training reward", unit="mean ± std", spread="reward_std"),
     Panel(kind="train", key="grad_norm", title="Gradient norm", unit="L2, before clipping"),
     Panel(kind="train", key="answer_grad_norm", title="Gradient norm, answers", unit="L2, before clipping"),
     Panel(kind="train", key="clip_fraction", title="Clipped ratios", unit="% of tokens", scale=100),
@@ -132,7 +132,9 @@ def way_styles(ways: Iterable[str]) -> dict[str, ArmStyle]:
     """
     names = {way: looks_like(way) for way in ways}
     looks = arm_styles(names.values())
-    labels = {way: "not adapted" if base_arm(way) == "none" else looks[arm].label for way, arm in names.items()}
+    labels = {
+        way: "baseline (no adaptation)" if base_arm(way) == "none" else looks[arm].label for way, arm in names.items()
+    }
     labels |= {way: f"{label}, {_fewer(way)}" for way, label in labels.items() if base_arm(way).endswith("_release")}
     return _told_apart({way: replace(looks[arm], label=labels[way]) for way, arm in names.items()})
 

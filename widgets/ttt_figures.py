@@ -41,7 +41,7 @@ def steps_table(steps: pd.DataFrame) -> Table:
     styles = way_styles(list(steps["way"]))
     rows = [
         {
-            "way": styles[row["way"]].label,
+            "method": styles[row["way"]].label,
             "step": row["step"],
             **{LABELS[name]: row[name] for name in ("loss_before", "loss_after")},
             "reward": _number(row["reward"], 3),
@@ -59,14 +59,14 @@ def answers_table(answers: pd.DataFrame) -> Table:
     styles = way_styles(list(answers["way"]))
     rows = [
         {
-            "way": styles[row["way"]].label,
+            "method": styles[row["way"]].label,
             "answer": visible(row["answer"]),
             "references": " | ".join(map(visible, row["references"])) or "–",
             **{LABELS[name].removesuffix(" (%)"): _number(row[name], 2) for name in SHARES},
         }
         for row in answers.to_dict("records")
     ]
-    return Table(pd.DataFrame(rows), "Answers before and after", monospace=["answer", "references"])
+    return Table(pd.DataFrame(rows), "Answers before and after adaptation", monospace=["answer", "references"])
 
 
 def entropy_change(
@@ -90,7 +90,7 @@ def entropy_change(
         raise ValueError(f"of {len(tokens)} tokens there must be {len(tokens) - 1} entropies, got {lengths}")
     figure = make_subplots(
         2, 1, shared_xaxes=True, vertical_spacing=0.12,
-        subplot_titles=["Uncertainty about each token (eq. 5)", "Change by adapting: below 0 the model is surer"],
+        subplot_titles=["Uncertainty about each token (eq. 5)", "Change after adaptation: below 0 the model is more certain"],
     )  # fmt: skip
     texts = [_plain(token) for token in tokens[1:]]
     for way, style in way_styles(list(raw)).items():
@@ -148,8 +148,8 @@ class EntropyText:
         highest = ", ".join(self._told(i) for i in order[::-1][:5] if change[i] > 0)
         return (
             f"{self.label}: mean entropy {self.before.mean():.3f} before, {self.after.mean():.3f} after "
-            f"({change.mean():+.3f} nats a token); surer of {(change < 0).mean():.0%} of {len(change)} tokens.\n"
-            f"Fell most before {lowest or 'no token'}.\nRose most before {highest or 'no token'}."
+            f"({change.mean():+.3f} nats per token); more certain about {(change < 0).mean():.0%} of {len(change)} tokens.\n"
+            f"Largest decrease: {lowest or 'none'}.\nLargest increase: {highest or 'none'}."
         )
 
     def _repr_html_(self) -> str:
@@ -187,8 +187,8 @@ def ways_table(summary: pd.DataFrame) -> Table:
     for way, style in styles.items():
         row = summary[summary["way"] == way].iloc[0]
         cells = {LABELS[m]: _with_interval(m, *(row[m + end] for end in ("", "_low", "_high"))) for m in measures}
-        rows.append({"way": style.label, "prompts": int(row["prompts"]), **cells})
-    return Table(pd.DataFrame(rows), "All ways: mean over prompts [95 % interval]")
+        rows.append({"method": style.label, "prompts": int(row["prompts"]), **cells})
+    return Table(pd.DataFrame(rows), "All methods: mean over prompts [95 % interval]")
 
 
 def differences_table(differences: pd.DataFrame) -> Table:

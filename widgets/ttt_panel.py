@@ -164,8 +164,8 @@ class TTTPanel(Panel):
 
         def told(done: list[Any]) -> int:
             undone, same = done
-            state = "bit for bit as they were loaded" if same else "NOT as they were loaded"
-            self.say(f"Weights {state}; {undone} updates undone.")
+            state = "Original weights restored exactly" if same else "The weights differ from the original weights"
+            self.say(f"{state} ({undone} update{'' if undone == 1 else 's'} undone).")
             self._weights_moved()
             return undone
 
@@ -283,8 +283,13 @@ class TTTPanel(Panel):
             ],
         )
         made = len(self.steps) - 1
-        ended = " (stopped)" if self._stopping else " (as far as asked)" if made < self._config.steps else ""
-        self.say(f"{made} step{'s' if made != 1 else ''}{ended}: mean entropy {np.nanmean(change):+.4f} nats a token.")
+        ended = " (stopped)" if self._stopping else " (stopping criterion reached)" if made < self._config.steps else ""
+        loss, entropy = (
+            f"{name} {before[name]:.3f} → {now[name]:.3f}"
+            for before, now in [(_means(self._before), _means(after))]
+            for name in ("loss", "entropy")
+        )
+        self.say(f"After {made} step{'s' if made != 1 else ''}{ended}: {loss}, {entropy} (nats per token).")
 
     def _answered(self, when: str, text: str) -> None:
         self.answers[when] = text
@@ -306,7 +311,7 @@ class TTTPanel(Panel):
         way = "refine" if self._config.method else "sft"
         style = way_styles([way])[way]
         panels = []
-        for key, title, unit in (*CURVES, ("reward", "Reward of the step's rollouts", "mean")):
+        for key, title, unit in (*CURVES, ("reward", "Mean reward of the step's rollouts", "mean")):
             found = [(each["step"], each[key]) for each in self.steps if key in each]
             if found:
                 points = np.array(found, dtype="<f4")
@@ -320,7 +325,7 @@ class TTTPanel(Panel):
 
     def _require_idle(self) -> None:
         if self.running:
-            raise ValueError("this panel is adapting already: stop that first")
+            raise ValueError("this panel is already adapting: press Stop first")
 
     def _ended(self, chain: Future[Any]) -> None:
         if chain.exception() is None:
@@ -342,8 +347,8 @@ class TTTPanel(Panel):
             updates = known["updates"]
             if not self.running:
                 self.buttons["stop"].disabled = not known["adapting"]
-            moved = f"weights: moved by {updates} updates; Reset puts them back"
-            self.fields["weights"].value = moved if updates else "weights: as loaded"
+            adapted = f"Adapted ({updates} update{'' if updates == 1 else 's'}). Reset restores the original weights."
+            self.fields["weights"].value = adapted if updates else "Original weights."
 
         self.worker.submit("open", model=self.model).add_done_callback(told)
 
@@ -361,8 +366,8 @@ class TTTPanel(Panel):
         self.fields["reward"].disabled = change["new"] != "REFINE"
 
     def _make_fields(self, document: str, question: str) -> dict[str, Any]:
-        given, wide, style = self._given, ipywidgets.Layout(width="auto"), {"description_width": "6em"}
-        narrow: dict[str, Any] = {"layout": ipywidgets.Layout(width="13em"), "style": style}
+        given, wide, style = self._given, ipywidgets.Layout(width="auto"), {"description_width": "7.5em"}
+        narrow: dict[str, Any] = {"layout": ipywidgets.Layout(width="14.5em"), "style": style}
         wide_style: dict[str, Any] = {"layout": wide, "style": style}
         fields = {
             "document": TextField(value=sound(document), description="Document", rows=5, **wide_style),
@@ -380,9 +385,9 @@ class TTTPanel(Panel):
             "steps": ipywidgets.BoundedIntText(value=given.steps, min=1, max=1_000_000, description="steps", **narrow),
             "lr": ipywidgets.FloatText(value=given.lr, step=1e-5, description="lr", **narrow),
             "answer_tokens": ipywidgets.BoundedIntText(
-                value=self._rule.max_tokens, min=1, max=1_000_000, description="answer ≤", **narrow
+                value=self._rule.max_tokens, min=1, max=1_000_000, description="answer tokens ≤", **narrow
             ),
-            "weights": ipywidgets.Label("weights: as loaded"),
+            "weights": ipywidgets.Label("Original weights."),
         }
         fields["method"].observe(self._on_method, "value")
         return fields
@@ -390,10 +395,12 @@ class TTTPanel(Panel):
     def _laid_out(self) -> list[Any]:
         self.buttons = {
             "start": ipywidgets.Button(
-                description="Adapt", button_style="primary", tooltip="Adapt to document and question"
+                description="Adapt", button_style="primary", tooltip="Adapt to the document and the question"
             ),
-            "stop": ipywidgets.Button(description="Stop", tooltip="Stop after this step; what was learned stays"),
-            "reset": ipywidgets.Button(description="Reset", tooltip="Put the weights back as they were loaded"),
+            "stop": ipywidgets.Button(
+                description="Stop", tooltip="Stop after the current step and keep the adapted weights"
+            ),
+            "reset": ipywidgets.Button(description="Reset", tooltip="Restore the original weights"),
         }
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: self._pressed(name))

@@ -218,7 +218,7 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
     Columns `with`, `r`, `rollouts`: the entropy at the prefix, the share of exact tokens, and the true continuation's
     logprob. `frame` as of `assess`.
     """
-    others = {"entropy": "entropy", "exact match": "binary", "logprob of the truth": "target_logprob"}
+    others = {"entropy": "entropy", "exact-match rate": "binary", "logprob of the reference": "target_logprob"}
     rows = []
     for name, column in others.items():
         x, y = frame["reward"].to_numpy(), frame[column].to_numpy()

@@ -11,7 +11,7 @@ function keepKeys(event) {
 function render({ model, el }) {
   const root = html("div", "refine-lab answers", el);
   const fields = ["before", "after"].map((when) => {
-    const label = html("label", "", root, when);
+    const label = html("label", "", root, `answer ${when} adaptation`);
     const field = html("textarea", "", label);
     Object.assign(field, { readOnly: true, rows: 2 });
     field.addEventListener("keydown", keepKeys);

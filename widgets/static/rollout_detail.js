@@ -8,7 +8,7 @@ const FACTS = [
   ["reward", "reward", 3],
   ["advantage", "advantage", 2],
   ["cosine", "cosine", 3],
-  ["binary", "match", 2],
+  ["binary", "exact-match rate", 2],
   ["logprob", "log p (nats)", 2],
   ["entropy", "entropy (nats)", 3],
 ];
@@ -40,7 +40,7 @@ function writeTokens(parent, data, ids) {
 export function drawDetail(parent, { data, selected, compared }, pin) {
   parent.replaceChildren();
   if (selected < 0) {
-    const words = data.rows ? "Choose a rollout to see it token by token." : "No rollouts yet.";
+    const words = data.rows ? "Select a rollout to see it token by token." : "No rollouts yet.";
     html("p", "note", parent, words);
     return;
   }
@@ -68,7 +68,7 @@ export function drawDetail(parent, { data, selected, compared }, pin) {
 
 function drawAligned(parent, data, row) {
   const group = data.group[row];
-  const heads = ["", "truth", "", "rollout", "log p (nats)", ...(data.cosines ? ["cosine"] : [])];
+  const heads = ["", "reference", "", "rollout", "log p (nats)", ...(data.cosines ? ["cosine"] : [])];
   const body = tableOf(parent, "aligned", heads);
   const [long, short] = [lengthOf(data, data.tokens, row), lengthOf(data, data.targets, group)];
   for (let i = 0; i < Math.max(long, short); i++) {
@@ -113,7 +113,7 @@ export function drawCompared(parent, { data, compared, selected }, { choose, pin
     const group = data.group[row];
     const name = html("button", "plain", head, `step ${data.step[group]} · seq ${data.sequence_id[group]} · pos ${data.position[group]} · #${data.member[row]}`);
     name.type = "button";
-    name.title = "Show it in the list";
+    name.title = "Show in the list";
     name.addEventListener("click", () => choose(row));
     const away = html("button", "plain", head, "×");
     away.type = "button";
@@ -126,7 +126,7 @@ export function drawCompared(parent, { data, compared, selected }, { choose, pin
     html("th", "", line, label).scope = "row";
     for (const row of compared) draw(html("td", "", line), row);
   };
-  text("truth", (cell, row) => drawTokens(cell, data, data.targets, data.group[row], () => ({ truth: true })));
+  text("reference", (cell, row) => drawTokens(cell, data, data.targets, data.group[row], () => ({ truth: true })));
   text("rollout", (cell, row) =>
     drawTokens(cell, data, data.tokens, row, (i, at) => ({ match: isMatch(data, row, i), cosine: data.cosines ? data.cosines[at] : NaN })),
   );
@@ -153,12 +153,12 @@ function drawTokens(parent, data, ids, row, look) {
 export function drawTableF1(parent, { data, rows }, { close, say }) {
   parent.replaceChildren();
   const top = html("div", "title", parent);
-  html("h3", "", top, "Table F.1: cosine reward of rollouts beside the ground truth");
+  html("h3", "", top, "Table F.1: cosine reward of rollouts and the ground truth");
   const table = tableF1(data, rows);
   const copy = html("button", "", top, "Copy as Markdown");
   copy.type = "button";
   copy.disabled = !table.length;
-  copy.addEventListener("click", async () => say((await copied(markdownF1(table), parent)) ? "Table F.1 is copied." : "The browser does not allow copying."));
+  copy.addEventListener("click", async () => say((await copied(markdownF1(table), parent)) ? "Table F.1 copied." : "The browser does not allow copying."));
   const shut = html("button", "", top, "Close");
   shut.type = "button";
   shut.addEventListener("click", close);
@@ -174,7 +174,7 @@ export function drawTableF1(parent, { data, rows }, { close, say }) {
     html("td", "words", line, beginning(text, LONGEST_TEXT));
     html("td", best ? "number best" : "number", line, best ? `★ ${value}` : value);
   }
-  html("p", "note", parent, "The first positions of the list, their first rollouts by number; ★ the highest of all rollouts of an example.");
+  html("p", "note", parent, "The first positions of the list with their first rollouts; ★ marks the highest of all rollouts of an example.");
 }
 
 async function copied(text, parent) {
@@ -225,6 +225,6 @@ export function drawHistogram(figure, { data, rows, range }) {
   middle.textContent = count ? `mean reward ${decimals(mean)}${part}` : "reward";
   right.textContent = range ? decimals(high, 2) : "";
   const words = `Rewards of ${count} rollouts from ${decimals(low, 2)} to ${decimals(high, 2)}, mean ${decimals(mean)}`;
-  const others = apart.count ? `; ${apart.count} of clicked positions` : "";
+  const others = apart.count ? `; ${apart.count} at clicked positions` : "";
   picture.setAttribute("aria-label", count ? `${words}${part}${others}` : "No rewards");
 }

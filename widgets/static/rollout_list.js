@@ -8,10 +8,10 @@ const TALLEST = 12_000_000; // px that a browser lays out well; longer lists scr
 const LONGEST = 400; // characters of a token that its cell and its tooltip hold
 const ALONGSIDE = 352; // px of marks and numbers beside the tokens
 const NUMBER_COLUMNS = [
-  ["reward", "reward", "The reward trained on; bold: the highest of its position"],
-  ["advantage", "advantage", "The advantage, as a bar from 0"],
-  ["cosine", "cosine", "Cosine of the hidden states with the truth's"],
-  ["binary", "match", "Share of the tokens that equal the truth"],
+  ["reward", "reward", "Training reward; bold: the highest at its position"],
+  ["advantage", "advantage", "Advantage, with a bar from 0"],
+  ["cosine", "cosine", "Cosine similarity with the hidden states of the reference"],
+  ["binary", "match", "Exact-match rate: share of tokens that equal the reference"],
   ["logprob", "log p", "Sum of the tokens' logprobs, nats"],
 ];
 const PLACE_COLUMNS = [
@@ -25,8 +25,8 @@ export function decimals(value, digits = 3) {
 }
 
 function sortLabel(title, name, [column, descending]) {
-  if (column !== name) return `${title}: sort by it, highest first`;
-  return descending ? `${title}: sorted, highest first; press for lowest first` : `${title}: sorted, lowest first; press for as they came`;
+  if (column !== name) return `Sort by ${title}, highest first`;
+  return descending ? `Sorted by ${title}, highest first; press for lowest first` : `Sorted by ${title}, lowest first; press for the original order`;
 }
 
 /** What a press on a column's head makes of the order: highest first, lowest first, as they came. */
@@ -73,7 +73,7 @@ export function rolloutList(parent, on) {
   const box = html("div", "lines", scroller);
   box.tabIndex = 0;
   box.setAttribute("role", "listbox");
-  box.setAttribute("aria-label", "Rollouts, under the truth of their position");
+  box.setAttribute("aria-label", "Rollouts, below the reference of their position");
   const drawn = new Map();
   let state = null;
   let frame = 0;
@@ -141,7 +141,7 @@ export function rolloutList(parent, on) {
     node.classList.toggle("selected", chosen);
     node.setAttribute("aria-selected", chosen);
     node.firstChild.textContent = pinned ? "◆" : state.data.member[row];
-    node.firstChild.title = pinned ? "pinned for comparison" : "number in its group";
+    node.firstChild.title = pinned ? "pinned for comparison" : "sample index at this position";
     if (chosen) box.setAttribute("aria-activedescendant", node.id);
   }
 
@@ -204,7 +204,7 @@ function buildHead(head, on) {
 function truthLine(parent, { data }, group) {
   const node = html("div", "line truth", parent);
   node.setAttribute("role", "presentation");
-  html("span", "mark", node, "GT").title = "the truth (ground truth)";
+  html("span", "mark", node, "GT").title = "reference (ground truth)";
   const tokens = html("span", "tokens", node);
   for (let i = 0; i < lengthOf(data, data.targets, group); i++) tokenCell(tokens, data, data.targets[group * data.width + i], { truth: true });
   const row = data.firstOf[group];
@@ -233,7 +233,7 @@ function rolloutLine(parent, { data, best, most }, row) {
     const cell = tokenCell(tokens, data, data.tokens[at], { match: isMatch(data, row, i), cosine: data.cosines ? data.cosines[at] : NaN });
     const facts = [`logprob ${decimals(data.logprobs[at])}`];
     if (data.cosines) facts.push(`cosine ${decimals(data.cosines[at])}`);
-    if (isMatch(data, row, i)) facts.push("as the truth");
+    if (isMatch(data, row, i)) facts.push("matches the reference");
     cell.title = `${visible(beginning(data.strings[data.tokens[at]]))}\n${facts.join(" · ")}`;
   }
   const numbers = html("span", "numbers", node);
