@@ -52,7 +52,7 @@ def train_in_turn(
             os.close(lock)
     if detach and queue:
         paths = (f"\n  {run.path}" for run, _ in queue)
-        log("in a process of their own, which needs neither this page nor this kernel, train" + "".join(paths))
+        log("Training in the background (it survives closing this notebook):" + "".join(paths))
 
 
 def stop_all(runs: Sequence[Run], timeout: float = SAVE_SECONDS) -> None:
@@ -82,8 +82,8 @@ def require_finished(runs: Sequence[Run]) -> None:
             raise RuntimeError(f"run {run.name} {what} at step {status.step} of {status.steps}{reason}")
     if waiting:
         raise RuntimeError(
-            f"{len(waiting)} of {len(states)} runs still train ({', '.join(waiting)}); "
-            "run this cell and those below again when they have finished"
+            f"{len(waiting)} of {len(states)} runs are still training ({', '.join(waiting)}); "
+            "execute this cell and the cells below again when they have finished"
         )
 
 

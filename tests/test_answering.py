@@ -82,7 +82,7 @@ def test_detached_it_is_followed_stopped_and_gone_on_with(tmp_path):
     curves = LiveCurves(runs)
     assert [run.state for run in runs] == ["running"] * 3, "also those that wait for their turn"
     with pytest.raises(
-        RuntimeError, match=r"3 of 3 runs are being answered \(.*: 0 of 20, .*run this cell and those below"
+        RuntimeError, match=r"3 of 3 runs are being answered \(.*: 0 of 20, .*execute this cell and the cells below"
     ):
         answers_of(runs)
     answer_in_turn(runs, detach=True, log=said.append)  # nobody begins a second one

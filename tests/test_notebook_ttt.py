@@ -54,7 +54,7 @@ def test_the_embedded_task_and_again(tmp_path):
     first = {arm: (run.path, run.answers()) for arm, run in runs(tmp_path).items()}
     assert {arm: len(answers) for arm, (_, answers) in first.items()} == {"none": 3, "sft": 3, "refine": 3}
     assert papermill(tmp_path, **settings)[0] == 0
-    assert said(tmp_path).count("3 answered before, which are not answered again") == 3
+    assert said(tmp_path).count("3 prompts already answered") == 3
     for arm, run in runs(tmp_path).items():
         assert run.path == first[arm][0] and run.answers().equals(first[arm][1])
 

@@ -260,8 +260,8 @@ def test_detached_training_outlives_the_notebook_which_says_so(tmp_path: Path) -
     status, output = folder.run(*pairs({**TINY, "steps": "100000", "detach": "true"}))
     try:
         assert status != 0, "there is nothing to draw yet"
-        assert "2 of 2 runs still train" in output
-        assert "run this cell and those below again when they have finished" in output
+        assert "2 of 2 runs are still training" in output
+        assert "execute this cell and the cells below again when they have finished" in output
         assert all(run.alive for run in folder.runs)
     finally:
         stop_all(folder.runs)

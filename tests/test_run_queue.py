@@ -117,7 +117,7 @@ def test_a_detached_queue_needs_nobody_and_stops_when_asked(tmp_path: Path, monk
     assert [run.state for run in runs] == ["starting"] * 3, "those that wait count as living"
     wait_until(lambda: len(runs[0].metrics()) > 0)
     assert [run.state for run in runs[1:]] == ["starting"] * 2
-    with pytest.raises(RuntimeError, match=f"3 of 3 runs still train .{runs[0].name}"):
+    with pytest.raises(RuntimeError, match=f"3 of 3 runs are still training .{runs[0].name}"):
         require_finished(runs)
     stop_all(runs)
     wait_until(lambda: [run.state for run in runs] == ["stopped"] * 3)

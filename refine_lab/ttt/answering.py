@@ -57,7 +57,7 @@ def answer_in_turn(runs: Sequence[TTTRun], *, detach: bool, log: Callable[[str],
             os.close(lock)
     if detach:
         threading.Thread(target=process.wait, name=f"reap-{process.pid}", daemon=True).start()  # leave no zombie
-        log("in a process of its own, which needs neither this page nor this kernel, are answered")
+        log("Answering in the background (it survives closing this notebook):")
         for run in left:
             log(f"  {run.name}")
     else:
@@ -79,13 +79,13 @@ def answers_of(runs: Sequence[TTTRun]) -> pd.DataFrame:
             what = (
                 f"failed: {run.error}"
                 if state == "failed"
-                else "was stopped; answer the rest by the cell before this one"
+                else "was stopped; execute the previous cell to answer the rest"
             )
             raise RuntimeError(f"{run.name}, {run.log.rows} of {run.prompts} prompts answered, {what}")
     if waiting := [run for run, state in states.items() if state == "running"]:
         told = ", ".join(f"{run.name}: {run.log.rows} of {run.prompts}" for run in waiting)
         raise RuntimeError(
-            f"{len(waiting)} of {len(runs)} runs are being answered ({told}); run this cell and those below again later"
+            f"{len(waiting)} of {len(runs)} runs are being answered ({told}); execute this cell and the cells below again later"
         )
     return results(runs)
 

@@ -151,18 +151,18 @@ def runs_of(
     if left_out:
         size = configs[0].batch_size
         print(
-            f"{len(left_out)} of {len(examples)} prompts are left out: a last batch with fewer than {size} is dropped."
+            f"{len(left_out)} of {len(examples)} prompts are left out, since the last batch has fewer than {size} prompts."
         )
     for note in [*notes][:NOTES]:
         print(f"{note}.")
     if len(notes) > NOTES:
-        print(f"So are {len(notes) - NOTES} more prompts.")
+        print(f"The same applies to {len(notes) - NOTES} more prompts.")
     runs = []
     for config in configs:
         inputs = inputs_of(config.model, examples)
         run = TTTRun.create(config, inputs, folder) if fresh else TTTRun.taken_up(config, inputs, folder)
         done = len(run.log.done)
-        print(f"{shown(run.path)}" + (f": {done} answered before, which are not answered again" if done else ""))
+        print(f"{shown(run.path)}" + (f": {done} prompts already answered" if done else ""))
         runs.append(run)
     return runs
 
