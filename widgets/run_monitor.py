@@ -196,7 +196,8 @@ class RunMonitor(Panel):
         if self._decodes is not None:
             rollouts = self._decodes.rollouts([step])
             self.inspector.show(rollouts)
-            self.say(f"{_count(rollouts, 'rollout')} of {self._looked_into()} at step {step}.")
+            number = len(rollouts)
+            self.say(f"{number} rollout{'' if number == 1 else 's'} of {self._looked_into()} at step {step}.")
 
     def _looked_into(self) -> str:
         """The run whose rollouts are shown, by its label and its folder."""
@@ -225,8 +226,4 @@ class RunMonitor(Panel):
 
 
 def _runs(counted: Sequence[Any]) -> str:
-    return _count(counted, "run")
-
-
-def _count(counted: Sequence[Any], noun: str) -> str:
-    return f"{len(counted)} {noun}" + ("" if len(counted) == 1 else "s")
+    return "1 run" if len(counted) == 1 else f"{len(counted)} runs"
