@@ -239,7 +239,7 @@ def test_filters_set_before_are_in_the_fields(window: Window) -> None:
     assert page.locator("[data-filter='reward low']").input_value() == "1"
     assert page.locator("[data-filter='text']").input_value() == "e"
     assert window.shown() == widget.filtered().index.tolist()
-    assert window.status().endswith("the selected one is filtered out")
+    assert window.status().endswith("the selected rollout is filtered out")
 
 
 def test_the_keyboard_does_everything(window: Window) -> None:
@@ -276,7 +276,7 @@ def test_the_keyboard_does_everything(window: Window) -> None:
     assert page.locator(".compared").count() == 0
     window.press("Escape")
     assert window.selected() == -1
-    assert "Choose a rollout" in page.locator(".detail").inner_text()
+    assert "Select a rollout" in page.locator(".detail").inner_text()
 
 
 def test_every_control_is_reached_by_tab_and_named(window: Window) -> None:
@@ -297,7 +297,7 @@ def test_every_control_is_reached_by_tab_and_named(window: Window) -> None:
         "Rollouts, below the reference of their position",
     ):
         assert name in reached
-    assert sum("sort by it" in name for name in reached[:28]) >= 8
+    assert sum(name.startswith("Sort by ") for name in reached[:28]) >= 8
 
 
 def test_the_detail_shows_one_rollout(window: Window) -> None:
@@ -385,7 +385,7 @@ def test_a_clicked_position_is_marked_and_apart(window: Window) -> None:
     others = frame[frame["position"] != 40]["reward"]
     assert (
         label
-        == f"Rewards of {len(others)} rollouts from 0.00 to 2.75, mean {others.mean():.3f}; {len(own)} of clicked positions"
+        == f"Rewards of {len(others)} rollouts from 0.00 to 2.75, mean {others.mean():.3f}; {len(own)} at clicked positions"
     )
     assert page.locator(".rewards rect.clicked").count() == len(own)
 
@@ -400,19 +400,19 @@ def test_both_figures_of_a_page_follow_the_list(window: Window) -> None:
     page.goto(path.as_uri())
     note, large = page.locator(".reward-summary .note"), page.locator(".reward-summary figure").first.locator("svg")
     everything = "Statistics over 8 rollouts at 2 sampled positions."
-    orange = "Orange, in no number: 4 rollouts at clicked positions."
+    orange = "Orange: 4 rollouts at clicked positions, excluded from the statistics."
     note.get_by_text(f"{everything} {orange}", exact=True).wait_for()
     label = large.get_attribute("aria-label")
     assert label is not None and label.startswith("Distribution of 8 rewards: mean 1.875, ")
     window.fill("reward low", "2")
-    note.get_by_text(f"{everything} Pale: 4 that the list's filters leave out.", exact=True).wait_for()
+    note.get_by_text(f"{everything} Pale: 4 rollouts hidden by the list's filters.", exact=True).wait_for()
     assert large.get_attribute("aria-label") == label
     assert "Rewards of 8 rollouts" in (page.locator(".rewards svg").get_attribute("aria-label") or "")
     for figure in (".reward-summary figure:first-child .bar.shown", ".rewards rect.shown"):
         assert page.locator(figure).count() == 4
     window.fill("reward low", "")
     window.fill("reward high", "0.8")
-    note.get_by_text(f"{everything} Pale: 8 that the list's filters leave out. {orange}", exact=True).wait_for()
+    note.get_by_text(f"{everything} Pale: 8 rollouts hidden by the list's filters. {orange}", exact=True).wait_for()
     assert page.locator(".reward-summary .rug.clicked").count() == page.locator(".rewards rect.clicked").count() == 4
 
 
