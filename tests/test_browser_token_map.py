@@ -226,7 +226,7 @@ def test_hover_tells_everything(shown: Callable[..., Window]) -> None:
     lines = window.page.inner_text(".tip").split("\n")
     joined = " ".join(" ".join(lines).split())
     assert joined == (
-        "quick 1 of 11 ◆ first Entropy 4.288 nats Change 1.288 nats most likely here "
+        "quick 1 of 11 ◆ first Entropy 4.288 nats Change 1.288 nats most likely tokens "
         "quick ✓ 75.0 % <img onerror=hacked=1 src=x> 6.25 %"
     )
     assert window.page.evaluate("window.hacked") is None
