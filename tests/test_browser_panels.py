@@ -156,7 +156,7 @@ def test_stop_and_reset_are_next_to_a_button_that_is_disabled(hands: Callable[[s
 
 def test_an_answer_is_reached_and_not_changed(hands: Callable[[str], Hands]) -> None:
     person = hands(TTT)
-    person.go_to("after")
+    person.go_to("answer after adaptation")
     answer = "document.activeElement.value"
     before = person.page.evaluate(answer)
     person.press("x", "Delete", "ArrowDown", "Enter", "Control+a")
