@@ -61,7 +61,7 @@ def main() -> None:
 def explorer(lab: Lab, folder: Path) -> None:
     """The notebook as it opens, and each widget after a click on a token."""
     lab.run_all()
-    said(lab, "64 rollouts at 8 selected positions")
+    said(lab, "64 rollouts at 8 sampled positions")
     lab.page.locator(".state-view .strongest li").first.wait_for()
     lab.page.wait_for_timeout(1500)  # curves and maps are painted
     lab.page.locator(".token-map").first.scroll_into_view_if_needed()
@@ -80,8 +80,8 @@ def ttt(lab: Lab, folder: Path) -> None:
     lab.open("ttt.ipynb")
     lab.run_all()
     lab.page.get_by_role("button", name="Adapt").click()
-    said(lab, "steps: mean entropy")
-    lab.page.locator(".widget-label", has_text="moved by").wait_for()
+    said(lab, "^After .* steps: loss")
+    lab.page.locator(".widget-label", has_text="Adapted").wait_for()
     shot(lab, ".jp-OutputArea-output:has(.token-map)", folder / "ttt_panel.png")
 
 
@@ -89,7 +89,7 @@ def monitor(lab: Lab, folder: Path) -> None:
     """Two runs that have ended, and the rollouts of the last step."""
     lab.open("monitor.ipynb")
     lab.run_all()
-    said(lab, f"rollouts of step {STEPS}")
+    said(lab, f"rollouts of .* at step {STEPS}")
     shot(lab, ".jp-OutputArea-output:has(.live-curves)", folder / "run_monitor.png")
 
 

@@ -85,14 +85,14 @@ def explored(lab: Lab) -> dict[str, list[float]]:
     """Of the explorer: a document read, rollouts at a click, and another reward, all as the page tells of them."""
     lab.run_all()
     status = lab.page.locator(".notice .status")
-    status.filter(has_text="rollouts at 8 selected positions").wait_for()
+    status.filter(has_text="rollouts at 8 sampled positions").wait_for()
     reads, clicks = [], []
     box = lab.page.locator("textarea").first
     for turn in range(3):
         box.fill(f"turn {turn}\n" + box.input_value())
         box.press("Tab")
         reads.append(until(lab, "press", "read", "Read"))
-        status.filter(has_text="rollouts at 8 selected positions").wait_for()
+        status.filter(has_text="rollouts at 8 sampled positions").wait_for()
     canvas = lab.page.locator(".token-map canvas.text").last
     canvas.scroll_into_view_if_needed()
     for keys in (["Control+Home", *["ArrowDown"] * 3], ["PageDown"] * 3, ["Control+End", *["ArrowUp"] * 3]):

@@ -108,7 +108,7 @@ def test_detached_it_is_followed_stopped_and_gone_on_with(tmp_path):
     assert curves.progress[0] | {"seconds_left": None} == (
         {
             "name": runs[0].name,
-            "label": "not adapted, seed 0",
+            "label": "baseline (no adaptation), seed 0",
             "arm": "none",
             "state": "finished",
             "step": 20,
@@ -130,7 +130,7 @@ def test_detached_it_is_followed_stopped_and_gone_on_with(tmp_path):
     panels = {panel["name"]: panel for panel in curves.curves["panels"]}
     assert {"answers:recall", "answers:loss_after"} <= set(panels) and panels["answers:recall"]["of"] == "prompt"
     labels = {arm["arm"]: (arm["label"], arm["look"]) for arm in curves.curves["arms"]}
-    assert labels == {"none": ("not adapted", 0), "sft": ("SFT", 1), "refine": ("REFINE", 2)}
+    assert labels == {"none": ("baseline (no adaptation)", 0), "sft": ("SFT", 1), "refine": ("REFINE", 2)}
     means = runs[0].answers()["recall"].expanding().mean() * 100
     line = pd.Series(memoryview(panels["answers:recall"]["lines"][0]["y"]).cast("f"))
     assert line.to_list() == pytest.approx(means.to_list())

@@ -82,7 +82,7 @@ def token_map() -> TokenMap:
 
 
 def slider() -> StepSlider:
-    made = StepSlider(label="rollouts of step", last=100, value=50)
+    made = StepSlider(label="rollouts at step", last=100, value=50)
     made.error = "what went wrong"
     return made
 
@@ -153,7 +153,7 @@ def test_a_slider_sends_what_it_is_let_go_at(page: Any, tmp_path: Path) -> None:
             tmp_path / "page.html", one, other, links=[(one, "value", other, "value"), (other, "value", one, "value")]
         ).as_uri()
     )
-    dragged = page.get_by_role("slider", name="rollouts of step", exact=True)
+    dragged = page.get_by_role("slider", name="rollouts at step", exact=True)
     box = dragged.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.mouse.down()

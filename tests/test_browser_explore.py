@@ -38,7 +38,7 @@ def wait_for_status(lab: Lab, words: str) -> str:
 
 
 def test_the_sample_is_shown_with_rollouts(lab: Lab) -> None:
-    wait_for_status(lab, "64 rollouts at 8 selected positions, mean cosine reward")
+    wait_for_status(lab, "64 rollouts at 8 sampled positions, mean cosine reward")
     assert "64 rollouts at 8 positions" in lab.page.locator(".rollout-inspector").inner_text()
     lab.page.locator(".reward-summary svg .bar").first.wait_for(state="attached")
     assert lab.page.locator(".reward-summary figure").count() == 4
@@ -50,7 +50,7 @@ def test_a_click_on_a_token_rolls_out_there(lab: Lab) -> None:
     canvas = lab.page.locator(".token-map canvas").first
     canvas.scroll_into_view_if_needed()
     canvas.click(position={"x": 200, "y": 60})
-    wait_for_status(lab, "64 rollouts at 8 selected positions, .*; 8 rollouts at 1 clicked position")
+    wait_for_status(lab, "64 rollouts at 8 sampled positions, .*; 8 rollouts at 1 clicked position")
     assert "8 of 72 rollouts" in lab.page.locator(".rollout-inspector").inner_text()
     lab.page.keyboard.press("ArrowRight")  # the keyboard alone goes on from there
     lab.page.keyboard.press("Enter")
@@ -60,13 +60,13 @@ def test_a_click_on_a_token_rolls_out_there(lab: Lab) -> None:
 def test_another_reward_of_the_same_rollouts(lab: Lab) -> None:
     lab.page.locator("select").filter(has_text="hybrid").first.focus()
     lab.page.keyboard.press("b")  # not JupyterLab's command for another cell
-    wait_for_status(lab, "64 rollouts at 8 selected positions, mean binary reward")
+    wait_for_status(lab, "64 rollouts at 8 sampled positions, mean binary reward")
     lab.page.keyboard.press("ArrowDown")
-    wait_for_status(lab, "64 rollouts at 8 selected positions, mean hybrid reward")
+    wait_for_status(lab, "64 rollouts at 8 sampled positions, mean hybrid reward")
 
 
 def test_what_cannot_be_is_said_where_one_looks(lab: Lab) -> None:
-    field = lab.page.locator(".widget-label:has-text('n (rollouts)') + input")
+    field = lab.page.locator(".widget-label:has-text('rollouts (n)') + input")
     field.fill("1")
     field.press("Tab")
     alert = lab.page.locator(".notice .error").filter(has_text="compares rollouts of one position")
@@ -82,7 +82,7 @@ def test_a_hostile_document_is_pasted(lab: Lab) -> None:
     lab.page.locator(".widget-textarea textarea").first.evaluate(paste, text)
     lab.page.get_by_role("button", name="Read", exact=True).click()
     lab.page.wait_for_function("Number(document.querySelector('.token-map').dataset.tokens) < 70")
-    wait_for_status(lab, "rollouts at [1-8] selected positions?, mean hybrid reward")
+    wait_for_status(lab, "rollouts at [1-8] sampled positions?, mean hybrid reward")
     sent = "document.querySelector('.widget-textarea textarea').value.slice(-2)"
     assert lab.page.evaluate(sent) == " \ufffd"  # the field says what is read
     assert lab.page.locator(".notice .error").first.inner_text() == ""
@@ -106,13 +106,13 @@ def test_ttt_live(lab: Lab) -> None:
     marks = "document.querySelectorAll(\".live-curves svg[data-panel='loss'] path.mark\").length"
     lab.page.wait_for_function(f"{marks} >= 4")  # before, and after three steps
     lab.page.get_by_role("button", name="Stop").click()
-    status = wait_for_status(lab, r"\(stopped\): mean entropy")
-    steps = int(status.split()[0].replace(",", ""))
-    after = lab.page.get_by_label("after", exact=True)
+    status = wait_for_status(lab, r"\(stopped\): loss")
+    steps = int(status.split()[1])
+    after = lab.page.get_by_label("answer after adaptation", exact=True)
     assert after.input_value() != ""
-    lab.page.locator(".widget-label", has_text=f"moved by {steps} updates").wait_for()
+    lab.page.locator(".widget-label", has_text=f"Adapted ({steps} update").wait_for()
     take_shots(lab.page, "ttt")
     lab.page.get_by_role("button", name="Reset").click()
-    wait_for_status(lab, f"Weights bit for bit as they were loaded; {steps} updates undone")
+    wait_for_status(lab, f"Original weights restored exactly \\({steps} updates? undone")
     assert lab.errors == []
     assert lab.foreign == []

@@ -81,7 +81,7 @@ def test_a_click_in_the_map_shows_the_rollouts_there(page: Any, tmp_path: Path) 
     page.locator(".token-map[data-painted]").wait_for(state="attached")
     page.locator(".token-map canvas.text").focus()
     page.keyboard.press("Control+Home")
-    while "target" not in page.locator(".token-map .status").inner_text():
+    while "sampled position" not in page.locator(".token-map .status").inner_text():
         page.keyboard.press("ArrowRight")
         page.wait_for_timeout(30)
     page.keyboard.press("Enter")

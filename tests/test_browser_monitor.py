@@ -155,7 +155,7 @@ def test_the_slider_of_steps_by_its_keys(monitored: Monitored) -> None:
     page = monitored.page
     monitored.lab.open("finished.ipynb")
     monitored.lab.run_all()
-    slider = page.get_by_role("slider", name="REFINE, seed 0, rollouts of step", exact=True)
+    slider = page.get_by_role("slider", name="REFINE, seed 0, rollouts at step", exact=True)
     slider.focus()
     number = page.get_by_role("status").filter(has_text="of 4")  # read out as it changes
     assert number.inner_text() == "4 of 4"
@@ -171,7 +171,7 @@ def test_the_slider_of_steps_by_its_keys(monitored: Monitored) -> None:
     }
     for key, step in keys.items():
         page.keyboard.press(key)
-        page.locator(".notice .status", has_text=f"rollouts of step {step} of ").wait_for()
+        page.locator(".notice .status", has_text=re.compile(rf"rollouts? of .* at step {step}\.")).wait_for()
         assert number.inner_text() == f"{step} of 4"
     page.keyboard.press("x")
     assert slider.evaluate("node => node === document.activeElement")

@@ -84,7 +84,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Lab
     write_notebook(folder / "panels.ipynb", CELLS)
     with opened(folder, "panels.ipynb", chromium, OMP_NUM_THREADS="1") as there:
         there.run_all()
-        Hands(lab=there, panel=EXPLORER).told("64 rollouts at 8 selected positions")
+        Hands(lab=there, panel=EXPLORER).told("64 rollouts at 8 sampled positions")
         Hands(lab=there, panel=TTT).told("tokens, mean entropy")
         there.page.evaluate(BY_JUPYTERLAB)
         there.page.on("filechooser", lambda chooser: None)  # from now on Playwright answers for the system's dialog
@@ -115,7 +115,7 @@ def test_adapt_with_what_is_typed_and_chosen(hands: Callable[[str], Hands]) -> N
     person.write("The red fox sleeps in the")
     person.go_to("method")
     person.press("ArrowDown")  # SFT, which has no reward: its list is disabled, perhaps while it has the focus
-    person.go_to("answer ≤")
+    person.go_to("answer tokens ≤")
     person.write("6")
     person.go_to("steps", "Shift+Tab")
     person.write("3")
@@ -123,7 +123,7 @@ def test_adapt_with_what_is_typed_and_chosen(hands: Callable[[str], Hands]) -> N
     person.write("0.002")
     person.go_to("Adapt")
     person.press("Enter")
-    person.told("^3 steps: mean entropy")
+    person.told("^After 3 steps: loss .*, entropy ")
     config = "(panel.config.method, panel.config.steps, panel.config.lr, panel.fields['question'].value)"
     assert person.in_python(config) == "(None, 3, 0.002, 'The red fox sleeps in the')"
     answers = [area.input_value() for area in person.page.locator(f"{TTT} .answers textarea").all()]
@@ -146,17 +146,17 @@ def test_stop_and_reset_are_next_to_a_button_that_is_disabled(hands: Callable[[s
     person.press("Tab")
     assert person.page.evaluate(FOCUSED) == "Stop"
     person.press("Enter")
-    person.told(r"\(stopped\): mean entropy")
+    person.told(r"\(stopped\): loss")
     assert person.in_python("panel.config.method.reward") == "'hybrid'"
     person.press("Tab")
     assert person.page.evaluate(FOCUSED) == "Reset"
     person.press("Space")
-    person.told(r"^Weights bit for bit as they were loaded; \d+ updates undone")
+    person.told(r"^Original weights restored exactly \(\d+ updates? undone\)")
 
 
 def test_an_answer_is_reached_and_not_changed(hands: Callable[[str], Hands]) -> None:
     person = hands(TTT)
-    person.go_to("after")
+    person.go_to("answer after adaptation")
     answer = "document.activeElement.value"
     before = person.page.evaluate(answer)
     person.press("x", "Delete", "ArrowDown", "Enter", "Control+a")
@@ -172,7 +172,7 @@ def test_a_document_is_typed_and_a_file_opened(hands: Callable[[str], Hands], tm
     assert person.page.evaluate(FOCUSED) == "Read"
     person.press("Enter")
     person.page.wait_for_function("Number(document.querySelector('.token-map').dataset.tokens) < 200")
-    person.told("rollouts at [1-8] selected position")
+    person.told("rollouts at [1-8] sampled position")
     assert person.in_python(f"explorer.token_map.text.text == {TEXT!r}") == "True"
     (tmp_path / "of_a_file.txt").write_text("def area(width, height):\n    return width * height\n\n" * 9)
     for key in ("Enter", "Space"):
@@ -182,7 +182,7 @@ def test_a_document_is_typed_and_a_file_opened(hands: Callable[[str], Hands], tm
         chooser.value.set_files(tmp_path / "of_a_file.txt")
         person.page.wait_for_function("document.activeElement.textContent.includes('(1)')")
         person.press("Tab")
-    person.told("rollouts at [1-8] selected position")
+    person.told("rollouts at [1-8] sampled position")
     assert person.in_python("explorer.token_map.text.text.count('width')") == "18"
 
 
@@ -193,18 +193,18 @@ def test_another_model_and_other_settings(hands: Callable[[str], Hands]) -> None
     person.press("Enter")
     person.page.locator(f"{EXPLORER} .token-map select option[value=entropy_change]").wait_for(state="attached")
     person.page.wait_for_function(f"document.querySelector('{EXPLORER} .token-map select').value === 'entropy_change'")
-    person.go_to("grouped by")
+    person.go_to("advantage group")
     person.press("ArrowDown")
     person.press("Tab")
     person.write("5")
     person.press("Tab", "ArrowUp", "ArrowUp", "ArrowUp")  # quicker than rollouts are made
     person.press("Tab")
-    person.told("^88 rollouts at 8 selected positions")
+    person.told("^88 rollouts at 8 sampled positions")
     method = "[getattr(explorer.exploration.method, name) for name in ('group_by', 'rollout_length', 'group_size')]"
     assert person.in_python(method) == "['sequence', 5, 11]"
     person.go_to(".*tokens, coloured by.*")
     person.press("ArrowRight", "ArrowRight", "Enter")
-    person.told("^88 rollouts at 8 selected positions, .*; 11 rollouts at 1 clicked position")
+    person.told("^88 rollouts at 8 sampled positions, .*; 11 rollouts at 1 clicked position")
     assert person.page.locator(f"{EXPLORER} .notice .error").inner_text() == ""
 
 

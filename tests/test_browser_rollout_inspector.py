@@ -197,7 +197,7 @@ def test_heads_sort(window: Window) -> None:
     window.sort("reward")
     assert window.shown() == [11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
     label = page.locator("[data-column='reward']").get_attribute("aria-label")
-    assert label == "reward: sorted, highest first; press for lowest first"
+    assert label == "Sorted by reward, highest first; press for lowest first"
     window.sort("reward")
     assert window.shown() == [*range(12)]
     window.sort("reward")
@@ -249,7 +249,7 @@ def test_filters_set_before_are_in_the_fields(window: Window) -> None:
     assert page.locator("[data-filter='reward low']").input_value() == "1"
     assert page.locator("[data-filter='text']").input_value() == "e"
     assert window.shown() == widget.filtered().index.tolist()
-    assert window.status().endswith("the selected one is filtered out")
+    assert window.status().endswith("the selected rollout is filtered out")
 
 
 def test_the_keyboard_does_everything(window: Window) -> None:
@@ -286,7 +286,7 @@ def test_the_keyboard_does_everything(window: Window) -> None:
     assert page.locator(".compared").count() == 0
     window.press("Escape")
     assert window.selected() == -1
-    assert "Choose a rollout" in page.locator(".detail").inner_text()
+    assert "Select a rollout" in page.locator(".detail").inner_text()
 
 
 def test_every_control_is_reached_by_tab_and_named(window: Window) -> None:
@@ -303,11 +303,11 @@ def test_every_control_is_reached_by_tab_and_named(window: Window) -> None:
         "Rollout contains",
         "lowest reward",
         "highest entropy",
-        "Table F.1",
-        "Rollouts, under the truth of their position",
+        "Export examples (Table F.1)",
+        "Rollouts, below the reference of their position",
     ):
         assert name in reached
-    assert sum("sort by it" in name for name in reached[:28]) >= 8
+    assert sum(name.startswith("Sort by ") for name in reached[:28]) >= 8
 
 
 def test_the_detail_shows_one_rollout(window: Window) -> None:
@@ -353,14 +353,14 @@ def test_pinned_rollouts_stand_side_by_side(window: Window) -> None:
 def test_table_f1_is_one_click_and_is_copied(window: Window) -> None:
     widget = RolloutInspector(three_positions(), decode=decode)
     page = window.open(widget)
-    page.get_by_role("button", name="Table F.1").click()
+    page.get_by_role("button", name="Export examples (Table F.1)").click()
     window.settle()
     lines = [line.split("\t") for line in page.locator(".f1 tbody tr").all_inner_texts()]
     assert lines[0] == ["Ex. 1", "GT", "·very laid back", "–"]
     assert lines[4] == ["", "P4", "·laid very back", "★ 0.750"]
     page.evaluate("() => { navigator.clipboard.writeText = async (text) => { window.copied = text; }; }")
     page.get_by_role("button", name="Copy as Markdown").click()
-    page.locator(".status", has_text="Table F.1 is copied.").wait_for()
+    page.locator(".status", has_text="Table F.1 copied.").wait_for()
     assert page.evaluate("window.copied") == widget.table_f1().markdown()
     take_shot(window, "f1")
     page.keyboard.press("Escape")
@@ -395,7 +395,7 @@ def test_a_clicked_position_is_marked_and_apart(window: Window) -> None:
     others = frame[frame["position"] != 40]["reward"]
     assert (
         label
-        == f"Rewards of {len(others)} rollouts from 0.00 to 2.75, mean {others.mean():.3f}; {len(own)} of clicked positions"
+        == f"Rewards of {len(others)} rollouts from 0.00 to 2.75, mean {others.mean():.3f}; {len(own)} at clicked positions"
     )
     assert page.locator(".rewards rect.clicked").count() == len(own)
 
@@ -409,20 +409,20 @@ def test_both_figures_of_a_page_follow_the_list(window: Window) -> None:
     page = window.page
     page.goto(path.as_uri())
     note, large = page.locator(".reward-summary .note"), page.locator(".reward-summary figure").first.locator("svg")
-    everything = "All numbers: 8 rollouts at 2 selected positions."
-    orange = "Orange, in no number: 4 rollouts at clicked positions."
+    everything = "Statistics over 8 rollouts at 2 sampled positions."
+    orange = "Orange: 4 rollouts at clicked positions, excluded from the statistics."
     note.get_by_text(f"{everything} {orange}", exact=True).wait_for()
     label = large.get_attribute("aria-label")
     assert label is not None and label.startswith("Distribution of 8 rewards: mean 1.875, ")
     window.fill("reward low", "2")
-    note.get_by_text(f"{everything} Pale: 4 that the list's filters leave out.", exact=True).wait_for()
+    note.get_by_text(f"{everything} Pale: 4 rollouts hidden by the list's filters.", exact=True).wait_for()
     assert large.get_attribute("aria-label") == label
     assert "Rewards of 8 rollouts" in (page.locator(".rewards svg").get_attribute("aria-label") or "")
     for figure in (".reward-summary figure:first-child .bar.shown", ".rewards rect.shown"):
         assert page.locator(figure).count() == 4
     window.fill("reward low", "")
     window.fill("reward high", "0.8")
-    note.get_by_text(f"{everything} Pale: 8 that the list's filters leave out. {orange}", exact=True).wait_for()
+    note.get_by_text(f"{everything} Pale: 8 rollouts hidden by the list's filters. {orange}", exact=True).wait_for()
     assert page.locator(".reward-summary .rug.clicked").count() == page.locator(".rewards rect.clicked").count() == 4
 
 
@@ -433,7 +433,7 @@ def test_hostile_text_is_shown_and_nothing_more(window: Window) -> None:
     widget = RolloutInspector(frame, decode=lambda tokens: "".join(texts[i] for i in tokens))
     widget.selected, widget.compared = 1, [*range(8)]
     page = window.open(widget)
-    page.get_by_role("button", name="Table F.1").click()
+    page.get_by_role("button", name="Export examples (Table F.1)").click()
     page.locator(".lines").focus()
     for _ in ids:
         window.press("ArrowDown")
@@ -482,7 +482,7 @@ def test_text_is_readable_on_every_ground(new_window: Callable[..., Window], sch
     widget.selected, widget.compared = 1, [0, 5]
     window = new_window(scheme)
     page = window.open(widget)
-    page.get_by_role("button", name="Table F.1").click()
+    page.get_by_role("button", name="Export examples (Table F.1)").click()
     window.settle()
     parts = """.rollout.selected .token.match, .rollout.selected .sign, .rollout:not(.selected) .token.match .sign,
         .rollout .number, .rollout .mark, .truth .where, .truth .mark, .sort, .filters span, .status, .detail dt, .same,

@@ -203,7 +203,7 @@ def test_targets_borders_and_empty_tokens_are_drawn(shown: Callable[..., Window]
     assert marked.page.inner_text(".legend") == ""  # no metric, no scale
     marked.page.focus(MAP)
     marked.keys("ArrowRight", "ArrowRight", "ArrowRight")
-    assert marked.status == "token 2: “cd ” · target: <b>here</b>"
+    assert marked.status == "token 2: “cd ” · <b>here</b>"
     marked.keys("ArrowLeft")
     assert marked.status == "token 1: “part of a character”"
     marked.keys("End")
@@ -226,7 +226,7 @@ def test_hover_tells_everything(shown: Callable[..., Window]) -> None:
     lines = window.page.inner_text(".tip").split("\n")
     joined = " ".join(" ".join(lines).split())
     assert joined == (
-        "quick 1 of 11 ◆ first Entropy 4.288 nats Change 1.288 nats most likely here "
+        "quick 1 of 11 ◆ first Entropy 4.288 nats Change 1.288 nats most likely tokens "
         "quick ✓ 75.0 % <img onerror=hacked=1 src=x> 6.25 %"
     )
     assert window.page.evaluate("window.hacked") is None
@@ -276,7 +276,7 @@ def test_the_keyboard_alone_goes_everywhere(shown: Callable[..., Window]) -> Non
     assert window.status.startswith("token 2,999:")
     assert window.data("last") == 2999
     window.keys("Control+Home", "n")
-    assert window.status == "number 1 of the 50 highest · token 1,500: “ jumps” · Entropy 9 nats"
+    assert window.status == "highest value 1 of 50 · token 1,500: “ jumps” · Entropy 9 nats"
     assert window.data("first") < 1500 < window.data("last")
     window.keys("n", "p", "Enter")
     assert window.status == "selected token 1,500: “ jumps” · Entropy 9 nats"
@@ -311,7 +311,7 @@ def test_text_is_found(shown: Callable[..., Window]) -> None:
     assert window.data("last") > 2900
     window.page.fill("input", "nowhere")
     assert window.page.inner_text(".count") == "none"
-    assert window.status == "“nowhere” is not there"
+    assert window.status == "“nowhere” not found"
     window.keys("Escape", "Control+f")
     assert window.page.evaluate("document.activeElement.type") == "search"
 

@@ -41,12 +41,12 @@ def measured(name: str) -> dict[str, Any]:
 def test_the_readme_has_the_cost_of_a_step_as_it_was_measured() -> None:
     cost, readme = measured("step_cost"), text_of("README.md")
     ratios = {length: cost[length]["refine_over_sft"] for length in ("1024", "2048")}
-    assert f"costs {ratios['1024']:.2f} plain ones at 1,024 tokens and {ratios['2048']:.2f} at 2,048" in readme
+    assert f"costs {ratios['1024']:.2f} SFT steps at 1,024 tokens and {ratios['2048']:.2f} at 2,048" in readme
     assert (
         f"medians of {WORDS[cost['settings']['repeats']]} interleaved rounds, `benchmarks/results/step_cost" in readme
     )
     plain = [ratio * cost[length]["paper_over_refine"] for length, ratio in ratios.items()]
-    told = re.search(r"a training step costs as much as ([\d.]+) plain ones", readme)
+    told = re.search(r"a training step costs as much as ([\d.]+) SFT steps", readme)
     assert told and all(abs(float(told[1]) - value) < 0.05 for value in plain), plain
 
 
@@ -76,8 +76,10 @@ def test_models_md_has_the_costs_as_they_were_measured() -> None:
 
 def test_the_searches_in_the_results_have_as_many_trials_as_is_said() -> None:
     text = text_of("docs/results/README.md")
-    assert "With the best of eight settings for each way (ten of nested REFINE), chosen on validation examples" in text
-    assert "With the best of eight settings for SFT and ten for REFINE, chosen on validation prompts" in text
+    assert "uses the best of eight settings for each method (ten for nested REFINE). They were selected on val" in text
+    assert (
+        "uses the best of eight settings for SFT and ten for REFINE. They were selected on validation prompts" in text
+    )
     for model in ("tiny-deltanet", "tiny-lact"):
         for search, ways in (
             (f"search_{model}", {"sft": 8, "nested_sft": 8, "nested_refine": 10}),

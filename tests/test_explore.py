@@ -175,8 +175,10 @@ def test_correlations() -> None:
     )
     found = correlations(frame).set_index("with")["r"]
     assert found["entropy"] == pytest.approx(-1)
-    assert np.isnan(found["exact match"])
-    assert found["logprob of the truth"] == pytest.approx(np.corrcoef(frame["reward"], frame["target_logprob"])[0, 1])
+    assert np.isnan(found["exact-match rate"])
+    assert found["logprob of the reference"] == pytest.approx(
+        np.corrcoef(frame["reward"], frame["target_logprob"])[0, 1]
+    )
     last_bits = np.float32(1) - np.float32([0, 1, 2, 1]) * np.finfo(np.float32).eps
     assert correlations(frame.assign(reward=last_bits))["r"].isna().all()
 

@@ -43,7 +43,7 @@ def shown_of(explorer: RewardExplorer) -> pd.DataFrame:
     if selected["entropy"].nunique() > 1 and selected["reward"].nunique() > 1:
         r = np.corrcoef(selected["reward"], selected["entropy"])[0, 1]
         assert explorer.summary.correlations.set_index("with").loc["entropy", "r"] == pytest.approx(r)
-    where = f"{facts['positions']} selected position{'s' if facts['positions'] > 1 else ''}"
+    where = f"{facts['positions']} sampled position{'s' if facts['positions'] > 1 else ''}"
     assert f"{len(selected)} rollouts at {where}, " in explorer.notice.status
     assert f"mean {explorer.exploration.reward} reward {selected['reward'].mean():.3f}" in explorer.notice.status
     return selected.reset_index(drop=True)
@@ -58,7 +58,7 @@ def test_figures_are_of_the_positions_that_the_settings_select(explorer: RewardE
     token = next(token for token in range(40, 80) if token - 1 not in explorer.exploration.targets())
     explorer.explore(token - 1).result(SECONDS)
     shown_of(explorer)
-    assert "; 8 rollouts at 1 clicked position, which no figure counts; " in explorer.notice.status
+    assert "; 8 rollouts at 1 clicked position, excluded from all statistics; " in explorer.notice.status
     assert f"position {token - 1}, clicked" in repr(explorer.inspector)
     apart = np.frombuffer(explorer.summary.summary["apart"], "u1")
     assert apart.sum() == 8

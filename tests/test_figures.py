@@ -107,7 +107,7 @@ def test_the_band_of_a_reward_is_its_spread_in_the_batch(metrics: pd.DataFrame) 
 
 def test_a_reward_of_its_own_has_a_panel(metrics: pd.DataFrame) -> None:
     metrics["reward_mean"] += 0.1
-    assert "Reward trained on" in panel_titles(training_curves(metrics))
+    assert "Training reward" in panel_titles(training_curves(metrics))
 
 
 def test_heldout_curves_hold_both_accuracies_with_their_ranges(evaluations: pd.DataFrame) -> None:
@@ -230,10 +230,10 @@ def rollouts() -> pd.DataFrame:
 
 def test_rollout_table_ranks_and_leaves_repeats_out(rollouts: pd.DataFrame) -> None:
     table = rollout_table(rollouts, decode, count=1)
-    assert table.data["rollouts"].tolist() == ["best", "best, not the truth", "worst"]
+    assert table.data["rollouts"].tolist() == ["best", "best without exact match", "worst"]
     assert table.data["step"].tolist() == [1, 3, 4]
     assert table.data["reward"].tolist() == [1.0, 0.7, -0.1]
-    assert table.data["truth"].tolist() == ["a⏎", "bb", "</script><img onerror=x>b"]
+    assert table.data["reference"].tolist() == ["a⏎", "bb", "</script><img onerror=x>b"]
     everything = rollout_table(rollouts, decode, count=4).data
     assert sorted(everything["step"]) == [1, 3, 4, 5]
 
@@ -241,7 +241,7 @@ def test_rollout_table_ranks_and_leaves_repeats_out(rollouts: pd.DataFrame) -> N
 def test_rollout_table_says_whose_each_rollout_is_where_there_are_several(rollouts: pd.DataFrame) -> None:
     seeds = rollouts.assign(arm="refine", seed=[0, 1] * (len(rollouts) // 2) + [0] * (len(rollouts) % 2))
     table = rollout_table(seeds, decode, count=1)
-    assert "arm" not in table.data
+    assert "method" not in table.data
     by_step = seeds.set_index("step")["seed"]
     assert table.data["seed"].tolist() == [by_step[step] for step in table.data["step"]]
     assert f"of {len(rollouts)} " in table.caption

@@ -45,7 +45,7 @@ def test_a_document_is_shown_and_rolled_out_or_refused(name: str, document: str)
     assert found.error == ""
     assert found.text == sound(document)  # every character whole, at one of its tokens
     assert re.search(
-        "^(4 rollouts at 2|2 rollouts at 1) selected positions?,", found.told, re.MULTILINE
+        "^(4 rollouts at 2|2 rollouts at 1) sampled positions?,", found.told, re.MULTILINE
     )  # one where it is short
 
 
@@ -92,7 +92,7 @@ def test_a_document_without_room_for_a_rollout_takes_the_place_of_the_last_one()
     assert (panel.token_map.text.text, len(panel.inspector.rollouts), panel.summary.summary) == ("a b", 0, {})
     assert panel.token_map.document["targets"] == []
     panel.token_map.selected = 1  # a click there
-    assert "no rollout can start there" in panel.error
+    assert "too close to the end" in panel.error
     worker.close()
 
 

@@ -46,7 +46,7 @@ def answers() -> pd.DataFrame:
 
 def test_ways_in_percent_with_spread_and_updates():
     table = comparison_table(results()).data
-    assert table["way"].tolist() == ["base", "SFT", "nested SFT", "nested REFINE", "nested SFT, one inner update"]
+    assert table["method"].tolist() == ["base", "SFT", "nested SFT", "nested REFINE", "nested SFT, one inner update"]
     assert table["recall (%)"].tolist() == ["10.0", "45.0 ± 7.1", "50.0 ± 0.0", "60.0 ± 0.0", "20.0 ± 0.0"]
     assert table["exact match (%)"].tolist()[1] == "22.5 ± 3.5"
     assert table["updates"].tolist() == ["0", "25", "125", "125", "50"] and table["runs"].tolist() == [1, 2, 2, 2, 2]
@@ -103,24 +103,28 @@ def test_ways_without_the_same_seeds_are_not_compared():
     rows = [("none", 0, 0.5), ("sft", 0, 0.4), ("sft", 1, 0.4), ("refine", 0, 0.6), ("refine", 1, 0.8)]
     frame = pd.DataFrame(rows, columns=["way", "seed", "recall"]).assign(updates=4)
     assert differences_table(frame).data["difference"].tolist() == ["REFINE – SFT"]
-    assert comparison_table(frame).data["way"].tolist() == ["not adapted", "SFT", "REFINE"]
+    assert comparison_table(frame).data["method"].tolist() == ["baseline (no adaptation)", "SFT", "REFINE"]
 
 
 def test_questions_without_references_have_no_measures():
     frame = results().assign(recall=float("nan"), exact_match=float("nan"), f1=float("nan"))
-    assert list(comparison_table(frame).data) == ["way", "updates", "runs"]
+    assert list(comparison_table(frame).data) == ["method", "updates", "runs"]
     with pytest.raises(ValueError, match="figure differences_table has no data"):
         differences_table(frame)
 
 
 def test_the_table_of_ways_shows_percent_and_nats_and_no_share_beyond_its_ends():
     table = comparison_table(per_prompt(WAYS)).data
-    assert table["way"].tolist() == ["not adapted", "SFT", "REFINE"]
+    assert table["method"].tolist() == ["baseline (no adaptation)", "SFT", "REFINE"]
     assert table.loc[1, "recall (%)"] == "50.0 [0.0, 100.0]"
     assert table.loc[2, "loss after (nats)"].startswith("1.167 [")
     assert "exact match (%)" not in table
     lines = differences_table(per_prompt(WAYS)).data
-    assert lines["difference"].tolist() == ["REFINE – SFT", "REFINE – not adapted", "SFT – not adapted"]
+    assert lines["difference"].tolist() == [
+        "REFINE – SFT",
+        "REFINE – baseline (no adaptation)",
+        "SFT – baseline (no adaptation)",
+    ]
     assert lines.loc[0, "recall (points)"].startswith("+33.3 [-110.1, +")
 
 
@@ -132,7 +136,7 @@ def test_held_out_results_are_means_and_deviations_over_seeds() -> None:
         for seed in (0, 1)
     ]
     table = comparison_table(rows).data
-    assert table["way"].tolist() == ["base", "SFT", "REFINE"]
+    assert table["method"].tolist() == ["base", "SFT", "REFINE"]
     assert table["updates"].tolist() == ["0", "20", "20"]
     assert table["runs"].tolist() == [1, 2, 2]
     assert table["NTP loss (nats)"].tolist() == ["3.0000", "2.5000 ± 0.7071", "2.5000 ± 0.7071"]

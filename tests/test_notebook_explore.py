@@ -20,7 +20,7 @@ def test_it_shows_a_document_of_ones_own_and_writes_a_page(tmp_path: Path) -> No
     status, said = execute("explore", tmp_path, **values)
     assert status == 0, said
     _, explorer, states, _ = texts(tmp_path)
-    assert "12 rollouts at 4 selected positions, mean hybrid reward" in explorer
+    assert "12 rollouts at 4 sampled positions, mean hybrid reward" in explorer
     assert "StateView: 8 heads" in states
     (table,) = tables(tmp_path)
     assert len(re.findall("Ex. ", table)) == 4

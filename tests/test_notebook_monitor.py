@@ -17,8 +17,8 @@ def test_it_shows_the_runs_of_a_folder(tmp_path: Path) -> None:
     status, told = execute("monitor", tmp_path, folder=tmp_path / "theirs", report=report)
     assert status == 0, told
     (shown,) = (text for text in texts(tmp_path) if text.startswith("RunMonitor"))
-    assert f"RunMonitor of 1 run; chosen: {run.name}" in shown
-    assert "finished" in shown and "rollouts of step 4" in shown
+    assert f"RunMonitor of 1 run; selected: {run.name}" in shown
+    assert "finished" in shown and "at step 4" in shown
     figures = [output for output in outputs(tmp_path) if "application/vnd.plotly.v1+json" in output.get("data", {})]
     assert len(figures) == 1
     assert report.stat().st_size > 10_000

@@ -33,7 +33,7 @@ def test_all_ways_on_the_embedded_task_and_again(tmp_path):
     assert "No question and no document is shared between splits." in text and "4 of 4 runs to train, about" in text
     assert text.endswith("Every figure has its data.\n") and "\nRuns made at " in text
     rollouts, ways, differences, samples = tables(tmp_path)
-    assert "Rollouts beside the truth" in rollouts and "question" in samples
+    assert "with their references" in rollouts and "question" in samples
     for way in ("base", "SFT", "nested SFT", "nested REFINE", "nested SFT, one inner update"):
         assert way in ways
     assert "nested REFINE – nested SFT" in differences

@@ -32,24 +32,29 @@ def test_the_embedded_task_and_again(tmp_path):
     assert text.index("Answering with all methods should take about") < text.index("sft step 1: loss")
     assert text.endswith("Every figure has its data.\n") and "\nRuns made at " in text
     (figure,) = [output["data"][PLOTLY] for output in outputs(tmp_path) if PLOTLY in output.get("data", {})]
-    assert {trace["name"] for trace in figure["data"]} == {"not adapted", "SFT", "REFINE"}
+    assert {trace["name"] for trace in figure["data"]} == {"baseline (no adaptation)", "SFT", "REFINE"}
     steps, answers, ways, differences, per_seed, over_seeds, samples = tables(tmp_path)
     assert [line.split()[:2] for line in steps.splitlines()[2:]] == [
         *(["SFT", "1"], ["SFT", "2"], ["REFINE", "1"], ["REFINE", "2"])
     ]
     assert "tokens/s" in steps and "references" in answers and "REFINE – SFT" in differences and "question" in samples
-    assert all(way in table for way in ("not adapted", "SFT", "REFINE") for table in (ways, per_seed)) and "[" in ways
+    assert (
+        all(way in table for way in ("baseline (no adaptation)", "SFT", "REFINE") for table in (ways, per_seed))
+        and "[" in ways
+    )
     assert "REFINE – SFT" in over_seeds
-    assert any("surer of" in output["data"].get("text/plain", "") for output in outputs(tmp_path) if "data" in output)
+    assert any(
+        "more certain about" in output["data"].get("text/plain", "") for output in outputs(tmp_path) if "data" in output
+    )
     assert not [output for output in outputs(tmp_path) if output.get("name") == "stderr"]
     panel = next(text for text in texts(tmp_path) if text.startswith("TTTPanel"))
-    assert "REFINE, 2 steps" in panel and "Weights bit for bit as they were loaded; 2 updates undone." in panel
+    assert "REFINE, 2 steps" in panel and "Original weights restored exactly (2 updates undone)." in panel
     assert (tmp_path / "out.ipynb").stat().st_size < 1_000_000
     assert '"before": "' in (tmp_path / "report.html").read_text(encoding="utf-8")
     first = {arm: (run.path, run.answers()) for arm, run in runs(tmp_path).items()}
     assert {arm: len(answers) for arm, (_, answers) in first.items()} == {"none": 3, "sft": 3, "refine": 3}
     assert papermill(tmp_path, **settings)[0] == 0
-    assert said(tmp_path).count("3 answered before, which are not answered again") == 3
+    assert said(tmp_path).count("3 prompts already answered") == 3
     for arm, run in runs(tmp_path).items():
         assert run.path == first[arm][0] and run.answers().equals(first[arm][1])
 

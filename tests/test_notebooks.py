@@ -113,7 +113,7 @@ def test_every_figure_is_in_the_executed_notebook(by_p: Folder) -> None:
     tables = [
         output["data"]["text/plain"] for output in outputs if "<table" in output.get("data", {}).get("text/html", "")
     ]
-    assert "Rollouts beside the truth" in tables[0]
+    assert "with their references" in tables[0]
     assert [line.split()[0] for line in tables[1].splitlines()[2:]] == ["base", "SFT", "REFINE"]
     for measured in ("NTP loss", "NTP accuracy", "cosine reward", "binary reward", "recall word-1 at 512", "updates"):
         assert measured in tables[1]
@@ -261,7 +261,7 @@ def test_detached_training_outlives_the_notebook_which_says_so(tmp_path: Path) -
     try:
         assert status != 0, "there is nothing to draw yet"
         assert "2 of 2 runs are still in progress" in output
-        assert "run this cell and those below again when they have finished" in output
+        assert "execute this cell and the cells below again when they have finished" in output
         assert all(run.alive for run in folder.runs)
     finally:
         stop_all(folder.runs)

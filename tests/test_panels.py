@@ -61,7 +61,7 @@ def test_a_document_is_shown_with_rollouts_at_the_targets(explorer: RewardExplor
     assert np.isfinite(metrics["reward"].values).sum() == len(targets)
     assert explorer.summary.summary["rollouts"] == 8 * len(targets)
     assert explorer.error == ""
-    assert f"64 rollouts at {len(targets)} selected positions, mean cosine reward" in explorer.notice.status
+    assert f"64 rollouts at {len(targets)} sampled positions, mean cosine reward" in explorer.notice.status
 
 
 def test_a_selected_token_shows_its_rollouts(explorer: RewardExplorer) -> None:
@@ -111,9 +111,9 @@ def test_what_cannot_be_is_said_and_changes_nothing(explorer: RewardExplorer) ->
     explorer.controls["group_size"].value = 1  # with groups of one prefix there is nothing to compare
     assert "group_by 'prefix' compares rollouts of one position" in explorer.error
     assert explorer.controls["group_size"].value == explorer.exploration.method.group_size == 8
-    with pytest.raises(ValueError, match="no rollout can start there"):
+    with pytest.raises(ValueError, match="too close to the end"):
         explorer.explore(10_000).result(SECONDS)
-    assert "no rollout can start there" in explorer.error
+    assert "too close to the end" in explorer.error
     with pytest.raises(ValueError, match="a document's tokens must be from 2"):
         explorer.read("").result(SECONDS)
     assert explorer.token_map.text.text == TEXT
@@ -133,11 +133,11 @@ def wait_for(done: Callable[[], bool]) -> None:
 def test_what_the_page_does_wrong_is_shown(explorer: RewardExplorer) -> None:
     """By way of the page's callbacks, which end well although what they began does not."""
     explorer.token_map.selected = len(explorer.token_map.text) - 1
-    assert "no rollout can start there" in explorer.error
+    assert "too close to the end" in explorer.error
     explorer._on_upload({"new": [{"name": "empty.txt", "content": b""}]})
     assert "a document's tokens must be from 2" in explorer.error
     explorer._on_upload({"new": [{"name": "mine.txt", "content": "Köln".encode("latin-1")}]})
-    assert explorer.error == "'mine.txt' is no UTF-8 text: invalid start byte at byte 1"
+    assert explorer.error == "'mine.txt' is not UTF-8 text: invalid start byte at byte 1"
 
     def broken(inputs):
         return inputs.logprobs.sum(-1) / 0
@@ -218,7 +218,7 @@ def test_settings_are_what_the_controls_show(worker: Worker) -> None:
     with pytest.raises(ValueError, match="group_size must be from 1 to 64, got 128"):
         made.change("group_size", 128)
     made.read("x = 1\n" * 9).result(SECONDS)
-    with pytest.raises(ValueError, match=r"no rollout can start|no room for a rollout"):
+    with pytest.raises(ValueError, match=r"too close to the end|no room for a rollout"):
         made.change("rollout_length", 64)
     assert made.exploration.method.rollout_length == made.controls["rollout_length"].value == 5
 
@@ -233,7 +233,7 @@ def test_the_change_to_another_step_or_model(worker: Worker, explorer: RewardExp
     explorer.compare(str(tmp_path / "step-7")).result(SECONDS)
     shown = explorer.token_map
     assert shown.metric == "entropy_change"
-    assert shown.metrics["entropy_change"].title == "Change in entropy to step-7"
+    assert shown.metrics["entropy_change"].title == "Difference in entropy: step-7 minus this model"
     ids = torch.from_numpy(explorer.exploration.document.token_ids).long()
     expected = read_prompt(policy, ids).entropies.numpy() - shown.metrics["entropy"].values[1:]
     np.testing.assert_allclose(shown.metrics["entropy_change"].values[1:], expected, atol=1e-4)
@@ -306,12 +306,12 @@ def test_ttt_start_and_reset(worker: Worker, method: str) -> None:
     assert np.nanmean(change) == pytest.approx(expected, abs=1e-4)
     assert [each["name"] for each in panel.curves.curves["panels"]][:2] == ["loss", "entropy"]
     assert worker.call("fingerprint", model="tiny-deltanet") != before
-    wait_for(lambda: panel.fields["weights"].value == "weights: moved by 3 updates; Reset puts them back")
+    wait_for(lambda: panel.fields["weights"].value == "Adapted (3 updates). Reset restores the original weights.")
     other = TTTPanel(text=TEXT, worker=worker)  # which did not move them, and says so
-    wait_for(lambda: "moved by 3 updates" in other.fields["weights"].value)
+    wait_for(lambda: "Adapted (3 updates)" in other.fields["weights"].value)
     assert panel.reset().result(SECONDS) == 3
     assert worker.call("fingerprint", model="tiny-deltanet") == before
-    wait_for(lambda: panel.fields["weights"].value == "weights: as loaded")
+    wait_for(lambda: panel.fields["weights"].value == "Original weights.")
 
 
 def test_ttt_refuses_what_would_lose_the_weights(worker: Worker) -> None:
@@ -325,13 +325,13 @@ def test_ttt_refuses_what_would_lose_the_weights(worker: Worker) -> None:
     chain = panel.start()
     wait_for(lambda: len(panel.steps) >= 2)
     for again in (panel.start, panel.reset):
-        with pytest.raises(ValueError, match="this panel is adapting already"):
+        with pytest.raises(ValueError, match="this panel is already adapting"):
             again()
     with pytest.raises(ValueError, match="the model is being adapted: stop that first"):
         other.reset().result(SECONDS)
     panel._pressed("start")  # a second click
-    assert "this panel is adapting already" in panel.error
-    assert "error: this panel is adapting already" in repr(panel)
+    assert "this panel is already adapting" in panel.error
+    assert "error: this panel is already adapting" in repr(panel)
     panel.stop()
     chain.result(SECONDS)
     wait_for(lambda: panel.error == "")
@@ -346,9 +346,9 @@ def test_ttt_after_a_step_that_failed(worker: Worker) -> None:
     with pytest.raises((FloatingPointError, ValueError)):
         panel.start().result(SECONDS)
     assert panel.error != ""
-    wait_for(lambda: "moved by" in panel.fields["weights"].value)
+    wait_for(lambda: "Adapted" in panel.fields["weights"].value)
     panel.reset().result(SECONDS)
-    assert "bit for bit" in panel.notice.status
+    assert "Original weights restored exactly" in panel.notice.status
 
 
 def test_rollouts_of_moved_weights_are_refused(worker: Worker, explorer: RewardExplorer) -> None:
@@ -460,10 +460,10 @@ def test_every_panel_says_how_far_the_weights_have_moved(worker: Worker) -> None
     for panel in (one, other):
         panel.shown.result(SECONDS)
     one.start().result(SECONDS)
-    moved = "weights: moved by 2 updates; Reset puts them back"
+    moved = "Adapted (2 updates). Reset restores the original weights."
     wait_for(lambda: [panel.fields["weights"].value for panel in (one, other)] == [moved] * 2)
     assert other.reset().result(SECONDS) == 2
-    wait_for(lambda: [panel.fields["weights"].value for panel in (one, other)] == ["weights: as loaded"] * 2)
+    wait_for(lambda: [panel.fields["weights"].value for panel in (one, other)] == ["Original weights."] * 2)
 
 
 def test_a_page_of_ttt_holds_the_answers(worker: Worker, tmp_path: Path) -> None:

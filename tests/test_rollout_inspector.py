@@ -244,7 +244,7 @@ def test_each_distinct_token_is_decoded_once() -> None:
         (rows([0], step=[1.5]), "column step must hold whole numbers, got 1.5"),
         (
             rows([0], [1], target_ids=[[0], [1]]),
-            "rollouts of step 3, sequence_id 5, position 20 have truths that differ",
+            "rollouts of step 3, sequence_id 5, position 20 have different references",
         ),
     ],
 )
@@ -302,7 +302,7 @@ def test_text_says_what_is_shown(inspector: RolloutInspector) -> None:
     assert repr(inspector).splitlines() == [
         "RolloutInspector: 2 of 3 rollouts at 1 of 1 positions, by reward, highest first",
         "step 3, sequence 5, position 20",
-        "  truth                ·very|·laid|·back",
+        "  reference            ·very|·laid|·back",
         "    0.500 (+0.50)     2  ·hill|·hill|·hill",
         "    0.250 (+0.25)     1  ·very|·perfect",
     ]

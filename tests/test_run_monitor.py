@@ -90,11 +90,9 @@ def test_runs_are_followed_compared_and_looked_into(tmp_path: Path, watch: Calla
     monitor.step.value = 2
     assert monitor.inspector.rollouts["position"].tolist() == [22]
     first = f"REFINE, lr 0.0001, seed 0 ({runs[0].name})"  # the first of the two that were chosen
-    assert monitor.notice.status == f"1 rollouts of step 2 of {first}."
-    assert f"rollouts of step 2 of {first}\nRolloutInspector: 1 of 1" in repr(monitor)
-    assert (
-        monitor.step.label == "REFINE, lr 0.0001, seed 0 (of 2 chosen runs with rollouts the first), rollouts of step"
-    )
+    assert monitor.notice.status == f"1 rollout of {first} at step 2."
+    assert f"rollouts of {first} at step 2\nRolloutInspector: 1 of 1" in repr(monitor)
+    assert monitor.step.label == "REFINE, lr 0.0001, seed 0 (first of 2 selected runs with rollouts), rollouts at step"
     monitor.refresh()
     assert monitor.step.value == 2  # who looks at a step stays there
     later = write_run(tmp_path, 3)
@@ -149,7 +147,7 @@ def test_a_run_made_twice_is_no_further_seed(tmp_path: Path, watch: Callable[[Pa
 def test_a_page_says_whose_rollouts_it_holds(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
     run = write_run(tmp_path / "runs", 0)
     page = watch(tmp_path / "runs").save_html(tmp_path / "page.html").read_text(encoding="utf-8")
-    assert f"Rollouts of steps 1 to 4 of REFINE, seed 0 ({run.name})." in page
+    assert f"Rollouts of REFINE, seed 0 ({run.name}) at steps 1 to 4." in page
 
 
 def test_a_page_holds_the_rollouts_of_all_steps_or_of_the_last(
@@ -166,8 +164,8 @@ def test_a_page_holds_the_rollouts_of_all_steps_or_of_the_last(
 
 
 def test_the_slider_of_steps() -> None:
-    slider = StepSlider(label="rollouts of step", last=9, value=7)
-    assert repr(slider) == "StepSlider: rollouts of step 7 of 9"
+    slider = StepSlider(label="rollouts at step", last=9, value=7)
+    assert repr(slider) == "StepSlider: rollouts at step 7 of 9"
     with pytest.raises(ValueError, match="value must be from 0 to 9, got 10"):
         slider.value = 10
     with pytest.raises(ValueError, match="value must be from 0 to 9, got -1"):
@@ -180,8 +178,8 @@ def test_the_slider_of_steps() -> None:
     slider.last = 12
     assert slider.value == 7
     slider.last, slider.disabled = 4, True
-    assert repr(slider) == "StepSlider: rollouts of step 4 of 4, disabled"
-    state = {"label": "rollouts of step", "last": 4, "value": 4, "disabled": True, "error": "", "status": ""}
+    assert repr(slider) == "StepSlider: rollouts at step 4 of 4, disabled"
+    state = {"label": "rollouts at step", "last": 4, "value": 4, "disabled": True, "error": "", "status": ""}
     assert slider.page_state() == state | {"first": 0}
     with slider.hold_trait_notifications():
         slider.first, slider.last = 6, 9
@@ -220,7 +218,7 @@ def test_what_is_damaged_or_gone_is_said(tmp_path: Path, watch: Callable[[Path],
     assert (shown[runs[0].name]["state"], shown[runs[0].name]["error"]) == ("unreadable", "the run directory is gone")
     assert [run.name for run in monitor.runs] == [runs[1].name], "which can be started and stopped still"
     monitor.stop()
-    assert monitor.notice.status == "None of the chosen runs is in progress."
+    assert monitor.notice.status == "None of the selected runs is in progress."
 
 
 def inspectors() -> list[RolloutInspector]:
@@ -254,9 +252,9 @@ def test_refusals(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no folder of runs at .*nowhere"):
         RunMonitor(tmp_path / "nowhere")
     empty = watch(tmp_path)
-    assert repr(empty).startswith("RunMonitor of 0 runs; chosen: none")
+    assert repr(empty).startswith("RunMonitor of 0 runs; selected: none")
     empty.stop()
-    assert empty.notice.status == "None of the chosen runs is in progress."
+    assert empty.notice.status == "None of the selected runs is in progress."
 
 
 @pytest.mark.process

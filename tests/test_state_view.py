@@ -47,7 +47,7 @@ def test_states_are_packed_head_by_head() -> None:
     assert strongest[0]["token"] == int(strengths.argmax())
     assert strongest[0]["text"] == f"token⏎{strongest[0]['token']}"
     assert [each["strength"] for each in strongest] == sorted(strengths.tolist(), reverse=True)
-    assert repr(view).splitlines()[0] == "StateView: 3 heads at 3 places, the last after token 9"
+    assert repr(view).splitlines()[0] == "StateView: 3 heads at 3 positions, the last after token 9"
     assert "layer 2 recurrent_state head 0" in repr(view)
 
 
@@ -75,9 +75,9 @@ def test_rewards_at_a_glance() -> None:
     assert [panel["r"] for panel in facts["panels"]] == [pytest.approx(1), None, pytest.approx(0.5)]
     assert repr(view).splitlines() == [
         "hybrid reward of 3 rollouts: 0.500 ± 0.500",
-        "  with entropy: r = +1.00",
-        "  with exact match: does not vary",
-        "  with logprob of the truth: r = +0.50",
+        "  reward vs entropy: r = +1.00",
+        "  reward vs exact-match rate: constant, no correlation",
+        "  reward vs logprob of the reference: r = +0.50",
     ]
     assert view.correlations["rollouts"].tolist() == [3, 3, 3]
     view.show(frame([0.25] * 3))  # equal rewards: one bar, and nothing to go with
@@ -91,6 +91,6 @@ def test_rewards_at_a_glance() -> None:
 
 def test_a_notice() -> None:
     notice = Notice()
-    assert repr(notice) == "nothing to say"
+    assert repr(notice) == "no messages"
     notice.status, notice.error = "Reading…", "n must be at least 1, got 0"
     assert repr(notice) == "Reading…\nerror: n must be at least 1, got 0"

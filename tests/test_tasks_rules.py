@@ -191,7 +191,7 @@ def test_an_answer_has_the_room_that_the_longest_reference_needs(loaded: Loaded,
     task = load(file, tokenizer)
     assert task.rule.max_tokens == longest + 1
     assert f"An answer has at most {longest + 1} tokens, as the longest reference answer needs." in str(task.report)
-    assert "1 of 3 prompts to be answered without a reference answer in column 'answer'" in str(task.report)
+    assert "1 of 3 prompts have no reference answer in column 'answer'" in str(task.report)
     assert load(file, tokenizer, test=1).rule.max_tokens == 2
     assert load(file, tokenizer, test=1, validation=1).rule.max_tokens == longest + 1, "validation is answered too"
 
@@ -263,9 +263,7 @@ def test_a_column_of_answers_that_was_named_must_be_there(loaded: Loaded, tmp_pa
     assert load(file, loaded[1], answer_column="gold").test[0].answers == ("b",)
     task = load(file, loaded[1])
     assert task.test[0].answers == ()
-    assert "No prompt to be answered has a reference answer in column 'answer': answers are not scored." in str(
-        task.report
-    )
+    assert "No prompt has a reference answer in column 'answer'; answers are not scored." in str(task.report)
 
 
 def test_the_rule_is_that_of_the_source_of_the_tests(tmp_path: Path) -> None:
@@ -285,7 +283,7 @@ def test_the_rule_is_that_of_the_source_of_the_tests(tmp_path: Path) -> None:
 def test_it_warns_where_every_reference_has_several_lines(tmp_path: Path, loaded: Loaded) -> None:
     answers = ("one\ntwo", ["one", "a\nb"])
     path = jsonl(tmp_path / "lines.jsonl", [{"prompt": f"Question: {n}?", "answer": x} for n, x in enumerate(answers)])
-    sentence = "Every reference answer of 1 of 2 prompts has several lines; an answer is one"
+    sentence = "Every reference answer of 1 of 2 prompts has several lines, but an answer is one line"
     with pytest.warns(UserWarning, match=f"{sentence}: set lines to 'all'"):
         assert sentence in str(load(path, loaded[1]).report)
     with warnings.catch_warnings():

@@ -176,7 +176,7 @@ def test_a_document_is_packed_whole() -> None:
     document = shown.document
     assert document["text"].decode("utf-16-le") == "one two\nthree"
     assert np.frombuffer(document["offsets"], "<u4").tolist() == [0, 3, 7, 8, 13]
-    assert document["targets"] == [[1, "target"], [2, "second"]]
+    assert document["targets"] == [[1, "sampled position"], [2, "second"]]
     assert document["chunk_borders"] == [0, 2]
     entropy, change = document["metrics"]
     np.testing.assert_array_equal(np.frombuffer(entropy["values"], "<f4"), np.float32([np.nan, 0.5, 2, 1]))
@@ -311,7 +311,7 @@ def test_it_says_what_it_shows() -> None:
     shown = small(targets=[Target(2), Target(3)])
     shown.selected = 3
     assert repr(shown).splitlines() == [
-        "TokenMap: 4 tokens, 13 characters, 2 targets",
+        "TokenMap: 4 tokens, 13 characters, 2 sampled positions",
         "  Entropy (nats): mean 1.167, 0.5 to 2  <- shown",
         "  Change: mean 0, -3 to 2",
         "highest Entropy:",

@@ -203,7 +203,7 @@ def test_all_prompts_are_answered_once_and_it_is_told_what_is_left_out(tmp_path,
     task = made_task(chosen)
     runs = ttt_runs(configs, policy, chosen, tmp_path)
     told = capsys.readouterr().out
-    assert "1 of 5 prompts are left out: a last batch with fewer than 2 is dropped." in told
+    assert "1 of 5 prompts are left out, since the last batch has fewer than 2 prompts." in told
     assert estimated_seconds(runs, task, policy, tokenizer) > 0
     for run in runs:
         answer_run(run, policy, tokenizer, task)
@@ -212,7 +212,7 @@ def test_all_prompts_are_answered_once_and_it_is_told_what_is_left_out(tmp_path,
     assert "refine s0: 4 answers, recall 0.000" in capsys.readouterr().out
     again = ttt_runs(configs, policy, chosen, tmp_path)
     assert [run.path for run in again] == [run.path for run in runs]
-    assert "4 answered before, which are not answered again" in capsys.readouterr().out
+    assert "4 prompts already answered" in capsys.readouterr().out
     assert estimated_seconds(again, task, policy, tokenizer) == 0
     fresh = ttt_runs(configs, policy, chosen, tmp_path, fresh=True)
     assert not {run.path for run in fresh} & {run.path for run in runs}

@@ -19,7 +19,7 @@ BEFORE, AFTER = [1.0, 2.0, 3.0, 2.0], [0.5, 2.0, 3.5, 1.0]
 def test_entropy_before_after_and_its_change():
     figure = entropy_change(BEFORE, {"sft": AFTER}, TOKENS, question_start=3, smoothing=1)
     traces = {(trace.name, trace.yaxis): trace for trace in figure.data}
-    assert set(traces) == {("not adapted", "y"), ("SFT", "y"), ("SFT", "y2")}
+    assert set(traces) == {("baseline (no adaptation)", "y"), ("SFT", "y"), ("SFT", "y2")}
     assert list(traces[("SFT", "y2")].y) == [-0.5, 0.0, 0.5, -1.0]
     assert list(traces[("SFT", "y")].x) == [1, 2, 3, 4]  # of token i + 1
     assert traces[("SFT", "y")].text[0] == "·&lt;b&gt;"
@@ -42,8 +42,8 @@ def test_a_long_prompt_stays_small():
 def test_entropy_as_text():
     shown = EntropyText(TOKENS, BEFORE, AFTER, "refine")
     assert repr(shown) == (
-        "REFINE: mean entropy 2.000 before, 1.750 after (-0.250 nats a token); surer of 50% of 4 tokens.\n"
-        "Fell most before “e” (-1.00), “·<b>” (-0.50).\nRose most before “d” (+0.50)."
+        "REFINE: mean entropy 2.000 before, 1.750 after (-0.250 nats per token); more certain about 50% of 4 tokens.\n"
+        "Largest decrease: “e” (-1.00), “·<b>” (-0.50).\nLargest increase: “d” (+0.50)."
     )
     page = shown._repr_html_()
     assert "title='-0.500 nats' style='background: rgba(42, 131, 191, 0.70)'> &lt;b&gt;</span>" in page
@@ -66,7 +66,7 @@ def test_steps_and_answers_of_one_prompt():
     said = {"references": ["a", "b"], "recall": 1.0, "exact_match": math.nan, "f1": 0.5}
     rows = pd.DataFrame([{"way": "none", "answer": "<i>", **said}, {"way": "sft", "answer": "a\n", **said}])
     shown = ttt_figures.answers_table(rows)
-    assert shown.data["way"].tolist() == ["not adapted", "SFT"]
+    assert shown.data["method"].tolist() == ["baseline (no adaptation)", "SFT"]
     assert shown.data["answer"].tolist() == ["<i>", "a⏎"] and "&lt;i&gt;" in shown._repr_html_()
     assert shown.data["references"].tolist() == ["a | b"] * 2 and shown.data["exact match"].tolist() == ["–", "–"]
 

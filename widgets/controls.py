@@ -12,10 +12,10 @@ from refine_lab.text import sound
 from widgets.panel import TextField
 
 
-def field(kind: Any, label: str, value: Any, width: str = "13em", **options: Any) -> Any:
+def field(kind: Any, label: str, value: Any, width: str = "14.5em", **options: Any) -> Any:
     """A field of a kind with its label before it."""
     layout = ipywidgets.Layout(width=width)
-    return kind(value=value, description=label, layout=layout, style={"description_width": "7em"}, **options)
+    return kind(value=value, description=label, layout=layout, style={"description_width": "8em"}, **options)
 
 
 def text_field(label: str, text: str, rows: int) -> TextField:
@@ -37,11 +37,11 @@ def explorer_fields(rewards: Sequence[str], setting: Callable[[str], Any]) -> di
     """A field for `reward` and `seed` and for each that can be changed of the method, by name, at its present `setting`."""
     fields: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "reward": (Dropdown, "reward", {"options": [*rewards]}),
-        "group_by": (Dropdown, "grouped by", {"options": ["prefix", "sequence"]}),
-        "rollout_length": (BoundedIntText, "k (tokens)", {"min": 1, "max": 64}),
-        "group_size": (BoundedIntText, "n (rollouts)", {"min": 1, "max": 64}),
+        "group_by": (Dropdown, "advantage group", {"options": ["prefix", "sequence"]}),
+        "rollout_length": (BoundedIntText, "tokens (k)", {"min": 1, "max": 64}),
+        "group_size": (BoundedIntText, "rollouts (n)", {"min": 1, "max": 64}),
         "temperature": (BoundedFloatText, "temperature", {"min": 0.01, "max": 10, "step": 0.1}),
-        "num_chunks": (BoundedIntText, "c (chunks)", {"min": 1, "max": 256}),
+        "num_chunks": (BoundedIntText, "chunks (c)", {"min": 1, "max": 256}),
         "selection": (Dropdown, "selection", {"options": ["entropy", "uniform", "argmax", "argmin"]}),
         "tau": (BoundedFloatText, "tau", {"min": 0.01, "max": 100, "step": 0.1}),
         "smoothing_kernel": (BoundedIntText, "smoothing", {"min": 1, "max": 101}),
@@ -69,8 +69,8 @@ def ttt_fields(
         "reward": field(Dropdown, "reward", reward, options=[*rewards], disabled=not refine),
         "steps": field(BoundedIntText, "steps", steps, min=1, max=1_000_000),
         "lr": field(FloatText, "lr", lr, step=1e-5),
-        "answer_tokens": field(BoundedIntText, "answer ≤", tokens, min=1, max=1_000_000),
-        "weights": ipywidgets.Label("weights: as loaded"),
+        "answer_tokens": field(BoundedIntText, "answer tokens ≤", tokens, min=1, max=1_000_000),
+        "weights": ipywidgets.Label("Original weights."),
     }
     ipywidgets.dlink(
         (fields["method"], "value"), (fields["reward"], "disabled"), transform=lambda method: method != "REFINE"

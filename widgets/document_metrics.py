@@ -34,17 +34,17 @@ def reading_metrics(reading: DocumentReading, probabilities: Float[np.ndarray, "
         entropy_metric(reading),
         loss_metric(reading),
         Metric("logprob", "Logprob", "nats", reading.logprobs),
-        Metric("rank", "Rank of the true token", "", ranks, log=True, low=1),
-        Metric("chance", "Selection probability in its chunk", "", np.where(chance > 0, chance, np.nan)),
+        Metric("rank", "Rank of the reference token", "", ranks, log=True, low=1),
+        Metric("chance", "Sampling probability within chunk", "", np.where(chance > 0, chance, np.nan)),
     ]
 
 
-def change_metrics(reading: DocumentReading, other: DocumentReading, to: str = "") -> list[Metric]:
-    """Entropy and loss of each token in the other reading, minus those in `reading`; ` to` ends the titles."""
+def change_metrics(reading: DocumentReading, other: DocumentReading, name: str = "") -> list[Metric]:
+    """Entropy and loss of each token in the other reading, minus those in `reading`; `name`: of the model that read it."""
     metrics = []
     for field, title in (("entropies", "entropy"), ("losses", "NTP loss")):
         change = getattr(other, field) - getattr(reading, field)
-        heading = f"Change in {title}{to}"
+        heading = f"Difference in {title}: {name} minus this model" if name else f"Change in {title}"
         metrics.append(Metric(f"{title.split()[-1]}_change", heading, "nats", change, diverging=True))
     return metrics
 

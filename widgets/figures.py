@@ -132,7 +132,7 @@ def entropy_profile(
     for border in chunk_borders:
         figure.add_vline(x=border - 0.5, line={"color": INK, "width": 1, "dash": "dot"})
     figure.update_layout(
-        title_text="Entropy of one document and its sampled positions (fig. E.2); dotted: chunk borders"
+        title_text="Entropy of one document and its sampled positions (fig. E.2); dotted lines: chunk borders"
     )
     figure.update_xaxes(title_text="position (tokens)")
     figure.update_yaxes(title_text="entropy (nats)", rangemode="tozero")
@@ -158,7 +158,7 @@ def reward_distribution(metrics: pd.DataFrame) -> go.Figure:
                 figure.add_trace(draw_line(x, rows["mean"].to_numpy(), style, label, dash=style.dash), 1, column)
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text="mean reward of a batch", col=1)
-    figure.update_yaxes(title_text="std of a batch's rewards", col=2)
+    figure.update_yaxes(title_text="std of rewards in a batch", col=2)
     return dress(one_legend(figure), height=380)
 
 

@@ -49,7 +49,7 @@ def comparison_table(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> Tab
     table = []
     for way, style in way_styles(frame["way"]).items():
         own = frame[frame["way"] == way]
-        row: dict[str, object] = {"way": style.label}
+        row: dict[str, object] = {"method": style.label}
         if "updates" in frame:
             updates = own["updates"].fillna(0).mean()
             row["updates"] = f"{updates:.0f}" if updates == round(updates) else f"{updates:.4g}"
@@ -87,7 +87,7 @@ def samples_table(samples: pd.DataFrame) -> Table:
     named = {way: style.label for way, style in way_styles(ways).items()}
     table = samples.map(lambda text: visible(str(text)) or "–").rename(columns=named)
     return Table(
-        table, "Answers side by side, those first that differ", monospace=["question", "references", *named.values()]
+        table, "Answers side by side, differing answers first", monospace=["question", "references", *named.values()]
     )
 
 

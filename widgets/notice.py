@@ -13,4 +13,4 @@ class Notice(Widget):
 
     def __repr__(self) -> str:
         lines = [self.status, f"error: {self.error}" if self.error else ""]
-        return "\n".join(line for line in lines if line) or "nothing to say"
+        return "\n".join(line for line in lines if line) or "no messages"

@@ -76,7 +76,7 @@ class RewardExplorer(Panel):
         self.controls = explorer_fields([*self.exploration.rewards], self._setting)
         for name, control in self.controls.items():
             control.observe(partial(self._on_control, name), "value")
-        hint = "a shipped model, a run, a checkpoint of a step"
+        hint = "an included model, a run, a checkpoint"
         self._compare_field = field(
             ipywidgets.Text, "compare with", "", "36em", placeholder=hint, continuous_update=False
         )
@@ -138,7 +138,7 @@ class RewardExplorer(Panel):
         def begin() -> Future[Any]:
             if document is not None and not self.exploration.can_start(position):
                 k = self.exploration.method.rollout_length
-                raise ValueError(f"no rollout can start there: {k} true tokens must follow in the document")
+                raise ValueError(f"position {position} is too close to the end: k = {k} tokens must follow it")
             self._clicked = [*dict.fromkeys([*self._clicked, position])]
             return self._roll_out([position])
 
@@ -285,10 +285,10 @@ class RewardExplorer(Panel):
             positions, borders, chance = exploration.targets(), exploration.chunk_borders(), exploration.probabilities()
         metrics = reading_metrics(reading, chance)
         if self._other is not None:
-            metrics += change_metrics(reading, self._other, f" to {Path(self._compared or '').name}")
+            metrics += change_metrics(reading, self._other, Path(self._compared or "").name)
         if frame is not None:
             metrics.append(reward_metric(frame, exploration.reward, len(self._text)))
-        targets = [Target(position + 1, f"drawn in chunk {i}") for i, position in enumerate(positions, 1)]
+        targets = [Target(position + 1, f"sampled position of chunk {i}") for i, position in enumerate(positions, 1)]
         borders = [position + 1 for position in borders]  # where its first target could stand
         self.token_map.show(
             self._text, metrics, targets=targets, chunk_borders=borders, alternatives=self._alternatives
@@ -316,9 +316,9 @@ class RewardExplorer(Panel):
         clicked = self.inspector.rollouts["clicked"]
         selected, apart = self.inspector.rollouts[~clicked], self.inspector.rollouts[clicked]
         sentences = [
-            f"{_rollouts(selected, 'selected')}, mean {self.exploration.reward} reward {selected['reward'].mean():.3f}"
+            f"{_rollouts(selected, 'sampled')}, mean {self.exploration.reward} reward {selected['reward'].mean():.3f}"
         ]
-        sentences += [f"{_rollouts(apart, 'clicked')}, which no figure counts"] if len(apart) else []
+        sentences += [f"{_rollouts(apart, 'clicked')}, excluded from all statistics"] if len(apart) else []
         return "; ".join([*sentences, f"{1000 * seconds:.0f} ms."])
 
     # -- the page -----------------------------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ class RewardExplorer(Panel):
             try:
                 text = bytes(file["content"]).decode("utf-8-sig")
             except UnicodeDecodeError as error:
-                raise ValueError(f"{file['name']!r} is no UTF-8 text: {error.reason} at byte {error.start}") from None
+                raise ValueError(f"{file['name']!r} is not UTF-8 text: {error.reason} at byte {error.start}") from None
             self.read(text)
 
     def _setting(self, name: str) -> Any:

@@ -79,10 +79,10 @@ class RewardSummary(Widget):
         if not self.summary:
             return "RewardSummary: no rollouts"
         facts = self.summary
-        where = f" at {facts['positions']} selected positions" if facts["positions"] else ""
+        where = f" at {facts['positions']} sampled positions" if facts["positions"] else ""
         spread = f"{facts['mean']:.3f} ± {facts['std']:.3f}"
         lines = [f"{facts['reward']} reward of {facts['rollouts']} rollouts{where}: {spread}"]
         for panel in facts["panels"]:
-            r = "does not vary" if panel["r"] is None else f"r = {panel['r']:+.2f}"
-            lines.append(f"  with {panel['title']}: {r}")
+            r = "constant, no correlation" if panel["r"] is None else f"r = {panel['r']:+.2f}"
+            lines.append(f"  reward vs {panel['title']}: {r}")
         return "\n".join(lines)

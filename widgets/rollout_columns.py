@@ -177,7 +177,7 @@ def rollout_columns(frame: pd.DataFrame, decode: Decode, known: dict[int, str] |
     targets = _padded(index[true[0]], true[1], width)
     if (unlike := np.flatnonzero((targets[first[group]] != targets).any(1))).size:
         where = ", ".join(f"{name} {keys[name][unlike[0]]}" for name in KEYS)
-        raise ValueError(f"the rollouts of {where} have truths that differ; they must have one")
+        raise ValueError(f"the rollouts of {where} have different references; they must share one")
     per_token = {}
     for name in ("logprobs", *(["cosines"] if "cosines" in frame else [])):
         values, lengths = _ragged(frame[name], name, ids=False)

@@ -21,12 +21,12 @@ from widgets.tables import Table, visible
 from widgets.token_text import token_decoder
 
 MOST_COMPARED = 8
-SENT = ("name", "label", "unit", "digits", "about", "shared", "filtered", "look")
+SENT = ("name", "label", "unit", "digits", "about", "shared", "filtered", "heading", "look")
 "What the page gets to know of a column."
 EXAMPLES, MEMBERS = 6, 4
 "Positions and rollouts of each in the paper's table F.1."
 CAPTION = (
-    "Cosine reward of rollouts beside the ground truth (table F.1); ★ marks the highest of all rollouts of an example"
+    "Cosine reward of rollouts and the ground truth (Table F.1); ★ marks the highest of all rollouts of an example"
 )
 MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>|~$&#!"})
 
@@ -190,14 +190,16 @@ class RolloutInspector(Widget):
         if table is None or not len(table):
             return "RolloutInspector: no rollouts"
         rows, (column, descending) = self._rows(), self.sort
-        order = "as they came" if column == "row" else f"by {column}, {'highest' if descending else 'lowest'} first"
+        order = (
+            "in original order" if column == "row" else f"by {column}, {'highest' if descending else 'lowest'} first"
+        )
         positions = f"{len(np.unique(table.group[rows])):,} of {len(table.step):,} positions"
         lines = [f"RolloutInspector: {len(rows):,} of {len(table):,} rollouts at {positions}, {order}"]
         groups = dict.fromkeys(table.group[rows[:200]].tolist())
         for group in [*groups][:4]:
             where = f"step {table.step[group]}, sequence {table.sequence_id[group]}, position {table.position[group]}"
             where += ", clicked" if table.clicked[group] else ""
-            lines += [where, "  truth                " + self._cells(table.targets[group])]
+            lines += [where, "  reference            " + self._cells(table.targets[group])]
             for row in [row for row in rows[:200].tolist() if table.group[row] == group][:3]:
                 reward, advantage = (table.numbers[name][row] for name in ("reward", "advantage"))
                 lines.append(f"  {reward:7.3f} ({advantage:+.2f}) {row:>5d}  " + self._cells(table.tokens[row]))

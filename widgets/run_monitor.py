@@ -54,7 +54,7 @@ class RunMonitor(Panel):
         self._refreshing = False
         wide = ipywidgets.Layout(width="auto")
         self.choice = ipywidgets.SelectMultiple(description="Runs", rows=6, layout=wide)
-        self.step = StepSlider(label="rollouts of step", disabled=True)
+        self.step = StepSlider(label="rollouts at step", disabled=True)
         self.differences = ipywidgets.HTML()
         scrolls = ipywidgets.Box([self.differences], layout=ipywidgets.Layout(max_height="18em", overflow="auto"))
         self.children = [
@@ -104,19 +104,19 @@ class RunMonitor(Panel):
         waiting = [run for run in self.runs if run.state not in ("starting", "running", "finished")]
         run_in_turn(waiting, detach=True, log=lambda line: None)
         self.curves.start()
-        self.say(f"Started {_runs(waiting)}." if waiting else "All chosen runs have finished or are in progress.")
+        self.say(f"Started {_runs(waiting)}." if waiting else "All selected runs have finished or are in progress.")
 
     def stop(self) -> None:
         """Ask the chosen runs to save and stop; this does not wait for them."""
         living = request_stop(self.runs)
-        self.say(f"Asked {_runs(living)} to save and stop." if living else "None of the chosen runs is in progress.")
+        self.say(f"Asked {_runs(living)} to save and stop." if living else "None of the selected runs is in progress.")
 
     def save_html(self, path: Path | str, title: str = "Runs") -> Path:
         """Write the curves and a run's rollouts, those of its last steps, as one HTML file that works offline."""
         rollouts, said = self._all_rollouts(), Notice()
         steps = rollouts.rollouts["step"]
         if self._decodes is not None and len(steps):
-            said.status = f"Rollouts of steps {steps.min()} to {steps.max()} of {self._looked_into()}."
+            said.status = f"Rollouts of {self._looked_into()} at steps {steps.min()} to {steps.max()}."
         try:
             return save_page(path, self.curves, said, rollouts, title=title)
         finally:
@@ -134,9 +134,9 @@ class RunMonitor(Panel):
 
     def __repr__(self) -> str:
         chosen = ", ".join(self.choice.value) or "none"
-        parts = [f"RunMonitor of {_runs(self.choice.options)}; chosen: {chosen}", *self.told(), repr(self.curves)]
+        parts = [f"RunMonitor of {_runs(self.choice.options)}; selected: {chosen}", *self.told(), repr(self.curves)]
         if self.inspector.rollouts.size:
-            parts += [f"rollouts of step {self.step.value} of {self._looked_into()}", repr(self.inspector)]
+            parts += [f"rollouts of {self._looked_into()} at step {self.step.value}", repr(self.inspector)]
         return "\n".join(parts)
 
     # -- the page -----------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class RunMonitor(Panel):
         runs = self.runs
         self.curves.show(*runs)
         table = config_differences(runs)
-        caption = "Settings in which the chosen runs differ"
+        caption = "Differing settings"
         differ = len(table) > 0
         self.differences.value = Table(table, caption)._repr_html_() if differ else ""  # every cell is escaped there
         self._show_steps()
@@ -162,7 +162,7 @@ class RunMonitor(Panel):
         found = [(run, parquet_parts(run.path / "rollouts")) for run in self.runs]
         found = [(run, parts) for run, parts in found if parts]
         run, parts = found[0] if found else (None, [])
-        others = f" (of {len(found)} chosen runs with rollouts the first)" if len(found) > 1 else ""
+        others = f" (first of {len(found)} selected runs with rollouts)" if len(found) > 1 else ""
         first, last = min((first for first, *_ in parts), default=0), max((last for _, last, _ in parts), default=0)
         changed = (run and run.path) != (self._decodes and self._decodes.path)
         if changed and run is not None:
@@ -170,7 +170,7 @@ class RunMonitor(Panel):
             before, self.inspector = self.inspector, RolloutInspector(decode=tokenizer_of(run))
             self.children = [*self.children[:-1], self.inspector]
             before.close()
-        self.step.label = f"{self._label(run)}{others}, rollouts of step" if run is not None else "rollouts of step"
+        self.step.label = f"{self._label(run)}{others}, rollouts at step" if run is not None else "rollouts at step"
         if changed or last != self.step.last:
             follows = changed or self.step.value == self.step.last  # one who looks at an earlier step stays there
             self.step.disabled = run is None
@@ -189,7 +189,8 @@ class RunMonitor(Panel):
         if self._decodes is not None:
             rollouts = self._decodes.rollouts([step])
             self.inspector.show(rollouts)
-            self.say(f"{len(rollouts)} rollouts of step {step} of {self._looked_into()}.")
+            number = len(rollouts)
+            self.say(f"{number} rollout{'' if number == 1 else 's'} of {self._looked_into()} at step {step}.")
 
     def _looked_into(self) -> str:
         """The run whose rollouts are shown, by its label and its folder."""
@@ -201,9 +202,9 @@ class RunMonitor(Panel):
 
     def _buttons(self) -> ipywidgets.HBox:
         told = {
-            "refresh": "Look for runs again",
-            "start": "Train or answer the chosen runs that have not finished; they outlive this kernel",
-            "stop": "Ask the chosen runs to save and stop",
+            "refresh": "Refresh the list of runs",
+            "start": "Train or answer the selected runs that have not finished; they continue when this kernel ends",
+            "stop": "Make the selected runs save and stop",
         }
         buttons = []
         for name, tooltip in told.items():

@@ -54,7 +54,7 @@ PANELS = (
     Panel(kind="eval", key="exact_match", title="Held-out exact match", unit="% of questions", scale=100),
     Panel(kind="train", key="cosine_mean", title="Cosine reward", unit="mean ± std", spread="cosine_std"),
     Panel(kind="train", key="binary_mean", title="Binary reward", unit="mean ± std", spread="binary_std"),
-    Panel(kind="train", key="reward_mean", title="Reward trained on", unit="mean ± std", spread="reward_std"),
+    Panel(kind="train", key="reward_mean", title="Training reward", unit="mean ± std", spread="reward_std"),
     Panel(kind="train", key="grad_norm", title="Gradient norm", unit="L2, before clipping"),
     Panel(kind="train", key="answer_grad_norm", title="Gradient norm, answers", unit="L2, before clipping"),
     Panel(kind="train", key="clip_fraction", title="Clipped ratios", unit="% of tokens", scale=100),
@@ -109,7 +109,7 @@ def way_styles(ways: Iterable[str]) -> dict[str, ArmStyle]:
             colour, symbol = OTHER_STYLES[len(others) % len(OTHER_STYLES)]
             others[look] = ArmStyle(label=look, colour=colour, symbol=symbol)
         style = KNOWN_ARMS.get(look) or others[look]
-        words = ["not adapted" if name == "none" else style.label]
+        words = ["baseline (no adaptation)" if name == "none" else style.label]
         if name.endswith("_release"):
             words.append("one inner update" if name.startswith("nested") else "fewer updates")
         before = sum(other.colour == style.colour for other in styles.values())

@@ -17,8 +17,8 @@ from widgets.tables import visible
 
 MEASURES = {
     "norm": ("norms", "Norm of the state", "Frobenius"),
-    "rank": ("effective_ranks", "Effective rank of the state", "of its singular values"),
-    "change": ("changes", "Change since the place before", "relative to its norm"),
+    "rank": ("effective_ranks", "Effective rank of the state", "from its singular values"),
+    "change": ("changes", "Change since the previous position", "relative to its norm"),
 }
 """Name of a measure -> field of `StateSummary`, title, unit."""
 POSITIONS = 64
@@ -64,7 +64,7 @@ class StateView(Widget):
             raise ValueError(f"positions must be at least 1, got {positions}")
         ids = exploration.document.token_ids
         places = np.unique(np.linspace(0, len(ids) - 1, min(positions, len(ids))).astype(int)).tolist()
-        self.status = f"Looking at the states after {len(places)} of {len(ids):,} tokens…"
+        self.status = f"Computing the states after {len(places)} of {len(ids):,} tokens…"
         shown = self.shown = Future()
 
         def done(future: Future[StateSummary]) -> None:
@@ -123,7 +123,7 @@ class StateView(Widget):
         if self.summary is None:
             return self.status or "StateView: no states"
         rows, places = self.states["rows"], self.summary.positions
-        lines = [f"StateView: {len(rows)} heads at {len(places)} places, the last after token {places[-1]}"]
+        lines = [f"StateView: {len(rows)} heads at {len(places)} positions, the last after token {places[-1]}"]
         values = {
             m["name"]: np.frombuffer(m["values"], "<f4").reshape(len(rows), -1)[:, -1] for m in self.states["measures"]
         }

@@ -74,15 +74,15 @@ def rollout_table(
     worst = ranked.drop(best.index).tail(count)  # before the middle, which takes of what is left where there are few
     rest = ranked.drop([*best.index, *worst.index])
     near = rest[rest["truth"] != rest["told"]].head(count)
-    parts = {"best": best, "best, not the truth": near, "worst": worst}
+    parts = {"best": best, "best without exact match": near, "worst": worst}
     several = [name for name in ("arm", "seed") if name in rollouts and rollouts[name].nunique() > 1]
     rows = [
         _rollout_row(kind, row, decode, prefix_tokens, several)
         for kind, part in parts.items()
         for _, row in part.iterrows()
     ]
-    caption = f"Rollouts beside the truth, by reward, of {len(rollouts):,} (table F.1)"
-    return Table(pd.DataFrame(rows), caption, monospace=["prefix", "truth", "rollout"])
+    caption = f"Best and worst of {len(rollouts):,} rollouts by reward, with their references (Table F.1)"
+    return Table(pd.DataFrame(rows), caption, monospace=["prefix", "reference", "rollout"])
 
 
 def _rollout_row(
@@ -94,11 +94,11 @@ def _rollout_row(
     numbers = {name: float(row[name]) for name in ("cosine", "binary", "reward") if name in row}
     return {
         "rollouts": kind,
-        **{name: row[name] for name in several},
+        **{"method" if name == "arm" else name: row[name] for name in several},
         "step": int(row["step"]),
         "position": int(row["position"]),
         "prefix": "…" + visible(decode(text("prefix_ids")[-prefix_tokens:])),
-        "truth": visible(decode(text("target_ids"))),
+        "reference": visible(decode(text("target_ids"))),
         "rollout": visible(decode(text("rollout_ids"))),
         **numbers,
     }

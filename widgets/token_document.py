@@ -82,7 +82,7 @@ class Target:
     """A token marked on the map, and what the mark says."""
 
     token: int
-    label: str = "target"
+    label: str = "sampled position"
 
 
 class Alternatives(NamedTuple):

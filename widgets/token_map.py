@@ -171,8 +171,8 @@ class TokenMap(Widget):
         if not len(getattr(self, "text", "")):
             return "TokenMap: no tokens"
         marks = [
-            f"{len(found):,} {name.replace('_', ' ')}"
-            for name in ("targets", "chunk_borders")
+            f"{len(found):,} {words}"
+            for name, words in (("targets", "sampled positions"), ("chunk_borders", "chunk borders"))
             if (found := self.document[name])
         ]
         lines = [", ".join([f"TokenMap: {len(self.text):,} tokens", f"{len(self.text.text):,} characters", *marks])]

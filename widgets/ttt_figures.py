@@ -34,7 +34,7 @@ def steps_table(steps: pd.DataFrame) -> Table:
         way=[styles[way].label for way in steps["way"].tolist()],
         reward=[_number(reward, 3) for reward in steps["reward"].tolist()],
         tokens_per_second=[f"{speed:,.0f}" for speed in steps["tokens_per_second"].tolist()],
-    ).rename(columns={"tokens_per_second": "tokens/s", **{name: heading(name) for name in READINGS}})
+    ).rename(columns={"way": "method", "tokens_per_second": "tokens/s", **{name: heading(name) for name in READINGS}})
     return Table(shown, "Steps on one prompt: loss and entropy are means over its tokens", digits=4)
 
 
@@ -44,14 +44,14 @@ def answers_table(answers: pd.DataFrame) -> Table:
     styles = way_styles(list(answers["way"]))
     rows = [
         {
-            "way": styles[row["way"]].label,
+            "method": styles[row["way"]].label,
             "answer": visible(row["answer"]),
             "references": " | ".join(map(visible, row["references"])) or "–",
             **{measure_of(name).label: _number(row[name], 2) for name in SCORES},
         }
         for row in answers.to_dict("records")
     ]
-    return Table(pd.DataFrame(rows), "Answers before and after", monospace=["answer", "references"])
+    return Table(pd.DataFrame(rows), "Answers before and after adaptation", monospace=["answer", "references"])
 
 
 def entropy_change(
@@ -75,7 +75,7 @@ def entropy_change(
         raise ValueError(f"of {len(tokens)} tokens there must be {len(tokens) - 1} entropies, got {lengths}")
     figure = make_subplots(
         2, 1, shared_xaxes=True, vertical_spacing=0.12,
-        subplot_titles=["Uncertainty about each token (eq. 5)", "Change by adapting: below 0 the model is surer"],
+        subplot_titles=["Uncertainty about each token (eq. 5)", "Change after adaptation: below 0 the model is more certain"],
     )  # fmt: skip
     texts = [plain(token) for token in tokens[1:]]
     for way, style in way_styles(list(raw)).items():
@@ -133,8 +133,8 @@ class EntropyText:
         highest = ", ".join(self._told(i) for i in order[::-1][:5] if change[i] > 0)
         return (
             f"{self.label}: mean entropy {self.before.mean():.3f} before, {self.after.mean():.3f} after "
-            f"({change.mean():+.3f} nats a token); surer of {(change < 0).mean():.0%} of {len(change)} tokens.\n"
-            f"Fell most before {lowest or 'no token'}.\nRose most before {highest or 'no token'}."
+            f"({change.mean():+.3f} nats per token); more certain about {(change < 0).mean():.0%} of {len(change)} tokens.\n"
+            f"Largest decrease: {lowest or 'none'}.\nLargest increase: {highest or 'none'}."
         )
 
     def _repr_html_(self) -> str:

@@ -95,8 +95,9 @@ class TTTPanel(Panel):
             text, question = prompt.parts(self.exploration.tokenizer)
         begin = sample_document(self.exploration.tokenizer)
         self.fields = ttt_fields(
-            *((begin.document, begin.question) if text is None else (text, question or "")), self._method.reward, [*BUILT_IN_REWARDS],
-            refine=self._given.method is not None, steps=self._given.steps, lr=self._given.lr, tokens=self._rule.max_tokens,
+            *((begin.document, begin.question) if text is None else (text, question or "")), self._method.reward,
+            [*BUILT_IN_REWARDS], refine=self._given.method is not None, steps=self._given.steps, lr=self._given.lr,
+            tokens=self._rule.max_tokens,
         )  # fmt: skip
         self._first = self._texts()
         _PANELS.add(self)
@@ -169,8 +170,8 @@ class TTTPanel(Panel):
 
         def told(done: list[Any]) -> int:
             undone, same = done
-            state = "bit for bit as they were loaded" if same else "NOT as they were loaded"
-            self.say(f"Weights {state}; {undone} updates undone.")
+            state = "Original weights restored exactly" if same else "The weights differ from the original weights"
+            self.say(f"{state} ({undone} update{'' if undone == 1 else 's'} undone).")
             self._weights_moved()
             return undone
 
@@ -278,10 +279,14 @@ class TTTPanel(Panel):
         levels = [entropy_metric(self._before, "before"), entropy_metric(after, "after")]
         text = token_text(self.exploration.tokenizer, self._ids)
         self.token_map.show(text, [*change_metrics(self._before, after), *levels])
-        change = after.entropies - self._before.entropies
         made = len(self.steps) - 1
-        ended = " (stopped)" if self._stopping else " (as far as asked)" if made < self._config.steps else ""
-        self.say(f"{made} step{'s' if made != 1 else ''}{ended}: mean entropy {np.nanmean(change):+.4f} nats a token.")
+        ended = " (stopped)" if self._stopping else " (stopping criterion reached)" if made < self._config.steps else ""
+        loss, entropy = (
+            f"{name} {before[name]:.3f} → {now[name]:.3f}"
+            for before, now in [(_means(self._before), _means(after))]
+            for name in ("loss", "entropy")
+        )
+        self.say(f"After {made} step{'s' if made != 1 else ''}{ended}: {loss}, {entropy} (nats per token).")
 
     def _answered(self, when: str, text: str) -> None:
         self.answers[when] = text
@@ -303,7 +308,7 @@ class TTTPanel(Panel):
         way = "refine" if self._config.method else "sft"
         style = way_styles([way])[way]
         panels = []
-        for key, title, unit in (*CURVES, ("reward", "Reward of the step's rollouts", "mean")):
+        for key, title, unit in (*CURVES, ("reward", "Mean reward of the step's rollouts", "mean")):
             found = [(each["step"], each[key]) for each in self.steps if key in each]
             if found:
                 points = np.array(found, dtype="<f4")
@@ -317,7 +322,7 @@ class TTTPanel(Panel):
 
     def _require_idle(self) -> None:
         if self.running:
-            raise ValueError("this panel is adapting already: stop that first")
+            raise ValueError("this panel is already adapting: press Stop first")
 
     def _ended(self, chain: Future[Any]) -> None:
         if chain.exception() is None:
@@ -339,8 +344,8 @@ class TTTPanel(Panel):
             updates = known["updates"]
             if not self.running:
                 self.buttons["stop"].disabled = not known["adapting"]
-            moved = f"weights: moved by {updates} updates; Reset puts them back"
-            self.fields["weights"].value = moved if updates else "weights: as loaded"
+            adapted = f"Adapted ({updates} update{'' if updates == 1 else 's'}). Reset restores the original weights."
+            self.fields["weights"].value = adapted if updates else "Original weights."
 
         self.worker.submit("open", model=self.model).add_done_callback(told)
 
@@ -355,9 +360,13 @@ class TTTPanel(Panel):
 
     def _laid_out(self) -> list[Any]:
         self.buttons = {
-            "start": button("Adapt", partial(self._pressed, "start"), "Adapt to document and question", "primary"),
-            "stop": button("Stop", partial(self._pressed, "stop"), "Stop after this step; what was learned stays"),
-            "reset": button("Reset", partial(self._pressed, "reset"), "Put the weights back as they were loaded"),
+            "start": button(
+                "Adapt", partial(self._pressed, "start"), "Adapt to the document and the question", "primary"
+            ),
+            "stop": button(
+                "Stop", partial(self._pressed, "stop"), "Stop after the current step and keep the adapted weights"
+            ),
+            "reset": button("Reset", partial(self._pressed, "reset"), "Restore the original weights"),
         }
         settings = in_rows([self.fields[name] for name in ("method", "reward", "steps", "lr", "answer_tokens")])
         actions = in_rows([*self.buttons.values(), self.fields["weights"]])

@@ -118,7 +118,8 @@ def setting_names(kind: type) -> frozenset[str]:
 @cache
 def _parts(kind: type) -> dict[str, type]:
     """The configurations inside a configuration by the names of their fields."""
-    hints = get_annotations(kind, eval_str=True)
+    annotations = [get_annotations(base, eval_str=True) for base in reversed(kind.__mro__)]
+    hints = {name: hint for each in annotations for name, hint in each.items()}
     options = {field.name: get_args(hints[field.name]) or (hints[field.name],) for field in fields(kind)}
     return {name: option for name, each in options.items() for option in each if is_dataclass(option)}  # type: ignore[misc]
 

@@ -83,18 +83,18 @@ def ttt_runs(
     size = configs[0].batch_size
     _, left_out = batches_of(examples, size)
     if left_out:
-        dropped = f"a last batch with fewer than {size} is dropped."
-        print(f"{len(left_out)} of {len(examples)} prompts are left out: {dropped}")
+        dropped = f"since the last batch has fewer than {size} prompts."
+        print(f"{len(left_out)} of {len(examples)} prompts are left out, {dropped}")
     for note in [*notes][:NOTES]:
         print(f"{note}.")
     if len(notes) > NOTES:
-        print(f"So are {len(notes) - NOTES} more prompts.")
+        print(f"The same applies to {len(notes) - NOTES} more prompts.")
     runs = []
     for config in configs:
         (run,) = resume_or_create([config], folder, inputs_of(config.model, examples), fresh=fresh)
         runs.append(run)
         done = len(run.log.done)
-        print(f"{shown(run.path)}" + (f": {done} answered before, which are not answered again" if done else ""))
+        print(f"{shown(run.path)}" + (f": {done} prompts already answered" if done else ""))
     return runs
 
 

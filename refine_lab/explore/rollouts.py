@@ -32,8 +32,8 @@ PREFIX_TOKENS = 24
 """Of a prefix, its last ones, that a table shows."""
 CORRELATED = {
     "entropy": ("entropy", "nats"),
-    "exact match": ("binary", "share of tokens"),
-    "logprob of the truth": ("target_logprob", "nats"),
+    "exact-match rate": ("binary", "share of tokens"),
+    "logprob of the reference": ("target_logprob", "nats"),
 }
 """What rewards are correlated with: its column, and its unit."""
 BLOCK = 8

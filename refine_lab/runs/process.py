@@ -272,7 +272,7 @@ def _stop_or_kill(process: RunProcess, log: Callable[[str], object]) -> None:
     try:
         stop(process, SAVE_SECONDS)
     except TimeoutError as error:
-        log(f"{error}: it is killed")
+        log(f"{error}; killing it")
         if process.popen:
             process.popen.kill()
             process.popen.wait()

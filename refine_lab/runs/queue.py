@@ -71,7 +71,7 @@ def require_finished(runs: Sequence[Run]) -> None:
         steps = ", ".join(f"{run.name}: step {run.status.step} of {run.status.steps}" for run in working)
         raise RuntimeError(
             f"{len(working)} of {len(states)} runs are still in progress ({steps}); "
-            "run this cell and those below again when they have finished"
+            "execute this cell and the cells below again when they have finished"
         )
 
 

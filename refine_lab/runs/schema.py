@@ -36,6 +36,8 @@ class Column:
     "Whether all rollouts of a position have the same value."
     filtered: bool = False
     "Whether the inspector has a filter for it, from a lowest to a highest value."
+    heading: str = ""
+    "A longer name than `label`, for pages where there is room."
     look: Literal["number", "best", "bar"] = "number"
     "`best`: the highest of each position is bold, and the histogram is drawn of it. `bar`: a bar left or right of 0."
     since: int = 1
@@ -50,17 +52,18 @@ COLUMNS = (
     Column("step", INT32, "step", shared=True, filtered=True),
     Column("sequence_id", pa.int64(), "sequence", shared=True),
     Column("position", INT32, "position", shared=True, filtered=True),
-    Column("member", INT32, "number in its group"),
+    Column("member", INT32, "sample index at this position"),
     Column("prefix_ids", IDS, "prefix", shared=True),
     Column("rollout_ids", IDS, "rollout"),
-    Column("target_ids", IDS, "truth", shared=True),
+    Column("target_ids", IDS, "reference", shared=True),
     Column("logprobs", pa.list_(FLOAT32), "log p of each token", "nats"),
     Column("entropy", FLOAT32, "entropy", "nats", 3, "Entropy of the policy at the position", shared=True, filtered=True),
-    Column("reward", FLOAT32, "reward", "", 3, "The reward trained on; bold: the highest of its position",
+    Column("reward", FLOAT32, "reward", "", 3, "Training reward; bold: the highest at its position",
            filtered=True, look="best"),
-    Column("advantage", FLOAT32, "advantage", "", 2, "The advantage, as a bar from 0", look="bar"),
-    Column("cosine", FLOAT32, "cosine", "", 3, "Cosine of the hidden states with the truth's"),
-    Column("binary", FLOAT32, "match", "", 2, "Share of the tokens that equal the truth"),
+    Column("advantage", FLOAT32, "advantage", "", 2, "Advantage, with a bar from 0", look="bar"),
+    Column("cosine", FLOAT32, "cosine", "", 3, "Cosine similarity with the hidden states of the reference"),
+    Column("binary", FLOAT32, "match", "", 2, "Exact-match rate: share of tokens that equal the reference",
+           heading="exact-match rate"),
     Column("logprob", None, "log p", "nats", 2, "Sum of the tokens' logprobs, nats"),
 )  # fmt: skip
 """In the order of the file. Pages list the numbers of a rollout in this order."""

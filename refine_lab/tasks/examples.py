@@ -151,14 +151,16 @@ def _answer_notes(
     if config.asked_form == "file":
         column = f" in column {config.answer_column or ANSWERS!r}"
     if not scored:
-        yield f"No prompt to be answered has a reference answer{column}: answers are not scored."
+        yield f"No prompt has a reference answer{column}; answers are not scored."
     elif bare:
-        yield f"{bare} of {len(asked)} prompts to be answered without a reference answer{column} are not scored."
+        yield f"{bare} of {len(asked)} prompts have no reference answer{column} and are not scored."
     if cut := too_long(rule, tokenizer, scored):
         sentence = f"No reference answer of {cut} of {len(scored)} prompts fits into {rule.max_tokens} tokens"
         warnings.warn(f"{sentence}: raise answer_tokens", stacklevel=3)
         yield f"{sentence}."
     if several := several_lines(rule, scored):
-        sentence = f"Every reference answer of {several} of {len(scored)} prompts has several lines; an answer is one"
+        sentence = (
+            f"Every reference answer of {several} of {len(scored)} prompts has several lines, but an answer is one line"
+        )
         warnings.warn(f"{sentence}: set lines to 'all'", stacklevel=3)
         yield f"{sentence}."

@@ -21,9 +21,9 @@ test("bins as numpy has them: the last edge belongs to the last bin", () => {
 
 test("it is said what the numbers are of", () => {
   const facts = { rollouts: 2, positions: 1 };
-  assert.equal(js.sentences(facts, ["shown", "shown"]), "All numbers: 2 rollouts at 1 selected position.");
+  assert.equal(js.sentences(facts, ["shown", "shown"]), "Statistics over 2 rollouts at 1 sampled position.");
   assert.equal(
     js.sentences({ ...facts, positions: 2 }, ["shown", "left-out", "clicked", null]),
-    "All numbers: 2 rollouts at 2 selected positions. Pale: 1 that the list's filters leave out. Orange, in no number: 1 rollout at clicked positions.",
+    "Statistics over 2 rollouts at 2 sampled positions. Pale: 1 rollout hidden by the list's filters. Orange: 1 rollout at clicked positions, excluded from the statistics.",
   );
 });

@@ -12,7 +12,7 @@ function render({ model, el }) {
   const root = html("div", "refine-lab answers", el);
   const listeners = {};
   for (const when of ["before", "after"]) {
-    const field = html("textarea", "", html("label", "", root, when));
+    const field = html("textarea", "", html("label", "", root, `answer ${when} adaptation`));
     Object.assign(field, { readOnly: true, rows: 2 });
     field.addEventListener("keydown", keepKeys);
     listeners[when] = () => {

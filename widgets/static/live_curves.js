@@ -146,7 +146,7 @@ function drawReadings(view, panel, step) {
   }
   const words = found.map(({ arm, text }) => `${arm.label}: ${text}`).join("; ");
   const last = Math.max(0, ...panel.lines.map((line) => line.x[line.x.length - 1] ?? 0));
-  view.svg.setAttribute("aria-label", `${panel.title}, ${panel.unit}, over ${panel.of ?? "step"}s; arrow keys read it out`);
+  view.svg.setAttribute("aria-label", `${panel.title}, ${panel.unit}, over ${panel.of ?? "step"}s; use the arrow keys to read values`);
   view.svg.setAttribute("aria-valuemin", 0);
   view.svg.setAttribute("aria-valuemax", last);
   view.svg.setAttribute("aria-valuenow", step ?? last);
@@ -252,7 +252,7 @@ function render({ model, el }) {
       if (there !== view.figure) panels.insertBefore(view.figure, there);
       drawPanel(view, panel, domain);
     });
-    note.textContent = data.panels.length ? "" : "Nothing yet: curves appear with the first step.";
+    note.textContent = data.panels.length ? "" : "No data yet. Curves appear after the first step.";
   }
 
   const onCurves = () => {

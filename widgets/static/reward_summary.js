@@ -63,8 +63,8 @@ function histogram(parent, facts, y, kinds) {
 
 function scatter(parent, facts, panel, y, kinds) {
   const x = floats(panel.x);
-  const r = panel.r === null ? "does not vary" : `r = ${panel.r.toFixed(2)}`;
-  const drawing = frame(parent, `with ${panel.title}`, r, `${facts.reward} reward against ${panel.title}: ${r}`);
+  const r = panel.r === null ? "constant" : `r = ${panel.r.toFixed(2)}`;
+  const drawing = frame(parent, `Reward vs ${panel.title}`, r, `${facts.reward} reward against ${panel.title}: ${r}`);
   const [xs, ys] = [extent([x], 0.04), extent([y], 0.06)];
   if (!xs || !ys) return;
   const { sx, sy } = axes(drawing, AXES, xs, ys, panel.unit);
@@ -81,12 +81,12 @@ function scatter(parent, facts, panel, y, kinds) {
 /** What the numbers are of, what is pale, and what is apart. */
 export function sentences(facts, kinds) {
   const many = (count, word) => `${format(count)} ${word}${count === 1 ? "" : "s"}`;
-  const where = facts.positions ? ` at ${many(facts.positions, "selected position")}` : "";
+  const where = facts.positions ? ` at ${many(facts.positions, "sampled position")}` : "";
   const shown = kinds.filter((kind) => kind === "shown").length;
   const apart = kinds.filter((kind) => kind === "clicked").length;
-  const found = [`All numbers: ${many(facts.rollouts, "rollout")}${where}.`];
-  if (shown < facts.rollouts) found.push(`Pale: ${format(facts.rollouts - shown)} that the list's filters leave out.`);
-  if (apart) found.push(`Orange, in no number: ${many(apart, "rollout")} at clicked positions.`);
+  const found = [`Statistics over ${many(facts.rollouts, "rollout")}${where}.`];
+  if (shown < facts.rollouts) found.push(`Pale: ${many(facts.rollouts - shown, "rollout")} hidden by the list's filters.`);
+  if (apart) found.push(`Orange: ${many(apart, "rollout")} at clicked positions, excluded from the statistics.`);
   return found.join(" ");
 }
 

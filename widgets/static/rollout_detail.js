@@ -11,7 +11,8 @@ const LONGEST_TEXT = 2000; // characters of a token of the prefix, or of a text 
 function numbersOf(fields) {
   const numbers = fields.filter(({ digits }) => digits !== null);
   const ordered = [...numbers.filter(({ shared }) => !shared), ...numbers.filter(({ shared }) => shared)];
-  return ordered.map((field) => ({ ...field, heading: field.unit ? `${field.label} (${field.unit})` : field.label }));
+  const heading = ({ heading, label, unit }) => (heading || label) + (unit ? ` (${unit})` : "");
+  return ordered.map((field) => ({ ...field, heading: heading(field) }));
 }
 
 function tableOf(parent, className, heads) {
@@ -39,7 +40,7 @@ function writeTokens(parent, data, ids) {
 export function drawDetail(parent, { data, fields, selected, compared }, pin) {
   parent.replaceChildren();
   if (selected < 0) {
-    const words = data.rows ? "Choose a rollout to see it token by token." : "No rollouts yet.";
+    const words = data.rows ? "Select a rollout to see it token by token." : "No rollouts yet.";
     html("p", "note", parent, words);
     return;
   }
@@ -64,7 +65,7 @@ export function drawDetail(parent, { data, fields, selected, compared }, pin) {
 
 function drawAligned(parent, data, row) {
   const group = data.group[row];
-  const heads = ["", "truth", "", "rollout", "log p (nats)", ...(data.cosines ? ["cosine"] : [])];
+  const heads = ["", "reference", "", "rollout", "log p (nats)", ...(data.cosines ? ["cosine"] : [])];
   const body = tableOf(parent, "aligned", heads);
   const [long, short] = [lengthOf(data, data.tokens, row), lengthOf(data, data.targets, group)];
   for (let i = 0; i < Math.max(long, short); i++) {
@@ -107,7 +108,7 @@ export function drawCompared(parent, { data, fields, compared, selected }, { cho
     const head = html("th", row === selected ? "selected" : "", heads);
     head.scope = "col";
     const name = `${placeOf(data, data.group[row])} · #${data.member[row]}`;
-    button(head, name, () => choose(row), { title: "Show it in the list", className: "plain" });
+    button(head, name, () => choose(row), { title: "Show in the list", className: "plain" });
     button(head, "×", () => pin(row), { label: `Unpin ${describe(data, row)}`, className: "plain" });
   }
   const body = html("tbody", "", table);
@@ -116,7 +117,7 @@ export function drawCompared(parent, { data, fields, compared, selected }, { cho
     html("th", "", line, label).scope = "row";
     for (const row of compared) draw(html("td", "", line), row);
   };
-  text("truth", (cell, row) => drawTokens(cell, data, data.targets, data.group[row], () => ({ truth: true })));
+  text("reference", (cell, row) => drawTokens(cell, data, data.targets, data.group[row], () => ({ truth: true })));
   text("rollout", (cell, row) =>
     drawTokens(cell, data, data.tokens, row, (i, at) => ({ match: isMatch(data, row, i), cosine: data.cosines?.[at] })),
   );
@@ -143,9 +144,9 @@ function drawTokens(parent, data, ids, row, look) {
 export function drawTableF1(parent, { data, rows }, { close, say }) {
   parent.replaceChildren();
   const top = html("div", "title", parent);
-  html("h3", "", top, "Table F.1: cosine reward of rollouts beside the ground truth");
+  html("h3", "", top, "Table F.1: cosine reward of rollouts and the ground truth");
   const table = tableF1(data, rows);
-  const copy = async () => say((await copyText(markdownF1(table), parent)) ? "Table F.1 is copied." : "The browser does not allow copying.");
+  const copy = async () => say((await copyText(markdownF1(table), parent)) ? "Table F.1 copied." : "The browser does not allow copying.");
   button(top, "Copy as Markdown", copy).disabled = !table.length;
   button(top, "Close", close);
   if (!table.length) {
@@ -160,7 +161,7 @@ export function drawTableF1(parent, { data, rows }, { close, say }) {
     html("td", "words", line, beginning(text, LONGEST_TEXT));
     html("td", best ? "number best" : "number", line, best ? `★ ${value}` : value);
   }
-  html("p", "note", parent, "The first positions of the list, their first rollouts by number; ★ the highest of all rollouts of an example.");
+  html("p", "note", parent, "The first positions of the list with their first rollouts; ★ marks the highest of all rollouts of an example.");
 }
 
 // -- histogram --------------------------------------------------------------------------------------------------------
@@ -197,6 +198,6 @@ export function drawHistogram(figure, { data, ranked, rows, range }) {
   middle.textContent = count ? `mean reward ${decimals(mean)}${part}` : "reward";
   right.textContent = range ? decimals(high, 2) : "";
   const words = `Rewards of ${count} rollouts from ${decimals(low, 2)} to ${decimals(high, 2)}, mean ${decimals(mean)}`;
-  const others = apart.count ? `; ${apart.count} of clicked positions` : "";
+  const others = apart.count ? `; ${apart.count} at clicked positions` : "";
   picture.setAttribute("aria-label", count ? `${words}${part}${others}` : "No rewards");
 }

@@ -7,13 +7,13 @@ import { describe, nextSort, rolloutList } from "./rollout_list.js";
 import { button, clamp, extent, follow, format, html, inFrames, put, rootOf, svg, takeKey, unpacked } from "./shared.js";
 
 const MOST_COMPARED = 8;
-const TEXT_LABELS = { text: "Rollout contains", truth: "Truth contains" };
+const TEXT_LABELS = { text: "Rollout contains", truth: "Reference contains" };
 const KEYS = [
   ["↑ ↓", "select"],
-  ["Page, Home, End", "far"],
+  ["Page Up/Down, Home, End", "jump"],
   ["Enter", "pin"],
   ["f or /", "filter"],
-  ["Esc", "clears: the field; in the list filters, then pins, then the selection"],
+  ["Esc", "clear the field; in the list, clear filters, then pins, then the selection"],
 ];
 let made = 0;
 
@@ -97,7 +97,7 @@ function build(el, fields, actions) {
   status.setAttribute("role", "status");
   status.setAttribute("aria-live", "polite");
   const clear = button(bar, "Clear filters", actions.clear);
-  const f1 = button(bar, "Table F.1", actions.toggleF1);
+  const f1 = button(bar, "Export examples (Table F.1)", actions.toggleF1);
   const table = html("section", "table", root);
   table.hidden = true;
   table.setAttribute("aria-label", "Table F.1");
@@ -114,7 +114,7 @@ function build(el, fields, actions) {
   }
   const legend = html("div", "help", root);
   html("span", "token match", legend, "token").setAttribute("aria-hidden", true);
-  html("span", "", legend, "with a dot: as the truth; the bar below: cosine with the truth's hidden state, from the right where negative");
+  html("span", "", legend, "a dot marks a token that matches the reference; the bar shows the cosine with the reference's hidden state, from the right if negative");
   return { root, error, filters, figure, status, clear, f1, table, list, detail, compared };
 }
 
@@ -204,7 +204,7 @@ function render({ model, el }) {
     const clicked = new Set([...rows].map((row) => data.group[row]).filter((group) => data.clicked.has(group))).size;
     const apart = clicked ? `, ${format(clicked)} clicked` : "";
     const facts = [`${some} ${data.rows === 1 ? "rollout" : "rollouts"} at ${format(groups)} ${groups === 1 ? "position" : "positions"}${apart}`];
-    if (selected >= 0) facts.push(rows.includes(selected) ? `selected: ${describe(data, selected)}` : "the selected one is filtered out");
+    if (selected >= 0) facts.push(rows.includes(selected) ? `selected: ${describe(data, selected)}` : "the selected rollout is filtered out");
     if (state.said) facts.push(state.said);
     state.said = "";
     const text = facts.join(" · ");

@@ -14,8 +14,8 @@ export function decimals(value, digits = 3) {
 }
 
 function sortLabel(title, name, [column, descending]) {
-  if (column !== name) return `${title}: sort by it, highest first`;
-  return descending ? `${title}: sorted, highest first; press for lowest first` : `${title}: sorted, lowest first; press for as they came`;
+  if (column !== name) return `Sort by ${title}, highest first`;
+  return descending ? `Sorted by ${title}, highest first; press for lowest first` : `Sorted by ${title}, lowest first; press for the original order`;
 }
 
 /** What a press on a column's head makes of the order: highest first, lowest first, as they came. */
@@ -67,7 +67,7 @@ export function rolloutList(parent, fields, on) {
   const box = html("div", "lines", scroller);
   box.tabIndex = 0;
   box.setAttribute("role", "listbox");
-  box.setAttribute("aria-label", "Rollouts, under the truth of their position");
+  box.setAttribute("aria-label", "Rollouts, below the reference of their position");
   const drawn = new Map();
   let state = null;
   const numbers = fields.filter(({ shared }) => !shared).map(({ look }) => WIDTHS[look]);
@@ -137,7 +137,7 @@ export function rolloutList(parent, fields, on) {
     node.classList.toggle("selected", chosen);
     node.setAttribute("aria-selected", chosen);
     node.firstChild.textContent = pinned ? "◆" : state.data.member[row];
-    node.firstChild.title = pinned ? "pinned for comparison" : "number in its group";
+    node.firstChild.title = pinned ? "pinned for comparison" : "sample index at this position";
     if (chosen) box.setAttribute("aria-activedescendant", node.id);
   }
 
@@ -195,7 +195,7 @@ function buildHead(head, fields, on) {
 function truthLine(parent, { data, fields }, group) {
   const node = html("div", "line truth", parent);
   node.setAttribute("role", "presentation");
-  html("span", "mark", node, "GT").title = "the truth (ground truth)";
+  html("span", "mark", node, "GT").title = "reference (ground truth)";
   const tokens = html("span", "tokens", node);
   for (let i = 0; i < lengthOf(data, data.targets, group); i++) tokenCell(tokens, data, data.targets[group * data.width + i], { truth: true });
   const clicked = data.clicked.has(group);
@@ -224,7 +224,7 @@ function rolloutLine(parent, { data, fields, best, most }, row) {
     const cell = tokenCell(tokens, data, data.tokens[at], { match, cosine: data.cosines?.[at] });
     const facts = [`logprob ${decimals(data.logprobs[at])}`];
     if (data.cosines) facts.push(`cosine ${decimals(data.cosines[at])}`);
-    if (match) facts.push("as the truth");
+    if (match) facts.push("matches the reference");
     cell.title = `${visible(beginning(data.strings[data.tokens[at]]))}\n${facts.join(" · ")}`;
   }
   const numbers = html("span", "numbers", node);

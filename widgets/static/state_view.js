@@ -31,7 +31,7 @@ function render({ model, el }) {
   const canvas = html("canvas", "strips", root);
   canvas.tabIndex = 0;
   canvas.setAttribute("role", "application");
-  canvas.setAttribute("aria-label", "Heads by places: arrow keys move, Home and End go to the ends of the document");
+  canvas.setAttribute("aria-label", "Heads by positions: arrow keys move, Home and End go to the ends of the document");
   const title = html("div", "title", root);
   const writes = html("canvas", "writes", root);
   writes.setAttribute("role", "img");
@@ -106,7 +106,7 @@ function render({ model, el }) {
     const { pen, width } = sized(writes, WRITES);
     strongest.replaceChildren();
     if (row.writes < 0) {
-      title.textContent = "This layer does not tell how strongly tokens write.";
+      title.textContent = "This layer does not report write strengths.";
       return;
     }
     const own = data.writes.subarray(row.writes * data.tokens, (row.writes + 1) * data.tokens);
@@ -122,7 +122,7 @@ function render({ model, el }) {
     pen.fillStyle = palette.quiet;
     pen.fillText(format(most), 2, 12, LABEL - 8);
     pen.fillText("0", 2, WRITES - 4, LABEL - 8);
-    title.textContent = `Write strength of every token in layer ${row.layer}, head ${row.head}; strongest:`;
+    title.textContent = `Write strength of every token in layer ${row.layer}, head ${row.head}; strongest tokens:`;
     writes.setAttribute("aria-label", title.textContent);
     for (const { token, text, strength } of row.strongest) {
       const item = html("li", "", strongest);

@@ -5,8 +5,8 @@ import { shareOf } from "./token_colours.js";
 import { visibleText } from "./token_layout.js";
 
 const HELP =
-  "Arrows, Page Up/Down move · Home/End of the line, with Ctrl of the document · Enter or click selects · n/p next/previous highest · " +
-  "/ finds · Shift or dragging marks, Ctrl+C copies it, or the line · Esc clears";
+  "Arrows, Page Up/Down: move · Home/End: ends of the line, with Ctrl of the document · Enter or click: select · n/p: next/previous highest · " +
+  "/: find · Shift or drag: mark text · Ctrl+C: copy the marked text or the line · Esc: clear";
 
 export function withUnit(metric, value) {
   if (value !== value) return "no value";
@@ -23,9 +23,9 @@ export function buildPanel(el) {
   const legend = html("div", "legend", bar);
   const tools = html("div", "tools", bar);
   const highest = html("span", "group", tools);
-  const previous = button(highest, "▲", null, { label: "Previous highest", title: "Previous of the highest values (p)" });
+  const previous = button(highest, "▲", null, { label: "Previous highest", title: "Previous highest value (p)" });
   html("span", "", highest, "highest");
-  const next = button(highest, "▼", null, { label: "Next highest", title: "Next of the highest values (n)" });
+  const next = button(highest, "▼", null, { label: "Next highest", title: "Next highest value (n)" });
   const search = html("span", "group", tools);
   const find = html("input", "", search);
   Object.assign(find, { type: "search", placeholder: "Find text", spellcheck: false });
@@ -33,7 +33,7 @@ export function buildPanel(el) {
   const back = button(search, "▲", null, { label: "Previous match", title: "Previous match (Shift+Enter)" });
   const forth = button(search, "▼", null, { label: "Next match", title: "Next match (Enter)" });
   const count = html("span", "count", search);
-  const copy = button(tools, "Copy", null, { label: "Copy", title: "Copy what is marked, or the line (Ctrl+C)" });
+  const copy = button(tools, "Copy", null, { label: "Copy", title: "Copy the marked text or the line (Ctrl+C)" });
   const frame = html("div", "frame", root);
   const scroller = html("div", "scroller", frame);
   const tall = html("div", "tall", scroller);
@@ -43,7 +43,7 @@ export function buildPanel(el) {
   canvas.setAttribute("aria-roledescription", "token map");
   const minimap = html("canvas", "minimap", frame);
   minimap.setAttribute("aria-hidden", "true"); // the keyboard has Page Up and Down for it
-  minimap.title = "The whole document: bars are means, their ticks the highest; click or drag to go there";
+  minimap.title = "The whole document: bars show means, ticks show maxima; click or drag to jump there";
   const status = html("div", "status", root);
   status.setAttribute("aria-live", "polite");
   const help = html("div", "help", root, HELP);
@@ -83,10 +83,10 @@ export function drawLegend(parent, metric, ramp, document) {
     tick.style.left = `${(shareOf(metric, value) * 100).toFixed(1)}%`;
   }
   const range = `from ${withUnit(metric, metric.low)} to ${withUnit(metric, metric.high)}`;
-  scale.title = `${metric.title} ${range}${beyond.length ? `; values ${beyond.join(" and ")} have the colour of the end` : ""}`;
+  scale.title = `${metric.title} ${range}${beyond.length ? `; values ${beyond.join(" and ")} have the colour of that end` : ""}`;
   scale.setAttribute("role", "img");
   scale.setAttribute("aria-label", scale.title);
-  if (document.targets.length) html("span", "key target", parent, "◆ target");
+  if (document.targets.length) html("span", "key target", parent, "◆ sampled position");
   if (document.chunk_borders.length) html("span", "key border", parent, "│1 chunk");
 }
 
@@ -107,9 +107,9 @@ export function fillTip(tip, { token, total, text, metrics, chosen, target, alte
   if (target !== undefined) html("div", "target", tip, `◆ ${visibleText(target)}`);
   const table = html("table", "", tip);
   for (const metric of metrics) row(table, metric.title, withUnit(metric, metric.values[token]), metric === chosen ? "chosen" : "");
-  if (waiting) html("div", "quiet", tip, "alternatives …");
+  if (waiting) html("div", "quiet", tip, "loading alternatives…");
   if (!alternatives?.length) return;
-  html("div", "quiet", tip, "most likely here");
+  html("div", "quiet", tip, "most likely tokens");
   const list = html("table", "", tip);
   for (const [other, probability] of alternatives) {
     const line = html("tr", other === text ? "chosen" : "", list);

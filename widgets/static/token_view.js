@@ -166,7 +166,7 @@ export function describe(view, token) {
   const text = textOfRange(doc.tokens, token, token);
   const parts = [`token ${format(token)}: “${text === "" ? "part of a character" : visibleText(text, 60)}”`];
   if (metric) parts.push(`${metric.title} ${withUnit(metric, metric.values[token])}`);
-  if (doc.targetLabels.has(token)) parts.push(`target: ${visibleText(doc.targetLabels.get(token))}`);
+  if (doc.targetLabels.has(token)) parts.push(visibleText(doc.targetLabels.get(token)));
   if (doc.borders.has(token)) parts.push(`chunk ${doc.borders.get(token)} begins`);
   return parts.join(" · ");
 }
@@ -235,7 +235,7 @@ export function jump(view, by) {
   if (!tokens.length) return say(view, "no values to go to");
   view.highestAt = view.highestAt < 0 ? (by > 0 ? 0 : tokens.length - 1) : (view.highestAt + by + tokens.length) % tokens.length;
   moveTo(view, tokens[view.highestAt], { centred: true });
-  say(view, `number ${view.highestAt + 1} of the ${tokens.length} highest · ${describe(view, view.cursor)}`);
+  say(view, `highest value ${view.highestAt + 1} of ${tokens.length} · ${describe(view, view.cursor)}`);
 }
 
 export function search(view, by) {
@@ -249,7 +249,7 @@ export function search(view, by) {
   const many = view.hits.length >= MOST_HITS ? `${format(MOST_HITS)}+` : format(view.hits.length);
   view.ui.count.textContent = query ? (view.hits.length ? `${format(view.hit + 1)} of ${many}` : "none") : "";
   if (view.hits.length) moveTo(view, view.hits[view.hit][0], { centred: true, tip: false });
-  if (query) say(view, view.hits.length ? `match ${view.ui.count.textContent} · ${describe(view, view.cursor)}` : `“${visibleText(query)}” is not there`);
+  if (query) say(view, view.hits.length ? `match ${view.ui.count.textContent} · ${describe(view, view.cursor)}` : `“${visibleText(query)}” not found`);
   schedule(view);
 }
 
@@ -260,7 +260,7 @@ export function textToCopy(view) {
 }
 
 export function copied(view, text) {
-  say(view, text ? `copied ${format(text.length)} characters` : "nothing to copy: select a token, or mark some");
+  say(view, text ? `copied ${format(text.length)} characters` : "nothing to copy: select a token or mark text");
 }
 
 /** By the button. */
