@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_step import learner_for, make_batch, make_policy
+from factories.step import learner_for, make_batch, make_policy
 
 from refine_lab.config import RefineConfig
 from refine_lab.draws import Draws

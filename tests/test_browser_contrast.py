@@ -13,8 +13,8 @@ import pytest
 from lab import FLAGS, PATIENCE
 from readable import contrasts, nameless, stops, unreached, unreadable
 from rollout_frames import decode, rows
-from test_run_monitor import HOSTILE as ERROR
-from test_state_view import summary
+from factories.run_monitor import HOSTILE as ERROR
+from factories.state_view import summary
 
 from widgets.answers import Answers
 from widgets.base import Widget

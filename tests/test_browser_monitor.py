@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from lab import PATIENCE, Lab, change_theme, opened, take_shots, write_notebook
 from readable import contrasts, nameless, unreadable
-from test_run_monitor import write_run as write_finished
+from factories.run_monitor import write_run as write_finished
 
 from refine_lab.config import DataConfig, TrainConfig
 from refine_lab.runs.run import Run

@@ -6,10 +6,10 @@ from contextlib import nullcontext
 from functools import partial
 
 import pytest
-import test_hybrids as hybrids
+import factories.hybrids as hybrids
 import torch
 import torch.nn.functional as F
-from test_step import learner_for, make_batch, make_policy
+from factories.step import learner_for, make_batch, make_policy
 from torch import Tensor
 
 import refine_lab.models.delta_layers as delta_layers

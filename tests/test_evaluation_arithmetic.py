@@ -11,13 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import test_fla_models as fla_double
-import test_hybrids as hybrids
+import factories.fla_models as fla_double
+import factories.hybrids as hybrids
 import torch
-from test_posttraining import checkpoint, config_of, prompts, trained
-from test_step import learner_for, make_batch, make_policy
-from test_ttt_runs import RULE, examples, made, model
-from test_ttt_runs import config_of as ttt_config_of
+from factories.posttraining import checkpoint, config_of, prompts, trained
+from factories.step import learner_for, make_batch, make_policy
+from factories.ttt_runs import RULE, examples, made, model
+from factories.ttt_runs import config_of as ttt_config_of
 
 from refine_lab.config import DataConfig, RefineConfig, TrainConfig
 from refine_lab.draws import Draws

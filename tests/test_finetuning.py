@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from naive import naive_loss
-from test_step import make_batch
-from test_transformers_contract import FAMILIES, tokens_of
+from factories.step import make_batch
+from factories.transformers_contract import FAMILIES, tokens_of
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from state_contract import by_row
-from test_step import learner_for
+from factories.step import learner_for
 from torch import Tensor
 
 from refine_lab.config import RefineConfig
@@ -58,7 +58,7 @@ def lact(**fields) -> FastWeightLM:
 
 
 def hybrid(family: str) -> FastWeightLM:
-    from test_hybrids import make  # small and random; its vocabulary is smaller than that here
+    from factories.hybrids import make  # small and random; its vocabulary is smaller than that here
 
     return make(family, torch.float32, vocab_size=VOCABULARY)
 

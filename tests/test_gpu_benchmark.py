@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_step import make_policy
+from factories.step import make_policy
 
 from benchmarks import gpu, gpu_cases
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-import test_hybrids as hybrids
+import factories.hybrids as hybrids
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

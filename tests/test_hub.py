@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 import huggingface_hub
 import pytest
 import torch
-from test_loading import save_small_model
+from factories.loading import save_small_model
 
 from refine_lab.models import hub, load_model
 from refine_lab.models.hub import HubName, locate, resolve

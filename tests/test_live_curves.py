@@ -17,22 +17,13 @@ from refine_lab.runs.writer import RunWriter
 from widgets.figures import check_figures
 from widgets.live_curves import LiveCurves
 from widgets.packing import unpack
+from factories.live_curves import new_run, train
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def new_run(folder: Path, arm: str = "refine", seed: int = 0, steps: int = 8) -> RunWriter:
-    method = {"method": None} if arm == "sft" else {}
-    config = TrainConfig(recipe="tiny", steps=steps, batch_size=2, mini_batch_size=2, seed=seed, **method)
-    return RunWriter.create(config, folder)
 
 
-def train(writer: RunWriter, step: int, **values: float) -> None:
-    rewards = {"reward_mean": 0.5, "reward_std": 0.2, "cosine_mean": 0.5, "cosine_std": 0.2}
-    refine = rewards if writer.config.method else {}
-    writer.train(
-        step, {"ntp_loss": 3 - step / 10, "ntp_accuracy": 0.25, "tokens_per_second": 5000.0, **refine, **values}
-    )
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from state_contract import (
     assert_states_are_of_prefixes,
     same,
 )
-from test_loading import save_small_model
-from test_step import make_batch, make_policy
+from factories.loading import save_small_model
+from factories.step import make_batch, make_policy
 
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, State, load_model
 

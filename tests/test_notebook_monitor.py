@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from executed_notebooks import execute, outputs, said, texts
-from test_run_monitor import write_run
+from factories.run_monitor import write_run
 
 pytestmark = pytest.mark.notebook
 

@@ -17,8 +17,8 @@ import pytest
 import traitlets
 from ipywidgets.widgets.widget import _remove_buffers
 from rollout_frames import decode, random_frame
-from test_live_curves import new_run, train
-from test_state_view import summary
+from factories.live_curves import new_run, train
+from factories.state_view import summary
 
 import widgets
 from refine_lab.explore import Worker

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from refusals import refused
-from test_parity import FAMILIES, make
-from test_step import learner_for, make_batch, make_policy
+from factories.parity import FAMILIES, make
+from factories.step import learner_for, make_batch, make_policy
 from torch.autograd.graph import saved_tensors_hooks
 
 from refine_lab.config import RefineConfig

@@ -22,62 +22,20 @@ from refine_lab.rollout import Branches, follow
 from refine_lab.selection import selection_probabilities
 from refine_lab.step import Learner, assess, next_token_stats, train_step
 from refine_lab.types import Batch, Rollouts
-
-VOCABULARY, LENGTH, K = 53, 150, 5
-
-
-def make_policy(dtype: torch.dtype = torch.float64, seed: int = 0) -> DeltaNetForCausalLM:
-    # Weights of 0.05, larger than the default 0.02. At 0.2 (and, for rewards that are mostly equal, 0.1) float32 itself is
-    # the limit: there the naive procedure is off its own float64 gradient by 2e-5, and the two differ by up to 1.6e-5.
-    torch.manual_seed(seed)
-    sizes = dict(hidden_size=24, num_heads=2, num_hidden_layers=2, intermediate_size=40, vocab_size=VOCABULARY)
-    policy = DeltaNetForCausalLM(
-        DeltaNetConfig(**sizes, expand_v=2.0, tie_word_embeddings=True, initializer_range=0.05)
-    )
-    return policy.to(dtype)
+from factories.step import EDGES, LENGTH, VOCABULARY, fast_gradients, learner_for, make_batch, make_policy, relative_errors
 
 
-def make_batch(lengths: tuple[int, ...] = (LENGTH, 97, 131), seed: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(VOCABULARY, (len(lengths), max(lengths)), generator=generator)
-    for row, length in enumerate(lengths):
-        tokens[row, length:] = 0
-    return Batch(tokens=tokens, lengths=torch.tensor(lengths), sequence_ids=tuple(range(len(lengths))))
 
 
-def learner_for(policy: DeltaNetForCausalLM, method: RefineConfig | None, **sizes) -> Learner:
-    config = TrainConfig(recipe="test", method=method, **{"batch_size": 3, "mini_batch_size": 3, "lr": 0.01, **sizes})
-    reward = REWARDS[method.reward] if method else None
-    return Learner(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
 
 
-def relative_errors(policy: DeltaNetForCausalLM, reference: list[Tensor]) -> dict[str, float]:
-    named = dict(policy.named_parameters())
-    pairs = zip(named.items(), reference, strict=True)
-    return {name: float((p.grad - g).norm() / g.norm()) for (name, p), g in pairs}
 
 
-def fast_gradients(policy: DeltaNetForCausalLM, batch: Batch, method: RefineConfig, positions: Tensor, **changes):
-    """Gradients by the fast path at given positions, on rollouts whose old logprobs were moved by `changes['shift']`."""
-    policy.zero_grad()
-    torch.manual_seed(1)
-    rows = positions.numel() * method.group_size
-    tokens = torch.randint(VOCABULARY, (rows, method.rollout_length))
-    trace = policy.read(batch.tokens, batch.lengths)
-    stats = next_token_stats(policy, trace, batch, entropy=True)
-    branches = Branches.of(trace, positions, method.group_size, detach=method.prefix_gradient == "detached")
-    continuation = follow(policy, branches, tokens, method.temperature)
-    entropies = torch.nn.functional.pad(stats.entropies.detach(), (0, 1))
-    reward = REWARDS[method.reward]
-    rollouts = assess(trace, entropies, batch, positions, tokens, continuation, method, reward)
-    rollouts = replace(rollouts, old_logprobs=rollouts.old_logprobs + changes.get("shift", 0.0))
-    ntp = step_module.ntp_loss(stats.logprobs, batch.lengths, batch.num_targets)
-    nsp, metrics = step_module.rollout_loss(continuation, rollouts, method, tokens.numel())
-    (method.ntp_coef * ntp + nsp).backward()
-    return rollouts, metrics
 
 
-EDGES = torch.tensor([[0, 62, 63, 64, LENGTH - K - 1], [0, 62, 63, 64, 97 - K - 1]])
+
+
+
 SETTINGS = [
     RefineConfig(reward=reward, group_size=n, group_by=group_by, prefix_gradient=prefix, num_chunks=5, nsp_coef=0.7)
     for reward, (n, group_by), prefix in product(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_tasks_ruler import article, squad
+from factories.tasks_ruler import article, squad
 
 from refine_lab.config import DataConfig, TaskConfig, TrainConfig
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer

@@ -5,21 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from jaxtyping import TypeCheckError
-from test_gated_deltanet import make_policy as make_gated_deltanet
-from test_hybrids import make as make_hybrid
-from test_lact import make_lact
-from test_step import make_policy as make_deltanet
+from factories.gated_deltanet import make_policy as make_gated_deltanet
+from factories.hybrids import make as make_hybrid
+from factories.lact import make_lact
+from factories.step import make_policy as make_deltanet
 from torch import Tensor
 
 from refine_lab.models import FastWeightLM, State
+from factories.transformers_contract import FAMILIES, VOCABULARY, tokens_of
 
-FAMILIES = {
-    "delta_net": make_deltanet,
-    "gated_deltanet": make_gated_deltanet,
-    "lact_swiglu": make_lact,
-    **{name: lambda name=name: make_hybrid(name) for name in ("qwen3_next", "qwen3_5_text", "olmo_hybrid")},
-}
-VOCABULARY = 53
 
 
 @pytest.fixture(params=FAMILIES)
@@ -33,8 +27,6 @@ def deltanet() -> FastWeightLM:
     return make_deltanet().double().eval()
 
 
-def tokens_of(rows: int, length: int, seed: int = 0) -> Tensor:
-    return torch.randint(1, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 def padded(side: str) -> tuple[Tensor, Tensor]:

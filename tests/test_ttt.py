@@ -11,7 +11,7 @@ import threading
 import pytest
 import torch
 from refusals import refused
-from test_step import VOCABULARY, learner_for, make_policy
+from factories.step import VOCABULARY, learner_for, make_policy
 
 from refine_lab.config import RefineConfig
 from refine_lab.draws import Draws

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from refusals import refused
-from test_ttt_runs import METHOD, RULE, config_of, examples, model
+from factories.ttt_runs import METHOD, RULE, config_of, examples, model
 
 from refine_lab.config import RefineConfig, from_json, to_json
 from refine_lab.experiments.configs import method_configs, release_configs
@@ -232,7 +232,7 @@ def test_short_prompts_are_told_before_any_directory_is_made(tmp_path, capsys):
 
 
 def test_attention_over_all_positions_has_a_limit_and_a_recurrence_has_none():
-    from test_hybrids import VOCABULARY, make
+    from factories.hybrids import VOCABULARY, make
 
     assert model()[0].longest_context is None
     hybrid = make("qwen3_next", torch.float32, max_position_embeddings=64)

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from test_step import VOCABULARY, make_policy
+from factories.step import VOCABULARY, make_policy
 from transformers import AutoTokenizer
 
 from refine_lab.config import RefineConfig, TrainConfig, to_json
@@ -37,47 +37,17 @@ from refine_lab.tasks.rules import AnswerRule
 from refine_lab.ttt.adaptation import Restored, TTTConfig, read_prompt
 from refine_lab.ttt.config import TTTRunConfig
 from refine_lab.ttt.runs import Progress, adapt_ids, batches_of, check_prompts, example_of, run_prompts
+from factories.ttt_runs import METHOD, RULE, TTT, config_of, examples, made, model
 
-METHOD = RefineConfig(num_chunks=4, rollout_length=3, margin=4, reward="binary", nsp_coef=0.4)
-RULE = AnswerRule(max_tokens=3)
-TTT = TTTConfig(method=METHOD, steps=2, lr=1e-3)
 TIMES = ["seconds", "time", "tokens_per_second"]
 
 
-@cache
-def model():
-    """A tiny policy of random weights, and a tokenizer that knows its tokens and more."""
-    return make_policy(torch.float32).eval(), AutoTokenizer.from_pretrained(SHIPPED / "tiny-deltanet")
 
 
-def examples(count: int = 5, length: int = 40) -> list[Example]:
-    generator = torch.Generator().manual_seed(3)
-    rows = [torch.randint(1, VOCABULARY, (length + i,), generator=generator).tolist() for i in range(count)]
-    return [
-        Example(
-            name=f"made-{i}",
-            prompt_ids=tuple(row),
-            question_start=length - 9,
-            answer_ids=(),
-            answers=("word",),
-            question="what?",
-            documents=(),
-        )
-        for i, row in enumerate(rows)
-    ]
 
 
-def config_of(reset: str = "prompt", **changes: Any) -> TTTRunConfig:
-    sizes = {} if reset == "prompt" else {"batch_size": 2, "mini_batch_size": 1, "ttt": replace(TTT, steps=1)}
-    given: dict[str, Any] = {"recipe": "test", "ttt": TTT, "reset": reset, **sizes, **changes}
-    base = TTTRunConfig(**given)
-    return replace(base, task=replace(base.task, answer_tokens=3))
 
 
-def made(folder: Path, config: TTTRunConfig, chosen: list[Example] | None = None) -> Run:
-    chosen = examples() if chosen is None else chosen
-    (run,) = resume_or_create([config], folder, inputs_of(config.model, chosen))
-    return run
 
 
 def go(run: Run, report: Any = lambda progress: None, chosen: list[Example] | None = None) -> bool:
@@ -282,7 +252,7 @@ def test_killed_it_goes_on_and_equals_an_uninterrupted_run(tmp_path, reset, kill
     assert go(whole)
     answered = []
     for place, count in kills:
-        words = f"import test_ttt_runs as t; t.child({str(tmp_path / 'parts')!r}, {reset!r}, {place!r}, '{count}')"
+        words = f"import factories.ttt_runs as t; t.child({str(tmp_path / 'parts')!r}, {reset!r}, {place!r}, '{count}')"
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         done = subprocess.run([sys.executable, "-c", words], env=environ, capture_output=True, text=True, timeout=120)
         assert done.returncode == -signal.SIGKILL, done.stderr

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_hybrids import configuration
-from test_loading import TEXTS, change
+from factories.hybrids import configuration
+from factories.loading import TEXTS, change
 
 from refine_lab.data.tokenizer import train_tokenizer
 from refine_lab.models import FastWeightLM, load_model

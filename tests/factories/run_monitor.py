@@ -1,0 +1,42 @@
+"""What the tests of run monitor and others share."""
+
+from __future__ import annotations
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+import ipywidgets
+import pytest
+from refine_lab.config import DataConfig, TrainConfig
+from refine_lab.experiments.compare import config_differences
+from refine_lab.inputs import new_run
+from refine_lab.recipes import ttt_per_prompt
+from refine_lab.runs.run import Run
+from refine_lab.runs.schema import ROLLOUT_TYPES
+from refine_lab.runs.writer import RunWriter
+from widgets.rollout_inspector import RolloutInspector
+from widgets.run_monitor import RunMonitor
+from widgets.step_slider import StepSlider
+
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+def write_run(folder: Path, seed: int, lr: float = 1e-4, steps: int = 4) -> Run:
+    """A finished run of REFINE with rollouts of every step."""
+    config = TrainConfig(recipe="tiny", steps=steps, batch_size=2, mini_batch_size=2, seed=seed, lr=lr)
+    with RunWriter.create(config, folder) as writer:
+        for step in range(1, steps + 1):
+            writer.train(
+                step, {"ntp_loss": 3 - step / 10, "reward_mean": 0.5, "reward_std": 0.1, "tokens_per_second": 5000.0}
+            )
+            row = {"sequence_id": 0, "position": 20 + step, "member": 0, "prefix_ids": [5, 6], "rollout_ids": [7, 8]}
+            row |= {"target_ids": [7, 9], "logprobs": [-1.0, -2.0], "entropy": 1.0, "cosine": 0.5, "binary": 0.5}
+            row |= {"reward": 0.5, "advantage": 0.0}
+            writer.rollouts(step, {name: [row[name]] for name in ROLLOUT_TYPES})
+        writer.flush()
+        writer.status("finished")
+        return writer.run

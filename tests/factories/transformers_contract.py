@@ -1,0 +1,27 @@
+"""What the tests of transformers contract and others share."""
+
+from __future__ import annotations
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+from factories.gated_deltanet import make_policy as make_gated_deltanet
+from factories.hybrids import make as make_hybrid
+from factories.lact import make_lact
+from factories.step import make_policy as make_deltanet
+from torch import Tensor
+from refine_lab.models import FastWeightLM, State
+
+
+FAMILIES = {
+    "delta_net": make_deltanet,
+    "gated_deltanet": make_gated_deltanet,
+    "lact_swiglu": make_lact,
+    **{name: lambda name=name: make_hybrid(name) for name in ("qwen3_next", "qwen3_5_text", "olmo_hybrid")},
+}
+
+
+VOCABULARY = 53
+
+
+def tokens_of(rows: int, length: int, seed: int = 0) -> Tensor:
+    return torch.randint(1, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
