@@ -11,8 +11,8 @@ import torch
 from benchmarks.common import REPEATS, arguments, summary, write
 from refine_lab.models import FastWeightLM, load_model
 from refine_lab.recipes import ttt_per_prompt
-from refine_lab.ttt.adaptation import adapted
-from refine_lab.ttt.config import TTTConfig
+from refine_lab.training.adaptation import adapted
+from refine_lab.ttt_config import TTTConfig
 
 TOKENS, STEPS = 4096, 4
 

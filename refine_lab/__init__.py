@@ -58,7 +58,7 @@ def refuse_shadows() -> None:
     if found is None or not ours.is_file():
         return  # the import itself says what is missing
     place = found.origin or next(iter(found.submodule_search_locations or ()), "")
-    hidden = not ours.samefile(place) if found.origin else find_spec("widgets.page") is None
+    hidden = not ours.samefile(place) if found.origin else find_spec("widgets.core.page") is None
     if hidden:
         raise ImportError(
             f"{place} is in the way of this project's package `widgets`: rename it, or start in another folder"

@@ -22,7 +22,7 @@ RELEASE = "_release_updates"
 Updates = Literal["equal", "release"]
 
 BUILT_IN_REWARDS = ("cosine", "binary", "hybrid", "edit")
-"""The names of the functions in `refine_lab.rewards.REWARDS`, known without loading torch."""
+"""The names of the functions in `refine_lab.method.rewards.REWARDS`, known without loading torch."""
 
 FORMAT_VERSION = 2
 """Of `config.json`; raised whenever an old file would be read differently. Version 1 is still read."""
@@ -62,7 +62,7 @@ class RefineConfig(Config):
     temperature: Positive = 1.0
     "Sampling temperature of rollouts."
     reward: Text = "cosine"
-    "One of `BUILT_IN_REWARDS` (see `refine_lab.rewards`), or `custom`: the function in the run's reward.py."
+    "One of `BUILT_IN_REWARDS` (see `refine_lab.method.rewards`), or `custom`: the function in the run's reward.py."
     group_by: Literal["sequence", "prefix"] = "sequence"
     "What rewards are standardised over: all c * n rollouts of a sequence, or the n of one position."
     prefix_gradient: Literal["full", "detached"] = "full"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from refine_lab.config import RefineConfig
-from refine_lab.losses import policy_loss
+from refine_lab.method.losses import policy_loss
 from refine_lab.models import FastWeightLM
 from refine_lab.types import Batch, Rollouts
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from refine_lab.runs.schema import COLUMNS
-from widgets.page import page
+from widgets.core.page import page
 from widgets.rollout_inspector import RolloutInspector
 
 WORDS = [

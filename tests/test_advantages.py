@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from refine_lab.advantages import advantages
-from refine_lab.rewards import cosine
+from refine_lab.method.advantages import advantages
+from refine_lab.method.rewards import cosine
 from refine_lab.types import RewardInputs
 
 

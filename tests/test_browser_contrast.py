@@ -16,15 +16,15 @@ from rollout_frames import decode, rows
 from factories.run_monitor import HOSTILE as ERROR
 from factories.state_view import summary
 
-from widgets.answers import Answers
-from widgets.base import Widget
-from widgets.live_curves import Curves
-from widgets.notice import Notice
-from widgets.page import save_page
-from widgets.reward_summary import RewardSummary
+from widgets.parts.answers import Answers
+from widgets.core.base import Widget
+from widgets.parts.live_curves import Curves
+from widgets.core.notice import Notice
+from widgets.core.page import save_page
+from widgets.parts.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
 from widgets.state_view import StateView
-from widgets.step_slider import StepSlider
+from widgets.parts.step_slider import StepSlider
 from widgets.token_map import Metric, Target, TokenMap, TokenText
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.browser
 NASTY = "<img src=x onerror=window.hacked=1></script> failed"
 
 CELLS = (
-    "from widgets.live_curves import LiveCurves\nfrom widgets.figures import use_offline_renderer\nuse_offline_renderer()",
+    "from widgets.parts.live_curves import LiveCurves\nfrom widgets.figures.plots import use_offline_renderer\nuse_offline_renderer()",
     "live = LiveCurves({runs})\nlive",
     "live.figure()",
 )

@@ -16,9 +16,9 @@ from hostile import HOSTILE
 from readable import contrasts, unreadable
 from rollout_frames import FIND_CASES, WORDS, check_page_cases, decode, given_cases, rows
 
-from widgets.base import script
-from widgets.page import save_page
-from widgets.reward_summary import RewardSummary
+from widgets.core.base import script
+from widgets.core.page import save_page
+from widgets.parts.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hostile import HOSTILE
 
-from widgets.page import page as page_of
+from widgets.core.page import page as page_of
 from widgets.token_map import Alternatives, Metric, Target, TokenMap, TokenText
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")

@@ -9,7 +9,7 @@ import pytest
 from compared import WAYS, answers_of
 
 from refine_lab.experiments.compare import comparison, differences, per_prompt
-from refine_lab.tasks.answers import side_by_side
+from refine_lab.training.answers import side_by_side
 
 
 def test_means_and_intervals_by_hand():

@@ -21,7 +21,7 @@ from refine_lab.config import (
     to_json,
 )
 from refine_lab.recipes import METHODS, midtrain, named, recipe, ttt_per_prompt
-from refine_lab.ttt.config import TTTConfig, TTTRunConfig
+from refine_lab.ttt_config import TTTConfig, TTTRunConfig
 
 KINDS = (RefineConfig, DataConfig, TaskConfig, UpdateConfig, TrainConfig, TTTConfig, TTTRunConfig)
 

@@ -14,9 +14,9 @@ from reward_examples import two_rollouts
 from torch.nn.functional import cosine_similarity
 from torch.nn.functional import normalize as unit
 
-from refine_lab import custom_reward
-from refine_lab.custom_reward import load_reward, reward_source
-from refine_lab.rewards import checked, reward_function
+from refine_lab.method import custom_reward
+from refine_lab.method.custom_reward import load_reward, reward_source
+from refine_lab.method.rewards import checked, reward_function
 
 SCALE = 2.0
 tokenizer = Counter("a text")

@@ -38,9 +38,9 @@ def resolve(name: str) -> object:
 
 
 def test_names_resolve_or_are_reported() -> None:
-    assert resolve("refine_lab.selection.smooth") is import_module("refine_lab.selection").smooth
+    assert resolve("refine_lab.method.selection.smooth") is import_module("refine_lab.method.selection").smooth
     with pytest.raises(AttributeError, match="no_such"):
-        resolve("refine_lab.selection.no_such")
+        resolve("refine_lab.method.selection.no_such")
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

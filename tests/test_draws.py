@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from refine_lab.draws import Draws, inverse_cdf
+from refine_lab.rng import Draws, inverse_cdf
 
 
 def test_a_draw_depends_on_its_sequence_alone():

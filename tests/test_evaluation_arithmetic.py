@@ -20,21 +20,21 @@ from factories.ttt_runs import RULE, examples, made, model
 from factories.ttt_runs import config_of as ttt_config_of
 
 from refine_lab.config import DataConfig, RefineConfig, TrainConfig
-from refine_lab.draws import Draws
-from refine_lab.evaluation import answer_measures, next_token, rewards_at_fixed_targets
+from refine_lab.rng import Draws
+from refine_lab.training.evaluation import answer_measures, next_token, rewards_at_fixed_targets
 from refine_lab.experiments import midtrain, posttrain, ttt
 from refine_lab.models import FastWeightLM
 from refine_lab.models.families import family
-from refine_lab.models.recompute import recompute
+from refine_lab.models.activation_checkpointing import recompute
 from refine_lab.models.state import Trace, hidden_states_only
 from refine_lab.ops.delta_rule import ChunkedStates
 from refine_lab.ops.lact import ChunkStates
 from refine_lab.runs.run import Run
-from refine_lab.step import train_step
-from refine_lab.tasks.loaded import load_training_task
-from refine_lab.tasks.rules import AnswerRule
-from refine_lab.ttt.adaptation import TTTConfig, adapted, read_prompt
-from refine_lab.ttt.runs import run_prompts
+from refine_lab.method.step import train_step
+from refine_lab.training.loading import load_training_task
+from refine_lab.data.tasks.rules import AnswerRule
+from refine_lab.training.adaptation import TTTConfig, adapted, read_prompt
+from refine_lab.training.answering import run_prompts
 
 __all__ = ["checkpoint", "prompts"]  # fixtures
 
@@ -90,7 +90,7 @@ def arithmetic(monkeypatch) -> Iterator[dict[str, set[torch.dtype]]]:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_run_on_text_is_evaluated_in_its_dtype(checkpoint, tmp_path, arithmetic, dtype):
     spied = arithmetic.pop("spied")
-    spied(pytest.importorskip("refine_lab.loop"), "next_token")
+    spied(pytest.importorskip("refine_lab.training.trainer"), "next_token")
     data = DataConfig(sources={str(TEXT): 1.0}, sequence_length=96, validation_sequences=4)
     sizes = dict(batch_size=2, mini_batch_size=2, micro_batch_size=2, steps=1, device="cpu", threads=1)
     config = TrainConfig(recipe="test", model=str(checkpoint), method=None, data=data, dtype=dtype, **sizes)
@@ -106,7 +106,7 @@ def test_a_run_on_text_is_evaluated_in_its_dtype(checkpoint, tmp_path, arithmeti
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_run_on_prompts_is_evaluated_and_asked_in_its_dtype(checkpoint, prompts, tmp_path, arithmetic, dtype):
     spied = arithmetic.pop("spied")
-    spied(pytest.importorskip("refine_lab.loop"), "answer_measures")
+    spied(pytest.importorskip("refine_lab.training.trainer"), "answer_measures")
     config = replace(config_of(checkpoint, prompts, "sft"), dtype=dtype, steps=1)
     run = trained(config, tmp_path)
     assert arithmetic == {name: {getattr(torch, dtype)} for name in ("training", "answer_measures")}
@@ -118,7 +118,7 @@ def test_a_run_on_prompts_is_evaluated_and_asked_in_its_dtype(checkpoint, prompt
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_run_of_test_time_training_reads_and_answers_in_its_dtype(tmp_path, arithmetic, dtype):
-    spied, runs = arithmetic.pop("spied"), pytest.importorskip("refine_lab.ttt.runs")
+    spied, runs = arithmetic.pop("spied"), pytest.importorskip("refine_lab.training.answering")
     for name in ("measured", "answer"):
         spied(runs, name)
     config = ttt_config_of()

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from refine_lab.explore import Worker, WorkerDied
-from refine_lab.ttt import TTTConfig
+from refine_lab.ttt_config import TTTConfig
 
 pytestmark = pytest.mark.process
 

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
 
-from widgets.figures import (
+from widgets.figures.plots import (
     check_figures,
     entropy_profile,
     heldout_curves,
@@ -16,9 +16,9 @@ from widgets.figures import (
     training_curves,
     use_offline_renderer,
 )
-from widgets.method_tables import comparison_table
-from widgets.series import decimate, over_seeds, way_styles
-from widgets.tables import rollout_table, visible
+from widgets.figures.method_tables import comparison_table
+from widgets.figures.series import decimate, over_seeds, way_styles
+from widgets.figures.tables import rollout_table, visible
 
 
 def train_line(arm: str, seed: int, step: int) -> dict:

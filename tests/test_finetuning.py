@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from refine_lab.config import RefineConfig, TrainConfig
-from refine_lab.draws import Draws
+from refine_lab.rng import Draws
 from refine_lab.models import FastWeightLM
 from refine_lab.models.head import Head, WrappedHead
-from refine_lab.models.recompute import recompute
+from refine_lab.models.activation_checkpointing import recompute
 from refine_lab.ops.head import HEAD_ROWS
-from refine_lab.optim import make_optimizers
-from refine_lab.rewards import REWARDS
-from refine_lab.step import Learner, train_step
+from refine_lab.training.optim import make_optimizers
+from refine_lab.method.rewards import REWARDS
+from refine_lab.method.step import Learner, train_step
 
 SWITCH = (
     "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"

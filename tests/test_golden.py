@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from refine_lab.config import RefineConfig, TrainConfig
-from refine_lab.draws import Draws
+from refine_lab.rng import Draws
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
-from refine_lab.optim import make_optimizers
-from refine_lab.rewards import REWARDS
-from refine_lab.step import Learner, train_step
+from refine_lab.training.optim import make_optimizers
+from refine_lab.method.rewards import REWARDS
+from refine_lab.method.step import Learner, train_step
 from refine_lab.types import Batch
 
 HERE = Path(__file__).parent

@@ -19,12 +19,12 @@ from factories.step import learner_for
 from torch import Tensor
 
 from refine_lab.config import RefineConfig
-from refine_lab.draws import Draws
+from refine_lab.rng import Draws
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, FastWeightLM, State
 from refine_lab.models.gated_deltanet import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
 from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM
-from refine_lab.models.recompute import recompute
-from refine_lab.step import train_step
+from refine_lab.models.activation_checkpointing import recompute
+from refine_lab.method.step import train_step
 from refine_lab.types import Batch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:the gated delta rule runs in plain torch")]

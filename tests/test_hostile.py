@@ -10,8 +10,8 @@ from explored import ADAPTED, explored
 from hostile import HOSTILE
 
 from refine_lab.explore import Worker
-from refine_lab.text import sound
-from widgets.panel import TextField
+from refine_lab.data.text import sound
+from widgets.core.panel import TextField
 from widgets.reward_explorer import RewardExplorer
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]

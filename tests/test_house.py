@@ -91,7 +91,7 @@ def test_every_module_imports_without_a_gpu_jupyter_fla_and_triton() -> None:
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    assert {"refine_lab.config", "refine_lab.types", "refine_lab.draws"} <= set(run.stdout.split())
+    assert {"refine_lab.config", "refine_lab.types", "refine_lab.rng"} <= set(run.stdout.split())
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -14,9 +14,9 @@ import pytest
 
 from refine_lab.config import TrainConfig
 from refine_lab.runs.writer import RunWriter
-from widgets.figures import check_figures
-from widgets.live_curves import LiveCurves
-from widgets.packing import unpack
+from widgets.figures.plots import check_figures
+from widgets.parts.live_curves import LiveCurves
+from widgets.core.packing import unpack
 from factories.live_curves import new_run, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -171,7 +171,7 @@ def test_an_error_of_the_following_itself_is_shown(
     def fail(*arguments: Any) -> None:
         raise KeyError("lost")
 
-    monkeypatch.setattr("widgets.live_curves.gather", fail)
+    monkeypatch.setattr("widgets.parts.live_curves.gather", fail)
     train(writer, 1)
     wait_for(lambda: widget.error != "")
     assert widget.error == "KeyError: 'lost'"

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from refine_lab.losses import entropy_loss, kl_loss, ntp_loss, policy_loss
+from refine_lab.method.losses import entropy_loss, kl_loss, ntp_loss, policy_loss
 
 CLIP = {"clip_eps": 0.2, "dual_clip": 3.0}
 

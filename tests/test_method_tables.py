@@ -7,9 +7,9 @@ import pytest
 from compared import WAYS
 
 from refine_lab.experiments.compare import per_prompt, per_seed
-from refine_lab.tasks.answers import side_by_side
-from refine_lab.tasks.scores import SCORES
-from widgets.method_tables import comparison_table, differences_table, samples_table
+from refine_lab.training.answers import side_by_side
+from refine_lab.data.tasks.scores import SCORES
+from widgets.figures.method_tables import comparison_table, differences_table, samples_table
 
 
 def results(*, seeds: int = 2) -> pd.DataFrame:

@@ -10,16 +10,16 @@ from naive import naive_loss
 from refusals import refused
 from torch import Tensor
 
-import refine_lab.nested as nested_module
+import refine_lab.training.posttraining as nested_module
 from refine_lab.config import RefineConfig, TaskConfig, TrainConfig
-from refine_lab.data.lessons import TaskData, lessons
-from refine_lab.draws import Draws
+from refine_lab.data.tasks.batches import TaskData, lessons
+from refine_lab.rng import Draws
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
-from refine_lab.nested import answer_stats, nested_step
-from refine_lab.optim import make_optimizers
-from refine_lab.rewards import REWARDS
-from refine_lab.step import Learner
-from refine_lab.tasks.examples import Example
+from refine_lab.training.posttraining import answer_stats, nested_step
+from refine_lab.training.optim import make_optimizers
+from refine_lab.method.rewards import REWARDS
+from refine_lab.method.step import Learner
+from refine_lab.data.tasks.examples import Example
 from refine_lab.types import Batch, Lessons
 
 VOCABULARY = 53

@@ -22,11 +22,11 @@ from factories.state_view import summary
 
 import widgets
 from refine_lab.explore import Worker
-from widgets.base import Widget
-from widgets.live_curves import LiveCurves
-from widgets.packing import pack, unpack
+from widgets.core.base import Widget
+from widgets.parts.live_curves import LiveCurves
+from widgets.core.packing import pack, unpack
 from widgets.reward_explorer import RewardExplorer
-from widgets.reward_summary import RewardSummary
+from widgets.parts.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
 from widgets.run_monitor import RunMonitor
 from widgets.state_view import StateView

@@ -19,12 +19,12 @@ from refine_lab.experiments.compare import per_seed
 from refine_lab.experiments.configs import method_configs, release_configs
 from refine_lab.experiments.estimate import estimated_seconds
 from refine_lab.experiments.posttrain import answers_of, task_runs
-from refine_lab.inputs import resume_or_create
-from refine_lab.loop import train
+from refine_lab.training.inputs import resume_or_create
+from refine_lab.training.trainer import train
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
-from refine_lab.tasks.loaded import load_training_task
+from refine_lab.training.loading import load_training_task
 from factories.posttraining import checkpoint, config_of, prompts, trained
 
 CLOCKS = ["time", "seconds", "tokens_per_second"]

@@ -13,10 +13,10 @@ from factories.step import learner_for, make_batch, make_policy
 from torch.autograd.graph import saved_tensors_hooks
 
 from refine_lab.config import RefineConfig
-from refine_lab.draws import Draws
+from refine_lab.rng import Draws
 from refine_lab.models import FastWeightLM
-from refine_lab.models.recompute import recompute, runs_again
-from refine_lab.step import train_step
+from refine_lab.models.activation_checkpointing import recompute, runs_again
+from refine_lab.method.step import train_step
 from refine_lab.types import Batch
 
 METHOD = RefineConfig(num_chunks=4, margin=5, group_size=2)

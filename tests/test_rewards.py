@@ -7,8 +7,8 @@ import torch
 from reward_examples import two_rollouts
 
 from refine_lab.config import BUILT_IN_REWARDS, RefineConfig
-from refine_lab.rewards import REWARDS, binary, checked, cosine, edit, hybrid, reward_function
-from refine_lab.ttt.config import TTTConfig
+from refine_lab.method.rewards import REWARDS, binary, checked, cosine, edit, hybrid, reward_function
+from refine_lab.ttt_config import TTTConfig
 from refine_lab.types import RewardInputs
 
 

@@ -31,9 +31,9 @@ from refine_lab.config import TrainConfig
 from refine_lab.models import load_model
 from refine_lab.runs.schema import ROLLOUT_TYPES
 from refine_lab.runs.writer import RunWriter
-from widgets.rollout_columns import SORTS, fold, rollout_columns
+from widgets.parts.rollout_columns import SORTS, fold, rollout_columns
 from widgets.rollout_inspector import RolloutInspector
-from widgets.token_text import token_decoder
+from widgets.parts.token_text import token_decoder
 
 ROOT = Path(__file__).resolve().parent.parent
 

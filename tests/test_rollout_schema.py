@@ -19,7 +19,7 @@ from refine_lab.runs.files import cut_rollouts
 from refine_lab.runs.run import Run
 from refine_lab.runs.schema import COLUMNS, ROLLOUT_TYPES, Column, completed, read_rollouts, write_rollouts
 from refine_lab.runs.writer import RunWriter
-from widgets import rollout_columns
+from widgets.parts import rollout_columns
 from widgets.rollout_inspector import RolloutInspector
 
 NEXT = schema.FORMAT_VERSION + 1

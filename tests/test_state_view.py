@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from refine_lab.explore.states import StateSummary
-from widgets.notice import Notice
-from widgets.reward_summary import RewardSummary
+from widgets.core.notice import Notice
+from widgets.parts.reward_summary import RewardSummary
 from widgets.state_view import StateView
 from factories.state_view import summary
 

@@ -11,16 +11,16 @@ from naive import naive_loss
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import refine_lab.step as step_module
+import refine_lab.method.step as step_module
 from refine_lab.config import BUILT_IN_REWARDS, RefineConfig, TrainConfig
-from refine_lab.draws import Draws
-from refine_lab.losses import kl_loss
+from refine_lab.rng import Draws
+from refine_lab.method.losses import kl_loss
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
-from refine_lab.optim import make_optimizers
-from refine_lab.rewards import REWARDS
-from refine_lab.rollout import Branches, follow
-from refine_lab.selection import selection_probabilities
-from refine_lab.step import Learner, assess, next_token_stats, train_step
+from refine_lab.training.optim import make_optimizers
+from refine_lab.method.rewards import REWARDS
+from refine_lab.method.rollout import Branches, follow
+from refine_lab.method.selection import selection_probabilities
+from refine_lab.method.step import Learner, assess, next_token_stats, train_step
 from refine_lab.types import Batch, Rollouts
 from factories.step import EDGES, LENGTH, VOCABULARY, fast_gradients, learner_for, make_batch, make_policy, relative_errors
 
@@ -185,7 +185,7 @@ def test_kl_weighs_the_tokens_of_an_earlier_policy(monkeypatch):
         ratios.append((logprobs - old_logprobs).exp().detach())
         return kl_loss(logprobs, old_logprobs, reference_logprobs, num_tokens)
 
-    monkeypatch.setattr("refine_lab.step.kl_loss", recorded)
+    monkeypatch.setattr("refine_lab.method.step.kl_loss", recorded)
     method = RefineConfig(num_chunks=4, margin=5, kl_coef=0.5)
     learner = replace(learner_for(make_policy(), method, mini_batch_size=1), reference=make_policy())
     train_step(learner, make_batch(), Draws(seed=0, step=1))

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from refine_lab.config import DataConfig, TaskConfig
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
-from refine_lab.tasks.examples import Task, load_task
-from refine_lab.tasks.passages import parse
+from refine_lab.data.tasks.examples import Task, load_task
+from refine_lab.data.tasks.passages import parse
 
 TEXT = Path(__file__).parent / "fixtures" / "text"
 RULER = (

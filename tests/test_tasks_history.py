@@ -16,13 +16,13 @@ from refine_lab.config import DataConfig, TaskConfig, TrainConfig
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from refine_lab.experiments.configs import method_configs
 from refine_lab.experiments.posttrain import task_runs
-from refine_lab.inputs import resume_or_create
-from refine_lab.loop import train
+from refine_lab.training.inputs import resume_or_create
+from refine_lab.training.trainer import train
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
-from refine_lab.tasks.history import HISTORY, history_of
-from refine_lab.tasks.loaded import load_prompts, load_training_task
+from refine_lab.training.history import HISTORY, history_of
+from refine_lab.training.loading import load_prompts, load_training_task
 
 TEXT = Path(__file__).parent / "fixtures" / "text"
 VOCABULARY = 600

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from refine_lab.config import DataConfig, TaskConfig
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
-from refine_lab.tasks.examples import Task, load_task
-from refine_lab.tasks.published import divide, read_published
-from refine_lab.tasks.ruler_qa import _seeded
+from refine_lab.data.tasks.examples import Task, load_task
+from refine_lab.data.tasks.published import divide, read_published
+from refine_lab.data.tasks.ruler_qa import _seeded
 from factories.tasks_ruler import article, squad
 
 TEXT = Path(__file__).parent / "fixtures" / "text"

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from refine_lab.models import load_model
-from widgets.packing import unpack
-from widgets.page import page
+from widgets.core.packing import unpack
+from widgets.core.page import page
 from widgets.token_map import Alternatives, Metric, Target, TokenMap, TokenText, token_text
 
 

@@ -14,10 +14,10 @@ from refusals import refused
 from factories.step import VOCABULARY, learner_for, make_policy
 
 from refine_lab.config import RefineConfig
-from refine_lab.draws import Draws
-from refine_lab.step import train_step
-from refine_lab.ttt import adaptation as ttt
-from refine_lab.ttt.adaptation import Restored, TTTConfig, adapt, adapted, fitted
+from refine_lab.rng import Draws
+from refine_lab.method.step import train_step
+from refine_lab.training import adaptation as ttt
+from refine_lab.training.adaptation import Restored, TTTConfig, adapt, adapted, fitted
 from refine_lab.types import Batch
 
 PROMPTS, LENGTH = 200, 180

@@ -19,14 +19,14 @@ from refine_lab.experiments.tasks import model_of_seed
 from refine_lab.experiments.ttt import prompt_to_trace, trace_prompt
 from refine_lab.recipes import METHODS, named, recipe, release_updates, ttt_paper, ttt_per_prompt
 from refine_lab.runs.run import Run
-from refine_lab.tasks.answers import answer
-from refine_lab.tasks.examples import Example, Task
-from refine_lab.tasks.loaded import load_prompts
-from refine_lab.tasks.rules import AnswerRule
-from refine_lab.tasks.splits import report
-from refine_lab.ttt.adaptation import TTTConfig, adapted
-from refine_lab.ttt.answering import answer_run
-from refine_lab.ttt.config import TTTRunConfig
+from refine_lab.training.answers import answer
+from refine_lab.data.tasks.examples import Example, Task
+from refine_lab.training.loading import load_prompts
+from refine_lab.data.tasks.rules import AnswerRule
+from refine_lab.data.tasks.splits import report
+from refine_lab.training.adaptation import TTTConfig, adapted
+from refine_lab.training.answer_run import answer_run
+from refine_lab.ttt_config import TTTRunConfig
 
 # -- recipes and configurations ----------------------------------------------------------------------------------------
 

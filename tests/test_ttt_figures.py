@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from widgets import ttt_figures
-from widgets.figures import check_figures
-from widgets.ttt_figures import EntropyText, entropy_change
+from widgets.figures import ttt_figures
+from widgets.figures.plots import check_figures
+from widgets.figures.ttt_figures import EntropyText, entropy_change
 
 TOKENS = ["a", " <b>", "c\n", "d", "e"]
 BEFORE, AFTER = [1.0, 2.0, 3.0, 2.0], [0.5, 2.0, 3.5, 1.0]

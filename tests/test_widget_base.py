@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import traitlets
 
-from widgets.base import STATIC, Widget, guarded, script, style
-from widgets.page import page, save_page
+from widgets.core.base import STATIC, Widget, guarded, script, style
+from widgets.core.page import page, save_page
 
 ROOT = Path(__file__).resolve().parent.parent
 

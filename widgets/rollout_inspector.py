@@ -14,11 +14,11 @@ import traitlets
 from refine_lab.config import require
 from refine_lab.runs.run import Run
 from refine_lab.runs.schema import ROLLOUT_TYPES
-from widgets.base import Widget, bounded, script, style
-from widgets.packing import PACKED
-from widgets.rollout_columns import FIELDS, KEYS, SORTS, RolloutColumns, check_filters, rollout_columns
-from widgets.tables import Table, visible
-from widgets.token_text import token_decoder
+from widgets.core.base import Widget, bounded, script, style
+from widgets.core.packing import PACKED
+from widgets.parts.rollout_columns import FIELDS, KEYS, SORTS, RolloutColumns, check_filters, rollout_columns
+from widgets.figures.tables import Table, visible
+from widgets.parts.token_text import token_decoder
 
 MOST_COMPARED = 8
 SENT = ("name", "label", "unit", "digits", "about", "shared", "filtered", "heading", "look")

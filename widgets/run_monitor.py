@@ -14,14 +14,14 @@ from refine_lab.runs.files import is_run, parquet_parts
 from refine_lab.runs.process import request_stop
 from refine_lab.runs.queue import run_in_turn
 from refine_lab.runs.run import Run, list_runs, runs_dir
-from widgets.base import guarded
-from widgets.live_curves import LiveCurves
-from widgets.notice import Notice
-from widgets.page import save_page
-from widgets.panel import Panel
+from widgets.core.base import guarded
+from widgets.parts.live_curves import LiveCurves
+from widgets.core.notice import Notice
+from widgets.core.page import save_page
+from widgets.core.panel import Panel
 from widgets.rollout_inspector import RolloutInspector
-from widgets.step_slider import StepSlider
-from widgets.tables import Table
+from widgets.parts.step_slider import StepSlider
+from widgets.figures.tables import Table
 
 CHOSEN_AT_FIRST = 4
 """Newest runs that are shown before anything is chosen."""

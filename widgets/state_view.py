@@ -11,9 +11,9 @@ import traitlets
 
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.states import StateSummary
-from widgets.base import Widget, bounded, script, style
-from widgets.packing import PACKED
-from widgets.tables import visible
+from widgets.core.base import Widget, bounded, script, style
+from widgets.core.packing import PACKED
+from widgets.figures.tables import visible
 
 MEASURES = {
     "norm": ("norms", "Norm of the state", "Frobenius"),

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from widgets.base import Widget, bounded, guarded, script, style
-from widgets.packing import PACKED, pack
-from widgets.token_document import (
+from widgets.core.base import Widget, bounded, guarded, script, style
+from widgets.core.packing import PACKED, pack
+from widgets.parts.token_document import (
     Alternatives,
     Ask,
     Metric,
@@ -22,7 +22,7 @@ from widgets.token_document import (
     packed_rows,
     packed_text,
 )
-from widgets.token_text import TokenText, token_text
+from widgets.parts.token_text import TokenText, token_text
 
 __all__ = ["Alternatives", "Metric", "Target", "TokenMap", "TokenText", "token_text"]
 

@@ -16,7 +16,7 @@ from refine_lab.data.corpus import Manifest, Split
 from refine_lab.data.recall import make_document
 from refine_lab.data.tokenizer import beginning
 from refine_lab.data.tokens import token_array
-from refine_lab.draws import Draws
+from refine_lab.rng import Draws
 from refine_lab.types import Batch
 
 VALIDATION_SEED = 0

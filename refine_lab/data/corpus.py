@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from refine_lab.files import refuse_pointer
+from refine_lab.data.files import refuse_pointer
 
 Split = Literal["train", "validation"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refine_lab.data.corpus import File, Manifest, Split, compare, current_manifest, python_documents
-from refine_lab.files import digest, json_lines, read_text, refuse_pointer
+from refine_lab.data.files import digest, json_lines, read_text, refuse_pointer
 
 HELD_OUT_EVERY = 20
 """Of the rows of a table, every 20th is held out, the first among them; of the files of a folder about as many."""

@@ -21,9 +21,9 @@ from refine_lab.experiments.tasks import (
     prompts_of,
     with_source,
 )
-from refine_lab.rewards import reward_function
-from refine_lab.tasks.trained import History
-from refine_lab.ttt.config import TTTRunConfig
+from refine_lab.method.rewards import reward_function
+from refine_lab.data.tasks.trained import History
+from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.types import RewardFunction
 
 C = TypeVar("C")

@@ -12,7 +12,7 @@ from torch import Tensor
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import Trace
 from refine_lab.ops.head import HEAD_ROWS
-from refine_lab.ttt.adaptation import prompt_batch
+from refine_lab.training.adaptation import prompt_batch
 
 ALTERNATIVES = 5
 """Most probable tokens that are kept of each place."""

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 import refine_lab
 from refine_lab.data.recall import make_document
-from refine_lab.draws import Draws
+from refine_lab.rng import Draws
 
 FILES = ("selection.py", "rollout.py", "rewards.py", "advantages.py", "losses.py", "step.py")
 FACTS = "word-8"

@@ -21,10 +21,10 @@ from refine_lab.models.base import FastWeightLM
 from refine_lab.models.hub import own_folder, resolve
 from refine_lab.models.loading import load_model
 from refine_lab.models.state import Trace
-from refine_lab.tasks.answers import answers_to
-from refine_lab.tasks.rules import AnswerRule
-from refine_lab.ttt.adaptation import Adapter, Restored, Update, fewer_chunks, prompt_batch
-from refine_lab.ttt.config import TTTConfig
+from refine_lab.training.answers import answers_to
+from refine_lab.data.tasks.rules import AnswerRule
+from refine_lab.training.adaptation import Adapter, Restored, Update, fewer_chunks, prompt_batch
+from refine_lab.ttt_config import TTTConfig
 
 MODELS = 3
 """That are kept; the one unused for longest goes first, unless its weights are moved."""

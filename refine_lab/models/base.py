@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from refine_lab.models.head import Head, WrappedHead
 from refine_lab.models.inputs import Call, read_inputs
-from refine_lab.models.recompute import recompute, runs_again
+from refine_lab.models.activation_checkpointing import recompute, runs_again
 from refine_lab.models.state import State, Trace
 from refine_lab.ops.delta_rule import CHUNK_SIZE
 from refine_lab.ops.fla_delta_rule import SEGMENT_SIZE
@@ -35,7 +35,7 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
     """Types of device that it runs on."""
 
     RECOMPUTABLE: ClassVar[tuple[str, ...]] = ("mlp", "blocks")
-    """Parts that `refine_lab.models.recompute` may run twice; transformers' checkpointing takes the last."""
+    """Parts that `refine_lab.models.activation_checkpointing` may run twice; transformers' checkpointing takes the last."""
 
     FAST_WEIGHTS: ClassVar[tuple[str, ...]] = ("recurrent_state",)
     """Names of the tensors of a state that are fast weights, one matrix a head."""

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from refine_lab.config import TrainConfig, require
 from refine_lab.models import FastWeightLM, load_model
-from refine_lab.models.recompute import recompute
+from refine_lab.models.activation_checkpointing import recompute
 from refine_lab.parity.procedures import (
     GROUP,
     Branched,

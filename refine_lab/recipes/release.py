@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from refine_lab.config import TrainConfig, require
-from refine_lab.ttt.config import TTTRunConfig
+from refine_lab.ttt_config import TTTRunConfig
 
 C = TypeVar("C", bound=TrainConfig | TTTRunConfig)
 

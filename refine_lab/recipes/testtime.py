@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from refine_lab.config import DataConfig, RefineConfig, TaskConfig, require
-from refine_lab.ttt.config import TTTConfig, TTTRunConfig
+from refine_lab.ttt_config import TTTConfig, TTTRunConfig
 
 
 def ttt_per_prompt(arm: str = "refine", seed: int = 0) -> TTTRunConfig:

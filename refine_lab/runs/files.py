@@ -45,7 +45,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def write_inputs(run: Path, inputs: Mapping[str, Any]) -> None:
-    """Write what a run is begun with (see `refine_lab.inputs`)."""
+    """Write what a run is begun with (see `refine_lab.training.inputs`)."""
     replace_text(run / "inputs.json", json.dumps(inputs, indent=1) + "\n")
 
 

@@ -39,7 +39,7 @@ from refine_lab.runs.files import (
     run_file,
 )
 from refine_lab.runs.schema import ROLLOUT_TYPES, read_rollouts
-from refine_lab.ttt.config import TTTRunConfig
+from refine_lab.ttt_config import TTTRunConfig
 
 State = Literal["starting", "running", "finished", "stopped", "failed"]
 CONFIGS = {"train": TrainConfig, "answer": TTTRunConfig}
@@ -118,7 +118,7 @@ class Run:
 
     @property
     def inputs(self) -> dict[str, Any] | None:
-        """What the run was begun with besides its configuration (`refine_lab.inputs`); None where none was recorded."""
+        """What the run was begun with besides its configuration (`refine_lab.training.inputs`); None where none was recorded."""
         path = self.path / "inputs.json"
         return read_json(path) if path.is_file() else None
 

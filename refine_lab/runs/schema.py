@@ -1,7 +1,7 @@
 """The columns of a run's rollouts, specified once: training writes them from `COLUMNS`, readers and pages follow it too.
 
 To add a column, add it to `COLUMNS` with the next format version in `since` and the value that rollouts of older files get in
-`older`, and compute it in `refine_lab.loop.rollout_rows`. The inspector, its filters and its offline pages then show it.
+`older`, and compute it in `refine_lab.training.trainer.rollout_rows`. The inspector, its filters and its offline pages then show it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Column:
 
     name: str
     dtype: pa.DataType | None
-    "In the file; None for a number that `widgets.rollout_columns` computes from the others and no file holds."
+    "In the file; None for a number that `widgets.parts.rollout_columns` computes from the others and no file holds."
     label: str = ""
     "The column's name for readers."
     unit: str = ""

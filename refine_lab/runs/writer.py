@@ -25,7 +25,7 @@ from refine_lab.runs.files import (
 )
 from refine_lab.runs.run import Run, State, Status, runs_dir
 from refine_lab.runs.schema import ROLLOUT_TYPES, write_rollouts
-from refine_lab.ttt.config import TTTRunConfig
+from refine_lab.ttt_config import TTTRunConfig
 
 STATUS_SECONDS = 1.0
 """Seconds between two writings of `status.json`, at least."""
@@ -59,7 +59,7 @@ class RunWriter:
         """Make a new directory in `runs` (else `runs_dir()`) and write what is known before the run begins.
 
         Its name is `<date>-<recipe>-<way>-s<seed>`, with `ttt-` after the date for a run of test-time training. Such a run
-        needs `inputs` (see `refine_lab.inputs.inputs_of`), which hold the number of its prompts.
+        needs `inputs` (see `refine_lab.training.inputs.inputs_of`), which hold the number of its prompts.
         """
         train = isinstance(config, TrainConfig)
         name = f"{config.recipe}-{config.way}-s{config.seed}"

@@ -46,11 +46,11 @@ def _work(run: Run, stop: StopSignal) -> None:
     if reason := stop.requested():
         write_status(run, "stopped", error=reason)
     elif run.kind == "train":
-        from refine_lab.loop import train
+        from refine_lab.training.trainer import train
 
         train(run.path, stop)
     else:
-        from refine_lab.ttt.answering import answer_prompts
+        from refine_lab.training.answer_run import answer_prompts
 
         answer_prompts(run, stop)
 

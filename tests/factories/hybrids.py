@@ -18,7 +18,7 @@ from refine_lab.models import FastWeightLM, State, families
 from refine_lab.models.hybrid_layers import top_k_router
 from refine_lab.models.hybrids import HYBRIDS, REFUSED, hybrid_family, rotary_embeddings
 from refine_lab.models.prefix_cache import Grouping
-from refine_lab.models.recompute import recompute
+from refine_lab.models.activation_checkpointing import recompute
 from refine_lab.types import Batch
 
 

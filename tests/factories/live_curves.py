@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from refine_lab.config import TrainConfig
 from refine_lab.runs.writer import RunWriter
-from widgets.figures import check_figures
-from widgets.live_curves import LiveCurves
-from widgets.packing import unpack
+from widgets.figures.plots import check_figures
+from widgets.parts.live_curves import LiveCurves
+from widgets.core.packing import unpack
 
 
 def new_run(folder: Path, arm: str = "refine", seed: int = 0, steps: int = 8) -> RunWriter:

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from refine_lab.explore.states import StateSummary
-from widgets.notice import Notice
-from widgets.reward_summary import RewardSummary
+from widgets.core.notice import Notice
+from widgets.parts.reward_summary import RewardSummary
 from widgets.state_view import StateView
 
 

@@ -8,16 +8,16 @@ import torch
 from naive import naive_loss
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-import refine_lab.step as step_module
+import refine_lab.method.step as step_module
 from refine_lab.config import BUILT_IN_REWARDS, RefineConfig, TrainConfig
-from refine_lab.draws import Draws
-from refine_lab.losses import kl_loss
+from refine_lab.rng import Draws
+from refine_lab.method.losses import kl_loss
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
-from refine_lab.optim import make_optimizers
-from refine_lab.rewards import REWARDS
-from refine_lab.rollout import Branches, follow
-from refine_lab.selection import selection_probabilities
-from refine_lab.step import Learner, assess, next_token_stats, train_step
+from refine_lab.training.optim import make_optimizers
+from refine_lab.method.rewards import REWARDS
+from refine_lab.method.rollout import Branches, follow
+from refine_lab.method.selection import selection_probabilities
+from refine_lab.method.step import Learner, assess, next_token_stats, train_step
 from refine_lab.types import Batch, Rollouts
 
 

@@ -11,9 +11,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 from refine_lab.config import DataConfig, TaskConfig
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
-from refine_lab.tasks.examples import Task, load_task
-from refine_lab.tasks.published import divide, read_published
-from refine_lab.tasks.ruler_qa import _seeded
+from refine_lab.data.tasks.examples import Task, load_task
+from refine_lab.data.tasks.published import divide, read_published
+from refine_lab.data.tasks.ruler_qa import _seeded
 
 
 def article(title: str, paragraphs: int = 4, questions: int = 2, words: int = 6) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 // Rollouts as columns: unpacked, filtered, sorted, put together by position, tabulated. No drawing here. What is shown, and in
-// which order, is written down in widgets/rollout_columns.py, whose Python does the same.
+// which order, is written down in widgets/parts/rollout_columns.py, whose Python does the same.
 
 import { floats, typed } from "./shared.js";
 
@@ -23,7 +23,7 @@ export function unpackRollouts(columns) {
 
 // -- text -------------------------------------------------------------------------------------------------------------
 
-/** `text` on one line, what cannot be seen shown, as widgets.tables.visible does. */
+/** `text` on one line, what cannot be seen shown, as widgets.figures.tables.visible does. */
 export function visible(text) {
   return text
     .replace(/^ +| +$| {2,}/g, (spaces) => "·".repeat(spaces.length))

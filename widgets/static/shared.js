@@ -1,4 +1,4 @@
-// What the widgets' modules share: numbers as people read them, and elements. `widgets.base.script` writes it into each.
+// What the widgets' modules share: numbers as people read them, and elements. `widgets.core.base.script` writes it into each.
 // Text reaches the page through textContent alone.
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -18,7 +18,7 @@ export function counts(view) {
   return typed(view, Uint32Array);
 }
 
-/** The data of a trait that Python sends as one buffer (widgets/packing.py); arrays in it are views into the buffer. */
+/** The data of a trait that Python sends as one buffer (widgets/core/packing.py); arrays in it are views into the buffer. */
 export function unpacked(view) {
   const begin = view.byteOffset + 4 + view.getUint32(0, true);
   const header = new TextDecoder().decode(new Uint8Array(view.buffer, view.byteOffset + 4, begin - view.byteOffset - 4));

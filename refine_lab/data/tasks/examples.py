@@ -1,0 +1,166 @@
+"""A task: examples to train on, to validate and to test with, what they share, and how they are answered."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from refine_lab.config import DataConfig, TaskConfig
+from refine_lab.data.corpus import Manifest
+from refine_lab.data.tokenizer import beginning_told
+from refine_lab.data.tasks.files import ANSWERS, file_splits
+from refine_lab.data.tasks.prompts import Example
+from refine_lab.data.tasks.recall import recall_splits
+from refine_lab.data.tasks.ruler_qa import ruler_splits
+from refine_lab.data.tasks.rules import AnswerRule, answer_rule, several_lines, too_long
+from refine_lab.data.tasks.splits import Report, Splits, quoted, report
+from refine_lab.data.tasks.trained import UNTRAINED, History
+
+__all__ = ["Example", "Task", "load_splits", "load_task"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """The examples of a task; the same for every run with its configuration and tokenizer."""
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    report: Report
+    "What the splits hold and share."
+    rule: AnswerRule
+    "How the validation and test examples are answered."
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """Of all splits."""
+        return (*self.train, *self.validation, *self.test)
+
+
+def load_task(
+    config: TaskConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    manifest: Manifest | None = None,
+    past: History = UNTRAINED,
+    *,
+    leave_out: bool = False,
+) -> Task:
+    """The examples that `config` asks for; recall documents are made in the text of `data`, whose `add_bos` holds for all.
+
+    `past` is what the model that answers was trained on. Validation and test examples among it are refused, or test examples
+    left out with `leave_out`; with `shared` `allow` they stay. The report says so, and where it is not known.
+
+    Raises FileNotFoundError or ValueError, in one sentence, for a source that is not there or is none, for fewer examples
+    than asked for, for a prompt over the limit where that is refused, and where two splits share a question or a document
+    and `shared` is `refuse`. Warns where no reference answer of an example fits into `answer_tokens`.
+    """
+    skipped = past if leave_out and config.shared == "refuse" else UNTRAINED
+    splits = load_splits(config, tokenizer, data, manifest, skipped)
+    asked = [*splits.examples["validation"], *splits.examples["test"]]
+    rule = answer_rule(config, tokenizer, asked)
+    every = [example for part in splits.examples.values() for example in part]
+    notes = [*splits.notes, *filter(None, [beginning_told(tokenizer, data.add_bos)])]
+    asked = [*splits.examples["test"]] if leave_out else asked  # whoever leaves out answers no validation example
+    notes += [*_answer_notes(config, rule, tokenizer, asked), *past.notes(config, every)]
+    splits = _without(splits, skipped)
+    repeated = [] if leave_out and config.shared == "refuse" else [e for e in asked if past.holds(e)]
+    if repeated:
+        questions = quoted([*dict.fromkeys(example.question or example.name for example in repeated)])
+        found = f"{past.names} was trained on {len(repeated)} of the {len(asked)} prompts to be answered, {questions}"
+        if config.shared == "refuse":
+            raise ValueError(f"{config.source!r}: {found}; only TaskConfig.shared 'allow' accepts that")
+        notes.append(f"{found[0].upper()}{found[1:]}.")
+    if splits.trained:
+        notes.insert(0, f"{splits.trained} prompts that {past.names} was trained on are left out.")
+    made = report(splits.examples, splits.dropped, tuple(notes))
+    if config.shared == "refuse" and any(made.shared):
+        raise ValueError(f"{config.source!r}: {made.told}; only TaskConfig.shared 'allow' accepts that")
+    parts = {name: tuple(part) for name, part in splits.examples.items()}
+    return Task(train=parts["train"], validation=parts["validation"], test=parts["test"], report=made, rule=rule)
+
+
+def load_splits(
+    config: TaskConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    manifest: Manifest | None = None,
+    skipped: History = UNTRAINED,
+) -> Splits:
+    """The examples of each split, whatever they share. Raises what `load_task` raises for a source.
+
+    A task that trains on nothing takes others in the place of those that `skipped` was trained on.
+    """
+    if config.train or config.validation:
+        skipped = UNTRAINED
+    if config.test_source is None:
+        return _from_source(config, tokenizer, data, manifest, skipped)
+    others = replace(config, test_source=None, test=0)
+    asked = replace(config, source=config.test_source, test_source=None, train=0, validation=0)
+    first, second = (_from_source(each, tokenizer, data, manifest, skipped) for each in (others, asked))
+    return Splits(
+        examples={**first.examples, "test": second.examples["test"]},
+        dropped=first.dropped + second.dropped,
+        trained=first.trained + second.trained,
+        notes=(*first.notes, *second.notes),
+    )
+
+
+def _from_source(
+    config: TaskConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    manifest: Manifest | None,
+    skipped: History,
+) -> Splits:
+    rest = config.source.partition(":")[2]
+    if config.form == "recall":
+        return Splits(examples=recall_splits(rest, config, tokenizer, data, manifest))
+    if config.form == "ruler":
+        return ruler_splits(Path(rest).expanduser(), config, tokenizer, skipped, data.add_bos)
+    return file_splits(config, tokenizer, skipped, data.add_bos)
+
+
+def _without(splits: Splits, skipped: History) -> Splits:
+    """The splits without the test examples that `skipped` was trained on. Raises ValueError where none is left."""
+    test = splits.examples["test"]
+    left = [example for example in test if not skipped.holds(example)]
+    trained = splits.trained + len(test) - len(left)
+    if trained and not left:
+        raise ValueError(
+            f"{skipped.names} was trained on the questions of all {trained} prompts, so that none is left to be answered; only "
+            "TaskConfig.shared 'allow' answers them"
+        )
+    return replace(splits, examples={**splits.examples, "test": left}, trained=trained)
+
+
+def _answer_notes(
+    config: TaskConfig, rule: AnswerRule, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Example]
+) -> Iterator[str]:
+    """How long answers may be; which of them cannot be scored, or cannot be right."""
+    if not asked:
+        return
+    scored = [example for example in asked if example.answers]
+    why = ", as the longest reference answer needs" if scored and config.answer_tokens is None else ""
+    yield f"An answer has at most {rule.max_tokens} token{'s' * (rule.max_tokens > 1)}{why}."
+    bare, column = len(asked) - len(scored), ""
+    if config.asked_form == "file":
+        column = f" in column {config.answer_column or ANSWERS!r}"
+    if not scored:
+        yield f"No prompt has a reference answer{column}; answers are not scored."
+    elif bare:
+        yield f"{bare} of {len(asked)} prompts have no reference answer{column} and are not scored."
+    if cut := too_long(rule, tokenizer, scored):
+        sentence = f"No reference answer of {cut} of {len(scored)} prompts fits into {rule.max_tokens} tokens"
+        warnings.warn(f"{sentence}: raise answer_tokens", stacklevel=3)
+        yield f"{sentence}."
+    if several := several_lines(rule, scored):
+        sentence = (
+            f"Every reference answer of {several} of {len(scored)} prompts has several lines, but an answer is one line"
+        )
+        warnings.warn(f"{sentence}: set lines to 'all'", stacklevel=3)
+        yield f"{sentence}."

@@ -1,0 +1,46 @@
+"""Where a prompt's passages and its question stand, in the form of RULER's and LongBench's prompts."""
+
+from __future__ import annotations
+
+import re
+
+from refine_lab.data.tasks.prompts import TextPrompt
+
+PASSAGE = re.compile(r"^(?:Document|Passage) \d+:[ \t]*\n?", re.MULTILINE)
+"""The line that each passage begins with."""
+QUESTION = re.compile(r"^Question:", re.MULTILINE)
+"""The last of these begins the question."""
+ANSWER = re.compile(r"\s*Answer:\s*$")
+"""What a prompt ends with, and is no part of its question."""
+
+
+def parse(name: str, text: str, answers: tuple[str, ...]) -> TextPrompt:
+    """The prompt with its passages and its question told apart.
+
+    Without `Document N:` or `Passage N:` all that stands before the question is one document; without `Question:` there is
+    no question.
+    """
+    places = [match.start() for match in QUESTION.finditer(text)]
+    start = places[-1] if places else len(text)
+    question = ANSWER.sub("", text[start:].removeprefix("Question:")).strip()
+    return TextPrompt(
+        name=name,
+        text=text,
+        question_start=start,
+        answers=answers,
+        question=question,
+        documents=_documents(text[:start]),
+    )
+
+
+def _documents(text: str) -> tuple[str, ...]:
+    """The passages, without the instruction that stands before the first and again after the last."""
+    marks = list(PASSAGE.finditer(text))
+    if not marks:
+        return (text.strip(),)
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    passages = [text[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True)]
+    body, _, last = passages[-1].rpartition("\n\n")
+    if last in text[: marks[0].start()]:
+        passages[-1] = body.strip()
+    return tuple(passages)

@@ -1,0 +1,144 @@
+"""SQuAD v2.0 and HotpotQA as published, and their questions divided so that no two splits share a paragraph."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from refine_lab.data.files import refuse_pointer
+from refine_lab.data.tasks.splits import normalised
+
+EXPECTED = "SQuAD v2.0 (dev-v2.0.json) or HotpotQA's distractor setting (hotpot_dev_distractor_v1.json), as published"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """The content of a published file. A unit is what is never divided: an article of SQuAD, a question of HotpotQA."""
+
+    path: Path
+    kind: Literal["squad", "hotpotqa"]
+    units: tuple[Any, ...]
+
+    def texts(self, unit: Any) -> tuple[list[str], list[str]]:
+        """The questions of a unit that have an answer, in order, and its paragraphs."""
+        if self.kind == "hotpotqa":
+            return [unit["question"]], [f"{title}\n{''.join(sentences)}" for title, sentences in unit["context"]]
+        asked = [qa["question"] for p in unit["paragraphs"] for qa in p["qas"] if not qa["is_impossible"]]
+        return asked, [p["context"] for p in unit["paragraphs"]]
+
+    def content(self, units: Sequence[Any]) -> Any:
+        """What a file with these units alone would hold."""
+        return list(units) if self.kind == "hotpotqa" else {"data": list(units)}
+
+    def keep(self, kept: Sequence[bool]) -> Published:
+        """The file with those questions alone, of all that have an answer in their order; SQuAD's paragraphs all stay."""
+        flags = iter(kept)
+        if self.kind == "hotpotqa":
+            return replace(self, units=tuple(unit for unit in self.units if next(flags)))
+
+        def paragraph(p: Any) -> Any:
+            return {**p, "qas": [qa for qa in p["qas"] if not qa["is_impossible"] and next(flags)]}
+
+        articles = tuple({**unit, "paragraphs": [paragraph(p) for p in unit["paragraphs"]]} for unit in self.units)
+        return replace(self, units=articles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Units that are joined by what they share."""
+
+    units: tuple[Any, ...]
+    questions: int
+    paragraphs: int
+
+
+def read_published(path: Path) -> Published:
+    """The content of a file of one of the two; which of them, is told from it.
+
+    Raises FileNotFoundError where there is none, and ValueError for a file that is neither.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r} (TaskConfig.source or test_source)")
+    refuse_pointer(path)
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:  # also bytes that are no UTF-8
+        raise ValueError(f"{str(path)!r} must be {EXPECTED}; it is no JSON: {error}") from error
+    squad = isinstance(content, dict)
+    try:
+        units = tuple(content["data"] if squad else content)
+        published = Published(path=path, kind="squad" if squad else "hotpotqa", units=units)
+        for unit in units:
+            published.texts(unit)
+            _ = (
+                [a["text"] for p in unit["paragraphs"] for q in p["qas"] for a in q["answers"]]
+                if squad
+                else unit["answer"]
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} must be {EXPECTED}; its content is another: {error!r}") from error
+    return published
+
+
+def divide(published: Published, wanted: Mapping[str, int]) -> dict[str, tuple[Any, ...]]:
+    """Units for each split, with at least the questions that are wanted of it, and paragraphs as evenly as may be.
+
+    Units that share a paragraph or a question go to the same split.
+
+    Raises ValueError where there are too few.
+    """
+    groups = sorted(_connected(published), key=lambda group: -group.questions)
+    taken: dict[str, list[_Group]] = {name: [] for name in wanted}
+
+    def questions(name: str) -> int:
+        return sum(group.questions for group in taken[name])
+
+    def paragraphs(name: str) -> int:
+        return sum(group.paragraphs for group in taken[name])
+
+    needed = [name for name in wanted if wanted[name]]
+    for group in groups if needed else ():
+        # the largest groups go where most is lacking; when all have enough, paragraphs are evened out
+        lacking = [name for name in needed if questions(name) < wanted[name]]
+        if lacking:
+            name = min(lacking, key=lambda name: (questions(name) / wanted[name], -wanted[name]))
+        else:
+            name = min(needed, key=paragraphs)
+        taken[name].append(group)
+    if any(questions(name) < wanted[name] for name in needed):
+        total, largest = sum(group.questions for group in groups), max((group.questions for group in groups), default=0)
+        asked = ", ".join(f"{name} {count}" for name, count in wanted.items() if count)
+        raise ValueError(
+            f"{str(published.path)!r} has {total} questions that fit a prompt, in {len(groups)} groups that share no "
+            f"paragraph, the largest of {largest}: too few for {asked} without a shared document"
+        )
+    return {name: tuple(unit for group in groups for unit in group.units) for name, groups in taken.items()}
+
+
+def _connected(published: Published) -> Iterator[_Group]:
+    texts = [published.texts(unit) for unit in published.units]
+    parents = list(range(len(texts)))
+
+    def root(unit: int) -> int:
+        while parents[unit] != unit:
+            parents[unit] = parents[parents[unit]]
+            unit = parents[unit]
+        return unit
+
+    first: dict[str, int] = {}
+    for unit, (questions, paragraphs) in enumerate(texts):
+        for text in (*questions, *paragraphs):
+            parents[root(unit)] = root(first.setdefault(normalised(text), unit))
+    members: dict[int, list[int]] = defaultdict(list)
+    for unit in range(len(texts)):
+        members[root(unit)].append(unit)
+    for joined in members.values():
+        yield _Group(
+            units=tuple(published.units[unit] for unit in joined),
+            questions=sum(len(texts[unit][0]) for unit in joined),
+            paragraphs=len({text for unit in joined for text in texts[unit][1]}),
+        )

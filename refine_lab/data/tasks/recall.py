@@ -1,0 +1,138 @@
+"""The task that needs no download: documents with facts, and one question about each."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from refine_lab.config import DataConfig, TaskConfig
+from refine_lab.data.batches import plain_tokens
+from refine_lab.data.corpus import Manifest, Split
+from refine_lab.data.recall import RecallDocument, encode, make_document, parse_kind
+from refine_lab.data.tokenizer import beginning
+from refine_lab.rng import Draws
+from refine_lab.data.tasks.prompts import Example, end_of_text
+
+QUESTIONS = {
+    "word": ("What is the secret word for {key}?", "The secret word for {key} is"),
+    "number": ("What is the special magic number for {key}?", "The special magic number for {key} is"),
+}
+PROMPT = "\nQuestion: {question}\nAnswer: {beginning}"
+"""Question, and the answer's beginning, in RULER's form: other words than those that the shipped models were asked in, so
+that there is something to learn."""
+TASK_SEED = 20_260_217
+"""Of every document, whatever the seed of a run: all runs train and test on the same."""
+MOST_ATTEMPTS = 200
+"""Documents made, at most, until one asks a question of its split."""
+
+
+def recall_splits(
+    kind: str, config: TaskConfig, tokenizer: PreTrainedTokenizerBase, data: DataConfig, manifest: Manifest | None
+) -> dict[str, list[Example]]:
+    """Train, validation and test: documents of a kind, with prompts of `prompt_tokens` tokens (`pairs`: at most).
+
+    Train has the keys and the text of training, the other two the held-out ones: validation asks for about a third of the
+    held-out keys, in documents of the first half of the text, test for the others, in the second half.
+
+    Raises ValueError for an unknown kind, for `test` none, and where the prompt is too short or the text for the facts.
+    """
+    parse_kind(kind)
+    if config.test is None:
+        raise ValueError(f"TaskConfig.test must be a number for {config.source!r}: there is no end to its documents")
+    maker = _Maker(kind, config, tokenizer, data, manifest)
+    return {
+        "train": maker.examples("train", config.train),
+        "validation": maker.examples("validation", config.validation),
+        "test": maker.examples("test", config.test),
+    }
+
+
+class _Maker:
+    """Makes the examples of one kind."""
+
+    def __init__(
+        self,
+        kind: str,
+        config: TaskConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        data: DataConfig,
+        manifest: Manifest | None,
+    ) -> None:
+        self.kind, self.limit, self.tokenizer = kind, config.prompt_tokens, tokenizer
+        parsed = parse_kind(kind)
+        self.form = parsed.form
+        # asked once in training too, as in the held-out documents
+        self.asked_once = kind
+        if parsed.form != "pairs":
+            distance = f"-d{parsed.distance}" if parsed.distance else ""
+            self.asked_once = f"{parsed.form}-{parsed.facts}-q1{distance}"
+        self.data, self.manifest = replace(data, sequence_length=config.prompt_tokens), manifest
+        self.beginning = beginning(tokenizer, data.add_bos)
+        self.texts: dict[Split, list[np.ndarray]] = {}
+
+    def examples(self, name: str, wanted: int) -> list[Example]:
+        """`wanted` examples of the split `name`."""
+        if not wanted:
+            return []
+        split: Split = "train" if name == "train" else "validation"
+        if split not in self.texts:
+            self.texts[split] = [
+                plain_tokens(self.data, self.tokenizer, source, split, self.manifest) for source in self.data.sources
+            ]
+        first, last = {"train": (0, 1), "validation": (0, 0.5), "test": (0.5, 1)}[name]
+        texts = [text[int(first * len(text)) : int(last * len(text))] for text in self.texts[split]]
+        return [self._example(name, split, number, texts) for number in range(wanted)]
+
+    def _example(self, name: str, split: Split, number: int, texts: list[np.ndarray]) -> Example:
+        for attempt in range(MOST_ATTEMPTS):
+            purpose = f"task {self.kind} {name} {attempt}"
+            example = self._made(f"recall-{self.kind}-{name}-{number}", split, number, purpose, texts)
+            if split == "train" or _split_of(example.question) == name:
+                return example
+        raise ValueError(
+            f"the tokenizer has too few words of one token to ask other {name} questions than the other split"
+        )
+
+    def _made(self, name: str, split: Split, number: int, purpose: str, texts: list[np.ndarray]) -> Example:
+        length = self.limit
+        while True:
+            generator = Draws(seed=TASK_SEED).generator(number, purpose)
+            text = texts[int(torch.multinomial(torch.tensor([*self.data.sources.values()]), 1, generator=generator))]
+            document = make_document(
+                self.asked_once, length, text, generator, self.tokenizer, split, beginning=self.beginning
+            )
+            example = self._asked(name, document)
+            # the same facts again, since they are drawn first, in as much more text as the prompt is short of its length
+            missing = self.limit - len(example.prompt_ids)
+            if self.form == "pairs" or not missing:
+                return example
+            length += missing
+
+    def _asked(self, name: str, document: RecallDocument) -> Example:
+        """The document up to its first question, which is asked in the task's own words."""
+        question = document.questions[0]
+        read = document.tokens[: question.start]
+        if self.form == "pairs":
+            asked, prompt = question.key, document.tokens[question.start : question.prompt_end]
+        else:
+            asked, first_words = (text.format(key=question.key) for text in QUESTIONS[self.form])
+            prompt = encode(self.tokenizer, PROMPT.format(question=asked, beginning=first_words))
+        return Example(
+            name=name,
+            prompt_ids=(*read, *prompt),
+            question_start=len(read),
+            answer_ids=(*question.answer_ids, end_of_text(self.tokenizer)),
+            answers=(str(self.tokenizer.decode(question.answer_ids)).strip(),),
+            question=asked,
+            documents=(str(self.tokenizer.decode(read[len(self.beginning) :])),),
+            begins=len(self.beginning),
+        )
+
+
+def _split_of(question: str) -> str:
+    """Which of the held-out splits a question belongs to."""
+    return "validation" if hashlib.sha256(question.encode()).digest()[0] % 3 == 0 else "test"

@@ -1,0 +1,109 @@
+"""What a model was post-trained on, so that nothing of it is asked in a test: by the texts of its questions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from refine_lab.config import DataConfig, TaskConfig
+from refine_lab.data.tasks.prompts import Example, prompts_digest
+from refine_lab.data.tasks.splits import normalised
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What one run of post-training trained on."""
+
+    run: str
+    "The run's name."
+    task: TaskConfig
+    data: DataConfig
+    "Text that its recall documents were made in."
+    prompts_digest: str | None
+    "Digest of the examples of all splits (`tasks.prompts.prompts_digest`); none where it was not kept."
+    source_digest: str | None
+    "Digest of the bytes of the file that is the source; none without a file."
+    rows: frozenset[str]
+    "`row_key` of every example it trained on."
+
+    def same_source(self, source: str) -> bool:
+        """Whether the run's test prompts come from `source`: the same text, or a `ruler:FILE` of the same content."""
+        if source == (self.task.test_source or self.task.source):
+            return True
+        if self.task.test_source is not None:
+            return False
+        other = replace(self.task, source=source)
+        return self.task.form == other.form == "ruler" and source_digest(other) == self.source_digest is not None
+
+    def same_splits(self, task: TaskConfig) -> bool:
+        """Whether `task` has this run's examples: it differs in how answers are written at most."""
+        own = {name: getattr(self.task, name) for name in (*FREE_FIELDS, "source")}
+        return replace(task, **own) == self.task and (task.source == self.task.source or self.same_source(task.source))
+
+
+ANSWER_FIELDS = ("answer_tokens", "lines", "strip_leading")
+"""Fields of `TaskConfig` that say how an answer is written."""
+FREE_FIELDS = (*ANSWER_FIELDS, "shared")
+"""Fields of `TaskConfig` that change no example and no split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What a model was post-trained on, from its last run back to the model that the first one started from."""
+
+    trained: tuple[Trained, ...] = ()
+    "The last run first."
+    unknown: tuple[str, ...] = ()
+    "Why it may be more than this, a clause each."
+
+    def holds(self, example: Example) -> bool:
+        """Whether an example was trained on: its question, or its whole prompt where no question can be told apart."""
+        return bool(self.trained) and any(row_key(example) in each.rows for each in self.trained)
+
+    def holds_question(self, question: str) -> bool:
+        return any(text_key(question) in each.rows for each in self.trained)
+
+    @property
+    def names(self) -> str:
+        """The runs, as the subject of a sentence about a model."""
+        return "the model of " + " after ".join(each.run for each in self.trained)
+
+    def notes(self, task: TaskConfig, examples: Sequence[Example]) -> Iterator[str]:
+        """Sentences about what is not known when a model with this history answers `task`, whose examples are all given."""
+        own = next((each for each in self.trained if each.same_splits(task)), None)
+        if own is not None and own.prompts_digest not in (None, prompts_digest(examples)):
+            yield f"The prompts have changed since {own.run} was trained on them: these are not its test prompts."
+        if self.unknown and task.asked_form != "recall":
+            yield f"It is not known whether the model was trained on any of these prompts: {'; '.join(self.unknown)}."
+
+    def matches(self, other: History) -> bool:
+        """Whether both were trained on the same examples, by runs with the same tasks."""
+
+        def facts(history: History) -> list[tuple[object, ...]]:
+            return [(each.task, each.data, each.prompts_digest, each.rows) for each in history.trained]
+
+        return facts(self) == facts(other)
+
+
+UNTRAINED = History()
+"""Of a model that no run of post-training is known of."""
+
+
+def row_key(example: Example) -> str:
+    """A digest of an example's question, or of its prompt where it has none; case, signs and spaces do not count."""
+    return text_key(example.question if example.question.strip() else "\n".join(example.documents))
+
+
+def text_key(text: str) -> str:
+    return hashlib.sha256(normalised(text).encode()).hexdigest()[:24]
+
+
+def source_digest(task: TaskConfig) -> str | None:
+    """A digest of the bytes of the task's file; none without a file."""
+    path = Path(task.source.removeprefix("ruler:")).expanduser()
+    if task.form == "recall" or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

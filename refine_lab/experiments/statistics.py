@@ -1,0 +1,62 @@
+"""What several seeds or prompts say: means and paired differences with their intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Shaped
+from scipy import stats
+
+from refine_lab.method.advantages import ROUNDING
+from refine_lab.config import require
+
+CONFIDENCE = 0.95
+"""Of every interval."""
+
+
+def paired_difference(
+    rows: pd.DataFrame, way: str, against: str, measure: str, *, column: str = "way", pair: str = "seed"
+) -> dict[str, float]:
+    """Mean of `way` minus `against` over pairs of the same seed, with its 95 % interval by Student's t.
+
+    Returns `difference`, `low`, `high`, `pairs`; low and high are NaN as in `mean_interval`. Raises ValueError where the two do
+    not have the same seeds, each once.
+    """
+    one, other = (rows[rows[column] == name].set_index(pair)[measure] for name in (way, against))
+    unique = one.index.is_unique and other.index.is_unique
+    matched = len(one) > 0 and unique and set(one.index) == set(other.index)
+    require(
+        matched, f"the {pair}s of {way!r}", sorted(one.index), f"those of {against!r}, {sorted(other.index)}, each once"
+    )
+    scale = float(np.abs([*one, *other]).max())
+    difference, low, high = mean_interval((one - other.loc[one.index]).to_numpy(), scale)
+    return {"difference": difference, "low": low, "high": high, "pairs": len(one)}
+
+
+def mean_interval(values: Shaped[np.ndarray, "n"], scale: float | None = None) -> tuple[float, float, float]:
+    """The mean of independent values, and its 95 % interval by Student's t.
+
+    Both ends are NaN for fewer than two values and where the values are equal within rounding (see `varies`): a spread of 0
+    says nothing about the next value.
+    """
+    nan, n = float("nan"), len(values)
+    varied, values = varies(values, scale), values.astype(float)
+    mean = float(values.mean()) if n else nan
+    if not varied:
+        return mean, nan, nan
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / n**0.5)
+    return mean, mean - half, mean + half
+
+
+def varies(values: Shaped[np.ndarray, "n"], scale: float | None = None) -> bool:
+    """Whether values differ by more than rounding: max - min > 4 eps `scale`, with eps that of their dtype.
+
+    `scale` is the magnitude of the numbers that were rounded, which for differences is that of their operands; None is the
+    largest magnitude among the values.
+    """
+    if len(values) < 2:
+        return False
+    eps = np.finfo(values.dtype if values.dtype.kind == "f" else float).eps
+    values = values.astype(float)
+    largest = float(np.abs(values).max()) if scale is None else scale
+    return bool(np.ptp(values) > ROUNDING * eps * largest)

@@ -1,0 +1,97 @@
+"""Rewards: how well a rollout matches the true continuation (paper, equations 9, 11 and 12, and its limitations).
+
+A reward is a plain function of one `RewardInputs` that returns one number a rollout. To add one, write a function here,
+list it in `REWARDS`, and add its name to `refine_lab.config.BUILT_IN_REWARDS`.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from refine_lab.config import unknown
+from refine_lab.method.custom_reward import load_reward, of_inputs
+from refine_lab.types import RewardFunction, RewardInputs
+
+
+def cosine(inputs: RewardInputs) -> Float[Tensor, "R"]:
+    """Cosine similarity of hidden states averaged over the k tokens (eq. 9), in [-1, 1], at least float32."""
+    dtype = _wide(inputs)
+    similarity = F.cosine_similarity(inputs.hidden_states.to(dtype), inputs.target_hidden_states.to(dtype), dim=-1)
+    return similarity.mean(-1)
+
+
+def binary(inputs: RewardInputs) -> Float[Tensor, "R"]:
+    """The share of the k tokens that equal the truth at their place (eq. 11), in [0, 1], at least float32."""
+    return (inputs.rollout_ids == inputs.target_ids).to(_wide(inputs)).mean(-1)
+
+
+def hybrid(inputs: RewardInputs) -> Float[Tensor, "R"]:
+    """The sum of `cosine` and `binary` (eq. 12), in [-1, 2]."""
+    return cosine(inputs) + binary(inputs)
+
+
+def edit(inputs: RewardInputs) -> Float[Tensor, "R"]:
+    """1 - d / k, in [0, 1], at least float32, with d the edit distance of the rollout and the true continuation.
+
+    d counts the fewest tokens to insert, delete or replace (Levenshtein, 1966), so that a rollout that is right but for a
+    shift keeps most of its reward. The paper's limitations suggest it for long rollouts; this form of it is ours.
+    """
+    length = inputs.rollout_ids.shape[1]
+    places = torch.arange(length + 1, device=inputs.rollout_ids.device)
+    distances = places.expand(len(inputs.rollout_ids), -1)  # [R, k + 1]: of no token and the first j of the target
+    for number, token in enumerate(inputs.rollout_ids.unbind(1), start=1):
+        replaced = distances[:, :-1] + (token.unsqueeze(1) != inputs.target_ids)
+        row = F.pad(torch.minimum(replaced, distances[:, 1:] + 1), (1, 0), value=number)
+        distances = (row - places).cummin(1).values + places  # an insertion adds 1 to the distance on the left
+    return 1 - distances[:, -1].to(_wide(inputs)) / length
+
+
+REWARDS: dict[str, RewardFunction] = {function.__name__: function for function in (cosine, binary, hybrid, edit)}
+
+
+def reward_function(name: str, source: str | None = None) -> RewardFunction:
+    """The reward of that name, checked; `custom` is the function that `source` defines.
+
+    Raises ValueError for an unknown name, and for `custom` without a source.
+    """
+    if name == "custom":
+        if source is None:
+            raise ValueError("reward 'custom' needs the source of a function, got none")
+        return checked(load_reward(source))
+    if name not in REWARDS:
+        raise unknown("reward", name, (*REWARDS, "custom"))
+    return checked(REWARDS[name])
+
+
+def checked(reward: RewardFunction) -> RewardFunction:
+    """`reward` without gradients and on copies of its inputs, with its result verified: a floating, finite tensor [R].
+
+    The wrapped function raises ValueError that names the reward and what came back.
+    """
+    name, compute = getattr(reward, "__name__", repr(reward)), of_inputs(reward)
+
+    @functools.wraps(compute)
+    def run(inputs: RewardInputs) -> Tensor:
+        with torch.no_grad():  # a reward that writes into its copies changes no training
+            rewards = compute(inputs.map(lambda x: x.detach().clone()))
+        count = len(inputs.rollout_ids)
+        allowed = f"reward {name!r} must return one floating-point number a rollout, a tensor of shape [{count}]"
+        if not isinstance(rewards, Tensor):
+            raise ValueError(f"{allowed}, got {type(rewards).__name__}")
+        if rewards.shape != (count,) or not rewards.is_floating_point():
+            raise ValueError(f"{allowed}, got {rewards.dtype} of shape {list(rewards.shape)}")
+        if not rewards.isfinite().all():
+            bad = int((~rewards.isfinite()).nonzero()[0])
+            raise ValueError(f"reward {name!r} must be finite, got {float(rewards[bad])} for rollout {bad}")
+        return rewards.detach()
+
+    return run
+
+
+def _wide(inputs: RewardInputs) -> torch.dtype:
+    return torch.promote_types(inputs.hidden_states.dtype, torch.float32)

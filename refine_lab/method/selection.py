@@ -1,0 +1,125 @@
+"""Selection: which positions of a sequence are rolled out (paper, equations 5 and 6).
+
+`entropies[b, i]` is the entropy of pi(. | x_{<=i}), the uncertainty about the token at i + 1, in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from refine_lab.config import RefineConfig, smallest_length
+from refine_lab.rng import Draws, inverse_cdf
+
+
+def shift(entropies: Float[Tensor, "B T"], entropy_index: Literal["equation", "release"]) -> Float[Tensor, "B T"]:
+    """H_t for every position t, [B, T].
+
+    `release`: H_t is the uncertainty about x_{t+1}, the first token rolled out. `equation` (eq. 5): H_t is the
+    uncertainty about x_t, the last token of the prefix; nothing precedes x_0, so H_0 = 0.
+    """
+    if entropy_index == "release":
+        return entropies
+    return F.pad(entropies[:, :-1], (1, 0))
+
+
+def smooth(entropies: Float[Tensor, "B T"], lengths: Int[Tensor, "B"], kernel: int) -> Float[Tensor, "B T"]:
+    """The centred moving average of a row over `kernel` tokens (the next odd number where even), [B, T].
+
+    Beyond either end of a row stand zeros and every sum is divided by the kernel, so that the ends come out smaller:
+    the release's `avg_pool1d`. A kernel of 1 changes nothing. The release takes the rollout length as the kernel, and pools
+    over the pads of a row too.
+    """
+    width = kernel + 1 - kernel % 2
+    if width == 1:
+        return entropies
+    real = torch.arange(entropies.shape[1], device=entropies.device) < lengths.unsqueeze(1)
+    zero_padded = torch.where(real, entropies, 0).unsqueeze(1)
+    return F.avg_pool1d(zero_padded, width, stride=1, padding=width // 2).squeeze(1)
+
+
+def selection_probabilities(
+    entropies: Float[Tensor, "B T"], lengths: Int[Tensor, "B"], config: RefineConfig
+) -> Float[Tensor, "B T"]:
+    """The probability of each position within its chunk; every chunk sums to 1, float64 [B, T].
+
+    p_i(t) = exp(H_t / tau) / sum over the eligible t' of chunk i of exp(H_t' / tau)    (eq. 6; `entropy`)
+
+    with H smoothed. `uniform` gives every eligible position the same, `argmax` and `argmin` (table 7) all to the first
+    highest or lowest unsmoothed H. A row's chunks hold `length // num_chunks` positions each; the tail belongs to none.
+    A position is eligible where its prefix of t + 1 tokens has `margin` tokens at least, as many come after it, and
+    all `rollout_length` tokens lie in the row. No gradient passes.
+
+    Raises ValueError where a chunk has no eligible position and where an entropy is not finite.
+    """
+    _require_positions(lengths, config)
+    index, inside = _chunks(lengths, config.num_chunks, entropies.shape[1])
+    first, gap = config.ends
+    eligible = inside & (index >= first) & (index <= (lengths - 1 - gap).view(-1, 1, 1))
+    scores = shift(entropies.detach().double(), config.entropy_index)
+    if config.selection == "entropy":
+        scores = smooth(scores, lengths, config.smoothing_kernel)
+    weights = _weights(_take(scores, index), eligible, config)
+    # A running sum adds one by one on the CPU: unlike sum(), it is the same to the last bit however wide the batch is padded.
+    chunked = weights / weights.cumsum(-1)[..., -1:]
+    return torch.zeros_like(scores).scatter_add(1, index.flatten(1), chunked.flatten(1))
+
+
+def select_positions(
+    probabilities: Float[Tensor, "B T"],
+    lengths: Int[Tensor, "B"],
+    sequence_ids: Sequence[int],
+    draws: Draws,
+    num_chunks: int,
+) -> Int[Tensor, "B C"]:
+    """One position a chunk, t_i ~ p_i (eq. 6), [B, C]; the draw of a sequence depends on nothing outside its row."""
+    index, inside = _chunks(lengths, num_chunks, probabilities.shape[1])
+    chunked = torch.where(inside, _take(probabilities, index), 0)
+    uniforms = draws.uniforms(sequence_ids, "position", (num_chunks,)).to(probabilities.device)
+    return index[..., 0] + inverse_cdf(chunked, uniforms)
+
+
+def _chunks(
+    lengths: Int[Tensor, "B"], num_chunks: int, width: int
+) -> tuple[Int[Tensor, "B C L"], Bool[Tensor, "B C L"]]:
+    """The positions of each chunk, and which of them are its own: L is the longest chunk a row of `width` has."""
+    size = (lengths // num_chunks).view(-1, 1, 1)
+    offset = torch.arange(width // num_chunks, device=lengths.device)
+    start = torch.arange(num_chunks, device=lengths.device).unsqueeze(1) * size
+    return (start + offset).clamp(max=width - 1), (offset < size).expand(-1, num_chunks, -1)
+
+
+def _take(values: Float[Tensor, "B T"], index: Int[Tensor, "B C L"]) -> Float[Tensor, "B C L"]:
+    return values.gather(1, index.flatten(1)).view(index.shape)
+
+
+def _weights(
+    scores: Float[Tensor, "B C L"], eligible: Bool[Tensor, "B C L"], config: RefineConfig
+) -> Float[Tensor, "B C L"]:
+    """Unnormalised probabilities of the positions of every chunk."""
+    finite = scores.isfinite() | ~eligible
+    if not finite.all():
+        row = int((~finite).flatten(1).any(1).nonzero()[0])
+        raise ValueError(f"entropies must be finite, got {float(scores[row][~finite[row]][0])} in row {row}")
+    if config.selection == "uniform":
+        return eligible.to(scores)
+    signed = -scores if config.selection == "argmin" else scores
+    signed = signed.masked_fill(~eligible, -torch.inf)
+    if config.selection == "entropy":
+        return ((signed - signed.amax(-1, keepdim=True)) / config.tau).exp()
+    return F.one_hot(signed.argmax(-1), scores.shape[-1]).to(scores)
+
+
+def _require_positions(lengths: Int[Tensor, "B"], config: RefineConfig) -> None:
+    for length in lengths.tolist():
+        if not config.fits(length):
+            raise ValueError(
+                f"a row of {length} tokens has a chunk without a position to roll out from: num_chunks "
+                f"{config.num_chunks}, rollout_length {config.rollout_length} and margin {config.margin} "
+                f"need at least {smallest_length(config)} tokens"
+            )

@@ -1,0 +1,290 @@
+"""One training step: select, roll out, reward, and update, on one reading of every sequence (paper, section 3).
+
+With one update a batch, a single forward over the sequences serves the next-token loss, the entropies, the states that
+rollouts branch from and the true continuation's hidden states, and a single backward goes through all of it. With
+several updates, one pass without gradients rolls out the whole batch, and every update reads its own sequences once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.optim import Optimizer
+
+from refine_lab.method.advantages import advantages
+from refine_lab.config import RefineConfig, UpdateConfig
+from refine_lab.rng import Draws
+from refine_lab.method.losses import entropy_loss, kl_loss, ntp_loss, policy_loss
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.state import Trace, hidden_states_only
+from refine_lab.ops.head import TokenStats
+from refine_lab.ops.precision import autocast
+from refine_lab.method.rewards import binary, cosine
+from refine_lab.method.rollout import Branches, Continuation, follow, rollout_uniforms, sample, truth_index
+from refine_lab.method.selection import select_positions, selection_probabilities
+from refine_lab.types import Batch, RewardFunction, RewardInputs, Rollouts
+
+C = TypeVar("C", bound=UpdateConfig)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Learner(Generic[C]):
+    """What a step trains with: the policy, the optimizers that share its parameters, and what the losses need."""
+
+    policy: FastWeightLM
+    optimizers: Sequence[Optimizer]
+    config: C
+    reward: RewardFunction | None = None  # None for SFT
+    reference: FastWeightLM | None = None  # for kl_coef above 0
+
+    def autocast(self) -> AbstractContextManager:
+        """The run's arithmetic: that of its steps and of its evaluations."""
+        return autocast(self.policy.device, self.config.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class StepResult:
+    """Metrics of a step, by their names in metrics.jsonl, and its rollouts (none for SFT)."""
+
+    metrics: dict[str, float]
+    rollouts: Rollouts | None
+
+
+def next_token_stats(policy: FastWeightLM, trace: Trace, batch: Batch, *, entropy: bool) -> TokenStats:
+    """Statistics of x_{i+1} given x_{<=i} at all places but the last, each [B, T - 1]; beyond a row's end they mean nothing."""
+    hidden, targets = trace.hidden_states[:, :-1], batch.tokens[:, 1:]
+    return policy.head(hidden, targets, entropy=entropy)
+
+
+def roll_out(
+    policy: FastWeightLM,
+    trace: Trace,
+    entropies: Float[Tensor, "B T"],
+    batch: Batch,
+    method: RefineConfig,
+    reward: RewardFunction,
+    draws: Draws,
+) -> tuple[Rollouts, Continuation]:
+    """Select positions, roll out from the states there, reward and standardise (eq. 5 to 12).
+
+    Returns the rollouts, which carry no gradient, and the policy's reading of them, which does where gradients are on.
+    """
+    probabilities = selection_probabilities(entropies, batch.lengths, method)
+    positions = select_positions(probabilities, batch.lengths, batch.sequence_ids, draws, method.num_chunks)
+    branches = Branches.of(trace, positions, method.group_size, detach=method.prefix_gradient == "detached")
+    shape = (method.num_chunks, method.group_size, method.rollout_length)
+    uniforms = rollout_uniforms(draws, batch.sequence_ids, *shape)
+    tokens = sample(policy, branches.detach(), uniforms, method.temperature)
+    continuation = follow(policy, branches, tokens, method.temperature)
+    rollouts = assess(trace, entropies, batch, positions, tokens, continuation, method, reward)
+    return rollouts, continuation
+
+
+@torch.no_grad()
+def assess(
+    trace: Trace,
+    entropies: Float[Tensor, "B T"],
+    batch: Batch,
+    positions: Tensor,
+    tokens: Tensor,
+    continuation: Continuation,
+    method: RefineConfig,
+    reward: RewardFunction,
+) -> Rollouts:
+    """Rewards and advantages of rolled-out tokens beside the true continuation; nothing here has a gradient."""
+    index = truth_index(positions, method.rollout_length)
+    shape = (*positions.shape, method.rollout_length)
+    repeat = method.group_size
+    target_ids = batch.tokens.gather(1, index).view(shape).flatten(0, 1).repeat_interleave(repeat, 0)
+    target_hidden = trace.hidden_at(index).unflatten(1, shape[1:]).flatten(0, 1).repeat_interleave(repeat, 0)
+    inputs = RewardInputs(
+        rollout_ids=tokens,
+        target_ids=target_ids,
+        hidden_states=continuation.hidden_states.detach(),
+        target_hidden_states=target_hidden.detach(),
+        logprobs=continuation.logprobs.detach(),
+    )
+    rewards = reward(inputs)
+    return Rollouts(
+        positions=positions,
+        tokens=tokens,
+        old_logprobs=inputs.logprobs,
+        target_ids=target_ids,
+        entropies=entropies.gather(1, positions).flatten().repeat_interleave(repeat),
+        cosine=cosine(inputs),
+        binary=binary(inputs),
+        rewards=rewards,
+        advantages=advantages(rewards, method.num_chunks, repeat, method.group_by),
+    )
+
+
+def rollout_loss(
+    continuation: Continuation,
+    rollouts: Rollouts,
+    method: RefineConfig,
+    num_tokens: int,
+    reference_logprobs: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """nsp_coef * policy loss (eq. 10), plus divergence and entropy terms where their coefficients are not 0."""
+    clips = (method.clip_eps, method.dual_clip)
+    loss, metrics = policy_loss(continuation.logprobs, rollouts.old_logprobs, rollouts.advantages, *clips, num_tokens)
+    metrics["nsp_loss"] = loss.detach()
+    loss = method.nsp_coef * loss
+    if reference_logprobs is not None:
+        divergence = kl_loss(continuation.logprobs, rollouts.old_logprobs, reference_logprobs, num_tokens)
+        loss, metrics["kl"] = loss + method.kl_coef * divergence, divergence.detach()
+    if method.entropy_coef:
+        loss = loss + method.entropy_coef * entropy_loss(continuation.entropies, num_tokens)
+    return loss, metrics
+
+
+def train_step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
+    """All updates on one batch, `config.mini_batch_size` sequences each: gradients are clipped, optimizers stepped.
+
+    Neither the size of a micro-batch nor the order of the rows of an update changes a draw or (but for rounding) a gradient.
+    """
+    config = learner.config
+    method = config.method
+    several = method is not None and len(batch.lengths) > config.mini_batch_size
+    planned, entropy_mean = _roll_out_batch(learner, batch, draws) if several else (None, None)
+    sums: dict[str, float] = defaultdict(float)
+    kept: list[Rollouts] = [] if planned is None else [planned]
+
+    def losses(first: int, mini: Batch) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        for offset, micro in split(mini, config.micro_batch_size):
+            row = first + offset
+            part = None if planned is None else planned.rows(row, row + len(micro.lengths))
+            loss, metrics, rollouts = _loss(learner, micro, mini, draws, part)
+            if rollouts is not None and planned is None:
+                kept.append(rollouts)
+            yield loss, metrics
+
+    updates = 0
+    for start, mini in split(batch, config.mini_batch_size):
+        for name, value in update(learner, losses(start, mini)).items():
+            sums[name] += value
+        updates += 1
+    metrics = {name: value / updates for name, value in sums.items()}
+    if entropy_mean is not None:
+        metrics["entropy_mean"] = entropy_mean
+    rollouts = Rollouts.cat(kept) if kept else None
+    if rollouts is not None:
+        metrics |= _rollout_metrics(rollouts)
+    return StepResult({**metrics, "updates": updates}, rollouts)
+
+
+def update(learner: Learner, losses: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
+    """One optimizer update on the sum of `losses`, each a micro-batch's with its metrics.
+
+    Returns the sums of the metrics, and `grad_norm` before clipping. Raises FloatingPointError, with the weights as they
+    were, where that is not finite.
+    """
+    for optimizer in learner.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, float] = defaultdict(float)
+    for loss, metrics in losses:
+        loss.backward()
+        for name, value in metrics.items():
+            sums[name] += float(value)
+    norm = torch.nn.utils.clip_grad_norm_(learner.policy.parameters(), learner.config.max_grad_norm)
+    if not torch.isfinite(norm):  # before the weights are lost
+        raise FloatingPointError(f"the gradient's norm is {float(norm)}; try an lr below {learner.config.lr}")
+    for optimizer in learner.optimizers:
+        optimizer.step()
+    return {**sums, "grad_norm": float(norm)}
+
+
+def _loss(
+    learner: Learner, micro: Batch, mini: Batch, draws: Draws, planned: Rollouts | None
+) -> tuple[Tensor, dict[str, Tensor], Rollouts | None]:
+    """A micro-batch's share of its update's loss; `planned` rollouts are followed, otherwise new ones are sampled."""
+    policy, method = learner.policy, learner.config.method
+    with learner.autocast():
+        with nullcontext() if method is not None else hidden_states_only():
+            trace = policy.read(micro.tokens, micro.lengths)
+        stats = next_token_stats(policy, trace, micro, entropy=method is not None and planned is None)
+        ntp = ntp_loss(stats.logprobs, micro.lengths, mini.num_targets)
+        metrics = {"ntp_loss": ntp.detach(), "ntp_accuracy": _sum(stats.greedy, micro) / mini.num_targets}
+        if method is None:
+            return ntp, metrics, None
+        if planned is None:
+            assert learner.reward is not None
+            entropies = _with_last(stats.entropies.detach(), micro)
+            metrics["entropy_mean"] = _sum(entropies[:, :-1], micro) / mini.num_targets
+            rollouts, continuation = roll_out(policy, trace, entropies, micro, method, learner.reward, draws)
+        else:
+            detach = method.prefix_gradient == "detached"
+            branches = Branches.of(trace, planned.positions, planned.group_size, detach=detach)
+            rollouts, continuation = planned, follow(policy, branches, planned.tokens, method.temperature)
+        per_row = method.num_chunks * method.group_size * method.rollout_length
+        reference = _reference_logprobs(learner, micro, rollouts, method)
+        nsp, nsp_metrics = rollout_loss(continuation, rollouts, method, len(mini.lengths) * per_row, reference)
+        return method.ntp_coef * ntp + nsp, metrics | nsp_metrics, rollouts
+
+
+@torch.no_grad()
+def _roll_out_batch(learner: Learner, batch: Batch, draws: Draws) -> tuple[Rollouts, float]:
+    """The rollouts of a whole batch, sampled before its first update, and the policy's mean entropy over it."""
+    parts, entropies = zip(
+        *(_rolled_out(learner, micro, draws) for _, micro in split(batch, learner.config.micro_batch_size)), strict=True
+    )
+    return Rollouts.cat(parts), sum(entropies) / batch.num_targets
+
+
+def _rolled_out(learner: Learner, micro: Batch, draws: Draws) -> tuple[Rollouts, float]:
+    """A micro-batch's rollouts, and the sum of its entropies; its trace ends here, before the next one is made."""
+    policy, method = learner.policy, learner.config.method
+    assert method is not None and learner.reward is not None
+    with learner.autocast():
+        trace = policy.read(micro.tokens, micro.lengths)
+        stats = next_token_stats(policy, trace, micro, entropy=True)
+        entropies = _with_last(stats.entropies, micro)
+        rollouts, _ = roll_out(policy, trace, entropies, micro, method, learner.reward, draws)
+    return rollouts, float(_sum(stats.entropies, micro))
+
+
+@torch.no_grad()
+def _reference_logprobs(learner: Learner, batch: Batch, rollouts: Rollouts, method: RefineConfig) -> Tensor | None:
+    if not method.kl_coef:
+        return None
+    if learner.reference is None:
+        raise ValueError(f"kl_coef {method.kl_coef} needs a reference policy to compare with, got none")
+    trace = learner.reference.read(batch.tokens, batch.lengths)
+    branches = Branches.of(trace, rollouts.positions, rollouts.group_size)
+    return follow(learner.reference, branches, rollouts.tokens, method.temperature).logprobs
+
+
+def _with_last(entropies: Float[Tensor, "B S"], batch: Batch) -> Float[Tensor, "B T"]:
+    """Entropies of T - 1 places as a row of T, 0 from each row's last token on: what follows there is not known.
+
+    The last token's own is 0 whether or not pads follow, so that smoothing sees the same row in every batch.
+    """
+    places = torch.arange(entropies.shape[1], device=entropies.device)
+    return torch.nn.functional.pad(torch.where(places < (batch.lengths - 1).unsqueeze(1), entropies, 0), (0, 1))
+
+
+def _sum(values: Float[Tensor, "B S"] | Bool[Tensor, "B S"], batch: Batch) -> Tensor:
+    """The sum over the places that have a next token."""
+    has_next = torch.arange(values.shape[1], device=values.device) < (batch.lengths - 1).unsqueeze(1)
+    return torch.where(has_next, values, 0).sum()
+
+
+def split(batch: Batch, size: int) -> Iterator[tuple[int, Batch]]:
+    """Rows of a batch, at most `size` at once, with the number of the first."""
+    for start in range(0, len(batch.lengths), size):
+        yield start, batch.rows(start, start + size)
+
+
+def _rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
+    metrics = {}
+    for name, values in (("reward", rollouts.rewards), ("cosine", rollouts.cosine), ("binary", rollouts.binary)):
+        metrics[f"{name}_mean"] = float(values.mean())
+        metrics[f"{name}_std"] = float(values.std()) if len(values) > 1 else 0.0
+    return metrics

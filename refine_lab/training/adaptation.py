@@ -1,0 +1,296 @@
+"""Test-time training on one prompt, or on a batch of them: updates, one by one, and weights put back (paper, section 4.4).
+
+`adapted` does it in a `with` block. `adapt` is the same as an iterator: it reports after each update, and whoever stops
+asking stops it.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from refine_lab.config import OptimizationConfig, RefineConfig, UpdateConfig, require
+from refine_lab.data.batches import padded
+from refine_lab.rng import Draws
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.state import hidden_states_only
+from refine_lab.training.optim import make_optimizers
+from refine_lab.method.rewards import REWARDS
+from refine_lab.method.step import Learner, StepResult, next_token_stats, train_step
+from refine_lab.ttt_config import TTTConfig as TTTConfig
+from refine_lab.types import Batch, Rollouts
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Update:
+    """What one step reports: its number from 1, its metrics, its rollouts (none for SFT), and its time.
+
+    On one prompt a step is one update; on a batch of several it goes through all of them (`metrics["updates"]`).
+    """
+
+    number: int
+    metrics: dict[str, float]
+    rollouts: Rollouts | None
+    seconds: float
+    tokens_per_second: float
+    method: RefineConfig | None
+    "As it fits the prompt (see `fitted`): a short one has fewer chunks, or a smaller margin."
+
+
+@contextmanager
+def adapted(
+    model: FastWeightLM,
+    prompt: Int[Tensor, "T"],
+    config: TTTConfig,
+    on_update: Callable[[Update], bool | None] = lambda update: None,
+) -> Iterator[FastWeightLM]:
+    """The model adapted to the prompt's tokens; afterwards it is what it was (see `Restored`).
+
+    `on_update` is called after each update; where it returns True, no more are made. Warns where the prompt is too short for
+    the method, whose margin or number of chunks is then smaller. Raises ValueError before anything is changed or copied: for
+    a prompt that is no row of tokens of the vocabulary, or too short, for a model whose weights are not float32 or float64,
+    and for `parameters` that name none.
+    """
+    adapter, batch = Adapter(model, config), prompt_batch(model, [prompt])
+    if sentence := fewer_chunks(config, len(prompt)):
+        warnings.warn(sentence, stacklevel=3)
+    with Restored(model, config.parameters):
+        for update in adapter.adapt(batch):
+            if on_update(update):
+                break
+        yield model
+
+
+def adapt(model: FastWeightLM, prompt: Int[Tensor, "T"], config: TTTConfig) -> Iterator[Update]:
+    """Update the model on the prompt, and report after each update; the weights stay moved (see `Restored`)."""
+    adapter = Adapter(model, config)
+    yield from adapter.adapt(prompt_batch(model, [prompt]))
+
+
+class Adapter:
+    """Adapts a model to one batch of prompts after another with one optimizer, whose moments stay from batch to batch.
+
+    Each step goes through the whole batch, `mini_batch_size` prompts an update, by the training step of mid-training. A
+    draw is keyed by the seed, the prompt's sequence id and the step's number on its batch alone.
+    """
+
+    def __init__(
+        self, model: FastWeightLM, config: TTTConfig, *, mini_batch_size: int = 1, micro_batch_size: int = 1
+    ) -> None:
+        """Raises ValueError for a model whose weights are not float32 or float64 and for `parameters` that name none."""
+        wide = model.dtype in (torch.float32, torch.float64)
+        require(wide, "the model's dtype", model.dtype, "float32 or float64: smaller weights swallow small updates")
+        self.model, self.config, self.moving = model, config, _moving(model, config.parameters)
+        shared = {item.name: getattr(config, item.name) for item in fields(OptimizationConfig)}
+        self._update = UpdateConfig(**shared, mini_batch_size=mini_batch_size, micro_batch_size=micro_batch_size)
+        self.optimizers = make_optimizers(model, self._update, self.moving)
+
+    def adapt(self, batch: Batch) -> Iterator[Update]:
+        """Update the model on the prompts of a batch (see `prompt_batch`), and report after each step."""
+        learner, tokens = self._learner(batch), int(batch.lengths.sum())
+        for number in range(1, self.config.steps + 1):
+            began = time.monotonic()
+            with _frozen_but(self.model, self.moving):  # never across a yield, from which nobody need come back
+                result = _step(learner, batch, Draws(seed=self.config.seed, step=number))
+            seconds = time.monotonic() - began
+            yield Update(
+                number=number,
+                metrics=result.metrics,
+                rollouts=result.rollouts,
+                seconds=seconds,
+                tokens_per_second=tokens / seconds,
+                method=learner.config.method,
+            )
+            if _enough(result.metrics, self.config):
+                return
+
+    def _learner(self, batch: Batch) -> Learner:
+        """What `train_step` trains with. Raises ValueError for a prompt without room for a rollout."""
+        lengths = batch.lengths.tolist()
+        method = None if self.config.method is None else fitted(self.config.method, *lengths)
+        reward = None if method is None else REWARDS[method.reward]
+        config = replace(self._update, method=method)
+        return Learner(policy=self.model, optimizers=self.optimizers, config=config, reward=reward)
+
+
+def prompt_batch(
+    model: FastWeightLM, prompts: Sequence[Int[Tensor, "_"]], sequence_ids: tuple[int, ...] = (0,)
+) -> Batch:
+    """Prompts as a batch on the model's device, padded on the right; each keeps its id wherever it stands.
+
+    Raises ValueError for a prompt that is no row of at least two tokens of the vocabulary, or longer than the model reads.
+    """
+    for prompt in prompts:
+        _check(model, prompt)
+    with torch.inference_mode(False):  # gradients pass through nothing that was made in it
+        return padded([prompt.cpu().numpy() for prompt in prompts], sequence_ids).to(model.device)
+
+
+@contextmanager
+def _frozen_but(model: nn.Module, moving: Sequence[nn.Parameter]) -> Iterator[None]:
+    """No other parameters than `moving` take gradients."""
+    kept = {id(p) for p in moving}
+    still = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
+    try:
+        for p in still:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in still:
+            p.requires_grad_(True)
+
+
+def _step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
+    """One step, whatever mode the caller is in; neither its gradients nor casts of the weights before it are kept."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(batch.tokens.device.type, enabled=False):
+        result = train_step(learner, batch, draws)
+    for p in learner.policy.parameters():
+        p.grad = None
+    torch.clear_autocast_cache()
+    return result
+
+
+def _enough(metrics: dict[str, float], config: TTTConfig) -> bool:
+    reward, loss = config.stop_at_reward, config.stop_at_loss
+    rewarded = reward is not None and metrics["reward_mean"] >= reward
+    return rewarded or (loss is not None and metrics["ntp_loss"] <= loss)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Reading:
+    """How a model reads a prompt, token for token: what it can expect before each but the first."""
+
+    entropies: Float[Tensor, "S"]
+    "Of the distribution over the next token, in nats; entry i is the uncertainty about token i + 1. On the CPU."
+    losses: Float[Tensor, "S"]
+    "-log p of that token, in nats."
+
+
+@torch.no_grad()
+def read_prompt(model: FastWeightLM, prompt: Int[Tensor, "T"]) -> Reading:
+    """Entropy (eq. 5) and loss of every token of the prompt but the first, [T - 1] each; nothing is changed.
+
+    Computed in the caller's arithmetic (its autocast, if any). Raises ValueError for what is no prompt.
+    """
+    batch = prompt_batch(model, [prompt])
+    with hidden_states_only():
+        stats = next_token_stats(model, model.read(batch.tokens, batch.lengths), batch, entropy=True)
+    return Reading(entropies=stats.entropies[0].float().cpu(), losses=-stats.logprobs[0].float().cpu())
+
+
+def _check(model: FastWeightLM, prompt: Any) -> None:
+    row = isinstance(prompt, Tensor) and prompt.ndim == 1 and prompt.dtype in (torch.int64, torch.int32)
+    shown = f"{prompt.dtype} {list(prompt.shape)}" if isinstance(prompt, Tensor) else prompt
+    require(row, "a prompt", shown, "a row of token ids, a tensor [T] of whole numbers")
+    require(len(prompt) >= 2, "a prompt's tokens", len(prompt), "at least 2: one to read and one to predict")
+    last, ends = model.head.out_features - 1, [int(prompt.min()), int(prompt.max())]
+    require(0 <= ends[0] and ends[1] <= last, "a prompt's tokens", ends, f"from 0 to {last}")
+    limit = model.longest_context
+    within = limit is None or len(prompt) <= limit
+    require(within, "a prompt's tokens", len(prompt), f"at most {limit}, the positions that this model knows")
+
+
+def fitted(method: RefineConfig, *lengths: int) -> RefineConfig:
+    """The method as it fits prompts of so many tokens.
+
+    Its margin shrinks first, which belongs to long documents; there are fewer chunks only where not all have k + 1 tokens.
+    Raises ValueError where not even one has.
+    """
+    k, length = method.rollout_length, min(lengths)
+    if length < k + 1:
+        raise ValueError(f"a prompt of {length} tokens has no room for a rollout of {k}; it must have at least {k + 1}")
+    num_chunks = min(method.num_chunks, length // (k + 1))
+    smaller = (replace(method, num_chunks=num_chunks, margin=margin) for margin in range(method.margin, -1, -1))
+    return next(found for found in smaller if all(map(found.fits, lengths)))
+
+
+def fewer_chunks(config: TTTConfig, *lengths: int) -> str | None:
+    """A sentence where the shortest of so many tokens has not room for all chunks or for the margin, else None."""
+    asked = config.method
+    method = None if asked is None else fitted(asked, *lengths)
+    if asked is None or method is None or method == asked:
+        return None
+    changes = []
+    if method.num_chunks < asked.num_chunks:
+        changes.append(f"c is {method.num_chunks} and not {asked.num_chunks}")
+    if method.margin < asked.margin:
+        changes.append(f"the margin is {method.margin} and not {asked.margin}")
+    return f"a prompt of {min(lengths)} tokens is short for the method, so that {' and '.join(changes)}"
+
+
+def _moving(model: nn.Module, parameters: str) -> list[nn.Parameter]:
+    """The parameters that take gradients and in one of whose names `parameters` is found, tied ones once."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    found = {id(p): p for name, p in named.items() if p.requires_grad and re.search(parameters, name)}
+    allowed = f"found in the name of a parameter that takes gradients, such as {next(iter(named))!r}"
+    require(len(found) > 0, "parameters", parameters, allowed)
+    return list(found.values())
+
+
+class Restored:
+    """Leaving this context, a model is what it was, bit for bit: weights, what takes gradients, and gradients.
+
+    Kept aside are the parameters that can move (see `TTTConfig.parameters`) and nothing else. What is put back needs no
+    memory that is not there yet. It is put back after an exception, an exit and lack of memory, and on an interrupt
+    (Ctrl-C, a notebook's stop) at once, before the KeyboardInterrupt is raised: no moment is too early or too late for
+    one. Not undone is what puts other tensors in the parameters' place (`model.half()`, `load_state_dict(assign=True)`).
+    Of several for one model the last entered must be the first left.
+    """
+
+    def __init__(self, model: nn.Module, parameters: str = ".*") -> None:
+        self.parameters = list(model.parameters())
+        self.moving = _moving(model, parameters)
+
+    def __enter__(self) -> None:
+        self.flags = [(p, p.requires_grad, p.grad) for p in self.parameters]
+        self.kept = [(p, p.detach().clone()) for p in self.moving]
+        self.before = signal.getsignal(signal.SIGINT)
+        # Python delivers an interrupt to the main thread alone
+        self.listens = threading.current_thread() is threading.main_thread() and callable(self.before)
+        if self.listens:
+            signal.signal(signal.SIGINT, self._interrupted)
+        for p in self.parameters:
+            p.grad = None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self._put_back()
+        finally:
+            if self.listens:
+                signal.signal(signal.SIGINT, self.before)
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        self._put_back()
+        signal.signal(signal.SIGINT, self.before)
+        assert callable(self.before)
+        self.before(number, frame)
+
+    def _put_back(self) -> None:
+        """All of it, again where an exception comes in between (that of a signal), which is raised afterwards."""
+        raised = None
+        for _ in range(3):
+            try:
+                with torch.inference_mode(False), torch.no_grad():
+                    for p, value in self.kept:
+                        p.copy_(value)
+                for p, takes_gradient, gradient in self.flags:
+                    p.requires_grad_(takes_gradient)
+                    p.grad = gradient
+                torch.clear_autocast_cache()
+                break
+            except BaseException as error:
+                raised = error
+        if raised is not None:
+            raise raised

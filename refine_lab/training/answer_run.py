@@ -1,0 +1,56 @@
+"""What a process does with a run of test-time training: load its model and task, and answer what is unanswered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from refine_lab.training.inputs import inputs_of, refuse_changes
+from refine_lab.models.base import FastWeightLM
+from refine_lab.runs.child import StopSignal
+from refine_lab.runs.run import Run
+from refine_lab.data.tasks.examples import Task
+from refine_lab.training.loading import load_prompts
+from refine_lab.data.tasks.scores import SCORES
+from refine_lab.ttt_config import TTTRunConfig
+from refine_lab.training.answering import run_prompts
+
+_loaded: dict[str, Any] = {}
+"""The model, tokenizer and task of the last run, which the next one may need too."""
+
+
+def answer_prompts(run: Run, stop: StopSignal) -> None:
+    """Answer all prompts of `run`, or until a stop is requested.
+
+    Raises ValueError where its prompts or its model are others than it was begun with.
+    """
+    key = repr(_loads(run.config))
+    if key not in _loaded:
+        _loaded.clear()  # the next model needs their memory
+        _loaded[key] = load_prompts(run.config)
+    model, tokenizer, task = _loaded[key]
+    refuse_changes(run, inputs_of(run.config.model, task.test))
+    answer_run(run, model, tokenizer, task, stop.requested)
+
+
+def answer_run(
+    run: Run,
+    model: FastWeightLM,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    stop: Callable[[], object] = lambda: None,
+) -> None:
+    """Answer what is unanswered of a run until `stop` returns anything true, and print the mean of each score."""
+    run_prompts(run, model, tokenizer, task.test, task.rule, lambda progress: stop())
+    answers = run.answers()
+    scored = [score for score in SCORES if answers[score].notna().any()]
+    means = "".join(f", {score} {answers[score].mean():.3f}" for score in scored)
+    print(f"{run.config.way} s{run.config.seed}: {len(answers)} answers{means}", flush=True)
+
+
+def _loads(config: TTTRunConfig) -> tuple[Any, ...]:
+    """What a model and a task are loaded by."""
+    drawn = config.seed if config.model.startswith("new:") else None
+    return config.model, config.device, config.task, config.count, config.data, drawn

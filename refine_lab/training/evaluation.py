@@ -1,0 +1,161 @@
+"""Held-out measures: next-token loss and accuracy, rewards at fixed targets, recall of planted facts.
+
+They compute in the caller's arithmetic: a run measures under its own autocast (`Learner.autocast`). Each micro-batch's trace
+ends before the next one is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from refine_lab.config import RefineConfig
+from refine_lab.data.batches import SequenceData
+from refine_lab.data.tasks.batches import lessons
+from refine_lab.data.recall import RecallDocument, make_document
+from refine_lab.models.decoding import greedy
+from refine_lab.rng import Draws
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.state import hidden_states_only
+from refine_lab.training.posttraining import answer_stats
+from refine_lab.method.rewards import REWARDS
+from refine_lab.method.step import next_token_stats, roll_out
+from refine_lab.data.tasks import scores
+from refine_lab.training.answers import answer
+from refine_lab.data.tasks.prompts import Example
+from refine_lab.data.tasks.rules import AnswerRule
+from refine_lab.types import Batch
+
+EVALUATION_SEED = 20_260_216
+"""Of every draw of an evaluation, whatever the seed of the training: the same for all runs and steps."""
+RECALL_KINDS = ("word-1", "number-1")
+"""Of the documents that recall is asked of."""
+
+
+@torch.no_grad()
+def next_token(policy: FastWeightLM, batch: Batch, micro_batch_size: int = 4) -> dict[str, float]:
+    """`ntp_loss` in nats a token, `ntp_accuracy` by argmax, and `sampled_accuracy`, the released code's.
+
+    The release samples a token and compares it with the truth x; that agrees with probability p(x), so one fixed uniform
+    number a token below p(x) counts as a match.
+    """
+    draws, sums = Draws(seed=EVALUATION_SEED), torch.zeros(3, dtype=torch.float64)
+    for start in range(0, len(batch.lengths), micro_batch_size):
+        micro = batch.rows(start, start + micro_batch_size).to(policy.device)
+        with hidden_states_only():
+            stats = next_token_stats(policy, policy.read(micro.tokens, micro.lengths), micro, entropy=False)
+        width = stats.logprobs.shape[1]
+        real = torch.arange(width, device=policy.device) < (micro.lengths - 1).unsqueeze(1)
+        uniforms = draws.uniforms(micro.sequence_ids, "sampled_accuracy", (width,)).to(policy.device)
+        matched = uniforms < stats.logprobs.double().exp()
+        sums += torch.stack([(x.double() * real).sum() for x in (-stats.logprobs, stats.greedy, matched)]).cpu()
+    loss, accuracy, sampled = (sums / batch.num_targets).tolist()
+    return {"ntp_loss": loss, "ntp_accuracy": accuracy, "sampled_accuracy": sampled}
+
+
+@torch.no_grad()
+def answer_measures(
+    policy: FastWeightLM,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    rule: AnswerRule,
+    micro_batch_size: int = 8,
+) -> dict[str, float]:
+    """`answer_loss` in nats a token and `answer_accuracy` by argmax, both given the answer so far; and the mean `recall`
+    and `exact_match` of the answers as the model writes them."""
+    sums, tokens = torch.zeros(2, dtype=torch.float64), 0
+    for start in range(0, len(examples), micro_batch_size):
+        rows = range(start, min(start + micro_batch_size, len(examples)))
+        batch = lessons([examples[i] for i in rows], tuple(rows)).to(policy.device)
+        stats = answer_stats(policy, batch)
+        sums += torch.stack([-stats.logprobs.double().sum(), stats.greedy.double().sum()]).cpu()
+        tokens += batch.num_answer_tokens
+    loss, accuracy = (sums / tokens).tolist()
+    written = answer(policy, tokenizer, examples, rule, micro_batch_size)
+    pairs = [(said, example.answers) for said, example in zip(written, examples, strict=True)]
+    found = {score.__name__: fmean(score(*pair) for pair in pairs) for score in (scores.recall, scores.exact_match)}
+    return {"answer_loss": loss, "answer_accuracy": accuracy, **found}
+
+
+@torch.no_grad()
+def rewards_at_fixed_targets(
+    policy: FastWeightLM, batch: Batch, num_chunks: int = 8, rollout_length: int = 5, micro_batch_size: int = 4
+) -> dict[str, float]:
+    """Mean `cosine` and `binary` reward of one rollout from each fixed position of held-out rows.
+
+    Positions are uniform and, like the uniform numbers that tokens are drawn with, the same for every model.
+    """
+    method = fixed_targets(num_chunks, rollout_length)
+    draws, rewards = Draws(seed=EVALUATION_SEED), []
+    for start in range(0, len(batch.lengths), micro_batch_size):
+        rewards.append(_rewards(policy, batch.rows(start, start + micro_batch_size).to(policy.device), method, draws))
+    cosine, binary = torch.cat(rewards, 1).double().mean(1).tolist()
+    return {"cosine": cosine, "binary": binary}
+
+
+def _rewards(policy: FastWeightLM, micro: Batch, method: RefineConfig, draws: Draws) -> Float[Tensor, "2 R"]:
+    """Cosine and binary reward of every rollout of a micro-batch."""
+    flat = torch.zeros(micro.tokens.shape, device=policy.device)
+    trace = policy.read(micro.tokens, micro.lengths)
+    rollouts, _ = roll_out(policy, trace, flat, micro, method, REWARDS["cosine"], draws)
+    return torch.stack([rollouts.cosine, rollouts.binary])
+
+
+def fixed_targets(num_chunks: int, rollout_length: int) -> RefineConfig:
+    """How the fixed positions are chosen."""
+    return RefineConfig(selection="uniform", num_chunks=num_chunks, rollout_length=rollout_length)
+
+
+@torch.no_grad()
+def recall(policy: FastWeightLM, documents: Sequence[RecallDocument], micro_batch_size: int = 16) -> float:
+    """The share of questions answered token for token by greedy generation, from 0 to 1."""
+    asked = [(document.tokens[: q.prompt_end], q.answer_ids) for document in documents for q in document.questions]
+    right = 0
+    for start in range(0, len(asked), micro_batch_size):
+        prompts, answers = zip(*asked[start : start + micro_batch_size], strict=True)
+        written = greedy(policy, prompts, max(map(len, answers)))
+        right += sum(row[: len(answer)] == list(answer) for row, answer in zip(written.tolist(), answers, strict=True))
+    return right / len(asked)
+
+
+def recall_documents(kind: str, count: int, num_tokens: int, held_out: SequenceData) -> list[RecallDocument]:
+    """`count` documents of at most `num_tokens` tokens with facts planted in held-out text, the same for every model."""
+    text, draws = next(iter(held_out.tokens.values())), Draws(seed=EVALUATION_SEED)
+    generators = (draws.generator(i, f"recall {kind}") for i in range(count))
+    tokenizer, split, begins = held_out.tokenizer, held_out.split, held_out.beginning
+    return [make_document(kind, num_tokens, text, g, tokenizer, split, beginning=begins) for g in generators]
+
+
+def held_out_measures(
+    policy: FastWeightLM,
+    held_out: SequenceData,
+    *,
+    num_chunks: int = 8,
+    rollout_length: int = 5,
+    kinds: Sequence[str] = RECALL_KINDS,
+    documents: int = 50,
+    document_tokens: int = 512,
+) -> dict[str, float]:
+    """All of the above: next token, rewards at fixed targets, and `recall KIND at LENGTH` of each kind.
+
+    Without the rewards where the held-out rows are too short to roll out from each of `num_chunks` chunks.
+    """
+    validation = held_out.validation()
+    measured = next_token(policy, validation)
+    if fixed_targets(num_chunks, rollout_length).fits(int(validation.lengths.min())):
+        measured |= rewards_at_fixed_targets(policy, validation, num_chunks, rollout_length)
+    for kind in kinds:
+        asked = recall_documents(kind, documents, document_tokens, held_out)
+        measured[f"recall {kind} at {document_tokens}"] = recall(policy, asked)
+    return measured
+
+
+def bits_per_byte(loss: float, num_tokens: int, num_bytes: int) -> float:
+    """Of a text of `num_bytes` whose `num_tokens` tokens have mean loss `loss` in nats."""
+    return loss * num_tokens / num_bytes / math.log(2)

@@ -1,0 +1,134 @@
+"""How a model's history of post-training is found and kept.
+
+Every checkpoint has it in a file of its own, so that a copy of the folder has it too. For a run from before that file, it is
+made again from the run's configuration, as long as its prompts are still what they were.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from refine_lab.config import DataConfig, TaskConfig, from_json, to_json
+from refine_lab.models.hub import HubName, own_folder, resolve, shipped
+from refine_lab.models.loading import manifest_of
+from refine_lab.runs.files import read_json, replace_text
+from refine_lab.runs.run import Run
+from refine_lab.data.tasks.examples import Task, load_splits
+from refine_lab.data.tasks.prompts import Example, prompts_digest
+from refine_lab.data.tasks.trained import History, Trained, row_key, source_digest
+
+HISTORY = "trained_on.json"
+"""In a checkpoint: what the run and those before it trained on."""
+
+
+def history_of(model: str) -> History:
+    """The history of the model of that name, a run's last checkpoint or any folder.
+
+    A shipped model, one on the hub and fresh weights have none. Raises ValueError for a damaged record.
+    """
+    if model.startswith("new:") or shipped(model):
+        return History()
+    if own_folder(model) is None:
+        gone = () if HubName.parse(model) else (f"there is no folder {model!r} any more",)
+        return History(unknown=gone)
+    folder = resolve(model)  # a run's last checkpoint
+    if (folder / HISTORY).is_file():
+        return _read(folder / HISTORY)
+    run = _run_of(folder)
+    if run is None:
+        return History(unknown=(f"the folder {str(folder)!r} has no record of its training",))
+    return _made_again(run, folder)
+
+
+def after(history: History, run: Run, task: Task | None) -> History:
+    """The history of a run's checkpoints: that of the model it starts from, and its own task."""
+    return history if task is None else _with(history, run, task.examples, task.train)
+
+
+def save_history(history: History, folder: Path) -> None:
+    """Write `history` into a checkpoint's folder."""
+    trained = [
+        asdict(each) | {"task": _plain(each.task), "data": _plain(each.data), "rows": sorted(each.rows)}
+        for each in history.trained
+    ]
+    values = {"format_version": 1, "trained": trained, "unknown": list(history.unknown)}
+    replace_text(folder / HISTORY, json.dumps(values) + "\n")
+
+
+def _plain(config: TaskConfig | DataConfig) -> dict[str, Any]:
+    return json.loads(to_json(config))
+
+
+def _read(path: Path) -> History:
+    values = read_json(path)
+    try:
+        trained = [
+            Trained(
+                **each
+                | {
+                    "task": from_json(json.dumps(each["task"]), f"task of {path}", TaskConfig),
+                    "data": from_json(json.dumps(each["data"]), f"data of {path}", DataConfig),
+                    "rows": frozenset(each["rows"]),
+                }
+            )
+            for each in values["trained"]
+        ]
+        return History(trained=tuple(trained), unknown=tuple(values["unknown"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from None
+
+
+def _run_of(folder: Path) -> Run | None:
+    """The run that a folder is a checkpoint of."""
+    if folder.parent.name != "checkpoints":
+        return None
+    try:
+        run = Run(folder.parent.parent)
+        _ = run.config
+    except (FileNotFoundError, ValueError):
+        return None
+    return run
+
+
+def _made_again(run: Run, folder: Path) -> History:
+    """The history of an older run: its examples are loaded once more, and count where they are the same as then."""
+    before, task = history_of(run.config.model), run.config.task
+    if task is None:
+        return before
+    kept = (run.inputs or {}).get("prompts_digest")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        splits = load_splits(task, tokenizer, run.config.data, manifest_of(str(folder))).examples
+        there = _with(before, run, [example for part in splits.values() for example in part], splits["train"])
+        reason = f"the prompts that the run {run.name} was trained on have changed since"
+    except (OSError, ValueError) as error:
+        there, reason = None, f"the prompts that the run {run.name} was trained on cannot be loaded: {error}"
+    if there is not None and kept is None:
+        unsure = f"the run {run.name} has no record of its prompts, which may have changed since"
+        return replace(there, unknown=(unsure, *there.unknown))
+    if there is not None and there.trained[0].prompts_digest == kept:
+        return there
+    lost = Trained(
+        run=run.name, task=task, data=run.config.data, prompts_digest=kept, source_digest=None, rows=frozenset()
+    )
+    return History(trained=(lost, *before.trained), unknown=(reason, *before.unknown))
+
+
+def _with(before: History, run: Run, examples: Sequence[Example], train: Sequence[Example]) -> History:
+    task, data = run.config.task, run.config.data
+    assert task is not None
+    own = Trained(
+        run=run.name,
+        task=task,
+        data=data,
+        prompts_digest=prompts_digest(examples),
+        source_digest=source_digest(task),
+        rows=frozenset(row_key(example) for example in train),
+    )
+    return History(trained=(own, *before.trained), unknown=before.unknown)

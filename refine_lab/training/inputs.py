@@ -1,0 +1,190 @@
+"""What a run is begun with besides its configuration: names of files outlive their contents.
+
+Every run keeps the digests of its inputs in `inputs.json`, and goes on only where they are what they were. Files count by
+content, so that a copied folder is the same input and a file of the same size and time of change need not be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refine_lab.config import DataConfig, TrainConfig, to_json
+from refine_lab.data.corpus import Manifest
+from refine_lab.data.sources import source_digests
+from refine_lab.data.files import digest
+from refine_lab.models.hub import TOKENIZER_FILES, Place, locate
+from refine_lab.runs.files import write_inputs
+from refine_lab.runs.run import Run, list_runs
+from refine_lab.runs.writer import RunWriter
+from refine_lab.data.tasks.prompts import Example, prompts_digest
+from refine_lab.ttt_config import TTTRunConfig
+
+
+def inputs_of(model: str, examples: Iterable[Example]) -> dict[str, Any]:
+    """Of a run over a task: number and digest of the examples, the digests of the model's files, and `begins_with`, the
+    tokens before every prompt."""
+    examples = tuple(examples)
+    begins = list(examples[-1].prompt_ids[: examples[-1].begins]) if examples else []
+    digests = {"prompts_digest": prompts_digest(examples), "model": model_digests(model)}
+    return {"prompts": len(examples), **digests, "begins_with": begins}
+
+
+Tokens = Mapping[str, Sequence[np.ndarray]]
+"""Source -> the token arrays of its splits."""
+
+
+def text_inputs(
+    model: str, data: DataConfig, manifest: Manifest | None, tokens: Tokens | None = None
+) -> dict[str, Any]:
+    """Of a run over text: the digests of each source's files (see `text_digests`), and those of the model's files."""
+    return {"texts": text_digests(data, manifest, tokens), "model": model_digests(model)}
+
+
+def text_digests(data: DataConfig, manifest: Manifest | None, tokens: Tokens | None = None) -> dict[str, Any]:
+    """Source -> file -> digest.
+
+    A data set of the library `datasets` counts by its tokens, and only where they are given.
+    """
+    texts: dict[str, dict[str, str]] = {}
+    for source in data.sources:
+        if not source.startswith("datasets:"):
+            texts[source] = source_digests(source, manifest)
+        elif tokens is not None:
+            whole = hashlib.sha256()
+            for array in tokens[source]:
+                whole.update(np.ascontiguousarray(array).tobytes())
+            texts[source] = {"tokens": whole.hexdigest()[:24]}
+    return texts
+
+
+def model_digests(model: str) -> dict[str, str]:
+    """File -> digest of what `load_model` reads of a model; of one on the hub the commit, which names its content.
+
+    After `new:` the weights do not count: fresh ones are drawn.
+    """
+    place = locate(model.removeprefix("new:"))
+    if place.hub is not None:
+        return {place.hub.repo: str(place.hub.revision)}
+    names = ["config.json", "tokenizer_config.json", *TOKENIZER_FILES]
+    weights = [] if model.startswith("new:") else sorted(place.folder.glob("*.safetensors"))
+    files = [path for path in (place.folder / name for name in names) if path.is_file()]
+    return {path.name: digest(path) for path in [*files, *weights] if path.name != "optimizer.safetensors"}
+
+
+def changes(recorded: Mapping[str, Any], now: Mapping[str, Any], config: Any) -> list[str]:
+    """What differs between the inputs recorded and those of now, each as "FILE has changed", "is gone" or "is new".
+
+    `config` is the run's, a `TrainConfig` or a `TTTRunConfig`.
+    Only what both have is compared. Runs of earlier versions recorded the model by size and time of change.
+    """
+    found: list[str] = []
+    model: str = config.model
+    if "prompts" in now and any(recorded.get(name) != now[name] for name in ("prompts", "prompts_digest")):
+        found.append(f"the content of {config.task.source!r} has changed")
+    if recorded.get("begins_with", now.get("begins_with")) != now.get("begins_with", recorded.get("begins_with")):
+        found.append("the special token that texts begin with (add_bos) has changed")
+    texts = now.get("texts", {})
+    for source, files in recorded.get("texts", {}).items():
+        if source in texts:
+            found += [f"{_named(source, file)} {what}" for file, what in _differences(files, texts[source])]
+    if "model" in recorded and "model" in now:
+        differences = _differences(recorded["model"], now["model"])
+        found += [f"{file!r} of the model {model!r} {what}" for file, what in differences]
+    elif "weights_digest" in recorded and recorded["weights_digest"] != _by_time(locate(model.removeprefix("new:"))):
+        found.append(f"a file of the model {model!r} has changed")
+    return found
+
+
+def settle(run: Run, now: Mapping[str, Any]) -> None:
+    """Record the inputs of a run that begins training, and refuse to go on with one whose inputs have changed.
+
+    A run of an earlier version that recorded none goes on, and a notice is printed. It is refused where it was begun
+    without a BOS token that its tokenizer adds, and would go on with it.
+    """
+    recorded, begun = run.inputs, run.latest_checkpoint() is not None
+    if begun and now.get("begins_with") and "begins_with" not in (recorded or {}) and run.config.data.add_bos is None:
+        raise ValueError(
+            f"{run.path} was begun without the special token that the tokenizer puts before a text, and would go on with it: "
+            "write false for add_bos below data in its config.json, or begin a new run"
+        )
+    if recorded is None and begun:
+        print(
+            f"{run.path} has no record of its inputs: whether they have changed since it began is not known", flush=True
+        )
+        return
+    whole = {**now, **(recorded or {})}
+    if recorded is not None:
+        refuse_changes(run, now)
+        if "texts" in now:  # what was not known when the run was made
+            whole["texts"] = {**now["texts"], **recorded.get("texts", {})}
+    if not begun and whole != recorded:
+        write_inputs(run.path, whole)
+
+
+def resume_or_create(
+    configs: Sequence[TrainConfig | TTTRunConfig],
+    folder: Path,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    fresh: bool = False,
+) -> list[Run]:
+    """For each configuration the newest run in `folder` that has it, finished or not; where there is none, a new one.
+
+    With `inputs` (see `inputs_of`), only runs that were begun with the same ones count. `fresh`: new runs only.
+    """
+    wanted = {to_json(config) for config in configs}
+    there = [] if fresh else [run for run in list_runs(folder) if to_json(run.config) in wanted]
+    if inputs is not None:
+        there = [run for run in there if run.inputs and not changes(run.inputs, inputs, run.config)]
+    found = {to_json(run.config): run for run in there}  # the newest last
+    return [found.get(to_json(config)) or new_run(config, folder, inputs=inputs) for config in configs]
+
+
+def new_run(
+    config: TrainConfig | TTTRunConfig,
+    folder: Path,
+    *,
+    reward_source: str | None = None,
+    inputs: Mapping[str, Any] | None = None,
+) -> Run:
+    """A new run directory in `folder`, on which no process works yet."""
+    with RunWriter.create(config, folder, reward_source=reward_source, inputs=inputs) as writer:
+        return writer.run
+
+
+def refuse_changes(run: Run, now: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming a file, where inputs that a run has recorded are no longer those that it was begun with."""
+    if found := changes(run.inputs or {}, now, run.config):
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ValueError(
+            f"{run.path} was begun with other inputs: {found[0]}{more}; put back what it was begun with, or begin a new run"
+        )
+
+
+def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            yield name, "is gone" if name not in now else "is new" if name not in before else "has changed"
+
+
+def _named(source: str, file: str) -> str:
+    if source == "python":
+        return f"{file!r} of the Python corpus"
+    if source.startswith("datasets:"):
+        return f"the text of {source!r}"
+    path = Path(source).expanduser()
+    return repr(str(path / file if path.is_dir() else path))
+
+
+def _by_time(place: Place) -> str:
+    """The digest of a model that earlier versions recorded: name, size and time of change of its files."""
+    weights = hashlib.sha256()
+    for path in sorted([*place.folder.glob("*.safetensors"), place.folder / "config.json"]):
+        size = path.stat()
+        weights.update(repr((path.name, size.st_size, size.st_mtime_ns)).encode())
+    return weights.hexdigest()

@@ -1,0 +1,122 @@
+"""Tables of methods beside each other: means with their spread, paired differences, and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from refine_lab.experiments.compare import comparison, differences
+from widgets.figures.plotting import require_data
+from widgets.figures.series import way_styles
+from widgets.figures.tables import Table, visible
+
+
+class Measure(NamedTuple):
+    """How a measure is shown."""
+
+    label: str
+    unit: str = ""
+    scale: float = 1.0
+    digits: int = 4
+
+
+MEASURES = {
+    "recall": Measure("recall", "%", 100, 1),
+    "exact_match": Measure("exact match", "%", 100, 1),
+    "f1": Measure("F1", "%", 100, 1),
+    "loss_before": Measure("loss before", "nats", digits=3),
+    "loss_after": Measure("loss after", "nats", digits=3),
+    "entropy_before": Measure("entropy before", "nats", digits=3),
+    "entropy_after": Measure("entropy after", "nats", digits=3),
+    "ntp_loss": Measure("NTP loss", "nats"),
+    "cosine": Measure("cosine reward"),
+    "binary": Measure("binary reward"),
+}
+
+
+def comparison_table(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> Table:
+    """Each method's measures: mean ± standard deviation (n - 1) over seeds, or mean [95 % interval] over prompts.
+
+    `rows` as for `refine_lab.experiments.compare.comparison`, with `updates` if they were counted. Accuracies, recalls and
+    scores are shares, shown in percent. Raises ValueError for no rows.
+    """
+    frame = pd.DataFrame(rows)
+    require_data("comparison_table", len(frame) > 0, "there are no rows")
+    over_prompts, found = "name" in frame, comparison(frame)
+    table = []
+    for way, style in way_styles(frame["way"]).items():
+        own = frame[frame["way"] == way]
+        row: dict[str, object] = {"method": style.label}
+        if "updates" in frame:
+            updates = own["updates"].fillna(0).mean()
+            row["updates"] = f"{updates:.0f}" if updates == round(updates) else f"{updates:.4g}"
+        row["prompts" if over_prompts else "runs"] = len(own)
+        for values in found[found["way"] == way].to_dict("records"):
+            ends, spread = ((values["low"], values["high"]), None) if over_prompts else ((), values["std"])
+            row[heading(values["measure"])] = _number(values["measure"], values["mean"], ends, spread)
+        table.append(row)
+    over = "mean over prompts [95 % interval]" if over_prompts else "mean ± standard deviation over seeds"
+    return Table(pd.DataFrame(table), f"Methods: {over}")
+
+
+def differences_table(rows: pd.DataFrame) -> Table:
+    """What a method has more than another on the same seeds or prompts: the mean [95 % interval], in points and nats.
+
+    `rows` as for `comparison_table`. Raises ValueError where no two methods can be compared.
+    """
+    found = differences(rows) if len(rows) else pd.DataFrame()
+    require_data("differences_table", len(found) > 0, "it compares methods with measures of the same seeds or prompts")
+    over = "prompts" if "name" in rows else "seeds"
+    styles = way_styles([*found["against"], *found["way"]])
+    lines: dict[str, dict[str, object]] = {}
+    for values in found.to_dict("records"):
+        name = f"{styles[values['way']].label} – {styles[values['against']].label}"
+        line = lines.setdefault(name, {"difference": name, over: values["pairs"]})
+        text = _number(values["measure"], values["difference"], (values["low"], values["high"]), signed=True)
+        line[heading(values["measure"]).replace("%", "points")] = text
+    return Table(pd.DataFrame(list(lines.values())), f"Paired differences over {over} [95 % interval]")
+
+
+def samples_table(samples: pd.DataFrame) -> Table:
+    """Questions with the answers of all methods. `samples`: of `tasks.answers.side_by_side`. Raises ValueError for no rows."""
+    require_data("samples_table", len(samples) > 0, "there are no rows")
+    ways = [str(name) for name in samples if name not in ("question", "references")]
+    named = {way: style.label for way, style in way_styles(ways).items()}
+    table = samples.map(lambda text: visible(str(text)) or "–").rename(columns=named)
+    return Table(
+        table, "Answers side by side, differing answers first", monospace=["question", "references", *named.values()]
+    )
+
+
+def measure_of(name: str) -> Measure:
+    """How a measure is shown: accuracies, and recalls by kind of document, in percent."""
+    if name in MEASURES:
+        return MEASURES[name]
+    share = "accuracy" in name or name.startswith("recall")
+    label = name.replace("ntp", "NTP").replace("_", " ")
+    return Measure(label, "%", 100, 2) if share else Measure(label)
+
+
+def heading(name: str) -> str:
+    """The head of a measure's column, with its unit."""
+    measure = measure_of(name)
+    return measure.label + (f" ({measure.unit})" if measure.unit else "")
+
+
+def _number(name: str, mean: float, ends: Sequence[float], spread: float | None = None, *, signed: bool = False) -> str:
+    """A mean with its interval or its spread, where there are any."""
+    measure = measure_of(name)
+    if not np.isfinite(mean):
+        return "–"
+    if measure.unit == "%" and not signed:
+        ends = np.clip(ends, 0, 1).tolist()  # a share has no more to reach
+    style = f"{'+' if signed else ''}.{measure.digits}f"
+    shown = f"{mean * measure.scale:{style}}"
+    if spread is not None and np.isfinite(spread):
+        shown += f" ± {spread * measure.scale:{style}}"
+    if len(ends) and np.isfinite(ends).all():
+        shown += f" [{', '.join(f'{end * measure.scale:{style}}' for end in ends)}]"
+    return shown

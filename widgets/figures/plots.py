@@ -1,0 +1,178 @@
+"""Static figures of mid-training: data frames in, plotly figures and tables out. No network, readable on light and dark.
+
+Metrics come as `refine_lab.runs.run.Run` reads them, with columns `arm` and `seed` added. A line is the mean over seeds and a
+band reaches from the lowest to the highest seed, unless a panel says otherwise; both are of the steps that all seeds have.
+Every figure without data raises ValueError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
+from plotly.subplots import make_subplots
+
+from widgets.figures.plotting import draw_band, draw_line, dress, one_legend, plain, require_data, thin_line, traces_of
+from widgets.figures.series import INK, PANELS, ArmStyle, Panel, has_panel, over_seeds, way_styles
+from widgets.figures.tables import Table
+
+BLUE, ORANGE = "#2a83bf", "#d55e00"
+REWARD_COLOURS = ("#009e73", "#cc79a7", "#a08a00")  # not those of the arms
+
+
+def use_offline_renderer() -> None:
+    """Show figures through JupyterLab's own plotly bundle: no network, and only the figure's data in the notebook."""
+    pio.renderers.default = "plotly_mimetype"
+
+
+def training_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame | None = None) -> go.Figure:
+    """Loss, NTP accuracy, mean and spread of each reward, gradient norm and clip fraction over steps, arm by arm.
+
+    `metrics` holds train lines: `arm`, `seed`, `step` and the quantities; `evaluations`, if given, adds the held-out panels.
+    Rewards: the line is the mean over seeds of the batch's mean reward, the band that of its standard deviation.
+    """
+    frames = {"train": metrics, "eval": pd.DataFrame() if evaluations is None else evaluations}
+    require_data("training_curves", any(len(frame) for frame in frames.values()))
+    panels = [panel for panel in PANELS if panel.kind in frames and has_panel(frames[panel.kind], panel)]
+    require_data("training_curves", bool(panels))
+    arms = way_styles(arm for frame in frames.values() if len(frame) for arm in frame["arm"])
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    cells = [[{} if row * columns + column < len(panels) else None for column in range(columns)] for row in range(rows)]
+    titles = [panel.title for panel in panels]
+    figure = make_subplots(rows, columns, specs=cells, subplot_titles=titles, vertical_spacing=0.3 / rows)
+    for index, panel in enumerate(panels):
+        row, column = index // columns + 1, index % columns + 1
+        for trace in _panel_traces(frames[panel.kind], panel, arms):
+            figure.add_trace(trace, row, column)
+        figure.update_xaxes(title_text="step", row=row, col=column)
+        figure.update_yaxes(title_text=panel.unit, row=row, col=column)
+    return dress(one_legend(figure), height=60 + 250 * rows)
+
+
+def _panel_traces(
+    frame: pd.DataFrame, panel: Panel, arms: dict[str, ArmStyle], suffix: str = "", marks: int = 8
+) -> Iterator[go.Scatter]:
+    """A band and a line for each arm that has the panel's quantity; dashed where the line's name has a `suffix`."""
+    centre = over_seeds(frame, panel.key)
+    for arm, style in arms.items():
+        rows = centre[centre["arm"] == arm]
+        if rows.empty:
+            continue
+        x, y = rows["step"].to_numpy(), rows["mean"].to_numpy() * panel.scale
+        low, high = rows["min"].to_numpy() * panel.scale, rows["max"].to_numpy() * panel.scale
+        if panel.spread is not None:
+            spread = (
+                over_seeds(frame[frame["arm"] == arm], panel.spread).set_index("step")["mean"].reindex(x).to_numpy()
+            )
+            low, high = y - spread * panel.scale, y + spread * panel.scale
+        yield draw_band(x, low, high, style)
+        yield draw_line(x, y, style, style.label + suffix, dash="dash" if suffix else style.dash, marks=marks)
+
+
+def heldout_curves(evaluations: pd.DataFrame) -> go.Figure:
+    """Held-out NTP accuracy and loss of the arms over training (paper, fig. 4 and E.1).
+
+    `evaluations` holds eval lines: `arm`, `seed`, `step`, `ntp_loss`, `ntp_accuracy` and, if measured, `sampled_accuracy`
+    (the release's accuracy of sampled tokens, dashed). Line: mean; band: min to max over seeds.
+    """
+    require_data("heldout_curves", len(evaluations) > 0)
+    arms = way_styles(evaluations["arm"])
+    figure = make_subplots(1, 2, subplot_titles=["Held-out NTP accuracy (fig. 4)", "Held-out NTP loss (fig. E.1)"])
+    for key, column, suffix in (
+        ("ntp_accuracy", 1, ""),
+        ("sampled_accuracy", 1, ", sampled as in the release"),
+        ("ntp_loss", 2, ""),
+    ):
+        if key in evaluations:
+            panel = Panel(kind="eval", key=key, title=key, unit="", scale=100 if column == 1 else 1)
+            traces = _panel_traces(evaluations, panel, arms, suffix, marks=len(evaluations))
+            for trace in traces:
+                figure.add_trace(trace, 1, column)
+    figure.update_xaxes(title_text="step")
+    figure.update_yaxes(title_text="accuracy (%)", col=1)
+    figure.update_yaxes(title_text="loss (nats per token)", col=2)
+    check_figures(figure)
+    return dress(one_legend(figure), height=400)
+
+
+def entropy_profile(
+    entropies: Sequence[float] | np.ndarray,
+    smoothed: Sequence[float] | np.ndarray,
+    positions: Sequence[int],
+    chunk_borders: Sequence[int],
+    tokens: Sequence[str] | None = None,
+) -> go.Figure:
+    """Entropy of one document token by token, as computed and smoothed, with the sampled positions (paper, fig. E.2).
+
+    `entropies` and `smoothed` [T] in nats, at each position t; `positions`: the last prefix tokens drawn; `chunk_borders`:
+    the first token of each chunk; `tokens` [T]: their texts, shown on hover. Raises ValueError for unequal lengths.
+    """
+    raw, smooth = np.asarray(entropies, dtype=float), np.asarray(smoothed, dtype=float)
+    require_data("entropy_profile", len(raw) > 0 and len(positions) > 0)
+    texts = [""] * len(raw) if tokens is None else [plain(token) for token in tokens]
+    if not len(raw) == len(smooth) == len(texts):
+        raise ValueError(
+            f"entropies, smoothed and tokens must be of one length, got {len(raw)}, {len(smooth)}, {len(texts)}"
+        )
+    outside = [int(position) for position in positions if not 0 <= position < len(raw)]
+    if outside:
+        raise ValueError(f"positions must lie in 0..{len(raw) - 1}, got {outside[0]}")
+    x, drawn = np.arange(len(raw)), np.asarray(positions, dtype=int)
+    hover = "position %{x}, token “%{text}”<br>%{y:.3f} nats<extra></extra>"
+    figure = go.Figure()
+    figure.add_trace(thin_line(x, raw, "rgba(122, 122, 122, 0.55)", 1, "entropy", texts, hover))
+    figure.add_trace(thin_line(x, smooth, BLUE, 1.6, "smoothed", texts, hover))
+    marks = go.Scatter(x=drawn, y=smooth[drawn], mode="markers", name="sampled positions", hovertemplate=hover)
+    marks.update(marker={"symbol": "diamond", "size": 11, "color": ORANGE, "line": {"width": 1, "color": "white"}})
+    figure.add_trace(marks.update(text=[texts[position] for position in drawn]))
+    for border in chunk_borders:
+        figure.add_vline(x=border - 0.5, line={"color": INK, "width": 1, "dash": "dot"})
+    figure.update_layout(
+        title_text="Entropy of one document and its sampled positions (fig. E.2); dotted lines: chunk borders"
+    )
+    figure.update_xaxes(title_text="position (tokens)")
+    figure.update_yaxes(title_text="entropy (nats)", rangemode="tozero")
+    return dress(figure, height=380)
+
+
+def reward_distribution(metrics: pd.DataFrame) -> go.Figure:
+    """Mean and standard deviation of the rewards of a batch over steps (paper, fig. E.3). Band: min to max over seeds."""
+    rewards = [panel for panel in PANELS if panel.spread and len(metrics) and has_panel(metrics, panel)]
+    require_data("reward_distribution", bool(rewards))
+    figure = make_subplots(1, 2, subplot_titles=["Mean reward (fig. E.3 a, b)", "Standard deviation (fig. E.3 c, d)"])
+    arms = way_styles(metrics.loc[metrics[rewards[0].key].notna(), "arm"])
+    looks = zip(rewards, REWARD_COLOURS, ("diamond", "circle", "triangle-up"), strict=False)
+    for panel, colour, symbol in looks:
+        for arm, arm_style in arms.items():
+            label = panel.title.lower() if len(arms) == 1 else f"{arm_style.label}, {panel.title.lower()}"
+            colour_of = colour if len(arms) == 1 else arm_style.colour
+            style = ArmStyle(label=label, colour=colour_of, symbol=symbol, dash=arm_style.dash)
+            for column, key in ((1, panel.key), (2, panel.spread)):
+                rows = over_seeds(metrics[metrics["arm"] == arm], str(key))
+                x = rows["step"].to_numpy()
+                figure.add_trace(draw_band(x, rows["min"].to_numpy(), rows["max"].to_numpy(), style), 1, column)
+                figure.add_trace(draw_line(x, rows["mean"].to_numpy(), style, label, dash=style.dash), 1, column)
+    figure.update_xaxes(title_text="step")
+    figure.update_yaxes(title_text="mean reward of a batch", col=1)
+    figure.update_yaxes(title_text="std of rewards in a batch", col=2)
+    return dress(one_legend(figure), height=380)
+
+
+def check_figures(*figures: go.Figure | Table) -> None:
+    """Raise ValueError for a figure without a trace, a panel of it without one finite point, or a table without a row."""
+    for index, figure in enumerate(figures, start=1):
+        if isinstance(figure, Table):
+            require_data(f"{index} (a table)", len(figure.data) > 0)
+            continue
+        drawn = {trace.xaxis or "x" for trace in traces_of(figure) if _has_points(trace)}
+        axes = {name.replace("axis", "") for name in figure.layout.to_plotly_json() if name.startswith("xaxis")}
+        require_data(str(index), bool(drawn) and not axes - drawn)
+
+
+def _has_points(trace: go.Scatter) -> bool:
+    values = [] if trace.y is None else np.asarray(trace.y, dtype=float)
+    return bool(np.isfinite(values).any())

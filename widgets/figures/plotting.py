@@ -1,0 +1,86 @@
+"""What the still figures share: lines, bands, texts, one legend, and a look that suits light and dark pages."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
+
+from widgets.figures.series import BAND, INK, ArmStyle
+from widgets.figures.tables import visible
+
+GRID = "rgba(128, 128, 128, 0.25)"
+
+
+def require_data(name: str, ok: bool, needed: str = "every panel needs at least one finite point") -> None:
+    """Raise ValueError, with what is `needed`, unless the figure or table called `name` has data."""
+    if not ok:
+        raise ValueError(f"figure {name} has no data: {needed}")
+
+
+def traces_of(figure: go.Figure) -> list[Any]:
+    traces: Any = figure.data  # plotly's own annotation of it says nothing
+    return list(traces)
+
+
+def plain(text: str) -> str:
+    """A token as plotly shows it letter for letter: plotly reads a few HTML tags in texts."""
+    return html.escape(visible(text), quote=False)
+
+
+def draw_line(
+    x: np.ndarray, y: np.ndarray, style: ArmStyle, name: str, *, dash: str = "solid", marks: int = 8
+) -> go.Scatter:
+    """A line with at most `marks` symbols on it."""
+    marker = {"symbol": style.symbol + ("-open" if dash != "solid" else ""), "size": 7, "maxdisplayed": marks}
+    line = {"color": style.colour, "width": 2, "dash": dash}
+    return go.Scatter(
+        x=x, y=y, mode="lines+markers", name=html.escape(name, quote=False), legendgroup=name, line=line, marker=marker,
+        hovertemplate="%{y:.4g}<extra>" + html.escape(name, quote=False) + "</extra>",
+    )  # fmt: skip
+
+
+def draw_band(x: np.ndarray, low: np.ndarray, high: np.ndarray, style: ArmStyle) -> go.Scatter:
+    """An area from `low` to `high`."""
+    red, green, blue = hex_to_rgb(style.colour)
+    return go.Scatter(
+        x=np.concatenate([x, x[::-1]]), y=np.concatenate([high, low[::-1]]), name=f"{style.label} band",
+        mode="lines", line={"width": 0}, fill="toself", fillcolor=f"rgba({red}, {green}, {blue}, {BAND})",
+        hoverinfo="skip", showlegend=False,
+    )  # fmt: skip
+
+
+def thin_line(
+    x: np.ndarray, y: np.ndarray, colour: str, width: float, name: str, texts: Iterable[str], hover: str
+) -> go.Scatter:
+    line = {"color": colour, "width": width}
+    return go.Scatter(x=x, y=y, mode="lines", name=name, line=line, text=list(texts), hovertemplate=hover)
+
+
+def one_legend(figure: go.Figure) -> go.Figure:
+    """One entry a name, however many panels draw it."""
+    seen: set[str] = set()
+    for trace in traces_of(figure):
+        if trace.showlegend is not False:
+            trace.showlegend = trace.name not in seen
+            seen.add(trace.name)
+    return figure
+
+
+def dress(figure: go.Figure, *, height: int) -> go.Figure:
+    """Clear ground, mid-grey ink: the notebook's own background shows through, light or dark."""
+    clear = "rgba(0, 0, 0, 0)"
+    figure.update_layout(
+        template="none", height=height, paper_bgcolor=clear, plot_bgcolor=clear, hovermode="closest",
+        font={"color": INK, "size": 12}, title_font_size=14, margin={"l": 64, "r": 16, "t": 56, "b": 88},
+        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+    )  # fmt: skip
+    figure.update_annotations(font_size=13)
+    axes = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "title_font_size": 12}
+    figure.update_xaxes(**axes, title_standoff=4)
+    figure.update_yaxes(**axes, title_standoff=6)
+    return figure

@@ -1,0 +1,169 @@
+"""What static figures and live curves share: which panels there are, how an arm looks, how a series is thinned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from refine_lab.experiments.run_groups import SEPARATOR
+
+INK = "#7a7a7a"
+"Grey of texts and axes: contrast above 4 on a white and on a black ground alike."
+
+BAND = 0.18
+"Opacity of a band."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One quantity over training steps: a small multiple."""
+
+    kind: Literal["train", "eval", "answers"]
+    "Which lines of `metrics.jsonl` hold it; or the answers of a run of test-time training."
+    key: str
+    "Its column."
+    title: str
+    "In the field's words."
+    unit: str
+    "Of the axis, after `scale`."
+    spread: str | None = None
+    "Column of the standard deviation that makes a band around it."
+    scale: float = 1.0
+    "From the column to the axis."
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}:{self.key}"
+
+
+PANELS = (
+    Panel(kind="train", key="ntp_loss", title="NTP loss", unit="nats per token"),
+    Panel(kind="train", key="ntp_accuracy", title="NTP accuracy", unit="%", scale=100),
+    Panel(kind="eval", key="ntp_loss", title="Held-out NTP loss", unit="nats per token"),
+    Panel(kind="eval", key="ntp_accuracy", title="Held-out NTP accuracy", unit="%", scale=100),
+    Panel(kind="train", key="answer_loss", title="Answer loss", unit="nats per token"),
+    Panel(kind="train", key="answer_accuracy", title="Answer accuracy", unit="% of tokens", scale=100),
+    Panel(kind="eval", key="answer_loss", title="Held-out answer loss", unit="nats per token"),
+    Panel(kind="eval", key="recall", title="Held-out recall", unit="% of questions", scale=100),
+    Panel(kind="eval", key="exact_match", title="Held-out exact match", unit="% of questions", scale=100),
+    Panel(kind="train", key="cosine_mean", title="Cosine reward", unit="mean ± std", spread="cosine_std"),
+    Panel(kind="train", key="binary_mean", title="Binary reward", unit="mean ± std", spread="binary_std"),
+    Panel(kind="train", key="reward_mean", title="Training reward", unit="mean ± std", spread="reward_std"),
+    Panel(kind="train", key="grad_norm", title="Gradient norm", unit="L2, before clipping"),
+    Panel(kind="train", key="answer_grad_norm", title="Gradient norm, answers", unit="L2, before clipping"),
+    Panel(kind="train", key="clip_fraction", title="Clipped ratios", unit="% of tokens", scale=100),
+    Panel(kind="answers", key="recall", title="Recall so far", unit="% of prompts", scale=100),
+    Panel(kind="answers", key="exact_match", title="Exact match so far", unit="% of prompts", scale=100),
+    Panel(kind="answers", key="loss_after", title="NTP loss so far", unit="nats per token"),
+    Panel(kind="answers", key="entropy_after", title="Entropy so far", unit="nats per token"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmStyle:
+    """How an arm looks everywhere: a colour safe for the colour-blind (after Okabe and Ito) and a mark beside it."""
+
+    label: str
+    colour: str
+    symbol: Literal["circle", "diamond", "square", "triangle-up", "x"]
+    dash: Literal["solid", "dash", "dot", "dashdot"] = "solid"
+    "Of the line: tells apart what has the same colour."
+
+
+KNOWN_ARMS = {
+    "base": ArmStyle(label="base", colour=INK, symbol="square"),
+    "sft": ArmStyle(label="SFT", colour="#2a83bf", symbol="circle"),
+    "refine": ArmStyle(label="REFINE", colour="#d55e00", symbol="diamond"),
+    "nested_sft": ArmStyle(label="nested SFT", colour="#009e73", symbol="triangle-up"),
+    "nested_refine": ArmStyle(label="nested REFINE", colour="#cc79a7", symbol="x"),
+}
+OTHER_STYLES: tuple[tuple[str, Literal["triangle-up", "x", "square"]], ...] = (
+    ("#a08a00", "x"),
+    ("#009e73", "triangle-up"),
+    ("#cc79a7", "square"),
+)
+
+
+DASHES: tuple[Literal["solid", "dash", "dot", "dashdot"], ...] = ("solid", "dash", "dot", "dashdot")
+
+
+def way_styles(ways: Iterable[str]) -> dict[str, ArmStyle]:
+    """Method -> its look, in the order they come.
+
+    `none`, a model that is not adapted, looks as a base model; with `_release` behind it, a method looks as without and has the
+    release's updates. A method may be that of an experiment (see `run_groups.experiment_arms`): then its label says what the
+    experiment differs in, and each line has a dash that no other of its colour has.
+    """
+    styles: dict[str, ArmStyle] = {}
+    others: dict[str, ArmStyle] = {}
+    for way in dict.fromkeys(ways):
+        name, _, differing = way.partition(SEPARATOR)
+        look = looks_like(way)
+        if look not in KNOWN_ARMS and look not in others:
+            colour, symbol = OTHER_STYLES[len(others) % len(OTHER_STYLES)]
+            others[look] = ArmStyle(label=look, colour=colour, symbol=symbol)
+        style = KNOWN_ARMS.get(look) or others[look]
+        words = ["baseline (no adaptation)" if name == "none" else style.label]
+        if name.endswith("_release"):
+            words.append("one inner update" if name.startswith("nested") else "fewer updates")
+        before = sum(other.colour == style.colour for other in styles.values())
+        label = ", ".join([*words, differing] if differing else words)
+        styles[way] = replace(style, label=label, dash=DASHES[before % len(DASHES)])
+    return styles
+
+
+def looks_like(way: str) -> str:
+    """The method whose colour and symbol a method has."""
+    name = way.partition(SEPARATOR)[0]
+    return "base" if name == "none" else name.removesuffix("_release")
+
+
+def has_panel(frame: pd.DataFrame, panel: Panel) -> bool:
+    """Whether `frame` (lines of one kind) has something to draw in `panel`.
+
+    `reward_mean` that only repeats the cosine or the binary reward makes no panel of its own.
+    """
+    if panel.key not in frame or not np.isfinite(frame[panel.key].astype(float)).any():
+        return False
+    if panel.key != "reward_mean":
+        return True
+    rows = frame[frame["reward_mean"].notna()]
+    same = (np.allclose(rows["reward_mean"], rows[key]) for key in ("cosine_mean", "binary_mean") if key in rows)
+    return not any(same)
+
+
+def over_seeds(frame: pd.DataFrame, key: str) -> pd.DataFrame:
+    """Mean, min and max over seeds of column `key` at each step of each arm: columns arm, step, mean, min, max, seeds.
+
+    Only steps that all of an arm's seeds have count: where one seed has ended, a mean over the others would jump.
+    """
+    rows = frame[frame[key].notna()].drop_duplicates(
+        ["arm", "seed", "step"], keep="last"
+    )  # an evaluation made twice counts once
+    grouped = rows.groupby(["arm", "step"], sort=True)[key]
+    table = grouped.agg(mean="mean", min="min", max="max", seeds="count").reset_index()
+    return table[table["seeds"] == table["arm"].map(rows.groupby("arm")["seed"].nunique())].reset_index(drop=True)
+
+
+def decimate(y: Float[np.ndarray, "n"], limit: int = 1000) -> Int[np.ndarray, "m"]:
+    """Indices of at most `limit` points that keep the first, the last and, of each stretch between, lowest and highest.
+
+    A stretch without one finite value keeps a point, so that a gap stays a gap. Raises ValueError for a limit below 4.
+    """
+    if limit < 4:
+        raise ValueError(f"limit must be at least 4, got {limit}")
+    if len(y) <= limit:
+        return np.arange(len(y))
+    borders = np.linspace(1, len(y) - 1, (limit - 2) // 2 + 1).astype(int)
+    finite = np.isfinite(y)
+    low, high = np.where(finite, y, np.inf), np.where(finite, y, -np.inf)
+    kept = {0, len(y) - 1}
+    for start, stop in pairwise(borders):
+        kept |= {start + int(low[start:stop].argmin()), start + int(high[start:stop].argmax())}
+    return np.array(sorted(kept))

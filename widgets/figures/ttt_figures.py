@@ -1,0 +1,164 @@
+"""Still figures and tables of adapting to one prompt: its steps, its answers, and its entropy before and after."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from refine_lab.experiments.compare import READINGS
+from refine_lab.data.tasks.scores import SCORES
+from widgets.figures.plots import check_figures
+from widgets.figures.method_tables import heading, measure_of
+from widgets.figures.plotting import GRID, dress, one_legend, plain, require_data, thin_line
+from widgets.figures.series import INK, ArmStyle, decimate, way_styles
+from widgets.figures.tables import Table, visible
+
+POINTS = 1500
+"""Of a curve, at most: a prompt of 16,384 tokens would weigh megabytes."""
+FALL, RISE = "42, 131, 191", "213, 94, 0"
+"""Red, green and blue of tokens about which the model became surer, and less sure."""
+STRONGEST = 0.5
+"""Nats of change from which on the ground grows no stronger."""
+
+
+def steps_table(steps: pd.DataFrame) -> Table:
+    """Loss and entropy of the prompt before and after each step, its reward and its speed. `steps`: of `PromptTrace`."""
+    require_data("steps_table", len(steps) > 0)
+    styles = way_styles(steps["way"])
+    shown = steps.assign(
+        way=[styles[way].label for way in steps["way"].tolist()],
+        reward=[_number(reward, 3) for reward in steps["reward"].tolist()],
+        tokens_per_second=[f"{speed:,.0f}" for speed in steps["tokens_per_second"].tolist()],
+    ).rename(columns={"way": "method", "tokens_per_second": "tokens/s", **{name: heading(name) for name in READINGS}})
+    return Table(shown, "Steps on one prompt: loss and entropy are means over its tokens", digits=4)
+
+
+def answers_table(answers: pd.DataFrame) -> Table:
+    """The answer before, and after adapting in each way. `answers`: of `PromptTrace`."""
+    require_data("answers_table", len(answers) > 0)
+    styles = way_styles(list(answers["way"]))
+    rows = [
+        {
+            "method": styles[row["way"]].label,
+            "answer": visible(row["answer"]),
+            "references": " | ".join(map(visible, row["references"])) or "–",
+            **{measure_of(name).label: _number(row[name], 2) for name in SCORES},
+        }
+        for row in answers.to_dict("records")
+    ]
+    return Table(pd.DataFrame(rows), "Answers before and after adaptation", monospace=["answer", "references"])
+
+
+def entropy_change(
+    before: Sequence[float] | np.ndarray,
+    after: Mapping[str, Sequence[float] | np.ndarray],
+    tokens: Sequence[str],
+    *,
+    question_start: int | None = None,
+    smoothing: int = 9,
+) -> go.Figure:
+    """Entropy of every token of a prompt before adapting and after it in each way, and the change.
+
+    `before` and each of `after` [T - 1] in nats, entry i about token i + 1 of `tokens` [T]. The upper panel shows means over
+    `smoothing` tokens, the lower one the same of after - before; dotted: where the question begins. Raises ValueError for
+    unequal lengths.
+    """
+    raw = {"none": np.asarray(before, dtype=float)} | {w: np.asarray(x, dtype=float) for w, x in after.items()}
+    require_data("entropy_change", len(raw["none"]) > 0 and len(after) > 0)
+    lengths = {way: len(values) for way, values in raw.items()}
+    if {*lengths.values()} != {len(tokens) - 1}:
+        raise ValueError(f"of {len(tokens)} tokens there must be {len(tokens) - 1} entropies, got {lengths}")
+    figure = make_subplots(
+        2, 1, shared_xaxes=True, vertical_spacing=0.12,
+        subplot_titles=["Uncertainty about each token (eq. 5)", "Change after adaptation: below 0 the model is more certain"],
+    )  # fmt: skip
+    texts = [plain(token) for token in tokens[1:]]
+    for way, style in way_styles(list(raw)).items():
+        for row, values in ((1, raw[way]), (2, raw[way] - raw["none"])):
+            if row == 1 or way != "none":
+                figure.add_trace(_curve(_smooth(values, smoothing), style, texts), row, 1)
+    if question_start is not None and 1 <= question_start < len(tokens):
+        figure.add_vline(x=question_start - 0.5, line={"color": INK, "width": 1, "dash": "dot"})
+    figure.add_hline(y=0, row=2, col=1, line={"color": GRID, "width": 1})  # type: ignore[arg-type]
+    figure.update_xaxes(title_text="token", row=2, col=1)
+    figure.update_yaxes(title_text="nats", rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(title_text="nats", row=2, col=1)
+    check_figures(figure)
+    return dress(one_legend(figure), height=560)
+
+
+def _curve(values: np.ndarray, style: ArmStyle, texts: list[str]) -> go.Scatter:
+    kept = decimate(values, POINTS)
+    hover = "token %{x}, “%{text}”<br>%{y:.3f} nats<extra>" + html.escape(style.label, quote=False) + "</extra>"
+    curve = thin_line(
+        kept + 1, np.round(values[kept], 4), style.colour, 1.4, style.label, [texts[int(i)] for i in kept], hover
+    )
+    return curve.update(legendgroup=style.label)
+
+
+def _smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """Means over up to `width` tokens around each, fewer at the ends."""
+    ones = np.ones(min(width, len(values)))
+    return np.convolve(values, ones, "same") / np.convolve(np.ones_like(values), ones, "same")
+
+
+class EntropyText:
+    """The change in entropy as text: the prompt with every token on a ground of its change, and a summary in words.
+
+    `change` [T - 1] is after - before in nats, entry i about token i + 1; of a long prompt the first and the last `shown`
+    / 2 tokens are written out. Blue: surer than before, orange: less sure; the ground grows stronger up to half a nat.
+    """
+
+    def __init__(
+        self, tokens: Sequence[str], before: Sequence[float], after: Sequence[float], way: str, *, shown: int = 800
+    ) -> None:
+        self.before, self.after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+        require_data("EntropyText", len(self.before) > 0)
+        if not len(tokens) - 1 == len(self.before) == len(self.after):
+            lengths = (len(self.before), len(self.after))
+            raise ValueError(f"of {len(tokens)} tokens there must be {len(tokens) - 1} entropies, got {lengths}")
+        self.tokens, self.change, self.shown = list(tokens), self.after - self.before, shown
+        self.label = way_styles([way])[way].label
+
+    def __repr__(self) -> str:
+        """Means, how many tokens became surer, and the five that changed most each way."""
+        change = self.change
+        order = np.argsort(change, kind="stable")
+        lowest = ", ".join(self._told(i) for i in order[:5] if change[i] < 0)
+        highest = ", ".join(self._told(i) for i in order[::-1][:5] if change[i] > 0)
+        return (
+            f"{self.label}: mean entropy {self.before.mean():.3f} before, {self.after.mean():.3f} after "
+            f"({change.mean():+.3f} nats per token); more certain about {(change < 0).mean():.0%} of {len(change)} tokens.\n"
+            f"Largest decrease: {lowest or 'none'}.\nLargest increase: {highest or 'none'}."
+        )
+
+    def _repr_html_(self) -> str:
+        length = len(self.tokens)
+        half = self.shown // 2
+        left_out = range(half, length - half) if length > self.shown else range(0)
+        parts = [self._span(i) for i in range(length) if i not in left_out]
+        if left_out:
+            parts.insert(half, f"<i> … {len(left_out)} tokens … </i>")
+        said = "".join(f"<p style='margin: 2px 0'>{html.escape(line)}</p>" for line in repr(self).splitlines())
+        style = "font-family: monospace; white-space: pre-wrap; max-height: 24em; overflow-y: auto; line-height: 1.5"
+        return f"{said}<div tabindex='0' style='{style}'>{''.join(parts)}</div>"
+
+    def _span(self, index: int) -> str:
+        text = html.escape(self.tokens[index])
+        if index == 0 or not np.isfinite(self.change[index - 1]):
+            return text
+        change = float(self.change[index - 1])
+        colour, opacity = (FALL if change < 0 else RISE), 0.7 * min(1.0, abs(change) / STRONGEST)
+        return f"<span title='{change:+.3f} nats' style='background: rgba({colour}, {opacity:.2f})'>{text}</span>"
+
+    def _told(self, index: int) -> str:
+        return f"“{visible(self.tokens[index + 1])}” ({self.change[index]:+.2f})"
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if np.isfinite(value) else "–"

@@ -1,0 +1,78 @@
+"""The fields of the reward explorer and of the TTT panel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ipywidgets
+from ipywidgets import BoundedFloatText, BoundedIntText, Dropdown, FloatText
+
+from refine_lab.data.text import sound
+from widgets.core.panel import TextField
+
+
+def field(kind: Any, label: str, value: Any, width: str = "14.5em", **options: Any) -> Any:
+    """A field of a kind with its label before it."""
+    layout = ipywidgets.Layout(width=width)
+    return kind(value=value, description=label, layout=layout, style={"description_width": "8em"}, **options)
+
+
+def text_field(label: str, text: str, rows: int) -> TextField:
+    return field(TextField, label, sound(text), "auto", rows=rows)
+
+
+def button(label: str, press: Callable[[], Any], tooltip: str, style: str = "") -> ipywidgets.Button:
+    made = ipywidgets.Button(description=label, tooltip=tooltip, button_style=style)
+    made.on_click(lambda _: press())
+    return made
+
+
+def in_rows(fields: Sequence[Any]) -> ipywidgets.Box:
+    """Fields beside each other, in as many rows as they need."""
+    return ipywidgets.Box([*fields], layout=ipywidgets.Layout(flex_flow="row wrap", align_items="center"))
+
+
+def explorer_fields(rewards: Sequence[str], setting: Callable[[str], Any]) -> dict[str, Any]:
+    """A field for `reward` and `seed` and for each that can be changed of the method, by name, at its present `setting`."""
+    fields: dict[str, tuple[Any, str, dict[str, Any]]] = {
+        "reward": (Dropdown, "reward", {"options": [*rewards]}),
+        "group_by": (Dropdown, "advantage group", {"options": ["prefix", "sequence"]}),
+        "rollout_length": (BoundedIntText, "tokens (k)", {"min": 1, "max": 64}),
+        "group_size": (BoundedIntText, "rollouts (n)", {"min": 1, "max": 64}),
+        "temperature": (BoundedFloatText, "temperature", {"min": 0.01, "max": 10, "step": 0.1}),
+        "num_chunks": (BoundedIntText, "chunks (c)", {"min": 1, "max": 256}),
+        "selection": (Dropdown, "selection", {"options": ["entropy", "uniform", "argmax", "argmin"]}),
+        "tau": (BoundedFloatText, "tau", {"min": 0.01, "max": 100, "step": 0.1}),
+        "smoothing_kernel": (BoundedIntText, "smoothing", {"min": 1, "max": 101}),
+        "seed": (BoundedIntText, "seed", {"min": 0, "max": 2**31}),
+    }
+    return {name: field(kind, label, setting(name), **options) for name, (kind, label, options) in fields.items()}
+
+
+def ttt_fields(
+    document: str,
+    question: str,
+    reward: str,
+    rewards: Sequence[str],
+    *,
+    refine: bool,
+    steps: int,
+    lr: float,
+    tokens: int,
+) -> dict[str, Any]:
+    """The fields of the TTT panel, by name: `reward` is that of REFINE, which is chosen where `refine` is true."""
+    fields = {
+        "document": text_field("Document", document, 5),
+        "question": text_field("Question", question, 2),
+        "method": field(Dropdown, "method", "REFINE" if refine else "SFT", options=["REFINE", "SFT"]),
+        "reward": field(Dropdown, "reward", reward, options=[*rewards], disabled=not refine),
+        "steps": field(BoundedIntText, "steps", steps, min=1, max=1_000_000),
+        "lr": field(FloatText, "lr", lr, step=1e-5),
+        "answer_tokens": field(BoundedIntText, "answer tokens ≤", tokens, min=1, max=1_000_000),
+        "weights": ipywidgets.Label("Original weights."),
+    }
+    ipywidgets.dlink(
+        (fields["method"], "value"), (fields["reward"], "disabled"), transform=lambda method: method != "REFINE"
+    )
+    return fields

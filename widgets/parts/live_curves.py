@@ -1,0 +1,136 @@
+"""Live curves of training runs: Python follows the run directories and thins the series, JavaScript draws them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import traitlets
+
+from refine_lab.runs.run import Run
+from widgets.core.base import Widget, script, style
+from widgets.figures.plots import training_curves
+from widgets.parts.follower import Follower, RunReader, gather, name_arms
+from widgets.core.packing import PACKED
+
+Followed = Path | str | Run
+
+
+class Curves(Widget):
+    """Panels of curves over steps, and lines of progress, as whoever makes one sets them."""
+
+    _esm = script("live_curves")
+    _css = style("live_curves")
+
+    curves = traitlets.Dict().tag(**PACKED)
+    "Arms and panels, as `follower.gather` makes them."
+    progress = traitlets.List().tag(sync=True)
+    "State, step, speed, time left and error of each run."
+
+
+class LiveCurves(Curves):
+    """Curves and progress of runs, finished or still training.
+
+    `runs`: run directories (paths or `Run`), which need not exist yet; more can be added later. What is drawn is
+    the model's state, so that a reload of the page shows it again. A thread follows the directories until all runs have ended.
+    """
+
+    def __init__(self, runs: Followed | Iterable[Followed] = ()) -> None:
+        super().__init__()
+        self._readers: list[RunReader] = []
+        self._lock = threading.RLock()
+        self._follower: Follower | None = None
+        self.add(*([runs] if isinstance(runs, (str, Path, Run)) else runs))
+
+    def add(self, *runs: Followed) -> None:
+        """Follow these runs too; one that is followed already is not added twice."""
+        paths = [_path(run) for run in runs]
+        with self._lock:
+            known = {reader.path for reader in self._readers}
+            self._readers += [RunReader(path) for path in dict.fromkeys(paths) if path not in known]
+        if self._update():
+            self.start()
+
+    def show(self, *runs: Followed) -> None:
+        """Follow these runs and no others."""
+        paths = {_path(run) for run in runs}
+        with self._lock:
+            self._readers = [reader for reader in self._readers if reader.path in paths]
+            self.progress = []  # so that what stays is drawn anew
+        self.add(*runs)
+
+    def start(self) -> None:
+        """Follow the runs, also after `stop` or when a run that had ended is resumed."""
+        if self._follower is None or not self._follower.is_alive():
+            self._follower = Follower(self._update, lambda text: self.set_trait("error", text))
+            self._follower.start()
+
+    def stop(self) -> None:
+        """Read what there is once more and follow no longer; what is drawn stays."""
+        if self._follower is not None:
+            self._follower.stop()
+            self._follower = None
+        self._update()
+
+    def close(self) -> None:
+        if self._follower is not None:
+            self._follower.stop()
+            self._follower = None
+        super().close()
+
+    def _update(self) -> bool:
+        """Read what is new and show it; False when all runs have ended."""
+        with self._lock:
+            changed = [reader.poll() for reader in self._readers]  # all of them, so no generator in any()
+            changed.append(name_arms(self._readers))
+            if any(changed) or len(self.progress) != len(self._readers):
+                self.curves = gather(self._readers)
+                self.progress = [reader.progress for reader in self._readers]
+            return not all(reader.ended for reader in self._readers)
+
+    def frame(self, kind: str = "train") -> pd.DataFrame:
+        """The lines read so far, `train` or `eval`, with `seed` and the `arm` that a run is averaged under."""
+        with self._lock:
+            frames = [r.frames[kind].assign(arm=r.arm, seed=r.seed) for r in self._readers if len(r.frames[kind])]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def figure(self) -> go.Figure:
+        """The same curves as a static plotly figure, for a notebook that was executed and is only read."""
+        return training_curves(self.frame("train"), self.frame("eval"))
+
+    def __repr__(self) -> str:
+        """The runs as a table."""
+        rows = [self._row(reader) for reader in getattr(self, "_readers", [])]
+        if not rows:
+            return "LiveCurves: no runs"
+        table = pd.DataFrame(rows)
+        unknown = [name for name in table.columns[3:] if table[name].eq("–").all()]
+        return table.drop(columns=unknown).to_string(index=False)
+
+    @staticmethod
+    def _row(reader: RunReader) -> dict[str, Any]:
+        progress = reader.progress
+        speed = progress.get("tokens_per_second")
+        row = {
+            "run": progress["label"],
+            "state": progress["state"] + (f" ({progress['error']})" if progress["error"] else ""),
+            "step": f"{progress.get('step', 0)}/{progress.get('steps', '?')}",
+            "tokens/s": f"{speed:,.0f}" if speed else "–",
+        }
+        for heading, kind, key in (
+            ("NTP loss", "train", "ntp_loss"), ("reward", "train", "reward_mean"),
+            ("held-out loss", "eval", "ntp_loss"), ("held-out accuracy", "eval", "ntp_accuracy"),
+            ("answer loss", "train", "answer_loss"), ("held-out recall", "eval", "recall"), ("recall", "answers", "recall"),
+        ):  # fmt: skip
+            values = reader.frames.get(kind, pd.DataFrame()).get(key)
+            values = None if values is None else values.dropna()
+            row[heading] = "–" if values is None or values.empty else f"{values.iloc[-1]:.4f}"
+        return row
+
+
+def _path(run: Followed) -> Path:
+    return run.path if isinstance(run, Run) else Path(run).absolute()

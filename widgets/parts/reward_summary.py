@@ -1,0 +1,88 @@
+"""Rewards of many rollouts at a glance: how they are spread, and what they go with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import traitlets
+
+from refine_lab.explore.rollouts import CORRELATED, correlations
+from widgets.core.base import Widget, script, style
+from widgets.core.packing import PACKED
+
+BINS = 24
+MOST_POINTS = 4000
+"""Drawn of a scatter; of more, every so many."""
+
+
+class RewardSummary(Widget):
+    """The distribution of rewards, and their correlation with entropy, exact match and the true continuation's logprob.
+
+    `rollouts`: a frame of `explore.rollouts.assess`; none shows nothing. Every number is of the rollouts at selected
+    positions, all of them, whatever a list of them filters. Those where a column `clicked` is true are drawn apart.
+    """
+
+    _esm = script("reward_summary")
+    _css = style("reward_summary")
+
+    summary = traitlets.Dict().tag(**PACKED)
+    "Histogram, mean and spread of the rewards, and a scatter for each thing that they are held against."
+    passing = traitlets.Bytes().tag(sync=True)
+    "A byte a rollout, 1 where it passes the filters of the list beside; the others are drawn pale. Empty: all pass."
+
+    def __init__(self, rollouts: pd.DataFrame | None = None, reward: str = "reward") -> None:
+        super().__init__()
+        self.show(rollouts, reward)
+
+    def show(self, rollouts: pd.DataFrame | None, reward: str = "reward") -> None:
+        """Show other rollouts; `reward` is what the axis is called. Raises ValueError for a frame without the columns."""
+        self._correlations = pd.DataFrame(columns=["with", "r", "rollouts"])
+        if rollouts is None or rollouts.empty:
+            self.summary, self.passing = {}, b""
+            return
+        if missing := [
+            name for name in ("reward", *(column for column, _ in CORRELATED.values())) if name not in rollouts
+        ]:
+            raise ValueError(f"rollouts must have a column {missing[0]!r}, got {', '.join(map(str, rollouts))}")
+        clicked = rollouts["clicked"].to_numpy(bool) if "clicked" in rollouts else np.zeros(len(rollouts), bool)
+        selected = rollouts[~clicked]
+        values = selected["reward"].to_numpy(dtype=float)
+        counts, edges = np.histogram(values, bins=BINS if values.std() > 1e-12 else 1)
+        self._correlations = correlations(selected)
+        stride = -(-len(rollouts) // MOST_POINTS)
+        panels = []
+        for name, r, _ in self._correlations.itertuples(index=False):
+            column, unit = CORRELATED[name]
+            x = rollouts[column].to_numpy(dtype="<f4")[::stride]
+            panels.append({"title": name, "unit": unit, "x": x.tobytes(), "r": None if np.isnan(r) else float(r)})
+        self.passing = b""
+        self.summary = {
+            "reward": reward,
+            "rollouts": len(selected),
+            "positions": selected["position"].nunique() if "position" in selected else 0,
+            "mean": float(values.mean()),
+            "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+            "counts": counts.tolist(),
+            "edges": edges.tolist(),
+            "y": rollouts["reward"].to_numpy("<f4").tobytes(),
+            "apart": clicked.astype("u1").tobytes(),
+            "stride": stride,
+            "panels": panels,
+        }
+
+    @property
+    def correlations(self) -> pd.DataFrame:
+        """As `explore.rollouts.correlations` gives them."""
+        return self._correlations
+
+    def __repr__(self) -> str:
+        if not self.summary:
+            return "RewardSummary: no rollouts"
+        facts = self.summary
+        where = f" at {facts['positions']} sampled positions" if facts["positions"] else ""
+        spread = f"{facts['mean']:.3f} ± {facts['std']:.3f}"
+        lines = [f"{facts['reward']} reward of {facts['rollouts']} rollouts{where}: {spread}"]
+        for panel in facts["panels"]:
+            r = "constant, no correlation" if panel["r"] is None else f"r = {panel['r']:+.2f}"
+            lines.append(f"  reward vs {panel['title']}: {r}")
+        return "\n".join(lines)

@@ -1,0 +1,242 @@
+"""Rollouts as columns of numbers and a table of distinct strings: what the inspector sends, filters, sorts and tabulates.
+
+Which rollouts are shown, and in which order, is said here once; `static/rollout_data.js` does the same in the page:
+
+- A range `[low, high]` keeps the rows with low <= value <= high. A bound that is null is open; the bounds of a column of
+  float32 are rounded to float32 first; a value that is not a number passes open ranges only.
+- `text` keeps the rollouts whose text holds it, `truth` those of truths that do. A text is its tokens' strings, one after
+  the other; capital ASCII letters count as small ones.
+- Rows are sorted by one column, what is not a number last, equal ones as they came; `row` is the order they came in.
+  Then the rollouts of a position are put together, where its first one stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from refine_lab.config import require
+from refine_lab.runs.schema import COLUMNS, completed
+from widgets.parts.token_text import Decode
+
+KEYS = ("step", "sequence_id", "position")
+"What rollouts of one position have in common."
+FIELDS = [column for column in COLUMNS if column.filtered or column.digits is not None]
+"The columns to sort by."
+RANGES = [column.name for column in FIELDS if column.filtered]
+TEXTS = ("text", "truth")
+SORTS = ["row", *(column.name for column in FIELDS)]
+MOST_ROWS, MOST_IDS = 2**21, 2**24
+PREFIX_TOKENS, MOST_PREFIX_TOKENS = (8, 32), 1_000_000
+"The end of a prefix that is sent, from 8 tokens to 32, so that there are at most about a million in all."
+
+
+def fold(text: str) -> str:
+    """Capital ASCII letters as small ones; every other character, in whichever language, as it is."""
+    return text.translate(_SMALL)
+
+
+_SMALL = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+
+
+def check_filters(filters: Mapping[str, Any]) -> dict[str, Any]:
+    """`filters` with what filters nothing left out. Raises ValueError for unknown names and values of another kind."""
+    if unknown := sorted(set(filters) - {*RANGES, *TEXTS}):
+        raise ValueError(f"filters may name {', '.join((*RANGES, *TEXTS))}, got {', '.join(unknown)}")
+    for name, value in filters.items():
+        if name in TEXTS:
+            require(isinstance(value, str), f"filter {name}", value, "a text")
+        elif value is not None:
+            require(_is_range(value), f"filter {name}", value, "[lowest, highest], numbers or None")
+    kept = {name: value if name in TEXTS else list(value) for name, value in filters.items() if value}
+    return {name: value for name, value in kept.items() if value != [None, None]}
+
+
+def _is_range(value: Any) -> bool:
+    numbers = isinstance(value, (list, tuple)) and all(
+        bound is None or (isinstance(bound, (int, float)) and bound == bound) for bound in value
+    )
+    return numbers and len(value) == 2
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RolloutColumns:
+    """R rollouts of at most K tokens at G positions. A token is an index into `strings`, 0 where there is none."""
+
+    strings: list[str]  # one a distinct token id; "" for none
+    tokens: np.ndarray  # [R, K] int
+    targets: np.ndarray  # [G, K] int, the truth
+    prefixes: np.ndarray  # [G, P] int, its end, filled up on the left
+    logprobs: np.ndarray  # [R, K] float32, nats, NaN where there is no token
+    cosines: np.ndarray | None  # [R, K] float32
+    group: np.ndarray  # [R] int32, the position's number in order of appearance
+    member: np.ndarray  # [R] int32
+    step: np.ndarray  # [G] int32
+    position: np.ndarray  # [G] int32
+    sequence_id: np.ndarray  # [G] int64
+    clicked: np.ndarray  # [G] bool, whether the position is there because it was clicked, not because it was selected
+    numbers: dict[str, np.ndarray]  # [R] float32 each: every column of FIELDS that has digits
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def column(self, name: str) -> np.ndarray:
+        """[R] values to filter and sort by."""
+        if name == "row":
+            return np.arange(len(self))
+        return self.numbers[name] if name in self.numbers else getattr(self, name)[self.group]
+
+    def text(self, ids: np.ndarray) -> str:
+        return "".join(self.strings[index] for index in ids)
+
+    def shown(self, filters: Mapping[str, Any], sort: tuple[str, bool]) -> np.ndarray:
+        """The rows that pass, in the order shown; `sort` is a column of `SORTS` and whether the highest comes first."""
+        keep = np.ones(len(self), bool)
+        for name in set(RANGES) & set(filters):
+            values = self.column(name)
+            low, high = (_bound(bound, values) for bound in filters[name])
+            keep &= (values >= low) if low is not None else True
+            keep &= (values <= high) if high is not None else True
+        folded = [fold(string) for string in self.strings]
+        for name, table, of_row in (("text", self.tokens, None), ("truth", self.targets, self.group)):
+            if wanted := fold(filters.get(name, "")):
+                has = np.array([wanted in "".join(folded[index] for index in ids) for ids in table.tolist()], bool)
+                keep &= has if of_row is None else has[of_row]
+        rows = np.flatnonzero(keep)
+        column, descending = sort
+        keys = self.column(column)[rows].astype(np.float64)
+        rows = rows[np.argsort(-keys if descending else keys, kind="stable")]
+        _, first, inverse = np.unique(self.group[rows], return_index=True, return_inverse=True)
+        return rows[np.argsort(first[inverse], kind="stable")]
+
+    def examples(self, rows: np.ndarray, count: int) -> list[tuple[int, list[int]]]:
+        """The first `count` positions among `rows` whose truths differ, each with all of its rollouts, as (g, rows)."""
+        chosen: dict[tuple[int, ...], int] = {}
+        for group in dict.fromkeys(self.group[rows].tolist()):
+            if len(chosen) == count:
+                break
+            chosen.setdefault(tuple(self.targets[group].tolist()), group)
+        found = []
+        for group in chosen.values():
+            own = np.flatnonzero(self.group == group)
+            found.append((group, own[np.argsort(self.member[own], kind="stable")].tolist()))
+        return found
+
+    def packed(self) -> dict[str, Any]:
+        """As the page gets it: tables row by row as bytes, little-endian."""
+        index = "<u2" if len(self.strings) <= 2**16 else "<u4"
+        kinds = dict.fromkeys(("tokens", "targets", "prefixes"), index)
+        kinds |= dict.fromkeys(("group", "member", "step", "position"), "<i4") | {
+            "sequence_id": "<f8",
+            "logprobs": "<f4",
+        }
+        return {
+            "rows": len(self),
+            "groups": len(self.step),
+            "width": self.tokens.shape[1],
+            "prefix": self.prefixes.shape[1],
+            "strings": self.strings,
+            **{name: getattr(self, name).astype(kind).tobytes() for name, kind in kinds.items()},
+            "clicked": np.flatnonzero(self.clicked).tolist(),
+            "numbers": {name: values.astype("<f4").tobytes() for name, values in self.numbers.items()},
+            "cosines": None if self.cosines is None else self.cosines.astype("<f4").tobytes(),
+        }
+
+
+def _bound(bound: float | None, values: np.ndarray) -> float | None:
+    if bound is None or values.dtype != np.float32:
+        return bound
+    with np.errstate(over="ignore"):
+        return float(np.float32(bound))
+
+
+def rollout_columns(frame: pd.DataFrame, decode: Decode, known: dict[int, str] | None = None) -> RolloutColumns:
+    """The columns of a frame of rollouts (`Run.rollouts`), each distinct token decoded once, or never if `known`.
+
+    `cosines`, a list of one cosine a token, may be there too, and `clicked`, whether the position was clicked.
+
+    Raises ValueError for missing columns, ids out of range, lists of another length than the rollout's, rollouts of one
+    position with unlike truths, and more than 2,097,152 rows.
+    """
+    frame = completed(frame)
+    if len(frame) > MOST_ROWS:
+        raise ValueError(f"at most {MOST_ROWS:,} rollouts can be shown, got {len(frame):,}; choose some steps")
+    keys = {name: _integers(frame[name], name) for name in (*KEYS, "member")}
+    group = pd.DataFrame({name: keys[name] for name in KEYS}).groupby([*KEYS], sort=False).ngroup().to_numpy(np.int32)
+    first = np.unique(group, return_index=True)[1]
+    rolled, true = (_ragged(frame[name], name, ids=True) for name in ("rollout_ids", "target_ids"))
+    shortest, longest = PREFIX_TOKENS
+    width = max(shortest, min(longest, MOST_PREFIX_TOKENS // max(len(first), 1)))
+    before = _ragged(frame["prefix_ids"].iloc[first], "prefix_ids", ids=True, last=width)
+    strings, index = _strings(np.concatenate([rolled[0], true[0], before[0]]), decode, {} if known is None else known)
+    width = max([*rolled[1], *true[1]], default=0)
+    targets = _padded(index[true[0]], true[1], width)
+    if (unlike := np.flatnonzero((targets[first[group]] != targets).any(1))).size:
+        where = ", ".join(f"{name} {keys[name][unlike[0]]}" for name in KEYS)
+        raise ValueError(f"the rollouts of {where} have different references; they must share one")
+    per_token = {}
+    for name in ("logprobs", *(["cosines"] if "cosines" in frame else [])):
+        values, lengths = _ragged(frame[name], name, ids=False)
+        if (unlike := np.flatnonzero(lengths != rolled[1])).size:
+            row = unlike[0]
+            raise ValueError(f"{name} of row {row} must be {rolled[1][row]}, one a token, got {lengths[row]}")
+        per_token[name] = _padded(values.astype(np.float32), lengths, width, np.nan)
+    frame = frame.assign(logprob=np.nansum(per_token["logprobs"], 1, dtype=np.float64))
+    numbers = {c.name: frame[c.name].to_numpy(np.float32, na_value=np.nan) for c in FIELDS if c.digits is not None}
+    return RolloutColumns(
+        strings=strings,
+        tokens=_padded(index[rolled[0]], rolled[1], width),
+        targets=targets[first],
+        prefixes=_padded(index[before[0]][::-1], before[1][::-1], max(before[1], default=0))[::-1, ::-1],
+        logprobs=per_token["logprobs"],
+        cosines=per_token.get("cosines"),
+        group=group,
+        clicked=frame["clicked"].to_numpy(bool)[first] if "clicked" in frame else np.zeros(len(first), bool),
+        member=keys["member"].astype(np.int32),
+        **{name: keys[name][first] for name in KEYS},
+        numbers=numbers,
+    )
+
+
+def _integers(column: pd.Series, name: str) -> np.ndarray:
+    if len(column) and not pd.api.types.is_integer_dtype(column):
+        raise ValueError(f"column {name} must hold whole numbers, got {column.iloc[0]}")
+    return column.to_numpy(np.int64)
+
+
+def _ragged(column: pd.Series, name: str, *, ids: bool, last: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a column of lists one after the other, of each list the `last` where given, and the lists' lengths."""
+    try:
+        lists = [values[-last:] for values in column] if last else column.tolist()
+        lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+        flat = np.concatenate([values for values in lists if len(values)] or [np.zeros(0, np.int64)])
+        if flat.ndim != 1 or flat.dtype.kind not in ("iu" if ids else "iuf"):
+            raise TypeError
+    except (TypeError, ValueError):
+        kind = "whole numbers" if ids else "numbers"
+        raise ValueError(f"column {name} must hold a list of {kind} in every row") from None
+    if ids and flat.size and not 0 <= flat.min() <= flat.max() < MOST_IDS:
+        raise ValueError(f"{name} must be from 0 to {MOST_IDS - 1:,}, got {flat.min()} to {flat.max()}")
+    return flat, lengths
+
+
+def _padded(flat: np.ndarray, lengths: np.ndarray, width: int, fill: float = 0) -> np.ndarray:
+    table = np.full((len(lengths), width), fill, flat.dtype)
+    table[np.arange(width) < lengths[:, None]] = flat
+    return table
+
+
+def _strings(ids: np.ndarray, decode: Decode, known: dict[int, str]) -> tuple[list[str], np.ndarray]:
+    """The distinct tokens' strings behind an empty one, and from a token id to its place among them."""
+    seen = np.zeros(int(ids.max(initial=-1)) + 1, bool)
+    seen[ids] = True
+    distinct = np.flatnonzero(seen).tolist()
+    for token in distinct:
+        if token not in known:
+            text = decode([token]) or f"<{token}>"
+            known[token] = text.encode("utf-8", "backslashreplace").decode("utf-8")  # lone surrogates cannot be sent
+    return ["", *(known[token] for token in distinct)], np.cumsum(seen) * seen

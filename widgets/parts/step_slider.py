@@ -1,0 +1,51 @@
+"""A slider over the steps of a run: a number, its end, and what it is of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import traitlets
+
+from refine_lab.config import require
+from widgets.core.base import Widget, bounded, script, style
+
+
+class StepSlider(Widget):
+    """A whole number from `first` to `last`, chosen by dragging, arrows, Home, End, Page Up and Page Down.
+
+    `value` follows when the slider is let go, not while it is dragged. Raises ValueError for a value that is not from `first`
+    to `last`, and for ends out of order; other ends take the value with them.
+    """
+
+    _esm = script("step_slider")
+    _css = style("step_slider")
+
+    first = traitlets.Int(0).tag(sync=True)
+    "The beginning of the slider."
+    last = traitlets.Int(0).tag(sync=True)
+    "The end of the slider."
+    value = traitlets.Int(0).tag(sync=True)
+    "The chosen step."
+    label = traitlets.Unicode("step").tag(sync=True)
+    "What is chosen, in words beside the slider: its name for a screen reader."
+    disabled = traitlets.Bool(False).tag(sync=True)
+    "Whether there is nothing to choose from."
+
+    def __repr__(self) -> str:
+        return f"StepSlider: {self.label} {self.value} of {self.last}" + (", disabled" if self.disabled else "")
+
+    @traitlets.validate("first")
+    def _check_first(self, proposal: dict[str, Any]) -> int:
+        require(proposal["value"] >= 0, "first", proposal["value"], "at least 0")
+        return proposal["value"]
+
+    @traitlets.validate("last")
+    def _check_last(self, proposal: dict[str, Any]) -> int:
+        require(proposal["value"] >= self.first, "last", proposal["value"], f"at least {self.first}")
+        return proposal["value"]
+
+    _check_value = bounded("value", lambda self: (self.first, self.last))
+
+    @traitlets.observe("first", "last")
+    def _take_along(self, change: Any) -> None:
+        self.value = min(max(self.value, self.first), self.last)

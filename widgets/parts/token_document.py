@@ -1,0 +1,143 @@
+"""What a token map shows beside the text: metrics, targets and alternatives, checked, and packed for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refine_lab.data.text import sound
+from widgets.parts.token_text import TokenText, utf16_offsets
+
+Row = Sequence[tuple[str, float]]
+"""Alternatives to one token, the likeliest first: text and probability."""
+Ask = Callable[[list[int]], "Sequence[Row] | Future[Sequence[Row]]"]
+"""Tokens -> a row of alternatives for each, at once or as a future."""
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """A value for each token and how it is coloured.
+
+    `values` [T]: in `unit`; NaN where a token has none. `low` and `high`: ends of the scale; where they are not given, 0 or
+    the 1st percentile and the 99th, values beyond have the colour of the end. `diverging`: two colours from 0. `log`: coloured
+    by the logarithm.
+
+    Raises ValueError where the values are no row, the ends are out of order, or a logarithm has nothing to stand on.
+    """
+
+    name: str
+    title: str
+    unit: str
+    values: Any
+    diverging: bool = False
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        values = np.array(self.values, dtype=np.float32)
+        if values.ndim != 1:
+            raise ValueError(f"values of {self.name!r} must be one row [T], got shape {values.shape}")
+        object.__setattr__(self, "values", values)
+        if not self.name:
+            raise ValueError("a metric must have a name, got ''")
+        if self.log and self.diverging:
+            raise ValueError(f"{self.name!r} cannot be both log and diverging")
+        low, high = self.scale()
+        if not np.isfinite([low, high]).all() or low >= high:
+            raise ValueError(f"the scale of {self.name!r} must rise from low to high, got {low} to {high}")
+        if self.diverging and not low < 0 < high:
+            raise ValueError(f"the scale of {self.name!r} must have 0 inside, got {low} to {high}")
+        if self.log and low <= 0:
+            raise ValueError(f"the logarithm of {self.name!r} needs a scale above 0, got {low} to {high}")
+
+    def scale(self) -> tuple[float, float]:
+        """Values at which the colours begin and end."""
+        finite = self.values[np.isfinite(self.values)]
+        first, last = (float(end) for end in np.percentile(finite, [1, 99])) if finite.size else (0.0, 1.0)
+        if self.diverging:
+            last = max(abs(first), abs(last)) or 1.0
+            first = -last
+        elif not self.log and finite.size:
+            first, last = 0.0 if finite.min() >= 0 else first, 0.0 if finite.max() <= 0 and finite.min() < 0 else last
+        if first == last:
+            last = first * 10 if self.log and first > 0 else first + 1
+        return (first if self.low is None else float(self.low)), (last if self.high is None else float(self.high))
+
+    def packed(self) -> dict[str, Any]:
+        """As the page has it; values as float32 bytes."""
+        low, high = self.scale()
+        texts = {name: sound(getattr(self, name)) for name in ("name", "title", "unit")}
+        beyond = {"below": bool((self.values < low).any()), "above": bool((self.values > high).any())}
+        flags = {"diverging": bool(self.diverging), "log": bool(self.log)}
+        return texts | {"values": self.values.astype("<f4").tobytes(), "low": low, "high": high} | flags | beyond
+
+
+@dataclass(frozen=True)
+class Target:
+    """A token marked on the map, and what the mark says."""
+
+    token: int
+    label: str = "sampled position"
+
+
+class Alternatives(NamedTuple):
+    """What else a model held likely in place of each token: `ids` and `probabilities` [T, A], and the text of each id.
+
+    An id below 0 stands for none.
+    """
+
+    ids: Any
+    probabilities: Any
+    strings: Mapping[int, str] | Sequence[str]
+
+
+def packed_text(text: TokenText) -> dict[str, bytes]:
+    """UTF-16 units, which carry lone surrogates too, and where each token begins in them [T + 1] uint32."""
+    units = text.text.encode("utf-16-le", "surrogatepass")
+    return {"text": units, "offsets": utf16_offsets(text).astype("<u4").tobytes()}
+
+
+def packed_alternatives(alternatives: Alternatives | tuple[Any, Any, Any], tokens: int) -> dict[str, Any]:
+    """Arrays of alternatives as the page has them. Raises ValueError where they are not [T, A] both."""
+    ids = np.asarray(alternatives[0])
+    probabilities = np.array(alternatives[1], dtype="<f4")
+    if ids.ndim != 2 or len(ids) != tokens or ids.shape != probabilities.shape:
+        raise ValueError(f"alternatives must be [{tokens}, A] both, got {ids.shape} and {probabilities.shape}")
+    probabilities[ids < 0] = np.nan
+    distinct, index = np.unique(ids, return_inverse=True)
+    strings = [str(alternatives[2][number]) if number >= 0 else "" for number in distinct.tolist()]
+    bounds = np.cumsum([0, *map(len, strings)])
+    return {
+        "width": ids.shape[1],
+        "index": index.astype("<u4").tobytes(),
+        "probabilities": probabilities.tobytes(),
+        **packed_text(TokenText("".join(strings), bounds)),
+    }
+
+
+def packed_rows(rows: Iterable[Row]) -> dict[str, Any]:
+    """Rows of alternatives, which may differ in length, as the page has them."""
+    rows = list(rows)
+    numbers: dict[str, int] = {}
+    ids = np.full((len(rows), max(map(len, rows), default=0)), -1)
+    probabilities = np.full(ids.shape, np.nan)
+    for token, row in enumerate(rows):
+        for place, (text, probability) in enumerate(row):
+            ids[token, place] = numbers.setdefault(text, len(numbers))
+            probabilities[token, place] = probability
+    return packed_alternatives((ids, probabilities, list(numbers)), len(rows))
+
+
+def packed_marks(targets: Iterable[Target], chunk_borders: Iterable[int], tokens: int) -> dict[str, Any]:
+    """Targets and borders in the order of the text. Raises ValueError for a token that is not there."""
+    marks = [(int(target.token), sound(str(target.label))) for target in targets]
+    borders = sorted({int(token) for token in chunk_borders})
+    for what, token in [("target", token) for token, _ in marks] + [("chunk border", token) for token in borders]:
+        if not 0 <= token < tokens:
+            raise ValueError(f"a {what} must be at one of the tokens from 0 to {tokens - 1}, got {token}")
+    return {"targets": [list(mark) for mark in sorted(marks)], "chunk_borders": borders}
