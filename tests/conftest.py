@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 LARGER_TIERS = ("notebook", "browser", "process", "gpu", "slow")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

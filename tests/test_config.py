@@ -5,7 +5,7 @@ import pickle
 from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
-from refusals import refused
+from tests.support.refusals import refused
 
 from refine_lab import recipes
 from refine_lab.config import (

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import pytest
 import torch
-from factories.loading import SIZES, change, same_tensors, save_small_model
+from tests.factories.loading import SIZES, change, same_tensors, save_small_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from refine_lab.models import DeltaNetForCausalLM, FastWeightLM, State, fla_models, load_model

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from naive import naive_loss
-from state_contract import (
+from tests.support.naive import naive_loss
+from tests.support.state_contract import (
     assert_a_pad_changes_nothing,
     assert_pieces_are_the_whole,
     assert_states_are_of_prefixes,
 )
-from factories.step import EDGES, LENGTH, fast_gradients, make_batch, relative_errors
+from tests.factories.step import EDGES, LENGTH, fast_gradients, make_batch, relative_errors
 from torch import Tensor
 from refine_lab.config import RefineConfig
 from refine_lab.models.delta_layers import DeltaRuleLM

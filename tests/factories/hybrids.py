@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 import pytest
 import torch
-from naive import naive_loss
+from tests.support.naive import naive_loss
 from safetensors import safe_open
 from safetensors.torch import load_file
-from factories.step import fast_gradients
+from tests.factories.step import fast_gradients
 from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from refine_lab.config import RefineConfig

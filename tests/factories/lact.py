@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from state_contract import same
+from tests.support.state_contract import same
 from refine_lab.models import State
 from refine_lab.models.deltanet import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM

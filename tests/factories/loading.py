@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from factories.hybrids import make
+from tests.factories.hybrids import make
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from refine_lab.data.tokenizer import train_tokenizer
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, FastWeightLM, load_model

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 import pytest
 import torch
-from factories.step import make_policy
+from tests.factories.step import make_policy
 from torch import Tensor
 import refine_lab
 from refine_lab.models import FastWeightLM, State, Trace

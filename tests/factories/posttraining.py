@@ -22,9 +22,9 @@ from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.training.loading import load_training_task
+from tests.support.paths import TEXT
 
 
-TEXT = Path(__file__).parent / "fixtures" / "text"
 
 
 VOCABULARY = 1200

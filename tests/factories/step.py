@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import product
 import pytest
 import torch
-from naive import naive_loss
+from tests.support.naive import naive_loss
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 import refine_lab.method.step as step_module

@@ -4,10 +4,10 @@ from __future__ import annotations
 import pytest
 import torch
 from jaxtyping import TypeCheckError
-from factories.gated_deltanet import make_policy as make_gated_deltanet
-from factories.hybrids import make as make_hybrid
-from factories.lact import make_lact
-from factories.step import make_policy as make_deltanet
+from tests.factories.gated_deltanet import make_policy as make_gated_deltanet
+from tests.factories.hybrids import make as make_hybrid
+from tests.factories.lact import make_lact
+from tests.factories.step import make_policy as make_deltanet
 from torch import Tensor
 from refine_lab.models import FastWeightLM, State
 

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from factories.step import VOCABULARY, make_policy
+from tests.factories.step import VOCABULARY, make_policy
 from transformers import AutoTokenizer
 from refine_lab.config import RefineConfig, TrainConfig, to_json
 from refine_lab.data.batches import padded

@@ -1,0 +1,118 @@
+"""The workbench in JupyterLab, in Chromium: documents, rollouts and test-time training end to end; nothing from elsewhere."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from tests.support.lab import ROOT, Lab, opened, take_shots, write_notebook
+
+pytestmark = pytest.mark.browser
+
+STATUS = ".notice .status"
+TTT = (
+    "from refine_lab.explore import shared_worker\nfrom widgets.ttt_panel import TTTPanel\n"
+    "panel = TTTPanel(worker=shared_worker('cpu'))\npanel.fields['steps'].value = 10_000\npanel",
+    "worker = shared_worker('cpu')\nbefore = worker.call('fingerprint', model='tiny-deltanet')",
+    "print('the same', worker.call('fingerprint', model='tiny-deltanet') == before)",
+)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Lab]:
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copy(ROOT / "notebooks" / "explore.ipynb", folder)
+    write_notebook(folder / "ttt.ipynb", TTT)
+    with opened(folder, "explore.ipynb", chromium, OMP_NUM_THREADS="1") as there:
+        there.run_all()
+        yield there
+
+
+def wait_for_status(lab: Lab, words: str) -> str:
+    """The status once it holds the words (a regular expression)."""
+    found = lab.page.locator(STATUS).filter(has_text=re.compile(words))
+    found.first.wait_for()
+    return found.first.inner_text()
+
+
+def test_the_sample_is_shown_with_rollouts(lab: Lab) -> None:
+    wait_for_status(lab, "64 rollouts at 8 sampled positions, mean cosine reward")
+    assert "64 rollouts at 8 positions" in lab.page.locator(".rollout-inspector").inner_text()
+    lab.page.locator(".reward-summary svg .bar").first.wait_for(state="attached")
+    assert lab.page.locator(".reward-summary figure").count() == 4
+    lab.page.locator(".state-view .strongest li").first.wait_for()
+    take_shots(lab.page, "explore")
+
+
+def test_a_click_on_a_token_rolls_out_there(lab: Lab) -> None:
+    canvas = lab.page.locator(".token-map canvas").first
+    canvas.scroll_into_view_if_needed()
+    canvas.click(position={"x": 200, "y": 60})
+    wait_for_status(lab, "64 rollouts at 8 sampled positions, .*; 8 rollouts at 1 clicked position")
+    assert "8 of 72 rollouts" in lab.page.locator(".rollout-inspector").inner_text()
+    lab.page.keyboard.press("ArrowRight")  # the keyboard alone goes on from there
+    lab.page.keyboard.press("Enter")
+    wait_for_status(lab, "; 16 rollouts at 2 clicked positions")
+
+
+def test_another_reward_of_the_same_rollouts(lab: Lab) -> None:
+    lab.page.locator("select").filter(has_text="hybrid").first.focus()
+    lab.page.keyboard.press("b")  # not JupyterLab's command for another cell
+    wait_for_status(lab, "64 rollouts at 8 sampled positions, mean binary reward")
+    lab.page.keyboard.press("ArrowDown")
+    wait_for_status(lab, "64 rollouts at 8 sampled positions, mean hybrid reward")
+
+
+def test_what_cannot_be_is_said_where_one_looks(lab: Lab) -> None:
+    field = lab.page.locator(".widget-label:has-text('rollouts (n)') + input")
+    field.fill("1")
+    field.press("Tab")
+    alert = lab.page.locator(".notice .error").filter(has_text="compares rollouts of one position")
+    alert.first.wait_for()
+    lab.page.wait_for_function("node => node.value === '8'", arg=field.element_handle())
+
+
+def test_a_hostile_document_is_pasted(lab: Lab) -> None:
+    """Markup, a turned direction, zero, terminal codes, and half of a pair, which only a page can send."""
+    text = "<img src=x onerror=window.hacked=1></script>\u202eturned\u2069 \0 \x1b[31m \U0001f44d\U0001f3fd "
+    paste = """(node, text) => { node.value = text + String.fromCharCode(0xd83d);
+        for (const name of ["input", "change"]) node.dispatchEvent(new Event(name, { bubbles: true })); }"""
+    lab.page.locator(".widget-textarea textarea").first.evaluate(paste, text)
+    lab.page.get_by_role("button", name="Read", exact=True).click()
+    lab.page.wait_for_function("Number(document.querySelector('.token-map').dataset.tokens) < 70")
+    wait_for_status(lab, "rollouts at [1-8] sampled positions?, mean hybrid reward")
+    sent = "document.querySelector('.widget-textarea textarea').value.slice(-2)"
+    assert lab.page.evaluate(sent) == " \ufffd"  # the field says what is read
+    assert lab.page.locator(".notice .error").first.inner_text() == ""
+    assert lab.page.evaluate("window.hacked") is None
+    assert lab.page.locator(".jp-OutputArea img[src=x]").count() == 0
+
+
+def test_no_page_error_and_nothing_from_elsewhere(lab: Lab) -> None:
+    assert lab.errors == []
+    assert lab.foreign == []
+
+
+def test_ttt_live(lab: Lab) -> None:
+    """Start, at least three points of a curve, stop within a step, and the weights put back bit for bit."""
+    lab.open("ttt.ipynb")
+    lab.run_all()
+    button = lab.page.get_by_role("button", name="Adapt")
+    button.wait_for()
+    lab.page.locator(".jp-OutputArea-output", has_text="the same True").wait_for()
+    button.click()
+    marks = "document.querySelectorAll(\".live-curves svg[data-panel='loss'] path.mark\").length"
+    lab.page.wait_for_function(f"{marks} >= 4")  # before, and after three steps
+    lab.page.get_by_role("button", name="Stop").click()
+    status = wait_for_status(lab, r"\(stopped\): loss")
+    steps = int(status.split()[1])
+    after = lab.page.get_by_label("answer after adaptation", exact=True)
+    assert after.input_value() != ""
+    lab.page.locator(".widget-label", has_text=f"Adapted ({steps} update").wait_for()
+    take_shots(lab.page, "ttt")
+    lab.page.get_by_role("button", name="Reset").click()
+    wait_for_status(lab, f"Original weights restored exactly \\({steps} updates? undone")
+    assert lab.errors == []
+    assert lab.foreign == []

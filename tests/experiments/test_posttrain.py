@@ -1,0 +1,179 @@
+"""Post-training as it runs: the three ways, records that an interruption does not change, answers kept and not asked again."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from refine_lab.config import DataConfig, RefineConfig, TaskConfig, TrainConfig, from_json, to_json
+from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
+from refine_lab.experiments import posttrain
+from refine_lab.experiments.compare import per_seed
+from refine_lab.experiments.configs import method_configs, release_configs
+from refine_lab.experiments.estimate import estimated_seconds
+from refine_lab.experiments.posttrain import answers_of, task_runs
+from refine_lab.training.inputs import resume_or_create
+from refine_lab.training.trainer import train
+from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
+from refine_lab.runs.child import StopSignal
+from refine_lab.runs.run import Run
+from refine_lab.training.loading import load_training_task
+from tests.factories.posttraining import checkpoint, config_of, prompts, trained
+
+CLOCKS = ["time", "seconds", "tokens_per_second"]
+
+
+
+
+
+
+
+
+
+
+
+
+@pytest.mark.parametrize("way", ["sft", "nested_sft", "nested_refine"])
+def test_a_run_that_was_interrupted_is_the_one_that_was_not(checkpoint, prompts, tmp_path, way):
+    config = config_of(checkpoint, prompts, way)
+    whole = trained(config, tmp_path / "whole")
+    resumed = trained(config, tmp_path / "resumed", stop_after=3)
+    for of in (Run.metrics, Run.evaluations):
+        a, b = (of(run).drop(columns=CLOCKS, errors="ignore") for run in (whole, resumed))
+        pd.testing.assert_frame_equal(a, b, check_exact=True)
+    pd.testing.assert_frame_equal(whole.rollouts(), resumed.rollouts(), check_exact=True)
+    weights = [load_file(run.path / "checkpoints" / "step-6" / "model.safetensors") for run in (whole, resumed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_what_a_run_records(checkpoint, prompts, tmp_path):
+    run = trained(config_of(checkpoint, prompts, "nested_refine"), tmp_path)
+    metrics, evaluations = run.metrics(), run.evaluations()
+    assert metrics["updates"].tolist() == [3, 6, 9, 12, 15, 18]
+    wanted = {"ntp_loss", "nsp_loss", "reward_mean", "answer_loss", "answer_accuracy", "answer_grad_norm", "grad_norm"}
+    assert wanted <= set(metrics)
+    assert evaluations["step"].tolist() == [0, 3, 6]
+    assert {"answer_loss", "answer_accuracy", "recall", "exact_match"} <= set(evaluations)
+    assert len(run.rollouts()) == 6 * 4 * 3
+    assert evaluations["answer_loss"].iloc[-1] < evaluations["answer_loss"].iloc[0], "it learns the three answers"
+
+
+def test_without_validation_nothing_is_evaluated(checkpoint, prompts, tmp_path):
+    config = config_of(checkpoint, prompts, "sft")
+    run = trained(replace(config, task=replace(config.task, validation=0)), tmp_path)
+    assert run.evaluations().empty and len(run.metrics()) == 6
+
+
+def test_answers_are_kept_and_not_asked_again(checkpoint, prompts, tmp_path, monkeypatch):
+    run = trained(config_of(checkpoint, prompts, "sft"), tmp_path)
+    task = load_training_task([run.config])
+    first = answers_of([run], task)
+    assert first["way"].tolist() == ["base"] * 6 + ["sft"] * 6
+    assert first["updates"].tolist() == [0] * 6 + [6] * 6
+    for part in (run.path / "answers" / "test").iterdir():
+        part.unlink()
+    asked = []
+    real = posttrain.answer
+    monkeypatch.setattr(
+        posttrain, "answer", lambda *a, **k: asked.extend(example.name for example in a[2]) or real(*a, **k)
+    )
+    again = answers_of([run], task)
+    assert asked == [example.name for example in task.test], "the base model's are there still"
+    pd.testing.assert_frame_equal(first.drop(columns="seconds"), again.drop(columns="seconds"))
+    assert per_seed(again)["seed"].tolist() == [posttrain.NO_SEED, 0]
+
+
+def test_runs_with_the_same_configuration_are_resumed(checkpoint, prompts, tmp_path):
+    config = config_of(checkpoint, prompts, "nested_sft")
+    (first,) = resume_or_create([config], tmp_path)
+    (again,), (other,) = resume_or_create([config], tmp_path), resume_or_create([replace(config, seed=1)], tmp_path)
+    assert first.path == again.path != other.path
+    assert from_json(to_json(config)) == config
+
+
+def test_an_estimate_counts_every_run_that_has_not_finished(checkpoint, prompts, tmp_path):
+    configs = [config_of(checkpoint, prompts, way) for way in ("sft", "nested_sft")]
+    task = load_training_task(configs)
+    run, finished = task_runs(configs, task, tmp_path)
+    train(finished.path, StopSignal(finished.path))
+    one, many = estimated_seconds([run], task), estimated_seconds([run] * 1000, task)
+    assert 0 < one < many / 10 and estimated_seconds([finished], task) == 0
+
+
+def test_the_ways_differ_in_what_comes_before_the_answers_alone():
+    configs = method_configs("posttrain", [0, 3], lr=3e-5, test=20, num_chunks=4, answer_tokens=3)
+    assert [(config.arm, config.seed) for config in configs] == [
+        (way, seed) for seed in (0, 3) for way in ("sft", "nested_sft", "nested_refine")
+    ]
+    sft, nested, refine = configs[:3]
+    assert (sft.updates_per_batch, nested.updates_per_batch, refine.updates_per_batch) == (1, 5, 5)
+    assert replace(nested, nested=False) == sft == replace(refine, nested=False, method=None)
+    assert {(c.lr, c.task.test, c.task.answer_tokens) for c in configs} == {(3e-5, 20, 3)}
+    assert refine.method.num_chunks == 4
+
+
+def test_the_releases_single_update_is_a_way_of_its_own():
+    (config,) = release_configs(method_configs("posttrain", [1], steps=2))
+    assert (config.arm, config.updates_per_batch, config.way) == ("nested_sft", 2, "nested_sft_release")
+    released = method_configs("posttrain", [1], updates="release", steps=2)
+    assert config in released and release_configs(released) == []
+    assert [c.way for c in released] == ["sft", "nested_sft_release", "nested_refine"]
+    with pytest.raises(
+        ValueError, match="mini_batch_size must be less than batch_size 16, of which SFT makes one update"
+    ):
+        release_configs(method_configs("posttrain_searched", [1]))
+    assert [c.way for c in method_configs("posttrain", [0])] == ["sft", "nested_sft", "nested_refine"]
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (dict(recipe="postrain", seeds=[0]), r"unknown recipe 'postrain'; did you mean 'posttrain'"),
+        (dict(recipe="posttrain", seeds=[0, 0]), r"seeds must be at least one whole number, none twice, got \[0, 0\]"),
+        (dict(recipe="posttrain", seeds=[0], methods=["nested"]), r"arm must be 'sft', 'nested_sft' or 'nested_refine'"),
+        (dict(recipe="posttrain", seeds=[0], reward="bleu"), r"unknown reward 'bleu'"),
+        (dict(recipe="posttrain", seeds=[0], batch_size=6), r"batch_size must be a multiple of 4"),
+        (dict(recipe="posttrain", seeds=[0], over_limit="cut"), r"TaskConfig.over_limit must be one of 'refuse'"),
+        (dict(recipe="posttrain", seeds=[0], steps=0), r"steps must be at least 1, got 0"),
+    ],
+)  # fmt: skip
+def test_bad_values_are_named(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        method_configs(**arguments)
+
+
+def test_a_file_that_was_written_anew_is_another_task(checkpoint, prompts, tmp_path):
+    """Its name is the same, and so are the names of its prompts: neither runs nor answers of the old one are taken."""
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(prompts.read_text())
+    config = config_of(checkpoint, mine, "sft")
+    task = load_training_task([config])
+    (first,) = task_runs([config], task, tmp_path / "runs")
+    assert task_runs([config], task, tmp_path / "runs")[0].path == first.path
+    mine.write_text(prompts.read_text().replace("number", "figure"))
+    (other,) = task_runs([config], load_training_task([config]), tmp_path / "runs")
+    assert other.path != first.path
+    with pytest.raises(
+        ValueError, match=r"was begun with other inputs: the content of '.*mine\.jsonl' has changed; put back"
+    ):
+        train(first.path, StopSignal(first.path))
+
+
+def test_prompts_too_short_for_the_method_are_refused_before_anything_is_trained(checkpoint, prompts, tmp_path):
+    mine = tmp_path / "mine.jsonl"
+    short = json.dumps({"prompt": "Question: what?\nAnswer:", "answer": "this"})
+    mine.write_text(prompts.read_text() + short + "\n")
+    configs = [config_of(checkpoint, mine, way) for way in ("sft", "nested_refine")]
+    configs = [replace(config, task=replace(config.task, train=21)) for config in configs]
+    assert len(load_training_task(configs[:1]).train) == 21
+    with pytest.raises(
+        ValueError, match=r"1 of 21 prompts have no room for the method's num_chunks.*'mine-30' with \d+ tokens"
+    ):
+        load_training_task(configs)

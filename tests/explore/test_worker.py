@@ -1,0 +1,119 @@
+"""The worker process: calls, steps, stops, errors, its death and its client's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from refine_lab.explore import Worker, WorkerDied
+from refine_lab.ttt_config import TTTConfig
+from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.process
+
+MODEL = "tiny-deltanet"
+IDS = np.random.default_rng(0).integers(1, 2000, 300).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    made = Worker("cpu")
+    yield made
+    made.close()
+
+
+def test_calls_and_errors(worker: Worker) -> None:
+    reading = worker.call("read", model=MODEL, token_ids=IDS)
+    assert reading.entropies.shape == (300,)
+    (rollouts,) = worker.call("rollouts", model=MODEL, token_ids=IDS, positions=[120], n=2, k=3)
+    assert rollouts.rollout_ids.shape == (2, 3)
+    with pytest.raises(FileNotFoundError, match="no model 'nope'"):
+        worker.call("open", model="nope")
+    with pytest.raises(ValueError, match="a session has no method '_read'"):
+        worker.call("_read", model=MODEL, token_ids=IDS)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        worker.call("read", model=MODEL, token_ids=IDS, depth=1)
+
+
+def test_a_job_tells_its_steps_serves_others_and_stops(worker: Worker) -> None:
+    before, steps = worker.call("fingerprint", model=MODEL), []
+    job = worker.submit("adapt", steps.append, model=MODEL, token_ids=IDS, config=TTTConfig(steps=10_000, lr=1e-4))
+    deadline = time.monotonic() + 60
+    while len(steps) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    worker.call("read", model=MODEL, token_ids=IDS)  # answered between two steps
+    assert not job.done()
+    with pytest.raises(ValueError, match="a model is being adapted already"):
+        worker.call("adapt", model=MODEL, token_ids=IDS, config=TTTConfig())
+    worker.stop(job)
+    assert job.result(30) is None
+    made = len(steps)
+    assert [step.number for step in steps] == list(range(1, made + 1))
+    assert worker.call("open", model=MODEL)["updates"] == made
+    assert worker.call("fingerprint", model=MODEL) != before
+    assert worker.call("reset", model=MODEL) == made
+    assert worker.call("fingerprint", model=MODEL) == before
+    worker.stop(job)  # has ended: nothing happens
+    assert worker.call("open", model=MODEL)["updates"] == 0
+
+
+def test_an_error_in_telling_a_step_is_not_lost(worker: Worker) -> None:
+    def fail(step: object) -> None:
+        raise ZeroDivisionError("told badly")
+
+    job = worker.submit("adapt", fail, model=MODEL, token_ids=IDS, config=TTTConfig(steps=50, lr=1e-6))
+    with pytest.raises(ZeroDivisionError, match="told badly"):
+        job.result(60)
+    worker.call("reset", model=MODEL)
+
+
+def test_after_its_death_another_takes_over(worker: Worker) -> None:
+    worker.call("open", model=MODEL)
+    pid = worker.pid
+    assert pid is not None
+    job = worker.submit("adapt", model=MODEL, token_ids=IDS, config=TTTConfig(steps=10_000))
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(WorkerDied, match="the worker ended with status -9"):
+        job.result(30)
+    assert worker.call("open", model=MODEL)["updates"] == 0
+    assert worker.pid != pid
+
+
+def test_closing_answers_who_waits(worker: Worker) -> None:
+    worker.call("open", model=MODEL)
+    job = worker.submit("adapt", model=MODEL, token_ids=IDS, config=TTTConfig(steps=10_000))
+    worker.close()
+    with pytest.raises(WorkerDied):
+        job.result(10)
+    assert worker.pid is None
+
+
+def test_it_ends_with_its_client() -> None:
+    script = (
+        "import os, sys, time; from refine_lab.explore import shared_worker; worker = shared_worker('cpu');"
+        f"worker.call('open', model={MODEL!r}); print(worker.pid, flush=True); time.sleep(60)"
+    )
+    client = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert client.stdout is not None
+    pid = int(client.stdout.readline())
+    assert psutil.pid_exists(pid)
+    client.kill()
+    client.wait()
+    client.stdout.close()
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=20)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_client_does_not_load_torch() -> None:
+    script = "import sys; from refine_lab.explore import Worker; Worker(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,1 @@
+"""Models, configurations, batches and runs that the tests of several modules share."""

@@ -1,0 +1,151 @@
+"""Built-in rewards by hand, and what is held to be true of every reward."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from tests.support.reward_examples import two_rollouts
+
+from refine_lab.config import BUILT_IN_REWARDS, RefineConfig
+from refine_lab.method.rewards import REWARDS, binary, checked, cosine, edit, hybrid, reward_function
+from refine_lab.ttt_config import TTTConfig
+from refine_lab.types import RewardInputs
+
+
+def test_cosine_by_hand():
+    assert cosine(two_rollouts()).tolist() == pytest.approx([(1 + 0) / 2, (0.6 - 1) / 2])
+
+
+def test_binary_by_hand():
+    assert binary(two_rollouts()).tolist() == [0.5, 0]
+
+
+def test_hybrid_is_the_sum():
+    assert hybrid(two_rollouts()).tolist() == pytest.approx([1.0, -0.2])
+
+
+@pytest.mark.parametrize(
+    ("rollout", "target", "distance"),
+    [
+        ([1, 2, 3, 4], [1, 2, 3, 4], 0),
+        ([1, 2, 3, 4], [1, 9, 3, 4], 1),  # one token replaced
+        ([2, 3, 4, 9], [1, 2, 3, 4], 2),  # shifted: one deleted, one inserted; no token is at its place
+        ([4, 3, 2, 1], [1, 2, 3, 4], 4),
+        ([5, 6, 7, 8], [1, 2, 3, 4], 4),
+        ([1, 1, 1, 1], [1, 2, 1, 2], 2),
+        ([7], [7], 0),
+        ([7], [8], 1),
+    ],
+)
+def test_edit_by_hand(rollout, target, distance):
+    assert edit(with_ids(torch.tensor([rollout]), torch.tensor([target]))).tolist() == [1 - distance / len(rollout)]
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 8, 33])
+def test_edit_of_many_rollouts_is_the_recursion_of_levenshtein(length):
+    ids = torch.randint(4, (2, 64, length), generator=torch.Generator().manual_seed(length))
+    rewards = edit(with_ids(*ids))
+    assert rewards.dtype == torch.float32 and len(rewards.unique()) > 1
+    expected = [1 - levenshtein(a, b) / length for a, b in zip(*ids.tolist(), strict=True)]
+    assert rewards.tolist() == pytest.approx(expected)
+
+
+def with_ids(rollout_ids: torch.Tensor, target_ids: torch.Tensor) -> RewardInputs:
+    hidden = torch.zeros(*rollout_ids.shape, 2)
+    return RewardInputs(
+        rollout_ids=rollout_ids,
+        target_ids=target_ids,
+        hidden_states=hidden,
+        target_hidden_states=hidden,
+        logprobs=hidden[..., 0],
+    )
+
+
+def levenshtein(a: list[int], b: list[int]) -> int:
+    """The edit distance, cell by cell."""
+    cells = {(i, j): i + j for i in range(len(a) + 1) for j in range(len(b) + 1) if 0 in (i, j)}
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            cells[i + 1, j + 1] = min(cells[i, j] + (x != y), cells[i, j + 1] + 1, cells[i + 1, j] + 1)
+    return cells[len(a), len(b)]
+
+
+def test_cosine_of_bfloat16_is_taken_in_float32_and_of_float64_in_float64():
+    given = two_rollouts()
+    for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        changes = {name: getattr(given, name).to(dtype) for name in ("hidden_states", "target_hidden_states")}
+        rewards = cosine(replace(given, **changes))
+        assert rewards.dtype == expected
+        assert rewards.tolist() == pytest.approx([0.5, -0.2], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", BUILT_IN_REWARDS)
+def test_no_gradient_passes_through_a_reward(name):
+    given = two_rollouts()
+    given.hidden_states.requires_grad_()
+    given.logprobs.requires_grad_()
+    assert not reward_function(name)(given).requires_grad
+
+
+def test_the_configuration_knows_the_names_of_all_rewards():
+    assert tuple(REWARDS) == BUILT_IN_REWARDS
+    for name in (*BUILT_IN_REWARDS, "custom"):
+        assert RefineConfig(reward=name).reward == name
+    for name in BUILT_IN_REWARDS:
+        assert TTTConfig(method=RefineConfig(reward=name)).method.reward == name
+
+
+def test_unknown_rewards_are_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="unknown reward 'cosin'; did you mean 'cosine'"):
+        reward_function("cosin")
+    with pytest.raises(ValueError, match="'custom' needs the source"):
+        reward_function("custom")
+
+
+def test_inputs_are_joined_in_their_order():
+    first, second = two_rollouts(), two_rollouts().map(lambda x: x + 1)
+    both = RewardInputs.cat([first, second])
+    for field in fields(RewardInputs):
+        expected = [*getattr(first, field.name), *getattr(second, field.name)]
+        assert torch.equal(getattr(both, field.name), torch.stack(expected))
+
+
+def returning(result):
+    def mine(inputs):
+        return result
+
+    return mine
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (0.5, "reward 'mine' must return .* shape .2., got float"),
+        (None, "got NoneType"),
+        (torch.zeros(2, 5), r"got torch.float32 of shape \[2, 5\]"),
+        (torch.zeros(()), r"got torch.float32 of shape \[\]"),
+        (torch.tensor([1, 2]), r"got torch.int64 of shape \[2\]"),
+        (torch.tensor([0.0, torch.nan]), "must be finite, got nan for rollout 1"),
+        (torch.tensor([-torch.inf, 0.0]), "must be finite, got -inf for rollout 0"),
+    ],
+)
+def test_a_wrong_result_is_named(result, message):
+    with pytest.raises(ValueError, match=message):
+        checked(returning(result))(two_rollouts())
+
+
+def changes_its_inputs(inputs):
+    inputs.map(torch.Tensor.zero_)
+    return inputs.logprobs.sum(-1)
+
+
+def test_a_reward_that_changes_its_inputs_changes_no_training():
+    given = two_rollouts()
+    assert checked(changes_its_inputs)(given).tolist() == [0.0, 0.0]
+    for field in fields(given):
+        assert torch.equal(getattr(given, field.name), getattr(two_rollouts(), field.name))
+
+
+def test_an_error_in_a_reward_reaches_the_caller():
+    with pytest.raises(IndexError):
+        checked(lambda inputs: inputs.logprobs[:, 99])(two_rollouts())

@@ -1,0 +1,62 @@
+"""The notebook of post-training as papermill runs it: all ways on the embedded task, and again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.executed_notebooks import execute, outputs, said, tables
+
+from refine_lab.runs.run import Run, list_runs
+
+pytestmark = [pytest.mark.notebook, pytest.mark.slow]
+
+SMALL = {
+    "task": "recall:word-2", "prompt_tokens": 256, "train": 8, "validation": 2, "test": 3, "steps": 2, "batch_size": 4,
+    "num_chunks": 4, "seeds": 0, "release": True,
+}  # fmt: skip
+
+
+def papermill(folder: Path, **values: Any) -> tuple[int, str]:
+    return execute("posttrain", folder, **values)
+
+
+def trained(folder: Path) -> dict[str, Run]:
+    return {run.config.way: run for run in list_runs(folder / "runs")}
+
+
+def test_all_ways_on_the_embedded_task_and_again(tmp_path):
+    status, output = papermill(tmp_path, **SMALL)
+    assert status == 0, output
+    text = said(tmp_path)
+    assert "No question and no document is shared between splits." in text and "4 of 4 runs to train, about" in text
+    assert text.endswith("Every figure has its data.\n") and "\nRuns made at " in text
+    rollouts, ways, differences, samples = tables(tmp_path)
+    assert "with their references" in rollouts and "question" in samples
+    for way in ("base", "SFT", "nested SFT", "nested REFINE", "nested SFT, one inner update"):
+        assert way in ways
+    assert "nested REFINE – nested SFT" in differences
+    assert "RunMonitor of 4 runs" in text and text.count(" finished ") >= 4
+    assert (tmp_path / "out.ipynb").stat().st_size < 1_000_000
+    assert (tmp_path / "report.html").stat().st_size > 50_000
+    first = trained(tmp_path)
+    updates = {name: int(run.metrics()["updates"].iloc[-1]) for name, run in first.items()}
+    assert updates == {"sft": 2, "nested_sft": 10, "nested_refine": 10, "nested_sft_release": 4}
+    assert {run.config.recipe for run in first.values()} == {"posttrain"}
+    assert not [output for output in outputs(tmp_path) if output.get("name") == "stderr"]
+    assert papermill(tmp_path, **SMALL)[0] == 0
+    assert said(tmp_path).count("has finished already") == 4 and "0 of 4 runs to train" in said(tmp_path)
+    assert {run.path for run in trained(tmp_path).values()} == {run.path for run in first.values()}
+
+
+def test_a_task_that_shares_questions_ends_the_notebook_before_a_run_is_made(tmp_path):
+    rows = [
+        f'{{"prompt": "Document 1:\\n{"word " * 60}{i}\\nQuestion: the same?\\nAnswer:", "answer": "yes"}}'
+        for i in range(8)
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join(rows) + "\n")
+    values = {**SMALL, "task": "mine.jsonl", "train": 4, "validation": 0, "test": 4}
+    status, output = papermill(tmp_path, **values)
+    assert status != 0 and "train and test share 1 question" in output
+    assert not (tmp_path / "runs").exists()

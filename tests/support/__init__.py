@@ -1,0 +1,1 @@
+"""What the tests work with: pages, notebooks, the plain procedure, texts that attack."""

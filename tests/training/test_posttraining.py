@@ -1,0 +1,203 @@
+"""Nested post-training against a hand-written sequence of optimizer steps, and batches of prompts with answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.support.naive import naive_loss
+from tests.support.refusals import refused
+from torch import Tensor
+
+import refine_lab.training.posttraining as nested_module
+from refine_lab.config import RefineConfig, TaskConfig, TrainConfig
+from refine_lab.data.tasks.batches import TaskData, lessons
+from refine_lab.rng import Draws
+from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
+from refine_lab.training.posttraining import answer_stats, nested_step
+from refine_lab.training.optim import make_optimizers
+from refine_lab.method.rewards import REWARDS
+from refine_lab.method.step import Learner
+from refine_lab.data.tasks.examples import Example
+from refine_lab.types import Batch, Lessons
+
+VOCABULARY = 53
+METHOD = RefineConfig(num_chunks=4, margin=5, reward="hybrid")
+LR, DECAY, NORM = 0.01, 0.1, 0.5
+
+
+def make_policy() -> DeltaNetForCausalLM:
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=24, num_heads=2, num_hidden_layers=2, intermediate_size=40, vocab_size=VOCABULARY)
+    return DeltaNetForCausalLM(DeltaNetConfig(**sizes, tie_word_embeddings=True, initializer_range=0.05)).double()
+
+
+def make_example(name: str, prompt: int, answer: int, seed: int = 0) -> Example:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(VOCABULARY, (prompt + answer,), generator=generator).tolist()
+    texts = dict(answers=("a",), question="", documents=())
+    return Example(
+        name=name, prompt_ids=tuple(ids[:prompt]), answer_ids=tuple(ids[prompt:]), question_start=prompt, **texts
+    )
+
+
+def make_lessons() -> Lessons:
+    sizes = [(90, 3), (61, 1), (75, 5), (90, 2)]
+    return lessons([make_example(f"{i}", *size, seed=i) for i, size in enumerate(sizes)], (0, 1, 2, 3))
+
+
+def learner_for(policy: DeltaNetForCausalLM, method: RefineConfig | None, **changes) -> Learner:
+    values = {"nested": True, "batch_size": 4, "mini_batch_size": 2, "micro_batch_size": 2, **changes}
+    config = TrainConfig(
+        recipe="test", method=method, task=TaskConfig(), lr=LR, weight_decay=DECAY, max_grad_norm=NORM, **values
+    )
+    reward = REWARDS[method.reward] if method else None
+    return Learner(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
+
+
+class AdamWByHand:
+    """Loshchilov and Hutter (2019), algorithm 2, after scaling the gradient down to `NORM`."""
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self.parameters, self.t = parameters, 0
+        self.m, self.v = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+
+    def step(self, loss: Tensor) -> None:
+        gradients = torch.autograd.grad(loss, self.parameters)
+        norm = sum(float((g**2).sum()) for g in gradients) ** 0.5
+        self.t += 1
+        with torch.no_grad():
+            for p, g, m, v in zip(self.parameters, gradients, self.m, self.v, strict=True):
+                g = g * min(1.0, NORM / norm)
+                m.copy_(0.9 * m + 0.1 * g)
+                v.copy_(0.999 * v + 0.001 * g * g)
+                unbiased = (m / (1 - 0.9**self.t), v / (1 - 0.999**self.t))
+                p.copy_(p - LR * DECAY * p - LR * unbiased[0] / (unbiased[1].sqrt() + 1e-8))
+
+
+def next_token_loss(policy: DeltaNetForCausalLM, batch: Batch) -> Tensor:
+    """One row at a time, with whole logits."""
+    rows = [row[:length].unsqueeze(0) for row, length in zip(batch.tokens, batch.lengths.tolist(), strict=True)]
+    losses = [
+        torch.nn.functional.cross_entropy(policy(row).logits[0, :-1], row[0, 1:], reduction="none") for row in rows
+    ]
+    return torch.cat(losses).mean()
+
+
+def answers_loss(policy: DeltaNetForCausalLM, taught: Lessons) -> Tensor:
+    losses = []
+    for row, start, end in zip(
+        taught.whole.tokens, taught.prompts.lengths.tolist(), taught.whole.lengths.tolist(), strict=True
+    ):
+        logits = policy(row[:end].unsqueeze(0)).logits[0, start - 1 : end - 1]
+        losses.append(torch.nn.functional.cross_entropy(logits, row[start:end], reduction="none"))
+    return torch.cat(losses).mean()
+
+
+def assert_same_weights(policy: DeltaNetForCausalLM, reference: DeltaNetForCausalLM) -> None:
+    for (name, p), q in zip(policy.named_parameters(), reference.parameters(), strict=True):
+        assert float(((p - q).norm() / q.norm()).detach()) <= 1e-6, name
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+def test_nested_sft_is_this_sequence_of_updates(micro):
+    policy, reference, taught = make_policy(), make_policy(), make_lessons()
+    result = nested_step(learner_for(policy, None, micro_batch_size=micro), taught, Draws(seed=3, step=1))
+    optimizer = AdamWByHand(list(reference.parameters()))
+    for start in (0, 2):
+        optimizer.step(next_token_loss(reference, taught.prompts.rows(start, start + 2)))
+    before = float(answers_loss(reference, taught).detach())
+    optimizer.step(answers_loss(reference, taught))
+    assert_same_weights(policy, reference)
+    assert result.metrics["updates"] == 3 and result.rollouts is None
+    assert result.metrics["answer_loss"] == pytest.approx(before, rel=1e-9), "of the weights after the inner updates"
+
+
+def test_nested_refine_is_this_sequence_of_updates():
+    policy, reference, taught = make_policy(), make_policy(), make_lessons()
+    result = nested_step(learner_for(policy, METHOD), taught, Draws(seed=3, step=1))
+    rollouts = result.rollouts
+    assert rollouts is not None and rollouts.advantages.abs().max() > 0.5
+    optimizer = AdamWByHand(list(reference.parameters()))
+    for start in (0, 2):
+        mini = taught.prompts.rows(start, start + 2)
+        optimizer.step(naive_loss(reference, mini, rollouts.rows(start, start + 2), METHOD))
+    optimizer.step(answers_loss(reference, taught))
+    assert_same_weights(policy, reference)
+    assert result.metrics["updates"] == 3
+
+
+def test_sft_is_the_update_on_the_answers_alone():
+    policy, reference, taught = make_policy(), make_policy(), make_lessons()
+    result = nested_step(learner_for(policy, None, nested=False), taught, Draws(seed=3, step=1))
+    AdamWByHand(list(reference.parameters())).step(answers_loss(reference, taught))
+    assert_same_weights(policy, reference)
+    assert result.metrics["updates"] == 1
+    assert {name for name in result.metrics if not name.startswith("answer_")} == {"updates"}
+
+
+@pytest.mark.parametrize("method", [None, METHOD])
+def test_moments_and_order_of_both_kinds_of_update(method, monkeypatch):
+    """All inner updates come first, each optimizer step is counted by the one optimizer, and rollouts precede them."""
+    policy, taught, order = make_policy(), make_lessons(), []
+    learner = learner_for(policy, method, mini_batch_size=1)
+    whole = nested_module._answer_losses
+
+    def watched(*arguments):
+        order.append(int(learner.optimizers[0].state[policy.lm_head.weight]["step"]))
+        return whole(*arguments)
+
+    monkeypatch.setattr(nested_module, "_answer_losses", watched)
+    result = nested_step(learner, taught, Draws(seed=0, step=1))
+    assert order == [4], "the answers come after four updates on the prompts"
+    assert int(learner.optimizers[0].state[policy.lm_head.weight]["step"]) == 5 == result.metrics["updates"]
+
+
+def test_answers_are_the_only_places_of_the_outer_loss():
+    taught = make_lessons()
+    stats = answer_stats(make_policy(), taught)
+    assert stats.logprobs.shape == (3 + 1 + 5 + 2,) == (taught.num_answer_tokens,)
+    changed = replace(taught, whole=replace(taught.whole, tokens=taught.whole.tokens.clone()))
+    changed.whole.tokens[1, 62:] = 7  # pads
+    assert torch.equal(answer_stats(make_policy(), changed).logprobs, stats.logprobs)
+
+
+def test_lessons_without_an_answer_are_refused():
+    bare = make_example("bare", 20, 0)
+    with pytest.raises(ValueError, match="needs an answer of at least one token"):
+        lessons([bare], (0,))
+    with pytest.raises(ValueError, match="1 have none, first 'bare'"):
+        TaskData([make_example("good", 20, 2), bare], seed=0)
+    with pytest.raises(ValueError, match="needs examples to train on, got none"):
+        TaskData([], seed=0)
+
+
+def test_every_example_once_an_epoch_in_the_seeds_own_order():
+    examples = [make_example(f"{i}", 20 + i, 2, seed=i) for i in range(10)]
+    data, other = TaskData(examples, seed=0), TaskData(examples, seed=1)
+
+    def lengths(data: TaskData, size: int) -> list[int]:
+        return [n for step in range(20 // size) for n in data.batch(step, size).prompts.lengths.tolist()]
+
+    first = lengths(data, 4)
+    assert sorted(first[:10]) == sorted(first[10:]) == list(range(20, 30))
+    assert first[:10] != first[10:] and first != lengths(other, 4)
+    assert first == lengths(data, 2), "whatever the size of a batch"
+    assert data.batch(1, 4).prompts.sequence_ids == (4, 5, 6, 7)
+
+
+def test_configurations_that_make_no_sense_are_refused():
+    for settings, field, value, allowed in (
+        ({"nested": True}, "nested", True, "false without a task: there are no answers"),
+        ({"task": TaskConfig()}, "nested", False, "true where a task is trained with REFINE: it reads the prompts"),
+        ({"method": None, "task": TaskConfig(train=3)}, "batch_size", 128, "at most task.train, 3"),
+        (
+            {"nested": True, "task": TaskConfig(prompt_tokens=100)},
+            "task.prompt_tokens",
+            100,
+            "at least 161 for the method's num_chunks, rollout_length and margin",
+        ),
+    ):
+        with refused(f"TrainConfig.{field}", value, allowed):
+            TrainConfig(recipe="test", **settings)

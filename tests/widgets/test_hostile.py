@@ -1,0 +1,102 @@
+"""Forty hostile documents through the panels and a real model: shown as they are or refused in a sentence, never more."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import pytest
+from tests.support.explored import ADAPTED, explored
+from tests.support.hostile import HOSTILE
+
+from refine_lab.explore import Worker
+from refine_lab.data.text import sound
+from widgets.core.panel import TextField
+from widgets.reward_explorer import RewardExplorer
+
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
+REFUSED = {"empty": 0, "one space": 1, "one line of letters": 100_000, "one line of wide letters": 300_006}
+"""Documents of too few tokens, or of more than a document may have; how many."""
+
+
+def acts(text: str) -> set[str]:
+    """The characters on which a terminal would do something, line ends aside."""
+    return {letter for letter in text if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - {"\n"}
+
+
+def test_the_list_is_whole() -> None:
+    assert len(HOSTILE) == len(dict(HOSTILE)) == 40
+
+
+@pytest.mark.parametrize(("name", "document"), HOSTILE, ids=[name for name, _ in HOSTILE])
+def test_a_document_is_shown_and_rolled_out_or_refused(name: str, document: str) -> None:
+    found = explored()[name]
+    assert acts(found.told) == set()
+    assert found.told.count("\n") < 40
+    assert "<script>window" not in found.page
+    if name in REFUSED:
+        assert isinstance(found.raised, ValueError)
+        assert found.error == str(found.raised) == f"a document's tokens must be from 2 to 65536, got {REFUSED[name]}"
+        assert found.text == ""
+        assert f"error: {found.error}" in found.told
+        return
+    assert found.raised is None, found.error
+    assert found.error == ""
+    assert found.text == sound(document)  # every character whole, at one of its tokens
+    assert re.search(
+        "^(4 rollouts at 2|2 rollouts at 1) sampled positions?,", found.told, re.MULTILINE
+    )  # one where it is short
+
+
+@pytest.mark.parametrize(("name", "document"), HOSTILE, ids=[name for name, _ in HOSTILE])
+def test_a_document_to_adapt_to_is_shown_or_refused(name: str, document: str) -> None:
+    found = explored()[f"read: {name}"]
+    assert acts(found.told) == set()
+    if name in REFUSED:
+        assert found.error == str(found.raised) == f"a document's tokens must be from 2 to 65536, got {REFUSED[name]}"
+        assert found.text == ""
+        return
+    assert found.raised is None, found.error
+    assert (found.text, found.error) == (sound(document), "")
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_the_states_along_a_document_are_shown(name: str) -> None:
+    found = explored()[f"states: {name}"]
+    assert (found.raised, found.error) == (None, "")
+    assert acts(found.told) == set()
+    assert "writes most at" in found.told
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_a_document_is_adapted_to(name: str) -> None:
+    found, document = explored()[f"adapt: {name}"], dict(HOSTILE)[name]
+    assert found.raised is None, found.error
+    assert found.error == ""
+    assert found.text == sound(document) + sound(document)
+    assert acts(found.told) == set()
+    assert "1 steps" in found.told
+
+
+def test_a_document_without_room_for_a_rollout_takes_the_place_of_the_last_one() -> None:
+    worker = Worker("cpu")
+    panel = RewardExplorer(text="def f(x): return x\n" * 4, worker=worker, settings={"group_size": 2, "num_chunks": 1})
+    panel.shown.result(60)
+    assert len(panel.inspector.rollouts) == 2
+    with pytest.raises(
+        ValueError, match="a prompt of 2 tokens has no room for a rollout of 5; it must have at least 6"
+    ):
+        panel.read("a b").result(60)
+    assert "has no room for a rollout" in panel.error
+    assert (panel.token_map.text.text, len(panel.inspector.rollouts), panel.summary.summary) == ("a b", 0, {})
+    assert panel.token_map.document["targets"] == []
+    panel.token_map.selected = 1  # a click there
+    assert "too close to the end" in panel.error
+    worker.close()
+
+
+def test_a_field_takes_half_of_a_pair_from_a_page() -> None:
+    field = TextField(value="before")
+    field.set_state({"value": "a\ud83d\u202e\0 \U0001f44d"})  # as a message sets it
+    assert field.value == "a\ufffd\u202e\0 \U0001f44d"

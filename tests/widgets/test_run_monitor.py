@@ -1,0 +1,266 @@
+"""The monitor on real run directories: what it shows, what it compares, and runs that it starts and stops."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import ipywidgets
+import pytest
+
+from refine_lab.config import DataConfig, TrainConfig
+from refine_lab.experiments.compare import config_differences
+from refine_lab.training.inputs import new_run
+from refine_lab.recipes import ttt_per_prompt
+from refine_lab.runs.run import Run
+from refine_lab.runs.schema import ROLLOUT_TYPES
+from refine_lab.runs.writer import RunWriter
+from widgets.rollout_inspector import RolloutInspector
+from widgets.run_monitor import RunMonitor
+from widgets.parts.step_slider import StepSlider
+from tests.factories.run_monitor import HOSTILE, write_run
+
+
+
+
+
+@pytest.fixture
+def watch() -> Iterator[Callable[[Path], RunMonitor]]:
+    """Makes monitors, and ends what follows the runs."""
+    made: list[RunMonitor] = []
+
+    def make(folder: Path) -> RunMonitor:
+        made.append(RunMonitor(folder))
+        return made[-1]
+
+    yield make
+    for monitor in made:
+        monitor.curves.close()
+
+
+def test_settings_that_differ(tmp_path: Path) -> None:
+    one, other = write_run(tmp_path, 0), write_run(tmp_path, 1, lr=1e-3)
+    table = config_differences([one, other]).set_index("setting")
+    assert table.index.tolist() == ["lr", "seed"]
+    assert table.loc["lr"].tolist() == ["0.0001", "0.001"]
+    assert config_differences([one]).empty
+    sft = replace(one.config, method=None, data=DataConfig(sources={HOSTILE: 1.0}))
+    with RunWriter.create(sft, tmp_path) as writer:
+        table = config_differences([one, writer.run]).set_index("setting")
+    assert table.loc["method"].tolist() == ["given", "null"]
+    assert not [name for name in table.index if name.startswith("method.")]
+    assert json.loads(table.loc[f"data.sources.{HOSTILE}"].iloc[1]) == 1.0
+    assert one.config.method is not None
+    binary = replace(one.config, method=replace(one.config.method, reward="binary"))
+    with RunWriter.create(binary, tmp_path) as another:
+        table = config_differences([one, another.run, writer.run]).set_index("setting")
+    assert table.loc["method.reward"].tolist() == ['"cosine"', '"binary"', "–"]
+
+
+def test_runs_are_followed_compared_and_looked_into(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    runs = [write_run(tmp_path, seed, lr) for seed, lr in ((0, 1e-4), (1, 1e-3), (2, 1e-4))]
+    monitor = watch(tmp_path)
+    assert [run.name for run in monitor.runs] == [run.name for run in reversed(runs)]  # the newest first
+    assert len(monitor.curves.progress) == 3
+    monitor.choice.value = (runs[0].name, runs[1].name)
+    assert {row["name"] for row in monitor.curves.progress} == {runs[0].name, runs[1].name}
+    assert "<td" in monitor.differences.value and "0.001" in monitor.differences.value
+    assert (monitor.step.value, monitor.step.last) == (4, 4)
+    assert monitor.inspector.rollouts["position"].tolist() == [24]
+    monitor.step.value = 2
+    assert monitor.inspector.rollouts["position"].tolist() == [22]
+    first = f"REFINE, lr 0.0001, seed 0 ({runs[0].name})"  # the first of the two that were chosen
+    assert monitor.notice.status == f"1 rollout of {first} at step 2."
+    assert f"rollouts of {first} at step 2\nRolloutInspector: 1 of 1" in repr(monitor)
+    assert monitor.step.label == "REFINE, lr 0.0001, seed 0 (first of 2 selected runs with rollouts), rollouts at step"
+    monitor.refresh()
+    assert monitor.step.value == 2  # who looks at a step stays there
+    later = write_run(tmp_path, 3)
+    monitor.refresh()
+    assert monitor.choice.options[0] == later.name
+    assert set(monitor.choice.value) == {runs[0].name, runs[1].name}
+    assert monitor.error == ""
+
+
+def test_two_experiments_of_one_method_and_seed_are_two(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    """Runs of other settings are other lines, labels and means; only seeds of one experiment are averaged, step by step."""
+    short = [write_run(tmp_path, seed, steps=3) for seed in (0, 1)]
+    long = [write_run(tmp_path, seed, steps=6, lr=1e-3) for seed in (0, 1)]
+    monitor = watch(tmp_path)
+    labels = {row["name"]: row["label"] for row in monitor.curves.progress}
+    assert labels == {
+        short[0].name: "REFINE, steps 3, lr 0.0001, seed 0",
+        short[1].name: "REFINE, steps 3, lr 0.0001, seed 1",
+        long[0].name: "REFINE, steps 6, lr 0.001, seed 0",
+        long[1].name: "REFINE, steps 6, lr 0.001, seed 1",
+    }
+    arms = {arm["arm"]: (arm["label"], arm["dash"], arm["look"]) for arm in monitor.curves.curves["arms"]}
+    assert sorted(arms) == ["refine: steps 3, lr 0.0001", "refine: steps 6, lr 0.001"]
+    assert {dash for _, dash, _ in arms.values()} == {"solid", "dash"}
+    assert {look for *_, look in arms.values()} == {2}, "the colour stays that of the method"
+    lines = monitor.curves.curves["panels"][0]["lines"]
+    assert sorted((line["arm"], line["seed"]) for line in lines) == [
+        (arm, seed) for arm in sorted(arms) for seed in (0, 1)
+    ]
+    assert monitor.curves.frame().groupby("arm").size().to_dict() == {
+        "refine: steps 3, lr 0.0001": 6,
+        "refine: steps 6, lr 0.001": 12,
+    }
+    still = {trace.name: list(trace.x) for trace in monitor.curves.figure().data if trace.showlegend}
+    assert still == {"REFINE, steps 3, lr 0.0001": [1, 2, 3], "REFINE, steps 6, lr 0.001": [1, 2, 3, 4, 5, 6]}
+    assert all(label in repr(monitor.curves) for label in labels.values())
+    monitor.choice.value = tuple(run.name for run in short)
+    assert {row["label"] for row in monitor.curves.progress} == {"REFINE, seed 0", "REFINE, seed 1"}
+
+
+def test_a_run_made_twice_is_no_further_seed(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    runs = [write_run(tmp_path / "runs", 0), write_run(tmp_path / "other", 0)]
+    again = runs[1].path.rename(tmp_path / "runs" / "20300101-000000-tiny-refine-s0")
+    monitor = watch(tmp_path / "runs")
+    labels = {row["name"]: row["label"] for row in monitor.curves.progress}
+    assert labels == {
+        runs[0].name: f"REFINE, {runs[0].name[:15]}, seed 0",
+        again.name: "REFINE, 20300101-000000, seed 0",
+    }
+
+
+def test_a_page_says_whose_rollouts_it_holds(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    run = write_run(tmp_path / "runs", 0)
+    page = watch(tmp_path / "runs").save_html(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"Rollouts of REFINE, seed 0 ({run.name}) at steps 1 to 4." in page
+
+
+def test_a_page_holds_the_rollouts_of_all_steps_or_of_the_last(
+    tmp_path: Path, watch: Callable[[Path], RunMonitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "runs", 0)
+    monitor = watch(tmp_path / "runs")
+    assert monitor._all_rollouts().rollouts["step"].tolist() == [1, 2, 3, 4]
+    monkeypatch.setattr("widgets.run_monitor.PAGE_ROLLOUTS", 2)
+    assert monitor._all_rollouts().rollouts["step"].tolist() == [3, 4]
+    assert "<title>Two runs</title>" in monitor.save_html(tmp_path / "page.html", title="Two runs").read_text()
+    (tmp_path / "none").mkdir()
+    assert watch(tmp_path / "none").save_html(tmp_path / "none.html").stat().st_size > 10_000
+
+
+def test_the_slider_of_steps() -> None:
+    slider = StepSlider(label="rollouts at step", last=9, value=7)
+    assert repr(slider) == "StepSlider: rollouts at step 7 of 9"
+    with pytest.raises(ValueError, match="value must be from 0 to 9, got 10"):
+        slider.value = 10
+    with pytest.raises(ValueError, match="value must be from 0 to 9, got -1"):
+        slider.value = -1
+    with pytest.raises(ValueError, match="last must be at least 0, got -1"):
+        slider.last = -1
+    with pytest.raises(ValueError, match="value must be from 0 to 2, got 3"):
+        StepSlider(last=2, value=3)
+    assert (slider.value, slider.last) == (7, 9)
+    slider.last = 12
+    assert slider.value == 7
+    slider.last, slider.disabled = 4, True
+    assert repr(slider) == "StepSlider: rollouts at step 4 of 4, disabled"
+    state = {"label": "rollouts at step", "last": 4, "value": 4, "disabled": True, "error": "", "status": ""}
+    assert slider.page_state() == state | {"first": 0}
+    with slider.hold_trait_notifications():
+        slider.first, slider.last = 6, 9
+    assert slider.value == 6
+
+
+def test_runs_of_test_time_training_are_shown_too(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    trained, config = write_run(tmp_path, 0), ttt_per_prompt("sft", 3)
+    run = new_run(config, tmp_path, inputs={"prompts": 2})
+    facts = {"name": "a", "way": "sft", "seed": 3, "prompt_tokens": 9, "cut": 0, "question": "", "references": ["b"]}
+    scores = {"answer": "b", "exact_match": 1.0, "recall": 1.0, "f1": 1.0, "seconds": 0.1, "loss_after": 2.0}
+    run.log.write([facts | scores])
+    monitor = watch(tmp_path)
+    assert {each.name for each in monitor.runs} == {trained.name, run.name}
+    shown = {row["name"]: row for row in monitor.curves.progress}
+    assert shown[run.name]["state"] == "waiting"
+    assert (shown[run.name]["step"], shown[run.name]["steps"]) == (1, 2)
+    assert shown[run.name].keys() == shown[trained.name].keys(), "one kind of row"
+    assert "answers:recall" in {panel["name"] for panel in monitor.curves.curves["panels"]}
+    assert monitor.step.first == 1 and monitor.step.last == 4
+    alone = watch(run.path)
+    assert (alone.folder, [each.name for each in alone.runs]) == (tmp_path, [run.name])
+
+
+def test_what_is_damaged_or_gone_is_said(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    runs = [write_run(tmp_path, seed) for seed in range(2)]
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    monitor = watch(tmp_path)
+    assert re.match(r"left out: .*broken.*config\.json is damaged", monitor.error)
+    assert [row["state"] for row in monitor.curves.progress] == ["finished"] * 2
+    shutil.rmtree(runs[0].path)
+    monitor.curves.start()
+    monitor.curves.stop()
+    shown = {row["name"]: row for row in monitor.curves.progress}
+    assert (shown[runs[0].name]["state"], shown[runs[0].name]["error"]) == ("unreadable", "the run directory is gone")
+    assert [run.name for run in monitor.runs] == [runs[1].name], "which can be started and stopped still"
+    monitor.stop()
+    assert monitor.notice.status == "None of the selected runs is in progress."
+
+
+def inspectors() -> list[RolloutInspector]:
+    """Those that live."""
+    return [each for each in ipywidgets.widgets.widget._instances.values() if isinstance(each, RolloutInspector)]
+
+
+def test_what_is_no_longer_shown_is_not_kept(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    """An executed notebook holds the state of every widget that lives."""
+    others = inspectors()
+    runs = [write_run(tmp_path / "runs", seed) for seed in (0, 1)]
+    monitor = watch(tmp_path / "runs")
+    for run in runs * 2:
+        first, monitor.choice.value = monitor.inspector, (run.name,)
+        assert (first.comm is None) == (first is not monitor.inspector)
+    monitor.save_html(tmp_path / "page.html")
+    assert [each for each in inspectors() if each not in others] == [monitor.inspector]
+
+
+def test_text_of_a_run_is_no_markup(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    one = write_run(tmp_path, 0)
+    other = replace(one.config, data=DataConfig(sources={HOSTILE: 1.0}))
+    with RunWriter.create(other, tmp_path):
+        pass
+    monitor = watch(tmp_path)
+    assert "onerror" in monitor.differences.value
+    assert "<img" not in monitor.differences.value
+
+
+def test_refusals(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no folder of runs at .*nowhere"):
+        RunMonitor(tmp_path / "nowhere")
+    empty = watch(tmp_path)
+    assert repr(empty).startswith("RunMonitor of 0 runs; selected: none")
+    empty.stop()
+    assert empty.notice.status == "None of the selected runs is in progress."
+
+
+@pytest.mark.process
+def test_a_run_is_started_found_again_and_stopped(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    data = DataConfig(sources={"python": 1.0}, sequence_length=64, max_tokens=50_000, validation_sequences=1)
+    config = TrainConfig(
+        recipe="tiny", model="tiny-deltanet", data=data, method=None, steps=10_000, batch_size=1, mini_batch_size=1
+    )
+    with RunWriter.create(config, tmp_path) as writer:
+        run = writer.run
+    watch(tmp_path).start()
+    try:
+        again = watch(tmp_path)  # as after a restart of the kernel: it knows nothing of the first
+        deadline = time.monotonic() + 120
+        while not len(run.metrics()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert run.state == "running"
+        again._pressed("start")
+        assert again.error == "" and "finished or are in progress" in again.notice.status
+    finally:
+        watch(tmp_path).stop()
+    while run.alive and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert run.state == "stopped"
