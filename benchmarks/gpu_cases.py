@@ -14,17 +14,17 @@ import torch
 
 from benchmarks.common import interleaved, summary
 from benchmarks.paper_step import paper_step
-from refine_lab.rng import Draws
+from refine_lab.method.rewards import REWARDS
+from refine_lab.method.step import Learner, train_step
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, FastWeightLM
-from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM
 from refine_lab.models.activation_checkpointing import recompute
+from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM
 from refine_lab.ops.delta_rule import chunk_delta_rule, delta_rule
 from refine_lab.ops.head import token_stats
 from refine_lab.ops.kernels import SWITCH
-from refine_lab.training.optim import make_optimizers
 from refine_lab.recipes import paper_midtrain
-from refine_lab.method.rewards import REWARDS
-from refine_lab.method.step import Learner, train_step
+from refine_lab.rng import Draws
+from refine_lab.training.optim import make_optimizers
 from refine_lab.types import Batch
 
 LENGTHS = (16_384, 8192, 4096)

@@ -23,9 +23,9 @@ def measure(model: str, length: int, threads: int) -> int:
     import torch
 
     from benchmarks.step_cost import learner, random_batch
-    from refine_lab.rng import Draws
-    from refine_lab.models import load_model
     from refine_lab.method.step import train_step
+    from refine_lab.models import load_model
+    from refine_lab.rng import Draws
 
     torch.set_num_threads(threads)
     policy, _ = load_model(model, device="cpu")

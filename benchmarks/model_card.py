@@ -22,9 +22,9 @@ from benchmarks.common import arguments, write
 from refine_lab.config import DataConfig
 from refine_lab.data.batches import SequenceData, plain_tokens
 from refine_lab.data.corpus import Manifest, compare
-from refine_lab.training.evaluation import EVALUATION_SEED, bits_per_byte, next_token, recall, recall_documents
 from refine_lab.models import FastWeightLM, load_model
 from refine_lab.models.loading import manifest_of, resolve
+from refine_lab.training.evaluation import EVALUATION_SEED, bits_per_byte, next_token, recall, recall_documents
 from refine_lab.types import Batch
 
 RECALL = (("word-1", 512), ("word-1", 1024), ("word-4", 512), ("number-1", 512), ("number-1", 1024))

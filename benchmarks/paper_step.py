@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from refine_lab.method.advantages import advantages
-from refine_lab.rng import Draws
 from refine_lab.method.losses import ntp_loss, policy_loss
-from refine_lab.models import FastWeightLM
 from refine_lab.method.rewards import cosine
 from refine_lab.method.selection import select_positions, selection_probabilities
 from refine_lab.method.step import Learner, next_token_stats
+from refine_lab.models import FastWeightLM
+from refine_lab.rng import Draws
 from refine_lab.types import Batch, RewardInputs
 
 WITHOUT_CACHE = ("lact_swiglu",)

@@ -7,8 +7,8 @@ import statistics
 import torch
 
 from benchmarks.common import REPEATS, arguments, interleaved, spread, summary, write
-from refine_lab.models import load_model
 from refine_lab.method.rollout import Branches, sample
+from refine_lab.models import load_model
 
 LENGTHS = (1024, 32_768)
 ROLLOUTS, ROLLOUT_LENGTH = 8, 5

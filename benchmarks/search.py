@@ -18,16 +18,16 @@ from typing import Any
 from benchmarks.common import arguments, write
 from refine_lab.config import TrainConfig
 from refine_lab.data.tasks.batches import TaskData
-from refine_lab.rng import Draws
-from refine_lab.training.evaluation import answer_measures
+from refine_lab.data.tasks.examples import Task
 from refine_lab.experiments.configs import method_configs
-from refine_lab.training.posttraining import nested_step
-from refine_lab.training.optim import make_optimizers
-from refine_lab.recipes import METHODS
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import Learner
-from refine_lab.data.tasks.examples import Task
+from refine_lab.recipes import METHODS
+from refine_lab.rng import Draws
+from refine_lab.training.evaluation import answer_measures
 from refine_lab.training.loading import load_policy, load_training_task
+from refine_lab.training.optim import make_optimizers
+from refine_lab.training.posttraining import nested_step
 
 WAYS = METHODS["posttrain"]
 SEED = 100

@@ -18,13 +18,13 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.common import arguments
 from benchmarks.search import SEED, Settings, best_of, trials_of, tried
-from refine_lab.training.evaluation import answer_measures
+from refine_lab.data.tasks.examples import Example
+from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.experiments.configs import method_configs
 from refine_lab.models import FastWeightLM
-from refine_lab.data.tasks.examples import Example
-from refine_lab.training.loading import load_prompts
-from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.training.adaptation import adapted
+from refine_lab.training.evaluation import answer_measures
+from refine_lab.training.loading import load_prompts
 from refine_lab.ttt_config import TTTConfig, TTTRunConfig
 
 RULE = AnswerRule(max_tokens=4, strip_leading=False)

@@ -17,12 +17,12 @@ import torch
 from benchmarks.common import REPEATS, arguments, interleaved, spread, summary, write
 from benchmarks.paper_step import paper_step
 from refine_lab.config import TrainConfig
-from refine_lab.rng import Draws
-from refine_lab.models import FastWeightLM, load_model
-from refine_lab.training.optim import make_optimizers
-from refine_lab.recipes import midtrain
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import Learner, train_step
+from refine_lab.models import FastWeightLM, load_model
+from refine_lab.recipes import midtrain
+from refine_lab.rng import Draws
+from refine_lab.training.optim import make_optimizers
 from refine_lab.types import Batch
 
 SHAPES = {1024: 4, 2048: 2}

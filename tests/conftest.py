@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.support.paths import ROOT
 
 LARGER_TIERS = ("notebook", "browser", "process", "gpu", "slow")

@@ -5,7 +5,6 @@ import pickle
 from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
-from tests.support.refusals import refused
 
 from refine_lab import recipes
 from refine_lab.config import (
@@ -22,6 +21,7 @@ from refine_lab.config import (
 )
 from refine_lab.recipes import METHODS, midtrain, named, recipe, ttt_per_prompt
 from refine_lab.ttt_config import TTTConfig, TTTRunConfig
+from tests.support.refusals import refused
 
 KINDS = (RefineConfig, DataConfig, TaskConfig, UpdateConfig, TrainConfig, TTTConfig, TTTRunConfig)
 

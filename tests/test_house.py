@@ -17,6 +17,7 @@ import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
 from tests.support.paths import ROOT
 
 PYTHONS = ("3.11", "3.12", "3.13")

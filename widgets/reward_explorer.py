@@ -15,19 +15,19 @@ import numpy as np
 import pandas as pd
 
 from refine_lab.config import require
+from refine_lab.data.text import sound
 from refine_lab.explore import Worker, shared_worker
 from refine_lab.explore.exploration import Document, Exploration
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
 from refine_lab.method.rewards import REWARDS
 from refine_lab.runs.environment import shown
-from refine_lab.data.text import sound
 from refine_lab.types import RewardFunction
 from widgets.core.base import Widget, guarded
-from widgets.parts.controls import button, explorer_fields, field, in_rows, text_field
-from widgets.parts.document_metrics import change_metrics, reading_metrics, reward_metric
 from widgets.core.page import save_page
 from widgets.core.panel import FileField, Panel
+from widgets.parts.controls import button, explorer_fields, field, in_rows, text_field
+from widgets.parts.document_metrics import change_metrics, reading_metrics, reward_metric
 from widgets.parts.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
 from widgets.state_view import StateView

@@ -14,10 +14,11 @@ import traitlets
 from refine_lab.config import require
 from refine_lab.runs.run import Run
 from refine_lab.runs.schema import ROLLOUT_TYPES
-from widgets.core.base import Widget, bounded, script, style
+from widgets.core.assets import script, style
+from widgets.core.base import Widget, bounded
 from widgets.core.packing import PACKED
-from widgets.parts.rollout_columns import FIELDS, KEYS, SORTS, RolloutColumns, check_filters, rollout_columns
 from widgets.figures.tables import Table, visible
+from widgets.parts.rollout_columns import FIELDS, KEYS, SORTS, RolloutColumns, check_filters, rollout_columns
 from widgets.parts.token_text import token_decoder
 
 MOST_COMPARED = 8

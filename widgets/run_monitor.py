@@ -15,13 +15,13 @@ from refine_lab.runs.process import request_stop
 from refine_lab.runs.queue import run_in_turn
 from refine_lab.runs.run import Run, list_runs, runs_dir
 from widgets.core.base import guarded
-from widgets.parts.live_curves import LiveCurves
 from widgets.core.notice import Notice
 from widgets.core.page import save_page
 from widgets.core.panel import Panel
-from widgets.rollout_inspector import RolloutInspector
-from widgets.parts.step_slider import StepSlider
 from widgets.figures.tables import Table
+from widgets.parts.live_curves import LiveCurves
+from widgets.parts.step_slider import StepSlider
+from widgets.rollout_inspector import RolloutInspector
 
 CHOSEN_AT_FIRST = 4
 """Newest runs that are shown before anything is chosen."""

@@ -11,7 +11,8 @@ import traitlets
 
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.states import StateSummary
-from widgets.core.base import Widget, bounded, script, style
+from widgets.core.assets import script, style
+from widgets.core.base import Widget, bounded
 from widgets.core.packing import PACKED
 from widgets.figures.tables import visible
 

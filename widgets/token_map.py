@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from widgets.core.base import Widget, bounded, guarded, script, style
+from widgets.core.assets import script, style
+from widgets.core.base import Widget, bounded, guarded
 from widgets.core.packing import PACKED, pack
 from widgets.parts.token_document import (
     Alternatives,

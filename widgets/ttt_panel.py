@@ -13,6 +13,9 @@ from weakref import WeakSet
 import numpy as np
 
 from refine_lab.config import BUILT_IN_REWARDS
+from refine_lab.data.tasks.prompts import Example
+from refine_lab.data.tasks.rules import AnswerRule
+from refine_lab.data.text import sound
 from refine_lab.explore import Worker, shared_worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.futures import finished, together
@@ -20,18 +23,15 @@ from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
 from refine_lab.recipes import ttt_per_prompt
 from refine_lab.runs.environment import shown
-from refine_lab.data.tasks.prompts import Example
-from refine_lab.data.tasks.rules import AnswerRule
-from refine_lab.data.text import sound
 from refine_lab.ttt_config import TTTConfig
-from widgets.parts.answers import Answers
 from widgets.core.base import guarded
-from widgets.parts.controls import button, in_rows, ttt_fields
-from widgets.parts.document_metrics import change_metrics, entropy_metric, loss_metric
-from widgets.parts.live_curves import Curves
 from widgets.core.page import save_page
 from widgets.core.panel import Panel
 from widgets.figures.series import decimate, way_styles
+from widgets.parts.answers import Answers
+from widgets.parts.controls import button, in_rows, ttt_fields
+from widgets.parts.document_metrics import change_metrics, entropy_metric, loss_metric
+from widgets.parts.live_curves import Curves
 from widgets.token_map import TokenMap, token_text
 
 CURVES = (

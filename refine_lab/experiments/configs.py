@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args
 
 from refine_lab import recipes
 from refine_lab.config import RELEASE, TaskConfig, TrainConfig, require, unknown
+from refine_lab.data.tasks.trained import History
 from refine_lab.experiments.tasks import (
     SEED,
     absolute_model,
@@ -22,7 +23,6 @@ from refine_lab.experiments.tasks import (
     with_source,
 )
 from refine_lab.method.rewards import reward_function
-from refine_lab.data.tasks.trained import History
 from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.types import RewardFunction
 

@@ -12,21 +12,21 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import TrainConfig
 from refine_lab.data.tasks.batches import TaskData
-from refine_lab.rng import Draws
-from refine_lab.models.base import FastWeightLM
-from refine_lab.models.activation_checkpointing import recompute
-from refine_lab.training.posttraining import nested_step
-from refine_lab.ops.precision import autocast
-from refine_lab.training.optim import make_optimizers
-from refine_lab.method.rewards import REWARDS
-from refine_lab.runs.run import Run
-from refine_lab.method.step import Learner
-from refine_lab.training.answers import answer
 from refine_lab.data.tasks.examples import Task
-from refine_lab.training.loading import load_policy
+from refine_lab.method.rewards import REWARDS
+from refine_lab.method.step import Learner
+from refine_lab.models.activation_checkpointing import recompute
+from refine_lab.models.base import FastWeightLM
+from refine_lab.ops.precision import autocast
+from refine_lab.rng import Draws
+from refine_lab.runs.run import Run
 from refine_lab.training.adaptation import Adapter, Restored, prompt_batch
-from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.training.answering import adapt_ids, batches_of, measured
+from refine_lab.training.answers import answer
+from refine_lab.training.loading import load_policy
+from refine_lab.training.optim import make_optimizers
+from refine_lab.training.posttraining import nested_step
+from refine_lab.ttt_config import TTTRunConfig
 
 
 def estimated_seconds(

@@ -12,17 +12,23 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import RefineConfig, TrainConfig, require
 from refine_lab.data.batches import SequenceData
-from refine_lab.rng import Draws
-from refine_lab.training.evaluation import EVALUATION_SEED, RECALL_KINDS, fixed_targets, held_out_measures, recall_documents
 from refine_lab.experiments.compare import names_of
 from refine_lab.experiments.tasks import absolute_model, absolute_source, drop_none
+from refine_lab.method.selection import select_positions, selection_probabilities, shift, smooth
+from refine_lab.method.step import next_token_stats
 from refine_lab.models.loading import manifest_of
 from refine_lab.models.state import hidden_states_only
 from refine_lab.ops.precision import autocast
 from refine_lab.recipes import recipe as named_recipe
+from refine_lab.rng import Draws
 from refine_lab.runs.run import Run
-from refine_lab.method.selection import select_positions, selection_probabilities, shift, smooth
-from refine_lab.method.step import next_token_stats
+from refine_lab.training.evaluation import (
+    EVALUATION_SEED,
+    RECALL_KINDS,
+    fixed_targets,
+    held_out_measures,
+    recall_documents,
+)
 from refine_lab.training.loading import load_policy
 
 

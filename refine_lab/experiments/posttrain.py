@@ -9,15 +9,15 @@ from pathlib import Path
 import pandas as pd
 
 from refine_lab.config import TrainConfig
+from refine_lab.data.tasks.examples import Example, Task
+from refine_lab.data.tasks.scores import SCORES
 from refine_lab.experiments.runs import check_inputs
-from refine_lab.training.inputs import inputs_of, resume_or_create
 from refine_lab.ops.precision import autocast
 from refine_lab.runs.answers import AnswerLog
 from refine_lab.runs.run import Run
 from refine_lab.training.answers import answer, answer_row
-from refine_lab.data.tasks.examples import Example, Task
+from refine_lab.training.inputs import inputs_of, resume_or_create
 from refine_lab.training.loading import load_policy
-from refine_lab.data.tasks.scores import SCORES
 
 NO_SEED = -1
 """Stands for the seed of a model before training."""

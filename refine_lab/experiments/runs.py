@@ -7,19 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from refine_lab.config import TrainConfig, require
-from refine_lab.method.custom_reward import reward_source
 from refine_lab.data.recall import parse_kind
 from refine_lab.data.sources import documents
+from refine_lab.data.tasks.examples import Example
 from refine_lab.data.tokenizer import beginning_told
 from refine_lab.experiments.configs import Reward
-from refine_lab.training.inputs import inputs_of, new_run, refuse_changes, resume_or_create, text_digests, text_inputs
+from refine_lab.method.custom_reward import reward_source
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_tokenizer, manifest_of, prepared
 from refine_lab.runs.environment import shown
 from refine_lab.runs.run import Run, runs_dir
-from refine_lab.data.tasks.examples import Example
-from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.training.answering import batches_of, check_prompts
+from refine_lab.training.inputs import inputs_of, new_run, refuse_changes, resume_or_create, text_digests, text_inputs
+from refine_lab.ttt_config import TTTRunConfig
 
 NOTES = 5
 """Most prompts too short for the whole method that are named."""

@@ -7,8 +7,8 @@ import pandas as pd
 from jaxtyping import Shaped
 from scipy import stats
 
-from refine_lab.method.advantages import ROUNDING
 from refine_lab.config import require
+from refine_lab.method.advantages import ROUNDING
 
 CONFIDENCE = 0.95
 """Of every interval."""

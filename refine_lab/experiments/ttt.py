@@ -12,16 +12,16 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import TaskConfig, require
-from refine_lab.experiments.tasks import drop_none
-from refine_lab.models.base import FastWeightLM
-from refine_lab.ops.precision import autocast
-from refine_lab.training.answers import answer, answer_row
 from refine_lab.data.tasks.examples import Example, Task
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tasks.scores import SCORES
+from refine_lab.experiments.tasks import drop_none
+from refine_lab.models.base import FastWeightLM
+from refine_lab.ops.precision import autocast
 from refine_lab.training.adaptation import Reading, Update, adapted, read_prompt
-from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.training.answering import adapt_ids, example_of
+from refine_lab.training.answers import answer, answer_row
+from refine_lab.ttt_config import TTTRunConfig
 
 
 @dataclass(frozen=True, eq=False)

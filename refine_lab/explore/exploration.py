@@ -18,17 +18,17 @@ from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import RefineConfig, require
-from refine_lab.method.custom_reward import of_inputs
+from refine_lab.data.text import sound
 from refine_lab.data.tokenizer import beginning
-from refine_lab.rng import Draws
 from refine_lab.explore.client import Worker
 from refine_lab.explore.futures import finished, then
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.rollouts import PrefixRollouts, assess, assess_alone
-from refine_lab.models.loading import load_tokenizer
+from refine_lab.method.custom_reward import of_inputs
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.selection import select_positions, selection_probabilities
-from refine_lab.data.text import sound
+from refine_lab.models.loading import load_tokenizer
+from refine_lab.rng import Draws
 from refine_lab.training.adaptation import fitted
 from refine_lab.types import RewardFunction, RewardInputs
 

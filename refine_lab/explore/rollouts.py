@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from refine_lab.method.advantages import advantages
 from refine_lab.config import require
-from refine_lab.rng import Draws
+from refine_lab.experiments.statistics import varies
 from refine_lab.explore.reading import DocumentReading
-from refine_lab.models.base import FastWeightLM
-from refine_lab.models.state import Trace
+from refine_lab.method.advantages import advantages
 from refine_lab.method.rewards import binary, checked, cosine
 from refine_lab.method.rollout import Branches, sample
-from refine_lab.experiments.statistics import varies
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.state import Trace
+from refine_lab.rng import Draws
 from refine_lab.types import RewardFunction, RewardInputs
 
 PREFIX_TOKENS = 24

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-import refine_lab
 from refine_lab.data.recall import make_document
 from refine_lab.rng import Draws
 
@@ -29,7 +28,7 @@ def sample_document(tokenizer: PreTrainedTokenizerBase, tokens: int = 2000, seed
 
     Raises ValueError for fewer tokens than the facts take and for more than the source has.
     """
-    folder = Path(refine_lab.__file__).parent
+    folder = Path(__file__).parent.parent / "method"
     text = "\n\n".join((folder / name).read_text(encoding="utf-8") for name in FILES)
     filler = np.array(tokenizer(text, add_special_tokens=False)["input_ids"])
     generator = Draws(seed=seed).generator(0, "sample")

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 
 from refine_lab.config import require
+from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tokenizer import beginning
 from refine_lab.explore.reading import DocumentReading, read_document
 from refine_lab.explore.rollouts import PrefixRollouts, rollouts_at
@@ -21,9 +22,8 @@ from refine_lab.models.base import FastWeightLM
 from refine_lab.models.hub import own_folder, resolve
 from refine_lab.models.loading import load_model
 from refine_lab.models.state import Trace
-from refine_lab.training.answers import answers_to
-from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.training.adaptation import Adapter, Restored, Update, fewer_chunks, prompt_batch
+from refine_lab.training.answers import answers_to
 from refine_lab.ttt_config import TTTConfig
 
 MODELS = 3

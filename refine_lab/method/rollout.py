@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from refine_lab.rng import Draws, inverse_cdf
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import State, Trace
 from refine_lab.ops.head import HEAD_ROWS
+from refine_lab.rng import Draws, inverse_cdf
 
 
 @dataclass(frozen=True, eq=False)

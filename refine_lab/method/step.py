@@ -18,17 +18,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.optim import Optimizer
 
-from refine_lab.method.advantages import advantages
 from refine_lab.config import RefineConfig, UpdateConfig
-from refine_lab.rng import Draws
+from refine_lab.method.advantages import advantages
 from refine_lab.method.losses import entropy_loss, kl_loss, ntp_loss, policy_loss
+from refine_lab.method.rewards import binary, cosine
+from refine_lab.method.rollout import Branches, Continuation, follow, rollout_uniforms, sample, truth_index
+from refine_lab.method.selection import select_positions, selection_probabilities
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import Trace, hidden_states_only
 from refine_lab.ops.head import TokenStats
 from refine_lab.ops.precision import autocast
-from refine_lab.method.rewards import binary, cosine
-from refine_lab.method.rollout import Branches, Continuation, follow, rollout_uniforms, sample, truth_index
-from refine_lab.method.selection import select_positions, selection_probabilities
+from refine_lab.rng import Draws
 from refine_lab.types import Batch, RewardFunction, RewardInputs, Rollouts
 
 C = TypeVar("C", bound=UpdateConfig)

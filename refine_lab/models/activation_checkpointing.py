@@ -13,17 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-if TYPE_CHECKING:
-    from refine_lab.models.base import FastWeightLM
 
-
-def recompute(policy: FastWeightLM, part: str) -> None:
+def recompute(policy: Any, part: str) -> None:
     """Have `part` of the policy ("none", "mlp" or "blocks") run again in the backward; replaces what was asked before.
 
     Raises ValueError for another part, and for one that the policy does not have or cannot run twice.
@@ -48,7 +45,7 @@ def runs_again(module: nn.Module) -> bool:
     return "forward_once" in vars(module)
 
 
-def _blocks(policy: FastWeightLM) -> Iterator[nn.Module]:
+def _blocks(policy: Any) -> Iterator[nn.Module]:
     """The modules of the list that is as long as the model has layers."""
     for module in policy.modules():
         if isinstance(module, nn.ModuleList) and len(module) == policy.config.num_hidden_layers:
@@ -56,7 +53,7 @@ def _blocks(policy: FastWeightLM) -> Iterator[nn.Module]:
             return
 
 
-def _feed_forwards(policy: FastWeightLM) -> Iterator[nn.Module]:
+def _feed_forwards(policy: Any) -> Iterator[nn.Module]:
     for block in _blocks(policy):
         for name, module in block.named_children():
             if name in ("mlp", "feed_forward", "ffn"):

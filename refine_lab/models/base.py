@@ -14,9 +14,9 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
+from refine_lab.models.activation_checkpointing import recompute, runs_again
 from refine_lab.models.head import Head, WrappedHead
 from refine_lab.models.inputs import Call, read_inputs
-from refine_lab.models.activation_checkpointing import recompute, runs_again
 from refine_lab.models.state import State, Trace
 from refine_lab.ops.delta_rule import CHUNK_SIZE
 from refine_lab.ops.fla_delta_rule import SEGMENT_SIZE

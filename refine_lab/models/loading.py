@@ -16,8 +16,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from refine_lab.data.corpus import Manifest, load_manifest
-from refine_lab.data.tokenizer import check_tokenizer
 from refine_lab.data.files import refuse_pointers
+from refine_lab.data.tokenizer import check_tokenizer
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.families import MODEL_TYPES as MODEL_TYPES
 from refine_lab.models.families import NOT_RUN, code_name, configured, one_line, read_json

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from refine_lab.config import RefineConfig
 from refine_lab.method.losses import policy_loss
-from refine_lab.models import FastWeightLM, State
 from refine_lab.method.rollout import Branches, follow
+from refine_lab.models import FastWeightLM, State
 
 GROUP = 2
 """Continuations of each position: the greedy one, and one of random tokens."""

@@ -118,7 +118,7 @@ class Run:
 
     @property
     def inputs(self) -> dict[str, Any] | None:
-        """What the run was begun with besides its configuration (`refine_lab.training.inputs`); None where none was recorded."""
+        """The inputs of the run besides its configuration (`refine_lab.training.inputs`); None if none were recorded."""
         path = self.path / "inputs.json"
         return read_json(path) if path.is_file() else None
 

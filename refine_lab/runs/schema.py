@@ -1,7 +1,8 @@
 """The columns of a run's rollouts, specified once: training writes them from `COLUMNS`, readers and pages follow it too.
 
-To add a column, add it to `COLUMNS` with the next format version in `since` and the value that rollouts of older files get in
-`older`, and compute it in `refine_lab.training.trainer.rollout_rows`. The inspector, its filters and its offline pages then show it.
+To add a column, add it to `COLUMNS` with the next format version in `since` and the value for rollouts of older files in
+`older`, and compute it in `refine_lab.training.trainer.rollout_rows`. The inspector, its filters and its offline pages
+then show it.
 """
 
 from __future__ import annotations

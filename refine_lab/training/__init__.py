@@ -1,1 +1,1 @@
-"""The process that trains a model, or adapts it to prompts and answers them: `python -m refine_lab.training RUN_DIR`."""
+"""Training and test-time training: optimizers, the loops over steps and prompts, evaluation, and the process of a run."""

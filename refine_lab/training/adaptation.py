@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from refine_lab.config import OptimizationConfig, RefineConfig, UpdateConfig, require
 from refine_lab.data.batches import padded
-from refine_lab.rng import Draws
-from refine_lab.models.base import FastWeightLM
-from refine_lab.models.state import hidden_states_only
-from refine_lab.training.optim import make_optimizers
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import Learner, StepResult, next_token_stats, train_step
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.state import hidden_states_only
+from refine_lab.rng import Draws
+from refine_lab.training.optim import make_optimizers
 from refine_lab.ttt_config import TTTConfig as TTTConfig
 from refine_lab.types import Batch, Rollouts
 

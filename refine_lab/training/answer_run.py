@@ -7,15 +7,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.training.inputs import inputs_of, refuse_changes
+from refine_lab.data.tasks.examples import Task
+from refine_lab.data.tasks.scores import SCORES
 from refine_lab.models.base import FastWeightLM
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
-from refine_lab.data.tasks.examples import Task
-from refine_lab.training.loading import load_prompts
-from refine_lab.data.tasks.scores import SCORES
-from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.training.answering import run_prompts
+from refine_lab.training.inputs import inputs_of, refuse_changes
+from refine_lab.training.loading import load_prompts
+from refine_lab.ttt_config import TTTRunConfig
 
 _loaded: dict[str, Any] = {}
 """The model, tokenizer and task of the last run, which the next one may need too."""

@@ -23,16 +23,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import TaskConfig, require
-from refine_lab.models.base import FastWeightLM
-from refine_lab.ops.precision import autocast
-from refine_lab.training.optim import load_optimizer_tensors, optimizer_tensors
-from refine_lab.runs.run import Run
-from refine_lab.runs.writer import RunProgress, RunWriter, write_status
-from refine_lab.training.answers import answer, answer_row
 from refine_lab.data.tasks.examples import Example
 from refine_lab.data.tasks.prompts import TextPrompt, encode, within_limit
 from refine_lab.data.tasks.rules import AnswerRule
+from refine_lab.models.base import FastWeightLM
+from refine_lab.ops.precision import autocast
+from refine_lab.runs.run import Run
+from refine_lab.runs.writer import RunProgress, RunWriter, write_status
 from refine_lab.training.adaptation import Adapter, Restored, Update, fewer_chunks, prompt_batch, read_prompt
+from refine_lab.training.answers import answer, answer_row
+from refine_lab.training.optim import load_optimizer_tensors, optimizer_tensors
 from refine_lab.ttt_config import TTTRunConfig as TTTRunConfig
 
 

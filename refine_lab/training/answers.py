@@ -9,11 +9,11 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.models.decoding import greedy_tokens
-from refine_lab.models.base import FastWeightLM
 from refine_lab.data.tasks.prompts import Example, end_of_text
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tasks.scores import exact_match, f1, recall
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.decoding import greedy_tokens
 
 
 @torch.no_grad()

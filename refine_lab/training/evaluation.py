@@ -17,19 +17,19 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import RefineConfig
 from refine_lab.data.batches import SequenceData
-from refine_lab.data.tasks.batches import lessons
 from refine_lab.data.recall import RecallDocument, make_document
-from refine_lab.models.decoding import greedy
-from refine_lab.rng import Draws
-from refine_lab.models.base import FastWeightLM
-from refine_lab.models.state import hidden_states_only
-from refine_lab.training.posttraining import answer_stats
-from refine_lab.method.rewards import REWARDS
-from refine_lab.method.step import next_token_stats, roll_out
 from refine_lab.data.tasks import scores
-from refine_lab.training.answers import answer
+from refine_lab.data.tasks.batches import lessons
 from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tasks.rules import AnswerRule
+from refine_lab.method.rewards import REWARDS
+from refine_lab.method.step import next_token_stats, roll_out
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.decoding import greedy
+from refine_lab.models.state import hidden_states_only
+from refine_lab.rng import Draws
+from refine_lab.training.answers import answer
+from refine_lab.training.posttraining import answer_stats
 from refine_lab.types import Batch
 
 EVALUATION_SEED = 20_260_216

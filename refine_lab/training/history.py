@@ -15,13 +15,13 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from refine_lab.config import DataConfig, TaskConfig, from_json, to_json
+from refine_lab.data.tasks.examples import Task, load_splits
+from refine_lab.data.tasks.prompts import Example, prompts_digest
+from refine_lab.data.tasks.trained import History, Trained, row_key, source_digest
 from refine_lab.models.hub import HubName, own_folder, resolve, shipped
 from refine_lab.models.loading import manifest_of
 from refine_lab.runs.files import read_json, replace_text
 from refine_lab.runs.run import Run
-from refine_lab.data.tasks.examples import Task, load_splits
-from refine_lab.data.tasks.prompts import Example, prompts_digest
-from refine_lab.data.tasks.trained import History, Trained, row_key, source_digest
 
 HISTORY = "trained_on.json"
 """In a checkpoint: what the run and those before it trained on."""

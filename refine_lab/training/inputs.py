@@ -15,13 +15,13 @@ import numpy as np
 
 from refine_lab.config import DataConfig, TrainConfig, to_json
 from refine_lab.data.corpus import Manifest
-from refine_lab.data.sources import source_digests
 from refine_lab.data.files import digest
+from refine_lab.data.sources import source_digests
+from refine_lab.data.tasks.prompts import Example, prompts_digest
 from refine_lab.models.hub import TOKENIZER_FILES, Place, locate
 from refine_lab.runs.files import write_inputs
 from refine_lab.runs.run import Run, list_runs
 from refine_lab.runs.writer import RunWriter
-from refine_lab.data.tasks.prompts import Example, prompts_digest
 from refine_lab.ttt_config import TTTRunConfig
 
 

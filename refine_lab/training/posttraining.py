@@ -13,11 +13,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from refine_lab.config import TrainConfig
-from refine_lab.rng import Draws
+from refine_lab.method.step import Learner, StepResult, split, train_step, update
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import hidden_states_only
 from refine_lab.ops.head import TokenStats
-from refine_lab.method.step import Learner, StepResult, split, train_step, update
+from refine_lab.rng import Draws
 from refine_lab.types import Lessons
 
 

@@ -15,13 +15,20 @@ from refine_lab.config import TaskConfig, TrainConfig
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.corpus import Manifest
 from refine_lab.data.tasks.batches import TaskData
+from refine_lab.data.tasks.examples import Task, load_task
+from refine_lab.data.tasks.trained import History
 from refine_lab.data.tokenizer import beginning_told
-from refine_lab.rng import Draws
-from refine_lab.training.evaluation import answer_measures, next_token
-from refine_lab.training.inputs import inputs_of, settle, text_inputs
-from refine_lab.models.loading import MANIFEST, load_model, manifest_of
+from refine_lab.method.rewards import reward_function
+from refine_lab.method.step import Learner, StepResult, train_step
 from refine_lab.models.activation_checkpointing import recompute
-from refine_lab.training.posttraining import nested_step
+from refine_lab.models.loading import MANIFEST, load_model, manifest_of
+from refine_lab.rng import Draws
+from refine_lab.runs.child import StopSignal
+from refine_lab.runs.run import Run
+from refine_lab.runs.writer import RunProgress, RunWriter
+from refine_lab.training.evaluation import answer_measures, next_token
+from refine_lab.training.history import after, history_of, save_history
+from refine_lab.training.inputs import inputs_of, settle, text_inputs
 from refine_lab.training.optim import (
     learning_rate,
     load_optimizer_tensors,
@@ -29,14 +36,7 @@ from refine_lab.training.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
-from refine_lab.method.rewards import reward_function
-from refine_lab.runs.child import StopSignal
-from refine_lab.runs.run import Run
-from refine_lab.runs.writer import RunProgress, RunWriter
-from refine_lab.method.step import Learner, StepResult, train_step
-from refine_lab.data.tasks.examples import Task, load_task
-from refine_lab.training.history import after, history_of, save_history
-from refine_lab.data.tasks.trained import History
+from refine_lab.training.posttraining import nested_step
 from refine_lab.types import Batch, Rollouts
 
 PREFIX_TOKENS = 32

@@ -16,7 +16,6 @@ import pytest
 from benchmarks.families import FAMILIES
 from tests.support.paths import ROOT
 
-
 pytestmark = pytest.mark.slow
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.factories.step import make_policy
 
 from benchmarks import gpu, gpu_cases
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
+from tests.factories.step import make_policy
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a CUDA device")

@@ -13,6 +13,7 @@ import nbformat
 import plotly.graph_objects as go
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+
 from tests.support.paths import ROOT
 
 FIGURE = "application/vnd.plotly.v1+json"

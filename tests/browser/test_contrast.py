@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+
+from tests.factories.run_monitor import HOSTILE as ERROR
+from tests.factories.state_view import summary
 from tests.support.lab import FLAGS, PATIENCE
 from tests.support.readable import contrasts, nameless, stops, unreached, unreadable
 from tests.support.rollout_frames import decode, rows
-from tests.factories.run_monitor import HOSTILE as ERROR
-from tests.factories.state_view import summary
-
-from widgets.parts.answers import Answers
 from widgets.core.base import Widget
-from widgets.parts.live_curves import Curves
 from widgets.core.notice import Notice
 from widgets.core.page import save_page
+from widgets.parts.answers import Answers
+from widgets.parts.live_curves import Curves
 from widgets.parts.reward_summary import RewardSummary
+from widgets.parts.step_slider import StepSlider
 from widgets.rollout_inspector import RolloutInspector
 from widgets.state_view import StateView
-from widgets.parts.step_slider import StepSlider
 from widgets.token_map import Metric, Target, TokenMap, TokenText
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")

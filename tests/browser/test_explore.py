@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+
 from tests.support.lab import ROOT, Lab, opened, take_shots, write_notebook
 
 pytestmark = pytest.mark.browser

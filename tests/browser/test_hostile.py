@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.support.explored import ADAPTED, explored
 from tests.support.hostile import HOSTILE
 from tests.support.lab import FLAGS, PATIENCE

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.support.lab import Lab, opened, take_shots, write_notebook
 
 from refine_lab.config import TrainConfig
 from refine_lab.runs.writer import RunWriter
+from tests.support.lab import Lab, opened, take_shots, write_notebook
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
 
@@ -22,7 +22,8 @@ pytestmark = pytest.mark.browser
 NASTY = "<img src=x onerror=window.hacked=1></script> failed"
 
 CELLS = (
-    "from widgets.parts.live_curves import LiveCurves\nfrom widgets.figures.plots import use_offline_renderer\nuse_offline_renderer()",
+    "from widgets.parts.live_curves import LiveCurves\n"
+    "from widgets.figures.plots import use_offline_renderer\nuse_offline_renderer()",
     "live = LiveCurves({runs})\nlive",
     "live.figure()",
 )

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.support.lab import PATIENCE, Lab, change_theme, opened, take_shots, write_notebook
-from tests.support.readable import contrasts, nameless, unreadable
-from tests.factories.run_monitor import write_run as write_finished
 
 from refine_lab.config import DataConfig, TrainConfig
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
+from tests.factories.run_monitor import write_run as write_finished
+from tests.support.lab import PATIENCE, Lab, change_theme, opened, take_shots, write_notebook
+from tests.support.readable import contrasts, nameless, unreadable
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.support.lab import Lab, change_theme, opened, take_shots, write_notebook
 from tests.support.readable import STOPS, contrasts, nameless, stops, unreached, unreadable
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+
 from tests.support.hostile import HOSTILE
 from tests.support.readable import contrasts, unreadable
 from tests.support.rollout_frames import FIND_CASES, WORDS, check_page_cases, decode, given_cases, rows
-
-from widgets.core.base import script
+from widgets.core.assets import script
 from widgets.core.page import save_page
 from widgets.parts.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector

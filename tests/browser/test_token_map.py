@@ -13,8 +13,8 @@ from typing import Any
 import nbformat
 import numpy as np
 import pytest
-from tests.support.hostile import HOSTILE
 
+from tests.support.hostile import HOSTILE
 from widgets.core.page import page as page_of
 from widgets.token_map import Alternatives, Metric, Target, TokenMap, TokenText
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.recorded_rows import digests
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from refine_lab.config import DataConfig
@@ -19,6 +18,7 @@ from refine_lab.data.batches import SequenceData
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from refine_lab.models.hub import SHIPPED
 from tests.support.paths import ROOT, TEXT
+from tests.support.recorded_rows import digests
 
 PLAIN = DataConfig(sources={str(TEXT): 1.0}, sequence_length=64, validation_sequences=6)
 MIXED = replace(PLAIN, sequence_length=160, recall={"word-1": 0.3, "pairs": 0.2}, validation_sequences=3)

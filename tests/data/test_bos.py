@@ -9,34 +9,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.support.refusals import refused
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from refine_lab.config import DataConfig, TaskConfig, TrainConfig, from_json, to_json
 from refine_lab.data.batches import SequenceData, plain_tokens
 from refine_lab.data.recall import make_document
+from refine_lab.data.tasks.examples import Task, load_task
+from refine_lab.data.tasks.prompts import cut_middle
+from refine_lab.data.tasks.rules import AnswerRule
+from refine_lab.data.tasks.splits import report
 from refine_lab.data.tokenizer import beginning, beginning_told, tokenizer_sample, train_tokenizer, wrap
-from refine_lab.training.evaluation import recall_documents
 from refine_lab.experiments.configs import method_configs
 from refine_lab.experiments.runs import create_runs
 from refine_lab.experiments.ttt import prompt_to_trace
 from refine_lab.explore.client import Worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.session import Session
-from refine_lab.training.inputs import changes, inputs_of
-from refine_lab.training.trainer import train
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.models.loading import load_tokenizer
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
-from refine_lab.data.tasks.examples import Task, load_task
-from refine_lab.data.tasks.prompts import cut_middle
-from refine_lab.data.tasks.rules import AnswerRule
-from refine_lab.data.tasks.splits import report
 from refine_lab.training.answering import adapt_ids, example_of
+from refine_lab.training.evaluation import recall_documents
+from refine_lab.training.inputs import changes, inputs_of
+from refine_lab.training.trainer import train
 from tests.support.paths import TEXT
+from tests.support.refusals import refused
 
 BOS, END, VOCABULARY = 1200, 0, 1201
 DATA = DataConfig(sources={str(TEXT): 1.0}, sequence_length=160, validation_sequences=1, recall={"word-1": 0.5})

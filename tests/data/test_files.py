@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from refine_lab.config import DataConfig, TaskConfig
+from refine_lab.data.files import digest, read_text
 from refine_lab.data.sources import documents
+from refine_lab.data.tasks.examples import load_task
 from refine_lab.data.tokens import token_array
 from refine_lab.experiments.configs import method_configs
 from refine_lab.experiments.runs import create_runs
 from refine_lab.explore.client import Worker
 from refine_lab.explore.exploration import Exploration
-from refine_lab.data.files import digest, read_text
 from refine_lab.models.loading import SHIPPED, load_model, load_tokenizer
-from refine_lab.data.tasks.examples import load_task
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 123456\n".format("0" * 64)
 

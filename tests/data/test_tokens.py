@@ -14,7 +14,6 @@ from refine_lab.data.tokens import token_array
 from tests.support.paths import TEXT
 
 
-
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer((path.read_text() for path in sorted(TEXT.glob("*.txt"))), vocab_size=600)

@@ -15,11 +15,11 @@ import torch
 from refine_lab import recipes
 from refine_lab.config import DataConfig, RefineConfig, TaskConfig
 from refine_lab.data.batches import SequenceData
-from refine_lab.models import load_model
+from refine_lab.data.tasks.prompts import TextPrompt, encode
 from refine_lab.method.rollout import Branches, sample
+from refine_lab.models import load_model
 from refine_lab.runs.answers import COLUMNS
 from refine_lab.runs.schema import ROLLOUT_TYPES
-from refine_lab.data.tasks.prompts import TextPrompt, encode
 from refine_lab.training.adaptation import fitted
 from tests.support.paths import ROOT
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbconvert import HTMLExporter, MarkdownExporter
+
 from tests.support.paths import ROOT
 
 RESULTS = sorted((ROOT / "docs" / "results").glob("*.ipynb"))

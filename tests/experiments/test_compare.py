@@ -6,10 +6,10 @@ import math
 
 import pandas as pd
 import pytest
-from tests.support.compared import WAYS, answers_of
 
 from refine_lab.experiments.compare import comparison, differences, per_prompt
 from refine_lab.training.answers import side_by_side
+from tests.support.compared import WAYS, answers_of
 
 
 def test_means_and_intervals_by_hand():

@@ -13,7 +13,6 @@ import pytest
 from refine_lab.config import DataConfig, TrainConfig
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.recall import Words
-from refine_lab.training.evaluation import recall_documents
 from refine_lab.experiments.compare import joined_stages, last_rollouts, metrics
 from refine_lab.experiments.configs import method_configs, setting_names, with_settings
 from refine_lab.experiments.midtrain import final_results, pretrain_stages
@@ -23,6 +22,7 @@ from refine_lab.models.loading import SHIPPED, load_model
 from refine_lab.recipes import pretrain, pretrain_lact
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
+from refine_lab.training.evaluation import recall_documents
 from refine_lab.training.loading import load_policy
 from refine_lab.ttt_config import TTTRunConfig
 

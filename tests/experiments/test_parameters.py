@@ -10,10 +10,10 @@ from typing import Any
 import nbformat
 import pytest
 from papermill.cli import _resolve_type as papermill_value
-from tests.support.refusals import refused
 
 from refine_lab.experiments.parameters import convert, parameters
 from tests.support.paths import ROOT
+from tests.support.refusals import refused
 
 NOTEBOOKS = ROOT / "notebooks"
 PAPERMILL = str(Path(sys.executable).with_name("papermill"))

@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 import json
-import random
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from refine_lab.config import DataConfig, RefineConfig, TaskConfig, TrainConfig, from_json, to_json
-from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
+from refine_lab.config import from_json, to_json
 from refine_lab.experiments import posttrain
 from refine_lab.experiments.compare import per_seed
 from refine_lab.experiments.configs import method_configs, release_configs
 from refine_lab.experiments.estimate import estimated_seconds
 from refine_lab.experiments.posttrain import answers_of, task_runs
-from refine_lab.training.inputs import resume_or_create
-from refine_lab.training.trainer import train
-from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
+from refine_lab.training.inputs import resume_or_create
 from refine_lab.training.loading import load_training_task
-from tests.factories.posttraining import checkpoint, config_of, prompts, trained
+from refine_lab.training.trainer import train
+from tests.factories.posttraining import config_of, trained
 
 CLOCKS = ["time", "seconds", "tokens_per_second"]
-
-
-
-
-
-
-
-
-
-
 
 
 @pytest.mark.parametrize("way", ["sft", "nested_sft", "nested_refine"])

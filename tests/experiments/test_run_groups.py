@@ -9,8 +9,8 @@ import pytest
 
 from refine_lab.config import DataConfig, RefineConfig, TrainConfig
 from refine_lab.experiments.compare import metrics
-from refine_lab.recipes import ttt_per_prompt
 from refine_lab.experiments.run_groups import experiment_arms, flat_settings
+from refine_lab.recipes import ttt_per_prompt
 from refine_lab.runs.writer import RunWriter
 
 BASE = TrainConfig(recipe="tiny", steps=4, batch_size=2, mini_batch_size=2)

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from tests.support.refusals import refused
-from tests.factories.ttt_runs import METHOD, RULE, config_of, examples, model
 
 from refine_lab.config import RefineConfig, from_json, to_json
+from refine_lab.data.tasks.examples import Example, Task
+from refine_lab.data.tasks.rules import AnswerRule
+from refine_lab.data.tasks.splits import report
 from refine_lab.experiments.configs import method_configs, release_configs
 from refine_lab.experiments.estimate import estimated_seconds
 from refine_lab.experiments.runs import ttt_runs
@@ -19,14 +20,13 @@ from refine_lab.experiments.tasks import model_of_seed
 from refine_lab.experiments.ttt import prompt_to_trace, trace_prompt
 from refine_lab.recipes import METHODS, named, recipe, release_updates, ttt_paper, ttt_per_prompt
 from refine_lab.runs.run import Run
-from refine_lab.training.answers import answer
-from refine_lab.data.tasks.examples import Example, Task
-from refine_lab.training.loading import load_prompts
-from refine_lab.data.tasks.rules import AnswerRule
-from refine_lab.data.tasks.splits import report
 from refine_lab.training.adaptation import TTTConfig, adapted
 from refine_lab.training.answer_run import answer_run
+from refine_lab.training.answers import answer
+from refine_lab.training.loading import load_prompts
 from refine_lab.ttt_config import TTTRunConfig
+from tests.factories.ttt_runs import METHOD, RULE, config_of, examples, model
+from tests.support.refusals import refused
 
 # -- recipes and configurations ----------------------------------------------------------------------------------------
 

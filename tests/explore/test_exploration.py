@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 import torch
 
-from refine_lab.rng import Draws
 from refine_lab.explore.client import Worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.session import Session
-from refine_lab.models import load_model
 from refine_lab.method.selection import select_positions, selection_probabilities
+from refine_lab.models import load_model
+from refine_lab.rng import Draws
 
 TEXT = "def area(width, height):\n    return width * height\n\n" * 12
 

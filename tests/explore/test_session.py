@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 import torch
 
-from refine_lab.method.advantages import advantages
+from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.explore.reading import read_document
 from refine_lab.explore.rollouts import PrefixRollouts, assess, correlations, rollouts_at
 from refine_lab.explore.session import DOCUMENTS, Session
+from refine_lab.method.advantages import advantages
+from refine_lab.method.rewards import REWARDS
 from refine_lab.models import load_model
 from refine_lab.models.base import FastWeightLM
-from refine_lab.method.rewards import REWARDS
-from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.ttt_config import TTTConfig
 
 MODEL = "tiny-deltanet"

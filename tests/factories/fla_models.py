@@ -1,18 +1,14 @@
 """What the tests of fla models and others share."""
 
 from __future__ import annotations
-from pathlib import Path
-from types import SimpleNamespace
-import pytest
-import torch
-from tests.factories.loading import SIZES, change, same_tensors, save_small_model
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
-from refine_lab.models import DeltaNetForCausalLM, FastWeightLM, State, fla_models, load_model
-from refine_lab.models.families import MODEL_TYPES, family, register
-from refine_lab.models.fla_models import FLA_MODELS, FLA_REFUSED, FlaLM, fla_family, from_cache, plan, to_cache
-from refine_lab.models.hybrids import REFUSED
 
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from refine_lab.models.fla_models import FlaLM
 
 VOCABULARY = 31
 

@@ -1,22 +1,10 @@
 """What the tests of gated deltanet and others share."""
 
 from __future__ import annotations
-import math
-import pytest
-import torch
-import torch.nn.functional as F
-from tests.support.naive import naive_loss
-from tests.support.state_contract import (
-    assert_a_pad_changes_nothing,
-    assert_pieces_are_the_whole,
-    assert_states_are_of_prefixes,
-)
-from tests.factories.step import EDGES, LENGTH, fast_gradients, make_batch, relative_errors
-from torch import Tensor
-from refine_lab.config import RefineConfig
-from refine_lab.models.delta_layers import DeltaRuleLM
-from refine_lab.models.gated_deltanet import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
 
+import torch
+
+from refine_lab.models.gated_deltanet import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
 
 SIZES = dict(hidden_size=24, num_heads=2, head_dim=8, num_hidden_layers=2, intermediate_size=40, vocab_size=53)
 

@@ -1,26 +1,11 @@
 """What the tests of hybrids and others share."""
 
 from __future__ import annotations
-import copy
-import subprocess
-import sys
-from pathlib import Path
-import pytest
-import torch
-from tests.support.naive import naive_loss
-from safetensors import safe_open
-from safetensors.torch import load_file
-from tests.factories.step import fast_gradients
-from torch import Tensor
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from refine_lab.config import RefineConfig
-from refine_lab.models import FastWeightLM, State, families
-from refine_lab.models.hybrid_layers import top_k_router
-from refine_lab.models.hybrids import HYBRIDS, REFUSED, hybrid_family, rotary_embeddings
-from refine_lab.models.prefix_cache import Grouping
-from refine_lab.models.activation_checkpointing import recompute
-from refine_lab.types import Batch
 
+import torch
+
+from refine_lab.models import FastWeightLM
+from refine_lab.models.hybrids import hybrid_family
 
 VOCABULARY, K = 53, 5
 

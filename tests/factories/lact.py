@@ -1,16 +1,10 @@
 """What the tests of lact and others share."""
 
 from __future__ import annotations
-import math
-import pytest
-import torch
-import torch.nn.functional as F
-from tests.support.state_contract import same
-from refine_lab.models import State
-from refine_lab.models.deltanet import DeltaNetConfig, DeltaNetForCausalLM
-from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM
-from refine_lab.ops.lact import Rule, newton_schulz
 
+import torch
+
+from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM
 
 CHUNK, WINDOW = 16, 11
 

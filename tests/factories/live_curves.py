@@ -1,19 +1,11 @@
 """What the tests of live curves and others share."""
 
 from __future__ import annotations
-import json
-import threading
-import time
-from collections.abc import Callable, Iterator
+
 from pathlib import Path
-from typing import Any
-import numpy as np
-import pytest
+
 from refine_lab.config import TrainConfig
 from refine_lab.runs.writer import RunWriter
-from widgets.figures.plots import check_figures
-from widgets.parts.live_curves import LiveCurves
-from widgets.core.packing import unpack
 
 
 def new_run(folder: Path, arm: str = "refine", seed: int = 0, steps: int = 8) -> RunWriter:

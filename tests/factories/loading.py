@@ -1,21 +1,14 @@
 """What the tests of loading and others share."""
 
 from __future__ import annotations
-import json
-import logging
-import re
-import shutil
-import sys
-from pathlib import Path
-import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from tests.factories.hybrids import make
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
-from refine_lab.data.tokenizer import train_tokenizer
-from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, FastWeightLM, load_model
-from refine_lab.models.loading import family, register, resolve_device
 
+import json
+from pathlib import Path
+
+import torch
+
+from refine_lab.data.tokenizer import train_tokenizer
+from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 
 TEXTS = ["def f(x):\n    return x + 1\n", "the cat sat on the mat. "] * 20
 

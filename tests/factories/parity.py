@@ -1,21 +1,11 @@
 """What the tests of parity and others share."""
 
 from __future__ import annotations
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import replace
-import pytest
-import torch
-from tests.factories.step import make_policy
-from torch import Tensor
-import refine_lab
-from refine_lab.models import FastWeightLM, State, Trace
-from refine_lab.models.loading import family
-from refine_lab.parity import Parity, default_prefixes, parity, parity_of
-from refine_lab.parity.__main__ import main
-from refine_lab.recipes import midtrain
 
+import torch
+
+from refine_lab.models import FastWeightLM
+from refine_lab.models.loading import family
 
 DELTA = dict(hidden_size=24, num_heads=2, num_hidden_layers=2, intermediate_size=40)
 

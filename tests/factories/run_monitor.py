@@ -1,26 +1,13 @@
 """What the tests of run monitor and others share."""
 
 from __future__ import annotations
-import json
-import re
-import shutil
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+
 from pathlib import Path
-import ipywidgets
-import pytest
-from refine_lab.config import DataConfig, TrainConfig
-from refine_lab.experiments.compare import config_differences
-from refine_lab.training.inputs import new_run
-from refine_lab.recipes import ttt_per_prompt
+
+from refine_lab.config import TrainConfig
 from refine_lab.runs.run import Run
 from refine_lab.runs.schema import ROLLOUT_TYPES
 from refine_lab.runs.writer import RunWriter
-from widgets.rollout_inspector import RolloutInspector
-from widgets.run_monitor import RunMonitor
-from widgets.parts.step_slider import StepSlider
-
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 

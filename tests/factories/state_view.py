@@ -1,13 +1,10 @@
 """What the tests of state view and others share."""
 
 from __future__ import annotations
+
 import numpy as np
-import pandas as pd
-import pytest
+
 from refine_lab.explore.states import StateSummary
-from widgets.core.notice import Notice
-from widgets.parts.reward_summary import RewardSummary
-from widgets.state_view import StateView
 
 
 def summary(**changes: object) -> StateSummary:

@@ -1,19 +1,10 @@
 """What the tests of tasks ruler and others share."""
 
 from __future__ import annotations
+
 import json
-import random
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-import pytest
-from transformers import PreTrainedTokenizerFast
-from refine_lab.config import DataConfig, TaskConfig
-from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
-from refine_lab.data.tasks.examples import Task, load_task
-from refine_lab.data.tasks.published import divide, read_published
-from refine_lab.data.tasks.ruler_qa import _seeded
 
 
 def article(title: str, paragraphs: int = 4, questions: int = 2, words: int = 6) -> dict[str, Any]:

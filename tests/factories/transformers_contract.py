@@ -1,16 +1,14 @@
 """What the tests of transformers contract and others share."""
 
 from __future__ import annotations
-import pytest
+
 import torch
-from jaxtyping import TypeCheckError
+from torch import Tensor
+
 from tests.factories.gated_deltanet import make_policy as make_gated_deltanet
 from tests.factories.hybrids import make as make_hybrid
 from tests.factories.lact import make_lact
 from tests.factories.step import make_policy as make_deltanet
-from torch import Tensor
-from refine_lab.models import FastWeightLM, State
-
 
 FAMILIES = {
     "delta_net": make_deltanet,

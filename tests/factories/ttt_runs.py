@@ -1,40 +1,24 @@
 """What the tests of ttt runs and others share."""
 
 from __future__ import annotations
-import json
-import os
-import random
-import signal
-import subprocess
-import sys
+
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
-import pandas as pd
-import pytest
+
 import torch
-from tests.factories.step import VOCABULARY, make_policy
 from transformers import AutoTokenizer
-from refine_lab.config import RefineConfig, TrainConfig, to_json
-from refine_lab.data.batches import padded
-from refine_lab.rng import Draws
-from refine_lab.training.inputs import inputs_of, new_run, resume_or_create
-from refine_lab.models.loading import SHIPPED
-from refine_lab.training.optim import make_optimizers
-from refine_lab.method.rewards import REWARDS
-from refine_lab.runs.answers import AnswerLog
-from refine_lab.runs.files import locked
-from refine_lab.runs.run import Run
-from refine_lab.runs.writer import RunWriter
-from refine_lab.method.step import Learner, train_step
-from refine_lab.training.answers import answer
+
+from refine_lab.config import RefineConfig
 from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tasks.rules import AnswerRule
-from refine_lab.training.adaptation import Restored, TTTConfig, read_prompt
+from refine_lab.models.loading import SHIPPED
+from refine_lab.runs.run import Run
+from refine_lab.training.adaptation import TTTConfig
+from refine_lab.training.inputs import inputs_of, resume_or_create
 from refine_lab.ttt_config import TTTRunConfig
-from refine_lab.training.answering import Progress, adapt_ids, batches_of, check_prompts, example_of, run_prompts
-
+from tests.factories.step import VOCABULARY, make_policy
 
 METHOD = RefineConfig(num_chunks=4, rollout_length=3, margin=4, reward="binary", nsp_coef=0.4)
 

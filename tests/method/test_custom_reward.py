@@ -10,13 +10,13 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support.reward_examples import two_rollouts
 from torch.nn.functional import cosine_similarity
 from torch.nn.functional import normalize as unit
 
 from refine_lab.method import custom_reward
 from refine_lab.method.custom_reward import load_reward, reward_source
 from refine_lab.method.rewards import checked, reward_function
+from tests.support.reward_examples import two_rollouts
 
 SCALE = 2.0
 tokenizer = Counter("a text")

@@ -12,17 +12,16 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from refine_lab.config import RefineConfig, TrainConfig
-from refine_lab.rng import Draws
-from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
-from refine_lab.training.optim import make_optimizers
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import Learner, train_step
+from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
+from refine_lab.rng import Draws
+from refine_lab.training.optim import make_optimizers
 from refine_lab.types import Batch
 from tests.support.paths import TESTS
 

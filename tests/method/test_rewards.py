@@ -4,12 +4,12 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from tests.support.reward_examples import two_rollouts
 
 from refine_lab.config import BUILT_IN_REWARDS, RefineConfig
 from refine_lab.method.rewards import REWARDS, binary, checked, cosine, edit, hybrid, reward_function
 from refine_lab.ttt_config import TTTConfig
 from refine_lab.types import RewardInputs
+from tests.support.reward_examples import two_rollouts
 
 
 def test_cosine_by_hand():

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from refine_lab.config import RefineConfig
-from refine_lab.rng import Draws
 from refine_lab.method.selection import select_positions, selection_probabilities, shift, smallest_length, smooth
+from refine_lab.rng import Draws
 
 SMALL = RefineConfig(num_chunks=2, rollout_length=2, margin=0, smoothing_kernel=1)
 

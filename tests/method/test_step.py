@@ -7,34 +7,27 @@ from itertools import product
 
 import pytest
 import torch
-from tests.support.naive import naive_loss
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import refine_lab.method.step as step_module
-from refine_lab.config import BUILT_IN_REWARDS, RefineConfig, TrainConfig
-from refine_lab.rng import Draws
+from refine_lab.config import BUILT_IN_REWARDS, RefineConfig
 from refine_lab.method.losses import kl_loss
-from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
-from refine_lab.training.optim import make_optimizers
-from refine_lab.method.rewards import REWARDS
-from refine_lab.method.rollout import Branches, follow
 from refine_lab.method.selection import selection_probabilities
-from refine_lab.method.step import Learner, assess, next_token_stats, train_step
+from refine_lab.method.step import next_token_stats, train_step
+from refine_lab.rng import Draws
 from refine_lab.types import Batch, Rollouts
-from tests.factories.step import EDGES, LENGTH, VOCABULARY, fast_gradients, learner_for, make_batch, make_policy, relative_errors
-
-
-
-
-
-
-
-
-
-
-
-
+from tests.factories.step import (
+    EDGES,
+    LENGTH,
+    VOCABULARY,
+    fast_gradients,
+    learner_for,
+    make_batch,
+    make_policy,
+    relative_errors,
+)
+from tests.support.naive import naive_loss
 
 SETTINGS = [
     RefineConfig(reward=reward, group_size=n, group_by=group_by, prefix_gradient=prefix, num_chunks=5, nsp_coef=0.7)

@@ -7,17 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.support.refusals import refused
-from tests.factories.parity import FAMILIES, make
-from tests.factories.step import learner_for, make_batch, make_policy
 from torch.autograd.graph import saved_tensors_hooks
 
 from refine_lab.config import RefineConfig
-from refine_lab.rng import Draws
+from refine_lab.method.step import train_step
 from refine_lab.models import FastWeightLM
 from refine_lab.models.activation_checkpointing import recompute, runs_again
-from refine_lab.method.step import train_step
+from refine_lab.rng import Draws
 from refine_lab.types import Batch
+from tests.factories.parity import FAMILIES, make
+from tests.factories.step import learner_for, make_batch, make_policy
+from tests.support.refusals import refused
 
 METHOD = RefineConfig(num_chunks=4, margin=5, group_size=2)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, State, load_model
+from tests.factories.loading import save_small_model
+from tests.factories.step import make_batch, make_policy
 from tests.support.state_contract import (
     assert_a_pad_changes_nothing,
     assert_pieces_are_the_whole,
     assert_states_are_of_prefixes,
     same,
 )
-from tests.factories.loading import save_small_model
-from tests.factories.step import make_batch, make_policy
-
-from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, State, load_model
 
 VARIANTS = {
     "plain": {},

@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support.naive import naive_loss
-from tests.factories.step import make_batch
-from tests.factories.transformers_contract import FAMILIES, tokens_of
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from refine_lab.config import RefineConfig, TrainConfig
-from refine_lab.rng import Draws
-from refine_lab.models import FastWeightLM
-from refine_lab.models.head import Head, WrappedHead
-from refine_lab.models.activation_checkpointing import recompute
-from refine_lab.ops.head import HEAD_ROWS
-from refine_lab.training.optim import make_optimizers
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import Learner, train_step
+from refine_lab.models import FastWeightLM
+from refine_lab.models.activation_checkpointing import recompute
+from refine_lab.models.head import Head, WrappedHead
+from refine_lab.ops.head import HEAD_ROWS
+from refine_lab.rng import Draws
+from refine_lab.training.optim import make_optimizers
+from tests.factories.step import make_batch
+from tests.factories.transformers_contract import FAMILIES, tokens_of
+from tests.support.naive import naive_loss
 from tests.support.paths import ROOT
 
 SWITCH = (

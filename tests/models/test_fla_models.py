@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.factories.loading import SIZES, change, same_tensors, save_small_model
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from refine_lab.models import DeltaNetForCausalLM, FastWeightLM, State, fla_models, load_model
 from refine_lab.models.families import MODEL_TYPES, family, register
-from refine_lab.models.fla_models import FLA_MODELS, FLA_REFUSED, FlaLM, fla_family, from_cache, plan, to_cache
+from refine_lab.models.fla_models import FLA_MODELS, FLA_REFUSED, fla_family, from_cache, plan, to_cache
 from refine_lab.models.hybrids import REFUSED
-from tests.factories.fla_models import Double, VOCABULARY, tokens_of
-
-
-
-
-
-
-
+from tests.factories.fla_models import VOCABULARY, Double, tokens_of
+from tests.factories.loading import SIZES, change, same_tensors, save_small_model
 
 
 @pytest.fixture
 def policy(monkeypatch) -> Double:
     monkeypatch.setattr(fla_models, "SEGMENT", 16)
     return Double(PreTrainedConfig()).double().eval()
-
-
 
 
 def gradients(policy: FastWeightLM, loss: Tensor) -> dict[str, Tensor]:

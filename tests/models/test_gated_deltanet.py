@@ -7,19 +7,19 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support.naive import naive_loss
-from tests.support.state_contract import (
-    assert_a_pad_changes_nothing,
-    assert_pieces_are_the_whole,
-    assert_states_are_of_prefixes,
-)
-from tests.factories.step import EDGES, LENGTH, fast_gradients, make_batch, relative_errors
 from torch import Tensor
 
 from refine_lab.config import RefineConfig
 from refine_lab.models.delta_layers import DeltaRuleLM
 from refine_lab.models.gated_deltanet import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
 from tests.factories.gated_deltanet import SIZES, make_policy
+from tests.factories.step import EDGES, LENGTH, fast_gradients, make_batch, relative_errors
+from tests.support.naive import naive_loss
+from tests.support.state_contract import (
+    assert_a_pad_changes_nothing,
+    assert_pieces_are_the_whole,
+    assert_states_are_of_prefixes,
+)
 
 VARIANTS = {
     "plain": {},
@@ -30,8 +30,6 @@ VARIANTS = {
     "sigmoid": {"output_gate_activation": "sigmoid", "expand_v": 1.0},
     "conv-2": {"conv_size": 2, "tie_word_embeddings": True},
 }
-
-
 
 
 # -- the layer, token by token -------------------------------------------------------------------------------------------

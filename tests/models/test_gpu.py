@@ -10,23 +10,22 @@ import copy
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from tests.support.state_contract import by_row
-from tests.factories.step import learner_for
 from torch import Tensor
 
 from refine_lab.config import RefineConfig
-from refine_lab.rng import Draws
+from refine_lab.method.step import train_step
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, FastWeightLM, State
+from refine_lab.models.activation_checkpointing import recompute
 from refine_lab.models.gated_deltanet import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
 from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM
-from refine_lab.models.activation_checkpointing import recompute
-from refine_lab.method.step import train_step
+from refine_lab.rng import Draws
 from refine_lab.types import Batch
+from tests.factories.step import learner_for
 from tests.support.paths import TESTS
+from tests.support.state_contract import by_row
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:the gated delta rule runs in plain torch")]
 

@@ -18,10 +18,10 @@ from urllib.parse import unquote, urlsplit
 import huggingface_hub
 import pytest
 import torch
-from tests.factories.loading import save_small_model
 
 from refine_lab.models import hub, load_model
 from refine_lab.models.hub import HubName, locate, resolve
+from tests.factories.loading import save_small_model
 
 MAIN, OTHER = "a" * 40, "b" * 40
 REVISIONS = {"main": MAIN, "v2": OTHER, "refs/pr/1": OTHER}

@@ -5,32 +5,27 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from tests.support.naive import naive_loss
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tests.factories.step import fast_gradients
 from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from refine_lab.config import RefineConfig
 from refine_lab.models import FastWeightLM, State, families
+from refine_lab.models.activation_checkpointing import recompute
 from refine_lab.models.hybrid_layers import top_k_router
 from refine_lab.models.hybrids import HYBRIDS, REFUSED, hybrid_family, rotary_embeddings
 from refine_lab.models.prefix_cache import Grouping
-from refine_lab.models.activation_checkpointing import recompute
 from refine_lab.types import Batch
-from tests.factories.hybrids import K, ROPE, VOCABULARY, configuration, make
+from tests.factories.hybrids import ROPE, VOCABULARY, K, configuration, make
+from tests.factories.step import fast_gradients
+from tests.support.naive import naive_loss
 from tests.support.paths import ROOT
 
 FAMILIES = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid")
-
-
-
-
 
 
 def tokens_of(rows: int, length: int, seed: int = 0) -> Tensor:
@@ -366,9 +361,7 @@ def test_transformers_itself_is_left_alone():
 @pytest.mark.slow
 def test_importing_our_models_imports_no_modeling_of_theirs():
     code = "import sys, refine_lab.models, refine_lab.models.hybrids as h; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
-    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert loaded.returncode == 0, loaded.stderr
     assert not {"fla", "transformers.models.qwen3_next.modeling_qwen3_next"} & set(loaded.stdout.split())
 

@@ -7,14 +7,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support.state_contract import same
 
 from refine_lab.models import State
 from refine_lab.models.deltanet import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM
 from refine_lab.ops.lact import Rule, newton_schulz
 from tests.factories.lact import CHUNK, make_lact
-
+from tests.support.state_contract import same
 
 VARIANTS = {
     "plain": {"use_momentum": False},
@@ -31,8 +30,6 @@ VARIANTS = {
     "long-window": {"window_size": 40},
     "window-of-one": {"window_size": 1},
 }
-
-
 
 
 # -- by definition -------------------------------------------------------------------------------------------------------

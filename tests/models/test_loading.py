@@ -12,25 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.factories.hybrids import make
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from refine_lab.data.tokenizer import train_tokenizer
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, FastWeightLM, load_model
 from refine_lab.models.loading import family, register, resolve_device
+from tests.factories.hybrids import make
 from tests.factories.loading import TEXTS, change, same_tensors, save_small_model
-
-
-
 
 
 @pytest.fixture
 def small_model(tmp_path) -> Path:
     return save_small_model(tmp_path)
-
-
-
-
 
 
 # -- our own checkpoints -----------------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from benchmarks.model_card import NOT_UPDATED, held_out, measure, prediction, table
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.corpus import compare
-from refine_lab.training.evaluation import recall, recall_documents
 from refine_lab.models import FastWeightLM, load_model
 from refine_lab.models.loading import SHIPPED, manifest_of
+from refine_lab.training.evaluation import recall, recall_documents
 
 BARS = {
     "tiny-deltanet": {("word-1", 512): 0.95, ("word-1", 1024): 0.85, ("word-4", 512): 0.80, ("number-1", 512): 0.80},

@@ -5,15 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from jaxtyping import TypeCheckError
-from tests.factories.gated_deltanet import make_policy as make_gated_deltanet
-from tests.factories.hybrids import make as make_hybrid
-from tests.factories.lact import make_lact
-from tests.factories.step import make_policy as make_deltanet
 from torch import Tensor
 
 from refine_lab.models import FastWeightLM, State
+from tests.factories.step import make_policy as make_deltanet
 from tests.factories.transformers_contract import FAMILIES, VOCABULARY, tokens_of
-
 
 
 @pytest.fixture(params=FAMILIES)
@@ -25,8 +21,6 @@ def policy(request) -> FastWeightLM:
 @pytest.fixture
 def deltanet() -> FastWeightLM:
     return make_deltanet().double().eval()
-
-
 
 
 def padded(side: str) -> tuple[Tensor, Tensor]:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.factories.hybrids import configuration
-from tests.factories.loading import TEXTS, change
 
 from refine_lab.data.tokenizer import train_tokenizer
 from refine_lab.models import FastWeightLM, load_model
 from refine_lab.models.families import family
 from refine_lab.models.loading import _without_report
+from tests.factories.hybrids import configuration
+from tests.factories.loading import TEXTS, change
 
 OURS = dict(hidden_size=32, num_hidden_layers=2, intermediate_size=48, vocab_size=400)
 SIZES = {

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from tests.support.executed_notebooks import execute, tables, texts
 
 pytestmark = pytest.mark.notebook

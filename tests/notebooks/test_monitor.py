@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.support.executed_notebooks import execute, outputs, said, texts
+
 from tests.factories.run_monitor import write_run
+from tests.support.executed_notebooks import execute, outputs, said, texts
 
 pytestmark = pytest.mark.notebook
 

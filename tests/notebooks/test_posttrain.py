@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.executed_notebooks import execute, outputs, said, tables
 
 from refine_lab.runs.run import Run, list_runs
+from tests.support.executed_notebooks import execute, outputs, said, tables
 
 pytestmark = [pytest.mark.notebook, pytest.mark.slow]
 

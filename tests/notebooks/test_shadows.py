@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.support.paths import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -47,7 +48,9 @@ def test_the_file_in_the_way_is_named_in_every_notebook(tmp_path: Path, file: st
 def test_a_folder_without_modules_is_not_in_the_way(tmp_path: Path) -> None:
     for name in ("widgets", "refine_lab"):
         (tmp_path / name).mkdir()
-    finished = run("from refine_lab import refuse_shadows; refuse_shadows(); from widgets.core.page import page", tmp_path)
+    finished = run(
+        "from refine_lab import refuse_shadows; refuse_shadows(); from widgets.core.page import page", tmp_path
+    )
     assert finished.returncode == 0, finished.stderr
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.executed_notebooks import execute, outputs, said, tables, texts
 
 from refine_lab.runs.run import Run
+from tests.support.executed_notebooks import execute, outputs, said, tables, texts
 
 pytestmark = [pytest.mark.notebook, pytest.mark.slow]
 

@@ -6,21 +6,21 @@ from contextlib import nullcontext
 from functools import partial
 
 import pytest
-import tests.factories.hybrids as hybrids
 import torch
 import torch.nn.functional as F
-from tests.factories.step import learner_for, make_batch, make_policy
 from torch import Tensor
 
 import refine_lab.models.delta_layers as delta_layers
 import refine_lab.ops.delta_rule as delta_rules
 import refine_lab.ops.fla_delta_rule as fla_delta_rule
+import tests.factories.hybrids as hybrids
 from refine_lab.config import RefineConfig
-from refine_lab.rng import Draws
+from refine_lab.method.step import train_step
 from refine_lab.models.families import family
 from refine_lab.ops.delta_rule import ChunkedStates, UnitLowerInverse, chunk_delta_rule, delta_rule, log_decay
 from refine_lab.ops.fla_delta_rule import SegmentedStates, segmented_delta_rule, serves
-from refine_lab.method.step import train_step
+from refine_lab.rng import Draws
+from tests.factories.step import learner_for, make_batch, make_policy
 
 LENGTHS = (1, 2, 5, 63, 64, 65, 100, 130)
 B, H, DK, DV = 2, 3, 8, 6

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 
 import pytest
-import tests.factories.hybrids as hybrids
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tests.factories.hybrids as hybrids
 from refine_lab.models import FastWeightLM, load_model
 from refine_lab.models.deltanet import DeltaNetAttention, DeltaNetConfig
 from refine_lab.models.families import family

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from tests.support.refusals import refused
 
 from refine_lab.config import RefineConfig
 from refine_lab.models import load_model
@@ -18,6 +17,7 @@ from refine_lab.recipes import (
     recipe,
     release_updates,
 )
+from tests.support.refusals import refused
 
 
 def test_paper_midtrain_holds_tables_2_and_d1():

@@ -22,8 +22,8 @@ from refine_lab.runs.files import locked
 from refine_lab.runs.process import request_stop
 from refine_lab.runs.queue import BACKGROUND, require_finished, run_in_turn
 from refine_lab.runs.run import Run
-from refine_lab.training.loading import load_prompts
 from refine_lab.training.answer_run import answer_run
+from refine_lab.training.loading import load_prompts
 from widgets.parts.live_curves import LiveCurves
 
 pytestmark = pytest.mark.process

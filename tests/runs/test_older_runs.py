@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 
 from refine_lab.config import to_json
-from refine_lab.training.inputs import resume_or_create
 from refine_lab.runs.environment import project_root
 from refine_lab.runs.files import locked
 from refine_lab.runs.queue import run_in_turn
 from refine_lab.runs.run import Run, list_runs
 from refine_lab.runs.writer import RunWriter
-from widgets.parts.live_curves import LiveCurves
+from refine_lab.training.inputs import resume_or_create
 from tests.support.paths import TESTS
+from widgets.parts.live_curves import LiveCurves
 
 FIXTURES = TESTS / "fixtures" / "runs"
 EXPECTED = json.loads((FIXTURES / "expected.json").read_text(encoding="utf-8"))

@@ -11,7 +11,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.support.rollout_frames import decode, rows
 
 from refine_lab.config import TrainConfig
 from refine_lab.runs import schema
@@ -19,6 +18,7 @@ from refine_lab.runs.files import cut_rollouts
 from refine_lab.runs.run import Run
 from refine_lab.runs.schema import COLUMNS, ROLLOUT_TYPES, Column, completed, read_rollouts, write_rollouts
 from refine_lab.runs.writer import RunWriter
+from tests.support.rollout_frames import decode, rows
 from widgets.parts import rollout_columns
 from widgets.rollout_inspector import RolloutInspector
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+
 from tests.support.paths import ROOT
 
 PAPERMILL = str(Path(sys.executable).with_name("papermill"))

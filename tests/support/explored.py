@@ -9,9 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.support.hostile import HOSTILE
-
 from refine_lab.explore import Worker
+from tests.support.hostile import HOSTILE
 from widgets.reward_explorer import RewardExplorer
 from widgets.state_view import StateView
 from widgets.ttt_panel import TTTPanel

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
 
 from benchmarks.jupyterlab import FLAGS, PATIENCE, TOKEN, Lab, opened, serve, write_notebook  # noqa: E402
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT  # noqa: E402
 
 __all__ = [
     "FLAGS",
@@ -24,7 +23,6 @@ __all__ = [
     "take_shots",
     "write_notebook",
 ]
-
 
 
 def change_theme(page: playwright.Page, theme: str) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from refine_lab.runs.schema import COLUMNS
+from tests.support.paths import TESTS
 from widgets.core.page import page
 from widgets.rollout_inspector import RolloutInspector
-from tests.support.paths import TESTS
 
 WORDS = [
     " very",
@@ -83,9 +82,7 @@ def random_frame(count: int, size: int, seed: int = 0) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).sample(frac=1, random_state=seed).reset_index(drop=True)
 
 
-CASES: dict[str, Any] = json.loads(
-    (TESTS / "fixtures" / "rollout_cases.json").read_text(encoding="utf-8")
-)
+CASES: dict[str, Any] = json.loads((TESTS / "fixtures" / "rollout_cases.json").read_text(encoding="utf-8"))
 """`shown`: filters and sort, and the rows that are then shown; `tables`: the lines of table F.1."""
 FIND_CASES = """(js, { columns, shown, tables }) => {
     const data = js.unpackRollouts(js.unpacked(columns));

@@ -10,15 +10,15 @@ import threading
 
 import pytest
 import torch
-from tests.support.refusals import refused
-from tests.factories.step import VOCABULARY, learner_for, make_policy
 
 from refine_lab.config import RefineConfig
-from refine_lab.rng import Draws
 from refine_lab.method.step import train_step
+from refine_lab.rng import Draws
 from refine_lab.training import adaptation as ttt
 from refine_lab.training.adaptation import Restored, TTTConfig, adapt, adapted, fitted
 from refine_lab.types import Batch
+from tests.factories.step import VOCABULARY, learner_for, make_policy
+from tests.support.refusals import refused
 
 PROMPTS, LENGTH = 200, 180
 

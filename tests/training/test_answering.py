@@ -9,45 +9,32 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from tests.factories.step import VOCABULARY, make_policy
-from transformers import AutoTokenizer
 
-from refine_lab.config import RefineConfig, TrainConfig, to_json
+from refine_lab.config import TrainConfig, to_json
 from refine_lab.data.batches import padded
-from refine_lab.rng import Draws
-from refine_lab.training.inputs import inputs_of, new_run, resume_or_create
-from refine_lab.models.loading import SHIPPED
-from refine_lab.training.optim import make_optimizers
+from refine_lab.data.tasks.prompts import Example
 from refine_lab.method.rewards import REWARDS
+from refine_lab.method.step import Learner, train_step
+from refine_lab.rng import Draws
 from refine_lab.runs.answers import AnswerLog
 from refine_lab.runs.files import locked
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
-from refine_lab.method.step import Learner, train_step
-from refine_lab.training.answers import answer
-from refine_lab.data.tasks.prompts import Example
-from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.training.adaptation import Restored, TTTConfig, read_prompt
-from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.training.answering import Progress, adapt_ids, batches_of, check_prompts, example_of, run_prompts
+from refine_lab.training.answers import answer
+from refine_lab.training.inputs import inputs_of, new_run
+from refine_lab.training.optim import make_optimizers
+from refine_lab.ttt_config import TTTRunConfig
 from tests.factories.ttt_runs import METHOD, RULE, TTT, config_of, examples, made, model
 
 TIMES = ["seconds", "time", "tokens_per_second"]
-
-
-
-
-
-
-
-
 
 
 def go(run: Run, report: Any = lambda progress: None, chosen: list[Example] | None = None) -> bool:

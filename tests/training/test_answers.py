@@ -15,15 +15,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import DataConfig, TaskConfig
-from refine_lab.models.decoding import greedy
-from refine_lab.models import FastWeightLM, Trace, load_model
-from refine_lab.runs.answers import COLUMNS, AnswerLog
-from refine_lab.training.answers import answer, answer_row
 from refine_lab.data.tasks.examples import Example, load_task
 from refine_lab.data.tasks.passages import parse
 from refine_lab.data.tasks.prompts import encode
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tasks.scores import exact_match, f1, recall
+from refine_lab.models import FastWeightLM, Trace, load_model
+from refine_lab.models.decoding import greedy
+from refine_lab.runs.answers import COLUMNS, AnswerLog
+from refine_lab.training.answers import answer, answer_row
 from tests.support.paths import TEXT
 
 RULER = AnswerRule(max_tokens=4, strip_leading=False)

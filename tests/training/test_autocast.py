@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.factories.step import learner_for, make_batch, make_policy
 
 from refine_lab.config import RefineConfig
-from refine_lab.rng import Draws
+from refine_lab.method.step import train_step
 from refine_lab.models import FastWeightLM
 from refine_lab.models.gated_deltanet import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
 from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM
 from refine_lab.ops.head import token_stats
-from refine_lab.method.step import train_step
+from refine_lab.rng import Draws
+from tests.factories.step import learner_for, make_batch, make_policy
 
 METHOD = RefineConfig(num_chunks=4, margin=5, group_size=2)
 SIZES = dict(hidden_size=24, num_hidden_layers=2, intermediate_size=40, vocab_size=53, initializer_range=0.05)

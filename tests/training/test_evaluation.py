@@ -7,34 +7,33 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+
 import tests.factories.fla_models as fla_double
 import tests.factories.hybrids as hybrids
-import torch
+from refine_lab.config import DataConfig, RefineConfig, TrainConfig
+from refine_lab.data.tasks.rules import AnswerRule
+from refine_lab.experiments import midtrain, posttrain, ttt
+from refine_lab.method.step import train_step
+from refine_lab.models import FastWeightLM
+from refine_lab.models.activation_checkpointing import recompute
+from refine_lab.models.families import family
+from refine_lab.models.state import Trace, hidden_states_only
+from refine_lab.ops.delta_rule import ChunkedStates
+from refine_lab.ops.lact import ChunkStates
+from refine_lab.rng import Draws
+from refine_lab.runs.run import Run
+from refine_lab.training.adaptation import TTTConfig, adapted, read_prompt
+from refine_lab.training.answering import run_prompts
+from refine_lab.training.evaluation import answer_measures, next_token, rewards_at_fixed_targets
+from refine_lab.training.loading import load_training_task
 from tests.factories.posttraining import checkpoint, config_of, prompts, trained
 from tests.factories.step import learner_for, make_batch, make_policy
 from tests.factories.ttt_runs import RULE, examples, made, model
 from tests.factories.ttt_runs import config_of as ttt_config_of
-
-from refine_lab.config import DataConfig, RefineConfig, TrainConfig
-from refine_lab.rng import Draws
-from refine_lab.training.evaluation import answer_measures, next_token, rewards_at_fixed_targets
-from refine_lab.experiments import midtrain, posttrain, ttt
-from refine_lab.models import FastWeightLM
-from refine_lab.models.families import family
-from refine_lab.models.activation_checkpointing import recompute
-from refine_lab.models.state import Trace, hidden_states_only
-from refine_lab.ops.delta_rule import ChunkedStates
-from refine_lab.ops.lact import ChunkStates
-from refine_lab.runs.run import Run
-from refine_lab.method.step import train_step
-from refine_lab.training.loading import load_training_task
-from refine_lab.data.tasks.rules import AnswerRule
-from refine_lab.training.adaptation import TTTConfig, adapted, read_prompt
-from refine_lab.training.answering import run_prompts
 from tests.support.paths import TEXT
 
 __all__ = ["checkpoint", "prompts"]  # fixtures

@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from tests.factories.tasks_ruler import article, squad
 
 from refine_lab.config import DataConfig, TaskConfig, TrainConfig
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from refine_lab.experiments.configs import method_configs
 from refine_lab.experiments.posttrain import task_runs
-from refine_lab.training.inputs import resume_or_create
-from refine_lab.training.trainer import train
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.training.history import HISTORY, history_of
+from refine_lab.training.inputs import resume_or_create
 from refine_lab.training.loading import load_prompts, load_training_task
+from refine_lab.training.trainer import train
+from tests.factories.tasks_ruler import article, squad
 from tests.support.paths import TEXT
 
 VOCABULARY = 600

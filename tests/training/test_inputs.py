@@ -13,20 +13,20 @@ from types import ModuleType
 import pytest
 import torch
 
-from refine_lab.training import inputs
 from refine_lab.config import DataConfig, RefineConfig, TrainConfig
 from refine_lab.data import corpus
 from refine_lab.data.corpus import File, Manifest
+from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from refine_lab.experiments.runs import create_runs, stage_runs
-from refine_lab.training.inputs import changes, inputs_of, model_digests, settle, text_digests, text_inputs
-from refine_lab.training.trainer import train
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.models.hub import HubName, Place
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
-from refine_lab.data.tasks.prompts import Example
+from refine_lab.training import inputs
+from refine_lab.training.inputs import changes, inputs_of, model_digests, settle, text_digests, text_inputs
+from refine_lab.training.trainer import train
 from tests.support.paths import TEXT
 
 EXAMPLE = Example(

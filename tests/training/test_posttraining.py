@@ -6,21 +6,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.support.naive import naive_loss
-from tests.support.refusals import refused
 from torch import Tensor
 
 import refine_lab.training.posttraining as nested_module
 from refine_lab.config import RefineConfig, TaskConfig, TrainConfig
 from refine_lab.data.tasks.batches import TaskData, lessons
-from refine_lab.rng import Draws
-from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
-from refine_lab.training.posttraining import answer_stats, nested_step
-from refine_lab.training.optim import make_optimizers
+from refine_lab.data.tasks.examples import Example
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import Learner
-from refine_lab.data.tasks.examples import Example
+from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
+from refine_lab.rng import Draws
+from refine_lab.training.optim import make_optimizers
+from refine_lab.training.posttraining import answer_stats, nested_step
 from refine_lab.types import Batch, Lessons
+from tests.support.naive import naive_loss
+from tests.support.refusals import refused
 
 VOCABULARY = 53
 METHOD = RefineConfig(num_chunks=4, margin=5, reward="hybrid")

@@ -17,15 +17,15 @@ import torch
 from safetensors.torch import load_file
 
 from refine_lab.config import DataConfig, RefineConfig, TrainConfig
-from refine_lab.method.custom_reward import reward_source
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
-from refine_lab.rng import Draws
-from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, load_model
-from refine_lab.training.optim import make_optimizers
+from refine_lab.method.custom_reward import reward_source
 from refine_lab.method.rewards import REWARDS
+from refine_lab.method.step import Learner, train_step
+from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, load_model
+from refine_lab.rng import Draws
 from refine_lab.runs.process import TRAINER, RunProcess, follow, resume, start
 from refine_lab.runs.run import Run
-from refine_lab.method.step import Learner, train_step
+from refine_lab.training.optim import make_optimizers
 from refine_lab.types import Batch
 from tests.support.paths import TEXT
 

@@ -6,11 +6,11 @@ import re
 import unicodedata
 
 import pytest
+
+from refine_lab.data.text import sound
+from refine_lab.explore import Worker
 from tests.support.explored import ADAPTED, explored
 from tests.support.hostile import HOSTILE
-
-from refine_lab.explore import Worker
-from refine_lab.data.text import sound
 from widgets.core.panel import TextField
 from widgets.reward_explorer import RewardExplorer
 

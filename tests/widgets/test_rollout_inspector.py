@@ -13,7 +13,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+
+from refine_lab.config import TrainConfig
+from refine_lab.models import load_model
+from refine_lab.runs.schema import ROLLOUT_TYPES
+from refine_lab.runs.writer import RunWriter
 from tests.support.hostile import HOSTILE
+from tests.support.paths import ROOT
 from tests.support.rollout_frames import (
     CASES,
     FIND_CASES,
@@ -26,16 +32,9 @@ from tests.support.rollout_frames import (
     random_frame,
     rows,
 )
-
-from refine_lab.config import TrainConfig
-from refine_lab.models import load_model
-from refine_lab.runs.schema import ROLLOUT_TYPES
-from refine_lab.runs.writer import RunWriter
 from widgets.parts.rollout_columns import SORTS, fold, rollout_columns
-from widgets.rollout_inspector import RolloutInspector
 from widgets.parts.token_text import token_decoder
-from tests.support.paths import ROOT
-
+from widgets.rollout_inspector import RolloutInspector
 
 
 @pytest.fixture

@@ -15,18 +15,13 @@ import pytest
 
 from refine_lab.config import DataConfig, TrainConfig
 from refine_lab.experiments.compare import config_differences
-from refine_lab.training.inputs import new_run
 from refine_lab.recipes import ttt_per_prompt
-from refine_lab.runs.run import Run
-from refine_lab.runs.schema import ROLLOUT_TYPES
 from refine_lab.runs.writer import RunWriter
+from refine_lab.training.inputs import new_run
+from tests.factories.run_monitor import HOSTILE, write_run
+from widgets.parts.step_slider import StepSlider
 from widgets.rollout_inspector import RolloutInspector
 from widgets.run_monitor import RunMonitor
-from widgets.parts.step_slider import StepSlider
-from tests.factories.run_monitor import HOSTILE, write_run
-
-
-
 
 
 @pytest.fixture

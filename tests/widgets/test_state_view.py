@@ -6,13 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refine_lab.explore.states import StateSummary
+from tests.factories.state_view import summary
 from widgets.core.notice import Notice
 from widgets.parts.reward_summary import RewardSummary
 from widgets.state_view import StateView
-from tests.factories.state_view import summary
-
-
 
 
 def unpacked(view: StateView, name: str) -> np.ndarray:

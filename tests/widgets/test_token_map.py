@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.hostile import HOSTILE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from refine_lab.models import load_model
+from tests.support.hostile import HOSTILE
 from widgets.core.packing import unpack
 from widgets.core.page import page
 from widgets.token_map import Alternatives, Metric, Target, TokenMap, TokenText, token_text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -12,32 +11,7 @@ import anywidget
 import traitlets
 
 from refine_lab.config import require
-
-STATIC = Path(__file__).parent / "static"
-IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.js";\n', re.MULTILINE)
-
-
-def script(name: str) -> str:
-    """The module `static/<name>.js` with the modules that it imports from beside it written into it, each once.
-
-    A widget's module is one text to the page, which has no address to import others from.
-    """
-    done: set[str] = set()
-
-    def inlined(stem: str) -> str:
-        if stem in done:
-            return ""
-        done.add(stem)
-        text = (STATIC / f"{stem}.js").read_text(encoding="utf-8")
-        before = "".join(inlined(other) for other in IMPORT.findall(text))
-        return before + IMPORT.sub("", text)
-
-    return inlined(name)
-
-
-def style(*names: str) -> str:
-    """The style sheets `static/<name>.css` one after the other, the shared one first."""
-    return "\n".join((STATIC / f"{name}.css").read_text(encoding="utf-8") for name in ("shared", *names))
+from widgets.core.page import save_page
 
 
 def sentence(error: Exception) -> str:
@@ -99,6 +73,4 @@ class Widget(anywidget.AnyWidget):
 
     def save_html(self, path: Path | str, title: str = "refine_lab") -> Path:
         """Write one HTML file that works offline, as it looks now; the path. See `page.save_page`."""
-        from widgets.core.page import save_page  # imports this module
-
         return save_page(path, self, title=title)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from widgets.core.base import Widget, script, style
+from widgets.core.assets import script, style
+from widgets.core.base import Widget
 
 
 class Notice(Widget):

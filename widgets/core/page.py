@@ -9,17 +9,27 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from widgets.core.base import STATIC, Widget
+from widgets.core.assets import STATIC
+
+
+class PageWidget(Protocol):
+    """What a page needs of a widget; `widgets.core.base.Widget` has it."""
+
+    _esm: Any
+    _css: Any
+
+    def page_state(self) -> dict[str, Any]: ...
+
 
 MARK = b'<meta name="generator" content="refine_lab">'
 """By which a page of ours is known."""
-Link = tuple[Widget, str, Widget, str]
+Link = tuple[PageWidget, str, PageWidget, str]
 """A trait that another one follows: widget, trait, the widget that follows, its trait."""
 
 
-def page(*widgets: Widget, title: str = "refine_lab", links: Sequence[Link] = ()) -> str:
+def page(*widgets: PageWidget, title: str = "refine_lab", links: Sequence[Link] = ()) -> str:
     """The text of an HTML file with the widgets one under the other, as they look now.
 
     What needs no Python works there: `links` say which trait follows which. Nothing is loaded from anywhere, and the page
@@ -50,7 +60,7 @@ def page_path(path: Path | str) -> Path:
     return path
 
 
-def save_page(path: Path | str, *widgets: Widget, title: str = "refine_lab", links: Sequence[Link] = ()) -> Path:
+def save_page(path: Path | str, *widgets: PageWidget, title: str = "refine_lab", links: Sequence[Link] = ()) -> Path:
     """Write `page` to a file, whole or not at all, and return its path.
 
     A page of ours is replaced. Raises as `page_path`, and OSError where the page cannot be written.

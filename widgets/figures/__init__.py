@@ -1,1 +1,1 @@
-"""TODO"""
+"""Still figures (plotly) and tables."""

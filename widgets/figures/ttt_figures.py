@@ -10,10 +10,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from refine_lab.experiments.compare import READINGS
 from refine_lab.data.tasks.scores import SCORES
-from widgets.figures.plots import check_figures
+from refine_lab.experiments.compare import READINGS
 from widgets.figures.method_tables import heading, measure_of
+from widgets.figures.plots import check_figures
 from widgets.figures.plotting import GRID, dress, one_legend, plain, require_data, thin_line
 from widgets.figures.series import INK, ArmStyle, decimate, way_styles
 from widgets.figures.tables import Table, visible

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The parts that the widgets of this package are made of."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import traitlets
 
-from widgets.core.base import Widget, script, style
+from widgets.core.assets import script, style
+from widgets.core.base import Widget
 
 
 class Answers(Widget):

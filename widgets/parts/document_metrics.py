@@ -7,7 +7,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from refine_lab.explore.reading import DocumentReading
-from widgets.token_map import Metric
+from widgets.parts.token_document import Metric
 
 
 def entropy_metric(reading: DocumentReading, when: str = "") -> Metric:

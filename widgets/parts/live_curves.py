@@ -12,10 +12,11 @@ import plotly.graph_objects as go
 import traitlets
 
 from refine_lab.runs.run import Run
-from widgets.core.base import Widget, script, style
+from widgets.core.assets import script, style
+from widgets.core.base import Widget
+from widgets.core.packing import PACKED
 from widgets.figures.plots import training_curves
 from widgets.parts.follower import Follower, RunReader, gather, name_arms
-from widgets.core.packing import PACKED
 
 Followed = Path | str | Run
 

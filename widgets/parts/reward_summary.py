@@ -7,7 +7,8 @@ import pandas as pd
 import traitlets
 
 from refine_lab.explore.rollouts import CORRELATED, correlations
-from widgets.core.base import Widget, script, style
+from widgets.core.assets import script, style
+from widgets.core.base import Widget
 from widgets.core.packing import PACKED
 
 BINS = 24

@@ -7,7 +7,8 @@ from typing import Any
 import traitlets
 
 from refine_lab.config import require
-from widgets.core.base import Widget, bounded, script, style
+from widgets.core.assets import script, style
+from widgets.core.base import Widget, bounded
 
 
 class StepSlider(Widget):

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Tasks: prompts with answers, their sources, their splits, and how an answer is cut and scored."""

@@ -10,8 +10,8 @@ import torch
 
 from refine_lab.config import RefineConfig
 from refine_lab.data.batches import padded
-from refine_lab.rng import Draws
 from refine_lab.data.tasks.examples import Example
+from refine_lab.rng import Draws
 from refine_lab.types import Lessons
 
 

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import DataConfig, TaskConfig
 from refine_lab.data.corpus import Manifest
-from refine_lab.data.tokenizer import beginning_told
 from refine_lab.data.tasks.files import ANSWERS, file_splits
 from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tasks.recall import recall_splits
@@ -19,6 +18,7 @@ from refine_lab.data.tasks.ruler_qa import ruler_splits
 from refine_lab.data.tasks.rules import AnswerRule, answer_rule, several_lines, too_long
 from refine_lab.data.tasks.splits import Report, Splits, quoted, report
 from refine_lab.data.tasks.trained import UNTRAINED, History
+from refine_lab.data.tokenizer import beginning_told
 
 __all__ = ["Example", "Task", "load_splits", "load_task"]
 

@@ -13,9 +13,9 @@ from refine_lab.config import DataConfig, TaskConfig
 from refine_lab.data.batches import plain_tokens
 from refine_lab.data.corpus import Manifest, Split
 from refine_lab.data.recall import RecallDocument, encode, make_document, parse_kind
+from refine_lab.data.tasks.prompts import Example, end_of_text
 from refine_lab.data.tokenizer import beginning
 from refine_lab.rng import Draws
-from refine_lab.data.tasks.prompts import Example, end_of_text
 
 QUESTIONS = {
     "word": ("What is the secret word for {key}?", "The secret word for {key} is"),

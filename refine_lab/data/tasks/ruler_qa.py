@@ -17,12 +17,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import TaskConfig
-from refine_lab.data.tokenizer import beginning
 from refine_lab.data.tasks.passages import parse
 from refine_lab.data.tasks.prompts import Example, encode
 from refine_lab.data.tasks.published import Published, divide, read_published
 from refine_lab.data.tasks.splits import Splits
 from refine_lab.data.tasks.trained import UNTRAINED, History
+from refine_lab.data.tokenizer import beginning
 
 RULER_SEED = 20_260_218
 """Of every draw, whatever the seed of a run: all runs train and test on the same."""

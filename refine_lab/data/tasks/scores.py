@@ -1,8 +1,8 @@
 """How an answer is scored against its references: exact match, recall, and the F1 of their words.
 
-The whole text given is scored: which part of a generated text is the answer, its task's rule decides before
-(`refine_lab.data.tasks.rules`). Each score is that of the best reference, from 0 to 1; NaN where there is none. The paper scores
-RULER by recall; its scores for LongBench (ROUGE, code similarity, classes) are not here, except the F1 of words.
+The whole text is scored; the task's rule has decided before which part of the generated text is the answer
+(`refine_lab.data.tasks.rules`). Each score is that of the best reference, from 0 to 1; NaN without references. The paper
+scores RULER by recall; its scores for LongBench (ROUGE, code similarity, classes) are not here, except the F1 of words.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerFast
 
 from refine_lab.config import DataConfig, TaskConfig
 from refine_lab.data.recall import recall_words
-from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from refine_lab.data.tasks.examples import Example, Task, load_task
 from refine_lab.data.tasks.passages import parse
 from refine_lab.data.tasks.prompts import cut_middle, encode
 from refine_lab.data.tasks.splits import normalised, report
+from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from tests.support.paths import TEXT
 
 DATA = DataConfig(sources={str(TEXT): 1.0})

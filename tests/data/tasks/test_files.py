@@ -12,9 +12,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from refine_lab.config import DataConfig, TaskConfig
-from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from refine_lab.data.tasks.examples import Task, load_task
 from refine_lab.data.tasks.passages import parse
+from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from tests.support.paths import TEXT
 
 RULER = (

@@ -13,13 +13,12 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from refine_lab.config import DataConfig, TaskConfig
-from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from refine_lab.data.tasks.examples import Task, load_task
 from refine_lab.data.tasks.published import divide, read_published
 from refine_lab.data.tasks.ruler_qa import _seeded
+from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from tests.factories.tasks_ruler import article, squad
 from tests.support.paths import TEXT
-
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +29,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def load(path: Path, tokenizer: PreTrainedTokenizerFast, **settings: Any) -> Task:
     sizes = {"train": 6, "test": 3, "prompt_tokens": 400, **settings}
     return load_task(TaskConfig(source=f"ruler:{path}", **sizes), tokenizer, DataConfig())
-
-
-
-
 
 
 def hotpotqa(folder: Path, context: Mapping[int, list[str]]) -> Path:

@@ -11,22 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.refusals import refused
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import DataConfig, TaskConfig, TrainConfig, from_json, to_json
-from refine_lab.models.decoding import greedy
-from refine_lab.training.evaluation import answer_measures
-from refine_lab.experiments.configs import method_configs
-from refine_lab.experiments.tasks import with_source
-from refine_lab.explore.session import Session
-from refine_lab.models import FastWeightLM, load_model
-from refine_lab.recipes import named
-from refine_lab.training.answers import answer
 from refine_lab.data.tasks.examples import Task, load_task
 from refine_lab.data.tasks.passages import parse
 from refine_lab.data.tasks.prompts import encode
 from refine_lab.data.tasks.rules import AnswerRule
+from refine_lab.experiments.configs import method_configs
+from refine_lab.experiments.tasks import with_source
+from refine_lab.explore.session import Session
+from refine_lab.models import FastWeightLM, load_model
+from refine_lab.models.decoding import greedy
+from refine_lab.recipes import named
+from refine_lab.training.answers import answer
+from refine_lab.training.evaluation import answer_measures
+from tests.support.refusals import refused
 
 FIRST = AnswerRule(strip_leading=False)
 OWN = AnswerRule()

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import traitlets
 
-from widgets.core.base import STATIC, Widget, guarded, script, style
-from widgets.core.page import page, save_page
 from tests.support.paths import ROOT
-
+from widgets.core.assets import STATIC, script, style
+from widgets.core.base import Widget, guarded
+from widgets.core.page import page, save_page
 
 
 class Echo(Widget):

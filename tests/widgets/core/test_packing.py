@@ -16,23 +16,23 @@ import pandas as pd
 import pytest
 import traitlets
 from ipywidgets.widgets.widget import _remove_buffers
-from tests.support.rollout_frames import decode, random_frame
-from tests.factories.live_curves import new_run, train
-from tests.factories.state_view import summary
 
 import widgets
 from refine_lab.explore import Worker
+from tests.factories.live_curves import new_run, train
+from tests.factories.state_view import summary
+from tests.support.paths import ROOT
+from tests.support.rollout_frames import decode, random_frame
 from widgets.core.base import Widget
-from widgets.parts.live_curves import LiveCurves
 from widgets.core.packing import pack, unpack
-from widgets.reward_explorer import RewardExplorer
+from widgets.parts.live_curves import LiveCurves
 from widgets.parts.reward_summary import RewardSummary
+from widgets.reward_explorer import RewardExplorer
 from widgets.rollout_inspector import RolloutInspector
 from widgets.run_monitor import RunMonitor
 from widgets.state_view import StateView
 from widgets.token_map import Alternatives, Metric, TokenMap, TokenText
 from widgets.ttt_panel import TTTPanel
-from tests.support.paths import ROOT
 
 VALUES: list[Any] = [
     {},

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from tests.support.compared import WAYS
 
+from refine_lab.data.tasks.scores import SCORES
 from refine_lab.experiments.compare import per_prompt, per_seed
 from refine_lab.training.answers import side_by_side
-from refine_lab.data.tasks.scores import SCORES
+from tests.support.compared import WAYS
 from widgets.figures.method_tables import comparison_table, differences_table, samples_table
 
 

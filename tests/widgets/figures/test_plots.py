@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
 
+from widgets.figures.method_tables import comparison_table
 from widgets.figures.plots import (
     check_figures,
     entropy_profile,
@@ -16,7 +17,6 @@ from widgets.figures.plots import (
     training_curves,
     use_offline_renderer,
 )
-from widgets.figures.method_tables import comparison_table
 from widgets.figures.series import decimate, over_seeds, way_styles
 from widgets.figures.tables import rollout_table, visible
 

@@ -12,18 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refine_lab.config import TrainConfig
 from refine_lab.runs.writer import RunWriter
+from tests.factories.live_curves import new_run, train
+from widgets.core.packing import unpack
 from widgets.figures.plots import check_figures
 from widgets.parts.live_curves import LiveCurves
-from widgets.core.packing import unpack
-from tests.factories.live_curves import new_run, train
-from tests.support.paths import ROOT
-
-
-
-
-
 
 
 @pytest.fixture
