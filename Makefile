@@ -14,7 +14,7 @@ RUNS := $(or $(REFINE_RUNS),runs)
 START := $(shell date +%s)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-rest lab bench lint lock chromium
+.PHONY: help setup demo test check check-rest lab bench docs lint lock chromium
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -88,6 +88,9 @@ bench: $(READY) ## the benchmarks, into benchmarks/results/
 	$(BIN)/python -m benchmarks.memory --model tiny-deltanet --json $(RESULTS)/memory.json
 	$(BIN)/python -m benchmarks.ttt --model tiny-deltanet --json $(RESULTS)/ttt.json
 	$(BIN)/python -m benchmarks.widgets --json $(RESULTS)/widgets.json
+
+docs: $(READY) ## docs/api.md and the table of files in docs/architecture.md, from the code
+	$(BIN)/python docs/generate.py
 
 # -- proof ---------------------------------------------------------------------------------------------------------------
 

@@ -1,12 +1,10 @@
 """refine_lab: the research workbench for REFINE, "Reinforced Fast Weights with Next-Sequence Prediction" (arXiv 2602.16704).
 
-The method in its order: `selection`, `rollout`, `rewards`, `advantages`, `losses`, `step`; `nested` and `ttt`
-run that step in post-training and at test time. Around it: `types` and `config`
-(the vocabulary), `recipes` (the paper's numbers), `models` and `ops` (fast weights as a value), `data`, `draws` (keyed
-random numbers), `runs` (a run as a directory and a process), `training` (what that process does), `evaluation`,
-`parity` (the gate that a model passes before it is trained).
+`method` holds the paper's procedure, one step per file. `models` and `ops` make fast weights a value, `data` prepares text and
+tasks, `recipes` has the paper's numbers, `training` runs the method in every phase, `runs` keeps records, and `experiments`
+and `explore` are what notebooks and widgets call. docs/architecture.md lists the folders in the order of their imports.
 
-The names below are imported when they are first asked for: who starts a run or reads its records does not load torch.
+The names below are imported on first use, so that `import refine_lab` loads neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -17,14 +15,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refine_lab.config import DataConfig, RefineConfig, TrainConfig
-    from refine_lab.models import FastWeightLM, State, Trace, load_model
+    from refine_lab.config import DataConfig, RefineConfig, TaskConfig, TrainConfig, UpdateConfig
+    from refine_lab.experiments.configs import method_configs
+    from refine_lab.experiments.runs import create_runs
+    from refine_lab.models import FastWeightLM, State, Trace, load_model, register
     from refine_lab.parity import parity
-    from refine_lab.runs.run import Run, list_runs
+    from refine_lab.recipes import midtrain, recipe
+    from refine_lab.runs.process import follow, resume, start, stop
+    from refine_lab.runs.queue import require_finished, run_in_turn
+    from refine_lab.runs.run import Run, list_runs, runs_dir
+    from refine_lab.training.adaptation import adapted
+    from refine_lab.ttt_config import TTTConfig, TTTRunConfig
     from refine_lab.types import Batch, RewardInputs, Rollouts
+    from refine_lab.validation import ConfigError
 
 __all__ = [
     "Batch",
+    "ConfigError",
     "DataConfig",
     "FastWeightLM",
     "RefineConfig",
@@ -32,19 +39,44 @@ __all__ = [
     "Rollouts",
     "Run",
     "State",
+    "TTTConfig",
+    "TTTRunConfig",
+    "TaskConfig",
     "Trace",
     "TrainConfig",
+    "UpdateConfig",
+    "adapted",
+    "create_runs",
+    "follow",
     "list_runs",
     "load_model",
+    "method_configs",
+    "midtrain",
     "parity",
+    "recipe",
     "refuse_shadows",
+    "register",
+    "require_finished",
+    "resume",
+    "run_in_turn",
+    "runs_dir",
+    "start",
+    "stop",
 ]
 
 _HOMES = {
-    "config": ("DataConfig", "RefineConfig", "TrainConfig"),
-    "models": ("FastWeightLM", "State", "Trace", "load_model"),
-    "runs.run": ("Run", "list_runs"),
+    "config": ("DataConfig", "RefineConfig", "TaskConfig", "TrainConfig", "UpdateConfig"),
+    "ttt_config": ("TTTConfig", "TTTRunConfig"),
+    "validation": ("ConfigError",),
     "types": ("Batch", "RewardInputs", "Rollouts"),
+    "models": ("FastWeightLM", "State", "Trace", "load_model", "register"),
+    "runs.run": ("Run", "list_runs", "runs_dir"),
+    "runs.process": ("follow", "resume", "start", "stop"),
+    "runs.queue": ("require_finished", "run_in_turn"),
+    "recipes": ("midtrain", "recipe"),
+    "training.adaptation": ("adapted",),
+    "experiments.configs": ("method_configs",),
+    "experiments.runs": ("create_runs",),
 }
 
 

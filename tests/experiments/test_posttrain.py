@@ -21,7 +21,7 @@ from refine_lab.runs.run import Run
 from refine_lab.training.inputs import resume_or_create
 from refine_lab.training.loading import load_training_task
 from refine_lab.training.trainer import train
-from tests.factories.posttraining import config_of, trained
+from tests.factories.posttraining import checkpoint, config_of, prompts, trained  # noqa: F401
 
 CLOCKS = ["time", "seconds", "tokens_per_second"]
 

@@ -1,0 +1,76 @@
+"""Write what the documents take from the code: `python docs/generate.py`, or `make docs`.
+
+`docs/api.md` lists the names that `refine_lab` exports; the table of files in `docs/architecture.md` holds the first
+sentence of each module's docstring. With `--check`, nothing is written, and the exit status is 1 where something differs.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- files: written by docs/generate.py -->", "<!-- end of files -->"
+
+
+def first_sentence(docstring: str | None) -> str:
+    """The first sentence of a docstring, in one line."""
+    paragraph = " ".join((docstring or "").strip().split("\n\n")[0].split())
+    end = paragraph.find(". ")
+    return (paragraph if end < 0 else paragraph[: end + 1]).replace("|", "\\|")
+
+
+def api() -> str:
+    """The text of docs/api.md."""
+    import refine_lab
+
+    lines = [
+        "# Public names",
+        "",
+        "Everything here is imported from `refine_lab` itself, as in `from refine_lab import load_model`. A name is loaded when it is first",
+        "asked for, so that `import refine_lab` loads neither torch nor transformers. This page is written by `make docs` from the",
+        "docstrings.",
+        "",
+        "| name | what it is | home |",
+        "|---|---|---|",
+    ]
+    for name in sorted(refine_lab.__all__, key=str.lower):
+        value = getattr(refine_lab, name)
+        home = getattr(value, "__module__", None) or value.__name__
+        lines.append(f"| `{name}` | {first_sentence(inspect.getdoc(value))} | `{home}` |")
+    return "\n".join(lines) + "\n"
+
+
+def files() -> str:
+    """The table of files, folder by folder."""
+    lines = ["| file | what it does |", "|---|---|"]
+    for package in ("refine_lab", "widgets"):
+        for path in sorted((ROOT / package).rglob("*.py"), key=lambda path: (path.parent.parts, path.name)):
+            sentence = first_sentence(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))))
+            if path.name != "__init__.py" or path.parent.name == package:
+                lines.append(f"| `{path.relative_to(ROOT)}` | {sentence} |")
+    return "\n".join(lines) + "\n"
+
+
+def documents() -> dict[Path, str]:
+    """What the generated documents hold, by path."""
+    architecture = ROOT / "docs" / "architecture.md"
+    before, _, rest = architecture.read_text(encoding="utf-8").partition(BEGIN + "\n")
+    _, _, after = rest.partition(END)
+    return {ROOT / "docs" / "api.md": api(), architecture: f"{before}{BEGIN}\n{files()}{END}{after}"}
+
+
+def main() -> int:
+    wrong = [path for path, text in documents().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in wrong:
+        if "--check" in sys.argv:
+            print(f"{path.relative_to(ROOT)} differs from the code: run `make docs`", file=sys.stderr)
+        else:
+            path.write_text(documents()[path], encoding="utf-8")
+    return 1 if wrong and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
