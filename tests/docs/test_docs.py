@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,23 @@ def pointed_at(path: Path) -> Iterator[Path]:
 def test_every_file_pointed_at_is_there(path: Path) -> None:
     missing = [str(target.relative_to(ROOT)) for target in pointed_at(path) if not target.exists()]
     assert not missing
+
+
+def imported_names(path: Path) -> list[str]:
+    """The modules of ours that the Python blocks of a document import from."""
+    blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^(?:from|import) (refine_lab[\w.]*)", "\n".join(blocks), flags=re.MULTILINE)
+
+
+def test_documents_import_our_names_from_the_package_itself() -> None:
+    found = {name for path in DOCUMENTS for name in imported_names(path)}
+    assert found == {"refine_lab"}
+
+
+def test_generated_parts_are_those_that_the_code_gives() -> None:
+    spec = spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    generate = module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    for path, text in generate.documents().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} differs from the code: run `make docs`"

@@ -127,7 +127,7 @@ def test_a_reward_of_ones_own_and_refusals() -> None:
     for changes, sentence in (
         (
             {"reward": "nope", "num_chunks": 3},
-            "reward must be one of 'cosine', 'binary', 'hybrid', 'longest', got 'nope'",
+            "reward must be one of 'cosine', 'binary', 'hybrid', 'edit', 'longest', got 'nope'",
         ),
         ({"tau": 0.0}, "tau must be above 0"),
         ({"seed": -1}, "seed must be a whole number of at least 0"),

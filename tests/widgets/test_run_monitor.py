@@ -41,7 +41,7 @@ def watch() -> Iterator[Callable[[Path], RunMonitor]]:
 def test_settings_that_differ(tmp_path: Path) -> None:
     one, other = write_run(tmp_path, 0), write_run(tmp_path, 1, lr=1e-3)
     table = config_differences([one, other]).set_index("setting")
-    assert table.index.tolist() == ["lr", "seed"]
+    assert table.index.tolist() == ["seed", "lr"]
     assert table.loc["lr"].tolist() == ["0.0001", "0.001"]
     assert config_differences([one]).empty
     sft = replace(one.config, method=None, data=DataConfig(sources={HOSTILE: 1.0}))
@@ -89,13 +89,13 @@ def test_two_experiments_of_one_method_and_seed_are_two(tmp_path: Path, watch: C
     monitor = watch(tmp_path)
     labels = {row["name"]: row["label"] for row in monitor.curves.progress}
     assert labels == {
-        short[0].name: "REFINE, steps 3, lr 0.0001, seed 0",
-        short[1].name: "REFINE, steps 3, lr 0.0001, seed 1",
-        long[0].name: "REFINE, steps 6, lr 0.001, seed 0",
-        long[1].name: "REFINE, steps 6, lr 0.001, seed 1",
+        short[0].name: "REFINE, lr 0.0001, steps 3, seed 0",
+        short[1].name: "REFINE, lr 0.0001, steps 3, seed 1",
+        long[0].name: "REFINE, lr 0.001, steps 6, seed 0",
+        long[1].name: "REFINE, lr 0.001, steps 6, seed 1",
     }
     arms = {arm["arm"]: (arm["label"], arm["dash"], arm["look"]) for arm in monitor.curves.curves["arms"]}
-    assert sorted(arms) == ["refine: steps 3, lr 0.0001", "refine: steps 6, lr 0.001"]
+    assert sorted(arms) == ["refine: lr 0.0001, steps 3", "refine: lr 0.001, steps 6"]
     assert {dash for _, dash, _ in arms.values()} == {"solid", "dash"}
     assert {look for *_, look in arms.values()} == {2}, "the colour stays that of the method"
     lines = monitor.curves.curves["panels"][0]["lines"]
@@ -103,11 +103,11 @@ def test_two_experiments_of_one_method_and_seed_are_two(tmp_path: Path, watch: C
         (arm, seed) for arm in sorted(arms) for seed in (0, 1)
     ]
     assert monitor.curves.frame().groupby("arm").size().to_dict() == {
-        "refine: steps 3, lr 0.0001": 6,
-        "refine: steps 6, lr 0.001": 12,
+        "refine: lr 0.0001, steps 3": 6,
+        "refine: lr 0.001, steps 6": 12,
     }
     still = {trace.name: list(trace.x) for trace in monitor.curves.figure().data if trace.showlegend}
-    assert still == {"REFINE, steps 3, lr 0.0001": [1, 2, 3], "REFINE, steps 6, lr 0.001": [1, 2, 3, 4, 5, 6]}
+    assert still == {"REFINE, lr 0.0001, steps 3": [1, 2, 3], "REFINE, lr 0.001, steps 6": [1, 2, 3, 4, 5, 6]}
     assert all(label in repr(monitor.curves) for label in labels.values())
     monitor.choice.value = tuple(run.name for run in short)
     assert {row["label"] for row in monitor.curves.progress} == {"REFINE, seed 0", "REFINE, seed 1"}
