@@ -40,18 +40,12 @@ from refine_lab.ttt_config import TTTRunConfig as TTTRunConfig
 class Progress:
     """What a run reports: a step that was made, or a batch that was answered."""
 
-    batch: int
-    "Its number, from 1."
-    batches: int
-    "Of the run."
     names: tuple[str, ...]
     "Of the examples of the batch."
     update: Update | None
     "The step, or none: the batch has been answered, and what was answered is kept."
     rows: tuple[dict[str, Any], ...] = ()
     "The answers, as rows of the run's `answers`."
-    seconds_left: float | None = None
-    "Where at least one batch has been answered by this process."
 
 
 Report = Callable[[Progress], object]
@@ -173,7 +167,7 @@ class _Work:
     ) -> None:
         self.run, self.config, self.model, self.tokenizer = run, run.config, model, tokenizer
         self.parts, self.rule, self.report = parts, rule, report
-        self.began, self.answered, self.before = time.monotonic(), 0, 0
+        self.answered, self.before = 0, 0
         self.reason: object = None
 
     def one_by_one(self) -> bool:
@@ -252,7 +246,7 @@ class _Work:
             for update in adapter.adapt(batch):
                 updates.append(update)
                 self.writer.update(number, update_line(update, [example.name for example in part]))
-                if self._tell(number, part, update=update):
+                if self._tell(part, update=update):
                     return None
         after = before if adapter is None else self._measured(part)
         began = time.monotonic()
@@ -299,24 +293,15 @@ class _Work:
             for _, earlier in self.run.checkpoints()[:-1]:
                 shutil.rmtree(earlier)
         self.answered += 1
-        return self._tell(number, part, rows=tuple(rows))
+        return self._tell(part, rows=tuple(rows))
 
-    def _tell(
-        self, number: int, part: list[Example], update: Update | None = None, rows: tuple[dict[str, Any], ...] = ()
-    ) -> bool:
-        left = None
-        if self.answered:
-            remaining = len(self.parts) - self.before - self.answered
-            left = (time.monotonic() - self.began) / self.answered * remaining
+    def _tell(self, part: list[Example], update: Update | None = None, rows: tuple[dict[str, Any], ...] = ()) -> bool:
         self.progress.report(self.before + self.answered)
         self.reason = self.report(
             Progress(
-                batch=number,
-                batches=len(self.parts),
                 names=tuple(example.name for example in part),
                 update=update,
                 rows=rows,
-                seconds_left=left,
             )
         )
         return bool(self.reason)
