@@ -63,7 +63,9 @@ def documents() -> dict[Path, str]:
 
 
 def main() -> int:
-    wrong = [path for path, text in documents().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    wrong = [
+        path for path, text in documents().items() if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
     for path in wrong:
         if "--check" in sys.argv:
             print(f"{path.relative_to(ROOT)} differs from the code: run `make docs`", file=sys.stderr)

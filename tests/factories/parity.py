@@ -8,14 +8,10 @@ from refine_lab.models import FastWeightLM
 from refine_lab.models.loading import family
 
 DELTA = dict(hidden_size=24, num_heads=2, num_hidden_layers=2, intermediate_size=40)
-
-
 LACT = dict(hidden_size=24, num_attn_heads=3, num_lact_heads=2, num_hidden_layers=2, intermediate_size=40)
-
-
+LACT |= dict(lact_chunk_size=64, window_size=48)
 HYBRID = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2)
-
-
+HYBRID |= dict(linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8)
 EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16)
 
 

@@ -1,6 +1,6 @@
 """The Triton kernels: equal to their torch references under the interpreter, compiled for a GPU that need not be there.
 
-The comparisons themselves are in interpreted_kernels.py; on CUDA test_gpu.py runs them again.
+The comparisons themselves are in tests/support/interpreted_kernels.py; on CUDA test_gpu.py runs them again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ HERE = TESTS
 def test_under_the_interpreter_kernels_equal_their_references():
     """Values and gradients, odd sizes, the head through its switch; and every comparison did run."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted_kernels.py")]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(HERE / "support" / "interpreted_kernels.py"),
+    ]
     done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout, done.stdout[-500:]

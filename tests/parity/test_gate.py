@@ -16,15 +16,12 @@ from refine_lab.models import FastWeightLM, State, Trace
 from refine_lab.parity import Parity, default_prefixes, parity, parity_of
 from refine_lab.parity.__main__ import main
 from refine_lab.recipes import midtrain
-from tests.factories.parity import FAMILIES, HYBRID, LACT, make
+from tests.factories.parity import FAMILIES, make
 from tests.factories.step import make_policy
 
 PREFIXES = (1, 2, 63, 64, 65, 126, 128, 1000)
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-9}
 MUON_GRADIENT = 1e-4  # of float32, where updates are orthogonalised
-
-LACT |= dict(lact_chunk_size=64, window_size=48)
-HYBRID |= dict(linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8)
 
 
 def held_to_the_bars(name: str, dtype: torch.dtype, prefixes: tuple[int, ...]) -> None:

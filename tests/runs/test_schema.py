@@ -19,11 +19,11 @@ from refine_lab.runs.run import Run
 from refine_lab.runs.schema import COLUMNS, ROLLOUT_TYPES, Column, completed, read_rollouts, write_rollouts
 from refine_lab.runs.writer import RunWriter
 from tests.support.rollout_frames import decode, rows
+from widgets.core.assets import STATIC
 from widgets.parts import rollout_columns
 from widgets.rollout_inspector import RolloutInspector
 
 NEXT = schema.FORMAT_VERSION + 1
-STATIC = Path(rollout_columns.__file__).parent / "static"
 
 
 def given(frame: pd.DataFrame) -> dict[str, list[Any]]:

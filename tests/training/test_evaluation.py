@@ -211,7 +211,7 @@ def test_without_states_hidden_states_and_gradients_are_the_same(name):
 
 
 def test_without_states_flas_models_keep_one_border(monkeypatch):
-    monkeypatch.setattr(fla_double.fla_models, "SEGMENT", 16)
+    monkeypatch.setattr("refine_lab.models.fla_models.SEGMENT", 16)
     policy = fla_double.Double(fla_double.PreTrainedConfig()).double().eval()
     tokens = fla_double.tokens_of(2, 70)
     whole = policy.read(tokens)
@@ -223,6 +223,11 @@ def test_without_states_flas_models_keep_one_border(monkeypatch):
         trace.state_at(torch.tensor([[3]] * 2))
 
 
+def states() -> int:
+    """How many objects there are that states are made of."""
+    return sum(type(x) in (ChunkedStates, ChunkStates) for x in gc.get_objects())
+
+
 @pytest.mark.parametrize("part", ["none", "blocks"])
 @pytest.mark.parametrize("name", [*FAMILIES, "olmo_hybrid"])
 def test_without_states_no_layer_keeps_what_they_are_made_of(name, part):
@@ -230,12 +235,10 @@ def test_without_states_no_layer_keeps_what_they_are_made_of(name, part):
     policy, batch, counts = make(name), make_batch(), []
     recompute(policy, part)
 
-    def count(*_) -> None:
-        counts.append(sum(type(x) in (ChunkedStates, ChunkStates) for x in gc.get_objects()))
-
     for layer in policy.model.layers:
-        layer.mlp.register_forward_pre_hook(count)
+        layer.mlp.register_forward_pre_hook(lambda *_: counts.append(states() - before))
     gc.collect()
+    before = states()  # of other tests' fixtures
     policy.read(batch.tokens, batch.lengths).hidden_states.sum().backward()
     assert max(counts) > 0  # what is counted is there otherwise
     counts.clear()
@@ -251,10 +254,9 @@ def test_blocks_that_run_again_in_the_backward_keep_no_states_either(name):
     policy, batch, counts = make(name), make_batch(), []
     recompute(policy, "blocks")
     for layer in policy.model.layers:
-        layer.mlp.register_forward_pre_hook(
-            lambda *_: counts.append(sum(type(x) in (ChunkedStates, ChunkStates) for x in gc.get_objects()))
-        )
+        layer.mlp.register_forward_pre_hook(lambda *_: counts.append(states() - before))
     gc.collect()
+    before = states()
     with hidden_states_only():
         hidden_states = policy.read(batch.tokens, batch.lengths).hidden_states
     hidden_states.sum().backward()

@@ -226,7 +226,7 @@ def test_rows_are_the_same_whatever_their_case_signs_and_spaces(first: Run, tmp_
     assert (
         found == [""]
         and "2 prompts that" in said
-        and "has a reference answer in column 'answer': answers are not scored." in said
+        and "has a reference answer in column 'answer'; answers are not scored." in said
     )
 
 
