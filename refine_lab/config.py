@@ -22,7 +22,7 @@ RELEASE = "_release_updates"
 Updates = Literal["equal", "release"]
 
 BUILT_IN_REWARDS = ("cosine", "binary", "hybrid", "edit")
-"""The names of the functions in `refine_lab.method.rewards.REWARDS`, known without loading torch."""
+"""Names of the functions in `refine_lab.method.rewards.REWARDS`, listed here so that torch need not be loaded."""
 
 FORMAT_VERSION = 2
 """Format version of `config.json`, raised whenever an old file would be read differently. Version 1 is still read."""
@@ -186,7 +186,7 @@ class TaskConfig(Config):
 
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Overrides `Config.upgraded`: before `lines` existed, an answer was its unstripped first line, by default of
+        """Overrides `Config.upgraded`: before `lines` existed, an answer was the first line even if it was empty, from
         column `answer`.
         """
         if "lines" in values:

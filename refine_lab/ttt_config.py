@@ -41,9 +41,7 @@ class TTTConfig(OptimizationConfig):
 
 @configuration
 class TTTRunConfig(RunConfig):
-    """Configuration of a test-time training run: each test example of a task is answered with or without adaptation to
-    its prompt.
-    """
+    """Configuration of a test-time training run: test examples are answered with or without adaptation to each prompt."""
 
     ttt: TTTConfig | None = field(default_factory=TTTConfig)
     "How the model is adapted; none: it answers unchanged."

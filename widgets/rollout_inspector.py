@@ -23,7 +23,7 @@ from widgets.parts.token_text import token_decoder
 
 MOST_COMPARED = 8
 SENT = ("name", "label", "unit", "digits", "about", "shared", "filtered", "heading", "look")
-"Attributes of a column that are sent to the page."
+"Attributes of a column that the page receives."
 EXAMPLES, MEMBERS = 6, 4
 "Positions, and rollouts per position, in the paper's table F.1."
 CAPTION = (

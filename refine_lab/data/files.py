@@ -1,4 +1,4 @@
-"""Reading input files: checks for UTF-8 and git-lfs pointers, JSON lines, and content digests."""
+"""Reads input files: checks UTF-8 and git-lfs pointers, parses JSON lines, and computes content digests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replacement of characters that UTF-8 cannot encode."""
+"""Replaces characters that UTF-8 cannot encode."""
 
 from __future__ import annotations
 

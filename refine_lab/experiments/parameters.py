@@ -109,8 +109,8 @@ CONVERTERS = {bool: _bool, float: _number, int: _whole, str: _text}
 def in_jupyterlab() -> bool:
     """Returns whether this kernel's notebook is open in Jupyter, whose server sets a session name.
 
-    papermill sets none; if it is called from a notebook's own cell, it inherits that notebook's name from its parent
-    process.
+    papermill sets none itself. If it is called from a notebook cell, it passes on that notebook's name, which is then
+    also in the environment of the kernel's parent process.
     """
     if not os.environ.get("JPY_SESSION_NAME"):
         return False

@@ -1,4 +1,4 @@
-"""One document under one model: its target positions, rollouts and rewards under changing settings.
+"""Exploration of one document with one model: target positions, rollouts and rewards under changing settings.
 
 The worker holds the model; its results are cached here, so that a change of reward, grouping, selection or a smaller k
 needs no further model call. The cache only saves time: a recomputed rollout is bitwise identical (see

@@ -28,7 +28,7 @@ class DocumentReading:
 
     token_ids: Int[np.ndarray, "T"]
     entropies: Float[np.ndarray, "T"]
-    "In nats."
+    "Entropy of the policy before the token, in nats."
     logprobs: Float[np.ndarray, "T"]
     "log p of the token itself, in nats; the next-token loss is its negative."
     ranks: Int[np.ndarray, "T"]

@@ -58,7 +58,7 @@ class PrefixRollouts:
     logprobs: Float[Tensor, "N K"]
     "Logprobs at the sampling temperature."
     hidden_states: Float[Tensor, "N K D"]
-    "h^pred of equation 7."
+    "Hidden states with the rollout tokens as inputs (h^pred of equation 7)."
     target_ids: Int[Tensor, "K"]
     target_logprobs: Float[Tensor, "K"]
     "Logprobs of the reference tokens at temperature 1, from the document's reading."

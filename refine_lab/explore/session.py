@@ -59,7 +59,7 @@ class Held:
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """A document that was read."""
+    """A document that was read, with its trace and write strengths."""
 
     reading: DocumentReading
     trace: Trace

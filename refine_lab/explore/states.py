@@ -31,7 +31,7 @@ class StateSummary:
     names: tuple[str, ...]
     "Name of each matrix: `recurrent_state` (DeltaNet), or `w0`, `w1`, `w2` (LaCT)."
     norms: Float[np.ndarray, "M H P"]
-    "Frobenius norm."
+    "Frobenius norm of each matrix."
     effective_ranks: Float[np.ndarray, "M H P"]
     "exp of the entropy of the normalised singular values (Roy and Vetterli, 2007); 0 for a matrix of zeros."
     changes: Float[np.ndarray, "M H P"]

@@ -1,5 +1,5 @@
-"""The base of our own families: embeddings, blocks and a final norm that read a batch, and the language model around
-them.
+"""The backbone shared by DeltaNet, GatedDeltaNet and LaCT (embeddings, blocks, final norm), and the language model
+around it.
 """
 
 from __future__ import annotations

@@ -80,7 +80,9 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
 
     @property
     def kernel_dtype(self) -> torch.dtype | None:
-        """Returns the dtype that kernels use whatever the model's dtype, or None. On CUDA, fla's kernels use bfloat16."""
+        """Returns the dtype in which kernels compute regardless of the model's dtype, or None. On CUDA, fla's kernels
+        use bfloat16.
+        """
         return torch.bfloat16 if self.device.type == "cuda" and find_spec("fla") is not None else None
 
     @property

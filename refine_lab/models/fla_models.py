@@ -1,5 +1,4 @@
-"""Other causal language models of flash-linear-attention with its cache, on CUDA; a state costs one segment of
-re-reading.
+"""Other flash-linear-attention models that use its cache, on CUDA; a state costs at most one segment of re-reading.
 
 The layers' kernels return only the state at the end of their input. A batch is therefore read in segments of `SEGMENT`
 tokens, and the state at each border is kept as a value. The state after a token is obtained by re-reading from the

@@ -1,6 +1,4 @@
-"""Implements transformers' call of a model with `read`: padding, masks, embeddings, and refusal of unsupported
-arguments.
-"""
+"""Converts transformers' model inputs for `read`: padding, masks, embeddings, and refusal of unsupported arguments."""
 
 from __future__ import annotations
 

@@ -3,9 +3,10 @@
 
     f(x) = w1 (silu(w0 x) * (w2 x))
 
-Each chunk is first read, then learned from: its tokens see the weights after the preceding chunks; then one step on the
-chunk's keys and values, with a learning rate per token and matrix, increases sum_t <f(k_t), v_t>. An incomplete chunk
-has not changed the weights, so the state after any token consists of its chunk's weights and the chunk's tokens so far.
+Each chunk is read before it updates the weights: its tokens see the weights after the preceding chunks; then one step
+on the chunk's keys and values, with a learning rate per token and matrix, increases sum_t <f(k_t), v_t>. An incomplete
+chunk has not changed the weights, so the state after any token consists of its chunk's weights and the chunk's tokens
+so far.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from torch import Tensor
 from refine_lab.ops.precision import without_float16
 
 Memory = Mapping[str, Tensor]
-"""Fast weights of S sources: `w0`, `w2` [S, H, h, d] and `w1` [S, H, d, h];
-`w0_sum` and so on with pre-norm, `w0_momentum` and so on with momentum.
+"""Fast weights of S sources: `w0`, `w2` [S, H, h, d] and `w1` [S, H, d, h]; also `w0_sum`, `w1_sum`, `w2_sum` with
+pre-norm, and `w0_momentum`, `w1_momentum`, `w2_momentum` with momentum.
 """
 
 MATRICES = ("w0", "w1", "w2")
@@ -95,8 +96,8 @@ class Rule:
         return changed
 
     def _orthogonal(self, steps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Applies Newton-Schulz to all three matrices in one stack; w1, whose shape is transposed, is transposed before
-        it.
+        """Applies Newton-Schulz to all three matrices in one stack, with w1 transposed to the shape of w0 and w2 unless
+        square.
         """
         across = steps["w1"].shape[-1] != steps["w1"].shape[-2]  # what is square, neither turns: as the release rounds
         w1 = steps["w1"].mT if across else steps["w1"]

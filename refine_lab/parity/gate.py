@@ -1,4 +1,4 @@
-"""The comparison of state-and-branch with re-reading each prefix, quantity by quantity."""
+"""The parity comparison: branching from states against re-reading each prefix, quantity by quantity."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ SAVE_SECONDS = 120.0
 
 
 class StopSignal:
-    """A process's record of whether it has been asked to stop working on a run."""
+    """Records whether a process has been asked to stop working on a run."""
 
     def __init__(self, run_dir: Path, lock: int | None = None) -> None:
         self._file = run_dir / "stop"

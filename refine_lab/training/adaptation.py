@@ -177,7 +177,7 @@ class Reading:
     entropies: Float[Tensor, "S"]
     "Entropy of the next-token distribution, in nats; entry i is the uncertainty about token i + 1. On the CPU."
     losses: Float[Tensor, "S"]
-    "-log p of that token, in nats."
+    "Loss -log p of that token, in nats."
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ Link = tuple[PageWidget, str, PageWidget, str]
 def page(*widgets: PageWidget, title: str = "refine_lab", links: Sequence[Link] = ()) -> str:
     """Returns the text of an HTML file with the widgets' current views, one below the other.
 
-    Whatever needs no Python works on the page: `links` define which trait follows which. Nothing is loaded from
+    Features that need no Python work on the page: `links` define which trait follows which. Nothing is loaded from
     elsewhere, and the page forbids it. Text from models and documents is included as data, never as markup: every `<`
     in it is escaped.
     """

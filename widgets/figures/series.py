@@ -1,4 +1,4 @@
-"""Shared by static figures and live curves: the list of panels, the style of each arm, and the thinning of series."""
+"""The panels, arm styles and series thinning shared by static figures and live curves."""
 
 from __future__ import annotations
 

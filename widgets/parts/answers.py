@@ -1,4 +1,4 @@
-"""Two answers side by side, before and after adaptation, which can be copied."""
+"""Two answers side by side, before and after adaptation, with text that can be copied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Live curves of training runs: Python follows the run directories and thins the series, JavaScript draws them."""
+"""Live curves of training runs: Python follows the run directories and thins the series; JavaScript draws them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Validates and packs what a token map shows besides the text: metrics, targets and alternatives."""
+"""Validates and packs a token map's metrics, targets and alternatives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our own Triton kernels, each with a torch reference of equal result; all are off by default.
+"""Our own Triton kernels, each with an equivalent torch reference; all are off by default.
 
 The environment variable `REFINE_KERNELS` enables them by name, separated by commas:
 

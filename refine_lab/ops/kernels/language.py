@@ -1,4 +1,6 @@
-"""Imports Triton, or stand-ins with which the kernel modules can be imported, but not run, where it is not installed."""
+"""Imports Triton where it is installed; elsewhere, defines placeholders with which the kernel modules import but cannot
+run.
+"""
 
 from __future__ import annotations
 
