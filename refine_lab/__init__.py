@@ -1,5 +1,4 @@
-"""refine_lab: a research workbench for REFINE, "Reinforced Fast Weights with Next-Sequence Prediction" (arXiv
-2602.16704).
+"""refine_lab: a research workbench for REFINE, "Reinforced Fast Weights with Next-Sequence Prediction" (arXiv 2602.16704).
 
 `method` holds the paper's procedure, one step per file. `models` and `ops` represent fast weights as values, `data`
 prepares text and tasks, `recipes` has the paper's numbers, `training` runs the method in every phase, `runs` reads and

@@ -32,9 +32,7 @@ REMOVED = {"DataConfig.text_column": "text", "TTTRunConfig.model_settings": {}}
 
 
 def with_updates(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the fields of a run's configuration with `updates` set from the recipe's name, where an older file
-    encoded it.
-    """
+    """Returns the fields of a run's configuration with `updates` set from the recipe's name, where an older file encoded it."""
     recipe = str(values.get("recipe", ""))
     if "updates" in values or not recipe.endswith(RELEASE):
         return values
@@ -178,17 +176,13 @@ class TaskConfig(Config):
         return _form(self.test_source or self.source)
 
     def settled(self) -> TaskConfig:
-        """Returns the task with a `strip_leading` of none replaced by the default of the test examples' source, as runs
-        record it.
-        """
+        """Returns the task with a `strip_leading` of none replaced by its source's default, as runs record it."""
         strip = self.asked_form == "file" if self.strip_leading is None else self.strip_leading
         return dataclasses.replace(self, strip_leading=strip)
 
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Overrides `Config.upgraded`: before `lines` existed, an answer was the first line even if it was empty, from
-        column `answer`.
-        """
+        """Overrides `Config.upgraded`: without `lines`, an answer was the first line, even if empty, from column `answer`."""
         if "lines" in values:
             return values
         column = {"answer_column": None} if values.get("answer_column") == "answer" else {}
@@ -248,9 +242,7 @@ class OptimizationConfig(Config):
 
 @configuration
 class UpdateConfig(OptimizationConfig):
-    """The settings that `make_optimizers` and `train_step` need: the optimizer and the sizes into which a batch is
-    divided.
-    """
+    """The settings that `make_optimizers` and `train_step` need: the optimizer and the sizes into which a batch is divided."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     "AdamW for everything, or Muon (Jordan et al., 2024) for the hidden matrices and AdamW for the rest."
@@ -315,17 +307,13 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
 
     @property
     def way(self) -> str:
-        """Returns the method's name, with the suffix `_release` where SFT makes fewer updates, as in the paper's
-        release.
-        """
+        """Returns the method's name, with the suffix `_release` where SFT makes fewer updates, as in the paper's release."""
         unequal = self.updates == "release" and self.arm in ("sft", "nested_sft")
         return self.arm + ("_release" if unequal and (self.nested or self.task is None) else "")
 
     @property
     def updates_per_batch(self) -> int:
-        """Returns the number of updates per batch: by next-token loss or REFINE, and with a task the one on the
-        answers.
-        """
+        """Returns the number of updates per batch: by next-token loss or REFINE, and with a task the one on the answers."""
         inner = self.batch_size // self.mini_batch_size
         return inner if self.task is None else 1 + inner * self.nested
 

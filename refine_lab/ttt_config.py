@@ -80,7 +80,5 @@ class TTTRunConfig(RunConfig):
 
     @property
     def way(self) -> str:
-        """Returns the method's name, with the suffix `_release` where SFT makes fewer updates, as in the paper's
-        release.
-        """
+        """Returns the method's name, with the suffix `_release` where SFT makes fewer updates, as in the paper's release."""
         return self.arm + ("_release" if self.updates == "release" and self.arm == "sft" else "")

@@ -76,8 +76,7 @@ _ALLOWED = {
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def configuration(cls: type[C]) -> type[C]:
-    """Makes a class a frozen dataclass whose fields pydantic checks; it raises `ConfigError` for the first invalid
-    field.
+    """Makes a class a frozen dataclass whose fields pydantic checks; it raises `ConfigError` for the first invalid field.
 
     A string in a field's `Annotated` replaces the description in `_ALLOWED`.
     """

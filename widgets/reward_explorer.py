@@ -202,8 +202,7 @@ class RewardExplorer(Panel):
     # -- what happens then --------------------------------------------------------------------------------------------
 
     def _wanted_positions(self) -> list[int]:
-        """Returns the selected positions and the clicked ones that can start a rollout; empty before a document is
-        read.
+        """Returns the selected positions and the clicked ones that can start a rollout; empty before a document is read.
 
         Raises ValueError if the settings select none.
         """
@@ -269,8 +268,7 @@ class RewardExplorer(Panel):
         return self.after(lambda: self.exploration.roll_out(positions), reward, show)
 
     def _rewarded(self) -> tuple[str, Any] | Future[tuple[str, Any]] | None:
-        """Returns the reward's name and the frame of the wanted rollouts; as a future for a custom reward, which may be
-        slow.
+        """Returns the reward's name and the frame of the wanted rollouts; as a future for a custom reward, which may be slow.
 
         Returns None while rollouts of a selected position are still pending: their own request will show everything.
         """
@@ -333,9 +331,7 @@ class RewardExplorer(Panel):
             self.explore(token - 1)
 
     def _is_shown(self, position: int) -> bool:
-        """Returns whether the selected rollout is already at this position, so that the map follows the inspector, not
-        vice versa.
-        """
+        """Returns whether the selected rollout is already at this position, so that the map follows the inspector."""
         selected = self.inspector.selected
         return selected >= 0 and int(self.inspector.rollouts["position"].iloc[selected]) == position
 

@@ -99,8 +99,7 @@ class RolloutInspector(Widget):
         return self._frame
 
     def show(self, rollouts: pd.DataFrame, *, keep: bool = False) -> None:
-        """Shows another frame. With `keep`, filters, selected and pinned rollouts are kept as far as the frame contains
-        them.
+        """Shows another frame. With `keep`, filters, selected and pinned rollouts are kept as far as the frame contains them.
 
         A rollout is identified by step, sequence, position and sample index. Use `keep` if the same rollouts get other
         numbers, as after a change of reward, or if some are added. The sort order is always kept.
@@ -136,8 +135,7 @@ class RolloutInspector(Widget):
         return self._frame.iloc[rows].set_axis(rows, axis=0)
 
     def table_f1(self, examples: int = EXAMPLES, members: int = MEMBERS) -> TableF1:
-        """Returns the first positions with different references, and their rollouts, in the form of the paper's table
-        F.1.
+        """Returns the first positions with different references, and their rollouts, in the form of the paper's table F.1.
 
         For each position, the first `members` rollouts are listed, as well as the one with the position's highest
         cosine reward, marked by a star. P7 is the seventh rollout of its position. Raises ValueError if nothing is

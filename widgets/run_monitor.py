@@ -40,9 +40,7 @@ class RunMonitor(Panel):
     """
 
     def __init__(self, folder: Path | str | None = None, runs: Sequence[Run] | None = None) -> None:
-        """`runs` are selected initially; none: the newest. `folder` may also be a run directory, which is then
-        selected.
-        """
+        """`runs` are selected initially; none: the newest. `folder` may also be a run directory, which is then selected."""
         super().__init__()
         self.folder = Path(folder).expanduser() if folder is not None else runs_dir()
         if is_run(self.folder):

@@ -48,8 +48,7 @@ _PANELS: WeakSet[TTTPanel] = WeakSet()
 
 
 class TTTPanel(Panel):
-    """Adapts to a document and its question by REFINE or SFT, and shows loss, reward and entropy per step, and both
-    answers.
+    """Adapts to a document and its question by REFINE or SFT, and shows loss, reward and entropy per step, and both answers.
 
     The weights stay adapted after a stop or the last step, until `reset` restores them bit for bit. Everything works
     without a page: `start`, `stop`, `reset`, `answers`, `steps` and the traits of `curves` and `token_map`. Raises
@@ -165,8 +164,7 @@ class TTTPanel(Panel):
             self.worker.stop(self._job)
 
     def reset(self) -> Future[Any]:
-        """Restores the weights; the future returns the number of updates undone, and the status says if they are
-        bitwise original.
+        """Restores the weights; the future returns the number of updates undone, and the status confirms the restoration.
 
         Raises ValueError while this panel adapts them; the future raises while another panel does.
         """

@@ -58,8 +58,7 @@ class SequenceData:
             self._recall_document(kind, sequence_id=0)
 
     def batch(self, step: int, batch_size: int) -> Batch:
-        """Returns batch `step` (from 0), tokens [batch_size, T]; recall documents shorter than the longest row are
-        padded.
+        """Returns batch `step` (from 0), tokens [batch_size, T]; recall documents shorter than the longest row are padded.
 
         Repeating a step or moving to later ones costs the same as the first call. The first call after a resume, and a
         call for an earlier step, draws the kinds of all preceding rows once.

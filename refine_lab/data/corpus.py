@@ -32,9 +32,7 @@ PACKAGES = tuple(
     urllib3
     """.split()
 )
-"""Packages of the lock file that are installed on every system (not fla or triton) and whose text is useful for
-training.
-"""
+"""Packages of the lock file that are installed on every system (not fla or triton) and whose text is useful for training."""
 
 PACKAGE_BYTES = 4_000_000
 """Maximum number of bytes kept of one package, so that large packages do not dominate; the standard library, which

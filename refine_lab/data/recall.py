@@ -63,10 +63,10 @@ class RecallDocument:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of recall document: number of `facts`, and of `questions` in training; both 0 for `pairs`, which fills the
-    document.
+    """A kind of recall document: number of `facts`, and of `questions` in training; both 0 for `pairs`.
 
-    `distance` is the minimum number of tokens between the last fact and the first question.
+    The statements and questions of `pairs` fill the document. `distance` is the minimum number of tokens between the
+    last fact and the first question.
     """
 
     form: Literal["pairs", "word", "number"]
@@ -135,8 +135,7 @@ def make_document(
     *,
     beginning: tuple[int, ...] = (),
 ) -> RecallDocument:
-    """Makes a document of at most `length` tokens (`word` and `number`: exactly `length`), including the tokens
-    `beginning`.
+    """Makes a document of at most `length` tokens (`word` and `number`: exactly `length`), including the tokens `beginning`.
 
     The text around the facts is a random excerpt of `filler` [any number of tokens]; each fact is planted at a uniform
     depth.
@@ -246,9 +245,7 @@ class _Writer:
         return RecallDocument(tokens=document, questions=asked)
 
     def pairs(self, name: str, length: int) -> RecallDocument:
-        """Fills up to half the document with a random number of pairs and the rest with questions, repeated in
-        training.
-        """
+        """Fills up to half the document with a random number of pairs and the rest with questions, repeated in training."""
         before, link = (encode(self.tokenizer, text) if text else [] for text in PAIRS[name])
         number = name == "pairs-number"
         size = len(before) + 1 + len(link) + (SPACE_AND_DIGITS if number else 1) + len(self.stop)

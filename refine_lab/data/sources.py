@@ -103,9 +103,7 @@ def _text_files(folder: Path) -> list[Path]:
 
 
 def _folder_documents(files: list[Path], split: Split) -> Iterator[str]:
-    """Yields each file as a document; files whose names have the smallest hashes are held out. A single file is
-    divided.
-    """
+    """Yields each file as a document; files whose names have the smallest hashes are held out. A single file is divided."""
     if len(files) == 1:
         return iter([_part(read_text(files[0]), split)])
     ordered = sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).hexdigest())

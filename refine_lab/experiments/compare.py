@@ -84,9 +84,7 @@ def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def answers_of(runs: Sequence[Run]) -> pd.DataFrame:
-    """Returns one row per answer of several test-time training runs; `way` is the method, with a suffix for release
-    updates.
-    """
+    """Returns one row per answer of several test-time training runs; `way` is the method, with a suffix for release updates."""
     return pd.concat([run.answers() for run in runs], ignore_index=True)
 
 

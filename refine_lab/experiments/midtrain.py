@@ -62,8 +62,7 @@ def stage_row(stage: TrainConfig) -> dict[str, Any]:
 
 
 def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int = 512) -> list[dict[str, Any]]:
-    """Evaluates the base model and every run's model on the same held-out text, targets and facts, and prints one line
-    each.
+    """Evaluates the base model and every run's model on the same held-out text, targets and facts, and prints one line each.
 
     Recall uses `num_documents` documents of `num_tokens` tokens. The base is the initial model of the first run.
     Measures that this tokenizer or these rows do not support are omitted, with a printed notice.
@@ -117,8 +116,7 @@ def _held_out(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Sequen
 
 @torch.no_grad()
 def entropies_of_document(run: Run) -> dict[str, Any]:
-    """Returns the data of `widgets.figures.plots.entropy_profile`: the first held-out row, read by a REFINE run's
-    model.
+    """Returns the data of `widgets.figures.plots.entropy_profile`: the first held-out row, read by a REFINE run's model.
 
     Raises ValueError for a run of SFT, which selects no positions.
     """

@@ -74,8 +74,7 @@ def ttt_runs(
     *,
     fresh: bool = False,
 ) -> list[Run]:
-    """Returns, for each test-time training configuration, the run in `folder` to resume, or a new run; `fresh`: all
-    new.
+    """Returns, for each test-time training configuration, the run in `folder` to resume, or a new run; `fresh`: all new.
 
     Prints which prompts are already answered, which are dropped, and which are too short for all chunks. Raises
     ValueError, before anything is created, for prompts that cannot be used.

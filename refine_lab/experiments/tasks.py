@@ -116,9 +116,7 @@ def prompts_of(
 
 
 def _run_with_task(past: History, prompts: str | None) -> Trained | None:
-    """Returns the last run whose test prompts are requested; None for a file of prompts, whose rows are checked one by
-    one.
-    """
+    """Returns the last run whose test prompts are requested; None for a file of prompts, whose rows are checked one by one."""
     if prompts is None:
         return next(iter(past.trained), None)
     source = absolute_source(prompts)

@@ -28,8 +28,7 @@ class WorkerDied(RuntimeError):
 
 
 class Worker:
-    """A process that holds models and documents (see `session.Session`), started by the first call and restarted if it
-    dies.
+    """A process that holds models and documents (see `session.Session`), started by the first call and restarted if it dies.
 
     `submit` returns at once. If a worker dies, pending requests and adapted weights are lost: the models are loaded
     again in their original state.

@@ -63,9 +63,7 @@ class Exploration:
         rewards: dict[str, RewardFunction] | None = None,
         add_bos: bool | None = None,
     ) -> None:
-        """Raises FileNotFoundError or ValueError if the model's tokenizer is missing, and ValueError for a built-in
-        reward's name.
-        """
+        """Raises FileNotFoundError or ValueError if the model's tokenizer is missing, and ValueError for a built-in name."""
         for name in rewards or {}:
             require(name not in REWARDS, "the name of a reward of your own", name, f"another than {', '.join(REWARDS)}")
         self.worker, self.model, self.add_bos = worker, model, add_bos
@@ -79,8 +77,7 @@ class Exploration:
         self._kept: dict[Key, list[PrefixRollouts]] = {}
 
     def tokens_of(self, text: str) -> np.ndarray:
-        """Returns the text as token ids, [T] int32, with a BOS token before it depending on `add_bos` (see
-        `DataConfig`).
+        """Returns the text as token ids, [T] int32, with a BOS token before it depending on `add_bos` (see `DataConfig`).
 
         Raises ValueError for fewer than two tokens or more than `MOST_TOKENS`.
         """
@@ -90,9 +87,7 @@ class Exploration:
         return ids
 
     def read(self, text: str) -> Future[Document]:
-        """Requests a reading of the document; once it is complete, `document` is set and earlier rollouts are
-        discarded.
-        """
+        """Requests a reading of the document; once it is complete, `document` is set and earlier rollouts are discarded."""
         ids = self.tokens_of(text)
 
         def keep(reading: DocumentReading) -> Document:
@@ -225,9 +220,7 @@ class Exploration:
         return next((each for each in self._kept.get(self._key(position), []) if _covers(each, *wanted)), None)
 
     def set(self, **changes: Any) -> None:
-        """Changes `reward`, `seed` or fields of the method. Raises ValueError for an invalid value, and then changes
-        nothing.
-        """
+        """Changes `reward`, `seed` or fields of the method. Raises ValueError for an invalid value and then changes nothing."""
         reward, seed = changes.pop("reward", self.reward), changes.pop("seed", self.seed)
         require(reward in self.rewards, "reward", reward, "one of " + ", ".join(map(repr, self.rewards)))
         whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)

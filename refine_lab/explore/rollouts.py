@@ -37,16 +37,14 @@ CORRELATED = {
 }
 """Quantities that rewards are correlated with: name -> column and unit."""
 BLOCK = 8
-"""Number of rollouts made together, which is fixed because float rounding depends on the number of rows and must not
+"""Number of rollouts made together. It is fixed because float rounding depends on the number of rows, and must not
 depend on n.
 """
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PrefixRollouts:
-    """N rollouts of K tokens from one prefix, with the reference continuation; all on the CPU, hidden states in
-    float32.
-    """
+    """N rollouts of K tokens from one prefix, with the reference continuation; all on the CPU, hidden states in float32."""
 
     position: int
     "Position of the prefix's last token; the first rollout token is at position + 1."
@@ -99,8 +97,7 @@ def rollouts_at(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> list[PrefixRollouts]:
-    """Makes `n` rollouts of `k` tokens from each position of a document, given its reading and trace (see
-    `read_document`).
+    """Makes `n` rollouts of `k` tokens from each position of a document, given its reading and trace (see `read_document`).
 
     A rollout depends, bit for bit, only on the document, the seed, the temperature, its position and its own index. It
     does not depend on n, k or the other positions: each position's rollouts are made `BLOCK` at a time, token by token.
@@ -165,12 +162,11 @@ def assess(
     k: int | None = None,
     group_by: Literal["sequence", "prefix"] = "prefix",
 ) -> pd.DataFrame:
-    """Returns one row per rollout with the columns of a run's rollouts (`runs.schema.COLUMNS`), `step` 0, and per-token
-    `cosines`.
+    """Returns one row per rollout with the columns of a run's rollouts (`runs.schema.COLUMNS`) and per-token `cosines`.
 
-    Only the first `k` tokens of each rollout count (None: the length of the shortest). Advantages compare the rollouts
-    of a prefix, or all of them. Raises ValueError for no rollouts, for a k that exceeds their length, and as
-    `rewards.checked` does.
+    `step` is 0. Only the first `k` tokens of each rollout count (None: the length of the shortest). Advantages compare
+    the rollouts of a prefix, or all of them. Raises ValueError for no rollouts, for a k that exceeds their length, and
+    as `rewards.checked` does.
     """
     require(len(rollouts) > 0, "rollouts", "none", "those of at least one position")
     longest = min(each.shape[1] for each in rollouts)

@@ -51,9 +51,7 @@ class Held:
 
     @property
     def version(self) -> str:
-        """Returns an identifier of the weights: it changes with the files and every update, and a reset restores the
-        earlier one.
-        """
+        """Returns an identifier of the weights: files and updates change it, and a reset restores the earlier one."""
         return f"{self.origin}, {self.moves if self.restored is not None else 0} updates"
 
 

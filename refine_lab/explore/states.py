@@ -20,9 +20,7 @@ from refine_lab.models.state import Trace
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StateSummary:
-    """Statistics of M matrices (a layer's, by name) with H heads each, at P positions of one document. NaN beyond a
-    matrix's heads.
-    """
+    """Statistics of M matrices (a layer's, by name) with H heads each at P positions; NaN beyond a matrix's heads."""
 
     positions: Int[np.ndarray, "P"]
     "Each state is the one after the token at this position."

@@ -77,8 +77,7 @@ def kl_loss(
 
 
 def entropy_loss(entropies: Float[Tensor, "R K"], num_tokens: int) -> Float[Tensor, ""]:
-    """The negative mean entropy of the policy on the rollout tokens; with a positive coefficient it encourages
-    exploration.
+    """The negative mean entropy of the policy on the rollout tokens; with a positive coefficient it encourages exploration.
 
     Each entropy is an exact sum over the vocabulary, not an estimate, so its gradient at a state is exact whatever
     policy drew the tokens, and no ratio is needed. The states remain distributed as under pi_old, and the gradient

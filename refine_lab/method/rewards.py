@@ -70,8 +70,7 @@ def reward_function(name: str, source: str | None = None) -> RewardFunction:
 
 
 def checked(reward: RewardFunction) -> RewardFunction:
-    """Wraps `reward` to run without gradients on copies of its inputs, and verifies its result: a finite float tensor
-    [R].
+    """Wraps `reward` to run without gradients on copies of its inputs, and verifies its result: a finite float tensor [R].
 
     The wrapped function raises a ValueError that names the reward and describes the invalid result.
     """

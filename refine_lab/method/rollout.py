@@ -64,8 +64,7 @@ def sample(
 
 
 def follow(policy: FastWeightLM, branches: Branches, tokens: Int[Tensor, "R K"], temperature: float) -> Continuation:
-    """Reads `tokens` from their branches in one forward pass over k tokens; differentiable in the policy and the
-    prefix.
+    """Reads `tokens` from their branches in one forward pass over k tokens; differentiable in the policy and the prefix.
 
     logprobs[:, j] belongs to token j given the prefix and the tokens before it, at the sampling temperature;
     hidden_states[:, j] is the final-layer hidden state with token j as input, h^pred of equation 7.

@@ -59,9 +59,7 @@ class StepResult:
 
 
 def next_token_stats(policy: FastWeightLM, trace: Trace, batch: Batch, *, entropy: bool) -> TokenStats:
-    """Returns statistics of x_{i+1} given x_{<=i} for i < T - 1, each [B, T - 1]; entries beyond a row's end are
-    meaningless.
-    """
+    """Returns statistics of x_{i+1} given x_{<=i} for i < T - 1, each [B, T - 1]; entries beyond a row's end are undefined."""
     hidden, targets = trace.hidden_states[:, :-1], batch.tokens[:, 1:]
     return policy.head(hidden, targets, entropy=entropy)
 

@@ -1,6 +1,4 @@
-"""The backbone shared by DeltaNet, GatedDeltaNet and LaCT (embeddings, blocks, final norm), and the language model
-around it.
-"""
+"""The backbone of DeltaNet, GatedDeltaNet and LaCT (embeddings, blocks, final norm), and the language model around it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The base class of all fast-weight language models: reading a batch to a trace, and transformers' `forward` and
-`generate`.
-"""
+"""The base class of all fast-weight language models: reading a batch to a trace, and transformers' `forward` and `generate`."""
 
 from __future__ import annotations
 
@@ -37,9 +35,7 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
     """Device types that the model can run on."""
 
     RECOMPUTABLE: ClassVar[tuple[str, ...]] = ("mlp", "blocks")
-    """Parts that `refine_lab.models.activation_checkpointing` can recompute; transformers' checkpointing uses the last
-    one.
-    """
+    """Parts that `refine_lab.models.activation_checkpointing` can recompute; transformers' checkpointing uses the last one."""
 
     FAST_WEIGHTS: ClassVar[tuple[str, ...]] = ("recurrent_state",)
     """Names of the state tensors that are fast weights, one matrix per head."""
@@ -80,9 +76,7 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
 
     @property
     def kernel_dtype(self) -> torch.dtype | None:
-        """Returns the dtype in which kernels compute regardless of the model's dtype, or None. On CUDA, fla's kernels
-        use bfloat16.
-        """
+        """Returns the dtype of kernels that ignore the model's dtype, or None. On CUDA, fla's kernels use bfloat16."""
         return torch.bfloat16 if self.device.type == "cuda" and find_spec("fla") is not None else None
 
     @property
@@ -107,9 +101,7 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
 
     @property
     def head(self) -> Head | WrappedHead:
-        """Returns the module that maps final hidden states to logits or, given ids, to `TokenStats`; see
-        `Head.forward`.
-        """
+        """Returns the module that maps final hidden states to logits or, given ids, to `TokenStats`; see `Head.forward`."""
         if isinstance(self.lm_head, Head):
             return self.lm_head
         return WrappedHead(self.lm_head, self.config.get_text_config().vocab_size)

@@ -149,9 +149,7 @@ class DeltaRuleAttention(nn.Module):
         raise TypeError(f"{type(self).__name__} must define gates")
 
     def write_strengths(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H"]:
-        """Returns beta of every token of the layer input `x`: 0 writes nothing, 1 replaces the value stored for its
-        key.
-        """
+        """Returns beta of every token of the layer input `x`: 0 writes nothing, 1 replaces the value stored for its key."""
         return self._scaled(self.gates(x)[0])
 
     def _scaled(self, beta: Float[Tensor, "B T H"]) -> Float[Tensor, "B T H"]:
@@ -171,9 +169,7 @@ class DeltaRuleAttention(nn.Module):
         return F.silu(y)
 
     def forward(self, x: Float[Tensor, "B T D"], state: Mapping[str, Tensor]):
-        """Returns outputs [B, T, D] and a function from positions to this layer's state, or None in
-        `hidden_states_only`.
-        """
+        """Returns outputs [B, T, D] and a function from positions to this layer's state, or None in `hidden_states_only`."""
         windows: dict[str, Tensor] = {}
         q, k, v = (self._project(name, x, state, windows) for name in "qkv")
         q, k = (self.normalise(self.feature(y).unflatten(-1, (self.config.num_heads, -1))) for y in (q, k))

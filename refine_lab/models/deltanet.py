@@ -18,9 +18,7 @@ from refine_lab.ops.precision import wide
 
 
 class DeltaNetConfig(DeltaRuleConfig):
-    """The fields of `fla.models.DeltaNetConfig`, with its defaults; `use_output_norm` False is not implemented and is
-    refused.
-    """
+    """The fields of `fla.models.DeltaNetConfig`, with its defaults; `use_output_norm` False is not implemented and refused."""
 
     model_type = "delta_net"
 

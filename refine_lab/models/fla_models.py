@@ -25,9 +25,7 @@ from refine_lab.models.state import State, Trace, keeps_states
 
 SEGMENT = 512
 PIECES = (512, 256, 128, 64, 32, 16, 8, 4, 3, 2, 1)
-"""Sizes of the re-read pieces: few shapes, so that kernels are tuned once; 3 for odd remainders, since single tokens
-are special.
-"""
+"""Sizes of the re-read pieces: few shapes, so that kernels are tuned once; 3 avoids a single token in odd remainders."""
 
 Tensors = Mapping[str, Tensor]
 
@@ -150,9 +148,7 @@ class FlaLM(FastWeightLM):
 
     @contextmanager
     def _kernels_with_gradients(self) -> Iterator[None]:
-        """Selects kernels with a backward pass through `training`, by which fla chooses between chunked and recurrent
-        kernels.
-        """
+        """Selects kernels with a backward pass by `training`, which decides in fla between chunked and recurrent ones."""
         before = self.model.training
         self.model.train(torch.is_grad_enabled())
         try:
@@ -224,9 +220,7 @@ def _put(states: dict[str, Tensor], rows: Sequence[int], new: Tensors, total: in
 
 
 def to_cache(tensors: Tensors) -> Any:
-    """Returns fla's cache with copies of the named tensors, since single-token decoding changes a convolution's tensor
-    in place.
-    """
+    """Returns fla's cache with copies of the named tensors, since single-token decoding changes some in place."""
     layers: list[dict[str, Any]] = []
     for name, x in tensors.items():
         number, kind, *part = name.split(".")

@@ -1,5 +1,4 @@
-"""GatedDeltaNet (Yang et al., 2024; arXiv 2412.06464) with flash-linear-attention's configuration, modules and tensor
-names.
+"""GatedDeltaNet (Yang et al., 2024; arXiv 2412.06464) with flash-linear-attention's configuration, modules and tensor names.
 
 It differs from the base in `delta_layers` as follows: the state decays at every token by a data-dependent gate per
 head, the head width is a field, several value heads may share a key head, and the output gate may be a sigmoid. The

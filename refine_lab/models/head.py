@@ -28,8 +28,7 @@ class StatisticsHead(nn.Module):
         temperature: float = 1.0,
         entropy: bool = True,
     ) -> Float[Tensor, "*rows V"] | TokenStats:
-        """Returns the logits W h + b; with `ids`, the `TokenStats` of these tokens under softmax((W h + b) /
-        temperature).
+        """Returns the logits W h + b; with `ids`, the `TokenStats` of these tokens under softmax((W h + b) / temperature).
 
         The statistics are differentiable. If `entropy` is False, the entropies are zeros.
         """

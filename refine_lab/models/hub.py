@@ -70,9 +70,7 @@ class HubName:
 
 @dataclass(frozen=True)
 class Place:
-    """The location of a model's files: its folder, the hub repository it mirrors, and its tokenizer's location if
-    different.
-    """
+    """The location of a model's files: its folder, the hub repository it mirrors, and its tokenizer's location if different."""
 
     folder: Path
     hub: HubName | None = None
@@ -130,9 +128,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def resolve(name: str) -> Path:
-    """Returns the local folder of the model of that name; for a repository on the hub it holds at least the small
-    files.
-    """
+    """Returns the local folder of the model of that name; for a repository on the hub it holds at least the small files."""
     return locate(name).folder
 
 

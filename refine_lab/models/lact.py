@@ -1,6 +1,4 @@
-"""LaCT (Zhang et al., 2025; arXiv 2505.23884) with the configuration and tensor names of the released `lact_swiglu`
-models.
-"""
+"""LaCT (Zhang et al., 2025; arXiv 2505.23884) with the configuration and tensor names of the released `lact_swiglu` models."""
 
 from __future__ import annotations
 
@@ -41,8 +39,7 @@ ALLOWED: Mapping[str, tuple[Any, ...]] = {
 
 
 class LaCTConfig(PreTrainedConfig):
-    """The fields of the released `LaCTSWIGLUConfig` (a1600012888/LaCT, lact_llm), with its defaults, plus three of
-    ours.
+    """The fields of the released `LaCTSWIGLUConfig` (a1600012888/LaCT, lact_llm), with its defaults, plus three of ours.
 
     `fuse_*`, `last_layer_fuse_norm` and `use_fused_kernel` select among kernels of equal results there and have no
     effect here. Neither has `fp32_states`: fast weights and their sums are at least float32, whatever the model's

@@ -153,9 +153,7 @@ class Reading:
 
 
 def _hang(read: Parts, positions: Int[Tensor, "B P"]) -> dict[str, Tensor]:
-    """Returns the state after a reading without a previous state: all tokens are shared, and rows have none of their
-    own.
-    """
+    """Returns the state after a reading without a previous state: all tokens are shared, and rows have none of their own."""
     empty = {name: x.new_zeros(positions.numel(), 0, *x.shape[2:]) for name, x in read.items()}
     return {**empty, "prefix_lengths": positions.flatten() + 1}
 

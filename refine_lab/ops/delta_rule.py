@@ -27,9 +27,7 @@ from refine_lab.ops.kernels import chosen
 CHUNK_SIZE = 64
 
 SHORT = 16
-"""Up to this many tokens, plain torch is used on CUDA too: fla's kernels pad a chunk to 64 and round to bfloat16 (not
-measured).
-"""
+"""Up to this many tokens, CUDA uses plain torch too: fla's kernels pad to 64 tokens and round to bfloat16 (not measured)."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,7 @@ class ChunkedStates:
 def log_decay(
     a: Float[Tensor, "B T H"], a_log: Float[Tensor, "H"], dt_bias: Float[Tensor, "H"]
 ) -> Float[Tensor, "B T H"]:
-    """Returns GatedDeltaNet's log gate, -exp(a_log) softplus(a + dt_bias), in at least float32 whatever the weights'
-    dtype.
-    """
+    """Returns GatedDeltaNet's log gate, -exp(a_log) softplus(a + dt_bias), in at least float32 whatever the weights' dtype."""
     dtype = torch.promote_types(a.dtype, torch.float32)
     a, a_log, dt_bias = (x.to(dtype) for x in (a, a_log, dt_bias))
     return -a_log.exp() * F.softplus(a + dt_bias)
@@ -107,8 +103,7 @@ def chunk_delta_rule(
     log_gate: Float[Tensor, "B T H"] | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> tuple[Float[Tensor, "B T H dv"], ChunkedStates]:
-    """Returns the outputs of the (gated) delta rule and the tensors its states are computed from; scale q before the
-    call.
+    """Returns the outputs of the (gated) delta rule and the tensors its states are computed from; scale q before the call.
 
     `log_gate` is at most 0; None means no gate and costs nothing. A token with beta 0 and log gate 0 leaves the state
     unchanged. If there are more value heads than key heads, H must be a multiple of Hk, and each key head serves H / Hk
@@ -149,9 +144,7 @@ def _through_chunks(
     w: Float[Tensor, "n G L dk"],
     kept: Sequence[Tensor] | None,
 ) -> tuple[Float[Tensor, "n G dk dv"], Float[Tensor, "n G L dv"]]:
-    """Returns the state before each chunk and the u of each chunk; `kept` [G, 1, 1] is a chunk's total decay of its
-    first state.
-    """
+    """Returns the state before each chunk and each chunk's u; `kept` [G, 1, 1] is a chunk's decay of its first state."""
     if chosen("chunks", keys):
         from refine_lab.ops.kernels.chunks import through_chunks  # binds Triton
 
@@ -188,9 +181,7 @@ def _decays(decay: Float[Tensor, "n G L"], dtype: torch.dtype) -> tuple[Tensor, 
 
 
 class DecayBetween(torch.autograd.Function):
-    """exp(G_t - G_s) for s <= t and 0 elsewhere, [n, G, L, L]; stores no other tensor of that size, at half of
-    autograd's cost.
-    """
+    """exp(G_t - G_s) for s <= t and 0 elsewhere, [n, G, L, L]; stores only one such tensor, at half of autograd's cost."""
 
     @staticmethod
     def forward(ctx, decay, dtype):
@@ -208,9 +199,7 @@ class DecayBetween(torch.autograd.Function):
 
 
 def _exp(exponents: Float[Tensor, "*shape"], where: Bool[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
-    """Returns exp where the mask is true and 0 elsewhere; masks first, since the exponent may overflow and 0 * inf has
-    no gradient.
-    """
+    """Returns exp where the mask is true, else 0; masks before exp, since it may overflow and 0 * inf has no gradient."""
     return exponents.masked_fill(~where, float("-inf")).to(dtype).exp()
 
 

@@ -69,12 +69,11 @@ def _warn_once(triton: str) -> None:
 def fla_kernel(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_gate: Tensor | None, initial_state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Calls fla's `chunk_delta_rule` or, with a gate, `chunk_gated_delta_rule`: bfloat16, float32 states, outputs in
-    `v`'s dtype.
+    """Calls fla's `chunk_delta_rule` or, with a gate, `chunk_gated_delta_rule`, in bfloat16 with float32 states.
 
-    The first kernel rejects float32. The second accepts it but is tuned for 16 bits; its gate and write strength are
-    float32, as in fla's own layer (its recurrent kernel has no backward pass). fla's GatedDeltaNet uses states [dv, dk]
-    (`state_v_first`); ours are [dk, dv], the default of both kernels.
+    The outputs have the dtype of `v`. The first kernel rejects float32. The second accepts it but is tuned for 16 bits;
+    its gate and write strength are float32, as in fla's own layer (its recurrent kernel has no backward pass). fla's
+    GatedDeltaNet uses states [dv, dk] (`state_v_first`); ours are [dk, dv], the default of both kernels.
     """
     from fla.ops.delta_rule import chunk_delta_rule  # binds Triton: imported where it is used, on CUDA only
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule

@@ -20,9 +20,7 @@ HEAD_ROWS = 1024
 
 
 class TokenStats(NamedTuple):
-    """Per token x, under its hidden state's distribution p: log p(x), the entropy of p in nats, and whether x = argmax
-    p.
-    """
+    """Per token x, under its hidden state's distribution p: log p(x), the entropy of p in nats, and whether x = argmax p."""
 
     logprobs: Float[Tensor, "R"]
     entropies: Float[Tensor, "R"]
@@ -77,10 +75,9 @@ def logit_gradients_(
     grad_entropies: Float[Tensor, "S"] | None,
     temperature: float,
 ) -> Float[Tensor, "S V"]:
-    """Returns the gradient of the logits, in their dtype, from that of their statistics (None: zeros); overwrites the
-    logits.
+    """Returns the gradient of the logits, in their dtype, from that of their statistics (None: zeros); overwrites the logits.
 
-        d log p_x / dz = 1_x - p,   dH / dz = -p (log p + H),   z = logits / temperature
+    d log p_x / dz = 1_x - p,   dH / dz = -p (log p + H),   z = logits / temperature
     """
     dtype, target = logits.dtype, token_ids.unsqueeze(-1)
     logits = _tempered(logits, temperature)

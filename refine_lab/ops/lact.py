@@ -1,5 +1,4 @@
-"""LaCT's fast weights: a SwiGLU network per head, trained on the tokens it reads (Zhang et al., 2025; arXiv
-2505.23884).
+"""LaCT's fast weights: a SwiGLU network per head, trained on the tokens it reads (Zhang et al., 2025; arXiv 2505.23884).
 
     f(x) = w1 (silu(w0 x) * (w2 x))
 
@@ -23,8 +22,10 @@ from torch import Tensor
 from refine_lab.ops.precision import without_float16
 
 Memory = Mapping[str, Tensor]
-"""Fast weights of S sources: `w0`, `w2` [S, H, h, d] and `w1` [S, H, d, h]; also `w0_sum`, `w1_sum`, `w2_sum` with
-pre-norm, and `w0_momentum`, `w1_momentum`, `w2_momentum` with momentum.
+"""Fast weights of S sources: `w0`, `w2` [S, H, h, d] and `w1` [S, H, d, h].
+
+With pre-norm, it also has `w0_sum`, `w1_sum` and `w2_sum`; with momentum, `w0_momentum`, `w1_momentum` and
+`w2_momentum`.
 """
 
 MATRICES = ("w0", "w1", "w2")
@@ -71,8 +72,7 @@ class Rule:
         values: Float[Tensor, "S H L d"],
         rates: Float[Tensor, "S H L r"],
     ) -> Memory:
-        """Returns the weights after a complete chunk; `rates` holds learning rates for w0, w1, w2 and last, if any, the
-        momentum gate.
+        """Returns the weights after a complete chunk; `rates` are learning rates for w0, w1, w2 and, last, any momentum gate.
 
         Post-norm: w <- |w_init| (w + dw) / |w + dw| row by row; pre-norm accumulates the unnormalised sum and
         normalises only the weights that are applied.
@@ -96,9 +96,7 @@ class Rule:
         return changed
 
     def _orthogonal(self, steps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Applies Newton-Schulz to all three matrices in one stack, with w1 transposed to the shape of w0 and w2 unless
-        square.
-        """
+        """Applies Newton-Schulz to all three matrices in one stack; w1 is transposed to the shape of w0 unless it is square."""
         across = steps["w1"].shape[-1] != steps["w1"].shape[-2]  # what is square, neither turns: as the release rounds
         w1 = steps["w1"].mT if across else steps["w1"]
         step0, step1, step2 = newton_schulz(torch.stack([steps["w0"], w1, steps["w2"]]), self.muon_dtype)
@@ -216,9 +214,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class ChunkStates:
-    """The tensors from which the state after any token is computed: each level's weights, and the stream of keys,
-    values and rates.
-    """
+    """The tensors from which the state after any token is computed: weights per level; streams of keys, values, rates."""
 
     plan: Plan
     memories: list[Memory]
@@ -266,8 +262,7 @@ def lact(
     plan: Plan,
     rule: Rule,
 ) -> tuple[Float[Tensor, "B H T d"], ChunkStates]:
-    """Returns f of every query by the weights of its chunk; `streams` are `Plan.stream` of `kv` [.., 2 d] and of
-    `rates`.
+    """Returns f of every query by the weights of its chunk; `streams` are `Plan.stream` of `kv` [.., 2 d] and of `rates`.
 
     Everything is computed in the dtype of the arguments, which must be wide enough for sums over a chunk: float32 or
     float64. Autocast to bfloat16 is respected, autocast to float16 is disabled.

@@ -20,9 +20,7 @@ def wide(x: Tensor) -> torch.dtype:
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
-    """Returns an autocast to the dtype of that name on a device, with parameters unchanged; "float32" turns autocast
-    off.
-    """
+    """Returns an autocast to the dtype of that name on a device, with parameters unchanged; "float32" turns autocast off."""
     precision = getattr(torch, dtype)
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
@@ -34,9 +32,7 @@ def without_float16(device: torch.device) -> AbstractContextManager:
 
 
 def rms_norm(norm: nn.RMSNorm, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
-    """Returns x / sqrt(mean x^2 + eps) * weight, computed in the wider dtype of x and the weight; the result has the
-    weight's dtype.
-    """
+    """Returns x / sqrt(mean x^2 + eps) * weight, computed in the wider dtype of x and weight, in the weight's dtype."""
     dtype = torch.promote_types(wide(x), norm.weight.dtype)
     y = F.rms_norm(x.to(dtype), norm.normalized_shape, norm.weight.to(dtype), norm.eps)
     return y.to(norm.weight.dtype)

@@ -1,6 +1,4 @@
-"""Rotary position embeddings (Su et al., 2021; arXiv 2104.09864), which rotate the two halves of a head against each
-other.
-"""
+"""Rotary position embeddings (Su et al., 2021; arXiv 2104.09864), which rotate the two halves of a head against each other."""
 
 from __future__ import annotations
 

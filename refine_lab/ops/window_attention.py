@@ -17,8 +17,7 @@ def window_attention(
     before: Int[Tensor, "B"],
     window: int,
 ) -> Float[Tensor, "B T H d"]:
-    """Returns softmax(q_i k_j / sqrt(d)) v_j over the `window` tokens j up to and including i; S = w + T with w =
-    `window` - 1.
+    """Returns softmax(q_i k_j / sqrt(d)) v_j over the `window` tokens j up to and including i; S = w + T with w = `window` - 1.
 
     `k` and `v` begin with the w tokens before the first query, oldest first, of which the last `before` are real (all
     of them if `before` exceeds w). The computation uses torch's scaled_dot_product_attention on blocks of `window`

@@ -111,8 +111,7 @@ def quiet() -> None:
 
 
 def default_prefixes(model: FastWeightLM) -> list[int]:
-    """Returns 1, 2, three lengths around each of the model's borders (-2, 0, +1 tokens) and one beyond twice the
-    largest.
+    """Returns 1, 2, three lengths around each of the model's borders (-2, 0, +1 tokens) and one beyond twice the largest.
 
     See `FastWeightLM.borders` and `FastWeightLM.later_borders`.
     """

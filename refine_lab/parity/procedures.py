@@ -106,9 +106,7 @@ class Branched:
 
 @torch.no_grad()
 def _decode(model: FastWeightLM, branches: Branches, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Decodes the first branch of each group greedily, the others by `tokens`; returns the tokens and preceding hidden
-    states.
-    """
+    """Decodes the first branch of each group greedily, the others by `tokens`; returns tokens and preceding hidden states."""
     state, hidden, read, before = branches.state, branches.hidden_states, [], []
     greedy = torch.arange(len(tokens), device=tokens.device) % GROUP == 0
     for column in tokens.unbind(1):

@@ -58,9 +58,7 @@ def paper_midtrain(arm: str = "refine", seed: int = 0) -> TrainConfig:
 
 
 def midtrain(arm: str = "refine", seed: int = 0) -> TrainConfig:
-    """Mid-training of the embedded default: 204,800 tokens in minutes on a laptop's CPU. Values without a source are
-    ours.
-    """
+    """Mid-training of the embedded default: 204,800 tokens in minutes on a laptop's CPU. Values without a source are ours."""
     method = RefineConfig(  # the paper's: tables 2 and D.1, with the release's reading of eq. 5
         num_chunks=8,
         rollout_length=5,

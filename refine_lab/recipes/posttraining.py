@@ -9,9 +9,7 @@ from refine_lab.config import DataConfig, RefineConfig, TaskConfig, TrainConfig,
 
 
 def paper_posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
-    """Post-training of DeltaNet-1.3B on RULER's SQuADQA as in the paper (section 4.3); nested SFT has equally many
-    updates.
-    """
+    """Post-training of DeltaNet-1.3B on RULER's SQuADQA as in the paper (section 4.3); nested SFT has equally many updates."""
     task = TaskConfig(
         source="ruler:dev-v2.0.json",  # table C.1: SQuADQA, made from SQuAD v2.0; or HotpotQA
         prompt_tokens=4096,  # table C.1: 4K, 8K or 16K
@@ -39,9 +37,7 @@ def paper_posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
 
 
 def posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
-    """Post-training of the embedded default on recall questions, in minutes on a laptop's CPU. Values without a source
-    are ours.
-    """
+    """Post-training of the embedded default on recall questions, in minutes on a CPU. Values without a source are ours."""
     task = TaskConfig(
         source="recall:word-12",  # asked in words that pre-training did not use
         prompt_tokens=512,
@@ -69,9 +65,7 @@ def posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
 
 
 def posttrain_searched(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
-    """`posttrain` of tiny-deltanet, with each method's best settings from a search on validation examples
-    (docs/log.md).
-    """
+    """`posttrain` of tiny-deltanet, with each method's best settings from a search on validation examples (docs/log.md)."""
     config = replace(posttrain(arm, seed), recipe="posttrain_searched")
     if arm == "sft":
         return replace(config, lr=1e-3, steps=50, max_grad_norm=0.3)

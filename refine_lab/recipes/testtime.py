@@ -32,9 +32,7 @@ def ttt_per_prompt_searched(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
 
 
 def ttt_per_prompt_searched_lact(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
-    """`ttt_per_prompt` of tiny-lact, with each method's best settings from a search on validation prompts
-    (docs/log.md).
-    """
+    """`ttt_per_prompt` of tiny-lact, with each method's best settings from a search on validation prompts (docs/log.md)."""
     config = replace(ttt_per_prompt(arm, seed), recipe="per_prompt_searched_lact", model="tiny-lact")
     if config.ttt is None:
         return config
@@ -45,9 +43,7 @@ def ttt_per_prompt_searched_lact(arm: str = "refine", seed: int = 0) -> TTTRunCo
 
 
 def ttt_paper(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
-    """Test-time training as in the paper: batches of prompts, weights never reset, equally many updates for both
-    methods.
-    """
+    """Test-time training as in the paper: batches of prompts, weights never reset, equally many updates for both methods."""
     return TTTRunConfig(
         recipe="paper",
         model="fla-hub/delta_net-1.3B-100B",  # the paper's: post-trained before

@@ -80,8 +80,9 @@ def plain(value: Any) -> Any:
 
 
 def take_lock(run: Path) -> int:
-    """Takes a run's lock and returns its descriptor; the lock is held until every copy is closed. Raises
-    BlockingIOError if taken.
+    """Takes a run's lock and returns its descriptor. Raises BlockingIOError if another process holds it.
+
+    The lock is held until every copy of the descriptor is closed.
     """
     lock = os.open(run / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     for _ in range(20):

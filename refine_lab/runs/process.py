@@ -1,5 +1,4 @@
-"""Child processes: how they are spawned, and how a run's process is started, followed and stopped (its own side:
-`child`).
+"""Child processes: how they are spawned, and how a run's process is started, followed and stopped (its own side: `child`).
 
 A run's process writes a run directory, which all others only read. Whether a run is alive is determined by its lock,
 which the process inherits before its first instruction and which is released even if it is killed. A child that is not

@@ -58,9 +58,7 @@ def run_in_turn(
 
 
 def require_finished(runs: Sequence[Run]) -> None:
-    """Raises RuntimeError unless all runs have finished; the error names runs in progress, or the one that ended early
-    and why.
-    """
+    """Raises RuntimeError unless all runs have finished; it names those in progress, or one that ended early and why."""
     states = {run: run.state for run in runs}
     working = [run for run, state in states.items() if state in ("starting", "running")]
     for run, state in states.items():

@@ -119,17 +119,13 @@ class Run:
 
     @property
     def inputs(self) -> dict[str, Any] | None:
-        """Returns the run's inputs besides its configuration (`refine_lab.training.inputs`); None if none were
-        recorded.
-        """
+        """Returns the run's inputs besides its configuration (`refine_lab.training.inputs`); None if none were recorded."""
         path = self.path / "inputs.json"
         return read_json(path) if path.is_file() else None
 
     @property
     def steps(self) -> int:
-        """Returns the number of batches of the whole run: of sequences, or of prompts without the last incomplete
-        batch.
-        """
+        """Returns the number of batches of the whole run: of sequences, or of prompts without the last incomplete batch."""
         if self.kind == "train":
             return self.config.steps
         return int(read_json(self.path / "inputs.json")["prompts"]) // self.config.batch_size
@@ -200,9 +196,7 @@ class Run:
         return self._lines("eval", EVAL_COLUMNS)
 
     def updates(self) -> pd.DataFrame:
-        """Returns one row per update of test-time training: `step` is its batch from 1, `number` the update on that
-        batch.
-        """
+        """Returns one row per update of test-time training: `step` is its batch from 1, `number` the update on that batch."""
         return self._lines("update", ("step", "time", "number", "names"))
 
     def answers(self) -> pd.DataFrame:
@@ -214,9 +208,7 @@ class Run:
         return pd.DataFrame(lines) if lines else pd.DataFrame(columns=list(columns))
 
     def rollouts(self, steps: Collection[int] | None = None) -> pd.DataFrame:
-        """Returns one row per rollout, for the given steps or all; the latest steps of a live run are not yet in closed
-        files.
-        """
+        """Returns one row per rollout, for the given steps or all; the last steps of a live run are not yet in closed files."""
         frames = []
         for first, last, path in parquet_parts(self.path / "rollouts"):
             if steps is None or any(first <= step <= last for step in steps):

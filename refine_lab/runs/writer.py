@@ -126,8 +126,7 @@ class RunWriter:
         self._step = max(self._step, step)
 
     def rollouts(self, step: int, rows: Mapping[str, Any]) -> None:
-        """Buffers one batch's rollouts, a column of equal length for each of `ROLLOUT_TYPES`, until their file is
-        closed.
+        """Buffers one batch's rollouts, a column of equal length for each of `ROLLOUT_TYPES`, until their file is closed.
 
         Columns are lists, arrays or CPU tensors that must not change afterwards. Raises ValueError for other columns.
         """

@@ -1,5 +1,4 @@
-"""Test-time training on one prompt or a batch: adapts the weights update by update and restores them (paper, section
-4.4).
+"""Test-time training on one prompt or a batch: adapts the weights update by update and restores them (paper, section 4.4).
 
 `adapted` is the context manager. `adapt` is the same as an iterator: it yields after each update, and adaptation ends
 when the caller stops iterating.
@@ -182,8 +181,7 @@ class Reading:
 
 @torch.no_grad()
 def read_prompt(model: FastWeightLM, prompt: Int[Tensor, "T"]) -> Reading:
-    """Returns entropy (eq. 5) and loss of every token of the prompt but the first, [T - 1] each, without changing the
-    model.
+    """Returns entropy (eq. 5) and loss of every token of the prompt but the first, [T - 1] each, without changing the model.
 
     Computed in the caller's arithmetic (its autocast, if any). Raises ValueError for an invalid prompt.
     """

@@ -112,8 +112,7 @@ def example_of(
     task: TaskConfig | None = None,
     add_bos: bool | None = None,
 ) -> Example:
-    """Builds an example from a user's text, with the question on a separate line after it; `add_bos` as in
-    `DataConfig`.
+    """Builds an example from a user's text, with the question on a separate line after it; `add_bos` as in `DataConfig`.
 
     Raises ValueError for an empty text, an empty question, and a prompt over `task.prompt_tokens` if that is refused.
     """

@@ -82,8 +82,7 @@ def answer_row(example: Example, answer: str, *, way: str, seed: int, seconds: f
 
 
 def side_by_side(answers: pd.DataFrame, count: int = 8) -> pd.DataFrame:
-    """Returns `count` examples with the answers of every method's first seed; examples with different answers come
-    first.
+    """Returns `count` examples with the answers of every method's first seed; examples with different answers come first.
 
     `answers` has the columns of `COLUMNS`; the result has `question`, `references` and one column per method, in order
     of appearance.

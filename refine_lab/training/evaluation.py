@@ -40,8 +40,7 @@ RECALL_KINDS = ("word-1", "number-1")
 
 @torch.no_grad()
 def next_token(policy: FastWeightLM, batch: Batch, micro_batch_size: int = 4) -> dict[str, float]:
-    """Returns `ntp_loss` in nats per token, `ntp_accuracy` by argmax, and `sampled_accuracy`, the released code's
-    metric.
+    """Returns `ntp_loss` in nats per token, `ntp_accuracy` by argmax, and `sampled_accuracy`, the released code's metric.
 
     The release samples a token and compares it with the reference x; they agree with probability p(x), so a token
     counts as a match if one fixed uniform number for it is below p(x).
@@ -68,8 +67,7 @@ def answer_measures(
     rule: AnswerRule,
     micro_batch_size: int = 8,
 ) -> dict[str, float]:
-    """Returns teacher-forced `answer_loss` (nats per token) and `answer_accuracy`, and the mean scores of decoded
-    answers.
+    """Returns teacher-forced `answer_loss` (nats per token) and `answer_accuracy`, and the mean scores of decoded answers.
 
     The scores are `recall` and `exact_match`.
     """

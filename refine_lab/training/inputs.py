@@ -66,8 +66,7 @@ def text_digests(data: DataConfig, manifest: Manifest | None, tokens: Tokens | N
 
 
 def model_digests(model: str) -> dict[str, str]:
-    """Returns file -> digest of what `load_model` reads; for a model on the hub, its commit, which identifies the
-    content.
+    """Returns file -> digest of what `load_model` reads; for a model on the hub, its commit, which identifies the content.
 
     For `new:` names the weights are excluded, since fresh ones are initialised.
     """

@@ -32,9 +32,7 @@ def make_optimizers(
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Returns the rate of batch `step`, from 1: linear warm-up, then constant, or linear to zero one batch after the
-    last.
-    """
+    """Returns the rate of batch `step`, from 1: linear warm-up, then constant, or linear to zero one batch after the last."""
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
     if config.schedule == "constant":

@@ -51,9 +51,7 @@ def answer_places(lessons: Lessons) -> tuple[Int[Tensor, "A"], Int[Tensor, "A"]]
 
 
 def _answer_losses(learner: Learner, lessons: Lessons) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Yields each micro-batch's share of the mean loss -log p(answer token | prompt, answer so far) over all answer
-    tokens.
-    """
+    """Yields each micro-batch's share of the mean loss -log p(answer token | prompt, answer so far) over all answer tokens."""
     total = lessons.num_answer_tokens
     for start, micro in split(lessons.whole, learner.config.micro_batch_size):
         with learner.autocast():

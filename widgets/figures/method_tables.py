@@ -38,8 +38,7 @@ MEASURES = {
 
 
 def comparison_table(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> Table:
-    """Tabulates each method's measures: mean ± standard deviation (n - 1) over seeds, or mean [95 % interval] over
-    prompts.
+    """Tabulates each method's measures: mean ± standard deviation (n - 1) over seeds, or mean [95 % interval] over prompts.
 
     `rows` as for `refine_lab.experiments.compare.comparison`, with `updates` if they were counted. Accuracies, recalls
     and scores are shares, displayed in percent. Raises ValueError for no rows.
@@ -82,9 +81,7 @@ def differences_table(rows: pd.DataFrame) -> Table:
 
 
 def samples_table(samples: pd.DataFrame) -> Table:
-    """Tabulates questions with the answers of all methods, from `training.answers.side_by_side`. Raises ValueError for
-    no rows.
-    """
+    """Tabulates the answers of all methods from `training.answers.side_by_side`. Raises ValueError for no rows."""
     require_data("samples_table", len(samples) > 0, "there are no rows")
     ways = [str(name) for name in samples if name not in ("question", "references")]
     named = {way: style.label for way, style in way_styles(ways).items()}

@@ -153,8 +153,7 @@ def over_seeds(frame: pd.DataFrame, key: str) -> pd.DataFrame:
 
 
 def decimate(y: Float[np.ndarray, "n"], limit: int = 1000) -> Int[np.ndarray, "m"]:
-    """Returns indices of at most `limit` points: the first, the last, and the minimum and maximum of each segment
-    between.
+    """Returns indices of at most `limit` points: the first, the last, and the minimum and maximum of each segment between.
 
     A segment without any finite value keeps a point, so that a gap remains visible. Raises ValueError for a limit below
     4.

@@ -40,9 +40,7 @@ class Table:
 
 
 def visible(text: str) -> str:
-    """Returns `text` on one line with visible line ends, tabs, control characters, and leading, trailing or repeated
-    spaces.
-    """
+    """Returns `text` on one line with visible line ends, tabs, control characters, and leading, trailing or repeated spaces."""
     spaced = re.sub(r"^ +| +$| {2,}", lambda match: "·" * len(match.group()), text)
     return "".join(_shown(character) for character in spaced)
 
@@ -62,8 +60,7 @@ def _shown(character: str) -> str:
 def rollout_table(
     rollouts: pd.DataFrame, decode: Callable[[Sequence[int]], str], *, count: int = 4, prefix_tokens: int = 12
 ) -> Table:
-    """Tabulates the best rollouts, the best that differ from the reference, and the worst, with rewards (paper, table
-    F.1).
+    """Tabulates the best rollouts, the best that differ from the reference, and the worst, with rewards (paper, table F.1).
 
     `rollouts` is a frame of `rollouts/*.parquet`; `decode` converts token ids to text; `count` is the number of rows of
     each kind, without repeated pairs of reference and rollout. Arm and seed are included if there are several. Raises

@@ -27,9 +27,7 @@ STRONGEST = 0.5
 
 
 def steps_table(steps: pd.DataFrame) -> Table:
-    """Tabulates the prompt's loss and entropy before and after each step, with reward and speed. `steps`: of
-    `PromptTrace`.
-    """
+    """Tabulates the prompt's loss and entropy before and after each step, with reward and speed. `steps`: of `PromptTrace`."""
     require_data("steps_table", len(steps) > 0)
     styles = way_styles(steps["way"])
     shown = steps.assign(

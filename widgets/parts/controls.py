@@ -34,9 +34,7 @@ def in_rows(fields: Sequence[Any]) -> ipywidgets.Box:
 
 
 def explorer_fields(rewards: Sequence[str], setting: Callable[[str], Any]) -> dict[str, Any]:
-    """Returns fields for `reward`, `seed` and the method's adjustable settings, by name, with the current `setting` of
-    each.
-    """
+    """Returns fields for `reward`, `seed` and the method's adjustable settings, by name, with the current `setting` of each."""
     fields: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "reward": (Dropdown, "reward", {"options": [*rewards]}),
         "group_by": (Dropdown, "advantage group", {"options": ["prefix", "sequence"]}),

@@ -125,8 +125,7 @@ def name_arms(readers: Sequence[RunReader]) -> bool:
 
 
 def gather(readers: Sequence[RunReader], limit: int = 1000) -> dict[str, Any]:
-    """Returns the data that the widget draws: arms with their symbols, and panels with a line per run, as float32
-    bytes.
+    """Returns the data that the widget draws: arms with their symbols, and panels with a line per run, as float32 bytes.
 
     Lines have at most `limit` points, thinned by `decimate`; lines of one arm use the same steps, as far as their runs
     have progressed, so that means are taken at equal steps. A line with a spread also has `low` and `high`.

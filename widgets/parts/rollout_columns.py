@@ -94,9 +94,7 @@ class RolloutColumns:
         return "".join(self.strings[index] for index in ids)
 
     def shown(self, filters: Mapping[str, Any], sort: tuple[str, bool]) -> np.ndarray:
-        """Returns the rows that pass, in display order; `sort` is a column of `SORTS` and whether the highest comes
-        first.
-        """
+        """Returns the rows that pass, in display order; `sort` is a column of `SORTS` and whether the highest comes first."""
         keep = np.ones(len(self), bool)
         for name in set(RANGES) & set(filters):
             values = self.column(name)
@@ -116,9 +114,7 @@ class RolloutColumns:
         return rows[np.argsort(first[inverse], kind="stable")]
 
     def examples(self, rows: np.ndarray, count: int) -> list[tuple[int, list[int]]]:
-        """Returns the first `count` positions among `rows` with different references, each with all its rollouts, as
-        (g, rows).
-        """
+        """Returns the first `count` positions in `rows` with different references, each with all its rollouts, as (g, rows)."""
         chosen: dict[tuple[int, ...], int] = {}
         for group in dict.fromkeys(self.group[rows].tolist()):
             if len(chosen) == count:
@@ -159,8 +155,7 @@ def _bound(bound: float | None, values: np.ndarray) -> float | None:
 
 
 def rollout_columns(frame: pd.DataFrame, decode: Decode, known: dict[int, str] | None = None) -> RolloutColumns:
-    """Returns the columns of a frame of rollouts (`Run.rollouts`), decoding each distinct token once unless it is
-    `known`.
+    """Returns the columns of a frame of rollouts (`Run.rollouts`), decoding each distinct token once unless it is `known`.
 
     The frame may also have `cosines`, a list of one cosine per token, and `clicked`, whether the position was clicked.
     Raises ValueError for missing columns, ids out of range, lists whose length differs from the rollout's, rollouts of

@@ -50,12 +50,11 @@ def load_task(
     *,
     leave_out: bool = False,
 ) -> Task:
-    """Loads the examples that `config` describes; recall documents are made in the text of `data`, whose `add_bos`
-    applies to all.
+    """Loads the examples that `config` describes; recall documents are made in the text of `data`.
 
-    `past` is what the answering model was trained on. Validation and test examples among it are refused, or test
-    examples left out with `leave_out`; with `shared` set to `allow` they are kept. The report mentions this, and says
-    when it is unknown.
+    `data.add_bos` applies to all examples. `past` is what the answering model was trained on. Validation and test
+    examples among it are refused, or test examples left out with `leave_out`; with `shared` set to `allow` they are
+    kept. The report mentions this, and says when it is unknown.
 
     Raises FileNotFoundError or ValueError, in one sentence, for a missing or invalid source, for too few examples, for
     a prompt over the limit if `over_limit` is `refuse`, and if two splits share a question or a document and `shared`

@@ -35,8 +35,8 @@ class Published:
         return list(units) if self.kind == "hotpotqa" else {"data": list(units)}
 
     def keep(self, kept: Sequence[bool]) -> Published:
-        """Returns the file with only the selected answerable questions, `kept` in file order; all paragraphs of SQuAD
-        remain.
+        """Returns the file with only the answerable questions flagged in `kept`, in file order; all paragraphs of SQuAD
+        stay.
         """
         flags = iter(kept)
         if self.kind == "hotpotqa":

@@ -27,9 +27,7 @@ def exact_match(answer: str, references: Sequence[str]) -> float:
 
 
 def recall(answer: str, references: Sequence[str]) -> float:
-    """Returns 1 if the answer contains a reference, ignoring case (NVIDIA's RULER, `string_match_part`; used by the
-    paper).
-    """
+    """Returns 1 if the answer contains a reference, ignoring case (NVIDIA's RULER, `string_match_part`; used by the paper)."""
     return _best(answer, references, lambda said, right: float(right.strip().lower() in said.lower()))
 
 

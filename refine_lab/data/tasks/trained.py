@@ -71,9 +71,7 @@ class History:
         return "the model of " + " after ".join(each.run for each in self.trained)
 
     def notes(self, task: TaskConfig, examples: Sequence[Example]) -> Iterator[str]:
-        """Yields sentences on what is unknown when a model with this history answers `task`; `examples` are all of its
-        examples.
-        """
+        """Yields sentences on what is unknown when a model with this history answers `task`, whose examples are `examples`."""
         own = next((each for each in self.trained if each.same_splits(task)), None)
         if own is not None and own.prompts_digest not in (None, prompts_digest(examples)):
             yield f"The prompts have changed since {own.run} was trained on them: these are not its test prompts."

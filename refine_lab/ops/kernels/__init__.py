@@ -22,9 +22,7 @@ NAMES = ("head", "chunks")
 
 
 def chosen(name: str, x: Tensor) -> bool:
-    """Returns whether the kernel of that name is enabled and can run where `x` is. Raises ValueError for an unknown
-    name.
-    """
+    """Returns whether the kernel of that name is enabled and can run where `x` is. Raises ValueError for an unknown name."""
     asked = [word.strip() for word in os.environ.get(SWITCH, "").split(",") if word.strip()]
     for word in asked:
         if word not in NAMES:

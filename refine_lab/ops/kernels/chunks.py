@@ -22,9 +22,7 @@ COLUMNS = 16
 """Columns of the state per program: few, since one row of 16 heads must fill the device."""
 
 WARPS = 8
-"""Warps per program: with fewer, or with float32 products made of several tf32 ones, registers spill (by ptxas, for
-sm_90).
-"""
+"""Warps per program: with fewer, or with float32 products made of several tf32 ones, registers spill (by ptxas, for sm_90)."""
 
 
 @jit
@@ -157,8 +155,7 @@ def through_chunks(
     w: Float[Tensor, "n G L dk"],
     kept: Sequence[Float[Tensor, "G 1 1"]] | None = None,
 ) -> tuple[Float[Tensor, "n G dk dv"], Float[Tensor, "n G L dv"]]:
-    """Returns the state before each of n chunks and each chunk's updates u; `kept` is a chunk's total decay of its
-    first state.
+    """Returns the state before each of n chunks and each chunk's updates u; `kept` is a chunk's total decay of its first state.
 
     Float32 or float64, differentiable in every argument. On CUDA, float32 products are tf32, summed in float32.
     """

@@ -92,8 +92,7 @@ def _gradients(
 def row_statistics(
     logits: Float[Tensor, "S V"], token_ids: Int[Tensor, "S"], temperature: float, entropy: bool
 ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"], Bool[Tensor, "S"]]:
-    """Returns log p(x), entropy (zeros if not requested) and x = argmax p of every row, p = softmax(logits /
-    temperature).
+    """Returns log p(x), entropy (zeros if not requested) and x = argmax p of every row, p = softmax(logits / temperature).
 
     Every logit is read once: the maximum m, the sum of exp(z - m) and the sum of exp(z - m) (z - m) are accumulated
     along the row and rescaled whenever the maximum grows (Milakov and Gimelshein, 2018; arXiv 1805.02867).

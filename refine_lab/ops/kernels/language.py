@@ -1,6 +1,4 @@
-"""Imports Triton where it is installed; elsewhere, defines placeholders with which the kernel modules import but cannot
-run.
-"""
+"""Imports Triton where it is installed; elsewhere, defines placeholders with which the kernel modules import but cannot run."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ def jit(function: Any) -> Any:
 
 
 def accumulator(dtype: torch.dtype) -> Any:
-    """Returns the dtype that a kernel computes in: float64 for float64, else float32. Raises ImportError without
-    Triton.
-    """
+    """Returns the dtype that a kernel computes in: float64 for float64, else float32. Raises ImportError without Triton."""
     if triton is None:
         raise ImportError("the kernels of refine_lab.ops.kernels need triton, which is not installed here")
     return tl.float64 if dtype == torch.float64 else tl.float32
