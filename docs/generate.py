@@ -29,9 +29,8 @@ def api() -> str:
     lines = [
         "# Public names",
         "",
-        "Everything here is imported from `refine_lab` itself, as in `from refine_lab import load_model`. A name is loaded when it is first",
-        "asked for, so that `import refine_lab` loads neither torch nor transformers. This page is written by `make docs` from the",
-        "docstrings.",
+        "Import these names from `refine_lab` itself, as in `from refine_lab import load_model`. Names are loaded on first use, so",
+        "that `import refine_lab` loads neither torch nor transformers. `make docs` writes this page from the docstrings.",
         "",
         "| name | what it is | home |",
         "|---|---|---|",

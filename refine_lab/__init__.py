@@ -1,8 +1,9 @@
-"""refine_lab: the research workbench for REFINE, "Reinforced Fast Weights with Next-Sequence Prediction" (arXiv 2602.16704).
+"""refine_lab: a research workbench for REFINE, "Reinforced Fast Weights with Next-Sequence Prediction" (arXiv 2602.16704).
 
-`method` holds the paper's procedure, one step per file. `models` and `ops` make fast weights a value, `data` prepares text and
-tasks, `recipes` has the paper's numbers, `training` runs the method in every phase, `runs` keeps records, and `experiments`
-and `explore` are what notebooks and widgets call. docs/architecture.md lists the folders in the order of their imports.
+`method` holds the paper's procedure, one step per file. `models` and `ops` represent fast weights as values, `data`
+prepares text and tasks, `recipes` has the paper's numbers, `training` runs the method in every phase, `runs` reads and
+writes run directories, and `experiments` and `explore` are what notebooks and widgets call. docs/architecture.md lists
+the folders in the order of their imports.
 
 The names below are imported on first use, so that `import refine_lab` loads neither torch nor transformers.
 """
@@ -81,10 +82,11 @@ _HOMES = {
 
 
 def refuse_shadows() -> None:
-    """Raise ImportError, naming the file, where `import widgets` would find another module than this project's package.
+    """Raises ImportError, naming the file, if `import widgets` would find a module other than this project's package.
 
-    Python looks in the folder that a notebook is started in before it looks among the installed packages. Each notebook
-    calls this before it imports from `widgets`. A file `refine_lab.py` is named by the failing import of this function.
+    Python searches the folder that a notebook is started in before the installed packages. Each notebook calls this
+    function before it imports from `widgets`. If a file `refine_lab.py` shadows this package, the failing import of
+    this function names it.
     """
     ours, found = Path(__file__).parent.parent / "widgets" / "__init__.py", find_spec("widgets")
     if found is None or not ours.is_file():

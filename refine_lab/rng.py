@@ -1,4 +1,4 @@
-"""Random draws keyed by what they are about, so that neither batching nor row order ever changes one."""
+"""Random draws keyed by seed, step, sequence and purpose, so that they do not depend on batching or row order."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from torch import Tensor
 class Draws:
     """A family of generators, one for every (seed, step, sequence, purpose).
 
-    A draw about a sequence depends on these four alone: not on the rows beside it, its place in the batch, the size of
-    a micro-batch, or the device.
+    A draw for a sequence depends on these four alone: not on the other rows, its place in the batch, the micro-batch
+    size, or the device.
     """
 
     seed: int
     step: int = 0
 
     def generator(self, sequence_id: int, purpose: str) -> torch.Generator:
-        """The CPU generator of one sequence and purpose, at its beginning."""
+        """Returns the CPU generator of one sequence and purpose, in its initial state."""
         key = f"{self.seed}/{self.step}/{sequence_id}/{purpose}".encode()
         digest = hashlib.blake2b(key, digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
     def uniforms(self, sequence_ids: Sequence[int], purpose: str, shape: tuple[int, ...]) -> Float[Tensor, "B ..."]:
-        """Uniform numbers in [0, 1), float64, [len(sequence_ids), *shape], each row from its own generator."""
+        """Returns uniform numbers in [0, 1), float64, [len(sequence_ids), *shape], each row from its own generator."""
         rows = [torch.rand(shape, generator=self.generator(i, purpose), dtype=torch.float64) for i in sequence_ids]
         return torch.stack(rows)
 
@@ -37,9 +37,9 @@ class Draws:
 def inverse_cdf(
     probabilities: Float[Tensor, "*rows choices"], uniforms: Float[Tensor, "*rows"]
 ) -> Int[Tensor, "*rows"]:
-    """The choice each uniform number falls on: the first whose cumulative probability exceeds u. Integers [*rows].
+    """Returns the choice for each uniform number u: the first whose cumulative probability exceeds u. Integers [*rows].
 
-    A choice of probability 0 is never drawn, also where rounding leaves the last cumulative sum below u.
+    A choice of probability 0 is never drawn, even where rounding leaves the last cumulative sum below u.
     """
     cumulative = probabilities.double().cumsum(-1)
     points = (uniforms.to(cumulative) * cumulative[..., -1]).unsqueeze(-1)

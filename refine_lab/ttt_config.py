@@ -1,4 +1,4 @@
-"""Configurations of test-time training: of one adaptation, and of a run over many prompts (its `config.json`)."""
+"""Configurations of test-time training: one adaptation, and a run over many prompts (its `config.json`)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class TTTConfig(OptimizationConfig):
     """How a model is adapted to a prompt."""
 
     method: RefineConfig | None = field(default_factory=lambda: RefineConfig(reward="binary", nsp_coef=0.4))
-    "REFINE's settings (table 2: binary reward, weight 0.4), or none: SFT on the prompt."
+    "REFINE's settings (table 2: binary reward, weight 0.4); none: SFT on the prompt."
     steps: Count = 2
-    "The most updates of a prompt; where prompts are adapted on together, the most passes over all of them."
+    "Maximum number of updates per prompt; for prompts adapted to jointly, the maximum number of passes over them."
     parameters: Text = ".*"
-    "A regular expression: only parameters that take gradients and whose names it is found in are updated."
+    "Regular expression: only trainable parameters whose name matches are updated."
     stop_at_reward: float | None = None
-    "A mean reward at or above which no more updates are made."
+    "Adaptation stops once the mean reward is at least this value."
     stop_at_loss: float | None = None
-    "A next-token loss, in nats, at or below which no more updates are made."
+    "Adaptation stops once the next-token loss, in nats, is at most this value."
 
     def __post_init__(self) -> None:
         try:
@@ -41,20 +41,20 @@ class TTTConfig(OptimizationConfig):
 
 @configuration
 class TTTRunConfig(RunConfig):
-    """A run: the test examples of a task, each answered after the model was adapted to its prompt, or without."""
+    """Configuration of a test-time training run: test examples are answered with or without adaptation to each prompt."""
 
     ttt: TTTConfig | None = field(default_factory=TTTConfig)
-    "How the model is adapted, or none: it answers as it is."
+    "How the model is adapted; none: it answers unchanged."
     task: TaskConfig = field(default_factory=lambda: TaskConfig(train=0))
-    "Where the prompts come from; its test examples are answered. A model that a run trained on it has the run's own task."
+    "Source of the prompts; its test examples are answered. A model that a run trained on a task uses that run's task."
     count: Count | None = None
-    "Only the first `count` test examples are answered; none: all."
+    "Answers only the first `count` test examples; none: all of them."
     reset: Literal["prompt", "never"] = "prompt"
-    "Weights and moments are put back after each prompt, or never: both go on from batch to batch."
+    "When weights and optimizer moments are reset: after each prompt, or never, so that they carry over from batch to batch."
     adapt_on: Literal["prompt", "document"] = "prompt"
-    "What is adapted on: the whole prompt, question included (the paper), or the part before its question."
+    "What the model is adapted to: the whole prompt including the question (the paper), or the part before the question."
     kind: Literal["answer"] = "answer"
-    "Tells a run of test-time training from one of training."
+    "Distinguishes runs of test-time training from training runs."
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,10 +75,10 @@ class TTTRunConfig(RunConfig):
 
     @property
     def dtype(self) -> str:
-        """Of the arithmetic in which prompts are read, adapted on and answered; float32 where nothing is adapted."""
+        """Returns the dtype used to read, adapt to and answer prompts; float32 without adaptation."""
         return "float32" if self.ttt is None else self.ttt.dtype
 
     @property
     def way(self) -> str:
-        """The arm, and whether it makes fewer updates than the other, as in the paper's release."""
+        """Returns the method's name, with the suffix `_release` where SFT makes fewer updates, as in the paper's release."""
         return self.arm + ("_release" if self.updates == "release" and self.arm == "sft" else "")

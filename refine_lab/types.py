@@ -1,4 +1,4 @@
-"""The vocabulary of the method: axis names and the values that pass from one step to the next.
+"""The method's vocabulary: axis names and the values that its steps exchange.
 
 Axis names, used in every shape of this package:
 
@@ -8,8 +8,8 @@ Axis names, used in every shape of this package:
     N  rollouts of one position (group)     K  tokens of a rollout
     R  rollouts in all, R = B * C * N, ordered row by row, position by position
 
-Rows are padded on the right; `lengths` says how many tokens of a row are real. A *position* t is the zero-based index of
-the last token of a prefix: the prefix is `tokens[: t + 1]` and the first token rolled out stands at t + 1.
+Rows are padded on the right; `lengths` gives the number of real tokens per row. A *position* t is the zero-based index
+of the last token of a prefix: the prefix is `tokens[: t + 1]` and the first rollout token has index t + 1.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Token sequences of unequal length, each with a number of its own.
+    """Token sequences of unequal length, each with its own id.
 
-    `tokens` [B, T], `lengths` [B] and `sequence_ids` [B]; a sequence keeps its id wherever it stands in whichever batch, so
-    that every random draw about it can be keyed by it.
+    `tokens` [B, T], `lengths` [B] and `sequence_ids` [B]. A sequence keeps its id in every batch and at every place in
+    it, so that its random draws can be keyed by it.
     """
 
     tokens: Int[Tensor, "B T"]
@@ -44,7 +44,7 @@ class Batch:
             raise ValueError(f"lengths must lie in 1..{width}, got {self.lengths.tolist()}")
 
     def rows(self, start: int, stop: int) -> Batch:
-        """Rows `start` to `stop`, cut to the longest of them."""
+        """Returns rows `start` to `stop`, cut to the longest of them."""
         lengths = self.lengths[start:stop]
         return Batch(
             tokens=self.tokens[start:stop, : int(lengths.max())],
@@ -57,13 +57,13 @@ class Batch:
 
     @property
     def num_targets(self) -> int:
-        """Tokens that have a next token to predict, over all rows."""
+        """Returns the number of tokens that have a next token to predict, over all rows."""
         return int((self.lengths - 1).sum())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lessons:
-    """Prompts with their answers: row r of `whole` is row r of `prompts` with the answer's tokens behind it."""
+    """Prompts with their answers: row r of `whole` is row r of `prompts` followed by the answer's tokens."""
 
     prompts: Batch
     whole: Batch
@@ -88,7 +88,7 @@ class Lessons:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollouts:
-    """What was rolled out, beside the truth. R rollouts, ordered row by row, then position, then group member."""
+    """R rollouts with their targets, rewards and advantages, ordered by row, then position, then index in the group."""
 
     positions: Int[Tensor, "B C"]
     tokens: Int[Tensor, "R K"]
@@ -105,41 +105,41 @@ class Rollouts:
         return len(self.tokens) // self.positions.numel()
 
     def rows(self, start: int, stop: int) -> Rollouts:
-        """The rollouts of sequences `start` to `stop` of the batch."""
+        """Returns the rollouts of sequences `start` to `stop` of the batch."""
         per_row = self.positions.shape[1] * self.group_size
         cut = {f.name: getattr(self, f.name)[start * per_row : stop * per_row] for f in fields(self)}
         return Rollouts(**{**cut, "positions": self.positions[start:stop]})
 
     @staticmethod
     def cat(parts: Sequence[Rollouts]) -> Rollouts:
-        """The rollouts of several batches, one after the other."""
+        """Concatenates the rollouts of several batches."""
         return Rollouts(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Rollouts)})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RewardInputs:
-    """What a reward is computed from: R rollouts of K tokens, each beside the true continuation. No tensor has a gradient."""
+    """The inputs of a reward: R rollouts of K tokens with their reference continuations. No tensor has a gradient."""
 
     rollout_ids: Int[Tensor, "R K"]
-    "The tokens that were rolled out."
+    "The rollout tokens."
     target_ids: Int[Tensor, "R K"]
-    "The true continuation of each prefix."
+    "The reference continuation of each prefix."
     hidden_states: Float[Tensor, "R K D"]
     "The final hidden states, after the final norm, with the rollout tokens as inputs (eq. 7)."
     target_hidden_states: Float[Tensor, "R K D"]
-    "The final hidden states of the true continuation in the first forward (eq. 8)."
+    "The final hidden states of the reference continuation in the first forward pass (eq. 8)."
     logprobs: Float[Tensor, "R K"]
     "Log-probabilities of the rollout tokens at the sampling temperature, in nats."
 
     def map(self, function: Callable[[Tensor], Tensor]) -> RewardInputs:
-        """The inputs whose every tensor went through `function`."""
+        """Applies `function` to every tensor."""
         return RewardInputs(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
 
     @staticmethod
     def cat(parts: Sequence[RewardInputs]) -> RewardInputs:
-        """The inputs of several sets of rollouts, one after the other."""
+        """Concatenates the inputs of several sets of rollouts."""
         return RewardInputs(**{f.name: torch.cat([getattr(x, f.name) for x in parts]) for f in fields(RewardInputs)})
 
 
 RewardFunction = Callable[[RewardInputs], Float[Tensor, "R"]]
-"""A reward returns one number a rollout, at least float32."""
+"""A reward returns one number per rollout, in at least float32."""

@@ -1,4 +1,4 @@
-"""Validation: the error of a value that is not allowed, and configurations whose fields pydantic checks."""
+"""Validation: `ConfigError`, and the configuration decorator whose fields pydantic checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ C = TypeVar("C")
 
 
 class ConfigError(ValueError):
-    """A value that is not allowed, in one sentence: the `field` (or argument), its `value`, and what is `allowed`."""
+    """An error about one value, in one sentence: the `field` (or argument), its `value`, and what is `allowed`."""
 
     def __init__(self, field: str, value: object, allowed: str, sentence: str | None = None) -> None:
         super().__init__(field, value, allowed, sentence)
@@ -26,13 +26,13 @@ class ConfigError(ValueError):
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
-    """Raise a `ConfigError` that names the value and what is allowed, unless `ok`."""
+    """Raises a `ConfigError` that names the value and what is allowed, unless `ok`."""
     if not ok:
         raise ConfigError(name, value, allowed)
 
 
 def unknown(what: str, name: object, allowed: Iterable[str]) -> ConfigError:
-    """Returns the error for a name that is not allowed; it names the nearest that is."""
+    """Returns the error for an unknown name, which suggests the nearest allowed one."""
     names = list(allowed)
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -47,11 +47,11 @@ class Config:
 
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns the fields of a saved file as they are read today. Subclasses add what an older file lacks."""
+        """Converts the fields of a saved file to today's format; subclasses add what older files lack."""
         return values
 
     def _require(self, ok: bool, name: str, allowed: str) -> None:
-        """`require` for a field of this configuration, or for `field.field` of one that it holds."""
+        """Calls `require` for a field of this configuration, or for a nested field given as `field.field`."""
         require(ok, f"{type(self).__name__}.{name}", attrgetter(name)(self), allowed)
 
 
@@ -71,14 +71,14 @@ _ALLOWED = {
     "greater_than_equal": "at least {ge:g}",
     "less_than_equal": "at most {le:g}",
 }
-"""What is allowed, by the type of pydantic's error."""
+"""Description of allowed values by pydantic error type."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def configuration(cls: type[C]) -> type[C]:
-    """Make a class a frozen dataclass whose fields pydantic checks; it raises `ConfigError` for the first that is wrong.
+    """Makes a class a frozen dataclass whose fields pydantic checks; it raises `ConfigError` for the first invalid field.
 
-    A text in a field's `Annotated` replaces the words of `_ALLOWED`.
+    A string in a field's `Annotated` replaces the description in `_ALLOWED`.
     """
     made: Any = dataclass(frozen=True, kw_only=True, config=_SETTINGS)(cls)
     validate = made.__init__
@@ -94,7 +94,7 @@ def configuration(cls: type[C]) -> type[C]:
 
 
 def _config_error(cls: Any, values: Mapping[str, Any], error: ValidationError) -> ConfigError:
-    """The first thing that is wrong. A name that is no field comes before the rest: it may be the misspelt name of one."""
+    """Returns the error to report first; unknown field names take precedence, since they may be misspelt."""
     fields, errors = cls.__pydantic_fields__, error.errors()
     first = next((each for each in errors if each["type"] == "unexpected_keyword_argument"), errors[0])
     kind, context, (name, *keys) = first["type"], first.get("ctx", {}), first["loc"] or ("",)

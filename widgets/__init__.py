@@ -1,4 +1,5 @@
-"""What a notebook shows: static figures (plotly) and live curves (a small anywidget). Presentation only.
+"""The notebooks' widgets, figures and tables: presentation only.
 
-It may import `refine_lab`; `refine_lab` never imports it.
+Static figures use plotly, and interactive widgets use anywidget. This package may import `refine_lab`; `refine_lab`
+never imports it.
 """

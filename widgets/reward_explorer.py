@@ -1,4 +1,4 @@
-"""The linked view: a document's tokens, the rollouts that fork from any of them, and what every reward makes of them."""
+"""The reward explorer: a document's tokens, rollouts from any of them, and their rewards, in linked views."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from widgets.token_map import Target, TokenMap, TokenText, token_text
 
 
 class RewardExplorer(Panel):
-    """Paste a document, see where the model is unsure, click a token, and watch rollouts fork there with their rewards.
+    """Shows where a model is uncertain in a document, and rollouts with their rewards from any clicked token.
 
-    `text`: the document to begin with; none: a sample of our own. `rewards`: functions of your own, by name or
-    by the name they are defined with. `settings`: of `controls`, by name. `add_bos`: as in `DataConfig`. All works without
-    a page: `read`, `explore`, `change`, and the traits of `token_map`, `inspector` and `summary`. Raises FileNotFoundError or
-    ValueError for a model that is not there.
+    `text`: the initial document; none: a sample document. `rewards`: custom functions, by name or by the name of their
+    definition. `settings`: initial values of `controls`, by name. `add_bos`: as in `DataConfig`. Everything works
+    without a page: `read`, `explore`, `change`, and the traits of `token_map`, `inspector` and `summary`. Raises
+    FileNotFoundError or ValueError for a missing model.
     """
 
     def __init__(
@@ -86,14 +86,14 @@ class RewardExplorer(Panel):
         self.inspector.observe(self._on_rollout, "selected")
         self.inspector.observe(self._on_filters, "filters")
         self.shown = self.read()
-        "Ends when the first document is shown, with rollouts."
+        "Completes when the first document is shown, with rollouts."
 
     # -- what can be done, with a page or without ---------------------------------------------------------------------
 
     def read(self, text: str | None = None) -> Future[Any]:
-        """Read a document (none: the one in the text field), show it, and roll out at the positions that the method draws.
+        """Reads and shows a document (none: the one in the text field), and rolls out from the sampled positions.
 
-        The future ends when all is shown; what goes wrong is in `error` as well.
+        The future completes when everything is shown; errors also appear in `error`.
         """
         began = time.monotonic()
         if text is not None:
@@ -121,9 +121,10 @@ class RewardExplorer(Panel):
         return self.after(lambda: self.exploration.read(self._source.value), show, compare)
 
     def explore(self, position: int) -> Future[Any]:
-        """Roll out from the prefix that ends with the token at `position`, and show those rollouts alone in the list.
+        """Rolls out from the prefix that ends at `position`, and shows only those rollouts in the list.
 
-        Where the settings do not select the position, its rollouts are marked as clicked, and count in no figure.
+        If the settings do not select the position, its rollouts are marked as clicked, and excluded from all
+        statistics.
         """
         self.say(f"Rolling out after token {position}…")
         self._wanted, document = position, self.exploration.document
@@ -145,7 +146,7 @@ class RewardExplorer(Panel):
         return self.after(begin, show)
 
     def change(self, name: str, value: Any) -> Future[Any]:
-        """Set a control by name, as a hand on the page does. Raises ValueError, and changes nothing, for what cannot be."""
+        """Sets a control by name, as in the page. Raises ValueError for an invalid value, and then changes nothing."""
         if name not in self.controls:
             raise ValueError(f"a control must be one of {', '.join(self.controls)}, got {name!r}")
         control, before = self.controls[name], self._setting(name)
@@ -161,10 +162,10 @@ class RewardExplorer(Panel):
         return self._roll_out(wanted)
 
     def compare(self, model: str | None) -> Future[Any]:
-        """Colour by what another model makes of the document too: a shipped one, a run, a checkpoint of a step; None: no other.
+        """Compares with another model's reading: a shipped model, a run or a checkpoint; None ends the comparison.
 
-        Its entropy and loss minus this model's, of this document and of later ones. The future ends when that is shown; it
-        raises, and `error` says, what is no such model.
+        Adds its entropy and loss minus this model's as metrics, for this document and later ones. The future completes
+        when they are shown; if there is no such model, it raises, and `error` says so.
         """
         self._compared, self._other = model, None
         self._compare_field.value = model or ""
@@ -174,7 +175,7 @@ class RewardExplorer(Panel):
         return self._read_other(metric)
 
     def state_view(self) -> StateView:
-        """A view of the states of the document that is shown, and of every later one."""
+        """Returns a view of the states of the current document and of every later one."""
         view = StateView()
         self._state_views.append(view)
         if self.exploration.document is not None:
@@ -182,7 +183,7 @@ class RewardExplorer(Panel):
         return view
 
     def save_html(self, path: Path | str, title: str = "Reward explorer", *, more: Sequence[Widget] = ()) -> Path:
-        """Write what is shown as one HTML file that works offline: map, rewards and rollouts, and `more` widgets below."""
+        """Writes one offline HTML file with the map, rewards and rollouts, and `more` widgets below."""
         parts = (self.token_map, self.summary, self.inspector, *more)
         links = [
             (self.token_map, "selected", self.inspector, "token"),
@@ -201,16 +202,16 @@ class RewardExplorer(Panel):
     # -- what happens then --------------------------------------------------------------------------------------------
 
     def _wanted_positions(self) -> list[int]:
-        """Those that the settings select, and the clicked ones that can start; none before a document is read.
+        """Returns the selected positions and the clicked ones that can start a rollout; empty before a document is read.
 
-        Raises ValueError where the settings select none.
+        Raises ValueError if the settings select none.
         """
         if self.exploration.document is None:
             return []
         return [*self.exploration.targets(), *filter(self.exploration.can_start, self._clicked)]
 
     def _read_other(self, metric: str) -> Future[Any]:
-        """Have the model that is compared with read the document, and show the change, coloured by `metric`."""
+        """Requests the compared model's reading of the document, and shows the change, coloured by `metric`."""
         model, document = self._compared, self.exploration.document
 
         def show(reading: DocumentReading | None) -> None:
@@ -236,7 +237,7 @@ class RewardExplorer(Panel):
         return asked
 
     def _roll_out(self, positions: Sequence[int]) -> Future[Any]:
-        """Have rollouts made of these positions where they lack them, and show all rollouts that are wanted."""
+        """Requests missing rollouts from these positions, and shows all rollouts that are wanted."""
         began, document = time.monotonic(), self.exploration.document
         settings = (self.exploration.method, self.exploration.seed)
 
@@ -267,9 +268,9 @@ class RewardExplorer(Panel):
         return self.after(lambda: self.exploration.roll_out(positions), reward, show)
 
     def _rewarded(self) -> tuple[str, Any] | Future[tuple[str, Any]] | None:
-        """The reward's name and the frame of the rollouts that are wanted; of one's own function, which may be slow, later.
+        """Returns the reward's name and the frame of the wanted rollouts; as a future for a custom reward, which may be slow.
 
-        None while the rollouts of a selected position are still being made: whoever asked for them shows all.
+        Returns None while rollouts of a selected position are still pending: their own request will show everything.
         """
         exploration = self.exploration
         selected = exploration.targets()
@@ -295,7 +296,7 @@ class RewardExplorer(Panel):
         )
 
     def _alternatives(self, tokens: Sequence[int]) -> list[list[tuple[str, float]]]:
-        """What else the model held likely in the place of each token."""
+        """Returns the most likely alternatives to each token."""
         reading, decode = self.exploration._known.reading, self.exploration.tokenizer.decode
         rows = []
         for token in tokens:
@@ -312,7 +313,7 @@ class RewardExplorer(Panel):
         self._show_map(frame)
 
     def _told(self, seconds: float) -> str:
-        """Of the selected positions, which alone the mean is over, and of the clicked ones."""
+        """Describes the selected positions, which alone enter the mean, and the clicked ones."""
         clicked = self.inspector.rollouts["clicked"]
         selected, apart = self.inspector.rollouts[~clicked], self.inspector.rollouts[clicked]
         sentences = [
@@ -330,7 +331,7 @@ class RewardExplorer(Panel):
             self.explore(token - 1)
 
     def _is_shown(self, position: int) -> bool:
-        """Whether the selected rollout stands there already: then the map follows the inspector, not the other way round."""
+        """Returns whether the selected rollout is already at this position, so that the map follows the inspector."""
         selected = self.inspector.selected
         return selected >= 0 and int(self.inspector.rollouts["position"].iloc[selected]) == position
 

@@ -1,4 +1,4 @@
-"""Rollouts beside the truth, token by token: a whole run's or one position's; sorted, filtered, compared, tabulated."""
+"""The rollout inspector: rollouts and their references token by token, with sorting, filters, comparison and table F.1."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from widgets.parts.token_text import token_decoder
 
 MOST_COMPARED = 8
 SENT = ("name", "label", "unit", "digits", "about", "shared", "filtered", "heading", "look")
-"What the page gets to know of a column."
+"Attributes of a column that the page receives."
 EXAMPLES, MEMBERS = 6, 4
-"Positions and rollouts of each in the paper's table F.1."
+"Positions, and rollouts per position, in the paper's table F.1."
 CAPTION = (
     "Cosine reward of rollouts and the ground truth (Table F.1); ★ marks the highest of all rollouts of an example"
 )
@@ -33,10 +33,10 @@ MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>|~$&#!"})
 
 
 class TableF1(Table):
-    """Table F.1: the truth GT and rollouts of some positions, P1 the first of each, with their cosine rewards."""
+    """Table F.1: the reference GT and rollouts of some positions, from P1 on, with their cosine rewards."""
 
     def markdown(self) -> str:
-        """As a Markdown table; the text of models is escaped, so that none of it is markup."""
+        """Returns the table in Markdown; model text is escaped, so that none of it acts as markup."""
         lines = ["| Example | Type | Text | Cosine reward |", "|---|---|---|---|"]
         for example, kind, text, cosine, best in self.data.itertuples(index=False):
             value = "–" if isinstance(cosine, str) else decimal(cosine)
@@ -46,39 +46,39 @@ class TableF1(Table):
 
 
 def _keys(rollouts: pd.DataFrame) -> list[tuple[int, ...]]:
-    """What tells each rollout from the others."""
+    """Returns the key that identifies each rollout."""
     return list(zip(*(rollouts[name].tolist() for name in (*KEYS, "member")), strict=True))
 
 
 def decimal(value: float) -> str:
-    """Three decimals, ties away from zero as in the page."""
+    """Formats three decimals, rounding ties away from zero as in the page."""
     return str(Decimal(float(value) + 0.0).quantize(Decimal("0.001"), ROUND_HALF_UP))
 
 
 class RolloutInspector(Widget):
-    """A list of rollouts grouped by position under the truth, with what each token and each rollout was worth.
+    """A list of rollouts grouped by position below their reference, with per-token and per-rollout rewards.
 
-    `rollouts`: a frame of `Run.rollouts`, a row a rollout, where `cosines` (a list of one cosine a token) may be added;
-    `decode`: a function from token ids to text, or a tokenizer. Raises ValueError as `rollout_columns` does.
+    `rollouts`: a frame of `Run.rollouts`, one row per rollout, optionally with `cosines` (a list of one cosine per
+    token); `decode`: a function from token ids to text, or a tokenizer. Raises ValueError as `rollout_columns` does.
     """
 
     _esm = script("rollout_inspector")
     _css = style("rollout_inspector")
 
     columns = traitlets.Dict().tag(**PACKED)
-    "What is shown, as `RolloutColumns.packed` makes it."
+    "The displayed data, as returned by `RolloutColumns.packed`."
     fields = traitlets.List([{name: getattr(column, name) for name in SENT} for column in FIELDS]).tag(sync=True)
     "The columns that the page lists, sorts and filters by, as `runs.schema.COLUMNS` specifies them."
     selected = traitlets.Int(-1).tag(sync=True)
-    "Row of the frame that the detail shows, or -1."
+    "Row of the frame shown in detail, or -1."
     compared = traitlets.List(traitlets.Int()).tag(sync=True)
     "Rows pinned for comparison, at most 8."
     sort = traitlets.Tuple(traitlets.Unicode(), traitlets.Bool(), default_value=("row", False)).tag(sync=True)
     "A column of `rollout_columns.SORTS`, and whether the highest comes first."
     token = traitlets.Int(-1).tag(sync=True)
-    "A token of the document: set, it filters for the rollouts that begin there. -1 and 0 change nothing."
+    "A token of the document; setting it filters for the rollouts that begin there. -1 and 0 change nothing."
     filters = traitlets.Dict().tag(sync=True)
-    "`step`, `position`, `entropy` and `reward` as [lowest, highest], `text` and `truth` as a text held; see `rollout_columns`."
+    "`step`, `position`, `entropy` and `reward` as [lowest, highest], `text` and `truth` as substrings; see `rollout_columns`."
 
     def __init__(self, rollouts: pd.DataFrame | None = None, *, decode: Any) -> None:
         self._decode = token_decoder(decode)
@@ -89,20 +89,20 @@ class RolloutInspector(Widget):
 
     @classmethod
     def of_run(cls, run: Run | Path | str, tokenizer: Any, steps: Collection[int] | None = None) -> RolloutInspector:
-        """The rollouts that a run has written so far, of some steps or of all."""
+        """Returns an inspector of the rollouts that a run has written so far, for some steps or all."""
         run = run if isinstance(run, Run) else Run(run)
         return cls(run.rollouts(steps), decode=tokenizer)
 
     @property
     def rollouts(self) -> pd.DataFrame:
-        """The frame that is shown."""
+        """Returns the displayed frame."""
         return self._frame
 
     def show(self, rollouts: pd.DataFrame, *, keep: bool = False) -> None:
-        """Show another frame. With `keep` the filters, the selected and the pinned rollouts stay as far as they are in it.
+        """Shows another frame. With `keep`, filters, selected and pinned rollouts are kept as far as the frame contains them.
 
-        A rollout is the same by step, sequence, position and member. Keep where the same come with other numbers, as after a
-        change of reward, or with more. The order stays always.
+        A rollout is identified by step, sequence, position and sample index. Use `keep` if the same rollouts get other
+        numbers, as after a change of reward, or if some are added. The sort order is always kept.
         """
         table = self._read(rollouts)
         with self.hold_sync():  # one message: the page never sees the selection of one frame with the rows of another
@@ -124,23 +124,22 @@ class RolloutInspector(Widget):
 
     @property
     def passing(self) -> np.ndarray:
-        """[R] bool: whether a row of the frame passes the filters."""
+        """Returns [R] bool: whether each row of the frame passes the filters."""
         passing = np.zeros(len(self._table), bool)
         passing[self._rows()] = True
         return passing
 
     def filtered(self) -> pd.DataFrame:
-        """The rows that the page shows, in its order; the index is the row in the frame."""
+        """Returns the rows that the page shows, in its order; the index is the row in the frame."""
         rows = self._rows()
         return self._frame.iloc[rows].set_axis(rows, axis=0)
 
     def table_f1(self, examples: int = EXAMPLES, members: int = MEMBERS) -> TableF1:
-        """The first positions shown whose truths differ, with their rollouts, in the form of the paper's table F.1.
+        """Returns the first positions with different references, and their rollouts, in the form of the paper's table F.1.
 
-        Of each position the first `members` rollouts are written, and the one with the highest cosine reward of all its
-        rollouts, which is starred, where that is another. P7 is the seventh rollout of its position.
-
-        Raises ValueError where nothing is shown, and for less than one example or rollout.
+        For each position, the first `members` rollouts are listed, as well as the one with the position's highest
+        cosine reward, marked by a star. P7 is the seventh rollout of its position. Raises ValueError if nothing is
+        shown, and for less than one example or rollout.
         """
         require(examples >= 1, "examples", examples, "at least 1")
         require(members >= 1, "members", members, "at least 1")
@@ -186,7 +185,7 @@ class RolloutInspector(Widget):
             self.filters = {**self.filters, "position": [change["new"] - 1] * 2}
 
     def __repr__(self) -> str:
-        """How many there are, and the first positions shown, the truth above its rollouts."""
+        """Counts the rollouts and lists the first positions, the reference above its rollouts."""
         table = getattr(self, "_table", None)
         if table is None or not len(table):
             return "RolloutInspector: no rollouts"

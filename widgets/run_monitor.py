@@ -1,4 +1,4 @@
-"""Runs of a folder, live or finished: curves, rollouts step by step, what their settings differ in; start and stop."""
+"""The run monitor: curves, rollouts and differing settings of a folder's runs, live or finished, with start and stop."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from widgets.parts.step_slider import StepSlider
 from widgets.rollout_inspector import RolloutInspector
 
 CHOSEN_AT_FIRST = 4
-"""Newest runs that are shown before anything is chosen."""
+"""Number of newest runs selected initially."""
 
 PAGE_ROLLOUTS = 20_000
-"""Rollouts on an offline page, about."""
+"""Approximate number of rollouts on an offline page."""
 
 
 class RunMonitor(Panel):
-    """Choose runs, follow their curves, look at their rollouts by a slider of steps, compare settings, stop and start them.
+    """Selects runs, follows their curves, shows rollouts by step, compares settings, and stops and starts runs.
 
-    `folder`: of run directories; none: the project's (`runs.run.runs_dir`). Everything shown is read from the directories,
-    so that a monitor made anew, after a restart of the kernel or a reload, shows the same, and stops runs that it did not
-    start. Runs of training and of test-time training are shown alike, the latter with the means of their answers so far.
-    Raises FileNotFoundError where there is no such folder.
+    `folder`: of run directories; none: the project's (`runs.run.runs_dir`). Everything shown is read from the
+    directories, so that a new monitor, after a restart of the kernel or a reload, shows the same, and can stop runs
+    that it did not start. Runs of training and test-time training are shown alike, the latter with the means of their
+    answers so far. Raises FileNotFoundError if there is no such folder.
     """
 
     def __init__(self, folder: Path | str | None = None, runs: Sequence[Run] | None = None) -> None:
-        """`runs`: those chosen at first; none: the newest. `folder` may be a run directory too: that one is chosen."""
+        """`runs` are selected initially; none: the newest. `folder` may also be a run directory, which is then selected."""
         super().__init__()
         self.folder = Path(folder).expanduser() if folder is not None else runs_dir()
         if is_run(self.folder):
@@ -77,11 +77,11 @@ class RunMonitor(Panel):
 
     @property
     def runs(self) -> list[Run]:
-        """The chosen runs that are still there."""
+        """Returns the selected runs that still exist."""
         return [Run(self.folder / name) for name in self.choice.value if is_run(self.folder / name)]
 
     def refresh(self) -> None:
-        """Look for runs again; those chosen stay chosen."""
+        """Refreshes the list of runs and keeps the selection."""
         with warnings.catch_warnings(record=True) as damaged:
             warnings.simplefilter("always")
             runs = list_runs(self.folder)
@@ -100,19 +100,19 @@ class RunMonitor(Panel):
         self.error = "\n".join(str(warning.message) for warning in damaged)
 
     def start(self) -> None:
-        """Train or answer the chosen runs that have not finished, in turn, in a process that outlives the kernel."""
+        """Starts the selected unfinished runs, one after another, in a process that outlives the kernel."""
         waiting = [run for run in self.runs if run.state not in ("starting", "running", "finished")]
         run_in_turn(waiting, detach=True, log=lambda line: None)
         self.curves.start()
         self.say(f"Started {_runs(waiting)}." if waiting else "All selected runs have finished or are in progress.")
 
     def stop(self) -> None:
-        """Ask the chosen runs to save and stop; this does not wait for them."""
+        """Asks the selected runs to save and stop, without waiting for them."""
         living = request_stop(self.runs)
         self.say(f"Asked {_runs(living)} to save and stop." if living else "None of the selected runs is in progress.")
 
     def save_html(self, path: Path | str, title: str = "Runs") -> Path:
-        """Write the curves and a run's rollouts, those of its last steps, as one HTML file that works offline."""
+        """Writes one offline HTML file with the curves and the rollouts of a run's last steps."""
         rollouts, said = self._all_rollouts(), Notice()
         steps = rollouts.rollouts["step"]
         if self._decodes is not None and len(steps):
@@ -124,7 +124,7 @@ class RunMonitor(Panel):
             said.close()
 
     def _all_rollouts(self) -> RolloutInspector:
-        """Of as many last steps as make up a page."""
+        """Returns an inspector with the rollouts of as many last steps as fill a page."""
         run, steps = self._decodes, max(1, PAGE_ROLLOUTS // max(1, len(self.inspector.rollouts)))
         every = RolloutInspector(decode=str if run is None else tokenizer_of(run))
         if run is not None:
@@ -158,7 +158,7 @@ class RunMonitor(Panel):
         self._show_steps()
 
     def _show_steps(self) -> None:
-        """The slider over the steps whose rollouts are there, of the first chosen run that has any."""
+        """Sets the slider to the steps with rollouts of the first selected run that has any."""
         found = [(run, parquet_parts(run.path / "rollouts")) for run in self.runs]
         found = [(run, parts) for run, parts in found if parts]
         run, parts = found[0] if found else (None, [])
@@ -185,7 +185,7 @@ class RunMonitor(Panel):
         self._look(change["new"])
 
     def _look(self, step: int) -> None:
-        """At the rollouts of a step."""
+        """Shows the rollouts of a step."""
         if self._decodes is not None:
             rollouts = self._decodes.rollouts([step])
             self.inspector.show(rollouts)
@@ -193,11 +193,11 @@ class RunMonitor(Panel):
             self.say(f"{number} rollout{'' if number == 1 else 's'} of {self._looked_into()} at step {step}.")
 
     def _looked_into(self) -> str:
-        """The run whose rollouts are shown, by its label and its folder."""
+        """Returns label and folder of the run whose rollouts are shown."""
         return f"{self._label(self._decodes)} ({self._decodes.name})" if self._decodes is not None else "no run"
 
     def _label(self, run: Run) -> str:
-        """What the curves call it."""
+        """Returns the run's label in the curves."""
         return next((each["label"] for each in self.curves.progress if each["name"] == run.name), run.name)
 
     def _buttons(self) -> ipywidgets.HBox:

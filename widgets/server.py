@@ -1,8 +1,8 @@
-"""An extension of Jupyter's server: what a kernel says reaches the page at once.
+"""A Jupyter server extension that sends kernel messages to the page without delay.
 
-Without it a second small message waits for the page to acknowledge the first, for about 40 ms of the 60 that a click to
-Python and back takes (Nagle's algorithm beside delayed acknowledgements; tornado's `set_nodelay`). `python -m widgets.server`
-enables it in an environment, which `make setup` does. Nothing else of the server is touched.
+Without it, a second small message waits until the page acknowledges the first, for about 40 ms of the 60 ms that a
+click to Python and back takes (Nagle's algorithm with delayed acknowledgements; tornado's `set_nodelay`). `python -m
+widgets.server` enables it in an environment, which `make setup` does. The rest of the server is unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CONFIG = Path(sys.prefix) / "etc" / "jupyter" / "jupyter_server_config.d" / "ref
 
 
 class PromptConnection(ZMQChannelsWebsocketConnection):
-    """A kernel's connection to a page, which holds nothing back."""
+    """A kernel's connection to a page without send delays."""
 
     def connect(self) -> Any:
         self.websocket_handler.set_nodelay(True)

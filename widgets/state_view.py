@@ -1,4 +1,4 @@
-"""What the fast weights hold along a document: every head's state as a strip, and the tokens that write most."""
+"""The state view: every head's fast-weight state along a document, and the tokens with the strongest writes."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ MEASURES = {
 }
 """Name of a measure -> field of `StateSummary`, title, unit."""
 POSITIONS = 64
-"""Places of a document at which its states are looked at, at most."""
+"""Maximum number of positions of a document at which states are computed."""
 STRONGEST = 12
-"""Tokens listed as writing most in a head."""
+"""Number of tokens listed with the strongest writes in a head."""
 
 
 class StateView(Widget):
-    """Norm, effective rank and change of every layer's and head's state along a document, and where writes are strongest.
+    """Norm, effective rank and change of the state of every layer and head along a document, and the strongest writes.
 
-    `summary`: of `explore.Session.states`; `text_of`: from the number of a token to its text. A row is a head of a state
-    matrix, a column a place of the document. Choosing a row shows how strongly each token writes there.
+    `summary`: of `explore.Session.states`; `text_of`: a function from a token's index to its text. A row is a head of a
+    state matrix, a column a position of the document. Selecting a row shows the write strength of each token there.
     """
 
     _esm = script("state_view")
     _css = style("state_view")
 
     states = traitlets.Dict().tag(**PACKED)
-    "Rows, places, the three measures and the write strengths, packed; set by `show`."
+    "Rows, positions, the three measures and the write strengths, packed; set by `show`."
     measure = traitlets.Enum([*MEASURES], "norm").tag(sync=True)
-    "What colours the strips."
+    "The measure that colours the strips."
     row = traitlets.Int(0).tag(sync=True)
-    "The chosen row."
+    "The selected row."
     place = traitlets.Int(-1).tag(sync=True)
-    "The chosen token of the document, or -1."
+    "The selected token of the document, or -1."
 
     def __init__(self, summary: StateSummary | None = None, text_of: Callable[[int], str] = str) -> None:
         self.summary: StateSummary | None = None
@@ -55,9 +55,9 @@ class StateView(Widget):
             self.show(summary, text_of)
 
     def follow(self, exploration: Exploration, positions: int = POSITIONS) -> Future[Any]:
-        """Ask for the states of the document that an exploration has read, and show them; the future, `shown`, ends then.
+        """Requests and shows the states of an exploration's document; the future, also in `shown`, then completes.
 
-        Raises ValueError where none has been read, and for no positions.
+        Raises ValueError if no document has been read, and for no positions.
         """
         if exploration.document is None:
             raise ValueError("no document has been read yet")
@@ -82,7 +82,7 @@ class StateView(Widget):
         return shown
 
     def show(self, summary: StateSummary, text_of: Callable[[int], str] = str) -> None:
-        """Show the states of another document or model."""
+        """Shows the states of another document or model."""
         heads = [(m, h) for m in range(len(summary.names)) for h in range(summary.norms.shape[1])]
         heads = [(m, h) for m, h in heads if np.isfinite(summary.norms[m, h]).any()]
         rows = [
@@ -109,7 +109,7 @@ class StateView(Widget):
 
     @staticmethod
     def _writes(summary: StateSummary, matrix: int, head: int, text_of: Callable[[int], str]) -> dict[str, Any]:
-        """Which line of the write strengths is the row's, and its strongest tokens; -1 where the layer does not tell."""
+        """Returns the row's index in the write strengths, or -1 if its layer has none, and its strongest tokens."""
         layer = summary.layers[matrix]
         if layer not in summary.write_layers or head >= summary.write_strengths.shape[1]:
             return {"writes": -1, "strongest": []}
@@ -120,7 +120,7 @@ class StateView(Widget):
         return {"writes": number * summary.write_strengths.shape[1] + head, "strongest": strongest}
 
     def __repr__(self) -> str:
-        """A line a row: norm, effective rank and change at the last place, and its strongest writes."""
+        """Lists per row the norm, effective rank and change at the last position, and the strongest writes."""
         if self.summary is None:
             return self.status or "StateView: no states"
         rows, places = self.states["rows"], self.summary.positions

@@ -1,4 +1,4 @@
-"""A document of many tokens as coloured text: Python checks and packs it, JavaScript lays it out, paints and searches it."""
+"""The token map: a document as coloured text, validated and packed by Python, laid out and searched by JavaScript."""
 
 from __future__ import annotations
 
@@ -29,34 +29,33 @@ __all__ = ["Alternatives", "Metric", "Target", "TokenMap", "TokenText", "token_t
 
 MOST_TOKENS = 1 << 17
 PAGE_ALTERNATIVES = 1 << 14
-"""A page without Python holds the alternatives of a document of at most so many tokens."""
+"""Maximum number of tokens of a document whose alternatives a page without Python includes."""
 PATIENCE = 60.0
-"""Seconds that such a page waits for alternatives still being computed."""
+"""Maximum number of seconds to wait for pending alternatives when such a page is written."""
 
 
 class TokenMap(Widget):
-    """A document as text, each token on a ground coloured by one of the metrics.
+    """A document as text, with each token's background coloured by one of the metrics.
 
-    `targets` are marked by a frame and a diamond; `chunk_borders` (the tokens that chunks begin with) by a line and the chunk's
-    number, from 1. `alternatives` are what a model held likely in place of each token: arrays, or a function that is asked for
-    the tokens that are looked at (`token_document.Ask`). Raises ValueError where lengths or positions do not fit the text.
-
-    Clicking a token, or Enter on it, sets `selected`; setting it in Python scrolls there.
+    `targets` are marked by a frame and a diamond, and `chunk_borders` (the first tokens of chunks) by a line and the
+    chunk's number, from 1. `alternatives` are a model's likely tokens in place of each token: arrays, or a function
+    that is called for the tokens in view (`token_document.Ask`). Raises ValueError if lengths or positions do not fit
+    the text. Clicking a token, or pressing Enter on it, sets `selected`; setting it in Python scrolls there.
     """
 
     _esm = script("token_map")
     _css = style("token_map")
 
     document = traitlets.Dict().tag(**PACKED)
-    "The text, metrics and marks, packed; set by `show`, whole."
+    "The text, metrics and marks, packed; always set as a whole by `show`."
     metric = traitlets.Unicode().tag(sync=True)
-    "Name of the metric that colours; empty where there is none."
+    "Name of the metric that colours the tokens; empty without metrics."
     selected = traitlets.Int(-1).tag(sync=True)
     "The selected token, or -1."
     view = traitlets.Int(0).tag(sync=True)
     "The first visible token; setting it scrolls."
     height = traitlets.Int(420).tag(sync=True)
-    "Of the text, in pixels at most; a short text takes less."
+    "Maximum height of the text in pixels; a short text takes less."
 
     def __init__(
         self,
@@ -83,10 +82,10 @@ class TokenMap(Widget):
         chunk_borders: Iterable[int] = (),
         alternatives: Alternatives | tuple[Any, Any, Any] | Ask | None = None,
     ) -> None:
-        """Replace what is shown, in one message; arguments as of the class.
+        """Replaces the content in one message; arguments as for the class.
 
-        With the very `TokenText` that is shown already, the place in it and the selection stay; the metric stays where
-        the new ones have one of its name. Raises ValueError for what does not fit, and then nothing has changed.
+        If `text` is the same `TokenText` object as before, scroll position and selection are kept; the metric is kept
+        if the new metrics include its name. Raises ValueError for arguments that do not fit, and then changes nothing.
         """
         text = TokenText("", [0]) if text is None else text
         tokens = len(text)
@@ -133,7 +132,7 @@ class TokenMap(Widget):
 
     @guarded
     def _on_message(self, _: Any, content: dict[str, Any], buffers: Any) -> None:
-        """The page asks for the alternatives to some tokens of a document."""
+        """Handles the page's request for alternatives to some tokens of a document."""
         tokens, key = content.get("ask"), self._key
         if self._ask is None or key != content.get("document") or not isinstance(tokens, list):
             return  # the document has been replaced since
@@ -157,7 +156,7 @@ class TokenMap(Widget):
         self.send({"alternatives": content}, [packed[name] for name in names])
 
     def page_state(self) -> dict[str, Any]:
-        """With the alternatives to every token, where the document is not too long for that."""
+        """Returns the state with the alternatives to every token, unless the document is too long."""
         state = super().page_state()
         if self._ask is None:
             return state
@@ -168,7 +167,7 @@ class TokenMap(Widget):
         return state | {"document": pack({**self.document, "alternatives": packed})}
 
     def __repr__(self) -> str:
-        """Lengths, the metrics, the highest tokens of the chosen one and the selected token."""
+        """Lists lengths, metrics, the highest tokens of the chosen metric and the selected token."""
         if not len(getattr(self, "text", "")):
             return "TokenMap: no tokens"
         marks = [

@@ -1,4 +1,4 @@
-"""Test-time training live: adapt a model to a pasted document, watch it, stop at any step, compare, and put it back."""
+"""The TTT panel: adapts a model to a document, shows each step, can be stopped and reset, and compares the answers."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ CURVES = (
     ("loss", "NTP loss of the prompt", "nats per token"),
     ("entropy", "Mean entropy of the prompt", "nats per token"),
 )
-"""Of every step and before the first: key, title, unit."""
+"""Curves with a value before the first step and after each: key, title, unit."""
 INTERVAL = 0.25
-"""Seconds between two drawings of the curves, at least."""
+"""Minimum number of seconds between two updates of the curves."""
 STEPS = 20
-"""Where none are given: to be watched, more than the recipe makes."""
+"""Default number of steps, more than in the recipe, so that progress can be watched."""
 _PANELS: WeakSet[TTTPanel] = WeakSet()
-"""All there are: several may move the weights of one model."""
+"""All panels, since several may update the weights of one model."""
 
 
 class TTTPanel(Panel):
-    """Adapt to a document and its question by REFINE or SFT, see loss, reward and entropy step by step, and both answers.
+    """Adapts to a document and its question by REFINE or SFT, and shows loss, reward and entropy per step, and both answers.
 
-    The weights stay moved after a stop or the last step, until `reset`, which puts them back bit for bit. All of it works
+    The weights stay adapted after a stop or the last step, until `reset` restores them bit for bit. Everything works
     without a page: `start`, `stop`, `reset`, `answers`, `steps` and the traits of `curves` and `token_map`. Raises
-    FileNotFoundError or ValueError for a model that is not there.
+    FileNotFoundError or ValueError for a missing model.
     """
 
     def __init__(
@@ -68,10 +68,12 @@ class TTTPanel(Panel):
         worker: Worker | None = None,
         add_bos: bool | None = None,
     ) -> None:
-        """`prompt`: an example in place of text and question, whose very tokens count until either is edited. `config`: what
-        the fields begin with, and what they have no field for; none: the recipe `per_prompt`. `rule`: how `prompt` is answered;
-        an edited text as `AnswerRule` does by default. `adapt_on`: `prompt`, or the `document` alone. `add_bos`: as in
-        `DataConfig`, of texts that are typed.
+        """Shows the initial prompt and the settings.
+
+        `prompt`: an example in place of text and question, whose exact tokens are used until either is edited.
+        `config`: initial values of the fields, and of settings without a field; none: the recipe `per_prompt`. `rule`:
+        how `prompt` is answered; an edited text uses the default `AnswerRule`. `adapt_on`: `prompt`, or the `document`
+        alone. `add_bos`: as in `DataConfig`, for typed texts.
         """
         super().__init__()
         self.worker = worker or shared_worker()
@@ -82,9 +84,9 @@ class TTTPanel(Panel):
         self.exploration = Exploration(self.worker, model, add_bos=add_bos)
         self.model = model
         self.steps: list[dict[str, float]] = []
-        "Of each step, from 0 (before): `step`, `loss`, `entropy`, and `reward` where there are rollouts."
+        "One entry per step, from 0 (before): `step`, `loss`, `entropy`, and `reward` if there are rollouts."
         self.answers: dict[str, str] = {}
-        "`before` and `after`, as far as they have been given."
+        "The answers `before` and `after`, once given."
         self._job: Future[Any] | None = None
         self._chain: Future[Any] | None = None
         self._stopping = False
@@ -107,14 +109,14 @@ class TTTPanel(Panel):
         self._show_weights()
         given = text is None or bool((text + (question or "")).strip())
         self.shown: Future[Any] = self.read() if given else self.after(lambda: None)
-        "Ends when the first document is shown."
+        "Completes when the first document is shown."
 
     # -- what can be done, with a page or without ---------------------------------------------------------------------
 
     def read(self) -> Future[Any]:
-        """Show how the model, as its weights are now, reads document and question; the future ends when it is shown.
+        """Shows the reading of document and question under the current weights; the future completes when it is shown.
 
-        Raises ValueError while it adapts; the future, for what cannot be read.
+        Raises ValueError while the panel adapts; the future raises for a text that cannot be read.
         """
         self._require_idle()
 
@@ -133,10 +135,10 @@ class TTTPanel(Panel):
         return self.after(ask, show)
 
     def start(self) -> Future[Any]:
-        """Answer, adapt, answer again, and show the change; the future ends with the last of it.
+        """Answers, adapts, answers again, and shows the change; the future completes at the end.
 
-        Going on from weights that are moved already. What cannot be is raised by the future, and shown in `error`. Raises
-        ValueError while it runs already.
+        Adaptation continues from weights that are already adapted. Invalid settings raise through the future, and
+        appear in `error`. Raises ValueError if the panel is already running.
         """
         self._require_idle()
         self.steps, self.answers = [], {}
@@ -148,9 +150,9 @@ class TTTPanel(Panel):
         return chain
 
     def stop(self) -> None:
-        """End after the step that is being made; what was learned stays. Nothing happens where nothing runs.
+        """Stops after the current step and keeps the adapted weights; does nothing if nothing is running.
 
-        Where this panel makes none, it ends the steps that another panel of the same worker makes.
+        If this panel is not adapting, it stops the steps of another panel of the same worker.
         """
         if not self.running:
             if self.worker.stop_steps():
@@ -162,9 +164,9 @@ class TTTPanel(Panel):
             self.worker.stop(self._job)
 
     def reset(self) -> Future[Any]:
-        """Put the weights back; the future gives the number of updates undone. Says whether every bit is as it was loaded.
+        """Restores the weights; the future returns the number of updates undone, and the status confirms the restoration.
 
-        Raises ValueError while they are being moved by this panel; the future, where another one moves them.
+        Raises ValueError while this panel adapts them; the future raises while another panel does.
         """
         self._require_idle()
 
@@ -188,18 +190,18 @@ class TTTPanel(Panel):
 
     @property
     def config(self) -> TTTConfig:
-        """What the fields say. Raises ValueError for what cannot be."""
+        """Returns the configuration in the fields. Raises ValueError for an invalid one."""
         fields = {name: field.value for name, field in self.fields.items()}
         method = replace(self._method, reward=fields["reward"]) if fields["method"] == "REFINE" else None
         return replace(self._given, method=method, steps=fields["steps"], lr=fields["lr"])
 
     @property
     def running(self) -> bool:
-        """Whether anything of a start is still to come."""
+        """Returns whether part of a start is still pending."""
         return self._chain is not None and not self._chain.done()
 
     def save_html(self, path: Path | str, title: str = "Test-time training") -> Path:
-        """Write curves, answers and document as one HTML file that works offline."""
+        """Writes one offline HTML file with curves, answers and document."""
         return save_page(path, self.curves, self._beside, self.token_map, title=title)
 
     def __repr__(self) -> str:
@@ -216,7 +218,7 @@ class TTTPanel(Panel):
         return self.fields["document"].value, self.fields["question"].value
 
     def _tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """The prompt's tokens, and those that are adapted on. Raises ValueError for too few or too many."""
+        """Returns the prompt's tokens, and those to adapt to. Raises ValueError for too few or too many."""
         document, question = self._texts()
         if self._prompt is not None and (document, question) == self._first:
             ids, start = np.array(self._prompt.prompt_ids, dtype=np.int32), self._prompt.question_start
@@ -225,7 +227,7 @@ class TTTPanel(Panel):
         return ids, self.exploration.tokens_of(document) if self._adapt_on == "document" else ids
 
     def _begin(self) -> Future[Any]:
-        """Before the first step: the reading and the answer."""
+        """Requests the reading and the answer before the first step."""
         self._config = self.config
         self._ids, self._moving_ids = self._tokens()
         self.say(f"Reading {len(self._ids):,} tokens…")
@@ -261,7 +263,7 @@ class TTTPanel(Panel):
         return together(self._look())
 
     def _look(self) -> list[Future[Any]]:
-        """How the model reads the prompt now, and what it answers."""
+        """Requests the model's current reading of the prompt and its answer."""
         rule = self._rule if self._texts() == self._first else AnswerRule()
         rule = replace(rule, max_tokens=self.fields["answer_tokens"].value)
         return [
@@ -303,7 +305,7 @@ class TTTPanel(Panel):
         self._draw()
 
     def _draw(self) -> None:
-        """Send the curves, of at most `decimate`'s points each."""
+        """Sends the curves, thinned by `decimate`."""
         self._sent = time.monotonic()
         way = "refine" if self._config.method else "sft"
         style = way_styles([way])[way]
@@ -331,13 +333,13 @@ class TTTPanel(Panel):
         self._weights_moved()
 
     def _weights_moved(self) -> None:
-        """Have every panel of the same model and worker say how far its weights have moved."""
+        """Updates the weights' status in every panel of the same model and worker."""
         for panel in [*_PANELS]:
             if (panel.worker, panel.model) == (self.worker, self.model):
                 panel._show_weights()
 
     def _show_weights(self) -> None:
-        """Say how far the weights have moved, as the worker knows it."""
+        """Shows the number of updates that the worker reports."""
 
         def told(future: Future[Any]) -> None:
             known = {"updates": 0, "adapting": False} if future.exception() else future.result()

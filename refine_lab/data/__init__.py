@@ -1,1 +1,1 @@
-"""Documents and batches: sources of text, the tokenizer, packed tokens, facts to recall, batches by step."""
+"""Documents and batches: sources of text, the tokenizer, packed tokens, recall documents, and batches by step."""

@@ -1,4 +1,4 @@
-"""Batches as a function of (seed, step): what a run reads at step 1,000 is the same whether or not it stopped before."""
+"""Training and validation batches as a function of (seed, step), identical whether or not a run was interrupted."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from refine_lab.rng import Draws
 from refine_lab.types import Batch
 
 VALIDATION_SEED = 0
-"""Of the held-out rows, which are the same for every seed of a run."""
+"""Seed of the held-out rows, which are the same for every seed of a run."""
 ROWS_AT_ONCE = 2**18
-"""Rows whose kinds are drawn together when a batch is far ahead, which bounds the memory."""
+"""Number of rows whose kinds are drawn together when skipping ahead, which bounds the memory."""
 HELD_OUT_SHARE = 20
-"""Held-out tokens kept are at most a 20th of `max_tokens`, or what the held-out rows take."""
+"""The held-out tokens are limited to a 20th of `max_tokens`, or to what the held-out rows need if that is more."""
 
 
 class SequenceData:
-    """The sequences of a run: windows of plain text, each of them once per epoch, and recall documents between them.
+    """The sequences of a run: windows of plain text, each once per epoch, mixed with recall documents.
 
-    It holds no place in the data: which row is what follows from the seed and the row's number, `sequence_id` =
-    step * batch_size + row, alone.
+    The object stores no position in the data: a row is determined by the seed and its number alone, `sequence_id` =
+    step * batch_size + row.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class SequenceData:
         split: Split = "train",
         manifest: Manifest | None = None,
     ) -> None:
-        """Read the sources of `config`, or tokenise them where that was never done.
+        """Reads the sources of `config`, tokenising those that are not in the cache.
 
-        Raises ValueError where a source is shorter than a row, or a kind of recall document is unknown or does not fit.
+        Raises ValueError if a source is shorter than a row, or if a kind of recall document is unknown or does not fit.
         """
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
         self.split: Split = split
@@ -58,10 +58,10 @@ class SequenceData:
             self._recall_document(kind, sequence_id=0)
 
     def batch(self, step: int, batch_size: int) -> Batch:
-        """Batch `step` (from 0), tokens [batch_size, T]; recall documents shorter than the longest row are padded.
+        """Returns batch `step` (from 0), tokens [batch_size, T]; recall documents shorter than the longest row are padded.
 
-        The same step again and later steps cost what the first one does. The first call after a resume, and one for an
-        earlier step, passes over the kinds of all rows before it once.
+        Repeating a step or moving to later ones costs the same as the first call. The first call after a resume, and a
+        call for an earlier step, draws the kinds of all preceding rows once.
         """
         start, stop = step * batch_size, (step + 1) * batch_size
         kinds, before = self._kinds.between(start, stop)
@@ -76,9 +76,9 @@ class SequenceData:
         return padded(rows, tuple(range(start, stop)))
 
     def validation(self) -> Batch:
-        """The first `validation_sequences` held-out windows of a fixed order, the same for every seed.
+        """Returns the first `validation_sequences` held-out windows in a fixed order, the same for every seed.
 
-        Raises ValueError where the held-out text has fewer.
+        Raises ValueError if the held-out text has fewer.
         """
         held_out = SequenceData(
             replace(self.config, recall={}), self.tokenizer, VALIDATION_SEED, "validation", self.manifest
@@ -98,14 +98,14 @@ class SequenceData:
         return len(self.tokens[source]) // self.config.sequence_length
 
     def _window(self, source: str, index: int) -> Int[np.ndarray, "T"]:
-        """Window number `index` of the source's plain rows: each window once, then each again in another order."""
+        """Returns window number `index` of the source's plain rows; every epoch has each window once, in a new order."""
         length, windows = self.config.sequence_length, self._num_windows(source)
         epoch, place = divmod(index, windows)
         start = int(_epoch_order(self.seed, source, epoch, windows)[place]) * length
         return self.tokens[source][start : start + length]
 
     def _recall_document(self, kind: str, sequence_id: int) -> Int[np.ndarray, "T"]:
-        """A recall document in text of a source drawn by its share."""
+        """Returns a recall document in text from a source drawn in proportion to its share."""
         generator = Draws(seed=self.seed).generator(sequence_id, "recall")
         shares = torch.tensor(list(self.config.sources.values()))
         source = list(self.tokens)[int(torch.multinomial(shares, 1, generator=generator))]
@@ -116,10 +116,10 @@ class SequenceData:
 
 
 class _Kinds:
-    """The kind of each row, by index: one stream of draws, of which every longer part repeats the shorter.
+    """The kind of each row, by index: one stream of draws, of which a shorter one is always a prefix.
 
-    A window's number is the count of earlier rows of its kind. The stream and the counts are kept where the last batch
-    began, so that neither time nor memory grows with the step.
+    A window's number is the count of earlier rows of its kind. The stream and the counts are kept at the start of the
+    last batch, so that neither time nor memory grows with the step.
     """
 
     def __init__(self, seed: int, shares: Sequence[float]) -> None:
@@ -127,7 +127,7 @@ class _Kinds:
         self._rewind()
 
     def between(self, start: int, stop: int) -> tuple[Int[np.ndarray, "rows"], Int[np.ndarray, "kinds"]]:
-        """The kinds of the rows start..stop-1, and how many rows of each kind come before them."""
+        """Returns the kinds of the rows start..stop-1, and how many rows of each kind precede them."""
         if start < self._row:
             self._rewind()
         while self._row < start:
@@ -155,9 +155,9 @@ def plain_tokens(
     split: Split,
     manifest: Manifest | None = None,
 ) -> Int[np.ndarray, "tokens"]:
-    """The tokens of one source that `config` asks for.
+    """Returns the tokens of one source that `config` requires.
 
-    Raises ValueError where they are fewer than one row.
+    Raises ValueError if they are fewer than one row.
     """
     limit = config.max_tokens
     if split == "validation":
@@ -185,7 +185,7 @@ def _epoch_order(seed: int, source: str, epoch: int, windows: int) -> Int[np.nda
 
 
 def padded(rows: list[np.ndarray], sequence_ids: tuple[int, ...]) -> Batch:
-    """Rows of token ids [any length each] as a batch, padded on the right."""
+    """Returns rows of token ids of any length as a batch, padded on the right."""
     lengths = torch.tensor([len(row) for row in rows])
     tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
     for row, values in enumerate(rows):

@@ -1,4 +1,4 @@
-"""The text every installation has: Python sources of the standard library and of the installed packages."""
+"""The Python corpus, available in every installation: sources of the standard library and of installed packages."""
 
 from __future__ import annotations
 
@@ -32,23 +32,24 @@ PACKAGES = tuple(
     urllib3
     """.split()
 )
-"""Of the lock file, what is installed on every system (not fla, triton) and has text worth reading."""
+"""Packages of the lock file that are installed on every system (not fla or triton) and whose text is useful for training."""
 
 PACKAGE_BYTES = 4_000_000
-"""Kept of one package, so that the largest do not swamp the rest; the standard library, which differs from one Python
-to the next, stays below a tenth of the files."""
+"""Maximum number of bytes kept of one package, so that large packages do not dominate; the standard library, which
+differs between Python versions, stays below a tenth of the files.
+"""
 FILE_BYTES = (300, 150_000)
 VALIDATION_SHARE = 0.03
 SKIPPED = re.compile(
     r"(^|/)(tests?|testing|_?vendor(ed)?|_vendored|site-packages|dist-packages|encodings|lib2to3|idlelib|pydoc_data"
     r"|turtledemo|config-[^/]*|graph_objs|validators|unicode_versions|_unicode|__pycache__)/|_pb2\.py$|(^|/)test_[^/]*$|^\.\."
 )
-"""Folders and files of tests, copies of other packages, tables and generated code."""
+"""Skipped folders and files: tests, copies of other packages, tables and generated code."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """A file of the corpus: `path` within the package's root, the first 12 hexadecimal digits of its sha256."""
+    """A file of the corpus: its `path` within the package's root and the first 12 hexadecimal digits of its sha256."""
 
     package: str
     path: str
@@ -64,7 +65,7 @@ class Manifest:
     files: tuple[File, ...]
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON, compressed where the name ends in `.gz` (always the same bytes)."""
+        """Writes the manifest as JSON, compressed if the name ends in `.gz` (always the same bytes)."""
         packages = {
             name: {"version": version, "train": {}, "validation": {}} for name, version in self.versions.items()
         }
@@ -75,9 +76,9 @@ class Manifest:
 
 
 def load_manifest(path: str | Path) -> Manifest:
-    """The manifest that `Manifest.save` wrote.
+    """Returns the manifest that `Manifest.save` wrote.
 
-    Raises FileNotFoundError where there is no such file, ValueError where it is no manifest.
+    Raises FileNotFoundError if there is no such file, and ValueError if it is not a manifest.
     """
     path = Path(path)
     if not path.is_file():
@@ -109,7 +110,7 @@ def load_manifest(path: str | Path) -> Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What of a manifest is here. `share` counts files."""
+    """Which files of a manifest are installed here; `share` counts files."""
 
     present: tuple[File, ...]
     differing: tuple[File, ...]
@@ -121,7 +122,7 @@ class Report:
 
     @property
     def comparable(self) -> bool:
-        """Whether figures measured on the manifest's corpus can be expected here."""
+        """Returns whether figures measured on the manifest's corpus can be expected here."""
         return self.share >= 0.9
 
     def __str__(self) -> str:
@@ -132,7 +133,7 @@ class Report:
 
 
 def compare(manifest: Manifest) -> Report:
-    """Which files of `manifest` are installed here unchanged, which differ, which are missing."""
+    """Compares a manifest with this installation: unchanged, differing and missing files."""
     found: dict[str, list[File]] = {"present": [], "differing": [], "missing": []}
     for file in manifest.files:
         data = _read(file)
@@ -142,7 +143,7 @@ def compare(manifest: Manifest) -> Report:
 
 
 def current_manifest(packages: tuple[str, ...] = PACKAGES) -> Manifest:
-    """The corpus of what is installed here: the standard library and `packages`, without files of equal content."""
+    """Returns the manifest of this installation: the standard library and `packages`, without files of equal content."""
     seen: set[str] = set()
     files: list[File] = []
     versions = {}
@@ -156,9 +157,9 @@ def current_manifest(packages: tuple[str, ...] = PACKAGES) -> Manifest:
 
 
 def python_documents(split: Split, manifest: Manifest | None = None) -> Iterator[str]:
-    """The Python files of one split, in an order of their own that mixes the packages.
+    """Yields the Python files of one split, in a fixed hash order that mixes the packages.
 
-    With `manifest` only the files that are here exactly as it says; without, what `current_manifest` finds.
+    With `manifest`, only files that match it exactly; without, those of `current_manifest`.
     """
     files = (current_manifest() if manifest is None else manifest).files
     for file in sorted((f for f in files if f.split == split), key=lambda f: _order(f.package, f.path)):
@@ -168,7 +169,7 @@ def python_documents(split: Split, manifest: Manifest | None = None) -> Iterator
 
 
 def _chosen(package: str, root: Path, seen: set[str]) -> Iterator[File]:
-    """Files of a package in hash order, up to PACKAGE_BYTES; `seen` holds the digests already taken."""
+    """Yields files of a package in hash order, up to PACKAGE_BYTES; `seen` holds the digests already included."""
     left = PACKAGE_BYTES
     for path in sorted(_paths(package, root), key=lambda path: _order(package, path)):
         data = (root / path).read_bytes()
@@ -184,7 +185,7 @@ def _chosen(package: str, root: Path, seen: set[str]) -> Iterator[File]:
 
 
 def _paths(package: str, root: Path) -> list[str]:
-    """The .py files of a package worth reading, relative to `root`."""
+    """Returns the usable .py files of a package, relative to `root`."""
     if package == STANDARD_LIBRARY:
         names = list(_library_files(root))
     else:
@@ -198,7 +199,7 @@ def _paths(package: str, root: Path) -> list[str]:
 
 
 def _library_files(root: Path) -> Iterator[str]:
-    """The .py files below `root`; folders that are skipped, such as that of all installed packages, are not entered."""
+    """Yields the .py files below `root` without entering skipped folders, such as that of the installed packages."""
     for folder, subfolders, names in os.walk(root):
         place = Path(folder).relative_to(root)
         subfolders[:] = [name for name in subfolders if not SKIPPED.search(f"{(place / name).as_posix()}/")]
@@ -206,7 +207,7 @@ def _library_files(root: Path) -> Iterator[str]:
 
 
 def _readable(data: bytes) -> bool:
-    """Whether the bytes are UTF-8 text and no table of numbers."""
+    """Returns whether the bytes are UTF-8 text and not a table of numbers."""
     try:
         data.decode("utf-8")
     except UnicodeDecodeError:
@@ -233,7 +234,7 @@ def _version(package: str) -> str:
 
 @cache
 def _root(package: str) -> Path | None:
-    """The folder that a package's paths are relative to; none where it is not installed."""
+    """Returns the folder that a package's paths are relative to; None if it is not installed."""
     if package == STANDARD_LIBRARY:
         return Path(sysconfig.get_path("stdlib"))
     try:

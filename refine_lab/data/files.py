@@ -1,4 +1,4 @@
-"""Files that others wrote: what is no text, what only points to a file, and digests of contents."""
+"""Reads input files: checks UTF-8 and git-lfs pointers, parses JSON lines, and computes content digests."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""What a git-lfs pointer begins with. It stands where the file itself was not fetched."""
+"""First bytes of a git-lfs pointer, which replaces a file whose content was not fetched."""
 
 
 def refuse_pointer(path: Path) -> Path:
-    """Return `path`. Raise ValueError where the file there is a git-lfs pointer in place of its content."""
+    """Returns `path`. Raises ValueError if the file is a git-lfs pointer instead of its content."""
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise ValueError(
@@ -25,16 +25,16 @@ def refuse_pointer(path: Path) -> Path:
 
 
 def refuse_pointers(folder: Path, names: Iterable[str]) -> None:
-    """Raise ValueError where one of the files with these names in `folder`, of those there are, is a git-lfs pointer."""
+    """Raises ValueError if an existing file with one of these names in `folder` is a git-lfs pointer."""
     for name in names:
         if (folder / name).is_file():
             refuse_pointer(folder / name)
 
 
 def read_text(path: Path) -> str:
-    """The UTF-8 text of a file.
+    """Returns the UTF-8 text of a file.
 
-    Raises ValueError, naming the file, for a git-lfs pointer, for bytes that are no UTF-8 and for a NUL byte.
+    Raises ValueError, naming the file, for a git-lfs pointer, for invalid UTF-8 and for a NUL byte.
     """
     data = refuse_pointer(path).read_bytes()
     try:
@@ -48,9 +48,9 @@ def read_text(path: Path) -> str:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """The number, from 1, and the value of each line of a .jsonl file that is not blank.
+    """Yields the number, from 1, and the value of each non-blank line of a .jsonl file.
 
-    Raises ValueError, naming the line, for one that is no JSON or no UTF-8.
+    Raises ValueError, naming the line, for invalid JSON or UTF-8.
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -64,10 +64,10 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def digest(path: Path) -> str:
-    """The first 24 hexadecimal digits of the sha256 of a file's content.
+    """Returns the first 24 hexadecimal digits of the sha256 of a file's content.
 
-    A process reads a file once, and again when the file system notes any change: the time that it notes in the inode
-    cannot be set back.
+    A process reads a file once, and again whenever its inode reports a change (the inode's change time cannot be set
+    back).
     """
     facts = path.stat()
     return _digest(os.fspath(path.absolute()), (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))

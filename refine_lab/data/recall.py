@@ -1,10 +1,11 @@
-"""Documents that hold facts to recall: key and value, planted in text, asked for at the end.
+"""Recall documents: key-value facts planted in text, with questions about them at the end.
 
-Kinds: `pairs` is nothing but `key value.` statements and questions, `pairs-is` links the two with "is", `pairs-word` and
-`pairs-number` say the sentences of the next ones as densely; `word-N` plants N sentences with one-word values in
-filler text; `number-N` plants N of RULER's needle sentences with 7-digit values (Hsieh et al., 2024). In training every
-fact is asked for, in random order; `word-4-q2` asks for two. A held-out document asks for one fact, as its last words.
-With `-dN` at the end every fact ends at least N tokens before the first question: beyond a window of attention.
+The kinds are: `pairs`, only `key value.` statements and questions; `pairs-is`, which links the two with "is";
+`pairs-word` and `pairs-number`, which use the sentences of the next two kinds equally densely; `word-N`, N sentences
+with one-word values in filler text; and `number-N`, N of RULER's needle sentences with 7-digit values (Hsieh et al.,
+2024). In training every fact is asked about, in random order; `word-4-q2` asks about two. A held-out document asks
+about one fact, at its very end. With the suffix `-dN` every fact ends at least N tokens before the first question,
+which places it outside an attention window.
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ PAIRS = {
     "pairs-word": ("\nThe secret word for", " is"),
     "pairs-number": ("\nOne of the special magic numbers for", " is:"),
 }
-"""What stands before the key, and between key and value."""
+"""Text before the key, and between key and value."""
 SPACE_AND_DIGITS = 8
-"""The most tokens that a number's 7 digits and the space before them make."""
+"""Maximum number of tokens for a 7-digit number and the space before it."""
 TEMPLATES = {"word": (WORD_FACT, WORD_QUESTION), "number": (NUMBER_FACT, NUMBER_QUESTION)}
-"""A value brings the space before it, so that it is the same tokens in the fact and in the answer."""
+"""A value includes the space before it, so that its tokens are the same in the fact and in the answer."""
 ANCHOR = "is"
-"""What stands before a text while it is encoded: some tokenizers put a space before the first word of all they read."""
+"""Prepended to a text while it is encoded, because some tokenizers put a space before the first word of their input."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """`tokens[start:prompt_end]` asks for `key`, `answer_ids` follow."""
+    """A question about `key`: `tokens[start:prompt_end]`, followed by `answer_ids`."""
 
     key: str
     start: int
@@ -62,9 +63,10 @@ class RecallDocument:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of recall document: `facts` in it, `questions` asked in training; 0 for `pairs`, where both fill it.
+    """A kind of recall document: number of `facts`, and of `questions` in training; both 0 for `pairs`.
 
-    `distance` is the fewest tokens between the last fact and the first question.
+    The statements and questions of `pairs` fill the document. `distance` is the minimum number of tokens between the
+    last fact and the first question.
     """
 
     form: Literal["pairs", "word", "number"]
@@ -74,9 +76,10 @@ class Kind:
 
 
 def parse_kind(name: str) -> Kind:
-    """The kind that `name` stands for.
+    """Returns the kind with that name.
 
-    Raises ValueError unless it is one of `PAIRS`, or `word-N` or `number-N`, with or without `-qM`, M at most N, and `-dD`.
+    Raises ValueError unless it is one of `PAIRS`, or `word-N` or `number-N`, optionally with `-qM`, M at most N, and
+    `-dD`.
     """
     if name in PAIRS:
         return Kind(form="pairs")
@@ -93,7 +96,7 @@ def parse_kind(name: str) -> Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
-    """The tokenizer's words: token ids of ` word`, and those among them that are keys in each split."""
+    """The tokenizer's words: token ids of ` word`, and the keys of each split among them."""
 
     texts: dict[int, str]
     keys: dict[Split, tuple[int, ...]]
@@ -101,10 +104,10 @@ class Words:
 
 @cache
 def recall_words(tokenizer: PreTrainedTokenizerBase) -> Words:
-    """Every lower-case word of at least three letters that is one token with the space before it.
+    """Returns every lower-case word of at least three letters that is one token with the space before it.
 
-    A fifth of them, by hash, are the keys of held-out documents and never a key in training. The words of the sentences
-    themselves are left out.
+    A fifth of them, by hash, are keys of held-out documents and never keys in training. Words of the sentences
+    themselves are excluded.
     """
     used = {
         word for templates in TEMPLATES.values() for text in templates for word in re.findall("[a-z]+", text.lower())
@@ -132,12 +135,12 @@ def make_document(
     *,
     beginning: tuple[int, ...] = (),
 ) -> RecallDocument:
-    """A document of at most `length` tokens (`word` and `number`: exactly so many), the tokens `beginning` before it included.
+    """Makes a document of at most `length` tokens (`word` and `number`: exactly `length`), including the tokens `beginning`.
 
-    `filler` [any number of tokens] is what the text around the facts is cut from, at random; each fact stands at a
-    uniform depth of it.
+    The text around the facts is a random excerpt of `filler` [any number of tokens]; each fact is planted at a uniform
+    depth.
 
-    Raises ValueError where the facts and questions do not fit, the filler is too short or the tokenizer has too few words.
+    Raises ValueError if the facts and questions do not fit, the filler is too short or the tokenizer has too few words.
     """
     chosen = parse_kind(kind)
     writer = _Writer(tokenizer, generator, split, beginning)
@@ -156,7 +159,7 @@ def make_document(
 
 
 class _Asked(NamedTuple):
-    """A question before it has a place: what it asks for, and the tokens of both parts."""
+    """A question before it is placed: its key, and the tokens of question and answer."""
 
     key: str
     prompt: list[int]
@@ -185,7 +188,7 @@ class _Writer:
         return torch.randperm(count, generator=self.generator).tolist()
 
     def pick(self, choices: tuple[int, ...], count: int) -> list[int]:
-        """`count` different ones of `choices`."""
+        """Returns `count` different elements of `choices`."""
         if count > len(choices):
             raise ValueError(
                 f"a recall document with {count} facts needs as many words of one token, the tokenizer has {len(choices)} "
@@ -194,13 +197,13 @@ class _Writer:
         return [choices[i] for i in self.order(len(choices))[:count]]
 
     def keys_and_words(self, count: int) -> tuple[list[int], list[int]]:
-        """Different keys, and as many different words that are none of them."""
+        """Returns different keys, and equally many different words that are not among them."""
         keys = self.pick(self.words.keys[self.split], count)
         taken = set(keys)
         return keys, self.pick(tuple(word for word in self.words.texts if word not in taken), count)
 
     def facts(self, form: str, count: int, asked: int) -> tuple[list[list[int]], list[_Asked]]:
-        """The sentences of `count` facts, and the questions about the `asked` ones among them."""
+        """Returns the sentences of `count` facts, and questions about `asked` of them."""
         keys, values = self.keys_and_words(count)
         texts = [self.words.texts[value] for value in values]
         if form == "number":
@@ -215,7 +218,7 @@ class _Writer:
         return facts, questions
 
     def filler(self, tokens: Int[np.ndarray, "tokens"], count: int) -> list[int]:
-        """`count` tokens of text from a random place on; a new line where one document ends and another begins."""
+        """Returns `count` tokens of text from a random start, with a newline at document boundaries."""
         if len(tokens) < count:
             raise ValueError(
                 f"a recall document needs {count} tokens of text around its facts, the source has {len(tokens)}"
@@ -226,7 +229,7 @@ class _Writer:
         return np.where(between, encode(self.tokenizer, "\n")[0], text).tolist()
 
     def plant(self, facts: list[list[int]], text: list[int], distance: int) -> list[int]:
-        """`text` with each fact at a place drawn uniformly, none among the last `distance` tokens."""
+        """Inserts each fact into `text` at a uniformly drawn place, none among the last `distance` tokens."""
         places = sorted(self.below(len(text) + 1 - distance) for _ in facts)
         document = text[: places[0]]
         for fact, start, end in zip(facts, places, [*places[1:], len(text)], strict=True):
@@ -242,7 +245,7 @@ class _Writer:
         return RecallDocument(tokens=document, questions=asked)
 
     def pairs(self, name: str, length: int) -> RecallDocument:
-        """Half the document states pairs, up to a random number of them; the rest asks, over and over in training."""
+        """Fills up to half the document with a random number of pairs and the rest with questions, repeated in training."""
         before, link = (encode(self.tokenizer, text) if text else [] for text in PAIRS[name])
         number = name == "pairs-number"
         size = len(before) + 1 + len(link) + (SPACE_AND_DIGITS if number else 1) + len(self.stop)
@@ -269,12 +272,12 @@ class _Writer:
         return self.ask(stated, [_Asked(names[i], prompts[i], values[i]) for i in turns])
 
     def number(self) -> str:
-        """A number of 7 digits, with the space before it."""
+        """Returns a 7-digit number with the space before it."""
         return f" {1_000_000 + self.below(9_000_000)}"
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of `text`, which begins with no letter, as they are within a longer text."""
+    """Returns the tokens of `text`, which must not begin with a letter, as they are within a longer text."""
     before = tokenizer.encode(ANCHOR, add_special_tokens=False)
     whole = tokenizer.encode(ANCHOR + text, add_special_tokens=False)
     kept = whole[: len(before)] == before

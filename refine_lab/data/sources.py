@@ -1,4 +1,4 @@
-"""Where documents come from: the Python corpus, a folder or file of text, a table's column, a data set by name."""
+"""Sources of documents: the Python corpus, text files and folders, table columns, and data sets by name."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from refine_lab.data.corpus import File, Manifest, Split, compare, current_manif
 from refine_lab.data.files import digest, json_lines, read_text, refuse_pointer
 
 HELD_OUT_EVERY = 20
-"""Of the rows of a table, every 20th is held out, the first among them; of the files of a folder about as many."""
+"""Every 20th row of a table is held out, starting with the first, and about as large a share of a folder's files."""
 HELD_OUT_END = 0.05
-"""Of a single text file, its last part."""
+"""The held-out share of a single text file, at its end."""
 COLUMN = "text"
 """The column of a table that holds its documents."""
 
 
 def documents(source: str, split: Split, manifest: Manifest | None = None) -> Iterator[str]:
-    """The documents of one split of `source` that are not empty.
+    """Yields the non-empty documents of one split of `source`.
 
     `source` is `python`, a folder of .txt files or one such file, a .jsonl or .parquet file, or `datasets:NAME` (or
-    `datasets:NAME:CONFIGURATION`; its `train` split, streamed); tables have a column `text`. `manifest` fixes the files of
-    `python`.
+    `datasets:NAME:CONFIGURATION`; its `train` split, streamed); tables have a column `text`. `manifest` fixes the files
+    of `python`.
 
-    Raises FileNotFoundError or ValueError, in one sentence, for a path that is not there, a folder without text, a
-    column that the rows lack, bytes that are no UTF-8 text, and where no document has any text.
+    Raises FileNotFoundError or ValueError, in one sentence, for a missing path, a folder without text, a column that
+    the rows lack, invalid UTF-8, and a source whose documents are all empty.
     """
     if source == "python":
         found = python_documents(split, manifest)
@@ -43,9 +43,9 @@ def documents(source: str, split: Split, manifest: Manifest | None = None) -> It
 
 
 def identity(source: str, manifest: Manifest | None = None) -> str:
-    """A text that changes whenever the documents of `source` do: the key of what is kept of them.
+    """Returns a text that changes whenever the documents of `source` do, used as their cache key.
 
-    Files count by name and content; a `datasets` name stands for itself.
+    Files are identified by name and content, a `datasets` source by its name alone.
     """
     if source == "python":
         return repr(_python_files(manifest))
@@ -55,11 +55,11 @@ def identity(source: str, manifest: Manifest | None = None) -> str:
 
 
 def source_digests(source: str, manifest: Manifest | None = None) -> dict[str, str]:
-    """File -> digest of its content, for every file that documents of `source` are read from; none of `datasets:NAME`.
+    """Returns file -> content digest for every file that documents of `source` are read from; not for `datasets:NAME`.
 
     Files of a folder are named by their paths in it, those of `python` by package and path.
 
-    Raises FileNotFoundError or ValueError where there is no such file or folder, or a file is a git-lfs pointer.
+    Raises FileNotFoundError or ValueError if there is no such file or folder, or a file is a git-lfs pointer.
     """
     if source == "python":
         return {f"{file.package}/{file.path}": file.digest for file in _python_files(manifest)}
@@ -103,7 +103,7 @@ def _text_files(folder: Path) -> list[Path]:
 
 
 def _folder_documents(files: list[Path], split: Split) -> Iterator[str]:
-    """Each file is a document; those with the smallest hashes of their names are held out. A single one is divided."""
+    """Yields each file as a document; files whose names have the smallest hashes are held out. A single file is divided."""
     if len(files) == 1:
         return iter([_part(read_text(files[0]), split)])
     ordered = sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).hexdigest())

@@ -1,8 +1,8 @@
-"""Text as every channel carries it."""
+"""Replaces characters that UTF-8 cannot encode."""
 
 from __future__ import annotations
 
 
 def sound(text: str) -> str:
-    """The text with U+FFFD for each half of a surrogate pair, which is no character and which no UTF-8 holds."""
+    """Returns the text with each unpaired surrogate, which UTF-8 cannot encode, replaced by U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -1,4 +1,4 @@
-"""The byte-level BPE tokenizer of the models trained here: code, prose and numbers in few tokens, every text exactly."""
+"""The byte-level BPE tokenizer of the models trained here; it encodes code, prose and numbers compactly and losslessly."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from refine_lab.data.sources import documents
 
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 1 + 256 + 100
-"""The special token, every byte, every pair of digits."""
+"""The special token, every byte, and every pair of digits."""
 LARGEST_PART = 50
-"""One document gives at most a 50th of what its source gives to the sample."""
+"""One document contributes at most a 50th of its source's share of the sample."""
 TEMPLATE_REPEATS = 3000
-"""Of each sentence of the recall documents in the sample, so that its words become tokens."""
+"""How often each sentence of the recall documents is repeated in the sample, so that its words become tokens."""
 
 _SPLIT = (
     r" ?\p{L}+"  # a word with the space before it, and one token for it after any sign: `.word`, `_word`
@@ -31,12 +31,12 @@ _SPLIT = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer learned from `texts`.
+    """Trains a byte-level BPE tokenizer on `texts`.
 
-    Digits are cut in pairs from the left and each of the 100 pairs is a token, whatever the texts; `<|endoftext|>`
-    (id 0) begins, ends and pads.
+    Digits are split into pairs from the left, and each of the 100 pairs is a token, whatever the texts; `<|endoftext|>`
+    (id 0) is the BOS, EOS and padding token.
 
-    Raises ValueError where `vocab_size` leaves no room for a merge.
+    Raises ValueError if `vocab_size` leaves no room for a merge.
     """
     if vocab_size <= SMALLEST_VOCABULARY:
         raise ValueError(f"vocab_size must be above {SMALLEST_VOCABULARY}, got {vocab_size}")
@@ -54,8 +54,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedT
 
 
 def tokenizer_sample(characters: Mapping[str, int], manifest: Manifest | None = None) -> Iterator[str]:
-    """Texts to train a tokenizer on: so many characters of the training documents of each source, and the sentences
-    of the recall documents.
+    """Yields texts to train a tokenizer on: the given number of characters from each source, and recall sentences.
+
+    The characters come from the source's training documents.
     """
     for source, wanted in characters.items():
         left = wanted
@@ -75,7 +76,7 @@ def _pre_tokenizer(digits: int) -> pre_tokenizers.PreTokenizer:
 
 
 def _with_digit_pairs(tokenizer: Tokenizer) -> Tokenizer:
-    """`tokenizer`, trained on single digits, with a merge for each pair; no other merge can touch a digit."""
+    """Adds a merge for each pair of digits to a `tokenizer` trained on single digits; no other merge involves a digit."""
     content = json.loads(tokenizer.to_str())
     vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
     for first in "0123456789":
@@ -88,7 +89,7 @@ def _with_digit_pairs(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """The `transformers` tokenizer around a `tokenizers` one; decoding cleans nothing up."""
+    """Wraps a `tokenizers` tokenizer for `transformers`; decoding does not clean up spaces."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
@@ -100,12 +101,12 @@ def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase, add_bos: bool | None = None) -> tuple[int, ...]:
-    """The tokens that stand before every document and every prompt (`DataConfig.add_bos`).
+    """Returns the tokens that precede every document and every prompt (`DataConfig.add_bos`).
 
-    None: the special tokens that the tokenizer itself puts before a text, of which there may be none. True: the same, or the
-    BOS token where there are none. False: nothing.
+    None: the special tokens, if any, that the tokenizer itself puts before a text. True: the same, or the BOS token if
+    there are none. False: no tokens.
 
-    Raises ValueError for True where the tokenizer has no BOS token.
+    Raises ValueError for True if the tokenizer has no BOS token.
     """
     if add_bos is False:
         return ()
@@ -120,7 +121,7 @@ def beginning(tokenizer: PreTrainedTokenizerBase, add_bos: bool | None = None) -
 
 
 def beginning_told(tokenizer: PreTrainedTokenizerBase, add_bos: bool | None = None) -> str:
-    """A sentence about `beginning`; empty where nobody has asked for a BOS token and the tokenizer adds none."""
+    """Returns a sentence that describes `beginning`; empty if `add_bos` is None and the tokenizer adds no token."""
     tokens = beginning(tokenizer, add_bos)
     if not tokens and add_bos is None:
         return ""
@@ -130,7 +131,7 @@ def beginning_told(tokenizer: PreTrainedTokenizerBase, add_bos: bool | None = No
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
-    """Raise ValueError where a model of `num_embeddings` embeddings cannot read what `tokenizer` writes."""
+    """Raises ValueError if the tokenizer has more tokens than the model has embeddings, or no end-of-text token."""
     if len(tokenizer) > num_embeddings:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens, the model embeds {num_embeddings}: they do not belong together"

@@ -1,4 +1,4 @@
-"""A source as one array of tokens, kept on disk: tokenised once, read by every later run."""
+"""Token arrays: each source is tokenised once and cached on disk for later runs."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from refine_lab.data.sources import documents, identity
 
 CACHE_VERSION = 1
 BATCH_CHARACTERS = 2_000_000
-"""Tokenised at once, which bounds the memory for offsets."""
+"""Characters tokenised at once, which bounds the memory for offsets."""
 LONGEST_PIECE = 200_000
-"""Characters of a document tokenised as one text; a whole book in one piece would leave all but one processor idle."""
+"""Maximum characters tokenised as one text; a whole book in one piece would leave all but one processor idle."""
 
 
 def cache_folder() -> Path:
-    """Where token arrays are kept: `REFINE_CACHE`, or the platform's folder for caches.
+    """Returns the folder of the token arrays: `REFINE_CACHE`, or the platform's cache folder.
 
-    Raises ValueError where REFINE_CACHE is a relative path, and where it is not set and there is no home folder.
+    Raises ValueError if REFINE_CACHE is a relative path, or if it is not set and there is no home folder.
     """
     if named := os.environ.get("REFINE_CACHE"):
         path = Path(named).expanduser()
@@ -61,13 +61,13 @@ def token_array(
     manifest: Manifest | None = None,
     beginning: tuple[int, ...] = (),
 ) -> Int[np.ndarray, "tokens"]:
-    """Tokens of a source's documents, int32 [at most max_tokens]: of each the tokens `beginning`, its own and end-of-text.
+    """Returns a source's tokens, int32 [at most max_tokens]: per document `beginning`, its own tokens and end-of-text.
 
-    Documents of fewer than `min_tokens` are left out. The array is mapped from the cache folder, made there first where
-    it is not yet, or is damaged.
+    Documents of fewer than `min_tokens` tokens are left out. The array is memory-mapped from the cache folder, and
+    written there first if it is missing or damaged.
 
-    Raises what `documents` raises, ValueError where every document is shorter than `min_tokens` or the tokenizer is not
-    one of the library `tokenizers` or lacks an end-of-text token, and OSError where the cache folder cannot be written.
+    Raises what `documents` raises; ValueError if every document is shorter than `min_tokens`, or the tokenizer is not
+    one of the library `tokenizers` or lacks an end-of-text token; and OSError if the cache folder cannot be written.
     """
     encoder, end = _encoder(tokenizer), tokenizer.eos_token_id
     if not isinstance(end, int):
@@ -93,7 +93,7 @@ def token_array(
 
 
 def _kept(path: Path) -> Int[np.ndarray, "tokens"] | None:
-    """The array at `path`, or None where there is none or not a whole one."""
+    """Returns the array at `path`, or None if it is missing or incomplete."""
     try:
         tokens = np.load(path, mmap_mode="r")
     except (OSError, EOFError, ValueError):
@@ -102,7 +102,7 @@ def _kept(path: Path) -> Int[np.ndarray, "tokens"] | None:
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """The tokenizer's own encoder, without the padding or truncation that an earlier call may have left on."""
+    """Returns the tokenizer's own encoder, without padding or truncation that an earlier call may have left on."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise ValueError(f"the tokenizer must be one of the library `tokenizers`, got {type(tokenizer).__name__}")
@@ -125,7 +125,7 @@ def _packed(
 
 
 def _encoded(texts: Iterable[str], encoder: Tokenizer) -> Iterator[list[int]]:
-    """The tokens of each text, many at a time."""
+    """Yields the tokens of each text, encoding many at a time."""
     for group in _groups(texts):
         pieces = [_pieces(text) for text in group]
         encodings = iter(encoder.encode_batch_fast([p for ps in pieces for p in ps], add_special_tokens=False))
@@ -147,7 +147,7 @@ def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _pieces(text: str) -> list[str]:
-    """`text` cut before a line's first letter, where no token could have stood across the cut."""
+    """Splits `text` before the first letter of a line, where no token can cross the cut."""
     cuts = [0]
     while len(text) - cuts[-1] > LONGEST_PIECE:
         end = cuts[-1] + LONGEST_PIECE
@@ -158,7 +158,7 @@ def _pieces(text: str) -> list[str]:
 
 
 def _write(path: Path, tokens: np.ndarray) -> None:
-    """Under a name of its own first, then renamed, so that no reader ever sees half an array."""
+    """Writes the array to a temporary file and renames it, so that no reader ever sees half an array."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:

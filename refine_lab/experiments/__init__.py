@@ -1,6 +1,6 @@
-"""What a notebook runs: configurations of methods and seeds, their runs, what came of them, and how long it takes.
+"""Functions that notebooks call: configurations of methods and seeds, their runs, results, and time estimates.
 
-`configs` builds the configurations of every phase and `tasks` chooses their prompts; `runs` makes run directories; `midtrain`,
-`posttrain` and `ttt` hold what one phase's notebook calls besides; `compare` sets methods beside each other; `estimate`
-times a phase; `parameters` reads a notebook's parameters.
+`configs` builds the configurations of every phase and `tasks` chooses their prompts; `runs` creates run directories;
+`midtrain`, `posttrain` and `ttt` hold functions for one phase's notebook; `compare` compares methods; `estimate`
+estimates a phase's duration; `parameters` reads a notebook's parameters.
 """

@@ -1,4 +1,4 @@
-"""Runs of several methods beside each other: their records as one frame, means with intervals, and paired differences."""
+"""Compares runs of several methods: joined records, means with intervals, and paired differences."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from refine_lab.models.loading import load_tokenizer
 from refine_lab.runs.run import Run
 
 READINGS = ("loss_before", "loss_after", "entropy_before", "entropy_after")
-"""Measures of a prompt, in nats a token."""
+"""Measures of a prompt, in nats per token."""
 ORDER = ("base", "none", "sft_release", "sft", "nested_sft_release", "nested_sft", "refine", "nested_refine")
-"""The methods in the order in which each is compared with those before it."""
+"""The methods in order; each is compared with those before it."""
 
 
 # -- records of runs ---------------------------------------------------------------------------------------------------
 
 
 def metrics(runs: Iterable[Run]) -> pd.DataFrame:
-    """A row a batch of every run, with `arm` (as `run_groups.experiment_arms` names it) and `seed`."""
+    """Returns one row per batch of every run, with `arm` (as named by `run_groups.experiment_arms`) and `seed`."""
     return _joined((run, run.metrics()) for run in runs)
 
 
 def evaluations(runs: Iterable[Run]) -> pd.DataFrame:
-    """A row an evaluation of every run, with `arm` and `seed` as in `metrics`."""
+    """Returns one row per evaluation of every run, with `arm` and `seed` as in `metrics`."""
     return _joined((run, run.evaluations()) for run in runs)
 
 
 def last_rollouts(runs: Iterable[Run], steps: int = 5) -> pd.DataFrame:
-    """The rollouts of the last `steps` batches of every REFINE run, with `arm` and `seed` as in `metrics`."""
+    """Returns the rollouts of the last `steps` batches of every REFINE run, with `arm` and `seed` as in `metrics`."""
     last = ((run, run.config.steps) for run in runs if run.config.method is not None)
     return _joined((run, run.rollouts(range(max(1, step - steps + 1), step + 1))) for run, step in last)
 
 
 def joined_stages(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`metrics` and `evaluations` of a curriculum as if it were one run: steps count on from stage to stage."""
+    """Returns `metrics` and `evaluations` of a curriculum as one run, with steps numbered across stages."""
     done, frames = 0, []
     for run in runs:
         pair = (run.metrics(), run.evaluations())
@@ -52,12 +52,12 @@ def joined_stages(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:
-    """The tokenizer in a run's last checkpoint, or where there is none yet that of its model."""
+    """Returns the tokenizer of a run's last checkpoint, or that of its initial model if there is no checkpoint."""
     return load_tokenizer(run.config.model if run.latest_checkpoint() is None else run.path)
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
-    """The name that each run is averaged under: its method, and where runs have other settings what these are."""
+    """Returns the name under which each run is averaged: its method, and any settings that distinguish the runs."""
     return experiment_arms([(run.config.way, run.config, run.name) for run in runs])
 
 
@@ -69,10 +69,10 @@ def _joined(frames: Iterable[tuple[Run, pd.DataFrame]]) -> pd.DataFrame:
 
 
 def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
-    """The settings in which runs differ: a row a setting, a column a run, all texts; "–" where one has none.
+    """Returns the settings in which runs differ: one row per setting, one column per run, all strings; "–" for none.
 
-    For a group that some runs lack, such as `method` for SFT, one row says who has it ("given"); its own settings are
-    rows only where the runs that have it differ.
+    For a group that some runs lack, such as `method` for SFT, one row marks the runs that have it ("given"); the
+    group's own settings are rows only if the runs that have it differ.
     """
     flat = {run.name: flat_settings(run.config) for run in runs}
     table = pd.DataFrame(flat).rename_axis("setting")
@@ -84,7 +84,7 @@ def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def answers_of(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row an answer of several runs of test-time training; `way` is the method, told apart by its updates."""
+    """Returns one row per answer of several test-time training runs; `way` is the method, with a suffix for release updates."""
     return pd.concat([run.answers() for run in runs], ignore_index=True)
 
 
@@ -92,24 +92,24 @@ def answers_of(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def per_seed(answers: pd.DataFrame) -> pd.DataFrame:
-    """A row a method and seed: `updates`, and the mean of each score over the questions that have references."""
+    """Returns one row per method and seed: `updates`, and the mean of each score over questions with references."""
     return answers.groupby(["way", "seed"], sort=False)[["updates", *SCORES]].mean().reset_index()
 
 
 def per_prompt(answers: pd.DataFrame) -> pd.DataFrame:
-    """A row a method and prompt, the mean over seeds; only prompts that every method has answered."""
+    """Returns one row per method and prompt, averaged over seeds; only prompts that every method has answered."""
     shared = answers.groupby("name")["way"].nunique().eq(answers["way"].nunique())
     kept = answers[answers["name"].map(shared)]
     return kept.groupby(["way", "name"], sort=False)[[*SCORES, *READINGS]].mean().reset_index()
 
 
 def comparison(rows: pd.DataFrame) -> pd.DataFrame:
-    """The mean of each measure over seeds, or over prompts where `rows` has a column `name`, with its spread.
+    """Returns the mean and spread of each measure over seeds, or over prompts if `rows` has a column `name`.
 
-    `rows` has a row for each method and seed, or method and prompt: `way`, `seed` or `name`, and the measures. Returns a row
-    for each method and measure: `way`, `measure`, `count` (rows of the method), `mean`, `std` (n - 1), and `low` and `high`,
-    the ends of the 95 % interval by Student's t, NaN as in `statistics.mean_interval`. Raises ValueError where a method has
-    two rows of one seed or prompt.
+    `rows` has a row for each method and seed, or method and prompt: `way`, `seed` or `name`, and the measures. Returns
+    a row for each method and measure: `way`, `measure`, `count` (rows of the method), `mean`, `std` (n - 1), and `low`
+    and `high`, the ends of the 95 % interval by Student's t, NaN as in `statistics.mean_interval`. Raises ValueError if
+    a method has two rows for one seed or prompt.
     """
     keys = ["way", _unit(rows)]
     repeated = rows.loc[rows.duplicated([key for key in keys if key in rows]), "way"].tolist()
@@ -124,10 +124,11 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(rows: pd.DataFrame) -> pd.DataFrame:
-    """What each method has more than another over the same seeds, or the same prompts, with its 95 % interval.
+    """Returns the paired differences between methods over the same seeds, or prompts, with 95 % intervals.
 
-    `rows` as for `comparison`. Returns a row a pair of methods and measure: `way`, `against`, `measure`, `difference`, `low`,
-    `high` and `pairs`. Methods of other seeds are not compared; a seed or prompt whose measure a method lacks is left out.
+    `rows` as for `comparison`. Returns a row per pair of methods and measure: `way`, `against`, `measure`,
+    `difference`, `low`, `high` and `pairs`. Methods with different seeds are not compared; a seed or prompt for which a
+    method lacks the measure is left out.
     """
     unit, found = _unit(rows), []
     units = {way: set(group[unit]) for way, group in rows.groupby("way")}
@@ -143,7 +144,7 @@ def differences(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def measures_of(rows: pd.DataFrame) -> list[str]:
-    """The columns of measures that any row has: numbers, other than seeds and updates."""
+    """Returns the columns of measures that have values: numbers, other than seeds and updates."""
     numbers = rows.drop(columns=["seed", "updates"], errors="ignore").select_dtypes("number")
     return [str(name) for name in numbers if numbers[name].notna().any()]
 

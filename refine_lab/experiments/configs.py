@@ -1,4 +1,4 @@
-"""Configurations of an experiment: a recipe, the methods that it compares, and seeds."""
+"""Builds the configurations of an experiment from a recipe, the methods to compare, and seeds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ C = TypeVar("C")
 R = TypeVar("R", bound=TrainConfig | TTTRunConfig)
 
 Reward = RewardFunction | str | None
-"""A reward function of the user's own, the name of a built-in one, or None for the recipe's."""
+"""A custom reward function, the name of a built-in one, or None for the recipe's."""
 
 
 def method_configs(
@@ -42,20 +42,22 @@ def method_configs(
     updates: str | None = None,
     **settings: Any,
 ) -> list[Any]:
-    """A configuration of each method for each seed: `TrainConfig`, or `TTTRunConfig` for a recipe of test-time training.
+    """Returns a configuration of each method for each seed: `TrainConfig`, or `TTTRunConfig` for test-time training.
 
-    The recipe tells the phase; `phase`, if given, refuses recipes of other phases. `methods` defaults to those that the phase
-    compares; test-time training makes `none` once where all seeds share a model. `updates` is "equal" or "release".
-    `settings` are fields of the configuration or of any configuration inside it; None leaves the recipe's value, and methods
-    without that part ignore it. Besides:
+    The recipe determines the phase; `phase`, if given, refuses recipes of other phases. `methods` defaults to those
+    that the phase compares; test-time training creates `none` only once if all seeds share a model. `updates` is
+    "equal" or "release".
 
-    - `model` with `{seed}` in it is another model for each seed (`tasks.model_of_seed`);
-    - `reward` may be a function (`create_runs` keeps its source);
-    - `data` is the only source of text; `task` the source of a post-training task, whose `batch_size` and that of
-      mid-training keep the recipe's number of updates a batch;
+    `settings` are fields of the configuration or of any configuration inside it; None keeps the recipe's value, and
+    methods without that part ignore it. In addition:
+
+    - `model` containing `{seed}` is a separate model for each seed (`tasks.model_of_seed`);
+    - `reward` may be a function (`create_runs` stores its source);
+    - `data` is the only source of text; `task` is the source of a post-training task, whose `batch_size` and that of
+      mid-training keep the recipe's number of updates per batch;
     - `prompts` and `count` are what test-time training answers (`tasks.prompts_of`).
 
-    Models, files and folders become absolute paths. Raises ValueError for seeds that repeat, an unknown recipe, method or
+    Models, files and folders become absolute paths. Raises ValueError for repeated seeds, an unknown recipe, method or
     setting, and for every value that a configuration refuses.
     """
     require(len(set(seeds)) == len(seeds) > 0, "seeds", list(seeds), "at least one whole number, none twice")
@@ -84,16 +86,16 @@ def method_configs(
 
 
 def release_configs(configs: Sequence[R]) -> list[R]:
-    """The configurations of `configs` whose method makes fewer updates in the paper's release, with those updates."""
+    """Returns those of `configs` whose method makes fewer updates in the paper's release, with these updates."""
     released = [(config, recipes.release_updates(config)) for config in configs if config.updates == "equal"]
     return [changed for config, changed in released if changed.way != config.way]
 
 
 def with_settings(config: C, settings: Mapping[str, Any]) -> C:
-    """`config` with each setting in the field of that name, its own or that of a configuration inside it.
+    """Sets each setting in the field of that name of `config` or of a configuration inside it.
 
-    A configuration inside that is None stays None, and settings of its fields are ignored. Raises ValueError for a name that is
-    no field of any.
+    A nested configuration that is None stays None, and settings of its fields are ignored. Raises ValueError for a name
+    that is not a field of any.
     """
     if strange := next((name for name in settings if name not in setting_names(type(config))), None):
         raise unknown("setting", strange, sorted(setting_names(type(config))))
@@ -109,7 +111,7 @@ def with_settings(config: C, settings: Mapping[str, Any]) -> C:
 
 @cache
 def setting_names(kind: type) -> frozenset[str]:
-    """The names of the fields of a configuration and of those inside it, without the fields that hold them."""
+    """Returns the field names of a configuration and of those inside it, without the fields that hold them."""
     parts = _parts(kind)
     own = {field.name for field in fields(kind)} - parts.keys()
     return frozenset(own.union(*map(setting_names, parts.values())))
@@ -117,7 +119,7 @@ def setting_names(kind: type) -> frozenset[str]:
 
 @cache
 def _parts(kind: type) -> dict[str, type]:
-    """The configurations inside a configuration by the names of their fields."""
+    """Returns the configurations inside a configuration by field name."""
     annotations = [get_annotations(base, eval_str=True) for base in reversed(kind.__mro__)]
     hints = {name: hint for each in annotations for name, hint in each.items()}
     options = {field.name: get_args(hints[field.name]) or (hints[field.name],) for field in fields(kind)}
@@ -125,7 +127,7 @@ def _parts(kind: type) -> dict[str, type]:
 
 
 def _split_updates(recipe: str, updates: str | None) -> tuple[str, str]:
-    """The recipe's name and which updates are made; a name with the old suffix still works, with a warning."""
+    """Returns the recipe's name and the kind of updates; the old suffix of a name still works, with a warning."""
     if recipe.endswith(RELEASE):
         recipe, updates = recipe.removesuffix(RELEASE), "release"
         told = f"recipe '{recipe}{RELEASE}' is now recipe {recipe!r} with updates 'release'; the old name will go"
@@ -150,7 +152,7 @@ def _train_config(config: TrainConfig, settings: dict[str, Any]) -> TrainConfig:
 
 
 def _batch_sizes(config: TrainConfig, batch_size: int) -> dict[str, int]:
-    """The sizes of a batch, a mini-batch and a micro-batch that make as many updates a batch as `config`."""
+    """Returns mini-batch and micro-batch sizes that keep the updates per batch of `config`."""
     updates = config.batch_size // config.mini_batch_size
     whole = batch_size >= updates and batch_size % updates == 0
     require(whole, "batch_size", batch_size, f"a multiple of {updates}, the updates this recipe makes of a batch")

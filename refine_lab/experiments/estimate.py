@@ -1,4 +1,4 @@
-"""How long an experiment takes on this machine: a piece of each method's work is timed and multiplied."""
+"""Estimates how long an experiment takes on this machine by timing a part of each method's work."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def estimated_seconds(
     model: FastWeightLM | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> float:
-    """Seconds that what is left of post-training or test-time training should take here, one run after the other.
+    """Estimates the seconds that the remaining post-training or test-time training takes here, one run after another.
 
-    Training is timed on a few prompts of each method, without the answers to the test questions; test-time training on one
-    prompt of median length, scaled by its tokens, with `model` and `tokenizer`, or those that are loaded. A guess for people:
-    starting processes is not counted.
+    Training is timed on a few prompts of each method, without answering the test questions. Test-time training is timed
+    on one prompt of median length and scaled by token count, with `model` and `tokenizer`, or those that the
+    configuration names. The estimate is rough: starting processes is not counted.
     """
     rates: dict[str, float] = {}
     total = 0.0
@@ -57,7 +57,7 @@ def estimated_seconds(
 
 
 def _left(run: Run, task: Task) -> int:
-    """Prompts that a run has yet to train on, or tokens of prompts that it has yet to answer."""
+    """Returns the prompts that a run has yet to train on, or the tokens of prompts that it has yet to answer."""
     if run.kind == "train":
         return 0 if run.state == "finished" else run.config.steps * run.config.batch_size
     parts, _ = batches_of(task.test, run.config.batch_size)
@@ -66,7 +66,7 @@ def _left(run: Run, task: Task) -> int:
 
 
 def _seconds_per_prompt(config: TrainConfig, task: Task) -> float:
-    """One micro-batch is trained on, with a copy of the model."""
+    """Times one micro-batch of training, with a copy of the model."""
     policy, _ = load_policy(config)
     recompute(policy, config.recompute)
     rows = min(config.micro_batch_size, config.mini_batch_size)
@@ -85,7 +85,7 @@ def _seconds_per_prompt(config: TrainConfig, task: Task) -> float:
 def _seconds_per_token(
     config: TTTRunConfig, model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, task: Task
 ) -> float:
-    """One prompt of median length is read, adapted on for one of its steps, and answered; the model is restored."""
+    """Times reading, one adaptation step and the answer for one median-length prompt; the model is restored."""
     example = sorted(task.test, key=lambda e: len(e.prompt_ids))[len(task.test) // 2]
     ttt, step = config.ttt, 0.0
     with nullcontext() if ttt is None else Restored(model, ttt.parameters):

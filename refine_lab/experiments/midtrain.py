@@ -1,4 +1,4 @@
-"""What the notebooks of pre-training and mid-training call besides: stages, held-out results, entropies of a document."""
+"""Functions of the pre-training and mid-training notebooks: stages, held-out results, entropies of a document."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def pretrain_stages(
     steps: int | None = None,
     last_stage: int | None = None,
 ) -> list[TrainConfig]:
-    """The stages of a curriculum up to `last_stage`, each of `steps` batches where given.
+    """Returns the stages of a curriculum up to `last_stage`, each with `steps` batches if given.
 
-    Raises ValueError for a curriculum or a stage that there is not and for no steps.
+    Raises ValueError for an unknown curriculum or stage and for `steps` below 1.
     """
     stages = named_recipe(recipe, "pretrain").make(absolute_model(model), prose and absolute_source(prose))
     last = len(stages) if last_stage is None else last_stage
@@ -52,7 +52,7 @@ def pretrain_stages(
 
 
 def stage_row(stage: TrainConfig) -> dict[str, Any]:
-    """A stage of a curriculum in a line."""
+    """Summarises a stage of a curriculum as one table row."""
     data = stage.data
     text, recall = (
         ", ".join(f"{name} {share:g}" for name, share in part.items()) for part in (data.sources, data.recall)
@@ -62,10 +62,10 @@ def stage_row(stage: TrainConfig) -> dict[str, Any]:
 
 
 def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int = 512) -> list[dict[str, Any]]:
-    """The base model and every run's, measured on the same held-out text, targets and facts; a line is printed of each.
+    """Evaluates the base model and every run's model on the same held-out text, targets and facts, and prints one line each.
 
-    Recall is asked of `num_documents` documents of `num_tokens` tokens. The base is the model that the first run started with.
-    What cannot be measured with this tokenizer or these rows is left out, and a sentence printed of it.
+    Recall uses `num_documents` documents of `num_tokens` tokens. The base is the initial model of the first run.
+    Measures that this tokenizer or these rows do not support are omitted, with a printed notice.
     """
     config = runs[0].config
     method = next((run.config.method for run in runs if run.config.method), RefineConfig())
@@ -97,7 +97,7 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
 
 
 def _kinds_to_ask(held_out: SequenceData, num_documents: int, num_tokens: int) -> list[str]:
-    """The kinds of recall document that this tokenizer and text make; of each other a sentence is printed."""
+    """Returns the recall kinds that this tokenizer and text support; prints a sentence about each of the others."""
     kinds = []
     for kind in RECALL_KINDS:
         try:
@@ -116,9 +116,9 @@ def _held_out(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Sequen
 
 @torch.no_grad()
 def entropies_of_document(run: Run) -> dict[str, Any]:
-    """What `widgets.figures.plots.entropy_profile` draws: the first held-out row, as the model of a REFINE run reads it.
+    """Returns the data of `widgets.figures.plots.entropy_profile`: the first held-out row, read by a REFINE run's model.
 
-    Raises ValueError for a run of SFT, which selects nothing.
+    Raises ValueError for a run of SFT, which selects no positions.
     """
     config, method = run.config, run.config.method
     if method is None:

@@ -1,10 +1,10 @@
-"""Parameters of a notebook: unknown names are refused, and however a value arrives it has the type its cell declares.
+"""Reads a notebook's parameters: converts each value to its declared type and refuses unknown names.
 
-The parameters cell declares each as `name: type = value`; papermill adds a cell of plain assignments behind it. `-p`, `-y`
-and `-f` deliver one value as different types (`-y 'lr: 1e-5'` arrives as text), so the declared type decides. A type that
-allows None is written `"Optional[int]"`: papermill understands no bar, and a parameters cell imports nothing.
-
-A number is never taken for a text: `-p data 007` arrives as 7, and what was typed is lost. `-r` passes it on unchanged.
+The parameters cell declares each parameter as `name: type = value`; papermill adds a cell of plain assignments after
+it. `-p`, `-y` and `-f` deliver one value as different types (`-y 'lr: 1e-5'` arrives as a string), so the declared type
+decides. A type that allows None is written `"Optional[int]"`, because papermill does not understand `|` and a
+parameters cell imports nothing. A number is never accepted as a string: `-p data 007` arrives as 7, and the original
+text is lost. `-r` passes it unchanged.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that a notebook declares, by name, as their declared types; `namespace` is its `globals()`.
+    """Returns the notebook's declared parameters, converted to their declared types; `namespace` is its `globals()`.
 
-    Raises ValueError for a name that the caller set and the notebook does not declare, with the nearest that it does, and
-    for a value that is not of the declared type.
+    Raises ValueError for a name that the caller set but the notebook does not declare, suggesting the nearest declared
+    one, and for a value that is not of the declared type.
     """
     declared: dict[str, Any] = namespace.get("__annotations__", {})
     for name in _injected(namespace.get("In", ())):
@@ -39,7 +39,7 @@ def parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert(name: str, hint: Any, value: Any) -> Any:
-    """`value`, perhaps a text, as `hint`: bool, int, float, str or list[int], or one of them in `"Optional[...]"`.
+    """Converts `value`, possibly a string, to `hint`: bool, int, float, str or list[int], or `"Optional[...]"` of one.
 
     Raises ValueError that names the parameter, the value and what is allowed.
     """
@@ -60,7 +60,7 @@ def convert(name: str, hint: Any, value: Any) -> Any:
 
 
 def _injected(cells: Iterable[str]) -> list[str]:
-    """The names that papermill assigned: those of the executed cells that begin as its own do."""
+    """Returns the names that papermill assigned, from executed cells that begin like papermill's own."""
     names = []
     for cell in cells:
         if re.match(r"\s*# Parameters\n", cell):
@@ -107,9 +107,10 @@ CONVERTERS = {bool: _bool, float: _number, int: _whole, str: _text}
 
 
 def in_jupyterlab() -> bool:
-    """Whether a person has this kernel's notebook open: a Jupyter server started it, which names the session.
+    """Returns whether this kernel's notebook is open in Jupyter, whose server sets a session name.
 
-    papermill names none; called from a notebook's own cell it hands down that notebook's, and so has it itself.
+    papermill sets none itself. If it is called from a notebook cell, it passes on that notebook's name, which is then
+    also in the environment of the kernel's parent process.
     """
     if not os.environ.get("JPY_SESSION_NAME"):
         return False

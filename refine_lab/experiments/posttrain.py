@@ -1,4 +1,4 @@
-"""What the notebook of post-training calls besides: the answers to the test questions before and after each run."""
+"""Functions of the post-training notebook: runs, and answers to the test questions before and after training."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from refine_lab.training.inputs import inputs_of, resume_or_create
 from refine_lab.training.loading import load_policy
 
 NO_SEED = -1
-"""Stands for the seed of a model before training."""
+"""Represents the seed of a model before training."""
 AT_ONCE = 20
-"""Questions between two writings of their answers."""
+"""Number of questions after which answers are written."""
 
 
 def task_runs(configs: Sequence[TrainConfig], task: Task, folder: Path) -> list[Run]:
-    """For each configuration the newest run in `folder` with it, these examples and these weights, or a new one."""
+    """Returns, for each configuration, the newest run in `folder` with it, these examples and this model, or a new run."""
     check_inputs(configs)
     return resume_or_create(configs, folder, inputs_of(configs[0].model, task.examples))
 
 
 def example_text(example: Example, config: TrainConfig, tokens: int = 60) -> str:
-    """The last `tokens` tokens of an example's prompt, and the answers any of which is right."""
+    """Returns the last `tokens` tokens of an example's prompt, and its accepted answers."""
     _, tokenizer = load_policy(config)
     return f"…{tokenizer.decode(list(example.prompt_ids[-tokens:]))}  →  {' | '.join(example.answers)}"
 
 
 def answers_of(runs: Sequence[Run], task: Task) -> pd.DataFrame:
-    """The answers to every test question before training and after each run, with `way`, `seed` and `updates`.
+    """Returns the answers to every test question before training and after each run, with `way`, `seed` and `updates`.
 
-    They are kept in the run directories as they come: `answers/test`, and for the model that training started with
-    `answers/base` of the first run. What is answered is not answered again.
+    They are stored in the run directories as they are generated: `answers/test`, and for the initial model
+    `answers/base` of the first run. Stored answers are reused.
     """
     first = runs[0]
     frames = [_answered(first.config, first.config.model, task, first.path / "answers" / "base", "base", NO_SEED, 0)]

@@ -1,4 +1,4 @@
-"""Which runs may be averaged: those whose configurations are the same but for the seed."""
+"""Groups the runs that may be averaged: those whose configurations differ only in the seed."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from refine_lab.config import Config, to_json
 SEEDS = ("seed", "ttt.seed")
 """Settings in which the runs of one experiment differ."""
 SEPARATOR = ": "
-"""Between an arm and what its experiment differs in, in the name that `experiment_arms` gives."""
+"""Separates an arm from its experiment's distinguishing settings in names from `experiment_arms`."""
 MOST_NAMED = 3
-"""Settings that such a name holds, at most."""
+"""Maximum number of settings in such a name."""
 
 _DATE = re.compile(r"\d{8}-\d{6}")
 
 
 def flat_settings(config: Config) -> dict[str, str]:
-    """Every setting of a configuration by its dotted name, as JSON."""
+    """Returns every setting of a configuration by its dotted name, as JSON."""
     return dict(_flattened(json.loads(to_json(config))))
 
 
 def experiment_arms(runs: Sequence[tuple[str, Config, str]]) -> list[str]:
-    """For each run, given as arm, configuration and folder name, the name of the arm of its experiment.
+    """Returns, for each run given as arm, configuration and folder name, the name under which it is averaged.
 
-    Two runs get the same name only if they have the same arm, the same settings except the seed, and different seeds. Where
-    an arm has one such group, the name is the arm. Where it has several, what they differ in follows: `refine: lr 0.001`;
-    and where that does not tell them apart, the date of the group's first run.
+    Two runs get the same name only if they have the same arm, the same settings except the seed, and different seeds.
+    If an arm has one such group, the name is the arm. If it has several, the settings in which they differ follow, as
+    in `refine: lr 0.001`, and if these do not distinguish the groups, the date of the group's first run.
     """
     names, groups = [arm for arm, _, _ in runs], _groups(runs)
     for arm in dict.fromkeys(names):
@@ -48,16 +48,16 @@ def experiment_arms(runs: Sequence[tuple[str, Config, str]]) -> list[str]:
 
 
 class _Group(NamedTuple):
-    """What the runs of an average have in common."""
+    """The common properties of runs that are averaged."""
 
     arm: str
     settings: tuple[tuple[str, str], ...]
     repeat: int
-    "0, or how many runs with the same settings and the same seed came before: such a run is no further seed."
+    "How many earlier runs have the same settings and seed; a repeated run does not count as another seed."
 
 
 def _groups(runs: Sequence[tuple[str, Config, str]]) -> dict[_Group, list[int]]:
-    """The groups in the order in which they come, each with the numbers of its runs."""
+    """Returns the groups in order of appearance, each with the indices of its runs."""
     groups: dict[_Group, list[int]] = {}
     seen: Counter[tuple[str, str]] = Counter()
     for index, (arm, config, _) in enumerate(runs):
@@ -69,7 +69,7 @@ def _groups(runs: Sequence[tuple[str, Config, str]]) -> dict[_Group, list[int]]:
 
 
 def _differences(settings: Sequence[Mapping[str, str]], folders: Sequence[str]) -> list[str]:
-    """In words, what each group has that the others do not."""
+    """Describes the settings that distinguish each group from the others."""
     names = dict.fromkeys(name for each in settings for name in each)
     differing = [name for name in names if len({each.get(name) for each in settings}) > 1][:MOST_NAMED]
     said = [", ".join(f"{_last(name)} {_shown(each.get(name))}" for name in differing) for each in settings]
@@ -81,13 +81,13 @@ def _differences(settings: Sequence[Mapping[str, str]], folders: Sequence[str]) 
 
 
 def _last(name: str) -> str:
-    """The last part of a flat setting's name; of a source of text that is a path, the file's name."""
+    """Returns the last part of a flat setting's name; for a text source that is a path, the file's name."""
     before, found, source = name.partition("data.sources.")
     return Path(source).name or source if found and not before else name.rpartition(".")[2]
 
 
 def _shown(value: str | None) -> str:
-    """A setting as a label shows it: a text without quotes, of an absolute path the last part."""
+    """Formats a setting for a label: strings without quotes, absolute paths by their last part."""
     if value is None:
         return "–"
     plain = json.loads(value)

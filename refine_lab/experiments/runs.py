@@ -1,4 +1,4 @@
-"""Run directories of an experiment: made new, or resumed where one has the same configuration and inputs."""
+"""Creates the run directories of an experiment, or resumes those with the same configuration and inputs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from refine_lab.training.inputs import inputs_of, new_run, refuse_changes, resum
 from refine_lab.ttt_config import TTTRunConfig
 
 NOTES = 5
-"""Most prompts too short for the whole method that are named."""
+"""Maximum number of notes printed about prompts too short for the method."""
 
 
 def runs_folder(output: str | None) -> Path:
-    """Where a notebook's runs go: `output`, or what `runs.run.runs_dir` finds.
+    """Returns the folder of a notebook's runs: `output`, or `runs.run.runs_dir()`.
 
     Raises ValueError for a relative path or a file.
     """
@@ -39,9 +39,9 @@ def runs_folder(output: str | None) -> Path:
 
 
 def create_runs(configs: Sequence[TrainConfig], folder: Path, reward: Reward = None) -> list[Run]:
-    """A new run directory in `folder` for each configuration; those with a reward of the user's own keep its source.
+    """Creates a new run directory in `folder` for each configuration; the source of a custom reward is stored.
 
-    Raises ValueError or FileNotFoundError, before anything is made, for a model, device or data that is not there.
+    Raises ValueError or FileNotFoundError, before anything is created, for a missing model, device or data.
     """
     check_inputs(configs)
     source = reward_source(reward) if callable(reward) else None
@@ -52,9 +52,9 @@ def create_runs(configs: Sequence[TrainConfig], folder: Path, reward: Reward = N
 
 
 def stage_runs(stages: Sequence[TrainConfig], folder: Path) -> list[Run]:
-    """The runs of a curriculum, resumed or new, each of which starts from the last checkpoint of the one before.
+    """Returns the runs of a curriculum, resumed or new, each of which starts from the previous one's last checkpoint.
 
-    Raises ValueError where the text of a resumed run has changed since the run began.
+    Raises ValueError if the text of a resumed run has changed since it began.
     """
     check_inputs(stages)
     manifest = manifest_of(stages[0].model)
@@ -74,10 +74,10 @@ def ttt_runs(
     *,
     fresh: bool = False,
 ) -> list[Run]:
-    """For each configuration of test-time training the run in `folder` that is resumed, or a new one; `fresh`: all new.
+    """Returns, for each test-time training configuration, the run in `folder` to resume, or a new run; `fresh`: all new.
 
-    Prints what is answered already, which prompts are dropped, and which are too short for all chunks. Raises ValueError
-    before anything is made for prompts that cannot be used.
+    Prints which prompts are already answered, which are dropped, and which are too short for all chunks. Raises
+    ValueError, before anything is created, for prompts that cannot be used.
     """
     notes = {note: None for config in configs for note in check_prompts(model, config, examples)}
     size = configs[0].batch_size
@@ -99,10 +99,10 @@ def ttt_runs(
 
 
 def check_inputs(configs: Sequence[TrainConfig]) -> None:
-    """Check the recall kinds and models of every config, and the data sources of the first, since all share them.
+    """Checks the recall kinds and models of every config, and the data sources of the first, since all share them.
 
-    Prints which special tokens documents begin with, where there are any. Raises ValueError or FileNotFoundError for what is
-    not there.
+    Prints which special tokens documents begin with, if any. Raises ValueError or FileNotFoundError for what is
+    missing.
     """
     for kind in (kind for config in configs for kind in config.data.recall):
         parse_kind(kind)

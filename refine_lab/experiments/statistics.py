@@ -1,4 +1,4 @@
-"""What several seeds or prompts say: means and paired differences with their intervals."""
+"""Means and paired differences over seeds or prompts, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from refine_lab.config import require
 from refine_lab.method.advantages import ROUNDING
 
 CONFIDENCE = 0.95
-"""Of every interval."""
+"""Confidence level of every interval."""
 
 
 def paired_difference(
     rows: pd.DataFrame, way: str, against: str, measure: str, *, column: str = "way", pair: str = "seed"
 ) -> dict[str, float]:
-    """Mean of `way` minus `against` over pairs of the same seed, with its 95 % interval by Student's t.
+    """Returns the mean of `way` minus `against` over pairs with the same seed, with its 95 % interval by Student's t.
 
-    Returns `difference`, `low`, `high`, `pairs`; low and high are NaN as in `mean_interval`. Raises ValueError where the two do
-    not have the same seeds, each once.
+    Returns `difference`, `low`, `high`, `pairs`; low and high are NaN as in `mean_interval`. Raises ValueError if the
+    two do not have the same seeds, each once.
     """
     one, other = (rows[rows[column] == name].set_index(pair)[measure] for name in (way, against))
     unique = one.index.is_unique and other.index.is_unique
@@ -34,10 +34,10 @@ def paired_difference(
 
 
 def mean_interval(values: Shaped[np.ndarray, "n"], scale: float | None = None) -> tuple[float, float, float]:
-    """The mean of independent values, and its 95 % interval by Student's t.
+    """Returns the mean of independent values, and its 95 % interval by Student's t.
 
-    Both ends are NaN for fewer than two values and where the values are equal within rounding (see `varies`): a spread of 0
-    says nothing about the next value.
+    Both ends are NaN for fewer than two values and for values that are equal within rounding (see `varies`): a spread
+    of 0 says nothing about the next value.
     """
     nan, n = float("nan"), len(values)
     varied, values = varies(values, scale), values.astype(float)
@@ -49,10 +49,10 @@ def mean_interval(values: Shaped[np.ndarray, "n"], scale: float | None = None) -
 
 
 def varies(values: Shaped[np.ndarray, "n"], scale: float | None = None) -> bool:
-    """Whether values differ by more than rounding: max - min > 4 eps `scale`, with eps that of their dtype.
+    """Returns whether values differ by more than rounding: max - min > 4 eps `scale`, with the eps of their dtype.
 
-    `scale` is the magnitude of the numbers that were rounded, which for differences is that of their operands; None is the
-    largest magnitude among the values.
+    `scale` is the magnitude of the numbers that were rounded, which for differences is that of their operands; None
+    means the largest magnitude among the values.
     """
     if len(values) < 2:
         return False

@@ -1,4 +1,4 @@
-"""Which model, text and prompts a configuration names: absolute paths, and no test prompt that a model was trained on."""
+"""Resolves the model, text and prompts of a configuration: absolute paths, and only test prompts not trained on."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from refine_lab.training.history import history_of
 from refine_lab.ttt_config import TTTRunConfig
 
 SEED = "{seed}"
-"""Stands for the seed in a model's name."""
+"""Placeholder for the seed in a model's name."""
 
 
 def drop_none(**values: Any) -> dict[str, Any]:
-    """The values that are not None."""
+    """Returns the values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 def absolute_model(name: str) -> str:
-    """`name`, of a folder the absolute path: valid from every folder, and of a run the checkpoint that is its last now."""
+    """Returns a model's name, with a folder as an absolute path; for a run, the path of its current last checkpoint."""
     bare = name.removeprefix("new:")
     if shipped(bare) or not own_folder(bare):
         return name
@@ -33,7 +33,7 @@ def absolute_model(name: str) -> str:
 
 
 def absolute_source(name: str) -> str:
-    """A source of text or of a task's prompts, of a file or folder the absolute path."""
+    """Returns a source of text or prompts, with a file or folder as an absolute path."""
     kind, colon, rest = name.partition(":")
     if colon and kind == "ruler":
         return f"ruler:{absolute_source(rest)}"
@@ -43,10 +43,10 @@ def absolute_source(name: str) -> str:
 
 
 def with_source(task: TaskConfig, source: str | None, test_source: str | None = None) -> TaskConfig:
-    """A recipe's task on other sources, or where they are None on its own, as absolute paths.
+    """Returns a recipe's task with other sources, or its own if they are None, as absolute paths.
 
-    The recipe's `answer_tokens` are kept for test examples of the recipe's form only; those of another form have as many as
-    their longest reference answer needs.
+    The recipe's `answer_tokens` are kept only if the test examples have the recipe's form; other forms use the length
+    of their longest reference answer.
     """
     other = drop_none(test_source=test_source and absolute_source(test_source))
     changed = replace(task, source=absolute_source(source or task.source), **other)
@@ -54,9 +54,9 @@ def with_source(task: TaskConfig, source: str | None, test_source: str | None = 
 
 
 def model_of_seed(model: str, seed: int) -> str:
-    """The model's name with the seed in place of `{seed}`; where it has a `*`, the last folder that matches.
+    """Returns the model's name with `{seed}` replaced; if it contains a `*`, the last folder that matches.
 
-    Raises FileNotFoundError where none matches.
+    Raises FileNotFoundError if none matches.
     """
     name = model.replace(SEED, str(seed))
     if "*" not in name:
@@ -68,9 +68,10 @@ def model_of_seed(model: str, seed: int) -> str:
 
 
 def history_by_seed(model: str | None, seeds: Sequence[int]) -> dict[int, History]:
-    """What the model of each seed was trained on; nothing for None, the recipe's.
+    """Returns what each seed's model was trained on; empty for None, the recipe's model.
 
-    Raises ValueError where the models of several seeds were trained on different prompts: they have no test set in common.
+    Raises ValueError if the models of several seeds were trained on different prompts, since they then have no common
+    test set.
     """
     if model is None:
         return dict.fromkeys(seeds, UNTRAINED)
@@ -89,11 +90,12 @@ def history_by_seed(model: str | None, seeds: Sequence[int]) -> dict[int, Histor
 def prompts_of(
     config: TTTRunConfig, past: History, prompts: str | None, count: int | None, asked: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The fields `task`, `data` and `count` of a run that answers prompts with a model whose history is `past`.
+    """Returns the fields `task`, `data` and `count` of a run that answers prompts with a model whose history is `past`.
 
-    Without `prompts`, or with those that a run of `past` divided between training and test, the task is that run's, of which
-    the first `count` test prompts are answered. Otherwise it is the recipe's with `prompts` as its source.
-    Raises ValueError for a value of `asked`, fields of `TaskConfig`, that would change the prompts of a run's task.
+    Without `prompts`, or if a run in `past` divided them between training and test, the task is that run's, and its
+    first `count` test prompts are answered. Otherwise it is the recipe's with `prompts` as its source.
+
+    Raises ValueError for a value in `asked`, fields of `TaskConfig`, that would change the prompts of a run's task.
     """
     run = _run_with_task(past, prompts)
     if run is None:
@@ -114,7 +116,7 @@ def prompts_of(
 
 
 def _run_with_task(past: History, prompts: str | None) -> Trained | None:
-    """The last run whose test prompts are asked for; None for a file of prompts, whose rows are told apart one by one."""
+    """Returns the last run whose test prompts are requested; None for a file of prompts, whose rows are checked one by one."""
     if prompts is None:
         return next(iter(past.trained), None)
     source = absolute_source(prompts)

@@ -1,4 +1,4 @@
-"""What the notebook of test-time training calls besides: one prompt, step by step in every method."""
+"""Functions of the test-time training notebook: adaptation to one prompt, step by step with each method."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from refine_lab.ttt_config import TTTRunConfig
 
 @dataclass(frozen=True, eq=False)
 class PromptTrace:
-    """What adapting to one prompt changed, step by step and method by method."""
+    """How adaptation to one prompt changed the model, per step and method."""
 
     tokens: list[str]
     "The text of each token of the prompt, [T]."
     steps: pd.DataFrame
-    "A row a step: `way`, `step`, `tokens_per_second`, `reward`, and loss and entropy before and after it (`loss_before`...)."
+    "One row per step: `way`, `step`, `tokens_per_second`, `reward`, and loss and entropy before and after (`loss_before`...)."
     answers: pd.DataFrame
-    "A row a method: `way`, `answer` and scores; `none` is the answer before."
+    "One row per method: `way`, `answer` and scores; `none` is the answer before adaptation."
     readings: dict[str, Reading]
-    "Entropy and loss of each token: `none` before, and of each method after its last step."
+    "Entropy and loss of each token: `none` before adaptation, and each method after its last step."
 
 
 def prompt_to_trace(
@@ -49,12 +49,11 @@ def prompt_to_trace(
     add_bos: bool | None = None,
     **asked: Any,
 ) -> tuple[Example, AnswerRule]:
-    """A text of the user's own with its question (`add_bos` as in `DataConfig`), or one of the task's test examples; and
-    how it is answered.
+    """Returns an example and its answer rule: a user's text with its question, or one of the task's test examples.
 
-    A question of the user's own is answered as `AnswerRule` does by default; `asked` may hold values of `ANSWER_FIELDS`, None
-    where they are not changed. Raises ValueError for a question without a text, an example that there is not, and as
-    `example_of` does.
+    `add_bos` is as in `DataConfig`. A user's question is answered by the default `AnswerRule`; `asked` may hold values
+    of `ANSWER_FIELDS`, None for unchanged ones. Raises ValueError for a question without a text, for an index without
+    an example, and as `example_of` does.
     """
     if text is not None:
         names = {name: asked.get(name) for name in ("lines", "strip_leading")}
@@ -72,10 +71,10 @@ def trace_prompt(
     configs: Sequence[TTTRunConfig],
     rule: AnswerRule,
 ) -> PromptTrace:
-    """Adapt to one prompt in each method, print every step, answer, and restore the weights.
+    """Adapts to one prompt with each method, prints every step, answers, and restores the weights.
 
-    The last configuration of each method is used. All of them read and answer the prompt in one dtype, that of the first.
-    Raises ValueError as `adapted` does.
+    The last configuration of each method is used. All methods read and answer the prompt in one dtype, that of the
+    first. Raises ValueError as `adapted` does.
     """
     prompt = torch.tensor(example.prompt_ids)
     last = {config.way: config for config in configs if config.ttt is not None}

@@ -1,8 +1,8 @@
-"""Looking at a model: what it makes of a document token by token, what it rolls out anywhere, how it adapts.
+"""Interactive exploration of a model: how it reads a document, what it rolls out at any position, and how it adapts.
 
-`reading` and `rollouts` are the functions, `session` keeps models and documents so that nothing is read twice, `worker` is
-the process that holds a session, and `client` is how a notebook talks to it. The names below are imported when they are
-first asked for: a client does not load torch.
+`reading` and `rollouts` are the functions, `session` caches models and documents so that nothing is read twice,
+`worker` is the process that holds a session, and `client` is the notebook's connection to it. The names below are
+imported on first use, so that a client does not load torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a notebook talks to the worker: calls that return futures, in a kernel that stays free."""
+"""The notebook's connection to the worker: calls return futures, so that the kernel stays responsive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ERRORS: dict[str, type[Exception]] = {
     **{error.__name__: error for error in (FileNotFoundError, TypeError, MemoryError, FloatingPointError)},
     **dict.fromkeys(("ValueError", "ConfigError"), ValueError),
 }
-"""Types of error that come through as they are, a ConfigError as its sentence; any other becomes a RuntimeError."""
+"""Error types that are passed on unchanged, a ConfigError as its sentence; any other becomes a RuntimeError."""
 
 
 class WorkerDied(RuntimeError):
@@ -28,10 +28,10 @@ class WorkerDied(RuntimeError):
 
 
 class Worker:
-    """A process that holds models and documents (see `session.Session`), started by the first call and after its death.
+    """A process that holds models and documents (see `session.Session`), started by the first call and restarted if it dies.
 
-    `submit` returns at once. What is asked of a worker that has died is lost, and so is what it had adapted: the models are
-    loaded anew, as they were.
+    `submit` returns at once. If a worker dies, pending requests and adapted weights are lost: the models are loaded
+    again in their original state.
     """
 
     def __init__(self, device: str = "auto") -> None:
@@ -47,14 +47,14 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """Of the process, where one lives."""
+        """Returns the id of the process, or None if none is alive."""
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
     def submit(self, method: str, on_step: Callable[[Any], object] | None = None, **arguments: Any) -> Future[Any]:
-        """Ask for a method of `Session`; the future gives its result or raises its error.
+        """Requests a method of `Session`; the future returns its result or raises its error.
 
-        `on_step` is called with every step of a method that yields, on the thread that listens. See `stop` to end it.
+        `on_step` is called with every step of a generator method, on the listener thread. `stop` ends such a job.
         """
         future: Future[Any] = Future()
         with self._lock:
@@ -73,11 +73,11 @@ class Worker:
         return future
 
     def call(self, method: str, on_step: Callable[[Any], object] | None = None, **arguments: Any) -> Any:
-        """As `submit`, and wait."""
+        """Requests a method, as `submit`, and waits for the result."""
         return self.submit(method, on_step, **arguments).result()
 
     def stop(self, future: Future[Any]) -> None:
-        """End the job that the future belongs to after the step it is in; its result is then None."""
+        """Ends the job of the future after its current step; its result is then None."""
         with self._lock:
             numbers = [number for number, (asked, _) in self._waiting.items() if asked is future]
             if numbers and self._connection is not None:
@@ -87,7 +87,7 @@ class Worker:
                     self._lost()
 
     def stop_steps(self) -> int:
-        """End all jobs that tell of steps, each after the one it is in; how many."""
+        """Ends all jobs that report steps, each after its current one; returns their number."""
         with self._lock:
             making = [future for future, on_step in self._waiting.values() if on_step is not None]
         for future in making:
@@ -95,7 +95,7 @@ class Worker:
         return len(making)
 
     def close(self) -> None:
-        """End the process; what was asked and is unanswered raises WorkerDied. A later call starts another."""
+        """Ends the process; pending requests raise WorkerDied. A later call starts another process."""
         with self._lock:
             process, listener, connection = self._process, self._listener, self._connection
         if process is None or listener is None or connection is None:
@@ -152,7 +152,7 @@ class Worker:
             future.set_exception(ERRORS[name](message) if name in ERRORS else RuntimeError(f"{name}: {message}"))
 
     def _lost(self) -> None:
-        """Tell everybody who waits."""
+        """Raises WorkerDied in all pending futures."""
         process, self._process, self._connection = self._process, None, None
         waiting, self._waiting = self._waiting, {}
         if process is None:
@@ -178,5 +178,5 @@ _workers: dict[str, Worker] = {}
 
 
 def shared_worker(device: str = "auto") -> Worker:
-    """The one worker of this kernel for a device: all widgets ask the same, so that a model is in memory once."""
+    """Returns this kernel's worker for a device; all widgets share it, so that a model is in memory only once."""
     return _workers.setdefault(device, Worker(device))

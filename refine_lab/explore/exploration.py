@@ -1,7 +1,8 @@
-"""One document under one model, and every "what if" about it: which positions, which rollouts, which rewards.
+"""Exploration of one document with one model: target positions, rollouts and rewards under changing settings.
 
-The model is the worker's; what it gave is kept here, so that another reward, grouping, selection or a smaller k is arithmetic.
-What is kept saves time alone: a rollout that is made anew is the same bit for bit (see `rollouts.rollouts_at`).
+The worker holds the model; its results are cached here, so that a change of reward, grouping, selection or a smaller k
+needs no further model call. The cache only saves time: a recomputed rollout is bitwise identical (see
+`rollouts.rollouts_at`).
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ from refine_lab.training.adaptation import fitted
 from refine_lab.types import RewardFunction, RewardInputs
 
 MOST_TOKENS = 65_536
-"""Of a document."""
+"""Maximum number of tokens in a document."""
 
 Key = tuple[int, float, int]
-"""What rollouts are kept under: position, temperature, seed."""
+"""Cache key of rollouts: position, temperature, seed."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Document:
-    """A text as a model's tokenizer cuts it, and what the model made of it."""
+    """A tokenised text and the model's reading of it."""
 
     text: str
     token_ids: np.ndarray
@@ -49,10 +50,10 @@ class Document:
 
 
 class Exploration:
-    """What a notebook asks of a model about a document. Nothing here waits but `Future.result`.
+    """A notebook's queries about a model and a document. Only `Future.result` blocks.
 
-    `rewards` are functions of the user's own by name, beside the built-in ones. A position t is that of a prefix's last
-    token; the token at t + 1 is the first that is rolled out.
+    `rewards` are custom functions by name, in addition to the built-in ones. A position t is that of a prefix's last
+    token; the token at t + 1 is the first rollout token.
     """
 
     def __init__(
@@ -62,8 +63,7 @@ class Exploration:
         rewards: dict[str, RewardFunction] | None = None,
         add_bos: bool | None = None,
     ) -> None:
-        """Raises FileNotFoundError or ValueError for a model whose tokenizer is not there, and ValueError for the
-        name of a built-in reward."""
+        """Raises FileNotFoundError or ValueError if the model's tokenizer is missing, and ValueError for a built-in name."""
         for name in rewards or {}:
             require(name not in REWARDS, "the name of a reward of your own", name, f"another than {', '.join(REWARDS)}")
         self.worker, self.model, self.add_bos = worker, model, add_bos
@@ -77,7 +77,7 @@ class Exploration:
         self._kept: dict[Key, list[PrefixRollouts]] = {}
 
     def tokens_of(self, text: str) -> np.ndarray:
-        """The text as token ids, [T] int32, with a BOS token before it as `add_bos` says (see `DataConfig`).
+        """Returns the text as token ids, [T] int32, with a BOS token before it depending on `add_bos` (see `DataConfig`).
 
         Raises ValueError for fewer than two tokens or more than `MOST_TOKENS`.
         """
@@ -87,7 +87,7 @@ class Exploration:
         return ids
 
     def read(self, text: str) -> Future[Document]:
-        """Have the document read; when it has been, it is `document`, and what was rolled out before is forgotten."""
+        """Requests a reading of the document; once it is complete, `document` is set and earlier rollouts are discarded."""
         ids = self.tokens_of(text)
 
         def keep(reading: DocumentReading) -> Document:
@@ -98,9 +98,10 @@ class Exploration:
         return then(self.worker.submit("read", model=self.model, token_ids=ids), keep)
 
     def read_by(self, model: str) -> Future[DocumentReading]:
-        """The document as another model reads it: another one, a run, a checkpoint of a step.
+        """Requests a reading of the document by another model, run or checkpoint.
 
-        The future raises FileNotFoundError or ValueError for a model that is not there, or to which the text is other tokens.
+        The future raises FileNotFoundError or ValueError for a missing model, or one that tokenises the text
+        differently.
         """
         known = self._known
         return self.worker.submit(
@@ -111,29 +112,29 @@ class Exploration:
 
     @property
     def fitting(self) -> RefineConfig:
-        """The method as it fits the document: a short one has a smaller margin, or fewer chunks.
+        """Returns the method adjusted to the document: a short one has a smaller margin, or fewer chunks.
 
-        Raises ValueError for no document and for one without room for a rollout.
+        Raises ValueError without a document and for one too short for a rollout.
         """
         return fitted(self.method, len(self._known.token_ids))
 
     def probabilities(self) -> Float[np.ndarray, "T"]:
-        """The probability with which each position of the document is selected within its chunk (eq. 6)."""
+        """Returns the probability that each position of the document is selected within its chunk (eq. 6)."""
         return self._probabilities()[0].numpy()
 
     def targets(self) -> list[int]:
-        """The positions that the settings and `seed` select, one a chunk, in the order of the document."""
+        """Returns the positions that the settings and `seed` select, one per chunk, in document order."""
         lengths, draws = torch.tensor([len(self._known.token_ids)]), Draws(seed=self.seed)
         chosen = select_positions(self._probabilities(), lengths, [0], draws, self.fitting.num_chunks)
         return chosen[0].tolist()
 
     def chunk_borders(self) -> list[int]:
-        """The first position of every chunk; a tail of fewer than c tokens at the end belongs to none."""
+        """Returns the first position of every chunk; a tail of fewer than c tokens belongs to no chunk."""
         size, count = len(self._known.token_ids) // self.fitting.num_chunks, self.fitting.num_chunks
         return [size * i for i in range(count)]
 
     def can_start(self, position: int) -> bool:
-        """Whether k true tokens follow the position, so that rollouts can be compared with them."""
+        """Returns whether k reference tokens follow the position, so that rollouts can be compared with them."""
         return 0 <= position < len(self._known.token_ids) - self.method.rollout_length
 
     def _probabilities(self) -> torch.Tensor:
@@ -144,7 +145,7 @@ class Exploration:
     # -- rollouts and their rewards -----------------------------------------------------------------------------------
 
     def roll_out(self, positions: Sequence[int]) -> Future[list[PrefixRollouts]]:
-        """Have n rollouts of k tokens made of each position that lacks them; the future gives those that were made."""
+        """Requests n rollouts of k tokens from each position that lacks them; the future returns the new ones."""
         document, wanted = self._known, list(dict.fromkeys(positions))
         missing = [position for position in wanted if not self.covers(position)]
         keys = {position: self._key(position) for position in missing}
@@ -175,23 +176,23 @@ class Exploration:
         return then(asked, keep)
 
     def covers(self, position: int) -> bool:
-        """Whether the position's rollouts under the present settings are there."""
+        """Returns whether the position has rollouts for the current settings."""
         return self._kept_of(position) is not None
 
     def frame(self, positions: Sequence[int] | None = None, clicked: Sequence[int] = ()) -> pd.DataFrame:
-        """The rollouts of these positions (None: of those that are selected) under the present settings, with rewards.
+        """Returns the rollouts of these positions (None: the selected ones) under the current settings, with rewards.
 
-        Rows as `rollouts.assess` gives them, and a column `clicked`: rollouts of `clicked` positions that are not among
-        `positions` follow, each position rewarded alone (see `rollouts.assess_alone`), so that no number of the others
-        depends on them. Where more or longer rollouts are kept, the first n count, with their first k tokens. Raises
-        ValueError for no positions, and for a position without rollouts under these settings.
+        Rows are as in `rollouts.assess`, with an additional column `clicked`: rollouts of `clicked` positions that are
+        not among `positions` follow, with each position rewarded separately (see `rollouts.assess_alone`), so that they
+        do not affect the others. If more or longer rollouts are cached, the first n are used, with their first k
+        tokens. Raises ValueError for no positions, and for a position without rollouts under these settings.
         """
         return self.framing(positions, clicked)()
 
     def framing(
         self, positions: Sequence[int] | None = None, clicked: Sequence[int] = ()
     ) -> Callable[[], pd.DataFrame]:
-        """`frame` as a function to be called later, from any thread: with the settings and rollouts of now."""
+        """Returns `frame` as a function to call later, from any thread, with the current settings and rollouts."""
         asked = self.targets() if positions is None else list(dict.fromkeys(positions))
         apart = sorted({*clicked} - {*asked})
         chosen, alone = self._rolled(asked), self._rolled(apart)
@@ -206,7 +207,7 @@ class Exploration:
         return frame
 
     def _rolled(self, positions: Sequence[int]) -> list[PrefixRollouts]:
-        """What is kept of each position: the first n."""
+        """Returns the first n cached rollouts of each position."""
         found = {position: self._kept_of(position) for position in positions}
         for position, each in found.items():
             if each is None:
@@ -214,12 +215,12 @@ class Exploration:
         return [each.first(self.method.group_size) for each in found.values() if each is not None]
 
     def _kept_of(self, position: int) -> PrefixRollouts | None:
-        """Kept rollouts of the position that are as many and as long as the method asks."""
+        """Returns cached rollouts of the position with at least the method's n and k, or None."""
         wanted = self.method.group_size, self.method.rollout_length
         return next((each for each in self._kept.get(self._key(position), []) if _covers(each, *wanted)), None)
 
     def set(self, **changes: Any) -> None:
-        """Change `reward`, `seed` or fields of the method. Raises ValueError for what cannot be, and changes nothing then."""
+        """Changes `reward`, `seed` or fields of the method. Raises ValueError for an invalid value and then changes nothing."""
         reward, seed = changes.pop("reward", self.reward), changes.pop("seed", self.seed)
         require(reward in self.rewards, "reward", reward, "one of " + ", ".join(map(repr, self.rewards)))
         whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
@@ -243,7 +244,7 @@ def _covers(rollouts: PrefixRollouts, n: int, k: int) -> bool:
 
 
 def _own(name: str, function: RewardFunction) -> RewardFunction:
-    """A reward of the user's own, whose errors name it; one that would end the process is one too."""
+    """Wraps a custom reward so that its errors, including one that would end the process, name it."""
     compute = of_inputs(function)
 
     def reward(inputs: RewardInputs) -> Any:

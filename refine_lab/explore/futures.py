@@ -1,4 +1,4 @@
-"""Results that are not there yet, one made of another; an error of any is the error of what is made of it."""
+"""Combines futures; an error in one becomes the error of every future derived from it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def finished(result: Any) -> Future[Any]:
-    """A future whose result is there."""
+    """Returns a future with the given result."""
     future: Future[Any] = Future()
     future.set_result(result)
     return future
 
 
 def then(future: Future[Any], function: Callable[[Any], Any]) -> Future[Any]:
-    """The future of `function(result)`."""
+    """Returns the future of `function(result)`."""
     following: Future[Any] = Future()
 
     def done(asked: Future[Any]) -> None:
@@ -30,7 +30,7 @@ def then(future: Future[Any], function: Callable[[Any], Any]) -> Future[Any]:
 
 
 def together(futures: Sequence[Future[Any]]) -> Future[list[Any]]:
-    """The future of all results, in their order, when all have come; of the first error, where there is one."""
+    """Returns the future of all results in order, complete when all are; it raises the first error, if any."""
     gathered: Future[list[Any]] = Future()
     left, lock = len(futures), threading.Lock()
 

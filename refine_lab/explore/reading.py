@@ -1,4 +1,4 @@
-"""What a model makes of a document, token by token, in one reading."""
+"""A model's token-by-token statistics of a document, computed in one reading."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ from refine_lab.ops.head import HEAD_ROWS
 from refine_lab.training.adaptation import prompt_batch
 
 ALTERNATIVES = 5
-"""Most probable tokens that are kept of each place."""
+"""Number of most probable tokens stored for each position."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DocumentReading:
-    """Of each token of a document given all before it; nothing is known of the first, whose numbers are NaN and rank 0.
+    """Statistics of each token of a document given all tokens before it; the first has NaN values and rank 0.
 
-    Entry i is about token i: `entropies[i]` is the entropy of pi(. | x_{<i}), which `selection` calls H_{i-1} (eq. 5).
+    Entry i belongs to token i: `entropies[i]` is the entropy of pi(. | x_{<i}), which `selection` calls H_{i-1} (eq.
+    5).
     """
 
     token_ids: Int[np.ndarray, "T"]
     entropies: Float[np.ndarray, "T"]
-    "In nats."
+    "Entropy of the policy before the token, in nats."
     logprobs: Float[np.ndarray, "T"]
     "log p of the token itself, in nats; the next-token loss is its negative."
     ranks: Int[np.ndarray, "T"]
-    "Place of the token among all by probability, from 1."
+    "Rank of the token by probability, from 1."
     alternatives: Int[np.ndarray, "T A"]
-    "The most probable tokens there, the first of them first."
+    "The most probable tokens at this position, in descending order."
     probabilities: Float[np.ndarray, "T A"]
-    "Theirs."
+    "Probabilities of the alternatives."
     version: str = ""
-    "Names the weights that read (see `session.Held`)."
+    "Identifies the weights that were used (see `session.Held`)."
 
     @property
     def losses(self) -> Float[np.ndarray, "T"]:
-        """Next-token loss of each token, in nats."""
+        """Returns the next-token loss of each token, in nats."""
         return -self.logprobs
 
 
@@ -49,9 +50,10 @@ class DocumentReading:
 def read_document(
     policy: FastWeightLM, token_ids: Int[Tensor, "T"], *, alternatives: int = ALTERNATIVES
 ) -> tuple[DocumentReading, Trace]:
-    """Read a document once: what is known of each token, and the trace that rollouts branch from anywhere.
+    """Reads a document once; returns each token's statistics, and the trace from which rollouts can branch anywhere.
 
-    Raises ValueError for what is no row of at least two tokens of the vocabulary, or longer than the model reads.
+    Raises ValueError for an input that is not a row of at least two token ids of the vocabulary, or exceeds the model's
+    context.
     """
     batch = prompt_batch(policy, [token_ids])
     trace = policy.read(batch.tokens, batch.lengths)
@@ -75,7 +77,7 @@ def read_document(
 
 
 def _statistics(logits: Float[Tensor, "S V"], tokens: Int[Tensor, "S"], count: int) -> tuple[Tensor, ...]:
-    """Entropy, logprob, rank and the best alternatives of some places."""
+    """Returns entropy, logprob, rank and best alternatives at some positions."""
     logprobs = logits.float().log_softmax(-1)
     own = logprobs.gather(-1, tokens.unsqueeze(-1))
     probabilities = logprobs.exp()
@@ -86,6 +88,6 @@ def _statistics(logits: Float[Tensor, "S V"], tokens: Int[Tensor, "S"], count: i
 
 
 def _after_first(values: Tensor, first: int | float) -> np.ndarray:
-    """The values of tokens 1 and later, with `first` before them."""
+    """Prepends `first` to the values of tokens 1 and later."""
     array = values.numpy()
     return np.concatenate([np.full((1, *array.shape[1:]), first, array.dtype), array])

@@ -1,7 +1,7 @@
-"""Rollouts from any place of a document that was read, and what any reward makes of them.
+"""Rollouts from any position of a document, and their rewards.
 
-What is rolled out is kept with its hidden states, so that another reward, a shorter rollout or another grouping asks nothing of
-the model.
+Rollouts are stored with their hidden states, so that another reward, a shorter rollout or another grouping needs no
+further model call.
 """
 
 from __future__ import annotations
@@ -29,50 +29,52 @@ from refine_lab.rng import Draws
 from refine_lab.types import RewardFunction, RewardInputs
 
 PREFIX_TOKENS = 24
-"""Of a prefix, its last ones, that a table shows."""
+"""Number of final prefix tokens that a table shows."""
 CORRELATED = {
     "entropy": ("entropy", "nats"),
     "exact-match rate": ("binary", "share of tokens"),
     "logprob of the reference": ("target_logprob", "nats"),
 }
-"""What rewards are correlated with: its column, and its unit."""
+"""Quantities that rewards are correlated with: name -> column and unit."""
 BLOCK = 8
-"""Rollouts that are made together, always so many: float rounding depends on the number of rows, and must not depend on n."""
+"""Number of rollouts made together. It is fixed because float rounding depends on the number of rows, and must not
+depend on n.
+"""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PrefixRollouts:
-    """N rollouts of K tokens from one prefix, beside the truth; all on the CPU, hidden states in float32."""
+    """N rollouts of K tokens from one prefix, with the reference continuation; all on the CPU, hidden states in float32."""
 
     position: int
-    "Of the prefix's last token; the first token rolled out stands at position + 1."
+    "Position of the prefix's last token; the first rollout token is at position + 1."
     prefix_ids: Int[Tensor, "P"]
     "The prefix's last tokens."
     entropy: float
-    "Of the policy there, in nats: the uncertainty about the first token rolled out."
+    "Entropy of the policy at the position, in nats: the uncertainty about the first rollout token."
     rollout_ids: Int[Tensor, "N K"]
     logprobs: Float[Tensor, "N K"]
-    "At the sampling temperature."
+    "Logprobs at the sampling temperature."
     hidden_states: Float[Tensor, "N K D"]
-    "h^pred of equation 7."
+    "Hidden states with the rollout tokens as inputs (h^pred of equation 7)."
     target_ids: Int[Tensor, "K"]
     target_logprobs: Float[Tensor, "K"]
-    "Of the true tokens, at temperature 1, as the document's reading has them."
+    "Logprobs of the reference tokens at temperature 1, from the document's reading."
     target_hidden_states: Float[Tensor, "K D"]
-    "Of the first reading (eq. 8)."
+    "Hidden states of the first reading (eq. 8)."
 
     @property
     def shape(self) -> tuple[int, int]:
-        """N and K."""
+        """Returns N and K."""
         return len(self.rollout_ids), self.rollout_ids.shape[1]
 
     def first(self, n: int) -> PrefixRollouts:
-        """The first n of them."""
+        """Returns the first n rollouts."""
         names = ("rollout_ids", "logprobs", "hidden_states")
         return replace(self, **{name: getattr(self, name)[:n] for name in names})
 
     def inputs(self, k: int) -> RewardInputs:
-        """What the first k tokens are rewarded by."""
+        """Returns the reward inputs for the first k tokens."""
         n = len(self.rollout_ids)
         return RewardInputs(
             rollout_ids=self.rollout_ids[:, :k],
@@ -95,11 +97,11 @@ def rollouts_at(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> list[PrefixRollouts]:
-    """`n` rollouts of `k` tokens from each position, out of a reading and its trace (see `read_document`).
+    """Makes `n` rollouts of `k` tokens from each position of a document, given its reading and trace (see `read_document`).
 
-    A rollout depends on the document, the seed, the temperature, its position and its own number alone, bit for bit. It does
-    not depend on n, k or the other positions: each position's rollouts are made `BLOCK` at a time, token by token. Raises
-    ValueError for a position without k tokens behind it, and for n, k or a temperature that cannot be.
+    A rollout depends, bit for bit, only on the document, the seed, the temperature, its position and its own index. It
+    does not depend on n, k or the other positions: each position's rollouts are made `BLOCK` at a time, token by token.
+    Raises ValueError for a position without k following tokens, and for an invalid n, k or temperature.
     """
     require(n >= 1, "n", n, "at least 1")
     require(k >= 1, "k", k, "at least 1")
@@ -132,7 +134,7 @@ def rollouts_at(
 
 
 def _uniforms(seed: int, position: int, first: int, k: int) -> Float[Tensor, "N K"]:
-    """The uniform numbers of a block of rollouts: each rollout has a generator of its own, from which k come in turn."""
+    """Returns the uniform numbers of a block of rollouts: k consecutive draws from each rollout's own generator."""
     draws = Draws(seed=seed)
     return torch.cat([draws.uniforms([position], f"rollout/{i}", (k,)) for i in range(first, first + BLOCK)])
 
@@ -140,7 +142,7 @@ def _uniforms(seed: int, position: int, first: int, k: int) -> Float[Tensor, "N 
 def _block(
     policy: FastWeightLM, trace: Trace, position: int, uniforms: Float[Tensor, "N K"], temperature: float
 ) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"], Float[Tensor, "N K D"]]:
-    """Tokens, logprobs and hidden states of N rollouts, one token of each at a time: no number depends on those to come."""
+    """Returns tokens, logprobs and hidden states of N rollouts, token by token, so that no value depends on later ones."""
     branches = Branches.of(trace, torch.tensor([[position]], device=trace.hidden_states.device), len(uniforms))
     columns = []
     for column in uniforms.split(1, dim=1):
@@ -160,10 +162,11 @@ def assess(
     k: int | None = None,
     group_by: Literal["sequence", "prefix"] = "prefix",
 ) -> pd.DataFrame:
-    """A row a rollout with the columns of a run's rollouts (`runs.schema.COLUMNS`), `step` 0, and `cosines` a token.
+    """Returns one row per rollout with the columns of a run's rollouts (`runs.schema.COLUMNS`) and per-token `cosines`.
 
-    Of each rollout the first `k` tokens count (None: all of the shortest). Advantages compare the rollouts of a prefix, or
-    all of them. Raises ValueError for no rollouts, a k longer than they are, and as `rewards.checked` does.
+    `step` is 0. Only the first `k` tokens of each rollout count (None: the length of the shortest). Advantages compare
+    the rollouts of a prefix, or all of them. Raises ValueError for no rollouts, for a k that exceeds their length, and
+    as `rewards.checked` does.
     """
     require(len(rollouts) > 0, "rollouts", "none", "those of at least one position")
     longest = min(each.shape[1] for each in rollouts)
@@ -203,9 +206,9 @@ def assess_alone(
     k: int | None = None,
     group_by: Literal["sequence", "prefix"] = "prefix",
 ) -> pd.DataFrame:
-    """As `assess`, of one position that is not among the selected ones.
+    """Assesses the rollouts of one position that is not among the selected ones, as `assess`.
 
-    Its rollouts are a group of their own where prefixes are groups. Where the whole sequence is one group, only the selected
+    Its rollouts form their own group if prefixes are groups. If the whole sequence is one group, only the selected
     positions belong to it, and the advantage is NaN.
     """
     frame = assess([rollouts], reward, k=k)
@@ -213,7 +216,7 @@ def assess_alone(
 
 
 def _advantages(frame: pd.DataFrame, group_by: Literal["sequence", "prefix"]) -> Float[np.ndarray, "R"]:
-    """Of every rollout; a position with a single rollout has nothing to compare with among its own: 0."""
+    """Returns the advantage of every rollout; 0 for the only rollout of a group."""
     groups = [frame["reward"]] if group_by == "sequence" else [part for _, part in frame.groupby("position")["reward"]]
     values = np.zeros(len(frame), dtype=np.float32)
     for group in groups:
@@ -223,11 +226,11 @@ def _advantages(frame: pd.DataFrame, group_by: Literal["sequence", "prefix"]) ->
 
 
 def correlations(frame: pd.DataFrame) -> pd.DataFrame:
-    """How the rewards of rollouts go with other things: Pearson's r over rollouts, a row each; NaN where one is
-    constant within rounding.
+    """Returns Pearson's r between rewards and other quantities over rollouts, one row each; NaN if one is constant.
 
-    Columns `with`, `r`, `rollouts`: the entropy at the prefix, the share of exact tokens, and the true continuation's
-    logprob. `frame` as of `assess`.
+    Columns are `with`, `r` and `rollouts`; the quantities are the entropy at the prefix, the share of exact tokens, and
+    the reference continuation's logprob. Values count as constant if they are equal within rounding. `frame` is as
+    returned by `assess`.
     """
     rows = []
     for name, (column, _) in CORRELATED.items():

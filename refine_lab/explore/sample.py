@@ -1,4 +1,4 @@
-"""A document to begin with: this package's own source with facts planted in it, and a question about one of them."""
+"""A sample document: this package's own source with planted facts, and a question about one of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FACTS = "word-8"
 
 
 class Sample(NamedTuple):
-    """A text, a question about it, and the answer that the text gives."""
+    """A text, a question about it, and the answer in the text."""
 
     document: str
     question: str
@@ -24,9 +24,9 @@ class Sample(NamedTuple):
 
 
 def sample_document(tokenizer: PreTrainedTokenizerBase, tokens: int = 2000, seed: int = 0) -> Sample:
-    """A document of `tokens` tokens, its question included, that holds eight secret words.
+    """Makes a document of `tokens` tokens, including its question, that contains eight secret words.
 
-    Raises ValueError for fewer tokens than the facts take and for more than the source has.
+    Raises ValueError if `tokens` is too small for the facts or exceeds the source.
     """
     folder = Path(__file__).parent.parent / "method"
     text = "\n\n".join((folder / name).read_text(encoding="utf-8") for name in FILES)

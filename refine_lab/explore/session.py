@@ -1,4 +1,4 @@
-"""Models and documents kept at hand: what was read once is not read again, until the weights move."""
+"""Caches models and documents: a document is not read again until the weights change."""
 
 from __future__ import annotations
 
@@ -27,37 +27,37 @@ from refine_lab.training.answers import answers_to
 from refine_lab.ttt_config import TTTConfig
 
 MODELS = 3
-"""That are kept; the one unused for longest goes first, unless its weights are moved."""
+"""Number of cached models; the least recently used is dropped first, unless its weights are adapted."""
 DOCUMENTS = 4
-"""Readings that are kept, each with its trace; the one unused for longest goes first."""
+"""Number of cached readings, each with its trace; the least recently used is dropped first."""
 
 TokenIds = Int[np.ndarray, "T"]
 
 
 @dataclass(kw_only=True)
 class Held:
-    """A model in memory; `restored` holds its weights aside for as long as they are moved."""
+    """A model in memory; `restored` keeps a copy of its original weights while they are adapted."""
 
     policy: FastWeightLM
     tokenizer: Any
     origin: str
-    "The files that the weights came from: their folder, and when the newest of them was written."
+    "The files that the weights came from: their folder, and the modification time of the newest."
     restored: Restored | None = None
     updates: int = 0
     moves: int = 0
     adapting: bool = False
     loaded: str | None = None
-    "The digest of the weights as they were loaded, taken before they are first moved."
+    "Digest of the weights as loaded, computed before their first update."
 
     @property
     def version(self) -> str:
-        """Names the weights: other files and every update give another one, a reset gives the one before the updates."""
+        """Returns an identifier of the weights: files and updates change it, and a reset restores the earlier one."""
         return f"{self.origin}, {self.moves if self.restored is not None else 0} updates"
 
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """A document that was read."""
+    """A document that was read, with its trace and write strengths."""
 
     reading: DocumentReading
     trace: Trace
@@ -67,7 +67,7 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """An update of `Session.adapt`: its metrics, and how the model reads what it adapts on after it."""
+    """An update of `Session.adapt`: its metrics, and the model's loss and entropy on the prompt after it."""
 
     number: int
     metrics: dict[str, float]
@@ -78,13 +78,14 @@ class Step:
     entropy: float
     "Mean entropy, in nats, after the update."
     note: str | None
-    "What of the method had to be made smaller for a short prompt."
+    "Which settings of the method were reduced for a short prompt."
 
 
 class Session:
-    """Every call names its model as `load_model` does, which is loaded when it is first named and stays.
+    """Models and documents of one process; every call names its model as `load_model` does, and the model stays loaded.
 
-    Documents come as token ids, [T] int32. A call raises ValueError or FileNotFoundError with a sentence for what cannot be.
+    Documents are token ids, [T] int32. A call raises ValueError or FileNotFoundError with a sentence for invalid
+    requests.
     """
 
     def __init__(self, device: str = "auto") -> None:
@@ -93,7 +94,7 @@ class Session:
         self._documents: OrderedDict[tuple[str, str], Known] = OrderedDict()
 
     def open(self, model: str) -> dict[str, Any]:
-        """Load the model; what a person wants to know of it."""
+        """Loads the model and returns information about it."""
         policy = self._held(model).policy
         return {
             "model": model,
@@ -106,16 +107,16 @@ class Session:
         }
 
     def as_loaded(self, model: str) -> bool:
-        """Whether every bit of the weights is as it was loaded."""
+        """Returns whether the weights are bitwise as loaded."""
         return self._held(model).loaded in (None, self.fingerprint(model))
 
     def read(
         self, model: str, token_ids: TokenIds, text: str | None = None, add_bos: bool | None = None
     ) -> DocumentReading:
-        """What the model, as its weights are now, makes of each token.
+        """Returns the statistics of each token under the model's current weights.
 
-        A run that has written another checkpoint since it was loaded, or a folder with other weights, is loaded again, unless
-        its weights are moved. With `text` raises ValueError where the model's own tokenizer makes other tokens of it.
+        A run with a newer checkpoint, or a folder with other weights, is loaded again, unless its weights are adapted.
+        If `text` is given, raises ValueError if the model's own tokenizer gives other tokens for it.
         """
         self._refresh(model)
         if text is not None:
@@ -129,9 +130,9 @@ class Session:
     def rollouts(
         self, model: str, token_ids: TokenIds, positions: Sequence[int], *, version: str | None = None, **settings: Any
     ) -> list[PrefixRollouts]:
-        """Rollouts from positions of the document (see `rollouts_at`); the document is not read again.
+        """Makes rollouts from positions of the document (see `rollouts_at`), without reading it again.
 
-        Raises ValueError where the weights are no longer those of a reading's `version`.
+        Raises ValueError if the weights are no longer those of the reading's `version`.
         """
         if version is not None and version != self._held(model).version:
             raise ValueError("the weights have moved since this document was read: read it again")
@@ -139,20 +140,20 @@ class Session:
         return rollouts_at(self._held(model).policy, known.reading, known.trace, positions, **settings)
 
     def states(self, model: str, token_ids: TokenIds, positions: Sequence[int]) -> StateSummary:
-        """What the fast weights hold at rising positions of the document (see `states.summarise`)."""
+        """Summarises the fast weights at increasing positions of the document (see `states.summarise`)."""
         known = self._read(model, token_ids)
         return summarise(known.trace, positions, known.writes, self._held(model).policy.FAST_WEIGHTS)
 
     def answer(self, model: str, token_ids: TokenIds, rule: AnswerRule) -> str:
-        """The answer to the prompt: the most probable tokens after it, as text, ended and cut as `rule` says."""
+        """Returns the greedily decoded answer to the prompt as text, ended and cut by `rule`."""
         held = self._held(model)
         prompt_batch(held.policy, [torch.from_numpy(token_ids)])  # raises for what is no prompt
         return answers_to(held.policy, held.tokenizer, [token_ids.tolist()], rule)[0]
 
     def adapt(self, model: str, token_ids: TokenIds, config: TTTConfig) -> Iterator[Step]:
-        """Test-time training on the prompt, a step at a time; the weights stay moved until `reset`.
+        """Adapts to the prompt (test-time training) and yields after each step; the weights stay updated until `reset`.
 
-        Whoever stops asking stops it. A call on a model that is moved already goes on from there.
+        Adaptation ends when the caller stops iterating. A call on an adapted model continues from its current weights.
         """
         held, prompt = self._held(model), torch.from_numpy(token_ids).long()
         adapter = Adapter(held.policy, config)  # raises before anything is changed
@@ -172,9 +173,9 @@ class Session:
             held.adapting = False
 
     def reset(self, model: str) -> int:
-        """Put the weights back as they were loaded, bit for bit; the number of updates undone.
+        """Restores the loaded weights bit for bit and returns the number of updates undone.
 
-        Raises ValueError while they are being moved.
+        Raises ValueError while the model is being adapted.
         """
         held = self._held(model)
         if held.adapting:
@@ -187,7 +188,7 @@ class Session:
         return undone
 
     def fingerprint(self, model: str) -> str:
-        """A digest of every parameter's bytes: the same before an adaptation and after its reset."""
+        """Returns a digest of every parameter's bytes: the same before an adaptation and after its reset."""
         digest = hashlib.blake2b(digest_size=16)
         for name, value in self._held(model).policy.named_parameters():
             digest.update(name.encode())
@@ -195,7 +196,7 @@ class Session:
         return digest.hexdigest()
 
     def forget(self) -> None:
-        """Drop every reading that is kept: memory for time."""
+        """Drops all cached readings to free memory."""
         self._documents.clear()
 
     def _held(self, model: str) -> Held:
@@ -211,7 +212,7 @@ class Session:
         return self._models[model]
 
     def _refresh(self, model: str) -> None:
-        """Forget a model of a folder whose files have changed since it was loaded."""
+        """Drops a model whose folder's files have changed since it was loaded."""
         held = self._models.get(model)
         if held is not None and held.restored is None and own_folder(model) and held.origin != _origin(model):
             del self._models[model]
@@ -235,7 +236,7 @@ class Session:
 
 
 def _origin(model: str) -> str:
-    """The folder that a name stands for now, and when its newest file was written. Raises as `resolve`."""
+    """Returns the folder that a name refers to now, and its newest modification time. Raises as `resolve`."""
     folder = resolve(model.removeprefix("new:"))
     return f"{folder} at {max((path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()), default=0)}"
 

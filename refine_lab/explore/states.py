@@ -1,4 +1,4 @@
-"""What the fast weights hold along a document: size, rank and change of every state matrix, and where writes are strongest."""
+"""Summarises the fast weights along a document: norm, rank and change of every state matrix, and write strengths."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from refine_lab.models.state import Trace
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StateSummary:
-    """Of M matrices (a layer's, by name) of H heads each, at P positions of one document. NaN beyond a matrix's own heads."""
+    """Statistics of M matrices (a layer's, by name) with H heads each at P positions; NaN beyond a matrix's heads."""
 
     positions: Int[np.ndarray, "P"]
-    "Each state is the one after this token."
+    "Each state is the one after the token at this position."
     layers: tuple[int, ...]
-    "Of each matrix, its layer."
+    "Layer of each matrix."
     names: tuple[str, ...]
-    "Of each matrix: `recurrent_state` (DeltaNet), or `w0`, `w1`, `w2` (LaCT)."
+    "Name of each matrix: `recurrent_state` (DeltaNet), or `w0`, `w1`, `w2` (LaCT)."
     norms: Float[np.ndarray, "M H P"]
-    "Frobenius norm."
+    "Frobenius norm of each matrix."
     effective_ranks: Float[np.ndarray, "M H P"]
-    "exp of the entropy of the singular values as shares of their sum (Roy and Vetterli, 2007); 0 for a matrix of zeros."
+    "exp of the entropy of the normalised singular values (Roy and Vetterli, 2007); 0 for a matrix of zeros."
     changes: Float[np.ndarray, "M H P"]
-    "Norm of the difference to the state at the position before, relative to that one's norm; NaN at the first."
+    "Norm of the change since the previous position, relative to the previous state's norm; NaN at the first position."
     write_strengths: Float[np.ndarray, "L H T"]
-    "How strongly each token writes in each layer that tells: beta (DeltaNet), mean learning rate (LaCT)."
+    "Write strength of each token in each layer that has one: beta (DeltaNet), mean learning rate (LaCT)."
     write_layers: tuple[int, ...]
-    "Those layers."
+    "The layers with write strengths."
 
 
 @contextmanager
 def written(policy: FastWeightLM) -> Iterator[dict[int, Float[Tensor, "T H"]]]:
-    """While the policy reads one row: of each layer that tells how strongly tokens write, by number."""
+    """Records write strengths while the policy reads one row: layer number -> strengths, for layers that have them."""
     found: dict[int, Tensor] = {}
     tellers = [module for module in policy.modules() if hasattr(module, "write_strengths")]
 
@@ -64,10 +64,10 @@ def written(policy: FastWeightLM) -> Iterator[dict[int, Float[Tensor, "T H"]]]:
 def summarise(
     trace: Trace, positions: Sequence[int], writes: dict[int, Float[Tensor, "T H"]], fast_weights: Sequence[str]
 ) -> StateSummary:
-    """The states at rising positions of the one row that a trace has read; nothing is read again.
+    """Summarises the states at increasing positions of the single row of a trace, without re-reading.
 
-    `fast_weights` are the names of the matrices (`FastWeightLM.FAST_WEIGHTS`). Raises ValueError for positions that do not
-    rise, and for a state that holds none of these matrices.
+    `fast_weights` are the names of the matrices (`FastWeightLM.FAST_WEIGHTS`). Raises ValueError for positions that do
+    not increase, and for a state without any of these matrices.
     """
     rising = len(positions) > 0 and all(a < b for a, b in pairwise(positions))
     require(rising, "positions", list(positions)[:5], "rising, at least one")
@@ -96,7 +96,7 @@ def summarise(
 
 
 def _numbers(states: Float[Tensor, "P H a b"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Norm, effective rank and change of each head's matrix, [H, P] each."""
+    """Returns norm, effective rank and change of each head's matrix, [H, P] each."""
     norms = torch.linalg.matrix_norm(states)
     singular = torch.linalg.svdvals(states)
     shares = singular / singular.sum(-1, keepdim=True).clamp(min=1e-30)
@@ -107,7 +107,7 @@ def _numbers(states: Float[Tensor, "P H a b"]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _stacked(parts: Sequence[Float[Tensor, "_ _2"]]) -> Float[np.ndarray, "M H P"]:
-    """Matrices of several numbers of heads as one array, NaN where one has fewer."""
+    """Stacks matrices with different numbers of heads into one array, padded with NaN."""
     if not parts:
         return np.zeros((0, 0, 0), np.float32)
     heads = max(len(part) for part in parts)

@@ -1,12 +1,13 @@
 """The resident process that holds the models: `python -m refine_lab.explore.worker FD DEVICE`, started by `client`.
 
-It reads requests from the socket FD and answers each, in their order. A method that yields (`Session.adapt`) is one job at a
-time, of which every step is told; between two steps other requests are served. It ends when the other side does.
+It reads requests from the socket FD and answers them in order. A generator method (`Session.adapt`) is a job whose
+steps are reported; only one runs at a time, and other requests are served between its steps. The process ends when the
+other side does.
 
     to it      ("call", id, method, arguments)    ("stop", id)
     from it    ("step", id, value)    ("result", id, value)    ("error", id, type, message)
 
-A stopped job ends with the result None after the step it is in.
+A stopped job ends with the result None after its current step.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ METHODS = ("open", "read", "rollouts", "answer", "adapt", "reset", "as_loaded", 
 
 
 def send(connection: Connection, message: tuple[Any, ...]) -> None:
-    """One message, pickled as bytes: no memory is shared between the processes."""
+    """Sends one message, pickled as bytes, so that the processes share no memory."""
     connection.send_bytes(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
 
 
 def receive(connection: Connection) -> tuple[Any, ...]:
-    """The next message. Raises EOFError or OSError when the other side has gone."""
+    """Returns the next message. Raises EOFError or OSError when the other side has closed."""
     return pickle.loads(connection.recv_bytes())
 
 
 class Worker:
-    """Requests in, answers out, around a session."""
+    """Serves a session's requests."""
 
     def __init__(self, connection: Connection, session: Any) -> None:
         self.connection, self.session = connection, session
@@ -43,7 +44,7 @@ class Worker:
         self.job: tuple[int, Iterator[Any]] | None = None
 
     def listen(self) -> None:
-        """Put every request into the queue, and None when no more can come."""
+        """Puts every request into the queue, and None at the end of the stream."""
         try:
             while True:
                 self.requests.put(receive(self.connection))
@@ -81,7 +82,7 @@ class Worker:
             send(self.connection, ("result", number, value))
 
     def advance(self) -> None:
-        """The job's next step."""
+        """Runs the job's next step."""
         assert self.job is not None
         number, steps = self.job
         try:
@@ -96,7 +97,7 @@ class Worker:
             self.refuse(number, error)
 
     def stop(self, number: int) -> None:
-        """End the job of that number; nothing where it has ended already."""
+        """Ends the job with that number, if it is still running."""
         if self.job is not None and self.job[0] == number:
             _, steps = self.job
             self.job = None

@@ -1,1 +1,1 @@
-"""The method in the order of its steps (paper, section 3): selection, rollout, rewards, advantages, losses, step."""
+"""The method, one module per step (paper, section 3): selection, rollout, rewards, advantages, losses, step."""

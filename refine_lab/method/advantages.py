@@ -12,10 +12,10 @@ EPS = 1e-6
 """Added to the standard deviation, as in the release."""
 
 ROUNDING = 4
-"""Units in the last place (eps of the dtype, times the largest magnitude) by which two equal quantities may differ.
+"""Tolerance for equal quantities, in units in the last place (eps of the dtype times the largest magnitude).
 
-The mean of five float32 cosines lies within 2 eps of its exact value (at most 2.0 over 80,000 draws of 32 to 2,048
-channels), so that two rewards that are equal in exact arithmetic lie within 4 eps of each other.
+The mean of five float32 cosines is within 2 eps of its exact value (at most 2.0 over 80,000 draws of 32 to 2,048
+channels), so two rewards that are equal in exact arithmetic are within 4 eps of each other.
 """
 
 
@@ -28,10 +28,10 @@ def advantages(
     sequence (`sequence`; the paper with n = 1), or the `group_size` rollouts of one position (`prefix`; what the
     release does with n > 1).
 
-    A group gives exactly 0 where it holds a single rollout, since there is nothing to compare with, and where its rewards
-    are equal within rounding: max(r) - min(r) <= 4 eps max(|r|), with eps that of the rewards' dtype (1.2e-7 in float32,
+    The advantages of a group are exactly 0 if it holds a single rollout, which cannot be compared, or if its rewards
+    are equal within rounding: max(r) - min(r) <= 4 eps max(|r|), with the eps of the rewards' dtype (1.2e-7 in float32,
     1e-3 in float16, 8e-3 in bfloat16). Without this threshold the last bit of a float32 reward near 1 gives an
-    advantage of 0.1. A reward that tells finer differences apart must be returned in a wider dtype.
+    advantage of 0.1. A reward with finer differences must be returned in a wider dtype.
 
     Raises ValueError for `prefix` with a group of one, and for rewards that do not divide into rows.
     """

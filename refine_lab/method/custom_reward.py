@@ -1,4 +1,4 @@
-"""A user's own reward: from a function in a notebook cell to the `reward.py` of a run, and back."""
+"""Custom rewards: converts a notebook function to the `reward.py` of a run, and loads it again."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from torch import Tensor
 from refine_lab.types import RewardFunction, RewardInputs
 
 FIELDS = tuple(field.name for field in fields(RewardInputs))
-"""The names of the five tensors that a reward took before `RewardInputs`, in their order."""
+"""The names, in order, of the five tensors that a reward took before `RewardInputs`."""
 
 REFUSED = frozenset({"eval", "exec", "compile", "__import__", "globals", "locals", "vars"})
-"""Builtins that reach names which cannot be seen in the source of a reward."""
+"""Builtins that can reach names which a reward's source does not show."""
 
 
 def reward_source(function: object) -> str:
-    """The text of a `reward.py` that defines `function`, a reward written in a notebook cell or a file.
+    """Returns the text of a `reward.py` that defines `function`, a reward written in a notebook cell or a file.
 
-    It begins with the imports that the function needs, so that it runs in a process that knows nothing of the notebook.
-    Annotations are kept but never evaluated. Raises ValueError, naming it, for a name that is neither an argument, a
-    builtin, torch (a part of it) nor of the standard library; for anything but a plain function of one `RewardInputs` (or
+    It begins with the imports that the function needs, so that it runs in a process without the notebook's state.
+    Annotations are kept but never evaluated. Raises ValueError, naming it, for a name that is not an argument, a
+    builtin, or part of torch or the standard library, and for anything but a plain function of one `RewardInputs` (or
     of the five tensors of earlier versions, see `of_inputs`).
     """
     if not isinstance(function, FunctionType) or function.__name__ == "<lambda>":
@@ -53,9 +53,9 @@ def reward_source(function: object) -> str:
 
 
 def load_reward(source: str) -> RewardFunction:
-    """The last function that a run directory's `reward.py` defines, given its text.
+    """Returns the last function that the text of a run directory's `reward.py` defines.
 
-    Raises ValueError where the text is no Python or defines no function.
+    Raises ValueError if the text is not Python or defines no function.
     """
     try:
         tree = ast.parse(source)
@@ -70,9 +70,9 @@ def load_reward(source: str) -> RewardFunction:
 
 
 def of_inputs(function: Callable[..., Tensor]) -> RewardFunction:
-    """`function` as one of a `RewardInputs`; one of the five tensors, as in earlier versions, is called with these.
+    """Returns `function` as a function of one `RewardInputs`; a function of five tensors (earlier versions) is wrapped.
 
-    Gives a FutureWarning for a function of five tensors, once for each name.
+    Warns with FutureWarning about a function of five tensors, once per name.
     """
     if not _takes(function, len(FIELDS)):
         return function
@@ -96,7 +96,7 @@ def _suggest_one_argument(name: str) -> None:
 
 
 def _takes(function: Callable[..., object], count: int) -> bool:
-    """Whether `function` can be called with so many arguments; False for a builtin that does not tell."""
+    """Returns whether `function` accepts `count` positional arguments; False for a builtin without a signature."""
     try:
         inspect.signature(function).bind(*range(count))
     except (TypeError, ValueError):
@@ -109,7 +109,7 @@ def _describe(thing: object) -> str:
 
 
 def _definition(name: str, function: FunctionType) -> tuple[ast.Module, str]:
-    """The parsed source of a function, without its annotations, and the source itself."""
+    """Returns the parsed source of a function, without its annotations, and the source itself."""
     try:
         source = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError) as error:
@@ -136,7 +136,7 @@ def _hidden(name: str, used: str) -> ValueError:
 
 
 def _outer_names(name: str, tree: ast.Module) -> list[str]:
-    """The names that the definition takes from outside, sorted; refuses imports inside it from elsewhere."""
+    """Returns the sorted names that the definition uses from outside; refuses inner imports of other packages."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
@@ -154,7 +154,7 @@ def _outer_names(name: str, tree: ast.Module) -> list[str]:
 
 
 def _tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
-    """The scopes inside a scope, at any depth."""
+    """Yields the scopes inside a scope, at any depth."""
     for child in table.get_children():
         yield child
         yield from _tables(child)
@@ -166,7 +166,7 @@ def _allowed(module: str) -> bool:
 
 
 def _import_line(name: str, used: str, namespace: dict[str, Any]) -> str | None:
-    """How `used`, a name of the function's module, is imported elsewhere; None for a builtin and torch itself."""
+    """Returns the import statement for `used`, a name of the function's module; None for a builtin and torch itself."""
     if used not in namespace:
         if used in REFUSED:
             raise _hidden(name, used)

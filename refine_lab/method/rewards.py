@@ -1,7 +1,7 @@
-"""Rewards: how well a rollout matches the true continuation (paper, equations 9, 11 and 12, and its limitations).
+"""Rewards: how well a rollout matches the reference continuation (paper, equations 9, 11 and 12, and limitations).
 
-A reward is a plain function of one `RewardInputs` that returns one number a rollout. To add one, write a function here,
-list it in `REWARDS`, and add its name to `refine_lab.config.BUILT_IN_REWARDS`.
+A reward is a plain function of one `RewardInputs` that returns one number per rollout. To add one, write a function
+here, list it in `REWARDS`, and add its name to `refine_lab.config.BUILT_IN_REWARDS`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def cosine(inputs: RewardInputs) -> Float[Tensor, "R"]:
 
 
 def binary(inputs: RewardInputs) -> Float[Tensor, "R"]:
-    """The share of the k tokens that equal the truth at their place (eq. 11), in [0, 1], at least float32."""
+    """The share of the k tokens that equal the reference token at their position (eq. 11), in [0, 1], at least float32."""
     return (inputs.rollout_ids == inputs.target_ids).to(_wide(inputs)).mean(-1)
 
 
@@ -36,10 +36,11 @@ def hybrid(inputs: RewardInputs) -> Float[Tensor, "R"]:
 
 
 def edit(inputs: RewardInputs) -> Float[Tensor, "R"]:
-    """1 - d / k, in [0, 1], at least float32, with d the edit distance of the rollout and the true continuation.
+    """1 - d / k, in [0, 1], at least float32, where d is the edit distance of rollout and reference continuation.
 
-    d counts the fewest tokens to insert, delete or replace (Levenshtein, 1966), so that a rollout that is right but for a
-    shift keeps most of its reward. The paper's limitations suggest it for long rollouts; this form of it is ours.
+    d is the minimum number of insertions, deletions and replacements (Levenshtein, 1966), so that a correct but shifted
+    rollout keeps most of its reward. The paper's limitations suggest edit distance for long rollouts; this formula is
+    ours.
     """
     length = inputs.rollout_ids.shape[1]
     places = torch.arange(length + 1, device=inputs.rollout_ids.device)
@@ -55,7 +56,7 @@ REWARDS: dict[str, RewardFunction] = {function.__name__: function for function i
 
 
 def reward_function(name: str, source: str | None = None) -> RewardFunction:
-    """The reward of that name, checked; `custom` is the function that `source` defines.
+    """Returns the reward of that name, wrapped by `checked`; `custom` is the function that `source` defines.
 
     Raises ValueError for an unknown name, and for `custom` without a source.
     """
@@ -69,9 +70,9 @@ def reward_function(name: str, source: str | None = None) -> RewardFunction:
 
 
 def checked(reward: RewardFunction) -> RewardFunction:
-    """`reward` without gradients and on copies of its inputs, with its result verified: a floating, finite tensor [R].
+    """Wraps `reward` to run without gradients on copies of its inputs, and verifies its result: a finite float tensor [R].
 
-    The wrapped function raises ValueError that names the reward and what came back.
+    The wrapped function raises a ValueError that names the reward and describes the invalid result.
     """
     name, compute = getattr(reward, "__name__", repr(reward)), of_inputs(reward)
 

@@ -1,7 +1,7 @@
 """Rollouts: continuations of every selected prefix, branched from the state after it (paper, equations 7 and 8).
 
 All branches of all rows run in one batch, and no prefix is read again. The first token of a rollout is drawn from the
-hidden state that the trace already holds; each further one costs one step of the recurrence.
+hidden state in the trace; each further token costs one step of the recurrence.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from refine_lab.rng import Draws, inverse_cdf
 
 @dataclass(frozen=True, eq=False)
 class Branches:
-    """Where rollouts start: the state after each prefix and the hidden state of its last token, R of each."""
+    """The starting points of R rollouts: the state after each prefix and the hidden state of its last token."""
 
     state: State
     hidden_states: Float[Tensor, "R D"]
 
     @staticmethod
     def of(trace: Trace, positions: Int[Tensor, "B C"], group_size: int, *, detach: bool = False) -> Branches:
-        """The branches at the given positions, `group_size` copies of each side by side."""
+        """Returns the branches at the given positions, with `group_size` adjacent copies of each."""
         state, hidden = trace.state_at(positions), trace.hidden_at(positions).flatten(0, 1)
         if detach:
             state, hidden = state.detach(), hidden.detach()
@@ -39,7 +39,7 @@ class Branches:
 
 @dataclass(frozen=True, eq=False)
 class Continuation:
-    """Rolled-out tokens read by the policy: the hidden states of the tokens as inputs, and their statistics."""
+    """The policy's reading of rollout tokens: the hidden states with these tokens as inputs, and their statistics."""
 
     hidden_states: Float[Tensor, "R K D"]
     logprobs: Float[Tensor, "R K"]
@@ -50,9 +50,9 @@ class Continuation:
 def sample(
     policy: FastWeightLM, branches: Branches, uniforms: Float[Tensor, "R K"], temperature: float
 ) -> Int[Tensor, "R K"]:
-    """Tokens x_{t+1..t+k} ~ pi(. | prefix) at `temperature` (eq. 7), one uniform number a token by inverse CDF.
+    """Samples x_{t+1..t+k} ~ pi(. | prefix) at `temperature` (eq. 7), by inverse CDF from one uniform number per token.
 
-    Any token of the vocabulary can be drawn, the end of the text included; the release forbids that one.
+    Any token of the vocabulary can be drawn, including end-of-text, which the release excludes.
     """
     state, hidden, tokens = branches.state, branches.hidden_states, []
     for column in uniforms.unbind(1):
@@ -64,9 +64,9 @@ def sample(
 
 
 def follow(policy: FastWeightLM, branches: Branches, tokens: Int[Tensor, "R K"], temperature: float) -> Continuation:
-    """Read `tokens` from their branches, in one forward over k tokens; differentiable into the policy and the prefix.
+    """Reads `tokens` from their branches in one forward pass over k tokens; differentiable in the policy and the prefix.
 
-    logprobs[:, j] is that of token j given the prefix and the tokens before it, at the sampling temperature;
+    logprobs[:, j] belongs to token j given the prefix and the tokens before it, at the sampling temperature;
     hidden_states[:, j] is the final-layer hidden state with token j as input, h^pred of equation 7.
     """
     read = policy.read(tokens, state=branches.state).hidden_states
@@ -78,12 +78,12 @@ def follow(policy: FastWeightLM, branches: Branches, tokens: Int[Tensor, "R K"],
 def rollout_uniforms(
     draws: Draws, sequence_ids: tuple[int, ...], num_chunks: int, group_size: int, rollout_length: int
 ) -> Float[Tensor, "R K"]:
-    """The uniform numbers of a batch's rollouts, keyed by sequence."""
+    """Returns the uniform numbers of a batch's rollouts, keyed by sequence."""
     return draws.uniforms(sequence_ids, "rollout", (num_chunks, group_size, rollout_length)).flatten(0, 2)
 
 
 def truth_index(positions: Int[Tensor, "B C"], rollout_length: int) -> Int[Tensor, "B _"]:
-    """Where the true continuations t+1..t+k stand in their rows."""
+    """Returns the indices t+1..t+k of the reference continuations in their rows."""
     offsets = torch.arange(1, rollout_length + 1, device=positions.device)
     return (positions.unsqueeze(-1) + offsets).flatten(1)
 

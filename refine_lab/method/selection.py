@@ -29,11 +29,11 @@ def shift(entropies: Float[Tensor, "B T"], entropy_index: Literal["equation", "r
 
 
 def smooth(entropies: Float[Tensor, "B T"], lengths: Int[Tensor, "B"], kernel: int) -> Float[Tensor, "B T"]:
-    """The centred moving average of a row over `kernel` tokens (the next odd number where even), [B, T].
+    """Returns the centred moving average of a row over `kernel` tokens (the next odd number if even), [B, T].
 
-    Beyond either end of a row stand zeros and every sum is divided by the kernel, so that the ends come out smaller:
-    the release's `avg_pool1d`. A kernel of 1 changes nothing. The release takes the rollout length as the kernel, and pools
-    over the pads of a row too.
+    Rows are zero-padded and every sum is divided by the kernel width, so values near the ends are smaller, as in the
+    release's `avg_pool1d`. A kernel of 1 changes nothing. The release uses the rollout length as the kernel, and also
+    pools over the padding of a row.
     """
     width = kernel + 1 - kernel % 2
     if width == 1:
@@ -46,16 +46,17 @@ def smooth(entropies: Float[Tensor, "B T"], lengths: Int[Tensor, "B"], kernel: i
 def selection_probabilities(
     entropies: Float[Tensor, "B T"], lengths: Int[Tensor, "B"], config: RefineConfig
 ) -> Float[Tensor, "B T"]:
-    """The probability of each position within its chunk; every chunk sums to 1, float64 [B, T].
+    """Returns the probability of each position within its chunk; every chunk sums to 1, float64 [B, T].
 
-    p_i(t) = exp(H_t / tau) / sum over the eligible t' of chunk i of exp(H_t' / tau)    (eq. 6; `entropy`)
+        p_i(t) = exp(H_t / tau) / sum over the eligible t' of chunk i of exp(H_t' / tau)    (eq. 6; `entropy`)
 
-    with H smoothed. `uniform` gives every eligible position the same, `argmax` and `argmin` (table 7) all to the first
-    highest or lowest unsmoothed H. A row's chunks hold `length // num_chunks` positions each; the tail belongs to none.
-    A position is eligible where its prefix of t + 1 tokens has `margin` tokens at least, as many come after it, and
-    all `rollout_length` tokens lie in the row. No gradient passes.
+    with H smoothed. `uniform` gives all eligible positions equal probability; `argmax` and `argmin` (table 7) give
+    probability 1 to the first position with the highest or lowest unsmoothed H. A row's chunks hold `length //
+    num_chunks` positions each; the remaining tail belongs to no chunk. A position is eligible if its prefix of t + 1
+    tokens has at least `margin` tokens, at least as many follow it, and all `rollout_length` tokens lie in the row. No
+    gradient flows.
 
-    Raises ValueError where a chunk has no eligible position and where an entropy is not finite.
+    Raises ValueError if a chunk has no eligible position, and if an entropy is not finite.
     """
     _require_positions(lengths, config)
     index, inside = _chunks(lengths, config.num_chunks, entropies.shape[1])
@@ -77,7 +78,7 @@ def select_positions(
     draws: Draws,
     num_chunks: int,
 ) -> Int[Tensor, "B C"]:
-    """One position a chunk, t_i ~ p_i (eq. 6), [B, C]; the draw of a sequence depends on nothing outside its row."""
+    """Draws one position per chunk, t_i ~ p_i (eq. 6), [B, C]; a sequence's draw depends on nothing outside its row."""
     index, inside = _chunks(lengths, num_chunks, probabilities.shape[1])
     chunked = torch.where(inside, _take(probabilities, index), 0)
     uniforms = draws.uniforms(sequence_ids, "position", (num_chunks,)).to(probabilities.device)
@@ -87,7 +88,7 @@ def select_positions(
 def _chunks(
     lengths: Int[Tensor, "B"], num_chunks: int, width: int
 ) -> tuple[Int[Tensor, "B C L"], Bool[Tensor, "B C L"]]:
-    """The positions of each chunk, and which of them are its own: L is the longest chunk a row of `width` has."""
+    """Returns the positions of each chunk, and which are valid; L is the longest chunk that a row of `width` can have."""
     size = (lengths // num_chunks).view(-1, 1, 1)
     offset = torch.arange(width // num_chunks, device=lengths.device)
     start = torch.arange(num_chunks, device=lengths.device).unsqueeze(1) * size
@@ -101,7 +102,7 @@ def _take(values: Float[Tensor, "B T"], index: Int[Tensor, "B C L"]) -> Float[Te
 def _weights(
     scores: Float[Tensor, "B C L"], eligible: Bool[Tensor, "B C L"], config: RefineConfig
 ) -> Float[Tensor, "B C L"]:
-    """Unnormalised probabilities of the positions of every chunk."""
+    """Returns unnormalised probabilities of the positions of every chunk."""
     finite = scores.isfinite() | ~eligible
     if not finite.all():
         row = int((~finite).flatten(1).any(1).nonzero()[0])

@@ -1,8 +1,9 @@
-"""One training step: select, roll out, reward, and update, on one reading of every sequence (paper, section 3).
+"""One training step: select, roll out, reward, and update, with one reading of every sequence (paper, section 3).
 
-With one update a batch, a single forward over the sequences serves the next-token loss, the entropies, the states that
-rollouts branch from and the true continuation's hidden states, and a single backward goes through all of it. With
-several updates, one pass without gradients rolls out the whole batch, and every update reads its own sequences once.
+With one update per batch, a single forward pass over the sequences provides the next-token loss, the entropies, the
+states that rollouts branch from and the reference continuation's hidden states, and a single backward pass covers all
+of it. With several updates, one pass without gradients rolls out the whole batch, and every update reads its own
+sequences once.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ C = TypeVar("C", bound=UpdateConfig)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Learner(Generic[C]):
-    """What a step trains with: the policy, the optimizers that share its parameters, and what the losses need."""
+    """The state of training: the policy, the optimizers of its parameters, and what the losses need."""
 
     policy: FastWeightLM
     optimizers: Sequence[Optimizer]
@@ -45,20 +46,20 @@ class Learner(Generic[C]):
     reference: FastWeightLM | None = None  # for kl_coef above 0
 
     def autocast(self) -> AbstractContextManager:
-        """The run's arithmetic: that of its steps and of its evaluations."""
+        """Returns the autocast context of the run's steps and evaluations."""
         return autocast(self.policy.device, self.config.dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class StepResult:
-    """Metrics of a step, by their names in metrics.jsonl, and its rollouts (none for SFT)."""
+    """Metrics of a step, named as in metrics.jsonl, and its rollouts (none for SFT)."""
 
     metrics: dict[str, float]
     rollouts: Rollouts | None
 
 
 def next_token_stats(policy: FastWeightLM, trace: Trace, batch: Batch, *, entropy: bool) -> TokenStats:
-    """Statistics of x_{i+1} given x_{<=i} at all places but the last, each [B, T - 1]; beyond a row's end they mean nothing."""
+    """Returns statistics of x_{i+1} given x_{<=i} for i < T - 1, each [B, T - 1]; entries beyond a row's end are undefined."""
     hidden, targets = trace.hidden_states[:, :-1], batch.tokens[:, 1:]
     return policy.head(hidden, targets, entropy=entropy)
 
@@ -72,9 +73,10 @@ def roll_out(
     reward: RewardFunction,
     draws: Draws,
 ) -> tuple[Rollouts, Continuation]:
-    """Select positions, roll out from the states there, reward and standardise (eq. 5 to 12).
+    """Selects positions, rolls out from the states there, and computes rewards and advantages (eq. 5 to 12).
 
-    Returns the rollouts, which carry no gradient, and the policy's reading of them, which does where gradients are on.
+    Returns the rollouts, which carry no gradient, and the policy's reading of them, which does if gradients are
+    enabled.
     """
     probabilities = selection_probabilities(entropies, batch.lengths, method)
     positions = select_positions(probabilities, batch.lengths, batch.sequence_ids, draws, method.num_chunks)
@@ -98,7 +100,7 @@ def assess(
     method: RefineConfig,
     reward: RewardFunction,
 ) -> Rollouts:
-    """Rewards and advantages of rolled-out tokens beside the true continuation; nothing here has a gradient."""
+    """Computes rewards and advantages of rollout tokens against the reference continuation, without gradients."""
     index = truth_index(positions, method.rollout_length)
     shape = (*positions.shape, method.rollout_length)
     repeat = method.group_size
@@ -132,7 +134,7 @@ def rollout_loss(
     num_tokens: int,
     reference_logprobs: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """nsp_coef * policy loss (eq. 10), plus divergence and entropy terms where their coefficients are not 0."""
+    """nsp_coef * policy loss (eq. 10), plus KL and entropy terms with nonzero coefficients."""
     clips = (method.clip_eps, method.dual_clip)
     loss, metrics = policy_loss(continuation.logprobs, rollouts.old_logprobs, rollouts.advantages, *clips, num_tokens)
     metrics["nsp_loss"] = loss.detach()
@@ -146,9 +148,9 @@ def rollout_loss(
 
 
 def train_step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
-    """All updates on one batch, `config.mini_batch_size` sequences each: gradients are clipped, optimizers stepped.
+    """Makes all updates on one batch, each on `config.mini_batch_size` sequences with clipped gradients.
 
-    Neither the size of a micro-batch nor the order of the rows of an update changes a draw or (but for rounding) a gradient.
+    Neither the micro-batch size nor the order of rows within an update changes a draw or (up to rounding) a gradient.
     """
     config = learner.config
     method = config.method
@@ -181,10 +183,10 @@ def train_step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
 
 
 def update(learner: Learner, losses: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
-    """One optimizer update on the sum of `losses`, each a micro-batch's with its metrics.
+    """Makes one optimizer update on the sum of `losses`, one (loss, metrics) pair per micro-batch.
 
-    Returns the sums of the metrics, and `grad_norm` before clipping. Raises FloatingPointError, with the weights as they
-    were, where that is not finite.
+    Returns the sums of the metrics, and `grad_norm` before clipping. If that norm is not finite, raises
+    FloatingPointError and leaves the weights unchanged.
     """
     for optimizer in learner.optimizers:
         optimizer.zero_grad(set_to_none=True)
@@ -204,7 +206,7 @@ def update(learner: Learner, losses: Iterable[tuple[Tensor, dict[str, Tensor]]])
 def _loss(
     learner: Learner, micro: Batch, mini: Batch, draws: Draws, planned: Rollouts | None
 ) -> tuple[Tensor, dict[str, Tensor], Rollouts | None]:
-    """A micro-batch's share of its update's loss; `planned` rollouts are followed, otherwise new ones are sampled."""
+    """Returns a micro-batch's share of its update's loss; follows `planned` rollouts, or samples new ones."""
     policy, method = learner.policy, learner.config.method
     with learner.autocast():
         with nullcontext() if method is not None else hidden_states_only():
@@ -231,7 +233,7 @@ def _loss(
 
 @torch.no_grad()
 def _roll_out_batch(learner: Learner, batch: Batch, draws: Draws) -> tuple[Rollouts, float]:
-    """The rollouts of a whole batch, sampled before its first update, and the policy's mean entropy over it."""
+    """Returns the rollouts of a whole batch, sampled before its first update, and the policy's mean entropy on it."""
     parts, entropies = zip(
         *(_rolled_out(learner, micro, draws) for _, micro in split(batch, learner.config.micro_batch_size)), strict=True
     )
@@ -239,7 +241,7 @@ def _roll_out_batch(learner: Learner, batch: Batch, draws: Draws) -> tuple[Rollo
 
 
 def _rolled_out(learner: Learner, micro: Batch, draws: Draws) -> tuple[Rollouts, float]:
-    """A micro-batch's rollouts, and the sum of its entropies; its trace ends here, before the next one is made."""
+    """Returns a micro-batch's rollouts and the sum of its entropies, and frees its trace."""
     policy, method = learner.policy, learner.config.method
     assert method is not None and learner.reward is not None
     with learner.autocast():
@@ -262,22 +264,22 @@ def _reference_logprobs(learner: Learner, batch: Batch, rollouts: Rollouts, meth
 
 
 def _with_last(entropies: Float[Tensor, "B S"], batch: Batch) -> Float[Tensor, "B T"]:
-    """Entropies of T - 1 places as a row of T, 0 from each row's last token on: what follows there is not known.
+    """Returns entropies of T - 1 positions as a row of T, 0 from each row's last token on, whose successor is unknown.
 
-    The last token's own is 0 whether or not pads follow, so that smoothing sees the same row in every batch.
+    The last token's entropy is 0 whether or not padding follows, so that smoothing sees the same row in every batch.
     """
     places = torch.arange(entropies.shape[1], device=entropies.device)
     return torch.nn.functional.pad(torch.where(places < (batch.lengths - 1).unsqueeze(1), entropies, 0), (0, 1))
 
 
 def _sum(values: Float[Tensor, "B S"] | Bool[Tensor, "B S"], batch: Batch) -> Tensor:
-    """The sum over the places that have a next token."""
+    """Returns the sum over the positions that have a next token."""
     has_next = torch.arange(values.shape[1], device=values.device) < (batch.lengths - 1).unsqueeze(1)
     return torch.where(has_next, values, 0).sum()
 
 
 def split(batch: Batch, size: int) -> Iterator[tuple[int, Batch]]:
-    """Rows of a batch, at most `size` at once, with the number of the first."""
+    """Yields rows of a batch, at most `size` at once, with the index of the first."""
     for start in range(0, len(batch.lengths), size):
         yield start, batch.rows(start, start + size)
 

@@ -1,4 +1,4 @@
-"""Fast-weight language models whose memory is a value."""
+"""Fast-weight language models whose state is an immutable value."""
 
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.deltanet import DeltaNetConfig, DeltaNetForCausalLM

@@ -1,12 +1,12 @@
-"""Memory for time: parts of a model that are run again in the backward instead of keeping what they computed.
+"""Activation checkpointing: saves memory by recomputing parts of a model in the backward pass.
 
-    none    nothing is run again
-    mlp     the blocks' feed-forward parts, whose widest tensors are the largest of a block
-    blocks  every block as a whole: what stays is its input, and what a trace needs for its states while it lives
+    none    nothing is recomputed
+    mlp     the blocks' feed-forward layers, whose widest tensors are the largest of a block
+    blocks  whole blocks: only their inputs are stored, and what a trace needs for its states while it exists
 
-Gradients are the same to the last bit where the arithmetic is. `Trace.state_at` stays exact: it is made of the tensors
-of the first run, which stand in the trace as they stood, and whose gradients run back into the block as ever. A block
-must be a function of its arguments alone: a family whose blocks are not sets `RECOMPUTABLE` to `("mlp",)`.
+Gradients are bitwise identical if the arithmetic is deterministic. `Trace.state_at` remains exact: it uses tensors of
+the first forward pass, which the trace stores unchanged, and their gradients flow into the block as usual. A block must
+be a function of its arguments alone: a family whose blocks are not sets `RECOMPUTABLE` to `("mlp",)`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute(policy: Any, part: str) -> None:
-    """Have `part` of the policy ("none", "mlp" or "blocks") run again in the backward; replaces what was asked before.
+    """Recomputes `part` of the policy ("none", "mlp" or "blocks") in the backward pass; replaces the previous setting.
 
-    Raises ValueError for another part, and for one that the policy does not have or cannot run twice.
+    Raises ValueError for an unknown part, and for one that the policy lacks or that cannot be recomputed.
     """
     allowed = ("none", *policy.RECOMPUTABLE)
     if part not in allowed:
@@ -41,12 +41,12 @@ def recompute(policy: Any, part: str) -> None:
 
 
 def runs_again(module: nn.Module) -> bool:
-    """Whether this very module is run again in the backward."""
+    """Returns whether this module itself is recomputed in the backward pass."""
     return "forward_once" in vars(module)
 
 
 def _blocks(policy: Any) -> Iterator[nn.Module]:
-    """The modules of the list that is as long as the model has layers."""
+    """Yields the modules of the list whose length is the model's number of layers."""
     for module in policy.modules():
         if isinstance(module, nn.ModuleList) and len(module) == policy.config.num_hidden_layers:
             yield from module
@@ -61,7 +61,7 @@ def _feed_forwards(policy: Any) -> Iterator[nn.Module]:
 
 
 def _run_again(module: nn.Module, *arguments: Any, **named: Any) -> Any:
-    """In the place of the module's `forward`."""
+    """Replaces the module's `forward`."""
     forward = vars(module)["forward_once"]
     if not torch.is_grad_enabled():
         return forward(*arguments, **named)

@@ -1,4 +1,4 @@
-"""What our own families share: embeddings, blocks and a final norm that read a batch, and the language model around them."""
+"""The backbone of DeltaNet, GatedDeltaNet and LaCT (embeddings, blocks, final norm), and the language model around it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from refine_lab.models.state import State, Trace
 class Backbone(nn.Module):
     """A model without its head: embeddings, blocks, final norm.
 
-    A family gives its blocks and `STATE`. A block is called with its input [B, T, D], its layer's part of the state (or None)
-    and what `prepare` returns. It returns its output and what `trace` makes states of, None in `hidden_states_only`.
+    A family defines its blocks and `STATE`. A block takes its input [B, T, D], its layer's part of the state (or None)
+    and what `prepare` returns. It returns its output and the object from which `trace` computes states, None in
+    `hidden_states_only`.
     """
 
     STATE: ClassVar[frozenset[str]]
-    """Tensors that a state of this family has in its first layer."""
+    """Names of tensors in the first layer of this family's states."""
 
     def __init__(self, config: Any, block: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -58,11 +59,11 @@ class Backbone(nn.Module):
         return self.trace(self.norm(x), lengths, start, parts)
 
     def prepare(self, start: Int[Tensor, "B"], width: int, state: State | None) -> tuple[Any, ...]:
-        """What all blocks need to read `width` tokens behind the `start` tokens of each row."""
+        """Returns what all blocks need to read `width` tokens after the `start` tokens of each row."""
         return ()
 
     def trace(self, hidden_states: Tensor, lengths: Tensor, start: Tensor, parts: Sequence[Any]) -> Trace:
-        """The trace of a reading; `parts` are the functions from positions to each layer's part of the state."""
+        """Returns the trace of a reading; `parts` are the functions from positions to each layer's part of the state."""
         return Trace(hidden_states, lengths, parts, start)
 
     def forward(
@@ -70,7 +71,7 @@ class Backbone(nn.Module):
     ) -> BaseModelOutputWithPast | tuple:
         """transformers' forward of a model without a head: `last_hidden_state` [B, T, D] after the final norm.
 
-        `others` are the further fields of `Call`.
+        `others` are the remaining fields of `Call`.
         """
         call = Call(input_ids=input_ids, **others)
         output, _ = read_inputs(self.read, self.get_input_embeddings(), self.config, call)
@@ -84,7 +85,7 @@ class BackboneLM(FastWeightLM):
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}
 
     OWN_INITIALISATION: ClassVar[tuple[type, ...]]
-    """Modules of the family whose `reset_parameters` draws their parameters."""
+    """Modules of the family that initialise their own parameters in `reset_parameters`."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -93,7 +94,7 @@ class BackboneLM(FastWeightLM):
         self.post_init()
 
     def backbone(self, config: Any) -> Backbone:
-        """The model without its head."""
+        """Returns the model without its head."""
         raise TypeError(f"{type(self).__name__} must define backbone")
 
     def _init_weights(self, module: nn.Module) -> None:

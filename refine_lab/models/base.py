@@ -1,4 +1,4 @@
-"""What every fast-weight language model shares: reading a batch to a trace, transformers' `forward` and `generate`."""
+"""The base class of all fast-weight language models: reading a batch to a trace, and transformers' `forward` and `generate`."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ logger = logging.get_logger(__name__)
 class FastWeightLM(PreTrainedModel, GenerationMixin):
     """A causal language model whose memory of a prefix is a `State`, never changed in place.
 
-    A subclass gives `read_embeddings` (by a backbone named `model`) and `lm_head`; the rest of transformers' interface
-    follows from these two.
+    A subclass defines `read_embeddings` (through a backbone named `model`) and `lm_head`; the rest of transformers'
+    interface is built on these two.
     """
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
-    """Types of device that it runs on."""
+    """Device types that the model can run on."""
 
     RECOMPUTABLE: ClassVar[tuple[str, ...]] = ("mlp", "blocks")
-    """Parts that `refine_lab.models.activation_checkpointing` may run twice; transformers' checkpointing takes the last."""
+    """Parts that `refine_lab.models.activation_checkpointing` can recompute; transformers' checkpointing uses the last one."""
 
     FAST_WEIGHTS: ClassVar[tuple[str, ...]] = ("recurrent_state",)
-    """Names of the tensors of a state that are fast weights, one matrix a head."""
+    """Names of the state tensors that are fast weights, one matrix per head."""
 
     _is_stateful = True  # a state cannot be cut back to fewer tokens: no assisted generation
     _input_embed_layer = "embeddings"
@@ -58,7 +58,7 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         lengths: Int[Tensor, "B"] | None = None,
         state: State | None = None,
     ) -> Trace:
-        """Read a batch, padded on the right, from `state` (the empty one by default). `lengths`: its real tokens a row."""
+        """Reads a batch, padded on the right, from `state` (empty by default). `lengths` are the real tokens per row."""
         return self.read_embeddings(self.get_input_embeddings()(input_ids), lengths, state)
 
     def read_embeddings(
@@ -68,7 +68,7 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         state: State | None = None,
         layer_inputs: list[Tensor] | None = None,
     ) -> Trace:
-        """As `read`, from the embeddings of the tokens. The input [B, T, D] of each layer is appended to `layer_inputs`."""
+        """Reads the embeddings of tokens, as `read`; appends the input [B, T, D] of each layer to `layer_inputs`."""
         if lengths is None:
             rows, width = inputs_embeds.shape[:2]
             lengths = torch.full((rows,), width, device=inputs_embeds.device)
@@ -76,38 +76,38 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
 
     @property
     def kernel_dtype(self) -> torch.dtype | None:
-        """The dtype that kernels compute in whatever the model's own is, or None. On CUDA fla's kernels take bfloat16."""
+        """Returns the dtype of kernels that ignore the model's dtype, or None. On CUDA, fla's kernels use bfloat16."""
         return torch.bfloat16 if self.device.type == "cuda" and find_spec("fla") is not None else None
 
     @property
     def borders(self) -> set[int]:
-        """Numbers of tokens at which a chunk, a segment or an attention window ends; the parity gate tests around each."""
+        """Returns token counts at which a chunk, segment or attention window ends; the parity gate tests around each."""
         return {CHUNK_SIZE} if self.kernel_dtype is None else {CHUNK_SIZE, SEGMENT_SIZE}
 
     @property
     def later_borders(self) -> set[int]:
-        """Further numbers of tokens after which the arithmetic changes for the first time."""
+        """Returns further token counts after which the arithmetic changes for the first time."""
         return set()
 
     @property
     def orthogonalises_updates(self) -> bool:
-        """Whether updates of the fast weights are orthogonalised, which magnifies the rounding of gradients."""
+        """Returns whether updates of the fast weights are orthogonalised, which magnifies the rounding of gradients."""
         return False
 
     @property
     def longest_context(self) -> int | None:
-        """The most tokens that the model can read, or None: a recurrence and attention to a window have no end."""
+        """Returns the maximum context in tokens, or None: recurrences and windowed attention have no limit."""
         return None
 
     @property
     def head(self) -> Head | WrappedHead:
-        """The module that turns final hidden states into logits or, given ids, into `TokenStats`; see `Head.forward`."""
+        """Returns the module that maps final hidden states to logits or, given ids, to `TokenStats`; see `Head.forward`."""
         if isinstance(self.lm_head, Head):
             return self.lm_head
         return WrappedHead(self.lm_head, self.config.get_text_config().vocab_size)
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """transformers' setter: a plain linear layer, such as a resized head, becomes a `Head`."""
+        """transformers' setter, which converts a plain linear layer, such as a resized head, to a `Head`."""
         self.lm_head = Head.of(new_embeddings) if type(new_embeddings) is nn.Linear else new_embeddings
 
     @classmethod
@@ -116,7 +116,7 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
 
     @staticmethod
     def _reorder_cache(past_key_values: State, beam_idx: Int[Tensor, "B"]) -> State:
-        """The state of the chosen beams, as beam search asks for it."""
+        """Returns the state of the selected beams, for beam search."""
         return past_key_values.select(beam_idx)
 
     def forward(
@@ -136,12 +136,13 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast | tuple:
         """transformers' forward; `past_key_values` takes and returns a `State`.
 
-        Pads (`attention_mask` 0) may stand anywhere in a row and enter nothing: a pad's outputs are those of the last token
-        of the call before it, or of the row's first one where none is. `hidden_states` holds layers + 1 tensors, the last
-        after the final norm. `logits_to_keep` is a number of last columns (0: all) or the columns themselves.
+        Padding (`attention_mask` 0) may occur anywhere in a row and affects nothing: its outputs are those of the
+        previous token of the call, or of the row's first token if there is none. `hidden_states` holds layers + 1
+        tensors, the last after the final norm. `logits_to_keep` is a number of last columns (0: all) or the columns
+        themselves.
 
-        The loss is the mean over the labels that are not -100 and have a token before them in their row; with
-        `num_items_in_batch`, transformers' count of the labels of a whole update, their sum over that number.
+        The loss is the mean over the labels that are not -100 and have a preceding token in their row; with
+        `num_items_in_batch`, transformers' label count of a whole update, it is their sum divided by that number.
 
         Raises ValueError, naming the argument, for what is not supported: `output_attentions`, masks that are not 2-D,
         positions with gaps, rows without a token.
@@ -182,7 +183,7 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         preceded: Tensor,
         num_items_in_batch: int | Tensor | None,
     ) -> Float[Tensor, ""]:
-        """The next-token loss; `preceded` [B, T] says of each column whether a token stands in it or before it."""
+        """Returns the next-token loss; `preceded` [B, T] says whether a column holds a token or follows one."""
         targets = labels[:, 1:]
         labelled = targets != -100
         kept = labelled & preceded[:, :-1]
@@ -207,7 +208,7 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         is_first_iteration: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The arguments of `forward` for the tokens that `past_key_values` has not read; called by `generate`."""
+        """Returns the arguments of `forward` for the tokens that `past_key_values` has not read; called by `generate`."""
         embeds = inputs_embeds if is_first_iteration else None
         new = input_ids if embeds is None else embeds
         if next_sequence_length is not None and past_key_values is not None:
@@ -224,7 +225,7 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, every_n_layers: int = 1
     ) -> None:
-        """Called by `gradient_checkpointing_enable` and `..._disable`: blocks are run again in the backward.
+        """Enables or disables recomputation of blocks, for `gradient_checkpointing_enable` and `..._disable`.
 
         Raises ValueError for `every_n_layers` other than 1, `offload`, and settings of torch's checkpoint other than
         `use_reentrant=False`.
@@ -243,10 +244,10 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
 
     @property
     def is_activation_checkpointing(self) -> bool:
-        """Whether any part is run again in the backward."""
+        """Returns whether any part is recomputed in the backward pass."""
         return any(map(runs_again, self.modules()))
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """The former name of `is_activation_checkpointing`, which transformers' Trainer and PEFT ask for."""
+        """Former name of `is_activation_checkpointing`, which transformers' Trainer and PEFT use."""
         return self.is_activation_checkpointing

@@ -1,4 +1,4 @@
-"""Checks of a model's configuration, by its own annotations: a bad value is refused by name, in one sentence."""
+"""Checks a model's configuration against its annotations and rejects an invalid value by name, in one sentence."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from transformers import PreTrainedConfig
 
 
 def check_kinds(config: PreTrainedConfig) -> None:
-    """Refuse a field of another kind than its annotation says.
+    """Raises ValueError for a field whose value does not match its annotation.
 
-    `int` is a size, so a positive whole number, `float` a positive number, `bool` True or False, each perhaps with
-    `| None`. A token's number (`*_token_id`) is any whole number below the vocabulary's size, and `initializer_range` may
-    be 0. Other annotations are not looked at. Raises ValueError.
+    `int` is a size and hence a positive whole number, `float` a positive number, `bool` True or False, each optionally
+    with `| None`. A token id (`*_token_id`) is any whole number below the vocabulary size, and `initializer_range` may
+    be 0. Other annotations are not checked.
     """
     for name, annotation in _annotations(type(config)).items():
         kind, value = annotation.removesuffix(" | None"), getattr(config, name)
@@ -29,14 +29,14 @@ def check_kinds(config: PreTrainedConfig) -> None:
 
 
 def check_allowed(config: PreTrainedConfig, allowed: Mapping[str, tuple[Any, ...]]) -> None:
-    """Refuse a field whose value is none of those allowed. Raises ValueError."""
+    """Raises ValueError for a field whose value is not among those allowed."""
     for name, values in allowed.items():
         if getattr(config, name) not in values:
             raise ValueError(_refusal(config, name, f"one of {values}"))
 
 
 def whole_width(width: float) -> bool:
-    """Whether a size times a ratio is a whole number, but for the last bits of the product."""
+    """Returns whether the product of a size and a ratio is a whole number, up to rounding."""
     return isclose(width, round(width), rel_tol=1e-9)
 
 
@@ -45,7 +45,7 @@ def _refusal(config: PreTrainedConfig, name: str, allowed: str) -> str:
 
 
 def _annotations(kind: type) -> dict[str, str]:
-    """Our own fields with their annotations as written, those of a base class first."""
+    """Returns our own fields with their annotations as written, those of base classes first."""
     ours = [cls for cls in reversed(kind.__mro__) if issubclass(cls, PreTrainedConfig) and cls is not PreTrainedConfig]
     return {name: str(text) for cls in ours for name, text in cls.__annotations__.items()}
 

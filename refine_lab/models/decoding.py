@@ -1,4 +1,4 @@
-"""Greedy decoding: the most probable token after what a model has read, token by token."""
+"""Greedy decoding, token by token, from the state after a prompt."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from refine_lab.models.base import FastWeightLM
 
 @torch.no_grad()
 def greedy_tokens(policy: FastWeightLM, prompts: Sequence[Sequence[int]]) -> Iterator[Int[Tensor, "B 1"]]:
-    """The most probable next token of each prompt, then of each prompt with that token behind it, without an end.
+    """Yields the most probable next token of each prompt, then of each prompt extended by that token, indefinitely.
 
-    Each prompt is read once. A token is read when the next one is asked for. Prompts may be of unequal length.
+    Each prompt is read once, and each generated token when the next one is requested. Prompts may differ in length.
     """
     batch = padded([np.array(prompt) for prompt in prompts], tuple(range(len(prompts)))).to(policy.device)
     trace = policy.read(batch.tokens, batch.lengths)
@@ -32,5 +32,5 @@ def greedy_tokens(policy: FastWeightLM, prompts: Sequence[Sequence[int]]) -> Ite
 
 
 def greedy(policy: FastWeightLM, prompts: Sequence[Sequence[int]], num_tokens: int) -> Int[Tensor, "B K"]:
-    """The first `num_tokens` tokens of `greedy_tokens`."""
+    """Returns the first `num_tokens` tokens of `greedy_tokens`."""
     return torch.cat(list(islice(greedy_tokens(policy, prompts), num_tokens)), 1)

@@ -1,7 +1,7 @@
-"""What DeltaNet and GatedDeltaNet share: fields of the configuration, the layer, the block, the language model.
+"""The base of DeltaNet and GatedDeltaNet: configuration fields, layer, block and language model.
 
-The modules and tensors are named as in flash-linear-attention. A family gives a layer, `DeltaRuleAttention` with
-its own projections and gates, and the configuration that says how wide keys and values are.
+Modules and tensors are named as in flash-linear-attention. A family defines a layer, a `DeltaRuleAttention` with its
+own projections and gates, and the configuration that sets the widths of keys and values.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from refine_lab.ops.precision import rms_norm, wide
 from refine_lab.ops.short_conv import causal_conv, window_at
 
 QK_EPS = 1e-6
-"""Under the root of the norm of q and k, as in fla's kernels."""
+"""Added under the square root in the norm of q and k, as in fla's kernels."""
 
 
 class DeltaRuleConfig(PreTrainedConfig):
-    """The fields that flash-linear-attention's two configurations have in common, with the defaults they share.
+    """The fields that flash-linear-attention's two configurations have in common, with their shared defaults.
 
-    `fuse_*` and `attn_mode` choose among kernels of equal results there and change nothing here; what would change the
-    result and is not built is refused by name: `attn`, `attnres_block_size`, `use_l2warp`, `hidden_act` other than swish.
+    `fuse_*` and `attn_mode` select among kernels of equal results there and have no effect here. Fields that would
+    change the result but are not implemented are refused by name: `attn`, `attnres_block_size`, `use_l2warp`, and
+    `hidden_act` other than swish.
     """
 
     __no_type_check__ = True  # a type checker at run time would refuse the further settings that transformers takes
@@ -83,12 +84,12 @@ class DeltaRuleConfig(PreTrainedConfig):
 
     @property
     def key_dim(self) -> int:
-        """Width of q and of k, all `num_heads` heads."""
+        """Width of q and of k, over all `num_heads` heads."""
         raise TypeError(f"{type(self).__name__} must define key_dim")
 
     @property
     def value_dim(self) -> int:
-        """Width of v, all `value_heads` heads."""
+        """Width of v, over all `value_heads` heads."""
         raise TypeError(f"{type(self).__name__} must define value_dim")
 
     @property
@@ -113,10 +114,10 @@ class ShortConvolution(nn.Module):
 
 
 class DeltaRuleAttention(nn.Module):
-    """One layer's fast weights: q, k, v through short convolutions, the (gated) delta rule, an output norm and gate.
+    """One fast-weight layer: q, k, v through short convolutions, the (gated) delta rule, an output norm and gate.
 
-    A family defines `add_gates` and `gates`, and where its activations and norms are others, `feature`, `normalise` and
-    `output_gate`.
+    A family defines `add_gates` and `gates`, and overrides `feature`, `normalise` and `output_gate` if its activations
+    and norms differ.
     """
 
     def __init__(self, config: Any) -> None:
@@ -137,18 +138,18 @@ class DeltaRuleAttention(nn.Module):
         self.o_proj = nn.Linear(value_dim, width, bias=False)
 
     def add_gates(self) -> None:
-        """Make the modules and parameters that `gates` asks."""
+        """Creates the modules and parameters that `gates` uses."""
         raise TypeError(f"{type(self).__name__} must define add_gates")
 
     def reset_parameters(self) -> None:
-        """Draw what `add_gates` made beside modules."""
+        """Initialises the bare parameters that `add_gates` created."""
 
     def gates(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B T H"], Float[Tensor, "B T H"] | None]:
-        """How strongly each token writes, in 0..1, and the log of how much it leaves of the state; None leaves all."""
+        """Returns each token's write strength in 0..1 and the log of the state's decay; None means no decay."""
         raise TypeError(f"{type(self).__name__} must define gates")
 
     def write_strengths(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H"]:
-        """beta of every token that this layer reads as `x`: 0 writes nothing, 1 replaces what its key held before."""
+        """Returns beta of every token of the layer input `x`: 0 writes nothing, 1 replaces the value stored for its key."""
         return self._scaled(self.gates(x)[0])
 
     def _scaled(self, beta: Float[Tensor, "B T H"]) -> Float[Tensor, "B T H"]:
@@ -159,16 +160,16 @@ class DeltaRuleAttention(nn.Module):
         return F.silu(y)
 
     def normalise(self, y: Float[Tensor, "B T H d"]) -> Float[Tensor, "B T H d"]:
-        """q or k of one norm: x / sqrt(sum x^2 + eps), at least float32."""
+        """Normalises q or k to unit length: x / sqrt(sum x^2 + eps), in at least float32."""
         y = y.to(wide(y))
         return y * torch.rsqrt(y.square().sum(-1, keepdim=True) + QK_EPS)
 
     def output_gate(self, y: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """The activation of what the normed outputs are multiplied by."""
+        """The activation of the output gate."""
         return F.silu(y)
 
     def forward(self, x: Float[Tensor, "B T D"], state: Mapping[str, Tensor]):
-        """Outputs [B, T, D] and the function from positions to this layer's part of the state, None in `hidden_states_only`."""
+        """Returns outputs [B, T, D] and a function from positions to this layer's state, or None in `hidden_states_only`."""
         windows: dict[str, Tensor] = {}
         q, k, v = (self._project(name, x, state, windows) for name in "qkv")
         q, k = (self.normalise(self.feature(y).unflatten(-1, (self.config.num_heads, -1))) for y in (q, k))
@@ -183,7 +184,7 @@ class DeltaRuleAttention(nn.Module):
         return self.o_proj(o.flatten(2)), kept(partial(self._state_at, states, windows))
 
     def _project(self, name: str, x: Tensor, state: Mapping[str, Tensor], windows: dict[str, Tensor]) -> Tensor:
-        """q, k or v [B, T, D], projected and convolved. Keeps the convolution's input in `windows`."""
+        """Returns q, k or v [B, T, D], projected and convolved, and stores the convolution's input in `windows`."""
         y = getattr(self, f"{name}_proj")(x)
         if not self.config.use_short_conv:
             return y
@@ -198,7 +199,7 @@ class DeltaRuleAttention(nn.Module):
 
 
 class DeltaRuleBlock(nn.Module):
-    """The layer and a SwiGLU, each behind a norm and added to what it read."""
+    """The layer and a SwiGLU, each with a pre-norm and a residual connection."""
 
     def __init__(self, config: DeltaRuleConfig, attention: type[DeltaRuleAttention]) -> None:
         super().__init__()
@@ -214,13 +215,13 @@ class DeltaRuleBlock(nn.Module):
 
 
 class DeltaRuleModel(Backbone):
-    """Embeddings, blocks, final norm."""
+    """Embeddings, blocks and final norm."""
 
     STATE = frozenset({"recurrent_state"})
 
 
 class DeltaRuleLM(BackboneLM):
-    """A language model of such layers; a family names its configuration and its layer."""
+    """A language model of delta-rule layers; a family sets its configuration and its layer."""
 
     attention: type[DeltaRuleAttention]
     OWN_INITIALISATION = (ShortConvolution, DeltaRuleAttention)

@@ -1,7 +1,7 @@
 """DeltaNet (Yang et al., 2024; arXiv 2406.06484) with flash-linear-attention's configuration, modules and tensor names.
 
-What it has of its own, beside what `delta_layers` says: nothing stored ever decays, `use_beta` may fix how strongly a token
-writes at 1, and q and k take other activations and norms than silu and l2.
+It differs from the base in `delta_layers` as follows: the state never decays, `use_beta` False fixes the write strength
+at 1, and q and k may use activations and norms other than silu and l2.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from refine_lab.ops.precision import wide
 
 
 class DeltaNetConfig(DeltaRuleConfig):
-    """The fields of `fla.models.DeltaNetConfig`, with its defaults; `use_output_norm` False is not built and refused."""
+    """The fields of `fla.models.DeltaNetConfig`, with its defaults; `use_output_norm` False is not implemented and refused."""
 
     model_type = "delta_net"
 
@@ -56,7 +56,7 @@ class DeltaNetConfig(DeltaRuleConfig):
 
 
 class DeltaNetAttention(DeltaRuleAttention):
-    """The layer without a decay."""
+    """The delta-rule layer without decay."""
 
     def add_gates(self) -> None:
         if self.config.use_beta:

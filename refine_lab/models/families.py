@@ -1,4 +1,4 @@
-"""From a config.json to the classes of its family and its settings."""
+"""Maps a config.json to the configuration and model classes of its family, and to its settings."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ MODEL_TYPES: dict[str, tuple[str, str, str]] = {
     "gated_deltanet": ("refine_lab.models.gated_deltanet", "GatedDeltaNetConfig", "GatedDeltaNetForCausalLM"),
     "lact_swiglu": ("refine_lab.models.lact", "LaCTConfig", "LaCTForCausalLM"),
 }
-"""`model_type` of a config.json -> our own module, configuration and model. `family` knows the others."""
+"""`model_type` of a config.json -> our own module, configuration and model. `family` also knows other types."""
 
 NO_SETTINGS = frozenset({"auto_map", "torch_dtype", "_commit_hash", "_attn_implementation_autoset"})
-"""Written into a config.json by transformers, besides its own fields, and of no effect on ours."""
+"""Fields that transformers writes into a config.json besides its own and that have no effect on our models."""
 
 FORMER_FIELDS: dict[str, tuple[Any, ...] | None] = {
     "norm_first": (False,),
@@ -41,35 +41,36 @@ FORMER_FIELDS: dict[str, tuple[Any, ...] | None] = {
     "elementwise_affine": (True,),
     "chunk_size": None,
 }
-"""Fields of earlier versions of flash-linear-attention, with the values that say what is done here anyway (None: any).
+"""Fields of earlier versions of flash-linear-attention, with the values that match what is done here (None: any value).
 
-`share_conv_kernel`, `use_rope` and `chunk_size` (a kernel's) stood in DeltaNetConfig in 2024, `norm_first` there and in
-GatedDeltaNetConfig until 2025 (sustcsonglin/flash-linear-attention, fla/models/*/configuration_*.py at bec2845 and before),
-`elementwise_affine` in its other families. Training recipes since then (fla-org/flame, configs/) have none of them.
+`share_conv_kernel`, `use_rope` and `chunk_size` (a kernel's) were in DeltaNetConfig in 2024, `norm_first` there and in
+GatedDeltaNetConfig until 2025 (sustcsonglin/flash-linear-attention, fla/models/*/configuration_*.py at bec2845 and
+before), and `elementwise_affine` in its other families. Later training recipes (fla-org/flame, configs/) use none of
+them.
 """
 
 FORMER_NAMES = {"rms_norm_eps": "norm_eps"}
-"""Of the same versions: what a field was called -> what it is called now."""
+"""Former field name in the same versions -> current name."""
 
 FORMER_VALUES = {("attn_mode", "fused_chunk"): "chunk"}
-"""Of the same versions: a kernel that is gone -> the one of equal results that fla names in its place."""
+"""Removed kernel of the same versions -> the kernel of equal results that fla names as its replacement."""
 
 REASONS = FLA_REFUSED | REFUSED
-"""`model_type` -> why it is not taken."""
+"""`model_type` -> why it is refused."""
 
 NOT_READ = {
     "quantization_config": "quantised weights are not read",
     "transformers_weights": "weights are read from files of the usual names only",
 }
-"""Fields of any config.json -> why a value of theirs is refused."""
+"""Fields of any config.json -> why they are refused if set."""
 
 NOT_RUN = "it is not run unless load_model is told trust_remote_code=True, which no training run does"
 
 
 def register() -> None:
-    """Make transformers' auto classes know our models.
+    """Registers our models with transformers' auto classes.
 
-    flash-linear-attention registers the same `model_type`s, and whoever comes last wins there; `load_model` asks our own
+    flash-linear-attention registers the same `model_type`s, and the last registration wins; `load_model` uses our own
     table and never depends on it.
     """
     for model_type in MODEL_TYPES:
@@ -79,9 +80,9 @@ def register() -> None:
 
 
 def family(model_type: str) -> tuple[type, type[FastWeightLM]]:
-    """The configuration and the model class for a `model_type`; what a family needs is imported when it is asked for.
+    """Returns the configuration and model classes for a `model_type`, importing what the family needs.
 
-    Raises ValueError for one that is not allowed, with the reason where it is refused for one.
+    Raises ValueError for an unknown type, and, with the reason, for a refused one.
     """
     if model_type in MODEL_TYPES:
         module, config, model = MODEL_TYPES[model_type]
@@ -99,10 +100,11 @@ def family(model_type: str) -> tuple[type, type[FastWeightLM]]:
 def configured(
     place: Place, trust_remote_code: bool = False, settings: Mapping[str, int | float] | None = None
 ) -> tuple[Any, type[FastWeightLM]]:
-    """The configuration of a place, with the numbers of `settings` in it, and the model class that it asks for.
+    """Returns a place's configuration, with the numbers in `settings` replaced, and its model class.
 
-    An empty model is built of it: what none can be built of is refused before any weights are looked for.
-    Raises FileNotFoundError where there is no config.json, and ValueError for one that cannot be used.
+    An empty model is built from it, so that an unusable configuration is refused before any weights are located.
+
+    Raises FileNotFoundError if there is no config.json, and ValueError for one that cannot be used.
     """
     path = place.folder / "config.json"
     if not path.is_file():
@@ -124,7 +126,7 @@ def configured(
 
 @contextmanager
 def _refusing(what: str) -> Iterator[None]:
-    """In one sentence, whatever is raised: the configurations and models of others raise errors of every kind."""
+    """Turns any error into one sentence: third-party configurations and models raise errors of every kind."""
     try:
         yield
     except Exception as error:
@@ -152,9 +154,9 @@ def _refuse_unread(fields: dict[str, Any]) -> None:
 
 
 def changed(config: Any, settings: Mapping[str, int | float]) -> dict[str, Any]:
-    """The fields of a configuration with some of its numbers replaced, each by one of the same type where it can be.
+    """Returns a configuration's fields with some numbers replaced, keeping the type of each where possible.
 
-    Raises ValueError for a name that is no number's and for a value that is none.
+    Raises ValueError for a name that is not a numeric field and for a value that is not a number.
     """
     fields = config.to_dict()
     numbers = {name: x for name, x in fields.items() if isinstance(x, (int, float)) and not isinstance(x, bool)}
@@ -169,7 +171,7 @@ def changed(config: Any, settings: Mapping[str, int | float]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises ValueError where it holds none, and for a git-lfs pointer."""
+    """Returns the JSON object in a file. Raises ValueError if there is none, and for a git-lfs pointer."""
     refuse_pointer(path)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -181,7 +183,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _settings(fields: dict[str, Any], config_class: type) -> dict[str, Any]:
-    """A config.json as today's: former names and values translated; a field that nothing here honours is refused."""
+    """Translates a config.json to current names and values; a field that has no meaning here is refused."""
     own = {x.name for x in dataclasses.fields(config_class)} | set(PreTrainedConfig().to_dict())
     for former, name in FORMER_NAMES.items():
         if former in fields and fields.get(name, fields[former]) != fields[former]:
@@ -202,7 +204,7 @@ def _settings(fields: dict[str, Any], config_class: type) -> dict[str, Any]:
 
 
 def _remote_family(place: Place, code: Any, trust_remote_code: bool) -> tuple[type, type[FastWeightLM]]:
-    """The classes that a repository brings along: taken where the caller says so, and the model is a `FastWeightLM`."""
+    """Returns a repository's own classes if the caller allows it and the model is a `FastWeightLM`."""
     path = place.folder / "config.json"
     names = {kind: code_name(code, kind) for kind in ("AutoConfig", "AutoModelForCausalLM")}
     if not trust_remote_code:
@@ -226,7 +228,7 @@ def code_name(code: Any, kind: str) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, cut at 300 letters and before the stack that torch writes behind; with its kind where it needs it."""
+    """Returns an error's text in at most 300 characters, without torch's stack, and with its type where needed."""
     text = " ".join(str(error).split("Exception raised from")[0].split()) or type(error).__name__
     if isinstance(error, (LookupError, ArithmeticError)):
         text = f"{type(error).__name__}: {text}"

@@ -1,9 +1,10 @@
-"""Any other causal language model of flash-linear-attention that shares its cache: on CUDA, a segment read again per target.
+"""Other flash-linear-attention models that use its cache, on CUDA; a state costs at most one segment of re-reading.
 
-The layers' kernels return the state at the end of what they read and nothing inside. So a batch is read in segments of
-`SEGMENT` tokens, the state at each border is kept as a value, and the state after a token is had by reading again from
-the border before it: at most one segment a target, in pieces of 256, 128, ... tokens, each size one batch of all the
-targets that need it. No row is padded there, so every state is exact, whatever a layer does with masks.
+The layers' kernels return only the state at the end of their input. A batch is therefore read in segments of `SEGMENT`
+tokens, and the state at each border is kept as a value. The state after a token is obtained by re-reading from the
+preceding border: at most one segment per target, in pieces of 256, 128, ... tokens, where all targets that need a piece
+of some size form one batch. These batches contain no padding, so every state is exact, whatever a layer does with
+masks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from refine_lab.models.state import State, Trace, keeps_states
 
 SEGMENT = 512
 PIECES = (512, 256, 128, 64, 32, 16, 8, 4, 3, 2, 1)
-"""Sizes that a rest is read in: few shapes, so that kernels are tuned once; 3 for odd rests, as single tokens are special."""
+"""Sizes of the re-read pieces: few shapes, so that kernels are tuned once; 3 avoids a single token in odd remainders."""
 
 Tensors = Mapping[str, Tensor]
 
@@ -38,7 +39,7 @@ FLA_MODELS: dict[str, tuple[str, str]] = {
     "mesa_net": ("MesaNet", "recurrent (kk, kv) [N, H, K, K], [N, H, K, V]; conv q, k [N, D, W]"),
     "rwkv7": ("RWKV7", "recurrent [N, H, K, V]; conv and ffn: the token before [N, D]"),
 }
-"""`model_type` -> the prefix of fla's classes, and what its layers keep (flash-linear-attention 0.6.0, fla/layers)."""
+"""`model_type` -> prefix of fla's classes, and the tensors in its cache (flash-linear-attention 0.6.0, fla/layers)."""
 
 _ATTENTION = (
     "its layers keep keys and values or positions, which fla counts once for a batch of rows of unequal lengths"
@@ -57,16 +58,16 @@ FLA_REFUSED: dict[str, str] = {
         ("cat", "cyclic_flow_attention", "lightnet", "linear_attn", "mom", "precond_gated_deltanet", "precond_kda"),
         _UNCHECKED),
 }  # fmt: skip
-"""`model_type` of fla's other models -> why it is not taken."""
+"""`model_type` of fla's other models -> why it is refused."""
 
 KINDS = ("recurrent_state", "conv_state", "ffn_state")
 
 
 @cache
 def fla_family(model_type: str) -> tuple[type, type[FastWeightLM]]:
-    """fla's configuration class and our model class, of the same name as fla's, for a `model_type` of `FLA_MODELS`.
+    """Returns fla's configuration class and our model class, named as fla's, for a `model_type` of `FLA_MODELS`.
 
-    Raises ImportError where fla is not installed.
+    Raises ImportError if fla is not installed.
     """
     prefix, _ = FLA_MODELS[model_type]
     module = _fla(f"fla.models.{model_type}")
@@ -81,7 +82,7 @@ def _fla(module: str) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class SegmentedTrace(Trace):
-    """A trace whose states are read again from the border before them: cost at most one segment a target."""
+    """A trace whose states are recomputed from the preceding border, at the cost of at most one segment per target."""
 
     read_again: Callable[[Int[Tensor, "B P"]], Tensors] | None = None
 
@@ -92,7 +93,7 @@ class SegmentedTrace(Trace):
 
 
 class FlaLM(FastWeightLM):
-    """A model of flash-linear-attention whose memory of a prefix is a value; its tensors are those of fla's cache."""
+    """A model of flash-linear-attention whose state is a value; the state's tensors are those of fla's cache."""
 
     devices = ("cuda",)
     model: Any
@@ -133,9 +134,9 @@ class FlaLM(FastWeightLM):
     def _run(
         self, segment: Float[Tensor, "N t D"], before: Tensors, layers: bool = False
     ) -> tuple[Float[Tensor, "N t D"], dict[str, Tensor], tuple[Tensor, ...]]:
-        """Hidden states, the tensors of the cache after `segment` and, where asked for, the inputs of its layers.
+        """Returns hidden states, the cache tensors after `segment` and, if requested, the inputs of its layers.
 
-        `before`, empty at the beginning, stays as it is.
+        `before`, empty at the start of a sequence, is not changed.
         """
         if before and segment.shape[1] == 1 and torch.is_grad_enabled() and self.config.model_type == "mesa_net":
             raise ValueError("mesa_net passes no gradient through a single token read from a state: read at least two")
@@ -147,7 +148,7 @@ class FlaLM(FastWeightLM):
 
     @contextmanager
     def _kernels_with_gradients(self) -> Iterator[None]:
-        """fla chooses by `training` between chunked kernels and recurrent ones for few tokens, some without a backward."""
+        """Selects kernels with a backward pass by `training`, which decides in fla between chunked and recurrent ones."""
         before = self.model.training
         self.model.train(torch.is_grad_enabled())
         try:
@@ -158,7 +159,7 @@ class FlaLM(FastWeightLM):
     def _read_again(
         self, inputs_embeds: Float[Tensor, "B T D"], borders: Sequence[Tensors], positions: Int[Tensor, "B P"]
     ) -> dict[str, Tensor]:
-        """The tensors after each position, B * P rows ordered (row, position)."""
+        """Returns the tensors after each position, with B * P rows ordered (row, position)."""
         rows = [row for row, per_row in enumerate(positions.tolist()) for _ in per_row]
         plans = [plan(position + 1) for position in positions.flatten().tolist()]
         states: dict[str, Tensor] = {}
@@ -185,14 +186,14 @@ class FlaLM(FastWeightLM):
 
 @dataclass(frozen=True)
 class Plan:
-    """How to come to the state after some tokens: from which border, in pieces of which sizes (largest first)."""
+    """How to compute the state after some tokens: the border to start from and the piece sizes (largest first)."""
 
     border: int
     pieces: tuple[int, ...]
 
 
 def plan(tokens: int) -> Plan:
-    """The cheapest plan; one that would end in a single token begins a segment earlier where it can."""
+    """Returns the cheapest plan; one that would end in a single token starts a segment earlier if possible."""
     border, rest = divmod(tokens, SEGMENT)
     if rest == 1 and border:
         border, rest = border - 1, rest + SEGMENT
@@ -208,7 +209,7 @@ def plan(tokens: int) -> Plan:
 
 
 def _put(states: dict[str, Tensor], rows: Sequence[int], new: Tensors, total: int) -> None:
-    """Replace some rows of every tensor, out of place; tensors that are not there yet begin as zeros."""
+    """Replaces some rows of every tensor out of place; missing tensors start as zeros."""
     for name, x in new.items():
         index = torch.tensor(rows, device=x.device)
         old = states[name] if name in states else x.new_zeros(total, *x.shape[1:])
@@ -219,7 +220,7 @@ def _put(states: dict[str, Tensor], rows: Sequence[int], new: Tensors, total: in
 
 
 def to_cache(tensors: Tensors) -> Any:
-    """fla's cache holding copies of the named tensors: single-token decoding changes a convolution's in place."""
+    """Returns fla's cache with copies of the named tensors, since single-token decoding changes some in place."""
     layers: list[dict[str, Any]] = []
     for name, x in tensors.items():
         number, kind, *part = name.split(".")
@@ -230,9 +231,9 @@ def to_cache(tensors: Tensors) -> Any:
 
 
 def from_cache(cache: Any, rows: int) -> dict[str, Tensor]:
-    """The tensors of fla's cache, each named by its layer, kind and place, and of one row a sequence.
+    """Returns the tensors of fla's cache, named by layer, kind and index, each with one row per sequence.
 
-    Raises ValueError, naming the layer, for a state that is not made of such tensors.
+    Raises ValueError, naming the layer, for a state that does not consist of such tensors.
     """
     named: dict[str, Tensor] = {}
     for number in range(len(cache)):

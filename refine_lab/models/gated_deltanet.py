@@ -1,9 +1,8 @@
 """GatedDeltaNet (Yang et al., 2024; arXiv 2412.06464) with flash-linear-attention's configuration, modules and tensor names.
 
-What it has of its own, beside what `delta_layers` says: what is stored decays with every token, by a gate a head that the
-token sets; the width of a head is a field; several value heads may share a key head; the output gate may be a sigmoid.
-
-The recurrent state is [dk, dv] here, as for DeltaNet; flash-linear-attention's own cache holds this model's as [dv, dk].
+It differs from the base in `delta_layers` as follows: the state decays at every token by a data-dependent gate per
+head, the head width is a field, several value heads may share a key head, and the output gate may be a sigmoid. The
+recurrent state is [dk, dv] here, as for DeltaNet; flash-linear-attention's own cache stores this model's as [dv, dk].
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class GatedDeltaNetConfig(DeltaRuleConfig):
 
 
 class GatedDeltaNetAttention(DeltaRuleAttention):
-    """The layer whose memory decays: log gate -exp(A_log) softplus(a_proj(x) + dt_bias)."""
+    """The delta-rule layer with decay: log gate -exp(A_log) softplus(a_proj(x) + dt_bias)."""
 
     def add_gates(self) -> None:
         width, heads = self.config.hidden_size, self.config.value_heads
@@ -77,7 +76,7 @@ class GatedDeltaNetAttention(DeltaRuleAttention):
         return y.sigmoid() if self.config.output_gate_activation == "sigmoid" else F.silu(y)
 
     def reset_parameters(self) -> None:
-        """fla's: exp(A_log) uniform in 0..16; softplus(dt_bias) log-uniform in 0.001..0.1."""
+        """Initialises as fla does: exp(A_log) uniform in 0..16; softplus(dt_bias) log-uniform in 0.001..0.1."""
         initialization.copy_(self.A_log, torch.empty_like(self.A_log).uniform_(0, 16).log())
         rate = torch.empty_like(self.dt_bias).uniform_(math.log(0.001), math.log(0.1)).exp()
         initialization.copy_(self.dt_bias, rate.expm1().log())  # softplus inverted

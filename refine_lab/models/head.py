@@ -1,7 +1,7 @@
-"""The language-model head as a module: what is computed from its weight is computed here and in nowhere else.
+"""The language-model head as a module, the only place where its weight is used.
 
-LoRA, a bias, sharding (FSDP2) and hooks act on a module when it is called. So the rest of the package calls the head, and never
-reads its weight.
+LoRA, a bias, sharding (FSDP2) and hooks take effect when a module is called. Therefore the rest of the package calls
+the head and never reads its weight.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from refine_lab.ops.head import HEAD_ROWS, TokenStats, token_stats
 
 
 class StatisticsHead(nn.Module):
-    """What is called as a head: it gives the logits, or the statistics of given tokens without keeping any logits."""
+    """The head's interface: returns logits, or statistics of given tokens without storing logits."""
 
     def forward(
         self,
@@ -28,9 +28,9 @@ class StatisticsHead(nn.Module):
         temperature: float = 1.0,
         entropy: bool = True,
     ) -> Float[Tensor, "*rows V"] | TokenStats:
-        """The logits W h + b; with `ids`, the `TokenStats` of these tokens under softmax((W h + b) / temperature).
+        """Returns the logits W h + b; with `ids`, the `TokenStats` of these tokens under softmax((W h + b) / temperature).
 
-        The statistics are differentiable. Without `entropy` the entropies are zeros.
+        The statistics are differentiable. If `entropy` is False, the entropies are zeros.
         """
         if ids is None:
             return self.logits(hidden_states)
@@ -51,7 +51,7 @@ class Head(StatisticsHead, nn.Linear):
 
     @staticmethod
     def of(linear: nn.Linear) -> Head:
-        """The head that shares the parameters of `linear`."""
+        """Returns a head that shares the parameters of `linear`."""
         head = Head(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         head.weight, head.bias = linear.weight, linear.bias
         return head.train(linear.training)
@@ -67,9 +67,9 @@ class Head(StatisticsHead, nn.Linear):
 
 
 class WrappedHead(StatisticsHead):
-    """A head around any module that gives logits, such as a linear layer that PEFT has wrapped.
+    """A head around any module that returns logits, such as a linear layer wrapped by PEFT.
 
-    The backward computes the logits again, at most `HEAD_ROWS` rows at once.
+    The backward pass recomputes the logits, at most `HEAD_ROWS` rows at once.
     """
 
     def __init__(self, module: Any, vocabulary: int) -> None:

@@ -1,4 +1,4 @@
-"""From a name to the folder that holds a model: shipped, a run, a folder of one's own, or a part of a repository on the hub."""
+"""Resolves a model name to a folder: a shipped model, a run, a local folder, or part of a repository on the hub."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from huggingface_hub.errors import (
 from refine_lab.runs.files import checkpoints, read_json
 
 SHIPPED = Path(__file__).parent / "shipped"
-"""The models that come with the package, a folder each."""
+"""Folder of the models that come with the package."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-"""Any of them makes a tokenizer."""
+"""Files each of which is enough to define a tokenizer."""
 
 NO_TOKENIZER = ("config.json", "generation_config.json", "*.index.json", "manifest.json.gz")
 SMALL_FILES = (
@@ -37,10 +37,10 @@ SMALL_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json"),
 )
-"""What is fetched of a repository before anything large: enough to know whether its weights are wanted, and which."""
+"""Files fetched from a repository before any large ones: enough to decide whether its weights are needed, and which."""
 
 SECONDS_TO_ANSWER = 10.0
-"""A hub that has not answered by then counts as out of reach."""
+"""The hub is considered unreachable after this many seconds."""
 
 _NAME = re.compile(
     r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<subfolder>[^@:*?\[\]]+))?(@(?P<revision>[^@:]+))?", re.ASCII
@@ -49,9 +49,9 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class HubName:
-    """What a name asks of the hub: `org/repo`, `org/repo:subfolder`, `org/repo@revision`, `org/repo:subfolder@revision`.
+    """A parsed hub name: `org/repo`, `org/repo:subfolder`, `org/repo@revision`, `org/repo:subfolder@revision`.
 
-    A subfolder and a revision (a branch, a tag, a commit) may hold slashes. Without a revision it is the main branch.
+    A subfolder and a revision (a branch, a tag, a commit) may contain slashes. The default revision is the main branch.
     """
 
     repo: str
@@ -60,7 +60,7 @@ class HubName:
 
     @staticmethod
     def parse(name: str) -> HubName | None:
-        """The parts of `name`, or None where it is not of that form."""
+        """Returns the parts of `name`, or None if it does not have this form."""
         found = _NAME.fullmatch(name)
         subfolder = ((found and found["subfolder"]) or "").strip("/")
         if found is None or ".." in Path(subfolder).parts:
@@ -70,11 +70,11 @@ class HubName:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model's files are: its folder, what that is a copy of on the hub, and where its tokenizer is if elsewhere."""
+    """The location of a model's files: its folder, the hub repository it mirrors, and its tokenizer's location if different."""
 
     folder: Path
     hub: HubName | None = None
-    "At the commit that the folder shows, so that all of its files are of one."
+    "Pinned to the commit of the folder, so that all files come from the same one."
     elsewhere: Place | None = None
 
     @property
@@ -82,12 +82,12 @@ class Place:
         return self.elsewhere or self
 
     def fetch(self, files: Sequence[str]) -> None:
-        """Download those of the hub's files that match; nothing for a folder that is one's own."""
+        """Downloads matching files from the hub; does nothing for a local folder."""
         if self.hub is not None and not all((self.folder / file).is_file() for file in files):
             _snapshot(self.hub, files)
 
     def files(self) -> list[str]:
-        """The names of the files in the folder, or of those that the hub has there, downloaded or not."""
+        """Returns the names of the files in the folder, or of those on the hub, downloaded or not."""
         if self.hub is None or constants.is_offline_mode():
             return sorted(path.name for path in self.folder.iterdir())
         prefix = f"{self.hub.subfolder}/" if self.hub.subfolder else ""
@@ -100,13 +100,13 @@ class Place:
 
 
 def locate(name: str, revision: str | None = None) -> Place:
-    """The place of the model of that name; of a repository on the hub only the small files are fetched.
+    """Finds the model of that name; for a repository on the hub only the small files are fetched.
 
-    `name` is looked for among the shipped models, then as a run directory (its last checkpoint) or a folder, then on the
-    hub, where `revision` may be given apart from it. A tokenizer that a subfolder does not have is the repository's.
+    `name` is looked up among the shipped models, then as a run directory (its last checkpoint) or a folder, then on the
+    hub, where `revision` may be given separately. A subfolder without a tokenizer uses the repository's.
 
-    Raises FileNotFoundError where nothing is found, naming every place where it was looked for and what is wrong there,
-    and ValueError for a revision of what is not on the hub, or for two.
+    Raises FileNotFoundError if nothing is found, naming every place searched and what is wrong there, and ValueError
+    for a revision of a model that is not on the hub, or for two revisions.
     """
     folder, asked = _local(name), HubName.parse(name)
     if folder is not None:
@@ -128,17 +128,17 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def resolve(name: str) -> Path:
-    """The local folder of the model of that name; of a repository on the hub it has the small files at least."""
+    """Returns the local folder of the model of that name; for a repository on the hub it holds at least the small files."""
     return locate(name).folder
 
 
 def shipped(name: str) -> Path | None:
-    """The folder of the shipped model of that name, or None where there is none."""
+    """Returns the folder of the shipped model of that name, or None."""
     return next((folder for folder in SHIPPED.iterdir() if folder.name == name and folder.is_dir()), None)
 
 
 def own_folder(name: str) -> Path | None:
-    """The folder at that path, which may begin with ~, or None where there is none."""
+    """Returns the folder at that path, which may begin with ~, or None."""
     path = os.path.expanduser(name)  # as it is where there is no such user
     return Path(path) if os.path.isdir(path) else None  # False for what no file system takes, too
 
@@ -154,7 +154,7 @@ def _local(name: str) -> Path | None:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether its config.json is a run's: a model's may have a folder `checkpoints` beside it."""
+    """Returns whether the folder's config.json belongs to a run: a model's folder may also contain `checkpoints`."""
     try:
         fields = read_json(folder / "config.json")
     except (OSError, ValueError):
@@ -191,7 +191,7 @@ def _download(name: str, asked: HubName) -> Place:
 
 
 def _ask(asked: HubName) -> Any:
-    """What the hub says of the repository. snapshot_download asks too, but sets no limit to the wait."""
+    """Requests the repository's information; unlike snapshot_download, with a time limit."""
     try:
         return HfApi().repo_info(asked.repo, revision=asked.revision, timeout=SECONDS_TO_ANSWER)
     except (JSONDecodeError, LookupError, TypeError) as error:
@@ -199,10 +199,10 @@ def _ask(asked: HubName) -> Any:
 
 
 def _snapshot(asked: HubName, files: Sequence[str]) -> Path:
-    """The local copy of the repository with those of its files that match, fetched where the cache lacks them.
+    """Returns the local copy of the repository with the matching files, downloading those missing from the cache.
 
-    Where the hub does not answer, what the cache holds is taken. A pattern's star would match slashes too: folders below
-    are left out by name.
+    If the hub does not answer, the cached files are used. Subfolders are excluded by name because a star in a pattern
+    also matches slashes.
 
     Raises FileNotFoundError, naming the cache, the hub's address and what is wrong there.
     """
@@ -226,7 +226,7 @@ def _snapshot(asked: HubName, files: Sequence[str]) -> Path:
 
 
 def _cause(error: Exception, asked: HubName) -> str:
-    """What the hub did, to follow its address."""
+    """Returns a description of the hub's failure, to follow its address in a sentence."""
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OfflineModeIsEnabled):
         return "is not asked, since HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"

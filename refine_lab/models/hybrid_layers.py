@@ -1,8 +1,8 @@
-"""What is done otherwise inside transformers' hybrids: linear attention with its state as a value, and wide arithmetic.
+"""Replacement `forward`s for transformers' hybrids: linear attention with its state as a value, and wider arithmetic.
 
-transformers binds fla's or causal-conv1d's kernels when a model's module is imported, whatever the device, updates
-the cache in place, and computes norms and routing in float32 even for a float64 model. Each function here stands for
-the `forward` of one kind of module, with the same parameters and the same result.
+transformers binds fla's or causal-conv1d's kernels when a model's module is imported, whatever the device, updates the
+cache in place, and computes norms and routing in float32 even for a float64 model. Each function here replaces the
+`forward` of one kind of module, with the same parameters and the same result.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from refine_lab.ops.precision import gated_product, wide
 from refine_lab.ops.short_conv import causal_conv, window_at
 
 Mixed = tuple[Tensor, Tensor, Tensor, Tensor]
-"""q, k and v side by side [B, T, D]; the output's gate, beta and decay before their activations."""
+"""q, k and v concatenated [B, T, D], and output gate, beta and decay before their activations."""
 
 
 # -- linear attention ----------------------------------------------------------------------------------------------------
@@ -34,7 +34,7 @@ def gated_delta_net(
 ) -> Float[Tensor, "B T D"]:
     """The gated delta rule of Qwen3-Next, Qwen3.5 and OLMo-Hybrid (Yang et al., 2024; arXiv 2412.06464).
 
-    q, k, v through one short convolution; S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - exp(g_t) S_{t-1}^T k_t)^T.
+    q, k and v pass through one short convolution; S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - exp(g_t) S_{t-1}^T k_t)^T.
     """
     before = cache_params.before(layer.layer_idx)
     mixed, gate, b, a = _projections(layer, hidden_states)
@@ -55,7 +55,7 @@ def gated_delta_net(
 
 
 def _projections(layer: Any, x: Float[Tensor, "B T D"]) -> Mixed:
-    """What the three families project apart or together."""
+    """Returns the projections, which the three families compute separately or jointly."""
     if hasattr(layer, "in_proj_qkvz"):  # Qwen3-Next: two projections, grouped by key head
         q, k, v, gate, b, a = layer.fix_query_key_value_ordering(layer.in_proj_qkvz(x), layer.in_proj_ba(x))
         return torch.cat([y.flatten(2) for y in (q, k, v)], -1), gate, b, a
@@ -78,12 +78,12 @@ def _state_at(states: Any, inputs: Tensor, size: int, positions: Int[Tensor, "B 
 
 
 def rms_norm(norm: Any, x: Tensor) -> Tensor:
-    """x / sqrt(mean x^2 + eps) * weight, OLMo's."""
+    """OLMo's norm: x / sqrt(mean x^2 + eps) * weight."""
     return (norm.weight * _normalised(x, norm.variance_epsilon)).to(x.dtype)
 
 
 def rms_norm_around_one(norm: Any, x: Tensor) -> Tensor:
-    """x / sqrt(mean x^2 + eps) * (1 + weight), Qwen's."""
+    """Qwen's norm: x / sqrt(mean x^2 + eps) * (1 + weight)."""
     return (_normalised(x, norm.eps) * (1.0 + norm.weight.to(wide(x)))).to(x.dtype)
 
 
@@ -99,12 +99,12 @@ def _normalised(x: Tensor, eps: float) -> Tensor:
 
 
 def gated_mlp(mlp: Any, x: Tensor) -> Tensor:
-    """down_proj(act_fn(gate_proj x) * up_proj x), its product within the range of float16."""
+    """down_proj(act_fn(gate_proj x) * up_proj x), with the product kept within the range of float16."""
     return gated_product(mlp.gate_proj(x), mlp.up_proj(x), mlp.down_proj, mlp.act_fn)
 
 
 def top_k_router(router: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The logits [tokens, experts], and of the `top_k` likeliest experts the weights and numbers."""
+    """Returns the logits [tokens, experts], and the weights and indices of the `top_k` most probable experts."""
     logits = F.linear(hidden_states.reshape(-1, router.hidden_dim), router.weight)
     weights, experts = logits.softmax(-1, dtype=wide(logits)).topk(router.top_k, dim=-1)
     if getattr(router, "norm_topk_prob", True):  # Qwen3.5's has no such field and does it always

@@ -1,8 +1,8 @@
-"""The hybrids of transformers (Qwen3-Next, Qwen3.5, OLMo-Hybrid): linear-attention layers and full-attention ones in turn.
+"""The hybrids of transformers (Qwen3-Next, Qwen3.5, OLMo-Hybrid), which alternate linear and full attention.
 
-transformers' own classes, with its configurations, tensor names and checkpoints; one mixin reads them by our contract.
-Their linear attention, whose memory is the fast weights, runs on our gated delta rule; their attention runs as it is, on
-keys and values that are part of the state.
+They use transformers' own classes, with its configurations, tensor names and checkpoints; one mixin adapts them to our
+interface. Their linear attention, which holds the fast weights, uses our gated delta rule; their full attention is
+unchanged, with keys and values as part of the state.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from refine_lab.models.state import State, Trace
 
 @dataclass(frozen=True)
 class Family:
-    """Where transformers keeps a family: its package, and the names that its classes and their `forward`s go by."""
+    """A family's place in transformers: its package, and the names of its classes and of the `forward`s to replace."""
 
     package: str
     prefix: str
@@ -54,7 +54,7 @@ HYBRIDS: dict[str, Family] = {
     "qwen3_5_moe": _QWEN3_5_MOE,
     "olmo_hybrid": Family("olmo_hybrid", "OlmoHybrid", "OlmoHybridConfig", {**_COMMON, "RMSNorm": rms_norm}),
 }
-"""`model_type` of a config.json -> the family it belongs to."""
+"""`model_type` of a config.json -> its family."""
 
 _WRONG = "transformers continues it wrongly from a cache by more than one token (off by up to 0.45)"
 _STUCK = "transformers changes its cache in place, and single tokens read from it pass no gradient into the prefix"
@@ -62,29 +62,29 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("jamba", "mamba", "falcon_mamba"), _WRONG),
     **dict.fromkeys(("mamba2", "nemotron_h", "falcon_h1", "zamba2", "granitemoehybrid"), _STUCK),
 }
-"""`model_type` -> why a fast-weight model of transformers is not taken."""
+"""`model_type` -> why a fast-weight model of transformers is refused."""
 
 
 OWN_TENSORS = {
     "linear_attention": ("recurrent_state", "conv_state"),
     "full_attention": ("keys", "values", "prefix_lengths"),
 }
-"""Kind of layer -> what it keeps of each row."""
+"""Kind of layer -> the tensors it keeps for each row."""
 
 POSITIVE = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim"),
     *("linear_conv_kernel_dim", "rms_norm_eps"),
 )
-"""Numbers whose sign transformers does not look at."""
+"""Numeric fields whose sign transformers does not check."""
 
 
 @cache
 def hybrid_family(model_type: str) -> tuple[type, type[FastWeightLM]]:
-    """The configuration class of transformers and our model class for a `model_type` of `HYBRIDS`.
+    """Returns transformers' configuration class and our model class for a `model_type` of `HYBRIDS`.
 
-    The model class has the name of transformers' own, so that plain transformers loads what it saves. Raises ImportError
-    where transformers lacks it.
+    The model class has the name of transformers' own, so that plain transformers can load what it saves. Raises
+    ImportError if transformers lacks the family.
     """
     family = HYBRIDS[model_type]
     modeling, configuration = (
@@ -97,10 +97,11 @@ def hybrid_family(model_type: str) -> tuple[type, type[FastWeightLM]]:
 
 
 class HybridLM(FastWeightLM):
-    """A hybrid of transformers whose memory of a prefix is a value.
+    """A hybrid of transformers whose state is a value.
 
-    Linear-attention layers keep `recurrent_state` [R, H, dk, dv] and `conv_state` [R, w, D]. Full-attention layers hang on
-    shared `keys` and `values` [S, T, H, d], of which each row sees `prefix_lengths` [R], and keep their own behind them.
+    Linear-attention layers keep `recurrent_state` [R, H, dk, dv] and `conv_state` [R, w, D]. Full-attention layers
+    refer to shared `keys` and `values` [S, T, H, d], of which each row sees the first `prefix_lengths` [R], and store
+    each row's own tokens separately.
     """
 
     _input_embed_layer = "embed_tokens"
@@ -120,13 +121,13 @@ class HybridLM(FastWeightLM):
 
     @property
     def longest_context(self) -> int | None:
-        """With rotary positions, as many as were trained; without them there is no end."""
+        """Returns the trained context with rotary positions; without them there is no limit."""
         rotary = (self.config.rope_parameters or {}).get("rope_theta") is not None
         return self.config.max_position_embeddings if rotary else None
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """False: the parameters are transformers' own, and so are the checkpoints, older and fused ones included."""
+        """Returns False: parameters and checkpoints, including older and fused ones, are transformers' own."""
         return False
 
 
@@ -137,7 +138,7 @@ def read_hybrid(
     state: State | None,
     layer_inputs: list[Tensor] | None,
 ) -> Trace:
-    """`Backbone.read` of transformers' model without a head."""
+    """Implements `Backbone.read` for transformers' model without a head."""
     _check_attention(model.config)  # it may have been switched since
     rows, width = inputs_embeds.shape[:2]
     if state is not None:
@@ -159,7 +160,7 @@ def read_hybrid(
 
 
 def rotary_embeddings(model: Any, positions: Int[Tensor, "B T"], x: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Cosines and sines [B, T, d] as transformers has them for text; in float64 where the model is."""
+    """Returns cosines and sines [B, T, d] as transformers computes them for text; in float64 for a float64 model."""
     rotary = model.rotary_emb
     if rotary is None:  # OLMo-Hybrid without positions
         return None
@@ -173,7 +174,7 @@ def rotary_embeddings(model: Any, positions: Int[Tensor, "B T"], x: Tensor) -> t
 
 
 def _check(config: Any) -> None:
-    """Refuse, by name, what would be computed wrongly."""
+    """Raises ValueError, naming the field, for settings that would be computed incorrectly."""
     if config.get_text_config() is not config:
         raise ValueError(f"it sets text_config, of which a {config.model_type} has none")
     for name in POSITIVE:

@@ -1,4 +1,4 @@
-"""Importing other people's model code when it is asked for, not before."""
+"""Imports third-party model code on demand and without its import warnings."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from warnings import catch_warnings, simplefilter
 
 
 def import_quietly(module: str, needs: str) -> ModuleType:
-    """The module, imported without the warnings of its import: fla's that there is no GPU, torch's of its own past.
+    """Imports a module without the warnings of its import, such as fla's about a missing GPU and torch's deprecations.
 
-    transformers imports fla with its hybrids, and takes a warning that is an error for a fla that cannot be used. Raises
-    ImportError naming what it `needs`.
+    transformers imports fla with its hybrids, and treats a warning raised as an error as an unusable fla. Raises
+    ImportError that names what the module `needs`.
     """
     try:
         with catch_warnings():

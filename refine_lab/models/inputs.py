@@ -1,4 +1,4 @@
-"""transformers' call of a model on top of `read`: pads, masks, embeddings, and what is refused by name."""
+"""Converts transformers' model inputs for `read`: padding, masks, embeddings, and refusal of unsupported arguments."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from refine_lab.models.state import State, Trace, hidden_states_only
 
 Read = Callable[[Tensor, Tensor, "State | None", "list[Tensor] | None"], Trace]
-"""`read_embeddings` of a model: (inputs_embeds, lengths, state, layer_inputs) -> the trace."""
+"""A model's `read_embeddings`: (inputs_embeds, lengths, state, layer_inputs) -> the trace."""
 
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """The real tokens of a padded batch, moved to the left of their rows, and the way back."""
+    """The real tokens of a padded batch, moved to the left of their rows, and the inverse mapping."""
 
     real: Bool[Tensor, "B T"]
     full: bool
-    "Whether no token is a pad."
+    "Whether the batch has no padding."
 
     @staticmethod
     def of(attention_mask: Any, embedded: Float[Tensor, "B T D"], state: State | None) -> Packing:
-        """The packing of a call's last T tokens. Raises ValueError for a mask that is not one number a token."""
+        """Returns the packing of a call's last T tokens. Raises ValueError for a mask without one number per token."""
         rows, width = embedded.shape[:2]
         if attention_mask is None:
             return Packing(torch.ones(rows, width, dtype=torch.bool, device=embedded.device), full=True)
@@ -53,16 +53,17 @@ class Packing:
         return self.real.sum(-1)
 
     def pack(self, x: Tensor) -> Tensor:
-        """[B, T, ...], each row's real tokens first, in their order."""
+        """Returns [B, T, ...] with each row's real tokens first, in order."""
         if self.full:
             return x
         order = torch.sort(~self.real, dim=-1, stable=True).indices
         return x.gather(1, _like(order, x))
 
     def unpack(self, x: Tensor) -> Tensor:
-        """What `pack` moved back in its column; a pad gets what the last real token before it has.
+        """Inverts `pack`; a padded column gets the value of the last real token before it.
 
-        A pad changes nothing, so the model is after it where it was before. Pads before a row's first token get the first's.
+        Padding changes nothing, so the model's state after it is the one before it. Padding before a row's first token
+        gets the first token's value.
         """
         if self.full:
             return x
@@ -75,7 +76,7 @@ def _like(index: Int[Tensor, "B T"], x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Call:
-    """The arguments of transformers' `forward` that concern reading."""
+    """The arguments of transformers' `forward` that affect reading."""
 
     input_ids: Tensor | None = None
     inputs_embeds: Tensor | None = None
@@ -88,10 +89,10 @@ class Call:
 
 
 def read_inputs(read: Read, embed: nn.Module, config: Any, call: Call) -> tuple[BaseModelOutputWithPast, Packing]:
-    """transformers' output of a model without its head, and where its real tokens stand.
+    """Returns transformers' output of a model without its head, and the packing of its tokens.
 
-    `hidden_states` has layers + 1 tensors where they are asked for: the input of each layer, then the final hidden states.
-    Raises ValueError, naming the argument, for what cannot be done.
+    `hidden_states` has layers + 1 tensors if requested: the input of each layer, then the final hidden states. Raises
+    ValueError, naming the argument, for what is not supported.
     """
     if call.output_attentions or (call.output_attentions is None and getattr(config, "output_attentions", False)):
         raise ValueError("output_attentions must be False: fast weights have no attention weights to return")
@@ -127,7 +128,7 @@ def _embedded(embed: nn.Module, input_ids: Tensor | None, inputs_embeds: Tensor 
 
 
 def _check_positions(position_ids: Tensor, packing: Packing, state: State | None) -> None:
-    """Refuse positions that do not count a row's tokens from where its state stands."""
+    """Raises ValueError for positions that do not count a row's tokens consecutively from the end of its state."""
     rows, width = packing.real.shape
     if position_ids.ndim != 2 or len(position_ids) not in (1, rows) or position_ids.shape[1] != width:
         raise ValueError(f"position_ids must have shape [{rows}, {width}], got {list(position_ids.shape)}")

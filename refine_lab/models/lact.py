@@ -24,10 +24,10 @@ from refine_lab.ops.short_conv import window_at
 from refine_lab.ops.window_attention import window_attention
 
 BASE_RATE = 0.001
-"""Learning rate of the fast weights where `lr_proj` gives 0 (released layer_lact_swiglu.py)."""
+"""Learning rate of the fast weights where `lr_proj` outputs 0 (released layer_lact_swiglu.py)."""
 
 QK_EPS = 1e-5
-"""Of the norms that take flash-linear-attention's default: q, k and the fast weights' output."""
+"""Epsilon of the norms that use flash-linear-attention's default: q, k and the fast weights' output."""
 
 ALLOWED: Mapping[str, tuple[Any, ...]] = {
     "lr_parameterization": ("mamba",),
@@ -39,14 +39,15 @@ ALLOWED: Mapping[str, tuple[Any, ...]] = {
 
 
 class LaCTConfig(PreTrainedConfig):
-    """The fields of the released `LaCTSWIGLUConfig` (a1600012888/LaCT, lact_llm), with its defaults, and `muon_dtype`.
+    """The fields of the released `LaCTSWIGLUConfig` (a1600012888/LaCT, lact_llm), with its defaults, plus three of ours.
 
-    `fuse_*`, `last_layer_fuse_norm` and `use_fused_kernel` choose among kernels of equal results there and change nothing
-    here. Nor does `fp32_states`: fast weights and their sums are float32 at least, whatever the model's dtype.
+    `fuse_*`, `last_layer_fuse_norm` and `use_fused_kernel` select among kernels of equal results there and have no
+    effect here. Neither has `fp32_states`: fast weights and their sums are at least float32, whatever the model's
+    dtype.
 
-    Three fields are ours. `muon_dtype`: None runs Newton-Schulz in the dtype around it, "bfloat16" as the release does.
-    `initial_rates` of w0, w1 and w2 and `initial_scale` are what fresh weights begin with: the released 0.001 is made for
-    chunks of 2,048 tokens, and short ones need a thousand times of it before a fact is worth writing (docs/log.md).
+    Three fields are ours. `muon_dtype`: None runs Newton-Schulz in the surrounding dtype, "bfloat16" as the release
+    does. `initial_rates` of w0, w1 and w2 and `initial_scale` initialise fresh weights: the released 0.001 suits chunks
+    of 2,048 tokens, and short chunks need a rate a thousand times larger before storing a fact pays off (docs/log.md).
     """
 
     __no_type_check__ = True  # a type checker at run time would refuse the further settings that transformers takes
@@ -125,12 +126,12 @@ class LaCTConfig(PreTrainedConfig):
 
     @property
     def fast_width(self) -> int:
-        """Hidden width of a head's fast weights."""
+        """Returns the hidden width of a head's fast weights."""
         return int(self.hidden_size // self.num_lact_heads * self.inter_multi)
 
 
 class LowRankFastWeight(nn.Module):
-    """Initial weights w_left w_right + I / 2 for each head."""
+    """Low-rank initial weights w_left w_right + I / 2 for each head."""
 
     def __init__(self, heads: int, rows: int, columns: int, rank: int) -> None:
         super().__init__()
@@ -147,7 +148,7 @@ class LowRankFastWeight(nn.Module):
 
 
 class LaCTAttention(nn.Module):
-    """One layer's memory: attention to a window, and fast weights for what lies before it."""
+    """One layer's memory: attention to a window, and fast weights for earlier tokens."""
 
     def __init__(self, config: LaCTConfig) -> None:
         super().__init__()
@@ -176,7 +177,7 @@ class LaCTAttention(nn.Module):
             self.momentum_proj = nn.Sequential(nn.Linear(width, heads), nn.Sigmoid())
 
     def reset_parameters(self) -> None:
-        """The fast weights' initial values; the linear maps have theirs from the model."""
+        """Initialises the fast weights; the model initialises the linear layers."""
         nn.init.ones_(self.qk_scale)
         nn.init.zeros_(self.qk_offset)
         for weight in (self.w0, self.w2):
@@ -198,7 +199,7 @@ class LaCTAttention(nn.Module):
         return Rule(config.lact_chunk_size, config.use_muon, config.ttt_prenorm, muon_dtype)
 
     def forward(self, x: Float[Tensor, "B T D"], state: Layer | None, plan: Plan, angles: Tensor):
-        """Outputs [B, T, D] and this layer's states: `LayerStates`, or None in `hidden_states_only`."""
+        """Returns outputs [B, T, D] and this layer's `LayerStates`, or None in `hidden_states_only`."""
         own, shared = ({}, {}) if state is None else state
         q, k, v = self.qkv(x).chunk(3, -1)
         if self.config.attn_qk_norm:
@@ -208,7 +209,7 @@ class LaCTAttention(nn.Module):
         return self.o_proj(attended + recalled), kept(LayerStates(chunks, windows, self.config.window_size - 1))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, own: Mapping[str, Tensor], start: Tensor, angles: Tensor):
-        """The window's output, and its keys and values with the `window_size` - 1 before them."""
+        """Returns the window's output, and its keys and values with the `window_size` - 1 before them."""
         q, k, v = (y.unflatten(-1, (self.config.num_attn_heads, -1)) for y in (q, k, v))
         q, k = rotate(q, angles), rotate(k, angles)
         windows = {}
@@ -229,7 +230,7 @@ class LaCTAttention(nn.Module):
         plan: Plan,
         angles: Tensor,
     ) -> tuple[Float[Tensor, "B T D"], ChunkStates]:
-        """The fast weights' output, and their states; from the scale of q and k on in float32 at least."""
+        """Returns the fast weights' output and their states; in at least float32 from the scale of q and k on."""
         heads = self.config.num_lact_heads
         scale, offset = (y.to(wide(y)) for y in (self.qk_scale, self.qk_offset))
         q, k = (y * scale[:, i] + offset[:, i] for i, y in enumerate((q, k)))
@@ -254,12 +255,12 @@ class LaCTAttention(nn.Module):
         return found.flatten(2), chunks
 
     def write_strengths(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H"]:
-        """The mean of the learning rates with which every token that this layer reads as `x` writes to w0, w1 and w2."""
+        """Returns the mean learning rate with which each token of the layer input `x` is written to w0, w1 and w2."""
         rates = self._rates(x)
         return (rates[..., :-1] if self.config.use_momentum else rates).mean(-1)
 
     def _rates(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H r"]:
-        """Every token's learning rates for w0, w1 and w2 and, with momentum, its gate; at least float32."""
+        """Returns every token's learning rates for w0, w1 and w2 and, with momentum, its gate; at least float32."""
         y = self.lr_proj(x)
         y = y.to(torch.promote_types(y.dtype, torch.float32)) + math.log(math.expm1(BASE_RATE))
         rates = F.softplus(y).unflatten(-1, (self.config.num_lact_heads, -1))
@@ -268,7 +269,7 @@ class LaCTAttention(nn.Module):
         return rates
 
     def _initial(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The weights before any token, as those of one source, and the norms of their rows."""
+        """Returns the weights before any token, as those of one source, and the norms of their rows."""
         weights = {name: w() if isinstance(w := getattr(self, name), LowRankFastWeight) else w for name in MATRICES}
         weights = {
             name: w.to(wide(self.w1), copy=True).unsqueeze(0) for name, w in weights.items()
@@ -311,12 +312,12 @@ class LaCTBlock(nn.Module):
 
 
 class LaCTModel(Backbone):
-    """Embeddings, blocks, final norm."""
+    """Embeddings, blocks and final norm."""
 
     STATE = frozenset({"pending_kv", "window_k"})
 
     def prepare(self, start: Int[Tensor, "B"], width: int, state: State | None) -> tuple[Plan, Float[Tensor, "B T d"]]:
-        """How the batch falls into chunks, and the rotary angles of its positions."""
+        """Returns the batch's division into chunks, and the rotary angles of its positions."""
         if state is None or state.sources is None:
             sources, num_sources = torch.zeros_like(start), 1
         else:
@@ -345,7 +346,7 @@ class LaCTForCausalLM(BackboneLM):
 
     @property
     def kernel_dtype(self) -> None:
-        """None: LaCT runs on no kernel of fla's."""
+        """None, since LaCT uses none of fla's kernels."""
 
     @property
     def borders(self) -> set[int]:
@@ -354,7 +355,7 @@ class LaCTForCausalLM(BackboneLM):
 
     @property
     def later_borders(self) -> set[int]:
-        """Twice a chunk, where the first momenta and sums that are not zero enter the fast weights."""
+        """Returns twice the chunk size, where nonzero momenta and sums first enter the fast weights."""
         return {2 * self.config.lact_chunk_size} if self.config.lact_chunk_size > 2 else set()
 
     @property

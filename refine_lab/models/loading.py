@@ -1,4 +1,4 @@
-"""From a name to a model and its tokenizer."""
+"""Loads a model and its tokenizer by name."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from refine_lab.models.hub import TOKENIZER_FILES, Place, has_tokenizer, locate
 from refine_lab.models.hub import resolve as resolve
 
 MANIFEST = "manifest.json.gz"
-"""Beside the weights of a model trained on the Python corpus: its files, with their hashes."""
+"""File beside the weights of a model trained on the Python corpus, with the corpus files and their hashes."""
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "model.pt")
-"""Names of pickled weights, which are taken only where the caller says so: those of the first kind that there is."""
+"""Names of pickled weights, which are read only if the caller allows it; the first kind found is used."""
 
 _SHARD = re.compile(r"[^/\\*?\[\]]+\.safetensors")
 
@@ -48,23 +48,23 @@ def load_model(
     trust_remote_code: bool = False,
     settings: Mapping[str, int | float] | None = None,
 ) -> tuple[FastWeightLM, PreTrainedTokenizerBase]:
-    """A model and its tokenizer, in evaluation mode on `device`.
+    """Loads a model and its tokenizer, in evaluation mode on `device`.
 
     `name` is a shipped model (`tiny-deltanet`), a run directory (its last checkpoint), a folder with config.json and
     safetensors, or on the hub `org/repo`, `org/repo:subfolder`, `org/repo@revision`, `org/repo:subfolder@revision` (or
-    `revision` apart). `new:NAME` takes any of them for its configuration and draws the weights from `seed`.
+    `revision` given separately). `new:NAME` uses only the configuration of any of these and initialises the weights
+    from `seed`. `settings` override numbers of the configuration, such as a LaCT's window or chunk.
 
-    `settings` are numbers of the configuration that differ from the folder's, such as a LaCT's window or chunk.
+    Our own classes read models saved by others; code that comes with a model is neither fetched nor run.
+    `trust_remote_code` allows it, for a tokenizer and for the repository's own `FastWeightLM`; `allow_pickle` allows
+    weights in `PICKLES` if there are no safetensors, and only tensors are read from them.
 
-    Our own classes read what others wrote; code that comes with a model is neither fetched nor run. `trust_remote_code`
-    allows it, for a tokenizer and for a `FastWeightLM` of the repository's own; `allow_pickle` allows weights in
-    `PICKLES`, where there are no safetensors, of which nothing but tensors is read.
+    If the configuration ties head and embedding but the file holds two that differ, both are loaded,
+    `tie_word_embeddings` is set to False in the model's configuration, and a warning is given.
 
-    Where the configuration says that head and embedding are tied and the file holds two that differ, both are loaded,
-    `tie_word_embeddings` becomes False in the model's configuration, and a warning says so.
-
-    Raises FileNotFoundError where nothing is found, naming where it was looked for, and ValueError for a model of another
-    family, weights that do not fit the configuration, a tokenizer that does not fit the embedding, and what is not allowed.
+    Raises FileNotFoundError if nothing is found, naming the places searched, and ValueError for a model of another
+    family, weights that do not fit the configuration, a tokenizer that does not fit the embedding, and what is not
+    allowed.
     """
     place, config, model_class, target = prepared(
         name, device=device, revision=revision, trust_remote_code=trust_remote_code, settings=settings
@@ -87,7 +87,7 @@ def prepared(
     trust_remote_code: bool = False,
     settings: Mapping[str, int | float] | None = None,
 ) -> tuple[Place, Any, type[FastWeightLM], torch.device]:
-    """What `load_model` knows before it reads weights: the model's place, configuration, class and device.
+    """Returns what `load_model` determines before reading weights: the model's place, configuration, class and device.
 
     Raises what `load_model` raises for them.
     """
@@ -101,18 +101,18 @@ def prepared(
 
 
 def manifest_of(name: str | Path) -> Manifest | None:
-    """The manifest of the Python corpus that the model of that name was trained on, or None where it has none."""
+    """Returns the manifest of the Python corpus that the model of that name was trained on, or None."""
     path = resolve(str(name).removeprefix("new:")) / MANIFEST
     return load_manifest(path) if path.is_file() else None
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model of that name. Raises what `load_model` raises for it."""
+    """Loads the tokenizer of the model of that name. Raises what `load_model` raises for it."""
     return _tokenizer(locate(str(name).removeprefix("new:")).tokenizer, trust_remote_code=False)
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises ValueError for a device that torch does not know or have."""
+    """Returns the torch device; `auto` is CUDA if available. Raises ValueError for an unknown or missing device."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = re.fullmatch(r"(cpu|cuda)(:(\d+))?", device)
@@ -126,7 +126,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def _tokenizer(place: Place, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer of a place, by code of its own only where the caller says so."""
+    """Loads the tokenizer of a place, with its own code only if the caller allows it."""
     folder, path = place.folder, place.folder / "tokenizer_config.json"
     refuse_pointers(folder, TOKENIZER_FILES)
     code = code_name(read_json(path).get("auto_map"), "AutoTokenizer") if path.is_file() else "None"
@@ -183,10 +183,10 @@ def _load_weights(
 
 
 def _agree_on_tying(model: FastWeightLM, folder: Path) -> None:
-    """Set `tie_word_embeddings` to False, with a warning, where the file holds a head that differs from the embedding.
+    """Sets `tie_word_embeddings` to False, with a warning, if the file holds a head that differs from the embedding.
 
-    transformers loads both tensors then, but its configuration still says that they are one: `tie_weights()` would lose the
-    head.
+    transformers then loads both tensors, but its configuration still declares them tied: `tie_weights()` would discard
+    the head.
     """
     if model.config.tie_word_embeddings and model.lm_head.weight is not model.get_input_embeddings().weight:
         model.config.tie_word_embeddings = False
@@ -199,9 +199,9 @@ def _agree_on_tying(model: FastWeightLM, folder: Path) -> None:
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """Hide transformers' table of the weights that do not fit, which are refused in a sentence; every other message passes.
+    """Hides transformers' table of mismatched weights, which are reported in one sentence; other messages pass.
 
-    The table of a failed conversion passes too, since the error that follows refers to it.
+    The table of a failed conversion also passes, since the error that follows refers to it.
     """
     logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(_is_no_report)
@@ -217,7 +217,7 @@ def _is_no_report(record: logging.LogRecord) -> bool:
 
 
 def _fetch_weights(place: Place, allow_pickle: bool) -> list[Path]:
-    """Bring the files with the weights here and no others. Returns the pickled ones, where there is nothing else."""
+    """Fetches only the files with the weights. Returns the pickled ones if there are no others."""
     folder = place.folder
     sharded = (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file()
     files = _shards(folder / INDEX) if sharded else [WEIGHTS]

@@ -1,4 +1,4 @@
-"""The feed-forward part of a block, as flash-linear-attention's models have it."""
+"""The feed-forward layer of a block, as in flash-linear-attention's models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refine_lab.ops.precision import gated_product
 
 
 class GatedMLP(nn.Module):
-    """SwiGLU of width `intermediate_size` or, where that is None, two thirds of `hidden_ratio` widths in whole 256s."""
+    """SwiGLU of width `intermediate_size`; None: 2/3 * `hidden_ratio` * hidden size, rounded up to a multiple of 256."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A tokenizer trained for a new model, beside a configuration that fits its vocabulary."""
+"""Trains a tokenizer for a new model and writes it with a configuration that fits its vocabulary."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from refine_lab.models.families import configured
 from refine_lab.models.hub import locate
 
 TRAINED_ON = "tokenizer_training.json"
-"""Beside the tokenizer: what it was trained on."""
+"""File beside the tokenizer that records what it was trained on."""
 
 
 def with_new_tokenizer(name: str, vocab_size: int, characters: Mapping[str, int], folder: Path) -> str:
-    """Train a tokenizer and write it to `folder` with the configuration of the model `name`, for fresh weights of that form.
+    """Trains a tokenizer and writes it to `folder` with the configuration of the model `name`, for fresh weights.
 
-    `name` is `new:NAME` as for `load_model`; `characters` says how many characters of each source's training documents the
-    tokenizer learns from. Returns the `new:` name of the folder. A folder that was written before is used as it is.
+    `name` is `new:NAME` as for `load_model`; `characters` maps each source to the number of characters of its training
+    documents to train on. Returns the `new:` name of the folder. A folder written earlier with the same arguments is
+    reused.
 
-    Raises ValueError for another name, a vocabulary without room for a merge and a folder that holds anything else, and
-    what `load_model` and `documents` raise.
+    Raises ValueError for another form of name, a vocabulary without room for a merge and a folder that holds anything
+    else, and what `load_model` and `documents` raise.
     """
     require(
         name.startswith("new:"), "model", name, "new:NAME where a tokenizer is trained: weights fit the one they have"

@@ -1,8 +1,8 @@
-"""Attention inside a fast-weight model: keys and values as part of a state, the prefix that branches share kept once.
+"""Attention inside a fast-weight model, with keys and values as part of a state; shared prefixes are stored once.
 
-A row of a state hangs on a source (the keys and values of one prefix, in `State.shared`), sees its first `prefix_lengths`
-tokens, and has tokens of its own behind them. To read on, the rows of one source stand side by side behind its prefix
-and a mask says who sees whom, so that no branch needs a copy of what it hangs on.
+Each row of a state refers to a source (the keys and values of one prefix, in `State.shared`), sees its first
+`prefix_lengths` tokens, and has its own tokens after them. When a batch is read, the rows of one source are placed side
+by side after its prefix and a mask restricts what each row sees, so that no branch needs a copy of its prefix.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Parts = Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Grouping:
-    """Rows by source: row r stands in slot `place[r]` of S sources times M slots; slots that no row has stay empty."""
+    """Rows by source: row r is in slot `place[r]` of S sources times M slots; unused slots stay empty."""
 
     place: Int[Tensor, "R"]
     sources: int
@@ -32,7 +32,7 @@ class Grouping:
 
     @staticmethod
     def of(sources: Int[Tensor, "R"], number: int) -> Grouping:
-        """The grouping of rows that hang on `sources`, each one of 0..number - 1."""
+        """Returns the grouping of rows with the given `sources`, each in 0..number - 1."""
         counts = torch.bincount(sources, minlength=number)
         order = sources.argsort(stable=True)
         first = counts.cumsum(0) - counts
@@ -54,10 +54,10 @@ class Grouping:
 
 
 class Reading:
-    """One reading of a batch as its layers see it; stands where transformers' attention expects a cache.
+    """One reading of a batch as its layers see it, passed to transformers' attention in place of a cache.
 
-    Layers find their part of the state before the batch here and leave the function that gives their part after any of
-    its tokens. Nothing is changed in place.
+    Layers get their part of the previous state from it and store in it the function that returns their state after any
+    token. Nothing is changed in place.
     """
 
     def __init__(self, state: State | None, inputs_embeds: Float[Tensor, "B T D"]) -> None:
@@ -78,20 +78,20 @@ class Reading:
         self.mask = self._who_sees_whom(*state.layer(int(name.partition(".")[0])))
 
     def before(self, layer: int) -> Parts:
-        """The layer's own tensors in the state before the batch; none where it starts from nothing."""
+        """Returns the layer's own tensors in the state before the batch; empty without a state."""
         return {} if self.state is None else self.state.layer(layer)[0]
 
     def keep(
         self, layer: int, state_at: Callable[[Tensor], Parts], shared: Callable[[Tensor], Parts] | None = None
     ) -> None:
-        """Keep the functions that give a layer's own and shared tensors, unless readings keep no states."""
+        """Stores the functions that return a layer's own and shared tensors, unless states are not kept."""
         if self.states_kept:
             self._layers[layer] = state_at
             if shared is not None:
                 self._shared[layer] = shared
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any) -> tuple[Tensor, Tensor]:
-        """All keys and values that the layer's queries may see, [S, H, N, d], given the new ones of the batch."""
+        """Returns all keys and values that the layer's queries may see, [S, H, N, d], given the batch's new ones."""
         new = {"keys": keys.transpose(1, 2), "values": values.transpose(1, 2)}
         if self.state is None or self.grouping is None:
             self.keep(layer_idx, partial(_hang, new), partial(_take, new))
@@ -114,9 +114,10 @@ class Reading:
         return self._sources.unsqueeze(-1).expand_as(positions)
 
     def _who_sees_whom(self, own: Parts, shared: Parts) -> Bool[Tensor, "S 1 _ _"]:
-        """A token sees its row's part of the prefix, its row's own tokens, and those of the batch up to itself.
+        """Returns the attention mask: a token sees its row's prefix, its row's own tokens, and the batch up to itself.
 
-        A token of an empty slot, and one beyond its row's end, sees itself at least: attention over nothing is not defined.
+        A token of an empty slot, or beyond its row's end, sees at least itself, since attention over no keys is
+        undefined.
         """
         assert self.grouping is not None
         group, width, device = self.grouping, self.width, self._sources.device
@@ -136,7 +137,7 @@ class Reading:
         return torch.cat(parts, -1).flatten(1, 2).unsqueeze(1)
 
     def _grow(self, own: Parts, read: Parts, positions: Int[Tensor, "B P"]) -> dict[str, Tensor]:
-        """The rows' own tokens with those of the batch up to each position behind them, zeros behind these."""
+        """Appends the batch up to each position to the rows' own tokens, padded with zeros."""
         owned, count = own["keys"].shape[1], positions.shape[1]
         lengths = (self._own_lengths.unsqueeze(-1) + positions + 1).unsqueeze(-1)
         place = torch.arange(int(lengths.max()), device=positions.device).expand(len(positions), count, -1)
@@ -152,13 +153,13 @@ class Reading:
 
 
 def _hang(read: Parts, positions: Int[Tensor, "B P"]) -> dict[str, Tensor]:
-    """After a reading from nothing: every token up to the position is shared, and none a row's own."""
+    """Returns the state after a reading without a previous state: all tokens are shared, and rows have none of their own."""
     empty = {name: x.new_zeros(positions.numel(), 0, *x.shape[2:]) for name, x in read.items()}
     return {**empty, "prefix_lengths": positions.flatten() + 1}
 
 
 def _take(shared: Parts, index: Int[Tensor, "S"]) -> dict[str, Tensor]:
-    """The sources of `index`, which is sorted and names each once: all of them are the tensors themselves."""
+    """Selects the sources in `index`, sorted and unique; if it has all of them, returns the tensors themselves."""
     return {name: x if len(x) == len(index) else x.index_select(0, index) for name, x in shared.items()}
 
 

@@ -1,4 +1,4 @@
-"""Fast weights as a value: the state of a model after some tokens, and the trace it can be taken from."""
+"""Fast weights as a value: a model's state after some tokens, and the trace from which states are taken."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Part = TypeVar("Part")
 
 @contextmanager
 def hidden_states_only() -> Iterator[None]:
-    """Readings in this context keep no states, so that the memory of one layer is free before the next one runs.
+    """Disables states for readings in this context, so that each layer's memory is freed before the next one runs.
 
-    Hidden states are the same. `Trace.state_at` of such a reading raises RuntimeError.
+    Hidden states are unaffected. `Trace.state_at` of such a reading raises RuntimeError.
     """
     token = _KEEPS_STATES.set(False)
     try:
@@ -34,23 +34,23 @@ def hidden_states_only() -> Iterator[None]:
 
 
 def keeps_states() -> bool:
-    """Whether readings keep what their states are made of (see `hidden_states_only`)."""
+    """Returns whether readings keep what their states are computed from (see `hidden_states_only`)."""
     return _KEEPS_STATES.get()
 
 
 def kept(part: Part) -> Part | None:
-    """What a layer leaves for the states of a trace, or None where readings keep no states."""
+    """Returns `part`, or None if readings keep no states."""
     return part if keeps_states() else None
 
 
 @dataclass(eq=False)
 class State:
-    """What a model keeps of the tokens it has read: named tensors, each with one row a sequence.
+    """A model's memory of the tokens it has read: named tensors, each with one row per sequence.
 
-    A value: no operation changes it in place, so that it can be branched from any number of times. Which tensors there
-    are is the model's own affair (a matrix, a convolution window, a cache). What several rows hold in common (the fast
-    weights of one chunk, the cache of one prefix) stands once in `shared`, and `sources` says on which of its rows each
-    row hangs: branching copies the rows and never what they share.
+    A state is a value: no operation changes it in place, so it can be branched from any number of times. Each model
+    defines its own tensors (a matrix, a convolution window, a cache). What several rows have in common (the fast
+    weights of one chunk, the cache of one prefix) is stored once in `shared`, and `sources` gives the row of it that
+    each row uses: branching copies the rows but never what they share.
     """
 
     tensors: Mapping[str, Tensor]
@@ -65,17 +65,17 @@ class State:
         return len(self.lengths)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> State:
-        """The state whose every tensor went through `function`."""
+        """Applies `function` to every tensor."""
         tensors, shared = ({name: function(x) for name, x in part.items()} for part in (self.tensors, self.shared))
         return State(tensors, function(self.lengths), shared, None if self.sources is None else function(self.sources))
 
     def select(self, rows: Int[Tensor, "P"] | Sequence[int]) -> State:
-        """The given rows, in the given order; what they share is kept whole."""
+        """Returns the given rows, in the given order; shared tensors are kept whole."""
         index = torch.as_tensor(rows, device=self.lengths.device)
         return self._rows(lambda x: x.index_select(0, index))
 
     def repeat(self, times: int) -> State:
-        """Every row `times` times, copies side by side; what they share stays one."""
+        """Repeats every row `times` times, with adjacent copies; shared tensors are not copied."""
         return self if times == 1 else self._rows(lambda x: x.repeat_interleave(times, 0))
 
     def _rows(self, take: Callable[[Tensor], Tensor]) -> State:
@@ -84,7 +84,7 @@ class State:
 
     @staticmethod
     def stack(states: Sequence[State]) -> State:
-        """The rows of all states, one state after the other; a tensor that is shorter than its namesakes gets zeros behind."""
+        """Concatenates the rows of several states; shorter tensors are padded with zeros at the end."""
         first = states[0]
         for state in states:
             if state.tensors.keys() != first.tensors.keys() or state.shared.keys() != first.shared.keys():
@@ -107,7 +107,7 @@ class State:
         return self.map(lambda x: x.to(device))
 
     def save(self, path: str | Path) -> None:
-        """Write the state as safetensors; of what is shared, only what a row hangs on."""
+        """Writes the state as safetensors; of shared tensors, only the rows that are used."""
         state = self.detach()
         tensors = {name: x.contiguous() for name, x in state.tensors.items()} | {"lengths": state.lengths.contiguous()}
         if state.sources is not None:
@@ -118,7 +118,7 @@ class State:
 
     @staticmethod
     def load(path: str | Path) -> State:
-        """The state written by `save`. Raises FileNotFoundError or ValueError."""
+        """Reads the state written by `save`. Raises FileNotFoundError or ValueError."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no saved state at {path}")
         try:
@@ -139,7 +139,7 @@ class State:
         return State(tensors, lengths, shared, sources)
 
     def expect(self, rows: int, names: Collection[str]) -> None:
-        """Raises ValueError unless it has so many rows, and tensors of these names in its first layer."""
+        """Raises ValueError unless the state has `rows` rows, and tensors of these names in its first layer."""
         if self.rows != rows:
             raise ValueError(f"a state of {self.rows} rows cannot be read on by a batch of {rows}")
         own, _ = self.layer(0)
@@ -149,7 +149,7 @@ class State:
             )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens read by the longest row, the name transformers' `generate` asks for it by."""
+        """Returns the number of tokens read by the longest row; transformers' `generate` uses this name."""
         return int(self.lengths.max())
 
     @property
@@ -157,7 +157,7 @@ class State:
         return sum(x.nbytes for part in (self.tensors, self.shared) for x in part.values())
 
     def layer(self, index: int) -> Layer:
-        """The part of one layer, under its own names."""
+        """Returns one layer's part, with its own tensor names."""
         prefix = f"{index}."
         own, shared = (
             {name.removeprefix(prefix): x for name, x in part.items() if name.startswith(prefix)}
@@ -167,13 +167,13 @@ class State:
 
 
 Layer = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
-"""A layer's part of a state: its tensors of one row a sequence, and those that rows share."""
+"""A layer's part of a state: its tensors with one row per sequence, and those that rows share."""
 
 SHARED = "shared:"
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:
-    """All rows, after each part is filled up with zeros to the size of the largest."""
+    """Concatenates all rows, after padding each part with zeros to the largest size."""
     largest = torch.Size(map(max, zip(*(x.shape[1:] for x in parts), strict=True)))
     filled = []
     for x in parts:
@@ -184,7 +184,7 @@ def _cat(parts: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Sharing:
-    """What the states of a trace share: which source each position hangs on, and each layer's tensors of given sources."""
+    """What the states of a trace share: the source of each position, and each layer's tensors for given sources."""
 
     sources: Callable[[Int[Tensor, "B P"]], Int[Tensor, "B P"]]
     layers: Sequence[Callable[[Int[Tensor, "S"]], Mapping[str, Tensor]]]
@@ -192,7 +192,7 @@ class Sharing:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What one reading of a batch gives: hidden states after the final norm, and the state after any of its tokens."""
+    """The result of reading a batch: hidden states after the final norm, and access to the state after any token."""
 
     hidden_states: Float[Tensor, "B T D"]
     lengths: Int[Tensor, "B"]
@@ -202,11 +202,11 @@ class Trace:
     states_kept: bool = field(default_factory=keeps_states)
 
     def state_at(self, positions: Int[Tensor, "B P"]) -> State:
-        """The state after each position of each row, B * P rows ordered (row, position); reads nothing again.
+        """Returns the state after each position of each row, B * P rows ordered (row, position), without re-reading.
 
-        Differentiable: a gradient on the state flows back into the tokens up to the position, and no further.
-        Raises ValueError for a position outside its row, and RuntimeError for a trace that was read in
-        `hidden_states_only`.
+        It is differentiable: a gradient on the state flows back into the tokens up to the position, and no further.
+
+        Raises ValueError for a position outside its row, and RuntimeError for a trace read in `hidden_states_only`.
         """
         if not self.states_kept:
             raise RuntimeError("this trace was read in hidden_states_only, which keeps no states: read it outside")
@@ -231,10 +231,10 @@ class Trace:
         return self.state_at((self.lengths - 1).unsqueeze(-1))
 
     def hidden_at(self, positions: Int[Tensor, "B P"]) -> Float[Tensor, "B P D"]:
-        """The hidden states at the given positions."""
+        """Returns the hidden states at the given positions."""
         return self.hidden_states.gather(1, positions.unsqueeze(-1).expand(-1, -1, self.hidden_states.shape[-1]))
 
 
 def _named(layers: Sequence[Callable[[Tensor], Mapping[str, Tensor]]], index: Tensor) -> dict[str, Tensor]:
-    """The tensors that every layer gives for `index`, each named by its layer."""
+    """Returns every layer's tensors for `index`, prefixed with the layer's number."""
     return {f"{number}.{name}": x for number, layer in enumerate(layers) for name, x in layer(index).items()}

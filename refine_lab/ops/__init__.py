@@ -1,1 +1,1 @@
-"""Tensor operations below the models, each beside its plain definition in the tests."""
+"""Tensor operations below the models; the tests compare each with its plain definition."""

@@ -2,13 +2,13 @@
 
     S_t = a_t S_{t-1} + beta_t k_t (v_t - a_t S_{t-1}^T k_t)^T,      o_t = S_t^T q_t
 
-The gate a_t = exp(log_gate_t) in (0, 1] is a number a head: what is stored decays, then the token writes (Yang et al.,
-2024; arXiv 2412.06464, equation 10). Without a gate, a = 1, it is the delta rule (arXiv 2406.06484, section 3).
+The gate a_t = exp(log_gate_t) in (0, 1] is one number per head: the stored state decays, then the token writes (Yang et
+al., 2024; arXiv 2412.06464, equation 10). Without a gate (a = 1) it is the delta rule (arXiv 2406.06484, section 3).
 
-Within a chunk, S_t = e^{G_t} S_0 + sum_{s <= t} e^{G_t - G_s} k_s u_s^T, G the running sum of the log gates, for
-pseudo-values u that solve a triangular system. The forward has S_0, k, u and G at hand, so the state after *any* token
-costs one small product and no re-reading. Every exponent is a sum of log gates over some tokens, so at most 0: a strong
-decay underflows to 0 and never overflows.
+Within a chunk, S_t = e^{G_t} S_0 + sum_{s <= t} e^{G_t - G_s} k_s u_s^T, where G is the running sum of the log gates
+and the pseudo-values u solve a triangular system. The forward pass already has S_0, k, u and G, so the state after
+*any* token costs one small product and no re-reading. Every exponent is a sum of log gates over some tokens and hence
+at most 0: a strong decay underflows to 0 and never overflows.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from refine_lab.ops.kernels import chosen
 CHUNK_SIZE = 64
 
 SHORT = 16
-"""Tokens up to which torch serves on CUDA too: fla's kernels fill a chunk of 64 up and round to bfloat16 (not measured)."""
+"""Up to this many tokens, CUDA uses plain torch too: fla's kernels pad to 64 tokens and round to bfloat16 (not measured)."""
 
 
 @dataclass(frozen=True)
 class ChunkedStates:
-    """What the state after any token is made of: chunk-first tensors, n chunks of L tokens, G = B * H.
+    """The tensors from which the state after any token is computed: chunk-first, n chunks of L tokens, G = B * H.
 
-    `states` [n, G, dk, dv] before each chunk, `keys` [n, G, L, dk], `updates` [n, G, L, dv], `decay` [n, G, L]: the log
-    gates summed from the chunk's first token on, None where there is no gate.
+    `states` [n, G, dk, dv] before each chunk, `keys` [n, G, L, dk], `updates` [n, G, L, dv], and `decay` [n, G, L]: the
+    log gates summed from the chunk's first token on, or None without a gate.
     """
 
     states: Float[Tensor, "n G dk dv"]
@@ -45,7 +45,7 @@ class ChunkedStates:
     decay: Float[Tensor, "n G L"] | None = None
 
     def at(self, positions: Int[Tensor, "B P"]) -> Float[Tensor, "B*P H dk dv"]:
-        """The state after the token at each position, rows ordered (row, position)."""
+        """Returns the state after the token at each position, with rows ordered (row, position)."""
         rows, targets = positions.shape
         length = self.keys.shape[2]
         group = torch.arange(rows * self.heads, device=positions.device).view(rows, 1, self.heads)
@@ -70,7 +70,7 @@ class ChunkedStates:
 def log_decay(
     a: Float[Tensor, "B T H"], a_log: Float[Tensor, "H"], dt_bias: Float[Tensor, "H"]
 ) -> Float[Tensor, "B T H"]:
-    """GatedDeltaNet's log gate, -exp(a_log) softplus(a + dt_bias); at least float32, whatever the weights are kept in."""
+    """Returns GatedDeltaNet's log gate, -exp(a_log) softplus(a + dt_bias), in at least float32 whatever the weights' dtype."""
     dtype = torch.promote_types(a.dtype, torch.float32)
     a, a_log, dt_bias = (x.to(dtype) for x in (a, a_log, dt_bias))
     return -a_log.exp() * F.softplus(a + dt_bias)
@@ -84,7 +84,7 @@ def delta_rule(
     initial_state: Float[Tensor, "B H dk dv"] | None = None,
     log_gate: Float[Tensor, "B T H"] | None = None,
 ) -> tuple[Float[Tensor, "B T H dv"], ChunkedStates | SegmentedStates]:
-    """The rule where it runs best: fla's kernels where they serve (`fla_delta_rule.serves`), plain torch elsewhere."""
+    """Computes the rule with fla's kernels where they can run (`fla_delta_rule.serves`), and in plain torch elsewhere."""
     short = q.shape[1] <= SHORT or chosen("chunks", q)
     if not short and serves(q.device, gated=log_gate is not None):
         return segmented_delta_rule(q, k, v, beta, initial_state, log_gate)
@@ -103,11 +103,12 @@ def chunk_delta_rule(
     log_gate: Float[Tensor, "B T H"] | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> tuple[Float[Tensor, "B T H dv"], ChunkedStates]:
-    """Outputs of the (gated) delta rule and what its states are made of; q is used as it is (scale it before).
+    """Returns the outputs of the (gated) delta rule and the tensors its states are computed from; scale q before the call.
 
-    `log_gate` is at most 0; None is no gate and costs nothing. A token with beta 0 and log gate 0 leaves the state as it
-    was. Where there are more values than keys, H a multiple of Hk, each key head serves H / Hk value heads in a row.
-    Differentiable in every argument. References: `fla.ops.delta_rule.naive`, `fla.ops.gated_delta_rule.naive`.
+    `log_gate` is at most 0; None means no gate and costs nothing. A token with beta 0 and log gate 0 leaves the state
+    unchanged. If there are more value heads than key heads, H must be a multiple of Hk, and each key head serves H / Hk
+    consecutive value heads. Differentiable in every argument. References: `fla.ops.delta_rule.naive`,
+    `fla.ops.gated_delta_rule.naive`.
     """
     batch, length, heads, dv = v.shape
     if q.shape[2] != heads:
@@ -143,7 +144,7 @@ def _through_chunks(
     w: Float[Tensor, "n G L dk"],
     kept: Sequence[Tensor] | None,
 ) -> tuple[Float[Tensor, "n G dk dv"], Float[Tensor, "n G L dv"]]:
-    """The state before each chunk, and u of each; `kept` [G, 1, 1] of a chunk is what it leaves of its first state."""
+    """Returns the state before each chunk and each chunk's u; `kept` [G, 1, 1] is a chunk's decay of its first state."""
     if chosen("chunks", keys):
         from refine_lab.ops.kernels.chunks import through_chunks  # binds Triton
 
@@ -157,7 +158,7 @@ def _through_chunks(
 
 
 def _one_token(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, initial_state: Tensor | None, log_gate: Tensor | None):
-    """The rule itself: the same for a chunk of one token, with a fraction of the operations; rollouts are made of it."""
+    """Applies the rule to one token, with a fraction of the operations of a chunk; rollouts consist of such steps."""
     batch, _, heads, dv = v.shape
     q, k, v, beta = (x.reshape(batch * heads, 1, -1) for x in (q, k, v, beta))
     state = k.new_zeros(batch * heads, k.shape[-1], dv) if initial_state is None else initial_state.flatten(0, 1).to(k)
@@ -169,18 +170,18 @@ def _one_token(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, initial_state: Ten
 
 
 def _running_sum(log_gate: Float[Tensor, "B T H"], size: int) -> Float[Tensor, "n B*H L"]:
-    """G of every token, in float64: the decay between two near tokens is a small difference of sums that grow large."""
+    """Returns G of every token, in float64: the decay between two near tokens is a small difference of large sums."""
     return _chunk_first(log_gate.double().unsqueeze(-1), size).squeeze(-1).cumsum(-1)
 
 
 def _decays(decay: Float[Tensor, "n G L"], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Decay between each two tokens [n, G, L, L], since the chunk's start and until its end [n, G, L, 1]."""
+    """Returns the decay between every two tokens [n, G, L, L], since the chunk's start and until its end [n, G, L, 1]."""
     between = DecayBetween.apply(decay, dtype)
     return between, decay.to(dtype).exp().unsqueeze(-1), between[..., -1, :].unsqueeze(-1)
 
 
 class DecayBetween(torch.autograd.Function):
-    """exp(G_t - G_s) for s <= t and 0 elsewhere, [n, G, L, L]; keeps nothing else of that size, at half of autograd's cost."""
+    """exp(G_t - G_s) for s <= t and 0 elsewhere, [n, G, L, L]; stores only one such tensor, at half of autograd's cost."""
 
     @staticmethod
     def forward(ctx, decay, dtype):
@@ -198,16 +199,16 @@ class DecayBetween(torch.autograd.Function):
 
 
 def _exp(exponents: Float[Tensor, "*shape"], where: Bool[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
-    """exp where asked for, 0 elsewhere: masked before, since an exponent there may overflow and 0 * inf is no gradient."""
+    """Returns exp where the mask is true, else 0; masks before exp, since it may overflow and 0 * inf has no gradient."""
     return exponents.masked_fill(~where, float("-inf")).to(dtype).exp()
 
 
 class UnitLowerInverse(torch.autograd.Function):
-    """(I + A)^-1 of strictly lower triangular A [..., L, L], L a power of two, in products of blocks.
+    """(I + A)^-1 of a strictly lower triangular A [..., L, L], L a power of two, by products of blocks.
 
-    Diagonal blocks of 8 are inverted by (I - A)(I + A^2)(I + A^4), which is exact since A^8 = 0; then blocks join two by
-    two: the lower left of [[P, 0], [C, Q]]^-1 is -Q^-1 C P^-1. On two cores many times quicker than one triangular solve
-    a chunk when the machine is busy, and as exact: powers of at most 8 rows cannot grow far.
+    Diagonal blocks of 8 are inverted by (I - A)(I + A^2)(I + A^4), which is exact since A^8 = 0; blocks are then joined
+    in pairs: the lower left of [[P, 0], [C, Q]]^-1 is -Q^-1 C P^-1. On a busy two-core machine this is many times
+    faster than one triangular solve per chunk, and equally exact: powers of at most 8 rows cannot grow far.
     """
 
     @staticmethod

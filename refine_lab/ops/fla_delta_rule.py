@@ -1,7 +1,8 @@
 """The (gated) delta rule on flash-linear-attention's CUDA kernels, with the state after any token.
 
-The kernels return the state at the end of what they read, so the sequence is read segment by segment, and the state
-inside a segment is made again from the segment's own keys, values, write strengths and gates: the layers are not re-run.
+The kernels return only the state at the end of their input, so the sequence is read segment by segment. A state inside
+a segment is recomputed from the segment's own keys, values, write strengths and gates, without running the layers
+again.
 """
 
 from __future__ import annotations
@@ -21,21 +22,23 @@ from packaging.version import Version
 from torch import Tensor
 
 SEGMENT_SIZE = 512
-"""Tokens of a segment. One fixed length, so that the kernels are tuned for one shape."""
+"""Tokens per segment: one fixed length, so that the kernels are tuned for one shape."""
 
 REFUSED_FROM, REFUSED_BELOW = Version("3.4"), Version("3.7.1")
-"""Versions of Triton with which fla 0.6.0 refuses the backward of a gate on Hopper: its gradients are wrong there
-(fla-org/flash-linear-attention issue 640, `chunk_bwd_dqkwg` in fla/ops/common/chunk_o.py)."""
+"""Versions of Triton with which fla 0.6.0 refuses the backward pass of a gate on Hopper, because its gradients are
+wrong there (fla-org/flash-linear-attention issue 640, `chunk_bwd_dqkwg` in fla/ops/common/chunk_o.py).
+"""
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
 """(q, k, v [B, T, H, d], beta, log gate or None [B, T, H], initial state [B, H, dk, dv]) -> outputs and final state."""
 
 
 def serves(device: torch.device, *, gated: bool) -> bool:
-    """Whether fla's kernels can run the rule on a device: on CUDA where fla is installed.
+    """Returns whether fla's kernels can compute the rule on a device: on CUDA where fla is installed.
 
-    A gate is not served on Hopper with a Triton whose gradients are wrong (`refuses_gate`); the first time, a warning says
-    so. Forward and backward are decided together, so that logprobs with and without gradients come from one arithmetic.
+    A gate is not served on Hopper with a Triton whose gradients are wrong (`refuses_gate`), and a warning says so the
+    first time. Forward and backward passes are decided together, so that logprobs with and without gradients come from
+    the same arithmetic.
     """
     if device.type != "cuda" or find_spec("fla") is None:
         return False
@@ -50,7 +53,7 @@ def serves(device: torch.device, *, gated: bool) -> bool:
 
 @cache
 def refuses_gate(capability: tuple[int, int], triton: str) -> bool:
-    """Whether fla refuses the backward of a gate on a device of that compute capability with that version of Triton."""
+    """Returns whether fla refuses the backward pass of a gate for this compute capability and version of Triton."""
     return capability[0] == 9 and REFUSED_FROM <= Version(triton) < REFUSED_BELOW
 
 
@@ -66,11 +69,11 @@ def _warn_once(triton: str) -> None:
 def fla_kernel(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_gate: Tensor | None, initial_state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """fla's `chunk_delta_rule` or, with a gate, `chunk_gated_delta_rule`, in bfloat16 with float32 states; outputs as `v` came.
+    """Calls fla's `chunk_delta_rule` or, with a gate, `chunk_gated_delta_rule`, in bfloat16 with float32 states.
 
-    The first rejects float32. The second does not, but is tuned for 16 bits; its gate, and the write strength beside it,
-    are float32, as fla's own layer has them (its recurrent kernel has no backward). fla's GatedDeltaNet asks for
-    states [dv, dk] (`state_v_first`); ours are [dk, dv], the default of either kernel.
+    The outputs have the dtype of `v`. The first kernel rejects float32. The second accepts it but is tuned for 16 bits;
+    its gate and write strength are float32, as in fla's own layer (its recurrent kernel has no backward pass). fla's
+    GatedDeltaNet uses states [dv, dk] (`state_v_first`); ours are [dk, dv], the default of both kernels.
     """
     from fla.ops.delta_rule import chunk_delta_rule  # binds Triton: imported where it is used, on CUDA only
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
@@ -87,7 +90,10 @@ def fla_kernel(
 
 @dataclass(frozen=True)
 class SegmentedStates:
-    """What the state after any token is made of: `states` [B, m, H, dk, dv] before each of m segments, and what they read."""
+    """The tensors from which the state after any token is computed.
+
+    `states` [B, m, H, dk, dv] holds the state before each of m segments; the other fields hold what each segment read.
+    """
 
     states: Float[Tensor, "B m H dk dv"]
     keys: Float[Tensor, "B m L Hk dk"]
@@ -97,7 +103,7 @@ class SegmentedStates:
     kernel: Kernel
 
     def at(self, positions: Int[Tensor, "B P"]) -> Float[Tensor, "B*P H dk dv"]:
-        """The state after the token at each position, rows ordered (row, position)."""
+        """Returns the state after the token at each position, with rows ordered (row, position)."""
         segments, length = self.keys.shape[1:3]
         rows = torch.arange(len(positions), device=positions.device).unsqueeze(-1) * segments
         index = (rows + positions // length).flatten()
@@ -111,7 +117,7 @@ class SegmentedStates:
 
 
 def _rows(x: Float[Tensor, "B m *rest"], index: Int[Tensor, "R"]) -> Float[Tensor, "R *rest"]:
-    """The segments at the given numbers, counted over all rows."""
+    """Returns the segments with the given indices, counted over all rows."""
     return x.flatten(0, 1).index_select(0, index)
 
 
@@ -125,7 +131,7 @@ def segmented_delta_rule(
     kernel: Kernel = fla_kernel,
     segment_size: int = SEGMENT_SIZE,
 ) -> tuple[Float[Tensor, "B T H dv"], SegmentedStates]:
-    """As `ops.delta_rule.chunk_delta_rule`, on `kernel`."""
+    """Computes `ops.delta_rule.chunk_delta_rule` segment by segment with `kernel`."""
     batch, length, heads, dv = v.shape
     size = min(segment_size, length)
     padded = -length % size

@@ -1,7 +1,7 @@
-"""The language-model head in slices: logprob, entropy and greedy match of every token, never the whole logits.
+"""The language-model head in slices: logprob, entropy and top-1 match of every token without the full logits.
 
-No tensor over the vocabulary has more than `HEAD_ROWS` rows, forward or backward: the backward makes each slice's logits
-again from the hidden states.
+No tensor over the vocabulary has more than `HEAD_ROWS` rows, forward or backward: the backward pass recomputes each
+slice's logits from the hidden states.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HEAD_ROWS = 1024
 
 
 class TokenStats(NamedTuple):
-    """Of each token x given its hidden state's distribution p: log p(x), the entropy of p in nats, whether x = argmax p."""
+    """Per token x, under its hidden state's distribution p: log p(x), the entropy of p in nats, and whether x = argmax p."""
 
     logprobs: Float[Tensor, "R"]
     entropies: Float[Tensor, "R"]
@@ -36,10 +36,10 @@ def token_stats(
     temperature: float = 1.0,
     entropy: bool = True,
 ) -> TokenStats:
-    """Logprob, entropy and greedy match of `token_ids` under softmax((W h + b) / temperature).
+    """Returns logprob, entropy and top-1 match of `token_ids` under softmax((W h + b) / temperature).
 
-    Gradients flow from logprobs and entropies to hidden states, weight and bias. With `entropy` False the entropies are
-    zeros and cost nothing.
+    Gradients flow from logprobs and entropies to hidden states, weight and bias. If `entropy` is False, the entropies
+    are zeros and cost nothing.
     """
     device = hidden_states.device.type
     if torch.is_autocast_enabled(device):
@@ -51,7 +51,7 @@ def token_stats(
 def row_statistics(
     logits: Float[Tensor, "S V"], token_ids: Int[Tensor, "S"], temperature: float, entropy: bool
 ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"], Bool[Tensor, "S"]]:
-    """log p(x), entropy (zeros where not asked for) and x = argmax p of every row; may write over the logits."""
+    """Returns log p(x), entropy (zeros if not requested) and x = argmax p of every row; may overwrite the logits."""
     logits = _tempered(logits, temperature)
     target = logits.gather(-1, token_ids.unsqueeze(-1))
     highest = logits.amax(-1, keepdim=True)
@@ -75,7 +75,7 @@ def logit_gradients_(
     grad_entropies: Float[Tensor, "S"] | None,
     temperature: float,
 ) -> Float[Tensor, "S V"]:
-    """The gradient of the logits, in their type, given that of their statistics (None: zeros); writes over the logits.
+    """Returns the gradient of the logits, in their dtype, from that of their statistics (None: zeros); overwrites the logits.
 
     d log p_x / dz = 1_x - p,   dH / dz = -p (log p + H),   z = logits / temperature
     """
@@ -93,13 +93,13 @@ def logit_gradients_(
 
 
 def _tempered(logits: Float[Tensor, "S V"], temperature: float) -> Float[Tensor, "S V"]:
-    """z = logits / temperature in float32 at least, in place where it can be."""
+    """Returns z = logits / temperature in at least float32, in place where possible."""
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
 def _on_slices(x: Tensor) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
-    """`row_statistics` and `logit_gradients_`, or the kernels of the same names where they were asked for."""
+    """Returns `row_statistics` and `logit_gradients_`, or the kernels of the same names if they are enabled."""
     if not chosen("head", x):
         return row_statistics, logit_gradients_
     from refine_lab.ops.kernels import head as kernels  # binds Triton: imported where it is used

@@ -1,10 +1,11 @@
-"""LaCT's fast weights: a SwiGLU network a head, trained on the tokens it reads (Zhang et al., 2025; arXiv 2505.23884).
+"""LaCT's fast weights: a SwiGLU network per head, trained on the tokens it reads (Zhang et al., 2025; arXiv 2505.23884).
 
     f(x) = w1 (silu(w0 x) * (w2 x))
 
-Chunk by chunk, apply, then update: the tokens of a chunk see the weights after the chunks before it; then one step on the
-chunk's keys and values, with a learning rate for each token and matrix, raises sum_t <f(k_t), v_t>. A chunk that is not yet
-complete has changed nothing, so the state after any token is the weights of its chunk and the chunk's tokens so far.
+Each chunk is read before it updates the weights: its tokens see the weights after the preceding chunks; then one step
+on the chunk's keys and values, with a learning rate per token and matrix, increases sum_t <f(k_t), v_t>. An incomplete
+chunk has not changed the weights, so the state after any token consists of its chunk's weights and the chunk's tokens
+so far.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from torch import Tensor
 from refine_lab.ops.precision import without_float16
 
 Memory = Mapping[str, Tensor]
-"""Fast weights of S sources: `w0`, `w2` [S, H, h, d] and `w1` [S, H, d, h];
-`w0_sum` and so on with pre-norm, `w0_momentum` and so on with momentum.
+"""Fast weights of S sources: `w0`, `w2` [S, H, h, d] and `w1` [S, H, d, h].
+
+With pre-norm, it also has `w0_sum`, `w1_sum` and `w2_sum`; with momentum, `w0_momentum`, `w1_momentum` and
+`w2_momentum`.
 """
 
 MATRICES = ("w0", "w1", "w2")
@@ -34,13 +37,13 @@ NEWTON_SCHULZ = (
     (2.8769, -3.1427, 1.2046),
     (2.8366, -3.0525, 1.2012),
 )
-"""Coefficients (a, b, c) of each of its steps, as released (a1600012888/LaCT, ttt_operation.py)."""
+"""Coefficients (a, b, c) of each iteration, as released (a1600012888/LaCT, ttt_operation.py)."""
 
 
 def newton_schulz(x: Float[Tensor, "*rows m n"], dtype: torch.dtype | None = None) -> Float[Tensor, "*rows m n"]:
-    """The nearest orthogonal matrix to each x, about: X <- a X + (b A + c A A) X with A = X X^T, in `dtype`.
+    """Approximates the nearest orthogonal matrix to each x: X <- a X + (b A + c A A) X with A = X X^T, in `dtype`.
 
-    None is that of x, or under autocast its own. The release runs it in bfloat16 whatever the model's dtype.
+    None means the dtype of x, or autocast's dtype where it is on. The release uses bfloat16 whatever the model's dtype.
     """
     y = x if dtype is None else x.to(dtype)
     if tall := y.shape[-2] > y.shape[-1]:
@@ -54,7 +57,7 @@ def newton_schulz(x: Float[Tensor, "*rows m n"], dtype: torch.dtype | None = Non
 
 @dataclass(frozen=True)
 class Rule:
-    """How a chunk changes the weights."""
+    """The update rule: how a chunk changes the fast weights."""
 
     chunk_size: int
     use_muon: bool
@@ -69,9 +72,10 @@ class Rule:
         values: Float[Tensor, "S H L d"],
         rates: Float[Tensor, "S H L r"],
     ) -> Memory:
-        """The weights after a complete chunk. `rates`: learning rates for w0, w1, w2 and, last, the momentum's gate if any.
+        """Returns the weights after a complete chunk; `rates` are learning rates for w0, w1, w2 and, last, any momentum gate.
 
-        Post-norm: w <- |w_init| (w + dw) / |w + dw| row by row; pre-norm carries the sum on and normalises what is applied.
+        Post-norm: w <- |w_init| (w + dw) / |w + dw| row by row; pre-norm accumulates the unnormalised sum and
+        normalises only the weights that are applied.
         """
         momentum = "w0_momentum" in memory
         gate = rates[..., -1:].mean(2, keepdim=True) if momentum else None
@@ -92,7 +96,7 @@ class Rule:
         return changed
 
     def _orthogonal(self, steps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All three through Newton-Schulz as one. It turns what is tall; w1, which lies across, is turned here before it."""
+        """Applies Newton-Schulz to all three matrices in one stack; w1 is transposed to the shape of w0 unless it is square."""
         across = steps["w1"].shape[-1] != steps["w1"].shape[-2]  # what is square, neither turns: as the release rounds
         w1 = steps["w1"].mT if across else steps["w1"]
         step0, step1, step2 = newton_schulz(torch.stack([steps["w0"], w1, steps["w2"]]), self.muon_dtype)
@@ -100,7 +104,7 @@ class Rule:
 
 
 def _ascent(memory: Memory, keys: Tensor, values: Tensor, rates: Tensor) -> dict[str, Tensor]:
-    """The gradient of sum_t <f(k_t), v_t> for w0, w1 and w2, every token weighted with its learning rates."""
+    """Returns the gradient of sum_t <f(k_t), v_t> for w0, w1 and w2, with every token weighted by its learning rates."""
     w0, w1, w2 = (memory[name].to(keys.dtype) for name in MATRICES)
     rate0, rate1, rate2 = rates.chunk(3, -1)
     gate, hidden = keys @ w0.mT, keys @ w2.mT
@@ -116,7 +120,7 @@ def _ascent(memory: Memory, keys: Tensor, values: Tensor, rates: Tensor) -> dict
 
 
 def apply(memory: Memory, queries: Float[Tensor, "S H T d"]) -> Float[Tensor, "S H T d"]:
-    """f of every query."""
+    """Returns f of every query."""
     w0, w1, w2 = (memory[name].to(queries.dtype) for name in MATRICES)
     gate = queries @ w0.mT
     return (gate * gate.sigmoid() * (queries @ w2.mT)) @ w1.mT
@@ -124,12 +128,12 @@ def apply(memory: Memory, queries: Float[Tensor, "S H T d"]) -> Float[Tensor, "S
 
 @dataclass(frozen=True)
 class Plan:
-    """Which chunk each new token of a batch belongs to; one for all layers.
+    """Assigns each new token of a batch to its chunk; one plan serves all layers.
 
-    A row that has read `start` tokens holds the `counts` last of them pending, 1 to C of its open chunk (0 of nothing). Its
-    *stream* is these and then the T new tokens: it begins at a chunk's border, so that level n of every row is its places
-    n C to (n + 1) C - 1. Level 0 hangs on the weights the row came with, `sources` [B] of S; every level after it has
-    weights of its own for each of its rows.
+    A row that has read `start` tokens holds the last `counts` of them as pending: 1 to C tokens of its open chunk, or 0
+    if it has read nothing. Its *stream* consists of these and then the T new tokens; it begins at a chunk border, so
+    that level n of every row is positions n C to (n + 1) C - 1 of its stream. Level 0 uses the weights that the row
+    came with, `sources` [B] of S; every later level has separate weights for each of its rows.
     """
 
     start: Int[Tensor, "B"]
@@ -144,7 +148,7 @@ class Plan:
 
     @cached_property
     def bounds(self) -> tuple[int, int]:
-        """The fewest and the most tokens that a row holds pending."""
+        """Returns the minimum and maximum number of pending tokens per row."""
         return int(self.counts.min()), int(self.counts.max())
 
     @property
@@ -153,7 +157,7 @@ class Plan:
 
     @cached_property
     def rows(self) -> list[Int[Tensor, "_"] | None]:
-        """The rows that have tokens at each level, None for all."""
+        """Returns the rows that have tokens at each level, None for all."""
         levels = (self.bounds[1] + self.length - 1) // self.chunk_size + 1
         found: list[Tensor | None] = [None]
         for level in range(1, levels):
@@ -163,13 +167,13 @@ class Plan:
 
     @cached_property
     def offsets(self) -> list[int]:
-        """Sources counted before each level's own."""
+        """Returns how many sources precede each level's own."""
         sizes = [len(self.start) if rows is None else len(rows) for rows in self.rows]
         return [0, *accumulate([self.num_sources, *sizes[1:-1]])][: len(sizes)]
 
     @cached_property
     def table(self) -> Int[Tensor, "B levels"]:
-        """The source of each row at each level, counted on over all levels; -1 where a row has no token."""
+        """Returns the source of each row at each level, numbered across all levels; -1 where a row has no token."""
         columns = [self.sources]
         for rows, offset in zip(self.rows[1:], self.offsets[1:], strict=True):
             column = torch.full_like(self.sources, -1)
@@ -178,25 +182,25 @@ class Plan:
         return torch.stack(columns, 1)
 
     def parents(self, level: int) -> Int[Tensor, "_"]:
-        """Which weights of the level before each row of this one goes on from."""
+        """Returns, for each row of a level, the index of the previous level's weights that it continues from."""
         return _take(self.table[:, level - 1], self.rows[level]) - self.offsets[level - 1]
 
     @cached_property
     def slots(self) -> Int[Tensor, "B"]:
-        """Where each row stands among those of its source: row b is query block `slots` of source `sources`."""
+        """Returns each row's index among the rows of its source: row b is query block `slots` of source `sources`."""
         order = self.sources.argsort(stable=True)
         first = torch.searchsorted(self.sources[order], self.sources)
         return order.argsort() - first
 
     @cached_property
     def most(self) -> int:
-        """Rows of the source that has the most."""
+        """Returns the largest number of rows that share a source."""
         return int(self.slots.max()) + 1
 
     def stream(
         self, pending: Float[Tensor, "B H P f"] | None, new: Float[Tensor, "B H T f"]
     ) -> Float[Tensor, "B H stream f"]:
-        """Pending and new tokens of every row, without a gap between them."""
+        """Returns pending and new tokens of every row, without a gap between them."""
         if pending is None or self.bounds[1] == 0:
             return new
         if self.aligned:
@@ -210,14 +214,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class ChunkStates:
-    """What the state after any token is made of: the weights of each level, and the stream of keys, values and rates."""
+    """The tensors from which the state after any token is computed: weights per level; streams of keys, values, rates."""
 
     plan: Plan
     memories: list[Memory]
     streams: Mapping[str, Float[Tensor, "B H stream _"]]
 
     def shared(self, used: Int[Tensor, "S"]) -> dict[str, Tensor]:
-        """The weights of the given sources, which must ascend."""
+        """Returns the weights of the given sources, which must be in ascending order."""
         parts: dict[str, list[Tensor]] = {name: [] for name in self.memories[0]}
         offset = 0
         for memory in self.memories:
@@ -230,7 +234,7 @@ class ChunkStates:
         return {name: torch.cat(x) for name, x in parts.items()}
 
     def pending(self, positions: Int[Tensor, "B P"]) -> dict[str, Float[Tensor, "B*P H _ f"]]:
-        """The open chunk's tokens up to and with each position, zeros behind."""
+        """Returns the open chunk's tokens up to and including each position, padded with zeros."""
         size = self.plan.chunk_size
         place = self.plan.counts.unsqueeze(-1) + positions
         count = place % size + 1
@@ -246,7 +250,7 @@ class ChunkStates:
         return found
 
     def sources(self, positions: Int[Tensor, "B P"]) -> Int[Tensor, "B P"]:
-        """The source that the state after each position hangs on."""
+        """Returns the source of the weights in the state after each position."""
         return self.plan.table.gather(1, (self.plan.counts.unsqueeze(-1) + positions) // self.plan.chunk_size)
 
 
@@ -258,10 +262,10 @@ def lact(
     plan: Plan,
     rule: Rule,
 ) -> tuple[Float[Tensor, "B H T d"], ChunkStates]:
-    """f of every query by the weights of its chunk; `streams` are `Plan.stream` of `kv` [.., 2 d] and of `rates`.
+    """Returns f of every query by the weights of its chunk; `streams` are `Plan.stream` of `kv` [.., 2 d] and of `rates`.
 
-    Everything is computed in the dtype of the arguments, which must be wide enough for sums over a chunk: float32 or float64.
-    An autocast to bfloat16 is honoured, one to float16 is not.
+    Everything is computed in the dtype of the arguments, which must be wide enough for sums over a chunk: float32 or
+    float64. Autocast to bfloat16 is respected, autocast to float16 is disabled.
     """
     with without_float16(queries.device):
         size, (fewest, most) = plan.chunk_size, plan.bounds
@@ -290,7 +294,7 @@ def lact(
 
 
 def _next(memory: Memory, streams: Mapping[str, Tensor], norms: Memory, plan: Plan, rule: Rule, level: int) -> Memory:
-    """The weights of a level: one step of those before it on the chunk that closes there."""
+    """Returns a level's weights: the previous level's after one step on the chunk that ends there."""
     rows, parents = plan.rows[level], plan.parents(level)
     start = {name: x.index_select(0, parents) for name, x in memory.items()}
     begin = (level - 1) * rule.chunk_size
@@ -304,7 +308,7 @@ def _take(x: Tensor, rows: Int[Tensor, "_"] | None) -> Tensor:
 
 
 def _apply_shared(memory: Memory, queries: Float[Tensor, "B H T d"], plan: Plan) -> Float[Tensor, "B H T d"]:
-    """`apply` with the weights that each row came with: the queries of all rows of a source stand side by side."""
+    """Applies the weights that each row came with, with the queries of all rows of a source side by side."""
     rows, heads, length, width = queries.shape
     if plan.num_sources == rows and plan.most == 1 and bool((plan.sources.diff() > 0).all()):
         return apply(memory, queries)

@@ -1,6 +1,6 @@
-"""What is computed in which dtype: the arithmetic of a run, and sums of half-precision numbers in float32.
+"""Which dtype is used where: autocast for a run, and float32 for sums of half-precision numbers.
 
-float16 ends at 65,504, and bfloat16 has eight bits.
+The largest float16 is 65,504, and bfloat16 has eight bits of precision.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from torch import Tensor, nn
 
 
 def wide(x: Tensor) -> torch.dtype:
-    """The dtype that sums are taken in: float32, or the tensor's own where it is wider."""
+    """Returns the dtype for sums: float32, or the tensor's own if it is wider."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
-    """Arithmetic in the dtype of that name on a device, parameters as they are; "float32" turns an autocast off."""
+    """Returns an autocast to the dtype of that name on a device, with parameters unchanged; "float32" turns autocast off."""
     precision = getattr(torch, dtype)
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
 def without_float16(device: torch.device) -> AbstractContextManager:
-    """Leave an autocast to float16 aside, for sums that would pass its range; an autocast to bfloat16 stays."""
+    """Disables autocast to float16, for sums that would exceed its range; autocast to bfloat16 remains."""
     narrow = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
     return torch.autocast(device.type, enabled=False) if narrow else nullcontext()
 
 
 def rms_norm(norm: nn.RMSNorm, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
-    """x / sqrt(mean x^2 + eps) * weight of x as it came, however wide; the result has the dtype of the weight."""
+    """Returns x / sqrt(mean x^2 + eps) * weight, computed in the wider dtype of x and weight, in the weight's dtype."""
     dtype = torch.promote_types(wide(x), norm.weight.dtype)
     y = F.rms_norm(x.to(dtype), norm.normalized_shape, norm.weight.to(dtype), norm.eps)
     return y.to(norm.weight.dtype)
@@ -44,10 +44,11 @@ def gated_product(
     down: Callable[[Tensor], Tensor],
     activation: Callable[[Tensor], Tensor] = F.silu,
 ) -> Tensor:
-    """`down` of activation(gate) * up: the end of a gated feed-forward part.
+    """Returns `down` of activation(gate) * up: the output of a gated feed-forward layer.
 
-    A product of two float16 numbers can pass 65,504. In float16 it is therefore taken in float32 and divided, token by token,
-    by the power of two that brings it below 2^15; `down`, which must be linear and without a bias, gives the power back.
+    A product of two float16 numbers can exceed 65,504. In float16 it is therefore computed in float32 and divided, per
+    token, by the power of two that brings it below 2^15; the output of `down`, which must be linear and without a bias,
+    is multiplied by that power.
     """
     if gate.dtype != torch.float16:
         return down(activation(gate) * up)

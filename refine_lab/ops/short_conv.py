@@ -1,4 +1,4 @@
-"""Depthwise causal convolution over a few tokens, with its window as a value."""
+"""Depthwise causal convolution over a few tokens, whose window is passed and returned as a value."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def causal_conv(x: Float[Tensor, "B S D"], weight: Float[Tensor, "D 1 W"]) -> Fl
 
 
 def window_at(x: Float[Tensor, "B S D"], positions: Int[Tensor, "B P"], width: int) -> Float[Tensor, "B*P w D"]:
-    """The w = `width` inputs up to and with each position, oldest first; S = w + T: `x` begins with w inputs before token 0."""
+    """Returns the w = `width` inputs up to and including each position, oldest first.
+
+    S = w + T: `x` begins with w inputs before token 0.
+    """
     rows, total, channels = x.shape
     offsets = torch.arange(1, width + 1, device=x.device)
     start = torch.arange(rows, device=x.device).view(-1, 1, 1) * total

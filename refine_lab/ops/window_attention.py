@@ -1,4 +1,4 @@
-"""Causal attention to the last W tokens, at a cost that grows with T * W, with its window as a value."""
+"""Causal attention to the last W tokens in O(T W) time, whose window is passed and returned as a value."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ def window_attention(
     before: Int[Tensor, "B"],
     window: int,
 ) -> Float[Tensor, "B T H d"]:
-    """softmax(q_i k_j / sqrt(d)) v_j over the `window` tokens j up to and with i; S = w + T with w = `window` - 1.
+    """Returns softmax(q_i k_j / sqrt(d)) v_j over the `window` tokens j up to and including i; S = w + T with w = `window` - 1.
 
-    `k` and `v` begin with the w tokens before the first query, the oldest first, of which the last `before` are real
-    (all of them where there were more). torch's scaled_dot_product_attention, block by block of `window` queries, each
-    with the keys of its own block and of the one before; flash-attn where it is installed and every key is real or none.
+    `k` and `v` begin with the w tokens before the first query, oldest first, of which the last `before` are real (all
+    of them if `before` exceeds w). The computation uses torch's scaled_dot_product_attention on blocks of `window`
+    queries, each with the keys of its own block and the previous one, or flash-attn where it is installed and the
+    preceding keys are all real or all absent.
     """
     length = q.shape[1]
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and find_spec("flash_attn") is not None:
@@ -46,7 +47,7 @@ def window_attention(
 
 
 def _band(queries: int, keys: int, window: int, before: Int[Tensor, "rows"]) -> Bool[Tensor, "rows 1 queries keys"]:
-    """Which keys each query attends to: key j stands j - w tokens after the first query, w = `window` - 1."""
+    """Returns which keys each query attends to: key j is j - w tokens after the first query, w = `window` - 1."""
     i = torch.arange(queries, device=before.device).unsqueeze(-1)
     j = torch.arange(keys, device=before.device)
     real = j >= (window - 1 - before).unsqueeze(-1)

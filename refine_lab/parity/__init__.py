@@ -1,11 +1,12 @@
-"""The parity gate: does going on from a state give what reading the whole prefix again gives?
+"""The parity gate: checks that continuing from a state equals re-reading the whole prefix.
 
     refine_lab.parity(model)                  # in Python; `refine_lab.parity.parity` is the same function
-    python -m refine_lab.parity NAME          # exit status 0 where it holds, 1 where it does not, 2 for bad input
+    python -m refine_lab.parity NAME          # exit status 0 if parity holds, 1 if it does not, 2 for bad input
 
-A wrong state gives no error, only worse numbers: a model is held against the plain procedure before it is trained. A batch
-of unequal rows is read once, states are taken inside it, two continuations branch from each, and everything that a step of
-REFINE uses of them is compared with `read(prefix + continuation)`: from scratch, one prefix at a time, unpadded.
+A wrong state raises no error and only makes results worse, so a model is compared with the plain procedure before it is
+trained. A batch of rows of unequal length is read once, states are taken inside it, and two continuations branch from
+each. All quantities that a REFINE step uses are compared with `read(prefix + continuation)` from scratch, one prefix at
+a time, unpadded.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["Parity", "Row", "default_prefixes", "parity", "parity_of"]
 
 
 class _Gate(ModuleType):
-    """Once imported, the module stands where the package has the function of its name: calling it is calling that."""
+    """Makes the module callable as its function, since the module replaces the package's function once it is imported."""
 
     def __call__(self, *arguments: Any, **settings: Any) -> Parity:
         return parity(*arguments, **settings)

@@ -1,4 +1,4 @@
-"""The gate from the command line: `python -m refine_lab.parity NAME`."""
+"""Command line of the parity gate: `python -m refine_lab.parity NAME`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from refine_lab.parity.gate import TOLERANCES, parity, quiet
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0 where parity holds, 1 where it does not, 2 for bad input and where it cannot be taken."""
+    """Returns the exit status: 0 if parity holds, 1 if it does not, 2 for bad input or if it cannot be computed."""
     parser = argparse.ArgumentParser(
         prog="python -m refine_lab.parity",
         description="Hold a model's states against re-reading: exit status 0 where it holds, 1 where not, 2 otherwise.",

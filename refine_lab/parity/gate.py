@@ -1,4 +1,4 @@
-"""The comparison: state-and-branch against re-reading each prefix, quantity by quantity."""
+"""The parity comparison: branching from states against re-reading each prefix, quantity by quantity."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ TOLERANCES: dict[torch.dtype, tuple[float, float]] = {
     torch.float16: (1e-2, 1e-1),
     torch.bfloat16: (5e-2, 3e-1),
 }
-"""Precision of the arithmetic -> relative errors allowed of hidden states and logits, and of gradients."""
+"""Precision of the arithmetic -> allowed relative errors of hidden states and logits, and of gradients."""
 
 MUON_GRADIENT = 1e-4
-"""Of float32 gradients where a layer orthogonalises its updates: five Newton-Schulz steps magnify rounding."""
+"""Tolerance of float32 gradients if a layer orthogonalises its updates: five Newton-Schulz steps magnify rounding."""
 
 SMALL = 1e-3
-"""A parameter whose gradient is below this part of the model's largest is measured by that part, not by its own size."""
+"""A parameter whose gradient is below this fraction of the model's largest is measured relative to that fraction."""
 
 ROUNDING, ROUNDING_LIMIT = 4.0, 1e-3
-"""A float32 gradient may be off by this many times what re-reading is itself off its float64 value, up to the limit."""
+"""A float32 gradient may deviate by this many times re-reading's own deviation from float64, up to the limit."""
 
 QUANTITIES = ("state", "hidden", "logits", "decoded", "greedy", "gradient")
 
@@ -53,26 +53,28 @@ def parity(
     autocast: str | None = None,
     seed: int = 0,
 ) -> Parity:
-    """Compare state-and-branch with re-reading each prefix, on the model's own device and in its dtype.
+    """Compares state-and-branch with re-reading each prefix, on the model's own device and in its dtype.
 
-    For each prefix (by default those around the borders of the model's chunks and windows), a against b from re-reading:
+    For each prefix (by default those around the borders of the model's chunks and windows), a is compared with b from
+    re-reading:
 
-        state      the state that was branched from, after branching, against itself before: equal to the bit, and
-                   its length that of the prefix
-        hidden     of the prefix's last token and of a continuation read at once:  max|a - b| / max|b|; where the
-                   prefix is its whole row, also of the continuation read from the row's final state
-        logits     of the same places
+        state      the state that was branched from, after branching, against a copy from before: bitwise equal, and its
+                   length equal to the prefix's
+        hidden     of the prefix's last token and of a continuation read at once:  max|a - b| / max|b|; if the prefix is
+                   its whole row, also of the continuation read from the row's final state
+        logits     at the same positions
         decoded    logits of the same continuation, read token by token from state to state
-        greedy     how far the logit of a greedy token falls short of the largest:  max(b) - b[token], over max|b|
+        greedy     by how much the logit of a greedy token is below the largest:  max(b) - b[token], over max|b|
         gradient   of REFINE's policy loss (eq. 10) through branch and prefix, for each parameter p:
                    ||a_p - b_p|| / max(||b_p||, 1e-3 max_q ||b_q||)
 
-    The gradient's floor is there since one that cancels to almost nothing keeps the rounding of its terms; one that is
-    missing altogether still shows down to 1e-8 of the largest. Where a float32 gradient is off by more than allowed, the
-    rounding of re-reading itself is measured in float64, and four times that is allowed, up to 1e-3: a key of almost no
-    length makes any order of summation differ. `autocast` is what `TrainConfig.dtype` is; text is random, by `seed`.
+    The gradient's floor is needed because a gradient that nearly cancels keeps the rounding of its terms; one that is
+    missing altogether is still detected down to 1e-8 of the largest. If a float32 gradient deviates by more than
+    allowed, the rounding of re-reading itself is measured in float64, and four times that is allowed, up to 1e-3: with
+    a key of nearly zero norm, any order of summation gives a different result. `autocast` corresponds to
+    `TrainConfig.dtype`; the text is random, drawn from `seed`.
 
-    Raises ValueError for a length below 1, a precision without tolerances, and a model that takes no gradient.
+    Raises ValueError for a length below 1, a precision without tolerances, and a model without trainable parameters.
     """
     given = default_prefixes(model) if prefixes is None else prefixes
     whole = len(given) > 0 and all(type(length) is int and length >= 1 for length in given)
@@ -96,7 +98,7 @@ def parity(
 
 
 def parity_of(config: TrainConfig) -> Parity:
-    """The gate for the model that a run of `config` starts from, on its device and in its arithmetic."""
+    """Runs the gate for the initial model of a run of `config`, on its device and in its arithmetic."""
     quiet()
     model, _ = load_model(config.model, device=config.device, seed=config.seed, settings=config.model_settings)
     recompute(model, config.recompute)
@@ -104,12 +106,12 @@ def parity_of(config: TrainConfig) -> Parity:
 
 
 def quiet() -> None:
-    """No progress bar for a second's loading: a notebook would keep it, blank."""
+    """Disables progress bars for short loads, which a notebook would keep as blank output."""
     logging.disable_progress_bar()
 
 
 def default_prefixes(model: FastWeightLM) -> list[int]:
-    """1, 2, those around each of the model's borders (two tokens before, at, one after) and one beyond twice the largest.
+    """Returns 1, 2, three lengths around each of the model's borders (-2, 0, +1 tokens) and one beyond twice the largest.
 
     See `FastWeightLM.borders` and `FastWeightLM.later_borders`.
     """
@@ -118,7 +120,7 @@ def default_prefixes(model: FastWeightLM) -> list[int]:
 
 
 def _tolerances(model: FastWeightLM, precision: torch.dtype) -> tuple[str, tuple[float, float]]:
-    """What is compared, in words; and the errors allowed, of outputs and of gradients."""
+    """Returns a description of the comparison, and the allowed errors of outputs and of gradients."""
     if precision not in TOLERANCES:
         names = ", ".join(str(x).removeprefix("torch.") for x in TOLERANCES)
         raise ValueError(f"parity knows tolerances of {names}, not of {str(precision).removeprefix('torch.')}")
@@ -132,7 +134,7 @@ def _tolerances(model: FastWeightLM, precision: torch.dtype) -> tuple[str, tuple
 
 
 def _compare(model: FastWeightLM, branched: Branched, prefix: int, allowed: tuple[float, float]) -> Iterator[Row]:
-    """The rows of all branches of one length of prefix."""
+    """Yields the rows of all branches with one prefix length."""
     outputs, gradient = allowed
     members, named = branched.members(prefix), {name: p for name, p in model.named_parameters() if p.requires_grad}
     num_tokens, parameters = len(members) * branched.tokens.shape[1], list(named.values())
@@ -170,7 +172,7 @@ def _compare(model: FastWeightLM, branched: Branched, prefix: int, allowed: tupl
 def _forward_errors(
     model: FastWeightLM, branched: Branched, branch: int, truth: Reread
 ) -> list[tuple[str, float, int]]:
-    """(quantity, relative error, place: 0 is the prefix's last token) of one branch."""
+    """Returns (quantity, relative error, position: 0 is the prefix's last token) of one branch."""
     hidden, scale = branched.hidden_states[branch], truth.logits.abs().max()
     before, decoded = truth.logits[:-1], logits_of(model, branched.decoded[branch])
     found = [
@@ -198,7 +200,7 @@ def _size(error: float) -> float:
 
 
 def _changes(branched: Branched, members: list[int]) -> dict[str, float]:
-    """By how much branching changed each tensor of the state that was branched from; its lengths are held to the prefixes."""
+    """Returns how much branching changed each tensor of the original state; lengths are compared with the prefixes."""
     before, after = branched.before.select(members), branched.after.select(members)
     sources = [{} if state.sources is None else {"sources": state.sources} for state in (before, after)]
     lengths = ({"lengths": branched.prefixes[members]}, {"lengths": after.lengths})
@@ -207,14 +209,14 @@ def _changes(branched: Branched, members: list[int]) -> dict[str, float]:
 
 
 def _distances(gradient: Sequence[Tensor], reference: Sequence[Tensor]) -> list[float]:
-    """||a_p - b_p|| / max(||b_p||, 1e-3 max_q ||b_q||) of each parameter p."""
+    """Returns ||a_p - b_p|| / max(||b_p||, 1e-3 max_q ||b_q||) for each parameter p."""
     sizes = [float(b.norm()) for b in reference]
     floor = max(SMALL * max(sizes), torch.finfo(torch.float64).tiny)
     return [float((a - b).norm()) / max(size, floor) for a, b, size in zip(gradient, reference, sizes, strict=True)]
 
 
 def _rounding(model: FastWeightLM, branched: Branched, prefix: int, reference: list[Tensor]) -> dict[str, float]:
-    """`ROUNDING` times the distance of each parameter's re-read gradient from what it is in float64."""
+    """Returns `ROUNDING` times the distance of each parameter's re-read gradient from its float64 value."""
     exact, members = deepcopy(model).double(), branched.members(prefix)
     named = {name: p for name, p in exact.named_parameters() if p.requires_grad}
     totals, num_tokens = [torch.zeros_like(p) for p in named.values()], len(members) * branched.tokens.shape[1]
@@ -228,7 +230,7 @@ def _rounding(model: FastWeightLM, branched: Branched, prefix: int, reference: l
 
 @torch.no_grad()
 def _first_wrong_layer(model: FastWeightLM, branched: Branched, row: Row) -> str | None:
-    """The first layer whose outputs for a continuation read at once leave those of re-reading."""
+    """Returns the first layer whose outputs for a continuation read at once differ from those of re-reading."""
     for branch in branched.members(row.prefix):
         tokens, state = branched.tokens[branch : branch + 1], branched.before.select([branch])
         ours = layer_outputs(model, lambda x=tokens, state=state: model.read(x, state=state))

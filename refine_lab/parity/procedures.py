@@ -1,4 +1,4 @@
-"""The two procedures that the gate compares: branches from states, and every prefix read again from scratch."""
+"""The two procedures that the gate compares: branching from states, and re-reading every prefix from scratch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from refine_lab.method.rollout import Branches, follow
 from refine_lab.models import FastWeightLM, State
 
 GROUP = 2
-"""Continuations of each position: the greedy one, and one of random tokens."""
+"""Continuations per position: a greedy one and one of random tokens."""
 
 
 class Probe(NamedTuple):
-    """What is read: random text and continuations, and where those branch off.
+    """The gate's input: random text and continuations, and the positions where they branch off.
 
-    Two rows of unequal length; the second has all prefixes, the first those that fit it. Beyond the first row's end stand
-    tokens that must not matter.
+    It has two rows of unequal length; the second has all prefixes, the first those that fit it. The tokens beyond the
+    first row's end must have no effect.
     """
 
     tokens: Int[Tensor, "B T"]
@@ -33,7 +33,7 @@ class Probe(NamedTuple):
 
     @staticmethod
     def of(model: FastWeightLM, prefixes: Sequence[int], rollout_length: int, seed: int) -> Probe:
-        """The probe of ascending lengths of prefixes, on the model's device."""
+        """Returns the probe for prefix lengths in ascending order, on the model's device."""
         generator = torch.Generator().manual_seed(seed)
         vocabulary, longest = model.head.out_features, prefixes[-1] + rollout_length
         short = prefixes[-2] + 1 if len(prefixes) > 1 else prefixes[0]
@@ -45,11 +45,11 @@ class Probe(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Branched:
-    """All branches as a training step makes them, R of them; `tokens` is what each was continued by.
+    """All R branches as a training step makes them; `tokens` are their continuations.
 
-    `hidden_states` from the prefix's last token on, the continuation read at once; `decoded` the same, without the last,
-    read token by token. `before` and `after` are the state that was branched from, copied before and looked at after;
-    `final` is the state after each row.
+    `hidden_states` begin at the prefix's last token, with the continuation read at once; `decoded` are the same without
+    the last one, read token by token. `before` and `after` are the state that was branched from, copied before and
+    inspected after branching; `final` is the state after each row.
     """
 
     rows: Int[Tensor, "B T"]
@@ -87,26 +87,26 @@ class Branched:
         )
 
     def members(self, prefix: int) -> list[int]:
-        """The branches of one length of prefix."""
+        """Returns the branches with one prefix length."""
         return (self.prefixes == prefix).nonzero().flatten().tolist()
 
     def row(self, branch: int) -> int:
         return branch * len(self.rows) // len(self.tokens)
 
     def whole(self, branch: int) -> Int[Tensor, "1 S"]:
-        """The prefix of a branch and its continuation."""
+        """Returns the prefix of a branch and its continuation."""
         prefix = self.rows[self.row(branch), : int(self.prefixes[branch])]
         return torch.cat([prefix, self.tokens[branch]]).unsqueeze(0)
 
     def loss(self, logprobs: Float[Tensor, "P K"], branches: Sequence[int], num_tokens: int) -> Float[Tensor, ""]:
-        """REFINE's policy loss (eq. 10) of the given branches; the policy is the one that sampled."""
+        """Returns REFINE's policy loss (eq. 10) of the given branches, with the sampling policy as the policy."""
         method, weights = RefineConfig(), self.advantages[list(branches)].to(logprobs.dtype)
         return policy_loss(logprobs, logprobs.detach(), weights, method.clip_eps, method.dual_clip, num_tokens)[0]
 
 
 @torch.no_grad()
 def _decode(model: FastWeightLM, branches: Branches, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Token by token: the first of each group greedily, the others by `tokens`. What was read, and the hidden states before."""
+    """Decodes the first branch of each group greedily, the others by `tokens`; returns tokens and preceding hidden states."""
     state, hidden, read, before = branches.state, branches.hidden_states, [], []
     greedy = torch.arange(len(tokens), device=tokens.device) % GROUP == 0
     for column in tokens.unbind(1):
@@ -119,13 +119,13 @@ def _decode(model: FastWeightLM, branches: Branches, tokens: Tensor) -> tuple[Te
 
 
 def logits_of(model: FastWeightLM, hidden_states: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows V"]:
-    """In float32 at least, and without the sliced head: what the gate compares with shares as little as can be."""
+    """Returns logits in at least float32 without the sliced head, so that the two procedures share little code."""
     logits = model.lm_head(hidden_states)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class Reread(NamedTuple):
-    """A prefix and its continuation, read from scratch: from the prefix's last token on; and the gradients of its loss."""
+    """A prefix and its continuation, read from scratch: values from the prefix's last token on, and the loss gradients."""
 
     hidden_states: Float[Tensor, "S D"]
     logits: Float[Tensor, "S V"]
@@ -135,7 +135,7 @@ class Reread(NamedTuple):
 def reread(
     model: FastWeightLM, branched: Branched, branch: int, num_tokens: int, parameters: Sequence[nn.Parameter]
 ) -> Reread:
-    """The plain procedure for one branch."""
+    """Runs the plain procedure for one branch."""
     hidden = model.read(branched.whole(branch)).hidden_states[0, int(branched.prefixes[branch]) - 1 :]
     logits = logits_of(model, hidden)
     logprobs = logits[:-1].log_softmax(-1).gather(-1, branched.tokens[branch].unsqueeze(-1)).T
@@ -144,13 +144,13 @@ def reread(
 
 
 def gradients(loss: Float[Tensor, ""], parameters: Sequence[nn.Parameter], keep: bool = False) -> list[Tensor]:
-    """Of the loss by each parameter, zero where there is none; what the parameters hold themselves is left alone."""
+    """Returns the gradient of the loss for each parameter, zero if there is none; `.grad` is left unchanged."""
     found = torch.autograd.grad(loss, parameters, retain_graph=keep, allow_unused=True)
     return [torch.zeros_like(p) if x is None else x for p, x in zip(parameters, found, strict=True)]
 
 
 def layer_outputs(model: FastWeightLM, read: Callable[[], object]) -> dict[str, Tensor]:
-    """What each of the model's layers puts out while `read` runs, in their order."""
+    """Returns the outputs of each of the model's layers while `read` runs, in order."""
     name, layers = next((name, x) for name, x in model.named_modules() if isinstance(x, nn.ModuleList))
     outputs: dict[str, Tensor] = {}
 

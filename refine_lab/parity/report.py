@@ -1,4 +1,4 @@
-"""What the gate finds: a row for every comparison, a table, and one sentence."""
+"""The gate's result: one row per comparison, a table, and one sentence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: the largest relative error of a quantity over all branches of one length of prefix, and its place."""
+    """One comparison: a quantity's largest relative error over all branches with one prefix length, and its location."""
 
     quantity: str
     prefix: int
@@ -26,12 +26,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Parity:
-    """The gate's result; printed, a table and a sentence."""
+    """The gate's result; it prints as a table and a sentence."""
 
     subject: str
     rows: tuple[Row, ...]
     layer: str | None = None
-    "The first layer whose outputs differ, where one was found."
+    "The first layer whose outputs differ, if one was found."
 
     @property
     def holds(self) -> bool:
@@ -39,7 +39,7 @@ class Parity:
 
     @property
     def sentence(self) -> str:
-        """What holds, or what fails first and where."""
+        """Returns what holds, or what fails first and where."""
         wrong = [row for row in self.rows if not row.holds]
         if not wrong:
             return f"parity holds for {self.subject} in all of {len(self.rows)} comparisons"
@@ -47,12 +47,12 @@ class Parity:
         return f"parity fails for {self.subject} in {len(wrong)} of {len(self.rows)} comparisons: {wrong[0]}{layer}"
 
     def check(self) -> None:
-        """Raises RuntimeError with the sentence where it does not hold: a notebook's cell that ends there."""
+        """Raises RuntimeError with the sentence if parity does not hold, which stops a notebook cell."""
         if not self.holds:
             raise RuntimeError(self.sentence)
 
     def __str__(self) -> str:
-        """Relative errors by prefix and quantity; `!` marks those above what is allowed, which stands below."""
+        """Relative errors by prefix and quantity; `!` marks those above the tolerance in the last row."""
         quantities = list(dict.fromkeys(row.quantity for row in self.rows))
         cells = {(row.prefix, row.quantity): row for row in self.rows}
         lines = ["  prefix" + "".join(f"{name:>11} " for name in quantities)]

@@ -1,8 +1,8 @@
-"""Recipes: one function an experiment, returning a whole configuration. The only home of the paper's numbers.
+"""Recipes: one function per experiment, each returning a complete configuration with the paper's numbers.
 
-Each value names its place: a table of the paper, `release` (the paper's code), or `ours`. Within a recipe, SFT differs from
-REFINE in `method` alone: the same sequences, the same number of optimizer updates. `release_updates` gives SFT the fewer
-updates of the paper's released code.
+No other module contains these numbers. Each value names its source: a table of the paper, `release` (the paper's code),
+or `ours`. Within a recipe, SFT differs from REFINE only in `method`: it uses the same sequences and the same number of
+optimizer updates. `release_updates` gives SFT fewer updates, as in the paper's released code.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ METHODS: dict[Phase, tuple[str, ...]] = {
     "posttrain": ("sft", "nested_sft", "nested_refine"),  # section 4.3
     "ttt": ("none", "sft", "refine"),  # section 4.4
 }
-"""The methods that a phase compares; nested ones make updates on the prompts before the one on the answers."""
+"""The methods that a phase compares; nested ones make updates on the prompts before the update on the answers."""
 
 
 class Recipe(NamedTuple):
-    """A recipe and the phase that it is for."""
+    """A recipe and its phase."""
 
     phase: Phase
     make: Callable[..., Any]
-    "(method, seed) -> `TrainConfig`, for `ttt` `TTTRunConfig`; for `pretrain` (model, prose) -> a `TrainConfig` a stage."
+    "(method, seed) -> `TrainConfig`, or `TTTRunConfig` for `ttt`; for `pretrain`: (model, prose) -> `TrainConfig` per stage."
 
 
 RECIPES: dict[str, Recipe] = {
@@ -52,12 +52,15 @@ RECIPES: dict[str, Recipe] = {
 
 
 def named(phase: Phase) -> list[str]:
-    """The names of a phase's recipes."""
+    """Returns the names of a phase's recipes."""
     return [name for name, entry in RECIPES.items() if entry.phase == phase]
 
 
 def recipe(name: str, phase: Phase | None = None) -> Recipe:
-    """The recipe of that name; raises ValueError that names the nearest and all there are, of `phase` where it is given."""
+    """Returns the recipe of that name.
+
+    Raises ValueError that suggests the nearest name and lists the allowed ones, those of `phase` if it is given.
+    """
     allowed = named(phase) if phase else [each for each in RECIPES if RECIPES[each].phase in METHODS]
     if name not in allowed:
         raise unknown(f"{phase} recipe" if phase else "recipe", name, allowed)

@@ -1,4 +1,4 @@
-"""Mid-training (paper, section 4.2): the paper's own, and one for a laptop."""
+"""Recipes for mid-training (paper, section 4.2): the paper's own, and one for a laptop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from refine_lab.config import DataConfig, RefineConfig, TrainConfig, require
 
 
 def paper_midtrain(arm: str = "refine", seed: int = 0) -> TrainConfig:
-    """Mid-training of DeltaNet-1.3B as in the paper (section 4.2), with as many updates in either arm."""
+    """Mid-training of DeltaNet-1.3B as in the paper (section 4.2), with equally many updates for both methods."""
     method = RefineConfig(
         num_chunks=8,  # c, tables 2 and D.1
         rollout_length=5,  # k, tables 2 and D.1
@@ -58,7 +58,7 @@ def paper_midtrain(arm: str = "refine", seed: int = 0) -> TrainConfig:
 
 
 def midtrain(arm: str = "refine", seed: int = 0) -> TrainConfig:
-    """Mid-training of the embedded default: 204,800 tokens in minutes on a laptop's CPU. Ours where nothing is said."""
+    """Mid-training of the embedded default: 204,800 tokens in minutes on a laptop's CPU. Values without a source are ours."""
     method = RefineConfig(  # the paper's: tables 2 and D.1, with the release's reading of eq. 5
         num_chunks=8,
         rollout_length=5,

@@ -1,4 +1,4 @@
-"""Post-training with nested REFINE (paper, section 4.3): the paper's own, and one for a laptop."""
+"""Recipes for post-training with nested REFINE (paper, section 4.3): the paper's own, and ones for a laptop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from refine_lab.config import DataConfig, RefineConfig, TaskConfig, TrainConfig,
 
 
 def paper_posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
-    """Post-training of DeltaNet-1.3B on RULER's SQuADQA as in the paper (section 4.3); nested SFT with as many updates."""
+    """Post-training of DeltaNet-1.3B on RULER's SQuADQA as in the paper (section 4.3); nested SFT has equally many updates."""
     task = TaskConfig(
         source="ruler:dev-v2.0.json",  # table C.1: SQuADQA, made from SQuAD v2.0; or HotpotQA
         prompt_tokens=4096,  # table C.1: 4K, 8K or 16K
@@ -37,7 +37,7 @@ def paper_posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
 
 
 def posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
-    """Post-training of the embedded default on facts asked for, in minutes on a laptop's CPU. Ours where nothing is said."""
+    """Post-training of the embedded default on recall questions, in minutes on a CPU. Values without a source are ours."""
     task = TaskConfig(
         source="recall:word-12",  # asked in words that pre-training did not use
         prompt_tokens=512,
@@ -65,7 +65,7 @@ def posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
 
 
 def posttrain_searched(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
-    """`posttrain` of tiny-deltanet, each way with the best settings of a search on validation examples (docs/log.md)."""
+    """`posttrain` of tiny-deltanet, with each method's best settings from a search on validation examples (docs/log.md)."""
     config = replace(posttrain(arm, seed), recipe="posttrain_searched")
     if arm == "sft":
         return replace(config, lr=1e-3, steps=50, max_grad_norm=0.3)
@@ -73,7 +73,7 @@ def posttrain_searched(arm: str = "nested_refine", seed: int = 0) -> TrainConfig
 
 
 def posttrain_searched_lact(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
-    """`posttrain` of tiny-lact, each way with the best settings of a search on validation examples (docs/log.md)."""
+    """`posttrain` of tiny-lact, with each method's best settings from a search on validation examples (docs/log.md)."""
     config = replace(posttrain(arm, seed), recipe="posttrain_searched_lact", model="tiny-lact")
     if arm == "sft":
         return replace(config, lr=6e-4)
@@ -81,7 +81,7 @@ def posttrain_searched_lact(arm: str = "nested_refine", seed: int = 0) -> TrainC
 
 
 def _paper_hybrid() -> RefineConfig:
-    """REFINE within post-training."""
+    """Returns REFINE's settings within post-training."""
     return RefineConfig(
         num_chunks=8,  # c, table 2
         rollout_length=5,  # k, table 2

@@ -1,4 +1,4 @@
-"""The curricula that made the shipped models; all values ours."""
+"""Recipes for pre-training: the curricula that made the shipped models; all values are ours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from refine_lab.config import DataConfig, TrainConfig
 
 
 class Stage(NamedTuple):
-    """A stage of a curriculum, as it stands in a table."""
+    """A stage of a curriculum, as one table row."""
 
     steps: int
     length: int  # tokens a row
@@ -20,10 +20,10 @@ class Stage(NamedTuple):
 
 
 def pretrain(model: str, prose: str | None = None) -> list[TrainConfig]:
-    """The curriculum that made `tiny-deltanet`, stage by stage; all values ours (docs/log.md tells why).
+    """The curriculum that made `tiny-deltanet`, stage by stage; all values are ours (docs/log.md explains them).
 
-    `model` is `new:FOLDER`, a configuration and tokenizer; every stage goes on from the one before. `prose` is a folder of
-    .txt files that takes a tenth or so of the plain rows beside the Python corpus.
+    `model` is `new:FOLDER`, a configuration and tokenizer; every stage continues from the previous one. `prose` is a
+    folder of .txt files that make up roughly a tenth of the plain rows, beside the Python corpus.
     """
     stages = [
         Stage(500, 128, 32, 50, 0.15, {"pairs": 0.5, "number-1": 0.1}),
@@ -43,10 +43,11 @@ def pretrain(model: str, prose: str | None = None) -> list[TrainConfig]:
 
 
 def pretrain_lact(model: str, prose: str | None = None) -> list[TrainConfig]:
-    """The curriculum that made `tiny-lact`; all values ours. `model` and `prose` as for `pretrain`.
+    """The curriculum that made `tiny-lact`; all values are ours. `model` and `prose` are as for `pretrain`.
 
-    Attention sees two tokens at first, then more: so the fast weights learn to bind a value to its key before attention
-    can do without them (docs/log.md has the search). As many tokens in all as `pretrain`.
+    Attention sees only two tokens at first and more later, so that the fast weights learn to bind a value to its key
+    before attention can do so instead (docs/log.md describes the search). The total number of tokens is that of
+    `pretrain`.
     """
     stages = [
         Stage(500, 32, 32, 30, 0.0, {"pairs": 1.0}, window=2),  # here facts are bound
@@ -74,7 +75,7 @@ def pretrain_lact(model: str, prose: str | None = None) -> list[TrainConfig]:
 def _curriculum(
     name: str, stages: list[Stage], model: str, prose: str | None, *, threads: int, first_seed: int = 1
 ) -> list[TrainConfig]:
-    """Every stage as a run, with a seed of its own; the learning rate falls in the last."""
+    """Returns a run for every stage, each with its own seed; the learning rate decays in the last one."""
     return [
         TrainConfig(
             recipe=f"{name}-{number}",

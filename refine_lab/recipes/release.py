@@ -1,4 +1,4 @@
-"""The unequal updates of the paper's released code, in which SFT makes fewer than REFINE: not a fair comparison."""
+"""The unequal updates of the paper's released code, where SFT makes fewer than REFINE: not a fair comparison."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ C = TypeVar("C", bound=TrainConfig | TTTRunConfig)
 
 
 def release_updates(config: C) -> C:
-    """`config` with `updates="release"`, where it is SFT with the release's fewer updates; otherwise its updates stay.
+    """Returns `config` with `updates="release"`: SFT makes the release's fewer updates, other methods are unchanged.
 
-    SFT, in post-training nested SFT on the prompts, makes one update a batch. Test-time training that resets the weights
-    after each prompt makes half of the steps. Raises ValueError where there is only one update, of which none can be left out.
+    SFT, and in post-training nested SFT on the prompts, makes one update per batch. In test-time training that resets
+    the weights after each prompt, it makes half of the steps. Raises ValueError if there is only one update, which
+    cannot be omitted.
     """
     changed = replace(config, updates="release")
     if changed.way == config.arm:

@@ -1,4 +1,4 @@
-"""Test-time training (paper, section 4.4): the paper's own, and one that puts the weights back."""
+"""Recipes for test-time training (paper, section 4.4): the paper's own, and ones that reset the weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from refine_lab.ttt_config import TTTConfig, TTTRunConfig
 
 
 def ttt_per_prompt(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
-    """Test-time training of the embedded default, prompt by prompt, weights and moments reset. Ours where nothing is said."""
+    """Test-time training of the embedded default on single prompts, with resets. Values without a source are ours."""
     return TTTRunConfig(
         recipe="per_prompt",
         model="tiny-deltanet",
@@ -32,7 +32,7 @@ def ttt_per_prompt_searched(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
 
 
 def ttt_per_prompt_searched_lact(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
-    """`ttt_per_prompt` of tiny-lact, each way with the best settings of a search on validation prompts (docs/log.md)."""
+    """`ttt_per_prompt` of tiny-lact, with each method's best settings from a search on validation prompts (docs/log.md)."""
     config = replace(ttt_per_prompt(arm, seed), recipe="per_prompt_searched_lact", model="tiny-lact")
     if config.ttt is None:
         return config
@@ -43,7 +43,7 @@ def ttt_per_prompt_searched_lact(arm: str = "refine", seed: int = 0) -> TTTRunCo
 
 
 def ttt_paper(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
-    """Test-time training as in the paper: batches of prompts, weights that are never reset; as many updates in either arm."""
+    """Test-time training as in the paper: batches of prompts, weights never reset, equally many updates for both methods."""
     return TTTRunConfig(
         recipe="paper",
         model="fla-hub/delta_net-1.3B-100B",  # the paper's: post-trained before

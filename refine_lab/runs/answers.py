@@ -1,4 +1,4 @@
-"""The answers of a run, kept in closed Parquet files."""
+"""The answers of a run, stored in closed Parquet files."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ COLUMNS = {
     "f1": pa.float32(),
     "seconds": pa.float64(),
 }
-"""Of a row, an example each; others may follow."""
+"""Columns of a row, one row per example; further columns may follow."""
 
 
 class AnswerLog:
-    """The answers of one way and seed in a folder of closed parquet files, `<first>-<last>.parquet` by row, from 0.
+    """The answers of one method and seed in a folder of closed parquet files, `<first>-<last>.parquet` by row, from 0.
 
-    A file is written whole under a temporary name and renamed, so that nobody reads half a one. A damaged file is passed
-    over with a warning: what it held counts as unanswered, and other files keep theirs.
+    A file is written under a temporary name and renamed, so that readers never see a partial file. A damaged file is
+    skipped with a warning: its examples count as unanswered, and other files are unaffected.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,13 +42,13 @@ class AnswerLog:
 
     @property
     def done(self) -> frozenset[str]:
-        """The names of the examples that have an answer."""
+        """Returns the names of the answered examples."""
         return frozenset(name for table in self._tables(["name"]) for name in table["name"].to_pylist())
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows, as one file; each with the columns `COLUMNS`, and any others.
+        """Adds rows as one file; each has the columns `COLUMNS`, and any others.
 
-        Raises ValueError where a row lacks a column, or holds what is not of its type.
+        Raises ValueError if a row lacks a column, or holds a value of the wrong type.
         """
         if not rows:
             return
@@ -68,7 +68,7 @@ class AnswerLog:
         )
 
     def read(self) -> pd.DataFrame:
-        """A row an answer, in the order written; where an example was answered again, the last."""
+        """Returns one row per answer, in the order written; if an example was answered twice, the last answer."""
         tables = list(self._tables())
         if not tables:
             return pa.table({name: pa.array([], kind) for name, kind in COLUMNS.items()}).to_pandas()
@@ -76,7 +76,7 @@ class AnswerLog:
         return rows.drop_duplicates("name", keep="last").reset_index(drop=True)
 
     def cut(self, count: int) -> None:
-        """Keep the first `count` rows written: for a run that goes on from an earlier checkpoint."""
+        """Keeps only the first `count` rows written, for a run that resumes from an earlier checkpoint."""
         for first, last, path in parquet_parts(self.folder):
             if last < count:
                 continue
@@ -86,7 +86,7 @@ class AnswerLog:
 
     @property
     def rows(self) -> int:
-        """Rows written so far, the number to give `cut` later."""
+        """Returns the number of rows written so far, for a later `cut`."""
         return self._next()
 
     def _next(self) -> int:
@@ -98,7 +98,7 @@ class AnswerLog:
 
 
 def _table(path: Path, columns: list[str] | None = None) -> pa.Table | None:
-    """What a file holds; None, with a warning, where it is damaged."""
+    """Returns the content of a file; None, with a warning, if it is damaged."""
     try:
         return pq.read_table(path, columns=columns)
     except (pa.ArrowException, OSError) as error:

@@ -1,4 +1,4 @@
-"""The side of a run's own process: it holds the lock, and heeds signals, its parent's end and a request to stop."""
+"""The child's side of a run's process: it holds the lock, and reacts to signals, its parent's end and a stop request."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from refine_lab.runs.files import take_lock
 from refine_lab.runs.run import Run
 
 LOCKS, WATCH_FD = "REFINE_LOCK_FDS", "REFINE_WATCH_FD"
-"""Environment variables that tell a child which of its descriptors are its runs' locks and the parent's pipe."""
+"""Environment variables that give a child the descriptors of its runs' locks and of the parent's pipe."""
 
 SAVE_SECONDS = 120.0
-"""How long a run may take to save before it is killed, where whoever started it wants it stopped or is no more."""
+"""Maximum time for a run to save before it is killed, once its starter has requested a stop or has ended."""
 
 
 class StopSignal:
-    """A process's own knowledge of whether it is asked to stop working on a run."""
+    """Records whether a process has been asked to stop working on a run."""
 
     def __init__(self, run_dir: Path, lock: int | None = None) -> None:
         self._file = run_dir / "stop"
@@ -32,23 +32,23 @@ class StopSignal:
         self._reason = self._reason or reason
 
     def requested(self) -> str | None:
-        """Why the process should save and stop, or None; asked between two steps."""
+        """Returns why the process should save and stop, or None; called between two steps."""
         if self._reason is None and self._file.exists():
             self.set("a stop was requested")
         return self._reason
 
     def release(self) -> None:
-        """Give the run's lock back: whoever asks is told that nobody works on the run any more."""
+        """Releases the run's lock, which shows that no process works on the run any more."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
 
 def child_setup(*run_dirs: Path | str) -> list[StopSignal]:
-    """A run process's side, called before anything slow: hold the locks, heed signals, parent and stop files.
+    """Sets up a run's process before any slow work: holds the locks, and watches signals, parent and stop files.
 
-    Returns a signal a run. Raises RuntimeError where another process works on one of `run_dirs`, FileNotFoundError where
-    one is no run directory.
+    Returns one signal per run. Raises RuntimeError if another process works on one of `run_dirs`, and FileNotFoundError
+    if one is not a run directory.
     """
     paths = [Run(run_dir).path for run_dir in run_dirs]
     locks = inherited_locks()
@@ -70,7 +70,7 @@ def child_setup(*run_dirs: Path | str) -> list[StopSignal]:
 
 
 def inherited_locks() -> list[int]:
-    """The descriptors of the locks that this process was given, in the order of its run directories."""
+    """Returns the descriptors of the inherited locks, in the order of the run directories."""
     locks = [int(lock) for lock in os.environ.pop(LOCKS, "").split(",") if lock]
     for lock in locks:
         os.set_inheritable(lock, False)
@@ -78,7 +78,7 @@ def inherited_locks() -> list[int]:
 
 
 def _outlive_parent(stop: Callable[[str], object]) -> None:
-    """Ask for the stop, and end a process that hangs: nobody is left who would."""
+    """Requests the stop, and kills the process if it hangs, since no parent is left to do so."""
     stop("the process that started it ended")
     time.sleep(SAVE_SECONDS)  # in a daemon thread: a process that has saved does not wait for it
     print(f"the process that started it ended, and it has not saved in {SAVE_SECONDS:g} s: killed", file=sys.stderr)
@@ -86,7 +86,7 @@ def _outlive_parent(stop: Callable[[str], object]) -> None:
 
 
 def watch_parent(fd: int, on_death: Callable[[], object]) -> threading.Thread:
-    """Call `on_death` from a thread when the pipe that `fd` reads from has no writer any more."""
+    """Starts a thread that calls `on_death` when the pipe that `fd` reads from has no writer left."""
 
     def watch() -> None:
         while os.read(fd, 1024):
@@ -99,7 +99,7 @@ def watch_parent(fd: int, on_death: Callable[[], object]) -> threading.Thread:
 
 
 def lock_for_work(path: Path) -> int:
-    """Take a run's lock. Raises RuntimeError where another process holds it."""
+    """Takes a run's lock. Raises RuntimeError if another process holds it."""
     try:
         return take_lock(path)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""What a run was made with, and where: versions, commit, platform, device."""
+"""Records what a run was made with, and where: versions, commit, platform, device."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 
 
 def project_root() -> Path | None:
-    """The checkout this package is imported from, or None for an installed copy."""
+    """Returns the checkout this package is imported from, or None for an installed copy."""
     root = Path(__file__).resolve().parent.parent.parent
     return root if (root / "pyproject.toml").is_file() else None
 
 
 def shown(value: object) -> str:
-    """`value` as text for people, paths in it from the project's folder on: what a notebook shows can be passed on."""
+    """Returns `value` as text with paths relative to the project's folder, so that notebook output can be shared."""
     root = project_root()
     return str(value) if root is None else str(value).replace(f"{root}{os.sep}", "")
 
 
 def environment(device: str | None = None) -> dict[str, Any]:
-    """What a run was made with: versions, commit, platform; device and threads where the process that trains asks."""
+    """Returns versions, commit and platform; with `device`, also the device's name and the number of threads."""
 
     def version(name: str) -> str | None:
         try:
@@ -59,7 +59,7 @@ def _device_name(device: str) -> str:
 
 
 def _commit() -> dict[str, Any]:
-    """Commit of the checkout and whether tracked files differ from it; None where this is no checkout."""
+    """Returns the checkout's commit and whether tracked files differ from it; None outside a checkout."""
 
     def git(*words: str) -> str | None:
         try:

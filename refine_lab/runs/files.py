@@ -1,7 +1,7 @@
-"""The files of a run directory: how each is written, read, and cut back to an earlier step.
+"""The files of a run directory: how each is written, read, and truncated to an earlier step.
 
-Whatever is not appended is written under a temporary name and renamed, so that a reader never sees half a file; the one
-file that is appended to, `metrics.jsonl`, may end in half a line, which readers skip.
+Every file is written under a temporary name and renamed, so that a reader never sees a partial file. The exception is
+`metrics.jsonl`, which is appended to and may end in an incomplete line, which readers skip.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 OLDER_NAMES = {"config.json": "ttt.json", "metrics.jsonl": "updates.jsonl"}
-"""What format version 1 called these files in a run of test-time training."""
+"""Names of these files in runs of test-time training of format version 1."""
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` is a run directory."""
+    """Returns whether `path` is a run directory."""
     return run_file(path, "config.json").is_file()
 
 
 def run_file(run: Path, name: str) -> Path:
-    """The path of a run's `config.json` or `metrics.jsonl`, under its older name where the run has only that."""
+    """Returns the path of a run's `config.json` or `metrics.jsonl`, under its older name if only that exists."""
     older = run / OLDER_NAMES[name]
     return older if older.is_file() and not (run / name).is_file() else run / name
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it into place."""
+    """Writes a file under a temporary name and renames it into place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
 def write_inputs(run: Path, inputs: Mapping[str, Any]) -> None:
-    """Write what a run is begun with (see `refine_lab.training.inputs`)."""
+    """Writes the initial inputs of a run (see `refine_lab.training.inputs`)."""
     replace_text(run / "inputs.json", json.dumps(inputs, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises FileNotFoundError, and ValueError for anything else."""
+    """Returns the object in a JSON file. Raises FileNotFoundError, or ValueError for any other content."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -63,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_line(path: Path, line: bytes) -> dict[str, Any]:
-    """A line of `metrics.jsonl`; null is NaN. Raises ValueError for what is none."""
+    """Parses a line of `metrics.jsonl`; null is NaN. Raises ValueError for an invalid line."""
     try:
         values = json.loads(line)
         _ = values["kind"], values["step"]
@@ -73,14 +73,17 @@ def parse_line(path: Path, line: bytes) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value as strict JSON can hold it: tensors and numpy numbers plain, what is not finite None."""
+    """Converts a value to strict JSON: tensors and numpy numbers to plain ones, non-finite numbers to None."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def take_lock(run: Path) -> int:
-    """Hold a run's lock: the descriptor, which holds it until every copy is closed. Raises BlockingIOError where it is held."""
+    """Takes a run's lock and returns its descriptor. Raises BlockingIOError if another process holds it.
+
+    The lock is held until every copy of the descriptor is closed.
+    """
     lock = os.open(run / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     for _ in range(20):
         try:
@@ -95,7 +98,7 @@ def take_lock(run: Path) -> int:
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold a run's lock inside the block, in this process. Raises BlockingIOError where another one holds it."""
+    """Holds a run's lock inside the block, in this process. Raises BlockingIOError if another process holds it."""
     lock = take_lock(run)
     try:
         yield
@@ -104,7 +107,7 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def is_held(run: Path) -> bool:
-    """Whether a process holds a run's lock, which no kill can leave behind."""
+    """Returns whether a process holds a run's lock, which is released even if the process is killed."""
     try:
         lock = os.open(run / "lock", os.O_RDWR)
     except FileNotFoundError:
@@ -119,13 +122,13 @@ def is_held(run: Path) -> bool:
 
 
 def checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """Step and folder of every whole checkpoint of a run directory, in order; what is no `step-<n>` is passed over."""
+    """Returns step and folder of every complete checkpoint of a run, in order; other names than `step-<n>` are ignored."""
     folders = (run / "checkpoints").glob("step-*")
     return sorted((int(f.name[5:]), f) for f in folders if re.fullmatch(r"step-[0-9]+", f.name) and f.is_dir())
 
 
 def drop_leftovers(path: Path) -> None:
-    """Remove what killed processes left under temporary names."""
+    """Removes temporary files that killed processes left behind."""
     for folder in (path, *(path / name for name in ("rollouts", "checkpoints", "answers"))):
         for left in folder.glob(".*.tmp"):
             if left.is_dir():
@@ -135,7 +138,7 @@ def drop_leftovers(path: Path) -> None:
 
 
 def cut_metrics(path: Path, kept: Collection[int]) -> None:
-    """Keep the whole lines of the steps in `kept`."""
+    """Keeps the complete lines of the steps in `kept`."""
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)
         left = [line for line in lines if line.endswith(b"\n") and parse_line(path, line)["step"] in kept]
@@ -144,7 +147,7 @@ def cut_metrics(path: Path, kept: Collection[int]) -> None:
 
 
 def cut_rollouts(folder: Path, last_step: int) -> None:
-    """Keep the rollouts up to `last_step`: later files go, one that reaches beyond it is written anew."""
+    """Keeps the rollouts up to `last_step`: deletes later files and rewrites one that extends beyond it."""
     for first, last, path in parquet_parts(folder):
         if last > last_step:
             if first <= last_step:
@@ -154,13 +157,13 @@ def cut_rollouts(folder: Path, last_step: int) -> None:
 
 
 def parquet_parts(folder: Path) -> list[tuple[int, int, Path]]:
-    """First, last and path of every closed file `<first>-<last>.parquet`, in order: of steps, or of rows."""
+    """Returns first, last and path of every closed file `<first>-<last>.parquet`, in order of steps or rows."""
     found = ((re.fullmatch(r"(\d+)-(\d+)\.parquet", path.name), path) for path in folder.glob("*.parquet"))
     return sorted((int(name[1]), int(name[2]), path) for name, path in found if name)
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write a table whole: under a temporary name, then renamed."""
+    """Writes a table under a temporary name, then renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     pq.write_table(table, temporary)
@@ -168,9 +171,9 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 
 
 def new_directory(folder: Path, name: str) -> Path:
-    """A directory `name` made in `folder`; with a number behind it where there is one of that name already.
+    """Creates a directory `name` in `folder`, with a number appended if the name is taken.
 
-    Raises OSError, which names REFINE_RUNS, where it cannot be made.
+    Raises OSError, which mentions REFINE_RUNS, if it cannot be created.
     """
     number = 1
     try:

@@ -1,9 +1,9 @@
-"""Child processes: one way to start them, and how a run's process is started, followed and stopped (its own side: `child`).
+"""Child processes: how they are spawned, and how a run's process is started, followed and stopped (its own side: `child`).
 
-A run's process writes a run directory, which everyone else only reads. Whether a run lives is asked of its lock, which the
-process inherits before its first instruction and no kill can leave behind. A child that is not detached also inherits the
-reading end of a pipe as its stdin: nobody writes to it, and it ends when the process that started the child does, however it
-ends; the run then saves and stops. (Linux and macOS.)
+A run's process writes a run directory, which all others only read. Whether a run is alive is determined by its lock,
+which the process inherits before its first instruction and which is released even if it is killed. A child that is not
+detached also inherits the reading end of a pipe as its stdin: nothing is written to it, and it closes when the process
+that started the child ends, for whatever reason; the run then saves and stops. (Linux and macOS.)
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from refine_lab.runs.run import MetricsTail, Run
 from refine_lab.runs.writer import RunWriter, write_status
 
 PYTHON = (sys.executable, "-P", "-u", "-m")
-"""Starts one of our modules; -P: a folder `refine_lab` in the current folder is not taken for ours."""
+"""Command that starts one of our modules; -P prevents a folder `refine_lab` in the current folder from being imported."""
 
 TRAINER = (*PYTHON, "refine_lab.training")
-"""The command that run directories are given to."""
+"""The command that takes run directories as arguments."""
 
 # -- starting ----------------------------------------------------------------------------------------------------------
 
@@ -43,10 +43,10 @@ def spawn(
     watched: bool = False,
     environ: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a child process in a session of its own, with this checkout on its path and what it prints in `output`.
+    """Starts a child process in a separate session, with this checkout on its path and its output in `output`.
 
-    `inherit` are descriptors that it keeps. `watched`: its stdin is a pipe that ends when this process does, and WATCH_FD
-    says so; otherwise its stdin is empty. `environ` are further environment variables. No zombie is left.
+    `inherit` are descriptors that it keeps. If `watched`, its stdin is a pipe that closes when this process ends, and
+    WATCH_FD is set; otherwise its stdin is empty. `environ` are further environment variables. No zombie is left.
     """
     path = filter(None, (project_root(), os.environ.get("PYTHONPATH")))
     ours = {"PYTHONIOENCODING": "utf-8", "PYTHONPATH": os.pathsep.join(map(str, path))}
@@ -76,7 +76,7 @@ def spawn(
 
 
 def _reap(popen: subprocess.Popen[bytes], write_end: int | None) -> None:
-    """Hold the parent's end of the pipe for as long as the process lives, and leave no zombie."""
+    """Holds the parent's end of the pipe as long as the child lives, and leaves no zombie."""
     popen.wait()
     if write_end is not None:
         os.close(write_end)
@@ -84,7 +84,7 @@ def _reap(popen: subprocess.Popen[bytes], write_end: int | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RunProcess:
-    """Runs that one process works on in turn and, where this process started it, that process."""
+    """Runs that one process executes one after another, and the process itself if this process started it."""
 
     runs: tuple[Run, ...]
     detached: bool
@@ -92,7 +92,7 @@ class RunProcess:
 
     @property
     def run(self) -> Run:
-        """The first run, which is the only one of a training process."""
+        """Returns the first run, which is the only one of a training process."""
         return self.runs[0]
 
     @property
@@ -101,7 +101,7 @@ class RunProcess:
 
     @property
     def returncode(self) -> int | None:
-        """Exit status, -N where signal N ended it; None while it lives, and for a process started elsewhere."""
+        """Returns the exit status, -N if signal N ended it; None while it lives, and for a process started elsewhere."""
         return self.popen.returncode if self.popen else None
 
 
@@ -113,10 +113,10 @@ def start(
     runs: Path | None = None,
     command: Sequence[str] = TRAINER,
 ) -> RunProcess:
-    """Make a run directory in `runs` and start a process that trains in it.
+    """Creates a run directory in `runs` and starts a process that trains in it.
 
-    Detached, it lives on by itself; otherwise it saves and stops when this process ends. `reward_source` is kept as the
-    run's `reward.py`; `command` is given the run directory as its last argument.
+    A detached process continues independently; otherwise it saves and stops when this process ends. `reward_source` is
+    stored as the run's `reward.py`; `command` receives the run directory as its last argument.
     """
     with RunWriter.create(config, runs, reward_source=reward_source) as writer:
         path = writer.path
@@ -124,9 +124,9 @@ def start(
 
 
 def resume(run: Run | Path | str, *, detach: bool, command: Sequence[str] = TRAINER) -> RunProcess:
-    """Start a process that resumes an existing run directory.
+    """Starts a process that resumes an existing run directory.
 
-    Raises RuntimeError where another process works on it.
+    Raises RuntimeError if another process works on it.
     """
     run = run if isinstance(run, Run) else Run(run)
     lock = hold(run)
@@ -137,9 +137,9 @@ def resume(run: Run | Path | str, *, detach: bool, command: Sequence[str] = TRAI
 
 
 def hold(run: Run) -> int:
-    """Take a run's lock for a process to come, withdraw an earlier request to stop, and write that the run starts.
+    """Takes a run's lock for a future process, withdraws an earlier stop request, and sets the status to starting.
 
-    Returns the lock's descriptor. Raises RuntimeError where another process holds it.
+    Returns the lock's descriptor. Raises RuntimeError if another process holds it.
     """
     lock = lock_for_work(run.path)
     try:
@@ -152,7 +152,7 @@ def hold(run: Run) -> int:
 
 
 def launch(runs: Sequence[Run], locks: Sequence[int], *, detach: bool, command: Sequence[str] = TRAINER) -> RunProcess:
-    """Start a process that works on `runs` in turn and inherits their locks, which `hold` took."""
+    """Starts a process that executes `runs` one after another and inherits their locks, which `hold` took."""
     if torch := sys.modules.get("torch"):
         torch.cuda.empty_cache()  # what this process holds and does not use, the other one may need
     paths, fds = [str(run.path) for run in runs], ",".join(map(str, locks))
@@ -162,7 +162,7 @@ def launch(runs: Sequence[Run], locks: Sequence[int], *, detach: bool, command: 
 
 
 def attach(run: Run | Path | str) -> RunProcess:
-    """A run that was started elsewhere, or before this kernel was restarted."""
+    """Returns the process of a run that was started elsewhere, or before this kernel was restarted."""
     return RunProcess(runs=(run if isinstance(run, Run) else Run(run),), detached=True)
 
 
@@ -170,7 +170,7 @@ def attach(run: Run | Path | str) -> RunProcess:
 
 
 def request_stop(runs: Iterable[Run]) -> list[Run]:
-    """Ask runs to save and stop, or not to begin, without waiting; returns those that live."""
+    """Asks runs to save and stop, or not to begin, without waiting; returns those that are alive."""
     living = [run for run in runs if run.alive]
     for run in living:
         (run.path / "stop").touch()
@@ -178,9 +178,9 @@ def request_stop(runs: Iterable[Run]) -> list[Run]:
 
 
 def stop_all(runs: Iterable[Run], timeout: float = SAVE_SECONDS) -> None:
-    """Ask runs to save and stop, or not to begin, and wait until all have.
+    """Asks runs to save and stop, or not to begin, and waits until all have done so.
 
-    Raises TimeoutError where one has not in `timeout` seconds.
+    Raises TimeoutError if one has not after `timeout` seconds.
     """
     living, deadline = request_stop(runs), time.monotonic() + timeout
     while left := [run.name for run in living if run.alive]:
@@ -190,7 +190,7 @@ def stop_all(runs: Iterable[Run], timeout: float = SAVE_SECONDS) -> None:
 
 
 def stop(run: RunProcess | Run | Path | str, timeout: float = SAVE_SECONDS) -> Run:
-    """As `stop_all`, of one run or of the runs of one process; returns the run."""
+    """Stops one run or the runs of one process, as `stop_all`; returns the run."""
     process = run if isinstance(run, RunProcess) else attach(run)
     stop_all(process.runs, timeout)
     return process.run
@@ -207,11 +207,11 @@ def follow(
     log: Callable[[str], object] = print,
     patient: bool = False,
 ) -> Run:
-    """Wait until a run ends, with a line of progress and a call of `on_update` every few seconds.
+    """Waits until a run ends, printing progress and calling `on_update` every few seconds.
 
-    A process that is not detached is stopped, and its runs have saved, when waiting ends for any other reason: an interrupt,
-    SIGTERM, an error of `on_update`. Raises RuntimeError with the run's last error where it failed, was killed or, not being
-    detached, was stopped before its last step. `patient`: that a run was stopped is no error.
+    If waiting ends for any other reason (an interrupt, SIGTERM, an error in `on_update`), a process that is not
+    detached is stopped after its runs have saved. Raises RuntimeError with the run's last error if it failed, was
+    killed or, not being detached, was stopped before its last step. If `patient`, a stopped run is not an error.
     """
     process = run if isinstance(run, RunProcess) else attach(run)
     with raised_sigterm():
@@ -249,7 +249,7 @@ def _wait(
 
 
 def _progress(run: Run, latest: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line: which run, how far, how fast, how long still, its last losses."""
+    """Returns one line with the run, its progress, speed, remaining time and last losses."""
     status, train, held_out = run.status, latest.get("train", {}), latest.get("eval", {})
     parts = [f"step {max(status.step, train.get('step', 0))}/{status.steps}"]
     if status.state != "running":
@@ -301,19 +301,19 @@ def _raise_unless_whole(process: RunProcess, run: Run, may_be_stopped: bool) -> 
 
 
 def _log_end(run: Run, lines: int = 15) -> str:
-    """The last lines that the process printed."""
+    """Returns the last lines that the process printed."""
     path = run.path / "log.txt"
     text = path.read_bytes()[-8192:].decode(errors="replace") if path.exists() else ""
     return "\n".join(text.strip().splitlines()[-lines:])
 
 
 class _Terminated(BaseException):
-    """SIGTERM came."""
+    """SIGTERM was received."""
 
 
 @contextmanager
 def raised_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into an exception inside the block, and deliver it again behind it, when all is cleaned up."""
+    """Turns SIGTERM into an exception inside the block, and delivers it again after cleanup."""
     if threading.current_thread() is not threading.main_thread():  # no other thread may set a handler, or is sent one
         yield
         return

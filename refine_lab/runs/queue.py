@@ -1,8 +1,8 @@
-"""Runs of both kinds taken in turn: two at once would only share the cores.
+"""Executes runs of both kinds one after another, since two at once would only share the cores.
 
-A run that waits for its turn counts as living, because whoever will start it holds its lock. That is the calling process,
-or, detached, a process of its own: `python -m refine_lab.runs.queue RUN_DIR [RUN_DIR ...]`, which needs nobody. A training
-run has a process of its own; runs of test-time training that follow each other share one, which loads their model once.
+A waiting run counts as alive, because the process that will start it holds its lock. That is the calling process or, if
+detached, a separate one: `python -m refine_lab.runs.queue RUN_DIR [RUN_DIR ...]`, which runs independently. A training
+run has its own process; consecutive runs of test-time training share one, which loads their model once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from refine_lab.runs.writer import write_status
 BACKGROUND = "Training in the background (it survives closing this notebook):"
 
 Queue = list[tuple[Run, int]]
-"""Runs in their order, each with the descriptor of its lock."""
+"""Runs in order, each with the descriptor of its lock."""
 
 
 def run_in_turn(
@@ -31,12 +31,12 @@ def run_in_turn(
     log: Callable[[str], object] = print,
     command: Sequence[str] = TRAINER,
 ) -> None:
-    """Train, or adapt and answer, every run that has not finished; each is resumed where it ended.
+    """Executes every unfinished run, one after another; each resumes where it ended.
 
-    Detached, this returns at once, the work goes on whatever becomes of this process, and runs that a process works on
-    already are left to it. Otherwise it waits, with a line of progress every few seconds; when waiting ends early, the run
-    that is worked on saves and stops and the others do not begin. Raises RuntimeError with the last error where a run
-    fails, and where another process works on one.
+    If detached, this returns at once, the work continues even if this process ends, and runs that another process works
+    on are left to it. Otherwise it waits, printing progress every few seconds; if waiting ends early, the current run
+    saves and stops and the others do not begin. Raises RuntimeError with the last error if a run fails, and if another
+    process works on one.
     """
     queue: Queue = []
     try:
@@ -58,7 +58,7 @@ def run_in_turn(
 
 
 def require_finished(runs: Sequence[Run]) -> None:
-    """Raise RuntimeError that says which runs are still worked on, or which ended before their last step and why."""
+    """Raises RuntimeError unless all runs have finished; it names those in progress, or one that ended early and why."""
     states = {run: run.state for run in runs}
     working = [run for run, state in states.items() if state in ("starting", "running")]
     for run, state in states.items():
@@ -78,9 +78,9 @@ def require_finished(runs: Sequence[Run]) -> None:
 def _run(
     queue: Queue, every: float, log: Callable[[str], object], command: Sequence[str], *, patient: bool = False
 ) -> None:
-    """Work on the runs of `queue`, taking those of each process out of it; say so of those that never began.
+    """Executes the runs of `queue`, removing each process's runs from it; marks those that never began.
 
-    `patient`: a run that is stopped leaves the others their turn.
+    If `patient`, the queue continues after a run is stopped.
     """
     group: list[Run] = []
     try:
@@ -107,7 +107,7 @@ def _run(
 
 
 def _start_driver(queue: Queue) -> None:
-    """Start a process that inherits the locks and takes the runs in turn; what it prints ends in the last run's log."""
+    """Starts a process that inherits the locks and executes the runs in order; its output goes to the last run's log."""
     runs, locks = zip(*queue, strict=True)
     with (runs[-1].path / "log.txt").open("ab") as output:
         command = [*PYTHON, "refine_lab.runs.queue", *(str(run.path) for run in runs)]
@@ -115,7 +115,7 @@ def _start_driver(queue: Queue) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """The detached queue: it prints nothing, since its runs' directories hold everything."""
+    """Executes the detached queue; it prints nothing, since the run directories hold everything."""
     queue = list(zip(map(Run, arguments), inherited_locks(), strict=True))
     _run(queue, 2.0, lambda line: None, TRAINER, patient=True)
 

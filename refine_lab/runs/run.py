@@ -1,15 +1,16 @@
-"""The reading side of run directories: files that one process writes while it works, and anyone else reads.
+"""Reads run directories, whose files one process writes while it works and any other process may read.
 
     config.json    the configuration, with its kind            status.json   state, step, last error
     env.json       versions, device, commit                    stop          a request to stop
-    metrics.jsonl  a line a step, evaluation or update         log.txt       what the process printed
+    metrics.jsonl  one line per step, evaluation or update     log.txt       the process's output
     rollouts/      <first>-<last>.parquet, closed files        lock          held while the process lives
-    answers/       <first>-<last>.parquet, closed files        reward.py     a reward of the user's own
+    answers/       <first>-<last>.parquet, closed files        reward.py     a custom reward
     checkpoints/   step-<n>/
-    inputs.json    digests of the text or prompts and of the model that the run was begun with
+    inputs.json    digests of the text or prompts and of the model that the run started with
 
-A run is of one of two kinds: `train` trains a model, `answer` adapts a model to each prompt of a task and answers it. Format
-version 1 had other file names for the second kind (`files.OLDER_NAMES`) and no status.json; such directories are still read.
+There are two kinds of run: `train` trains a model, `answer` adapts a model to each prompt of a task and answers it.
+Format version 1 had other file names for the second kind (`files.OLDER_NAMES`) and no status.json; such directories can
+still be read.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ from refine_lab.ttt_config import TTTRunConfig
 
 State = Literal["starting", "running", "finished", "stopped", "failed"]
 CONFIGS = {"train": TrainConfig, "answer": TTTRunConfig}
-"""The configuration of each kind of run."""
+"""The configuration class of each kind of run."""
 
 TRAIN_COLUMNS = ("step", "time", "tokens", "updates", "seconds", "tokens_per_second", "lr", "ntp_loss", "ntp_accuracy")
 EVAL_COLUMNS = ("step", "time", "ntp_loss", "ntp_accuracy", "sampled_accuracy")
 
 
 def runs_dir() -> Path:
-    """Where run directories are made: REFINE_RUNS, else `runs/` of the project, else `refine_lab_runs` in the home.
+    """Returns the folder of new run directories: REFINE_RUNS, else the project's `runs/`, else `~/refine_lab_runs`.
 
-    Never found from the current folder, so that a notebook writes to one place wherever it is started.
-    Raises ValueError where REFINE_RUNS is a relative path.
+    It never depends on the current folder, so that a notebook writes to the same place wherever it is started. Raises
+    ValueError if REFINE_RUNS is a relative path.
     """
     if named := os.environ.get("REFINE_RUNS"):
         path = Path(named).expanduser()
@@ -66,7 +67,7 @@ def runs_dir() -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What a run says of itself in `status.json`."""
+    """The content of a run's `status.json`."""
 
     state: State
     step: int
@@ -79,9 +80,9 @@ class Status:
 
 
 class Run:
-    """The reading side of a run directory, finished or not.
+    """Read access to a run directory, finished or not.
 
-    Raises FileNotFoundError where `path` is no run directory; the properties raise ValueError for damaged files.
+    Raises FileNotFoundError if `path` is not a run directory; the properties raise ValueError for damaged files.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -98,7 +99,7 @@ class Run:
 
     @cached_property
     def config(self) -> Any:
-        """The run's `TrainConfig`, or its `TTTRunConfig`, as its `kind` says."""
+        """Returns the run's `TrainConfig` or `TTTRunConfig`, depending on its `kind`."""
         path = run_file(self.path, "config.json")
         values = read_json(path)  # so that what is no JSON is told from what is out of range
         kind = values.get("kind", "answer" if path.name == "ttt.json" else "train")
@@ -118,20 +119,20 @@ class Run:
 
     @property
     def inputs(self) -> dict[str, Any] | None:
-        """The inputs of the run besides its configuration (`refine_lab.training.inputs`); None if none were recorded."""
+        """Returns the run's inputs besides its configuration (`refine_lab.training.inputs`); None if none were recorded."""
         path = self.path / "inputs.json"
         return read_json(path) if path.is_file() else None
 
     @property
     def steps(self) -> int:
-        """Batches of the whole run: of sequences, or of prompts, where a last incomplete batch is dropped."""
+        """Returns the number of batches of the whole run: of sequences, or of prompts without the last incomplete batch."""
         if self.kind == "train":
             return self.config.steps
         return int(read_json(self.path / "inputs.json")["prompts"]) // self.config.batch_size
 
     @property
     def done(self) -> int:
-        """Batches that a resumed run does not do again: those up to its last checkpoint, or those that are answered."""
+        """Returns how many batches a resumed run skips: those up to its last checkpoint, or the answered ones."""
         if self.kind == "train":
             return (self.latest_checkpoint() or (0, None))[0]
         return min(self.log.rows // self.config.batch_size, self.steps)
@@ -154,7 +155,7 @@ class Run:
             raise ValueError(f"{path} is damaged: {error}") from None
 
     def _older_status(self) -> Status:
-        """What format version 1 said of a run of test-time training by its answers and `error.txt`."""
+        """Derives the status of a test-time training run of format version 1 from its answers and `error.txt`."""
         alive, path = self.alive, self.path / "error.txt"  # asked first: the run may end in between
         error = path.read_text(encoding="utf-8") if path.is_file() else None
         ended: State = "finished" if self._all_answered() else "failed" if error else "stopped"
@@ -168,15 +169,15 @@ class Run:
 
     @property
     def alive(self) -> bool:
-        """Whether a process works on this run, or will when its turn comes: whether one holds its lock."""
+        """Returns whether a process works on this run or will do so later, that is, whether one holds its lock."""
         return is_held(self.path)
 
     @property
     def state(self) -> State | Literal["killed", "waiting"]:
-        """The state in `status.json`, except for two cases in which no process holds the lock.
+        """Returns the state in `status.json`, except in two cases in which no process holds the lock.
 
-        `waiting`: no process has ever begun the run. `killed`: the process that wrote the status is no more.
-        A finished run whose answers have been damaged or deleted since is `stopped`.
+        `waiting`: no process has ever begun the run. `killed`: the process that wrote the status no longer exists. A
+        finished run whose answers were later damaged or deleted is `stopped`.
         """
         alive = self.alive  # asked before the status is read: a run may end in between
         state = self.status.state
@@ -187,19 +188,19 @@ class Run:
         return state
 
     def metrics(self) -> pd.DataFrame:
-        """A row a batch."""
+        """Returns one row per batch."""
         return self._lines("train", TRAIN_COLUMNS)
 
     def evaluations(self) -> pd.DataFrame:
-        """A row an evaluation."""
+        """Returns one row per evaluation."""
         return self._lines("eval", EVAL_COLUMNS)
 
     def updates(self) -> pd.DataFrame:
-        """A row an update of test-time training: `step` numbers its batch from 1, `number` the update on that batch."""
+        """Returns one row per update of test-time training: `step` is its batch from 1, `number` the update on that batch."""
         return self._lines("update", ("step", "time", "number", "names"))
 
     def answers(self) -> pd.DataFrame:
-        """A row an answer of test-time training: columns of `answers.COLUMNS` and those of `ttt.runs`."""
+        """Returns one row per answer of test-time training: `answers.COLUMNS` and the columns of `training.answering`."""
         return self.log.read()
 
     def _lines(self, kind: str, columns: tuple[str, ...]) -> pd.DataFrame:
@@ -207,7 +208,7 @@ class Run:
         return pd.DataFrame(lines) if lines else pd.DataFrame(columns=list(columns))
 
     def rollouts(self, steps: Collection[int] | None = None) -> pd.DataFrame:
-        """A row a rollout, of the steps given or of all; the last steps of a living run are not yet in closed files."""
+        """Returns one row per rollout, for the given steps or all; the last steps of a live run are not yet in closed files."""
         frames = []
         for first, last, path in parquet_parts(self.path / "rollouts"):
             if steps is None or any(first <= step <= last for step in steps):
@@ -216,18 +217,18 @@ class Run:
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["step", *ROLLOUT_TYPES])
 
     def checkpoints(self) -> list[tuple[int, Path]]:
-        """Step and folder of every whole checkpoint, in order."""
+        """Returns step and folder of every complete checkpoint, in order."""
         return checkpoints(self.path)
 
     def latest_checkpoint(self) -> tuple[int, Path] | None:
-        """Step and folder of the last whole checkpoint, or None."""
+        """Returns step and folder of the last complete checkpoint, or None."""
         return max(self.checkpoints(), default=None)
 
 
 def list_runs(folder: Path | str | None = None) -> list[Run]:
-    """The runs of both kinds in `folder` (else in `runs_dir()`), oldest first.
+    """Returns the runs of both kinds in `folder` (default: `runs_dir()`), oldest first.
 
-    One whose configuration is damaged is left out, and a warning names it.
+    A run with a damaged configuration is left out, with a warning that names it.
     """
     folder = Path(folder) if folder is not None else runs_dir()
     runs = []
@@ -243,7 +244,7 @@ def list_runs(folder: Path | str | None = None) -> list[Run]:
 
 
 def made_at(runs: Iterable[Any]) -> str:
-    """A sentence with the commits that runs were made at, from the `env.json` in each run's `path`.
+    """Returns a sentence with the commits of runs, from the `env.json` in each run's `path`.
 
     Raises FileNotFoundError for a run without that file, and ValueError for a damaged one.
     """
@@ -256,17 +257,17 @@ def made_at(runs: Iterable[Any]) -> str:
 
 
 class MetricsTail:
-    """The lines of a run's `metrics.jsonl` that are new since the last `read`, for following a run."""
+    """Reads the lines of a run's `metrics.jsonl` added since the last `read`, for following a run."""
 
     def __init__(self, run: Run) -> None:
         self.restarts = 0
-        "How often the file was cut back, by a run that was resumed; all lines are then read anew."
+        "How often a resumed run has truncated the file; all lines are then read again."
         self._run = run.path
         self._offset = 0
         self._file: int | None = None
 
     def read(self) -> list[dict[str, Any]]:
-        """New whole lines; null is NaN. Raises ValueError for a line that is no JSON."""
+        """Returns new complete lines; null is NaN. Raises ValueError for a line that is not JSON."""
         path = run_file(self._run, "metrics.jsonl")
         try:
             with path.open("rb") as file:

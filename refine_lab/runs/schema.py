@@ -1,8 +1,8 @@
-"""The columns of a run's rollouts, specified once: training writes them from `COLUMNS`, readers and pages follow it too.
+"""The single specification of the rollout columns, which training, readers and pages all follow.
 
-To add a column, add it to `COLUMNS` with the next format version in `since` and the value for rollouts of older files in
-`older`, and compute it in `refine_lab.training.trainer.rollout_rows`. The inspector, its filters and its offline pages
-then show it.
+To add a column, add it to `COLUMNS` with the next format version in `since` and the value for rollouts of older files
+in `older`, and compute it in `refine_lab.training.trainer.rollout_rows`. The inspector, its filters and its offline
+pages then show it.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ class Column:
 
     name: str
     dtype: pa.DataType | None
-    "In the file; None for a number that `widgets.parts.rollout_columns` computes from the others and no file holds."
+    "Type in the file; None for a number that `widgets.parts.rollout_columns` computes and no file holds."
     label: str = ""
     "The column's name for readers."
     unit: str = ""
     digits: int | None = None
-    "Decimals of a number that pages list and sort by; None where the column is no such number."
+    "Decimals of a number that pages list and sort by; None for other columns."
     about: str = ""
-    "What the number is, in the tooltip of the column's head."
+    "Description in the tooltip of the column's header."
     shared: bool = False
     "Whether all rollouts of a position have the same value."
     filtered: bool = False
-    "Whether the inspector has a filter for it, from a lowest to a highest value."
+    "Whether the inspector has a range filter for it."
     heading: str = ""
-    "A longer name than `label`, for pages where there is room."
+    "A longer name than `label`, for pages with enough room."
     look: Literal["number", "best", "bar"] = "number"
-    "`best`: the highest of each position is bold, and the histogram is drawn of it. `bar`: a bar left or right of 0."
+    "`best`: each position's maximum is bold, and the histogram shows this column. `bar`: a bar to the left or right of 0."
     since: int = 1
     "The format version that introduced the column."
     older: Any = None
-    "The value for rollouts of files that are older than that."
+    "The value for rollouts in files of earlier versions."
 
 
 IDS, INT32, FLOAT32 = pa.list_(pa.int32()), pa.int32(), pa.float32()
@@ -67,17 +67,17 @@ COLUMNS = (
            heading="exact-match rate"),
     Column("logprob", None, "log p", "nats", 2, "Sum of the tokens' logprobs, nats"),
 )  # fmt: skip
-"""In the order of the file. Pages list the numbers of a rollout in this order."""
+"""The columns in the order of the file; pages list the numbers of a rollout in this order."""
 
 FORMAT_VERSION = max(column.since for column in COLUMNS)
-"""Of the files in `rollouts/`; each says its own in its metadata. One that says none is of version 1."""
+"""Version of the files in `rollouts/`, stored in each file's metadata. A file without it is of version 1."""
 ROLLOUT_TYPES = {column.name: column.dtype for column in COLUMNS if column.dtype is not None and column.name != "step"}
-"""The columns that a step's rollouts are given in; the file has `step` before them."""
+"""The columns in which a step's rollouts are passed; in the file, `step` precedes them."""
 VERSION_KEY = b"rollouts_format"
 
 
 def write_rollouts(folder: Path, batches: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
-    """Write the rollouts of some steps, a column for each name of `ROLLOUT_TYPES`, as `<first>-<last>.parquet`."""
+    """Writes the rollouts of some steps, with a column for each name in `ROLLOUT_TYPES`, as `<first>-<last>.parquet`."""
     schema = pa.schema({"step": INT32, **ROLLOUT_TYPES}, metadata={VERSION_KEY: str(FORMAT_VERSION)})
     tables = []
     for step, rows in batches:
@@ -87,7 +87,7 @@ def write_rollouts(folder: Path, batches: Sequence[tuple[int, Mapping[str, Any]]
 
 
 def read_rollouts(path: Path) -> pd.DataFrame:
-    """The rollouts of one file, a row each. Columns that are newer than the file are filled in; unknown ones are kept.
+    """Returns the rollouts of one file, one per row. Columns newer than the file are filled in; unknown ones are kept.
 
     Raises ValueError for a file that is not parquet, or that lacks a column of its own format version.
     """
@@ -100,9 +100,9 @@ def read_rollouts(path: Path) -> pd.DataFrame:
 
 
 def completed(rollouts: pd.DataFrame, version: int = 1) -> pd.DataFrame:
-    """`rollouts` of a format version with the later columns that it lacks, at their value for older files.
+    """Adds the columns introduced after `version` to `rollouts`, with their values for older files.
 
-    Raises ValueError where a column is missing that the version has.
+    Raises ValueError if a column of that version is missing.
     """
     missing = [column for column in COLUMNS if column.dtype is not None and column.name not in rollouts]
     if lost := [column.name for column in missing if column.since <= version]:

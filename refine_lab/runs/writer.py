@@ -1,4 +1,4 @@
-"""The writing side of a run directory."""
+"""Writes run directories."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from refine_lab.runs.schema import ROLLOUT_TYPES, write_rollouts
 from refine_lab.ttt_config import TTTRunConfig
 
 STATUS_SECONDS = 1.0
-"""Seconds between two writings of `status.json`, at least."""
+"""Minimum number of seconds between two writes of `status.json`."""
 
 
 class RunWriter:
-    """Writes one run directory. One process at a time writes: the one that holds its lock (see `process`).
+    """Writes one run directory. Only one process writes at a time: the one that holds its lock (see `process`).
 
-    A directory of format version 1 is first given the file names of this version.
+    A directory of format version 1 is first converted to the file names of this version.
     """
 
     def __init__(self, path: Path, *, step: int, rollouts_every: int = 10) -> None:
@@ -56,10 +56,10 @@ class RunWriter:
         reward_source: str | None = None,
         inputs: Mapping[str, Any] | None = None,
     ) -> RunWriter:
-        """Make a new directory in `runs` (else `runs_dir()`) and write what is known before the run begins.
+        """Creates a new directory in `runs` (default: `runs_dir()`) and writes what is known before the run begins.
 
-        Its name is `<date>-<recipe>-<way>-s<seed>`, with `ttt-` after the date for a run of test-time training. Such a run
-        needs `inputs` (see `refine_lab.training.inputs.inputs_of`), which hold the number of its prompts.
+        Its name is `<date>-<recipe>-<way>-s<seed>`, with `ttt-` after the date for a run of test-time training. Such a
+        run needs `inputs` (see `refine_lab.training.inputs.inputs_of`), which hold the number of its prompts.
         """
         train = isinstance(config, TrainConfig)
         name = f"{config.recipe}-{config.way}-s{config.seed}"
@@ -80,11 +80,12 @@ class RunWriter:
     def open(
         cls, path: Path | str, step: int | None = None, *, done: Collection[int] | None = None, rollouts_every: int = 10
     ) -> RunWriter:
-        """Resume a run directory as it was after batch `step`; with None, from nothing.
+        """Opens a run directory in its state after batch `step`; with None, from the beginning.
 
-        Metrics, rollouts and checkpoints of later batches are dropped, and so is what a killed process left half-written:
-        an interrupted run has the records of one that was not. Evaluate a step before its checkpoint is written.
-        `done`: the batches to keep where they need not be the first ones, as in test-time training that resets.
+        Metrics, rollouts and checkpoints of later batches are dropped, and so are incomplete files of a killed process:
+        an interrupted run has the same records as an uninterrupted one. Evaluate a step before its checkpoint is
+        written. `done` are the batches to keep if they need not be the first ones, as in test-time training with
+        resets.
         """
         run, last = Run(path), -1 if step is None else step
         path = run.path
@@ -105,15 +106,15 @@ class RunWriter:
         self.close()
 
     def train(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append the line of one batch (1-based). A number that is not finite is written as null and read as NaN."""
+        """Appends the line of one batch (1-based). A non-finite number is written as null and read as NaN."""
         self._append("train", step, values)
 
     def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append the line of one evaluation; step 0 is before training."""
+        """Appends the line of one evaluation; step 0 is before training."""
         self._append("eval", step, values)
 
     def update(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append the line of one update of test-time training on batch `step` (1-based)."""
+        """Appends the line of one update of test-time training on batch `step` (1-based)."""
         self._append("update", step, values)
 
     def _append(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
@@ -125,9 +126,9 @@ class RunWriter:
         self._step = max(self._step, step)
 
     def rollouts(self, step: int, rows: Mapping[str, Any]) -> None:
-        """Keep one batch's rollouts, a column of equal length for each of `ROLLOUT_TYPES`, until their file is closed.
+        """Buffers one batch's rollouts, a column of equal length for each of `ROLLOUT_TYPES`, until their file is closed.
 
-        Columns are lists, arrays or CPU tensors that nobody changes any more. Raises ValueError for other columns.
+        Columns are lists, arrays or CPU tensors that must not change afterwards. Raises ValueError for other columns.
         """
         if set(rows) != set(ROLLOUT_TYPES):
             wrong = ", ".join(sorted(set(rows) ^ set(ROLLOUT_TYPES)))
@@ -142,7 +143,7 @@ class RunWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Close the file of the rollouts kept so far."""
+        """Writes the buffered rollouts to a closed file."""
         if self._rows:
             write_rollouts(self.path / "rollouts", self._rows)
             self._rows = []
@@ -156,7 +157,7 @@ class RunWriter:
         tokens_per_second: float | None = None,
         seconds_left: float | None = None,
     ) -> None:
-        """Write the run's status; `step` defaults to that of the last line written."""
+        """Writes the run's status; `step` defaults to that of the last line written."""
         self._step = self._step if step is None else step
         status = Status(
             state=state,
@@ -172,9 +173,9 @@ class RunWriter:
 
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:
-        """An empty folder to fill; it becomes `checkpoints/step-<n>` when the block ends, and vanishes where it raises.
+        """Yields an empty folder to fill; it becomes `checkpoints/step-<n>` after the block, or is removed on an error.
 
-        The records up to `step` are closed first, so that a run can be resumed from every checkpoint there is.
+        The records up to `step` are closed first, so that a run can be resumed from every checkpoint.
         """
         self.flush()
         final = self.path / "checkpoints" / f"step-{step}"
@@ -199,15 +200,15 @@ class RunWriter:
 
 
 class RunProgress:
-    """Writes the state `running` to `status.json` about once a second, with the speed and the time that is left."""
+    """Writes the state `running` to `status.json` about once a second, with speed and remaining time."""
 
     def __init__(self, writer: RunWriter, done: int) -> None:
-        """`done`: the batches that were done before this process began."""
+        """`done` is the number of batches completed before this process began."""
         self._writer, self._done, self._steps = writer, done, writer.run.steps
         self._began, self._written = time.monotonic(), 0.0
 
     def report(self, step: int, tokens: int | None = None) -> None:
-        """`step` batches are done; `tokens` were read by this process."""
+        """Reports that `step` batches are done, and that this process has read `tokens` tokens."""
         now = time.monotonic()
         if now - self._written < STATUS_SECONDS:
             return
@@ -218,13 +219,13 @@ class RunProgress:
 
 
 def write_status(run: Run, state: State, error: str | None = None, step: int | None = None) -> None:
-    """Write the status of a run on which nobody works at the moment; `step` defaults to that of its last status."""
+    """Writes the status of a run that no process works on; `step` defaults to that of its last status."""
     with RunWriter(run.path, step=run.status.step if step is None else step) as writer:
         writer.status(state, error=error)
 
 
 def upgrade(run: Run) -> None:
-    """Give a directory of format version 1 the file names of this version; can be repeated after it was interrupted."""
+    """Converts a directory of format version 1 to this version's file names; can be repeated after an interruption."""
     path = run.path
     if not (path / "ttt.json").is_file():
         return

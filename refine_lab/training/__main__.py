@@ -1,7 +1,7 @@
 """The process of one or several runs: `python -m refine_lab.training RUN_DIR [RUN_DIR ...]`.
 
-It trains, or adapts to prompts and answers them, as each run's configuration says, one run after the other. It reads nothing
-but the run directories, writes nothing else, and resumes a run where an earlier process ended.
+It executes the runs one after another: each trains, or adapts to prompts and answers them, according to its
+configuration. It reads and writes only the run directories, and resumes a run where an earlier process ended.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from refine_lab.runs.writer import write_status
 
 
 def main(arguments: list[str]) -> int:
-    """The exit status: 0 for runs that are finished or were asked to stop, 1 where one failed, 2 for a wrong call."""
+    """Returns the exit status: 0 if all runs finished or were asked to stop, 1 if one failed, 2 for a usage error."""
     if not arguments:
         print("usage: python -m refine_lab.training RUN_DIR [RUN_DIR ...]", file=sys.stderr)
         return 2
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _work(run: Run, stop: StopSignal) -> None:
-    """Train or answer one run; both load torch, for seconds in which signals must be heeded already."""
+    """Trains or answers one run; torch is loaded only here, so that signals are handled during the import."""
     if reason := stop.requested():
         write_status(run, "stopped", error=reason)
     elif run.kind == "train":
@@ -56,7 +56,7 @@ def _work(run: Run, stop: StopSignal) -> None:
 
 
 def _log_into(run: Run) -> None:
-    """Print into the log of the run that is worked on."""
+    """Redirects output to the log of the current run."""
     with (run.path / "log.txt").open("ab") as output:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -64,7 +64,7 @@ def _log_into(run: Run) -> None:
 
 
 def _report(path: Path, step: int, error: Exception) -> None:
-    """Write the failure into status.json, as far as the run directory still allows it; `step` is that of the start."""
+    """Writes the failure to status.json, if the run directory still allows it; `step` is the initial step."""
     try:
         step = Run(path).status.step
     except (OSError, ValueError) as damage:

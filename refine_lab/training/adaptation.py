@@ -1,7 +1,7 @@
-"""Test-time training on one prompt, or on a batch of them: updates, one by one, and weights put back (paper, section 4.4).
+"""Test-time training on one prompt or a batch: adapts the weights update by update and restores them (paper, section 4.4).
 
-`adapted` does it in a `with` block. `adapt` is the same as an iterator: it reports after each update, and whoever stops
-asking stops it.
+`adapted` is the context manager. `adapt` is the same as an iterator: it yields after each update, and adaptation ends
+when the caller stops iterating.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from refine_lab.types import Batch, Rollouts
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Update:
-    """What one step reports: its number from 1, its metrics, its rollouts (none for SFT), and its time.
+    """The result of one step: its number from 1, its metrics, its rollouts (none for SFT), and its time.
 
-    On one prompt a step is one update; on a batch of several it goes through all of them (`metrics["updates"]`).
+    On one prompt a step is one update; on several prompts it goes through all of them (`metrics["updates"]`).
     """
 
     number: int
@@ -46,7 +46,7 @@ class Update:
     seconds: float
     tokens_per_second: float
     method: RefineConfig | None
-    "As it fits the prompt (see `fitted`): a short one has fewer chunks, or a smaller margin."
+    "The method as adjusted to the prompt (see `fitted`): a short prompt has fewer chunks, or a smaller margin."
 
 
 @contextmanager
@@ -56,12 +56,12 @@ def adapted(
     config: TTTConfig,
     on_update: Callable[[Update], bool | None] = lambda update: None,
 ) -> Iterator[FastWeightLM]:
-    """The model adapted to the prompt's tokens; afterwards it is what it was (see `Restored`).
+    """Adapts the model to the prompt's tokens inside a `with` block, and then restores it (see `Restored`).
 
-    `on_update` is called after each update; where it returns True, no more are made. Warns where the prompt is too short for
-    the method, whose margin or number of chunks is then smaller. Raises ValueError before anything is changed or copied: for
-    a prompt that is no row of tokens of the vocabulary, or too short, for a model whose weights are not float32 or float64,
-    and for `parameters` that name none.
+    `on_update` is called after each update; if it returns True, no more updates are made. Warns if the prompt is too
+    short for the method, whose margin or number of chunks is then reduced. Raises ValueError, before anything is
+    changed or copied, for a prompt that is not a row of token ids of the vocabulary or is too short, for a model whose
+    weights are not float32 or float64, and if `parameters` matches no parameter.
     """
     adapter, batch = Adapter(model, config), prompt_batch(model, [prompt])
     if sentence := fewer_chunks(config, len(prompt)):
@@ -74,22 +74,22 @@ def adapted(
 
 
 def adapt(model: FastWeightLM, prompt: Int[Tensor, "T"], config: TTTConfig) -> Iterator[Update]:
-    """Update the model on the prompt, and report after each update; the weights stay moved (see `Restored`)."""
+    """Updates the model on the prompt and yields after each update; the weights stay updated (see `Restored`)."""
     adapter = Adapter(model, config)
     yield from adapter.adapt(prompt_batch(model, [prompt]))
 
 
 class Adapter:
-    """Adapts a model to one batch of prompts after another with one optimizer, whose moments stay from batch to batch.
+    """Adapts a model to successive batches of prompts with one optimizer, whose moments persist from batch to batch.
 
-    Each step goes through the whole batch, `mini_batch_size` prompts an update, by the training step of mid-training. A
-    draw is keyed by the seed, the prompt's sequence id and the step's number on its batch alone.
+    Each step goes through the whole batch, with `mini_batch_size` prompts per update, by the training step of
+    mid-training. A draw is keyed by the seed, the prompt's sequence id and the step's number on its batch alone.
     """
 
     def __init__(
         self, model: FastWeightLM, config: TTTConfig, *, mini_batch_size: int = 1, micro_batch_size: int = 1
     ) -> None:
-        """Raises ValueError for a model whose weights are not float32 or float64 and for `parameters` that name none."""
+        """Raises ValueError if the model's weights are not float32 or float64, or if `parameters` matches no parameter."""
         wide = model.dtype in (torch.float32, torch.float64)
         require(wide, "the model's dtype", model.dtype, "float32 or float64: smaller weights swallow small updates")
         self.model, self.config, self.moving = model, config, _moving(model, config.parameters)
@@ -98,7 +98,7 @@ class Adapter:
         self.optimizers = make_optimizers(model, self._update, self.moving)
 
     def adapt(self, batch: Batch) -> Iterator[Update]:
-        """Update the model on the prompts of a batch (see `prompt_batch`), and report after each step."""
+        """Updates the model on the prompts of a batch (see `prompt_batch`) and yields after each step."""
         learner, tokens = self._learner(batch), int(batch.lengths.sum())
         for number in range(1, self.config.steps + 1):
             began = time.monotonic()
@@ -117,7 +117,7 @@ class Adapter:
                 return
 
     def _learner(self, batch: Batch) -> Learner:
-        """What `train_step` trains with. Raises ValueError for a prompt without room for a rollout."""
+        """Returns the state that `train_step` needs. Raises ValueError for a prompt too short for a rollout."""
         lengths = batch.lengths.tolist()
         method = None if self.config.method is None else fitted(self.config.method, *lengths)
         reward = None if method is None else REWARDS[method.reward]
@@ -128,9 +128,10 @@ class Adapter:
 def prompt_batch(
     model: FastWeightLM, prompts: Sequence[Int[Tensor, "_"]], sequence_ids: tuple[int, ...] = (0,)
 ) -> Batch:
-    """Prompts as a batch on the model's device, padded on the right; each keeps its id wherever it stands.
+    """Returns prompts as a batch on the model's device, padded on the right, with the given `sequence_ids`.
 
-    Raises ValueError for a prompt that is no row of at least two tokens of the vocabulary, or longer than the model reads.
+    Raises ValueError for a prompt that is not a row of at least two token ids of the vocabulary, or exceeds the model's
+    context.
     """
     for prompt in prompts:
         _check(model, prompt)
@@ -140,7 +141,7 @@ def prompt_batch(
 
 @contextmanager
 def _frozen_but(model: nn.Module, moving: Sequence[nn.Parameter]) -> Iterator[None]:
-    """No other parameters than `moving` take gradients."""
+    """Disables gradients for all parameters except `moving`."""
     kept = {id(p) for p in moving}
     still = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
     try:
@@ -153,7 +154,7 @@ def _frozen_but(model: nn.Module, moving: Sequence[nn.Parameter]) -> Iterator[No
 
 
 def _step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
-    """One step, whatever mode the caller is in; neither its gradients nor casts of the weights before it are kept."""
+    """Makes one step in any mode of the caller; keeps neither its gradients nor earlier casts of the weights."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(batch.tokens.device.type, enabled=False):
         result = train_step(learner, batch, draws)
     for p in learner.policy.parameters():
@@ -170,19 +171,19 @@ def _enough(metrics: dict[str, float], config: TTTConfig) -> bool:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Reading:
-    """How a model reads a prompt, token for token: what it can expect before each but the first."""
+    """The model's prediction of each token of a prompt but the first."""
 
     entropies: Float[Tensor, "S"]
-    "Of the distribution over the next token, in nats; entry i is the uncertainty about token i + 1. On the CPU."
+    "Entropy of the next-token distribution, in nats; entry i is the uncertainty about token i + 1. On the CPU."
     losses: Float[Tensor, "S"]
-    "-log p of that token, in nats."
+    "Loss -log p of that token, in nats."
 
 
 @torch.no_grad()
 def read_prompt(model: FastWeightLM, prompt: Int[Tensor, "T"]) -> Reading:
-    """Entropy (eq. 5) and loss of every token of the prompt but the first, [T - 1] each; nothing is changed.
+    """Returns entropy (eq. 5) and loss of every token of the prompt but the first, [T - 1] each, without changing the model.
 
-    Computed in the caller's arithmetic (its autocast, if any). Raises ValueError for what is no prompt.
+    Computed in the caller's arithmetic (its autocast, if any). Raises ValueError for an invalid prompt.
     """
     batch = prompt_batch(model, [prompt])
     with hidden_states_only():
@@ -203,10 +204,10 @@ def _check(model: FastWeightLM, prompt: Any) -> None:
 
 
 def fitted(method: RefineConfig, *lengths: int) -> RefineConfig:
-    """The method as it fits prompts of so many tokens.
+    """Returns the method adjusted to prompts of the given lengths.
 
-    Its margin shrinks first, which belongs to long documents; there are fewer chunks only where not all have k + 1 tokens.
-    Raises ValueError where not even one has.
+    The margin, which is meant for long documents, is reduced first; the number of chunks only if some chunk would have
+    fewer than k + 1 tokens. Raises ValueError if not even one chunk has.
     """
     k, length = method.rollout_length, min(lengths)
     if length < k + 1:
@@ -217,7 +218,7 @@ def fitted(method: RefineConfig, *lengths: int) -> RefineConfig:
 
 
 def fewer_chunks(config: TTTConfig, *lengths: int) -> str | None:
-    """A sentence where the shortest of so many tokens has not room for all chunks or for the margin, else None."""
+    """Returns a sentence if the shortest length is too small for all chunks or for the margin, else None."""
     asked = config.method
     method = None if asked is None else fitted(asked, *lengths)
     if asked is None or method is None or method == asked:
@@ -231,7 +232,7 @@ def fewer_chunks(config: TTTConfig, *lengths: int) -> str | None:
 
 
 def _moving(model: nn.Module, parameters: str) -> list[nn.Parameter]:
-    """The parameters that take gradients and in one of whose names `parameters` is found, tied ones once."""
+    """Returns the trainable parameters whose names match `parameters`, tied ones once."""
     named = dict(model.named_parameters(remove_duplicate=False))
     found = {id(p): p for name, p in named.items() if p.requires_grad and re.search(parameters, name)}
     allowed = f"found in the name of a parameter that takes gradients, such as {next(iter(named))!r}"
@@ -240,13 +241,13 @@ def _moving(model: nn.Module, parameters: str) -> list[nn.Parameter]:
 
 
 class Restored:
-    """Leaving this context, a model is what it was, bit for bit: weights, what takes gradients, and gradients.
+    """A context that restores a model bit for bit on exit: weights, trainable flags, and gradients.
 
-    Kept aside are the parameters that can move (see `TTTConfig.parameters`) and nothing else. What is put back needs no
-    memory that is not there yet. It is put back after an exception, an exit and lack of memory, and on an interrupt
-    (Ctrl-C, a notebook's stop) at once, before the KeyboardInterrupt is raised: no moment is too early or too late for
-    one. Not undone is what puts other tensors in the parameters' place (`model.half()`, `load_state_dict(assign=True)`).
-    Of several for one model the last entered must be the first left.
+    It copies only the parameters that may be updated (see `TTTConfig.parameters`), and restoring needs no further
+    memory. The model is restored after an exception, an exit and an out-of-memory error, and on an interrupt (Ctrl-C, a
+    notebook's stop) at once, before KeyboardInterrupt is raised, whenever it occurs. Replacing the parameters' tensors
+    is not undone (`model.half()`, `load_state_dict(assign=True)`). Several contexts for one model must be exited in
+    reverse order.
     """
 
     def __init__(self, model: nn.Module, parameters: str = ".*") -> None:
@@ -278,7 +279,7 @@ class Restored:
         self.before(number, frame)
 
     def _put_back(self) -> None:
-        """All of it, again where an exception comes in between (that of a signal), which is raised afterwards."""
+        """Restores everything, again if an exception (from a signal) interrupts it, which is raised afterwards."""
         raised = None
         for _ in range(3):
             try:

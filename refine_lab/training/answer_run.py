@@ -1,4 +1,4 @@
-"""What a process does with a run of test-time training: load its model and task, and answer what is unanswered."""
+"""The main function of a test-time training run: loads its model and task, and answers the unanswered prompts."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from refine_lab.training.loading import load_prompts
 from refine_lab.ttt_config import TTTRunConfig
 
 _loaded: dict[str, Any] = {}
-"""The model, tokenizer and task of the last run, which the next one may need too."""
+"""Model, tokenizer and task of the last run, which the next one may also use."""
 
 
 def answer_prompts(run: Run, stop: StopSignal) -> None:
-    """Answer all prompts of `run`, or until a stop is requested.
+    """Answers all prompts of `run`, or until a stop is requested.
 
-    Raises ValueError where its prompts or its model are others than it was begun with.
+    Raises ValueError if its prompts or its model have changed since it started.
     """
     key = repr(_loads(run.config))
     if key not in _loaded:
@@ -42,7 +42,7 @@ def answer_run(
     task: Task,
     stop: Callable[[], object] = lambda: None,
 ) -> None:
-    """Answer what is unanswered of a run until `stop` returns anything true, and print the mean of each score."""
+    """Answers a run's unanswered prompts until `stop` returns a true value, and prints the mean of each score."""
     run_prompts(run, model, tokenizer, task.test, task.rule, lambda progress: stop())
     answers = run.answers()
     scored = [score for score in SCORES if answers[score].notna().any()]
@@ -51,6 +51,6 @@ def answer_run(
 
 
 def _loads(config: TTTRunConfig) -> tuple[Any, ...]:
-    """What a model and a task are loaded by."""
+    """Returns the settings that determine a model and a task."""
     drawn = config.seed if config.model.startswith("new:") else None
     return config.model, config.device, config.task, config.count, config.data, drawn

@@ -1,9 +1,9 @@
 """A run of test-time training: adapts to each batch of prompts and answers it; resumable.
 
-With `reset` "prompt" the weights and moments are put back after each prompt, and a resumed run answers whatever is
-unanswered. With "never" both are kept from batch to batch, as in the paper's release, so that the weights drift over the
-test set: a checkpoint is kept after each batch, and a resumed run starts from it. Either way the run ends as one that was not
-interrupted, and the model is what it was, bit for bit.
+If `reset` is "prompt", weights and optimizer moments are reset after each prompt, and a resumed run answers the
+unanswered prompts. If it is "never", both persist from batch to batch, as in the paper's release, so that the weights
+drift over the test set: a checkpoint is written after each batch, and a resumed run starts from it. In both cases an
+interrupted run gives the same results as an uninterrupted one, and the model is finally restored bit for bit.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ from refine_lab.ttt_config import TTTRunConfig as TTTRunConfig
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Progress:
-    """What a run reports: a step that was made, or a batch that was answered."""
+    """A progress report of a run: one completed step, or one answered batch."""
 
     names: tuple[str, ...]
-    "Of the examples of the batch."
+    "Names of the examples in the batch."
     update: Update | None
-    "The step, or none: the batch has been answered, and what was answered is kept."
+    "The step; none if the batch has been answered and its answers stored."
     rows: tuple[dict[str, Any], ...] = ()
     "The answers, as rows of the run's `answers`."
 
 
 Report = Callable[[Progress], object]
-"""Called after each step and each batch; where it returns anything true, the run stops there and can be resumed.
+"""Called after each step and each batch; if it returns a true value, the run stops there and can be resumed.
 
-A text is kept as the reason.
+A string is stored as the reason.
 """
 
 
 def batches_of(examples: Sequence[Example], batch_size: int) -> tuple[list[list[Example]], list[Example]]:
-    """The examples in whole batches, in their order, and those of the last incomplete one, which is dropped.
+    """Returns the examples in complete batches, in order, and the last incomplete batch, which is dropped.
 
-    Raises ValueError where they make no whole batch.
+    Raises ValueError if there is no complete batch.
     """
     whole = len(examples) // batch_size
     require(whole >= 1, "the number of prompts", len(examples), f"at least {batch_size}, a whole batch")
@@ -67,7 +67,7 @@ def batches_of(examples: Sequence[Example], batch_size: int) -> tuple[list[list[
 
 
 def adapt_ids(example: Example, adapt_on: str) -> Int[Tensor, "_"]:
-    """The tokens that are adapted on. Raises ValueError where the document is asked for and cannot be told apart."""
+    """Returns the tokens to adapt to. Raises ValueError for `adapt_on` "document" if no question is found."""
     tokens = torch.tensor(example.prompt_ids)
     if adapt_on == "prompt":
         return tokens
@@ -80,10 +80,10 @@ def adapt_ids(example: Example, adapt_on: str) -> Int[Tensor, "_"]:
 
 
 def check_prompts(model: FastWeightLM, config: TTTRunConfig, examples: Sequence[Example]) -> list[str]:
-    """Sentences about prompts that are too short for all chunks.
+    """Returns sentences about prompts that are too short for all chunks.
 
-    Raises ValueError, naming the prompt, for one that cannot be read or adapted on, and for a model or parameters that
-    cannot be adapted: before anything is changed or written.
+    Raises ValueError, naming the prompt, for one that cannot be read or adapted to, and for a model or parameters that
+    cannot be adapted, before anything is changed or written.
     """
     if config.ttt is not None:
         Adapter(model, config.ttt)
@@ -106,9 +106,9 @@ def example_of(
     task: TaskConfig | None = None,
     add_bos: bool | None = None,
 ) -> Example:
-    """A text of one's own as an example, the question on a line of its own behind it; `add_bos` as in `DataConfig`.
+    """Builds an example from a user's text, with the question on a separate line after it; `add_bos` as in `DataConfig`.
 
-    Raises ValueError for an empty text, a question without text, and a prompt over `task.prompt_tokens` where it is refused.
+    Raises ValueError for an empty text, an empty question, and a prompt over `task.prompt_tokens` if that is refused.
     """
     require(bool(document.strip()), "a prompt", document, "a text that is not empty")
     require(question is None or bool(question.strip()), "a question", question, "a text, or none")
@@ -139,12 +139,12 @@ def run_prompts(
     rule: AnswerRule,
     report: Report = lambda progress: None,
 ) -> bool:
-    """Answer what is unanswered of `examples` by `rule`; True where all of them are answered, False where `report` stopped it.
+    """Answers the unanswered `examples` by `rule`; returns True if all are answered, False if `report` stopped it.
 
-    The model must be as the run's configuration names it; afterwards it is again, also after an exception or an interrupt.
-    Whoever calls this holds the run's lock (`runs.files.locked`). Files are written whole: whatever ends the process,
-    calling this again resumes the run. Raises ValueError before anything is written for prompts that cannot be used
-    (`check_prompts`).
+    The model must be as the run's configuration specifies; it is restored afterwards, even after an exception or an
+    interrupt. The caller must hold the run's lock (`runs.files.locked`). Files are written atomically: whatever ends
+    the process, calling this again resumes the run. Raises ValueError, before anything is written, for prompts that
+    cannot be used (`check_prompts`).
     """
     config = run.config
     parts, _ = batches_of(examples, config.batch_size)
@@ -171,7 +171,7 @@ class _Work:
         self.reason: object = None
 
     def one_by_one(self) -> bool:
-        """Every batch from the model as it was: reset after each, or not adapted at all."""
+        """Answers every batch from the initial model: reset after each, or not adapted at all."""
         names = self.run.log.done
         done = {number for number, part in self._numbered() if all(example.name in names for example in part)}
         if len(done) < len(self.parts):
@@ -188,7 +188,7 @@ class _Work:
         return self._end()
 
     def drifting(self) -> bool:
-        """Every batch from where the one before left weights and moments."""
+        """Answers every batch with the weights and moments that the previous one left."""
         run, size, ttt = self.run, self.config.batch_size, self.config.ttt
         assert ttt is not None
         (first, folder), names = run.latest_checkpoint() or (0, None), run.log.done
@@ -209,12 +209,12 @@ class _Work:
         return self._end()
 
     def _begin(self, writer: RunWriter, before: int) -> None:
-        """`before` batches are answered already."""
+        """Starts reporting; `before` batches are already answered."""
         self.writer, self.progress, self.before = writer, RunProgress(writer, before), before
         self.progress.report(before)
 
     def _end(self) -> bool:
-        """Write how the run ended; True where all is answered."""
+        """Writes the run's final status; returns True if everything is answered."""
         names = self.run.log.done
         whole = all(example.name in names for part in self.parts for example in part)
         if whole:
@@ -228,7 +228,7 @@ class _Work:
         return enumerate(self.parts, start=1)
 
     def _adapter(self) -> Adapter | None:
-        """With an optimizer that has no moments yet."""
+        """Returns an adapter with a fresh optimizer, or None without adaptation."""
         if self.config.ttt is None:
             return None
         sizes = {"mini_batch_size": self.config.mini_batch_size, "micro_batch_size": self.config.micro_batch_size}
@@ -237,7 +237,7 @@ class _Work:
     def _adapt_and_answer(
         self, number: int, part: list[Example], adapter: Adapter | None
     ) -> list[dict[str, Any]] | None:
-        """The rows of a batch's answers, or None where `report` asked to stop."""
+        """Returns the rows of a batch's answers, or None if `report` asked to stop."""
         updates: list[Update] = []
         before = self._measured(part)
         if adapter is not None:
@@ -260,14 +260,14 @@ class _Work:
         ]
 
     def _measured(self, part: list[Example]) -> list[tuple[float, float]]:
-        """Mean loss and entropy of each prompt, in the run's arithmetic."""
+        """Returns mean loss and entropy of each prompt, in the run's arithmetic."""
         with autocast(self.model.device, self.config.dtype):
             return [measured(self.model, example) for example in part]
 
     def _columns(
         self, number: int, updates: list[Update], before: tuple[float, float], after: tuple[float, float]
     ) -> dict[str, Any]:
-        """The columns of an answer that are test-time training's own; losses and entropies are means over the prompt."""
+        """Returns an answer's columns specific to test-time training; losses and entropies are means over the prompt."""
         method = updates[-1].method if updates else None
         return {
             "batch": number,
@@ -285,7 +285,7 @@ class _Work:
     def _keep(
         self, number: int, part: list[Example], rows: list[dict[str, Any]], adapter: Adapter | None = None
     ) -> bool:
-        """Write a batch's answers, then its checkpoint; whether `report` asks to stop."""
+        """Writes a batch's answers, then its checkpoint; returns whether `report` asks to stop."""
         self.run.log.write(rows)
         if adapter is not None:
             with self.writer.checkpoint(number) as folder:
@@ -313,14 +313,14 @@ def _moving(adapter: Adapter) -> dict[str, nn.Parameter]:
 
 
 def _save(adapter: Adapter, folder: Path) -> None:
-    """Keep the updated weights and the optimizer's moments."""
+    """Saves the updated weights and the optimizer's moments."""
     weights = {name: p.detach().contiguous() for name, p in _moving(adapter).items()}
     save_file(weights, folder / "weights.safetensors")
     save_file(optimizer_tensors(adapter.optimizers), folder / "optimizer.safetensors")
 
 
 def _load(adapter: Adapter, folder: Path) -> None:
-    """Put a checkpoint's weights and moments into the model and the optimizer."""
+    """Loads a checkpoint's weights and moments into the model and the optimizer."""
     weights = load_file(folder / "weights.safetensors")
     with torch.no_grad():
         for name, p in _moving(adapter).items():
@@ -329,13 +329,13 @@ def _load(adapter: Adapter, folder: Path) -> None:
 
 
 def measured(model: FastWeightLM, example: Example) -> tuple[float, float]:
-    """Mean loss and mean entropy of the tokens of a prompt, in nats."""
+    """Returns mean loss and mean entropy of the tokens of a prompt, in nats."""
     reading = read_prompt(model, torch.tensor(example.prompt_ids))
     return float(reading.losses.mean()), float(reading.entropies.mean())
 
 
 def update_line(update: Update, names: Sequence[str]) -> dict[str, Any]:
-    """A line of kind `update`: the step's number on its batch, the prompts, and the step's metrics."""
+    """Returns a metrics line of kind `update`: the step's number on its batch, the prompts, and the step's metrics."""
     chunks = None if update.method is None else update.method.num_chunks
     times = {"seconds": update.seconds, "tokens_per_second": update.tokens_per_second}
     return {"number": update.number, "names": list(names), "num_chunks": chunks, **update.metrics, **times}

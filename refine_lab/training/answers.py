@@ -1,4 +1,4 @@
-"""Answers to the examples of a task: decoded greedily, and scored."""
+"""Answers to the examples of a task: decodes greedily and scores them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def answer(
     rule: AnswerRule,
     micro_batch_size: int = 8,
 ) -> list[str]:
-    """The answer to each prompt: the most probable tokens, one by one, until the end of the text or as `rule` ends them.
+    """Returns the answer to each prompt, decoded greedily until the end of the text or as `rule` ends it.
 
-    Of what is generated, `rule` takes a part for the answer. Prompts are read once, `micro_batch_size` of about equal length
-    at a time; what stands beside a prompt changes nothing.
+    `rule` extracts the answer from the generated text. Prompts are read once, in groups of `micro_batch_size` with
+    similar lengths; other prompts in a group do not affect a result.
     """
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt_ids))
     written: dict[int, str] = {}
@@ -42,7 +42,7 @@ def answer(
 def answers_to(
     policy: FastWeightLM, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], rule: AnswerRule
 ) -> list[str]:
-    """As `answer`, of prompts given as tokens, all at once."""
+    """Answers prompts given as tokens in one batch, as `answer`."""
     end = end_of_text(tokenizer)
     written: list[list[int]] = [[] for _ in prompts]
     texts: dict[int, str] = {}
@@ -64,7 +64,7 @@ def answers_to(
 
 
 def answer_row(example: Example, answer: str, *, way: str, seed: int, seconds: float) -> dict[str, Any]:
-    """A row of an `AnswerLog`: the example, what was answered, and its scores."""
+    """Returns a row of an `AnswerLog`: the example, the answer, and its scores."""
     return {
         "name": example.name,
         "way": way,
@@ -82,9 +82,10 @@ def answer_row(example: Example, answer: str, *, way: str, seed: int, seconds: f
 
 
 def side_by_side(answers: pd.DataFrame, count: int = 8) -> pd.DataFrame:
-    """`count` examples with the answers of every way's first seed; those first in which the ways differ.
+    """Returns `count` examples with the answers of every method's first seed; examples with different answers come first.
 
-    `answers` has the columns of `COLUMNS`; the result `question`, `references` and a column a way, in the order they come.
+    `answers` has the columns of `COLUMNS`; the result has `question`, `references` and one column per method, in order
+    of appearance.
     """
     first = answers.groupby("way")["seed"].transform("min")
     chosen = answers[answers["seed"] == first]

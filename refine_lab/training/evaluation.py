@@ -1,7 +1,7 @@
 """Held-out measures: next-token loss and accuracy, rewards at fixed targets, recall of planted facts.
 
-They compute in the caller's arithmetic: a run measures under its own autocast (`Learner.autocast`). Each micro-batch's trace
-ends before the next one is made.
+They are computed in the caller's arithmetic: a run evaluates under its own autocast (`Learner.autocast`). Each
+micro-batch's trace is freed before the next one is made.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from refine_lab.training.posttraining import answer_stats
 from refine_lab.types import Batch
 
 EVALUATION_SEED = 20_260_216
-"""Of every draw of an evaluation, whatever the seed of the training: the same for all runs and steps."""
+"""Seed of every draw in an evaluation, whatever the training seed: the same for all runs and steps."""
 RECALL_KINDS = ("word-1", "number-1")
-"""Of the documents that recall is asked of."""
+"""Kinds of document that recall is measured on."""
 
 
 @torch.no_grad()
 def next_token(policy: FastWeightLM, batch: Batch, micro_batch_size: int = 4) -> dict[str, float]:
-    """`ntp_loss` in nats a token, `ntp_accuracy` by argmax, and `sampled_accuracy`, the released code's.
+    """Returns `ntp_loss` in nats per token, `ntp_accuracy` by argmax, and `sampled_accuracy`, the released code's metric.
 
-    The release samples a token and compares it with the truth x; that agrees with probability p(x), so one fixed uniform
-    number a token below p(x) counts as a match.
+    The release samples a token and compares it with the reference x; they agree with probability p(x), so a token
+    counts as a match if one fixed uniform number for it is below p(x).
     """
     draws, sums = Draws(seed=EVALUATION_SEED), torch.zeros(3, dtype=torch.float64)
     for start in range(0, len(batch.lengths), micro_batch_size):
@@ -67,8 +67,10 @@ def answer_measures(
     rule: AnswerRule,
     micro_batch_size: int = 8,
 ) -> dict[str, float]:
-    """`answer_loss` in nats a token and `answer_accuracy` by argmax, both given the answer so far; and the mean `recall`
-    and `exact_match` of the answers as the model writes them."""
+    """Returns teacher-forced `answer_loss` (nats per token) and `answer_accuracy`, and the mean scores of decoded answers.
+
+    The scores are `recall` and `exact_match`.
+    """
     sums, tokens = torch.zeros(2, dtype=torch.float64), 0
     for start in range(0, len(examples), micro_batch_size):
         rows = range(start, min(start + micro_batch_size, len(examples)))
@@ -87,9 +89,9 @@ def answer_measures(
 def rewards_at_fixed_targets(
     policy: FastWeightLM, batch: Batch, num_chunks: int = 8, rollout_length: int = 5, micro_batch_size: int = 4
 ) -> dict[str, float]:
-    """Mean `cosine` and `binary` reward of one rollout from each fixed position of held-out rows.
+    """Returns mean `cosine` and `binary` reward of one rollout from each fixed position of held-out rows.
 
-    Positions are uniform and, like the uniform numbers that tokens are drawn with, the same for every model.
+    Positions are uniform and the same for every model, as are the uniform numbers that tokens are sampled with.
     """
     method = fixed_targets(num_chunks, rollout_length)
     draws, rewards = Draws(seed=EVALUATION_SEED), []
@@ -100,7 +102,7 @@ def rewards_at_fixed_targets(
 
 
 def _rewards(policy: FastWeightLM, micro: Batch, method: RefineConfig, draws: Draws) -> Float[Tensor, "2 R"]:
-    """Cosine and binary reward of every rollout of a micro-batch."""
+    """Returns cosine and binary reward of every rollout of a micro-batch."""
     flat = torch.zeros(micro.tokens.shape, device=policy.device)
     trace = policy.read(micro.tokens, micro.lengths)
     rollouts, _ = roll_out(policy, trace, flat, micro, method, REWARDS["cosine"], draws)
@@ -108,13 +110,13 @@ def _rewards(policy: FastWeightLM, micro: Batch, method: RefineConfig, draws: Dr
 
 
 def fixed_targets(num_chunks: int, rollout_length: int) -> RefineConfig:
-    """How the fixed positions are chosen."""
+    """Returns the settings by which the fixed positions are chosen."""
     return RefineConfig(selection="uniform", num_chunks=num_chunks, rollout_length=rollout_length)
 
 
 @torch.no_grad()
 def recall(policy: FastWeightLM, documents: Sequence[RecallDocument], micro_batch_size: int = 16) -> float:
-    """The share of questions answered token for token by greedy generation, from 0 to 1."""
+    """Returns the share of questions answered exactly, token for token, by greedy generation, from 0 to 1."""
     asked = [(document.tokens[: q.prompt_end], q.answer_ids) for document in documents for q in document.questions]
     right = 0
     for start in range(0, len(asked), micro_batch_size):
@@ -125,7 +127,7 @@ def recall(policy: FastWeightLM, documents: Sequence[RecallDocument], micro_batc
 
 
 def recall_documents(kind: str, count: int, num_tokens: int, held_out: SequenceData) -> list[RecallDocument]:
-    """`count` documents of at most `num_tokens` tokens with facts planted in held-out text, the same for every model."""
+    """Makes `count` documents of at most `num_tokens` tokens with facts in held-out text, the same for every model."""
     text, draws = next(iter(held_out.tokens.values())), Draws(seed=EVALUATION_SEED)
     generators = (draws.generator(i, f"recall {kind}") for i in range(count))
     tokenizer, split, begins = held_out.tokenizer, held_out.split, held_out.beginning
@@ -142,9 +144,9 @@ def held_out_measures(
     documents: int = 50,
     document_tokens: int = 512,
 ) -> dict[str, float]:
-    """All of the above: next token, rewards at fixed targets, and `recall KIND at LENGTH` of each kind.
+    """Returns all measures: next token, rewards at fixed targets, and `recall KIND at LENGTH` of each kind.
 
-    Without the rewards where the held-out rows are too short to roll out from each of `num_chunks` chunks.
+    The rewards are omitted if the held-out rows are too short for a rollout from each of `num_chunks` chunks.
     """
     validation = held_out.validation()
     measured = next_token(policy, validation)
@@ -157,5 +159,5 @@ def held_out_measures(
 
 
 def bits_per_byte(loss: float, num_tokens: int, num_bytes: int) -> float:
-    """Of a text of `num_bytes` whose `num_tokens` tokens have mean loss `loss` in nats."""
+    """Returns bits per byte of a text of `num_bytes` bytes and `num_tokens` tokens with mean `loss` in nats per token."""
     return loss * num_tokens / num_bytes / math.log(2)

@@ -1,7 +1,7 @@
-"""How a model's history of post-training is found and kept.
+"""Finds and stores a model's post-training history.
 
-Every checkpoint has it in a file of its own, so that a copy of the folder has it too. For a run from before that file, it is
-made again from the run's configuration, as long as its prompts are still what they were.
+Every checkpoint stores it in a separate file, so that a copy of the folder includes it. For an older run without that
+file, it is reconstructed from the run's configuration, provided that its prompts have not changed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from refine_lab.runs.files import read_json, replace_text
 from refine_lab.runs.run import Run
 
 HISTORY = "trained_on.json"
-"""In a checkpoint: what the run and those before it trained on."""
+"""File in a checkpoint that lists what the run and its predecessors were trained on."""
 
 
 def history_of(model: str) -> History:
-    """The history of the model of that name, a run's last checkpoint or any folder.
+    """Returns the history of the model of that name: a run's last checkpoint or any folder.
 
     A shipped model, one on the hub and fresh weights have none. Raises ValueError for a damaged record.
     """
@@ -47,12 +47,12 @@ def history_of(model: str) -> History:
 
 
 def after(history: History, run: Run, task: Task | None) -> History:
-    """The history of a run's checkpoints: that of the model it starts from, and its own task."""
+    """Returns the history of a run's checkpoints: that of its initial model, plus its own task."""
     return history if task is None else _with(history, run, task.examples, task.train)
 
 
 def save_history(history: History, folder: Path) -> None:
-    """Write `history` into a checkpoint's folder."""
+    """Writes `history` to a checkpoint's folder."""
     trained = [
         asdict(each) | {"task": _plain(each.task), "data": _plain(each.data), "rows": sorted(each.rows)}
         for each in history.trained
@@ -85,7 +85,7 @@ def _read(path: Path) -> History:
 
 
 def _run_of(folder: Path) -> Run | None:
-    """The run that a folder is a checkpoint of."""
+    """Returns the run that a folder is a checkpoint of."""
     if folder.parent.name != "checkpoints":
         return None
     try:
@@ -97,7 +97,7 @@ def _run_of(folder: Path) -> Run | None:
 
 
 def _made_again(run: Run, folder: Path) -> History:
-    """The history of an older run: its examples are loaded once more, and count where they are the same as then."""
+    """Reconstructs the history of an older run by reloading its examples; they count if they are unchanged."""
     before, task = history_of(run.config.model), run.config.task
     if task is None:
         return before

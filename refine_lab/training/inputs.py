@@ -1,7 +1,8 @@
-"""What a run is begun with besides its configuration: names of files outlive their contents.
+"""The inputs of a run besides its configuration: digests of texts, prompts and model files.
 
-Every run keeps the digests of its inputs in `inputs.json`, and goes on only where they are what they were. Files count by
-content, so that a copied folder is the same input and a file of the same size and time of change need not be.
+Every run stores the digests in `inputs.json` and is resumed only if they are unchanged, since files can change under
+the same name. Files are identified by content, so a copied folder is the same input, while a file of equal size and
+modification time need not be.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from refine_lab.ttt_config import TTTRunConfig
 
 
 def inputs_of(model: str, examples: Iterable[Example]) -> dict[str, Any]:
-    """Of a run over a task: number and digest of the examples, the digests of the model's files, and `begins_with`, the
-    tokens before every prompt."""
+    """Returns a task run's inputs: count and digest of examples, model digests, and `begins_with`.
+
+    `begins_with` are the tokens that precede every prompt.
+    """
     examples = tuple(examples)
     begins = list(examples[-1].prompt_ids[: examples[-1].begins]) if examples else []
     digests = {"prompts_digest": prompts_digest(examples), "model": model_digests(model)}
@@ -41,14 +44,14 @@ Tokens = Mapping[str, Sequence[np.ndarray]]
 def text_inputs(
     model: str, data: DataConfig, manifest: Manifest | None, tokens: Tokens | None = None
 ) -> dict[str, Any]:
-    """Of a run over text: the digests of each source's files (see `text_digests`), and those of the model's files."""
+    """Returns a text run's inputs: digests of each source's files (see `text_digests`) and of the model's files."""
     return {"texts": text_digests(data, manifest, tokens), "model": model_digests(model)}
 
 
 def text_digests(data: DataConfig, manifest: Manifest | None, tokens: Tokens | None = None) -> dict[str, Any]:
-    """Source -> file -> digest.
+    """Returns source -> file -> digest.
 
-    A data set of the library `datasets` counts by its tokens, and only where they are given.
+    A data set of the library `datasets` is identified by its tokens, and only if they are given.
     """
     texts: dict[str, dict[str, str]] = {}
     for source in data.sources:
@@ -63,9 +66,9 @@ def text_digests(data: DataConfig, manifest: Manifest | None, tokens: Tokens | N
 
 
 def model_digests(model: str) -> dict[str, str]:
-    """File -> digest of what `load_model` reads of a model; of one on the hub the commit, which names its content.
+    """Returns file -> digest of what `load_model` reads; for a model on the hub, its commit, which identifies the content.
 
-    After `new:` the weights do not count: fresh ones are drawn.
+    For `new:` names the weights are excluded, since fresh ones are initialised.
     """
     place = locate(model.removeprefix("new:"))
     if place.hub is not None:
@@ -77,10 +80,10 @@ def model_digests(model: str) -> dict[str, str]:
 
 
 def changes(recorded: Mapping[str, Any], now: Mapping[str, Any], config: Any) -> list[str]:
-    """What differs between the inputs recorded and those of now, each as "FILE has changed", "is gone" or "is new".
+    """Compares recorded with current inputs; each difference is "FILE has changed", "is gone" or "is new".
 
-    `config` is the run's, a `TrainConfig` or a `TTTRunConfig`.
-    Only what both have is compared. Runs of earlier versions recorded the model by size and time of change.
+    `config` is the run's `TrainConfig` or `TTTRunConfig`. Only fields present in both are compared. Runs of earlier
+    versions recorded the model by size and modification time.
     """
     found: list[str] = []
     model: str = config.model
@@ -101,10 +104,10 @@ def changes(recorded: Mapping[str, Any], now: Mapping[str, Any], config: Any) ->
 
 
 def settle(run: Run, now: Mapping[str, Any]) -> None:
-    """Record the inputs of a run that begins training, and refuse to go on with one whose inputs have changed.
+    """Records the inputs of a run that starts training, and refuses to resume one whose inputs have changed.
 
-    A run of an earlier version that recorded none goes on, and a notice is printed. It is refused where it was begun
-    without a BOS token that its tokenizer adds, and would go on with it.
+    A run of an earlier version without a record is resumed, and a notice is printed. It is refused if it started
+    without a BOS token that its tokenizer adds and would now continue with it.
     """
     recorded, begun = run.inputs, run.latest_checkpoint() is not None
     if begun and now.get("begins_with") and "begins_with" not in (recorded or {}) and run.config.data.add_bos is None:
@@ -133,9 +136,10 @@ def resume_or_create(
     *,
     fresh: bool = False,
 ) -> list[Run]:
-    """For each configuration the newest run in `folder` that has it, finished or not; where there is none, a new one.
+    """Returns, for each configuration, the newest run in `folder` with it, finished or not, or else a new run.
 
-    With `inputs` (see `inputs_of`), only runs that were begun with the same ones count. `fresh`: new runs only.
+    If `inputs` are given (see `inputs_of`), only runs that started with the same ones are considered. `fresh` creates
+    new runs only.
     """
     wanted = {to_json(config) for config in configs}
     there = [] if fresh else [run for run in list_runs(folder) if to_json(run.config) in wanted]
@@ -152,13 +156,13 @@ def new_run(
     reward_source: str | None = None,
     inputs: Mapping[str, Any] | None = None,
 ) -> Run:
-    """A new run directory in `folder`, on which no process works yet."""
+    """Creates a run directory in `folder`, without starting a process."""
     with RunWriter.create(config, folder, reward_source=reward_source, inputs=inputs) as writer:
         return writer.run
 
 
 def refuse_changes(run: Run, now: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming a file, where inputs that a run has recorded are no longer those that it was begun with."""
+    """Raises ValueError, naming a file, if a run's inputs have changed since it started."""
     if found := changes(run.inputs or {}, now, run.config):
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise ValueError(
@@ -182,7 +186,7 @@ def _named(source: str, file: str) -> str:
 
 
 def _by_time(place: Place) -> str:
-    """The digest of a model that earlier versions recorded: name, size and time of change of its files."""
+    """Returns the digest of a model in earlier versions' form: name, size and modification time of its files."""
     weights = hashlib.sha256()
     for path in sorted([*place.folder.glob("*.safetensors"), place.folder / "config.json"]):
         size = path.stat()

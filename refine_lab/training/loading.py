@@ -1,4 +1,4 @@
-"""What a configuration names, loaded: its model, tokenizer and task."""
+"""Loads what a configuration names: its model, tokenizer and task."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from refine_lab.ttt_config import TTTRunConfig
 def load_policy(
     config: TrainConfig | TTTRunConfig, name: str | None = None
 ) -> tuple[FastWeightLM, PreTrainedTokenizerBase]:
-    """The model of a configuration and its tokenizer; `name` loads another model with the same device, seed and settings."""
+    """Loads a configuration's model and tokenizer; `name` loads another model with the same device, seed and settings."""
     logging.disable_progress_bar()  # a widget for each of a second's work, blank where the notebook is only read
     settings = config.model_settings if isinstance(config, TrainConfig) else {}
     return load_model(name or config.model, device=config.device, seed=config.seed, settings=settings)
 
 
 def load_training_task(configs: Sequence[TrainConfig]) -> Task:
-    """The examples of the configurations' one task, in the tokens of their model.
+    """Loads the examples of the task that the configurations share, in the tokens of their model.
 
-    Raises ValueError for prompts and answers that one of them cannot be trained on (see `TaskData`), and for test examples
-    that their model was trained on already, unless `shared` allows it.
+    Raises ValueError for prompts and answers that one of them cannot be trained on (see `TaskData`), and for test
+    examples that their model was already trained on, unless `shared` allows it.
     """
     config = configs[0]
     assert config.task is not None
@@ -42,10 +42,10 @@ def load_training_task(configs: Sequence[TrainConfig]) -> Task:
 
 
 def load_prompts(config: TTTRunConfig) -> tuple[FastWeightLM, PreTrainedTokenizerBase, Task]:
-    """The model, its tokenizer, and the task in its tokens, whose test examples are those that are answered.
+    """Loads model, tokenizer and task of a test-time training run; the task's test examples are the prompts to answer.
 
-    Prompts that the model was trained on are left out, unless the task's `shared` allows them. Raises ValueError where there
-    are no prompts, or fewer than `count`.
+    Prompts that the model was trained on are left out, unless the task's `shared` allows them. Raises ValueError if
+    there are no prompts, or fewer than `count`.
     """
     model, tokenizer = load_policy(config)
     manifest, past = manifest_of(config.model), history_of(config.model)

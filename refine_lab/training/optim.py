@@ -1,4 +1,4 @@
-"""Optimizers and the learning rate over a run."""
+"""Optimizers and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from refine_lab.models.base import FastWeightLM
 def make_optimizers(
     policy: FastWeightLM, config: UpdateConfig, parameters: Sequence[Tensor] | None = None
 ) -> list[Optimizer]:
-    """AdamW (betas 0.9 and 0.999, table D.1), or Muon on the hidden matrices and AdamW on the rest.
+    """Returns AdamW (betas 0.9 and 0.999, table D.1), or Muon for the hidden matrices and AdamW for the rest.
 
-    They update `parameters`, some of the policy's, or all of these.
+    They update `parameters`, a subset of the policy's parameters, or all of them.
     """
     parameters = list(policy.parameters() if parameters is None else parameters)
     if config.optimizer == "adamw":
@@ -32,7 +32,7 @@ def make_optimizers(
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of batch `step`, counted from 1: a linear warm-up, then constant, or linear to zero one batch after the last."""
+    """Returns the rate of batch `step`, from 1: linear warm-up, then constant, or linear to zero one batch after the last."""
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
     if config.schedule == "constant":
@@ -48,7 +48,7 @@ def set_learning_rate(optimizers: Sequence[Optimizer], lr: float) -> None:
 
 
 def optimizer_tensors(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
-    """The moments of all optimizers as named tensors, for safetensors: `<optimizer>.<parameter>.<moment>`."""
+    """Returns the moments of all optimizers as named tensors, for safetensors: `<optimizer>.<parameter>.<moment>`."""
     return {
         f"{number}.{index}.{name}": torch.as_tensor(value).contiguous()
         for number, optimizer in enumerate(optimizers)
@@ -58,7 +58,7 @@ def optimizer_tensors(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizers: Sequence[Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Restores the moments returned by `optimizer_tensors`."""
     for number, optimizer in enumerate(optimizers):
         whole, state = optimizer.state_dict(), {}
         for key, value in tensors.items():

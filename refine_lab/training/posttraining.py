@@ -1,7 +1,7 @@
 """One step of post-training: updates on a batch's prompts, then one on its answers (paper, section 4.3).
 
-First-order and lasting: the same optimizer makes both kinds of update, one after the other, and nothing is undone or
-differentiated through. The inner updates are those of mid-training, on the prompts alone.
+The procedure is first-order and its updates are permanent: the same optimizer makes both kinds of update in sequence,
+and none is undone or differentiated through. The inner updates are those of mid-training, on the prompts alone.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from refine_lab.types import Lessons
 
 
 def nested_step(learner: Learner[TrainConfig], lessons: Lessons, draws: Draws) -> StepResult:
-    """The inner updates on the prompts, where `config.nested`, and the outer one on the answers.
+    """Makes the inner updates on the prompts, if `config.nested`, and the outer update on the answers.
 
-    Metrics of the inner updates have the names of `train_step`, those of the outer one begin with `answer_`.
+    Metrics of the inner updates are named as in `train_step`; those of the outer update begin with `answer_`.
     """
     inner = StepResult({"updates": 0.0}, None)
     if learner.config.nested:
@@ -35,7 +35,7 @@ def nested_step(learner: Learner[TrainConfig], lessons: Lessons, draws: Draws) -
 
 
 def answer_stats(policy: FastWeightLM, lessons: Lessons) -> TokenStats:
-    """Statistics of every answer token given all before it, each [A] for the A answer tokens of all rows, row by row."""
+    """Returns statistics of every answer token given all tokens before it, [A] for the A answer tokens, row by row."""
     with hidden_states_only():
         hidden = policy.read(lessons.whole.tokens, lessons.whole.lengths).hidden_states
     rows, places = answer_places(lessons)
@@ -43,7 +43,7 @@ def answer_stats(policy: FastWeightLM, lessons: Lessons) -> TokenStats:
 
 
 def answer_places(lessons: Lessons) -> tuple[Int[Tensor, "A"], Int[Tensor, "A"]]:
-    """Row and place of every answer token."""
+    """Returns row and column of every answer token."""
     place = torch.arange(lessons.whole.tokens.shape[1], device=lessons.whole.tokens.device)
     starts, ends = lessons.prompts.lengths.unsqueeze(1), lessons.whole.lengths.unsqueeze(1)
     rows, places = ((starts <= place) & (place < ends)).nonzero(as_tuple=True)
@@ -51,7 +51,7 @@ def answer_places(lessons: Lessons) -> tuple[Int[Tensor, "A"], Int[Tensor, "A"]]
 
 
 def _answer_losses(learner: Learner, lessons: Lessons) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Each micro-batch's share of the mean loss -log p(answer token | prompt, answer so far) of all answer tokens."""
+    """Yields each micro-batch's share of the mean loss -log p(answer token | prompt, answer so far) over all answer tokens."""
     total = lessons.num_answer_tokens
     for start, micro in split(lessons.whole, learner.config.micro_batch_size):
         with learner.autocast():

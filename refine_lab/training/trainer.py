@@ -1,4 +1,4 @@
-"""The training loop: it trains what a run directory's config.json says, and writes nothing but that directory."""
+"""The training loop: trains according to a run directory's config.json, and writes only to that directory."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ from refine_lab.training.posttraining import nested_step
 from refine_lab.types import Batch, Rollouts
 
 PREFIX_TOKENS = 32
-"""Tokens of a prefix that are kept beside its rollouts."""
+"""Number of prefix tokens stored with its rollouts."""
 
 
 def train(path: Path, stop: StopSignal) -> None:
-    """Train the run in `path` to its last step, or until a stop is requested, from its last checkpoint if it has one."""
+    """Trains the run in `path` to its last step, or until a stop is requested, resuming from its last checkpoint."""
     run = Run(path)
     config, (done, folder) = run.config, run.latest_checkpoint() or (0, None)
     if config.threads:
@@ -100,15 +100,15 @@ def _learner(run: Run, config: TrainConfig, policy: Any) -> Learner:
 
 
 Step = Callable[[int], tuple[StepResult, Batch, int]]
-"""A batch's number, from 1 -> what came of it, the sequences that were rolled out in, and the tokens read."""
+"""Maps a batch's number, from 1, to its result, the sequences rolled out in, and the number of tokens read."""
 Evaluate = Callable[[RunWriter, int], None]
-"""Measures what is held out after that many batches, and writes it down."""
+"""Evaluates held-out data after the given number of batches, and writes the result."""
 
 
 def _sequences(
     run: Run, learner: Learner, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None
 ) -> tuple[Step, Evaluate]:
-    """Training on text, by the next token or REFINE."""
+    """Returns the step and evaluation functions for training on text, by SFT or REFINE."""
     config, policy = learner.config, learner.policy
     data, held_out = (
         SequenceData(config.data, tokenizer, seed=config.seed, split=split, manifest=manifest)
@@ -136,7 +136,7 @@ def _sequences(
 def _task(
     run: Run, config: TaskConfig, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None, past: History
 ) -> Task:
-    """The run's task. Raises ValueError where its prompts or weights are others than it was begun with."""
+    """Loads the run's task. Raises ValueError if its prompts or weights have changed since it started."""
     task = load_task(config, tokenizer, run.config.data, manifest, past)
     print(task.report, flush=True)
     settle(run, inputs_of(run.config.model, task.examples))
@@ -144,7 +144,7 @@ def _task(
 
 
 def _lessons(learner: Learner, tokenizer: PreTrainedTokenizerBase, task: Task) -> tuple[Step, Evaluate]:
-    """Post-training: prompts with answers."""
+    """Returns the step and evaluation functions for post-training on prompts with answers."""
     config, policy = learner.config, learner.policy
     data = TaskData(task.train, config.seed, config.method)
 
@@ -177,7 +177,7 @@ def _train_one(learner: Learner, one_step: Step, writer: RunWriter, progress: _P
 
 
 def rollout_rows(batch: Batch, rollouts: Rollouts) -> dict[str, Any]:
-    """A batch's rollouts as the stored columns of `runs.schema.COLUMNS`, `step` aside."""
+    """Returns a batch's rollouts as the stored columns of `runs.schema.COLUMNS`, except `step`."""
     chunks, repeat = rollouts.positions.shape[1], rollouts.group_size
     row = torch.arange(len(batch.lengths)).repeat_interleave(chunks * repeat).tolist()
     position = rollouts.positions.flatten().repeat_interleave(repeat).tolist()
@@ -199,7 +199,7 @@ def rollout_rows(batch: Batch, rollouts: Rollouts) -> dict[str, Any]:
 
 
 class _Progress:
-    """Tokens and seconds of a run, for its metrics and its status."""
+    """Counts a run's tokens and seconds, for its metrics and its status."""
 
     def __init__(self, writer: RunWriter, done: int) -> None:
         before = writer.run.metrics()

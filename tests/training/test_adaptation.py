@@ -307,7 +307,12 @@ def test_what_is_no_row_of_tokens_is_refused(prompt, shown):
 @pytest.mark.parametrize(
     ("settings", "field", "value", "allowed"),
     [
-        ({"method": RefineConfig(reward="custom")}, "method.reward", "custom", "one of 'cosine', 'binary', 'hybrid'"),
+        (
+            {"method": RefineConfig(reward="custom")},
+            "method.reward",
+            "custom",
+            "one of 'cosine', 'binary', 'hybrid', 'edit'",
+        ),
         ({"method": RefineConfig(kl_coef=0.1)}, "method.kl_coef", 0.1, "0: there is no policy to stay near to"),
         ({"method": None, "stop_at_reward": 0.5}, "stop_at_reward", 0.5, "none for SFT"),
         ({"stop_at_loss": "x"}, "stop_at_loss", "x", "a number, or none"),

@@ -1,1 +1,1 @@
-"""What every widget shares: scripts and styles, visible errors, packed arrays, offline pages, status lines, panels."""
+"""Code that all widgets share: scripts and styles, visible errors, packed arrays, offline pages, status lines, panels."""

@@ -1,4 +1,4 @@
-"""The scripts and style sheets of the widgets, each inlined into one text."""
+"""Loads the widgets' scripts and style sheets, with imported modules inlined."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.js";\n', re.MULTILINE)
 
 
 def script(name: str) -> str:
-    """The module `static/<name>.js` with the modules that it imports from beside it written into it, each once.
+    """Returns the module `static/<name>.js` with the neighbouring modules that it imports inlined, each once.
 
-    A widget's module is one text to the page, which has no address to import others from.
+    The page receives a widget's module as a single text, without an address from which to import others.
     """
     done: set[str] = set()
 
@@ -28,5 +28,5 @@ def script(name: str) -> str:
 
 
 def style(*names: str) -> str:
-    """The style sheets `static/<name>.css` one after the other, the shared one first."""
+    """Returns the style sheets `static/<name>.css` joined, with the shared one first."""
     return "\n".join((STATIC / f"{name}.css").read_text(encoding="utf-8") for name in ("shared", *names))

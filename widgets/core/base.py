@@ -1,4 +1,4 @@
-"""What every widget of ours shares: its script and style, and errors that are shown where the user looks."""
+"""The base class of all widgets: their script and style, and errors displayed in the widget."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from widgets.core.page import save_page
 
 
 def sentence(error: Exception) -> str:
-    """What an error says to people: a ValueError is written for them, of another the type helps. No lone surrogates."""
+    """Returns an error's text for users, with its type unless it is a ValueError. Lone surrogates are replaced."""
     said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     return said.encode("utf-8", "replace").decode("utf-8")
 
 
 def guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """A method called by the page or a thread: what it raises is shown as the widget's `error`, and never lost.
+    """Wraps a method that the page or a thread calls, so that an exception is displayed as the widget's `error`.
 
-    Jupyter drops what such a call raises or prints. The error goes when the same method ends well; that of another stays.
+    Jupyter discards what such a call raises or prints. The error is cleared when the same method next succeeds; other
+    methods do not clear it.
     """
 
     @wraps(callback)
@@ -41,7 +42,7 @@ def guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def bounded(trait: str, bounds: Callable[[Any], tuple[int, int]]) -> Any:
-    """A check of a widget's trait, which must be from the first to the second of `bounds(widget)`."""
+    """Returns a validator for a widget's integer trait, which must lie within `bounds(widget)`, both ends included."""
 
     def check(self: Widget, proposal: Any) -> int:
         (low, high), value = bounds(self), proposal["value"]
@@ -52,25 +53,25 @@ def bounded(trait: str, bounds: Callable[[Any], tuple[int, int]]) -> Any:
 
 
 class Widget(anywidget.AnyWidget):
-    """A widget drawn by `static/<name>.js`; Python holds and checks the data.
+    """A widget drawn by `static/<name>.js`; Python holds and validates the data.
 
-    Every subclass sets `_esm = script(name)` and `_css = style(name)`, has a `__repr__` that says in text what it shows, and
-    is used without a page by its traits alone.
+    Every subclass sets `_esm = script(name)` and `_css = style(name)`, has a `__repr__` that describes its content as
+    text, and can be used without a page through its traits alone.
     """
 
     _esm: str
     _css: str
     _failed: str | None = None  # the method whose error is shown
     error = traitlets.Unicode().tag(sync=True)
-    "What went wrong last, in a sentence; empty where nothing did."
+    "The last error, in one sentence; empty without an error."
     status = traitlets.Unicode().tag(sync=True)
-    "What happens now, read out by screen readers."
+    "The current activity, announced by screen readers."
 
     def page_state(self) -> dict[str, Any]:
-        """The synced traits of our own as they are sent, by name: what a page without Python draws (see `page.save_page`)."""
+        """Returns our own synced traits as sent, by name: the data for a page without Python (see `page.save_page`)."""
         names = set(self.trait_names(sync=True)) - set(anywidget.AnyWidget.class_trait_names(sync=True))
         return self.get_state(sorted(name for name in names if not name.startswith("_")))
 
     def save_html(self, path: Path | str, title: str = "refine_lab") -> Path:
-        """Write one HTML file that works offline, as it looks now; the path. See `page.save_page`."""
+        """Writes one offline HTML file with the widget's current view, and returns its path. See `page.save_page`."""
         return save_page(path, self, title=title)

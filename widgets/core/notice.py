@@ -1,4 +1,4 @@
-"""A line that says what happens now, and a line that says what went wrong: read out by screen readers, in place."""
+"""A status line and an error line, both announced by screen readers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from widgets.core.base import Widget
 
 
 class Notice(Widget):
-    """What a composition of several widgets says: `status` and `error`, of which each is empty where there is nothing."""
+    """The messages of a composite widget: `status` and `error`, each empty if there is none."""
 
     _esm = script("notice")
     _css = style("notice")

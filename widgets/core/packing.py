@@ -1,11 +1,11 @@
-"""Nested data with arrays in it as one buffer: what a widget sends to its page.
+"""Packs nested data with arrays into one buffer, in which widgets send it to the page.
 
-Some hosts, Google Colab among them, drop binary buffers that stand inside a dict or a list of a widget's state, and keep those
-that are the value of a trait. So a trait that holds arrays is sent as a single buffer, which `shared.js` unpacks:
+Some hosts, such as Google Colab, drop binary buffers inside a dict or a list of a widget's state, but keep those that
+are the value of a trait. Therefore a trait with arrays is sent as a single buffer, which `shared.js` unpacks:
 
     4 bytes: length of the header, little-endian    the header: UTF-8 JSON    the arrays' bytes, one after the other
 
-In the header an array's bytes are `{"$bytes": [first, length]}`, counted from the end of the header.
+In the header, an array's bytes are `{"$bytes": [first, length]}`, counted from the end of the header.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ MARK = "$bytes"
 
 
 def pack(value: Any) -> bytes:
-    """Dicts, lists, texts, numbers and bytes as one buffer. A number that is not finite becomes null.
+    """Packs dicts, lists, strings, numbers and bytes into one buffer. A non-finite number becomes null.
 
-    Raises TypeError for a value of another kind, and ValueError for a dict that has the key `$bytes`.
+    Raises TypeError for other values, and ValueError for a dict with the key `$bytes`.
     """
     parts: list[bytes] = []
     header = json.dumps(_without_bytes(value, parts), allow_nan=False).encode("ascii")
@@ -30,7 +30,7 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(data: bytes | memoryview) -> Any:
-    """What `pack` was given, except that tuples are lists and that numbers which were not finite are None."""
+    """Inverts `pack`, except that tuples become lists and non-finite numbers become None."""
     whole = bytes(data)
     begin = 4 + struct.unpack_from("<I", whole)[0]
 
@@ -44,7 +44,7 @@ def unpack(data: bytes | memoryview) -> Any:
 
 
 def _without_bytes(value: Any, parts: list[bytes]) -> Any:
-    """The value as JSON has it; the bytes in it are added to `parts`."""
+    """Converts the value to JSON; its bytes are appended to `parts`."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         first = sum(map(len, parts))
         parts.append(bytes(value))

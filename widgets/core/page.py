@@ -1,4 +1,4 @@
-"""One HTML file that shows widgets without Python, without a network and still works: scripts, styles and data in it."""
+"""Writes one HTML file that shows widgets without Python or a network, with scripts, styles and data included."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from widgets.core.assets import STATIC
 
 
 class PageWidget(Protocol):
-    """What a page needs of a widget; `widgets.core.base.Widget` has it."""
+    """The interface that a page requires of a widget; `widgets.core.base.Widget` implements it."""
 
     _esm: Any
     _css: Any
@@ -24,16 +24,17 @@ class PageWidget(Protocol):
 
 
 MARK = b'<meta name="generator" content="refine_lab">'
-"""By which a page of ours is known."""
+"""Marker by which our own pages are recognised."""
 Link = tuple[PageWidget, str, PageWidget, str]
-"""A trait that another one follows: widget, trait, the widget that follows, its trait."""
+"""A trait that follows another: source widget, its trait, following widget, its trait."""
 
 
 def page(*widgets: PageWidget, title: str = "refine_lab", links: Sequence[Link] = ()) -> str:
-    """The text of an HTML file with the widgets one under the other, as they look now.
+    """Returns the text of an HTML file with the widgets' current views, one below the other.
 
-    What needs no Python works there: `links` say which trait follows which. Nothing is loaded from anywhere, and the page
-    forbids it. Text of models and documents is data in it, never markup: no `<` of it is written as such.
+    Features that need no Python work on the page: `links` define which trait follows which. Nothing is loaded from
+    elsewhere, and the page forbids it. Text from models and documents is included as data, never as markup: every `<`
+    in it is escaped.
     """
     order = {id(widget): index for index, widget in enumerate(widgets)}
     parts = [
@@ -48,9 +49,9 @@ def page(*widgets: PageWidget, title: str = "refine_lab", links: Sequence[Link] 
 
 
 def page_path(path: Path | str) -> Path:
-    """Where a page can be written: asked before long work, so that it does not end in vain.
+    """Checks that a page can be written to the path, before long work begins.
 
-    Raises ValueError where a file of another kind stands there, FileNotFoundError where its folder is not.
+    Raises ValueError if another kind of file exists there, and FileNotFoundError if its folder does not exist.
     """
     path = Path(path).expanduser()
     if not path.parent.is_dir():
@@ -61,9 +62,9 @@ def page_path(path: Path | str) -> Path:
 
 
 def save_page(path: Path | str, *widgets: PageWidget, title: str = "refine_lab", links: Sequence[Link] = ()) -> Path:
-    """Write `page` to a file, whole or not at all, and return its path.
+    """Writes `page` to a file atomically, and returns its path.
 
-    A page of ours is replaced. Raises as `page_path`, and OSError where the page cannot be written.
+    An existing page of ours is replaced. Raises as `page_path`, and OSError if the page cannot be written.
     """
     path = page_path(path)
     half = path.with_name(f".{path.name}.{os.getpid()}")
@@ -76,7 +77,7 @@ def save_page(path: Path | str, *widgets: PageWidget, title: str = "refine_lab",
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: bytes as base64, numbers that are not finite as null."""
+    """Converts the value to JSON: bytes as base64, non-finite numbers as null."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return {"base64": base64.b64encode(value).decode("ascii")}
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A panel: several widgets one under the other around work that somebody else does, with what goes wrong in its place."""
+"""A panel: several widgets in a column around background work, with errors displayed in place."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from widgets.core.notice import Notice
 
 
 class TextField(ipywidgets.Textarea):
-    """A text area that takes whatever a page sends, once it is left: a button pressed then finds all of it.
+    """A text area that accepts any text and sends it when focus leaves, so that a button press sees all of it.
 
-    Sent letter by letter, the last of them could come after the button where the kernel is busy. Half of a surrogate pair
-    becomes U+FFFD: no message carries it back, and ipywidgets would drop the text without a word.
+    If it were sent letter by letter, the last letters could arrive after the button press while the kernel is busy. An
+    unpaired surrogate becomes U+FFFD, since messages cannot carry it and ipywidgets would silently drop the text.
     """
 
     continuous_update = traitlets.Bool(False).tag(sync=True)
@@ -30,7 +30,7 @@ class TextField(ipywidgets.Textarea):
 
 
 class FileField(ipywidgets.FileUpload):
-    """A button that takes files, whose contents are never sent back to a page: they are binary data inside a list."""
+    """A file upload button whose contents are never sent back to a page, since they are binary data inside a list."""
 
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
         state = super().get_state(key, drop_defaults)
@@ -40,9 +40,9 @@ class FileField(ipywidgets.FileUpload):
 
 
 class Panel(ipywidgets.VBox):
-    """What the panels of the workbench share: a `notice`, and a chain of futures whose errors are shown there.
+    """The base of the workbench's panels: a `notice`, and a chain of futures whose errors are displayed there.
 
-    A panel asks for something and goes on: nothing of it waits, and nothing that is raised on the way is lost.
+    A panel never blocks on its requests, and no exception raised in them is lost.
     """
 
     def __init__(self) -> None:
@@ -51,13 +51,13 @@ class Panel(ipywidgets.VBox):
         self.add_class("refine-panel")  # by which the notice's module knows whose keys it keeps
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """With the whole text: a box would cut it after 110 letters."""
+        """Includes the full text, which a box would truncate after 110 characters."""
         bundle = super()._repr_mimebundle_(**kwargs)
         return bundle if bundle is None else bundle | {"text/plain": repr(self)}
 
     @property
     def error(self) -> str:
-        """What went wrong last; empty where nothing did."""
+        """Returns the last error; empty without an error."""
         return self.notice.error
 
     @error.setter
@@ -65,18 +65,18 @@ class Panel(ipywidgets.VBox):
         self.notice.error = sentence
 
     def told(self) -> list[str]:
-        """What happens now and what went wrong, as lines of a text form."""
+        """Returns the status and the error as lines of the text form."""
         return [line for line in (self.notice.status, self.error and f"error: {self.error}") if line]
 
     def say(self, sentence: str) -> None:
-        """What happens now."""
+        """Sets the status."""
         self.notice.status = sentence
 
     def after(self, begin: Callable[[], Any], *then: Callable[[Any], Any]) -> Future[Any]:
-        """Begin, and pass each result on to the next function; the future of the last one's result.
+        """Calls `begin`, passes each result to the next function, and returns a future of the last result.
 
-        Any of them may give a future, whose result is then passed on. What one raises ends the chain: it is shown, and the
-        future raises it.
+        Each function may return a future, whose result is then passed on. An exception ends the chain: it is displayed,
+        and the returned future raises it.
         """
         following: Future[Any] = Future()
 

@@ -1,1 +1,1 @@
-"""Still figures (plotly) and tables."""
+"""Static figures (plotly) and tables."""

@@ -1,4 +1,4 @@
-"""Tables of methods beside each other: means with their spread, paired differences, and answers."""
+"""Tables that compare methods: means with their spread, paired differences, and answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from widgets.figures.tables import Table, visible
 
 
 class Measure(NamedTuple):
-    """How a measure is shown."""
+    """The display settings of a measure."""
 
     label: str
     unit: str = ""
@@ -38,10 +38,10 @@ MEASURES = {
 
 
 def comparison_table(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> Table:
-    """Each method's measures: mean ± standard deviation (n - 1) over seeds, or mean [95 % interval] over prompts.
+    """Tabulates each method's measures: mean ± standard deviation (n - 1) over seeds, or mean [95 % interval] over prompts.
 
-    `rows` as for `refine_lab.experiments.compare.comparison`, with `updates` if they were counted. Accuracies, recalls and
-    scores are shares, shown in percent. Raises ValueError for no rows.
+    `rows` as for `refine_lab.experiments.compare.comparison`, with `updates` if they were counted. Accuracies, recalls
+    and scores are shares, displayed in percent. Raises ValueError for no rows.
     """
     frame = pd.DataFrame(rows)
     require_data("comparison_table", len(frame) > 0, "there are no rows")
@@ -63,9 +63,9 @@ def comparison_table(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> Tab
 
 
 def differences_table(rows: pd.DataFrame) -> Table:
-    """What a method has more than another on the same seeds or prompts: the mean [95 % interval], in points and nats.
+    """Tabulates paired differences between methods over seeds or prompts: mean [95 % interval], in points and nats.
 
-    `rows` as for `comparison_table`. Raises ValueError where no two methods can be compared.
+    `rows` as for `comparison_table`. Raises ValueError if no two methods can be compared.
     """
     found = differences(rows) if len(rows) else pd.DataFrame()
     require_data("differences_table", len(found) > 0, "it compares methods with measures of the same seeds or prompts")
@@ -81,7 +81,7 @@ def differences_table(rows: pd.DataFrame) -> Table:
 
 
 def samples_table(samples: pd.DataFrame) -> Table:
-    """Questions with the answers of all methods. `samples`: of `tasks.answers.side_by_side`. Raises ValueError for no rows."""
+    """Tabulates the answers of all methods from `training.answers.side_by_side`. Raises ValueError for no rows."""
     require_data("samples_table", len(samples) > 0, "there are no rows")
     ways = [str(name) for name in samples if name not in ("question", "references")]
     named = {way: style.label for way, style in way_styles(ways).items()}
@@ -92,7 +92,7 @@ def samples_table(samples: pd.DataFrame) -> Table:
 
 
 def measure_of(name: str) -> Measure:
-    """How a measure is shown: accuracies, and recalls by kind of document, in percent."""
+    """Returns a measure's display settings: accuracies, and recalls by kind of document, are in percent."""
     if name in MEASURES:
         return MEASURES[name]
     share = "accuracy" in name or name.startswith("recall")
@@ -101,13 +101,13 @@ def measure_of(name: str) -> Measure:
 
 
 def heading(name: str) -> str:
-    """The head of a measure's column, with its unit."""
+    """Returns the header of a measure's column, with its unit."""
     measure = measure_of(name)
     return measure.label + (f" ({measure.unit})" if measure.unit else "")
 
 
 def _number(name: str, mean: float, ends: Sequence[float], spread: float | None = None, *, signed: bool = False) -> str:
-    """A mean with its interval or its spread, where there are any."""
+    """Formats a mean with its interval or spread, if any."""
     measure = measure_of(name)
     if not np.isfinite(mean):
         return "–"

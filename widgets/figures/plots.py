@@ -1,8 +1,8 @@
-"""Static figures of mid-training: data frames in, plotly figures and tables out. No network, readable on light and dark.
+"""Static plotly figures of mid-training from data frames, without a network and readable on light and dark pages.
 
-Metrics come as `refine_lab.runs.run.Run` reads them, with columns `arm` and `seed` added. A line is the mean over seeds and a
-band reaches from the lowest to the highest seed, unless a panel says otherwise; both are of the steps that all seeds have.
-Every figure without data raises ValueError.
+Metrics are as `refine_lab.runs.run.Run` reads them, with additional columns `arm` and `seed`. A line is the mean over
+seeds and a band spans the lowest to the highest seed, unless a panel says otherwise; both use only steps that all seeds
+have. Every figure without data raises ValueError.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ REWARD_COLOURS = ("#009e73", "#cc79a7", "#a08a00")  # not those of the arms
 
 
 def use_offline_renderer() -> None:
-    """Show figures through JupyterLab's own plotly bundle: no network, and only the figure's data in the notebook."""
+    """Selects JupyterLab's own plotly bundle: no network, and only the figure's data in the notebook."""
     pio.renderers.default = "plotly_mimetype"
 
 
 def training_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame | None = None) -> go.Figure:
-    """Loss, NTP accuracy, mean and spread of each reward, gradient norm and clip fraction over steps, arm by arm.
+    """Plots loss, NTP accuracy, reward mean and spread, gradient norm and clip fraction over steps for each arm.
 
-    `metrics` holds train lines: `arm`, `seed`, `step` and the quantities; `evaluations`, if given, adds the held-out panels.
-    Rewards: the line is the mean over seeds of the batch's mean reward, the band that of its standard deviation.
+    `metrics` holds train lines: `arm`, `seed`, `step` and the quantities; `evaluations`, if given, adds the held-out
+    panels. For rewards, the line is the mean over seeds of the batch's mean reward, and the band that of its standard
+    deviation.
     """
     frames = {"train": metrics, "eval": pd.DataFrame() if evaluations is None else evaluations}
     require_data("training_curves", any(len(frame) for frame in frames.values()))
@@ -56,7 +57,7 @@ def training_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame | None = No
 def _panel_traces(
     frame: pd.DataFrame, panel: Panel, arms: dict[str, ArmStyle], suffix: str = "", marks: int = 8
 ) -> Iterator[go.Scatter]:
-    """A band and a line for each arm that has the panel's quantity; dashed where the line's name has a `suffix`."""
+    """Yields a band and a line for each arm that has the panel's quantity; dashed if the line's name has a `suffix`."""
     centre = over_seeds(frame, panel.key)
     for arm, style in arms.items():
         rows = centre[centre["arm"] == arm]
@@ -74,10 +75,10 @@ def _panel_traces(
 
 
 def heldout_curves(evaluations: pd.DataFrame) -> go.Figure:
-    """Held-out NTP accuracy and loss of the arms over training (paper, fig. 4 and E.1).
+    """Plots held-out NTP accuracy and loss of the arms over training (paper, fig. 4 and E.1).
 
-    `evaluations` holds eval lines: `arm`, `seed`, `step`, `ntp_loss`, `ntp_accuracy` and, if measured, `sampled_accuracy`
-    (the release's accuracy of sampled tokens, dashed). Line: mean; band: min to max over seeds.
+    `evaluations` holds eval lines: `arm`, `seed`, `step`, `ntp_loss`, `ntp_accuracy` and, if measured,
+    `sampled_accuracy` (the release's accuracy of sampled tokens, dashed). Line: mean; band: min to max over seeds.
     """
     require_data("heldout_curves", len(evaluations) > 0)
     arms = way_styles(evaluations["arm"])
@@ -106,10 +107,11 @@ def entropy_profile(
     chunk_borders: Sequence[int],
     tokens: Sequence[str] | None = None,
 ) -> go.Figure:
-    """Entropy of one document token by token, as computed and smoothed, with the sampled positions (paper, fig. E.2).
+    """Plots the entropy of one document by token, raw and smoothed, with the sampled positions (paper, fig. E.2).
 
-    `entropies` and `smoothed` [T] in nats, at each position t; `positions`: the last prefix tokens drawn; `chunk_borders`:
-    the first token of each chunk; `tokens` [T]: their texts, shown on hover. Raises ValueError for unequal lengths.
+    `entropies` and `smoothed` [T] in nats, at each position t; `positions`: the sampled positions, each the last token
+    of its prefix; `chunk_borders`: the first token of each chunk; `tokens` [T]: their texts, displayed on hover. Raises
+    ValueError for unequal lengths.
     """
     raw, smooth = np.asarray(entropies, dtype=float), np.asarray(smoothed, dtype=float)
     require_data("entropy_profile", len(raw) > 0 and len(positions) > 0)
@@ -140,7 +142,7 @@ def entropy_profile(
 
 
 def reward_distribution(metrics: pd.DataFrame) -> go.Figure:
-    """Mean and standard deviation of the rewards of a batch over steps (paper, fig. E.3). Band: min to max over seeds."""
+    """Plots mean and standard deviation of a batch's rewards over steps (paper, fig. E.3). Band: min to max over seeds."""
     rewards = [panel for panel in PANELS if panel.spread and len(metrics) and has_panel(metrics, panel)]
     require_data("reward_distribution", bool(rewards))
     figure = make_subplots(1, 2, subplot_titles=["Mean reward (fig. E.3 a, b)", "Standard deviation (fig. E.3 c, d)"])
@@ -163,7 +165,7 @@ def reward_distribution(metrics: pd.DataFrame) -> go.Figure:
 
 
 def check_figures(*figures: go.Figure | Table) -> None:
-    """Raise ValueError for a figure without a trace, a panel of it without one finite point, or a table without a row."""
+    """Raises ValueError for a figure without a trace, a panel without any finite point, or a table without rows."""
     for index, figure in enumerate(figures, start=1):
         if isinstance(figure, Table):
             require_data(f"{index} (a table)", len(figure.data) > 0)

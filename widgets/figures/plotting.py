@@ -1,4 +1,4 @@
-"""What the still figures share: lines, bands, texts, one legend, and a look that suits light and dark pages."""
+"""Shared elements of the static figures: lines, bands, texts, one legend, and a style for light and dark pages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GRID = "rgba(128, 128, 128, 0.25)"
 
 
 def require_data(name: str, ok: bool, needed: str = "every panel needs at least one finite point") -> None:
-    """Raise ValueError, with what is `needed`, unless the figure or table called `name` has data."""
+    """Raises ValueError, with what is `needed`, unless the figure or table called `name` has data."""
     if not ok:
         raise ValueError(f"figure {name} has no data: {needed}")
 
@@ -28,14 +28,14 @@ def traces_of(figure: go.Figure) -> list[Any]:
 
 
 def plain(text: str) -> str:
-    """A token as plotly shows it letter for letter: plotly reads a few HTML tags in texts."""
+    """Returns a token's text so that plotly displays it literally, since plotly interprets some HTML tags."""
     return html.escape(visible(text), quote=False)
 
 
 def draw_line(
     x: np.ndarray, y: np.ndarray, style: ArmStyle, name: str, *, dash: str = "solid", marks: int = 8
 ) -> go.Scatter:
-    """A line with at most `marks` symbols on it."""
+    """Returns a line with at most `marks` symbols on it."""
     marker = {"symbol": style.symbol + ("-open" if dash != "solid" else ""), "size": 7, "maxdisplayed": marks}
     line = {"color": style.colour, "width": 2, "dash": dash}
     return go.Scatter(
@@ -45,7 +45,7 @@ def draw_line(
 
 
 def draw_band(x: np.ndarray, low: np.ndarray, high: np.ndarray, style: ArmStyle) -> go.Scatter:
-    """An area from `low` to `high`."""
+    """Returns a filled area from `low` to `high`."""
     red, green, blue = hex_to_rgb(style.colour)
     return go.Scatter(
         x=np.concatenate([x, x[::-1]]), y=np.concatenate([high, low[::-1]]), name=f"{style.label} band",
@@ -62,7 +62,7 @@ def thin_line(
 
 
 def one_legend(figure: go.Figure) -> go.Figure:
-    """One entry a name, however many panels draw it."""
+    """Keeps one legend entry per name, however many panels draw it."""
     seen: set[str] = set()
     for trace in traces_of(figure):
         if trace.showlegend is not False:
@@ -72,7 +72,7 @@ def one_legend(figure: go.Figure) -> go.Figure:
 
 
 def dress(figure: go.Figure, *, height: int) -> go.Figure:
-    """Clear ground, mid-grey ink: the notebook's own background shows through, light or dark."""
+    """Sets a transparent background and mid-grey text, so that the figure suits light and dark notebooks."""
     clear = "rgba(0, 0, 0, 0)"
     figure.update_layout(
         template="none", height=height, paper_bgcolor=clear, plot_bgcolor=clear, hovermode="closest",

@@ -1,4 +1,4 @@
-"""What static figures and live curves share: which panels there are, how an arm looks, how a series is thinned."""
+"""The panels, arm styles and series thinning shared by static figures and live curves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from refine_lab.experiments.run_groups import SEPARATOR
 
 INK = "#7a7a7a"
-"Grey of texts and axes: contrast above 4 on a white and on a black ground alike."
+"Grey of texts and axes, with a contrast above 4 on white and on black backgrounds."
 
 BAND = 0.18
 "Opacity of a band."
@@ -22,20 +22,20 @@ BAND = 0.18
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One quantity over training steps: a small multiple."""
+    """One quantity over training steps, drawn as a small multiple."""
 
     kind: Literal["train", "eval", "answers"]
-    "Which lines of `metrics.jsonl` hold it; or the answers of a run of test-time training."
+    "Source of the quantity: lines of this kind in `metrics.jsonl`, or the answers of a test-time training run."
     key: str
-    "Its column."
+    "Column of the quantity."
     title: str
-    "In the field's words."
+    "Title of the panel."
     unit: str
-    "Of the axis, after `scale`."
+    "Unit of the axis, after `scale`."
     spread: str | None = None
-    "Column of the standard deviation that makes a band around it."
+    "Column of the standard deviation drawn as a band."
     scale: float = 1.0
-    "From the column to the axis."
+    "Factor from the column to the axis."
 
     @property
     def name(self) -> str:
@@ -67,13 +67,13 @@ PANELS = (
 
 @dataclass(frozen=True, kw_only=True)
 class ArmStyle:
-    """How an arm looks everywhere: a colour safe for the colour-blind (after Okabe and Ito) and a mark beside it."""
+    """The style of an arm in all figures: a colour-blind-safe colour (after Okabe and Ito) and a symbol."""
 
     label: str
     colour: str
     symbol: Literal["circle", "diamond", "square", "triangle-up", "x"]
     dash: Literal["solid", "dash", "dot", "dashdot"] = "solid"
-    "Of the line: tells apart what has the same colour."
+    "Dash of the line, which distinguishes arms of the same colour."
 
 
 KNOWN_ARMS = {
@@ -94,11 +94,12 @@ DASHES: tuple[Literal["solid", "dash", "dot", "dashdot"], ...] = ("solid", "dash
 
 
 def way_styles(ways: Iterable[str]) -> dict[str, ArmStyle]:
-    """Method -> its look, in the order they come.
+    """Returns method -> style, in order of appearance.
 
-    `none`, a model that is not adapted, looks as a base model; with `_release` behind it, a method looks as without and has the
-    release's updates. A method may be that of an experiment (see `run_groups.experiment_arms`): then its label says what the
-    experiment differs in, and each line has a dash that no other of its colour has.
+    `none`, the model without adaptation, has the style of a base model; a method with the suffix `_release` has the
+    style of the method itself and a label for the release's updates. A method may be an experiment's name (see
+    `run_groups.experiment_arms`): its label then lists the distinguishing settings, and each line has a dash that no
+    other line of its colour has.
     """
     styles: dict[str, ArmStyle] = {}
     others: dict[str, ArmStyle] = {}
@@ -119,15 +120,15 @@ def way_styles(ways: Iterable[str]) -> dict[str, ArmStyle]:
 
 
 def looks_like(way: str) -> str:
-    """The method whose colour and symbol a method has."""
+    """Returns the method whose colour and symbol a method uses."""
     name = way.partition(SEPARATOR)[0]
     return "base" if name == "none" else name.removesuffix("_release")
 
 
 def has_panel(frame: pd.DataFrame, panel: Panel) -> bool:
-    """Whether `frame` (lines of one kind) has something to draw in `panel`.
+    """Returns whether `frame` (lines of one kind) has data for `panel`.
 
-    `reward_mean` that only repeats the cosine or the binary reward makes no panel of its own.
+    A `reward_mean` that only repeats the cosine or the binary reward gets no separate panel.
     """
     if panel.key not in frame or not np.isfinite(frame[panel.key].astype(float)).any():
         return False
@@ -139,9 +140,9 @@ def has_panel(frame: pd.DataFrame, panel: Panel) -> bool:
 
 
 def over_seeds(frame: pd.DataFrame, key: str) -> pd.DataFrame:
-    """Mean, min and max over seeds of column `key` at each step of each arm: columns arm, step, mean, min, max, seeds.
+    """Returns mean, min and max over seeds of column `key` per arm and step: columns arm, step, mean, min, max, seeds.
 
-    Only steps that all of an arm's seeds have count: where one seed has ended, a mean over the others would jump.
+    Only steps that all of an arm's seeds have are included; otherwise the mean would jump where one seed ends.
     """
     rows = frame[frame[key].notna()].drop_duplicates(
         ["arm", "seed", "step"], keep="last"
@@ -152,9 +153,10 @@ def over_seeds(frame: pd.DataFrame, key: str) -> pd.DataFrame:
 
 
 def decimate(y: Float[np.ndarray, "n"], limit: int = 1000) -> Int[np.ndarray, "m"]:
-    """Indices of at most `limit` points that keep the first, the last and, of each stretch between, lowest and highest.
+    """Returns indices of at most `limit` points: the first, the last, and the minimum and maximum of each segment between.
 
-    A stretch without one finite value keeps a point, so that a gap stays a gap. Raises ValueError for a limit below 4.
+    A segment without any finite value keeps a point, so that a gap remains visible. Raises ValueError for a limit below
+    4.
     """
     if limit < 4:
         raise ValueError(f"limit must be at least 4, got {limit}")

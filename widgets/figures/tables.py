@@ -1,4 +1,4 @@
-"""Tables as HTML and as text, and the table of rollouts beside the truth. Model text is data, never markup."""
+"""Tables as HTML and text, and the table of rollouts with their references. Model text is data, never markup."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ WHITE = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 
 class Table:
-    """A data frame as an HTML table in which every cell is text, and as plain text where HTML is not shown.
+    """A data frame as an HTML table in which every cell is text, and as plain text where HTML is not supported.
 
-    `monospace` names the columns of model text; numbers show `digits` decimals.
+    `monospace` names the columns of model text; numbers are displayed with `digits` decimals.
     """
 
     def __init__(self, data: pd.DataFrame, caption: str, *, monospace: Sequence[str] = (), digits: int = 3) -> None:
@@ -40,7 +40,7 @@ class Table:
 
 
 def visible(text: str) -> str:
-    """`text` on one line, what cannot be seen shown: line ends, tabs, control characters, spaces at an end or in a row."""
+    """Returns `text` on one line with visible line ends, tabs, control characters, and leading, trailing or repeated spaces."""
     spaced = re.sub(r"^ +| +$| {2,}", lambda match: "·" * len(match.group()), text)
     return "".join(_shown(character) for character in spaced)
 
@@ -60,10 +60,11 @@ def _shown(character: str) -> str:
 def rollout_table(
     rollouts: pd.DataFrame, decode: Callable[[Sequence[int]], str], *, count: int = 4, prefix_tokens: int = 12
 ) -> Table:
-    """Best rollouts, best that are not the truth itself, and worst, beside the truth, with their rewards (paper, table F.1).
+    """Tabulates the best rollouts, the best that differ from the reference, and the worst, with rewards (paper, table F.1).
 
-    `rollouts` is a frame of `rollouts/*.parquet`; `decode` turns token ids into text; `count` rows of each kind, no pair of
-    truth and rollout twice. Arm and seed are written where there are several. Raises ValueError where there are no rollouts.
+    `rollouts` is a frame of `rollouts/*.parquet`; `decode` converts token ids to text; `count` is the number of rows of
+    each kind, without repeated pairs of reference and rollout. Arm and seed are included if there are several. Raises
+    ValueError if there are no rollouts.
     """
     if rollouts.empty:
         raise ValueError("figure rollout_table has no data: there are no rollouts")

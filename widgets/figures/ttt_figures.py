@@ -1,4 +1,4 @@
-"""Still figures and tables of adapting to one prompt: its steps, its answers, and its entropy before and after."""
+"""Static figures and tables of adaptation to one prompt: steps, answers, and entropy before and after."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from widgets.figures.series import INK, ArmStyle, decimate, way_styles
 from widgets.figures.tables import Table, visible
 
 POINTS = 1500
-"""Of a curve, at most: a prompt of 16,384 tokens would weigh megabytes."""
+"""Maximum number of points per curve: a prompt of 16,384 tokens would take megabytes."""
 FALL, RISE = "42, 131, 191", "213, 94, 0"
-"""Red, green and blue of tokens about which the model became surer, and less sure."""
+"""Red, green and blue values for tokens about which the model became more, or less, certain."""
 STRONGEST = 0.5
-"""Nats of change from which on the ground grows no stronger."""
+"""Change in nats beyond which the background does not become stronger."""
 
 
 def steps_table(steps: pd.DataFrame) -> Table:
-    """Loss and entropy of the prompt before and after each step, its reward and its speed. `steps`: of `PromptTrace`."""
+    """Tabulates the prompt's loss and entropy before and after each step, with reward and speed. `steps`: of `PromptTrace`."""
     require_data("steps_table", len(steps) > 0)
     styles = way_styles(steps["way"])
     shown = steps.assign(
@@ -39,7 +39,7 @@ def steps_table(steps: pd.DataFrame) -> Table:
 
 
 def answers_table(answers: pd.DataFrame) -> Table:
-    """The answer before, and after adapting in each way. `answers`: of `PromptTrace`."""
+    """Tabulates the answers before and after adaptation with each method. `answers`: of `PromptTrace`."""
     require_data("answers_table", len(answers) > 0)
     styles = way_styles(list(answers["way"]))
     rows = [
@@ -62,11 +62,11 @@ def entropy_change(
     question_start: int | None = None,
     smoothing: int = 9,
 ) -> go.Figure:
-    """Entropy of every token of a prompt before adapting and after it in each way, and the change.
+    """Plots the entropy of every token of a prompt before and after adaptation with each method, and the change.
 
-    `before` and each of `after` [T - 1] in nats, entry i about token i + 1 of `tokens` [T]. The upper panel shows means over
-    `smoothing` tokens, the lower one the same of after - before; dotted: where the question begins. Raises ValueError for
-    unequal lengths.
+    `before` and each of `after` [T - 1] in nats, entry i about token i + 1 of `tokens` [T]. The upper panel shows means
+    over `smoothing` tokens, the lower one those of after - before; a dotted line marks the start of the question.
+    Raises ValueError for unequal lengths.
     """
     raw = {"none": np.asarray(before, dtype=float)} | {w: np.asarray(x, dtype=float) for w, x in after.items()}
     require_data("entropy_change", len(raw["none"]) > 0 and len(after) > 0)
@@ -102,16 +102,17 @@ def _curve(values: np.ndarray, style: ArmStyle, texts: list[str]) -> go.Scatter:
 
 
 def _smooth(values: np.ndarray, width: int) -> np.ndarray:
-    """Means over up to `width` tokens around each, fewer at the ends."""
+    """Returns means over up to `width` tokens around each, fewer at the ends."""
     ones = np.ones(min(width, len(values)))
     return np.convolve(values, ones, "same") / np.convolve(np.ones_like(values), ones, "same")
 
 
 class EntropyText:
-    """The change in entropy as text: the prompt with every token on a ground of its change, and a summary in words.
+    """The change in entropy as text: every token of the prompt on a coloured background, and a summary.
 
-    `change` [T - 1] is after - before in nats, entry i about token i + 1; of a long prompt the first and the last `shown`
-    / 2 tokens are written out. Blue: surer than before, orange: less sure; the ground grows stronger up to half a nat.
+    `change` [T - 1] is after - before in nats, entry i about token i + 1; of a long prompt only the first and the last
+    `shown` / 2 tokens are displayed. Blue: more certain than before, orange: less certain; the colour intensifies up to
+    half a nat.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class EntropyText:
         self.label = way_styles([way])[way].label
 
     def __repr__(self) -> str:
-        """Means, how many tokens became surer, and the five that changed most each way."""
+        """Summarises the means, the share of tokens with lower entropy, and the five largest changes in each direction."""
         change = self.change
         order = np.argsort(change, kind="stable")
         lowest = ", ".join(self._told(i) for i in order[:5] if change[i] < 0)

@@ -1,1 +1,1 @@
-"""The parts that the widgets of this package are made of."""
+"""The components of the widgets."""

@@ -1,4 +1,4 @@
-"""Two answers side by side, to be read and copied: before and after a model was adapted."""
+"""Two answers side by side, before and after adaptation, with text that can be copied."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from widgets.core.base import Widget
 
 
 class Answers(Widget):
-    """What a model answered `before` and `after`; empty where it has not."""
+    """A model's answers `before` and `after` adaptation; empty if not yet given."""
 
     _esm = script("answers")
     _css = style("answers")

@@ -1,4 +1,4 @@
-"""The fields of the reward explorer and of the TTT panel."""
+"""The input fields of the reward explorer and the TTT panel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from widgets.core.panel import TextField
 
 
 def field(kind: Any, label: str, value: Any, width: str = "14.5em", **options: Any) -> Any:
-    """A field of a kind with its label before it."""
+    """Creates an input field of a kind with its label in front."""
     layout = ipywidgets.Layout(width=width)
     return kind(value=value, description=label, layout=layout, style={"description_width": "8em"}, **options)
 
@@ -29,12 +29,12 @@ def button(label: str, press: Callable[[], Any], tooltip: str, style: str = "") 
 
 
 def in_rows(fields: Sequence[Any]) -> ipywidgets.Box:
-    """Fields beside each other, in as many rows as they need."""
+    """Arranges fields side by side, in as many rows as they need."""
     return ipywidgets.Box([*fields], layout=ipywidgets.Layout(flex_flow="row wrap", align_items="center"))
 
 
 def explorer_fields(rewards: Sequence[str], setting: Callable[[str], Any]) -> dict[str, Any]:
-    """A field for `reward` and `seed` and for each that can be changed of the method, by name, at its present `setting`."""
+    """Returns fields for `reward`, `seed` and the method's adjustable settings, by name, with the current `setting` of each."""
     fields: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "reward": (Dropdown, "reward", {"options": [*rewards]}),
         "group_by": (Dropdown, "advantage group", {"options": ["prefix", "sequence"]}),
@@ -61,7 +61,7 @@ def ttt_fields(
     lr: float,
     tokens: int,
 ) -> dict[str, Any]:
-    """The fields of the TTT panel, by name: `reward` is that of REFINE, which is chosen where `refine` is true."""
+    """Returns the TTT panel's fields by name; `reward` is REFINE's, which is preselected if `refine` is true."""
     fields = {
         "document": text_field("Document", document, 5),
         "question": text_field("Question", question, 2),

@@ -1,4 +1,4 @@
-"""What the reward explorer colours a document by: the model's reading, another model's, and the rewards of rollouts."""
+"""The metrics that colour a document in the reward explorer: readings of one or two models, and rollout rewards."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from widgets.parts.token_document import Metric
 
 
 def entropy_metric(reading: DocumentReading, when: str = "") -> Metric:
-    """Entropy of each token; `when` tells several readings of a document apart."""
+    """Returns the entropy of each token; `when` distinguishes several readings of a document."""
     name, title = (f"entropy_{when}", f"Entropy {when}") if when else ("entropy", "Entropy")
     return Metric(name, title, "nats", reading.entropies)
 
 
 def loss_metric(reading: DocumentReading) -> Metric:
-    """Next-token loss of each token."""
+    """Returns the next-token loss of each token."""
     return Metric("loss", "NTP loss", "nats", reading.losses)
 
 
 def reading_metrics(reading: DocumentReading, probabilities: Float[np.ndarray, "T"] | None) -> list[Metric]:
-    """Entropy, loss, logprob and rank of each token, and the probability that its prefix is selected.
+    """Returns entropy, loss, logprob and rank of each token, and the probability that its prefix is selected.
 
-    `probabilities` are of positions, the last tokens of prefixes; the token after a position is the one that is coloured.
+    `probabilities` belong to positions, the last tokens of prefixes; the token after a position is the one that is
+    coloured.
     """
     chance = np.full(len(reading.token_ids), np.nan)
     if probabilities is not None:
@@ -40,7 +41,7 @@ def reading_metrics(reading: DocumentReading, probabilities: Float[np.ndarray, "
 
 
 def change_metrics(reading: DocumentReading, other: DocumentReading, name: str = "") -> list[Metric]:
-    """Entropy and loss of each token in the other reading, minus those in `reading`; `name`: of the model that read it."""
+    """Returns entropy and loss of each token in `other` minus those in `reading`; `name` is the other model's."""
     metrics = []
     for field, title in (("entropies", "entropy"), ("losses", "NTP loss")):
         change = getattr(other, field) - getattr(reading, field)
@@ -50,7 +51,7 @@ def change_metrics(reading: DocumentReading, other: DocumentReading, name: str =
 
 
 def reward_metric(frame: pd.DataFrame, reward: str, tokens: int) -> Metric:
-    """The mean reward of the rollouts that begin with each token. `frame`: of `Exploration.frame`."""
+    """Returns the mean reward of the rollouts that begin at each token. `frame`: of `Exploration.frame`."""
     rewards = np.full(tokens, np.nan)
     means = frame.groupby("position")["reward"].mean()
     rewards[means.index.to_numpy() + 1] = means.to_numpy()

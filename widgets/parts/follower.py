@@ -1,4 +1,4 @@
-"""Following run directories: what a run's own process writes, gathered for the live curves. Nothing here is drawn."""
+"""Follows run directories and gathers what the runs write for the live curves, without drawing."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from refine_lab.runs.run import MetricsTail, Run
 from widgets.figures.series import KNOWN_ARMS, PANELS, Panel, decimate, has_panel, looks_like, way_styles
 
 INTERVAL = 0.25
-"Seconds between two updates, at least."
+"Minimum number of seconds between two updates."
 
 ENDED = ("finished", "stopped", "failed", "killed", "unreadable")
 
 
 class RunReader:
-    """One run directory, read as it grows; it need not be there yet."""
+    """Reads one run directory as it grows; the directory need not exist yet."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()
@@ -43,7 +43,7 @@ class RunReader:
         return self.progress["state"] in ENDED
 
     def poll(self) -> bool:
-        """Read what is new; True where there was anything. What cannot be read is told in `progress`, never raised."""
+        """Reads new data and returns whether there was any. Read errors are reported in `progress`, never raised."""
         before = self.progress
         try:
             status = self._status()  # before the metrics: `finished` is said after the last line
@@ -90,7 +90,7 @@ class RunReader:
         return True
 
     def _read_answers(self, run: Run) -> bool:
-        """Means over the prompts answered so far, after each."""
+        """Updates the means over the prompts answered so far, after each prompt."""
         known = self.frames.get("answers", pd.DataFrame())
         if run.log.rows <= len(known):
             return False
@@ -100,7 +100,7 @@ class RunReader:
         return len(answers) != len(known)
 
     def _fill_progress(self) -> None:
-        """What the lines know before the status does: it is written less often."""
+        """Takes newer values from the metrics lines, since the status is written less often."""
         steps, speeds = (self.frames["train"].get(name) for name in ("step", "tokens_per_second"))
         if steps is not None:
             self.progress["step"] = max(self.progress["step"], int(steps.iloc[-1]))
@@ -109,9 +109,9 @@ class RunReader:
 
 
 def name_arms(readers: Sequence[RunReader]) -> bool:
-    """Give each reader the arm that its run is averaged under, and its label; True where any of them changed.
+    """Sets each reader's arm, under which its run is averaged, and its label; returns whether any changed.
 
-    Runs of other settings are other arms (see `run_groups.experiment_arms`): which they are depends on the runs beside.
+    Runs with other settings are other arms (see `run_groups.experiment_arms`), so names depend on the other runs.
     """
     before = [reader.progress for reader in readers]
     known = [reader for reader in readers if reader.config is not None]
@@ -125,10 +125,10 @@ def name_arms(readers: Sequence[RunReader]) -> bool:
 
 
 def gather(readers: Sequence[RunReader], limit: int = 1000) -> dict[str, Any]:
-    """What the widget draws: arms with their marks, and panels with a line a run, values as float32 bytes.
+    """Returns the data that the widget draws: arms with their symbols, and panels with a line per run, as float32 bytes.
 
-    At most `limit` points a line, thinned by `decimate`; lines of one arm have the same steps, as far as their runs have made
-    them, so that means over them are of one step. A line with a spread has `low` and `high` too.
+    Lines have at most `limit` points, thinned by `decimate`; lines of one arm use the same steps, as far as their runs
+    have progressed, so that means are taken at equal steps. A line with a spread also has `low` and `high`.
     """
     styles = way_styles(reader.arm for reader in readers)
     order = [*KNOWN_ARMS, *(looks_like(arm) for arm in styles if looks_like(arm) not in KNOWN_ARMS)]
@@ -160,7 +160,7 @@ def gather(readers: Sequence[RunReader], limit: int = 1000) -> dict[str, Any]:
 
 
 def _kept_steps(readers: Sequence[RunReader], panel: Panel, limit: int) -> dict[str, np.ndarray]:
-    """By arm the steps that are drawn: those that `decimate` keeps of any of its runs."""
+    """Returns, by arm, the steps to draw: those that `decimate` keeps for any of its runs."""
     frames: dict[str, list[pd.DataFrame]] = {}
     for reader in readers:
         frame = reader.frames[panel.kind]
@@ -189,9 +189,9 @@ def _line(frame: pd.DataFrame, panel: Panel, steps: np.ndarray) -> dict[str, byt
 
 
 class Follower(threading.Thread):
-    """Calls `update` at most four times a second, and less often where that would take more than a fifth of the time.
+    """A thread that calls `update` at most four times a second, and spends at most a fifth of the time on it.
 
-    Ends by itself when `update` returns False. An error of `update` goes to `on_error` and ends it too.
+    It ends when `update` returns False. An error in `update` is passed to `on_error` and also ends it.
     """
 
     def __init__(self, update: Callable[[], bool], on_error: Callable[[str], object]) -> None:

@@ -1,4 +1,4 @@
-"""Live curves of training runs: Python follows the run directories and thins the series, JavaScript draws them."""
+"""Live curves of training runs: Python follows the run directories and thins the series; JavaScript draws them."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ Followed = Path | str | Run
 
 
 class Curves(Widget):
-    """Panels of curves over steps, and lines of progress, as whoever makes one sets them."""
+    """Panels of curves over steps, and progress lines, set by the caller."""
 
     _esm = script("live_curves")
     _css = style("live_curves")
 
     curves = traitlets.Dict().tag(**PACKED)
-    "Arms and panels, as `follower.gather` makes them."
+    "Arms and panels, as returned by `follower.gather`."
     progress = traitlets.List().tag(sync=True)
-    "State, step, speed, time left and error of each run."
+    "State, step, speed, remaining time and error of each run."
 
 
 class LiveCurves(Curves):
     """Curves and progress of runs, finished or still training.
 
-    `runs`: run directories (paths or `Run`), which need not exist yet; more can be added later. What is drawn is
-    the model's state, so that a reload of the page shows it again. A thread follows the directories until all runs have ended.
+    `runs`: run directories (paths or `Run`), which need not exist yet; more can be added later. The curves are part of
+    the widget's state, so that reloading the page displays them again. A thread follows the directories until all runs
+    have ended.
     """
 
     def __init__(self, runs: Followed | Iterable[Followed] = ()) -> None:
@@ -48,7 +49,7 @@ class LiveCurves(Curves):
         self.add(*([runs] if isinstance(runs, (str, Path, Run)) else runs))
 
     def add(self, *runs: Followed) -> None:
-        """Follow these runs too; one that is followed already is not added twice."""
+        """Follows further runs; runs that are already followed are not added twice."""
         paths = [_path(run) for run in runs]
         with self._lock:
             known = {reader.path for reader in self._readers}
@@ -57,7 +58,7 @@ class LiveCurves(Curves):
             self.start()
 
     def show(self, *runs: Followed) -> None:
-        """Follow these runs and no others."""
+        """Follows only these runs."""
         paths = {_path(run) for run in runs}
         with self._lock:
             self._readers = [reader for reader in self._readers if reader.path in paths]
@@ -65,13 +66,13 @@ class LiveCurves(Curves):
         self.add(*runs)
 
     def start(self) -> None:
-        """Follow the runs, also after `stop` or when a run that had ended is resumed."""
+        """Starts following, also after `stop` or when an ended run is resumed."""
         if self._follower is None or not self._follower.is_alive():
             self._follower = Follower(self._update, lambda text: self.set_trait("error", text))
             self._follower.start()
 
     def stop(self) -> None:
-        """Read what there is once more and follow no longer; what is drawn stays."""
+        """Reads once more and stops following; the curves remain."""
         if self._follower is not None:
             self._follower.stop()
             self._follower = None
@@ -84,7 +85,7 @@ class LiveCurves(Curves):
         super().close()
 
     def _update(self) -> bool:
-        """Read what is new and show it; False when all runs have ended."""
+        """Reads and displays new data; returns False when all runs have ended."""
         with self._lock:
             changed = [reader.poll() for reader in self._readers]  # all of them, so no generator in any()
             changed.append(name_arms(self._readers))
@@ -94,17 +95,17 @@ class LiveCurves(Curves):
             return not all(reader.ended for reader in self._readers)
 
     def frame(self, kind: str = "train") -> pd.DataFrame:
-        """The lines read so far, `train` or `eval`, with `seed` and the `arm` that a run is averaged under."""
+        """Returns the lines read so far, `train` or `eval`, with `seed` and the `arm` under which a run is averaged."""
         with self._lock:
             frames = [r.frames[kind].assign(arm=r.arm, seed=r.seed) for r in self._readers if len(r.frames[kind])]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     def figure(self) -> go.Figure:
-        """The same curves as a static plotly figure, for a notebook that was executed and is only read."""
+        """Returns the same curves as a static plotly figure, for executed notebooks that are only read."""
         return training_curves(self.frame("train"), self.frame("eval"))
 
     def __repr__(self) -> str:
-        """The runs as a table."""
+        """Lists the runs in a table."""
         rows = [self._row(reader) for reader in getattr(self, "_readers", [])]
         if not rows:
             return "LiveCurves: no runs"

@@ -1,4 +1,4 @@
-"""Rewards of many rollouts at a glance: how they are spread, and what they go with."""
+"""Summarises the rewards of many rollouts: their distribution and correlations."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from widgets.core.packing import PACKED
 
 BINS = 24
 MOST_POINTS = 4000
-"""Drawn of a scatter; of more, every so many."""
+"""Maximum number of points in a scatter plot; larger sets are subsampled."""
 
 
 class RewardSummary(Widget):
-    """The distribution of rewards, and their correlation with entropy, exact match and the true continuation's logprob.
+    """The distribution of rewards, and their correlation with entropy, exact match and the reference's logprob.
 
-    `rollouts`: a frame of `explore.rollouts.assess`; none shows nothing. Every number is of the rollouts at selected
-    positions, all of them, whatever a list of them filters. Those where a column `clicked` is true are drawn apart.
+    `rollouts`: a frame of `explore.rollouts.assess`; nothing is shown for none. All statistics use every rollout at the
+    selected positions, regardless of any list's filters. Rollouts with a true `clicked` column are drawn separately.
     """
 
     _esm = script("reward_summary")
     _css = style("reward_summary")
 
     summary = traitlets.Dict().tag(**PACKED)
-    "Histogram, mean and spread of the rewards, and a scatter for each thing that they are held against."
+    "Histogram, mean and spread of the rewards, and a scatter plot for each correlated quantity."
     passing = traitlets.Bytes().tag(sync=True)
-    "A byte a rollout, 1 where it passes the filters of the list beside; the others are drawn pale. Empty: all pass."
+    "One byte per rollout, 1 if it passes the filters of the list; others are drawn pale. Empty: all pass."
 
     def __init__(self, rollouts: pd.DataFrame | None = None, reward: str = "reward") -> None:
         super().__init__()
         self.show(rollouts, reward)
 
     def show(self, rollouts: pd.DataFrame | None, reward: str = "reward") -> None:
-        """Show other rollouts; `reward` is what the axis is called. Raises ValueError for a frame without the columns."""
+        """Shows other rollouts; `reward` is the axis label. Raises ValueError for a frame without the required columns."""
         self._correlations = pd.DataFrame(columns=["with", "r", "rollouts"])
         if rollouts is None or rollouts.empty:
             self.summary, self.passing = {}, b""
@@ -73,7 +73,7 @@ class RewardSummary(Widget):
 
     @property
     def correlations(self) -> pd.DataFrame:
-        """As `explore.rollouts.correlations` gives them."""
+        """Returns the correlations as in `explore.rollouts.correlations`."""
         return self._correlations
 
     def __repr__(self) -> str:

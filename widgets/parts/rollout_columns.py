@@ -1,13 +1,13 @@
-"""Rollouts as columns of numbers and a table of distinct strings: what the inspector sends, filters, sorts and tabulates.
+"""Rollouts as numeric columns and a table of distinct strings, which the inspector sends, filters, sorts and tabulates.
 
-Which rollouts are shown, and in which order, is said here once; `static/rollout_data.js` does the same in the page:
+This module defines which rollouts are shown, and in which order; `static/rollout_data.js` does the same in the page:
 
-- A range `[low, high]` keeps the rows with low <= value <= high. A bound that is null is open; the bounds of a column of
-  float32 are rounded to float32 first; a value that is not a number passes open ranges only.
-- `text` keeps the rollouts whose text holds it, `truth` those of truths that do. A text is its tokens' strings, one after
-  the other; capital ASCII letters count as small ones.
-- Rows are sorted by one column, what is not a number last, equal ones as they came; `row` is the order they came in.
-  Then the rollouts of a position are put together, where its first one stands.
+- A range `[low, high]` keeps the rows with low <= value <= high. A null bound is open; the bounds of a float32 column are
+  rounded to float32 first; NaN passes open ranges only.
+- `text` keeps the rollouts whose text contains it, `truth` those whose reference does. A text is the concatenation of its
+  tokens' strings; ASCII letters are compared without case.
+- Rows are sorted by one column, with NaN last and ties in original order; `row` is the original order. Then the rollouts
+  of a position are placed together, at the place of its first one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from refine_lab.runs.schema import COLUMNS, completed
 from widgets.parts.token_text import Decode
 
 KEYS = ("step", "sequence_id", "position")
-"What rollouts of one position have in common."
+"Columns that identify a position."
 FIELDS = [column for column in COLUMNS if column.filtered or column.digits is not None]
 "The columns to sort by."
 RANGES = [column.name for column in FIELDS if column.filtered]
@@ -32,11 +32,11 @@ TEXTS = ("text", "truth")
 SORTS = ["row", *(column.name for column in FIELDS)]
 MOST_ROWS, MOST_IDS = 2**21, 2**24
 PREFIX_TOKENS, MOST_PREFIX_TOKENS = (8, 32), 1_000_000
-"The end of a prefix that is sent, from 8 tokens to 32, so that there are at most about a million in all."
+"Number of final prefix tokens sent, from 8 to 32, such that there are at most about a million in total."
 
 
 def fold(text: str) -> str:
-    """Capital ASCII letters as small ones; every other character, in whichever language, as it is."""
+    """Converts ASCII capital letters to lower case; all other characters are kept."""
     return text.translate(_SMALL)
 
 
@@ -44,7 +44,7 @@ _SMALL = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
 def check_filters(filters: Mapping[str, Any]) -> dict[str, Any]:
-    """`filters` with what filters nothing left out. Raises ValueError for unknown names and values of another kind."""
+    """Returns `filters` without those that filter nothing. Raises ValueError for unknown names and invalid values."""
     if unknown := sorted(set(filters) - {*RANGES, *TEXTS}):
         raise ValueError(f"filters may name {', '.join((*RANGES, *TEXTS))}, got {', '.join(unknown)}")
     for name, value in filters.items():
@@ -65,7 +65,7 @@ def _is_range(value: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RolloutColumns:
-    """R rollouts of at most K tokens at G positions. A token is an index into `strings`, 0 where there is none."""
+    """R rollouts of at most K tokens at G positions. A token is an index into `strings`; 0 means no token."""
 
     strings: list[str]  # one a distinct token id; "" for none
     tokens: np.ndarray  # [R, K] int
@@ -85,7 +85,7 @@ class RolloutColumns:
         return len(self.group)
 
     def column(self, name: str) -> np.ndarray:
-        """[R] values to filter and sort by."""
+        """Returns the [R] values to filter and sort by."""
         if name == "row":
             return np.arange(len(self))
         return self.numbers[name] if name in self.numbers else getattr(self, name)[self.group]
@@ -94,7 +94,7 @@ class RolloutColumns:
         return "".join(self.strings[index] for index in ids)
 
     def shown(self, filters: Mapping[str, Any], sort: tuple[str, bool]) -> np.ndarray:
-        """The rows that pass, in the order shown; `sort` is a column of `SORTS` and whether the highest comes first."""
+        """Returns the rows that pass, in display order; `sort` is a column of `SORTS` and whether the highest comes first."""
         keep = np.ones(len(self), bool)
         for name in set(RANGES) & set(filters):
             values = self.column(name)
@@ -114,7 +114,7 @@ class RolloutColumns:
         return rows[np.argsort(first[inverse], kind="stable")]
 
     def examples(self, rows: np.ndarray, count: int) -> list[tuple[int, list[int]]]:
-        """The first `count` positions among `rows` whose truths differ, each with all of its rollouts, as (g, rows)."""
+        """Returns the first `count` positions in `rows` with different references, each with all its rollouts, as (g, rows)."""
         chosen: dict[tuple[int, ...], int] = {}
         for group in dict.fromkeys(self.group[rows].tolist()):
             if len(chosen) == count:
@@ -127,7 +127,7 @@ class RolloutColumns:
         return found
 
     def packed(self) -> dict[str, Any]:
-        """As the page gets it: tables row by row as bytes, little-endian."""
+        """Returns the columns as sent to the page: tables row by row as little-endian bytes."""
         index = "<u2" if len(self.strings) <= 2**16 else "<u4"
         kinds = dict.fromkeys(("tokens", "targets", "prefixes"), index)
         kinds |= dict.fromkeys(("group", "member", "step", "position"), "<i4") | {
@@ -155,12 +155,11 @@ def _bound(bound: float | None, values: np.ndarray) -> float | None:
 
 
 def rollout_columns(frame: pd.DataFrame, decode: Decode, known: dict[int, str] | None = None) -> RolloutColumns:
-    """The columns of a frame of rollouts (`Run.rollouts`), each distinct token decoded once, or never if `known`.
+    """Returns the columns of a frame of rollouts (`Run.rollouts`), decoding each distinct token once unless it is `known`.
 
-    `cosines`, a list of one cosine a token, may be there too, and `clicked`, whether the position was clicked.
-
-    Raises ValueError for missing columns, ids out of range, lists of another length than the rollout's, rollouts of one
-    position with unlike truths, and more than 2,097,152 rows.
+    The frame may also have `cosines`, a list of one cosine per token, and `clicked`, whether the position was clicked.
+    Raises ValueError for missing columns, ids out of range, lists whose length differs from the rollout's, rollouts of
+    one position with different references, and more than 2,097,152 rows.
     """
     frame = completed(frame)
     if len(frame) > MOST_ROWS:
@@ -209,7 +208,7 @@ def _integers(column: pd.Series, name: str) -> np.ndarray:
 
 
 def _ragged(column: pd.Series, name: str, *, ids: bool, last: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The values of a column of lists one after the other, of each list the `last` where given, and the lists' lengths."""
+    """Concatenates the lists of a column, only their `last` values if given, and returns them with the lists' lengths."""
     try:
         lists = [values[-last:] for values in column] if last else column.tolist()
         lengths = np.fromiter(map(len, lists), np.int64, len(lists))
@@ -231,7 +230,7 @@ def _padded(flat: np.ndarray, lengths: np.ndarray, width: int, fill: float = 0) 
 
 
 def _strings(ids: np.ndarray, decode: Decode, known: dict[int, str]) -> tuple[list[str], np.ndarray]:
-    """The distinct tokens' strings behind an empty one, and from a token id to its place among them."""
+    """Returns the strings of the distinct tokens after an empty one, and the map from token ids to their indices."""
     seen = np.zeros(int(ids.max(initial=-1)) + 1, bool)
     seen[ids] = True
     distinct = np.flatnonzero(seen).tolist()

@@ -1,4 +1,4 @@
-"""A slider over the steps of a run: a number, its end, and what it is of."""
+"""A slider over the steps of a run, with a number and a label."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from widgets.core.base import Widget, bounded
 class StepSlider(Widget):
     """A whole number from `first` to `last`, chosen by dragging, arrows, Home, End, Page Up and Page Down.
 
-    `value` follows when the slider is let go, not while it is dragged. Raises ValueError for a value that is not from `first`
-    to `last`, and for ends out of order; other ends take the value with them.
+    `value` changes when the slider is released, not while it is dragged. Raises ValueError for a value outside `first`
+    to `last`, and for ends in the wrong order; changed ends clamp the value.
     """
 
     _esm = script("step_slider")
@@ -28,9 +28,9 @@ class StepSlider(Widget):
     value = traitlets.Int(0).tag(sync=True)
     "The chosen step."
     label = traitlets.Unicode("step").tag(sync=True)
-    "What is chosen, in words beside the slider: its name for a screen reader."
+    "Description beside the slider, which is also its name for screen readers."
     disabled = traitlets.Bool(False).tag(sync=True)
-    "Whether there is nothing to choose from."
+    "Whether there is nothing to choose."
 
     def __repr__(self) -> str:
         return f"StepSlider: {self.label} {self.value} of {self.last}" + (", disabled" if self.disabled else "")

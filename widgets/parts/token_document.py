@@ -1,4 +1,4 @@
-"""What a token map shows beside the text: metrics, targets and alternatives, checked, and packed for the page."""
+"""Validates and packs a token map's metrics, targets and alternatives."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from refine_lab.data.text import sound
 from widgets.parts.token_text import TokenText, utf16_offsets
 
 Row = Sequence[tuple[str, float]]
-"""Alternatives to one token, the likeliest first: text and probability."""
+"""Alternatives to one token, most likely first: text and probability."""
 Ask = Callable[[list[int]], "Sequence[Row] | Future[Sequence[Row]]"]
-"""Tokens -> a row of alternatives for each, at once or as a future."""
+"""Tokens -> a row of alternatives for each, directly or as a future."""
 
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """A value for each token and how it is coloured.
+    """A value for each token and its colour scale.
 
-    `values` [T]: in `unit`; NaN where a token has none. `low` and `high`: ends of the scale; where they are not given, 0 or
-    the 1st percentile and the 99th, values beyond have the colour of the end. `diverging`: two colours from 0. `log`: coloured
-    by the logarithm.
+    `values` [T]: in `unit`; NaN for a token without a value. `low` and `high`: ends of the scale; the defaults are 0 or
+    the 1st percentile, and the 99th percentile, and values beyond the ends have the colour of the end. `diverging`: two
+    colours from 0. `log`: coloured by the logarithm.
 
-    Raises ValueError where the values are no row, the ends are out of order, or a logarithm has nothing to stand on.
+    Raises ValueError if the values are not one-dimensional, the ends are out of order, or a logarithm is undefined.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Metric:
             raise ValueError(f"the logarithm of {self.name!r} needs a scale above 0, got {low} to {high}")
 
     def scale(self) -> tuple[float, float]:
-        """Values at which the colours begin and end."""
+        """Returns the values at which the colours begin and end."""
         finite = self.values[np.isfinite(self.values)]
         first, last = (float(end) for end in np.percentile(finite, [1, 99])) if finite.size else (0.0, 1.0)
         if self.diverging:
@@ -69,7 +69,7 @@ class Metric:
         return (first if self.low is None else float(self.low)), (last if self.high is None else float(self.high))
 
     def packed(self) -> dict[str, Any]:
-        """As the page has it; values as float32 bytes."""
+        """Returns the metric as sent to the page, with values as float32 bytes."""
         low, high = self.scale()
         texts = {name: sound(getattr(self, name)) for name in ("name", "title", "unit")}
         beyond = {"below": bool((self.values < low).any()), "above": bool((self.values > high).any())}
@@ -79,16 +79,16 @@ class Metric:
 
 @dataclass(frozen=True)
 class Target:
-    """A token marked on the map, and what the mark says."""
+    """A marked token of the map, and the label of the mark."""
 
     token: int
     label: str = "sampled position"
 
 
 class Alternatives(NamedTuple):
-    """What else a model held likely in place of each token: `ids` and `probabilities` [T, A], and the text of each id.
+    """Likely alternatives to each token: `ids` and `probabilities` [T, A], and the text of each id.
 
-    An id below 0 stands for none.
+    An id below 0 means no alternative.
     """
 
     ids: Any
@@ -97,13 +97,13 @@ class Alternatives(NamedTuple):
 
 
 def packed_text(text: TokenText) -> dict[str, bytes]:
-    """UTF-16 units, which carry lone surrogates too, and where each token begins in them [T + 1] uint32."""
+    """Returns the text in UTF-16, which can also hold lone surrogates, and each token's start in it [T + 1] uint32."""
     units = text.text.encode("utf-16-le", "surrogatepass")
     return {"text": units, "offsets": utf16_offsets(text).astype("<u4").tobytes()}
 
 
 def packed_alternatives(alternatives: Alternatives | tuple[Any, Any, Any], tokens: int) -> dict[str, Any]:
-    """Arrays of alternatives as the page has them. Raises ValueError where they are not [T, A] both."""
+    """Returns arrays of alternatives as sent to the page. Raises ValueError unless both are [T, A]."""
     ids = np.asarray(alternatives[0])
     probabilities = np.array(alternatives[1], dtype="<f4")
     if ids.ndim != 2 or len(ids) != tokens or ids.shape != probabilities.shape:
@@ -121,7 +121,7 @@ def packed_alternatives(alternatives: Alternatives | tuple[Any, Any, Any], token
 
 
 def packed_rows(rows: Iterable[Row]) -> dict[str, Any]:
-    """Rows of alternatives, which may differ in length, as the page has them."""
+    """Returns rows of alternatives, which may differ in length, as sent to the page."""
     rows = list(rows)
     numbers: dict[str, int] = {}
     ids = np.full((len(rows), max(map(len, rows), default=0)), -1)
@@ -134,7 +134,7 @@ def packed_rows(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def packed_marks(targets: Iterable[Target], chunk_borders: Iterable[int], tokens: int) -> dict[str, Any]:
-    """Targets and borders in the order of the text. Raises ValueError for a token that is not there."""
+    """Returns targets and chunk borders in document order. Raises ValueError for a nonexistent token."""
     marks = [(int(target.token), sound(str(target.label))) for target in targets]
     borders = sorted({int(token) for token in chunk_borders})
     for what, token in [("target", token) for token, _ in marks] + [("chunk border", token) for token in borders]:

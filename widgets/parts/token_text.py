@@ -1,4 +1,4 @@
-"""Tokens as text: the string of one token, and where each token of a document stands, no character broken between two."""
+"""Tokens as text: the string of one token, and token offsets in a document that never split a character."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WORD_START = "\u2581"
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE}
 _BYTE_OF |= {chr(256 + n): byte for n, byte in enumerate(b for b in range(256) if chr(b) not in _BYTE_OF)}
-"""The byte that each letter of a byte-level vocabulary stands for: itself where it prints, else letters from U+0100 on."""
+"""Letter of a byte-level vocabulary -> byte: printable bytes map to themselves, others to letters from U+0100 on."""
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids -> their text."""
@@ -23,12 +23,12 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(frozen=True, eq=False)
 class TokenText:
-    """A document and where its tokens stand in it.
+    """A document and the offsets of its tokens.
 
-    `offsets` [T + 1]: the code point of `text` at which each token begins, and the end. A token may be empty: one that
-    ends inside a character. Any text will do, lone surrogates and NUL included.
+    `offsets` [T + 1]: the index of the code point of `text` at which each token begins, and the end. A token that ends
+    inside a character may be empty. Any text is allowed, including lone surrogates and NUL.
 
-    Raises ValueError where the offsets do not rise from 0 to the length of the text.
+    Raises ValueError unless the offsets increase from 0 to the length of the text.
     """
 
     text: str
@@ -47,22 +47,22 @@ class TokenText:
         object.__setattr__(self, "offsets", offsets.astype(np.int64))
 
     def __len__(self) -> int:
-        """Number of tokens."""
+        """Returns the number of tokens."""
         return len(self.offsets) - 1
 
     def __getitem__(self, token: int) -> str:
-        """Text of one token. Raises IndexError where there is none of that number."""
+        """Returns the text of one token. Raises IndexError if the index is out of range."""
         if not 0 <= token < len(self):
             raise IndexError(f"token {token} is not among the {len(self)} tokens")
         return self.text[self.offsets[token] : self.offsets[token + 1]]
 
 
 def token_text(tokenizer: Any, token_ids: Any) -> TokenText:
-    """The text of `token_ids` [T] and where each token stands in it.
+    """Returns the text of `token_ids` [T] and the offset of each token in it.
 
-    The text is the decoding of all tokens together. A character of several tokens belongs to the one that completes it,
-    the others are empty. Bytes that are no character are U+FFFD, as decoding has them; an id that the tokenizer lacks
-    is empty.
+    The text is the joint decoding of all tokens. A character that spans several tokens belongs to the one that
+    completes it; the others are empty. Invalid bytes become U+FFFD, as in decoding; an id that the tokenizer lacks is
+    empty.
 
     `tokenizer`: a fast one of transformers, byte-level or with word starts (`▁`) and byte fallback. Raises ValueError
     for any other, and for ids that are not one row of numbers from 0.
@@ -85,10 +85,10 @@ def token_text(tokenizer: Any, token_ids: Any) -> TokenText:
 
 
 def token_decoder(decode: Any) -> Decode:
-    """From one token to its string; `decode` is a function from token ids to text, or a transformers tokenizer.
+    """Returns a function from one token to its string; `decode` maps token ids to text, or is a transformers tokenizer.
 
-    A tokenizer's tokens keep their leading space, and one that is part of a character shows its bytes, as `\\xe2`.
-    Raises ValueError for anything else.
+    With a tokenizer, tokens keep their leading space, and a token that is part of a character shows its bytes, as
+    `\\xe2`. Raises ValueError for anything else.
     """
     if hasattr(decode, "convert_ids_to_tokens"):
         return lambda ids: _tokenizer_string(decode, int(ids[0]))
@@ -108,18 +108,18 @@ def _tokenizer_string(tokenizer: Any, token: int) -> str:
 
 
 def code_points(text: str) -> np.ndarray:
-    """Code points of a text [characters], lone surrogates among them."""
+    """Returns the code points of a text [characters], including lone surrogates."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
 def utf16_offsets(text: TokenText) -> np.ndarray:
-    """The offsets [T + 1] counted in UTF-16 units, as JavaScript counts."""
+    """Returns the offsets [T + 1] in UTF-16 units, as in JavaScript."""
     astral = np.concatenate([[0], np.cumsum(code_points(text.text) > 0xFFFF)])
     return text.offsets + astral[text.offsets]
 
 
 def _vocabulary(tokenizer: Any) -> tuple[Any, bool]:
-    """From a token's name to its bytes, and whether decoding drops a space at the very beginning."""
+    """Returns the map from a token's name to its bytes, and whether decoding drops a leading space."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     decoder = None if backend is None else backend.decoder
     steps: list[dict[str, Any]] = []
@@ -138,7 +138,7 @@ def _vocabulary(tokenizer: Any) -> tuple[Any, bool]:
 
 
 def _spelled_bytes(name: str) -> bytes | None:
-    """The bytes that a token of a byte-level vocabulary spells; None for an added token, which is written as it is."""
+    """Returns the bytes of a byte-level token; None for an added token, which is written literally."""
     return bytes(map(_BYTE_OF.__getitem__, name)) if set(name) <= set(_BYTE_OF) else None
 
 
@@ -152,7 +152,7 @@ def _word_starts(name: str) -> bytes:
 
 
 def _decoded(data: bytes) -> tuple[str, np.ndarray]:
-    """The text of UTF-8 bytes, and after how many bytes each of its characters ends."""
+    """Returns the text of UTF-8 bytes, and the byte offset at which each of its characters ends."""
     codes = code_points(data.decode("utf-8", "surrogateescape"))  # a byte that is no character becomes U+DC80 and on
     wrong = (codes >= 0xDC80) & (codes <= 0xDCFF)
     lengths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
@@ -171,7 +171,7 @@ def _decoded(data: bytes) -> tuple[str, np.ndarray]:
 
 
 def _longest_beginning(data: bytes) -> int:
-    """Length of what begins like a character but is none, at the start of the bytes."""
+    """Returns the length of the incomplete character at the start of the bytes."""
     if not 0xC2 <= data[0] <= 0xF4 or len(data) == 1 or not 0x80 <= data[1] <= 0xBF:
         return 1
     try:

@@ -1,1 +1,1 @@
-"""Tasks: prompts with answers, their sources, their splits, and how an answer is cut and scored."""
+"""Tasks: prompts with answers, their sources, their splits, and how an answer is extracted and scored."""

@@ -1,4 +1,4 @@
-"""Batches of prompts with answers as a function of (seed, step), as `batches` makes them of text."""
+"""Batches of prompts with answers as a function of (seed, step), as in `data.batches`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from refine_lab.types import Lessons
 
 
 class TaskData:
-    """The training examples of a task, each once per epoch, in an order of the seed's own."""
+    """The training examples of a task, each once per epoch, in an order that depends on the seed."""
 
     def __init__(self, examples: Sequence[Example], seed: int, method: RefineConfig | None = None) -> None:
-        """Raises ValueError where there are none, and for one without an answer, or without room for `method` in its prompt."""
+        """Raises ValueError if there are no examples, one has no answer, or a prompt is too short for `method`."""
         if not examples:
             raise ValueError("a task needs examples to train on, got none")
         if bare := [example.name for example in examples if not example.answer_ids]:
@@ -34,7 +34,7 @@ class TaskData:
         self.examples, self.seed = examples, seed
 
     def batch(self, step: int, batch_size: int) -> Lessons:
-        """Batch `step` (from 0); an epoch may end within it."""
+        """Returns batch `step` (from 0); an epoch may end within it."""
         numbers = range(step * batch_size, (step + 1) * batch_size)
         chosen = []
         for number in numbers:
@@ -44,7 +44,7 @@ class TaskData:
 
 
 def lessons(examples: Sequence[Example], sequence_ids: tuple[int, ...]) -> Lessons:
-    """The examples as rows, padded on the right."""
+    """Returns the examples as rows, padded on the right."""
     prompts = [np.array(example.prompt_ids) for example in examples]
     whole = [np.array([*example.prompt_ids, *example.answer_ids]) for example in examples]
     return Lessons(prompts=padded(prompts, sequence_ids), whole=padded(whole, sequence_ids))

@@ -1,4 +1,4 @@
-"""A task: examples to train on, to validate and to test with, what they share, and how they are answered."""
+"""A task: training, validation and test examples, what the splits share, and how the prompts are answered."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Task:
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
     report: Report
-    "What the splits hold and share."
+    "Contents of the splits and what they share."
     rule: AnswerRule
     "How the validation and test examples are answered."
 
     @property
     def examples(self) -> tuple[Example, ...]:
-        """Of all splits."""
+        """Returns the examples of all splits."""
         return (*self.train, *self.validation, *self.test)
 
 
@@ -50,14 +50,15 @@ def load_task(
     *,
     leave_out: bool = False,
 ) -> Task:
-    """The examples that `config` asks for; recall documents are made in the text of `data`, whose `add_bos` holds for all.
+    """Loads the examples that `config` describes; recall documents are made in the text of `data`.
 
-    `past` is what the model that answers was trained on. Validation and test examples among it are refused, or test examples
-    left out with `leave_out`; with `shared` `allow` they stay. The report says so, and where it is not known.
+    `data.add_bos` applies to all examples. `past` is what the answering model was trained on. Validation and test
+    examples among it are refused, or test examples left out with `leave_out`; with `shared` set to `allow` they are
+    kept. The report mentions this, and says when it is unknown.
 
-    Raises FileNotFoundError or ValueError, in one sentence, for a source that is not there or is none, for fewer examples
-    than asked for, for a prompt over the limit where that is refused, and where two splits share a question or a document
-    and `shared` is `refuse`. Warns where no reference answer of an example fits into `answer_tokens`.
+    Raises FileNotFoundError or ValueError, in one sentence, for a missing or invalid source, for too few examples, for
+    a prompt over the limit if `over_limit` is `refuse`, and if two splits share a question or a document and `shared`
+    is `refuse`. Warns if no reference answer of an example fits into `answer_tokens`.
     """
     skipped = past if leave_out and config.shared == "refuse" else UNTRAINED
     splits = load_splits(config, tokenizer, data, manifest, skipped)
@@ -91,9 +92,9 @@ def load_splits(
     manifest: Manifest | None = None,
     skipped: History = UNTRAINED,
 ) -> Splits:
-    """The examples of each split, whatever they share. Raises what `load_task` raises for a source.
+    """Loads the examples of each split, without checking what they share. Raises what `load_task` raises for a source.
 
-    A task that trains on nothing takes others in the place of those that `skipped` was trained on.
+    A task without training or validation examples replaces those that `skipped` was trained on with others.
     """
     if config.train or config.validation:
         skipped = UNTRAINED
@@ -126,7 +127,7 @@ def _from_source(
 
 
 def _without(splits: Splits, skipped: History) -> Splits:
-    """The splits without the test examples that `skipped` was trained on. Raises ValueError where none is left."""
+    """Removes the test examples that `skipped` was trained on. Raises ValueError if none is left."""
     test = splits.examples["test"]
     left = [example for example in test if not skipped.holds(example)]
     trained = splits.trained + len(test) - len(left)
@@ -141,7 +142,7 @@ def _without(splits: Splits, skipped: History) -> Splits:
 def _answer_notes(
     config: TaskConfig, rule: AnswerRule, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Example]
 ) -> Iterator[str]:
-    """How long answers may be; which of them cannot be scored, or cannot be right."""
+    """Yields sentences on the answer limit and on prompts that cannot be scored or answered correctly."""
     if not asked:
         return
     scored = [example for example in asked if example.answers]

@@ -1,4 +1,4 @@
-"""Prompts and answers from a .parquet or .jsonl, such as the paper's own files, read as they are."""
+"""Prompts and answers from a .parquet or .jsonl file, such as the paper's own files, read unchanged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from refine_lab.data.tasks.trained import UNTRAINED, History
 from refine_lab.data.text import sound
 
 ANSWERS = "answer"
-"""The column of the answers where none is named."""
+"""Default name of the answer column."""
 
 
 def file_splits(
@@ -29,13 +29,13 @@ def file_splits(
     skipped: History = UNTRAINED,
     add_bos: bool | None = None,
 ) -> Splits:
-    """Train, validation and test in the order of the file, without rows that `skipped` was trained on.
+    """Splits a file's rows in order into test, validation and training, without rows that `skipped` was trained on.
 
-    The first `test` rows are the test set, those after it the validation set, those after it are trained on; with `test`
-    none the test set is all but as many as the other two ask for. Rows are named `<file>-<number>`, from 0.
+    The first `test` rows are the test set, the next ones the validation set, and the rest are for training; if `test`
+    is none, the test set is all rows except those that the other two need. Rows are named `<file>-<number>`, from 0.
 
-    Raises FileNotFoundError or ValueError, in one sentence, for a file that is not there or is none, a column that it
-    lacks, a cell that holds no text, fewer rows than asked for, and an example without an answer outside the test set.
+    Raises FileNotFoundError or ValueError, in one sentence, for a missing or invalid file, a column that it lacks, a
+    cell that does not hold text, too few rows, and an example without an answer outside the test set.
     """
     path = _existing(config)
     others, trained = config.train + config.validation, 0
@@ -81,7 +81,7 @@ def _existing(config: TaskConfig) -> Path:
 
 
 def _rows(path: Path, config: TaskConfig) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Name, prompt and answers of each row."""
+    """Yields name, prompt and answers of each row."""
     read = _parquet if path.suffix == ".parquet" else _jsonl
     column = config.answer_column or ANSWERS
     for number, row in enumerate(read(path, config)):
@@ -110,7 +110,7 @@ def _answers(value: Any, path: Path, number: int, column: str) -> tuple[str, ...
 
 
 def _check_columns(where: str, names: list[str], config: TaskConfig) -> None:
-    """Raise ValueError unless the prompts' column is there, and the answers', or nothing asks for it or looks like it."""
+    """Raises ValueError if the prompt column is missing, or the answer column where it is needed or possibly misspelt."""
     needed = config.answer_column is not None or config.train + config.validation > 0
     for field, column, wanted in (
         ("prompt_column", config.prompt_column, True),

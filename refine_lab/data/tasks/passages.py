@@ -1,4 +1,4 @@
-"""Where a prompt's passages and its question stand, in the form of RULER's and LongBench's prompts."""
+"""Parses prompts in the form of RULER and LongBench into passages and question."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import re
 from refine_lab.data.tasks.prompts import TextPrompt
 
 PASSAGE = re.compile(r"^(?:Document|Passage) \d+:[ \t]*\n?", re.MULTILINE)
-"""The line that each passage begins with."""
+"""Heading of each passage."""
 QUESTION = re.compile(r"^Question:", re.MULTILINE)
-"""The last of these begins the question."""
+"""The last match marks the start of the question."""
 ANSWER = re.compile(r"\s*Answer:\s*$")
-"""What a prompt ends with, and is no part of its question."""
+"""The end of a prompt, which is not part of its question."""
 
 
 def parse(name: str, text: str, answers: tuple[str, ...]) -> TextPrompt:
-    """The prompt with its passages and its question told apart.
+    """Returns the prompt with its passages and its question separated.
 
-    Without `Document N:` or `Passage N:` all that stands before the question is one document; without `Question:` there is
-    no question.
+    Without `Document N:` or `Passage N:`, all text before the question is one document; without `Question:` there is no
+    question.
     """
     places = [match.start() for match in QUESTION.finditer(text)]
     start = places[-1] if places else len(text)
@@ -34,7 +34,7 @@ def parse(name: str, text: str, answers: tuple[str, ...]) -> TextPrompt:
 
 
 def _documents(text: str) -> tuple[str, ...]:
-    """The passages, without the instruction that stands before the first and again after the last."""
+    """Returns the passages, without the instruction before the first one and its repetition after the last."""
     marks = list(PASSAGE.finditer(text))
     if not marks:
         return (text.strip(),)

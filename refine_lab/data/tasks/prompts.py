@@ -1,4 +1,4 @@
-"""A prompt with its answers, as text and as tokens; what becomes of one that is too long."""
+"""Prompts with answers, as text and as tokens, and how prompts over the limit are handled."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from refine_lab.data.tokenizer import beginning
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A prompt, its question, and the answers any of which is right.
+    """A prompt, its question, and its accepted answers.
 
-    `prompt_ids[:question_start]` is the document, the rest asks.
+    `prompt_ids[:question_start]` is the document, the rest is the question.
     """
 
     name: str
-    "Unique within its source, and the same whenever it is loaded."
+    "Unique within its source, and the same at every loading."
     prompt_ids: tuple[int, ...]
-    "The prompt's tokens; the first `begins` of them stand before its text (see `data.tokenizer.beginning`)."
+    "The prompt's tokens; the first `begins` of them precede its text (see `data.tokenizer.beginning`)."
     question_start: int
-    "Where the question begins; `len(prompt_ids)` where none can be told apart."
+    "Index of the question's first token; `len(prompt_ids)` if no question is found."
     answer_ids: tuple[int, ...]
-    "What is trained on: the first answer with the space before it and the end-of-text token; empty without answers."
+    "Training target: the first answer with the space before it and the end-of-text token; empty without answers."
     answers: tuple[str, ...]
-    "The answers as text; none where the source gives none."
+    "The answers as text; empty if the source has none."
     question: str
-    "The question as text; empty where none can be told apart."
+    "The question as text; empty if none is found."
     documents: tuple[str, ...]
-    "The passages as text, before anything is cut out."
+    "The passages as text, before any truncation."
     cut: int = 0
-    "Tokens cut out of the middle of the prompt."
+    "Number of tokens cut out of the middle of the prompt."
     begins: int = 0
-    "Tokens before the prompt's text, such as a BOS token."
+    "Number of tokens before the prompt's text, such as a BOS token."
 
     def parts(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-        """Document and question as text, which together are the prompt."""
+        """Returns document and question as text, which together are the prompt."""
         document, asked = self.prompt_ids[self.begins : self.question_start], self.prompt_ids[self.question_start :]
         return str(tokenizer.decode(list(document))), str(tokenizer.decode(list(asked)))
 
@@ -59,9 +59,9 @@ class TextPrompt:
 
 
 def encode(prompt: TextPrompt, tokenizer: PreTrainedTokenizerBase, add_bos: bool | None = None) -> Example:
-    """The example of a prompt, of whatever length; `add_bos` as in `DataConfig`. An answer has no beginning of its own.
+    """Tokenises a prompt of any length; `add_bos` as in `DataConfig`. An answer has no `beginning`.
 
-    Raises ValueError where the prompt is empty, or the tokenizer is not one of the library `tokenizers`.
+    Raises ValueError if the prompt is empty, or the tokenizer is not one of the library `tokenizers`.
     """
     if not prompt.text.strip():
         raise ValueError(f"the prompt {prompt.name!r} is empty")
@@ -86,7 +86,7 @@ def encode(prompt: TextPrompt, tokenizer: PreTrainedTokenizerBase, add_bos: bool
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """The tokens of `text` as they are after a prompt, and the end of the text."""
+    """Returns the tokens of `text` as they are after a prompt, followed by the end-of-text token."""
     before, whole = (tokenizer.encode(part, add_special_tokens=False) for part in (ANCHOR, ANCHOR + text))
     joined = whole[: len(before)] != before  # an answer that begins with a letter may have been joined to the anchor
     ids = tokenizer.encode(text, add_special_tokens=False) if joined else whole[len(before) :]
@@ -94,7 +94,7 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends an answer. Raises ValueError where the tokenizer has none."""
+    """Returns the token that ends an answer. Raises ValueError if the tokenizer has none."""
     end = tokenizer.eos_token_id
     if not isinstance(end, int):
         raise ValueError("the tokenizer has no end-of-text token (eos_token), which ends an answer")
@@ -102,9 +102,9 @@ def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def within_limit(examples: Iterable[Example], config: TaskConfig, count: int | None) -> tuple[list[Example], int]:
-    """The first `count` examples (none: all) of at most `prompt_tokens` tokens, and how many longer ones were left out.
+    """Returns the first `count` examples (none: all) within `prompt_tokens`, and the number of longer ones left out.
 
-    Raises ValueError where one is longer and `over_limit` is `refuse`, or where a question alone is.
+    Raises ValueError if a prompt is longer and `over_limit` is `refuse`, or if a question alone is longer.
     """
     limit, dropped = config.prompt_tokens, 0
     if config.over_limit == "cut_middle":
@@ -136,9 +136,9 @@ def _refuse_longer(examples: Sequence[Example], limit: int) -> None:
 
 
 def cut_middle(example: Example, limit: int) -> Example:
-    """The example with both ends of its prompt, `limit` tokens in all; the question is kept whole (LongBench's way).
+    """Cuts out the middle of the prompt so that `limit` tokens remain; the whole question is kept (as in LongBench).
 
-    Raises ValueError where the question alone is longer.
+    Raises ValueError if the question alone is longer.
     """
     tokens = len(example.prompt_ids)
     if tokens <= limit:
@@ -159,7 +159,7 @@ def cut_middle(example: Example, limit: int) -> Example:
 
 
 def prompts_digest(examples: Iterable[Example]) -> str:
-    """A digest of the examples' names, prompts and answers."""
+    """Returns a digest of the examples' names, prompts and answers."""
     prompts = hashlib.sha256()
     for example in examples:
         facts = (example.name, example.prompt_ids, example.question_start, example.answers)

@@ -1,4 +1,4 @@
-"""SQuAD v2.0 and HotpotQA as published, and their questions divided so that no two splits share a paragraph."""
+"""Reads SQuAD v2.0 and HotpotQA as published, and divides them so that no two splits share a paragraph."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ EXPECTED = "SQuAD v2.0 (dev-v2.0.json) or HotpotQA's distractor setting (hotpot_
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """The content of a published file. A unit is what is never divided: an article of SQuAD, a question of HotpotQA."""
+    """The content of a published file. A unit is never divided: an article of SQuAD, or a question of HotpotQA."""
 
     path: Path
     kind: Literal["squad", "hotpotqa"]
     units: tuple[Any, ...]
 
     def texts(self, unit: Any) -> tuple[list[str], list[str]]:
-        """The questions of a unit that have an answer, in order, and its paragraphs."""
+        """Returns a unit's answerable questions, in order, and its paragraphs."""
         if self.kind == "hotpotqa":
             return [unit["question"]], [f"{title}\n{''.join(sentences)}" for title, sentences in unit["context"]]
         asked = [qa["question"] for p in unit["paragraphs"] for qa in p["qas"] if not qa["is_impossible"]]
         return asked, [p["context"] for p in unit["paragraphs"]]
 
     def content(self, units: Sequence[Any]) -> Any:
-        """What a file with these units alone would hold."""
+        """Returns the content of a file with only these units."""
         return list(units) if self.kind == "hotpotqa" else {"data": list(units)}
 
     def keep(self, kept: Sequence[bool]) -> Published:
-        """The file with those questions alone, of all that have an answer in their order; SQuAD's paragraphs all stay."""
+        """Returns the file with only the answerable questions flagged in `kept`, in file order; all paragraphs of SQuAD
+        stay.
+        """
         flags = iter(kept)
         if self.kind == "hotpotqa":
             return replace(self, units=tuple(unit for unit in self.units if next(flags)))
@@ -49,7 +51,7 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """Units that are joined by what they share."""
+    """Units joined by shared questions or paragraphs."""
 
     units: tuple[Any, ...]
     questions: int
@@ -57,9 +59,9 @@ class _Group:
 
 
 def read_published(path: Path) -> Published:
-    """The content of a file of one of the two; which of them, is told from it.
+    """Reads a file of either data set, which is recognised by its content.
 
-    Raises FileNotFoundError where there is none, and ValueError for a file that is neither.
+    Raises FileNotFoundError if there is no such file, and ValueError if it is neither.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r} (TaskConfig.source or test_source)")
@@ -85,11 +87,9 @@ def read_published(path: Path) -> Published:
 
 
 def divide(published: Published, wanted: Mapping[str, int]) -> dict[str, tuple[Any, ...]]:
-    """Units for each split, with at least the questions that are wanted of it, and paragraphs as evenly as may be.
+    """Assigns units to splits so that each has at least the wanted number of questions, balancing the paragraphs.
 
-    Units that share a paragraph or a question go to the same split.
-
-    Raises ValueError where there are too few.
+    Units that share a paragraph or a question go to the same split. Raises ValueError if there are too few.
     """
     groups = sorted(_connected(published), key=lambda group: -group.questions)
     taken: dict[str, list[_Group]] = {name: [] for name in wanted}

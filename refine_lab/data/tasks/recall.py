@@ -1,4 +1,4 @@
-"""The task that needs no download: documents with facts, and one question about each."""
+"""The recall task, which needs no download: recall documents with one question each."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ QUESTIONS = {
     "number": ("What is the special magic number for {key}?", "The special magic number for {key} is"),
 }
 PROMPT = "\nQuestion: {question}\nAnswer: {beginning}"
-"""Question, and the answer's beginning, in RULER's form: other words than those that the shipped models were asked in, so
-that there is something to learn."""
+"""Question and beginning of the answer, in RULER's form. The wording differs from the one that the shipped models were
+trained on, so that there is something to learn.
+"""
 TASK_SEED = 20_260_217
-"""Of every document, whatever the seed of a run: all runs train and test on the same."""
+"""Seed of every document, whatever the seed of a run: all runs train and test on the same documents."""
 MOST_ATTEMPTS = 200
-"""Documents made, at most, until one asks a question of its split."""
+"""Maximum number of documents made to find one whose question belongs to the split."""
 
 
 def recall_splits(
     kind: str, config: TaskConfig, tokenizer: PreTrainedTokenizerBase, data: DataConfig, manifest: Manifest | None
 ) -> dict[str, list[Example]]:
-    """Train, validation and test: documents of a kind, with prompts of `prompt_tokens` tokens (`pairs`: at most).
+    """Makes train, validation and test documents of a kind, with prompts of `prompt_tokens` tokens (`pairs`: at most).
 
-    Train has the keys and the text of training, the other two the held-out ones: validation asks for about a third of the
-    held-out keys, in documents of the first half of the text, test for the others, in the second half.
+    Train uses the training keys and text, the other two the held-out ones: validation asks about roughly a third of the
+    held-out keys, in documents from the first half of the text, and test about the others, from the second half.
 
-    Raises ValueError for an unknown kind, for `test` none, and where the prompt is too short or the text for the facts.
+    Raises ValueError for an unknown kind, if `test` is none, and if the prompt is too short or the text too short for
+    the facts.
     """
     parse_kind(kind)
     if config.test is None:
@@ -75,7 +77,7 @@ class _Maker:
         self.texts: dict[Split, list[np.ndarray]] = {}
 
     def examples(self, name: str, wanted: int) -> list[Example]:
-        """`wanted` examples of the split `name`."""
+        """Returns `wanted` examples of the split `name`."""
         if not wanted:
             return []
         split: Split = "train" if name == "train" else "validation"
@@ -113,7 +115,7 @@ class _Maker:
             length += missing
 
     def _asked(self, name: str, document: RecallDocument) -> Example:
-        """The document up to its first question, which is asked in the task's own words."""
+        """Returns the document up to its first question, which is reworded with the task's template."""
         question = document.questions[0]
         read = document.tokens[: question.start]
         if self.form == "pairs":
@@ -134,5 +136,5 @@ class _Maker:
 
 
 def _split_of(question: str) -> str:
-    """Which of the held-out splits a question belongs to."""
+    """Returns the held-out split that a question belongs to."""
     return "validation" if hashlib.sha256(question.encode()).digest()[0] % 3 == 0 else "test"

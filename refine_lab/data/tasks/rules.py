@@ -1,4 +1,7 @@
-"""How long an answer may be, and which part of the generated text it is: one rule for decoding, for scores and for tables."""
+"""The answer rule: the maximum length of an answer and which part of the generated text counts as the answer.
+
+Decoding, scores and tables share this rule.
+"""
 
 from __future__ import annotations
 
@@ -13,43 +16,43 @@ from refine_lab.config import TaskConfig, require
 from refine_lab.data.tasks.prompts import Example, answer_ids
 
 UNKNOWN_ANSWER_TOKENS = 32
-"""Tokens of an answer, at most, where no reference answer says how long one is (RULER's limit for its questions)."""
+"""Maximum answer tokens if there is no reference answer to measure (RULER's limit for its questions)."""
 
 _EMPTY_LINES = re.compile(r"\s*\n")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerRule:
-    """Which part of the generated text is the answer. The defaults are those for a question of the user's own.
+    """Which part of the generated text is the answer. The defaults apply to a question that the user types.
 
     Raises ValueError for `max_tokens` below 1.
     """
 
     max_tokens: int = UNKNOWN_ANSWER_TOKENS
-    "Tokens that are generated, at most; those of empty lines that are left out do not count, up to as many again."
+    "Maximum number of generated tokens; up to as many tokens of stripped empty lines do not count."
     lines: Literal["first", "all"] = "first"
-    "The answer is the first line, or all lines."
+    "Whether the answer is the first line or all lines."
     strip_leading: bool = True
-    "Whether empty lines before the answer are left out."
+    "Whether empty lines before the answer are removed."
 
     def __post_init__(self) -> None:
         require(self.max_tokens >= 1, "AnswerRule.max_tokens", self.max_tokens, "at least 1")
 
     def cut(self, text: str) -> str:
-        """The answer in a generated text, without spaces around it."""
+        """Returns the answer in a generated text, without surrounding spaces."""
         kept = self._from_first_line(text)
         return (kept.partition("\n")[0] if self.lines == "first" else kept).strip()
 
     def ended(self, text: str) -> bool:
-        """Whether the answer in a text stays the same whatever is generated after it."""
+        """Returns whether further tokens cannot change the answer."""
         return self.lines == "first" and "\n" in self._from_first_line(text)
 
     def full(self, tokens: int, empty: int) -> bool:
-        """Whether no more may be generated after `tokens` tokens, the first `empty` of which are `empty`."""
+        """Returns whether generation must stop after `tokens` tokens, the first `empty` of which form empty lines."""
         return tokens >= self.max_tokens + min(empty, self.max_tokens)
 
     def empty(self, text: str) -> bool:
-        """Whether a text holds empty lines that are left out before an answer, and nothing else."""
+        """Returns whether a text consists only of empty lines that are removed before an answer."""
         return self.strip_leading and "\n" in text and not text.strip()
 
     def _from_first_line(self, text: str) -> str:
@@ -58,10 +61,10 @@ class AnswerRule:
 
 
 def answer_rule(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> AnswerRule:
-    """The rule of a task: `examples` are those that are answered.
+    """Returns the rule of a task, given the `examples` to be answered.
 
-    With `answer_tokens` none, the longest of their reference answers and the end-of-text token have room; without any
-    reference answer it is `UNKNOWN_ANSWER_TOKENS`.
+    If `answer_tokens` is none, the limit is the longest of their reference answers plus the end-of-text token, or
+    `UNKNOWN_ANSWER_TOKENS` without any reference answer.
     """
     longest = max((max(found) for e in examples if (found := reference_tokens(e, tokenizer))), default=None)
     needed = UNKNOWN_ANSWER_TOKENS if longest is None else longest + 1
@@ -71,17 +74,17 @@ def answer_rule(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, examples
 
 
 def too_long(rule: AnswerRule, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> int:
-    """Of how many examples every reference answer has more tokens than are generated."""
+    """Counts the examples whose reference answers all exceed the token limit."""
     shortest = (min(found) for e in examples if (found := reference_tokens(e, tokenizer)))
     return sum(tokens > rule.max_tokens for tokens in shortest)
 
 
 def several_lines(rule: AnswerRule, examples: Sequence[Example]) -> int:
-    """How many examples have reference answers that `rule` would all cut, so that no answer can equal one."""
+    """Counts the examples whose reference answers would all be cut by `rule`, so that no answer can match one."""
     return sum(bool(e.answers) and all(rule.cut(text) != text.strip() for text in e.answers) for e in examples)
 
 
 def reference_tokens(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The number of tokens of each different reference answer, without the end-of-text token."""
+    """Returns the number of tokens of each distinct reference answer, without the end-of-text token."""
     texts = dict.fromkeys(text.strip() for text in example.answers)
     return [len(answer_ids(tokenizer, f" {text}")) - 1 for text in texts]

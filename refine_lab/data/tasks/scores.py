@@ -1,8 +1,9 @@
-"""How an answer is scored against its references: exact match, recall, and the F1 of their words.
+"""Scores of an answer against its references: exact match, recall, and word F1.
 
-The whole text is scored; the task's rule has decided before which part of the generated text is the answer
-(`refine_lab.data.tasks.rules`). Each score is that of the best reference, from 0 to 1; NaN without references. The paper
-scores RULER by recall; its scores for LongBench (ROUGE, code similarity, classes) are not here, except the F1 of words.
+The whole text is scored; the task's rule has already extracted the answer from the generated text
+(`refine_lab.data.tasks.rules`). Each score is that of the best reference, from 0 to 1; NaN without references. The
+paper scores RULER by recall; of its scores for LongBench (ROUGE, code similarity, classification) only word F1 is
+implemented.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 SCORES = ("recall", "exact_match", "f1")
-"""Every score of an answer, each from 0 to 1."""
+"""Names of all scores; each ranges from 0 to 1."""
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """1 where answer and reference are the same text but for case, punctuation, articles and spaces (SQuAD's).
+    """Returns 1 if answer and reference are equal up to case, punctuation, articles and spaces (as in SQuAD).
 
-    A reference of which these leave nothing, such as `A` or `?!`, is compared as it stands.
+    A reference that normalises to nothing, such as `A` or `?!`, is compared verbatim.
     """
     return _best(answer, references, _same)
 
 
 def recall(answer: str, references: Sequence[str]) -> float:
-    """1 where a reference is contained in the answer, case ignored (NVIDIA's RULER, `string_match_part`; the paper's)."""
+    """Returns 1 if the answer contains a reference, ignoring case (NVIDIA's RULER, `string_match_part`; used by the paper)."""
     return _best(answer, references, lambda said, right: float(right.strip().lower() in said.lower()))
 
 
 def f1(answer: str, references: Sequence[str]) -> float:
-    """The harmonic mean of precision and recall over the words of the normalised texts (SQuAD's).
+    """Returns the harmonic mean of precision and recall over the words of the normalised texts (as in SQuAD).
 
-    A reference whose normalised text is empty is compared as `exact_match` does.
+    A reference whose normalised text is empty is compared as in `exact_match`.
     """
     return _best(answer, references, _word_f1)
 
@@ -57,6 +58,6 @@ def _word_f1(said: str, right: str) -> float:
 
 
 def _normalised(text: str) -> str:
-    """SQuAD's normalisation: lower case, without punctuation, then without articles, single spaces."""
+    """Applies SQuAD's normalisation: lower case, no punctuation, then no articles, single spaces."""
     bare = "".join(sign for sign in text.lower() if sign not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())

@@ -1,4 +1,4 @@
-"""Whether splits share a question or a document, and how often each stands within one."""
+"""Checks whether splits share a question or a document, and counts duplicates within each split."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from itertools import combinations
 from refine_lab.data.tasks.prompts import Example
 
 SHOWN = 3
-"""Shared texts that a report quotes, at most, and the characters of each."""
+"""Maximum number of shared texts that a report quotes, and of characters of each."""
 SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """The examples of a source by split, as they come."""
+    """The examples of a source by split, before any check."""
 
     examples: Mapping[str, list[Example]]
     "`train`, `validation` and `test`."
     dropped: int = 0
-    "Prompts left out for their length."
+    "Number of prompts left out because they are too long."
     trained: int = 0
-    "Prompts left out because the model that answers was trained on them."
+    "Number of prompts left out because the answering model was trained on them."
     notes: tuple[str, ...] = ()
-    "Sentences of the source's own."
+    "Sentences specific to the source."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """What two splits both hold: different texts, as they stand in the first of the two."""
+    """The distinct texts that two splits share, as they appear in the first."""
 
     first: str
     second: str
@@ -44,29 +44,29 @@ class Shared:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitCounts:
-    """What one split holds."""
+    """Counts of one split."""
 
     examples: int
     questions: int
-    "Examples whose question can be told apart."
+    "Number of examples in which a question is found."
     different_questions: int
     documents: int
-    "Documents of all prompts."
+    "Number of documents of all prompts."
     different_documents: int
     cut: int
-    "Prompts whose middle was cut out."
+    "Number of prompts whose middle was cut out."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What the splits of a task hold and share; `str(report)` is a paragraph."""
+    """What the splits of a task contain and share; `str(report)` is a paragraph."""
 
     splits: Mapping[str, SplitCounts]
     shared: tuple[Shared, ...]
     dropped: int
-    "Prompts left out for their length."
+    "Number of prompts left out because they are too long."
     notes: tuple[str, ...] = ()
-    "Sentences of the source's own."
+    "Sentences specific to the source."
 
     @property
     def shared_questions(self) -> int:
@@ -78,7 +78,7 @@ class Report:
 
     @property
     def told(self) -> str:
-        """What is shared, in words; empty where nothing is."""
+        """Returns a description of what is shared; empty if nothing is."""
         return "; ".join(_told(pair) for pair in self.shared if pair)
 
     def __str__(self) -> str:
@@ -94,7 +94,7 @@ class Report:
 
 
 def report(splits: Mapping[str, Sequence[Example]], dropped: int = 0, notes: tuple[str, ...] = ()) -> Report:
-    """Compare every two splits by the words of their questions and documents; case, signs and spaces do not count."""
+    """Compares every two splits by the words of their questions and documents, ignoring case, punctuation and spacing."""
     texts = {name: _Texts(examples) for name, examples in splits.items()}
     return Report(
         splits={name: found.counts for name, found in texts.items()},
@@ -105,13 +105,13 @@ def report(splits: Mapping[str, Sequence[Example]], dropped: int = 0, notes: tup
 
 
 def normalised(text: str) -> str:
-    """The words of a text, in lower case, one space between them; a text of signs alone as it is."""
+    """Returns the words of a text in lower case, separated by single spaces; a text without words is kept."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(re.findall(r"\w+", folded)) or folded.strip()
 
 
 class _Texts:
-    """The different questions and documents of a split: normalised text -> the text."""
+    """The distinct questions and documents of a split: normalised text -> the text."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         questions = [e.question for e in examples if e.question.strip()]
@@ -164,7 +164,7 @@ def _told(pair: Shared) -> str:
 
 
 def quoted(texts: Sequence[str]) -> str:
-    """The first `SHOWN` texts, shortened and in quotation marks."""
+    """Returns the first `SHOWN` texts, shortened and quoted."""
     return ", ".join(repr(_shortened(text)) for text in texts[:SHOWN])
 
 

@@ -1,4 +1,4 @@
-"""What a model was post-trained on, so that nothing of it is asked in a test: by the texts of its questions."""
+"""Records which questions a model was post-trained on, so that a test does not ask them again."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from refine_lab.data.tasks.splits import normalised
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What one run of post-training trained on."""
+    """What one post-training run was trained on."""
 
     run: str
     "The run's name."
     task: TaskConfig
     data: DataConfig
-    "Text that its recall documents were made in."
+    "The text in which its recall documents were made."
     prompts_digest: str | None
-    "Digest of the examples of all splits (`tasks.prompts.prompts_digest`); none where it was not kept."
+    "Digest of the examples of all splits (`tasks.prompts.prompts_digest`); none if it was not recorded."
     source_digest: str | None
-    "Digest of the bytes of the file that is the source; none without a file."
+    "Digest of the source file's bytes; none without a file."
     rows: frozenset[str]
-    "`row_key` of every example it trained on."
+    "`row_key` of every training example."
 
     def same_source(self, source: str) -> bool:
-        """Whether the run's test prompts come from `source`: the same text, or a `ruler:FILE` of the same content."""
+        """Returns whether the run's test prompts come from `source`: the same name, or a `ruler:FILE` of equal content."""
         if source == (self.task.test_source or self.task.source):
             return True
         if self.task.test_source is not None:
@@ -38,28 +38,28 @@ class Trained:
         return self.task.form == other.form == "ruler" and source_digest(other) == self.source_digest is not None
 
     def same_splits(self, task: TaskConfig) -> bool:
-        """Whether `task` has this run's examples: it differs in how answers are written at most."""
+        """Returns whether `task` has this run's examples and differs at most in how answers are written."""
         own = {name: getattr(self.task, name) for name in (*FREE_FIELDS, "source")}
         return replace(task, **own) == self.task and (task.source == self.task.source or self.same_source(task.source))
 
 
 ANSWER_FIELDS = ("answer_tokens", "lines", "strip_leading")
-"""Fields of `TaskConfig` that say how an answer is written."""
+"""Fields of `TaskConfig` that define how an answer is written."""
 FREE_FIELDS = (*ANSWER_FIELDS, "shared")
-"""Fields of `TaskConfig` that change no example and no split."""
+"""Fields of `TaskConfig` that affect neither examples nor splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What a model was post-trained on, from its last run back to the model that the first one started from."""
+    """The post-training runs behind a model, from its last run back to the initial model."""
 
     trained: tuple[Trained, ...] = ()
-    "The last run first."
+    "The runs, most recent first."
     unknown: tuple[str, ...] = ()
-    "Why it may be more than this, a clause each."
+    "Reasons, one clause each, why the list may be incomplete."
 
     def holds(self, example: Example) -> bool:
-        """Whether an example was trained on: its question, or its whole prompt where no question can be told apart."""
+        """Returns whether an example was trained on, by its question, or by its whole prompt if no question is found."""
         return bool(self.trained) and any(row_key(example) in each.rows for each in self.trained)
 
     def holds_question(self, question: str) -> bool:
@@ -67,11 +67,11 @@ class History:
 
     @property
     def names(self) -> str:
-        """The runs, as the subject of a sentence about a model."""
+        """Returns the runs as the subject of a sentence about a model."""
         return "the model of " + " after ".join(each.run for each in self.trained)
 
     def notes(self, task: TaskConfig, examples: Sequence[Example]) -> Iterator[str]:
-        """Sentences about what is not known when a model with this history answers `task`, whose examples are all given."""
+        """Yields sentences on what is unknown when a model with this history answers `task`, whose examples are `examples`."""
         own = next((each for each in self.trained if each.same_splits(task)), None)
         if own is not None and own.prompts_digest not in (None, prompts_digest(examples)):
             yield f"The prompts have changed since {own.run} was trained on them: these are not its test prompts."
@@ -79,7 +79,7 @@ class History:
             yield f"It is not known whether the model was trained on any of these prompts: {'; '.join(self.unknown)}."
 
     def matches(self, other: History) -> bool:
-        """Whether both were trained on the same examples, by runs with the same tasks."""
+        """Returns whether both were trained on the same examples, by runs with the same tasks."""
 
         def facts(history: History) -> list[tuple[object, ...]]:
             return [(each.task, each.data, each.prompts_digest, each.rows) for each in history.trained]
@@ -88,11 +88,11 @@ class History:
 
 
 UNTRAINED = History()
-"""Of a model that no run of post-training is known of."""
+"""History of a model without known post-training runs."""
 
 
 def row_key(example: Example) -> str:
-    """A digest of an example's question, or of its prompt where it has none; case, signs and spaces do not count."""
+    """Returns a digest of an example's question, or of its prompt without one, ignoring case, punctuation and spacing."""
     return text_key(example.question if example.question.strip() else "\n".join(example.documents))
 
 
@@ -101,7 +101,7 @@ def text_key(text: str) -> str:
 
 
 def source_digest(task: TaskConfig) -> str | None:
-    """A digest of the bytes of the task's file; none without a file."""
+    """Returns a digest of the bytes of the task's file; None without a file."""
     path = Path(task.source.removeprefix("ruler:")).expanduser()
     if task.form == "recall" or not path.is_file():
         return None

@@ -1,11 +1,11 @@
-"""The (gated) delta rule's state through all chunks of a row in one launch, with backward.
+"""The (gated) delta rule's state through all chunks of a row in one launch, with backward pass.
 
     u_n = u0_n - w_n S_n,      S_{n+1} = g_n S_n + k_n^T u_n
 
-is all that one chunk must wait for another for; the rest is products over all chunks at once. A program keeps the state of
-one head and a few of its columns in registers and writes it out before every chunk, so that the state after any token
-is one small product away. The gradient runs the same way back, and takes in what flows into the state of any chunk. The
-torch reference is `_through_chunks` of `refine_lab.ops.delta_rule`.
+This recurrence is the only sequential part of the rule; the rest is products over all chunks at once. A program keeps
+the state of one head and a few of its columns in registers and writes it out before every chunk, so that the state
+after any token is one small product away. The backward pass runs through the chunks in reverse and adds the gradient
+that flows into each chunk's state. The torch reference is `_through_chunks` of `refine_lab.ops.delta_rule`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor
 from refine_lab.ops.kernels.language import accumulator, constexpr, jit, tl, triton
 
 COLUMNS = 16
-"""Columns of the state that a program holds: few, since one row of 16 heads must fill the device."""
+"""Columns of the state per program: few, since one row of 16 heads must fill the device."""
 
 WARPS = 8
-"""Of a program: with fewer, or with float32 products made of several tf32 ones, registers spill (by ptxas, for sm_90)."""
+"""Warps per program: with fewer, or with float32 products made of several tf32 ones, registers spill (by ptxas, for sm_90)."""
 
 
 @jit
@@ -115,7 +115,7 @@ def _backward(
 
 
 def stages(dk: int) -> int:
-    """Chunks whose keys and w stand in shared memory at once: with wide heads there is room for one."""
+    """Returns how many chunks' keys and w are in shared memory at once; with wide heads there is room for one."""
     return 2 if dk <= 128 else 1
 
 
@@ -155,9 +155,9 @@ def through_chunks(
     w: Float[Tensor, "n G L dk"],
     kept: Sequence[Float[Tensor, "G 1 1"]] | None = None,
 ) -> tuple[Float[Tensor, "n G dk dv"], Float[Tensor, "n G L dv"]]:
-    """The state before each of n chunks and each chunk's updates u; `kept` is what a chunk leaves of its first state.
+    """Returns the state before each of n chunks and each chunk's updates u; `kept` is a chunk's total decay of its first state.
 
-    Float32 or float64, differentiable in every argument. On CUDA the products of float32 are tf32, summed in float32.
+    Float32 or float64, differentiable in every argument. On CUDA, float32 products are tf32, summed in float32.
     """
     gates = None if kept is None else torch.stack(list(kept)).flatten(1)
     return _ThroughChunks.apply(state, keys, u0, w, gates)

@@ -1,7 +1,7 @@
-"""What the head asks of a slice of logits, each in one pass: statistics of the rows, and the gradient in their place.
+"""Statistics of a slice of logits, and their gradients in place, in one pass each.
 
-The products with the head's weight stay where they are quickest, in cuBLAS; what these kernels save is the dozen passes
-that torch makes over each slice of float32 logits. The torch references are `row_statistics` and `logit_gradients_` of
+The products with the head's weight stay in cuBLAS, which is fastest; these kernels save the dozen passes that torch
+makes over each slice of float32 logits. The torch references are `row_statistics` and `logit_gradients_` of
 `refine_lab.ops.head`.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from refine_lab.ops.kernels.language import accumulator, constexpr, jit, tl, triton
 
 BLOCK = 4096
-"""Logits of a row that a program holds at once."""
+"""Logits of a row that a program processes at once."""
 
 
 @jit
@@ -92,10 +92,10 @@ def _gradients(
 def row_statistics(
     logits: Float[Tensor, "S V"], token_ids: Int[Tensor, "S"], temperature: float, entropy: bool
 ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"], Bool[Tensor, "S"]]:
-    """log p(x), entropy (zeros where not asked for) and x = argmax p of every row, p = softmax(logits / temperature).
+    """Returns log p(x), entropy (zeros if not requested) and x = argmax p of every row, p = softmax(logits / temperature).
 
-    Every logit is read once: the largest, the sum of exp(z - m) and the sum of exp(z - m) (z - m) are carried along the
-    row and rescaled whenever the largest grows (Milakov and Gimelshein, 2018; arXiv 1805.02867).
+    Every logit is read once: the maximum m, the sum of exp(z - m) and the sum of exp(z - m) (z - m) are accumulated
+    along the row and rescaled whenever the maximum grows (Milakov and Gimelshein, 2018; arXiv 1805.02867).
     """
     kind = accumulator(logits.dtype)
     rows, width = logits.shape
@@ -118,7 +118,7 @@ def logit_gradients_(
     grad_entropies: Float[Tensor, "S"] | None,
     temperature: float,
 ) -> Float[Tensor, "S V"]:
-    """The gradient of the logits, written in their place, in their own type; None is a gradient of zeros."""
+    """Overwrites the logits with their gradient, in their dtype, and returns it; None is a gradient of zeros."""
     kind = accumulator(logits.dtype)
     rows, width = logits.shape
     logits = logits.contiguous()

@@ -1,4 +1,4 @@
-"""Triton, or what lets the modules of the kernels be imported where it is not installed: their kernels cannot run there."""
+"""Imports Triton where it is installed; elsewhere, defines placeholders with which the kernel modules import but cannot run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ else:
 
 
 def jit(function: Any) -> Any:
-    """`triton.jit`, or the function itself where there is no Triton."""
+    """Returns `triton.jit(function)`, or the function itself if Triton is not installed."""
     return (
         function if triton is None else triton.jit(unwrap(function))
     )  # without the type checks that tests wrap around
 
 
 def accumulator(dtype: torch.dtype) -> Any:
-    """The type that a kernel computes in: float32, or float64 for float64. Raises ImportError where there is no Triton."""
+    """Returns the dtype that a kernel computes in: float64 for float64, else float32. Raises ImportError without Triton."""
     if triton is None:
         raise ImportError("the kernels of refine_lab.ops.kernels need triton, which is not installed here")
     return tl.float64 if dtype == torch.float64 else tl.float32
