@@ -29,8 +29,8 @@ def api() -> str:
     lines = [
         "# Public names",
         "",
-        "Import these names from `refine_lab` itself, as in `from refine_lab import load_model`. Names are loaded on",
-        "first use, so that `import refine_lab` loads neither torch nor transformers. `make docs` writes this page from the docstrings.",
+        "Import these names from `refine_lab` itself, as in `from refine_lab import load_model`. Names are loaded on first",
+        "use, so that `import refine_lab` loads neither torch nor transformers. `make docs` writes this page.",
         "",
         "| name | what it is | home |",
         "|---|---|---|",

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from refine_lab.data.files import refuse_pointer
+from refine_lab.validation import ConfigError
 
 Split = Literal["train", "validation"]
 
@@ -91,7 +92,7 @@ def load_manifest(path: str | Path) -> Manifest:
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no manifest of a corpus: {error}") from error
     if content.get("format_version") != 1:
-        raise ValueError(f"format_version of {path} must be 1, got {content.get('format_version')!r}")
+        raise ConfigError(f"format_version of {path}", content.get("format_version"), "1")
     splits: tuple[Split, ...] = ("train", "validation")
     try:
         files = [

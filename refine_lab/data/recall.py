@@ -22,6 +22,7 @@ from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.data.corpus import Split
+from refine_lab.validation import ConfigError
 
 WORD_FACT = "The secret word for {key} is{value}."
 WORD_QUESTION = "What is the secret word for {key}? The secret word for {key} is"
@@ -86,10 +87,11 @@ def parse_kind(name: str) -> Kind:
     match = re.fullmatch(r"(word|number)-([1-9]\d*)(?:-q([1-9]\d*))?(?:-d([1-9]\d*))?", name)
     facts, questions = (int(match[2]), int(match[3] or match[2])) if match else (0, 1)
     if match is None or questions > facts:
-        raise ValueError(
-            f"a kind of recall document must be one of {', '.join(PAIRS)}, or 'word-N' or 'number-N' with N facts, either "
-            f"also with '-qM', M of them asked, and '-dD', all D tokens or more before the first question, got {name!r}"
+        allowed = (
+            f"one of {', '.join(PAIRS)}, or 'word-N' or 'number-N' with N facts, either also with '-qM', M of them asked, "
+            "and '-dD', all D tokens or more before the first question"
         )
+        raise ConfigError("a kind of recall document", name, allowed)
     form = "word" if match[1] == "word" else "number"
     return Kind(form=form, facts=facts, questions=questions, distance=int(match[4] or 0))
 

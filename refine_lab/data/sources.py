@@ -10,6 +10,7 @@ from typing import Any
 
 from refine_lab.data.corpus import File, Manifest, Split, compare, current_manifest, python_documents
 from refine_lab.data.files import digest, json_lines, read_text, refuse_pointer
+from refine_lab.validation import ConfigError
 
 HELD_OUT_EVERY = 20
 """Every 20th row of a table is held out, starting with the first, and about as large a share of a folder's files."""
@@ -83,7 +84,8 @@ def _path_documents(path: Path, split: Split) -> Iterator[str]:
         return _held_out_rows((row for _, row in json_lines(path)), split, str(path))
     if path.suffix == ".parquet":
         return _parquet_documents(path, split)
-    raise ValueError(f"a source file must end in .txt, .jsonl or .parquet, got {str(path)!r}")
+    allowed = ".txt, .jsonl or .parquet"
+    raise ConfigError("source", str(path), allowed, f"a source file must end in {allowed}, got {str(path)!r}")
 
 
 def _existing(path: Path) -> Path:

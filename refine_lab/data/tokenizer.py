@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from refine_lab.data.corpus import Manifest
 from refine_lab.data.recall import TEMPLATES
 from refine_lab.data.sources import documents
+from refine_lab.validation import ConfigError
 
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 1 + 256 + 100
@@ -39,7 +40,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedT
     Raises ValueError if `vocab_size` leaves no room for a merge.
     """
     if vocab_size <= SMALLEST_VOCABULARY:
-        raise ValueError(f"vocab_size must be above {SMALLEST_VOCABULARY}, got {vocab_size}")
+        raise ConfigError("vocab_size", vocab_size, f"above {SMALLEST_VOCABULARY}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = _pre_tokenizer(digits=1)
     tokenizer.decoder = decoders.ByteLevel()
@@ -116,7 +117,7 @@ def beginning(tokenizer: PreTrainedTokenizerBase, add_bos: bool | None = None) -
     if own or add_bos is None:
         return own
     if not isinstance(tokenizer.bos_token_id, int):
-        raise ValueError("add_bos must be false or none for a tokenizer that has no BOS token (bos_token), got True")
+        raise ConfigError("add_bos", True, "false or none for a tokenizer that has no BOS token (bos_token)")
     return (tokenizer.bos_token_id,)
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.data.corpus import Manifest, Split
 from refine_lab.data.sources import documents, identity
+from refine_lab.validation import ConfigError
 
 CACHE_VERSION = 1
 BATCH_CHARACTERS = 2_000_000
@@ -33,7 +34,7 @@ def cache_folder() -> Path:
     if named := os.environ.get("REFINE_CACHE"):
         path = Path(named).expanduser()
         if not path.is_absolute():
-            raise ValueError(f"REFINE_CACHE must be an absolute path, got {named!r}")
+            raise ConfigError("REFINE_CACHE", named, "an absolute path")
         return path
     try:
         return _platform_folder()

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from refine_lab.validation import ConfigError
+
 EPS = 1e-6
 """Added to the standard deviation, as in the release."""
 
@@ -36,12 +38,12 @@ def advantages(
     Raises ValueError for `prefix` with a group of one, and for rewards that do not divide into rows.
     """
     if group_by == "prefix" and group_size == 1:
-        raise ValueError(
-            "group_by 'prefix' compares the rollouts of one position: group_size must be at least 2, got 1"
-        )
+        sentence = "group_by 'prefix' compares the rollouts of one position: group_size must be at least 2, got 1"
+        raise ConfigError("group_size", 1, "at least 2", sentence)
     per_row = num_chunks * group_size
     if len(rewards) % per_row:
-        raise ValueError(f"rewards must come in whole rows of {num_chunks} * {group_size}, got {len(rewards)}")
+        allowed = f"whole rows of {num_chunks} * {group_size}"
+        raise ConfigError("rewards", len(rewards), allowed, f"rewards must come in {allowed}, got {len(rewards)}")
     groups = rewards.detach().double().view(-1, per_row if group_by == "sequence" else group_size)
     if groups.shape[1] == 1:
         return torch.zeros_like(rewards)

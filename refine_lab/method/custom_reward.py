@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from refine_lab.types import RewardFunction, RewardInputs
+from refine_lab.validation import ConfigError
 
 FIELDS = tuple(field.name for field in fields(RewardInputs))
 """The names, in order, of the five tensors that a reward took before `RewardInputs`."""
@@ -36,11 +37,13 @@ def reward_source(function: object) -> str:
     of the five tensors of earlier versions, see `of_inputs`).
     """
     if not isinstance(function, FunctionType) or function.__name__ == "<lambda>":
-        raise ValueError(f"a reward must be a function written with def, got {_describe(function)}")
+        got, allowed = _describe(function), "a function written with def"
+        raise ConfigError("a reward", got, allowed, f"a reward must be {allowed}, got {got}")
     name, plain = function.__name__, inspect.unwrap(function)
     tree, source = _definition(name, plain)
     if not (_takes(plain, 1) or _takes(plain, len(FIELDS))):
-        raise ValueError(f"reward {name!r} must take one argument, the RewardInputs, got {inspect.signature(plain)}")
+        got, allowed = str(inspect.signature(plain)), "one argument, the RewardInputs"
+        raise ConfigError(f"reward {name!r}", got, allowed, f"reward {name!r} must take {allowed}, got {got}")
     of_inputs(plain)  # gives its notice where the user sees it
     imports = ["from __future__ import annotations", "", "import torch"]
     for used in _outer_names(name, tree):
@@ -63,7 +66,8 @@ def load_reward(source: str) -> RewardFunction:
         raise ValueError(f"the source of the reward is not Python: {error.msg} in line {error.lineno}") from error
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     if not names:
-        raise ValueError(f"the source of the reward must define a function, got {source[:60]!r}")
+        sentence = f"the source of the reward must define a function, got {source[:60]!r}"
+        raise ConfigError("the source of the reward", source[:60], "one that defines a function", sentence)
     namespace = {"__name__": "reward", "torch": torch}
     exec(compile(tree, "reward.py", "exec"), namespace)
     return namespace[names[-1]]  # type: ignore[return-value]
@@ -116,7 +120,7 @@ def _definition(name: str, function: FunctionType) -> tuple[ast.Module, str]:
         raise ValueError(f"reward {name!r} has no source to read; define it in a notebook cell or a file") from error
     tree = ast.parse(source)
     if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef):
-        raise ValueError(f"reward {name!r} must be a plain function, got {source.splitlines()[0]!r}")
+        raise ConfigError(f"reward {name!r}", source.splitlines()[0], "a plain function")
     for node in ast.walk(tree):
         if isinstance(node, ast.arg):
             node.annotation = None

@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from refine_lab.validation import ConfigError
+
 
 def recompute(policy: Any, part: str) -> None:
     """Recomputes `part` of the policy ("none", "mlp" or "blocks") in the backward pass; replaces the previous setting.
@@ -27,9 +29,8 @@ def recompute(policy: Any, part: str) -> None:
     """
     allowed = ("none", *policy.RECOMPUTABLE)
     if part not in allowed:
-        raise ValueError(
-            f"recompute must be one of {', '.join(map(repr, allowed))} for {type(policy).__name__}, got {part!r}"
-        )
+        names = f"one of {', '.join(map(repr, allowed))} for {type(policy).__name__}"
+        raise ConfigError("recompute", part, names)
     found = {"none": [], "mlp": list(_feed_forwards(policy)), "blocks": list(_blocks(policy))}[part]
     if part != "none" and not found:
         raise ValueError(f"recompute {part!r} finds no such part in {type(policy).__name__}")

@@ -20,6 +20,7 @@ from refine_lab.models.inputs import Call, read_inputs
 from refine_lab.models.state import State, Trace
 from refine_lab.ops.delta_rule import CHUNK_SIZE
 from refine_lab.ops.fla_delta_rule import SEGMENT_SIZE
+from refine_lab.validation import ConfigError, require
 
 logger = logging.get_logger(__name__)
 
@@ -164,8 +165,8 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         )
         hidden_states = output.last_hidden_state
         assert hidden_states is not None
-        if isinstance(logits_to_keep, int) and logits_to_keep < 0:
-            raise ValueError(f"logits_to_keep must be 0 or more, got {logits_to_keep}")
+        negative = isinstance(logits_to_keep, int) and logits_to_keep < 0
+        require(not negative, "logits_to_keep", logits_to_keep, "0 or more")
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         preceded = packing.real.cumsum(-1) > 0
         result = CausalLMOutputWithPast(
@@ -233,13 +234,11 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         if enable:
             settings = dict(getattr(gradient_checkpointing_func, "keywords", {}))
             if settings.pop("use_reentrant", False):
-                raise ValueError("use_reentrant must be False: a trace's states outlive the forward, got True")
+                raise ConfigError("use_reentrant", True, "False: a trace's states outlive the forward")
             if settings or getattr(gradient_checkpointing_func, "func", checkpoint) is not checkpoint:
-                raise ValueError(
-                    f"checkpointing takes use_reentrant=False and no offload, got {settings or 'offload=True'}"
-                )
-            if every_n_layers != 1:
-                raise ValueError(f"every_n_layers must be 1, got {every_n_layers}")
+                allowed, value = "use_reentrant=False and no offload", settings or "offload=True"
+                raise ConfigError("checkpointing", value, allowed, f"checkpointing takes {allowed}, got {value}")
+            require(every_n_layers == 1, "every_n_layers", every_n_layers, "1")
         recompute(self, self.RECOMPUTABLE[-1] if enable else "none")
 
     @property

@@ -8,9 +8,11 @@ from typing import Any, TypeGuard
 
 from transformers import PreTrainedConfig
 
+from refine_lab.validation import ConfigError
+
 
 def check_kinds(config: PreTrainedConfig) -> None:
-    """Raises ValueError for a field whose value does not match its annotation.
+    """Raises ConfigError for a field whose value does not match its annotation.
 
     `int` is a size and hence a positive whole number, `float` a positive number, `bool` True or False, each optionally
     with `| None`. A token id (`*_token_id`) is any whole number below the vocabulary size, and `initializer_range` may
@@ -22,17 +24,17 @@ def check_kinds(config: PreTrainedConfig) -> None:
             continue
         fits, allowed = TOKEN if name.endswith("_token_id") else RANGE if name == "initializer_range" else KINDS[kind]
         if not fits(value):
-            raise ValueError(_refusal(config, name, allowed if kind == annotation else f"{allowed} or None"))
+            raise _refusal(config, name, allowed if kind == annotation else f"{allowed} or None")
     pad, size = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
     if pad is not None and size is not None and not -size <= pad < size:
-        raise ValueError(_refusal(config, "pad_token_id", f"below vocab_size {size}"))
+        raise _refusal(config, "pad_token_id", f"below vocab_size {size}")
 
 
 def check_allowed(config: PreTrainedConfig, allowed: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raises ValueError for a field whose value is not among those allowed."""
+    """Raises ConfigError for a field whose value is not among those allowed."""
     for name, values in allowed.items():
         if getattr(config, name) not in values:
-            raise ValueError(_refusal(config, name, f"one of {values}"))
+            raise _refusal(config, name, f"one of {values}")
 
 
 def whole_width(width: float) -> bool:
@@ -40,8 +42,8 @@ def whole_width(width: float) -> bool:
     return isclose(width, round(width), rel_tol=1e-9)
 
 
-def _refusal(config: PreTrainedConfig, name: str, allowed: str) -> str:
-    return f"{type(config).__name__}.{name} must be {allowed}, got {getattr(config, name)!r}"
+def _refusal(config: PreTrainedConfig, name: str, allowed: str) -> ConfigError:
+    return ConfigError(f"{type(config).__name__}.{name}", getattr(config, name), allowed)
 
 
 def _annotations(kind: type) -> dict[str, str]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from refine_lab.models.checks import check_allowed, whole_width
 from refine_lab.models.delta_layers import QK_EPS, DeltaRuleAttention, DeltaRuleConfig, DeltaRuleLM
 from refine_lab.ops.precision import wide
+from refine_lab.validation import ConfigError
 
 
 class DeltaNetConfig(DeltaRuleConfig):
@@ -41,10 +42,9 @@ class DeltaNetConfig(DeltaRuleConfig):
         for name in ("expand_k", "expand_v"):
             width = self.hidden_size * getattr(self, name)
             if not whole_width(width) or round(width) % self.num_heads:
-                raise ValueError(
-                    f"hidden_size * {name} must be a multiple of num_heads {self.num_heads}, "
-                    f"got {self.hidden_size} * {getattr(self, name)} = {width}"
-                )
+                field, allowed = f"hidden_size * {name}", f"a multiple of num_heads {self.num_heads}"
+                product = f"{self.hidden_size} * {getattr(self, name)} = {width}"
+                raise ConfigError(field, width, allowed, f"{field} must be {allowed}, got {product}")
 
     @property
     def key_dim(self) -> int:

@@ -16,13 +16,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from refine_lab.config import unknown
 from refine_lab.data.files import refuse_pointer
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.checks import number
 from refine_lab.models.fla_models import FLA_MODELS, FLA_REFUSED, fla_family
 from refine_lab.models.hub import Place
 from refine_lab.models.hybrids import HYBRIDS, REFUSED, hybrid_family
+from refine_lab.validation import ConfigError, unknown
 
 MODEL_TYPES: dict[str, tuple[str, str, str]] = {
     "delta_net": ("refine_lab.models.deltanet", "DeltaNetConfig", "DeltaNetForCausalLM"),
@@ -93,8 +93,8 @@ def family(model_type: str) -> tuple[type, type[FastWeightLM]]:
         return fla_family(model_type)
     if reason := REASONS.get(model_type):
         raise ValueError(f"model_type {model_type!r}, which is refused: {reason}")
-    allowed = [*MODEL_TYPES, *HYBRIDS, *FLA_MODELS]
-    raise ValueError(f"model_type {model_type!r}; allowed are {', '.join(map(repr, allowed))}")
+    allowed = ", ".join(map(repr, [*MODEL_TYPES, *HYBRIDS, *FLA_MODELS]))
+    raise ConfigError("model_type", model_type, allowed, f"model_type {model_type!r}; allowed are {allowed}")
 
 
 def configured(
@@ -129,6 +129,9 @@ def _refusing(what: str) -> Iterator[None]:
     """Turns any error into one sentence: third-party configurations and models raise errors of every kind."""
     try:
         yield
+    except ConfigError as error:
+        sentence = f"{what} cannot be used: {one_line(error)}"
+        raise ConfigError(error.field, error.value, error.allowed, sentence) from error
     except Exception as error:
         raise ValueError(f"{what} cannot be used: {one_line(error)}") from error
 
@@ -164,7 +167,7 @@ def changed(config: Any, settings: Mapping[str, int | float]) -> dict[str, Any]:
         if name not in numbers:
             raise unknown(f"number of {type(config).__name__}", name, numbers)
         if not number(value) or abs(value) > sys.float_info.max:
-            raise ValueError(f"the setting {name} must be a number, got {value!r}")
+            raise ConfigError(f"the setting {name}", value, "a number")
         whole = isinstance(numbers[name], int) and value == int(value)
         fields[name] = int(value) if whole else float(value)
     return fields
@@ -197,7 +200,8 @@ def _settings(fields: dict[str, Any], config_class: type) -> dict[str, Any]:
         elif name in FORMER_FIELDS:
             allowed = FORMER_FIELDS[name]
             if allowed is not None and value not in allowed:
-                raise ValueError(f"it sets {name} to {value!r}; allowed is {allowed[0]}")
+                sentence = f"it sets {name} to {value!r}; allowed is {allowed[0]}"
+                raise ConfigError(name, value, str(allowed[0]), sentence)
         elif name not in NO_SETTINGS:
             raise ValueError(f"it sets {name!r}, which is no field of {config_class.__name__}")
     return settings

@@ -19,6 +19,7 @@ from transformers import initialization
 from refine_lab.models.checks import check_allowed, whole_width
 from refine_lab.models.delta_layers import DeltaRuleAttention, DeltaRuleConfig, DeltaRuleLM
 from refine_lab.ops.delta_rule import log_decay
+from refine_lab.validation import ConfigError
 
 
 class GatedDeltaNetConfig(DeltaRuleConfig):
@@ -38,13 +39,12 @@ class GatedDeltaNetConfig(DeltaRuleConfig):
         super().__post_init__(**others)
         check_allowed(self, {"output_gate_activation": ("swish", "silu", "sigmoid")})
         if self.value_heads % self.num_heads:
-            raise ValueError(
-                f"GatedDeltaNetConfig.num_v_heads must be a multiple of num_heads {self.num_heads}, got {self.num_v_heads}"
+            raise ConfigError(
+                "GatedDeltaNetConfig.num_v_heads", self.num_v_heads, f"a multiple of num_heads {self.num_heads}"
             )
         if not whole_width(width := self.head_dim * self.expand_v):
-            raise ValueError(
-                f"head_dim * expand_v must be a whole number, got {self.head_dim} * {self.expand_v} = {width}"
-            )
+            sentence = f"head_dim * expand_v must be a whole number, got {self.head_dim} * {self.expand_v} = {width}"
+            raise ConfigError("head_dim * expand_v", width, "a whole number", sentence)
 
     @property
     def key_dim(self) -> int:

@@ -29,6 +29,7 @@ from refine_lab.models.hybrid_layers import (
 from refine_lab.models.imports import import_quietly
 from refine_lab.models.prefix_cache import Reading
 from refine_lab.models.state import State, Trace
+from refine_lab.validation import ConfigError
 
 
 @dataclass(frozen=True)
@@ -179,10 +180,10 @@ def _check(config: Any) -> None:
         raise ValueError(f"it sets text_config, of which a {config.model_type} has none")
     for name in POSITIVE:
         if (value := getattr(config, name, None)) is not None and not value > 0:
-            raise ValueError(f"{name} must be above 0, got {value}")
+            raise ConfigError(name, value, "above 0")
     kinds = set(config.layer_types) - set(OWN_TENSORS)
     if kinds:
-        raise ValueError(f"layer_types must be of 'linear_attention' and 'full_attention', got {sorted(kinds)}")
+        raise ConfigError("layer_types", sorted(kinds), "of 'linear_attention' and 'full_attention'")
     rope = (config.rope_parameters or {}).get("rope_type", "default")
     if rope in ("dynamic", "longrope"):
         raise ValueError(
@@ -193,4 +194,4 @@ def _check(config: Any) -> None:
 
 def _check_attention(config: Any) -> None:
     if config._attn_implementation not in (None, "sdpa"):
-        raise ValueError(f"attn_implementation must be 'sdpa', got {config._attn_implementation!r}")
+        raise ConfigError("attn_implementation", config._attn_implementation, "'sdpa'")

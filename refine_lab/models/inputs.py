@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from refine_lab.models.state import State, Trace, hidden_states_only
+from refine_lab.validation import ConfigError
 
 Read = Callable[[Tensor, Tensor, "State | None", "list[Tensor] | None"], Trace]
 """A model's `read_embeddings`: (inputs_embeds, lengths, state, layer_inputs) -> the trace."""
@@ -34,18 +35,20 @@ class Packing:
             return Packing(torch.ones(rows, width, dtype=torch.bool, device=embedded.device), full=True)
         if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
             form = list(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
-            raise ValueError(f"attention_mask must be 2-D, 1 for a token and 0 for a pad, got {form}")
+            allowed = "2-D, 1 for a token and 0 for a pad"
+            raise ConfigError("attention_mask", form, allowed, f"attention_mask must be {allowed}, got {form}")
         columns = attention_mask.shape[1]
         if len(attention_mask) != rows or (columns != width if state is None else columns < width):
             least = "" if state is None else " or more"
-            raise ValueError(
-                f"attention_mask must have shape [{rows}, {width}{least}], got {list(attention_mask.shape)}"
+            shape, allowed = list(attention_mask.shape), f"[{rows}, {width}{least}]"
+            raise ConfigError(
+                "attention_mask", shape, allowed, f"attention_mask must have shape {allowed}, got {shape}"
             )
         real = attention_mask[:, -width:].bool()
         if (empty := ~real.any(-1)).any():
-            raise ValueError(
-                f"attention_mask leaves no token of row {int(empty.nonzero()[0])}; a row needs at least one"
-            )
+            row = f"row {int(empty.nonzero()[0])}"
+            sentence = f"attention_mask leaves no token of {row}; a row needs at least one"
+            raise ConfigError("attention_mask", row, "at least one token in every row", sentence)
         return Packing(real, full=bool(real.all()))
 
     @property
@@ -95,7 +98,8 @@ def read_inputs(read: Read, embed: nn.Module, config: Any, call: Call) -> tuple[
     ValueError, naming the argument, for what is not supported.
     """
     if call.output_attentions or (call.output_attentions is None and getattr(config, "output_attentions", False)):
-        raise ValueError("output_attentions must be False: fast weights have no attention weights to return")
+        sentence = "output_attentions must be False: fast weights have no attention weights to return"
+        raise ConfigError("output_attentions", True, "False", sentence)
     embedded, state = _embedded(embed, call.input_ids, call.inputs_embeds), call.past_key_values
     if state is not None and not isinstance(state, State):
         raise ValueError(f"past_key_values must be a State of this package, got {type(state).__name__}")
@@ -118,12 +122,14 @@ def read_inputs(read: Read, embed: nn.Module, config: Any, call: Call) -> tuple[
 def _embedded(embed: nn.Module, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Float[Tensor, "B T D"]:
     if (input_ids is None) == (inputs_embeds is None):
         given = "neither" if input_ids is None else "both"
-        raise ValueError(f"exactly one of input_ids and inputs_embeds must be given, got {given}")
+        field = "exactly one of input_ids and inputs_embeds"
+        raise ConfigError(field, given, "given", f"{field} must be given, got {given}")
     name, given = ("input_ids", input_ids) if input_ids is not None else ("inputs_embeds", inputs_embeds)
     assert given is not None
     if given.ndim != (2 if input_ids is not None else 3) or given.shape[1] == 0:
         form = "[B, T]" if input_ids is not None else "[B, T, D]"
-        raise ValueError(f"{name} must have shape {form} with at least one token a row, got {list(given.shape)}")
+        allowed, shape = f"{form} with at least one token a row", list(given.shape)
+        raise ConfigError(name, shape, allowed, f"{name} must have shape {allowed}, got {shape}")
     return given if input_ids is None else embed(given)
 
 
@@ -131,7 +137,8 @@ def _check_positions(position_ids: Tensor, packing: Packing, state: State | None
     """Raises ValueError for positions that do not count a row's tokens consecutively from the end of its state."""
     rows, width = packing.real.shape
     if position_ids.ndim != 2 or len(position_ids) not in (1, rows) or position_ids.shape[1] != width:
-        raise ValueError(f"position_ids must have shape [{rows}, {width}], got {list(position_ids.shape)}")
+        shape, allowed = list(position_ids.shape), f"[{rows}, {width}]"
+        raise ConfigError("position_ids", shape, allowed, f"position_ids must have shape {allowed}, got {shape}")
     start = torch.zeros_like(packing.lengths) if state is None else state.lengths
     place = torch.arange(width, device=position_ids.device)
     positions = packing.pack(position_ids.expand(rows, width))

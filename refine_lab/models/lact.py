@@ -22,6 +22,7 @@ from refine_lab.ops.precision import rms_norm, wide
 from refine_lab.ops.rotary import rotary_angles, rotate
 from refine_lab.ops.short_conv import window_at
 from refine_lab.ops.window_attention import window_attention
+from refine_lab.validation import ConfigError, require
 
 BASE_RATE = 0.001
 """Learning rate of the fast weights where `lr_proj` outputs 0 (released layer_lact_swiglu.py)."""
@@ -108,21 +109,20 @@ class LaCTConfig(PreTrainedConfig):
         check_allowed(self, ALLOWED)
         rates = self.initial_rates
         if not isinstance(rates, (list, tuple)) or len(rates) != 3 or not all(number(x) and x > 0 for x in rates):
-            raise ValueError(f"LaCTConfig.initial_rates must be three numbers above 0, got {rates!r}")
-        if not number(self.initial_scale):
-            raise ValueError(f"LaCTConfig.initial_scale must be a number, got {self.initial_scale!r}")
-        if not whole(self.w0_w2_low_rank):
-            raise ValueError(f"LaCTConfig.w0_w2_low_rank must be a whole number, got {self.w0_w2_low_rank!r}")
+            raise ConfigError("LaCTConfig.initial_rates", rates, "three numbers above 0")
+        require(number(self.initial_scale), "LaCTConfig.initial_scale", self.initial_scale, "a number")
+        require(whole(self.w0_w2_low_rank), "LaCTConfig.w0_w2_low_rank", self.w0_w2_low_rank, "a whole number")
         for name in ("num_attn_heads", "num_lact_heads"):
             if self.hidden_size % getattr(self, name):
-                raise ValueError(
-                    f"hidden_size {self.hidden_size} must be a multiple of {name}, got {getattr(self, name)}"
-                )
+                raise ConfigError(f"hidden_size {self.hidden_size}", getattr(self, name), f"a multiple of {name}")
         width, inner = self.hidden_size // self.num_lact_heads, self.fast_width
         if self.hidden_size // self.num_attn_heads % 2:
-            raise ValueError(f"a head of attention needs an even width, got {self.hidden_size} / {self.num_attn_heads}")
+            sentence = f"a head of attention needs an even width, got {self.hidden_size} / {self.num_attn_heads}"
+            raise ConfigError(
+                "LaCTConfig.num_attn_heads", self.num_attn_heads, "such that a head's width is even", sentence
+            )
         if self.lr_dim > 1 and not self.lr_dim == width == inner:
-            raise ValueError(f"LaCTConfig.lr_dim must be 1 or, with inter_multi 1, {width}, got {self.lr_dim}")
+            raise ConfigError("LaCTConfig.lr_dim", self.lr_dim, f"1 or, with inter_multi 1, {width}")
 
     @property
     def fast_width(self) -> int:

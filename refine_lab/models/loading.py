@@ -26,6 +26,7 @@ from refine_lab.models.families import register as register
 from refine_lab.models.hub import SHIPPED as SHIPPED
 from refine_lab.models.hub import TOKENIZER_FILES, Place, has_tokenizer, locate
 from refine_lab.models.hub import resolve as resolve
+from refine_lab.validation import ConfigError
 
 MANIFEST = "manifest.json.gz"
 """File beside the weights of a model trained on the Python corpus, with the corpus files and their hashes."""
@@ -112,13 +113,13 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 
 def resolve_device(device: str) -> torch.device:
-    """Returns the torch device; `auto` is CUDA if available. Raises ValueError for an unknown or missing device."""
+    """Returns the torch device; `auto` is CUDA if available. Raises ConfigError for an unknown or missing device."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = re.fullmatch(r"(cpu|cuda)(:(\d+))?", device)
     kind, index = (found[1], int(found[3] or 0)) if found else ("", 0)
     if kind != "cpu" and not (kind == "cuda" and index < torch.cuda.device_count()):
-        raise ValueError(f"device must be 'auto', 'cpu' or, where there is a GPU, 'cuda' or 'cuda:N', got {device!r}")
+        raise ConfigError("device", device, "'auto', 'cpu' or, where there is a GPU, 'cuda' or 'cuda:N'")
     return torch.device(device)
 
 
@@ -253,7 +254,8 @@ def _shards(index: Path) -> list[str]:
         raise ValueError(f"{index} names no weights: it has no weight_map")
     for name in shards.values():
         if not (isinstance(name, str) and _SHARD.fullmatch(name)):
-            raise ValueError(f"{index} names {name!r}; allowed are the names of .safetensors files beside it")
+            allowed = "the names of .safetensors files beside it"
+            raise ConfigError(str(index), name, allowed, f"{index} names {name!r}; allowed are {allowed}")
     return sorted(set(shards.values()))
 
 

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from refine_lab.validation import ConfigError
+
 _KEEPS_STATES = ContextVar("keeps_states", default=True)
 Part = TypeVar("Part")
 
@@ -141,7 +143,8 @@ class State:
     def expect(self, rows: int, names: Collection[str]) -> None:
         """Raises ValueError unless the state has `rows` rows, and tensors of these names in its first layer."""
         if self.rows != rows:
-            raise ValueError(f"a state of {self.rows} rows cannot be read on by a batch of {rows}")
+            sentence = f"a state of {self.rows} rows cannot be read on by a batch of {rows}"
+            raise ConfigError("the rows of a state", self.rows, str(rows), sentence)
         own, _ = self.layer(0)
         if lacking := set(names) - own.keys():
             raise ValueError(
@@ -212,12 +215,14 @@ class Trace:
             raise RuntimeError("this trace was read in hidden_states_only, which keeps no states: read it outside")
         positions = torch.as_tensor(positions, device=self.lengths.device)
         if positions.ndim != 2 or len(positions) != len(self.lengths):
-            raise ValueError(f"positions must have shape [{len(self.lengths)}, P], got {list(positions.shape)}")
+            allowed, shape = f"[{len(self.lengths)}, P]", list(positions.shape)
+            raise ConfigError("positions", shape, allowed, f"positions must have shape {allowed}, got {shape}")
         outside = (positions < 0) | (positions >= self.lengths.unsqueeze(-1))
         if outside.any():
             row = int(outside.any(-1).nonzero()[0])
             last = int(self.lengths[row]) - 1
-            raise ValueError(f"positions of row {row} must lie in 0..{last}, got {positions[row].tolist()}")
+            field, value, allowed = f"positions of row {row}", positions[row].tolist(), f"0..{last}"
+            raise ConfigError(field, value, allowed, f"{field} must lie in {allowed}, got {value}")
         lengths = (self.start.unsqueeze(-1) + positions + 1).flatten()
         tensors = _named(self.layers, positions)
         if self.sharing is None:

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from refine_lab.config import TrainConfig, from_json, require
+from refine_lab.config import ConfigError, TrainConfig, from_json, require
 from refine_lab.runs.answers import AnswerLog
 from refine_lab.runs.environment import project_root
 from refine_lab.runs.files import (
@@ -59,7 +59,7 @@ def runs_dir() -> Path:
     if named := os.environ.get("REFINE_RUNS"):
         path = Path(named).expanduser()
         if not path.is_absolute():
-            raise ValueError(f"REFINE_RUNS must be an absolute path, got {named!r}")
+            raise ConfigError("REFINE_RUNS", named, "an absolute path")
         return path
     root = project_root()
     return root / "runs" if root else Path.home() / "refine_lab_runs"
@@ -144,11 +144,10 @@ class Run:
             return self._older_status()
         values = read_json(path)
         if "state" in values and values["state"] not in typing.get_args(State):
-            allowed = ", ".join(typing.get_args(State))
-            raise ValueError(f"{path} is damaged: state must be one of {allowed}, got {values['state']!r}")
+            raise _damaged(path, "state", values["state"], f"one of {', '.join(typing.get_args(State))}")
         for name in {"step", "steps"} & set(values):
             if type(values[name]) is not int or values[name] < 0:
-                raise ValueError(f"{path} is damaged: {name} must be a whole number from 0, got {values[name]!r}")
+                raise _damaged(path, name, values[name], "a whole number from 0")
         try:
             return Status(**values)
         except TypeError as error:
@@ -223,6 +222,10 @@ class Run:
     def latest_checkpoint(self) -> tuple[int, Path] | None:
         """Returns step and folder of the last complete checkpoint, or None."""
         return max(self.checkpoints(), default=None)
+
+
+def _damaged(path: Path, name: str, value: Any, allowed: str) -> ConfigError:
+    return ConfigError(name, value, allowed, f"{path} is damaged: {name} must be {allowed}, got {value!r}")
 
 
 def list_runs(folder: Path | str | None = None) -> list[Run]:

@@ -19,6 +19,7 @@ from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from refine_lab.models.hub import SHIPPED
 from tests.support.paths import ROOT, TEXT
 from tests.support.recorded_rows import digests
+from tests.support.refusals import naming, refused
 
 PLAIN = DataConfig(sources={str(TEXT): 1.0}, sequence_length=64, validation_sequences=6)
 MIXED = replace(PLAIN, sequence_length=160, recall={"word-1": 0.3, "pairs": 0.2}, validation_sequences=3)
@@ -150,23 +151,21 @@ def test_fewer_held_out_rows_are_the_first_of_more(tokenizer: PreTrainedTokenize
 
 def test_more_held_out_rows_than_there_are_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     data = SequenceData(replace(PLAIN, validation_sequences=500), tokenizer, seed=0)
-    with pytest.raises(
-        ValueError, match=r"500 of DataConfig\.validation_sequences 500 fall on .* makes \d+ rows of 64"
-    ):
+    with naming(ValueError, "500 of DataConfig.validation_sequences 500", "rows of 64"):
         data.validation()
 
 
 def test_a_source_shorter_than_a_row_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a short text")
     config = DataConfig(sources={str(tmp_path): 1.0}, sequence_length=64)
-    with pytest.raises(ValueError, match=r"the train text of '.*' has \d+ tokens, fewer than one row of 64"):
+    with naming(ValueError, tmp_path, "train", "one row of 64"):
         SequenceData(config, tokenizer, seed=0)
 
 
 def test_recall_that_is_unknown_or_does_not_fit_is_refused_at_once(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ValueError, match="got 'needle-1'"):
+    with refused("a kind of recall document", "needle-1"):
         SequenceData(replace(PLAIN, recall={"needle-1": 0.1}), tokenizer, seed=0)
-    with pytest.raises(ValueError, match=r"kind 'word-40' takes at least \d+ tokens, 64 are allowed"):
+    with naming(ValueError, "'word-40'", 64):
         SequenceData(replace(PLAIN, recall={"word-40": 0.1}), tokenizer, seed=0)
 
 

@@ -36,7 +36,7 @@ from refine_lab.training.evaluation import recall_documents
 from refine_lab.training.inputs import changes, inputs_of
 from refine_lab.training.trainer import train
 from tests.support.paths import TEXT
-from tests.support.refusals import refused
+from tests.support.refusals import naming, refused
 
 BOS, END, VOCABULARY = 1200, 0, 1201
 DATA = DataConfig(sources={str(TEXT): 1.0}, sequence_length=160, validation_sequences=1, recall={"word-1": 0.5})
@@ -89,7 +89,7 @@ def test_what_a_text_begins_with_is_a_choice(bare: PreTrainedTokenizerFast, toke
     assert beginning_told(tokenizer, False).endswith("begins with no special token (add_bos is False).")
     without = wrap(bare.backend_tokenizer)
     without.bos_token = None
-    with pytest.raises(ValueError, match="add_bos must be false or none for a tokenizer that has no BOS token"):
+    with refused("add_bos", True):
         beginning(without, True)
 
 
@@ -191,7 +191,7 @@ def test_it_stays_where_the_middle_is_cut_out(tokenizer: PreTrainedTokenizerFast
         cut = cut_middle(example, limit)
         assert len(cut.prompt_ids) == limit and cut.prompt_ids[0] == BOS
         assert cut.prompt_ids[cut.question_start :] == example.prompt_ids[example.question_start :]
-    with pytest.raises(ValueError, match=f"alone has {question + 1} tokens, TaskConfig.prompt_tokens is {question}"):
+    with naming(ValueError, f"{question + 1} tokens", f"TaskConfig.prompt_tokens is {question}"):
         cut_middle(example, question)
 
 
@@ -213,7 +213,7 @@ def test_an_explored_document_begins_with_it(model: Path, bare: PreTrainedTokeni
     session = Session("cpu")
     reading = session.read(str(model), tokens[0], text="two trees")  # the same tokens for the model that is compared
     assert len(reading.entropies) == len(tokens[0])
-    with pytest.raises(ValueError, match="one with the same tokens of this document"):
+    with refused("a model to compare with"):
         session.read(str(model), tokens[1], text="two trees")
     assert len(session.read(str(model), tokens[1], text="two trees", add_bos=False).entropies) == len(tokens[1])
 
@@ -251,7 +251,7 @@ def test_a_run_that_was_begun_without_it_does_not_go_on_with_it(model: Path, tmp
     config = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
     del config["data"]["add_bos"]
     (run.path / "config.json").write_text(json.dumps(config | {"steps": 4}), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"was begun without the special token .* write false for add_bos below data"):
+    with naming(ValueError, run.path, "false for add_bos"):
         train(run.path, StopSignal(run.path))
     config["data"]["add_bos"] = False
     (run.path / "config.json").write_text(json.dumps(config | {"steps": 4}), encoding="utf-8")
@@ -264,9 +264,7 @@ def test_a_choice_that_is_changed_under_a_run_is_refused(model: Path, tmp_path: 
     config = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
     config["data"]["add_bos"] = False
     (run.path / "config.json").write_text(json.dumps(config | {"steps": 4}), encoding="utf-8")
-    with pytest.raises(
-        ValueError, match=r"other inputs: the special token that texts begin with \(add_bos\) has changed"
-    ):
+    with naming(ValueError, run.path, "(add_bos)"):
         train(run.path, StopSignal(run.path))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from refine_lab.experiments.runs import create_runs
 from refine_lab.explore.client import Worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.models.loading import SHIPPED, load_model, load_tokenizer
+from tests.support.refusals import naming
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 123456\n".format("0" * 64)
 
@@ -28,19 +28,18 @@ def pointer(path: Path) -> Path:
     return path
 
 
-def named(path: Path) -> str:
-    """The whole sentence, as a pattern."""
-    told = "is a git-lfs pointer, not the file itself: `git lfs pull` in its repository fetches the content"
-    return f"^{re.escape(f'{str(path)!r} {told}')}$"
+def named(path: Path) -> pytest.RaisesExc[Exception]:
+    """Expects the error that names the pointer, and the command that fetches what it points to."""
+    return naming(ValueError, repr(str(path)), "`git lfs pull`")
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
 def test_a_pointer_is_no_source_of_text(tmp_path: Path, name: str) -> None:
     path = pointer(tmp_path / name)
-    with pytest.raises(ValueError, match=named(path)):
+    with named(path):
         next(documents(str(path), "train"))
     runs = tmp_path / "runs"
-    with pytest.raises(ValueError, match=named(path)):  # before anything is made
+    with named(path):  # before anything is made
         create_runs(method_configs("midtrain", [0], data=str(path)), runs)
     assert not runs.exists()
 
@@ -49,7 +48,7 @@ def test_a_pointer_among_the_files_of_a_folder_is_named(tmp_path: Path) -> None:
     for number in range(30):
         (tmp_path / f"{number}.txt").write_text(f"text {number}", encoding="utf-8")
     for split in ("train", "validation"):  # whichever split it would be in
-        with pytest.raises(ValueError, match=named(pointer(tmp_path / "29.txt"))):
+        with named(pointer(tmp_path / "29.txt")):
             documents(str(tmp_path), split)
 
 
@@ -58,7 +57,7 @@ def test_a_pointer_holds_no_prompts(tmp_path: Path, source: str) -> None:
     pytest.importorskip("lm_eval", reason="RULER's questions need lm_eval")
     path = pointer(Path(source.format(tmp_path).removeprefix("ruler:")))
     config = TaskConfig(source=source.format(tmp_path), train=0, test=1)
-    with pytest.raises(ValueError, match=named(path)):
+    with named(path):
         load_task(config, load_tokenizer("tiny-deltanet"), DataConfig())
 
 
@@ -69,10 +68,10 @@ def test_a_pointer_is_no_part_of_a_model(tmp_path: Path, name: str) -> None:
     folder = shutil.copytree(SHIPPED / "tiny-deltanet", tmp_path / "model")
     path = pointer(folder / name)
     if name == "manifest.json.gz":
-        with pytest.raises(ValueError, match=named(path)):
+        with named(path):
             create_runs(method_configs("midtrain", [0], model=str(folder)), tmp_path / "runs")
         return
-    with pytest.raises(ValueError, match=named(path)):
+    with named(path):
         load_model(folder, device="cpu")
 
 
@@ -80,39 +79,39 @@ def test_pointers_of_sharded_and_pickled_weights_are_named(tmp_path: Path) -> No
     folder = shutil.copytree(SHIPPED / "tiny-deltanet", tmp_path / "model")
     (folder / "model.safetensors").unlink()
     path = pointer(folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=named(path)):
+    with named(path):
         load_model(folder, device="cpu", allow_pickle=True)
     (folder / "model.safetensors.index.json").write_text(
         '{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}', encoding="utf-8"
     )
     shutil.copy(SHIPPED / "tiny-deltanet" / "model.safetensors", folder / "one.safetensors")
     path = pointer(folder / "two.safetensors")
-    with pytest.raises(ValueError, match=named(path)):
+    with named(path):
         load_model(folder, device="cpu")
 
 
 def test_the_explorer_names_a_pointer_too(tmp_path: Path) -> None:
     folder = shutil.copytree(SHIPPED / "tiny-deltanet", tmp_path / "model")
-    with pytest.raises(ValueError, match=named(pointer(folder / "tokenizer.json"))):
+    with named(pointer(folder / "tokenizer.json")):
         Exploration(Worker("cpu"), str(folder))  # which starts no process before it is asked
 
 
 @pytest.mark.parametrize(
     ("data", "wrong"),
     [
-        (b"fine \xff not", "byte 5 is 0xff"),
-        (b"\x7fELF\0\0", "byte 4 is 0x00"),
-        ("text".encode("utf-16"), "byte 0 is 0xff"),
+        (b"fine \xff not", ("byte 5", "0xff")),
+        (b"\x7fELF\0\0", ("byte 4", "0x00")),
+        ("text".encode("utf-16"), ("byte 0", "0xff")),
     ],
 )
-def test_what_is_no_text_is_named(tmp_path: Path, data: bytes, wrong: str) -> None:
+def test_what_is_no_text_is_named(tmp_path: Path, data: bytes, wrong: tuple[str, str]) -> None:
     (tmp_path / "a.txt").write_bytes(data)
     reading: tuple[Callable[[], object], ...] = (
         lambda: read_text(tmp_path / "a.txt"),
         lambda: next(documents(str(tmp_path), "train")),
     )
     for read in reading:
-        with pytest.raises(ValueError, match=rf"'.*a\.txt' is no UTF-8 text: {wrong}$"):
+        with naming(ValueError, tmp_path / "a.txt", *wrong):
             read()
 
 
@@ -140,7 +139,7 @@ def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_home_that_cannot_be_written_names_refine_cache(no_home: Path) -> None:
     (no_home / "a.txt").write_text("a text of some words " * 100, encoding="utf-8")
-    with pytest.raises(OSError, match=r"tokens cannot be kept in .*home/.*: name a folder .* in REFINE_CACHE$"):
+    with naming(OSError, no_home / "file" / "home", "REFINE_CACHE"):
         token_array(str(no_home / "a.txt"), "train", load_tokenizer("tiny-deltanet"), max_tokens=100)
 
 
@@ -150,13 +149,11 @@ def test_no_home_at_all_names_refine_cache(no_home: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Path, "home", home)
     (no_home / "a.txt").write_text("a text of some words " * 100, encoding="utf-8")
-    with pytest.raises(
-        ValueError, match=r"there is no home folder to keep tokens in .*: name a folder in REFINE_CACHE$"
-    ):
+    with naming(ValueError, "Could not determine home directory", "REFINE_CACHE"):
         token_array(str(no_home / "a.txt"), "train", load_tokenizer("tiny-deltanet"), max_tokens=100)
 
 
 def test_a_runs_folder_that_cannot_be_written_names_refine_runs(no_home: Path) -> None:
     (no_home / "a.txt").write_text("a text of some words " * 100, encoding="utf-8")
-    with pytest.raises(OSError, match=r"no run directory can be made in .*runs .*: name a folder .* in REFINE_RUNS$"):
+    with naming(OSError, no_home / "file" / "runs", "REFINE_RUNS"):
         create_runs(method_configs("midtrain", [0], data=str(no_home / "a.txt")), no_home / "file" / "runs")

@@ -14,6 +14,7 @@ from refine_lab.data.corpus import Split
 from refine_lab.data.recall import RecallDocument, make_document, parse_kind, recall_words
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from tests.support.paths import TEXT
+from tests.support.refusals import naming, refused
 
 KINDS = ("word-1", "word-4", "number-1", "number-3", "word-5-q2", "number-4-q1")
 FACTS = {
@@ -152,7 +153,7 @@ def test_facts_at_a_distance_end_before_it(kind: str, tokenizer: PreTrainedToken
         nearest.append(len(tokenizer.encode(body[last:start])))
     assert min(nearest) >= 99  # encoded apart, the text may take a token less
     assert min(nearest) < 130
-    with pytest.raises(ValueError, match=rf"kind '{kind}' takes at least \d+ tokens, 110 are allowed"):
+    with naming(ValueError, repr(kind), 110):
         make(kind, tokenizer, filler, 0, length=110)
 
 
@@ -250,14 +251,14 @@ def test_a_document_that_does_not_fit_says_what_it_takes(
     document = make("word-4", tokenizer, filler, 0, length=least)
     assert len(document.tokens) == least
     assert len(FACTS["word"].findall(str(tokenizer.decode(document.tokens)))) == 4
-    with pytest.raises(ValueError, match="kind 'pairs' takes at least 6 tokens, 5 are allowed"):
+    with naming(ValueError, "'pairs'", "6 tokens", 5):
         make("pairs", tokenizer, filler, 0, length=5)
 
 
 def test_too_little_text_or_too_few_words_are_named(tokenizer: PreTrainedTokenizerFast, filler: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"needs \d+ tokens of text around its facts, the source has 10"):
+    with naming(ValueError, "the source has 10"):
         make("word-1", tokenizer, filler[:10], 0)
-    with pytest.raises(ValueError, match=r"with 500 facts needs as many words of one token, the tokenizer has \d+"):
+    with naming(ValueError, "500 facts"):
         make("word-500", tokenizer, filler, 0)
 
 
@@ -265,5 +266,5 @@ def test_too_little_text_or_too_few_words_are_named(tokenizer: PreTrainedTokeniz
     "name", ["words-1", "word", "word-0", "word-2-q3", "number-1-q0", "pairs-2", "pairs-d8", "word-1-d0", ""]
 )
 def test_an_unknown_kind_names_those_there_are(name: str) -> None:
-    with pytest.raises(ValueError, match=f"one of pairs, pairs-is, .*, or 'word-N' or 'number-N'.*got '{name}'"):
+    with refused("a kind of recall document", name):
         parse_kind(name)

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from refine_lab.data.recall import TEMPLATES
 from refine_lab.data.tokenizer import check_tokenizer, tokenizer_sample, train_tokenizer
 from tests.support.paths import TEXT
+from tests.support.refusals import naming, refused
 
 AWKWARD = (
     "def f(x):\n\treturn {'a' :  x }  \n\n\n    # trailing   \n",
@@ -78,19 +79,19 @@ def test_training_is_reproducible(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_a_vocabulary_without_room_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"vocab_size must be above 357, got 300"):
+    with refused("vocab_size", 300, "above 357"):
         train_tokenizer(["text"], vocab_size=300)
 
 
 def test_a_model_with_too_few_embeddings_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     check_tokenizer(tokenizer, 704)
-    with pytest.raises(ValueError, match=r"700 tokens, the model embeds 512"):
+    with naming(ValueError, "700 tokens", 512):
         check_tokenizer(tokenizer, 512)
 
 
 def test_a_tokenizer_without_an_end_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
-    with pytest.raises(ValueError, match="no end-of-text token"):
+    with naming(ValueError, "(eos_token)"):
         check_tokenizer(endless, 700)
 
 

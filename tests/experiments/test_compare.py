@@ -10,6 +10,7 @@ import pytest
 from refine_lab.experiments.compare import comparison, differences, per_prompt
 from refine_lab.training.answers import side_by_side
 from tests.support.compared import WAYS, answers_of
+from tests.support.refusals import refused
 
 
 def test_means_and_intervals_by_hand():
@@ -59,7 +60,7 @@ def test_mean_and_spread_over_seeds_in_the_order_the_methods_come():
         ("nested", 1, 0.75),
     ]
     frame = pd.DataFrame(rows, columns=["way", "seed", "recall"])
-    with pytest.raises(ValueError, match=r"rows must be one for each method and seed, got \['sft'\]"):
+    with refused("rows", ["sft"], "one for each method and seed"):
         comparison(pd.concat([frame, frame.iloc[:1]]))
     table = comparison(frame)
     assert table["way"].tolist() == ["sft", "nested"] and table["count"].tolist() == [3, 3]

@@ -25,6 +25,7 @@ from refine_lab.runs.writer import RunWriter
 from refine_lab.training.evaluation import recall_documents
 from refine_lab.training.loading import load_policy
 from refine_lab.ttt_config import TTTRunConfig
+from tests.support.refusals import naming, refused
 
 INJECTED = "# Parameters\n"
 
@@ -63,23 +64,23 @@ def test_a_value_is_the_same_however_it_arrives(hint: Any, arrivals: list[Any], 
 @pytest.mark.parametrize(
     ("hint", "value", "allowed"),
     [
-        (int, "2.5", "a whole number, got '2.5'"),
-        ("Optional[int]", "many", "a whole number or none, got 'many'"),
-        (int, True, "a whole number, got True"),
-        (int, None, "a whole number, got None"),
-        (float, "fast", "a number, got 'fast'"),
-        pytest.param(float, 10**400, "a number, got 1(0{400})", id="too large"),
-        (float, math.nan, "a number, got nan"),
-        (float, "inf", "a number, got 'inf'"),
-        ("Optional[bool]", "perhaps", "true or false or none, got 'perhaps'"),
-        (str, ["a"], r"a text, got \['a'\]"),
-        (list[int], "0,x", "whole numbers, as in 0,1,2, got '0,x'"),
-        (list[int], [], r"whole numbers, as in 0,1,2, got \[\]"),
-        (list[int], "0,1.5", "whole numbers, as in 0,1,2, got '0,1.5'"),
+        (int, "2.5", "a whole number"),
+        ("Optional[int]", "many", "a whole number or none"),
+        (int, True, "a whole number"),
+        (int, None, "a whole number"),
+        (float, "fast", "a number"),
+        pytest.param(float, 10**400, "a number", id="too large"),
+        (float, math.nan, "a number"),
+        (float, "inf", "a number"),
+        ("Optional[bool]", "perhaps", "true or false or none"),
+        (str, ["a"], "a text"),
+        (list[int], "0,x", "whole numbers, as in 0,1,2"),
+        (list[int], [], "whole numbers, as in 0,1,2"),
+        (list[int], "0,1.5", "whole numbers, as in 0,1,2"),
     ],
 )
 def test_a_value_of_another_type_is_refused_by_name(hint: Any, value: Any, allowed: str) -> None:
-    with pytest.raises(ValueError, match=f"^parameter seeds must be {allowed}$"):
+    with refused("parameter seeds", value, allowed):
         convert("seeds", hint, value)
 
 
@@ -96,8 +97,9 @@ def test_parameters_are_the_declared_ones_with_injected_values() -> None:
 
 
 def test_an_unknown_parameter_is_refused_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match="unknown parameter 'stepz'; did you mean 'steps'\\? allowed are steps, lr"):
+    with refused("parameter", "stepz", "steps, lr") as error:
         parameters(namespace(stepz=3))
+    assert "'steps'?" in str(error.value)
 
 
 def test_lab_is_told_from_papermill_called_in_lab(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,25 +158,28 @@ def test_a_setting_is_changed_in_the_part_that_has_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "field", "value", "allowed"),
     [
-        ({"seeds": [0, 1, 0]}, r"seeds must be at least one whole number, none twice, got \[0, 1, 0\]"),
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"seeds": [-1]}, "TrainConfig.seed must be at least 0, got -1"),
-        ({"recipe": "midtrian"}, "unknown recipe 'midtrian'; did you mean 'midtrain'"),
-        ({"reward": "cosin"}, "unknown reward 'cosin'; did you mean 'cosine'"),
-        ({"lr": -1.0}, "TrainConfig.lr must be above 0, got -1"),
-        ({"learning_rate": 1.0}, "unknown setting 'learning_rate'; allowed are add_bos, answer_column, "),
-        ({"updates": "unequal"}, "updates must be 'equal' or 'release', got 'unequal'"),
-        ({"phase": "posttrain"}, "unknown posttrain recipe 'midtrain'; .*allowed are posttrain, "),
-        ({"dtype": "float16"}, "TrainConfig.dtype must be one of 'float32', 'bfloat16', got 'float16'"),
-        ({"sequence_length": 64}, "sequence_length must be at least 161 for the method's num_chunks"),
-        ({"recipe": "paper_midtrain", "batch_size": 6}, "batch_size must be a multiple of 4, the updates"),
+        ({"seeds": [0, 1, 0]}, "seeds", [0, 1, 0], "none twice"),
+        ({"steps": 0}, "steps", 0, "at least 1"),
+        ({"seeds": [-1]}, "TrainConfig.seed", -1, "at least 0"),
+        ({"recipe": "midtrian"}, "recipe", "midtrian", "midtrain"),
+        ({"reward": "cosin"}, "reward", "cosin", "cosine"),
+        ({"lr": -1.0}, "TrainConfig.lr", -1.0, "above 0"),
+        ({"learning_rate": 1.0}, "setting", "learning_rate", "add_bos, answer_column, "),
+        ({"updates": "unequal"}, "updates", "unequal", "'equal' or 'release'"),
+        ({"phase": "posttrain"}, "posttrain recipe", "midtrain", "posttrain, "),
+        ({"dtype": "float16"}, "TrainConfig.dtype", "float16", "one of 'float32', 'bfloat16'"),
+        ({"sequence_length": 64}, "TrainConfig.data.sequence_length", 64, "at least 161"),
+        ({"recipe": "paper_midtrain", "batch_size": 6}, "batch_size", 6, "a multiple of 4"),
     ],
 )
-def test_a_bad_value_is_refused_with_what_is_allowed(changes: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+def test_a_bad_value_is_refused_with_what_is_allowed(
+    changes: dict[str, Any], field: str, value: Any, allowed: str
+) -> None:
+    with refused(field, value) as error:
         method_configs(**({"recipe": "midtrain", "seeds": [0]} | changes))
+    assert allowed in error.value.allowed
 
 
 def test_paths_hold_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,12 +208,12 @@ def test_stages_of_pretraining_are_as_many_and_as_long_as_asked() -> None:
     assert [stage.steps for stage in pretrain_stages("tiny-deltanet", steps=3, last_stage=2)] == [3, 3]
     assert pretrain_stages("tiny-deltanet") == pretrain("tiny-deltanet")
     assert pretrain_stages("tiny-lact", recipe="pretrain_lact") == pretrain_lact("tiny-lact")
-    with pytest.raises(ValueError, match=r"unknown pretrain recipe 'midtrain'; .*allowed are pretrain, pretrain_lact"):
+    with refused("pretrain recipe", "midtrain", "pretrain, pretrain_lact"):
         pretrain_stages("tiny-lact", recipe="midtrain")
     for last in (0, -1, 9):
-        with pytest.raises(ValueError, match=f"last_stage must be from 1 to 8, got {last}"):
+        with refused("last_stage", last, "from 1 to 8"):
             pretrain_stages("tiny-deltanet", last_stage=last)
-    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+    with refused("steps", 0, "at least 1"):
         pretrain_stages("tiny-deltanet", steps=0)
 
 
@@ -224,18 +229,18 @@ def test_a_reward_of_ones_own_is_kept_in_the_refine_runs(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "fact"),
     [
-        ({"model": "tiny-deltanett"}, "there is no model 'tiny-deltanett'"),
-        ({"data": "/nowhere/texts"}, "there is no source '/nowhere/texts'; allowed are 'python'"),
-        ({"device": "cuda:99"}, "device|CUDA"),
+        ({"model": "tiny-deltanett"}, "no model 'tiny-deltanett'"),
+        ({"data": "/nowhere/texts"}, "no source '/nowhere/texts'"),
+        ({"device": "cuda:99"}, "device must be"),
     ],
 )
 def test_what_is_not_there_is_refused_before_a_run_is_made(
-    tmp_path: Path, changes: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, changes: dict[str, Any], fact: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+    with naming((ValueError, FileNotFoundError), fact, *changes.values()):
         create_runs(method_configs("midtrain", [0], **changes), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -244,9 +249,10 @@ def test_what_is_not_there_is_refused_before_a_run_is_made(
 def test_settings_that_no_model_takes_are_refused_before_a_run_is_made(tmp_path: Path, settings: dict) -> None:
     known, other = curriculum(3)
     for make in (create_runs, stage_runs):
-        with pytest.raises(ValueError, match=r"unknown number of DeltaNetConfig 'nope'|conv_size must be a positive"):
+        field, value = ("number of DeltaNetConfig", "nope") if "nope" in settings else ("DeltaNetConfig.conv_size", 0)
+        with refused(field, value):
             make([known, replace(other, model_settings=settings)], tmp_path)
-    with pytest.raises(ValueError, match="unknown number of DeltaNetConfig 'lact_chunk_size'"):
+    with refused("number of DeltaNetConfig", "lact_chunk_size"):
         stage_runs(pretrain_stages("new:tiny-deltanet", recipe="pretrain_lact"), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -261,7 +267,7 @@ def test_an_unknown_kind_of_recall_is_refused_before_a_run_is_made(tmp_path: Pat
     known, other = curriculum(3)
     wrong = replace(other, data=replace(other.data, recall={"words-1": 0.1}))
     for make in (create_runs, stage_runs):
-        with pytest.raises(ValueError, match="got 'words-1'"):
+        with refused("a kind of recall document", "words-1"):
             make([known, wrong], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -270,10 +276,10 @@ def test_the_folder_of_runs_is_absolute_or_the_projects(tmp_path: Path, monkeypa
     monkeypatch.setenv("REFINE_RUNS", str(tmp_path))
     assert runs_folder(None) == tmp_path
     assert runs_folder("/other") == Path("/other")
-    with pytest.raises(ValueError, match=r"parameter output must be an absolute path, .* got 'here'"):
+    with refused("parameter output", "here"):
         runs_folder("here")
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="parameter output must be a folder, or a place for one, got "):
+    with refused("parameter output", str(tmp_path / "file")):
         runs_folder(str(tmp_path / "file"))
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from refine_lab.experiments.statistics import mean_interval, paired_difference, varies
+from tests.support.refusals import refused
 
 ROWS = pd.DataFrame(
     [
@@ -44,7 +45,7 @@ def test_a_single_pair_has_no_interval():
 
 @pytest.mark.parametrize("rows", [ROWS[:-1], pd.concat([ROWS, ROWS[:1]]), ROWS[ROWS["way"] == "sft"]])
 def test_seeds_that_do_not_match_are_refused(rows):
-    with pytest.raises(ValueError, match=r"the seeds of 'nested' must be those of 'sft', \[.*\], each once, got"):
+    with refused("the seeds of 'nested'"):
         paired_difference(rows, "nested", "sft", "recall")
 
 

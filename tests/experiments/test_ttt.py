@@ -26,7 +26,7 @@ from refine_lab.training.answers import answer
 from refine_lab.training.loading import load_prompts
 from refine_lab.ttt_config import TTTRunConfig
 from tests.factories.ttt_runs import METHOD, RULE, config_of, examples, model
-from tests.support.refusals import refused
+from tests.support.refusals import naming, refused
 
 # -- recipes and configurations ----------------------------------------------------------------------------------------
 
@@ -56,7 +56,7 @@ def test_the_ways_of_a_recipe_differ_in_the_method_alone():
             METHODS["ttt"]
         ) and refine.ttt.seed == refine.seed == 3
         assert all(from_json(to_json(config), "ttt.json", TTTRunConfig) == config for config in (none, sft, refine))
-    with pytest.raises(ValueError, match="unknown ttt recipe 'papr'; did you mean 'paper'"):
+    with refused("ttt recipe", "papr"):
         recipe("papr", "ttt")
     with refused("arm", "base"):
         ttt_per_prompt("base")
@@ -85,16 +85,16 @@ def test_runs_that_cannot_be_are_refused(changes, field, value, allowed):
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "facts"),
     [
-        ("{", "ttt.json is not JSON"),
-        ("[]", "ttt.json must be a JSON object"),
-        ('{"format_version": 0}', "format_version of ttt.json must be 1 or 2"),
-        ('{"format_version": 1, "recipe": "x", "resett": "never"}', "unknown field of TTTRunConfig 'resett'"),
+        ("{", ["ttt.json", "JSON"]),
+        ("[]", ["ttt.json", "JSON object", "[]"]),
+        ('{"format_version": 0}', ["format_version", "ttt.json", 0]),
+        ('{"format_version": 1, "recipe": "x", "resett": "never"}', ["TTTRunConfig", "'resett'"]),
     ],
 )
-def test_damaged_configurations_are_refused(text, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_damaged_configurations_are_refused(text, facts):
+    with naming(ValueError, *facts):
         from_json(text, "ttt.json", TTTRunConfig)
 
 
@@ -141,23 +141,23 @@ def test_every_parameter_reaches_its_place(tmp_path):
     assert {c.adapt_on for c in (none, sft, refine)} == {"document"} and none.device == "auto"
     with refused("seeds", [1, 1], "at least one whole number, none twice"):
         method_configs("per_prompt", [1, 1])
-    with pytest.raises(ValueError, match="unknown reward 'cosin'; did you mean 'cosine'"):
+    with refused("reward", "cosin"):
         method_configs("per_prompt", [1], reward="cosin")
     with refused("TTTConfig.method.reward", "custom"):
         method_configs("per_prompt", [1], reward="custom")
 
 
 @pytest.mark.parametrize(
-    ("rows", "sentence"),
+    ("rows", "facts"),
     [
-        ([], "the number of prompts must be at least 1, got 0"),
-        (["whole", "half \ud83d of it"], "column 'prompt' of 'mine-1' holds half of a surrogate pair, .*, at 5"),
+        ([], ["the number of prompts", 0]),
+        (["whole", "half \ud83d of it"], ["'prompt'", "'mine-1'", "at 5"]),
     ],
 )
-def test_a_file_without_prompts_or_with_what_is_no_text_is_one_sentence(tmp_path, rows, sentence):
+def test_a_file_without_prompts_or_with_what_is_no_text_is_one_sentence(tmp_path, rows, facts):
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
-    with pytest.raises(ValueError, match=sentence):
+    with naming(ValueError, *facts):
         load_prompts(method_configs("per_prompt", [0], prompts=str(file))[0])
 
 
@@ -225,7 +225,7 @@ def test_short_prompts_are_told_before_any_directory_is_made(tmp_path, capsys):
     told = capsys.readouterr().out
     assert told.count("is short for the method, so that c is 2 and not 4") == 2
     bad = [*chosen, replace(chosen[0], prompt_ids=(1,))]
-    with pytest.raises(ValueError, match="cannot be used"):
+    with naming(ValueError, chosen[0].name):
         ttt_runs(three(), policy, bad, tmp_path / "none")
     assert not (tmp_path / "none").exists() and METHOD.num_chunks == 4
     assert len([Run(path) for path in tmp_path.iterdir()]) == 3
@@ -240,9 +240,7 @@ def test_attention_over_all_positions_has_a_limit_and_a_recurrence_has_none():
     assert make("olmo_hybrid", torch.float32, max_position_embeddings=64).longest_context is None, "no positions"
     prompt = torch.randint(VOCABULARY, (65,))
     with (
-        pytest.raises(
-            ValueError, match="a prompt's tokens must be at most 64, the positions that this model knows, got 65"
-        ),
+        refused("a prompt's tokens", 65),
         adapted(hybrid, prompt, TTTConfig()),
     ):
         pass
@@ -253,7 +251,7 @@ def test_another_model_for_each_seed(tmp_path):
         (tmp_path / name).mkdir()
     assert model_of_seed(f"{tmp_path}/*-run-s{{seed}}", 0) == str(tmp_path / "2-run-s0"), "the newest"
     assert model_of_seed("org/name-{seed}", 7) == "org/name-7"
-    with pytest.raises(FileNotFoundError, match=r"no folder fits the model '.*-run-s1'"):
+    with naming(FileNotFoundError, f"{tmp_path}/*-run-s1"):
         model_of_seed(f"{tmp_path}/*-run-s{{seed}}", 1)
     configs = method_configs("per_prompt", [0, 3], model="org/name-{seed}")
     assert [(c.arm, c.seed, c.model) for c in configs] == [
@@ -286,10 +284,6 @@ def test_a_prompt_to_watch_is_there_and_has_what_it_is_asked_about():
     asked = {"answer_tokens": 5, "lines": "all", "strip_leading": None, "model": None}
     _, rule = prompt_to_trace(tokenizer, there, config, text="one two", **asked)
     assert rule == AnswerRule(max_tokens=5, lines="all")
-    for wrong, sentence in (
-        (dict(question="which?"), r"question must be none without a text that it asks about, got 'which\?'"),
-        (dict(example=3), "example must be from 0 to 2, got 3"),
-        (dict(example=-1), "example must be from 0 to 2, got -1"),
-    ):
-        with pytest.raises(ValueError, match=sentence):
+    for wrong in (dict(question="which?"), dict(example=3), dict(example=-1)):
+        with refused(*wrong.keys(), *wrong.values()):
             prompt_to_trace(tokenizer, there, config, **wrong)

@@ -19,6 +19,7 @@ from refine_lab.explore.session import Session
 from refine_lab.method.selection import select_positions, selection_probabilities
 from refine_lab.models import load_model
 from refine_lab.rng import Draws
+from tests.support.refusals import naming, refused
 
 TEXT = "def area(width, height):\n    return width * height\n\n" * 12
 
@@ -56,11 +57,8 @@ def test_reading(explored: Exploration) -> None:
     assert explored.document is not None
     assert explored.tokenizer.decode(explored.document.token_ids) == TEXT
     assert explored.document.reading.entropies.shape == explored.document.token_ids.shape
-    for text, sentence in (
-        ("", "a document's tokens must be from 2 to 65536, got 0"),
-        ("x" * 2_000_000, "from 2 to 65536"),
-    ):
-        with pytest.raises(ValueError, match=sentence):
+    for text in ("", "x" * 2_000_000):
+        with refused("a document's tokens", allowed="from 2 to 65536"):
             explored.read(text)
     assert explored.document.text == TEXT  # what was there stays
     assert len(explored.tokens_of("a lone \ud800 surrogate")) > 2
@@ -100,7 +98,7 @@ def test_what_is_cached_answers_every_what_if(explored: Exploration) -> None:
         assert frame["rollout_ids"].tolist() == expected
     assert len(rolled(explored)) == 1  # nothing of it asked the model
     explored.set(rollout_length=7)
-    with pytest.raises(ValueError, match="position 10 has no rollouts under these settings: roll out from it first"):
+    with naming(ValueError, "position 10", "roll"):
         explored.frame([10])
     explored.roll_out([10, 51]).result()
     assert rolled(explored)[1]["positions"] == [10, 51]
@@ -124,28 +122,26 @@ def test_a_reward_of_ones_own_and_refusals() -> None:
     frame = explored.frame([20])
     assert frame["reward"].tolist() == pytest.approx([-sum(row) for row in frame["logprobs"]], abs=1e-4)
     before = explored.method
-    for changes, sentence in (
-        (
-            {"reward": "nope", "num_chunks": 3},
-            "reward must be one of 'cosine', 'binary', 'hybrid', 'edit', 'longest', got 'nope'",
-        ),
-        ({"tau": 0.0}, "tau must be above 0"),
-        ({"seed": -1}, "seed must be a whole number of at least 0"),
-        ({"seed": 1.5}, "seed must be a whole number of at least 0, got 1.5"),
+    changes: dict[str, Any]
+    for field, value, changes in (
+        ("reward", "nope", {"reward": "nope", "num_chunks": 3}),
+        ("RefineConfig.tau", 0.0, {"tau": 0.0}),
+        ("seed", -1, {"seed": -1}),
+        ("seed", 1.5, {"seed": 1.5}),
     ):
-        with pytest.raises(ValueError, match=sentence):
+        with refused(field, value):
             explored.set(**changes)
     assert (explored.method, explored.reward) == (before, "longest")
-    with pytest.raises(ValueError, match="a position must be from 0"):
+    with refused("a position", [10_000]):
         explored.roll_out([10_000]).result()
-    with pytest.raises(ValueError, match="the name of a reward of your own must be another than cosine"):
+    with refused("the name of a reward of your own", "cosine"):
         Exploration(Here(), rewards={"cosine": longest})
 
 
 def test_another_document_forgets_the_rollouts_of_the_first(explored: Exploration) -> None:
     explored.roll_out([10]).result()
     explored.read(TEXT + "x = 1\n").result()
-    with pytest.raises(ValueError, match="position 10 has no rollouts under these settings"):
+    with naming(ValueError, "position 10", "roll"):
         explored.frame([10])
 
 

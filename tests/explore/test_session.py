@@ -16,6 +16,7 @@ from refine_lab.method.rewards import REWARDS
 from refine_lab.models import load_model
 from refine_lab.models.base import FastWeightLM
 from refine_lab.ttt_config import TTTConfig
+from tests.support.refusals import naming, refused
 
 MODEL = "tiny-deltanet"
 
@@ -105,23 +106,20 @@ def test_a_rollout_depends_on_seed_position_and_its_number_alone(tokens: torch.T
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("settings", "field"),
     [
-        (
-            {"positions": [145]},
-            "a position must be from 0 to 144: 5 true tokens must follow in the document, got .145.",
-        ),
-        ({"positions": [-1]}, "a position must be from 0 to 144"),
-        ({"n": 0}, "n must be at least 1, got 0"),
-        ({"k": 0}, "k must be at least 1, got 0"),
-        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"positions": [145]}, "a position"),
+        ({"positions": [-1]}, "a position"),
+        ({"n": 0}, "n"),
+        ({"k": 0}, "k"),
+        ({"temperature": 0.0}, "temperature"),
     ],
 )
 def test_what_cannot_be_rolled_out_is_refused(
-    policy: FastWeightLM, tokens: torch.Tensor, settings: dict, sentence: str
+    policy: FastWeightLM, tokens: torch.Tensor, settings: dict, field: str
 ) -> None:
     arguments = {"positions": [3], "n": 2, "k": 5, "temperature": 1.0} | settings
-    with pytest.raises(ValueError, match=sentence):
+    with refused(field, *settings.values()):
         rollouts_at(policy, *read_document(policy, tokens), **arguments)
 
 
@@ -156,9 +154,9 @@ def test_a_reward_of_ones_own_and_refusals(rolled: list[PrefixRollouts]) -> None
 
     frame = assess(rolled, shortest)
     assert frame["reward"].tolist() == pytest.approx([sum(row) for row in frame["logprobs"]], abs=1e-4)
-    with pytest.raises(ValueError, match="k must be from 1 to 5, the tokens that were rolled out, got 6"):
+    with refused("k", 6):
         assess(rolled, shortest, k=6)
-    with pytest.raises(ValueError, match="rollouts must be those of at least one position, got 'none'"):
+    with refused("rollouts", "none"):
         assess([], shortest)
     with pytest.raises(ValueError, match="must return one floating-point number a rollout"):
         assess(rolled, lambda inputs: 1.0)  # type: ignore[arg-type, return-value]
@@ -233,13 +231,13 @@ def test_a_session_adapts_and_puts_back(tokens: torch.Tensor, method: str) -> No
 def test_a_session_answers_and_refuses(tokens: torch.Tensor) -> None:
     session = Session("cpu")
     assert isinstance(session.answer(MODEL, tokens.numpy(), AnswerRule(max_tokens=4)), str)
-    for ids, sentence in (([5], "at least 2"), ([5, 9999], "from 0 to 2047")):
-        with pytest.raises(ValueError, match=sentence):
+    for ids, value in (([5], 1), ([5, 9999], [5, 9999])):
+        with refused("a prompt's tokens", value):
             session.read(MODEL, np.array(ids, dtype=np.int32))
-    with pytest.raises(FileNotFoundError, match="no model 'nope'"):
+    with naming(FileNotFoundError, "'nope'"):
         session.open("nope")
     before = session.fingerprint(MODEL)
-    with pytest.raises(ValueError, match="room for a rollout"):
+    with naming(ValueError, "a prompt of 3 tokens"):
         next(session.adapt(MODEL, np.array([1, 2, 3], dtype=np.int32), TTTConfig()))
     assert session.fingerprint(MODEL) == before
     assert session.reset(MODEL) == 0
@@ -267,5 +265,5 @@ def test_states_are_summarised_from_one_reading(tokens: torch.Tensor, name: str)
     if name == "tiny-deltanet":  # one write of strength beta of a key of norm 1: S = beta v k^T
         assert summary.effective_ranks[0, 0, 0] == pytest.approx(1, abs=1e-3)
         assert (summary.write_strengths < 1).all()
-    with pytest.raises(ValueError, match=r"positions must be rising, at least one, got \[64, 63\]"):
+    with refused("positions", [64, 63]):
         session.states(name, tokens.numpy().astype(np.int32), [64, 63])

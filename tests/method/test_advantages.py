@@ -8,6 +8,7 @@ import torch
 from refine_lab.method.advantages import advantages
 from refine_lab.method.rewards import cosine
 from refine_lab.types import RewardInputs
+from tests.support.refusals import refused
 
 
 def test_a_sequence_by_hand():
@@ -82,12 +83,12 @@ def test_a_group_of_one_gives_zero():
 
 
 def test_prefix_with_one_rollout_is_refused():
-    with pytest.raises(ValueError, match="group_size must be at least 2, got 1"):
+    with refused("group_size", 1, "at least 2"):
         advantages(torch.tensor([0.3, 0.8]), 2, 1, "prefix")
 
 
 def test_rewards_that_are_no_whole_rows_are_refused():
-    with pytest.raises(ValueError, match=r"whole rows of 4 \* 2, got 9"):
+    with refused("rewards", 9, "whole rows of 4 * 2"):
         advantages(torch.zeros(9), 4, 2, "sequence")
 
 

@@ -28,6 +28,7 @@ from tests.factories.step import (
     relative_errors,
 )
 from tests.support.naive import naive_loss
+from tests.support.refusals import naming
 
 SETTINGS = [
     RefineConfig(reward=reward, group_size=n, group_by=group_by, prefix_gradient=prefix, num_chunks=5, nsp_coef=0.7)
@@ -166,7 +167,7 @@ def test_kl_pulls_towards_the_reference_and_needs_one():
     learner = replace(learner_for(make_policy(), method), reference=reference)
     assert train_step(learner, batch, Draws(seed=0, step=1)).metrics["kl"] == pytest.approx(0, abs=1e-12)
     assert train_step(learner, batch, Draws(seed=0, step=2)).metrics["kl"] > 1e-6
-    with pytest.raises(ValueError, match=r"kl_coef 0\.5 needs a reference policy"):
+    with naming(ValueError, "kl_coef 0.5"):
         train_step(learner_for(make_policy(), method), batch, Draws(seed=0, step=1))
 
 

@@ -15,6 +15,7 @@ from refine_lab.models.fla_models import FLA_MODELS, FLA_REFUSED, fla_family, fr
 from refine_lab.models.hybrids import REFUSED
 from tests.factories.fla_models import VOCABULARY, Double, tokens_of
 from tests.factories.loading import SIZES, change, same_tensors, save_small_model
+from tests.support.refusals import naming, refused
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_a_state_goes_on_from_a_state_and_none_is_changed(policy, tmp_path):
 
 def test_a_state_of_other_rows_is_refused(policy):
     state = policy.read(tokens_of(2, 20)).final_state
-    with pytest.raises(ValueError, match="a state of 2 rows cannot be read on by a batch of 3"):
+    with refused("the rows of a state", 2, "3"):
         policy.read(tokens_of(3, 4), state=state)
 
 
@@ -109,19 +110,16 @@ def test_a_cache_becomes_named_tensors_and_comes_back_as_a_copy():
 
 
 @pytest.mark.parametrize(
-    ("state", "message"),
+    ("state", "facts"),
     [
-        (
-            {"attn_state": (torch.ones(2, 5), torch.ones(2, 5))},
-            r"layer 0 keeps attn_state\.0 \[2, 5\], not a tensor of 2 rows",
-        ),
-        ({"recurrent_state": torch.ones(3, 2)}, r"layer 0 keeps recurrent_state \[3, 2\]"),
-        ({"recurrent_state": {"a": 1}}, "layer 0 keeps its recurrent_state in a dict"),
-        ({"conv_state": (None,)}, r"layer 0 keeps conv_state\.0 NoneType"),
+        ({"attn_state": (torch.ones(2, 5), torch.ones(2, 5))}, ["attn_state.0", [2, 5], "2 rows"]),
+        ({"recurrent_state": torch.ones(3, 2)}, ["recurrent_state", [3, 2]]),
+        ({"recurrent_state": {"a": 1}}, ["recurrent_state", "dict"]),
+        ({"conv_state": (None,)}, ["conv_state.0", "NoneType"]),
     ],
 )
-def test_a_state_of_another_kind_is_refused_by_name(state, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_state_of_another_kind_is_refused_by_name(state, facts):
+    with naming(ValueError, "layer 0", *facts):
         from_cache([state], 2)
 
 
@@ -164,7 +162,7 @@ def test_flas_models_are_built_and_refuse_the_cpu_in_one_sentence(model_type, tm
     model = small(model_type)
     theirs = type(model).__mro__[3]
     assert theirs.__module__.startswith("fla.models") and theirs.__name__ == type(model).__name__
-    with pytest.raises(RuntimeError, match=rf"{type(model).__name__} runs on CUDA only.*: got cpu"):
+    with naming(RuntimeError, type(model).__name__, "CUDA", "cpu"):
         model.read(tokens_of(1, 4))
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).state_dict()
@@ -194,7 +192,7 @@ def test_other_models_of_fla_are_loaded_for_cuda_and_refused_elsewhere(tmp_path,
     theirs, _, model_class = fla_pair("GLA")
     theirs.save_pretrained(tmp_path / "gla")
     load_model(small_model)[1].save_pretrained(tmp_path / "gla")
-    with pytest.raises(ValueError, match=r"gla' is a gla, which runs on cuda only, not on cpu$"):
+    with naming(ValueError, tmp_path / "gla", "cuda", "cpu"):
         load_model(tmp_path / "gla", device="cpu")
     monkeypatch.setattr("refine_lab.models.fla_models.FlaLM.devices", ("cuda", "cpu"))
     policy, _ = load_model(tmp_path / "gla", device="cpu")
@@ -203,7 +201,7 @@ def test_other_models_of_fla_are_loaded_for_cuda_and_refused_elsewhere(tmp_path,
     policy.save_pretrained(tmp_path / "ours")
     same_tensors(model_class.from_pretrained(tmp_path / "ours"), theirs.state_dict())
     change(tmp_path / "gla", model_type="retnet")
-    with pytest.raises(ValueError, match="names model_type 'retnet', which is refused: its layers keep keys"):
+    with naming(ValueError, tmp_path / "gla", "model_type 'retnet'"):
         load_model(tmp_path / "gla")
 
 

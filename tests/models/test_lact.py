@@ -13,6 +13,7 @@ from refine_lab.models.deltanet import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM
 from refine_lab.ops.lact import Rule, newton_schulz
 from tests.factories.lact import CHUNK, make_lact
+from tests.support.refusals import naming, refused
 from tests.support.state_contract import same
 
 VARIANTS = {
@@ -355,31 +356,32 @@ def test_a_tensor_that_is_missing_draws_nothing_but_itself(tmp_path):
 def test_a_state_of_others_is_refused():
     policy, tokens = make_lact(), tokens_of(20)[None]
     state = policy.read(tokens).final_state
-    with pytest.raises(ValueError, match="a state of 1 rows cannot be read on by a batch of 2"):
+    with refused("the rows of a state", 1, "2"):
         policy.read(tokens[[0, 0]], state=state)
     other = DeltaNetForCausalLM(
         DeltaNetConfig(hidden_size=24, num_heads=2, num_hidden_layers=2, vocab_size=53)
     ).double()
-    with pytest.raises(ValueError, match=r"another model's: its first layer has .*, not \['recurrent_state'\]"):
+    with naming(ValueError, "state", ["recurrent_state"]):
         other.read(tokens, state=state)
-    with pytest.raises(ValueError, match=r"another model's: .*, not \['pending_kv', 'window_k'\]"):
+    with naming(ValueError, "state", ["pending_kv", "window_k"]):
         policy.read(tokens, state=other.read(tokens).final_state)
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "field"),
     [
-        ({"lact_chunk_size": 0}, "LaCTConfig.lact_chunk_size must be a positive whole number, got 0"),
-        ({"window_size": None}, "LaCTConfig.window_size must be a positive whole number, got None"),
-        ({"num_lact_heads": 5}, "hidden_size 24 must be a multiple of num_lact_heads, got 5"),
-        ({"num_attn_heads": 8}, "a head of attention needs an even width, got 24 / 8"),
-        ({"ttt_loss_type": "l2"}, "LaCTConfig.ttt_loss_type must be one of"),
-        ({"muon_dtype": "float16"}, "LaCTConfig.muon_dtype must be one of"),
-        ({"lr_dim": 5}, "LaCTConfig.lr_dim must be 1 or, with inter_multi 1, 12, got 5"),
+        ({"lact_chunk_size": 0}, "LaCTConfig.lact_chunk_size"),
+        ({"window_size": None}, "LaCTConfig.window_size"),
+        ({"num_lact_heads": 5}, "hidden_size 24"),
+        ({"num_attn_heads": 8}, "LaCTConfig.num_attn_heads"),
+        ({"ttt_loss_type": "l2"}, "LaCTConfig.ttt_loss_type"),
+        ({"muon_dtype": "float16"}, "LaCTConfig.muon_dtype"),
+        ({"lr_dim": 5}, "LaCTConfig.lr_dim"),
     ],
 )
-def test_a_configuration_that_cannot_be_is_refused_by_name(fields, message):
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+def test_a_configuration_that_cannot_be_is_refused_by_name(fields, field):
+    (value,) = fields.values()
+    with refused(field, value):
         make_lact(**fields)
 
 
@@ -391,5 +393,5 @@ def test_fresh_weights_begin_with_the_rates_asked_for():
     rates = attn._rates(torch.zeros(1, 1, 24, dtype=torch.float64))[0, 0, :, :3]
     torch.testing.assert_close(rates, torch.tensor([[1, 10, 0.5]] * 2, dtype=torch.float64), atol=1e-5, rtol=1e-5)
     assert (attn.ttt_scale_proj.bias == 1).all()
-    with pytest.raises(ValueError, match=r"LaCTConfig.initial_rates must be three numbers above 0, got \[1, 0, 1\]"):
+    with refused("LaCTConfig.initial_rates", [1, 0, 1]):
         LaCTConfig(initial_rates=[1, 0, 1])

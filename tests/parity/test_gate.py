@@ -18,6 +18,7 @@ from refine_lab.parity.__main__ import main
 from refine_lab.recipes import midtrain
 from tests.factories.parity import FAMILIES, make
 from tests.factories.step import make_policy
+from tests.support.refusals import naming
 
 PREFIXES = (1, 2, 63, 64, 65, 126, 128, 1000)
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -224,17 +225,17 @@ def test_default_prefixes_stand_around_the_borders_of_chunk_and_window():
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("settings", "facts"),
     [
-        ({"prefixes": (0, 5)}, r"prefixes must be whole numbers, at least one, each at least 1, got \[0, 5\]"),
-        ({"prefixes": ()}, r"prefixes must be whole numbers, at least one, each at least 1, got \[\]"),
-        ({"prefixes": (True, 5)}, r"prefixes must be whole numbers, .* got \[True, 5\]"),
-        ({"rollout_length": 0}, "rollout_length must be at least 1, got 0"),
-        ({"autocast": "float8_e5m2"}, "parity knows tolerances of float64, float32, float16, bfloat16, not of float8"),
+        ({"prefixes": (0, 5)}, ["prefixes", [0, 5]]),
+        ({"prefixes": ()}, ["prefixes", []]),
+        ({"prefixes": (True, 5)}, ["prefixes", [True, 5]]),
+        ({"rollout_length": 0}, ["rollout_length", 0]),
+        ({"autocast": "float8_e5m2"}, ["bfloat16", "float8_e5m2"]),
     ],
 )
-def test_bad_input_is_refused_in_a_sentence(settings, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_bad_input_is_refused_in_a_sentence(settings, facts):
+    with naming(ValueError, *facts):
         parity(make_policy(), **settings)
 
 

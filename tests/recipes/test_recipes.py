@@ -65,7 +65,7 @@ def test_release_updates_are_one_and_four():
     assert (sft.updates_per_batch, refine.updates_per_batch) == (1, 4)
     assert replace(refine, updates="equal") == paper_midtrain()
     assert replace(sft, updates="equal", mini_batch_size=32) == paper_midtrain("sft")
-    with pytest.raises(ValueError, match=r"mini_batch_size must be less than batch_size 8, .*, got 8"):
+    with refused("mini_batch_size", 8):
         release_updates(midtrain("sft"))
 
 
@@ -85,9 +85,10 @@ def test_a_recipe_is_named_for_its_function_and_takes_the_seed(name):
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match="unknown recipe 'midtrian'; did you mean 'midtrain'"):
+    with refused("recipe", "midtrian") as error:
         recipe("midtrian")
-    with pytest.raises(ValueError, match=r"unknown ttt recipe 'posttrain'; .*allowed are per_prompt, .*, paper"):
+    assert "'midtrain'?" in str(error.value)
+    with refused("ttt recipe", "posttrain"):
         recipe("posttrain", "ttt")
 
 

@@ -18,6 +18,7 @@ from refine_lab.runs import writer as runs_writer
 from refine_lab.runs.run import MetricsTail, Run, list_runs, made_at, runs_dir
 from refine_lab.runs.writer import RunWriter
 from refine_lab.training import __main__ as trainer
+from tests.support.refusals import naming, refused
 
 
 def make_config(**changes) -> TrainConfig:
@@ -83,7 +84,7 @@ def test_runs_dir_follows_the_environment_and_refuses_a_relative_path(tmp_path, 
     monkeypatch.setenv("REFINE_RUNS", str(tmp_path))
     assert runs_dir() == tmp_path
     monkeypatch.setenv("REFINE_RUNS", "here")
-    with pytest.raises(ValueError, match="REFINE_RUNS must be an absolute path, got 'here'"):
+    with refused("REFINE_RUNS", "here", "an absolute path"):
         runs_dir()
 
 
@@ -181,17 +182,17 @@ def test_rollouts_come_back_as_they_were_in_closed_files(writer):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "fact"),
     [
-        (lambda rows: rows.pop("reward"), "missing or unknown: reward"),
-        (lambda rows: rows.update(rewards=[0.0] * 4), "missing or unknown: rewards"),
-        (lambda rows: rows.update(reward=[0.0]), "must be of one length"),
+        (lambda rows: rows.pop("reward"), ": reward"),
+        (lambda rows: rows.update(rewards=[0.0] * 4), ": rewards"),
+        (lambda rows: rows.update(reward=[0.0]), "'reward': 1"),
     ],
 )
-def test_rollouts_of_other_columns_are_refused(writer, change, message):
+def test_rollouts_of_other_columns_are_refused(writer, change, fact):
     rows = make_rows(1)
     change(rows)
-    with pytest.raises(ValueError, match=message):
+    with naming(ValueError, fact):
         writer.rollouts(1, rows)
 
 
@@ -199,7 +200,7 @@ def test_a_checkpoint_is_whole_or_absent(writer):
     with writer.checkpoint(4) as folder:
         (folder / "weights").write_text("old")
         assert Run(writer.path).checkpoints() == [], "not before it is whole"
-    with pytest.raises(OSError, match="disk full"), writer.checkpoint(8) as folder:
+    with naming(OSError, "disk full"), writer.checkpoint(8) as folder:
         raise OSError("disk full")
     assert [step for step, _ in Run(writer.path).checkpoints()] == [4]
     with writer.checkpoint(4) as folder:
@@ -291,7 +292,7 @@ def test_a_damaged_line_is_named_and_never_cut_away(writer):
         '{"kind": "train", "step": 1}\n{"kind": "tr\n{"kind": "train", "step": 3}\n'
     )
     before = (writer.path / "metrics.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged: .* is no line of metrics"):
+    with naming(ValueError, writer.path / "metrics.jsonl", '{"kind": "tr'):
         RunWriter.open(writer.path, 2)
     assert (writer.path / "metrics.jsonl").read_bytes() == before
 
@@ -337,57 +338,52 @@ def test_tail_begins_anew_when_a_resumed_run_cuts_the_file(writer):
 
 
 def test_a_folder_that_is_absent_or_no_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no run directory at .*absent: there is no such folder"):
+    with naming(FileNotFoundError, tmp_path / "absent"):
         Run(tmp_path / "absent")
-    with pytest.raises(FileNotFoundError, match=r"is no run directory: it has no config\.json"):
+    with naming(FileNotFoundError, tmp_path, "config.json"):
         Run(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"is no run directory: it has no config\.json"):
+    with naming(FileNotFoundError, tmp_path, "config.json"):
         RunWriter.open(tmp_path, 1)
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "read", "message"),
+    ("name", "text", "read", "fact"),
     [
-        ("config.json", '{"format_version": 1, "rec', lambda run: run.config, "config.json is damaged"),
-        ("config.json", "[1, 2]", lambda run: run.config, "config.json is damaged: it holds list, not an object"),
-        ("config.json", '{"format_version": 99}', lambda run: run.config, f"must be 1 or {FORMAT_VERSION}, got 99"),
-        ("config.json", '{"format_version": 1}', lambda run: run.config, "config.json cannot be used: .*recipe"),
-        ("config.json", '{"kind": "ask"}', lambda run: run.config, "kind must be 'train' or 'answer', got 'ask'"),
-        ("config.json", '{"format_version": 1, "stepz": 3}', lambda run: run.config, "field.*'stepz'"),
-        ("status.json", "", lambda run: run.status, "status.json is damaged"),
-        ("status.json", '{"state": "running"}', lambda run: run.status, "status.json is damaged: .*step"),
-        ("env.json", "null", lambda run: run.env, "env.json is damaged"),
-        ("metrics.jsonl", "hello\n", lambda run: run.metrics(), "metrics.jsonl is damaged: .*hello"),
-        ("rollouts/1-2.parquet", "hello", lambda run: run.rollouts(), r"1-2.parquet is damaged"),
+        ("config.json", '{"format_version": 1, "rec', lambda run: run.config, "damaged"),
+        ("config.json", "[1, 2]", lambda run: run.config, "list"),
+        ("config.json", '{"format_version": 99}', lambda run: run.config, f"1 or {FORMAT_VERSION}, got 99"),
+        ("config.json", '{"format_version": 1}', lambda run: run.config, "'recipe'"),
+        ("config.json", '{"kind": "ask"}', lambda run: run.config, "'ask'"),
+        ("config.json", '{"format_version": 1, "stepz": 3}', lambda run: run.config, "'stepz'"),
+        ("status.json", "", lambda run: run.status, "damaged"),
+        ("status.json", '{"state": "running"}', lambda run: run.status, "'step'"),
+        ("env.json", "null", lambda run: run.env, "NoneType"),
+        ("metrics.jsonl", "hello\n", lambda run: run.metrics(), "hello"),
+        ("rollouts/1-2.parquet", "hello", lambda run: run.rollouts(), "damaged"),
     ],
 )
-def test_damaged_files_are_named(writer, name, text, read, message):
+def test_damaged_files_are_named(writer, name, text, read, fact):
     (writer.path / name).write_text(text)
-    with pytest.raises(ValueError, match=message) as error:
+    with naming(ValueError, writer.path / name, fact) as error:
         read(Run(writer.path))
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_status_is_named(writer):
     (writer.path / "status.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no status\.json: the run directory is incomplete"):
+    with naming(FileNotFoundError, writer.path, "status.json"):
         _ = Run(writer.path).status
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"state": "asleep"}, "state must be one of starting, running, .*, got 'asleep'"),
-        ({"state": ["running"]}, "state must be one of"),
-        ({"step": "4"}, "step must be a whole number from 0, got '4'"),
-        ({"steps": 1.5}, r"steps must be a whole number from 0, got 1\.5"),
-    ],
+    ("name", "value"), [("state", "asleep"), ("state", ["running"]), ("step", "4"), ("steps", 1.5)]
 )
-def test_a_status_of_other_values_is_refused(writer, change, message):
+def test_a_status_of_other_values_is_refused(writer, name, value):
     path = writer.path / "status.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(ValueError, match=rf"status\.json is damaged: {message}"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with refused(name, value) as error:
         _ = Run(writer.path).status
+    assert str(path) in str(error.value)
 
 
 def test_a_damaged_neighbour_is_told_and_left_out(tmp_path):
@@ -442,5 +438,5 @@ def test_the_commits_of_runs_are_named_once_with_what_was_not_committed(tmp_path
     said = made_at([*clean, dirty, outside])
     assert said == "Runs made at abc, an unknown commit (no git checkout), def with uncommitted changes."
     (tmp_path / "bare").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no env\.json"):
+    with naming(FileNotFoundError, tmp_path / "bare", "env.json"):
         made_at([SimpleNamespace(path=tmp_path / "bare")])

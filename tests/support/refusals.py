@@ -1,4 +1,4 @@
-"""How a test says that a value is refused, without a word of the sentence that tells it."""
+"""How a test says what is refused, without a word of the sentence that tells it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,21 @@ def refused(field: str, value: Any = ANY, allowed: str | None = None) -> pytest.
     """Expects a `ConfigError` about `field`; its `value` and what is `allowed` are compared where they are given."""
 
     def matches(error: ConfigError) -> bool:
-        same_value = value is ANY or error.value is value or error.value == value
-        return error.field == field and same_value and allowed in (None, error.allowed)
+        assert error.field == field
+        assert value is ANY or error.value is value or error.value == value
+        assert allowed in (None, error.allowed)
+        return True
 
     return pytest.raises(ConfigError, check=matches)
+
+
+def naming(kind: type[Exception] | tuple[type[Exception], ...], *facts: object) -> pytest.RaisesExc[Exception]:
+    """Expects an error of `kind` that names every one of `facts`: the file, the value, the number that it is about."""
+    assert facts, "an error of the right type may be another one"
+
+    def names(error: Exception) -> bool:
+        missing = [str(fact) for fact in facts if str(fact) not in str(error)]
+        assert not missing, f"{missing} not in {str(error)!r}"
+        return True
+
+    return pytest.raises(kind, check=names)

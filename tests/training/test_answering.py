@@ -33,6 +33,7 @@ from refine_lab.training.inputs import inputs_of, new_run
 from refine_lab.training.optim import make_optimizers
 from refine_lab.ttt_config import TTTRunConfig
 from tests.factories.ttt_runs import METHOD, RULE, TTT, config_of, examples, made, model
+from tests.support.refusals import naming, refused
 
 TIMES = ["seconds", "time", "tokens_per_second"]
 
@@ -281,12 +282,12 @@ def test_a_run_is_taken_up_where_configuration_prompts_and_weights_are_the_same(
     (newest,) = {made(tmp_path, config, chosen).path}
     with locked(newest):
         assert made(tmp_path, config, chosen).path == newest and Run(newest).state == "starting"
-        with pytest.raises(BlockingIOError, match="another process is writing"):
+        with naming(BlockingIOError, newest):
             go(Run(newest), chosen=chosen)
     assert json.loads((run.path / "inputs.json").read_text())["prompts"] == 5
     assert {"torch", "commit"} <= json.loads((run.path / "env.json").read_text()).keys()
     assert (run.path / "config.json").read_text() == to_json(config)
-    with pytest.raises(FileNotFoundError, match="is no run directory"):
+    with naming(FileNotFoundError, tmp_path, "config.json"):
         Run(tmp_path)
 
 
@@ -294,36 +295,28 @@ def test_a_run_is_taken_up_where_configuration_prompts_and_weights_are_the_same(
 
 
 @pytest.mark.parametrize(
-    ("changes", "shape", "sentence"),
+    ("changes", "shape", "facts"),
     [
-        ({}, {"prompt_ids": (7,)}, "'made-1' cannot be used: a prompt's tokens must be at least 2: one to read"),
-        ({}, {"prompt_ids": (7, 8, 9)}, "'made-1' cannot be used: a prompt of 3 tokens has no room for a rollout of 3"),
-        ({}, {"prompt_ids": (7, 99) * 9}, r"'made-1' cannot be used: a prompt's tokens must be from 0 to 52, got"),
-        (
-            {"adapt_on": "document"},
-            {"question_start": 41, "question": ""},
-            "adapt_on 'document' needs to know where the question begins, and 'made-1' has no question",
-        ),
-        (
-            {"adapt_on": "document"},
-            {"question_start": 0},
-            "'made-1' cannot be used: a prompt's tokens must be at least 2",
-        ),
-        ({"ttt": replace(TTT, parameters="nothing")}, {}, "parameters must be found in the name of a parameter"),
+        ({}, {"prompt_ids": (7,)}, ["'made-1'", "a prompt's tokens", "at least 2", 1]),
+        ({}, {"prompt_ids": (7, 8, 9)}, ["'made-1'", "a prompt of 3 tokens", "a rollout of 3"]),
+        ({}, {"prompt_ids": (7, 99) * 9}, ["'made-1'", "a prompt's tokens", "from 0 to 52", [7, 99]]),
+        ({"adapt_on": "document"}, {"question_start": 41, "question": ""}, ["adapt_on 'document'", "'made-1'"]),
+        ({"adapt_on": "document"}, {"question_start": 0}, ["'made-1'", "a prompt's tokens", "at least 2", 0]),
+        ({"ttt": replace(TTT, parameters="nothing")}, {}, ["parameters", "'nothing'"]),
     ],
 )
-def test_prompts_that_cannot_be_used_are_refused_before_anything_is_written(tmp_path, changes, shape, sentence):
+def test_prompts_that_cannot_be_used_are_refused_before_anything_is_written(tmp_path, changes, shape, facts):
     chosen = examples()
     chosen[1] = replace(chosen[1], **shape)
     config = config_of(**changes)
     run = made(tmp_path, config, chosen)
-    with pytest.raises(ValueError, match=sentence):
+    with naming(ValueError, *facts):
         go(run, chosen=chosen)
     assert run.answers().empty and run.updates().empty
 
 
 def test_too_few_prompts_for_a_batch_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="the number of prompts must be at least 2, a whole batch, got 1"):
+    with refused("the number of prompts", 1):
         go(made(tmp_path, config_of("never"), examples(1)), chosen=examples(1))
 
 
@@ -348,11 +341,11 @@ def test_an_own_text_with_its_question():
     task = replace(config_of().task, prompt_tokens=16)
     long = "one two three " * 20
     assert len(example_of(tokenizer, long, "what?", replace(task, over_limit="cut_middle")).prompt_ids) == 16
-    for document, question, over_limit, sentence in (
-        (" \n", None, "refuse", "a prompt must be a text that is not empty"),
-        ("fish", " ", "refuse", "a question must be a text, or none, got ' '"),
-        (long, None, "refuse", "1 of 1 prompts have more tokens than TaskConfig.prompt_tokens 16"),
-        (long, None, "drop", "a prompt's tokens must be at most prompt_tokens 16"),
+    for document, question, over_limit, expected in (
+        (" \n", None, "refuse", refused("a prompt", " \n")),
+        ("fish", " ", "refuse", refused("a question", " ")),
+        (long, None, "refuse", naming(ValueError, "1 of 1 prompts", "TaskConfig.prompt_tokens 16")),
+        (long, None, "drop", refused("a prompt's tokens")),
     ):
-        with pytest.raises(ValueError, match=sentence):
+        with expected:
             example_of(tokenizer, document, question, replace(task, over_limit=over_limit))

@@ -20,6 +20,7 @@ from refine_lab.runs.schema import ROLLOUT_TYPES
 from refine_lab.runs.writer import RunWriter
 from tests.support.hostile import HOSTILE
 from tests.support.paths import ROOT
+from tests.support.refusals import naming, refused
 from tests.support.rollout_frames import (
     CASES,
     FIND_CASES,
@@ -148,7 +149,7 @@ def test_table_f1_by_hand(inspector: RolloutInspector) -> None:
     assert short["best"].tolist() == ["", "", "", "★"]
     assert inspector.table_f1(members=1).data["type"].tolist() == ["GT", "P1", "P3"]
     assert "P3" in repr(inspector.table_f1())
-    with pytest.raises(ValueError, match="examples must be at least 1, got 0"):
+    with refused("examples", 0):
         inspector.table_f1(examples=0)
     inspector.filters = {"text": "nowhere"}
     with pytest.raises(ValueError, match="no rollout is shown"):
@@ -275,10 +276,10 @@ def test_traits_are_checked(inspector: RolloutInspector) -> None:
     assert inspector.compared == [2, 0]
     inspector.filters = {"text": "", "reward": (None, None), "entropy": None, "step": (1, None)}
     assert inspector.filters == {"step": [1, None]}
-    with pytest.raises(ValueError, match="decode must be a function from token ids to text, or a tokenizer, got None"):
+    with naming(ValueError, "decode", None):
         RolloutInspector(decode=None)
     many = RolloutInspector(rows(*[[0]] * 9), decode=decode)
-    with pytest.raises(ValueError, match="number of rows compared must be at most 8, got 9"):
+    with refused("the number of rows compared", 9):
         many.compared = [*range(9)]
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.factories.state_view import summary
+from tests.support.refusals import naming, refused
 from widgets.core.notice import Notice
 from widgets.parts.reward_summary import RewardSummary
 from widgets.state_view import StateView
@@ -38,7 +39,7 @@ def test_states_are_packed_head_by_head() -> None:
 def test_a_row_that_there_is_not_is_refused() -> None:
     view = StateView(summary())
     view.row = 2
-    with pytest.raises(ValueError, match="row must be from 0 to 2, got 3"):
+    with refused("row", 3, "from 0 to 2"):
         view.row = 3
     view.show(summary(layers=(0, 1)))
     assert view.row == 0
@@ -67,7 +68,7 @@ def test_rewards_at_a_glance() -> None:
     view.show(frame([0.25] * 3))  # equal rewards: one bar, and nothing to go with
     assert view.summary["counts"] == [3]
     assert {panel["r"] for panel in view.summary["panels"]} == {None}
-    with pytest.raises(ValueError, match="rollouts must have a column 'binary'"):
+    with naming(ValueError, "column 'binary'"):
         view.show(frame([0.0, 0.5, 1.0]).drop(columns="binary"))
     view.show(None)
     assert repr(view) == "RewardSummary: no rollouts"

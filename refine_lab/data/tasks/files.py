@@ -18,6 +18,7 @@ from refine_lab.data.tasks.prompts import Example, encode, within_limit
 from refine_lab.data.tasks.splits import Splits
 from refine_lab.data.tasks.trained import UNTRAINED, History
 from refine_lab.data.text import sound
+from refine_lab.validation import ConfigError
 
 ANSWERS = "answer"
 """Default name of the answer column."""
@@ -72,9 +73,8 @@ def file_splits(
 def _existing(config: TaskConfig) -> Path:
     path = Path(config.source).expanduser()
     if path.suffix not in (".parquet", ".jsonl"):
-        raise ValueError(
-            f"TaskConfig.source must be 'recall:KIND', 'ruler:FILE', or a .parquet or .jsonl file, got {config.source!r}"
-        )
+        allowed = "'recall:KIND', 'ruler:FILE', or a .parquet or .jsonl file"
+        raise ConfigError("TaskConfig.source", config.source, allowed)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r} (TaskConfig.source or test_source)")
     return refuse_pointer(path)
@@ -121,7 +121,8 @@ def _check_columns(where: str, names: list[str], config: TaskConfig) -> None:
         near = difflib.get_close_matches(column, names, n=1)
         if wanted or near:
             hint = f"; did you mean {near[0]!r}?" if near else f": it has {', '.join(map(repr, names))}"
-            raise ValueError(f"{where} has no column {column!r} (TaskConfig.{field}){hint}")
+            sentence = f"{where} has no column {column!r} (TaskConfig.{field}){hint}"
+            raise ConfigError(f"TaskConfig.{field}", column, ", ".join(map(repr, names)), sentence)
 
 
 def _parquet(path: Path, config: TaskConfig) -> Iterator[Mapping[str, Any]]:

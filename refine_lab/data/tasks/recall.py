@@ -16,6 +16,7 @@ from refine_lab.data.recall import RecallDocument, encode, make_document, parse_
 from refine_lab.data.tasks.prompts import Example, end_of_text
 from refine_lab.data.tokenizer import beginning
 from refine_lab.rng import Draws
+from refine_lab.validation import ConfigError
 
 QUESTIONS = {
     "word": ("What is the secret word for {key}?", "The secret word for {key} is"),
@@ -44,7 +45,8 @@ def recall_splits(
     """
     parse_kind(kind)
     if config.test is None:
-        raise ValueError(f"TaskConfig.test must be a number for {config.source!r}: there is no end to its documents")
+        allowed = f"a number for {config.source!r}: there is no end to its documents"
+        raise ConfigError("TaskConfig.test", None, allowed, f"TaskConfig.test must be {allowed}")
     maker = _Maker(kind, config, tokenizer, data, manifest)
     return {
         "train": maker.examples("train", config.train),

@@ -23,6 +23,7 @@ from refine_lab.data.tasks.published import Published, divide, read_published
 from refine_lab.data.tasks.splits import Splits
 from refine_lab.data.tasks.trained import UNTRAINED, History
 from refine_lab.data.tokenizer import beginning
+from refine_lab.validation import ConfigError
 
 RULER_SEED = 20_260_218
 """Seed of every draw, whatever the seed of a run: all runs train and test on the same prompts."""
@@ -51,7 +52,8 @@ def ruler_splits(
     is not installed, if `test` is none, and if there are too few questions for the counts.
     """
     if config.test is None:
-        raise ValueError(f"TaskConfig.test must be a number for {config.source!r}")
+        allowed = f"a number for {config.source!r}"
+        raise ConfigError("TaskConfig.test", None, allowed, f"TaskConfig.test must be {allowed}")
     published = read_published(path)
     generator = _Generator(published, config, tokenizer, add_bos)
     fits, trained = generator.fitting(), generator.trained(skipped)

@@ -17,6 +17,7 @@ from refine_lab.data.tasks.prompts import cut_middle, encode
 from refine_lab.data.tasks.splits import normalised, report
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from tests.support.paths import TEXT
+from tests.support.refusals import naming, refused
 
 DATA = DataConfig(sources={str(TEXT): 1.0})
 KINDS = ("word-1", "word-4", "word-3-q2-d40", "number-2", "pairs", "pairs-is", "pairs-word", "pairs-number")
@@ -121,11 +122,11 @@ def test_test_documents_are_cut_from_another_half_of_the_text_than_validation(
 
 
 def test_recall_says_what_it_cannot_do(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ValueError, match="there is no end to its documents"):
+    with refused("TaskConfig.test", None):
         recall_task("word-1", tokenizer, test=None)
-    with pytest.raises(ValueError, match=r"'word-N' or 'number-N'.* got 'words'"):
+    with refused("a kind of recall document", "words"):
         recall_task("words", tokenizer)
-    with pytest.raises(ValueError, match=r"'word-9-q1' takes at least \d+ tokens, 64 are allowed"):
+    with naming(ValueError, "'word-9-q1'", 64):
         recall_task("word-9", tokenizer, prompt_tokens=64)
 
 
@@ -146,7 +147,7 @@ def test_the_middle_is_cut_out_and_the_question_kept(tokenizer: PreTrainedTokeni
     assert least.prompt_ids == whole.prompt_ids[:3] + question
     assert least.question_start == 3
     assert cut_middle(whole, len(whole.prompt_ids)) is whole
-    with pytest.raises(ValueError, match=rf"question of 'x' alone has {len(question)} tokens.* is {len(question) - 1}"):
+    with naming(ValueError, "'x'", f"{len(question)} tokens", f"TaskConfig.prompt_tokens is {len(question) - 1}"):
         cut_middle(whole, len(question) - 1)
 
 
@@ -158,7 +159,7 @@ def test_an_answer_is_its_tokens_after_the_prompt(tokenizer: PreTrainedTokenizer
         assert joined == [*found.prompt_ids, *found.answer_ids[:-1]]
         assert found.answer_ids[-1] == tokenizer.eos_token_id
     assert encode(parse("x", "no answer", ()), tokenizer).answer_ids == ()
-    with pytest.raises(ValueError, match="the prompt 'x' is empty"):
+    with naming(ValueError, "'x'", "empty"):
         encode(parse("x", " \n", ()), tokenizer)
 
 
@@ -210,9 +211,7 @@ def test_two_splits_that_share_are_refused(tokenizer: PreTrainedTokenizerFast, t
     rows = [f'{{"prompt": "Text {n % 2}.\\n\\nQuestion: what {n}?\\nAnswer:", "answer": "yes"}}\n' for n in range(4)]
     path.write_text("".join(rows))
     config = TaskConfig(source=str(path), train=3, test=1)
-    with pytest.raises(
-        ValueError, match=r"train and test share 1 document, among them 'Text 0\.'; only TaskConfig\.shared"
-    ):
+    with naming(ValueError, path, "train and test", "1 document", "'Text 0.'", "TaskConfig.shared"):
         load_task(config, tokenizer, DATA)
     task = load_task(replace(config, shared="allow"), tokenizer, DATA)
     assert task.report.shared_documents == 1

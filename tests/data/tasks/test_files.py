@@ -16,6 +16,7 @@ from refine_lab.data.tasks.examples import Task, load_task
 from refine_lab.data.tasks.passages import parse
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from tests.support.paths import TEXT
+from tests.support.refusals import naming, refused
 
 RULER = (
     "Answer the question based on the given passages. Only the answer.\n\nThe following are given passages.\n"
@@ -122,9 +123,9 @@ def test_rows_are_taken_in_order_test_validation_train(tokenizer: PreTrainedToke
     rest = load(path, tokenizer, train=4, validation=1)
     assert [found.answers[0] for found in rest.test] == ["0", "1", "2", "3", "4"]
     assert [found.answers[0] for found in rest.train] == ["6", "7", "8", "9"]
-    with pytest.raises(ValueError, match=r"has 10 prompts, too few for TaskConfig.train 8, validation 0 and test 3"):
+    with naming(ValueError, path, "10 prompts", "TaskConfig.train 8", "validation 0", "test 3"):
         load(path, tokenizer, train=8, test=3)
-    with pytest.raises(ValueError, match="has 10 prompts, too few"):
+    with naming(ValueError, path, "10 prompts", "TaskConfig.train 11"):
         load(path, tokenizer, train=11)
 
 
@@ -143,9 +144,7 @@ def test_longer_prompts_are_refused_cut_or_left_out(tokenizer: PreTrainedTokeniz
         rows[number]["prompt"] = "a lamp in the house\n" * (40 + number) + rows[number]["prompt"]
     path = jsonl(tmp_path, rows)
     longest = len(load(path, tokenizer).test[4].prompt_ids)
-    with pytest.raises(
-        ValueError, match=rf"2 of 6 prompts have more .* 64, the longest {longest} \('prompts-4'\): .*drop"
-    ):
+    with naming(ValueError, "2 of 6 prompts", "TaskConfig.prompt_tokens 64", longest, "'prompts-4'", "'drop'"):
         load(path, tokenizer, prompt_tokens=64)
     assert len(load(path, tokenizer, prompt_tokens=64, test=1).test) == 1  # those in use alone count
     cut = load(path, tokenizer, prompt_tokens=64, over_limit="cut_middle")
@@ -156,7 +155,7 @@ def test_longer_prompts_are_refused_cut_or_left_out(tokenizer: PreTrainedTokeniz
     assert [found.name for found in dropped.test] == ["prompts-0", "prompts-2", "prompts-3"]
     assert [found.name for found in dropped.train] == ["prompts-5"]
     assert "2 prompts over the limit left out." in str(dropped.report)
-    with pytest.raises(ValueError, match=r"has 4 prompts of at most 64 tokens, too few"):
+    with naming(ValueError, path, "4 prompts", "64 tokens", "test 5"):
         load(path, tokenizer, prompt_tokens=64, over_limit="drop", test=5)
 
 
@@ -173,22 +172,20 @@ def test_train_and_test_come_from_a_file_each(tokenizer: PreTrainedTokenizerFast
     assert "No question and no document is shared between splits." in str(task.report)
     few = load(source, tokenizer, test_source=str(test), train=7, test=3)
     assert (len(few.train), len(few.test)) == (7, 3)
-    with pytest.raises(ValueError, match=r"train\.jsonl' has 7 prompts, too few for TaskConfig.train 6, validation 2"):
+    with naming(ValueError, source, "7 prompts", "TaskConfig.train 6", "validation 2"):
         load(source, tokenizer, test_source=str(test), train=6, validation=2)
-    with pytest.raises(ValueError, match=r"test\.jsonl' has 5 prompts, too few .* and test 6"):
+    with naming(ValueError, test, "5 prompts", "test 6"):
         load(source, tokenizer, test_source=str(test), train=4, test=6)
-    with pytest.raises(FileNotFoundError, match=r"'.*none\.jsonl' \(TaskConfig.source or test_source\)"):
+    with naming(FileNotFoundError, tmp_path / "none.jsonl", "TaskConfig.source or test_source"):
         load(source, tokenizer, test_source=str(tmp_path / "none.jsonl"), train=4)
-    with pytest.raises(
-        ValueError, match=r"TaskConfig\.test_source must be another than TaskConfig.source, or none, got"
-    ):
+    with refused("TaskConfig.test_source", str(source)):
         load(source, tokenizer, test_source=str(source), train=4)
 
 
 def test_two_files_that_share_a_question_are_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     rows = numbered(8)
     source, test = jsonl(tmp_path, rows[:5], "train.jsonl"), jsonl(tmp_path, rows[4:], "test.jsonl")
-    with pytest.raises(ValueError, match=r"train and test share 1 question and 1 document, among them 'what of 4\?'"):
+    with naming(ValueError, source, "train and test", "1 question and 1 document", "'what of 4?'"):
         load(source, tokenizer, test_source=str(test), train=5)
     assert len(load(source, tokenizer, test_source=str(test), train=4).test) == 4, (
         "rows that are not in use do not count"
@@ -213,46 +210,43 @@ def test_the_papers_test_file_is_answered_beside_a_file_to_train_on(
 def test_a_column_that_is_called_otherwise_is_pointed_out(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     path = jsonl(tmp_path, [{"prompt": "x", "answers": ["y"]}])
     for settings in ({}, {"train": 1}):
-        with pytest.raises(
-            ValueError, match=r"no column 'answer' \(TaskConfig.answer_column\); did you mean 'answers'\?"
-        ):
+        with refused("TaskConfig.answer_column", "answer") as error:
             load(path, tokenizer, **settings)
-    with pytest.raises(ValueError, match=r"no column 'text' \(TaskConfig.prompt_column\): it has 'prompt', 'answers'"):
+        assert "'answers'?" in str(error.value)
+    with refused("TaskConfig.prompt_column", "text", "'prompt', 'answers'"):
         load(path, tokenizer, prompt_column="text")
     alone = jsonl(tmp_path, [{"prompt": "x"}], "alone.jsonl")
     assert load(alone, tokenizer).test[0].answers == ()
-    with pytest.raises(ValueError, match="no column 'answer'"):
+    with refused("TaskConfig.answer_column", "answer", "'prompt'"):
         load(alone, tokenizer, train=1)
 
 
 @pytest.mark.parametrize(
-    ("rows", "settings", "message"),
+    ("rows", "settings", "facts"),
     [
-        ([{"prompt": 3, "answer": "x"}], {}, "must hold prompts as text, row 1 holds 3"),
-        ([{"prompt": " ", "answer": "x"}], {}, "must hold prompts as text, row 1 holds ' '"),
-        ([{"prompt": "x", "answer": 3}], {}, "an answer or a list of answers as text, row 1 holds 3"),
-        ([{"prompt": "x", "answer": ["y", None]}], {}, r"row 1 holds \['y', None\]"),
-        ([{"prompt": "x", "answer": []}], {"train": 1}, "'prompts-0' has no answer in column 'answer'"),
-        ([["x"]], {}, "line 1 of .* is no JSON object but list"),
+        ([{"prompt": 3, "answer": "x"}], {}, ["'prompt'", "row 1", "3"]),
+        ([{"prompt": " ", "answer": "x"}], {}, ["'prompt'", "row 1", "' '"]),
+        ([{"prompt": "x", "answer": 3}], {}, ["'answer'", "row 1", "3"]),
+        ([{"prompt": "x", "answer": ["y", None]}], {}, ["'answer'", "row 1", "['y', None]"]),
+        ([{"prompt": "x", "answer": []}], {"train": 1}, ["'answer'", "'prompts-0'"]),
+        ([["x"]], {}, ["line 1", "list"]),
     ],
 )
 def test_a_cell_that_holds_no_text_is_named(
-    rows: list[Any], settings: dict[str, Any], message: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    rows: list[Any], settings: dict[str, Any], facts: list[str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with naming(ValueError, *facts):
         load(jsonl(tmp_path, rows), tokenizer, **settings)
 
 
 def test_files_that_are_none(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"there is no file '.*missing\.jsonl' \(TaskConfig.source or test_source\)"
-    ):
+    with naming(FileNotFoundError, tmp_path / "missing.jsonl", "TaskConfig.source or test_source"):
         load(tmp_path / "missing.jsonl", tokenizer)
-    with pytest.raises(ValueError, match=r"'recall:KIND', 'ruler:FILE', or a .parquet or .jsonl file, got 'words'"):
+    with refused("TaskConfig.source", "words"):
         load(Path("words"), tokenizer)
     (tmp_path / "half.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(ValueError, match=r"half\.parquet' is no whole parquet file"):
+    with naming(ValueError, tmp_path / "half.parquet", "no whole parquet file"):
         load(tmp_path / "half.parquet", tokenizer)
     (tmp_path / "bad.jsonl").write_bytes(b'{"prompt": "x"}\n{"prompt": \n')
-    with pytest.raises(ValueError, match=r"line 2 of '.*bad\.jsonl' is no JSON"):
+    with naming(ValueError, tmp_path / "bad.jsonl", "line 2", "JSON"):
         load(tmp_path / "bad.jsonl", tokenizer)

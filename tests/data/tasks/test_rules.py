@@ -256,9 +256,7 @@ def test_a_column_of_answers_that_was_named_must_be_there(loaded: Loaded, tmp_pa
         file = tmp_path / "mine.parquet"
         pq.write_table(pa.Table.from_pylist(rows), file)
     for column in ("target", "answer"):
-        with pytest.raises(
-            ValueError, match=rf"has no column '{column}' \(TaskConfig.answer_column\): it has 'prompt', 'gold'"
-        ):
+        with refused("TaskConfig.answer_column", column, "'prompt', 'gold'"):
             load(file, loaded[1], answer_column=column)
     assert load(file, loaded[1], answer_column="gold").test[0].answers == ("b",)
     task = load(file, loaded[1])
