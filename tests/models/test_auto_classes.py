@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
-SECTION = re.search(r"^## In other programs\n(.*?)^## ", (ROOT / "docs" / "models.md").read_text(), re.M | re.S)
+SECTION = re.search(r"^## Use in other programs\n(.*?)^## ", (ROOT / "docs" / "models.md").read_text(), re.M | re.S)
 PLACE = "runs/RUN/checkpoints/step-25"
 TYPES = {"tiny-deltanet": "delta_net", "tiny-lact": "lact_swiglu"}
 
