@@ -131,16 +131,20 @@ def differences(rows: pd.DataFrame) -> pd.DataFrame:
     method lacks the measure is left out.
     """
     unit, found = _unit(rows), []
-    units = {way: set(group[unit]) for way, group in rows.groupby("way")}
-    for way, against in combinations([way for way in reversed(ORDER) if way in units], 2):
-        if units[way] != units[against]:
-            continue
+    for way, against in comparable(rows):
         for measure in measures_of(rows):
             whole = rows[measure].notna().groupby(rows[unit]).transform("all")
             if whole.any() and not measure.endswith("_before"):  # before adapting all methods are the same
                 pair = {"way": way, "against": against, "measure": measure}
                 found.append(pair | paired_difference(rows[whole], way, against, measure, pair=unit))
     return pd.DataFrame(found, columns=["way", "against", "measure", "difference", "low", "high", "pairs"])
+
+
+def comparable(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """Returns the pairs of methods with the same seeds, or the same prompts, each against those earlier in `ORDER`."""
+    units = {way: set(group[_unit(rows)]) for way, group in rows.groupby("way")}
+    pairs = combinations([way for way in reversed(ORDER) if way in units], 2)
+    return [(way, against) for way, against in pairs if units[way] == units[against]]
 
 
 def measures_of(rows: pd.DataFrame) -> list[str]:

@@ -240,7 +240,8 @@ def test_killed_it_goes_on_and_equals_an_uninterrupted_run(tmp_path, reset, kill
     assert go(whole)
     answered = []
     for place, count in kills:
-        words = f"import tests.training.test_answering as t; t.child({str(tmp_path / 'parts')!r}, {reset!r}, {place!r}, '{count}')"
+        call = f"t.child({str(tmp_path / 'parts')!r}, {reset!r}, {place!r}, '{count}')"
+        words = f"import tests.training.test_answering as t; {call}"
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         done = subprocess.run([sys.executable, "-c", words], env=environ, capture_output=True, text=True, timeout=120)
         assert done.returncode == -signal.SIGKILL, done.stderr

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from refine_lab.experiments.compare import comparison, differences
+from refine_lab.experiments.compare import comparable, comparison, differences
 from widgets.figures.plotting import require_data
 from widgets.figures.series import way_styles
 from widgets.figures.tables import Table, visible
@@ -67,17 +67,19 @@ def differences_table(rows: pd.DataFrame) -> Table:
 
     `rows` as for `comparison_table`. Raises ValueError if no two methods can be compared.
     """
-    found = differences(rows) if len(rows) else pd.DataFrame()
-    require_data("differences_table", len(found) > 0, "it compares methods with measures of the same seeds or prompts")
-    over = "prompts" if "name" in rows else "seeds"
-    styles = way_styles([*found["against"], *found["way"]])
-    lines: dict[str, dict[str, object]] = {}
-    for values in found.to_dict("records"):
-        name = f"{styles[values['way']].label} – {styles[values['against']].label}"
-        line = lines.setdefault(name, {"difference": name, over: values["pairs"]})
-        text = _number(values["measure"], values["difference"], (values["low"], values["high"]), signed=True)
-        line[heading(values["measure"]).replace("%", "points")] = text
-    return Table(pd.DataFrame(list(lines.values())), f"Paired differences over {over} [95 % interval]")
+    pairs = comparable(rows) if len(rows) else []
+    require_data("differences_table", len(pairs) > 0, "it compares methods that have the same seeds or prompts")
+    over, unit = ("prompts", "name") if "name" in rows else ("seeds", "seed")
+    styles, found = way_styles(sorted({way for pair in pairs for way in pair})), differences(rows)
+    lines: list[dict[str, object]] = []
+    for way, against in pairs:
+        measured = found[(found["way"] == way) & (found["against"] == against)].to_dict("records")
+        count = measured[0]["pairs"] if measured else rows.loc[rows["way"] == way, unit].nunique()
+        lines.append({"difference": f"{styles[way].label} – {styles[against].label}", over: count})
+        for values in measured:
+            text = _number(values["measure"], values["difference"], (values["low"], values["high"]), signed=True)
+            lines[-1][heading(values["measure"]).replace("%", "points")] = text
+    return Table(pd.DataFrame(lines), f"Paired differences over {over} [95 % interval]")
 
 
 def samples_table(samples: pd.DataFrame) -> Table:

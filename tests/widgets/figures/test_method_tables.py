@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -79,7 +80,7 @@ def test_tables_without_rows_are_refused():
     for table in (comparison_table, differences_table, samples_table):
         with pytest.raises(ValueError, match=f"figure {table.__name__} has no data"):
             table(empty)
-    with pytest.raises(ValueError, match="it compares methods with measures of the same seeds or prompts"):
+    with pytest.raises(ValueError, match="it compares methods that have the same seeds or prompts"):
         differences_table(results()[results()["way"] == "base"])
 
 
@@ -143,3 +144,10 @@ def test_held_out_results_are_means_and_deviations_over_seeds() -> None:
     assert table["NTP accuracy (%)"].tolist()[0] == "40.00"
     assert table["recall word-1 (%)"].tolist()[1] == "90.00 ± 0.00"
     assert "note" not in table
+
+
+def test_methods_without_measures_still_have_a_line_of_differences():
+    """Prompts without answers have no scores: the table names the pairs and says over how many seeds."""
+    rows = pd.DataFrame({"way": ["sft", "refine"], "seed": [0, 0], "updates": [2.0, 2.0], "recall": [np.nan, np.nan]})
+    (line,) = differences_table(rows).data.to_dict("records")
+    assert line == {"difference": "REFINE – SFT", "seeds": 1}
