@@ -50,7 +50,7 @@ def test_the_sample_is_shown_with_rollouts(lab: Lab) -> None:
 def test_a_click_on_a_token_rolls_out_there(lab: Lab) -> None:
     canvas = lab.page.locator(".token-map canvas").first
     canvas.scroll_into_view_if_needed()
-    canvas.click(position={"x": 200, "y": 60})
+    canvas.click(position={"x": 200, "y": 262})
     wait_for_status(lab, "64 rollouts at 8 sampled positions, .*; 8 rollouts at 1 clicked position")
     assert "8 of 72 rollouts" in lab.page.locator(".rollout-inspector").inner_text()
     lab.page.keyboard.press("ArrowRight")  # the keyboard alone goes on from there
@@ -70,7 +70,7 @@ def test_what_cannot_be_is_said_where_one_looks(lab: Lab) -> None:
     field = lab.page.locator(".widget-label:has-text('rollouts (n)') + input")
     field.fill("1")
     field.press("Tab")
-    alert = lab.page.locator(".notice .error").filter(has_text="compares rollouts of one position")
+    alert = lab.page.locator(".notice .error").filter(has_text="group_size must be at least 2")
     alert.first.wait_for()
     lab.page.wait_for_function("node => node.value === '8'", arg=field.element_handle())
 

@@ -12,10 +12,10 @@ from refine_lab.data.text import sound
 from widgets.core.panel import TextField
 
 
-def field(kind: Any, label: str, value: Any, width: str = "14.5em", **options: Any) -> Any:
+def field(kind: Any, label: str, value: Any, width: str = "16em", **options: Any) -> Any:
     """Creates an input field of a kind with its label in front."""
     layout = ipywidgets.Layout(width=width)
-    return kind(value=value, description=label, layout=layout, style={"description_width": "8em"}, **options)
+    return kind(value=value, description=label, layout=layout, style={"description_width": "9.5em"}, **options)
 
 
 def text_field(label: str, text: str, rows: int) -> TextField:
