@@ -19,7 +19,15 @@ from widgets.rollout_inspector import RolloutInspector
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
 
-from tests.support.inspector_page import Window, many, take_shot, three_positions  # noqa: E402  # noqa: E402, F401
+from tests.support.inspector_page import (  # noqa: E402
+    Window,
+    browser,  # noqa: F401
+    many,
+    new_window,  # noqa: F401
+    take_shot,
+    three_positions,
+    window,  # noqa: F401
+)
 
 pytestmark = pytest.mark.browser
 
