@@ -130,8 +130,10 @@ def _split_updates(recipe: str, updates: str | None) -> tuple[str, str]:
     """Returns the recipe's name and the kind of updates; the old suffix of a name still works, with a warning."""
     if recipe.endswith(RELEASE):
         recipe, updates = recipe.removesuffix(RELEASE), "release"
-        told = f"recipe '{recipe}{RELEASE}' is now recipe {recipe!r} with updates 'release'; the old name will go"
-        warnings.warn(told, FutureWarning, stacklevel=3)
+        sentence = (
+            f"recipe '{recipe}{RELEASE}' is now recipe {recipe!r} with updates 'release'; the old name will be removed"
+        )
+        warnings.warn(sentence, FutureWarning, stacklevel=3)
     require(updates in (None, "equal", "release"), "updates", updates, "'equal' or 'release'")
     return recipe, updates or "equal"
 

@@ -101,7 +101,7 @@ class Run:
     def config(self) -> Any:
         """Returns the run's `TrainConfig` or `TTTRunConfig`, depending on its `kind`."""
         path = run_file(self.path, "config.json")
-        values = read_json(path)  # so that what is no JSON is told from what is out of range
+        values = read_json(path)  # apart, so that invalid JSON and an invalid value have errors of their own
         kind = values.get("kind", "answer" if path.name == "ttt.json" else "train")
         try:
             require(kind in list(CONFIGS), "kind", kind, " or ".join(map(repr, CONFIGS)))

@@ -1,4 +1,4 @@
-// What the widgets' modules share: numbers as people read them, and elements. `widgets.core.base.script` writes it into each.
+// Functions that all widgets share: numbers as text, and elements. `widgets.core.assets.script` inlines this module into each.
 // Text reaches the page through textContent alone.
 
 const SVG = "http://www.w3.org/2000/svg";
