@@ -15,9 +15,9 @@ import torch
 from benchmarks.common import interleaved, summary
 from benchmarks.paper_step import paper_step
 from refine_lab.method.rewards import REWARDS
-from refine_lab.method.step import Learner, train_step
+from refine_lab.method.step import TrainState, train_step
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, FastWeightLM
-from refine_lab.models.activation_checkpointing import recompute
+from refine_lab.models.activation_checkpointing import checkpoint_activations
 from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM
 from refine_lab.ops.delta_rule import chunk_delta_rule, delta_rule
 from refine_lab.ops.head import token_stats
@@ -106,20 +106,20 @@ class Shape:
     rows: int
     length: int
     at_once: int
-    recompute: str = "none"
+    activation_checkpointing: str = "none"
 
 
-def learner(
-    policy: FastWeightLM, arm: str, shape: Shape, dtype: str = "bfloat16", like: Learner | None = None
-) -> Learner:
+def train_state(
+    policy: FastWeightLM, method: str, shape: Shape, dtype: str = "bfloat16", like: TrainState | None = None
+) -> TrainState:
     """Of the paper's mid-training at that shape; with the optimizers of `like`, so that moments stand in memory once."""
-    config = paper_midtrain(arm)
+    config = paper_midtrain(method)
     config = replace(
         config, batch_size=shape.rows, mini_batch_size=shape.rows, micro_batch_size=shape.at_once, dtype=dtype
     )
-    reward = REWARDS["cosine"] if config.method else None
+    reward = REWARDS["cosine"] if config.refine else None
     optimizers = like.optimizers if like else make_optimizers(policy, config)
-    return Learner(policy=policy, optimizers=optimizers, config=config, reward=reward)
+    return TrainState(policy=policy, optimizers=optimizers, config=config, reward=reward)
 
 
 def random_batch(policy: FastWeightLM, shape: Shape) -> Batch:
@@ -136,30 +136,30 @@ def settle() -> None:
 
 def train(policy: FastWeightLM, shape: Shape, repeats: int = 3, dtype: str = "bfloat16") -> dict[str, Any]:
     """An SFT and a REFINE step, in turn; the first of each apart, since kernels are compiled and tuned in it."""
-    recompute(policy, shape.recompute)
+    checkpoint_activations(policy, shape.activation_checkpointing)
     batch, turn, first, peaks = random_batch(policy, shape), iter(range(1_000_000)), {}, {}
-    sft = learner(policy, "sft", shape, dtype)
-    arms = {"sft": sft, "refine": learner(policy, "refine", shape, dtype, like=sft)}
+    sft = train_state(policy, "sft", shape, dtype)
+    methods = {"sft": sft, "refine": train_state(policy, "refine", shape, dtype, like=sft)}
 
-    def step(arm: str) -> None:
-        train_step(arms[arm], batch, Draws(seed=0, step=next(turn)))
+    def step(method: str) -> None:
+        train_step(methods[method], batch, Draws(seed=0, step=next(turn)))
         settle()
 
-    for arm in arms:
+    for method in methods:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
-        step(arm)
-        first[arm] = time.perf_counter() - began
-        peaks[arm] = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-    times = interleaved({arm: partial(step, arm) for arm in arms}, repeats)
-    medians = {arm: statistics.median(values) for arm, values in times.items()}
+        step(method)
+        first[method] = time.perf_counter() - began
+        peaks[method] = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    times = interleaved({method: partial(step, method) for method in methods}, repeats)
+    medians = {method: statistics.median(values) for method, values in times.items()}
     tokens, (name, peak) = shape.rows * shape.length, peak_flops()
     flops = flops_per_token(policy, shape.length)
-    speeds = {arm: tokens / seconds for arm, seconds in medians.items()}
+    speeds = {method: tokens / seconds for method, seconds in medians.items()}
     return {
         "tokens_per_second": speeds,
-        "mfu": {arm: speed * flops / peak for arm, speed in speeds.items()} if peak else None,
+        "mfu": {method: speed * flops / peak for method, speed in speeds.items()} if peak else None,
         "peak": {"device": name, "flops_per_second": peak, "flops_per_token": flops},
         "memory_gib": peaks,
         "refine_over_sft": medians["refine"] / medians["sft"],
@@ -172,8 +172,12 @@ def train(policy: FastWeightLM, shape: Shape, repeats: int = 3, dtype: str = "bf
 
 def paper(policy: FastWeightLM, shape: Shape, repeats: int = 1, dtype: str = "bfloat16") -> dict[str, Any]:
     """The released procedure (see `paper_step`) and ours on the same row, one update each."""
-    recompute(policy, shape.recompute)
-    batch, refine, turn = random_batch(policy, shape), learner(policy, "refine", shape, dtype), iter(range(1_000_000))
+    checkpoint_activations(policy, shape.activation_checkpointing)
+    batch, refine, turn = (
+        random_batch(policy, shape),
+        train_state(policy, "refine", shape, dtype),
+        iter(range(1_000_000)),
+    )
 
     def ours() -> None:
         train_step(refine, batch, Draws(seed=0, step=next(turn)))
@@ -289,14 +293,16 @@ def _cases() -> dict[str, Callable[[], dict[str, Any]]]:
     for length in LENGTHS:
         for part in ("none", "blocks", "mlp"):
             for model in MODELS:
-                shape = Shape(rows=TOKENS // length, length=length, at_once=AT_ONCE // length, recompute=part)
+                shape = Shape(
+                    rows=TOKENS // length, length=length, at_once=AT_ONCE // length, activation_checkpointing=part
+                )
                 if part != "mlp" or length == LENGTHS[0]:
                     training[f"{model}/{length}/train/recompute-{part}"] = partial(model_case, train, model, shape)
     kernels: dict[str, Callable[[], dict[str, Any]]] = {"kernels/head": head_kernel, "kernels/chunks": chunk_kernel}
     kernels |= {f"kernels/short-{length}": partial(short_reads, length) for length in (1, 5, 16, 64)}
     papers = {
         f"{model}/{length}/paper": partial(
-            model_case, paper, model, Shape(rows=1, length=length, at_once=1, recompute="blocks")
+            model_case, paper, model, Shape(rows=1, length=length, at_once=1, activation_checkpointing="blocks")
         )
         for length in reversed(LENGTHS)
         for model in MODELS

@@ -22,14 +22,14 @@ def measure(model: str, length: int, threads: int) -> int:
     """Bytes above the loaded model, which has made one short step so that nothing is left to be set up."""
     import torch
 
-    from benchmarks.step_cost import learner, random_batch
+    from benchmarks.step_cost import random_batch, train_state
     from refine_lab.method.step import train_step
     from refine_lab.models import load_model
     from refine_lab.rng import Draws
 
     torch.set_num_threads(threads)
     policy, _ = load_model(model, device="cpu")
-    refine = learner(policy, "refine", 1, 1)
+    refine = train_state(policy, "refine", 1, 1)
     train_step(refine, random_batch(policy, 1, 512), Draws(seed=0, step=0))
     before = peak_bytes()
     train_step(refine, random_batch(policy, 1, length), Draws(seed=0, step=1))

@@ -24,7 +24,7 @@ from refine_lab.data.batches import SequenceData, plain_tokens
 from refine_lab.data.corpus import Manifest, compare
 from refine_lab.models import FastWeightLM, load_model
 from refine_lab.models.loading import manifest_of, resolve
-from refine_lab.training.evaluation import EVALUATION_SEED, bits_per_byte, next_token, recall, recall_documents
+from refine_lab.training.evaluation import EVALUATION_SEED, bits_per_byte, exact_recall, next_token, recall_documents
 from refine_lab.types import Batch
 
 RECALL = (("word-1", 512), ("word-1", 1024), ("word-4", 512), ("number-1", 512), ("number-1", 1024))
@@ -81,7 +81,7 @@ def measure(model: str, documents: int = DOCUMENTS, rows: int = ROWS, prose: str
         print("prose", figures["prose"], flush=True)
     figures["recall"] = {}
     for name, kind, length, asked in questions(model, policy):
-        share = recall(asked, recall_documents(kind, documents, length, data))
+        share = exact_recall(asked, recall_documents(kind, documents, length, data))
         figures["recall"].setdefault(name, {})[str(length)] = share
         print(f"{name} at {length} tokens  {share:.3f}", flush=True)
     return figures

@@ -20,7 +20,7 @@ from refine_lab.method.advantages import advantages
 from refine_lab.method.losses import ntp_loss, policy_loss
 from refine_lab.method.rewards import cosine
 from refine_lab.method.selection import select_positions, selection_probabilities
-from refine_lab.method.step import Learner, next_token_stats
+from refine_lab.method.step import TrainState, next_token_stats
 from refine_lab.models import FastWeightLM
 from refine_lab.rng import Draws
 from refine_lab.types import Batch, RewardInputs
@@ -29,20 +29,20 @@ WITHOUT_CACHE = ("lact_swiglu",)
 """`model_type` of those that the release decodes by reading everything again, pads included."""
 
 
-def paper_step(learner: Learner, batch: Batch, draws: Draws) -> None:
+def paper_step(train_state: TrainState, batch: Batch, draws: Draws) -> None:
     """One step of the released procedure with one update on the batch."""
-    policy, method = learner.policy, learner.config.method
-    assert method is not None
-    length, k = batch.tokens.shape[1], method.rollout_length
+    policy, refine = train_state.policy, train_state.config.refine
+    assert refine is not None
+    length, k = batch.tokens.shape[1], refine.rollout_length
     with torch.no_grad():
         trace = policy.read(batch.tokens, batch.lengths)
         stats = next_token_stats(policy, trace, batch, entropy=True)
-        probabilities = selection_probabilities(torch.nn.functional.pad(stats.entropies, (0, 1)), batch.lengths, method)
-        positions = select_positions(probabilities, batch.lengths, batch.sequence_ids, draws, method.num_chunks)
+        probabilities = selection_probabilities(torch.nn.functional.pad(stats.entropies, (0, 1)), batch.lengths, refine)
+        positions = select_positions(probabilities, batch.lengths, batch.sequence_ids, draws, refine.num_chunks)
         copies, mask = _padded_copies(batch, positions, length)
         if policy.config.model_type in WITHOUT_CACHE:
             mask = torch.ones_like(mask)
-            tokens = torch.cat([_generate_by_reading(policy, rows, k) for rows, _ in _micro(learner, copies, mask)])
+            tokens = torch.cat([_generate_by_reading(policy, rows, k) for rows, _ in _micro(train_state, copies, mask)])
         else:
             tokens = policy.generate(
                 copies, attention_mask=mask, max_new_tokens=k, min_new_tokens=k, do_sample=True, top_k=0, pad_token_id=0
@@ -51,7 +51,7 @@ def paper_step(learner: Learner, batch: Batch, draws: Draws) -> None:
         index = positions.unsqueeze(-1) + torch.arange(1, k + 1)
         truth_hidden = trace.hidden_at(index.flatten(1)).view(-1, k, trace.hidden_states.shape[-1])
         truth_ids = batch.tokens.gather(1, index.flatten(1)).view(-1, k)
-        parts = [_over_copies(learner, rows, m, k) for rows, m in _micro(learner, tokens, whole_mask)]
+        parts = [_over_copies(train_state, rows, m, k) for rows, m in _micro(train_state, tokens, whole_mask)]
         old_logprobs, hidden = (torch.cat(x) for x in zip(*parts, strict=True))
         inputs = RewardInputs(
             rollout_ids=tokens[:, -k:],
@@ -61,20 +61,20 @@ def paper_step(learner: Learner, batch: Batch, draws: Draws) -> None:
             logprobs=old_logprobs,
         )
         rewards = cosine(inputs)
-        advantage = advantages(rewards, method.num_chunks, method.group_size, method.group_by)
-    for optimizer in learner.optimizers:
+        advantage = advantages(rewards, refine.num_chunks, refine.group_size, refine.group_by)
+    for optimizer in train_state.optimizers:
         optimizer.zero_grad(set_to_none=True)
-    size = _copies_at_once(learner)
+    size = _copies_at_once(train_state)
     for (rows, m), old, weight in zip(
-        _micro(learner, tokens, whole_mask), old_logprobs.split(size), advantage.split(size), strict=True
+        _micro(train_state, tokens, whole_mask), old_logprobs.split(size), advantage.split(size), strict=True
     ):
-        logprobs, _ = _over_copies(learner, rows, m, k)
-        loss, _ = policy_loss(logprobs, old, weight, method.clip_eps, method.dual_clip, old_logprobs.numel())
-        (method.nsp_coef * loss).backward()
+        logprobs, _ = _over_copies(train_state, rows, m, k)
+        loss, _ = policy_loss(logprobs, old, weight, refine.clip_eps, refine.dual_clip, old_logprobs.numel())
+        (refine.nsp_coef * loss).backward()
     stats = next_token_stats(policy, policy.read(batch.tokens, batch.lengths), batch, entropy=False)
-    (method.ntp_coef * ntp_loss(stats.logprobs, batch.lengths, batch.num_targets)).backward()
-    torch.nn.utils.clip_grad_norm_(policy.parameters(), learner.config.max_grad_norm)
-    for optimizer in learner.optimizers:
+    (refine.ntp_coef * ntp_loss(stats.logprobs, batch.lengths, batch.num_targets)).backward()
+    torch.nn.utils.clip_grad_norm_(policy.parameters(), train_state.config.max_grad_norm)
+    for optimizer in train_state.optimizers:
         optimizer.step()
 
 
@@ -97,18 +97,18 @@ def _generate_by_reading(policy: FastWeightLM, tokens: Tensor, k: int) -> Tensor
     return tokens
 
 
-def _copies_at_once(learner: Learner) -> int:
+def _copies_at_once(train_state: TrainState) -> int:
     """As many rows as the sequences of a micro-batch."""
-    return learner.config.micro_batch_size
+    return train_state.config.micro_batch_size
 
 
-def _micro(learner: Learner, tokens: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-    size = _copies_at_once(learner)
+def _micro(train_state: TrainState, tokens: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+    size = _copies_at_once(train_state)
     return list(zip(tokens.split(size), mask.split(size), strict=True))
 
 
-def _over_copies(learner: Learner, tokens: Tensor, mask: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _over_copies(train_state: TrainState, tokens: Tensor, mask: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Logprobs [R, k] and hidden states [R, k, D] of the last k tokens, by a forward over all of them."""
-    policy = learner.policy
+    policy = train_state.policy
     hidden = policy.model(tokens, attention_mask=mask, use_cache=False).last_hidden_state
     return policy.head(hidden[:, -k - 1 : -1], tokens[:, -k:]).logprobs, hidden[:, -k:]

@@ -3,7 +3,7 @@
     python -m benchmarks.search_ttt --model runs/RUN --json benchmarks/results/search_ttt_tiny-deltanet.json
 
 `--model` is a run of post-training. Stage 1 is the same grid for both ways, learning rate and number of updates; stage 2
-varies what belongs to a way around its best of stage 1; stage 3 gives REFINE the smaller changes that stage 2 gave SFT. Each
+varies what belongs to a method around its best of stage 1; stage 3 gives REFINE the smaller changes that stage 2 gave SFT. Each
 prompt is adapted on alone, asked, and undone. A trial is kept when it ends; started again, the search goes on from there.
 """
 
@@ -42,8 +42,8 @@ LESS: list[Settings] = [{"steps": 1}, {"lr": 5e-5}]
 """What helped SFT in its second stage, which REFINE is then given too."""
 
 
-def second(way: str, best: Settings) -> list[Settings]:
-    """Four more trials of a way around the best of its first."""
+def second(method: str, best: Settings) -> list[Settings]:
+    """Four more trials of a method around the best of its first."""
     changes: dict[str, list[Settings]] = {
         "sft": [
             {"lr": best["lr"] / 2},
@@ -58,7 +58,7 @@ def second(way: str, best: Settings) -> list[Settings]:
             {"rollout_length": 3, "num_chunks": 16},
         ],
     }
-    return [best | change for change in changes[way]]
+    return [best | change for change in changes[method]]
 
 
 def main() -> None:
@@ -68,26 +68,26 @@ def main() -> None:
     model, tokenizer, task = load_prompts(replace(config, task=replace(config.task, validation=VALIDATION)))
     print(task.report)
 
-    def made(way: str, settings: Settings) -> None:
-        ttt = config_of(chosen.model, way, settings).ttt
-        tried(trials, chosen, way, settings, lambda: measured(model, tokenizer, task.validation, ttt), VALIDATION)
+    def made(method: str, settings: Settings) -> None:
+        ttt = config_of(chosen.model, method, settings).ttt
+        tried(trials, chosen, method, settings, lambda: measured(model, tokenizer, task.validation, ttt), VALIDATION)
 
     made("none", {})
-    for way in ("sft", "refine"):
+    for method in ("sft", "refine"):
         for settings in FIRST:
-            made(way, settings)
-    for way in ("sft", "refine"):
-        for settings in second(way, best_of(trials, way, FIRST)):
-            made(way, settings)
+            made(method, settings)
+    for method in ("sft", "refine"):
+        for settings in second(method, best_of(trials, method, FIRST)):
+            made(method, settings)
     for change in LESS:
         made("refine", best_of(trials, "refine", FIRST) | change)
-    for way in ("sft", "refine"):
-        print(way, best_of(trials, way))
+    for method in ("sft", "refine"):
+        print(method, best_of(trials, method))
 
 
-def config_of(model: str, way: str, settings: Settings) -> TTTRunConfig:
+def config_of(model: str, method: str, settings: Settings) -> TTTRunConfig:
     """The recipe `per_prompt` with these settings."""
-    return method_configs("per_prompt", [SEED], methods=[way], model=model, count=1, **settings)[0]
+    return method_configs("per_prompt", [SEED], methods=[method], model=model, count=1, **settings)[0]
 
 
 def measured(

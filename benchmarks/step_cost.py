@@ -18,7 +18,7 @@ from benchmarks.common import REPEATS, arguments, interleaved, spread, summary, 
 from benchmarks.paper_step import paper_step
 from refine_lab.config import TrainConfig
 from refine_lab.method.rewards import REWARDS
-from refine_lab.method.step import Learner, train_step
+from refine_lab.method.step import TrainState, train_step
 from refine_lab.models import FastWeightLM, load_model
 from refine_lab.recipes import midtrain
 from refine_lab.rng import Draws
@@ -29,12 +29,12 @@ SHAPES = {1024: 4, 2048: 2}
 """Tokens of a row -> rows."""
 
 
-def learner(policy: FastWeightLM, arm: str, rows: int, mini_batch: int) -> Learner:
+def train_state(policy: FastWeightLM, method: str, rows: int, mini_batch: int) -> TrainState:
     config: TrainConfig = replace(
-        midtrain(arm), batch_size=rows, mini_batch_size=mini_batch, micro_batch_size=min(rows, 4), lr=1e-6
+        midtrain(method), batch_size=rows, mini_batch_size=mini_batch, micro_batch_size=min(rows, 4), lr=1e-6
     )
-    reward = REWARDS["cosine"] if config.method else None
-    return Learner(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
+    reward = REWARDS["cosine"] if config.refine else None
+    return TrainState(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
 
 
 def random_batch(policy: FastWeightLM, rows: int, length: int) -> Batch:
@@ -46,7 +46,7 @@ def random_batch(policy: FastWeightLM, rows: int, length: int) -> Batch:
 def measure(policy: FastWeightLM, length: int, rows: int, repeats: int, *, paper: bool = True) -> dict[str, Any]:
     """SFT, REFINE and, unless told otherwise, the paper's own procedure on one batch."""
     batch = random_batch(policy, rows, length)
-    sft, refine = (learner(policy, arm, rows, rows) for arm in ("sft", "refine"))
+    sft, refine = (train_state(policy, method, rows, rows) for method in ("sft", "refine"))
     turn = iter(range(1_000_000))
     actions: dict[str, Callable[[], object]] = {
         "sft": lambda: train_step(sft, batch, Draws(seed=0, step=next(turn))),
@@ -65,10 +65,12 @@ def measure(policy: FastWeightLM, length: int, rows: int, repeats: int, *, paper
 
 
 def measure_updates(policy: FastWeightLM, repeats: int) -> dict[str, Any]:
-    """Four updates a batch in either arm: the batch is rolled out before the first of them."""
+    """Four updates a batch in either method: the batch is rolled out before the first of them."""
     batch = random_batch(policy, 8, 1024)
-    arms = {arm: learner(policy, arm, 8, 2) for arm in ("sft", "refine")}
-    steps = {arm: (lambda arm=arm: train_step(arms[arm], batch, Draws(seed=0, step=1))) for arm in arms}
+    methods = {method: train_state(policy, method, 8, 2) for method in ("sft", "refine")}
+    steps = {
+        method: (lambda method=method: train_step(methods[method], batch, Draws(seed=0, step=1))) for method in methods
+    }
     times = interleaved(steps, repeats)
     for name, values in times.items():
         print(f"  1024 tokens x 8, 4 updates  {name:8s}{spread(values)}")

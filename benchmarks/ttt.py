@@ -23,14 +23,14 @@ def main() -> None:
     model, _ = load_model(chosen.model, device="cpu")
     prompt = torch.randint(model.config.vocab_size, (TOKENS,), generator=torch.Generator().manual_seed(0))
     figures = {}
-    for way in ("refine", "sft"):
-        config = ttt_per_prompt(way).ttt
+    for method in ("refine", "sft"):
+        config = ttt_per_prompt(method).ttt
         assert config is not None
         first, later = _times(model, prompt, config, repeats)
-        figures[way] = {"first_step": first[0], "later_steps": statistics.median(later)} | {
+        figures[method] = {"first_step": first[0], "later_steps": statistics.median(later)} | {
             "seconds": summary({"first": first, "later": later})
         }
-        print(f"{way:>6}: first step {first[0]:.2f} s, a step after {figures[way]['later_steps']:.2f} s")
+        print(f"{method:>6}: first step {first[0]:.2f} s, a step after {figures[method]['later_steps']:.2f} s")
     write(chosen.json, figures, model=chosen.model, repeats=repeats, tokens=TOKENS, steps=STEPS)
 
 

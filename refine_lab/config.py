@@ -24,19 +24,14 @@ Updates = Literal["equal", "release"]
 BUILT_IN_REWARDS = ("cosine", "binary", "hybrid", "edit")
 """Names of the functions in `refine_lab.method.rewards.REWARDS`, listed here so that torch need not be loaded."""
 
-FORMAT_VERSION = 2
-"""Format version of `config.json`, raised whenever an old file would be read differently. Version 1 is still read."""
+FORMAT_VERSION = 3
+"""Format version of `config.json`, raised whenever an old file would be read differently. Versions 1 and 2 are still read."""
+
+RENAMED = {"method": "refine", "recompute": "activation_checkpointing"}
+"""Fields of format versions 1 and 2 and their present names."""
 
 REMOVED = {"DataConfig.text_column": "text", "TTTRunConfig.model_settings": {}}
 """Removed fields that older files may hold, each with its only accepted value."""
-
-
-def with_updates(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the fields of a run's configuration with `updates` set from the recipe's name, where an older file encoded it."""
-    recipe = str(values.get("recipe", ""))
-    if "updates" in values or not recipe.endswith(RELEASE):
-        return values
-    return {**values, "recipe": recipe.removesuffix(RELEASE), "updates": "release"}
 
 
 @configuration
@@ -221,12 +216,20 @@ class RunConfig(Config):
         whole = self.batch_size % self.mini_batch_size == 0
         self._require(whole, "mini_batch_size", f"a divisor of batch_size {self.batch_size}")
 
+    @staticmethod
+    def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Overrides `Config.upgraded`: sets `updates` from the recipe's name, where an older file encoded it."""
+        recipe = str(values.get("recipe", ""))
+        if "updates" in values or not recipe.endswith(RELEASE):
+            return values
+        return {**values, "recipe": recipe.removesuffix(RELEASE), "updates": "release"}
+
 
 @configuration
 class OptimizationConfig(Config):
     """Loss and optimizer settings shared by training and test-time training."""
 
-    method: RefineConfig | None = field(default_factory=RefineConfig)
+    refine: RefineConfig | None = field(default_factory=RefineConfig)
     "REFINE's settings; none: SFT on the next token."
     lr: Positive = 1e-6
     "Learning rate; the peak of the schedule where there is one."
@@ -274,7 +277,7 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
     "Batches between two evaluations; the first evaluation is before training."
     checkpoint_every: Count = 20
     "Batches between two checkpoints; the final state is always saved."
-    recompute: Literal["none", "mlp", "blocks"] = "none"
+    activation_checkpointing: Literal["none", "mlp", "blocks"] = "none"
     "What the backward pass recomputes to save memory: nothing, the feed-forward layers, or whole blocks."
     threads: Natural = 0
     "Number of CPU threads; 0 keeps torch's default."
@@ -283,33 +286,24 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.method is not None:
-            allowed = f"at least {smallest_length(self.method)} for the method's num_chunks, rollout_length and margin"
+        if self.refine is not None:
+            allowed = f"at least {smallest_length(self.refine)} for the method's num_chunks, rollout_length and margin"
             name = "data.sequence_length" if self.task is None else "task.prompt_tokens"
             tokens = self.data.sequence_length if self.task is None else self.task.prompt_tokens
-            self._require(self.method.fits(tokens), name, allowed)
+            self._require(self.refine.fits(tokens), name, allowed)
         if self.task is None:
             self._require(not self.nested, "nested", "false without a task: there are no answers")
             return
         self._require(self.task.train >= self.batch_size, "batch_size", f"at most task.train, {self.task.train}")
-        alone = self.nested or self.method is None
+        alone = self.nested or self.refine is None
         self._require(alone, "nested", "true where a task is trained with REFINE: it reads the prompts")
 
-    @staticmethod
-    def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
-        return with_updates(values)
-
     @property
-    def arm(self) -> Literal["sft", "refine", "nested_sft", "nested_refine"]:
-        if self.nested:
-            return "nested_sft" if self.method is None else "nested_refine"
-        return "sft" if self.method is None else "refine"
-
-    @property
-    def way(self) -> str:
-        """Returns the method's name, with the suffix `_release` where SFT makes fewer updates, as in the paper's release."""
-        unequal = self.updates == "release" and self.arm in ("sft", "nested_sft")
-        return self.arm + ("_release" if unequal and (self.nested or self.task is None) else "")
+    def method(self) -> str:
+        """Returns `sft`, `refine`, `nested_sft` or `nested_refine`; SFT that makes fewer updates ends in `_release`."""
+        name = ("nested_" if self.nested else "") + ("sft" if self.refine is None else "refine")
+        unequal = self.updates == "release" and self.refine is None and (self.nested or self.task is None)
+        return name + ("_release" if unequal else "")
 
     @property
     def updates_per_batch(self) -> int:
@@ -335,12 +329,14 @@ def from_json(text: str, name: str = "config.json", kind: type[C] = TrainConfig)
         raise ValueError(f"{name} is not JSON: {error}") from error
     require(isinstance(values, dict), name, values, "a JSON object")
     version = values.pop("format_version", None)
-    require(version in (1, FORMAT_VERSION), f"format_version of {name}", version, f"1 or {FORMAT_VERSION}")
-    return _built(kind, values)
+    allowed = f"1 to {FORMAT_VERSION}"
+    require(version in range(1, FORMAT_VERSION + 1), f"format_version of {name}", version, allowed)
+    return _built(kind, values, RENAMED if version < FORMAT_VERSION else {})
 
 
-def _built(cls: Any, values: Mapping[str, Any]) -> Any:
-    """Builds a configuration from the plain values that a file holds."""
+def _built(cls: Any, values: Mapping[str, Any], renamed: Mapping[str, str]) -> Any:
+    """Builds a configuration from the plain values that a file holds; `renamed` maps older names of fields to present ones."""
+    values = {renamed.get(name, name): value for name, value in values.items()}
     plain = dict(cls.upgraded(values))
     for name, value in values.items():
         place, annotation = f"{cls.__name__}.{name}", getattr(cls.__pydantic_fields__.get(name), "annotation", None)
@@ -349,5 +345,5 @@ def _built(cls: Any, values: Mapping[str, Any]) -> Any:
             default = REMOVED[place]
             require(plain.pop(name) == default, place, value, f"{default!r}, since this version has no such setting")
         elif inner is not None and isinstance(value, Mapping):
-            plain[name] = _built(inner, value)
+            plain[name] = _built(inner, value, renamed)
     return cls(**plain)

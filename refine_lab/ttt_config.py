@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import field
-from typing import Any, Literal
+from typing import Literal
 
-from refine_lab.config import BUILT_IN_REWARDS, OptimizationConfig, RefineConfig, RunConfig, TaskConfig, with_updates
+from refine_lab.config import BUILT_IN_REWARDS, OptimizationConfig, RefineConfig, RunConfig, TaskConfig
 from refine_lab.validation import ConfigError, Count, Text, configuration
 
 
@@ -15,7 +14,7 @@ from refine_lab.validation import ConfigError, Count, Text, configuration
 class TTTConfig(OptimizationConfig):
     """How a model is adapted to a prompt."""
 
-    method: RefineConfig | None = field(default_factory=lambda: RefineConfig(reward="binary", nsp_coef=0.4))
+    refine: RefineConfig | None = field(default_factory=lambda: RefineConfig(reward="binary", nsp_coef=0.4))
     "REFINE's settings (table 2: binary reward, weight 0.4); none: SFT on the prompt."
     steps: Count = 2
     "Maximum number of updates per prompt; for prompts adapted to jointly, the maximum number of passes over them."
@@ -31,12 +30,12 @@ class TTTConfig(OptimizationConfig):
             re.compile(self.parameters)
         except re.error as error:
             raise ConfigError("TTTConfig.parameters", self.parameters, f"a regular expression ({error})") from None
-        if self.method is None:
+        if self.refine is None:
             self._require(self.stop_at_reward is None, "stop_at_reward", "none for SFT")
             return
         known = ", ".join(map(repr, BUILT_IN_REWARDS))  # a run keeps no source of another reward
-        self._require(self.method.reward in BUILT_IN_REWARDS, "method.reward", f"one of {known}")
-        self._require(self.method.kl_coef == 0, "method.kl_coef", "0: there is no policy to stay near to")
+        self._require(self.refine.reward in BUILT_IN_REWARDS, "refine.reward", f"one of {known}")
+        self._require(self.refine.kl_coef == 0, "refine.kl_coef", "0: there is no policy to stay near to")
 
 
 @configuration
@@ -63,22 +62,15 @@ class TTTRunConfig(RunConfig):
         if self.ttt is not None:
             self._require(self.ttt.seed == self.seed, "ttt.seed", f"the run's, {self.seed}")
 
-    @staticmethod
-    def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
-        return with_updates(values)
-
-    @property
-    def arm(self) -> Literal["none", "sft", "refine"]:
-        if self.ttt is None:
-            return "none"
-        return "sft" if self.ttt.method is None else "refine"
-
     @property
     def dtype(self) -> str:
         """Returns the dtype used to read, adapt to and answer prompts; float32 without adaptation."""
         return "float32" if self.ttt is None else self.ttt.dtype
 
     @property
-    def way(self) -> str:
-        """Returns the method's name, with the suffix `_release` where SFT makes fewer updates, as in the paper's release."""
-        return self.arm + ("_release" if self.updates == "release" and self.arm == "sft" else "")
+    def method(self) -> str:
+        """Returns `none`, `sft` or `refine`; SFT that makes fewer updates ends in `_release`, as in the paper's release."""
+        if self.ttt is None:
+            return "none"
+        sft = "sft_release" if self.updates == "release" else "sft"
+        return sft if self.ttt.refine is None else "refine"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -62,28 +62,35 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lessons:
-    """Prompts with their answers: row r of `whole` is row r of `prompts` followed by the answer's tokens."""
+class PromptBatch:
+    """Prompts with their answers: each row of `sequences` is a prompt of `prompt_lengths` tokens, then its answer."""
 
-    prompts: Batch
-    whole: Batch
+    sequences: Batch
+    prompt_lengths: Int[Tensor, "B"]
 
     def __post_init__(self) -> None:
-        more = (
-            self.whole.lengths - self.prompts.lengths if len(self.whole.lengths) == len(self.prompts.lengths) else None
-        )
-        if more is None or int(more.min()) < 1:
-            raise ValueError("every prompt of a batch of lessons needs an answer of at least one token")
+        if int((self.sequences.lengths - self.prompt_lengths).min()) < 1:
+            raise ValueError("every prompt of a batch needs an answer of at least one token")
 
-    def rows(self, start: int, stop: int) -> Lessons:
-        return Lessons(prompts=self.prompts.rows(start, stop), whole=self.whole.rows(start, stop))
+    def rows(self, start: int, stop: int) -> PromptBatch:
+        return PromptBatch(sequences=self.sequences.rows(start, stop), prompt_lengths=self.prompt_lengths[start:stop])
 
-    def to(self, device: torch.device | str) -> Lessons:
-        return Lessons(prompts=self.prompts.to(device), whole=self.whole.to(device))
+    def to(self, device: torch.device | str) -> PromptBatch:
+        return PromptBatch(sequences=self.sequences.to(device), prompt_lengths=self.prompt_lengths.to(device))
 
     @property
-    def num_answer_tokens(self) -> int:
-        return int((self.whole.lengths - self.prompts.lengths).sum())
+    def prompts(self) -> Batch:
+        """Returns the prompts alone, padded on the right."""
+        tokens, longest = self.sequences.tokens, int(self.prompt_lengths.max())
+        inside = torch.arange(longest, device=tokens.device) < self.prompt_lengths.unsqueeze(1)
+        return replace(self.sequences, tokens=tokens[:, :longest] * inside, lengths=self.prompt_lengths)
+
+    @property
+    def loss_mask(self) -> Bool[Tensor, "B T"]:
+        """Returns which tokens belong to an answer."""
+        places = torch.arange(self.sequences.tokens.shape[1], device=self.sequences.tokens.device)
+        starts, ends = self.prompt_lengths.unsqueeze(1), self.sequences.lengths.unsqueeze(1)
+        return (starts <= places) & (places < ends)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,15 +31,15 @@ def as_values() -> dict:
 
 
 @pytest.mark.parametrize(
-    ("name", "way"), [(name, way) for phase in METHODS for name in named(phase) for way in METHODS[phase]]
+    ("name", "method"), [(name, method) for phase in METHODS for name in named(phase) for method in METHODS[phase]]
 )
-def test_every_recipe_comes_back_from_its_json(name, way):
-    config = recipe(name).make(way, seed=7)
+def test_every_recipe_comes_back_from_its_json(name, method):
+    config = recipe(name).make(method, seed=7)
     assert from_json(to_json(config), kind=type(config)) == config
 
 
 @pytest.mark.parametrize(
-    ("recipe", "way", "told"),
+    ("recipe", "method", "told"),
     [
         ("paper_midtrain", "sft", "sft_release"),
         ("paper_midtrain", "refine", "refine"),
@@ -49,12 +49,12 @@ def test_every_recipe_comes_back_from_its_json(name, way):
         ("paper", "none", "none"),
     ],
 )
-def test_a_file_whose_recipe_is_named_for_the_releases_updates_reads_as_before(recipe, way, told):
-    config = recipes.release_updates(recipes.recipe(recipe).make(way, 0))
+def test_a_file_whose_recipe_is_named_for_the_releases_updates_reads_as_before(recipe, method, told):
+    config = recipes.release_updates(recipes.recipe(recipe).make(method, 0))
     values = json.loads(to_json(config))
     del values["updates"]
     old = from_json(json.dumps({**values, "recipe": f"{recipe}_release_updates"}), kind=type(config))
-    assert old == config and (old.recipe, old.updates, old.way) == (recipe, "release", told)
+    assert old == config and (old.recipe, old.updates, old.method) == (recipe, "release", told)
 
 
 def test_json_is_readable_and_carries_its_version():
@@ -67,7 +67,7 @@ def test_json_is_readable_and_carries_its_version():
 def test_none_as_method_comes_back_as_none():
     config = midtrain("sft")
     assert json.loads(to_json(config))["method"] is None
-    assert from_json(to_json(config)).arm == "sft"
+    assert from_json(to_json(config)).method == "sft"
 
 
 def test_whole_numbers_become_numbers():
@@ -82,8 +82,8 @@ def test_whole_numbers_become_numbers():
     [
         ({"format_version": 3}, "format_version of config.json", 3, "1 or 2"),
         ({"format_version": None}, "format_version of config.json", None, "1 or 2"),
-        ({"method": {"tau": 0}}, "RefineConfig.tau", 0, "above 0"),
-        ({"method": "sft"}, "TrainConfig.method", "sft", "a RefineConfig, or none"),
+        ({"refine": {"tau": 0}}, "RefineConfig.tau", 0, "above 0"),
+        ({"refine": "sft"}, "TrainConfig.refine", "sft", "a RefineConfig, or none"),
         ({"data": None}, "TrainConfig.data", None, "a DataConfig"),
         ({"lr": "1e-5"}, "TrainConfig.lr", "1e-5", "a number"),
         ({"kind": "answer"}, "TrainConfig.kind", "answer", "one of 'train'"),
@@ -99,7 +99,7 @@ def test_bad_files_are_refused(change, field, value, allowed):
     [
         ({"step": 5}, "TrainConfig", "step", "steps"),
         ({"data": {"sorces": {}}}, "DataConfig", "sorces", "sources"),
-        ({"method": {"num_chunk": 4}}, "RefineConfig", "num_chunk", "num_chunks"),
+        ({"refine": {"num_chunk": 4}}, "RefineConfig", "num_chunk", "num_chunks"),
         ({"lr": "1e-5", "step": 5}, "TrainConfig", "step", "steps"),
     ],
 )
@@ -233,7 +233,7 @@ def test_sequences_too_short_for_the_method_are_refused_before_training():
     with refused("TrainConfig.data.sequence_length", 160, allowed):
         replace(midtrain(), data=data)
     assert replace(midtrain("sft"), data=data).data.sequence_length == 160
-    assert replace(midtrain(), data=replace(data, sequence_length=161)).method is not None
+    assert replace(midtrain(), data=replace(data, sequence_length=161)).refine is not None
 
 
 NUMBERS = "a mapping from names to numbers"

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from refine_lab.config import require
-from refine_lab.data.text import sound
+from refine_lab.data.text import replace_surrogates
 from refine_lab.explore import Worker, shared_worker
 from refine_lab.explore.exploration import Document, Exploration
 from refine_lab.explore.reading import DocumentReading
@@ -97,7 +97,7 @@ class RewardExplorer(Panel):
         """
         began = time.monotonic()
         if text is not None:
-            self._source.value = sound(text)
+            self._source.value = replace_surrogates(text)
         self.say("Reading…")
 
         def show(known: Document) -> Future[Any] | None:
@@ -138,7 +138,7 @@ class RewardExplorer(Panel):
 
         def begin() -> Future[Any]:
             if document is not None and not self.exploration.can_start(position):
-                k = self.exploration.method.rollout_length
+                k = self.exploration.refine.rollout_length
                 raise ValueError(f"position {position} is too close to the end: k = {k} tokens must follow it")
             self._clicked = [*dict.fromkeys([*self._clicked, position])]
             return self._roll_out([position])
@@ -239,13 +239,13 @@ class RewardExplorer(Panel):
     def _roll_out(self, positions: Sequence[int]) -> Future[Any]:
         """Requests missing rollouts from these positions, and shows all rollouts that are wanted."""
         began, document = time.monotonic(), self.exploration.document
-        settings = (self.exploration.method, self.exploration.seed)
+        settings = (self.exploration.refine, self.exploration.seed)
 
         def reward(_: Any) -> Any:
             with self._lock:
                 if document is not self.exploration.document:
                     return None
-                if settings == (self.exploration.method, self.exploration.seed):
+                if settings == (self.exploration.refine, self.exploration.seed):
                     return self._rewarded()
                 # What was set since asks for others, and shows them; unless there was nothing yet to ask for.
                 return self._roll_out(self._wanted_positions()) if self._latest is reward else None
@@ -255,7 +255,7 @@ class RewardExplorer(Panel):
                 return
             with self._lock:
                 if (*settings, rewarded[0]) == (
-                    self.exploration.method,
+                    self.exploration.refine,
                     self.exploration.seed,
                     self.exploration.reward,
                 ):
@@ -282,7 +282,7 @@ class RewardExplorer(Panel):
     def _show_map(self, frame: pd.DataFrame | None = None) -> None:
         exploration, reading = self.exploration, self.exploration._known.reading
         positions, borders, chance = [], [], None
-        if len(self._text) > exploration.method.rollout_length:  # else no position has room for a rollout
+        if len(self._text) > exploration.refine.rollout_length:  # else no position has room for a rollout
             positions, borders, chance = exploration.targets(), exploration.chunk_borders(), exploration.probabilities()
         metrics = reading_metrics(reading, chance)
         if self._other is not None:
@@ -372,7 +372,7 @@ class RewardExplorer(Panel):
 
     def _setting(self, name: str) -> Any:
         own = {"reward": self.exploration.reward, "seed": self.exploration.seed}
-        return own[name] if name in own else getattr(self.exploration.method, name)
+        return own[name] if name in own else getattr(self.exploration.refine, name)
 
     def _head(self) -> ipywidgets.VBox:
         upload = FileField(accept=".txt,.md,.py,.json,.csv,.html", description="Open a file")

@@ -24,7 +24,7 @@ from widgets.parts.token_text import token_decoder
 MOST_COMPARED = 8
 SENT = ("name", "label", "unit", "digits", "about", "shared", "filtered", "heading", "look")
 "Attributes of a column that the page receives."
-EXAMPLES, MEMBERS = 6, 4
+EXAMPLES, SAMPLES = 6, 4
 "Positions, and rollouts per position, in the paper's table F.1."
 CAPTION = (
     "Cosine reward of rollouts and the ground truth (Table F.1); ★ marks the highest of all rollouts of an example"
@@ -47,7 +47,7 @@ class TableF1(Table):
 
 def _keys(rollouts: pd.DataFrame) -> list[tuple[int, ...]]:
     """Returns the key that identifies each rollout."""
-    return list(zip(*(rollouts[name].tolist() for name in (*KEYS, "member")), strict=True))
+    return list(zip(*(rollouts[name].tolist() for name in (*KEYS, "sample_index")), strict=True))
 
 
 def decimal(value: float) -> str:
@@ -78,7 +78,7 @@ class RolloutInspector(Widget):
     token = traitlets.Int(-1).tag(sync=True)
     "A token of the document; setting it filters for the rollouts that begin there. -1 and 0 change nothing."
     filters = traitlets.Dict().tag(sync=True)
-    "`step`, `position`, `entropy` and `reward` as [lowest, highest], `text` and `truth` as substrings; see `rollout_columns`."
+    "`step`, `position`, `entropy` and `reward` as [lowest, highest], `text` and `target` as substrings; see `rollout_columns`."
 
     def __init__(self, rollouts: pd.DataFrame | None = None, *, decode: Any) -> None:
         self._decode = token_decoder(decode)
@@ -134,15 +134,15 @@ class RolloutInspector(Widget):
         rows = self._rows()
         return self._frame.iloc[rows].set_axis(rows, axis=0)
 
-    def table_f1(self, examples: int = EXAMPLES, members: int = MEMBERS) -> TableF1:
+    def table_f1(self, examples: int = EXAMPLES, samples: int = SAMPLES) -> TableF1:
         """Returns the first positions with different references, and their rollouts, in the form of the paper's table F.1.
 
-        For each position, the first `members` rollouts are listed, as well as the one with the position's highest
+        For each position, the first `samples` rollouts are listed, as well as the one with the position's highest
         cosine reward, marked by a star. P7 is the seventh rollout of its position. Raises ValueError if nothing is
         shown, and for less than one example or rollout.
         """
         require(examples >= 1, "examples", examples, "at least 1")
-        require(members >= 1, "members", members, "at least 1")
+        require(samples >= 1, "samples", samples, "at least 1")
         rows, cosine = self._rows(), self._table.numbers["cosine"]
         if not len(rows):
             raise ValueError("figure table_f1 has no data: no rollout is shown")
@@ -152,7 +152,7 @@ class RolloutInspector(Widget):
             best = max(finite, key=lambda row: cosine[row]) if len(finite) > 1 else -1
             lines.append((f"Ex. {number}", "GT", self._table.text(self._table.targets[group]), "–", ""))
             for place, row in enumerate(own, 1):
-                if place <= members or row == best:
+                if place <= samples or row == best:
                     value = float(cosine[row]) if row in finite else "–"
                     text = self._table.text(self._table.tokens[row])
                     lines.append(("", f"P{place}", text, value, "★" if row == best else ""))

@@ -15,7 +15,7 @@ import numpy as np
 from refine_lab.config import BUILT_IN_REWARDS
 from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tasks.rules import AnswerRule
-from refine_lab.data.text import sound
+from refine_lab.data.text import replace_surrogates
 from refine_lab.explore import Worker, shared_worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.futures import finished, together
@@ -27,7 +27,7 @@ from refine_lab.ttt_config import TTTConfig
 from widgets.core.base import guarded
 from widgets.core.page import save_page
 from widgets.core.panel import Panel
-from widgets.figures.series import decimate, way_styles
+from widgets.figures.series import decimate, method_styles
 from widgets.parts.answers import Answers
 from widgets.parts.controls import button, in_rows, ttt_fields
 from widgets.parts.document_metrics import change_metrics, entropy_metric, loss_metric
@@ -78,9 +78,9 @@ class TTTPanel(Panel):
         super().__init__()
         self.worker = worker or shared_worker()
         recipe = ttt_per_prompt().ttt
-        assert recipe is not None and recipe.method is not None
+        assert recipe is not None and recipe.refine is not None
         self._given = config or replace(recipe, steps=STEPS)
-        self._method = self._given.method or recipe.method  # where REFINE is chosen
+        self._method = self._given.refine or recipe.refine  # where REFINE is chosen
         self.exploration = Exploration(self.worker, model, add_bos=add_bos)
         self.model = model
         self.steps: list[dict[str, float]] = []
@@ -98,7 +98,7 @@ class TTTPanel(Panel):
         begin = sample_document(self.exploration.tokenizer)
         self.fields = ttt_fields(
             *((begin.document, begin.question) if text is None else (text, question or "")), self._method.reward,
-            [*BUILT_IN_REWARDS], refine=self._given.method is not None, steps=self._given.steps, lr=self._given.lr,
+            [*BUILT_IN_REWARDS], refine=self._given.refine is not None, steps=self._given.steps, lr=self._given.lr,
             tokens=self._rule.max_tokens,
         )  # fmt: skip
         self._first = self._texts()
@@ -192,8 +192,8 @@ class TTTPanel(Panel):
     def config(self) -> TTTConfig:
         """Returns the configuration in the fields. Raises ValueError for an invalid one."""
         fields = {name: field.value for name, field in self.fields.items()}
-        method = replace(self._method, reward=fields["reward"]) if fields["method"] == "REFINE" else None
-        return replace(self._given, method=method, steps=fields["steps"], lr=fields["lr"])
+        refine = replace(self._method, reward=fields["reward"]) if fields["method"] == "REFINE" else None
+        return replace(self._given, refine=refine, steps=fields["steps"], lr=fields["lr"])
 
     @property
     def running(self) -> bool:
@@ -296,7 +296,7 @@ class TTTPanel(Panel):
 
     def _show_answers(self) -> None:
         for when in ("before", "after"):
-            self._beside.set_trait(when, sound(self.answers.get(when, "")))
+            self._beside.set_trait(when, replace_surrogates(self.answers.get(when, "")))
 
     def _add(self, row: dict[str, float]) -> None:
         self.steps.append(row)
@@ -307,18 +307,20 @@ class TTTPanel(Panel):
     def _draw(self) -> None:
         """Sends the curves, thinned by `decimate`."""
         self._sent = time.monotonic()
-        way = "refine" if self._config.method else "sft"
-        style = way_styles([way])[way]
+        method = "refine" if self._config.refine else "sft"
+        style = method_styles([method])[method]
         panels = []
         for key, title, unit in (*CURVES, ("reward", "Mean reward of the step's rollouts", "mean")):
             found = [(each["step"], each[key]) for each in self.steps if key in each]
             if found:
                 points = np.array(found, dtype="<f4")
                 x, y = points[decimate(points[:, 1])].T
-                lines = [{"arm": way, "seed": 0, "x": x.tobytes(), "y": y.tobytes()}]
+                lines = [{"method": method, "seed": 0, "x": x.tobytes(), "y": y.tobytes()}]
                 panels.append({"name": key, "title": title, "unit": unit, "marks": True, "lines": lines})
-        arms = [{"arm": way, "label": style.label, "symbol": style.symbol, "look": 2 if way == "refine" else 1}]
-        self.curves.curves = {"arms": arms, "panels": panels}
+        methods = [
+            {"method": method, "label": style.label, "symbol": style.symbol, "look": 2 if method == "refine" else 1}
+        ]
+        self.curves.curves = {"methods": methods, "panels": panels}
 
     # -- the page -----------------------------------------------------------------------------------------------------
 

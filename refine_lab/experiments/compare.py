@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import require
 from refine_lab.data.tasks.scores import SCORES
-from refine_lab.experiments.run_groups import experiment_arms, flat_settings
+from refine_lab.experiments.run_groups import flat_settings, group_names
 from refine_lab.experiments.statistics import mean_interval, paired_difference
 from refine_lab.models.loading import load_tokenizer
 from refine_lab.runs.run import Run
@@ -25,18 +25,18 @@ ORDER = ("base", "none", "sft_release", "sft", "nested_sft_release", "nested_sft
 
 
 def metrics(runs: Iterable[Run]) -> pd.DataFrame:
-    """Returns one row per batch of every run, with `arm` (as named by `run_groups.experiment_arms`) and `seed`."""
+    """Returns one row per batch of every run, with `method` (as named by `run_groups.group_names`) and `seed`."""
     return _joined((run, run.metrics()) for run in runs)
 
 
 def evaluations(runs: Iterable[Run]) -> pd.DataFrame:
-    """Returns one row per evaluation of every run, with `arm` and `seed` as in `metrics`."""
+    """Returns one row per evaluation of every run, with `method` and `seed` as in `metrics`."""
     return _joined((run, run.evaluations()) for run in runs)
 
 
 def last_rollouts(runs: Iterable[Run], steps: int = 5) -> pd.DataFrame:
-    """Returns the rollouts of the last `steps` batches of every REFINE run, with `arm` and `seed` as in `metrics`."""
-    last = ((run, run.config.steps) for run in runs if run.config.method is not None)
+    """Returns the rollouts of the last `steps` batches of every REFINE run, with `method` and `seed` as in `metrics`."""
+    last = ((run, run.config.steps) for run in runs if run.config.refine is not None)
     return _joined((run, run.rollouts(range(max(1, step - steps + 1), step + 1))) for run, step in last)
 
 
@@ -45,7 +45,7 @@ def joined_stages(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
     done, frames = 0, []
     for run in runs:
         pair = (run.metrics(), run.evaluations())
-        frames.append([frame.assign(step=frame["step"] + done, arm=run.config.way, seed=0) for frame in pair])
+        frames.append([frame.assign(step=frame["step"] + done, method=run.config.method, seed=0) for frame in pair])
         done += run.config.steps
     train, held_out = (pd.concat(parts, ignore_index=True) for parts in zip(*frames, strict=True))
     return train, held_out
@@ -58,13 +58,13 @@ def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:
 
 def names_of(runs: Sequence[Run]) -> list[str]:
     """Returns the name under which each run is averaged: its method, and any settings that distinguish the runs."""
-    return experiment_arms([(run.config.way, run.config, run.name) for run in runs])
+    return group_names([(run.config.method, run.config, run.name) for run in runs])
 
 
 def _joined(frames: Iterable[tuple[Run, pd.DataFrame]]) -> pd.DataFrame:
     pairs = list(frames)
     named = zip(pairs, names_of([run for run, _ in pairs]), strict=True)
-    parts = [frame.assign(arm=name, seed=run.config.seed) for (run, frame), name in named]
+    parts = [frame.assign(method=name, seed=run.config.seed) for (run, frame), name in named]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -84,7 +84,7 @@ def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def answers_of(runs: Sequence[Run]) -> pd.DataFrame:
-    """Returns one row per answer of several test-time training runs; `way` is the method, with a suffix for release updates."""
+    """Returns one row per answer of several test-time training runs; `method` has a suffix for release updates."""
     return pd.concat([run.answers() for run in runs], ignore_index=True)
 
 
@@ -93,58 +93,58 @@ def answers_of(runs: Sequence[Run]) -> pd.DataFrame:
 
 def per_seed(answers: pd.DataFrame) -> pd.DataFrame:
     """Returns one row per method and seed: `updates`, and the mean of each score over questions with references."""
-    return answers.groupby(["way", "seed"], sort=False)[["updates", *SCORES]].mean().reset_index()
+    return answers.groupby(["method", "seed"], sort=False)[["updates", *SCORES]].mean().reset_index()
 
 
 def per_prompt(answers: pd.DataFrame) -> pd.DataFrame:
     """Returns one row per method and prompt, averaged over seeds; only prompts that every method has answered."""
-    shared = answers.groupby("name")["way"].nunique().eq(answers["way"].nunique())
+    shared = answers.groupby("name")["method"].nunique().eq(answers["method"].nunique())
     kept = answers[answers["name"].map(shared)]
-    return kept.groupby(["way", "name"], sort=False)[[*SCORES, *READINGS]].mean().reset_index()
+    return kept.groupby(["method", "name"], sort=False)[[*SCORES, *READINGS]].mean().reset_index()
 
 
 def comparison(rows: pd.DataFrame) -> pd.DataFrame:
     """Returns the mean and spread of each measure over seeds, or over prompts if `rows` has a column `name`.
 
-    `rows` has a row for each method and seed, or method and prompt: `way`, `seed` or `name`, and the measures. Returns
-    a row for each method and measure: `way`, `measure`, `count` (rows of the method), `mean`, `std` (n - 1), and `low`
+    `rows` has a row for each method and seed, or method and prompt: `method`, `seed` or `name`, and the measures. Returns
+    a row for each method and measure: `method`, `measure`, `count` (rows of the method), `mean`, `std` (n - 1), and `low`
     and `high`, the ends of the 95 % interval by Student's t, NaN as in `statistics.mean_interval`. Raises ValueError if
     a method has two rows for one seed or prompt.
     """
-    keys = ["way", _unit(rows)]
-    repeated = rows.loc[rows.duplicated([key for key in keys if key in rows]), "way"].tolist()
+    keys = ["method", _unit(rows)]
+    repeated = rows.loc[rows.duplicated([key for key in keys if key in rows]), "method"].tolist()
     require(not repeated, "rows", repeated[:1], f"one for each method and {keys[1]}")
     found = []
-    for way, group in rows.groupby("way", sort=False):
+    for method, group in rows.groupby("method", sort=False):
         for measure in measures_of(rows):
             mean, low, high = mean_interval(group[measure].dropna().to_numpy())
             values = {"mean": mean, "std": group[measure].std(ddof=1), "low": low, "high": high}
-            found.append({"way": way, "measure": measure, "count": len(group), **values})
-    return pd.DataFrame(found, columns=["way", "measure", "count", "mean", "std", "low", "high"])
+            found.append({"method": method, "measure": measure, "count": len(group), **values})
+    return pd.DataFrame(found, columns=["method", "measure", "count", "mean", "std", "low", "high"])
 
 
 def differences(rows: pd.DataFrame) -> pd.DataFrame:
     """Returns the paired differences between methods over the same seeds, or prompts, with 95 % intervals.
 
-    `rows` as for `comparison`. Returns a row per pair of methods and measure: `way`, `against`, `measure`,
+    `rows` as for `comparison`. Returns a row per pair of methods and measure: `method`, `against`, `measure`,
     `difference`, `low`, `high` and `pairs`. Methods with different seeds are not compared; a seed or prompt for which a
     method lacks the measure is left out.
     """
     unit, found = _unit(rows), []
-    for way, against in comparable(rows):
+    for method, against in comparable(rows):
         for measure in measures_of(rows):
             whole = rows[measure].notna().groupby(rows[unit]).transform("all")
             if whole.any() and not measure.endswith("_before"):  # before adapting all methods are the same
-                pair = {"way": way, "against": against, "measure": measure}
-                found.append(pair | paired_difference(rows[whole], way, against, measure, pair=unit))
-    return pd.DataFrame(found, columns=["way", "against", "measure", "difference", "low", "high", "pairs"])
+                pair = {"method": method, "against": against, "measure": measure}
+                found.append(pair | paired_difference(rows[whole], method, against, measure, pair=unit))
+    return pd.DataFrame(found, columns=["method", "against", "measure", "difference", "low", "high", "pairs"])
 
 
 def comparable(rows: pd.DataFrame) -> list[tuple[str, str]]:
     """Returns the pairs of methods with the same seeds, or the same prompts, each against those earlier in `ORDER`."""
-    units = {way: set(group[_unit(rows)]) for way, group in rows.groupby("way")}
-    pairs = combinations([way for way in reversed(ORDER) if way in units], 2)
-    return [(way, against) for way, against in pairs if units[way] == units[against]]
+    units = {method: set(group[_unit(rows)]) for method, group in rows.groupby("method")}
+    pairs = combinations([method for method in reversed(ORDER) if method in units], 2)
+    return [(method, against) for method, against in pairs if units[method] == units[against]]
 
 
 def measures_of(rows: pd.DataFrame) -> list[str]:

@@ -88,7 +88,7 @@ def method_configs(
 def release_configs(configs: Sequence[R]) -> list[R]:
     """Returns those of `configs` whose method makes fewer updates in the paper's release, with these updates."""
     released = [(config, recipes.release_updates(config)) for config in configs if config.updates == "equal"]
-    return [changed for config, changed in released if changed.way != config.way]
+    return [changed for config, changed in released if changed.method != config.method]
 
 
 def with_settings(config: C, settings: Mapping[str, Any]) -> C:
@@ -166,6 +166,6 @@ def _ttt_config(config: TTTRunConfig, past: History, settings: dict[str, Any]) -
     prompts, count = settings.pop("prompts", None), settings.pop("count", None)
     asked = {name: settings.pop(name) for name in setting_names(TaskConfig) - {"test"} if name in settings}
     config = replace(config, **prompts_of(config, past, prompts, count, asked))
-    if config.arm == "sft":
+    if config.method == "sft":
         settings.pop("stop_at_reward", None)
     return with_settings(config, settings)

@@ -14,13 +14,13 @@ from refine_lab.config import TrainConfig
 from refine_lab.data.tasks.batches import TaskData
 from refine_lab.data.tasks.examples import Task
 from refine_lab.method.rewards import REWARDS
-from refine_lab.method.step import Learner
-from refine_lab.models.activation_checkpointing import recompute
+from refine_lab.method.step import TrainState
+from refine_lab.models.activation_checkpointing import checkpoint_activations
 from refine_lab.models.base import FastWeightLM
 from refine_lab.ops.precision import autocast
 from refine_lab.rng import Draws
 from refine_lab.runs.run import Run
-from refine_lab.training.adaptation import Adapter, Restored, prompt_batch
+from refine_lab.training.adaptation import Adapter, preserve_weights, prompt_batch
 from refine_lab.training.answering import adapt_ids, batches_of, measured
 from refine_lab.training.answers import answer
 from refine_lab.training.loading import load_policy
@@ -45,14 +45,14 @@ def estimated_seconds(
     total = 0.0
     for run in runs:
         config, amount = run.config, _left(run, task)
-        if amount and config.way not in rates:
+        if amount and config.method not in rates:
             if isinstance(config, TrainConfig):
-                rates[config.way] = _seconds_per_prompt(config, task)
+                rates[config.method] = _seconds_per_prompt(config, task)
             else:
                 if model is None or tokenizer is None:
                     model, tokenizer = load_policy(config)
-                rates[config.way] = _seconds_per_token(config, model, tokenizer, task)
-        total += rates.get(config.way, 0.0) * amount
+                rates[config.method] = _seconds_per_token(config, model, tokenizer, task)
+        total += rates.get(config.method, 0.0) * amount
     return total
 
 
@@ -68,16 +68,16 @@ def _left(run: Run, task: Task) -> int:
 def _seconds_per_prompt(config: TrainConfig, task: Task) -> float:
     """Times one micro-batch of training, with a copy of the model."""
     policy, _ = load_policy(config)
-    recompute(policy, config.recompute)
+    checkpoint_activations(policy, config.activation_checkpointing)
     rows = min(config.micro_batch_size, config.mini_batch_size)
     config = replace(config, batch_size=rows, mini_batch_size=rows, micro_batch_size=rows)
-    reward = None if config.method is None else REWARDS[config.method.reward]
-    learner = Learner(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
+    reward = None if config.refine is None else REWARDS[config.refine.reward]
+    train_state = TrainState(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
     batch = TaskData(task.train, config.seed).batch(0, config.batch_size).to(policy.device)
     began = time.monotonic()
-    nested_step(learner, batch, Draws(seed=config.seed, step=1))
+    nested_step(train_state, batch, Draws(seed=config.seed, step=1))
     seconds = (time.monotonic() - began) / rows
-    del policy, learner
+    del policy, train_state
     torch.cuda.empty_cache()  # the training process wants that memory
     return seconds
 
@@ -88,7 +88,7 @@ def _seconds_per_token(
     """Times reading, one adaptation step and the answer for one median-length prompt; the model is restored."""
     example = sorted(task.test, key=lambda e: len(e.prompt_ids))[len(task.test) // 2]
     ttt, step = config.ttt, 0.0
-    with nullcontext() if ttt is None else Restored(model, ttt.parameters):
+    with nullcontext() if ttt is None else preserve_weights(model, ttt.parameters):
         if ttt is not None:
             adapter = Adapter(model, replace(ttt, steps=1))
             batch = prompt_batch(model, [adapt_ids(example, config.adapt_on)])

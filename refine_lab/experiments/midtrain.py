@@ -68,31 +68,31 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
     Measures that this tokenizer or these rows do not support are omitted, with a printed notice.
     """
     config = runs[0].config
-    method = next((run.config.method for run in runs if run.config.method), RefineConfig())
+    refine = next((run.config.refine for run in runs if run.config.refine), RefineConfig())
     models: list[tuple[str, int | None, int, str]] = [("base", None, 0, config.model)]
-    for run, way in zip(runs, names_of(runs), strict=True):
-        models.append((way, run.config.seed, int(run.metrics()["updates"].iloc[-1]), str(run.path)))
+    for run, method in zip(runs, names_of(runs), strict=True):
+        models.append((method, run.config.seed, int(run.metrics()["updates"].iloc[-1]), str(run.path)))
     held_out, kinds, rows = None, [], []
-    for way, seed, updates, name in models:
+    for method, seed, updates, name in models:
         policy, tokenizer = load_policy(config, name)
         if held_out is None:
             held_out = _held_out(config, tokenizer)
             kinds = _kinds_to_ask(held_out, num_documents, num_tokens)
-            if not fixed_targets(method.num_chunks, method.rollout_length).fits(config.data.sequence_length):
-                length, chunks = config.data.sequence_length, method.num_chunks
+            if not fixed_targets(refine.num_chunks, refine.rollout_length).fits(config.data.sequence_length):
+                length, chunks = config.data.sequence_length, refine.num_chunks
                 print(f"Rewards are left out: rows of {length} tokens have no room for rollouts from {chunks} chunks.")
         with autocast(policy.device, config.dtype):
             measured = held_out_measures(
                 policy,
                 held_out,
-                num_chunks=method.num_chunks,
-                rollout_length=method.rollout_length,
+                num_chunks=refine.num_chunks,
+                rollout_length=refine.rollout_length,
                 kinds=kinds,
                 documents=num_documents,
                 document_tokens=num_tokens,
             )
-        rows.append({"way": way, "seed": seed, "updates": updates, **measured})
-        print(f"{way}{'' if seed is None else f' s{seed}'}:", ", ".join(f"{k} {v:.4f}" for k, v in measured.items()))
+        rows.append({"method": method, "seed": seed, "updates": updates, **measured})
+        print(f"{method}{'' if seed is None else f' s{seed}'}:", ", ".join(f"{k} {v:.4f}" for k, v in measured.items()))
     return rows
 
 
@@ -120,8 +120,8 @@ def entropies_of_document(run: Run) -> dict[str, Any]:
 
     Raises ValueError for a run of SFT, which selects no positions.
     """
-    config, method = run.config, run.config.method
-    if method is None:
+    config, refine = run.config, run.config.refine
+    if refine is None:
         raise ValueError(f"run {run.name} is SFT, which selects no positions; give it one of REFINE")
     policy, tokenizer = load_policy(config, str(run.path))
     batch = _held_out(config, tokenizer).validation().rows(0, 1)
@@ -129,16 +129,16 @@ def entropies_of_document(run: Run) -> dict[str, Any]:
     with autocast(policy.device, config.dtype), hidden_states_only():
         stats = next_token_stats(policy, policy.read(there.tokens, there.lengths), there, entropy=True)
     entropies = F.pad(stats.entropies.cpu(), (0, 1))  # nothing is uncertain after the last token: nothing follows
-    probabilities = selection_probabilities(entropies, batch.lengths, method)
+    probabilities = selection_probabilities(entropies, batch.lengths, refine)
     draws = Draws(seed=EVALUATION_SEED)
-    positions = select_positions(probabilities, batch.lengths, batch.sequence_ids, draws, method.num_chunks)
-    indexed = shift(entropies, method.entropy_index)
-    kernel = method.smoothing_kernel if method.selection == "entropy" else 1
-    size = batch.tokens.shape[1] // method.num_chunks
+    positions = select_positions(probabilities, batch.lengths, batch.sequence_ids, draws, refine.num_chunks)
+    indexed = shift(entropies, refine.entropy_index)
+    kernel = refine.smoothing_kernel if refine.selection == "entropy" else 1
+    size = batch.tokens.shape[1] // refine.num_chunks
     return {
         "entropies": indexed[0].numpy(),
         "smoothed": smooth(indexed, batch.lengths, kernel)[0].numpy(),
         "positions": positions[0].tolist(),
-        "chunk_borders": [size * chunk for chunk in range(method.num_chunks + 1)],
+        "chunk_borders": [size * chunk for chunk in range(refine.num_chunks + 1)],
         "tokens": [tokenizer.decode([token]) for token in batch.tokens[0].tolist()],
     }

@@ -38,7 +38,7 @@ def example_text(example: Example, config: TrainConfig, tokens: int = 60) -> str
 
 
 def answers_of(runs: Sequence[Run], task: Task) -> pd.DataFrame:
-    """Returns the answers to every test question before training and after each run, with `way`, `seed` and `updates`.
+    """Returns the answers to every test question before training and after each run, with `method`, `seed` and `updates`.
 
     They are stored in the run directories as they are generated: `answers/test`, and for the initial model
     `answers/base` of the first run. Stored answers are reused.
@@ -48,12 +48,12 @@ def answers_of(runs: Sequence[Run], task: Task) -> pd.DataFrame:
     for run in runs:
         config, updates = run.config, int(run.metrics()["updates"].iloc[-1])
         there = run.path / "answers" / "test"
-        frames.append(_answered(config, str(run.path), task, there, config.way, config.seed, updates))
+        frames.append(_answered(config, str(run.path), task, there, config.method, config.seed, updates))
     return pd.concat(frames, ignore_index=True)
 
 
 def _answered(
-    config: TrainConfig, model: str, task: Task, folder: Path, way: str, seed: int, updates: int
+    config: TrainConfig, model: str, task: Task, folder: Path, method: str, seed: int, updates: int
 ) -> pd.DataFrame:
     log = AnswerLog(folder)
     missing = [example for example in task.test if example.name not in log.done]
@@ -63,9 +63,9 @@ def _answered(
             part, began = missing[start : start + AT_ONCE], time.monotonic()
             with autocast(policy.device, config.dtype):
                 texts = answer(policy, tokenizer, part, task.rule)
-            facts = {"way": way, "seed": seed, "seconds": (time.monotonic() - began) / len(part)}
+            facts = {"method": method, "seed": seed, "seconds": (time.monotonic() - began) / len(part)}
             log.write([answer_row(example, text, **facts) for example, text in zip(part, texts, strict=True)])
     frame = log.read()
     means = ", ".join(f"{name} {frame[name].mean():.3f}" for name in SCORES)
-    print(f"{way}{'' if seed == NO_SEED else f' s{seed}'}: {len(frame)} answers, {means}")
+    print(f"{method}{'' if seed == NO_SEED else f' s{seed}'}: {len(frame)} answers, {means}")
     return frame.assign(updates=updates)

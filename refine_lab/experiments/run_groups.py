@@ -14,7 +14,7 @@ from refine_lab.config import Config, to_json
 SEEDS = ("seed", "ttt.seed")
 """Settings in which the runs of one experiment differ."""
 SEPARATOR = ": "
-"""Separates an arm from its experiment's distinguishing settings in names from `experiment_arms`."""
+"""Separates an method from its experiment's distinguishing settings in names from `group_names`."""
 MOST_NAMED = 3
 """Maximum number of settings in such a name."""
 
@@ -26,16 +26,16 @@ def flat_settings(config: Config) -> dict[str, str]:
     return dict(_flattened(json.loads(to_json(config))))
 
 
-def experiment_arms(runs: Sequence[tuple[str, Config, str]]) -> list[str]:
-    """Returns, for each run given as arm, configuration and folder name, the name under which it is averaged.
+def group_names(runs: Sequence[tuple[str, Config, str]]) -> list[str]:
+    """Returns, for each run given as method, configuration and folder name, the name under which it is averaged.
 
-    Two runs get the same name only if they have the same arm, the same settings except the seed, and different seeds.
-    If an arm has one such group, the name is the arm. If it has several, the settings in which they differ follow, as
+    Two runs get the same name only if they have the same method, the same settings except the seed, and different seeds.
+    If an method has one such group, the name is the method. If it has several, the settings in which they differ follow, as
     in `refine: lr 0.001`, and if these do not distinguish the groups, the date of the group's first run.
     """
-    names, groups = [arm for arm, _, _ in runs], _groups(runs)
-    for arm in dict.fromkeys(names):
-        own = {key: members for key, members in groups.items() if key.arm == arm}
+    names, groups = [method for method, _, _ in runs], _groups(runs)
+    for method in dict.fromkeys(names):
+        own = {key: members for key, members in groups.items() if key.method == method}
         if len(own) == 1:
             continue
         differences = _differences(
@@ -43,14 +43,14 @@ def experiment_arms(runs: Sequence[tuple[str, Config, str]]) -> list[str]:
         )
         for difference, members in zip(differences, own.values(), strict=True):
             for index in members:
-                names[index] = f"{arm}{SEPARATOR}{difference}"
+                names[index] = f"{method}{SEPARATOR}{difference}"
     return names
 
 
 class _Group(NamedTuple):
     """The common properties of runs that are averaged."""
 
-    arm: str
+    method: str
     settings: tuple[tuple[str, str], ...]
     repeat: int
     "How many earlier runs have the same settings and seed; a repeated run does not count as another seed."
@@ -60,10 +60,10 @@ def _groups(runs: Sequence[tuple[str, Config, str]]) -> dict[_Group, list[int]]:
     """Returns the groups in order of appearance, each with the indices of its runs."""
     groups: dict[_Group, list[int]] = {}
     seen: Counter[tuple[str, str]] = Counter()
-    for index, (arm, config, _) in enumerate(runs):
-        whole = arm, to_json(config)
+    for index, (method, config, _) in enumerate(runs):
+        whole = method, to_json(config)
         settings = tuple((name, value) for name, value in flat_settings(config).items() if name not in SEEDS)
-        groups.setdefault(_Group(arm, settings, seen[whole]), []).append(index)
+        groups.setdefault(_Group(method, settings, seen[whole]), []).append(index)
         seen[whole] += 1
     return groups
 

@@ -46,7 +46,7 @@ def create_runs(configs: Sequence[TrainConfig], folder: Path, reward: Reward = N
     check_inputs(configs)
     source = reward_source(reward) if callable(reward) else None
     inputs = [text_inputs(config.model, config.data, manifest_of(config.model)) for config in configs]
-    own = [source if config.method is not None and config.method.reward == "custom" else None for config in configs]
+    own = [source if config.refine is not None and config.refine.reward == "custom" else None for config in configs]
     whole = zip(configs, own, inputs, strict=True)
     return [new_run(config, folder, reward_source=kept, inputs=begun) for config, kept, begun in whole]
 

@@ -15,18 +15,21 @@ CONFIDENCE = 0.95
 
 
 def paired_difference(
-    rows: pd.DataFrame, way: str, against: str, measure: str, *, column: str = "way", pair: str = "seed"
+    rows: pd.DataFrame, method: str, against: str, measure: str, *, column: str = "method", pair: str = "seed"
 ) -> dict[str, float]:
-    """Returns the mean of `way` minus `against` over pairs with the same seed, with its 95 % interval by Student's t.
+    """Returns the mean of `method` minus `against` over pairs with the same seed, with its 95 % interval by Student's t.
 
     Returns `difference`, `low`, `high`, `pairs`; low and high are NaN as in `mean_interval`. Raises ValueError if the
     two do not have the same seeds, each once.
     """
-    one, other = (rows[rows[column] == name].set_index(pair)[measure] for name in (way, against))
+    one, other = (rows[rows[column] == name].set_index(pair)[measure] for name in (method, against))
     unique = one.index.is_unique and other.index.is_unique
     matched = len(one) > 0 and unique and set(one.index) == set(other.index)
     require(
-        matched, f"the {pair}s of {way!r}", sorted(one.index), f"those of {against!r}, {sorted(other.index)}, each once"
+        matched,
+        f"the {pair}s of {method!r}",
+        sorted(one.index),
+        f"those of {against!r}, {sorted(other.index)}, each once",
     )
     scale = float(np.abs([*one, *other]).max())
     difference, low, high = mean_interval((one - other.loc[one.index]).to_numpy(), scale)

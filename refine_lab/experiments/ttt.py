@@ -31,9 +31,9 @@ class PromptTrace:
     tokens: list[str]
     "The text of each token of the prompt, [T]."
     steps: pd.DataFrame
-    "One row per step: `way`, `step`, `tokens_per_second`, `reward`, and loss and entropy before and after (`loss_before`...)."
+    "One row per step: `method`, `step`, `tokens_per_second`, `reward`, loss and entropy before and after (`loss_before`...)."
     answers: pd.DataFrame
-    "One row per method: `way`, `answer` and scores; `none` is the answer before adaptation."
+    "One row per method: `method`, `answer` and scores; `none` is the answer before adaptation."
     readings: dict[str, Reading]
     "Entropy and loss of each token: `none` before adaptation, and each method after its last step."
 
@@ -77,40 +77,40 @@ def trace_prompt(
     first. Raises ValueError as `adapted` does.
     """
     prompt = torch.tensor(example.prompt_ids)
-    last = {config.way: config for config in configs if config.ttt is not None}
+    last = {config.method: config for config in configs if config.ttt is not None}
     dtype = next((config.dtype for config in last.values()), "float32")
 
     def read() -> Reading:
         with autocast(model.device, dtype):
             return read_prompt(model, prompt)
 
-    def answer_after(way: str) -> None:
+    def answer_after(method: str) -> None:
         with autocast(model.device, dtype):
             text = answer(model, tokenizer, [example], rule)[0]
-        row = answer_row(example, text, way=way, seed=0, seconds=0.0)
-        answers.append({name: row[name] for name in ("way", "answer", "references", *SCORES)})
-        print(f"{way}: the answer is {text!r}", flush=True)
+        row = answer_row(example, text, method=method, seed=0, seconds=0.0)
+        answers.append({name: row[name] for name in ("method", "answer", "references", *SCORES)})
+        print(f"{method}: the answer is {text!r}", flush=True)
 
     readings, steps, answers = {"none": read()}, [], []
     answer_after("none")
-    for way, config in last.items():
+    for method, config in last.items():
         assert config.ttt is not None
-        readings[way] = readings["none"]
+        readings[method] = readings["none"]
 
-        def report(update: Update, way: str = way) -> None:
-            before, readings[way] = readings[way], read()
-            steps.append(_step_row(way, update, before, readings[way]))
+        def report(update: Update, method: str = method) -> None:
+            before, readings[method] = readings[method], read()
+            steps.append(_step_row(method, update, before, readings[method]))
             print(_step_line(steps[-1]), flush=True)
 
         with adapted(model, adapt_ids(example, config.adapt_on), config.ttt, report):
-            answer_after(way)
+            answer_after(method)
     tokens = [str(tokenizer.decode([token])) for token in example.prompt_ids]
     return PromptTrace(tokens, pd.DataFrame(steps), pd.DataFrame(answers), readings)
 
 
-def _step_row(way: str, update: Update, before: Reading, after: Reading) -> dict[str, Any]:
+def _step_row(method: str, update: Update, before: Reading, after: Reading) -> dict[str, Any]:
     return {
-        "way": way,
+        "method": method,
         "step": update.number,
         "loss_before": float(before.losses.mean()),
         "loss_after": float(after.losses.mean()),
@@ -126,4 +126,4 @@ def _step_line(row: dict[str, Any]) -> str:
         f"{name} {row[f'{name}_before']:.4f} -> {row[f'{name}_after']:.4f}" for name in ("loss", "entropy")
     )
     reward = "" if math.isnan(row["reward"]) else f", reward {row['reward']:.3f}"
-    return f"{row['way']} step {row['step']}: {changes}{reward}, {row['tokens_per_second']:,.0f} tokens/s"
+    return f"{row['method']} step {row['step']}: {changes}{reward}, {row['tokens_per_second']:,.0f} tokens/s"

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import RefineConfig, require
-from refine_lab.data.text import sound
+from refine_lab.data.text import replace_surrogates
 from refine_lab.data.tokenizer import beginning
 from refine_lab.explore.client import Worker
 from refine_lab.explore.futures import finished, then
@@ -30,7 +30,7 @@ from refine_lab.method.rewards import REWARDS
 from refine_lab.method.selection import select_positions, selection_probabilities
 from refine_lab.models.loading import load_tokenizer
 from refine_lab.rng import Draws
-from refine_lab.training.adaptation import fitted
+from refine_lab.training.adaptation import fit_to_length
 from refine_lab.types import RewardFunction, RewardInputs
 
 MOST_TOKENS = 65_536
@@ -71,7 +71,7 @@ class Exploration:
         self.rewards: dict[str, RewardFunction] = REWARDS | {
             name: _own(name, function) for name, function in (rewards or {}).items()
         }
-        self.method = RefineConfig(group_size=8, group_by="prefix")
+        self.refine = RefineConfig(group_size=8, group_by="prefix")
         self.reward, self.seed = "cosine", 0
         self.document: Document | None = None
         self._kept: dict[Key, list[PrefixRollouts]] = {}
@@ -81,7 +81,7 @@ class Exploration:
 
         Raises ValueError for fewer than two tokens or more than `MOST_TOKENS`.
         """
-        own = self.tokenizer(sound(text), add_special_tokens=False)["input_ids"]
+        own = self.tokenizer(replace_surrogates(text), add_special_tokens=False)["input_ids"]
         ids = np.array([*beginning(self.tokenizer, self.add_bos), *own], dtype=np.int32)
         require(2 <= len(ids) <= MOST_TOKENS, "a document's tokens", len(ids), f"from 2 to {MOST_TOKENS}")
         return ids
@@ -105,7 +105,7 @@ class Exploration:
         """
         known = self._known
         return self.worker.submit(
-            "read", model=model, token_ids=known.token_ids, text=sound(known.text), add_bos=self.add_bos
+            "read", model=model, token_ids=known.token_ids, text=replace_surrogates(known.text), add_bos=self.add_bos
         )
 
     # -- which positions ----------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ class Exploration:
 
         Raises ValueError without a document and for one too short for a rollout.
         """
-        return fitted(self.method, len(self._known.token_ids))
+        return fit_to_length(self.refine, len(self._known.token_ids))
 
     def probabilities(self) -> Float[np.ndarray, "T"]:
         """Returns the probability that each position of the document is selected within its chunk (eq. 6)."""
@@ -135,7 +135,7 @@ class Exploration:
 
     def can_start(self, position: int) -> bool:
         """Returns whether k reference tokens follow the position, so that rollouts can be compared with them."""
-        return 0 <= position < len(self._known.token_ids) - self.method.rollout_length
+        return 0 <= position < len(self._known.token_ids) - self.refine.rollout_length
 
     def _probabilities(self) -> torch.Tensor:
         about = np.append(self._known.reading.entropies[1:], 0.0)  # selection's H_t is about the token at t + 1
@@ -161,15 +161,15 @@ class Exploration:
 
         if not missing:
             return finished([])
-        method = self.method
+        refine = self.refine
         asked = self.worker.submit(
             "rollouts",
             model=self.model,
             token_ids=document.token_ids,
             positions=missing,
-            n=method.group_size,
-            k=method.rollout_length,
-            temperature=method.temperature,
+            n=refine.group_size,
+            k=refine.rollout_length,
+            temperature=refine.temperature,
             seed=self.seed,
             version=document.reading.version,
         )
@@ -196,8 +196,8 @@ class Exploration:
         asked = self.targets() if positions is None else list(dict.fromkeys(positions))
         apart = sorted({*clicked} - {*asked})
         chosen, alone = self._rolled(asked), self._rolled(apart)
-        reward, method = self.rewards[self.reward], self.method
-        settings = {"k": method.rollout_length, "group_by": method.group_by}
+        reward, refine = self.rewards[self.reward], self.refine
+        settings = {"k": refine.rollout_length, "group_by": refine.group_by}
 
         def frame() -> pd.DataFrame:
             parts = [assess(chosen, reward, **settings).assign(clicked=False)]
@@ -212,11 +212,11 @@ class Exploration:
         for position, each in found.items():
             if each is None:
                 raise ValueError(f"position {position} has no rollouts under these settings: roll out from it first")
-        return [each.first(self.method.group_size) for each in found.values() if each is not None]
+        return [each.first(self.refine.group_size) for each in found.values() if each is not None]
 
     def _kept_of(self, position: int) -> PrefixRollouts | None:
         """Returns cached rollouts of the position with at least the method's n and k, or None."""
-        wanted = self.method.group_size, self.method.rollout_length
+        wanted = self.refine.group_size, self.refine.rollout_length
         return next((each for each in self._kept.get(self._key(position), []) if _covers(each, *wanted)), None)
 
     def set(self, **changes: Any) -> None:
@@ -226,11 +226,11 @@ class Exploration:
         whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
         require(whole and int(seed) >= 0, "seed", seed, "a whole number of at least 0")
         seed = int(seed)
-        method = replace(self.method, **changes)
-        self.reward, self.seed, self.method = reward, seed, method
+        refine = replace(self.refine, **changes)
+        self.reward, self.seed, self.refine = reward, seed, refine
 
     def _key(self, position: int) -> Key:
-        return position, self.method.temperature, self.seed
+        return position, self.refine.temperature, self.seed
 
     @property
     def _known(self) -> Document:

@@ -38,7 +38,7 @@ class DocumentReading:
     probabilities: Float[np.ndarray, "T A"]
     "Probabilities of the alternatives."
     version: str = ""
-    "Identifies the weights that were used (see `session.Held`)."
+    "Identifies the weights that were used (see `session.LoadedModel`)."
 
     @property
     def losses(self) -> Float[np.ndarray, "T"]:

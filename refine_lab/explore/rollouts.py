@@ -183,7 +183,7 @@ def assess(
             "step": 0,
             "sequence_id": 0,
             "position": of_each([each.position for each in rollouts]),
-            "member": [member for size in sizes for member in range(size)],
+            "sample_index": [index for size in sizes for index in range(size)],
             "prefix_ids": of_each([each.prefix_ids.tolist() for each in rollouts]),
             "rollout_ids": inputs.rollout_ids.tolist(),
             "target_ids": inputs.target_ids.tolist(),

@@ -22,7 +22,7 @@ from refine_lab.models.base import FastWeightLM
 from refine_lab.models.hub import own_folder, resolve
 from refine_lab.models.loading import load_model
 from refine_lab.models.state import Trace
-from refine_lab.training.adaptation import Adapter, Restored, Update, fewer_chunks, prompt_batch
+from refine_lab.training.adaptation import Adapter, Update, fewer_chunks, preserve_weights, prompt_batch
 from refine_lab.training.answers import answers_to
 from refine_lab.ttt_config import TTTConfig
 
@@ -35,14 +35,14 @@ TokenIds = Int[np.ndarray, "T"]
 
 
 @dataclass(kw_only=True)
-class Held:
+class LoadedModel:
     """A model in memory; `restored` keeps a copy of its original weights while they are adapted."""
 
     policy: FastWeightLM
     tokenizer: Any
     origin: str
     "The files that the weights came from: their folder, and the modification time of the newest."
-    restored: Restored | None = None
+    restored: preserve_weights | None = None
     updates: int = 0
     moves: int = 0
     adapting: bool = False
@@ -56,7 +56,7 @@ class Held:
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
+class CachedDocument:
     """A document that was read, with its trace and write strengths."""
 
     reading: DocumentReading
@@ -90,8 +90,8 @@ class Session:
 
     def __init__(self, device: str = "auto") -> None:
         self.device = device
-        self._models: OrderedDict[str, Held] = OrderedDict()
-        self._documents: OrderedDict[tuple[str, str], Known] = OrderedDict()
+        self._models: OrderedDict[str, LoadedModel] = OrderedDict()
+        self._documents: OrderedDict[tuple[str, str], CachedDocument] = OrderedDict()
 
     def open(self, model: str) -> dict[str, Any]:
         """Loads the model and returns information about it."""
@@ -161,7 +161,7 @@ class Session:
         note = fewer_chunks(config, len(prompt))
         if held.restored is None:
             held.loaded = held.loaded or self.fingerprint(model)
-            held.restored = Restored(held.policy)
+            held.restored = preserve_weights(held.policy)
             held.restored.__enter__()
         held.adapting = True
         try:
@@ -199,11 +199,11 @@ class Session:
         """Drops all cached readings to free memory."""
         self._documents.clear()
 
-    def _held(self, model: str) -> Held:
+    def _held(self, model: str) -> LoadedModel:
         if model not in self._models:
             origin = _origin(model)
             policy, tokenizer = load_model(model, device=self.device)
-            self._models[model] = Held(policy=policy, tokenizer=tokenizer, origin=origin)
+            self._models[model] = LoadedModel(policy=policy, tokenizer=tokenizer, origin=origin)
             for name in [name for name, held in self._models.items() if held.restored is None and name != model]:
                 if len(self._models) > MODELS:
                     del self._models[name]
@@ -218,13 +218,13 @@ class Session:
             del self._models[model]
             self._forget(model)
 
-    def _read(self, model: str, token_ids: TokenIds) -> Known:
+    def _read(self, model: str, token_ids: TokenIds) -> CachedDocument:
         key = model, hashlib.blake2b(np.ascontiguousarray(token_ids, dtype=np.int32).tobytes()).hexdigest()
         if key not in self._documents:
             held = self._held(model)
             with written(held.policy) as writes:
                 reading, trace = read_document(held.policy, torch.from_numpy(token_ids).long())
-            self._documents[key] = Known(replace(reading, version=held.version), trace, writes)
+            self._documents[key] = CachedDocument(replace(reading, version=held.version), trace, writes)
             while len(self._documents) > DOCUMENTS:
                 self._documents.popitem(last=False)
         self._documents.move_to_end(key)

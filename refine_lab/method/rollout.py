@@ -82,7 +82,7 @@ def rollout_uniforms(
     return draws.uniforms(sequence_ids, "rollout", (num_chunks, group_size, rollout_length)).flatten(0, 2)
 
 
-def truth_index(positions: Int[Tensor, "B C"], rollout_length: int) -> Int[Tensor, "B _"]:
+def target_index(positions: Int[Tensor, "B C"], rollout_length: int) -> Int[Tensor, "B _"]:
     """Returns the indices t+1..t+k of the reference continuations in their rows."""
     offsets = torch.arange(1, rollout_length + 1, device=positions.device)
     return (positions.unsqueeze(-1) + offsets).flatten(1)

@@ -23,7 +23,7 @@ from refine_lab.config import RefineConfig, UpdateConfig
 from refine_lab.method.advantages import advantages
 from refine_lab.method.losses import entropy_loss, kl_loss, ntp_loss, policy_loss
 from refine_lab.method.rewards import binary, cosine
-from refine_lab.method.rollout import Branches, Continuation, follow, rollout_uniforms, sample, truth_index
+from refine_lab.method.rollout import Branches, Continuation, follow, rollout_uniforms, sample, target_index
 from refine_lab.method.selection import select_positions, selection_probabilities
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import Trace, hidden_states_only
@@ -36,7 +36,7 @@ C = TypeVar("C", bound=UpdateConfig)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Learner(Generic[C]):
+class TrainState(Generic[C]):
     """The state of training: the policy, the optimizers of its parameters, and what the losses need."""
 
     policy: FastWeightLM
@@ -69,7 +69,7 @@ def roll_out(
     trace: Trace,
     entropies: Float[Tensor, "B T"],
     batch: Batch,
-    method: RefineConfig,
+    refine: RefineConfig,
     reward: RewardFunction,
     draws: Draws,
 ) -> tuple[Rollouts, Continuation]:
@@ -78,14 +78,14 @@ def roll_out(
     Returns the rollouts, which carry no gradient, and the policy's reading of them, which does if gradients are
     enabled.
     """
-    probabilities = selection_probabilities(entropies, batch.lengths, method)
-    positions = select_positions(probabilities, batch.lengths, batch.sequence_ids, draws, method.num_chunks)
-    branches = Branches.of(trace, positions, method.group_size, detach=method.prefix_gradient == "detached")
-    shape = (method.num_chunks, method.group_size, method.rollout_length)
+    probabilities = selection_probabilities(entropies, batch.lengths, refine)
+    positions = select_positions(probabilities, batch.lengths, batch.sequence_ids, draws, refine.num_chunks)
+    branches = Branches.of(trace, positions, refine.group_size, detach=refine.prefix_gradient == "detached")
+    shape = (refine.num_chunks, refine.group_size, refine.rollout_length)
     uniforms = rollout_uniforms(draws, batch.sequence_ids, *shape)
-    tokens = sample(policy, branches.detach(), uniforms, method.temperature)
-    continuation = follow(policy, branches, tokens, method.temperature)
-    rollouts = assess(trace, entropies, batch, positions, tokens, continuation, method, reward)
+    tokens = sample(policy, branches.detach(), uniforms, refine.temperature)
+    continuation = follow(policy, branches, tokens, refine.temperature)
+    rollouts = assess(trace, entropies, batch, positions, tokens, continuation, refine, reward)
     return rollouts, continuation
 
 
@@ -97,13 +97,13 @@ def assess(
     positions: Tensor,
     tokens: Tensor,
     continuation: Continuation,
-    method: RefineConfig,
+    refine: RefineConfig,
     reward: RewardFunction,
 ) -> Rollouts:
     """Computes rewards and advantages of rollout tokens against the reference continuation, without gradients."""
-    index = truth_index(positions, method.rollout_length)
-    shape = (*positions.shape, method.rollout_length)
-    repeat = method.group_size
+    index = target_index(positions, refine.rollout_length)
+    shape = (*positions.shape, refine.rollout_length)
+    repeat = refine.group_size
     target_ids = batch.tokens.gather(1, index).view(shape).flatten(0, 1).repeat_interleave(repeat, 0)
     target_hidden = trace.hidden_at(index).unflatten(1, shape[1:]).flatten(0, 1).repeat_interleave(repeat, 0)
     inputs = RewardInputs(
@@ -123,39 +123,39 @@ def assess(
         cosine=cosine(inputs),
         binary=binary(inputs),
         rewards=rewards,
-        advantages=advantages(rewards, method.num_chunks, repeat, method.group_by),
+        advantages=advantages(rewards, refine.num_chunks, repeat, refine.group_by),
     )
 
 
 def rollout_loss(
     continuation: Continuation,
     rollouts: Rollouts,
-    method: RefineConfig,
+    refine: RefineConfig,
     num_tokens: int,
     reference_logprobs: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """nsp_coef * policy loss (eq. 10), plus KL and entropy terms with nonzero coefficients."""
-    clips = (method.clip_eps, method.dual_clip)
+    clips = (refine.clip_eps, refine.dual_clip)
     loss, metrics = policy_loss(continuation.logprobs, rollouts.old_logprobs, rollouts.advantages, *clips, num_tokens)
     metrics["nsp_loss"] = loss.detach()
-    loss = method.nsp_coef * loss
+    loss = refine.nsp_coef * loss
     if reference_logprobs is not None:
         divergence = kl_loss(continuation.logprobs, rollouts.old_logprobs, reference_logprobs, num_tokens)
-        loss, metrics["kl"] = loss + method.kl_coef * divergence, divergence.detach()
-    if method.entropy_coef:
-        loss = loss + method.entropy_coef * entropy_loss(continuation.entropies, num_tokens)
+        loss, metrics["kl"] = loss + refine.kl_coef * divergence, divergence.detach()
+    if refine.entropy_coef:
+        loss = loss + refine.entropy_coef * entropy_loss(continuation.entropies, num_tokens)
     return loss, metrics
 
 
-def train_step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
+def train_step(train_state: TrainState, batch: Batch, draws: Draws) -> StepResult:
     """Makes all updates on one batch, each on `config.mini_batch_size` sequences with clipped gradients.
 
     Neither the micro-batch size nor the order of rows within an update changes a draw or (up to rounding) a gradient.
     """
-    config = learner.config
-    method = config.method
-    several = method is not None and len(batch.lengths) > config.mini_batch_size
-    planned, entropy_mean = _roll_out_batch(learner, batch, draws) if several else (None, None)
+    config = train_state.config
+    refine = config.refine
+    several = refine is not None and len(batch.lengths) > config.mini_batch_size
+    planned, entropy_mean = _roll_out_batch(train_state, batch, draws) if several else (None, None)
     sums: dict[str, float] = defaultdict(float)
     kept: list[Rollouts] = [] if planned is None else [planned]
 
@@ -163,14 +163,14 @@ def train_step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
         for offset, micro in split(mini, config.micro_batch_size):
             row = first + offset
             part = None if planned is None else planned.rows(row, row + len(micro.lengths))
-            loss, metrics, rollouts = _loss(learner, micro, mini, draws, part)
+            loss, metrics, rollouts = _loss(train_state, micro, mini, draws, part)
             if rollouts is not None and planned is None:
                 kept.append(rollouts)
             yield loss, metrics
 
     updates = 0
     for start, mini in split(batch, config.mini_batch_size):
-        for name, value in update(learner, losses(start, mini)).items():
+        for name, value in update(train_state, losses(start, mini)).items():
             sums[name] += value
         updates += 1
     metrics = {name: value / updates for name, value in sums.items()}
@@ -182,85 +182,88 @@ def train_step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
     return StepResult({**metrics, "updates": updates}, rollouts)
 
 
-def update(learner: Learner, losses: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
+def update(train_state: TrainState, losses: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
     """Makes one optimizer update on the sum of `losses`, one (loss, metrics) pair per micro-batch.
 
     Returns the sums of the metrics, and `grad_norm` before clipping. If that norm is not finite, raises
     FloatingPointError and leaves the weights unchanged.
     """
-    for optimizer in learner.optimizers:
+    for optimizer in train_state.optimizers:
         optimizer.zero_grad(set_to_none=True)
     sums: dict[str, float] = defaultdict(float)
     for loss, metrics in losses:
         loss.backward()
         for name, value in metrics.items():
             sums[name] += float(value)
-    norm = torch.nn.utils.clip_grad_norm_(learner.policy.parameters(), learner.config.max_grad_norm)
+    norm = torch.nn.utils.clip_grad_norm_(train_state.policy.parameters(), train_state.config.max_grad_norm)
     if not torch.isfinite(norm):  # before the weights are lost
-        raise FloatingPointError(f"the gradient's norm is {float(norm)}; try an lr below {learner.config.lr}")
-    for optimizer in learner.optimizers:
+        raise FloatingPointError(f"the gradient's norm is {float(norm)}; try an lr below {train_state.config.lr}")
+    for optimizer in train_state.optimizers:
         optimizer.step()
     return {**sums, "grad_norm": float(norm)}
 
 
 def _loss(
-    learner: Learner, micro: Batch, mini: Batch, draws: Draws, planned: Rollouts | None
+    train_state: TrainState, micro: Batch, mini: Batch, draws: Draws, planned: Rollouts | None
 ) -> tuple[Tensor, dict[str, Tensor], Rollouts | None]:
     """Returns a micro-batch's share of its update's loss; follows `planned` rollouts, or samples new ones."""
-    policy, method = learner.policy, learner.config.method
-    with learner.autocast():
-        with nullcontext() if method is not None else hidden_states_only():
+    policy, refine = train_state.policy, train_state.config.refine
+    with train_state.autocast():
+        with nullcontext() if refine is not None else hidden_states_only():
             trace = policy.read(micro.tokens, micro.lengths)
-        stats = next_token_stats(policy, trace, micro, entropy=method is not None and planned is None)
+        stats = next_token_stats(policy, trace, micro, entropy=refine is not None and planned is None)
         ntp = ntp_loss(stats.logprobs, micro.lengths, mini.num_targets)
-        metrics = {"ntp_loss": ntp.detach(), "ntp_accuracy": _sum(stats.greedy, micro) / mini.num_targets}
-        if method is None:
+        metrics = {"ntp_loss": ntp.detach(), "ntp_accuracy": _sum(stats.is_top1, micro) / mini.num_targets}
+        if refine is None:
             return ntp, metrics, None
         if planned is None:
-            assert learner.reward is not None
+            assert train_state.reward is not None
             entropies = _with_last(stats.entropies.detach(), micro)
             metrics["entropy_mean"] = _sum(entropies[:, :-1], micro) / mini.num_targets
-            rollouts, continuation = roll_out(policy, trace, entropies, micro, method, learner.reward, draws)
+            rollouts, continuation = roll_out(policy, trace, entropies, micro, refine, train_state.reward, draws)
         else:
-            detach = method.prefix_gradient == "detached"
+            detach = refine.prefix_gradient == "detached"
             branches = Branches.of(trace, planned.positions, planned.group_size, detach=detach)
-            rollouts, continuation = planned, follow(policy, branches, planned.tokens, method.temperature)
-        per_row = method.num_chunks * method.group_size * method.rollout_length
-        reference = _reference_logprobs(learner, micro, rollouts, method)
-        nsp, nsp_metrics = rollout_loss(continuation, rollouts, method, len(mini.lengths) * per_row, reference)
-        return method.ntp_coef * ntp + nsp, metrics | nsp_metrics, rollouts
+            rollouts, continuation = planned, follow(policy, branches, planned.tokens, refine.temperature)
+        per_row = refine.num_chunks * refine.group_size * refine.rollout_length
+        reference = _reference_logprobs(train_state, micro, rollouts, refine)
+        nsp, nsp_metrics = rollout_loss(continuation, rollouts, refine, len(mini.lengths) * per_row, reference)
+        return refine.ntp_coef * ntp + nsp, metrics | nsp_metrics, rollouts
 
 
 @torch.no_grad()
-def _roll_out_batch(learner: Learner, batch: Batch, draws: Draws) -> tuple[Rollouts, float]:
+def _roll_out_batch(train_state: TrainState, batch: Batch, draws: Draws) -> tuple[Rollouts, float]:
     """Returns the rollouts of a whole batch, sampled before its first update, and the policy's mean entropy on it."""
     parts, entropies = zip(
-        *(_rolled_out(learner, micro, draws) for _, micro in split(batch, learner.config.micro_batch_size)), strict=True
+        *(_rolled_out(train_state, micro, draws) for _, micro in split(batch, train_state.config.micro_batch_size)),
+        strict=True,
     )
     return Rollouts.cat(parts), sum(entropies) / batch.num_targets
 
 
-def _rolled_out(learner: Learner, micro: Batch, draws: Draws) -> tuple[Rollouts, float]:
+def _rolled_out(train_state: TrainState, micro: Batch, draws: Draws) -> tuple[Rollouts, float]:
     """Returns a micro-batch's rollouts and the sum of its entropies, and frees its trace."""
-    policy, method = learner.policy, learner.config.method
-    assert method is not None and learner.reward is not None
-    with learner.autocast():
+    policy, refine = train_state.policy, train_state.config.refine
+    assert refine is not None and train_state.reward is not None
+    with train_state.autocast():
         trace = policy.read(micro.tokens, micro.lengths)
         stats = next_token_stats(policy, trace, micro, entropy=True)
         entropies = _with_last(stats.entropies, micro)
-        rollouts, _ = roll_out(policy, trace, entropies, micro, method, learner.reward, draws)
+        rollouts, _ = roll_out(policy, trace, entropies, micro, refine, train_state.reward, draws)
     return rollouts, float(_sum(stats.entropies, micro))
 
 
 @torch.no_grad()
-def _reference_logprobs(learner: Learner, batch: Batch, rollouts: Rollouts, method: RefineConfig) -> Tensor | None:
-    if not method.kl_coef:
+def _reference_logprobs(
+    train_state: TrainState, batch: Batch, rollouts: Rollouts, refine: RefineConfig
+) -> Tensor | None:
+    if not refine.kl_coef:
         return None
-    if learner.reference is None:
-        raise ValueError(f"kl_coef {method.kl_coef} needs a reference policy to compare with, got none")
-    trace = learner.reference.read(batch.tokens, batch.lengths)
+    if train_state.reference is None:
+        raise ValueError(f"kl_coef {refine.kl_coef} needs a reference policy to compare with, got none")
+    trace = train_state.reference.read(batch.tokens, batch.lengths)
     branches = Branches.of(trace, rollouts.positions, rollouts.group_size)
-    return follow(learner.reference, branches, rollouts.tokens, method.temperature).logprobs
+    return follow(train_state.reference, branches, rollouts.tokens, refine.temperature).logprobs
 
 
 def _with_last(entropies: Float[Tensor, "B S"], batch: Batch) -> Float[Tensor, "B T"]:

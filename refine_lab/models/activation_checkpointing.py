@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from refine_lab.validation import ConfigError
 
 
-def recompute(policy: Any, part: str) -> None:
+def checkpoint_activations(policy: Any, part: str) -> None:
     """Recomputes `part` of the policy ("none", "mlp" or "blocks") in the backward pass; replaces the previous setting.
 
     Raises ValueError for an unknown part, and for one that the policy lacks or that cannot be recomputed.
@@ -30,7 +30,7 @@ def recompute(policy: Any, part: str) -> None:
     allowed = ("none", *policy.RECOMPUTABLE)
     if part not in allowed:
         names = f"one of {', '.join(map(repr, allowed))} for {type(policy).__name__}"
-        raise ConfigError("recompute", part, names)
+        raise ConfigError("activation_checkpointing", part, names)
     found = {"none": [], "mlp": list(_feed_forwards(policy)), "blocks": list(_blocks(policy))}[part]
     if part != "none" and not found:
         raise ValueError(f"recompute {part!r} finds no such part in {type(policy).__name__}")

@@ -14,7 +14,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
-from refine_lab.models.activation_checkpointing import recompute, runs_again
+from refine_lab.models.activation_checkpointing import checkpoint_activations, runs_again
 from refine_lab.models.head import Head, WrappedHead
 from refine_lab.models.inputs import Call, read_inputs
 from refine_lab.models.state import State, Trace
@@ -239,7 +239,7 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
                 allowed, value = "use_reentrant=False and no offload", settings or "offload=True"
                 raise ConfigError("checkpointing", value, allowed, f"checkpointing takes {allowed}, got {value}")
             require(every_n_layers == 1, "every_n_layers", every_n_layers, "1")
-        recompute(self, self.RECOMPUTABLE[-1] if enable else "none")
+        checkpoint_activations(self, self.RECOMPUTABLE[-1] if enable else "none")
 
     @property
     def is_activation_checkpointing(self) -> bool:

@@ -24,7 +24,7 @@ class TokenStats(NamedTuple):
 
     logprobs: Float[Tensor, "R"]
     entropies: Float[Tensor, "R"]
-    greedy: Bool[Tensor, "R"]
+    is_top1: Bool[Tensor, "R"]
 
 
 def token_stats(
@@ -55,7 +55,7 @@ def row_statistics(
     logits = _tempered(logits, temperature)
     target = logits.gather(-1, token_ids.unsqueeze(-1))
     highest = logits.amax(-1, keepdim=True)
-    greedy = target == highest
+    is_top1 = target == highest
     logits -= highest
     weights = logits.exp()
     total = weights.sum(-1, keepdim=True)
@@ -63,7 +63,7 @@ def row_statistics(
     if entropy:
         mean = torch.linalg.vecdot(weights, logits).unsqueeze(-1) / total
         entropies = total.log() - mean
-    return logprobs.squeeze(-1), entropies.squeeze(-1), greedy.squeeze(-1)
+    return logprobs.squeeze(-1), entropies.squeeze(-1), is_top1.squeeze(-1)
 
 
 def logit_gradients_(
@@ -120,10 +120,10 @@ class _SlicedHead(torch.autograd.Function):
             rows = slice(start, start + HEAD_ROWS)
             logits = F.linear(hidden_states[rows], weight, bias)
             parts.append(statistics(logits, token_ids[rows], temperature, with_entropy))
-        logprobs, entropies, greedy = (torch.cat(x) for x in zip(*parts, strict=True))
+        logprobs, entropies, is_top1 = (torch.cat(x) for x in zip(*parts, strict=True))
         ctx.save_for_backward(hidden_states, weight, bias, token_ids, logprobs, entropies)
-        ctx.mark_non_differentiable(greedy)
-        return logprobs, entropies, greedy
+        ctx.mark_non_differentiable(is_top1)
+        return logprobs, entropies, is_top1
 
     @staticmethod
     def backward(ctx, grad_logprobs, grad_entropies, _):

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from refine_lab.config import TrainConfig, require
 from refine_lab.models import FastWeightLM, load_model
-from refine_lab.models.activation_checkpointing import recompute
+from refine_lab.models.activation_checkpointing import checkpoint_activations
 from refine_lab.parity.procedures import (
     GROUP,
     Branched,
@@ -101,7 +101,7 @@ def parity_of(config: TrainConfig) -> Parity:
     """Runs the gate for the initial model of a run of `config`, on its device and in its arithmetic."""
     quiet()
     model, _ = load_model(config.model, device=config.device, seed=config.seed, settings=config.model_settings)
-    recompute(model, config.recompute)
+    checkpoint_activations(model, config.activation_checkpointing)
     return parity(model, autocast=config.dtype)
 
 
@@ -141,10 +141,10 @@ def _compare(model: FastWeightLM, branched: Branched, prefix: int, allowed: tupl
     worst: dict[str, tuple[float, str]] = {}
     reference = [torch.zeros_like(p) for p in parameters]
     for branch in members:
-        truth = reread(model, branched, branch, num_tokens, parameters)
-        for total, part in zip(reference, truth.gradients, strict=True):
+        expected = reread(model, branched, branch, num_tokens, parameters)
+        for total, part in zip(reference, expected.gradients, strict=True):
             total += part
-        for name, error, place in _forward_errors(model, branched, branch, truth):
+        for name, error, place in _forward_errors(model, branched, branch, expected):
             where = f"row {branched.row(branch)}, branch {branch % GROUP}, token {place}"
             worst[name] = max(worst.get(name, (-inf, "")), (error, where), key=lambda x: _size(x[0]))
     changed = _changes(branched, members)
@@ -170,20 +170,20 @@ def _compare(model: FastWeightLM, branched: Branched, prefix: int, allowed: tupl
 
 @torch.no_grad()
 def _forward_errors(
-    model: FastWeightLM, branched: Branched, branch: int, truth: Reread
+    model: FastWeightLM, branched: Branched, branch: int, expected: Reread
 ) -> list[tuple[str, float, int]]:
     """Returns (quantity, relative error, position: 0 is the prefix's last token) of one branch."""
-    hidden, scale = branched.hidden_states[branch], truth.logits.abs().max()
-    before, decoded = truth.logits[:-1], logits_of(model, branched.decoded[branch])
+    hidden, scale = branched.hidden_states[branch], expected.logits.abs().max()
+    before, decoded = expected.logits[:-1], logits_of(model, branched.decoded[branch])
     found = [
-        ("hidden", (hidden - truth.hidden_states).abs().amax(-1) / truth.hidden_states.abs().max()),
-        ("logits", (logits_of(model, hidden) - truth.logits).abs().amax(-1) / scale),
+        ("hidden", (hidden - expected.hidden_states).abs().amax(-1) / expected.hidden_states.abs().max()),
+        ("logits", (logits_of(model, hidden) - expected.logits).abs().amax(-1) / scale),
         ("decoded", (decoded - before).abs().amax(-1) / scale),
     ]
     if branched.prefixes[branch] == branched.lengths[branched.row(branch)]:
         at_once = model.read(branched.tokens[[branch]], state=branched.final.select([branched.row(branch)]))
-        from_final = (at_once.hidden_states[0] - truth.hidden_states[1:]).abs().amax(-1)
-        found.append(("hidden", from_final / truth.hidden_states.abs().max()))
+        from_final = (at_once.hidden_states[0] - expected.hidden_states[1:]).abs().amax(-1)
+        found.append(("hidden", from_final / expected.hidden_states.abs().max()))
     if branch % GROUP == 0:
         chosen = before.gather(-1, branched.tokens[branch].unsqueeze(-1)).squeeze(-1)
         found.append(("greedy", (before.amax(-1) - chosen) / scale))
@@ -221,8 +221,8 @@ def _rounding(model: FastWeightLM, branched: Branched, prefix: int, reference: l
     named = {name: p for name, p in exact.named_parameters() if p.requires_grad}
     totals, num_tokens = [torch.zeros_like(p) for p in named.values()], len(members) * branched.tokens.shape[1]
     for branch in members:
-        truth = reread(exact, branched, branch, num_tokens, list(named.values()))
-        for total, part in zip(totals, truth.gradients, strict=True):
+        expected = reread(exact, branched, branch, num_tokens, list(named.values()))
+        for total, part in zip(totals, expected.gradients, strict=True):
             total += part
     distances = _distances([b.double() for b in reference], totals)
     return {name: ROUNDING * distance for name, distance in zip(named, distances, strict=True)}
@@ -236,7 +236,7 @@ def _first_wrong_layer(model: FastWeightLM, branched: Branched, row: Row) -> str
         ours = layer_outputs(model, lambda x=tokens, state=state: model.read(x, state=state))
         theirs = layer_outputs(model, lambda branch=branch: model.read(branched.whole(branch)))
         for name, output in ours.items():
-            truth = theirs[name][:, row.prefix :]
-            if not float((output - truth).abs().max()) <= row.tolerance * float(truth.abs().max()):
+            expected = theirs[name][:, row.prefix :]
+            if not float((output - expected).abs().max()) <= row.tolerance * float(expected.abs().max()):
                 return name
     return None

@@ -100,8 +100,8 @@ class Branched:
 
     def loss(self, logprobs: Float[Tensor, "P K"], branches: Sequence[int], num_tokens: int) -> Float[Tensor, ""]:
         """Returns REFINE's policy loss (eq. 10) of the given branches, with the sampling policy as the policy."""
-        method, weights = RefineConfig(), self.advantages[list(branches)].to(logprobs.dtype)
-        return policy_loss(logprobs, logprobs.detach(), weights, method.clip_eps, method.dual_clip, num_tokens)[0]
+        refine, weights = RefineConfig(), self.advantages[list(branches)].to(logprobs.dtype)
+        return policy_loss(logprobs, logprobs.detach(), weights, refine.clip_eps, refine.dual_clip, num_tokens)[0]
 
 
 @torch.no_grad()

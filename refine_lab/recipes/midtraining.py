@@ -5,9 +5,9 @@ from __future__ import annotations
 from refine_lab.config import DataConfig, RefineConfig, TrainConfig, require
 
 
-def paper_midtrain(arm: str = "refine", seed: int = 0) -> TrainConfig:
+def paper_midtrain(method: str = "refine", seed: int = 0) -> TrainConfig:
     """Mid-training of DeltaNet-1.3B as in the paper (section 4.2), with equally many updates for both methods."""
-    method = RefineConfig(
+    refine = RefineConfig(
         num_chunks=8,  # c, tables 2 and D.1
         rollout_length=5,  # k, tables 2 and D.1
         group_size=1,  # n, tables 2 and D.1
@@ -37,7 +37,7 @@ def paper_midtrain(arm: str = "refine", seed: int = 0) -> TrainConfig:
     return TrainConfig(
         recipe="paper_midtrain",
         model="fla-hub/delta_net-1.3B-100B",  # section 4.1
-        method=_method(method, arm),
+        refine=_refine_of(refine, method),
         data=data,
         steps=100,  # section 4.2
         batch_size=128,  # tables 2 and D.1
@@ -53,13 +53,13 @@ def paper_midtrain(arm: str = "refine", seed: int = 0) -> TrainConfig:
         checkpoint_every=20,  # release
         seed=seed,
         dtype="bfloat16",  # release, whose parameters and Adam moments are float32 too
-        recompute="blocks",  # ours: a row of 16,384 tokens in 80 GB
+        activation_checkpointing="blocks",  # ours: a row of 16,384 tokens in 80 GB
     )
 
 
-def midtrain(arm: str = "refine", seed: int = 0) -> TrainConfig:
+def midtrain(method: str = "refine", seed: int = 0) -> TrainConfig:
     """Mid-training of the embedded default: 204,800 tokens in minutes on a laptop's CPU. Values without a source are ours."""
-    method = RefineConfig(  # the paper's: tables 2 and D.1, with the release's reading of eq. 5
+    refine = RefineConfig(  # the paper's: tables 2 and D.1, with the release's reading of eq. 5
         num_chunks=8,
         rollout_length=5,
         smoothing_kernel=5,
@@ -79,7 +79,7 @@ def midtrain(arm: str = "refine", seed: int = 0) -> TrainConfig:
     return TrainConfig(
         recipe="midtrain",
         model="tiny-deltanet",
-        method=_method(method, arm),
+        refine=_refine_of(refine, method),
         data=data,
         steps=25,
         batch_size=8,
@@ -93,6 +93,6 @@ def midtrain(arm: str = "refine", seed: int = 0) -> TrainConfig:
     )
 
 
-def _method(method: RefineConfig, arm: str) -> RefineConfig | None:
-    require(arm in ("sft", "refine"), "arm", arm, "'sft' or 'refine'")
-    return method if arm == "refine" else None
+def _refine_of(refine: RefineConfig, method: str) -> RefineConfig | None:
+    require(method in ("sft", "refine"), "method", method, "'sft' or 'refine'")
+    return refine if method == "refine" else None

@@ -8,7 +8,7 @@ from typing import Any
 from refine_lab.config import DataConfig, RefineConfig, TaskConfig, TrainConfig, require
 
 
-def paper_posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
+def paper_posttrain(method: str = "nested_refine", seed: int = 0) -> TrainConfig:
     """Post-training of DeltaNet-1.3B on RULER's SQuADQA as in the paper (section 4.3); nested SFT has equally many updates."""
     task = TaskConfig(
         source="ruler:dev-v2.0.json",  # table C.1: SQuADQA, made from SQuAD v2.0; or HotpotQA
@@ -22,7 +22,7 @@ def paper_posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
         recipe="paper_posttrain",
         model="fla-hub/delta_net-1.3B-100B",  # the paper's: mid-trained before
         task=task,
-        **_way(_paper_hybrid(), arm),
+        **_of_method(_paper_hybrid(), method),
         steps=25,  # ours: one epoch; the authors' log ends at 24
         batch_size=64,  # table 2
         mini_batch_size=16,  # table D.1
@@ -32,11 +32,11 @@ def paper_posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
         checkpoint_every=5,  # ours
         seed=seed,
         dtype="bfloat16",  # release, whose parameters and Adam moments are float32 too
-        recompute="blocks",  # ours
+        activation_checkpointing="blocks",  # ours
     )
 
 
-def posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
+def posttrain(method: str = "nested_refine", seed: int = 0) -> TrainConfig:
     """Post-training of the embedded default on recall questions, in minutes on a CPU. Values without a source are ours."""
     task = TaskConfig(
         source="recall:word-12",  # asked in words that pre-training did not use
@@ -51,7 +51,7 @@ def posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
         model="tiny-deltanet",
         data=DataConfig(sources={"python": 1.0}, sequence_length=512, max_tokens=4_000_000),
         task=task,
-        **_way(_paper_hybrid(), arm),
+        **_of_method(_paper_hybrid(), method),
         steps=25,  # one epoch
         batch_size=16,
         mini_batch_size=4,  # four inner updates, as in the paper
@@ -64,20 +64,20 @@ def posttrain(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
     )
 
 
-def posttrain_searched(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
+def posttrain_searched(method: str = "nested_refine", seed: int = 0) -> TrainConfig:
     """`posttrain` of tiny-deltanet, with each method's best settings from a search on validation examples (docs/log.md)."""
-    config = replace(posttrain(arm, seed), recipe="posttrain_searched")
-    if arm == "sft":
+    config = replace(posttrain(method, seed), recipe="posttrain_searched")
+    if method == "sft":
         return replace(config, lr=1e-3, steps=50, max_grad_norm=0.3)
     return replace(config, mini_batch_size=16)  # one inner update
 
 
-def posttrain_searched_lact(arm: str = "nested_refine", seed: int = 0) -> TrainConfig:
+def posttrain_searched_lact(method: str = "nested_refine", seed: int = 0) -> TrainConfig:
     """`posttrain` of tiny-lact, with each method's best settings from a search on validation examples (docs/log.md)."""
-    config = replace(posttrain(arm, seed), recipe="posttrain_searched_lact", model="tiny-lact")
-    if arm == "sft":
+    config = replace(posttrain(method, seed), recipe="posttrain_searched_lact", model="tiny-lact")
+    if method == "sft":
         return replace(config, lr=6e-4)
-    return config if config.method is None else replace(config, method=replace(config.method, reward="cosine"))
+    return config if config.refine is None else replace(config, refine=replace(config.refine, reward="cosine"))
 
 
 def _paper_hybrid() -> RefineConfig:
@@ -94,6 +94,8 @@ def _paper_hybrid() -> RefineConfig:
     )
 
 
-def _way(method: RefineConfig, arm: str) -> dict[str, Any]:
-    require(arm in ("sft", "nested_sft", "nested_refine"), "arm", arm, "'sft', 'nested_sft' or 'nested_refine'")
-    return {"nested": arm != "sft", "method": method if arm == "nested_refine" else None}
+def _of_method(refine: RefineConfig, method: str) -> dict[str, Any]:
+    require(
+        method in ("sft", "nested_sft", "nested_refine"), "method", method, "'sft', 'nested_sft' or 'nested_refine'"
+    )
+    return {"nested": method != "sft", "refine": refine if method == "nested_refine" else None}

@@ -81,7 +81,7 @@ def _curriculum(
             recipe=f"{name}-{number}",
             model=model,
             model_settings=_windows(stage.window),
-            method=None,
+            refine=None,
             data=DataConfig(
                 sources={"python": 1 - stage.prose, prose: stage.prose} if prose and stage.prose else {"python": 1.0},
                 sequence_length=stage.length,

@@ -19,7 +19,7 @@ def release_updates(config: C) -> C:
     cannot be omitted.
     """
     changed = replace(config, updates="release")
-    if changed.way == config.arm:
+    if changed.method == config.method:
         return changed
     if isinstance(changed, TTTRunConfig) and changed.ttt is not None and changed.reset == "prompt":
         steps = changed.ttt.steps

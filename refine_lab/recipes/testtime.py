@@ -9,12 +9,12 @@ from refine_lab.config import DataConfig, RefineConfig, TaskConfig, require
 from refine_lab.ttt_config import TTTConfig, TTTRunConfig
 
 
-def ttt_per_prompt(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
+def ttt_per_prompt(method: str = "refine", seed: int = 0) -> TTTRunConfig:
     """Test-time training of the embedded default on single prompts, with resets. Values without a source are ours."""
     return TTTRunConfig(
         recipe="per_prompt",
         model="tiny-deltanet",
-        ttt=_ttt(arm, seed, steps=4, lr=1e-4),  # the paper's 1e-6 moves nothing within four updates
+        ttt=_ttt(method, seed, steps=4, lr=1e-4),  # the paper's 1e-6 moves nothing within four updates
         task=TaskConfig(
             source="recall:word-12", prompt_tokens=512, answer_tokens=4, train=0, test=40
         ),  # as `posttrain`
@@ -25,29 +25,29 @@ def ttt_per_prompt(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
     )
 
 
-def ttt_per_prompt_searched(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
+def ttt_per_prompt_searched(method: str = "refine", seed: int = 0) -> TTTRunConfig:
     """`ttt_per_prompt` of tiny-deltanet with the best settings of a search on validation prompts (docs/log.md)."""
-    config = replace(ttt_per_prompt(arm, seed), recipe="per_prompt_searched")
+    config = replace(ttt_per_prompt(method, seed), recipe="per_prompt_searched")
     return config if config.ttt is None else replace(config, ttt=replace(config.ttt, steps=1))  # of both ways
 
 
-def ttt_per_prompt_searched_lact(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
+def ttt_per_prompt_searched_lact(method: str = "refine", seed: int = 0) -> TTTRunConfig:
     """`ttt_per_prompt` of tiny-lact, with each method's best settings from a search on validation prompts (docs/log.md)."""
-    config = replace(ttt_per_prompt(arm, seed), recipe="per_prompt_searched_lact", model="tiny-lact")
+    config = replace(ttt_per_prompt(method, seed), recipe="per_prompt_searched_lact", model="tiny-lact")
     if config.ttt is None:
         return config
-    if config.ttt.method is None:
+    if config.ttt.refine is None:
         return replace(config, ttt=replace(config.ttt, lr=5e-5))
-    method = replace(config.ttt.method, rollout_length=8, num_chunks=4)
-    return replace(config, ttt=replace(config.ttt, lr=3e-4, method=method))
+    refine = replace(config.ttt.refine, rollout_length=8, num_chunks=4)
+    return replace(config, ttt=replace(config.ttt, lr=3e-4, refine=refine))
 
 
-def ttt_paper(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
+def ttt_paper(method: str = "refine", seed: int = 0) -> TTTRunConfig:
     """Test-time training as in the paper: batches of prompts, weights never reset, equally many updates for both methods."""
     return TTTRunConfig(
         recipe="paper",
         model="fla-hub/delta_net-1.3B-100B",  # the paper's: post-trained before
-        ttt=_ttt(arm, seed, steps=1, lr=1e-6, dtype="bfloat16"),  # table 2; release
+        ttt=_ttt(method, seed, steps=1, lr=1e-6, dtype="bfloat16"),  # table 2; release
         task=TaskConfig(
             source="ruler:dev-v2.0.json", prompt_tokens=4096, answer_tokens=32, train=0, test=200
         ),  # table C.1
@@ -60,9 +60,9 @@ def ttt_paper(arm: str = "refine", seed: int = 0) -> TTTRunConfig:
     )
 
 
-def _ttt(arm: str, seed: int, **settings: Any) -> TTTConfig | None:
-    require(arm in ("none", "sft", "refine"), "arm", arm, "'none', 'sft' or 'refine'")
-    method = RefineConfig(
+def _ttt(method: str, seed: int, **settings: Any) -> TTTConfig | None:
+    require(method in ("none", "sft", "refine"), "method", method, "'none', 'sft' or 'refine'")
+    refine = RefineConfig(
         num_chunks=8,  # c, tables 2 and D.1
         rollout_length=5,  # k, tables 2 and D.1
         smoothing_kernel=5,  # section 3.2
@@ -73,5 +73,5 @@ def _ttt(arm: str, seed: int, **settings: Any) -> TTTConfig | None:
         nsp_coef=0.4,  # lambda_RL, tables 2 and D.1
     )
     weight_decay = 0.01  # table D.1
-    chosen = method if arm == "refine" else None
-    return None if arm == "none" else TTTConfig(method=chosen, seed=seed, weight_decay=weight_decay, **settings)
+    chosen = refine if method == "refine" else None
+    return None if method == "none" else TTTConfig(refine=chosen, seed=seed, weight_decay=weight_decay, **settings)

@@ -15,7 +15,7 @@ from refine_lab.runs.files import parquet_parts, write_parquet
 
 COLUMNS = {
     "name": pa.string(),
-    "way": pa.string(),
+    "method": pa.string(),
     "seed": pa.int64(),
     "prompt_tokens": pa.int32(),
     "cut": pa.int32(),
@@ -23,11 +23,14 @@ COLUMNS = {
     "references": pa.list_(pa.string()),
     "answer": pa.string(),
     "exact_match": pa.float32(),
-    "recall": pa.float32(),
+    "contains_answer": pa.float32(),
     "f1": pa.float32(),
     "seconds": pa.float64(),
 }
 """Columns of a row, one row per example; further columns may follow."""
+
+RENAMED = {"way": "method", "recall": "contains_answer"}
+"""Columns of older files and their present names."""
 
 
 class AnswerLog:
@@ -100,7 +103,8 @@ class AnswerLog:
 def _table(path: Path, columns: list[str] | None = None) -> pa.Table | None:
     """Returns the content of a file; None, with a warning, if it is damaged."""
     try:
-        return pq.read_table(path, columns=columns)
+        table = pq.read_table(path, columns=columns)
+        return table.rename_columns([RENAMED.get(name, name) for name in table.column_names])
     except (pa.ArrowException, OSError) as error:
         warnings.warn(f"{path} is damaged, its answers count as not given: {error}", stacklevel=2)
         return None

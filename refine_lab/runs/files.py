@@ -26,6 +26,10 @@ OLDER_NAMES = {"config.json": "ttt.json", "metrics.jsonl": "updates.jsonl"}
 """Names of these files in runs of test-time training of format version 1."""
 
 
+RENAMED = {"recall": "contains_answer"}
+"""Quantities in `metrics.jsonl` of older runs and their present names."""
+
+
 def is_run(path: Path) -> bool:
     """Returns whether `path` is a run directory."""
     return run_file(path, "config.json").is_file()
@@ -69,7 +73,7 @@ def parse_line(path: Path, line: bytes) -> dict[str, Any]:
         _ = values["kind"], values["step"]
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} is damaged: {line[:60]!r} is no line of metrics") from None
-    return {name: math.nan if value is None else value for name, value in values.items()}
+    return {RENAMED.get(str(name), name): math.nan if value is None else value for name, value in values.items()}
 
 
 def plain(value: Any) -> Any:

@@ -264,7 +264,7 @@ def _progress(run: Run, latest: Mapping[str, Mapping[str, Any]]) -> str:
     for name in ("ntp_loss", "answer_loss"):
         if name in held_out:
             parts.append(f"held-out {name} {held_out[name]:.4f} after step {held_out['step']}")
-    return f"{run.config.way} s{run.config.seed}: " + ", ".join(parts)
+    return f"{run.config.method} s{run.config.seed}: " + ", ".join(parts)
 
 
 def _stop_or_kill(process: RunProcess, log: Callable[[str], object]) -> None:

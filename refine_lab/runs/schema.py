@@ -45,6 +45,8 @@ class Column:
     "The format version that introduced the column."
     older: Any = None
     "The value for rollouts in files of earlier versions."
+    formerly: str = ""
+    "The column's name in files of earlier versions."
 
 
 IDS, INT32, FLOAT32 = pa.list_(pa.int32()), pa.int32(), pa.float32()
@@ -53,7 +55,7 @@ COLUMNS = (
     Column("step", INT32, "step", shared=True, filtered=True),
     Column("sequence_id", pa.int64(), "sequence", shared=True),
     Column("position", INT32, "position", shared=True, filtered=True),
-    Column("member", INT32, "sample index at this position"),
+    Column("sample_index", INT32, "sample index at this position", formerly="member"),
     Column("prefix_ids", IDS, "prefix", shared=True),
     Column("rollout_ids", IDS, "rollout"),
     Column("target_ids", IDS, "reference", shared=True),
@@ -104,6 +106,7 @@ def completed(rollouts: pd.DataFrame, version: int = 1) -> pd.DataFrame:
 
     Raises ValueError if a column of that version is missing.
     """
+    rollouts = rollouts.rename(columns={column.formerly: column.name for column in COLUMNS if column.formerly})
     missing = [column for column in COLUMNS if column.dtype is not None and column.name not in rollouts]
     if lost := [column.name for column in missing if column.since <= version]:
         raise ValueError(f"rollouts lack the columns {', '.join(lost)}")

@@ -58,11 +58,11 @@ class RunWriter:
     ) -> RunWriter:
         """Creates a new directory in `runs` (default: `runs_dir()`) and writes what is known before the run begins.
 
-        Its name is `<date>-<recipe>-<way>-s<seed>`, with `ttt-` after the date for a run of test-time training. Such a
+        Its name is `<date>-<recipe>-<method>-s<seed>`, with `ttt-` after the date for a run of test-time training. Such a
         run needs `inputs` (see `refine_lab.training.inputs.inputs_of`), which hold the number of its prompts.
         """
         train = isinstance(config, TrainConfig)
-        name = f"{config.recipe}-{config.way}-s{config.seed}"
+        name = f"{config.recipe}-{config.method}-s{config.seed}"
         path = new_directory(runs or runs_dir(), f"{time.strftime('%Y%m%d-%H%M%S')}-{'' if train else 'ttt-'}{name}")
         for folder in ("rollouts" if train else "answers", "checkpoints"):
             (path / folder).mkdir()

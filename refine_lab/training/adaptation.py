@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from refine_lab.config import OptimizationConfig, RefineConfig, UpdateConfig, require
 from refine_lab.data.batches import padded
 from refine_lab.method.rewards import REWARDS
-from refine_lab.method.step import Learner, StepResult, next_token_stats, train_step
+from refine_lab.method.step import StepResult, TrainState, next_token_stats, train_step
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import hidden_states_only
 from refine_lab.rng import Draws
@@ -45,8 +45,8 @@ class Update:
     rollouts: Rollouts | None
     seconds: float
     tokens_per_second: float
-    method: RefineConfig | None
-    "The method as adjusted to the prompt (see `fitted`): a short prompt has fewer chunks, or a smaller margin."
+    refine: RefineConfig | None
+    "The method as adjusted to the prompt (see `fit_to_length`): a short prompt has fewer chunks, or a smaller margin."
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def adapted(
     config: TTTConfig,
     on_update: Callable[[Update], bool | None] = lambda update: None,
 ) -> Iterator[FastWeightLM]:
-    """Adapts the model to the prompt's tokens inside a `with` block, and then restores it (see `Restored`).
+    """Adapts the model to the prompt's tokens inside a `with` block, and then restores it (see `preserve_weights`).
 
     `on_update` is called after each update; if it returns True, no more updates are made. Warns if the prompt is too
     short for the method, whose margin or number of chunks is then reduced. Raises ValueError, before anything is
@@ -66,7 +66,7 @@ def adapted(
     adapter, batch = Adapter(model, config), prompt_batch(model, [prompt])
     if sentence := fewer_chunks(config, len(prompt)):
         warnings.warn(sentence, stacklevel=3)
-    with Restored(model, config.parameters):
+    with preserve_weights(model, config.parameters):
         for update in adapter.adapt(batch):
             if on_update(update):
                 break
@@ -74,7 +74,7 @@ def adapted(
 
 
 def adapt(model: FastWeightLM, prompt: Int[Tensor, "T"], config: TTTConfig) -> Iterator[Update]:
-    """Updates the model on the prompt and yields after each update; the weights stay updated (see `Restored`)."""
+    """Updates the model on the prompt and yields after each update; the weights stay updated (see `preserve_weights`)."""
     adapter = Adapter(model, config)
     yield from adapter.adapt(prompt_batch(model, [prompt]))
 
@@ -92,18 +92,18 @@ class Adapter:
         """Raises ValueError if the model's weights are not float32 or float64, or if `parameters` matches no parameter."""
         wide = model.dtype in (torch.float32, torch.float64)
         require(wide, "the model's dtype", model.dtype, "float32 or float64: smaller weights swallow small updates")
-        self.model, self.config, self.moving = model, config, _moving(model, config.parameters)
+        self.model, self.config, self.trainable = model, config, _trainable(model, config.parameters)
         shared = {item.name: getattr(config, item.name) for item in fields(OptimizationConfig)}
         self._update = UpdateConfig(**shared, mini_batch_size=mini_batch_size, micro_batch_size=micro_batch_size)
-        self.optimizers = make_optimizers(model, self._update, self.moving)
+        self.optimizers = make_optimizers(model, self._update, self.trainable)
 
     def adapt(self, batch: Batch) -> Iterator[Update]:
         """Updates the model on the prompts of a batch (see `prompt_batch`) and yields after each step."""
-        learner, tokens = self._learner(batch), int(batch.lengths.sum())
+        train_state, tokens = self._train_state(batch), int(batch.lengths.sum())
         for number in range(1, self.config.steps + 1):
             began = time.monotonic()
-            with _frozen_but(self.model, self.moving):  # never across a yield, from which nobody need come back
-                result = _step(learner, batch, Draws(seed=self.config.seed, step=number))
+            with _frozen_but(self.model, self.trainable):  # never across a yield, from which nobody need come back
+                result = _step(train_state, batch, Draws(seed=self.config.seed, step=number))
             seconds = time.monotonic() - began
             yield Update(
                 number=number,
@@ -111,18 +111,18 @@ class Adapter:
                 rollouts=result.rollouts,
                 seconds=seconds,
                 tokens_per_second=tokens / seconds,
-                method=learner.config.method,
+                refine=train_state.config.refine,
             )
             if _enough(result.metrics, self.config):
                 return
 
-    def _learner(self, batch: Batch) -> Learner:
+    def _train_state(self, batch: Batch) -> TrainState:
         """Returns the state that `train_step` needs. Raises ValueError for a prompt too short for a rollout."""
         lengths = batch.lengths.tolist()
-        method = None if self.config.method is None else fitted(self.config.method, *lengths)
-        reward = None if method is None else REWARDS[method.reward]
-        config = replace(self._update, method=method)
-        return Learner(policy=self.model, optimizers=self.optimizers, config=config, reward=reward)
+        refine = None if self.config.refine is None else fit_to_length(self.config.refine, *lengths)
+        reward = None if refine is None else REWARDS[refine.reward]
+        config = replace(self._update, refine=refine)
+        return TrainState(policy=self.model, optimizers=self.optimizers, config=config, reward=reward)
 
 
 def prompt_batch(
@@ -153,11 +153,11 @@ def _frozen_but(model: nn.Module, moving: Sequence[nn.Parameter]) -> Iterator[No
             p.requires_grad_(True)
 
 
-def _step(learner: Learner, batch: Batch, draws: Draws) -> StepResult:
+def _step(train_state: TrainState, batch: Batch, draws: Draws) -> StepResult:
     """Makes one step in any mode of the caller; keeps neither its gradients nor earlier casts of the weights."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(batch.tokens.device.type, enabled=False):
-        result = train_step(learner, batch, draws)
-    for p in learner.policy.parameters():
+        result = train_step(train_state, batch, draws)
+    for p in train_state.policy.parameters():
         p.grad = None
     torch.clear_autocast_cache()
     return result
@@ -203,35 +203,35 @@ def _check(model: FastWeightLM, prompt: Any) -> None:
     require(within, "a prompt's tokens", len(prompt), f"at most {limit}, the positions that this model knows")
 
 
-def fitted(method: RefineConfig, *lengths: int) -> RefineConfig:
+def fit_to_length(refine: RefineConfig, *lengths: int) -> RefineConfig:
     """Returns the method adjusted to prompts of the given lengths.
 
     The margin, which is meant for long documents, is reduced first; the number of chunks only if some chunk would have
     fewer than k + 1 tokens. Raises ValueError if not even one chunk has.
     """
-    k, length = method.rollout_length, min(lengths)
+    k, length = refine.rollout_length, min(lengths)
     if length < k + 1:
         raise ValueError(f"a prompt of {length} tokens has no room for a rollout of {k}; it must have at least {k + 1}")
-    num_chunks = min(method.num_chunks, length // (k + 1))
-    smaller = (replace(method, num_chunks=num_chunks, margin=margin) for margin in range(method.margin, -1, -1))
+    num_chunks = min(refine.num_chunks, length // (k + 1))
+    smaller = (replace(refine, num_chunks=num_chunks, margin=margin) for margin in range(refine.margin, -1, -1))
     return next(found for found in smaller if all(map(found.fits, lengths)))
 
 
 def fewer_chunks(config: TTTConfig, *lengths: int) -> str | None:
     """Returns a sentence if the shortest length is too small for all chunks or for the margin, else None."""
-    asked = config.method
-    method = None if asked is None else fitted(asked, *lengths)
-    if asked is None or method is None or method == asked:
+    asked = config.refine
+    refine = None if asked is None else fit_to_length(asked, *lengths)
+    if asked is None or refine is None or refine == asked:
         return None
     changes = []
-    if method.num_chunks < asked.num_chunks:
-        changes.append(f"c is {method.num_chunks} and not {asked.num_chunks}")
-    if method.margin < asked.margin:
-        changes.append(f"the margin is {method.margin} and not {asked.margin}")
+    if refine.num_chunks < asked.num_chunks:
+        changes.append(f"c is {refine.num_chunks} and not {asked.num_chunks}")
+    if refine.margin < asked.margin:
+        changes.append(f"the margin is {refine.margin} and not {asked.margin}")
     return f"a prompt of {min(lengths)} tokens is short for the method, so that {' and '.join(changes)}"
 
 
-def _moving(model: nn.Module, parameters: str) -> list[nn.Parameter]:
+def _trainable(model: nn.Module, parameters: str) -> list[nn.Parameter]:
     """Returns the trainable parameters whose names match `parameters`, tied ones once."""
     named = dict(model.named_parameters(remove_duplicate=False))
     found = {id(p): p for name, p in named.items() if p.requires_grad and re.search(parameters, name)}
@@ -240,7 +240,7 @@ def _moving(model: nn.Module, parameters: str) -> list[nn.Parameter]:
     return list(found.values())
 
 
-class Restored:
+class preserve_weights:
     """A context that restores a model bit for bit on exit: weights, trainable flags, and gradients.
 
     It copies only the parameters that may be updated (see `TTTConfig.parameters`), and restoring needs no further
@@ -252,11 +252,11 @@ class Restored:
 
     def __init__(self, model: nn.Module, parameters: str = ".*") -> None:
         self.parameters = list(model.parameters())
-        self.moving = _moving(model, parameters)
+        self.trainable = _trainable(model, parameters)
 
     def __enter__(self) -> None:
         self.flags = [(p, p.requires_grad, p.grad) for p in self.parameters]
-        self.kept = [(p, p.detach().clone()) for p in self.moving]
+        self.kept = [(p, p.detach().clone()) for p in self.trainable]
         self.before = signal.getsignal(signal.SIGINT)
         # Python delivers an interrupt to the main thread alone
         self.listens = threading.current_thread() is threading.main_thread() and callable(self.before)

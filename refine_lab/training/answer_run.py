@@ -47,7 +47,7 @@ def answer_run(
     answers = run.answers()
     scored = [score for score in SCORES if answers[score].notna().any()]
     means = "".join(f", {score} {answers[score].mean():.3f}" for score in scored)
-    print(f"{run.config.way} s{run.config.seed}: {len(answers)} answers{means}", flush=True)
+    print(f"{run.config.method} s{run.config.seed}: {len(answers)} answers{means}", flush=True)
 
 
 def _loads(config: TTTRunConfig) -> tuple[Any, ...]:

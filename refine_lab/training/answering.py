@@ -30,7 +30,7 @@ from refine_lab.models.base import FastWeightLM
 from refine_lab.ops.precision import autocast
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunProgress, RunWriter, write_status
-from refine_lab.training.adaptation import Adapter, Restored, Update, fewer_chunks, prompt_batch, read_prompt
+from refine_lab.training.adaptation import Adapter, Update, fewer_chunks, preserve_weights, prompt_batch, read_prompt
 from refine_lab.training.answers import answer, answer_row
 from refine_lab.training.optim import load_optimizer_tensors, optimizer_tensors
 from refine_lab.ttt_config import TTTRunConfig as TTTRunConfig
@@ -181,7 +181,7 @@ class _Work:
                     if number in done:
                         continue
                     ttt = self.config.ttt
-                    with nullcontext() if ttt is None else Restored(self.model, ttt.parameters):
+                    with nullcontext() if ttt is None else preserve_weights(self.model, ttt.parameters):
                         rows = self._adapt_and_answer(number, part, self._adapter())
                     if rows is None or self._keep(number, part, rows):
                         break
@@ -195,7 +195,7 @@ class _Work:
         if not all(example.name in names for part in self.parts[:first] for example in part):
             first, folder = 0, None  # an answer was lost, which the weights of now would not give again
         if first < len(self.parts):
-            with RunWriter.open(run.path, first) as writer, Restored(self.model, ttt.parameters):
+            with RunWriter.open(run.path, first) as writer, preserve_weights(self.model, ttt.parameters):
                 run.log.cut(first * size)
                 self._begin(writer, first)
                 adapter = self._adapter()
@@ -253,7 +253,7 @@ class _Work:
         with autocast(self.model.device, self.config.dtype):
             said = answer(self.model, self.tokenizer, part, self.rule, self.config.micro_batch_size)
         seconds = time.monotonic() - began + sum(update.seconds for update in updates)
-        facts = {"way": self.config.way, "seed": self.config.seed, "seconds": seconds / len(part)}
+        facts = {"method": self.config.method, "seed": self.config.seed, "seconds": seconds / len(part)}
         return [
             answer_row(example, text, **facts) | self._columns(number, updates, old, new)
             for example, text, old, new in zip(part, said, before, after, strict=True)
@@ -268,14 +268,14 @@ class _Work:
         self, number: int, updates: list[Update], before: tuple[float, float], after: tuple[float, float]
     ) -> dict[str, Any]:
         """Returns an answer's columns specific to test-time training; losses and entropies are means over the prompt."""
-        method = updates[-1].method if updates else None
+        refine = updates[-1].refine if updates else None
         return {
             "batch": number,
             "reset": self.config.reset,
             "adapt_on": self.config.adapt_on,
             "updates": int(sum(update.metrics["updates"] for update in updates)),
-            "num_chunks": 0 if method is None else method.num_chunks,
-            "margin": 0 if method is None else method.margin,
+            "num_chunks": 0 if refine is None else refine.num_chunks,
+            "margin": 0 if refine is None else refine.margin,
             "loss_before": before[0],
             "loss_after": after[0],
             "entropy_before": before[1],
@@ -307,14 +307,14 @@ class _Work:
         return bool(self.reason)
 
 
-def _moving(adapter: Adapter) -> dict[str, nn.Parameter]:
-    moving = {id(p) for p in adapter.moving}
+def _trainable(adapter: Adapter) -> dict[str, nn.Parameter]:
+    moving = {id(p) for p in adapter.trainable}
     return {name: p for name, p in adapter.model.named_parameters() if id(p) in moving}
 
 
 def _save(adapter: Adapter, folder: Path) -> None:
     """Saves the updated weights and the optimizer's moments."""
-    weights = {name: p.detach().contiguous() for name, p in _moving(adapter).items()}
+    weights = {name: p.detach().contiguous() for name, p in _trainable(adapter).items()}
     save_file(weights, folder / "weights.safetensors")
     save_file(optimizer_tensors(adapter.optimizers), folder / "optimizer.safetensors")
 
@@ -323,7 +323,7 @@ def _load(adapter: Adapter, folder: Path) -> None:
     """Loads a checkpoint's weights and moments into the model and the optimizer."""
     weights = load_file(folder / "weights.safetensors")
     with torch.no_grad():
-        for name, p in _moving(adapter).items():
+        for name, p in _trainable(adapter).items():
             p.copy_(weights[name])
     load_optimizer_tensors(adapter.optimizers, load_file(folder / "optimizer.safetensors"))
 
@@ -336,6 +336,6 @@ def measured(model: FastWeightLM, example: Example) -> tuple[float, float]:
 
 def update_line(update: Update, names: Sequence[str]) -> dict[str, Any]:
     """Returns a metrics line of kind `update`: the step's number on its batch, the prompts, and the step's metrics."""
-    chunks = None if update.method is None else update.method.num_chunks
+    chunks = None if update.refine is None else update.refine.num_chunks
     times = {"seconds": update.seconds, "tokens_per_second": update.tokens_per_second}
     return {"number": update.number, "names": list(names), "num_chunks": chunks, **update.metrics, **times}

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.data.tasks.prompts import Example, end_of_text
 from refine_lab.data.tasks.rules import AnswerRule
-from refine_lab.data.tasks.scores import exact_match, f1, recall
+from refine_lab.data.tasks.scores import contains_answer, exact_match, f1
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.decoding import greedy_tokens
 
@@ -63,11 +63,11 @@ def answers_to(
     return [texts[row] for row in range(len(prompts))]
 
 
-def answer_row(example: Example, answer: str, *, way: str, seed: int, seconds: float) -> dict[str, Any]:
+def answer_row(example: Example, answer: str, *, method: str, seed: int, seconds: float) -> dict[str, Any]:
     """Returns a row of an `AnswerLog`: the example, the answer, and its scores."""
     return {
         "name": example.name,
-        "way": way,
+        "method": method,
         "seed": seed,
         "prompt_tokens": len(example.prompt_ids),
         "cut": example.cut,
@@ -75,7 +75,7 @@ def answer_row(example: Example, answer: str, *, way: str, seed: int, seconds: f
         "references": list(example.answers),
         "answer": answer,
         "exact_match": exact_match(answer, example.answers),
-        "recall": recall(answer, example.answers),
+        "contains_answer": contains_answer(answer, example.answers),
         "f1": f1(answer, example.answers),
         "seconds": seconds,
     }
@@ -87,11 +87,11 @@ def side_by_side(answers: pd.DataFrame, count: int = 8) -> pd.DataFrame:
     `answers` has the columns of `COLUMNS`; the result has `question`, `references` and one column per method, in order
     of appearance.
     """
-    first = answers.groupby("way")["seed"].transform("min")
+    first = answers.groupby("method")["seed"].transform("min")
     chosen = answers[answers["seed"] == first]
     facts = chosen.drop_duplicates("name").set_index("name")
-    table = chosen.pivot(index="name", columns="way", values="answer").reindex(facts.index).dropna()
-    table = table[list(dict.fromkeys(chosen["way"]))]
+    table = chosen.pivot(index="name", columns="method", values="answer").reindex(facts.index).dropna()
+    table = table[list(dict.fromkeys(chosen["method"]))]
     differ = table.nunique(axis=1).gt(1)
     order = [*table.index[differ], *table.index[~differ]][:count]
     asked = facts.loc[order, ["question", "references"]].assign(

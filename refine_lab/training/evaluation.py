@@ -1,6 +1,6 @@
 """Held-out measures: next-token loss and accuracy, rewards at fixed targets, recall of planted facts.
 
-They are computed in the caller's arithmetic: a run evaluates under its own autocast (`Learner.autocast`). Each
+They are computed in the caller's arithmetic: a run evaluates under its own autocast (`TrainState.autocast`). Each
 micro-batch's trace is freed before the next one is made.
 """
 
@@ -19,7 +19,7 @@ from refine_lab.config import RefineConfig
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.recall import RecallDocument, make_document
 from refine_lab.data.tasks import scores
-from refine_lab.data.tasks.batches import lessons
+from refine_lab.data.tasks.batches import prompt_batch
 from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.method.rewards import REWARDS
@@ -54,7 +54,7 @@ def next_token(policy: FastWeightLM, batch: Batch, micro_batch_size: int = 4) ->
         real = torch.arange(width, device=policy.device) < (micro.lengths - 1).unsqueeze(1)
         uniforms = draws.uniforms(micro.sequence_ids, "sampled_accuracy", (width,)).to(policy.device)
         matched = uniforms < stats.logprobs.double().exp()
-        sums += torch.stack([(x.double() * real).sum() for x in (-stats.logprobs, stats.greedy, matched)]).cpu()
+        sums += torch.stack([(x.double() * real).sum() for x in (-stats.logprobs, stats.is_top1, matched)]).cpu()
     loss, accuracy, sampled = (sums / batch.num_targets).tolist()
     return {"ntp_loss": loss, "ntp_accuracy": accuracy, "sampled_accuracy": sampled}
 
@@ -74,14 +74,16 @@ def answer_measures(
     sums, tokens = torch.zeros(2, dtype=torch.float64), 0
     for start in range(0, len(examples), micro_batch_size):
         rows = range(start, min(start + micro_batch_size, len(examples)))
-        batch = lessons([examples[i] for i in rows], tuple(rows)).to(policy.device)
+        batch = prompt_batch([examples[i] for i in rows], tuple(rows)).to(policy.device)
         stats = answer_stats(policy, batch)
-        sums += torch.stack([-stats.logprobs.double().sum(), stats.greedy.double().sum()]).cpu()
-        tokens += batch.num_answer_tokens
+        sums += torch.stack([-stats.logprobs.double().sum(), stats.is_top1.double().sum()]).cpu()
+        tokens += len(stats.logprobs)
     loss, accuracy = (sums / tokens).tolist()
     written = answer(policy, tokenizer, examples, rule, micro_batch_size)
     pairs = [(said, example.answers) for said, example in zip(written, examples, strict=True)]
-    found = {score.__name__: fmean(score(*pair) for pair in pairs) for score in (scores.recall, scores.exact_match)}
+    found = {
+        score.__name__: fmean(score(*pair) for pair in pairs) for score in (scores.contains_answer, scores.exact_match)
+    }
     return {"answer_loss": loss, "answer_accuracy": accuracy, **found}
 
 
@@ -93,19 +95,19 @@ def rewards_at_fixed_targets(
 
     Positions are uniform and the same for every model, as are the uniform numbers that tokens are sampled with.
     """
-    method = fixed_targets(num_chunks, rollout_length)
+    refine = fixed_targets(num_chunks, rollout_length)
     draws, rewards = Draws(seed=EVALUATION_SEED), []
     for start in range(0, len(batch.lengths), micro_batch_size):
-        rewards.append(_rewards(policy, batch.rows(start, start + micro_batch_size).to(policy.device), method, draws))
+        rewards.append(_rewards(policy, batch.rows(start, start + micro_batch_size).to(policy.device), refine, draws))
     cosine, binary = torch.cat(rewards, 1).double().mean(1).tolist()
     return {"cosine": cosine, "binary": binary}
 
 
-def _rewards(policy: FastWeightLM, micro: Batch, method: RefineConfig, draws: Draws) -> Float[Tensor, "2 R"]:
+def _rewards(policy: FastWeightLM, micro: Batch, refine: RefineConfig, draws: Draws) -> Float[Tensor, "2 R"]:
     """Returns cosine and binary reward of every rollout of a micro-batch."""
     flat = torch.zeros(micro.tokens.shape, device=policy.device)
     trace = policy.read(micro.tokens, micro.lengths)
-    rollouts, _ = roll_out(policy, trace, flat, micro, method, REWARDS["cosine"], draws)
+    rollouts, _ = roll_out(policy, trace, flat, micro, refine, REWARDS["cosine"], draws)
     return torch.stack([rollouts.cosine, rollouts.binary])
 
 
@@ -115,7 +117,7 @@ def fixed_targets(num_chunks: int, rollout_length: int) -> RefineConfig:
 
 
 @torch.no_grad()
-def recall(policy: FastWeightLM, documents: Sequence[RecallDocument], micro_batch_size: int = 16) -> float:
+def exact_recall(policy: FastWeightLM, documents: Sequence[RecallDocument], micro_batch_size: int = 16) -> float:
     """Returns the share of questions answered exactly, token for token, by greedy generation, from 0 to 1."""
     asked = [(document.tokens[: q.prompt_end], q.answer_ids) for document in documents for q in document.questions]
     right = 0
@@ -144,7 +146,7 @@ def held_out_measures(
     documents: int = 50,
     document_tokens: int = 512,
 ) -> dict[str, float]:
-    """Returns all measures: next token, rewards at fixed targets, and `recall KIND at LENGTH` of each kind.
+    """Returns all measures: next token, rewards at fixed targets, and `exact recall KIND at LENGTH` of each kind.
 
     The rewards are omitted if the held-out rows are too short for a rollout from each of `num_chunks` chunks.
     """
@@ -154,7 +156,7 @@ def held_out_measures(
         measured |= rewards_at_fixed_targets(policy, validation, num_chunks, rollout_length)
     for kind in kinds:
         asked = recall_documents(kind, documents, document_tokens, held_out)
-        measured[f"recall {kind} at {document_tokens}"] = recall(policy, asked)
+        measured[f"exact recall {kind} at {document_tokens}"] = exact_recall(policy, asked)
     return measured
 
 

@@ -37,7 +37,7 @@ def load_training_task(configs: Sequence[TrainConfig]) -> Task:
     _, tokenizer = load_policy(config)
     task = load_task(config.task, tokenizer, config.data, manifest_of(config.model), history_of(config.model))
     for each in configs:
-        TaskData(task.train, each.seed, each.method)
+        TaskData(task.train, each.seed, each.refine)
     return task
 
 

@@ -19,8 +19,8 @@ from refine_lab.data.tasks.examples import Task, load_task
 from refine_lab.data.tasks.trained import History
 from refine_lab.data.tokenizer import beginning_told
 from refine_lab.method.rewards import reward_function
-from refine_lab.method.step import Learner, StepResult, train_step
-from refine_lab.models.activation_checkpointing import recompute
+from refine_lab.method.step import StepResult, TrainState, train_step
+from refine_lab.models.activation_checkpointing import checkpoint_activations
 from refine_lab.models.loading import MANIFEST, load_model, manifest_of
 from refine_lab.rng import Draws
 from refine_lab.runs.child import StopSignal
@@ -51,19 +51,19 @@ def train(path: Path, stop: StopSignal) -> None:
         torch.set_num_threads(config.threads)
     settings = config.model_settings
     policy, tokenizer = load_model(folder or config.model, device=config.device, seed=config.seed, settings=settings)
-    recompute(policy, config.recompute)
-    learner = _learner(run, config, policy)
+    checkpoint_activations(policy, config.activation_checkpointing)
+    train_state = _train_state(run, config, policy)
     manifest = manifest_of(config.model)
     past = history_of(config.model)
     task = None if config.task is None else _task(run, config.task, tokenizer, manifest, past)
     if task is None:
-        one_step, evaluate = _sequences(run, learner, tokenizer, manifest)
+        one_step, evaluate = _sequences(run, train_state, tokenizer, manifest)
     else:
-        one_step, evaluate = _lessons(learner, tokenizer, task)
+        one_step, evaluate = _prompts(train_state, tokenizer, task)
     past = after(past, run, task)
     with RunWriter.open(path, None if folder is None else done) as writer:
         if folder is not None:
-            load_optimizer_tensors(learner.optimizers, load_file(folder / "optimizer.safetensors"))
+            load_optimizer_tensors(train_state.optimizers, load_file(folder / "optimizer.safetensors"))
         else:
             evaluate(writer, 0)
         progress = _Progress(writer, done)
@@ -72,31 +72,31 @@ def train(path: Path, stop: StopSignal) -> None:
             if reason := stop.requested():
                 step -= 1
                 break
-            _train_one(learner, one_step, writer, progress, step)
+            _train_one(train_state, one_step, writer, progress, step)
             if step % config.eval_every == 0 or step == config.steps:
                 evaluate(writer, step)
             if step % config.checkpoint_every == 0 and step < config.steps:
-                _save(writer, step, learner, tokenizer, manifest, past)
+                _save(writer, step, train_state, tokenizer, manifest, past)
         else:
             reason = None
         if (run.latest_checkpoint() or (-1, None))[0] != step:
-            _save(writer, step, learner, tokenizer, manifest, past)
+            _save(writer, step, train_state, tokenizer, manifest, past)
         writer.flush()
         writer.status("stopped" if reason else "finished", step, error=reason)
 
 
-def _learner(run: Run, config: TrainConfig, policy: Any) -> Learner:
-    method, reference, reward = config.method, None, None
-    if method is not None:
+def _train_state(run: Run, config: TrainConfig, policy: Any) -> TrainState:
+    refine, reference, reward = config.refine, None, None
+    if refine is not None:
         source = run.path / "reward.py"
-        reward = reward_function(method.reward, source.read_text(encoding="utf-8") if source.is_file() else None)
-        if method.kl_coef:  # the policy that training started with, also after a resumption
+        reward = reward_function(refine.reward, source.read_text(encoding="utf-8") if source.is_file() else None)
+        if refine.kl_coef:  # the policy that training started with, also after a resumption
             reference, _ = load_model(
                 config.model, device=config.device, seed=config.seed, settings=config.model_settings
             )
             reference.requires_grad_(False)
     optimizers = make_optimizers(policy, config)
-    return Learner(policy=policy, optimizers=optimizers, config=config, reward=reward, reference=reference)
+    return TrainState(policy=policy, optimizers=optimizers, config=config, reward=reward, reference=reference)
 
 
 Step = Callable[[int], tuple[StepResult, Batch, int]]
@@ -106,10 +106,10 @@ Evaluate = Callable[[RunWriter, int], None]
 
 
 def _sequences(
-    run: Run, learner: Learner, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None
+    run: Run, train_state: TrainState, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None
 ) -> tuple[Step, Evaluate]:
     """Returns the step and evaluation functions for training on text, by SFT or REFINE."""
-    config, policy = learner.config, learner.policy
+    config, policy = train_state.config, train_state.policy
     data, held_out = (
         SequenceData(config.data, tokenizer, seed=config.seed, split=split, manifest=manifest)
         for split in ("train", "validation")
@@ -123,11 +123,11 @@ def _sequences(
 
     def one_step(step: int) -> tuple[StepResult, Batch, int]:
         batch = data.batch(step - 1, config.batch_size).to(policy.device)
-        result = train_step(learner, batch, Draws(seed=config.seed, step=step))
+        result = train_step(train_state, batch, Draws(seed=config.seed, step=step))
         return result, batch, int(batch.lengths.sum())
 
     def evaluate(writer: RunWriter, step: int) -> None:
-        with learner.autocast():
+        with train_state.autocast():
             writer.evaluation(step, next_token(policy, validation))
 
     return one_step, evaluate
@@ -143,30 +143,30 @@ def _task(
     return task
 
 
-def _lessons(learner: Learner, tokenizer: PreTrainedTokenizerBase, task: Task) -> tuple[Step, Evaluate]:
+def _prompts(train_state: TrainState, tokenizer: PreTrainedTokenizerBase, task: Task) -> tuple[Step, Evaluate]:
     """Returns the step and evaluation functions for post-training on prompts with answers."""
-    config, policy = learner.config, learner.policy
-    data = TaskData(task.train, config.seed, config.method)
+    config, policy = train_state.config, train_state.policy
+    data = TaskData(task.train, config.seed, config.refine)
 
     def one_step(step: int) -> tuple[StepResult, Batch, int]:
         batch = data.batch(step - 1, config.batch_size).to(policy.device)
-        result = nested_step(learner, batch, Draws(seed=config.seed, step=step))
+        result = nested_step(train_state, batch, Draws(seed=config.seed, step=step))
         inner = int(batch.prompts.lengths.sum()) if config.nested else 0
-        return result, batch.prompts, inner + int(batch.whole.lengths.sum())
+        return result, batch.prompts, inner + int(batch.sequences.lengths.sum())
 
     def evaluate(writer: RunWriter, step: int) -> None:
         if task.validation:
-            with learner.autocast():
+            with train_state.autocast():
                 measured = answer_measures(policy, tokenizer, task.validation, task.rule)
             writer.evaluation(step, measured)
 
     return one_step, evaluate
 
 
-def _train_one(learner: Learner, one_step: Step, writer: RunWriter, progress: _Progress, step: int) -> None:
-    config, began = learner.config, time.monotonic()
+def _train_one(train_state: TrainState, one_step: Step, writer: RunWriter, progress: _Progress, step: int) -> None:
+    config, began = train_state.config, time.monotonic()
     lr = learning_rate(config, step)
-    set_learning_rate(learner.optimizers, lr)
+    set_learning_rate(train_state.optimizers, lr)
     result, batch, tokens = one_step(step)
     progress.advance(tokens, time.monotonic() - began)
     metrics = {**result.metrics, "updates": step * config.updates_per_batch, "lr": lr}
@@ -185,7 +185,7 @@ def rollout_rows(batch: Batch, rollouts: Rollouts) -> dict[str, Any]:
     return {
         "sequence_id": [batch.sequence_ids[r] for r in row],
         "position": position,
-        "member": torch.arange(repeat).repeat(len(row) // repeat).tolist(),
+        "sample_index": torch.arange(repeat).repeat(len(row) // repeat).tolist(),
         "prefix_ids": [tokens[r][max(0, t + 1 - PREFIX_TOKENS) : t + 1] for r, t in zip(row, position, strict=True)],
         "rollout_ids": rollouts.tokens.tolist(),
         "target_ids": rollouts.target_ids.tolist(),
@@ -222,15 +222,15 @@ class _Progress:
 def _save(
     writer: RunWriter,
     step: int,
-    learner: Learner,
+    train_state: TrainState,
     tokenizer: PreTrainedTokenizerBase,
     manifest: Manifest | None,
     past: History,
 ) -> None:
     with writer.checkpoint(step) as folder:
-        learner.policy.save_pretrained(folder)
+        train_state.policy.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         if manifest is not None:
             manifest.save(folder / MANIFEST)
         save_history(past, folder)
-        save_file(optimizer_tensors(learner.optimizers), folder / "optimizer.safetensors")
+        save_file(optimizer_tensors(train_state.optimizers), folder / "optimizer.safetensors")

@@ -35,7 +35,7 @@ def test_what_a_token_costs_is_counted_by_hand():
 @pytest.mark.slow
 def test_a_training_case_and_the_papers_procedure_on_a_small_model():
     policy = make_policy(torch.float32)
-    shape = gpu_cases.Shape(rows=2, length=256, at_once=1, recompute="blocks")
+    shape = gpu_cases.Shape(rows=2, length=256, at_once=1, activation_checkpointing="blocks")
     found = gpu_cases.train(policy, shape, repeats=1, dtype="bfloat16")
     assert found["mfu"] is None and found["tokens_of_a_step"] == 512
     median = found["seconds"]["refine"]["median"]

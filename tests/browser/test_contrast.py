@@ -33,13 +33,15 @@ pytestmark = pytest.mark.browser
 
 
 def curves() -> Curves:
-    """Six arms, and a run in each state."""
+    """Six methods, and a run in each state."""
     x, made = np.arange(4, dtype="<f4"), Curves()
     symbols = ("circle", "diamond", "square", "triangle-up", "x", "circle")
-    arms = [{"arm": f"a{i}", "label": f"Arm {i}", "symbol": symbol, "look": i} for i, symbol in enumerate(symbols)]
-    lines = [{"arm": f"a{i}", "seed": 0, "x": x.tobytes(), "y": (x + i).tobytes()} for i in range(6)]
+    methods = [
+        {"method": f"a{i}", "label": f"Method {i}", "symbol": symbol, "look": i} for i, symbol in enumerate(symbols)
+    ]
+    lines = [{"method": f"a{i}", "seed": 0, "x": x.tobytes(), "y": (x + i).tobytes()} for i in range(6)]
     panel = {"title": "Loss", "unit": "nats per token", "marks": True, "lines": lines}
-    made.curves = {"arms": arms, "panels": [{"name": name, **panel} for name in ("loss", "entropy")]}
+    made.curves = {"methods": methods, "panels": [{"name": name, **panel} for name in ("loss", "entropy")]}
     states = ("running", "finished", "stopped", "failed", "killed", "unreadable", "waiting")
     made.progress = [
         {"name": f"r{i}", "label": f"Run {i}", "state": state, "step": 3, "steps": 9, "error": ERROR if i == 3 else ""}

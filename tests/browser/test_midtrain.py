@@ -41,9 +41,11 @@ class Live:
         return self.lab.page
 
 
-def write_run(folder: Path, arm: str, steps: int, *, state: str, error: str | None = None, seed: int = 0) -> RunWriter:
-    method = {"method": None} if arm == "sft" else {}
-    config = TrainConfig(recipe="tiny", steps=20, batch_size=2, mini_batch_size=2, seed=seed, **method)
+def write_run(
+    folder: Path, method: str, steps: int, *, state: str, error: str | None = None, seed: int = 0
+) -> RunWriter:
+    refine = {"refine": None} if method == "sft" else {}
+    config = TrainConfig(recipe="tiny", steps=20, batch_size=2, mini_batch_size=2, seed=seed, **refine)
     writer = RunWriter.create(config, folder)
     writer.evaluation(0, {"ntp_loss": 3.2, "ntp_accuracy": 0.3, "sampled_accuracy": 0.2})
     for step in range(1, steps + 1):
@@ -54,7 +56,7 @@ def write_run(folder: Path, arm: str, steps: int, *, state: str, error: str | No
 
 def write_step(writer: RunWriter, step: int) -> None:
     line = {"ntp_loss": 3 - step / 20, "ntp_accuracy": 0.3 + step / 100, "grad_norm": 1.0, "tokens_per_second": 5000.0}
-    if writer.config.method:
+    if writer.config.refine:
         line |= {"cosine_mean": 0.5, "cosine_std": 0.2, "binary_mean": 0.3, "binary_std": 0.2, "clip_fraction": 0.01}
     writer.train(step, line)
 

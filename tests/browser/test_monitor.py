@@ -69,7 +69,7 @@ def wait_for(done: Callable[[], bool]) -> None:
 def write_run(folder: Path) -> Run:
     """A run that never ends by itself: some steps a second."""
     data = DataConfig(sources={"python": 1.0}, sequence_length=256, max_tokens=50_000, validation_sequences=1)
-    settings = {"method": None, "steps": 100_000, "batch_size": 2, "mini_batch_size": 2}
+    settings = {"refine": None, "steps": 100_000, "batch_size": 2, "mini_batch_size": 2}
     with RunWriter.create(TrainConfig(recipe="tiny", model="tiny-deltanet", data=data, **settings), folder) as writer:
         return writer.run
 

@@ -125,7 +125,7 @@ def test_adapt_with_what_is_typed_and_chosen(hands: Callable[[str], Hands]) -> N
     person.go_to("Adapt")
     person.press("Enter")
     person.told("^After 3 steps: loss .*, entropy ")
-    config = "(panel.config.method, panel.config.steps, panel.config.lr, panel.fields['question'].value)"
+    config = "(panel.config.refine, panel.config.steps, panel.config.lr, panel.fields['question'].value)"
     assert person.in_python(config) == "(None, 3, 0.002, 'The red fox sleeps in the')"
     answers = [area.input_value() for area in person.page.locator(f"{TTT} .answers textarea").all()]
     assert all(answers)
@@ -148,7 +148,7 @@ def test_stop_and_reset_are_next_to_a_button_that_is_disabled(hands: Callable[[s
     assert person.page.evaluate(FOCUSED) == "Stop"
     person.press("Enter")
     person.told(r"\(stopped\): loss")
-    assert person.in_python("panel.config.method.reward") == "'hybrid'"
+    assert person.in_python("panel.config.refine.reward") == "'hybrid'"
     person.press("Tab")
     assert person.page.evaluate(FOCUSED) == "Reset"
     person.press("Space")
@@ -201,8 +201,8 @@ def test_another_model_and_other_settings(hands: Callable[[str], Hands]) -> None
     person.press("Tab", "ArrowUp", "ArrowUp", "ArrowUp")  # quicker than rollouts are made
     person.press("Tab")
     person.told("^88 rollouts at 8 sampled positions")
-    method = "[getattr(explorer.exploration.method, name) for name in ('group_by', 'rollout_length', 'group_size')]"
-    assert person.in_python(method) == "['sequence', 5, 11]"
+    refine = "[getattr(explorer.exploration.refine, name) for name in ('group_by', 'rollout_length', 'group_size')]"
+    assert person.in_python(refine) == "['sequence', 5, 11]"
     person.go_to(".*tokens, coloured by.*")
     person.press("ArrowRight", "ArrowRight", "Enter")
     person.told("^88 rollouts at 8 sampled positions, .*; 11 rollouts at 1 clicked position")

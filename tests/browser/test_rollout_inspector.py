@@ -36,8 +36,8 @@ def test_truth_and_rollouts_are_painted_token_by_token(window: Window) -> None:
     page = window.open(RolloutInspector(three_positions(), decode=decode))
     assert window.shown() == [*range(12)]
     assert window.status() == "12 rollouts at 3 positions"
-    assert page.locator(".truth .tokens").first.locator(".token").all_inner_texts() == ["·very", "·laid", "·back"]
-    assert page.locator(".truth .where").first.inner_text() == "step 1 · seq 5 · pos 40 · entropy 0.000"
+    assert page.locator(".target .tokens").first.locator(".token").all_inner_texts() == ["·very", "·laid", "·back"]
+    assert page.locator(".target .where").first.inner_text() == "step 1 · seq 5 · pos 40 · entropy 0.000"
     second = page.locator(".rollout[data-row='1']")
     assert second.locator(".token").all_inner_texts() == ["·very", "·perfect", "·hill"]
     assert second.locator(".token").evaluate_all("n => n.map((x) => x.classList.contains('match'))") == [
@@ -57,10 +57,10 @@ def test_truth_and_rollouts_are_painted_token_by_token(window: Window) -> None:
         "n => n.map((x) => Number(x.closest('.rollout').dataset.row))"
     )
     assert sorted(best) == [3, 7, 11]
-    truth, below = (page.locator(name).first.bounding_box() for name in (".truth .token", ".rollout .token"))
-    assert truth is not None and below is not None
-    assert truth["x"] == below["x"]  # tokens of one place stand under each other
-    assert below["y"] - truth["y"] == pytest.approx(26, abs=1)
+    target, below = (page.locator(name).first.bounding_box() for name in (".target .token", ".rollout .token"))
+    assert target is not None and below is not None
+    assert target["x"] == below["x"]  # tokens of one place stand under each other
+    assert below["y"] - target["y"] == pytest.approx(26, abs=1)
 
 
 def test_advantages_go_left_and_right_from_the_middle(window: Window) -> None:
@@ -94,7 +94,7 @@ def test_fields_filter_what_python_filters_too(window: Window) -> None:
     for fields, filters, status in (
         ({"reward low": "0.5", "reward high": "1"}, {"reward": [0.5, 1]}, "3 of 12 rollouts at 2 positions"),
         ({"text": "perfect"}, {"text": "perfect"}, "2 of 12 rollouts at 2 positions"),
-        ({"truth": "LAID b", "step high": "1"}, {"truth": "LAID b", "step": [None, 1]}, "4 of 12 rollouts at 1 position"),
+        ({"target": "LAID b", "step high": "1"}, {"target": "LAID b", "step": [None, 1]}, "4 of 12 rollouts at 1 position"),
         (
             {"entropy low": "0.5", "position low": "39"},
             {"entropy": [0.5, None], "position": [39, None]},
@@ -208,7 +208,7 @@ def test_the_detail_shows_one_rollout(window: Window) -> None:
         ["3", "·back", "≠", "·hill", "−0.500", "1.00"],
     ]
     assert detail.locator("dd").all_inner_texts() == ["0.250", "−0.50", "0.250", "0.25", "−1.50", "0.000"]
-    page.locator(".rollout[data-row='4']").click()  # shorter than its truth
+    page.locator(".rollout[data-row='4']").click()  # shorter than its target
     window.settle()
     assert detail.locator(".aligned tbody tr").count() == 3
     take_shot(window, "detail")
@@ -311,7 +311,7 @@ def test_both_figures_of_a_page_follow_the_list(window: Window) -> None:
 def test_hostile_text_is_shown_and_nothing_more(window: Window) -> None:
     texts = [text or "(empty)" for _, text in HOSTILE]
     ids = [*range(len(texts))]
-    frame = pd.concat([rows([i, 0], truth=[i], prefix_ids=[ids]).assign(step=i) for i in ids], ignore_index=True)
+    frame = pd.concat([rows([i, 0], target=[i], prefix_ids=[ids]).assign(step=i) for i in ids], ignore_index=True)
     widget = RolloutInspector(frame, decode=lambda tokens: "".join(texts[i] for i in tokens))
     widget.selected, widget.compared = 1, [*range(8)]
     page = window.open(widget)
@@ -367,7 +367,7 @@ def test_text_is_readable_on_every_ground(new_window: Callable[..., Window], sch
     page.get_by_role("button", name="Export examples (Table F.1)").click()
     window.settle()
     parts = """.rollout.selected .token.match, .rollout.selected .sign, .rollout:not(.selected) .token.match .sign,
-        .rollout .number, .rollout .mark, .truth .where, .truth .mark, .sort, .filters span, .status, .detail dt, .same,
+        .rollout .number, .rollout .mark, .target .where, .target .mark, .sort, .filters span, .status, .detail dt, .same,
         .unlike, .detail .prefix .sign, .compared th, .f1 td, .help span, .help .token, kbd, .tools button, figcaption span"""
     assert [part for part in re.split(r",\s+", parts) if page.locator(part).count() == 0] == []
     assert len(contrasts(page)) > 40

@@ -224,7 +224,7 @@ def test_an_explored_document_begins_with_it(model: Path, bare: PreTrainedTokeni
 def config_of(model: Path, **data: object) -> TrainConfig:
     sizes = dict(batch_size=2, mini_batch_size=2, micro_batch_size=2, steps=2, checkpoint_every=1)
     rows = replace(DATA, recall={}, sequence_length=64, **data)  # type: ignore[arg-type]
-    return TrainConfig(recipe="test", model=str(model), method=None, data=rows, **sizes, device="cpu", threads=1)
+    return TrainConfig(recipe="test", model=str(model), refine=None, data=rows, **sizes, device="cpu", threads=1)
 
 
 def trained(config: TrainConfig, folder: Path) -> Run:

@@ -20,7 +20,7 @@ from refine_lab.method.rollout import Branches, sample
 from refine_lab.models import load_model
 from refine_lab.runs.answers import COLUMNS
 from refine_lab.runs.schema import ROLLOUT_TYPES
-from refine_lab.training.adaptation import fitted
+from refine_lab.training.adaptation import fit_to_length
 from tests.support.paths import ROOT
 
 WORDS = {5: "five", 7: "seven", 11: "eleven"}
@@ -81,12 +81,12 @@ def test_the_searches_in_the_results_have_as_many_trials_as_is_said() -> None:
         "uses the best of eight settings for SFT and ten for REFINE. They were selected on validation prompts" in text
     )
     for model in ("tiny-deltanet", "tiny-lact"):
-        for search, ways in (
+        for search, methods in (
             (f"search_{model}", {"sft": 8, "nested_sft": 8, "nested_refine": 10}),
             (f"search_ttt_{model}", {"none": 1, "sft": 8, "refine": 10}),
         ):
-            counted = [trial["way"] for trial in measured(search)["trials"]]
-            assert {way: counted.count(way) for way in set(counted)} == ways, search
+            counted = [trial["method"] for trial in measured(search)["trials"]]
+            assert {method: counted.count(method) for method in set(counted)} == methods, search
 
 
 def test_the_tables_of_the_results_are_those_of_the_notebooks() -> None:
@@ -115,10 +115,10 @@ def test_every_default_that_is_told_is_the_default(path: Path) -> None:
 
 
 def test_what_method_md_says_of_smoothing_and_margin_on_a_short_row() -> None:
-    text, method = text_of("docs/method.md"), RefineConfig(num_chunks=8)
+    text, refine = text_of("docs/method.md"), RefineConfig(num_chunks=8)
     assert "stays 5 when `RefineConfig.rollout_length` changes" in text
     assert [RefineConfig(rollout_length=k).smoothing_kernel for k in (1, 3, 8)] == [5, 5, 5]
-    first, gap = method.ends
+    first, gap = refine.ends
     size = 512 // 8
     excluded = [sum(not first <= t <= 511 - gap for t in range(i * size, (i + 1) * size)) for i in range(8)]
     assert excluded == [19, 0, 0, 0, 0, 0, 0, 20]
@@ -126,9 +126,9 @@ def test_what_method_md_says_of_smoothing_and_margin_on_a_short_row() -> None:
         "in a row of 512 tokens with 8 chunks of 64 positions it excludes 19 positions of the first chunk and 20 of the last"
         in text
     )
-    shorter = fitted(method, 100)
-    assert "the margin shrinks first" in text and shorter.margin < method.margin and shorter.num_chunks == 8
-    assert fitted(method, 30).num_chunks == 5 and fitted(method, 30).rollout_length == 5
+    shorter = fit_to_length(refine, 100)
+    assert "the margin shrinks first" in text and shorter.margin < refine.margin and shorter.num_chunks == 8
+    assert fit_to_length(refine, 30).num_chunks == 5 and fit_to_length(refine, 30).rollout_length == 5
 
 
 def test_a_rollout_may_hold_the_end_of_the_text_as_method_md_says() -> None:

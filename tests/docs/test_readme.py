@@ -47,7 +47,7 @@ def test_the_third_python_block_uses_what_there_is():
     called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     assert called == {"follow", "start", "midtrain", "load_model"}
     assert called - {"load_model"} <= set(names)
-    assert names["midtrain"]("refine", seed=0).arm == "refine"
+    assert names["midtrain"]("refine", seed=0).method == "refine"
 
 
 def test_every_make_command_is_a_target():

@@ -1,4 +1,4 @@
-"""Experiments as notebooks run them: parameters and their types, fair arms, run directories made or found again."""
+"""Experiments as notebooks run them: parameters and their types, fair methods, run directories made or found again."""
 
 from __future__ import annotations
 
@@ -121,11 +121,16 @@ def test_arms_of_a_seed_differ_in_the_method_alone() -> None:
     configs = method_configs(
         "midtrain", [0, 3], steps=7, lr=2e-5, data="/texts", sequence_length=512, nsp_coef=0.5, num_chunks=4
     )
-    assert [(config.arm, config.seed) for config in configs] == [("sft", 0), ("refine", 0), ("sft", 3), ("refine", 3)]
+    assert [(config.method, config.seed) for config in configs] == [
+        ("sft", 0),
+        ("refine", 0),
+        ("sft", 3),
+        ("refine", 3),
+    ]
     for sft, refine in (configs[:2], configs[2:]):
-        assert replace(refine, method=None) == sft
-        assert refine.method is not None
-        assert (refine.method.nsp_coef, refine.method.num_chunks, refine.method.rollout_length) == (0.5, 4, 5)
+        assert replace(refine, refine=None) == sft
+        assert refine.refine is not None
+        assert (refine.refine.nsp_coef, refine.refine.num_chunks, refine.refine.rollout_length) == (0.5, 4, 5)
     assert (configs[0].steps, configs[0].lr, configs[0].data.sources) == (7, 2e-5, {"/texts": 1.0})
     assert configs[0].data.recall == {"word-1": 0.125, "word-4": 0.125}
 
@@ -149,7 +154,7 @@ def test_a_recipe_that_was_named_for_the_releases_updates_still_works_with_a_war
 def test_a_setting_is_changed_in_the_part_that_has_it() -> None:
     (refine,) = method_configs("per_prompt", [0], methods=["refine"])
     changed = with_settings(refine, {"margin": 3, "lr": 0.5, "max_tokens": 9, "adapt_on": "document"})
-    assert changed.ttt.method == replace(refine.ttt.method, margin=3) and changed.ttt.lr == 0.5
+    assert changed.ttt.refine == replace(refine.ttt.refine, margin=3) and changed.ttt.lr == 0.5
     assert (changed.data.max_tokens, changed.adapt_on, changed.task) == (9, "document", refine.task)
     assert with_settings(replace(refine, ttt=None), {"margin": 3}) == replace(refine, ttt=None)
     parts = {"data", "method", "task", "ttt"}
@@ -222,8 +227,8 @@ def test_stages_of_pretraining_are_as_many_and_as_long_as_asked() -> None:
 
 def test_a_reward_of_ones_own_is_kept_in_the_refine_runs(tmp_path: Path) -> None:
     sft, refine = create_runs(method_configs("midtrain", [0], reward=exactly_first), tmp_path, exactly_first)
-    assert refine.config.method is not None
-    assert refine.config.method.reward == "custom"
+    assert refine.config.refine is not None
+    assert refine.config.refine.reward == "custom"
     assert "def exactly_first(" in (refine.path / "reward.py").read_text()
     assert not (sft.path / "reward.py").exists()
 
@@ -258,7 +263,7 @@ def test_settings_that_no_model_takes_are_refused_before_a_run_is_made(tmp_path:
 
 
 def test_a_run_is_measured_with_its_settings() -> None:
-    config = TrainConfig(recipe="x", method=None, device="cpu", model_settings={"norm_eps": 0.5})
+    config = TrainConfig(recipe="x", refine=None, device="cpu", model_settings={"norm_eps": 0.5})
     policy, _ = load_policy(config, "tiny-deltanet")
     assert policy.config.norm_eps == 0.5
 
@@ -286,7 +291,7 @@ def test_the_folder_of_runs_is_absolute_or_the_projects(tmp_path: Path, monkeypa
 def curriculum(steps: int) -> list[TrainConfig]:
     rows = DataConfig(sequence_length=64)
     sizes = {"batch_size": 2, "mini_batch_size": 2, "micro_batch_size": 2}
-    return [TrainConfig(recipe=f"stage-{n}", method=None, data=rows, steps=steps, seed=n, **sizes) for n in (1, 2)]
+    return [TrainConfig(recipe=f"stage-{n}", refine=None, data=rows, steps=steps, seed=n, **sizes) for n in (1, 2)]
 
 
 def fill(run: Run, value: float) -> None:
@@ -315,7 +320,7 @@ def test_a_curriculum_is_drawn_as_one_run(tmp_path: Path) -> None:
     assert train["step"].tolist() == [1, 2, 3, 4]
     assert train["ntp_loss"].tolist() == [3.0, 3.0, 2.0, 2.0]
     assert held_out["step"].tolist() == [0, 2, 2, 4]
-    assert set(train["arm"]) == {"sft"}
+    assert set(train["method"]) == {"sft"}
     assert set(train["seed"]) == {0}
 
 
@@ -324,7 +329,7 @@ def test_metrics_carry_arm_and_seed(tmp_path: Path) -> None:
     for run in runs:
         fill(run, 1.5)
     frame = metrics(runs)
-    assert frame[["arm", "seed", "step"]].values.tolist() == [
+    assert frame[["method", "seed", "step"]].values.tolist() == [
         ["sft", 4, 1],
         ["sft", 4, 2],
         ["refine", 4, 1],
@@ -359,7 +364,7 @@ def test_what_cannot_be_measured_is_left_out_and_told_of(
     data = DataConfig(
         sources={str(tmp_path / "a.txt"): 1.0}, sequence_length=length, validation_sequences=1, recall={"word-1": 0.1}
     )
-    config = TrainConfig(recipe="short", method=None, data=data, steps=1, device="cpu")
+    config = TrainConfig(recipe="short", refine=None, data=data, steps=1, device="cpu")
     (run,) = create_runs([config], tmp_path / "runs")
     fill(run, 1.0)
     with RunWriter.open(run.path, 1) as writer, writer.checkpoint(1) as folder:
@@ -370,8 +375,8 @@ def test_what_cannot_be_measured_is_left_out_and_told_of(
     base, trained = final_results([run], num_documents=2, num_tokens=128)
     told = capsys.readouterr().out
     measured = {"ntp_loss", "ntp_accuracy", "sampled_accuracy"}
-    asked = {"cosine", "binary", "recall word-1 at 128", "recall number-1 at 128"}
-    assert set(base) == set(trained) == {"way", "seed", "updates"} | measured | (asked if rewards else set())
+    asked = {"cosine", "binary", "exact recall word-1 at 128", "exact recall number-1 at 128"}
+    assert set(base) == set(trained) == {"method", "seed", "updates"} | measured | (asked if rewards else set())
     assert {name: base[name] for name in measured} == {name: trained[name] for name in measured}
     assert ("Rewards are left out: rows of 160 tokens" in told) is not rewards
     assert ("Recall of word-1 is left out: a recall document with 1 facts needs" in told) is not rewards

@@ -1,4 +1,4 @@
-"""Post-training as it runs: the three ways, records that an interruption does not change, answers kept and not asked again."""
+"""Post-training as it runs: the three methods, records that an interruption does not change, answers that are kept."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from tests.support.refusals import naming, refused
 CLOCKS = ["time", "seconds", "tokens_per_second"]
 
 
-@pytest.mark.parametrize("way", ["sft", "nested_sft", "nested_refine"])
-def test_a_run_that_was_interrupted_is_the_one_that_was_not(checkpoint, prompts, tmp_path, way):
-    config = config_of(checkpoint, prompts, way)
+@pytest.mark.parametrize("method", ["sft", "nested_sft", "nested_refine"])
+def test_a_run_that_was_interrupted_is_the_one_that_was_not(checkpoint, prompts, tmp_path, method):
+    config = config_of(checkpoint, prompts, method)
     whole = trained(config, tmp_path / "whole")
     resumed = trained(config, tmp_path / "resumed", stop_after=3)
     for of in (Run.metrics, Run.evaluations):
@@ -47,7 +47,7 @@ def test_what_a_run_records(checkpoint, prompts, tmp_path):
     wanted = {"ntp_loss", "nsp_loss", "reward_mean", "answer_loss", "answer_accuracy", "answer_grad_norm", "grad_norm"}
     assert wanted <= set(metrics)
     assert evaluations["step"].tolist() == [0, 3, 6]
-    assert {"answer_loss", "answer_accuracy", "recall", "exact_match"} <= set(evaluations)
+    assert {"answer_loss", "answer_accuracy", "contains_answer", "exact_match"} <= set(evaluations)
     assert len(run.rollouts()) == 6 * 4 * 3
     assert evaluations["answer_loss"].iloc[-1] < evaluations["answer_loss"].iloc[0], "it learns the three answers"
 
@@ -62,7 +62,7 @@ def test_answers_are_kept_and_not_asked_again(checkpoint, prompts, tmp_path, mon
     run = trained(config_of(checkpoint, prompts, "sft"), tmp_path)
     task = load_training_task([run.config])
     first = answers_of([run], task)
-    assert first["way"].tolist() == ["base"] * 6 + ["sft"] * 6
+    assert first["method"].tolist() == ["base"] * 6 + ["sft"] * 6
     assert first["updates"].tolist() == [0] * 6 + [6] * 6
     for part in (run.path / "answers" / "test").iterdir():
         part.unlink()
@@ -86,7 +86,7 @@ def test_runs_with_the_same_configuration_are_resumed(checkpoint, prompts, tmp_p
 
 
 def test_an_estimate_counts_every_run_that_has_not_finished(checkpoint, prompts, tmp_path):
-    configs = [config_of(checkpoint, prompts, way) for way in ("sft", "nested_sft")]
+    configs = [config_of(checkpoint, prompts, method) for method in ("sft", "nested_sft")]
     task = load_training_task(configs)
     run, finished = task_runs(configs, task, tmp_path)
     train(finished.path, StopSignal(finished.path))
@@ -96,25 +96,25 @@ def test_an_estimate_counts_every_run_that_has_not_finished(checkpoint, prompts,
 
 def test_the_ways_differ_in_what_comes_before_the_answers_alone():
     configs = method_configs("posttrain", [0, 3], lr=3e-5, test=20, num_chunks=4, answer_tokens=3)
-    assert [(config.arm, config.seed) for config in configs] == [
-        (way, seed) for seed in (0, 3) for way in ("sft", "nested_sft", "nested_refine")
+    assert [(config.method, config.seed) for config in configs] == [
+        (method, seed) for seed in (0, 3) for method in ("sft", "nested_sft", "nested_refine")
     ]
     sft, nested, refine = configs[:3]
     assert (sft.updates_per_batch, nested.updates_per_batch, refine.updates_per_batch) == (1, 5, 5)
-    assert replace(nested, nested=False) == sft == replace(refine, nested=False, method=None)
+    assert replace(nested, nested=False) == sft == replace(refine, nested=False, refine=None)
     assert {(c.lr, c.task.test, c.task.answer_tokens) for c in configs} == {(3e-5, 20, 3)}
-    assert refine.method.num_chunks == 4
+    assert refine.refine.num_chunks == 4
 
 
 def test_the_releases_single_update_is_a_way_of_its_own():
     (config,) = release_configs(method_configs("posttrain", [1], steps=2))
-    assert (config.arm, config.updates_per_batch, config.way) == ("nested_sft", 2, "nested_sft_release")
+    assert (config.method, config.updates_per_batch, config.method) == ("nested_sft", 2, "nested_sft_release")
     released = method_configs("posttrain", [1], updates="release", steps=2)
     assert config in released and release_configs(released) == []
-    assert [c.way for c in released] == ["sft", "nested_sft_release", "nested_refine"]
+    assert [c.method for c in released] == ["sft", "nested_sft_release", "nested_refine"]
     with refused("mini_batch_size", 16):
         release_configs(method_configs("posttrain_searched", [1]))
-    assert [c.way for c in method_configs("posttrain", [0])] == ["sft", "nested_sft", "nested_refine"]
+    assert [c.method for c in method_configs("posttrain", [0])] == ["sft", "nested_sft", "nested_refine"]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_the_releases_single_update_is_a_way_of_its_own():
     [
         (dict(recipe="postrain", seeds=[0]), "recipe", "postrain"),
         (dict(recipe="posttrain", seeds=[0, 0]), "seeds", [0, 0]),
-        (dict(recipe="posttrain", seeds=[0], methods=["nested"]), "arm", "nested"),
+        (dict(recipe="posttrain", seeds=[0], methods=["nested"]), "method", "nested"),
         (dict(recipe="posttrain", seeds=[0], reward="bleu"), "reward", "bleu"),
         (dict(recipe="posttrain", seeds=[0], batch_size=6), "batch_size", 6),
         (dict(recipe="posttrain", seeds=[0], over_limit="cut"), "TaskConfig.over_limit", "cut"),
@@ -153,7 +153,7 @@ def test_prompts_too_short_for_the_method_are_refused_before_anything_is_trained
     mine = tmp_path / "mine.jsonl"
     short = json.dumps({"prompt": "Question: what?\nAnswer:", "answer": "this"})
     mine.write_text(prompts.read_text() + short + "\n")
-    configs = [config_of(checkpoint, mine, way) for way in ("sft", "nested_refine")]
+    configs = [config_of(checkpoint, mine, method) for method in ("sft", "nested_refine")]
     configs = [replace(config, task=replace(config.task, train=21)) for config in configs]
     assert len(load_training_task(configs[:1]).train) == 21
     with naming(ValueError, "1 of 21 prompts", "num_chunks", "'mine-30'"):

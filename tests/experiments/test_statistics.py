@@ -20,33 +20,33 @@ ROWS = pd.DataFrame(
         ("sft", 2, 0.70),
         ("nested", 1, 0.75),
     ],
-    columns=["way", "seed", "recall"],
+    columns=["method", "seed", "contains_answer"],
 )
 
 
 def test_the_interval_of_a_paired_difference_by_hand():
     """Differences 0.10, 0.15, 0.20: mean 0.15, deviation 0.05, t(0.975, 2) = 4.302653 (any table)."""
-    found = paired_difference(ROWS, "nested", "sft", "recall")
+    found = paired_difference(ROWS, "nested", "sft", "contains_answer")
     half = 4.302653 * 0.05 / math.sqrt(3)
     assert found == pytest.approx({"difference": 0.15, "low": 0.15 - half, "high": 0.15 + half, "pairs": 3}, rel=1e-6)
 
 
 def test_pairs_are_of_the_same_seed_not_of_the_same_place():
     turned = ROWS.iloc[::-1].reset_index(drop=True)
-    assert paired_difference(turned, "nested", "sft", "recall") == pytest.approx(
-        paired_difference(ROWS, "nested", "sft", "recall")
+    assert paired_difference(turned, "nested", "sft", "contains_answer") == pytest.approx(
+        paired_difference(ROWS, "nested", "sft", "contains_answer")
     )
 
 
 def test_a_single_pair_has_no_interval():
-    found = paired_difference(ROWS[ROWS["seed"] == 0], "nested", "sft", "recall")
+    found = paired_difference(ROWS[ROWS["seed"] == 0], "nested", "sft", "contains_answer")
     assert found["difference"] == pytest.approx(0.1) and math.isnan(found["low"]) and math.isnan(found["high"])
 
 
-@pytest.mark.parametrize("rows", [ROWS[:-1], pd.concat([ROWS, ROWS[:1]]), ROWS[ROWS["way"] == "sft"]])
+@pytest.mark.parametrize("rows", [ROWS[:-1], pd.concat([ROWS, ROWS[:1]]), ROWS[ROWS["method"] == "sft"]])
 def test_seeds_that_do_not_match_are_refused(rows):
     with refused("the seeds of 'nested'"):
-        paired_difference(rows, "nested", "sft", "recall")
+        paired_difference(rows, "nested", "sft", "contains_answer")
 
 
 def test_equal_values_make_no_claim():
@@ -58,8 +58,8 @@ def test_equal_values_make_no_claim():
 def test_differences_that_are_equal_but_for_rounding_make_no_claim(dtype):
     """Both seeds gain 0.2; a float32 column holds the differences 0.20000002 and 0.19999999."""
     rows = pd.DataFrame([("sft", 0, 0.4), ("sft", 1, 0.3), ("nested", 0, 0.6), ("nested", 1, 0.5)])
-    rows = rows.set_axis(["way", "seed", "recall"], axis=1).astype({"recall": dtype})
-    found = paired_difference(rows, "nested", "sft", "recall")
+    rows = rows.set_axis(["method", "seed", "contains_answer"], axis=1).astype({"contains_answer": dtype})
+    found = paired_difference(rows, "nested", "sft", "contains_answer")
     assert found["difference"] == pytest.approx(0.2)
     assert math.isnan(found["low"]) and math.isnan(found["high"])
 

@@ -1,4 +1,4 @@
-"""What the notebook of test-time training calls: the ways from its parameters, one prompt step by step, all prompts."""
+"""What the notebook of test-time training calls: the methods from its parameters, one prompt step by step, all prompts."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ from tests.support.refusals import naming, refused
 def test_the_papers_recipe_has_the_papers_numbers():
     config = ttt_paper()
     assert (config.batch_size, config.mini_batch_size, config.reset) == (8, 4, "never")
-    assert config.adapt_on == "prompt" and config.ttt is not None and config.ttt.method is not None
+    assert config.adapt_on == "prompt" and config.ttt is not None and config.ttt.refine is not None
     assert (config.ttt.steps, config.ttt.lr, config.ttt.weight_decay) == (1, 1e-6, 0.01)
-    method = config.ttt.method
-    numbers = (method.ntp_coef, method.nsp_coef, method.reward, method.num_chunks, method.rollout_length)
+    refine = config.ttt.refine
+    numbers = (refine.ntp_coef, refine.nsp_coef, refine.reward, refine.num_chunks, refine.rollout_length)
     assert numbers == (1.0, 0.4, "binary", 8, 5)
-    assert [release_updates(ttt_paper(way)).mini_batch_size for way in ("sft", "refine")] == [8, 4]
+    assert [release_updates(ttt_paper(method)).mini_batch_size for method in ("sft", "refine")] == [8, 4]
     assert ttt_per_prompt().reset == "prompt" and ttt_per_prompt().batch_size == 1
 
 
 def test_the_ways_of_a_recipe_differ_in_the_method_alone():
     for name in named("ttt"):
-        none, sft, refine = (recipe(name).make(way, 3) for way in METHODS["ttt"])
+        none, sft, refine = (recipe(name).make(method, 3) for method in METHODS["ttt"])
         assert none == replace(refine, ttt=None, mini_batch_size=none.mini_batch_size)
         assert refine.ttt is not None and sft.ttt is not None
         own = ["lr"] if name == "per_prompt_searched_lact" else []  # each its own
         assert replace(sft.ttt, **{field: getattr(refine.ttt, field) for field in own}) == replace(
-            refine.ttt, method=None
+            refine.ttt, refine=None
         )
-        assert [config.arm for config in (none, sft, refine)] == list(
+        assert [config.method for config in (none, sft, refine)] == list(
             METHODS["ttt"]
         ) and refine.ttt.seed == refine.seed == 3
         assert all(from_json(to_json(config), "ttt.json", TTTRunConfig) == config for config in (none, sft, refine))
     with refused("ttt recipe", "papr"):
         recipe("papr", "ttt")
-    with refused("arm", "base"):
+    with refused("method", "base"):
         ttt_per_prompt("base")
 
 
@@ -124,7 +124,7 @@ def test_every_parameter_reaches_its_place(tmp_path):
         adapt_on="document",
         device=None,
     )
-    assert [c.arm for c in others] == ["sft", "refine"] and [c.seed for c in (none, sft, refine, *others)] == [
+    assert [c.method for c in others] == ["sft", "refine"] and [c.seed for c in (none, sft, refine, *others)] == [
         4,
         4,
         4,
@@ -134,16 +134,16 @@ def test_every_parameter_reaches_its_place(tmp_path):
     assert (refine.task.source, refine.task.test, refine.task.train) == (str(file), 16, 0)
     assert (refine.task.prompt_tokens, refine.task.over_limit, refine.task.answer_column) == (99, "drop", "answers")
     expected = {"reward": "hybrid", "num_chunks": 2, "rollout_length": 3, "nsp_coef": 0.7}
-    method = replace(RefineConfig(), **expected)
+    settings = replace(RefineConfig(), **expected)
     shared = {"steps": 3, "lr": 0.5, "parameters": "attn", "stop_at_loss": 0.1, "seed": 4}
-    assert refine.ttt == TTTConfig(method=method, stop_at_reward=0.9, **shared)
-    assert sft.ttt == TTTConfig(method=None, **shared) and none.ttt is None
+    assert refine.ttt == TTTConfig(refine=settings, stop_at_reward=0.9, **shared)
+    assert sft.ttt == TTTConfig(refine=None, **shared) and none.ttt is None
     assert {c.adapt_on for c in (none, sft, refine)} == {"document"} and none.device == "auto"
     with refused("seeds", [1, 1], "at least one whole number, none twice"):
         method_configs("per_prompt", [1, 1])
     with refused("reward", "cosin"):
         method_configs("per_prompt", [1], reward="cosin")
-    with refused("TTTConfig.method.reward", "custom"):
+    with refused("TTTConfig.refine.reward", "custom"):
         method_configs("per_prompt", [1], reward="custom")
 
 
@@ -167,7 +167,7 @@ def test_a_file_without_prompts_or_with_what_is_no_text_is_one_sentence(tmp_path
 def three(**changes) -> list[TTTRunConfig]:
     refine = config_of(**changes)
     assert refine.ttt is not None
-    return [replace(refine, ttt=None), replace(refine, ttt=replace(refine.ttt, method=None)), refine]
+    return [replace(refine, ttt=None), replace(refine, ttt=replace(refine.ttt, refine=None)), refine]
 
 
 def made_task(chosen: list[Example]) -> Task:
@@ -180,10 +180,10 @@ def test_one_prompt_is_watched_step_by_step_and_undone(capsys):
     chosen = examples()[0]
     watched = trace_prompt(policy, tokenizer, chosen, [*three(), *three()], RULE)
     assert all(torch.equal(p, q) for p, q in zip(policy.parameters(), before, strict=True))
-    assert list(zip(watched.steps["way"], watched.steps["step"], strict=True)) == [
+    assert list(zip(watched.steps["method"], watched.steps["step"], strict=True)) == [
         *(("sft", 1), ("sft", 2), ("refine", 1), ("refine", 2))
     ]
-    refine = watched.steps[watched.steps["way"] == "refine"]
+    refine = watched.steps[watched.steps["method"] == "refine"]
     assert refine["loss_after"].iloc[0] == refine["loss_before"].iloc[1]
     seen = []
     with adapted(policy, torch.tensor(chosen.prompt_ids), config_of().ttt, seen.append):
@@ -191,7 +191,9 @@ def test_one_prompt_is_watched_step_by_step_and_undone(capsys):
     assert refine["loss_before"].tolist() == pytest.approx([update.metrics["ntp_loss"] for update in seen], rel=1e-5)
     assert refine["entropy_before"].tolist() == pytest.approx([u.metrics["entropy_mean"] for u in seen], rel=1e-5)
     assert refine["reward"].tolist() == [update.metrics["reward_mean"] for update in seen]
-    assert watched.answers["way"].tolist() == ["none", "sft", "refine"] and watched.answers["answer"].iloc[2] == said[0]
+    assert (
+        watched.answers["method"].tolist() == ["none", "sft", "refine"] and watched.answers["answer"].iloc[2] == said[0]
+    )
     assert len(watched.tokens) == len(chosen.prompt_ids) == len(watched.readings["refine"].entropies) + 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 7 and lines[1].startswith("sft step 1: loss ") and "reward" in lines[4]
@@ -208,7 +210,7 @@ def test_all_prompts_are_answered_once_and_it_is_told_what_is_left_out(tmp_path,
     for run in runs:
         answer_run(run, policy, tokenizer, task)
     answers = pd.concat([run.answers() for run in runs])
-    assert answers.groupby("way")["name"].nunique().to_dict() == {"none": 4, "sft": 4, "refine": 4}
+    assert answers.groupby("method")["name"].nunique().to_dict() == {"none": 4, "sft": 4, "refine": 4}
     assert "refine s0: 4 answers, recall 0.000" in capsys.readouterr().out
     again = ttt_runs(configs, policy, chosen, tmp_path)
     assert [run.path for run in again] == [run.path for run in runs]
@@ -254,14 +256,14 @@ def test_another_model_for_each_seed(tmp_path):
     with naming(FileNotFoundError, f"{tmp_path}/*-run-s1"):
         model_of_seed(f"{tmp_path}/*-run-s{{seed}}", 1)
     configs = method_configs("per_prompt", [0, 3], model="org/name-{seed}")
-    assert [(c.arm, c.seed, c.model) for c in configs] == [
-        (way, seed, f"org/name-{seed}") for seed in (0, 3) for way in ("none", "sft", "refine")
+    assert [(c.method, c.seed, c.model) for c in configs] == [
+        (method, seed, f"org/name-{seed}") for seed in (0, 3) for method in ("none", "sft", "refine")
     ]
 
 
 def test_the_releases_sft_makes_half_of_the_updates():
     _, sft, refine = method_configs("per_prompt", [0], updates="release", steps=6)
-    assert (sft.ttt.steps, refine.ttt.steps, sft.way, refine.way) == (3, 6, "sft_release", "refine")
+    assert (sft.ttt.steps, refine.ttt.steps, sft.method, refine.method) == (3, 6, "sft_release", "refine")
     (beside,) = release_configs(method_configs("per_prompt", [0], steps=6))
     assert beside == sft and release_configs([sft, refine]) == []
     with refused("steps", 1, "at least 2, of which SFT makes half as in the release"):

@@ -70,7 +70,7 @@ def test_positions_are_those_of_the_method(explored: Exploration) -> None:
     about = torch.tensor(explored.document.reading.entropies, dtype=torch.float64).roll(-1)[None]
     about[0, -1] = 0
     lengths = torch.tensor([about.shape[1]])
-    expected = selection_probabilities(about, lengths, explored.method)
+    expected = selection_probabilities(about, lengths, explored.refine)
     np.testing.assert_array_equal(explored.probabilities(), expected[0].numpy())
     assert explored.targets() == select_positions(expected, lengths, [0], Draws(seed=3), 4)[0].tolist()
     size = about.shape[1] // 4
@@ -92,7 +92,7 @@ def test_what_is_cached_answers_every_what_if(explored: Exploration) -> None:
         explored.set(**changes)
         explored.roll_out([50, 10]).result()
         frame = explored.frame([50])
-        n, k = explored.method.group_size, explored.method.rollout_length
+        n, k = explored.refine.group_size, explored.refine.rollout_length
         assert len(frame) == n
         expected = [ids[:k] for ids in whole[whole["position"] == 50]["rollout_ids"][:n]]
         assert frame["rollout_ids"].tolist() == expected
@@ -121,7 +121,7 @@ def test_a_reward_of_ones_own_and_refusals() -> None:
     explored.roll_out([20]).result()
     frame = explored.frame([20])
     assert frame["reward"].tolist() == pytest.approx([-sum(row) for row in frame["logprobs"]], abs=1e-4)
-    before = explored.method
+    before = explored.refine
     changes: dict[str, Any]
     for field, value, changes in (
         ("reward", "nope", {"reward": "nope", "num_chunks": 3}),
@@ -131,7 +131,7 @@ def test_a_reward_of_ones_own_and_refusals() -> None:
     ):
         with refused(field, value):
             explored.set(**changes)
-    assert (explored.method, explored.reward) == (before, "longest")
+    assert (explored.refine, explored.reward) == (before, "longest")
     with refused("a position", [10_000]):
         explored.roll_out([10_000]).result()
     with refused("the name of a reward of your own", "cosine"):
@@ -205,7 +205,7 @@ def test_more_and_longer_rollouts_begin_with_those_that_were_there(explored: Exp
     explored.roll_out(at).result()
     many = explored.frame(at)
     pd.testing.assert_frame_equal(
-        many[many["member"] < 8].drop(columns="advantage").reset_index(drop=True), few.drop(columns="advantage")
+        many[many["sample_index"] < 8].drop(columns="advantage").reset_index(drop=True), few.drop(columns="advantage")
     )
     explored.set(rollout_length=12)
     explored.roll_out(at).result()

@@ -54,7 +54,7 @@ def test_figures_are_of_the_positions_that_the_settings_select(explorer: RewardE
     first = shown_of(explorer)
     for name, value in (("selection", "uniform"), ("num_chunks", 12), ("seed", 4), ("num_chunks", 3)):
         explorer.change(name, value).result(SECONDS)
-        assert len(shown_of(explorer)) == 8 * explorer.exploration.method.num_chunks
+        assert len(shown_of(explorer)) == 8 * explorer.exploration.refine.num_chunks
     token = next(token for token in range(40, 80) if token - 1 not in explorer.exploration.targets())
     explorer.explore(token - 1).result(SECONDS)
     shown_of(explorer)

@@ -213,7 +213,7 @@ def test_a_session_reads_a_document_once(tokens: torch.Tensor) -> None:
 def test_a_session_adapts_and_puts_back(tokens: torch.Tensor, method: str) -> None:
     session, ids = Session("cpu"), tokens.numpy().astype(np.int32)
     before, reading = session.fingerprint(MODEL), session.read(MODEL, ids)
-    config = TTTConfig(steps=3, lr=1e-3, **({} if method == "refine" else {"method": None}))
+    config = TTTConfig(steps=3, lr=1e-3, **({} if method == "refine" else {"refine": None}))
     steps = session.adapt(MODEL, ids, config)
     first = next(steps)
     assert session.fingerprint(MODEL) != before

@@ -46,11 +46,11 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def config_of(checkpoint: Path, prompts: Path, way: str) -> TrainConfig:
+def config_of(checkpoint: Path, prompts: Path, method: str) -> TrainConfig:
     task = TaskConfig(source=str(prompts), train=20, validation=4, test=6, prompt_tokens=400, answer_tokens=4)
-    method = RefineConfig(num_chunks=3, margin=8, reward="hybrid") if way == "nested_refine" else None
+    refine = RefineConfig(num_chunks=3, margin=8, reward="hybrid") if method == "nested_refine" else None
     return TrainConfig(
-        recipe="test", model=str(checkpoint), method=method, nested=way != "sft", task=task, data=DataConfig(),
+        recipe="test", model=str(checkpoint), refine=refine, nested=method != "sft", task=task, data=DataConfig(),
         steps=6, batch_size=4, mini_batch_size=2, micro_batch_size=2, lr=1e-3, eval_every=3, checkpoint_every=2,
         device="cpu", threads=1,
     )  # fmt: skip

@@ -20,7 +20,13 @@ def write_run(folder: Path, seed: int, lr: float = 1e-4, steps: int = 4) -> Run:
             writer.train(
                 step, {"ntp_loss": 3 - step / 10, "reward_mean": 0.5, "reward_std": 0.1, "tokens_per_second": 5000.0}
             )
-            row = {"sequence_id": 0, "position": 20 + step, "member": 0, "prefix_ids": [5, 6], "rollout_ids": [7, 8]}
+            row = {
+                "sequence_id": 0,
+                "position": 20 + step,
+                "sample_index": 0,
+                "prefix_ids": [5, 6],
+                "rollout_ids": [7, 8],
+            }
             row |= {"target_ids": [7, 9], "logprobs": [-1.0, -2.0], "entropy": 1.0, "cosine": 0.5, "binary": 0.5}
             row |= {"reward": 0.5, "advantage": 0.0}
             writer.rollouts(step, {name: [row[name]] for name in ROLLOUT_TYPES})

@@ -11,7 +11,7 @@ import refine_lab.method.step as step_module
 from refine_lab.config import RefineConfig, TrainConfig
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.rollout import Branches, follow
-from refine_lab.method.step import Learner, assess, next_token_stats
+from refine_lab.method.step import TrainState, assess, next_token_stats
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.training.optim import make_optimizers
 from refine_lab.types import Batch
@@ -38,10 +38,10 @@ def make_batch(lengths: tuple[int, ...] = (LENGTH, 97, 131), seed: int = 0) -> B
     return Batch(tokens=tokens, lengths=torch.tensor(lengths), sequence_ids=tuple(range(len(lengths))))
 
 
-def learner_for(policy: DeltaNetForCausalLM, method: RefineConfig | None, **sizes) -> Learner:
-    config = TrainConfig(recipe="test", method=method, **{"batch_size": 3, "mini_batch_size": 3, "lr": 0.01, **sizes})
-    reward = REWARDS[method.reward] if method else None
-    return Learner(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
+def train_state_for(policy: DeltaNetForCausalLM, refine: RefineConfig | None, **sizes) -> TrainState:
+    config = TrainConfig(recipe="test", refine=refine, **{"batch_size": 3, "mini_batch_size": 3, "lr": 0.01, **sizes})
+    reward = REWARDS[refine.reward] if refine else None
+    return TrainState(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
 
 
 def relative_errors(policy: DeltaNetForCausalLM, reference: list[Tensor]) -> dict[str, float]:
@@ -50,23 +50,23 @@ def relative_errors(policy: DeltaNetForCausalLM, reference: list[Tensor]) -> dic
     return {name: float((p.grad - g).norm() / g.norm()) for (name, p), g in pairs}
 
 
-def fast_gradients(policy: DeltaNetForCausalLM, batch: Batch, method: RefineConfig, positions: Tensor, **changes):
+def fast_gradients(policy: DeltaNetForCausalLM, batch: Batch, refine: RefineConfig, positions: Tensor, **changes):
     """Gradients by the fast path at given positions, on rollouts whose old logprobs were moved by `changes['shift']`."""
     policy.zero_grad()
     torch.manual_seed(1)
-    rows = positions.numel() * method.group_size
-    tokens = torch.randint(VOCABULARY, (rows, method.rollout_length))
+    rows = positions.numel() * refine.group_size
+    tokens = torch.randint(VOCABULARY, (rows, refine.rollout_length))
     trace = policy.read(batch.tokens, batch.lengths)
     stats = next_token_stats(policy, trace, batch, entropy=True)
-    branches = Branches.of(trace, positions, method.group_size, detach=method.prefix_gradient == "detached")
-    continuation = follow(policy, branches, tokens, method.temperature)
+    branches = Branches.of(trace, positions, refine.group_size, detach=refine.prefix_gradient == "detached")
+    continuation = follow(policy, branches, tokens, refine.temperature)
     entropies = torch.nn.functional.pad(stats.entropies.detach(), (0, 1))
-    reward = REWARDS[method.reward]
-    rollouts = assess(trace, entropies, batch, positions, tokens, continuation, method, reward)
+    reward = REWARDS[refine.reward]
+    rollouts = assess(trace, entropies, batch, positions, tokens, continuation, refine, reward)
     rollouts = replace(rollouts, old_logprobs=rollouts.old_logprobs + changes.get("shift", 0.0))
     ntp = step_module.ntp_loss(stats.logprobs, batch.lengths, batch.num_targets)
-    nsp, metrics = step_module.rollout_loss(continuation, rollouts, method, tokens.numel())
-    (method.ntp_coef * ntp + nsp).backward()
+    nsp, metrics = step_module.rollout_loss(continuation, rollouts, refine, tokens.numel())
+    (refine.ntp_coef * ntp + nsp).backward()
     return rollouts, metrics
 
 

@@ -26,7 +26,7 @@ METHOD = RefineConfig(num_chunks=4, rollout_length=3, margin=4, reward="binary",
 RULE = AnswerRule(max_tokens=3)
 
 
-TTT = TTTConfig(method=METHOD, steps=2, lr=1e-3)
+TTT = TTTConfig(refine=METHOD, steps=2, lr=1e-3)
 
 
 @cache

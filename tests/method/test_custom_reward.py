@@ -1,4 +1,4 @@
-"""The way of a user's own reward from a notebook's cell to a training process."""
+"""The method of a user's own reward from a notebook's cell to a training process."""
 
 import functools
 import math

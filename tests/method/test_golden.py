@@ -18,7 +18,7 @@ import torch
 
 from refine_lab.config import RefineConfig, TrainConfig
 from refine_lab.method.rewards import REWARDS
-from refine_lab.method.step import Learner, train_step
+from refine_lab.method.step import TrainState, train_step
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.rng import Draws
 from refine_lab.training.optim import make_optimizers
@@ -32,24 +32,24 @@ METRICS = "ntp_loss ntp_accuracy nsp_loss reward_mean reward_std clip_fraction e
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
 
 METHOD = RefineConfig(num_chunks=5, margin=12, group_size=2, nsp_coef=0.5)
-CONFIG = TrainConfig(recipe="golden", method=METHOD, batch_size=ROWS, mini_batch_size=2, micro_batch_size=2, lr=3e-3)
+CONFIG = TrainConfig(recipe="golden", refine=METHOD, batch_size=ROWS, mini_batch_size=2, micro_batch_size=2, lr=3e-3)
 
 
 def run(config: TrainConfig = CONFIG, dtype: torch.dtype = torch.float32) -> Iterator[dict[str, float]]:
     """The metrics of one step after the other. Two updates a batch, so that ratios leave 1 and some are clipped."""
-    assert config.method is not None
+    assert config.refine is not None
     torch.manual_seed(0)
     sizes = dict(hidden_size=32, num_heads=2, num_hidden_layers=2, intermediate_size=48, vocab_size=256)
     policy = DeltaNetForCausalLM(DeltaNetConfig(**sizes, initializer_range=0.1, tie_word_embeddings=True)).to(dtype)
     optimizers = make_optimizers(policy, config)
-    learner = Learner(policy=policy, optimizers=optimizers, config=config, reward=REWARDS[config.method.reward])
+    train_state = TrainState(policy=policy, optimizers=optimizers, config=config, reward=REWARDS[config.refine.reward])
     text = b"".join(path.read_bytes() for path in sorted((HERE / "fixtures" / "text").glob("*.txt")))
     rows = torch.tensor(list(text[: STEPS * ROWS * LENGTH])).view(STEPS, ROWS, LENGTH)
     lengths = torch.tensor([LENGTH, LENGTH - 50, LENGTH, LENGTH - 7])
     for step, tokens in enumerate(rows, 1):
         ids = tuple(range(step * ROWS, (step + 1) * ROWS))
         batch = Batch(tokens=tokens, lengths=lengths, sequence_ids=ids)
-        metrics = train_step(learner, batch, Draws(seed=config.seed, step=step)).metrics
+        metrics = train_step(train_state, batch, Draws(seed=config.seed, step=step)).metrics
         yield {name: float(metrics[name]) for name in METRICS}
 
 
@@ -57,9 +57,9 @@ def recorded() -> list[dict[str, float]]:
     return json.loads(GOLDEN.read_text())["steps"]
 
 
-def first_difference(trajectory: Iterable[dict[str, float]], truth: list[dict[str, float]]) -> str | None:
+def first_difference(trajectory: Iterable[dict[str, float]], expected: list[dict[str, float]]) -> str | None:
     """Step, name and values of the first metric outside the tolerance."""
-    for step, (ours, theirs) in enumerate(zip(trajectory, truth, strict=False), 1):
+    for step, (ours, theirs) in enumerate(zip(trajectory, expected, strict=False), 1):
         for name, value in theirs.items():
             if not math.isclose(ours[name], value, rel_tol=RELATIVE, abs_tol=ABSOLUTE):
                 return f"step {step}, {name}: {ours[name]:.6g}, recorded {value:.6g}"
@@ -79,7 +79,7 @@ def test_the_recorded_trajectory_learns_and_clips():
 
 
 def method(**changes) -> TrainConfig:
-    return replace(CONFIG, method=replace(METHOD, **changes))
+    return replace(CONFIG, refine=replace(METHOD, **changes))
 
 
 CHANGES = {

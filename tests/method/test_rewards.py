@@ -93,7 +93,7 @@ def test_the_configuration_knows_the_names_of_all_rewards():
     for name in (*BUILT_IN_REWARDS, "custom"):
         assert RefineConfig(reward=name).reward == name
     for name in BUILT_IN_REWARDS:
-        assert TTTConfig(method=RefineConfig(reward=name)).method.reward == name
+        assert TTTConfig(refine=RefineConfig(reward=name)).refine.reward == name
 
 
 def test_unknown_rewards_are_refused_with_the_nearest():

@@ -22,10 +22,10 @@ from tests.factories.step import (
     LENGTH,
     VOCABULARY,
     fast_gradients,
-    learner_for,
     make_batch,
     make_policy,
     relative_errors,
+    train_state_for,
 )
 from tests.support.naive import naive_loss
 from tests.support.refusals import naming
@@ -38,21 +38,21 @@ SETTINGS = [
 ]
 
 
-def label(method: RefineConfig) -> str:
-    return f"{method.reward}-{method.group_by}-n{method.group_size}-{method.prefix_gradient}"
+def label(refine: RefineConfig) -> str:
+    return f"{refine.reward}-{refine.group_by}-n{refine.group_size}-{refine.prefix_gradient}"
 
 
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.float64, 1e-9)], ids=["fp32", "fp64"])
-@pytest.mark.parametrize("method", SETTINGS, ids=label)
-def test_gradients_equal_those_of_re_reading_every_prefix(method, dtype, bound):
+@pytest.mark.parametrize("refine", SETTINGS, ids=label)
+def test_gradients_equal_those_of_re_reading_every_prefix(refine, dtype, bound):
     policy, batch = make_policy(dtype), make_batch((LENGTH, 97))
     generator = torch.Generator().manual_seed(3)
-    rows = EDGES.numel() * method.group_size
-    shift = 0.6 * torch.randn(rows, method.rollout_length, generator=generator, dtype=dtype)
-    rollouts, metrics = fast_gradients(policy, batch, method, EDGES, shift=shift)
+    rows = EDGES.numel() * refine.group_size
+    shift = 0.6 * torch.randn(rows, refine.rollout_length, generator=generator, dtype=dtype)
+    rollouts, metrics = fast_gradients(policy, batch, refine, EDGES, shift=shift)
     assert 0.02 < float(metrics["clip_fraction"]) < 0.9, "some ratios, not all, must be clipped"
     assert rollouts.advantages.abs().max() > 0.5
-    reference = torch.autograd.grad(naive_loss(policy, batch, rollouts, method), list(policy.parameters()))
+    reference = torch.autograd.grad(naive_loss(policy, batch, rollouts, refine), list(policy.parameters()))
     errors = relative_errors(policy, reference)
     worst = max(errors, key=errors.get)
     assert errors[worst] <= bound, f"gradient of {worst} is off by {errors[worst]:.2e}"
@@ -61,23 +61,23 @@ def test_gradients_equal_those_of_re_reading_every_prefix(method, dtype, bound):
 @pytest.mark.parametrize("reward", BUILT_IN_REWARDS)
 @pytest.mark.parametrize("micro", [1, 2, 3])
 def test_a_whole_step_has_the_naive_gradient(reward, micro, monkeypatch):
-    method = RefineConfig(reward=reward, num_chunks=4, margin=5, nsp_coef=0.9, temperature=0.8)
+    refine = RefineConfig(reward=reward, num_chunks=4, margin=5, nsp_coef=0.9, temperature=0.8)
     policy, batch = make_policy(), make_batch()
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.zeros(()))
-    learner = learner_for(policy, method, micro_batch_size=micro)
-    learner = replace(learner, optimizers=[torch.optim.SGD(policy.parameters(), lr=0.0)])  # leaves the gradient
-    result = train_step(learner, batch, Draws(seed=5, step=1))
-    reference = torch.autograd.grad(naive_loss(policy, batch, result.rollouts, method), list(policy.parameters()))
+    train_state = train_state_for(policy, refine, micro_batch_size=micro)
+    train_state = replace(train_state, optimizers=[torch.optim.SGD(policy.parameters(), lr=0.0)])  # leaves the gradient
+    result = train_step(train_state, batch, Draws(seed=5, step=1))
+    reference = torch.autograd.grad(naive_loss(policy, batch, result.rollouts, refine), list(policy.parameters()))
     assert max(relative_errors(policy, reference).values()) <= 1e-9
 
 
 def test_a_step_with_the_edit_reward_moves_the_weights_by_its_advantages():
-    method = RefineConfig(reward="edit", num_chunks=4, margin=5, group_size=8, nsp_coef=0.7)
+    refine = RefineConfig(reward="edit", num_chunks=4, margin=5, group_size=8, nsp_coef=0.7)
     moved = []
-    for changed in (method, replace(method, nsp_coef=0.0)):
+    for changed in (refine, replace(refine, nsp_coef=0.0)):
         policy = make_policy()
-        learner = learner_for(policy, changed)
-        rollouts = train_step(learner, make_batch(), Draws(seed=5, step=1)).rollouts
+        train_state = train_state_for(policy, changed)
+        rollouts = train_step(train_state, make_batch(), Draws(seed=5, step=1)).rollouts
         moved.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
     assert rollouts.rewards.unique().tolist() == pytest.approx([0.0, 0.2]), "of five tokens none or one"
     assert (rollouts.rewards >= rollouts.binary - 1e-9).all() and rollouts.advantages.abs().max() > 0.5
@@ -90,7 +90,7 @@ def rollouts_by_sequence(batch: Batch, rollouts: Rollouts) -> dict[int, tuple[Te
 
 
 def test_neither_row_order_nor_micro_batches_nor_padding_change_a_draw():
-    method = RefineConfig(num_chunks=4, margin=5, group_size=2)
+    refine = RefineConfig(num_chunks=4, margin=5, group_size=2)
     batch = make_batch()
     order = [2, 0, 1]
     permuted = Batch(
@@ -100,8 +100,8 @@ def test_neither_row_order_nor_micro_batches_nor_padding_change_a_draw():
     )
     drawn = []
     for rows, micro in ((batch, 3), (permuted, 3), (permuted, 2), (batch, 1)):
-        learner = learner_for(make_policy(), method, micro_batch_size=micro)
-        drawn.append(rollouts_by_sequence(rows, train_step(learner, rows, Draws(seed=5, step=1)).rollouts))
+        train_state = train_state_for(make_policy(), refine, micro_batch_size=micro)
+        drawn.append(rollouts_by_sequence(rows, train_step(train_state, rows, Draws(seed=5, step=1)).rollouts))
     for other in drawn[1:]:
         for sequence, (positions, tokens) in drawn[0].items():
             assert torch.equal(positions, other[sequence][0])
@@ -110,12 +110,12 @@ def test_neither_row_order_nor_micro_batches_nor_padding_change_a_draw():
 
 @pytest.mark.parametrize("kernel, margin, k", [(5, 20, 5), (5, 0, 2), (11, 0, 5), (41, 0, 2)])
 def test_a_pad_changes_no_probability_however_wide_the_smoothing(kernel, margin, k):
-    method = RefineConfig(num_chunks=4, margin=margin, rollout_length=k, smoothing_kernel=kernel)
+    refine = RefineConfig(num_chunks=4, margin=margin, rollout_length=k, smoothing_kernel=kernel)
     policy, batch = make_policy(), make_batch()
 
     def probabilities(rows: Batch) -> Tensor:
         stats = next_token_stats(policy, policy.read(rows.tokens, rows.lengths), rows, entropy=True)
-        return selection_probabilities(step_module._with_last(stats.entropies, rows).detach(), rows.lengths, method)
+        return selection_probabilities(step_module._with_last(stats.entropies, rows).detach(), rows.lengths, refine)
 
     together = probabilities(batch)
     for row, length in enumerate(batch.lengths.tolist()):
@@ -123,52 +123,52 @@ def test_a_pad_changes_no_probability_however_wide_the_smoothing(kernel, margin,
         assert torch.allclose(together[row, :length], alone[0], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", [None, RefineConfig(num_chunks=4, margin=5)])
-def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_lost(method):
+@pytest.mark.parametrize("refine", [None, RefineConfig(num_chunks=4, margin=5)])
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_lost(refine):
     policy = make_policy()
-    learner = learner_for(policy, method)
+    train_state = train_state_for(policy, refine)
     with torch.no_grad():
         policy.model.norm.weight[0] = torch.nan
     kept = policy.lm_head.weight.detach().clone()
     with pytest.raises(
         (FloatingPointError, ValueError), match=r"norm is nan; try an lr below 0.01|must be finite, got nan"
     ):
-        train_step(learner, make_batch(), Draws(seed=0, step=1))
+        train_step(train_state, make_batch(), Draws(seed=0, step=1))
     assert torch.equal(policy.lm_head.weight, kept)
 
 
 def test_several_updates_use_the_logprobs_of_the_policy_that_sampled():
-    method = RefineConfig(num_chunks=4, margin=5)
+    refine = RefineConfig(num_chunks=4, margin=5)
     batch = make_batch()
-    learner = learner_for(make_policy(), method, mini_batch_size=1, batch_size=3)
-    result = train_step(learner, batch, Draws(seed=5, step=1))
+    train_state = train_state_for(make_policy(), refine, mini_batch_size=1, batch_size=3)
+    result = train_step(train_state, batch, Draws(seed=5, step=1))
     assert result.metrics["updates"] == 3
-    one = train_step(learner_for(make_policy(), method), batch, Draws(seed=5, step=1))
+    one = train_step(train_state_for(make_policy(), refine), batch, Draws(seed=5, step=1))
     sampled = one.rollouts
     assert torch.equal(result.rollouts.tokens, sampled.tokens), (
         "all rollouts come from the policy before the first update"
     )
     assert torch.allclose(result.rollouts.old_logprobs, sampled.old_logprobs)
-    assert result.metrics.keys() == one.metrics.keys(), "either way has the same columns"
+    assert result.metrics.keys() == one.metrics.keys(), "either method has the same columns"
     assert result.metrics["entropy_mean"] == pytest.approx(one.metrics["entropy_mean"], rel=1e-12)
     assert abs(result.metrics["ratio_mean"] - 1) > 1e-6, "later updates move the policy away from the one that sampled"
 
 
 def test_sft_and_refine_make_the_same_number_of_updates():
     batch = make_batch()
-    for method in (None, RefineConfig(num_chunks=4, margin=5)):
-        result = train_step(learner_for(make_policy(), method, mini_batch_size=1), batch, Draws(seed=0, step=1))
+    for refine in (None, RefineConfig(num_chunks=4, margin=5)):
+        result = train_step(train_state_for(make_policy(), refine, mini_batch_size=1), batch, Draws(seed=0, step=1))
         assert result.metrics["updates"] == 3
 
 
 def test_kl_pulls_towards_the_reference_and_needs_one():
-    method = RefineConfig(num_chunks=4, margin=5, kl_coef=0.5)
+    refine = RefineConfig(num_chunks=4, margin=5, kl_coef=0.5)
     batch, reference = make_batch(), make_policy()
-    learner = replace(learner_for(make_policy(), method), reference=reference)
-    assert train_step(learner, batch, Draws(seed=0, step=1)).metrics["kl"] == pytest.approx(0, abs=1e-12)
-    assert train_step(learner, batch, Draws(seed=0, step=2)).metrics["kl"] > 1e-6
+    train_state = replace(train_state_for(make_policy(), refine), reference=reference)
+    assert train_step(train_state, batch, Draws(seed=0, step=1)).metrics["kl"] == pytest.approx(0, abs=1e-12)
+    assert train_step(train_state, batch, Draws(seed=0, step=2)).metrics["kl"] > 1e-6
     with naming(ValueError, "kl_coef 0.5"):
-        train_step(learner_for(make_policy(), method), batch, Draws(seed=0, step=1))
+        train_step(train_state_for(make_policy(), refine), batch, Draws(seed=0, step=1))
 
 
 def test_kl_weighs_the_tokens_of_an_earlier_policy(monkeypatch):
@@ -180,9 +180,9 @@ def test_kl_weighs_the_tokens_of_an_earlier_policy(monkeypatch):
         return kl_loss(logprobs, old_logprobs, reference_logprobs, num_tokens)
 
     monkeypatch.setattr("refine_lab.method.step.kl_loss", recorded)
-    method = RefineConfig(num_chunks=4, margin=5, kl_coef=0.5)
-    learner = replace(learner_for(make_policy(), method, mini_batch_size=1), reference=make_policy())
-    train_step(learner, make_batch(), Draws(seed=0, step=1))
+    refine = RefineConfig(num_chunks=4, margin=5, kl_coef=0.5)
+    train_state = replace(train_state_for(make_policy(), refine, mini_batch_size=1), reference=make_policy())
+    train_step(train_state, make_batch(), Draws(seed=0, step=1))
     first, *later = ratios
     assert len(later) == 2 and torch.allclose(first, torch.ones_like(first))
     assert all((x - 1).abs().max() > 1e-3 for x in later)
@@ -204,7 +204,7 @@ class _LargestLogits(TorchDispatchMode):
 def test_no_tensor_over_the_vocabulary_has_more_than_1024_rows():
     policy = make_policy(torch.float32)
     batch = make_batch((900, 800, 700))
-    learner = learner_for(policy, RefineConfig(num_chunks=8, group_size=50))
+    train_state = train_state_for(policy, RefineConfig(num_chunks=8, group_size=50))
     with _LargestLogits() as seen:
-        train_step(learner, batch, Draws(seed=0, step=1))
+        train_step(train_state, batch, Draws(seed=0, step=1))
     assert 512 <= seen.rows <= 1024, "more rows than a slice of the head"

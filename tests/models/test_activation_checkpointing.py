@@ -12,11 +12,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from refine_lab.config import RefineConfig
 from refine_lab.method.step import train_step
 from refine_lab.models import FastWeightLM
-from refine_lab.models.activation_checkpointing import recompute, runs_again
+from refine_lab.models.activation_checkpointing import checkpoint_activations, runs_again
 from refine_lab.rng import Draws
 from refine_lab.types import Batch
 from tests.factories.parity import FAMILIES, make
-from tests.factories.step import learner_for, make_batch, make_policy
+from tests.factories.step import make_batch, make_policy, train_state_for
 from tests.support.refusals import refused
 
 METHOD = RefineConfig(num_chunks=4, margin=5, group_size=2)
@@ -25,8 +25,8 @@ METHOD = RefineConfig(num_chunks=4, margin=5, group_size=2)
 def step_gradients(policy: FastWeightLM, batch: Batch, dtype: str = "float32") -> list[torch.Tensor]:
     """Of one REFINE step whose optimizer moves nothing that matters: weights come back as they were."""
     before = {name: x.clone() for name, x in policy.state_dict().items()}
-    learner = learner_for(policy, METHOD, micro_batch_size=2, dtype=dtype)
-    train_step(learner, batch, Draws(seed=0, step=1))
+    train_state = train_state_for(policy, METHOD, micro_batch_size=2, dtype=dtype)
+    train_step(train_state, batch, Draws(seed=0, step=1))
     policy.load_state_dict(before)
     return [p.grad.clone() for p in policy.parameters() if p.grad is not None]
 
@@ -39,7 +39,7 @@ def step_gradients(policy: FastWeightLM, batch: Batch, dtype: str = "float32") -
 def test_a_refine_step_has_the_same_gradients_to_the_last_bit(family, part, dtype):
     policy, batch = make(family, torch.float32), make_batch()
     plain = step_gradients(policy, batch, dtype)
-    recompute(policy, part)
+    checkpoint_activations(policy, part)
     again = step_gradients(policy, batch, dtype)
     assert len(plain) == len(again) > 5
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
@@ -51,14 +51,14 @@ def test_states_are_the_same_with_their_gradients(part):
     positions = torch.tensor([[0, 63, 90]] * 3)
     results = []
     for which in ("none", part):
-        recompute(policy, which)
+        checkpoint_activations(policy, which)
         state = policy.read(batch.tokens, batch.lengths).state_at(positions)
         hidden = policy.read(batch.tokens[:, :3].repeat_interleave(3, 0), state=state).hidden_states
         results.append(
             (state, torch.autograd.grad(hidden.square().sum(), list(policy.parameters()), allow_unused=True))
         )
-    (truth, grads), (state, again) = results
-    assert all(torch.equal(state.tensors[name], x) for name, x in truth.tensors.items())
+    (expected, grads), (state, again) = results
+    assert all(torch.equal(state.tensors[name], x) for name, x in expected.tensors.items())
     assert all(a is None if b is None else torch.equal(a, b) for a, b in zip(again, grads, strict=True))
 
 
@@ -84,7 +84,7 @@ def test_less_is_kept_the_more_runs_again():
     policy, batch = make_policy(torch.float32), make_batch()
     sizes = []
     for part in ("none", "mlp", "blocks"):
-        recompute(policy, part)
+        checkpoint_activations(policy, part)
         sizes.append(kept(policy, batch))
     assert sizes[0] > 1.1 * sizes[1] > 2 * sizes[2] > 0
 
@@ -93,7 +93,7 @@ def test_asking_again_replaces_and_none_takes_it_back():
     policy = make_policy(torch.float32)
     block = policy.model.layers[0]
     for part, inner, outer in (("mlp", True, False), ("blocks", False, True), ("none", False, False)):
-        recompute(policy, part)
+        checkpoint_activations(policy, part)
         assert [runs_again(x) for x in (block.mlp, block)] == [inner, outer]
         for module in (block.mlp, block):  # never twice around
             once = vars(module).get("forward_once", module.forward)
@@ -103,7 +103,7 @@ def test_asking_again_replaces_and_none_takes_it_back():
 @pytest.mark.parametrize("part", ("mlp", "blocks"))
 def test_a_copy_runs_its_own_blocks(part):
     policy, batch = make_policy(torch.float32), make_batch()
-    recompute(policy, part)
+    checkpoint_activations(policy, part)
     copy = deepcopy(policy).double()
     hidden = copy.read(batch.tokens, batch.lengths).hidden_states
     hidden.square().sum().backward()
@@ -114,7 +114,7 @@ def test_a_copy_runs_its_own_blocks(part):
 
 def test_a_part_that_is_none_is_refused():
     policy = make_policy(torch.float32)
-    with refused("recompute", "all"):
-        recompute(policy, "all")
-    with refused("TrainConfig.recompute", "all", "one of 'none', 'mlp', 'blocks'"):
-        replace(learner_for(policy, None).config, recompute="all")
+    with refused("activation_checkpointing", "all"):
+        checkpoint_activations(policy, "all")
+    with refused("TrainConfig.activation_checkpointing", "all", "one of 'none', 'mlp', 'blocks'"):
+        replace(train_state_for(policy, None).config, activation_checkpointing="all")

@@ -149,8 +149,10 @@ def test_forward_returns_logits_loss_and_a_state():
     output = policy(batch.tokens, attention_mask=mask, labels=labels)
     trace = policy.read(batch.tokens, batch.lengths)
     logits = policy.lm_head(trace.hidden_states)
-    truth = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-    assert output.loss == pytest.approx(truth.item(), abs=1e-10)
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+    )
+    assert output.loss == pytest.approx(expected.item(), abs=1e-10)
     assert torch.allclose(output.logits[1, :97], logits[1, :97], atol=1e-10)
     assert same(output.past_key_values, trace.final_state)
 

@@ -15,9 +15,9 @@ from transformers import Trainer, TrainingArguments
 
 from refine_lab.config import RefineConfig, TrainConfig
 from refine_lab.method.rewards import REWARDS
-from refine_lab.method.step import Learner, train_step
+from refine_lab.method.step import TrainState, train_step
 from refine_lab.models import FastWeightLM
-from refine_lab.models.activation_checkpointing import recompute
+from refine_lab.models.activation_checkpointing import checkpoint_activations
 from refine_lab.models.head import Head, WrappedHead
 from refine_lab.ops.head import HEAD_ROWS
 from refine_lab.rng import Draws
@@ -196,7 +196,7 @@ def test_lora_on_every_linear_layer_and_on_the_head_trains_its_own_logits(policy
 def test_checkpointing_drops_the_same_twice(deltanet):
     model, tokens, found = with_lora(deltanet, dropout=0.3).train(), tokens_of(2, 20), []
     for part in ("none", "blocks"):
-        recompute(deltanet, part)
+        checkpoint_activations(deltanet, part)
         torch.manual_seed(1)
         found.append(gradients(model(tokens, labels=tokens).loss, model))
     assert same(*found)
@@ -204,19 +204,19 @@ def test_checkpointing_drops_the_same_twice(deltanet):
 
 def test_a_refine_step_trains_the_lora_that_its_own_logits_have(deltanet):
     model, batch = with_lora(deltanet), make_batch()
-    method = RefineConfig(num_chunks=2, rollout_length=3, margin=4, reward="cosine", clip_eps=0.2)
+    refine = RefineConfig(num_chunks=2, rollout_length=3, margin=4, reward="cosine", clip_eps=0.2)
     sizes = dict(batch_size=3, mini_batch_size=3, micro_batch_size=3)
-    config = TrainConfig(recipe="test", method=method, **sizes, lr=1e-13, max_grad_norm=1e9)
+    config = TrainConfig(recipe="test", refine=refine, **sizes, lr=1e-13, max_grad_norm=1e9)
     trainable = [p for p in deltanet.parameters() if p.requires_grad]
-    learner = Learner(
+    train_state = TrainState(
         policy=deltanet,
         optimizers=make_optimizers(deltanet, config, trainable),
         config=config,
         reward=REWARDS["cosine"],
     )
-    result = train_step(learner, batch, Draws(seed=0, step=1))
+    result = train_step(train_state, batch, Draws(seed=0, step=1))
     fast = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-    naive = gradients(naive_loss(deltanet, batch, result.rollouts, method), model)
+    naive = gradients(naive_loss(deltanet, batch, result.rollouts, refine), model)
     assert same(fast, naive, 1e-9)
     assert float(fast["base_model.model.lm_head.lora_B.default.weight"].norm()) > 0
 

@@ -126,14 +126,14 @@ CASES = {"full": (FULL, {}), "detached": (DETACHED, {"num_v_heads": 4, "allow_ne
 
 
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.float64, 1e-9)], ids=["fp32", "fp64"])
-@pytest.mark.parametrize("method, fields", CASES.values(), ids=CASES)
-def test_gradients_equal_those_of_re_reading_every_prefix(method, fields, dtype, bound):
+@pytest.mark.parametrize("refine, fields", CASES.values(), ids=CASES)
+def test_gradients_equal_those_of_re_reading_every_prefix(refine, fields, dtype, bound):
     policy, batch = make_policy(0.05, dtype, **fields), make_batch((LENGTH, 97))
     generator = torch.Generator().manual_seed(3)
-    rows = EDGES.numel() * method.group_size
-    shift = 0.6 * torch.randn(rows, method.rollout_length, generator=generator, dtype=dtype)
-    rollouts, _ = fast_gradients(policy, batch, method, EDGES, shift=shift)
-    reference = torch.autograd.grad(naive_loss(policy, batch, rollouts, method), list(policy.parameters()))
+    rows = EDGES.numel() * refine.group_size
+    shift = 0.6 * torch.randn(rows, refine.rollout_length, generator=generator, dtype=dtype)
+    rollouts, _ = fast_gradients(policy, batch, refine, EDGES, shift=shift)
+    reference = torch.autograd.grad(naive_loss(policy, batch, rollouts, refine), list(policy.parameters()))
     errors = relative_errors(policy, reference)
     worst = max(errors, key=errors.__getitem__)
     assert errors[worst] <= bound, f"gradient of {worst} is off by {errors[worst]:.2e}"
@@ -186,7 +186,7 @@ def their_model(fla, fields):
 @pytest.mark.filterwarnings("ignore:ShortConvolution is crucial")
 @pytest.mark.parametrize("fields", FLA_VARIANTS.values(), ids=FLA_VARIANTS)
 def test_files_of_ours_and_of_flas_hold_the_same_tensors(tmp_path, fla, fields):
-    """Names, shapes, types and values, saved there and loaded here, and the other way round."""
+    """Names, shapes, types and values, saved there and loaded here, and the other method round."""
     theirs, sizes = their_model(fla, fields)
     theirs.save_pretrained(tmp_path / "theirs")
     loaded, info = GatedDeltaNetForCausalLM.from_pretrained(tmp_path / "theirs", output_loading_info=True)
@@ -196,9 +196,9 @@ def test_files_of_ours_and_of_flas_hold_the_same_tensors(tmp_path, fla, fields):
     there, info = fla.GatedDeltaNetForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info.values()), info
     for written, read in ((theirs, loaded), (ours, there)):
-        truth, found = written.state_dict(), read.state_dict()
-        assert {n: (x.shape, x.dtype) for n, x in truth.items()} == {n: (x.shape, x.dtype) for n, x in found.items()}
-        assert all(torch.equal(x, found[name]) for name, x in truth.items())
+        expected, found = written.state_dict(), read.state_dict()
+        assert {n: (x.shape, x.dtype) for n, x in expected.items()} == {n: (x.shape, x.dtype) for n, x in found.items()}
+        assert all(torch.equal(x, found[name]) for name, x in expected.items())
 
 
 def test_a_checkpoint_keeps_the_gates_it_was_saved_with(tmp_path):
@@ -248,19 +248,19 @@ def test_a_model_on_cuda_agrees_with_the_cpu(fields):
         there = batch.to(device)
         trace = policy.to(device).read(there.tokens, there.lengths)
         found.append((trace.hidden_states.detach().cpu(), trace.state_at(positions.to(device)).detach().to("cpu")))
-    (truth, states), (hidden, taken) = found
-    assert (hidden - truth).norm() < 3e-2 * truth.norm()
+    (expected, states), (hidden, taken) = found
+    assert (hidden - expected).norm() < 3e-2 * expected.norm()
     for name, x in states.tensors.items():
         assert (taken.tensors[name] - x).norm() < 3e-2 * x.norm(), name
 
 
 @pytest.mark.gpu
 def test_our_layer_is_flas_on_cuda(fla):
-    """The truth: fla's own forward, bfloat16."""
+    """The expected: fla's own forward, bfloat16."""
     theirs, sizes = their_model(fla, {"num_v_heads": 4, "head_dim": 32, "hidden_size": 64})
     ours = GatedDeltaNetForCausalLM(GatedDeltaNetConfig(**sizes))
     ours.load_state_dict(theirs.state_dict())
     tokens = make_batch().tokens.cuda()
     theirs, ours = theirs.cuda().to(torch.bfloat16), ours.cuda()
-    truth = theirs.model(tokens).last_hidden_state.float()
-    assert (ours.read(tokens).hidden_states - truth).norm() < 5e-2 * truth.norm()
+    expected = theirs.model(tokens).last_hidden_state.float()
+    assert (ours.read(tokens).hidden_states - expected).norm() < 5e-2 * expected.norm()

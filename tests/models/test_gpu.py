@@ -18,12 +18,12 @@ from torch import Tensor
 from refine_lab.config import RefineConfig
 from refine_lab.method.step import train_step
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, FastWeightLM, State
-from refine_lab.models.activation_checkpointing import recompute
+from refine_lab.models.activation_checkpointing import checkpoint_activations
 from refine_lab.models.gated_deltanet import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
 from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM
 from refine_lab.rng import Draws
 from refine_lab.types import Batch
-from tests.factories.step import learner_for
+from tests.factories.step import train_state_for
 from tests.support.paths import TESTS
 from tests.support.state_contract import by_row
 
@@ -84,8 +84,8 @@ def make_batch(lengths: tuple[int, ...] = (700, 333, 512)) -> Batch:
     return Batch(tokens=tokens, lengths=torch.tensor(lengths), sequence_ids=tuple(range(len(lengths))))
 
 
-def relative(value: Tensor, truth: Tensor) -> float:
-    return float(((value.cpu().double() - truth.cpu().double()).norm() / truth.cpu().double().norm()).detach())
+def relative(value: Tensor, expected: Tensor) -> float:
+    return float(((value.cpu().double() - expected.cpu().double()).norm() / expected.cpu().double().norm()).detach())
 
 
 def real(hidden: Tensor, lengths: Tensor) -> Tensor:
@@ -143,23 +143,23 @@ def test_reads_of_any_width_go_on_from_a_state(family, width):
 def test_a_step_in_bfloat16_keeps_float32_masters_and_states(family):
     policy, _ = family
     batch = make_batch()
-    truth = train_step(learner_for(copy.deepcopy(policy), METHOD), batch, Draws(seed=0, step=1))
-    learner = learner_for(policy.to(DEVICE), METHOD, dtype="bfloat16", lr=1e-4)
-    first = train_step(learner, batch.to(DEVICE), Draws(seed=0, step=1)).metrics
-    assert first["ntp_loss"] == pytest.approx(truth.metrics["ntp_loss"], rel=BF16_AUTOCAST)
-    assert first["entropy_mean"] == pytest.approx(truth.metrics["entropy_mean"], rel=BF16_AUTOCAST)
+    expected = train_step(train_state_for(copy.deepcopy(policy), METHOD), batch, Draws(seed=0, step=1))
+    train_state = train_state_for(policy.to(DEVICE), METHOD, dtype="bfloat16", lr=1e-4)
+    first = train_step(train_state, batch.to(DEVICE), Draws(seed=0, step=1)).metrics
+    assert first["ntp_loss"] == pytest.approx(expected.metrics["ntp_loss"], rel=BF16_AUTOCAST)
+    assert first["entropy_mean"] == pytest.approx(expected.metrics["entropy_mean"], rel=BF16_AUTOCAST)
     assert first["grad_norm"] > 0
     assert all(p.dtype == torch.float32 for p in policy.parameters())
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in policy.parameters())
-    moments = [x for o in learner.optimizers for s in o.state.values() for x in s.values() if x.ndim]
+    moments = [x for o in train_state.optimizers for s in o.state.values() for x in s.values() if x.ndim]
     assert moments and all(x.dtype == torch.float32 for x in moments)
-    with torch.no_grad(), learner.autocast():
+    with torch.no_grad(), train_state.autocast():
         state = policy.read(batch.tokens.to(DEVICE), batch.lengths.to(DEVICE)).final_state
     named = {name.partition(".")[2]: x for name, x in {**state.tensors, **state.shared}.items()}
     fast = [named[name] for name in ("recurrent_state", "w0", "w1", "w2") if name in named]
     assert fast and all(x.dtype == torch.float32 for x in fast)
     for step in range(2, 6):
-        last = train_step(learner, batch.to(DEVICE), Draws(seed=0, step=step)).metrics
+        last = train_step(train_state, batch.to(DEVICE), Draws(seed=0, step=step)).metrics
     assert last["ntp_loss"] < first["ntp_loss"]
 
 
@@ -171,7 +171,7 @@ def test_parts_that_run_again_give_the_same_gradients(family, part):
     batch = make_batch().to(DEVICE)
     policy.to(DEVICE)
     plain = measured(policy, batch)
-    recompute(policy, part)
+    checkpoint_activations(policy, part)
     again = measured(policy, batch)
     assert torch.equal(plain[0], again[0])
     assert relative(whole(again[3]), whole(plain[3])) < 1e-5  # sums by atomic additions have no fixed order

@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from refine_lab.config import RefineConfig
 from refine_lab.models import FastWeightLM, State, families
-from refine_lab.models.activation_checkpointing import recompute
+from refine_lab.models.activation_checkpointing import checkpoint_activations
 from refine_lab.models.hybrid_layers import top_k_router
 from refine_lab.models.hybrids import HYBRIDS, REFUSED, hybrid_family, rotary_embeddings
 from refine_lab.models.prefix_cache import Grouping
@@ -197,11 +197,11 @@ def test_the_policy_gradient_is_that_of_the_plain_procedure():
     policy = make("qwen3_5_text")
     text = tokens_of(2, 40)
     batch = Batch(tokens=text, lengths=torch.tensor([40, 33]), sequence_ids=(0, 1))
-    method = RefineConfig(num_chunks=3, group_size=2, rollout_length=K, clip_eps=0.2)
+    refine = RefineConfig(num_chunks=3, group_size=2, rollout_length=K, clip_eps=0.2)
     positions = torch.tensor([[0, 15, 34], [5, 6, 27]])
-    rollouts, _ = fast_gradients(policy, batch, method, positions, shift=0.1)
+    rollouts, _ = fast_gradients(policy, batch, refine, positions, shift=0.1)
     fast = {name: p.grad.clone() for name, p in policy.named_parameters()}
-    naive = gradients(policy, naive_loss(policy, batch, rollouts, method))
+    naive = gradients(policy, naive_loss(policy, batch, rollouts, refine))
     assert max(relative(fast[name], naive[name]) for name in naive) < 1e-9
 
 
@@ -210,7 +210,7 @@ def test_blocks_run_again_in_the_backward_change_no_gradient(part):
     policy, text = make("qwen3_next"), tokens_of(2, 40)
     results = []
     for recomputed in ("none", part):
-        recompute(policy, recomputed)
+        checkpoint_activations(policy, recomputed)
         trace = policy.read(text)
         state = trace.state_at(torch.tensor([[3, 39], [20, 21]]))
         hidden = policy.read(tokens_of(4, K, seed=1), state=state).hidden_states

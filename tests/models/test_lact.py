@@ -327,7 +327,7 @@ def test_newton_schulz_in_bfloat16_is_the_released_one():
 
 @pytest.mark.parametrize("inner", [16, 24, 8], ids=["square", "wide", "narrow"])
 def test_an_update_in_bfloat16_orthogonalises_as_released(inner):
-    """The release turns what is tall and nothing else: another way round, other roundings are magnified."""
+    """The release turns what is tall and nothing else: another method round, other roundings are magnified."""
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
     steps = {"w0": draw(2, 3, inner, 16), "w1": draw(2, 3, 16, inner), "w2": draw(2, 3, inner, 16)}

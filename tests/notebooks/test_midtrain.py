@@ -40,7 +40,7 @@ class Folder:
     @property
     def runs(self) -> list[Run]:
         runs = list_runs(self.path / "runs") if (self.path / "runs").is_dir() else []
-        return sorted(runs, key=lambda run: (run.config.recipe, run.config.arm, run.config.seed))
+        return sorted(runs, key=lambda run: (run.config.recipe, run.config.method, run.config.seed))
 
     @property
     def executed(self) -> Path:
@@ -115,7 +115,14 @@ def test_every_figure_is_in_the_executed_notebook(by_p: Folder) -> None:
     ]
     assert "with their references" in tables[0]
     assert [line.split()[0] for line in tables[1].splitlines()[2:]] == ["base", "SFT", "REFINE"]
-    for measured in ("NTP loss", "NTP accuracy", "cosine reward", "binary reward", "recall word-1 at 512", "updates"):
+    for measured in (
+        "NTP loss",
+        "NTP accuracy",
+        "cosine reward",
+        "binary reward",
+        "exact recall word-1 at 512",
+        "updates",
+    ):
         assert measured in tables[1]
     assert re.fullmatch(
         r"Runs made at (\w{40}( with uncommitted changes)?|an unknown .*)\.\nEvery figure has its data\.\n",
@@ -127,7 +134,7 @@ def test_every_figure_is_in_the_executed_notebook(by_p: Folder) -> None:
 
 
 def test_runs_are_where_refine_runs_says(by_p: Folder) -> None:
-    assert [(run.config.arm, run.config.seed, run.state) for run in by_p.runs] == [
+    assert [(run.config.method, run.config.seed, run.state) for run in by_p.runs] == [
         ("refine", 0, "finished"),
         ("sft", 0, "finished"),
     ]
@@ -215,7 +222,7 @@ def test_a_model_of_another_family_is_only_a_parameter(
     folder = Folder(path=tmp_path)
     status, output = folder.run(*pairs({**TINY, "model": model}))
     assert status == 0, output
-    assert [(run.config.arm, run.config.model, run.state) for run in folder.runs] == [
+    assert [(run.config.method, run.config.model, run.state) for run in folder.runs] == [
         ("refine", model, "finished"),
         ("sft", model, "finished"),
     ]

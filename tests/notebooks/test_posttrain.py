@@ -1,4 +1,4 @@
-"""The notebook of post-training as papermill runs it: all ways on the embedded task, and again."""
+"""The notebook of post-training as papermill runs it: all methods on the embedded task, and again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def papermill(folder: Path, **values: Any) -> tuple[int, str]:
 
 
 def trained(folder: Path) -> dict[str, Run]:
-    return {run.config.way: run for run in list_runs(folder / "runs")}
+    return {run.config.method: run for run in list_runs(folder / "runs")}
 
 
 def test_all_ways_on_the_embedded_task_and_again(tmp_path):
@@ -32,10 +32,10 @@ def test_all_ways_on_the_embedded_task_and_again(tmp_path):
     text = said(tmp_path)
     assert "No question and no document is shared between splits." in text and "4 of 4 runs to train, about" in text
     assert text.endswith("Every figure has its data.\n") and "\nRuns made at " in text
-    rollouts, ways, differences, samples = tables(tmp_path)
+    rollouts, methods, differences, samples = tables(tmp_path)
     assert "with their references" in rollouts and "question" in samples
-    for way in ("base", "SFT", "nested SFT", "nested REFINE", "nested SFT, one inner update"):
-        assert way in ways
+    for method in ("base", "SFT", "nested SFT", "nested REFINE", "nested SFT, one inner update"):
+        assert method in methods
     assert "nested REFINE – nested SFT" in differences
     assert "RunMonitor of 4 runs" in text and text.count(" finished ") >= 4
     assert (tmp_path / "out.ipynb").stat().st_size < 1_000_000

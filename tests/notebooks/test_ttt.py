@@ -21,7 +21,7 @@ def papermill(folder: Path, **values: Any) -> tuple[int, str]:
 
 
 def runs(folder: Path) -> dict[str, Run]:
-    return {run.config.arm: run for run in map(Run, sorted((folder / "runs").iterdir()))}
+    return {run.config.method: run for run in map(Run, sorted((folder / "runs").iterdir()))}
 
 
 def test_the_embedded_task_and_again(tmp_path):
@@ -33,14 +33,16 @@ def test_the_embedded_task_and_again(tmp_path):
     assert text.endswith("Every figure has its data.\n") and "\nRuns made at " in text
     (figure,) = [output["data"][PLOTLY] for output in outputs(tmp_path) if PLOTLY in output.get("data", {})]
     assert {trace["name"] for trace in figure["data"]} == {"baseline (no adaptation)", "SFT", "REFINE"}
-    steps, answers, ways, differences, per_seed, over_seeds, samples = tables(tmp_path)
+    steps, answers, methods, differences, per_seed, over_seeds, samples = tables(tmp_path)
     assert [line.split()[:2] for line in steps.splitlines()[2:]] == [
         *(["SFT", "1"], ["SFT", "2"], ["REFINE", "1"], ["REFINE", "2"])
     ]
     assert "tokens/s" in steps and "references" in answers and "REFINE – SFT" in differences and "question" in samples
     assert (
-        all(way in table for way in ("baseline (no adaptation)", "SFT", "REFINE") for table in (ways, per_seed))
-        and "[" in ways
+        all(
+            method in table for method in ("baseline (no adaptation)", "SFT", "REFINE") for table in (methods, per_seed)
+        )
+        and "[" in methods
     )
     assert "REFINE – SFT" in over_seeds
     assert any(
@@ -51,12 +53,12 @@ def test_the_embedded_task_and_again(tmp_path):
     assert "REFINE, 2 steps" in panel and "Original weights restored exactly (2 updates undone)." in panel
     assert (tmp_path / "out.ipynb").stat().st_size < 1_000_000
     assert '"before": "' in (tmp_path / "report.html").read_text(encoding="utf-8")
-    first = {arm: (run.path, run.answers()) for arm, run in runs(tmp_path).items()}
-    assert {arm: len(answers) for arm, (_, answers) in first.items()} == {"none": 3, "sft": 3, "refine": 3}
+    first = {method: (run.path, run.answers()) for method, run in runs(tmp_path).items()}
+    assert {method: len(answers) for method, (_, answers) in first.items()} == {"none": 3, "sft": 3, "refine": 3}
     assert papermill(tmp_path, **settings)[0] == 0
     assert said(tmp_path).count("3 prompts already answered") == 3
-    for arm, run in runs(tmp_path).items():
-        assert run.path == first[arm][0] and run.answers().equals(first[arm][1])
+    for method, run in runs(tmp_path).items():
+        assert run.path == first[method][0] and run.answers().equals(first[method][1])
 
 
 def test_a_file_of_prompts_without_answers_in_batches_that_are_never_reset(tmp_path):
@@ -68,11 +70,11 @@ def test_a_file_of_prompts_without_answers_in_batches_that_are_never_reset(tmp_p
     status, output = papermill(tmp_path, **settings, **own, batch_size=2, mini_batch_size=1, steps=1)
     assert status == 0, output
     assert "1 of 5 prompts are left out" in said(tmp_path) and "own: " in said(tmp_path)
-    assert {arm: len(run.answers()) for arm, run in runs(tmp_path).items()} == {"none": 4, "sft": 4, "refine": 4}
+    assert {method: len(run.answers()) for method, run in runs(tmp_path).items()} == {"none": 4, "sft": 4, "refine": 4}
     lines = runs(tmp_path)["refine"].updates()
     assert lines["updates"].tolist() == [2, 2] and lines["step"].tolist() == [1, 2]
-    ways = tables(tmp_path)[2]
-    assert "recall" not in ways and "loss after (nats)" in ways
+    methods = tables(tmp_path)[2]
+    assert "contains_answer" not in methods and "loss after (nats)" in methods
 
 
 def test_a_wrong_name_ends_it_in_one_sentence(tmp_path):

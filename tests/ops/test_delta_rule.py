@@ -20,7 +20,7 @@ from refine_lab.models.families import family
 from refine_lab.ops.delta_rule import ChunkedStates, UnitLowerInverse, chunk_delta_rule, delta_rule, log_decay
 from refine_lab.ops.fla_delta_rule import SegmentedStates, segmented_delta_rule, serves
 from refine_lab.rng import Draws
-from tests.factories.step import learner_for, make_batch, make_policy
+from tests.factories.step import make_batch, make_policy, train_state_for
 
 LENGTHS = (1, 2, 5, 63, 64, 65, 100, 130)
 B, H, DK, DV = 2, 3, 8, 6
@@ -54,8 +54,8 @@ def recurrence(q, k, v, beta, state, log_gate=None) -> tuple[Tensor, Tensor]:
     return torch.stack(outputs, 1), torch.stack(states, 1)
 
 
-def relative(value: Tensor, truth: Tensor) -> float:
-    return float(((value - truth).norm() / truth.norm().clamp_min(1e-12)).detach())
+def relative(value: Tensor, expected: Tensor) -> float:
+    return float(((value - expected).norm() / expected.norm().clamp_min(1e-12)).detach())
 
 
 def assert_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float) -> None:
@@ -111,10 +111,10 @@ def test_float32_agrees_with_flas_own_recurrence(length, gate):
 def test_the_state_at_every_position_is_the_recurrences(gate):
     inputs = make_inputs(130, torch.float64, gate)
     _, states = chunk_delta_rule(*inputs)
-    _, truth = recurrence(*inputs)
+    _, expected = recurrence(*inputs)
     taken = states.at(torch.arange(130).expand(B, -1)).unflatten(0, (B, 130))
     for position in range(130):
-        assert relative(taken[:, position], truth[:, position]) < 1e-9, position
+        assert relative(taken[:, position], expected[:, position]) < 1e-9, position
 
 
 EACH = torch.arange(200).view(1, -1, 1)
@@ -172,18 +172,18 @@ def test_a_token_of_beta_0_and_no_decay_leaves_the_state():
 
 def test_the_log_gate_is_that_of_the_definition():
     a, a_log, dt_bias = torch.randn(2, 5, H), torch.randn(H), torch.randn(H)
-    truth = -a_log.exp() * (1 + (a + dt_bias).exp()).log()
-    assert torch.allclose(log_decay(a, a_log, dt_bias), truth, atol=1e-6)
+    expected = -a_log.exp() * (1 + (a + dt_bias).exp()).log()
+    assert torch.allclose(log_decay(a, a_log, dt_bias), expected, atol=1e-6)
     halves = [x.bfloat16() for x in (a, a_log, dt_bias)]
     assert torch.equal(log_decay(*halves), log_decay(*(x.float() for x in halves)))
 
 
 def test_half_precision_inputs_are_computed_in_float32():
     halves = [x.detach().bfloat16() for x in make_inputs(70, gate=0.3)]
-    truth, _ = chunk_delta_rule(*(x.float() for x in halves))
+    expected, _ = chunk_delta_rule(*(x.float() for x in halves))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs, _ = delta_rule(*halves)
-    assert torch.equal(outputs, truth)
+    assert torch.equal(outputs, expected)
 
 
 @pytest.mark.parametrize("size", (1, 2, 4, 8, 16, 32, 64))
@@ -231,9 +231,9 @@ def test_segments_equal_chunks(length, gate, key_heads):
 @pytest.mark.parametrize("gate", (None, 0.3))
 def test_segments_start_from_nothing(gate):
     q, k, v, beta, state, *log_gate = make_inputs(70, gate=gate)
-    truth, _ = chunk_delta_rule(q, k, v, beta, torch.zeros_like(state), *log_gate)
+    expected, _ = chunk_delta_rule(q, k, v, beta, torch.zeros_like(state), *log_gate)
     outputs, _ = segmented_delta_rule(q, k, v, beta, None, *log_gate, kernel=torch_kernel, segment_size=32)
-    assert relative(outputs, truth) < 1e-6
+    assert relative(outputs, expected) < 1e-6
 
 
 def stand_in(monkeypatch, gated: bool) -> None:
@@ -254,13 +254,13 @@ def stand_in(monkeypatch, gated: bool) -> None:
 def test_a_float32_model_runs_on_kernels_that_work_in_bfloat16(monkeypatch):
     stand_in(monkeypatch, gated=False)
     policy, batch = make_policy(torch.float32), make_batch()
-    truth = policy.read(batch.tokens, batch.lengths)
+    expected = policy.read(batch.tokens, batch.lengths)
     monkeypatch.setattr(delta_layers, "delta_rule", segmented_delta_rule)
     trace = policy.read(batch.tokens, batch.lengths)
-    assert relative(trace.hidden_states, truth.hidden_states) < 3e-2
+    assert relative(trace.hidden_states, expected.hidden_states) < 3e-2
     positions = torch.tensor([[3, 80]] * 3)
     for name, value in trace.state_at(positions).tensors.items():
-        assert relative(value, truth.state_at(positions).tensors[name]) < 3e-2, name
+        assert relative(value, expected.state_at(positions).tensors[name]) < 3e-2, name
     policy.read(batch.tokens[:, :5], state=trace.final_state).hidden_states.sum().backward()
     assert policy.model.layers[0].attn.k_proj.weight.grad.norm() > 0
 
@@ -363,12 +363,12 @@ def test_models_with_a_gate_train_in_torch_on_such_a_pair(cuda_with, monkeypatch
 @pytest.mark.gpu
 def test_a_float32_model_on_cuda_agrees_with_the_cpu():
     policy, batch = make_policy(torch.float32), make_batch()
-    truth = policy.read(batch.tokens, batch.lengths)
+    expected = policy.read(batch.tokens, batch.lengths)
     there = batch.to("cuda")
     trace = policy.cuda().read(there.tokens, there.lengths)
-    assert relative(trace.hidden_states.cpu(), truth.hidden_states) < 3e-2, "hidden states, bfloat16 kernels"
-    learner = learner_for(policy, RefineConfig(num_chunks=4, margin=5))
-    assert train_step(learner, there, Draws(seed=0, step=1)).metrics["grad_norm"] > 0
+    assert relative(trace.hidden_states.cpu(), expected.hidden_states) < 3e-2, "hidden states, bfloat16 kernels"
+    train_state = train_state_for(policy, RefineConfig(num_chunks=4, margin=5))
+    assert train_step(train_state, there, Draws(seed=0, step=1)).metrics["grad_norm"] > 0
 
 
 @pytest.mark.gpu
@@ -379,9 +379,9 @@ def test_fla_kernels_agree_with_torch_on_cuda(gate, key_heads):
         pytest.skip("fla refuses the gated backward here")
     inputs = [x.detach().cuda().requires_grad_() for x in make_inputs(700, gate=gate, key_heads=key_heads)]
     positions = torch.tensor([[0, 511, 512, 699]] * B, device="cuda")
-    truth, states = chunk_delta_rule(*inputs)
+    expected, states = chunk_delta_rule(*inputs)
     outputs, pieces = segmented_delta_rule(*inputs)
-    assert relative(outputs, truth) < 2e-2, "outputs"
+    assert relative(outputs, expected) < 2e-2, "outputs"
     assert relative(pieces.at(positions), states.at(positions)) < 2e-2, "states"
     grads = [
         torch.autograd.grad(s.at(positions).square().sum(), inputs[1:], retain_graph=True) for s in (states, pieces)

@@ -58,16 +58,16 @@ def test_known_distributions():
     half = torch.tensor(2.0).double().log()
     assert torch.allclose(stats.logprobs, torch.stack([-half, -half, -1e4 - half]), atol=1e-12)
     assert torch.allclose(stats.entropies, half.expand(3), atol=1e-12)
-    assert stats.greedy.tolist() == [True, True, False]
+    assert stats.is_top1.tolist() == [True, True, False]
 
 
 def test_large_logits_neither_overflow_nor_lose_their_gradient():
     hidden, weight, ids = make_inputs(6, torch.float32)
     stats = token_stats(hidden * 300, weight, ids)
-    truth = reference(hidden.double() * 300, weight.double(), ids)
-    assert torch.allclose(stats.logprobs.double(), truth.logprobs, rtol=1e-5)
+    expected = reference(hidden.double() * 300, weight.double(), ids)
+    assert torch.allclose(stats.logprobs.double(), expected.logprobs, rtol=1e-5)
     assert torch.isfinite(stats.entropies).all() and (stats.entropies >= -1e-6).all()
-    ours, theirs = (torch.autograd.grad(s.logprobs.sum(), hidden, retain_graph=True)[0] for s in (stats, truth))
+    ours, theirs = (torch.autograd.grad(s.logprobs.sum(), hidden, retain_graph=True)[0] for s in (stats, expected))
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-3  # logits of 3,000 have errors of 2e-4
 
 
@@ -93,9 +93,9 @@ def test_under_autocast_logits_are_bfloat16_and_the_rest_float32():
         stats = token_stats(hidden, weight, ids)
     assert stats.logprobs.dtype == stats.entropies.dtype == torch.float32
     logits = (hidden.bfloat16() @ weight.bfloat16().T).float()
-    truth = torch.log_softmax(logits, -1)
-    assert torch.allclose(stats.logprobs, truth.gather(-1, ids.unsqueeze(-1)).squeeze(-1), atol=1e-6)
-    assert torch.allclose(stats.entropies, -(truth.exp() * truth).sum(-1), atol=1e-6)
+    expected = torch.log_softmax(logits, -1)
+    assert torch.allclose(stats.logprobs, expected.gather(-1, ids.unsqueeze(-1)).squeeze(-1), atol=1e-6)
+    assert torch.allclose(stats.entropies, -(expected.exp() * expected).sum(-1), atol=1e-6)
     grads = torch.autograd.grad(stats.logprobs.sum(), (hidden, weight))
     exact = torch.autograd.grad(reference(hidden, weight, ids).logprobs.sum(), (hidden, weight))
     for grad, other in zip(grads, exact, strict=True):

@@ -102,7 +102,7 @@ def test_large_keys_keep_their_norm(layer):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_a_convolution_sums_in_float32(dtype):
     x, weight = torch.tensor([4e4, 4e4, -4e4, -4e4]).view(1, 4, 1).to(dtype), torch.ones(1, 1, 4, dtype=dtype)
-    assert causal_conv(x, weight).item() == 0  # 80,000 on the way
+    assert causal_conv(x, weight).item() == 0  # 80,000 on the method
     small = torch.tensor([1.0, 1e-3, 1e-3, 1e-3]).view(1, 4, 1).to(dtype)
     found = causal_conv(small, weight)
     assert found.dtype == dtype and found.item() == small.sum(dtype=torch.float64).to(dtype).item()

@@ -1,4 +1,4 @@
-"""The parity gate: every family passes it, and a state that is wrong in any way does not, and is named."""
+"""The parity gate: every family passes it, and a state that is wrong in any method does not, and is named."""
 
 from __future__ import annotations
 

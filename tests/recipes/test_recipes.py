@@ -1,4 +1,4 @@
-"""The paper's numbers stand in its recipe, and the arms of a recipe differ in the method alone."""
+"""The paper's numbers stand in its recipe, and the methods of a recipe differ in the method alone."""
 
 from dataclasses import replace
 
@@ -22,12 +22,12 @@ from tests.support.refusals import refused
 
 def test_paper_midtrain_holds_tables_2_and_d1():
     config = paper_midtrain()
-    method = config.method
-    assert method is not None
-    assert (method.num_chunks, method.rollout_length, method.group_size) == (8, 5, 1)
-    assert (method.ntp_coef, method.nsp_coef, method.reward) == (1.0, 0.2, "cosine")
-    assert (method.tau, method.temperature, method.clip_eps) == (1.0, 1.0, 0.2)
-    assert (method.kl_coef, method.entropy_coef) == (0.0, 0.0)
+    refine = config.refine
+    assert refine is not None
+    assert (refine.num_chunks, refine.rollout_length, refine.group_size) == (8, 5, 1)
+    assert (refine.ntp_coef, refine.nsp_coef, refine.reward) == (1.0, 0.2, "cosine")
+    assert (refine.tau, refine.temperature, refine.clip_eps) == (1.0, 1.0, 0.2)
+    assert (refine.kl_coef, refine.entropy_coef) == (0.0, 0.0)
     assert (config.batch_size, config.mini_batch_size, config.steps) == (128, 32, 100)
     assert (config.lr, config.schedule, config.weight_decay) == (1e-6, "constant", 0.01)
     assert config.data.sequence_length == config.data.min_tokens == 16_384
@@ -37,11 +37,11 @@ def test_paper_midtrain_holds_tables_2_and_d1():
 
 def test_paper_midtrain_follows_its_release_where_the_tables_are_silent():
     config = paper_midtrain()
-    method = config.method
-    assert method is not None
-    assert (method.entropy_index, method.margin, method.smoothing_kernel) == ("release", 20, 5)
-    assert (method.dual_clip, config.max_grad_norm, method.prefix_gradient) == (3.0, 1.0, "full")
-    assert method.group_by == "sequence"
+    refine = config.refine
+    assert refine is not None
+    assert (refine.entropy_index, refine.margin, refine.smoothing_kernel) == ("release", 20, 5)
+    assert (refine.dual_clip, config.max_grad_norm, refine.prefix_gradient) == (3.0, 1.0, "full")
+    assert refine.group_by == "sequence"
 
 
 def test_paper_midtrain_keeps_enough_tokens_to_train_on():
@@ -53,15 +53,15 @@ def test_paper_midtrain_keeps_enough_tokens_to_train_on():
 
 @pytest.mark.parametrize("name", ["midtrain", "paper_midtrain"])
 def test_fair_arms_differ_in_the_method_alone(name):
-    sft, refine = (recipe(name).make(way, 3) for way in METHODS["midtrain"])
-    assert sft.method is None
-    assert isinstance(refine.method, RefineConfig)
-    assert replace(refine, method=None) == sft
+    sft, refine = (recipe(name).make(method, 3) for method in METHODS["midtrain"])
+    assert sft.refine is None
+    assert isinstance(refine.refine, RefineConfig)
+    assert replace(refine, refine=None) == sft
     assert sft.updates_per_batch == refine.updates_per_batch
 
 
 def test_release_updates_are_one_and_four():
-    sft, refine = (release_updates(paper_midtrain(way)) for way in METHODS["midtrain"])
+    sft, refine = (release_updates(paper_midtrain(method)) for method in METHODS["midtrain"])
     assert (sft.updates_per_batch, refine.updates_per_batch) == (1, 4)
     assert replace(refine, updates="equal") == paper_midtrain()
     assert replace(sft, updates="equal", mini_batch_size=32) == paper_midtrain("sft")
@@ -81,7 +81,7 @@ def test_a_recipe_is_named_for_its_function_and_takes_the_seed(name):
     phase, make = recipe(name)
     assert recipe(name, phase) is RECIPES[name] and make().recipe == name
     assert make.__name__ == (f"ttt_{name}" if phase == "ttt" else name)
-    assert make(seed=5).seed == 5 and make().way == METHODS[phase][-1]
+    assert make(seed=5).seed == 5 and make().method == METHODS[phase][-1]
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest():
@@ -93,7 +93,7 @@ def test_an_unknown_recipe_is_refused_with_the_nearest():
 
 
 def test_an_unknown_arm_is_refused():
-    with refused("arm", "rl", "'sft' or 'refine'"):
+    with refused("method", "rl", "'sft' or 'refine'"):
         midtrain("rl")
 
 

@@ -39,7 +39,7 @@ def as_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(folder: Path, count: int = 3, steps: int = 2) -> list[Run]:
-    """Runs of the three ways over a file of prompts, nothing answered yet."""
+    """Runs of the three methods over a file of prompts, nothing answered yet."""
     folder.mkdir(exist_ok=True)
     file = folder / "prompts.jsonl"
     rows = [{"prompt": f"The word for tree {i} is fish. " * 9 + "The word is", "answer": "fish"} for i in range(count)]
@@ -79,8 +79,8 @@ def test_all_are_answered_as_this_process_would(tmp_path):
     assert [run.state for run in runs] == ["finished"] * 3
     ended = [line for line in said if "finished, step 3/3" in line]
     assert [line.split(":")[0] for line in ended] == ["none s0", "sft s0", "refine s0"]
-    for run, way in zip(runs, ("none", "sft", "refine"), strict=True):  # in a log of its own, from one process
-        assert f"{way} s0: 3 answers" in (run.path / "log.txt").read_text()
+    for run, method in zip(runs, ("none", "sft", "refine"), strict=True):  # in a log of its own, from one process
+        assert f"{method} s0: 3 answers" in (run.path / "log.txt").read_text()
     assert len({run.status.pid for run in runs}) == 1
     pd.testing.assert_frame_equal(
         answers_of(runs).drop(columns=TIMES), by_hand(runs, tmp_path / "again"), check_exact=True
@@ -109,7 +109,7 @@ def test_detached_it_is_followed_stopped_and_gone_on_with(tmp_path):
         {
             "name": runs[0].name,
             "label": "baseline (no adaptation), seed 0",
-            "arm": "none",
+            "method": "none",
             "state": "finished",
             "step": 20,
             "steps": 20,
@@ -126,15 +126,15 @@ def test_detached_it_is_followed_stopped_and_gone_on_with(tmp_path):
     curves.start()
     wait_for(lambda: all(row["state"] == "finished" for row in curves.progress))
     pd.testing.assert_frame_equal(answers_of(runs[1:2]).iloc[: len(kept)], kept)
-    assert answers_of(runs).groupby("way").size().to_dict() == {"none": 20, "refine": 20, "sft": 20}
+    assert answers_of(runs).groupby("method").size().to_dict() == {"none": 20, "refine": 20, "sft": 20}
     panels = {panel["name"]: panel for panel in curves.curves["panels"]}
     assert {"answers:recall", "answers:loss_after"} <= set(panels) and panels["answers:recall"]["of"] == "prompt"
-    labels = {arm["arm"]: (arm["label"], arm["look"]) for arm in curves.curves["arms"]}
+    labels = {method["method"]: (method["label"], method["look"]) for method in curves.curves["methods"]}
     assert labels == {"none": ("baseline (no adaptation)", 0), "sft": ("SFT", 1), "refine": ("REFINE", 2)}
-    means = runs[0].answers()["recall"].expanding().mean() * 100
+    means = runs[0].answers()["contains_answer"].expanding().mean() * 100
     line = pd.Series(memoryview(panels["answers:recall"]["lines"][0]["y"]).cast("f"))
     assert line.to_list() == pytest.approx(means.to_list())
-    assert "recall" in repr(curves) and "20/20" in repr(curves)
+    assert "contains answer" in repr(curves) and "20/20" in repr(curves)
     curves.close()
 
 

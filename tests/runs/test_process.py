@@ -62,7 +62,7 @@ ENDLESS = 10**6
 
 
 def make_config(steps: int = 5) -> TrainConfig:
-    return TrainConfig(recipe="tiny", steps=steps, batch_size=1, mini_batch_size=1, method=None)
+    return TrainConfig(recipe="tiny", steps=steps, batch_size=1, mini_batch_size=1, refine=None)
 
 
 @pytest.fixture
@@ -294,7 +294,7 @@ from pathlib import Path
 from refine_lab.config import TrainConfig
 from refine_lab.runs.process import start, follow
 runs, how, *command = sys.argv[1:]
-config = TrainConfig(recipe="tiny", steps=10**6, batch_size=1, mini_batch_size=1, method=None)
+config = TrainConfig(recipe="tiny", steps=10**6, batch_size=1, mini_batch_size=1, refine=None)
 follow(start(config, detach=how == "detached", runs=Path(runs), command=command), every=0.1)
 """
 

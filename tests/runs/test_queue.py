@@ -50,7 +50,7 @@ with RunWriter.open(path) as writer:
 def make_runs(folder: Path, steps: int = 2, source: str = "python") -> list[Run]:
     rows = DataConfig(sources={source: 1.0}, sequence_length=64, validation_sequences=1)
     sizes = {"batch_size": 1, "mini_batch_size": 1, "micro_batch_size": 1, "threads": 1}
-    configs = [TrainConfig(recipe="tiny", method=None, data=rows, steps=steps, seed=n, **sizes) for n in range(3)]
+    configs = [TrainConfig(recipe="tiny", refine=None, data=rows, steps=steps, seed=n, **sizes) for n in range(3)]
     runs = []
     for config in configs:
         with RunWriter.create(config, folder) as writer:

@@ -32,7 +32,7 @@ def make_rows(step: int, count: int = 4) -> dict:
     return {
         "sequence_id": rows + 2**40,
         "position": rows * 10 + step,
-        "member": [0] * count,
+        "sample_index": [0] * count,
         "prefix_ids": [list(range(row)) for row in range(count)],  # ragged
         "rollout_ids": ids,
         "target_ids": ids + 1,
@@ -90,7 +90,7 @@ def test_runs_dir_follows_the_environment_and_refuses_a_relative_path(tmp_path, 
 
 def test_directories_of_one_second_are_unique(tmp_path, monkeypatch):
     monkeypatch.setattr(runs_writer.time, "strftime", lambda form: "20260102-030405")
-    configs = [make_config(), make_config(), make_config(), make_config(method=None, seed=7, recipe="other")]
+    configs = [make_config(), make_config(), make_config(), make_config(refine=None, seed=7, recipe="other")]
     names = []
     for config in configs:
         with RunWriter.create(config, tmp_path) as writer:
@@ -101,7 +101,7 @@ def test_directories_of_one_second_are_unique(tmp_path, monkeypatch):
 
 
 def test_what_is_known_before_training_is_written(tmp_path):
-    config = make_config(method=RefineConfig(reward="binary"), steps=5)
+    config = make_config(refine=RefineConfig(reward="binary"), steps=5)
     with RunWriter.create(config, tmp_path, reward_source="def reward(): ...\n") as writer:
         run = Run(writer.path)
     assert run.config == config
@@ -172,7 +172,7 @@ def test_rollouts_come_back_as_they_were_in_closed_files(writer):
     frame = Run(writer.path).rollouts()
     assert frame["step"].tolist() == [step for step in range(1, 12) for _ in range(4)]
     row = frame[frame["step"] == 7].iloc[3]
-    assert (row["sequence_id"], row["position"], row["member"]) == (2**40 + 3, 37, 0)
+    assert (row["sequence_id"], row["position"], row["sample_index"]) == (2**40 + 3, 37, 0)
     assert row["prefix_ids"].tolist() == [0, 1, 2]
     assert row["rollout_ids"].tolist() == [703, 704, 705]
     assert row["target_ids"].tolist() == [704, 705, 706]

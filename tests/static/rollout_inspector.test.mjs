@@ -21,7 +21,7 @@ function packed(changes = {}) {
     targets: view(Uint16Array.of(1, 2, 3, 4, 2, 1)),
     prefixes: view(Uint16Array.of(0, 1, 2, 3)),
     group: view(Int32Array.of(0, 1, 0, 1, 0)),
-    member: view(Int32Array.of(0, 0, 1, 1, 2)),
+    sample_index: view(Int32Array.of(0, 0, 1, 1, 2)),
     step: view(Int32Array.of(7, 3)),
     position: view(Int32Array.of(20, 30)),
     sequence_id: view(Float64Array.of(11, 12)),
@@ -66,8 +66,8 @@ test("bounds are inside, rounded as the values are; what is no number passes ope
 test("text is looked for across tokens, ASCII capitals alike", () => {
   assert.deepEqual(shown({ text: " FORi" }), [0, 4, 1]); // " forIn" holds it too
   assert.deepEqual(shown({ text: "i\n" }), [0]);
-  assert.deepEqual(shown({ truth: "Ini" }), [1, 3]);
-  assert.deepEqual(shown({ text: "in", truth: "ini" }), [1, 3]);
+  assert.deepEqual(shown({ target: "Ini" }), [1, 3]);
+  assert.deepEqual(shown({ text: "in", target: "ini" }), [1, 3]);
 });
 
 test("nothing to show is no error", () => {
@@ -116,7 +116,7 @@ test("table F.1 and its Markdown", () => {
 
 test("the star of table F.1 is the highest of all rollouts, which is written where the first ones do not hold it", () => {
   const rows = js.shownRows(data, { step: [7, null] }, ["row", false]); // rollouts 0, 2 and 4, with cosines 0.25, none and 0.75
-  const lines = (members) => js.tableF1(data, rows, 6, members).map(({ type, value, best }) => [type, value, best]);
+  const lines = (samples) => js.tableF1(data, rows, 6, samples).map(({ type, value, best }) => [type, value, best]);
   assert.deepEqual(lines(1), [["GT", "–", false], ["P1", "0.250", false], ["P3", "0.750", true]]);
   assert.deepEqual(lines(4), [["GT", "–", false], ["P1", "0.250", false], ["P2", "–", false], ["P3", "0.750", true]]);
 });
@@ -138,13 +138,13 @@ test("100,000 rollouts are filtered and sorted quickly", () => {
     tokens: view(Uint16Array.from({ length: rows * 5 }, (_, i) => 1 + ((i * 7919) >> 3) % 4)),
     targets: view(new Uint16Array((rows / 8) * 5).fill(1)),
     group: view(Int32Array.from({ length: rows }, (_, i) => i >> 3)),
-    member: view(new Int32Array(rows)),
+    sample_index: view(new Int32Array(rows)),
     step: view(new Int32Array(rows / 8)),
     position: view(new Int32Array(rows / 8)),
     numbers,
   }));
   const times = [];
-  for (const [filters, sort] of [[{}, "reward"], [{ reward: [0, null] }, "reward"], [{ text: "in" }, "entropy"], [{ truth: "f" }, "row"]]) {
+  for (const [filters, sort] of [[{}, "reward"], [{ reward: [0, null] }, "reward"], [{ text: "in" }, "entropy"], [{ target: "f" }, "row"]]) {
     const before = performance.now();
     const found = js.shownRows(big, filters, [sort, true]);
     times.push(performance.now() - before);

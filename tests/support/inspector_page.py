@@ -29,7 +29,7 @@ def three_positions() -> pd.DataFrame:
     groups = [
         rows([0, 1, 2], [0, 4, 5], [3, 3], [1, 0, 2]),
         rows([6], [7], [8], [9]),
-        rows([1], [2], [3], [4], truth=[1]),
+        rows([1], [2], [3], [4], target=[1]),
     ]
     for number, group in enumerate(groups):
         group["step"], group["position"], group["entropy"] = number + 1, 40 - number, float(number)
@@ -42,14 +42,14 @@ def three_positions() -> pd.DataFrame:
 def many(count: int, size: int) -> pd.DataFrame:
     draw = np.random.default_rng(0)
     group = np.arange(count) // size
-    truths = draw.integers(0, len(WORDS), (group[-1] + 1, 5))
+    targets = draw.integers(0, len(WORDS), (group[-1] + 1, 5))
     frame = rows(*draw.integers(0, len(WORDS), (count, 5)))
     return frame.assign(
         step=group // 100,
         sequence_id=group,
-        target_ids=[*truths[group]],
+        target_ids=[*targets[group]],
         reward=draw.normal(size=count),
-        member=np.arange(count) % size,
+        sample_index=np.arange(count) % size,
     )
 
 

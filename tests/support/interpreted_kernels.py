@@ -22,8 +22,8 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 TOLERANCE_OF_CHUNKS = TOLERANCE if INTERPRETED else {torch.float32: 2e-3}  # there products are tf32: 11 bits
 
 
-def relative(value: torch.Tensor, truth: torch.Tensor) -> float:
-    return float(((value - truth).double().norm() / truth.double().norm().clamp_min(1e-12)).detach())
+def relative(value: torch.Tensor, target: torch.Tensor) -> float:
+    return float(((value - target).double().norm() / target.double().norm().clamp_min(1e-12)).detach())
 
 
 def make(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -42,9 +42,9 @@ def test_statistics_of_rows(dtype, width, temperature, monkeypatch):
     ids = torch.randint(width, (5,), device=DEVICE)
     ids[0] = logits[0].argmax()
     for entropy in (True, False):
-        truth = plain_head.row_statistics(logits.clone(), ids, temperature, entropy)
+        target = plain_head.row_statistics(logits.clone(), ids, temperature, entropy)
         found = kernel_head.row_statistics(logits.clone(), ids, temperature, entropy)
-        for name, a, b in zip(("logprobs", "entropies", "greedy"), found, truth, strict=True):
+        for name, a, b in zip(("logprobs", "entropies", "greedy"), found, target, strict=True):
             assert a.dtype == b.dtype, name
             tolerance = TOLERANCE.get(dtype, 2e-5)
             assert torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance), (name, entropy)
@@ -60,10 +60,10 @@ def test_gradients_of_logits(dtype, used, temperature, monkeypatch):
     logprobs, entropies, _ = plain_head.row_statistics(logits.clone(), ids, temperature, True)
     grads = [torch.randn_like(logprobs) if on else None for on in used]
     arguments = (ids, logprobs, entropies, *grads, temperature)
-    truth = plain_head.logit_gradients_(logits.clone(), *arguments)
+    target = plain_head.logit_gradients_(logits.clone(), *arguments)
     found = kernel_head.logit_gradients_(logits.clone(), *arguments)
-    assert found.dtype == truth.dtype == dtype
-    assert relative(found, truth) < TOLERANCE.get(dtype, 8e-3)  # one step of bfloat16: the interpreter truncates
+    assert found.dtype == target.dtype == dtype
+    assert relative(found, target) < TOLERANCE.get(dtype, 8e-3)  # one step of bfloat16: the interpreter truncates
 
 
 def test_a_row_far_below_its_first_block():
@@ -71,9 +71,9 @@ def test_a_row_far_below_its_first_block():
     logits = make(3, 9, dtype=torch.float32)
     logits[:, -1] += 200
     ids = torch.tensor([0, 8, 3], device=DEVICE)
-    truth = plain_head.row_statistics(logits.clone(), ids, 1.0, True)
+    target = plain_head.row_statistics(logits.clone(), ids, 1.0, True)
     found = kernel_head.row_statistics(logits.clone(), ids, 1.0, True)
-    assert all(torch.allclose(a.double(), b.double(), atol=1e-4) for a, b in zip(found, truth, strict=True))
+    assert all(torch.allclose(a.double(), b.double(), atol=1e-4) for a, b in zip(found, target, strict=True))
 
 
 def test_the_whole_head_on_the_kernels(monkeypatch):

@@ -38,17 +38,17 @@ def decode(ids: Sequence[int]) -> str:
     return "".join(WORDS[token] for token in ids)
 
 
-def rows(*rollouts: Sequence[int], truth: Sequence[int] = (0, 1, 2), **columns: object) -> pd.DataFrame:
+def rows(*rollouts: Sequence[int], target: Sequence[int] = (0, 1, 2), **columns: object) -> pd.DataFrame:
     """Rollouts of one position."""
     count = len(rollouts)
     frame = {
         "step": [3] * count,
         "sequence_id": [5] * count,
         "position": [20] * count,
-        "member": [*range(count)],
+        "sample_index": [*range(count)],
         "prefix_ids": [[3, 4]] * count,
         "rollout_ids": [list(ids) for ids in rollouts],
-        "target_ids": [list(truth)] * count,
+        "target_ids": [list(target)] * count,
         "logprobs": [[-0.5] * len(ids) for ids in rollouts],
         "entropy": [1.5] * count,
         **{name: [0.25 * i for i in range(count)] for name in ("cosine", "binary", "reward", "advantage")},
@@ -62,16 +62,16 @@ def random_frame(count: int, size: int, seed: int = 0) -> pd.DataFrame:
     """`count` rollouts, `size` a position, of 0 to 4 tokens, with values that repeat, are no number, or are -0."""
     draw = np.random.default_rng(seed)
     group = np.arange(count) // size
-    truths = draw.integers(0, len(WORDS), (group[-1] + 1, 4))
+    targets = draw.integers(0, len(WORDS), (group[-1] + 1, 4))
     lengths = draw.integers(0, 5, count)
     parts = [
         rows(
             draw.integers(0, len(WORDS), lengths[i]).tolist(),
-            truth=truths[group[i]].tolist(),
+            target=targets[group[i]].tolist(),
             step=[int(group[i]) // 3],
             position=[int(group[i] * 7 % 11)],
             sequence_id=[int(group[i])],
-            member=[int(draw.integers(0, 9))],
+            sample_index=[int(draw.integers(0, 9))],
             **{
                 name: [float(draw.choice([-1.0, -0.0, 0.0, 0.1, 0.7, 1e-30, math.nan, math.inf, draw.normal()]))]
                 for name in ("entropy", "cosine", "binary", "reward", "advantage")
@@ -87,7 +87,7 @@ CASES: dict[str, Any] = json.loads((TESTS / "fixtures" / "rollout_cases.json").r
 FIND_CASES = """(js, { columns, shown, tables }) => {
     const data = js.unpackRollouts(js.unpacked(columns));
     const rows = ({ filters, sort }) => js.shownRows(data, filters, sort);
-    const table = (case_) => js.tableF1(data, rows(case_), case_.examples, case_.members);
+    const table = (case_) => js.tableF1(data, rows(case_), case_.examples, case_.samples);
     const lines = (case_) => js.markdownF1(table(case_)).split("\\n").slice(2, -1);
     return { shown: shown.map((each) => [...rows(each)]), tables: tables.map(lines) }; }"""
 """A function of the page's modules `js` that finds what `CASES` expects."""
@@ -100,7 +100,7 @@ def case_inspector() -> RolloutInspector:
         numbers = {
             name: [math.nan if value is None else value] for name, value in rollout.items() if name[-3:] != "ids"
         }
-        return rows(rollout["rollout_ids"], truth=rollout["target_ids"], **numbers)
+        return rows(rollout["rollout_ids"], target=rollout["target_ids"], **numbers)
 
     words = CASES["words"]
     frame = pd.concat(map(one, CASES["rollouts"]), ignore_index=True)

@@ -15,9 +15,9 @@ from refine_lab.config import RefineConfig
 from refine_lab.method.step import train_step
 from refine_lab.rng import Draws
 from refine_lab.training import adaptation as ttt
-from refine_lab.training.adaptation import Restored, TTTConfig, adapt, adapted, fitted
+from refine_lab.training.adaptation import TTTConfig, adapt, adapted, fit_to_length, preserve_weights
 from refine_lab.types import Batch
-from tests.factories.step import VOCABULARY, learner_for, make_policy
+from tests.factories.step import VOCABULARY, make_policy, train_state_for
 from tests.support.refusals import naming, refused
 
 PROMPTS, LENGTH = 200, 180
@@ -35,31 +35,31 @@ def moved(policy, before: dict[str, torch.Tensor]) -> set[str]:
     return {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
 
 
-@pytest.mark.parametrize("method", [None, TTTConfig().method], ids=["sft", "refine"])
-def test_it_moves_the_weights_as_training_does_and_puts_them_back(method):
+@pytest.mark.parametrize("refine", [None, TTTConfig().refine], ids=["sft", "refine"])
+def test_it_moves_the_weights_as_training_does_and_puts_them_back(refine):
     """The updates are those of `train_step` with an optimizer of its own, every setting handed on."""
     policy, twin, prompt = make_policy(), make_policy(), prompt_of()
     before = weights(policy)
     settings = dict(lr=1e-3, weight_decay=0.3, max_grad_norm=0.05)
-    learner = learner_for(twin, method, batch_size=1, mini_batch_size=1, **settings)
+    train_state = train_state_for(twin, refine, batch_size=1, mini_batch_size=1, **settings)
     batch = Batch(tokens=prompt.unsqueeze(0), lengths=torch.tensor([LENGTH]), sequence_ids=(0,))
-    truth = [train_step(learner, batch, Draws(seed=7, step=step)).metrics for step in (1, 2, 3)]
+    expected = [train_step(train_state, batch, Draws(seed=7, step=step)).metrics for step in (1, 2, 3)]
     updates: list[ttt.Update] = []
-    with adapted(policy, prompt, TTTConfig(method=method, steps=3, seed=7, **settings), updates.append) as model:
+    with adapted(policy, prompt, TTTConfig(refine=refine, steps=3, seed=7, **settings), updates.append) as model:
         assert model is policy
         assert all(torch.equal(p, q) for p, q in zip(policy.parameters(), twin.parameters(), strict=True))
         assert all(p.grad is None for p in policy.parameters())
     assert moved(policy, before) == set()
-    assert [update.metrics for update in updates] == truth
+    assert [update.metrics for update in updates] == expected
     assert [update.number for update in updates] == [1, 2, 3]
-    assert all((update.rollouts is None) == (method is None) for update in updates)
+    assert all((update.rollouts is None) == (refine is None) for update in updates)
     assert all(p.grad is None and p.requires_grad for p in policy.parameters())
 
 
 def test_the_modules_own_example():
     model, text = make_policy(), prompt_of().unsqueeze(0)
     before = model.generate(text, max_new_tokens=20, do_sample=False)
-    with adapted(model, text[0], TTTConfig(lr=0.05, method=None)) as same:
+    with adapted(model, text[0], TTTConfig(lr=0.05, refine=None)) as same:
         meanwhile = same.generate(text, max_new_tokens=20, do_sample=False)
     assert not torch.equal(meanwhile, before)
     assert torch.equal(model.generate(text, max_new_tokens=20, do_sample=False), before)
@@ -71,7 +71,7 @@ def test_a_named_subset_alone_moves(alone):
     before = weights(policy)
     policy.model.norm.weight.requires_grad_(False)
     config = TTTConfig(parameters=r"layers\.1\.attn\.[qk]_proj|model\.norm", lr=1e-3)
-    with Restored(policy) if alone else adapted(policy, prompt_of(), config):
+    with preserve_weights(policy) if alone else adapted(policy, prompt_of(), config):
         if alone:
             list(adapt(policy, prompt_of(), config))
         assert moved(policy, before) == {f"model.layers.1.attn.{name}_proj.weight" for name in "qk"}
@@ -90,7 +90,7 @@ def test_a_tied_weight_goes_by_either_name():
 
 def test_it_can_be_stopped_after_any_update_and_stops_where_told():
     policy, prompt = make_policy(), prompt_of()
-    with Restored(policy):
+    with preserve_weights(policy):
         updates = adapt(policy, prompt, TTTConfig(steps=100, lr=1e-3))
         first = next(updates)
         updates.close()
@@ -148,7 +148,7 @@ def test_after_any_fault_the_weights_are_what_they_were(kind, monkeypatch):
                 strike()
 
         monkeypatch.setattr(torch.optim.AdamW, "step", faulty)
-        config = TTTConfig(steps=3, lr=1e-2, method=None if number % 2 else TTTConfig().method)
+        config = TTTConfig(steps=3, lr=1e-2, refine=None if number % 2 else TTTConfig().refine)
         with pytest.raises(FAULTS[kind]), adapted(policy, prompt_of(seed=number), config, report):  # noqa: PT012
             assert moved(policy, before)
             strike()
@@ -158,7 +158,7 @@ def test_after_any_fault_the_weights_are_what_they_were(kind, monkeypatch):
 
 
 UNGUARDED = 5
-"""Lines of the way out before its `try`, where the exception of another signal's handler is nobody's to catch."""
+"""Lines of the method out before its `try`, where the exception of another signal's handler is nobody's to catch."""
 
 
 @pytest.mark.parametrize("kind", ["interrupt", "other signal"])
@@ -187,7 +187,7 @@ def test_a_signal_at_any_line_from_the_body_on_finds_everything_put_back(kind):
         for number in range(1, 1000):
             trace, left = strike_at(number)
             try:
-                with Restored(policy):
+                with preserve_weights(policy):
                     for p in policy.parameters():
                         p.data.add_(1.0)
                     sys.settrace(trace)
@@ -244,19 +244,19 @@ def test_the_callers_mode_does_not_matter_and_no_cast_of_old_weights_stays(mode)
 
 
 def test_a_short_prompt_has_fewer_chunks_and_says_so():
-    method = RefineConfig(num_chunks=8, rollout_length=5, margin=20)
-    assert fitted(method, 200) == method
-    found = [fitted(method, length) for length in range(6, 200)]
+    refine = RefineConfig(num_chunks=8, rollout_length=5, margin=20)
+    assert fit_to_length(refine, 200) == refine
+    found = [fit_to_length(refine, length) for length in range(6, 200)]
     assert [few.num_chunks for few in found] == [min(8, length // 6) for length in range(6, 200)]
     margins = [few.margin for few in found if few.num_chunks == 8]
     assert margins == sorted(margins) and margins[-1] == 20
     assert all(few.fits(length) for few, length in zip(found, range(6, 200), strict=True))
     seen: list[ttt.Update] = []
     said = "a prompt of 30 tokens is short for the method, so that c is 5 and not 8"
-    short = TTTConfig(method=method, steps=1)
+    short = TTTConfig(refine=refine, steps=1)
     with pytest.warns(UserWarning, match=said), adapted(make_policy(), prompt_of(30), short, seen.append):
         pass
-    assert seen[0].method == fitted(method, 30)
+    assert seen[0].refine == fit_to_length(refine, 30)
     assert seen[0].rollouts.positions.shape == (1, 5)
 
 
@@ -280,7 +280,7 @@ def test_tokens_beyond_the_vocabulary_are_refused():
     outside, allowed = torch.tensor([0, 53]), "from 0 to 52"
     with (
         refused("a prompt's tokens", [0, 53], allowed),
-        adapted(make_policy(), outside, TTTConfig(method=None)),
+        adapted(make_policy(), outside, TTTConfig(refine=None)),
     ):
         pass
     with refused("TTTConfig.parameters", "("):
@@ -304,13 +304,13 @@ def test_what_is_no_row_of_tokens_is_refused(prompt, shown):
     ("settings", "field", "value", "allowed"),
     [
         (
-            {"method": RefineConfig(reward="custom")},
-            "method.reward",
+            {"refine": RefineConfig(reward="custom")},
+            "refine.reward",
             "custom",
             "one of 'cosine', 'binary', 'hybrid', 'edit'",
         ),
-        ({"method": RefineConfig(kl_coef=0.1)}, "method.kl_coef", 0.1, "0: there is no policy to stay near to"),
-        ({"method": None, "stop_at_reward": 0.5}, "stop_at_reward", 0.5, "none for SFT"),
+        ({"refine": RefineConfig(kl_coef=0.1)}, "refine.kl_coef", 0.1, "0: there is no policy to stay near to"),
+        ({"refine": None, "stop_at_reward": 0.5}, "stop_at_reward", 0.5, "none for SFT"),
         ({"stop_at_loss": "x"}, "stop_at_loss", "x", "a number, or none"),
     ],
 )
@@ -328,11 +328,11 @@ def test_a_suspended_adaptation_holds_nothing_back():
     """Whoever stops asking may keep the iterator: another adaptation moves all it names, and all of it is put back."""
     policy, prompt = make_policy(), prompt_of()
     before = weights(policy)
-    with Restored(policy):
+    with preserve_weights(policy):
         suspended = adapt(policy, prompt, TTTConfig(parameters="embed", steps=3))
         next(suspended)
         assert all(p.requires_grad for p in policy.parameters())
-    with adapted(policy, prompt, TTTConfig(method=None, parameters="layers.0", lr=1e-3)):
+    with adapted(policy, prompt, TTTConfig(refine=None, parameters="layers.0", lr=1e-3)):
         suspended.close()
         assert moved(policy, before) == {name for name in before if "layers.0" in name}
     assert moved(policy, before) == set()

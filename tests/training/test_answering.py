@@ -20,13 +20,13 @@ from refine_lab.config import TrainConfig, to_json
 from refine_lab.data.batches import padded
 from refine_lab.data.tasks.prompts import Example
 from refine_lab.method.rewards import REWARDS
-from refine_lab.method.step import Learner, train_step
+from refine_lab.method.step import TrainState, train_step
 from refine_lab.rng import Draws
 from refine_lab.runs.answers import AnswerLog
 from refine_lab.runs.files import locked
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
-from refine_lab.training.adaptation import Restored, TTTConfig, read_prompt
+from refine_lab.training.adaptation import TTTConfig, preserve_weights, read_prompt
 from refine_lab.training.answering import Progress, adapt_ids, batches_of, check_prompts, example_of, run_prompts
 from refine_lab.training.answers import answer
 from refine_lab.training.inputs import inputs_of, new_run
@@ -70,48 +70,48 @@ def by_hand(config: TTTRunConfig, chosen: list[Example]) -> list[tuple[str, floa
     found: list[tuple[str, float]] = []
     run = TrainConfig(
         recipe="hand",
-        method=config.ttt.method,
+        refine=config.ttt.refine,
         batch_size=config.batch_size,
         mini_batch_size=config.mini_batch_size,
         micro_batch_size=1,
         lr=config.ttt.lr,
     )
-    reward = REWARDS["binary"] if config.ttt.method else None
+    reward = REWARDS["binary"] if config.ttt.refine else None
     optimizers = None
-    with Restored(policy):
+    with preserve_weights(policy):
         start = {name: p.detach().clone() for name, p in policy.named_parameters()}
         for first in range(0, len(chosen) - config.batch_size + 1, config.batch_size):
             part = chosen[first : first + config.batch_size]
             if config.reset == "prompt" or optimizers is None:
                 policy.load_state_dict(start, strict=False)
                 optimizers = make_optimizers(policy, run)
-            learner = Learner(policy=policy, optimizers=optimizers, config=run, reward=reward)
+            train_state = TrainState(policy=policy, optimizers=optimizers, config=run, reward=reward)
             ids = [adapt_ids(example, config.adapt_on).numpy() for example in part]
             batch = padded(ids, tuple(range(first, first + len(part))))
             for step in range(1, config.ttt.steps + 1):
-                train_step(learner, batch, Draws(seed=config.seed, step=step))
+                train_step(train_state, batch, Draws(seed=config.seed, step=step))
             losses = [float(read_prompt(policy, torch.tensor(example.prompt_ids)).losses.mean()) for example in part]
             found += zip(answer(policy, tokenizer, part, RULE, 1), losses, strict=True)
     return found
 
 
-@pytest.mark.parametrize("way", ["refine", "sft"])
+@pytest.mark.parametrize("method", ["refine", "sft"])
 @pytest.mark.parametrize(
     "changes",
     [{}, {"adapt_on": "document"}, {"reset": "never"}, {"reset": "never", "mini_batch_size": 2}],
     ids=["prompt", "document", "never", "never-one-update"],
 )
-def test_it_answers_with_the_weights_of_a_hand_written_sequence_of_updates(tmp_path, way, changes):
+def test_it_answers_with_the_weights_of_a_hand_written_sequence_of_updates(tmp_path, method, changes):
     config = config_of(**changes)
-    if way == "sft":
+    if method == "sft":
         assert config.ttt is not None
-        config = replace(config, ttt=replace(config.ttt, method=None))
+        config = replace(config, ttt=replace(config.ttt, refine=None))
     run = made(tmp_path, config)
     assert go(run)
     answers = run.answers()
     assert list(zip(answers["answer"], answers["loss_after"], strict=True)) == by_hand(config, examples())
     assert answers["loss_before"].sub(answers["loss_after"]).abs().gt(1e-4).all()
-    assert set(answers["way"]) == {way} and set(answers["reset"]) == {config.reset}
+    assert set(answers["method"]) == {method} and set(answers["reset"]) == {config.reset}
     a_batch = {1: 2, 2: 1}[config.mini_batch_size] if config.reset == "never" else TTT.steps
     assert set(answers["updates"]) == {a_batch}
 
@@ -119,8 +119,8 @@ def test_it_answers_with_the_weights_of_a_hand_written_sequence_of_updates(tmp_p
 def test_the_paper_updates_twice_a_batch_and_drops_the_last_incomplete_one(tmp_path):
     """8 prompts, 4 an update; the released code's SFT makes one of them."""
     chosen = examples(19)
-    for way, mini, expected in (("refine", 4, 2), ("sft", 8, 1)):
-        ttt = TTTConfig(method=METHOD if way == "refine" else None, steps=1, lr=1e-3)
+    for method, mini, expected in (("refine", 4, 2), ("sft", 8, 1)):
+        ttt = TTTConfig(refine=METHOD if method == "refine" else None, steps=1, lr=1e-3)
         config = config_of("never", batch_size=8, mini_batch_size=mini, micro_batch_size=4, ttt=ttt)
         run = made(tmp_path, config, chosen)
         assert go(run, chosen=chosen)
@@ -140,7 +140,7 @@ def test_without_adapting_nothing_moves_and_nothing_is_drawn(tmp_path):
     answers = run.answers()
     assert answers["answer"].tolist() == answer(policy, tokenizer, examples(), RULE, 1)
     assert (answers["loss_before"] == answers["loss_after"]).all() and (answers["updates"] == 0).all()
-    assert run.config.arm == "none" and run.updates().empty and "-ttt-test-none-s0" in run.name
+    assert run.config.method == "none" and run.updates().empty and "-ttt-test-none-s0" in run.name
 
 
 def test_readings_are_those_of_the_plain_softmax():

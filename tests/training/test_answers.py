@@ -19,7 +19,7 @@ from refine_lab.data.tasks.examples import Example, load_task
 from refine_lab.data.tasks.passages import parse
 from refine_lab.data.tasks.prompts import encode
 from refine_lab.data.tasks.rules import AnswerRule
-from refine_lab.data.tasks.scores import exact_match, f1, recall
+from refine_lab.data.tasks.scores import contains_answer, exact_match, f1
 from refine_lab.models import FastWeightLM, Trace, load_model
 from refine_lab.models.decoding import greedy
 from refine_lab.runs.answers import COLUMNS, AnswerLog
@@ -54,7 +54,7 @@ RULER = AnswerRule(max_tokens=4, strip_leading=False)
 )
 def test_scores_by_hand(answer: str, references: list[str], exact: float, contained: float, words: float) -> None:
     assert exact_match(answer, references) == exact
-    assert recall(answer, references) == contained
+    assert contains_answer(answer, references) == contained
     assert f1(answer, references) == pytest.approx(words)
 
 
@@ -65,7 +65,7 @@ def test_an_answer_without_references_has_no_score() -> None:
 
 
 def test_recall_is_any_reference_not_their_mean() -> None:
-    assert recall("it was 1082", ["February 1082", "1082", "in 1082"]) == 1.0
+    assert contains_answer("it was 1082", ["February 1082", "1082", "in 1082"]) == 1.0
 
 
 # -- answers -------------------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_a_trained_model_recalls(
     loaded: tuple[FastWeightLM, PreTrainedTokenizerBase], examples: tuple[Example, ...]
 ) -> None:
     found = answer(*loaded, examples, RULER)
-    assert sum(recall(said, one.answers) for said, one in zip(found, examples, strict=True)) >= 5
+    assert sum(contains_answer(said, one.answers) for said, one in zip(found, examples, strict=True)) >= 5
 
 
 # -- the log -------------------------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def rows(*numbers: int, **more: Any) -> list[dict[str, Any]]:
         documents=("sums",),
         cut=1,
     )
-    made = [answer_row(example, "Four.", way="sft", seed=1, seconds=0.5) for _ in numbers]
+    made = [answer_row(example, "Four.", method="sft", seed=1, seconds=0.5) for _ in numbers]
     return [{**row, **more, "name": f"n{number}"} for row, number in zip(made, numbers, strict=True)]
 
 
@@ -171,14 +171,14 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert list(first.pop("references")) == ["four"]
     told = {
         "name": "n0",
-        "way": "sft",
+        "method": "sft",
         "seed": 1,
         "prompt_tokens": 3,
         "cut": 1,
         "question": "2 + 2?",
         "answer": "Four.",
     }
-    scored = {"exact_match": 1.0, "recall": 1.0, "f1": 1.0, "seconds": 0.5}
+    scored = {"exact_match": 1.0, "contains_answer": 1.0, "f1": 1.0, "seconds": 0.5}
     assert {name: first[name] for name in COLUMNS if name != "references"} == told | scored
     assert first["steps"] == 2 and math.isnan(first["entropy"])
     assert AnswerLog(log.folder).read().equals(read)
@@ -234,6 +234,6 @@ def test_rows_of_the_wrong_form_leave_nothing_behind(tmp_path: Path) -> None:
 def test_an_example_without_references_is_kept_without_scores(tmp_path: Path) -> None:
     log = AnswerLog(tmp_path)
     (row,) = rows(0)
-    log.write([{**row, "references": [], "recall": math.nan}])
+    log.write([{**row, "references": [], "contains_answer": math.nan}])
     assert pq.read_table(tmp_path / "0-0.parquet").schema.field("references").type == pa.list_(pa.string())
-    assert pd.isna(log.read()["recall"].iloc[0])
+    assert pd.isna(log.read()["contains_answer"].iloc[0])

@@ -12,7 +12,7 @@ from refine_lab.models.gated_deltanet import GatedDeltaNetConfig, GatedDeltaNetF
 from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM
 from refine_lab.ops.head import token_stats
 from refine_lab.rng import Draws
-from tests.factories.step import learner_for, make_batch, make_policy
+from tests.factories.step import make_batch, make_policy, train_state_for
 
 METHOD = RefineConfig(num_chunks=4, margin=5, group_size=2)
 SIZES = dict(hidden_size=24, num_hidden_layers=2, intermediate_size=40, vocab_size=53, initializer_range=0.05)
@@ -37,14 +37,14 @@ def test_losses_are_close_and_masters_gradients_and_moments_are_float32(policy):
     before = {name: x.clone() for name, x in policy.state_dict().items()}
     for dtype in ("float32", "bfloat16"):
         policy.load_state_dict(before)
-        learner = learner_for(policy, METHOD, dtype=dtype)
-        results.append(train_step(learner, batch, Draws(seed=0, step=1)).metrics)
+        train_state = train_state_for(policy, METHOD, dtype=dtype)
+        results.append(train_step(train_state, batch, Draws(seed=0, step=1)).metrics)
     exact, rounded = results
     for name in ("ntp_loss", "entropy_mean"):
         assert rounded[name] == pytest.approx(exact[name], rel=1e-2), name
         assert rounded[name] != exact[name], name  # bfloat16 it was
     assert rounded["grad_norm"] == pytest.approx(exact["grad_norm"], rel=0.2)
-    moments = [x for o in learner.optimizers for s in o.state.values() for x in s.values() if x.ndim]
+    moments = [x for o in train_state.optimizers for s in o.state.values() for x in s.values() if x.ndim]
     grads = [p.grad for p in policy.parameters() if p.grad is not None]
     assert moments and all(x.dtype == torch.float32 for x in [*moments, *grads, *policy.parameters()])
 

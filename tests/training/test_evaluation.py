@@ -19,7 +19,7 @@ from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.experiments import midtrain, posttrain, ttt
 from refine_lab.method.step import train_step
 from refine_lab.models import FastWeightLM
-from refine_lab.models.activation_checkpointing import recompute
+from refine_lab.models.activation_checkpointing import checkpoint_activations
 from refine_lab.models.families import family
 from refine_lab.models.state import Trace, hidden_states_only
 from refine_lab.ops.delta_rule import ChunkedStates
@@ -31,7 +31,7 @@ from refine_lab.training.answering import run_prompts
 from refine_lab.training.evaluation import answer_measures, next_token, rewards_at_fixed_targets
 from refine_lab.training.loading import load_training_task
 from tests.factories.posttraining import checkpoint, config_of, prompts, trained
-from tests.factories.step import learner_for, make_batch, make_policy
+from tests.factories.step import make_batch, make_policy, train_state_for
 from tests.factories.ttt_runs import RULE, examples, made, model
 from tests.factories.ttt_runs import config_of as ttt_config_of
 from tests.support.paths import TEXT
@@ -92,7 +92,7 @@ def test_a_run_on_text_is_evaluated_in_its_dtype(checkpoint, tmp_path, arithmeti
     spied(pytest.importorskip("refine_lab.training.trainer"), "next_token")
     data = DataConfig(sources={str(TEXT): 1.0}, sequence_length=96, validation_sequences=4)
     sizes = dict(batch_size=2, mini_batch_size=2, micro_batch_size=2, steps=1, device="cpu", threads=1)
-    config = TrainConfig(recipe="test", model=str(checkpoint), method=None, data=data, dtype=dtype, **sizes)
+    config = TrainConfig(recipe="test", model=str(checkpoint), refine=None, data=data, dtype=dtype, **sizes)
     run = trained(config, tmp_path)
     assert arithmetic == {name: {getattr(torch, dtype)} for name in ("training", "next_token")}
     assert run.evaluations()["ntp_loss"].notna().all() and len(run.evaluations()) == 2
@@ -133,7 +133,7 @@ def test_a_run_of_test_time_training_reads_and_answers_in_its_dtype(tmp_path, ar
 
 def test_a_reading_in_an_autocast_leaves_the_updates_inside_it_their_gradients():
     """Casts of the weights that a reading without gradients made must not serve a step, which would learn nothing."""
-    config = TTTConfig(method=None, steps=1, lr=1e-2, dtype="bfloat16")
+    config = TTTConfig(refine=None, steps=1, lr=1e-2, dtype="bfloat16")
     prompt, norms = torch.randint(1, 53, (60,)), []
     for around in (nullcontext(), torch.autocast("cpu", torch.bfloat16)):
         policy = make_policy(torch.float32)
@@ -180,14 +180,16 @@ def test_a_held_out_measure_has_one_trace_at_a_time():
     assert counts == [0] * 6
 
 
-@pytest.mark.parametrize("way", ["sft", "refine"])
-def test_a_batch_is_rolled_out_with_one_trace_at_a_time(way):
+@pytest.mark.parametrize("method", ["sft", "refine"])
+def test_a_batch_is_rolled_out_with_one_trace_at_a_time(method):
     policy = make_policy(torch.float32)
-    method = None if way == "sft" else RefineConfig(num_chunks=4, margin=5)
+    refine = None if method == "sft" else RefineConfig(num_chunks=4, margin=5)
     counts = traces_of(policy)
-    train_step(learner_for(policy, method, mini_batch_size=1, micro_batch_size=1), make_batch(), Draws(seed=0, step=1))
-    sequences = counts if way == "sft" else counts[::2]
-    assert sequences == [0] * len(sequences) and len(sequences) == (3 if way == "sft" else 6)
+    train_step(
+        train_state_for(policy, refine, mini_batch_size=1, micro_batch_size=1), make_batch(), Draws(seed=0, step=1)
+    )
+    sequences = counts if method == "sft" else counts[::2]
+    assert sequences == [0] * len(sequences) and len(sequences) == (3 if method == "sft" else 6)
 
 
 # -- readings without states -----------------------------------------------------------------------------------------------
@@ -233,7 +235,7 @@ def states() -> int:
 def test_without_states_no_layer_keeps_what_they_are_made_of(name, part):
     """Counted while each layer's feed-forward part runs: the layers before it, and its own, would have left theirs."""
     policy, batch, counts = make(name), make_batch(), []
-    recompute(policy, part)
+    checkpoint_activations(policy, part)
 
     for layer in policy.model.layers:
         layer.mlp.register_forward_pre_hook(lambda *_: counts.append(states() - before))
@@ -252,7 +254,7 @@ def test_without_states_no_layer_keeps_what_they_are_made_of(name, part):
 def test_blocks_that_run_again_in_the_backward_keep_no_states_either(name):
     """The backward runs outside `hidden_states_only`: what the forward was asked must hold there too."""
     policy, batch, counts = make(name), make_batch(), []
-    recompute(policy, "blocks")
+    checkpoint_activations(policy, "blocks")
     for layer in policy.model.layers:
         layer.mlp.register_forward_pre_hook(lambda *_: counts.append(states() - before))
     gc.collect()

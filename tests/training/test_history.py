@@ -50,7 +50,7 @@ def file_of(path: Path, numbers: range) -> Path:
 def trained(model: Path | str, task: TaskConfig, runs: Path, **changes: Any) -> Run:
     """A run of plain SFT with one batch of two examples."""
     sizes: dict[str, Any] = {"steps": 1, "batch_size": 2, "mini_batch_size": 2, "device": "cpu"}
-    config = TrainConfig(recipe="test", model=str(model), method=None, task=task.settled(), **sizes, **changes)
+    config = TrainConfig(recipe="test", model=str(model), refine=None, task=task.settled(), **sizes, **changes)
     (run,) = task_runs([config], load_training_task([config]), runs)
     train(run.path, StopSignal(run.path))
     return run

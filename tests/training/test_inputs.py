@@ -57,7 +57,7 @@ def text(tmp_path: Path) -> Path:
 def config_of(model: Path, *sources: Path | str) -> TrainConfig:
     data = DataConfig(sources={str(source): 1.0 for source in sources}, sequence_length=64, validation_sequences=1)
     sizes = dict(batch_size=2, mini_batch_size=2, micro_batch_size=2, steps=4, eval_every=2, checkpoint_every=1)
-    return TrainConfig(recipe="test", model=str(model), method=None, data=data, **sizes, device="cpu", threads=1)
+    return TrainConfig(recipe="test", model=str(model), refine=None, data=data, **sizes, device="cpu", threads=1)
 
 
 class After(StopSignal):
@@ -138,7 +138,7 @@ def test_rows_of_a_table_and_a_single_file(model: Path, text: Path, tmp_path: Pa
 
 
 def test_a_run_recorded_when_it_was_made_begins_with_that_text_alone(model: Path, text: Path, tmp_path: Path) -> None:
-    """Both arms of an experiment are made together, and the second may begin hours later."""
+    """Both methods of an experiment are made together, and the second may begin hours later."""
     config = config_of(model, text)
     first, second = create_runs([config, replace(config, seed=1)], tmp_path / "runs")
     assert first.inputs == second.inputs == text_inputs(str(model), config.data, None)
@@ -248,6 +248,6 @@ def test_what_was_recorded_at_the_beginning_is_not_written_over(model: Path, tex
 
 
 def test_the_method_changes_nothing_of_the_record(model: Path, text: Path, tmp_path: Path) -> None:
-    method = RefineConfig(num_chunks=2, margin=4)
-    sft, refine = create_runs([config_of(model, text), replace(config_of(model, text), method=method)], tmp_path)
+    settings = RefineConfig(num_chunks=2, margin=4)
+    sft, refine = create_runs([config_of(model, text), replace(config_of(model, text), refine=settings)], tmp_path)
     assert sft.inputs == refine.inputs

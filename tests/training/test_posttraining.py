@@ -10,15 +10,15 @@ from torch import Tensor
 
 import refine_lab.training.posttraining as nested_module
 from refine_lab.config import RefineConfig, TaskConfig, TrainConfig
-from refine_lab.data.tasks.batches import TaskData, lessons
+from refine_lab.data.tasks.batches import TaskData, prompt_batch
 from refine_lab.data.tasks.examples import Example
 from refine_lab.method.rewards import REWARDS
-from refine_lab.method.step import Learner
+from refine_lab.method.step import TrainState
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.rng import Draws
 from refine_lab.training.optim import make_optimizers
 from refine_lab.training.posttraining import answer_stats, nested_step
-from refine_lab.types import Batch, Lessons
+from refine_lab.types import Batch, PromptBatch
 from tests.support.naive import naive_loss
 from tests.support.refusals import naming, refused
 
@@ -42,18 +42,18 @@ def make_example(name: str, prompt: int, answer: int, seed: int = 0) -> Example:
     )
 
 
-def make_lessons() -> Lessons:
+def make_prompts() -> PromptBatch:
     sizes = [(90, 3), (61, 1), (75, 5), (90, 2)]
-    return lessons([make_example(f"{i}", *size, seed=i) for i, size in enumerate(sizes)], (0, 1, 2, 3))
+    return prompt_batch([make_example(f"{i}", *size, seed=i) for i, size in enumerate(sizes)], (0, 1, 2, 3))
 
 
-def learner_for(policy: DeltaNetForCausalLM, method: RefineConfig | None, **changes) -> Learner:
+def train_state_for(policy: DeltaNetForCausalLM, refine: RefineConfig | None, **changes) -> TrainState:
     values = {"nested": True, "batch_size": 4, "mini_batch_size": 2, "micro_batch_size": 2, **changes}
     config = TrainConfig(
-        recipe="test", method=method, task=TaskConfig(), lr=LR, weight_decay=DECAY, max_grad_norm=NORM, **values
+        recipe="test", refine=refine, task=TaskConfig(), lr=LR, weight_decay=DECAY, max_grad_norm=NORM, **values
     )
-    reward = REWARDS[method.reward] if method else None
-    return Learner(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
+    reward = REWARDS[refine.reward] if refine else None
+    return TrainState(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
 
 
 class AdamWByHand:
@@ -85,10 +85,10 @@ def next_token_loss(policy: DeltaNetForCausalLM, batch: Batch) -> Tensor:
     return torch.cat(losses).mean()
 
 
-def answers_loss(policy: DeltaNetForCausalLM, taught: Lessons) -> Tensor:
+def answers_loss(policy: DeltaNetForCausalLM, batch: PromptBatch) -> Tensor:
     losses = []
     for row, start, end in zip(
-        taught.whole.tokens, taught.prompts.lengths.tolist(), taught.whole.lengths.tolist(), strict=True
+        batch.sequences.tokens, batch.prompts.lengths.tolist(), batch.sequences.lengths.tolist(), strict=True
     ):
         logits = policy(row[:end].unsqueeze(0)).logits[0, start - 1 : end - 1]
         losses.append(torch.nn.functional.cross_entropy(logits, row[start:end], reduction="none"))
@@ -102,71 +102,71 @@ def assert_same_weights(policy: DeltaNetForCausalLM, reference: DeltaNetForCausa
 
 @pytest.mark.parametrize("micro", [1, 2])
 def test_nested_sft_is_this_sequence_of_updates(micro):
-    policy, reference, taught = make_policy(), make_policy(), make_lessons()
-    result = nested_step(learner_for(policy, None, micro_batch_size=micro), taught, Draws(seed=3, step=1))
+    policy, reference, batch = make_policy(), make_policy(), make_prompts()
+    result = nested_step(train_state_for(policy, None, micro_batch_size=micro), batch, Draws(seed=3, step=1))
     optimizer = AdamWByHand(list(reference.parameters()))
     for start in (0, 2):
-        optimizer.step(next_token_loss(reference, taught.prompts.rows(start, start + 2)))
-    before = float(answers_loss(reference, taught).detach())
-    optimizer.step(answers_loss(reference, taught))
+        optimizer.step(next_token_loss(reference, batch.prompts.rows(start, start + 2)))
+    before = float(answers_loss(reference, batch).detach())
+    optimizer.step(answers_loss(reference, batch))
     assert_same_weights(policy, reference)
     assert result.metrics["updates"] == 3 and result.rollouts is None
     assert result.metrics["answer_loss"] == pytest.approx(before, rel=1e-9), "of the weights after the inner updates"
 
 
 def test_nested_refine_is_this_sequence_of_updates():
-    policy, reference, taught = make_policy(), make_policy(), make_lessons()
-    result = nested_step(learner_for(policy, METHOD), taught, Draws(seed=3, step=1))
+    policy, reference, batch = make_policy(), make_policy(), make_prompts()
+    result = nested_step(train_state_for(policy, METHOD), batch, Draws(seed=3, step=1))
     rollouts = result.rollouts
     assert rollouts is not None and rollouts.advantages.abs().max() > 0.5
     optimizer = AdamWByHand(list(reference.parameters()))
     for start in (0, 2):
-        mini = taught.prompts.rows(start, start + 2)
+        mini = batch.prompts.rows(start, start + 2)
         optimizer.step(naive_loss(reference, mini, rollouts.rows(start, start + 2), METHOD))
-    optimizer.step(answers_loss(reference, taught))
+    optimizer.step(answers_loss(reference, batch))
     assert_same_weights(policy, reference)
     assert result.metrics["updates"] == 3
 
 
 def test_sft_is_the_update_on_the_answers_alone():
-    policy, reference, taught = make_policy(), make_policy(), make_lessons()
-    result = nested_step(learner_for(policy, None, nested=False), taught, Draws(seed=3, step=1))
-    AdamWByHand(list(reference.parameters())).step(answers_loss(reference, taught))
+    policy, reference, batch = make_policy(), make_policy(), make_prompts()
+    result = nested_step(train_state_for(policy, None, nested=False), batch, Draws(seed=3, step=1))
+    AdamWByHand(list(reference.parameters())).step(answers_loss(reference, batch))
     assert_same_weights(policy, reference)
     assert result.metrics["updates"] == 1
     assert {name for name in result.metrics if not name.startswith("answer_")} == {"updates"}
 
 
-@pytest.mark.parametrize("method", [None, METHOD])
-def test_moments_and_order_of_both_kinds_of_update(method, monkeypatch):
+@pytest.mark.parametrize("refine", [None, METHOD])
+def test_moments_and_order_of_both_kinds_of_update(refine, monkeypatch):
     """All inner updates come first, each optimizer step is counted by the one optimizer, and rollouts precede them."""
-    policy, taught, order = make_policy(), make_lessons(), []
-    learner = learner_for(policy, method, mini_batch_size=1)
+    policy, batch, order = make_policy(), make_prompts(), []
+    train_state = train_state_for(policy, refine, mini_batch_size=1)
     whole = nested_module._answer_losses
 
     def watched(*arguments):
-        order.append(int(learner.optimizers[0].state[policy.lm_head.weight]["step"]))
+        order.append(int(train_state.optimizers[0].state[policy.lm_head.weight]["step"]))
         return whole(*arguments)
 
     monkeypatch.setattr(nested_module, "_answer_losses", watched)
-    result = nested_step(learner, taught, Draws(seed=0, step=1))
+    result = nested_step(train_state, batch, Draws(seed=0, step=1))
     assert order == [4], "the answers come after four updates on the prompts"
-    assert int(learner.optimizers[0].state[policy.lm_head.weight]["step"]) == 5 == result.metrics["updates"]
+    assert int(train_state.optimizers[0].state[policy.lm_head.weight]["step"]) == 5 == result.metrics["updates"]
 
 
 def test_answers_are_the_only_places_of_the_outer_loss():
-    taught = make_lessons()
-    stats = answer_stats(make_policy(), taught)
-    assert stats.logprobs.shape == (3 + 1 + 5 + 2,) == (taught.num_answer_tokens,)
-    changed = replace(taught, whole=replace(taught.whole, tokens=taught.whole.tokens.clone()))
-    changed.whole.tokens[1, 62:] = 7  # pads
+    batch = make_prompts()
+    stats = answer_stats(make_policy(), batch)
+    assert stats.logprobs.shape == (3 + 1 + 5 + 2,) == (batch.num_answer_tokens,)
+    changed = replace(batch, sequences=replace(batch.sequences, tokens=batch.sequences.tokens.clone()))
+    changed.sequences.tokens[1, 62:] = 7  # pads
     assert torch.equal(answer_stats(make_policy(), changed).logprobs, stats.logprobs)
 
 
-def test_lessons_without_an_answer_are_refused():
+def test_prompts_without_an_answer_are_refused():
     bare = make_example("bare", 20, 0)
     with pytest.raises(ValueError, match="needs an answer of at least one token"):
-        lessons([bare], (0,))
+        prompt_batch([bare], (0,))
     with naming(ValueError, "1 have none", "'bare'"):
         TaskData([make_example("good", 20, 2), bare], seed=0)
     with pytest.raises(ValueError, match="needs examples to train on, got none"):
@@ -191,7 +191,7 @@ def test_configurations_that_make_no_sense_are_refused():
     for settings, field, value, allowed in (
         ({"nested": True}, "nested", True, "false without a task: there are no answers"),
         ({"task": TaskConfig()}, "nested", False, "true where a task is trained with REFINE: it reads the prompts"),
-        ({"method": None, "task": TaskConfig(train=3)}, "batch_size", 128, "at most task.train, 3"),
+        ({"refine": None, "task": TaskConfig(train=3)}, "batch_size", 128, "at most task.train, 3"),
         (
             {"nested": True, "task": TaskConfig(prompt_tokens=100)},
             "task.prompt_tokens",

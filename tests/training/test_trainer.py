@@ -20,7 +20,7 @@ from refine_lab.config import DataConfig, RefineConfig, TrainConfig
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from refine_lab.method.custom_reward import reward_source
 from refine_lab.method.rewards import REWARDS
-from refine_lab.method.step import Learner, train_step
+from refine_lab.method.step import TrainState, train_step
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, load_model
 from refine_lab.rng import Draws
 from refine_lab.runs.process import TRAINER, RunProcess, follow, resume, start
@@ -61,9 +61,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(checkpoint: Path) -> TrainConfig:
     sizes = dict(batch_size=4, mini_batch_size=2, micro_batch_size=2, steps=STEPS, eval_every=10, checkpoint_every=5)
     data = DataConfig(sources={str(TEXT): 1.0}, sequence_length=96, validation_sequences=4, recall={"pairs": 0.25})
-    method = RefineConfig(num_chunks=3, margin=8, group_size=2)
+    refine = RefineConfig(num_chunks=3, margin=8, group_size=2)
     return TrainConfig(
-        recipe="test", model=str(checkpoint), method=method, data=data, **sizes, lr=1e-3, device="cpu", threads=1
+        recipe="test", model=str(checkpoint), refine=refine, data=data, **sizes, lr=1e-3, device="cpu", threads=1
     )
 
 
@@ -153,8 +153,8 @@ def test_load_model_takes_the_run(config, whole, checkpoint):
 
 @pytest.mark.parametrize("end", ["stop", "SIGTERM", "SIGKILL"])
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(config, whole, end):
-    ways = {"stop": lambda process: (process.run.path / "stop").touch(), "SIGTERM": signalled(signal.SIGTERM)}
-    run = interrupted(config, 12, ways.get(end, signalled(signal.SIGKILL)))
+    methods = {"stop": lambda process: (process.run.path / "stop").touch(), "SIGTERM": signalled(signal.SIGTERM)}
+    run = interrupted(config, 12, methods.get(end, signalled(signal.SIGKILL)))
     step, _ = run.latest_checkpoint()
     if end == "SIGKILL":
         assert run.state == "killed" and 10 <= step < STEPS and step % 5 == 0
@@ -182,8 +182,8 @@ def test_the_micro_batch_changes_no_draw_and_next_to_no_metric(config, whole):
 
 def test_numbers_of_the_models_configuration_reach_the_process(config):
     """The reference of kl_coef too: before its first update a policy is its reference."""
-    method = replace(config.method, kl_coef=0.1)
-    run = train(replace(config, steps=1, mini_batch_size=4, method=method, model_settings={"norm_eps": 0.5}))
+    refine = replace(config.refine, kl_coef=0.1)
+    run = train(replace(config, steps=1, mini_batch_size=4, refine=refine, model_settings={"norm_eps": 0.5}))
     policy, _ = load_model(run.path, device="cpu")
     assert policy.config.norm_eps == 0.5
     assert run.metrics()["kl"].tolist() == pytest.approx([0.0], abs=1e-6)
@@ -194,7 +194,7 @@ def largest_id(inputs):
 
 
 def test_a_reward_of_the_users_own_reaches_the_process(config):
-    own = replace(config, method=replace(config.method, reward="custom"), steps=2)
+    own = replace(config, refine=replace(config.refine, reward="custom"), steps=2)
     rollouts = train(own, reward_source=reward_source(largest_id)).rollouts()
     assert rollouts["reward"].tolist() == [max(ids) for ids in rollouts["rollout_ids"]]
     assert rollouts["advantage"].abs().max() > 0.5
@@ -238,10 +238,10 @@ def test_an_update_of_1e_6_moves_float32_weights_and_vanishes_in_bfloat16_ones(c
     policy, _ = load_model(checkpoint, device="cpu")
     small = replace(config, lr=1e-6, weight_decay=0.0, dtype="bfloat16", mini_batch_size=4, micro_batch_size=4)
     optimizers = make_optimizers(policy, small)
-    learner = Learner(policy=policy, optimizers=optimizers, config=small, reward=REWARDS["cosine"])
+    train_state = TrainState(policy=policy, optimizers=optimizers, config=small, reward=REWARDS["cosine"])
     batch = Batch(tokens=torch.randint(VOCABULARY, (4, 96)), lengths=torch.full((4,), 96), sequence_ids=(0, 1, 2, 3))
     before = [p.detach().clone() for p in policy.parameters()]
-    train_step(learner, batch, Draws(seed=0, step=1))
+    train_step(train_state, batch, Draws(seed=0, step=1))
     rounded = [was.bfloat16().requires_grad_() for was in before]
     for weight, p in zip(rounded, policy.parameters(), strict=True):
         weight.grad = p.grad.bfloat16()

@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from refine_lab.data.text import sound
+from refine_lab.data.text import replace_surrogates
 from refine_lab.explore import Worker
 from tests.support.explored import ADAPTED, explored
 from tests.support.hostile import HOSTILE
@@ -43,7 +43,7 @@ def test_a_document_is_shown_and_rolled_out_or_refused(name: str, document: str)
         return
     assert found.raised is None, found.error
     assert found.error == ""
-    assert found.text == sound(document)  # every character whole, at one of its tokens
+    assert found.text == replace_surrogates(document)  # every character whole, at one of its tokens
     assert re.search(
         "^(4 rollouts at 2|2 rollouts at 1) sampled positions?,", found.told, re.MULTILINE
     )  # one where it is short
@@ -58,7 +58,7 @@ def test_a_document_to_adapt_to_is_shown_or_refused(name: str, document: str) ->
         assert found.text == ""
         return
     assert found.raised is None, found.error
-    assert (found.text, found.error) == (sound(document), "")
+    assert (found.text, found.error) == (replace_surrogates(document), "")
 
 
 @pytest.mark.parametrize("name", ADAPTED)
@@ -74,7 +74,7 @@ def test_a_document_is_adapted_to(name: str) -> None:
     found, document = explored()[f"adapt: {name}"], dict(HOSTILE)[name]
     assert found.raised is None, found.error
     assert found.error == ""
-    assert found.text == sound(document) + sound(document)
+    assert found.text == replace_surrogates(document) + replace_surrogates(document)
     assert acts(found.told) == set()
     assert "1 steps" in found.told
 

@@ -90,7 +90,7 @@ def test_a_what_if_changes_the_same_rollouts(explorer: RewardExplorer) -> None:
     explorer.change("selection", "argmax").result(SECONDS)
     assert explorer.exploration.targets() == explorer.inspector.rollouts["position"].unique().tolist()
     explorer.controls["group_by"].value = "sequence"  # as a hand on the page does
-    assert explorer.exploration.method.group_by == "sequence"
+    assert explorer.exploration.refine.group_by == "sequence"
 
 
 def test_the_last_of_several_changes_counts(worker: Worker) -> None:
@@ -111,7 +111,7 @@ def test_the_last_of_several_changes_counts(worker: Worker) -> None:
 def test_what_cannot_be_is_said_and_changes_nothing(explorer: RewardExplorer) -> None:
     explorer.controls["group_size"].value = 1  # with groups of one prefix there is nothing to compare
     assert "RefineConfig.group_size" in explorer.error
-    assert explorer.controls["group_size"].value == explorer.exploration.method.group_size == 8
+    assert explorer.controls["group_size"].value == explorer.exploration.refine.group_size == 8
     with pytest.raises(ValueError, match="too close to the end"):
         explorer.explore(10_000).result(SECONDS)
     assert "too close to the end" in explorer.error
@@ -132,7 +132,7 @@ def wait_for(done: Callable[[], bool]) -> None:
 
 
 def test_what_the_page_does_wrong_is_shown(explorer: RewardExplorer) -> None:
-    """By way of the page's callbacks, which end well although what they began does not."""
+    """By method of the page's callbacks, which end well although what they began does not."""
     explorer.token_map.selected = len(explorer.token_map.text) - 1
     assert "too close to the end" in explorer.error
     explorer._on_upload({"new": [{"name": "empty.txt", "content": b""}]})
@@ -221,7 +221,7 @@ def test_settings_are_what_the_controls_show(worker: Worker) -> None:
     made.read("x = 1\n" * 9).result(SECONDS)
     with pytest.raises(ValueError, match=r"too close to the end|no room for a rollout"):
         made.change("rollout_length", 64)
-    assert made.exploration.method.rollout_length == made.controls["rollout_length"].value == 5
+    assert made.exploration.refine.rollout_length == made.controls["rollout_length"].value == 5
 
 
 def test_the_change_to_another_step_or_model(worker: Worker, explorer: RewardExplorer, tmp_path: Path) -> None:
@@ -385,16 +385,16 @@ def test_ttt_stops_within_a_step_and_keeps_what_it_has(worker: Worker) -> None:
 
 
 def test_ttt_begins_with_what_it_is_given(worker: Worker) -> None:
-    method = RefineConfig(reward="cosine", num_chunks=3, nsp_coef=0.7)
-    panel = TTTPanel(text=TEXT, worker=worker, config=TTTConfig(method=method, steps=2, lr=3e-4, weight_decay=0.2))
-    assert panel.config == TTTConfig(method=method, steps=2, lr=3e-4, weight_decay=0.2)
+    refine = RefineConfig(reward="cosine", num_chunks=3, nsp_coef=0.7)
+    panel = TTTPanel(text=TEXT, worker=worker, config=TTTConfig(refine=refine, steps=2, lr=3e-4, weight_decay=0.2))
+    assert panel.config == TTTConfig(refine=refine, steps=2, lr=3e-4, weight_decay=0.2)
     assert panel.fields["reward"].options == BUILT_IN_REWARDS
     panel.fields["reward"].value, panel.fields["steps"].value = "hybrid", 5
-    assert panel.config.method == replace(method, reward="hybrid")
+    assert panel.config.refine == replace(refine, reward="hybrid")
     assert (panel.config.steps, panel.config.weight_decay) == (5, 0.2)
     panel.fields["method"].value = "SFT"
-    assert panel.config.method is None
-    sft = TTTPanel(text=TEXT, worker=worker, config=TTTConfig(method=None, steps=2, lr=3e-4))
+    assert panel.config.refine is None
+    sft = TTTPanel(text=TEXT, worker=worker, config=TTTConfig(refine=None, steps=2, lr=3e-4))
     assert sft.fields["method"].value == "SFT"
     assert sft.fields["reward"].disabled
 
@@ -406,7 +406,7 @@ def test_the_very_tokens_of_an_example_until_it_is_edited(worker: Worker) -> Non
         name="one", prompt_ids=tuple(ids[:200]), question_start=150, answer_ids=(), answers=(), question="?", documents=()
     )  # fmt: skip
     assert len(tokenizer(TEXT[:200])["input_ids"]) < 200  # which tokenises otherwise
-    config = TTTConfig(method=None, steps=1, lr=1e-4)
+    config = TTTConfig(refine=None, steps=1, lr=1e-4)
     panel = TTTPanel(prompt=example, config=config, adapt_on="document", worker=worker)
     assert "200 tokens" in (panel.shown.result(SECONDS) or panel.notice.status)
     assert [part.tolist() for part in panel._tokens()] == [ids[:200], ids[:150]]
@@ -422,7 +422,7 @@ def test_a_prompt_is_answered_by_its_rule_and_an_edited_one_by_its_first_line(wo
     """The model goes on from `if x:` with a newline."""
     tokenizer = TTTPanel(text=TEXT, worker=worker).exploration.tokenizer
     prompt = encode(parse("one", "if x:", ()), tokenizer)
-    settings = {"config": TTTConfig(method=None, steps=1, lr=1e-6), "worker": worker}
+    settings = {"config": TTTConfig(refine=None, steps=1, lr=1e-6), "worker": worker}
     panel = TTTPanel(prompt=prompt, rule=AnswerRule(max_tokens=24, strip_leading=False), **settings)
     own = TTTPanel(text="if x:", **settings)
     assert (panel.fields["answer_tokens"].value, own.fields["answer_tokens"].value) == (24, 32)
@@ -457,7 +457,7 @@ def test_another_panel_stops_what_nobody_else_can(worker: Worker) -> None:
 
 def test_every_panel_says_how_far_the_weights_have_moved(worker: Worker) -> None:
     given = {"text": TEXT, "question": "area", "worker": worker}
-    one, other = (TTTPanel(config=TTTConfig(method=None, steps=2, lr=1e-4), **given) for _ in range(2))
+    one, other = (TTTPanel(config=TTTConfig(refine=None, steps=2, lr=1e-4), **given) for _ in range(2))
     for panel in (one, other):
         panel.shown.result(SECONDS)
     one.start().result(SECONDS)
@@ -468,7 +468,7 @@ def test_every_panel_says_how_far_the_weights_have_moved(worker: Worker) -> None
 
 
 def test_a_page_of_ttt_holds_the_answers(worker: Worker, tmp_path: Path) -> None:
-    panel = TTTPanel(text=TEXT, question="area", worker=worker, config=TTTConfig(method=None, steps=1, lr=1e-4))
+    panel = TTTPanel(text=TEXT, question="area", worker=worker, config=TTTConfig(refine=None, steps=1, lr=1e-4))
     panel.start().result(SECONDS)
     panel.reset().result(SECONDS)
     page = panel.save_html(tmp_path / "page.html").read_text(encoding="utf-8")

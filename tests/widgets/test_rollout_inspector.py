@@ -74,8 +74,8 @@ FILTERS: list[dict] = [
     {"text": "a\n"},
     {"text": "İ"},
     {"text": "\x00", "reward": [-1, None]},
-    {"truth": "</SCRIPT>"},
-    {"truth": " a", "text": " p"},
+    {"target": "</SCRIPT>"},
+    {"target": " a", "text": " p"},
 ]
 
 
@@ -90,7 +90,7 @@ def test_python_shows_the_rows_of_the_shared_cases(case: dict) -> None:
 def test_python_makes_the_tables_of_the_shared_cases(case: dict) -> None:
     widget = case_inspector()
     widget.filters, widget.sort = case["filters"], case["sort"]
-    assert widget.table_f1(case["examples"], case["members"]).markdown().splitlines()[2:] == case["lines"]
+    assert widget.table_f1(case["examples"], case["samples"]).markdown().splitlines()[2:] == case["lines"]
 
 
 def test_the_page_finds_the_shared_cases() -> None:
@@ -128,7 +128,7 @@ def test_python_and_the_page_make_the_same_table_f1() -> None:
 
 def test_python_and_the_page_show_hostile_text_alike() -> None:
     texts = [text for _, text in HOSTILE]
-    frame = pd.concat([rows([i], truth=[i]).assign(step=i) for i in range(len(texts))], ignore_index=True)
+    frame = pd.concat([rows([i], target=[i]).assign(step=i) for i in range(len(texts))], ignore_index=True)
     widget = RolloutInspector(frame, decode=lambda ids: "".join(texts[i] for i in ids) or "empty")
     code = """(js, columns) => {
         const data = js.unpackRollouts(js.unpacked(columns));
@@ -144,10 +144,10 @@ def test_table_f1_by_hand(inspector: RolloutInspector) -> None:
         "|  | P2 | ·very perfect | 0.250 |",
         "|  | P3 | ·hill hill hill | **0.500** ★ |",
     ]
-    short = inspector.table_f1(members=2).data  # the best of all, which stands behind the first two, is there too
+    short = inspector.table_f1(samples=2).data  # the best of all, which stands behind the first two, is there too
     assert short["type"].tolist() == ["GT", "P1", "P2", "P3"]
     assert short["best"].tolist() == ["", "", "", "★"]
-    assert inspector.table_f1(members=1).data["type"].tolist() == ["GT", "P1", "P3"]
+    assert inspector.table_f1(samples=1).data["type"].tolist() == ["GT", "P1", "P3"]
     assert "P3" in repr(inspector.table_f1())
     with refused("examples", 0):
         inspector.table_f1(examples=0)
@@ -157,24 +157,24 @@ def test_table_f1_by_hand(inspector: RolloutInspector) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("members", [1, 4, 9])
-def test_the_star_of_table_f1_is_the_highest_of_all_rollouts(seed: int, members: int) -> None:
+@pytest.mark.parametrize("samples", [1, 4, 9])
+def test_the_star_of_table_f1_is_the_highest_of_all_rollouts(seed: int, samples: int) -> None:
     """In Python and in the page alike, whatever the list filters, for positions of eight rollouts of which some are shown."""
     frame = random_frame(96, 8, seed)
     widget = RolloutInspector(frame, decode=decode)
     widget.sort, widget.filters = ("entropy", True), {"reward": [-1, 0.5]}
-    table = widget.table_f1(members=members)
-    code = """(js, { columns, filters, sort, members }) => {
+    table = widget.table_f1(samples=samples)
+    code = """(js, { columns, filters, sort, samples }) => {
         const data = js.unpackRollouts(js.unpacked(columns));
-        return js.markdownF1(js.tableF1(data, js.shownRows(data, filters, sort), 6, members)); }"""
-    given = {"columns": page_columns(widget), "filters": widget.filters, "sort": widget.sort, "members": members}
+        return js.markdownF1(js.tableF1(data, js.shownRows(data, filters, sort), 6, samples)); }"""
+    given = {"columns": page_columns(widget), "filters": widget.filters, "sort": widget.sort, "samples": samples}
     assert run_node(code, given) == table.markdown()
     assert "★ marks the highest of all rollouts of an example" in table.caption
     examples = table.data.groupby((table.data["type"] == "GT").cumsum())
     groups = list(dict.fromkeys(widget.filtered()["sequence_id"]))[: len(examples)]
     stars = 0
     for sequence, (_, lines) in zip(groups, examples, strict=True):
-        own = frame[frame["sequence_id"] == sequence].sort_values("member", kind="stable")["cosine"].to_numpy()
+        own = frame[frame["sequence_id"] == sequence].sort_values("sample_index", kind="stable")["cosine"].to_numpy()
         finite = np.isfinite(own)
         starred = lines[lines["best"] == "★"]
         assert len(starred) == (finite.sum() > 1)
@@ -187,7 +187,7 @@ def test_the_star_of_table_f1_is_the_highest_of_all_rollouts(seed: int, members:
 
 def test_positions_of_table_f1_differ_in_truth() -> None:
     same = rows([0], [1]).assign(sequence_id=6)
-    other = rows([2], [3], truth=[9]).assign(sequence_id=7)
+    other = rows([2], [3], target=[9]).assign(sequence_id=7)
     widget = RolloutInspector(pd.concat([rows([0], [1]), same, other], ignore_index=True), decode=decode)
     data = widget.table_f1(examples=2).data
     assert data["text"].tolist() == ["·very laid back", "·very", "·laid", "</script>", "·back", "·lodge"]
@@ -196,7 +196,7 @@ def test_positions_of_table_f1_differ_in_truth() -> None:
 
 def test_columns_hold_what_the_frame_holds() -> None:
     frame = pd.concat(
-        [rows([0, 1, 2], [0, 4], cosines=[[1, 1, 1], [1, 0.5]]), rows([], truth=[8], cosines=[[]]).assign(step=4)]
+        [rows([0, 1, 2], [0, 4], cosines=[[1, 1, 1], [1, 0.5]]), rows([], target=[8], cosines=[[]]).assign(step=4)]
     )
     table = rollout_columns(frame, decode)
     assert table.strings == ["", " very", " laid", " back", " lodge", " perfect", "\n"]
@@ -265,7 +265,7 @@ def test_traits_are_checked(inspector: RolloutInspector) -> None:
         ("selected", 3, "selected must be from -1 to 2, got 3"),
         ("compared", [0, 7], "a row of compared must be from 0 to 2, got 7"),
         ("sort", ("colour", True), "sort must be one of row, step, .*, got 'colour'"),
-        ("filters", {"colour": "red"}, "filters may name step, position, entropy, reward, text, truth, got colour"),
+        ("filters", {"colour": "red"}, "filters may name step, position, entropy, reward, text, target, got colour"),
         ("filters", {"text": 3}, "filter text must be a text, got 3"),
         ("filters", {"reward": [0]}, "filter reward must be .lowest, highest., numbers or None, got .0."),
         ("filters", {"reward": [math.nan, 1]}, "filter reward must be"),
@@ -317,7 +317,7 @@ def test_a_run_is_read_with_its_tokenizer(tmp_path: Path) -> None:
     _, tokenizer = load_model("tiny-deltanet")
     ids = tokenizer(" for i in", add_special_tokens=False)["input_ids"]
     with RunWriter.create(config, tmp_path) as writer:
-        frame = rows(ids, ids[::-1], truth=ids, prefix_ids=[ids, ids])
+        frame = rows(ids, ids[::-1], target=ids, prefix_ids=[ids, ids])
         for step in (1, 2):
             writer.rollouts(step, {name: frame[name].tolist() for name in ROLLOUT_TYPES})
     widget = RolloutInspector.of_run(writer.path, tokenizer)
@@ -349,11 +349,11 @@ def test_what_no_message_can_carry_is_spelled_out() -> None:
 def test_a_hundred_thousand_rollouts() -> None:
     count, groups = 100_000, 12_500
     draw = np.random.default_rng(0)
-    truths = [*draw.integers(0, len(WORDS), (groups, 5))]
+    targets = [*draw.integers(0, len(WORDS), (groups, 5))]
     rolled = [*draw.integers(0, len(WORDS), (count, 5))]
     frame = rows(*rolled).assign(
         sequence_id=np.arange(count) // 8,
-        target_ids=[truth for truth in truths for _ in range(8)],
+        target_ids=[target for target in targets for _ in range(8)],
         reward=draw.normal(size=count),
     )
     began = time.monotonic()
@@ -371,12 +371,12 @@ def test_a_hundred_thousand_rollouts() -> None:
 def test_a_kept_choice_is_the_same_rollout_in_another_frame() -> None:
     """Fewer rollouts of each position: the rows move, the choice stays with its rollout or goes with it."""
     many = pd.concat([rows([0], [1], [2], reward=[1.0, 2.0, 3.0]), rows([0], [1], [2], reward=[1.0, 2.0, 3.0])])
-    many = many.assign(position=[10] * 3 + [20] * 3, member=[0, 1, 2] * 2).reset_index(drop=True)
+    many = many.assign(position=[10] * 3 + [20] * 3, sample_index=[0, 1, 2] * 2).reset_index(drop=True)
     inspector = RolloutInspector(many, decode=str)
     inspector.selected, inspector.compared = 4, [1, 2, 3]  # position 20, member 1
-    fewer = many[many["member"] < 2].reset_index(drop=True)
+    fewer = many[many["sample_index"] < 2].reset_index(drop=True)
     inspector.show(fewer, keep=True)
-    assert (fewer["position"][inspector.selected], fewer["member"][inspector.selected]) == (20, 1)
+    assert (fewer["position"][inspector.selected], fewer["sample_index"][inspector.selected]) == (20, 1)
     assert inspector.compared == [1, 2]  # (10, 1) and (20, 0)
     inspector.show(fewer[fewer["position"] == 10].reset_index(drop=True), keep=True)
     assert inspector.selected == -1

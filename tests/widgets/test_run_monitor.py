@@ -45,17 +45,17 @@ def test_settings_that_differ(tmp_path: Path) -> None:
     assert table.index.tolist() == ["seed", "lr"]
     assert table.loc["lr"].tolist() == ["0.0001", "0.001"]
     assert config_differences([one]).empty
-    sft = replace(one.config, method=None, data=DataConfig(sources={HOSTILE: 1.0}))
+    sft = replace(one.config, refine=None, data=DataConfig(sources={HOSTILE: 1.0}))
     with RunWriter.create(sft, tmp_path) as writer:
         table = config_differences([one, writer.run]).set_index("setting")
     assert table.loc["method"].tolist() == ["given", "null"]
     assert not [name for name in table.index if name.startswith("method.")]
     assert json.loads(table.loc[f"data.sources.{HOSTILE}"].iloc[1]) == 1.0
-    assert one.config.method is not None
-    binary = replace(one.config, method=replace(one.config.method, reward="binary"))
+    assert one.config.refine is not None
+    binary = replace(one.config, refine=replace(one.config.refine, reward="binary"))
     with RunWriter.create(binary, tmp_path) as another:
         table = config_differences([one, another.run, writer.run]).set_index("setting")
-    assert table.loc["method.reward"].tolist() == ['"cosine"', '"binary"', "–"]
+    assert table.loc["refine.reward"].tolist() == ['"cosine"', '"binary"', "–"]
 
 
 def test_runs_are_followed_compared_and_looked_into(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
@@ -95,15 +95,18 @@ def test_two_experiments_of_one_method_and_seed_are_two(tmp_path: Path, watch: C
         long[0].name: "REFINE, lr 0.001, steps 6, seed 0",
         long[1].name: "REFINE, lr 0.001, steps 6, seed 1",
     }
-    arms = {arm["arm"]: (arm["label"], arm["dash"], arm["look"]) for arm in monitor.curves.curves["arms"]}
-    assert sorted(arms) == ["refine: lr 0.0001, steps 3", "refine: lr 0.001, steps 6"]
-    assert {dash for _, dash, _ in arms.values()} == {"solid", "dash"}
-    assert {look for *_, look in arms.values()} == {2}, "the colour stays that of the method"
+    methods = {
+        method["method"]: (method["label"], method["dash"], method["look"])
+        for method in monitor.curves.curves["methods"]
+    }
+    assert sorted(methods) == ["refine: lr 0.0001, steps 3", "refine: lr 0.001, steps 6"]
+    assert {dash for _, dash, _ in methods.values()} == {"solid", "dash"}
+    assert {look for *_, look in methods.values()} == {2}, "the colour stays that of the method"
     lines = monitor.curves.curves["panels"][0]["lines"]
-    assert sorted((line["arm"], line["seed"]) for line in lines) == [
-        (arm, seed) for arm in sorted(arms) for seed in (0, 1)
+    assert sorted((line["method"], line["seed"]) for line in lines) == [
+        (method, seed) for method in sorted(methods) for seed in (0, 1)
     ]
-    assert monitor.curves.frame().groupby("arm").size().to_dict() == {
+    assert monitor.curves.frame().groupby("method").size().to_dict() == {
         "refine: lr 0.0001, steps 3": 6,
         "refine: lr 0.001, steps 6": 12,
     }
@@ -170,8 +173,8 @@ def test_the_slider_of_steps() -> None:
 def test_runs_of_test_time_training_are_shown_too(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
     trained, config = write_run(tmp_path, 0), ttt_per_prompt("sft", 3)
     run = new_run(config, tmp_path, inputs={"prompts": 2})
-    facts = {"name": "a", "way": "sft", "seed": 3, "prompt_tokens": 9, "cut": 0, "question": "", "references": ["b"]}
-    scores = {"answer": "b", "exact_match": 1.0, "recall": 1.0, "f1": 1.0, "seconds": 0.1, "loss_after": 2.0}
+    facts = {"name": "a", "method": "sft", "seed": 3, "prompt_tokens": 9, "cut": 0, "question": "", "references": ["b"]}
+    scores = {"answer": "b", "exact_match": 1.0, "contains_answer": 1.0, "f1": 1.0, "seconds": 0.1, "loss_after": 2.0}
     run.log.write([facts | scores])
     monitor = watch(tmp_path)
     assert {each.name for each in monitor.runs} == {trained.name, run.name}
@@ -242,7 +245,7 @@ def test_refusals(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
 def test_a_run_is_started_found_again_and_stopped(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
     data = DataConfig(sources={"python": 1.0}, sequence_length=64, max_tokens=50_000, validation_sequences=1)
     config = TrainConfig(
-        recipe="tiny", model="tiny-deltanet", data=data, method=None, steps=10_000, batch_size=1, mini_batch_size=1
+        recipe="tiny", model="tiny-deltanet", data=data, refine=None, steps=10_000, batch_size=1, mini_batch_size=1
     )
     with RunWriter.create(config, tmp_path) as writer:
         run = writer.run

@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets
 import traitlets
 
-from refine_lab.data.text import sound
+from refine_lab.data.text import replace_surrogates
 from widgets.core.base import sentence
 from widgets.core.notice import Notice
 
@@ -25,7 +25,7 @@ class TextField(ipywidgets.Textarea):
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
         super().set_state(
-            {name: sound(value) if isinstance(value, str) else value for name, value in sync_data.items()}
+            {name: replace_surrogates(value) if isinstance(value, str) else value for name, value in sync_data.items()}
         )
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from refine_lab.experiments.compare import comparable, comparison, differences
 from widgets.figures.plotting import require_data
-from widgets.figures.series import way_styles
+from widgets.figures.series import method_styles
 from widgets.figures.tables import Table, visible
 
 
@@ -24,7 +24,7 @@ class Measure(NamedTuple):
 
 
 MEASURES = {
-    "recall": Measure("recall", "%", 100, 1),
+    "contains_answer": Measure("contains answer", "%", 100, 1),
     "exact_match": Measure("exact match", "%", 100, 1),
     "f1": Measure("F1", "%", 100, 1),
     "loss_before": Measure("loss before", "nats", digits=3),
@@ -47,14 +47,14 @@ def comparison_table(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> Tab
     require_data("comparison_table", len(frame) > 0, "there are no rows")
     over_prompts, found = "name" in frame, comparison(frame)
     table = []
-    for way, style in way_styles(frame["way"]).items():
-        own = frame[frame["way"] == way]
+    for method, style in method_styles(frame["method"]).items():
+        own = frame[frame["method"] == method]
         row: dict[str, object] = {"method": style.label}
         if "updates" in frame:
             updates = own["updates"].fillna(0).mean()
             row["updates"] = f"{updates:.0f}" if updates == round(updates) else f"{updates:.4g}"
         row["prompts" if over_prompts else "runs"] = len(own)
-        for values in found[found["way"] == way].to_dict("records"):
+        for values in found[found["method"] == method].to_dict("records"):
             ends, spread = ((values["low"], values["high"]), None) if over_prompts else ((), values["std"])
             row[heading(values["measure"])] = _number(values["measure"], values["mean"], ends, spread)
         table.append(row)
@@ -70,12 +70,12 @@ def differences_table(rows: pd.DataFrame) -> Table:
     pairs = comparable(rows) if len(rows) else []
     require_data("differences_table", len(pairs) > 0, "it compares methods that have the same seeds or prompts")
     over, unit = ("prompts", "name") if "name" in rows else ("seeds", "seed")
-    styles, found = way_styles(sorted({way for pair in pairs for way in pair})), differences(rows)
+    styles, found = method_styles(sorted({method for pair in pairs for method in pair})), differences(rows)
     lines: list[dict[str, object]] = []
-    for way, against in pairs:
-        measured = found[(found["way"] == way) & (found["against"] == against)].to_dict("records")
-        count = measured[0]["pairs"] if measured else rows.loc[rows["way"] == way, unit].nunique()
-        lines.append({"difference": f"{styles[way].label} – {styles[against].label}", over: count})
+    for method, against in pairs:
+        measured = found[(found["method"] == method) & (found["against"] == against)].to_dict("records")
+        count = measured[0]["pairs"] if measured else rows.loc[rows["method"] == method, unit].nunique()
+        lines.append({"difference": f"{styles[method].label} – {styles[against].label}", over: count})
         for values in measured:
             text = _number(values["measure"], values["difference"], (values["low"], values["high"]), signed=True)
             lines[-1][heading(values["measure"]).replace("%", "points")] = text
@@ -85,8 +85,8 @@ def differences_table(rows: pd.DataFrame) -> Table:
 def samples_table(samples: pd.DataFrame) -> Table:
     """Tabulates the answers of all methods from `training.answers.side_by_side`. Raises ValueError for no rows."""
     require_data("samples_table", len(samples) > 0, "there are no rows")
-    ways = [str(name) for name in samples if name not in ("question", "references")]
-    named = {way: style.label for way, style in way_styles(ways).items()}
+    methods = [str(name) for name in samples if name not in ("question", "references")]
+    named = {method: style.label for method, style in method_styles(methods).items()}
     table = samples.map(lambda text: visible(str(text)) or "–").rename(columns=named)
     return Table(
         table, "Answers side by side, differing answers first", monospace=["question", "references", *named.values()]
@@ -97,7 +97,7 @@ def measure_of(name: str) -> Measure:
     """Returns a measure's display settings: accuracies, and recalls by kind of document, are in percent."""
     if name in MEASURES:
         return MEASURES[name]
-    share = "accuracy" in name or name.startswith("recall")
+    share = "accuracy" in name or name.startswith("exact recall")
     label = name.replace("ntp", "NTP").replace("_", " ")
     return Measure(label, "%", 100, 2) if share else Measure(label)
 

@@ -1,6 +1,6 @@
 """Static plotly figures of mid-training from data frames, without a network and readable on light and dark pages.
 
-Metrics are as `refine_lab.runs.run.Run` reads them, with additional columns `arm` and `seed`. A line is the mean over
+Metrics are as `refine_lab.runs.run.Run` reads them, with additional columns `method` and `seed`. A line is the mean over
 seeds and a band spans the lowest to the highest seed, unless a panel says otherwise; both use only steps that all seeds
 have. Every figure without data raises ValueError.
 """
@@ -16,11 +16,11 @@ import plotly.io as pio
 from plotly.subplots import make_subplots
 
 from widgets.figures.plotting import draw_band, draw_line, dress, one_legend, plain, require_data, thin_line, traces_of
-from widgets.figures.series import INK, PANELS, ArmStyle, Panel, has_panel, over_seeds, way_styles
+from widgets.figures.series import INK, PANELS, MethodStyle, Panel, has_panel, method_styles, over_seeds
 from widgets.figures.tables import Table
 
 BLUE, ORANGE = "#2a83bf", "#d55e00"
-REWARD_COLOURS = ("#009e73", "#cc79a7", "#a08a00")  # not those of the arms
+REWARD_COLOURS = ("#009e73", "#cc79a7", "#a08a00")  # not those of the methods
 
 
 def use_offline_renderer() -> None:
@@ -29,9 +29,9 @@ def use_offline_renderer() -> None:
 
 
 def training_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame | None = None) -> go.Figure:
-    """Plots loss, NTP accuracy, reward mean and spread, gradient norm and clip fraction over steps for each arm.
+    """Plots loss, NTP accuracy, reward mean and spread, gradient norm and clip fraction over steps for each method.
 
-    `metrics` holds train lines: `arm`, `seed`, `step` and the quantities; `evaluations`, if given, adds the held-out
+    `metrics` holds train lines: `method`, `seed`, `step` and the quantities; `evaluations`, if given, adds the held-out
     panels. For rewards, the line is the mean over seeds of the batch's mean reward, and the band that of its standard
     deviation.
     """
@@ -39,7 +39,7 @@ def training_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame | None = No
     require_data("training_curves", any(len(frame) for frame in frames.values()))
     panels = [panel for panel in PANELS if panel.kind in frames and has_panel(frames[panel.kind], panel)]
     require_data("training_curves", bool(panels))
-    arms = way_styles(arm for frame in frames.values() if len(frame) for arm in frame["arm"])
+    methods = method_styles(method for frame in frames.values() if len(frame) for method in frame["method"])
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     cells = [[{} if row * columns + column < len(panels) else None for column in range(columns)] for row in range(rows)]
@@ -47,7 +47,7 @@ def training_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame | None = No
     figure = make_subplots(rows, columns, specs=cells, subplot_titles=titles, vertical_spacing=0.3 / rows)
     for index, panel in enumerate(panels):
         row, column = index // columns + 1, index % columns + 1
-        for trace in _panel_traces(frames[panel.kind], panel, arms):
+        for trace in _panel_traces(frames[panel.kind], panel, methods):
             figure.add_trace(trace, row, column)
         figure.update_xaxes(title_text="step", row=row, col=column)
         figure.update_yaxes(title_text=panel.unit, row=row, col=column)
@@ -55,19 +55,22 @@ def training_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame | None = No
 
 
 def _panel_traces(
-    frame: pd.DataFrame, panel: Panel, arms: dict[str, ArmStyle], suffix: str = "", marks: int = 8
+    frame: pd.DataFrame, panel: Panel, methods: dict[str, MethodStyle], suffix: str = "", marks: int = 8
 ) -> Iterator[go.Scatter]:
-    """Yields a band and a line for each arm that has the panel's quantity; dashed if the line's name has a `suffix`."""
+    """Yields a band and a line for each method that has the panel's quantity; dashed if the line's name has a `suffix`."""
     centre = over_seeds(frame, panel.key)
-    for arm, style in arms.items():
-        rows = centre[centre["arm"] == arm]
+    for method, style in methods.items():
+        rows = centre[centre["method"] == method]
         if rows.empty:
             continue
         x, y = rows["step"].to_numpy(), rows["mean"].to_numpy() * panel.scale
         low, high = rows["min"].to_numpy() * panel.scale, rows["max"].to_numpy() * panel.scale
         if panel.spread is not None:
             spread = (
-                over_seeds(frame[frame["arm"] == arm], panel.spread).set_index("step")["mean"].reindex(x).to_numpy()
+                over_seeds(frame[frame["method"] == method], panel.spread)
+                .set_index("step")["mean"]
+                .reindex(x)
+                .to_numpy()
             )
             low, high = y - spread * panel.scale, y + spread * panel.scale
         yield draw_band(x, low, high, style)
@@ -75,13 +78,13 @@ def _panel_traces(
 
 
 def heldout_curves(evaluations: pd.DataFrame) -> go.Figure:
-    """Plots held-out NTP accuracy and loss of the arms over training (paper, fig. 4 and E.1).
+    """Plots held-out NTP accuracy and loss of the methods over training (paper, fig. 4 and E.1).
 
-    `evaluations` holds eval lines: `arm`, `seed`, `step`, `ntp_loss`, `ntp_accuracy` and, if measured,
+    `evaluations` holds eval lines: `method`, `seed`, `step`, `ntp_loss`, `ntp_accuracy` and, if measured,
     `sampled_accuracy` (the release's accuracy of sampled tokens, dashed). Line: mean; band: min to max over seeds.
     """
     require_data("heldout_curves", len(evaluations) > 0)
-    arms = way_styles(evaluations["arm"])
+    methods = method_styles(evaluations["method"])
     figure = make_subplots(1, 2, subplot_titles=["Held-out NTP accuracy (fig. 4)", "Held-out NTP loss (fig. E.1)"])
     for key, column, suffix in (
         ("ntp_accuracy", 1, ""),
@@ -90,7 +93,7 @@ def heldout_curves(evaluations: pd.DataFrame) -> go.Figure:
     ):
         if key in evaluations:
             panel = Panel(kind="eval", key=key, title=key, unit="", scale=100 if column == 1 else 1)
-            traces = _panel_traces(evaluations, panel, arms, suffix, marks=len(evaluations))
+            traces = _panel_traces(evaluations, panel, methods, suffix, marks=len(evaluations))
             for trace in traces:
                 figure.add_trace(trace, 1, column)
     figure.update_xaxes(title_text="step")
@@ -146,15 +149,15 @@ def reward_distribution(metrics: pd.DataFrame) -> go.Figure:
     rewards = [panel for panel in PANELS if panel.spread and len(metrics) and has_panel(metrics, panel)]
     require_data("reward_distribution", bool(rewards))
     figure = make_subplots(1, 2, subplot_titles=["Mean reward (fig. E.3 a, b)", "Standard deviation (fig. E.3 c, d)"])
-    arms = way_styles(metrics.loc[metrics[rewards[0].key].notna(), "arm"])
+    methods = method_styles(metrics.loc[metrics[rewards[0].key].notna(), "method"])
     looks = zip(rewards, REWARD_COLOURS, ("diamond", "circle", "triangle-up"), strict=False)
     for panel, colour, symbol in looks:
-        for arm, arm_style in arms.items():
-            label = panel.title.lower() if len(arms) == 1 else f"{arm_style.label}, {panel.title.lower()}"
-            colour_of = colour if len(arms) == 1 else arm_style.colour
-            style = ArmStyle(label=label, colour=colour_of, symbol=symbol, dash=arm_style.dash)
+        for method, method_style in methods.items():
+            label = panel.title.lower() if len(methods) == 1 else f"{method_style.label}, {panel.title.lower()}"
+            colour_of = colour if len(methods) == 1 else method_style.colour
+            style = MethodStyle(label=label, colour=colour_of, symbol=symbol, dash=method_style.dash)
             for column, key in ((1, panel.key), (2, panel.spread)):
-                rows = over_seeds(metrics[metrics["arm"] == arm], str(key))
+                rows = over_seeds(metrics[metrics["method"] == method], str(key))
                 x = rows["step"].to_numpy()
                 figure.add_trace(draw_band(x, rows["min"].to_numpy(), rows["max"].to_numpy(), style), 1, column)
                 figure.add_trace(draw_line(x, rows["mean"].to_numpy(), style, label, dash=style.dash), 1, column)

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 
-from widgets.figures.series import BAND, INK, ArmStyle
+from widgets.figures.series import BAND, INK, MethodStyle
 from widgets.figures.tables import visible
 
 GRID = "rgba(128, 128, 128, 0.25)"
@@ -33,7 +33,7 @@ def plain(text: str) -> str:
 
 
 def draw_line(
-    x: np.ndarray, y: np.ndarray, style: ArmStyle, name: str, *, dash: str = "solid", marks: int = 8
+    x: np.ndarray, y: np.ndarray, style: MethodStyle, name: str, *, dash: str = "solid", marks: int = 8
 ) -> go.Scatter:
     """Returns a line with at most `marks` symbols on it."""
     marker = {"symbol": style.symbol + ("-open" if dash != "solid" else ""), "size": 7, "maxdisplayed": marks}
@@ -44,7 +44,7 @@ def draw_line(
     )  # fmt: skip
 
 
-def draw_band(x: np.ndarray, low: np.ndarray, high: np.ndarray, style: ArmStyle) -> go.Scatter:
+def draw_band(x: np.ndarray, low: np.ndarray, high: np.ndarray, style: MethodStyle) -> go.Scatter:
     """Returns a filled area from `low` to `high`."""
     red, green, blue = hex_to_rgb(style.colour)
     return go.Scatter(

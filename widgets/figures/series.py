@@ -1,4 +1,4 @@
-"""The panels, arm styles and series thinning shared by static figures and live curves."""
+"""The panels, method styles and series thinning shared by static figures and live curves."""
 
 from __future__ import annotations
 
@@ -50,7 +50,13 @@ PANELS = (
     Panel(kind="train", key="answer_loss", title="Answer loss", unit="nats per token"),
     Panel(kind="train", key="answer_accuracy", title="Answer accuracy", unit="% of tokens", scale=100),
     Panel(kind="eval", key="answer_loss", title="Held-out answer loss", unit="nats per token"),
-    Panel(kind="eval", key="recall", title="Held-out recall", unit="% of questions", scale=100),
+    Panel(
+        kind="eval",
+        key="contains_answer",
+        title="Held-out answers with a reference",
+        unit="% of questions",
+        scale=100,
+    ),
     Panel(kind="eval", key="exact_match", title="Held-out exact match", unit="% of questions", scale=100),
     Panel(kind="train", key="cosine_mean", title="Cosine reward", unit="mean ± std", spread="cosine_std"),
     Panel(kind="train", key="binary_mean", title="Binary reward", unit="mean ± std", spread="binary_std"),
@@ -58,7 +64,13 @@ PANELS = (
     Panel(kind="train", key="grad_norm", title="Gradient norm", unit="L2, before clipping"),
     Panel(kind="train", key="answer_grad_norm", title="Gradient norm, answers", unit="L2, before clipping"),
     Panel(kind="train", key="clip_fraction", title="Clipped ratios", unit="% of tokens", scale=100),
-    Panel(kind="answers", key="recall", title="Recall so far", unit="% of prompts", scale=100),
+    Panel(
+        kind="answers",
+        key="contains_answer",
+        title="Answers with a reference so far",
+        unit="% of prompts",
+        scale=100,
+    ),
     Panel(kind="answers", key="exact_match", title="Exact match so far", unit="% of prompts", scale=100),
     Panel(kind="answers", key="loss_after", title="NTP loss so far", unit="nats per token"),
     Panel(kind="answers", key="entropy_after", title="Entropy so far", unit="nats per token"),
@@ -66,22 +78,22 @@ PANELS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArmStyle:
-    """The style of an arm in all figures: a colour-blind-safe colour (after Okabe and Ito) and a symbol."""
+class MethodStyle:
+    """The style of an method in all figures: a colour-blind-safe colour (after Okabe and Ito) and a symbol."""
 
     label: str
     colour: str
     symbol: Literal["circle", "diamond", "square", "triangle-up", "x"]
     dash: Literal["solid", "dash", "dot", "dashdot"] = "solid"
-    "Dash of the line, which distinguishes arms of the same colour."
+    "Dash of the line, which distinguishes methods of the same colour."
 
 
-KNOWN_ARMS = {
-    "base": ArmStyle(label="base", colour=INK, symbol="square"),
-    "sft": ArmStyle(label="SFT", colour="#2a83bf", symbol="circle"),
-    "refine": ArmStyle(label="REFINE", colour="#d55e00", symbol="diamond"),
-    "nested_sft": ArmStyle(label="nested SFT", colour="#009e73", symbol="triangle-up"),
-    "nested_refine": ArmStyle(label="nested REFINE", colour="#cc79a7", symbol="x"),
+KNOWN_METHODS = {
+    "base": MethodStyle(label="base", colour=INK, symbol="square"),
+    "sft": MethodStyle(label="SFT", colour="#2a83bf", symbol="circle"),
+    "refine": MethodStyle(label="REFINE", colour="#d55e00", symbol="diamond"),
+    "nested_sft": MethodStyle(label="nested SFT", colour="#009e73", symbol="triangle-up"),
+    "nested_refine": MethodStyle(label="nested REFINE", colour="#cc79a7", symbol="x"),
 }
 OTHER_STYLES: tuple[tuple[str, Literal["triangle-up", "x", "square"]], ...] = (
     ("#a08a00", "x"),
@@ -93,35 +105,35 @@ OTHER_STYLES: tuple[tuple[str, Literal["triangle-up", "x", "square"]], ...] = (
 DASHES: tuple[Literal["solid", "dash", "dot", "dashdot"], ...] = ("solid", "dash", "dot", "dashdot")
 
 
-def way_styles(ways: Iterable[str]) -> dict[str, ArmStyle]:
+def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
     """Returns method -> style, in order of appearance.
 
     `none`, the model without adaptation, has the style of a base model; a method with the suffix `_release` has the
     style of the method itself and a label for the release's updates. A method may be an experiment's name (see
-    `run_groups.experiment_arms`): its label then lists the distinguishing settings, and each line has a dash that no
+    `run_groups.group_names`): its label then lists the distinguishing settings, and each line has a dash that no
     other line of its colour has.
     """
-    styles: dict[str, ArmStyle] = {}
-    others: dict[str, ArmStyle] = {}
-    for way in dict.fromkeys(ways):
-        name, _, differing = way.partition(SEPARATOR)
-        look = looks_like(way)
-        if look not in KNOWN_ARMS and look not in others:
+    styles: dict[str, MethodStyle] = {}
+    others: dict[str, MethodStyle] = {}
+    for method in dict.fromkeys(methods):
+        name, _, differing = method.partition(SEPARATOR)
+        look = looks_like(method)
+        if look not in KNOWN_METHODS and look not in others:
             colour, symbol = OTHER_STYLES[len(others) % len(OTHER_STYLES)]
-            others[look] = ArmStyle(label=look, colour=colour, symbol=symbol)
-        style = KNOWN_ARMS.get(look) or others[look]
+            others[look] = MethodStyle(label=look, colour=colour, symbol=symbol)
+        style = KNOWN_METHODS.get(look) or others[look]
         words = ["baseline (no adaptation)" if name == "none" else style.label]
         if name.endswith("_release"):
             words.append("one inner update" if name.startswith("nested") else "fewer updates")
         before = sum(other.colour == style.colour for other in styles.values())
         label = ", ".join([*words, differing] if differing else words)
-        styles[way] = replace(style, label=label, dash=DASHES[before % len(DASHES)])
+        styles[method] = replace(style, label=label, dash=DASHES[before % len(DASHES)])
     return styles
 
 
-def looks_like(way: str) -> str:
+def looks_like(method: str) -> str:
     """Returns the method whose colour and symbol a method uses."""
-    name = way.partition(SEPARATOR)[0]
+    name = method.partition(SEPARATOR)[0]
     return "base" if name == "none" else name.removesuffix("_release")
 
 
@@ -140,16 +152,16 @@ def has_panel(frame: pd.DataFrame, panel: Panel) -> bool:
 
 
 def over_seeds(frame: pd.DataFrame, key: str) -> pd.DataFrame:
-    """Returns mean, min and max over seeds of column `key` per arm and step: columns arm, step, mean, min, max, seeds.
+    """Returns mean, min and max over seeds of column `key` per method and step: columns method, step, mean, min, max, seeds.
 
-    Only steps that all of an arm's seeds have are included; otherwise the mean would jump where one seed ends.
+    Only steps that all of an method's seeds have are included; otherwise the mean would jump where one seed ends.
     """
     rows = frame[frame[key].notna()].drop_duplicates(
-        ["arm", "seed", "step"], keep="last"
+        ["method", "seed", "step"], keep="last"
     )  # an evaluation made twice counts once
-    grouped = rows.groupby(["arm", "step"], sort=True)[key]
+    grouped = rows.groupby(["method", "step"], sort=True)[key]
     table = grouped.agg(mean="mean", min="min", max="max", seeds="count").reset_index()
-    return table[table["seeds"] == table["arm"].map(rows.groupby("arm")["seed"].nunique())].reset_index(drop=True)
+    return table[table["seeds"] == table["method"].map(rows.groupby("method")["seed"].nunique())].reset_index(drop=True)
 
 
 def decimate(y: Float[np.ndarray, "n"], limit: int = 1000) -> Int[np.ndarray, "m"]:

@@ -63,20 +63,20 @@ def rollout_table(
     """Tabulates the best rollouts, the best that differ from the reference, and the worst, with rewards (paper, table F.1).
 
     `rollouts` is a frame of `rollouts/*.parquet`; `decode` converts token ids to text; `count` is the number of rows of
-    each kind, without repeated pairs of reference and rollout. Arm and seed are included if there are several. Raises
+    each kind, without repeated pairs of reference and rollout. Method and seed are included if there are several. Raises
     ValueError if there are no rollouts.
     """
     if rollouts.empty:
         raise ValueError("figure rollout_table has no data: there are no rollouts")
     ranked = rollouts.sort_values("reward", ascending=False, kind="stable")
-    ranked = ranked.assign(truth=ranked["target_ids"].map(tuple), told=ranked["rollout_ids"].map(tuple))
-    ranked = ranked.drop_duplicates(["truth", "told"]).reset_index(drop=True)
+    ranked = ranked.assign(target=ranked["target_ids"].map(tuple), told=ranked["rollout_ids"].map(tuple))
+    ranked = ranked.drop_duplicates(["target", "told"]).reset_index(drop=True)
     best = ranked.head(count)
     worst = ranked.drop(best.index).tail(count)  # before the middle, which takes of what is left where there are few
     rest = ranked.drop([*best.index, *worst.index])
-    near = rest[rest["truth"] != rest["told"]].head(count)
+    near = rest[rest["target"] != rest["told"]].head(count)
     parts = {"best": best, "best without exact match": near, "worst": worst}
-    several = [name for name in ("arm", "seed") if name in rollouts and rollouts[name].nunique() > 1]
+    several = [name for name in ("method", "seed") if name in rollouts and rollouts[name].nunique() > 1]
     rows = [
         _rollout_row(kind, row, decode, prefix_tokens, several)
         for kind, part in parts.items()
@@ -95,7 +95,7 @@ def _rollout_row(
     numbers = {name: float(row[name]) for name in ("cosine", "binary", "reward") if name in row}
     return {
         "rollouts": kind,
-        **{"method" if name == "arm" else name: row[name] for name in several},
+        **{"method" if name == "method" else name: row[name] for name in several},
         "step": int(row["step"]),
         "position": int(row["position"]),
         "prefix": "…" + visible(decode(text("prefix_ids")[-prefix_tokens:])),

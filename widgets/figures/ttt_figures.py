@@ -15,7 +15,7 @@ from refine_lab.experiments.compare import READINGS
 from widgets.figures.method_tables import heading, measure_of
 from widgets.figures.plots import check_figures
 from widgets.figures.plotting import GRID, dress, one_legend, plain, require_data, thin_line
-from widgets.figures.series import INK, ArmStyle, decimate, way_styles
+from widgets.figures.series import INK, MethodStyle, decimate, method_styles
 from widgets.figures.tables import Table, visible
 
 POINTS = 1500
@@ -29,22 +29,24 @@ STRONGEST = 0.5
 def steps_table(steps: pd.DataFrame) -> Table:
     """Tabulates the prompt's loss and entropy before and after each step, with reward and speed. `steps`: of `PromptTrace`."""
     require_data("steps_table", len(steps) > 0)
-    styles = way_styles(steps["way"])
+    styles = method_styles(steps["method"])
     shown = steps.assign(
-        way=[styles[way].label for way in steps["way"].tolist()],
+        method=[styles[method].label for method in steps["method"].tolist()],
         reward=[_number(reward, 3) for reward in steps["reward"].tolist()],
         tokens_per_second=[f"{speed:,.0f}" for speed in steps["tokens_per_second"].tolist()],
-    ).rename(columns={"way": "method", "tokens_per_second": "tokens/s", **{name: heading(name) for name in READINGS}})
+    ).rename(
+        columns={"method": "method", "tokens_per_second": "tokens/s", **{name: heading(name) for name in READINGS}}
+    )
     return Table(shown, "Steps on one prompt: loss and entropy are means over its tokens", digits=4)
 
 
 def answers_table(answers: pd.DataFrame) -> Table:
     """Tabulates the answers before and after adaptation with each method. `answers`: of `PromptTrace`."""
     require_data("answers_table", len(answers) > 0)
-    styles = way_styles(list(answers["way"]))
+    styles = method_styles(list(answers["method"]))
     rows = [
         {
-            "method": styles[row["way"]].label,
+            "method": styles[row["method"]].label,
             "answer": visible(row["answer"]),
             "references": " | ".join(map(visible, row["references"])) or "–",
             **{measure_of(name).label: _number(row[name], 2) for name in SCORES},
@@ -70,7 +72,7 @@ def entropy_change(
     """
     raw = {"none": np.asarray(before, dtype=float)} | {w: np.asarray(x, dtype=float) for w, x in after.items()}
     require_data("entropy_change", len(raw["none"]) > 0 and len(after) > 0)
-    lengths = {way: len(values) for way, values in raw.items()}
+    lengths = {method: len(values) for method, values in raw.items()}
     if {*lengths.values()} != {len(tokens) - 1}:
         raise ValueError(f"of {len(tokens)} tokens there must be {len(tokens) - 1} entropies, got {lengths}")
     figure = make_subplots(
@@ -78,9 +80,9 @@ def entropy_change(
         subplot_titles=["Uncertainty about each token (eq. 5)", "Change after adaptation: below 0 the model is more certain"],
     )  # fmt: skip
     texts = [plain(token) for token in tokens[1:]]
-    for way, style in way_styles(list(raw)).items():
-        for row, values in ((1, raw[way]), (2, raw[way] - raw["none"])):
-            if row == 1 or way != "none":
+    for method, style in method_styles(list(raw)).items():
+        for row, values in ((1, raw[method]), (2, raw[method] - raw["none"])):
+            if row == 1 or method != "none":
                 figure.add_trace(_curve(_smooth(values, smoothing), style, texts), row, 1)
     if question_start is not None and 1 <= question_start < len(tokens):
         figure.add_vline(x=question_start - 0.5, line={"color": INK, "width": 1, "dash": "dot"})
@@ -92,7 +94,7 @@ def entropy_change(
     return dress(one_legend(figure), height=560)
 
 
-def _curve(values: np.ndarray, style: ArmStyle, texts: list[str]) -> go.Scatter:
+def _curve(values: np.ndarray, style: MethodStyle, texts: list[str]) -> go.Scatter:
     kept = decimate(values, POINTS)
     hover = "token %{x}, “%{text}”<br>%{y:.3f} nats<extra>" + html.escape(style.label, quote=False) + "</extra>"
     curve = thin_line(
@@ -116,7 +118,7 @@ class EntropyText:
     """
 
     def __init__(
-        self, tokens: Sequence[str], before: Sequence[float], after: Sequence[float], way: str, *, shown: int = 800
+        self, tokens: Sequence[str], before: Sequence[float], after: Sequence[float], method: str, *, shown: int = 800
     ) -> None:
         self.before, self.after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
         require_data("EntropyText", len(self.before) > 0)
@@ -124,7 +126,7 @@ class EntropyText:
             lengths = (len(self.before), len(self.after))
             raise ValueError(f"of {len(tokens)} tokens there must be {len(tokens) - 1} entropies, got {lengths}")
         self.tokens, self.change, self.shown = list(tokens), self.after - self.before, shown
-        self.label = way_styles([way])[way].label
+        self.label = method_styles([method])[method].label
 
     def __repr__(self) -> str:
         """Summarises the means, the share of tokens with lower entropy, and the five largest changes in each direction."""

@@ -8,7 +8,7 @@ from typing import Any
 import ipywidgets
 from ipywidgets import BoundedFloatText, BoundedIntText, Dropdown, FloatText
 
-from refine_lab.data.text import sound
+from refine_lab.data.text import replace_surrogates
 from widgets.core.panel import TextField
 
 
@@ -19,7 +19,7 @@ def field(kind: Any, label: str, value: Any, width: str = "16em", **options: Any
 
 
 def text_field(label: str, text: str, rows: int) -> TextField:
-    return field(TextField, label, sound(text), "auto", rows=rows)
+    return field(TextField, label, replace_surrogates(text), "auto", rows=rows)
 
 
 def button(label: str, press: Callable[[], Any], tooltip: str, style: str = "") -> ipywidgets.Button:

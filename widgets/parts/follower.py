@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from refine_lab.config import Config
-from refine_lab.experiments.run_groups import experiment_arms
+from refine_lab.experiments.run_groups import group_names
 from refine_lab.runs.run import MetricsTail, Run
-from widgets.figures.series import KNOWN_ARMS, PANELS, Panel, decimate, has_panel, looks_like, way_styles
+from widgets.figures.series import KNOWN_METHODS, PANELS, Panel, decimate, has_panel, looks_like, method_styles
 
 INTERVAL = 0.25
 "Minimum number of seconds between two updates."
@@ -28,7 +28,7 @@ class RunReader:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()
-        self.way, self.arm, self.seed = "run", "run", 0
+        self.method, self.group, self.seed = "run", "run", 0
         self.config: Config | None = None
         self.frames = {"train": pd.DataFrame(), "eval": pd.DataFrame()}
         name = self.path.name
@@ -64,7 +64,7 @@ class RunReader:
             self._run = Run(self.path)
             self._tail = MetricsTail(self._run)
             self.config = self._run.config
-            self.way = self.arm = self._run.config.way
+            self.method = self.group = self._run.config.method
             self.seed = self._run.config.seed
         state, status = self._run.state, self._run.status
         return {
@@ -95,7 +95,9 @@ class RunReader:
         if run.log.rows <= len(known):
             return False
         answers = run.answers()
-        means = answers[[key for key in ("recall", "exact_match", "loss_after", "entropy_after") if key in answers]]
+        means = answers[
+            [key for key in ("contains_answer", "exact_match", "loss_after", "entropy_after") if key in answers]
+        ]
         self.frames["answers"] = means.astype(float).expanding().mean().assign(step=np.arange(1, len(answers) + 1))
         return len(answers) != len(known)
 
@@ -109,40 +111,50 @@ class RunReader:
 
 
 def name_arms(readers: Sequence[RunReader]) -> bool:
-    """Sets each reader's arm, under which its run is averaged, and its label; returns whether any changed.
+    """Sets each reader's method, under which its run is averaged, and its label; returns whether any changed.
 
-    Runs with other settings are other arms (see `run_groups.experiment_arms`), so names depend on the other runs.
+    Runs with other settings are other methods (see `run_groups.group_names`), so names depend on the other runs.
     """
     before = [reader.progress for reader in readers]
     known = [reader for reader in readers if reader.config is not None]
-    named = experiment_arms(
-        [(reader.way, reader.config, reader.path.name) for reader in known if reader.config is not None]
+    named = group_names(
+        [(reader.method, reader.config, reader.path.name) for reader in known if reader.config is not None]
     )
-    for reader, arm in zip(known, named, strict=True):
-        label = f"{way_styles(named)[arm].label}, seed {reader.seed}"
-        reader.arm, reader.progress = arm, reader.progress | {"arm": arm, "label": label}
+    for reader, method in zip(known, named, strict=True):
+        label = f"{method_styles(named)[method].label}, seed {reader.seed}"
+        reader.group, reader.progress = method, reader.progress | {"method": method, "label": label}
     return before != [reader.progress for reader in readers]
 
 
 def gather(readers: Sequence[RunReader], limit: int = 1000) -> dict[str, Any]:
-    """Returns the data that the widget draws: arms with their symbols, and panels with a line per run, as float32 bytes.
+    """Returns the data that the widget draws: methods with their symbols, and panels with a line per run, as float32 bytes.
 
-    Lines have at most `limit` points, thinned by `decimate`; lines of one arm use the same steps, as far as their runs
+    Lines have at most `limit` points, thinned by `decimate`; lines of one method use the same steps, as far as their runs
     have progressed, so that means are taken at equal steps. A line with a spread also has `low` and `high`.
     """
-    styles = way_styles(reader.arm for reader in readers)
-    order = [*KNOWN_ARMS, *(looks_like(arm) for arm in styles if looks_like(arm) not in KNOWN_ARMS)]
-    looks = {arm: order.index(looks_like(arm)) for arm in styles}
-    arms = [
-        {"arm": arm, "label": styles[arm].label, "symbol": styles[arm].symbol, "dash": styles[arm].dash, "look": look}
-        for arm, look in sorted(looks.items(), key=lambda each: each[1])
+    styles = method_styles(reader.group for reader in readers)
+    order = [*KNOWN_METHODS, *(looks_like(method) for method in styles if looks_like(method) not in KNOWN_METHODS)]
+    looks = {method: order.index(looks_like(method)) for method in styles}
+    methods = [
+        {
+            "method": method,
+            "label": styles[method].label,
+            "symbol": styles[method].symbol,
+            "dash": styles[method].dash,
+            "look": look,
+        }
+        for method, look in sorted(looks.items(), key=lambda each: each[1])
     ]
     panels = []
     for panel in PANELS:
         drawn = [reader for reader in readers if has_panel(reader.frames.get(panel.kind, pd.DataFrame()), panel)]
         steps = _kept_steps(drawn, panel, limit)
         lines = [
-            {"arm": reader.arm, "seed": reader.seed, **_line(reader.frames[panel.kind], panel, steps[reader.arm])}
+            {
+                "method": reader.group,
+                "seed": reader.seed,
+                **_line(reader.frames[panel.kind], panel, steps[reader.group]),
+            }
             for reader in drawn
         ]
         if lines:
@@ -156,17 +168,17 @@ def gather(readers: Sequence[RunReader], limit: int = 1000) -> dict[str, Any]:
                     "lines": lines,
                 }
             )
-    return {"arms": arms, "panels": panels}
+    return {"methods": methods, "panels": panels}
 
 
 def _kept_steps(readers: Sequence[RunReader], panel: Panel, limit: int) -> dict[str, np.ndarray]:
-    """Returns, by arm, the steps to draw: those that `decimate` keeps for any of its runs."""
+    """Returns, by method, the steps to draw: those that `decimate` keeps for any of its runs."""
     frames: dict[str, list[pd.DataFrame]] = {}
     for reader in readers:
         frame = reader.frames[panel.kind]
-        frames.setdefault(reader.arm, []).append(frame[frame["step"].notna()])
+        frames.setdefault(reader.group, []).append(frame[frame["step"].notna()])
     return {
-        arm: np.concatenate(
+        method: np.concatenate(
             [
                 rows["step"].to_numpy(dtype=float)[
                     decimate(rows[panel.key].to_numpy(dtype=float), max(4, limit // len(own)))
@@ -174,7 +186,7 @@ def _kept_steps(readers: Sequence[RunReader], panel: Panel, limit: int) -> dict[
                 for rows in own
             ]
         )
-        for arm, own in frames.items()
+        for method, own in frames.items()
     }
 
 

@@ -28,7 +28,7 @@ class Curves(Widget):
     _css = style("live_curves")
 
     curves = traitlets.Dict().tag(**PACKED)
-    "Arms and panels, as returned by `follower.gather`."
+    "Methods and panels, as returned by `follower.gather`."
     progress = traitlets.List().tag(sync=True)
     "State, step, speed, remaining time and error of each run."
 
@@ -95,9 +95,9 @@ class LiveCurves(Curves):
             return not all(reader.ended for reader in self._readers)
 
     def frame(self, kind: str = "train") -> pd.DataFrame:
-        """Returns the lines read so far, `train` or `eval`, with `seed` and the `arm` under which a run is averaged."""
+        """Returns the lines read so far, `train` or `eval`, with `seed` and the `method` under which a run is averaged."""
         with self._lock:
-            frames = [r.frames[kind].assign(arm=r.arm, seed=r.seed) for r in self._readers if len(r.frames[kind])]
+            frames = [r.frames[kind].assign(method=r.group, seed=r.seed) for r in self._readers if len(r.frames[kind])]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     def figure(self) -> go.Figure:
@@ -126,7 +126,8 @@ class LiveCurves(Curves):
         for heading, kind, key in (
             ("NTP loss", "train", "ntp_loss"), ("reward", "train", "reward_mean"),
             ("held-out loss", "eval", "ntp_loss"), ("held-out accuracy", "eval", "ntp_accuracy"),
-            ("answer loss", "train", "answer_loss"), ("held-out recall", "eval", "recall"), ("recall", "answers", "recall"),
+            ("answer loss", "train", "answer_loss"), ("held-out contains answer", "eval", "contains_answer"),
+            ("contains answer", "answers", "contains_answer"),
         ):  # fmt: skip
             values = reader.frames.get(kind, pd.DataFrame()).get(key)
             values = None if values is None else values.dropna()

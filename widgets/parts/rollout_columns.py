@@ -4,7 +4,7 @@ This module defines which rollouts are shown, and in which order; `static/rollou
 
 - A range `[low, high]` keeps the rows with low <= value <= high. A null bound is open; the bounds of a float32 column are
   rounded to float32 first; NaN passes open ranges only.
-- `text` keeps the rollouts whose text contains it, `truth` those whose reference does. A text is the concatenation of its
+- `text` keeps the rollouts whose text contains it, `target` those whose reference does. A text is the concatenation of its
   tokens' strings; ASCII letters are compared without case.
 - Rows are sorted by one column, with NaN last and ties in original order; `row` is the original order. Then the rollouts
   of a position are placed together, at the place of its first one.
@@ -28,7 +28,7 @@ KEYS = ("step", "sequence_id", "position")
 FIELDS = [column for column in COLUMNS if column.filtered or column.digits is not None]
 "The columns to sort by."
 RANGES = [column.name for column in FIELDS if column.filtered]
-TEXTS = ("text", "truth")
+TEXTS = ("text", "target")
 SORTS = ["row", *(column.name for column in FIELDS)]
 MOST_ROWS, MOST_IDS = 2**21, 2**24
 PREFIX_TOKENS, MOST_PREFIX_TOKENS = (8, 32), 1_000_000
@@ -69,12 +69,12 @@ class RolloutColumns:
 
     strings: list[str]  # one a distinct token id; "" for none
     tokens: np.ndarray  # [R, K] int
-    targets: np.ndarray  # [G, K] int, the truth
+    targets: np.ndarray  # [G, K] int, the target
     prefixes: np.ndarray  # [G, P] int, its end, filled up on the left
     logprobs: np.ndarray  # [R, K] float32, nats, NaN where there is no token
     cosines: np.ndarray | None  # [R, K] float32
     group: np.ndarray  # [R] int32, the position's number in order of appearance
-    member: np.ndarray  # [R] int32
+    sample_index: np.ndarray  # [R] int32
     step: np.ndarray  # [G] int32
     position: np.ndarray  # [G] int32
     sequence_id: np.ndarray  # [G] int64
@@ -102,7 +102,7 @@ class RolloutColumns:
             keep &= (values >= low) if low is not None else True
             keep &= (values <= high) if high is not None else True
         folded = [fold(string) for string in self.strings]
-        for name, table, of_row in (("text", self.tokens, None), ("truth", self.targets, self.group)):
+        for name, table, of_row in (("text", self.tokens, None), ("target", self.targets, self.group)):
             if wanted := fold(filters.get(name, "")):
                 has = np.array([wanted in "".join(folded[index] for index in ids) for ids in table.tolist()], bool)
                 keep &= has if of_row is None else has[of_row]
@@ -123,14 +123,14 @@ class RolloutColumns:
         found = []
         for group in chosen.values():
             own = np.flatnonzero(self.group == group)
-            found.append((group, own[np.argsort(self.member[own], kind="stable")].tolist()))
+            found.append((group, own[np.argsort(self.sample_index[own], kind="stable")].tolist()))
         return found
 
     def packed(self) -> dict[str, Any]:
         """Returns the columns as sent to the page: tables row by row as little-endian bytes."""
         index = "<u2" if len(self.strings) <= 2**16 else "<u4"
         kinds = dict.fromkeys(("tokens", "targets", "prefixes"), index)
-        kinds |= dict.fromkeys(("group", "member", "step", "position"), "<i4") | {
+        kinds |= dict.fromkeys(("group", "sample_index", "step", "position"), "<i4") | {
             "sequence_id": "<f8",
             "logprobs": "<f4",
         }
@@ -164,7 +164,7 @@ def rollout_columns(frame: pd.DataFrame, decode: Decode, known: dict[int, str] |
     frame = completed(frame)
     if len(frame) > MOST_ROWS:
         raise ValueError(f"at most {MOST_ROWS:,} rollouts can be shown, got {len(frame):,}; choose some steps")
-    keys = {name: _integers(frame[name], name) for name in (*KEYS, "member")}
+    keys = {name: _integers(frame[name], name) for name in (*KEYS, "sample_index")}
     group = pd.DataFrame({name: keys[name] for name in KEYS}).groupby([*KEYS], sort=False).ngroup().to_numpy(np.int32)
     first = np.unique(group, return_index=True)[1]
     rolled, true = (_ragged(frame[name], name, ids=True) for name in ("rollout_ids", "target_ids"))
@@ -195,7 +195,7 @@ def rollout_columns(frame: pd.DataFrame, decode: Decode, known: dict[int, str] |
         cosines=per_token.get("cosines"),
         group=group,
         clicked=frame["clicked"].to_numpy(bool)[first] if "clicked" in frame else np.zeros(len(first), bool),
-        member=keys["member"].astype(np.int32),
+        sample_index=keys["sample_index"].astype(np.int32),
         **{name: keys[name][first] for name in KEYS},
         numbers=numbers,
     )

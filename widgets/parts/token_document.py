@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refine_lab.data.text import sound
+from refine_lab.data.text import replace_surrogates
 from widgets.parts.token_text import TokenText, utf16_offsets
 
 Row = Sequence[tuple[str, float]]
@@ -71,7 +71,7 @@ class Metric:
     def packed(self) -> dict[str, Any]:
         """Returns the metric as sent to the page, with values as float32 bytes."""
         low, high = self.scale()
-        texts = {name: sound(getattr(self, name)) for name in ("name", "title", "unit")}
+        texts = {name: replace_surrogates(getattr(self, name)) for name in ("name", "title", "unit")}
         beyond = {"below": bool((self.values < low).any()), "above": bool((self.values > high).any())}
         flags = {"diverging": bool(self.diverging), "log": bool(self.log)}
         return texts | {"values": self.values.astype("<f4").tobytes(), "low": low, "high": high} | flags | beyond
@@ -135,7 +135,7 @@ def packed_rows(rows: Iterable[Row]) -> dict[str, Any]:
 
 def packed_marks(targets: Iterable[Target], chunk_borders: Iterable[int], tokens: int) -> dict[str, Any]:
     """Returns targets and chunk borders in document order. Raises ValueError for a nonexistent token."""
-    marks = [(int(target.token), sound(str(target.label))) for target in targets]
+    marks = [(int(target.token), replace_surrogates(str(target.label))) for target in targets]
     borders = sorted({int(token) for token in chunk_borders})
     for what, token in [("target", token) for token, _ in marks] + [("chunk border", token) for token in borders]:
         if not 0 <= token < tokens:

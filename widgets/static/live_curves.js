@@ -52,21 +52,21 @@ export function marked(length, all) {
 // -- data -------------------------------------------------------------------------------------------------------------
 
 function unpack(curves) {
-  const arms = new Map((curves.arms ?? []).map((arm) => [arm.arm, { ...arm, colour: `var(--arm-${arm.look % 6})` }]));
+  const methods = new Map((curves.methods ?? []).map((method) => [method.method, { ...method, colour: `var(--series-${method.look % 6})` }]));
   const panels = (curves.panels ?? []).map((panel) => ({
     ...panel,
     lines: panel.lines.map((line) => ({
-      arm: arms.get(line.arm),
+      method: methods.get(line.method),
       x: floats(line.x),
       y: floats(line.y),
       low: floats(line.low),
       high: floats(line.high),
     })),
   }));
-  return { arms, panels };
+  return { methods, panels };
 }
 
-/** The step at which an arm's lines are read: of those made the nearest to `step` (null: the last); null where none has been there. */
+/** The step at which an method's lines are read: of those made the nearest to `step` (null: the last); null where none has been there. */
 function readingStep(lines, step) {
   const ends = lines.map(({ x }) => [x[0], x[x.length - 1]]);
   if (step === null) return Math.max(...ends.map(([, last]) => last));
@@ -76,24 +76,24 @@ function readingStep(lines, step) {
 }
 
 /**
- * What each arm shows at the step nearest to `step` (null: at its last): the mean over its runs and, of several, lowest and
+ * What each method shows at the step nearest to `step` (null: at its last): the mean over its runs and, of several, lowest and
  * highest. All values are of one step; where only some of the runs have made it, how many.
  */
 export function readings(panel, step) {
-  const byArm = new Map();
+  const byMethod = new Map();
   for (const line of panel.lines) {
-    if (!byArm.has(line.arm)) byArm.set(line.arm, []);
-    if (line.x.length) byArm.get(line.arm).push(line);
+    if (!byMethod.has(line.method)) byMethod.set(line.method, []);
+    if (line.x.length) byMethod.get(line.method).push(line);
   }
   const found = [];
-  for (const [arm, lines] of byArm) {
+  for (const [method, lines] of byMethod) {
     const at = lines.length ? readingStep(lines, step) : null;
     if (at === null) continue;
     const values = lines.filter(({ x }) => x.includes(at)).map(({ x, y }) => y[x.indexOf(at)]);
     const mean = format(values.reduce((sum, value) => sum + value, 0) / values.length);
     const range = values.length > 1 ? ` (${format(Math.min(...values))}–${format(Math.max(...values))})` : "";
     const some = values.length < lines.length ? `, ${values.length} of ${lines.length} seeds` : "";
-    found.push({ arm, text: mean + range + some });
+    found.push({ method, text: mean + range + some });
   }
   return found;
 }
@@ -111,8 +111,8 @@ function drawPanel(view, panel, domain) {
   view.cursor = svg("line", { class: "cursor", y1: inner.top, y2: inner.bottom }, view.svg);
 }
 
-function hollow(arm) {
-  return (arm.dash ?? "solid") !== "solid";
+function hollow(method) {
+  return (method.dash ?? "solid") !== "solid";
 }
 
 function drawCursor(view, step) {
@@ -123,13 +123,13 @@ function drawCursor(view, step) {
 }
 
 function drawLine(parent, panel, line, sx, sy) {
-  const group = svg("g", { style: `color: ${line.arm.colour}` }, parent);
+  const group = svg("g", { style: `color: ${line.method.colour}` }, parent);
   if (line.low) svg("path", { class: "band", d: bandPath(line.x, line.low, line.high, sx, sy) }, group);
-  svg("path", { class: "line", d: linePath(line.x, line.y, sx, sy), "stroke-dasharray": DASHES[line.arm.dash] ?? "" }, group);
+  svg("path", { class: "line", d: linePath(line.x, line.y, sx, sy), "stroke-dasharray": DASHES[line.method.dash] ?? "" }, group);
   for (const i of marked(line.x.length, panel.marks)) {
     if (!Number.isFinite(line.y[i])) continue;
     const at = `translate(${sx(line.x[i]).toFixed(1)} ${sy(line.y[i]).toFixed(1)})`;
-    svg("path", { class: hollow(line.arm) ? "mark hollow" : "mark", d: SYMBOLS[line.arm.symbol], transform: at }, group);
+    svg("path", { class: hollow(line.method) ? "mark hollow" : "mark", d: SYMBOLS[line.method.symbol], transform: at }, group);
   }
 }
 
@@ -137,14 +137,14 @@ function drawReadings(view, panel, step) {
   const found = readings(panel, step);
   view.unit.textContent = step === null ? panel.unit : `${panel.of ?? "step"} ${format(step)}, ${panel.unit}`;
   view.values.replaceChildren();
-  for (const { arm, text } of found) {
+  for (const { method, text } of found) {
     const entry = html("span", "", view.values);
-    const glyph = svg("svg", { class: "glyph", viewBox: "-14 -6 28 12", style: `color: ${arm.colour}`, "aria-hidden": "true" }, entry);
-    svg("path", { class: "line", d: "M-14 0H14", "stroke-dasharray": DASHES[arm.dash] ?? "" }, glyph);
-    svg("path", { class: hollow(arm) ? "mark hollow" : "mark", d: SYMBOLS[arm.symbol] }, glyph);
-    entry.append(`${arm.label}: ${text}`);
+    const glyph = svg("svg", { class: "glyph", viewBox: "-14 -6 28 12", style: `color: ${method.colour}`, "aria-hidden": "true" }, entry);
+    svg("path", { class: "line", d: "M-14 0H14", "stroke-dasharray": DASHES[method.dash] ?? "" }, glyph);
+    svg("path", { class: hollow(method) ? "mark hollow" : "mark", d: SYMBOLS[method.symbol] }, glyph);
+    entry.append(`${method.label}: ${text}`);
   }
-  const words = found.map(({ arm, text }) => `${arm.label}: ${text}`).join("; ");
+  const words = found.map(({ method, text }) => `${method.label}: ${text}`).join("; ");
   const last = Math.max(0, ...panel.lines.map((line) => line.x[line.x.length - 1] ?? 0));
   view.svg.setAttribute("aria-label", `${panel.title}, ${panel.unit}, over ${panel.of ?? "step"}s; use the arrow keys to read values`);
   view.svg.setAttribute("aria-valuemin", 0);

@@ -11,7 +11,7 @@ export function unpackRollouts(columns) {
   const small = (columns.strings?.length ?? 0) <= 2 ** 16 ? Uint16Array : Uint32Array;
   const { rows = 0, groups = 0, width = 0, prefix = 0, strings = [""] } = columns;
   const data = { rows, groups, width, prefix, strings, orders: new Map(), texts: {} };
-  const kinds = { tokens: small, targets: small, prefixes: small, group: Int32Array, member: Int32Array, step: Int32Array, position: Int32Array, sequence_id: Float64Array, logprobs: Float32Array };
+  const kinds = { tokens: small, targets: small, prefixes: small, group: Int32Array, sample_index: Int32Array, step: Int32Array, position: Int32Array, sequence_id: Float64Array, logprobs: Float32Array };
   for (const [name, Kind] of Object.entries(kinds)) data[name] = typed(columns[name], Kind) ?? new Kind(0);
   data.numbers = Object.fromEntries(Object.entries(columns.numbers ?? {}).map(([name, view]) => [name, floats(view)]));
   data.cosines = floats(columns.cosines);
@@ -154,7 +154,7 @@ export function shownRows(data, filters, [name, descending]) {
   return rows;
 }
 
-/** Lines of the list: a row, or -1 - g where position g's truth stands above its rollouts. */
+/** Lines of the list: a row, or -1 - g where position g's target stands above its rollouts. */
 export function linesOf(data, rows) {
   const lines = new Int32Array(2 * rows.length);
   let [count, group] = [0, -1];
@@ -194,28 +194,28 @@ export function bestRows(data, values, rows) {
 // -- table F.1 --------------------------------------------------------------------------------------------------------
 
 /**
- * The first positions shown whose truths differ: {example, type, text, value, best}. Of each, the first rollouts, and the one
+ * The first positions shown whose targets differ: {example, type, text, value, best}. Of each, the first rollouts, and the one
  * with the highest cosine reward of all its rollouts, which is starred, where that is another.
  */
-export function tableF1(data, rows, examples = 6, members = 4) {
+export function tableF1(data, rows, examples = 6, samples = 4) {
   const chosen = new Map();
   for (const row of rows) {
     if (chosen.size === examples) break;
     const group = data.group[row];
-    const truth = data.targets.subarray(group * data.width, (group + 1) * data.width).join();
-    if (!chosen.has(truth)) chosen.set(truth, group);
+    const target = data.targets.subarray(group * data.width, (group + 1) * data.width).join();
+    if (!chosen.has(target)) chosen.set(target, group);
   }
   const own = new Map([...chosen.values()].map((group) => [group, []]));
   for (let row = 0; row < data.rows; row++) own.get(data.group[row])?.push(row);
   const textAt = (ids, i) => visible(textOf(data.strings, ids, i * data.width, data.width));
   return [...own].flatMap(([group, all], index) => {
-    all.sort((a, b) => data.member[a] - data.member[b] || a - b);
+    all.sort((a, b) => data.sample_index[a] - data.sample_index[b] || a - b);
     const cosine = (row) => data.numbers.cosine[row];
     const finite = all.filter((row) => Number.isFinite(cosine(row)));
     const best = finite.length > 1 ? finite.reduce((top, row) => (cosine(row) > cosine(top) ? row : top)) : -1;
-    const truth = { example: `Ex. ${index + 1}`, type: "GT", text: textAt(data.targets, group), value: "–", best: false };
-    const written = all.map((row, place) => ({ row, place: place + 1 })).filter(({ row, place }) => place <= members || row === best);
-    return [truth, ...written.map(({ row, place }) => ({
+    const target = { example: `Ex. ${index + 1}`, type: "GT", text: textAt(data.targets, group), value: "–", best: false };
+    const written = all.map((row, place) => ({ row, place: place + 1 })).filter(({ row, place }) => place <= samples || row === best);
+    return [target, ...written.map(({ row, place }) => ({
       example: "",
       type: `P${place}`,
       text: textAt(data.tokens, row),

@@ -36,7 +36,7 @@ function writeTokens(parent, data, ids) {
 
 // -- one rollout ------------------------------------------------------------------------------------------------------
 
-/** The selected rollout: its prefix, and truth and rollout token by token. */
+/** The selected rollout: its prefix, and target and rollout token by token. */
 export function drawDetail(parent, { data, fields, selected, compared }, pin) {
   parent.replaceChildren();
   if (selected < 0) {
@@ -73,8 +73,8 @@ function drawAligned(parent, data, row) {
     const at = row * data.width + i;
     const match = isMatch(data, row, i);
     html("td", "index", line, i + 1);
-    const truth = html("td", "", line);
-    if (i < short) tokenCell(truth, data, data.targets[group * data.width + i], { truth: true });
+    const target = html("td", "", line);
+    if (i < short) tokenCell(target, data, data.targets[group * data.width + i], { isTarget: true });
     html("td", match ? "same" : "unlike", line, match ? "=" : "≠").setAttribute("aria-label", match ? "equal" : "differs");
     const rolled = html("td", "", line);
     if (i < long) tokenCell(rolled, data, data.tokens[at], { match });
@@ -107,7 +107,7 @@ export function drawCompared(parent, { data, fields, compared, selected }, { cho
   for (const row of compared) {
     const head = html("th", row === selected ? "selected" : "", heads);
     head.scope = "col";
-    const name = `${placeOf(data, data.group[row])} · #${data.member[row]}`;
+    const name = `${placeOf(data, data.group[row])} · #${data.sample_index[row]}`;
     button(head, name, () => choose(row), { title: "Show in the list", className: "plain" });
     button(head, "×", () => pin(row), { label: `Unpin ${describe(data, row)}`, className: "plain" });
   }
@@ -117,7 +117,7 @@ export function drawCompared(parent, { data, fields, compared, selected }, { cho
     html("th", "", line, label).scope = "row";
     for (const row of compared) draw(html("td", "", line), row);
   };
-  text("reference", (cell, row) => drawTokens(cell, data, data.targets, data.group[row], () => ({ truth: true })));
+  text("reference", (cell, row) => drawTokens(cell, data, data.targets, data.group[row], () => ({ isTarget: true })));
   text("rollout", (cell, row) =>
     drawTokens(cell, data, data.tokens, row, (i, at) => ({ match: isMatch(data, row, i), cosine: data.cosines?.[at] })),
   );
@@ -155,7 +155,7 @@ export function drawTableF1(parent, { data, rows }, { close, say }) {
   }
   const body = tableOf(parent, "f1", ["Example", "Type", "Text", "Cosine reward"]);
   for (const { example, type, text, value, best } of table) {
-    const line = html("tr", type === "GT" ? "truth" : "", body);
+    const line = html("tr", type === "GT" ? "target" : "", body);
     html("th", "", line, example);
     html("td", "", line, type);
     html("td", "words", line, beginning(text, LONGEST_TEXT));

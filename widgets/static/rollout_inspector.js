@@ -1,4 +1,4 @@
-// Rollouts beside the truth. Python sends columns (`columns`); filters, order, selection and pins go both ways. This file ties
+// Rollouts beside the target. Python sends columns (`columns`); filters, order, selection and pins go both ways. This file ties
 // the fields, the keys and the parts together: rollout_data.js knows what is shown, rollout_list.js and rollout_detail.js draw.
 
 import { bestRows, shownRows, unpackRollouts } from "./rollout_data.js";
@@ -7,7 +7,7 @@ import { describe, nextSort, rolloutList } from "./rollout_list.js";
 import { button, clamp, extent, follow, format, html, inFrames, put, rootOf, svg, takeKey, unpacked } from "./shared.js";
 
 const MOST_COMPARED = 8;
-const TEXT_LABELS = { text: "Rollout contains", truth: "Reference contains" };
+const TEXT_LABELS = { text: "Rollout contains", target: "Reference contains" };
 const KEYS = [
   ["↑ ↓", "select"],
   ["Page Up/Down, Home, End", "jump"],

@@ -1,4 +1,4 @@
-// The list of rollouts: a line a rollout under its position's truth, only the lines in sight in the page.
+// The list of rollouts: a line a rollout under its position's target, only the lines in sight in the page.
 
 import { isMatch, lengthOf, linesOf, textOf, visible, visibleParts } from "./rollout_data.js";
 import { button, html, inFrames } from "./shared.js";
@@ -29,9 +29,9 @@ export function beginning(text, most = LONGEST) {
   return text.length <= most ? text : `${text.slice(0, most).replace(/[\ud800-\udbff]$/, "")}…`;
 }
 
-/** A token's cell: its text, a dot where it is the truth's, a bar for its cosine. */
-export function tokenCell(parent, data, token, { match = false, cosine = NaN, truth = false } = {}) {
-  const cell = html("span", `token${match ? " match" : ""}${truth ? " true" : ""}`, parent);
+/** A token's cell: its text, a dot where it is the target's, a bar for its cosine. */
+export function tokenCell(parent, data, token, { match = false, cosine = NaN, isTarget = false } = {}) {
+  const cell = html("span", `token${match ? " match" : ""}${isTarget ? " true" : ""}`, parent);
   for (const [text, sign] of visibleParts(beginning(data.strings[token]))) html("span", sign ? "sign" : "", cell, text);
   if (Number.isFinite(cosine)) {
     const bar = html("span", cosine < 0 ? "bar below" : "bar", cell);
@@ -57,7 +57,7 @@ export function placeOf(data, group) {
 export function describe(data, row) {
   const at = data.group[row];
   const where = data.clicked.has(at) ? "clicked position" : "position";
-  return `rollout ${data.member[row]} at ${where} ${data.position[at]}, step ${data.step[at]}, sequence ${data.sequence_id[at]}`;
+  return `rollout ${data.sample_index[row]} at ${where} ${data.position[at]}, step ${data.step[at]}, sequence ${data.sequence_id[at]}`;
 }
 
 /** The list in `parent`. `on` has `sort(column)`, `choose(row)` and `pin(row)`; `show(state)` draws, with numbers of `fields`. */
@@ -125,7 +125,7 @@ export function rolloutList(parent, fields, on) {
 
   function lineNode(index) {
     const line = state.lines[index];
-    const node = line < 0 ? truthLine(box, state, -1 - line) : rolloutLine(box, state, line);
+    const node = line < 0 ? targetLine(box, state, -1 - line) : rolloutLine(box, state, line);
     drawn.set(index, node);
     if (line >= 0) mark(node, line);
     return node;
@@ -136,12 +136,12 @@ export function rolloutList(parent, fields, on) {
     const pinned = state.compared.includes(row);
     node.classList.toggle("selected", chosen);
     node.setAttribute("aria-selected", chosen);
-    node.firstChild.textContent = pinned ? "◆" : state.data.member[row];
+    node.firstChild.textContent = pinned ? "◆" : state.data.sample_index[row];
     node.firstChild.title = pinned ? "pinned for comparison" : "sample index at this position";
     if (chosen) box.setAttribute("aria-activedescendant", node.id);
   }
 
-  /** Scroll so that the row, and where it is the first its truth, is in sight. */
+  /** Scroll so that the row, and where it is the first its target, is in sight. */
   function reveal(row) {
     const index = state.lines.indexOf(row);
     if (index < 0) return;
@@ -192,12 +192,12 @@ function buildHead(head, fields, on) {
   return heads;
 }
 
-function truthLine(parent, { data, fields }, group) {
-  const node = html("div", "line truth", parent);
+function targetLine(parent, { data, fields }, group) {
+  const node = html("div", "line target", parent);
   node.setAttribute("role", "presentation");
   html("span", "mark", node, "GT").title = "reference (ground truth)";
   const tokens = html("span", "tokens", node);
-  for (let i = 0; i < lengthOf(data, data.targets, group); i++) tokenCell(tokens, data, data.targets[group * data.width + i], { truth: true });
+  for (let i = 0; i < lengthOf(data, data.targets, group); i++) tokenCell(tokens, data, data.targets[group * data.width + i], { isTarget: true });
   const clicked = data.clicked.has(group);
   node.classList.toggle("clicked", clicked);
   const shared = fields.filter((field) => field.shared && field.digits !== null);

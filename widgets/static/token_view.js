@@ -40,7 +40,7 @@ function coloursOf(root, canvas) {
     return seen(name);
   };
   const ground = seen("--ground");
-  const [ink, quiet, accent, mark] = ["--ink", "--quiet", "--accent", "--arm-2"].map((name) => over(ground, name));
+  const [ink, quiet, accent, mark] = ["--ink", "--quiet", "--accent", "--series-2"].map((name) => over(ground, name));
   return { ground, ink, quiet, accent, mark, faint: faintOn(ground, ink), dark: isDark(ground), font: getComputedStyle(canvas).font };
 }
 

@@ -17,7 +17,7 @@ from refine_lab.data.tasks.passages import parse
 from refine_lab.data.tasks.prompts import Example, encode, within_limit
 from refine_lab.data.tasks.splits import Splits
 from refine_lab.data.tasks.trained import UNTRAINED, History
-from refine_lab.data.text import sound
+from refine_lab.data.text import replace_surrogates
 from refine_lab.validation import ConfigError
 
 ANSWERS = "answer"
@@ -91,7 +91,7 @@ def _rows(path: Path, config: TaskConfig) -> Iterator[tuple[str, str, tuple[str,
             raise ValueError(
                 f"column {config.prompt_column!r} of {str(path)!r} must hold prompts as text, row {number + 1} holds {prompt!r}"
             )
-        if prompt != (whole := sound(prompt)):
+        if prompt != (whole := replace_surrogates(prompt)):
             place = next(i for i, (one, other) in enumerate(zip(prompt, whole, strict=True)) if one != other)
             raise ValueError(
                 f"column {config.prompt_column!r} of {name!r} holds half of a surrogate pair, which is no letter, at {place}"

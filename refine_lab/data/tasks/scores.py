@@ -1,8 +1,8 @@
-"""Scores of an answer against its references: exact match, recall, and word F1.
+"""Scores of an answer against its references: exact match, whether it contains a reference, and word F1.
 
 The whole text is scored; the task's rule has already extracted the answer from the generated text
 (`refine_lab.data.tasks.rules`). Each score is that of the best reference, from 0 to 1; NaN without references. The
-paper scores RULER by recall; of its scores for LongBench (ROUGE, code similarity, classification) only word F1 is
+paper scores RULER by `contains_answer`; of its scores for LongBench (ROUGE, code similarity, classification) only word F1 is
 implemented.
 """
 
@@ -14,7 +14,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-SCORES = ("recall", "exact_match", "f1")
+SCORES = ("contains_answer", "exact_match", "f1")
 """Names of all scores; each ranges from 0 to 1."""
 
 
@@ -26,7 +26,7 @@ def exact_match(answer: str, references: Sequence[str]) -> float:
     return _best(answer, references, _same)
 
 
-def recall(answer: str, references: Sequence[str]) -> float:
+def contains_answer(answer: str, references: Sequence[str]) -> float:
     """Returns 1 if the answer contains a reference, ignoring case (NVIDIA's RULER, `string_match_part`; used by the paper)."""
     return _best(answer, references, lambda said, right: float(right.strip().lower() in said.lower()))
 

@@ -23,7 +23,7 @@ def _statistics(
     token_ids,
     logprobs,
     entropies,
-    greedy,
+    is_top1,
     width,
     TEMPERATURE: constexpr,
     ENTROPY: constexpr,
@@ -52,7 +52,7 @@ def _statistics(
             moment += tl.sum(weight * z, 0)
         highest = higher
     tl.store(logprobs + row, target - highest - tl.log(total))
-    tl.store(greedy + row, target == highest)
+    tl.store(is_top1 + row, target == highest)
     if ENTROPY:
         tl.store(entropies + row, tl.log(total) - moment / total)
 
@@ -100,13 +100,13 @@ def row_statistics(
     kind = accumulator(logits.dtype)
     rows, width = logits.shape
     logprobs = logits.new_empty(rows, dtype=torch.promote_types(logits.dtype, torch.float32))
-    entropies, greedy = torch.zeros_like(logprobs), logits.new_empty(rows, dtype=torch.bool)
+    entropies, is_top1 = torch.zeros_like(logprobs), logits.new_empty(rows, dtype=torch.bool)
     if rows:
         block = min(BLOCK, triton.next_power_of_2(width))
         _statistics[(rows,)](
-            logits.contiguous(), token_ids, logprobs, entropies, greedy, width, temperature, entropy, kind, block
+            logits.contiguous(), token_ids, logprobs, entropies, is_top1, width, temperature, entropy, kind, block
         )
-    return logprobs, entropies, greedy
+    return logprobs, entropies, is_top1
 
 
 def logit_gradients_(

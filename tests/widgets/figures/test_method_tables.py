@@ -9,7 +9,7 @@ import pytest
 from refine_lab.data.tasks.scores import SCORES
 from refine_lab.experiments.compare import per_prompt, per_seed
 from refine_lab.training.answers import side_by_side
-from tests.support.compared import WAYS
+from tests.support.compared import ANSWERS
 from widgets.figures.method_tables import comparison_table, differences_table, samples_table
 
 
@@ -18,12 +18,12 @@ def results(*, seeds: int = 2) -> pd.DataFrame:
     for seed in range(seeds):
         rows += [("sft", 25, seed, 0.4 + 0.1 * seed), ("nested_sft", 125, seed, 0.5), ("nested_refine", 125, seed, 0.6)]
         rows += [("nested_sft_release", 50, seed, 0.2)]
-    frame = pd.DataFrame(rows, columns=["way", "updates", "seed", "recall"])
-    return frame.assign(exact_match=frame["recall"] / 2, f1=frame["recall"])
+    frame = pd.DataFrame(rows, columns=["method", "updates", "seed", "contains_answer"])
+    return frame.assign(exact_match=frame["contains_answer"] / 2, f1=frame["contains_answer"])
 
 
 def answers() -> pd.DataFrame:
-    ways = [
+    methods = [
         ("base", -1, ["<b>", "two"]),
         ("sft", 0, ["one", "two"]),
         ("sft", 1, ["x", "x"]),
@@ -34,12 +34,12 @@ def answers() -> pd.DataFrame:
             "name": f"q{n}",
             "question": f"which {n}?",
             "references": [f"r{n}", "or"],
-            "way": way,
+            "method": method,
             "seed": seed,
             "updates": 3,
         }
         | {"answer": text, **dict.fromkeys(SCORES, float(n))}
-        for way, seed, texts in ways
+        for method, seed, texts in methods
         for n, text in enumerate(reversed(texts))
     ]
     return pd.DataFrame(rows)
@@ -48,7 +48,7 @@ def answers() -> pd.DataFrame:
 def test_ways_in_percent_with_spread_and_updates():
     table = comparison_table(results()).data
     assert table["method"].tolist() == ["base", "SFT", "nested SFT", "nested REFINE", "nested SFT, one inner update"]
-    assert table["recall (%)"].tolist() == ["10.0", "45.0 ± 7.1", "50.0 ± 0.0", "60.0 ± 0.0", "20.0 ± 0.0"]
+    assert table["contains answer (%)"].tolist() == ["10.0", "45.0 ± 7.1", "50.0 ± 0.0", "60.0 ± 0.0", "20.0 ± 0.0"]
     assert table["exact match (%)"].tolist()[1] == "22.5 ± 3.5"
     assert table["updates"].tolist() == ["0", "25", "125", "125", "50"] and table["runs"].tolist() == [1, 2, 2, 2, 2]
 
@@ -64,7 +64,7 @@ def test_differences_in_points_with_intervals():
         "nested SFT – SFT",
         "nested SFT, one inner update – SFT",
     ]
-    assert table["recall (points)"].tolist() == [
+    assert table["contains answer (points)"].tolist() == [
         "+10.0",
         "+40.0",
         "+15.0 [-48.5, +78.5]",
@@ -72,7 +72,7 @@ def test_differences_in_points_with_intervals():
         "+5.0 [-58.5, +68.5]",
         "-25.0 [-88.5, +38.5]",
     ]
-    assert differences_table(results(seeds=1)).data["recall (points)"].tolist()[2] == "+20.0"
+    assert differences_table(results(seeds=1)).data["contains answer (points)"].tolist()[2] == "+20.0"
 
 
 def test_tables_without_rows_are_refused():
@@ -81,7 +81,7 @@ def test_tables_without_rows_are_refused():
         with pytest.raises(ValueError, match=f"figure {table.__name__} has no data"):
             table(empty)
     with pytest.raises(ValueError, match="it compares methods that have the same seeds or prompts"):
-        differences_table(results()[results()["way"] == "base"])
+        differences_table(results()[results()["method"] == "base"])
 
 
 def test_questions_in_which_the_ways_differ_come_first_with_all_answers_of_the_first_seed():
@@ -96,13 +96,13 @@ def test_questions_in_which_the_ways_differ_come_first_with_all_answers_of_the_f
 
 def test_measures_are_means_over_questions_of_a_run():
     table = per_seed(answers())
-    assert table["way"].tolist() == ["base", "sft", "sft", "nested_refine"]
-    assert table["recall"].tolist() == [0.5] * 4 and table["seed"].tolist() == [-1, 0, 1, 0]
+    assert table["method"].tolist() == ["base", "sft", "sft", "nested_refine"]
+    assert table["contains_answer"].tolist() == [0.5] * 4 and table["seed"].tolist() == [-1, 0, 1, 0]
 
 
 def test_ways_without_the_same_seeds_are_not_compared():
     rows = [("none", 0, 0.5), ("sft", 0, 0.4), ("sft", 1, 0.4), ("refine", 0, 0.6), ("refine", 1, 0.8)]
-    frame = pd.DataFrame(rows, columns=["way", "seed", "recall"]).assign(updates=4)
+    frame = pd.DataFrame(rows, columns=["method", "seed", "contains_answer"]).assign(updates=4)
     assert differences_table(frame).data["difference"].tolist() == ["REFINE – SFT"]
     assert comparison_table(frame).data["method"].tolist() == ["baseline (no adaptation)", "SFT", "REFINE"]
 
@@ -114,25 +114,32 @@ def test_questions_without_references_have_no_measures():
 
 
 def test_the_table_of_ways_shows_percent_and_nats_and_no_share_beyond_its_ends():
-    table = comparison_table(per_prompt(WAYS)).data
+    table = comparison_table(per_prompt(ANSWERS)).data
     assert table["method"].tolist() == ["baseline (no adaptation)", "SFT", "REFINE"]
-    assert table.loc[1, "recall (%)"] == "50.0 [0.0, 100.0]"
+    assert table.loc[1, "contains answer (%)"] == "50.0 [0.0, 100.0]"
     assert table.loc[2, "loss after (nats)"].startswith("1.167 [")
     assert "exact match (%)" not in table
-    lines = differences_table(per_prompt(WAYS)).data
+    lines = differences_table(per_prompt(ANSWERS)).data
     assert lines["difference"].tolist() == [
         "REFINE – SFT",
         "REFINE – baseline (no adaptation)",
         "SFT – baseline (no adaptation)",
     ]
-    assert lines.loc[0, "recall (points)"].startswith("+33.3 [-110.1, +")
+    assert lines.loc[0, "contains answer (points)"].startswith("+33.3 [-110.1, +")
 
 
 def test_held_out_results_are_means_and_deviations_over_seeds() -> None:
-    rows = [{"way": "base", "ntp_loss": 3.0, "ntp_accuracy": 0.4, "recall word-1": 0.95, "note": "x"}]
+    rows = [{"method": "base", "ntp_loss": 3.0, "ntp_accuracy": 0.4, "exact recall word-1": 0.95, "note": "x"}]
     rows += [
-        {"way": way, "seed": seed, "updates": 20, "ntp_loss": 2.0 + seed, "ntp_accuracy": 0.5, "recall word-1": 0.9}
-        for way in ("sft", "refine")
+        {
+            "method": method,
+            "seed": seed,
+            "updates": 20,
+            "ntp_loss": 2.0 + seed,
+            "ntp_accuracy": 0.5,
+            "exact recall word-1": 0.9,
+        }
+        for method in ("sft", "refine")
         for seed in (0, 1)
     ]
     table = comparison_table(rows).data
@@ -141,12 +148,14 @@ def test_held_out_results_are_means_and_deviations_over_seeds() -> None:
     assert table["runs"].tolist() == [1, 2, 2]
     assert table["NTP loss (nats)"].tolist() == ["3.0000", "2.5000 ± 0.7071", "2.5000 ± 0.7071"]
     assert table["NTP accuracy (%)"].tolist()[0] == "40.00"
-    assert table["recall word-1 (%)"].tolist()[1] == "90.00 ± 0.00"
+    assert table["exact recall word-1 (%)"].tolist()[1] == "90.00 ± 0.00"
     assert "note" not in table
 
 
 def test_methods_without_measures_still_have_a_line_of_differences():
     """Prompts without answers have no scores: the table names the pairs and says over how many seeds."""
-    rows = pd.DataFrame({"way": ["sft", "refine"], "seed": [0, 0], "updates": [2.0, 2.0], "recall": [np.nan, np.nan]})
+    rows = pd.DataFrame(
+        {"method": ["sft", "refine"], "seed": [0, 0], "updates": [2.0, 2.0], "contains_answer": [np.nan, np.nan]}
+    )
     (line,) = differences_table(rows).data.to_dict("records")
     assert line == {"difference": "REFINE – SFT", "seeds": 1}

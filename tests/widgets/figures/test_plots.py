@@ -18,14 +18,20 @@ from widgets.figures.plots import (
     training_curves,
     use_offline_renderer,
 )
-from widgets.figures.series import decimate, over_seeds, way_styles
+from widgets.figures.series import decimate, method_styles, over_seeds
 from widgets.figures.tables import rollout_table, visible
 
 
-def train_line(arm: str, seed: int, step: int) -> dict:
-    line = {"arm": arm, "seed": seed, "step": step, "ntp_loss": 3.0 + seed - step / 10, "ntp_accuracy": 0.4 + seed / 10}
+def train_line(method: str, seed: int, step: int) -> dict:
+    line = {
+        "method": method,
+        "seed": seed,
+        "step": step,
+        "ntp_loss": 3.0 + seed - step / 10,
+        "ntp_accuracy": 0.4 + seed / 10,
+    }
     line |= {"grad_norm": 1.0 + seed}
-    if arm == "refine":
+    if method == "refine":
         cosine = 0.5 + seed / 10 + step / 100
         line |= {
             "reward_mean": cosine,
@@ -40,21 +46,21 @@ def train_line(arm: str, seed: int, step: int) -> dict:
 
 @pytest.fixture
 def metrics() -> pd.DataFrame:
-    """Two arms, seeds 0 and 2, steps 1 to 4."""
+    """Two methods, seeds 0 and 2, steps 1 to 4."""
     return pd.DataFrame(
-        [train_line(arm, seed, step) for arm in ("sft", "refine") for seed in (0, 2) for step in (1, 2, 3, 4)]
+        [train_line(method, seed, step) for method in ("sft", "refine") for seed in (0, 2) for step in (1, 2, 3, 4)]
     )
 
 
 @pytest.fixture
 def evaluations() -> pd.DataFrame:
     rows = []
-    for arm, gain in (("sft", 0.0), ("refine", 0.01)):
+    for method, gain in (("sft", 0.0), ("refine", 0.01)):
         for seed in (0, 1, 2):
             for step in (0, 10, 20):
                 accuracy = 0.4 + gain * step / 10 + seed / 100
                 rows.append(
-                    {"arm": arm, "seed": seed, "step": step, "ntp_loss": 3 - accuracy, "ntp_accuracy": accuracy}
+                    {"method": method, "seed": seed, "step": step, "ntp_loss": 3 - accuracy, "ntp_accuracy": accuracy}
                     | {"sampled_accuracy": accuracy / 2}
                 )
     return pd.DataFrame(rows)
@@ -88,11 +94,11 @@ def test_training_curves_draw_mean_and_range_over_seeds(metrics: pd.DataFrame) -
         "Gradient norm",
         "Clipped ratios",
     ]  # the reward trained on only repeats the cosine
-    for arm in ("SFT", "REFINE"):
-        (line,) = traces(figure, "NTP loss", arm)
+    for method in ("SFT", "REFINE"):
+        (line,) = traces(figure, "NTP loss", method)
         np.testing.assert_allclose(line.x, [1, 2, 3, 4])
         np.testing.assert_allclose(line.y, [3.9, 3.8, 3.7, 3.6])
-        low, high = band_edges(traces(figure, "NTP loss", f"{arm} band")[0])
+        low, high = band_edges(traces(figure, "NTP loss", f"{method} band")[0])
         np.testing.assert_allclose(low, [2.9, 2.8, 2.7, 2.6])
         np.testing.assert_allclose(high, [4.9, 4.8, 4.7, 4.6])
     np.testing.assert_allclose(traces(figure, "NTP accuracy", "SFT")[0].y, 50)  # percent
@@ -134,7 +140,7 @@ def test_an_evaluation_made_twice_counts_once(evaluations: pd.DataFrame) -> None
 
 
 def test_arms_differ_by_colour_and_by_mark() -> None:
-    styles = way_styles(["refine", "sft", "base", "mine", "yours"])
+    styles = method_styles(["refine", "sft", "base", "mine", "yours"])
     assert [style.label for style in styles.values()] == ["REFINE", "SFT", "base", "mine", "yours"]
     assert len({style.colour for style in styles.values()}) == len({style.symbol for style in styles.values()}) == 5
 
@@ -142,7 +148,7 @@ def test_arms_differ_by_colour_and_by_mark() -> None:
 def test_every_line_has_one_legend_entry(evaluations: pd.DataFrame) -> None:
     shown = [trace.name for trace in heldout_curves(evaluations).data if trace.showlegend is not False]
     assert sorted(shown) == sorted(
-        {"SFT", "REFINE", *(f"{arm}, sampled as in the release" for arm in ("SFT", "REFINE"))}
+        {"SFT", "REFINE", *(f"{method}, sampled as in the release" for method in ("SFT", "REFINE"))}
     )
 
 
@@ -177,7 +183,7 @@ def test_reward_distribution_draws_means_and_deviations(metrics: pd.DataFrame) -
 
 def test_no_data_is_an_error_that_names_the_figure(metrics: pd.DataFrame) -> None:
     nothing = pd.DataFrame()
-    sft = metrics[metrics["arm"] == "sft"]
+    sft = metrics[metrics["method"] == "sft"]
     for name, draw in {
         "training_curves": lambda: training_curves(nothing, nothing),
         "heldout_curves": lambda: heldout_curves(nothing),
@@ -193,7 +199,7 @@ def test_no_data_is_an_error_that_names_the_figure(metrics: pd.DataFrame) -> Non
 def test_check_figures_fails_where_a_panel_is_empty(metrics: pd.DataFrame, evaluations: pd.DataFrame) -> None:
     full = training_curves(metrics, evaluations)
     assert "Held-out NTP loss" in panel_titles(full)
-    check_figures(full, heldout_curves(evaluations), comparison_table([{"way": "base", "ntp_loss": 1.0}]))
+    check_figures(full, heldout_curves(evaluations), comparison_table([{"method": "base", "ntp_loss": 1.0}]))
     with naming(ValueError, "figure 2 "):
         check_figures(full, go.Figure())
     hollow = go.Figure(full)
@@ -222,9 +228,9 @@ def decode(ids: list[int]) -> str:
 
 @pytest.fixture
 def rollouts() -> pd.DataFrame:
-    truths, told = [[0, 1], [0, 1], [4, 4], [2, 4], [0, 3]], [[0, 1], [0, 1], [4, 0], [4, 4], [5, 1]]
+    targets, told = [[0, 1], [0, 1], [4, 4], [2, 4], [0, 3]], [[0, 1], [0, 1], [4, 0], [4, 4], [5, 1]]
     rewards = [1.0, 1.0, 0.7, -0.1, 0.2]
-    columns = {"step": [1, 2, 3, 4, 5], "position": [7] * 5, "prefix_ids": [[4, 0]] * 5, "target_ids": truths}
+    columns = {"step": [1, 2, 3, 4, 5], "position": [7] * 5, "prefix_ids": [[4, 0]] * 5, "target_ids": targets}
     numbers = {"rollout_ids": told, "cosine": rewards, "binary": [1.0, 1.0, 0.5, 0.0, 0.0], "reward": rewards}
     return pd.DataFrame(columns | numbers)
 
@@ -240,7 +246,7 @@ def test_rollout_table_ranks_and_leaves_repeats_out(rollouts: pd.DataFrame) -> N
 
 
 def test_rollout_table_says_whose_each_rollout_is_where_there_are_several(rollouts: pd.DataFrame) -> None:
-    seeds = rollouts.assign(arm="refine", seed=[0, 1] * (len(rollouts) // 2) + [0] * (len(rollouts) % 2))
+    seeds = rollouts.assign(method="refine", seed=[0, 1] * (len(rollouts) // 2) + [0] * (len(rollouts) % 2))
     table = rollout_table(seeds, decode, count=1)
     assert "method" not in table.data
     by_step = seeds.set_index("step")["seed"]
@@ -273,19 +279,19 @@ def test_means_are_of_the_steps_that_all_seeds_have() -> None:
     lines = [train_line("sft", seed, step) for seed, last in ((0, 4), (2, 2)) for step in range(1, last + 1)]
     lines += [train_line("refine", 0, step) for step in (1, 2, 3)]
     table = over_seeds(pd.DataFrame(lines), "ntp_loss")
-    assert table.groupby("arm")["step"].apply(list).to_dict() == {"refine": [1, 2, 3], "sft": [1, 2]}
-    assert table[table["arm"] == "sft"]["mean"].tolist() == pytest.approx([3.9, 3.8])
+    assert table.groupby("method")["step"].apply(list).to_dict() == {"refine": [1, 2, 3], "sft": [1, 2]}
+    assert table[table["method"] == "sft"]["mean"].tolist() == pytest.approx([3.9, 3.8])
 
 
 def test_experiments_of_one_arm_have_labels_and_dashes_of_their_own() -> None:
     lines = [train_line("refine", 0, step) for step in (1, 2)]
-    other = [line | {"arm": "refine: lr 0.001", "ntp_loss": 1.0} for line in lines]
+    other = [line | {"method": "refine: lr 0.001", "ntp_loss": 1.0} for line in lines]
     names = ["refine: lr 0.0001", "refine: lr 0.001", "sft"]
-    styles = way_styles(reversed(names))
+    styles = method_styles(reversed(names))
     assert [styles[name].label for name in names] == ["REFINE, lr 0.0001", "REFINE, lr 0.001", "SFT"]
     assert {styles[name].dash for name in names[:2]} == {"solid", "dash"}
     assert styles[names[0]].colour == styles[names[1]].colour
-    first = [line | {"arm": "refine: lr 0.0001"} for line in lines]
+    first = [line | {"method": "refine: lr 0.0001"} for line in lines]
     drawn = {trace.name: trace for trace in training_curves(pd.DataFrame(first + other)).data if trace.showlegend}
     assert list(drawn["REFINE, lr 0.001"].y) == [1.0, 1.0]
     assert list(drawn["REFINE, lr 0.0001"].y) == pytest.approx([2.9, 2.8])

@@ -57,14 +57,14 @@ def test_steps_and_answers_of_one_prompt():
     step = {"loss_before": 2.0, "loss_after": 1.5, "entropy_before": 1.0, "entropy_after": 0.5}
     steps = pd.DataFrame(
         [
-            {"way": w, "step": 1, **step, "reward": r, "tokens_per_second": 1234.5}
+            {"method": w, "step": 1, **step, "reward": r, "tokens_per_second": 1234.5}
             for w, r in (("sft", math.nan), ("refine", 0.25))
         ]
     )
     table = ttt_figures.steps_table(steps).data
     assert table["reward"].tolist() == ["–", "0.250"] and table["tokens/s"].tolist() == ["1,234", "1,234"]
-    said = {"references": ["a", "b"], "recall": 1.0, "exact_match": math.nan, "f1": 0.5}
-    rows = pd.DataFrame([{"way": "none", "answer": "<i>", **said}, {"way": "sft", "answer": "a\n", **said}])
+    said = {"references": ["a", "b"], "contains_answer": 1.0, "exact_match": math.nan, "f1": 0.5}
+    rows = pd.DataFrame([{"method": "none", "answer": "<i>", **said}, {"method": "sft", "answer": "a\n", **said}])
     shown = ttt_figures.answers_table(rows)
     assert shown.data["method"].tolist() == ["baseline (no adaptation)", "SFT"]
     assert shown.data["answer"].tolist() == ["<i>", "a⏎"] and "&lt;i&gt;" in shown._repr_html_()

@@ -113,16 +113,16 @@ def test_a_run_may_come_later(tmp_path: Path, follow: Callable[..., LiveCurves],
 def test_arms_and_seeds_are_lines_of_one_panel(tmp_path: Path, follow: Callable[..., LiveCurves]) -> None:
     widget = follow()
     assert repr(widget) == "LiveCurves: no runs"
-    for arm, seed in (("refine", 0), ("sft", 0), ("sft", 1)):
-        with new_run(tmp_path, arm, seed) as writer:
+    for method, seed in (("refine", 0), ("sft", 0), ("sft", 1)):
+        with new_run(tmp_path, method, seed) as writer:
             train(writer, 1)
             writer.status("finished")
         widget.add(writer.path)
         widget.add(writer.path)  # known already
-    assert [arm["arm"] for arm in widget.curves["arms"]] == ["sft", "refine"]
-    assert [arm["symbol"] for arm in widget.curves["arms"]] == ["circle", "diamond"]
+    assert [method["method"] for method in widget.curves["methods"]] == ["sft", "refine"]
+    assert [method["symbol"] for method in widget.curves["methods"]] == ["circle", "diamond"]
     lines = widget.curves["panels"][0]["lines"]
-    assert [(line["arm"], line["seed"]) for line in lines] == [("refine", 0), ("sft", 0), ("sft", 1)]
+    assert [(line["method"], line["seed"]) for line in lines] == [("refine", 0), ("sft", 0), ("sft", 1)]
     assert len(widget.progress) == 3
 
 
