@@ -283,7 +283,7 @@ def test_a_run_is_taken_up_where_configuration_prompts_and_weights_are_the_same(
     (newest,) = {made(tmp_path, config, chosen).path}
     with take_lock(newest):
         assert made(tmp_path, config, chosen).path == newest and Run(newest).state == "starting"
-        with naming(BlockingIOError, newest):
+        with naming(RuntimeError, newest.name):
             go(Run(newest), chosen=chosen)
     assert json.loads((run.path / "inputs.json").read_text())["prompts"] == 5
     assert {"torch", "commit"} <= json.loads((run.path / "env.json").read_text()).keys()
