@@ -16,7 +16,7 @@ from typing import Any
 from refine_lab.config import TrainConfig, to_json
 from refine_lab.runs.environment import environment
 from refine_lab.runs.files import cut_metrics, drop_leftovers, new_directory, plain, replace_text, write_json
-from refine_lab.runs.run import Run, State, Status, runs_dir
+from refine_lab.runs.run import Run, State, runs_dir
 from refine_lab.runs.schema import ROLLOUT_TYPES, cut_rollouts, write_rollouts
 from refine_lab.ttt_config import TTTRunConfig
 
@@ -38,7 +38,7 @@ class RunWriter:
         self._rollouts_every = rollouts_every
         self._step = step
         self._rows: list[tuple[int, Mapping[str, Any]]] = []
-        self._metrics = (path / "metrics.jsonl").open("ab", buffering=0)
+        self._metrics = os.open(path / "metrics.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     @classmethod
     def create(
@@ -102,7 +102,7 @@ class RunWriter:
         """Appends a line of `metrics.jsonl`. A non-finite number is written as null and read as NaN."""
         line = json.dumps(plain({"kind": kind, "step": step, "time": time.time(), **values}), allow_nan=False)
         text = line.encode() + b"\n"
-        if self._metrics.write(text) < len(text):  # one unbuffered write: only the last line can be incomplete
+        if os.write(self._metrics, text) < len(text):  # one unbuffered write: only the last line can be incomplete
             raise OSError(f"{self.path / 'metrics.jsonl'} cannot grow: the disk is full")
         self._step = max(self._step, step)
 
@@ -145,17 +145,17 @@ class RunWriter:
     ) -> None:
         """Writes the run's status; `step` defaults to that of the last line written."""
         self._step = self._step if step is None else step
-        status = Status(
-            state=state,
-            step=self._step,
-            steps=self.run.steps,
-            error=error,
-            pid=None if state == "starting" else os.getpid(),
-            time=time.time(),
-            tokens_per_second=tokens_per_second,
-            seconds_left=seconds_left,
-        )
-        write_json(self.path / "status.json", asdict(status))
+        status = {
+            "state": state,
+            "step": self._step,
+            "steps": self.run.steps,
+            "error": error,
+            "pid": None if state == "starting" else os.getpid(),
+            "time": time.time(),
+            "tokens_per_second": tokens_per_second,
+            "seconds_left": seconds_left,
+        }
+        write_json(self.path / "status.json", status)
 
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:
@@ -180,7 +180,9 @@ class RunWriter:
 
     def close(self) -> None:
         self.flush()
-        self._metrics.close()
+        if self._metrics >= 0:
+            os.close(self._metrics)
+            self._metrics = -1
 
 
 class RunProgress:
