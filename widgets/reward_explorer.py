@@ -21,7 +21,7 @@ from refine_lab.explore.exploration import Document, Exploration
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
 from refine_lab.method.rewards import REWARDS
-from refine_lab.runs.environment import shown
+from refine_lab.runs.environment import display_path
 from refine_lab.types import RewardFunction
 from widgets.core.base import Widget, guarded
 from widgets.core.page import save_page
@@ -197,7 +197,7 @@ class RewardExplorer(Panel):
 
     def __repr__(self) -> str:
         parts = [repr(part) for part in (self.token_map, self.summary, self.inspector)]
-        return "\n".join([f"RewardExplorer of {shown(self.exploration.model)}", *self.told(), *parts])
+        return "\n".join([f"RewardExplorer of {display_path(self.exploration.model)}", *self.told(), *parts])
 
     # -- what happens then --------------------------------------------------------------------------------------------
 

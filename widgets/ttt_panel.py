@@ -22,7 +22,7 @@ from refine_lab.explore.futures import finished, together
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
 from refine_lab.recipes import ttt_per_prompt
-from refine_lab.runs.environment import shown
+from refine_lab.runs.environment import display_path
 from refine_lab.ttt_config import TTTConfig
 from widgets.core.base import guarded
 from widgets.core.page import save_page
@@ -205,7 +205,9 @@ class TTTPanel(Panel):
         return save_page(path, self.curves, self._beside, self.token_map, title=title)
 
     def __repr__(self) -> str:
-        lines = [f"TTTPanel of {shown(self.model)}: {self.fields['method'].value}, {max(len(self.steps) - 1, 0)} steps"]
+        lines = [
+            f"TTTPanel of {display_path(self.model)}: {self.fields['method'].value}, {max(len(self.steps) - 1, 0)} steps"
+        ]
         lines += [f"  {name}: {answer!r}" for name, answer in self.answers.items()]
         for row in self.steps[:1] + self.steps[-1:] if len(self.steps) > 1 else self.steps:
             numbers = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "step")

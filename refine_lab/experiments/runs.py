@@ -15,7 +15,7 @@ from refine_lab.experiments.configs import Reward
 from refine_lab.method.custom_reward import reward_source
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_tokenizer, manifest_of, prepared
-from refine_lab.runs.environment import shown
+from refine_lab.runs.environment import display_path
 from refine_lab.runs.run import Run, runs_dir
 from refine_lab.training.answering import batches_of, check_prompts
 from refine_lab.training.inputs import inputs_of, new_run, refuse_changes, resume_or_create, text_digests, text_inputs
@@ -94,7 +94,7 @@ def ttt_runs(
         (run,) = resume_or_create([config], folder, inputs_of(config.model, examples), fresh=fresh)
         runs.append(run)
         done = len(run.log.done)
-        print(f"{shown(run.path)}" + (f": {done} prompts already answered" if done else ""))
+        print(f"{display_path(run.path)}" + (f": {done} prompts already answered" if done else ""))
     return runs
 
 

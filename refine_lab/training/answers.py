@@ -94,7 +94,5 @@ def side_by_side(answers: pd.DataFrame, count: int = 8) -> pd.DataFrame:
     table = table[list(dict.fromkeys(chosen["method"]))]
     differ = table.nunique(axis=1).gt(1)
     order = [*table.index[differ], *table.index[~differ]][:count]
-    asked = facts.loc[order, ["question", "references"]].assign(
-        references=facts.loc[order, "references"].map(" | ".join)
-    )
-    return asked.join(table.loc[order]).reset_index(drop=True)
+    references = facts["references"].map(" | ".join)
+    return facts[["question"]].assign(references=references).join(table).loc[order].reset_index(drop=True)
