@@ -14,7 +14,6 @@ import traitlets
 from refine_lab.config import require
 from refine_lab.runs.run import Run
 from refine_lab.runs.schema import ROLLOUT_TYPES
-from widgets.core.assets import script, style
 from widgets.core.base import Widget, bounded
 from widgets.core.packing import PACKED
 from widgets.figures.tables import Table, visible
@@ -61,9 +60,6 @@ class RolloutInspector(Widget):
     `rollouts`: a frame of `Run.rollouts`, one row per rollout, optionally with `cosines` (a list of one cosine per
     token); `decode`: a function from token ids to text, or a tokenizer. Raises ValueError as `rollout_columns` does.
     """
-
-    _esm = script("rollout_inspector")
-    _css = style("rollout_inspector")
 
     columns = traitlets.Dict().tag(**PACKED)
     "The displayed data, as returned by `RolloutColumns.packed`."

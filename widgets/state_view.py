@@ -11,7 +11,6 @@ import traitlets
 
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.states import StateSummary
-from widgets.core.assets import script, style
 from widgets.core.base import Widget, bounded
 from widgets.core.packing import PACKED
 from widgets.figures.tables import visible
@@ -34,9 +33,6 @@ class StateView(Widget):
     `summary`: of `explore.Session.states`; `text_of`: a function from a token's index to its text. A row is a head of a
     state matrix, a column a position of the document. Selecting a row shows the write strength of each token there.
     """
-
-    _esm = script("state_view")
-    _css = style("state_view")
 
     states = traitlets.Dict().tag(**PACKED)
     "Rows, positions, the three measures and the write strengths, packed; set by `show`."

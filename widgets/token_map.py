@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from widgets.core.assets import script, style
 from widgets.core.base import Widget, bounded, guarded
 from widgets.core.packing import PACKED, pack
 from widgets.parts.token_document import (
@@ -42,9 +41,6 @@ class TokenMap(Widget):
     that is called for the tokens in view (`token_document.Ask`). Raises ValueError if lengths or positions do not fit
     the text. Clicking a token, or pressing Enter on it, sets `selected`; setting it in Python scrolls there.
     """
-
-    _esm = script("token_map")
-    _css = style("token_map")
 
     document = traitlets.Dict().tag(**PACKED)
     "The text, metrics and marks, packed; always set as a whole by `show`."

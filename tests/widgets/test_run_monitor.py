@@ -182,7 +182,7 @@ def test_runs_of_test_time_training_are_shown_too(tmp_path: Path, watch: Callabl
     assert shown[run.name]["state"] == "waiting"
     assert (shown[run.name]["step"], shown[run.name]["steps"]) == (1, 2)
     assert shown[run.name].keys() == shown[trained.name].keys(), "one kind of row"
-    assert "answers:recall" in {panel["name"] for panel in monitor.curves.curves["panels"]}
+    assert "answers:contains_answer" in {panel["name"] for panel in monitor.curves.curves["panels"]}
     assert monitor.step.first == 1 and monitor.step.last == 4
     alone = watch(run.path)
     assert (alone.folder, [each.name for each in alone.runs]) == (tmp_path, [run.name])

@@ -7,7 +7,6 @@ import pandas as pd
 import traitlets
 
 from refine_lab.explore.rollouts import CORRELATED, correlations
-from widgets.core.assets import script, style
 from widgets.core.base import Widget
 from widgets.core.packing import PACKED
 
@@ -22,9 +21,6 @@ class RewardSummary(Widget):
     `rollouts`: a frame of `explore.rollouts.assess`; nothing is shown for none. All statistics use every rollout at the
     selected positions, regardless of any list's filters. Rollouts with a true `clicked` column are drawn separately.
     """
-
-    _esm = script("reward_summary")
-    _css = style("reward_summary")
 
     summary = traitlets.Dict().tag(**PACKED)
     "Histogram, mean and spread of the rewards, and a scatter plot for each correlated quantity."

@@ -7,7 +7,6 @@ from typing import Any
 import traitlets
 
 from refine_lab.config import require
-from widgets.core.assets import script, style
 from widgets.core.base import Widget, bounded
 
 
@@ -17,9 +16,6 @@ class StepSlider(Widget):
     `value` changes when the slider is released, not while it is dragged. Raises ValueError for a value outside `first`
     to `last`, and for ends in the wrong order; changed ends clamp the value.
     """
-
-    _esm = script("step_slider")
-    _css = style("step_slider")
 
     first = traitlets.Int(0).tag(sync=True)
     "The beginning of the slider."
