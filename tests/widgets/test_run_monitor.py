@@ -48,8 +48,8 @@ def test_settings_that_differ(tmp_path: Path) -> None:
     sft = replace(one.config, refine=None, data=DataConfig(sources={HOSTILE: 1.0}))
     with RunWriter.create(sft, tmp_path) as writer:
         table = config_differences([one, writer.run]).set_index("setting")
-    assert table.loc["method"].tolist() == ["given", "null"]
-    assert not [name for name in table.index if name.startswith("method.")]
+    assert table.loc["refine"].tolist() == ["given", "null"]
+    assert not [name for name in table.index if name.startswith("refine.")]
     assert json.loads(table.loc[f"data.sources.{HOSTILE}"].iloc[1]) == 1.0
     assert one.config.refine is not None
     binary = replace(one.config, refine=replace(one.config.refine, reward="binary"))

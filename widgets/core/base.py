@@ -42,12 +42,16 @@ def guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def bounded(trait: str, bounds: Callable[[Any], tuple[int, int]]) -> Any:
-    """Returns a validator for a widget's integer trait, which must lie within `bounds(widget)`, both ends included."""
+def bounded(trait: str, bounds: Callable[[Any], tuple[int, int | None]]) -> Any:
+    """Returns a validator for a widget's integer trait, which must lie within `bounds(widget)`, both ends included.
+
+    None as the upper end means that there is none.
+    """
 
     def check(self: Widget, proposal: Any) -> int:
         (low, high), value = bounds(self), proposal["value"]
-        require(low <= value <= high, trait, value, f"from {low} to {high}")
+        allowed = f"at least {low}" if high is None else f"from {low} to {high}"
+        require(low <= value and (high is None or value <= high), trait, value, allowed)
         return value
 
     return traitlets.validate(trait)(check)
@@ -62,7 +66,7 @@ class Widget(anywidget.AnyWidget):
 
     _esm: str
     _css: str
-    _failed: str | None = None  # the method that raised `error`
+    _failed: str | None = None  # the method that raised the displayed `error`
     error = traitlets.Unicode().tag(sync=True)
     "The last error, in one sentence; empty without an error."
     status = traitlets.Unicode().tag(sync=True)

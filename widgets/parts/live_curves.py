@@ -104,12 +104,9 @@ class LiveCurves(Curves):
 
     def __repr__(self) -> str:
         """Lists the runs in a table."""
-        rows = [self._row(reader) for reader in getattr(self, "_readers", [])]
-        if not rows:
-            return "LiveCurves: no runs"
-        table = pd.DataFrame(rows)
-        unknown = [name for name in table.columns[3:] if table[name].eq("–").all()]
-        return table.drop(columns=unknown).to_string(index=False)
+        table = pd.DataFrame([self._row(reader) for reader in getattr(self, "_readers", [])])
+        empty = [name for name in table.columns[3:] if table[name].eq("–").all()]
+        return "LiveCurves: no runs" if table.empty else table.drop(columns=empty).to_string(index=False)
 
     @staticmethod
     def _row(reader: RunReader) -> dict[str, Any]:

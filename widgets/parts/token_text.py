@@ -40,7 +40,7 @@ class TokenText:
             raise ValueError(f"offsets must be a row of T + 1 whole numbers, got {offsets.dtype} {offsets.shape}")
         if (ends := (offsets[0], offsets[-1])) != (0, len(self.text)):
             raise ValueError(
-                f"offsets must go from 0 to {len(self.text)}, the text's length, got {ends[0]} to {ends[1]}"
+                f"offsets must go from 0 to the text's {len(self.text)} characters, got {ends[0]} to {ends[1]}"
             )
         if (falls := np.flatnonzero(np.diff(offsets) < 0)).size:
             raise ValueError(f"offsets must not fall, but token {falls[0]} ends before it begins")
@@ -129,7 +129,8 @@ def _vocabulary(tokenizer: Any) -> tuple[Any, bool]:
     if kinds & {"Metaspace", "ByteFallback"}:
         stripped = any(step["type"] == "Strip" and step["start"] for step in steps)
         return _word_starts, stripped or any(step.get("prepend_scheme", "never") != "never" for step in steps)
-    raise ValueError(f"the tokenizer must be fast, and byte-level or with byte fallback; it decodes by {kinds or None}")
+    allowed = "a fast one, byte-level or with byte fallback"
+    raise ValueError(f"the tokenizer must be {allowed}; it decodes by {kinds or None}")
 
 
 def _spelled_bytes(name: str) -> bytes | None:
