@@ -167,7 +167,7 @@ class RewardExplorer(Panel):
         """Compares with another model's reading: a shipped model, a run or a checkpoint; None ends the comparison.
 
         Adds its entropy and loss minus this model's as metrics, for this document and later ones. The future completes
-        when they are shown; if there is no such model, it raises, and `error` says so.
+        when they are shown; for a missing model it raises, and `error` is set.
         """
         self._compared, self._other = model, None
         self._compare_field.value = model or ""

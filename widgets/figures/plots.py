@@ -1,7 +1,7 @@
 """Static plotly figures of mid-training from data frames, without a network and readable on light and dark pages.
 
 Metrics are as `refine_lab.runs.run.Run` reads them, with additional columns `method` and `seed`. A line is the mean over
-seeds and a band spans the lowest to the highest seed, unless a panel says otherwise; both use only steps that all seeds
+seeds and a band spans the lowest to the highest seed, unless a panel defines another spread; both use only steps that all seeds
 have. Every figure without data raises ValueError.
 """
 

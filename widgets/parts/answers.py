@@ -8,7 +8,7 @@ from widgets.core.base import Widget
 
 
 class Answers(Widget):
-    """A model's answers `before` and `after` adaptation; empty if not yet given."""
+    """A model's answers `before` and `after` adaptation; empty until they are known."""
 
     before = traitlets.Unicode().tag(sync=True)
     after = traitlets.Unicode().tag(sync=True)

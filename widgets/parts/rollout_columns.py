@@ -202,7 +202,7 @@ def _integers(column: pd.Series, name: str) -> np.ndarray:
 
 
 def _ragged(column: pd.Series, name: str, *, ids: bool, last: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Concatenates the lists of a column, only their `last` values if given, and returns them with the lists' lengths."""
+    """Concatenates the lists of a column, only their `last` values if it is not 0, and returns them with the lists' lengths."""
     try:
         lists = [values[-last:] for values in column] if last else column.tolist()
         lengths = np.fromiter(map(len, lists), np.int64, len(lists))
