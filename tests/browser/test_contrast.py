@@ -13,7 +13,8 @@ import pytest
 
 from tests.factories.run_monitor import HOSTILE as ERROR
 from tests.factories.state_view import summary
-from tests.support.lab import FLAGS, PATIENCE
+from tests.support.inspector_page import browser  # noqa: F401
+from tests.support.lab import PATIENCE
 from tests.support.readable import contrasts, nameless, stops, unreached, unreadable
 from tests.support.rollout_frames import decode, rows
 from widgets.core.base import Widget
@@ -26,8 +27,6 @@ from widgets.parts.step_slider import StepSlider
 from widgets.rollout_inspector import RolloutInspector
 from widgets.state_view import StateView
 from widgets.token_map import Metric, Target, TokenMap, TokenText
-
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
 
 pytestmark = pytest.mark.browser
 
@@ -104,14 +103,6 @@ WIDGETS: dict[str, tuple[Callable[[], Widget], int]] = {
     "no steps": (partial(StepSlider, disabled=True), 0),
 }
 """How it is made, and of how many things at least a person can act on."""
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(params=["light", "dark"])
