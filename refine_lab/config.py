@@ -11,8 +11,6 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import Field
 
 from refine_lab.validation import Config, Count, Natural, NotNegative, Positive, Share, Text, configuration, require
-from refine_lab.validation import ConfigError as ConfigError
-from refine_lab.validation import unknown as unknown
 
 C = TypeVar("C")
 

@@ -8,7 +8,6 @@ import pytest
 
 from refine_lab import recipes
 from refine_lab.config import (
-    ConfigError,
     DataConfig,
     OptimizationConfig,
     RefineConfig,
@@ -21,6 +20,7 @@ from refine_lab.config import (
 )
 from refine_lab.recipes import METHODS, midtrain, named, recipe, ttt_per_prompt
 from refine_lab.ttt_config import TTTConfig, TTTRunConfig
+from refine_lab.validation import ConfigError
 from tests.support.refusals import refused
 
 KINDS = (RefineConfig, DataConfig, TaskConfig, UpdateConfig, TrainConfig, TTTConfig, TTTRunConfig)

@@ -8,12 +8,12 @@ from itertools import combinations
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.config import require
 from refine_lab.data.tasks.scores import SCORES
 from refine_lab.experiments.run_groups import flat_settings, group_names
 from refine_lab.experiments.statistics import mean_interval, paired_difference
 from refine_lab.models.loading import load_tokenizer
 from refine_lab.runs.run import Run
+from refine_lab.validation import require
 
 READINGS = ("loss_before", "loss_after", "entropy_before", "entropy_after")
 """Measures of a prompt, in nats per token."""

@@ -10,7 +10,7 @@ from inspect import get_annotations
 from typing import Any, TypeVar, get_args
 
 from refine_lab import recipes
-from refine_lab.config import RELEASE, TaskConfig, TrainConfig, require, unknown
+from refine_lab.config import RELEASE, TaskConfig, TrainConfig
 from refine_lab.data.tasks.trained import History
 from refine_lab.experiments.tasks import (
     SEED,
@@ -25,6 +25,7 @@ from refine_lab.experiments.tasks import (
 from refine_lab.method.rewards import reward_function
 from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.types import RewardFunction
+from refine_lab.validation import require, unknown
 
 C = TypeVar("C")
 R = TypeVar("R", bound=TrainConfig | TTTRunConfig)

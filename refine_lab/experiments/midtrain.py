@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.config import RefineConfig, TrainConfig, require
+from refine_lab.config import RefineConfig, TrainConfig
 from refine_lab.data.batches import SequenceData
 from refine_lab.experiments.compare import names_of
 from refine_lab.experiments.tasks import absolute_model, absolute_source, drop_none
@@ -30,6 +30,7 @@ from refine_lab.training.evaluation import (
     recall_documents,
 )
 from refine_lab.training.loading import load_policy
+from refine_lab.validation import require
 
 
 def pretrain_stages(

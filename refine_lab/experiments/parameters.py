@@ -18,7 +18,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Optional, get_args, get_origin
 
-from refine_lab.config import require, unknown
+from refine_lab.validation import require, unknown
 
 NONE = ("none", "null", "~", "")
 TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from refine_lab.config import TrainConfig, require
+from refine_lab.config import TrainConfig
 from refine_lab.data.recall import parse_kind
 from refine_lab.data.sources import documents
 from refine_lab.data.tasks.examples import Example
@@ -20,6 +20,7 @@ from refine_lab.runs.run import Run, runs_dir
 from refine_lab.training.answering import batches_of, check_prompts
 from refine_lab.training.inputs import inputs_of, new_run, refuse_changes, resume_or_create, text_digests, text_inputs
 from refine_lab.ttt_config import TTTRunConfig
+from refine_lab.validation import require
 
 NOTES = 5
 """Maximum number of notes printed about prompts too short for the method."""

@@ -7,8 +7,8 @@ import pandas as pd
 from jaxtyping import Shaped
 from scipy import stats
 
-from refine_lab.config import require
 from refine_lab.method.advantages import ROUNDING
+from refine_lab.validation import require
 
 CONFIDENCE = 0.95
 """Confidence level of every interval."""

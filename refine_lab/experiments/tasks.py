@@ -8,12 +8,13 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from refine_lab.config import TaskConfig, require
+from refine_lab.config import TaskConfig
 from refine_lab.data.tasks.trained import FREE_FIELDS, UNTRAINED, History, Trained
 from refine_lab.models.hub import own_folder, shipped
 from refine_lab.models.loading import resolve
 from refine_lab.training.history import history_of
 from refine_lab.ttt_config import TTTRunConfig
+from refine_lab.validation import require
 
 SEED = "{seed}"
 """Placeholder for the seed in a model's name."""

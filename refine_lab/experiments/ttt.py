@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.config import TaskConfig, require
+from refine_lab.config import TaskConfig
 from refine_lab.data.tasks.examples import Example, Task
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tasks.scores import SCORES
@@ -22,6 +22,7 @@ from refine_lab.training.adaptation import Reading, Update, adapted, read_prompt
 from refine_lab.training.answering import adapt_ids, example_of
 from refine_lab.training.answers import answer, answer_row
 from refine_lab.ttt_config import TTTRunConfig
+from refine_lab.validation import require
 
 
 @dataclass(frozen=True, eq=False)

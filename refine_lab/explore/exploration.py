@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.config import RefineConfig, require
+from refine_lab.config import RefineConfig
 from refine_lab.data.text import replace_surrogates
 from refine_lab.data.tokenizer import beginning
 from refine_lab.explore.client import Worker
@@ -32,6 +32,7 @@ from refine_lab.models.loading import load_tokenizer
 from refine_lab.rng import Draws
 from refine_lab.training.adaptation import fit_to_length
 from refine_lab.types import RewardFunction, RewardInputs
+from refine_lab.validation import require
 
 MOST_TOKENS = 65_536
 """Maximum number of tokens in a document."""

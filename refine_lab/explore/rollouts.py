@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from refine_lab.config import require
 from refine_lab.experiments.statistics import varies
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.method.advantages import advantages
@@ -27,6 +26,7 @@ from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import Trace
 from refine_lab.rng import Draws
 from refine_lab.types import RewardFunction, RewardInputs
+from refine_lab.validation import require
 
 PREFIX_TOKENS = 24
 """Number of final prefix tokens that a table shows."""

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from refine_lab.config import require
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tokenizer import beginning
 from refine_lab.explore.reading import DocumentReading, read_document
@@ -25,6 +24,7 @@ from refine_lab.models.state import Trace
 from refine_lab.training.adaptation import Adapter, Update, fewer_chunks, preserve_weights, prompt_batch
 from refine_lab.training.answers import answers_to
 from refine_lab.ttt_config import TTTConfig
+from refine_lab.validation import require
 
 MODELS = 3
 """Number of cached models; the least recently used is dropped first, unless its weights are adapted."""

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from refine_lab.config import require
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import Trace
+from refine_lab.validation import require
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

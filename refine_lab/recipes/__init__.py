@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from refine_lab.config import unknown
 from refine_lab.recipes.midtraining import midtrain, paper_midtrain
 from refine_lab.recipes.posttraining import paper_posttrain, posttrain, posttrain_searched, posttrain_searched_lact
 from refine_lab.recipes.pretraining import pretrain, pretrain_lact
 from refine_lab.recipes.release import release_updates as release_updates
 from refine_lab.recipes.testtime import ttt_paper, ttt_per_prompt, ttt_per_prompt_searched, ttt_per_prompt_searched_lact
+from refine_lab.validation import unknown
 
 Phase = Literal["pretrain", "midtrain", "posttrain", "ttt"]
 

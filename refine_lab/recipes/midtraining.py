@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from refine_lab.config import DataConfig, RefineConfig, TrainConfig, require
+from refine_lab.config import DataConfig, RefineConfig, TrainConfig
+from refine_lab.validation import require
 
 
 def paper_midtrain(method: str = "refine", seed: int = 0) -> TrainConfig:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from refine_lab.config import DataConfig, RefineConfig, TaskConfig, TrainConfig, require
+from refine_lab.config import DataConfig, RefineConfig, TaskConfig, TrainConfig
+from refine_lab.validation import require
 
 
 def paper_posttrain(method: str = "nested_refine", seed: int = 0) -> TrainConfig:

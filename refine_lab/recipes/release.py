@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
-from refine_lab.config import TrainConfig, require
+from refine_lab.config import TrainConfig
 from refine_lab.ttt_config import TTTRunConfig
+from refine_lab.validation import require
 
 C = TypeVar("C", bound=TrainConfig | TTTRunConfig)
 

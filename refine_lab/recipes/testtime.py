@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from refine_lab.config import DataConfig, RefineConfig, TaskConfig, require
+from refine_lab.config import DataConfig, RefineConfig, TaskConfig
 from refine_lab.ttt_config import TTTConfig, TTTRunConfig
+from refine_lab.validation import require
 
 
 def ttt_per_prompt(method: str = "refine", seed: int = 0) -> TTTRunConfig:

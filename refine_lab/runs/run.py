@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from refine_lab.config import ConfigError, TrainConfig, from_json, require
+from refine_lab.config import TrainConfig, from_json
 from refine_lab.runs.answers import AnswerLog
 from refine_lab.runs.environment import project_root
 from refine_lab.runs.files import (
@@ -41,6 +41,7 @@ from refine_lab.runs.files import (
 )
 from refine_lab.runs.schema import ROLLOUT_TYPES, read_rollouts
 from refine_lab.ttt_config import TTTRunConfig
+from refine_lab.validation import ConfigError, require
 
 State = Literal["starting", "running", "finished", "stopped", "failed"]
 CONFIGS = {"train": TrainConfig, "answer": TTTRunConfig}

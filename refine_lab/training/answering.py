@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.config import TaskConfig, require
+from refine_lab.config import TaskConfig
 from refine_lab.data.tasks.examples import Example
 from refine_lab.data.tasks.prompts import TextPrompt, encode, within_limit
 from refine_lab.data.tasks.rules import AnswerRule
@@ -34,6 +34,7 @@ from refine_lab.training.adaptation import Adapter, Update, fewer_chunks, preser
 from refine_lab.training.answers import answer, answer_row
 from refine_lab.training.optim import load_optimizer_tensors, optimizer_tensors
 from refine_lab.ttt_config import TTTRunConfig as TTTRunConfig
+from refine_lab.validation import require
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refine_lab.explore import Worker
+from refine_lab.explore.client import Worker
 from widgets.reward_explorer import RewardExplorer
 
 pytestmark = pytest.mark.process

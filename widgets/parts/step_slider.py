@@ -6,7 +6,7 @@ from typing import Any
 
 import traitlets
 
-from refine_lab.config import require
+from refine_lab.validation import require
 from widgets.core.assets import script, style
 from widgets.core.base import Widget, bounded
 
