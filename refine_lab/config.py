@@ -6,18 +6,27 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from refine_lab.validation import Config, Count, Natural, NotNegative, Positive, Share, Text, configuration, require
+from refine_lab.validation import (
+    Config,
+    Count,
+    Natural,
+    NotNegative,
+    Positive,
+    Share,
+    Text,
+    configuration,
+    nested_configs,
+    require,
+)
 
 C = TypeVar("C")
 
 RELEASE = "_release_updates"
 """Suffix of the recipe's name in older files and calls; `updates="release"` replaces it."""
-
-Updates = Literal["equal", "release"]
 
 BUILT_IN_REWARDS = ("cosine", "binary", "hybrid", "edit")
 """Names of the functions in `refine_lab.method.rewards.REWARDS`, listed here so that torch need not be loaded."""
@@ -183,8 +192,7 @@ class TaskConfig(Config):
 
 
 def _form(source: str) -> str:
-    before, colon, _ = source.partition(":")
-    return before if colon and before in ("recall", "ruler") else "file"
+    return source.partition(":")[0] if source.startswith(("recall:", "ruler:")) else "file"
 
 
 @configuration
@@ -193,7 +201,7 @@ class RunConfig(Config):
 
     recipe: Annotated[str, Field(pattern=r"^[\w-]+$"), "letters, digits, - and _"]
     "Name of the recipe in `recipes`; part of the run directory's name."
-    updates: Updates = "equal"
+    updates: Literal["equal", "release"] = "equal"
     "Whether all methods make equally many updates, or SFT fewer as in the paper's release (see `recipes.release_updates`)."
     model: Text = "tiny-deltanet"
     "What `load_model` accepts: a shipped name, a run, a folder, `org/repo[:subfolder][@revision]`; `new:` gives fresh weights."
@@ -337,11 +345,9 @@ def _built(cls: Any, values: Mapping[str, Any], renamed: Mapping[str, str]) -> A
     values = {renamed.get(name, name): value for name, value in values.items()}
     plain = dict(cls.upgraded(values))
     for name, value in values.items():
-        place, annotation = f"{cls.__name__}.{name}", getattr(cls.__pydantic_fields__.get(name), "annotation", None)
-        inner = next((each for each in (annotation, *get_args(annotation)) if dataclasses.is_dataclass(each)), None)
-        if place in REMOVED:
+        if (place := f"{cls.__name__}.{name}") in REMOVED:
             default = REMOVED[place]
             require(plain.pop(name) == default, place, value, f"{default!r}, since this version has no such setting")
-        elif inner is not None and isinstance(value, Mapping):
-            plain[name] = _built(inner, value, renamed)
+        elif name in nested_configs(cls) and isinstance(value, Mapping):
+            plain[name] = _built(nested_configs(cls)[name], value, renamed)
     return cls(**plain)

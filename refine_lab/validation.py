@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import field
+from dataclasses import field, is_dataclass
+from functools import cache
 from operator import attrgetter
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
@@ -91,6 +92,13 @@ def configuration(cls: type[C]) -> type[C]:
 
     made.__init__ = __init__
     return made
+
+
+@cache
+def nested_configs(kind: Any) -> dict[str, type]:
+    """Returns the classes of the configurations inside a configuration by field name."""
+    types = {name: (each.annotation, *get_args(each.annotation)) for name, each in kind.__pydantic_fields__.items()}
+    return {name: inner for name, options in types.items() for inner in options if is_dataclass(inner)}  # type: ignore[misc]
 
 
 def _config_error(cls: Any, values: Mapping[str, Any], error: ValidationError) -> ConfigError:

@@ -80,7 +80,9 @@ def _curriculum(
         TrainConfig(
             recipe=f"{name}-{number}",
             model=model,
-            model_settings=_windows(stage.window),
+            model_settings={"window_size": size, "lact_chunk_size": min(max(8, size), 64)}
+            if (size := stage.window)
+            else {},
             refine=None,
             data=DataConfig(
                 sources={"python": 1 - stage.prose, prose: stage.prose} if prose and stage.prose else {"python": 1.0},
@@ -104,7 +106,3 @@ def _curriculum(
         )
         for number, stage in enumerate(stages, start=1)
     ]
-
-
-def _windows(window: int | None) -> dict[str, int]:
-    return {} if window is None else {"window_size": window, "lact_chunk_size": min(max(8, window), 64)}
