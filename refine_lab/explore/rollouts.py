@@ -112,7 +112,7 @@ def rollouts_at(
     found = []
     for position in map(int, positions):
         blocks = [
-            _block(policy, trace, position, _uniforms(seed, position, first, k), temperature)
+            _block(policy, trace, position, range(first, first + BLOCK), k, temperature, seed)
             for first in range(0, n, BLOCK)
         ]
         rollout_ids, logprobs, hidden_states = (torch.cat(parts)[:n].cpu() for parts in zip(*blocks, strict=True))
@@ -133,16 +133,14 @@ def rollouts_at(
     return found
 
 
-def _uniforms(seed: int, position: int, first: int, k: int) -> Float[Tensor, "N K"]:
-    """Returns the uniform numbers of a block of rollouts: k consecutive draws from each rollout's own generator."""
-    draws = Draws(seed=seed)
-    return torch.cat([draws.uniforms([position], f"rollout/{i}", (k,)) for i in range(first, first + BLOCK)])
-
-
 def _block(
-    policy: FastWeightLM, trace: Trace, position: int, uniforms: Float[Tensor, "N K"], temperature: float
+    policy: FastWeightLM, trace: Trace, position: int, samples: range, k: int, temperature: float, seed: int
 ) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"], Float[Tensor, "N K D"]]:
-    """Returns tokens, logprobs and hidden states of N rollouts, token by token, so that no value depends on later ones."""
+    """Returns tokens, logprobs and hidden states of N rollouts, token by token, so that no value depends on later ones.
+
+    Each rollout draws k uniform numbers from its own generator.
+    """
+    uniforms = torch.cat([Draws(seed=seed).uniforms([position], f"rollout/{i}", (k,)) for i in samples])
     branches = Branches.of(trace, torch.tensor([[position]], device=trace.hidden_states.device), len(uniforms))
     columns = []
     for column in uniforms.split(1, dim=1):
@@ -173,56 +171,32 @@ def assess(
     k = longest if k is None else k
     require(1 <= k <= longest, "k", k, f"from 1 to {longest}, the tokens that were rolled out")
     inputs = RewardInputs.cat([each.inputs(k) for each in rollouts])
-    sizes = [len(each.rollout_ids) for each in rollouts]
-
-    def of_each(values: Sequence[object]) -> list[object]:
-        return [value for value, size in zip(values, sizes, strict=True) for _ in range(size)]
-
+    of_row = [each for each in rollouts for _ in each.rollout_ids]
     frame = pd.DataFrame(
         {
             "step": 0,
             "sequence_id": 0,
-            "position": of_each([each.position for each in rollouts]),
-            "sample_index": [index for size in sizes for index in range(size)],
-            "prefix_ids": of_each([each.prefix_ids.tolist() for each in rollouts]),
+            "position": [each.position for each in of_row],
+            "sample_index": [index for each in rollouts for index in range(len(each.rollout_ids))],
+            "prefix_ids": [each.prefix_ids.tolist() for each in of_row],
             "rollout_ids": inputs.rollout_ids.tolist(),
             "target_ids": inputs.target_ids.tolist(),
             "logprobs": inputs.logprobs.tolist(),
-            "entropy": of_each([each.entropy for each in rollouts]),
-            "target_logprob": of_each([float(each.target_logprobs[:k].sum()) for each in rollouts]),
+            "entropy": [each.entropy for each in of_row],
+            "target_logprob": [float(each.target_logprobs[:k].sum()) for each in of_row],
             "cosines": F.cosine_similarity(inputs.hidden_states, inputs.target_hidden_states, dim=-1).tolist(),
             "cosine": cosine(inputs).numpy(),
             "binary": binary(inputs).numpy(),
             "reward": checked(reward)(inputs).float().numpy(),
         }
     )
-    return frame.assign(advantage=_advantages(frame, group_by))
+    groups = frame.groupby("sequence_id" if group_by == "sequence" else "position")["reward"]
+    return frame.assign(advantage=groups.transform(_advantages))
 
 
-def assess_alone(
-    rollouts: PrefixRollouts,
-    reward: RewardFunction,
-    *,
-    k: int | None = None,
-    group_by: Literal["sequence", "prefix"] = "prefix",
-) -> pd.DataFrame:
-    """Assesses the rollouts of one position that is not among the selected ones, as `assess`.
-
-    Its rollouts form their own group if prefixes are groups. If the whole sequence is one group, only the selected
-    positions belong to it, and the advantage is NaN.
-    """
-    frame = assess([rollouts], reward, k=k)
-    return frame if group_by == "prefix" else frame.assign(advantage=np.float32(np.nan))
-
-
-def _advantages(frame: pd.DataFrame, group_by: Literal["sequence", "prefix"]) -> Float[np.ndarray, "R"]:
-    """Returns the advantage of every rollout; 0 for the only rollout of a group."""
-    groups = [frame["reward"]] if group_by == "sequence" else [part for _, part in frame.groupby("position")["reward"]]
-    values = np.zeros(len(frame), dtype=np.float32)
-    for group in groups:
-        rewards = torch.tensor(group.to_numpy())
-        values[group.index] = advantages(rewards, 1, len(rewards), "sequence").numpy()
-    return values
+def _advantages(rewards: pd.Series) -> Float[np.ndarray, "R"]:
+    """Returns the advantages of the rollouts of one group; 0 for the only rollout of a group."""
+    return advantages(torch.tensor(rewards.to_numpy()), 1, len(rewards), "sequence").numpy()
 
 
 def correlations(frame: pd.DataFrame) -> pd.DataFrame:
