@@ -118,8 +118,7 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
     for method, group in rows.groupby("method", sort=False):
         for measure in measures_of(rows):
             mean, low, high = mean_interval(group[measure].dropna().to_numpy())
-            values = {"mean": mean, "std": group[measure].std(ddof=1), "low": low, "high": high}
-            found.append({"method": method, "measure": measure, "count": len(group), **values})
+            found.append((method, measure, len(group), mean, group[measure].std(ddof=1), low, high))
     return pd.DataFrame(found, columns=["method", "measure", "count", "mean", "std", "low", "high"])
 
 
@@ -133,10 +132,10 @@ def differences(rows: pd.DataFrame) -> pd.DataFrame:
     unit, found = _unit(rows), []
     for method, against in comparable(rows):
         for measure in measures_of(rows):
-            whole = rows[measure].notna().groupby(rows[unit]).transform("all")
-            if whole.any() and not measure.endswith("_before"):  # before adapting all methods are the same
+            complete = rows[rows[measure].notna().groupby(rows[unit]).transform("all")]
+            if len(complete) and not measure.endswith("_before"):  # before adapting all methods are the same
                 pair = {"method": method, "against": against, "measure": measure}
-                found.append(pair | paired_difference(rows[whole], method, against, measure, pair=unit))
+                found.append(pair | paired_difference(complete, method, against, measure, pair=unit))
     return pd.DataFrame(found, columns=["method", "against", "measure", "difference", "low", "high", "pairs"])
 
 

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from functools import cache
-from inspect import get_annotations
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from refine_lab import recipes
 from refine_lab.config import RELEASE, TaskConfig, TrainConfig
 from refine_lab.data.tasks.trained import History
-from refine_lab.experiments.tasks import (
-    SEED,
-    absolute_model,
-    absolute_source,
-    drop_none,
-    history_by_seed,
-    model_of_seed,
-    prompts_of,
-    with_source,
-)
+from refine_lab.experiments import tasks
 from refine_lab.method.rewards import reward_function
 from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.types import RewardFunction
-from refine_lab.validation import require, unknown
+from refine_lab.validation import nested_configs, require, unknown
 
 C = TypeVar("C")
 R = TypeVar("R", bound=TrainConfig | TTTRunConfig)
@@ -64,24 +54,25 @@ def method_configs(
     require(len(set(seeds)) == len(seeds) > 0, "seeds", list(seeds), "at least one whole number, none twice")
     recipe, updates = _split_updates(recipe, updates)
     entry = recipes.recipe(recipe, phase)
-    settings = drop_none(**settings)
+    settings = tasks.drop_none(**settings)
     if callable(reward := settings.get("reward")):
         settings["reward"] = "custom"
     elif reward not in (None, "custom"):
         reward_function(reward)
     model = settings.pop("model", None)
-    pasts = history_by_seed(model, seeds) if entry.phase == "ttt" else {}
+    histories = tasks.history_by_seed(model, seeds) if entry.phase == "ttt" else {}
     configs = []
     for seed in seeds:
-        own_model = {"model": absolute_model(model_of_seed(model, seed))} if model else {}
+        if model:
+            settings["model"] = tasks.absolute_model(tasks.model_of_seed(model, seed))
         for name in methods or recipes.METHODS[entry.phase]:
-            if name == "none" and seed != seeds[0] and SEED not in (model or ""):
+            if name == "none" and seed != seeds[0] and tasks.SEED not in (model or ""):
                 continue
             config = entry.make(name, seed)
             if isinstance(config, TTTRunConfig):
-                config = _ttt_config(config, pasts[seed], settings | own_model)
+                config = _ttt_config(config, histories[seed], dict(settings))
             else:
-                config = _train_config(config, settings | own_model)
+                config = _train_config(config, dict(settings))
             configs.append(recipes.release_updates(config) if updates == "release" else config)
     return configs
 
@@ -100,40 +91,29 @@ def with_settings(config: C, settings: Mapping[str, Any]) -> C:
     """
     if strange := next((name for name in settings if name not in setting_names(type(config))), None):
         raise unknown("setting", strange, sorted(setting_names(type(config))))
-    parts = _parts(type(config))
-    changes: dict[str, Any] = {}
-    for name, kind in parts.items():
-        own = {key: value for key, value in settings.items() if key in setting_names(kind)}
-        if own and getattr(config, name) is not None:
-            changes[name] = with_settings(getattr(config, name), own)
-    outer = {field.name for field in fields(config)} - parts.keys()  # type: ignore[arg-type]
-    return replace(config, **changes, **{key: value for key, value in settings.items() if key in outer})  # type: ignore[type-var]
+    nested = nested_configs(type(config))
+    names = {field.name for field in fields(config)} - nested.keys()  # type: ignore[arg-type]
+    changes = {name: value for name, value in settings.items() if name in names}
+    for name, kind in nested.items():
+        inner = {key: value for key, value in settings.items() if key in setting_names(kind)}
+        if inner and getattr(config, name) is not None:
+            changes[name] = with_settings(getattr(config, name), inner)
+    return replace(config, **changes)  # type: ignore[type-var]
 
 
 @cache
 def setting_names(kind: type) -> frozenset[str]:
     """Returns the field names of a configuration and of those inside it, without the fields that hold them."""
-    parts = _parts(kind)
-    own = {field.name for field in fields(kind)} - parts.keys()
-    return frozenset(own.union(*map(setting_names, parts.values())))
-
-
-@cache
-def _parts(kind: type) -> dict[str, type]:
-    """Returns the configurations inside a configuration by field name."""
-    annotations = [get_annotations(base, eval_str=True) for base in reversed(kind.__mro__)]
-    hints = {name: hint for each in annotations for name, hint in each.items()}
-    options = {field.name: get_args(hints[field.name]) or (hints[field.name],) for field in fields(kind)}
-    return {name: option for name, each in options.items() for option in each if is_dataclass(option)}  # type: ignore[misc]
+    nested = nested_configs(kind)
+    names = {field.name for field in fields(kind)} - nested.keys()
+    return frozenset(names.union(*map(setting_names, nested.values())))
 
 
 def _split_updates(recipe: str, updates: str | None) -> tuple[str, str]:
     """Returns the recipe's name and the kind of updates; the old suffix of a name still works, with a warning."""
     if recipe.endswith(RELEASE):
-        recipe, updates = recipe.removesuffix(RELEASE), "release"
-        sentence = (
-            f"recipe '{recipe}{RELEASE}' is now recipe {recipe!r} with updates 'release'; the old name will be removed"
-        )
+        old, recipe, updates = recipe, recipe.removesuffix(RELEASE), "release"
+        sentence = f"recipe {old!r} is now recipe {recipe!r} with updates 'release'; the old name will be removed"
         warnings.warn(sentence, FutureWarning, stacklevel=3)
     require(updates in (None, "equal", "release"), "updates", updates, "'equal' or 'release'")
     return recipe, updates or "equal"
@@ -142,13 +122,13 @@ def _split_updates(recipe: str, updates: str | None) -> tuple[str, str]:
 def _train_config(config: TrainConfig, settings: dict[str, Any]) -> TrainConfig:
     require(settings.get("steps", 1) >= 1, "steps", settings.get("steps"), "at least 1")
     if "data" in settings:
-        settings["sources"] = {absolute_source(settings.pop("data")): 1.0}
+        settings["sources"] = {tasks.absolute_source(settings.pop("data")): 1.0}
     if "batch_size" in settings:
         settings |= _batch_sizes(config, settings["batch_size"])
     if config.task is None:
         return with_settings(config, settings)
     require(settings.get("test") != 0, "test", 0, "at least 1, or none for all that are left")
-    task = with_source(config.task, settings.pop("task", None), settings.pop("test_source", None))
+    task = tasks.with_source(config.task, settings.pop("task", None), settings.pop("test_source", None))
     config = with_settings(replace(config, task=task), settings)
     assert config.task is not None
     return replace(config, task=config.task.settled())
@@ -157,16 +137,16 @@ def _train_config(config: TrainConfig, settings: dict[str, Any]) -> TrainConfig:
 def _batch_sizes(config: TrainConfig, batch_size: int) -> dict[str, int]:
     """Returns mini-batch and micro-batch sizes that keep the updates per batch of `config`."""
     updates = config.batch_size // config.mini_batch_size
-    whole = batch_size >= updates and batch_size % updates == 0
-    require(whole, "batch_size", batch_size, f"a multiple of {updates}, the updates this recipe makes of a batch")
+    divisible = batch_size >= updates and batch_size % updates == 0
+    require(divisible, "batch_size", batch_size, f"a multiple of {updates}, the updates this recipe makes of a batch")
     mini = batch_size // updates
     return {"mini_batch_size": mini, "micro_batch_size": min(config.micro_batch_size, mini)}
 
 
-def _ttt_config(config: TTTRunConfig, past: History, settings: dict[str, Any]) -> TTTRunConfig:
+def _ttt_config(config: TTTRunConfig, history: History, settings: dict[str, Any]) -> TTTRunConfig:
     prompts, count = settings.pop("prompts", None), settings.pop("count", None)
-    asked = {name: settings.pop(name) for name in setting_names(TaskConfig) - {"test"} if name in settings}
-    config = replace(config, **prompts_of(config, past, prompts, count, asked))
+    changes = {name: settings.pop(name) for name in setting_names(TaskConfig) - {"test"} if name in settings}
+    config = replace(config, **tasks.prompts_of(config, history, prompts, count, changes))
     if config.method == "sft":
         settings.pop("stop_at_reward", None)
     return with_settings(config, settings)

@@ -35,12 +35,10 @@ def absolute_model(name: str) -> str:
 
 def absolute_source(name: str) -> str:
     """Returns a source of text or prompts, with a file or folder as an absolute path."""
-    kind, colon, rest = name.partition(":")
-    if colon and kind == "ruler":
-        return f"ruler:{absolute_source(rest)}"
+    if name.startswith("ruler:"):
+        return f"ruler:{absolute_source(name.removeprefix('ruler:'))}"
     path = Path(name).expanduser()
-    elsewhere = name == "python" or (colon and kind == "recall") or not path.exists()
-    return name if elsewhere else str(path.absolute())
+    return name if name == "python" or name.startswith("recall:") or not path.exists() else str(path.absolute())
 
 
 def with_source(task: TaskConfig, source: str | None, test_source: str | None = None) -> TaskConfig:
@@ -49,8 +47,8 @@ def with_source(task: TaskConfig, source: str | None, test_source: str | None = 
     The recipe's `answer_tokens` are kept only if the test examples have the recipe's form; other forms use the length
     of their longest reference answer.
     """
-    other = drop_none(test_source=test_source and absolute_source(test_source))
-    changed = replace(task, source=absolute_source(source or task.source), **other)
+    test_sources = drop_none(test_source=test_source and absolute_source(test_source))
+    changed = replace(task, source=absolute_source(source or task.source), **test_sources)
     return changed if changed.asked_form == task.asked_form else replace(changed, answer_tokens=None)
 
 
@@ -77,49 +75,50 @@ def history_by_seed(model: str | None, seeds: Sequence[int]) -> dict[int, Histor
     if model is None:
         return dict.fromkeys(seeds, UNTRAINED)
     names = {seed: absolute_model(model_of_seed(model, seed)) for seed in seeds}
-    known = {name: history_of(name) for name in dict.fromkeys(names.values())}
+    by_name = {name: history_of(name) for name in dict.fromkeys(names.values())}
+    histories = {seed: by_name[name] for seed, name in names.items()}
     first = seeds[0]
     for seed in seeds[1:]:
-        if not known[names[first]].matches(known[names[seed]]):
+        if not histories[first].matches(histories[seed]):
             raise ValueError(
                 f"the models of seeds {first} and {seed} were trained on different prompts ({names[first]!r} and "
                 f"{names[seed]!r}): answer them one seed at a time"
             )
-    return {seed: known[name] for seed, name in names.items()}
+    return histories
 
 
 def prompts_of(
-    config: TTTRunConfig, past: History, prompts: str | None, count: int | None, asked: Mapping[str, Any]
+    config: TTTRunConfig, history: History, prompts: str | None, count: int | None, changes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the fields `task`, `data` and `count` of a run that answers prompts with a model whose history is `past`.
+    """Returns the fields `task`, `data` and `count` of a run that answers prompts with a model with this `history`.
 
-    Without `prompts`, or if a run in `past` divided them between training and test, the task is that run's, and its
+    Without `prompts`, or if a run in `history` divided them between training and test, the task is that run's, and its
     first `count` test prompts are answered. Otherwise it is the recipe's with `prompts` as its source.
 
-    Raises ValueError for a value in `asked`, fields of `TaskConfig`, that would change the prompts of a run's task.
+    Raises ValueError for a value in `changes`, fields of `TaskConfig`, that would change the prompts of a run's task.
     """
-    run = _run_with_task(past, prompts)
+    run = _run_with_task(history, prompts)
     if run is None:
         number = config.task.test if count is None and not prompts else count
-        return {"task": replace(with_source(config.task, prompts), **asked, test=number).settled()}
+        return {"task": replace(with_source(config.task, prompts), **changes, test=number).settled()}
     task = run.task
     if prompts is not None:  # the file may have moved
         field = "source" if task.test_source is None else "test_source"
         task = replace(task, **{field: absolute_source(prompts)})
-    if task.asked_form == "recall":  # no recall example for tests has a key of one to train on, whatever its length
+    if task.asked_form == "recall":  # no test example shares a key with a training example, however many there are
         task = replace(task, test=max(count or 0, task.test or 0))
     else:
-        for name, value in asked.items():
-            own = getattr(run.task, name)
-            allowed = f"none or {own!r}, as in the run {run.run}, whose test prompts are answered"
-            require(name in FREE_FIELDS or value == own, name, value, allowed)
-    return {"task": replace(task, **asked).settled(), "data": run.data, "count": count}
+        for name, value in changes.items():
+            recorded = getattr(run.task, name)
+            allowed = f"none or {recorded!r}, as in the run {run.run}, whose test prompts are answered"
+            require(name in FREE_FIELDS or value == recorded, name, value, allowed)
+    return {"task": replace(task, **changes).settled(), "data": run.data, "count": count}
 
 
-def _run_with_task(past: History, prompts: str | None) -> Trained | None:
+def _run_with_task(history: History, prompts: str | None) -> Trained | None:
     """Returns the last run whose test prompts are requested; None for a file of prompts, whose rows are checked one by one."""
     if prompts is None:
-        return next(iter(past.trained), None)
+        return next(iter(history.trained), None)
     source = absolute_source(prompts)
-    divided = (each for each in past.trained if each.task.asked_form != "file")
+    divided = (each for each in history.trained if each.task.asked_form != "file")
     return next((each for each in divided if each.same_source(source)), None)
