@@ -10,18 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from refine_lab.validation import (
-    Config,
-    Count,
-    Natural,
-    NotNegative,
-    Positive,
-    Share,
-    Text,
-    configuration,
-    nested_configs,
-    require,
-)
+from refine_lab.validation import Config, Count, Natural, NotNegative, Positive, Share, Text, configuration, require
 
 C = TypeVar("C")
 
@@ -343,11 +332,11 @@ def from_json(text: str, name: str = "config.json", kind: type[C] = TrainConfig)
 def _built(cls: Any, values: Mapping[str, Any], renamed: Mapping[str, str]) -> Any:
     """Builds a configuration from the plain values that a file holds; `renamed` maps older names of fields to present ones."""
     values = {renamed.get(name, name): value for name, value in values.items()}
-    plain = dict(cls.upgraded(values))
+    plain, nested = dict(cls.upgraded(values)), cls.nested()
     for name, value in values.items():
         if (place := f"{cls.__name__}.{name}") in REMOVED:
             default = REMOVED[place]
             require(plain.pop(name) == default, place, value, f"{default!r}, since this version has no such setting")
-        elif name in nested_configs(cls) and isinstance(value, Mapping):
-            plain[name] = _built(nested_configs(cls)[name], value, renamed)
+        elif name in nested and isinstance(value, Mapping):
+            plain[name] = _built(nested[name], value, renamed)
     return cls(**plain)

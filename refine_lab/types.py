@@ -37,20 +37,16 @@ class Batch:
     def __post_init__(self) -> None:
         rows, width = self.tokens.shape
         if len(self.sequence_ids) != rows or self.lengths.shape != (rows,):
-            raise ValueError(
-                f"a batch of {rows} rows needs {rows} lengths and ids, got {len(self.lengths)} and {len(self.sequence_ids)}"
-            )
+            counts = f"{len(self.lengths)} and {len(self.sequence_ids)}"
+            raise ValueError(f"a batch of {rows} rows needs {rows} lengths and ids, got {counts}")
         if rows and not (1 <= int(self.lengths.min()) and int(self.lengths.max()) <= width):
             raise ValueError(f"lengths must lie in 1..{width}, got {self.lengths.tolist()}")
 
     def rows(self, start: int, stop: int) -> Batch:
         """Returns rows `start` to `stop`, cut to the longest of them."""
         lengths = self.lengths[start:stop]
-        return Batch(
-            tokens=self.tokens[start:stop, : int(lengths.max())],
-            lengths=lengths,
-            sequence_ids=self.sequence_ids[start:stop],
-        )
+        tokens, ids = self.tokens[start:stop, : int(lengths.max())], self.sequence_ids[start:stop]
+        return Batch(tokens=tokens, lengths=lengths, sequence_ids=ids)
 
     def to(self, device: torch.device | str) -> Batch:
         return replace(self, tokens=self.tokens.to(device), lengths=self.lengths.to(device))

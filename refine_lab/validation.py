@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import field, is_dataclass
-from functools import cache
 from operator import attrgetter
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
@@ -51,6 +50,13 @@ class Config:
         """Converts the fields of a saved file to today's format; subclasses add what older files lack."""
         return values
 
+    @classmethod
+    def nested(cls) -> dict[str, Any]:
+        """Returns the classes of the configurations inside this one by field name."""
+        types = {name: each.annotation for name, each in cls.__pydantic_fields__.items()}  # type: ignore[attr-defined]
+        options = ((name, inner) for name, each in types.items() for inner in (each, *get_args(each)))
+        return {name: inner for name, inner in options if is_dataclass(inner)}
+
     def _require(self, ok: bool, name: str, allowed: str) -> None:
         """Calls `require` for a field of this configuration, or for a nested field given as `field.field`."""
         require(ok, f"{type(self).__name__}.{name}", attrgetter(name)(self), allowed)
@@ -92,13 +98,6 @@ def configuration(cls: type[C]) -> type[C]:
 
     made.__init__ = __init__
     return made
-
-
-@cache
-def nested_configs(kind: Any) -> dict[str, type]:
-    """Returns the classes of the configurations inside a configuration by field name."""
-    types = {name: (each.annotation, *get_args(each.annotation)) for name, each in kind.__pydantic_fields__.items()}
-    return {name: inner for name, options in types.items() for inner in options if is_dataclass(inner)}  # type: ignore[misc]
 
 
 def _config_error(cls: Any, values: Mapping[str, Any], error: ValidationError) -> ConfigError:

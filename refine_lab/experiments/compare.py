@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
 import pandas as pd
@@ -26,18 +26,21 @@ ORDER = ("base", "none", "sft_release", "sft", "nested_sft_release", "nested_sft
 
 def metrics(runs: Iterable[Run]) -> pd.DataFrame:
     """Returns one row per batch of every run, with `method` (as named by `run_groups.group_names`) and `seed`."""
-    return _joined((run, run.metrics()) for run in runs)
+    return _joined(runs, Run.metrics)
 
 
 def evaluations(runs: Iterable[Run]) -> pd.DataFrame:
     """Returns one row per evaluation of every run, with `method` and `seed` as in `metrics`."""
-    return _joined((run, run.evaluations()) for run in runs)
+    return _joined(runs, Run.evaluations)
 
 
 def last_rollouts(runs: Iterable[Run], steps: int = 5) -> pd.DataFrame:
     """Returns the rollouts of the last `steps` batches of every REFINE run, with `method` and `seed` as in `metrics`."""
-    last = ((run, run.config.steps) for run in runs if run.config.refine is not None)
-    return _joined((run, run.rollouts(range(max(1, step - steps + 1), step + 1))) for run, step in last)
+
+    def last(run: Run) -> pd.DataFrame:
+        return run.rollouts(range(max(1, run.config.steps - steps + 1), run.config.steps + 1))
+
+    return _joined((run for run in runs if run.config.refine is not None), last)
 
 
 def joined_stages(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -61,11 +64,10 @@ def names_of(runs: Sequence[Run]) -> list[str]:
     return group_names([(run.config.method, run.config, run.name) for run in runs])
 
 
-def _joined(frames: Iterable[tuple[Run, pd.DataFrame]]) -> pd.DataFrame:
-    pairs = list(frames)
-    named = zip(pairs, names_of([run for run, _ in pairs]), strict=True)
-    parts = [frame.assign(method=name, seed=run.config.seed) for (run, frame), name in named]
-    return pd.concat(parts, ignore_index=True)
+def _joined(runs: Iterable[Run], read: Callable[[Run], pd.DataFrame]) -> pd.DataFrame:
+    runs = list(runs)
+    named = zip(runs, names_of(runs), strict=True)
+    return pd.concat([read(run).assign(method=name, seed=run.config.seed) for run, name in named], ignore_index=True)
 
 
 def config_differences(runs: Iterable[Run]) -> pd.DataFrame:

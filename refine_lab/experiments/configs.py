@@ -15,9 +15,9 @@ from refine_lab.experiments import tasks
 from refine_lab.method.rewards import reward_function
 from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.types import RewardFunction
-from refine_lab.validation import nested_configs, require, unknown
+from refine_lab.validation import Config, require, unknown
 
-C = TypeVar("C")
+C = TypeVar("C", bound=Config)
 R = TypeVar("R", bound=TrainConfig | TTTRunConfig)
 
 Reward = RewardFunction | str | None
@@ -91,7 +91,7 @@ def with_settings(config: C, settings: Mapping[str, Any]) -> C:
     """
     if strange := next((name for name in settings if name not in setting_names(type(config))), None):
         raise unknown("setting", strange, sorted(setting_names(type(config))))
-    nested = nested_configs(type(config))
+    nested = config.nested()
     names = {field.name for field in fields(config)} - nested.keys()  # type: ignore[arg-type]
     changes = {name: value for name, value in settings.items() if name in names}
     for name, kind in nested.items():
@@ -102,9 +102,9 @@ def with_settings(config: C, settings: Mapping[str, Any]) -> C:
 
 
 @cache
-def setting_names(kind: type) -> frozenset[str]:
+def setting_names(kind: type[Config]) -> frozenset[str]:
     """Returns the field names of a configuration and of those inside it, without the fields that hold them."""
-    nested = nested_configs(kind)
+    nested = kind.nested()
     names = {field.name for field in fields(kind)} - nested.keys()
     return frozenset(names.union(*map(setting_names, nested.values())))
 

@@ -14,7 +14,7 @@ from refine_lab.data.batches import SequenceData
 from refine_lab.experiments.compare import names_of
 from refine_lab.experiments.tasks import absolute_model, absolute_source, drop_none
 from refine_lab.method.selection import select_positions, selection_probabilities, shift, smooth
-from refine_lab.models.loading import manifest_of
+from refine_lab.models.loading import load_tokenizer, manifest_of
 from refine_lab.ops.precision import autocast
 from refine_lab.recipes import recipe as named_recipe
 from refine_lab.rng import Draws
@@ -65,19 +65,16 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
     models: list[tuple[str, int | None, int, str]] = [("base", None, 0, config.model)]
     for run, method in zip(runs, names_of(runs), strict=True):
         models.append((method, run.config.seed, int(run.metrics()["updates"].iloc[-1]), str(run.path)))
-    held_out, kinds, rows = None, [], []
+    held_out, rows = _held_out(config, load_tokenizer(config.model)), []
+    recall = {"documents": num_documents, "document_tokens": num_tokens}
+    kinds = _kinds_to_ask(held_out, num_documents, num_tokens)
+    if not evaluation.fixed_targets(**targets).fits(length := config.data.sequence_length):
+        chunks = refine.num_chunks
+        print(f"Rewards are left out: rows of {length} tokens have no room for rollouts from {chunks} chunks.")
     for method, seed, updates, name in models:
-        policy, tokenizer = load_policy(config, name)
-        if held_out is None:
-            held_out = _held_out(config, tokenizer)
-            kinds = _kinds_to_ask(held_out, num_documents, num_tokens)
-            length = config.data.sequence_length
-            if not evaluation.fixed_targets(**targets).fits(length):
-                chunks = refine.num_chunks
-                print(f"Rewards are left out: rows of {length} tokens have no room for rollouts from {chunks} chunks.")
+        policy, _ = load_policy(config, name)
         with autocast(policy.device, config.dtype):
-            recall = {"kinds": kinds, "documents": num_documents, "document_tokens": num_tokens}
-            measured = evaluation.held_out_measures(policy, held_out, **targets, **recall)
+            measured = evaluation.held_out_measures(policy, held_out, **targets, **recall, kinds=kinds)
         rows.append({"method": method, "seed": seed, "updates": updates, **measured})
         print(f"{method}{'' if seed is None else f' s{seed}'}:", ", ".join(f"{k} {v:.4f}" for k, v in measured.items()))
     return rows

@@ -86,12 +86,9 @@ def convert(name: str, hint: Any, value: Any) -> Any:
 
 def _injected(cells: Iterable[str]) -> list[str]:
     """Returns the names that papermill assigned, from executed cells that begin like papermill's own."""
-    names = []
-    for cell in cells:
-        if re.match(r"\s*# Parameters\n", cell):
-            targets = (node.targets for node in ast.parse(cell).body if isinstance(node, ast.Assign))
-            names += [target.id for group in targets for target in group if isinstance(target, ast.Name)]
-    return [name for name in names if not name.startswith("PAPERMILL_")]  # papermill's own, from --inject-paths
+    nodes = (node for cell in cells if re.match(r"\s*# Parameters\n", cell) for node in ast.walk(ast.parse(cell)))
+    names = [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    return [name for name in names if not name.startswith("PAPERMILL_")]  # papermill adds these for --inject-paths
 
 
 def in_jupyterlab() -> bool:

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from refine_lab.config import Config, to_json
 
@@ -33,37 +33,26 @@ def group_names(runs: Sequence[tuple[str, Config, str]]) -> list[str]:
     If a method has one such group, the name is the method. If it has several, the settings in which they differ follow, as
     in `refine: lr 0.001`, and if these do not distinguish the groups, the date of the group's first run.
     """
-    names, groups = [method for method, _, _ in runs], _groups(runs)
-    for method in dict.fromkeys(names):
-        same = {key: members for key, members in groups.items() if key.method == method}
-        if len(same) > 1:
-            folders = [runs[first][2] for first, *_ in same.values()]
-            labels = _differences([dict(key.settings) for key in same], folders)
-            for label, members in zip(labels, same.values(), strict=True):
-                for index in members:
-                    names[index] = f"{method}{SEPARATOR}{label}"
-    return names
-
-
-class _Group(NamedTuple):
-    """The common properties of runs that are averaged."""
-
-    method: str
-    settings: tuple[tuple[str, str], ...]
-    repeat: int
-    "How many earlier runs have the same settings and seed; a repeated run does not count as another seed."
-
-
-def _groups(runs: Sequence[tuple[str, Config, str]]) -> dict[_Group, list[int]]:
-    """Returns the groups in order of appearance, each with the indices of its runs."""
-    groups: dict[_Group, list[int]] = {}
+    by_method: dict[str, dict[tuple[Any, int], list[int]]] = {}
     repeats: Counter[tuple[str, str]] = Counter()
     for index, (method, config, _) in enumerate(runs):
         settings = tuple((name, value) for name, value in flat_settings(config).items() if name not in SEEDS)
-        repeat = repeats[run := (method, to_json(config))]
-        groups.setdefault(_Group(method, settings, repeat), []).append(index)
+        run = method, to_json(config)
+        key = (
+            settings,
+            repeats[run],
+        )  # a run with the settings and seed of an earlier one does not count as another seed
+        by_method.setdefault(method, {}).setdefault(key, []).append(index)
         repeats[run] += 1
-    return groups
+    names = [method for method, _, _ in runs]
+    for method, groups in by_method.items():
+        if len(groups) > 1:
+            folders = [runs[first][2] for first, *_ in groups.values()]
+            labels = _differences([dict(settings) for settings, _ in groups], folders)
+            for label, members in zip(labels, groups.values(), strict=True):
+                for index in members:
+                    names[index] = f"{method}{SEPARATOR}{label}"
+    return names
 
 
 def _differences(settings: Sequence[Mapping[str, str]], folders: Sequence[str]) -> list[str]:

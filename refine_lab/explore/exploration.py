@@ -117,13 +117,15 @@ class Exploration:
 
     def probabilities(self) -> Float[np.ndarray, "T"]:
         """Returns the probability that each position of the document is selected within its chunk (eq. 6)."""
-        return self._probabilities()[0].numpy()
+        about = np.append(self._known.reading.entropies[1:], 0.0)  # selection's H_t is about the token at t + 1
+        row = torch.tensor(about, dtype=torch.float64)[None]
+        return selection_probabilities(row, torch.tensor([row.shape[1]]), self.fitting)[0].numpy()
 
     def targets(self) -> list[int]:
         """Returns the positions that the settings and `seed` select, one per chunk, in document order."""
-        lengths, draws = torch.tensor([len(self._known.token_ids)]), Draws(seed=self.seed)
-        chosen = select_positions(self._probabilities(), lengths, [0], draws, self.fitting.num_chunks)
-        return chosen[0].tolist()
+        row = torch.from_numpy(self.probabilities())[None]
+        draws, num_chunks = Draws(seed=self.seed), self.fitting.num_chunks
+        return select_positions(row, torch.tensor([row.shape[1]]), [0], draws, num_chunks)[0].tolist()
 
     def chunk_borders(self) -> list[int]:
         """Returns the first position of every chunk; a tail of fewer than c tokens belongs to no chunk."""
@@ -133,11 +135,6 @@ class Exploration:
     def can_start(self, position: int) -> bool:
         """Returns whether k reference tokens follow the position, so that rollouts can be compared with them."""
         return 0 <= position < len(self._known.token_ids) - self.refine.rollout_length
-
-    def _probabilities(self) -> torch.Tensor:
-        about = np.append(self._known.reading.entropies[1:], 0.0)  # selection's H_t is about the token at t + 1
-        row = torch.tensor(about, dtype=torch.float64)[None]
-        return selection_probabilities(row, torch.tensor([row.shape[1]]), self.fitting)
 
     # -- rollouts and their rewards -----------------------------------------------------------------------------------
 

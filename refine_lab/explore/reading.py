@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from refine_lab.models.base import FastWeightLM
-from refine_lab.models.state import Trace
+from refine_lab.models import FastWeightLM, Trace
 from refine_lab.ops.head import HEAD_ROWS
 from refine_lab.training.adaptation import prompt_batch
 
@@ -58,12 +57,8 @@ def read_document(
     batch = prompt_batch(policy, [token_ids])
     trace = policy.read(batch.tokens, batch.lengths)
     count = min(alternatives, policy.head.out_features)
-    parts = [
-        _statistics(policy.head(hidden), following, count)
-        for hidden, following in zip(
-            trace.hidden_states[0, :-1].split(HEAD_ROWS), batch.tokens[0, 1:].split(HEAD_ROWS), strict=True
-        )
-    ]
+    pairs = zip(trace.hidden_states[0, :-1].split(HEAD_ROWS), batch.tokens[0, 1:].split(HEAD_ROWS), strict=True)
+    parts = [_statistics(policy.head(hidden), following, count) for hidden, following in pairs]
     entropies, logprobs, ranks, best, probabilities = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     reading = DocumentReading(
         token_ids=token_ids.cpu().numpy().astype(np.int32),
@@ -79,12 +74,12 @@ def read_document(
 def _statistics(logits: Float[Tensor, "S V"], tokens: Int[Tensor, "S"], count: int) -> tuple[Tensor, ...]:
     """Returns entropy, logprob, rank and best alternatives at some positions."""
     logprobs = logits.float().log_softmax(-1)
-    own = logprobs.gather(-1, tokens.unsqueeze(-1))
+    logprob = logprobs.gather(-1, tokens.unsqueeze(-1))
     probabilities = logprobs.exp()
     entropies = -torch.linalg.vecdot(probabilities, logprobs.clamp(min=torch.finfo(logprobs.dtype).min))
     best = probabilities.topk(count, -1)
-    ranks = (logprobs > own).sum(-1, dtype=torch.int32) + 1
-    return entropies, own.squeeze(-1), ranks, best.indices.int(), best.values
+    ranks = (logprobs > logprob).sum(-1, dtype=torch.int32) + 1
+    return entropies, logprob.squeeze(-1), ranks, best.indices.int(), best.values
 
 
 def _after_first(values: Tensor, first: int | float) -> np.ndarray:

@@ -17,10 +17,8 @@ from refine_lab.data.tokenizer import beginning
 from refine_lab.explore.reading import DocumentReading, read_document
 from refine_lab.explore.rollouts import PrefixRollouts, rollouts_at
 from refine_lab.explore.states import StateSummary, summarise, written
-from refine_lab.models.base import FastWeightLM
+from refine_lab.models import FastWeightLM, Trace, load_model
 from refine_lab.models.hub import own_folder, resolve
-from refine_lab.models.loading import load_model
-from refine_lab.models.state import Trace
 from refine_lab.training.adaptation import Adapter, fewer_chunks, preserve_weights, prompt_batch
 from refine_lab.training.answers import answers_to
 from refine_lab.ttt_config import TTTConfig

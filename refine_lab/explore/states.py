@@ -15,8 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from refine_lab.models.base import FastWeightLM
-from refine_lab.models.state import Trace
+from refine_lab.models import FastWeightLM, Trace
 from refine_lab.validation import require
 
 

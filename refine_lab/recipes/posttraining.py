@@ -39,13 +39,8 @@ def paper_posttrain(method: str = "nested_refine", seed: int = 0) -> TrainConfig
 
 def posttrain(method: str = "nested_refine", seed: int = 0) -> TrainConfig:
     """Post-training of the embedded default on recall questions, in minutes on a CPU. Values without a source are ours."""
-    task = TaskConfig(
-        source="recall:word-12",  # asked in words that pre-training did not use
-        prompt_tokens=512,
-        answer_tokens=4,
-        train=400,
-        validation=50,
-        test=200,
+    task = TaskConfig(  # asked in words that pre-training did not use
+        source="recall:word-12", prompt_tokens=512, answer_tokens=4, train=400, validation=50, test=200
     )
     return TrainConfig(
         recipe="posttrain",
