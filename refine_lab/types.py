@@ -96,7 +96,7 @@ class Rollouts:
     positions: Int[Tensor, "B C"]
     tokens: Int[Tensor, "R K"]
     old_logprobs: Float[Tensor, "R K"]  # of the policy that sampled, at its temperature
-    target_ids: Int[Tensor, "R K"]  # the true continuation x_{t+1..t+k}
+    target_ids: Int[Tensor, "R K"]  # the reference continuation x_{t+1..t+k}
     entropies: Float[Tensor, "R"]  # of pi at the prefix, the uncertainty about the first token rolled out
     cosine: Float[Tensor, "R"]
     binary: Float[Tensor, "R"]
@@ -124,15 +124,10 @@ class RewardInputs:
     """The inputs of a reward: R rollouts of K tokens with their reference continuations. No tensor has a gradient."""
 
     rollout_ids: Int[Tensor, "R K"]
-    "The rollout tokens."
-    target_ids: Int[Tensor, "R K"]
-    "The reference continuation of each prefix."
-    hidden_states: Float[Tensor, "R K D"]
-    "The final hidden states, after the final norm, with the rollout tokens as inputs (eq. 7)."
-    target_hidden_states: Float[Tensor, "R K D"]
-    "The final hidden states of the reference continuation in the first forward pass (eq. 8)."
-    logprobs: Float[Tensor, "R K"]
-    "Log-probabilities of the rollout tokens at the sampling temperature, in nats."
+    target_ids: Int[Tensor, "R K"]  # the reference continuation of each prefix
+    hidden_states: Float[Tensor, "R K D"]  # final ones, after the final norm, with the rollout tokens as inputs (eq. 7)
+    target_hidden_states: Float[Tensor, "R K D"]  # of the reference continuation in the first forward pass (eq. 8)
+    logprobs: Float[Tensor, "R K"]  # of the rollout tokens at the sampling temperature, in nats
 
     def map(self, function: Callable[[Tensor], Tensor]) -> RewardInputs:
         """Applies `function` to every tensor."""

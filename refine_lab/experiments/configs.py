@@ -105,7 +105,7 @@ def with_settings(config: C, settings: Mapping[str, Any]) -> C:
 def setting_names(kind: type[Config]) -> frozenset[str]:
     """Returns the field names of a configuration and of those inside it, without the fields that hold them."""
     nested = kind.nested()
-    names = {field.name for field in fields(kind)} - nested.keys()
+    names = {field.name for field in fields(kind)} - nested.keys()  # type: ignore[arg-type]
     return frozenset(names.union(*map(setting_names, nested.values())))
 
 

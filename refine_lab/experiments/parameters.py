@@ -74,12 +74,10 @@ def convert(name: str, hint: Any, value: Any) -> Any:
     annotation, allowed = TYPES[kind]
     allowed += " or none" if optional else ""
     if kind is str and (value is None or isinstance(value, (bool, int, float))):
-        allowed += (
-            f" (papermill's -p makes numbers, True, False and None of texts that look like them: use -r {name} VALUE)"
-        )
+        allowed += f" (papermill's -p converts texts that look like numbers or None: use -r {name} VALUE)"
     try:
-        text = isinstance(value, str) and kind is not str
-        return TypeAdapter(annotation).validate_python(value.strip() if text else value)
+        stripped = value.strip() if isinstance(value, str) and kind is not str else value
+        return TypeAdapter(annotation).validate_python(stripped)
     except ValidationError:
         raise ConfigError(f"parameter {name}", value, allowed) from None
 

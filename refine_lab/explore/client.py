@@ -7,7 +7,7 @@ import os
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from itertools import count
 from multiprocessing import Pipe
@@ -18,7 +18,7 @@ from refine_lab.explore.worker import send
 from refine_lab.runs.process import PYTHON, spawn
 
 _PASSED_ON = (ValueError, FileNotFoundError, TypeError, MemoryError, FloatingPointError)
-ERRORS: dict[str, type[Exception]] = {error.__name__: error for error in _PASSED_ON} | {"ConfigError": ValueError}
+ERRORS: Mapping[str, type[Exception]] = {error.__name__: error for error in _PASSED_ON} | {"ConfigError": ValueError}
 """Error types that are passed on unchanged, a ConfigError as its sentence; any other becomes a RuntimeError."""
 
 

@@ -208,7 +208,7 @@ class Exploration:
         reward, seed = changes.pop("reward", self.reward), changes.pop("seed", self.seed)
         require(reward in self.rewards, "reward", reward, "one of " + ", ".join(map(repr, self.rewards)))
         valid = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0
-        require(valid, "seed", seed, "a whole number of at least 0")
+        require(bool(valid), "seed", seed, "a whole number of at least 0")
         self.refine = replace(self.refine, **changes)
         self.reward, self.seed = reward, int(seed)
 

@@ -26,18 +26,12 @@ class DocumentReading:
     """
 
     token_ids: Int[np.ndarray, "T"]
-    entropies: Float[np.ndarray, "T"]
-    "Entropy of the policy before the token, in nats."
-    logprobs: Float[np.ndarray, "T"]
-    "log p of the token itself, in nats; the next-token loss is its negative."
-    ranks: Int[np.ndarray, "T"]
-    "Rank of the token by probability, from 1."
-    alternatives: Int[np.ndarray, "T A"]
-    "The most probable tokens at this position, in descending order."
-    probabilities: Float[np.ndarray, "T A"]
-    "Probabilities of the alternatives."
-    version: str = ""
-    "Identifies the weights that were used (see `session.LoadedModel`)."
+    entropies: Float[np.ndarray, "T"]  # of the policy before the token, in nats
+    logprobs: Float[np.ndarray, "T"]  # of the token itself, in nats; the next-token loss is its negative
+    ranks: Int[np.ndarray, "T"]  # of the token by probability, from 1
+    alternatives: Int[np.ndarray, "T A"]  # the most probable tokens at this position, in descending order
+    probabilities: Float[np.ndarray, "T A"]  # of the alternatives
+    version: str = ""  # identifies the weights that were used (see `session.LoadedModel`)
 
     @property
     def losses(self) -> Float[np.ndarray, "T"]:
@@ -59,14 +53,16 @@ def read_document(
     count = min(alternatives, policy.head.out_features)
     pairs = zip(trace.hidden_states[0, :-1].split(HEAD_ROWS), batch.tokens[0, 1:].split(HEAD_ROWS), strict=True)
     parts = [_statistics(policy.head(hidden), following, count) for hidden, following in pairs]
-    entropies, logprobs, ranks, best, probabilities = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    entropies, logprobs, ranks, best, probabilities = (
+        torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
+    )
     reading = DocumentReading(
         token_ids=token_ids.cpu().numpy().astype(np.int32),
-        entropies=_after_first(entropies, np.nan),
-        logprobs=_after_first(logprobs, np.nan),
-        ranks=_after_first(ranks, 0),
-        alternatives=_after_first(best, 0),
-        probabilities=_after_first(probabilities, np.nan),
+        entropies=np.insert(entropies, 0, np.nan),
+        logprobs=np.insert(logprobs, 0, np.nan),
+        ranks=np.insert(ranks, 0, 0),
+        alternatives=np.insert(best, 0, 0, axis=0),
+        probabilities=np.insert(probabilities, 0, np.nan, axis=0),
     )
     return reading, trace
 
@@ -80,9 +76,3 @@ def _statistics(logits: Float[Tensor, "S V"], tokens: Int[Tensor, "S"], count: i
     best = probabilities.topk(count, -1)
     ranks = (logprobs > logprob).sum(-1, dtype=torch.int32) + 1
     return entropies, logprob.squeeze(-1), ranks, best.indices.int(), best.values
-
-
-def _after_first(values: Tensor, first: int | float) -> np.ndarray:
-    """Prepends `first` to the values of tokens 1 and later."""
-    array = values.numpy()
-    return np.concatenate([np.full((1, *array.shape[1:]), first, array.dtype), array])

@@ -45,22 +45,15 @@ depend on n.
 class PrefixRollouts:
     """N rollouts of K tokens from one prefix, with the reference continuation; all on the CPU, hidden states in float32."""
 
-    position: int
-    "Position of the prefix's last token; the first rollout token is at position + 1."
-    prefix_ids: Int[Tensor, "P"]
-    "The prefix's last tokens."
-    entropy: float
-    "Entropy of the policy at the position, in nats: the uncertainty about the first rollout token."
+    position: int  # of the prefix's last token; the first rollout token is at position + 1
+    prefix_ids: Int[Tensor, "P"]  # the prefix's last tokens
+    entropy: float  # of the policy at the position, in nats: the uncertainty about the first rollout token
     rollout_ids: Int[Tensor, "N K"]
-    logprobs: Float[Tensor, "N K"]
-    "Logprobs at the sampling temperature."
-    hidden_states: Float[Tensor, "N K D"]
-    "Hidden states with the rollout tokens as inputs (h^pred of equation 7)."
+    logprobs: Float[Tensor, "N K"]  # at the sampling temperature
+    hidden_states: Float[Tensor, "N K D"]  # with the rollout tokens as inputs (h^pred of equation 7)
     target_ids: Int[Tensor, "K"]
-    target_logprobs: Float[Tensor, "K"]
-    "Logprobs of the reference tokens at temperature 1, from the document's reading."
-    target_hidden_states: Float[Tensor, "K D"]
-    "Hidden states of the first reading (eq. 8)."
+    target_logprobs: Float[Tensor, "K"]  # of the reference tokens at temperature 1, from the document's reading
+    target_hidden_states: Float[Tensor, "K D"]  # of the first reading (eq. 8)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -23,22 +23,17 @@ from refine_lab.validation import require
 class StateSummary:
     """Statistics of M matrices (a layer's, by name) with H heads each at P positions; NaN beyond a matrix's heads."""
 
-    positions: Int[np.ndarray, "P"]
-    "Each state is the one after the token at this position."
-    layers: tuple[int, ...]
-    "Layer of each matrix."
-    names: tuple[str, ...]
-    "Name of each matrix: `recurrent_state` (DeltaNet), or `w0`, `w1`, `w2` (LaCT)."
-    norms: Float[np.ndarray, "M H P"]
-    "Frobenius norm of each matrix."
+    positions: Int[np.ndarray, "P"]  # each state is the one after the token at this position
+    layers: tuple[int, ...]  # of each matrix
+    names: tuple[str, ...]  # of each matrix: `recurrent_state` (DeltaNet), or `w0`, `w1`, `w2` (LaCT)
+    norms: Float[np.ndarray, "M H P"]  # Frobenius norm of each matrix
+    # exp of the entropy of the normalised singular values (Roy and Vetterli, 2007); 0 for a matrix of zeros
     effective_ranks: Float[np.ndarray, "M H P"]
-    "exp of the entropy of the normalised singular values (Roy and Vetterli, 2007); 0 for a matrix of zeros."
+    # norm of the change since the previous position, relative to the previous state's norm; NaN at the first position
     changes: Float[np.ndarray, "M H P"]
-    "Norm of the change since the previous position, relative to the previous state's norm; NaN at the first position."
+    # of each token in each layer that has one: beta (DeltaNet), mean learning rate (LaCT)
     write_strengths: Float[np.ndarray, "L H T"]
-    "Write strength of each token in each layer that has one: beta (DeltaNet), mean learning rate (LaCT)."
-    write_layers: tuple[int, ...]
-    "The layers with write strengths."
+    write_layers: tuple[int, ...]  # the layers with write strengths
 
 
 @contextmanager

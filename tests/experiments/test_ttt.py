@@ -211,7 +211,7 @@ def test_all_prompts_are_answered_once_and_it_is_told_what_is_left_out(tmp_path,
         answer_run(run, policy, tokenizer, task)
     answers = pd.concat([run.answers() for run in runs])
     assert answers.groupby("method")["name"].nunique().to_dict() == {"none": 4, "sft": 4, "refine": 4}
-    assert "refine s0: 4 answers, recall 0.000" in capsys.readouterr().out
+    assert "refine s0: 4 answers, contains_answer 0.000" in capsys.readouterr().out
     again = ttt_runs(configs, policy, chosen, tmp_path)
     assert [run.path for run in again] == [run.path for run in runs]
     assert "4 prompts already answered" in capsys.readouterr().out
