@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from refine_lab.config import RefineConfig, TrainConfig
 from refine_lab.data.batches import SequenceData
 from refine_lab.experiments.compare import names_of
-from refine_lab.experiments.tasks import absolute_model, absolute_source, drop_none
+from refine_lab.experiments.configs import absolute_model, absolute_source, drop_none
 from refine_lab.method.selection import select_positions, selection_probabilities, shift, smooth
 from refine_lab.models.loading import load_tokenizer, manifest_of
 from refine_lab.ops.precision import autocast

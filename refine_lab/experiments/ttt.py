@@ -15,7 +15,7 @@ from refine_lab.config import TaskConfig
 from refine_lab.data.tasks.examples import Example, Task
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tasks.scores import SCORES
-from refine_lab.experiments.tasks import drop_none
+from refine_lab.experiments.configs import drop_none
 from refine_lab.models.base import FastWeightLM
 from refine_lab.ops.precision import autocast
 from refine_lab.training.adaptation import Reading, Update, adapted, read_prompt
@@ -29,14 +29,12 @@ from refine_lab.validation import require
 class PromptTrace:
     """How adaptation to one prompt changed the model, per step and method."""
 
-    tokens: list[str]
-    "The text of each token of the prompt, [T]."
-    steps: pd.DataFrame
-    "One row per step: `method`, `step`, `tokens_per_second`, `reward`, loss and entropy before and after (`loss_before`...)."
-    answers: pd.DataFrame
-    "One row per method: `method`, `answer` and scores; `none` is the answer before adaptation."
-    readings: dict[str, Reading]
-    "Entropy and loss of each token: `none` before adaptation, and each method after its last step."
+    tokens: list[str]  # the text of each token of the prompt, [T]
+    steps: (
+        pd.DataFrame
+    )  # a row per step: `method`, `step`, `tokens_per_second`, `reward`, `loss_before`, `loss_after`, ...
+    answers: pd.DataFrame  # a row per method: `method`, `answer` and scores; `none` is the answer before adaptation
+    readings: dict[str, Reading]  # of each token: `none` before adaptation, and each method after its last step
 
 
 def prompt_to_trace(

@@ -37,9 +37,6 @@ from refine_lab.validation import require
 MOST_TOKENS = 65_536
 """Maximum number of tokens in a document."""
 
-Key = tuple[int, float, int]
-"""Cache key of rollouts: position, temperature, seed."""
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Document:
@@ -73,7 +70,7 @@ class Exploration:
         self.refine = RefineConfig(group_size=8, group_by="prefix")
         self.reward, self.seed = "cosine", 0
         self.document: Document | None = None
-        self._kept: dict[Key, list[PrefixRollouts]] = {}
+        self._kept: dict[tuple[int, float, int], list[PrefixRollouts]] = {}
 
     def tokens_of(self, text: str) -> np.ndarray:
         """Returns the text as token ids, [T] int32, with a BOS token before it depending on `add_bos` (see `DataConfig`).
@@ -212,7 +209,7 @@ class Exploration:
         self.refine = replace(self.refine, **changes)
         self.reward, self.seed = reward, int(seed)
 
-    def _key(self, position: int) -> Key:
+    def _key(self, position: int) -> tuple[int, float, int]:
         return position, self.refine.temperature, self.seed
 
     @property

@@ -36,9 +36,7 @@ CORRELATED = {
 }
 """Quantities that rewards are correlated with: name -> column and unit."""
 BLOCK = 8
-"""Number of rollouts made together. It is fixed because float rounding depends on the number of rows, and must not
-depend on n.
-"""
+"""Number of rollouts made together, fixed since float rounding depends on the number of rows and must not depend on n."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -38,14 +38,12 @@ class LoadedModel:
 
     policy: FastWeightLM
     tokenizer: Any
-    origin: str
-    "The files that the weights came from: their folder, and the modification time of the newest."
+    origin: str  # the files that the weights came from: their folder, and the modification time of the newest
     restored: preserve_weights | None = None
     updates: int = 0
     moves: int = 0
     adapting: bool = False
-    loaded: str | None = None
-    "Digest of the weights as loaded, computed before their first update."
+    loaded: str | None = None  # digest of the weights as loaded, computed before their first update
 
     @property
     def version(self) -> str:
@@ -59,8 +57,7 @@ class CachedDocument:
 
     reading: DocumentReading
     trace: Trace
-    writes: dict[int, Float[torch.Tensor, "T H"]]
-    "See `states.written`."
+    writes: dict[int, Float[torch.Tensor, "T H"]]  # see `states.written`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +67,9 @@ class Step:
     number: int
     metrics: dict[str, float]
     tokens_per_second: float
-    loss: float
-    "Mean next-token loss of the tokens, in nats, after the update."
-    entropy: float
-    "Mean entropy, in nats, after the update."
-    note: str | None
-    "Which settings of the method were reduced for a short prompt."
+    loss: float  # mean next-token loss of the tokens after the update, in nats
+    entropy: float  # mean entropy after the update, in nats
+    note: str | None  # which settings of the method were reduced for a short prompt
 
 
 class Session:
