@@ -101,10 +101,7 @@ def rollouts_at(
     require(not outside, "a position", outside[:1], f"from 0 to {last}: {k} true tokens must follow in the document")
     found = []
     for position in map(int, positions):
-        blocks = [
-            _block(policy, trace, position, range(first, first + BLOCK), k, temperature, seed)
-            for first in range(0, n, BLOCK)
-        ]
+        blocks = [_block(policy, trace, position, first, k, temperature, seed) for first in range(0, n, BLOCK)]
         rollout_ids, logprobs, hidden_states = (torch.cat(parts)[:n].cpu() for parts in zip(*blocks, strict=True))
         ids, after = torch.from_numpy(reading.token_ids).long(), slice(position + 1, position + 1 + k)
         found.append(
@@ -124,13 +121,15 @@ def rollouts_at(
 
 
 def _block(
-    policy: FastWeightLM, trace: Trace, position: int, samples: range, k: int, temperature: float, seed: int
+    policy: FastWeightLM, trace: Trace, position: int, first: int, k: int, temperature: float, seed: int
 ) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"], Float[Tensor, "N K D"]]:
-    """Returns tokens, logprobs and hidden states of N rollouts, token by token, so that no value depends on later ones.
+    """Returns tokens, logprobs and hidden states of `BLOCK` rollouts, the index of whose first is `first`.
 
-    Each rollout draws k uniform numbers from its own generator.
+    They are made token by token, so that no value depends on later ones. Each rollout draws k uniform numbers from its
+    own generator.
     """
-    uniforms = torch.cat([Draws(seed=seed).uniforms([position], f"rollout/{i}", (k,)) for i in samples])
+    draws, samples = Draws(seed=seed), range(first, first + BLOCK)
+    uniforms = torch.cat([draws.uniforms([position], f"rollout/{i}", (k,)) for i in samples])
     branches = Branches.of(trace, torch.tensor([[position]], device=trace.hidden_states.device), len(uniforms))
     columns = []
     for column in uniforms.split(1, dim=1):
