@@ -74,8 +74,8 @@ class RefineConfig(Config):
     def __post_init__(self) -> None:
         allowed = (*BUILT_IN_REWARDS, "custom")
         self._require(self.reward in allowed, "reward", "one of " + ", ".join(map(repr, allowed)))
-        compared = self.group_by == "sequence" or self.group_size > 1
-        self._require(compared, "group_size", "at least 2 where group_by is 'prefix'")
+        comparable = self.group_by == "sequence" or self.group_size > 1
+        self._require(comparable, "group_size", "at least 2 where group_by is 'prefix'")
 
     @property
     def ends(self) -> tuple[int, int]:
@@ -208,8 +208,8 @@ class RunConfig(Config):
     "`auto`, `cpu`, `cuda` or `cuda:N`."
 
     def __post_init__(self) -> None:
-        whole = self.batch_size % self.mini_batch_size == 0
-        self._require(whole, "mini_batch_size", f"a divisor of batch_size {self.batch_size}")
+        divisible = self.batch_size % self.mini_batch_size == 0
+        self._require(divisible, "mini_batch_size", f"a divisor of batch_size {self.batch_size}")
 
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -57,8 +57,8 @@ class TTTRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        alone = self.reset == "never" or self.batch_size == 1
-        self._require(alone, "batch_size", "1 where weights are reset after each prompt")
+        separate = self.reset == "never" or self.batch_size == 1
+        self._require(separate, "batch_size", "1 where weights are reset after each prompt")
         if self.ttt is not None:
             self._require(self.ttt.seed == self.seed, "ttt.seed", f"the run's, {self.seed}")
 

@@ -95,8 +95,8 @@ def _seconds_per_token(
         with autocast(model.device, config.dtype):
             began = time.monotonic()
             measured(model, example)
-            reading = (time.monotonic() - began) * (1 if ttt is None else 2)
-            began = time.monotonic()
+            read = time.monotonic()
             answer(model, tokenizer, [example], task.rule)
-            seconds = step + reading + time.monotonic() - began
+            answered = time.monotonic()
+    seconds = step + (read - began) * (1 if ttt is None else 2) + answered - read
     return seconds / len(example.prompt_ids)

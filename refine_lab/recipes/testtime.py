@@ -61,5 +61,4 @@ def ttt_paper(method: str = "refine", seed: int = 0) -> TTTRunConfig:
 
 def _ttt(method: str, seed: int, **settings: Any) -> TTTConfig | None:
     refine = refine_of(method, "ttt", reward="binary", nsp_coef=0.4)  # tables 2 and D.1, eq. 11
-    weight_decay = 0.01  # table D.1
-    return None if method == "none" else TTTConfig(refine=refine, seed=seed, weight_decay=weight_decay, **settings)
+    return None if method == "none" else TTTConfig(refine=refine, seed=seed, weight_decay=0.01, **settings)  # table D.1
