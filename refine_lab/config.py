@@ -332,11 +332,11 @@ def from_json(text: str, name: str = "config.json", kind: type[C] = TrainConfig)
 def _built(cls: Any, values: Mapping[str, Any], renamed: Mapping[str, str]) -> Any:
     """Builds a configuration from the plain values that a file holds; `renamed` maps older names of fields to present ones."""
     values = {renamed.get(name, name): value for name, value in values.items()}
-    plain, nested = dict(cls.upgraded(values)), cls.nested()
+    plain, inner = dict(cls.upgraded(values)), cls.inner_configs()
     for name, value in values.items():
         if (place := f"{cls.__name__}.{name}") in REMOVED:
             default = REMOVED[place]
             require(plain.pop(name) == default, place, value, f"{default!r}, since this version has no such setting")
-        elif name in nested and isinstance(value, Mapping):
-            plain[name] = _built(nested[name], value, renamed)
+        elif name in inner and isinstance(value, Mapping):
+            plain[name] = _built(inner[name], value, renamed)
     return cls(**plain)

@@ -51,7 +51,7 @@ class Config:
         return values
 
     @classmethod
-    def nested(cls) -> dict[str, Any]:
+    def inner_configs(cls) -> dict[str, Any]:
         """Returns the classes of the configurations inside this one by field name."""
         types = {name: each.annotation for name, each in cls.__pydantic_fields__.items()}  # type: ignore[attr-defined]
         options = ((name, inner) for name, each in types.items() for inner in (each, *get_args(each)))

@@ -102,7 +102,7 @@ def with_settings(config: C, settings: Mapping[str, Any]) -> C:
     """
     if strange := next((name for name in settings if name not in setting_names(type(config))), None):
         raise unknown("setting", strange, sorted(setting_names(type(config))))
-    nested = config.nested()
+    nested = config.inner_configs()
     names = {field.name for field in fields(config)} - nested.keys()  # type: ignore[arg-type]
     changes = {name: value for name, value in settings.items() if name in names}
     for name, kind in nested.items():
@@ -115,7 +115,7 @@ def with_settings(config: C, settings: Mapping[str, Any]) -> C:
 @cache
 def setting_names(kind: type[Config]) -> frozenset[str]:
     """Returns the field names of a configuration and of those inside it, without the fields that hold them."""
-    nested = kind.nested()
+    nested = kind.inner_configs()
     names = {field.name for field in fields(kind)} - nested.keys()  # type: ignore[arg-type]
     return frozenset(names.union(*map(setting_names, nested.values())))
 
