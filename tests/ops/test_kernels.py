@@ -81,7 +81,7 @@ def test_kernels_compile_for_a_gpu_at_the_shapes_of_the_paper(tmp_path, monkeypa
 
     built = []
     common = {"TEMPERATURE": 1.0, "ENTROPY": True, "TYPE": tl.float32, "BLOCK": head.BLOCK}
-    pointers = {"logits": "*bf16", "token_ids": "*i64", **floats("logprobs entropies"), "greedy": "*i1"}
+    pointers = {"logits": "*bf16", "token_ids": "*i64", **floats("logprobs entropies"), "is_top1": "*i1"}
     built.append(compiled(head._statistics, pointers, "width", common))
     rest = floats("log_normalisers entropies grad_logprobs grad_entropies")
     pointers = {"logits": "*bf16", "token_ids": "*i64", **rest}

@@ -44,7 +44,7 @@ def test_statistics_of_rows(dtype, width, temperature, monkeypatch):
     for entropy in (True, False):
         target = plain_head.row_statistics(logits.clone(), ids, temperature, entropy)
         found = kernel_head.row_statistics(logits.clone(), ids, temperature, entropy)
-        for name, a, b in zip(("logprobs", "entropies", "greedy"), found, target, strict=True):
+        for name, a, b in zip(("logprobs", "entropies", "is_top1"), found, target, strict=True):
             assert a.dtype == b.dtype, name
             tolerance = TOLERANCE.get(dtype, 2e-5)
             assert torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance), (name, entropy)
@@ -91,7 +91,7 @@ def test_the_whole_head_on_the_kernels(monkeypatch):
         loss = (stats.logprobs * upstream[0] + stats.entropies * upstream[1]).sum()
         results.append((*stats, *torch.autograd.grad(loss, (hidden, weight))))
     assert len(calls) == 3  # of the second round, one a slice
-    for name, a, b in zip(("logprobs", "entropies", "greedy", "dhidden", "dweight"), *results, strict=True):
+    for name, a, b in zip(("logprobs", "entropies", "is_top1", "dhidden", "dweight"), *results, strict=True):
         assert relative(b.double(), a.double()) < TOLERANCE[dtype], name
 
 
