@@ -54,11 +54,11 @@ def refuse_shadows() -> None:
     function before it imports from `widgets`. If a file `refine_lab.py` shadows this package, the failing import of
     this function names it.
     """
-    ours, found = Path(__file__).parent.parent / "widgets" / "__init__.py", find_spec("widgets")
-    if found is None or not ours.is_file():
+    package, found = Path(__file__).parent.parent / "widgets" / "__init__.py", find_spec("widgets")
+    if found is None or not package.is_file():
         return  # the import itself names what is missing
     place = found.origin or next(iter(found.submodule_search_locations or ()), "")
-    if not ours.samefile(place) if found.origin else find_spec("widgets.core.page") is None:
+    if not package.samefile(place) if found.origin else find_spec("widgets.core.page") is None:
         sentence = f"{place} is in the way of this project's package `widgets`: rename it, or start in another folder"
         raise ImportError(sentence)
 

@@ -162,13 +162,13 @@ class TaskConfig(Config):
         return _form(self.source)
 
     @property
-    def asked_form(self) -> str:
+    def test_form(self) -> str:
         """Returns the form of the source of the test examples."""
         return _form(self.test_source or self.source)
 
     def settled(self) -> TaskConfig:
         """Returns the task with a `strip_leading` of none replaced by its source's default, as runs record it."""
-        strip = self.asked_form == "file" if self.strip_leading is None else self.strip_leading
+        strip = self.test_form == "file" if self.strip_leading is None else self.strip_leading
         return dataclasses.replace(self, strip_leading=strip)
 
     @staticmethod

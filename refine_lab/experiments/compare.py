@@ -73,7 +73,7 @@ def _joined(runs: Iterable[Run], read: Callable[[Run], pd.DataFrame]) -> pd.Data
 def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
     """Returns the settings in which runs differ: one row per setting, one column per run, all strings; "–" for none.
 
-    For a group that some runs lack, such as `method` for SFT, one row marks the runs that have it ("given"); the
+    For a group that some runs lack, such as `refine` for SFT, one row marks the runs that have it ("given"); the
     group's own settings are rows only if the runs that have it differ.
     """
     flat = {run.name: flat_settings(run.config) for run in runs}

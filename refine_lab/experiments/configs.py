@@ -195,7 +195,7 @@ def with_source(task: TaskConfig, source: str | None, test_source: str | None = 
     """
     test_sources = drop_none(test_source=test_source and absolute_source(test_source))
     changed = replace(task, source=absolute_source(source or task.source), **test_sources)
-    return changed if changed.asked_form == task.asked_form else replace(changed, answer_tokens=None)
+    return changed if changed.test_form == task.test_form else replace(changed, answer_tokens=None)
 
 
 def model_of_seed(model: str, seed: int) -> str:
@@ -249,7 +249,7 @@ def prompts_of(
     if prompts is not None:  # the file may have moved
         field = "source" if task.test_source is None else "test_source"
         task = replace(task, **{field: absolute_source(prompts)})
-    if task.asked_form == "recall":  # no test example shares a key with a training example, however many there are
+    if task.test_form == "recall":  # no test example shares a key with a training example, however many there are
         task = replace(task, test=max(count or 0, task.test or 0))
     else:
         for name, value in changes.items():
@@ -264,5 +264,5 @@ def _run_with_task(history: History, prompts: str | None) -> Trained | None:
     if prompts is None:
         return next(iter(history.trained), None)
     source = absolute_source(prompts)
-    divided = (each for each in history.trained if each.task.asked_form != "file")
+    divided = (each for each in history.trained if each.task.test_form != "file")
     return next((each for each in divided if each.same_source(source)), None)

@@ -63,7 +63,7 @@ class Exploration:
     ) -> None:
         """Raises FileNotFoundError or ValueError if the model's tokenizer is missing, and ValueError for a built-in name."""
         for name in rewards or {}:
-            require(name not in REWARDS, "the name of a reward of your own", name, f"another than {', '.join(REWARDS)}")
+            require(name not in REWARDS, "the name of a custom reward", name, f"another than {', '.join(REWARDS)}")
         self.worker, self.model, self.add_bos = worker, model, add_bos
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
         self.rewards = REWARDS | {name: _custom(name, function) for name, function in (rewards or {}).items()}

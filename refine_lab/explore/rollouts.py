@@ -98,7 +98,7 @@ def rollouts_at(
     require(temperature > 0, "temperature", temperature, "above 0")
     last = len(reading.token_ids) - 1 - k
     outside = [position for position in positions if not 0 <= position <= last]
-    require(not outside, "a position", outside[:1], f"from 0 to {last}: {k} true tokens must follow in the document")
+    require(not outside, "a position", outside[:1], f"from 0 to {last}: {k} reference tokens must follow it")
     found = []
     for position in map(int, positions):
         blocks = [_block(policy, trace, position, first, k, temperature, seed) for first in range(0, n, BLOCK)]
