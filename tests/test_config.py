@@ -8,7 +8,6 @@ import pytest
 
 from refine_lab import recipes
 from refine_lab.config import (
-    ConfigError,
     DataConfig,
     OptimizationConfig,
     RefineConfig,
@@ -21,6 +20,7 @@ from refine_lab.config import (
 )
 from refine_lab.recipes import METHODS, midtrain, named, recipe, ttt_per_prompt
 from refine_lab.ttt_config import TTTConfig, TTTRunConfig
+from refine_lab.validation import ConfigError
 from tests.support.refusals import refused
 
 KINDS = (RefineConfig, DataConfig, TaskConfig, UpdateConfig, TrainConfig, TTTConfig, TTTRunConfig)
@@ -39,7 +39,7 @@ def test_every_recipe_comes_back_from_its_json(name, method):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "method", "told"),
+    ("recipe", "method", "recorded"),
     [
         ("paper_midtrain", "sft", "sft_release"),
         ("paper_midtrain", "refine", "refine"),
@@ -49,12 +49,12 @@ def test_every_recipe_comes_back_from_its_json(name, method):
         ("paper", "none", "none"),
     ],
 )
-def test_a_file_whose_recipe_is_named_for_the_releases_updates_reads_as_before(recipe, method, told):
+def test_a_file_whose_recipe_is_named_for_the_releases_updates_reads_as_before(recipe, method, recorded):
     config = recipes.release_updates(recipes.recipe(recipe).make(method, 0))
     values = json.loads(to_json(config))
     del values["updates"]
     old = from_json(json.dumps({**values, "recipe": f"{recipe}_release_updates"}), kind=type(config))
-    assert old == config and (old.recipe, old.updates, old.method) == (recipe, "release", told)
+    assert old == config and (old.recipe, old.updates, old.method) == (recipe, "release", recorded)
 
 
 def test_json_is_readable_and_carries_its_version():

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import traitlets
 
-from refine_lab.config import require
 from refine_lab.runs.run import Run
 from refine_lab.runs.schema import ROLLOUT_TYPES
+from refine_lab.validation import require
 from widgets.core.base import Widget, bounded
 from widgets.core.packing import PACKED
 from widgets.figures.tables import Table, visible

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from refine_lab.config import require
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.states import StateSummary
+from refine_lab.validation import require
 from widgets.core.base import Widget, bounded
 from widgets.core.packing import PACKED
 from widgets.figures.tables import visible

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from refine_lab.config import require
 from refine_lab.explore.futures import finished
+from refine_lab.validation import require
 from widgets.core.base import Widget, bounded, guarded
 from widgets.core.packing import PACKED, pack
 from widgets.parts.token_document import Alternatives, Ask, Metric, Row, Target, packed_document, packed_rows

@@ -14,7 +14,7 @@ import numpy as np
 from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.text import replace_surrogates
-from refine_lab.explore import Worker, shared_worker
+from refine_lab.explore.client import Worker, shared_worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.futures import finished, together
 from refine_lab.explore.reading import DocumentReading

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from refine_lab.config import ConfigError, unknown
 from refine_lab.method.custom_reward import load_reward, of_inputs
 from refine_lab.types import RewardFunction, RewardInputs
+from refine_lab.validation import ConfigError, unknown
 
 
 def cosine(inputs: RewardInputs) -> Float[Tensor, "R"]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from refine_lab.config import TrainConfig, require
+from refine_lab.config import TrainConfig
 from refine_lab.models import FastWeightLM, load_model
 from refine_lab.models.activation_checkpointing import checkpoint_activations
 from refine_lab.parity.procedures import (
@@ -24,6 +24,7 @@ from refine_lab.parity.procedures import (
     reread,
 )
 from refine_lab.parity.report import Parity, Row
+from refine_lab.validation import require
 
 TOLERANCES: dict[torch.dtype, tuple[float, float]] = {
     torch.float64: (1e-9, 1e-9),

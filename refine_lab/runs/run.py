@@ -25,13 +25,13 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from refine_lab.config import ConfigError, TrainConfig, from_json, require
+from refine_lab.config import TrainConfig, from_json
 from refine_lab.runs.answers import AnswerLog
 from refine_lab.runs.environment import project_root
 from refine_lab.runs.files import checkpoints, is_held, is_run, parquet_parts, parse_line, read_json, run_file
 from refine_lab.runs.schema import ROLLOUT_TYPES, read_rollouts
 from refine_lab.ttt_config import TTTRunConfig
-from refine_lab.validation import Natural, configuration
+from refine_lab.validation import ConfigError, Natural, configuration, require
 
 State = Literal["starting", "running", "finished", "stopped", "failed"]
 CONFIGS = {"train": TrainConfig, "answer": TTTRunConfig}

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from refine_lab.config import OptimizationConfig, RefineConfig, UpdateConfig, require
+from refine_lab.config import OptimizationConfig, RefineConfig, UpdateConfig
 from refine_lab.data.batches import padded
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import TrainState, next_token_stats, train_step
@@ -31,6 +31,7 @@ from refine_lab.rng import Draws
 from refine_lab.training.optim import make_optimizers
 from refine_lab.ttt_config import TTTConfig as TTTConfig
 from refine_lab.types import Batch, Rollouts
+from refine_lab.validation import require
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

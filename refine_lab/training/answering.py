@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.config import TaskConfig, require
+from refine_lab.config import TaskConfig
 from refine_lab.data.tasks.examples import Example
 from refine_lab.data.tasks.prompts import TextPrompt, encode, within_limit
 from refine_lab.data.tasks.rules import AnswerRule
@@ -35,6 +35,7 @@ from refine_lab.training import optim
 from refine_lab.training.adaptation import Adapter, Update, fewer_chunks, preserve_weights, prompt_batch, read_prompt
 from refine_lab.training.answers import answer, answer_row
 from refine_lab.ttt_config import TTTRunConfig as TTTRunConfig
+from refine_lab.validation import require
 
 Report = Callable[[tuple[str, ...], Update | None], object]
 """Called after each step, and again once a batch is answered and its answers are stored.

@@ -16,7 +16,7 @@ from tests.support.readable import STOPS, contrasts, nameless, stops, unreached,
 pytestmark = pytest.mark.browser
 
 CELLS = (
-    "from refine_lab.explore import shared_worker\nfrom widgets.reward_explorer import RewardExplorer\n"
+    "from refine_lab.explore.client import shared_worker\nfrom widgets.reward_explorer import RewardExplorer\n"
     "explorer = RewardExplorer(worker=shared_worker('cpu'))\nexplorer",
     "from widgets.ttt_panel import TTTPanel\npanel = TTTPanel(worker=shared_worker('cpu'))\npanel",
 )

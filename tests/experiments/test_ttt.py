@@ -13,10 +13,9 @@ from refine_lab.config import RefineConfig, from_json, to_json
 from refine_lab.data.tasks.examples import Example, Task
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tasks.splits import report
-from refine_lab.experiments.configs import method_configs, release_configs
+from refine_lab.experiments.configs import method_configs, model_of_seed, release_configs
 from refine_lab.experiments.estimate import estimated_seconds
 from refine_lab.experiments.runs import ttt_runs
-from refine_lab.experiments.tasks import model_of_seed
 from refine_lab.experiments.ttt import prompt_to_trace, trace_prompt
 from refine_lab.recipes import METHODS, named, recipe, release_updates, ttt_paper, ttt_per_prompt
 from refine_lab.runs.run import Run

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refine_lab.explore import Worker
+from refine_lab.explore.client import Worker
 from tests.support.small_document import SECONDS, TEXT, worker  # noqa: F401
 from widgets.reward_explorer import RewardExplorer
 

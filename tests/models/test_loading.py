@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from refine_lab.config import ConfigError
 from refine_lab.data.tokenizer import train_tokenizer
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, FastWeightLM, load_model
 from refine_lab.models.loading import family, register, resolve_device
+from refine_lab.validation import ConfigError
 from tests.factories.hybrids import make
 from tests.factories.loading import TEXTS, change, same_tensors, save_small_model
 from tests.support.refusals import naming, refused

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from refine_lab.explore import Worker
+from refine_lab.explore.client import Worker
 
 TEXT = "def area(width, height):\n    return width * height\n\n" * 12
 SECONDS = 120

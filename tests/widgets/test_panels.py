@@ -20,7 +20,7 @@ from refine_lab.config import BUILT_IN_REWARDS, RefineConfig
 from refine_lab.data.tasks.passages import parse
 from refine_lab.data.tasks.prompts import Example, encode
 from refine_lab.data.tasks.rules import AnswerRule
-from refine_lab.explore import Worker
+from refine_lab.explore.client import Worker
 from refine_lab.models import load_model
 from refine_lab.training.adaptation import read_prompt
 from refine_lab.ttt_config import TTTConfig

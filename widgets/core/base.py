@@ -10,7 +10,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-from refine_lab.config import require
+from refine_lab.validation import require
 from widgets.core.assets import STATIC, script, style
 from widgets.core.page import save_page
 

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from refine_lab.config import require
 from refine_lab.runs.schema import COLUMNS, completed
+from refine_lab.validation import require
 from widgets.parts.token_text import Decode
 
 KEYS = ("step", "sequence_id", "position")

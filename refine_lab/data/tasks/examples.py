@@ -149,7 +149,7 @@ def _answer_notes(
     why = ", as the longest reference answer needs" if scored and config.answer_tokens is None else ""
     yield f"An answer has at most {rule.max_tokens} token{'s' * (rule.max_tokens > 1)}{why}."
     bare, column = len(asked) - len(scored), ""
-    if config.asked_form == "file":
+    if config.test_form == "file":
         column = f" in column {config.answer_column or ANSWERS!r}"
     if not scored:
         yield f"No prompt has a reference answer{column}; answers are not scored."

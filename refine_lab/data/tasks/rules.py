@@ -12,8 +12,9 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.config import TaskConfig, require
+from refine_lab.config import TaskConfig
 from refine_lab.data.tasks.prompts import Example, answer_ids
+from refine_lab.validation import require
 
 UNKNOWN_ANSWER_TOKENS = 32
 """Maximum answer tokens if there is no reference answer to measure (RULER's limit for its questions)."""

@@ -75,7 +75,7 @@ class History:
         own = next((each for each in self.trained if each.same_splits(task)), None)
         if own is not None and own.prompts_digest not in (None, prompts_digest(examples)):
             yield f"The prompts have changed since {own.run} was trained on them: these are not its test prompts."
-        if self.unknown and task.asked_form != "recall":
+        if self.unknown and task.test_form != "recall":
             yield f"It is not known whether the model was trained on any of these prompts: {'; '.join(self.unknown)}."
 
     def matches(self, other: History) -> bool:

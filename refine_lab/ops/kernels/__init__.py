@@ -15,7 +15,7 @@ import os
 
 from torch import Tensor
 
-from refine_lab.config import unknown
+from refine_lab.validation import unknown
 
 SWITCH = "REFINE_KERNELS"
 NAMES = ("head", "chunks")
