@@ -1,7 +1,7 @@
 // The distribution of rewards, and scatter plots of rewards. All numbers describe the selected positions; rollouts at clicked
 // positions have another colour, and rollouts that the list leaves out are pale.
 
-import { axes, extent, floats, follow, format, html, inFrames, onWidth, rootOf, svg, unpacked } from "./shared.js";
+import { axes, extent, floats, follow, format, html, inFrames, onWidth, quantity, rootOf, svg, unpacked } from "./shared.js";
 
 const AXES = { height: 150, margin: { left: 42, right: 10, top: 8, bottom: 32 }, count: 3 };
 const KINDS = ["left-out", "shown", "clicked"]; // in the order of drawing
@@ -77,13 +77,12 @@ function drawScatter(parent, facts, panel, y, kinds) {
 
 /** Which rollouts the statistics cover, which are pale, and which are excluded. */
 export function sentences(facts, kinds) {
-  const many = (count, word) => `${format(count)} ${word}${count === 1 ? "" : "s"}`;
   const number = (kind) => kinds.filter((other) => other === kind).length;
   const hidden = facts.rollouts - number("shown");
-  const where = facts.positions ? ` at ${many(facts.positions, "sampled position")}` : "";
-  const found = [`Statistics over ${many(facts.rollouts, "rollout")}${where}.`];
-  if (hidden) found.push(`Pale: ${many(hidden, "rollout")} hidden by the list's filters.`);
-  if (number("clicked")) found.push(`Orange: ${many(number("clicked"), "rollout")} at clicked positions, excluded from the statistics.`);
+  const where = facts.positions ? ` at ${quantity(facts.positions, "sampled position")}` : "";
+  const found = [`Statistics over ${quantity(facts.rollouts, "rollout")}${where}.`];
+  if (hidden) found.push(`Pale: ${quantity(hidden, "rollout")} hidden by the list's filters.`);
+  if (number("clicked")) found.push(`Orange: ${quantity(number("clicked"), "rollout")} at clicked positions, excluded from the statistics.`);
   return found.join(" ");
 }
 

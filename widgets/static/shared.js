@@ -73,6 +73,9 @@ export function format(value) {
   return Number(value.toPrecision(4)).toLocaleString("en", { maximumFractionDigits: 6 });
 }
 
+/** A number with its noun, in the plural unless the number is 1. */
+export const quantity = (count, noun) => `${format(count)} ${noun}${count === 1 ? "" : "s"}`;
+
 export function duration(seconds) {
   const whole = Math.max(0, Math.round(seconds));
   const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];

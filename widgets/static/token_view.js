@@ -1,6 +1,6 @@
 // The state of one token map on the page, and the functions that change it: layout, colours, drawing, cursor, search.
 
-import { clamp, copyText, counts, floats, format, put } from "./shared.js";
+import { clamp, copyText, counts, floats, format, put, quantity } from "./shared.js";
 import { BORDER, EMPTY, SIGN, layoutTokens, pieceOf, rowOf, textOf, tokenAt, visibleText } from "./token_layout.js";
 import { faintOn, highestTokens, isDark, levelsOf, rampOf } from "./token_colours.js";
 import { MOST_HITS, findAll, hitTokens, lineOf, textOfRange } from "./token_search.js";
@@ -190,7 +190,7 @@ export function moveTo(view, token, { extend = false, centred = false, tip = tru
   } else view.range = null;
   view.cursor = to;
   const many = view.range && view.range[1] - view.range[0] + 1;
-  announce(view, many ? `${format(many)} ${many > 1 ? "tokens" : "token"} marked, to ${describe(view, to)}` : describe(view, to));
+  announce(view, many ? `${quantity(many, "token")} marked, to ${describe(view, to)}` : describe(view, to));
   bring(view, to, centred);
   hideTip(view.ui.tip);
   if (tip) requestAnimationFrame(() => requestAnimationFrame(() => view.cursor === to && view.focused && showTip(view, to)));
