@@ -1,7 +1,8 @@
 // Live curves of training runs. Python sends panels of thinned series (float32 bytes) and one line of progress per run, which
 // this file draws.
 
-import { axes, clamp, duration, extent, floats, follow, format, html, inFrames, nearest, onWidth, rootOf, svg, takeKey, unpacked } from "./shared.js";
+import { axes, clamp, duration, extent, floats, follow, format, html, inFrames, nearest } from "./shared.js";
+import { onWidth, panel, rootOf, svg, takeKey, unpacked } from "./shared.js";
 
 const AXES = { height: 170, margin: { left: 48, right: 10, top: 10, bottom: 34 }, count: 4, xTicks: Number.isInteger };
 const ENDED_BADLY = new Set(["failed", "killed", "unreadable"]);
@@ -45,17 +46,19 @@ export function marked(length, all) {
 // -- data -------------------------------------------------------------------------------------------------------------
 
 function unpack(curves) {
-  const methods = new Map((curves.methods ?? []).map((method) => [method.method, { ...method, colour: `var(--series-${method.look % 6})` }]));
-  return (curves.panels ?? []).map((panel) => {
-    const series = ({ method, x, y, low, high }) => ({ method: methods.get(method), x: floats(x), y: floats(y), low: floats(low), high: floats(high) });
-    return { ...panel, axis: panel.of ?? "step", lines: panel.lines.map(series) };
-  });
+  const colour = ({ look }) => `var(--series-${look % 6})`;
+  const methods = new Map((curves.methods ?? []).map((method) => [method.method, { ...method, colour: colour(method) }]));
+  const lineOf = ({ method, ...views }) => {
+    const arrays = ["x", "y", "low", "high"].map((name) => [name, floats(views[name])]);
+    return { method: methods.get(method), ...Object.fromEntries(arrays) };
+  };
+  return (curves.panels ?? []).map((panel) => ({ ...panel, axis: panel.of ?? "step", lines: panel.lines.map(lineOf) }));
 }
 
 /** All steps of some lines, ascending, each once. */
 const stepsOf = (lines) => [...new Set(lines.flatMap(({ x }) => [...x]))].sort((a, b) => a - b);
 
-/** The step at which a method's lines are read: the one nearest to `step` (null: the last); null if `step` is outside all lines. */
+/** The step of a method's lines that is nearest to `step` (null: the last); null if `step` is outside all lines. */
 function readingStep(lines, step) {
   if (step === null) return Math.max(...lines.map(({ x }) => x.at(-1)));
   const steps = stepsOf(lines.filter(({ x }) => x[0] <= step && step <= x.at(-1)));
@@ -119,15 +122,21 @@ function drawReadings(view, panel, step) {
   view.values.replaceChildren();
   const texts = readings(panel, step).map(({ method, text }) => {
     const entry = html("span", "", view.values);
-    const glyph = svg("svg", { class: "glyph", viewBox: "-14 -6 28 12", style: `color: ${method.colour}`, "aria-hidden": true }, entry);
+    const style = `color: ${method.colour}`;
+    const glyph = svg("svg", { class: "glyph", viewBox: "-14 -6 28 12", style, "aria-hidden": true }, entry);
     stroke(glyph, method, "M-14 0H14");
     symbol(glyph, method);
     entry.append(`${method.label}: ${text}`);
     return entry.textContent;
   });
   const last = Math.max(0, ...panel.lines.map(({ x }) => x.at(-1) ?? 0));
-  const aria = { label: `${panel.title}, ${panel.unit}, over ${panel.axis}s; use the arrow keys to read values` };
-  Object.assign(aria, { valuemin: 0, valuemax: last, valuenow: step ?? last, valuetext: `${panel.axis} ${step ?? last}: ${texts.join("; ")}` });
+  const aria = {
+    label: `${panel.title}, ${panel.unit}, over ${panel.axis}s; use the arrow keys to read values`,
+    valuemin: 0,
+    valuemax: last,
+    valuenow: step ?? last,
+    valuetext: `${panel.axis} ${step ?? last}: ${texts.join("; ")}`,
+  };
   for (const [name, value] of Object.entries(aria)) view.svg.setAttribute(`aria-${name}`, value);
 }
 
@@ -170,17 +179,15 @@ function render({ model, el }) {
     schedule();
   };
 
-  function viewOf(panel) {
-    if (views.has(panel.name)) return views.get(panel.name);
-    const figure = html("figure", "panel", grid);
-    const title = html("div", "title", figure);
-    html("span", "", title, panel.title);
-    const view = { figure, unit: html("span", "unit", title), values: html("div", "values", figure) };
-    view.svg = svg("svg", { tabindex: 0, role: "slider", "data-panel": panel.name, focusable: true }, figure);
+  function viewOf({ name, title }) {
+    if (views.has(name)) return views.get(name);
+    const drawing = { tabindex: 0, role: "slider", "data-panel": name, focusable: true };
+    const view = { ...panel(grid, title, "", drawing), values: html("div", "values") };
+    view.svg.before(view.values);
     view.svg.addEventListener("pointermove", (event) => hover(view, event));
     for (const leave of ["pointerleave", "blur"]) view.svg.addEventListener(leave, () => point(null));
     view.svg.addEventListener("keydown", onKey);
-    views.set(panel.name, view);
+    views.set(name, view);
     return view;
   }
 

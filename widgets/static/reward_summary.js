@@ -1,18 +1,12 @@
 // The distribution of rewards, and scatter plots of rewards. All numbers describe the selected positions; rollouts at clicked
 // positions have another colour, and rollouts that the list leaves out are pale.
 
-import { axes, extent, floats, follow, format, html, inFrames, onWidth, quantity, rootOf, svg, unpacked } from "./shared.js";
+import { axes, extent, floats, follow, format, html, inFrames, lastAtMost, onWidth, panel, quantity, rootOf, svg, unpacked } from "./shared.js";
 
 const AXES = { height: 150, margin: { left: 42, right: 10, top: 8, bottom: 32 }, count: 3 };
 const KINDS = ["left-out", "shown", "clicked"]; // in the order of drawing
 
-function frame(parent, title, note, label) {
-  const figure = html("figure", "panel", parent);
-  const heading = html("figcaption", "title", figure);
-  html("span", "", heading, title);
-  html("span", "unit", heading, note);
-  return svg("svg", { role: "img", "aria-label": label }, figure);
-}
+const chart = (parent, title, note, label) => panel(parent, title, note, { role: "img", "aria-label": label }).svg;
 
 /** How each rollout is drawn: `left-out` by the list's filters, `shown`, `clicked`, or null if clicked and left out. */
 export function kindsOf(apart, passing) {
@@ -28,10 +22,8 @@ export function kindsOf(apart, passing) {
 export function counted(values, edges, takes) {
   const counts = new Array(edges.length - 1).fill(0);
   values.forEach((value, row) => {
-    if (!takes(row) || !(value >= edges[0] && value <= edges.at(-1))) return;
-    let bin = edges.length - 2;
-    while (bin > 0 && value < edges[bin]) bin--;
-    counts[bin]++;
+    const inside = takes(row) && value >= edges[0] && value <= edges.at(-1);
+    if (inside) counts[Math.min(lastAtMost(edges, value), counts.length - 1)]++;
   });
   return counts;
 }
@@ -39,7 +31,7 @@ export function counted(values, edges, takes) {
 function drawHistogram(parent, facts, y, kinds) {
   const note = `${format(facts.mean)} ± ${format(facts.std)}`;
   const label = `Distribution of ${facts.rollouts} rewards: mean ${format(facts.mean)}, standard deviation ${format(facts.std)}`;
-  const drawing = frame(parent, `${facts.reward} reward`, note, label);
+  const drawing = chart(parent, `${facts.reward} reward`, note, label);
   const { edges } = facts;
   const bars = { "left-out": facts.counts, shown: counted(y, edges, (row) => kinds[row] === "shown") };
   const clicked = y.filter((_, row) => kinds[row] === "clicked"); // a mark each: the bins are those of the selected positions
@@ -59,13 +51,13 @@ function drawHistogram(parent, facts, y, kinds) {
   }
 }
 
-function drawScatter(parent, facts, panel, y, kinds) {
-  const x = floats(panel.x);
-  const r = panel.r === null ? "constant" : `r = ${panel.r.toFixed(2)}`;
-  const drawing = frame(parent, `Reward vs ${panel.title}`, r, `${facts.reward} reward against ${panel.title}: ${r}`);
+function drawScatter(parent, facts, scatter, y, kinds) {
+  const x = floats(scatter.x);
+  const r = scatter.r === null ? "constant" : `r = ${scatter.r.toFixed(2)}`;
+  const drawing = chart(parent, `Reward vs ${scatter.title}`, r, `${facts.reward} reward against ${scatter.title}: ${r}`);
   const [xs, ys] = [extent([x], 0.04), extent([y], 0.06)];
   if (!xs || !ys) return;
-  const { sx, sy } = axes(drawing, AXES, xs, ys, panel.unit);
+  const { sx, sy } = axes(drawing, AXES, xs, ys, scatter.unit);
   const paths = Object.fromEntries(KINDS.map((kind) => [kind, ""]));
   x.forEach((value, i) => {
     const row = i * facts.stride;
@@ -82,7 +74,8 @@ export function sentences(facts, kinds) {
   const where = facts.positions ? ` at ${quantity(facts.positions, "sampled position")}` : "";
   const found = [`Statistics over ${quantity(facts.rollouts, "rollout")}${where}.`];
   if (hidden) found.push(`Pale: ${quantity(hidden, "rollout")} hidden by the list's filters.`);
-  if (number("clicked")) found.push(`Orange: ${quantity(number("clicked"), "rollout")} at clicked positions, excluded from the statistics.`);
+  const clicked = quantity(number("clicked"), "rollout");
+  if (number("clicked")) found.push(`Orange: ${clicked} at clicked positions, excluded from the statistics.`);
   return found.join(" ");
 }
 
@@ -97,7 +90,7 @@ function render({ model, el }) {
     html("div", "note", root, sentences(facts, kinds));
     const panels = html("div", "panels", root);
     drawHistogram(panels, facts, y, kinds);
-    for (const panel of facts.panels) drawScatter(panels, facts, panel, y, kinds);
+    for (const scatter of facts.panels) drawScatter(panels, facts, scatter, y, kinds);
   });
   return follow(model, { summary: schedule, passing: schedule }, onWidth(root, schedule), schedule.cancel);
 }

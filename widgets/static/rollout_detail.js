@@ -1,7 +1,7 @@
 // The parts beside the list of rollouts: one rollout token by token, several side by side, table F.1, the rewards' histogram.
 
 import { histogram, isMatch, lengthOf, markdownF1, tableF1, visibleParts } from "./rollout_data.js";
-import { beginning, decimals, describe, placeOf, tokenCell, tokenCells } from "./rollout_list.js";
+import { beginning, decimals, describe, placeOf, rolloutCells, targetCells, tokenCell } from "./rollout_list.js";
 import { button, copyText, html, svg } from "./shared.js";
 
 const BINS = 32;
@@ -10,7 +10,8 @@ const LONGEST_TEXT = 2000; // characters of a token of the prefix, or of a text 
 /** The numbers of a rollout, those shared by its position last: { name, heading, digits, shared }. */
 function numbersOf(fields) {
   const numbers = fields.filter(({ digits }) => digits !== null).sort((a, b) => a.shared - b.shared);
-  return numbers.map((field) => ({ ...field, heading: (field.heading || field.label) + (field.unit ? ` (${field.unit})` : "") }));
+  const heading = ({ heading, label, unit }) => (heading || label) + (unit ? ` (${unit})` : "");
+  return numbers.map((field) => ({ ...field, heading: heading(field) }));
 }
 
 function tableOf(parent, className, heads) {
@@ -43,7 +44,8 @@ export function drawDetail(parent, { data, fields, selected, compared }, pin) {
   const title = describe(data, selected);
   const top = html("div", "title", parent);
   html("h3", "", top, title[0].toUpperCase() + title.slice(1));
-  button(top, compared.includes(selected) ? "Unpin" : "Pin", () => pin(selected), { title: "Pin for comparison (Enter in the list)" });
+  const text = compared.includes(selected) ? "Unpin" : "Pin";
+  button(top, text, () => pin(selected), { title: "Pin for comparison (Enter in the list)" });
   const facts = html("dl", "facts", parent);
   for (const { name, heading, digits } of numbersOf(fields)) {
     const pair = html("div", "", facts);
@@ -60,7 +62,8 @@ export function drawDetail(parent, { data, fields, selected, compared }, pin) {
 
 function drawAligned(parent, data, row) {
   const group = data.group[row];
-  const { body } = tableOf(parent, "aligned", ["", "reference", "", "rollout", "log p (nats)", ...(data.cosines ? ["cosine"] : [])]);
+  const heads = ["", "reference", "", "rollout", "log p (nats)", "cosine"].slice(0, data.cosines ? 6 : 5);
+  const { body } = tableOf(parent, "aligned", heads);
   const [long, short] = [lengthOf(data, data.tokens, row), lengthOf(data, data.targets, group)];
   for (let i = 0; i < Math.max(long, short); i++) {
     const line = html("tr", "", body);
@@ -110,9 +113,8 @@ export function drawCompared(parent, { data, fields, compared, selected }, { cho
     for (const row of compared) draw(html("td", "", line), row);
   };
   const flow = (cell) => html("span", "flow", cell);
-  addLine("reference", (cell, row) => tokenCells(flow(cell), data, data.targets, data.group[row], () => ({ isTarget: true })));
-  const look = (row) => (i, at) => ({ match: isMatch(data, row, i), cosine: data.cosines?.[at] });
-  addLine("rollout", (cell, row) => tokenCells(flow(cell), data, data.tokens, row, look(row)));
+  addLine("reference", (cell, row) => targetCells(flow(cell), data, data.group[row]));
+  addLine("rollout", (cell, row) => rolloutCells(flow(cell), data, row));
   for (const { name, heading, digits, shared } of numbersOf(fields)) {
     const values = compared.map((row) => data.numbers[name][row]);
     const top = Math.max(...values.filter(Number.isFinite));

@@ -16,7 +16,8 @@ const KEYS = [
   ["Esc", "clear the field; in the list, clear filters, then pins, then the selection"],
 ];
 const LEGEND =
-  "a dot marks a token that matches the reference; the bar shows the cosine with the reference's hidden state, from the right if negative";
+  "a dot marks a token that matches the reference; " +
+  "the bar shows the cosine with the reference's hidden state, from the right if negative";
 let made = 0;
 
 // -- the filters' fields ----------------------------------------------------------------------------------------------
@@ -57,21 +58,14 @@ function filterFields(parent, ranges, changed) {
     for (const [name, pair] of bounds) range(pair).forEach((now, i) => fill(pair[i], now, filters[name]?.[i] ?? null));
   };
   const hint = (data) => {
-    for (const [name, pair] of bounds) {
-      const found = extent([data.numbers[name] ?? data[name]], 0, false);
+    for (const [name, [low, high]] of bounds) {
+      const range = extent([data.numbers[name] ?? data[name]], 0, false);
       const digits = name in data.numbers ? 100 : 1; // rounded outwards
-      pair[0].placeholder = found ? `≥ ${Math.floor(found[0] * digits) / digits}` : "";
-      pair[1].placeholder = found ? `≤ ${Math.ceil(found[1] * digits) / digits}` : "";
+      low.placeholder = range ? `≥ ${Math.floor(range[0] * digits) / digits}` : "";
+      high.placeholder = range ? `≤ ${Math.ceil(range[1] * digits) / digits}` : "";
     }
   };
-  return { first: texts.values().next().value, read, write, hint };
-}
-
-/** [R] bytes: 1 for the rows in the list. */
-function passing({ data, rows }) {
-  const bytes = new Uint8Array(data.rows);
-  for (const row of rows) bytes[row] = 1;
-  return new DataView(bytes.buffer);
+  return { first: form.querySelector("input"), read, write, hint };
 }
 
 // -- the widget -------------------------------------------------------------------------------------------------------
@@ -95,9 +89,8 @@ function build(el, fields, actions) {
     html("kbd", "", help, keys);
     html("span", "", help, action);
   }
-  const legend = html("div", "help", root);
-  html("span", { class: "token match", "aria-hidden": true }, legend, "token");
-  html("span", "", legend, LEGEND);
+  html("span", { class: "token match", "aria-hidden": true }, help, "token");
+  html("span", "", help, LEGEND);
   return { root, error, filters, figure, status, clear, f1, table, list, detail, compared };
 }
 
@@ -151,7 +144,11 @@ function render({ model, el }) {
       state.rows = shownRows(state.data, state.filters, state.sort);
       parts.list.show(state);
       drawHistogram(parts.figure, state);
-      if (model.alone) model.set("passing", passing(state)); // else Python computes it
+      if (model.alone) {
+        const passing = new Uint8Array(state.data.rows); // 1 for the rows in the list; else Python computes it
+        for (const row of state.rows) passing[row] = 1;
+        model.set("passing", new DataView(passing.buffer));
+      }
     }
     if (!parts.table.hidden && (now.has("rows") || now.has("table"))) {
       drawTableF1(parts.table, state, { close: actions.toggleF1, announce });
@@ -171,7 +168,8 @@ function render({ model, el }) {
     const ranked = data.numbers[fields.find(({ look }) => look === "best").name] ?? [];
     const most = (name) => Math.max(...(extent([data.numbers[name] ?? []]) ?? [0]).map(Math.abs));
     const bars = fields.filter(({ look }) => look === "bar").map((bar) => [bar.name, most(bar.name)]);
-    Object.assign(state, { data, ranked, best: bestRows(data, ranked, all), range: extent([ranked]), most: Object.fromEntries(bars) });
+    Object.assign(state, { data, ranked, best: bestRows(data, ranked, all), range: extent([ranked]) });
+    state.most = Object.fromEntries(bars);
     parts.filters.hint(data);
   }
 
@@ -182,7 +180,8 @@ function render({ model, el }) {
     const clicked = [...groups].filter((group) => data.clicked.has(group)).length;
     const apart = clicked ? `, ${format(clicked)} clicked` : "";
     const facts = [`${some}${quantity(data.rows, "rollout")} at ${quantity(groups.size, "position")}${apart}`];
-    if (selected >= 0) facts.push(rows.includes(selected) ? `selected: ${describe(data, selected)}` : "the selected rollout is filtered out");
+    const where = rows.includes(selected) ? `selected: ${describe(data, selected)}` : "the selected rollout is filtered out";
+    if (selected >= 0) facts.push(where);
     if (message) facts.push(message);
     state.message = "";
     const text = facts.join(" · ");
@@ -245,7 +244,7 @@ function render({ model, el }) {
     compared: () => redraw("pins"),
     error: parts.error,
   };
-  return follow(model, listeners, schedule.cancel, () => clearTimeout(saving), parts.list.stop);
+  return follow(model, listeners, schedule.cancel, () => clearTimeout(saving), ...parts.list.ends);
 }
 
 export default { render };

@@ -13,7 +13,8 @@ export const decimals = (value, digits = 3) => (Number.isFinite(value) ? value.t
 
 function sortLabel(title, name, [column, descending]) {
   if (column !== name) return `Sort by ${title}, highest first`;
-  return descending ? `Sorted by ${title}, highest first; press for lowest first` : `Sorted by ${title}, lowest first; press for the original order`;
+  const [order, next] = descending ? ["highest", "lowest first"] : ["lowest", "the original order"];
+  return `Sorted by ${title}, ${order} first; press for ${next}`;
 }
 
 /** The order after a press on a column's head: highest first, lowest first, then the original order. */
@@ -36,9 +37,24 @@ export function tokenCell(parent, data, token, { match = false, cosine = NaN, is
 }
 
 /** The cells of a row of `tokens` or `targets`; `look(i, at)` returns the options of each. */
-export function tokenCells(parent, data, ids, row, look) {
+function tokenCells(parent, data, ids, row, look) {
   const first = row * data.width;
-  return Array.from({ length: lengthOf(data, ids, row) }, (_, i) => tokenCell(parent, data, ids[first + i], look(i, first + i)));
+  const cell = (_, i) => tokenCell(parent, data, ids[first + i], look(i, first + i));
+  return Array.from({ length: lengthOf(data, ids, row) }, cell);
+}
+
+export const targetCells = (parent, data, group) => tokenCells(parent, data, data.targets, group, () => ({ isTarget: true }));
+
+/** The cells of a rollout, with the numbers of each token in its tooltip. */
+export function rolloutCells(parent, data, row) {
+  const look = (i, at) => ({ match: isMatch(data, row, i), cosine: data.cosines?.[at] });
+  tokenCells(parent, data, data.tokens, row, look).forEach((cell, i) => {
+    const at = row * data.width + i;
+    const facts = [`logprob ${decimals(data.logprobs[at])}`];
+    if (data.cosines) facts.push(`cosine ${decimals(data.cosines[at])}`);
+    if (isMatch(data, row, i)) facts.push("matches the reference");
+    cell.title = `${visible(beginning(data.strings[data.tokens[at]]))}\n${facts.join(" · ")}`;
+  });
 }
 
 /** A bar left or right of the middle, with the number. */
@@ -59,7 +75,7 @@ export function describe(data, row) {
   return `rollout ${data.sample_index[row]} at ${where} ${data.position[at]}, step ${data.step[at]}, sequence ${data.sequence_id[at]}`;
 }
 
-/** The list in `parent`. `on` has `sort(column)`, `choose(row)` and `pin(row)`; `show(state)` draws, with numbers of `fields`. */
+/** The list in `parent`, with numbers of `fields`. `on` has `sort(column)`, `choose(row)` and `pin(row)`; `show(state)` draws. */
 export function rolloutList(parent, fields, on) {
   const scroller = html("div", "scroller", parent);
   const head = html("div", "head", scroller);
@@ -81,8 +97,8 @@ export function rolloutList(parent, fields, on) {
   };
 
   function show(next) {
-    state = { ...next, lines: next.rows === state?.rows ? state.lines : linesOf(next.data, next.rows) };
-    for (const node of drawn.values()) node.remove();
+    state = { ...next, lines: linesOf(next.data, next.rows) };
+    box.replaceChildren();
     drawn.clear();
     box.style.height = `${Math.min(state.lines.length * LINE, TALLEST)}px`;
     fit();
@@ -114,18 +130,15 @@ export function rolloutList(parent, fields, on) {
       drawn.delete(index);
     }
     for (let index = first; index < last; index++) {
-      const node = drawn.get(index) ?? lineNode(index);
+      const line = state.lines[index];
+      if (!drawn.has(index)) {
+        drawn.set(index, line < 0 ? targetLine(box, state, -1 - line) : rolloutLine(box, state, line));
+        if (line >= 0) mark(drawn.get(index), line);
+      }
+      const { style } = drawn.get(index);
       const place = `${index * LINE - shift}px`;
-      if (node.style.top !== place) node.style.top = place;
+      if (style.top !== place) style.top = place;
     }
-  }
-
-  function lineNode(index) {
-    const line = state.lines[index];
-    const node = line < 0 ? targetLine(box, state, -1 - line) : rolloutLine(box, state, line);
-    drawn.set(index, node);
-    if (line >= 0) mark(node, line);
-    return node;
   }
 
   function mark(node, row) {
@@ -168,11 +181,7 @@ export function rolloutList(parent, fields, on) {
     if (selected < 0) box.removeAttribute("aria-activedescendant");
     for (const [index, node] of drawn) if (state.lines[index] >= 0) mark(node, state.lines[index]);
   };
-  const stop = () => {
-    schedule.cancel();
-    resized.disconnect();
-  };
-  return { box, show, select, reveal, page, stop };
+  return { box, show, select, reveal, page, ends: [schedule.cancel, () => resized.disconnect()] };
 }
 
 function buildHead(head, fields, on) {
@@ -191,7 +200,7 @@ function targetLine(parent, { data, fields }, group) {
   const clicked = data.clicked.has(group);
   const node = html("div", { class: `line target${clicked ? " clicked" : ""}`, role: "presentation" }, parent);
   html("span", { class: "mark", title: "reference (ground truth)" }, node, "GT");
-  tokenCells(html("span", "tokens", node), data, data.targets, group, () => ({ isTarget: true }));
+  targetCells(html("span", "tokens", node), data, group);
   const shared = fields.filter((field) => field.shared && field.digits !== null);
   const facts = shared.map(({ name, label, digits }) => `${label} ${decimals(data.numbers[name][data.firstOf[group]], digits)}`);
   const where = [...(clicked ? ["clicked"] : []), placeOf(data, group), ...facts].join(" · ");
@@ -207,14 +216,7 @@ function rolloutLine(parent, { data, fields, best, most }, row) {
   const attributes = { id: `${data.name}-${row}`, "data-row": row, role: "option", "aria-label": label };
   const node = html("div", { class: "line rollout", ...attributes }, parent);
   html("span", "mark", node);
-  const look = (i, at) => ({ match: isMatch(data, row, i), cosine: data.cosines?.[at] });
-  tokenCells(html("span", "tokens", node), data, data.tokens, row, look).forEach((cell, i) => {
-    const at = row * data.width + i;
-    const facts = [`logprob ${decimals(data.logprobs[at])}`];
-    if (data.cosines) facts.push(`cosine ${decimals(data.cosines[at])}`);
-    if (isMatch(data, row, i)) facts.push("matches the reference");
-    cell.title = `${visible(beginning(data.strings[data.tokens[at]]))}\n${facts.join(" · ")}`;
-  });
+  rolloutCells(html("span", "tokens", node), data, row);
   const numbers = html("span", "numbers", node);
   for (const { name, look, digits } of own) {
     const value = data.numbers[name][row];

@@ -108,6 +108,14 @@ export function rootOf(el, name, label) {
   return { root, error: html("div", { class: "error", role: "alert" }, root) };
 }
 
+/** A figure with a title, its unit, and a drawing. */
+export function panel(parent, title, unit, attributes) {
+  const figure = html("figure", "panel", parent);
+  const caption = html("figcaption", "title", figure);
+  html("span", "", caption, title);
+  return { figure, unit: html("span", "unit", caption, unit), svg: svg("svg", attributes, figure) };
+}
+
 /** Draws axes with round numbers. Returns scales from values to pixels, and the inner edges of the drawing. */
 export function axes(drawing, { height, margin, count, xTicks = () => true }, xs, ys, xLabel) {
   const width = Math.max(drawing.clientWidth || 260, 150);
@@ -198,9 +206,10 @@ export function takeKey(event) {
   event.stopPropagation();
 }
 
-/** Keeps from JupyterLab the keys of a field that it would take for commands; those with Ctrl are not the field's. */
-export function keepLetters(event) {
-  if (!event.ctrlKey && !event.metaKey && event.key !== "Tab") event.stopPropagation();
+/** Keeps from JupyterLab the keys that it would take for commands; those with Ctrl only if they are among `commands`. */
+export function keepKeys(event, commands = "") {
+  const command = event.ctrlKey || event.metaKey;
+  if (event.key !== "Tab" && (!command || commands.includes(event.key.toLowerCase()))) event.stopPropagation();
 }
 
 /** Copies a text, through a selected text area if the page must not write to the clipboard. Returns whether it is copied. */

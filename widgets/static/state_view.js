@@ -1,6 +1,7 @@
 // States along a document: one strip per head, coloured by one of three measures; below, the write strength of every token.
 
-import { button, clamp, counts, extent, floats, follow, format, html, inFrames, onWidth, prepared, put, rootOf, takeKey, unpacked } from "./shared.js";
+import { button, clamp, counts, extent, floats, follow, format, html, inFrames } from "./shared.js";
+import { onWidth, prepared, put, rootOf, takeKey, unpacked } from "./shared.js";
 
 const ROW = 16;
 const LABEL = 150;
@@ -35,6 +36,7 @@ function render({ model, el }) {
   function unpack() {
     const states = unpacked(model.get("states"));
     data = null;
+    schedule();
     if (!states.rows?.length) return;
     const measures = states.measures.map((measure) => ({ ...measure, values: floats(measure.values) }));
     data = { ...states, places: counts(states.places), measures, writes: floats(states.writes) };
@@ -65,7 +67,7 @@ function render({ model, el }) {
       pen.globalAlpha = 1;
       pen.fillStyle = colour(i === model.get("row") ? "--accent" : "--quiet");
       pen.fillText(`layer ${row.layer} ${row.name === "recurrent_state" ? "state" : row.name} head ${row.head}`, 2, i * ROW + ROW / 2, LABEL - 8);
-      pen.fillStyle = colour("--strip");
+      pen.fillStyle = colour("--series-1");
       for (let p = 0; p < places.length; p++) {
         const value = measure.values[i * places.length + p];
         if (!Number.isFinite(value)) continue;
@@ -95,7 +97,7 @@ function render({ model, el }) {
     const highest = peaks(strengths, columns);
     const most = Math.max(...highest) || 1;
     const wide = (width - LABEL) / columns;
-    pen.fillStyle = colour("--strip");
+    pen.fillStyle = colour("--series-1");
     highest.forEach((value, i) => {
       const tall = (value / most) * (WRITES - 4);
       pen.fillRect(LABEL + i * wide, WRITES - tall, Math.max(wide, 1), tall);
@@ -113,8 +115,10 @@ function render({ model, el }) {
   }
 
   function draw() {
+    error.textContent = model.get("error");
     canvas.hidden = writes.hidden = bar.hidden = !data;
     if (!data) {
+      status.textContent = model.get("status");
       title.textContent = model.get("status") || model.get("error") ? "" : "No states yet.";
       strongest.replaceChildren();
       return;
@@ -150,22 +154,11 @@ function render({ model, el }) {
     put(model, "place", data.places[clamp(to, 0, data.places.length - 1)]);
   }
 
-  const onStates = () => {
-    unpack();
-    schedule();
-  };
-  const onStatus = () => {
-    if (!data) status.textContent = model.get("status");
-    schedule();
-  };
-  const onError = () => {
-    error.textContent = model.get("error");
-    onStatus();
-  };
   choice.addEventListener("change", () => put(model, "measure", choice.value));
   canvas.addEventListener("pointerdown", onPointer);
   canvas.addEventListener("keydown", onKey);
-  const listeners = { states: onStates, status: onStatus, error: onError, measure: schedule, row: schedule, place: schedule };
+  const traits = ["status", "error", "measure", "row", "place"];
+  const listeners = { states: unpack, ...Object.fromEntries(traits.map((trait) => [trait, schedule])) };
   return follow(model, listeners, onWidth(root, schedule), schedule.cancel);
 }
 

@@ -1,6 +1,6 @@
 // A slider over steps: the browser's own, with its keys; beside it its number, which screen readers announce.
 
-import { follow, html, keepLetters, put, rootOf } from "./shared.js";
+import { follow, html, keepKeys, put, rootOf } from "./shared.js";
 
 function render({ model, el }) {
   const { root, error } = rootOf(el, "step-slider", model.get("label"));
@@ -32,7 +32,7 @@ function render({ model, el }) {
       draw();
     }),
   );
-  slider.addEventListener("keydown", keepLetters);
+  slider.addEventListener("keydown", (event) => keepKeys(event));
   return follow(model, { label: draw, first: draw, last: draw, value: draw, disabled: draw, error });
 }
 

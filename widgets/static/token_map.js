@@ -2,12 +2,12 @@
 // (float32 bytes); the page lays the tokens out, paints the visible ones, and moves among them. Text reaches the page through
 // canvas and textContent alone.
 
-import { follow, html, keepLetters, put, takeKey, unpacked } from "./shared.js";
+import { follow, html, keepKeys, put, takeKey, unpacked } from "./shared.js";
 import { PAD, ROW, mapHeight } from "./token_paint.js";
 import { buildPanel, hideTip } from "./token_panel.js";
 import { Answers } from "./token_alternatives.js";
-import { announce, announceCopy, bring, copyNow, describe, draw, firstVisible, jump, moveTo } from "./token_view.js";
-import { rowEnd, rowsAway, schedule, search, select, showTip, textToCopy, tokenUnder, unpackDocument } from "./token_view.js";
+import { announce, bring, copy, describe, draw, firstVisible, jump, moveTo } from "./token_view.js";
+import { rowEnd, rowsAway, schedule, search, select, showTip, tokenUnder, unpackDocument } from "./token_view.js";
 
 const VIEW_PAUSE = 150; // milliseconds without scrolling before Python gets the view
 
@@ -132,7 +132,10 @@ function listenToPointer(view) {
     hideTip(tip);
     schedule(view);
     clearTimeout(view.timer);
-    view.timer = setTimeout(() => sendView(view), VIEW_PAUSE);
+    view.timer = setTimeout(() => {
+      const first = view.layout && view.doc.total ? firstVisible(view) : view.model.get("view");
+      if (first !== view.model.get("view")) put(view.model, "view", first);
+    }, VIEW_PAUSE);
   });
   const go = (event) => {
     if (!event.buttons || !view.layout) return;
@@ -149,11 +152,6 @@ function hover(view, token) {
   if (token !== view.tipped || !view.ui.tip.matches(":popover-open")) showTip(view, token);
 }
 
-function sendView(view) {
-  if (!view.layout || !view.doc.total || firstVisible(view) === view.model.get("view")) return;
-  put(view.model, "view", firstVisible(view));
-}
-
 function listenToControls(view) {
   const { ui, model } = view;
   on(ui.canvas, "keydown", (event) => onKey(view, event));
@@ -164,24 +162,18 @@ function listenToControls(view) {
       schedule(view);
     });
   }
-  on(ui.canvas, "copy", (event) => {
-    const text = textToCopy(view);
-    announceCopy(view, text);
-    if (!text) return;
-    event.clipboardData.setData("text/plain", text);
-    takeKey(event);
-  });
+  on(ui.canvas, "copy", (event) => copy(view, event) && takeKey(event));
   on(ui.metric, "change", () => put(model, "metric", ui.metric.value));
   on(ui.find, "keydown", (event) => onFindKey(view, event));
   on(ui.find, "input", () => search(view, 1));
-  on(ui.bar, "keydown", keepLetters);
+  on(ui.bar, "keydown", (event) => keepKeys(event));
   for (const [button, act] of [
     [ui.next, () => jump(view, 1)],
     [ui.previous, () => jump(view, -1)],
     [ui.forth, () => search(view, 1)],
     [ui.back, () => search(view, -1)],
-    [ui.copy, () => copyNow(view)],
-  ]) on(button, "click", () => view.layout && act());
+    [ui.copy, (event) => copy(view, event)],
+  ]) on(button, "click", (event) => view.layout && act(event));
 }
 
 // -- the widget -------------------------------------------------------------------------------------------------------

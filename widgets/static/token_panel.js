@@ -23,7 +23,8 @@ export function buildPanel(el) {
   const legend = html("div", "legend", bar);
   const tools = html("div", "tools", bar);
   const highest = html("span", "group", tools);
-  const press = (parent, text, label, title) => html("button", { type: "button", "aria-label": label, title }, parent, text);
+  const press = (parent, text, label, title) =>
+    html("button", { type: "button", "aria-label": label, title }, parent, text);
   const previous = press(highest, "▲", "Previous highest", "Previous highest value (p)");
   html("span", "", highest, "highest");
   const next = press(highest, "▼", "Next highest", "Next highest value (n)");

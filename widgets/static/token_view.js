@@ -1,6 +1,6 @@
 // The state of one token map on the page, and the functions that change it: layout, colours, drawing, cursor, search.
 
-import { clamp, copyText, counts, floats, format, put, quantity } from "./shared.js";
+import { clamp, copyText, counts, floats, format, html, put, quantity } from "./shared.js";
 import { BORDER, EMPTY, SIGN, layoutTokens, pieceOf, rowOf, textOf, tokenAt, visibleText } from "./token_layout.js";
 import { faintOn, highestTokens, isDark, levelsOf, rampOf } from "./token_colours.js";
 import { MOST_HITS, findAll, hitTokens, lineOf, textOfRange } from "./token_search.js";
@@ -28,13 +28,13 @@ export function unpackDocument(raw) {
 /** Colours of the theme as #rrggbb, as they appear on its ground. */
 function coloursOf(root, canvas) {
   const style = getComputedStyle(root);
-  const context = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d", { willReadFrequently: true });
+  const context = html("canvas", { width: 1, height: 1 }).getContext("2d", { willReadFrequently: true });
   const colour = (name, ...below) => {
     for (const layer of [...below, style.getPropertyValue(name).trim() || "#808080"]) {
       context.fillStyle = layer;
       context.fillRect(0, 0, 1, 1);
     }
-    const [...bytes] = context.getImageData(0, 0, 1, 1).data.slice(0, 3);
+    const bytes = [...context.getImageData(0, 0, 1, 1).data.slice(0, 3)];
     return `#${bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
   };
   const ground = colour("--ground");
@@ -205,7 +205,7 @@ export function select(view, token) {
 
 export function rowsAway(view, rows) {
   const { layout } = view;
-  const piece = rows < 0 ? pieceOf(layout, view.cursor) : layout.tokenPiece[view.cursor + 1] - 1; // the cursor leaves all rows of its token
+  const piece = rows < 0 ? pieceOf(layout, view.cursor) : layout.tokenPiece[view.cursor + 1] - 1;
   const row = rowOf(layout, piece);
   const x = (view.column ??= layout.x[piece] + layout.width[piece] / 2);
   const to = clamp(row + rows, 0, layout.rows - 1);
@@ -242,18 +242,13 @@ export function search(view, by) {
   schedule(view);
 }
 
-export function textToCopy(view) {
-  if (view.range) return textOfRange(view.doc.tokens, ...view.range);
+/** Copies the marked text or the line: through a copy event of the keys, else as the button does. */
+export function copy(view, { clipboardData }) {
+  const { range, doc, ui } = view;
   const token = view.cursor >= 0 ? view.cursor : view.selected;
-  return token >= 0 ? lineOf(view.doc.tokens, token) : "";
-}
-
-export const announceCopy = (view, text) =>
+  const text = range ? textOfRange(doc.tokens, ...range) : token >= 0 ? lineOf(doc.tokens, token) : "";
   announce(view, text ? `copied ${format(text.length)} characters` : "nothing to copy: select a token or mark text");
-
-/** Copies as the button does; the keys make a copy event instead. */
-export function copyNow(view) {
-  const text = textToCopy(view);
-  if (text) copyText(text, view.ui.root).then(() => view.ui.copy.focus());
-  announceCopy(view, text);
+  if (clipboardData) clipboardData.setData("text/plain", text);
+  else if (text) copyText(text, ui.root).then(() => ui.copy.focus());
+  return text;
 }
