@@ -13,11 +13,12 @@ const KINDS = { ...INTEGERS, sequence_id: Float64Array, logprobs: Float32Array }
 /** The `columns` trait as typed arrays; a token is an index into `strings`, 0 for none. */
 export function unpackRollouts({ rows = 0, groups = 0, width = 0, prefix = 0, strings = [""], ...columns }) {
   const small = strings.length <= 2 ** 16 ? Uint16Array : Uint32Array;
-  const data = { rows, groups, width, prefix, strings, orders: new Map(), texts: {}, numbers: {}, cosines: floats(columns.cosines) };
+  const data = { rows, groups, width, prefix, strings, orders: new Map(), texts: {}, numbers: {} };
   for (const [name, Kind] of Object.entries({ tokens: small, targets: small, prefixes: small, ...KINDS })) {
     data[name] = typed(columns[name], Kind) ?? new Kind(0);
   }
   for (const [name, view] of Object.entries(columns.numbers ?? {})) data.numbers[name] = floats(view);
+  data.cosines = floats(columns.cosines);
   data.clicked = new Set(columns.clicked); // the positions that the user clicked
   data.firstOf = new Int32Array(groups); // the first row of each position
   for (let row = rows - 1; row >= 0; row--) data.firstOf[data.group[row]] = row;
@@ -57,10 +58,9 @@ function foldedTexts(data, name) {
 }
 
 /** Number of tokens of a row of `tokens` or `targets`. */
-export function lengthOf(data, ids, row) {
-  let length = 0;
-  while (length < data.width && ids[row * data.width + length]) length++;
-  return length;
+export function lengthOf({ width }, ids, row) {
+  const length = ids.subarray(row * width, (row + 1) * width).indexOf(0);
+  return length < 0 ? width : length;
 }
 
 export function isMatch(data, row, i) {
@@ -95,7 +95,7 @@ function rowsSorted(data, name, descending) {
     words[2 * row + 1] = Number.isNaN(cell[0]) ? 2 ** 32 - 1 : descending ? 2 ** 31 - 1 - rank : rank + 2 ** 31;
   }
   new BigUint64Array(words.buffer).sort();
-  data.orders.set(key, words.filter((_, i) => i % 2 === 0));
+  data.orders.set(key, new Uint32Array(data.rows).map((_, i) => words[2 * i]));
   return data.orders.get(key);
 }
 
@@ -123,17 +123,13 @@ function rowsKept(data, filters) {
 export function shownRows(data, filters, [name, descending]) {
   const keep = rowsKept(data, filters);
   const order = rowsSorted(data, name, descending);
-  const counts = new Int32Array(data.groups);
+  const index = new Int32Array(data.groups); // by position: first the number of its rollouts, then the place of its next one
   const places = [];
-  for (const row of order) if (keep[row] && counts[data.group[row]]++ === 0) places.push(data.group[row]);
-  const next = new Int32Array(data.groups); // the index of a position's next rollout
+  for (const row of order) if (keep[row] && index[data.group[row]]++ === 0) places.push(data.group[row]);
   let sum = 0;
-  for (const group of places) {
-    next[group] = sum;
-    sum += counts[group];
-  }
+  for (const group of places) [index[group], sum] = [sum, sum + index[group]];
   const rows = new Int32Array(sum);
-  for (const row of order) if (keep[row]) rows[next[data.group[row]]++] = row;
+  for (const row of order) if (keep[row]) rows[index[data.group[row]]++] = row;
   return rows;
 }
 

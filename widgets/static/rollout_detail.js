@@ -36,10 +36,8 @@ function writeTokens(parent, data, ids) {
 /** The selected rollout: its prefix, and target and rollout token by token. */
 export function drawDetail(parent, { data, fields, selected, compared }, pin) {
   parent.replaceChildren();
-  if (selected < 0) {
-    html("p", "note", parent, data.rows ? "Select a rollout to see it token by token." : "No rollouts yet.");
-    return;
-  }
+  const note = data.rows ? "Select a rollout to see it token by token." : "No rollouts yet.";
+  if (selected < 0) return html("p", "note", parent, note);
   const group = data.group[selected];
   const title = describe(data, selected);
   const top = html("div", "title", parent);
@@ -133,16 +131,13 @@ export function drawCompared(parent, { data, fields, compared, selected }, { cho
 export function drawTableF1(parent, { data, rows }, { close, announce }) {
   parent.replaceChildren();
   const top = html("div", "title", parent);
-  html("h3", "", top, "Table F.1: cosine reward of rollouts and the ground truth");
+  html("h3", "", top, "Table F.1: cosine reward of rollouts and the reference");
   const table = tableF1(data, rows);
   const copy = async () =>
     announce((await copyText(markdownF1(table), parent)) ? "Table F.1 copied." : "The browser does not allow copying.");
   button(top, "Copy as Markdown", copy).disabled = !table.length;
   button(top, "Close", close);
-  if (!table.length) {
-    html("p", "note", parent, "No rollout is shown.");
-    return;
-  }
+  if (!table.length) return html("p", "note", parent, "No rollout is listed.");
   const { body } = tableOf(parent, "f1", ["Example", "Type", "Text", "Cosine reward"]);
   for (const { example, type, text, value, best } of table) {
     const line = html("tr", type === "GT" ? "target" : "", body);

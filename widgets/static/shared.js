@@ -77,8 +77,8 @@ export function format(value) {
 export const quantity = (count, noun) => `${format(count)} ${noun}${count === 1 ? "" : "s"}`;
 
 export function duration(seconds) {
-  const whole = Math.max(0, Math.round(seconds));
-  const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  const total = Math.max(0, Math.round(seconds));
+  const [h, m, s] = [Math.floor(total / 3600), Math.floor(total / 60) % 60, total % 60];
   return h ? `${h} h ${m} min` : m ? `${m} min ${s} s` : `${s} s`;
 }
 
@@ -172,7 +172,7 @@ export function follow(model, listeners, ...ends) {
   };
 }
 
-/** A function that requests a drawing in the next frame, once however often it is called; its `cancel` withdraws the request. */
+/** A function that requests a drawing in the next frame, once however often it is called; `cancel` withdraws the request. */
 export function inFrames(draw) {
   let frame = 0;
   const schedule = () => {

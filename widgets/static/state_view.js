@@ -87,7 +87,6 @@ function render({ model, el }) {
   function drawWrites(style, colour) {
     const row = data.rows[model.get("row")];
     const { pen, width } = sized(writes, WRITES, style);
-    strongest.replaceChildren();
     if (row.writes < 0) {
       title.textContent = "This layer does not report write strengths.";
       return;
@@ -117,10 +116,10 @@ function render({ model, el }) {
   function draw() {
     error.textContent = model.get("error");
     canvas.hidden = writes.hidden = bar.hidden = !data;
+    strongest.replaceChildren();
     if (!data) {
       status.textContent = model.get("status");
       title.textContent = model.get("status") || model.get("error") ? "" : "No states yet.";
-      strongest.replaceChildren();
       return;
     }
     const style = getComputedStyle(root);

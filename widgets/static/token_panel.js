@@ -68,18 +68,15 @@ export function drawLegend(parent, metric, ramp, document) {
   if (!metric) return;
   const title = html("span", "title", parent, metric.title);
   if (metric.unit) html("span", "unit", title, ` ${metric.unit}`);
-  const scale = html("div", "scale", parent);
-  const strip = html("div", "strip", scale);
+  const ends = [metric.below && "below", metric.above && "above"].filter(Boolean).join(" and ");
+  const range = `${metric.title} from ${withUnit(metric, metric.low)} to ${withUnit(metric, metric.high)}`;
+  const label = range + (ends && `; values ${ends} have the colour of that end`);
+  const scale = html("div", { class: "scale", role: "img", title: label, "aria-label": label }, parent);
   const stops = Array.from({ length: 17 }, (_, i) => ramp.grounds[1 + Math.round((i / 16) * 254)]);
-  strip.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
-  const beyond = [metric.below && "below", metric.above && "above"].filter(Boolean);
+  html("div", { class: "strip", style: `background: linear-gradient(to right, ${stops.join(", ")})` }, scale);
   for (const [value, text] of scaleLabels(metric)) {
     html("span", { class: "tick", style: `left: ${(shareOf(metric, value) * 100).toFixed(1)}%` }, scale, text);
   }
-  const range = `from ${withUnit(metric, metric.low)} to ${withUnit(metric, metric.high)}`;
-  scale.title = `${metric.title} ${range}${beyond.length ? `; values ${beyond.join(" and ")} have the colour of that end` : ""}`;
-  scale.setAttribute("role", "img");
-  scale.setAttribute("aria-label", scale.title);
   if (document.targets.length) html("span", "key target", parent, "◆ sampled position");
   if (document.chunk_borders.length) html("span", "key border", parent, "│1 chunk");
 }
