@@ -4,12 +4,12 @@ import { follow, html, keepKeys } from "./shared.js";
 
 function render({ model, el }) {
   const root = html("div", "refine-lab answers", el);
-  const [before, after] = ["before", "after"].map((when) => {
+  const listeners = ["before", "after"].map((when) => {
     const field = html("textarea", { readonly: true, rows: 2 }, html("label", "", root, `answer ${when} adaptation`));
     field.addEventListener("keydown", (event) => keepKeys(event, "ac")); // select all, copy
-    return field;
+    return [when, () => (field.value = model.get(when))]; // as its value, or the text would be part of the label
   });
-  return follow(model, { before, after });
+  return follow(model, Object.fromEntries(listeners));
 }
 
 export default { render };
