@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from refine_lab.models.activation_checkpointing import checkpoint_activations, runs_again
 from refine_lab.models.head import Head, WrappedHead
-from refine_lab.models.inputs import Call, read_inputs
+from refine_lab.models.inputs import read_inputs
 from refine_lab.models.state import State, Trace
 from refine_lab.ops.delta_rule import CHUNK_SIZE
 from refine_lab.ops.fla_delta_rule import SEGMENT_SIZE
@@ -152,16 +152,14 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
             self.read_embeddings,
             self.get_input_embeddings(),
             self.config,
-            Call(
-                input_ids=input_ids,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                output_attentions=output_attentions,
-                output_hidden_states=output_hidden_states,
-            ),
+            input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
         )
         hidden_states = output.last_hidden_state
         assert hidden_states is not None
@@ -246,7 +244,4 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         """Returns whether any part is recomputed in the backward pass."""
         return any(map(runs_again, self.modules()))
 
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """Former name of `is_activation_checkpointing`, which transformers' Trainer and PEFT use."""
-        return self.is_activation_checkpointing
+    is_gradient_checkpointing = is_activation_checkpointing  # its name in transformers' Trainer and in PEFT

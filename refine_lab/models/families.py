@@ -18,7 +18,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from refine_lab.data.files import refuse_pointer
 from refine_lab.models.base import FastWeightLM
-from refine_lab.models.checks import number
+from refine_lab.models.configuration import number
 from refine_lab.models.fla_models import FLA_MODELS, FLA_REFUSED, fla_family
 from refine_lab.models.hub import Place
 from refine_lab.models.hybrids import HYBRIDS, REFUSED, hybrid_family

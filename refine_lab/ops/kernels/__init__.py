@@ -14,9 +14,15 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from refine_lab.config import unknown
+
+Logits = Float[Tensor, "S V"]
+PerRow = Float[Tensor, "S"]
+Grads = tuple[PerRow | None, PerRow | None]
+Ids = Int[Tensor, "S"]
 
 SWITCH = "REFINE_KERNELS"
 NAMES = ("head", "chunks")

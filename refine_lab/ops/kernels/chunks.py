@@ -32,15 +32,22 @@ def _entries(i, j, rows, columns):
 
 
 @jit
+def _layout(length, dk, dv, L: constexpr, K: constexpr, V: constexpr):
+    """Returns offsets and masks of this program's part of a state [dk, dv], of values [L, dv], of keys [L, dk] and [dk, L]."""
+    i, j, m = tl.arange(0, L), tl.arange(0, K), tl.program_id(1) * V + tl.arange(0, V)
+    of_state, in_state = _entries(j[:, None], m[None, :], dk, dv)
+    of_value, in_value = _entries(i[:, None], m[None, :], length, dv)
+    of_key, in_key = _entries(i[:, None], j[None, :], length, dk)
+    of_column, in_column = _entries(i[None, :], j[:, None], length, dk)  # of the transposed keys
+    return of_state, in_state, of_value, in_value, of_key, in_key, of_column, in_column
+
+
+@jit
 def _forward(
     first, keys, u0, w, kept, states, updates, chunks, length, dk, dv, L: constexpr, K: constexpr, V: constexpr
 ):
     group, groups = tl.program_id(0).to(tl.int64), tl.num_programs(0)
-    i, j, m = tl.arange(0, L), tl.arange(0, K), tl.program_id(1) * V + tl.arange(0, V)
-    of_state, in_state = _entries(j[:, None], m[None, :], dk, dv)
-    of_value, in_value = _entries(i[:, None], m[None, :], length, dv)
-    of_w, in_w = _entries(i[:, None], j[None, :], length, dk)
-    of_key, in_key = _entries(i[None, :], j[:, None], length, dk)
+    of_state, in_state, of_value, in_value, of_w, in_w, of_key, in_key = _layout(length, dk, dv, L, K, V)
     state = tl.load(first + group * dk * dv + of_state, mask=in_state, other=0.0)
     for n in range(chunks):
         at = n * groups + group
@@ -60,11 +67,7 @@ def _backward(
     d_states, d_u, keys, w, kept, after, d_u0, d_first, chunks, length, dk, dv, L: constexpr, K: constexpr, V: constexpr
 ):
     group, groups = tl.program_id(0).to(tl.int64), tl.num_programs(0)
-    i, j, m = tl.arange(0, L), tl.arange(0, K), tl.program_id(1) * V + tl.arange(0, V)
-    of_state, in_state = _entries(j[:, None], m[None, :], dk, dv)
-    of_value, in_value = _entries(i[:, None], m[None, :], length, dv)
-    of_key, in_key = _entries(i[:, None], j[None, :], length, dk)
-    of_w, in_w = _entries(i[None, :], j[:, None], length, dk)
+    of_state, in_state, of_value, in_value, of_key, in_key, of_w, in_w = _layout(length, dk, dv, L, K, V)
     grad = tl.zeros([K, V], d_states.dtype.element_ty)  # of the state after the chunk
     for back in range(chunks):
         at = (chunks - 1 - back) * groups + group

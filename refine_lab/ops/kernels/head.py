@@ -8,9 +8,10 @@ makes over each slice of float32 logits. The torch references are `row_statistic
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor
 
+from refine_lab.ops.kernels import Grads, Ids, Logits, PerRow
 from refine_lab.ops.kernels.language import constexpr, jit, tl, triton
 
 BLOCK = 4096
@@ -80,8 +81,8 @@ def _gradients(
 
 
 def row_statistics(
-    logits: Float[Tensor, "S V"], token_ids: Int[Tensor, "S"], temperature: float, entropy: bool
-) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"], Bool[Tensor, "S"]]:
+    logits: Logits, token_ids: Ids, temperature: float, entropy: bool
+) -> tuple[PerRow, PerRow, Bool[Tensor, "S"]]:
     """Returns log p(x), entropy (zeros if not requested) and x = argmax p of every row, p = softmax(logits / temperature).
 
     Every logit is read once: the maximum m, the sum of exp(z - m) and the sum of exp(z - m) (z - m) are accumulated
@@ -98,21 +99,15 @@ def row_statistics(
 
 
 def logit_gradients_(
-    logits: Float[Tensor, "S V"],
-    token_ids: Int[Tensor, "S"],
-    logprobs: Float[Tensor, "S"],
-    entropies: Float[Tensor, "S"],
-    grad_logprobs: Float[Tensor, "S"] | None,
-    grad_entropies: Float[Tensor, "S"] | None,
-    temperature: float,
-) -> Float[Tensor, "S V"]:
-    """Overwrites the logits with their gradient, in their dtype, and returns it; None is a gradient of zeros."""
+    logits: Logits, token_ids: Ids, logprobs: PerRow, entropies: PerRow, grads: Grads, temperature: float
+) -> Logits:
+    """Computes the same as `refine_lab.ops.head.logit_gradients_`."""
     rows, width = logits.shape
     logits = logits.contiguous()
     target = logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1).to(logprobs.dtype) / temperature
-    upstream = (None if x is None else x.contiguous() for x in (grad_logprobs, grad_entropies))
     if rows:
         block = min(BLOCK, triton.next_power_of_2(width))
+        upstream = (None if x is None else x.contiguous() for x in grads)
         tensors = (logits, token_ids, target - logprobs, entropies, *upstream)
         _gradients[(rows, triton.cdiv(width, block))](*tensors, width, temperature, block)
     return logits
