@@ -48,6 +48,7 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
     lm_head: nn.Module
 
     if TYPE_CHECKING:  # what transformers decorates in ways that a type checker does not see through
+        config_class: Any
         generate: Any
         from_pretrained: Any
         to: Any
@@ -163,9 +164,10 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         )
         hidden_states = output.last_hidden_state
         assert hidden_states is not None
-        negative = isinstance(logits_to_keep, int) and logits_to_keep < 0
-        require(not negative, "logits_to_keep", logits_to_keep, "0 or more")
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        kept = logits_to_keep
+        if isinstance(logits_to_keep, int):
+            require(logits_to_keep >= 0, "logits_to_keep", logits_to_keep, "0 or more")
+            kept = slice(-logits_to_keep, None)
         preceded = packing.real.cumsum(-1) > 0
         result = CausalLMOutputWithPast(
             loss=None if labels is None else self._loss(hidden_states, labels, preceded, num_items_in_batch),
@@ -182,7 +184,7 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         preceded: Tensor,
         num_items_in_batch: int | Tensor | None,
     ) -> Float[Tensor, ""]:
-        """Returns the next-token loss; `preceded` [B, T] says whether a column holds a token or follows one."""
+        """Returns the next-token loss; `preceded` [B, T] is whether a column holds a token or follows one."""
         targets = labels[:, 1:]
         labelled = targets != -100
         kept = labelled & preceded[:, :-1]
@@ -208,16 +210,15 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Returns the arguments of `forward` for the tokens that `past_key_values` has not read; called by `generate`."""
-        embeds = inputs_embeds if is_first_iteration else None
-        new = input_ids if embeds is None else embeds
+        name, new = "input_ids", input_ids
+        if inputs_embeds is not None and is_first_iteration:
+            name, new = "inputs_embeds", inputs_embeds
         if next_sequence_length is not None and past_key_values is not None:
             new = new[:, -next_sequence_length:]
-        name = "input_ids" if embeds is None else "inputs_embeds"
-        positions = position_ids  # later ones count from the last column on, which may be a pad
-        positions = positions[:, -new.shape[1] :] if positions is not None and is_first_iteration else None
         kwargs.pop("tokenizer", None)  # of `stop_strings`, for `generate` alone
-        inputs = {name: new, "past_key_values": past_key_values, "position_ids": positions, "logits_to_keep": 1}
-        return {**kwargs, **inputs}
+        # later positions count from the last column on, which may be a pad
+        positions = position_ids[:, -new.shape[1] :] if position_ids is not None and is_first_iteration else None
+        return {**kwargs, name: new, "past_key_values": past_key_values, "position_ids": positions, "logits_to_keep": 1}
 
     # -- activation checkpointing by transformers' own switch ----------------------------------------------------------
 

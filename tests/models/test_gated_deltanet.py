@@ -76,7 +76,7 @@ def test_the_layer_is_that_of_its_formulas(fields):
     attn = make_policy(**fields).model.layers[0].attn
     attn.o_norm.weight.uniform_(0.5, 2)
     x = torch.randn(70, SIZES["hidden_size"], dtype=torch.float64)
-    outputs, _ = attn(x.unsqueeze(0), {})
+    outputs, _ = attn(x.unsqueeze(0), ({}, {}))
     assert torch.allclose(outputs[0], naive_layer(attn, x), atol=1e-10)
 
 
