@@ -10,8 +10,7 @@ from typing import Any
 
 from refine_lab.config import TaskConfig, require
 from refine_lab.data.tasks.trained import FREE_FIELDS, UNTRAINED, History, Trained
-from refine_lab.models.hub import own_folder, shipped
-from refine_lab.models.loading import resolve
+from refine_lab.models.hub import own_folder, resolve, shipped
 from refine_lab.training.history import history_of
 from refine_lab.ttt_config import TTTRunConfig
 

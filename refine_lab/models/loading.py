@@ -19,13 +19,8 @@ from refine_lab.data.corpus import Manifest, load_manifest
 from refine_lab.data.files import refuse_pointer, refuse_pointers
 from refine_lab.data.tokenizer import check_tokenizer
 from refine_lab.models.base import FastWeightLM
-from refine_lab.models.families import MODEL_TYPES as MODEL_TYPES
 from refine_lab.models.families import NOT_RUN, code_name, configured, one_line
-from refine_lab.models.families import family as family
-from refine_lab.models.families import register as register
-from refine_lab.models.hub import SHIPPED as SHIPPED
-from refine_lab.models.hub import TOKENIZER_FILES, Place, has_tokenizer, locate
-from refine_lab.models.hub import resolve as resolve
+from refine_lab.models.hub import TOKENIZER_FILES, Place, has_tokenizer, locate, resolve
 from refine_lab.runs.files import read_json
 from refine_lab.validation import require
 

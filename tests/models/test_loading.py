@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from refine_lab.config import ConfigError
 from refine_lab.data.tokenizer import train_tokenizer
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, FastWeightLM, load_model
-from refine_lab.models.loading import family, register, resolve_device
+from refine_lab.models.families import family, register
+from refine_lab.models.loading import resolve_device
 from tests.factories.hybrids import make
 from tests.factories.loading import TEXTS, change, same_tensors, save_small_model
 from tests.support.refusals import naming, refused
