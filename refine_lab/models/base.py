@@ -48,7 +48,6 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
     lm_head: nn.Module
 
     if TYPE_CHECKING:  # what transformers decorates in ways that a type checker does not see through
-        config_class: Any
         generate: Any
         from_pretrained: Any
         to: Any

@@ -80,7 +80,8 @@ def family(model_type: str) -> tuple[type, type[FastWeightLM]]:
     Raises ValueError for an unknown type, and, with the reason, for a refused one.
     """
     if model_type in MODEL_TYPES:
-        return MODEL_TYPES[model_type].config_class, MODEL_TYPES[model_type]
+        model: Any = MODEL_TYPES[model_type]
+        return model.config_class, model
     if model_type in HYBRIDS:
         return hybrid_family(model_type)
     if model_type in FLA_MODELS:
