@@ -18,8 +18,7 @@ from refine_lab import recipes
 from refine_lab.config import RELEASE, TaskConfig, TrainConfig
 from refine_lab.data.tasks.trained import FREE_FIELDS, UNTRAINED, History, Trained
 from refine_lab.method.rewards import reward_function
-from refine_lab.models.hub import own_folder, shipped
-from refine_lab.models.loading import resolve
+from refine_lab.models.hub import own_folder, resolve, shipped
 from refine_lab.training.history import history_of
 from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.types import RewardFunction

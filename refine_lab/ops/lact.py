@@ -284,10 +284,8 @@ def lact(
             else:
                 here = (level_of[:, begin:end] == level)[:, None, :, None]
                 found = _apply_shared(memory, asked, plan) if level == 0 else apply(memory, _take(asked, rows))
-                if rows is not None:
-                    found = torch.zeros_like(asked).index_copy(
-                        0, rows, found.to(asked.dtype)
-                    )  # CUDA's autocast leaves it
+                if rows is not None:  # CUDA's autocast leaves index_copy's dtypes as they are
+                    found = torch.zeros_like(asked).index_copy(0, rows, found.to(asked.dtype))
                 filled = torch.where(here, found, output[:, :, begin:end])
                 output = torch.cat([output[:, :, :begin], filled, output[:, :, end:]], 2)
         return torch.cat(pieces, 2) if plan.aligned else output, ChunkStates(plan, memories, streams)

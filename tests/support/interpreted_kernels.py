@@ -58,8 +58,8 @@ def test_gradients_of_logits(dtype, used, temperature, monkeypatch):
     monkeypatch.setattr(kernel_head, "BLOCK", 32)
     logits, ids = (3 * make(5, 71)).to(dtype), torch.randint(71, (5,), device=DEVICE)
     logprobs, entropies, _ = plain_head.row_statistics(logits.clone(), ids, temperature, True)
-    grads = [torch.randn_like(logprobs) if on else None for on in used]
-    arguments = (ids, logprobs, entropies, *grads, temperature)
+    grads = tuple(torch.randn_like(logprobs) if on else None for on in used)
+    arguments = (ids, logprobs, entropies, grads, temperature)
     target = plain_head.logit_gradients_(logits.clone(), *arguments)
     found = kernel_head.logit_gradients_(logits.clone(), *arguments)
     assert found.dtype == target.dtype == dtype
