@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import TaskConfig
-from refine_lab.data.recall import ANCHOR
-from refine_lab.data.tokenizer import beginning
+from refine_lab.data.recall import encode as encode_within
+from refine_lab.data.tokenizer import beginning, end_of_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +86,7 @@ def encode(prompt: TextPrompt, tokenizer: PreTrainedTokenizerBase, add_bos: bool
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     """Returns the tokens of `text` as they are after a prompt, followed by the end-of-text token."""
-    before, whole = (tokenizer.encode(part, add_special_tokens=False) for part in (ANCHOR, ANCHOR + text))
-    joined = whole[: len(before)] != before  # an answer that begins with a letter may have been joined to the anchor
-    ids = tokenizer.encode(text, add_special_tokens=False) if joined else whole[len(before) :]
-    return (*ids, end_of_text(tokenizer))
-
-
-def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns the token that ends an answer. Raises ValueError if the tokenizer has none."""
-    end = tokenizer.eos_token_id
-    if not isinstance(end, int):
-        raise ValueError("the tokenizer has no end-of-text token (eos_token), which ends an answer")
-    return end
+    return (*encode_within(tokenizer, text), end_of_text(tokenizer))
 
 
 def within_limit(examples: Iterable[Example], config: TaskConfig, count: int | None) -> tuple[list[Example], int]:
@@ -106,33 +94,19 @@ def within_limit(examples: Iterable[Example], config: TaskConfig, count: int | N
 
     Raises ValueError if a prompt is longer and `over_limit` is `refuse`, or if a question alone is longer.
     """
-    limit, dropped = config.prompt_tokens, 0
-    if config.over_limit == "cut_middle":
-        return [cut_middle(example, limit) for example in islice(examples, count)], 0
-    if config.over_limit == "refuse":
-        taken = list(islice(examples, count))
-        _refuse_longer(taken, limit)
-        return taken, 0
-
-    def short() -> Iterator[Example]:
-        nonlocal dropped
-        for example in examples:
-            if len(example.prompt_ids) <= limit:
-                yield example
-            else:
-                dropped += 1
-
-    return list(islice(short(), count)), dropped
-
-
-def _refuse_longer(examples: Sequence[Example], limit: int) -> None:
-    longer = sorted((len(e.prompt_ids), e.name) for e in examples if len(e.prompt_ids) > limit)
-    if longer:
-        tokens, name = longer[-1]
+    limit, kept, dropped, rest = config.prompt_tokens, [], 0, iter(examples)
+    while len(kept) != count and (example := next(rest, None)) is not None:
+        if config.over_limit == "drop" and len(example.prompt_ids) > limit:
+            dropped += 1
+        else:
+            kept.append(cut_middle(example, limit) if config.over_limit == "cut_middle" else example)
+    if longer := [(len(e.prompt_ids), e.name) for e in kept if len(e.prompt_ids) > limit]:
+        tokens, name = max(longer)
         raise ValueError(
-            f"{len(longer)} of {len(examples)} prompts have more tokens than TaskConfig.prompt_tokens {limit}, the longest "
+            f"{len(longer)} of {len(kept)} prompts have more tokens than TaskConfig.prompt_tokens {limit}, the longest "
             f"{tokens} ({name!r}): raise prompt_tokens, or set over_limit to 'cut_middle' or 'drop'"
         )
+    return kept, dropped
 
 
 def cut_middle(example: Example, limit: int) -> Example:
@@ -148,14 +122,9 @@ def cut_middle(example: Example, limit: int) -> Example:
         raise ValueError(
             f"the question of {example.name!r} alone has {limit - room + question} tokens, TaskConfig.prompt_tokens is {limit}"
         )
-    last = min(max(limit // 2, question), room)
-    first = limit - last
-    return replace(
-        example,
-        prompt_ids=example.prompt_ids[:first] + example.prompt_ids[tokens - last :],
-        question_start=example.question_start - (tokens - limit),
-        cut=tokens - limit,
-    )
+    last, cut = min(max(limit // 2, question), room), tokens - limit
+    ids = example.prompt_ids[: limit - last] + example.prompt_ids[tokens - last :]
+    return replace(example, prompt_ids=ids, question_start=example.question_start - cut, cut=cut)
 
 
 def prompts_digest(examples: Iterable[Example]) -> str:

@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerFast
 from refine_lab.config import DataConfig, TaskConfig
 from refine_lab.data.tasks.examples import Task, load_task
 from refine_lab.data.tasks.published import divide, read_published
-from refine_lab.data.tasks.ruler_qa import _seeded
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from tests.factories.tasks_ruler import article, squad
 from tests.support.paths import TEXT
@@ -113,15 +112,13 @@ def test_prompts_are_the_same_whatever_was_drawn_before(tokenizer: PreTrainedTok
     assert load(path, tokenizer) == first
 
 
-def test_the_global_draws_go_on_as_before() -> None:
-    # around a whole task they could not be told from beartype's own
-    random.seed(3)
-    expected = [random.random() for _ in range(2)]
-    random.seed(3)
-    assert random.random() == expected[0]
-    with naming(ValueError, "no number: "), _seeded("other"):
-        int(f"no number: {random.random()}")
-    assert random.random() == expected[1]
+def test_no_document_is_drawn_from_the_global_random(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The global state itself cannot be compared: beartype draws from it.
+    monkeypatch.setattr(random, "sample", lambda _, count: [] if count == 0 else pytest.fail(f"{count} are drawn"))
+    path = squad(tmp_path, [article(title) for title in ("ant", "bee", "cow", "dog")])
+    assert min(len(found.documents) for found in load(path, tokenizer).train) > 1
 
 
 def test_questions_whose_paragraphs_do_not_fit_are_left_out_and_told(
