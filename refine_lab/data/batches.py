@@ -105,10 +105,9 @@ class SequenceData:
         """Returns a recall document in text from a source drawn in proportion to its share."""
         generator = Draws(seed=self.seed).generator(sequence_id, "recall")
         shares = torch.tensor(list(self.config.sources.values()))
-        source = list(self.tokens)[int(torch.multinomial(shares, 1, generator=generator))]
-        length = self.config.sequence_length
-        text, begins = self.tokens[source], self.beginning
-        document = make_document(kind, length, text, generator, self.tokenizer, self.split, beginning=begins)
+        text = [*self.tokens.values()][int(torch.multinomial(shares, 1, generator=generator))]
+        length, first = self.config.sequence_length, self.beginning
+        document = make_document(kind, length, text, generator, self.tokenizer, self.split, beginning=first)
         return np.array(document.tokens, dtype=np.int32)
 
 

@@ -85,8 +85,7 @@ def _path_documents(path: Path, split: Split) -> Iterator[str]:
     if path.suffix == ".parquet":
         rows = parquet_rows(path, lambda names: [COLUMN] if COLUMN in names else names)
         return _held_out_rows(rows, split, str(path))
-    allowed = ".txt, .jsonl or .parquet"
-    raise ConfigError("source", str(path), allowed, f"a source file must end in {allowed}, got {str(path)!r}")
+    raise ConfigError("source", str(path), "a folder of .txt files, or a .txt, .jsonl or .parquet file")
 
 
 def _existing(path: Path) -> Path:

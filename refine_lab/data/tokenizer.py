@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from refine_lab.data.corpus import Manifest
 from refine_lab.data.recall import TEMPLATES
 from refine_lab.data.sources import documents
-from refine_lab.validation import ConfigError
+from refine_lab.validation import ConfigError, require
 
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 1 + 256 + 100
@@ -39,8 +39,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedT
 
     Raises ValueError if `vocab_size` leaves no room for a merge.
     """
-    if vocab_size <= SMALLEST_VOCABULARY:
-        raise ConfigError("vocab_size", vocab_size, f"above {SMALLEST_VOCABULARY}")
+    require(vocab_size > SMALLEST_VOCABULARY, "vocab_size", vocab_size, f"above {SMALLEST_VOCABULARY}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = _pre_tokenizer(digits=1)
     tokenizer.decoder = decoders.ByteLevel()

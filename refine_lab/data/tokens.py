@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from refine_lab.data.corpus import Manifest, Split
 from refine_lab.data.sources import documents, identity
 from refine_lab.data.tokenizer import end_of_text
-from refine_lab.validation import ConfigError
+from refine_lab.validation import require
 
 CACHE_VERSION = 1
 BATCH_CHARACTERS = 2_000_000
@@ -35,8 +35,7 @@ def cache_folder() -> Path:
     """
     if named := os.environ.get("REFINE_CACHE"):
         path = Path(named).expanduser()
-        if not path.is_absolute():
-            raise ConfigError("REFINE_CACHE", named, "an absolute path")
+        require(path.is_absolute(), "REFINE_CACHE", named, "an absolute path")
         return path
     try:
         if sys.platform == "darwin":

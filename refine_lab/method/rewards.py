@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from refine_lab.config import ConfigError, unknown
+from refine_lab.config import unknown
 from refine_lab.method.custom_reward import load_reward, of_inputs
 from refine_lab.types import RewardFunction, RewardInputs
 
@@ -88,9 +88,7 @@ def checked(reward: RewardFunction) -> RewardFunction:
             raise ValueError(f"{allowed}, got {rewards.dtype} of shape {list(rewards.shape)}")
         if not rewards.isfinite().all():
             bad = int((~rewards.isfinite()).nonzero()[0])
-            value = float(rewards[bad])
-            sentence = f"reward {name!r} must be finite, got {value} for rollout {bad}"
-            raise ConfigError(f"reward {name!r}", value, "finite", sentence)
+            raise ValueError(f"reward {name!r} must be finite, got {float(rewards[bad])} for rollout {bad}")
         return rewards.detach()
 
     return run

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.config import DataConfig, TaskConfig
+from refine_lab.config import DataConfig, TaskConfig, require
 from refine_lab.data.corpus import Manifest
 from refine_lab.data.tasks.files import ANSWERS, file_splits
 from refine_lab.data.tasks.prompts import Example
@@ -20,8 +20,6 @@ from refine_lab.data.tasks.rules import AnswerRule, answer_rule, several_lines, 
 from refine_lab.data.tasks.splits import Report, Splits, quoted, report
 from refine_lab.data.tasks.trained import UNTRAINED, History
 from refine_lab.data.tokenizer import describe_beginning
-
-__all__ = ["Example", "Task", "load_splits", "load_task"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +88,8 @@ def load_splits(
     config: TaskConfig,
     tokenizer: PreTrainedTokenizerBase,
     data: DataConfig,
-    manifest: Manifest | None = None,
-    skipped: History = UNTRAINED,
+    manifest: Manifest | None,
+    skipped: History,
 ) -> Splits:
     """Loads the examples of each split, without checking what they share. Raises what `load_task` raises for a source.
 
@@ -110,6 +108,10 @@ def load_splits(
             notes=(*first.notes, *second.notes),
         )
     rest = config.source.partition(":")[2]
+    counted = config.form == "file" or config.test is not None
+    require(
+        counted, "TaskConfig.test", config.test, f"a number for {config.source!r}, whose prompts are made as needed"
+    )
     if config.form == "recall":
         return Splits(examples=recall_splits(rest, config, tokenizer, data, manifest))
     if config.form == "ruler":

@@ -15,7 +15,6 @@ from refine_lab.data.tasks.passages import parse
 from refine_lab.data.tasks.prompts import Example, encode, within_limit
 from refine_lab.data.tasks.splits import Splits
 from refine_lab.data.tasks.trained import UNTRAINED, History
-from refine_lab.data.text import replace_surrogates
 from refine_lab.validation import ConfigError, require
 
 ANSWERS = "answer"
@@ -79,11 +78,11 @@ def _rows(path: Path, config: TaskConfig) -> Iterator[tuple[str, str, tuple[str,
             raise ValueError(
                 f"column {config.prompt_column!r} of {str(path)!r} must hold prompts as text, row {number + 1} holds {prompt!r}"
             )
-        if prompt != (whole := replace_surrogates(prompt)):
-            place = next(i for i, (one, other) in enumerate(zip(prompt, whole, strict=True)) if one != other)
-            raise ValueError(
-                f"column {config.prompt_column!r} of {name!r} holds half of a surrogate pair, which is no letter, at {place}"
-            )
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            where = f"column {config.prompt_column!r} of {name!r}"
+            raise ValueError(f"{where} holds half of a surrogate pair, which is no letter, at {error.start}") from error
         yield name, prompt, _answers(row.get(column), path, number, column)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,26 +14,37 @@ from refine_lab.data.tokenizer import beginning, end_of_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
-    """A prompt, its question, and its accepted answers.
-
-    `prompt_ids[:question_start]` is the document, the rest is the question.
-    """
+class Prompt:
+    """A prompt's question, documents and accepted answers as text."""
 
     name: str
     "Unique within its source, and the same at every loading."
+    question: str
+    "The question as text; empty if none is found."
+    answers: tuple[str, ...]
+    "The answers as text; empty if the source has none."
+    documents: tuple[str, ...]
+    "The passages as text, before any truncation."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPrompt(Prompt):
+    """A prompt before it is tokenised; `text[:question_start]` is the document."""
+
+    text: str
+    question_start: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example(Prompt):
+    """A tokenised prompt: `prompt_ids[:question_start]` is the document, the rest is the question."""
+
     prompt_ids: tuple[int, ...]
     "The prompt's tokens; the first `begins` of them precede its text (see `data.tokenizer.beginning`)."
     question_start: int
     "Index of the question's first token; `len(prompt_ids)` if no question is found."
     answer_ids: tuple[int, ...]
     "Training target: the first answer with the space before it and the end-of-text token; empty without answers."
-    answers: tuple[str, ...]
-    "The answers as text; empty if the source has none."
-    question: str
-    "The question as text; empty if none is found."
-    documents: tuple[str, ...]
-    "The passages as text, before any truncation."
     cut: int = 0
     "Number of tokens cut out of the middle of the prompt."
     begins: int = 0
@@ -43,18 +54,6 @@ class Example:
         """Returns document and question as text, which together are the prompt."""
         document, asked = self.prompt_ids[self.begins : self.question_start], self.prompt_ids[self.question_start :]
         return str(tokenizer.decode(list(document))), str(tokenizer.decode(list(asked)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextPrompt:
-    """A prompt before it is tokenised; `text[:question_start]` is the document."""
-
-    name: str
-    text: str
-    question_start: int
-    answers: tuple[str, ...]
-    question: str
-    documents: tuple[str, ...]
 
 
 def encode(prompt: TextPrompt, tokenizer: PreTrainedTokenizerBase, add_bos: bool | None = None) -> Example:
@@ -73,13 +72,10 @@ def encode(prompt: TextPrompt, tokenizer: PreTrainedTokenizerBase, add_bos: bool
     start = next((token for token, end in enumerate(ends) if end > prompt.question_start), len(ids))
     space = "" if prompt.text[-1].isspace() else " "
     return Example(
-        name=prompt.name,
+        **{field.name: getattr(prompt, field.name) for field in fields(Prompt)},
         prompt_ids=(*begins, *ids),
         question_start=len(begins) + start,
         answer_ids=answer_ids(tokenizer, space + prompt.answers[0].strip()) if prompt.answers else (),
-        answers=prompt.answers,
-        question=prompt.question,
-        documents=prompt.documents,
         begins=len(begins),
     )
 

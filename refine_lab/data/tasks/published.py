@@ -71,17 +71,14 @@ def read_published(path: Path) -> Published:
     existing_file(path, f"there is no file {str(path)!r} (TaskConfig.source or test_source)")
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:  # also bytes that are no UTF-8
-        raise ValueError(f"{str(path)!r} must be {EXPECTED}; it is no JSON: {error}") from error
-    squad = isinstance(content, dict)
-    try:
+        squad = isinstance(content, dict)
         units = tuple(content["data"] if squad else content)
         published = Published(path=path, kind="squad" if squad else "hotpotqa", units=units)
         for unit in units:
             published.texts(unit)
             published.answers(unit)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} must be {EXPECTED}; its content is another: {error!r}") from error
+    except (KeyError, TypeError, ValueError) as error:  # also for bytes that are no UTF-8
+        raise ValueError(f"{str(path)!r} must be {EXPECTED}; it could not be read: {error!r}") from error
     return published
 
 

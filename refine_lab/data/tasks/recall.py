@@ -16,7 +16,6 @@ from refine_lab.data.recall import RecallDocument, encode, make_document, parse_
 from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tokenizer import beginning, end_of_text
 from refine_lab.rng import Draws
-from refine_lab.validation import ConfigError
 
 QUESTIONS = {
     "word": ("What is the secret word for {key}?", "The secret word for {key} is"),
@@ -40,15 +39,11 @@ def recall_splits(
     Train uses the training keys and text, the other two the held-out ones: validation asks about roughly a third of the
     held-out keys, in documents from the first half of the text, and test about the others, from the second half.
 
-    Raises ValueError for an unknown kind, if `test` is none, and if the prompt is too short or the text too short for
+    Raises ValueError for an unknown kind, and if the prompt is too short or the text too short for
     the facts.
     """
-    parse_kind(kind)
-    if config.test is None:
-        allowed = f"a number for {config.source!r}: there is no end to its documents"
-        raise ConfigError("TaskConfig.test", None, allowed, f"TaskConfig.test must be {allowed}")
     maker = _Maker(kind, config, tokenizer, data, manifest)
-    counts = {"train": config.train, "validation": config.validation, "test": config.test}
+    counts = {"train": config.train, "validation": config.validation, "test": config.test or 0}
     return {name: maker.examples(name, count) if count else [] for name, count in counts.items()}
 
 
@@ -83,7 +78,8 @@ class _Maker:
         for attempt in range(MOST_ATTEMPTS):
             purpose = f"task {self.kind} {name} {attempt}"
             example = self._made(f"recall-{self.kind}-{name}-{number}", split, number, purpose, texts)
-            if split == "train" or _split_of(example.question) == name:
+            third = hashlib.sha256(example.question.encode()).digest()[0] % 3
+            if split == "train" or ("test" if third else "validation") == name:
                 return example
         few = "the tokenizer has too few words of one token"
         raise ValueError(f"{few} to ask other {name} questions than the other split")
@@ -122,8 +118,3 @@ class _Maker:
             documents=(str(self.tokenizer.decode(read[len(self.beginning) :])),),
             begins=len(self.beginning),
         )
-
-
-def _split_of(question: str) -> str:
-    """Returns the held-out split that a question belongs to."""
-    return "validation" if hashlib.sha256(question.encode()).digest()[0] % 3 == 0 else "test"

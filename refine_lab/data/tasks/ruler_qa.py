@@ -24,7 +24,6 @@ from refine_lab.data.tasks.published import Published, divide, read_published
 from refine_lab.data.tasks.splits import Splits
 from refine_lab.data.tasks.trained import UNTRAINED, History
 from refine_lab.data.tokenizer import beginning
-from refine_lab.validation import ConfigError
 
 RULER_SEED = 20_260_218
 """Seed of every draw, whatever the seed of a run: all runs train and test on the same prompts."""
@@ -50,17 +49,14 @@ def ruler_splits(
     as many documents as `prompt_tokens` holds, or as its split has.
 
     Raises FileNotFoundError or ValueError, in one sentence, if the file is missing or is neither data set, if lm_eval
-    is not installed, if `test` is none, and if there are too few questions for the counts.
+    is not installed, and if there are too few questions for the counts.
     """
-    if config.test is None:
-        allowed = f"a number for {config.source!r}"
-        raise ConfigError("TaskConfig.test", None, allowed, f"TaskConfig.test must be {allowed}")
     published = read_published(path)
     generator = _Generator(published, config, tokenizer, add_bos)
     questions, paragraphs = generator.read(published.units)
     fits = [generator.fits(number, questions, paragraphs) for number in range(len(questions))]
     kept = [fit and not skipped.holds_question(q["query"]) for fit, q in zip(fits, questions, strict=True)]
-    wanted = {"train": config.train, "validation": config.validation, "test": config.test}
+    wanted = {"train": config.train, "validation": config.validation, "test": config.test or 0}
     parts = divide(published.keep(kept), wanted)
     splits = {name: generator.examples(name, parts[name], count) if count else [] for name, count in wanted.items()}
     notes = tuple(_short_prompts(splits, config.prompt_tokens))

@@ -83,14 +83,6 @@ class Report:
     notes: tuple[str, ...] = ()
     "Sentences specific to the source."
 
-    @property
-    def shared_questions(self) -> int:
-        return sum(len(pair.questions) for pair in self.shared)
-
-    @property
-    def shared_documents(self) -> int:
-        return sum(len(pair.documents) for pair in self.shared)
-
     def __str__(self) -> str:
         sentences = [f"{name}: {counts}." for name, counts in self.splits.items() if counts.examples]
         compared = len(sentences) > 1

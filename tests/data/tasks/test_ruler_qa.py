@@ -63,7 +63,7 @@ def test_squad_prompts_hold_the_paragraph_that_answers(tokenizer: PreTrainedToke
         assert found.answers == (f"{title}{number}",) * 2
         assert any(document.startswith(f"{title}{number} is it and so on") for document in found.documents)
         assert tokenizer.decode(found.answer_ids) == f" {title}{number}<|endoftext|>"
-    assert task.report.shared_questions == task.report.shared_documents == 0
+    assert not task.report.shared
     assert [found.name for found in task.test] == ["squad-test-0", "squad-test-1", "squad-test-2"]
 
 
@@ -184,7 +184,7 @@ def test_published_files_make_prompts_that_share_nothing(
     assert (len(task.train), len(task.validation), len(task.test)) == (train, 4, test)
     found = (*task.train, *task.validation, *task.test)
     assert tokens / 3 < min(len(one.prompt_ids) for one in found) <= max(len(one.prompt_ids) for one in found) <= tokens
-    assert task.report.shared_questions == task.report.shared_documents == 0
+    assert not task.report.shared
     for one in found:
         text = " ".join(one.documents).lower()
         assert one.answers[0].lower() in text or one.answers[0] in ("yes", "no")
