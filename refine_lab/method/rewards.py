@@ -21,8 +21,7 @@ from refine_lab.types import RewardFunction, RewardInputs
 def cosine(inputs: RewardInputs) -> Float[Tensor, "R"]:
     """Cosine similarity of hidden states averaged over the k tokens (eq. 9), in [-1, 1], at least float32."""
     dtype = _wide(inputs)
-    similarity = F.cosine_similarity(inputs.hidden_states.to(dtype), inputs.target_hidden_states.to(dtype), dim=-1)
-    return similarity.mean(-1)
+    return F.cosine_similarity(inputs.hidden_states.to(dtype), inputs.target_hidden_states.to(dtype), dim=-1).mean(-1)
 
 
 def binary(inputs: RewardInputs) -> Float[Tensor, "R"]:

@@ -77,7 +77,5 @@ def follow(policy: FastWeightLM, branches: Branches, tokens: Int[Tensor, "R K"],
 def _draw(
     policy: FastWeightLM, hidden: Float[Tensor, "R D"], uniforms: Float[Tensor, "R"], temperature: float
 ) -> Tensor:
-    drawn = []
-    for rows, numbers in zip(hidden.split(HEAD_ROWS), uniforms.split(HEAD_ROWS), strict=True):
-        drawn.append(inverse_cdf((policy.head(rows).double() / temperature).softmax(-1), numbers))
-    return torch.cat(drawn)
+    parts = zip(hidden.split(HEAD_ROWS), uniforms.split(HEAD_ROWS), strict=True)
+    return torch.cat([inverse_cdf((policy.head(h).double() / temperature).softmax(-1), u) for h, u in parts])

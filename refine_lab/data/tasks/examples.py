@@ -63,9 +63,9 @@ def load_task(
     splits = load_splits(config, tokenizer, data, manifest, skipped)
     asked = [*splits.examples["validation"], *splits.examples["test"]]
     rule = answer_rule(config, tokenizer, asked)
-    every = [*chain.from_iterable(splits.examples.values())]
     notes = [*splits.notes, *filter(None, [describe_beginning(tokenizer, data.add_bos)])]
     asked = splits.examples["test"] if leave_out else asked  # with `leave_out`, no validation example is answered
+    every = [*chain.from_iterable(splits.examples.values())]
     notes += [*_answer_notes(config, rule, tokenizer, asked), *past.notes(config, every)]
     splits = _without(splits, skipped)
     refusal = "only TaskConfig.shared 'allow' accepts that" if config.shared == "refuse" else None

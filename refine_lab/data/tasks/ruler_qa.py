@@ -125,10 +125,8 @@ class _Generator:
                 tokens_to_generate=0,  # the room for an answer is not the prompt's
                 incremental=MORE_DOCUMENTS if twice <= self.room else 1,
             )
-        prompts = (
-            parse(f"{self.published.kind}-{name}-{number}", sample["input"] + ANSWER_PREFIX, tuple(sample["outputs"]))
-            for number, sample in enumerate(samples)
-        )
+        texts = ((sample["input"] + ANSWER_PREFIX, tuple(sample["outputs"])) for sample in samples)
+        prompts = (parse(f"{self.published.kind}-{name}-{number}", *text) for number, text in enumerate(texts))
         return [encode(prompt, self.tokenizer, self.add_bos) for prompt in prompts]
 
 

@@ -31,10 +31,8 @@ class Trained:
 
     def same_source(self, source: str) -> bool:
         """Returns whether the run's test prompts come from `source`: the same name, or a `ruler:FILE` of equal content."""
-        if source == (self.task.test_source or self.task.source):
-            return True
-        if self.task.test_source is not None:
-            return False
+        if self.task.test_source is not None or source == self.task.source:
+            return source == (self.task.test_source or self.task.source)
         other = replace(self.task, source=source)
         return self.task.form == other.form == "ruler" and source_digest(other) == self.source_digest is not None
 
