@@ -10,7 +10,7 @@ from refine_lab.config import TrainConfig
 from refine_lab.data.recall import parse_kind
 from refine_lab.data.sources import documents
 from refine_lab.data.tasks.examples import Example
-from refine_lab.data.tokenizer import beginning_told
+from refine_lab.data.tokenizer import describe_beginning
 from refine_lab.experiments.configs import Reward
 from refine_lab.method.custom_reward import reward_source
 from refine_lab.models.base import FastWeightLM
@@ -111,5 +111,5 @@ def check_inputs(configs: Sequence[TrainConfig]) -> None:
     for source in config.data.sources:
         if source != "python" and not source.startswith("datasets:"):
             next(documents(source, "train", manifest_of(config.model)))
-    if first_tokens := beginning_told(load_tokenizer(config.model), config.data.add_bos):
+    if first_tokens := describe_beginning(load_tokenizer(config.model), config.data.add_bos):
         print(first_tokens)

@@ -9,9 +9,10 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.data.tasks.prompts import Example, end_of_text
+from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tasks.scores import contains_answer, exact_match, f1
+from refine_lab.data.tokenizer import end_of_text
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.decoding import greedy_tokens
 

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from refine_lab.config import DataConfig, TaskConfig, from_json, to_json
 from refine_lab.data.tasks.examples import load_splits
 from refine_lab.data.tasks.prompts import Example, prompts_digest
-from refine_lab.data.tasks.trained import History, Trained, row_key, source_digest
+from refine_lab.data.tasks.trained import UNTRAINED, History, Trained, row_key, source_digest
 from refine_lab.models.hub import HubName, own_folder, resolve, shipped
 from refine_lab.models.loading import manifest_of
 from refine_lab.runs.files import read_json, write_json
@@ -112,7 +112,7 @@ def _made_again(run: Run, folder: Path) -> History:
     recorded = (run.inputs or {}).get("prompts_digest")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        splits = load_splits(task, tokenizer, run.config.data, manifest_of(str(folder))).examples
+        splits = load_splits(task, tokenizer, run.config.data, manifest_of(str(folder)), UNTRAINED).examples
         found = after(before, run, [example for part in splits.values() for example in part], splits["train"])
         reason = f"the prompts that the run {run.name} was trained on have changed since"
     except (OSError, ValueError) as error:

@@ -16,7 +16,7 @@ from refine_lab.data.corpus import Manifest
 from refine_lab.data.tasks.batches import TaskData
 from refine_lab.data.tasks.examples import load_task
 from refine_lab.data.tasks.trained import History
-from refine_lab.data.tokenizer import beginning_told
+from refine_lab.data.tokenizer import describe_beginning
 from refine_lab.method.rewards import reward_function
 from refine_lab.method.step import TrainState, train_step
 from refine_lab.models.activation_checkpointing import checkpoint_activations
@@ -123,7 +123,7 @@ def _text(
     tokens = {source: (data.tokens[source], held_out.tokens[source]) for source in config.data.sources}
     first_tokens = {"begins_with": list(data.beginning)}
     settle(run, text_inputs(config.model, config.data, manifest, tokens) | first_tokens)
-    if sentence := beginning_told(tokenizer, config.data.add_bos):
+    if sentence := describe_beginning(tokenizer, config.data.add_bos):
         print(sentence, flush=True)
     validation = held_out.validation()
     return data, lambda: next_token(policy, validation)
