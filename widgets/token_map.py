@@ -13,7 +13,7 @@ from refine_lab.explore.futures import finished
 from refine_lab.validation import require
 from widgets.core.base import Widget, bounded, guarded
 from widgets.core.packing import PACKED, pack
-from widgets.parts.token_document import Alternatives, Ask, Metric, Row, Target, packed_document, packed_rows
+from widgets.parts.token_document import Alternatives, Ask, Metric, Target, TextRow, packed_document, packed_rows
 from widgets.parts.token_text import TokenText, token_text
 
 __all__ = ["Alternatives", "Metric", "Target", "TokenMap", "TokenText", "token_text"]
@@ -110,12 +110,12 @@ class TokenMap(Widget):
         self._rows(self._ask, tokens).add_done_callback(lambda future: self._send_rows(tokens, key, future))
 
     @staticmethod
-    def _rows(ask: Ask, tokens: list[int]) -> Future[Sequence[Row]]:
+    def _rows(ask: Ask, tokens: list[int]) -> Future[Sequence[TextRow]]:
         rows = ask(tokens)
         return rows if isinstance(rows, Future) else finished(rows)
 
     @guarded
-    def _send_rows(self, tokens: list[int], key: int, future: Future[Sequence[Row]]) -> None:
+    def _send_rows(self, tokens: list[int], key: int, future: Future[Sequence[TextRow]]) -> None:
         rows = future.result()
         if len(rows) != len(tokens):
             raise ValueError(f"alternatives must have a row for each of {len(tokens)} tokens, got {len(rows)}")

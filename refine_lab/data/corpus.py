@@ -102,7 +102,7 @@ def load_manifest(path: str | Path) -> Manifest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class CorpusReport:
     """Which files of a manifest are installed here; `share` counts files."""
 
     present: tuple[File, ...]
@@ -125,14 +125,14 @@ class Report:
         return f"{counts}, {left_out}{verdict}."
 
 
-def compare(manifest: Manifest) -> Report:
+def compare(manifest: Manifest) -> CorpusReport:
     """Compares a manifest with this installation: unchanged, differing and missing files."""
     found: dict[str, list[File]] = {"present": [], "differing": [], "missing": []}
     for file in manifest.files:
         data = _read(file)
         state = "missing" if data is None else "present" if _digest(data) == file.digest else "differing"
         found[state].append(file)
-    return Report(**{state: tuple(files) for state, files in found.items()})
+    return CorpusReport(**{state: tuple(files) for state, files in found.items()})
 
 
 def current_manifest(packages: tuple[str, ...] = PACKAGES) -> Manifest:

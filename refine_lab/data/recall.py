@@ -64,7 +64,7 @@ class RecallDocument:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class RecallKind:
     """A kind of recall document: number of `facts`, and of `questions` in training; both 0 for `pairs`.
 
     The statements and questions of `pairs` fill the document. `distance` is the minimum number of tokens between the
@@ -77,14 +77,14 @@ class Kind:
     distance: int = 0
 
 
-def parse_kind(name: str) -> Kind:
+def parse_kind(name: str) -> RecallKind:
     """Returns the kind with that name.
 
     Raises ValueError unless it is one of `PAIRS`, or `word-N` or `number-N`, optionally with `-qM`, M at most N, and
     `-dD`.
     """
     if name in PAIRS:
-        return Kind(form="pairs")
+        return RecallKind(form="pairs")
     match = re.fullmatch(r"(word|number)-([1-9]\d*)(?:-q([1-9]\d*))?(?:-d([1-9]\d*))?", name)
     if match is None or int(match[3] or 1) > int(match[2]):
         allowed = (
@@ -94,7 +94,7 @@ def parse_kind(name: str) -> Kind:
         raise ConfigError("a kind of recall document", name, allowed)
     facts, questions, distance = int(match[2]), int(match[3] or match[2]), int(match[4] or 0)
     form = "word" if match[1] == "word" else "number"
-    return Kind(form=form, facts=facts, questions=questions, distance=distance)
+    return RecallKind(form=form, facts=facts, questions=questions, distance=distance)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ class CachedDocument:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class AdaptationStep:
     """An update of `Session.adapt`: its metrics, and the model's loss and entropy on the prompt after it."""
 
     number: int
@@ -133,7 +133,7 @@ class Session:
         prompt_batch(held.policy, [torch.from_numpy(token_ids)])  # raises for what is no prompt
         return answers_to(held.policy, held.tokenizer, [token_ids.tolist()], rule)[0]
 
-    def adapt(self, model: str, token_ids: TokenIds, config: TTTConfig) -> Iterator[Step]:
+    def adapt(self, model: str, token_ids: TokenIds, config: TTTConfig) -> Iterator[AdaptationStep]:
         """Adapts to the prompt (test-time training) and yields after each step; the weights stay updated until `reset`.
 
         Adaptation ends when the caller stops iterating. A call on an adapted model continues from its current weights.
@@ -152,7 +152,7 @@ class Session:
                 held.updates, held.moves = held.updates + 1, held.moves + 1
                 self._forget(model)
                 reading = self._read(model, token_ids).reading
-                yield Step(
+                yield AdaptationStep(
                     number=update.number,
                     metrics=update.metrics,
                     tokens_per_second=update.tokens_per_second,

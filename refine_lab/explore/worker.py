@@ -30,7 +30,7 @@ def send(connection: Connection, message: tuple[Any, ...]) -> None:
     connection.send_bytes(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
 
 
-class Worker:
+class RequestLoop:
     """Serves a session's requests."""
 
     def __init__(self, connection: Connection, session: Any) -> None:
@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> None:
     logging.disable_progress_bar()  # the last line of the output explains the death of a worker
     descriptor, device = arguments
     with suppress(BrokenPipeError, ConnectionResetError):  # the client has ended
-        Worker(Connection(int(descriptor)), Session(device)).run()
+        RequestLoop(Connection(int(descriptor)), Session(device)).run()
 
 
 if __name__ == "__main__":

@@ -88,11 +88,11 @@ def number(value: object) -> TypeGuard[float]:
     return (isinstance(value, float) and isfinite(value)) or whole(value)
 
 
-Kind = tuple[Callable[[Any], bool], str]
-KINDS: Mapping[str, Kind] = {
+Allowed = tuple[Callable[[Any], bool], str]
+KINDS: Mapping[str, Allowed] = {
     "int": (lambda x: whole(x) and x > 0, "a positive whole number"),
     "float": (lambda x: number(x) and x > 0, "a positive number"),
     "bool": (lambda x: isinstance(x, bool), "True or False"),
 }
-TOKEN: Kind = (whole, "a token's number")
-RANGE: Kind = (lambda x: number(x) and x >= 0, "a number that is not negative")
+TOKEN: Allowed = (whole, "a token's number")
+RANGE: Allowed = (lambda x: number(x) and x >= 0, "a number that is not negative")

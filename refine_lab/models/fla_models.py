@@ -181,14 +181,14 @@ class FlaLM(FastWeightLM):
 
 
 @dataclass(frozen=True)
-class Plan:
+class LayerPlan:
     """How to compute the state after some tokens: the border to start from and the piece sizes (largest first)."""
 
     border: int
     pieces: tuple[int, ...]
 
 
-def plan(tokens: int) -> Plan:
+def plan(tokens: int) -> LayerPlan:
     """Returns the cheapest plan; one that would end in a single token starts a segment earlier if possible."""
     border, rest = divmod(tokens, SEGMENT)
     if rest == 1 and border:
@@ -201,7 +201,7 @@ def plan(tokens: int) -> Plan:
         elif rest >= size:
             pieces.append(size)
             rest -= size
-    return Plan(border, tuple(pieces))
+    return LayerPlan(border, tuple(pieces))
 
 
 def _put(states: dict[str, Tensor], rows: Sequence[int], new: Tensors, total: int) -> None:

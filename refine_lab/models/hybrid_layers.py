@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.activations import ACT2FN
 
-from refine_lab.models.prefix_cache import Reading
+from refine_lab.models.prefix_cache import PrefixRead
 from refine_lab.ops.delta_rule import delta_rule, log_decay
 from refine_lab.ops.precision import gated_product, unit_length, wide
 from refine_lab.ops.short_conv import after_window, causal_conv, window_at
@@ -26,7 +26,7 @@ from refine_lab.ops.short_conv import after_window, causal_conv, window_at
 
 
 def gated_delta_net(
-    layer: Any, hidden_states: Float[Tensor, "B T D"], cache_params: Reading, **_: Any
+    layer: Any, hidden_states: Float[Tensor, "B T D"], cache_params: PrefixRead, **_: Any
 ) -> Float[Tensor, "B T D"]:
     """The gated delta rule of Qwen3-Next, Qwen3.5 and OLMo-Hybrid (Yang et al., 2024; arXiv 2412.06464).
 

@@ -20,7 +20,7 @@ from refine_lab.models import hybrid_layers as layers
 from refine_lab.models.backbone import Backbone
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.imports import import_quietly
-from refine_lab.models.prefix_cache import Reading
+from refine_lab.models.prefix_cache import PrefixRead
 from refine_lab.models.state import State, Trace
 from refine_lab.ops.precision import wide
 from refine_lab.validation import require
@@ -142,7 +142,7 @@ def read_hybrid(
     rows, width = inputs_embeds.shape[:2]
     if state is not None:
         state.expect(rows, OWN_TENSORS[model.config.layer_types[0]])
-    reading, x = Reading(state, inputs_embeds), inputs_embeds
+    reading, x = PrefixRead(state, inputs_embeds), inputs_embeds
     start = torch.zeros_like(lengths) if state is None else state.lengths
     rotary = rotary_embeddings(model, start.unsqueeze(-1) + torch.arange(width, device=x.device), x)
     group = reading.grouping

@@ -15,7 +15,7 @@ from transformers import initialization
 from refine_lab.models.backbone import Backbone, BackboneLM
 from refine_lab.models.configuration import FastWeightConfig, number, whole
 from refine_lab.models.state import Layer, Sharing, State, Trace, kept
-from refine_lab.ops.lact import MATRICES, ChunkStates, Memory, Plan, Rule, lact
+from refine_lab.ops.lact import MATRICES, ChunkPlan, ChunkStates, Memory, Rule, lact
 from refine_lab.ops.precision import rms_norm, wide
 from refine_lab.ops.rotary import rotary_angles, rotate
 from refine_lab.ops.short_conv import after_window, window_at
@@ -169,7 +169,7 @@ class LaCTAttention(nn.Module):
         muon_dtype = None if config.muon_dtype is None else getattr(torch, config.muon_dtype)
         return Rule(config.lact_chunk_size, config.use_muon, config.ttt_prenorm, muon_dtype)
 
-    def forward(self, x: Float[Tensor, "B T D"], state: Layer, plan: Plan, angles: Tensor):
+    def forward(self, x: Float[Tensor, "B T D"], state: Layer, plan: ChunkPlan, angles: Tensor):
         """Returns outputs [B, T, D] and this layer's `LayerStates`, or None in `hidden_states_only`."""
         own, shared = state
         q, k, v = self.qkv(x).chunk(3, -1)
@@ -196,7 +196,7 @@ class LaCTAttention(nn.Module):
         v: Tensor,
         own: Mapping[str, Tensor],
         shared: Memory,
-        plan: Plan,
+        plan: ChunkPlan,
         angles: Tensor,
     ) -> tuple[Float[Tensor, "B T D"], ChunkStates]:
         """Returns the fast weights' output and their states; in at least float32 from the scale of q and k on."""
@@ -265,7 +265,9 @@ class LayerStates(NamedTuple):
 class LaCTModel(Backbone):
     """Embeddings, blocks and final norm."""
 
-    def prepare(self, start: Int[Tensor, "B"], width: int, state: State | None) -> tuple[Plan, Float[Tensor, "B T d"]]:
+    def prepare(
+        self, start: Int[Tensor, "B"], width: int, state: State | None
+    ) -> tuple[ChunkPlan, Float[Tensor, "B T d"]]:
         """Returns the batch's division into chunks, and the rotary angles of its positions."""
         if state is None or state.sources is None:
             sources, num_sources = torch.zeros_like(start), 1
@@ -274,7 +276,7 @@ class LaCTModel(Backbone):
         config = self.config
         positions = start.unsqueeze(-1) + torch.arange(width, device=start.device)
         angles = rotary_angles(positions, config.hidden_size // config.num_attn_heads, config.rope_theta)
-        return Plan(start, width, config.lact_chunk_size, sources, num_sources), angles
+        return ChunkPlan(start, width, config.lact_chunk_size, sources, num_sources), angles
 
     def trace(self, hidden_states: Tensor, lengths: Tensor, start: Tensor, parts: Sequence[LayerStates]) -> Trace:
         own, sharing = [part.own for part in parts], None

@@ -57,7 +57,7 @@ def _nothing(_: Tensor) -> dict[str, Tensor]:
     return {}
 
 
-class Reading:
+class PrefixRead:
     """One reading of a batch as its layers see it, passed to transformers' attention in place of a cache.
 
     Layers get their part of the previous state from it and store in it the function that returns their state after any

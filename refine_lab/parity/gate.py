@@ -15,7 +15,7 @@ from refine_lab.config import TrainConfig
 from refine_lab.models import FastWeightLM, load_model
 from refine_lab.models.activation_checkpointing import checkpoint_activations
 from refine_lab.parity.procedures import GROUP, Branched, Probe, Reread, gradients, layer_outputs, logits_of, reread
-from refine_lab.parity.report import Parity, Row
+from refine_lab.parity.report import Comparison, Parity
 from refine_lab.validation import require
 
 TOLERANCES: dict[torch.dtype, tuple[float, float]] = {
@@ -123,7 +123,9 @@ def _tolerances(model: FastWeightLM, precision: torch.dtype) -> tuple[str, tuple
     return subject, (outputs, gradient)
 
 
-def _compare(model: FastWeightLM, branched: Branched, prefix: int, allowed: tuple[float, float]) -> Iterator[Row]:
+def _compare(
+    model: FastWeightLM, branched: Branched, prefix: int, allowed: tuple[float, float]
+) -> Iterator[Comparison]:
     """Yields the rows of all branches with one prefix length."""
     outputs, gradient = allowed
     members, named = branched.members(prefix), {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -139,11 +141,11 @@ def _compare(model: FastWeightLM, branched: Branched, prefix: int, allowed: tupl
             worst[name] = max(worst.get(name, (-inf, "")), (error, where), key=lambda x: _size(x[0]))
     changed = _changes(branched, members)
     tensor = max(changed, key=lambda name: _size(changed[name]))
-    yield Row("state", prefix, changed[tensor], 0.0, tensor)
+    yield Comparison("state", prefix, changed[tensor], 0.0, tensor)
     for name, (error, where) in worst.items():  # two logits, each off by what is allowed, may change places
-        yield Row(name, prefix, error, 2 * outputs if name == "greedy" else outputs, where)
+        yield Comparison(name, prefix, error, 2 * outputs if name == "greedy" else outputs, where)
     if any(change for name, change in changed.items() if name != "lengths"):  # torch refuses a backward through it
-        yield Row("gradient", prefix, nan, gradient, "not taken: the state was changed in place")
+        yield Comparison("gradient", prefix, nan, gradient, "not taken: the state was changed in place")
         return
     ours = gradients(branched.loss(branched.logprobs[members], members, num_tokens), parameters, keep=True)
     errors = dict(zip(named, _distances(ours, reference), strict=True))
@@ -153,7 +155,7 @@ def _compare(model: FastWeightLM, branched: Branched, prefix: int, allowed: tupl
         gradient = max(gradient, min(ROUNDING_LIMIT, rounding[name]))
     else:
         name = max(errors, key=lambda name: _size(errors[name]))
-    yield Row("gradient", prefix, errors[name], gradient, name)
+    yield Comparison("gradient", prefix, errors[name], gradient, name)
 
 
 @torch.no_grad()
@@ -214,7 +216,7 @@ def _rounding(model: FastWeightLM, branched: Branched, prefix: int, reference: l
 
 
 @torch.no_grad()
-def _first_wrong_layer(model: FastWeightLM, branched: Branched, row: Row) -> str | None:
+def _first_wrong_layer(model: FastWeightLM, branched: Branched, row: Comparison) -> str | None:
     """Returns the first layer whose outputs for a continuation read at once differ from those of re-reading."""
     layers = next(name for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
     for branch in branched.members(row.prefix):

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
 from widgets.figures.plotting import draw_band, draw_line, dress, one_legend, plain, require_data, thin_line, traces_of
-from widgets.figures.series import INK, PANELS, MethodStyle, Panel, Symbol, has_panel, method_styles, over_seeds
+from widgets.figures.series import INK, PANELS, MethodStyle, Plot, Symbol, has_panel, method_styles, over_seeds
 from widgets.figures.tables import Table
 
 BLUE, ORANGE = "#2a83bf", "#d55e00"
@@ -57,7 +57,7 @@ def training_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame | None = No
 
 
 def _panel_traces(
-    frame: pd.DataFrame, panel: Panel, methods: dict[str, MethodStyle], suffix: str = "", marks: int = 8
+    frame: pd.DataFrame, panel: Plot, methods: dict[str, MethodStyle], suffix: str = "", marks: int = 8
 ) -> Iterator[go.Scatter]:
     """Yields a band and a line for each method that has the panel's quantity; dashed if the line's name has a `suffix`."""
     centre = over_seeds(frame, panel.key)
@@ -88,7 +88,7 @@ def heldout_curves(evaluations: pd.DataFrame) -> go.Figure:
     quantities = (("ntp_accuracy", 1, "%", ""), ("sampled_accuracy", 1, "%", sampled), ("ntp_loss", 2, "nats", ""))
     for key, column, unit, suffix in quantities:
         if key in evaluations:
-            panel = Panel(kind="eval", key=key, title=key, unit=unit)
+            panel = Plot(kind="eval", key=key, title=key, unit=unit)
             for trace in _panel_traces(evaluations, panel, methods, suffix, marks=len(evaluations)):
                 figure.add_trace(trace, 1, column)
     figure.update_xaxes(title_text="step").update_yaxes(title_text="accuracy (%)", col=1)

@@ -21,7 +21,7 @@ BAND = 0.18
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panel:
+class Plot:
     """One quantity over training steps, drawn as a small multiple."""
 
     kind: Literal["train", "eval", "answers"]
@@ -46,25 +46,25 @@ class Panel:
 
 
 PANELS = (
-    Panel(kind="train", key="ntp_loss", title="NTP loss", unit="nats per token"),
-    Panel(kind="train", key="ntp_accuracy", title="NTP accuracy", unit="%"),
-    Panel(kind="eval", key="ntp_loss", title="Held-out NTP loss", unit="nats per token"),
-    Panel(kind="eval", key="ntp_accuracy", title="Held-out NTP accuracy", unit="%"),
-    Panel(kind="train", key="answer_loss", title="Answer loss", unit="nats per token"),
-    Panel(kind="train", key="answer_accuracy", title="Answer accuracy", unit="% of tokens"),
-    Panel(kind="eval", key="answer_loss", title="Held-out answer loss", unit="nats per token"),
-    Panel(kind="eval", key="contains_answer", title="Held-out answers with a reference", unit="% of questions"),
-    Panel(kind="eval", key="exact_match", title="Held-out exact match", unit="% of questions"),
-    Panel(kind="train", key="cosine_mean", title="Cosine reward", unit="mean ± std", spread="cosine_std"),
-    Panel(kind="train", key="binary_mean", title="Binary reward", unit="mean ± std", spread="binary_std"),
-    Panel(kind="train", key="reward_mean", title="Training reward", unit="mean ± std", spread="reward_std"),
-    Panel(kind="train", key="grad_norm", title="Gradient norm", unit="L2, before clipping"),
-    Panel(kind="train", key="answer_grad_norm", title="Gradient norm, answers", unit="L2, before clipping"),
-    Panel(kind="train", key="clip_fraction", title="Clipped ratios", unit="% of tokens"),
-    Panel(kind="answers", key="contains_answer", title="Answers with a reference so far", unit="% of prompts"),
-    Panel(kind="answers", key="exact_match", title="Exact match so far", unit="% of prompts"),
-    Panel(kind="answers", key="loss_after", title="NTP loss so far", unit="nats per token"),
-    Panel(kind="answers", key="entropy_after", title="Entropy so far", unit="nats per token"),
+    Plot(kind="train", key="ntp_loss", title="NTP loss", unit="nats per token"),
+    Plot(kind="train", key="ntp_accuracy", title="NTP accuracy", unit="%"),
+    Plot(kind="eval", key="ntp_loss", title="Held-out NTP loss", unit="nats per token"),
+    Plot(kind="eval", key="ntp_accuracy", title="Held-out NTP accuracy", unit="%"),
+    Plot(kind="train", key="answer_loss", title="Answer loss", unit="nats per token"),
+    Plot(kind="train", key="answer_accuracy", title="Answer accuracy", unit="% of tokens"),
+    Plot(kind="eval", key="answer_loss", title="Held-out answer loss", unit="nats per token"),
+    Plot(kind="eval", key="contains_answer", title="Held-out answers with a reference", unit="% of questions"),
+    Plot(kind="eval", key="exact_match", title="Held-out exact match", unit="% of questions"),
+    Plot(kind="train", key="cosine_mean", title="Cosine reward", unit="mean ± std", spread="cosine_std"),
+    Plot(kind="train", key="binary_mean", title="Binary reward", unit="mean ± std", spread="binary_std"),
+    Plot(kind="train", key="reward_mean", title="Training reward", unit="mean ± std", spread="reward_std"),
+    Plot(kind="train", key="grad_norm", title="Gradient norm", unit="L2, before clipping"),
+    Plot(kind="train", key="answer_grad_norm", title="Gradient norm, answers", unit="L2, before clipping"),
+    Plot(kind="train", key="clip_fraction", title="Clipped ratios", unit="% of tokens"),
+    Plot(kind="answers", key="contains_answer", title="Answers with a reference so far", unit="% of prompts"),
+    Plot(kind="answers", key="exact_match", title="Exact match so far", unit="% of prompts"),
+    Plot(kind="answers", key="loss_after", title="NTP loss so far", unit="nats per token"),
+    Plot(kind="answers", key="entropy_after", title="Entropy so far", unit="nats per token"),
 )
 
 
@@ -126,7 +126,7 @@ def looks_like(method: str) -> str:
     return "base" if name == "none" else name.removesuffix("_release")
 
 
-def has_panel(frame: pd.DataFrame, panel: Panel) -> bool:
+def has_panel(frame: pd.DataFrame, panel: Plot) -> bool:
     """Returns whether `frame` (lines of one kind) has data for `panel`.
 
     A `reward_mean` that only repeats the cosine or the binary reward gets no separate panel.

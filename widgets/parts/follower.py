@@ -17,7 +17,7 @@ import pandas as pd
 from refine_lab.config import Config
 from refine_lab.experiments.run_groups import group_names
 from refine_lab.runs.run import MetricsTail, Run
-from widgets.figures.series import KNOWN_METHODS, PANELS, Panel, decimate, has_panel, looks_like, method_styles
+from widgets.figures.series import KNOWN_METHODS, PANELS, Plot, decimate, has_panel, looks_like, method_styles
 
 INTERVAL = 0.25
 "Minimum number of seconds between two updates."
@@ -149,7 +149,7 @@ def gather(readers: Sequence[RunReader], limit: int = 1000) -> dict[str, Any]:
     return {"methods": sorted(methods, key=itemgetter("look")), "panels": panels}
 
 
-def _kept_steps(readers: Sequence[RunReader], panel: Panel, limit: int) -> dict[str, set[float]]:
+def _kept_steps(readers: Sequence[RunReader], panel: Plot, limit: int) -> dict[str, set[float]]:
     """Returns, by method, the steps to draw: those that `decimate` keeps for any of its runs."""
     runs = Counter(reader.group for reader in readers)
     steps: dict[str, set[float]] = {method: set() for method in runs}
@@ -160,7 +160,7 @@ def _kept_steps(readers: Sequence[RunReader], panel: Panel, limit: int) -> dict[
     return steps
 
 
-def _line(frame: pd.DataFrame, panel: Panel, steps: Collection[float]) -> dict[str, Any]:
+def _line(frame: pd.DataFrame, panel: Plot, steps: Collection[float]) -> dict[str, Any]:
     rows = frame[frame["step"].isin(steps)]
     y = rows[panel.key].to_numpy(dtype=float) * panel.scale
     columns = {"x": rows["step"].to_numpy(dtype=float), "y": y}

@@ -13,9 +13,9 @@ from refine_lab.data.text import replace_surrogates
 from refine_lab.validation import require
 from widgets.parts.token_text import TokenText, utf16_offsets
 
-Row = Sequence[tuple[str, float]]
+TextRow = Sequence[tuple[str, float]]
 """Alternatives to one token, most likely first: text and probability."""
-Ask = Callable[[list[int]], "Sequence[Row] | Future[Sequence[Row]]"]
+Ask = Callable[[list[int]], "Sequence[TextRow] | Future[Sequence[TextRow]]"]
 """Tokens -> a row of alternatives for each, directly or as a future."""
 
 
@@ -121,7 +121,7 @@ def packed_alternatives(alternatives: Alternatives | tuple[Any, Any, Any], token
     }
 
 
-def packed_rows(rows: Iterable[Row]) -> dict[str, Any]:
+def packed_rows(rows: Iterable[TextRow]) -> dict[str, Any]:
     """Returns rows of alternatives, which may differ in length, as sent to the page."""
     rows = list(rows)
     texts = {text: number for number, text in enumerate(dict.fromkeys(text for row in rows for text, _ in row))}

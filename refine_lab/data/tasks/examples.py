@@ -17,7 +17,7 @@ from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tasks.recall import recall_splits
 from refine_lab.data.tasks.ruler_qa import ruler_splits
 from refine_lab.data.tasks.rules import AnswerRule, answer_rule, several_lines, too_long
-from refine_lab.data.tasks.splits import Report, Splits, quoted, report
+from refine_lab.data.tasks.splits import SplitReport, Splits, quoted, report
 from refine_lab.data.tasks.trained import UNTRAINED, History
 from refine_lab.data.tokenizer import describe_beginning
 
@@ -29,7 +29,7 @@ class Task:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
-    report: Report
+    report: SplitReport
     "Contents of the splits and what they share."
     rule: AnswerRule
     "How the validation and test examples are answered."

@@ -72,7 +72,7 @@ class SplitCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class SplitReport:
     """What the splits of a task contain and share; `str(report)` is a paragraph."""
 
     splits: Mapping[str, SplitCounts]
@@ -96,7 +96,7 @@ class Report:
         return " ".join(sentences)
 
 
-def report(splits: Mapping[str, Sequence[Example]], dropped: int = 0, notes: tuple[str, ...] = ()) -> Report:
+def report(splits: Mapping[str, Sequence[Example]], dropped: int = 0, notes: tuple[str, ...] = ()) -> SplitReport:
     """Compares every two splits by the words of their questions and documents, ignoring case, punctuation and spacing."""
     counts, texts = {}, {}
     for name, examples in splits.items():
@@ -117,7 +117,7 @@ def report(splits: Mapping[str, Sequence[Example]], dropped: int = 0, notes: tup
         questions, documents = (tuple(one[key] for key in one if key in other) for one, other in pairs)
         if questions or documents:
             shared.append(Shared(first=first, second=second, questions=questions, documents=documents))
-    return Report(splits=counts, shared=tuple(shared), dropped=dropped, notes=notes)
+    return SplitReport(splits=counts, shared=tuple(shared), dropped=dropped, notes=notes)
 
 
 def _distinct(texts: Sequence[str]) -> dict[str, str]:
