@@ -147,9 +147,9 @@ class RunWriter:
 
     def flush(self) -> None:
         """Writes the buffered rollouts to a closed file, and waits until all records are on the disk."""
-        if self._rows:
-            write_rollouts(self.path / "rollouts", self._rows)
-            self._rows = []
+        rows, self._rows = self._rows, []
+        if rows:
+            write_rollouts(self.path / "rollouts", rows)
         durable.sync_open(self._metrics, self.path / "metrics.jsonl")
 
     def status(

@@ -77,7 +77,7 @@ def test_of_an_ext4_image_copied_while_mounted_every_copy_ends_with_the_same_bit
     assert len(set(done)) > 3, f"the copies are of different moments: {done}"
 
 
-@pytest.mark.parametrize("size", [60, 120, 200])
+@pytest.mark.parametrize("size", [24, 60, 120, 200])
 def test_a_full_disk_fails_the_run_which_ends_with_the_same_bits_once_there_is_room(config, tmp_path: Path, size: int):
     (tmp_path / "whole").mkdir()
     whole = go(begun(config(), tmp_path / "whole"))
