@@ -59,12 +59,7 @@ def train(path: Path, stop: StopSignal) -> None:
 
     def save() -> float:
         with writer.checkpoint(step) as checkpoint:
-            policy.save_pretrained(checkpoint)
-            tokenizer.save_pretrained(checkpoint)
-            if manifest is not None:
-                manifest.save(checkpoint / MANIFEST)
-            save_history(history, checkpoint)
-            optim.save(train_state.optimizers, checkpoint)
+            save_training(checkpoint, train_state, tokenizer, manifest, history)
         drop_checkpoints(path, config.keep_checkpoints, config.keep_every)
         return time.monotonic()
 
@@ -101,6 +96,22 @@ def train(path: Path, stop: StopSignal) -> None:
         if error := reason and f"{reason}; saved after step {step} in checkpoints/step-{step}":
             print(error, flush=True)
         writer.status("stopped" if reason else "finished", step, error=error)
+
+
+def save_training(
+    folder: Path,
+    train_state: TrainState[TrainConfig],
+    tokenizer: PreTrainedTokenizerBase,
+    manifest: Manifest | None,
+    history: History,
+) -> None:
+    """Writes what training continues from, and a model that `load_model` reads, to the folder of a checkpoint."""
+    train_state.policy.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if manifest is not None:
+        manifest.save(folder / MANIFEST)
+    save_history(history, folder)
+    optim.save(train_state.optimizers, folder)
 
 
 def _train_state(run: Run, config: TrainConfig, policy: FastWeightLM) -> TrainState[TrainConfig]:
