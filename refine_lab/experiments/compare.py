@@ -13,6 +13,7 @@ from refine_lab.experiments.run_groups import flat_settings, group_names
 from refine_lab.experiments.statistics import mean_interval, paired_difference
 from refine_lab.models.loading import load_tokenizer
 from refine_lab.runs.run import Run
+from refine_lab.runs.started import short
 from refine_lab.validation import require
 
 READINGS = ("loss_before", "loss_after", "entropy_before", "entropy_after")
@@ -83,6 +84,18 @@ def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
     table.loc[absent] = table.loc[absent].fillna("given")
     kept = (table.nunique(axis=1) > 1) | (table.isna().any(axis=1) & ~group.isin(absent))
     return table[kept].fillna("–").reset_index()
+
+
+def lineage(runs: Iterable[Run]) -> pd.DataFrame:
+    """Returns one row per fork and per accepted change of runs: `run` and `event`, both strings."""
+    rows = []
+    for run in runs:
+        if (parent := run.parent) is not None:
+            rows.append((run.name, f"forked from {parent[0].name} after step {parent[1]}"))
+        for change in run.started.get("changes", []):
+            values = f"{change['name']} changed from {short(change['before'])} to {short(change['now'])}"
+            rows.append((run.name, f"{values} after step {change['step']}"))
+    return pd.DataFrame(rows, columns=["run", "event"])
 
 
 def answers_of(runs: Sequence[Run]) -> pd.DataFrame:

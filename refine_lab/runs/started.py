@@ -41,7 +41,7 @@ class Change:
     sentence: str = ""
 
     def __str__(self) -> str:
-        return self.sentence or f"{self.name} was {_short(self.before)} and is now {_short(self.now)}"
+        return self.sentence or f"{self.name} was {short(self.before)} and is now {short(self.now)}"
 
 
 def write_started(
@@ -69,7 +69,7 @@ def changes_of(run: Run) -> list[Change]:
         number, (old, new) = next(
             (pair for pair in enumerate(lines, start=1) if pair[1][0] != pair[1][1]), (0, ("", ""))
         )
-        sentence = f"{REWARD} has changed: line {number} was {_short(old)} and is now {_short(new)}"
+        sentence = f"{REWARD} has changed: line {number} was {short(old)} and is now {short(new)}"
         found.append(Change(REWARD, reward, now, sentence))
     return found
 
@@ -156,6 +156,7 @@ def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Returns a value as text of at most about `SHOWN` characters."""
     text = "none" if value is None else repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partialmethod
@@ -55,11 +55,13 @@ class RunWriter:
         reward_source: str | None = None,
         inputs: Mapping[str, Any] | None = None,
         parent: Mapping[str, Any] | None = None,
+        fill: Callable[[Path], None] = lambda path: None,
     ) -> RunWriter:
         """Creates a new directory in `runs` (default: `runs_dir()`) and writes what is known before the run begins.
 
         Its name is `<date>-<recipe>-<method>-s<seed>`, with `ttt-` after the date for a run of test-time training. Such a
-        run needs `inputs` (see `refine_lab.training.inputs.inputs_of`), which hold the number of its prompts.
+        run needs `inputs` (see `refine_lab.training.inputs.inputs_of`), which hold the number of its prompts. A fork has
+        a `parent`, and `fill` writes its checkpoint and records.
         """
         train = isinstance(config, TrainConfig)
         name = f"{config.recipe}-{config.method}-s{config.seed}"
@@ -73,6 +75,7 @@ class RunWriter:
             write_json(path / "inputs.json", inputs)
         write_json(path / "env.json", environment())
         write_started(path, config, reward_source, parent)
+        fill(path)
         durable.replace_text(path / "config.json", to_json(config))  # last: a directory with a config.json is a run
         writer = cls(path, step=0)
         try:
