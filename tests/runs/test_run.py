@@ -16,7 +16,7 @@ from refine_lab.config import FORMAT_VERSION, RefineConfig, TrainConfig
 from refine_lab.runs import environment
 from refine_lab.runs import writer as runs_writer
 from refine_lab.runs.run import MetricsTail, Run, list_runs, made_at, runs_dir
-from refine_lab.runs.writer import RunWriter, write_status
+from refine_lab.runs.writer import RunProgress, RunWriter, write_status
 from refine_lab.training import __main__ as trainer
 from tests.support.refusals import naming, refused
 
