@@ -221,6 +221,19 @@ class Run:
                 frames.append(frame if steps is None else frame[frame["step"].isin(list(steps))])
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["step", *ROLLOUT_TYPES])
 
+    def require_records(self, last: int) -> None:
+        """Raises ValueError, naming the first missing step, unless the records hold all batches up to `last`."""
+        parts = parquet_parts(self.path / "rollouts") if self.config.refine is not None else None
+        written = {int(step) for step in self.metrics()["step"]}
+        for step in range(1, last + 1):
+            rolled_out = parts is None or any(first <= step <= end for first, end, _ in parts)
+            if step not in written or not rolled_out:
+                file = "rollouts" if step in written else "metrics.jsonl"
+                raise ValueError(
+                    f"{self.path / file} lacks step {step} of the {last} before the checkpoint: restore it, delete the "
+                    "checkpoints after the last step that is there, or start a new run"
+                )
+
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Returns step and folder of every complete checkpoint, in order."""
         return checkpoints(self.path)

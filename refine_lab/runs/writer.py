@@ -107,6 +107,8 @@ class RunWriter:
         elif step is None and done is None:
             checkpoints.drop_records(path)
         else:
+            if done is None:
+                run.require_records(last)
             cut_metrics(path / "metrics.jsonl", range(last + 1) if done is None else done)
             cut_rollouts(path / "rollouts", last)
         for number, folder in run.checkpoints():

@@ -265,13 +265,15 @@ def test_papermill_that_is_ended_leaves_no_process_and_the_run_saves(tmp_path: P
 
 def end_all(process: subprocess.Popen[bytes]) -> None:
     """Kills a process with all its children, as the end of a machine does."""
-    for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+    all_of_them = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for each in all_of_them:
         each.kill()
     process.communicate(timeout=120)
+    psutil.wait_procs(all_of_them, timeout=60)
 
 
 @pytest.mark.process
-def test_the_same_command_after_a_kill_ends_with_the_same_bits(by_p: Folder, tmp_path: Path) -> None:
+def test_the_same_command_after_a_kill_ends_with_the_same_bits(tmp_path: Path) -> None:
     """Killed with its children while the second run trains; the first is finished by then, and is not trained again."""
     folder, values = Folder(path=tmp_path), {**TINY, "steps": "6", "checkpoint_every": "1"}
     process = folder.start(*pairs(values))
@@ -299,9 +301,6 @@ def test_the_same_command_after_a_kill_ends_with_the_same_bits(by_p: Folder, tmp
             load_file(run.path / "checkpoints" / "step-6" / "model.safetensors") for run in (ours, theirs)
         )
         assert all(torch.equal(weights[name], others[name]) for name in others)
-    status, output = folder.run(*pairs({**values, "fresh": "true"}))
-    assert status == 0, output
-    assert len(folder.runs) == 4
 
 
 @pytest.mark.process
