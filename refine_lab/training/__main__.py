@@ -48,7 +48,9 @@ def main(arguments: list[str]) -> int:
             _log_into(run)
         try:
             _work(run, stop, options.override)
-        except BaseException as error:  # in one sentence in status.json, and in full in log.txt, unless the disk is full
+        except (
+            BaseException
+        ) as error:  # in one sentence in status.json, and in full in log.txt, unless the disk is full
             if os.getpid() != pid:
                 os._exit(1)  # a process that a library or a reward has forked is not the run's
             _report(run.path, step, error)

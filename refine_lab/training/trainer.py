@@ -44,10 +44,7 @@ Measure = Callable[[], dict[str, float]]
 
 
 def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None:
-    """Trains the run in `path` to its last step, or until a stop is requested, resuming from its last checkpoint.
-
-    `overrides` are inputs whose change since the start is accepted (see `inputs.settle`).
-    """
+    """Trains a run to its last step or until a stop is requested, from its last checkpoint; `overrides` as in `settle`."""
     run = Run(path)
     config, (done, folder) = run.config, resume_point(path) or (0, None)
     if config.threads:
@@ -85,13 +82,11 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None
             result = one_step(train_state, batch, Draws(seed=config.seed, step=step))
             if skipped.begins(result.metrics) and run.done != step - 1:
                 saved = save(step - 1)
-            sequences = _sequences(batch, config.nested)
+            sequences, seconds = _sequences(batch, config.nested), time.monotonic() - began
             num_tokens = sum(int(part.lengths.sum()) for part in sequences)
-            seconds = time.monotonic() - began
             tokens += num_tokens
             counts = {"tokens": past_tokens + tokens, "seconds": seconds, "tokens_per_second": num_tokens / seconds}
-            updates = {"updates": step * config.updates_per_batch, "lr": lr}
-            writer.train(step, {**counts, **result.metrics, **updates})
+            writer.train(step, {**counts, **result.metrics, "updates": step * config.updates_per_batch, "lr": lr})
             if result.rollouts is not None:
                 writer.rollouts(step, rollout_rows(sequences[0], result.rollouts))
             progress.report(step, tokens)
