@@ -105,7 +105,7 @@ def config_of(model: str, method: str, settings: Settings) -> TrainConfig:
 def trials_of(file: Path) -> list[dict[str, Any]]:
     """The trials that were made before, under the present names of their measures."""
     trials = json.loads(file.read_text(encoding="utf-8"))["trials"] if file.exists() else []
-    return [{RENAMED.get(str(name), name): value for name, value in trial.items()} for trial in trials]
+    return [{str(RENAMED.get(name, name)): value for name, value in trial.items()} for trial in trials]
 
 
 def tried(

@@ -25,7 +25,10 @@ SENT = ("name", "label", "unit", "digits", "about", "shared", "filtered", "headi
 "Attributes of a column that the page receives."
 EXAMPLES, SAMPLES = 6, 4
 "Positions, and rollouts per position, in the paper's table F.1."
-CAPTION = "Cosine reward of rollouts and the reference (Table F.1); ★ marks the highest of all rollouts of an example"
+CAPTION = (
+    "Cosine reward of rollouts and the reference (Table F.1); "
+    "★ marks the rollout with the highest cosine reward in each example"
+)
 MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>|~$&#!"})
 
 

@@ -40,7 +40,8 @@ def test_every_imported_name_and_every_attribute_of_a_module_exists(path: Path) 
                     if isinstance(value, ModuleType):
                         modules[name.asname or name.name] = value
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
-            if not hasattr(modules[node.value.id], node.attr):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            if module is not None and not hasattr(module, node.attr):
                 missing.append(f"{node.value.id}.{node.attr}")
     assert not missing
