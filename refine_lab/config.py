@@ -261,7 +261,7 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
     task: TaskConfig | None = None
     "Post-training: prompts with answers instead of sequences."
     nested: bool = False
-    "Post-training: whether updates on a batch's prompts (by `method`) precede the update on its answers."
+    "Post-training: whether updates on a batch's prompts (by `refine`) precede the update on its answers."
     steps: Natural = 100
     "Number of batches."
     batch_size: Count = 128

@@ -1,4 +1,4 @@
-"""Reads run directories, whose files one process writes while it works and any other process may read.
+"""Reads run directories, which one process writes while any other process may read them.
 
     config.json    the configuration, with its kind            status.json   state, step, last error
     env.json       versions, device, commit                    stop          a request to stop

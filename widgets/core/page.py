@@ -55,7 +55,7 @@ def page_path(path: Path | str) -> Path:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} for the page {path.name}")
     if path.exists() and not (path.is_file() and MARK in path.read_bytes()[:1000]):
-        raise ValueError(f"{path} is there already and no page of refine_lab: name another file")
+        raise ValueError(f"{path} already exists and was not written by refine_lab; choose another file name")
     return path
 
 
