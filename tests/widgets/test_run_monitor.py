@@ -13,10 +13,12 @@ from pathlib import Path
 import ipywidgets
 import pytest
 
-from refine_lab.config import DataConfig, TrainConfig
+from refine_lab.config import DataConfig, TrainConfig, to_json
 from refine_lab.experiments.compare import config_differences
 from refine_lab.recipes import ttt_per_prompt
-from refine_lab.runs.writer import RunWriter
+from refine_lab.runs.run import Run
+from refine_lab.runs.started import accept, check_unchanged
+from refine_lab.runs.writer import RunWriter, write_status
 from refine_lab.training.inputs import new_run
 from tests.factories.run_monitor import HOSTILE, write_run
 from tests.support.refusals import naming, refused
@@ -242,6 +244,26 @@ def test_refusals(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
 
 
 @pytest.mark.process
+def test_an_edited_run_is_not_started_and_its_accepted_change_is_shown(
+    tmp_path: Path, watch: Callable[[Path], RunMonitor]
+) -> None:
+    run = write_run(tmp_path, 0, lr=1e-4)
+    write_status(run, "stopped")
+    (run.path / "config.json").write_text(to_json(replace(run.config, lr=1e-3)), encoding="utf-8")
+    monitor, edited = watch(tmp_path), Run(run.path)
+    monitor._pressed("start")
+    assert "lr was 0.0001 and is now 0.001" in monitor.error
+    assert edited.state == "stopped"
+    assert "Forks and accepted changes" not in monitor.differences.value + repr(monitor)
+    accept(edited, check_unchanged(edited, ["lr"]))
+    monitor = watch(tmp_path)
+    for shown in (monitor.differences.value, repr(monitor)):
+        assert "Forks and accepted changes" in shown
+        assert "lr changed from 0.0001 to 0.001 after step" in shown
+    (run.path / "started.json").write_text('{"changes": [3]}', encoding="utf-8")
+    assert "started.json is damaged" in repr(watch(tmp_path))
+
+
 def test_a_run_is_started_found_again_and_stopped(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
     data = DataConfig(sources={"python": 1.0}, sequence_length=64, max_tokens=50_000, validation_sequences=1)
     config = TrainConfig(
