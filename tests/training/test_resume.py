@@ -197,16 +197,14 @@ def new(folder: Path) -> Path:
     return folder
 
 
-def test_the_newest_run_is_the_last_one_made_whatever_the_clock_says(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_newest_run_is_the_last_one_made_whatever_its_name_is(config: TrainConfig, tmp_path: Path) -> None:
     source = reward_source(first_is_right)
     (first,) = resume_or_create([config], tmp_path, reward_source=source)
-    monkeypatch.setattr("time.strftime", lambda form: "20200101-000000")
+    first.path.rename(tmp_path / first.name.replace(first.name[:4], "2999"))
     (second,) = resume_or_create([config], tmp_path, reward_source=source, fresh=True)
-    assert second.name < first.name
-    assert [run.name for run in list_runs(tmp_path)] == [first.name, second.name]
-    assert resume_or_create([config], tmp_path, reward_source=source)[0].path == second.path
+    third = second.path.rename(tmp_path / second.name.replace(second.name[:4], "2000"))
+    assert [run.name[:4] for run in list_runs(tmp_path)] == ["2999", "2000"]
+    assert resume_or_create([config], tmp_path, reward_source=source)[0].path == third
 
 
 def test_another_reward_and_changed_or_forked_runs_are_not_continued(stopped: Run, config: TrainConfig) -> None:
