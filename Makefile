@@ -14,7 +14,7 @@ RUNS := $(or $(REFINE_RUNS),runs)
 START := $(shell date +%s)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-rest lab bench docs lint lock chromium
+.PHONY: help setup demo test check check-rest soak lab bench docs lint lock chromium
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -88,6 +88,7 @@ bench: $(READY) ## the benchmarks, into benchmarks/results/
 	$(BIN)/python -m benchmarks.memory --model tiny-deltanet --json $(RESULTS)/memory.json
 	$(BIN)/python -m benchmarks.ttt --model tiny-deltanet --json $(RESULTS)/ttt.json
 	$(BIN)/python -m benchmarks.widgets --json $(RESULTS)/widgets.json
+	$(BIN)/python -m benchmarks.durability --json $(RESULTS)/durability.json
 
 docs: $(READY) ## docs/api.md and the table of files in docs/architecture.md, from the code
 	$(BIN)/python docs/generate.py
@@ -100,13 +101,16 @@ lint: $(READY) ## ruff and pyright
 	$(BIN)/pyright
 
 test: $(READY) ## the fast tier
-	$(PYTEST) -m "not ($(SLOWER) or gpu)"
+	$(PYTEST) -m "not ($(SLOWER) or gpu or soak)"
 
 check: test check-rest ## everything that needs no GPU
 
 check-rest: $(READY) chromium ## what `check` adds to `test`: notebooks, browser, kills, demo
-	$(PYTEST) -m "($(SLOWER)) and not gpu"
+	$(PYTEST) -m "($(SLOWER)) and not (gpu or soak)"
 	@$(MAKE) --no-print-directory demo
+
+soak: $(READY) ## runs under power cuts, damage and faults, in large numbers
+	$(PYTEST) -m soak
 
 chromium:
 	@if test -n "$$CHROMIUM" || command -v chromium > /dev/null; then \
