@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from unittest.mock import patch
 
 from refine_lab.evaluation.benchmark import Measured, Metric, Missing, Setting
 from refine_lab.evaluation.model import UNLIMITED, RefineLM
@@ -68,9 +69,10 @@ def measure_task(lm: RefineLM, task: Any, setting: Setting, facts: Mapping[str, 
     name = task.config.task
     kept, left_out = kept_samples(lm, task, setting)
     lm.counts.clear()
-    found = harness("evaluator").evaluate(
-        lm, {"tasks": {name: task}, "groups": {}, "group_map": {}}, samples={name: kept}, bootstrap_iters=0
-    )
+    with patch.object(harness("api.task"), "tqdm", lambda docs, **_: docs):
+        found = harness("evaluator").evaluate(
+            lm, {"tasks": {name: task}, "groups": {}, "group_map": {}}, samples={name: kept}, bootstrap_iters=0
+        )
     samples = found["samples"][name]
     names = samples[0]["metrics"]
     aggregation = task.aggregation()

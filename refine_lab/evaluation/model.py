@@ -130,6 +130,10 @@ class RefineLM(TemplateLM):
 
     # -- what the harness asks of a model ----------------------------------------------------------------------------
 
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Returns log-probability and greedy match of the continuation of each request, without a bar of progress."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:

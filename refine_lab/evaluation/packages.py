@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -44,6 +45,7 @@ def harness(module: str, *packages: str) -> ModuleType:
     Raises ValueError, in one sentence, if lm_eval or one of `packages` is not installed.
     """
     require_packages("lm_eval", *packages)
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of defaults that its own tasks leave open
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # of fuzzywuzzy, about a faster package, and of jieba, about its own escapes
         return import_module(f"lm_eval.{module}")
