@@ -39,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
     for name in ("tasks", "lengths"):
         made.add_argument(f"--{name}", help=f"{about[name]} Separated by commas.")
     for name in (*WORDS, *COUNTS, *CHOICES):
-        kind = {"type": int} if name in COUNTS else {"choices": CHOICES[name]} if name in CHOICES else {}
+        kind: dict[str, Any] = (
+            {"type": int} if name in COUNTS else {"choices": CHOICES[name]} if name in CHOICES else {}
+        )
         made.add_argument(f"--{name.replace('_', '-')}", help=about[name], **kind)
     made.add_argument("--ttt-lr", type=float, help=about["ttt_lr"])
     made.add_argument("--add-bos", choices=("true", "false"), help=about["add_bos"])

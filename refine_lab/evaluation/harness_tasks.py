@@ -76,13 +76,12 @@ def measure_task(lm: RefineLM, task: Any, setting: Setting, facts: Mapping[str, 
     samples = found["samples"][name]
     names = samples[0]["metrics"]
     aggregation = task.aggregation()
-    metrics = {
-        metric: Metric(
-            **dict(zip(("value", "stderr"), jackknife(aggregation[metric], [s[metric] for s in samples]), strict=True)),
-            higher_is_better=bool(task.higher_is_better().get(metric, higher_is_better(metric))),
-        )
-        for metric in names
-    }
+    better = task.higher_is_better()
+    metrics = {}
+    for metric in names:
+        value, stderr = jackknife(aggregation[metric], [sample[metric] for sample in samples])
+        upward = bool(better.get(metric, higher_is_better(metric)))
+        metrics[metric] = Metric(value=value, stderr=stderr, higher_is_better=upward)
     counts = {f"prompts {what}": n for what, n in lm.counts.items() if n and what != "prompts"}
     return Measured(
         metrics=metrics,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -29,7 +29,6 @@ UNLIMITED = 2**31 - 1
 ANSWER_TOKENS = 256
 """Maximum number of generated tokens for a task that sets none, as in the harness."""
 
-Key = TypeVar("Key")
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """A request of the harness: context and continuation as text, and the tokens of both."""
 
@@ -47,12 +46,12 @@ class RefineLM(TemplateLM):
         batch_size: int | str = 8,
         max_batch_size: int | None = None,
         max_length: int | None = None,
-        over_limit: Literal["cut_middle", "refuse"] = "cut_middle",
+        over_limit: str = "cut_middle",
         add_bos: bool | None = None,
         sampled: bool = False,
         seed: int = 0,
         ttt: str = "none",
-        ttt_per: Literal["prompt", "batch"] = "prompt",
+        ttt_per: str = "prompt",
         ttt_steps: int | None = None,
         ttt_lr: float | None = None,
     ) -> None:

@@ -122,21 +122,26 @@ def samples(setting: Setting, name: str) -> tuple[list[dict[str, Any]], dict[str
     Raises `Missing` if no sample fits into the length.
     """
     variant, length = VARIANTS[name], setting.length or RULER_TOKENS
-    made, (hay, facts) = generator(), haystack(setting, VARIANTS[name]["type_haystack"])
+    made, (hay, facts) = generator(), haystack(setting, variant["type_haystack"])
     template = harness("tasks.ruler.niah_utils", "nltk", "wonderwords").TEMPLATE
     chosen = {"max_seq_length": length, "template": template, "num_samples": setting.limit or SAMPLES, **variant}
     tokenizer = partial(setting.tokenizer, verbose=False)
     own = facts.get("sentences") == "full stops"
-    small = variant["type_haystack"] == "essay" and length < RULER_TOKENS
+    draw: Any = short_samples if own_sizes(variant, length) else made.generate_samples
     try:
         with (
             seeded(setting.seed, name, length),
             patch.object(made, "cached_sent_tokenize", sentences_of if own else made.cached_sent_tokenize),
             patch.object(made, "tqdm", lambda numbers, **_: numbers),
         ):
-            return (short_samples if small else made.generate_samples)(hay, tokenizer, **chosen), facts
+            return draw(hay, tokenizer, **chosen), facts
     except ValueError as error:
         raise Missing(f"{name!r} has no sample of {length} tokens: {error}") from error
+
+
+def own_sizes(variant: Mapping[str, Any], length: int) -> bool:
+    """Returns whether the harness's steps are too large for a variant's haystack at a length."""
+    return variant["type_haystack"] == "essay" and length < RULER_TOKENS
 
 
 def short_samples(

@@ -73,8 +73,7 @@ def paper_docs(path: Path) -> list[dict[str, Any]]:
 def made_docs(path: Path, setting: Setting, length: int) -> list[dict[str, Any]]:
     """Returns prompts of at most `length` tokens with their answers, from a published file."""
     count = setting.limit or SAMPLES
-    sizes = {"prompt_tokens": length - ANSWER_TOKENS, "answer_tokens": ANSWER_TOKENS}
-    config = TaskConfig(source=f"ruler:{path}", train=0, validation=0, test=count, **sizes)
+    config = TaskConfig(source=f"ruler:{path}", train=0, validation=0, test=count, prompt_tokens=length - ANSWER_TOKENS)
     examples = ruler_splits(path, config, setting.tokenizer).examples["test"]
     return [
         {

@@ -64,7 +64,7 @@ def load_task(setting: Setting, name: str) -> tuple[Any, dict[str, Any]]:
     task = TASKS[name]
     folder = layout(setting, task.dataset)
     tasks = harness("tasks")
-    path = Path(tasks.__file__).parent / task.folder
+    path = Path(str(tasks.__file__)).parent / task.folder
     needs = (
         f"{name!r} needs the data set {task.dataset}: put it in a folder {task.dataset}/ below --data, from "
         f"https://huggingface.co/datasets/{task.dataset}"
