@@ -139,7 +139,7 @@ class RefineLM(TemplateLM):
         """Returns log-probability and greedy match of each continuation; a context is read once for all of its own."""
         owned: dict[tuple[int, ...], list[int]] = {}
         for number, (_, context, continuation) in enumerate(requests):
-            owned.setdefault(tuple(self._within(context, len(continuation))), []).append(number)
+            owned.setdefault(tuple(self._within(context, len(continuation) - 1)), []).append(number)
         found: dict[int, tuple[float, bool]] = {}
         for contexts in self._batches(list(owned)):
             with adapted_to(self.policy, contexts, self.ttt, self.counts), autocast(self.device, self.dtype):
@@ -230,7 +230,7 @@ class RefineLM(TemplateLM):
         """
         self.counts["prompts"] += 1
         limit = self.max_length - room
-        require(limit > 0, "max_length", self.max_length, f"above {room}, the tokens of the answer")
+        require(limit > 0, "max_length", self.max_length, f"above {room}, the tokens after the prompt")
         if len(ids) <= limit:
             return ids
         require(self.over_limit != "refuse", "a prompt's tokens", len(ids), f"at most {limit}, or it is cut")

@@ -108,9 +108,11 @@ def continuation_stats(
     after = read.select(owners)
     targets = padded(continuations).to(policy.device)
     lengths = torch.tensor([len(row) for row in continuations], device=policy.device)
-    with hidden_states_only():
-        hidden = policy.read(targets, lengths, after.state).hidden_states
-    before = torch.cat([after.hidden, hidden[:, :-1]], 1)
+    before = after.hidden
+    if targets.shape[1] > 1:  # the last token is predicted and not read
+        with hidden_states_only():
+            trace = policy.read(targets[:, :-1], (lengths - 1).clamp(min=1), after.state)
+        before = torch.cat([before, trace.hidden_states], 1)
     stats: TokenStats = policy.head(before, targets, entropy=False)
     real = torch.arange(targets.shape[1], device=policy.device) < lengths.unsqueeze(-1)
     sums = (stats.logprobs.double() * real).sum(-1).tolist()
