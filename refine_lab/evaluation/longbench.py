@@ -104,7 +104,7 @@ def released_docs(path: Path, task: str) -> tuple[list[dict[str, Any]], int]:
     template = config.dataset2prompt[task]
     docs = []
     for _, row in json_lines(path):
-        prompt = template.replace("{context}", row["context"], 1).replace("{question}", row["input"])
+        prompt = template.format(context=row["context"], question=row["input"])
         docs.append({"input": prompt, "gen_prefix": "", "outputs": list(row["answers"]), "item": prompt})
     return docs, int(config.dataset2maxlen[task])
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.data.tokenizer import train_tokenizer
@@ -51,3 +55,63 @@ class Oracle(RefineLM):
         document = prompt.rpartition("Question:")[0]
         found = [reference for reference in doc["outputs"] if reference in document]
         return f" {found[0] if found else 'none'}\nQuestion: what is next?"
+
+
+PROMPT = (
+    "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\n"
+    "The following are given passages.\n{context}\n\nQuestion: {question}\nAnswer:"
+)
+
+
+def write_longbench(folder: Path, task: str = "hotpotqa", rows: int = 10, words: int = 8) -> Path:
+    """A file of the paper's form with short prompts, whose answers are in their documents."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contexts = [
+        " ".join(f"word{i * 31 % 97 + n}" for n in range(words)) + f" The answer is town{i}." for i in range(rows)
+    ]
+    table = [
+        {
+            "prompt": PROMPT.format(context=contexts[i], question=f"What is answer {i}?"),
+            "answers": [f"town{i}", f"Town {i}"],
+            "max_gen_tokens": 8,
+            "task": task,
+        }
+        for i in range(rows)
+    ]
+    path = folder / f"{task}_16384.parquet"
+    pq.write_table(pa.Table.from_pylist(table), path)
+    return path
+
+
+def write_ruler(folder: Path, kind: str = "squadqa", length: int = 512, rows: int = 10) -> Path:
+    """A file of the paper's form with one row per question."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = [
+        {
+            "prompt": PROMPT.format(
+                context=f"Document 1:\nThe town of row {i} is town{i}.", question=f"Which town is {i}?"
+            ),
+            "answer": [f"town{i}", f"the town{i}"],
+        }
+        for i in range(rows)
+    ]
+    path = folder / f"ruler_{kind}_delta_net_{length}_200_test.parquet"
+    pq.write_table(pa.Table.from_pylist(table), path)
+    return path
+
+
+def write_piqa(folder: Path, rows: int = 6) -> Path:
+    """PIQA in the layout of the hub, with made-up goals."""
+    place = folder / "baber" / "piqa"
+    place.mkdir(parents=True)
+    lines = [
+        {"goal": f"count to {i}", "sol1": f"say the numbers up to {i}", "sol2": "sing", "label": i % 2}
+        for i in range(rows)
+    ]
+    for split in ("train", "validation"):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (place / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    header = "configs:\n- config_name: default\n  data_files:\n"
+    files = "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in ("train", "validation"))
+    (place / "README.md").write_text(f"---\n{header}{files}---\n", encoding="utf-8")
+    return place
