@@ -14,7 +14,7 @@ RUNS := $(or $(REFINE_RUNS),runs)
 START := $(shell date +%s)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-rest lab bench docs lint lock chromium
+.PHONY: help setup demo test check check-rest long lab bench docs lint lock chromium
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -100,13 +100,16 @@ lint: $(READY) ## ruff and pyright
 	$(BIN)/pyright
 
 test: $(READY) ## the fast tier
-	$(PYTEST) -m "not ($(SLOWER) or gpu)"
+	$(PYTEST) -m "not ($(SLOWER) or gpu or long)"
 
 check: test check-rest ## everything that needs no GPU
 
 check-rest: $(READY) chromium ## what `check` adds to `test`: notebooks, browser, kills, demo
-	$(PYTEST) -m "($(SLOWER)) and not gpu"
+	$(PYTEST) -m "($(SLOWER)) and not (gpu or long)"
 	@$(MAKE) --no-print-directory demo
+
+long: $(READY) ## whole files of the benchmarks, from ../shared/data
+	$(PYTEST) -m "long and not gpu" -s
 
 chromium:
 	@if test -n "$$CHROMIUM" || command -v chromium > /dev/null; then \

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
+from refine_lab.data.files import digest
 from refine_lab.evaluation.benchmark import Benchmark, Measured, Missing, Setting
 from refine_lab.evaluation.harness_tasks import measure_task
 from refine_lab.evaluation.model import RefineLM
@@ -49,12 +52,25 @@ def layout(setting: Setting, dataset: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def working_in(folder: Path | None) -> Iterator[None]:
-    """Changes the working directory, in which `datasets` looks for a data set before it asks the hub."""
-    before = Path.cwd()
-    os.chdir(folder or before)
-    try:
+def local_files(folder: Path | None, dataset: str) -> Iterator[None]:
+    """Lets the library `datasets` read a data set from a folder in the layout of the hub; with None it asks the hub.
+
+    The library looks in the working directory first. Its cache knows a local data set by its name alone, so that each
+    content gets a cache of its own.
+    """
+    import datasets
+
+    if folder is None:
         yield
+        return
+    files = sorted(path for path in (folder / dataset).rglob("*") if path.is_file())
+    content = hashlib.sha256("".join(f"{path.name} {digest(path)}" for path in files).encode()).hexdigest()[:24]
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "refine_lab" / content
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        with patch.object(datasets.config, "HF_DATASETS_CACHE", cache):
+            yield
     finally:
         os.chdir(before)
 
@@ -72,7 +88,7 @@ def load_task(setting: Setting, name: str) -> tuple[Any, dict[str, Any]]:
     if folder is None and offline():
         raise Missing(needs)
     try:
-        with working_in(folder):
+        with local_files(folder, task.dataset):
             manager = tasks.TaskManager(include_defaults=False, include_path=str(path))
             found = manager.load([name])["tasks"][name]
     except Exception as error:  # the libraries raise errors of every kind for data that are missing or damaged

@@ -25,8 +25,12 @@ TASKS = ("ruler_squadqa", "longbench_hotpotqa", "longbench_trec", "piqa")
 
 
 @pytest.fixture(autouse=True)
-def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Data sets come from local files, and are cached in the test's own folder."""
+    import datasets
+
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.fixture
@@ -112,6 +116,15 @@ def test_a_damaged_data_set_is_a_gap(data):
     (data / "hub" / "baber" / "piqa" / "validation.jsonl").write_text("no json\n", encoding="utf-8")
     with naming(Missing, "'piqa' needs the data set baber/piqa"):
         short.load_task(setting(data), "piqa")
+
+
+def test_a_changed_data_set_is_read_anew(data):
+    task, _ = short.load_task(setting(data), "piqa")
+    assert [doc["goal"] for doc in task.eval_docs] == [f"count to {i}" for i in range(6)]
+    path = data / "hub" / "baber" / "piqa" / "validation.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace("count", "climb"), encoding="utf-8")
+    task, _ = short.load_task(setting(data), "piqa")
+    assert [doc["goal"] for doc in task.eval_docs] == [f"climb to {i}" for i in range(6)]
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
