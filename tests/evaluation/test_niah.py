@@ -44,7 +44,8 @@ def test_a_prompt_holds_its_values_within_the_length(name, length):
         assert sample["gen_prefix"].endswith("are" if several else "is")
         tokens = len(tokenizer(sample["input"]).input_ids) + niah.ANSWER_TOKENS
         assert tokens <= length
-        assert name == "niah_multikey_3" or tokens > 0.85 * length, "the haystack fills the prompt"
+        least = 0.85 if niah.own_sizes(niah.VARIANTS[name], length) else 0.6  # the harness's steps are five sentences
+        assert tokens > least * length, "the haystack fills the prompt"
     assert facts["benchmark"] == ("RULER" if "sentences" not in facts else "RULER's questions in other text")
 
 
@@ -52,7 +53,7 @@ def test_a_prompt_holds_its_values_within_the_length(name, length):
 def test_the_papers_variants_have_their_needles(name, count):
     found, _ = niah.samples(setting(length=1024), name)
     for sample in found:
-        needles = re.findall(r"One of the special magic numbers for ([\w-]+) is: (\d+)\.", sample["input"])
+        needles = re.findall(r"One of the special magic numbers for (.+?) is: (\d+)\.", sample["input"])
         assert len(needles) == count
         keys = {key for key, _ in needles}
         assert len(keys) == (1 if name in ("niah_single_1", "niah_multivalue") else 4)
