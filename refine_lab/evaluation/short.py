@@ -58,18 +58,18 @@ def local_files(folder: Path | None, dataset: str) -> Iterator[None]:
     The library looks in the working directory first. Its cache knows a local data set by its name alone, so that each
     content gets a cache of its own.
     """
-    import datasets
+    from datasets import config
 
     if folder is None:
         yield
         return
     files = sorted(path for path in (folder / dataset).rglob("*") if path.is_file())
     content = hashlib.sha256("".join(f"{path.name} {digest(path)}" for path in files).encode()).hexdigest()[:24]
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "refine_lab" / content
+    cache = Path(config.HF_DATASETS_CACHE) / "refine_lab" / content
     before = Path.cwd()
     os.chdir(folder)
     try:
-        with patch.object(datasets.config, "HF_DATASETS_CACHE", cache):
+        with patch.object(config, "HF_DATASETS_CACHE", cache):
             yield
     finally:
         os.chdir(before)
