@@ -87,6 +87,7 @@ bench: $(READY) ## the benchmarks, into benchmarks/results/
 	$(BIN)/python -m benchmarks.rollout_cost --model tiny-deltanet --json $(RESULTS)/rollout_cost.json
 	$(BIN)/python -m benchmarks.memory --model tiny-deltanet --json $(RESULTS)/memory.json
 	$(BIN)/python -m benchmarks.ttt --model tiny-deltanet --json $(RESULTS)/ttt.json
+	$(BIN)/python -m benchmarks.evaluation --model tiny-deltanet --json $(RESULTS)/evaluation.json
 	$(BIN)/python -m benchmarks.widgets --json $(RESULTS)/widgets.json
 
 docs: $(READY) ## docs/api.md and the table of files in docs/architecture.md, from the code

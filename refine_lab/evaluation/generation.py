@@ -80,10 +80,13 @@ def generate(
         going: list[int] = []
         for place, (row, token) in enumerate(zip(rows, chosen.tolist(), strict=True)):
             if token == tokenizer.eos_token_id:
+                texts[row] = str(tokenizer.decode(written[row], skip_special_tokens=True))
                 continue
             written[row].append(token)
-            texts[row] = str(tokenizer.decode(written[row], skip_special_tokens=True))
-            if len(written[row]) < rule.max_tokens and not rule.ended(texts[row]):
+            full = len(written[row]) >= rule.max_tokens
+            if full or rule.until:
+                texts[row] = str(tokenizer.decode(written[row], skip_special_tokens=True))
+            if not full and not rule.ended(texts[row]):
                 going.append(place)
         if going:
             if len(going) < len(rows):

@@ -51,7 +51,9 @@ class Oracle(RefineLM):
     def copied(self, prompt: str, doc: dict[str, Any]) -> str:
         if asked := ASKED.search(prompt):
             keys = re.split(r", and |, ", asked[1])
-            return " " + ", ".join(value for key in keys for value in re.findall(NEEDLE.format(key=re.escape(key)), prompt))
+            return " " + ", ".join(
+                value for key in keys for value in re.findall(NEEDLE.format(key=re.escape(key)), prompt)
+            )
         document = prompt.rpartition("Question:")[0]
         found = [reference for reference in doc["outputs"] if reference in document]
         return f" {found[0] if found else 'none'}\nQuestion: what is next?"
