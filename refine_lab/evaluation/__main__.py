@@ -11,9 +11,8 @@ from typing import Any
 
 from transformers.utils import logging
 
-from refine_lab.evaluation.catalogue import BENCHMARKS, GROUPS
 from refine_lab.evaluation.config import EvaluationConfig
-from refine_lab.evaluation.run import evaluate
+from refine_lab.evaluation.packages import missing_packages
 
 WORDS = ("model", "data", "essays", "books", "device")
 COUNTS = ("limit", "seed", "batch_size", "max_length", "ttt_steps")
@@ -28,6 +27,8 @@ FLAGS = ("sampled", "paper_rows")
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser; the help of an option is the sentence below its field in `EvaluationConfig`."""
+    from refine_lab.evaluation.catalogue import BENCHMARKS, GROUPS
+
     fields: Any = EvaluationConfig
     about = {name: field.description for name, field in fields.__pydantic_fields__.items()}
     made = argparse.ArgumentParser(
@@ -84,6 +85,11 @@ def quiet() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 if every task was measured, 1 if some could not run, 2 for bad input."""
+    if sentence := missing_packages("lm_eval"):
+        print(sentence, file=sys.stderr)
+        return 2
+    from refine_lab.evaluation.run import evaluate
+
     chosen = vars(parser().parse_args(arguments))
     quiet()
     try:

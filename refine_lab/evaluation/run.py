@@ -58,9 +58,14 @@ def evaluate(config: EvaluationConfig, out: Path, say: Say = print) -> dict[str,
 
 
 def settings_of(config: EvaluationConfig) -> dict[str, Any]:
-    """Returns what a unit's result depends on: all fields but the choice of tasks and lengths, and the device."""
-    fields = dataclasses.asdict(config)
-    return {name: value for name, value in fields.items() if name not in ("tasks", "lengths", "device", "batch_size")}
+    """Returns what a unit's result depends on: all fields but the choice of tasks and lengths, and the device.
+
+    The batch size matters only if the model adapts to batches.
+    """
+    others = {"tasks", "lengths", "device"}
+    if config.ttt == "none" or config.ttt_per == "prompt":
+        others.add("batch_size")
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in others}
 
 
 def load(config: EvaluationConfig) -> RefineLM:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from refine_lab.evaluation.catalogue import BENCHMARKS, GROUPS, Unit, chosen, un
 from refine_lab.evaluation.config import EvaluationConfig
 from refine_lab.evaluation.model import RefineLM
 from tests.factories.evaluation import Oracle, loaded, write_longbench, write_piqa, write_ruler
+from tests.support.paths import ROOT
 from tests.support.refusals import naming, refused
 
 TASKS = ("ruler_squadqa", "longbench_hotpotqa", "longbench_trec", "piqa")
@@ -137,6 +141,24 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch):
         packages.harness("api.task", "rouge")
 
 
+WITHOUT = """
+import sys
+sys.modules["lm_eval"] = None
+import refine_lab, refine_lab.evaluation, refine_lab.evaluation.config, refine_lab.evaluation.cutting
+from refine_lab.evaluation.__main__ import main
+sys.exit(main(["--out", "nowhere"]))
+"""
+
+
+def test_without_lm_eval_the_command_line_says_what_to_install():
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", WITHOUT], env=environ, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == [
+        "evaluation needs the package lm_eval: pip install 'lm_eval==0.4.13' (the extra `eval` of refine_lab)"
+    ]
+
+
 # -- a second call -------------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +190,13 @@ def test_results_of_other_settings_are_never_mixed(config, tmp_path, field, valu
     run.evaluate(config, tmp_path / "out", lambda line: None)
     with refused(field, value):
         run.evaluate(replace(config, **{field: value}), tmp_path / "out", lambda line: None)
+
+
+def test_the_batch_size_matters_only_to_batches_that_are_adapted_to(config):
+    sizes = [replace(config, batch_size=size) for size in (2, 4)]
+    assert run.settings_of(sizes[0]) == run.settings_of(sizes[1])
+    adapted = [replace(each, ttt="sft", ttt_per="batch") for each in sizes]
+    assert run.settings_of(adapted[0]) != run.settings_of(adapted[1])
 
 
 # -- samples -------------------------------------------------------------------------------------------------------------
@@ -233,6 +262,16 @@ def test_seeded_draws_do_not_disturb_other_draws():
     assert random.getstate() == before
 
 
+def test_samples_do_not_depend_on_the_order_of_tasks(config, tmp_path):
+    results = {}
+    for name, tasks in (("one", TASKS), ("other", TASKS[::-1])):
+        found = run.evaluate(replace(config, tasks=tasks, lengths=(512,)), tmp_path / name, lambda line: None)
+        results[name] = {unit["task"]: unit.get("metrics") for unit in found["units"]}
+    assert results["one"] == results["other"]
+    samples = [pd.read_parquet(tmp_path / name / "samples" / "ruler_squadqa-512.parquet") for name in results]
+    assert samples[0].equals(samples[1])
+
+
 # -- names and the command line ------------------------------------------------------------------------------------------
 
 
@@ -255,6 +294,17 @@ def test_the_command_line_writes_results_and_says_what_is_missing(data, tmp_path
     assert "[1/2] piqa: acc" in said and "[2/2] longbench_trec: left out" in said
     result = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert [unit["status"] for unit in result["units"]] == ["done", "missing"]
+
+
+@pytest.mark.slow
+def test_the_harnesss_own_command_line_knows_the_model(tmp_path):
+    write_piqa(tmp_path)
+    environ = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "refine_lab.evaluation.harness", "--model", "refine_lab", "--tasks", "piqa"]
+    more = ["--model_args", "pretrained=tiny-deltanet", "--batch_size", "2", "--device", "cpu", "--limit", "4"]
+    done = subprocess.run([*command, *more], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "|piqa" in done.stdout and "|acc" in done.stdout
 
 
 @pytest.mark.parametrize(
