@@ -18,7 +18,7 @@ from playwright import sync_api as playwright
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
     --disable-component-update --disable-sync""".split()
-PATIENCE = 40_000
+PATIENCE = 60_000
 "Milliseconds: two busy cores start a kernel slowly."
 TOKEN = "browser-test"
 

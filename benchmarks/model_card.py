@@ -23,7 +23,8 @@ from refine_lab.config import DataConfig
 from refine_lab.data.batches import SequenceData, plain_tokens
 from refine_lab.data.corpus import Manifest, compare
 from refine_lab.models import FastWeightLM, load_model
-from refine_lab.models.loading import manifest_of, resolve
+from refine_lab.models.hub import resolve
+from refine_lab.models.loading import manifest_of
 from refine_lab.training.evaluation import EVALUATION_SEED, bits_per_byte, exact_recall, next_token, recall_documents
 from refine_lab.types import Batch
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,13 @@ FIRST: list[Settings] = [
 ]
 
 
+REFINE: list[Settings] = [
+    {"nsp_coef": 1.0},
+    {"reward": "cosine"},
+    {"rollout_length": 8, "num_chunks": 4},
+    {"rollout_length": 3, "num_chunks": 16},
+]
+"""Changes of REFINE's settings in the second stage."""
 FEWER: list[Settings] = [{"mini_batch_size": 8}, {"mini_batch_size": 16}]
 """Two inner updates a batch, and one."""
 
@@ -52,17 +59,8 @@ def second(method: str, best: Settings) -> list[Settings]:
     """Four more trials of a method around the best of its first."""
     changes: dict[str, list[Settings]] = {
         "sft": [{"lr": best["lr"] / 2}, {"lr": best["lr"] * 2}, {"weight_decay": 0.1}, {"max_grad_norm": 0.3}],
-        "nested_sft": [
-            {"lr": best["lr"] / 2},
-            {"lr": best["lr"] * 2},
-            *FEWER,
-        ],
-        "nested_refine": [
-            {"nsp_coef": 1.0},
-            {"reward": "cosine"},
-            {"rollout_length": 8, "num_chunks": 4},
-            {"rollout_length": 3, "num_chunks": 16},
-        ],
+        "nested_sft": [{"lr": best["lr"] / 2}, {"lr": best["lr"] * 2}, *FEWER],
+        "nested_refine": REFINE,
     }
     return [best | change for change in changes[method]]
 
@@ -76,16 +74,26 @@ def main() -> None:
     def made(method: str, settings: Settings) -> None:
         tried(trials, chosen, method, settings, lambda: trained(config_of(chosen.model, method, settings), task))
 
-    for method in POSTTRAIN:
-        for settings in FIRST:
-            made(method, settings)
-    for method in POSTTRAIN:
-        for settings in second(method, best_of(trials, method, FIRST)):
-            made(method, settings)
+    two_stages(POSTTRAIN, FIRST, lambda method: second(method, best_of(trials, method, FIRST)), made)
     for change in FEWER:
         made("nested_refine", FIRST[0] | change)
     for method in POSTTRAIN:
         print(method, best_of(trials, method))
+
+
+def two_stages(
+    methods: Iterable[str],
+    first: list[Settings],
+    second: Callable[[str], list[Settings]],
+    trial: Callable[[str, Settings], None],
+) -> None:
+    """Makes the trials `first` of every method, then those that `second` returns for it."""
+    for method in methods:
+        for settings in first:
+            trial(method, settings)
+    for method in methods:
+        for settings in second(method):
+            trial(method, settings)
 
 
 def config_of(model: str, method: str, settings: Settings) -> TrainConfig:

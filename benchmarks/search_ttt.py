@@ -2,7 +2,7 @@
 
     python -m benchmarks.search_ttt --model runs/RUN --json benchmarks/results/search_ttt_tiny-deltanet.json
 
-`--model` is a run of post-training. Stage 1 is the same grid for both ways, learning rate and number of updates; stage 2
+`--model` is a run of post-training. Stage 1 is the same grid for both methods, learning rate and number of updates; stage 2
 varies what belongs to a method around its best of stage 1; stage 3 gives REFINE the smaller changes that stage 2 gave SFT. Each
 prompt is adapted on alone, asked, and undone. A trial is kept when it ends; started again, the search goes on from there.
 """
@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.common import arguments
-from benchmarks.search import SEED, Settings, best_of, trials_of, tried
+from benchmarks.search import REFINE, SEED, Settings, best_of, trials_of, tried, two_stages
 from refine_lab.data.tasks.examples import Example
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.experiments.configs import method_configs
@@ -39,24 +39,14 @@ FIRST: list[Settings] = [
 ]
 
 LESS: list[Settings] = [{"steps": 1}, {"lr": 5e-5}]
-"""What helped SFT in its second stage, which REFINE is then given too."""
+"""What helped SFT in its second stage, which is then tried with REFINE too."""
 
 
 def second(method: str, best: Settings) -> list[Settings]:
     """Four more trials of a method around the best of its first."""
     changes: dict[str, list[Settings]] = {
-        "sft": [
-            {"lr": best["lr"] / 2},
-            {"steps": 1},
-            {"weight_decay": 0.1},
-            {"max_grad_norm": 0.3},
-        ],
-        "refine": [
-            {"nsp_coef": 1.0},
-            {"reward": "cosine"},
-            {"rollout_length": 8, "num_chunks": 4},
-            {"rollout_length": 3, "num_chunks": 16},
-        ],
+        "sft": [{"lr": best["lr"] / 2}, {"steps": 1}, {"weight_decay": 0.1}, {"max_grad_norm": 0.3}],
+        "refine": REFINE,
     }
     return [best | change for change in changes[method]]
 
@@ -73,12 +63,7 @@ def main() -> None:
         tried(trials, chosen, method, settings, lambda: measured(model, tokenizer, task.validation, ttt), VALIDATION)
 
     made("none", {})
-    for method in ("sft", "refine"):
-        for settings in FIRST:
-            made(method, settings)
-    for method in ("sft", "refine"):
-        for settings in second(method, best_of(trials, method, FIRST)):
-            made(method, settings)
+    two_stages(("sft", "refine"), FIRST, lambda method: second(method, best_of(trials, method, FIRST)), made)
     for change in LESS:
         made("refine", best_of(trials, "refine", FIRST) | change)
     for method in ("sft", "refine"):

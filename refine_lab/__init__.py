@@ -30,41 +30,6 @@ if TYPE_CHECKING:
     from refine_lab.types import Batch, RewardInputs, Rollouts
     from refine_lab.validation import ConfigError
 
-__all__ = [
-    "Batch",
-    "ConfigError",
-    "DataConfig",
-    "FastWeightLM",
-    "RefineConfig",
-    "RewardInputs",
-    "Rollouts",
-    "Run",
-    "State",
-    "TTTConfig",
-    "TTTRunConfig",
-    "TaskConfig",
-    "Trace",
-    "TrainConfig",
-    "UpdateConfig",
-    "adapted",
-    "create_runs",
-    "follow",
-    "list_runs",
-    "load_model",
-    "method_configs",
-    "midtrain",
-    "parity",
-    "recipe",
-    "refuse_shadows",
-    "register",
-    "require_finished",
-    "resume",
-    "run_in_turn",
-    "runs_dir",
-    "start",
-    "stop",
-]
-
 _HOMES = {
     "config": ("DataConfig", "RefineConfig", "TaskConfig", "TrainConfig", "UpdateConfig"),
     "ttt_config": ("TTTConfig", "TTTRunConfig"),
@@ -79,6 +44,7 @@ _HOMES = {
     "experiments.configs": ("method_configs",),
     "experiments.runs": ("create_runs",),
 }
+__all__ = ["parity", "refuse_shadows", *(name for names in _HOMES.values() for name in names)]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def refuse_shadows() -> None:
@@ -88,15 +54,13 @@ def refuse_shadows() -> None:
     function before it imports from `widgets`. If a file `refine_lab.py` shadows this package, the failing import of
     this function names it.
     """
-    ours, found = Path(__file__).parent.parent / "widgets" / "__init__.py", find_spec("widgets")
-    if found is None or not ours.is_file():
-        return  # the import itself says what is missing
+    package, found = Path(__file__).parent.parent / "widgets" / "__init__.py", find_spec("widgets")
+    if found is None or not package.is_file():
+        return  # the import itself names what is missing
     place = found.origin or next(iter(found.submodule_search_locations or ()), "")
-    hidden = not ours.samefile(place) if found.origin else find_spec("widgets.core.page") is None
-    if hidden:
-        raise ImportError(
-            f"{place} is in the way of this project's package `widgets`: rename it, or start in another folder"
-        )
+    if not package.samefile(place) if found.origin else find_spec("widgets.core.page") is None:
+        sentence = f"{place} is in the way of this project's package `widgets`: rename it, or start in another folder"
+        raise ImportError(sentence)
 
 
 def __getattr__(name: str) -> Any:

@@ -6,20 +6,16 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
 from refine_lab.validation import Config, Count, Natural, NotNegative, Positive, Share, Text, configuration, require
-from refine_lab.validation import ConfigError as ConfigError
-from refine_lab.validation import unknown as unknown
 
 C = TypeVar("C")
 
 RELEASE = "_release_updates"
 """Suffix of the recipe's name in older files and calls; `updates="release"` replaces it."""
-
-Updates = Literal["equal", "release"]
 
 BUILT_IN_REWARDS = ("cosine", "binary", "hybrid", "edit")
 """Names of the functions in `refine_lab.method.rewards.REWARDS`, listed here so that torch need not be loaded."""
@@ -78,8 +74,8 @@ class RefineConfig(Config):
     def __post_init__(self) -> None:
         allowed = (*BUILT_IN_REWARDS, "custom")
         self._require(self.reward in allowed, "reward", "one of " + ", ".join(map(repr, allowed)))
-        compared = self.group_by == "sequence" or self.group_size > 1
-        self._require(compared, "group_size", "at least 2 where group_by is 'prefix'")
+        comparable = self.group_by == "sequence" or self.group_size > 1
+        self._require(comparable, "group_size", "at least 2 where group_by is 'prefix'")
 
     @property
     def ends(self) -> tuple[int, int]:
@@ -166,13 +162,13 @@ class TaskConfig(Config):
         return _form(self.source)
 
     @property
-    def asked_form(self) -> str:
+    def test_form(self) -> str:
         """Returns the form of the source of the test examples."""
         return _form(self.test_source or self.source)
 
     def settled(self) -> TaskConfig:
         """Returns the task with a `strip_leading` of none replaced by its source's default, as runs record it."""
-        strip = self.asked_form == "file" if self.strip_leading is None else self.strip_leading
+        strip = self.test_form == "file" if self.strip_leading is None else self.strip_leading
         return dataclasses.replace(self, strip_leading=strip)
 
     @staticmethod
@@ -185,8 +181,7 @@ class TaskConfig(Config):
 
 
 def _form(source: str) -> str:
-    before, colon, _ = source.partition(":")
-    return before if colon and before in ("recall", "ruler") else "file"
+    return source.partition(":")[0] if source.startswith(("recall:", "ruler:")) else "file"
 
 
 @configuration
@@ -195,7 +190,7 @@ class RunConfig(Config):
 
     recipe: Annotated[str, Field(pattern=r"^[\w-]+$"), "letters, digits, - and _"]
     "Name of the recipe in `recipes`; part of the run directory's name."
-    updates: Updates = "equal"
+    updates: Literal["equal", "release"] = "equal"
     "Whether all methods make equally many updates, or SFT fewer as in the paper's release (see `recipes.release_updates`)."
     model: Text = "tiny-deltanet"
     "What `load_model` accepts: a shipped name, a run, a folder, `org/repo[:subfolder][@revision]`; `new:` gives fresh weights."
@@ -213,8 +208,8 @@ class RunConfig(Config):
     "`auto`, `cpu`, `cuda` or `cuda:N`."
 
     def __post_init__(self) -> None:
-        whole = self.batch_size % self.mini_batch_size == 0
-        self._require(whole, "mini_batch_size", f"a divisor of batch_size {self.batch_size}")
+        divisible = self.batch_size % self.mini_batch_size == 0
+        self._require(divisible, "mini_batch_size", f"a divisor of batch_size {self.batch_size}")
 
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -337,13 +332,11 @@ def from_json(text: str, name: str = "config.json", kind: type[C] = TrainConfig)
 def _built(cls: Any, values: Mapping[str, Any], renamed: Mapping[str, str]) -> Any:
     """Builds a configuration from the plain values that a file holds; `renamed` maps older names of fields to present ones."""
     values = {renamed.get(name, name): value for name, value in values.items()}
-    plain = dict(cls.upgraded(values))
+    plain, inner = dict(cls.upgraded(values)), cls.inner_configs()
     for name, value in values.items():
-        place, annotation = f"{cls.__name__}.{name}", getattr(cls.__pydantic_fields__.get(name), "annotation", None)
-        inner = next((each for each in (annotation, *get_args(annotation)) if dataclasses.is_dataclass(each)), None)
-        if place in REMOVED:
+        if (place := f"{cls.__name__}.{name}") in REMOVED:
             default = REMOVED[place]
             require(plain.pop(name) == default, place, value, f"{default!r}, since this version has no such setting")
-        elif inner is not None and isinstance(value, Mapping):
-            plain[name] = _built(inner, value, renamed)
+        elif name in inner and isinstance(value, Mapping):
+            plain[name] = _built(inner[name], value, renamed)
     return cls(**plain)

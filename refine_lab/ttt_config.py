@@ -35,7 +35,7 @@ class TTTConfig(OptimizationConfig):
             return
         known = ", ".join(map(repr, BUILT_IN_REWARDS))  # a run keeps no source of another reward
         self._require(self.refine.reward in BUILT_IN_REWARDS, "refine.reward", f"one of {known}")
-        self._require(self.refine.kl_coef == 0, "refine.kl_coef", "0: there is no policy to stay near to")
+        self._require(self.refine.kl_coef == 0, "refine.kl_coef", "0, since test-time training has no reference policy")
 
 
 @configuration
@@ -57,8 +57,8 @@ class TTTRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        alone = self.reset == "never" or self.batch_size == 1
-        self._require(alone, "batch_size", "1 where weights are reset after each prompt")
+        separate = self.reset == "never" or self.batch_size == 1
+        self._require(separate, "batch_size", "1 where weights are reset after each prompt")
         if self.ttt is not None:
             self._require(self.ttt.seed == self.seed, "ttt.seed", f"the run's, {self.seed}")
 

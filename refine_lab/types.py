@@ -37,20 +37,16 @@ class Batch:
     def __post_init__(self) -> None:
         rows, width = self.tokens.shape
         if len(self.sequence_ids) != rows or self.lengths.shape != (rows,):
-            raise ValueError(
-                f"a batch of {rows} rows needs {rows} lengths and ids, got {len(self.lengths)} and {len(self.sequence_ids)}"
-            )
+            counts = f"{len(self.lengths)} and {len(self.sequence_ids)}"
+            raise ValueError(f"a batch of {rows} rows needs {rows} lengths and ids, got {counts}")
         if rows and not (1 <= int(self.lengths.min()) and int(self.lengths.max()) <= width):
             raise ValueError(f"lengths must lie in 1..{width}, got {self.lengths.tolist()}")
 
     def rows(self, start: int, stop: int) -> Batch:
         """Returns rows `start` to `stop`, cut to the longest of them."""
         lengths = self.lengths[start:stop]
-        return Batch(
-            tokens=self.tokens[start:stop, : int(lengths.max())],
-            lengths=lengths,
-            sequence_ids=self.sequence_ids[start:stop],
-        )
+        tokens, ids = self.tokens[start:stop, : int(lengths.max())], self.sequence_ids[start:stop]
+        return Batch(tokens=tokens, lengths=lengths, sequence_ids=ids)
 
     def to(self, device: torch.device | str) -> Batch:
         return replace(self, tokens=self.tokens.to(device), lengths=self.lengths.to(device))
@@ -100,7 +96,7 @@ class Rollouts:
     positions: Int[Tensor, "B C"]
     tokens: Int[Tensor, "R K"]
     old_logprobs: Float[Tensor, "R K"]  # of the policy that sampled, at its temperature
-    target_ids: Int[Tensor, "R K"]  # the true continuation x_{t+1..t+k}
+    target_ids: Int[Tensor, "R K"]  # the reference continuation x_{t+1..t+k}
     entropies: Float[Tensor, "R"]  # of pi at the prefix, the uncertainty about the first token rolled out
     cosine: Float[Tensor, "R"]
     binary: Float[Tensor, "R"]
@@ -128,15 +124,10 @@ class RewardInputs:
     """The inputs of a reward: R rollouts of K tokens with their reference continuations. No tensor has a gradient."""
 
     rollout_ids: Int[Tensor, "R K"]
-    "The rollout tokens."
-    target_ids: Int[Tensor, "R K"]
-    "The reference continuation of each prefix."
-    hidden_states: Float[Tensor, "R K D"]
-    "The final hidden states, after the final norm, with the rollout tokens as inputs (eq. 7)."
-    target_hidden_states: Float[Tensor, "R K D"]
-    "The final hidden states of the reference continuation in the first forward pass (eq. 8)."
-    logprobs: Float[Tensor, "R K"]
-    "Log-probabilities of the rollout tokens at the sampling temperature, in nats."
+    target_ids: Int[Tensor, "R K"]  # the reference continuation of each prefix
+    hidden_states: Float[Tensor, "R K D"]  # final ones, after the final norm, with the rollout tokens as inputs (eq. 7)
+    target_hidden_states: Float[Tensor, "R K D"]  # of the reference continuation in the first forward pass (eq. 8)
+    logprobs: Float[Tensor, "R K"]  # of the rollout tokens at the sampling temperature, in nats
 
     def map(self, function: Callable[[Tensor], Tensor]) -> RewardInputs:
         """Applies `function` to every tensor."""

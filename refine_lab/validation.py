@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import field
+from dataclasses import field, is_dataclass
 from operator import attrgetter
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
@@ -49,6 +49,13 @@ class Config:
     def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Converts the fields of a saved file to today's format; subclasses add what older files lack."""
         return values
+
+    @classmethod
+    def inner_configs(cls) -> dict[str, Any]:
+        """Returns the classes of the configurations inside this one by field name."""
+        types = {name: each.annotation for name, each in cls.__pydantic_fields__.items()}  # type: ignore[attr-defined]
+        options = ((name, inner) for name, each in types.items() for inner in (each, *get_args(each)))
+        return {name: inner for name, inner in options if is_dataclass(inner)}
 
     def _require(self, ok: bool, name: str, allowed: str) -> None:
         """Calls `require` for a field of this configuration, or for a nested field given as `field.field`."""

@@ -8,7 +8,6 @@ import pytest
 
 from refine_lab import recipes
 from refine_lab.config import (
-    ConfigError,
     DataConfig,
     OptimizationConfig,
     RefineConfig,
@@ -21,6 +20,7 @@ from refine_lab.config import (
 )
 from refine_lab.recipes import METHODS, midtrain, named, recipe, ttt_per_prompt
 from refine_lab.ttt_config import TTTConfig, TTTRunConfig
+from refine_lab.validation import ConfigError
 from tests.support.refusals import refused
 
 KINDS = (RefineConfig, DataConfig, TaskConfig, UpdateConfig, TrainConfig, TTTConfig, TTTRunConfig)
@@ -39,7 +39,7 @@ def test_every_recipe_comes_back_from_its_json(name, method):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "method", "told"),
+    ("recipe", "method", "recorded"),
     [
         ("paper_midtrain", "sft", "sft_release"),
         ("paper_midtrain", "refine", "refine"),
@@ -49,24 +49,24 @@ def test_every_recipe_comes_back_from_its_json(name, method):
         ("paper", "none", "none"),
     ],
 )
-def test_a_file_whose_recipe_is_named_for_the_releases_updates_reads_as_before(recipe, method, told):
+def test_a_file_whose_recipe_is_named_for_the_releases_updates_reads_as_before(recipe, method, recorded):
     config = recipes.release_updates(recipes.recipe(recipe).make(method, 0))
     values = json.loads(to_json(config))
     del values["updates"]
     old = from_json(json.dumps({**values, "recipe": f"{recipe}_release_updates"}), kind=type(config))
-    assert old == config and (old.recipe, old.updates, old.method) == (recipe, "release", told)
+    assert old == config and (old.recipe, old.updates, old.method) == (recipe, "release", recorded)
 
 
 def test_json_is_readable_and_carries_its_version():
     values = as_values()
-    assert values["format_version"] == 2
-    assert values["method"]["num_chunks"] == 8
+    assert values["format_version"] == 3
+    assert values["refine"]["num_chunks"] == 8
     assert values["data"]["sources"] == {"python": 1.0}
 
 
 def test_none_as_method_comes_back_as_none():
     config = midtrain("sft")
-    assert json.loads(to_json(config))["method"] is None
+    assert json.loads(to_json(config))["refine"] is None
     assert from_json(to_json(config)).method == "sft"
 
 
@@ -80,8 +80,8 @@ def test_whole_numbers_become_numbers():
 @pytest.mark.parametrize(
     ("change", "field", "value", "allowed"),
     [
-        ({"format_version": 3}, "format_version of config.json", 3, "1 or 2"),
-        ({"format_version": None}, "format_version of config.json", None, "1 or 2"),
+        ({"format_version": 4}, "format_version of config.json", 4, "1 to 3"),
+        ({"format_version": None}, "format_version of config.json", None, "1 to 3"),
         ({"refine": {"tau": 0}}, "RefineConfig.tau", 0, "above 0"),
         ({"refine": "sft"}, "TrainConfig.refine", "sft", "a RefineConfig, or none"),
         ({"data": None}, "TrainConfig.data", None, "a DataConfig"),
@@ -327,7 +327,7 @@ def test_every_field_has_a_description(kind):
 
 def test_training_and_test_time_training_share_what_an_update_needs():
     shared = {item.name for item in fields(OptimizationConfig)}
-    assert shared == {"method", "lr", "weight_decay", "max_grad_norm", "seed", "dtype"}
+    assert shared == {"refine", "lr", "weight_decay", "max_grad_norm", "seed", "dtype"}
     for kind in (UpdateConfig, TrainConfig, TTTConfig):
         assert issubclass(kind, OptimizationConfig) and shared <= {item.name for item in fields(kind)}
     assert {item.name for item in fields(UpdateConfig)} - shared == {"optimizer", "mini_batch_size", "micro_batch_size"}

@@ -14,19 +14,19 @@ import ipywidgets
 import numpy as np
 import pandas as pd
 
-from refine_lab.config import require
 from refine_lab.data.text import replace_surrogates
-from refine_lab.explore import Worker, shared_worker
+from refine_lab.explore.client import Worker, shared_worker
 from refine_lab.explore.exploration import Document, Exploration
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
 from refine_lab.method.rewards import REWARDS
-from refine_lab.runs.environment import shown
+from refine_lab.runs.environment import display_path
 from refine_lab.types import RewardFunction
+from refine_lab.validation import require
 from widgets.core.base import Widget, guarded
 from widgets.core.page import save_page
 from widgets.core.panel import FileField, Panel
-from widgets.parts.controls import button, explorer_fields, field, in_rows, text_field
+from widgets.parts.controls import explorer_fields, field, in_rows, text_field
 from widgets.parts.document_metrics import change_metrics, reading_metrics, reward_metric
 from widgets.parts.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
@@ -69,26 +69,29 @@ class RewardExplorer(Panel):
         self.summary = RewardSummary()
         self._wanted: int | None = None
         self._latest: object = None
-        self._frame: pd.DataFrame | None = None  # the rollouts that are shown
-        self._own_rewards = ThreadPoolExecutor(1, "own-rewards")
-        begin = sample_document(self.exploration.tokenizer) if text is None else None
-        self._source = text_field("Document", (begin.document + begin.question if begin else text) or "", 4)
+        self._custom_rewards = ThreadPoolExecutor(1, "custom-rewards")
+        if text is None:
+            sample = sample_document(self.exploration.tokenizer)
+            text = sample.document + sample.question
+        self._source = text_field("Document", text, 4)
         self.controls = explorer_fields([*self.exploration.rewards], self._setting)
+        options = {"placeholder": "an included model, a run, a checkpoint", "continuous_update": False}
+        self._compare_field = field(ipywidgets.Text, "compare with", "", "36em", **options)
+        upload = FileField(accept=".txt,.md,.py,.json,.csv,.html", description="Open a file")
+        read = self.button("read", "Read the document above", style="primary")
+        head = [self._source, ipywidgets.HBox([read, upload, self._compare_field]), in_rows([*self.controls.values()])]
+        self.children = [ipywidgets.VBox(head), self.notice, self.token_map, self.summary, self.inspector]
         for name, control in self.controls.items():
             control.observe(partial(self._on_control, name), "value")
-        hint = "an included model, a run, a checkpoint"
-        self._compare_field = field(
-            ipywidgets.Text, "compare with", "", "36em", placeholder=hint, continuous_update=False
-        )
         self._compare_field.observe(self._on_compare, "value")
-        self.children = [self._head(), self.notice, self.token_map, self.summary, self.inspector]
+        upload.observe(self._on_upload, "value")
         self.token_map.observe(self._on_token, "selected")
         self.inspector.observe(self._on_rollout, "selected")
         self.inspector.observe(self._on_filters, "filters")
         self.shown = self.read()
         "Completes when the first document is shown, with rollouts."
 
-    # -- what can be done, with a page or without ---------------------------------------------------------------------
+    # -- public methods -----------------------------------------------------------------------------------------------
 
     def read(self, text: str | None = None) -> Future[Any]:
         """Reads and shows a document (none: the one in the text field), and rolls out from the sampled positions.
@@ -98,19 +101,19 @@ class RewardExplorer(Panel):
         began = time.monotonic()
         if text is not None:
             self._source.value = replace_surrogates(text)
-        self.say("Reading…")
+        self.report("Reading…")
 
         def show(known: Document) -> Future[Any] | None:
             if known is not self.exploration.document:
-                return None  # another has been asked for since
+                return None  # a later request has replaced the document
             with self._lock:
                 self._wanted = None
                 self.inspector.show(self.inspector.rollouts.iloc[:0])
                 self.summary.show(None)
                 self._text = token_text(self.exploration.tokenizer, known.token_ids)
-                self._clicked, self._other, self._frame = [], None, None
+                self._clicked, self._other = [], None
                 self._show_map()
-                self.say(f"{len(self._text):,} tokens read in {time.monotonic() - began:.1f} s.")
+                self.report(f"{len(self._text):,} tokens read in {time.monotonic() - began:.1f} s.")
                 for view in self._state_views:
                     view.follow(self.exploration)
             return self._roll_out(self._wanted_positions())
@@ -126,12 +129,12 @@ class RewardExplorer(Panel):
         If the settings do not select the position, its rollouts are marked as clicked, and excluded from all
         statistics.
         """
-        self.say(f"Rolling out after token {position}…")
+        self.report(f"Rolling out after token {position}…")
         self._wanted, document = position, self.exploration.document
 
         def show(_: Any) -> None:
             if self._wanted != position or document is not self.exploration.document:
-                return  # another token, or another document, has been asked for since
+                return  # a later request has replaced the position or the document
             rows = np.flatnonzero(self.inspector.rollouts["position"].to_numpy() == position)
             self.inspector.filters = {"position": [position, position]}
             self.inspector.selected = int(rows[0]) if len(rows) else -1
@@ -147,8 +150,7 @@ class RewardExplorer(Panel):
 
     def change(self, name: str, value: Any) -> Future[Any]:
         """Sets a control by name, as in the page. Raises ValueError for an invalid value, and then changes nothing."""
-        if name not in self.controls:
-            raise ValueError(f"a control must be one of {', '.join(self.controls)}, got {name!r}")
+        require(name in self.controls, "a control", name, f"one of {', '.join(self.controls)}")
         control, before = self.controls[name], self._setting(name)
         if hasattr(control, "min"):
             require(control.min <= value <= control.max, name, value, f"from {control.min:g} to {control.max:g}")
@@ -165,7 +167,7 @@ class RewardExplorer(Panel):
         """Compares with another model's reading: a shipped model, a run or a checkpoint; None ends the comparison.
 
         Adds its entropy and loss minus this model's as metrics, for this document and later ones. The future completes
-        when they are shown; if there is no such model, it raises, and `error` says so.
+        when they are shown; for a missing model it raises, and `error` is set.
         """
         self._compared, self._other = model, None
         self._compare_field.value = model or ""
@@ -184,22 +186,20 @@ class RewardExplorer(Panel):
 
     def save_html(self, path: Path | str, title: str = "Reward explorer", *, more: Sequence[Widget] = ()) -> Path:
         """Writes one offline HTML file with the map, rewards and rollouts, and `more` widgets below."""
+        from_map = (self.token_map, "selected", self.inspector, "token")
+        from_inspector = (self.inspector, "passing", self.summary, "passing")
         parts = (self.token_map, self.summary, self.inspector, *more)
-        links = [
-            (self.token_map, "selected", self.inspector, "token"),
-            (self.inspector, "passing", self.summary, "passing"),
-        ]
-        return save_page(path, *parts, title=title, links=links)
+        return save_page(path, *parts, title=title, links=[from_map, from_inspector])
 
     def close(self) -> None:
-        self._own_rewards.shutdown(wait=False, cancel_futures=True)
+        self._custom_rewards.shutdown(wait=False, cancel_futures=True)
         super().close()
 
     def __repr__(self) -> str:
         parts = [repr(part) for part in (self.token_map, self.summary, self.inspector)]
-        return "\n".join([f"RewardExplorer of {shown(self.exploration.model)}", *self.told(), *parts])
+        return "\n".join([f"RewardExplorer of {display_path(self.exploration.model)}", *self.notice.lines(), *parts])
 
-    # -- what happens then --------------------------------------------------------------------------------------------
+    # -- requests and their results ------------------------------------------------------------------------------------
 
     def _wanted_positions(self) -> list[int]:
         """Returns the selected positions and the clicked ones that can start a rollout; empty before a document is read.
@@ -215,19 +215,19 @@ class RewardExplorer(Panel):
         model, document = self._compared, self.exploration.document
 
         def show(reading: DocumentReading | None) -> None:
-            if model == self._compared and document is self.exploration.document and document is not None:
+            if model == self._compared and document is not None and document is self.exploration.document:
                 with self._lock:
                     self._other = reading
-                    self._show_map(self._frame)
+                    self._show_map()
                     self.token_map.metric = metric if metric in self.token_map.metrics else "entropy"
 
         def ended(asked: Future[Any]) -> None:
             if asked.exception() is not None and model == self._compared:
-                self._compared = None  # later documents are not compared with what cannot be
+                self._compared = None  # later documents are not compared with a model that cannot read this one
                 self._compare_field.value = ""
                 if document is not None and document is self.exploration.document:
                     with self._lock:
-                        self._show_map(self._frame)
+                        self._show_map()
 
         def ask() -> Future[DocumentReading] | None:
             return None if model is None or document is None else self.exploration.read_by(model)
@@ -238,31 +238,26 @@ class RewardExplorer(Panel):
 
     def _roll_out(self, positions: Sequence[int]) -> Future[Any]:
         """Requests missing rollouts from these positions, and shows all rollouts that are wanted."""
-        began, document = time.monotonic(), self.exploration.document
-        settings = (self.exploration.refine, self.exploration.seed)
+        began, exploration = time.monotonic(), self.exploration
+        asked = (exploration.document, exploration.refine, exploration.seed)
 
         def reward(_: Any) -> Any:
             with self._lock:
-                if document is not self.exploration.document:
+                if asked[0] is not exploration.document:
                     return None
-                if settings == (self.exploration.refine, self.exploration.seed):
+                if asked == (exploration.document, exploration.refine, exploration.seed):
                     return self._rewarded()
-                # What was set since asks for others, and shows them; unless there was nothing yet to ask for.
+                # A later change has requested its own rollouts, unless there was no position yet to request.
                 return self._roll_out(self._wanted_positions()) if self._latest is reward else None
 
-        def show(rewarded: tuple[str, Any] | None) -> None:
-            if rewarded is None or document is not self.exploration.document:
-                return
+        def show(rewarded: tuple[str, pd.DataFrame] | None) -> None:
             with self._lock:
-                if (*settings, rewarded[0]) == (
-                    self.exploration.refine,
-                    self.exploration.seed,
-                    self.exploration.reward,
-                ):
+                current = (exploration.document, exploration.refine, exploration.seed, exploration.reward)
+                if rewarded is not None and current == (*asked, rewarded[0]):
                     self._show_rollouts(rewarded[1])
-                    self.say(self._told(time.monotonic() - began))
+                    self.report(self._summarize(time.monotonic() - began))
 
-        if not positions:  # nothing is shown yet: what was set counts when it is
+        if not positions:  # no document is shown yet; the settings apply once one is
             return self.after(lambda: None)
         self._latest = reward
         return self.after(lambda: self.exploration.roll_out(positions), reward, show)
@@ -277,20 +272,20 @@ class RewardExplorer(Panel):
         if not all(map(exploration.covers, selected)):
             return None
         name, frame = exploration.reward, exploration.framing(selected, [*filter(exploration.covers, self._clicked)])
-        return (name, frame()) if name in REWARDS else self._own_rewards.submit(lambda: (name, frame()))
+        return (name, frame()) if name in REWARDS else self._custom_rewards.submit(lambda: (name, frame()))
 
-    def _show_map(self, frame: pd.DataFrame | None = None) -> None:
-        exploration, reading = self.exploration, self.exploration._known.reading
+    def _show_map(self) -> None:
+        exploration, reading, rollouts = self.exploration, self.exploration._known.reading, self.inspector.rollouts
         positions, borders, chance = [], [], None
         if len(self._text) > exploration.refine.rollout_length:  # else no position has room for a rollout
             positions, borders, chance = exploration.targets(), exploration.chunk_borders(), exploration.probabilities()
         metrics = reading_metrics(reading, chance)
         if self._other is not None:
             metrics += change_metrics(reading, self._other, Path(self._compared or "").name)
-        if frame is not None:
-            metrics.append(reward_metric(frame, exploration.reward, len(self._text)))
+        if len(rollouts):
+            metrics.append(reward_metric(rollouts, exploration.reward, len(self._text)))
         targets = [Target(position + 1, f"sampled position of chunk {i}") for i, position in enumerate(positions, 1)]
-        borders = [position + 1 for position in borders]  # where its first target could stand
+        borders = [position + 1 for position in borders]  # the first token that can be the chunk's target
         self.token_map.show(
             self._text, metrics, targets=targets, chunk_borders=borders, alternatives=self._alternatives
         )
@@ -298,47 +293,46 @@ class RewardExplorer(Panel):
     def _alternatives(self, tokens: Sequence[int]) -> list[list[tuple[str, float]]]:
         """Returns the most likely alternatives to each token."""
         reading, decode = self.exploration._known.reading, self.exploration.tokenizer.decode
-        rows = []
-        for token in tokens:
-            pairs = zip(reading.alternatives[token].tolist(), reading.probabilities[token].tolist(), strict=True)
-            rows.append([] if token == 0 else [(str(decode([other])), chance) for other, chance in pairs])
-        return rows
+        pairs = [zip(reading.alternatives[token], reading.probabilities[token], strict=True) for token in tokens]
+        return [
+            [(str(decode([int(other)])), float(chance)) for other, chance in row if token > 0]
+            for token, row in zip(tokens, pairs, strict=True)
+        ]
 
     def _show_rollouts(self, frame: pd.DataFrame) -> None:
-        self._frame = frame
         self.inspector.show(frame, keep=True)
         with self.summary.hold_sync():
             self.summary.show(frame, self.exploration.reward)
-            self.summary.passing = self.inspector.passing.tobytes()
-        self._show_map(frame)
+            self._on_filters(None)
+        self._show_map()
 
-    def _told(self, seconds: float) -> str:
+    def _summarize(self, seconds: float) -> str:
         """Describes the selected positions, which alone enter the mean, and the clicked ones."""
-        clicked = self.inspector.rollouts["clicked"]
-        selected, apart = self.inspector.rollouts[~clicked], self.inspector.rollouts[clicked]
-        sentences = [
-            f"{_rollouts(selected, 'sampled')}, mean {self.exploration.reward} reward {selected['reward'].mean():.3f}"
-        ]
-        sentences += [f"{_rollouts(apart, 'clicked')}, excluded from all statistics"] if len(apart) else []
-        return "; ".join([*sentences, f"{1000 * seconds:.0f} ms."])
+        parts, rollouts = [], self.inspector.rollouts
+        mean = f"mean {self.exploration.reward} reward {rollouts.loc[~rollouts['clicked'], 'reward'].mean():.3f}"
+        for clicked, kind, note in ((False, "sampled", mean), (True, "clicked", "excluded from all statistics")):
+            frame = rollouts[rollouts["clicked"] == clicked]
+            count = frame["position"].nunique()
+            if count:
+                parts.append(f"{len(frame):,} rollouts at {count} {kind} position{'' if count == 1 else 's'}, {note}")
+        return "; ".join([*parts, f"{1000 * seconds:.0f} ms."])
 
-    # -- the page -----------------------------------------------------------------------------------------------------
+    # -- events of the page --------------------------------------------------------------------------------------------
 
     @guarded
     def _on_token(self, change: Any) -> None:
-        token = change["new"]
-        if token > 0 and not self._is_shown(token - 1):
-            self.explore(token - 1)
+        if change["new"] > 0 and change["new"] != self._selected_token():  # equal if the map follows the inspector
+            self.explore(change["new"] - 1)
 
-    def _is_shown(self, position: int) -> bool:
-        """Returns whether the selected rollout is already at this position, so that the map follows the inspector."""
-        selected = self.inspector.selected
-        return selected >= 0 and int(self.inspector.rollouts["position"].iloc[selected]) == position
+    def _selected_token(self) -> int | None:
+        """Returns the first token of the selected rollout."""
+        row = self.inspector.selected
+        return int(self.inspector.rollouts["position"].iloc[row]) + 1 if row >= 0 else None
 
     @guarded
     def _on_rollout(self, change: Any) -> None:
-        if change["new"] >= 0:
-            self.token_map.selected = int(self.inspector.rollouts["position"].iloc[change["new"]]) + 1
+        if (token := self._selected_token()) is not None:
+            self.token_map.selected = token
 
     @guarded
     def _on_filters(self, change: Any) -> None:
@@ -371,20 +365,7 @@ class RewardExplorer(Panel):
             self.read(text)
 
     def _setting(self, name: str) -> Any:
-        own = {"reward": self.exploration.reward, "seed": self.exploration.seed}
-        return own[name] if name in own else getattr(self.exploration.refine, name)
-
-    def _head(self) -> ipywidgets.VBox:
-        upload = FileField(accept=".txt,.md,.py,.json,.csv,.html", description="Open a file")
-        upload.observe(self._on_upload, "value")
-        read = button("Read", self.read, "Read the document above", "primary")
-        second = ipywidgets.HBox([read, upload, self._compare_field])
-        return ipywidgets.VBox([self._source, second, in_rows([*self.controls.values()])])
-
-
-def _rollouts(frame: pd.DataFrame, kind: str) -> str:
-    positions = frame["position"].nunique()
-    return f"{len(frame):,} rollouts at {positions} {kind} {'position' if positions == 1 else 'positions'}"
+        return getattr(self.exploration if name in ("reward", "seed") else self.exploration.refine, name)
 
 
 def _name(function: Any) -> str:

@@ -11,14 +11,13 @@ import numpy as np
 import pandas as pd
 import traitlets
 
-from refine_lab.config import require
 from refine_lab.runs.run import Run
 from refine_lab.runs.schema import ROLLOUT_TYPES
-from widgets.core.assets import script, style
+from refine_lab.validation import require
 from widgets.core.base import Widget, bounded
 from widgets.core.packing import PACKED
 from widgets.figures.tables import Table, visible
-from widgets.parts.rollout_columns import FIELDS, KEYS, SORTS, RolloutColumns, check_filters, rollout_columns
+from widgets.parts.rollout_columns import FIELDS, KEYS, SORTS, check_filters, rollout_columns
 from widgets.parts.token_text import token_decoder
 
 MOST_COMPARED = 8
@@ -26,9 +25,7 @@ SENT = ("name", "label", "unit", "digits", "about", "shared", "filtered", "headi
 "Attributes of a column that the page receives."
 EXAMPLES, SAMPLES = 6, 4
 "Positions, and rollouts per position, in the paper's table F.1."
-CAPTION = (
-    "Cosine reward of rollouts and the ground truth (Table F.1); ★ marks the highest of all rollouts of an example"
-)
+CAPTION = "Cosine reward of rollouts and the reference (Table F.1); ★ marks the highest of all rollouts of an example"
 MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>|~$&#!"})
 
 
@@ -62,9 +59,6 @@ class RolloutInspector(Widget):
     token); `decode`: a function from token ids to text, or a tokenizer. Raises ValueError as `rollout_columns` does.
     """
 
-    _esm = script("rollout_inspector")
-    _css = style("rollout_inspector")
-
     columns = traitlets.Dict().tag(**PACKED)
     "The displayed data, as returned by `RolloutColumns.packed`."
     fields = traitlets.List([{name: getattr(column, name) for name in SENT} for column in FIELDS]).tag(sync=True)
@@ -84,7 +78,7 @@ class RolloutInspector(Widget):
         self._decode = token_decoder(decode)
         self._known: dict[int, str] = {}
         self._frame = pd.DataFrame(columns=["step", *ROLLOUT_TYPES]) if rollouts is None else rollouts
-        self._table = self._read(self._frame)
+        self._table = rollout_columns(self._frame, self._decode, self._known)
         super().__init__(columns=self._table.packed())
 
     @classmethod
@@ -104,20 +98,16 @@ class RolloutInspector(Widget):
         A rollout is identified by step, sequence, position and sample index. Use `keep` if the same rollouts get other
         numbers, as after a change of reward, or if some are added. The sort order is always kept.
         """
-        table = self._read(rollouts)
+        table = rollout_columns(rollouts, self._decode, self._known)
         with self.hold_sync():  # one message: the page never sees the selection of one frame with the rows of another
             there = {key: row for row, key in enumerate(_keys(rollouts))} if keep else {}
-            before = _keys(self._frame) if keep else []
-            selected = there.get(before[self.selected], -1) if keep and self.selected >= 0 else -1
-            compared = [there[before[row]] for row in self.compared if before[row] in there] if keep else []
+            moved = {row: there[key] for row, key in enumerate(_keys(self._frame)) if key in there}
+            selected, compared = moved.get(self.selected, -1), [moved[row] for row in self.compared if row in moved]
             self.selected, self.compared = -1, []
             self._frame, self._table = rollouts, table
             self.columns = table.packed()
             self.filters = self.filters if keep else {}
             self.selected, self.compared = selected, compared
-
-    def _read(self, rollouts: pd.DataFrame) -> RolloutColumns:
-        return rollout_columns(rollouts, self._decode, self._known)
 
     def _rows(self) -> np.ndarray:
         return self._table.shown(self.filters, self.sort)
@@ -141,24 +131,23 @@ class RolloutInspector(Widget):
         cosine reward, marked by a star. P7 is the seventh rollout of its position. Raises ValueError if nothing is
         shown, and for less than one example or rollout.
         """
-        require(examples >= 1, "examples", examples, "at least 1")
-        require(samples >= 1, "samples", samples, "at least 1")
+        for name, value in (("examples", examples), ("samples", samples)):
+            require(value >= 1, name, value, "at least 1")
         rows, cosine = self._rows(), self._table.numbers["cosine"]
         if not len(rows):
             raise ValueError("figure table_f1 has no data: no rollout is shown")
         lines = []
-        for number, (group, own) in enumerate(self._table.examples(rows, examples), 1):
-            finite = [row for row in own if np.isfinite(cosine[row])]
+        for number, (group, members) in enumerate(self._table.examples(rows, examples), 1):
+            finite = [row for row in members if np.isfinite(cosine[row])]
             best = max(finite, key=lambda row: cosine[row]) if len(finite) > 1 else -1
             lines.append((f"Ex. {number}", "GT", self._table.text(self._table.targets[group]), "–", ""))
-            for place, row in enumerate(own, 1):
+            for place, row in enumerate(members, 1):
                 if place <= samples or row == best:
                     value = float(cosine[row]) if row in finite else "–"
                     text = self._table.text(self._table.tokens[row])
                     lines.append(("", f"P{place}", text, value, "★" if row == best else ""))
         frame = pd.DataFrame(lines, columns=["example", "type", "text", "cosine reward", "best"])
-        frame["text"] = frame["text"].map(visible)
-        return TableF1(frame, CAPTION, monospace=["text"])
+        return TableF1(frame.assign(text=frame["text"].map(visible)), CAPTION, monospace=["text"])
 
     _check_selected = bounded("selected", lambda self: (-1, len(self._table) - 1))
 
@@ -191,7 +180,7 @@ class RolloutInspector(Widget):
             return "RolloutInspector: no rollouts"
         rows, (column, descending) = self._rows(), self.sort
         order = (
-            "in original order" if column == "row" else f"by {column}, {'highest' if descending else 'lowest'} first"
+            f"by {column}, {'highest' if descending else 'lowest'} first" if column != "row" else "in original order"
         )
         positions = f"{len(np.unique(table.group[rows])):,} of {len(table.step):,} positions"
         lines = [f"RolloutInspector: {len(rows):,} of {len(table):,} rollouts at {positions}, {order}"]

@@ -26,6 +26,13 @@ from widgets.rollout_inspector import RolloutInspector
 CHOSEN_AT_FIRST = 4
 """Number of newest runs selected initially."""
 
+TOOLTIPS = {
+    "refresh": "Refresh the list of runs",
+    "start": "Train or answer the selected runs that have not finished; they continue when this kernel ends",
+    "stop": "Make the selected runs save and stop",
+}
+"""Tooltips of the buttons, by the method that they call."""
+
 PAGE_ROLLOUTS = 20_000
 """Approximate number of rollouts on an offline page."""
 
@@ -50,22 +57,14 @@ class RunMonitor(Panel):
             raise FileNotFoundError(f"there is no folder of runs at {self.folder}")
         self.curves = LiveCurves()
         self.inspector = RolloutInspector(decode=str)
-        self._decodes: Run | None = None
+        self._run: Run | None = None
         self._refreshing = False
-        wide = ipywidgets.Layout(width="auto")
-        self.choice = ipywidgets.SelectMultiple(description="Runs", rows=6, layout=wide)
+        self.choice = ipywidgets.SelectMultiple(description="Runs", rows=6, layout=ipywidgets.Layout(width="auto"))
         self.step = StepSlider(label="rollouts at step", disabled=True)
         self.differences = ipywidgets.HTML()
         scrolls = ipywidgets.Box([self.differences], layout=ipywidgets.Layout(max_height="18em", overflow="auto"))
-        self.children = [
-            self.choice,
-            self._buttons(),
-            self.notice,
-            self.curves,
-            scrolls,
-            self.step,
-            self.inspector,
-        ]
+        buttons = ipywidgets.HBox([self.button(method, tooltip) for method, tooltip in TOOLTIPS.items()])
+        self.children = [self.choice, buttons, self.notice, self.curves, scrolls, self.step, self.inspector]
         self.refresh()
         self.choice.observe(self._on_choice, "value")
         self.step.observe(self._on_step, "value")
@@ -73,7 +72,7 @@ class RunMonitor(Panel):
         names = [run.name for run in runs] if runs is not None else [*self.choice.options][:CHOSEN_AT_FIRST]
         self.choice.value = tuple(name for name in self.choice.options if name in names)
 
-    # -- what can be done, with a page or without ---------------------------------------------------------------------
+    # -- public methods ------------------------------------------------------------------------------------------------
 
     @property
     def runs(self) -> list[Run]:
@@ -90,13 +89,13 @@ class RunMonitor(Panel):
         chosen = [name for name in names if name in before]
         self._refreshing = True
         try:
-            self.choice.options = names  # which chooses none for a moment
+            self.choice.options = names  # this clears the selection
             self.choice.value = chosen
         finally:
             self._refreshing = False
         if len(chosen) < len(before):
             self._on_choice(None)
-        self.say(f"{_runs(names)}.")
+        self.report(f"{_runs(names)}.")
         self.error = "\n".join(str(warning.message) for warning in damaged)
 
     def start(self) -> None:
@@ -104,42 +103,47 @@ class RunMonitor(Panel):
         waiting = [run for run in self.runs if run.state not in ("starting", "running", "finished")]
         run_in_turn(waiting, detach=True, log=lambda line: None)
         self.curves.start()
-        self.say(f"Started {_runs(waiting)}." if waiting else "All selected runs have finished or are in progress.")
+        self.report(f"Started {_runs(waiting)}." if waiting else "All selected runs have finished or are in progress.")
 
     def stop(self) -> None:
         """Asks the selected runs to save and stop, without waiting for them."""
         living = request_stop(self.runs)
-        self.say(f"Asked {_runs(living)} to save and stop." if living else "None of the selected runs is in progress.")
+        self.report(
+            f"Asked {_runs(living)} to save and stop." if living else "None of the selected runs is in progress."
+        )
 
     def save_html(self, path: Path | str, title: str = "Runs") -> Path:
         """Writes one offline HTML file with the curves and the rollouts of a run's last steps."""
-        rollouts, said = self._all_rollouts(), Notice()
+        rollouts, caption = self._all_rollouts(), Notice()
         steps = rollouts.rollouts["step"]
-        if self._decodes is not None and len(steps):
-            said.status = f"Rollouts of {self._looked_into()} at steps {steps.min()} to {steps.max()}."
+        if len(steps):
+            caption.status = f"Rollouts of {self._description()} at steps {steps.min()} to {steps.max()}."
         try:
-            return save_page(path, self.curves, said, rollouts, title=title)
+            return save_page(path, self.curves, caption, rollouts, title=title)
         finally:
-            rollouts.close()  # else an executed notebook keeps it
-            said.close()
+            rollouts.close()  # an executed notebook stores every open widget
+            caption.close()
 
     def _all_rollouts(self) -> RolloutInspector:
         """Returns an inspector with the rollouts of as many last steps as fill a page."""
-        run, steps = self._decodes, max(1, PAGE_ROLLOUTS // max(1, len(self.inspector.rollouts)))
-        every = RolloutInspector(decode=str if run is None else tokenizer_of(run))
-        if run is not None:
-            first = max(self.step.first, self.step.last - steps + 1)
-            every.show(run.rollouts(range(first, self.step.last + 1)))
-        return every
+        if self._run is None:
+            return RolloutInspector(decode=str)
+        steps = max(1, PAGE_ROLLOUTS // max(1, len(self.inspector.rollouts)))
+        first = max(self.step.first, self.step.last - steps + 1)
+        return RolloutInspector.of_run(self._run, tokenizer_of(self._run), range(first, self.step.last + 1))
 
     def __repr__(self) -> str:
         chosen = ", ".join(self.choice.value) or "none"
-        parts = [f"RunMonitor of {_runs(self.choice.options)}; selected: {chosen}", *self.told(), repr(self.curves)]
+        parts = [
+            f"RunMonitor of {_runs(self.choice.options)}; selected: {chosen}",
+            *self.notice.lines(),
+            repr(self.curves),
+        ]
         if self.inspector.rollouts.size:
-            parts += [f"rollouts of {self._looked_into()} at step {self.step.value}", repr(self.inspector)]
+            parts += [f"rollouts of {self._description()} at step {self.step.value}", repr(self.inspector)]
         return "\n".join(parts)
 
-    # -- the page -----------------------------------------------------------------------------------------------------
+    # -- events of the page --------------------------------------------------------------------------------------------
 
     @guarded
     def _on_choice(self, change: Any) -> None:
@@ -148,9 +152,7 @@ class RunMonitor(Panel):
         runs = self.runs
         self.curves.show(*runs)
         table = config_differences(runs)
-        caption = "Differing settings"
-        differ = len(table) > 0
-        self.differences.value = Table(table, caption)._repr_html_() if differ else ""  # every cell is escaped there
+        self.differences.value = Table(table, "Differing settings")._repr_html_() if len(table) else ""  # escaped cells
         self._show_steps()
 
     @guarded
@@ -159,63 +161,41 @@ class RunMonitor(Panel):
 
     def _show_steps(self) -> None:
         """Sets the slider to the steps with rollouts of the first selected run that has any."""
-        found = [(run, parquet_parts(run.path / "rollouts")) for run in self.runs]
-        found = [(run, parts) for run, parts in found if parts]
-        run, parts = found[0] if found else (None, [])
-        others = f" (first of {len(found)} selected runs with rollouts)" if len(found) > 1 else ""
-        first, last = min((first for first, *_ in parts), default=0), max((last for _, last, _ in parts), default=0)
-        changed = (run and run.path) != (self._decodes and self._decodes.path)
+        parts = {run: found for run in self.runs if (found := parquet_parts(run.path / "rollouts"))}
+        run, steps = next(iter(parts.items()), (None, []))
+        others = f" (first of {len(parts)} selected runs with rollouts)" if len(parts) > 1 else ""
+        first, last = min((first for first, *_ in steps), default=0), max((last for _, last, _ in steps), default=0)
+        changed = (run and run.path) != (self._run and self._run.path)
         if changed and run is not None:
-            self._decodes = run
+            self._run = run
             before, self.inspector = self.inspector, RolloutInspector(decode=tokenizer_of(run))
             self.children = [*self.children[:-1], self.inspector]
             before.close()
         self.step.label = f"{self._label(run)}{others}, rollouts at step" if run is not None else "rollouts at step"
         if changed or last != self.step.last:
-            follows = changed or self.step.value == self.step.last  # one who looks at an earlier step stays there
+            follows = changed or self.step.value == self.step.last  # a selected earlier step remains selected
             self.step.disabled = run is None
             with self.step.hold_trait_notifications():
                 self.step.first, self.step.last = first, last
                 self.step.value = last if follows else self.step.value
         if changed and run is not None:
-            self._look(last)
+            self._on_step({"new": last})
 
     @guarded
     def _on_step(self, change: Any) -> None:
-        self._look(change["new"])
-
-    def _look(self, step: int) -> None:
-        """Shows the rollouts of a step."""
-        if self._decodes is not None:
-            rollouts = self._decodes.rollouts([step])
+        if self._run is not None:
+            rollouts = self._run.rollouts([change["new"]])
             self.inspector.show(rollouts)
-            number = len(rollouts)
-            self.say(f"{number} rollout{'' if number == 1 else 's'} of {self._looked_into()} at step {step}.")
+            count = f"{len(rollouts)} rollout{'' if len(rollouts) == 1 else 's'}"
+            self.report(f"{count} of {self._description()} at step {change['new']}.")
 
-    def _looked_into(self) -> str:
+    def _description(self) -> str:
         """Returns label and folder of the run whose rollouts are shown."""
-        return f"{self._label(self._decodes)} ({self._decodes.name})" if self._decodes is not None else "no run"
+        return f"{self._label(self._run)} ({self._run.name})" if self._run is not None else "no run"
 
     def _label(self, run: Run) -> str:
         """Returns the run's label in the curves."""
-        return next((each["label"] for each in self.curves.progress if each["name"] == run.name), run.name)
-
-    def _buttons(self) -> ipywidgets.HBox:
-        told = {
-            "refresh": "Refresh the list of runs",
-            "start": "Train or answer the selected runs that have not finished; they continue when this kernel ends",
-            "stop": "Make the selected runs save and stop",
-        }
-        buttons = []
-        for name, tooltip in told.items():
-            button = ipywidgets.Button(description=name.capitalize(), tooltip=tooltip)
-            button.on_click(lambda _, name=name: self._pressed(name))
-            buttons.append(button)
-        return ipywidgets.HBox(buttons)
-
-    @guarded
-    def _pressed(self, name: str) -> None:
-        getattr(self, name)()
+        return next((row["label"] for row in self.curves.progress if row["name"] == run.name), run.name)
 
 
 def _runs(counted: Sequence[Any]) -> str:

@@ -11,7 +11,7 @@ import traitlets
 
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.states import StateSummary
-from widgets.core.assets import script, style
+from refine_lab.validation import require
 from widgets.core.base import Widget, bounded
 from widgets.core.packing import PACKED
 from widgets.figures.tables import visible
@@ -35,9 +35,6 @@ class StateView(Widget):
     state matrix, a column a position of the document. Selecting a row shows the write strength of each token there.
     """
 
-    _esm = script("state_view")
-    _css = style("state_view")
-
     states = traitlets.Dict().tag(**PACKED)
     "Rows, positions, the three measures and the write strengths, packed; set by `show`."
     measure = traitlets.Enum([*MEASURES], "norm").tag(sync=True)
@@ -59,13 +56,11 @@ class StateView(Widget):
 
         Raises ValueError if no document has been read, and for no positions.
         """
-        if exploration.document is None:
-            raise ValueError("no document has been read yet")
-        if positions < 1:
-            raise ValueError(f"positions must be at least 1, got {positions}")
-        ids = exploration.document.token_ids
+        require(positions >= 1, "positions", positions, "at least 1")
+        ids = exploration._known.token_ids
         places = np.unique(np.linspace(0, len(ids) - 1, min(positions, len(ids))).astype(int)).tolist()
         self.status = f"Computing the states after {len(places)} of {len(ids):,} tokens…"
+
         shown = self.shown = Future()
 
         def done(future: Future[StateSummary]) -> None:
@@ -73,37 +68,32 @@ class StateView(Widget):
                 self.show(future.result(), lambda token: str(exploration.tokenizer.decode([int(ids[token])])))
                 self.error, self.status = "", ""
                 shown.set_result(None)
-            except Exception as error:  # shown where the user looks, and raised by the future
+            except Exception as error:  # displayed, and raised by the future
                 self.error, self.status = str(error), ""
                 shown.set_exception(error)
 
-        asked = exploration.worker.submit("states", model=exploration.model, token_ids=ids, positions=places)
-        asked.add_done_callback(done)
+        states = exploration.worker.submit("states", model=exploration.model, token_ids=ids, positions=places)
+        states.add_done_callback(done)
         return shown
 
     def show(self, summary: StateSummary, text_of: Callable[[int], str] = str) -> None:
         """Shows the states of another document or model."""
-        heads = [(m, h) for m in range(len(summary.names)) for h in range(summary.norms.shape[1])]
-        heads = [(m, h) for m, h in heads if np.isfinite(summary.norms[m, h]).any()]
+        finite = np.isfinite(summary.norms).any(axis=-1)  # [matrices, heads]
         rows = [
             {"layer": summary.layers[m], "name": summary.names[m], "head": h, **self._writes(summary, m, h, text_of)}
-            for m, h in heads
+            for m, h in np.argwhere(finite).tolist()
         ]
         measures = []
         for name, (field, title, unit) in MEASURES.items():
-            values = np.array([getattr(summary, field)[m, h] for m, h in heads], dtype="<f4")
+            values = getattr(summary, field)[finite].astype("<f4")
             measures.append({"name": name, "title": title, "unit": unit, "values": values.tobytes()})
         writes = np.nan_to_num(summary.write_strengths).astype("<f4")
         with self.hold_sync():
             self.summary, self.row, self.place = summary, 0, -1
-            self.states = {
-                "rows": rows,
-                "places": summary.positions.astype("<u4").tobytes(),
-                "tokens": int(writes.shape[2]),
-                "measures": measures,
-                "writes": writes.tobytes(),
-                "heads": int(writes.shape[1]),
-            }
+            _, heads, tokens = writes.shape
+            places = summary.positions.astype("<u4").tobytes()
+            packed = {"rows": rows, "places": places, "measures": measures, "writes": writes.tobytes()}
+            self.states = packed | {"tokens": tokens, "heads": heads}
 
     _check_row = bounded("row", lambda self: (0, max(len(self.states.get("rows", [])) - 1, 0)))
 
@@ -125,11 +115,10 @@ class StateView(Widget):
             return self.status or "StateView: no states"
         rows, places = self.states["rows"], self.summary.positions
         lines = [f"StateView: {len(rows)} heads at {len(places)} positions, the last after token {places[-1]}"]
-        values = {
-            m["name"]: np.frombuffer(m["values"], "<f4").reshape(len(rows), -1)[:, -1] for m in self.states["measures"]
-        }
-        for i, row in enumerate(rows[:16]):
-            numbers = f"norm {values['norm'][i]:.3f}, rank {values['rank'][i]:.1f}, change {values['change'][i]:.2f}"
+        measures = self.states["measures"]
+        values = [np.frombuffer(each["values"], "<f4").reshape(len(rows), -1)[:, -1] for each in measures]
+        for row, norm, rank, change in zip(rows[:16], *values, strict=False):
+            numbers = f"norm {norm:.3f}, rank {rank:.1f}, change {change:.2f}"
             writes = " ".join(each["text"] for each in row["strongest"][:4])
             lines.append(f"  layer {row['layer']} {row['name']} head {row['head']}: {numbers}; writes most at {writes}")
         return "\n".join(lines + ([f"  … {len(rows) - 16} more"] if len(rows) > 16 else []))

@@ -9,20 +9,11 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from widgets.core.assets import script, style
+from refine_lab.explore.futures import finished
+from refine_lab.validation import require
 from widgets.core.base import Widget, bounded, guarded
 from widgets.core.packing import PACKED, pack
-from widgets.parts.token_document import (
-    Alternatives,
-    Ask,
-    Metric,
-    Row,
-    Target,
-    packed_alternatives,
-    packed_marks,
-    packed_rows,
-    packed_text,
-)
+from widgets.parts.token_document import Alternatives, Ask, Metric, Target, TextRow, packed_document, packed_rows
 from widgets.parts.token_text import TokenText, token_text
 
 __all__ = ["Alternatives", "Metric", "Target", "TokenMap", "TokenText", "token_text"]
@@ -42,9 +33,6 @@ class TokenMap(Widget):
     that is called for the tokens in view (`token_document.Ask`). Raises ValueError if lengths or positions do not fit
     the text. Clicking a token, or pressing Enter on it, sets `selected`; setting it in Python scrolls there.
     """
-
-    _esm = script("token_map")
-    _css = style("token_map")
 
     document = traitlets.Dict().tag(**PACKED)
     "The text, metrics and marks, packed; always set as a whole by `show`."
@@ -88,46 +76,28 @@ class TokenMap(Widget):
         if the new metrics include its name. Raises ValueError for arguments that do not fit, and then changes nothing.
         """
         text = TokenText("", [0]) if text is None else text
-        tokens = len(text)
-        if tokens > MOST_TOKENS:
-            raise ValueError(f"a document must have at most {MOST_TOKENS:,} tokens, got {tokens:,}")
-        named = {metric.name: metric for metric in metrics}
-        if len(named) < len(metrics):
-            raise ValueError(f"metrics must differ in name, got {[metric.name for metric in metrics]}")
-        for metric in metrics:
-            if len(metric.values) != tokens:
-                raise ValueError(
-                    f"{metric.name!r} must have a value for each of {tokens} tokens, got {len(metric.values)}"
-                )
-        ask = alternatives if callable(alternatives) else None
-        packed = None if alternatives is None else {"lazy": True}
-        if alternatives is not None and not callable(alternatives):
-            packed = packed_alternatives(alternatives, tokens)
-        marks = packed_marks(targets, chunk_borders, tokens)
-
-        self._key += 1
-        self._text_key = self._text_key if text is self.text else self._key
-        document: dict[str, Any] = {"key": self._key, "text_key": self._text_key, **packed_text(text), **marks}
-        document |= {"metrics": [metric.packed() for metric in metrics], "alternatives": packed}
+        if len(text) > MOST_TOKENS:
+            raise ValueError(f"a document must have at most {MOST_TOKENS:,} tokens, got {len(text):,}")
+        document = packed_document(text, metrics, targets, chunk_borders, alternatives)
         with self.hold_sync():
+            self._key += 1
             if text is not self.text:
-                self.selected = -1
-                self.view = 0
-            self.text, self.metrics, self._ask = text, named, ask
-            self.document = document
-            self.metric = self.metric if self.metric in named else next(iter(named), "")
+                self.selected, self.view, self._text_key = -1, 0, self._key
+            self.text, self.metrics = text, {metric.name: metric for metric in metrics}
+            self._ask = alternatives if callable(alternatives) else None
+            self.document = document | {"key": self._key, "text_key": self._text_key}
+            self.metric = self.metric if self.metric in self.metrics else next(iter(self.metrics), "")
 
     @traitlets.validate("metric")
-    def _known_metric(self, proposal: Any) -> str:
-        if proposal["value"] not in (self.metrics or {"": None}):
-            raise ValueError(f"metric must be one of {list(self.metrics)}, got {proposal['value']!r}")
+    def _check_metric(self, proposal: Any) -> str:
+        require(proposal["value"] in (self.metrics or {""}), "metric", proposal["value"], f"one of {[*self.metrics]}")
         return proposal["value"]
 
     _check_selected = bounded("selected", lambda self: (-1, len(self.text) - 1))
     _check_height = bounded("height", lambda self: (100, 4000))
 
     @traitlets.validate("view")
-    def _visible(self, proposal: Any) -> int:
+    def _clamp_view(self, proposal: Any) -> int:
         return min(max(proposal["value"], 0), max(len(self.text) - 1, 0))
 
     @guarded
@@ -135,19 +105,18 @@ class TokenMap(Widget):
         """Handles the page's request for alternatives to some tokens of a document."""
         tokens, key = content.get("ask"), self._key
         if self._ask is None or key != content.get("document") or not isinstance(tokens, list):
-            return  # the document has been replaced since
+            return  # another document has replaced it
         tokens = [token for token in tokens if isinstance(token, int) and 0 <= token < len(self.text)]
-        answer = self._ask(tokens)
-        if isinstance(answer, Future):
-            answer.add_done_callback(lambda future: self._on_future(tokens, key, future))
-        else:
-            self._answer(tokens, key, answer)
+        self._rows(self._ask, tokens).add_done_callback(lambda future: self._send_rows(tokens, key, future))
+
+    @staticmethod
+    def _rows(ask: Ask, tokens: list[int]) -> Future[Sequence[TextRow]]:
+        rows = ask(tokens)
+        return rows if isinstance(rows, Future) else finished(rows)
 
     @guarded
-    def _on_future(self, tokens: list[int], key: int, future: Future[Sequence[Row]]) -> None:
-        self._answer(tokens, key, future.result())
-
-    def _answer(self, tokens: list[int], key: int, rows: Sequence[Row]) -> None:
+    def _send_rows(self, tokens: list[int], key: int, future: Future[Sequence[TextRow]]) -> None:
+        rows = future.result()
         if len(rows) != len(tokens):
             raise ValueError(f"alternatives must have a row for each of {len(tokens)} tokens, got {len(rows)}")
         packed = packed_rows(rows)
@@ -162,44 +131,35 @@ class TokenMap(Widget):
             return state
         packed = None
         if len(self.text) <= PAGE_ALTERNATIVES:
-            rows = self._ask(list(range(len(self.text))))
-            packed = packed_rows(rows.result(PATIENCE) if isinstance(rows, Future) else rows)
+            packed = packed_rows(self._rows(self._ask, [*range(len(self.text))]).result(PATIENCE))
         return state | {"document": pack({**self.document, "alternatives": packed})}
 
     def __repr__(self) -> str:
         """Lists lengths, metrics, the highest tokens of the chosen metric and the selected token."""
         if not len(getattr(self, "text", "")):
             return "TokenMap: no tokens"
-        marks = [
-            f"{len(found):,} {words}"
-            for name, words in (("targets", "sampled positions"), ("chunk_borders", "chunk borders"))
-            if (found := self.document[name])
-        ]
-        lines = [", ".join([f"TokenMap: {len(self.text):,} tokens", f"{len(self.text.text):,} characters", *marks])]
+        document: Any = self.document
+        marks = {"sampled positions": document["targets"], "chunk borders": document["chunk_borders"]}
+        counts = {"tokens": self.text, "characters": self.text.text} | {name: x for name, x in marks.items() if x}
+        lines = ["TokenMap: " + ", ".join(f"{len(items):,} {name}" for name, items in counts.items())]
         for metric in [*self.metrics.values()][:8]:
             values = metric.values[np.isfinite(metric.values)].astype(np.float64)
             span = f"mean {values.mean():.4g}, {values.min():.4g} to {values.max():.4g}" if values.size else "no values"
-            lines.append(
-                f"  {metric.title} ({metric.unit}): {span}".replace(" ()", "")
-                + ("  <- shown" if metric.name == self.metric else "")
-            )
+            mark = "  <- shown" if metric.name == self.metric else ""
+            lines.append(f"  {metric.title} ({metric.unit}): {span}{mark}".replace(" ()", ""))
         if self.metric:
-            lines.append(f"highest {self.metrics[self.metric].title}:")
-            lines += ["  " + self._line(token) for token in self._highest(5)]
+            metric = self.metrics[self.metric]
+            values = np.abs(metric.values) if metric.diverging else metric.values
+            order = np.argsort(-values, kind="stable")[:5]  # NaN comes last
+            lines.append(f"highest {metric.title}:")
+            lines += ["  " + self._line(int(token)) for token in order if not np.isnan(values[token])]
         if self.selected >= 0:
             lines.append("selected: " + self._line(self.selected))
         return "\n".join(lines)
 
-    def _highest(self, count: int) -> list[int]:
-        metric = self.metrics[self.metric]
-        values = np.abs(metric.values) if metric.diverging else metric.values
-        order = np.argsort(-values, kind="stable")[:count]  # NaN comes last
-        return [int(token) for token in order if not np.isnan(values[token])]
-
     def _line(self, token: int) -> str:
-        shown = repr(self.text[token])
-        shown = shown if len(shown) <= 40 else shown[:39] + "…"
-        values = [
-            f"{metric.title} {metric.values[token]:.4g} {metric.unit}".rstrip() for metric in self.metrics.values()
-        ]
-        return f"{token} {shown}" + "".join(f", {value}" for value in values[:4])
+        text = repr(self.text[token])
+        text = text if len(text) <= 40 else text[:39] + "…"
+        metrics = [*self.metrics.values()][:4]
+        values = [f", {metric.title} {metric.values[token]:.4g} {metric.unit}".rstrip() for metric in metrics]
+        return f"{token} {text}{''.join(values)}"

@@ -5,31 +5,28 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 import numpy as np
 
-from refine_lab.config import BUILT_IN_REWARDS
 from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.text import replace_surrogates
-from refine_lab.explore import Worker, shared_worker
+from refine_lab.explore.client import Worker, shared_worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.futures import finished, together
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
 from refine_lab.recipes import ttt_per_prompt
-from refine_lab.runs.environment import shown
+from refine_lab.runs.environment import display_path
 from refine_lab.ttt_config import TTTConfig
-from widgets.core.base import guarded
 from widgets.core.page import save_page
 from widgets.core.panel import Panel
 from widgets.figures.series import decimate, method_styles
 from widgets.parts.answers import Answers
-from widgets.parts.controls import button, in_rows, ttt_fields
+from widgets.parts.controls import in_rows, ttt_fields
 from widgets.parts.document_metrics import change_metrics, entropy_metric, loss_metric
 from widgets.parts.live_curves import Curves
 from widgets.token_map import TokenMap, token_text
@@ -37,8 +34,9 @@ from widgets.token_map import TokenMap, token_text
 CURVES = (
     ("loss", "NTP loss of the prompt", "nats per token"),
     ("entropy", "Mean entropy of the prompt", "nats per token"),
+    ("reward", "Mean reward of the step's rollouts", "mean"),
 )
-"""Curves with a value before the first step and after each: key, title, unit."""
+"""Curves over steps: key, title, unit."""
 INTERVAL = 0.25
 """Minimum number of seconds between two updates of the curves."""
 STEPS = 20
@@ -79,14 +77,14 @@ class TTTPanel(Panel):
         self.worker = worker or shared_worker()
         recipe = ttt_per_prompt().ttt
         assert recipe is not None and recipe.refine is not None
-        self._given = config or replace(recipe, steps=STEPS)
-        self._method = self._given.refine or recipe.refine  # where REFINE is chosen
+        self._initial = config or replace(recipe, steps=STEPS)
+        self._refine = self._initial.refine or recipe.refine  # used if REFINE is selected
         self.exploration = Exploration(self.worker, model, add_bos=add_bos)
         self.model = model
         self.steps: list[dict[str, float]] = []
         "One entry per step, from 0 (before): `step`, `loss`, `entropy`, and `reward` if there are rollouts."
         self.answers: dict[str, str] = {}
-        "The answers `before` and `after`, once given."
+        "The answers `before` and `after`, once known."
         self._job: Future[Any] | None = None
         self._chain: Future[Any] | None = None
         self._stopping = False
@@ -95,23 +93,26 @@ class TTTPanel(Panel):
         self._prompt, self._adapt_on, self._rule = prompt, adapt_on, rule or AnswerRule()
         if prompt is not None:
             text, question = prompt.parts(self.exploration.tokenizer)
-        begin = sample_document(self.exploration.tokenizer)
-        self.fields = ttt_fields(
-            *((begin.document, begin.question) if text is None else (text, question or "")), self._method.reward,
-            [*BUILT_IN_REWARDS], refine=self._given.refine is not None, steps=self._given.steps, lr=self._given.lr,
-            tokens=self._rule.max_tokens,
-        )  # fmt: skip
+        if text is None:
+            text, question, _ = sample_document(self.exploration.tokenizer)
+        self.fields = ttt_fields(text, question or "", self._initial, self._refine.reward, self._rule.max_tokens)
+        self.buttons = {
+            "start": self.button("start", "Adapt to the document and the question", "Adapt", "primary"),
+            "stop": self.button("stop", "Stop after the current step and keep the adapted weights"),
+            "reset": self.button("reset", "Restore the original weights"),
+        }
         self._first = self._texts()
         _PANELS.add(self)
-        self.children = self._laid_out()
-        self._show_answers()
+        settings = in_rows([self.fields[name] for name in ("method", "reward", "steps", "lr", "answer_tokens")])
+        actions = in_rows([*self.buttons.values(), self.fields["weights"]])
+        texts = [self.fields["document"], self.fields["question"]]
+        self.children = [*texts, settings, actions, self.notice, self.curves, self._beside, self.token_map]
         self._enable(running=False)
         self._show_weights()
-        given = text is None or bool((text + (question or "")).strip())
-        self.shown: Future[Any] = self.read() if given else self.after(lambda: None)
+        self.shown: Future[Any] = self.read() if "".join(self._first).strip() else self.after(lambda: None)
         "Completes when the first document is shown."
 
-    # -- what can be done, with a page or without ---------------------------------------------------------------------
+    # -- public methods ------------------------------------------------------------------------------------------------
 
     def read(self) -> Future[Any]:
         """Shows the reading of document and question under the current weights; the future completes when it is shown.
@@ -122,15 +123,14 @@ class TTTPanel(Panel):
 
         def ask() -> Future[Any]:
             self._ids = ids = self._tokens()[0]
-            asked = self.worker.submit("read", model=self.model, token_ids=ids)
-            return together([asked, finished(ids)])
+            return together([self.worker.submit("read", model=self.model, token_ids=ids), finished(ids)])
 
-        def show(known: list[Any]) -> None:
-            reading, ids = known
+        def show(results: list[Any]) -> None:
+            reading, ids = results
             if not self.running and ids is self._ids:
                 self._show_reading(reading)
                 self._show_weights()
-                self.say(f"{len(self._ids):,} tokens, mean entropy {np.nanmean(reading.entropies):.4f} nats.")
+                self.report(f"{len(self._ids):,} tokens, mean entropy {np.nanmean(reading.entropies):.4f} nats.")
 
         return self.after(ask, show)
 
@@ -143,7 +143,7 @@ class TTTPanel(Panel):
         self._require_idle()
         self.steps, self.answers = [], {}
         self._stopping = False
-        self._show_answers()
+        self._beside.before = self._beside.after = ""
         self._enable(running=True)
         chain = self._chain = self.after(self._begin, self._adapt, self._finish, self._show_change)
         chain.add_done_callback(self._ended)
@@ -156,11 +156,11 @@ class TTTPanel(Panel):
         """
         if not self.running:
             if self.worker.stop_steps():
-                self.say("Asked the other panel to stop after its step.")
+                self.report("Asked the other panel to stop after its step.")
             return
         self._stopping = True
         if self._job is not None:
-            self.say("Stopping after this step…")
+            self.report("Stopping after this step…")
             self.worker.stop(self._job)
 
     def reset(self) -> Future[Any]:
@@ -170,17 +170,17 @@ class TTTPanel(Panel):
         """
         self._require_idle()
 
-        def told(done: list[Any]) -> int:
-            undone, same = done
+        def show(results: list[Any]) -> int:
+            undone, same = results
             state = "Original weights restored exactly" if same else "The weights differ from the original weights"
-            self.say(f"{state} ({undone} update{'' if undone == 1 else 's'} undone).")
-            self._weights_moved()
+            self.report(f"{state} ({undone} update{'' if undone == 1 else 's'} undone).")
+            self._show_weights_everywhere()
             return undone
 
         def ask() -> Future[Any]:
             return together([self.worker.submit(method, model=self.model) for method in ("reset", "as_loaded")])
 
-        return self.after(ask, told)
+        return self.after(ask, show)
 
     def close(self) -> None:
         _PANELS.discard(self)
@@ -191,9 +191,9 @@ class TTTPanel(Panel):
     @property
     def config(self) -> TTTConfig:
         """Returns the configuration in the fields. Raises ValueError for an invalid one."""
-        fields = {name: field.value for name, field in self.fields.items()}
-        refine = replace(self._method, reward=fields["reward"]) if fields["method"] == "REFINE" else None
-        return replace(self._given, refine=refine, steps=fields["steps"], lr=fields["lr"])
+        values = {name: field.value for name, field in self.fields.items()}
+        refine = replace(self._refine, reward=values["reward"]) if values["method"] == "REFINE" else None
+        return replace(self._initial, refine=refine, steps=values["steps"], lr=values["lr"])
 
     @property
     def running(self) -> bool:
@@ -205,14 +205,16 @@ class TTTPanel(Panel):
         return save_page(path, self.curves, self._beside, self.token_map, title=title)
 
     def __repr__(self) -> str:
-        lines = [f"TTTPanel of {shown(self.model)}: {self.fields['method'].value}, {max(len(self.steps) - 1, 0)} steps"]
+        lines = [
+            f"TTTPanel of {display_path(self.model)}: {self.fields['method'].value}, {max(len(self.steps) - 1, 0)} steps"
+        ]
         lines += [f"  {name}: {answer!r}" for name, answer in self.answers.items()]
-        for row in self.steps[:1] + self.steps[-1:] if len(self.steps) > 1 else self.steps:
+        for row in [*self.steps[:1], *self.steps[1:][-1:]]:
             numbers = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "step")
             lines.append(f"  step {row['step']}: {numbers}")
-        return "\n".join([*lines, *self.told(), repr(self.token_map)])
+        return "\n".join([*lines, *self.notice.lines(), repr(self.token_map)])
 
-    # -- what happens then --------------------------------------------------------------------------------------------
+    # -- requests and their results ------------------------------------------------------------------------------------
 
     def _texts(self) -> tuple[str, str]:
         return self.fields["document"].value, self.fields["question"].value
@@ -229,19 +231,20 @@ class TTTPanel(Panel):
     def _begin(self) -> Future[Any]:
         """Requests the reading and the answer before the first step."""
         self._config = self.config
-        self._ids, self._moving_ids = self._tokens()
-        self.say(f"Reading {len(self._ids):,} tokens…")
-        return together(self._look())
+        self._ids, self._trained_ids = self._tokens()
+        self.report(f"Reading {len(self._ids):,} tokens…")
+        return self._read_and_answer()
 
-    def _adapt(self, known: list[Any]) -> Future[Any]:
-        self._before, answer = known
-        self._answered("before", answer)
+    def _adapt(self, results: list[Any]) -> Future[Any]:
+        self._before, answer = results
+        self._show_answer("before", answer)
         self._show_reading(self._before)
         self._add({"step": 0, **_means(self._before)})
         self._began = time.monotonic()
-        arguments = {"token_ids": self._moving_ids, "config": self._config}
-        self.say(f"Step 1 of {self._config.steps}…")
-        self._job = self.worker.submit("adapt", self._stepped, model=self.model, **arguments)
+        self.report(f"Step 1 of {self._config.steps}…")
+        self._job = self.worker.submit(
+            "adapt", self._stepped, model=self.model, token_ids=self._trained_ids, config=self._config
+        )
         if self._stopping:
             self.worker.stop(self._job)
         return self._job
@@ -254,75 +257,61 @@ class TTTPanel(Panel):
         left = (time.monotonic() - self._began) / step.number * (self._config.steps - step.number)
         note = f" {step.note}." if step.note else ""
         if not self._stopping:
-            self.say(
-                f"Step {step.number} of {self._config.steps}, {step.tokens_per_second:,.0f} tokens/s, {left:.0f} s left.{note}"
-            )
+            progress = f"Step {step.number} of {self._config.steps}, {step.tokens_per_second:,.0f} tokens/s"
+            self.report(f"{progress}, {left:.0f} s left.{note}")
 
     def _finish(self, _: Any) -> Future[Any]:
         self._draw()
-        return together(self._look())
+        return self._read_and_answer()
 
-    def _look(self) -> list[Future[Any]]:
+    def _read_and_answer(self) -> Future[Any]:
         """Requests the model's current reading of the prompt and its answer."""
         rule = self._rule if self._texts() == self._first else AnswerRule()
         rule = replace(rule, max_tokens=self.fields["answer_tokens"].value)
-        return [
-            self.worker.submit("read", model=self.model, token_ids=self._ids),
-            self.worker.submit("answer", model=self.model, token_ids=self._ids, rule=rule),
-        ]
+        prompt = {"model": self.model, "token_ids": self._ids}
+        return together([self.worker.submit("read", **prompt), self.worker.submit("answer", **prompt, rule=rule)])
 
     def _show_reading(self, reading: DocumentReading) -> None:
         text = token_text(self.exploration.tokenizer, self._ids)
         self.token_map.show(text, [entropy_metric(reading), loss_metric(reading)])
 
-    def _show_change(self, known: list[Any]) -> None:
-        after, answer = known
-        self._answered("after", answer)
+    def _show_change(self, results: list[Any]) -> None:
+        after, answer = results
+        self._show_answer("after", answer)
         levels = [entropy_metric(self._before, "before"), entropy_metric(after, "after")]
         text = token_text(self.exploration.tokenizer, self._ids)
         self.token_map.show(text, [*change_metrics(self._before, after), *levels])
-        made = len(self.steps) - 1
-        ended = " (stopped)" if self._stopping else " (stopping criterion reached)" if made < self._config.steps else ""
-        loss, entropy = (
-            f"{name} {before[name]:.3f} → {now[name]:.3f}"
-            for before, now in [(_means(self._before), _means(after))]
-            for name in ("loss", "entropy")
-        )
-        self.say(f"After {made} step{'s' if made != 1 else ''}{ended}: {loss}, {entropy} (nats per token).")
+        steps = len(self.steps) - 1
+        end = " (stopped)" if self._stopping else " (stopping criterion reached)" if steps < self._config.steps else ""
+        means = {name: (value, _means(after)[name]) for name, value in _means(self._before).items()}
+        changes = ", ".join(f"{name} {before:.3f} → {now:.3f}" for name, (before, now) in means.items())
+        self.report(f"After {steps} step{'s' if steps != 1 else ''}{end}: {changes} (nats per token).")
 
-    def _answered(self, when: str, text: str) -> None:
+    def _show_answer(self, when: str, text: str) -> None:
         self.answers[when] = text
-        self._show_answers()
-
-    def _show_answers(self) -> None:
-        for when in ("before", "after"):
-            self._beside.set_trait(when, replace_surrogates(self.answers.get(when, "")))
+        self._beside.set_trait(when, replace_surrogates(text))
 
     def _add(self, row: dict[str, float]) -> None:
         self.steps.append(row)
-        if len(self.steps) > 2 and time.monotonic() - self._sent < INTERVAL:
-            return  # the page need not know every step of a quick model
-        self._draw()
+        if len(self.steps) <= 2 or time.monotonic() - self._sent >= INTERVAL:
+            self._draw()
 
     def _draw(self) -> None:
         """Sends the curves, thinned by `decimate`."""
         self._sent = time.monotonic()
         method = "refine" if self._config.refine else "sft"
         style = method_styles([method])[method]
+        methods = [{"method": method, "label": style.label, "symbol": style.symbol, "look": 1 + (method == "refine")}]
         panels = []
-        for key, title, unit in (*CURVES, ("reward", "Mean reward of the step's rollouts", "mean")):
-            found = [(each["step"], each[key]) for each in self.steps if key in each]
-            if found:
+        for key, title, unit in CURVES:
+            if found := [(row["step"], row[key]) for row in self.steps if key in row]:
                 points = np.array(found, dtype="<f4")
                 x, y = points[decimate(points[:, 1])].T
                 lines = [{"method": method, "seed": 0, "x": x.tobytes(), "y": y.tobytes()}]
                 panels.append({"name": key, "title": title, "unit": unit, "marks": True, "lines": lines})
-        methods = [
-            {"method": method, "label": style.label, "symbol": style.symbol, "look": 2 if method == "refine" else 1}
-        ]
         self.curves.curves = {"methods": methods, "panels": panels}
 
-    # -- the page -----------------------------------------------------------------------------------------------------
+    # -- state of the weights and buttons ------------------------------------------------------------------------------
 
     def _require_idle(self) -> None:
         if self.running:
@@ -330,11 +319,11 @@ class TTTPanel(Panel):
 
     def _ended(self, chain: Future[Any]) -> None:
         if chain.exception() is None:
-            self.error = ""  # of what was refused meanwhile
+            self.error = ""  # of a request that was refused during adaptation
         self._enable(running=False)
-        self._weights_moved()
+        self._show_weights_everywhere()
 
-    def _weights_moved(self) -> None:
+    def _show_weights_everywhere(self) -> None:
         """Updates the weights' status in every panel of the same model and worker."""
         for panel in [*_PANELS]:
             if (panel.worker, panel.model) == (self.worker, self.model):
@@ -343,39 +332,20 @@ class TTTPanel(Panel):
     def _show_weights(self) -> None:
         """Shows the number of updates that the worker reports."""
 
-        def told(future: Future[Any]) -> None:
-            known = {"updates": 0, "adapting": False} if future.exception() else future.result()
-            updates = known["updates"]
+        def show(future: Future[Any]) -> None:
+            weights = {"updates": 0, "adapting": False} if future.exception() else future.result()
+            updates = weights["updates"]
             if not self.running:
-                self.buttons["stop"].disabled = not known["adapting"]
+                self.buttons["stop"].disabled = not weights["adapting"]
             adapted = f"Adapted ({updates} update{'' if updates == 1 else 's'}). Reset restores the original weights."
             self.fields["weights"].value = adapted if updates else "Original weights."
 
-        self.worker.submit("open", model=self.model).add_done_callback(told)
-
-    @guarded
-    def _pressed(self, name: str) -> None:
-        getattr(self, name)()
+        self.worker.submit("open", model=self.model).add_done_callback(show)
 
     def _enable(self, *, running: bool) -> None:
         self.buttons["stop"].disabled = not running
         for name in ("start", "reset"):
             self.buttons[name].disabled = running
-
-    def _laid_out(self) -> list[Any]:
-        self.buttons = {
-            "start": button(
-                "Adapt", partial(self._pressed, "start"), "Adapt to the document and the question", "primary"
-            ),
-            "stop": button(
-                "Stop", partial(self._pressed, "stop"), "Stop after the current step and keep the adapted weights"
-            ),
-            "reset": button("Reset", partial(self._pressed, "reset"), "Restore the original weights"),
-        }
-        settings = in_rows([self.fields[name] for name in ("method", "reward", "steps", "lr", "answer_tokens")])
-        actions = in_rows([*self.buttons.values(), self.fields["weights"]])
-        texts = [self.fields["document"], self.fields["question"]]
-        return [*texts, settings, actions, self.notice, self.curves, self._beside, self.token_map]
 
 
 def _means(reading: Any) -> dict[str, float]:

@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from jaxtyping import Int
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import DataConfig
@@ -67,11 +68,8 @@ class SequenceData:
         kinds, before = self._kinds.between(start, stop)
         rows = []
         for sequence_id, kind in zip(range(start, stop), kinds.tolist(), strict=True):
-            name = self._names[kind]
-            if kind < len(self.tokens):
-                rows.append(self._window(name, int(before[kind])))
-            else:
-                rows.append(self._recall_document(name, sequence_id))
+            name, is_text = self._names[kind], kind < len(self.tokens)
+            rows.append(self._window(name, int(before[kind])) if is_text else self._recall_document(name, sequence_id))
             before[kind] += 1
         return padded(rows, tuple(range(start, stop)))
 
@@ -80,9 +78,8 @@ class SequenceData:
 
         Raises ValueError if the held-out text has fewer.
         """
-        held_out = SequenceData(
-            replace(self.config, recall={}), self.tokenizer, VALIDATION_SEED, "validation", self.manifest
-        )
+        text = replace(self.config, recall={})
+        held_out = SequenceData(text, self.tokenizer, VALIDATION_SEED, "validation", self.manifest)
         count = self.config.validation_sequences
         kinds, _ = held_out._kinds.between(0, count)
         for kind, name in enumerate(held_out.tokens):
@@ -101,17 +98,16 @@ class SequenceData:
         """Returns window number `index` of the source's plain rows; every epoch has each window once, in a new order."""
         length, windows = self.config.sequence_length, self._num_windows(source)
         epoch, place = divmod(index, windows)
-        start = int(_epoch_order(self.seed, source, epoch, windows)[place]) * length
+        start = int(epoch_order(self.seed, epoch, windows, f"windows of {source}")[place]) * length
         return self.tokens[source][start : start + length]
 
     def _recall_document(self, kind: str, sequence_id: int) -> Int[np.ndarray, "T"]:
         """Returns a recall document in text from a source drawn in proportion to its share."""
         generator = Draws(seed=self.seed).generator(sequence_id, "recall")
         shares = torch.tensor(list(self.config.sources.values()))
-        source = list(self.tokens)[int(torch.multinomial(shares, 1, generator=generator))]
-        length = self.config.sequence_length
-        text, begins = self.tokens[source], self.beginning
-        document = make_document(kind, length, text, generator, self.tokenizer, self.split, beginning=begins)
+        text = [*self.tokens.values()][int(torch.multinomial(shares, 1, generator=generator))]
+        length, first = self.config.sequence_length, self.beginning
+        document = make_document(kind, length, text, generator, self.tokenizer, self.split, beginning=first)
         return np.array(document.tokens, dtype=np.int32)
 
 
@@ -131,20 +127,17 @@ class _Kinds:
         if start < self._row:
             self._rewind()
         while self._row < start:
-            passed = self._drawn(min(ROWS_AT_ONCE, start - self._row))
+            passed = self._drawn(min(ROWS_AT_ONCE, start - self._row), self._generator)
             self._row += len(passed)
             self._counts += np.bincount(passed, minlength=len(self._ends))
-        here = self._generator.get_state()
-        kinds = self._drawn(stop - start)
-        self._generator.set_state(here)
-        return kinds, self._counts.copy()
+        return self._drawn(stop - start, self._generator.clone_state()), self._counts.copy()
 
     def _rewind(self) -> None:
         self._row, self._counts = 0, np.zeros(len(self._ends), dtype=np.int64)
         self._generator = Draws(seed=self.seed).generator(0, "kinds")
 
-    def _drawn(self, count: int) -> Int[np.ndarray, "rows"]:
-        points = torch.rand(count, generator=self._generator, dtype=torch.float64).numpy() * self._ends[-1]
+    def _drawn(self, count: int, generator: torch.Generator) -> Int[np.ndarray, "rows"]:
+        points = torch.rand(count, generator=generator, dtype=torch.float64).numpy() * self._ends[-1]
         return np.searchsorted(self._ends, points, side="right")
 
 
@@ -171,23 +164,19 @@ def plain_tokens(
         manifest=manifest,
         beginning=beginning(tokenizer, config.add_bos),
     )
-    if len(tokens) < config.sequence_length:
-        raise ValueError(
-            f"the {split} text of {source!r} has {len(tokens)} tokens, fewer than one row of {config.sequence_length}"
-        )
-    return tokens
+    if len(tokens) >= config.sequence_length:
+        return tokens
+    fewer = f"fewer than one row of {config.sequence_length}"
+    raise ValueError(f"the {split} text of {source!r} has {len(tokens)} tokens, {fewer}")
 
 
 @lru_cache(maxsize=32)
-def _epoch_order(seed: int, source: str, epoch: int, windows: int) -> Int[np.ndarray, "windows"]:
-    generator = Draws(seed=seed, step=epoch).generator(0, f"windows of {source}")
-    return torch.randperm(windows, generator=generator).numpy()
+def epoch_order(seed: int, epoch: int, count: int, purpose: str) -> Int[np.ndarray, "count"]:
+    """Returns the order of an epoch's `count` windows or examples."""
+    return torch.randperm(count, generator=Draws(seed=seed, step=epoch).generator(0, purpose)).numpy()
 
 
 def padded(rows: list[np.ndarray], sequence_ids: tuple[int, ...]) -> Batch:
     """Returns rows of token ids of any length as a batch, padded on the right."""
-    lengths = torch.tensor([len(row) for row in rows])
-    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
-    for row, values in enumerate(rows):
-        tokens[row, : len(values)] = torch.from_numpy(values.astype(np.int64))
-    return Batch(tokens=tokens, lengths=lengths, sequence_ids=sequence_ids)
+    tokens = pad_sequence([torch.from_numpy(row.astype(np.int64)) for row in rows], batch_first=True)
+    return Batch(tokens=tokens, lengths=torch.tensor([len(row) for row in rows]), sequence_ids=sequence_ids)

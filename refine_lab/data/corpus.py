@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, get_args
 
-from refine_lab.data.files import refuse_pointer
-from refine_lab.validation import ConfigError
+from refine_lab.data.files import existing_file
+from refine_lab.validation import require
 
 Split = Literal["train", "validation"]
 
@@ -81,36 +81,28 @@ def load_manifest(path: str | Path) -> Manifest:
 
     Raises FileNotFoundError if there is no such file, and ValueError if it is not a manifest.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no manifest at {path}")
-    refuse_pointer(path)
+    path = existing_file(Path(path), f"there is no manifest at {path}")
     try:
         data = path.read_bytes()
         content = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
-        packages = content["packages"]
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no manifest of a corpus: {error}") from error
-    if content.get("format_version") != 1:
-        raise ConfigError(f"format_version of {path}", content.get("format_version"), "1")
-    splits: tuple[Split, ...] = ("train", "validation")
-    try:
+        version = content.get("format_version")
+        packages = content["packages"] if version == 1 else {}
         files = [
             File(package=name, path=file, digest=digest, split=split)
             for name, package in packages.items()
-            for split in splits
+            for split in get_args(Split)
             for file, digest in package[split].items()
         ]
         versions = {name: package["version"] for name, package in packages.items()}
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no manifest of a corpus: each of its packages must have version, train and validation"
-        ) from error
+    except (OSError, EOFError, zlib.error, AttributeError, KeyError, TypeError, ValueError) as error:
+        needed = "packages, each with version, train and validation"
+        raise ValueError(f"{path} is no manifest of a corpus, which has {needed}: {error!r}") from error
+    require(version == 1, f"format_version of {path}", version, "1")
     return Manifest(versions=versions, files=_sorted(files))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class CorpusReport:
     """Which files of a manifest are installed here; `share` counts files."""
 
     present: tuple[File, ...]
@@ -133,14 +125,14 @@ class Report:
         return f"{counts}, {left_out}{verdict}."
 
 
-def compare(manifest: Manifest) -> Report:
+def compare(manifest: Manifest) -> CorpusReport:
     """Compares a manifest with this installation: unchanged, differing and missing files."""
     found: dict[str, list[File]] = {"present": [], "differing": [], "missing": []}
     for file in manifest.files:
         data = _read(file)
         state = "missing" if data is None else "present" if _digest(data) == file.digest else "differing"
         found[state].append(file)
-    return Report(**{state: tuple(files) for state, files in found.items()})
+    return CorpusReport(**{state: tuple(files) for state, files in found.items()})
 
 
 def current_manifest(packages: tuple[str, ...] = PACKAGES) -> Manifest:
@@ -149,11 +141,10 @@ def current_manifest(packages: tuple[str, ...] = PACKAGES) -> Manifest:
     files: list[File] = []
     versions = {}
     for package in (STANDARD_LIBRARY, *packages):
-        root = _root(package)
-        if root is None:
-            continue
-        versions[package] = _version(package)
-        files.extend(_chosen(package, root, seen))
+        if (root := _root(package)) is not None:
+            python = package == STANDARD_LIBRARY
+            versions[package] = platform.python_version() if python else importlib.metadata.version(package)
+            files.extend(_chosen(package, root, seen))
     return Manifest(versions=versions, files=_sorted(files))
 
 
@@ -175,28 +166,22 @@ def _chosen(package: str, root: Path, seen: set[str]) -> Iterator[File]:
     for path in sorted(_paths(package, root), key=lambda path: _order(package, path)):
         data = (root / path).read_bytes()
         digest = _digest(data)
-        if digest in seen or len(data) > left or not _readable(data):
-            continue
-        seen.add(digest)
-        left -= len(data)
-        share = int(_order(package, path), 16) / 16**16
-        yield File(
-            package=package, path=path, digest=digest, split="validation" if share < VALIDATION_SHARE else "train"
-        )
+        if digest not in seen and len(data) <= left and _readable(data):
+            seen.add(digest)
+            left -= len(data)
+            held_out = int(_order(package, path), 16) / 16**16 < VALIDATION_SHARE
+            yield File(package=package, path=path, digest=digest, split="validation" if held_out else "train")
 
 
 def _paths(package: str, root: Path) -> list[str]:
     """Returns the usable .py files of a package, relative to `root`."""
     if package == STANDARD_LIBRARY:
-        names = list(_library_files(root))
+        names = _library_files(root)
     else:
-        names = [path.as_posix() for path in importlib.metadata.files(package) or [] if path.suffix == ".py"]
+        names = (path.as_posix() for path in importlib.metadata.files(package) or [] if path.suffix == ".py")
     smallest, largest = FILE_BYTES
-    return [
-        name
-        for name in names
-        if not SKIPPED.search(name) and (root / name).is_file() and smallest <= (root / name).stat().st_size <= largest
-    ]
+    found = [name for name in names if not SKIPPED.search(name) and (root / name).is_file()]
+    return [name for name in found if smallest <= (root / name).stat().st_size <= largest]
 
 
 def _library_files(root: Path) -> Iterator[str]:
@@ -227,10 +212,6 @@ def _order(package: str, path: str) -> str:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
-
-
-def _version(package: str) -> str:
-    return platform.python_version() if package == STANDARD_LIBRARY else importlib.metadata.version(package)
 
 
 @cache

@@ -1,17 +1,27 @@
-"""Reads input files: checks UTF-8 and git-lfs pointers, parses JSON lines, and computes content digests."""
+"""Reads input files: checks UTF-8 and git-lfs pointers, reads .jsonl and .parquet rows, and computes content digests."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """First bytes of a git-lfs pointer, which replaces a file whose content was not fetched."""
+
+
+def existing_file(path: Path, missing: str) -> Path:
+    """Returns `path`. Raises FileNotFoundError with the sentence `missing` if there is no such file.
+
+    Raises ValueError if the file is a git-lfs pointer instead of its content.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(missing)
+    return refuse_pointer(path)
 
 
 def refuse_pointer(path: Path) -> Path:
@@ -38,8 +48,7 @@ def read_text(path: Path) -> str:
     """
     data = refuse_pointer(path).read_bytes()
     try:
-        text = data.decode("utf-8")
-        wrong = data.find(0)
+        text, wrong = data.decode("utf-8"), data.find(0)
     except UnicodeDecodeError as error:
         text, wrong = "", error.start
     if wrong >= 0:
@@ -54,13 +63,31 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
             try:
-                value = json.loads(line)
+                if line.strip():
+                    yield number, json.loads(line)
             except ValueError as error:  # also bytes that are no UTF-8
                 raise ValueError(f"line {number} of {str(path)!r} is no JSON: {error}") from error
-            yield number, value
+
+
+def parquet_rows(path: Path, columns: Callable[[list[str]], Sequence[str]]) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a .parquet file; `columns` returns which of its columns, passed by name, are read.
+
+    Raises ValueError, naming the file, if it is not in this format or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{str(path)!r} is no parquet file: {error}") from error
+    chosen = columns(file.schema_arrow.names)
+    try:
+        for batch in file.iter_batches(batch_size=256, columns=chosen):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeError) as error:
+        raise ValueError(f"{str(path)!r} is damaged: {error}") from error
 
 
 def digest(path: Path) -> str:

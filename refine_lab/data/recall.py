@@ -14,7 +14,8 @@ import hashlib
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, NamedTuple
+from itertools import chain
+from typing import Literal
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class RecallDocument:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class RecallKind:
     """A kind of recall document: number of `facts`, and of `questions` in training; both 0 for `pairs`.
 
     The statements and questions of `pairs` fill the document. `distance` is the minimum number of tokens between the
@@ -76,24 +77,24 @@ class Kind:
     distance: int = 0
 
 
-def parse_kind(name: str) -> Kind:
+def parse_kind(name: str) -> RecallKind:
     """Returns the kind with that name.
 
     Raises ValueError unless it is one of `PAIRS`, or `word-N` or `number-N`, optionally with `-qM`, M at most N, and
     `-dD`.
     """
     if name in PAIRS:
-        return Kind(form="pairs")
+        return RecallKind(form="pairs")
     match = re.fullmatch(r"(word|number)-([1-9]\d*)(?:-q([1-9]\d*))?(?:-d([1-9]\d*))?", name)
-    facts, questions = (int(match[2]), int(match[3] or match[2])) if match else (0, 1)
-    if match is None or questions > facts:
+    if match is None or int(match[3] or 1) > int(match[2]):
         allowed = (
             f"one of {', '.join(PAIRS)}, or 'word-N' or 'number-N' with N facts, either also with '-qM', M of them asked, "
             "and '-dD', all D tokens or more before the first question"
         )
         raise ConfigError("a kind of recall document", name, allowed)
+    facts, questions, distance = int(match[2]), int(match[3] or match[2]), int(match[4] or 0)
     form = "word" if match[1] == "word" else "number"
-    return Kind(form=form, facts=facts, questions=questions, distance=int(match[4] or 0))
+    return RecallKind(form=form, facts=facts, questions=questions, distance=distance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,20 +112,15 @@ def recall_words(tokenizer: PreTrainedTokenizerBase) -> Words:
     A fifth of them, by hash, are keys of held-out documents and never keys in training. Words of the sentences
     themselves are excluded.
     """
-    used = {
-        word for templates in TEMPLATES.values() for text in templates for word in re.findall("[a-z]+", text.lower())
-    }
+    used = set(re.findall("[a-z]+", " ".join(chain.from_iterable(TEMPLATES.values())).lower()))
     before, texts = tokenizer.encode(ANCHOR, add_special_tokens=False), {}
     for token in range(len(tokenizer)):
         text = str(tokenizer.decode([*before, token])).removeprefix(ANCHOR)  # alone it may lose its space (Metaspace)
         if re.fullmatch(r" [a-z]{3,}", text) and text[1:] not in used and encode(tokenizer, text) == [token]:
             texts[token] = text
-    held_out = {token for token, text in texts.items() if hashlib.sha256(text.encode()).digest()[0] < 256 // 5}
-    keys: dict[Split, tuple[int, ...]] = {
-        "train": tuple(token for token in texts if token not in held_out),
-        "validation": tuple(token for token in texts if token in held_out),
-    }
-    return Words(texts=texts, keys=keys)
+    held_out = {token: hashlib.sha256(text.encode()).digest()[0] < 256 // 5 for token, text in texts.items()}
+    train, validation = (tuple(token for token in texts if held_out[token] is held) for held in (False, True))
+    return Words(texts=texts, keys={"train": train, "validation": validation})
 
 
 def make_document(
@@ -136,11 +132,12 @@ def make_document(
     split: Split,
     *,
     beginning: tuple[int, ...] = (),
+    one_question: bool = False,
 ) -> RecallDocument:
     """Makes a document of at most `length` tokens (`word` and `number`: exactly `length`), including the tokens `beginning`.
 
     The text around the facts is a random excerpt of `filler` [any number of tokens]; each fact is planted at a uniform
-    depth.
+    depth. With `one_question`, `word` and `number` ask about one fact in training too.
 
     Raises ValueError if the facts and questions do not fit, the filler is too short or the tokenizer has too few words.
     """
@@ -148,35 +145,24 @@ def make_document(
     writer = _Writer(tokenizer, generator, split, beginning)
     if chosen.form == "pairs":
         return writer.pairs(name=kind, length=length)
-    count = chosen.questions if split == "train" else 1
+    count = chosen.questions if split == "train" and not one_question else 1
     facts, questions = writer.facts(chosen.form, chosen.facts, count)
-    ending = sum(len(asked.prompt) + len(asked.answer) + len(writer.stop) for asked in questions)
+    ending = sum(len(prompt) + len(answer) + len(writer.stop) for _, prompt, answer in questions)
     room = length - len(beginning) - sum(map(len, facts)) - ending
-    if room < chosen.distance:
-        raise ValueError(
-            f"a recall document of kind {kind!r} takes at least {length - room + chosen.distance} tokens, {length} are allowed"
-        )
+    _require_length(kind, length, length - room + chosen.distance)
     document = writer.plant(facts, writer.filler(filler, room), chosen.distance)
     return writer.ask(document, questions)
 
 
-class _Asked(NamedTuple):
-    """A question before it is placed: its key, and the tokens of question and answer."""
-
-    key: str
-    prompt: list[int]
-    answer: list[int]
+_Unplaced = tuple[str, list[int], list[int]]
+"""A question before it is placed: its key, and the tokens of question and answer."""
 
 
 class _Writer:
     """The random draws and the wording of one document."""
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        generator: torch.Generator,
-        split: Split,
-        beginning: tuple[int, ...],
+        self, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator, split: Split, beginning: tuple[int, ...]
     ) -> None:
         self.tokenizer, self.generator, self.beginning = tokenizer, generator, beginning
         self.split: Split = split
@@ -204,17 +190,15 @@ class _Writer:
         taken = set(keys)
         return keys, self.pick(tuple(word for word in self.words.texts if word not in taken), count)
 
-    def facts(self, form: str, count: int, asked: int) -> tuple[list[list[int]], list[_Asked]]:
+    def facts(self, form: str, count: int, asked: int) -> tuple[list[list[int]], list[_Unplaced]]:
         """Returns the sentences of `count` facts, and questions about `asked` of them."""
         keys, values = self.keys_and_words(count)
-        texts = [self.words.texts[value] for value in values]
-        if form == "number":
-            texts = [self.number() for _ in texts]
+        texts = [self.number() if form == "number" else self.words.texts[value] for value in values]
         fact, question = (f"\n{template}" for template in TEMPLATES[form])
         names = [self.words.texts[key].strip() for key in keys]
         facts = [encode(self.tokenizer, fact.format(key=k, value=v) + "\n") for k, v in zip(names, texts, strict=True)]
         questions = [
-            _Asked(names[i], encode(self.tokenizer, question.format(key=names[i])), encode(self.tokenizer, texts[i]))
+            (names[i], encode(self.tokenizer, question.format(key=names[i])), encode(self.tokenizer, texts[i]))
             for i in self.order(count)[:asked]
         ]
         return facts, questions
@@ -222,9 +206,8 @@ class _Writer:
     def filler(self, tokens: Int[np.ndarray, "tokens"], count: int) -> list[int]:
         """Returns `count` tokens of text from a random start, with a newline at document boundaries."""
         if len(tokens) < count:
-            raise ValueError(
-                f"a recall document needs {count} tokens of text around its facts, the source has {len(tokens)}"
-            )
+            got = f"the source has {len(tokens)}"
+            raise ValueError(f"a recall document needs {count} tokens of text around its facts, {got}")
         start = self.below(len(tokens) - count + 1)
         text = np.asarray(tokens[start : start + count])
         between = (text == self.tokenizer.eos_token_id) | np.isin(text, self.beginning)
@@ -238,7 +221,7 @@ class _Writer:
             document += fact + text[start:end]
         return document
 
-    def ask(self, document: list[int], questions: list[_Asked]) -> RecallDocument:
+    def ask(self, document: list[int], questions: list[_Unplaced]) -> RecallDocument:
         asked, document = [], [*self.beginning, *document]
         for key, prompt, answer in questions:
             start, document = len(document), document + prompt
@@ -251,36 +234,38 @@ class _Writer:
         before, link = (encode(self.tokenizer, text) if text else [] for text in PAIRS[name])
         number = name == "pairs-number"
         size = len(before) + 1 + len(link) + (SPACE_AND_DIGITS if number else 1) + len(self.stop)
+        _require_length(name, length, 2 * size + len(self.beginning))
         length -= len(self.beginning)
         most = min(length // (2 * size), len(self.words.keys[self.split]), len(self.words.texts) // 2)
-        if length < 2 * size:
-            taken = 2 * size + len(self.beginning)
-            raise ValueError(
-                f"a recall document of kind {name!r} takes at least {taken} tokens, {length + len(self.beginning)} are allowed"
-            )
         count = max(1, most - self.below(most // 2 + 1))  # 1 where there are no words: choosing them says so
         keys, words = self.keys_and_words(count)
         values = [encode(self.tokenizer, self.number()) if number else [word] for word in words]
         prompts = [[*before, key, *link] for key in keys]
         stated = [token for pair in zip(prompts, values, strict=True) for part in (*pair, self.stop) for token in part]
         costs = [len(prompt) + len(value) + len(self.stop) for prompt, value in zip(prompts, values, strict=True)]
-        turns, room = [], length - len(stated)
+        questions, room = [], length - len(stated)
         for i in (i for _ in range(length) for i in self.order(count)):
             room -= costs[i]
-            if room < 0 or (turns and self.split == "validation"):
+            if room < 0 or (questions and self.split == "validation"):
                 break
-            turns.append(i)
-        names = [self.words.texts[key].strip() for key in keys]
-        return self.ask(stated, [_Asked(names[i], prompts[i], values[i]) for i in turns])
+            questions.append((self.words.texts[keys[i]].strip(), prompts[i], values[i]))
+        return self.ask(stated, questions)
 
     def number(self) -> str:
         """Returns a 7-digit number with the space before it."""
         return f" {1_000_000 + self.below(9_000_000)}"
 
 
+def _require_length(kind: str, length: int, least: int) -> None:
+    if length < least:
+        raise ValueError(f"a recall document of kind {kind!r} takes at least {least} tokens, {length} are allowed")
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Returns the tokens of `text`, which must not begin with a letter, as they are within a longer text."""
-    before = tokenizer.encode(ANCHOR, add_special_tokens=False)
-    whole = tokenizer.encode(ANCHOR + text, add_special_tokens=False)
-    kept = whole[: len(before)] == before
-    return whole[len(before) :] if kept else tokenizer.encode(text, add_special_tokens=False)
+    """Returns the tokens of `text` as they are within a longer text.
+
+    A text that begins with a letter is encoded alone if the tokenizer joins it to the text before.
+    """
+    before, joined = (tokenizer.encode(part, add_special_tokens=False) for part in (ANCHOR, ANCHOR + text))
+    kept = joined[: len(before)] == before
+    return joined[len(before) :] if kept else tokenizer.encode(text, add_special_tokens=False)

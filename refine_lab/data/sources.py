@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refine_lab.data.corpus import File, Manifest, Split, compare, current_manifest, python_documents
-from refine_lab.data.files import digest, json_lines, read_text, refuse_pointer
+from refine_lab.data.files import digest, existing_file, json_lines, parquet_rows, read_text, refuse_pointer
 from refine_lab.validation import ConfigError
 
 HELD_OUT_EVERY = 20
@@ -76,25 +76,21 @@ def _python_files(manifest: Manifest | None) -> tuple[File, ...]:
 
 def _path_documents(path: Path, split: Split) -> Iterator[str]:
     if path.is_dir():
-        return _folder_documents(_text_files(path), split)
+        return _text_documents(_text_files(path), split)
     _existing(path)
     if path.suffix == ".txt":
-        return iter([_part(read_text(path), split)])
+        return _text_documents([path], split)
     if path.suffix == ".jsonl":
         return _held_out_rows((row for _, row in json_lines(path)), split, str(path))
     if path.suffix == ".parquet":
-        return _parquet_documents(path, split)
-    allowed = ".txt, .jsonl or .parquet"
-    raise ConfigError("source", str(path), allowed, f"a source file must end in {allowed}, got {str(path)!r}")
+        rows = parquet_rows(path, lambda names: [COLUMN] if COLUMN in names else names)
+        return _held_out_rows(rows, split, str(path))
+    raise ConfigError("source", str(path), "a folder of .txt files, or a .txt, .jsonl or .parquet file")
 
 
 def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no source {str(path)!r}; allowed are 'python', a folder of .txt files, "
-            "a .txt, .jsonl or .parquet file, or 'datasets:NAME'"
-        )
-    return refuse_pointer(path)
+    allowed = "'python', a folder of .txt files, a .txt, .jsonl or .parquet file, or 'datasets:NAME'"
+    return existing_file(path, f"there is no source {str(path)!r}; allowed are {allowed}")
 
 
 def _text_files(folder: Path) -> list[Path]:
@@ -104,18 +100,15 @@ def _text_files(folder: Path) -> list[Path]:
     return [refuse_pointer(file) for file in files]
 
 
-def _folder_documents(files: list[Path], split: Split) -> Iterator[str]:
+def _text_documents(files: list[Path], split: Split) -> Iterator[str]:
     """Yields each file as a document; files whose names have the smallest hashes are held out. A single file is divided."""
     if len(files) == 1:
-        return iter([_part(read_text(files[0]), split)])
+        text = read_text(files[0])
+        cut = len(text) - int(len(text) * HELD_OUT_END)
+        return iter([text[:cut] if split == "train" else text[cut:]])
     ordered = sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).hexdigest())
     held_out = set(ordered[: -(-len(files) // HELD_OUT_EVERY)])
     return (read_text(file) for file in files if (file in held_out) == (split == "validation"))
-
-
-def _part(text: str, split: Split) -> str:
-    cut = len(text) - int(len(text) * HELD_OUT_END)
-    return text[:cut] if split == "train" else text[cut:]
 
 
 def _held_out_rows(rows: Iterable[Any], split: Split, source: str) -> Iterator[str]:
@@ -133,28 +126,6 @@ def _field(row: Any, source: str, number: int) -> str:
     return row[COLUMN]
 
 
-def _parquet_documents(path: Path, split: Split) -> Iterator[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{str(path)!r} is no parquet file: {error}") from error
-    names = file.schema_arrow.names
-    if COLUMN not in names:
-        raise ValueError(f"{str(path)!r} has no column {COLUMN!r}; it has {', '.join(map(repr, names))}")
-
-    def rows() -> Iterator[Any]:
-        try:
-            for batch in file.iter_batches(columns=[COLUMN]):
-                yield from ({COLUMN: text} for text in batch.column(0).to_pylist())
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise ValueError(f"{str(path)!r} is damaged: {error}") from error
-
-    return _held_out_rows(rows(), split, str(path))
-
-
 def _dataset_rows(source: str) -> Iterator[Any]:
     name, _, configuration = source.removeprefix("datasets:").partition(":")
     try:
@@ -166,7 +137,5 @@ def _dataset_rows(source: str) -> Iterator[Any]:
         raise ValueError(f"{place} is in the way of the package `datasets`: rename it, or start in another folder")
     try:
         yield from datasets.load_dataset(name, configuration or None, split="train", streaming=True)
-    except (
-        Exception
-    ) as error:  # for no network, no such name, a loading script: the library raises errors of every kind
+    except Exception as error:  # the library raises errors of every kind: no network, no such name, a loading script
         raise ValueError(f"the data set {name!r} could not be read: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import takewhile
+from itertools import chain, product, takewhile
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from refine_lab.data.corpus import Manifest
 from refine_lab.data.recall import TEMPLATES
 from refine_lab.data.sources import documents
-from refine_lab.validation import ConfigError
+from refine_lab.validation import ConfigError, require
 
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 1 + 256 + 100
@@ -39,8 +39,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedT
 
     Raises ValueError if `vocab_size` leaves no room for a merge.
     """
-    if vocab_size <= SMALLEST_VOCABULARY:
-        raise ConfigError("vocab_size", vocab_size, f"above {SMALLEST_VOCABULARY}")
+    require(vocab_size > SMALLEST_VOCABULARY, "vocab_size", vocab_size, f"above {SMALLEST_VOCABULARY}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = _pre_tokenizer(digits=1)
     tokenizer.decoder = decoders.ByteLevel()
@@ -67,7 +66,7 @@ def tokenizer_sample(characters: Mapping[str, int], manifest: Manifest | None = 
             yield part
             if left == 0:
                 break
-    for template in (template for templates in TEMPLATES.values() for template in templates):
+    for template in chain.from_iterable(TEMPLATES.values()):
         yield from [f"\n{template.format(key='key', value=' value')}\n"] * TEMPLATE_REPEATS
 
 
@@ -80,10 +79,9 @@ def _with_digit_pairs(tokenizer: Tokenizer) -> Tokenizer:
     """Adds a merge for each pair of digits to a `tokenizer` trained on single digits; no other merge involves a digit."""
     content = json.loads(tokenizer.to_str())
     vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
-    for first in "0123456789":
-        for second in "0123456789":
-            vocabulary[first + second] = len(vocabulary)
-            merges.append([first, second])
+    for pair in product("0123456789", repeat=2):
+        vocabulary["".join(pair)] = len(vocabulary)
+        merges.append(list(pair))
     result = Tokenizer.from_str(json.dumps(content))
     result.pre_tokenizer = _pre_tokenizer(digits=2)
     return result
@@ -113,15 +111,15 @@ def beginning(tokenizer: PreTrainedTokenizerBase, add_bos: bool | None = None) -
         return ()
     encoded = tokenizer("a", return_special_tokens_mask=True)
     pairs = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
-    own = tuple(token for token, _ in takewhile(lambda pair: pair[1], pairs))
-    if own or add_bos is None:
-        return own
+    special = tuple(token for token, _ in takewhile(lambda pair: pair[1], pairs))
+    if special or add_bos is None:
+        return special
     if not isinstance(tokenizer.bos_token_id, int):
         raise ConfigError("add_bos", True, "false or none for a tokenizer that has no BOS token (bos_token)")
     return (tokenizer.bos_token_id,)
 
 
-def beginning_told(tokenizer: PreTrainedTokenizerBase, add_bos: bool | None = None) -> str:
+def describe_beginning(tokenizer: PreTrainedTokenizerBase, add_bos: bool | None = None) -> str:
     """Returns a sentence that describes `beginning`; empty if `add_bos` is None and the tokenizer adds no token."""
     tokens = beginning(tokenizer, add_bos)
     if not tokens and add_bos is None:
@@ -137,5 +135,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> 
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens, the model embeds {num_embeddings}: they do not belong together"
         )
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no end-of-text token (eos_token), which documents are joined with")
+    end_of_text(tokenizer)
+
+
+def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns the token that ends a document or an answer. Raises ValueError if the tokenizer has none."""
+    if isinstance(end := tokenizer.eos_token_id, int):
+        return end
+    raise ValueError("the tokenizer has no end-of-text token (eos_token), which ends documents and answers")

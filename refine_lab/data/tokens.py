@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.data.corpus import Manifest, Split
 from refine_lab.data.sources import documents, identity
-from refine_lab.validation import ConfigError
+from refine_lab.data.tokenizer import end_of_text
+from refine_lab.validation import require
 
 CACHE_VERSION = 1
 BATCH_CHARACTERS = 2_000_000
@@ -33,23 +35,16 @@ def cache_folder() -> Path:
     """
     if named := os.environ.get("REFINE_CACHE"):
         path = Path(named).expanduser()
-        if not path.is_absolute():
-            raise ConfigError("REFINE_CACHE", named, "an absolute path")
+        require(path.is_absolute(), "REFINE_CACHE", named, "an absolute path")
         return path
     try:
-        return _platform_folder()
-    except RuntimeError as error:  # of Path.home
-        raise ValueError(
-            f"there is no home folder to keep tokens in ({error}): name a folder in REFINE_CACHE"
-        ) from error
-
-
-def _platform_folder() -> Path:
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "refine_lab"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "refine_lab" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refine_lab"
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "refine_lab"
+        if sys.platform == "win32":
+            return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "refine_lab" / "cache"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refine_lab"
+    except RuntimeError as error:  # from Path.home
+        raise ValueError(f"there is no home folder for tokens ({error}): name a folder in REFINE_CACHE") from error
 
 
 def token_array(
@@ -70,25 +65,22 @@ def token_array(
     Raises what `documents` raises; ValueError if every document is shorter than `min_tokens`, or the tokenizer is not
     one of the library `tokenizers` or lacks an end-of-text token; and OSError if the cache folder cannot be written.
     """
-    encoder, end = _encoder(tokenizer), tokenizer.eos_token_id
-    if not isinstance(end, int):
-        raise ValueError("the tokenizer has no end-of-text token (eos_token), which documents are joined with")
+    encoder, end = _encoder(tokenizer), end_of_text(tokenizer)
     settings = [CACHE_VERSION, split, max_tokens, min_tokens, end, encoder.to_str()]
     settings += [source, identity(source, manifest), *([list(beginning)] if beginning else [])]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
     path = cache_folder() / f"tokens-{key}.npy"
     if (kept := _kept(path)) is None:
         encoded = _encoded(documents(source, split, manifest), encoder)
-        long_enough = (ids for ids in encoded if len(ids) >= min_tokens)
-        tokens = _packed(long_enough, beginning, end, max_tokens)
+        packed = ([*beginning, *ids, end] for ids in encoded if len(ids) >= min_tokens)
+        tokens = np.fromiter(islice(chain.from_iterable(packed), max_tokens), dtype=np.int32)
         if not len(tokens):
             raise ValueError(f"no {split} document of {source!r} has min_tokens {min_tokens} tokens")
         try:
             _write(path, tokens)
         except OSError as error:
-            raise OSError(
-                f"tokens cannot be kept in {path.parent} ({error}): name a folder that can be written in REFINE_CACHE"
-            ) from error
+            advice = "name a folder that can be written in REFINE_CACHE"
+            raise OSError(f"tokens cannot be kept in {path.parent} ({error}): {advice}") from error
         kept = np.load(path, mmap_mode="r")
     return kept
 
@@ -113,18 +105,6 @@ def _encoder(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     return encoder
 
 
-def _packed(
-    documents: Iterable[list[int]], beginning: tuple[int, ...], end: int, max_tokens: int
-) -> Int[np.ndarray, "tokens"]:
-    packed, total = [np.zeros(0, dtype=np.int32)], 0
-    for ids in documents:
-        packed.append(np.array([*beginning, *ids, end], dtype=np.int32))
-        total += len(packed[-1])
-        if total >= max_tokens:
-            break
-    return np.concatenate(packed)[:max_tokens]
-
-
 def _encoded(texts: Iterable[str], encoder: Tokenizer) -> Iterator[list[int]]:
     """Yields the tokens of each text, encoding many at a time."""
     for group in _groups(texts):
@@ -135,8 +115,7 @@ def _encoded(texts: Iterable[str], encoder: Tokenizer) -> Iterator[list[int]]:
 
 
 def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
-    group: list[str] = []
-    size = 0
+    group, size = [], 0
     for text in texts:
         group.append(text)
         size += len(text)
@@ -159,13 +138,8 @@ def _pieces(text: str) -> list[str]:
 
 
 def _write(path: Path, tokens: np.ndarray) -> None:
-    """Writes the array to a temporary file and renames it, so that no reader ever sees half an array."""
+    """Writes the array in a temporary folder and moves it to `path`, so that no reader ever sees a partial array."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, tokens)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with tempfile.TemporaryDirectory(dir=path.parent, suffix=".tmp") as folder:
+        np.save(Path(folder, path.name), tokens)
+        Path(folder, path.name).replace(path)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.config import require
 from refine_lab.data.tasks.scores import SCORES
 from refine_lab.experiments.run_groups import flat_settings, group_names
 from refine_lab.experiments.statistics import mean_interval, paired_difference
 from refine_lab.models.loading import load_tokenizer
 from refine_lab.runs.run import Run
+from refine_lab.validation import require
 
 READINGS = ("loss_before", "loss_after", "entropy_before", "entropy_after")
 """Measures of a prompt, in nats per token."""
@@ -26,18 +26,21 @@ ORDER = ("base", "none", "sft_release", "sft", "nested_sft_release", "nested_sft
 
 def metrics(runs: Iterable[Run]) -> pd.DataFrame:
     """Returns one row per batch of every run, with `method` (as named by `run_groups.group_names`) and `seed`."""
-    return _joined((run, run.metrics()) for run in runs)
+    return _joined(runs, Run.metrics)
 
 
 def evaluations(runs: Iterable[Run]) -> pd.DataFrame:
     """Returns one row per evaluation of every run, with `method` and `seed` as in `metrics`."""
-    return _joined((run, run.evaluations()) for run in runs)
+    return _joined(runs, Run.evaluations)
 
 
 def last_rollouts(runs: Iterable[Run], steps: int = 5) -> pd.DataFrame:
     """Returns the rollouts of the last `steps` batches of every REFINE run, with `method` and `seed` as in `metrics`."""
-    last = ((run, run.config.steps) for run in runs if run.config.refine is not None)
-    return _joined((run, run.rollouts(range(max(1, step - steps + 1), step + 1))) for run, step in last)
+
+    def last(run: Run) -> pd.DataFrame:
+        return run.rollouts(range(max(1, run.config.steps - steps + 1), run.config.steps + 1))
+
+    return _joined((run for run in runs if run.config.refine is not None), last)
 
 
 def joined_stages(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -61,17 +64,16 @@ def names_of(runs: Sequence[Run]) -> list[str]:
     return group_names([(run.config.method, run.config, run.name) for run in runs])
 
 
-def _joined(frames: Iterable[tuple[Run, pd.DataFrame]]) -> pd.DataFrame:
-    pairs = list(frames)
-    named = zip(pairs, names_of([run for run, _ in pairs]), strict=True)
-    parts = [frame.assign(method=name, seed=run.config.seed) for (run, frame), name in named]
-    return pd.concat(parts, ignore_index=True)
+def _joined(runs: Iterable[Run], read: Callable[[Run], pd.DataFrame]) -> pd.DataFrame:
+    runs = list(runs)
+    named = zip(runs, names_of(runs), strict=True)
+    return pd.concat([read(run).assign(method=name, seed=run.config.seed) for run, name in named], ignore_index=True)
 
 
 def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
     """Returns the settings in which runs differ: one row per setting, one column per run, all strings; "–" for none.
 
-    For a group that some runs lack, such as `method` for SFT, one row marks the runs that have it ("given"); the
+    For a group that some runs lack, such as `refine` for SFT, one row marks the runs that have it ("given"); the
     group's own settings are rows only if the runs that have it differ.
     """
     flat = {run.name: flat_settings(run.config) for run in runs}
@@ -118,8 +120,7 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
     for method, group in rows.groupby("method", sort=False):
         for measure in measures_of(rows):
             mean, low, high = mean_interval(group[measure].dropna().to_numpy())
-            values = {"mean": mean, "std": group[measure].std(ddof=1), "low": low, "high": high}
-            found.append({"method": method, "measure": measure, "count": len(group), **values})
+            found.append((method, measure, len(group), mean, group[measure].std(ddof=1), low, high))
     return pd.DataFrame(found, columns=["method", "measure", "count", "mean", "std", "low", "high"])
 
 
@@ -133,10 +134,10 @@ def differences(rows: pd.DataFrame) -> pd.DataFrame:
     unit, found = _unit(rows), []
     for method, against in comparable(rows):
         for measure in measures_of(rows):
-            whole = rows[measure].notna().groupby(rows[unit]).transform("all")
-            if whole.any() and not measure.endswith("_before"):  # before adapting all methods are the same
+            complete = rows[rows[measure].notna().groupby(rows[unit]).transform("all")]
+            if len(complete) and not measure.endswith("_before"):  # before adapting all methods are the same
                 pair = {"method": method, "against": against, "measure": measure}
-                found.append(pair | paired_difference(rows[whole], method, against, measure, pair=unit))
+                found.append(pair | paired_difference(complete, method, against, measure, pair=unit))
     return pd.DataFrame(found, columns=["method", "against", "measure", "difference", "low", "high", "pairs"])
 
 

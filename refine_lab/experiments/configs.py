@@ -1,33 +1,34 @@
-"""Builds the configurations of an experiment from a recipe, the methods to compare, and seeds."""
+"""Builds the configurations of an experiment from a recipe, methods, seeds, and the model, text and prompts to use.
+
+Names of files and folders become absolute paths. The prompts of test-time training are those that the model was not
+trained on.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from functools import cache
-from inspect import get_annotations
-from typing import Any, TypeVar, get_args
+from glob import glob
+from pathlib import Path
+from typing import Any, TypeVar
 
 from refine_lab import recipes
-from refine_lab.config import RELEASE, TaskConfig, TrainConfig, require, unknown
-from refine_lab.data.tasks.trained import History
-from refine_lab.experiments.tasks import (
-    SEED,
-    absolute_model,
-    absolute_source,
-    drop_none,
-    history_by_seed,
-    model_of_seed,
-    prompts_of,
-    with_source,
-)
+from refine_lab.config import RELEASE, TaskConfig, TrainConfig
+from refine_lab.data.tasks.trained import FREE_FIELDS, UNTRAINED, History, Trained
 from refine_lab.method.rewards import reward_function
+from refine_lab.models.hub import own_folder, resolve, shipped
+from refine_lab.training.history import history_of
 from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.types import RewardFunction
+from refine_lab.validation import Config, require, unknown
 
-C = TypeVar("C")
+C = TypeVar("C", bound=Config)
 R = TypeVar("R", bound=TrainConfig | TTTRunConfig)
+
+SEED = "{seed}"
+"""Placeholder for the seed in a model's name."""
 
 Reward = RewardFunction | str | None
 """A custom reward function, the name of a built-in one, or None for the recipe's."""
@@ -51,11 +52,11 @@ def method_configs(
     `settings` are fields of the configuration or of any configuration inside it; None keeps the recipe's value, and
     methods without that part ignore it. In addition:
 
-    - `model` containing `{seed}` is a separate model for each seed (`tasks.model_of_seed`);
+    - `model` containing `{seed}` is a separate model for each seed (`model_of_seed`);
     - `reward` may be a function (`create_runs` stores its source);
     - `data` is the only source of text; `task` is the source of a post-training task, whose `batch_size` and that of
       mid-training keep the recipe's number of updates per batch;
-    - `prompts` and `count` are what test-time training answers (`tasks.prompts_of`).
+    - `prompts` and `count` are what test-time training answers (`prompts_of`).
 
     Models, files and folders become absolute paths. Raises ValueError for repeated seeds, an unknown recipe, method or
     setting, and for every value that a configuration refuses.
@@ -69,18 +70,19 @@ def method_configs(
     elif reward not in (None, "custom"):
         reward_function(reward)
     model = settings.pop("model", None)
-    pasts = history_by_seed(model, seeds) if entry.phase == "ttt" else {}
+    histories = history_by_seed(model, seeds) if entry.phase == "ttt" else {}
     configs = []
     for seed in seeds:
-        own_model = {"model": absolute_model(model_of_seed(model, seed))} if model else {}
+        if model:
+            settings["model"] = absolute_model(model_of_seed(model, seed))
         for name in methods or recipes.METHODS[entry.phase]:
             if name == "none" and seed != seeds[0] and SEED not in (model or ""):
                 continue
             config = entry.make(name, seed)
             if isinstance(config, TTTRunConfig):
-                config = _ttt_config(config, pasts[seed], settings | own_model)
+                config = _ttt_config(config, histories[seed], dict(settings))
             else:
-                config = _train_config(config, settings | own_model)
+                config = _train_config(config, dict(settings))
             configs.append(recipes.release_updates(config) if updates == "release" else config)
     return configs
 
@@ -99,40 +101,29 @@ def with_settings(config: C, settings: Mapping[str, Any]) -> C:
     """
     if strange := next((name for name in settings if name not in setting_names(type(config))), None):
         raise unknown("setting", strange, sorted(setting_names(type(config))))
-    parts = _parts(type(config))
-    changes: dict[str, Any] = {}
-    for name, kind in parts.items():
-        own = {key: value for key, value in settings.items() if key in setting_names(kind)}
-        if own and getattr(config, name) is not None:
-            changes[name] = with_settings(getattr(config, name), own)
-    outer = {field.name for field in fields(config)} - parts.keys()  # type: ignore[arg-type]
-    return replace(config, **changes, **{key: value for key, value in settings.items() if key in outer})  # type: ignore[type-var]
+    nested = config.inner_configs()
+    names = {field.name for field in fields(config)} - nested.keys()  # type: ignore[arg-type]
+    changes = {name: value for name, value in settings.items() if name in names}
+    for name, kind in nested.items():
+        inner = {key: value for key, value in settings.items() if key in setting_names(kind)}
+        if inner and getattr(config, name) is not None:
+            changes[name] = with_settings(getattr(config, name), inner)
+    return replace(config, **changes)  # type: ignore[type-var]
 
 
 @cache
-def setting_names(kind: type) -> frozenset[str]:
+def setting_names(kind: type[Config]) -> frozenset[str]:
     """Returns the field names of a configuration and of those inside it, without the fields that hold them."""
-    parts = _parts(kind)
-    own = {field.name for field in fields(kind)} - parts.keys()
-    return frozenset(own.union(*map(setting_names, parts.values())))
-
-
-@cache
-def _parts(kind: type) -> dict[str, type]:
-    """Returns the configurations inside a configuration by field name."""
-    annotations = [get_annotations(base, eval_str=True) for base in reversed(kind.__mro__)]
-    hints = {name: hint for each in annotations for name, hint in each.items()}
-    options = {field.name: get_args(hints[field.name]) or (hints[field.name],) for field in fields(kind)}
-    return {name: option for name, each in options.items() for option in each if is_dataclass(option)}  # type: ignore[misc]
+    nested = kind.inner_configs()
+    names = {field.name for field in fields(kind)} - nested.keys()  # type: ignore[arg-type]
+    return frozenset(names.union(*map(setting_names, nested.values())))
 
 
 def _split_updates(recipe: str, updates: str | None) -> tuple[str, str]:
     """Returns the recipe's name and the kind of updates; the old suffix of a name still works, with a warning."""
     if recipe.endswith(RELEASE):
-        recipe, updates = recipe.removesuffix(RELEASE), "release"
-        sentence = (
-            f"recipe '{recipe}{RELEASE}' is now recipe {recipe!r} with updates 'release'; the old name will be removed"
-        )
+        old, recipe, updates = recipe, recipe.removesuffix(RELEASE), "release"
+        sentence = f"recipe {old!r} is now recipe {recipe!r} with updates 'release'; the old name will be removed"
         warnings.warn(sentence, FutureWarning, stacklevel=3)
     require(updates in (None, "equal", "release"), "updates", updates, "'equal' or 'release'")
     return recipe, updates or "equal"
@@ -156,16 +147,121 @@ def _train_config(config: TrainConfig, settings: dict[str, Any]) -> TrainConfig:
 def _batch_sizes(config: TrainConfig, batch_size: int) -> dict[str, int]:
     """Returns mini-batch and micro-batch sizes that keep the updates per batch of `config`."""
     updates = config.batch_size // config.mini_batch_size
-    whole = batch_size >= updates and batch_size % updates == 0
-    require(whole, "batch_size", batch_size, f"a multiple of {updates}, the updates this recipe makes of a batch")
+    divisible = batch_size >= updates and batch_size % updates == 0
+    require(divisible, "batch_size", batch_size, f"a multiple of {updates}, the updates this recipe makes of a batch")
     mini = batch_size // updates
     return {"mini_batch_size": mini, "micro_batch_size": min(config.micro_batch_size, mini)}
 
 
-def _ttt_config(config: TTTRunConfig, past: History, settings: dict[str, Any]) -> TTTRunConfig:
+def _ttt_config(config: TTTRunConfig, history: History, settings: dict[str, Any]) -> TTTRunConfig:
     prompts, count = settings.pop("prompts", None), settings.pop("count", None)
-    asked = {name: settings.pop(name) for name in setting_names(TaskConfig) - {"test"} if name in settings}
-    config = replace(config, **prompts_of(config, past, prompts, count, asked))
+    changes = {name: settings.pop(name) for name in setting_names(TaskConfig) - {"test"} if name in settings}
+    config = replace(config, **prompts_of(config, history, prompts, count, changes))
     if config.method == "sft":
         settings.pop("stop_at_reward", None)
     return with_settings(config, settings)
+
+
+# -- model, text and prompts --------------------------------------------------------------------------------------------
+
+
+def drop_none(**values: Any) -> dict[str, Any]:
+    """Returns the values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def absolute_model(name: str) -> str:
+    """Returns a model's name, with a folder as an absolute path; for a run, the path of its current last checkpoint."""
+    bare = name.removeprefix("new:")
+    if shipped(bare) or not own_folder(bare):
+        return name
+    return name[: -len(bare)] + str(resolve(bare).absolute())
+
+
+def absolute_source(name: str) -> str:
+    """Returns a source of text or prompts, with a file or folder as an absolute path."""
+    if name.startswith("ruler:"):
+        return f"ruler:{absolute_source(name.removeprefix('ruler:'))}"
+    path = Path(name).expanduser()
+    return name if name == "python" or name.startswith("recall:") or not path.exists() else str(path.absolute())
+
+
+def with_source(task: TaskConfig, source: str | None, test_source: str | None = None) -> TaskConfig:
+    """Returns a recipe's task with other sources, or its own if they are None, as absolute paths.
+
+    The recipe's `answer_tokens` are kept only if the test examples have the recipe's form; other forms use the length
+    of their longest reference answer.
+    """
+    test_sources = drop_none(test_source=test_source and absolute_source(test_source))
+    changed = replace(task, source=absolute_source(source or task.source), **test_sources)
+    return changed if changed.test_form == task.test_form else replace(changed, answer_tokens=None)
+
+
+def model_of_seed(model: str, seed: int) -> str:
+    """Returns the model's name with `{seed}` replaced; if it contains a `*`, the last folder that matches.
+
+    Raises FileNotFoundError if none matches.
+    """
+    name = model.replace(SEED, str(seed))
+    if "*" not in name:
+        return name
+    found = sorted(glob(str(Path(name).expanduser())))
+    if not found:
+        raise FileNotFoundError(f"no folder fits the model {name!r}")
+    return found[-1]
+
+
+def history_by_seed(model: str | None, seeds: Sequence[int]) -> dict[int, History]:
+    """Returns what each seed's model was trained on; empty for None, the recipe's model.
+
+    Raises ValueError if the models of several seeds were trained on different prompts, since they then have no common
+    test set.
+    """
+    if model is None:
+        return dict.fromkeys(seeds, UNTRAINED)
+    names = {seed: absolute_model(model_of_seed(model, seed)) for seed in seeds}
+    by_name = {name: history_of(name) for name in dict.fromkeys(names.values())}
+    histories = {seed: by_name[name] for seed, name in names.items()}
+    first = seeds[0]
+    for seed in seeds[1:]:
+        if not histories[first].matches(histories[seed]):
+            models = f"the models of seeds {first} and {seed} ({names[first]!r} and {names[seed]!r})"
+            raise ValueError(f"{models} were trained on different prompts: answer them one seed at a time")
+    return histories
+
+
+def prompts_of(
+    config: TTTRunConfig, history: History, prompts: str | None, count: int | None, changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the fields `task`, `data` and `count` of a run that answers prompts with a model with this `history`.
+
+    Without `prompts`, or if a run in `history` divided them between training and test, the task is that run's, and its
+    first `count` test prompts are answered. Otherwise it is the recipe's with `prompts` as its source.
+
+    Raises ValueError for a value in `changes`, fields of `TaskConfig`, that would change the prompts of a run's task.
+    """
+    run = _run_with_task(history, prompts)
+    if run is None:
+        number = config.task.test if count is None and not prompts else count
+        return {"task": replace(with_source(config.task, prompts), **changes, test=number).settled()}
+    task = run.task
+    if prompts is not None:  # the file may have moved
+        field = "source" if task.test_source is None else "test_source"
+        task = replace(task, **{field: absolute_source(prompts)})
+    if task.test_form == "recall":  # no test example shares a key with a training example, however many there are
+        task = replace(task, test=max(count or 0, task.test or 0))
+    else:
+        for name, value in changes.items():
+            recorded = getattr(run.task, name)
+            allowed = f"none or {recorded!r}, as in the run {run.run}, whose test prompts are answered"
+            require(name in FREE_FIELDS or value == recorded, name, value, allowed)
+    return {"task": replace(task, **changes).settled(), "data": run.data, "count": count}
+
+
+def _run_with_task(history: History, prompts: str | None) -> Trained | None:
+    """Returns the last run whose test prompts are requested; None for a file of prompts, whose rows are checked one by one."""
+    if prompts is None:
+        return next(iter(history.trained), None)
+    source = absolute_source(prompts)
+    divided = (each for each in history.trained if each.task.test_form != "file")
+    return next((each for each in divided if each.same_source(source)), None)

@@ -20,7 +20,7 @@ from refine_lab.models.base import FastWeightLM
 from refine_lab.ops.precision import autocast
 from refine_lab.rng import Draws
 from refine_lab.runs.run import Run
-from refine_lab.training.adaptation import Adapter, preserve_weights, prompt_batch
+from refine_lab.training.adaptation import adapt, preserve_weights
 from refine_lab.training.answering import adapt_ids, batches_of, measured
 from refine_lab.training.answers import answer
 from refine_lab.training.loading import load_policy
@@ -44,7 +44,7 @@ def estimated_seconds(
     rates: dict[str, float] = {}
     total = 0.0
     for run in runs:
-        config, amount = run.config, _left(run, task)
+        config, amount = run.config, _remaining(run, task)
         if amount and config.method not in rates:
             if isinstance(config, TrainConfig):
                 rates[config.method] = _seconds_per_prompt(config, task)
@@ -56,7 +56,7 @@ def estimated_seconds(
     return total
 
 
-def _left(run: Run, task: Task) -> int:
+def _remaining(run: Run, task: Task) -> int:
     """Returns the prompts that a run has yet to train on, or the tokens of prompts that it has yet to answer."""
     if run.kind == "train":
         return 0 if run.state == "finished" else run.config.steps * run.config.batch_size
@@ -73,12 +73,12 @@ def _seconds_per_prompt(config: TrainConfig, task: Task) -> float:
     config = replace(config, batch_size=rows, mini_batch_size=rows, micro_batch_size=rows)
     reward = None if config.refine is None else REWARDS[config.refine.reward]
     train_state = TrainState(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
-    batch = TaskData(task.train, config.seed).batch(0, config.batch_size).to(policy.device)
+    batch = TaskData(task.train, config.seed).batch(0, rows).to(policy.device)
     began = time.monotonic()
     nested_step(train_state, batch, Draws(seed=config.seed, step=1))
     seconds = (time.monotonic() - began) / rows
     del policy, train_state
-    torch.cuda.empty_cache()  # the training process wants that memory
+    torch.cuda.empty_cache()  # the training process needs that memory
     return seconds
 
 
@@ -90,14 +90,13 @@ def _seconds_per_token(
     ttt, step = config.ttt, 0.0
     with nullcontext() if ttt is None else preserve_weights(model, ttt.parameters):
         if ttt is not None:
-            adapter = Adapter(model, replace(ttt, steps=1))
-            batch = prompt_batch(model, [adapt_ids(example, config.adapt_on)])
-            step = ttt.steps * sum(update.seconds for update in adapter.adapt(batch))
+            (update,) = adapt(model, adapt_ids(example, config.adapt_on), replace(ttt, steps=1))
+            step = ttt.steps * update.seconds
         with autocast(model.device, config.dtype):
             began = time.monotonic()
             measured(model, example)
-            reading = (time.monotonic() - began) * (1 if ttt is None else 2)
-            began = time.monotonic()
+            read = time.monotonic()
             answer(model, tokenizer, [example], task.rule)
-            seconds = step + reading + time.monotonic() - began
+            answered = time.monotonic()
+    seconds = step + (read - began) * (1 if ttt is None else 2) + answered - read
     return seconds / len(example.prompt_ids)

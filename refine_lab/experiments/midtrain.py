@@ -6,30 +6,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.config import RefineConfig, TrainConfig, require
+from refine_lab.config import RefineConfig, TrainConfig
 from refine_lab.data.batches import SequenceData
 from refine_lab.experiments.compare import names_of
-from refine_lab.experiments.tasks import absolute_model, absolute_source, drop_none
+from refine_lab.experiments.configs import absolute_model, absolute_source, drop_none
 from refine_lab.method.selection import select_positions, selection_probabilities, shift, smooth
-from refine_lab.method.step import next_token_stats
-from refine_lab.models.loading import manifest_of
-from refine_lab.models.state import hidden_states_only
+from refine_lab.models.loading import load_tokenizer, manifest_of
 from refine_lab.ops.precision import autocast
 from refine_lab.recipes import recipe as named_recipe
 from refine_lab.rng import Draws
 from refine_lab.runs.run import Run
-from refine_lab.training.evaluation import (
-    EVALUATION_SEED,
-    RECALL_KINDS,
-    fixed_targets,
-    held_out_measures,
-    recall_documents,
-)
+from refine_lab.training import evaluation
+from refine_lab.training.adaptation import read_prompt
 from refine_lab.training.loading import load_policy
+from refine_lab.validation import require
 
 
 def pretrain_stages(
@@ -54,11 +47,10 @@ def pretrain_stages(
 def stage_row(stage: TrainConfig) -> dict[str, Any]:
     """Summarises a stage of a curriculum as one table row."""
     data = stage.data
-    text, recall = (
-        ", ".join(f"{name} {share:g}" for name, share in part.items()) for part in (data.sources, data.recall)
-    )
+    shares = {"text": data.sources, "recall": data.recall}
+    texts = {key: ", ".join(f"{name} {share:g}" for name, share in part.items()) for key, part in shares.items()}
     sizes = {"steps": stage.steps, "rows": stage.batch_size, "tokens a row": data.sequence_length}
-    return {"stage": stage.recipe, **sizes, "text": text, "recall": recall, "lr": stage.lr, "schedule": stage.schedule}
+    return {"stage": stage.recipe, **sizes, **texts, "lr": stage.lr, "schedule": stage.schedule}
 
 
 def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int = 512) -> list[dict[str, Any]]:
@@ -69,28 +61,20 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
     """
     config = runs[0].config
     refine = next((run.config.refine for run in runs if run.config.refine), RefineConfig())
+    targets = {"num_chunks": refine.num_chunks, "rollout_length": refine.rollout_length}
     models: list[tuple[str, int | None, int, str]] = [("base", None, 0, config.model)]
     for run, method in zip(runs, names_of(runs), strict=True):
         models.append((method, run.config.seed, int(run.metrics()["updates"].iloc[-1]), str(run.path)))
-    held_out, kinds, rows = None, [], []
+    held_out, rows = _held_out(config, load_tokenizer(config.model)), []
+    recall = {"documents": num_documents, "document_tokens": num_tokens}
+    kinds = _kinds_to_ask(held_out, num_documents, num_tokens)
+    if not evaluation.fixed_targets(**targets).fits(length := config.data.sequence_length):
+        chunks = refine.num_chunks
+        print(f"Rewards are left out: rows of {length} tokens have no room for rollouts from {chunks} chunks.")
     for method, seed, updates, name in models:
-        policy, tokenizer = load_policy(config, name)
-        if held_out is None:
-            held_out = _held_out(config, tokenizer)
-            kinds = _kinds_to_ask(held_out, num_documents, num_tokens)
-            if not fixed_targets(refine.num_chunks, refine.rollout_length).fits(config.data.sequence_length):
-                length, chunks = config.data.sequence_length, refine.num_chunks
-                print(f"Rewards are left out: rows of {length} tokens have no room for rollouts from {chunks} chunks.")
+        policy, _ = load_policy(config, name)
         with autocast(policy.device, config.dtype):
-            measured = held_out_measures(
-                policy,
-                held_out,
-                num_chunks=refine.num_chunks,
-                rollout_length=refine.rollout_length,
-                kinds=kinds,
-                documents=num_documents,
-                document_tokens=num_tokens,
-            )
+            measured = evaluation.held_out_measures(policy, held_out, **targets, **recall, kinds=kinds)
         rows.append({"method": method, "seed": seed, "updates": updates, **measured})
         print(f"{method}{'' if seed is None else f' s{seed}'}:", ", ".join(f"{k} {v:.4f}" for k, v in measured.items()))
     return rows
@@ -99,9 +83,9 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
 def _kinds_to_ask(held_out: SequenceData, num_documents: int, num_tokens: int) -> list[str]:
     """Returns the recall kinds that this tokenizer and text support; prints a sentence about each of the others."""
     kinds = []
-    for kind in RECALL_KINDS:
+    for kind in evaluation.RECALL_KINDS:
         try:
-            recall_documents(kind, num_documents, num_tokens, held_out)
+            evaluation.recall_documents(kind, num_documents, num_tokens, held_out)
         except ValueError as error:
             print(f"Recall of {kind} is left out: {error}.")
         else:
@@ -114,7 +98,6 @@ def _held_out(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Sequen
     return SequenceData(rows, tokenizer, config.seed, "validation", manifest_of(config.model))
 
 
-@torch.no_grad()
 def entropies_of_document(run: Run) -> dict[str, Any]:
     """Returns the data of `widgets.figures.plots.entropy_profile`: the first held-out row, read by a REFINE run's model.
 
@@ -122,15 +105,14 @@ def entropies_of_document(run: Run) -> dict[str, Any]:
     """
     config, refine = run.config, run.config.refine
     if refine is None:
-        raise ValueError(f"run {run.name} is SFT, which selects no positions; give it one of REFINE")
+        raise ValueError(f"run {run.name} is SFT, which selects no positions; pass a run of REFINE")
     policy, tokenizer = load_policy(config, str(run.path))
     batch = _held_out(config, tokenizer).validation().rows(0, 1)
-    there = batch.to(policy.device)
-    with autocast(policy.device, config.dtype), hidden_states_only():
-        stats = next_token_stats(policy, policy.read(there.tokens, there.lengths), there, entropy=True)
-    entropies = F.pad(stats.entropies.cpu(), (0, 1))  # nothing is uncertain after the last token: nothing follows
+    with autocast(policy.device, config.dtype):
+        reading = read_prompt(policy, batch.tokens[0])
+    entropies = F.pad(reading.entropies, (0, 1)).unsqueeze(0)  # no token follows the last one
     probabilities = selection_probabilities(entropies, batch.lengths, refine)
-    draws = Draws(seed=EVALUATION_SEED)
+    draws = Draws(seed=evaluation.EVALUATION_SEED)
     positions = select_positions(probabilities, batch.lengths, batch.sequence_ids, draws, refine.num_chunks)
     indexed = shift(entropies, refine.entropy_index)
     kernel = refine.smoothing_kernel if refine.selection == "entropy" else 1

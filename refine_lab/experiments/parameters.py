@@ -10,19 +10,42 @@ text is lost. `-r` passes it unchanged.
 from __future__ import annotations
 
 import ast
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Any, Optional, get_args, get_origin
+from typing import Annotated, Any, Optional, get_args
 
-from refine_lab.config import require, unknown
+from pydantic import AllowInfNan, BeforeValidator, Field, TypeAdapter, ValidationError
+
+from refine_lab.validation import ConfigError, unknown
 
 NONE = ("none", "null", "~", "")
-TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "none"}
+
+
+def _number(value: Any) -> Any:
+    """Refuses booleans, and reads an exponent, which pydantic's integers do not have: `2.5e1` is the whole number 25."""
+    if isinstance(value, bool):
+        raise ValueError("a boolean is not a number")
+    return float(value) if isinstance(value, str) and "e" in value.lower() else value
+
+
+def _items(value: Any) -> Any:
+    if isinstance(value, str):
+        return [part for part in value.strip("[]()").split(",") if part.strip()]
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+_Whole = Annotated[int, BeforeValidator(_number)]
+TYPES: dict[Any, tuple[Any, str]] = {
+    int: (_Whole, "a whole number"),
+    float: (Annotated[float, BeforeValidator(_number), AllowInfNan(False)], "a number"),
+    bool: (bool, "true or false"),
+    str: (str, "a text"),
+    list[int]: (Annotated[list[_Whole], BeforeValidator(_items), Field(min_length=1)], "whole numbers, as in 0,1,2"),
+}
+"""Declared type -> the type by which pydantic converts a value, and the description of allowed values."""
 
 
 def parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,66 +67,26 @@ def convert(name: str, hint: Any, value: Any) -> Any:
     Raises ValueError that names the parameter, the value and what is allowed.
     """
     hint = eval(hint, {"Optional": Optional}) if isinstance(hint, str) else hint
-    options = get_args(hint) if NoneType in get_args(hint) else (hint,)
-    if NoneType in options and (value is None or str(value).strip().lower() in NONE):
+    optional = NoneType in get_args(hint)
+    if optional and (value is None or str(value).strip().lower() in NONE):
         return None
-    (kind,) = (option for option in options if option is not NoneType)
-    made = _whole_numbers(value) if get_origin(kind) is list else CONVERTERS[kind](value)
-    words = "whole numbers, as in 0,1,2" if get_origin(kind) is list else WORDS[kind]
-    words += " or none" if NoneType in options else ""
+    kind = get_args(hint)[0] if optional else hint
+    annotation, allowed = TYPES[kind]
+    allowed += " or none" if optional else ""
     if kind is str and (value is None or isinstance(value, (bool, int, float))):
-        words += (
-            f" (papermill's -p makes numbers, True, False and None of texts that look like them: use -r {name} VALUE)"
-        )
-    require(made is not None, f"parameter {name}", value, words)
-    return made
+        allowed += f" (papermill's -p converts texts that look like numbers or None: use -r {name} VALUE)"
+    try:
+        stripped = value.strip() if isinstance(value, str) and kind is not str else value
+        return TypeAdapter(annotation).validate_python(stripped)
+    except ValidationError:
+        raise ConfigError(f"parameter {name}", value, allowed) from None
 
 
 def _injected(cells: Iterable[str]) -> list[str]:
     """Returns the names that papermill assigned, from executed cells that begin like papermill's own."""
-    names = []
-    for cell in cells:
-        if re.match(r"\s*# Parameters\n", cell):
-            targets = (node.targets for node in ast.parse(cell).body if isinstance(node, ast.Assign))
-            names += [target.id for group in targets for target in group if isinstance(target, ast.Name)]
-    return [name for name in names if not name.startswith("PAPERMILL_")]  # papermill's own, from --inject-paths
-
-
-def _bool(value: Any) -> bool | None:
-    return value if isinstance(value, bool) else TRUTH.get(str(value).strip().lower())
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _whole(value: Any) -> int | None:
-    try:
-        if isinstance(value, (int, str)) and not isinstance(value, bool):
-            return int(value)  # exactly, which a float above 2**53 is not
-    except ValueError:
-        pass  # 25.0 and 2.5e1 as texts are whole as well
-    number = _number(value)
-    return int(number) if number is not None and number.is_integer() else None
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _whole_numbers(value: Any) -> list[int] | None:
-    if isinstance(value, str):
-        value = [part for part in value.strip().strip("[]()").split(",") if part.strip()]
-    numbers = [_whole(part) for part in (value if isinstance(value, (list, tuple)) else [value])]
-    whole = [number for number in numbers if number is not None]
-    return whole if whole and len(whole) == len(numbers) else None
-
-
-CONVERTERS = {bool: _bool, float: _number, int: _whole, str: _text}
+    nodes = (node for cell in cells if re.match(r"\s*# Parameters\n", cell) for node in ast.walk(ast.parse(cell)))
+    names = [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    return [name for name in names if not name.startswith("PAPERMILL_")]  # papermill adds these for --inject-paths
 
 
 def in_jupyterlab() -> bool:

@@ -43,18 +43,16 @@ def answers_of(runs: Sequence[Run], task: Task) -> pd.DataFrame:
     They are stored in the run directories as they are generated: `answers/test`, and for the initial model
     `answers/base` of the first run. Stored answers are reused.
     """
-    first = runs[0]
-    frames = [_answered(first.config, first.config.model, task, first.path / "answers" / "base", "base", NO_SEED, 0)]
+    model, folder = runs[0].config.model, runs[0].path / "answers" / "base"
+    frames = [_answered(runs[0].config, model, task, folder, "base", NO_SEED).assign(updates=0)]
     for run in runs:
-        config, updates = run.config, int(run.metrics()["updates"].iloc[-1])
-        there = run.path / "answers" / "test"
-        frames.append(_answered(config, str(run.path), task, there, config.method, config.seed, updates))
+        folder, method, seed = run.path / "answers" / "test", run.config.method, run.config.seed
+        frame = _answered(run.config, str(run.path), task, folder, method, seed)
+        frames.append(frame.assign(updates=int(run.metrics()["updates"].iloc[-1])))
     return pd.concat(frames, ignore_index=True)
 
 
-def _answered(
-    config: TrainConfig, model: str, task: Task, folder: Path, method: str, seed: int, updates: int
-) -> pd.DataFrame:
+def _answered(config: TrainConfig, model: str, task: Task, folder: Path, method: str, seed: int) -> pd.DataFrame:
     log = AnswerLog(folder)
     missing = [example for example in task.test if example.name not in log.done]
     if missing:
@@ -68,4 +66,4 @@ def _answered(
     frame = log.read()
     means = ", ".join(f"{name} {frame[name].mean():.3f}" for name in SCORES)
     print(f"{method}{'' if seed == NO_SEED else f' s{seed}'}: {len(frame)} answers, {means}")
-    return frame.assign(updates=updates)
+    return frame

@@ -7,14 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from refine_lab.config import Config, to_json
 
 SEEDS = ("seed", "ttt.seed")
 """Settings in which the runs of one experiment differ."""
 SEPARATOR = ": "
-"""Separates an method from its experiment's distinguishing settings in names from `group_names`."""
+"""Separates a method from its experiment's distinguishing settings in names from `group_names`."""
 MOST_NAMED = 3
 """Maximum number of settings in such a name."""
 
@@ -30,63 +30,50 @@ def group_names(runs: Sequence[tuple[str, Config, str]]) -> list[str]:
     """Returns, for each run given as method, configuration and folder name, the name under which it is averaged.
 
     Two runs get the same name only if they have the same method, the same settings except the seed, and different seeds.
-    If an method has one such group, the name is the method. If it has several, the settings in which they differ follow, as
+    If a method has one such group, the name is the method. If it has several, the settings in which they differ follow, as
     in `refine: lr 0.001`, and if these do not distinguish the groups, the date of the group's first run.
     """
-    names, groups = [method for method, _, _ in runs], _groups(runs)
-    for method in dict.fromkeys(names):
-        own = {key: members for key, members in groups.items() if key.method == method}
-        if len(own) == 1:
-            continue
-        differences = _differences(
-            [dict(key.settings) for key in own], [runs[members[0]][2] for members in own.values()]
-        )
-        for difference, members in zip(differences, own.values(), strict=True):
-            for index in members:
-                names[index] = f"{method}{SEPARATOR}{difference}"
-    return names
-
-
-class _Group(NamedTuple):
-    """The common properties of runs that are averaged."""
-
-    method: str
-    settings: tuple[tuple[str, str], ...]
-    repeat: int
-    "How many earlier runs have the same settings and seed; a repeated run does not count as another seed."
-
-
-def _groups(runs: Sequence[tuple[str, Config, str]]) -> dict[_Group, list[int]]:
-    """Returns the groups in order of appearance, each with the indices of its runs."""
-    groups: dict[_Group, list[int]] = {}
-    seen: Counter[tuple[str, str]] = Counter()
+    by_method: dict[str, dict[tuple[Any, int], list[int]]] = {}
+    repeats: Counter[tuple[str, str]] = Counter()
     for index, (method, config, _) in enumerate(runs):
-        whole = method, to_json(config)
         settings = tuple((name, value) for name, value in flat_settings(config).items() if name not in SEEDS)
-        groups.setdefault(_Group(method, settings, seen[whole]), []).append(index)
-        seen[whole] += 1
-    return groups
+        run = method, to_json(config)
+        key = (
+            settings,
+            repeats[run],
+        )  # a run with the settings and seed of an earlier one does not count as another seed
+        by_method.setdefault(method, {}).setdefault(key, []).append(index)
+        repeats[run] += 1
+    names = [method for method, _, _ in runs]
+    for method, groups in by_method.items():
+        if len(groups) > 1:
+            folders = [runs[first][2] for first, *_ in groups.values()]
+            labels = _differences([dict(settings) for settings, _ in groups], folders)
+            for label, members in zip(labels, groups.values(), strict=True):
+                for index in members:
+                    names[index] = f"{method}{SEPARATOR}{label}"
+    return names
 
 
 def _differences(settings: Sequence[Mapping[str, str]], folders: Sequence[str]) -> list[str]:
     """Describes the settings that distinguish each group from the others."""
     names = dict.fromkeys(name for each in settings for name in each)
     differing = [name for name in names if len({each.get(name) for each in settings}) > 1][:MOST_NAMED]
-    said = [", ".join(f"{_last(name)} {_shown(each.get(name))}" for name in differing) for each in settings]
-    if len(set(said)) < len(said):
+    labels = [", ".join(f"{_label(name)} {_text(each.get(name))}" for name in differing) for each in settings]
+    if len(set(labels)) < len(labels):
         dates = [found[0] if (found := _DATE.match(folder)) else folder for folder in folders]
-        dates = dates if len(set(dates)) == len(dates) else list(folders)
-        said = [", ".join(filter(None, (words, date))) for words, date in zip(said, dates, strict=True)]
-    return said
+        dates = dates if len(set(dates)) == len(dates) else folders
+        labels = [", ".join(filter(None, pair)) for pair in zip(labels, dates, strict=True)]
+    return labels
 
 
-def _last(name: str) -> str:
+def _label(name: str) -> str:
     """Returns the last part of a flat setting's name; for a text source that is a path, the file's name."""
     before, found, source = name.partition("data.sources.")
     return Path(source).name or source if found and not before else name.rpartition(".")[2]
 
 
-def _shown(value: str | None) -> str:
+def _text(value: str | None) -> str:
     """Formats a setting for a label: strings without quotes, absolute paths by their last part."""
     if value is None:
         return "–"

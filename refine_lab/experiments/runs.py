@@ -6,20 +6,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from refine_lab.config import TrainConfig, require
+from refine_lab.config import TrainConfig
 from refine_lab.data.recall import parse_kind
 from refine_lab.data.sources import documents
 from refine_lab.data.tasks.examples import Example
-from refine_lab.data.tokenizer import beginning_told
+from refine_lab.data.tokenizer import describe_beginning
 from refine_lab.experiments.configs import Reward
 from refine_lab.method.custom_reward import reward_source
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_tokenizer, manifest_of, prepared
-from refine_lab.runs.environment import shown
+from refine_lab.runs.environment import display_path
 from refine_lab.runs.run import Run, runs_dir
 from refine_lab.training.answering import batches_of, check_prompts
 from refine_lab.training.inputs import inputs_of, new_run, refuse_changes, resume_or_create, text_digests, text_inputs
 from refine_lab.ttt_config import TTTRunConfig
+from refine_lab.validation import require
 
 NOTES = 5
 """Maximum number of notes printed about prompts too short for the method."""
@@ -46,9 +47,9 @@ def create_runs(configs: Sequence[TrainConfig], folder: Path, reward: Reward = N
     check_inputs(configs)
     source = reward_source(reward) if callable(reward) else None
     inputs = [text_inputs(config.model, config.data, manifest_of(config.model)) for config in configs]
-    own = [source if config.refine is not None and config.refine.reward == "custom" else None for config in configs]
-    whole = zip(configs, own, inputs, strict=True)
-    return [new_run(config, folder, reward_source=kept, inputs=begun) for config, kept, begun in whole]
+    sources = [source if config.refine and config.refine.reward == "custom" else None for config in configs]
+    rows = zip(configs, sources, inputs, strict=True)
+    return [new_run(config, folder, reward_source=source, inputs=each) for config, source, each in rows]
 
 
 def stage_runs(stages: Sequence[TrainConfig], folder: Path) -> list[Run]:
@@ -81,20 +82,18 @@ def ttt_runs(
     """
     notes = {note: None for config in configs for note in check_prompts(model, config, examples)}
     size = configs[0].batch_size
-    _, left_out = batches_of(examples, size)
-    if left_out:
-        dropped = f"since the last batch has fewer than {size} prompts."
-        print(f"{len(left_out)} of {len(examples)} prompts are left out, {dropped}")
+    if left_out := len(batches_of(examples, size)[1]):
+        reason = f"since the last batch has fewer than {size} prompts"
+        print(f"{left_out} of {len(examples)} prompts are left out, {reason}.")
     for note in [*notes][:NOTES]:
         print(f"{note}.")
     if len(notes) > NOTES:
         print(f"The same applies to {len(notes) - NOTES} more prompts.")
     runs = []
     for config in configs:
-        (run,) = resume_or_create([config], folder, inputs_of(config.model, examples), fresh=fresh)
-        runs.append(run)
-        done = len(run.log.done)
-        print(f"{shown(run.path)}" + (f": {done} prompts already answered" if done else ""))
+        runs += resume_or_create([config], folder, inputs_of(config.model, examples), fresh=fresh)
+        done = len(runs[-1].log.done)
+        print(f"{display_path(runs[-1].path)}" + (f": {done} prompts already answered" if done else ""))
     return runs
 
 
@@ -109,9 +108,8 @@ def check_inputs(configs: Sequence[TrainConfig]) -> None:
     for model, device, settings in {(c.model, c.device, tuple(sorted(c.model_settings.items()))) for c in configs}:
         prepared(model, device=device, settings=dict(settings))
     config = configs[0]
-    manifest = manifest_of(config.model)
     for source in config.data.sources:
         if source != "python" and not source.startswith("datasets:"):
-            next(documents(source, "train", manifest))
-    if first_tokens := beginning_told(load_tokenizer(config.model), config.data.add_bos):
+            next(documents(source, "train", manifest_of(config.model)))
+    if first_tokens := describe_beginning(load_tokenizer(config.model), config.data.add_bos):
         print(first_tokens)

@@ -11,31 +11,30 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.config import TaskConfig, require
+from refine_lab.config import TaskConfig
 from refine_lab.data.tasks.examples import Example, Task
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tasks.scores import SCORES
-from refine_lab.experiments.tasks import drop_none
+from refine_lab.experiments.configs import drop_none
 from refine_lab.models.base import FastWeightLM
 from refine_lab.ops.precision import autocast
 from refine_lab.training.adaptation import Reading, Update, adapted, read_prompt
 from refine_lab.training.answering import adapt_ids, example_of
 from refine_lab.training.answers import answer, answer_row
 from refine_lab.ttt_config import TTTRunConfig
+from refine_lab.validation import require
 
 
 @dataclass(frozen=True, eq=False)
 class PromptTrace:
     """How adaptation to one prompt changed the model, per step and method."""
 
-    tokens: list[str]
-    "The text of each token of the prompt, [T]."
-    steps: pd.DataFrame
-    "One row per step: `method`, `step`, `tokens_per_second`, `reward`, loss and entropy before and after (`loss_before`...)."
-    answers: pd.DataFrame
-    "One row per method: `method`, `answer` and scores; `none` is the answer before adaptation."
-    readings: dict[str, Reading]
-    "Entropy and loss of each token: `none` before adaptation, and each method after its last step."
+    tokens: list[str]  # the text of each token of the prompt, [T]
+    steps: (
+        pd.DataFrame
+    )  # a row per step: `method`, `step`, `tokens_per_second`, `reward`, `loss_before`, `loss_after`, ...
+    answers: pd.DataFrame  # a row per method: `method`, `answer` and scores; `none` is the answer before adaptation
+    readings: dict[str, Reading]  # of each token: `none` before adaptation, and each method after its last step
 
 
 def prompt_to_trace(
@@ -47,17 +46,17 @@ def prompt_to_trace(
     text: str | None = None,
     question: str | None = None,
     add_bos: bool | None = None,
-    **asked: Any,
+    **settings: Any,
 ) -> tuple[Example, AnswerRule]:
     """Returns an example and its answer rule: a user's text with its question, or one of the task's test examples.
 
-    `add_bos` is as in `DataConfig`. A user's question is answered by the default `AnswerRule`; `asked` may hold values
-    of `ANSWER_FIELDS`, None for unchanged ones. Raises ValueError for a question without a text, for an index without
-    an example, and as `example_of` does.
+    `add_bos` is as in `DataConfig`. A user's question is answered by the default `AnswerRule`, in which `settings` may
+    change the `ANSWER_FIELDS`; None keeps the default. Raises ValueError for a question without a text, for an index
+    without an example, and as `example_of` does.
     """
     if text is not None:
-        names = {name: asked.get(name) for name in ("lines", "strip_leading")}
-        rule = AnswerRule(**drop_none(max_tokens=asked.get("answer_tokens"), **names))
+        lines, strip = settings.get("lines"), settings.get("strip_leading")
+        rule = AnswerRule(**drop_none(max_tokens=settings.get("answer_tokens"), lines=lines, strip_leading=strip))
         return example_of(tokenizer, text, question, config, add_bos), rule
     require(question is None, "question", question, "none without a text that it asks about")
     require(0 <= example < len(task.test), "example", example, f"from 0 to {len(task.test) - 1}")
@@ -109,21 +108,14 @@ def trace_prompt(
 
 
 def _step_row(method: str, update: Update, before: Reading, after: Reading) -> dict[str, Any]:
-    return {
-        "method": method,
-        "step": update.number,
-        "loss_before": float(before.losses.mean()),
-        "loss_after": float(after.losses.mean()),
-        "reward": update.metrics.get("reward_mean", float("nan")),
-        "entropy_before": float(before.entropies.mean()),
-        "entropy_after": float(after.entropies.mean()),
-        "tokens_per_second": update.tokens_per_second,
-    }
+    row: dict[str, Any] = {"method": method, "step": update.number}
+    for when, reading in (("before", before), ("after", after)):
+        row |= {f"loss_{when}": float(reading.losses.mean()), f"entropy_{when}": float(reading.entropies.mean())}
+    reward = update.metrics.get("reward_mean", float("nan"))
+    return row | {"reward": reward, "tokens_per_second": update.tokens_per_second}
 
 
 def _step_line(row: dict[str, Any]) -> str:
-    changes = ", ".join(
-        f"{name} {row[f'{name}_before']:.4f} -> {row[f'{name}_after']:.4f}" for name in ("loss", "entropy")
-    )
-    reward = "" if math.isnan(row["reward"]) else f", reward {row['reward']:.3f}"
-    return f"{row['method']} step {row['step']}: {changes}{reward}, {row['tokens_per_second']:,.0f} tokens/s"
+    changes = [f"{name} {row[f'{name}_before']:.4f} -> {row[f'{name}_after']:.4f}" for name in ("loss", "entropy")]
+    changes += [] if math.isnan(row["reward"]) else [f"reward {row['reward']:.3f}"]
+    return f"{row['method']} step {row['step']}: {', '.join(changes)}, {row['tokens_per_second']:,.0f} tokens/s"

@@ -7,19 +7,18 @@ import os
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from itertools import count
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-from refine_lab.explore.worker import receive, send
+from refine_lab.explore.worker import send
 from refine_lab.runs.process import PYTHON, spawn
 
-ERRORS: dict[str, type[Exception]] = {
-    **{error.__name__: error for error in (FileNotFoundError, TypeError, MemoryError, FloatingPointError)},
-    **dict.fromkeys(("ValueError", "ConfigError"), ValueError),
-}
+_PASSED_ON = (ValueError, FileNotFoundError, TypeError, MemoryError, FloatingPointError)
+ERRORS: Mapping[str, type[Exception]] = {error.__name__: error for error in _PASSED_ON} | {"ConfigError": ValueError}
 """Error types that are passed on unchanged, a ConfigError as its sentence; any other becomes a RuntimeError."""
 
 
@@ -40,7 +39,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._log: Any = None
-        self._number = 0
+        self._numbers = count()
         self._waiting: dict[int, tuple[Future[Any], Callable[[Any], object] | None]] = {}
         self._listener: threading.Thread | None = None
         atexit.register(self.close)
@@ -61,15 +60,10 @@ class Worker:
             if self.pid is None:
                 self._lost()  # its listener may be in a callback still
                 self._start()
-            self._number += 1
-            number = self._number
-            future.set_running_or_notify_cancel()  # cannot be cancelled: the worker is at it
+            number = next(self._numbers)
+            future.set_running_or_notify_cancel()  # cannot be cancelled, since the worker executes it
             self._waiting[number] = future, on_step
-            assert self._connection is not None
-            try:
-                send(self._connection, ("call", number, method, arguments))
-            except OSError:
-                self._lost()
+            self._send("call", number, method, arguments)
         return future
 
     def call(self, method: str, on_step: Callable[[Any], object] | None = None, **arguments: Any) -> Any:
@@ -79,12 +73,8 @@ class Worker:
     def stop(self, future: Future[Any]) -> None:
         """Ends the job of the future after its current step; its result is then None."""
         with self._lock:
-            numbers = [number for number, (asked, _) in self._waiting.items() if asked is future]
-            if numbers and self._connection is not None:
-                try:
-                    send(self._connection, ("stop", numbers[0]))
-                except OSError:
-                    self._lost()
+            for number in [number for number, (waiting, _) in self._waiting.items() if waiting is future]:
+                self._send("stop", number)
 
     def stop_steps(self) -> int:
         """Ends all jobs that report steps, each after its current one; returns their number."""
@@ -100,36 +90,44 @@ class Worker:
             process, listener, connection = self._process, self._listener, self._connection
         if process is None or listener is None or connection is None:
             return
-        process.terminate()  # the listener reads the end of the stream, and tells who waits
+        process.terminate()  # the listener reads the end of the stream and ends the pending futures
         process.wait(10)
         if listener is not threading.current_thread():
             listener.join(10)
         connection.close()
 
+    def _send(self, *message: Any) -> None:
+        """Sends a message; if the worker has died, its pending futures raise."""
+        if self._connection is not None:
+            try:
+                send(self._connection, message)
+            except OSError:
+                self._lost()
+
     def _start(self) -> None:
-        ours, theirs = Pipe()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - what the process prints, for as long as that lives
-        command = [*PYTHON, "refine_lab.explore.worker", str(theirs.fileno()), self.device]
+        self._connection, remote = Pipe()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - holds the output of the process while it runs
+        command = [*PYTHON, "refine_lab.explore.worker", str(remote.fileno()), self.device]
         # Threads that spin while they wait slow a step a hundredfold beside any other busy process (docs/log.md).
         policy = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
-        self._process = spawn(command, self._log, inherit=[theirs.fileno()], environ=policy)
-        theirs.close()
-        self._connection = ours
-        self._listener = threading.Thread(target=self._listen, args=(ours,), name="worker-listener", daemon=True)
+        self._process = spawn(command, self._log, inherit=[remote.fileno()], environ=policy)
+        remote.close()
+        arguments = (self._connection,)
+        self._listener = threading.Thread(target=self._listen, args=arguments, name="worker-listener", daemon=True)
         self._listener.start()
 
     def _listen(self, connection: Connection) -> None:
         while True:
             try:
-                kind, number, *rest = receive(connection)
-            except Exception:  # the end, an error of the socket, or of an answer that cannot be unpickled: all the same
+                message = connection.recv()
+            except Exception:  # the end of the stream, an error of the socket, or a result that cannot be unpickled
                 break
-            self._heard(kind, number, rest)
+            self._receive(*message)
         with self._lock:
             if connection is self._connection:
                 self._lost()
 
-    def _heard(self, kind: str, number: int, rest: list[Any]) -> None:
+    def _receive(self, kind: str, number: int, value: Any, text: str = "") -> None:
         with self._lock:
             future, on_step = self._waiting.get(number, (None, None))
             if kind != "step":
@@ -139,17 +137,16 @@ class Worker:
         if kind == "step":
             try:
                 if on_step is not None:
-                    on_step(rest[0])
-            except Exception as error:  # told where the result is looked for, once
+                    on_step(value)
+            except Exception as error:  # the future raises it, once
                 self.stop(future)
                 with self._lock:
                     self._waiting.pop(number, None)
                 future.set_exception(error)
         elif kind == "result":
-            future.set_result(rest[0])
+            future.set_result(value)
         else:
-            name, message = rest
-            future.set_exception(ERRORS[name](message) if name in ERRORS else RuntimeError(f"{name}: {message}"))
+            future.set_exception(ERRORS[value](text) if value in ERRORS else RuntimeError(f"{value}: {text}"))
 
     def _lost(self) -> None:
         """Raises WorkerDied in all pending futures."""
@@ -157,11 +154,10 @@ class Worker:
         waiting, self._waiting = self._waiting, {}
         if process is None:
             return
-        if process.poll() is None:
-            try:
-                process.wait(1)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        try:
+            process.wait(1)
+        except subprocess.TimeoutExpired:
+            process.kill()
         sentence = f"the worker ended with status {process.wait()}{self._last_words()}"
         for future, _ in waiting.values():
             if not future.done():

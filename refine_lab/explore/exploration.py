@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.config import RefineConfig, require
+from refine_lab.config import RefineConfig
 from refine_lab.data.text import replace_surrogates
 from refine_lab.data.tokenizer import beginning
 from refine_lab.explore.client import Worker
 from refine_lab.explore.futures import finished, then
 from refine_lab.explore.reading import DocumentReading
-from refine_lab.explore.rollouts import PrefixRollouts, assess, assess_alone
+from refine_lab.explore.rollouts import PrefixRollouts, assess
 from refine_lab.method.custom_reward import of_inputs
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.selection import select_positions, selection_probabilities
@@ -32,12 +32,10 @@ from refine_lab.models.loading import load_tokenizer
 from refine_lab.rng import Draws
 from refine_lab.training.adaptation import fit_to_length
 from refine_lab.types import RewardFunction, RewardInputs
+from refine_lab.validation import require
 
 MOST_TOKENS = 65_536
 """Maximum number of tokens in a document."""
-
-Key = tuple[int, float, int]
-"""Cache key of rollouts: position, temperature, seed."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,24 +63,22 @@ class Exploration:
     ) -> None:
         """Raises FileNotFoundError or ValueError if the model's tokenizer is missing, and ValueError for a built-in name."""
         for name in rewards or {}:
-            require(name not in REWARDS, "the name of a reward of your own", name, f"another than {', '.join(REWARDS)}")
+            require(name not in REWARDS, "the name of a custom reward", name, f"another than {', '.join(REWARDS)}")
         self.worker, self.model, self.add_bos = worker, model, add_bos
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
-        self.rewards: dict[str, RewardFunction] = REWARDS | {
-            name: _own(name, function) for name, function in (rewards or {}).items()
-        }
+        self.rewards = REWARDS | {name: _custom(name, function) for name, function in (rewards or {}).items()}
         self.refine = RefineConfig(group_size=8, group_by="prefix")
         self.reward, self.seed = "cosine", 0
         self.document: Document | None = None
-        self._kept: dict[Key, list[PrefixRollouts]] = {}
+        self._kept: dict[tuple[int, float, int], list[PrefixRollouts]] = {}
 
     def tokens_of(self, text: str) -> np.ndarray:
         """Returns the text as token ids, [T] int32, with a BOS token before it depending on `add_bos` (see `DataConfig`).
 
         Raises ValueError for fewer than two tokens or more than `MOST_TOKENS`.
         """
-        own = self.tokenizer(replace_surrogates(text), add_special_tokens=False)["input_ids"]
-        ids = np.array([*beginning(self.tokenizer, self.add_bos), *own], dtype=np.int32)
+        ids = self.tokenizer(replace_surrogates(text), add_special_tokens=False)["input_ids"]
+        ids = np.array([*beginning(self.tokenizer, self.add_bos), *ids], dtype=np.int32)
         require(2 <= len(ids) <= MOST_TOKENS, "a document's tokens", len(ids), f"from 2 to {MOST_TOKENS}")
         return ids
 
@@ -95,7 +91,7 @@ class Exploration:
             self._kept.clear()
             return self.document
 
-        return then(self.worker.submit("read", model=self.model, token_ids=ids), keep)
+        return then(keep, self.worker.submit("read", model=self.model, token_ids=ids))
 
     def read_by(self, model: str) -> Future[DocumentReading]:
         """Requests a reading of the document by another model, run or checkpoint.
@@ -103,10 +99,8 @@ class Exploration:
         The future raises FileNotFoundError or ValueError for a missing model, or one that tokenises the text
         differently.
         """
-        known = self._known
-        return self.worker.submit(
-            "read", model=model, token_ids=known.token_ids, text=replace_surrogates(known.text), add_bos=self.add_bos
-        )
+        ids, text = self._known.token_ids, replace_surrogates(self._known.text)
+        return self.worker.submit("read", model=model, token_ids=ids, text=text, add_bos=self.add_bos)
 
     # -- which positions ----------------------------------------------------------------------------------------------
 
@@ -120,60 +114,45 @@ class Exploration:
 
     def probabilities(self) -> Float[np.ndarray, "T"]:
         """Returns the probability that each position of the document is selected within its chunk (eq. 6)."""
-        return self._probabilities()[0].numpy()
+        about = np.append(self._known.reading.entropies[1:], 0.0)  # selection's H_t is about the token at t + 1
+        row = torch.tensor(about, dtype=torch.float64)[None]
+        return selection_probabilities(row, torch.tensor([row.shape[1]]), self.fitting)[0].numpy()
 
     def targets(self) -> list[int]:
         """Returns the positions that the settings and `seed` select, one per chunk, in document order."""
-        lengths, draws = torch.tensor([len(self._known.token_ids)]), Draws(seed=self.seed)
-        chosen = select_positions(self._probabilities(), lengths, [0], draws, self.fitting.num_chunks)
-        return chosen[0].tolist()
+        row = torch.from_numpy(self.probabilities())[None]
+        draws, num_chunks = Draws(seed=self.seed), self.fitting.num_chunks
+        return select_positions(row, torch.tensor([row.shape[1]]), [0], draws, num_chunks)[0].tolist()
 
     def chunk_borders(self) -> list[int]:
         """Returns the first position of every chunk; a tail of fewer than c tokens belongs to no chunk."""
-        size, count = len(self._known.token_ids) // self.fitting.num_chunks, self.fitting.num_chunks
-        return [size * i for i in range(count)]
+        count = self.fitting.num_chunks
+        return [len(self._known.token_ids) // count * i for i in range(count)]
 
     def can_start(self, position: int) -> bool:
         """Returns whether k reference tokens follow the position, so that rollouts can be compared with them."""
         return 0 <= position < len(self._known.token_ids) - self.refine.rollout_length
 
-    def _probabilities(self) -> torch.Tensor:
-        about = np.append(self._known.reading.entropies[1:], 0.0)  # selection's H_t is about the token at t + 1
-        row = torch.tensor(about, dtype=torch.float64)[None]
-        return selection_probabilities(row, torch.tensor([row.shape[1]]), self.fitting)
-
     # -- rollouts and their rewards -----------------------------------------------------------------------------------
 
     def roll_out(self, positions: Sequence[int]) -> Future[list[PrefixRollouts]]:
         """Requests n rollouts of k tokens from each position that lacks them; the future returns the new ones."""
-        document, wanted = self._known, list(dict.fromkeys(positions))
-        missing = [position for position in wanted if not self.covers(position)]
+        document = self._known
+        missing = [position for position in dict.fromkeys(positions) if not self.covers(position)]
         keys = {position: self._key(position) for position in missing}
 
         def keep(made: list[PrefixRollouts]) -> list[PrefixRollouts]:
             for each in made if self.document is document else []:
-                before = self._kept.get(keys[each.position], [])
-                self._kept[keys[each.position]] = [
-                    each,
-                    *(other for other in before if not _covers(each, *other.shape)),
-                ]
+                before = self._kept.get(key := keys[each.position], [])
+                self._kept[key] = [each, *(other for other in before if not _covers(each, *other.shape))]
             return made
 
         if not missing:
             return finished([])
-        refine = self.refine
-        asked = self.worker.submit(
-            "rollouts",
-            model=self.model,
-            token_ids=document.token_ids,
-            positions=missing,
-            n=refine.group_size,
-            k=refine.rollout_length,
-            temperature=refine.temperature,
-            seed=self.seed,
-            version=document.reading.version,
-        )
-        return then(asked, keep)
+        n, k, temperature = self.refine.group_size, self.refine.rollout_length, self.refine.temperature
+        settings = {"n": n, "k": k, "temperature": temperature, "seed": self.seed, "version": document.reading.version}
+        arguments = {"model": self.model, "token_ids": document.token_ids, "positions": missing}
+        return then(keep, self.worker.submit("rollouts", **arguments, **settings))
 
     def covers(self, position: int) -> bool:
         """Returns whether the position has rollouts for the current settings."""
@@ -183,9 +162,10 @@ class Exploration:
         """Returns the rollouts of these positions (None: the selected ones) under the current settings, with rewards.
 
         Rows are as in `rollouts.assess`, with an additional column `clicked`: rollouts of `clicked` positions that are
-        not among `positions` follow, with each position rewarded separately (see `rollouts.assess_alone`), so that they
-        do not affect the others. If more or longer rollouts are cached, the first n are used, with their first k
-        tokens. Raises ValueError for no positions, and for a position without rollouts under these settings.
+        not among `positions` follow, with each position rewarded separately, so that they do not affect the others; their
+        advantages are NaN if the selected positions are one group. If more or longer rollouts are cached, the first n are
+        used, with their first k tokens. Raises ValueError for no positions, and for a position without rollouts under
+        these settings.
         """
         return self.framing(positions, clicked)()
 
@@ -193,26 +173,27 @@ class Exploration:
         self, positions: Sequence[int] | None = None, clicked: Sequence[int] = ()
     ) -> Callable[[], pd.DataFrame]:
         """Returns `frame` as a function to call later, from any thread, with the current settings and rollouts."""
-        asked = self.targets() if positions is None else list(dict.fromkeys(positions))
-        apart = sorted({*clicked} - {*asked})
-        chosen, alone = self._rolled(asked), self._rolled(apart)
-        reward, refine = self.rewards[self.reward], self.refine
-        settings = {"k": refine.rollout_length, "group_by": refine.group_by}
+        selected = self.targets() if positions is None else list(dict.fromkeys(positions))
+        chosen, apart = self._rolled(selected), self._rolled(sorted({*clicked} - {*selected}))
+        reward, k, group_by = self.rewards[self.reward], self.refine.rollout_length, self.refine.group_by
 
         def frame() -> pd.DataFrame:
-            parts = [assess(chosen, reward, **settings).assign(clicked=False)]
-            parts += [assess_alone(each, reward, **settings).assign(clicked=True) for each in alone]
-            return pd.concat(parts, ignore_index=True)
+            parts = [assess([each], reward, k=k) for each in apart]
+            if group_by == "sequence":
+                parts = [part.assign(advantage=np.float32(np.nan)) for part in parts]
+            chosen_part = assess(chosen, reward, k=k, group_by=group_by).assign(clicked=False)
+            return pd.concat([chosen_part, *(part.assign(clicked=True) for part in parts)], ignore_index=True)
 
         return frame
 
     def _rolled(self, positions: Sequence[int]) -> list[PrefixRollouts]:
         """Returns the first n cached rollouts of each position."""
-        found = {position: self._kept_of(position) for position in positions}
-        for position, each in found.items():
-            if each is None:
+        found = []
+        for position in positions:
+            if (kept := self._kept_of(position)) is None:
                 raise ValueError(f"position {position} has no rollouts under these settings: roll out from it first")
-        return [each.first(self.refine.group_size) for each in found.values() if each is not None]
+            found.append(kept.first(self.refine.group_size))
+        return found
 
     def _kept_of(self, position: int) -> PrefixRollouts | None:
         """Returns cached rollouts of the position with at least the method's n and k, or None."""
@@ -223,13 +204,12 @@ class Exploration:
         """Changes `reward`, `seed` or fields of the method. Raises ValueError for an invalid value and then changes nothing."""
         reward, seed = changes.pop("reward", self.reward), changes.pop("seed", self.seed)
         require(reward in self.rewards, "reward", reward, "one of " + ", ".join(map(repr, self.rewards)))
-        whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
-        require(whole and int(seed) >= 0, "seed", seed, "a whole number of at least 0")
-        seed = int(seed)
-        refine = replace(self.refine, **changes)
-        self.reward, self.seed, self.refine = reward, seed, refine
+        valid = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0
+        require(bool(valid), "seed", seed, "a whole number of at least 0")
+        self.refine = replace(self.refine, **changes)
+        self.reward, self.seed = reward, int(seed)
 
-    def _key(self, position: int) -> Key:
+    def _key(self, position: int) -> tuple[int, float, int]:
         return position, self.refine.temperature, self.seed
 
     @property
@@ -243,7 +223,7 @@ def _covers(rollouts: PrefixRollouts, n: int, k: int) -> bool:
     return rollouts.shape[0] >= n and rollouts.shape[1] >= k
 
 
-def _own(name: str, function: RewardFunction) -> RewardFunction:
+def _custom(name: str, function: RewardFunction) -> RewardFunction:
     """Wraps a custom reward so that its errors, including one that would end the process, name it."""
     compute = of_inputs(function)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from itertools import count
 from typing import Any
 
 
@@ -15,36 +15,24 @@ def finished(result: Any) -> Future[Any]:
     return future
 
 
-def then(future: Future[Any], function: Callable[[Any], Any]) -> Future[Any]:
-    """Returns the future of `function(result)`."""
+def then(function: Callable[..., Any], *futures: Future[Any]) -> Future[Any]:
+    """Returns the future of `function(*results)`, complete when all `futures` are; it raises the first error, if any."""
     following: Future[Any] = Future()
+    completed = count(1)  # `next` is atomic, so exactly one of several threads counts the last future
 
-    def done(asked: Future[Any]) -> None:
+    def done(_: Any) -> None:
+        if next(completed) < len(futures):
+            return
         try:
-            following.set_result(function(asked.result()))
-        except Exception as error:  # it is the future that raises it
+            following.set_result(function(*(future.result() for future in futures)))
+        except Exception as error:  # the future raises it
             following.set_exception(error)
 
-    future.add_done_callback(done)
+    for future in futures:
+        future.add_done_callback(done)
     return following
 
 
 def together(futures: Sequence[Future[Any]]) -> Future[list[Any]]:
-    """Returns the future of all results in order, complete when all are; it raises the first error, if any."""
-    gathered: Future[list[Any]] = Future()
-    left, lock = len(futures), threading.Lock()
-
-    def done(_: Any) -> None:
-        nonlocal left
-        with lock:
-            left -= 1
-            last = left == 0
-        if last:
-            try:
-                gathered.set_result([future.result() for future in futures])
-            except Exception as error:  # it is the future that raises it
-                gathered.set_exception(error)
-
-    for future in futures:
-        future.add_done_callback(done)
-    return gathered if futures else finished([])
+    """Returns the future of the results of one or more futures, in order."""
+    return then(lambda *results: [*results], *futures)

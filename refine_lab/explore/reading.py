@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from refine_lab.models.base import FastWeightLM
-from refine_lab.models.state import Trace
+from refine_lab.models import FastWeightLM, Trace
 from refine_lab.ops.head import HEAD_ROWS
 from refine_lab.training.adaptation import prompt_batch
 
@@ -27,18 +26,12 @@ class DocumentReading:
     """
 
     token_ids: Int[np.ndarray, "T"]
-    entropies: Float[np.ndarray, "T"]
-    "Entropy of the policy before the token, in nats."
-    logprobs: Float[np.ndarray, "T"]
-    "log p of the token itself, in nats; the next-token loss is its negative."
-    ranks: Int[np.ndarray, "T"]
-    "Rank of the token by probability, from 1."
-    alternatives: Int[np.ndarray, "T A"]
-    "The most probable tokens at this position, in descending order."
-    probabilities: Float[np.ndarray, "T A"]
-    "Probabilities of the alternatives."
-    version: str = ""
-    "Identifies the weights that were used (see `session.LoadedModel`)."
+    entropies: Float[np.ndarray, "T"]  # of the policy before the token, in nats
+    logprobs: Float[np.ndarray, "T"]  # of the token itself, in nats; the next-token loss is its negative
+    ranks: Int[np.ndarray, "T"]  # of the token by probability, from 1
+    alternatives: Int[np.ndarray, "T A"]  # the most probable tokens at this position, in descending order
+    probabilities: Float[np.ndarray, "T A"]  # of the alternatives
+    version: str = ""  # identifies the weights that were used (see `session.LoadedModel`)
 
     @property
     def losses(self) -> Float[np.ndarray, "T"]:
@@ -58,20 +51,18 @@ def read_document(
     batch = prompt_batch(policy, [token_ids])
     trace = policy.read(batch.tokens, batch.lengths)
     count = min(alternatives, policy.head.out_features)
-    parts = [
-        _statistics(policy.head(hidden), following, count)
-        for hidden, following in zip(
-            trace.hidden_states[0, :-1].split(HEAD_ROWS), batch.tokens[0, 1:].split(HEAD_ROWS), strict=True
-        )
-    ]
-    entropies, logprobs, ranks, best, probabilities = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    pairs = zip(trace.hidden_states[0, :-1].split(HEAD_ROWS), batch.tokens[0, 1:].split(HEAD_ROWS), strict=True)
+    parts = [_statistics(policy.head(hidden), following, count) for hidden, following in pairs]
+    entropies, logprobs, ranks, best, probabilities = (
+        torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
+    )
     reading = DocumentReading(
         token_ids=token_ids.cpu().numpy().astype(np.int32),
-        entropies=_after_first(entropies, np.nan),
-        logprobs=_after_first(logprobs, np.nan),
-        ranks=_after_first(ranks, 0),
-        alternatives=_after_first(best, 0),
-        probabilities=_after_first(probabilities, np.nan),
+        entropies=np.insert(entropies, 0, np.nan),
+        logprobs=np.insert(logprobs, 0, np.nan),
+        ranks=np.insert(ranks, 0, 0),
+        alternatives=np.insert(best, 0, 0, axis=0),
+        probabilities=np.insert(probabilities, 0, np.nan, axis=0),
     )
     return reading, trace
 
@@ -79,15 +70,9 @@ def read_document(
 def _statistics(logits: Float[Tensor, "S V"], tokens: Int[Tensor, "S"], count: int) -> tuple[Tensor, ...]:
     """Returns entropy, logprob, rank and best alternatives at some positions."""
     logprobs = logits.float().log_softmax(-1)
-    own = logprobs.gather(-1, tokens.unsqueeze(-1))
+    logprob = logprobs.gather(-1, tokens.unsqueeze(-1))
     probabilities = logprobs.exp()
     entropies = -torch.linalg.vecdot(probabilities, logprobs.clamp(min=torch.finfo(logprobs.dtype).min))
     best = probabilities.topk(count, -1)
-    ranks = (logprobs > own).sum(-1, dtype=torch.int32) + 1
-    return entropies, own.squeeze(-1), ranks, best.indices.int(), best.values
-
-
-def _after_first(values: Tensor, first: int | float) -> np.ndarray:
-    """Prepends `first` to the values of tokens 1 and later."""
-    array = values.numpy()
-    return np.concatenate([np.full((1, *array.shape[1:]), first, array.dtype), array])
+    ranks = (logprobs > logprob).sum(-1, dtype=torch.int32) + 1
+    return entropies, logprob.squeeze(-1), ranks, best.indices.int(), best.values

@@ -17,16 +17,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from refine_lab.config import require
 from refine_lab.experiments.statistics import varies
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.method.advantages import advantages
 from refine_lab.method.rewards import binary, checked, cosine
 from refine_lab.method.rollout import Branches, sample
-from refine_lab.models.base import FastWeightLM
-from refine_lab.models.state import Trace
+from refine_lab.models import FastWeightLM, Trace
 from refine_lab.rng import Draws
 from refine_lab.types import RewardFunction, RewardInputs
+from refine_lab.validation import require
 
 PREFIX_TOKENS = 24
 """Number of final prefix tokens that a table shows."""
@@ -37,31 +36,22 @@ CORRELATED = {
 }
 """Quantities that rewards are correlated with: name -> column and unit."""
 BLOCK = 8
-"""Number of rollouts made together. It is fixed because float rounding depends on the number of rows, and must not
-depend on n.
-"""
+"""Number of rollouts made together, fixed since float rounding depends on the number of rows and must not depend on n."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PrefixRollouts:
     """N rollouts of K tokens from one prefix, with the reference continuation; all on the CPU, hidden states in float32."""
 
-    position: int
-    "Position of the prefix's last token; the first rollout token is at position + 1."
-    prefix_ids: Int[Tensor, "P"]
-    "The prefix's last tokens."
-    entropy: float
-    "Entropy of the policy at the position, in nats: the uncertainty about the first rollout token."
+    position: int  # of the prefix's last token; the first rollout token is at position + 1
+    prefix_ids: Int[Tensor, "P"]  # the prefix's last tokens
+    entropy: float  # of the policy at the position, in nats: the uncertainty about the first rollout token
     rollout_ids: Int[Tensor, "N K"]
-    logprobs: Float[Tensor, "N K"]
-    "Logprobs at the sampling temperature."
-    hidden_states: Float[Tensor, "N K D"]
-    "Hidden states with the rollout tokens as inputs (h^pred of equation 7)."
+    logprobs: Float[Tensor, "N K"]  # at the sampling temperature
+    hidden_states: Float[Tensor, "N K D"]  # with the rollout tokens as inputs (h^pred of equation 7)
     target_ids: Int[Tensor, "K"]
-    target_logprobs: Float[Tensor, "K"]
-    "Logprobs of the reference tokens at temperature 1, from the document's reading."
-    target_hidden_states: Float[Tensor, "K D"]
-    "Hidden states of the first reading (eq. 8)."
+    target_logprobs: Float[Tensor, "K"]  # of the reference tokens at temperature 1, from the document's reading
+    target_hidden_states: Float[Tensor, "K D"]  # of the first reading (eq. 8)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -108,13 +98,10 @@ def rollouts_at(
     require(temperature > 0, "temperature", temperature, "above 0")
     last = len(reading.token_ids) - 1 - k
     outside = [position for position in positions if not 0 <= position <= last]
-    require(not outside, "a position", outside[:1], f"from 0 to {last}: {k} true tokens must follow in the document")
+    require(not outside, "a position", outside[:1], f"from 0 to {last}: {k} reference tokens must follow it")
     found = []
     for position in map(int, positions):
-        blocks = [
-            _block(policy, trace, position, _uniforms(seed, position, first, k), temperature)
-            for first in range(0, n, BLOCK)
-        ]
+        blocks = [_block(policy, trace, position, first, k, temperature, seed) for first in range(0, n, BLOCK)]
         rollout_ids, logprobs, hidden_states = (torch.cat(parts)[:n].cpu() for parts in zip(*blocks, strict=True))
         ids, after = torch.from_numpy(reading.token_ids).long(), slice(position + 1, position + 1 + k)
         found.append(
@@ -133,16 +120,16 @@ def rollouts_at(
     return found
 
 
-def _uniforms(seed: int, position: int, first: int, k: int) -> Float[Tensor, "N K"]:
-    """Returns the uniform numbers of a block of rollouts: k consecutive draws from each rollout's own generator."""
-    draws = Draws(seed=seed)
-    return torch.cat([draws.uniforms([position], f"rollout/{i}", (k,)) for i in range(first, first + BLOCK)])
-
-
 def _block(
-    policy: FastWeightLM, trace: Trace, position: int, uniforms: Float[Tensor, "N K"], temperature: float
+    policy: FastWeightLM, trace: Trace, position: int, first: int, k: int, temperature: float, seed: int
 ) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"], Float[Tensor, "N K D"]]:
-    """Returns tokens, logprobs and hidden states of N rollouts, token by token, so that no value depends on later ones."""
+    """Returns tokens, logprobs and hidden states of `BLOCK` rollouts, the index of whose first is `first`.
+
+    They are made token by token, so that no value depends on later ones. Each rollout draws k uniform numbers from its
+    own generator.
+    """
+    draws, samples = Draws(seed=seed), range(first, first + BLOCK)
+    uniforms = torch.cat([draws.uniforms([position], f"rollout/{i}", (k,)) for i in samples])
     branches = Branches.of(trace, torch.tensor([[position]], device=trace.hidden_states.device), len(uniforms))
     columns = []
     for column in uniforms.split(1, dim=1):
@@ -173,56 +160,32 @@ def assess(
     k = longest if k is None else k
     require(1 <= k <= longest, "k", k, f"from 1 to {longest}, the tokens that were rolled out")
     inputs = RewardInputs.cat([each.inputs(k) for each in rollouts])
-    sizes = [len(each.rollout_ids) for each in rollouts]
-
-    def of_each(values: Sequence[object]) -> list[object]:
-        return [value for value, size in zip(values, sizes, strict=True) for _ in range(size)]
-
+    of_row = [each for each in rollouts for _ in each.rollout_ids]
     frame = pd.DataFrame(
         {
             "step": 0,
             "sequence_id": 0,
-            "position": of_each([each.position for each in rollouts]),
-            "sample_index": [index for size in sizes for index in range(size)],
-            "prefix_ids": of_each([each.prefix_ids.tolist() for each in rollouts]),
+            "position": [each.position for each in of_row],
+            "sample_index": [index for each in rollouts for index in range(len(each.rollout_ids))],
+            "prefix_ids": [each.prefix_ids.tolist() for each in of_row],
             "rollout_ids": inputs.rollout_ids.tolist(),
             "target_ids": inputs.target_ids.tolist(),
             "logprobs": inputs.logprobs.tolist(),
-            "entropy": of_each([each.entropy for each in rollouts]),
-            "target_logprob": of_each([float(each.target_logprobs[:k].sum()) for each in rollouts]),
+            "entropy": [each.entropy for each in of_row],
+            "target_logprob": [float(each.target_logprobs[:k].sum()) for each in of_row],
             "cosines": F.cosine_similarity(inputs.hidden_states, inputs.target_hidden_states, dim=-1).tolist(),
             "cosine": cosine(inputs).numpy(),
             "binary": binary(inputs).numpy(),
             "reward": checked(reward)(inputs).float().numpy(),
         }
     )
-    return frame.assign(advantage=_advantages(frame, group_by))
+    groups = frame.groupby("sequence_id" if group_by == "sequence" else "position")["reward"]
+    return frame.assign(advantage=groups.transform(_advantages))
 
 
-def assess_alone(
-    rollouts: PrefixRollouts,
-    reward: RewardFunction,
-    *,
-    k: int | None = None,
-    group_by: Literal["sequence", "prefix"] = "prefix",
-) -> pd.DataFrame:
-    """Assesses the rollouts of one position that is not among the selected ones, as `assess`.
-
-    Its rollouts form their own group if prefixes are groups. If the whole sequence is one group, only the selected
-    positions belong to it, and the advantage is NaN.
-    """
-    frame = assess([rollouts], reward, k=k)
-    return frame if group_by == "prefix" else frame.assign(advantage=np.float32(np.nan))
-
-
-def _advantages(frame: pd.DataFrame, group_by: Literal["sequence", "prefix"]) -> Float[np.ndarray, "R"]:
-    """Returns the advantage of every rollout; 0 for the only rollout of a group."""
-    groups = [frame["reward"]] if group_by == "sequence" else [part for _, part in frame.groupby("position")["reward"]]
-    values = np.zeros(len(frame), dtype=np.float32)
-    for group in groups:
-        rewards = torch.tensor(group.to_numpy())
-        values[group.index] = advantages(rewards, 1, len(rewards), "sequence").numpy()
-    return values
+def _advantages(rewards: pd.Series) -> Float[np.ndarray, "R"]:
+    """Returns the advantages of the rollouts of one group; 0 for the only rollout of a group."""
+    return advantages(torch.tensor(rewards.to_numpy()), 1, len(rewards), "sequence").numpy()
 
 
 def correlations(frame: pd.DataFrame) -> pd.DataFrame:

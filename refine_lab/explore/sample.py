@@ -33,6 +33,6 @@ def sample_document(tokenizer: PreTrainedTokenizerBase, tokens: int = 2000, seed
     filler = np.array(tokenizer(text, add_special_tokens=False)["input_ids"])
     generator = Draws(seed=seed).generator(0, "sample")
     document = make_document(FACTS, tokens, filler, generator, tokenizer, "validation")
-    asked = document.questions[0]
-    parts = document.tokens[: asked.start], document.tokens[asked.start : asked.prompt_end], asked.answer_ids
+    first = document.questions[0]
+    parts = document.tokens[: first.start], document.tokens[first.start : first.prompt_end], first.answer_ids
     return Sample(*(str(tokenizer.decode(part)) for part in parts))

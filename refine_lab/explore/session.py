@@ -12,19 +12,17 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from refine_lab.config import require
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tokenizer import beginning
 from refine_lab.explore.reading import DocumentReading, read_document
 from refine_lab.explore.rollouts import PrefixRollouts, rollouts_at
 from refine_lab.explore.states import StateSummary, summarise, written
-from refine_lab.models.base import FastWeightLM
+from refine_lab.models import FastWeightLM, Trace, load_model
 from refine_lab.models.hub import own_folder, resolve
-from refine_lab.models.loading import load_model
-from refine_lab.models.state import Trace
-from refine_lab.training.adaptation import Adapter, Update, fewer_chunks, preserve_weights, prompt_batch
+from refine_lab.training.adaptation import Adapter, fewer_chunks, preserve_weights, prompt_batch
 from refine_lab.training.answers import answers_to
 from refine_lab.ttt_config import TTTConfig
+from refine_lab.validation import require
 
 MODELS = 3
 """Number of cached models; the least recently used is dropped first, unless its weights are adapted."""
@@ -40,14 +38,12 @@ class LoadedModel:
 
     policy: FastWeightLM
     tokenizer: Any
-    origin: str
-    "The files that the weights came from: their folder, and the modification time of the newest."
+    origin: str  # the files that the weights came from: their folder, and the modification time of the newest
     restored: preserve_weights | None = None
     updates: int = 0
     moves: int = 0
     adapting: bool = False
-    loaded: str | None = None
-    "Digest of the weights as loaded, computed before their first update."
+    loaded: str | None = None  # digest of the weights as loaded, computed before their first update
 
     @property
     def version(self) -> str:
@@ -61,24 +57,19 @@ class CachedDocument:
 
     reading: DocumentReading
     trace: Trace
-    writes: dict[int, Float[torch.Tensor, "T H"]]
-    "See `states.written`."
+    writes: dict[int, Float[torch.Tensor, "T H"]]  # see `states.written`
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class AdaptationStep:
     """An update of `Session.adapt`: its metrics, and the model's loss and entropy on the prompt after it."""
 
     number: int
     metrics: dict[str, float]
-    seconds: float
     tokens_per_second: float
-    loss: float
-    "Mean next-token loss of the tokens, in nats, after the update."
-    entropy: float
-    "Mean entropy, in nats, after the update."
-    note: str | None
-    "Which settings of the method were reduced for a short prompt."
+    loss: float  # mean next-token loss of the tokens after the update, in nats
+    entropy: float  # mean entropy after the update, in nats
+    note: str | None  # which settings of the method were reduced for a short prompt
 
 
 class Session:
@@ -94,17 +85,10 @@ class Session:
         self._documents: OrderedDict[tuple[str, str], CachedDocument] = OrderedDict()
 
     def open(self, model: str) -> dict[str, Any]:
-        """Loads the model and returns information about it."""
-        policy = self._held(model).policy
-        return {
-            "model": model,
-            "type": policy.config.model_type,
-            "parameters": sum(p.numel() for p in policy.parameters()),
-            "vocab_size": policy.head.out_features,
-            "device": str(policy.device),
-            "updates": self._held(model).updates,
-            "adapting": self._held(model).adapting,
-        }
+        """Loads the model and returns its number of parameters, its updates, and whether it is being adapted."""
+        held = self._held(model)
+        parameters = sum(p.numel() for p in held.policy.parameters())
+        return {"parameters": parameters, "updates": held.updates, "adapting": held.adapting}
 
     def as_loaded(self, model: str) -> bool:
         """Returns whether the weights are bitwise as loaded."""
@@ -121,10 +105,9 @@ class Session:
         self._refresh(model)
         if text is not None:
             tokenizer = self._held(model).tokenizer
-            own = [*beginning(tokenizer, add_bos), *tokenizer(text, add_special_tokens=False)["input_ids"]]
-            require(
-                own == token_ids.tolist(), "a model to compare with", model, "one with the same tokens of this document"
-            )
+            ids = [*beginning(tokenizer, add_bos), *tokenizer(text, add_special_tokens=False)["input_ids"]]
+            allowed = "one with the same tokens of this document"
+            require(ids == token_ids.tolist(), "a model to compare with", model, allowed)
         return self._read(model, token_ids).reading
 
     def rollouts(
@@ -150,7 +133,7 @@ class Session:
         prompt_batch(held.policy, [torch.from_numpy(token_ids)])  # raises for what is no prompt
         return answers_to(held.policy, held.tokenizer, [token_ids.tolist()], rule)[0]
 
-    def adapt(self, model: str, token_ids: TokenIds, config: TTTConfig) -> Iterator[Step]:
+    def adapt(self, model: str, token_ids: TokenIds, config: TTTConfig) -> Iterator[AdaptationStep]:
         """Adapts to the prompt (test-time training) and yields after each step; the weights stay updated until `reset`.
 
         Adaptation ends when the caller stops iterating. A call on an adapted model continues from its current weights.
@@ -168,7 +151,15 @@ class Session:
             for update in adapter.adapt(batch):
                 held.updates, held.moves = held.updates + 1, held.moves + 1
                 self._forget(model)
-                yield _step(update, self._read(model, token_ids).reading, note)
+                reading = self._read(model, token_ids).reading
+                yield AdaptationStep(
+                    number=update.number,
+                    metrics=update.metrics,
+                    tokens_per_second=update.tokens_per_second,
+                    loss=float(np.nanmean(reading.losses)),
+                    entropy=float(np.nanmean(reading.entropies)),
+                    note=note,
+                )
         finally:
             held.adapting = False
 
@@ -239,15 +230,3 @@ def _origin(model: str) -> str:
     """Returns the folder that a name refers to now, and its newest modification time. Raises as `resolve`."""
     folder = resolve(model.removeprefix("new:"))
     return f"{folder} at {max((path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()), default=0)}"
-
-
-def _step(update: Update, reading: DocumentReading, note: str | None) -> Step:
-    return Step(
-        number=update.number,
-        metrics=update.metrics,
-        seconds=update.seconds,
-        tokens_per_second=update.tokens_per_second,
-        loss=float(np.nanmean(reading.losses)),
-        entropy=float(np.nanmean(reading.entropies)),
-        note=note,
-    )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,52 +13,42 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from refine_lab.config import require
-from refine_lab.models.base import FastWeightLM
-from refine_lab.models.state import Trace
+from refine_lab.models import FastWeightLM, Trace
+from refine_lab.validation import require
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StateSummary:
     """Statistics of M matrices (a layer's, by name) with H heads each at P positions; NaN beyond a matrix's heads."""
 
-    positions: Int[np.ndarray, "P"]
-    "Each state is the one after the token at this position."
-    layers: tuple[int, ...]
-    "Layer of each matrix."
-    names: tuple[str, ...]
-    "Name of each matrix: `recurrent_state` (DeltaNet), or `w0`, `w1`, `w2` (LaCT)."
-    norms: Float[np.ndarray, "M H P"]
-    "Frobenius norm of each matrix."
+    positions: Int[np.ndarray, "P"]  # each state is the one after the token at this position
+    layers: tuple[int, ...]  # of each matrix
+    names: tuple[str, ...]  # of each matrix: `recurrent_state` (DeltaNet), or `w0`, `w1`, `w2` (LaCT)
+    norms: Float[np.ndarray, "M H P"]  # Frobenius norm of each matrix
+    # exp of the entropy of the normalised singular values (Roy and Vetterli, 2007); 0 for a matrix of zeros
     effective_ranks: Float[np.ndarray, "M H P"]
-    "exp of the entropy of the normalised singular values (Roy and Vetterli, 2007); 0 for a matrix of zeros."
+    # norm of the change since the previous position, relative to the previous state's norm; NaN at the first position
     changes: Float[np.ndarray, "M H P"]
-    "Norm of the change since the previous position, relative to the previous state's norm; NaN at the first position."
+    # of each token in each layer that has one: beta (DeltaNet), mean learning rate (LaCT)
     write_strengths: Float[np.ndarray, "L H T"]
-    "Write strength of each token in each layer that has one: beta (DeltaNet), mean learning rate (LaCT)."
-    write_layers: tuple[int, ...]
-    "The layers with write strengths."
+    write_layers: tuple[int, ...]  # the layers with write strengths
 
 
 @contextmanager
 def written(policy: FastWeightLM) -> Iterator[dict[int, Float[Tensor, "T H"]]]:
     """Records write strengths while the policy reads one row: layer number -> strengths, for layers that have them."""
     found: dict[int, Tensor] = {}
-    tellers = [module for module in policy.modules() if hasattr(module, "write_strengths")]
+    writers = [module for module in policy.modules() if hasattr(module, "write_strengths")]
 
-    def listener(number: int):
-        def listen(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            found[number] = module.write_strengths(arguments[0])[0].detach().float().cpu()  # type: ignore[operator]
+    def record(module: nn.Module, arguments: tuple[Any, ...], number: int) -> None:
+        found[number] = module.write_strengths(arguments[0])[0].detach().float().cpu()  # type: ignore[operator]
 
-        return listen
-
-    hooks = [module.register_forward_pre_hook(listener(number)) for number, module in enumerate(tellers)]
-    try:
+    with ExitStack() as hooks:
+        for number, module in enumerate(writers):
+            hooks.enter_context(module.register_forward_pre_hook(partial(record, number=number)))
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @torch.no_grad()
@@ -81,8 +72,7 @@ def summarise(
                 found[int(layer), name] = of_row.float()
     require(bool(found), "the model's state", sorted({k.partition(".")[2] for k in state.tensors}), "one with matrices")
     keys = sorted(found)
-    numbers = [_numbers(found[key]) for key in keys]
-    norms, ranks, changes = (_stacked([each[i] for each in numbers]) for i in range(3))
+    norms, ranks, changes = map(_stacked, zip(*(_statistics(found[key]) for key in keys), strict=True))
     return StateSummary(
         positions=np.array(positions),
         layers=tuple(layer for layer, _ in keys),
@@ -95,7 +85,7 @@ def summarise(
     )
 
 
-def _numbers(states: Float[Tensor, "P H a b"]) -> tuple[Tensor, Tensor, Tensor]:
+def _statistics(states: Float[Tensor, "P H a b"]) -> tuple[Tensor, Tensor, Tensor]:
     """Returns norm, effective rank and change of each head's matrix, [H, P] each."""
     norms = torch.linalg.matrix_norm(states)
     singular = torch.linalg.svdvals(states)
@@ -110,8 +100,4 @@ def _stacked(parts: Sequence[Float[Tensor, "_ _2"]]) -> Float[np.ndarray, "M H P
     """Stacks matrices with different numbers of heads into one array, padded with NaN."""
     if not parts:
         return np.zeros((0, 0, 0), np.float32)
-    heads = max(len(part) for part in parts)
-    array = np.full((len(parts), heads, parts[0].shape[1]), np.nan, np.float32)
-    for i, part in enumerate(parts):
-        array[i, : len(part)] = part.numpy()
-    return array
+    return pad_sequence(list(parts), batch_first=True, padding_value=torch.nan).numpy()

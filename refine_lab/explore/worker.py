@@ -16,7 +16,7 @@ import pickle
 import queue
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import GeneratorType
@@ -30,26 +30,20 @@ def send(connection: Connection, message: tuple[Any, ...]) -> None:
     connection.send_bytes(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
 
 
-def receive(connection: Connection) -> tuple[Any, ...]:
-    """Returns the next message. Raises EOFError or OSError when the other side has closed."""
-    return pickle.loads(connection.recv_bytes())
-
-
-class Worker:
+class RequestLoop:
     """Serves a session's requests."""
 
     def __init__(self, connection: Connection, session: Any) -> None:
         self.connection, self.session = connection, session
         self.requests: queue.Queue[tuple[Any, ...] | None] = queue.Queue()
-        self.job: tuple[int, Iterator[Any]] | None = None
+        self.job: tuple[int, Generator[Any]] | None = None
 
     def listen(self) -> None:
         """Puts every request into the queue, and None at the end of the stream."""
-        try:
+        with suppress(EOFError, OSError):
             while True:
-                self.requests.put(receive(self.connection))
-        except (EOFError, OSError):
-            self.requests.put(None)
+                self.requests.put(self.connection.recv())
+        self.requests.put(None)
 
     def run(self) -> None:
         threading.Thread(target=self.listen, name="requests", daemon=True).start()
@@ -61,10 +55,8 @@ class Worker:
                 continue
             if request is None:
                 return
-            if request[0] == "stop":
-                self.stop(request[1])
-            else:
-                self.call(*request[1:])
+            kind, *arguments = request
+            (self.stop if kind == "stop" else self.call)(*arguments)
 
     def call(self, number: int, method: str, arguments: dict[str, Any]) -> None:
         try:
@@ -99,9 +91,8 @@ class Worker:
     def stop(self, number: int) -> None:
         """Ends the job with that number, if it is still running."""
         if self.job is not None and self.job[0] == number:
-            _, steps = self.job
+            self.job[1].close()
             self.job = None
-            steps.close()  # type: ignore[attr-defined]
             send(self.connection, ("result", number, None))
 
     def refuse(self, number: int, error: Exception) -> None:
@@ -115,10 +106,10 @@ def main(arguments: list[str]) -> None:
 
     from refine_lab.explore.session import Session
 
-    logging.disable_progress_bar()  # what is printed is read where the worker dies
-    connection = Connection(int(arguments[0]))
-    with suppress(BrokenPipeError, ConnectionResetError):  # whom it worked for has gone
-        Worker(connection, Session(arguments[1])).run()
+    logging.disable_progress_bar()  # the last line of the output explains the death of a worker
+    descriptor, device = arguments
+    with suppress(BrokenPipeError, ConnectionResetError):  # the client has ended
+        RequestLoop(Connection(int(descriptor)), Session(device)).run()
 
 
 if __name__ == "__main__":

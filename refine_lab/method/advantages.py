@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refine_lab.validation import ConfigError
+from refine_lab.validation import require
 
 EPS = 1e-6
 """Added to the standard deviation, as in the release."""
@@ -37,13 +37,10 @@ def advantages(
 
     Raises ValueError for `prefix` with a group of one, and for rewards that do not divide into rows.
     """
-    if group_by == "prefix" and group_size == 1:
-        sentence = "group_by 'prefix' compares the rollouts of one position: group_size must be at least 2, got 1"
-        raise ConfigError("group_size", 1, "at least 2", sentence)
+    compared = group_by == "sequence" or group_size > 1
+    require(compared, "group_size", group_size, "at least 2 where group_by is 'prefix'")
     per_row = num_chunks * group_size
-    if len(rewards) % per_row:
-        allowed = f"whole rows of {num_chunks} * {group_size}"
-        raise ConfigError("rewards", len(rewards), allowed, f"rewards must come in {allowed}, got {len(rewards)}")
+    require(len(rewards) % per_row == 0, "rewards", len(rewards), f"whole rows of {num_chunks} * {group_size}")
     groups = rewards.detach().double().view(-1, per_row if group_by == "sequence" else group_size)
     if groups.shape[1] == 1:
         return torch.zeros_like(rewards)
@@ -52,6 +49,5 @@ def advantages(
     equal &= spread.isfinite()  # a reward that is not finite stays visible
     # Distances from a member, not the rewards themselves: where all are equal they are 0, and no mean can round.
     groups = groups - groups[:, :1]
-    centred = groups - groups.mean(1, keepdim=True)
-    standardised = centred / (groups.std(1, keepdim=True) + EPS)
+    standardised = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + EPS)
     return torch.where(equal, 0, standardised).flatten().to(rewards.dtype)

@@ -10,7 +10,7 @@ import symtable
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from types import FunctionType, ModuleType
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from refine_lab.types import RewardFunction, RewardInputs
-from refine_lab.validation import ConfigError
+from refine_lab.validation import ConfigError, require
 
 FIELDS = tuple(field.name for field in fields(RewardInputs))
 """The names, in order, of the five tensors that a reward took before `RewardInputs`."""
@@ -37,21 +37,19 @@ def reward_source(function: object) -> str:
     of the five tensors of earlier versions, see `of_inputs`).
     """
     if not isinstance(function, FunctionType) or function.__name__ == "<lambda>":
-        got, allowed = _describe(function), "a function written with def"
-        raise ConfigError("a reward", got, allowed, f"a reward must be {allowed}, got {got}")
+        got = "a lambda" if isinstance(function, FunctionType) else type(function).__name__
+        raise ConfigError("a reward", got, "a function written with def")
     name, plain = function.__name__, inspect.unwrap(function)
     tree, source = _definition(name, plain)
-    if not (_takes(plain, 1) or _takes(plain, len(FIELDS))):
-        got, allowed = str(inspect.signature(plain)), "one argument, the RewardInputs"
-        raise ConfigError(f"reward {name!r}", got, allowed, f"reward {name!r} must take {allowed}, got {got}")
+    accepted = _takes(plain, 1) or _takes(plain, len(FIELDS))
+    allowed = "a function of one argument, the RewardInputs"
+    require(accepted, f"reward {name!r}", str(inspect.signature(plain)), allowed)
     of_inputs(plain)  # gives its notice where the user sees it
-    imports = ["from __future__ import annotations", "", "import torch"]
-    for used in _outer_names(name, tree):
-        if used in plain.__code__.co_freevars:
-            raise ValueError(f"reward {name!r} uses {used!r} of the function around it; define both at the top level")
-        line = _import_line(name, used, plain.__globals__)
-        if line and line not in imports:
-            imports.append(line)
+    names = _outer_names(name, tree)
+    if around := [used for used in names if used in plain.__code__.co_freevars]:
+        raise ValueError(f"reward {name!r} uses {around[0]!r} of the function around it; define both at the top level")
+    needed = filter(None, (_import_line(name, used, plain.__globals__) for used in names))
+    imports = dict.fromkeys(["from __future__ import annotations", "", "import torch", *needed])
     return "\n".join(imports) + "\n\n\n" + source.rstrip() + "\n"
 
 
@@ -65,9 +63,7 @@ def load_reward(source: str) -> RewardFunction:
     except SyntaxError as error:
         raise ValueError(f"the source of the reward is not Python: {error.msg} in line {error.lineno}") from error
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-    if not names:
-        sentence = f"the source of the reward must define a function, got {source[:60]!r}"
-        raise ConfigError("the source of the reward", source[:60], "one that defines a function", sentence)
+    require(bool(names), "the source of the reward", source[:60], "Python that defines a function")
     namespace = {"__name__": "reward", "torch": torch}
     exec(compile(tree, "reward.py", "exec"), namespace)
     return namespace[names[-1]]  # type: ignore[return-value]
@@ -80,12 +76,13 @@ def of_inputs(function: Callable[..., Tensor]) -> RewardFunction:
     """
     if not _takes(function, len(FIELDS)):
         return function
-    _suggest_one_argument(getattr(function, "__name__", repr(function)))
+    name = getattr(function, "__name__", repr(function))
+    _suggest_one_argument(name)
 
     def reward(inputs: RewardInputs) -> Tensor:
-        return function(*(getattr(inputs, name) for name in FIELDS))
+        return function(*(getattr(inputs, field) for field in FIELDS))
 
-    reward.__name__ = getattr(function, "__name__", repr(function))
+    reward.__name__ = name
     return reward
 
 
@@ -106,10 +103,6 @@ def _takes(function: Callable[..., object], count: int) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def _describe(thing: object) -> str:
-    return "a lambda" if isinstance(thing, FunctionType) else type(thing).__name__
 
 
 def _definition(name: str, function: FunctionType) -> tuple[ast.Module, str]:
@@ -141,27 +134,19 @@ def _hidden(name: str, used: str) -> ValueError:
 
 def _outer_names(name: str, tree: ast.Module) -> list[str]:
     """Returns the sorted names that the definition uses from outside; refuses inner imports of other packages."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            modules = ["." * node.level + (node.module or "")]
-        else:
-            continue
-        for module in modules:
-            if not _allowed(module):
-                raise _outside(name, module)
+    nodes = [*ast.walk(tree)]
+    modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    modules += ["." * node.level + (node.module or "") for node in nodes if isinstance(node, ast.ImportFrom)]
+    for module in modules:
+        if not _allowed(module):
+            raise _outside(name, module)
     top = symtable.symtable(ast.unparse(tree), "reward.py", "exec")
-    names = {symbol.get_name() for table in _tables(top) for symbol in table.get_symbols() if symbol.is_global()}
+    scopes = top.get_children()
+    for scope in scopes:  # the list grows by the scopes inside each scope
+        scopes += scope.get_children()
+    names = {symbol.get_name() for scope in scopes for symbol in scope.get_symbols() if symbol.is_global()}
     names |= {symbol.get_name() for symbol in top.get_symbols() if symbol.is_referenced()}
     return sorted(names - {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned()})
-
-
-def _tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
-    """Yields the scopes inside a scope, at any depth."""
-    for child in table.get_children():
-        yield child
-        yield from _tables(child)
 
 
 def _allowed(module: str) -> bool:
@@ -182,15 +167,15 @@ def _import_line(name: str, used: str, namespace: dict[str, Any]) -> str | None:
     if isinstance(value, ModuleType):
         if not _allowed(value.__name__):
             raise _outside(name, used)
-        return f"import {used}" if used == value.__name__ else f"import {value.__name__} as {used}"
-    own = getattr(value, "__name__", used)
-    if own in REFUSED and getattr(value, "__module__", None) == "builtins":
+        return f"import {value.__name__}" + (f" as {used}" if value.__name__ != used else "")
+    original = getattr(value, "__name__", used)
+    if original in REFUSED and getattr(value, "__module__", None) == "builtins":
         raise _hidden(name, used)
     # Numbers and dtypes do not know their home: only these two modules are searched for them.
     homes = [getattr(value, "__module__", None), "torch", "math"]
     if hasattr(value, "__name__"):
         homes += sorted(filter(_allowed, sys.modules), key=lambda home: ("._" in home, home.count("."), home))
     for home in homes:
-        if isinstance(home, str) and _allowed(home) and getattr(sys.modules.get(home), own, None) is value:
-            return f"from {home} import {own}" if own == used else f"from {home} import {own} as {used}"
+        if isinstance(home, str) and _allowed(home) and getattr(sys.modules.get(home), original, None) is value:
+            return f"from {home} import {original}" + (f" as {used}" if original != used else "")
     raise _outside(name, used)

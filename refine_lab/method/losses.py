@@ -7,7 +7,7 @@ micro-batches' values add up to the update's token mean, for losses and metrics 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0
@@ -91,8 +91,13 @@ def ntp_loss(logprobs: Float[Tensor, "B S"], lengths: Int[Tensor, "B"], num_toke
 
     `logprobs[b, i]` belongs to the token at i + 1; entries from `lengths[b] - 1` on have no next token and are ignored.
     """
-    has_next = torch.arange(logprobs.shape[1], device=logprobs.device) < (lengths - 1).unsqueeze(1)
-    return -torch.where(has_next, logprobs, 0).sum() / num_tokens
+    return -mask_last(logprobs, lengths).sum() / num_tokens
+
+
+def mask_last(values: Shaped[Tensor, "B S"], lengths: Int[Tensor, "B"]) -> Shaped[Tensor, "B S"]:
+    """Returns `values` with 0 at each row's last token and beyond, which have no next token."""
+    has_next = torch.arange(values.shape[1], device=values.device) < (lengths - 1).unsqueeze(1)
+    return torch.where(has_next, values, 0)
 
 
 def _log_ratio(above: Tensor, below: Tensor) -> Tensor:

@@ -13,16 +13,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from refine_lab.config import ConfigError, unknown
 from refine_lab.method.custom_reward import load_reward, of_inputs
 from refine_lab.types import RewardFunction, RewardInputs
+from refine_lab.validation import unknown
 
 
 def cosine(inputs: RewardInputs) -> Float[Tensor, "R"]:
     """Cosine similarity of hidden states averaged over the k tokens (eq. 9), in [-1, 1], at least float32."""
     dtype = _wide(inputs)
-    similarity = F.cosine_similarity(inputs.hidden_states.to(dtype), inputs.target_hidden_states.to(dtype), dim=-1)
-    return similarity.mean(-1)
+    return F.cosine_similarity(inputs.hidden_states.to(dtype), inputs.target_hidden_states.to(dtype), dim=-1).mean(-1)
 
 
 def binary(inputs: RewardInputs) -> Float[Tensor, "R"]:
@@ -88,9 +87,7 @@ def checked(reward: RewardFunction) -> RewardFunction:
             raise ValueError(f"{allowed}, got {rewards.dtype} of shape {list(rewards.shape)}")
         if not rewards.isfinite().all():
             bad = int((~rewards.isfinite()).nonzero()[0])
-            value = float(rewards[bad])
-            sentence = f"reward {name!r} must be finite, got {value} for rollout {bad}"
-            raise ConfigError(f"reward {name!r}", value, "finite", sentence)
+            raise ValueError(f"reward {name!r} must be finite, got {float(rewards[bad])} for rollout {bad}")
         return rewards.detach()
 
     return run

@@ -15,7 +15,7 @@ from torch import Tensor
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import State, Trace
 from refine_lab.ops.head import HEAD_ROWS
-from refine_lab.rng import Draws, inverse_cdf
+from refine_lab.rng import inverse_cdf
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +28,9 @@ class Branches:
     @staticmethod
     def of(trace: Trace, positions: Int[Tensor, "B C"], group_size: int, *, detach: bool = False) -> Branches:
         """Returns the branches at the given positions, with `group_size` adjacent copies of each."""
-        state, hidden = trace.state_at(positions), trace.hidden_at(positions).flatten(0, 1)
-        if detach:
-            state, hidden = state.detach(), hidden.detach()
-        return Branches(state.repeat(group_size), hidden.repeat_interleave(group_size, 0))
+        prefixes = Branches(trace.state_at(positions), trace.hidden_at(positions).flatten(0, 1))
+        ends = prefixes.detach() if detach else prefixes
+        return Branches(ends.state.repeat(group_size), ends.hidden_states.repeat_interleave(group_size, 0))
 
     def detach(self) -> Branches:
         return Branches(self.state.detach(), self.hidden_states.detach())
@@ -75,24 +74,8 @@ def follow(policy: FastWeightLM, branches: Branches, tokens: Int[Tensor, "R K"],
     return Continuation(read, stats.logprobs, stats.entropies)
 
 
-def rollout_uniforms(
-    draws: Draws, sequence_ids: tuple[int, ...], num_chunks: int, group_size: int, rollout_length: int
-) -> Float[Tensor, "R K"]:
-    """Returns the uniform numbers of a batch's rollouts, keyed by sequence."""
-    return draws.uniforms(sequence_ids, "rollout", (num_chunks, group_size, rollout_length)).flatten(0, 2)
-
-
-def target_index(positions: Int[Tensor, "B C"], rollout_length: int) -> Int[Tensor, "B _"]:
-    """Returns the indices t+1..t+k of the reference continuations in their rows."""
-    offsets = torch.arange(1, rollout_length + 1, device=positions.device)
-    return (positions.unsqueeze(-1) + offsets).flatten(1)
-
-
 def _draw(
     policy: FastWeightLM, hidden: Float[Tensor, "R D"], uniforms: Float[Tensor, "R"], temperature: float
 ) -> Tensor:
-    drawn = []
-    for rows, numbers in zip(hidden.split(HEAD_ROWS), uniforms.split(HEAD_ROWS), strict=True):
-        logits = policy.head(rows).double() / temperature
-        drawn.append(inverse_cdf(logits.softmax(-1), numbers.to(logits.device)))
-    return torch.cat(drawn)
+    parts = zip(hidden.split(HEAD_ROWS), uniforms.split(HEAD_ROWS), strict=True)
+    return torch.cat([inverse_cdf((policy.head(h).double() / temperature).softmax(-1), u) for h, u in parts])

@@ -23,9 +23,7 @@ def shift(entropies: Float[Tensor, "B T"], entropy_index: Literal["equation", "r
     `release`: H_t is the uncertainty about x_{t+1}, the first token rolled out. `equation` (eq. 5): H_t is the
     uncertainty about x_t, the last token of the prefix; nothing precedes x_0, so H_0 = 0.
     """
-    if entropy_index == "release":
-        return entropies
-    return F.pad(entropies[:, :-1], (1, 0))
+    return entropies if entropy_index == "release" else F.pad(entropies[:, :-1], (1, 0))
 
 
 def smooth(entropies: Float[Tensor, "B T"], lengths: Int[Tensor, "B"], kernel: int) -> Float[Tensor, "B T"]:
@@ -58,7 +56,11 @@ def selection_probabilities(
 
     Raises ValueError if a chunk has no eligible position, and if an entropy is not finite.
     """
-    _require_positions(lengths, config)
+    if short := [length for length in lengths.tolist() if not config.fits(length)]:
+        raise ValueError(
+            f"a row of {short[0]} tokens has a chunk without a position to roll out from: num_chunks {config.num_chunks}, "
+            f"rollout_length {config.rollout_length} and margin {config.margin} need at least {smallest_length(config)} tokens"
+        )
     index, inside = _chunks(lengths, config.num_chunks, entropies.shape[1])
     first, gap = config.ends
     eligible = inside & (index >= first) & (index <= (lengths - 1 - gap).view(-1, 1, 1))
@@ -109,18 +111,7 @@ def _weights(
         raise ValueError(f"entropies must be finite, got {float(scores[row][~finite[row]][0])} in row {row}")
     if config.selection == "uniform":
         return eligible.to(scores)
-    signed = -scores if config.selection == "argmin" else scores
-    signed = signed.masked_fill(~eligible, -torch.inf)
+    signed = (-scores if config.selection == "argmin" else scores).masked_fill(~eligible, -torch.inf)
     if config.selection == "entropy":
         return ((signed - signed.amax(-1, keepdim=True)) / config.tau).exp()
     return F.one_hot(signed.argmax(-1), scores.shape[-1]).to(scores)
-
-
-def _require_positions(lengths: Int[Tensor, "B"], config: RefineConfig) -> None:
-    for length in lengths.tolist():
-        if not config.fits(length):
-            raise ValueError(
-                f"a row of {length} tokens has a chunk without a position to roll out from: num_chunks "
-                f"{config.num_chunks}, rollout_length {config.rollout_length} and margin {config.margin} "
-                f"need at least {smallest_length(config)} tokens"
-            )

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
 
 from refine_lab.config import RefineConfig, UpdateConfig
 from refine_lab.method.advantages import advantages
-from refine_lab.method.losses import entropy_loss, kl_loss, ntp_loss, policy_loss
+from refine_lab.method.losses import entropy_loss, kl_loss, mask_last, ntp_loss, policy_loss
 from refine_lab.method.rewards import binary, cosine
-from refine_lab.method.rollout import Branches, Continuation, follow, rollout_uniforms, sample, target_index
+from refine_lab.method.rollout import Branches, Continuation, follow, sample
 from refine_lab.method.selection import select_positions, selection_probabilities
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import Trace, hidden_states_only
@@ -60,8 +60,7 @@ class StepResult:
 
 def next_token_stats(policy: FastWeightLM, trace: Trace, batch: Batch, *, entropy: bool) -> TokenStats:
     """Returns statistics of x_{i+1} given x_{<=i} for i < T - 1, each [B, T - 1]; entries beyond a row's end are undefined."""
-    hidden, targets = trace.hidden_states[:, :-1], batch.tokens[:, 1:]
-    return policy.head(hidden, targets, entropy=entropy)
+    return policy.head(trace.hidden_states[:, :-1], batch.tokens[:, 1:], entropy=entropy)
 
 
 def roll_out(
@@ -82,11 +81,10 @@ def roll_out(
     positions = select_positions(probabilities, batch.lengths, batch.sequence_ids, draws, refine.num_chunks)
     branches = Branches.of(trace, positions, refine.group_size, detach=refine.prefix_gradient == "detached")
     shape = (refine.num_chunks, refine.group_size, refine.rollout_length)
-    uniforms = rollout_uniforms(draws, batch.sequence_ids, *shape)
+    uniforms = draws.uniforms(batch.sequence_ids, "rollout", shape).flatten(0, 2)
     tokens = sample(policy, branches.detach(), uniforms, refine.temperature)
     continuation = follow(policy, branches, tokens, refine.temperature)
-    rollouts = assess(trace, entropies, batch, positions, tokens, continuation, refine, reward)
-    return rollouts, continuation
+    return assess(trace, entropies, batch, positions, tokens, continuation, refine, reward), continuation
 
 
 @torch.no_grad()
@@ -101,16 +99,17 @@ def assess(
     reward: RewardFunction,
 ) -> Rollouts:
     """Computes rewards and advantages of rollout tokens against the reference continuation, without gradients."""
-    index = target_index(positions, refine.rollout_length)
-    shape = (*positions.shape, refine.rollout_length)
-    repeat = refine.group_size
-    target_ids = batch.tokens.gather(1, index).view(shape).flatten(0, 1).repeat_interleave(repeat, 0)
-    target_hidden = trace.hidden_at(index).unflatten(1, shape[1:]).flatten(0, 1).repeat_interleave(repeat, 0)
+    offsets = torch.arange(1, refine.rollout_length + 1, device=positions.device)
+    index = positions.unsqueeze(-1) + offsets  # t+1..t+k [B, C, K]
+
+    def repeated(values: Tensor) -> Tensor:
+        return values.unflatten(1, index.shape[1:]).flatten(0, 1).repeat_interleave(refine.group_size, 0)
+
     inputs = RewardInputs(
         rollout_ids=tokens,
-        target_ids=target_ids,
+        target_ids=repeated(batch.tokens.gather(1, index.flatten(1))),
         hidden_states=continuation.hidden_states.detach(),
-        target_hidden_states=target_hidden.detach(),
+        target_hidden_states=repeated(trace.hidden_at(index.flatten(1))).detach(),
         logprobs=continuation.logprobs.detach(),
     )
     rewards = reward(inputs)
@@ -118,12 +117,12 @@ def assess(
         positions=positions,
         tokens=tokens,
         old_logprobs=inputs.logprobs,
-        target_ids=target_ids,
-        entropies=entropies.gather(1, positions).flatten().repeat_interleave(repeat),
+        target_ids=inputs.target_ids,
+        entropies=entropies.gather(1, positions).flatten().repeat_interleave(refine.group_size),
         cosine=cosine(inputs),
         binary=binary(inputs),
         rewards=rewards,
-        advantages=advantages(rewards, refine.num_chunks, repeat, refine.group_by),
+        advantages=advantages(rewards, refine.num_chunks, refine.group_size, refine.group_by),
     )
 
 
@@ -168,18 +167,17 @@ def train_step(train_state: TrainState, batch: Batch, draws: Draws) -> StepResul
                 kept.append(rollouts)
             yield loss, metrics
 
-    updates = 0
-    for start, mini in split(batch, config.mini_batch_size):
+    minis = [*split(batch, config.mini_batch_size)]
+    for start, mini in minis:
         for name, value in update(train_state, losses(start, mini)).items():
             sums[name] += value
-        updates += 1
-    metrics = {name: value / updates for name, value in sums.items()}
+    metrics = {name: value / len(minis) for name, value in sums.items()}
     if entropy_mean is not None:
         metrics["entropy_mean"] = entropy_mean
     rollouts = Rollouts.cat(kept) if kept else None
     if rollouts is not None:
         metrics |= _rollout_metrics(rollouts)
-    return StepResult({**metrics, "updates": updates}, rollouts)
+    return StepResult({**metrics, "updates": len(minis)}, rollouts)
 
 
 def update(train_state: TrainState, losses: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
@@ -213,13 +211,14 @@ def _loss(
             trace = policy.read(micro.tokens, micro.lengths)
         stats = next_token_stats(policy, trace, micro, entropy=refine is not None and planned is None)
         ntp = ntp_loss(stats.logprobs, micro.lengths, mini.num_targets)
-        metrics = {"ntp_loss": ntp.detach(), "ntp_accuracy": _sum(stats.is_top1, micro) / mini.num_targets}
+        correct = mask_last(stats.is_top1, micro.lengths).sum()
+        metrics = {"ntp_loss": ntp.detach(), "ntp_accuracy": correct / mini.num_targets}
         if refine is None:
             return ntp, metrics, None
         if planned is None:
             assert train_state.reward is not None
             entropies = _with_last(stats.entropies.detach(), micro)
-            metrics["entropy_mean"] = _sum(entropies[:, :-1], micro) / mini.num_targets
+            metrics["entropy_mean"] = mask_last(entropies[:, :-1], micro.lengths).sum() / mini.num_targets
             rollouts, continuation = roll_out(policy, trace, entropies, micro, refine, train_state.reward, draws)
         else:
             detach = refine.prefix_gradient == "detached"
@@ -234,10 +233,8 @@ def _loss(
 @torch.no_grad()
 def _roll_out_batch(train_state: TrainState, batch: Batch, draws: Draws) -> tuple[Rollouts, float]:
     """Returns the rollouts of a whole batch, sampled before its first update, and the policy's mean entropy on it."""
-    parts, entropies = zip(
-        *(_rolled_out(train_state, micro, draws) for _, micro in split(batch, train_state.config.micro_batch_size)),
-        strict=True,
-    )
+    micros = split(batch, train_state.config.micro_batch_size)
+    parts, entropies = zip(*(_rolled_out(train_state, micro, draws) for _, micro in micros), strict=True)
     return Rollouts.cat(parts), sum(entropies) / batch.num_targets
 
 
@@ -250,7 +247,7 @@ def _rolled_out(train_state: TrainState, micro: Batch, draws: Draws) -> tuple[Ro
         stats = next_token_stats(policy, trace, micro, entropy=True)
         entropies = _with_last(stats.entropies, micro)
         rollouts, _ = roll_out(policy, trace, entropies, micro, refine, train_state.reward, draws)
-    return rollouts, float(_sum(stats.entropies, micro))
+    return rollouts, float(mask_last(stats.entropies, micro.lengths).sum())
 
 
 @torch.no_grad()
@@ -271,14 +268,7 @@ def _with_last(entropies: Float[Tensor, "B S"], batch: Batch) -> Float[Tensor, "
 
     The last token's entropy is 0 whether or not padding follows, so that smoothing sees the same row in every batch.
     """
-    places = torch.arange(entropies.shape[1], device=entropies.device)
-    return torch.nn.functional.pad(torch.where(places < (batch.lengths - 1).unsqueeze(1), entropies, 0), (0, 1))
-
-
-def _sum(values: Float[Tensor, "B S"] | Bool[Tensor, "B S"], batch: Batch) -> Tensor:
-    """Returns the sum over the positions that have a next token."""
-    has_next = torch.arange(values.shape[1], device=values.device) < (batch.lengths - 1).unsqueeze(1)
-    return torch.where(has_next, values, 0).sum()
+    return torch.nn.functional.pad(mask_last(entropies, batch.lengths), (0, 1))
 
 
 def split(batch: Batch, size: int) -> Iterator[tuple[int, Batch]]:
@@ -290,6 +280,6 @@ def split(batch: Batch, size: int) -> Iterator[tuple[int, Batch]]:
 def _rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
     metrics = {}
     for name, values in (("reward", rollouts.rewards), ("cosine", rollouts.cosine), ("binary", rollouts.binary)):
-        metrics[f"{name}_mean"] = float(values.mean())
-        metrics[f"{name}_std"] = float(values.std()) if len(values) > 1 else 0.0
+        deviation = float(values.std()) if len(values) > 1 else 0.0
+        metrics |= {f"{name}_mean": float(values.mean()), f"{name}_std": deviation}
     return metrics

@@ -11,7 +11,7 @@ be a function of its arguments alone: a family whose blocks are not sets `RECOMP
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from types import MethodType
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from refine_lab.validation import ConfigError
+from refine_lab.validation import require
 
 
 def checkpoint_activations(policy: Any, part: str) -> None:
@@ -28,10 +28,11 @@ def checkpoint_activations(policy: Any, part: str) -> None:
     Raises ValueError for an unknown part, and for one that the policy lacks or that cannot be recomputed.
     """
     allowed = ("none", *policy.RECOMPUTABLE)
-    if part not in allowed:
-        names = f"one of {', '.join(map(repr, allowed))} for {type(policy).__name__}"
-        raise ConfigError("activation_checkpointing", part, names)
-    found = {"none": [], "mlp": list(_feed_forwards(policy)), "blocks": list(_blocks(policy))}[part]
+    names = f"one of {', '.join(map(repr, allowed))} for {type(policy).__name__}"
+    require(part in allowed, "activation_checkpointing", part, names)
+    blocks = _blocks(policy)
+    layers = [x for block in blocks for name, x in block.named_children() if name in ("mlp", "feed_forward", "ffn")]
+    found = {"none": [], "mlp": layers, "blocks": blocks}[part]
     if part != "none" and not found:
         raise ValueError(f"recompute {part!r} finds no such part in {type(policy).__name__}")
     for module in policy.modules():
@@ -46,19 +47,10 @@ def runs_again(module: nn.Module) -> bool:
     return "forward_once" in vars(module)
 
 
-def _blocks(policy: Any) -> Iterator[nn.Module]:
-    """Yields the modules of the list whose length is the model's number of layers."""
-    for module in policy.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == policy.config.num_hidden_layers:
-            yield from module
-            return
-
-
-def _feed_forwards(policy: Any) -> Iterator[nn.Module]:
-    for block in _blocks(policy):
-        for name, module in block.named_children():
-            if name in ("mlp", "feed_forward", "ffn"):
-                yield module
+def _blocks(policy: Any) -> Sequence[Any]:
+    """Returns the modules of the list whose length is the model's number of layers, if there is one."""
+    lists = (module for module in policy.modules() if isinstance(module, nn.ModuleList))
+    return next((list(modules) for modules in lists if len(modules) == policy.config.num_hidden_layers), [])
 
 
 def _run_again(module: nn.Module, *arguments: Any, **named: Any) -> Any:

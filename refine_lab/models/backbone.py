@@ -1,8 +1,8 @@
-"""The backbone of DeltaNet, GatedDeltaNet and LaCT (embeddings, blocks, final norm), and the language model around it."""
+"""The model of DeltaNet, GatedDeltaNet and LaCT: blocks, the backbone around them, and the language model around it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,26 +12,56 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.head import Head
-from refine_lab.models.inputs import Call, read_inputs
-from refine_lab.models.state import State, Trace
+from refine_lab.models.inputs import read_inputs
+from refine_lab.models.state import Layer, State, Trace
+from refine_lab.ops.precision import gated_product
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU of width `intermediate_size`; None: 2/3 * `hidden_ratio` * hidden size, rounded up to a multiple of 256."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
+        if inner is None:
+            inner = -int(width * (config.hidden_ratio or 4) * 2 / 3) // 256 * -256
+        self.gate_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        return gated_product(self.gate_proj(x), self.up_proj(x), self.down_proj)
+
+
+class Block(nn.Module):
+    """A layer with memory and a SwiGLU, each with a pre-norm and a residual connection."""
+
+    def __init__(self, config: Any, attention: type[nn.Module]) -> None:
+        super().__init__()
+        self.attn_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.attn = attention(config)
+        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp = GatedMLP(config)
+
+    def forward(self, x: Float[Tensor, "B T D"], state: Layer, *shared: Any) -> tuple[Float[Tensor, "B T D"], Any]:
+        mixed, states = self.attn(self.attn_norm(x), state, *shared)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), states
 
 
 class Backbone(nn.Module):
     """A model without its head: embeddings, blocks, final norm.
 
-    A family defines its blocks and `STATE`. A block takes its input [B, T, D], its layer's part of the state (or None)
-    and what `prepare` returns. It returns its output and the object from which `trace` computes states, None in
-    `hidden_states_only`.
+    The family's `attention` takes its input [B, T, D], its layer's part of the state (empty without a state) and what
+    `prepare` returns. It returns its output and the object from which `trace` computes states, or None in
+    `hidden_states_only`. The class's `STATE` names tensors in the first layer of the family's states.
     """
 
-    STATE: ClassVar[frozenset[str]]
-    """Names of tensors in the first layer of this family's states."""
-
-    def __init__(self, config: Any, block: Callable[[], nn.Module]) -> None:
+    def __init__(self, config: Any, attention: Any) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.state_names = config, attention.STATE
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList([block() for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([Block(config, attention) for _ in range(config.num_hidden_layers)])
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -46,14 +76,14 @@ class Backbone(nn.Module):
     ) -> Trace:
         """See `FastWeightLM.read_embeddings`."""
         if state is not None:
-            state.expect(len(inputs_embeds), self.STATE)
+            state.expect(len(inputs_embeds), self.state_names)
         start = torch.zeros_like(lengths) if state is None else state.lengths
         shared = self.prepare(start, inputs_embeds.shape[1], state)
         x, parts = inputs_embeds, []
         for index, layer in enumerate(self.layers):
             if layer_inputs is not None:
                 layer_inputs.append(x)
-            x, part = layer(x, None if state is None else state.layer(index), *shared)
+            x, part = layer(x, ({}, {}) if state is None else state.layer(index), *shared)
             if part is not None:
                 parts.append(part)
         return self.trace(self.norm(x), lengths, start, parts)
@@ -71,10 +101,9 @@ class Backbone(nn.Module):
     ) -> BaseModelOutputWithPast | tuple:
         """transformers' forward of a model without a head: `last_hidden_state` [B, T, D] after the final norm.
 
-        `others` are the remaining fields of `Call`.
+        `others` are the remaining arguments of `read_inputs`.
         """
-        call = Call(input_ids=input_ids, **others)
-        output, _ = read_inputs(self.read, self.get_input_embeddings(), self.config, call)
+        output, _ = read_inputs(self.read, self.get_input_embeddings(), self.config, input_ids, **others)
         return output.to_tuple() if return_dict is False else output
 
 
@@ -84,18 +113,16 @@ class BackboneLM(FastWeightLM):
     base_model_prefix = "model"
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}
 
-    OWN_INITIALISATION: ClassVar[tuple[type, ...]]
-    """Modules of the family that initialise their own parameters in `reset_parameters`."""
+    attention: ClassVar[type[nn.Module]]
+    """The family's layer with memory. Modules with bare parameters initialise them in `reset_parameters`."""
+
+    backbone: ClassVar[type[Backbone]] = Backbone
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.model = self.backbone(config)
+        self.model = self.backbone(config, self.attention)
         self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    def backbone(self, config: Any) -> Backbone:
-        """Returns the model without its head."""
-        raise TypeError(f"{type(self).__name__} must define backbone")
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -104,5 +131,5 @@ class BackboneLM(FastWeightLM):
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)
-        elif isinstance(module, self.OWN_INITIALISATION):
-            module.reset_parameters()  # pyright: ignore[reportCallIssue]
+        elif reset := getattr(module, "reset_parameters", None):
+            reset()

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from refine_lab.models.activation_checkpointing import checkpoint_activations, runs_again
 from refine_lab.models.head import Head, WrappedHead
-from refine_lab.models.inputs import Call, read_inputs
+from refine_lab.models.inputs import read_inputs
 from refine_lab.models.state import State, Trace
 from refine_lab.ops.delta_rule import CHUNK_SIZE
 from refine_lab.ops.fla_delta_rule import SEGMENT_SIZE
@@ -152,22 +152,21 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
             self.read_embeddings,
             self.get_input_embeddings(),
             self.config,
-            Call(
-                input_ids=input_ids,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                output_attentions=output_attentions,
-                output_hidden_states=output_hidden_states,
-            ),
+            input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
         )
         hidden_states = output.last_hidden_state
         assert hidden_states is not None
-        negative = isinstance(logits_to_keep, int) and logits_to_keep < 0
-        require(not negative, "logits_to_keep", logits_to_keep, "0 or more")
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        kept = logits_to_keep
+        if isinstance(logits_to_keep, int):
+            require(logits_to_keep >= 0, "logits_to_keep", logits_to_keep, "0 or more")
+            kept = slice(-logits_to_keep, None)
         preceded = packing.real.cumsum(-1) > 0
         result = CausalLMOutputWithPast(
             loss=None if labels is None else self._loss(hidden_states, labels, preceded, num_items_in_batch),
@@ -184,7 +183,7 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         preceded: Tensor,
         num_items_in_batch: int | Tensor | None,
     ) -> Float[Tensor, ""]:
-        """Returns the next-token loss; `preceded` [B, T] says whether a column holds a token or follows one."""
+        """Returns the next-token loss; `preceded` [B, T] is whether a column holds a token or follows one."""
         targets = labels[:, 1:]
         labelled = targets != -100
         kept = labelled & preceded[:, :-1]
@@ -210,16 +209,15 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Returns the arguments of `forward` for the tokens that `past_key_values` has not read; called by `generate`."""
-        embeds = inputs_embeds if is_first_iteration else None
-        new = input_ids if embeds is None else embeds
+        name, new = "input_ids", input_ids
+        if inputs_embeds is not None and is_first_iteration:
+            name, new = "inputs_embeds", inputs_embeds
         if next_sequence_length is not None and past_key_values is not None:
             new = new[:, -next_sequence_length:]
-        name = "input_ids" if embeds is None else "inputs_embeds"
-        positions = position_ids  # later ones count from the last column on, which may be a pad
-        positions = positions[:, -new.shape[1] :] if positions is not None and is_first_iteration else None
         kwargs.pop("tokenizer", None)  # of `stop_strings`, for `generate` alone
-        inputs = {name: new, "past_key_values": past_key_values, "position_ids": positions, "logits_to_keep": 1}
-        return {**kwargs, **inputs}
+        # later positions count from the last column on, which may be a pad
+        positions = position_ids[:, -new.shape[1] :] if position_ids is not None and is_first_iteration else None
+        return {**kwargs, name: new, "past_key_values": past_key_values, "position_ids": positions, "logits_to_keep": 1}
 
     # -- activation checkpointing by transformers' own switch ----------------------------------------------------------
 
@@ -246,7 +244,4 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         """Returns whether any part is recomputed in the backward pass."""
         return any(map(runs_again, self.modules()))
 
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """Former name of `is_activation_checkpointing`, which transformers' Trainer and PEFT use."""
-        return self.is_activation_checkpointing
+    is_gradient_checkpointing = is_activation_checkpointing  # its name in transformers' Trainer and in PEFT

@@ -6,22 +6,37 @@ at 1, and q and k may use activations and norms other than silu and l2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refine_lab.models.checks import check_allowed, whole_width
-from refine_lab.models.delta_layers import QK_EPS, DeltaRuleAttention, DeltaRuleConfig, DeltaRuleLM
-from refine_lab.ops.precision import wide
+from refine_lab.models.backbone import BackboneLM
+from refine_lab.models.configuration import whole_width
+from refine_lab.models.delta_layers import DeltaRuleAttention, DeltaRuleConfig
+from refine_lab.ops.precision import UNIT_EPS, wide
 from refine_lab.validation import ConfigError
+
+QK_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "elu": lambda y: F.elu(y) + 1,
+    "identity": lambda y: y,
+}
+"""`qk_activation` -> the activation of q and k."""
 
 
 class DeltaNetConfig(DeltaRuleConfig):
     """The fields of `fla.models.DeltaNetConfig`, with its defaults; `use_output_norm` False is not implemented and refused."""
 
     model_type = "delta_net"
+    ALLOWED = DeltaRuleConfig.ALLOWED | {
+        "use_output_norm": (True,),
+        "qk_norm": ("l2", "sum"),
+        "qk_activation": tuple(QK_ACTIVATIONS),
+    }
 
     expand_k: float = 1.0
     use_beta: bool = True
@@ -29,16 +44,7 @@ class DeltaNetConfig(DeltaRuleConfig):
     qk_norm: str = "l2"
     qk_activation: str = "silu"
 
-    def __post_init__(self, **others: Any) -> None:
-        super().__post_init__(**others)
-        check_allowed(
-            self,
-            {
-                "use_output_norm": (True,),
-                "qk_norm": ("l2", "sum"),
-                "qk_activation": ("silu", "relu", "elu", "identity"),
-            },
-        )
+    def check(self) -> None:
         for name in ("expand_k", "expand_v"):
             width = self.hidden_size * getattr(self, name)
             if not whole_width(width) or round(width) % self.num_heads:
@@ -58,33 +64,20 @@ class DeltaNetConfig(DeltaRuleConfig):
 class DeltaNetAttention(DeltaRuleAttention):
     """The delta-rule layer without decay."""
 
-    def add_gates(self) -> None:
-        if self.config.use_beta:
-            self.b_proj = nn.Linear(self.config.hidden_size, self.config.num_heads, bias=False)
-
-    def gates(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B T H"], None]:
-        if self.config.use_beta:
-            return self.b_proj(x).sigmoid(), None
-        return x.new_ones(*x.shape[:2], self.config.num_heads), None
+    def add_gates(self, config: Any) -> None:
+        if config.use_beta:
+            self.b_proj = nn.Linear(config.hidden_size, config.num_heads, bias=False)
 
     def feature(self, y: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        match self.config.qk_activation:
-            case "silu":
-                return F.silu(y)
-            case "relu":
-                return F.relu(y)
-            case "elu":
-                return F.elu(y) + 1
-            case _:
-                return y
+        return QK_ACTIVATIONS[self.config.qk_activation](y)
 
     def normalise(self, y: Float[Tensor, "B T H d"]) -> Float[Tensor, "B T H d"]:
         if self.config.qk_norm == "sum":
-            return F.normalize(y.to(wide(y)), p=1, dim=-1, eps=QK_EPS)
+            return F.normalize(y.to(wide(y)), p=1, dim=-1, eps=UNIT_EPS)
         return super().normalise(y)
 
 
-class DeltaNetForCausalLM(DeltaRuleLM):
+class DeltaNetForCausalLM(BackboneLM):
     """DeltaNet with a language-model head."""
 
     config_class = DeltaNetConfig

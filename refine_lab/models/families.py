@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,30 +15,28 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from refine_lab.data.files import refuse_pointer
 from refine_lab.models.base import FastWeightLM
-from refine_lab.models.checks import number
+from refine_lab.models.configuration import number
+from refine_lab.models.deltanet import DeltaNetForCausalLM
 from refine_lab.models.fla_models import FLA_MODELS, FLA_REFUSED, fla_family
+from refine_lab.models.gated_deltanet import GatedDeltaNetForCausalLM
 from refine_lab.models.hub import Place
 from refine_lab.models.hybrids import HYBRIDS, REFUSED, hybrid_family
-from refine_lab.validation import ConfigError, unknown
+from refine_lab.models.lact import LaCTForCausalLM
+from refine_lab.runs.files import read_json
+from refine_lab.validation import ConfigError, require, unknown
 
-MODEL_TYPES: dict[str, tuple[str, str, str]] = {
-    "delta_net": ("refine_lab.models.deltanet", "DeltaNetConfig", "DeltaNetForCausalLM"),
-    "gated_deltanet": ("refine_lab.models.gated_deltanet", "GatedDeltaNetConfig", "GatedDeltaNetForCausalLM"),
-    "lact_swiglu": ("refine_lab.models.lact", "LaCTConfig", "LaCTForCausalLM"),
+MODEL_TYPES: dict[str, type[FastWeightLM]] = {
+    "delta_net": DeltaNetForCausalLM,
+    "gated_deltanet": GatedDeltaNetForCausalLM,
+    "lact_swiglu": LaCTForCausalLM,
 }
-"""`model_type` of a config.json -> our own module, configuration and model. `family` also knows other types."""
+"""`model_type` of a config.json -> our own model. `family` also knows other types."""
 
-NO_SETTINGS = frozenset({"auto_map", "torch_dtype", "_commit_hash", "_attn_implementation_autoset"})
-"""Fields that transformers writes into a config.json besides its own and that have no effect on our models."""
+NO_EFFECT = frozenset({"auto_map", "torch_dtype", "_commit_hash", "_attn_implementation_autoset", "chunk_size"})
+"""Fields without an effect on our models, which transformers or earlier versions of flash-linear-attention write."""
 
-FORMER_FIELDS: dict[str, tuple[Any, ...] | None] = {
-    "norm_first": (False,),
-    "share_conv_kernel": (False,),
-    "use_rope": (False,),
-    "elementwise_affine": (True,),
-    "chunk_size": None,
-}
-"""Fields of earlier versions of flash-linear-attention, with the values that match what is done here (None: any value).
+FORMER_FIELDS = {"norm_first": False, "share_conv_kernel": False, "use_rope": False, "elementwise_affine": True}
+"""Fields of earlier versions of flash-linear-attention, with the value that matches what is done here.
 
 `share_conv_kernel`, `use_rope` and `chunk_size` (a kernel's) were in DeltaNetConfig in 2024, `norm_first` there and in
 GatedDeltaNetConfig until 2025 (sustcsonglin/flash-linear-attention, fla/models/*/configuration_*.py at bec2845 and
@@ -52,8 +47,8 @@ them.
 FORMER_NAMES = {"rms_norm_eps": "norm_eps"}
 """Former field name in the same versions -> current name."""
 
-FORMER_VALUES = {("attn_mode", "fused_chunk"): "chunk"}
-"""Removed kernel of the same versions -> the kernel of equal results that fla names as its replacement."""
+FORMER_VALUES = {"attn_mode": {"fused_chunk": "chunk"}}
+"""Field -> removed kernel of the same versions -> the kernel of equal results that fla names as its replacement."""
 
 REASONS = FLA_REFUSED | REFUSED
 """`model_type` -> why it is refused."""
@@ -64,7 +59,7 @@ NOT_READ = {
 }
 """Fields of any config.json -> why they are refused if set."""
 
-NOT_RUN = "it is not run unless load_model is told trust_remote_code=True, which no training run does"
+NOT_RUN = "it is not run unless load_model gets trust_remote_code=True, which no training run does"
 
 
 def register() -> None:
@@ -80,13 +75,13 @@ def register() -> None:
 
 
 def family(model_type: str) -> tuple[type, type[FastWeightLM]]:
-    """Returns the configuration and model classes for a `model_type`, importing what the family needs.
+    """Returns the configuration and model classes for a `model_type`, importing what a third-party family needs.
 
     Raises ValueError for an unknown type, and, with the reason, for a refused one.
     """
     if model_type in MODEL_TYPES:
-        module, config, model = MODEL_TYPES[model_type]
-        return getattr(import_module(module), config), getattr(import_module(module), model)
+        model: Any = MODEL_TYPES[model_type]
+        return model.config_class, model
     if model_type in HYBRIDS:
         return hybrid_family(model_type)
     if model_type in FLA_MODELS:
@@ -109,10 +104,14 @@ def configured(
     path = place.folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{place.folder} holds no model: it has no config.json")
-    fields = read_json(path)
+    fields = read_json(refuse_pointer(path))
     config_class, model_class = _classes(place, fields, trust_remote_code)
     with _refusing(str(path)):
-        _refuse_unread(fields)
+        for name, reason in NOT_READ.items():
+            if any(
+                part.get(name) is not None for part in (fields, fields.get("text_config")) if isinstance(part, dict)
+            ):
+                raise ValueError(f"it sets {name!r}: {reason}")
         if fields.get("model_type") in MODEL_TYPES:
             config = config_class.from_dict(_settings(fields, config_class))
         else:
@@ -137,8 +136,7 @@ def _refusing(what: str) -> Iterator[None]:
 
 
 def _classes(place: Place, fields: dict[str, Any], trust_remote_code: bool) -> tuple[type, type[FastWeightLM]]:
-    path, code = place.folder / "config.json", fields.get("auto_map")
-    model_type = fields.get("model_type")
+    path, code, model_type = place.folder / "config.json", fields.get("auto_map"), fields.get("model_type")
     if model_type is None and not code:
         raise ValueError(f"{path} has no model_type: it is not the configuration of a model")
     try:
@@ -147,13 +145,6 @@ def _classes(place: Place, fields: dict[str, Any], trust_remote_code: bool) -> t
         if not code or str(model_type) in REASONS:
             raise ValueError(f"{path} names {error}") from error
     return _remote_family(place, code, trust_remote_code)
-
-
-def _refuse_unread(fields: dict[str, Any]) -> None:
-    text = fields.get("text_config")
-    for name, reason in NOT_READ.items():
-        if any(part.get(name) is not None for part in (fields, text) if isinstance(part, dict)):
-            raise ValueError(f"it sets {name!r}: {reason}")
 
 
 def changed(config: Any, settings: Mapping[str, int | float]) -> dict[str, Any]:
@@ -166,22 +157,8 @@ def changed(config: Any, settings: Mapping[str, int | float]) -> dict[str, Any]:
     for name, value in settings.items():
         if name not in numbers:
             raise unknown(f"number of {type(config).__name__}", name, numbers)
-        if not number(value) or abs(value) > sys.float_info.max:
-            raise ConfigError(f"the setting {name}", value, "a number")
-        whole = isinstance(numbers[name], int) and value == int(value)
-        fields[name] = int(value) if whole else float(value)
-    return fields
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file. Raises ValueError if there is none, and for a git-lfs pointer."""
-    refuse_pointer(path)
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} holds no JSON object: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} holds no JSON object: it is a {type(fields).__name__}")
+        require(number(value) and abs(value) <= sys.float_info.max, f"the setting {name}", value, "a number")
+        fields[name] = int(value) if isinstance(numbers[name], int) and value == int(value) else float(value)
     return fields
 
 
@@ -193,16 +170,12 @@ def _settings(fields: dict[str, Any], config_class: type) -> dict[str, Any]:
             raise ValueError(f"it sets {name} to {fields[name]!r} and {former}, its former name, to {fields[former]!r}")
     settings = {}
     for name, value in fields.items():
-        name = FORMER_NAMES.get(name, name) if name not in own else name
+        name = name if name in own else FORMER_NAMES.get(name, name)
         if name in own:
-            former = (name, value) if isinstance(value, str) else None
-            settings[name] = FORMER_VALUES.get(former, value) if former else value
+            settings[name] = FORMER_VALUES.get(name, {}).get(value, value) if isinstance(value, str) else value
         elif name in FORMER_FIELDS:
-            allowed = FORMER_FIELDS[name]
-            if allowed is not None and value not in allowed:
-                sentence = f"it sets {name} to {value!r}; allowed is {allowed[0]}"
-                raise ConfigError(name, value, str(allowed[0]), sentence)
-        elif name not in NO_SETTINGS:
+            require(value == FORMER_FIELDS[name], name, value, str(FORMER_FIELDS[name]))
+        elif name not in NO_EFFECT:
             raise ValueError(f"it sets {name!r}, which is no field of {config_class.__name__}")
     return settings
 
@@ -219,11 +192,11 @@ def _remote_family(place: Place, code: Any, trust_remote_code: bool) -> tuple[ty
     place.fetch(["*.py"])
     with _refusing(f"the code that {path} names"):
         config, model = (get_class_from_dynamic_module(name, str(place.folder)) for name in names.values())
-    if not (isinstance(model, type) and issubclass(model, FastWeightLM)):
-        raise ValueError(
-            f"{names['AutoModelForCausalLM']} of {place.folder} is no FastWeightLM: it has no state as a value"
-        )
-    return config, model
+    if isinstance(model, type) and issubclass(model, FastWeightLM):
+        return config, model
+    raise ValueError(
+        f"{names['AutoModelForCausalLM']} of {place.folder} is no FastWeightLM: it has no state as a value"
+    )
 
 
 def code_name(code: Any, kind: str) -> str:
@@ -233,7 +206,6 @@ def code_name(code: Any, kind: str) -> str:
 
 def one_line(error: Exception) -> str:
     """Returns an error's text in at most 300 characters, without torch's stack, and with its type where needed."""
-    text = " ".join(str(error).split("Exception raised from")[0].split()) or type(error).__name__
-    if isinstance(error, (LookupError, ArithmeticError)):
-        text = f"{type(error).__name__}: {text}"
+    kind, text = type(error).__name__, " ".join(str(error).split("Exception raised from")[0].split())
+    text = f"{kind}: {text}" if isinstance(error, (LookupError, ArithmeticError)) else text or kind
     return text if len(text) <= 300 else f"{text[:300]}..."

@@ -41,9 +41,7 @@ FLA_MODELS: dict[str, tuple[str, str]] = {
 }
 """`model_type` -> prefix of fla's classes, and the tensors in its cache (flash-linear-attention 0.6.0, fla/layers)."""
 
-_ATTENTION = (
-    "its layers keep keys and values or positions, which fla counts once for a batch of rows of unequal lengths"
-)
+_ATTENTION = "its layers keep keys and values or positions, which fla counts once for rows of unequal lengths"
 _ONE_TOKEN = "fla reads it on from a cache by single tokens only, in place"
 _NO_GRADIENT = "a kernel of fla drops the gradient of its final state"
 _UNCHECKED = "its state has not been checked here"
@@ -100,9 +98,8 @@ class FlaLM(FastWeightLM):
 
     def __init__(self, config: Any) -> None:
         if getattr(config, "attn", None) is not None:
-            raise ValueError(
-                f"{type(self).__name__} with attention layers (attn {config.attn}) is not taken: {_ATTENTION}"
-            )
+            refusal = f"{type(self).__name__} with attention layers (attn {config.attn}) is refused"
+            raise ValueError(f"{refusal}: {_ATTENTION}")
         super().__init__(config)
         if isinstance(getattr(self, "lm_head", None), nn.Linear):  # fla's class has made it
             self.set_output_embeddings(self.lm_head)
@@ -112,8 +109,7 @@ class FlaLM(FastWeightLM):
         rows, width = inputs_embeds.shape[:2]
         if inputs_embeds.device.type not in self.devices:
             raise RuntimeError(
-                f"{type(self).__name__} runs on CUDA only, where flash-linear-attention's kernels do: got "
-                f"{inputs_embeds.device}"
+                f"{type(self).__name__} runs on CUDA only, as fla's kernels do, got {inputs_embeds.device}"
             )
         if state is not None:
             state.expect(rows, ())  # which tensors there are is each model's own
@@ -185,14 +181,14 @@ class FlaLM(FastWeightLM):
 
 
 @dataclass(frozen=True)
-class Plan:
+class LayerPlan:
     """How to compute the state after some tokens: the border to start from and the piece sizes (largest first)."""
 
     border: int
     pieces: tuple[int, ...]
 
 
-def plan(tokens: int) -> Plan:
+def plan(tokens: int) -> LayerPlan:
     """Returns the cheapest plan; one that would end in a single token starts a segment earlier if possible."""
     border, rest = divmod(tokens, SEGMENT)
     if rest == 1 and border:
@@ -205,7 +201,7 @@ def plan(tokens: int) -> Plan:
         elif rest >= size:
             pieces.append(size)
             rest -= size
-    return Plan(border, tuple(pieces))
+    return LayerPlan(border, tuple(pieces))
 
 
 def _put(states: dict[str, Tensor], rows: Sequence[int], new: Tensors, total: int) -> None:
@@ -240,18 +236,11 @@ def from_cache(cache: Any, rows: int) -> dict[str, Tensor]:
         for kind, value in cache[number].items():
             if value is None:
                 continue
-            parts = {kind: value} if isinstance(value, Tensor) else _parts(number, kind, value)
+            several = isinstance(value, (tuple, list))
+            parts = {f"{kind}.{place}": x for place, x in enumerate(value)} if several else {kind: value}
             for name, x in parts.items():
                 if kind not in KINDS or not isinstance(x, Tensor) or x.shape[:1] != (rows,):
                     shape = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
                     raise ValueError(f"layer {number} keeps {name} {shape}, not a tensor of {rows} rows of {KINDS}")
                 named[f"{number}.{name}"] = x
     return named
-
-
-def _parts(number: int, kind: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, (tuple, list)):
-        raise ValueError(
-            f"layer {number} keeps its {kind} in a {type(value).__name__}, which is no tensor or tuple of them"
-        )
-    return {f"{kind}.{place}": x for place, x in enumerate(value)}

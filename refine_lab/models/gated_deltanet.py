@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import initialization
 
-from refine_lab.models.checks import check_allowed, whole_width
-from refine_lab.models.delta_layers import DeltaRuleAttention, DeltaRuleConfig, DeltaRuleLM
+from refine_lab.models.backbone import BackboneLM
+from refine_lab.models.configuration import whole_width
+from refine_lab.models.delta_layers import DeltaRuleAttention, DeltaRuleConfig
 from refine_lab.ops.delta_rule import log_decay
 from refine_lab.validation import ConfigError
 
@@ -26,6 +27,7 @@ class GatedDeltaNetConfig(DeltaRuleConfig):
     """The fields of `fla.models.GatedDeltaNetConfig`, with its defaults."""
 
     model_type = "gated_deltanet"
+    ALLOWED = DeltaRuleConfig.ALLOWED | {"output_gate_activation": ("swish", "silu", "sigmoid")}
 
     expand_v: float = 2.0
     use_gate: bool = True
@@ -35,13 +37,8 @@ class GatedDeltaNetConfig(DeltaRuleConfig):
     num_hidden_layers: int = 21
     output_gate_activation: str = "swish"
 
-    def __post_init__(self, **others: Any) -> None:
-        super().__post_init__(**others)
-        check_allowed(self, {"output_gate_activation": ("swish", "silu", "sigmoid")})
-        if self.value_heads % self.num_heads:
-            raise ConfigError(
-                "GatedDeltaNetConfig.num_v_heads", self.num_v_heads, f"a multiple of num_heads {self.num_heads}"
-            )
+    def check(self) -> None:
+        self.require(self.value_heads % self.num_heads == 0, "num_v_heads", f"a multiple of num_heads {self.num_heads}")
         if not whole_width(width := self.head_dim * self.expand_v):
             sentence = f"head_dim * expand_v must be a whole number, got {self.head_dim} * {self.expand_v} = {width}"
             raise ConfigError("head_dim * expand_v", width, "a whole number", sentence)
@@ -62,15 +59,15 @@ class GatedDeltaNetConfig(DeltaRuleConfig):
 class GatedDeltaNetAttention(DeltaRuleAttention):
     """The delta-rule layer with decay: log gate -exp(A_log) softplus(a_proj(x) + dt_bias)."""
 
-    def add_gates(self) -> None:
-        width, heads = self.config.hidden_size, self.config.value_heads
+    def add_gates(self, config: Any) -> None:
+        width, heads = config.hidden_size, config.value_heads
         self.a_proj = nn.Linear(width, heads, bias=False)
         self.b_proj = nn.Linear(width, heads, bias=False)
         self.A_log = nn.Parameter(torch.empty(heads))
         self.dt_bias = nn.Parameter(torch.empty(heads))
 
-    def gates(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B T H"], Float[Tensor, "B T H"]]:
-        return self.b_proj(x).sigmoid(), log_decay(self.a_proj(x), self.A_log, self.dt_bias)
+    def log_gate(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H"]:
+        return log_decay(self.a_proj(x), self.A_log, self.dt_bias)
 
     def output_gate(self, y: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         return y.sigmoid() if self.config.output_gate_activation == "sigmoid" else F.silu(y)
@@ -82,7 +79,7 @@ class GatedDeltaNetAttention(DeltaRuleAttention):
         initialization.copy_(self.dt_bias, rate.expm1().log())  # softplus inverted
 
 
-class GatedDeltaNetForCausalLM(DeltaRuleLM):
+class GatedDeltaNetForCausalLM(BackboneLM):
     """GatedDeltaNet with a language-model head."""
 
     config_class = GatedDeltaNetConfig

@@ -15,10 +15,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from refine_lab.ops.head import HEAD_ROWS, TokenStats, token_stats
+from refine_lab.ops.precision import wide
 
 
 class StatisticsHead(nn.Module):
-    """The head's interface: returns logits, or statistics of given tokens without storing logits."""
+    """The head's interface: returns logits, or statistics of given tokens without storing logits.
+
+    A subclass defines `logits` of hidden states [*rows, D], and `statistics` of hidden states [R, D] and ids [R].
+    """
+
+    logits: Any
+    statistics: Any
 
     def forward(
         self,
@@ -36,14 +43,6 @@ class StatisticsHead(nn.Module):
             return self.logits(hidden_states)
         stats = self.statistics(hidden_states.flatten(0, -2), ids.flatten(), temperature, entropy)
         return TokenStats(*(x.view(ids.shape) for x in stats))
-
-    def logits(self, hidden_states: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows V"]:
-        raise TypeError(f"{type(self).__name__} must define logits")
-
-    def statistics(
-        self, hidden_states: Float[Tensor, "R D"], ids: Int[Tensor, "R"], temperature: float, entropy: bool
-    ) -> TokenStats:
-        raise TypeError(f"{type(self).__name__} must define statistics")
 
 
 class Head(StatisticsHead, nn.Linear):
@@ -90,12 +89,11 @@ class WrappedHead(StatisticsHead):
         return TokenStats(*map(torch.cat, zip(*parts, strict=True)))
 
     def _slice(self, rows: Tensor, tokens: Tensor, temperature: float, entropy: bool) -> TokenStats:
-        logits = self.module(rows)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+        logits, index = self.module(rows), tokens.unsqueeze(-1)
+        logits = logits.to(wide(logits)) / temperature
         logprobs = logits.log_softmax(-1)
-        found = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        found = logprobs.gather(-1, index).squeeze(-1)
         entropies = torch.zeros_like(found)
         if entropy:
             entropies = -torch.linalg.vecdot(logprobs.exp(), logprobs.clamp(min=torch.finfo(logprobs.dtype).min))
-        is_top1 = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) == logits.amax(-1)
-        return TokenStats(found, entropies, is_top1)
+        return TokenStats(found, entropies, logits.gather(-1, index).squeeze(-1) == logits.amax(-1))

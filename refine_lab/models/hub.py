@@ -11,17 +11,8 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,  # pyright: ignore[reportPrivateImportUsage] -- of httpx or httpx2, whichever the hub's client is built on
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, constants, errors, snapshot_download
+from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage] -- of the hub's client, httpx or httpx2
 
 from refine_lab.runs.files import checkpoints, read_json
 
@@ -31,12 +22,11 @@ SHIPPED = Path(__file__).parent / "shipped"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """Files each of which is enough to define a tokenizer."""
 
-NO_TOKENIZER = ("config.json", "generation_config.json", "*.index.json", "manifest.json.gz")
-SMALL_FILES = (
-    *NO_TOKENIZER,
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json"),
+TOKENIZER_SETTINGS = (
+    *(*TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
+    *("chat_template.jinja", "chat_template.json"),
 )
+SMALL_FILES = ("config.json", "generation_config.json", "*.index.json", "manifest.json.gz", *TOKENIZER_SETTINGS)
 """Files fetched from a repository before any large ones: enough to decide whether its weights are needed, and which."""
 
 SECONDS_TO_ANSWER = 10.0
@@ -109,9 +99,9 @@ def locate(name: str, revision: str | None = None) -> Place:
     for a revision of a model that is not on the hub, or for two revisions.
     """
     folder, asked = _local(name), HubName.parse(name)
+    if folder is not None and revision is not None:
+        raise ValueError(f"revision {revision!r} is for models on the hub, but {name!r} is the folder {folder}")
     if folder is not None:
-        if revision is not None:
-            raise ValueError(f"revision {revision!r} is for models on the hub, but {name!r} is the folder {folder}")
         return Place(folder)
     if asked is None:
         form = "org/repo, org/repo:subfolder, org/repo@revision or org/repo:subfolder@revision"
@@ -178,16 +168,13 @@ def _download(name: str, asked: HubName) -> Place:
     if not (place.folder / "config.json").is_file():
         inside = f"its folder {asked.subfolder!r}" if asked.subfolder else "its root"
         revision = "" if asked.revision is None else f" at revision {asked.revision!r}"
-        raise FileNotFoundError(
-            f"{asked.repo}{revision} on {constants.ENDPOINT} has no model in {inside}: no config.json"
-        )
-    if asked.subfolder and not any(
-        (place.folder / file).is_file() for file in (*TOKENIZER_FILES, "tokenizer_config.json")
-    ):
-        whole = Place(root, replace(pinned, subfolder=""))
-        whole.fetch([file for file in SMALL_FILES if file not in NO_TOKENIZER])
-        return replace(place, elsewhere=whole)
-    return place
+        source = f"{asked.repo}{revision} on {constants.ENDPOINT}"
+        raise FileNotFoundError(f"{source} has no model in {inside}: no config.json")
+    if not asked.subfolder or has_tokenizer(place.folder) or (place.folder / "tokenizer_config.json").is_file():
+        return place
+    repository = Place(root, replace(pinned, subfolder=""))
+    repository.fetch(TOKENIZER_SETTINGS)
+    return replace(place, elsewhere=repository)
 
 
 def _ask(asked: HubName) -> Any:
@@ -212,34 +199,32 @@ def _snapshot(asked: HubName, files: Sequence[str]) -> Path:
     try:
         try:
             _ask(asked)
-        except RevisionNotFoundError:
+        except errors.RevisionNotFoundError:
             raise
-        except (HTTPError, OfflineModeIsEnabled) as error:
+        except (HTTPError, errors.OfflineModeIsEnabled) as error:
             try:
                 return Path(get(local_files_only=True))
-            except LocalEntryNotFoundError:
+            except errors.LocalEntryNotFoundError:
                 raise error from None
         return Path(get())
-    except (HTTPError, OSError, HFValidationError) as error:
+    except (HTTPError, OSError, errors.HFValidationError) as error:
         where = f"not whole in the cache {constants.HF_HUB_CACHE}"
         raise FileNotFoundError(f"{where}, and {constants.ENDPOINT} {_cause(error, asked)}") from error
 
 
-def _cause(error: Exception, asked: HubName) -> str:
-    """Returns a description of the hub's failure, to follow its address in a sentence."""
+CAUSES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+    (errors.OfflineModeIsEnabled, "is not asked, since HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"),
+    (errors.GatedRepoError, "gives {hub.repo} only to those whom it has granted access: ask for it there, and log in"),
+    (errors.RevisionNotFoundError, "has no revision {hub.revision!r} of {hub.repo}"),
+    (errors.RepositoryNotFoundError, "has no repository {hub.repo}, or a private one that needs a login"),
+    (errors.HfHubHTTPError, "answers {error.response.status_code} {error.response.reason_phrase}"),
+    (errors.HFValidationError, "takes no such name ({reason})"),
+    ((HTTPError, errors.LocalEntryNotFoundError), "cannot be reached ({reason})"),
+    (Exception, "gives what cannot be kept ({reason})"),
+)
+"""Kind of error -> description of the hub's failure, to follow its address in a sentence; the first that fits is used."""
+
+
+def _cause(error: Exception, hub: HubName) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, OfflineModeIsEnabled):
-        return "is not asked, since HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
-    if isinstance(error, GatedRepoError):
-        return f"gives {asked.repo} only to those whom it has granted access: ask for it there, and log in"
-    if isinstance(error, RevisionNotFoundError):
-        return f"has no revision {asked.revision!r} of {asked.repo}"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"has no repository {asked.repo}, or a private one that needs a login"
-    if isinstance(error, HfHubHTTPError):
-        return f"answers {error.response.status_code} {error.response.reason_phrase}"
-    if isinstance(error, HFValidationError):
-        return f"takes no such name ({reason})"
-    if isinstance(error, (HTTPError, LocalEntryNotFoundError)):
-        return f"cannot be reached ({reason})"
-    return f"gives what cannot be kept ({reason})"
+    return next(text for kind, text in CAUSES if isinstance(error, kind)).format(error=error, hub=hub, reason=reason)

@@ -17,20 +17,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.activations import ACT2FN
 
-from refine_lab.models.prefix_cache import Reading
+from refine_lab.models.prefix_cache import PrefixRead
 from refine_lab.ops.delta_rule import delta_rule, log_decay
-from refine_lab.ops.precision import gated_product, wide
-from refine_lab.ops.short_conv import causal_conv, window_at
-
-Mixed = tuple[Tensor, Tensor, Tensor, Tensor]
-"""q, k and v concatenated [B, T, D], and output gate, beta and decay before their activations."""
-
+from refine_lab.ops.precision import gated_product, unit_length, wide
+from refine_lab.ops.short_conv import after_window, causal_conv, window_at
 
 # -- linear attention ----------------------------------------------------------------------------------------------------
 
 
 def gated_delta_net(
-    layer: Any, hidden_states: Float[Tensor, "B T D"], cache_params: Reading, **_: Any
+    layer: Any, hidden_states: Float[Tensor, "B T D"], cache_params: PrefixRead, **_: Any
 ) -> Float[Tensor, "B T D"]:
     """The gated delta rule of Qwen3-Next, Qwen3.5 and OLMo-Hybrid (Yang et al., 2024; arXiv 2412.06464).
 
@@ -39,11 +35,10 @@ def gated_delta_net(
     before = cache_params.before(layer.layer_idx)
     mixed, gate, b, a = _projections(layer, hidden_states)
     size = layer.conv_kernel_size - 1
-    window = before["conv_state"].to(mixed) if before else mixed.new_zeros(len(mixed), size, mixed.shape[-1])
-    inputs = torch.cat([window, mixed], 1)
+    inputs = after_window(before.get("conv_state"), mixed, size)
     mixed = ACT2FN[layer.activation](causal_conv(inputs, layer.conv1d.weight)).to(mixed.dtype)
     q, k, v = mixed.split([layer.key_dim, layer.key_dim, layer.value_dim], -1)
-    q, k = (_unit(x.unflatten(-1, (layer.num_k_heads, -1))) for x in (q, k))
+    q, k = (unit_length(x.unflatten(-1, (layer.num_k_heads, -1))) for x in (q, k))
     v = v.unflatten(-1, (layer.num_v_heads, -1))
     beta = b.sigmoid() * (2 if getattr(layer, "allow_neg_eigval", False) else 1)
     log_gate = log_decay(a, layer.A_log, layer.dt_bias)
@@ -54,8 +49,8 @@ def gated_delta_net(
     return project(norm(o, gate.reshape(o.shape)).to(mixed.dtype).flatten(2))
 
 
-def _projections(layer: Any, x: Float[Tensor, "B T D"]) -> Mixed:
-    """Returns the projections, which the three families compute separately or jointly."""
+def _projections(layer: Any, x: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns q, k and v concatenated [B, T, D], and output gate, beta and decay before their activations."""
     if hasattr(layer, "in_proj_qkvz"):  # Qwen3-Next: two projections, grouped by key head
         q, k, v, gate, b, a = layer.fix_query_key_value_ordering(layer.in_proj_qkvz(x), layer.in_proj_ba(x))
         return torch.cat([y.flatten(2) for y in (q, k, v)], -1), gate, b, a
@@ -63,11 +58,6 @@ def _projections(layer: Any, x: Float[Tensor, "B T D"]) -> Mixed:
         return layer.in_proj_qkv(x), layer.in_proj_z(x), layer.in_proj_b(x), layer.in_proj_a(x)
     mixed = torch.cat([layer.q_proj(x), layer.k_proj(x), layer.v_proj(x)], -1)  # OLMo-Hybrid
     return mixed, layer.g_proj(x), layer.b_proj(x), layer.a_proj(x)
-
-
-def _unit(x: Tensor) -> Tensor:
-    x = x.to(wide(x))
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
 def _state_at(states: Any, inputs: Tensor, size: int, positions: Int[Tensor, "B P"]) -> Mapping[str, Tensor]:

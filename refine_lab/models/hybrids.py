@@ -16,20 +16,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from refine_lab.models import hybrid_layers as layers
 from refine_lab.models.backbone import Backbone
 from refine_lab.models.base import FastWeightLM
-from refine_lab.models.hybrid_layers import (
-    gated_delta_net,
-    gated_mlp,
-    gated_rms_norm,
-    rms_norm,
-    rms_norm_around_one,
-    top_k_router,
-)
 from refine_lab.models.imports import import_quietly
-from refine_lab.models.prefix_cache import Reading
+from refine_lab.models.prefix_cache import PrefixRead
 from refine_lab.models.state import State, Trace
-from refine_lab.validation import ConfigError
+from refine_lab.ops.precision import wide
+from refine_lab.validation import require
 
 
 @dataclass(frozen=True)
@@ -42,8 +36,12 @@ class Family:
     forwards: dict[str, Any]
 
 
-_COMMON = {"GatedDeltaNet": gated_delta_net, "RMSNormGated": gated_rms_norm, "MLP": gated_mlp}
-_QWEN = {**_COMMON, "RMSNorm": rms_norm_around_one, "TopKRouter": top_k_router}
+_COMMON = {
+    "GatedDeltaNet": layers.gated_delta_net,
+    "RMSNormGated": layers.gated_rms_norm,
+    "MLP": layers.gated_mlp,
+}
+_QWEN = {**_COMMON, "RMSNorm": layers.rms_norm_around_one, "TopKRouter": layers.top_k_router}
 _QWEN3_5 = Family("qwen3_5", "Qwen3_5", "Qwen3_5TextConfig", _QWEN)
 _QWEN3_5_MOE = Family("qwen3_5_moe", "Qwen3_5Moe", "Qwen3_5MoeTextConfig", _QWEN)
 
@@ -53,7 +51,7 @@ HYBRIDS: dict[str, Family] = {
     "qwen3_5": _QWEN3_5,  # with images: its text model
     "qwen3_5_moe_text": _QWEN3_5_MOE,
     "qwen3_5_moe": _QWEN3_5_MOE,
-    "olmo_hybrid": Family("olmo_hybrid", "OlmoHybrid", "OlmoHybridConfig", {**_COMMON, "RMSNorm": rms_norm}),
+    "olmo_hybrid": Family("olmo_hybrid", "OlmoHybrid", "OlmoHybridConfig", {**_COMMON, "RMSNorm": layers.rms_norm}),
 }
 """`model_type` of a config.json -> its family."""
 
@@ -144,7 +142,7 @@ def read_hybrid(
     rows, width = inputs_embeds.shape[:2]
     if state is not None:
         state.expect(rows, OWN_TENSORS[model.config.layer_types[0]])
-    reading, x = Reading(state, inputs_embeds), inputs_embeds
+    reading, x = PrefixRead(state, inputs_embeds), inputs_embeds
     start = torch.zeros_like(lengths) if state is None else state.lengths
     rotary = rotary_embeddings(model, start.unsqueeze(-1) + torch.arange(width, device=x.device), x)
     group = reading.grouping
@@ -167,8 +165,7 @@ def rotary_embeddings(model: Any, positions: Int[Tensor, "B T"], x: Tensor) -> t
         return None
     if rotary.inv_freq.dtype.itemsize < 4:  # the whole model was cast, and the frequencies lost their digits
         rotary = type(rotary)(model.config).to(x.device)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    angles = positions.unsqueeze(-1).to(wide) * rotary.inv_freq.to(wide)
+    angles = positions.unsqueeze(-1).to(wide(x)) * rotary.inv_freq.to(wide(x))
     angles = torch.cat([angles, angles], -1)
     cosines, sines = (y * rotary.attention_scaling for y in (angles.cos(), angles.sin()))
     return cosines.to(x.dtype), sines.to(x.dtype)
@@ -179,19 +176,18 @@ def _check(config: Any) -> None:
     if config.get_text_config() is not config:
         raise ValueError(f"it sets text_config, of which a {config.model_type} has none")
     for name in POSITIVE:
-        if (value := getattr(config, name, None)) is not None and not value > 0:
-            raise ConfigError(name, value, "above 0")
+        value = getattr(config, name, None)
+        require(value is None or value > 0, name, value, "above 0")
     kinds = set(config.layer_types) - set(OWN_TENSORS)
-    if kinds:
-        raise ConfigError("layer_types", sorted(kinds), "of 'linear_attention' and 'full_attention'")
+    require(not kinds, "layer_types", sorted(kinds), "of 'linear_attention' and 'full_attention'")
     rope = (config.rope_parameters or {}).get("rope_type", "default")
     if rope in ("dynamic", "longrope"):
         raise ValueError(
-            f"rope_type {rope!r} turns earlier keys by how much is read later: no state of a prefix holds it"
+            f"rope_type {rope!r} rotates earlier keys by the later length, which no state of a prefix holds"
         )
     _check_attention(config)
 
 
 def _check_attention(config: Any) -> None:
-    if config._attn_implementation not in (None, "sdpa"):
-        raise ConfigError("attn_implementation", config._attn_implementation, "'sdpa'")
+    implementation = config._attn_implementation
+    require(implementation in (None, "sdpa"), "attn_implementation", implementation, "'sdpa'")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from refine_lab.models.state import State, Trace, hidden_states_only
-from refine_lab.validation import ConfigError
+from refine_lab.validation import ConfigError, require
 
 Read = Callable[[Tensor, Tensor, "State | None", "list[Tensor] | None"], Trace]
 """A model's `read_embeddings`: (inputs_embeds, lengths, state, layer_inputs) -> the trace."""
@@ -33,17 +33,13 @@ class Packing:
         rows, width = embedded.shape[:2]
         if attention_mask is None:
             return Packing(torch.ones(rows, width, dtype=torch.bool, device=embedded.device), full=True)
-        if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
-            form = list(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
-            allowed = "2-D, 1 for a token and 0 for a pad"
-            raise ConfigError("attention_mask", form, allowed, f"attention_mask must be {allowed}, got {form}")
-        columns = attention_mask.shape[1]
-        if len(attention_mask) != rows or (columns != width if state is None else columns < width):
-            least = "" if state is None else " or more"
-            shape, allowed = list(attention_mask.shape), f"[{rows}, {width}{least}]"
-            raise ConfigError(
-                "attention_mask", shape, allowed, f"attention_mask must have shape {allowed}, got {shape}"
-            )
+        is_tensor = isinstance(attention_mask, Tensor)
+        shape = list(attention_mask.shape) if is_tensor else type(attention_mask).__name__
+        matrix = is_tensor and attention_mask.ndim == 2
+        require(matrix, "attention_mask", shape, "2-D, 1 for a token and 0 for a pad")
+        columns, least = attention_mask.shape[1], "" if state is None else " or more"
+        fits = len(attention_mask) == rows and (columns == width if state is None else columns >= width)
+        require(fits, "attention_mask", shape, f"of shape [{rows}, {width}{least}]")
         real = attention_mask[:, -width:].bool()
         if (empty := ~real.any(-1)).any():
             row = f"row {int(empty.nonzero()[0])}"
@@ -77,40 +73,37 @@ def _like(index: Int[Tensor, "B T"], x: Tensor) -> Tensor:
     return index.view(*index.shape, *[1] * (x.ndim - 2)).expand(*index.shape, *x.shape[2:])
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Call:
-    """The arguments of transformers' `forward` that affect reading."""
-
-    input_ids: Tensor | None = None
-    inputs_embeds: Tensor | None = None
-    attention_mask: Any = None
-    position_ids: Tensor | None = None
-    past_key_values: Any = None
-    use_cache: bool | None = None
-    output_attentions: bool | None = None
-    output_hidden_states: bool | None = None
-
-
-def read_inputs(read: Read, embed: nn.Module, config: Any, call: Call) -> tuple[BaseModelOutputWithPast, Packing]:
+def read_inputs(
+    read: Read,
+    embed: nn.Module,
+    config: Any,
+    input_ids: Tensor | None = None,
+    *,
+    inputs_embeds: Tensor | None = None,
+    attention_mask: Any = None,
+    position_ids: Tensor | None = None,
+    past_key_values: Any = None,
+    use_cache: bool | None = None,
+    output_attentions: bool | None = None,
+    output_hidden_states: bool | None = None,
+) -> tuple[BaseModelOutputWithPast, Packing]:
     """Returns transformers' output of a model without its head, and the packing of its tokens.
 
-    `hidden_states` has layers + 1 tensors if requested: the input of each layer, then the final hidden states. Raises
-    ValueError, naming the argument, for what is not supported.
+    The arguments are those of transformers' `forward`. `hidden_states` has layers + 1 tensors if requested: the input
+    of each layer, then the final hidden states. Raises ValueError, naming the argument, for what is not supported.
     """
-    if call.output_attentions or (call.output_attentions is None and getattr(config, "output_attentions", False)):
+    if config.output_attentions if output_attentions is None else output_attentions:
         sentence = "output_attentions must be False: fast weights have no attention weights to return"
         raise ConfigError("output_attentions", True, "False", sentence)
-    embedded, state = _embedded(embed, call.input_ids, call.inputs_embeds), call.past_key_values
+    embedded, state = _embedded(embed, input_ids, inputs_embeds), past_key_values
     if state is not None and not isinstance(state, State):
         raise ValueError(f"past_key_values must be a State of this package, got {type(state).__name__}")
-    packing = Packing.of(call.attention_mask, embedded, state)
-    if call.position_ids is not None:
-        _check_positions(call.position_ids, packing, state)
-    all_layers = call.output_hidden_states
-    if all_layers is None:
-        all_layers = getattr(config, "output_hidden_states", False)
+    packing = Packing.of(attention_mask, embedded, state)
+    if position_ids is not None:
+        _check_positions(position_ids, packing, state)
+    all_layers = config.output_hidden_states if output_hidden_states is None else output_hidden_states
     layer_inputs: list[Tensor] | None = [] if all_layers else None
-    keep = config.use_cache if call.use_cache is None else call.use_cache
+    keep = config.use_cache if use_cache is None else use_cache
     with nullcontext() if keep else hidden_states_only():
         trace = read(packing.pack(embedded), packing.lengths, state, layer_inputs)
     final = packing.unpack(trace.hidden_states)
@@ -120,25 +113,23 @@ def read_inputs(read: Read, embed: nn.Module, config: Any, call: Call) -> tuple[
 
 
 def _embedded(embed: nn.Module, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Float[Tensor, "B T D"]:
-    if (input_ids is None) == (inputs_embeds is None):
-        given = "neither" if input_ids is None else "both"
-        field = "exactly one of input_ids and inputs_embeds"
-        raise ConfigError(field, given, "given", f"{field} must be given, got {given}")
-    name, given = ("input_ids", input_ids) if input_ids is not None else ("inputs_embeds", inputs_embeds)
-    assert given is not None
-    if given.ndim != (2 if input_ids is not None else 3) or given.shape[1] == 0:
-        form = "[B, T]" if input_ids is not None else "[B, T, D]"
-        allowed, shape = f"{form} with at least one token a row", list(given.shape)
-        raise ConfigError(name, shape, allowed, f"{name} must have shape {allowed}, got {shape}")
+    if input_ids is not None and inputs_embeds is None:
+        name, given, ndim, form = "input_ids", input_ids, 2, "[B, T]"
+    elif inputs_embeds is not None and input_ids is None:
+        name, given, ndim, form = "inputs_embeds", inputs_embeds, 3, "[B, T, D]"
+    else:
+        number, field = "neither" if input_ids is None else "both", "exactly one of input_ids and inputs_embeds"
+        raise ConfigError(field, number, "given", f"{field} must be given, got {number}")
+    allowed = f"of shape {form} with at least one token a row"
+    require(given.ndim == ndim and given.shape[1] > 0, name, list(given.shape), allowed)
     return given if input_ids is None else embed(given)
 
 
 def _check_positions(position_ids: Tensor, packing: Packing, state: State | None) -> None:
     """Raises ValueError for positions that do not count a row's tokens consecutively from the end of its state."""
     rows, width = packing.real.shape
-    if position_ids.ndim != 2 or len(position_ids) not in (1, rows) or position_ids.shape[1] != width:
-        shape, allowed = list(position_ids.shape), f"[{rows}, {width}]"
-        raise ConfigError("position_ids", shape, allowed, f"position_ids must have shape {allowed}, got {shape}")
+    shape = list(position_ids.shape)
+    require(shape in ([1, width], [rows, width]), "position_ids", shape, f"of shape [{rows}, {width}]")
     start = torch.zeros_like(packing.lengths) if state is None else state.lengths
     place = torch.arange(width, device=position_ids.device)
     positions = packing.pack(position_ids.expand(rows, width))

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, initialization
+from transformers import initialization
 
 from refine_lab.models.backbone import Backbone, BackboneLM
-from refine_lab.models.checks import check_allowed, check_kinds, number, whole
-from refine_lab.models.mlp import GatedMLP
+from refine_lab.models.configuration import FastWeightConfig, number, whole
 from refine_lab.models.state import Layer, Sharing, State, Trace, kept
-from refine_lab.ops.lact import MATRICES, ChunkStates, Memory, Plan, Rule, lact
+from refine_lab.ops.lact import MATRICES, ChunkPlan, ChunkStates, Memory, Rule, lact
 from refine_lab.ops.precision import rms_norm, wide
 from refine_lab.ops.rotary import rotary_angles, rotate
-from refine_lab.ops.short_conv import window_at
+from refine_lab.ops.short_conv import after_window, window_at
 from refine_lab.ops.window_attention import window_attention
-from refine_lab.validation import ConfigError, require
+from refine_lab.validation import ConfigError
 
 BASE_RATE = 0.001
 """Learning rate of the fast weights where `lr_proj` outputs 0 (released layer_lact_swiglu.py)."""
@@ -30,16 +28,8 @@ BASE_RATE = 0.001
 QK_EPS = 1e-5
 """Epsilon of the norms that use flash-linear-attention's default: q, k and the fast weights' output."""
 
-ALLOWED: Mapping[str, tuple[Any, ...]] = {
-    "lr_parameterization": ("mamba",),
-    "ttt_loss_type": ("dot_product",),
-    "hidden_act": ("swish",),
-    "elementwise_affine": (True,),
-    "muon_dtype": (None, "bfloat16"),
-}
 
-
-class LaCTConfig(PreTrainedConfig):
+class LaCTConfig(FastWeightConfig):
     """The fields of the released `LaCTSWIGLUConfig` (a1600012888/LaCT, lact_llm), with its defaults, plus three of ours.
 
     `fuse_*`, `last_layer_fuse_norm` and `use_fused_kernel` select among kernels of equal results there and have no
@@ -51,12 +41,14 @@ class LaCTConfig(PreTrainedConfig):
     of 2,048 tokens, and short chunks need a rate a thousand times larger before storing a fact pays off (docs/log.md).
     """
 
-    __no_type_check__ = True  # a type checker at run time would refuse the further settings that transformers takes
     model_type = "lact_swiglu"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    ALLOWED = FastWeightConfig.ALLOWED | {
+        "lr_parameterization": ("mamba",),
+        "ttt_loss_type": ("dot_product",),
+        "elementwise_affine": (True,),
+        "muon_dtype": (None, "bfloat16"),
+    }
 
-    hidden_size: int = 2048
-    num_hidden_layers: int = 24
     num_attn_heads: int = 32
     num_lact_heads: int = 4
     inter_multi: float = 1
@@ -76,23 +68,9 @@ class LaCTConfig(PreTrainedConfig):
     w0_w2_low_rank: Any = -1  # a rank; 0 and below are none
     window_size: int = 2048
     rope_theta: float = 10000.0
-    max_position_embeddings: int = 2048
-    hidden_ratio: int | None = 4
-    intermediate_size: int | None = None
-    hidden_act: str = "swish"
     initializer_range: float = 0.006
     elementwise_affine: bool = True
-    norm_eps: float = 1e-6
-    use_cache: bool = True
-    pad_token_id: int | None = None
-    bos_token_id: int | None = 1
-    eos_token_id: int | None = 2
-    tie_word_embeddings: bool = False
-    fuse_norm: bool = True
     last_layer_fuse_norm: bool = True
-    fuse_swiglu: bool = True
-    fuse_cross_entropy: bool = True
-    vocab_size: int = 32000
     fw_init_gain: float = 0.5
     use_fused_kernel: bool = False
     fp32_states: bool = False
@@ -100,29 +78,20 @@ class LaCTConfig(PreTrainedConfig):
     initial_rates: Any = (BASE_RATE,) * 3
     initial_scale: Any = 0.0  # bias of `ttt_scale_proj`
 
-    def __post_init__(self, **others: Any) -> None:  # transformers makes a dataclass of every configuration
-        self._check()
-        super().__post_init__(**others)
-
-    def _check(self) -> None:
-        check_kinds(self)
-        check_allowed(self, ALLOWED)
+    def check(self) -> None:
         rates = self.initial_rates
-        if not isinstance(rates, (list, tuple)) or len(rates) != 3 or not all(number(x) and x > 0 for x in rates):
-            raise ConfigError("LaCTConfig.initial_rates", rates, "three numbers above 0")
-        require(number(self.initial_scale), "LaCTConfig.initial_scale", self.initial_scale, "a number")
-        require(whole(self.w0_w2_low_rank), "LaCTConfig.w0_w2_low_rank", self.w0_w2_low_rank, "a whole number")
+        positive = isinstance(rates, (list, tuple)) and len(rates) == 3 and all(number(x) and x > 0 for x in rates)
+        self.require(positive, "initial_rates", "three numbers above 0")
+        self.require(number(self.initial_scale), "initial_scale", "a number")
+        self.require(whole(self.w0_w2_low_rank), "w0_w2_low_rank", "a whole number")
         for name in ("num_attn_heads", "num_lact_heads"):
             if self.hidden_size % getattr(self, name):
                 raise ConfigError(f"hidden_size {self.hidden_size}", getattr(self, name), f"a multiple of {name}")
-        width, inner = self.hidden_size // self.num_lact_heads, self.fast_width
-        if self.hidden_size // self.num_attn_heads % 2:
-            sentence = f"a head of attention needs an even width, got {self.hidden_size} / {self.num_attn_heads}"
-            raise ConfigError(
-                "LaCTConfig.num_attn_heads", self.num_attn_heads, "such that a head's width is even", sentence
-            )
-        if self.lr_dim > 1 and not self.lr_dim == width == inner:
-            raise ConfigError("LaCTConfig.lr_dim", self.lr_dim, f"1 or, with inter_multi 1, {width}")
+        even = f"such that a head's width, hidden_size {self.hidden_size} / num_attn_heads, is even"
+        self.require(self.hidden_size // self.num_attn_heads % 2 == 0, "num_attn_heads", even)
+        width = self.hidden_size // self.num_lact_heads
+        fits = self.lr_dim == 1 or self.lr_dim == width == self.fast_width
+        self.require(fits, "lr_dim", f"1 or, with inter_multi 1, {width}")
 
     @property
     def fast_width(self) -> int:
@@ -138,7 +107,7 @@ class LowRankFastWeight(nn.Module):
         self.w_left = nn.Parameter(torch.empty(heads, rows, rank))
         self.w_right = nn.Parameter(torch.empty(heads, rank, columns))
 
-    def reset_parameters(self, gain: float) -> None:
+    def initialise(self, gain: float) -> None:
         nn.init.normal_(self.w_left, std=gain * self.w_left.shape[-1] ** -0.5)
         nn.init.normal_(self.w_right, std=gain * self.w_right.shape[-1] ** -0.5)
 
@@ -149,6 +118,8 @@ class LowRankFastWeight(nn.Module):
 
 class LaCTAttention(nn.Module):
     """One layer's memory: attention to a window, and fast weights for earlier tokens."""
+
+    STATE = frozenset({"pending_kv", "window_k"})
 
     def __init__(self, config: LaCTConfig) -> None:
         super().__init__()
@@ -182,7 +153,7 @@ class LaCTAttention(nn.Module):
         nn.init.zeros_(self.qk_offset)
         for weight in (self.w0, self.w2):
             if isinstance(weight, LowRankFastWeight):
-                weight.reset_parameters(self.config.fw_init_gain)
+                weight.initialise(self.config.fw_init_gain)
             else:
                 nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
         nn.init.normal_(self.w1, std=self.w1.shape[-1] ** -0.5)
@@ -198,9 +169,9 @@ class LaCTAttention(nn.Module):
         muon_dtype = None if config.muon_dtype is None else getattr(torch, config.muon_dtype)
         return Rule(config.lact_chunk_size, config.use_muon, config.ttt_prenorm, muon_dtype)
 
-    def forward(self, x: Float[Tensor, "B T D"], state: Layer | None, plan: Plan, angles: Tensor):
+    def forward(self, x: Float[Tensor, "B T D"], state: Layer, plan: ChunkPlan, angles: Tensor):
         """Returns outputs [B, T, D] and this layer's `LayerStates`, or None in `hidden_states_only`."""
-        own, shared = ({}, {}) if state is None else state
+        own, shared = state
         q, k, v = self.qkv(x).chunk(3, -1)
         if self.config.attn_qk_norm:
             q, k = rms_norm(self.q_norm, q).to(q.dtype), rms_norm(self.k_norm, k).to(k.dtype)
@@ -212,10 +183,8 @@ class LaCTAttention(nn.Module):
         """Returns the window's output, and its keys and values with the `window_size` - 1 before them."""
         q, k, v = (y.unflatten(-1, (self.config.num_attn_heads, -1)) for y in (q, k, v))
         q, k = rotate(q, angles), rotate(k, angles)
-        windows = {}
-        for name, y in (("window_k", k.flatten(2)), ("window_v", v.flatten(2))):
-            before = own[name].to(y) if name in own else y.new_zeros(len(y), self.config.window_size - 1, y.shape[-1])
-            windows[name] = torch.cat([before, y], 1)
+        new, width = {"window_k": k.flatten(2), "window_v": v.flatten(2)}, self.config.window_size - 1
+        windows = {name: after_window(own.get(name), y, width) for name, y in new.items()}
         keys, values = (y.unflatten(-1, (self.config.num_attn_heads, -1)) for y in windows.values())
         return window_attention(q, keys, values, start, self.config.window_size).flatten(2), windows
 
@@ -227,7 +196,7 @@ class LaCTAttention(nn.Module):
         v: Tensor,
         own: Mapping[str, Tensor],
         shared: Memory,
-        plan: Plan,
+        plan: ChunkPlan,
         angles: Tensor,
     ) -> tuple[Float[Tensor, "B T D"], ChunkStates]:
         """Returns the fast weights' output and their states; in at least float32 from the scale of q and k on."""
@@ -247,8 +216,7 @@ class LaCTAttention(nn.Module):
         streams = {"kv": kv, "rates": self._rates(x).transpose(1, 2)}
         streams = {name: plan.stream(own.get(f"pending_{name}"), y) for name, y in streams.items()}
         initial, norms = self._initial()
-        memory = shared or initial
-        found, chunks = lact(q.transpose(1, 2), streams, memory, norms, plan, self.rule)
+        found, chunks = lact(q.transpose(1, 2), streams, shared or initial, norms, plan, self.rule)
         found = rms_norm(self.ttt_norm, found.transpose(1, 2))
         if self.config.learnable_ttt_scale:
             found = found * F.silu(self.ttt_scale_proj(x)).unsqueeze(-1)
@@ -262,7 +230,7 @@ class LaCTAttention(nn.Module):
     def _rates(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H r"]:
         """Returns every token's learning rates for w0, w1 and w2 and, with momentum, its gate; at least float32."""
         y = self.lr_proj(x)
-        y = y.to(torch.promote_types(y.dtype, torch.float32)) + math.log(math.expm1(BASE_RATE))
+        y = y.to(wide(y)) + math.log(math.expm1(BASE_RATE))
         rates = F.softplus(y).unflatten(-1, (self.config.num_lact_heads, -1))
         if self.config.use_momentum:
             rates = torch.cat([rates, self.momentum_proj(x).unsqueeze(-1).to(rates.dtype)], -1)
@@ -271,9 +239,8 @@ class LaCTAttention(nn.Module):
     def _initial(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Returns the weights before any token, as those of one source, and the norms of their rows."""
         weights = {name: w() if isinstance(w := getattr(self, name), LowRankFastWeight) else w for name in MATRICES}
-        weights = {
-            name: w.to(wide(self.w1), copy=True).unsqueeze(0) for name, w in weights.items()
-        }  # no view of a parameter
+        # copied: the state is no view of a parameter
+        weights = {name: w.to(wide(self.w1), copy=True).unsqueeze(0) for name, w in weights.items()}
         norms = {name: w.norm(dim=-1, keepdim=True) for name, w in weights.items()}
         memory = dict(weights)
         if self.config.ttt_prenorm:
@@ -283,40 +250,24 @@ class LaCTAttention(nn.Module):
         return memory, norms
 
 
-class LayerStates:
+class LayerStates(NamedTuple):
     """This layer's part of the state after any token."""
 
-    def __init__(self, chunks: ChunkStates, windows: Mapping[str, Tensor], width: int) -> None:
-        self.chunks, self.windows, self.width = chunks, windows, width
+    chunks: ChunkStates
+    windows: Mapping[str, Tensor]
+    width: int
 
     def own(self, positions: Int[Tensor, "B P"]) -> dict[str, Tensor]:
         windows = {name: window_at(x, positions, self.width) for name, x in self.windows.items()}
         return self.chunks.pending(positions) | windows
 
-    def shared(self, used: Int[Tensor, "S"]) -> dict[str, Tensor]:
-        return self.chunks.shared(used)
-
-
-class LaCTBlock(nn.Module):
-    def __init__(self, config: LaCTConfig) -> None:
-        super().__init__()
-        self.attn_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.attn = LaCTAttention(config)
-        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.mlp = GatedMLP(config)
-
-    def forward(self, x: Float[Tensor, "B T D"], state: Layer | None, plan: Plan, angles: Tensor):
-        mixed, states = self.attn(self.attn_norm(x), state, plan, angles)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), states
-
 
 class LaCTModel(Backbone):
     """Embeddings, blocks and final norm."""
 
-    STATE = frozenset({"pending_kv", "window_k"})
-
-    def prepare(self, start: Int[Tensor, "B"], width: int, state: State | None) -> tuple[Plan, Float[Tensor, "B T d"]]:
+    def prepare(
+        self, start: Int[Tensor, "B"], width: int, state: State | None
+    ) -> tuple[ChunkPlan, Float[Tensor, "B T d"]]:
         """Returns the batch's division into chunks, and the rotary angles of its positions."""
         if state is None or state.sources is None:
             sources, num_sources = torch.zeros_like(start), 1
@@ -325,12 +276,12 @@ class LaCTModel(Backbone):
         config = self.config
         positions = start.unsqueeze(-1) + torch.arange(width, device=start.device)
         angles = rotary_angles(positions, config.hidden_size // config.num_attn_heads, config.rope_theta)
-        return Plan(start, width, config.lact_chunk_size, sources, num_sources), angles
+        return ChunkPlan(start, width, config.lact_chunk_size, sources, num_sources), angles
 
     def trace(self, hidden_states: Tensor, lengths: Tensor, start: Tensor, parts: Sequence[LayerStates]) -> Trace:
         own, sharing = [part.own for part in parts], None
         if parts:
-            sharing = Sharing(parts[0].chunks.sources, [part.shared for part in parts])
+            sharing = Sharing(parts[0].chunks.sources, [part.chunks.shared for part in parts])
         return Trace(hidden_states, lengths, own, start, sharing)
 
 
@@ -339,10 +290,8 @@ class LaCTForCausalLM(BackboneLM):
 
     config_class = LaCTConfig
     FAST_WEIGHTS = MATRICES
-    OWN_INITIALISATION = (LaCTAttention,)
-
-    def backbone(self, config: LaCTConfig) -> LaCTModel:
-        return LaCTModel(config, partial(LaCTBlock, config))
+    attention = LaCTAttention
+    backbone = LaCTModel
 
     @property
     def kernel_dtype(self) -> None:

@@ -8,25 +8,21 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import filter as matching
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
 from refine_lab.data.corpus import Manifest, load_manifest
-from refine_lab.data.files import refuse_pointers
+from refine_lab.data.files import refuse_pointer, refuse_pointers
 from refine_lab.data.tokenizer import check_tokenizer
 from refine_lab.models.base import FastWeightLM
-from refine_lab.models.families import MODEL_TYPES as MODEL_TYPES
-from refine_lab.models.families import NOT_RUN, code_name, configured, one_line, read_json
-from refine_lab.models.families import family as family
-from refine_lab.models.families import register as register
-from refine_lab.models.hub import SHIPPED as SHIPPED
-from refine_lab.models.hub import TOKENIZER_FILES, Place, has_tokenizer, locate
-from refine_lab.models.hub import resolve as resolve
-from refine_lab.validation import ConfigError
+from refine_lab.models.families import NOT_RUN, code_name, configured, one_line
+from refine_lab.models.hub import TOKENIZER_FILES, Place, has_tokenizer, locate, resolve
+from refine_lab.runs.files import read_json
+from refine_lab.validation import require
 
 MANIFEST = "manifest.json.gz"
 """File beside the weights of a model trained on the Python corpus, with the corpus files and their hashes."""
@@ -117,9 +113,8 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = re.fullmatch(r"(cpu|cuda)(:(\d+))?", device)
-    kind, index = (found[1], int(found[3] or 0)) if found else ("", 0)
-    if kind != "cpu" and not (kind == "cuda" and index < torch.cuda.device_count()):
-        raise ConfigError("device", device, "'auto', 'cpu' or, where there is a GPU, 'cuda' or 'cuda:N'")
+    exists = found is not None and (found[1] == "cpu" or int(found[3] or 0) < torch.cuda.device_count())
+    require(exists, "device", device, "'auto', 'cpu' or, where there is a GPU, 'cuda' or 'cuda:N'")
     return torch.device(device)
 
 
@@ -130,7 +125,7 @@ def _tokenizer(place: Place, trust_remote_code: bool) -> PreTrainedTokenizerBase
     """Loads the tokenizer of a place, with its own code only if the caller allows it."""
     folder, path = place.folder, place.folder / "tokenizer_config.json"
     refuse_pointers(folder, TOKENIZER_FILES)
-    code = code_name(read_json(path).get("auto_map"), "AutoTokenizer") if path.is_file() else "None"
+    code = code_name(read_json(refuse_pointer(path)).get("auto_map"), "AutoTokenizer") if path.is_file() else "None"
     if code != "None":
         if not trust_remote_code:
             raise ValueError(f"{path} needs code of its own ({code}): {NOT_RUN}")
@@ -138,23 +133,14 @@ def _tokenizer(place: Place, trust_remote_code: bool) -> PreTrainedTokenizerBase
     elif not has_tokenizer(folder):
         raise FileNotFoundError(f"{folder} holds no tokenizer: it has no tokenizer.json")
     elif not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
-        missing = [name for name in ("sentencepiece", "google.protobuf") if not _installed(name)]
-        if missing:
-            raise ValueError(
-                f"the tokenizer in {folder} is a tokenizer.model alone, which takes sentencepiece and protobuf to read: "
-                f"not installed here: {', '.join(missing)}"
-            )
+        installed = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}
+        if missing := [name for name, there in installed.items() if not there]:
+            needs = "a tokenizer.model alone, which needs sentencepiece and protobuf"
+            raise ValueError(f"the tokenizer in {folder} is {needs}; not installed here: {', '.join(missing)}")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # the library `tokenizers` raises nothing narrower
         raise ValueError(f"the tokenizer in {folder} cannot be read: {one_line(error)}") from error
-
-
-def _installed(name: str) -> bool:
-    try:
-        return find_spec(name) is not None
-    except ModuleNotFoundError:  # the package that it would be in
-        return False
 
 
 # -- the weights -----------------------------------------------------------------------------------------------------
@@ -171,14 +157,11 @@ def _load_weights(
             model, info = model_class.from_pretrained(None if pickled else folder, **how)
     except Exception as error:  # of transformers, safetensors, torch and the system, for files of every kind of damage
         raise ValueError(f"the weights in {folder} cannot be read: {one_line(error)}") from error
-    for name, stored, built in sorted(info["mismatched_keys"]):
-        raise ValueError(
-            f"the weights in {folder} do not fit its config.json: {name} is {list(stored)}, not {list(built)}"
-        )
-    wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys")}
-    for kind, names in wrong.items():
-        if names:
-            raise ValueError(f"the weights in {folder} do not fit its config.json: {kind} {', '.join(names[:3])}")
+    wrong = [f"{name} is {list(stored)}, not {list(built)}" for name, stored, built in sorted(info["mismatched_keys"])]
+    for kind in ("missing_keys", "unexpected_keys"):
+        wrong += [f"{kind} {', '.join(sorted(map(str, info[kind]))[:3])}"] if info[kind] else []
+    if wrong:
+        raise ValueError(f"the weights in {folder} do not fit its config.json: {wrong[0]}")
     _agree_on_tying(model, folder)
     return model
 
@@ -226,9 +209,7 @@ def _fetch_weights(place: Place, allow_pickle: bool) -> list[Path]:
     missing = [file for file in files if not (folder / file).is_file()]
     refuse_pointers(folder, files)
     if missing and sharded:
-        raise FileNotFoundError(
-            f"{folder} lacks {missing[0]}, which {INDEX} names: {len(missing)} of {len(files)} files"
-        )
+        raise FileNotFoundError(f"{folder} lacks {missing[0]} of {INDEX}: {len(missing)} of {len(files)} files")
     return _fetch_pickled(place, allow_pickle) if missing else []
 
 
@@ -239,7 +220,7 @@ def _fetch_pickled(place: Place, allow_pickle: bool) -> list[Path]:
         raise FileNotFoundError(f"{place.folder} holds no weights: it has no {WEIGHTS}")
     if not allow_pickle:
         raise ValueError(
-            f"{place.folder} holds pickled weights only ({names[0]}), which are not read unless load_model is told "
+            f"{place.folder} holds pickled weights only ({names[0]}), which are not read unless load_model gets "
             "allow_pickle=True; for a training run, load it so, save model and tokenizer to a folder with "
             "save_pretrained, and name that folder"
         )
@@ -249,13 +230,12 @@ def _fetch_pickled(place: Place, allow_pickle: bool) -> list[Path]:
 
 
 def _shards(index: Path) -> list[str]:
-    shards = read_json(index).get("weight_map")
+    shards = read_json(refuse_pointer(index)).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise ValueError(f"{index} names no weights: it has no weight_map")
     for name in shards.values():
-        if not (isinstance(name, str) and _SHARD.fullmatch(name)):
-            allowed = "the names of .safetensors files beside it"
-            raise ConfigError(str(index), name, allowed, f"{index} names {name!r}; allowed are {allowed}")
+        fits = isinstance(name, str) and _SHARD.fullmatch(name) is not None
+        require(fits, str(index), name, "an index of .safetensors files beside it")
     return sorted(set(shards.values()))
 
 
@@ -266,8 +246,8 @@ def _unpickled(paths: list[Path]) -> dict[str, torch.Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle raises errors of every kind
             raise ValueError(f"the weights in {path} cannot be read: {one_line(error)}") from error
-        named = isinstance(found, dict) and all(isinstance(name, str) for name in found)
-        if not found or not named or not all(isinstance(x, torch.Tensor) for x in found.values()):
-            raise ValueError(f"the weights in {path} cannot be read: it holds something else than tensors by name")
+        items = found.items() if isinstance(found, dict) else ()
+        if not items or not all(isinstance(name, str) and isinstance(x, torch.Tensor) for name, x in items):
+            raise ValueError(f"the weights in {path} cannot be read: it holds other things than tensors by name")
         tensors |= found
     return tensors

@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from refine_lab.config import require
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from refine_lab.models.families import configured
 from refine_lab.models.hub import locate
+from refine_lab.validation import require
 
 TRAINED_ON = "tokenizer_training.json"
 """File beside the tokenizer that records what it was trained on."""

@@ -53,7 +53,11 @@ class Grouping:
         return x if self.regular else x.index_select(0, self.place)
 
 
-class Reading:
+def _nothing(_: Tensor) -> dict[str, Tensor]:
+    return {}
+
+
+class PrefixRead:
     """One reading of a batch as its layers see it, passed to transformers' attention in place of a cache.
 
     Layers get their part of the previous state from it and store in it the function that returns their state after any
@@ -65,8 +69,7 @@ class Reading:
         self.states_kept = keeps_states()  # bound here: blocks that run again in the backward do so outside the context
         self.grouping: Grouping | None = None
         self.mask: Bool[Tensor, "S 1 _ _"] | None = None
-        self._layers: dict[int, Callable[[Tensor], Parts]] = {}
-        self._shared: dict[int, Callable[[Tensor], Parts]] = {}
+        self._layers: dict[int, tuple[Callable[[Tensor], Parts], Callable[[Tensor], Parts]]] = {}
         if state is None or state.sources is None:
             self._sources = torch.arange(len(inputs_embeds), device=inputs_embeds.device)
             return
@@ -81,14 +84,10 @@ class Reading:
         """Returns the layer's own tensors in the state before the batch; empty without a state."""
         return {} if self.state is None else self.state.layer(layer)[0]
 
-    def keep(
-        self, layer: int, state_at: Callable[[Tensor], Parts], shared: Callable[[Tensor], Parts] | None = None
-    ) -> None:
+    def keep(self, layer: int, own: Callable[[Tensor], Parts], shared: Callable[[Tensor], Parts] = _nothing) -> None:
         """Stores the functions that return a layer's own and shared tensors, unless states are not kept."""
         if self.states_kept:
-            self._layers[layer] = state_at
-            if shared is not None:
-                self._shared[layer] = shared
+            self._layers[layer] = own, shared
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any) -> tuple[Tensor, Tensor]:
         """Returns all keys and values that the layer's queries may see, [S, H, N, d], given the batch's new ones."""
@@ -105,10 +104,10 @@ class Reading:
 
     def trace(self, hidden_states: Tensor, lengths: Tensor) -> Trace:
         start = torch.zeros_like(lengths) if self.state is None else self.state.lengths
-        count = len(self._layers)
-        sharing = Sharing(self._source_of, [self._shared.get(i, _nothing) for i in range(count)])
-        layers = [self._layers[i] for i in range(count)]
-        return Trace(hidden_states, lengths, layers, start, sharing if self._shared else None)
+        layers = [self._layers[i] for i in range(len(self._layers))]
+        own, shared = [x for x, _ in layers], [x for _, x in layers]
+        sharing = Sharing(self._source_of, shared) if any(x is not _nothing for x in shared) else None
+        return Trace(hidden_states, lengths, own, start, sharing)
 
     def _source_of(self, positions: Int[Tensor, "B P"]) -> Int[Tensor, "B P"]:
         return self._sources.unsqueeze(-1).expand_as(positions)
@@ -161,7 +160,3 @@ def _hang(read: Parts, positions: Int[Tensor, "B P"]) -> dict[str, Tensor]:
 def _take(shared: Parts, index: Int[Tensor, "S"]) -> dict[str, Tensor]:
     """Selects the sources in `index`, sorted and unique; if it has all of them, returns the tensors themselves."""
     return {name: x if len(x) == len(index) else x.index_select(0, index) for name, x in shared.items()}
-
-
-def _nothing(_: Tensor) -> dict[str, Tensor]:
-    return {}

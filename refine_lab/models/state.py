@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from refine_lab.validation import ConfigError
+from refine_lab.validation import ConfigError, require
 
 _KEEPS_STATES = ContextVar("keeps_states", default=True)
 Part = TypeVar("Part")
@@ -68,8 +68,7 @@ class State:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> State:
         """Applies `function` to every tensor."""
-        tensors, shared = ({name: function(x) for name, x in part.items()} for part in (self.tensors, self.shared))
-        return State(tensors, function(self.lengths), shared, None if self.sources is None else function(self.sources))
+        return replace(self._rows(function), shared={name: function(x) for name, x in self.shared.items()})
 
     def select(self, rows: Int[Tensor, "P"] | Sequence[int]) -> State:
         """Returns the given rows, in the given order; shared tensors are kept whole."""
@@ -98,9 +97,8 @@ class State:
             if state.sources is not None:
                 sources.append(state.sources + offset)
                 offset += len(next(iter(state.shared.values())))
-        return State(
-            tensors, torch.cat([state.lengths for state in states]), shared, torch.cat(sources) if sources else None
-        )
+        lengths = torch.cat([state.lengths for state in states])
+        return State(tensors, lengths, shared, torch.cat(sources) if sources else None)
 
     def detach(self) -> State:
         return self.map(Tensor.detach)
@@ -130,26 +128,23 @@ class State:
         if "lengths" not in tensors:
             raise ValueError(f"{path} holds no saved state: it has no tensor 'lengths'")
         lengths, sources = tensors.pop("lengths"), tensors.pop("sources", None)
-        shared = {name.removeprefix(SHARED): tensors.pop(name) for name in list(tensors) if name.startswith(SHARED)}
+        shared = _within(SHARED, tensors)
+        tensors = {name: x for name, x in tensors.items() if not name.startswith(SHARED)}
         rows = [*tensors.values()] if sources is None else [*tensors.values(), sources]
         if lengths.ndim != 1 or any(x.shape[:1] != lengths.shape for x in rows):
             raise ValueError(f"{path} holds no saved state: its tensors are not of one row a sequence")
         if bool(shared) != (sources is not None) or any(
             sources is not None and not 0 <= int(sources.min()) <= int(sources.max()) < len(x) for x in shared.values()
         ):
-            raise ValueError(f"{path} holds no saved state: its rows hang on shared tensors that are not there")
+            raise ValueError(f"{path} holds no saved state: its rows refer to shared tensors that it lacks")
         return State(tensors, lengths, shared, sources)
 
     def expect(self, rows: int, names: Collection[str]) -> None:
         """Raises ValueError unless the state has `rows` rows, and tensors of these names in its first layer."""
-        if self.rows != rows:
-            sentence = f"a state of {self.rows} rows cannot be read on by a batch of {rows}"
-            raise ConfigError("the rows of a state", self.rows, str(rows), sentence)
+        require(self.rows == rows, "the rows of a state", self.rows, str(rows))
         own, _ = self.layer(0)
-        if lacking := set(names) - own.keys():
-            raise ValueError(
-                f"the state is another model's: its first layer has {sorted(own)}, not {sorted(lacking)} as this one"
-            )
+        if missing := set(names) - own.keys():
+            raise ValueError(f"the state is another model's: its first layer has {sorted(own)}, not {sorted(missing)}")
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Returns the number of tokens read by the longest row; transformers' `generate` uses this name."""
@@ -161,18 +156,18 @@ class State:
 
     def layer(self, index: int) -> Layer:
         """Returns one layer's part, with its own tensor names."""
-        prefix = f"{index}."
-        own, shared = (
-            {name.removeprefix(prefix): x for name, x in part.items() if name.startswith(prefix)}
-            for part in (self.tensors, self.shared)
-        )
-        return own, shared
+        return _within(f"{index}.", self.tensors), _within(f"{index}.", self.shared)
 
 
 Layer = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
 """A layer's part of a state: its tensors with one row per sequence, and those that rows share."""
 
 SHARED = "shared:"
+
+
+def _within(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors whose names begin with the prefix, named without it."""
+    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:
@@ -214,15 +209,11 @@ class Trace:
         if not self.states_kept:
             raise RuntimeError("this trace was read in hidden_states_only, which keeps no states: read it outside")
         positions = torch.as_tensor(positions, device=self.lengths.device)
-        if positions.ndim != 2 or len(positions) != len(self.lengths):
-            allowed, shape = f"[{len(self.lengths)}, P]", list(positions.shape)
-            raise ConfigError("positions", shape, allowed, f"positions must have shape {allowed}, got {shape}")
+        matrix = positions.ndim == 2 and len(positions) == len(self.lengths)
+        require(matrix, "positions", list(positions.shape), f"of shape [{len(self.lengths)}, P]")
         outside = (positions < 0) | (positions >= self.lengths.unsqueeze(-1))
-        if outside.any():
-            row = int(outside.any(-1).nonzero()[0])
-            last = int(self.lengths[row]) - 1
-            field, value, allowed = f"positions of row {row}", positions[row].tolist(), f"0..{last}"
-            raise ConfigError(field, value, allowed, f"{field} must lie in {allowed}, got {value}")
+        for row in outside.any(-1).nonzero().flatten().tolist():
+            raise ConfigError(f"positions of row {row}", positions[row].tolist(), f"in 0..{int(self.lengths[row]) - 1}")
         lengths = (self.start.unsqueeze(-1) + positions + 1).flatten()
         tensors = _named(self.layers, positions)
         if self.sharing is None:

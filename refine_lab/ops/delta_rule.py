@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from refine_lab.ops.fla_delta_rule import SegmentedStates, segmented_delta_rule, serves
+from refine_lab.ops.fla_delta_rule import Gates, Keys, SegmentedStates, States, Values, segmented_delta_rule, serves
 from refine_lab.ops.kernels import chosen
+from refine_lab.ops.precision import wide
 
 CHUNK_SIZE = 64
 
@@ -71,38 +72,25 @@ def log_decay(
     a: Float[Tensor, "B T H"], a_log: Float[Tensor, "H"], dt_bias: Float[Tensor, "H"]
 ) -> Float[Tensor, "B T H"]:
     """Returns GatedDeltaNet's log gate, -exp(a_log) softplus(a + dt_bias), in at least float32 whatever the weights' dtype."""
-    dtype = torch.promote_types(a.dtype, torch.float32)
-    a, a_log, dt_bias = (x.to(dtype) for x in (a, a_log, dt_bias))
+    a, a_log, dt_bias = (x.to(wide(a)) for x in (a, a_log, dt_bias))
     return -a_log.exp() * F.softplus(a + dt_bias)
 
 
 def delta_rule(
-    q: Float[Tensor, "B T Hk dk"],
-    k: Float[Tensor, "B T Hk dk"],
-    v: Float[Tensor, "B T H dv"],
-    beta: Float[Tensor, "B T H"],
-    initial_state: Float[Tensor, "B H dk dv"] | None = None,
-    log_gate: Float[Tensor, "B T H"] | None = None,
-) -> tuple[Float[Tensor, "B T H dv"], ChunkedStates | SegmentedStates]:
+    q: Keys, k: Keys, v: Values, beta: Gates, initial_state: States | None = None, log_gate: Gates | None = None
+) -> tuple[Values, ChunkedStates | SegmentedStates]:
     """Computes the rule with fla's kernels where they can run (`fla_delta_rule.serves`), and in plain torch elsewhere."""
     short = q.shape[1] <= SHORT or chosen("chunks", q)
     if not short and serves(q.device, gated=log_gate is not None):
         return segmented_delta_rule(q, k, v, beta, initial_state, log_gate)
     with torch.autocast(q.device.type, enabled=False):
-        dtype = torch.promote_types(q.dtype, torch.float32)
-        q, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
+        q, k, v, beta = (x.to(wide(q)) for x in (q, k, v, beta))
         return chunk_delta_rule(q, k, v, beta, initial_state, log_gate)
 
 
 def chunk_delta_rule(
-    q: Float[Tensor, "B T Hk dk"],
-    k: Float[Tensor, "B T Hk dk"],
-    v: Float[Tensor, "B T H dv"],
-    beta: Float[Tensor, "B T H"],
-    initial_state: Float[Tensor, "B H dk dv"] | None = None,
-    log_gate: Float[Tensor, "B T H"] | None = None,
-    chunk_size: int = CHUNK_SIZE,
-) -> tuple[Float[Tensor, "B T H dv"], ChunkedStates]:
+    q: Keys, k: Keys, v: Values, beta: Gates, initial_state: States | None = None, log_gate: Gates | None = None
+) -> tuple[Values, ChunkedStates]:
     """Returns the outputs of the (gated) delta rule and the tensors its states are computed from; scale q before the call.
 
     `log_gate` is at most 0; None means no gate and costs nothing. A token with beta 0 and log gate 0 leaves the state
@@ -115,20 +103,22 @@ def chunk_delta_rule(
         q, k = (x.repeat_interleave(heads // x.shape[2], 2) for x in (q, k))
     if length == 1:
         return _one_token(q, k, v, beta, initial_state, log_gate)
-    size = min(chunk_size, 1 << (length - 1).bit_length())  # a power of two, as the inverse asks for
+    size = min(CHUNK_SIZE, 1 << (length - 1).bit_length())  # a power of two, as the inverse asks for
     q, k, v, beta = (_chunk_first(x, size) for x in (q, k, v, beta.unsqueeze(-1)))
-    decay = None if log_gate is None else _running_sum(log_gate, size)
+    decay = None
     state = k.new_zeros(batch * heads, k.shape[-1], dv) if initial_state is None else initial_state.flatten(0, 1).to(k)
     # (I + tril(beta k k^T, -1)) [u0 w] = beta [v k];  u = u0 - w S;  o = q S + tril(q k^T) u;  S' = S + k^T u
     k_beta = k * beta
     overlap, scores = k_beta @ k.transpose(-1, -2), q @ k.transpose(-1, -2)
     reading, writing, kept = k_beta, k, None
-    if decay is None:
+    if log_gate is None:
         scores = scores.tril()
     else:  # every product of two tokens decays from one to the other, every S from the chunk's start
-        between, since, until_end = _decays(decay, k.dtype)
+        # in float64: the decay between two near tokens is a small difference of large sums
+        decay = _chunk_first(log_gate.double().unsqueeze(-1), size).squeeze(-1).cumsum(-1)
+        between, since = DecayBetween.apply(decay, k.dtype), decay.to(k.dtype).exp().unsqueeze(-1)
         overlap, scores = overlap * between, scores * between
-        q, reading, writing = q * since, k_beta * since, k * until_end
+        q, reading, writing = q * since, k_beta * since, k * between[..., -1, :].unsqueeze(-1)
         kept = since[:, :, -1:].unbind(0)
     solution = UnitLowerInverse.apply(overlap.tril(-1)) @ torch.cat([v * beta, reading], -1)
     states, updates = _through_chunks(state, writing, solution[..., :dv], solution[..., dv:], kept)
@@ -167,17 +157,6 @@ def _one_token(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, initial_state: Ten
     update = beta * torch.baddbmm(v, k, state, alpha=-1)
     output = torch.baddbmm((q * k).sum(-1, keepdim=True) * update, q, state)
     return output.view(batch, 1, heads, dv), ChunkedStates(state[None], k[None], update[None], heads)
-
-
-def _running_sum(log_gate: Float[Tensor, "B T H"], size: int) -> Float[Tensor, "n B*H L"]:
-    """Returns G of every token, in float64: the decay between two near tokens is a small difference of large sums."""
-    return _chunk_first(log_gate.double().unsqueeze(-1), size).squeeze(-1).cumsum(-1)
-
-
-def _decays(decay: Float[Tensor, "n G L"], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the decay between every two tokens [n, G, L, L], since the chunk's start and until its end [n, G, L, 1]."""
-    between = DecayBetween.apply(decay, dtype)
-    return between, decay.to(dtype).exp().unsqueeze(-1), between[..., -1, :].unsqueeze(-1)
 
 
 class DecayBetween(torch.autograd.Function):

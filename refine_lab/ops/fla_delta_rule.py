@@ -29,6 +29,11 @@ REFUSED_FROM, REFUSED_BELOW = Version("3.4"), Version("3.7.1")
 wrong there (fla-org/flash-linear-attention issue 640, `chunk_bwd_dqkwg` in fla/ops/common/chunk_o.py).
 """
 
+Keys = Float[Tensor, "B T Hk dk"]
+Values = Float[Tensor, "B T H dv"]
+Gates = Float[Tensor, "B T H"]
+States = Float[Tensor, "B H dk dv"]
+
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
 """(q, k, v [B, T, H, d], beta, log gate or None [B, T, H], initial state [B, H, dk, dv]) -> outputs and final state."""
 
@@ -67,8 +72,8 @@ def _warn_once(triton: str) -> None:
 
 
 def fla_kernel(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_gate: Tensor | None, initial_state: Tensor
-) -> tuple[Tensor, Tensor]:
+    q: Keys, k: Keys, v: Values, beta: Gates, log_gate: Gates | None, initial_state: States
+) -> tuple[Values, States]:
     """Calls fla's `chunk_delta_rule` or, with a gate, `chunk_gated_delta_rule`, in bfloat16 with float32 states.
 
     The outputs have the dtype of `v`. The first kernel rejects float32. The second accepts it but is tuned for 16 bits;
@@ -80,9 +85,7 @@ def fla_kernel(
 
     half = v.dtype if v.dtype == torch.float16 else torch.bfloat16
     qkv = (x.to(half) for x in (q, k, v))
-    kernel: Any = (
-        chunk_delta_rule if log_gate is None else chunk_gated_delta_rule
-    )  # fla's decorators hide the signatures
+    kernel: Any = chunk_delta_rule if log_gate is None else chunk_gated_delta_rule  # without their signatures
     gates = {"beta": beta.to(half)} if log_gate is None else {"g": log_gate.float(), "beta": beta.float()}
     output, state = kernel(*qkv, **gates, scale=1.0, initial_state=initial_state, output_final_state=True)
     return output.to(v.dtype), state
@@ -108,11 +111,9 @@ class SegmentedStates:
         rows = torch.arange(len(positions), device=positions.device).unsqueeze(-1) * segments
         index = (rows + positions // length).flatten()
         states, keys, values = (_rows(x, index) for x in (self.states, self.keys, self.values))
-        unread = torch.arange(length, device=positions.device) > (positions % length).view(-1, 1)
-        beta = _rows(self.beta, index).masked_fill(unread.unsqueeze(-1), 0)  # writes nothing
-        gate = self.log_gate
-        if gate is not None:
-            gate = _rows(gate, index).masked_fill(unread.unsqueeze(-1), 0)  # and lets nothing decay
+        unread = (torch.arange(length, device=positions.device) > (positions % length).view(-1, 1)).unsqueeze(-1)
+        beta = _rows(self.beta, index).masked_fill(unread, 0)  # unread tokens write nothing and let nothing decay
+        gate = None if self.log_gate is None else _rows(self.log_gate, index).masked_fill(unread, 0)
         return self.kernel(keys, keys, values, beta, gate, states)[1]
 
 
@@ -122,23 +123,24 @@ def _rows(x: Float[Tensor, "B m *rest"], index: Int[Tensor, "R"]) -> Float[Tenso
 
 
 def segmented_delta_rule(
-    q: Float[Tensor, "B T Hk dk"],
-    k: Float[Tensor, "B T Hk dk"],
-    v: Float[Tensor, "B T H dv"],
-    beta: Float[Tensor, "B T H"],
-    initial_state: Float[Tensor, "B H dk dv"] | None = None,
-    log_gate: Float[Tensor, "B T H"] | None = None,
+    q: Keys,
+    k: Keys,
+    v: Values,
+    beta: Gates,
+    initial_state: States | None = None,
+    log_gate: Gates | None = None,
     kernel: Kernel = fla_kernel,
     segment_size: int = SEGMENT_SIZE,
-) -> tuple[Float[Tensor, "B T H dv"], SegmentedStates]:
+) -> tuple[Values, SegmentedStates]:
     """Computes `ops.delta_rule.chunk_delta_rule` segment by segment with `kernel`."""
     batch, length, heads, dv = v.shape
     size = min(segment_size, length)
-    padded = -length % size
-    q, k, v = (F.pad(x, (0, 0, 0, 0, 0, padded)).unflatten(1, (-1, size)) for x in (q, k, v))
-    beta = F.pad(beta, (0, 0, 0, padded)).unflatten(1, (-1, size))
-    if log_gate is not None:
-        log_gate = F.pad(log_gate, (0, 0, 0, padded)).unflatten(1, (-1, size))
+
+    def split(x: Tensor) -> Tensor:
+        return F.pad(x, (*(0, 0) * (x.ndim - 2), 0, -length % size)).unflatten(1, (-1, size))
+
+    q, k, v, beta = map(split, (q, k, v, beta))
+    log_gate = None if log_gate is None else split(log_gate)
     gates = [None] * q.shape[1] if log_gate is None else log_gate.unbind(1)
     state = q.new_zeros(batch, heads, q.shape[-1], dv, dtype=torch.float32) if initial_state is None else initial_state
     states, outputs = [], []

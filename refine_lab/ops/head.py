@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from refine_lab.ops.kernels import chosen
+from refine_lab.ops.kernels import Grads, Ids, Logits, PerRow, chosen
 
 HEAD_ROWS = 1024
 
@@ -49,8 +49,8 @@ def token_stats(
 
 
 def row_statistics(
-    logits: Float[Tensor, "S V"], token_ids: Int[Tensor, "S"], temperature: float, entropy: bool
-) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"], Bool[Tensor, "S"]]:
+    logits: Logits, token_ids: Ids, temperature: float, entropy: bool
+) -> tuple[PerRow, PerRow, Bool[Tensor, "S"]]:
     """Returns log p(x), entropy (zeros if not requested) and x = argmax p of every row; may overwrite the logits."""
     logits = _tempered(logits, temperature)
     target = logits.gather(-1, token_ids.unsqueeze(-1))
@@ -67,19 +67,15 @@ def row_statistics(
 
 
 def logit_gradients_(
-    logits: Float[Tensor, "S V"],
-    token_ids: Int[Tensor, "S"],
-    logprobs: Float[Tensor, "S"],
-    entropies: Float[Tensor, "S"],
-    grad_logprobs: Float[Tensor, "S"] | None,
-    grad_entropies: Float[Tensor, "S"] | None,
-    temperature: float,
-) -> Float[Tensor, "S V"]:
-    """Returns the gradient of the logits, in their dtype, from that of their statistics (None: zeros); overwrites the logits.
+    logits: Logits, token_ids: Ids, logprobs: PerRow, entropies: PerRow, grads: Grads, temperature: float
+) -> Logits:
+    """Returns the gradient of the logits, in their dtype; overwrites the logits.
+
+    `grads` are the gradients of logprobs and entropies; None is a gradient of zeros.
 
     d log p_x / dz = 1_x - p,   dH / dz = -p (log p + H),   z = logits / temperature
     """
-    dtype, target = logits.dtype, token_ids.unsqueeze(-1)
+    dtype, target, (grad_logprobs, grad_entropies) = logits.dtype, token_ids.unsqueeze(-1), grads
     logits = _tempered(logits, temperature)
     log_normaliser = logits.gather(-1, target) - logprobs.unsqueeze(-1)
     grad_lp = (torch.zeros_like(logprobs) if grad_logprobs is None else grad_logprobs).unsqueeze(-1)
@@ -92,7 +88,7 @@ def logit_gradients_(
     return grad.scatter_add_(-1, target, grad_lp).div_(temperature).to(dtype)
 
 
-def _tempered(logits: Float[Tensor, "S V"], temperature: float) -> Float[Tensor, "S V"]:
+def _tempered(logits: Logits, temperature: float) -> Logits:
     """Returns z = logits / temperature in at least float32, in place where possible."""
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     return logits if temperature == 1.0 else logits.div_(temperature)
@@ -134,8 +130,8 @@ class _SlicedHead(torch.autograd.Function):
         for start in range(0, len(token_ids), HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
             logits = F.linear(hidden_states[rows], weight, bias)
-            upstream = (None if x is None else x[rows] for x in (grad_logprobs, grad_entropies))
-            grad = gradients_(logits, token_ids[rows], logprobs[rows], entropies[rows], *upstream, ctx.temperature)
+            grads = tuple(None if x is None else x[rows] for x in (grad_logprobs, grad_entropies))
+            grad = gradients_(logits, token_ids[rows], logprobs[rows], entropies[rows], grads, ctx.temperature)
             torch.mm(grad, weight, out=grad_hidden[rows])
             grad_weight += grad.T @ hidden_states[rows]
             if grad_bias is not None:

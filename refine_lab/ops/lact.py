@@ -127,7 +127,7 @@ def apply(memory: Memory, queries: Float[Tensor, "S H T d"]) -> Float[Tensor, "S
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChunkPlan:
     """Assigns each new token of a batch to its chunk; one plan serves all layers.
 
     A row that has read `start` tokens holds the last `counts` of them as pending: 1 to C tokens of its open chunk, or 0
@@ -216,7 +216,7 @@ class Plan:
 class ChunkStates:
     """The tensors from which the state after any token is computed: weights per level; streams of keys, values, rates."""
 
-    plan: Plan
+    plan: ChunkPlan
     memories: list[Memory]
     streams: Mapping[str, Float[Tensor, "B H stream _"]]
 
@@ -259,10 +259,10 @@ def lact(
     streams: Mapping[str, Float[Tensor, "B H stream _"]],
     memory: Memory,
     norms: Memory,
-    plan: Plan,
+    plan: ChunkPlan,
     rule: Rule,
 ) -> tuple[Float[Tensor, "B H T d"], ChunkStates]:
-    """Returns f of every query by the weights of its chunk; `streams` are `Plan.stream` of `kv` [.., 2 d] and of `rates`.
+    """Returns f of every query by the weights of its chunk; `streams` are `ChunkPlan.stream` of `kv` [.., 2 d] and of `rates`.
 
     Everything is computed in the dtype of the arguments, which must be wide enough for sums over a chunk: float32 or
     float64. Autocast to bfloat16 is respected, autocast to float16 is disabled.
@@ -284,16 +284,16 @@ def lact(
             else:
                 here = (level_of[:, begin:end] == level)[:, None, :, None]
                 found = _apply_shared(memory, asked, plan) if level == 0 else apply(memory, _take(asked, rows))
-                if rows is not None:
-                    found = torch.zeros_like(asked).index_copy(
-                        0, rows, found.to(asked.dtype)
-                    )  # CUDA's autocast leaves it
+                if rows is not None:  # CUDA's autocast leaves index_copy's dtypes as they are
+                    found = torch.zeros_like(asked).index_copy(0, rows, found.to(asked.dtype))
                 filled = torch.where(here, found, output[:, :, begin:end])
                 output = torch.cat([output[:, :, :begin], filled, output[:, :, end:]], 2)
         return torch.cat(pieces, 2) if plan.aligned else output, ChunkStates(plan, memories, streams)
 
 
-def _next(memory: Memory, streams: Mapping[str, Tensor], norms: Memory, plan: Plan, rule: Rule, level: int) -> Memory:
+def _next(
+    memory: Memory, streams: Mapping[str, Tensor], norms: Memory, plan: ChunkPlan, rule: Rule, level: int
+) -> Memory:
     """Returns a level's weights: the previous level's after one step on the chunk that ends there."""
     rows, parents = plan.rows[level], plan.parents(level)
     start = {name: x.index_select(0, parents) for name, x in memory.items()}
@@ -307,7 +307,7 @@ def _take(x: Tensor, rows: Int[Tensor, "_"] | None) -> Tensor:
     return x if rows is None else x.index_select(0, rows)
 
 
-def _apply_shared(memory: Memory, queries: Float[Tensor, "B H T d"], plan: Plan) -> Float[Tensor, "B H T d"]:
+def _apply_shared(memory: Memory, queries: Float[Tensor, "B H T d"], plan: ChunkPlan) -> Float[Tensor, "B H T d"]:
     """Applies the weights that each row came with, with the queries of all rows of a source side by side."""
     rows, heads, length, width = queries.shape
     if plan.num_sources == rows and plan.most == 1 and bool((plan.sources.diff() > 0).all()):

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+UNIT_EPS = 1e-6
+
 
 def wide(x: Tensor) -> torch.dtype:
     """Returns the dtype for sums: float32, or the tensor's own if it is wider."""
@@ -36,6 +38,12 @@ def rms_norm(norm: nn.RMSNorm, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*r
     dtype = torch.promote_types(wide(x), norm.weight.dtype)
     y = F.rms_norm(x.to(dtype), norm.normalized_shape, norm.weight.to(dtype), norm.eps)
     return y.to(norm.weight.dtype)
+
+
+def unit_length(x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+    """Returns x / sqrt(sum x^2 + `UNIT_EPS`), the norm of q and k in fla's kernels, in at least float32."""
+    x = x.to(wide(x))
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + UNIT_EPS)
 
 
 def gated_product(

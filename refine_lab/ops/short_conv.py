@@ -25,6 +25,14 @@ def causal_conv(x: Float[Tensor, "B S D"], weight: Float[Tensor, "D 1 W"]) -> Fl
     return y.to(dtype)
 
 
+def after_window(
+    window: Float[Tensor, "B w D"] | None, x: Float[Tensor, "B T D"], width: int
+) -> Float[Tensor, "B S D"]:
+    """Returns `x` after the w = `width` inputs before it, which are zeros at the start of a sequence; S = w + T."""
+    before = x.new_zeros(len(x), width, x.shape[-1]) if window is None else window.to(x)
+    return torch.cat([before, x], 1)
+
+
 def window_at(x: Float[Tensor, "B S D"], positions: Int[Tensor, "B P"], width: int) -> Float[Tensor, "B*P w D"]:
     """Returns the w = `width` inputs up to and including each position, oldest first.
 

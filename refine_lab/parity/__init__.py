@@ -16,9 +16,9 @@ from types import ModuleType
 from typing import Any
 
 from refine_lab.parity.gate import default_prefixes, parity, parity_of
-from refine_lab.parity.report import Parity, Row
+from refine_lab.parity.report import Comparison, Parity
 
-__all__ = ["Parity", "Row", "default_prefixes", "parity", "parity_of"]
+__all__ = ["Comparison", "Parity", "default_prefixes", "parity", "parity_of"]
 
 
 class _Gate(ModuleType):

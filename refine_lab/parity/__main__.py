@@ -16,13 +16,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 if parity holds, 1 if it does not, 2 for bad input or if it cannot be computed."""
     parser = argparse.ArgumentParser(
         prog="python -m refine_lab.parity",
-        description="Hold a model's states against re-reading: exit status 0 where it holds, 1 where not, 2 otherwise.",
+        description="Compare a model's states with re-reading: exit status 0 if parity holds, 1 if not, 2 otherwise.",
     )
-    parser.add_argument("name", help="what load_model takes")
+    parser.add_argument("name", help="a model's name, as for load_model")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--dtype", default="float32", choices=[str(x).removeprefix("torch.") for x in TOLERANCES])
     parser.add_argument(
-        "--prefixes", help="lengths of prefixes, in tokens, such as 1,2,63,64; those around borders if not"
+        "--prefixes", help="prefix lengths in tokens, such as 1,2,63,64; by default those around borders"
     )
     chosen = parser.parse_args(arguments)
     quiet()
@@ -31,10 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, _ = load_model(chosen.name, device=chosen.device, dtype=getattr(torch, chosen.dtype))
         found = parity(model, prefixes=prefixes)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:  # torch's lack of memory is a RuntimeError
-        first = str(error).partition("\n")[0] or type(error).__name__
-        print(
-            first if isinstance(error, (ValueError, OSError)) else f"parity cannot be taken: {first}", file=sys.stderr
-        )
+        prefix = "" if isinstance(error, (ValueError, OSError)) else "parity cannot be computed: "
+        print(prefix + (str(error).partition("\n")[0] or type(error).__name__), file=sys.stderr)
         return 2
     print(found)
     return 0 if found.holds else 1

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from itertools import chain
 from math import inf, isnan, nan
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import logging
 
-from refine_lab.config import TrainConfig, require
+from refine_lab.config import TrainConfig
 from refine_lab.models import FastWeightLM, load_model
 from refine_lab.models.activation_checkpointing import checkpoint_activations
-from refine_lab.parity.procedures import (
-    GROUP,
-    Branched,
-    Probe,
-    Reread,
-    gradients,
-    layer_outputs,
-    logits_of,
-    reread,
-)
-from refine_lab.parity.report import Parity, Row
+from refine_lab.parity.procedures import GROUP, Branched, Probe, Reread, gradients, layer_outputs, logits_of, reread
+from refine_lab.parity.report import Comparison, Parity
+from refine_lab.validation import require
 
 TOLERANCES: dict[torch.dtype, tuple[float, float]] = {
     torch.float64: (1e-9, 1e-9),
@@ -76,10 +69,9 @@ def parity(
 
     Raises ValueError for a length below 1, a precision without tolerances, and a model without trainable parameters.
     """
-    given = default_prefixes(model) if prefixes is None else prefixes
-    whole = len(given) > 0 and all(type(length) is int and length >= 1 for length in given)
-    require(whole, "prefixes", list(given), "whole numbers, at least one, each at least 1")
-    lengths = sorted(set(given))
+    lengths = default_prefixes(model) if prefixes is None else list(prefixes)
+    valid = len(lengths) > 0 and all(type(length) is int and length >= 1 for length in lengths)
+    require(valid, "prefixes", lengths, "whole numbers, at least one, each at least 1")
     require(rollout_length >= 1, "rollout_length", rollout_length, "at least 1")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("parity compares gradients, and no parameter of the model asks for one")
@@ -87,11 +79,9 @@ def parity(
     precision = getattr(torch, autocast) if autocast is not None and low else model.dtype
     subject, allowed = _tolerances(model, precision)
     with torch.autocast(model.device.type, precision if low else None, enabled=low), torch.enable_grad():
-        branched = Branched.of(model, Probe.of(model, lengths, rollout_length, seed))
-        found = [
-            row for prefix in branched.prefixes.unique().tolist() for row in _compare(model, branched, prefix, allowed)
-        ]
-        rows = sorted(found, key=lambda row: (QUANTITIES.index(row.quantity), row.prefix))
+        branched = Branched.of(model, Probe.of(model, sorted(set(lengths)), rollout_length, seed))
+        found = [_compare(model, branched, prefix, allowed) for prefix in branched.prefixes.unique().tolist()]
+        rows = sorted(chain.from_iterable(found), key=lambda row: (QUANTITIES.index(row.quantity), row.prefix))
         forward = [row for row in rows if row.quantity in ("hidden", "logits") and not row.holds]
         layer = _first_wrong_layer(model, branched, forward[0]) if forward else None
     return Parity(subject, tuple(rows), layer)
@@ -133,7 +123,9 @@ def _tolerances(model: FastWeightLM, precision: torch.dtype) -> tuple[str, tuple
     return subject, (outputs, gradient)
 
 
-def _compare(model: FastWeightLM, branched: Branched, prefix: int, allowed: tuple[float, float]) -> Iterator[Row]:
+def _compare(
+    model: FastWeightLM, branched: Branched, prefix: int, allowed: tuple[float, float]
+) -> Iterator[Comparison]:
     """Yields the rows of all branches with one prefix length."""
     outputs, gradient = allowed
     members, named = branched.members(prefix), {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -149,13 +141,11 @@ def _compare(model: FastWeightLM, branched: Branched, prefix: int, allowed: tupl
             worst[name] = max(worst.get(name, (-inf, "")), (error, where), key=lambda x: _size(x[0]))
     changed = _changes(branched, members)
     tensor = max(changed, key=lambda name: _size(changed[name]))
-    yield Row("state", prefix, changed[tensor], 0.0, tensor)
+    yield Comparison("state", prefix, changed[tensor], 0.0, tensor)
     for name, (error, where) in worst.items():  # two logits, each off by what is allowed, may change places
-        yield Row(name, prefix, error, 2 * outputs if name == "greedy" else outputs, where)
-    if any(
-        change for name, change in changed.items() if name != "lengths"
-    ):  # torch refuses a backward through what was changed in place
-        yield Row("gradient", prefix, nan, gradient, "not taken: the state was changed in place")
+        yield Comparison(name, prefix, error, 2 * outputs if name == "greedy" else outputs, where)
+    if any(change for name, change in changed.items() if name != "lengths"):  # torch refuses a backward through it
+        yield Comparison("gradient", prefix, nan, gradient, "not taken: the state was changed in place")
         return
     ours = gradients(branched.loss(branched.logprobs[members], members, num_tokens), parameters, keep=True)
     errors = dict(zip(named, _distances(ours, reference), strict=True))
@@ -165,7 +155,7 @@ def _compare(model: FastWeightLM, branched: Branched, prefix: int, allowed: tupl
         gradient = max(gradient, min(ROUNDING_LIMIT, rounding[name]))
     else:
         name = max(errors, key=lambda name: _size(errors[name]))
-    yield Row("gradient", prefix, errors[name], gradient, name)
+    yield Comparison("gradient", prefix, errors[name], gradient, name)
 
 
 @torch.no_grad()
@@ -187,12 +177,9 @@ def _forward_errors(
     if branch % GROUP == 0:
         chosen = before.gather(-1, branched.tokens[branch].unsqueeze(-1)).squeeze(-1)
         found.append(("greedy", (before.amax(-1) - chosen) / scale))
-    return [(name, *_largest(errors)) for name, errors in found]
-
-
-def _largest(errors: Tensor) -> tuple[float, int]:
-    place = int(errors.argmax())  # torch counts a NaN as the largest
-    return float(errors[place]), place
+    return [
+        (name, float(errors.max()), int(errors.argmax())) for name, errors in found
+    ]  # torch counts NaN as the largest
 
 
 def _size(error: float) -> float:
@@ -229,14 +216,13 @@ def _rounding(model: FastWeightLM, branched: Branched, prefix: int, reference: l
 
 
 @torch.no_grad()
-def _first_wrong_layer(model: FastWeightLM, branched: Branched, row: Row) -> str | None:
+def _first_wrong_layer(model: FastWeightLM, branched: Branched, row: Comparison) -> str | None:
     """Returns the first layer whose outputs for a continuation read at once differ from those of re-reading."""
+    layers = next(name for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
     for branch in branched.members(row.prefix):
-        tokens, state = branched.tokens[branch : branch + 1], branched.before.select([branch])
-        ours = layer_outputs(model, lambda x=tokens, state=state: model.read(x, state=state))
-        theirs = layer_outputs(model, lambda branch=branch: model.read(branched.whole(branch)))
-        for name, output in ours.items():
-            expected = theirs[name][:, row.prefix :]
-            if not float((output - expected).abs().max()) <= row.tolerance * float(expected.abs().max()):
-                return name
+        outputs = layer_outputs(model, branched.tokens[[branch]], branched.before.select([branch]))
+        expected = (x[:, row.prefix :] for x in layer_outputs(model, branched.whole(branch)))
+        for number, (a, b) in enumerate(zip(outputs, expected, strict=True)):
+            if not float((a - b).abs().max()) <= row.tolerance * float(b.abs().max()):
+                return f"{layers}.{number}"
     return None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -149,21 +149,8 @@ def gradients(loss: Float[Tensor, ""], parameters: Sequence[nn.Parameter], keep:
     return [torch.zeros_like(p) if x is None else x for p, x in zip(parameters, found, strict=True)]
 
 
-def layer_outputs(model: FastWeightLM, read: Callable[[], object]) -> dict[str, Tensor]:
-    """Returns the outputs of each of the model's layers while `read` runs, in order."""
-    name, layers = next((name, x) for name, x in model.named_modules() if isinstance(x, nn.ModuleList))
-    outputs: dict[str, Tensor] = {}
-
-    def keep(label: str, output: Any) -> None:
-        outputs[label] = output if isinstance(output, Tensor) else output[0]
-
-    hooks = [
-        layer.register_forward_hook(lambda *call, label=f"{name}.{number}": keep(label, call[2]))
-        for number, layer in layers.named_children()
-    ]
-    try:
-        read()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return outputs
+def layer_outputs(model: FastWeightLM, tokens: Int[Tensor, "1 S"], state: State | None = None) -> list[Tensor]:
+    """Returns the outputs of each of the model's layers in order, that of the last one after the final norm."""
+    inputs: list[Tensor] = []
+    trace = model.read_embeddings(model.get_input_embeddings()(tokens), None, state, inputs)
+    return [*inputs[1:], trace.hidden_states]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Row:
+class Comparison:
     """One comparison: a quantity's largest relative error over all branches with one prefix length, and its location."""
 
     quantity: str
@@ -29,7 +29,7 @@ class Parity:
     """The gate's result; it prints as a table and a sentence."""
 
     subject: str
-    rows: tuple[Row, ...]
+    rows: tuple[Comparison, ...]
     layer: str | None = None
     "The first layer whose outputs differ, if one was found."
 

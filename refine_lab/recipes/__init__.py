@@ -7,24 +7,16 @@ optimizer updates. `release_updates` gives SFT fewer updates, as in the paper's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from refine_lab.config import unknown
 from refine_lab.recipes.midtraining import midtrain, paper_midtrain
+from refine_lab.recipes.paper import METHODS, Phase
 from refine_lab.recipes.posttraining import paper_posttrain, posttrain, posttrain_searched, posttrain_searched_lact
 from refine_lab.recipes.pretraining import pretrain, pretrain_lact
 from refine_lab.recipes.release import release_updates as release_updates
 from refine_lab.recipes.testtime import ttt_paper, ttt_per_prompt, ttt_per_prompt_searched, ttt_per_prompt_searched_lact
-
-Phase = Literal["pretrain", "midtrain", "posttrain", "ttt"]
-
-METHODS: dict[Phase, tuple[str, ...]] = {
-    "midtrain": ("sft", "refine"),  # section 4.2
-    "posttrain": ("sft", "nested_sft", "nested_refine"),  # section 4.3
-    "ttt": ("none", "sft", "refine"),  # section 4.4
-}
-"""The methods that a phase compares; nested ones make updates on the prompts before the update on the answers."""
+from refine_lab.validation import unknown
 
 
 class Recipe(NamedTuple):
@@ -35,19 +27,14 @@ class Recipe(NamedTuple):
     "(method, seed) -> `TrainConfig`, or `TTTRunConfig` for `ttt`; for `pretrain`: (model, prose) -> `TrainConfig` per stage."
 
 
-RECIPES: dict[str, Recipe] = {
-    "pretrain": Recipe("pretrain", pretrain),
-    "pretrain_lact": Recipe("pretrain", pretrain_lact),
-    "midtrain": Recipe("midtrain", midtrain),
-    "paper_midtrain": Recipe("midtrain", paper_midtrain),
-    "posttrain": Recipe("posttrain", posttrain),
-    "posttrain_searched": Recipe("posttrain", posttrain_searched),
-    "posttrain_searched_lact": Recipe("posttrain", posttrain_searched_lact),
-    "paper_posttrain": Recipe("posttrain", paper_posttrain),
-    "per_prompt": Recipe("ttt", ttt_per_prompt),
-    "per_prompt_searched": Recipe("ttt", ttt_per_prompt_searched),
-    "per_prompt_searched_lact": Recipe("ttt", ttt_per_prompt_searched_lact),
-    "paper": Recipe("ttt", ttt_paper),
+_MAKERS: dict[Phase, Sequence[Callable[..., Any]]] = {
+    "pretrain": (pretrain, pretrain_lact),
+    "midtrain": (midtrain, paper_midtrain),
+    "posttrain": (posttrain, posttrain_searched, posttrain_searched_lact, paper_posttrain),
+    "ttt": (ttt_per_prompt, ttt_per_prompt_searched, ttt_per_prompt_searched_lact, ttt_paper),
+}
+RECIPES = {
+    make.__name__.removeprefix("ttt_"): Recipe(phase, make) for phase, makers in _MAKERS.items() for make in makers
 }
 
 

@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from refine_lab.config import DataConfig, RefineConfig, TrainConfig, require
+from refine_lab.config import DataConfig, TrainConfig
+from refine_lab.recipes.paper import refine_of
 
 
 def paper_midtrain(method: str = "refine", seed: int = 0) -> TrainConfig:
     """Mid-training of DeltaNet-1.3B as in the paper (section 4.2), with equally many updates for both methods."""
-    refine = RefineConfig(
-        num_chunks=8,  # c, tables 2 and D.1
-        rollout_length=5,  # k, tables 2 and D.1
-        group_size=1,  # n, tables 2 and D.1
-        selection="entropy",  # table 7
-        tau=1.0,  # section 3.2, below eq. 6
-        smoothing_kernel=5,  # section 3.2: "kernel size k"
-        entropy_index="release",  # release; eq. 5 reads otherwise
-        margin=20,  # release
-        temperature=1.0,  # table D.1
-        reward="cosine",  # tables 2 and D.1
-        group_by="sequence",  # section 3.2: "rewards from the same sequence"
-        prefix_gradient="full",  # release
-        ntp_coef=1.0,  # lambda_SFT, tables 2 and D.1
-        nsp_coef=0.2,  # lambda_RL, tables 2 and D.1
-        clip_eps=0.2,  # table D.1, "actor gradient clip", read as the ratio's
-        dual_clip=3.0,  # release
-        kl_coef=0.0,  # table D.1
-        entropy_coef=0.0,  # table D.1
-    )
     data = DataConfig(
         sources={"datasets:DKYoon/SlimPajama-6B": 1.0},  # release: Long-Data-Collections is gone
         sequence_length=16_384,  # table D.1
@@ -37,7 +18,7 @@ def paper_midtrain(method: str = "refine", seed: int = 0) -> TrainConfig:
     return TrainConfig(
         recipe="paper_midtrain",
         model="fla-hub/delta_net-1.3B-100B",  # section 4.1
-        refine=_refine_of(refine, method),
+        refine=refine_of(method, "midtrain"),
         data=data,
         steps=100,  # section 4.2
         batch_size=128,  # tables 2 and D.1
@@ -59,27 +40,13 @@ def paper_midtrain(method: str = "refine", seed: int = 0) -> TrainConfig:
 
 def midtrain(method: str = "refine", seed: int = 0) -> TrainConfig:
     """Mid-training of the embedded default: 204,800 tokens in minutes on a laptop's CPU. Values without a source are ours."""
-    refine = RefineConfig(  # the paper's: tables 2 and D.1, with the release's reading of eq. 5
-        num_chunks=8,
-        rollout_length=5,
-        smoothing_kernel=5,
-        entropy_index="release",
-        margin=20,
-        reward="cosine",
-        ntp_coef=1.0,
-        nsp_coef=0.2,
-    )
-    data = DataConfig(
-        sources={"python": 1.0},
-        sequence_length=1024,
-        recall={"word-1": 0.125, "word-4": 0.125},
-        max_tokens=4_000_000,  # twenty runs' worth, tokenised in seconds
-        validation_sequences=16,
+    data = DataConfig(  # max_tokens are enough for twenty runs, and are tokenised in seconds
+        sequence_length=1024, recall={"word-1": 0.125, "word-4": 0.125}, max_tokens=4_000_000, validation_sequences=16
     )
     return TrainConfig(
         recipe="midtrain",
         model="tiny-deltanet",
-        refine=_refine_of(refine, method),
+        refine=refine_of(method, "midtrain"),
         data=data,
         steps=25,
         batch_size=8,
@@ -91,8 +58,3 @@ def midtrain(method: str = "refine", seed: int = 0) -> TrainConfig:
         checkpoint_every=25,
         seed=seed,
     )
-
-
-def _refine_of(refine: RefineConfig, method: str) -> RefineConfig | None:
-    require(method in ("sft", "refine"), "method", method, "'sft' or 'refine'")
-    return refine if method == "refine" else None

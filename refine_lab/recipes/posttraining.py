@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from refine_lab.config import DataConfig, RefineConfig, TaskConfig, TrainConfig, require
+from refine_lab.config import DataConfig, TaskConfig, TrainConfig
+from refine_lab.recipes.paper import refine_of
 
 
 def paper_posttrain(method: str = "nested_refine", seed: int = 0) -> TrainConfig:
@@ -22,7 +23,7 @@ def paper_posttrain(method: str = "nested_refine", seed: int = 0) -> TrainConfig
         recipe="paper_posttrain",
         model="fla-hub/delta_net-1.3B-100B",  # the paper's: mid-trained before
         task=task,
-        **_of_method(_paper_hybrid(), method),
+        **_of_method(method),
         steps=25,  # ours: one epoch; the authors' log ends at 24
         batch_size=64,  # table 2
         mini_batch_size=16,  # table D.1
@@ -38,20 +39,15 @@ def paper_posttrain(method: str = "nested_refine", seed: int = 0) -> TrainConfig
 
 def posttrain(method: str = "nested_refine", seed: int = 0) -> TrainConfig:
     """Post-training of the embedded default on recall questions, in minutes on a CPU. Values without a source are ours."""
-    task = TaskConfig(
-        source="recall:word-12",  # asked in words that pre-training did not use
-        prompt_tokens=512,
-        answer_tokens=4,
-        train=400,
-        validation=50,
-        test=200,
+    task = TaskConfig(  # asked in words that pre-training did not use
+        source="recall:word-12", prompt_tokens=512, answer_tokens=4, train=400, validation=50, test=200
     )
     return TrainConfig(
         recipe="posttrain",
         model="tiny-deltanet",
         data=DataConfig(sources={"python": 1.0}, sequence_length=512, max_tokens=4_000_000),
         task=task,
-        **_of_method(_paper_hybrid(), method),
+        **_of_method(method),
         steps=25,  # one epoch
         batch_size=16,
         mini_batch_size=4,  # four inner updates, as in the paper
@@ -80,22 +76,5 @@ def posttrain_searched_lact(method: str = "nested_refine", seed: int = 0) -> Tra
     return config if config.refine is None else replace(config, refine=replace(config.refine, reward="cosine"))
 
 
-def _paper_hybrid() -> RefineConfig:
-    """Returns REFINE's settings within post-training."""
-    return RefineConfig(
-        num_chunks=8,  # c, table 2
-        rollout_length=5,  # k, table 2
-        smoothing_kernel=5,  # section 3.2
-        entropy_index="release",  # release
-        margin=20,  # release
-        reward="hybrid",  # table 2, eq. 12
-        ntp_coef=1.0,  # lambda_SFT, table 2
-        nsp_coef=0.2,  # lambda_RL, table 2
-    )
-
-
-def _of_method(refine: RefineConfig, method: str) -> dict[str, Any]:
-    require(
-        method in ("sft", "nested_sft", "nested_refine"), "method", method, "'sft', 'nested_sft' or 'nested_refine'"
-    )
-    return {"nested": method != "sft", "refine": refine if method == "nested_refine" else None}
+def _of_method(method: str) -> dict[str, Any]:
+    return {"nested": method != "sft", "refine": refine_of(method, "posttrain", reward="hybrid")}  # table 2, eq. 12

@@ -13,9 +13,9 @@ class Stage(NamedTuple):
     steps: int
     length: int  # tokens a row
     rows: int
-    warmup: int
-    prose: float  # share of the plain rows
     recall: dict[str, float]  # share of recall documents by kind
+    warmup: int = 20
+    prose: float = 0.1  # share of the plain rows
     window: int | None = None  # tokens that LaCT's attention sees; a chunk of its fast weights is as long, from 8 to 64
 
 
@@ -26,18 +26,16 @@ def pretrain(model: str, prose: str | None = None) -> list[TrainConfig]:
     folder of .txt files that make up roughly a tenth of the plain rows, beside the Python corpus.
     """
     stages = [
-        Stage(500, 128, 32, 50, 0.15, {"pairs": 0.5, "number-1": 0.1}),
+        Stage(500, 128, 32, {"pairs": 0.5, "number-1": 0.1}, warmup=50, prose=0.15),
         Stage(
-            1200, 256, 16, 50, 0.15, {"pairs": 0.05, "word-1": 0.1, "word-4": 0.15, "number-1": 0.12, "number-2": 0.08}
+            1200, 256, 16, {"pairs": 0.05, "word-1": 0.1, "word-4": 0.15, "number-1": 0.12, "number-2": 0.08}, 50, 0.15
         ),
-        Stage(354, 512, 8, 50, 0.05, {"word-1": 0.06, "word-4": 0.1, "number-1": 0.1, "number-2": 0.06}),
-        Stage(120, 32, 128, 20, 0.1, {"pairs": 0.5}),  # few pairs at a time: here recall is learned
-        Stage(400, 128, 32, 20, 0.1, {"pairs": 0.15, "word-1": 0.2, "word-4": 0.15, "number-1": 0.2}),
-        Stage(
-            600, 256, 16, 20, 0.1, {"pairs": 0.03, "word-1": 0.1, "word-4": 0.12, "number-1": 0.15, "number-2": 0.05}
-        ),
-        Stage(500, 512, 8, 20, 0.1, {"word-1": 0.07, "word-4": 0.1, "number-1": 0.12, "number-2": 0.04}),
-        Stage(1500, 1024, 4, 20, 0.05, {"word-1": 0.08, "word-4": 0.1, "number-1": 0.16, "number-2": 0.04}),
+        Stage(354, 512, 8, {"word-1": 0.06, "word-4": 0.1, "number-1": 0.1, "number-2": 0.06}, warmup=50, prose=0.05),
+        Stage(120, 32, 128, {"pairs": 0.5}),  # few pairs at a time: here recall is learned
+        Stage(400, 128, 32, {"pairs": 0.15, "word-1": 0.2, "word-4": 0.15, "number-1": 0.2}),
+        Stage(600, 256, 16, {"pairs": 0.03, "word-1": 0.1, "word-4": 0.12, "number-1": 0.15, "number-2": 0.05}),
+        Stage(500, 512, 8, {"word-1": 0.07, "word-4": 0.1, "number-1": 0.12, "number-2": 0.04}),
+        Stage(1500, 1024, 4, {"word-1": 0.08, "word-4": 0.1, "number-1": 0.16, "number-2": 0.04}, prose=0.05),
     ]
     return _curriculum("pretrain", stages, model, prose, threads=2)
 
@@ -49,25 +47,22 @@ def pretrain_lact(model: str, prose: str | None = None) -> list[TrainConfig]:
     before attention can do so instead (docs/log.md describes the search). The total number of tokens is that of
     `pretrain`.
     """
+    words = {"word-1": 0.05, "word-2": 0.1, "word-4": 0.15}
+    recall_at_128 = {"pairs-number": 0.25, "word-1-d64": 0.1, **words, "number-1": 0.1}
+    recall_at_256 = {"pairs-number": 0.05, "word-1": 0.1, "word-4": 0.2, "number-1": 0.15, "number-2": 0.05}
     stages = [
-        Stage(500, 32, 32, 30, 0.0, {"pairs": 1.0}, window=2),  # here facts are bound
-        Stage(150, 32, 32, 20, 0.0, {"pairs": 1.0}, window=8),
-        Stage(200, 64, 32, 20, 0.1, {"pairs": 0.5, "word-1": 0.25, "number-1": 0.05}, window=16),
-        Stage(160, 64, 32, 20, 0.1, {"pairs": 0.15, "pairs-is": 0.45, "word-1": 0.3}, window=16),
-        Stage(160, 64, 32, 20, 0.1, {"pairs": 0.1, "pairs-is": 0.05, "pairs-word": 0.5, "word-2": 0.2}, window=16),
-        Stage(200, 128, 24, 20, 0.1, {"pairs-word": 0.15, "word-1": 0.1, "word-2": 0.15, "word-4": 0.15}, window=32),
-        Stage(250, 256, 16, 20, 0.1, {"pairs-word": 0.05, "word-1": 0.15, "word-4": 0.15, "number-1": 0.1}, window=64),
-        Stage(
-            300, 128, 32, 20, 0.1, window=64,
-            recall={"pairs-number": 0.25, "word-1-d64": 0.1, "word-1": 0.05, "word-2": 0.1, "word-4": 0.15, "number-1": 0.1},
-        ),
-        Stage(
-            1000, 256, 16, 20, 0.1, window=64,
-            recall={"pairs-number": 0.05, "word-1": 0.1, "word-4": 0.2, "number-1": 0.15, "number-2": 0.05},
-        ),
-        Stage(1000, 512, 8, 20, 0.1, {"word-1": 0.08, "word-4": 0.15, "number-1": 0.12, "number-2": 0.05}, window=64),
-        Stage(2050, 1024, 4, 20, 0.05, {"word-1": 0.08, "word-4": 0.14}, window=128),
-    ]  # fmt: skip
+        Stage(500, 32, 32, {"pairs": 1.0}, warmup=30, prose=0.0, window=2),  # here facts are bound
+        Stage(150, 32, 32, {"pairs": 1.0}, prose=0.0, window=8),
+        Stage(200, 64, 32, {"pairs": 0.5, "word-1": 0.25, "number-1": 0.05}, window=16),
+        Stage(160, 64, 32, {"pairs": 0.15, "pairs-is": 0.45, "word-1": 0.3}, window=16),
+        Stage(160, 64, 32, {"pairs": 0.1, "pairs-is": 0.05, "pairs-word": 0.5, "word-2": 0.2}, window=16),
+        Stage(200, 128, 24, {"pairs-word": 0.15, "word-1": 0.1, "word-2": 0.15, "word-4": 0.15}, window=32),
+        Stage(250, 256, 16, {"pairs-word": 0.05, "word-1": 0.15, "word-4": 0.15, "number-1": 0.1}, window=64),
+        Stage(300, 128, 32, recall_at_128, window=64),
+        Stage(1000, 256, 16, recall_at_256, window=64),
+        Stage(1000, 512, 8, {"word-1": 0.08, "word-4": 0.15, "number-1": 0.12, "number-2": 0.05}, window=64),
+        Stage(2050, 1024, 4, {"word-1": 0.08, "word-4": 0.14}, prose=0.05, window=128),
+    ]
     # from the weights of seed 1, of three tried, nothing was bound within 700 steps
     return _curriculum("pretrain_lact", stages, model, prose, threads=1, first_seed=2)
 
@@ -80,7 +75,9 @@ def _curriculum(
         TrainConfig(
             recipe=f"{name}-{number}",
             model=model,
-            model_settings=_windows(stage.window),
+            model_settings={"window_size": size, "lact_chunk_size": min(max(8, size), 64)}
+            if (size := stage.window)
+            else {},
             refine=None,
             data=DataConfig(
                 sources={"python": 1 - stage.prose, prose: stage.prose} if prose and stage.prose else {"python": 1.0},
@@ -104,7 +101,3 @@ def _curriculum(
         )
         for number, stage in enumerate(stages, start=1)
     ]
-
-
-def _windows(window: int | None) -> dict[str, int]:
-    return {} if window is None else {"window_size": window, "lact_chunk_size": min(max(8, window), 64)}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
-from refine_lab.config import TrainConfig, require
+from refine_lab.config import TrainConfig
 from refine_lab.ttt_config import TTTRunConfig
+from refine_lab.validation import require
 
 C = TypeVar("C", bound=TrainConfig | TTTRunConfig)
 
@@ -25,7 +26,6 @@ def release_updates(config: C) -> C:
         steps = changed.ttt.steps
         require(steps > 1, "steps", steps, "at least 2, of which SFT makes half as in the release")
         return replace(changed, ttt=replace(changed.ttt, steps=steps // 2))
-    fewer = config.mini_batch_size < config.batch_size
     allowed = f"less than batch_size {config.batch_size}, of which SFT makes one update as in the release"
-    require(fewer, "mini_batch_size", config.mini_batch_size, allowed)
+    require(config.mini_batch_size < config.batch_size, "mini_batch_size", config.mini_batch_size, allowed)
     return replace(changed, mini_batch_size=config.batch_size)

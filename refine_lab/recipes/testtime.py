@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from refine_lab.config import DataConfig, RefineConfig, TaskConfig, require
+from refine_lab.config import DataConfig, TaskConfig
+from refine_lab.recipes.paper import refine_of
 from refine_lab.ttt_config import TTTConfig, TTTRunConfig
 
 
@@ -15,9 +16,8 @@ def ttt_per_prompt(method: str = "refine", seed: int = 0) -> TTTRunConfig:
         recipe="per_prompt",
         model="tiny-deltanet",
         ttt=_ttt(method, seed, steps=4, lr=1e-4),  # the paper's 1e-6 moves nothing within four updates
-        task=TaskConfig(
-            source="recall:word-12", prompt_tokens=512, answer_tokens=4, train=0, test=40
-        ),  # as `posttrain`
+        # as `posttrain`
+        task=TaskConfig(source="recall:word-12", prompt_tokens=512, answer_tokens=4, train=0, test=40),
         data=DataConfig(sources={"python": 1.0}, sequence_length=512, max_tokens=4_000_000),
         reset="prompt",
         adapt_on="prompt",  # section 4.4: "on the prompt"
@@ -28,7 +28,7 @@ def ttt_per_prompt(method: str = "refine", seed: int = 0) -> TTTRunConfig:
 def ttt_per_prompt_searched(method: str = "refine", seed: int = 0) -> TTTRunConfig:
     """`ttt_per_prompt` of tiny-deltanet with the best settings of a search on validation prompts (docs/log.md)."""
     config = replace(ttt_per_prompt(method, seed), recipe="per_prompt_searched")
-    return config if config.ttt is None else replace(config, ttt=replace(config.ttt, steps=1))  # of both ways
+    return config if config.ttt is None else replace(config, ttt=replace(config.ttt, steps=1))
 
 
 def ttt_per_prompt_searched_lact(method: str = "refine", seed: int = 0) -> TTTRunConfig:
@@ -48,9 +48,8 @@ def ttt_paper(method: str = "refine", seed: int = 0) -> TTTRunConfig:
         recipe="paper",
         model="fla-hub/delta_net-1.3B-100B",  # the paper's: post-trained before
         ttt=_ttt(method, seed, steps=1, lr=1e-6, dtype="bfloat16"),  # table 2; release
-        task=TaskConfig(
-            source="ruler:dev-v2.0.json", prompt_tokens=4096, answer_tokens=32, train=0, test=200
-        ),  # table C.1
+        # table C.1
+        task=TaskConfig(source="ruler:dev-v2.0.json", prompt_tokens=4096, answer_tokens=32, train=0, test=200),
         batch_size=8,  # table D.1
         mini_batch_size=4,  # table D.1: two updates a batch
         micro_batch_size=1,  # ours
@@ -61,17 +60,5 @@ def ttt_paper(method: str = "refine", seed: int = 0) -> TTTRunConfig:
 
 
 def _ttt(method: str, seed: int, **settings: Any) -> TTTConfig | None:
-    require(method in ("none", "sft", "refine"), "method", method, "'none', 'sft' or 'refine'")
-    refine = RefineConfig(
-        num_chunks=8,  # c, tables 2 and D.1
-        rollout_length=5,  # k, tables 2 and D.1
-        smoothing_kernel=5,  # section 3.2
-        entropy_index="release",  # release
-        margin=20,  # release
-        reward="binary",  # table 2, eq. 11
-        ntp_coef=1.0,  # lambda_SFT, tables 2 and D.1
-        nsp_coef=0.4,  # lambda_RL, tables 2 and D.1
-    )
-    weight_decay = 0.01  # table D.1
-    chosen = refine if method == "refine" else None
-    return None if method == "none" else TTTConfig(refine=chosen, seed=seed, weight_decay=weight_decay, **settings)
+    refine = refine_of(method, "ttt", reward="binary", nsp_coef=0.4)  # tables 2 and D.1, eq. 11
+    return None if method == "none" else TTTConfig(refine=refine, seed=seed, weight_decay=0.01, **settings)  # table D.1

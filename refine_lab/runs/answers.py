@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refine_lab.runs.files import parquet_parts, write_parquet
+from refine_lab.runs.files import cut_parts, parquet_parts, write_parquet
 
 COLUMNS = {
     "name": pa.string(),
@@ -58,41 +58,32 @@ class AnswerLog:
         for row in rows:
             if missing := [name for name in COLUMNS if name not in row]:
                 raise ValueError(f"an answer must have the columns {', '.join(COLUMNS)}; {missing[0]!r} is missing")
-        others = [name for name in rows[0] if name not in COLUMNS]
+        types = {**COLUMNS, **{name: None for name in rows[0] if name not in COLUMNS}}  # None: inferred
         try:
-            fixed = [pa.array([row[name] for row in rows], kind) for name, kind in COLUMNS.items()]
-            free = [pa.array([row.get(name) for row in rows]) for name in others]
+            table = pa.table({name: pa.array([row.get(name) for row in rows], kind) for name, kind in types.items()})
         except (pa.ArrowException, TypeError) as error:
             raise ValueError(f"an answer holds a value of another type than its column: {error}") from None
-        first = self._next()
-        write_parquet(
-            self.folder / f"{first}-{first + len(rows) - 1}.parquet",
-            pa.table([*fixed, *free], names=[*COLUMNS, *others]),
-        )
+        first = self.rows
+        write_parquet(self.folder / f"{first}-{first + len(rows) - 1}.parquet", table)
 
     def read(self) -> pd.DataFrame:
         """Returns one row per answer, in the order written; if an example was answered twice, the last answer."""
-        tables = list(self._tables())
-        if not tables:
-            return pa.table({name: pa.array([], kind) for name, kind in COLUMNS.items()}).to_pandas()
+        tables = list(self._tables()) or [pa.schema(list(COLUMNS.items())).empty_table()]
         rows = pa.concat_tables(tables, promote_options="permissive").to_pandas()
         return rows.drop_duplicates("name", keep="last").reset_index(drop=True)
 
     def cut(self, count: int) -> None:
         """Keeps only the first `count` rows written, for a run that resumes from an earlier checkpoint."""
-        for first, last, path in parquet_parts(self.folder):
-            if last < count:
-                continue
-            if first < count and (table := _table(path)) is not None:
-                write_parquet(self.folder / f"{first}-{count - 1}.parquet", table.slice(0, count - first))
-            path.unlink()
+
+        def kept(first: int, path: Path) -> pa.Table | None:
+            table = _table(path)
+            return None if table is None else table.slice(0, count - first)
+
+        cut_parts(self.folder, count - 1, kept)
 
     @property
     def rows(self) -> int:
         """Returns the number of rows written so far, for a later `cut`."""
-        return self._next()
-
-    def _next(self) -> int:
         return max((last for _, last, _ in parquet_parts(self.folder)), default=-1) + 1
 
     def _tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:

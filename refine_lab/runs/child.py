@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from refine_lab.runs.files import take_lock
 from refine_lab.runs.run import Run
@@ -23,7 +24,7 @@ SAVE_SECONDS = 120.0
 class StopSignal:
     """Records whether a process has been asked to stop working on a run."""
 
-    def __init__(self, run_dir: Path, lock: int | None = None) -> None:
+    def __init__(self, run_dir: Path, lock: BinaryIO | None = None) -> None:
         self._file = run_dir / "stop"
         self._reason: str | None = None
         self._lock = lock
@@ -40,8 +41,7 @@ class StopSignal:
     def release(self) -> None:
         """Releases the run's lock, which shows that no process works on the run any more."""
         if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+            self._lock.close()
 
 
 def child_setup(*run_dirs: Path | str) -> list[StopSignal]:
@@ -54,7 +54,7 @@ def child_setup(*run_dirs: Path | str) -> list[StopSignal]:
     locks = inherited_locks()
     if not locks:  # started by hand
         for path in paths:
-            locks.append(lock_for_work(path))
+            locks.append(take_lock(path))
             (path / "stop").unlink(missing_ok=True)
     signals = [StopSignal(path, lock) for path, lock in zip(paths, locks, strict=True)]
 
@@ -69,11 +69,11 @@ def child_setup(*run_dirs: Path | str) -> list[StopSignal]:
     return signals
 
 
-def inherited_locks() -> list[int]:
-    """Returns the descriptors of the inherited locks, in the order of the run directories."""
-    locks = [int(lock) for lock in os.environ.pop(LOCKS, "").split(",") if lock]
+def inherited_locks() -> list[BinaryIO]:
+    """Returns the files of the inherited locks, in the order of the run directories."""
+    locks: list[BinaryIO] = [os.fdopen(int(lock), "ab") for lock in os.environ.pop(LOCKS, "").split(",") if lock]
     for lock in locks:
-        os.set_inheritable(lock, False)
+        os.set_inheritable(lock.fileno(), False)
     return locks
 
 
@@ -96,11 +96,3 @@ def watch_parent(fd: int, on_death: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=watch, name="watch-parent", daemon=True)
     thread.start()
     return thread
-
-
-def lock_for_work(path: Path) -> int:
-    """Takes a run's lock. Raises RuntimeError if another process holds it."""
-    try:
-        return take_lock(path)
-    except BlockingIOError:
-        raise RuntimeError(f"run {path.name} is in use by another process; stop that one first") from None

@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ def project_root() -> Path | None:
     return root if (root / "pyproject.toml").is_file() else None
 
 
-def shown(value: object) -> str:
+def display_path(value: object) -> str:
     """Returns `value` as text with paths relative to the project's folder, so that notebook output can be shared."""
     root = project_root()
     return str(value) if root is None else str(value).replace(f"{root}{os.sep}", "")
@@ -28,17 +29,16 @@ def environment(device: str | None = None) -> dict[str, Any]:
     """Returns versions, commit and platform; with `device`, also the device's name and the number of threads."""
 
     def version(name: str) -> str | None:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return None
 
-    packages = {"torch": "torch", "transformers": "transformers", "fla": "flash-linear-attention", "triton": "triton"}
-    torch = sys.modules.get("torch")  # whoever only starts a run need not load it
+    packages = {"fla": "flash-linear-attention"} | {
+        name: name for name in ("torch", "transformers", "triton", "refine_lab")
+    }
+    torch = sys.modules.get("torch")  # not imported here: a process that only starts runs does not need it
     return {
         "python": platform.python_version(),
         **{name: version(package) for name, package in packages.items()},
-        "refine_lab": version("refine_lab"),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device and _device_name(device),
         "cpus": os.cpu_count(),
@@ -52,9 +52,8 @@ def _device_name(device: str) -> str:
     if torch and device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name(None if device == "auto" else device)
     cpus = Path("/proc/cpuinfo")
-    found = (
-        re.search(r"model name\s*: (.+)", cpus.read_text(encoding="utf-8", errors="replace")) if cpus.exists() else None
-    )
+    text = cpus.read_text(encoding="utf-8", errors="replace") if cpus.exists() else ""
+    found = re.search(r"model name\s*: (.+)", text)
     return found[1] if found else platform.processor() or platform.machine()
 
 
@@ -62,13 +61,11 @@ def _commit() -> dict[str, Any]:
     """Returns the checkout's commit and whether tracked files differ from it; None outside a checkout."""
 
     def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(root), *words], capture_output=True, encoding="utf-8", errors="replace", timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        command = ["git", "-C", str(root), *words]
+        with suppress(OSError, subprocess.SubprocessError):
+            options = {"encoding": "utf-8", "errors": "replace", "timeout": 10, "stderr": subprocess.DEVNULL}
+            return subprocess.check_output(command, **options).strip()
+        return None
 
     root = project_root()
     if root is None or not (root / ".git").exists() or (commit := git("rev-parse", "HEAD")) is None:

@@ -13,18 +13,16 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 OLDER_NAMES = {"config.json": "ttt.json", "metrics.jsonl": "updates.jsonl"}
 """Names of these files in runs of test-time training of format version 1."""
-
 
 RENAMED = {"recall": "contains_answer"}
 """Quantities in `metrics.jsonl` of older runs and their present names."""
@@ -48,9 +46,9 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def write_inputs(run: Path, inputs: Mapping[str, Any]) -> None:
-    """Writes the initial inputs of a run (see `refine_lab.training.inputs`)."""
-    replace_text(run / "inputs.json", json.dumps(inputs, indent=1) + "\n")
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON object as a file, as `replace_text`; see `plain` for the values."""
+    replace_text(path, json.dumps(plain(values), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -59,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path.parent} has no {path.name}: the run directory is incomplete") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} is damaged: it holds {type(values).__name__}, not an object")
@@ -69,59 +67,43 @@ def read_json(path: Path) -> dict[str, Any]:
 def parse_line(path: Path, line: bytes) -> dict[str, Any]:
     """Parses a line of `metrics.jsonl`; null is NaN. Raises ValueError for an invalid line."""
     try:
-        values = json.loads(line)
+        values: dict[str, Any] = json.loads(line)
         _ = values["kind"], values["step"]
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} is damaged: {line[:60]!r} is no line of metrics") from None
-    return {RENAMED.get(str(name), name): math.nan if value is None else value for name, value in values.items()}
+    return {RENAMED.get(name, name): math.nan if value is None else value for name, value in values.items()}
 
 
-def plain(value: Any) -> Any:
-    """Converts a value to strict JSON: tensors and numpy numbers to plain ones, non-finite numbers to None."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts values to strict JSON: tensors and numpy numbers to plain ones, non-finite numbers to None."""
+    numbers = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}
+    return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in numbers.items()}
 
 
-def take_lock(run: Path) -> int:
-    """Takes a run's lock and returns its descriptor. Raises BlockingIOError if another process holds it.
+def take_lock(run: Path) -> BinaryIO:
+    """Takes a run's lock and returns the open file, which holds the lock until every copy of it is closed.
 
-    The lock is held until every copy of the descriptor is closed.
+    Raises RuntimeError if another process holds the lock.
     """
-    lock = os.open(run / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    lock = (run / "lock").open("ab")
     for _ in range(20):
-        try:
+        with suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.05)  # perhaps only someone who asks whether the run lives
-        else:
             return lock
-    os.close(lock)
-    raise BlockingIOError(f"another process is writing {run}")
-
-
-@contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Holds a run's lock inside the block, in this process. Raises BlockingIOError if another process holds it."""
-    lock = take_lock(run)
-    try:
-        yield
-    finally:
-        os.close(lock)
+        time.sleep(0.05)  # a process that only checks whether the run is alive holds the lock for a moment
+    lock.close()
+    raise RuntimeError(f"run {run.name} is in use by another process; stop that one first")
 
 
 def is_held(run: Path) -> bool:
     """Returns whether a process holds a run's lock, which is released even if the process is killed."""
     try:
-        lock = os.open(run / "lock", os.O_RDWR)
+        with (run / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    finally:
-        os.close(lock)
     return False
 
 
@@ -133,12 +115,10 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 
 def drop_leftovers(path: Path) -> None:
     """Removes temporary files that killed processes left behind."""
-    for folder in (path, *(path / name for name in ("rollouts", "checkpoints", "answers"))):
+    for folder in (path, path / "rollouts", path / "checkpoints", path / "answers"):
         for left in folder.glob(".*.tmp"):
-            if left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink()
+            remove = shutil.rmtree if left.is_dir() else Path.unlink
+            remove(left)
 
 
 def cut_metrics(path: Path, kept: Collection[int]) -> None:
@@ -150,13 +130,15 @@ def cut_metrics(path: Path, kept: Collection[int]) -> None:
             replace_text(path, b"".join(left).decode())
 
 
-def cut_rollouts(folder: Path, last_step: int) -> None:
-    """Keeps the rollouts up to `last_step`: deletes later files and rewrites one that extends beyond it."""
+def cut_parts(folder: Path, end: int, kept: Callable[[int, Path], pa.Table | None]) -> None:
+    """Keeps the steps or rows up to `end` of closed files: deletes later files and rewrites one that extends beyond it.
+
+    `kept` returns what remains of that file, given its first step or row; None deletes it.
+    """
     for first, last, path in parquet_parts(folder):
-        if last > last_step:
-            if first <= last_step:
-                table = pq.read_table(path)
-                write_parquet(folder / f"{first}-{last_step}.parquet", table.filter(pc.field("step") <= last_step))
+        if last > end:
+            if first <= end and (table := kept(first, path)) is not None:
+                write_parquet(folder / f"{first}-{end}.parquet", table)
             path.unlink()
 
 
@@ -179,16 +161,14 @@ def new_directory(folder: Path, name: str) -> Path:
 
     Raises OSError, which mentions REFINE_RUNS, if it cannot be created.
     """
-    number = 1
+    number = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
         while True:
+            number += 1
             path = folder.absolute() / (name if number == 1 else f"{name}-{number}")
-            try:
+            with suppress(FileExistsError):  # another run of the same second
                 path.mkdir()
-            except FileExistsError:  # another run of the same second
-                number += 1
-            else:
                 return path
     except OSError as error:
         raise OSError(

@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from refine_lab.config import TrainConfig
-from refine_lab.runs.child import LOCKS, SAVE_SECONDS, WATCH_FD, lock_for_work
+from refine_lab.runs.child import LOCKS, SAVE_SECONDS, WATCH_FD
 from refine_lab.runs.environment import project_root
+from refine_lab.runs.files import take_lock
 from refine_lab.runs.run import MetricsTail, Run
 from refine_lab.runs.writer import RunWriter, write_status
 
@@ -31,6 +32,9 @@ PYTHON = (sys.executable, "-P", "-u", "-m")
 
 TRAINER = (*PYTHON, "refine_lab.training")
 """The command that takes run directories as arguments."""
+
+Log = Callable[[str], object]
+"""Receives the lines of a progress report, as `print`."""
 
 # -- starting ----------------------------------------------------------------------------------------------------------
 
@@ -50,36 +54,24 @@ def spawn(
     """
     path = filter(None, (project_root(), os.environ.get("PYTHONPATH")))
     ours = {"PYTHONIOENCODING": "utf-8", "PYTHONPATH": os.pathsep.join(map(str, path))}
-    whole = {**os.environ, **ours, **(environ or {})}
-    whole.pop(WATCH_FD, None)
-    read_end, write_end = os.pipe() if watched else (os.open(os.devnull, os.O_RDONLY), None)
-    if watched:
-        whole[WATCH_FD] = "0"
-    try:
-        popen = subprocess.Popen(
-            command,
-            stdin=read_end,
-            stdout=output,
-            stderr=output,
-            env=whole,
-            pass_fds=inherit,
-            start_new_session=True,  # neither Ctrl-C nor the end of a kernel's process group reaches it
-        )
-    except BaseException:
-        if write_end is not None:
-            os.close(write_end)
-        raise
-    finally:
-        os.close(read_end)
-    threading.Thread(target=_reap, args=(popen, write_end), name=f"reap-{popen.pid}", daemon=True).start()
+    popen = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE if watched else subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env={**os.environ, **ours, **(environ or {}), WATCH_FD: "0" if watched else ""},
+        pass_fds=inherit,
+        start_new_session=True,  # neither Ctrl-C nor the end of a kernel's process group reaches it
+    )
+    threading.Thread(target=_reap, args=(popen,), name=f"reap-{popen.pid}", daemon=True).start()
     return popen
 
 
-def _reap(popen: subprocess.Popen[bytes], write_end: int | None) -> None:
+def _reap(popen: subprocess.Popen[bytes]) -> None:
     """Holds the parent's end of the pipe as long as the child lives, and leaves no zombie."""
     popen.wait()
-    if write_end is not None:
-        os.close(write_end)
+    if popen.stdin:
+        popen.stdin.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,36 +121,39 @@ def resume(run: Run | Path | str, *, detach: bool, command: Sequence[str] = TRAI
     Raises RuntimeError if another process works on it.
     """
     run = run if isinstance(run, Run) else Run(run)
-    lock = hold(run)
-    try:
-        return launch([run], [lock], detach=detach, command=command)
-    finally:
-        os.close(lock)  # the process has inherited it
+    with hold(run) as lock:  # the process inherits a copy
+        return launch([(run, lock)], detach=detach, command=command, log=run)
 
 
-def hold(run: Run) -> int:
+def hold(run: Run) -> BinaryIO:
     """Takes a run's lock for a future process, withdraws an earlier stop request, and sets the status to starting.
 
-    Returns the lock's descriptor. Raises RuntimeError if another process holds it.
+    Returns the lock's open file. Raises RuntimeError if another process holds the lock.
     """
-    lock = lock_for_work(run.path)
+    lock = take_lock(run.path)
     try:
         (run.path / "stop").unlink(missing_ok=True)
         write_status(run, "starting", step=run.done)
     except BaseException:
-        os.close(lock)
+        lock.close()
         raise
     return lock
 
 
-def launch(runs: Sequence[Run], locks: Sequence[int], *, detach: bool, command: Sequence[str] = TRAINER) -> RunProcess:
-    """Starts a process that executes `runs` one after another and inherits their locks, which `hold` took."""
+def launch(
+    queue: Sequence[tuple[Run, BinaryIO]], *, detach: bool, command: Sequence[str] = TRAINER, log: Run
+) -> RunProcess:
+    """Starts a process that executes runs one after another and inherits their locks, which `hold` took.
+
+    The process's output is appended to the log of the run `log`.
+    """
     if torch := sys.modules.get("torch"):
-        torch.cuda.empty_cache()  # what this process holds and does not use, the other one may need
-    paths, fds = [str(run.path) for run in runs], ",".join(map(str, locks))
-    with (runs[0].path / "log.txt").open("ab") as output:
-        popen = spawn([*command, *paths], output, inherit=locks, watched=not detach, environ={LOCKS: fds})
-    return RunProcess(runs=tuple(runs), detached=detach, popen=popen)
+        torch.cuda.empty_cache()  # frees memory that this process does not use, which the other one may need
+    runs, fds = tuple(run for run, _ in queue), [lock.fileno() for _, lock in queue]
+    command, locks = [*command, *(str(run.path) for run in runs)], {LOCKS: ",".join(map(str, fds))}
+    with (log.path / "log.txt").open("ab") as output:
+        popen = spawn(command, output, inherit=fds, watched=not detach, environ=locks)
+    return RunProcess(runs=runs, detached=detach, popen=popen)
 
 
 def attach(run: Run | Path | str) -> RunProcess:
@@ -203,8 +198,8 @@ def follow(
     run: RunProcess | Run | Path | str,
     *,
     every: float = 2.0,
-    on_update: Callable[[Run], object] | None = None,
-    log: Callable[[str], object] = print,
+    on_update: Callable[[Run], object] = lambda run: None,
+    log: Log = print,
     patient: bool = False,
 ) -> Run:
     """Waits until a run ends, printing progress and calling `on_update` every few seconds.
@@ -226,21 +221,14 @@ def follow(
     return process.run
 
 
-def _wait(
-    process: RunProcess,
-    run: Run,
-    every: float,
-    on_update: Callable[[Run], object] | None,
-    log: Callable[[str], object],
-) -> None:
+def _wait(process: RunProcess, run: Run, every: float, on_update: Callable[[Run], object], log: Log) -> None:
     tail, latest, written, due = MetricsTail(run), {}, "", 0.0
     while True:
         alive = process.alive and (run is process.runs[-1] or run.alive)
         if not alive or time.monotonic() >= due:
             due = time.monotonic() + every
             latest.update({line["kind"]: line for line in tail.read()})
-            if on_update is not None:
-                on_update(run)
+            on_update(run)
             if (line := _progress(run, latest)) != written:
                 log(written := line)
         if not alive:
@@ -249,7 +237,7 @@ def _wait(
 
 
 def _progress(run: Run, latest: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns one line with the run, its progress, speed, remaining time and last losses."""
+    """Returns one line with the run, its progress, speed, remaining time, last losses and mean reward."""
     status, train, held_out = run.status, latest.get("train", {}), latest.get("eval", {})
     parts = [f"step {max(status.step, train.get('step', 0))}/{status.steps}"]
     if status.state != "running":
@@ -258,16 +246,13 @@ def _progress(run: Run, latest: Mapping[str, Mapping[str, Any]]) -> str:
         parts.append(f"{speed:,.0f} tokens/s")
     if status.seconds_left is not None and status.state == "running":
         parts.append(f"{status.seconds_left // 60:.0f}:{status.seconds_left % 60:02.0f} left")
-    parts += [
-        f"{name} {train[name]:.4f}" for name in ("ntp_loss", "nsp_loss", "reward_mean", "answer_loss") if name in train
-    ]
-    for name in ("ntp_loss", "answer_loss"):
-        if name in held_out:
-            parts.append(f"held-out {name} {held_out[name]:.4f} after step {held_out['step']}")
+    parts += [f"{name} {train[name]:.4f}" for name in ("ntp_loss", "reward_mean", "answer_loss") if name in train]
+    measured = [f"{name} {held_out[name]:.4f}" for name in ("ntp_loss", "answer_loss") if name in held_out]
+    parts += [f"held-out {measure} after step {held_out['step']}" for measure in measured]
     return f"{run.config.method} s{run.config.seed}: " + ", ".join(parts)
 
 
-def _stop_or_kill(process: RunProcess, log: Callable[[str], object]) -> None:
+def _stop_or_kill(process: RunProcess, log: Log) -> None:
     log(f"stopping run {process.run.name}, which saves first")
     try:
         stop(process, SAVE_SECONDS)
@@ -321,12 +306,12 @@ def raised_sigterm() -> Iterator[None]:
     def handle(number: int, frame: object) -> None:
         raise _Terminated
 
-    previous = signal.signal(signal.SIGTERM, handle)
+    previous = signal.signal(signal.SIGTERM, handle) or signal.SIG_DFL
     try:
-        yield
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)
     except _Terminated:
-        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
         raise
-    finally:
-        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)

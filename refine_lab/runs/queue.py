@@ -7,20 +7,21 @@ run has its own process; consecutive runs of test-time training share one, which
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import takewhile
+from typing import BinaryIO
 
-from refine_lab.runs.child import LOCKS, inherited_locks
-from refine_lab.runs.process import PYTHON, TRAINER, follow, hold, launch, spawn
+from refine_lab.runs.child import inherited_locks
+from refine_lab.runs.process import PYTHON, TRAINER, Log, follow, hold, launch
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import write_status
 
 BACKGROUND = "Training in the background (it survives closing this notebook):"
 
-Queue = list[tuple[Run, int]]
-"""Runs in order, each with the descriptor of its lock."""
+Queue = list[tuple[Run, BinaryIO]]
+"""Runs in order, each with its lock."""
 
 
 def run_in_turn(
@@ -28,7 +29,7 @@ def run_in_turn(
     *,
     detach: bool,
     every: float = 2.0,
-    log: Callable[[str], object] = print,
+    log: Log = print,
     command: Sequence[str] = TRAINER,
 ) -> None:
     """Executes every unfinished run, one after another; each resumes where it ended.
@@ -39,45 +40,40 @@ def run_in_turn(
     process works on one.
     """
     queue: Queue = []
-    try:
+    with ExitStack() as locks:
         for run in runs:
             if (state := run.state) == "finished":
                 log(f"{run.name} has finished already")
             elif detach and state in ("starting", "running"):
                 log(f"{run.name} is {state} already")
             else:
-                queue.append((run, hold(run)))
+                queue.append((run, locks.enter_context(hold(run))))
         if detach and queue:
-            _start_driver(queue)
+            launch(queue, detach=True, command=[*PYTHON, "refine_lab.runs.queue"], log=queue[-1][0])
             log(BACKGROUND + "".join(f"\n  {run.path}" for run, _ in queue))
         elif queue:
             _run(queue, every, log, command)
-    finally:
-        for _, lock in queue:
-            os.close(lock)
 
 
 def require_finished(runs: Sequence[Run]) -> None:
     """Raises RuntimeError unless all runs have finished; it names those in progress, or one that ended early and why."""
-    states = {run: run.state for run in runs}
-    working = [run for run, state in states.items() if state in ("starting", "running")]
-    for run, state in states.items():
-        if run not in working and state != "finished":
-            status = run.status
+    working = []
+    for run in runs:
+        state, status = run.state, run.status
+        where = f"step {status.step} of {status.steps}"
+        if state in ("starting", "running"):
+            working.append(f"{run.name}: {where}")
+        elif state != "finished":
             what = {"failed": "failed", "waiting": "has not begun"}.get(state, f"was {state}")
-            reason = f": {status.error}" if status.error else ""
-            raise RuntimeError(f"run {run.name} {what} at step {status.step} of {status.steps}{reason}")
+            raise RuntimeError(f"run {run.name} {what} at {where}" + (f": {status.error}" if status.error else ""))
     if working:
-        steps = ", ".join(f"{run.name}: step {run.status.step} of {run.status.steps}" for run in working)
         raise RuntimeError(
-            f"{len(working)} of {len(states)} runs are still in progress ({steps}); "
+            f"{len(working)} of {len(runs)} runs are still in progress ({', '.join(working)}); "
             "execute this cell and the cells below again when they have finished"
         )
 
 
-def _run(
-    queue: Queue, every: float, log: Callable[[str], object], command: Sequence[str], *, patient: bool = False
-) -> None:
+def _run(queue: Queue, every: float, log: Log, command: Sequence[str], *, patient: bool = False) -> None:
     """Executes the runs of `queue`, removing each process's runs from it; marks those that never began.
 
     If `patient`, the queue continues after a run is stopped.
@@ -88,12 +84,10 @@ def _run(
             size = len(list(takewhile(lambda each: each[0].kind == "answer", queue))) or 1
             part, queue[:] = queue[:size], queue[size:]
             group = [run for run, _ in part]
-            locks = [lock for _, lock in part]
-            try:
-                process = launch(group, locks, detach=False, command=command)
-            finally:
-                for lock in locks:
-                    os.close(lock)
+            with ExitStack() as locks:
+                for _, lock in part:
+                    locks.enter_context(lock)
+                process = launch(part, detach=False, command=command, log=group[0])
             follow(process, every=every, log=log, patient=patient)
     except BaseException:
         begun = [run for run in group if run.status.state != "starting"] or group[:1]
@@ -104,14 +98,6 @@ def _run(
         for run, _ in queue:
             write_status(run, "stopped", error=reason)
         raise
-
-
-def _start_driver(queue: Queue) -> None:
-    """Starts a process that inherits the locks and executes the runs in order; its output goes to the last run's log."""
-    runs, locks = zip(*queue, strict=True)
-    with (runs[-1].path / "log.txt").open("ab") as output:
-        command = [*PYTHON, "refine_lab.runs.queue", *(str(run.path) for run in runs)]
-        spawn(command, output, inherit=locks, environ={LOCKS: ",".join(map(str, locks))})
 
 
 def main(arguments: list[str]) -> None:

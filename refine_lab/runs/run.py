@@ -17,30 +17,21 @@ from __future__ import annotations
 
 import json
 import os
-import typing
 import warnings
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
-from refine_lab.config import ConfigError, TrainConfig, from_json, require
+from refine_lab.config import TrainConfig, from_json
 from refine_lab.runs.answers import AnswerLog
 from refine_lab.runs.environment import project_root
-from refine_lab.runs.files import (
-    checkpoints,
-    is_held,
-    is_run,
-    parquet_parts,
-    parse_line,
-    read_json,
-    run_file,
-)
+from refine_lab.runs.files import checkpoints, is_held, is_run, parquet_parts, parse_line, read_json, run_file
 from refine_lab.runs.schema import ROLLOUT_TYPES, read_rollouts
 from refine_lab.ttt_config import TTTRunConfig
+from refine_lab.validation import ConfigError, Natural, configuration, require
 
 State = Literal["starting", "running", "finished", "stopped", "failed"]
 CONFIGS = {"train": TrainConfig, "answer": TTTRunConfig}
@@ -65,13 +56,13 @@ def runs_dir() -> Path:
     return root / "runs" if root else Path.home() / "refine_lab_runs"
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Status:
     """The content of a run's `status.json`."""
 
     state: State
-    step: int
-    steps: int
+    step: Natural
+    steps: Natural
     error: str | None = None
     pid: int | None
     time: float
@@ -143,23 +134,19 @@ class Run:
         if not path.is_file() and run_file(self.path, "config.json").name == "ttt.json":
             return self._older_status()
         values = read_json(path)
-        if "state" in values and values["state"] not in typing.get_args(State):
-            raise _damaged(path, "state", values["state"], f"one of {', '.join(typing.get_args(State))}")
-        for name in {"step", "steps"} & set(values):
-            if type(values[name]) is not int or values[name] < 0:
-                raise _damaged(path, name, values[name], "a whole number from 0")
         try:
             return Status(**values)
-        except TypeError as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
+        except ConfigError as error:
+            name, sentence = error.field.removeprefix("Status."), f"{path} is damaged: {error}"
+            raise ConfigError(name, error.value, error.allowed, sentence) from None
 
     def _older_status(self) -> Status:
         """Derives the status of a test-time training run of format version 1 from its answers and `error.txt`."""
         alive, path = self.alive, self.path / "error.txt"  # asked first: the run may end in between
         error = path.read_text(encoding="utf-8") if path.is_file() else None
-        ended: State = "finished" if self._all_answered() else "failed" if error else "stopped"
+        ended = "running" if alive else "failed" if error else "stopped"
+        state = "finished" if self._all_answered() else ended
         time = (self.path / "env.json").stat().st_mtime
-        state = "running" if alive and ended != "finished" else ended
         return Status(state=state, step=self.done, steps=self.steps, error=error, pid=None, time=time)
 
     def _all_answered(self) -> bool:
@@ -222,10 +209,6 @@ class Run:
     def latest_checkpoint(self) -> tuple[int, Path] | None:
         """Returns step and folder of the last complete checkpoint, or None."""
         return max(self.checkpoints(), default=None)
-
-
-def _damaged(path: Path, name: str, value: Any, allowed: str) -> ConfigError:
-    return ConfigError(name, value, allowed, f"{path} is damaged: {name} must be {allowed}, got {value!r}")
 
 
 def list_runs(folder: Path | str | None = None) -> list[Run]:

@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from refine_lab.runs.files import write_parquet
+from refine_lab.runs.files import cut_parts, write_parquet
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def write_rollouts(folder: Path, batches: Sequence[tuple[int, Mapping[str, Any]]
     schema = pa.schema({"step": INT32, **ROLLOUT_TYPES}, metadata={VERSION_KEY: str(FORMAT_VERSION)})
     tables = []
     for step, rows in batches:
-        columns = {name: _plain_column(rows[name]) for name in ROLLOUT_TYPES}
+        columns = {name: rows[name].tolist() if hasattr(rows[name], "tolist") else rows[name] for name in ROLLOUT_TYPES}
         tables.append(pa.table({"step": [step] * len(columns["position"]), **columns}, schema=schema))
     write_parquet(folder / f"{batches[0][0]}-{batches[-1][0]}.parquet", pa.concat_tables(tables))
 
@@ -101,6 +102,11 @@ def read_rollouts(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
+def cut_rollouts(folder: Path, last_step: int) -> None:
+    """Keeps the rollouts up to `last_step`."""
+    cut_parts(folder, last_step, lambda first, path: pq.read_table(path).filter(pc.field("step") <= last_step))
+
+
 def completed(rollouts: pd.DataFrame, version: int = 1) -> pd.DataFrame:
     """Adds the columns introduced after `version` to `rollouts`, with their values for older files.
 
@@ -112,9 +118,3 @@ def completed(rollouts: pd.DataFrame, version: int = 1) -> pd.DataFrame:
         raise ValueError(f"rollouts lack the columns {', '.join(lost)}")
     fills = {c.name: pa.array([c.older] * len(rollouts), c.dtype).to_pandas().to_numpy() for c in missing}
     return rollouts.assign(**fills)
-
-
-def _plain_column(column: Any) -> list[Any]:
-    if hasattr(column, "tolist"):
-        return column.tolist()
-    return [value.tolist() if hasattr(value, "tolist") else value for value in column]

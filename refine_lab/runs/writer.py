@@ -9,22 +9,15 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 from refine_lab.config import TrainConfig, to_json
 from refine_lab.runs.environment import environment
-from refine_lab.runs.files import (
-    cut_metrics,
-    cut_rollouts,
-    drop_leftovers,
-    new_directory,
-    plain,
-    replace_text,
-    write_inputs,
-)
-from refine_lab.runs.run import Run, State, Status, runs_dir
-from refine_lab.runs.schema import ROLLOUT_TYPES, write_rollouts
+from refine_lab.runs.files import cut_metrics, drop_leftovers, new_directory, plain, replace_text, write_json
+from refine_lab.runs.run import Run, State, runs_dir
+from refine_lab.runs.schema import ROLLOUT_TYPES, cut_rollouts, write_rollouts
 from refine_lab.ttt_config import TTTRunConfig
 
 STATUS_SECONDS = 1.0
@@ -69,8 +62,8 @@ class RunWriter:
         if reward_source is not None:
             replace_text(path / "reward.py", reward_source)
         if inputs is not None:
-            write_inputs(path, inputs)
-        replace_text(path / "env.json", json.dumps(environment(), indent=2) + "\n")
+            write_json(path / "inputs.json", inputs)
+        write_json(path / "env.json", environment())
         replace_text(path / "config.json", to_json(config))  # last: a directory with a config.json is a run
         writer = cls(path, step=0)
         writer.status("starting")
@@ -96,7 +89,7 @@ class RunWriter:
         for number, folder in run.checkpoints():
             if number > last:
                 shutil.rmtree(folder)
-        replace_text(path / "env.json", json.dumps(environment(run.config.device), indent=2) + "\n")
+        write_json(path / "env.json", environment(run.config.device))
         return cls(path, step=max(last, 0), rollouts_every=rollouts_every)
 
     def __enter__(self) -> RunWriter:
@@ -105,36 +98,29 @@ class RunWriter:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def train(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends the line of one batch (1-based). A non-finite number is written as null and read as NaN."""
-        self._append("train", step, values)
-
-    def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends the line of one evaluation; step 0 is before training."""
-        self._append("eval", step, values)
-
-    def update(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends the line of one update of test-time training on batch `step` (1-based)."""
-        self._append("update", step, values)
-
     def _append(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        line = {"kind": kind, "step": step, "time": time.time(), **values}
-        text = json.dumps({name: plain(value) for name, value in line.items()}, allow_nan=False)
-        whole = text.encode() + b"\n"
-        if os.write(self._metrics, whole) < len(whole):  # one write, unbuffered: a line is whole or it is the last
+        """Appends a line of `metrics.jsonl`. A non-finite number is written as null and read as NaN."""
+        line = json.dumps(plain({"kind": kind, "step": step, "time": time.time(), **values}), allow_nan=False)
+        text = line.encode() + b"\n"
+        if os.write(self._metrics, text) < len(text):  # one unbuffered write: only the last line can be incomplete
             raise OSError(f"{self.path / 'metrics.jsonl'} cannot grow: the disk is full")
         self._step = max(self._step, step)
+
+    train = partialmethod(_append, "train")
+    "Appends the line of one batch (1-based), given its number and its values."
+    evaluation = partialmethod(_append, "eval")
+    "Appends the line of one evaluation after the given number of batches; 0 is before training."
+    update = partialmethod(_append, "update")
+    "Appends the line of one update of test-time training on a batch (1-based)."
 
     def rollouts(self, step: int, rows: Mapping[str, Any]) -> None:
         """Buffers one batch's rollouts, a column of equal length for each of `ROLLOUT_TYPES`, until their file is closed.
 
         Columns are lists, arrays or CPU tensors that must not change afterwards. Raises ValueError for other columns.
         """
-        if set(rows) != set(ROLLOUT_TYPES):
-            wrong = ", ".join(sorted(set(rows) ^ set(ROLLOUT_TYPES)))
-            raise ValueError(
-                f"rollouts have exactly the columns {', '.join(ROLLOUT_TYPES)}; missing or unknown: {wrong}"
-            )
+        if wrong := ", ".join(sorted(rows.keys() ^ ROLLOUT_TYPES.keys())):
+            columns = ", ".join(ROLLOUT_TYPES)
+            raise ValueError(f"rollouts have exactly the columns {columns}; missing or unknown: {wrong}")
         lengths = {name: len(column) for name, column in rows.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"rollout columns must be of one length, got {lengths}")
@@ -159,17 +145,17 @@ class RunWriter:
     ) -> None:
         """Writes the run's status; `step` defaults to that of the last line written."""
         self._step = self._step if step is None else step
-        status = Status(
-            state=state,
-            step=self._step,
-            steps=self.run.steps,
-            error=error,
-            pid=None if state == "starting" else os.getpid(),
-            time=time.time(),
-            tokens_per_second=tokens_per_second,
-            seconds_left=seconds_left,
-        )
-        replace_text(self.path / "status.json", json.dumps({name: plain(v) for name, v in asdict(status).items()}))
+        status = {
+            "state": state,
+            "step": self._step,
+            "steps": self.run.steps,
+            "error": error,
+            "pid": None if state == "starting" else os.getpid(),
+            "time": time.time(),
+            "tokens_per_second": tokens_per_second,
+            "seconds_left": seconds_left,
+        }
+        write_json(self.path / "status.json", status)
 
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:
@@ -229,10 +215,10 @@ def upgrade(run: Run) -> None:
     path = run.path
     if not (path / "ttt.json").is_file():
         return
-    status = json.dumps(asdict(run.status))
+    status = asdict(run.status)
     if (path / "updates.jsonl").is_file():
         os.replace(path / "updates.jsonl", path / "metrics.jsonl")
-    replace_text(path / "status.json", status)
+    write_json(path / "status.json", status)
     replace_text(path / "config.json", to_json(run.config))
     for name in ("ttt.json", "error.txt"):
         (path / name).unlink(missing_ok=True)

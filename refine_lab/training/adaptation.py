@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from types import FrameType, TracebackType
@@ -21,16 +21,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from refine_lab.config import OptimizationConfig, RefineConfig, UpdateConfig, require
+from refine_lab.config import OptimizationConfig, RefineConfig, UpdateConfig
 from refine_lab.data.batches import padded
 from refine_lab.method.rewards import REWARDS
-from refine_lab.method.step import StepResult, TrainState, next_token_stats, train_step
+from refine_lab.method.step import TrainState, next_token_stats, train_step
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import hidden_states_only
 from refine_lab.rng import Draws
 from refine_lab.training.optim import make_optimizers
 from refine_lab.ttt_config import TTTConfig as TTTConfig
 from refine_lab.types import Batch, Rollouts
+from refine_lab.validation import require
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -92,18 +93,18 @@ class Adapter:
         """Raises ValueError if the model's weights are not float32 or float64, or if `parameters` matches no parameter."""
         wide = model.dtype in (torch.float32, torch.float64)
         require(wide, "the model's dtype", model.dtype, "float32 or float64: smaller weights swallow small updates")
-        self.model, self.config, self.trainable = model, config, _trainable(model, config.parameters)
+        self.model, self.config, self.trainable = model, config, trainable_parameters(model, config.parameters)
         shared = {item.name: getattr(config, item.name) for item in fields(OptimizationConfig)}
         self._update = UpdateConfig(**shared, mini_batch_size=mini_batch_size, micro_batch_size=micro_batch_size)
-        self.optimizers = make_optimizers(model, self._update, self.trainable)
+        self.optimizers = make_optimizers(model, self._update, list(self.trainable.values()))
 
     def adapt(self, batch: Batch) -> Iterator[Update]:
         """Updates the model on the prompts of a batch (see `prompt_batch`) and yields after each step."""
         train_state, tokens = self._train_state(batch), int(batch.lengths.sum())
         for number in range(1, self.config.steps + 1):
             began = time.monotonic()
-            with _frozen_but(self.model, self.trainable):  # never across a yield, from which nobody need come back
-                result = _step(train_state, batch, Draws(seed=self.config.seed, step=number))
+            with _gradients_of(self.model, self.trainable.values()):  # not across the yield: iteration may end there
+                result = train_step(train_state, batch, Draws(seed=self.config.seed, step=number))
             seconds = time.monotonic() - began
             yield Update(
                 number=number,
@@ -118,8 +119,7 @@ class Adapter:
 
     def _train_state(self, batch: Batch) -> TrainState:
         """Returns the state that `train_step` needs. Raises ValueError for a prompt too short for a rollout."""
-        lengths = batch.lengths.tolist()
-        refine = None if self.config.refine is None else fit_to_length(self.config.refine, *lengths)
+        refine = self.config.refine and fit_to_length(self.config.refine, *batch.lengths.tolist())
         reward = None if refine is None else REWARDS[refine.reward]
         config = replace(self._update, refine=refine)
         return TrainState(policy=self.model, optimizers=self.optimizers, config=config, reward=reward)
@@ -140,33 +140,28 @@ def prompt_batch(
 
 
 @contextmanager
-def _frozen_but(model: nn.Module, moving: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Disables gradients for all parameters except `moving`."""
-    kept = {id(p) for p in moving}
-    still = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
+def _gradients_of(model: FastWeightLM, trainable: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Enables gradients of `trainable` alone, in any mode of the caller; keeps neither them nor casts of the weights."""
+    excluded = {id(p) for p in trainable}
+    frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in excluded]
     try:
-        for p in still:
+        for p in frozen:
             p.requires_grad_(False)
-        yield
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(model.device.type, enabled=False):
+            yield
+        for p in model.parameters():
+            p.grad = None
+        torch.clear_autocast_cache()
     finally:
-        for p in still:
+        for p in frozen:
             p.requires_grad_(True)
-
-
-def _step(train_state: TrainState, batch: Batch, draws: Draws) -> StepResult:
-    """Makes one step in any mode of the caller; keeps neither its gradients nor earlier casts of the weights."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(batch.tokens.device.type, enabled=False):
-        result = train_step(train_state, batch, draws)
-    for p in train_state.policy.parameters():
-        p.grad = None
-    torch.clear_autocast_cache()
-    return result
 
 
 def _enough(metrics: dict[str, float], config: TTTConfig) -> bool:
     reward, loss = config.stop_at_reward, config.stop_at_loss
-    rewarded = reward is not None and metrics["reward_mean"] >= reward
-    return rewarded or (loss is not None and metrics["ntp_loss"] <= loss)
+    return (reward is not None and metrics["reward_mean"] >= reward) or (
+        loss is not None and metrics["ntp_loss"] <= loss
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -193,8 +188,8 @@ def read_prompt(model: FastWeightLM, prompt: Int[Tensor, "T"]) -> Reading:
 
 def _check(model: FastWeightLM, prompt: Any) -> None:
     row = isinstance(prompt, Tensor) and prompt.ndim == 1 and prompt.dtype in (torch.int64, torch.int32)
-    shown = f"{prompt.dtype} {list(prompt.shape)}" if isinstance(prompt, Tensor) else prompt
-    require(row, "a prompt", shown, "a row of token ids, a tensor [T] of whole numbers")
+    value = f"{prompt.dtype} {list(prompt.shape)}" if isinstance(prompt, Tensor) else prompt
+    require(row, "a prompt", value, "a row of token ids, a tensor [T] of whole numbers")
     require(len(prompt) >= 2, "a prompt's tokens", len(prompt), "at least 2: one to read and one to predict")
     last, ends = model.head.out_features - 1, [int(prompt.min()), int(prompt.max())]
     require(0 <= ends[0] and ends[1] <= last, "a prompt's tokens", ends, f"from 0 to {last}")
@@ -219,25 +214,21 @@ def fit_to_length(refine: RefineConfig, *lengths: int) -> RefineConfig:
 
 def fewer_chunks(config: TTTConfig, *lengths: int) -> str | None:
     """Returns a sentence if the shortest length is too small for all chunks or for the margin, else None."""
-    asked = config.refine
-    refine = None if asked is None else fit_to_length(asked, *lengths)
-    if asked is None or refine is None or refine == asked:
+    if config.refine is None or (refine := fit_to_length(config.refine, *lengths)) == config.refine:
         return None
-    changes = []
-    if refine.num_chunks < asked.num_chunks:
-        changes.append(f"c is {refine.num_chunks} and not {asked.num_chunks}")
-    if refine.margin < asked.margin:
-        changes.append(f"the margin is {refine.margin} and not {asked.margin}")
+    labels = {"num_chunks": "c", "margin": "the margin"}
+    values = {label: (getattr(refine, name), getattr(config.refine, name)) for name, label in labels.items()}
+    changes = (f"{label} is {value} and not {default}" for label, (value, default) in values.items() if value < default)
     return f"a prompt of {min(lengths)} tokens is short for the method, so that {' and '.join(changes)}"
 
 
-def _trainable(model: nn.Module, parameters: str) -> list[nn.Parameter]:
-    """Returns the trainable parameters whose names match `parameters`, tied ones once."""
-    named = dict(model.named_parameters(remove_duplicate=False))
-    found = {id(p): p for name, p in named.items() if p.requires_grad and re.search(parameters, name)}
-    allowed = f"found in the name of a parameter that takes gradients, such as {next(iter(named))!r}"
-    require(len(found) > 0, "parameters", parameters, allowed)
-    return list(found.values())
+def trainable_parameters(model: nn.Module, pattern: str) -> dict[str, nn.Parameter]:
+    """Returns the trainable parameters with a name that matches `pattern`; tied ones once, under their first name."""
+    names = dict(model.named_parameters(remove_duplicate=False))
+    matches = {id(p) for name, p in names.items() if p.requires_grad and re.search(pattern, name)}
+    allowed = f"found in the name of a parameter that takes gradients, such as {next(iter(names))!r}"
+    require(len(matches) > 0, "parameters", pattern, allowed)
+    return {name: p for name, p in model.named_parameters() if id(p) in matches}
 
 
 class preserve_weights:
@@ -252,39 +243,39 @@ class preserve_weights:
 
     def __init__(self, model: nn.Module, parameters: str = ".*") -> None:
         self.parameters = list(model.parameters())
-        self.trainable = _trainable(model, parameters)
+        self.trainable = list(trainable_parameters(model, parameters).values())
 
     def __enter__(self) -> None:
         self.flags = [(p, p.requires_grad, p.grad) for p in self.parameters]
-        self.kept = [(p, p.detach().clone()) for p in self.trainable]
-        self.before = signal.getsignal(signal.SIGINT)
+        self.copies = [(p, p.detach().clone()) for p in self.trainable]
+        self.handler = signal.getsignal(signal.SIGINT)
         # Python delivers an interrupt to the main thread alone
-        self.listens = threading.current_thread() is threading.main_thread() and callable(self.before)
-        if self.listens:
+        self.handles = threading.current_thread() is threading.main_thread() and callable(self.handler)
+        if self.handles:
             signal.signal(signal.SIGINT, self._interrupted)
         for p in self.parameters:
             p.grad = None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            self._put_back()
+            self._restore()
         finally:
-            if self.listens:
-                signal.signal(signal.SIGINT, self.before)
+            if self.handles:
+                signal.signal(signal.SIGINT, self.handler)
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        self._put_back()
-        signal.signal(signal.SIGINT, self.before)
-        assert callable(self.before)
-        self.before(number, frame)
+        self._restore()
+        signal.signal(signal.SIGINT, self.handler)
+        assert callable(self.handler)
+        self.handler(number, frame)
 
-    def _put_back(self) -> None:
+    def _restore(self) -> None:
         """Restores everything, again if an exception (from a signal) interrupts it, which is raised afterwards."""
-        raised = None
+        interruption = None
         for _ in range(3):
             try:
                 with torch.inference_mode(False), torch.no_grad():
-                    for p, value in self.kept:
+                    for p, value in self.copies:
                         p.copy_(value)
                 for p, takes_gradient, gradient in self.flags:
                     p.requires_grad_(takes_gradient)
@@ -292,6 +283,6 @@ class preserve_weights:
                 torch.clear_autocast_cache()
                 break
             except BaseException as error:
-                raised = error
-        if raised is not None:
-            raise raised
+                interruption = error
+        if interruption is not None:
+            raise interruption

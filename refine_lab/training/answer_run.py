@@ -43,7 +43,7 @@ def answer_run(
     stop: Callable[[], object] = lambda: None,
 ) -> None:
     """Answers a run's unanswered prompts until `stop` returns a true value, and prints the mean of each score."""
-    run_prompts(run, model, tokenizer, task.test, task.rule, lambda progress: stop())
+    run_prompts(run, model, tokenizer, task.test, task.rule, lambda names, update: stop())
     answers = run.answers()
     scored = [score for score in SCORES if answers[score].notna().any()]
     means = "".join(f", {score} {answers[score].mean():.3f}" for score in scored)

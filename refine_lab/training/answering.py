@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.config import TaskConfig, require
+from refine_lab.config import TaskConfig
 from refine_lab.data.tasks.examples import Example
 from refine_lab.data.tasks.prompts import TextPrompt, encode, within_limit
 from refine_lab.data.tasks.rules import AnswerRule
@@ -30,28 +31,17 @@ from refine_lab.models.base import FastWeightLM
 from refine_lab.ops.precision import autocast
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunProgress, RunWriter, write_status
+from refine_lab.training import optim
 from refine_lab.training.adaptation import Adapter, Update, fewer_chunks, preserve_weights, prompt_batch, read_prompt
 from refine_lab.training.answers import answer, answer_row
-from refine_lab.training.optim import load_optimizer_tensors, optimizer_tensors
 from refine_lab.ttt_config import TTTRunConfig as TTTRunConfig
+from refine_lab.validation import require
 
+Report = Callable[[tuple[str, ...], Update | None], object]
+"""Called after each step, and again once a batch is answered and its answers are stored.
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Progress:
-    """A progress report of a run: one completed step, or one answered batch."""
-
-    names: tuple[str, ...]
-    "Names of the examples in the batch."
-    update: Update | None
-    "The step; none if the batch has been answered and its answers stored."
-    rows: tuple[dict[str, Any], ...] = ()
-    "The answers, as rows of the run's `answers`."
-
-
-Report = Callable[[Progress], object]
-"""Called after each step and each batch; if it returns a true value, the run stops there and can be resumed.
-
-A string is stored as the reason.
+Its arguments are the names of the batch's examples, and the step or None. If it returns a true value, the run stops
+there and can be resumed; a string is stored as the reason.
 """
 
 
@@ -60,10 +50,10 @@ def batches_of(examples: Sequence[Example], batch_size: int) -> tuple[list[list[
 
     Raises ValueError if there is no complete batch.
     """
-    whole = len(examples) // batch_size
-    require(whole >= 1, "the number of prompts", len(examples), f"at least {batch_size}, a whole batch")
-    parts = [list(examples[i * batch_size : (i + 1) * batch_size]) for i in range(whole)]
-    return parts, list(examples[whole * batch_size :])
+    end = len(examples) - len(examples) % batch_size
+    require(end > 0, "the number of prompts", len(examples), f"at least {batch_size}, a whole batch")
+    batches = [list(examples[i : i + batch_size]) for i in range(0, end, batch_size)]
+    return batches, list(examples[end:])
 
 
 def adapt_ids(example: Example, adapt_on: str) -> Int[Tensor, "_"]:
@@ -114,7 +104,7 @@ def example_of(
     require(question is None or bool(question.strip()), "a question", question, "a text, or none")
     text = document if question is None else f"{document.rstrip()}\n{question.strip()}"
     start = len(text) if question is None else len(document.rstrip()) + 1
-    given = TextPrompt(
+    prompt = TextPrompt(
         name="own",
         text=text,
         question_start=start,
@@ -122,7 +112,7 @@ def example_of(
         question=(question or "").strip(),
         documents=(document,),
     )
-    example = encode(given, tokenizer, add_bos)
+    example = encode(prompt, tokenizer, add_bos)
     if task is None:
         return example
     kept, _ = within_limit([example], task, 1)
@@ -137,195 +127,159 @@ def run_prompts(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     rule: AnswerRule,
-    report: Report = lambda progress: None,
+    report: Report = lambda names, update: None,
 ) -> bool:
     """Answers the unanswered `examples` by `rule`; returns True if all are answered, False if `report` stopped it.
 
     The model must be as the run's configuration specifies; it is restored afterwards, even after an exception or an
-    interrupt. The caller must hold the run's lock (`runs.files.locked`). Files are written atomically: whatever ends
+    interrupt. The caller must hold the run's lock (`runs.files.take_lock`). Files are written atomically: whatever ends
     the process, calling this again resumes the run. Raises ValueError, before anything is written, for prompts that
     cannot be used (`check_prompts`).
     """
-    config = run.config
-    parts, _ = batches_of(examples, config.batch_size)
-    check_prompts(model, config, examples)
-    work = _Work(run, model, tokenizer, parts, rule, report)
-    return work.drifting() if config.ttt is not None and config.reset == "never" else work.one_by_one()
+    batches, _ = batches_of(examples, run.config.batch_size)
+    check_prompts(model, run.config, examples)
+    return _Work(run, model, tokenizer, dict(enumerate(batches, start=1)), rule, report).execute()
 
 
+@dataclass(eq=False)
 class _Work:
-    """One process's work on a run."""
+    """One process's work on a run; `batches` are numbered from 1."""
 
-    def __init__(
-        self,
-        run: Run,
-        model: FastWeightLM,
-        tokenizer: PreTrainedTokenizerBase,
-        parts: list[list[Example]],
-        rule: AnswerRule,
-        report: Report,
-    ) -> None:
-        self.run, self.config, self.model, self.tokenizer = run, run.config, model, tokenizer
-        self.parts, self.rule, self.report = parts, rule, report
-        self.answered, self.before = 0, 0
-        self.reason: object = None
+    run: Run
+    model: FastWeightLM
+    tokenizer: PreTrainedTokenizerBase
+    batches: dict[int, list[Example]]
+    rule: AnswerRule
+    report: Report
+    reason: object = None
 
-    def one_by_one(self) -> bool:
-        """Answers every batch from the initial model: reset after each, or not adapted at all."""
-        names = self.run.log.done
-        done = {number for number, part in self._numbered() if all(example.name in names for example in part)}
-        if len(done) < len(self.parts):
-            with RunWriter.open(self.run.path, done=done) as writer:
-                self._begin(writer, len(done))
-                for number, part in self._numbered():
-                    if number in done:
-                        continue
-                    ttt = self.config.ttt
-                    with nullcontext() if ttt is None else preserve_weights(self.model, ttt.parameters):
-                        rows = self._adapt_and_answer(number, part, self._adapter())
-                    if rows is None or self._keep(number, part, rows):
+    def execute(self) -> bool:
+        """Answers the unanswered batches, writes the run's final status, and returns whether everything is answered.
+
+        If weights are reset, every batch is answered from the initial model; otherwise, with the weights and moments
+        that the previous one left.
+        """
+        ttt, self.done = self.run.config.ttt, self._answered()
+        first, folder, drifts = 0, None, ttt is not None and self.run.config.reset == "never"
+        if drifts:
+            first, folder = self.run.latest_checkpoint() or (0, None)
+            if not self.done.issuperset(range(1, first + 1)):
+                first, folder = (
+                    0,
+                    None,
+                )  # an answer is missing, which the weights of the checkpoint would not give again
+            self.done = set(range(1, first + 1))
+        preserved = nullcontext if ttt is None else partial(preserve_weights, self.model, ttt.parameters)
+        per_run, per_batch = (preserved, nullcontext) if drifts else (nullcontext, preserved)
+        if len(self.done) < len(self.batches):
+            with RunWriter.open(self.run.path, first, done=self.done) as self.writer, per_run():
+                self.progress = RunProgress(self.writer, len(self.done))
+                self.progress.report(len(self.done))
+                adapter = self._adapter() if drifts else None
+                if adapter is not None:
+                    self.run.log.cut(first * self.run.config.batch_size)
+                    if folder is not None:
+                        _load(adapter, folder)
+                for number in sorted(self.batches.keys() - self.done):
+                    with per_batch():
+                        rows = self._adapt_and_answer(number, adapter or self._adapter())
+                    if rows is None or self._write(number, rows, adapter):
                         break
-        return self._end()
+        finished = len(self._answered()) == len(self.batches)
+        reason = self.reason if isinstance(self.reason, str) else "a stop was requested"
+        state, error = ("finished", None) if finished else ("stopped", reason)
+        write_status(self.run, state, error, len(self.batches) if finished else len(self.done))
+        return finished
 
-    def drifting(self) -> bool:
-        """Answers every batch with the weights and moments that the previous one left."""
-        run, size, ttt = self.run, self.config.batch_size, self.config.ttt
-        assert ttt is not None
-        (first, folder), names = run.latest_checkpoint() or (0, None), run.log.done
-        if not all(example.name in names for part in self.parts[:first] for example in part):
-            first, folder = 0, None  # an answer was lost, which the weights of now would not give again
-        if first < len(self.parts):
-            with RunWriter.open(run.path, first) as writer, preserve_weights(self.model, ttt.parameters):
-                run.log.cut(first * size)
-                self._begin(writer, first)
-                adapter = self._adapter()
-                assert adapter is not None
-                if folder is not None:
-                    _load(adapter, folder)
-                for number, part in list(self._numbered())[first:]:
-                    rows = self._adapt_and_answer(number, part, adapter)
-                    if rows is None or self._keep(number, part, rows, adapter):
-                        break
-        return self._end()
-
-    def _begin(self, writer: RunWriter, before: int) -> None:
-        """Starts reporting; `before` batches are already answered."""
-        self.writer, self.progress, self.before = writer, RunProgress(writer, before), before
-        self.progress.report(before)
-
-    def _end(self) -> bool:
-        """Writes the run's final status; returns True if everything is answered."""
+    def _answered(self) -> set[int]:
+        """Returns the numbers, from 1, of the batches whose prompts are all answered."""
         names = self.run.log.done
-        whole = all(example.name in names for part in self.parts for example in part)
-        if whole:
-            write_status(self.run, "finished", step=len(self.parts))
-        else:
-            reason = self.reason if isinstance(self.reason, str) else "a stop was requested"
-            write_status(self.run, "stopped", error=reason, step=self.before + self.answered)
-        return whole
-
-    def _numbered(self) -> Iterator[tuple[int, list[Example]]]:
-        return enumerate(self.parts, start=1)
+        return {number for number, batch in self.batches.items() if all(example.name in names for example in batch)}
 
     def _adapter(self) -> Adapter | None:
         """Returns an adapter with a fresh optimizer, or None without adaptation."""
-        if self.config.ttt is None:
+        if self.run.config.ttt is None:
             return None
-        sizes = {"mini_batch_size": self.config.mini_batch_size, "micro_batch_size": self.config.micro_batch_size}
-        return Adapter(self.model, self.config.ttt, **sizes)
+        sizes = {
+            "mini_batch_size": self.run.config.mini_batch_size,
+            "micro_batch_size": self.run.config.micro_batch_size,
+        }
+        return Adapter(self.model, self.run.config.ttt, **sizes)
 
-    def _adapt_and_answer(
-        self, number: int, part: list[Example], adapter: Adapter | None
-    ) -> list[dict[str, Any]] | None:
-        """Returns the rows of a batch's answers, or None if `report` asked to stop."""
+    def _adapt_and_answer(self, number: int, adapter: Adapter | None) -> list[dict[str, Any]] | None:
+        """Returns the rows of a batch's answers, or None if `report` asked to stop.
+
+        Losses and entropies are means over the prompt.
+        """
+        config, examples = self.run.config, self.batches[number]
         updates: list[Update] = []
-        before = self._measured(part)
+        before = after = self._measured(examples)
         if adapter is not None:
-            ids = tuple(range((number - 1) * len(part), number * len(part)))
-            batch = prompt_batch(self.model, [adapt_ids(example, self.config.adapt_on) for example in part], ids)
+            ids = tuple(range((number - 1) * len(examples), number * len(examples)))
+            batch = prompt_batch(self.model, [adapt_ids(example, config.adapt_on) for example in examples], ids)
             for update in adapter.adapt(batch):
                 updates.append(update)
-                self.writer.update(number, update_line(update, [example.name for example in part]))
-                if self._tell(part, update=update):
+                self.writer.update(number, update_line(update, [example.name for example in examples]))
+                if self._reported(number, update):
                     return None
-        after = before if adapter is None else self._measured(part)
+            after = self._measured(examples)
         began = time.monotonic()
-        with autocast(self.model.device, self.config.dtype):
-            said = answer(self.model, self.tokenizer, part, self.rule, self.config.micro_batch_size)
+        with autocast(self.model.device, config.dtype):
+            texts = answer(self.model, self.tokenizer, examples, self.rule, config.micro_batch_size)
         seconds = time.monotonic() - began + sum(update.seconds for update in updates)
-        facts = {"method": self.config.method, "seed": self.config.seed, "seconds": seconds / len(part)}
-        return [
-            answer_row(example, text, **facts) | self._columns(number, updates, old, new)
-            for example, text, old, new in zip(part, said, before, after, strict=True)
-        ]
-
-    def _measured(self, part: list[Example]) -> list[tuple[float, float]]:
-        """Returns mean loss and entropy of each prompt, in the run's arithmetic."""
-        with autocast(self.model.device, self.config.dtype):
-            return [measured(self.model, example) for example in part]
-
-    def _columns(
-        self, number: int, updates: list[Update], before: tuple[float, float], after: tuple[float, float]
-    ) -> dict[str, Any]:
-        """Returns an answer's columns specific to test-time training; losses and entropies are means over the prompt."""
+        common = {"method": config.method, "seed": config.seed, "seconds": seconds / len(examples)}
         refine = updates[-1].refine if updates else None
-        return {
+        adaptation = {
             "batch": number,
-            "reset": self.config.reset,
-            "adapt_on": self.config.adapt_on,
+            "reset": config.reset,
+            "adapt_on": config.adapt_on,
             "updates": int(sum(update.metrics["updates"] for update in updates)),
             "num_chunks": 0 if refine is None else refine.num_chunks,
             "margin": 0 if refine is None else refine.margin,
-            "loss_before": before[0],
-            "loss_after": after[0],
-            "entropy_before": before[1],
-            "entropy_after": after[1],
         }
+        columns = ("loss_before", "entropy_before", "loss_after", "entropy_after")
+        return [
+            answer_row(example, text, **common) | adaptation | dict(zip(columns, (*old, *new), strict=True))
+            for example, text, old, new in zip(examples, texts, before, after, strict=True)
+        ]
 
-    def _keep(
-        self, number: int, part: list[Example], rows: list[dict[str, Any]], adapter: Adapter | None = None
-    ) -> bool:
-        """Writes a batch's answers, then its checkpoint; returns whether `report` asks to stop."""
+    def _measured(self, examples: list[Example]) -> list[tuple[float, float]]:
+        """Returns mean loss and entropy of each prompt, in the run's arithmetic."""
+        with autocast(self.model.device, self.run.config.dtype):
+            return [measured(self.model, example) for example in examples]
+
+    def _write(self, number: int, rows: list[dict[str, Any]], adapter: Adapter | None) -> bool:
+        """Writes a batch's answers, then the checkpoint of `adapter`, if any; returns whether `report` asks to stop."""
         self.run.log.write(rows)
         if adapter is not None:
             with self.writer.checkpoint(number) as folder:
                 _save(adapter, folder)
             for _, earlier in self.run.checkpoints()[:-1]:
                 shutil.rmtree(earlier)
-        self.answered += 1
-        return self._tell(part, rows=tuple(rows))
+        self.done.add(number)
+        return self._reported(number)
 
-    def _tell(self, part: list[Example], update: Update | None = None, rows: tuple[dict[str, Any], ...] = ()) -> bool:
-        self.progress.report(self.before + self.answered)
-        self.reason = self.report(
-            Progress(
-                names=tuple(example.name for example in part),
-                update=update,
-                rows=rows,
-            )
-        )
+    def _reported(self, number: int, update: Update | None = None) -> bool:
+        """Reports progress on a batch; returns whether `report` asks to stop."""
+        self.progress.report(len(self.done))
+        self.reason = self.report(tuple(example.name for example in self.batches[number]), update)
         return bool(self.reason)
-
-
-def _trainable(adapter: Adapter) -> dict[str, nn.Parameter]:
-    moving = {id(p) for p in adapter.trainable}
-    return {name: p for name, p in adapter.model.named_parameters() if id(p) in moving}
 
 
 def _save(adapter: Adapter, folder: Path) -> None:
     """Saves the updated weights and the optimizer's moments."""
-    weights = {name: p.detach().contiguous() for name, p in _trainable(adapter).items()}
+    weights = {name: p.detach().contiguous() for name, p in adapter.trainable.items()}
     save_file(weights, folder / "weights.safetensors")
-    save_file(optimizer_tensors(adapter.optimizers), folder / "optimizer.safetensors")
+    optim.save(adapter.optimizers, folder)
 
 
 def _load(adapter: Adapter, folder: Path) -> None:
     """Loads a checkpoint's weights and moments into the model and the optimizer."""
     weights = load_file(folder / "weights.safetensors")
     with torch.no_grad():
-        for name, p in _trainable(adapter).items():
+        for name, p in adapter.trainable.items():
             p.copy_(weights[name])
-    load_optimizer_tensors(adapter.optimizers, load_file(folder / "optimizer.safetensors"))
+    optim.load(adapter.optimizers, folder)
 
 
 def measured(model: FastWeightLM, example: Example) -> tuple[float, float]:

@@ -9,9 +9,10 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.data.tasks.prompts import Example, end_of_text
+from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tasks.scores import contains_answer, exact_match, f1
+from refine_lab.data.tokenizer import end_of_text
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.decoding import greedy_tokens
 
@@ -94,7 +95,5 @@ def side_by_side(answers: pd.DataFrame, count: int = 8) -> pd.DataFrame:
     table = table[list(dict.fromkeys(chosen["method"]))]
     differ = table.nunique(axis=1).gt(1)
     order = [*table.index[differ], *table.index[~differ]][:count]
-    asked = facts.loc[order, ["question", "references"]].assign(
-        references=facts.loc[order, "references"].map(" | ".join)
-    )
-    return asked.join(table.loc[order]).reset_index(drop=True)
+    references = facts["references"].map(" | ".join)
+    return facts[["question"]].assign(references=references).join(table).loc[order].reset_index(drop=True)

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from statistics import fmean
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import RefineConfig
@@ -23,7 +21,7 @@ from refine_lab.data.tasks.batches import prompt_batch
 from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.method.rewards import REWARDS
-from refine_lab.method.step import next_token_stats, roll_out
+from refine_lab.method.step import next_token_stats, roll_out, split
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.decoding import greedy
 from refine_lab.models.state import hidden_states_only
@@ -46,8 +44,8 @@ def next_token(policy: FastWeightLM, batch: Batch, micro_batch_size: int = 4) ->
     counts as a match if one fixed uniform number for it is below p(x).
     """
     draws, sums = Draws(seed=EVALUATION_SEED), torch.zeros(3, dtype=torch.float64)
-    for start in range(0, len(batch.lengths), micro_batch_size):
-        micro = batch.rows(start, start + micro_batch_size).to(policy.device)
+    for _, micro in split(batch, micro_batch_size):
+        micro = micro.to(policy.device)
         with hidden_states_only():
             stats = next_token_stats(policy, policy.read(micro.tokens, micro.lengths), micro, entropy=False)
         width = stats.logprobs.shape[1]
@@ -69,7 +67,7 @@ def answer_measures(
 ) -> dict[str, float]:
     """Returns teacher-forced `answer_loss` (nats per token) and `answer_accuracy`, and the mean scores of decoded answers.
 
-    The scores are `recall` and `exact_match`.
+    The scores are `contains_answer` and `exact_match`.
     """
     sums, tokens = torch.zeros(2, dtype=torch.float64), 0
     for start in range(0, len(examples), micro_batch_size):
@@ -80,11 +78,11 @@ def answer_measures(
         tokens += len(stats.logprobs)
     loss, accuracy = (sums / tokens).tolist()
     written = answer(policy, tokenizer, examples, rule, micro_batch_size)
-    pairs = [(said, example.answers) for said, example in zip(written, examples, strict=True)]
-    found = {
+    pairs = [(text, example.answers) for text, example in zip(written, examples, strict=True)]
+    means = {
         score.__name__: fmean(score(*pair) for pair in pairs) for score in (scores.contains_answer, scores.exact_match)
     }
-    return {"answer_loss": loss, "answer_accuracy": accuracy, **found}
+    return {"answer_loss": loss, "answer_accuracy": accuracy, **means}
 
 
 @torch.no_grad()
@@ -97,18 +95,15 @@ def rewards_at_fixed_targets(
     """
     refine = fixed_targets(num_chunks, rollout_length)
     draws, rewards = Draws(seed=EVALUATION_SEED), []
-    for start in range(0, len(batch.lengths), micro_batch_size):
-        rewards.append(_rewards(policy, batch.rows(start, start + micro_batch_size).to(policy.device), refine, draws))
+    for _, micro in split(batch, micro_batch_size):
+        micro = micro.to(policy.device)
+        flat = torch.zeros(micro.tokens.shape, device=policy.device)
+        trace = policy.read(micro.tokens, micro.lengths)
+        rollouts, _ = roll_out(policy, trace, flat, micro, refine, REWARDS["cosine"], draws)
+        del trace  # freed before the next one is made
+        rewards.append(torch.stack([rollouts.cosine, rollouts.binary]))
     cosine, binary = torch.cat(rewards, 1).double().mean(1).tolist()
     return {"cosine": cosine, "binary": binary}
-
-
-def _rewards(policy: FastWeightLM, micro: Batch, refine: RefineConfig, draws: Draws) -> Float[Tensor, "2 R"]:
-    """Returns cosine and binary reward of every rollout of a micro-batch."""
-    flat = torch.zeros(micro.tokens.shape, device=policy.device)
-    trace = policy.read(micro.tokens, micro.lengths)
-    rollouts, _ = roll_out(policy, trace, flat, micro, refine, REWARDS["cosine"], draws)
-    return torch.stack([rollouts.cosine, rollouts.binary])
 
 
 def fixed_targets(num_chunks: int, rollout_length: int) -> RefineConfig:
@@ -132,8 +127,8 @@ def recall_documents(kind: str, count: int, num_tokens: int, held_out: SequenceD
     """Makes `count` documents of at most `num_tokens` tokens with facts in held-out text, the same for every model."""
     text, draws = next(iter(held_out.tokens.values())), Draws(seed=EVALUATION_SEED)
     generators = (draws.generator(i, f"recall {kind}") for i in range(count))
-    tokenizer, split, begins = held_out.tokenizer, held_out.split, held_out.beginning
-    return [make_document(kind, num_tokens, text, g, tokenizer, split, beginning=begins) for g in generators]
+    tokenizer, part, beginning = held_out.tokenizer, held_out.split, held_out.beginning
+    return [make_document(kind, num_tokens, text, g, tokenizer, part, beginning=beginning) for g in generators]
 
 
 def held_out_measures(

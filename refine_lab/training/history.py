@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,19 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from refine_lab.config import DataConfig, TaskConfig, from_json, to_json
-from refine_lab.data.tasks.examples import Task, load_splits
+from refine_lab.data.tasks.examples import load_splits
 from refine_lab.data.tasks.prompts import Example, prompts_digest
-from refine_lab.data.tasks.trained import History, Trained, row_key, source_digest
+from refine_lab.data.tasks.trained import UNTRAINED, History, Trained, row_key, source_digest
 from refine_lab.models.hub import HubName, own_folder, resolve, shipped
 from refine_lab.models.loading import manifest_of
-from refine_lab.runs.files import read_json, replace_text
+from refine_lab.runs.files import read_json, write_json
 from refine_lab.runs.run import Run
 
 HISTORY = "trained_on.json"
 """File in a checkpoint that lists what the run and its predecessors were trained on."""
+
+CONFIGS: dict[str, Any] = {"task": TaskConfig, "data": DataConfig}
+"""Fields of `Trained` that are configurations."""
 
 
 def history_of(model: str) -> History:
@@ -46,23 +50,31 @@ def history_of(model: str) -> History:
     return _made_again(run, folder)
 
 
-def after(history: History, run: Run, task: Task | None) -> History:
-    """Returns the history of a run's checkpoints: that of its initial model, plus its own task."""
-    return history if task is None else _with(history, run, task.examples, task.train)
+def after(history: History, run: Run, examples: Sequence[Example], train: Sequence[Example]) -> History:
+    """Returns the history of a run's checkpoints: that of its initial model, and the run's own training on a task.
+
+    `examples` are those of all splits, `train` those that the run trains on.
+    """
+    trained = Trained(
+        run=run.name,
+        task=run.config.task,
+        data=run.config.data,
+        prompts_digest=prompts_digest(examples),
+        source_digest=source_digest(run.config.task),
+        rows=frozenset(row_key(example) for example in train),
+    )
+    return replace(history, trained=(trained, *history.trained))
 
 
 def save_history(history: History, folder: Path) -> None:
     """Writes `history` to a checkpoint's folder."""
     trained = [
-        asdict(each) | {"task": _plain(each.task), "data": _plain(each.data), "rows": sorted(each.rows)}
+        asdict(each)
+        | {name: json.loads(to_json(getattr(each, name))) for name in CONFIGS}
+        | {"rows": sorted(each.rows)}
         for each in history.trained
     ]
-    values = {"format_version": 1, "trained": trained, "unknown": list(history.unknown)}
-    replace_text(folder / HISTORY, json.dumps(values) + "\n")
-
-
-def _plain(config: TaskConfig | DataConfig) -> dict[str, Any]:
-    return json.loads(to_json(config))
+    write_json(folder / HISTORY, {"format_version": 1, "trained": trained, "unknown": list(history.unknown)})
 
 
 def _read(path: Path) -> History:
@@ -71,11 +83,8 @@ def _read(path: Path) -> History:
         trained = [
             Trained(
                 **each
-                | {
-                    "task": from_json(json.dumps(each["task"]), f"task of {path}", TaskConfig),
-                    "data": from_json(json.dumps(each["data"]), f"data of {path}", DataConfig),
-                    "rows": frozenset(each["rows"]),
-                }
+                | {name: from_json(json.dumps(each[name]), f"{name} of {path}", kind) for name, kind in CONFIGS.items()}
+                | {"rows": frozenset(each["rows"])}
             )
             for each in values["trained"]
         ]
@@ -88,12 +97,11 @@ def _run_of(folder: Path) -> Run | None:
     """Returns the run that a folder is a checkpoint of."""
     if folder.parent.name != "checkpoints":
         return None
-    try:
+    with suppress(FileNotFoundError, ValueError):
         run = Run(folder.parent.parent)
-        _ = run.config
-    except (FileNotFoundError, ValueError):
-        return None
-    return run
+        _ = run.config  # raises an error if it is damaged
+        return run
+    return None
 
 
 def _made_again(run: Run, folder: Path) -> History:
@@ -101,34 +109,20 @@ def _made_again(run: Run, folder: Path) -> History:
     before, task = history_of(run.config.model), run.config.task
     if task is None:
         return before
-    kept = (run.inputs or {}).get("prompts_digest")
+    recorded = (run.inputs or {}).get("prompts_digest")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        splits = load_splits(task, tokenizer, run.config.data, manifest_of(str(folder))).examples
-        there = _with(before, run, [example for part in splits.values() for example in part], splits["train"])
+        splits = load_splits(task, tokenizer, run.config.data, manifest_of(str(folder)), UNTRAINED).examples
+        found = after(before, run, [example for part in splits.values() for example in part], splits["train"])
         reason = f"the prompts that the run {run.name} was trained on have changed since"
     except (OSError, ValueError) as error:
-        there, reason = None, f"the prompts that the run {run.name} was trained on cannot be loaded: {error}"
-    if there is not None and kept is None:
-        unsure = f"the run {run.name} has no record of its prompts, which may have changed since"
-        return replace(there, unknown=(unsure, *there.unknown))
-    if there is not None and there.trained[0].prompts_digest == kept:
-        return there
+        found, reason = None, f"the prompts that the run {run.name} was trained on cannot be loaded: {error}"
+    if found is not None and recorded is None:
+        reason = f"the run {run.name} has no record of its prompts, which may have changed since"
+        return replace(found, unknown=(reason, *found.unknown))
+    if found is not None and found.trained[0].prompts_digest == recorded:
+        return found
     lost = Trained(
-        run=run.name, task=task, data=run.config.data, prompts_digest=kept, source_digest=None, rows=frozenset()
+        run=run.name, task=task, data=run.config.data, prompts_digest=recorded, source_digest=None, rows=frozenset()
     )
     return History(trained=(lost, *before.trained), unknown=(reason, *before.unknown))
-
-
-def _with(before: History, run: Run, examples: Sequence[Example], train: Sequence[Example]) -> History:
-    task, data = run.config.task, run.config.data
-    assert task is not None
-    own = Trained(
-        run=run.name,
-        task=task,
-        data=data,
-        prompts_digest=prompts_digest(examples),
-        source_digest=source_digest(task),
-        rows=frozenset(row_key(example) for example in train),
-    )
-    return History(trained=(own, *before.trained), unknown=before.unknown)

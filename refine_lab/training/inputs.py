@@ -20,7 +20,7 @@ from refine_lab.data.files import digest
 from refine_lab.data.sources import source_digests
 from refine_lab.data.tasks.prompts import Example, prompts_digest
 from refine_lab.models.hub import TOKENIZER_FILES, Place, locate
-from refine_lab.runs.files import write_inputs
+from refine_lab.runs.files import write_json
 from refine_lab.runs.run import Run, list_runs
 from refine_lab.runs.writer import RunWriter
 from refine_lab.ttt_config import TTTRunConfig
@@ -120,13 +120,13 @@ def settle(run: Run, now: Mapping[str, Any]) -> None:
             f"{run.path} has no record of its inputs: whether they have changed since it began is not known", flush=True
         )
         return
-    whole = {**now, **(recorded or {})}
+    merged = {**now, **(recorded or {})}
     if recorded is not None:
         refuse_changes(run, now)
-        if "texts" in now:  # what was not known when the run was made
-            whole["texts"] = {**now["texts"], **recorded.get("texts", {})}
-    if not begun and whole != recorded:
-        write_inputs(run.path, whole)
+        if "texts" in now:  # digests that were not known when the run was created
+            merged["texts"] = {**now["texts"], **recorded.get("texts", {})}
+    if not begun and merged != recorded:
+        write_json(run.path / "inputs.json", merged)
 
 
 def resume_or_create(

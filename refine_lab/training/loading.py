@@ -8,13 +8,14 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from refine_lab.config import TrainConfig, require
+from refine_lab.config import TrainConfig
 from refine_lab.data.tasks.batches import TaskData
 from refine_lab.data.tasks.examples import Task, load_task
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_model, manifest_of
 from refine_lab.training.history import history_of
 from refine_lab.ttt_config import TTTRunConfig
+from refine_lab.validation import require
 
 
 def load_policy(

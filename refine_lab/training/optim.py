@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from refine_lab.config import TrainConfig, UpdateConfig
 from refine_lab.models.base import FastWeightLM
+
+MOMENTS = "optimizer.safetensors"
+"""File in a checkpoint that holds the optimizers' moments."""
 
 
 def make_optimizers(
@@ -24,8 +30,7 @@ def make_optimizers(
         return [AdamW(parameters, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay)]
     ends = {id(p) for module in (policy.lm_head, policy.get_input_embeddings()) for p in module.parameters()}
     hidden = [p for p in parameters if p.ndim == 2 and id(p) not in ends]
-    chosen = {id(p) for p in hidden}
-    rest = [p for p in parameters if id(p) not in chosen]
+    rest = [p for p in parameters if p.ndim != 2 or id(p) in ends]
     # scaled to AdamW's update size (Liu et al., 2025; arXiv 2502.16982), so that one learning rate serves both
     muon = Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
     return [muon, AdamW(rest, lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay)]
@@ -47,22 +52,22 @@ def set_learning_rate(optimizers: Sequence[Optimizer], lr: float) -> None:
             group["lr"] = lr
 
 
-def optimizer_tensors(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
-    """Returns the moments of all optimizers as named tensors, for safetensors: `<optimizer>.<parameter>.<moment>`."""
-    return {
+def save(optimizers: Sequence[Optimizer], folder: Path) -> None:
+    """Saves the moments of all optimizers in a checkpoint's folder, as tensors `<optimizer>.<parameter>.<moment>`."""
+    tensors = {
         f"{number}.{index}.{name}": torch.as_tensor(value).contiguous()
         for number, optimizer in enumerate(optimizers)
         for index, moments in optimizer.state_dict()["state"].items()
         for name, value in moments.items()
     }
+    save_file(tensors, folder / MOMENTS)
 
 
-def load_optimizer_tensors(optimizers: Sequence[Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Restores the moments returned by `optimizer_tensors`."""
-    for number, optimizer in enumerate(optimizers):
-        whole, state = optimizer.state_dict(), {}
-        for key, value in tensors.items():
-            which, index, name = key.split(".", 2)
-            if int(which) == number:
-                state.setdefault(int(index), {})[name] = value
-        optimizer.load_state_dict({**whole, "state": state})
+def load(optimizers: Sequence[Optimizer], folder: Path) -> None:
+    """Restores the moments that `save` wrote."""
+    states: list[dict[int, dict[str, Tensor]]] = [defaultdict(dict) for _ in optimizers]
+    for key, value in load_file(folder / MOMENTS).items():
+        number, index, name = key.split(".", 2)
+        states[int(number)][int(index)][name] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

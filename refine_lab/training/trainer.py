@@ -8,39 +8,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.config import TaskConfig, TrainConfig
+from refine_lab.config import TrainConfig
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.corpus import Manifest
 from refine_lab.data.tasks.batches import TaskData
-from refine_lab.data.tasks.examples import Task, load_task
+from refine_lab.data.tasks.examples import load_task
 from refine_lab.data.tasks.trained import History
-from refine_lab.data.tokenizer import beginning_told
+from refine_lab.data.tokenizer import describe_beginning
 from refine_lab.method.rewards import reward_function
-from refine_lab.method.step import StepResult, TrainState, train_step
+from refine_lab.method.step import TrainState, train_step
 from refine_lab.models.activation_checkpointing import checkpoint_activations
-from refine_lab.models.loading import MANIFEST, load_model, manifest_of
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.loading import MANIFEST, manifest_of
 from refine_lab.rng import Draws
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunProgress, RunWriter
+from refine_lab.training import optim
 from refine_lab.training.evaluation import answer_measures, next_token
 from refine_lab.training.history import after, history_of, save_history
 from refine_lab.training.inputs import inputs_of, settle, text_inputs
-from refine_lab.training.optim import (
-    learning_rate,
-    load_optimizer_tensors,
-    make_optimizers,
-    optimizer_tensors,
-    set_learning_rate,
-)
+from refine_lab.training.loading import load_policy
 from refine_lab.training.posttraining import nested_step
-from refine_lab.types import Batch, Rollouts
+from refine_lab.types import Batch, PromptBatch, Rollouts
 
 PREFIX_TOKENS = 32
 """Number of prefix tokens stored with its rollouts."""
+
+Measure = Callable[[], dict[str, float]]
+"""Evaluates the current weights on held-out data; returns nothing if there is none."""
 
 
 def train(path: Path, stop: StopSignal) -> None:
@@ -49,131 +47,120 @@ def train(path: Path, stop: StopSignal) -> None:
     config, (done, folder) = run.config, run.latest_checkpoint() or (0, None)
     if config.threads:
         torch.set_num_threads(config.threads)
-    settings = config.model_settings
-    policy, tokenizer = load_model(folder or config.model, device=config.device, seed=config.seed, settings=settings)
+    policy, tokenizer = load_policy(config, folder and str(folder))
     checkpoint_activations(policy, config.activation_checkpointing)
     train_state = _train_state(run, config, policy)
-    manifest = manifest_of(config.model)
-    past = history_of(config.model)
-    task = None if config.task is None else _task(run, config.task, tokenizer, manifest, past)
-    if task is None:
-        one_step, evaluate = _sequences(run, train_state, tokenizer, manifest)
+    manifest, history = manifest_of(config.model), history_of(config.model)
+    if config.task is None:
+        one_step, (data, measure) = train_step, _text(run, policy, tokenizer, manifest)
     else:
-        one_step, evaluate = _prompts(train_state, tokenizer, task)
-    past = after(past, run, task)
+        one_step, (data, measure, history) = nested_step, _task(run, policy, tokenizer, manifest, history)
+
+    def save() -> None:
+        with writer.checkpoint(step) as checkpoint:
+            policy.save_pretrained(checkpoint)
+            tokenizer.save_pretrained(checkpoint)
+            if manifest is not None:
+                manifest.save(checkpoint / MANIFEST)
+            save_history(history, checkpoint)
+            optim.save(train_state.optimizers, checkpoint)
+
     with RunWriter.open(path, None if folder is None else done) as writer:
-        if folder is not None:
-            load_optimizer_tensors(train_state.optimizers, load_file(folder / "optimizer.safetensors"))
+        if folder is None:
+            _evaluate(writer, 0, train_state, measure)
         else:
-            evaluate(writer, 0)
-        progress = _Progress(writer, done)
-        step = done
-        for step in range(done + 1, config.steps + 1):
-            if reason := stop.requested():
-                step -= 1
-                break
-            _train_one(train_state, one_step, writer, progress, step)
+            optim.load(train_state.optimizers, folder)
+        before, progress = run.metrics(), RunProgress(writer, done)
+        past_tokens, tokens = int(before["tokens"].iloc[-1]) if len(before) else 0, 0
+        step, reason = done, None
+        while step < config.steps and not (reason := stop.requested()):
+            step += 1
+            began, lr = time.monotonic(), optim.learning_rate(config, step)
+            optim.set_learning_rate(train_state.optimizers, lr)
+            batch = data.batch(step - 1, config.batch_size).to(policy.device)
+            result = one_step(train_state, batch, Draws(seed=config.seed, step=step))
+            sequences = _sequences(batch, config.nested)
+            num_tokens = sum(int(part.lengths.sum()) for part in sequences)
+            seconds = time.monotonic() - began
+            tokens += num_tokens
+            counts = {"tokens": past_tokens + tokens, "seconds": seconds, "tokens_per_second": num_tokens / seconds}
+            updates = {"updates": step * config.updates_per_batch, "lr": lr}
+            writer.train(step, {**counts, **result.metrics, **updates})
+            if result.rollouts is not None:
+                writer.rollouts(step, rollout_rows(sequences[0], result.rollouts))
+            progress.report(step, tokens)
             if step % config.eval_every == 0 or step == config.steps:
-                evaluate(writer, step)
-            if step % config.checkpoint_every == 0 and step < config.steps:
-                _save(writer, step, train_state, tokenizer, manifest, past)
-        else:
-            reason = None
+                _evaluate(writer, step, train_state, measure)
+            if step % config.checkpoint_every == 0:
+                save()
         if (run.latest_checkpoint() or (-1, None))[0] != step:
-            _save(writer, step, train_state, tokenizer, manifest, past)
+            save()
         writer.flush()
         writer.status("stopped" if reason else "finished", step, error=reason)
 
 
-def _train_state(run: Run, config: TrainConfig, policy: Any) -> TrainState:
+def _train_state(run: Run, config: TrainConfig, policy: FastWeightLM) -> TrainState[TrainConfig]:
     refine, reference, reward = config.refine, None, None
     if refine is not None:
         source = run.path / "reward.py"
         reward = reward_function(refine.reward, source.read_text(encoding="utf-8") if source.is_file() else None)
-        if refine.kl_coef:  # the policy that training started with, also after a resumption
-            reference, _ = load_model(
-                config.model, device=config.device, seed=config.seed, settings=config.model_settings
-            )
+        if refine.kl_coef:  # the policy before the first step of training, also after a resumption
+            reference, _ = load_policy(config)
             reference.requires_grad_(False)
-    optimizers = make_optimizers(policy, config)
+    optimizers = optim.make_optimizers(policy, config)
     return TrainState(policy=policy, optimizers=optimizers, config=config, reward=reward, reference=reference)
 
 
-Step = Callable[[int], tuple[StepResult, Batch, int]]
-"""Maps a batch's number, from 1, to its result, the sequences rolled out in, and the number of tokens read."""
-Evaluate = Callable[[RunWriter, int], None]
-"""Evaluates held-out data after the given number of batches, and writes the result."""
-
-
-def _sequences(
-    run: Run, train_state: TrainState, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None
-) -> tuple[Step, Evaluate]:
-    """Returns the step and evaluation functions for training on text, by SFT or REFINE."""
-    config, policy = train_state.config, train_state.policy
+def _text(
+    run: Run, policy: FastWeightLM, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None
+) -> tuple[Any, Measure]:
+    """Loads a run's text: its training batches, and the function that evaluates the held-out rows."""
+    config = run.config
     data, held_out = (
         SequenceData(config.data, tokenizer, seed=config.seed, split=split, manifest=manifest)
         for split in ("train", "validation")
     )
     tokens = {source: (data.tokens[source], held_out.tokens[source]) for source in config.data.sources}
-    begins = {"begins_with": list(data.beginning)}
-    settle(run, text_inputs(config.model, config.data, manifest, tokens) | begins)
-    if told := beginning_told(tokenizer, config.data.add_bos):
-        print(told, flush=True)
+    first_tokens = {"begins_with": list(data.beginning)}
+    settle(run, text_inputs(config.model, config.data, manifest, tokens) | first_tokens)
+    if sentence := describe_beginning(tokenizer, config.data.add_bos):
+        print(sentence, flush=True)
     validation = held_out.validation()
-
-    def one_step(step: int) -> tuple[StepResult, Batch, int]:
-        batch = data.batch(step - 1, config.batch_size).to(policy.device)
-        result = train_step(train_state, batch, Draws(seed=config.seed, step=step))
-        return result, batch, int(batch.lengths.sum())
-
-    def evaluate(writer: RunWriter, step: int) -> None:
-        with train_state.autocast():
-            writer.evaluation(step, next_token(policy, validation))
-
-    return one_step, evaluate
+    return data, lambda: next_token(policy, validation)
 
 
 def _task(
-    run: Run, config: TaskConfig, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None, past: History
-) -> Task:
-    """Loads the run's task. Raises ValueError if its prompts or weights have changed since it started."""
-    task = load_task(config, tokenizer, run.config.data, manifest, past)
+    run: Run,
+    policy: FastWeightLM,
+    tokenizer: PreTrainedTokenizerBase,
+    manifest: Manifest | None,
+    history: History,
+) -> tuple[Any, Measure, History]:
+    """Loads a run's task: its training batches, the function that evaluates validation examples, and the new history.
+
+    Raises ValueError if the prompts or the initial weights have changed since the run started.
+    """
+    config = run.config
+    task = load_task(config.task, tokenizer, config.data, manifest, history)
     print(task.report, flush=True)
-    settle(run, inputs_of(run.config.model, task.examples))
-    return task
+    settle(run, inputs_of(config.model, task.examples))
+
+    def measure() -> dict[str, float]:
+        return answer_measures(policy, tokenizer, task.validation, task.rule) if task.validation else {}
+
+    return TaskData(task.train, config.seed, config.refine), measure, after(history, run, task.examples, task.train)
 
 
-def _prompts(train_state: TrainState, tokenizer: PreTrainedTokenizerBase, task: Task) -> tuple[Step, Evaluate]:
-    """Returns the step and evaluation functions for post-training on prompts with answers."""
-    config, policy = train_state.config, train_state.policy
-    data = TaskData(task.train, config.seed, config.refine)
-
-    def one_step(step: int) -> tuple[StepResult, Batch, int]:
-        batch = data.batch(step - 1, config.batch_size).to(policy.device)
-        result = nested_step(train_state, batch, Draws(seed=config.seed, step=step))
-        inner = int(batch.prompts.lengths.sum()) if config.nested else 0
-        return result, batch.prompts, inner + int(batch.sequences.lengths.sum())
-
-    def evaluate(writer: RunWriter, step: int) -> None:
-        if task.validation:
-            with train_state.autocast():
-                measured = answer_measures(policy, tokenizer, task.validation, task.rule)
-            writer.evaluation(step, measured)
-
-    return one_step, evaluate
+def _evaluate(writer: RunWriter, step: int, train_state: TrainState, measure: Measure) -> None:
+    with train_state.autocast():
+        measures = measure()
+    if measures:
+        writer.evaluation(step, measures)
 
 
-def _train_one(train_state: TrainState, one_step: Step, writer: RunWriter, progress: _Progress, step: int) -> None:
-    config, began = train_state.config, time.monotonic()
-    lr = learning_rate(config, step)
-    set_learning_rate(train_state.optimizers, lr)
-    result, batch, tokens = one_step(step)
-    progress.advance(tokens, time.monotonic() - began)
-    metrics = {**result.metrics, "updates": step * config.updates_per_batch, "lr": lr}
-    writer.train(step, {**progress.line(), **metrics})
-    if result.rollouts is not None:
-        writer.rollouts(step, rollout_rows(batch, result.rollouts))
-    progress.report(step)
+def _sequences(batch: Batch | PromptBatch, nested: bool) -> list[Batch]:
+    """Returns the sequences that a step reads, beginning with those that it rolls out in."""
+    return [batch] if isinstance(batch, Batch) else [batch.prompts] * nested + [batch.sequences]
 
 
 def rollout_rows(batch: Batch, rollouts: Rollouts) -> dict[str, Any]:
@@ -196,41 +183,3 @@ def rollout_rows(batch: Batch, rollouts: Rollouts) -> dict[str, Any]:
         "reward": rollouts.rewards.tolist(),
         "advantage": rollouts.advantages.tolist(),
     }
-
-
-class _Progress:
-    """Counts a run's tokens and seconds, for its metrics and its status."""
-
-    def __init__(self, writer: RunWriter, done: int) -> None:
-        before = writer.run.metrics()
-        self.tokens = int(before["tokens"].iloc[-1]) if len(before) else 0
-        self.here, self.last, self.status = 0, (0, 1.0), RunProgress(writer, done)
-
-    def advance(self, tokens: int, seconds: float) -> None:
-        self.tokens += tokens
-        self.here += tokens
-        self.last = (tokens, seconds)
-
-    def line(self) -> dict[str, float | int]:
-        tokens, seconds = self.last
-        return {"tokens": self.tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
-
-    def report(self, step: int) -> None:
-        self.status.report(step, self.here)
-
-
-def _save(
-    writer: RunWriter,
-    step: int,
-    train_state: TrainState,
-    tokenizer: PreTrainedTokenizerBase,
-    manifest: Manifest | None,
-    past: History,
-) -> None:
-    with writer.checkpoint(step) as folder:
-        train_state.policy.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        if manifest is not None:
-            manifest.save(folder / MANIFEST)
-        save_history(past, folder)
-        save_file(optimizer_tensors(train_state.optimizers), folder / "optimizer.safetensors")

@@ -13,7 +13,6 @@ import pytest
 
 from tests.factories.run_monitor import HOSTILE as ERROR
 from tests.factories.state_view import summary
-from tests.support.lab import FLAGS, PATIENCE
 from tests.support.readable import contrasts, nameless, stops, unreached, unreadable
 from tests.support.rollout_frames import decode, rows
 from widgets.core.base import Widget
@@ -28,6 +27,9 @@ from widgets.state_view import StateView
 from widgets.token_map import Metric, Target, TokenMap, TokenText
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
+
+from tests.support.inspector_page import browser  # noqa: E402, F401
+from tests.support.lab import faultless_page, settle  # noqa: E402
 
 pytestmark = pytest.mark.browser
 
@@ -106,24 +108,10 @@ WIDGETS: dict[str, tuple[Callable[[], Widget], int]] = {
 """How it is made, and of how many things at least a person can act on."""
 
 
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture(params=["light", "dark"])
 def page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
-    wrong: list[str] = []
-    opened = browser.new_page(viewport={"width": 1100, "height": 900}, color_scheme=request.param)
-    opened.set_default_timeout(PATIENCE)
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("request", lambda asked: asked.url.startswith(("file:", "blob:")) or wrong.append(asked.url))
-    yield opened
-    opened.close()
-    assert wrong == []
+    with faultless_page(browser, viewport={"width": 1100, "height": 900}, color_scheme=request.param) as opened:
+        yield opened
 
 
 @pytest.mark.parametrize("name", WIDGETS)
@@ -131,7 +119,7 @@ def test_it_is_read_reached_and_announced(name: str, page: Any, tmp_path: Path) 
     make, fewest = WIDGETS[name]
     page.goto(save_page(tmp_path / "page.html", make()).as_uri())
     page.locator(".refine-lab").wait_for(state="attached")
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    settle(page)
     for canvas in page.locator(".token-map canvas.text").all():
         canvas.hover(position={"x": 80, "y": 16})
         page.locator(".tip:popover-open .target").wait_for()

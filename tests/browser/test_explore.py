@@ -14,7 +14,7 @@ pytestmark = pytest.mark.browser
 
 STATUS = ".notice .status"
 TTT = (
-    "from refine_lab.explore import shared_worker\nfrom widgets.ttt_panel import TTTPanel\n"
+    "from refine_lab.explore.client import shared_worker\nfrom widgets.ttt_panel import TTTPanel\n"
     "panel = TTTPanel(worker=shared_worker('cpu'))\npanel.fields['steps'].value = 10_000\npanel",
     "worker = shared_worker('cpu')\nbefore = worker.call('fingerprint', model='tiny-deltanet')",
     "print('the same', worker.call('fingerprint', model='tiny-deltanet') == before)",

@@ -10,9 +10,11 @@ import pytest
 
 from tests.support.explored import ADAPTED, explored
 from tests.support.hostile import HOSTILE
-from tests.support.lab import FLAGS, PATIENCE
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
+
+from tests.support.inspector_page import browser  # noqa: E402, F401
+from tests.support.lab import faultless_page, settle  # noqa: E402
 
 pytestmark = pytest.mark.browser
 
@@ -26,20 +28,10 @@ FOREIGN = """() => document.querySelectorAll("script:not([type]), img, iframe, a
 
 
 @pytest.fixture(scope="module")
-def page(chromium: str) -> Iterator[Any]:
-    """One page for all documents; in the end nothing went wrong in it."""
-    wrong: list[str] = []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
-        opened = browser.new_page(viewport={"width": 1000, "height": 900})
-        opened.set_default_timeout(PATIENCE)
-        opened.on("pageerror", lambda error: wrong.append(str(error)))
-        opened.on("console", lambda said: said.type == "error" and wrong.append(said.text))
-        opened.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        opened.on("request", lambda asked: asked.url.startswith(("file:", "blob:")) or wrong.append(asked.url))
+def page(browser: Any) -> Iterator[Any]:
+    """One page for all documents."""
+    with faultless_page(browser, viewport={"width": 1000, "height": 900}) as opened:
         yield opened
-        browser.close()
-    assert wrong == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -48,7 +40,7 @@ def test_the_page_shows_it_and_does_nothing_more(name: str, page: Any, tmp_path:
     (tmp_path / "page.html").write_text(found.page, encoding="utf-8")
     page.goto((tmp_path / "page.html").as_uri())
     page.locator(".token-map[data-painted]").wait_for(state="attached")
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    settle(page)
     assert page.evaluate("window.hacked") is None
     assert page.evaluate(FOREIGN) == 0
     assert page.locator("main > div").count() == 3

@@ -13,7 +13,7 @@ import pytest
 
 from refine_lab.config import TrainConfig
 from refine_lab.runs.writer import RunWriter
-from tests.support.lab import Lab, opened, take_shots, write_notebook
+from tests.support.lab import Notebook, opened, take_shots, write_notebook
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
 
@@ -30,15 +30,10 @@ CELLS = (
 
 
 @dataclass(kw_only=True)
-class Live:
+class Live(Notebook):
     """A notebook with live curves of three runs, and the run that grows."""
 
-    lab: Lab
     growing: RunWriter
-
-    @property
-    def page(self) -> playwright.Page:
-        return self.lab.page
 
 
 def write_run(

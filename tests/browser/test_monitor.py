@@ -14,7 +14,7 @@ from refine_lab.config import DataConfig, TrainConfig
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
 from tests.factories.run_monitor import write_run as write_finished
-from tests.support.lab import PATIENCE, Lab, change_theme, opened, take_shots, write_notebook
+from tests.support.lab import PATIENCE, Notebook, change_theme, opened, take_shots, write_notebook
 from tests.support.readable import contrasts, nameless, unreadable
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
@@ -28,15 +28,10 @@ SECONDS = PATIENCE / 1000
 
 
 @dataclass(kw_only=True)
-class Monitored:
+class Monitored(Notebook):
     """A notebook with a monitor of one run, which nobody has begun yet."""
 
-    lab: Lab
     run: Run
-
-    @property
-    def page(self) -> playwright.Page:
-        return self.lab.page
 
     def points(self) -> int:
         """How many the curve has."""

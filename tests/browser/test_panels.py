@@ -6,17 +6,16 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.lab import Lab, change_theme, opened, take_shots, write_notebook
+from tests.support.lab import Lab, Notebook, change_theme, opened, take_shots, write_notebook
 from tests.support.readable import STOPS, contrasts, nameless, stops, unreached, unreadable
 
 pytestmark = pytest.mark.browser
 
 CELLS = (
-    "from refine_lab.explore import shared_worker\nfrom widgets.reward_explorer import RewardExplorer\n"
+    "from refine_lab.explore.client import shared_worker\nfrom widgets.reward_explorer import RewardExplorer\n"
     "explorer = RewardExplorer(worker=shared_worker('cpu'))\nexplorer",
     "from widgets.ttt_panel import TTTPanel\npanel = TTTPanel(worker=shared_worker('cpu'))\npanel",
 )
@@ -36,15 +35,10 @@ PYTHON = """async (expression) => {
 
 
 @dataclass(kw_only=True)
-class Hands:
+class Hands(Notebook):
     """A person at one of the panels, who has a keyboard and nothing else."""
 
-    lab: Lab
     panel: str
-
-    @property
-    def page(self) -> Any:
-        return self.lab.page
 
     def begin(self) -> None:
         """With the focus on the first thing of the panel."""

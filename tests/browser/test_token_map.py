@@ -19,13 +19,10 @@ from widgets.core.page import page as page_of
 from widgets.token_map import Alternatives, Metric, Target, TokenMap, TokenText
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
-from tests.support.lab import TOKEN, serve  # noqa: E402
+from tests.support.lab import FLAGS, PATIENCE, TOKEN, serve, settle  # noqa: E402
 
 pytestmark = pytest.mark.browser
 
-FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
-    --disable-component-update --disable-sync""".split()
-PATIENCE = 60_000
 MAP = "canvas.text"
 WORDS = ("The", " quick", " brown", " fox", " jumps", " over", " the", " lazy", " dog", ".", "\n")
 
@@ -43,8 +40,7 @@ class Window:
         self.page.wait_for_selector(".token-map[data-painted]", state="attached")
 
     def settle(self) -> None:
-        """Two frames later, so that what was asked for is painted."""
-        self.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
+        settle(self.page)
 
     def keys(self, *keys: str) -> None:
         for key in keys:

@@ -19,7 +19,7 @@ from refine_lab.data.tasks.examples import Task, load_task
 from refine_lab.data.tasks.prompts import cut_middle
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tasks.splits import report
-from refine_lab.data.tokenizer import beginning, beginning_told, tokenizer_sample, train_tokenizer, wrap
+from refine_lab.data.tokenizer import beginning, describe_beginning, tokenizer_sample, train_tokenizer, wrap
 from refine_lab.experiments.configs import method_configs
 from refine_lab.experiments.runs import create_runs
 from refine_lab.experiments.ttt import prompt_to_trace
@@ -84,9 +84,9 @@ def test_what_a_text_begins_with_is_a_choice(bare: PreTrainedTokenizerFast, toke
         (END,),
         (),
     ]  # their BOS is the end of text
-    assert beginning_told(bare) == ""
-    assert beginning_told(tokenizer) == "Each document and prompt begins with <s> (as the tokenizer does)."
-    assert beginning_told(tokenizer, False).endswith("begins with no special token (add_bos is False).")
+    assert describe_beginning(bare) == ""
+    assert describe_beginning(tokenizer) == "Each document and prompt begins with <s> (as the tokenizer does)."
+    assert describe_beginning(tokenizer, False).endswith("begins with no special token (add_bos is False).")
     without = wrap(bare.backend_tokenizer)
     without.bos_token = None
     with refused("add_bos", True):

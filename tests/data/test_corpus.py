@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from refine_lab.data import corpus
-from refine_lab.data.corpus import File, Manifest, Report, compare, current_manifest, load_manifest, python_documents
+from refine_lab.data.corpus import (
+    CorpusReport,
+    File,
+    Manifest,
+    compare,
+    current_manifest,
+    load_manifest,
+    python_documents,
+)
 from tests.support.paths import ROOT
 from tests.support.refusals import naming
 
@@ -109,7 +117,7 @@ def test_below_nine_tenths_the_report_says_that_the_figures_do_not_apply(manifes
     assert "do not apply" not in str(good)
     assert not poor.comparable
     assert "do not apply here" in str(poor)
-    assert Report(present=(), differing=(), missing=()).share == 0
+    assert CorpusReport(present=(), differing=(), missing=()).share == 0
 
 
 def test_a_manifest_that_is_not_there_or_is_none_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from refine_lab.experiments.configs import method_configs
 from refine_lab.experiments.runs import create_runs
 from refine_lab.explore.client import Worker
 from refine_lab.explore.exploration import Exploration
-from refine_lab.models.loading import SHIPPED, load_model, load_tokenizer
+from refine_lab.models.hub import SHIPPED
+from refine_lab.models.loading import load_model, load_tokenizer
 from tests.support.refusals import naming
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 123456\n".format("0" * 64)

@@ -147,7 +147,7 @@ def test_an_empty_folder(tmp_path: Path) -> None:
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
-    with refused("source", str(tmp_path / "a.pdf"), ".txt, .jsonl or .parquet"):
+    with refused("source", str(tmp_path / "a.pdf"), "a folder of .txt files, or a .txt, .jsonl or .parquet file"):
         documents(str(tmp_path / "a.pdf"), "train")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from refine_lab.experiments.compare import comparison, differences, per_prompt
 from refine_lab.training.answers import side_by_side
-from tests.support.compared import ANSWERS, answers_of
+from tests.support.compared import ANSWERS, PER_SEED, answers_of
 from tests.support.refusals import refused
 
 
@@ -55,18 +55,9 @@ def test_a_prompt_whose_measure_one_method_lost_is_compared_in_none():
 
 
 def test_mean_and_spread_over_seeds_in_the_order_the_methods_come():
-    rows = [
-        ("sft", 0, 0.5),
-        ("nested", 2, 0.9),
-        ("sft", 1, 0.6),
-        ("nested", 0, 0.6),
-        ("sft", 2, 0.7),
-        ("nested", 1, 0.75),
-    ]
-    frame = pd.DataFrame(rows, columns=["method", "seed", "contains_answer"])
     with refused("rows", ["sft"], "one for each method and seed"):
-        comparison(pd.concat([frame, frame.iloc[:1]]))
-    table = comparison(frame)
+        comparison(pd.concat([PER_SEED, PER_SEED.iloc[:1]]))
+    table = comparison(PER_SEED)
     assert table["method"].tolist() == ["sft", "nested"] and table["count"].tolist() == [3, 3]
     assert table["mean"].tolist() == pytest.approx([0.6, 0.75])
     assert table["std"].tolist() == pytest.approx([0.1, 0.15])

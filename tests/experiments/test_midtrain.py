@@ -18,7 +18,8 @@ from refine_lab.experiments.configs import method_configs, setting_names, with_s
 from refine_lab.experiments.midtrain import final_results, pretrain_stages
 from refine_lab.experiments.parameters import convert, in_jupyterlab, parameters
 from refine_lab.experiments.runs import create_runs, runs_folder, stage_runs
-from refine_lab.models.loading import SHIPPED, load_model
+from refine_lab.models.hub import SHIPPED
+from refine_lab.models.loading import load_model
 from refine_lab.recipes import pretrain, pretrain_lact
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter

@@ -106,9 +106,9 @@ def test_the_ways_differ_in_what_comes_before_the_answers_alone():
     assert refine.refine.num_chunks == 4
 
 
-def test_the_releases_single_update_is_a_way_of_its_own():
+def test_the_releases_single_update_is_a_method_of_its_own():
     (config,) = release_configs(method_configs("posttrain", [1], steps=2))
-    assert (config.method, config.updates_per_batch, config.method) == ("nested_sft", 2, "nested_sft_release")
+    assert (config.method, config.updates_per_batch) == ("nested_sft_release", 2)
     released = method_configs("posttrain", [1], updates="release", steps=2)
     assert config in released and release_configs(released) == []
     assert [c.method for c in released] == ["sft", "nested_sft_release", "nested_refine"]

@@ -9,19 +9,8 @@ import pandas as pd
 import pytest
 
 from refine_lab.experiments.statistics import mean_interval, paired_difference, varies
+from tests.support.compared import PER_SEED as ROWS
 from tests.support.refusals import refused
-
-ROWS = pd.DataFrame(
-    [
-        ("sft", 0, 0.50),
-        ("nested", 2, 0.90),
-        ("sft", 1, 0.60),
-        ("nested", 0, 0.60),
-        ("sft", 2, 0.70),
-        ("nested", 1, 0.75),
-    ],
-    columns=["method", "seed", "contains_answer"],
-)
 
 
 def test_the_interval_of_a_paired_difference_by_hand():

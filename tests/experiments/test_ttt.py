@@ -13,10 +13,9 @@ from refine_lab.config import RefineConfig, from_json, to_json
 from refine_lab.data.tasks.examples import Example, Task
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tasks.splits import report
-from refine_lab.experiments.configs import method_configs, release_configs
+from refine_lab.experiments.configs import method_configs, model_of_seed, release_configs
 from refine_lab.experiments.estimate import estimated_seconds
 from refine_lab.experiments.runs import ttt_runs
-from refine_lab.experiments.tasks import model_of_seed
 from refine_lab.experiments.ttt import prompt_to_trace, trace_prompt
 from refine_lab.recipes import METHODS, named, recipe, release_updates, ttt_paper, ttt_per_prompt
 from refine_lab.runs.run import Run
@@ -211,7 +210,7 @@ def test_all_prompts_are_answered_once_and_it_is_told_what_is_left_out(tmp_path,
         answer_run(run, policy, tokenizer, task)
     answers = pd.concat([run.answers() for run in runs])
     assert answers.groupby("method")["name"].nunique().to_dict() == {"none": 4, "sft": 4, "refine": 4}
-    assert "refine s0: 4 answers, recall 0.000" in capsys.readouterr().out
+    assert "refine s0: 4 answers, contains_answer 0.000" in capsys.readouterr().out
     again = ttt_runs(configs, policy, chosen, tmp_path)
     assert [run.path for run in again] == [run.path for run in runs]
     assert "4 prompts already answered" in capsys.readouterr().out

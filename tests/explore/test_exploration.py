@@ -134,7 +134,7 @@ def test_a_reward_of_ones_own_and_refusals() -> None:
     assert (explored.refine, explored.reward) == (before, "longest")
     with refused("a position", [10_000]):
         explored.roll_out([10_000]).result()
-    with refused("the name of a reward of your own", "cosine"):
+    with refused("the name of a custom reward", "cosine"):
         Exploration(Here(), rewards={"cosine": longest})
 
 

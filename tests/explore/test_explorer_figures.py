@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from refine_lab.explore import Worker
+from refine_lab.explore.client import Worker
+from tests.support.small_document import SECONDS, TEXT, worker  # noqa: F401
 from widgets.reward_explorer import RewardExplorer
 
 pytestmark = pytest.mark.process
-
-TEXT = "def area(width, height):\n    return width * height\n\n" * 12
-SECONDS = 120
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    made = Worker("cpu")
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from refine_lab.explore import Worker, WorkerDied
+from refine_lab.explore.client import Worker, WorkerDied
 from refine_lab.ttt_config import TTTConfig
 from tests.support.paths import ROOT
 from tests.support.refusals import naming
@@ -99,7 +99,7 @@ def test_closing_answers_who_waits(worker: Worker) -> None:
 
 def test_it_ends_with_its_client() -> None:
     script = (
-        "import os, sys, time; from refine_lab.explore import shared_worker; worker = shared_worker('cpu');"
+        "import os, sys, time; from refine_lab.explore.client import shared_worker; worker = shared_worker('cpu');"
         f"worker.call('open', model={MODEL!r}); print(worker.pid, flush=True); time.sleep(60)"
     )
     client = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -114,6 +114,6 @@ def test_it_ends_with_its_client() -> None:
 
 
 def test_a_client_does_not_load_torch() -> None:
-    script = "import sys; from refine_lab.explore import Worker; Worker(); print('torch' in sys.modules)"
+    script = "import sys; from refine_lab.explore.client import Worker; Worker(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "False"

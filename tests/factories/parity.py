@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from refine_lab.models import FastWeightLM
-from refine_lab.models.loading import family
+from refine_lab.models.families import family
 
 DELTA = dict(hidden_size=24, num_heads=2, num_hidden_layers=2, intermediate_size=40)
 LACT = dict(hidden_size=24, num_attn_heads=3, num_lact_heads=2, num_hidden_layers=2, intermediate_size=40)

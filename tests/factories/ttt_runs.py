@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from refine_lab.config import RefineConfig
 from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tasks.rules import AnswerRule
-from refine_lab.models.loading import SHIPPED
+from refine_lab.models.hub import SHIPPED
 from refine_lab.runs.run import Run
 from refine_lab.training.adaptation import TTTConfig
 from refine_lab.training.inputs import inputs_of, resume_or_create

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from refine_lab.config import RefineConfig
-from refine_lab.models.delta_layers import DeltaRuleLM
+from refine_lab.models.backbone import BackboneLM
 from refine_lab.models.gated_deltanet import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
 from tests.factories.gated_deltanet import SIZES, make_policy
 from tests.factories.step import EDGES, LENGTH, fast_gradients, make_batch, relative_errors
@@ -76,7 +76,7 @@ def test_the_layer_is_that_of_its_formulas(fields):
     attn = make_policy(**fields).model.layers[0].attn
     attn.o_norm.weight.uniform_(0.5, 2)
     x = torch.randn(70, SIZES["hidden_size"], dtype=torch.float64)
-    outputs, _ = attn(x.unsqueeze(0), {})
+    outputs, _ = attn(x.unsqueeze(0), ({}, {}))
     assert torch.allclose(outputs[0], naive_layer(attn, x), atol=1e-10)
 
 
@@ -205,7 +205,7 @@ def test_a_checkpoint_keeps_the_gates_it_was_saved_with(tmp_path):
     policy = make_policy(dtype=torch.float32)
     policy.save_pretrained(tmp_path)
     again = GatedDeltaNetForCausalLM.from_pretrained(tmp_path)
-    assert isinstance(again, DeltaRuleLM)
+    assert isinstance(again, BackboneLM)
     tokens = make_batch().tokens
     assert torch.equal(again.read(tokens).hidden_states, policy.read(tokens).hidden_states)
 

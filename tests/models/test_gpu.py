@@ -7,9 +7,6 @@ over all of them), and named by what they allow for.
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -24,7 +21,7 @@ from refine_lab.models.lact import LaCTConfig, LaCTForCausalLM
 from refine_lab.rng import Draws
 from refine_lab.types import Batch
 from tests.factories.step import train_state_for
-from tests.support.paths import TESTS
+from tests.support.comparisons import compare_kernels
 from tests.support.state_contract import by_row
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:the gated delta rule runs in plain torch")]
@@ -178,18 +175,7 @@ def test_parts_that_run_again_give_the_same_gradients(family, part):
 
 
 def test_kernels_equal_their_references_on_the_device():
-    here = TESTS
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(here / "support" / "interpreted_kernels.py"),
-    ]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(command, cwd=here.parent, env=environment, capture_output=True, text=True)
+    done = compare_kernels({})
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:]
 
 

@@ -18,9 +18,9 @@ import huggingface_hub
 import pytest
 import torch
 
-from refine_lab.config import ConfigError
 from refine_lab.models import hub, load_model
 from refine_lab.models.hub import HubName, locate, resolve
+from refine_lab.validation import ConfigError
 from tests.factories.loading import save_small_model
 from tests.support.refusals import naming
 

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from refine_lab.config import ConfigError
 from refine_lab.data.tokenizer import train_tokenizer
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, FastWeightLM, load_model
-from refine_lab.models.loading import family, register, resolve_device
+from refine_lab.models.families import family, register
+from refine_lab.models.loading import resolve_device
+from refine_lab.validation import ConfigError
 from tests.factories.hybrids import make
 from tests.factories.loading import TEXTS, change, same_tensors, save_small_model
 from tests.support.refusals import naming, refused
@@ -47,7 +48,7 @@ def damaged(folder, name: str):
         return ValueError, "model_type 'bert'; allowed are 'delta_net'"
     if name == "json":
         (folder / "config.json").write_text("{")
-        return ValueError, "holds no JSON object"
+        return ValueError, "config.json is damaged"
     if name == "no weights":
         (folder / "model.safetensors").unlink()
         return FileNotFoundError, "it has no model.safetensors"
@@ -81,7 +82,7 @@ def test_a_bad_model_folder_is_refused_in_one_sentence(small_model, what, caplog
     [
         ("tokenizer.json", "{", "the tokenizer in .* cannot be read"),
         ("tokenizer.json", "{}", "the tokenizer in .* cannot be read"),
-        ("tokenizer_config.json", "[", r"tokenizer_config\.json holds no JSON object"),
+        ("tokenizer_config.json", "[", r"tokenizer_config\.json is damaged"),
         ("tokenizer.json", None, "holds no tokenizer: it has no tokenizer.json"),
     ],
 )
@@ -212,7 +213,7 @@ def test_an_embedding_may_be_larger_than_its_tokenizer_and_not_smaller(tmp_path)
 
 def test_a_tokenizer_of_sentencepiece_alone_names_the_packages_it_takes(small_model, monkeypatch):
     (small_model / "tokenizer.json").rename(small_model / "tokenizer.model")
-    monkeypatch.setattr("refine_lab.models.loading._installed", lambda name: name != "sentencepiece")
+    monkeypatch.setattr("refine_lab.models.loading.is_sentencepiece_available", lambda: False)
     with naming(ValueError, "tokenizer.model", ": sentencepiece"):
         load_model(small_model)
 
@@ -226,7 +227,7 @@ def test_pickled_weights_are_read_only_where_the_caller_says_so(small_model, fil
     torch.save(policy.state_dict(), small_model / file)
     (small_model / "model.safetensors").unlink()
     message = (
-        rf"holds pickled weights only \({file}\), which are not read unless load_model is told allow_pickle=True; "
+        rf"holds pickled weights only \({file}\), which are not read unless load_model gets allow_pickle=True; "
         "for a training run, load it so, save model and tokenizer to a folder with save_pretrained, and name that folder$"
     )
     with pytest.raises(ValueError, match=message):

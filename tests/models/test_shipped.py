@@ -15,7 +15,8 @@ from benchmarks.model_card import NOT_UPDATED, held_out, measure, prediction, ta
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.corpus import compare
 from refine_lab.models import FastWeightLM, load_model
-from refine_lab.models.loading import SHIPPED, manifest_of
+from refine_lab.models.hub import SHIPPED
+from refine_lab.models.loading import manifest_of
 from refine_lab.training.evaluation import exact_recall, recall_documents
 
 BARS = {

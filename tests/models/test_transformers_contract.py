@@ -168,7 +168,7 @@ def test_positions_are_those_of_the_tokens_or_refused(policy):
     assert later.logits.shape == (3, 1, VOCABULARY)
     with naming(ValueError, "position_ids", "row 0", "from 0", 5):
         policy(tokens, position_ids=torch.arange(5, 25).unsqueeze(0))
-    with refused("position_ids", [3, 3, 20], "[3, 20]"):
+    with refused("position_ids", [3, 3, 20], "of shape [3, 20]"):
         policy(tokens, position_ids=positions.expand(3, 3, 20))
 
 

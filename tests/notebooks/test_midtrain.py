@@ -19,7 +19,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from refine_lab.models import load_model
-from refine_lab.models.loading import SHIPPED, family
+from refine_lab.models.families import family
+from refine_lab.models.hub import SHIPPED
 from refine_lab.runs.process import stop_all
 from refine_lab.runs.run import Run, list_runs
 from tests.support.paths import ROOT

@@ -32,7 +32,7 @@ def test_values_and_gradients_are_those_of_whole_logits(rows, temperature):
     ours, theirs = token_stats(*inputs, temperature=temperature), reference(*inputs, temperature)
     assert torch.allclose(ours.logprobs, theirs.logprobs, rtol=0, atol=1e-12)
     assert torch.allclose(ours.entropies, theirs.entropies, rtol=0, atol=1e-12)
-    assert torch.equal(ours.greedy, theirs.greedy)
+    assert torch.equal(ours.is_top1, theirs.is_top1)
     weights = torch.randn(2, rows, dtype=torch.float64)
     for used in ((1, 0), (0, 1), (1, 1)):  # logprobs alone, entropies alone, both
         losses = [
@@ -75,7 +75,7 @@ def test_without_entropies_the_logprobs_are_the_same_and_entropies_zero():
     inputs = make_inputs(HEAD_ROWS + 3)
     with_entropy, without = token_stats(*inputs), token_stats(*inputs, entropy=False)
     assert torch.equal(with_entropy.logprobs, without.logprobs)
-    assert torch.equal(with_entropy.greedy, without.greedy)
+    assert torch.equal(with_entropy.is_top1, without.is_top1)
     assert (without.entropies == 0).all()
     grads = [torch.autograd.grad(s.logprobs.sum(), inputs[:2]) for s in (with_entropy, without)]
     assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-14) for a, b in zip(*grads, strict=True))

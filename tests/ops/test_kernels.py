@@ -6,34 +6,21 @@ The comparisons themselves are in tests/support/interpreted_kernels.py; on CUDA 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from refine_lab.ops.head import token_stats
 from refine_lab.ops.kernels import chosen
-from tests.support.paths import TESTS
+from tests.support.comparisons import compare_kernels
 from tests.support.refusals import refused
 
 triton = pytest.importorskip("triton", reason="Triton is not installed here")
-HERE = TESTS
 
 
 def test_under_the_interpreter_kernels_equal_their_references():
     """Values and gradients, odd sizes, the head through its switch; and every comparison did run."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(HERE / "support" / "interpreted_kernels.py"),
-    ]
-    done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
+    done = compare_kernels({"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout, done.stdout[-500:]
 
@@ -72,7 +59,6 @@ def compiled(kernel, pointers: dict[str, str], numbers: str, constants: dict, **
 def test_kernels_compile_for_a_gpu_at_the_shapes_of_the_paper(tmp_path, monkeypatch):
     """Vocabulary in blocks of 4,096; heads of 128 (DeltaNet-1.3B) and 256 (GatedDeltaNet), within an SM's shared memory."""
     from refine_lab.ops.kernels import chunks, head
-    from refine_lab.ops.kernels.language import tl
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
@@ -80,20 +66,20 @@ def test_kernels_compile_for_a_gpu_at_the_shapes_of_the_paper(tmp_path, monkeypa
         return dict.fromkeys(names.split(), "*fp32")
 
     built = []
-    common = {"TEMPERATURE": 1.0, "ENTROPY": True, "TYPE": tl.float32, "BLOCK": head.BLOCK}
-    pointers = {"logits": "*bf16", "token_ids": "*i64", **floats("logprobs entropies"), "greedy": "*i1"}
-    built.append(compiled(head._statistics, pointers, "width", common))
-    rest = floats("log_normalisers entropies grad_logprobs grad_entropies")
-    pointers = {"logits": "*bf16", "token_ids": "*i64", **rest}
-    built.append(compiled(head._gradients, pointers, "width", {**common, "LOGPROBS": True}))
-    sizes = "chunks groups length dk dv"
+    common = {"TEMPERATURE": 1.0, "BLOCK": head.BLOCK}
+    pointers = {"logits": "*bf16", "token_ids": "*i64", **floats("logprobs entropies"), "is_top1": "*i1"}
+    built.append(compiled(head._statistics, pointers, "width", {**common, "ENTROPY": True}))
+    rest = floats("log_normalisers entropies d_logprobs d_entropies")
+    built.append(compiled(head._gradients, {"logits": "*bf16", "token_ids": "*i64", **rest}, "width", common))
     for dk, gated in ((128, False), (256, True)):
-        constants = {"GATED": gated, "TYPE": tl.float32, "L": 64, "K": dk, "V": chunks.COLUMNS}
+        constants = {"L": 64, "K": dk, "V": chunks.COLUMNS, **({} if gated else {"kept": None})}
         options = {"num_warps": chunks.WARPS, "num_stages": chunks.stages(dk)}
-        names = "first keys u0 w kept states updates"
-        built.append(compiled(chunks._forward, floats(names), sizes, constants, **options))
-        names = "grad_states grad_updates keys w kept after grad_u grad_first"
-        built.append(compiled(chunks._backward, floats(names), sizes, constants, **options))
+        for kernel, names in (
+            (chunks._forward, "first keys u0 w kept states updates"),
+            (chunks._backward, "d_states d_u keys w kept after d_u0 d_first"),
+        ):
+            pointers = floats(names if gated else names.replace("kept ", ""))
+            built.append(compiled(kernel, pointers, "chunks length dk dv", constants, **options))
     for kernel in built:
         assert len(kernel.asm["cubin"]) > 1000
         assert kernel.metadata.shared <= 227 * 1024, kernel.metadata.name

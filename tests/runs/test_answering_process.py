@@ -18,7 +18,7 @@ from refine_lab.experiments.compare import answers_of as results
 from refine_lab.experiments.configs import method_configs
 from refine_lab.experiments.runs import ttt_runs
 from refine_lab.runs.environment import project_root
-from refine_lab.runs.files import locked
+from refine_lab.runs.files import take_lock
 from refine_lab.runs.process import request_stop
 from refine_lab.runs.queue import BACKGROUND, require_finished, run_in_turn
 from refine_lab.runs.run import Run
@@ -67,7 +67,7 @@ def by_hand(runs: list[Run], folder: Path) -> pd.DataFrame:
     policy, tokenizer, task = load_prompts(runs[-1].config)
     again = ttt_runs([run.config for run in runs], policy, task.test, folder)
     for run in again:
-        with locked(run.path):
+        with take_lock(run.path):
             answer_run(run, policy, tokenizer, task)
     return answers_of(again).drop(columns=TIMES)
 

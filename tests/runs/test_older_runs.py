@@ -15,7 +15,7 @@ import pytest
 
 from refine_lab.config import to_json
 from refine_lab.runs.environment import project_root
-from refine_lab.runs.files import locked
+from refine_lab.runs.files import take_lock
 from refine_lab.runs.queue import run_in_turn
 from refine_lab.runs.run import Run, list_runs
 from refine_lab.runs.writer import RunWriter
@@ -79,7 +79,7 @@ def test_an_older_run_is_found_again_by_its_configuration(folder: Path) -> None:
 
 def test_the_state_of_older_answers_is_that_of_their_files(folder: Path) -> None:
     run = Run(folder / ANSWER["name"])
-    with locked(run.path):
+    with take_lock(run.path):
         assert run.state == "running"
     (run.path / "error.txt").write_text("ValueError: no more")
     assert (run.state, run.status.error) == ("failed", "ValueError: no more")

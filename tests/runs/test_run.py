@@ -351,7 +351,7 @@ def test_a_folder_that_is_absent_or_no_run(tmp_path):
     [
         ("config.json", '{"format_version": 1, "rec', lambda run: run.config, "damaged"),
         ("config.json", "[1, 2]", lambda run: run.config, "list"),
-        ("config.json", '{"format_version": 99}', lambda run: run.config, f"1 or {FORMAT_VERSION}, got 99"),
+        ("config.json", '{"format_version": 99}', lambda run: run.config, f"1 to {FORMAT_VERSION}, got 99"),
         ("config.json", '{"format_version": 1}', lambda run: run.config, "'recipe'"),
         ("config.json", '{"kind": "ask"}', lambda run: run.config, "'ask'"),
         ("config.json", '{"format_version": 1, "stepz": 3}', lambda run: run.config, "'stepz'"),

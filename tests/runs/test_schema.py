@@ -14,9 +14,16 @@ import pytest
 
 from refine_lab.config import TrainConfig
 from refine_lab.runs import schema
-from refine_lab.runs.files import cut_rollouts
 from refine_lab.runs.run import Run
-from refine_lab.runs.schema import COLUMNS, ROLLOUT_TYPES, Column, completed, read_rollouts, write_rollouts
+from refine_lab.runs.schema import (
+    COLUMNS,
+    ROLLOUT_TYPES,
+    Column,
+    completed,
+    cut_rollouts,
+    read_rollouts,
+    write_rollouts,
+)
 from refine_lab.runs.writer import RunWriter
 from tests.support.rollout_frames import decode, rows
 from widgets.core.assets import STATIC

@@ -55,9 +55,9 @@ test("floats are read from a view into a larger buffer", () => {
   assert.deepEqual([...js.floats(new DataView(bytes.buffer, 5, 8))], [1.5, 0]);
 });
 
-test("readings give mean and range of an arm's runs", () => {
+test("readings give mean and range of a method's runs", () => {
   const [sft, refine] = [{ label: "SFT" }, { label: "REFINE" }];
-  const line = (arm, y) => ({ arm, x: [1, 2, 3], y });
+  const line = (method, y) => ({ method, x: [1, 2, 3], y });
   const panel = { lines: [line(sft, [1, 2, 3]), line(sft, [3, 4, 5]), line(refine, [7, 8, 9])] };
   assert.deepEqual(js.readings(panel, null).map((r) => r.text), ["4 (3–5)", "9"]);
   assert.deepEqual(js.readings(panel, 1.2).map((r) => r.text), ["2 (1–3)", "7"]);
@@ -65,11 +65,11 @@ test("readings give mean and range of an arm's runs", () => {
 });
 
 test("readings are of one step: a run that has not made it does not count, and that is said", () => {
-  const [arm, other] = [{ label: "REFINE, lr 0.001" }, { label: "REFINE, lr 0.01" }];
-  const panel = { lines: [{ arm, x: [1, 2, 3], y: [1, 2, 3] }, { arm, x: [1], y: [9] }, { arm: other, x: [1, 2], y: [5, 6] }] };
+  const [method, other] = [{ label: "REFINE, lr 0.001" }, { label: "REFINE, lr 0.01" }];
+  const panel = { lines: [{ method, x: [1, 2, 3], y: [1, 2, 3] }, { method, x: [1], y: [9] }, { method: other, x: [1, 2], y: [5, 6] }] };
   assert.deepEqual(js.readings(panel, null).map((r) => r.text), ["3, 1 of 2 seeds", "6"]); // not (3 + 9) / 2
   assert.deepEqual(js.readings(panel, 1).map((r) => r.text), ["5 (1–9)", "5"]);
-  const evaluated = { lines: [{ arm, x: [0, 4, 8], y: [1, 2, 3] }, { arm, x: [0, 6], y: [5, 7] }] };
+  const evaluated = { lines: [{ method, x: [0, 4, 8], y: [1, 2, 3] }, { method, x: [0, 6], y: [5, 7] }] };
   assert.deepEqual(js.readings(evaluated, 5).map((r) => r.text), ["2, 1 of 2 seeds"]);
   assert.deepEqual(js.readings(evaluated, 0).map((r) => r.text), ["3 (1–5)"]);
 });

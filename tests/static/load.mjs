@@ -1,4 +1,4 @@
-// A widget's module as the page gets it: with what it imports written into it (`widgets.base.script`).
+// A widget's module as the page gets it, with the modules that it imports inlined (`widgets.core.assets.script`).
 import { readFileSync } from "node:fs";
 
 function inlined(name, done) {

@@ -1,5 +1,5 @@
-// The pure parts of the rollout inspector. `node --test tests/static`; what Python does too is held against it in
-// tests/test_rollout_inspector.py.
+// The pure parts of the rollout inspector. `node --test tests/static`; tests/widgets/test_rollout_inspector.py compares them
+// with the Python that computes the same.
 import assert from "node:assert/strict";
 import test from "node:test";
 import { load } from "./load.mjs";

@@ -8,7 +8,7 @@ import pandas as pd
 
 
 def answers_of(methods: dict[str, list[list[float]]]) -> pd.DataFrame:
-    """Way -> a list a seed of recalls, prompt by prompt."""
+    """Method -> a list of scores per seed, prompt by prompt."""
     rows = [
         {
             "method": method,
@@ -33,3 +33,15 @@ def answers_of(methods: dict[str, list[list[float]]]) -> pd.DataFrame:
 
 
 ANSWERS = answers_of({"none": [[0, 0, 1]], "sft": [[0, 1, 1], [0, 0, 1]], "refine": [[1, 1, 1], [1, 0, 1]]})
+
+PER_SEED = pd.DataFrame(
+    [
+        ("sft", 0, 0.50),
+        ("nested", 2, 0.90),
+        ("sft", 1, 0.60),
+        ("nested", 0, 0.60),
+        ("sft", 2, 0.70),
+        ("nested", 1, 0.75),
+    ],
+    columns=["method", "seed", "contains_answer"],
+)

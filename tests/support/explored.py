@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from refine_lab.explore import Worker
+from refine_lab.explore.client import Worker
 from tests.support.hostile import HOSTILE
 from widgets.reward_explorer import RewardExplorer
 from widgets.state_view import StateView

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,7 @@ from widgets.rollout_inspector import RolloutInspector
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
 
 
-FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
-    --disable-component-update --disable-sync""".split()
-PATIENCE = 60_000
-"Milliseconds: busy cores draw slowly."
+from tests.support.lab import FLAGS, faults, settle  # noqa: E402
 
 
 def three_positions() -> pd.DataFrame:
@@ -55,12 +52,11 @@ def many(count: int, size: int) -> pd.DataFrame:
 
 @dataclass(kw_only=True)
 class Window:
-    """A page and what it did wrong."""
+    """A page with its faults."""
 
     page: playwright.Page
     folder: Path
-    errors: list[str] = field(default_factory=list)
-    foreign: list[str] = field(default_factory=list)
+    faults: list[str]
 
     def open(self, widget: RolloutInspector) -> playwright.Page:
         path = widget.save_html(self.folder / "rollouts.html")
@@ -70,8 +66,7 @@ class Window:
         return self.page
 
     def settle(self) -> None:
-        """Wait until what was asked for is painted."""
-        self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        settle(self.page)
 
     def press(self, *keys: str) -> None:
         for key in keys:
@@ -113,23 +108,19 @@ def browser(chromium: str) -> Iterator[Any]:
 
 @pytest.fixture
 def new_window(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Window]]:
-    """Opens windows; in the end none of them had an error or asked for anything."""
+    """Opens windows; in the end, no page has had a fault."""
     made: list[Window] = []
 
     def make(scheme: str = "light", width: int = 1300) -> Window:
         page = browser.new_page(viewport={"width": width, "height": 1000}, color_scheme=scheme)
-        page.set_default_timeout(PATIENCE)
-        window = Window(page=page, folder=tmp_path)
-        page.on("pageerror", lambda error: window.errors.append(str(error)))
-        page.on("console", lambda said: said.type == "error" and window.errors.append(said.text))
-        page.on("request", lambda asked: asked.url.startswith(("file:", "blob:")) or window.foreign.append(asked.url))
+        window = Window(page=page, folder=tmp_path, faults=faults(page))
         made.append(window)
         return window
 
     yield make
     for window in made:
         window.page.close()
-        assert (window.errors, window.foreign) == ([], [])
+        assert window.faults == []
 
 
 @pytest.fixture

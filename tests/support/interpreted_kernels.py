@@ -44,7 +44,7 @@ def test_statistics_of_rows(dtype, width, temperature, monkeypatch):
     for entropy in (True, False):
         target = plain_head.row_statistics(logits.clone(), ids, temperature, entropy)
         found = kernel_head.row_statistics(logits.clone(), ids, temperature, entropy)
-        for name, a, b in zip(("logprobs", "entropies", "greedy"), found, target, strict=True):
+        for name, a, b in zip(("logprobs", "entropies", "is_top1"), found, target, strict=True):
             assert a.dtype == b.dtype, name
             tolerance = TOLERANCE.get(dtype, 2e-5)
             assert torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance), (name, entropy)
@@ -58,8 +58,8 @@ def test_gradients_of_logits(dtype, used, temperature, monkeypatch):
     monkeypatch.setattr(kernel_head, "BLOCK", 32)
     logits, ids = (3 * make(5, 71)).to(dtype), torch.randint(71, (5,), device=DEVICE)
     logprobs, entropies, _ = plain_head.row_statistics(logits.clone(), ids, temperature, True)
-    grads = [torch.randn_like(logprobs) if on else None for on in used]
-    arguments = (ids, logprobs, entropies, *grads, temperature)
+    grads = tuple(torch.randn_like(logprobs) if on else None for on in used)
+    arguments = (ids, logprobs, entropies, grads, temperature)
     target = plain_head.logit_gradients_(logits.clone(), *arguments)
     found = kernel_head.logit_gradients_(logits.clone(), *arguments)
     assert found.dtype == target.dtype == dtype
@@ -91,7 +91,7 @@ def test_the_whole_head_on_the_kernels(monkeypatch):
         loss = (stats.logprobs * upstream[0] + stats.entropies * upstream[1]).sum()
         results.append((*stats, *torch.autograd.grad(loss, (hidden, weight))))
     assert len(calls) == 3  # of the second round, one a slice
-    for name, a, b in zip(("logprobs", "entropies", "greedy", "dhidden", "dweight"), *results, strict=True):
+    for name, a, b in zip(("logprobs", "entropies", "is_top1", "dhidden", "dweight"), *results, strict=True):
         assert relative(b.double(), a.double()) < TOLERANCE[dtype], name
 
 

@@ -1,8 +1,12 @@
-"""What the tests of the browser tier share: a notebook open in JupyterLab (`benchmarks.jupyterlab`), and pictures of it."""
+"""Shared by the browser tests: a notebook in JupyterLab (`benchmarks.jupyterlab`), faults of a page, and screenshots."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -17,12 +21,53 @@ __all__ = [
     "ROOT",
     "TOKEN",
     "Lab",
+    "Notebook",
     "change_theme",
+    "faultless_page",
+    "faults",
     "opened",
     "serve",
+    "settle",
     "take_shots",
     "write_notebook",
 ]
+
+
+@dataclass(kw_only=True)
+class Notebook:
+    """A notebook in JupyterLab; test modules add what they do in it."""
+
+    lab: Lab
+
+    @property
+    def page(self) -> playwright.Page:
+        return self.lab.page
+
+
+def faults(page: playwright.Page) -> list[str]:
+    """Returns a list to which a page's errors, dialogs and requests for anything but files are added from now on."""
+    found: list[str] = []
+    page.set_default_timeout(PATIENCE)
+    page.on("pageerror", lambda error: found.append(str(error)))
+    page.on("console", lambda message: message.type == "error" and found.append(message.text))
+    page.on("dialog", lambda dialog: (found.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on("request", lambda request: request.url.startswith(("file:", "blob:")) or found.append(request.url))
+    return found
+
+
+@contextmanager
+def faultless_page(browser: Any, **options: Any) -> Iterator[Any]:
+    """Opens a page with `browser.new_page`'s options; in the end, it must have had no fault."""
+    page = browser.new_page(**options)
+    found = faults(page)
+    yield page
+    page.close()
+    assert found == []
+
+
+def settle(page: playwright.Page) -> None:
+    """Waits two frames, until the last changes are painted."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def change_theme(page: playwright.Page, theme: str) -> None:

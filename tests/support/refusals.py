@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from refine_lab.config import ConfigError
+from refine_lab.validation import ConfigError
 
 ANY: Any = object()
 

@@ -309,7 +309,12 @@ def test_what_is_no_row_of_tokens_is_refused(prompt, shown):
             "custom",
             "one of 'cosine', 'binary', 'hybrid', 'edit'",
         ),
-        ({"refine": RefineConfig(kl_coef=0.1)}, "refine.kl_coef", 0.1, "0: there is no policy to stay near to"),
+        (
+            {"refine": RefineConfig(kl_coef=0.1)},
+            "refine.kl_coef",
+            0.1,
+            "0, since test-time training has no reference policy",
+        ),
         ({"refine": None, "stop_at_reward": 0.5}, "stop_at_reward", 0.5, "none for SFT"),
         ({"stop_at_loss": "x"}, "stop_at_loss", "x", "a number, or none"),
     ],

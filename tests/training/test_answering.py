@@ -23,11 +23,11 @@ from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import TrainState, train_step
 from refine_lab.rng import Draws
 from refine_lab.runs.answers import AnswerLog
-from refine_lab.runs.files import locked
+from refine_lab.runs.files import take_lock
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
-from refine_lab.training.adaptation import TTTConfig, preserve_weights, read_prompt
-from refine_lab.training.answering import Progress, adapt_ids, batches_of, check_prompts, example_of, run_prompts
+from refine_lab.training.adaptation import TTTConfig, Update, preserve_weights, read_prompt
+from refine_lab.training.answering import adapt_ids, batches_of, check_prompts, example_of, run_prompts
 from refine_lab.training.answers import answer
 from refine_lab.training.inputs import inputs_of, new_run
 from refine_lab.training.optim import make_optimizers
@@ -38,12 +38,12 @@ from tests.support.refusals import naming, refused
 TIMES = ["seconds", "time", "tokens_per_second"]
 
 
-def go(run: Run, report: Any = lambda progress: None, chosen: list[Example] | None = None) -> bool:
+def go(run: Run, report: Any = lambda names, update: None, chosen: list[Example] | None = None) -> bool:
     """Run, and hold the model to its bits."""
     policy, tokenizer = model()
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     try:
-        with locked(run.path):
+        with take_lock(run.path):
             return run_prompts(run, policy, tokenizer, examples() if chosen is None else chosen, RULE, report)
     finally:
         assert all(torch.equal(p, before[name]) for name, p in policy.named_parameters())
@@ -179,8 +179,8 @@ def test_ended_at_any_report_it_goes_on_and_equals_an_uninterrupted_run(tmp_path
     for _ in range(100):
         left = [chance.randint(1, 4)]
 
-        def strike(progress: Progress, left: list[int] = left) -> bool:
-            adapted_on.append(progress.names if progress.update and progress.update.number == 1 else ())
+        def strike(names: tuple[str, ...], update: Update | None, left: list[int] = left) -> bool:
+            adapted_on.append(names if update and update.number == 1 else ())
             left[0] -= 1
             if left[0] == 0 and kind == "exception":
                 raise Fault
@@ -196,7 +196,7 @@ def test_ended_at_any_report_it_goes_on_and_equals_an_uninterrupted_run(tmp_path
     assert [path.name for path in run.path.rglob("*.tmp")] == [], "what was half written is gone"
     assert_same(run, whole)
     adapted_on.clear()
-    assert go(run, lambda progress: adapted_on.append(progress.names))
+    assert go(run, lambda names, update: adapted_on.append(names))
     assert adapted_on == []  # what is answered is not answered again
 
 
@@ -223,7 +223,7 @@ def child(folder: str, reset: str, place: str, count: str) -> None:
         RunWriter.checkpoint = before_saving  # type: ignore[method-assign]
     if place == "answers":
         AnswerLog.write = before_writing  # type: ignore[method-assign]
-    go(run, lambda progress: strike() if place == "update" and progress.update else None)
+    go(run, lambda names, update: strike() if place == "update" and update else None)
 
 
 @pytest.mark.process
@@ -260,7 +260,7 @@ def test_damaged_answers_are_answered_again_and_no_others(tmp_path, reset):
     first.write_bytes(b"no parquet")
     seen: list[str] = []
     with pytest.warns(UserWarning, match="is damaged"):
-        assert go(run, lambda progress: seen.extend(progress.names if progress.rows else ()))
+        assert go(run, lambda names, update: seen.extend(names if update is None else ()))
     # weights that were never reset cannot answer an early prompt again: all of it is run anew
     assert seen == (["made-0"] if reset == "prompt" else [f"made-{i}" for i in range(4)])
     if reset == "prompt":
@@ -281,9 +281,9 @@ def test_a_run_is_taken_up_where_configuration_prompts_and_weights_are_the_same(
     }
     assert len(others | {run.path}) == 5
     (newest,) = {made(tmp_path, config, chosen).path}
-    with locked(newest):
+    with take_lock(newest):
         assert made(tmp_path, config, chosen).path == newest and Run(newest).state == "starting"
-        with naming(BlockingIOError, newest):
+        with naming(RuntimeError, newest.name):
             go(Run(newest), chosen=chosen)
     assert json.loads((run.path / "inputs.json").read_text())["prompts"] == 5
     assert {"torch", "commit"} <= json.loads((run.path / "env.json").read_text()).keys()

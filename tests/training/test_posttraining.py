@@ -157,7 +157,7 @@ def test_moments_and_order_of_both_kinds_of_update(refine, monkeypatch):
 def test_answers_are_the_only_places_of_the_outer_loss():
     batch = make_prompts()
     stats = answer_stats(make_policy(), batch)
-    assert stats.logprobs.shape == (3 + 1 + 5 + 2,) == (batch.num_answer_tokens,)
+    assert stats.logprobs.shape == (3 + 1 + 5 + 2,) == (int(batch.loss_mask.sum()),)
     changed = replace(batch, sequences=replace(batch.sequences, tokens=batch.sequences.tokens.clone()))
     changed.sequences.tokens[1, 62:] = 7  # pads
     assert torch.equal(answer_stats(make_policy(), changed).logprobs, stats.logprobs)

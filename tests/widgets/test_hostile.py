@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 
 from refine_lab.data.text import replace_surrogates
-from refine_lab.explore import Worker
+from refine_lab.explore.client import Worker
 from tests.support.explored import ADAPTED, explored
 from tests.support.hostile import HOSTILE
 from widgets.core.panel import TextField

@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,26 +20,17 @@ from refine_lab.config import BUILT_IN_REWARDS, RefineConfig
 from refine_lab.data.tasks.passages import parse
 from refine_lab.data.tasks.prompts import Example, encode
 from refine_lab.data.tasks.rules import AnswerRule
-from refine_lab.explore import Worker
+from refine_lab.explore.client import Worker
 from refine_lab.models import load_model
 from refine_lab.training.adaptation import read_prompt
 from refine_lab.ttt_config import TTTConfig
 from tests.support.refusals import naming, refused
+from tests.support.small_document import SECONDS, TEXT, worker  # noqa: F401
 from widgets.core.packing import unpack
 from widgets.reward_explorer import RewardExplorer
 from widgets.ttt_panel import TTTPanel
 
 pytestmark = pytest.mark.process
-
-TEXT = "def area(width, height):\n    return width * height\n\n" * 12
-SECONDS = 120
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    made = Worker("cpu")
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -48,8 +48,8 @@ def test_settings_that_differ(tmp_path: Path) -> None:
     sft = replace(one.config, refine=None, data=DataConfig(sources={HOSTILE: 1.0}))
     with RunWriter.create(sft, tmp_path) as writer:
         table = config_differences([one, writer.run]).set_index("setting")
-    assert table.loc["method"].tolist() == ["given", "null"]
-    assert not [name for name in table.index if name.startswith("method.")]
+    assert table.loc["refine"].tolist() == ["given", "null"]
+    assert not [name for name in table.index if name.startswith("refine.")]
     assert json.loads(table.loc[f"data.sources.{HOSTILE}"].iloc[1]) == 1.0
     assert one.config.refine is not None
     binary = replace(one.config, refine=replace(one.config.refine, reward="binary"))
@@ -182,7 +182,7 @@ def test_runs_of_test_time_training_are_shown_too(tmp_path: Path, watch: Callabl
     assert shown[run.name]["state"] == "waiting"
     assert (shown[run.name]["step"], shown[run.name]["steps"]) == (1, 2)
     assert shown[run.name].keys() == shown[trained.name].keys(), "one kind of row"
-    assert "answers:recall" in {panel["name"] for panel in monitor.curves.curves["panels"]}
+    assert "answers:contains_answer" in {panel["name"] for panel in monitor.curves.curves["panels"]}
     assert monitor.step.first == 1 and monitor.step.last == 4
     alone = watch(run.path)
     assert (alone.folder, [each.name for each in alone.runs]) == (tmp_path, [run.name])

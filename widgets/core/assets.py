@@ -27,6 +27,6 @@ def script(name: str) -> str:
     return inlined(name)
 
 
-def style(*names: str) -> str:
-    """Returns the style sheets `static/<name>.css` joined, with the shared one first."""
-    return "\n".join((STATIC / f"{name}.css").read_text(encoding="utf-8") for name in ("shared", *names))
+def style(name: str) -> str:
+    """Returns the shared style sheet followed by `static/<name>.css`."""
+    return "\n".join((STATIC / f"{sheet}.css").read_text(encoding="utf-8") for sheet in ("shared", name))

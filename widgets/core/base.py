@@ -10,14 +10,15 @@ from typing import Any
 import anywidget
 import traitlets
 
-from refine_lab.config import require
+from refine_lab.validation import require
+from widgets.core.assets import STATIC, script, style
 from widgets.core.page import save_page
 
 
 def sentence(error: Exception) -> str:
     """Returns an error's text for users, with its type unless it is a ValueError. Lone surrogates are replaced."""
-    said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    return said.encode("utf-8", "replace").decode("utf-8")
+    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,7 +32,7 @@ def guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
     def run(self: Widget, *args: Any, **kwargs: Any) -> Any:
         try:
             result = callback(self, *args, **kwargs)
-        except Exception as error:  # the edge to the page: raised further, nobody would ever see it
+        except Exception as error:  # an exception that propagates from here is never displayed
             self.error, self._failed = sentence(error), callback.__name__
             return None
         if getattr(self, "_failed", None) == callback.__name__:
@@ -41,35 +42,45 @@ def guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def bounded(trait: str, bounds: Callable[[Any], tuple[int, int]]) -> Any:
-    """Returns a validator for a widget's integer trait, which must lie within `bounds(widget)`, both ends included."""
+def bounded(trait: str, bounds: Callable[[Any], tuple[int, int | None]]) -> Any:
+    """Returns a validator for a widget's integer trait, which must lie within `bounds(widget)`, both ends included.
+
+    None as the upper end means that there is none.
+    """
 
     def check(self: Widget, proposal: Any) -> int:
         (low, high), value = bounds(self), proposal["value"]
-        require(low <= value <= high, trait, value, f"from {low} to {high}")
+        allowed = f"at least {low}" if high is None else f"from {low} to {high}"
+        require(low <= value and (high is None or value <= high), trait, value, allowed)
         return value
 
     return traitlets.validate(trait)(check)
 
 
 class Widget(anywidget.AnyWidget):
-    """A widget drawn by `static/<name>.js`; Python holds and validates the data.
+    """A widget drawn by JavaScript; Python holds and validates the data.
 
-    Every subclass sets `_esm = script(name)` and `_css = style(name)`, has a `__repr__` that describes its content as
-    text, and can be used without a page through its traits alone.
+    The script and the style sheet of a subclass are `static/<name>.js` and `static/<name>.css`, named like its module.
+    Every subclass has a `__repr__` that describes its content as text, and works without a page through its traits.
     """
 
     _esm: str
     _css: str
-    _failed: str | None = None  # the method whose error is shown
+    _failed: str | None = None  # the method that raised the displayed `error`
     error = traitlets.Unicode().tag(sync=True)
     "The last error, in one sentence; empty without an error."
     status = traitlets.Unicode().tag(sync=True)
     "The current activity, announced by screen readers."
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        name = cls.__module__.rpartition(".")[2]
+        if "_esm" not in vars(cls) and (STATIC / f"{name}.js").is_file():
+            cls._esm, cls._css = script(name), style(name)
+        super().__init_subclass__(**kwargs)
+
     def page_state(self) -> dict[str, Any]:
-        """Returns our own synced traits as sent, by name: the data for a page without Python (see `page.save_page`)."""
-        names = set(self.trait_names(sync=True)) - set(anywidget.AnyWidget.class_trait_names(sync=True))
+        """Returns the subclass's synced traits by name, for a page without Python (see `page.save_page`)."""
+        names = {*self.trait_names(sync=True)} - {*anywidget.AnyWidget.class_trait_names(sync=True)}
         return self.get_state(sorted(name for name in names if not name.startswith("_")))
 
     def save_html(self, path: Path | str, title: str = "refine_lab") -> Path:

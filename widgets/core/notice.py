@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from widgets.core.assets import script, style
 from widgets.core.base import Widget
 
 
 class Notice(Widget):
     """The messages of a composite widget: `status` and `error`, each empty if there is none."""
 
-    _esm = script("notice")
-    _css = style("notice")
+    def lines(self) -> list[str]:
+        """Returns the messages as lines of text."""
+        return [line for line in (self.status, self.error and f"error: {self.error}") if line]
 
     def __repr__(self) -> str:
-        lines = [self.status, f"error: {self.error}" if self.error else ""]
-        return "\n".join(line for line in lines if line) or "no messages"
+        return "\n".join(self.lines()) or "no messages"

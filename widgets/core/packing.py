@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 MARK = "$bytes"
@@ -25,36 +25,40 @@ def pack(value: Any) -> bytes:
     Raises TypeError for other values, and ValueError for a dict with the key `$bytes`.
     """
     parts: list[bytes] = []
-    header = json.dumps(_without_bytes(value, parts), allow_nan=False).encode("ascii")
+
+    def place(data: bytes) -> dict[str, list[int]]:
+        parts.append(data)
+        return {MARK: [sum(map(len, parts[:-1])), len(data)]}
+
+    header = json.dumps(to_json(value, place), allow_nan=False).encode("ascii")
     return b"".join([struct.pack("<I", len(header)), header, *parts])
 
 
 def unpack(data: bytes | memoryview) -> Any:
     """Inverts `pack`, except that tuples become lists and non-finite numbers become None."""
-    whole = bytes(data)
-    begin = 4 + struct.unpack_from("<I", whole)[0]
+    buffer = bytes(data)
+    begin = 4 + struct.unpack_from("<I", buffer)[0]
 
-    def revived(found: dict[str, Any]) -> Any:
-        if MARK not in found:
-            return found
-        first, length = found[MARK]
-        return whole[begin + first : begin + first + length]
+    def restore(value: dict[str, Any]) -> Any:
+        first, length = value.get(MARK, (0, 0))
+        return buffer[begin + first : begin + first + length] if MARK in value else value
 
-    return json.loads(whole[4:begin], object_hook=revived)
+    return json.loads(buffer[4:begin], object_hook=restore)
 
 
-def _without_bytes(value: Any, parts: list[bytes]) -> Any:
-    """Converts the value to JSON; its bytes are appended to `parts`."""
+def to_json(value: Any, of_bytes: Callable[[bytes], Any]) -> Any:
+    """Converts a value to strict JSON: bytes to `of_bytes(value)`, non-finite numbers to null.
+
+    Raises ValueError for a dict with the key `$bytes`.
+    """
     if isinstance(value, (bytes, bytearray, memoryview)):
-        first = sum(map(len, parts))
-        parts.append(bytes(value))
-        return {MARK: [first, len(parts[-1])]}
+        return of_bytes(bytes(value))
     if isinstance(value, Mapping):
         if MARK in value:
             raise ValueError(f"a dict that is sent to a page must not have the key {MARK!r}")
-        return {str(name): _without_bytes(item, parts) for name, item in value.items()}
+        return {str(name): to_json(item, of_bytes) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_bytes(item, parts) for item in value]
+        return [to_json(item, of_bytes) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from widgets.core.assets import STATIC
+from widgets.core.packing import to_json
 
 
 class PageWidget(Protocol):
@@ -36,16 +37,13 @@ def page(*widgets: PageWidget, title: str = "refine_lab", links: Sequence[Link] 
     elsewhere, and the page forbids it. Text from models and documents is included as data, never as markup: every `<`
     in it is escaped.
     """
-    order = {id(widget): index for index, widget in enumerate(widgets)}
-    parts = [
-        {"esm": str(widget._esm), "css": str(widget._css), "state": _plain(widget.page_state())} for widget in widgets
-    ]
-    follows = [[order[id(one)], name, order[id(other)], its] for one, name, other, its in links]
-    data = json.dumps({"widgets": parts, "links": follows}, allow_nan=False).replace("<", "\\u003c")
-    template = (STATIC / "page.html").read_text(encoding="utf-8")
-    script = (STATIC / "page.js").read_text(encoding="utf-8")
-    parts_of = {"TITLE": html.escape(title), "SCRIPT": script, "DATA": data}
-    return re.sub("%(TITLE|SCRIPT|DATA)%", lambda match: parts_of[match[1]], template)
+    parts = [{"esm": widget._esm, "css": widget._css, "state": widget.page_state()} for widget in widgets]
+    follows = [[widgets.index(one), name, widgets.index(other), its] for one, name, other, its in links]
+    content = to_json({"widgets": parts, "links": follows}, lambda data: {"base64": base64.b64encode(data).decode()})
+    template, script = ((STATIC / name).read_text(encoding="utf-8") for name in ("page.html", "page.js"))
+    data = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
+    texts = {"TITLE": html.escape(title), "SCRIPT": script, "DATA": data}
+    return re.sub("%(TITLE|SCRIPT|DATA)%", lambda match: texts[match[1]], template)
 
 
 def page_path(path: Path | str) -> Path:
@@ -67,23 +65,9 @@ def save_page(path: Path | str, *widgets: PageWidget, title: str = "refine_lab",
     An existing page of ours is replaced. Raises as `page_path`, and OSError if the page cannot be written.
     """
     path = page_path(path)
-    half = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        half.write_text(page(*widgets, title=title, links=links), encoding="utf-8")
-        half.replace(path)
+        temporary.write_text(page(*widgets, title=title, links=links), encoding="utf-8")
+        return temporary.replace(path)
     finally:
-        half.unlink(missing_ok=True)
-    return path
-
-
-def _plain(value: Any) -> Any:
-    """Converts the value to JSON: bytes as base64, non-finite numbers as null."""
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return {"base64": base64.b64encode(value).decode("ascii")}
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and value - value != 0:
-        return None
-    return value
+        temporary.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import ipywidgets
 import traitlets
 
 from refine_lab.data.text import replace_surrogates
-from widgets.core.base import sentence
+from widgets.core.base import guarded, sentence
 from widgets.core.notice import Notice
 
 
@@ -48,7 +48,7 @@ class Panel(ipywidgets.VBox):
     def __init__(self) -> None:
         self.notice = Notice()
         super().__init__()
-        self.add_class("refine-panel")  # by which the notice's module knows whose keys it keeps
+        self.add_class("refine-panel")  # the notice's script keeps keys that are pressed inside this class
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """Includes the full text, which a box would truncate after 110 characters."""
@@ -61,16 +61,22 @@ class Panel(ipywidgets.VBox):
         return self.notice.error
 
     @error.setter
-    def error(self, sentence: str) -> None:
-        self.notice.error = sentence
+    def error(self, text: str) -> None:
+        self.notice.error = text
 
-    def told(self) -> list[str]:
-        """Returns the status and the error as lines of the text form."""
-        return [line for line in (self.notice.status, self.error and f"error: {self.error}") if line]
-
-    def say(self, sentence: str) -> None:
+    def report(self, text: str) -> None:
         """Sets the status."""
-        self.notice.status = sentence
+        self.notice.status = text
+
+    def button(self, method: str, tooltip: str, description: str = "", style: str = "") -> ipywidgets.Button:
+        """Returns a button that calls the method of that name and displays what it raises as the panel's error."""
+        button = ipywidgets.Button(description=description or method.capitalize(), tooltip=tooltip, button_style=style)
+        button.on_click(lambda _: self._pressed(method))
+        return button
+
+    @guarded
+    def _pressed(self, method: str) -> None:
+        getattr(self, method)()
 
     def after(self, begin: Callable[[], Any], *then: Callable[[Any], Any]) -> Future[Any]:
         """Calls `begin`, passes each result to the next function, and returns a future of the last result.
@@ -84,7 +90,7 @@ class Panel(ipywidgets.VBox):
             try:
                 result = step()
             except Exception as error:  # the future raises it
-                self.say("")
+                self.report("")
                 self.error = sentence(error)
                 following.set_exception(error)
                 return

@@ -88,9 +88,8 @@ def samples_table(samples: pd.DataFrame) -> Table:
     methods = [str(name) for name in samples if name not in ("question", "references")]
     named = {method: style.label for method, style in method_styles(methods).items()}
     table = samples.map(lambda text: visible(str(text)) or "–").rename(columns=named)
-    return Table(
-        table, "Answers side by side, differing answers first", monospace=["question", "references", *named.values()]
-    )
+    monospace = ["question", "references", *named.values()]
+    return Table(table, "Answers side by side, differing answers first", monospace=monospace)
 
 
 def measure_of(name: str) -> Measure:
@@ -116,9 +115,9 @@ def _number(name: str, mean: float, ends: Sequence[float], spread: float | None 
     if measure.unit == "%" and not signed:
         ends = np.clip(ends, 0, 1).tolist()  # a share has no more to reach
     style = f"{'+' if signed else ''}.{measure.digits}f"
-    shown = f"{mean * measure.scale:{style}}"
+    text = f"{mean * measure.scale:{style}}"
     if spread is not None and np.isfinite(spread):
-        shown += f" ± {spread * measure.scale:{style}}"
+        text += f" ± {spread * measure.scale:{style}}"
     if len(ends) and np.isfinite(ends).all():
-        shown += f" [{', '.join(f'{end * measure.scale:{style}}' for end in ends)}]"
-    return shown
+        text += f" [{', '.join(f'{end * measure.scale:{style}}' for end in ends)}]"
+    return text

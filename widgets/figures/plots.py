@@ -1,26 +1,29 @@
 """Static plotly figures of mid-training from data frames, without a network and readable on light and dark pages.
 
 Metrics are as `refine_lab.runs.run.Run` reads them, with additional columns `method` and `seed`. A line is the mean over
-seeds and a band spans the lowest to the highest seed, unless a panel says otherwise; both use only steps that all seeds
+seeds and a band spans the lowest to the highest seed, unless a panel defines another spread; both use only steps that all seeds
 have. Every figure without data raises ValueError.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
+from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
 from widgets.figures.plotting import draw_band, draw_line, dress, one_legend, plain, require_data, thin_line, traces_of
-from widgets.figures.series import INK, PANELS, MethodStyle, Panel, has_panel, method_styles, over_seeds
+from widgets.figures.series import INK, PANELS, MethodStyle, Plot, Symbol, has_panel, method_styles, over_seeds
 from widgets.figures.tables import Table
 
 BLUE, ORANGE = "#2a83bf", "#d55e00"
-REWARD_COLOURS = ("#009e73", "#cc79a7", "#a08a00")  # not those of the methods
+REWARD_COLOURS = ("#009e73", "#cc79a7", "#a08a00")  # other colours than the methods have
+REWARD_SYMBOLS: Sequence[Symbol] = ("diamond", "circle", "triangle-up")
 
 
 def use_offline_renderer() -> None:
@@ -36,7 +39,6 @@ def training_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame | None = No
     deviation.
     """
     frames = {"train": metrics, "eval": pd.DataFrame() if evaluations is None else evaluations}
-    require_data("training_curves", any(len(frame) for frame in frames.values()))
     panels = [panel for panel in PANELS if panel.kind in frames and has_panel(frames[panel.kind], panel)]
     require_data("training_curves", bool(panels))
     methods = method_styles(method for frame in frames.values() if len(frame) for method in frame["method"])
@@ -55,7 +57,7 @@ def training_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame | None = No
 
 
 def _panel_traces(
-    frame: pd.DataFrame, panel: Panel, methods: dict[str, MethodStyle], suffix: str = "", marks: int = 8
+    frame: pd.DataFrame, panel: Plot, methods: dict[str, MethodStyle], suffix: str = "", marks: int = 8
 ) -> Iterator[go.Scatter]:
     """Yields a band and a line for each method that has the panel's quantity; dashed if the line's name has a `suffix`."""
     centre = over_seeds(frame, panel.key)
@@ -63,16 +65,12 @@ def _panel_traces(
         rows = centre[centre["method"] == method]
         if rows.empty:
             continue
-        x, y = rows["step"].to_numpy(), rows["mean"].to_numpy() * panel.scale
-        low, high = rows["min"].to_numpy() * panel.scale, rows["max"].to_numpy() * panel.scale
+        x = rows["step"].to_numpy()
+        y, low, high = (rows[name].to_numpy() * panel.scale for name in ("mean", "min", "max"))
         if panel.spread is not None:
-            spread = (
-                over_seeds(frame[frame["method"] == method], panel.spread)
-                .set_index("step")["mean"]
-                .reindex(x)
-                .to_numpy()
-            )
-            low, high = y - spread * panel.scale, y + spread * panel.scale
+            spreads = over_seeds(frame[frame["method"] == method], panel.spread).set_index("step")["mean"]
+            spread = spreads.reindex(x).to_numpy() * panel.scale
+            low, high = y - spread, y + spread
         yield draw_band(x, low, high, style)
         yield draw_line(x, y, style, style.label + suffix, dash="dash" if suffix else style.dash, marks=marks)
 
@@ -86,26 +84,22 @@ def heldout_curves(evaluations: pd.DataFrame) -> go.Figure:
     require_data("heldout_curves", len(evaluations) > 0)
     methods = method_styles(evaluations["method"])
     figure = make_subplots(1, 2, subplot_titles=["Held-out NTP accuracy (fig. 4)", "Held-out NTP loss (fig. E.1)"])
-    for key, column, suffix in (
-        ("ntp_accuracy", 1, ""),
-        ("sampled_accuracy", 1, ", sampled as in the release"),
-        ("ntp_loss", 2, ""),
-    ):
+    sampled = ", sampled as in the release"
+    quantities = (("ntp_accuracy", 1, "%", ""), ("sampled_accuracy", 1, "%", sampled), ("ntp_loss", 2, "nats", ""))
+    for key, column, unit, suffix in quantities:
         if key in evaluations:
-            panel = Panel(kind="eval", key=key, title=key, unit="", scale=100 if column == 1 else 1)
-            traces = _panel_traces(evaluations, panel, methods, suffix, marks=len(evaluations))
-            for trace in traces:
+            panel = Plot(kind="eval", key=key, title=key, unit=unit)
+            for trace in _panel_traces(evaluations, panel, methods, suffix, marks=len(evaluations)):
                 figure.add_trace(trace, 1, column)
-    figure.update_xaxes(title_text="step")
-    figure.update_yaxes(title_text="accuracy (%)", col=1)
+    figure.update_xaxes(title_text="step").update_yaxes(title_text="accuracy (%)", col=1)
     figure.update_yaxes(title_text="loss (nats per token)", col=2)
     check_figures(figure)
     return dress(one_legend(figure), height=400)
 
 
 def entropy_profile(
-    entropies: Sequence[float] | np.ndarray,
-    smoothed: Sequence[float] | np.ndarray,
+    entropies: ArrayLike,
+    smoothed: ArrayLike,
     positions: Sequence[int],
     chunk_borders: Sequence[int],
     tokens: Sequence[str] | None = None,
@@ -119,14 +113,11 @@ def entropy_profile(
     raw, smooth = np.asarray(entropies, dtype=float), np.asarray(smoothed, dtype=float)
     require_data("entropy_profile", len(raw) > 0 and len(positions) > 0)
     texts = [""] * len(raw) if tokens is None else [plain(token) for token in tokens]
-    if not len(raw) == len(smooth) == len(texts):
-        raise ValueError(
-            f"entropies, smoothed and tokens must be of one length, got {len(raw)}, {len(smooth)}, {len(texts)}"
-        )
-    outside = [int(position) for position in positions if not 0 <= position < len(raw)]
-    if outside:
-        raise ValueError(f"positions must lie in 0..{len(raw) - 1}, got {outside[0]}")
+    if len({*(lengths := (len(raw), len(smooth), len(texts)))}) > 1:
+        raise ValueError(f"entropies, smoothed and tokens must be of one length, got {', '.join(map(str, lengths))}")
     x, drawn = np.arange(len(raw)), np.asarray(positions, dtype=int)
+    if (outside := drawn[(drawn < 0) | (drawn >= len(raw))]).size:
+        raise ValueError(f"positions must lie in 0..{len(raw) - 1}, got {outside[0]}")
     hover = "position %{x}, token “%{text}”<br>%{y:.3f} nats<extra></extra>"
     figure = go.Figure()
     figure.add_trace(thin_line(x, raw, "rgba(122, 122, 122, 0.55)", 1, "entropy", texts, hover))
@@ -136,10 +127,8 @@ def entropy_profile(
     figure.add_trace(marks.update(text=[texts[position] for position in drawn]))
     for border in chunk_borders:
         figure.add_vline(x=border - 0.5, line={"color": INK, "width": 1, "dash": "dot"})
-    figure.update_layout(
-        title_text="Entropy of one document and its sampled positions (fig. E.2); dotted lines: chunk borders"
-    )
-    figure.update_xaxes(title_text="position (tokens)")
+    title = "Entropy of one document and its sampled positions (fig. E.2); dotted lines: chunk borders"
+    figure.update_layout(title_text=title).update_xaxes(title_text="position (tokens)")
     figure.update_yaxes(title_text="entropy (nats)", rangemode="tozero")
     return dress(figure, height=380)
 
@@ -150,19 +139,18 @@ def reward_distribution(metrics: pd.DataFrame) -> go.Figure:
     require_data("reward_distribution", bool(rewards))
     figure = make_subplots(1, 2, subplot_titles=["Mean reward (fig. E.3 a, b)", "Standard deviation (fig. E.3 c, d)"])
     methods = method_styles(metrics.loc[metrics[rewards[0].key].notna(), "method"])
-    looks = zip(rewards, REWARD_COLOURS, ("diamond", "circle", "triangle-up"), strict=False)
-    for panel, colour, symbol in looks:
-        for method, method_style in methods.items():
-            label = panel.title.lower() if len(methods) == 1 else f"{method_style.label}, {panel.title.lower()}"
-            colour_of = colour if len(methods) == 1 else method_style.colour
-            style = MethodStyle(label=label, colour=colour_of, symbol=symbol, dash=method_style.dash)
+    for panel, colour, symbol in zip(rewards, REWARD_COLOURS, REWARD_SYMBOLS, strict=False):
+        for method, style in methods.items():
+            label = panel.title.lower()
+            if len(methods) > 1:
+                label, colour = f"{style.label}, {label}", style.colour
+            style = replace(style, label=label, colour=colour, symbol=symbol)
             for column, key in ((1, panel.key), (2, panel.spread)):
                 rows = over_seeds(metrics[metrics["method"] == method], str(key))
-                x = rows["step"].to_numpy()
-                figure.add_trace(draw_band(x, rows["min"].to_numpy(), rows["max"].to_numpy(), style), 1, column)
-                figure.add_trace(draw_line(x, rows["mean"].to_numpy(), style, label, dash=style.dash), 1, column)
-    figure.update_xaxes(title_text="step")
-    figure.update_yaxes(title_text="mean reward of a batch", col=1)
+                x, y, low, high = (rows[name].to_numpy() for name in ("step", "mean", "min", "max"))
+                figure.add_trace(draw_band(x, low, high, style), 1, column)
+                figure.add_trace(draw_line(x, y, style, label, dash=style.dash), 1, column)
+    figure.update_xaxes(title_text="step").update_yaxes(title_text="mean reward of a batch", col=1)
     figure.update_yaxes(title_text="std of rewards in a batch", col=2)
     return dress(one_legend(figure), height=380)
 
@@ -173,11 +161,10 @@ def check_figures(*figures: go.Figure | Table) -> None:
         if isinstance(figure, Table):
             require_data(f"{index} (a table)", len(figure.data) > 0)
             continue
-        drawn = {trace.xaxis or "x" for trace in traces_of(figure) if _has_points(trace)}
+        drawn = {
+            trace.xaxis or "x"
+            for trace in traces_of(figure)
+            if trace.y is not None and np.isfinite(np.asarray(trace.y, dtype=float)).any()
+        }
         axes = {name.replace("axis", "") for name in figure.layout.to_plotly_json() if name.startswith("xaxis")}
         require_data(str(index), bool(drawn) and not axes - drawn)
-
-
-def _has_points(trace: go.Scatter) -> bool:
-    values = [] if trace.y is None else np.asarray(trace.y, dtype=float)
-    return bool(np.isfinite(values).any())

@@ -23,7 +23,7 @@ def require_data(name: str, ok: bool, needed: str = "every panel needs at least 
 
 
 def traces_of(figure: go.Figure) -> list[Any]:
-    traces: Any = figure.data  # plotly's own annotation of it says nothing
+    traces: Any = figure.data  # plotly annotates it as a tuple without an element type
     return list(traces)
 
 

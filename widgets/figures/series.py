@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Literal
+from itertools import cycle, pairwise
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ BAND = 0.18
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panel:
+class Plot:
     """One quantity over training steps, drawn as a small multiple."""
 
     kind: Literal["train", "eval", "answers"]
@@ -31,60 +31,55 @@ class Panel:
     title: str
     "Title of the panel."
     unit: str
-    "Unit of the axis, after `scale`."
+    "Unit of the axis."
     spread: str | None = None
     "Column of the standard deviation drawn as a band."
-    scale: float = 1.0
-    "Factor from the column to the axis."
 
     @property
     def name(self) -> str:
         return f"{self.kind}:{self.key}"
 
+    @property
+    def scale(self) -> int:
+        """Returns the factor from the column to the axis: shares are drawn in percent."""
+        return 100 if self.unit.startswith("%") else 1
+
 
 PANELS = (
-    Panel(kind="train", key="ntp_loss", title="NTP loss", unit="nats per token"),
-    Panel(kind="train", key="ntp_accuracy", title="NTP accuracy", unit="%", scale=100),
-    Panel(kind="eval", key="ntp_loss", title="Held-out NTP loss", unit="nats per token"),
-    Panel(kind="eval", key="ntp_accuracy", title="Held-out NTP accuracy", unit="%", scale=100),
-    Panel(kind="train", key="answer_loss", title="Answer loss", unit="nats per token"),
-    Panel(kind="train", key="answer_accuracy", title="Answer accuracy", unit="% of tokens", scale=100),
-    Panel(kind="eval", key="answer_loss", title="Held-out answer loss", unit="nats per token"),
-    Panel(
-        kind="eval",
-        key="contains_answer",
-        title="Held-out answers with a reference",
-        unit="% of questions",
-        scale=100,
-    ),
-    Panel(kind="eval", key="exact_match", title="Held-out exact match", unit="% of questions", scale=100),
-    Panel(kind="train", key="cosine_mean", title="Cosine reward", unit="mean ± std", spread="cosine_std"),
-    Panel(kind="train", key="binary_mean", title="Binary reward", unit="mean ± std", spread="binary_std"),
-    Panel(kind="train", key="reward_mean", title="Training reward", unit="mean ± std", spread="reward_std"),
-    Panel(kind="train", key="grad_norm", title="Gradient norm", unit="L2, before clipping"),
-    Panel(kind="train", key="answer_grad_norm", title="Gradient norm, answers", unit="L2, before clipping"),
-    Panel(kind="train", key="clip_fraction", title="Clipped ratios", unit="% of tokens", scale=100),
-    Panel(
-        kind="answers",
-        key="contains_answer",
-        title="Answers with a reference so far",
-        unit="% of prompts",
-        scale=100,
-    ),
-    Panel(kind="answers", key="exact_match", title="Exact match so far", unit="% of prompts", scale=100),
-    Panel(kind="answers", key="loss_after", title="NTP loss so far", unit="nats per token"),
-    Panel(kind="answers", key="entropy_after", title="Entropy so far", unit="nats per token"),
+    Plot(kind="train", key="ntp_loss", title="NTP loss", unit="nats per token"),
+    Plot(kind="train", key="ntp_accuracy", title="NTP accuracy", unit="%"),
+    Plot(kind="eval", key="ntp_loss", title="Held-out NTP loss", unit="nats per token"),
+    Plot(kind="eval", key="ntp_accuracy", title="Held-out NTP accuracy", unit="%"),
+    Plot(kind="train", key="answer_loss", title="Answer loss", unit="nats per token"),
+    Plot(kind="train", key="answer_accuracy", title="Answer accuracy", unit="% of tokens"),
+    Plot(kind="eval", key="answer_loss", title="Held-out answer loss", unit="nats per token"),
+    Plot(kind="eval", key="contains_answer", title="Held-out answers with a reference", unit="% of questions"),
+    Plot(kind="eval", key="exact_match", title="Held-out exact match", unit="% of questions"),
+    Plot(kind="train", key="cosine_mean", title="Cosine reward", unit="mean ± std", spread="cosine_std"),
+    Plot(kind="train", key="binary_mean", title="Binary reward", unit="mean ± std", spread="binary_std"),
+    Plot(kind="train", key="reward_mean", title="Training reward", unit="mean ± std", spread="reward_std"),
+    Plot(kind="train", key="grad_norm", title="Gradient norm", unit="L2, before clipping"),
+    Plot(kind="train", key="answer_grad_norm", title="Gradient norm, answers", unit="L2, before clipping"),
+    Plot(kind="train", key="clip_fraction", title="Clipped ratios", unit="% of tokens"),
+    Plot(kind="answers", key="contains_answer", title="Answers with a reference so far", unit="% of prompts"),
+    Plot(kind="answers", key="exact_match", title="Exact match so far", unit="% of prompts"),
+    Plot(kind="answers", key="loss_after", title="NTP loss so far", unit="nats per token"),
+    Plot(kind="answers", key="entropy_after", title="Entropy so far", unit="nats per token"),
 )
+
+
+Symbol = Literal["circle", "diamond", "square", "triangle-up", "x"]
+Dash = Literal["solid", "dash", "dot", "dashdot"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodStyle:
-    """The style of an method in all figures: a colour-blind-safe colour (after Okabe and Ito) and a symbol."""
+    """The style of a method in all figures: a colour-blind-safe colour (after Okabe and Ito) and a symbol."""
 
     label: str
     colour: str
-    symbol: Literal["circle", "diamond", "square", "triangle-up", "x"]
-    dash: Literal["solid", "dash", "dot", "dashdot"] = "solid"
+    symbol: Symbol
+    dash: Dash = "solid"
     "Dash of the line, which distinguishes methods of the same colour."
 
 
@@ -95,14 +90,8 @@ KNOWN_METHODS = {
     "nested_sft": MethodStyle(label="nested SFT", colour="#009e73", symbol="triangle-up"),
     "nested_refine": MethodStyle(label="nested REFINE", colour="#cc79a7", symbol="x"),
 }
-OTHER_STYLES: tuple[tuple[str, Literal["triangle-up", "x", "square"]], ...] = (
-    ("#a08a00", "x"),
-    ("#009e73", "triangle-up"),
-    ("#cc79a7", "square"),
-)
-
-
-DASHES: tuple[Literal["solid", "dash", "dot", "dashdot"], ...] = ("solid", "dash", "dot", "dashdot")
+OTHER_STYLES: Sequence[tuple[str, Symbol]] = (("#a08a00", "x"), ("#009e73", "triangle-up"), ("#cc79a7", "square"))
+DASHES: Sequence[Dash] = get_args(Dash)
 
 
 def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
@@ -113,20 +102,20 @@ def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
     `run_groups.group_names`): its label then lists the distinguishing settings, and each line has a dash that no
     other line of its colour has.
     """
+    methods = [*dict.fromkeys(methods)]
+    others = dict.fromkeys(look for method in methods if (look := looks_like(method)) not in KNOWN_METHODS)
+    bases = dict(KNOWN_METHODS)
+    for look, (colour, symbol) in zip(others, cycle(OTHER_STYLES)):
+        bases[look] = MethodStyle(label=look, colour=colour, symbol=symbol)
     styles: dict[str, MethodStyle] = {}
-    others: dict[str, MethodStyle] = {}
-    for method in dict.fromkeys(methods):
+    for method in methods:
         name, _, differing = method.partition(SEPARATOR)
-        look = looks_like(method)
-        if look not in KNOWN_METHODS and look not in others:
-            colour, symbol = OTHER_STYLES[len(others) % len(OTHER_STYLES)]
-            others[look] = MethodStyle(label=look, colour=colour, symbol=symbol)
-        style = KNOWN_METHODS.get(look) or others[look]
+        style = bases[looks_like(method)]
         words = ["baseline (no adaptation)" if name == "none" else style.label]
         if name.endswith("_release"):
             words.append("one inner update" if name.startswith("nested") else "fewer updates")
         before = sum(other.colour == style.colour for other in styles.values())
-        label = ", ".join([*words, differing] if differing else words)
+        label = ", ".join(filter(None, [*words, differing]))
         styles[method] = replace(style, label=label, dash=DASHES[before % len(DASHES)])
     return styles
 
@@ -137,30 +126,25 @@ def looks_like(method: str) -> str:
     return "base" if name == "none" else name.removesuffix("_release")
 
 
-def has_panel(frame: pd.DataFrame, panel: Panel) -> bool:
+def has_panel(frame: pd.DataFrame, panel: Plot) -> bool:
     """Returns whether `frame` (lines of one kind) has data for `panel`.
 
     A `reward_mean` that only repeats the cosine or the binary reward gets no separate panel.
     """
     if panel.key not in frame or not np.isfinite(frame[panel.key].astype(float)).any():
         return False
-    if panel.key != "reward_mean":
-        return True
-    rows = frame[frame["reward_mean"].notna()]
-    same = (np.allclose(rows["reward_mean"], rows[key]) for key in ("cosine_mean", "binary_mean") if key in rows)
-    return not any(same)
+    rows = frame[frame[panel.key].notna()]
+    others = [key for key in ("cosine_mean", "binary_mean") if panel.key == "reward_mean" and key in rows]
+    return not any(np.allclose(rows["reward_mean"], rows[key]) for key in others)
 
 
 def over_seeds(frame: pd.DataFrame, key: str) -> pd.DataFrame:
     """Returns mean, min and max over seeds of column `key` per method and step: columns method, step, mean, min, max, seeds.
 
-    Only steps that all of an method's seeds have are included; otherwise the mean would jump where one seed ends.
+    Only steps that all of a method's seeds have are included; otherwise the mean would jump where one seed ends.
     """
-    rows = frame[frame[key].notna()].drop_duplicates(
-        ["method", "seed", "step"], keep="last"
-    )  # an evaluation made twice counts once
-    grouped = rows.groupby(["method", "step"], sort=True)[key]
-    table = grouped.agg(mean="mean", min="min", max="max", seeds="count").reset_index()
+    rows = frame[frame[key].notna()].drop_duplicates(["method", "seed", "step"], keep="last")  # repeated evaluations
+    table = rows.groupby(["method", "step"])[key].agg(mean="mean", min="min", max="max", seeds="count").reset_index()
     return table[table["seeds"] == table["method"].map(rows.groupby("method")["seed"].nunique())].reset_index(drop=True)
 
 

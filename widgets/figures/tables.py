@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 WHITE = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
+HIDDEN = ("Cc", "Cf", "Zl", "Zp")
+"""Unicode categories of control characters, which include marks that change the writing direction."""
 
 
 class Table:
@@ -34,27 +36,15 @@ class Table:
 
     def _cell(self, column: str, value: object) -> str:
         text = f"{value:.{self._digits}f}" if isinstance(value, float) else str(value)
-        is_text = column in self._monospace
-        style = "text-align: left; white-space: pre-wrap" + ("; font-family: monospace" if is_text else "")
+        font = "; font-family: monospace" if column in self._monospace else ""
+        style = f"text-align: left; white-space: pre-wrap{font}"
         return f"<td style='{style}'>{html.escape(text)}</td>"
 
 
 def visible(text: str) -> str:
     """Returns `text` on one line with visible line ends, tabs, control characters, and leading, trailing or repeated spaces."""
     spaced = re.sub(r"^ +| +$| {2,}", lambda match: "·" * len(match.group()), text)
-    return "".join(_shown(character) for character in spaced)
-
-
-def _shown(character: str) -> str:
-    if character in WHITE:
-        return WHITE[character]
-    hidden = unicodedata.category(character) in (
-        "Cc",
-        "Cf",
-        "Zl",
-        "Zp",
-    )  # among them marks that turn the writing direction
-    return f"\\u{ord(character):04x}" if hidden else character
+    return "".join(WHITE.get(c) or (f"\\u{ord(c):04x}" if unicodedata.category(c) in HIDDEN else c) for c in spaced)
 
 
 def rollout_table(
@@ -69,37 +59,23 @@ def rollout_table(
     if rollouts.empty:
         raise ValueError("figure rollout_table has no data: there are no rollouts")
     ranked = rollouts.sort_values("reward", ascending=False, kind="stable")
-    ranked = ranked.assign(target=ranked["target_ids"].map(tuple), told=ranked["rollout_ids"].map(tuple))
-    ranked = ranked.drop_duplicates(["target", "told"]).reset_index(drop=True)
+    ranked = ranked.assign(target=ranked["target_ids"].map(tuple), rollout=ranked["rollout_ids"].map(tuple))
+    ranked = ranked.drop_duplicates(["target", "rollout"]).reset_index(drop=True)
     best = ranked.head(count)
-    worst = ranked.drop(best.index).tail(count)  # before the middle, which takes of what is left where there are few
+    worst = ranked.drop(best.index).tail(count)  # before the middle, which takes from the remaining rows
     rest = ranked.drop([*best.index, *worst.index])
-    near = rest[rest["target"] != rest["told"]].head(count)
-    parts = {"best": best, "best without exact match": near, "worst": worst}
+    near = rest[rest["target"] != rest["rollout"]].head(count)
+    chosen = pd.concat({"best": best, "best without exact match": near, "worst": worst}, names=["rollouts"])
     several = [name for name in ("method", "seed") if name in rollouts and rollouts[name].nunique() > 1]
-    rows = [
-        _rollout_row(kind, row, decode, prefix_tokens, several)
-        for kind, part in parts.items()
-        for _, row in part.iterrows()
-    ]
+
+    def texts(name: str, last: int = 0) -> list[str]:
+        return [visible(decode([int(token) for token in ids[-last:]])) for ids in chosen[name]]
+
+    table = chosen.reset_index("rollouts")[["rollouts", *several, "step", "position"]].assign(
+        prefix=["…" + text for text in texts("prefix_ids", prefix_tokens)],
+        reference=texts("target_ids"),
+        rollout=texts("rollout_ids"),
+        **{name: chosen[name].to_numpy(float) for name in ("cosine", "binary", "reward") if name in chosen},
+    )
     caption = f"Best and worst of {len(rollouts):,} rollouts by reward, with their references (Table F.1)"
-    return Table(pd.DataFrame(rows), caption, monospace=["prefix", "reference", "rollout"])
-
-
-def _rollout_row(
-    kind: str, row: pd.Series, decode: Callable[[Sequence[int]], str], prefix_tokens: int, several: Sequence[str]
-) -> dict[str, object]:
-    def text(name: str) -> list[int]:
-        return [int(token) for token in row[name]]
-
-    numbers = {name: float(row[name]) for name in ("cosine", "binary", "reward") if name in row}
-    return {
-        "rollouts": kind,
-        **{"method" if name == "method" else name: row[name] for name in several},
-        "step": int(row["step"]),
-        "position": int(row["position"]),
-        "prefix": "…" + visible(decode(text("prefix_ids")[-prefix_tokens:])),
-        "reference": visible(decode(text("target_ids"))),
-        "rollout": visible(decode(text("rollout_ids"))),
-        **numbers,
-    }
+    return Table(table, caption, monospace=["prefix", "reference", "rollout"])

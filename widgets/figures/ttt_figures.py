@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
 from refine_lab.data.tasks.scores import SCORES
@@ -30,14 +31,13 @@ def steps_table(steps: pd.DataFrame) -> Table:
     """Tabulates the prompt's loss and entropy before and after each step, with reward and speed. `steps`: of `PromptTrace`."""
     require_data("steps_table", len(steps) > 0)
     styles = method_styles(steps["method"])
-    shown = steps.assign(
+    table = steps.assign(
         method=[styles[method].label for method in steps["method"].tolist()],
         reward=[_number(reward, 3) for reward in steps["reward"].tolist()],
         tokens_per_second=[f"{speed:,.0f}" for speed in steps["tokens_per_second"].tolist()],
-    ).rename(
-        columns={"method": "method", "tokens_per_second": "tokens/s", **{name: heading(name) for name in READINGS}}
     )
-    return Table(shown, "Steps on one prompt: loss and entropy are means over its tokens", digits=4)
+    table = table.rename(columns={"tokens_per_second": "tokens/s"} | {name: heading(name) for name in READINGS})
+    return Table(table, "Steps on one prompt: loss and entropy are means over its tokens", digits=4)
 
 
 def answers_table(answers: pd.DataFrame) -> Table:
@@ -57,8 +57,8 @@ def answers_table(answers: pd.DataFrame) -> Table:
 
 
 def entropy_change(
-    before: Sequence[float] | np.ndarray,
-    after: Mapping[str, Sequence[float] | np.ndarray],
+    before: ArrayLike,
+    after: Mapping[str, ArrayLike],
     tokens: Sequence[str],
     *,
     question_start: int | None = None,
@@ -70,26 +70,23 @@ def entropy_change(
     over `smoothing` tokens, the lower one those of after - before; a dotted line marks the start of the question.
     Raises ValueError for unequal lengths.
     """
-    raw = {"none": np.asarray(before, dtype=float)} | {w: np.asarray(x, dtype=float) for w, x in after.items()}
+    raw = {method: np.asarray(values, dtype=float) for method, values in {"none": before, **after}.items()}
     require_data("entropy_change", len(raw["none"]) > 0 and len(after) > 0)
-    lengths = {method: len(values) for method, values in raw.items()}
-    if {*lengths.values()} != {len(tokens) - 1}:
-        raise ValueError(f"of {len(tokens)} tokens there must be {len(tokens) - 1} entropies, got {lengths}")
+    _require_lengths(tokens, raw)
     figure = make_subplots(
         2, 1, shared_xaxes=True, vertical_spacing=0.12,
         subplot_titles=["Uncertainty about each token (eq. 5)", "Change after adaptation: below 0 the model is more certain"],
     )  # fmt: skip
     texts = [plain(token) for token in tokens[1:]]
-    for method, style in method_styles(list(raw)).items():
-        for row, values in ((1, raw[method]), (2, raw[method] - raw["none"])):
-            if row == 1 or method != "none":
-                figure.add_trace(_curve(_smooth(values, smoothing), style, texts), row, 1)
+    for method, style in method_styles(raw).items():
+        figure.add_trace(_curve(_smooth(raw[method], smoothing), style, texts), 1, 1)
+        if method != "none":
+            figure.add_trace(_curve(_smooth(raw[method] - raw["none"], smoothing), style, texts), 2, 1)
     if question_start is not None and 1 <= question_start < len(tokens):
         figure.add_vline(x=question_start - 0.5, line={"color": INK, "width": 1, "dash": "dot"})
     figure.add_hline(y=0, row=2, col=1, line={"color": GRID, "width": 1})  # type: ignore[arg-type]
-    figure.update_xaxes(title_text="token", row=2, col=1)
-    figure.update_yaxes(title_text="nats", rangemode="tozero", row=1, col=1)
-    figure.update_yaxes(title_text="nats", row=2, col=1)
+    figure.update_xaxes(title_text="token", row=2, col=1).update_yaxes(title_text="nats")
+    figure.update_yaxes(rangemode="tozero", row=1, col=1)
     check_figures(figure)
     return dress(one_legend(figure), height=560)
 
@@ -97,9 +94,8 @@ def entropy_change(
 def _curve(values: np.ndarray, style: MethodStyle, texts: list[str]) -> go.Scatter:
     kept = decimate(values, POINTS)
     hover = "token %{x}, “%{text}”<br>%{y:.3f} nats<extra>" + html.escape(style.label, quote=False) + "</extra>"
-    curve = thin_line(
-        kept + 1, np.round(values[kept], 4), style.colour, 1.4, style.label, [texts[int(i)] for i in kept], hover
-    )
+    shown = [texts[int(i)] for i in kept]
+    curve = thin_line(kept + 1, np.round(values[kept], 4), style.colour, 1.4, style.label, shown, hover)
     return curve.update(legendgroup=style.label)
 
 
@@ -122,9 +118,7 @@ class EntropyText:
     ) -> None:
         self.before, self.after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
         require_data("EntropyText", len(self.before) > 0)
-        if not len(tokens) - 1 == len(self.before) == len(self.after):
-            lengths = (len(self.before), len(self.after))
-            raise ValueError(f"of {len(tokens)} tokens there must be {len(tokens) - 1} entropies, got {lengths}")
+        _require_lengths(tokens, {"before": self.before, "after": self.after})
         self.tokens, self.change, self.shown = list(tokens), self.after - self.before, shown
         self.label = method_styles([method])[method].label
 
@@ -132,8 +126,8 @@ class EntropyText:
         """Summarises the means, the share of tokens with lower entropy, and the five largest changes in each direction."""
         change = self.change
         order = np.argsort(change, kind="stable")
-        lowest = ", ".join(self._told(i) for i in order[:5] if change[i] < 0)
-        highest = ", ".join(self._told(i) for i in order[::-1][:5] if change[i] > 0)
+        lowest = ", ".join(self._describe(i) for i in order[:5] if change[i] < 0)
+        highest = ", ".join(self._describe(i) for i in order[::-1][:5] if change[i] > 0)
         return (
             f"{self.label}: mean entropy {self.before.mean():.3f} before, {self.after.mean():.3f} after "
             f"({change.mean():+.3f} nats per token); more certain about {(change < 0).mean():.0%} of {len(change)} tokens.\n"
@@ -141,15 +135,14 @@ class EntropyText:
         )
 
     def _repr_html_(self) -> str:
-        length = len(self.tokens)
-        half = self.shown // 2
-        left_out = range(half, length - half) if length > self.shown else range(0)
-        parts = [self._span(i) for i in range(length) if i not in left_out]
-        if left_out:
-            parts.insert(half, f"<i> … {len(left_out)} tokens … </i>")
-        said = "".join(f"<p style='margin: 2px 0'>{html.escape(line)}</p>" for line in repr(self).splitlines())
+        length, half = len(self.tokens), self.shown // 2
+        omitted = range(half, length - half) if length > self.shown else range(0)
+        parts = [self._span(i) for i in range(length) if i not in omitted]
+        if omitted:
+            parts.insert(half, f"<i> … {len(omitted)} tokens … </i>")
+        summary = "".join(f"<p style='margin: 2px 0'>{html.escape(line)}</p>" for line in repr(self).splitlines())
         style = "font-family: monospace; white-space: pre-wrap; max-height: 24em; overflow-y: auto; line-height: 1.5"
-        return f"{said}<div tabindex='0' style='{style}'>{''.join(parts)}</div>"
+        return f"{summary}<div tabindex='0' style='{style}'>{''.join(parts)}</div>"
 
     def _span(self, index: int) -> str:
         text = html.escape(self.tokens[index])
@@ -159,8 +152,14 @@ class EntropyText:
         colour, opacity = (FALL if change < 0 else RISE), 0.7 * min(1.0, abs(change) / STRONGEST)
         return f"<span title='{change:+.3f} nats' style='background: rgba({colour}, {opacity:.2f})'>{text}</span>"
 
-    def _told(self, index: int) -> str:
+    def _describe(self, index: int) -> str:
         return f"“{visible(self.tokens[index + 1])}” ({self.change[index]:+.2f})"
+
+
+def _require_lengths(tokens: Sequence[str], entropies: Mapping[str, np.ndarray]) -> None:
+    lengths = {name: len(values) for name, values in entropies.items()}
+    if {*lengths.values()} != {len(tokens) - 1}:
+        raise ValueError(f"of {len(tokens)} tokens there must be {len(tokens) - 1} entropies, got {lengths}")
 
 
 def _number(value: float, digits: int) -> str:

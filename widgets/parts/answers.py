@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import traitlets
 
-from widgets.core.assets import script, style
 from widgets.core.base import Widget
 
 
 class Answers(Widget):
-    """A model's answers `before` and `after` adaptation; empty if not yet given."""
-
-    _esm = script("answers")
-    _css = style("answers")
+    """A model's answers `before` and `after` adaptation; empty until they are known."""
 
     before = traitlets.Unicode().tag(sync=True)
     after = traitlets.Unicode().tag(sync=True)

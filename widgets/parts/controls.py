@@ -8,7 +8,9 @@ from typing import Any
 import ipywidgets
 from ipywidgets import BoundedFloatText, BoundedIntText, Dropdown, FloatText
 
+from refine_lab.config import BUILT_IN_REWARDS
 from refine_lab.data.text import replace_surrogates
+from refine_lab.ttt_config import TTTConfig
 from widgets.core.panel import TextField
 
 
@@ -20,12 +22,6 @@ def field(kind: Any, label: str, value: Any, width: str = "16em", **options: Any
 
 def text_field(label: str, text: str, rows: int) -> TextField:
     return field(TextField, label, replace_surrogates(text), "auto", rows=rows)
-
-
-def button(label: str, press: Callable[[], Any], tooltip: str, style: str = "") -> ipywidgets.Button:
-    made = ipywidgets.Button(description=label, tooltip=tooltip, button_style=style)
-    made.on_click(lambda _: press())
-    return made
 
 
 def in_rows(fields: Sequence[Any]) -> ipywidgets.Box:
@@ -50,29 +46,18 @@ def explorer_fields(rewards: Sequence[str], setting: Callable[[str], Any]) -> di
     return {name: field(kind, label, setting(name), **options) for name, (kind, label, options) in fields.items()}
 
 
-def ttt_fields(
-    document: str,
-    question: str,
-    reward: str,
-    rewards: Sequence[str],
-    *,
-    refine: bool,
-    steps: int,
-    lr: float,
-    tokens: int,
-) -> dict[str, Any]:
-    """Returns the TTT panel's fields by name; `reward` is REFINE's, which is preselected if `refine` is true."""
-    fields = {
+def ttt_fields(document: str, question: str, config: TTTConfig, reward: str, answer_tokens: int) -> dict[str, Any]:
+    """Returns the TTT panel's fields by name, with the values of `config`; `reward` is used if REFINE is selected."""
+    method = field(Dropdown, "method", "REFINE" if config.refine else "SFT", options=["REFINE", "SFT"])
+    rewards = field(Dropdown, "reward", reward, options=[*BUILT_IN_REWARDS])
+    ipywidgets.dlink((method, "value"), (rewards, "disabled"), transform=lambda name: name != "REFINE")
+    return {
         "document": text_field("Document", document, 5),
         "question": text_field("Question", question, 2),
-        "method": field(Dropdown, "method", "REFINE" if refine else "SFT", options=["REFINE", "SFT"]),
-        "reward": field(Dropdown, "reward", reward, options=[*rewards], disabled=not refine),
-        "steps": field(BoundedIntText, "steps", steps, min=1, max=1_000_000),
-        "lr": field(FloatText, "lr", lr, step=1e-5),
-        "answer_tokens": field(BoundedIntText, "answer tokens ≤", tokens, min=1, max=1_000_000),
+        "method": method,
+        "reward": rewards,
+        "steps": field(BoundedIntText, "steps", config.steps, min=1, max=1_000_000),
+        "lr": field(FloatText, "lr", config.lr, step=1e-5),
+        "answer_tokens": field(BoundedIntText, "answer tokens ≤", answer_tokens, min=1, max=1_000_000),
         "weights": ipywidgets.Label("Original weights."),
     }
-    ipywidgets.dlink(
-        (fields["method"], "value"), (fields["reward"], "disabled"), transform=lambda method: method != "REFINE"
-    )
-    return fields

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pandas as pd
 from refine_lab.config import Config
 from refine_lab.experiments.run_groups import group_names
 from refine_lab.runs.run import MetricsTail, Run
-from widgets.figures.series import KNOWN_METHODS, PANELS, Panel, decimate, has_panel, looks_like, method_styles
+from widgets.figures.series import KNOWN_METHODS, PANELS, Plot, decimate, has_panel, looks_like, method_styles
 
 INTERVAL = 0.25
 "Minimum number of seconds between two updates."
@@ -30,12 +32,10 @@ class RunReader:
         self.path = Path(path).absolute()
         self.method, self.group, self.seed = "run", "run", 0
         self.config: Config | None = None
-        self.frames = {"train": pd.DataFrame(), "eval": pd.DataFrame()}
+        self.frames: dict[str, pd.DataFrame] = dict.fromkeys(("train", "eval", "answers"), pd.DataFrame())
         name = self.path.name
         self.progress: dict[str, Any] = {"name": name, "label": name, "state": "waiting", "error": ""}
-        self._seen = False
         self._run: Run | None = None
-        self._tail: MetricsTail | None = None
         self._lines: dict[str, list[dict[str, Any]]] = {"train": [], "eval": []}
 
     @property
@@ -46,80 +46,76 @@ class RunReader:
         """Reads new data and returns whether there was any. Read errors are reported in `progress`, never raised."""
         before = self.progress
         try:
-            status = self._status()  # before the metrics: `finished` is said after the last line
-            self._seen = True
-            grown = self._read_metrics()
-            self.progress = before | status
-            self._fill_progress()
+            run = self._open()
+            status = self._status(run)  # before the metrics: the status `finished` is written after the last line
+            grown = self._read_answers(run) if run.kind == "answer" else self._read_metrics()
+            self.progress = before | self._newer(status)
         except FileNotFoundError:
-            if not self._seen or self.path.is_dir():
-                return False  # not there yet, or not whole
+            if self._run is None or self.path.is_dir():
+                return False  # the directory does not exist yet, or is incomplete
             self.progress, grown = before | {"state": "unreadable", "error": "the run directory is gone"}, False
         except (OSError, ValueError) as error:
             self.progress, grown = before | {"state": "unreadable", "error": str(error)}, False
         return grown or self.progress != before
 
-    def _status(self) -> dict[str, Any]:
+    def _open(self) -> Run:
         if self._run is None:
-            self._run = Run(self.path)
-            self._tail = MetricsTail(self._run)
-            self.config = self._run.config
-            self.method = self.group = self._run.config.method
-            self.seed = self._run.config.seed
-        state, status = self._run.state, self._run.status
+            run = Run(self.path)
+            self.config, self._tail = run.config, MetricsTail(run)
+            self.method = self.group = run.config.method
+            self.seed = run.config.seed
+            self._run = run
+        return self._run
+
+    @staticmethod
+    def _status(run: Run) -> dict[str, Any]:
+        state, status = run.state, run.status
         return {
-            "state": state, "step": max(status.step, self._run.done), "steps": status.steps, "error": status.error or "",
+            "state": state, "step": max(status.step, run.done), "steps": status.steps, "error": status.error or "",
             "tokens_per_second": status.tokens_per_second, "seconds_left": status.seconds_left if state == "running" else None,
         }  # fmt: skip
 
     def _read_metrics(self) -> bool:
-        assert self._tail is not None and self._run is not None
-        if self._run.kind == "answer":
-            return self._read_answers(self._run)
         restarts, new = self._tail.restarts, self._tail.read()
         restarted = self._tail.restarts != restarts
-        if restarted:
-            self._lines = {"train": [], "eval": []}
-        for line in new:
-            if line.get("kind") in self._lines:
-                self._lines[line["kind"]].append(line)
-        if not new and not restarted:
-            return False
-        for kind, lines in self._lines.items():  # an evaluation made twice counts once
-            self.frames[kind] = pd.DataFrame(lines).drop_duplicates("step", keep="last") if lines else pd.DataFrame()
-        return True
+        for kind, lines in self._lines.items():
+            lines[:] = [*([] if restarted else lines), *(line for line in new if line["kind"] == kind)]
+            if lines and new:  # of repeated evaluations, the last is kept
+                self.frames[kind] = pd.DataFrame(lines).drop_duplicates("step", keep="last")
+            elif restarted:
+                self.frames[kind] = pd.DataFrame()
+        return bool(new) or restarted
 
     def _read_answers(self, run: Run) -> bool:
         """Updates the means over the prompts answered so far, after each prompt."""
-        known = self.frames.get("answers", pd.DataFrame())
-        if run.log.rows <= len(known):
+        known = len(self.frames["answers"])
+        if run.log.rows <= known:
             return False
         answers = run.answers()
-        means = answers[
-            [key for key in ("contains_answer", "exact_match", "loss_after", "entropy_after") if key in answers]
-        ]
-        self.frames["answers"] = means.astype(float).expanding().mean().assign(step=np.arange(1, len(answers) + 1))
-        return len(answers) != len(known)
+        columns = [panel.key for panel in PANELS if panel.kind == "answers" and panel.key in answers]
+        means = answers[columns].astype(float).expanding().mean()
+        self.frames["answers"] = means.assign(step=np.arange(1, len(answers) + 1))
+        return len(answers) != known
 
-    def _fill_progress(self) -> None:
-        """Takes newer values from the metrics lines, since the status is written less often."""
-        steps, speeds = (self.frames["train"].get(name) for name in ("step", "tokens_per_second"))
-        if steps is not None:
-            self.progress["step"] = max(self.progress["step"], int(steps.iloc[-1]))
-        if self.progress["tokens_per_second"] is None and speeds is not None and math.isfinite(speeds.iloc[-1]):
-            self.progress["tokens_per_second"] = float(speeds.iloc[-1])
+    def _newer(self, status: dict[str, Any]) -> dict[str, Any]:
+        """Updates a status with the last metrics line, since the status is written less often."""
+        if self.frames["train"].empty:
+            return status
+        last = self.frames["train"].iloc[-1]
+        speed = last.get("tokens_per_second", math.nan)
+        if status["tokens_per_second"] is None and math.isfinite(speed):
+            status["tokens_per_second"] = float(speed)
+        return status | {"step": max(status["step"], int(last["step"]))}
 
 
-def name_arms(readers: Sequence[RunReader]) -> bool:
+def name_methods(readers: Sequence[RunReader]) -> bool:
     """Sets each reader's method, under which its run is averaged, and its label; returns whether any changed.
 
     Runs with other settings are other methods (see `run_groups.group_names`), so names depend on the other runs.
     """
     before = [reader.progress for reader in readers]
-    known = [reader for reader in readers if reader.config is not None]
-    named = group_names(
-        [(reader.method, reader.config, reader.path.name) for reader in known if reader.config is not None]
-    )
+    known = {reader: reader.config for reader in readers if reader.config is not None}
+    named = group_names([(reader.method, config, reader.path.name) for reader, config in known.items()])
     for reader, method in zip(known, named, strict=True):
         label = f"{method_styles(named)[method].label}, seed {reader.seed}"
         reader.group, reader.progress = method, reader.progress | {"method": method, "label": label}
@@ -133,64 +129,38 @@ def gather(readers: Sequence[RunReader], limit: int = 1000) -> dict[str, Any]:
     have progressed, so that means are taken at equal steps. A line with a spread also has `low` and `high`.
     """
     styles = method_styles(reader.group for reader in readers)
-    order = [*KNOWN_METHODS, *(looks_like(method) for method in styles if looks_like(method) not in KNOWN_METHODS)]
-    looks = {method: order.index(looks_like(method)) for method in styles}
+    order = [*dict.fromkeys([*KNOWN_METHODS, *map(looks_like, styles)])]
     methods = [
-        {
-            "method": method,
-            "label": styles[method].label,
-            "symbol": styles[method].symbol,
-            "dash": styles[method].dash,
-            "look": look,
-        }
-        for method, look in sorted(looks.items(), key=lambda each: each[1])
+        {"method": method, "label": style.label, "symbol": style.symbol, "dash": style.dash}
+        | {"look": order.index(looks_like(method))}
+        for method, style in styles.items()
     ]
     panels = []
     for panel in PANELS:
-        drawn = [reader for reader in readers if has_panel(reader.frames.get(panel.kind, pd.DataFrame()), panel)]
+        drawn = [reader for reader in readers if has_panel(reader.frames[panel.kind], panel)]
         steps = _kept_steps(drawn, panel, limit)
         lines = [
-            {
-                "method": reader.group,
-                "seed": reader.seed,
-                **_line(reader.frames[panel.kind], panel, steps[reader.group]),
-            }
+            {"method": reader.group, "seed": reader.seed} | _line(reader.frames[panel.kind], panel, steps[reader.group])
             for reader in drawn
         ]
+        facts = {"name": panel.name, "title": panel.title, "unit": panel.unit, "marks": panel.kind == "eval"}
         if lines:
-            panels.append(
-                {
-                    "name": panel.name,
-                    "title": panel.title,
-                    "unit": panel.unit,
-                    "marks": panel.kind == "eval",
-                    "of": "prompt" if panel.kind == "answers" else "step",
-                    "lines": lines,
-                }
-            )
-    return {"methods": methods, "panels": panels}
+            panels.append(facts | {"of": "prompt" if panel.kind == "answers" else "step", "lines": lines})
+    return {"methods": sorted(methods, key=itemgetter("look")), "panels": panels}
 
 
-def _kept_steps(readers: Sequence[RunReader], panel: Panel, limit: int) -> dict[str, np.ndarray]:
+def _kept_steps(readers: Sequence[RunReader], panel: Plot, limit: int) -> dict[str, set[float]]:
     """Returns, by method, the steps to draw: those that `decimate` keeps for any of its runs."""
-    frames: dict[str, list[pd.DataFrame]] = {}
+    runs = Counter(reader.group for reader in readers)
+    steps: dict[str, set[float]] = {method: set() for method in runs}
     for reader in readers:
-        frame = reader.frames[panel.kind]
-        frames.setdefault(reader.group, []).append(frame[frame["step"].notna()])
-    return {
-        method: np.concatenate(
-            [
-                rows["step"].to_numpy(dtype=float)[
-                    decimate(rows[panel.key].to_numpy(dtype=float), max(4, limit // len(own)))
-                ]
-                for rows in own
-            ]
-        )
-        for method, own in frames.items()
-    }
+        rows = reader.frames[panel.kind].dropna(subset="step")
+        kept = decimate(rows[panel.key].to_numpy(dtype=float), max(4, limit // runs[reader.group]))
+        steps[reader.group] |= {*rows["step"].iloc[kept]}
+    return steps
 
 
-def _line(frame: pd.DataFrame, panel: Panel, steps: np.ndarray) -> dict[str, bytes]:
+def _line(frame: pd.DataFrame, panel: Plot, steps: Collection[float]) -> dict[str, Any]:
     rows = frame[frame["step"].isin(steps)]
     y = rows[panel.key].to_numpy(dtype=float) * panel.scale
     columns = {"x": rows["step"].to_numpy(dtype=float), "y": y}
@@ -219,7 +189,7 @@ class Follower(threading.Thread):
                 if not self._update():
                     return
                 wait = max(INTERVAL, 4 * (time.monotonic() - begin))
-        except Exception as error:  # the thread's edge: raised further, nobody would ever see it
+        except Exception as error:  # an exception that propagates from a thread is never displayed
             self._on_error(f"{type(error).__name__}: {error}")
 
     def stop(self) -> None:

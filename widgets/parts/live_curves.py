@@ -12,20 +12,16 @@ import plotly.graph_objects as go
 import traitlets
 
 from refine_lab.runs.run import Run
-from widgets.core.assets import script, style
 from widgets.core.base import Widget
 from widgets.core.packing import PACKED
 from widgets.figures.plots import training_curves
-from widgets.parts.follower import Follower, RunReader, gather, name_arms
+from widgets.parts.follower import Follower, RunReader, gather, name_methods
 
 Followed = Path | str | Run
 
 
 class Curves(Widget):
     """Panels of curves over steps, and progress lines, set by the caller."""
-
-    _esm = script("live_curves")
-    _css = style("live_curves")
 
     curves = traitlets.Dict().tag(**PACKED)
     "Methods and panels, as returned by `follower.gather`."
@@ -41,11 +37,12 @@ class LiveCurves(Curves):
     have ended.
     """
 
+    _follower: Follower | None = None
+
     def __init__(self, runs: Followed | Iterable[Followed] = ()) -> None:
         super().__init__()
         self._readers: list[RunReader] = []
         self._lock = threading.RLock()
-        self._follower: Follower | None = None
         self.add(*([runs] if isinstance(runs, (str, Path, Run)) else runs))
 
     def add(self, *runs: Followed) -> None:
@@ -62,7 +59,7 @@ class LiveCurves(Curves):
         paths = {_path(run) for run in runs}
         with self._lock:
             self._readers = [reader for reader in self._readers if reader.path in paths]
-            self.progress = []  # so that what stays is drawn anew
+            self.progress = []  # so that the remaining runs are drawn again
         self.add(*runs)
 
     def start(self) -> None:
@@ -73,22 +70,23 @@ class LiveCurves(Curves):
 
     def stop(self) -> None:
         """Reads once more and stops following; the curves remain."""
-        if self._follower is not None:
-            self._follower.stop()
-            self._follower = None
+        self._stop_follower()
         self._update()
 
     def close(self) -> None:
+        self._stop_follower()
+        super().close()
+
+    def _stop_follower(self) -> None:
         if self._follower is not None:
             self._follower.stop()
             self._follower = None
-        super().close()
 
     def _update(self) -> bool:
         """Reads and displays new data; returns False when all runs have ended."""
         with self._lock:
             changed = [reader.poll() for reader in self._readers]  # all of them, so no generator in any()
-            changed.append(name_arms(self._readers))
+            changed.append(name_methods(self._readers))
             if any(changed) or len(self.progress) != len(self._readers):
                 self.curves = gather(self._readers)
                 self.progress = [reader.progress for reader in self._readers]
@@ -106,12 +104,9 @@ class LiveCurves(Curves):
 
     def __repr__(self) -> str:
         """Lists the runs in a table."""
-        rows = [self._row(reader) for reader in getattr(self, "_readers", [])]
-        if not rows:
-            return "LiveCurves: no runs"
-        table = pd.DataFrame(rows)
-        unknown = [name for name in table.columns[3:] if table[name].eq("–").all()]
-        return table.drop(columns=unknown).to_string(index=False)
+        table = pd.DataFrame([self._row(reader) for reader in getattr(self, "_readers", [])])
+        empty = [name for name in table.columns[3:] if table[name].eq("–").all()]
+        return "LiveCurves: no runs" if table.empty else table.drop(columns=empty).to_string(index=False)
 
     @staticmethod
     def _row(reader: RunReader) -> dict[str, Any]:
@@ -129,9 +124,8 @@ class LiveCurves(Curves):
             ("answer loss", "train", "answer_loss"), ("held-out contains answer", "eval", "contains_answer"),
             ("contains answer", "answers", "contains_answer"),
         ):  # fmt: skip
-            values = reader.frames.get(kind, pd.DataFrame()).get(key)
-            values = None if values is None else values.dropna()
-            row[heading] = "–" if values is None or values.empty else f"{values.iloc[-1]:.4f}"
+            values = reader.frames[kind].get(key, pd.Series(dtype=float)).dropna()
+            row[heading] = f"{values.iloc[-1]:.4f}" if len(values) else "–"
         return row
 
 

@@ -7,7 +7,6 @@ import pandas as pd
 import traitlets
 
 from refine_lab.explore.rollouts import CORRELATED, correlations
-from widgets.core.assets import script, style
 from widgets.core.base import Widget
 from widgets.core.packing import PACKED
 
@@ -23,9 +22,6 @@ class RewardSummary(Widget):
     selected positions, regardless of any list's filters. Rollouts with a true `clicked` column are drawn separately.
     """
 
-    _esm = script("reward_summary")
-    _css = style("reward_summary")
-
     summary = traitlets.Dict().tag(**PACKED)
     "Histogram, mean and spread of the rewards, and a scatter plot for each correlated quantity."
     passing = traitlets.Bytes().tag(sync=True)
@@ -37,44 +33,32 @@ class RewardSummary(Widget):
 
     def show(self, rollouts: pd.DataFrame | None, reward: str = "reward") -> None:
         """Shows other rollouts; `reward` is the axis label. Raises ValueError for a frame without the required columns."""
-        self._correlations = pd.DataFrame(columns=["with", "r", "rollouts"])
+        self.correlations = pd.DataFrame(columns=["with", "r", "rollouts"])
+        "As returned by `explore.rollouts.correlations`."
         if rollouts is None or rollouts.empty:
             self.summary, self.passing = {}, b""
             return
-        if missing := [
-            name for name in ("reward", *(column for column, _ in CORRELATED.values())) if name not in rollouts
-        ]:
-            raise ValueError(f"rollouts must have a column {missing[0]!r}, got {', '.join(map(str, rollouts))}")
+        for column in ("reward", *(column for column, _ in CORRELATED.values())):
+            if column not in rollouts:
+                raise ValueError(f"rollouts must have a column {column!r}, got {', '.join(map(str, rollouts))}")
         clicked = rollouts["clicked"].to_numpy(bool) if "clicked" in rollouts else np.zeros(len(rollouts), bool)
         selected = rollouts[~clicked]
         values = selected["reward"].to_numpy(dtype=float)
         counts, edges = np.histogram(values, bins=BINS if values.std() > 1e-12 else 1)
-        self._correlations = correlations(selected)
+        self.correlations = correlations(selected)
         stride = -(-len(rollouts) // MOST_POINTS)
         panels = []
-        for name, r, _ in self._correlations.itertuples(index=False):
+        for name, r, _ in self.correlations.itertuples(index=False):
             column, unit = CORRELATED[name]
             x = rollouts[column].to_numpy(dtype="<f4")[::stride]
             panels.append({"title": name, "unit": unit, "x": x.tobytes(), "r": None if np.isnan(r) else float(r)})
         self.passing = b""
-        self.summary = {
-            "reward": reward,
-            "rollouts": len(selected),
-            "positions": selected["position"].nunique() if "position" in selected else 0,
-            "mean": float(values.mean()),
-            "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
-            "counts": counts.tolist(),
-            "edges": edges.tolist(),
-            "y": rollouts["reward"].to_numpy("<f4").tobytes(),
-            "apart": clicked.astype("u1").tobytes(),
-            "stride": stride,
-            "panels": panels,
-        }
-
-    @property
-    def correlations(self) -> pd.DataFrame:
-        """Returns the correlations as in `explore.rollouts.correlations`."""
-        return self._correlations
+        positions = selected["position"].nunique() if "position" in selected else 0
+        std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        rewards, apart = rollouts["reward"].to_numpy("<f4").tobytes(), clicked.astype("u1").tobytes()
+        facts = {"reward": reward, "rollouts": len(selected), "positions": positions}
+        histogram = {"mean": float(values.mean()), "std": std, "counts": counts.tolist(), "edges": edges.tolist()}
+        self.summary = facts | histogram | {"y": rewards, "apart": apart, "stride": stride, "panels": panels}
 
     def __repr__(self) -> str:
         if not self.summary:

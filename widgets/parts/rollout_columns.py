@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from refine_lab.config import require
 from refine_lab.runs.schema import COLUMNS, completed
+from refine_lab.validation import require
 from widgets.parts.token_text import Decode
 
 KEYS = ("step", "sequence_id", "position")
@@ -35,12 +36,12 @@ PREFIX_TOKENS, MOST_PREFIX_TOKENS = (8, 32), 1_000_000
 "Number of final prefix tokens sent, from 8 to 32, such that there are at most about a million in total."
 
 
+LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
+
+
 def fold(text: str) -> str:
     """Converts ASCII capital letters to lower case; all other characters are kept."""
-    return text.translate(_SMALL)
-
-
-_SMALL = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+    return text.translate(LOWER)
 
 
 def check_filters(filters: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,10 +58,9 @@ def check_filters(filters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_range(value: Any) -> bool:
-    numbers = isinstance(value, (list, tuple)) and all(
-        bound is None or (isinstance(bound, (int, float)) and bound == bound) for bound in value
-    )
-    return numbers and len(value) == 2
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        return False
+    return all(bound is None or (isinstance(bound, (int, float)) and bound == bound) for bound in value)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,10 +102,10 @@ class RolloutColumns:
             keep &= (values >= low) if low is not None else True
             keep &= (values <= high) if high is not None else True
         folded = [fold(string) for string in self.strings]
-        for name, table, of_row in (("text", self.tokens, None), ("target", self.targets, self.group)):
+        for name, table, of_row in (("text", self.tokens, slice(None)), ("target", self.targets, self.group)):
             if wanted := fold(filters.get(name, "")):
                 has = np.array([wanted in "".join(folded[index] for index in ids) for ids in table.tolist()], bool)
-                keep &= has if of_row is None else has[of_row]
+                keep &= has[of_row]
         rows = np.flatnonzero(keep)
         column, descending = sort
         keys = self.column(column)[rows].astype(np.float64)
@@ -117,34 +117,28 @@ class RolloutColumns:
         """Returns the first `count` positions in `rows` with different references, each with all its rollouts, as (g, rows)."""
         chosen: dict[tuple[int, ...], int] = {}
         for group in dict.fromkeys(self.group[rows].tolist()):
-            if len(chosen) == count:
-                break
-            chosen.setdefault(tuple(self.targets[group].tolist()), group)
-        found = []
-        for group in chosen.values():
-            own = np.flatnonzero(self.group == group)
-            found.append((group, own[np.argsort(self.sample_index[own], kind="stable")].tolist()))
-        return found
+            if len(chosen) < count:
+                chosen.setdefault(tuple(self.targets[group].tolist()), group)
+        order = np.argsort(self.sample_index, kind="stable")
+        return [(group, order[self.group[order] == group].tolist()) for group in chosen.values()]
 
     def packed(self) -> dict[str, Any]:
         """Returns the columns as sent to the page: tables row by row as little-endian bytes."""
-        index = "<u2" if len(self.strings) <= 2**16 else "<u4"
-        kinds = dict.fromkeys(("tokens", "targets", "prefixes"), index)
-        kinds |= dict.fromkeys(("group", "sample_index", "step", "position"), "<i4") | {
-            "sequence_id": "<f8",
-            "logprobs": "<f4",
-        }
-        return {
-            "rows": len(self),
-            "groups": len(self.step),
-            "width": self.tokens.shape[1],
-            "prefix": self.prefixes.shape[1],
-            "strings": self.strings,
-            **{name: getattr(self, name).astype(kind).tobytes() for name, kind in kinds.items()},
-            "clicked": np.flatnonzero(self.clicked).tolist(),
-            "numbers": {name: values.astype("<f4").tobytes() for name, values in self.numbers.items()},
-            "cosines": None if self.cosines is None else self.cosines.astype("<f4").tobytes(),
-        }
+        kinds = dict.fromkeys(("tokens", "targets", "prefixes"), "<u2" if len(self.strings) <= 2**16 else "<u4")
+        kinds |= dict.fromkeys(("group", "sample_index", "step", "position"), "<i4")
+        kinds |= {"sequence_id": "<f8", "logprobs": "<f4"}
+        sizes = {"rows": len(self), "groups": len(self.step)}
+        sizes |= {"width": self.tokens.shape[1], "prefix": self.prefixes.shape[1]}
+        return (
+            sizes
+            | {name: getattr(self, name).astype(kind).tobytes() for name, kind in kinds.items()}
+            | {
+                "strings": self.strings,
+                "clicked": np.flatnonzero(self.clicked).tolist(),
+                "numbers": {name: values.astype("<f4").tobytes() for name, values in self.numbers.items()},
+                "cosines": None if self.cosines is None else self.cosines.astype("<f4").tobytes(),
+            }
+        )
 
 
 def _bound(bound: float | None, values: np.ndarray) -> float | None:
@@ -208,7 +202,7 @@ def _integers(column: pd.Series, name: str) -> np.ndarray:
 
 
 def _ragged(column: pd.Series, name: str, *, ids: bool, last: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Concatenates the lists of a column, only their `last` values if given, and returns them with the lists' lengths."""
+    """Concatenates the lists of a column, only their `last` values if it is not 0, and returns them with the lists' lengths."""
     try:
         lists = [values[-last:] for values in column] if last else column.tolist()
         lengths = np.fromiter(map(len, lists), np.int64, len(lists))

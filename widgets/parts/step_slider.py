@@ -6,8 +6,6 @@ from typing import Any
 
 import traitlets
 
-from refine_lab.config import require
-from widgets.core.assets import script, style
 from widgets.core.base import Widget, bounded
 
 
@@ -17,9 +15,6 @@ class StepSlider(Widget):
     `value` changes when the slider is released, not while it is dragged. Raises ValueError for a value outside `first`
     to `last`, and for ends in the wrong order; changed ends clamp the value.
     """
-
-    _esm = script("step_slider")
-    _css = style("step_slider")
 
     first = traitlets.Int(0).tag(sync=True)
     "The beginning of the slider."
@@ -35,18 +30,10 @@ class StepSlider(Widget):
     def __repr__(self) -> str:
         return f"StepSlider: {self.label} {self.value} of {self.last}" + (", disabled" if self.disabled else "")
 
-    @traitlets.validate("first")
-    def _check_first(self, proposal: dict[str, Any]) -> int:
-        require(proposal["value"] >= 0, "first", proposal["value"], "at least 0")
-        return proposal["value"]
-
-    @traitlets.validate("last")
-    def _check_last(self, proposal: dict[str, Any]) -> int:
-        require(proposal["value"] >= self.first, "last", proposal["value"], f"at least {self.first}")
-        return proposal["value"]
-
+    _check_first = bounded("first", lambda self: (0, None))
+    _check_last = bounded("last", lambda self: (self.first, None))
     _check_value = bounded("value", lambda self: (self.first, self.last))
 
     @traitlets.observe("first", "last")
-    def _take_along(self, change: Any) -> None:
+    def _clamp_value(self, change: Any) -> None:
         self.value = min(max(self.value, self.first), self.last)

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refine_lab.data.text import replace_surrogates
+from refine_lab.validation import require
 from widgets.parts.token_text import TokenText, utf16_offsets
 
-Row = Sequence[tuple[str, float]]
+TextRow = Sequence[tuple[str, float]]
 """Alternatives to one token, most likely first: text and probability."""
-Ask = Callable[[list[int]], "Sequence[Row] | Future[Sequence[Row]]"]
+Ask = Callable[[list[int]], "Sequence[TextRow] | Future[Sequence[TextRow]]"]
 """Tokens -> a row of alternatives for each, directly or as a future."""
 
 
@@ -120,24 +121,42 @@ def packed_alternatives(alternatives: Alternatives | tuple[Any, Any, Any], token
     }
 
 
-def packed_rows(rows: Iterable[Row]) -> dict[str, Any]:
+def packed_rows(rows: Iterable[TextRow]) -> dict[str, Any]:
     """Returns rows of alternatives, which may differ in length, as sent to the page."""
     rows = list(rows)
-    numbers: dict[str, int] = {}
-    ids = np.full((len(rows), max(map(len, rows), default=0)), -1)
-    probabilities = np.full(ids.shape, np.nan)
-    for token, row in enumerate(rows):
-        for place, (text, probability) in enumerate(row):
-            ids[token, place] = numbers.setdefault(text, len(numbers))
-            probabilities[token, place] = probability
-    return packed_alternatives((ids, probabilities, list(numbers)), len(rows))
+    texts = {text: number for number, text in enumerate(dict.fromkeys(text for row in rows for text, _ in row))}
+    width = max(map(len, rows), default=0)
+    ids = [[texts[text] for text, _ in row] + [-1] * (width - len(row)) for row in rows]
+    probabilities = [[value for _, value in row] + [np.nan] * (width - len(row)) for row in rows]
+    shape = len(rows), width
+    return packed_alternatives((np.reshape(ids, shape), np.reshape(probabilities, shape), [*texts]), len(rows))
 
 
-def packed_marks(targets: Iterable[Target], chunk_borders: Iterable[int], tokens: int) -> dict[str, Any]:
-    """Returns targets and chunk borders in document order. Raises ValueError for a nonexistent token."""
-    marks = [(int(target.token), replace_surrogates(str(target.label))) for target in targets]
+def packed_document(
+    text: TokenText,
+    metrics: Sequence[Metric],
+    targets: Iterable[Target],
+    chunk_borders: Iterable[int],
+    alternatives: Alternatives | tuple[Any, Any, Any] | Ask | None,
+) -> dict[str, Any]:
+    """Returns the content of a token map as sent to the page, with targets and chunk borders in document order.
+
+    Raises ValueError for metrics of the same name or another length, and for a nonexistent token.
+    """
+    tokens = len(text)
+    names = [metric.name for metric in metrics]
+    if len({*names}) < len(names):
+        raise ValueError(f"metrics must differ in name, got {names}")
+    for metric in metrics:
+        if (count := len(metric.values)) != tokens:
+            raise ValueError(f"{metric.name!r} must have a value for each of {tokens} tokens, got {count}")
+    marks = sorted((int(target.token), replace_surrogates(str(target.label))) for target in targets)
     borders = sorted({int(token) for token in chunk_borders})
-    for what, token in [("target", token) for token, _ in marks] + [("chunk border", token) for token in borders]:
-        if not 0 <= token < tokens:
-            raise ValueError(f"a {what} must be at one of the tokens from 0 to {tokens - 1}, got {token}")
-    return {"targets": [list(mark) for mark in sorted(marks)], "chunk_borders": borders}
+    for kind, places in (("target", [token for token, _ in marks]), ("chunk border", borders)):
+        for token in places:
+            require(0 <= token < tokens, f"a {kind}", token, f"at one of the tokens from 0 to {tokens - 1}")
+    packed: dict[str, Any] | None = {"lazy": True} if callable(alternatives) else None
+    if alternatives is not None and not callable(alternatives):
+        packed = packed_alternatives(alternatives, tokens)
+    content = {"metrics": [metric.packed() for metric in metrics], "alternatives": packed}
+    return content | packed_text(text) | {"targets": [list(mark) for mark in marks], "chunk_borders": borders}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -9,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _WORD_START = "\u2581"
-_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE}
-_BYTE_OF |= {chr(256 + n): byte for n, byte in enumerate(b for b in range(256) if chr(b) not in _BYTE_OF)}
-"""Letter of a byte-level vocabulary -> byte: printable bytes map to themselves, others to letters from U+0100 on."""
+_BYTE_OF = {letter: byte for byte, letter in bytes_to_unicode().items()}
+"""Letter of a byte-level vocabulary -> byte."""
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids -> their text."""
@@ -38,9 +38,9 @@ class TokenText:
         offsets = np.array(self.offsets)
         if offsets.ndim != 1 or not len(offsets) or not np.issubdtype(offsets.dtype, np.integer):
             raise ValueError(f"offsets must be a row of T + 1 whole numbers, got {offsets.dtype} {offsets.shape}")
-        if offsets[0] != 0 or offsets[-1] != len(self.text):
+        if (ends := (offsets[0], offsets[-1])) != (0, len(self.text)):
             raise ValueError(
-                f"offsets must go from 0 to the text's {len(self.text)} characters, got {offsets[0]} to {offsets[-1]}"
+                f"offsets must go from 0 to the text's {len(self.text)} characters, got {ends[0]} to {ends[1]}"
             )
         if (falls := np.flatnonzero(np.diff(offsets) < 0)).size:
             raise ValueError(f"offsets must not fall, but token {falls[0]} ends before it begins")
@@ -73,9 +73,9 @@ def token_text(tokenizer: Any, token_ids: Any) -> TokenText:
     if ids.size and ids.min() < 0:
         raise ValueError(f"token_ids must be at least 0, got {ids.min()}")
     distinct, places = np.unique(ids.astype(np.int64), return_inverse=True)
+    to_bytes, strips_first = _vocabulary(tokenizer)
     names = tokenizer.convert_ids_to_tokens(distinct.tolist())
-    in_bytes, strips_first = _vocabulary(tokenizer)
-    known = [b"" if name is None else in_bytes(name) for name in names]
+    known = [b"" if name is None else to_bytes(name) for name in names]
     parts = [known[place] for place in places.tolist()]
     if strips_first and parts:
         parts[0] = parts[0].removeprefix(b" ")
@@ -120,21 +120,17 @@ def utf16_offsets(text: TokenText) -> np.ndarray:
 
 def _vocabulary(tokenizer: Any) -> tuple[Any, bool]:
     """Returns the map from a token's name to its bytes, and whether decoding drops a leading space."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    decoder = None if backend is None else backend.decoder
-    steps: list[dict[str, Any]] = []
-    if decoder is not None:
-        state = json.loads(decoder.__getstate__())
-        steps = state.get("decoders", [state])
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    state = {"decoders": []} if decoder is None else json.loads(decoder.__getstate__())
+    steps = state.get("decoders", [state])
     kinds = {step["type"] for step in steps}
     if "ByteLevel" in kinds:
-        return _byte_level, False
+        return lambda name: _spelled_bytes(name) or name.encode(), False
     if kinds & {"Metaspace", "ByteFallback"}:
         stripped = any(step["type"] == "Strip" and step["start"] for step in steps)
         return _word_starts, stripped or any(step.get("prepend_scheme", "never") != "never" for step in steps)
-    raise ValueError(
-        f"the tokenizer must be a fast one, byte-level or with byte fallback; it decodes by {kinds or None}"
-    )
+    allowed = "a fast one, byte-level or with byte fallback"
+    raise ValueError(f"the tokenizer must be {allowed}; it decodes by {kinds or None}")
 
 
 def _spelled_bytes(name: str) -> bytes | None:
@@ -142,40 +138,23 @@ def _spelled_bytes(name: str) -> bytes | None:
     return bytes(map(_BYTE_OF.__getitem__, name)) if set(name) <= set(_BYTE_OF) else None
 
 
-def _byte_level(name: str) -> bytes:
-    return _spelled_bytes(name) or name.encode()
-
-
 def _word_starts(name: str) -> bytes:
     byte = _BYTE.fullmatch(name)
     return bytes([int(byte[1], 16)]) if byte else name.replace(_WORD_START, " ").encode()
 
 
+def _mark_malformed(error: UnicodeError) -> tuple[str, int]:
+    """Replaces a malformed part of UTF-8, which decoding writes as one U+FFFD, by U+DC00 plus its number of bytes."""
+    assert isinstance(error, UnicodeDecodeError)
+    return chr(0xDC00 + error.end - error.start), error.end
+
+
+codecs.register_error("refine_lab.mark_malformed", _mark_malformed)
+
+
 def _decoded(data: bytes) -> tuple[str, np.ndarray]:
     """Returns the text of UTF-8 bytes, and the byte offset at which each of its characters ends."""
-    codes = code_points(data.decode("utf-8", "surrogateescape"))  # a byte that is no character becomes U+DC80 and on
-    wrong = (codes >= 0xDC80) & (codes <= 0xDCFF)
-    lengths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
-    ends = np.cumsum(np.where(wrong, 1, lengths))
-    if not wrong.any():
-        return data.decode(), ends
-    kept = ~wrong
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], wrong, [0]])))
-    for first, stop in edges.reshape(-1, 2).tolist():
-        run = bytes((codes[first:stop] - 0xDC00).tolist())
-        at = 0
-        while at < len(run):  # one U+FFFD for the longest beginning of a character
-            at += _longest_beginning(run[at : at + 4])
-            kept[first + at - 1] = True
-    return data.decode("utf-8", "replace"), ends[kept]
-
-
-def _longest_beginning(data: bytes) -> int:
-    """Returns the length of the incomplete character at the start of the bytes."""
-    if not 0xC2 <= data[0] <= 0xF4 or len(data) == 1 or not 0x80 <= data[1] <= 0xBF:
-        return 1
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        return error.end
-    return len(data)
+    codes = code_points(data.decode("utf-8", "refine_lab.mark_malformed")).astype(np.int64)
+    lengths = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+    malformed = (codes >= 0xDC00) & (codes <= 0xDFFF)  # UTF-8 encodes no surrogate
+    return data.decode("utf-8", "replace"), np.cumsum(np.where(malformed, codes - 0xDC00, lengths))

@@ -1,25 +1,15 @@
-// Two answers in fields that take the focus, so that the keyboard scrolls and copies them, and no change.
+// Two answers in read-only fields that take the focus, so that the keyboard scrolls and copies them.
 
-import { follow, html } from "./shared.js";
-
-/** JupyterLab would act on the key too, on that for "select all" even before the field does. */
-function keepKeys(event) {
-  const command = event.ctrlKey || event.metaKey;
-  if (event.key !== "Tab" && (!command || "ac".includes(event.key.toLowerCase()))) event.stopPropagation();
-}
+import { follow, html, keepKeys } from "./shared.js";
 
 function render({ model, el }) {
   const root = html("div", "refine-lab answers", el);
-  const listeners = {};
-  for (const when of ["before", "after"]) {
-    const field = html("textarea", "", html("label", "", root, `answer ${when} adaptation`));
-    Object.assign(field, { readOnly: true, rows: 2 });
-    field.addEventListener("keydown", keepKeys);
-    listeners[when] = () => {
-      field.value = model.get(when);
-    };
-  }
-  return follow(model, listeners);
+  const listeners = ["before", "after"].map((when) => {
+    const field = html("textarea", { readonly: true, rows: 2 }, html("label", "", root, `answer ${when} adaptation`));
+    field.addEventListener("keydown", (event) => keepKeys(event, "ac")); // select all, copy
+    return [when, () => (field.value = model.get(when))]; // as its value, or the text would be part of the label
+  });
+  return follow(model, Object.fromEntries(listeners));
 }
 
 export default { render };

@@ -1,25 +1,21 @@
-// Live curves of training runs. Python sends panels of thinned series (float32 bytes) and a line of progress a run;
-// this file only draws them. Text reaches the page through textContent alone.
+// Live curves of training runs. Python sends panels of thinned series (float32 bytes) and one line of progress per run, which
+// this file draws.
 
-import { axes, clamp, duration, extent, floats, follow, format, html, inFrames, nearest, rootOf, svg, takeKey, unpacked } from "./shared.js";
+import { axes, clamp, duration, extent, floats, follow, format, html, inFrames, nearest } from "./shared.js";
+import { onWidth, panel, rootOf, svg, takeKey, unpacked } from "./shared.js";
 
 const AXES = { height: 170, margin: { left: 48, right: 10, top: 10, bottom: 34 }, count: 4, xTicks: Number.isInteger };
 const ENDED_BADLY = new Set(["failed", "killed", "unreadable"]);
 
 // -- shapes -----------------------------------------------------------------------------------------------------------
 
-/** SVG path through the finite points; a gap where a value is not finite. */
+/** SVG path through the finite points, with a gap where a value is not finite. */
 export function linePath(xs, ys, sx, sy) {
   let path = "";
-  let pen = "M";
-  for (let i = 0; i < xs.length; i++) {
-    if (!Number.isFinite(ys[i])) {
-      pen = "M";
-      continue;
-    }
-    path += `${pen}${sx(xs[i]).toFixed(1)} ${sy(ys[i]).toFixed(1)}`;
-    pen = "L";
-  }
+  xs.forEach((x, i) => {
+    if (!Number.isFinite(ys[i])) return;
+    path += `${Number.isFinite(ys[i - 1]) ? "L" : "M"}${sx(x).toFixed(1)} ${sy(ys[i]).toFixed(1)}`;
+  });
   return path;
 }
 
@@ -30,7 +26,7 @@ export function bandPath(xs, low, high, sx, sy) {
   return `M${kept.map(point(high)).join("L")}L${kept.reverse().map(point(low)).join("L")}Z`;
 }
 
-/** Of a line, in px: what has the same colour differs in it. */
+/** Dashes of lines, in px; lines of the same colour differ in them. */
 const DASHES = { solid: "", dash: "7 4", dot: "2 3", dashdot: "8 3 2 3" };
 
 const SYMBOLS = {
@@ -41,52 +37,42 @@ const SYMBOLS = {
   x: "M-3.6 -1.8L-1.8 -3.6L0 -1.8L1.8 -3.6L3.6 -1.8L1.8 0L3.6 1.8L1.8 3.6L0 1.8L-1.8 3.6L-3.6 1.8L-1.8 0Z",
 };
 
-/** Indices of the points that carry a mark: all, or about five and the last. */
+/** Indices of the points that have a mark: all, or about five, from the last one backwards. */
 export function marked(length, all) {
   const step = all && length <= 40 ? 1 : Math.max(1, Math.ceil(length / 5));
-  const found = [];
-  for (let i = length - 1; i >= 0; i -= step) found.push(i);
-  return found;
+  return Array.from({ length: Math.ceil(length / step) }, (_, i) => length - 1 - i * step);
 }
 
 // -- data -------------------------------------------------------------------------------------------------------------
 
 function unpack(curves) {
-  const methods = new Map((curves.methods ?? []).map((method) => [method.method, { ...method, colour: `var(--series-${method.look % 6})` }]));
-  const panels = (curves.panels ?? []).map((panel) => ({
-    ...panel,
-    lines: panel.lines.map((line) => ({
-      method: methods.get(line.method),
-      x: floats(line.x),
-      y: floats(line.y),
-      low: floats(line.low),
-      high: floats(line.high),
-    })),
-  }));
-  return { methods, panels };
+  const colour = ({ look }) => `var(--series-${look % 6})`;
+  const methods = new Map((curves.methods ?? []).map((method) => [method.method, { ...method, colour: colour(method) }]));
+  const lineOf = ({ method, ...views }) => {
+    const arrays = ["x", "y", "low", "high"].map((name) => [name, floats(views[name])]);
+    return { method: methods.get(method), ...Object.fromEntries(arrays) };
+  };
+  return (curves.panels ?? []).map((panel) => ({ ...panel, axis: panel.of ?? "step", lines: panel.lines.map(lineOf) }));
 }
 
-/** The step at which an method's lines are read: of those made the nearest to `step` (null: the last); null where none has been there. */
+/** All steps of some lines, ascending, each once. */
+const stepsOf = (lines) => [...new Set(lines.flatMap(({ x }) => [...x]))].sort((a, b) => a - b);
+
+/** The step of a method's lines that is nearest to `step` (null: the last); null if `step` is outside all lines. */
 function readingStep(lines, step) {
-  const ends = lines.map(({ x }) => [x[0], x[x.length - 1]]);
-  if (step === null) return Math.max(...ends.map(([, last]) => last));
-  const there = lines.filter((line, i) => ends[i][0] <= step && step <= ends[i][1]);
-  const steps = [...new Set(there.flatMap(({ x }) => [...x]))].sort((a, b) => a - b);
+  if (step === null) return Math.max(...lines.map(({ x }) => x.at(-1)));
+  const steps = stepsOf(lines.filter(({ x }) => x[0] <= step && step <= x.at(-1)));
   return steps.length ? steps[nearest(steps, step)] : null;
 }
 
 /**
- * What each method shows at the step nearest to `step` (null: at its last): the mean over its runs and, of several, lowest and
- * highest. All values are of one step; where only some of the runs have made it, how many.
+ * The values of each method at the step nearest to `step` (null: at its last): the mean over its runs and, with several runs,
+ * the lowest and highest. All values are of one step; if only some of the runs have reached it, the text has their number.
  */
 export function readings(panel, step) {
-  const byMethod = new Map();
-  for (const line of panel.lines) {
-    if (!byMethod.has(line.method)) byMethod.set(line.method, []);
-    if (line.x.length) byMethod.get(line.method).push(line);
-  }
   const found = [];
-  for (const [method, lines] of byMethod) {
+  for (const method of new Set(panel.lines.map((line) => line.method))) {
+    const lines = panel.lines.filter((line) => line.method === method && line.x.length);
     const at = lines.length ? readingStep(lines, step) : null;
     if (at === null) continue;
     const values = lines.filter(({ x }) => x.includes(at)).map(({ x, y }) => y[x.indexOf(at)]);
@@ -101,68 +87,66 @@ export function readings(panel, step) {
 // -- drawing ----------------------------------------------------------------------------------------------------------
 
 function drawPanel(view, panel, domain) {
-  const range = extent(panel.lines.flatMap((line) => (line.low ? [line.y, line.low, line.high] : [line.y])), 0.06);
+  const range = extent(panel.lines.flatMap(({ y, low, high }) => (low ? [y, low, high] : [y])), 0.06);
   view.svg.replaceChildren();
   view.cursor = null;
   if (!range || !domain) return;
-  const { sx, sy, inner } = axes(view.svg, AXES, domain, range, panel.of ?? "step");
-  Object.assign(view, { sx, inner, domain });
+  const { sx, sy, inner } = axes(view.svg, AXES, domain, range, panel.axis);
   for (const line of panel.lines) drawLine(view.svg, panel, line, sx, sy);
-  view.cursor = svg("line", { class: "cursor", y1: inner.top, y2: inner.bottom }, view.svg);
+  const cursor = svg("line", { class: "cursor", y1: inner.top, y2: inner.bottom }, view.svg);
+  Object.assign(view, { sx, inner, domain, cursor });
 }
 
-function hollow(method) {
-  return (method.dash ?? "solid") !== "solid";
+function drawCursor({ cursor, sx }, step) {
+  if (!cursor) return;
+  cursor.style.display = step === null ? "none" : "";
+  if (step !== null) for (const end of ["x1", "x2"]) cursor.setAttribute(end, sx(step).toFixed(1));
 }
 
-function drawCursor(view, step) {
-  if (!view.cursor) return;
-  view.cursor.style.display = step === null ? "none" : "";
-  if (step === null) return;
-  for (const end of ["x1", "x2"]) view.cursor.setAttribute(end, view.sx(step).toFixed(1));
-}
+/** A line in the dashes of its method, and the method's symbol. */
+const stroke = (parent, method, d) => svg("path", { class: "line", d, "stroke-dasharray": DASHES[method.dash] ?? "" }, parent);
+const symbol = (parent, { dash, symbol }, more = {}) =>
+  svg("path", { class: DASHES[dash] ? "mark hollow" : "mark", d: SYMBOLS[symbol], ...more }, parent);
 
 function drawLine(parent, panel, line, sx, sy) {
   const group = svg("g", { style: `color: ${line.method.colour}` }, parent);
   if (line.low) svg("path", { class: "band", d: bandPath(line.x, line.low, line.high, sx, sy) }, group);
-  svg("path", { class: "line", d: linePath(line.x, line.y, sx, sy), "stroke-dasharray": DASHES[line.method.dash] ?? "" }, group);
-  for (const i of marked(line.x.length, panel.marks)) {
-    if (!Number.isFinite(line.y[i])) continue;
-    const at = `translate(${sx(line.x[i]).toFixed(1)} ${sy(line.y[i]).toFixed(1)})`;
-    svg("path", { class: hollow(line.method) ? "mark hollow" : "mark", d: SYMBOLS[line.method.symbol], transform: at }, group);
+  stroke(group, line.method, linePath(line.x, line.y, sx, sy));
+  for (const i of marked(line.x.length, panel.marks).filter((i) => Number.isFinite(line.y[i]))) {
+    symbol(group, line.method, { transform: `translate(${sx(line.x[i]).toFixed(1)} ${sy(line.y[i]).toFixed(1)})` });
   }
 }
 
 function drawReadings(view, panel, step) {
-  const found = readings(panel, step);
-  view.unit.textContent = step === null ? panel.unit : `${panel.of ?? "step"} ${format(step)}, ${panel.unit}`;
+  view.unit.textContent = step === null ? panel.unit : `${panel.axis} ${format(step)}, ${panel.unit}`;
   view.values.replaceChildren();
-  for (const { method, text } of found) {
+  const texts = readings(panel, step).map(({ method, text }) => {
     const entry = html("span", "", view.values);
-    const glyph = svg("svg", { class: "glyph", viewBox: "-14 -6 28 12", style: `color: ${method.colour}`, "aria-hidden": "true" }, entry);
-    svg("path", { class: "line", d: "M-14 0H14", "stroke-dasharray": DASHES[method.dash] ?? "" }, glyph);
-    svg("path", { class: hollow(method) ? "mark hollow" : "mark", d: SYMBOLS[method.symbol] }, glyph);
+    const style = `color: ${method.colour}`;
+    const glyph = svg("svg", { class: "glyph", viewBox: "-14 -6 28 12", style, "aria-hidden": true }, entry);
+    stroke(glyph, method, "M-14 0H14");
+    symbol(glyph, method);
     entry.append(`${method.label}: ${text}`);
-  }
-  const words = found.map(({ method, text }) => `${method.label}: ${text}`).join("; ");
-  const last = Math.max(0, ...panel.lines.map((line) => line.x[line.x.length - 1] ?? 0));
-  view.svg.setAttribute("aria-label", `${panel.title}, ${panel.unit}, over ${panel.of ?? "step"}s; use the arrow keys to read values`);
-  view.svg.setAttribute("aria-valuemin", 0);
-  view.svg.setAttribute("aria-valuemax", last);
-  view.svg.setAttribute("aria-valuenow", step ?? last);
-  view.svg.setAttribute("aria-valuetext", `${panel.of ?? "step"} ${step ?? last}: ${words}`);
+    return entry.textContent;
+  });
+  const last = Math.max(0, ...panel.lines.map(({ x }) => x.at(-1) ?? 0));
+  const aria = {
+    label: `${panel.title}, ${panel.unit}, over ${panel.axis}s; use the arrow keys to read values`,
+    valuemin: 0,
+    valuemax: last,
+    valuenow: step ?? last,
+    valuetext: `${panel.axis} ${step ?? last}: ${texts.join("; ")}`,
+  };
+  for (const [name, value] of Object.entries(aria)) view.svg.setAttribute(`aria-${name}`, value);
 }
 
 function drawProgress(parent, runs) {
   parent.replaceChildren();
   for (const run of runs) {
     const row = html("div", "run", parent);
-    html("span", "", row, run.label).title = run.name;
+    html("span", { title: run.name }, row, run.label);
     html("span", ENDED_BADLY.has(run.state) ? "state bad" : "state", row, run.state);
-    const bar = html("progress", "", row);
-    bar.max = run.steps || 1;
-    bar.value = run.step || 0;
-    bar.setAttribute("aria-label", `${run.label}: steps done`);
+    html("progress", { max: run.steps || 1, value: run.step || 0, "aria-label": `${run.label}: steps done` }, row);
     const facts = [run.steps ? `step ${format(run.step)}/${format(run.steps)}` : "not started"];
     if (run.tokens_per_second) facts.push(`${Math.round(run.tokens_per_second).toLocaleString("en")} tokens/s`);
     if (Number.isFinite(run.seconds_left)) facts.push(`${duration(run.seconds_left)} left`);
@@ -176,17 +160,16 @@ function drawProgress(parent, runs) {
 function render({ model, el }) {
   const { root, error } = rootOf(el, "live-curves", "Live training curves");
   const progress = html("div", "runs", root);
-  const said = html("div", "unseen", root);
-  said.setAttribute("role", "status"); // reads out what becomes of the runs, not every step
+  const announced = html("div", { class: "unseen", role: "status" }, root); // the states of the runs, not every step
   const note = html("div", "note", root);
-  const panels = html("div", "panels", root);
+  const grid = html("div", "panels", root);
   const views = new Map();
-  let data = unpack({});
+  let panels = [];
   let step = null;
   let stale = true; // the curves, not only the cursor
 
-  const steps = () => [...new Set(data.panels.flatMap((panel) => panel.lines.flatMap((line) => [...line.x])))].sort((a, b) => a - b);
-  const { schedule, cancel } = inFrames(() => draw());
+  const steps = () => stepsOf(panels.flatMap(({ lines }) => lines));
+  const schedule = inFrames(draw);
   const redraw = () => {
     stale = true;
     schedule();
@@ -196,18 +179,15 @@ function render({ model, el }) {
     schedule();
   };
 
-  function viewOf(panel) {
-    if (views.has(panel.name)) return views.get(panel.name);
-    const figure = html("figure", "panel", panels);
-    const title = html("div", "title", figure);
-    html("span", "", title, panel.title);
-    const view = { figure, unit: html("span", "unit", title), values: html("div", "values", figure) };
-    view.svg = svg("svg", { tabindex: 0, role: "slider", "data-panel": panel.name, focusable: "true" }, figure);
+  function viewOf({ name, title }) {
+    if (views.has(name)) return views.get(name);
+    const drawing = { tabindex: 0, role: "slider", "data-panel": name, focusable: true };
+    const view = { ...panel(grid, title, "", drawing), values: html("div", "values") };
+    view.svg.before(view.values);
     view.svg.addEventListener("pointermove", (event) => hover(view, event));
-    view.svg.addEventListener("pointerleave", () => point(null));
-    view.svg.addEventListener("blur", () => point(null));
+    for (const leave of ["pointerleave", "blur"]) view.svg.addEventListener(leave, () => point(null));
     view.svg.addEventListener("keydown", onKey);
-    views.set(panel.name, view);
+    views.set(name, view);
     return view;
   }
 
@@ -232,51 +212,39 @@ function render({ model, el }) {
   function draw() {
     if (stale) drawAll();
     stale = false;
-    for (const panel of data.panels) {
+    for (const panel of panels) {
       drawCursor(views.get(panel.name), step);
       drawReadings(views.get(panel.name), panel, step);
     }
   }
 
   function drawAll() {
-    const names = new Set(data.panels.map((panel) => panel.name));
     for (const [name, view] of views) {
-      if (names.has(name)) continue;
+      if (panels.some((panel) => panel.name === name)) continue;
       view.figure.remove();
       views.delete(name);
     }
-    const domain = extent(data.panels.flatMap((panel) => panel.lines.map((line) => line.x)));
-    data.panels.forEach((panel, index) => {
+    const domain = extent(panels.flatMap(({ lines }) => lines.map(({ x }) => x)));
+    panels.forEach((panel, index) => {
       const view = viewOf(panel);
-      const there = panels.children[index] ?? null; // moved only where it must: moving takes the focus away
-      if (there !== view.figure) panels.insertBefore(view.figure, there);
+      const there = grid.children[index] ?? null; // a figure moves only if it must: it would lose the focus
+      if (there !== view.figure) grid.insertBefore(view.figure, there);
       drawPanel(view, panel, domain);
     });
-    note.textContent = data.panels.length ? "" : "No data yet. Curves appear after the first step.";
+    note.textContent = panels.length ? "" : "No data yet. Curves appear after the first step.";
   }
 
   const onCurves = () => {
-    data = unpack(unpacked(model.get("curves")));
+    panels = unpack(unpacked(model.get("curves")));
     redraw();
   };
   const onProgress = () => {
     const runs = model.get("progress");
     drawProgress(progress, runs);
     const states = runs.map(({ label, state, error }) => [label, state, error].filter(Boolean).join(": ")).join("; ");
-    if (said.textContent !== states) said.textContent = states;
+    if (announced.textContent !== states) announced.textContent = states;
   };
-  const onError = () => {
-    error.textContent = model.get("error");
-  };
-  const stop = follow(model, { curves: onCurves, progress: onProgress, error: onError });
-  const resized = new ResizeObserver(redraw);
-  resized.observe(root);
-
-  return () => {
-    cancel();
-    resized.disconnect();
-    stop();
-  };
+  return follow(model, { curves: onCurves, progress: onProgress, error }, onWidth(root, redraw), schedule.cancel);
 }
 
 export default { render };

@@ -1,49 +1,36 @@
-// Widgets in a page of their own: to a widget's module a model is what Jupyter's is, with nobody behind it.
+// Widgets in a page without Python. The model has the methods of Jupyter's model that the widgets' modules call.
 
 function revived(name, value) {
-  if (value === null || typeof value !== "object" || typeof value.base64 !== "string") return value;
-  const bytes = Uint8Array.from(atob(value.base64), (letter) => letter.charCodeAt(0));
-  return new DataView(bytes.buffer);
+  if (typeof value?.base64 !== "string") return value;
+  return new DataView(Uint8Array.from(atob(value.base64), (letter) => letter.charCodeAt(0)).buffer);
 }
 
 function modelOf(state) {
-  const listeners = new Map();
-  const fire = (event, ...values) => [...(listeners.get(event) ?? [])].forEach((listener) => listener(...values));
+  const listeners = {};
   return {
-    alone: true, // nobody answers a message
+    alone: true, // without Python, no message is answered
     get: (name) => state[name],
     set(name, value) {
       if (Object.is(state[name], value)) return;
       state[name] = value;
-      fire(`change:${name}`, this, value);
-      fire("change", this);
+      for (const listener of listeners[`change:${name}`] ?? []) listener();
     },
     save_changes() {},
-    send() {},
-    on(event, listener) {
-      if (!listeners.has(event)) listeners.set(event, new Set());
-      listeners.get(event).add(listener);
-    },
-    off(event, listener) {
-      if (listener) listeners.get(event)?.delete(listener);
-      else listeners.delete(event);
-    },
+    on: (event, listener) => (listeners[event] ??= []).push(listener),
   };
 }
 
 async function show({ widgets, links }) {
   const models = widgets.map(({ state }) => modelOf(state));
-  for (const [one, name, other, its] of links) {
-    models[one].on(`change:${name}`, () => models[other].set(its, models[one].get(name)));
+  for (const [one, name, other, target] of links) {
+    models[one].on(`change:${name}`, () => models[other].set(target, models[one].get(name)));
   }
   for (const [index, { esm, css }] of widgets.entries()) {
     document.head.append(Object.assign(document.createElement("style"), { textContent: css }));
     const el = document.createElement("div");
     document.querySelector("main").append(el);
-    const address = URL.createObjectURL(new Blob([esm], { type: "text/javascript" }));
-    const module = (await import(address)).default;
-    await module.initialize?.({ model: models[index] });
-    await module.render({ model: models[index], el });
+    const module = await import(URL.createObjectURL(new Blob([esm], { type: "text/javascript" })));
+    module.default.render({ model: models[index], el });
   }
 }
 

@@ -1,45 +1,46 @@
-// Rollouts as columns: unpacked, filtered, sorted, put together by position, tabulated. No drawing here. What is shown, and in
-// which order, is written down in widgets/parts/rollout_columns.py, whose Python does the same.
+// Rollouts as columns: unpacked, filtered, sorted, grouped by position, tabulated; nothing here draws. The module docstring of
+// widgets/parts/rollout_columns.py, whose Python does the same, defines which rollouts are listed, and in which order.
 
-import { floats, typed } from "./shared.js";
+import { clamp, floats, typed } from "./shared.js";
 
-const WHITE_SIGNS = { "\n": "⏎", "\t": "⇥", "\r": "␍" };
+const WHITE_SIGNS = { " ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍" };
+const INVISIBLE = /(^ +| +$| {2,}|[\p{Cc}\p{Cf}\p{Zl}\p{Zp}])/u;
 const MARKDOWN_MARKS = /[\\`*_[\]<>|~$&#!]/g;
 
-/** The `columns` trait as typed arrays; a token is an index into `strings`, 0 where there is none. */
-export function unpackRollouts(columns) {
-  const small = (columns.strings?.length ?? 0) <= 2 ** 16 ? Uint16Array : Uint32Array;
-  const { rows = 0, groups = 0, width = 0, prefix = 0, strings = [""] } = columns;
-  const data = { rows, groups, width, prefix, strings, orders: new Map(), texts: {} };
-  const kinds = { tokens: small, targets: small, prefixes: small, group: Int32Array, sample_index: Int32Array, step: Int32Array, position: Int32Array, sequence_id: Float64Array, logprobs: Float32Array };
-  for (const [name, Kind] of Object.entries(kinds)) data[name] = typed(columns[name], Kind) ?? new Kind(0);
-  data.numbers = Object.fromEntries(Object.entries(columns.numbers ?? {}).map(([name, view]) => [name, floats(view)]));
+const INTEGERS = { group: Int32Array, sample_index: Int32Array, step: Int32Array, position: Int32Array };
+const KINDS = { ...INTEGERS, sequence_id: Float64Array, logprobs: Float32Array };
+
+/** The `columns` trait as typed arrays; a token is an index into `strings`, 0 for none. */
+export function unpackRollouts({ rows = 0, groups = 0, width = 0, prefix = 0, strings = [""], ...columns }) {
+  const small = strings.length <= 2 ** 16 ? Uint16Array : Uint32Array;
+  const data = { rows, groups, width, prefix, strings, orders: new Map(), texts: {}, numbers: {} };
+  for (const [name, Kind] of Object.entries({ tokens: small, targets: small, prefixes: small, ...KINDS })) {
+    data[name] = typed(columns[name], Kind) ?? new Kind(0);
+  }
+  for (const [name, view] of Object.entries(columns.numbers ?? {})) data.numbers[name] = floats(view);
   data.cosines = floats(columns.cosines);
-  data.clicked = new Set(columns.clicked ?? []); // positions that are there because they were clicked
-  data.firstOf = new Int32Array(data.groups); // a row of each position
-  for (let row = data.rows - 1; row >= 0; row--) data.firstOf[data.group[row]] = row;
+  data.clicked = new Set(columns.clicked); // the positions that the user clicked
+  data.firstOf = new Int32Array(groups); // the first row of each position
+  for (let row = rows - 1; row >= 0; row--) data.firstOf[data.group[row]] = row;
   return data;
 }
 
 // -- text -------------------------------------------------------------------------------------------------------------
 
-/** `text` on one line, what cannot be seen shown, as widgets.figures.tables.visible does. */
-export function visible(text) {
-  return text
-    .replace(/^ +| +$| {2,}/g, (spaces) => "·".repeat(spaces.length))
-    .replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (sign) => WHITE_SIGNS[sign] ?? `\\u${sign.codePointAt(0).toString(16).padStart(4, "0")}`);
-}
+const signOf = (character) => WHITE_SIGNS[character] ?? `\\u${character.codePointAt(0).toString(16).padStart(4, "0")}`;
 
-/** The visible form in parts, [text, whether it is a sign for what cannot be seen]. */
-export function visibleParts(text) {
-  const found = text.matchAll(/(?<sign>^ +| +$| {2,}|[\p{Cc}\p{Cf}\p{Zl}\p{Zp}])|(?:[^ \p{Cc}\p{Cf}\p{Zl}\p{Zp}]|(?<=[^ ]) (?=[^ ]))+/gu);
-  return [...found].map((part) => [part.groups.sign ? visible(part.groups.sign) : part[0], Boolean(part.groups.sign)]);
-}
+/** The text on one line in parts: [text, whether it is a sign for something invisible]. */
+export const visibleParts = (text) =>
+  text
+    .split(INVISIBLE)
+    .map((part, i) => (i % 2 ? [part.replace(/./gsu, signOf), true] : [part, false]))
+    .filter(([part]) => part);
 
-/** Capital ASCII letters as small ones, every other character as it is. */
-export function fold(text) {
-  return text.replace(/[A-Z]+/g, (letters) => letters.toLowerCase());
-}
+/** The same as one string, as in widgets.figures.tables.visible. */
+export const visible = (text) => visibleParts(text).map(([part]) => part).join("");
+
+/** The text with capital ASCII letters as small ones. */
+const fold = (text) => text.replace(/[A-Z]+/g, (letters) => letters.toLowerCase());
 
 export function textOf(strings, ids, start, width) {
   let text = "";
@@ -50,17 +51,16 @@ export function textOf(strings, ids, start, width) {
 function foldedTexts(data, name) {
   if (!data.texts[name]) {
     data.folded ??= data.strings.map(fold);
-    const [ids, count] = name === "text" ? [data.tokens, data.rows] : [data.targets, data.groups];
-    data.texts[name] = Array.from({ length: count }, (_, i) => textOf(data.folded, ids, i * data.width, data.width));
+    const [ids, length] = name === "text" ? [data.tokens, data.rows] : [data.targets, data.groups];
+    data.texts[name] = Array.from({ length }, (_, i) => textOf(data.folded, ids, i * data.width, data.width));
   }
   return data.texts[name];
 }
 
 /** Number of tokens of a row of `tokens` or `targets`. */
-export function lengthOf(data, ids, row) {
-  let length = 0;
-  while (length < data.width && ids[row * data.width + length]) length++;
-  return length;
+export function lengthOf({ width }, ids, row) {
+  const length = ids.subarray(row * width, (row + 1) * width).indexOf(0);
+  return length < 0 ? width : length;
 }
 
 export function isMatch(data, row, i) {
@@ -68,50 +68,35 @@ export function isMatch(data, row, i) {
   return token !== 0 && token === data.targets[data.group[row] * data.width + i];
 }
 
-// -- what is shown ----------------------------------------------------------------------------------------------------
+// -- filters and order ------------------------------------------------------------------------------------------------
 
-/** Value of a row in a column to filter or sort by. */
-export function columnOf(data, name) {
+/** The value of a row in a column, as a function. */
+function columnOf(data, name) {
   if (name in data.numbers) return (row) => data.numbers[name][row];
   return name === "row" ? (row) => row : (row) => data[name][data.group[row]];
 }
 
-/** [R] whole numbers from 0 that are ordered as the rows are to be: what is not a number is the highest. */
-function sortRanks(data, name, descending) {
+/** All rows sorted by one column, which is stable; NaN comes last. */
+function rowsSorted(data, name, descending) {
+  const key = `${name} ${descending}`;
+  if (data.orders.has(key)) return data.orders.get(key);
   const value = columnOf(data, name);
-  const ranks = new Uint32Array(data.rows);
-  const cell = new Float32Array(1);
-  const bits = new Int32Array(cell.buffer);
   const real = name in data.numbers;
+  const bits = new Int32Array(1);
+  const cell = new Float32Array(bits.buffer);
+  const words = new Uint32Array(2 * data.rows); // the row and its rank: together a 64-bit integer to sort by
   for (let row = 0; row < data.rows; row++) {
     let rank = value(row);
     if (real) {
       cell[0] = rank + 0; // -0 is 0
       rank = bits[0] < 0 ? -1 - (bits[0] & 0x7fffffff) : bits[0];
     }
-    ranks[row] = Number.isNaN(cell[0]) ? 2 ** 32 - 1 : descending ? 2 ** 31 - 1 - rank : rank + 2 ** 31;
+    words[2 * row] = row;
+    words[2 * row + 1] = Number.isNaN(cell[0]) ? 2 ** 32 - 1 : descending ? 2 ** 31 - 1 - rank : rank + 2 ** 31;
   }
-  return ranks;
-}
-
-/** All rows by one column: what is not a number last, equal ones as they came. */
-function rowsSorted(data, name, descending) {
-  const key = `${name} ${descending}`;
-  if (data.orders.has(key)) return data.orders.get(key);
-  const ranks = sortRanks(data, name, descending);
-  let order = Int32Array.from(ranks.keys());
-  for (const shift of [0, 11, 22]) order = sortedByDigit(order, ranks, shift); // the lowest digit first, each stable
-  data.orders.set(key, order);
-  return order;
-}
-
-function sortedByDigit(order, ranks, shift) {
-  const next = new Int32Array(2049);
-  for (let i = 0; i < order.length; i++) next[((ranks[i] >>> shift) & 2047) + 1]++;
-  for (let digit = 1; digit < 2049; digit++) next[digit] += next[digit - 1];
-  const sorted = new Int32Array(order.length);
-  for (let i = 0; i < order.length; i++) sorted[next[(ranks[order[i]] >>> shift) & 2047]++] = order[i];
-  return sorted;
+  new BigUint64Array(words.buffer).sort();
+  data.orders.set(key, new Uint32Array(data.rows).map((_, i) => words[2 * i]));
+  return data.orders.get(key);
 }
 
 function rowsKept(data, filters) {
@@ -134,27 +119,21 @@ function rowsKept(data, filters) {
   return keep;
 }
 
-/** The rows that pass, in the order shown. */
+/** The rows that pass the filters, in the order of the list. */
 export function shownRows(data, filters, [name, descending]) {
   const keep = rowsKept(data, filters);
   const order = rowsSorted(data, name, descending);
-  const counts = new Int32Array(data.groups);
+  const index = new Int32Array(data.groups); // by position: first the number of its rollouts, then the place of its next one
   const places = [];
-  for (let i = 0; i < order.length; i++) {
-    if (keep[order[i]] && counts[data.group[order[i]]]++ === 0) places.push(data.group[order[i]]);
-  }
-  const next = new Int32Array(data.groups); // where a position's next rollout stands
+  for (const row of order) if (keep[row] && index[data.group[row]]++ === 0) places.push(data.group[row]);
   let sum = 0;
-  for (const group of places) {
-    next[group] = sum;
-    sum += counts[group];
-  }
+  for (const group of places) [index[group], sum] = [sum, sum + index[group]];
   const rows = new Int32Array(sum);
-  for (let i = 0; i < order.length; i++) if (keep[order[i]]) rows[next[data.group[order[i]]]++] = order[i];
+  for (const row of order) if (keep[row]) rows[index[data.group[row]]++] = row;
   return rows;
 }
 
-/** Lines of the list: a row, or -1 - g where position g's target stands above its rollouts. */
+/** Lines of the list: a row, or -1 - g for the target of position g, which is above its rollouts. */
 export function linesOf(data, rows) {
   const lines = new Int32Array(2 * rows.length);
   let [count, group] = [0, -1];
@@ -165,21 +144,21 @@ export function linesOf(data, rows) {
   return lines.slice(0, count);
 }
 
-/** How many of the rows' values fall into each of `bins` equal parts of [low, high], with their mean. */
+/** Number of the rows' finite values in each of `bins` equal parts of [low, high], their mean, and their number. */
 export function histogram(values, rows, low, high, bins) {
   const counts = new Array(bins).fill(0);
   let [sum, count] = [0, 0];
   for (const row of rows) {
     const value = values[row];
     if (!Number.isFinite(value)) continue;
-    counts[Math.min(bins - 1, Math.max(0, Math.floor(((value - low) / (high - low)) * bins)))]++;
+    counts[clamp(Math.floor(((value - low) / (high - low)) * bins), 0, bins - 1)]++;
     sum += value;
     count++;
   }
   return { counts, mean: sum / count, count };
 }
 
-/** The row with the highest finite value of each position, by position; -1 where it has but one rollout. */
+/** The row with the highest finite value of each position; -1 for a position with one rollout. */
 export function bestRows(data, values, rows) {
   const best = new Int32Array(data.groups).fill(-1);
   const count = new Int32Array(data.groups);
@@ -194,8 +173,8 @@ export function bestRows(data, values, rows) {
 // -- table F.1 --------------------------------------------------------------------------------------------------------
 
 /**
- * The first positions shown whose targets differ: {example, type, text, value, best}. Of each, the first rollouts, and the one
- * with the highest cosine reward of all its rollouts, which is starred, where that is another.
+ * The first listed positions with different targets: {example, type, text, value, best}. Each has its first rollouts and, if
+ * it is another one, the rollout with the highest cosine reward of all its rollouts, which is starred.
  */
 export function tableF1(data, rows, examples = 6, samples = 4) {
   const chosen = new Map();
@@ -205,32 +184,28 @@ export function tableF1(data, rows, examples = 6, samples = 4) {
     const target = data.targets.subarray(group * data.width, (group + 1) * data.width).join();
     if (!chosen.has(target)) chosen.set(target, group);
   }
-  const own = new Map([...chosen.values()].map((group) => [group, []]));
-  for (let row = 0; row < data.rows; row++) own.get(data.group[row])?.push(row);
+  const members = new Map([...chosen.values()].map((group) => [group, []]));
+  for (let row = 0; row < data.rows; row++) members.get(data.group[row])?.push(row);
   const textAt = (ids, i) => visible(textOf(data.strings, ids, i * data.width, data.width));
-  return [...own].flatMap(([group, all], index) => {
+  return [...members].flatMap(([group, all], index) => {
     all.sort((a, b) => data.sample_index[a] - data.sample_index[b] || a - b);
     const cosine = (row) => data.numbers.cosine[row];
     const finite = all.filter((row) => Number.isFinite(cosine(row)));
-    const best = finite.length > 1 ? finite.reduce((top, row) => (cosine(row) > cosine(top) ? row : top)) : -1;
+    const top = finite.length > 1 ? finite.reduce((top, row) => (cosine(row) > cosine(top) ? row : top)) : -1;
     const target = { example: `Ex. ${index + 1}`, type: "GT", text: textAt(data.targets, group), value: "–", best: false };
-    const written = all.map((row, place) => ({ row, place: place + 1 })).filter(({ row, place }) => place <= samples || row === best);
-    return [target, ...written.map(({ row, place }) => ({
-      example: "",
-      type: `P${place}`,
-      text: textAt(data.tokens, row),
-      value: Number.isFinite(cosine(row)) ? cosine(row).toFixed(3) : "–",
-      best: row === best,
-    }))];
+    const lines = all.map((row, place) => {
+      const value = Number.isFinite(cosine(row)) ? cosine(row).toFixed(3) : "–";
+      return { example: "", type: `P${place + 1}`, text: textAt(data.tokens, row), value, best: row === top };
+    });
+    return [target, ...lines.filter(({ best }, place) => place < samples || best)];
   });
 }
 
-/** The same as a Markdown table; the text of models is escaped. */
+/** Table F.1 in Markdown, with the text of models escaped. */
 export function markdownF1(table) {
   const lines = ["| Example | Type | Text | Cosine reward |", "|---|---|---|---|"];
   for (const { example, type, text, value, best } of table) {
-    const marked = best ? `**${value}** ★` : value;
-    lines.push(`| ${example} | ${type} | ${text.replace(MARKDOWN_MARKS, "\\$&")} | ${marked} |`);
+    lines.push(`| ${example} | ${type} | ${text.replace(MARKDOWN_MARKS, "\\$&")} | ${best ? `**${value}** ★` : value} |`);
   }
   return `${lines.join("\n")}\n`;
 }

@@ -1,10 +1,10 @@
-// Rollouts beside the target. Python sends columns (`columns`); filters, order, selection and pins go both ways. This file ties
-// the fields, the keys and the parts together: rollout_data.js knows what is shown, rollout_list.js and rollout_detail.js draw.
+// Rollouts beside the target. Python sends the columns; filters, order, selection and pins go both ways. This module has the
+// fields, the keys and the state: rollout_data.js filters and sorts, rollout_list.js and rollout_detail.js draw.
 
 import { bestRows, shownRows, unpackRollouts } from "./rollout_data.js";
 import { drawCompared, drawDetail, drawHistogram, drawTableF1 } from "./rollout_detail.js";
 import { describe, nextSort, rolloutList } from "./rollout_list.js";
-import { button, clamp, extent, follow, format, html, inFrames, put, rootOf, svg, takeKey, unpacked } from "./shared.js";
+import { button, clamp, extent, follow, format, html, inFrames, put, quantity, rootOf, takeKey, unpacked } from "./shared.js";
 
 const MOST_COMPARED = 8;
 const TEXT_LABELS = { text: "Rollout contains", target: "Reference contains" };
@@ -15,22 +15,20 @@ const KEYS = [
   ["f or /", "filter"],
   ["Esc", "clear the field; in the list, clear filters, then pins, then the selection"],
 ];
+const LEGEND =
+  "a dot marks a token that matches the reference; " +
+  "the bar shows the cosine with the reference's hidden state, from the right if negative";
 let made = 0;
 
 // -- the filters' fields ----------------------------------------------------------------------------------------------
 
-/** Fields for the filters; `read()` gives them, `write(filters)` fills them in, `hint(data)` shows what there is. */
+/** Fields for the filters: `read()` returns the filters, `write(filters)` fills the fields, `hint(data)` shows their ranges. */
 function filterFields(parent, ranges, changed) {
-  const form = html("div", "filters", parent);
-  form.setAttribute("role", "search");
-  form.setAttribute("aria-label", "Filter rollouts");
+  const form = html("div", { class: "filters", role: "search", "aria-label": "Filter rollouts" }, parent);
   const texts = new Map();
   const bounds = new Map();
-  const field = (box, type, key, label) => {
-    const input = html("input", "", box);
-    Object.assign(input, { type, step: "any", spellcheck: false });
-    input.dataset.filter = key;
-    if (label) input.setAttribute("aria-label", label);
+  const field = (box, type, name, label = "") => {
+    const input = html("input", { type, step: "any", spellcheck: false, "data-filter": name, "aria-label": label }, box);
     input.addEventListener("input", changed);
     return input;
   };
@@ -55,34 +53,19 @@ function filterFields(parent, ranges, changed) {
     return filters;
   };
   const write = (filters) => {
-    const fill = (input, now, value) => now !== value && (input.value = value ?? ""); // a half-written number stays
+    const fill = (input, now, value) => now !== value && (input.value = value ?? ""); // a half-typed number stays
     for (const [name, input] of texts) fill(input, input.value, filters[name] ?? "");
     for (const [name, pair] of bounds) range(pair).forEach((now, i) => fill(pair[i], now, filters[name]?.[i] ?? null));
   };
   const hint = (data) => {
-    for (const [name, pair] of bounds) {
-      const found = extent([data.numbers[name] ?? data[name]], 0, false);
+    for (const [name, [low, high]] of bounds) {
+      const range = extent([data.numbers[name] ?? data[name]], 0, false);
       const digits = name in data.numbers ? 100 : 1; // rounded outwards
-      pair[0].placeholder = found ? `≥ ${Math.floor(found[0] * digits) / digits}` : "";
-      pair[1].placeholder = found ? `≤ ${Math.ceil(found[1] * digits) / digits}` : "";
+      low.placeholder = range ? `≥ ${Math.floor(range[0] * digits) / digits}` : "";
+      high.placeholder = range ? `≤ ${Math.ceil(range[1] * digits) / digits}` : "";
     }
   };
-  return { first: texts.values().next().value, read, write, hint };
-}
-
-function buildHistogram(parent) {
-  const figure = html("figure", "rewards", parent);
-  svg("svg", { viewBox: "0 0 200 43", preserveAspectRatio: "none", role: "img" }, figure);
-  const caption = html("figcaption", "", figure);
-  for (let i = 0; i < 3; i++) html("span", "", caption);
-  return figure;
-}
-
-/** [R] bytes: 1 where a row is among those that the list shows. */
-function passing({ data, rows }) {
-  const bytes = new Uint8Array(data.rows);
-  for (const row of rows) bytes[row] = 1;
-  return new DataView(bytes.buffer);
+  return { first: form.querySelector("input"), read, write, hint };
 }
 
 // -- the widget -------------------------------------------------------------------------------------------------------
@@ -91,38 +74,31 @@ function build(el, fields, actions) {
   const { root, error } = rootOf(el, "rollout-inspector", "Rollout inspector");
   const top = html("div", "top", root);
   const filters = filterFields(top, fields.filter(({ filtered }) => filtered), actions.filter);
-  const figure = buildHistogram(top);
+  const figure = html("figure", "rewards", top);
   const bar = html("div", "tools", root);
-  const status = html("span", "status", bar);
-  status.setAttribute("role", "status");
-  status.setAttribute("aria-live", "polite");
+  const status = html("span", { class: "status", role: "status", "aria-live": "polite" }, bar);
   const clear = button(bar, "Clear filters", actions.clear);
-  const f1 = button(bar, "Export examples (Table F.1)", actions.toggleF1);
-  const table = html("section", "table", root);
-  table.hidden = true;
-  table.setAttribute("aria-label", "Table F.1");
+  const f1 = button(bar, "Export examples (Table F.1)", actions.toggleF1, { "aria-expanded": false });
+  const table = html("section", { class: "table", hidden: true, "aria-label": "Table F.1" }, root);
   const body = html("div", "body", root);
   const list = rolloutList(html("div", "list", body), fields, actions);
-  const detail = html("section", "detail", body);
-  detail.setAttribute("aria-label", "The selected rollout");
-  const compared = html("section", "side-by-side", root);
-  compared.setAttribute("aria-label", "Pinned rollouts");
+  const detail = html("section", { class: "detail", "aria-label": "The selected rollout" }, body);
+  const compared = html("section", { class: "side-by-side", "aria-label": "Pinned rollouts" }, root);
   const help = html("div", "help", root);
-  for (const [keys, what] of KEYS) {
+  for (const [keys, action] of KEYS) {
     html("kbd", "", help, keys);
-    html("span", "", help, what);
+    html("span", "", help, action);
   }
-  const legend = html("div", "help", root);
-  html("span", "token match", legend, "token").setAttribute("aria-hidden", true);
-  html("span", "", legend, "a dot marks a token that matches the reference; the bar shows the cosine with the reference's hidden state, from the right if negative");
+  html("span", { class: "token match", "aria-hidden": true }, help, "token");
+  html("span", "", help, LEGEND);
   return { root, error, filters, figure, status, clear, f1, table, list, detail, compared };
 }
 
 function render({ model, el }) {
   const fields = model.get("fields");
-  const state = { data: unpackRollouts({}), fields, rows: new Int32Array(0), said: "" };
+  const state = { data: unpackRollouts({}), fields, rows: new Int32Array(0), message: "" };
   const name = `rollout-${++made}`;
-  const { schedule, cancel } = inFrames(() => draw());
+  const schedule = inFrames(draw);
   let stale = new Set();
   let saving = 0;
 
@@ -137,12 +113,12 @@ function render({ model, el }) {
       const now = model.get("compared");
       if (now.includes(row)) return put(model, "compared", now.filter((other) => other !== row));
       if (now.length < MOST_COMPARED) return put(model, "compared", [...now, row]);
-      return say(`At most ${MOST_COMPARED} rollouts can be pinned; unpin one first.`);
+      return announce(`At most ${MOST_COMPARED} rollouts can be pinned; unpin one first.`);
     },
     filter() {
       model.set("filters", parts.filters.read());
       clearTimeout(saving);
-      saving = setTimeout(() => model.save_changes(), 200); // Python needs to know when the typing rests
+      saving = setTimeout(() => model.save_changes(), 200); // to Python when the typing pauses
     },
     clear: () => put(model, "filters", {}),
     toggleF1() {
@@ -153,10 +129,9 @@ function render({ model, el }) {
     },
   };
   const parts = build(el, fields, actions);
-  parts.f1.setAttribute("aria-expanded", false);
 
-  function say(text) {
-    state.said = text;
+  function announce(message) {
+    state.message = message;
     redraw("status");
   }
 
@@ -165,19 +140,22 @@ function render({ model, el }) {
     stale = new Set();
     for (const trait of ["selected", "compared", "sort", "filters"]) state[trait] = model.get(trait);
     if (now.has("columns")) takeColumns();
-    if (now.has("rows")) state.rows = shownRows(state.data, state.filters, state.sort);
     if (now.has("rows")) {
+      state.rows = shownRows(state.data, state.filters, state.sort);
       parts.list.show(state);
       drawHistogram(parts.figure, state);
-      if (model.alone) model.set("passing", passing(state)); // else Python knows
+      if (model.alone) {
+        const passing = new Uint8Array(state.data.rows); // 1 for the rows in the list; else Python computes it
+        for (const row of state.rows) passing[row] = 1;
+        model.set("passing", new DataView(passing.buffer));
+      }
     }
-    if (now.has("rows") || now.has("table")) if (!parts.table.hidden) drawTableF1(parts.table, state, { close: actions.toggleF1, say });
-    if (now.has("selected")) {
-      parts.list.select(state.selected, state.compared);
-      if (state.selected >= 0) parts.list.reveal(state.selected);
+    if (!parts.table.hidden && (now.has("rows") || now.has("table"))) {
+      drawTableF1(parts.table, state, { close: actions.toggleF1, announce });
     }
     if (now.has("selected") || now.has("pins") || now.has("columns")) {
       parts.list.select(state.selected, state.compared);
+      if (now.has("selected") && state.selected >= 0) parts.list.reveal(state.selected);
       drawDetail(parts.detail, state, actions.pin);
       drawCompared(parts.compared, state, actions);
     }
@@ -185,28 +163,27 @@ function render({ model, el }) {
   }
 
   function takeColumns() {
-    const data = unpackRollouts(unpacked(model.get("columns")));
+    const data = { ...unpackRollouts(unpacked(model.get("columns"))), name };
     const all = Int32Array.from({ length: data.rows }, (_, row) => row);
     const ranked = data.numbers[fields.find(({ look }) => look === "best").name] ?? [];
-    Object.assign(data, { name });
-    Object.assign(state, { data, ranked, best: bestRows(data, ranked, all), range: extent([ranked]), most: {} });
-    for (const bar of fields.filter(({ look }) => look === "bar")) {
-      state.most[bar.name] = Math.max(...(extent([data.numbers[bar.name] ?? []]) ?? [0]).map(Math.abs));
-    }
+    const most = (name) => Math.max(...(extent([data.numbers[name] ?? []]) ?? [0]).map(Math.abs));
+    const bars = fields.filter(({ look }) => look === "bar").map((bar) => [bar.name, most(bar.name)]);
+    Object.assign(state, { data, ranked, best: bestRows(data, ranked, all), range: extent([ranked]) });
+    state.most = Object.fromEntries(bars);
     parts.filters.hint(data);
   }
 
   function drawStatus() {
-    const { data, rows, selected } = state;
-    let groups = 0;
-    rows.forEach((row, i) => (groups += i === 0 || data.group[row] !== data.group[rows[i - 1]]));
-    const some = rows.length === data.rows ? format(data.rows) : `${format(rows.length)} of ${format(data.rows)}`;
-    const clicked = new Set([...rows].map((row) => data.group[row]).filter((group) => data.clicked.has(group))).size;
+    const { data, rows, selected, message } = state;
+    const groups = new Set(rows.map((row) => data.group[row]));
+    const some = rows.length === data.rows ? "" : `${format(rows.length)} of `;
+    const clicked = [...groups].filter((group) => data.clicked.has(group)).length;
     const apart = clicked ? `, ${format(clicked)} clicked` : "";
-    const facts = [`${some} ${data.rows === 1 ? "rollout" : "rollouts"} at ${format(groups)} ${groups === 1 ? "position" : "positions"}${apart}`];
-    if (selected >= 0) facts.push(rows.includes(selected) ? `selected: ${describe(data, selected)}` : "the selected rollout is filtered out");
-    if (state.said) facts.push(state.said);
-    state.said = "";
+    const facts = [`${some}${quantity(data.rows, "rollout")} at ${quantity(groups.size, "position")}${apart}`];
+    const where = rows.includes(selected) ? `selected: ${describe(data, selected)}` : "the selected rollout is filtered out";
+    if (selected >= 0) facts.push(where);
+    if (message) facts.push(message);
+    state.message = "";
     const text = facts.join(" · ");
     if (parts.status.textContent !== text) parts.status.textContent = text;
     parts.clear.disabled = Object.keys(state.filters).length === 0;
@@ -214,13 +191,13 @@ function render({ model, el }) {
 
   function move(by) {
     if (stale.has("rows")) {
-      cancel(); // a key that comes before the frame moves among the rows that were asked for
+      schedule.cancel(); // a key before the next frame moves among the rows of the new filters
       draw();
     }
     const { rows } = state;
     if (!rows.length) return;
     const at = rows.indexOf(model.get("selected"));
-    const to = at < 0 && Number.isFinite(by) && by > 0 ? 0 : (at < 0 ? 0 : at) + by;
+    const to = at < 0 && by !== Infinity && by > 0 ? 0 : Math.max(at, 0) + by;
     actions.choose(rows[clamp(to, 0, rows.length - 1)]);
   }
 
@@ -252,7 +229,7 @@ function render({ model, el }) {
   }
   parts.root.addEventListener("keydown", onKey);
 
-  const stop = follow(model, {
+  const listeners = {
     columns: () => redraw("columns", "rows"),
     sort: () => redraw("rows", "selected"),
     filters() {
@@ -260,21 +237,14 @@ function render({ model, el }) {
       redraw("rows");
     },
     token() {
-      if (model.get("token") > 0) put(model, "filters", { ...model.get("filters"), position: [model.get("token") - 1, model.get("token") - 1] });
+      const position = model.get("token") - 1;
+      if (position >= 0) put(model, "filters", { ...model.get("filters"), position: [position, position] });
     },
     selected: () => redraw("selected"),
     compared: () => redraw("pins"),
-    error() {
-      parts.error.textContent = model.get("error");
-    },
-  });
-
-  return () => {
-    cancel();
-    clearTimeout(saving);
-    parts.list.stop();
-    stop();
+    error: parts.error,
   };
+  return follow(model, listeners, schedule.cancel, () => clearTimeout(saving), ...parts.list.ends);
 }
 
 export default { render };

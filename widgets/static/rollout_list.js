@@ -1,58 +1,73 @@
-// The list of rollouts: a line a rollout under its position's target, only the lines in sight in the page.
+// The list of rollouts: one line per rollout below the target of its position; the page has only the visible lines.
 
 import { isMatch, lengthOf, linesOf, textOf, visible, visibleParts } from "./rollout_data.js";
-import { button, html, inFrames } from "./shared.js";
+import { button, clamp, html, inFrames } from "./shared.js";
 
 export const LINE = 26; // px, as in rollout_inspector.css
-const TALLEST = 12_000_000; // px that a browser lays out well; longer lists scroll faster than they move
+const TALLEST = 12_000_000; // px that a browser lays out well; in longer lists a pixel of scrolling moves several
 const LONGEST = 400; // characters of a token that its cell and its tooltip hold
-const MARK = 34; // px of what stands before the tokens
+const MARK = 34; // px before the tokens
 const WIDTHS = { number: 56, best: 56, bar: 98 }; // px of a number's column
 
-export function decimals(value, digits = 3) {
-  return Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : "–";
-}
+export const decimals = (value, digits = 3) => (Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : "–");
 
 function sortLabel(title, name, [column, descending]) {
   if (column !== name) return `Sort by ${title}, highest first`;
-  return descending ? `Sorted by ${title}, highest first; press for lowest first` : `Sorted by ${title}, lowest first; press for the original order`;
+  const [order, next] = descending ? ["highest", "lowest first"] : ["lowest", "the original order"];
+  return `Sorted by ${title}, ${order} first; press for ${next}`;
 }
 
-/** What a press on a column's head makes of the order: highest first, lowest first, as they came. */
+/** The order after a press on a column's head: highest first, lowest first, then the original order. */
 export function nextSort([column, descending], name) {
   if (column !== name) return [name, true];
   return descending ? [name, false] : ["row", false];
 }
 
-/** The beginning of a text that is too long to lay out; whole characters. */
-export function beginning(text, most = LONGEST) {
-  return text.length <= most ? text : `${text.slice(0, most).replace(/[\ud800-\udbff]$/, "")}…`;
-}
+/** The beginning of a text that is too long to lay out, in whole characters. */
+export const beginning = (text, most = LONGEST) =>
+  text.length <= most ? text : `${text.slice(0, most).replace(/[\ud800-\udbff]$/, "")}…`;
 
-/** A token's cell: its text, a dot where it is the target's, a bar for its cosine. */
+/** A token's cell: its text, a dot if it matches the target, a bar for its cosine. */
 export function tokenCell(parent, data, token, { match = false, cosine = NaN, isTarget = false } = {}) {
   const cell = html("span", `token${match ? " match" : ""}${isTarget ? " true" : ""}`, parent);
   for (const [text, sign] of visibleParts(beginning(data.strings[token]))) html("span", sign ? "sign" : "", cell, text);
-  if (Number.isFinite(cosine)) {
-    const bar = html("span", cosine < 0 ? "bar below" : "bar", cell);
-    bar.style.width = `${Math.min(Math.abs(cosine), 1) * 100}%`;
-  }
+  const style = `width: ${Math.min(Math.abs(cosine), 1) * 100}%`;
+  if (Number.isFinite(cosine)) html("span", { class: cosine < 0 ? "bar below" : "bar", style }, cell);
   return cell;
+}
+
+/** The cells of a row of `tokens` or `targets`; `look(i, at)` returns the options of each. */
+function tokenCells(parent, data, ids, row, look) {
+  const first = row * data.width;
+  const cell = (_, i) => tokenCell(parent, data, ids[first + i], look(i, first + i));
+  return Array.from({ length: lengthOf(data, ids, row) }, cell);
+}
+
+export const targetCells = (parent, data, group) => tokenCells(parent, data, data.targets, group, () => ({ isTarget: true }));
+
+/** The cells of a rollout, with the numbers of each token in its tooltip. */
+export function rolloutCells(parent, data, row) {
+  const look = (i, at) => ({ match: isMatch(data, row, i), cosine: data.cosines?.[at] });
+  tokenCells(parent, data, data.tokens, row, look).forEach((cell, i) => {
+    const at = row * data.width + i;
+    const facts = [`logprob ${decimals(data.logprobs[at])}`];
+    if (data.cosines) facts.push(`cosine ${decimals(data.cosines[at])}`);
+    if (isMatch(data, row, i)) facts.push("matches the reference");
+    cell.title = `${visible(beginning(data.strings[data.tokens[at]]))}\n${facts.join(" · ")}`;
+  });
 }
 
 /** A bar left or right of the middle, with the number. */
 function signedBar(parent, value, most, digits) {
   const cell = html("span", "number signed", parent);
-  const track = html("span", "track", cell);
-  const bar = html("span", value < 0 ? "below" : "above", track);
-  bar.style.width = `${most > 0 && Number.isFinite(value) ? (Math.min(Math.abs(value) / most, 1) * 50).toFixed(1) : 0}%`;
-  html("span", "", cell, Number.isFinite(value) && value > 0 ? `+${decimals(value, digits)}` : decimals(value, digits));
+  const style = `width: ${most > 0 && Number.isFinite(value) ? (Math.min(Math.abs(value) / most, 1) * 50).toFixed(1) : 0}%`;
+  html("span", { class: value < 0 ? "below" : "above", style }, html("span", "track", cell));
+  html("span", "", cell, `${Number.isFinite(value) && value > 0 ? "+" : ""}${decimals(value, digits)}`);
 }
 
-/** Where a position is, in few words. */
-export function placeOf(data, group) {
-  return `step ${data.step[group]} · seq ${data.sequence_id[group]} · pos ${data.position[group]}`;
-}
+/** A position in few words. */
+export const placeOf = ({ step, sequence_id, position }, group) =>
+  `step ${step[group]} · seq ${sequence_id[group]} · pos ${position[group]}`;
 
 export function describe(data, row) {
   const at = data.group[row];
@@ -60,14 +75,12 @@ export function describe(data, row) {
   return `rollout ${data.sample_index[row]} at ${where} ${data.position[at]}, step ${data.step[at]}, sequence ${data.sequence_id[at]}`;
 }
 
-/** The list in `parent`. `on` has `sort(column)`, `choose(row)` and `pin(row)`; `show(state)` draws, with numbers of `fields`. */
+/** The list in `parent`, with numbers of `fields`. `on` has `sort(column)`, `choose(row)` and `pin(row)`; `show(state)` draws. */
 export function rolloutList(parent, fields, on) {
   const scroller = html("div", "scroller", parent);
   const head = html("div", "head", scroller);
-  const box = html("div", "lines", scroller);
-  box.tabIndex = 0;
-  box.setAttribute("role", "listbox");
-  box.setAttribute("aria-label", "Rollouts, below the reference of their position");
+  const label = "Rollouts, below the reference of their position";
+  const box = html("div", { class: "lines", tabindex: 0, role: "listbox", "aria-label": label }, scroller);
   const drawn = new Map();
   let state = null;
   const numbers = fields.filter(({ shared }) => !shared).map(({ look }) => WIDTHS[look]);
@@ -77,20 +90,20 @@ export function rolloutList(parent, fields, on) {
 
   const heads = buildHead(head, fields, on);
   const height = () => Math.max(scroller.clientHeight - head.offsetHeight, LINE);
-  /** The first line in sight, in lines, by the scroll position; the same unless the list is taller than a browser bears. */
+  /** Pixels of the list per pixel of scrolling: 1, unless the list is taller than a browser lays out. */
   const rate = () => {
     const tall = state.lines.length * LINE;
     return tall <= TALLEST ? 1 : (tall - height()) / (TALLEST - height());
   };
 
   function show(next) {
-    state = { ...next, lines: next.rows === state?.rows ? state.lines : linesOf(next.data, next.rows) };
-    for (const node of drawn.values()) node.remove();
+    state = { ...next, lines: linesOf(next.data, next.rows) };
+    box.replaceChildren();
     drawn.clear();
     box.style.height = `${Math.min(state.lines.length * LINE, TALLEST)}px`;
     fit();
+    const [column, descending] = state.sort;
     for (const [name, button] of heads) {
-      const [column, descending] = state.sort;
       button.dataset.sorted = column === name ? (descending ? "▼" : "▲") : "";
       button.setAttribute("aria-label", sortLabel(button.dataset.title, name, state.sort));
       button.setAttribute("aria-pressed", column === name);
@@ -98,17 +111,17 @@ export function rolloutList(parent, fields, on) {
     paint();
   }
 
-  /** Cells as wide as there is room, within reason; narrower ones scroll sideways. */
+  /** Fits the width of cells to the room, within limits; the list scrolls sideways if that is not enough. */
   function fit() {
     const room = (scroller.clientWidth - beside - MARK) / Math.max(state.data.width, 1);
-    scroller.style.setProperty("--cell", `${Math.floor(Math.min(Math.max(room, 62), 110))}px`);
+    scroller.style.setProperty("--cell", `${Math.floor(clamp(room, 62, 110))}px`);
     scroller.style.setProperty("--tokens", state.data.width);
   }
 
   function paint() {
     if (!state) return;
     const top = Math.round(scroller.scrollTop * rate());
-    const shift = top - scroller.scrollTop; // where lines are laid out away from their own place
+    const shift = top - scroller.scrollTop; // the offset between lines and their places in the box
     const first = Math.max(0, Math.floor(top / LINE) - 4);
     const last = Math.min(state.lines.length, Math.ceil((top + height()) / LINE) + 4);
     for (const [index, node] of drawn) {
@@ -117,18 +130,15 @@ export function rolloutList(parent, fields, on) {
       drawn.delete(index);
     }
     for (let index = first; index < last; index++) {
-      const node = drawn.get(index) ?? lineNode(index);
+      const line = state.lines[index];
+      if (!drawn.has(index)) {
+        drawn.set(index, line < 0 ? targetLine(box, state, -1 - line) : rolloutLine(box, state, line));
+        if (line >= 0) mark(drawn.get(index), line);
+      }
+      const { style } = drawn.get(index);
       const place = `${index * LINE - shift}px`;
-      if (node.style.top !== place) node.style.top = place;
+      if (style.top !== place) style.top = place;
     }
-  }
-
-  function lineNode(index) {
-    const line = state.lines[index];
-    const node = line < 0 ? targetLine(box, state, -1 - line) : rolloutLine(box, state, line);
-    drawn.set(index, node);
-    if (line >= 0) mark(node, line);
-    return node;
   }
 
   function mark(node, row) {
@@ -141,7 +151,7 @@ export function rolloutList(parent, fields, on) {
     if (chosen) box.setAttribute("aria-activedescendant", node.id);
   }
 
-  /** Scroll so that the row, and where it is the first its target, is in sight. */
+  /** Scrolls so that the row is visible, and the line above it too. */
   function reveal(row) {
     const index = state.lines.indexOf(row);
     if (index < 0) return;
@@ -151,14 +161,14 @@ export function rolloutList(parent, fields, on) {
     paint();
   }
 
-  const rowAt = (event) => {
+  const onRow = (act) => (event) => {
     const node = event.target.closest(".rollout");
-    return node ? Number(node.dataset.row) : -1;
+    if (node) act(Number(node.dataset.row));
   };
-  const { schedule, cancel } = inFrames(paint);
+  const schedule = inFrames(paint);
   scroller.addEventListener("scroll", schedule);
-  box.addEventListener("click", (event) => rowAt(event) >= 0 && on.choose(rowAt(event)));
-  box.addEventListener("dblclick", (event) => rowAt(event) >= 0 && on.pin(rowAt(event)));
+  box.addEventListener("click", onRow(on.choose));
+  box.addEventListener("dblclick", onRow(on.pin));
   const resized = new ResizeObserver(() => {
     if (!state) return;
     fit();
@@ -171,62 +181,42 @@ export function rolloutList(parent, fields, on) {
     if (selected < 0) box.removeAttribute("aria-activedescendant");
     for (const [index, node] of drawn) if (state.lines[index] >= 0) mark(node, state.lines[index]);
   };
-  const stop = () => {
-    cancel();
-    resized.disconnect();
-  };
-  return { box, show, select, reveal, page, stop };
+  return { box, show, select, reveal, page, ends: [schedule.cancel, () => resized.disconnect()] };
 }
 
 function buildHead(head, fields, on) {
-  const heads = new Map();
   html("span", "mark", head);
   const places = html("span", "places", head);
   html("span", "quiet", places, "sort by");
   const numbers = html("span", "numbers", head);
-  for (const { name, label, about, shared } of fields) {
-    const node = button(shared ? places : numbers, label, () => on.sort(name), { title: about, className: "sort" });
-    Object.assign(node.dataset, { title: label, column: name });
-    heads.set(name, node);
-  }
-  return heads;
+  const heads = fields.map(({ name, label, about, shared }) => {
+    const data = { class: "sort", title: about, "data-title": label, "data-column": name };
+    return [name, button(shared ? places : numbers, label, () => on.sort(name), data)];
+  });
+  return new Map(heads);
 }
 
 function targetLine(parent, { data, fields }, group) {
-  const node = html("div", "line target", parent);
-  node.setAttribute("role", "presentation");
-  html("span", "mark", node, "GT").title = "reference (ground truth)";
-  const tokens = html("span", "tokens", node);
-  for (let i = 0; i < lengthOf(data, data.targets, group); i++) tokenCell(tokens, data, data.targets[group * data.width + i], { isTarget: true });
   const clicked = data.clicked.has(group);
-  node.classList.toggle("clicked", clicked);
+  const node = html("div", { class: `line target${clicked ? " clicked" : ""}`, role: "presentation" }, parent);
+  html("span", { class: "mark", title: "reference" }, node, "GT");
+  targetCells(html("span", "tokens", node), data, group);
   const shared = fields.filter((field) => field.shared && field.digits !== null);
   const facts = shared.map(({ name, label, digits }) => `${label} ${decimals(data.numbers[name][data.firstOf[group]], digits)}`);
   const where = [...(clicked ? ["clicked"] : []), placeOf(data, group), ...facts].join(" · ");
-  html("span", "numbers where", node, where).title = where;
+  html("span", { class: "numbers where", title: where }, node, where);
   return node;
 }
 
 function rolloutLine(parent, { data, fields, best, most }, row) {
-  const node = html("div", "line rollout", parent);
-  node.id = `${data.name}-${row}`;
-  node.dataset.row = row;
-  node.setAttribute("role", "option");
   const own = fields.filter(({ shared }) => !shared);
   const text = visible(beginning(textOf(data.strings, data.tokens, row * data.width, data.width)));
-  const said = own.map(({ name, label, digits }) => `${label} ${decimals(data.numbers[name][row], digits)}`);
-  node.setAttribute("aria-label", `${describe(data, row)}: ${text}; ${said.join(", ")}`);
+  const values = own.map(({ name, label, digits }) => `${label} ${decimals(data.numbers[name][row], digits)}`);
+  const label = `${describe(data, row)}: ${text}; ${values.join(", ")}`;
+  const attributes = { id: `${data.name}-${row}`, "data-row": row, role: "option", "aria-label": label };
+  const node = html("div", { class: "line rollout", ...attributes }, parent);
   html("span", "mark", node);
-  const tokens = html("span", "tokens", node);
-  for (let i = 0; i < lengthOf(data, data.tokens, row); i++) {
-    const at = row * data.width + i;
-    const match = isMatch(data, row, i);
-    const cell = tokenCell(tokens, data, data.tokens[at], { match, cosine: data.cosines?.[at] });
-    const facts = [`logprob ${decimals(data.logprobs[at])}`];
-    if (data.cosines) facts.push(`cosine ${decimals(data.cosines[at])}`);
-    if (match) facts.push("matches the reference");
-    cell.title = `${visible(beginning(data.strings[data.tokens[at]]))}\n${facts.join(" · ")}`;
-  }
+  rolloutCells(html("span", "tokens", node), data, row);
   const numbers = html("span", "numbers", node);
   for (const { name, look, digits } of own) {
     const value = data.numbers[name][row];

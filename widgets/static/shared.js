@@ -1,32 +1,23 @@
-// Functions that all widgets share: numbers as text, and elements. `widgets.core.assets.script` inlines this module into each.
-// Text reaches the page through textContent alone.
+// Functions that all widgets share: numbers as text, elements, drawings, the model. `widgets.core.assets.script` inlines this
+// module into every widget. Text reaches the page through textContent alone.
 
 const SVG = "http://www.w3.org/2000/svg";
 
 // -- numbers ----------------------------------------------------------------------------------------------------------
 
-/** A typed array of a view's own bytes; null where there is none. */
-export function typed(view, Kind) {
-  return view ? new Kind(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength)) : null;
-}
-
-export function floats(view) {
-  return typed(view, Float32Array);
-}
-
-export function counts(view) {
-  return typed(view, Uint32Array);
-}
+/** A typed array with a copy of a view's bytes; null without a view. */
+export const typed = (view, Kind) =>
+  view ? new Kind(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength)) : null;
+export const floats = (view) => typed(view, Float32Array);
+export const counts = (view) => typed(view, Uint32Array);
 
 /** The data of a trait that Python sends as one buffer (widgets/core/packing.py); arrays in it are views into the buffer. */
 export function unpacked(view) {
   const begin = view.byteOffset + 4 + view.getUint32(0, true);
   const header = new TextDecoder().decode(new Uint8Array(view.buffer, view.byteOffset + 4, begin - view.byteOffset - 4));
-  return JSON.parse(header, (name, value) => {
-    if (!Array.isArray(value?.$bytes)) return value;
-    const [first, length] = value.$bytes;
-    return new DataView(view.buffer, begin + first, length);
-  });
+  return JSON.parse(header, (name, value) =>
+    Array.isArray(value?.$bytes) ? new DataView(view.buffer, begin + value.$bytes[0], value.$bytes[1]) : value,
+  );
 }
 
 /** About `count` round numbers inside [low, high]. */
@@ -39,10 +30,9 @@ export function ticks(low, high, count) {
   return found.length < 2 && count < 20 ? ticks(low, high, count + 1) : found; // one number alone is no scale
 }
 
-/** Lowest and highest finite value of some arrays, where they are one and the same `widened`; null where there is none. */
+/** Lowest and highest finite value of some arrays, with a margin if `widened`; null without finite values. */
 export function extent(arrays, pad = 0, widened = true) {
-  let low = Infinity;
-  let high = -Infinity;
+  let [low, high] = [Infinity, -Infinity];
   for (const array of arrays) {
     for (const value of array) {
       if (!Number.isFinite(value)) continue;
@@ -56,7 +46,7 @@ export function extent(arrays, pad = 0, widened = true) {
   return [low - margin, high + margin];
 }
 
-/** Index of the last value of rising `xs` that is at most `x`; 0 where none is. */
+/** Index of the last value of the ascending `xs` that is at most `x`; 0 if all are greater. */
 export function lastAtMost(xs, x, count = xs.length) {
   let [low, high] = [0, count];
   while (high - low > 1) {
@@ -67,15 +57,13 @@ export function lastAtMost(xs, x, count = xs.length) {
   return low;
 }
 
-/** Index of the value of rising `xs` that is nearest to `x`. */
+/** Index of the value of the ascending `xs` that is nearest to `x`. */
 export function nearest(xs, x) {
   const low = lastAtMost(xs, x);
   return low + 1 < xs.length && xs[low + 1] - x < x - xs[low] ? low + 1 : low;
 }
 
-export function clamp(value, low, high) {
-  return Math.min(Math.max(value, low), high);
-}
+export const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
 export function format(value) {
   if (!Number.isFinite(value)) return "not finite";
@@ -85,50 +73,50 @@ export function format(value) {
   return Number(value.toPrecision(4)).toLocaleString("en", { maximumFractionDigits: 6 });
 }
 
+/** A number with its noun, in the plural unless the number is 1. */
+export const quantity = (count, noun) => `${format(count)} ${noun}${count === 1 ? "" : "s"}`;
+
 export function duration(seconds) {
-  const whole = Math.max(0, Math.round(seconds));
-  const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  const total = Math.max(0, Math.round(seconds));
+  const [h, m, s] = [Math.floor(total / 3600), Math.floor(total / 60) % 60, total % 60];
   return h ? `${h} h ${m} min` : m ? `${m} min ${s} s` : `${s} s`;
 }
 
 // -- elements ---------------------------------------------------------------------------------------------------------
 
-export function html(name, className, parent, text) {
-  const node = document.createElement(name);
-  if (className) node.className = className;
+function built(node, attributes, parent, text) {
+  const named = typeof attributes === "string" ? { class: attributes } : attributes;
+  for (const [key, value] of Object.entries(named)) if (value !== "") node.setAttribute(key, value);
   if (text !== undefined) node.textContent = text;
   parent?.append(node);
   return node;
 }
 
-export function svg(name, attributes, parent, text) {
-  const node = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  if (text !== undefined) node.textContent = text;
-  parent?.append(node);
+/** A new element at the end of `parent`, with its attributes (a string is the class) and text. */
+export const html = (name, attributes, parent, text) => built(document.createElement(name), attributes, parent, text);
+export const svg = (name, attributes, parent, text) => built(document.createElementNS(SVG, name), attributes, parent, text);
+
+export function button(parent, text, press, attributes = {}) {
+  const node = html("button", { type: "button", ...attributes }, parent, text);
+  node.addEventListener("click", press);
   return node;
 }
 
-export function button(parent, text, press, { title = "", label = "", className = "" } = {}) {
-  const node = html("button", className, parent, text);
-  node.type = "button";
-  if (title) node.title = title;
-  if (label) node.setAttribute("aria-label", label);
-  if (press) node.addEventListener("click", press);
-  return node;
-}
-
-/** The root of a widget, a group that screen readers call `label`, and the line above all else that says what went wrong. */
+/** The root of a widget, a group that screen readers call `label`, and at its top the line for errors. */
 export function rootOf(el, name, label) {
-  const root = html("div", `refine-lab ${name}`, el);
-  root.setAttribute("role", "group");
-  root.setAttribute("aria-label", label);
-  const error = html("div", "error", root);
-  error.setAttribute("role", "alert");
-  return { root, error };
+  const root = html("div", { class: `refine-lab ${name}`, role: "group", "aria-label": label }, el);
+  return { root, error: html("div", { class: "error", role: "alert" }, root) };
 }
 
-/** Axes with round numbers in a drawing of `height` pixels: scales from values to pixels, and the inner edges. */
+/** A figure with a title, its unit, and a drawing. */
+export function panel(parent, title, unit, attributes) {
+  const figure = html("figure", "panel", parent);
+  const caption = html("figcaption", "title", figure);
+  html("span", "", caption, title);
+  return { figure, unit: html("span", "unit", caption, unit), svg: svg("svg", attributes, figure) };
+}
+
+/** Draws axes with round numbers. Returns scales from values to pixels, and the inner edges of the drawing. */
 export function axes(drawing, { height, margin, count, xTicks = () => true }, xs, ys, xLabel) {
   const width = Math.max(drawing.clientWidth || 260, 150);
   drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -146,7 +134,7 @@ export function axes(drawing, { height, margin, count, xTicks = () => true }, xs
   return { sx, sy, inner };
 }
 
-/** A canvas of `width` x `height` CSS pixels, cleared, in as many pixels as the screen has. */
+/** The context of a canvas, cleared and resized to `width` x `height` CSS pixels at the resolution of the screen. */
 export function prepared(canvas, width, height) {
   const scale = globalThis.devicePixelRatio || 1;
   const [w, h] = [Math.max(Math.round(width * scale), 1), Math.max(Math.round(height * scale), 1)];
@@ -167,16 +155,24 @@ export function put(model, trait, value) {
   model.save_changes();
 }
 
-/** Call each of `listeners`, by trait, now and whenever its trait changes; the function that ends it. */
-export function follow(model, listeners) {
-  for (const [trait, listener] of Object.entries(listeners)) model.on(`change:${trait}`, listener);
-  for (const listener of new Set(Object.values(listeners))) listener();
+/**
+ * Calls each of `listeners`, by trait, now and whenever its trait changes; an element as listener has the trait as its text.
+ * Returns a function that ends this, and calls `ends` too.
+ */
+export function follow(model, listeners, ...ends) {
+  const calls = Object.entries(listeners).map(([trait, listener]) => [
+    trait,
+    typeof listener === "function" ? listener : () => (listener.textContent = model.get(trait)),
+  ]);
+  for (const [trait, call] of calls) model.on(`change:${trait}`, call);
+  for (const call of new Set(calls.map(([, call]) => call))) call();
   return () => {
-    for (const [trait, listener] of Object.entries(listeners)) model.off(`change:${trait}`, listener);
+    for (const [trait, call] of calls) model.off(`change:${trait}`, call);
+    for (const end of ends) end();
   };
 }
 
-/** Functions that ask for a drawing in the next frame, once however often they are asked, and that take it back. */
+/** A function that requests a drawing in the next frame, once however often it is called; `cancel` withdraws the request. */
 export function inFrames(draw) {
   let frame = 0;
   const schedule = () => {
@@ -185,37 +181,38 @@ export function inFrames(draw) {
       draw();
     });
   };
-  const cancel = () => {
+  schedule.cancel = () => {
     cancelAnimationFrame(frame);
     frame = 0;
   };
-  return { schedule, cancel };
+  return schedule;
 }
 
-/** Call `act` when an element's width changes, as drawing changes the height alone; the function that ends it. */
+/** Calls `act` when an element's width changes, not its height, which drawing changes. Returns a function that ends this. */
 export function onWidth(element, act) {
   let width = 0;
-  const resized = new ResizeObserver(([entry]) => {
-    if (Math.abs(entry.contentRect.width - width) < 1) return;
-    width = entry.contentRect.width;
+  const resized = new ResizeObserver(([{ contentRect }]) => {
+    if (Math.abs(contentRect.width - width) < 1) return;
+    width = contentRect.width;
     act();
   });
   resized.observe(element);
   return () => resized.disconnect();
 }
 
-/** JupyterLab would act on the key too. */
+/** Marks a key as handled: neither the browser nor JupyterLab acts on it too. */
 export function takeKey(event) {
   event.preventDefault();
   event.stopPropagation();
 }
 
-/** Keep the keys of a field that JupyterLab would take for its commands; those with Ctrl are not the field's. */
-export function keepLetters(event) {
-  if (!event.ctrlKey && !event.metaKey && event.key !== "Tab") event.stopPropagation();
+/** Keeps from JupyterLab the keys that it would take for commands; those with Ctrl only if they are among `commands`. */
+export function keepKeys(event, commands = "") {
+  const command = event.ctrlKey || event.metaKey;
+  if (event.key !== "Tab" && (!command || commands.includes(event.key.toLowerCase()))) event.stopPropagation();
 }
 
-/** Copy a text, through a selection of our own where the page may not write to the clipboard; whether it is copied. */
+/** Copies a text, through a selected text area if the page must not write to the clipboard. Returns whether it is copied. */
 export async function copyText(text, parent) {
   try {
     await navigator.clipboard.writeText(text);

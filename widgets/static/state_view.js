@@ -1,17 +1,16 @@
-// States along a document: a strip a head, coloured by one of three measures; below, how strongly each token writes.
+// States along a document: one strip per head, coloured by one of three measures; below, the write strength of every token.
 
-import { button, clamp, counts, extent, floats, follow, format, html, inFrames, onWidth, prepared, put, rootOf, takeKey, unpacked } from "./shared.js";
+import { button, clamp, counts, extent, floats, follow, format, html, inFrames } from "./shared.js";
+import { onWidth, prepared, put, rootOf, takeKey, unpacked } from "./shared.js";
 
 const ROW = 16;
 const LABEL = 150;
 const WRITES = 70;
 
 /** Index of the place that a share of the width falls on. */
-export function placeAt(share, places) {
-  return clamp(Math.floor(share * places), 0, places - 1);
-}
+export const placeAt = (share, places) => clamp(Math.floor(share * places), 0, places - 1);
 
-/** Highest value of every one of `columns` stretches of `values`; fewer columns than values. */
+/** Highest value in each of `columns` equal parts of `values`, which are at least as many. */
 export function peaks(values, columns) {
   const found = new Float32Array(columns);
   for (let column = 0; column < columns; column++) {
@@ -26,63 +25,49 @@ function render({ model, el }) {
   const bar = html("div", "bar", root);
   const choice = html("select", "", html("label", "", bar, "Colour by "));
   const legend = html("span", "legend", bar);
-  const status = html("div", "status", root);
-  status.setAttribute("role", "status");
-  const canvas = html("canvas", "strips", root);
-  canvas.tabIndex = 0;
-  canvas.setAttribute("role", "application");
-  canvas.setAttribute("aria-label", "Heads by positions: arrow keys move, Home and End go to the ends of the document");
+  const status = html("div", { class: "status", role: "status" }, root);
+  const keys = "Heads by positions: arrow keys move, Home and End go to the ends of the document";
+  const canvas = html("canvas", { class: "strips", tabindex: 0, role: "application", "aria-label": keys }, root);
   const title = html("div", "title", root);
-  const writes = html("canvas", "writes", root);
-  writes.setAttribute("role", "img");
+  const writes = html("canvas", { class: "writes", role: "img" }, root);
   const strongest = html("ol", "strongest", root);
   let data = null;
 
   function unpack() {
     const states = unpacked(model.get("states"));
     data = null;
+    schedule();
     if (!states.rows?.length) return;
-    const places = counts(states.places);
     const measures = states.measures.map((measure) => ({ ...measure, values: floats(measure.values) }));
-    data = { ...states, places, measures, writes: floats(states.writes) };
+    data = { ...states, places: counts(states.places), measures, writes: floats(states.writes) };
     choice.replaceChildren();
-    for (const measure of measures) {
-      const option = html("option", "", choice, measure.title);
-      option.value = measure.name;
-    }
+    for (const { name, title } of measures) html("option", { value: name }, choice, title);
   }
 
-  const measureNow = () => data.measures.find(({ name }) => name === model.get("measure"));
+  const currentMeasure = () => data.measures.find(({ name }) => name === model.get("measure"));
   const column = () => {
     const place = model.get("place");
     return place < 0 ? data.places.length - 1 : data.places.findLastIndex((at) => at <= place);
   };
 
-  function sized(target, height) {
+  function sized(target, height, style) {
     const width = Math.max(root.clientWidth || 600, 320);
-    return { pen: prepared(target, width, height), width };
+    return { pen: Object.assign(prepared(target, width, height), { font: `12px ${style.fontFamily}` }), width };
   }
 
-  function colours() {
-    const style = getComputedStyle(root);
-    const value = (name) => style.getPropertyValue(name).trim();
-    return { ink: value("--ink"), quiet: value("--quiet"), accent: value("--accent"), strip: value("--strip"), font: style.fontFamily };
-  }
-
-  function drawStrips(palette) {
+  function drawStrips(style, colour) {
     const { rows, places } = data;
-    const { pen, width } = sized(canvas, rows.length * ROW + 18);
-    const measure = measureNow();
+    const { pen, width } = sized(canvas, rows.length * ROW + 18, style);
+    const measure = currentMeasure();
     const range = extent([measure.values]) ?? [0, 1];
     const low = Math.min(range[0], 0);
     const wide = (width - LABEL) / places.length;
-    pen.font = `12px ${palette.font}`;
     pen.textBaseline = "middle";
     rows.forEach((row, i) => {
       pen.globalAlpha = 1;
-      pen.fillStyle = i === model.get("row") ? palette.accent : palette.quiet;
+      pen.fillStyle = colour(i === model.get("row") ? "--accent" : "--quiet");
       pen.fillText(`layer ${row.layer} ${row.name === "recurrent_state" ? "state" : row.name} head ${row.head}`, 2, i * ROW + ROW / 2, LABEL - 8);
-      pen.fillStyle = palette.strip;
+      pen.fillStyle = colour("--series-1");
       for (let p = 0; p < places.length; p++) {
         const value = measure.values[i * places.length + p];
         if (!Number.isFinite(value)) continue;
@@ -91,35 +76,32 @@ function render({ model, el }) {
       }
     });
     pen.globalAlpha = 1;
-    pen.strokeStyle = palette.accent;
-    pen.lineWidth = 2;
+    Object.assign(pen, { strokeStyle: colour("--accent"), lineWidth: 2, fillStyle: colour("--quiet") });
     pen.strokeRect(LABEL + column() * wide, model.get("row") * ROW + 1, Math.max(wide, 3), ROW - 2);
-    pen.fillStyle = palette.quiet;
     pen.fillText("token 0", LABEL, rows.length * ROW + 9);
     pen.textAlign = "right";
-    pen.fillText(`token ${format(places[places.length - 1])}`, width - 2, rows.length * ROW + 9);
+    pen.fillText(`token ${format(places.at(-1))}`, width - 2, rows.length * ROW + 9);
     legend.textContent = `${format(low)} (pale) to ${format(range[1])} (full), ${measure.unit}`;
   }
 
-  function drawWrites(palette) {
+  function drawWrites(style, colour) {
     const row = data.rows[model.get("row")];
-    const { pen, width } = sized(writes, WRITES);
-    strongest.replaceChildren();
+    const { pen, width } = sized(writes, WRITES, style);
     if (row.writes < 0) {
       title.textContent = "This layer does not report write strengths.";
       return;
     }
-    const own = data.writes.subarray(row.writes * data.tokens, (row.writes + 1) * data.tokens);
-    const wide = Math.floor(Math.min(width - LABEL, own.length));
-    const highest = peaks(own, wide);
+    const strengths = data.writes.subarray(row.writes * data.tokens, (row.writes + 1) * data.tokens);
+    const columns = Math.floor(Math.min(width - LABEL, strengths.length));
+    const highest = peaks(strengths, columns);
     const most = Math.max(...highest) || 1;
-    pen.fillStyle = palette.strip;
+    const wide = (width - LABEL) / columns;
+    pen.fillStyle = colour("--series-1");
     highest.forEach((value, i) => {
-      const x = LABEL + (i * (width - LABEL)) / wide;
-      pen.fillRect(x, WRITES - (value / most) * (WRITES - 4), Math.max((width - LABEL) / wide, 1), (value / most) * (WRITES - 4));
+      const tall = (value / most) * (WRITES - 4);
+      pen.fillRect(LABEL + i * wide, WRITES - tall, Math.max(wide, 1), tall);
     });
-    pen.font = `12px ${palette.font}`;
-    pen.fillStyle = palette.quiet;
+    pen.fillStyle = colour("--quiet");
     pen.fillText(format(most), 2, 12, LABEL - 8);
     pen.fillText("0", 2, WRITES - 4, LABEL - 8);
     title.textContent = `Write strength of every token in layer ${row.layer}, head ${row.head}; strongest tokens:`;
@@ -132,23 +114,26 @@ function render({ model, el }) {
   }
 
   function draw() {
+    error.textContent = model.get("error");
     canvas.hidden = writes.hidden = bar.hidden = !data;
+    strongest.replaceChildren();
     if (!data) {
+      status.textContent = model.get("status");
       title.textContent = model.get("status") || model.get("error") ? "" : "No states yet.";
-      strongest.replaceChildren();
       return;
     }
-    const palette = colours();
+    const style = getComputedStyle(root);
+    const colour = (name) => style.getPropertyValue(name).trim();
     choice.value = model.get("measure");
-    drawStrips(palette);
-    drawWrites(palette);
-    const [row, measure] = [data.rows[model.get("row")], measureNow()];
+    drawStrips(style, colour);
+    drawWrites(style, colour);
+    const [row, measure] = [data.rows[model.get("row")], currentMeasure()];
     const value = measure.values[model.get("row") * data.places.length + column()];
-    const place = data.places[column()];
-    status.textContent = `${measure.title} in layer ${row.layer}, ${row.name}, head ${row.head}, after token ${format(place)}: ${Number.isFinite(value) ? format(value) : "none"}`;
+    const where = `in layer ${row.layer}, ${row.name}, head ${row.head}, after token ${format(data.places[column()])}`;
+    status.textContent = `${measure.title} ${where}: ${Number.isFinite(value) ? format(value) : "none"}`;
   }
 
-  const { schedule, cancel } = inFrames(draw);
+  const schedule = inFrames(draw);
   function onPointer(event) {
     if (!data) return;
     const box = canvas.getBoundingClientRect();
@@ -160,29 +145,20 @@ function render({ model, el }) {
   function onKey(event) {
     if (!data) return;
     const [row, at] = [model.get("row"), column()];
-    const moves = { ArrowUp: [row - 1, at], ArrowDown: [row + 1, at], ArrowLeft: [row, at - 1], ArrowRight: [row, at + 1], Home: [row, 0], End: [row, data.places.length - 1] };
-    if (!(event.key in moves)) return;
+    const moves = { ArrowUp: [row - 1, at], ArrowDown: [row + 1, at], ArrowLeft: [row, at - 1], ArrowRight: [row, at + 1] };
+    const [toRow, to] = { ...moves, Home: [row, 0], End: [row, Infinity] }[event.key] ?? [];
+    if (to === undefined) return;
     takeKey(event);
-    const [toRow, to] = moves[event.key];
     put(model, "row", clamp(toRow, 0, data.rows.length - 1));
     put(model, "place", data.places[clamp(to, 0, data.places.length - 1)]);
   }
 
-  const onStates = () => {
-    unpack();
-    schedule();
-  };
-  const onText = () => {
-    error.textContent = model.get("error");
-    if (!data) status.textContent = model.get("status");
-    schedule();
-  };
   choice.addEventListener("change", () => put(model, "measure", choice.value));
   canvas.addEventListener("pointerdown", onPointer);
   canvas.addEventListener("keydown", onKey);
-  const drawn = { measure: schedule, row: schedule, place: schedule };
-  const stops = [follow(model, { states: onStates, status: onText, error: onText, ...drawn }), onWidth(root, schedule), cancel];
-  return () => stops.forEach((stop) => stop());
+  const traits = ["status", "error", "measure", "row", "place"];
+  const listeners = { states: unpack, ...Object.fromEntries(traits.map((trait) => [trait, schedule])) };
+  return follow(model, listeners, onWidth(root, schedule), schedule.cancel);
 }
 
 export default { render };

@@ -1,32 +1,26 @@
-// A slider over steps: the browser's own, which knows its keys; its number beside it, which screen readers are told.
+// A slider over steps: the browser's own, with its keys; beside it its number, which screen readers announce.
 
-import { follow, html, keepLetters, put, rootOf } from "./shared.js";
+import { follow, html, keepKeys, put, rootOf } from "./shared.js";
 
 function render({ model, el }) {
   const { root, error } = rootOf(el, "step-slider", model.get("label"));
   const row = html("label", "row", root);
   const name = html("span", "name", row);
-  const slider = html("input", "", row);
-  Object.assign(slider, { type: "range", step: 1 });
+  const slider = html("input", { type: "range", step: 1 }, row);
   const number = html("output", "", row); // a live region
-
   let dragged = false;
 
-  const count = () => {
-    number.textContent = `${slider.value} of ${slider.max}`;
-  };
   const draw = () => {
     name.textContent = model.get("label");
     slider.setAttribute("aria-label", model.get("label")); // else the number is part of its name
     Object.assign(slider, { min: model.get("first"), max: model.get("last") }); // before the value, which they bound
-    if (!dragged) slider.value = model.get("value"); // a run that is being trained grows under the hand
+    if (!dragged) slider.value = model.get("value"); // the last step of a run in training grows during the drag
     slider.disabled = model.get("disabled");
-    count();
-    error.textContent = model.get("error");
+    number.textContent = `${slider.value} of ${slider.max}`;
   };
   slider.addEventListener("input", () => {
     dragged = true;
-    count();
+    draw();
   });
   slider.addEventListener("change", () => {
     dragged = false;
@@ -34,13 +28,12 @@ function render({ model, el }) {
   });
   slider.addEventListener("pointerup", () =>
     setTimeout(() => {
-      dragged = false; // let go where it was taken, which is no change
+      dragged = false; // released at the value where it was pressed, which is no change
       draw();
     }),
   );
-  slider.addEventListener("keydown", keepLetters);
-  const traits = ["label", "first", "last", "value", "disabled", "error"];
-  return follow(model, Object.fromEntries(traits.map((trait) => [trait, draw])));
+  slider.addEventListener("keydown", (event) => keepKeys(event));
+  return follow(model, { label: draw, first: draw, last: draw, value: draw, disabled: draw, error });
 }
 
 export default { render };

@@ -1,4 +1,6 @@
-// Colours of values: scales that rise evenly in lightness, and for each colour an ink that can be read on it.
+// Colours of values: scales of even steps in lightness, and for each colour an ink that is readable on it.
+
+import { clamp } from "./shared.js";
 
 const RAMPS = {
   light: {
@@ -14,15 +16,8 @@ const READABLE = 4.5; // contrast of text, by WCAG
 
 // -- colour -----------------------------------------------------------------------------------------------------------
 
-export function rgb(hex) {
-  return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16) / 255);
-}
-
-function hexOf(channels) {
-  const byte = (value) => Math.round(Math.min(Math.max(value, 0), 1) * 255).toString(16).padStart(2, "0");
-  return `#${channels.map(byte).join("")}`;
-}
-
+const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16) / 255);
+const byte = (value) => Math.round(clamp(value, 0, 1) * 255).toString(16).padStart(2, "0");
 const linear = (value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
 const companded = (value) => (value <= 0.0031308 ? 12.92 * value : 1.055 * Math.max(value, 0) ** (1 / 2.4) - 0.055);
 
@@ -42,14 +37,15 @@ function fromOklab([light, a, b]) {
   const l = (light + 0.3963377774 * a + 0.2158037573 * b) ** 3;
   const m = (light - 0.1055613458 * a - 0.0638541728 * b) ** 3;
   const s = (light - 0.0894841775 * a - 1.291485548 * b) ** 3;
-  return hexOf([
+  const channels = [
     companded(4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * s),
     companded(-1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * s),
     companded(-0.0041960863 * l - 0.7034186147 * m + 1.707614701 * s),
-  ]);
+  ];
+  return `#${channels.map(byte).join("")}`;
 }
 
-/** Between two colours, as the eye has it; `share` of the second. */
+/** A mixture of two colours, even to the eye; `share` is that of the second. */
 export function mix(one, other, share) {
   const [first, second] = [oklab(one), oklab(other)];
   return fromOklab(first.map((value, i) => value + share * (second[i] - value)));
@@ -65,16 +61,12 @@ export function contrast(one, other) {
   return (high + 0.05) / (low + 0.05);
 }
 
-export function isDark(hex) {
-  return luminance(hex) < 0.18;
-}
+export const isDark = (hex) => luminance(hex) < 0.18;
 
-/** Black or white, whichever is read better; one of them always can be. */
-export function inkOn(ground) {
-  return contrast(ground, "#000000") >= contrast(ground, "#ffffff") ? "#000000" : "#ffffff";
-}
+/** Black or white, whichever has more contrast with the ground; that is always enough to read. */
+const inkOn = (ground) => (contrast(ground, "#000000") >= contrast(ground, "#ffffff") ? "#000000" : "#ffffff");
 
-/** The faintest shade of `ink` that can still be read on `ground`. */
+/** The faintest shade of `ink` that is still readable on `ground`. */
 export function faintOn(ground, ink) {
   for (let share = 0.5; share > 0; share -= 0.125) {
     const shade = mix(ink, ground, share);
@@ -85,7 +77,7 @@ export function faintOn(ground, ink) {
 
 const ramps = new Map();
 
-/** The same colours without those near the page's ground: of bars, which stand on it. */
+/** The same colours without those near the page's ground, for the bars drawn on it. */
 function forBars(grounds, diverging) {
   return grounds.map((_, level) => {
     const share = Math.max(level - 1, 0) / 254;
@@ -94,12 +86,10 @@ function forBars(grounds, diverging) {
   });
 }
 
-/** 256 colours: { grounds, inks, faints, profile }. Level 0 is for tokens without a value and is empty. */
+/** 256 colours: { grounds, inks, faints, profile }. Level 0 stands for tokens without a value and has no colour. */
 export function rampOf(dark, diverging) {
-  const key = `${dark ? "dark" : "light"} ${diverging ? "diverging" : "sequential"}`;
-  if (!ramps.has(key)) {
-    const [theme, kind] = key.split(" ");
-    const stops = RAMPS[theme][kind];
+  const stops = RAMPS[dark ? "dark" : "light"][diverging ? "diverging" : "sequential"];
+  if (!ramps.has(stops)) {
     const grounds = [null];
     for (let level = 1; level < 256; level++) {
       const at = ((level - 1) / 254) * (stops.length - 1);
@@ -108,9 +98,9 @@ export function rampOf(dark, diverging) {
     }
     const inks = grounds.map((ground) => ground && inkOn(ground));
     const faints = grounds.map((ground, level) => ground && faintOn(ground, inks[level]));
-    ramps.set(key, { grounds, inks, faints, profile: forBars(grounds, diverging) });
+    ramps.set(stops, { grounds, inks, faints, profile: forBars(grounds, diverging) });
   }
-  return ramps.get(key);
+  return ramps.get(stops);
 }
 
 // -- scales -----------------------------------------------------------------------------------------------------------
@@ -121,26 +111,17 @@ export function shareOf(metric, value) {
   let share = (value - low) / (high - low);
   if (metric.diverging) share = value < 0 ? 0.5 - (0.5 * value) / low : 0.5 + (0.5 * value) / high;
   if (metric.log) share = value > 0 ? Math.log(value / low) / Math.log(high / low) : value <= 0 ? 0 : NaN;
-  return Math.min(Math.max(share, 0), 1);
+  return clamp(share, 0, 1);
 }
 
-/** Level 1 to 255 of every value, 0 where there is none. */
-export function levelsOf(metric) {
-  const levels = new Uint8Array(metric.values.length);
-  for (let i = 0; i < levels.length; i++) {
-    const share = shareOf(metric, metric.values[i]);
-    levels[i] = share === share ? 1 + Math.round(share * 254) : 0;
-  }
-  return levels;
-}
+/** Level 1 to 255 of every value, 0 for NaN, which a byte holds as 0. */
+export const levelsOf = (metric) =>
+  new Uint8Array(metric.values.length).map((_, i) => 1 + Math.round(shareOf(metric, metric.values[i]) * 254));
 
-/** The `count` tokens of highest value (of a diverging metric: farthest from 0), the highest first. */
+/** The `count` tokens of the highest values (of a diverging metric: farthest from 0), the highest first. */
 export function highestTokens(metric, count = 50) {
   if (!metric) return [];
   const size = metric.diverging ? Math.abs : (value) => value;
-  const tokens = [];
-  for (let token = 0; token < metric.values.length; token++) {
-    if (metric.values[token] === metric.values[token]) tokens.push(token);
-  }
+  const tokens = [...metric.values.keys()].filter((token) => !Number.isNaN(metric.values[token]));
   return tokens.sort((a, b) => size(metric.values[b]) - size(metric.values[a]) || a - b).slice(0, count);
 }

@@ -1,5 +1,5 @@
-// Where each token of a document stands on the page: tokens are cut into pieces (runs of text, signs for what cannot be
-// seen), and pieces fill rows. Nothing here touches the page; widths come from a function.
+// Positions of tokens on the page: tokens are cut into pieces (runs of text, signs for invisible characters), and pieces fill
+// rows. Nothing here touches the page; a function gives the widths.
 
 import { lastAtMost, typed } from "./shared.js";
 
@@ -21,32 +21,32 @@ const SPECIAL = new RegExp(
 const STARTS_COMBINED = /^\p{M}/u;
 const HANGS_ON = /^[\p{M}\u200d\ufe0f\u{1f3fb}-\u{1f3ff}]/u;
 const C0 = "NUL SOH STX ETX EOT ENQ ACK BEL BS TAB LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US".split(" ");
-const NAMES = new Map([
-  ...C0.map((name, code) => [code, name]),
-  ...Object.entries({ 0x7f: "DEL", 0xad: "SHY", 0x200b: "ZWSP", 0x200c: "ZWNJ", 0x200d: "ZWJ", 0x200e: "LRM", 0x200f: "RLM" }),
-  ...Object.entries({ 0x2028: "LS", 0x2029: "PS", 0x202a: "LRE", 0x202b: "RLE", 0x202c: "PDF", 0x202d: "LRO", 0x202e: "RLO" }),
-  ...Object.entries({ 0x2060: "WJ", 0x2066: "LRI", 0x2067: "RLI", 0x2068: "FSI", 0x2069: "PDI", 0xfeff: "BOM" }),
-].map(([code, name]) => [Number(code), name]));
+const NAMES = {
+  ...C0,
+  ...{ 0x7f: "DEL", 0xad: "SHY", 0x200b: "ZWSP", 0x200c: "ZWNJ", 0x200d: "ZWJ", 0x200e: "LRM", 0x200f: "RLM" },
+  ...{ 0x2028: "LS", 0x2029: "PS", 0x202a: "LRE", 0x202b: "RLE", 0x202c: "PDF", 0x202d: "LRO", 0x202e: "RLO" },
+  ...{ 0x2060: "WJ", 0x2066: "LRI", 0x2067: "RLI", 0x2068: "FSI", 0x2069: "PDI", 0xfeff: "BOM" },
+};
 
 // -- text -------------------------------------------------------------------------------------------------------------
 
-/** A string from UTF-16 units, lone surrogates and all. */
+/** A string from UTF-16 units, which may include lone surrogates. */
 export function textOf(view) {
   const units = typed(view, Uint16Array);
-  const parts = [];
-  for (let at = 0; at < units.length; at += 8192) parts.push(String.fromCharCode.apply(null, units.subarray(at, at + 8192)));
-  return parts.join("");
+  let text = "";
+  for (let at = 0; at < units.length; at += 8192) text += String.fromCharCode(...units.subarray(at, at + 8192));
+  return text;
 }
 
-/** A name for a character that cannot be seen. */
+/** A sign for an invisible character. */
 export function signOf(character) {
   if (character.endsWith("\n")) return character.length > 1 ? "‹CR›↵" : "↵";
   if (character === "\t") return "⇥";
   const code = character.codePointAt(0);
-  return `‹${NAMES.get(code) ?? code.toString(16).toUpperCase().padStart(2, "0")}›`;
+  return `‹${NAMES[code] ?? code.toString(16).toUpperCase().padStart(2, "0")}›`;
 }
 
-/** A token's text cut into { text, kind }: as it is drawn. Emoji that are joined inside the token stay joined. */
+/** A token's text as it is drawn, cut into { text, kind }. Emoji that are joined inside the token stay joined. */
 export function partsOf(text) {
   if (text === "") return [{ text: "", kind: EMPTY }];
   if (PLAIN.test(text)) return [{ text, kind: TEXT }];
@@ -55,12 +55,12 @@ export function partsOf(text) {
   const run = (to) => {
     if (to > from) parts.push({ text: (STARTS_COMBINED.test(text.slice(from, from + 2)) ? "◌" : "") + text.slice(from, to), kind: TEXT });
   };
-  for (const found of text.matchAll(SPECIAL)) {
-    const { sign } = found.groups;
+  for (const { index, groups } of text.matchAll(SPECIAL)) {
+    const { sign } = groups;
     if (sign === undefined) continue;
-    run(found.index);
+    run(index);
     parts.push({ text: signOf(sign), kind: sign.endsWith("\n") ? NEWLINE : SIGN });
-    from = found.index + sign.length;
+    from = index + sign.length;
   }
   run(text.length);
   return parts;
@@ -68,15 +68,15 @@ export function partsOf(text) {
 
 /** A token in one line, for a tooltip or a screen reader. */
 export function visibleText(text, most = 80) {
-  const shown = partsOf(text.slice(0, most)).map((part) => part.text).join("");
-  return text.length > most ? `${shown}…` : shown;
+  const drawn = partsOf(text.slice(0, most)).map((part) => part.text).join("");
+  return text.length > most ? `${drawn}…` : drawn;
 }
 
 // -- rows -------------------------------------------------------------------------------------------------------------
 
 /**
- * How many units of `text` from `from` on fit into `room`, of the next `LONG` at most; at least one character where `force`,
- * never half of one. The whole of a very long text is never measured.
+ * The number of units of `text` from `from` on that fit into `room`, at most `LONG`; at least one character if `force`,
+ * never half of one. A very long text is measured in parts.
  */
 function fitting(text, from, room, measure, force) {
   const end = Math.min(text.length, from + LONG);
@@ -95,7 +95,7 @@ function fitting(text, from, room, measure, force) {
 
 /**
  * Pieces in rows of `width` pixels. `tokens`: { text, starts [T + 1] }. `measure`: text and kind -> pixels. `borders`: token ->
- * number of the chunk that begins there. Rows break before or after white space, and in a word only where it fills the row.
+ * number of the chunk that begins there. Rows break before or after white space, and in a word only if it fills the row.
  */
 export function layoutTokens(tokens, width, measure, borders = new Map()) {
   const { text, starts } = tokens;
@@ -103,24 +103,24 @@ export function layoutTokens(tokens, width, measure, borders = new Map()) {
   const made = { token: [], text: [], x: [], width: [], kind: [], rowStart: [0], tokenPiece: new Uint32Array(total + 1) };
   const known = new Map();
   let x = 0;
-  let breakAt = -1; // the piece that the row may be broken before
-  let spaced = false; // white space came last
+  let breakAt = -1; // the piece before which the row may be broken
+  let spaced = false; // the last piece was white space
 
   const endRow = () => {
     made.rowStart.push(made.token.length);
     x = 0;
     breakAt = -1;
   };
-  const put = (token, shown, kind, wide) => {
+  const put = (token, drawn, kind, wide) => {
     made.token.push(token);
-    made.text.push(shown);
+    made.text.push(drawn);
     made.x.push(x);
     made.width.push(wide);
     made.kind.push(kind);
     x += wide;
   };
   const breakRow = () => {
-    const within = breakAt > made.rowStart[made.rowStart.length - 1] && breakAt < made.token.length;
+    const within = breakAt > made.rowStart.at(-1) && breakAt < made.token.length;
     if (!within || made.x[breakAt] < width * 0.4) return endRow();
     const shift = made.x[breakAt];
     for (let piece = breakAt; piece < made.x.length; piece++) made.x[piece] -= shift;
@@ -131,8 +131,8 @@ export function layoutTokens(tokens, width, measure, borders = new Map()) {
   const putLong = (token, part) => {
     for (let from = 0; from < part.text.length; ) {
       const count = fitting(part.text, from, width - x, (some) => measure(some, TEXT), x === 0);
-      if (count) put(token, part.text.slice(from, from + count), TEXT, measure(part.text.slice(from, from + count), TEXT));
-      from += count;
+      const piece = part.text.slice(from, (from += count));
+      if (count) put(token, piece, TEXT, measure(piece, TEXT));
       if (count < LONG && from < part.text.length) endRow();
     }
   };
@@ -150,35 +150,31 @@ export function layoutTokens(tokens, width, measure, borders = new Map()) {
 
   for (let token = 0; token < total; token++) {
     made.tokenPiece[token] = made.token.length;
-    const border = borders.get(token);
-    if (border !== undefined) place(token, { text: String(border), kind: BORDER, width: measure(String(border), BORDER) });
-    const raw = text.slice(starts[token], starts[token + 1]);
-    let parts = known.get(raw);
-    if (!parts) {
-      parts = partsOf(raw).map((part) => ({ ...part, width: part.text.length > LONG ? Infinity : measure(part.text, part.kind) }));
-      known.set(raw, parts);
+    if (borders.has(token)) {
+      const number = String(borders.get(token));
+      place(token, { text: number, kind: BORDER, width: measure(number, BORDER) });
     }
-    for (const part of parts) place(token, part);
+    const raw = text.slice(starts[token], starts[token + 1]);
+    if (!known.has(raw)) {
+      const wide = (part) => (part.text.length > LONG ? Infinity : measure(part.text, part.kind));
+      known.set(raw, partsOf(raw).map((part) => ({ ...part, width: wide(part) })));
+    }
+    for (const part of known.get(raw)) place(token, part);
   }
   made.tokenPiece[total] = made.token.length;
-  if (made.rowStart[made.rowStart.length - 1] < made.token.length) made.rowStart.push(made.token.length);
+  if (made.rowStart.at(-1) < made.token.length) made.rowStart.push(made.token.length);
   return { ...made, rows: made.rowStart.length - 1, tokens: total };
 }
 
 // -- places -----------------------------------------------------------------------------------------------------------
 
 /** Row of a piece. */
-export function rowOf(layout, piece) {
-  return lastAtMost(layout.rowStart, piece, layout.rows);
-}
+export const rowOf = (layout, piece) => lastAtMost(layout.rowStart, piece, layout.rows);
 
-/** First piece of a token that is not the border before it. */
-export function pieceOf(layout, token) {
-  const piece = layout.tokenPiece[token];
-  return layout.kind[piece] === BORDER ? piece + 1 : piece;
-}
+/** First piece of a token, after its border. */
+export const pieceOf = ({ tokenPiece, kind }, token) => tokenPiece[token] + (kind[tokenPiece[token]] === BORDER ? 1 : 0);
 
-/** The token at `x` in a row, or the nearest of it; -1 where there is no row. `exact`: -1 beside the text too. */
+/** The token at `x` in a row, or the nearest one in it; -1 without such a row. `exact`: -1 beside the text too. */
 export function tokenAt(layout, row, x, exact = false) {
   if (row < 0 || row >= layout.rows) return -1;
   const [first, stop] = [layout.rowStart[row], layout.rowStart[row + 1]];

@@ -1,31 +1,31 @@
-// A document of many tokens as coloured text. Python sends the text (UTF-16), where tokens begin, and the metrics (float32
-// bytes), whole; the page lays them out, paints what is visible, and moves in it. Text reaches the page through canvas and
-// textContent alone.
+// A document of many tokens as coloured text. Python sends the whole text (UTF-16), the offsets of the tokens, and the metrics
+// (float32 bytes); the page lays the tokens out, paints the visible ones, and moves among them. Text reaches the page through
+// canvas and textContent alone.
 
-import { follow, html, keepLetters, put, takeKey, unpacked } from "./shared.js";
+import { follow, html, keepKeys, put, takeKey, unpacked } from "./shared.js";
 import { PAD, ROW, mapHeight } from "./token_paint.js";
 import { buildPanel, hideTip } from "./token_panel.js";
 import { Answers } from "./token_alternatives.js";
-import { bring, copied, copyNow, describe, draw, firstVisible, jump, moveTo, rowEnd, rowsAway, say, schedule, search, select, showTip, textToCopy, tokenUnder, unpackDocument } from "./token_view.js";
+import { announce, bring, copy, describe, draw, firstVisible, jump, moveTo } from "./token_view.js";
+import { rowEnd, rowsAway, schedule, search, select, showTip, tokenUnder, unpackDocument } from "./token_view.js";
 
-const VIEW_PAUSE = 150; // milliseconds without scrolling before Python hears of it
+const VIEW_PAUSE = 150; // milliseconds without scrolling before Python gets the view
 
-// -- data that came ---------------------------------------------------------------------------------------------------
+// -- data from Python -------------------------------------------------------------------------------------------------
 
 function takeDocument(view) {
   const { ui, model } = view;
   const before = view.doc;
-  const doc = unpackDocument(unpacked(model.get("document")));
+  const doc = (view.doc = unpackDocument(unpacked(model.get("document"))));
   view.answers?.stop();
-  view.doc = doc;
   view.answers = new Answers(model, doc, (token) => token === view.tipped && showTip(view, token));
   if (before?.text_key !== doc.text_key) {
     Object.assign(view, { cursor: -1, range: null, hits: [], hit: -1, query: "", highest: null, tipped: -1 });
     ui.find.value = ui.count.textContent = "";
     hideTip(ui.tip);
-    say(view, doc.total ? "" : "No document yet.");
+    announce(view, doc.total ? "" : "No document yet.");
   }
-  ui.metric.replaceChildren(...doc.metrics.map((metric) => Object.assign(html("option", "", null, metric.title), { value: metric.name })));
+  ui.metric.replaceChildren(...doc.metrics.map(({ name, title }) => html("option", { value: name }, null, title)));
   ui.colour.hidden = doc.metrics.length < 2;
   ui.highest.hidden = !doc.metrics.length;
   ui.root.classList.toggle("empty", !doc.total);
@@ -39,7 +39,7 @@ function takeSelected(view) {
   if (token >= 0 && token < view.doc.total) {
     view.cursor = token;
     bring(view, token, true);
-    say(view, `selected ${describe(view, token)}`);
+    announce(view, `selected ${describe(view, token)}`);
   }
   schedule(view);
 }
@@ -49,33 +49,25 @@ function takeView(view) {
   if (view.layout && token !== firstVisible(view)) bring(view, token, "top");
 }
 
-// -- what the user does -----------------------------------------------------------------------------------------------
+// -- keys and pointer -------------------------------------------------------------------------------------------------
 
-function pressed(view, event) {
+function pressed(view, { key, shiftKey: extend, ctrlKey, metaKey }) {
   const page = Math.max(Math.floor(view.ui.scroller.clientHeight / ROW) - 1, 1);
-  const extend = event.shiftKey;
-  const column = view.column;
-  view.column = null;
-  const down = (rows) => {
-    view.column = column;
-    return moveTo(view, rowsAway(view, rows), { extend });
+  const rows = { ArrowUp: -1, ArrowDown: 1, PageUp: -page, PageDown: page }[key];
+  const far = ctrlKey || metaKey;
+  const tokens = {
+    ArrowLeft: () => view.cursor - 1,
+    ArrowRight: () => view.cursor + 1,
+    Home: () => (far ? 0 : rowEnd(view, false)),
+    End: () => (far ? view.doc.total - 1 : rowEnd(view, true)),
   };
-  const far = event.ctrlKey || event.metaKey;
-  const keys = {
-    ArrowLeft: () => moveTo(view, view.cursor - 1, { extend }),
-    ArrowRight: () => moveTo(view, view.cursor + 1, { extend }),
-    ArrowUp: () => down(-1),
-    ArrowDown: () => down(1),
-    PageUp: () => down(-page),
-    PageDown: () => down(page),
-    Home: () => moveTo(view, far ? 0 : rowEnd(view, false), { extend }),
-    End: () => moveTo(view, far ? view.doc.total - 1 : rowEnd(view, true), { extend }),
-    Enter: () => select(view, view.cursor),
-    " ": () => select(view, view.cursor),
-  };
-  if (keys[event.key] && view.cursor < 0) moveTo(view, firstVisible(view));
-  else keys[event.key]?.();
-  return event.key in keys;
+  if (!rows || view.cursor < 0) view.column = null; // the column holds along vertical moves
+  if (!rows && !(key in tokens) && !["Enter", " "].includes(key)) return false;
+  if (view.cursor < 0) moveTo(view, firstVisible(view));
+  else if (rows) moveTo(view, rowsAway(view, rows), { extend });
+  else if (key in tokens) moveTo(view, tokens[key](), { extend });
+  else select(view, view.cursor);
+  return true;
 }
 
 function onKey(view, event) {
@@ -92,14 +84,14 @@ function onKey(view, event) {
   if (handled) takeKey(event);
 }
 
-/** Take away what is marked, found or selected, in this order; false where there was nothing. */
+/** Clears the mark, the search or the selection, the first of them that is set; false if none is. */
 function clear(view) {
   hideTip(view.ui.tip);
   if (view.range) view.range = null;
   else if (view.hits.length) Object.assign(view, { hits: [], hit: -1, query: "" });
   else if (view.selected >= 0) select(view, -1);
   else return false;
-  view.ui.count.textContent = view.hits.length ? view.ui.count.textContent : "";
+  if (!view.hits.length) view.ui.count.textContent = "";
   schedule(view);
   return true;
 }
@@ -111,7 +103,9 @@ function onFindKey(view, event) {
   takeKey(event);
 }
 
-function listenToPointer(view, on) {
+const on = (node, event, listener) => node.addEventListener(event, listener);
+
+function listenToPointer(view) {
   const { canvas, minimap, scroller, tip } = view.ui;
   let start = -1;
   on(canvas, "pointerdown", (event) => {
@@ -138,61 +132,48 @@ function listenToPointer(view, on) {
     hideTip(tip);
     schedule(view);
     clearTimeout(view.timer);
-    view.timer = setTimeout(() => tellView(view), VIEW_PAUSE);
+    view.timer = setTimeout(() => {
+      const first = view.layout && view.doc.total ? firstVisible(view) : view.model.get("view");
+      if (first !== view.model.get("view")) put(view.model, "view", first);
+    }, VIEW_PAUSE);
   });
   const go = (event) => {
-    const y = event.clientY - minimap.getBoundingClientRect().top;
-    const whole = view.layout.rows * ROW + 2 * PAD;
-    scroller.scrollTop = (y / mapHeight(view.layout.rows, scroller.clientHeight)) * whole - scroller.clientHeight / 2;
-  };
-  on(minimap, "pointerdown", (event) => {
+    if (!event.buttons || !view.layout) return;
     minimap.setPointerCapture(event.pointerId);
-    if (view.layout) go(event);
-  });
-  on(minimap, "pointermove", (event) => event.buttons && view.layout && go(event));
+    const y = event.clientY - minimap.getBoundingClientRect().top;
+    const height = view.layout.rows * ROW + 2 * PAD;
+    scroller.scrollTop = (y / mapHeight(view.layout.rows, scroller.clientHeight)) * height - scroller.clientHeight / 2;
+  };
+  for (const type of ["pointerdown", "pointermove"]) on(minimap, type, go);
   on(minimap, "wheel", (event) => (scroller.scrollTop += event.deltaY));
 }
 
 function hover(view, token) {
-  if (token === view.tipped && view.ui.tip.matches(":popover-open")) return;
-  showTip(view, token);
+  if (token !== view.tipped || !view.ui.tip.matches(":popover-open")) showTip(view, token);
 }
 
-function tellView(view) {
-  if (!view.layout || !view.doc.total || firstVisible(view) === view.model.get("view")) return;
-  put(view.model, "view", firstVisible(view));
-}
-
-function listenToControls(view, on) {
+function listenToControls(view) {
   const { ui, model } = view;
   on(ui.canvas, "keydown", (event) => onKey(view, event));
-  on(ui.canvas, "focus", () => {
-    view.focused = true;
-    schedule(view);
-  });
-  on(ui.canvas, "blur", () => {
-    view.focused = false;
-    hideTip(ui.tip);
-    schedule(view);
-  });
-  on(ui.canvas, "copy", (event) => {
-    const text = textToCopy(view);
-    copied(view, text);
-    if (!text) return;
-    event.clipboardData.setData("text/plain", text);
-    takeKey(event);
-  });
+  for (const type of ["focus", "blur"]) {
+    on(ui.canvas, type, () => {
+      view.focused = type === "focus";
+      if (!view.focused) hideTip(ui.tip);
+      schedule(view);
+    });
+  }
+  on(ui.canvas, "copy", (event) => copy(view, event) && takeKey(event));
   on(ui.metric, "change", () => put(model, "metric", ui.metric.value));
   on(ui.find, "keydown", (event) => onFindKey(view, event));
   on(ui.find, "input", () => search(view, 1));
-  on(ui.bar, "keydown", keepLetters);
+  on(ui.bar, "keydown", (event) => keepKeys(event));
   for (const [button, act] of [
     [ui.next, () => jump(view, 1)],
     [ui.previous, () => jump(view, -1)],
     [ui.forth, () => search(view, 1)],
     [ui.back, () => search(view, -1)],
-    [ui.copy, () => copyNow(view)],
-  ]) on(button, "click", () => view.layout && act());
+    [ui.copy, (event) => copy(view, event)],
+  ]) on(button, "click", (event) => view.layout && act(event));
 }
 
 // -- the widget -------------------------------------------------------------------------------------------------------
@@ -201,47 +182,45 @@ function render({ model, el }) {
   const ui = buildPanel(el);
   const view = { model, ui, stale: {}, frame: 0, timer: 0, selected: -1, cursor: -1, range: null, hits: [], hit: -1, query: "" };
   Object.assign(view, { wanted: -1, tipped: -1, focused: false, column: null, resized: false, doc: null, layout: null });
-  const on = (node, event, listener) => node.addEventListener(event, listener);
-  listenToPointer(view, on);
-  listenToControls(view, on);
+  listenToPointer(view);
+  listenToControls(view);
   const receive = (content, buffers) => view.answers.receive(content, buffers);
   model.on("msg:custom", receive);
-  const stop = follow(model, {
-    status: () => say(view, model.get("status")),
-    document: () => takeDocument(view),
-    metric: () => schedule(view, { colour: true }),
-    selected: () => takeSelected(view),
-    view: () => takeView(view),
-    height: () => schedule(view, { layout: true }),
-    error: () => (ui.error.textContent = model.get("error")),
-  });
-
   const resized = new ResizeObserver(() => {
     const width = ui.frame.clientWidth;
     view.resized ||= width > 0 && view.layout !== null && Math.abs(ui.frame.clientHeight - view.tall) > 1; // by its corner
     schedule(view, width === view.laidOut ? {} : { layout: true });
     view.laidOut = width;
   });
-  resized.observe(ui.frame);
   const restyle = () => schedule(view, { layout: true });
   const themed = new MutationObserver(restyle);
-  themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name"] });
   const scheme = matchMedia("(prefers-color-scheme: dark)");
-  scheme.addEventListener("change", restyle);
-  document.fonts?.ready.then(restyle);
-  draw(view);
-
-  return () => {
+  const stop = () => {
     cancelAnimationFrame(view.frame);
     clearTimeout(view.timer);
     view.answers.stop();
     resized.disconnect();
     themed.disconnect();
     scheme.removeEventListener("change", restyle);
-    stop();
     model.off("msg:custom", receive);
     hideTip(ui.tip);
   };
+  const listeners = {
+    status: ui.status,
+    document: () => takeDocument(view),
+    metric: () => schedule(view, { colour: true }),
+    selected: () => takeSelected(view),
+    view: () => takeView(view),
+    height: restyle,
+    error: ui.error,
+  };
+  const end = follow(model, listeners, stop);
+  resized.observe(ui.frame);
+  themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name"] });
+  scheme.addEventListener("change", restyle);
+  document.fonts?.ready.then(restyle);
+  draw(view);
+  return end;
 }
 
 export default { render };

@@ -8,49 +8,49 @@ export const ROW = 22;
 export const PAD = 6;
 const BASELINE = 15.5;
 
-/** Where a token stands: { row, x, width } for each row that it takes part of. */
+/** The parts of a token: { row, x, width } for each row that it is in. */
 export function rectsOf(layout, token) {
   const rects = [];
   for (let piece = pieceOf(layout, token); piece < layout.tokenPiece[token + 1]; piece++) {
     const row = rowOf(layout, piece);
-    const last = rects[rects.length - 1];
+    const last = rects.at(-1);
     if (last?.row === row) last.width = layout.x[piece] + layout.width[piece] - last.x;
     else rects.push({ row, x: layout.x[piece], width: layout.width[piece] });
   }
   return rects;
 }
 
+function fill(context, colour, ...box) {
+  context.fillStyle = colour;
+  context.fillRect(...box);
+}
+
 // -- rows -------------------------------------------------------------------------------------------------------------
 
-/** Paint the rows that are visible at `scene.top`; [first row, row after the last]. */
+/** Paints the rows that are visible at `scene.top`. Returns the first row and the row after the last. */
 export function paintRows(canvas, scene) {
   const { layout, width, height, top } = scene;
   const context = prepared(canvas, width, height);
   const first = Math.max(Math.floor((top - PAD) / ROW), 0);
   const stop = Math.min(Math.ceil((top + height - PAD) / ROW), layout.rows);
-  context.textBaseline = "alphabetic";
-  context.direction = "ltr";
-  context.save();
+  Object.assign(context, { textBaseline: "alphabetic", direction: "ltr" });
   context.translate(0, PAD - top);
   for (let row = first; row < stop; row++) paintGutter(context, scene, row);
   context.translate(scene.gutter, 0);
-  context.font = scene.font;
+  context.font = scene.colours.font;
   for (let row = first; row < stop; row++) {
     for (let piece = layout.rowStart[row]; piece < layout.rowStart[row + 1]; piece++) paintPiece(context, scene, row, piece);
   }
-  paintMarks(context, scene, first, stop);
-  context.restore();
+  if (first < stop) paintMarks(context, scene, layout.token[layout.rowStart[first]], layout.token[layout.rowStart[stop] - 1]);
   return [first, stop];
 }
 
-function paintGutter(context, scene, row) {
-  const piece = scene.layout.rowStart[row];
-  const token = scene.layout.token[piece];
-  if (piece > 0 && scene.layout.token[piece - 1] === token) return; // it began in a row above
-  context.font = scene.small;
-  context.fillStyle = scene.colours.quiet;
-  context.textAlign = "right";
-  context.fillText(String(token), scene.gutter - 10, row * ROW + BASELINE);
+function paintGutter(context, { layout, small, colours, gutter }, row) {
+  const piece = layout.rowStart[row];
+  const token = layout.token[piece];
+  if (piece > 0 && layout.token[piece - 1] === token) return; // it begins in a row above
+  Object.assign(context, { font: small, fillStyle: colours.quiet, textAlign: "right" });
+  context.fillText(String(token), gutter - 10, row * ROW + BASELINE);
   context.textAlign = "left";
 }
 
@@ -59,81 +59,59 @@ function paintPiece(context, scene, row, piece) {
   const [token, kind, x, wide, y] = [layout.token[piece], layout.kind[piece], layout.x[piece], layout.width[piece], row * ROW];
   if (kind === BORDER) return paintBorder(context, scene, x, y, layout.text[piece]);
   const level = scene.levels ? scene.levels[token] : 0;
-  if (level) {
-    context.fillStyle = ramp.grounds[level];
-    context.fillRect(x, y + 2, Math.max(wide - 1, 1), ROW - 4); // a hair of the page's ground between two tokens
-  }
-  if (kind === EMPTY) {
-    context.fillStyle = level ? ramp.inks[level] : colours.quiet;
-    context.fillRect(x + 1, y + 6, 1, ROW - 12);
-    return;
-  }
+  if (level) fill(context, ramp.grounds[level], x, y + 2, Math.max(wide - 1, 1), ROW - 4); // a gap between two tokens
+  if (kind === EMPTY) return fill(context, level ? ramp.inks[level] : colours.quiet, x + 1, y + 6, 1, ROW - 12);
   const faint = kind === SIGN || kind === NEWLINE;
   context.fillStyle = level ? (faint ? ramp.faints : ramp.inks)[level] : faint ? colours.faint : colours.ink;
   context.fillText(layout.text[piece], x, y + BASELINE);
 }
 
-function paintBorder(context, scene, x, y, number) {
-  context.fillStyle = scene.colours.accent;
-  context.fillRect(x + 3, y, 1.5, ROW);
-  context.font = scene.small;
+function paintBorder(context, { small, colours }, x, y, number) {
+  fill(context, colours.accent, x + 3, y, 1.5, ROW);
+  context.font = small;
   context.fillText(number, x + 7, y + BASELINE - 1);
-  context.font = scene.font;
+  context.font = colours.font;
 }
 
-function paintMarks(context, scene, first, stop) {
+/** Paints the search hits, the marked range, targets, selection and cursor among the visible tokens `from` to `to`. */
+function paintMarks(context, scene, from, to) {
   const { layout, colours } = scene;
-  if (first >= stop) return;
-  const from = layout.token[layout.rowStart[first]];
-  const to = layout.token[layout.rowStart[stop] - 1];
   const visible = (token) => token >= from && token <= to;
-  for (let i = 0; i < scene.hits.length && scene.hits[i][0] <= to; i++) {
-    for (let token = Math.max(scene.hits[i][0], from); token <= Math.min(scene.hits[i][1], to); token++) {
-      underline(context, layout, token, i === scene.hit ? colours.mark : colours.accent, i === scene.hit ? 4 : 2);
+  const edged = ([first, last], colour, edges) => {
+    for (let token = Math.max(first, from); token <= Math.min(last, to); token++) {
+      for (const { row, x, width } of rectsOf(layout, token)) {
+        for (const [top, thick] of edges) fill(context, colour, x, row * ROW + top, width, thick);
+      }
     }
+  };
+  for (let i = 0; i < scene.hits.length && scene.hits[i][0] <= to; i++) {
+    const thick = i === scene.hit ? 4 : 2;
+    edged(scene.hits[i], i === scene.hit ? colours.mark : colours.accent, [[ROW - 1 - thick, thick]]);
   }
-  if (scene.range) {
-    for (let token = Math.max(scene.range[0], from); token <= Math.min(scene.range[1], to); token++) banded(context, layout, token, colours.accent);
-  }
+  if (scene.range) edged(scene.range, colours.accent, [[0, 2], [ROW - 2, 2]]);
   for (const [token] of scene.targets) {
     if (!visible(token)) continue;
-    framed(context, layout, token, colours.mark, 1.5, colours.ground);
+    framed(context, scene, token, colours.mark, 1.5);
     const [{ row, x }] = rectsOf(layout, token);
     Object.assign(context, { fillStyle: colours.mark, strokeStyle: colours.ground, lineWidth: 1 });
     diamond(context, x, row * ROW + 2, 4);
     context.stroke();
   }
-  if (visible(scene.selected)) framed(context, layout, scene.selected, colours.accent, 3, colours.ground);
-  if (scene.focused && visible(scene.cursor)) framed(context, layout, scene.cursor, colours.ink, 1.5, colours.ground, [4, 3]);
+  if (visible(scene.selected)) framed(context, scene, scene.selected, colours.accent, 3);
+  if (scene.focused && visible(scene.cursor)) framed(context, scene, scene.cursor, colours.ink, 1.5, [4, 3]);
 }
 
-function underline(context, layout, token, colour, thick) {
-  context.fillStyle = colour;
-  for (const { row, x, width } of rectsOf(layout, token)) context.fillRect(x, (row + 1) * ROW - 1 - thick, width, thick);
-}
-
-function banded(context, layout, token, colour) {
-  context.fillStyle = colour;
+/** Paints a token's frame with a halo, so that it is visible on every ground. */
+function framed(context, { layout, colours }, token, colour, thick, dash = []) {
+  const strokes = [[colours.ground, thick + 2.5, []], [colour, thick, dash]];
   for (const { row, x, width } of rectsOf(layout, token)) {
-    context.fillRect(x, row * ROW, width, 2);
-    context.fillRect(x, (row + 1) * ROW - 2, width, 2);
-  }
-}
-
-function framed(context, layout, token, colour, thick, halo = null, dash = []) {
-  for (const { row, x, width } of rectsOf(layout, token)) {
-    const box = [x - 1.5, row * ROW + 1.5, Math.max(width + 2, 5), ROW - 3];
-    if (halo) {
-      context.strokeStyle = halo; // the frame is seen on every ground
-      context.lineWidth = thick + 2.5;
-      context.strokeRect(...box);
+    for (const [strokeStyle, lineWidth, pattern] of strokes) {
+      Object.assign(context, { strokeStyle, lineWidth });
+      context.setLineDash(pattern);
+      context.strokeRect(x - 1.5, row * ROW + 1.5, Math.max(width + 2, 5), ROW - 3);
     }
-    context.strokeStyle = colour;
-    context.lineWidth = thick;
-    context.setLineDash(dash);
-    context.strokeRect(...box);
-    context.setLineDash([]);
   }
+  context.setLineDash([]);
 }
 
 function diamond(context, x, y, size) {
@@ -155,8 +133,8 @@ export function tokenRows(layout) {
 }
 
 /**
- * Mean and extreme share of the metric's scale in each of `bins` equal strips of the rows: { mean, most }, NaN where no token
- * has a value. The extreme of a diverging metric is the one farthest from its middle.
+ * Mean and extreme share of the metric's scale in each of `bins` equal parts of the rows: { mean, most }, NaN without a
+ * value. The extreme of a diverging metric is the one farthest from its middle.
  */
 export function profileOf(metric, rowsOfTokens, rows, bins) {
   const sum = new Float64Array(bins);
@@ -165,7 +143,7 @@ export function profileOf(metric, rowsOfTokens, rows, bins) {
   const size = metric.diverging ? (share) => Math.abs(share - 0.5) : (share) => share;
   for (let token = 0; token < rowsOfTokens.length; token++) {
     const share = shareOf(metric, metric.values[token]);
-    if (share !== share) continue;
+    if (Number.isNaN(share)) continue;
     const bin = Math.floor((rowsOfTokens[token] * bins) / rows);
     sum[bin] += share;
     count[bin]++;
@@ -174,10 +152,8 @@ export function profileOf(metric, rowsOfTokens, rows, bins) {
   return { mean: Float32Array.from(sum, (value, bin) => value / count[bin]), most };
 }
 
-/** Height that the whole document takes in a minimap of `height`. */
-export function mapHeight(rows, height) {
-  return Math.min(height, rows * 3);
-}
+/** Height of the whole document in a minimap of `height`. */
+export const mapHeight = (rows, height) => Math.min(height, rows * 3);
 
 export function paintMinimap(canvas, scene, width, height) {
   const { layout, colours } = scene;
@@ -185,38 +161,28 @@ export function paintMinimap(canvas, scene, width, height) {
   const tall = mapHeight(layout.rows, height);
   if (scene.profile) paintProfile(context, scene, width, tall);
   const yOf = (token) => (scene.tokenRow[token] / Math.max(layout.rows, 1)) * tall;
-  context.fillStyle = colours.accent;
-  for (const token of scene.borders.keys()) context.fillRect(0, yOf(token), 9, 1);
-  for (const [first] of scene.hits) context.fillRect(width - 4, yOf(first), 4, 2);
+  for (const token of scene.borders.keys()) fill(context, colours.accent, 0, yOf(token), 9, 1);
+  for (const [first] of scene.hits) fill(context, colours.accent, width - 4, yOf(first), 4, 2);
   context.fillStyle = colours.mark;
   for (const [token] of scene.targets) diamond(context, 5, yOf(token) + 1, 3);
-  const whole = Math.max(layout.rows * ROW + 2 * PAD, 1);
-  const [y, share] = [(scene.top / whole) * tall, Math.min(scene.height / whole, 1)];
+  const total = layout.rows * ROW + 2 * PAD;
+  const [y, high] = [(scene.top / total) * tall, Math.max(Math.min(scene.height / total, 1) * tall, 6)];
   context.globalAlpha = 0.14;
-  context.fillStyle = colours.ink;
-  context.fillRect(0, y, width, Math.max(share * tall, 6));
-  context.globalAlpha = 1;
-  context.strokeStyle = colours.quiet;
-  context.lineWidth = 1;
-  context.strokeRect(0.5, y + 0.5, width - 1, Math.max(share * tall, 6) - 1);
-  if (scene.selected >= 0) {
-    context.fillStyle = colours.accent;
-    context.fillRect(0, yOf(scene.selected) - 1, width, 3);
-  }
+  fill(context, colours.ink, 0, y, width, high);
+  Object.assign(context, { globalAlpha: 1, strokeStyle: colours.quiet, lineWidth: 1 });
+  context.strokeRect(0.5, y + 0.5, width - 1, high - 1);
+  if (scene.selected >= 0) fill(context, colours.accent, 0, yOf(scene.selected) - 1, width, 3);
 }
 
-function paintProfile(context, scene, width, tall) {
-  const { mean, most } = scene.profile;
-  const { diverging } = scene.metric;
-  const step = tall / mean.length;
+function paintProfile(context, { profile, metric, ramp }, width, tall) {
+  const step = tall / profile.mean.length;
+  const thick = Math.max(step > 2 ? step - 0.5 : step, 1);
   const room = width - 18;
-  const long = (share) => Math.max((diverging ? Math.abs(share - 0.5) * 2 : share) * room, 1);
-  for (let bin = 0; bin < mean.length; bin++) {
-    if (mean[bin] !== mean[bin]) continue;
-    const thick = Math.max(step > 2 ? step - 0.5 : step, 1);
-    context.fillStyle = scene.ramp.profile[1 + Math.round(mean[bin] * 254)];
-    context.fillRect(12, bin * step, long(mean[bin]), thick);
-    context.fillStyle = scene.ramp.profile[1 + Math.round(most[bin] * 254)];
-    context.fillRect(12 + long(most[bin]) - 2, bin * step, 2, thick);
-  }
+  const long = (share) => Math.max((metric.diverging ? Math.abs(share - 0.5) * 2 : share) * room, 1);
+  profile.mean.forEach((mean, bin) => {
+    if (Number.isNaN(mean)) return;
+    const [y, most] = [bin * step, profile.most[bin]];
+    fill(context, ramp.profile[1 + Math.round(mean * 254)], 12, y, long(mean), thick);
+    fill(context, ramp.profile[1 + Math.round(most * 254)], 12 + long(most) - 2, y, 2, thick);
+  });
 }

@@ -1,6 +1,6 @@
-// What stands around the text of the token map: its controls, the scale's legend, and the tooltip.
+// The parts around the text of the token map: its controls, the legend of the scale, and the tooltip.
 
-import { button, format, html, rootOf, ticks } from "./shared.js";
+import { clamp, format, html, rootOf, ticks } from "./shared.js";
 import { shareOf } from "./token_colours.js";
 import { visibleText } from "./token_layout.js";
 
@@ -23,41 +23,36 @@ export function buildPanel(el) {
   const legend = html("div", "legend", bar);
   const tools = html("div", "tools", bar);
   const highest = html("span", "group", tools);
-  const previous = button(highest, "▲", null, { label: "Previous highest", title: "Previous highest value (p)" });
+  const press = (parent, text, label, title) =>
+    html("button", { type: "button", "aria-label": label, title }, parent, text);
+  const previous = press(highest, "▲", "Previous highest", "Previous highest value (p)");
   html("span", "", highest, "highest");
-  const next = button(highest, "▼", null, { label: "Next highest", title: "Next highest value (n)" });
+  const next = press(highest, "▼", "Next highest", "Next highest value (n)");
   const search = html("span", "group", tools);
-  const find = html("input", "", search);
-  Object.assign(find, { type: "search", placeholder: "Find text", spellcheck: false });
-  find.setAttribute("aria-label", "Find text in the document");
-  const back = button(search, "▲", null, { label: "Previous match", title: "Previous match (Shift+Enter)" });
-  const forth = button(search, "▼", null, { label: "Next match", title: "Next match (Enter)" });
+  const field = { type: "search", placeholder: "Find text", spellcheck: false, "aria-label": "Find text in the document" };
+  const find = html("input", field, search);
+  const back = press(search, "▲", "Previous match", "Previous match (Shift+Enter)");
+  const forth = press(search, "▼", "Next match", "Next match (Enter)");
   const count = html("span", "count", search);
-  const copy = button(tools, "Copy", null, { label: "Copy", title: "Copy the marked text or the line (Ctrl+C)" });
+  const copy = press(tools, "Copy", "Copy", "Copy the marked text or the line (Ctrl+C)");
   const frame = html("div", "frame", root);
   const scroller = html("div", "scroller", frame);
   const tall = html("div", "tall", scroller);
-  const canvas = html("canvas", "text", tall);
-  canvas.tabIndex = 0;
-  canvas.setAttribute("role", "application");
-  canvas.setAttribute("aria-roledescription", "token map");
-  const minimap = html("canvas", "minimap", frame);
-  minimap.setAttribute("aria-hidden", "true"); // the keyboard has Page Up and Down for it
-  minimap.title = "The whole document: bars show means, ticks show maxima; click or drag to jump there";
-  const status = html("div", "status", root);
-  status.setAttribute("aria-live", "polite");
-  const help = html("div", "help", root, HELP);
-  help.id = `token-map-help-${Math.random().toString(36).slice(2)}`;
-  canvas.setAttribute("aria-describedby", help.id);
-  const tip = html("div", "tip", root);
-  tip.popover = "manual"; // above all else of the page, whatever clips the output
-  tip.setAttribute("aria-hidden", "true"); // the status line says it
-  return { root, error, bar, colour, metric, legend, highest, previous, next, find, back, forth, count, copy, frame, scroller, tall, canvas, minimap, status, tip };
+  const id = `token-map-help-${Math.random().toString(36).slice(2)}`;
+  const described = { "aria-roledescription": "token map", "aria-describedby": id };
+  const canvas = html("canvas", { class: "text", tabindex: 0, role: "application", ...described }, tall);
+  const title = "The whole document: bars show means, ticks show maxima; click or drag to jump there";
+  const minimap = html("canvas", { class: "minimap", "aria-hidden": true, title }, frame); // the keyboard has Page Up and Down
+  const status = html("div", { class: "status", "aria-live": "polite" }, root);
+  html("div", { class: "help", id }, root, HELP);
+  const tip = html("div", { class: "tip", popover: "manual", "aria-hidden": true }, root); // above all; the status has its text
+  const controls = { bar, colour, metric, legend, highest, previous, next, find, back, forth, count, copy };
+  return { root, error, ...controls, frame, scroller, tall, canvas, minimap, status, tip };
 }
 
 // -- legend -----------------------------------------------------------------------------------------------------------
 
-/** What the scale is labelled with: [value, text], its ends and the round values that leave them room. */
+/** Labels of the scale, [value, text]: its ends, and the round values that leave them room. */
 export function scaleLabels(metric) {
   const { low, high } = metric;
   let between = metric.log ? [] : ticks(low, high, 4);
@@ -73,62 +68,53 @@ export function drawLegend(parent, metric, ramp, document) {
   if (!metric) return;
   const title = html("span", "title", parent, metric.title);
   if (metric.unit) html("span", "unit", title, ` ${metric.unit}`);
-  const scale = html("div", "scale", parent);
-  const strip = html("div", "strip", scale);
+  const ends = [metric.below && "below", metric.above && "above"].filter(Boolean).join(" and ");
+  const range = `${metric.title} from ${withUnit(metric, metric.low)} to ${withUnit(metric, metric.high)}`;
+  const label = range + (ends && `; values ${ends} have the colour of that end`);
+  const scale = html("div", { class: "scale", role: "img", title: label, "aria-label": label }, parent);
   const stops = Array.from({ length: 17 }, (_, i) => ramp.grounds[1 + Math.round((i / 16) * 254)]);
-  strip.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
-  const beyond = [metric.below && "below", metric.above && "above"].filter(Boolean);
+  html("div", { class: "strip", style: `background: linear-gradient(to right, ${stops.join(", ")})` }, scale);
   for (const [value, text] of scaleLabels(metric)) {
-    const tick = html("span", "tick", scale, text);
-    tick.style.left = `${(shareOf(metric, value) * 100).toFixed(1)}%`;
+    html("span", { class: "tick", style: `left: ${(shareOf(metric, value) * 100).toFixed(1)}%` }, scale, text);
   }
-  const range = `from ${withUnit(metric, metric.low)} to ${withUnit(metric, metric.high)}`;
-  scale.title = `${metric.title} ${range}${beyond.length ? `; values ${beyond.join(" and ")} have the colour of that end` : ""}`;
-  scale.setAttribute("role", "img");
-  scale.setAttribute("aria-label", scale.title);
   if (document.targets.length) html("span", "key target", parent, "◆ sampled position");
   if (document.chunk_borders.length) html("span", "key border", parent, "│1 chunk");
 }
 
 // -- tooltip ----------------------------------------------------------------------------------------------------------
 
-function row(table, name, value, className = "") {
-  const line = html("tr", className, table);
-  html("th", "", line, name).scope = "row";
-  html("td", "", line, value);
-}
-
-/** Fill the tooltip with what is known of a token. `alternatives`: rows of [text, probability]; null while they are awaited. */
-export function fillTip(tip, { token, total, text, metrics, chosen, target, alternatives, waiting }) {
+/** Fills the tooltip of a token. `alternatives`: rows of [text, probability]; null until the answer has come. */
+export function fillTip(tip, { token, total, text, metrics, chosen, target, alternatives }) {
   tip.replaceChildren();
   const head = html("div", "head", tip);
   html("code", "", head, text === "" ? "(part of the next character)" : visibleText(text, 60));
   html("span", "place", head, `${format(token)} of ${format(total)}`);
   if (target !== undefined) html("div", "target", tip, `◆ ${visibleText(target)}`);
   const table = html("table", "", tip);
-  for (const metric of metrics) row(table, metric.title, withUnit(metric, metric.values[token]), metric === chosen ? "chosen" : "");
-  if (waiting) html("div", "quiet", tip, "loading alternatives…");
+  for (const metric of metrics) {
+    const line = html("tr", metric === chosen ? "chosen" : "", table);
+    html("th", { scope: "row" }, line, metric.title);
+    html("td", "", line, withUnit(metric, metric.values[token]));
+  }
+  if (alternatives === null) html("div", "quiet", tip, "loading alternatives…");
   if (!alternatives?.length) return;
   html("div", "quiet", tip, "most likely tokens");
   const list = html("table", "", tip);
   for (const [other, probability] of alternatives) {
     const line = html("tr", other === text ? "chosen" : "", list);
     html("td", "text", line).append(html("code", "", null, visibleText(other, 30)), other === text ? " ✓" : "");
-    const bar = html("td", "share", line);
-    html("span", "", bar).style.width = `${Math.max(probability * 60, 1).toFixed(1)}px`;
+    html("span", { style: `width: ${Math.max(probability * 60, 1).toFixed(1)}px` }, html("td", "share", line));
     html("td", "", line, `${(probability * 100).toFixed(probability < 0.1 ? 2 : 1)} %`);
   }
 }
 
-/** Put the tooltip beside a box of the page ({ left, right, top, bottom } in the window), where there is room. */
+/** Puts the tooltip below or above a box of the window, { left, top, bottom }, wherever it has room. */
 export function placeTip(tip, box) {
-  if (!tip.matches(":popover-open")) tip.showPopover?.();
+  if (!tip.matches(":popover-open")) tip.showPopover();
   const [wide, high] = [tip.offsetWidth, tip.offsetHeight];
   const below = box.bottom + 8 + high <= innerHeight || box.top - 8 - high < 0;
-  tip.style.left = `${Math.max(4, Math.min(box.left, innerWidth - wide - 8))}px`;
+  tip.style.left = `${clamp(box.left, 4, Math.max(innerWidth - wide - 8, 4))}px`;
   tip.style.top = `${below ? Math.min(box.bottom + 8, Math.max(innerHeight - high - 4, 4)) : box.top - 8 - high}px`;
 }
 
-export function hideTip(tip) {
-  if (tip.matches(":popover-open")) tip.hidePopover();
-}
+export const hideTip = (tip) => tip.matches(":popover-open") && tip.hidePopover();

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
 
 from refine_lab.config import RefineConfig
-from refine_lab.data.batches import padded
+from refine_lab.data.batches import epoch_order, padded
 from refine_lab.data.tasks.examples import Example
-from refine_lab.rng import Draws
 from refine_lab.types import PromptBatch
 
 
@@ -23,9 +21,8 @@ class TaskData:
         if not examples:
             raise ValueError("a task needs examples to train on, got none")
         if bare := [example.name for example in examples if not example.answer_ids]:
-            raise ValueError(
-                f"every example that is trained on needs an answer; {len(bare)} have none, first {bare[0]!r}"
-            )
+            got = f"{len(bare)} have none, first {bare[0]!r}"
+            raise ValueError(f"every example that is trained on needs an answer; {got}")
         if short := [e for e in examples if refine is not None and not refine.fits(len(e.prompt_ids))]:
             raise ValueError(
                 f"{len(short)} of {len(examples)} prompts have no room for the method's num_chunks, rollout_length and margin, "
@@ -35,11 +32,9 @@ class TaskData:
 
     def batch(self, step: int, batch_size: int) -> PromptBatch:
         """Returns batch `step` (from 0); an epoch may end within it."""
-        numbers = range(step * batch_size, (step + 1) * batch_size)
-        chosen = []
-        for number in numbers:
-            epoch, place = divmod(number, len(self.examples))
-            chosen.append(self.examples[_order(self.seed, epoch, len(self.examples))[place]])
+        numbers, count = range(step * batch_size, (step + 1) * batch_size), len(self.examples)
+        orders = (epoch_order(self.seed, number // count, count, "examples") for number in numbers)
+        chosen = [self.examples[order[number % count]] for number, order in zip(numbers, orders, strict=True)]
         return prompt_batch(chosen, tuple(numbers))
 
 
@@ -48,9 +43,3 @@ def prompt_batch(examples: Sequence[Example], sequence_ids: tuple[int, ...]) -> 
     sequences = [np.array([*example.prompt_ids, *example.answer_ids]) for example in examples]
     lengths = torch.tensor([len(example.prompt_ids) for example in examples])
     return PromptBatch(sequences=padded(sequences, sequence_ids), prompt_lengths=lengths)
-
-
-@lru_cache(maxsize=8)
-def _order(seed: int, epoch: int, count: int) -> list[int]:
-    generator = Draws(seed=seed, step=epoch).generator(0, "examples")
-    return torch.randperm(count, generator=generator).tolist()

@@ -5,22 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.config import DataConfig, TaskConfig
+from refine_lab.config import DataConfig, TaskConfig, require
 from refine_lab.data.corpus import Manifest
 from refine_lab.data.tasks.files import ANSWERS, file_splits
 from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tasks.recall import recall_splits
 from refine_lab.data.tasks.ruler_qa import ruler_splits
 from refine_lab.data.tasks.rules import AnswerRule, answer_rule, several_lines, too_long
-from refine_lab.data.tasks.splits import Report, Splits, quoted, report
+from refine_lab.data.tasks.splits import SplitReport, Splits, quoted, report
 from refine_lab.data.tasks.trained import UNTRAINED, History
-from refine_lab.data.tokenizer import beginning_told
-
-__all__ = ["Example", "Task", "load_splits", "load_task"]
+from refine_lab.data.tokenizer import describe_beginning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +29,7 @@ class Task:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
-    report: Report
+    report: SplitReport
     "Contents of the splits and what they share."
     rule: AnswerRule
     "How the validation and test examples are answered."
@@ -64,33 +63,33 @@ def load_task(
     splits = load_splits(config, tokenizer, data, manifest, skipped)
     asked = [*splits.examples["validation"], *splits.examples["test"]]
     rule = answer_rule(config, tokenizer, asked)
-    every = [example for part in splits.examples.values() for example in part]
-    notes = [*splits.notes, *filter(None, [beginning_told(tokenizer, data.add_bos)])]
-    asked = [*splits.examples["test"]] if leave_out else asked  # whoever leaves out answers no validation example
+    notes = [*splits.notes, *filter(None, [describe_beginning(tokenizer, data.add_bos)])]
+    asked = splits.examples["test"] if leave_out else asked  # with `leave_out`, no validation example is answered
+    every = [*chain.from_iterable(splits.examples.values())]
     notes += [*_answer_notes(config, rule, tokenizer, asked), *past.notes(config, every)]
     splits = _without(splits, skipped)
-    repeated = [] if leave_out and config.shared == "refuse" else [e for e in asked if past.holds(e)]
-    if repeated:
+    refusal = "only TaskConfig.shared 'allow' accepts that" if config.shared == "refuse" else None
+    if repeated := [] if leave_out and refusal else [e for e in asked if past.holds(e)]:
         questions = quoted([*dict.fromkeys(example.question or example.name for example in repeated)])
         found = f"{past.names} was trained on {len(repeated)} of the {len(asked)} prompts to be answered, {questions}"
-        if config.shared == "refuse":
-            raise ValueError(f"{config.source!r}: {found}; only TaskConfig.shared 'allow' accepts that")
+        if refusal:
+            raise ValueError(f"{config.source!r}: {found}; {refusal}")
         notes.append(f"{found[0].upper()}{found[1:]}.")
     if splits.trained:
         notes.insert(0, f"{splits.trained} prompts that {past.names} was trained on are left out.")
     made = report(splits.examples, splits.dropped, tuple(notes))
-    if config.shared == "refuse" and any(made.shared):
-        raise ValueError(f"{config.source!r}: {made.told}; only TaskConfig.shared 'allow' accepts that")
-    parts = {name: tuple(part) for name, part in splits.examples.items()}
-    return Task(train=parts["train"], validation=parts["validation"], test=parts["test"], report=made, rule=rule)
+    if refusal and made.shared:
+        raise ValueError(f"{config.source!r}: {'; '.join(map(str, made.shared))}; {refusal}")
+    train, validation, test = (tuple(splits.examples[name]) for name in ("train", "validation", "test"))
+    return Task(train=train, validation=validation, test=test, report=made, rule=rule)
 
 
 def load_splits(
     config: TaskConfig,
     tokenizer: PreTrainedTokenizerBase,
     data: DataConfig,
-    manifest: Manifest | None = None,
-    skipped: History = UNTRAINED,
+    manifest: Manifest | None,
+    skipped: History,
 ) -> Splits:
     """Loads the examples of each split, without checking what they share. Raises what `load_task` raises for a source.
 
@@ -98,27 +97,21 @@ def load_splits(
     """
     if config.train or config.validation:
         skipped = UNTRAINED
-    if config.test_source is None:
-        return _from_source(config, tokenizer, data, manifest, skipped)
-    others = replace(config, test_source=None, test=0)
-    asked = replace(config, source=config.test_source, test_source=None, train=0, validation=0)
-    first, second = (_from_source(each, tokenizer, data, manifest, skipped) for each in (others, asked))
-    return Splits(
-        examples={**first.examples, "test": second.examples["test"]},
-        dropped=first.dropped + second.dropped,
-        trained=first.trained + second.trained,
-        notes=(*first.notes, *second.notes),
-    )
-
-
-def _from_source(
-    config: TaskConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    data: DataConfig,
-    manifest: Manifest | None,
-    skipped: History,
-) -> Splits:
+    if config.test_source is not None:
+        others = replace(config, test_source=None, test=0)
+        asked = replace(config, source=config.test_source, test_source=None, train=0, validation=0)
+        first, second = (load_splits(each, tokenizer, data, manifest, skipped) for each in (others, asked))
+        return Splits(
+            examples={**first.examples, "test": second.examples["test"]},
+            dropped=first.dropped + second.dropped,
+            trained=first.trained + second.trained,
+            notes=(*first.notes, *second.notes),
+        )
     rest = config.source.partition(":")[2]
+    counted = config.form == "file" or config.test is not None
+    require(
+        counted, "TaskConfig.test", config.test, f"a number for {config.source!r}, whose prompts are made as needed"
+    )
     if config.form == "recall":
         return Splits(examples=recall_splits(rest, config, tokenizer, data, manifest))
     if config.form == "ruler":
@@ -128,14 +121,11 @@ def _from_source(
 
 def _without(splits: Splits, skipped: History) -> Splits:
     """Removes the test examples that `skipped` was trained on. Raises ValueError if none is left."""
-    test = splits.examples["test"]
-    left = [example for example in test if not skipped.holds(example)]
-    trained = splits.trained + len(test) - len(left)
+    left = [example for example in splits.examples["test"] if not skipped.holds(example)]
+    trained = splits.trained + len(splits.examples["test"]) - len(left)
     if trained and not left:
-        raise ValueError(
-            f"{skipped.names} was trained on the questions of all {trained} prompts, so that none is left to be answered; only "
-            "TaskConfig.shared 'allow' answers them"
-        )
+        known = f"{skipped.names} was trained on the questions of all {trained} prompts, so that none is left"
+        raise ValueError(f"{known} to be answered; only TaskConfig.shared 'allow' answers them")
     return replace(splits, examples={**splits.examples, "test": left}, trained=trained)
 
 
@@ -148,20 +138,17 @@ def _answer_notes(
     scored = [example for example in asked if example.answers]
     why = ", as the longest reference answer needs" if scored and config.answer_tokens is None else ""
     yield f"An answer has at most {rule.max_tokens} token{'s' * (rule.max_tokens > 1)}{why}."
-    bare, column = len(asked) - len(scored), ""
-    if config.asked_form == "file":
-        column = f" in column {config.answer_column or ANSWERS!r}"
+    column = f" in column {config.answer_column or ANSWERS!r}" if config.test_form == "file" else ""
     if not scored:
         yield f"No prompt has a reference answer{column}; answers are not scored."
-    elif bare:
+    elif bare := len(asked) - len(scored):
         yield f"{bare} of {len(asked)} prompts have no reference answer{column} and are not scored."
-    if cut := too_long(rule, tokenizer, scored):
-        sentence = f"No reference answer of {cut} of {len(scored)} prompts fits into {rule.max_tokens} tokens"
-        warnings.warn(f"{sentence}: raise answer_tokens", stacklevel=3)
-        yield f"{sentence}."
-    if several := several_lines(rule, scored):
-        sentence = (
-            f"Every reference answer of {several} of {len(scored)} prompts has several lines, but an answer is one line"
-        )
-        warnings.warn(f"{sentence}: set lines to 'all'", stacklevel=3)
-        yield f"{sentence}."
+    long, several = too_long(rule, tokenizer, scored), several_lines(rule, scored)
+    first = f"No reference answer of {long} of {len(scored)} prompts fits into {rule.max_tokens} tokens"
+    second = (
+        f"Every reference answer of {several} of {len(scored)} prompts has several lines, but an answer is one line"
+    )
+    for count, sentence, advice in ((long, first, "raise answer_tokens"), (several, second, "set lines to 'all'")):
+        if count:
+            warnings.warn(f"{sentence}: {advice}", stacklevel=3)
+            yield f"{sentence}."

@@ -7,18 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import TaskConfig
-from refine_lab.data.files import json_lines, refuse_pointer
+from refine_lab.data.files import existing_file, json_lines, parquet_rows
 from refine_lab.data.tasks.passages import parse
 from refine_lab.data.tasks.prompts import Example, encode, within_limit
 from refine_lab.data.tasks.splits import Splits
 from refine_lab.data.tasks.trained import UNTRAINED, History
-from refine_lab.data.text import replace_surrogates
-from refine_lab.validation import ConfigError
+from refine_lab.validation import ConfigError, require
 
 ANSWERS = "answer"
 """Default name of the answer column."""
@@ -38,7 +35,10 @@ def file_splits(
     Raises FileNotFoundError or ValueError, in one sentence, for a missing or invalid file, a column that it lacks, a
     cell that does not hold text, too few rows, and an example without an answer outside the test set.
     """
-    path = _existing(config)
+    path = Path(config.source).expanduser()
+    allowed = "'recall:KIND', 'ruler:FILE', or a .parquet or .jsonl file"
+    require(path.suffix in (".parquet", ".jsonl"), "TaskConfig.source", config.source, allowed)
+    existing_file(path, f"there is no file {str(path)!r} (TaskConfig.source or test_source)")
     others, trained = config.train + config.validation, 0
 
     def untrained() -> Iterator[Example]:
@@ -62,40 +62,27 @@ def file_splits(
         )
     middle = test + config.validation
     splits = {"train": taken[middle:], "validation": taken[test:middle], "test": taken[:test]}
-    for example in (*splits["train"], *splits["validation"]):
-        if not example.answers:
-            raise ValueError(
-                f"{example.name!r} has no answer in column {config.answer_column or ANSWERS!r}; only a test set needs none"
-            )
+    if bare := next((each for each in (*splits["train"], *splits["validation"]) if not each.answers), None):
+        column = config.answer_column or ANSWERS
+        raise ValueError(f"{bare.name!r} has no answer in column {column!r}; only a test set needs none")
     return Splits(examples=splits, dropped=dropped, trained=trained)
-
-
-def _existing(config: TaskConfig) -> Path:
-    path = Path(config.source).expanduser()
-    if path.suffix not in (".parquet", ".jsonl"):
-        allowed = "'recall:KIND', 'ruler:FILE', or a .parquet or .jsonl file"
-        raise ConfigError("TaskConfig.source", config.source, allowed)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r} (TaskConfig.source or test_source)")
-    return refuse_pointer(path)
 
 
 def _rows(path: Path, config: TaskConfig) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Yields name, prompt and answers of each row."""
-    read = _parquet if path.suffix == ".parquet" else _jsonl
     column = config.answer_column or ANSWERS
-    for number, row in enumerate(read(path, config)):
+    for number, row in enumerate(_read(path, config)):
         name = f"{path.stem}-{number}"
         prompt = row.get(config.prompt_column)
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(
                 f"column {config.prompt_column!r} of {str(path)!r} must hold prompts as text, row {number + 1} holds {prompt!r}"
             )
-        if prompt != (whole := replace_surrogates(prompt)):
-            place = next(i for i, (one, other) in enumerate(zip(prompt, whole, strict=True)) if one != other)
-            raise ValueError(
-                f"column {config.prompt_column!r} of {name!r} holds half of a surrogate pair, which is no letter, at {place}"
-            )
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            where = f"column {config.prompt_column!r} of {name!r}"
+            raise ValueError(f"{where} holds half of a surrogate pair, which is no letter, at {error.start}") from error
         yield name, prompt, _answers(row.get(column), path, number, column)
 
 
@@ -109,37 +96,30 @@ def _answers(value: Any, path: Path, number: int, column: str) -> tuple[str, ...
     return tuple(text for text in texts if text.strip())
 
 
-def _check_columns(where: str, names: list[str], config: TaskConfig) -> None:
-    """Raises ValueError if the prompt column is missing, or the answer column where it is needed or possibly misspelt."""
+def _columns(place: str, names: list[str], config: TaskConfig) -> list[str]:
+    """Returns the columns to read of those that exist.
+
+    Raises ConfigError if the prompt column is missing, or the answer column where it is needed or possibly misspelt.
+    """
     needed = config.answer_column is not None or config.train + config.validation > 0
-    for field, column, wanted in (
-        ("prompt_column", config.prompt_column, True),
-        ("answer_column", config.answer_column or ANSWERS, needed),
-    ):
-        if column in names:
-            continue
+    columns = {"prompt_column": config.prompt_column, "answer_column": config.answer_column or ANSWERS}
+    for field, column in columns.items():
         near = difflib.get_close_matches(column, names, n=1)
-        if wanted or near:
-            hint = f"; did you mean {near[0]!r}?" if near else f": it has {', '.join(map(repr, names))}"
-            sentence = f"{where} has no column {column!r} (TaskConfig.{field}){hint}"
-            raise ConfigError(f"TaskConfig.{field}", column, ", ".join(map(repr, names)), sentence)
+        if column not in names and (near or needed or field == "prompt_column"):
+            listed = ", ".join(map(repr, names))
+            hint = f"; did you mean {near[0]!r}?" if near else f": it has {listed}"
+            sentence = f"{place} has no column {column!r} (TaskConfig.{field}){hint}"
+            raise ConfigError(f"TaskConfig.{field}", column, listed, sentence)
+    return [column for column in columns.values() if column in names]
 
 
-def _parquet(path: Path, config: TaskConfig) -> Iterator[Mapping[str, Any]]:
-    try:
-        file = pq.ParquetFile(path)
-        names = file.schema_arrow.names
-        _check_columns(repr(str(path)), names, config)
-        columns = [name for name in (config.prompt_column, config.answer_column or ANSWERS) if name in names]
-        for batch in file.iter_batches(batch_size=256, columns=columns):
-            yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{str(path)!r} is no whole parquet file: {error}") from error
-
-
-def _jsonl(path: Path, config: TaskConfig) -> Iterator[Mapping[str, Any]]:
+def _read(path: Path, config: TaskConfig) -> Iterator[Mapping[str, Any]]:
+    if path.suffix == ".parquet":
+        yield from parquet_rows(path, lambda names: _columns(repr(str(path)), names, config))
+        return
     for number, row in json_lines(path):
+        place = f"line {number} of {str(path)!r}"
         if not isinstance(row, dict):
-            raise ValueError(f"line {number} of {str(path)!r} is no JSON object but {type(row).__name__}")
-        _check_columns(f"line {number} of {str(path)!r}", list(row), config)
+            raise ValueError(f"{place} is no JSON object but {type(row).__name__}")
+        _columns(place, list(row), config)
         yield row

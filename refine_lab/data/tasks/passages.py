@@ -20,16 +20,10 @@ def parse(name: str, text: str, answers: tuple[str, ...]) -> TextPrompt:
     Without `Document N:` or `Passage N:`, all text before the question is one document; without `Question:` there is no
     question.
     """
-    places = [match.start() for match in QUESTION.finditer(text)]
-    start = places[-1] if places else len(text)
-    question = ANSWER.sub("", text[start:].removeprefix("Question:")).strip()
+    start = max((match.start() for match in QUESTION.finditer(text)), default=len(text))
+    question, documents = ANSWER.sub("", text[start:].removeprefix("Question:")).strip(), _documents(text[:start])
     return TextPrompt(
-        name=name,
-        text=text,
-        question_start=start,
-        answers=answers,
-        question=question,
-        documents=_documents(text[:start]),
+        name=name, text=text, question_start=start, answers=answers, question=question, documents=documents
     )
 
 

@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import TaskConfig
-from refine_lab.data.recall import ANCHOR
-from refine_lab.data.tokenizer import beginning
+from refine_lab.data.recall import encode as encode_within
+from refine_lab.data.tokenizer import beginning, end_of_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
-    """A prompt, its question, and its accepted answers.
-
-    `prompt_ids[:question_start]` is the document, the rest is the question.
-    """
+class Prompt:
+    """A prompt's question, documents and accepted answers as text."""
 
     name: str
     "Unique within its source, and the same at every loading."
+    question: str
+    "The question as text; empty if none is found."
+    answers: tuple[str, ...]
+    "The answers as text; empty if the source has none."
+    documents: tuple[str, ...]
+    "The passages as text, before any truncation."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPrompt(Prompt):
+    """A prompt before it is tokenised; `text[:question_start]` is the document."""
+
+    text: str
+    question_start: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example(Prompt):
+    """A tokenised prompt: `prompt_ids[:question_start]` is the document, the rest is the question."""
+
     prompt_ids: tuple[int, ...]
     "The prompt's tokens; the first `begins` of them precede its text (see `data.tokenizer.beginning`)."
     question_start: int
     "Index of the question's first token; `len(prompt_ids)` if no question is found."
     answer_ids: tuple[int, ...]
     "Training target: the first answer with the space before it and the end-of-text token; empty without answers."
-    answers: tuple[str, ...]
-    "The answers as text; empty if the source has none."
-    question: str
-    "The question as text; empty if none is found."
-    documents: tuple[str, ...]
-    "The passages as text, before any truncation."
     cut: int = 0
     "Number of tokens cut out of the middle of the prompt."
     begins: int = 0
@@ -44,18 +54,6 @@ class Example:
         """Returns document and question as text, which together are the prompt."""
         document, asked = self.prompt_ids[self.begins : self.question_start], self.prompt_ids[self.question_start :]
         return str(tokenizer.decode(list(document))), str(tokenizer.decode(list(asked)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextPrompt:
-    """A prompt before it is tokenised; `text[:question_start]` is the document."""
-
-    name: str
-    text: str
-    question_start: int
-    answers: tuple[str, ...]
-    question: str
-    documents: tuple[str, ...]
 
 
 def encode(prompt: TextPrompt, tokenizer: PreTrainedTokenizerBase, add_bos: bool | None = None) -> Example:
@@ -74,31 +72,17 @@ def encode(prompt: TextPrompt, tokenizer: PreTrainedTokenizerBase, add_bos: bool
     start = next((token for token, end in enumerate(ends) if end > prompt.question_start), len(ids))
     space = "" if prompt.text[-1].isspace() else " "
     return Example(
-        name=prompt.name,
+        **{field.name: getattr(prompt, field.name) for field in fields(Prompt)},
         prompt_ids=(*begins, *ids),
         question_start=len(begins) + start,
         answer_ids=answer_ids(tokenizer, space + prompt.answers[0].strip()) if prompt.answers else (),
-        answers=prompt.answers,
-        question=prompt.question,
-        documents=prompt.documents,
         begins=len(begins),
     )
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     """Returns the tokens of `text` as they are after a prompt, followed by the end-of-text token."""
-    before, whole = (tokenizer.encode(part, add_special_tokens=False) for part in (ANCHOR, ANCHOR + text))
-    joined = whole[: len(before)] != before  # an answer that begins with a letter may have been joined to the anchor
-    ids = tokenizer.encode(text, add_special_tokens=False) if joined else whole[len(before) :]
-    return (*ids, end_of_text(tokenizer))
-
-
-def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns the token that ends an answer. Raises ValueError if the tokenizer has none."""
-    end = tokenizer.eos_token_id
-    if not isinstance(end, int):
-        raise ValueError("the tokenizer has no end-of-text token (eos_token), which ends an answer")
-    return end
+    return (*encode_within(tokenizer, text), end_of_text(tokenizer))
 
 
 def within_limit(examples: Iterable[Example], config: TaskConfig, count: int | None) -> tuple[list[Example], int]:
@@ -106,33 +90,19 @@ def within_limit(examples: Iterable[Example], config: TaskConfig, count: int | N
 
     Raises ValueError if a prompt is longer and `over_limit` is `refuse`, or if a question alone is longer.
     """
-    limit, dropped = config.prompt_tokens, 0
-    if config.over_limit == "cut_middle":
-        return [cut_middle(example, limit) for example in islice(examples, count)], 0
-    if config.over_limit == "refuse":
-        taken = list(islice(examples, count))
-        _refuse_longer(taken, limit)
-        return taken, 0
-
-    def short() -> Iterator[Example]:
-        nonlocal dropped
-        for example in examples:
-            if len(example.prompt_ids) <= limit:
-                yield example
-            else:
-                dropped += 1
-
-    return list(islice(short(), count)), dropped
-
-
-def _refuse_longer(examples: Sequence[Example], limit: int) -> None:
-    longer = sorted((len(e.prompt_ids), e.name) for e in examples if len(e.prompt_ids) > limit)
-    if longer:
-        tokens, name = longer[-1]
+    limit, kept, dropped, rest = config.prompt_tokens, [], 0, iter(examples)
+    while len(kept) != count and (example := next(rest, None)) is not None:
+        if config.over_limit == "drop" and len(example.prompt_ids) > limit:
+            dropped += 1
+        else:
+            kept.append(cut_middle(example, limit) if config.over_limit == "cut_middle" else example)
+    if longer := [(len(e.prompt_ids), e.name) for e in kept if len(e.prompt_ids) > limit]:
+        tokens, name = max(longer)
         raise ValueError(
-            f"{len(longer)} of {len(examples)} prompts have more tokens than TaskConfig.prompt_tokens {limit}, the longest "
+            f"{len(longer)} of {len(kept)} prompts have more tokens than TaskConfig.prompt_tokens {limit}, the longest "
             f"{tokens} ({name!r}): raise prompt_tokens, or set over_limit to 'cut_middle' or 'drop'"
         )
+    return kept, dropped
 
 
 def cut_middle(example: Example, limit: int) -> Example:
@@ -148,14 +118,9 @@ def cut_middle(example: Example, limit: int) -> Example:
         raise ValueError(
             f"the question of {example.name!r} alone has {limit - room + question} tokens, TaskConfig.prompt_tokens is {limit}"
         )
-    last = min(max(limit // 2, question), room)
-    first = limit - last
-    return replace(
-        example,
-        prompt_ids=example.prompt_ids[:first] + example.prompt_ids[tokens - last :],
-        question_start=example.question_start - (tokens - limit),
-        cut=tokens - limit,
-    )
+    last, cut = min(max(limit // 2, question), room), tokens - limit
+    ids = example.prompt_ids[: limit - last] + example.prompt_ids[tokens - last :]
+    return replace(example, prompt_ids=ids, question_start=example.question_start - cut, cut=cut)
 
 
 def prompts_digest(examples: Iterable[Example]) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from refine_lab.data.files import refuse_pointer
+from refine_lab.data.files import existing_file
 from refine_lab.data.tasks.splits import normalised
 
 EXPECTED = "SQuAD v2.0 (dev-v2.0.json) or HotpotQA's distractor setting (hotpot_dev_distractor_v1.json), as published"
@@ -29,6 +28,12 @@ class Published:
             return [unit["question"]], [f"{title}\n{''.join(sentences)}" for title, sentences in unit["context"]]
         asked = [qa["question"] for p in unit["paragraphs"] for qa in p["qas"] if not qa["is_impossible"]]
         return asked, [p["context"] for p in unit["paragraphs"]]
+
+    def answers(self, unit: Any) -> list[str]:
+        """Returns a unit's answers, in order."""
+        if self.kind == "hotpotqa":
+            return [unit["answer"]]
+        return [answer["text"] for p in unit["paragraphs"] for qa in p["qas"] for answer in qa["answers"]]
 
     def content(self, units: Sequence[Any]) -> Any:
         """Returns the content of a file with only these units."""
@@ -63,26 +68,17 @@ def read_published(path: Path) -> Published:
 
     Raises FileNotFoundError if there is no such file, and ValueError if it is neither.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r} (TaskConfig.source or test_source)")
-    refuse_pointer(path)
+    existing_file(path, f"there is no file {str(path)!r} (TaskConfig.source or test_source)")
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:  # also bytes that are no UTF-8
-        raise ValueError(f"{str(path)!r} must be {EXPECTED}; it is no JSON: {error}") from error
-    squad = isinstance(content, dict)
-    try:
+        squad = isinstance(content, dict)
         units = tuple(content["data"] if squad else content)
         published = Published(path=path, kind="squad" if squad else "hotpotqa", units=units)
         for unit in units:
             published.texts(unit)
-            _ = (
-                [a["text"] for p in unit["paragraphs"] for q in p["qas"] for a in q["answers"]]
-                if squad
-                else unit["answer"]
-            )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} must be {EXPECTED}; its content is another: {error!r}") from error
+            published.answers(unit)
+    except (KeyError, TypeError, ValueError) as error:  # also for bytes that are no UTF-8
+        raise ValueError(f"{str(path)!r} must be {EXPECTED}; it could not be read: {error!r}") from error
     return published
 
 
@@ -92,53 +88,40 @@ def divide(published: Published, wanted: Mapping[str, int]) -> dict[str, tuple[A
     Units that share a paragraph or a question go to the same split. Raises ValueError if there are too few.
     """
     groups = sorted(_connected(published), key=lambda group: -group.questions)
-    taken: dict[str, list[_Group]] = {name: [] for name in wanted}
-
-    def questions(name: str) -> int:
-        return sum(group.questions for group in taken[name])
-
-    def paragraphs(name: str) -> int:
-        return sum(group.paragraphs for group in taken[name])
-
+    units: dict[str, tuple[Any, ...]] = dict.fromkeys(wanted, ())
+    questions, paragraphs = dict.fromkeys(wanted, 0), dict.fromkeys(wanted, 0)
     needed = [name for name in wanted if wanted[name]]
     for group in groups if needed else ():
-        # the largest groups go where most is lacking; when all have enough, paragraphs are evened out
-        lacking = [name for name in needed if questions(name) < wanted[name]]
+        # The largest groups go where most is lacking; when all have enough, paragraphs are evened out.
+        lacking = [name for name in needed if questions[name] < wanted[name]]
         if lacking:
-            name = min(lacking, key=lambda name: (questions(name) / wanted[name], -wanted[name]))
+            name = min(lacking, key=lambda name: (questions[name] / wanted[name], -wanted[name]))
         else:
-            name = min(needed, key=paragraphs)
-        taken[name].append(group)
-    if any(questions(name) < wanted[name] for name in needed):
+            name = min(needed, key=lambda name: paragraphs[name])
+        units[name] += group.units
+        questions[name] += group.questions
+        paragraphs[name] += group.paragraphs
+    if any(questions[name] < wanted[name] for name in needed):
         total, largest = sum(group.questions for group in groups), max((group.questions for group in groups), default=0)
         asked = ", ".join(f"{name} {count}" for name, count in wanted.items() if count)
         raise ValueError(
             f"{str(published.path)!r} has {total} questions that fit a prompt, in {len(groups)} groups that share no "
             f"paragraph, the largest of {largest}: too few for {asked} without a shared document"
         )
-    return {name: tuple(unit for group in groups for unit in group.units) for name, groups in taken.items()}
+    return units
 
 
 def _connected(published: Published) -> Iterator[_Group]:
+    from scipy.cluster.hierarchy import DisjointSet
+
     texts = [published.texts(unit) for unit in published.units]
-    parents = list(range(len(texts)))
-
-    def root(unit: int) -> int:
-        while parents[unit] != unit:
-            parents[unit] = parents[parents[unit]]
-            unit = parents[unit]
-        return unit
-
-    first: dict[str, int] = {}
+    joined, first = DisjointSet(range(len(texts))), dict[str, int]()
     for unit, (questions, paragraphs) in enumerate(texts):
         for text in (*questions, *paragraphs):
-            parents[root(unit)] = root(first.setdefault(normalised(text), unit))
-    members: dict[int, list[int]] = defaultdict(list)
-    for unit in range(len(texts)):
-        members[root(unit)].append(unit)
-    for joined in members.values():
+            joined.merge(unit, first.setdefault(normalised(text), unit))
+    for group in map(sorted, joined.subsets()):
         yield _Group(
-            units=tuple(published.units[unit] for unit in joined),
-            questions=sum(len(texts[unit][0]) for unit in joined),
-            paragraphs=len({text for unit in joined for text in texts[unit][1]}),
+            units=tuple(published.units[unit] for unit in group),
+            questions=sum(len(texts[unit][0]) for unit in group),
+            paragraphs=len({text for unit in group for text in texts[unit][1]}),
         )

@@ -13,10 +13,9 @@ from refine_lab.config import DataConfig, TaskConfig
 from refine_lab.data.batches import plain_tokens
 from refine_lab.data.corpus import Manifest, Split
 from refine_lab.data.recall import RecallDocument, encode, make_document, parse_kind
-from refine_lab.data.tasks.prompts import Example, end_of_text
-from refine_lab.data.tokenizer import beginning
+from refine_lab.data.tasks.prompts import Example
+from refine_lab.data.tokenizer import beginning, end_of_text
 from refine_lab.rng import Draws
-from refine_lab.validation import ConfigError
 
 QUESTIONS = {
     "word": ("What is the secret word for {key}?", "The secret word for {key} is"),
@@ -40,19 +39,12 @@ def recall_splits(
     Train uses the training keys and text, the other two the held-out ones: validation asks about roughly a third of the
     held-out keys, in documents from the first half of the text, and test about the others, from the second half.
 
-    Raises ValueError for an unknown kind, if `test` is none, and if the prompt is too short or the text too short for
+    Raises ValueError for an unknown kind, and if the prompt is too short or the text too short for
     the facts.
     """
-    parse_kind(kind)
-    if config.test is None:
-        allowed = f"a number for {config.source!r}: there is no end to its documents"
-        raise ConfigError("TaskConfig.test", None, allowed, f"TaskConfig.test must be {allowed}")
     maker = _Maker(kind, config, tokenizer, data, manifest)
-    return {
-        "train": maker.examples("train", config.train),
-        "validation": maker.examples("validation", config.validation),
-        "test": maker.examples("test", config.test),
-    }
+    counts = {"train": config.train, "validation": config.validation, "test": config.test or 0}
+    return {name: maker.examples(name, count) if count else [] for name, count in counts.items()}
 
 
 class _Maker:
@@ -66,52 +58,43 @@ class _Maker:
         data: DataConfig,
         manifest: Manifest | None,
     ) -> None:
-        self.kind, self.limit, self.tokenizer = kind, config.prompt_tokens, tokenizer
-        parsed = parse_kind(kind)
-        self.form = parsed.form
-        # asked once in training too, as in the held-out documents
-        self.asked_once = kind
-        if parsed.form != "pairs":
-            distance = f"-d{parsed.distance}" if parsed.distance else ""
-            self.asked_once = f"{parsed.form}-{parsed.facts}-q1{distance}"
-        self.data, self.manifest = replace(data, sequence_length=config.prompt_tokens), manifest
+        self.kind, self.form, self.tokenizer, self.manifest = kind, parse_kind(kind).form, tokenizer, manifest
+        self.data = replace(data, sequence_length=config.prompt_tokens)
         self.beginning = beginning(tokenizer, data.add_bos)
         self.texts: dict[Split, list[np.ndarray]] = {}
 
-    def examples(self, name: str, wanted: int) -> list[Example]:
-        """Returns `wanted` examples of the split `name`."""
-        if not wanted:
-            return []
+    def examples(self, name: str, count: int) -> list[Example]:
+        """Returns `count` examples of the split `name`."""
         split: Split = "train" if name == "train" else "validation"
-        if split not in self.texts:
-            self.texts[split] = [
-                plain_tokens(self.data, self.tokenizer, source, split, self.manifest) for source in self.data.sources
-            ]
         first, last = {"train": (0, 1), "validation": (0, 0.5), "test": (0.5, 1)}[name]
-        texts = [text[int(first * len(text)) : int(last * len(text))] for text in self.texts[split]]
-        return [self._example(name, split, number, texts) for number in range(wanted)]
+        if split not in self.texts:
+            data, tokenizer = self.data, self.tokenizer
+            texts = [plain_tokens(data, tokenizer, source, split, self.manifest) for source in data.sources]
+            self.texts[split] = texts
+        parts = [text[int(first * len(text)) : int(last * len(text))] for text in self.texts[split]]
+        return [self._example(name, split, number, parts) for number in range(count)]
 
     def _example(self, name: str, split: Split, number: int, texts: list[np.ndarray]) -> Example:
         for attempt in range(MOST_ATTEMPTS):
             purpose = f"task {self.kind} {name} {attempt}"
             example = self._made(f"recall-{self.kind}-{name}-{number}", split, number, purpose, texts)
-            if split == "train" or _split_of(example.question) == name:
+            third = hashlib.sha256(example.question.encode()).digest()[0] % 3
+            if split == "train" or ("test" if third else "validation") == name:
                 return example
-        raise ValueError(
-            f"the tokenizer has too few words of one token to ask other {name} questions than the other split"
-        )
+        few = "the tokenizer has too few words of one token"
+        raise ValueError(f"{few} to ask other {name} questions than the other split")
 
     def _made(self, name: str, split: Split, number: int, purpose: str, texts: list[np.ndarray]) -> Example:
-        length = self.limit
+        length, shares = self.data.sequence_length, torch.tensor([*self.data.sources.values()])
         while True:
             generator = Draws(seed=TASK_SEED).generator(number, purpose)
-            text = texts[int(torch.multinomial(torch.tensor([*self.data.sources.values()]), 1, generator=generator))]
+            text, first = texts[int(torch.multinomial(shares, 1, generator=generator))], self.beginning
             document = make_document(
-                self.asked_once, length, text, generator, self.tokenizer, split, beginning=self.beginning
+                self.kind, length, text, generator, self.tokenizer, split, beginning=first, one_question=True
             )
             example = self._asked(name, document)
-            # the same facts again, since they are drawn first, in as much more text as the prompt is short of its length
-            missing = self.limit - len(example.prompt_ids)
+            # The same facts are drawn again, since they come first, in as much more text as the prompt lacks.
+            missing = self.data.sequence_length - len(example.prompt_ids)
             if self.form == "pairs" or not missing:
                 return example
             length += missing
@@ -135,8 +118,3 @@ class _Maker:
             documents=(str(self.tokenizer.decode(read[len(self.beginning) :])),),
             begins=len(self.beginning),
         )
-
-
-def _split_of(question: str) -> str:
-    """Returns the held-out split that a question belongs to."""
-    return "validation" if hashlib.sha256(question.encode()).digest()[0] % 3 == 0 else "test"

@@ -8,11 +8,12 @@ paper's files use "passages".
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, median
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from transformers import PreTrainedTokenizerBase
 
@@ -23,7 +24,6 @@ from refine_lab.data.tasks.published import Published, divide, read_published
 from refine_lab.data.tasks.splits import Splits
 from refine_lab.data.tasks.trained import UNTRAINED, History
 from refine_lab.data.tokenizer import beginning
-from refine_lab.validation import ConfigError
 
 RULER_SEED = 20_260_218
 """Seed of every draw, whatever the seed of a run: all runs train and test on the same prompts."""
@@ -49,24 +49,18 @@ def ruler_splits(
     as many documents as `prompt_tokens` holds, or as its split has.
 
     Raises FileNotFoundError or ValueError, in one sentence, if the file is missing or is neither data set, if lm_eval
-    is not installed, if `test` is none, and if there are too few questions for the counts.
+    is not installed, and if there are too few questions for the counts.
     """
-    if config.test is None:
-        allowed = f"a number for {config.source!r}"
-        raise ConfigError("TaskConfig.test", None, allowed, f"TaskConfig.test must be {allowed}")
     published = read_published(path)
     generator = _Generator(published, config, tokenizer, add_bos)
-    fits, trained = generator.fitting(), generator.trained(skipped)
-    published = published.keep([fit and not known for fit, known in zip(fits, trained, strict=True)])
-    wanted = {"train": config.train, "validation": config.validation, "test": config.test}
-    parts = divide(published, wanted)
+    questions, paragraphs = generator.read(published.units)
+    fits = [generator.fits(number, questions, paragraphs) for number in range(len(questions))]
+    kept = [fit and not skipped.holds_question(q["query"]) for fit, q in zip(fits, questions, strict=True)]
+    wanted = {"train": config.train, "validation": config.validation, "test": config.test or 0}
+    parts = divide(published.keep(kept), wanted)
     splits = {name: generator.examples(name, parts[name], count) if count else [] for name, count in wanted.items()}
-    return Splits(
-        examples=splits,
-        dropped=fits.count(False),
-        trained=sum(known and fit for fit, known in zip(fits, trained, strict=True)),
-        notes=tuple(_short_prompts(splits, config.prompt_tokens)),
-    )
+    notes = tuple(_short_prompts(splits, config.prompt_tokens))
+    return Splits(examples=splits, dropped=fits.count(False), trained=sum(fits) - sum(kept), notes=notes)
 
 
 def _short_prompts(splits: dict[str, list[Example]], limit: int) -> Iterator[str]:
@@ -101,35 +95,26 @@ class _Generator:
     def read(self, units: Sequence[Any]) -> tuple[list[dict], _Fixed]:
         """Returns the harness's questions and paragraphs for some units."""
         content = self.published.content(units)
-        with _replaced(self.harness, "download_json", lambda url: content):
+        with patch.object(self.harness, "download_json", lambda url: content):  # the harness reads only from URLs
             reader = self.harness.read_squad if self.published.kind == "squad" else self.harness.read_hotpotqa
             questions, paragraphs = reader.__wrapped__()  # its cache knows a file by its address alone
         return questions, _Fixed(paragraphs)
 
-    def fitting(self) -> list[bool]:
-        """Returns whether each question's prompt fits with only its own paragraphs."""
-        questions, paragraphs = self.read(self.published.units)
-        fits = []
-        for number, question in enumerate(questions):
-            alone = len(question["context"])
-            text, _ = self.harness.generate_input_output(number, alone, qas=questions, docs=paragraphs)
-            fits.append(self.count(text) <= self.room)
-        return fits
-
-    def trained(self, skipped: History) -> list[bool]:
-        """Returns whether `skipped` was trained on each question."""
-        questions, _ = self.read(self.published.units)
-        return [skipped.holds_question(question["query"]) for question in questions]
+    def fits(self, number: int, questions: list[dict], paragraphs: _Fixed) -> bool:
+        """Returns whether a question's prompt fits with only its own paragraphs."""
+        alone = len(questions[number]["context"])
+        text, _ = self.harness.generate_input_output(number, alone, qas=questions, docs=paragraphs)
+        return self.count(text) <= self.room
 
     def examples(self, name: str, units: Sequence[Any], count: int) -> list[Example]:
         """Returns `count` examples from the questions and paragraphs of `units`."""
         questions, paragraphs = self.read(units)
-        draws = random.Random(f"{RULER_SEED} {name}")
+        draws, harness_draws = (random.Random(f"{RULER_SEED} {name}") for _ in range(2))
         draws.shuffle(questions)  # in the file's order the first would all be about one article
-        twice = (
-            2 * MORE_DOCUMENTS * fmean(self.count(text) for text in draws.sample(paragraphs, min(50, len(paragraphs))))
-        )
-        with _seeded(f"{RULER_SEED} {name}"):
+        some = draws.sample(paragraphs, min(50, len(paragraphs)))
+        twice = 2 * MORE_DOCUMENTS * fmean(map(self.count, some))
+        # The harness draws from the global `random`, whose state stays as it is.
+        with patch.object(self.harness, "random", SimpleNamespace(sample=harness_draws.sample, Random=random.Random)):
             samples = self.harness.generate_samples(
                 tokenizer=self.tokenise,
                 docs=paragraphs,
@@ -140,10 +125,8 @@ class _Generator:
                 tokens_to_generate=0,  # the room for an answer is not the prompt's
                 incremental=MORE_DOCUMENTS if twice <= self.room else 1,
             )
-        prompts = (
-            parse(f"{self.published.kind}-{name}-{number}", sample["input"] + ANSWER_PREFIX, tuple(sample["outputs"]))
-            for number, sample in enumerate(samples)
-        )
+        texts = ((sample["input"] + ANSWER_PREFIX, tuple(sample["outputs"])) for sample in samples)
+        prompts = (parse(f"{self.published.kind}-{name}-{number}", *text) for number, text in enumerate(texts))
         return [encode(prompt, self.tokenizer, self.add_bos) for prompt in prompts]
 
 
@@ -164,25 +147,3 @@ class _Fixed(list):
 
     def __setitem__(self, place: Any, value: Any) -> None:
         pass
-
-
-@contextmanager
-def _replaced(module: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
-    """Temporarily replaces a function of a module, because the harness reads only from URLs."""
-    kept = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, kept)
-
-
-@contextmanager
-def _seeded(seed: str) -> Iterator[None]:
-    """Temporarily seeds the global `random`, which the harness draws from, and then restores its state."""
-    state = random.getstate()
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(state)

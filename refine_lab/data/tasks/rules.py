@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.config import TaskConfig, require
+from refine_lab.config import TaskConfig
 from refine_lab.data.tasks.prompts import Example, answer_ids
+from refine_lab.validation import require
 
 UNKNOWN_ANSWER_TOKENS = 32
 """Maximum answer tokens if there is no reference answer to measure (RULER's limit for its questions)."""
@@ -66,10 +68,9 @@ def answer_rule(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, examples
     If `answer_tokens` is none, the limit is the longest of their reference answers plus the end-of-text token, or
     `UNKNOWN_ANSWER_TOKENS` without any reference answer.
     """
-    longest = max((max(found) for e in examples if (found := reference_tokens(e, tokenizer))), default=None)
-    needed = UNKNOWN_ANSWER_TOKENS if longest is None else longest + 1
-    strip = config.settled().strip_leading
-    assert strip is not None
+    lengths = chain.from_iterable(reference_tokens(example, tokenizer) for example in examples)
+    needed = max((length + 1 for length in lengths), default=UNKNOWN_ANSWER_TOKENS)
+    strip = bool(config.settled().strip_leading)
     return AnswerRule(max_tokens=config.answer_tokens or needed, lines=config.lines, strip_leading=strip)
 
 

@@ -28,7 +28,7 @@ def exact_match(answer: str, references: Sequence[str]) -> float:
 
 def contains_answer(answer: str, references: Sequence[str]) -> float:
     """Returns 1 if the answer contains a reference, ignoring case (NVIDIA's RULER, `string_match_part`; used by the paper)."""
-    return _best(answer, references, lambda said, right: float(right.strip().lower() in said.lower()))
+    return _best(answer, references, lambda text, reference: float(reference.strip().lower() in text.lower()))
 
 
 def f1(answer: str, references: Sequence[str]) -> float:
@@ -40,19 +40,18 @@ def f1(answer: str, references: Sequence[str]) -> float:
 
 
 def _best(answer: str, references: Sequence[str], score: Callable[[str, str], float]) -> float:
-    right = [reference for reference in references if reference.strip()]
-    return max((score(answer, reference) for reference in right), default=math.nan)
+    return max((score(answer, reference) for reference in references if reference.strip()), default=math.nan)
 
 
-def _same(said: str, right: str) -> float:
-    wanted = _normalised(right)
-    return float(_normalised(said) == wanted if wanted else said.strip() == right.strip())
+def _same(answer: str, reference: str) -> float:
+    wanted = _normalised(reference)
+    return float(_normalised(answer) == wanted if wanted else answer.strip() == reference.strip())
 
 
-def _word_f1(said: str, right: str) -> float:
-    words, wanted = _normalised(said).split(), _normalised(right).split()
+def _word_f1(answer: str, reference: str) -> float:
+    words, wanted = _normalised(answer).split(), _normalised(reference).split()
     if not words or not wanted:
-        return _same(said, right)
+        return _same(answer, reference)
     common = sum((Counter(words) & Counter(wanted)).values())
     return 2 * common / (len(words) + len(wanted))
 

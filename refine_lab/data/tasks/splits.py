@@ -10,9 +10,9 @@ from itertools import combinations
 
 from refine_lab.data.tasks.prompts import Example
 
-SHOWN = 3
+QUOTED = 3
 """Maximum number of shared texts that a report quotes, and of characters of each."""
-SHOWN_CHARACTERS = 80
+QUOTED_CHARACTERS = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,20 +31,23 @@ class Splits:
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """The distinct texts that two splits share, as they appear in the first."""
+    """The distinct texts that two splits share, as they appear in the first; `str(shared)` is a clause."""
 
     first: str
     second: str
     questions: tuple[str, ...]
     documents: tuple[str, ...]
 
-    def __bool__(self) -> bool:
-        return bool(self.questions or self.documents)
+    def __str__(self) -> str:
+        kinds = [(noun, texts) for noun, texts in (("question", self.questions), ("document", self.documents)) if texts]
+        counts = " and ".join(_many(len(texts), noun) for noun, texts in kinds)
+        quotes = ", ".join(quoted(texts) for _, texts in kinds)
+        return f"{self.first} and {self.second} share {counts}, among them {quotes}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitCounts:
-    """Counts of one split."""
+    """Counts of one split; `str(counts)` lists them."""
 
     examples: int
     questions: int
@@ -56,52 +59,71 @@ class SplitCounts:
     cut: int
     "Number of prompts whose middle was cut out."
 
+    def __str__(self) -> str:
+        parts = [_many(self.examples, "example")]
+        questions = ("question", self.questions, self.different_questions)
+        documents = ("document", self.documents, self.different_documents)
+        for noun, count, different in (questions, documents):
+            if count:
+                parts.append(_many(count, noun) + (f" ({different} different)" if different != count else ""))
+        if self.cut:
+            parts.append(f"{self.cut} cut in the middle")
+        return ", ".join(parts)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class SplitReport:
     """What the splits of a task contain and share; `str(report)` is a paragraph."""
 
     splits: Mapping[str, SplitCounts]
     shared: tuple[Shared, ...]
+    "The pairs of splits that share a text."
     dropped: int
     "Number of prompts left out because they are too long."
     notes: tuple[str, ...] = ()
     "Sentences specific to the source."
 
-    @property
-    def shared_questions(self) -> int:
-        return sum(len(pair.questions) for pair in self.shared)
-
-    @property
-    def shared_documents(self) -> int:
-        return sum(len(pair.documents) for pair in self.shared)
-
-    @property
-    def told(self) -> str:
-        """Returns a description of what is shared; empty if nothing is."""
-        return "; ".join(_told(pair) for pair in self.shared if pair)
-
     def __str__(self) -> str:
-        sentences = [_counted(name, counts) for name, counts in self.splits.items() if counts.examples]
+        sentences = [f"{name}: {counts}." for name, counts in self.splits.items() if counts.examples]
+        compared = len(sentences) > 1
         if self.dropped:
             sentences.append(f"{_many(self.dropped, 'prompt')} over the limit left out.")
         sentences += self.notes
-        if self.told:
-            sentences.append(f"{self.told}.")
-        if not any(self.shared) and sum(c.examples > 0 for c in self.splits.values()) > 1:
+        if self.shared:
+            sentences.append(f"{'; '.join(map(str, self.shared))}.")
+        elif compared:
             sentences.append("No question and no document is shared between splits.")
         return " ".join(sentences)
 
 
-def report(splits: Mapping[str, Sequence[Example]], dropped: int = 0, notes: tuple[str, ...] = ()) -> Report:
+def report(splits: Mapping[str, Sequence[Example]], dropped: int = 0, notes: tuple[str, ...] = ()) -> SplitReport:
     """Compares every two splits by the words of their questions and documents, ignoring case, punctuation and spacing."""
-    texts = {name: _Texts(examples) for name, examples in splits.items()}
-    return Report(
-        splits={name: found.counts for name, found in texts.items()},
-        shared=tuple(_shared(first, second, texts) for first, second in combinations(texts, 2)),
-        dropped=dropped,
-        notes=notes,
-    )
+    counts, texts = {}, {}
+    for name, examples in splits.items():
+        questions = [e.question for e in examples if e.question.strip()]
+        documents = [document for e in examples for document in e.documents if document.strip()]
+        texts[name] = (_distinct(questions), _distinct(documents))
+        counts[name] = SplitCounts(
+            examples=len(examples),
+            questions=len(questions),
+            different_questions=len(texts[name][0]),
+            documents=len(documents),
+            different_documents=len(texts[name][1]),
+            cut=sum(e.cut > 0 for e in examples),
+        )
+    shared = []
+    for first, second in combinations(texts, 2):
+        pairs = zip(texts[first], texts[second], strict=True)
+        questions, documents = (tuple(one[key] for key in one if key in other) for one, other in pairs)
+        if questions or documents:
+            shared.append(Shared(first=first, second=second, questions=questions, documents=documents))
+    return SplitReport(splits=counts, shared=tuple(shared), dropped=dropped, notes=notes)
+
+
+def _distinct(texts: Sequence[str]) -> dict[str, str]:
+    """Returns normalised text -> the first text that has it."""
+    plain = {text: normalised(text) for text in set(texts)}
+    return {plain[text]: text for text in reversed(texts)}
 
 
 def normalised(text: str) -> str:
@@ -110,68 +132,12 @@ def normalised(text: str) -> str:
     return " ".join(re.findall(r"\w+", folded)) or folded.strip()
 
 
-class _Texts:
-    """The distinct questions and documents of a split: normalised text -> the text."""
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        questions = [e.question for e in examples if e.question.strip()]
-        documents = [document for e in examples for document in e.documents if document.strip()]
-        plain = {text: normalised(text) for text in {*questions, *documents}}
-        self.questions = {plain[text]: text for text in reversed(questions)}
-        self.documents = {plain[text]: text for text in reversed(documents)}
-        self.counts = SplitCounts(
-            examples=len(examples),
-            questions=len(questions),
-            different_questions=len(self.questions),
-            documents=len(documents),
-            different_documents=len(self.documents),
-            cut=sum(e.cut > 0 for e in examples),
-        )
-
-
-def _shared(first: str, second: str, texts: Mapping[str, _Texts]) -> Shared:
-    one, other = texts[first], texts[second]
-    return Shared(
-        first=first,
-        second=second,
-        questions=tuple(text for key, text in one.questions.items() if key in other.questions),
-        documents=tuple(text for key, text in one.documents.items() if key in other.documents),
-    )
-
-
-def _counted(name: str, counts: SplitCounts) -> str:
-    parts = [_many(counts.examples, "example")]
-    for noun, number, different in (
-        ("question", counts.questions, counts.different_questions),
-        ("document", counts.documents, counts.different_documents),
-    ):
-        if number:
-            repeats = "" if different == number else f" ({different} different)"
-            parts.append(f"{_many(number, noun)}{repeats}")
-    if counts.cut:
-        parts.append(f"{counts.cut} cut in the middle")
-    return f"{name}: {', '.join(parts)}."
-
-
-def _told(pair: Shared) -> str:
-    kinds = [
-        (_many(len(texts), noun), texts)
-        for noun, texts in (("question", pair.questions), ("document", pair.documents))
-        if texts
-    ]
-    among = ", ".join(quoted(texts) for _, texts in kinds)
-    return f"{pair.first} and {pair.second} share {' and '.join(words for words, _ in kinds)}, among them {among}"
-
-
 def quoted(texts: Sequence[str]) -> str:
-    """Returns the first `SHOWN` texts, shortened and quoted."""
-    return ", ".join(repr(_shortened(text)) for text in texts[:SHOWN])
+    """Returns the first `QUOTED` texts, shortened and quoted."""
+    lines = (" ".join(text.split()) for text in texts[:QUOTED])
+    longest = QUOTED_CHARACTERS
+    return ", ".join(repr(line if len(line) <= longest else f"{line[: longest - 3]}...") for line in lines)
 
 
 def _many(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _shortened(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 3] + "..."

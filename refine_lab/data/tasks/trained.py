@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 
 from refine_lab.config import DataConfig, TaskConfig
@@ -30,17 +31,15 @@ class Trained:
 
     def same_source(self, source: str) -> bool:
         """Returns whether the run's test prompts come from `source`: the same name, or a `ruler:FILE` of equal content."""
-        if source == (self.task.test_source or self.task.source):
-            return True
-        if self.task.test_source is not None:
-            return False
+        if self.task.test_source is not None or source == self.task.source:
+            return source == (self.task.test_source or self.task.source)
         other = replace(self.task, source=source)
         return self.task.form == other.form == "ruler" and source_digest(other) == self.source_digest is not None
 
     def same_splits(self, task: TaskConfig) -> bool:
         """Returns whether `task` has this run's examples and differs at most in how answers are written."""
-        own = {name: getattr(self.task, name) for name in (*FREE_FIELDS, "source")}
-        return replace(task, **own) == self.task and (task.source == self.task.source or self.same_source(task.source))
+        free = {name: getattr(self.task, name) for name in (*FREE_FIELDS, "source")}
+        return replace(task, **free) == self.task and (task.source == self.task.source or self.same_source(task.source))
 
 
 ANSWER_FIELDS = ("answer_tokens", "lines", "strip_leading")
@@ -60,9 +59,10 @@ class History:
 
     def holds(self, example: Example) -> bool:
         """Returns whether an example was trained on, by its question, or by its whole prompt if no question is found."""
-        return bool(self.trained) and any(row_key(example) in each.rows for each in self.trained)
+        return any(row_key(example) in each.rows for each in self.trained)
 
     def holds_question(self, question: str) -> bool:
+        """Returns whether an example with this question was trained on."""
         return any(text_key(question) in each.rows for each in self.trained)
 
     @property
@@ -72,19 +72,17 @@ class History:
 
     def notes(self, task: TaskConfig, examples: Sequence[Example]) -> Iterator[str]:
         """Yields sentences on what is unknown when a model with this history answers `task`, whose examples are `examples`."""
-        own = next((each for each in self.trained if each.same_splits(task)), None)
-        if own is not None and own.prompts_digest not in (None, prompts_digest(examples)):
-            yield f"The prompts have changed since {own.run} was trained on them: these are not its test prompts."
-        if self.unknown and task.asked_form != "recall":
+        run = next((each for each in self.trained if each.same_splits(task)), None)
+        if run is not None and run.prompts_digest not in (None, prompts_digest(examples)):
+            yield f"The prompts have changed since {run.run} was trained on them: these are not its test prompts."
+        if self.unknown and task.test_form != "recall":
             yield f"It is not known whether the model was trained on any of these prompts: {'; '.join(self.unknown)}."
 
     def matches(self, other: History) -> bool:
         """Returns whether both were trained on the same examples, by runs with the same tasks."""
 
-        def facts(history: History) -> list[tuple[object, ...]]:
-            return [(each.task, each.data, each.prompts_digest, each.rows) for each in history.trained]
-
-        return facts(self) == facts(other)
+        facts = attrgetter("task", "data", "prompts_digest", "rows")
+        return [*map(facts, self.trained)] == [*map(facts, other.trained)]
 
 
 UNTRAINED = History()

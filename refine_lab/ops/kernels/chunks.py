@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refine_lab.ops.kernels.language import accumulator, constexpr, jit, tl, triton
+from refine_lab.ops.kernels.language import constexpr, jit, tl, triton
 
 COLUMNS = 16
 """Columns of the state per program: few, since one row of 16 heads must fill the device."""
@@ -26,92 +26,62 @@ WARPS = 8
 
 
 @jit
-def _forward(
-    first,
-    keys,
-    u0,
-    w,
-    kept,
-    states,
-    updates,
-    chunks,
-    groups,
-    length,
-    dk,
-    dv,
-    GATED: constexpr,
-    TYPE: constexpr,
-    L: constexpr,
-    K: constexpr,
-    V: constexpr,
-):
-    group = tl.program_id(0).to(tl.int64)
+def _entries(i, j, rows, columns):
+    """Returns the offsets of the entries (i, j) of a [rows, columns] matrix, and which of them exist."""
+    return i * columns + j, (i < rows) & (j < columns)
+
+
+@jit
+def _layout(length, dk, dv, L: constexpr, K: constexpr, V: constexpr):
+    """Returns offsets and masks of this program's part of a state [dk, dv], of values [L, dv], of keys [L, dk] and [dk, L]."""
     i, j, m = tl.arange(0, L), tl.arange(0, K), tl.program_id(1) * V + tl.arange(0, V)
-    of_state, in_state = j[:, None] * dv + m[None, :], (j < dk)[:, None] & (m < dv)[None, :]
-    of_value, in_value = i[:, None] * dv + m[None, :], (i < length)[:, None] & (m < dv)[None, :]
+    of_state, in_state = _entries(j[:, None], m[None, :], dk, dv)
+    of_value, in_value = _entries(i[:, None], m[None, :], length, dv)
+    of_key, in_key = _entries(i[:, None], j[None, :], length, dk)
+    of_column, in_column = _entries(i[None, :], j[:, None], length, dk)  # of the transposed keys
+    return of_state, in_state, of_value, in_value, of_key, in_key, of_column, in_column
+
+
+@jit
+def _forward(
+    first, keys, u0, w, kept, states, updates, chunks, length, dk, dv, L: constexpr, K: constexpr, V: constexpr
+):
+    group, groups = tl.program_id(0).to(tl.int64), tl.num_programs(0)
+    of_state, in_state, of_value, in_value, of_w, in_w, of_key, in_key = _layout(length, dk, dv, L, K, V)
     state = tl.load(first + group * dk * dv + of_state, mask=in_state, other=0.0)
     for n in range(chunks):
         at = n * groups + group
         tl.store(states + at * dk * dv + of_state, state, mask=in_state)
-        token = at * length * dk
-        w_n = tl.load(
-            w + token + i[:, None] * dk + j[None, :], mask=(i < length)[:, None] & (j < dk)[None, :], other=0.0
-        )
-        k_n = tl.load(
-            keys + token + i[None, :] * dk + j[:, None], mask=(i < length)[None, :] & (j < dk)[:, None], other=0.0
-        )
+        w_n = tl.load(w + at * length * dk + of_w, mask=in_w, other=0.0)
+        k_n = tl.load(keys + at * length * dk + of_key, mask=in_key, other=0.0)
         u = tl.load(u0 + at * length * dv + of_value, mask=in_value, other=0.0)
-        u -= tl.dot(w_n, state, input_precision="tf32", out_dtype=TYPE)
+        u -= tl.dot(w_n, state, input_precision="tf32", out_dtype=state.dtype)
         tl.store(updates + at * length * dv + of_value, u, mask=in_value)
-        if GATED:
+        if kept is not None:
             state *= tl.load(kept + at)
-        state += tl.dot(k_n, u, input_precision="tf32", out_dtype=TYPE)
+        state += tl.dot(k_n, u, input_precision="tf32", out_dtype=state.dtype)
 
 
 @jit
 def _backward(
-    grad_states,
-    grad_updates,
-    keys,
-    w,
-    kept,
-    after,
-    grad_u,
-    grad_first,
-    chunks,
-    groups,
-    length,
-    dk,
-    dv,
-    GATED: constexpr,
-    TYPE: constexpr,
-    L: constexpr,
-    K: constexpr,
-    V: constexpr,
+    d_states, d_u, keys, w, kept, after, d_u0, d_first, chunks, length, dk, dv, L: constexpr, K: constexpr, V: constexpr
 ):
-    group = tl.program_id(0).to(tl.int64)
-    i, j, m = tl.arange(0, L), tl.arange(0, K), tl.program_id(1) * V + tl.arange(0, V)
-    of_state, in_state = j[:, None] * dv + m[None, :], (j < dk)[:, None] & (m < dv)[None, :]
-    of_value, in_value = i[:, None] * dv + m[None, :], (i < length)[:, None] & (m < dv)[None, :]
-    grad = tl.zeros([K, V], TYPE)  # of the state after the chunk
+    group, groups = tl.program_id(0).to(tl.int64), tl.num_programs(0)
+    of_state, in_state, of_value, in_value, of_key, in_key, of_w, in_w = _layout(length, dk, dv, L, K, V)
+    grad = tl.zeros([K, V], d_states.dtype.element_ty)  # of the state after the chunk
     for back in range(chunks):
         at = (chunks - 1 - back) * groups + group
         tl.store(after + at * dk * dv + of_state, grad, mask=in_state)
-        token = at * length * dk
-        k_n = tl.load(
-            keys + token + i[:, None] * dk + j[None, :], mask=(i < length)[:, None] & (j < dk)[None, :], other=0.0
-        )
-        w_n = tl.load(
-            w + token + i[None, :] * dk + j[:, None], mask=(i < length)[None, :] & (j < dk)[:, None], other=0.0
-        )
-        du = tl.load(grad_updates + at * length * dv + of_value, mask=in_value, other=0.0)
-        du += tl.dot(k_n, grad, input_precision="tf32", out_dtype=TYPE)
-        tl.store(grad_u + at * length * dv + of_value, du, mask=in_value)
-        if GATED:
+        k_n = tl.load(keys + at * length * dk + of_key, mask=in_key, other=0.0)
+        w_n = tl.load(w + at * length * dk + of_w, mask=in_w, other=0.0)
+        du = tl.load(d_u + at * length * dv + of_value, mask=in_value, other=0.0)
+        du += tl.dot(k_n, grad, input_precision="tf32", out_dtype=grad.dtype)
+        tl.store(d_u0 + at * length * dv + of_value, du, mask=in_value)
+        if kept is not None:
             grad *= tl.load(kept + at)
-        grad += tl.load(grad_states + at * dk * dv + of_state, mask=in_state, other=0.0)
-        grad -= tl.dot(w_n, du, input_precision="tf32", out_dtype=TYPE)
-    tl.store(grad_first + group * dk * dv + of_state, grad, mask=in_state)
+        grad += tl.load(d_states + at * dk * dv + of_state, mask=in_state, other=0.0)
+        grad -= tl.dot(w_n, du, input_precision="tf32", out_dtype=grad.dtype)
+    tl.store(d_first + group * dk * dv + of_state, grad, mask=in_state)
 
 
 def stages(dk: int) -> int:
@@ -119,22 +89,19 @@ def stages(dk: int) -> int:
     return 2 if dk <= 128 else 1
 
 
-def _launch(kernel, tensors: Sequence[Tensor], keys: Tensor, dv: int, gated: bool) -> None:
+def _launch(kernel, tensors: Sequence[Tensor | None], keys: Tensor, dv: int) -> None:
     chunks, groups, length, dk = keys.shape
     sides = [max(16, triton.next_power_of_2(size)) for size in (length, dk)]  # 16: the least that a product takes
     grid = (groups, triton.cdiv(dv, COLUMNS))
-    sizes = (chunks, groups, length, dk, dv, gated, accumulator(keys.dtype))
-    kernel[grid](*tensors, *sizes, *sides, COLUMNS, num_warps=WARPS, num_stages=stages(dk))
+    kernel[grid](*tensors, chunks, length, dk, dv, *sides, COLUMNS, num_warps=WARPS, num_stages=stages(dk))
 
 
 class _ThroughChunks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, first, keys, u0, w, kept):
         first, keys, u0, w = (x.contiguous() for x in (first, keys, u0, w))
-        ctx.gated = kept is not None
-        kept = kept.contiguous() if ctx.gated else first  # where there is no gate, a pointer that is never read
         states, updates = first.new_empty(len(keys), *first.shape), torch.empty_like(u0)
-        _launch(_forward, (first, keys, u0, w, kept, states, updates), keys, u0.shape[-1], ctx.gated)
+        _launch(_forward, (first, keys, u0, w, kept, states, updates), keys, u0.shape[-1])
         ctx.save_for_backward(keys, w, kept, states, updates)
         return states, updates
 
@@ -143,8 +110,8 @@ class _ThroughChunks(torch.autograd.Function):
         keys, w, kept, states, updates = ctx.saved_tensors
         after, grad_u, grad_first = torch.empty_like(states), torch.empty_like(updates), torch.empty_like(states[0])
         tensors = (grad_states.contiguous(), grad_updates.contiguous(), keys, w, kept, after, grad_u, grad_first)
-        _launch(_backward, tensors, keys, updates.shape[-1], ctx.gated)
-        grad_kept = (states * after).sum((-1, -2)) if ctx.gated else None
+        _launch(_backward, tensors, keys, updates.shape[-1])
+        grad_kept = None if kept is None else (states * after).sum((-1, -2))
         return grad_first, updates @ after.mT, grad_u, -grad_u @ states.mT, grad_kept
 
 

@@ -8,10 +8,11 @@ makes over each slice of float32 logits. The torch references are `row_statistic
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor
 
-from refine_lab.ops.kernels.language import accumulator, constexpr, jit, tl, triton
+from refine_lab.ops.kernels import Grads, Ids, Logits, PerRow
+from refine_lab.ops.kernels.language import constexpr, jit, tl, triton
 
 BLOCK = 4096
 """Logits of a row that a program processes at once."""
@@ -19,17 +20,9 @@ BLOCK = 4096
 
 @jit
 def _statistics(
-    logits,
-    token_ids,
-    logprobs,
-    entropies,
-    is_top1,
-    width,
-    TEMPERATURE: constexpr,
-    ENTROPY: constexpr,
-    TYPE: constexpr,
-    BLOCK: constexpr,
+    logits, token_ids, logprobs, entropies, is_top1, width, TEMPERATURE: constexpr, ENTROPY: constexpr, BLOCK: constexpr
 ):
+    TYPE: constexpr = logprobs.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
     logits += row * width
     target = tl.load(logits + tl.load(token_ids + row)).to(TYPE) / TEMPERATURE
@@ -63,15 +56,13 @@ def _gradients(
     token_ids,
     log_normalisers,
     entropies,
-    grad_logprobs,
-    grad_entropies,
+    d_logprobs,
+    d_entropies,
     width,
     TEMPERATURE: constexpr,
-    LOGPROBS: constexpr,
-    ENTROPY: constexpr,
-    TYPE: constexpr,
     BLOCK: constexpr,
 ):
+    TYPE: constexpr = log_normalisers.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
@@ -79,65 +70,44 @@ def _gradients(
     z = tl.load(place, mask=inside, other=0.0).to(TYPE) / TEMPERATURE
     log_p = z - tl.load(log_normalisers + row)
     grad = tl.zeros([BLOCK], TYPE)
-    if ENTROPY:  # dH / dz = -p (log p + H)
-        grad -= (log_p + tl.load(entropies + row)) * tl.load(grad_entropies + row)
-    if LOGPROBS:  # d log p_x / dz = 1_x - p
-        grad -= tl.load(grad_logprobs + row)
+    if d_entropies is not None:  # dH / dz = -p (log p + H)
+        grad -= (log_p + tl.load(entropies + row)) * tl.load(d_entropies + row)
+    if d_logprobs is not None:  # d log p_x / dz = 1_x - p
+        grad -= tl.load(d_logprobs + row)
     grad = grad * tl.exp(log_p)
-    if LOGPROBS:
-        grad += tl.where(column == tl.load(token_ids + row), tl.load(grad_logprobs + row), 0.0)
+    if d_logprobs is not None:
+        grad += tl.where(column == tl.load(token_ids + row), tl.load(d_logprobs + row), 0.0)
     tl.store(place, (grad / TEMPERATURE).to(logits.dtype.element_ty), mask=inside)
 
 
 def row_statistics(
-    logits: Float[Tensor, "S V"], token_ids: Int[Tensor, "S"], temperature: float, entropy: bool
-) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"], Bool[Tensor, "S"]]:
+    logits: Logits, token_ids: Ids, temperature: float, entropy: bool
+) -> tuple[PerRow, PerRow, Bool[Tensor, "S"]]:
     """Returns log p(x), entropy (zeros if not requested) and x = argmax p of every row, p = softmax(logits / temperature).
 
     Every logit is read once: the maximum m, the sum of exp(z - m) and the sum of exp(z - m) (z - m) are accumulated
     along the row and rescaled whenever the maximum grows (Milakov and Gimelshein, 2018; arXiv 1805.02867).
     """
-    kind = accumulator(logits.dtype)
     rows, width = logits.shape
     logprobs = logits.new_empty(rows, dtype=torch.promote_types(logits.dtype, torch.float32))
     entropies, is_top1 = torch.zeros_like(logprobs), logits.new_empty(rows, dtype=torch.bool)
     if rows:
         block = min(BLOCK, triton.next_power_of_2(width))
-        _statistics[(rows,)](
-            logits.contiguous(), token_ids, logprobs, entropies, is_top1, width, temperature, entropy, kind, block
-        )
+        tensors = (logits.contiguous(), token_ids, logprobs, entropies, is_top1)
+        _statistics[(rows,)](*tensors, width, temperature, entropy, block)
     return logprobs, entropies, is_top1
 
 
 def logit_gradients_(
-    logits: Float[Tensor, "S V"],
-    token_ids: Int[Tensor, "S"],
-    logprobs: Float[Tensor, "S"],
-    entropies: Float[Tensor, "S"],
-    grad_logprobs: Float[Tensor, "S"] | None,
-    grad_entropies: Float[Tensor, "S"] | None,
-    temperature: float,
-) -> Float[Tensor, "S V"]:
-    """Overwrites the logits with their gradient, in their dtype, and returns it; None is a gradient of zeros."""
-    kind = accumulator(logits.dtype)
+    logits: Logits, token_ids: Ids, logprobs: PerRow, entropies: PerRow, grads: Grads, temperature: float
+) -> Logits:
+    """Computes the same as `refine_lab.ops.head.logit_gradients_`."""
     rows, width = logits.shape
     logits = logits.contiguous()
     target = logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1).to(logprobs.dtype) / temperature
-    nothing = logprobs  # a pointer that is never read
     if rows:
         block = min(BLOCK, triton.next_power_of_2(width))
-        _gradients[(rows, triton.cdiv(width, block))](
-            logits,
-            token_ids,
-            target - logprobs,
-            entropies,
-            nothing if grad_logprobs is None else grad_logprobs.contiguous(),
-            nothing if grad_entropies is None else grad_entropies.contiguous(),
-            width,
-            temperature,
-            grad_logprobs is not None,
-            grad_entropies is not None,
-            kind,
-            block,
-        )
+        upstream = (None if x is None else x.contiguous() for x in grads)
+        tensors = (logits, token_ids, target - logprobs, entropies, *upstream)
+        _gradients[(rows, triton.cdiv(width, block))](*tensors, width, temperature, block)
     return logits

@@ -106,7 +106,7 @@ def test_a_split_of_one_of_the_papers_files_shares_paragraphs(
     path = shared_data / "refine_ruler_qa" / "ruler_hotpotqa_delta_net_4096_200_test.parquet"
     task = load(path, tokenizer, train=160, test=40, shared="allow")
     assert (len(task.train), len(task.test)) == (160, 40)
-    assert (task.report.shared_questions, task.report.shared_documents) == (0, 32)
+    assert [(len(pair.questions), len(pair.documents)) for pair in task.report.shared] == [(0, 32)]
     assert "train and test share 32 documents, among them 'Matt Busby" in str(task.report)
     assert task.test[0].name == "ruler_hotpotqa_delta_net_4096_200_test-0"
 
@@ -191,7 +191,7 @@ def test_two_files_that_share_a_question_are_refused(tokenizer: PreTrainedTokeni
         "rows that are not in use do not count"
     )
     allowed = load(source, tokenizer, test_source=str(test), train=5, shared="allow")
-    assert allowed.report.shared_questions == 1
+    assert [len(pair.questions) for pair in allowed.report.shared] == [1]
 
 
 def test_the_papers_test_file_is_answered_beside_a_file_to_train_on(
@@ -201,7 +201,7 @@ def test_the_papers_test_file_is_answered_beside_a_file_to_train_on(
     source, test = (folder / f"ruler_{name}_delta_net_4096_200_test.parquet" for name in ("squadqa", "hotpotqa"))
     task = load(source, tokenizer, test_source=str(test), train=40, test=20, shared="allow")
     assert (len(task.train), len(task.test)) == (40, 20)
-    assert task.report.shared_questions == task.report.shared_documents == 0
+    assert not task.report.shared
 
 
 # -- files that are not as they should be --------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_files_that_are_none(tokenizer: PreTrainedTokenizerFast, tmp_path: Path)
     with refused("TaskConfig.source", "words"):
         load(Path("words"), tokenizer)
     (tmp_path / "half.parquet").write_bytes(b"PAR1 and no more")
-    with naming(ValueError, tmp_path / "half.parquet", "no whole parquet file"):
+    with naming(ValueError, tmp_path / "half.parquet", "no parquet file"):
         load(tmp_path / "half.parquet", tokenizer)
     (tmp_path / "bad.jsonl").write_bytes(b'{"prompt": "x"}\n{"prompt": \n')
     with naming(ValueError, tmp_path / "bad.jsonl", "line 2", "JSON"):

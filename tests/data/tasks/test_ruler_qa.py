@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerFast
 from refine_lab.config import DataConfig, TaskConfig
 from refine_lab.data.tasks.examples import Task, load_task
 from refine_lab.data.tasks.published import divide, read_published
-from refine_lab.data.tasks.ruler_qa import _seeded
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from tests.factories.tasks_ruler import article, squad
 from tests.support.paths import TEXT
@@ -64,7 +63,7 @@ def test_squad_prompts_hold_the_paragraph_that_answers(tokenizer: PreTrainedToke
         assert found.answers == (f"{title}{number}",) * 2
         assert any(document.startswith(f"{title}{number} is it and so on") for document in found.documents)
         assert tokenizer.decode(found.answer_ids) == f" {title}{number}<|endoftext|>"
-    assert task.report.shared_questions == task.report.shared_documents == 0
+    assert not task.report.shared
     assert [found.name for found in task.test] == ["squad-test-0", "squad-test-1", "squad-test-2"]
 
 
@@ -113,15 +112,13 @@ def test_prompts_are_the_same_whatever_was_drawn_before(tokenizer: PreTrainedTok
     assert load(path, tokenizer) == first
 
 
-def test_the_global_draws_go_on_as_before() -> None:
-    # around a whole task they could not be told from beartype's own
-    random.seed(3)
-    expected = [random.random() for _ in range(2)]
-    random.seed(3)
-    assert random.random() == expected[0]
-    with naming(ValueError, "no number: "), _seeded("other"):
-        int(f"no number: {random.random()}")
-    assert random.random() == expected[1]
+def test_no_document_is_drawn_from_the_global_random(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The global state itself cannot be compared: beartype draws from it.
+    monkeypatch.setattr(random, "sample", lambda _, count: [] if count == 0 else pytest.fail(f"{count} are drawn"))
+    path = squad(tmp_path, [article(title) for title in ("ant", "bee", "cow", "dog")])
+    assert min(len(found.documents) for found in load(path, tokenizer).train) > 1
 
 
 def test_questions_whose_paragraphs_do_not_fit_are_left_out_and_told(
@@ -187,7 +184,7 @@ def test_published_files_make_prompts_that_share_nothing(
     assert (len(task.train), len(task.validation), len(task.test)) == (train, 4, test)
     found = (*task.train, *task.validation, *task.test)
     assert tokens / 3 < min(len(one.prompt_ids) for one in found) <= max(len(one.prompt_ids) for one in found) <= tokens
-    assert task.report.shared_questions == task.report.shared_documents == 0
+    assert not task.report.shared
     for one in found:
         text = " ".join(one.documents).lower()
         assert one.answers[0].lower() in text or one.answers[0] in ("yes", "no")

@@ -18,8 +18,7 @@ from refine_lab.data.tasks.examples import Task, load_task
 from refine_lab.data.tasks.passages import parse
 from refine_lab.data.tasks.prompts import encode
 from refine_lab.data.tasks.rules import AnswerRule
-from refine_lab.experiments.configs import method_configs
-from refine_lab.experiments.tasks import with_source
+from refine_lab.experiments.configs import method_configs, with_source
 from refine_lab.explore.session import Session
 from refine_lab.models import FastWeightLM, load_model
 from refine_lab.models.decoding import greedy

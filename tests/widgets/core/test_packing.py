@@ -18,7 +18,7 @@ import traitlets
 from ipywidgets.widgets.widget import _remove_buffers
 
 import widgets
-from refine_lab.explore import Worker
+from refine_lab.explore.client import Worker
 from tests.factories.live_curves import new_run, train
 from tests.factories.state_view import summary
 from tests.support.paths import ROOT

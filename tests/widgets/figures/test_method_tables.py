@@ -108,7 +108,7 @@ def test_ways_without_the_same_seeds_are_not_compared():
 
 
 def test_questions_without_references_have_no_measures():
-    frame = results().assign(recall=float("nan"), exact_match=float("nan"), f1=float("nan"))
+    frame = results().assign(contains_answer=float("nan"), exact_match=float("nan"), f1=float("nan"))
     assert list(comparison_table(frame).data) == ["method", "updates", "runs"]
     assert list(differences_table(frame).data) == ["difference", "seeds"]
 

@@ -1,0 +1,19 @@
+"""A small document and a worker for the tests of the panels; they are imported as fixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from refine_lab.explore.client import Worker
+
+TEXT = "def area(width, height):\n    return width * height\n\n" * 12
+SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    worker = Worker("cpu")
+    yield worker
+    worker.close()
