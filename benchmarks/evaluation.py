@@ -53,7 +53,7 @@ def prompts_of(policy: FastWeightLM, length: int) -> list[list[int]]:
 def both(
     policy: FastWeightLM, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
 ) -> dict[str, Callable[[], list[str]]]:
-    """Returns the two ways to answer; neither stops at the end of the text, so that both generate as many tokens."""
+    """Returns both actions; neither stops at the end of the text, so that both generate as many tokens."""
     rule, width = StopRule(max_tokens=ANSWER_TOKENS), max(map(len, prompts))
     tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in prompts])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])

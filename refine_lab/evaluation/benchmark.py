@@ -37,7 +37,7 @@ class Setting:
     over_limit: str = "cut_middle"
     "Whether the middle of a prompt that is too long is cut out (cut_middle), or the sample left out (drop)."
     paper_rows: bool = False
-    "Whether the last incomplete batch of eight is left out, as in the paper."
+    "Whether the last incomplete batch of eight samples of a LongBench task is left out, as in the paper."
     manifest: Manifest | None = None
     "Files of the Python corpus, whose validation split the model was not trained on."
 
@@ -100,7 +100,7 @@ def seeded(*key: object) -> Iterator[None]:
 def find_file(setting: Setting, patterns: Sequence[str], where: str) -> Path:
     """Returns the first file below the data folder whose path matches one of `patterns`.
 
-    Raises `Missing` if there is none; `where` tells where to get it.
+    Raises `Missing` if there is none; `where` is where to get it.
     """
     names = " or ".join(patterns)
     if setting.data is None:

@@ -38,7 +38,7 @@ class EvaluationConfig(Config):
     sampled: bool = False
     "Whether answers are sampled at temperature 1, as in the release's validation, instead of decoded greedily."
     paper_rows: bool = False
-    "Whether the last incomplete batch of eight samples is left out, as in the paper."
+    "Whether the last incomplete batch of eight samples of a LongBench task is left out, as in the paper."
     ttt: Literal["none", "sft", "refine"] = "none"
     "Test-time training on each context before the answer; the weights are restored afterwards."
     ttt_per: Literal["prompt", "batch"] = "prompt"

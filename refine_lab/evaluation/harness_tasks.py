@@ -98,8 +98,7 @@ def kept_samples(lm: RefineLM, task: Any, setting: Setting) -> tuple[list[int], 
     Raises `Missing` if no sample is left.
     """
     docs = task.eval_docs
-    count = len(docs) - len(docs) % 8 if setting.paper_rows else len(docs)
-    kept = list(range(min(count, setting.limit or count)))
+    kept = list(range(min(len(docs), setting.limit or len(docs))))
     every = len(kept)
     if setting.over_limit == "drop" and lm.max_length < UNLIMITED and task.OUTPUT_TYPE == "generate_until":
         room = int((task.config.generation_kwargs or {}).get("max_gen_toks", 0))

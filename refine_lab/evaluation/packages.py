@@ -1,4 +1,4 @@
-"""Imports lm-evaluation-harness and the packages of its tasks, and says in one sentence which are missing."""
+"""Imports lm-evaluation-harness and the packages of its tasks, and names those that are missing in one sentence."""
 
 from __future__ import annotations
 

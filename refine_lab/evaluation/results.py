@@ -44,7 +44,7 @@ def unit_record(unit: Unit, measured: Measured, seconds: float) -> dict[str, Any
 
 
 def gap_record(unit: Unit, reason: str) -> dict[str, Any]:
-    """Returns the record of a unit that could not run, with a sentence that says what is missing."""
+    """Returns the record of a unit that could not run, with a sentence that names what is missing."""
     names = {"task": unit.task, "length": unit.length, "group": BENCHMARKS[unit.task].group}
     return {**names, "status": "missing", "main": BENCHMARKS[unit.task].main, "reason": reason}
 

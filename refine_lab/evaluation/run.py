@@ -23,14 +23,15 @@ REPORT_SECONDS = 10
 USUAL_TOKENS = 2048
 """Tokens of a prompt that the estimate of the time left assumes for tasks of no fixed length."""
 
-Say = Callable[[str], object]
+Report = Callable[[str], object]
+"""Receives each line of progress."""
 
 
-def evaluate(config: EvaluationConfig, out: Path, say: Say = print) -> dict[str, Any]:
+def evaluate(config: EvaluationConfig, out: Path, report: Report = print) -> dict[str, Any]:
     """Measures every task of `config` at every length and returns the content of `results.json` in the folder `out`.
 
     Tasks that an earlier call with the same settings has measured are not repeated. A task that cannot run becomes a
-    gap with a sentence that says what is missing, and is tried again in the next call.
+    gap with a sentence that names what is missing, and is tried again in the next call.
 
     Raises ConfigError for an unknown task and for a folder with results of other settings, and what `load_model`
     raises.
@@ -47,12 +48,12 @@ def evaluate(config: EvaluationConfig, out: Path, say: Say = print) -> dict[str,
         "versions": versions(),
         "environment": environment(config.device),
     }
-    clock = _Clock(len(wanted), say)
+    clock = _Clock(len(wanted), report)
     for number, unit in enumerate(wanted, start=1):
         if unit not in done:
             assert lm is not None
             done[unit] = measured(lm, unit, setting_of(config, lm, unit), out, clock)
-        clock.tell(number, unit, done[unit], wanted[number:], config)
+        clock.report_unit(number, unit, done[unit], wanted[number:], config)
         result = write_results(out, [done[each] for each in wanted if each in done], about)
     return result
 
@@ -119,30 +120,30 @@ def measured(lm: RefineLM, unit: Unit, setting: Setting, out: Path, clock: _Cloc
 class _Clock:
     """Reports progress, and estimates the time left from the tokens read so far."""
 
-    def __init__(self, total: int, say: Say) -> None:
-        self.total, self.say = total, say
+    def __init__(self, total: int, report: Report) -> None:
+        self.total, self.report = total, report
         self.seconds, self.tokens = 0.0, 0
 
     def within(self, unit: Unit) -> Callable[[int, int], None]:
         """Returns a function that reports the progress of a unit, called with what is done and with the total."""
         began = last = time.monotonic()
 
-        def report(done: int, total: int) -> None:
+        def on_batch(done: int, total: int) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last >= REPORT_SECONDS and done < total:
                 last, left = now, (now - began) * (total - done) / done
-                self.say(f"      {unit}: {done} of {total}, about {duration(left)} left for this task")
+                self.report(f"      {unit}: {done} of {total}, about {duration(left)} left for this task")
 
-        return report
+        return on_batch
 
-    def tell(
+    def report_unit(
         self, number: int, unit: Unit, record: dict[str, Any], left: Sequence[Unit], config: EvaluationConfig
     ) -> None:
         """Reports a unit that has been measured, read from its file, or left out."""
         place = f"[{number}/{self.total}] {unit}"
         if record["status"] != "done":
-            self.say(f"{place}: left out: {record['reason']}")
+            self.report(f"{place}: left out: {record['reason']}")
             return
         metric = record["metrics"][record["main"]]
         spread = "" if metric["stderr"] is None else f" ± {metric['stderr']:.4f}"
@@ -150,7 +151,7 @@ class _Clock:
         self.tokens += record["samples"] * (unit.length or USUAL_TOKENS)
         later = sum((each.length or USUAL_TOKENS) * (config.limit or record["samples"]) for each in left)
         rest = f"; about {duration(self.seconds * later / self.tokens)} left" if left else ""
-        self.say(
+        self.report(
             f"{place}: {record['main']} {metric['value']:.4f}{spread} ({record['samples']} samples, "
             f"{duration(record['seconds'])}){rest}"
         )

@@ -17,7 +17,7 @@ FEWEST_ITEMS = 100
 def score_frame(result: Mapping[str, Any]) -> pd.DataFrame:
     """Returns the main metric of every measured unit with its standard error, counts, and how answers were decoded.
 
-    `few` says that there are fewer than `FEWEST_ITEMS` different samples.
+    `few` marks tasks with fewer than `FEWEST_ITEMS` different samples.
     """
     rows = [
         {
@@ -57,7 +57,7 @@ def metric_frame(result: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def gap_frame(result: Mapping[str, Any]) -> pd.DataFrame:
-    """Returns the units that could not run, each with the sentence that says what is missing."""
+    """Returns the units that could not run, each with the sentence that names what is missing."""
     rows = [
         {name: unit[name] for name in ("task", "length", "reason")}
         for unit in result["units"]
