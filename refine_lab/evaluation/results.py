@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +20,7 @@ from refine_lab.evaluation.benchmark import Measured, Metric
 from refine_lab.evaluation.catalogue import BENCHMARKS, Unit
 from refine_lab.evaluation.lengths import effective_length, nolima_length
 from refine_lab.evaluation.short import short_average
-from refine_lab.runs.files import plain, read_json, replace_text, write_parquet
+from refine_lab.runs.files import read_json, replace_text, write_parquet
 from refine_lab.validation import ConfigError
 
 FORMAT_VERSION = 1
@@ -147,4 +148,4 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
-    return plain(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
