@@ -71,6 +71,12 @@ def test_memory(tmp_path):
     assert figures["ratio"] <= 2.3  # (2.2)
 
 
+def test_answers_cost_no_more_than_by_generate(tmp_path):
+    figures = run("evaluation", tmp_path, "--repeats", "5")
+    assert {"512", "1024", "2048"} <= figures.keys()
+    assert figures["generate_over_ours"] >= 0.9  # (1)
+
+
 @pytest.mark.browser
 def test_the_workbench_in_chromium(tmp_path, chromium, monkeypatch):
     monkeypatch.setenv("CHROMIUM", chromium)
