@@ -48,7 +48,7 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def median_interval(values: list[float]) -> tuple[float, float]:
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
     """The narrowest pair of order statistics, as far from the ends as each other, that contains the median at 95 %."""
     ordered, outside = sorted(values), int(binom.ppf(0.025, len(values), 0.5))
     low = max(0, outside - 1)
