@@ -66,7 +66,7 @@ demo: $(READY) ## environment, install, and notebooks/midtrain.ipynb executed
 	@ready=$$(date +%s); status=0; mkdir -p "$(RUNS)"; touch .venv/.demo; \
 	executed="$(RUNS)"/$$(date +%Y%m%d-%H%M%S)-midtrain.ipynb; \
 	report="$${executed%.ipynb}-report.html"; \
-	$(BIN)/papermill --log-output --no-progress-bar notebooks/midtrain.ipynb "$$executed" -p report "$$report" || status=$$?; \
+	$(BIN)/papermill --log-output --no-progress-bar notebooks/midtrain.ipynb "$$executed" -p fresh true -p report "$$report" || status=$$?; \
 	echo; \
 	echo "install   $$((ready - $(START))) s"; \
 	echo "notebook  $$(($$(date +%s) - ready)) s"; \

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from refine_lab.config import DataConfig, RefineConfig, TaskConfig, TrainConfig, UpdateConfig
     from refine_lab.experiments.configs import method_configs
+    from refine_lab.experiments.fork import fork
     from refine_lab.experiments.runs import create_runs
     from refine_lab.models import FastWeightLM, State, Trace, load_model, register
     from refine_lab.parity import parity
@@ -42,6 +43,7 @@ _HOMES = {
     "recipes": ("midtrain", "recipe"),
     "training.adaptation": ("adapted",),
     "experiments.configs": ("method_configs",),
+    "experiments.fork": ("fork",),
     "experiments.runs": ("create_runs",),
 }
 __all__ = ["parity", "refuse_shadows", *(name for names in _HOMES.values() for name in names)]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -242,6 +242,8 @@ class OptimizationConfig(Config):
 class UpdateConfig(OptimizationConfig):
     """The settings that `make_optimizers` and `train_step` need: the optimizer and the sizes into which a batch is divided."""
 
+    skip_above_grad_norm: Positive | None = None
+    "An update with a larger gradient norm before clipping is skipped, as one with NaN or infinity always is; none: no bound."
     optimizer: Literal["adamw", "muon"] = "adamw"
     "AdamW for everything, or Muon (Jordan et al., 2024) for the hidden matrices and AdamW for the rest."
     mini_batch_size: Count = 32

@@ -330,4 +330,5 @@ def test_training_and_test_time_training_share_what_an_update_needs():
     assert shared == {"refine", "lr", "weight_decay", "max_grad_norm", "seed", "dtype"}
     for kind in (UpdateConfig, TrainConfig, TTTConfig):
         assert issubclass(kind, OptimizationConfig) and shared <= {item.name for item in fields(kind)}
-    assert {item.name for item in fields(UpdateConfig)} - shared == {"optimizer", "mini_batch_size", "micro_batch_size"}
+    own = {"skip_above_grad_norm", "optimizer", "mini_batch_size", "micro_batch_size"}
+    assert {item.name for item in fields(UpdateConfig)} - shared == own

@@ -9,7 +9,7 @@ from typing import Any
 
 import ipywidgets
 
-from refine_lab.experiments.compare import config_differences, tokenizer_of
+from refine_lab.experiments.compare import config_differences, lineage, tokenizer_of
 from refine_lab.runs.files import is_run, parquet_parts
 from refine_lab.runs.process import request_stop
 from refine_lab.runs.queue import run_in_turn
@@ -32,6 +32,9 @@ TOOLTIPS = {
     "stop": "Make the selected runs save and stop",
 }
 """Tooltips of the buttons, by the method that they call."""
+
+LINEAGE = "Forks and accepted changes"
+"""Caption of the table of `refine_lab.experiments.compare.lineage`."""
 
 PAGE_ROLLOUTS = 20_000
 """Approximate number of rollouts on an offline page."""
@@ -84,7 +87,7 @@ class RunMonitor(Panel):
         with warnings.catch_warnings(record=True) as damaged:
             warnings.simplefilter("always")
             runs = list_runs(self.folder)
-        names = sorted((run.name for run in runs), reverse=True)
+        names = [run.name for run in reversed(runs)]
         before = self.choice.value
         chosen = [name for name in names if name in before]
         self._refreshing = True
@@ -139,6 +142,8 @@ class RunMonitor(Panel):
             *self.notice.lines(),
             repr(self.curves),
         ]
+        if len(events := lineage(self.runs)):
+            parts.append(repr(Table(events, LINEAGE)))
         if self.inspector.rollouts.size:
             parts += [f"rollouts of {self._description()} at step {self.step.value}", repr(self.inspector)]
         return "\n".join(parts)
@@ -151,8 +156,8 @@ class RunMonitor(Panel):
             return
         runs = self.runs
         self.curves.show(*runs)
-        table = config_differences(runs)
-        self.differences.value = Table(table, "Differing settings")._repr_html_() if len(table) else ""  # escaped cells
+        tables = Table(config_differences(runs), "Differing settings"), Table(lineage(runs), LINEAGE)
+        self.differences.value = "".join(table._repr_html_() for table in tables if len(table.data))  # escaped cells
         self._show_steps()
 
     @guarded

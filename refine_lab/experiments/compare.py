@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 
 import pandas as pd
@@ -12,7 +12,8 @@ from refine_lab.data.tasks.scores import SCORES
 from refine_lab.experiments.run_groups import flat_settings, group_names
 from refine_lab.experiments.statistics import mean_interval, paired_difference
 from refine_lab.models.loading import load_tokenizer
-from refine_lab.runs.run import Run
+from refine_lab.runs.run import STARTED, Run
+from refine_lab.runs.started import short
 from refine_lab.validation import require
 
 READINGS = ("loss_before", "loss_after", "entropy_before", "entropy_after")
@@ -83,6 +84,25 @@ def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
     table.loc[absent] = table.loc[absent].fillna("given")
     kept = (table.nunique(axis=1) > 1) | (table.isna().any(axis=1) & ~group.isin(absent))
     return table[kept].fillna("–").reset_index()
+
+
+def lineage(runs: Iterable[Run]) -> pd.DataFrame:
+    """Returns one row per fork and per accepted change of runs: `run` and `event`, both strings."""
+    rows = []
+    for run in runs:
+        try:
+            rows += [(run.name, event) for event in _events(run)]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            rows.append((run.name, f"{STARTED} is damaged"))
+    return pd.DataFrame(rows, columns=["run", "event"])
+
+
+def _events(run: Run) -> Iterator[str]:
+    if (parent := run.parent) is not None:
+        yield f"forked from {parent[0].name} after step {parent[1]}"
+    for change in run.started.get("changes", []):
+        values = f"from {short(change['before'])} to {short(change['now'])}"
+        yield f"{change['name']} changed {values} after step {change['step']}"
 
 
 def answers_of(runs: Sequence[Run]) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from refine_lab.models.loading import load_tokenizer, manifest_of, prepared
 from refine_lab.runs.environment import display_path
 from refine_lab.runs.run import Run, runs_dir
 from refine_lab.training.answering import batches_of, check_prompts
-from refine_lab.training.inputs import inputs_of, new_run, refuse_changes, resume_or_create, text_digests, text_inputs
+from refine_lab.training.inputs import inputs_of, refuse_changes, resume_or_create, text_digests, text_inputs
 from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.validation import require
 
@@ -42,14 +42,41 @@ def runs_folder(output: str | None) -> Path:
 def create_runs(configs: Sequence[TrainConfig], folder: Path, reward: Reward = None) -> list[Run]:
     """Creates a new run directory in `folder` for each configuration; the source of a custom reward is stored.
 
-    Raises ValueError or FileNotFoundError, before anything is created, for a missing model, device or data.
+    Raises as `text_runs`.
+    """
+    return text_runs(configs, folder, reward, fresh=True)
+
+
+def text_runs(configs: Sequence[TrainConfig], folder: Path, reward: Reward = None, *, fresh: bool = False) -> list[Run]:
+    """Returns, for each configuration, the newest run in `folder` with it and the same text, model and reward, or a new run.
+
+    Prints the step from which each run continues. `fresh` creates new runs only. Raises ValueError or
+    FileNotFoundError, before anything is created, for a missing model, device or data.
     """
     check_inputs(configs)
     source = reward_source(reward) if callable(reward) else None
     inputs = [text_inputs(config.model, config.data, manifest_of(config.model)) for config in configs]
     sources = [source if config.refine and config.refine.reward == "custom" else None for config in configs]
-    rows = zip(configs, sources, inputs, strict=True)
-    return [new_run(config, folder, reward_source=source, inputs=each) for config, source, each in rows]
+    runs: list[Run] = []
+    for config, own, each in zip(configs, sources, inputs, strict=True):
+        runs += resume_or_create([config], folder, each, reward_source=own, fresh=fresh)
+    if not fresh:
+        print_progress(runs)
+    return runs
+
+
+def print_progress(runs: Sequence[Run]) -> None:
+    """Prints where each run is stored, and whether it is finished, in progress, or from which step it continues."""
+    for run in runs:
+        if (state := run.state) == "finished":
+            progress = "is finished"
+        elif run.alive:
+            progress = f"is in progress at step {run.status.step} of {run.steps}"
+        elif state == "waiting" and not run.done:
+            progress = "starts with step 1"
+        else:
+            progress = f"continues from step {run.done} of {run.steps}"
+        print(f"{display_path(run.path)} {progress}")
 
 
 def stage_runs(stages: Sequence[TrainConfig], folder: Path) -> list[Run]:

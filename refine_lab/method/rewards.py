@@ -7,6 +7,9 @@ here, list it in `REWARDS`, and add its name to `refine_lab.config.BUILT_IN_REWA
 from __future__ import annotations
 
 import functools
+import math
+import os
+import signal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +19,9 @@ from torch import Tensor
 from refine_lab.method.custom_reward import load_reward, of_inputs
 from refine_lab.types import RewardFunction, RewardInputs
 from refine_lab.validation import unknown
+
+LARGEST = 1e15
+"""Largest absolute value of a reward: the squares of larger ones overflow when rewards are standardised."""
 
 
 def cosine(inputs: RewardInputs) -> Float[Tensor, "R"]:
@@ -71,23 +77,35 @@ def reward_function(name: str, source: str | None = None) -> RewardFunction:
 def checked(reward: RewardFunction) -> RewardFunction:
     """Wraps `reward` to run without gradients on copies of its inputs, and verifies its result: a finite float tensor [R].
 
-    The wrapped function raises a ValueError that names the reward and describes the invalid result.
+    The wrapped function raises a ValueError that names the reward and describes the invalid result, and a RuntimeError
+    that names it for any error inside it, an exit included. A process that the reward forks ends with the reward.
     """
     name, compute = getattr(reward, "__name__", repr(reward)), of_inputs(reward)
 
     @functools.wraps(compute)
     def run(inputs: RewardInputs) -> Tensor:
-        with torch.no_grad():  # a reward that writes into its copies changes no training
-            rewards = compute(inputs.map(lambda x: x.detach().clone()))
+        process = os.getpid()
+        try:
+            with torch.no_grad():  # a reward that writes into its copies changes no training
+                rewards = compute(inputs.map(lambda x: x.detach().clone()))
+        except BaseException as error:
+            user_interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            if isinstance(error, KeyboardInterrupt) and user_interrupts:
+                raise
+            raise RuntimeError(f"reward {name!r} failed: {type(error).__name__}: {error}") from error
+        finally:
+            if os.getpid() != process:
+                os._exit(1)
         count = len(inputs.rollout_ids)
         allowed = f"reward {name!r} must return one floating-point number a rollout, a tensor of shape [{count}]"
         if not isinstance(rewards, Tensor):
             raise ValueError(f"{allowed}, got {type(rewards).__name__}")
         if rewards.shape != (count,) or not rewards.is_floating_point():
             raise ValueError(f"{allowed}, got {rewards.dtype} of shape {list(rewards.shape)}")
-        if not rewards.isfinite().all():
-            bad = int((~rewards.isfinite()).nonzero()[0])
-            raise ValueError(f"reward {name!r} must be finite, got {float(rewards[bad])} for rollout {bad}")
+        if (bad := (~(rewards.abs() <= LARGEST)).nonzero()).numel():
+            value = float(rewards[bad[0]])
+            limits = "finite" if not math.isfinite(value) else f"between -{LARGEST:g} and {LARGEST:g}"
+            raise ValueError(f"reward {name!r} must be {limits}, got {value} for rollout {int(bad[0])}")
         return rewards.detach()
 
     return run

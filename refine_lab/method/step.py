@@ -8,6 +8,7 @@ sequences once.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -149,12 +150,18 @@ def rollout_loss(
 def train_step(train_state: TrainState, batch: Batch, draws: Draws) -> StepResult:
     """Makes all updates on one batch, each on `config.mini_batch_size` sequences with clipped gradients.
 
-    Neither the micro-batch size nor the order of rows within an update changes a draw or (up to rounding) a gradient.
+    The metrics count skipped updates (see `update`) as `skipped_updates`, if there are any. Neither the micro-batch size
+    nor the order of rows within an update changes a draw or (up to rounding) a gradient.
     """
     config = train_state.config
     refine = config.refine
     several = refine is not None and len(batch.lengths) > config.mini_batch_size
-    planned, entropy_mean = _roll_out_batch(train_state, batch, draws) if several else (None, None)
+    try:
+        planned, entropy_mean = _roll_out_batch(train_state, batch, draws) if several else (None, None)
+    except NotFinite:
+        updates = len(batch.lengths) / config.mini_batch_size
+        nothing = {"ntp_loss": math.nan, "grad_norm": math.nan, "skipped_updates": updates, "updates": updates}
+        return StepResult(nothing, None)
     sums: dict[str, float] = defaultdict(float)
     kept: list[Rollouts] = [] if planned is None else [planned]
 
@@ -171,7 +178,10 @@ def train_step(train_state: TrainState, batch: Batch, draws: Draws) -> StepResul
     for start, mini in minis:
         for name, value in update(train_state, losses(start, mini)).items():
             sums[name] += value
+    skipped = sums.pop("skipped_updates", 0.0)
     metrics = {name: value / len(minis) for name, value in sums.items()}
+    if skipped:
+        metrics["skipped_updates"] = skipped
     if entropy_mean is not None:
         metrics["entropy_mean"] = entropy_mean
     rollouts = Rollouts.cat(kept) if kept else None
@@ -183,22 +193,30 @@ def train_step(train_state: TrainState, batch: Batch, draws: Draws) -> StepResul
 def update(train_state: TrainState, losses: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
     """Makes one optimizer update on the sum of `losses`, one (loss, metrics) pair per micro-batch.
 
-    Returns the sums of the metrics, and `grad_norm` before clipping. If that norm is not finite, raises
-    FloatingPointError and leaves the weights unchanged.
+    Returns the sums of the metrics, and `grad_norm` before clipping. If a loss or that norm is not finite, or the norm
+    is above `config.skip_above_grad_norm`, no weight or moment changes, and `skipped_updates` is 1.
     """
+    config, norm = train_state.config, torch.tensor(math.nan)
     for optimizer in train_state.optimizers:
         optimizer.zero_grad(set_to_none=True)
     sums: dict[str, float] = defaultdict(float)
     for loss, metrics in losses:
-        loss.backward()
         for name, value in metrics.items():
             sums[name] += float(value)
-    norm = torch.nn.utils.clip_grad_norm_(train_state.policy.parameters(), train_state.config.max_grad_norm)
-    if not torch.isfinite(norm):  # before the weights are lost
-        raise FloatingPointError(f"the gradient's norm is {float(norm)}; try an lr below {train_state.config.lr}")
+        if not torch.isfinite(loss):
+            break
+        loss.backward()
+    else:
+        norm = torch.nn.utils.clip_grad_norm_(train_state.policy.parameters(), config.max_grad_norm)
+    if not torch.isfinite(norm) or norm > (config.skip_above_grad_norm or math.inf):  # before the weights are lost
+        return {**sums, "grad_norm": float(norm), "skipped_updates": 1.0}
     for optimizer in train_state.optimizers:
         optimizer.step()
     return {**sums, "grad_norm": float(norm)}
+
+
+class NotFinite(FloatingPointError):
+    """The next-token loss of sequences is NaN or infinite, so that nothing can be sampled from them."""
 
 
 def _loss(
@@ -213,7 +231,7 @@ def _loss(
         ntp = ntp_loss(stats.logprobs, micro.lengths, mini.num_targets)
         correct = mask_last(stats.is_top1, micro.lengths).sum()
         metrics = {"ntp_loss": ntp.detach(), "ntp_accuracy": correct / mini.num_targets}
-        if refine is None:
+        if refine is None or not torch.isfinite(ntp):  # nothing can be sampled from a loss that is not finite
             return ntp, metrics, None
         if planned is None:
             assert train_state.reward is not None
@@ -245,6 +263,8 @@ def _rolled_out(train_state: TrainState, micro: Batch, draws: Draws) -> tuple[Ro
     with train_state.autocast():
         trace = policy.read(micro.tokens, micro.lengths)
         stats = next_token_stats(policy, trace, micro, entropy=True)
+        if not torch.isfinite(ntp_loss(stats.logprobs, micro.lengths, micro.num_targets)):
+            raise NotFinite
         entropies = _with_last(stats.entropies, micro)
         rollouts, _ = roll_out(policy, trace, entropies, micro, refine, train_state.reward, draws)
     return rollouts, float(mask_last(stats.entropies, micro.lengths).sum())

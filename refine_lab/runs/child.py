@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from refine_lab.runs.files import take_lock
+from refine_lab.runs.files import keep_lock, take_lock
 from refine_lab.runs.run import Run
 
 LOCKS, WATCH_FD = "REFINE_LOCK_FDS", "REFINE_WATCH_FD"
@@ -79,7 +79,8 @@ def child_setup(*run_dirs: Path | str) -> list[StopSignal]:
 
 def inherited_locks() -> list[BinaryIO]:
     """Returns the files of the inherited locks, in the order of the run directories."""
-    locks: list[BinaryIO] = [os.fdopen(int(lock), "ab") for lock in os.environ.pop(LOCKS, "").split(",") if lock]
+    fds = [int(lock) for lock in os.environ.pop(LOCKS, "").split(",") if lock]
+    locks: list[BinaryIO] = [keep_lock(os.fdopen(fd, "ab")) for fd in fds]
     for lock in locks:
         os.set_inheritable(lock.fileno(), False)
     return locks

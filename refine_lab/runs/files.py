@@ -9,8 +9,12 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import os
 import re
+import socket
+import tempfile
 import time
+import weakref
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -74,23 +78,57 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in numbers.items()}
 
 
+_locks: weakref.WeakSet[BinaryIO] = weakref.WeakSet()
+os.register_at_fork(after_in_child=lambda: [lock.close() for lock in list(_locks)])
+
+
+def keep_lock(lock: BinaryIO) -> BinaryIO:
+    """Returns a lock's open file, which a forked child closes: only a process that is handed the lock inherits it."""
+    _locks.add(lock)
+    return lock
+
+
 def take_lock(run: Path) -> BinaryIO:
     """Takes a run's lock and returns the open file, which holds the lock until every copy of it is closed.
 
-    Raises RuntimeError if another process holds the lock.
+    Raises RuntimeError, which names the host and process that hold the lock, if another process holds it.
     """
     lock = (run / "lock").open("ab")
     for _ in range(20):
         with suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
+            name_holder(lock, os.getpid())
+            return keep_lock(lock)
         time.sleep(0.05)  # a process that only checks whether the run is alive holds the lock for a moment
     lock.close()
-    raise RuntimeError(f"run {run.name} is in use by another process; stop that one first")
+    raise RuntimeError(f"run {run.name} is in use by {_holder(run)}; stop that one first")
+
+
+def name_holder(lock: BinaryIO, pid: int) -> None:
+    """Writes host and process id of a lock's holder into the lock's file."""
+    os.ftruncate(lock.fileno(), 0)
+    os.write(lock.fileno(), f"{socket.gethostname()} {pid}\n".encode())
+
+
+def _holder(run: Path) -> str:
+    host, _, number = (run / "lock").read_text(encoding="utf-8", errors="replace").strip().rpartition(" ")
+    if not host or not number.isdecimal():
+        return "another process"
+    try:
+        if host == socket.gethostname():
+            os.kill(int(number), 0)
+    except ProcessLookupError:
+        return f"a process that process {number} on {host} started, which has ended itself"
+    except (OSError, OverflowError):
+        pass  # a process of another user
+    return f"process {number} on {host}"
 
 
 def is_held(run: Path) -> bool:
-    """Returns whether a process holds a run's lock, which is released even if the process is killed."""
+    """Returns whether a process holds a run's lock, which is released even if the process is killed.
+
+    Only read access is needed.
+    """
     try:
         with (run / "lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -99,6 +137,18 @@ def is_held(run: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def require_locks(folder: Path) -> None:
+    """Raises OSError if files on the file system of `folder`, which need not exist yet, cannot be locked."""
+    place = next(each for each in (folder, *folder.parents) if each.is_dir())
+    with tempfile.TemporaryFile(dir=place) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OSError(
+                error.errno, f"its file system has no file locks (flock): {error.strerror}", str(place)
+            ) from None
 
 
 def cut_metrics(path: Path, kept: Collection[int]) -> None:
@@ -161,6 +211,7 @@ def new_directory(folder: Path, name: str) -> Path:
     """
     number = 0
     try:
+        require_locks(folder.absolute())
         make_folder(folder)
         while True:
             number += 1

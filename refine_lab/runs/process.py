@@ -23,8 +23,9 @@ from typing import IO, Any, BinaryIO
 from refine_lab.config import TrainConfig
 from refine_lab.runs.child import LOCKS, SAVE_SECONDS, WATCH_FD
 from refine_lab.runs.environment import project_root
-from refine_lab.runs.files import take_lock
+from refine_lab.runs.files import name_holder, take_lock
 from refine_lab.runs.run import MetricsTail, Run
+from refine_lab.runs.started import check_unchanged
 from refine_lab.runs.writer import RunWriter, write_status
 
 PYTHON = (sys.executable, "-P", "-u", "-m")
@@ -128,8 +129,10 @@ def resume(run: Run | Path | str, *, detach: bool, command: Sequence[str] = TRAI
 def hold(run: Run) -> BinaryIO:
     """Takes a run's lock for a future process, withdraws an earlier stop request, and sets the status to starting.
 
-    Returns the lock's open file. Raises RuntimeError if another process holds the lock.
+    Returns the lock's open file. Raises RuntimeError if another process holds the lock, and ValueError, before anything
+    is changed, if the run's settings or reward are not those that it started with.
     """
+    check_unchanged(run)
     lock = take_lock(run.path)
     try:
         (run.path / "stop").unlink(missing_ok=True)
@@ -153,6 +156,8 @@ def launch(
     command, locks = [*command, *(str(run.path) for run in runs)], {LOCKS: ",".join(map(str, fds))}
     with (log.path / "log.txt").open("ab") as output:
         popen = spawn(command, output, inherit=fds, watched=not detach, environ=locks)
+    for _, lock in queue:
+        name_holder(lock, popen.pid)
     return RunProcess(runs=runs, detached=detach, popen=popen)
 
 

@@ -7,6 +7,7 @@
     answers/       <first>-<last>.parquet, closed files        reward.py     a custom reward
     checkpoints/   step-<n>/
     inputs.json    digests of the text or prompts and of the model that the run started with
+    started.json   the configuration and reward that the run started with, and accepted changes
 
 There are two kinds of run: `train` trains a model, `answer` adapts a model to each prompt of a task and answers it.
 Format version 1 had other file names for the second kind (`files.OLDER_NAMES`) and no status.json; such directories can
@@ -37,6 +38,9 @@ from refine_lab.validation import ConfigError, Natural, configuration, require
 State = Literal["starting", "running", "finished", "stopped", "failed"]
 CONFIGS = {"train": TrainConfig, "answer": TTTRunConfig}
 """The configuration class of each kind of run."""
+
+STARTED = "started.json"
+"""File that records what a run started with (see `started`)."""
 
 TRAIN_COLUMNS = ("step", "time", "tokens", "updates", "seconds", "tokens_per_second", "lr", "ntp_loss", "ntp_accuracy")
 EVAL_COLUMNS = ("step", "time", "ntp_loss", "ntp_accuracy", "sampled_accuracy")
@@ -116,6 +120,18 @@ class Run:
         return read_json(path) if path.is_file() else None
 
     @property
+    def started(self) -> dict[str, Any]:
+        """Returns what the run started with (see `started`); empty for a run of an earlier version."""
+        path = self.path / STARTED
+        return read_json(path) if path.is_file() else {}
+
+    @property
+    def parent(self) -> tuple[Path, int] | None:
+        """Returns the run directory and the step that the run was forked from, or None."""
+        parent = self.started.get("parent")
+        return None if parent is None else (Path(os.path.normpath(self.path / parent["run"])), int(parent["step"]))
+
+    @property
     def steps(self) -> int:
         """Returns the number of batches of the whole run: of sequences, or of prompts without the last incomplete batch."""
         if self.kind == "train":
@@ -163,16 +179,18 @@ class Run:
     def state(self) -> State | Literal["killed", "waiting"]:
         """Returns the state in `status.json`, except in two cases in which no process holds the lock.
 
-        `waiting`: no process has ever begun the run. `killed`: the process that wrote the status no longer exists. A
-        finished run whose answers were later damaged or deleted is `stopped`.
+        `waiting`: no process has begun to work on the run since it was created or resumed. `killed`: the process that
+        worked on it no longer exists. A finished run is `stopped` if its answers were later damaged or deleted, or if
+        its number of steps was raised.
         """
         alive = self.alive  # asked before the status is read: a run may end in between
-        state = self.status.state
-        if state in ("starting", "running") and not alive:
-            return "killed" if state == "running" or (self.path / "lock").exists() else "waiting"
-        if state == "finished" and self.kind == "answer" and not self._all_answered():
-            return "stopped"
-        return state
+        status = self.status
+        if status.state in ("starting", "running") and not alive:
+            return "waiting" if status.pid is None else "killed"
+        if status.state == "finished":
+            whole = self._all_answered() if self.kind == "answer" else status.step >= self.steps
+            return "finished" if whole else "stopped"
+        return status.state
 
     def metrics(self) -> pd.DataFrame:
         """Returns one row per batch."""
@@ -203,6 +221,19 @@ class Run:
                 frames.append(frame if steps is None else frame[frame["step"].isin(list(steps))])
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["step", *ROLLOUT_TYPES])
 
+    def require_records(self, last: int) -> None:
+        """Raises ValueError, naming the first missing step, unless the records hold all batches up to `last`."""
+        parts = parquet_parts(self.path / "rollouts") if self.config.refine is not None else None
+        written = {int(step) for step in self.metrics()["step"]}
+        for step in range(1, last + 1):
+            rolled_out = parts is None or any(first <= step <= end for first, end, _ in parts)
+            if step not in written or not rolled_out:
+                file = "rollouts" if step in written else "metrics.jsonl"
+                raise ValueError(
+                    f"{self.path / file} lacks step {step} of the {last} before the checkpoint: restore it, delete the "
+                    "checkpoints after the last step that is there, or start a new run"
+                )
+
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Returns step and folder of every complete checkpoint, in order."""
         return checkpoints(self.path)
@@ -213,9 +244,10 @@ class Run:
 
 
 def list_runs(folder: Path | str | None = None) -> list[Run]:
-    """Returns the runs of both kinds in `folder` (default: `runs_dir()`), oldest first.
+    """Returns the runs of both kinds in `folder` (default: `runs_dir()`), in the order in which they were created.
 
-    A run with a damaged configuration is left out, with a warning that names it.
+    The order is that of their numbers in `started.json`, and of their names for runs without one. A run with a damaged
+    configuration is left out, with a warning that names it.
     """
     folder = Path(folder) if folder is not None else runs_dir()
     runs = []
@@ -223,11 +255,10 @@ def list_runs(folder: Path | str | None = None) -> list[Run]:
         try:
             run = Run(path)
             _ = run.config
-        except (OSError, ValueError) as error:
+            runs.append((int(run.started.get("number", 0)), run.name, run))
+        except (OSError, ValueError, TypeError) as error:
             warnings.warn(f"left out: {error}", stacklevel=2)
-        else:
-            runs.append(run)
-    return runs
+    return [run for *_, run in sorted(runs, key=lambda each: each[:2])]
 
 
 def made_at(runs: Iterable[Any]) -> str:

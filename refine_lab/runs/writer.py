@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partialmethod
@@ -20,6 +20,7 @@ from refine_lab.runs.environment import environment
 from refine_lab.runs.files import cut_metrics, new_directory, next_date, plain, write_json
 from refine_lab.runs.run import Run, State, runs_dir
 from refine_lab.runs.schema import ROLLOUT_TYPES, cut_rollouts, write_rollouts
+from refine_lab.runs.started import write_started
 from refine_lab.ttt_config import TTTRunConfig
 
 STATUS_SECONDS = 1.0
@@ -53,11 +54,14 @@ class RunWriter:
         *,
         reward_source: str | None = None,
         inputs: Mapping[str, Any] | None = None,
+        parent: Mapping[str, Any] | None = None,
+        fill: Callable[[Path], None] = lambda path: None,
     ) -> RunWriter:
         """Creates a new directory in `runs` (default: `runs_dir()`) and writes what is known before the run begins.
 
         Its name is `<date>-<recipe>-<method>-s<seed>`, with `ttt-` after the date for a run of test-time training. Such a
-        run needs `inputs` (see `refine_lab.training.inputs.inputs_of`), which hold the number of its prompts.
+        run needs `inputs` (see `refine_lab.training.inputs.inputs_of`), which hold the number of its prompts. A fork has
+        a `parent`, and `fill` writes its checkpoint and records.
         """
         train = isinstance(config, TrainConfig)
         name = f"{config.recipe}-{config.method}-s{config.seed}"
@@ -70,6 +74,8 @@ class RunWriter:
         if inputs is not None:
             write_json(path / "inputs.json", inputs)
         write_json(path / "env.json", environment())
+        write_started(path, config, reward_source, parent)
+        fill(path)
         durable.replace_text(path / "config.json", to_json(config))  # last: a directory with a config.json is a run
         writer = cls(path, step=0)
         try:
@@ -101,6 +107,8 @@ class RunWriter:
         elif step is None and done is None:
             checkpoints.drop_records(path)
         else:
+            if done is None:
+                run.require_records(last)
             cut_metrics(path / "metrics.jsonl", range(last + 1) if done is None else done)
             cut_rollouts(path / "rollouts", last)
         for number, folder in run.checkpoints():
@@ -160,15 +168,19 @@ class RunWriter:
         error: str | None = None,
         tokens_per_second: float | None = None,
         seconds_left: float | None = None,
+        pid: int | None = None,
     ) -> None:
-        """Writes the run's status; `step` defaults to that of the last line written."""
+        """Writes the run's status; `step` defaults to that of the last line written.
+
+        A run that is starting has a `pid` only once its process has begun to work on it.
+        """
         self._step = self._step if step is None else step
         status = {
             "state": state,
             "step": self._step,
             "steps": self.run.steps,
             "error": error,
-            "pid": None if state == "starting" else os.getpid(),
+            "pid": pid if state == "starting" else os.getpid(),
             "time": time.time(),
             "tokens_per_second": tokens_per_second,
             "seconds_left": seconds_left,
@@ -238,10 +250,12 @@ class RunProgress:
         self._writer.status("running", step, tokens_per_second=speed, seconds_left=left)
 
 
-def write_status(run: Run, state: State, error: str | None = None, step: int | None = None) -> None:
+def write_status(
+    run: Run, state: State, error: str | None = None, step: int | None = None, *, pid: int | None = None
+) -> None:
     """Writes the status of a run that no process works on; `step` defaults to that of its last status."""
     with RunWriter(run.path, step=run.status.step if step is None else step) as writer:
-        writer.status(state, error=error)
+        writer.status(state, error=error, pid=pid)
 
 
 def upgrade(run: Run) -> None:

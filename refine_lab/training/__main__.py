@@ -1,4 +1,4 @@
-"""The process of one or several runs: `python -m refine_lab.training RUN_DIR [RUN_DIR ...]`.
+"""The process of one or several runs: `python -m refine_lab.training RUN_DIR [RUN_DIR ...] [--override NAME ...]`.
 
 It executes the runs one after another: each trains, or adapts to prompts and answers them, according to its
 configuration. It reads and writes only the run directories, and resumes a run where an earlier process ended.
@@ -6,35 +6,53 @@ configuration. It reads and writes only the run directories, and resumes a run w
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import traceback
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from refine_lab.runs.child import StopSignal, child_setup
 from refine_lab.runs.run import Run
+from refine_lab.runs.started import accept, check_unchanged
 from refine_lab.runs.writer import write_status
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status: 0 if all runs finished or were asked to stop, 1 if one failed, 2 for a usage error."""
-    if not arguments:
-        print("usage: python -m refine_lab.training RUN_DIR [RUN_DIR ...]", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(prog="python -m refine_lab.training", description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR")
+    parser.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="accept that a setting, the reward (reward.py) or an input (texts, prompts, begins_with, model) has changed "
+        "since the run started; the run records it",
+    )
+    options = parser.parse_args(arguments)
     try:
-        stops = child_setup(*arguments)
-        runs = [Run(path) for path in arguments]
+        stops = child_setup(*options.runs)
+        runs = [Run(path) for path in options.runs]
         steps = [run.status.step for run in runs if run.config]
+        for run, changes in [(run, check_unchanged(run, options.override)) for run in runs]:
+            accept(run, changes)
     except (OSError, RuntimeError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+    pid = os.getpid()
     for run, stop, step in zip(runs, stops, steps, strict=True):
         if len(runs) > 1:
             _log_into(run)
         try:
-            _work(run, stop)
-        except Exception as error:  # in one sentence in status.json, and in full in log.txt, unless the disk is full
+            _work(run, stop, options.override)
+        except (
+            BaseException
+        ) as error:  # in one sentence in status.json, and in full in log.txt, unless the disk is full
+            if os.getpid() != pid:
+                os._exit(1)  # a process that a library or a reward has forked is not the run's
             _report(run.path, step, error)
             with suppress(OSError):
                 traceback.print_exc()
@@ -43,18 +61,19 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _work(run: Run, stop: StopSignal) -> None:
+def _work(run: Run, stop: StopSignal, overrides: Collection[str]) -> None:
     """Trains or answers one run; torch is loaded only here, so that signals are handled during the import."""
     if reason := stop.requested():
-        write_status(run, "stopped", error=reason)
-    elif run.kind == "train":
+        return write_status(run, "stopped", error=reason)
+    write_status(run, "starting", pid=os.getpid())
+    if run.kind == "train":
         from refine_lab.training.trainer import train
 
-        train(run.path, stop)
+        train(run.path, stop, overrides)
     else:
         from refine_lab.training.answer_run import answer_prompts
 
-        answer_prompts(run, stop)
+        answer_prompts(run, stop, overrides)
 
 
 def _log_into(run: Run) -> None:
@@ -65,7 +84,7 @@ def _log_into(run: Run) -> None:
             os.dup2(output.fileno(), stream.fileno())
 
 
-def _report(path: Path, step: int, error: Exception) -> None:
+def _report(path: Path, step: int, error: BaseException) -> None:
     """Writes the failure to status.json, if the run directory still allows it; `step` is the initial step."""
     try:
         step = Run(path).status.step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -11,27 +11,33 @@ from refine_lab.data.tasks.examples import Task
 from refine_lab.data.tasks.scores import SCORES
 from refine_lab.models.base import FastWeightLM
 from refine_lab.runs.child import StopSignal
+from refine_lab.runs.files import write_json
 from refine_lab.runs.run import Run
+from refine_lab.runs.started import accept
 from refine_lab.training.answering import run_prompts
 from refine_lab.training.inputs import inputs_of, refuse_changes
-from refine_lab.training.loading import load_prompts
+from refine_lab.training.loading import load_prompts, require_finite
 from refine_lab.ttt_config import TTTRunConfig
 
 _loaded: dict[str, Any] = {}
 """Model, tokenizer and task of the last run, which the next one may also use."""
 
 
-def answer_prompts(run: Run, stop: StopSignal) -> None:
+def answer_prompts(run: Run, stop: StopSignal, overrides: Collection[str] = ()) -> None:
     """Answers all prompts of `run`, or until a stop is requested.
 
-    Raises ValueError if its prompts or its model have changed since it started.
+    Raises ValueError if its prompts or its model have changed since it started, unless `overrides` accept that.
     """
     key = repr(_loads(run.config))
     if key not in _loaded:
         _loaded.clear()  # the next model needs their memory
         _loaded[key] = load_prompts(run.config)
     model, tokenizer, task = _loaded[key]
-    refuse_changes(run, inputs_of(run.config.model, task.test))
+    require_finite(model, run.config.model)
+    now = inputs_of(run.config.model, task.test)
+    if accepted := refuse_changes(run, now, overrides):
+        accept(run, accepted)
+        write_json(run.path / "inputs.json", now)
     answer_run(run, model, tokenizer, task, stop.requested)
 
 

@@ -8,7 +8,7 @@ modification time need not be.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from refine_lab.runs.checkpoints import OPTIMIZER
 from refine_lab.runs.durable import digest
 from refine_lab.runs.files import write_json
 from refine_lab.runs.run import Run, list_runs
+from refine_lab.runs.started import REWARD, Change, accept, changes_of, refusal
 from refine_lab.runs.writer import RunWriter
 from refine_lab.ttt_config import TTTRunConfig
 
@@ -80,35 +81,47 @@ def model_digests(model: str) -> dict[str, str]:
     return {path.name: digest(path) for path in [*files, *weights] if path.name != OPTIMIZER}
 
 
-def changes(recorded: Mapping[str, Any], now: Mapping[str, Any], config: Any) -> list[str]:
-    """Compares recorded with current inputs; each difference is "FILE has changed", "is gone" or "is new".
+def changes(recorded: Mapping[str, Any], now: Mapping[str, Any], config: Any) -> list[Change]:
+    """Compares recorded with current inputs; the sentence of each change is "FILE has changed", "is gone" or "is new".
 
     `config` is the run's `TrainConfig` or `TTTRunConfig`. Only fields present in both are compared. Runs of earlier
     versions recorded the model by size and modification time.
     """
-    found: list[str] = []
+    found: list[Change] = []
     model: str = config.model
     if "prompts" in now and any(recorded.get(name) != now[name] for name in ("prompts", "prompts_digest")):
-        found.append(f"the content of {config.task.source!r} has changed")
-    if recorded.get("begins_with", now.get("begins_with")) != now.get("begins_with", recorded.get("begins_with")):
-        found.append("the special token that texts begin with (add_bos) has changed")
+        digests = recorded.get("prompts_digest"), now["prompts_digest"]
+        found.append(_change("prompts", f"the content of {config.task.source!r} has changed", *digests))
+    begins = recorded.get("begins_with", now.get("begins_with")), now.get("begins_with", recorded.get("begins_with"))
+    if begins[0] != begins[1]:
+        sentence = "the special token that texts begin with (add_bos) has changed"
+        found.append(_change("begins_with", sentence, *begins))
     texts = now.get("texts", {})
     for source, files in recorded.get("texts", {}).items():
         if source in texts:
-            found += [f"{_named(source, file)} {what}" for file, what in _differences(files, texts[source])]
+            for file, what, *digests in _differences(files, texts[source]):
+                found.append(_change("texts", f"{_named(source, file)} {what}", *digests))
     if "model" in recorded and "model" in now:
-        differences = _differences(recorded["model"], now["model"])
-        found += [f"{file!r} of the model {model!r} {what}" for file, what in differences]
-    elif "weights_digest" in recorded and recorded["weights_digest"] != _by_time(locate(model.removeprefix("new:"))):
-        found.append(f"a file of the model {model!r} has changed")
+        for file, what, *digests in _differences(recorded["model"], now["model"]):
+            found.append(_change("model", f"{file!r} of the model {model!r} {what}", *digests))
+    elif "weights_digest" in recorded:
+        digests = recorded["weights_digest"], _by_time(locate(model.removeprefix("new:")))
+        if digests[0] != digests[1]:
+            found.append(_change("model", f"a file of the model {model!r} has changed", *digests))
     return found
 
 
-def settle(run: Run, now: Mapping[str, Any]) -> None:
+def _change(name: str, sentence: str, before: Any, now: Any) -> Change:
+    both = "" if before is None or now is None else f" (from {before} to {now})"
+    return Change(name, before, now, sentence + both)
+
+
+def settle(run: Run, now: Mapping[str, Any], overrides: Collection[str] = ()) -> None:
     """Records the inputs of a run that starts training, and refuses to resume one whose inputs have changed.
 
-    A run of an earlier version without a record is resumed, and a notice is printed. It is refused if it started
-    without a BOS token that its tokenizer adds and would now continue with it.
+    Changes of the inputs in `overrides` are accepted and recorded. A run of an earlier version without a record is
+    resumed, and a notice is printed. It is refused if it started without a BOS token that its tokenizer adds and would
+    now continue with it.
     """
     recorded, begun = run.inputs, run.latest_checkpoint() is not None
     if begun and now.get("begins_with") and "begins_with" not in (recorded or {}) and run.config.data.add_bos is None:
@@ -123,9 +136,13 @@ def settle(run: Run, now: Mapping[str, Any]) -> None:
         return
     merged = {**now, **(recorded or {})}
     if recorded is not None:
-        refuse_changes(run, now)
+        accepted = refuse_changes(run, now, overrides)
         if "texts" in now:  # digests that were not known when the run was created
             merged["texts"] = {**now["texts"], **recorded.get("texts", {})}
+        for name in {change.name for change in accepted}:
+            merged |= {key: now[key] for key in (name, f"{name}_digest") if key in now}
+        accept(run, accepted)
+        begun = begun and not accepted
     if not begun and merged != recorded:
         write_json(run.path / "inputs.json", merged)
 
@@ -135,19 +152,30 @@ def resume_or_create(
     folder: Path,
     inputs: Mapping[str, Any] | None = None,
     *,
+    reward_source: str | None = None,
     fresh: bool = False,
 ) -> list[Run]:
     """Returns, for each configuration, the newest run in `folder` with it, finished or not, or else a new run.
 
-    If `inputs` are given (see `inputs_of`), only runs that started with the same ones are considered. `fresh` creates
-    new runs only.
+    Only runs with the same custom reward are considered and, if `inputs` are given (see `inputs_of`), with the same
+    inputs; forks, and runs whose settings were changed after their start, are not. `fresh` creates new runs only.
     """
     wanted = {to_json(config) for config in configs}
     there = [] if fresh else [run for run in list_runs(folder) if to_json(run.config) in wanted]
+    there = [run for run in there if _as_started(run, reward_source)]
     if inputs is not None:
         there = [run for run in there if run.inputs and not changes(run.inputs, inputs, run.config)]
     found = {to_json(run.config): run for run in there}  # the newest last
-    return [found.get(to_json(config)) or new_run(config, folder, inputs=inputs) for config in configs]
+    new = {"reward_source": reward_source, "inputs": inputs}
+    return [found.get(to_json(config)) or new_run(config, folder, **new) for config in configs]
+
+
+def _as_started(run: Run, reward_source: str | None) -> bool:
+    """Returns whether a run has its first settings and this reward, so that a new run would do the same."""
+    started = run.started
+    source = run.path / REWARD
+    same = (source.read_text(encoding="utf-8") if source.is_file() else None) == reward_source
+    return same and not started.get("parent") and not started.get("changes") and not changes_of(run)
 
 
 def new_run(
@@ -156,25 +184,32 @@ def new_run(
     *,
     reward_source: str | None = None,
     inputs: Mapping[str, Any] | None = None,
+    parent: Mapping[str, Any] | None = None,
 ) -> Run:
     """Creates a run directory in `folder`, without starting a process."""
-    with RunWriter.create(config, folder, reward_source=reward_source, inputs=inputs) as writer:
+    with RunWriter.create(config, folder, reward_source=reward_source, inputs=inputs, parent=parent) as writer:
         return writer.run
 
 
-def refuse_changes(run: Run, now: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming a file, if a run's inputs have changed since it started."""
-    if found := changes(run.inputs or {}, now, run.config):
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise ValueError(
-            f"{run.path} was begun with other inputs: {found[0]}{more}; put back what it was begun with, or begin a new run"
-        )
+def refuse_changes(run: Run, now: Mapping[str, Any], overrides: Collection[str] = ()) -> list[Change]:
+    """Returns the changes of a run's inputs that `overrides` accept.
+
+    Raises ValueError, naming a file, for any other change since the run started.
+    """
+    found = changes(run.inputs or {}, now, run.config)
+    if refused := [change for change in found if change.name not in overrides]:
+        raise ValueError(refusal(run, "inputs", refused))
+    return found
 
 
-def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _differences(
+    before: Mapping[str, str], now: Mapping[str, str]
+) -> Iterator[tuple[str, str, str | None, str | None]]:
+    """Yields the name of each file that differs, what has happened to it, and both digests."""
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):
-            yield name, "is gone" if name not in now else "is new" if name not in before else "has changed"
+            what = "is gone" if name not in now else "is new" if name not in before else "has changed"
+            yield name, what, before.get(name), now.get(name)
 
 
 def _named(source: str, file: str) -> str:

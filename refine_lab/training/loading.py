@@ -27,6 +27,16 @@ def load_policy(
     return load_model(name or config.model, device=config.device, seed=config.seed, settings=settings)
 
 
+def require_finite(model: FastWeightLM, name: str) -> None:
+    """Raises ValueError, naming a parameter, if a weight of the model that `name` refers to is NaN or infinite."""
+    for parameter, values in model.named_parameters():
+        if not (finite := values.isfinite()).all():
+            count = int((~finite).sum())
+            raise ValueError(
+                f"{count} weights of {parameter!r} of the model {name!r} are NaN or infinite before training"
+            )
+
+
 def load_training_task(configs: Sequence[TrainConfig]) -> Task:
     """Loads the examples of the task that the configurations share, in the tokens of their model.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
@@ -58,14 +59,23 @@ def save(optimizers: Sequence[Optimizer], folder: Path) -> None:
         for index, moments in optimizer.state_dict()["state"].items()
         for name, value in moments.items()
     }
-    save_file(tensors, folder / OPTIMIZER)
+    save_file(tensors, folder / OPTIMIZER, metadata={"optimizers": _names(optimizers)})
 
 
 def load(optimizers: Sequence[Optimizer], folder: Path) -> None:
-    """Restores the moments that `save` wrote."""
+    """Restores the moments that `save` wrote; prints a notice, and keeps new moments, if those are of other optimizers."""
+    with safe_open(folder / OPTIMIZER, "pt") as file:
+        saved = (file.metadata() or {}).get("optimizers")
+    if saved not in (None, _names(optimizers)):
+        print(f"The moments of {saved} are not used: the run continues with {_names(optimizers)}.", flush=True)
+        return
     states: list[dict[int, dict[str, Tensor]]] = [defaultdict(dict) for _ in optimizers]
     for key, value in load_file(folder / OPTIMIZER).items():
         number, index, name = key.split(".", 2)
         states[int(number)][int(index)][name] = value
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _names(optimizers: Sequence[Optimizer]) -> str:
+    return ", ".join(type(optimizer).__name__ for optimizer in optimizers)

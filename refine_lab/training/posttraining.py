@@ -29,6 +29,8 @@ def nested_step(train_state: TrainState[TrainConfig], batch: PromptBatch, draws:
         inner = train_step(train_state, batch.prompts, draws)
     outer = update(train_state, _answer_losses(train_state, batch))
     outer["answer_grad_norm"] = outer.pop("grad_norm")
+    if skipped := inner.metrics.get("skipped_updates", 0.0) + outer.get("skipped_updates", 0.0):
+        outer["skipped_updates"] = skipped
     return StepResult({**inner.metrics, **outer, "updates": inner.metrics["updates"] + 1}, inner.rollouts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from refine_lab.training import optim
 from refine_lab.training.evaluation import answer_measures, next_token
 from refine_lab.training.history import after, history_of, save_history
 from refine_lab.training.inputs import inputs_of, settle, text_inputs
-from refine_lab.training.loading import load_policy
+from refine_lab.training.loading import load_policy, require_finite
 from refine_lab.training.posttraining import nested_step
+from refine_lab.training.skipped import SkippedSteps
 from refine_lab.types import Batch, PromptBatch, Rollouts
 
 PREFIX_TOKENS = 32
@@ -42,23 +43,24 @@ Measure = Callable[[], dict[str, float]]
 """Evaluates the current weights on held-out data; returns nothing if there is none."""
 
 
-def train(path: Path, stop: StopSignal) -> None:
-    """Trains the run in `path` to its last step, or until a stop is requested, resuming from its last checkpoint."""
+def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None:
+    """Trains a run to its last step or until a stop is requested, from its last checkpoint; `overrides` as in `settle`."""
     run = Run(path)
     config, (done, folder) = run.config, resume_point(path) or (0, None)
     if config.threads:
         torch.set_num_threads(config.threads)
     policy, tokenizer = load_policy(config, folder and str(folder))
+    require_finite(policy, str(folder or config.model))
     checkpoint_activations(policy, config.activation_checkpointing)
     train_state = _train_state(run, config, policy)
     manifest, history = manifest_of(config.model), history_of(config.model)
     if config.task is None:
-        one_step, (data, measure) = train_step, _text(run, policy, tokenizer, manifest)
+        one_step, (data, measure) = train_step, _text(run, policy, tokenizer, manifest, overrides)
     else:
-        one_step, (data, measure, history) = nested_step, _task(run, policy, tokenizer, manifest, history)
+        one_step, (data, measure, history) = nested_step, _task(run, policy, tokenizer, manifest, history, overrides)
 
-    def save() -> float:
-        with writer.checkpoint(step) as checkpoint:
+    def save(number: int) -> float:
+        with writer.checkpoint(number) as checkpoint:
             save_training(checkpoint, train_state, tokenizer, manifest, history)
         drop_checkpoints(path, config.keep_checkpoints, config.keep_every)
         return time.monotonic()
@@ -69,6 +71,7 @@ def train(path: Path, stop: StopSignal) -> None:
         else:
             optim.load(train_state.optimizers, folder)
         before, progress = run.metrics(), RunProgress(writer, done)
+        skipped = SkippedSteps(path, config, before)
         past_tokens, tokens = int(before["tokens"].iloc[-1]) if len(before) else 0, 0
         step, reason, saved = done, None, time.monotonic()
         while step < config.steps and not (reason := stop.requested()):
@@ -77,22 +80,26 @@ def train(path: Path, stop: StopSignal) -> None:
             optim.set_learning_rate(train_state.optimizers, lr)
             batch = data.batch(step - 1, config.batch_size).to(policy.device)
             result = one_step(train_state, batch, Draws(seed=config.seed, step=step))
-            sequences = _sequences(batch, config.nested)
+            if skipped.begins(result.metrics) and run.done != step - 1:
+                saved = save(step - 1)
+            sequences, seconds = _sequences(batch, config.nested), time.monotonic() - began
             num_tokens = sum(int(part.lengths.sum()) for part in sequences)
-            seconds = time.monotonic() - began
             tokens += num_tokens
             counts = {"tokens": past_tokens + tokens, "seconds": seconds, "tokens_per_second": num_tokens / seconds}
-            updates = {"updates": step * config.updates_per_batch, "lr": lr}
-            writer.train(step, {**counts, **result.metrics, **updates})
+            writer.train(step, {**counts, **result.metrics, "updates": step * config.updates_per_batch, "lr": lr})
             if result.rollouts is not None:
                 writer.rollouts(step, rollout_rows(sequences[0], result.rollouts))
             progress.report(step, tokens)
+            skipped.add(step, result.metrics)
             if step % config.eval_every == 0 or step == config.steps:
                 _evaluate(writer, step, train_state, measure)
-            if step % config.checkpoint_every == 0 or 0 < config.checkpoint_minutes <= (time.monotonic() - saved) / 60:
-                saved = save()
+            due = (
+                step % config.checkpoint_every == 0 or 0 < config.checkpoint_minutes <= (time.monotonic() - saved) / 60
+            )
+            if due and not skipped.count:
+                saved = save(step)
         if (run.latest_checkpoint() or (-1, None))[0] != step:
-            save()
+            save(step)
         if error := reason and f"{reason}; saved after step {step} in checkpoints/step-{step}":
             print(error, flush=True)
         writer.status("stopped" if reason else "finished", step, error=error)
@@ -127,7 +134,11 @@ def _train_state(run: Run, config: TrainConfig, policy: FastWeightLM) -> TrainSt
 
 
 def _text(
-    run: Run, policy: FastWeightLM, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None
+    run: Run,
+    policy: FastWeightLM,
+    tokenizer: PreTrainedTokenizerBase,
+    manifest: Manifest | None,
+    overrides: Collection[str],
 ) -> tuple[Any, Measure]:
     """Loads a run's text: its training batches, and the function that evaluates the held-out rows."""
     config = run.config
@@ -137,7 +148,7 @@ def _text(
     )
     tokens = {source: (data.tokens[source], held_out.tokens[source]) for source in config.data.sources}
     first_tokens = {"begins_with": list(data.beginning)}
-    settle(run, text_inputs(config.model, config.data, manifest, tokens) | first_tokens)
+    settle(run, text_inputs(config.model, config.data, manifest, tokens) | first_tokens, overrides)
     if sentence := describe_beginning(tokenizer, config.data.add_bos):
         print(sentence, flush=True)
     validation = held_out.validation()
@@ -150,6 +161,7 @@ def _task(
     tokenizer: PreTrainedTokenizerBase,
     manifest: Manifest | None,
     history: History,
+    overrides: Collection[str],
 ) -> tuple[Any, Measure, History]:
     """Loads a run's task: its training batches, the function that evaluates validation examples, and the new history.
 
@@ -158,7 +170,7 @@ def _task(
     config = run.config
     task = load_task(config.task, tokenizer, config.data, manifest, history)
     print(task.report, flush=True)
-    settle(run, inputs_of(config.model, task.examples))
+    settle(run, inputs_of(config.model, task.examples), overrides)
 
     def measure() -> dict[str, float]:
         return answer_measures(policy, tokenizer, task.validation, task.rule) if task.validation else {}

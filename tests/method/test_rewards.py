@@ -1,5 +1,8 @@
 """Built-in rewards by hand, and what is held to be true of every reward."""
 
+import os
+import signal
+import sys
 from dataclasses import fields, replace
 
 import pytest
@@ -147,6 +150,50 @@ def test_a_reward_that_changes_its_inputs_changes_no_training():
         assert torch.equal(getattr(given, field.name), getattr(two_rollouts(), field.name))
 
 
-def test_an_error_in_a_reward_reaches_the_caller():
-    with pytest.raises(IndexError):
-        checked(lambda inputs: inputs.logprobs[:, 99])(two_rollouts())
+def stops(inputs):
+    sys.exit(3)
+
+
+def interrupts(inputs):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("reward", "error"),
+    [
+        (lambda inputs: inputs.logprobs[:, 99], "IndexError"),
+        (stops, "SystemExit: 3"),
+        (interrupts, "KeyboardInterrupt"),
+    ],
+)
+def test_an_error_in_a_reward_names_the_reward(reward, error):
+    handler = signal.signal(signal.SIGINT, lambda number, frame: None)  # as in a run's process
+    try:
+        with naming(RuntimeError, f"reward {reward.__name__!r} failed: {error}"):
+            checked(reward)(two_rollouts())
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def test_an_interrupt_by_the_user_is_not_an_error_of_the_reward():
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt):
+        checked(interrupts)(two_rollouts())
+
+
+def test_a_reward_too_large_to_be_standardised_is_refused():
+    with naming(ValueError, "between -1e+15 and 1e+15"):
+        checked(lambda inputs: torch.full((len(inputs.rollout_ids),), 3e38))(two_rollouts())
+
+
+def forks(inputs):
+    os.fork()
+    return inputs.logprobs.sum(-1)
+
+
+def test_a_process_that_a_reward_forks_ends_with_the_reward():
+    before = os.getpid()
+    rewards = checked(forks)(two_rollouts())
+    assert os.getpid() == before, "only this process returns"
+    assert torch.equal(rewards, two_rollouts().logprobs.sum(-1))
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 1

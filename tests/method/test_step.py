@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import product
 
@@ -124,16 +125,15 @@ def test_a_pad_changes_no_probability_however_wide_the_smoothing(kernel, margin,
 
 
 @pytest.mark.parametrize("refine", [None, RefineConfig(num_chunks=4, margin=5)])
-def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_lost(refine):
+def test_an_update_whose_loss_is_not_finite_changes_no_weight(refine):
     policy = make_policy()
     train_state = train_state_for(policy, refine)
     with torch.no_grad():
         policy.model.norm.weight[0] = torch.nan
     kept = policy.lm_head.weight.detach().clone()
-    with pytest.raises(
-        (FloatingPointError, ValueError), match=r"norm is nan; try an lr below 0.01|must be finite, got nan"
-    ):
-        train_step(train_state, make_batch(), Draws(seed=0, step=1))
+    metrics = train_step(train_state, make_batch(), Draws(seed=0, step=1)).metrics
+    assert metrics["skipped_updates"] == 1
+    assert math.isnan(metrics["grad_norm"])
     assert torch.equal(policy.lm_head.weight, kept)
 
 

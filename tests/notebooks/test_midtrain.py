@@ -16,6 +16,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from refine_lab.models import load_model
@@ -260,6 +261,46 @@ def test_papermill_that_is_ended_leaves_no_process_and_the_run_saves(tmp_path: P
     assert trained.state == "stopped"
     assert trained.latest_checkpoint() is not None
     assert not any(run.alive for run in folder.runs)
+
+
+def end_all(process: subprocess.Popen[bytes]) -> None:
+    """Kills a process with all its children, as the end of a machine does."""
+    all_of_them = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for each in all_of_them:
+        each.kill()
+    process.communicate(timeout=120)
+    psutil.wait_procs(all_of_them, timeout=60)
+
+
+@pytest.mark.process
+def test_the_same_command_after_a_kill_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """Killed with its children while the second run trains; the first is finished by then, and is not trained again."""
+    folder, values = Folder(path=tmp_path), {**TINY, "steps": "6", "checkpoint_every": "1"}
+    process = folder.start(*pairs(values))
+    try:
+        wait_until(
+            lambda: [run.done for run in folder.runs if 0 < run.done < 6 and run.config.refine] or process.poll()
+        )
+        assert process.poll() is None, process.communicate()[0].decode()
+    finally:
+        end_all(process)
+    before = folder.runs
+    states = {run.config.method: run.state for run in before}
+    assert states == {"sft": "finished", "refine": "killed"}
+    status, output = folder.run("--log-output", *pairs(values))
+    assert status == 0, output
+    assert [run.path for run in folder.runs] == [run.path for run in before]
+    assert f"{before[1].name} is finished" in output
+    assert re.search(rf"{before[0].name} continues from step [1-5] of 6", output)
+    whole = Folder(path=tmp_path / "whole")
+    status, output = whole.run(*pairs(values))
+    assert status == 0, output
+    assert trajectory(folder.runs) == trajectory(whole.runs)
+    for ours, theirs in zip(folder.runs, whole.runs, strict=True):
+        weights, others = (
+            load_file(run.path / "checkpoints" / "step-6" / "model.safetensors") for run in (ours, theirs)
+        )
+        assert all(torch.equal(weights[name], others[name]) for name in others)
 
 
 @pytest.mark.process

@@ -101,7 +101,7 @@ def test_detached_it_is_followed_stopped_and_gone_on_with(tmp_path):
     with pytest.raises(RuntimeError, match=r"3 of 3 runs are still in progress \(.*: step 0 of 20, .*"):
         answers_of(runs)
     run_in_turn(runs, detach=True, log=said.append)  # nobody begins a second one
-    with pytest.raises(RuntimeError, match="is in use by another process; stop that one first"):
+    with pytest.raises(RuntimeError, match=r"is in use by process \d+ on .*; stop that one first"):
         run_in_turn(runs, detach=False)
     wait_for(lambda: runs[1].log.rows > 1)
     wait_for(lambda: curves.progress[1]["step"] > 1)

@@ -16,7 +16,7 @@ from refine_lab.config import FORMAT_VERSION, RefineConfig, TrainConfig
 from refine_lab.runs import environment
 from refine_lab.runs import writer as runs_writer
 from refine_lab.runs.run import MetricsTail, Run, list_runs, made_at, runs_dir
-from refine_lab.runs.writer import RunProgress, RunWriter
+from refine_lab.runs.writer import RunProgress, RunWriter, write_status
 from refine_lab.training import __main__ as trainer
 from tests.support.refusals import naming, refused
 
@@ -97,7 +97,7 @@ def test_directories_of_one_second_are_unique(tmp_path, monkeypatch):
             names.append(writer.path.name)
     first = "20260102-030405-tiny-refine-s0"
     assert names == [first, f"{first}-2", f"{first}-3", "20260102-030405-other-sft-s7"]
-    assert [run.name for run in list_runs(tmp_path)] == sorted(names)
+    assert [run.name for run in list_runs(tmp_path)] == names, "in the order in which they were created"
 
 
 def test_a_run_made_after_the_clock_was_set_back_is_the_newest(tmp_path, monkeypatch):
@@ -128,9 +128,10 @@ def test_what_is_known_before_training_is_written(tmp_path):
         assert run.env["threads"] == torch.get_num_threads()
         assert run.env["device"]
     assert not run.alive
-    assert run.state == "waiting", "no process has begun it"
     (run.path / "lock").touch()
-    assert run.state == "killed", "nobody holds the lock of a run that says it starts"
+    assert run.state == "waiting", "no process has begun it, whatever held its lock"
+    write_status(run, "starting", pid=1)
+    assert run.state == "killed", "nobody holds the lock of a run that a process has begun"
 
 
 def test_list_runs_of_a_folder_without_runs_is_empty(tmp_path):

@@ -29,6 +29,7 @@ from refine_lab.training.inputs import changes, inputs_of, model_digests, settle
 from refine_lab.training.trainer import train
 from tests.support.paths import TEXT
 
+DIGESTS = r" \(from [0-9a-f]{24} to [0-9a-f]{24}\)"
 EXAMPLE = Example(
     name="one", prompt_ids=(1, 2, 3), question_start=3, answer_ids=(), answers=(), question="", documents=("a",)
 )
@@ -86,7 +87,9 @@ def goes_on(run: Run) -> bool:
 
 def refused(run: Run, what: str) -> None:
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-    sentence = rf"^{run.path} was begun with other inputs: {what}; put back what it was begun with, or begin a new run$"
+    sentence = (
+        rf"^{run.path} was started with other inputs: {what}\. Restore them, start a new run, or accept the change"
+    )
     with pytest.raises(ValueError, match=sentence):
         train(run.path, StopSignal(run.path))
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before, "nothing is touched"
@@ -108,7 +111,7 @@ def test_a_file_that_changed_is_refused_and_put_back_it_goes_on(model: Path, tex
     run = begun(config_of(model, text), tmp_path / "runs")
     whole = (text / "queue.txt").read_bytes()
     (text / "queue.txt").write_bytes(whole + b"and more\n")
-    refused(run, f"'{text}/queue.txt' has changed")
+    refused(run, f"'{text}/queue.txt' has changed{DIGESTS}")
     (text / "queue.txt").write_bytes(whole)  # with another time of change
     assert goes_on(run)
 
@@ -116,7 +119,7 @@ def test_a_file_that_changed_is_refused_and_put_back_it_goes_on(model: Path, tex
 def test_a_file_of_the_same_size_and_time_is_refused_too(model: Path, text: Path, tmp_path: Path) -> None:
     run = begun(config_of(model, text), tmp_path / "runs")
     changed_unnoticed(text / "queue.txt", (text / "queue.txt").read_bytes().swapcase())
-    refused(run, f"'{text}/queue.txt' has changed")
+    refused(run, f"'{text}/queue.txt' has changed{DIGESTS}")
 
 
 def test_files_that_are_new_or_gone_are_named(model: Path, text: Path, tmp_path: Path) -> None:
@@ -124,7 +127,7 @@ def test_files_that_are_new_or_gone_are_named(model: Path, text: Path, tmp_path:
     (text / "zebra.txt").write_text("a new one", encoding="utf-8")
     refused(run, f"'{text}/zebra.txt' is new")
     (text / "grid.txt").rename(tmp_path / "grid.txt")
-    refused(run, rf"'{text}/grid.txt' is gone \(and 1 more\)")
+    refused(run, f"'{text}/grid.txt' is gone; '{text}/zebra.txt' is new")
 
 
 def test_rows_of_a_table_and_a_single_file(model: Path, text: Path, tmp_path: Path) -> None:
@@ -134,7 +137,7 @@ def test_rows_of_a_table_and_a_single_file(model: Path, text: Path, tmp_path: Pa
     single.write_text(single.read_text(encoding="utf-8") * 9, encoding="utf-8")
     run = begun(config_of(model, table, single), tmp_path / "runs")
     table.write_text("\n".join(rows[:24]), encoding="utf-8")
-    refused(run, f"'{table}' has changed")
+    refused(run, f"'{table}' has changed{DIGESTS}")
 
 
 def test_a_run_recorded_when_it_was_made_begins_with_that_text_alone(model: Path, text: Path, tmp_path: Path) -> None:
@@ -144,7 +147,7 @@ def test_a_run_recorded_when_it_was_made_begins_with_that_text_alone(model: Path
     assert first.inputs == second.inputs == text_inputs(str(model), config.data, None)
     assert goes_on(first)
     (text / "queue.txt").write_text("other text", encoding="utf-8")
-    refused(second, f"'{text}/queue.txt' has changed")
+    refused(second, f"'{text}/queue.txt' has changed{DIGESTS}")
 
 
 def test_a_curriculum_is_not_gone_on_with_over_other_text(model: Path, text: Path, tmp_path: Path) -> None:
@@ -153,7 +156,7 @@ def test_a_curriculum_is_not_gone_on_with_over_other_text(model: Path, text: Pat
     assert goes_on(runs[0])
     assert [run.path for run in stage_runs(stages, tmp_path / "runs")] == [run.path for run in runs]
     (text / "queue.txt").write_text("other text", encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"^{runs[0].path} was begun with other inputs: '.*queue\.txt' has changed"):
+    with pytest.raises(ValueError, match=rf"^{runs[0].path} was started with other inputs: '.*queue\.txt' has changed"):
         stage_runs(stages, tmp_path / "runs")
 
 
@@ -180,7 +183,7 @@ def test_the_python_corpus_counts_by_its_files(tmp_path: Path, monkeypatch: pyte
     assert changes(before, {"texts": text_digests(config.data, manifest)}, config) == []
     (tmp_path / "a.py").write_text("one = 2\n", encoding="utf-8")  # as an upgrade of the package does
     now = {"texts": text_digests(config.data, manifest)}
-    assert changes(before, now, config) == ["'some/a.py' of the Python corpus is gone"]
+    assert [*map(str, changes(before, now, config))] == ["'some/a.py' of the Python corpus is gone"]
 
 
 def test_a_data_set_by_name_counts_by_its_tokens(
@@ -198,7 +201,7 @@ def test_a_data_set_by_name_counts_by_its_tokens(
     served[:] = ["another document of other words " * 40] * 40
     assert goes_on(begun(config, tmp_path / "others"))  # of the tokens kept here
     monkeypatch.setenv("REFINE_CACHE", str(tmp_path / "anew"))
-    refused(run, "the text of 'datasets:some/text' has changed")
+    refused(run, f"the text of 'datasets:some/text' has changed{DIGESTS}")
 
 
 # -- models --------------------------------------------------------------------------------------------------------------
@@ -213,7 +216,9 @@ def test_a_copied_model_is_the_same_and_changed_weights_are_not(model: Path, tmp
     data[-1] ^= 1
     changed_unnoticed(copy / "model.safetensors", bytes(data))
     found = changes(before, inputs_of(str(copy), [EXAMPLE]), config_of(copy, "python"))
-    assert found == [f"'model.safetensors' of the model '{copy}' has changed"]
+    (change,) = found
+    assert str(change).startswith(f"'model.safetensors' of the model '{copy}' has changed (from {change.before} to ")
+    assert change.name == "model"
 
 
 def test_fresh_weights_do_not_count(model: Path, tmp_path: Path) -> None:
@@ -237,7 +242,8 @@ def test_a_record_of_an_earlier_version_is_still_compared(model: Path, tmp_path:
     former = {"prompts": 1, "prompts_digest": now["prompts_digest"], "weights_digest": inputs._by_time(Place(copy))}
     assert changes(former, now, config) == []
     (copy / "model.safetensors").touch()
-    assert changes(former, now, config) == [f"a file of the model '{copy}' has changed"]
+    (change,) = changes(former, now, config)
+    assert str(change).startswith(f"a file of the model '{copy}' has changed (from {former['weights_digest']} to ")
 
 
 def test_what_was_recorded_at_the_beginning_is_not_written_over(model: Path, text: Path, tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Forks: a new run that continues from the checkpoint of another one with other settings."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from refine_lab.config import DataConfig, TaskConfig
+from refine_lab.experiments.configs import setting_names, with_settings
+from refine_lab.method.custom_reward import reward_source
+from refine_lab.models.loading import manifest_of
+from refine_lab.runs import durable
+from refine_lab.runs.checkpoints import check_checkpoint
+from refine_lab.runs.files import parquet_parts
+from refine_lab.runs.run import Run
+from refine_lab.runs.started import REWARD
+from refine_lab.runs.writer import RunWriter
+from refine_lab.training.inputs import text_inputs
+from refine_lab.validation import ConfigError, require
+
+FIXED = frozenset({"model", "model_settings", "kind", "nested"})
+"""Fields that a fork shares with its parent, since the checkpoint depends on them."""
+
+
+def fork(run: Run | Path | str, step: int, folder: Path | None = None, **changes: Any) -> Run:
+    """Creates a run that continues from the checkpoint of a training run after `step`, with `changes` of its settings.
+
+    The new run is stored in `folder` (default: that of its parent) and begins with the parent's checkpoint, optimizer
+    moments and records up to that step. `changes` are fields of the configuration or of any configuration inside it;
+    `reward` may also be a function. `started.json` records the parent. Start it with `refine_lab.resume` or
+    `refine_lab.run_in_turn`. Raises ConfigError for a step without a checkpoint and for a change that the checkpoint or
+    the task does not allow.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    require(run.kind == "train", "the kind of a run to fork", run.kind, "'train'")
+    saved, config = dict(run.checkpoints()), run.config
+    require(step in saved, "step", step, f"one with a checkpoint: {', '.join(map(str, saved)) or 'there is none'}")
+    fixed = FIXED if config.task is None else FIXED | setting_names(TaskConfig) | setting_names(DataConfig)
+    for name in changes.keys() & fixed:
+        raise ConfigError(name, changes[name], f"that of the parent, since a fork cannot change {name}")
+    source = (run.path / REWARD).read_text(encoding="utf-8") if (run.path / REWARD).is_file() else None
+    if "reward" in changes:
+        source = reward_source(changes["reward"]) if callable(changes["reward"]) else None
+        changes = {**changes, "reward": "custom" if source else changes["reward"]}
+    config = with_settings(config, changes)
+    require(config.steps > step, "steps", config.steps, f"above {step}, the step of the checkpoint")
+    check_checkpoint(saved[step])
+    inputs = run.inputs
+    if inputs is not None and config.data.sources != run.config.data.sources:
+        inputs = {**inputs, **text_inputs(config.model, config.data, manifest_of(config.model))}
+
+    def copy(path: Path) -> None:
+        with durable.publishing(path / "checkpoints" / saved[step].name) as checkpoint:
+            shutil.copytree(saved[step], checkpoint, dirs_exist_ok=True)
+        records = [run.path / "metrics.jsonl", *(part for _, _, part in parquet_parts(run.path / "rollouts"))]
+        for record in filter(Path.is_file, records):
+            durable.replace_bytes(path / record.relative_to(run.path), record.read_bytes())
+
+    folder = (folder or run.path.parent).absolute()
+    parent = {"run": os.path.join(os.pardir, os.path.relpath(run.path, folder)), "step": step}
+    with RunWriter.create(config, folder, reward_source=source, inputs=inputs, parent=parent, fill=copy) as writer:
+        path = writer.path
+    with RunWriter.open(path, step) as writer:  # drops the parent's records after the step
+        writer.status("starting")
+        return writer.run

@@ -1,0 +1,162 @@
+"""What a run started with: `started.json`, and how its present configuration and reward differ from that.
+
+The file is written when the run is created. It holds the configuration, the source of a custom reward, the run's number
+in its folder, the run that it was forked from, and every later change that was accepted.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from refine_lab.config import TrainConfig, from_json, to_json
+from refine_lab.runs.files import read_json, write_json
+from refine_lab.runs.run import CONFIGS, STARTED, Run
+from refine_lab.ttt_config import TTTRunConfig
+from refine_lab.validation import ConfigError
+
+REWARD = "reward.py"
+INPUTS = ("texts", "prompts", "begins_with")
+"""Names of inputs that can be overridden, besides the fields of a configuration (see `refine_lab.training.inputs`)."""
+
+FREE = frozenset({"checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_every"})
+"""Fields that change no result, so that they may be changed at any time."""
+
+SHOWN = 200
+"""Maximum number of characters of a value in a message."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting or an input that differs from what a run started with; `name` is what `--override` accepts."""
+
+    name: str
+    before: Any
+    now: Any
+    sentence: str = ""
+
+    def __str__(self) -> str:
+        return self.sentence or f"{self.name} was {short(self.before)} and is now {short(self.now)}"
+
+
+def write_started(
+    path: Path, config: TrainConfig | TTTRunConfig, reward_source: str | None, parent: Mapping[str, Any] | None
+) -> None:
+    """Writes the file of a new run; its number is one more than the highest in its folder, whatever the clock says."""
+    numbers = [_number(other) for other in path.parent.glob(f"*/{STARTED}")]
+    values = {"number": max(numbers, default=0) + 1, "time": time.time(), "parent": parent, "changes": []}
+    _write(path, config, reward_source, values)
+
+
+def changes_of(run: Run) -> list[Change]:
+    """Returns the differences of a run's configuration and reward from those that it started with."""
+    if not (run.path / STARTED).is_file():
+        return []
+    started, kind = run.started, CONFIGS[run.kind]
+    try:
+        before = from_json(json.dumps(started["config"]), f"config of {run.path / STARTED}", kind)
+        reward = started["reward"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{run.path / STARTED} cannot be used: {error}") from None
+    found = [change for change in _differences(before, run.config) if change.name not in FREE]
+    if (now := _reward(run.path)) != reward:
+        lines = zip_longest((reward or "").splitlines(), (now or "").splitlines())
+        number, (old, new) = next(
+            (pair for pair in enumerate(lines, start=1) if pair[1][0] != pair[1][1]), (0, ("", ""))
+        )
+        sentence = f"{REWARD} has changed: line {number} was {short(old)} and is now {short(new)}"
+        found.append(Change(REWARD, reward, now, sentence))
+    return found
+
+
+def check_unchanged(run: Run, overrides: Collection[str] = ()) -> list[Change]:
+    """Returns a run's accepted changes: those in `overrides`, and more steps at a constant learning rate.
+
+    Raises ValueError, naming each with both values, for any other change, and ConfigError for an unknown name in
+    `overrides`.
+    """
+    allowed = {*_names(run.config), *INPUTS, REWARD}
+    for name in overrides:
+        if name not in allowed:
+            raise ConfigError(
+                "--override", name, "a field of the run's configuration, or " + ", ".join((*INPUTS, REWARD))
+            )
+    found = changes_of(run)
+    if refused := [change for change in found if change.name not in overrides and not _extends(run, change)]:
+        raise ValueError(refusal(run, "settings", refused))
+    return found
+
+
+def refusal(run: Run, what: str, changes: Sequence[Change]) -> str:
+    """Returns the sentence that refuses to resume a run with other settings or inputs."""
+    named = "; ".join(map(str, changes[:5])) + (f" (and {len(changes) - 5} more)" if len(changes) > 5 else "")
+    flags = " ".join(f"--override {name}" for name in dict.fromkeys(change.name for change in changes))
+    return (
+        f"{run.path} was started with other {what}: {named}. Restore them, start a new run, or accept the change with "
+        f"`python -m refine_lab.training RUN {flags}`"
+    )
+
+
+def accept(run: Run, changes: Sequence[Change]) -> None:
+    """Records accepted changes, which later resumptions are compared with; the caller must hold the run's lock.
+
+    A run of an earlier version, which has no record, is compared from now on.
+    """
+    recorded = (run.path / STARTED).is_file()
+    if recorded and not changes:
+        return
+    values = run.started if recorded else {"number": 0, "time": None, "parent": None, "changes": []}
+    new = [{"name": each.name, "before": each.before, "now": each.now, "step": run.done} for each in changes]
+    _write(run.path, run.config, _reward(run.path), {**values, "changes": [*values["changes"], *new]})
+
+
+def _extends(run: Run, change: Change) -> bool:
+    """Returns whether a change only adds steps that leave the earlier ones as they were."""
+    return change.name == "steps" and change.now > change.before and run.config.schedule == "constant"
+
+
+def _write(path: Path, config: Any, reward: str | None, values: Mapping[str, Any]) -> None:
+    write_json(path / STARTED, {**values, "reward": reward, "config": json.loads(to_json(config))})
+
+
+def _reward(path: Path) -> str | None:
+    source = path / REWARD
+    return source.read_text(encoding="utf-8") if source.is_file() else None
+
+
+def _number(started: Path) -> int:
+    try:
+        return int(read_json(started)["number"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0  # the run itself reports the damage when it is resumed
+
+
+def _differences(before: Any, now: Any, prefix: str = "") -> Iterator[Change]:
+    for field in fields(now):
+        old, new = getattr(before, field.name), getattr(now, field.name)
+        if is_dataclass(old) and is_dataclass(new):
+            yield from _differences(old, new, f"{prefix}{field.name}.")
+        elif old != new:
+            yield Change(prefix + field.name, _plain(old), _plain(new))
+
+
+def _names(config: Any, prefix: str = "") -> Iterator[str]:
+    for field in fields(config):
+        yield prefix + field.name
+        if is_dataclass(value := getattr(config, field.name)):
+            yield from _names(value, f"{prefix}{field.name}.")
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def short(value: Any) -> str:
+    """Returns a value as text of at most about `SHOWN` characters."""
+    text = "none" if value is None else repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

@@ -1,0 +1,52 @@
+"""Skipped steps of a training run: counts those in a row, and ends the run after three, as it was before the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from refine_lab.config import TrainConfig
+from refine_lab.runs.checkpoints import checkpoints
+from refine_lab.runs.durable import remove_folder
+
+MOST = 3
+"""Number of skipped steps in a row that ends a run."""
+
+
+class SkippedSteps:
+    """Counts the last steps with a skipped update (see `refine_lab.method.step.update`)."""
+
+    def __init__(self, run: Path, config: TrainConfig, before: pd.DataFrame) -> None:
+        """`before` are the metrics of earlier steps, so that an interruption changes no count."""
+        self._run, self._config = run, config
+        skipped = before["skipped_updates"].fillna(0) > 0 if "skipped_updates" in before else pd.Series(dtype=bool)
+        self.count = int(skipped[::-1].cumprod().sum())
+
+    def begins(self, metrics: Mapping[str, float]) -> bool:
+        """Returns whether a step is the first of those skipped and has changed no weight."""
+        return not self.count and metrics.get("skipped_updates") == self._config.updates_per_batch
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Counts a step. Raises FloatingPointError for the third skipped one in a row, or a skipped last step."""
+        if not metrics.get("skipped_updates"):
+            self.count = 0
+            return
+        self.count += 1
+        if self.count < MOST and step < self._config.steps:
+            return
+        first, steps = step - self.count + 1, f"step {step}"
+        if self.count > 1:
+            steps = f"steps {first} to {step}"
+        for number, folder in checkpoints(self._run):
+            if number >= first:
+                remove_folder(folder)
+        left = max((number for number, _ in checkpoints(self._run)), default=None)
+        kept = "no checkpoint was written before" if left is None else f"the last checkpoint is that of step {left}"
+        norm = metrics.get("grad_norm", metrics.get("answer_grad_norm"))
+        raise FloatingPointError(
+            f"{steps} of {self._config.steps} made no update, since the loss or the gradient was not finite or above "
+            f"skip_above_grad_norm (the gradient's norm is {norm}); {kept}; try an lr below {self._config.lr}, "
+            "more warmup_steps or dtype float32"
+        )
