@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import field, is_dataclass
 from operator import attrgetter
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
+
+from refine_lab.text import quote
 
 C = TypeVar("C")
 
@@ -22,7 +26,10 @@ class ConfigError(ValueError):
         self.field, self.value, self.allowed, self.sentence = field, value, allowed, sentence
 
     def __str__(self) -> str:
-        return self.sentence or f"{self.field} must be {self.allowed}, got {self.value!r}"
+        return self.sentence or f"{self.field} must be {self.allowed}, got {quote(self.value)}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
@@ -37,7 +44,24 @@ def unknown(what: str, name: object, allowed: Iterable[str]) -> ConfigError:
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     listed = ", ".join(names)
-    return ConfigError(what, name, listed, f"unknown {what} {name!r}; {hint}allowed are {listed}")
+    return ConfigError(what, name, listed, f"unknown {what} {quote(name)}; {hint}allowed are {listed}")
+
+
+def path_of(name: str, text: str | Path) -> Path:
+    """Returns the path that `text` names, with a leading ~ expanded; nothing need exist there.
+
+    Raises ConfigError, which calls it `name`, for a text that cannot be a path and for a user without a home folder.
+    """
+    try:
+        path = Path(text).expanduser()
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).split(": ")[-1]
+        sentence = f"{name} must be a path that can be opened, got {quote(str(text))} ({reason})"
+        raise ConfigError(name, text, "a path that can be opened", sentence) from None
+    return path
 
 
 class Config:

@@ -19,7 +19,6 @@ from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import RefineConfig
-from refine_lab.data.text import replace_surrogates
 from refine_lab.data.tokenizer import beginning
 from refine_lab.explore.client import Worker
 from refine_lab.explore.futures import finished, then
@@ -30,6 +29,7 @@ from refine_lab.method.rewards import REWARDS
 from refine_lab.method.selection import select_positions, selection_probabilities
 from refine_lab.models.loading import load_tokenizer
 from refine_lab.rng import Draws
+from refine_lab.text import replace_surrogates
 from refine_lab.training.adaptation import fit_to_length
 from refine_lab.types import RewardFunction, RewardInputs
 from refine_lab.validation import require

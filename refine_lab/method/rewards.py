@@ -71,14 +71,20 @@ def reward_function(name: str, source: str | None = None) -> RewardFunction:
 def checked(reward: RewardFunction) -> RewardFunction:
     """Wraps `reward` to run without gradients on copies of its inputs, and verifies its result: a finite float tensor [R].
 
-    The wrapped function raises a ValueError that names the reward and describes the invalid result.
+    The wrapped function raises a ValueError that names the reward and describes the invalid result, and a RuntimeError
+    that names it if the reward raises an error or exits.
     """
     name, compute = getattr(reward, "__name__", repr(reward)), of_inputs(reward)
 
     @functools.wraps(compute)
     def run(inputs: RewardInputs) -> Tensor:
         with torch.no_grad():  # a reward that writes into its copies changes no training
-            rewards = compute(inputs.map(lambda x: x.detach().clone()))
+            copies = inputs.map(lambda x: x.detach().clone())
+            try:
+                rewards = compute(copies)
+            except (Exception, SystemExit) as error:
+                reason = printable(shorten(str(error)))
+                raise RuntimeError(f"reward {name!r} raised {type(error).__name__}: {reason}") from error
         count = len(inputs.rollout_ids)
         allowed = f"reward {name!r} must return one floating-point number a rollout, a tensor of shape [{count}]"
         if not isinstance(rewards, Tensor):

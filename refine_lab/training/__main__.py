@@ -15,6 +15,7 @@ from pathlib import Path
 from refine_lab.runs.child import StopSignal, child_setup
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import write_status
+from refine_lab.training.memory import sentence_of
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +35,8 @@ def main(arguments: list[str]) -> int:
             _log_into(run)
         try:
             _work(run, stop)
-        except Exception as error:  # in one sentence in status.json, and in full in log.txt, unless the disk is full
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            # In one sentence in status.json, and in full in log.txt, unless the disk is full.
             _report(run.path, step, error)
             with suppress(OSError):
                 traceback.print_exc()
@@ -65,14 +67,14 @@ def _log_into(run: Run) -> None:
             os.dup2(output.fileno(), stream.fileno())
 
 
-def _report(path: Path, step: int, error: Exception) -> None:
+def _report(path: Path, step: int, error: BaseException) -> None:
     """Writes the failure to status.json, if the run directory still allows it; `step` is the initial step."""
     try:
         step = Run(path).status.step
     except (OSError, ValueError) as damage:
         print(damage, file=sys.stderr)
     try:
-        write_status(Run(path), "failed", error=f"{type(error).__name__}: {error}", step=step)
+        write_status(Run(path), "failed", error=sentence_of(error), step=step)
     except (OSError, ValueError) as damage:
         print(f"the failure cannot be written into status.json: {damage}", file=sys.stderr)
 
