@@ -95,12 +95,13 @@ _ALLOWED = {
     "bool_type": "true or false",
     "string_type": "a text that is not empty",
     "string_too_short": "a text that is not empty",
+    "string_too_long": "a text of at most {max_length} characters",
     "string_unicode": "a text of Unicode characters",
     "dict_type": _NAMES_TO_NUMBERS,
     "dataclass_exact_type": "a {class_name}",
     "greater_than": "above {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than_equal": "at most {le:g}",
+    "greater_than_equal": "at least {ge:,.16g}",
+    "less_than_equal": "at most {le:,.16g}",
 }
 """Description of allowed values by pydantic error type."""
 
@@ -147,9 +148,21 @@ def _config_error(cls: Any, values: Mapping[str, Any], error: ValidationError) -
     return ConfigError(place + "".join(f"[{key!r}]" for key in keys), first["input"], words)
 
 
+MOST_TOKENS = 2**20
+"""Maximum number of tokens of a sequence, and of all rollouts of a sequence."""
+MOST_SEED = 2**53
+MOST_IN_BATCH = 2**28
+"""Maximum number of tokens of a batch."""
+
 Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+"""A number of steps, examples or the like."""
+Natural = Annotated[int, Field(ge=0, le=10_000_000)]
+Size = Annotated[int, Field(ge=1, le=65_536)]
+"""A number of rows or tokens that are in memory together."""
+Length = Annotated[int, Field(ge=16, le=MOST_TOKENS)]
+"""The number of tokens of a sequence."""
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refine_lab.method.custom_reward import load_reward, of_inputs
+from refine_lab.text import printable, shorten
 from refine_lab.types import RewardFunction, RewardInputs
 from refine_lab.validation import unknown
 

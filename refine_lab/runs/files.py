@@ -75,13 +75,13 @@ def read_json(path: Path) -> dict[str, Any]:
 def parse_line(path: Path, line: bytes) -> dict[str, Any]:
     """Parses a line of `metrics.jsonl`; null is NaN. Raises ValueError for an invalid line."""
     try:
-        values = json.loads(line)
-        whole = _is_metrics(values)
+        values: Any = json.loads(line)
     except (ValueError, RecursionError):
-        whole = False
-    if not whole:
+        values = None
+    if not _is_metrics(values):
         raise ValueError(f"{path} is damaged: {line[:60]!r} is no line of metrics")
-    return {RENAMED.get(name, name): math.nan if value is None else value for name, value in values.items()}
+    line_values: dict[str, Any] = values
+    return {RENAMED.get(name, name): math.nan if value is None else value for name, value in line_values.items()}
 
 
 def _is_metrics(values: Any) -> bool:

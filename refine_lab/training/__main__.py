@@ -7,6 +7,7 @@ configuration. It reads and writes only the run directories, and resumes a run w
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from contextlib import suppress
@@ -15,7 +16,13 @@ from pathlib import Path
 from refine_lab.runs.child import StopSignal, child_setup
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import write_status
-from refine_lab.training.memory import sentence_of
+from refine_lab.text import printable, shorten
+
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|cannot allocate memory", re.IGNORECASE
+)
+"""What the allocators of torch and of the system write into an error."""
+ADVICE = "lower micro_batch_size, or set activation_checkpointing to 'mlp' or 'blocks' in a training run"
 
 
 def main(arguments: list[str]) -> int:
@@ -65,6 +72,13 @@ def _log_into(run: Run) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(output.fileno(), stream.fileno())
+
+
+def sentence_of(error: BaseException) -> str:
+    """Returns an error's type and text for `status.json`, with advice if memory ran out."""
+    text = f"{type(error).__name__}: {printable(shorten(str(error), 1500))}".removesuffix(": ")
+    full = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)) is not None
+    return f"{text.rstrip('. ')}; the memory does not suffice: {ADVICE}" if full else text
 
 
 def _report(path: Path, step: int, error: BaseException) -> None:
