@@ -245,6 +245,7 @@ def prompts_of(
 
     Raises ValueError for a value in `changes`, fields of `TaskConfig`, that would change the prompts of a run's task.
     """
+    require(count is None or count >= 1, "count", count, "at least 1, or none for all")
     run = _run_with_task(history, prompts)
     if run is None:
         number = config.task.test if count is None and not prompts else count

@@ -16,7 +16,7 @@ LAYERS, TENSORS = 50_000, 500_000
 def bad_files(folder: Path) -> Path:
     """Writes the files that `tests/fixtures/bad_parameters.json` names, and returns their folder."""
     texts = {
-        "long.jsonl": json.dumps({"text": [1] * 10_000_000}),
+        "long.jsonl": '{"text": "a text"}\n' + json.dumps({"text": [1] * 10_000_000}),
         "surrogate.jsonl": '{"text": "a text"}\n{"text": "half \\ud800 of a pair"}',
         "surrogate_prompts.jsonl": '{"prompt": "half \\ud800 of a pair", "answer": "x"}\n' * 700,
         "nested.jsonl": '{"text": "a", "prompt": "a", "answer": "a"}\n' + DEEP,
