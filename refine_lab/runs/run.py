@@ -143,7 +143,7 @@ class Run:
             return self._older_status()
         values = read_json(path)
         if isinstance(error := values.get("error"), str):
-            values["error"] = printable(shorten(error, ERROR))
+            values["error"] = printable(shorten(error, 2 * ERROR))
         try:
             return Status(**values)
         except ConfigError as error:
