@@ -231,10 +231,14 @@ def _snapshot(asked: HubName, files: Sequence[str], cached: bool = False) -> Pat
     prefix = f"{asked.subfolder}/" if asked.subfolder else ""
     wanted = {"allow_patterns": [prefix + file for file in files], "ignore_patterns": [f"{prefix}*/*"]}
     get = partial(snapshot_download, asked.repo, revision=asked.revision, **wanted)
+    where = f"not whole in the cache {constants.HF_HUB_CACHE}"
+    if cached:
+        try:
+            return Path(get(local_files_only=True))
+        except (OSError, errors.HFValidationError) as error:
+            raise FileNotFoundError(f"{where}, and {constants.ENDPOINT} is not asked") from error
     try:
         try:
-            if cached:
-                return Path(get(local_files_only=True))
             _ask(asked)
         except errors.RevisionNotFoundError:
             raise
@@ -245,7 +249,6 @@ def _snapshot(asked: HubName, files: Sequence[str], cached: bool = False) -> Pat
                 raise error from None
         return Path(get())
     except (HTTPError, OSError, errors.HFValidationError) as error:
-        where = f"not whole in the cache {constants.HF_HUB_CACHE}"
         raise FileNotFoundError(f"{where}, and {constants.ENDPOINT} {_cause(error, asked)}") from error
 
 

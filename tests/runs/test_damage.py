@@ -107,7 +107,7 @@ def test_a_run_whose_files_are_deleted_ends_with_a_sentence(tmp_path: Path, what
             writer.status("running")
     assert run.path.exists() == (what != "run")
     if what == "run":
-        with pytest.raises(FileNotFoundError, match="the run directory .* was deleted or moved"):
+        with pytest.raises(FileNotFoundError, match=r"the run directory .* was deleted or moved"):
             _ = run.status
 
 
