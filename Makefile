@@ -77,7 +77,7 @@ demo: $(READY) ## environment, install, and notebooks/midtrain.ipynb executed
 	exit $$status
 
 lab: $(READY) ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks $$(test "$$(id -u)" != 0 || echo --allow-root)
 
 bench: $(READY) ## the benchmarks, into benchmarks/results/
 	@mkdir -p $(RESULTS)
