@@ -92,7 +92,7 @@ def pairs(model: str, runs: Path, repeats: int) -> dict[str, Any]:
         for name, values in parts.items()
         if name != "step"
     }
-    total = [sum(values) for values in zip(*shares.values(), strict=True)]
+    total = [float(sum(values)) for values in zip(*shares.values(), strict=True)]
     return {
         "share": statistics.median(total),
         "interval": median_interval(total),
@@ -127,12 +127,12 @@ def opening(run: Run, tokenizer: PreTrainedTokenizerBase, repeats: int) -> dict[
     RolloutInspector.of_run(run, tokenizer, [1]).close()  # what is imported first is not part of it
     process, taken, peaks = psutil.Process(), [], []
     for _ in range(repeats):
-        before = process.memory_info().rss
-        peak, done = [float(before)], threading.Event()
+        before = float(process.memory_info().rss)
+        peak, done = [before], threading.Event()
 
         def watch(peak: list[float] = peak, done: threading.Event = done) -> None:
             while not done.wait(0.005):
-                peak[0] = max(peak[0], process.memory_info().rss)
+                peak[0] = max(peak[0], float(process.memory_info().rss))
 
         thread = threading.Thread(target=watch)
         thread.start()

@@ -84,3 +84,10 @@ def test_the_workbench_in_chromium(tmp_path, chromium, monkeypatch):
     assert len(figures["milliseconds"]) == 8
     slow = {name: found for name, found in figures["milliseconds"].items() if found["median"] > 2 * found["bar"]}
     assert not slow
+
+
+def test_durable_records_cost_little_of_a_step(tmp_path):
+    figures = run("durability", tmp_path, "--repeats", "5")
+    assert figures["cost"]["share"] <= 0.05
+    assert figures["opening"]["cpu_seconds"] <= 1.5  # (1, by the clock)
+    assert figures["opening"]["MB"] <= 300
