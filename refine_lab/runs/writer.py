@@ -108,7 +108,7 @@ class RunWriter:
         elif step is None and done is None:
             checkpoints.drop_records(path)
         else:
-            if done is None:
+            if done is None and last in dict(run.checkpoints()):  # a checkpoint of an earlier version
                 run.require_records(last)
             cut_metrics(path / "metrics.jsonl", range(last + 1) if done is None else done)
             cut_rollouts(path / "rollouts", last)
