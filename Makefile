@@ -14,7 +14,7 @@ RUNS := $(or $(REFINE_RUNS),runs)
 START := $(shell date +%s)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-rest long lab bench docs lint lock chromium
+.PHONY: help setup demo test check check-rest long soak lab bench docs lint lock chromium
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -89,6 +89,7 @@ bench: $(READY) ## the benchmarks, into benchmarks/results/
 	$(BIN)/python -m benchmarks.ttt --model tiny-deltanet --json $(RESULTS)/ttt.json
 	$(BIN)/python -m benchmarks.evaluation --model tiny-deltanet --json $(RESULTS)/evaluation.json
 	$(BIN)/python -m benchmarks.widgets --json $(RESULTS)/widgets.json
+	$(BIN)/python -m benchmarks.durability --json $(RESULTS)/durability.json
 
 docs: $(READY) ## docs/api.md and the table of files in docs/architecture.md, from the code
 	$(BIN)/python docs/generate.py
@@ -101,16 +102,19 @@ lint: $(READY) ## ruff and pyright
 	$(BIN)/pyright
 
 test: $(READY) ## the fast tier
-	$(PYTEST) -m "not ($(SLOWER) or gpu or long)"
+	$(PYTEST) -m "not ($(SLOWER) or gpu or long or soak)"
 
 check: test check-rest ## everything that needs no GPU
 
 check-rest: $(READY) chromium ## what `check` adds to `test`: notebooks, browser, kills, demo
-	$(PYTEST) -m "($(SLOWER)) and not (gpu or long)"
+	$(PYTEST) -m "($(SLOWER)) and not (gpu or long or soak)"
 	@$(MAKE) --no-print-directory demo
 
 long: $(READY) ## whole files of the benchmarks, from ../shared/data
 	$(PYTEST) -m "long and not gpu" -s
+
+soak: $(READY) ## runs under power cuts, damage and faults, in large numbers
+	$(PYTEST) -m soak
 
 chromium:
 	@if test -n "$$CHROMIUM" || command -v chromium > /dev/null; then \

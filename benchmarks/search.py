@@ -25,6 +25,7 @@ from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import TrainState
 from refine_lab.recipes import METHODS
 from refine_lab.rng import Draws
+from refine_lab.runs.answers import RENAMED
 from refine_lab.training.evaluation import answer_measures
 from refine_lab.training.loading import load_policy, load_training_task
 from refine_lab.training.optim import make_optimizers
@@ -102,8 +103,9 @@ def config_of(model: str, method: str, settings: Settings) -> TrainConfig:
 
 
 def trials_of(file: Path) -> list[dict[str, Any]]:
-    """Those that were made before."""
-    return json.loads(file.read_text(encoding="utf-8"))["trials"] if file.exists() else []
+    """The trials that were made before, under the present names of their measures."""
+    trials = json.loads(file.read_text(encoding="utf-8"))["trials"] if file.exists() else []
+    return [{str(RENAMED.get(name, name)): value for name, value in trial.items()} for trial in trials]
 
 
 def tried(
@@ -138,7 +140,7 @@ def trained(config: TrainConfig, task: Task) -> dict[str, float]:
 
 
 def best_of(trials: list[dict[str, Any]], method: str, among: list[Settings] | None = None) -> Settings:
-    """The settings with the highest recall; of several, that with the lowest answer loss."""
+    """The settings with the most answers that contain a reference; of several, that with the lowest answer loss."""
     own = [t for t in trials if t["method"] == method and (among is None or t["settings"] in among)]
     return max(own, key=lambda trial: (trial["contains_answer"], -trial["answer_loss"]))["settings"]
 

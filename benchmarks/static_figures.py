@@ -22,7 +22,7 @@ from typing import Any
 import nbformat
 from nbformat.reader import NotJSONError
 
-from refine_lab.runs.files import replace_text
+from refine_lab.runs.durable import replace_text
 
 FIGURE = "application/vnd.plotly.v1+json"
 PICTURES = ("image/png", "image/svg+xml")

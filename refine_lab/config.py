@@ -259,7 +259,7 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
     task: TaskConfig | None = None
     "Post-training: prompts with answers instead of sequences."
     nested: bool = False
-    "Post-training: whether updates on a batch's prompts (by `method`) precede the update on its answers."
+    "Post-training: whether updates on a batch's prompts (by `refine`) precede the update on its answers."
     steps: Natural = 100
     "Number of batches."
     batch_size: Count = 128
@@ -272,6 +272,12 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
     "Batches between two evaluations; the first evaluation is before training."
     checkpoint_every: Count = 20
     "Batches between two checkpoints; the final state is always saved."
+    checkpoint_minutes: NotNegative = 0.0
+    "Minutes after which a checkpoint is also written, at the end of a batch; 0: never."
+    keep_checkpoints: Count = 3
+    "Newest checkpoints that are kept, besides the one with the lowest held-out loss."
+    keep_every: Natural = 0
+    "Checkpoints of every so many batches are also kept; 0: none."
     activation_checkpointing: Literal["none", "mlp", "blocks"] = "none"
     "What the backward pass recomputes to save memory: nothing, the feed-forward layers, or whole blocks."
     threads: Natural = 0

@@ -54,7 +54,7 @@ class RewardExplorer(Panel):
         add_bos: bool | None = None,
     ) -> None:
         named = dict(rewards) if isinstance(rewards, Mapping) else {_name(function): function for function in rewards}
-        require(len(named) == len(rewards), "rewards", [*map(_name, rewards)], "functions of different names")
+        require(len(named) == len(rewards), "rewards", [*map(_name, rewards)], "functions with different names")
         super().__init__()
         self.exploration = Exploration(worker or shared_worker(), model, named, add_bos)
         self.exploration.set(**(settings or {}))

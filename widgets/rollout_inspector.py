@@ -12,7 +12,7 @@ import pandas as pd
 import traitlets
 
 from refine_lab.runs.run import Run
-from refine_lab.runs.schema import ROLLOUT_TYPES
+from refine_lab.runs.schema import ROLLOUT_TYPES, completed
 from refine_lab.validation import require
 from widgets.core.base import Widget, bounded
 from widgets.core.packing import PACKED
@@ -25,7 +25,10 @@ SENT = ("name", "label", "unit", "digits", "about", "shared", "filtered", "headi
 "Attributes of a column that the page receives."
 EXAMPLES, SAMPLES = 6, 4
 "Positions, and rollouts per position, in the paper's table F.1."
-CAPTION = "Cosine reward of rollouts and the reference (Table F.1); ★ marks the highest of all rollouts of an example"
+CAPTION = (
+    "Cosine reward of rollouts and the reference (Table F.1); "
+    "★ marks the rollout with the highest cosine reward in each example"
+)
 MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>|~$&#!"})
 
 
@@ -77,7 +80,7 @@ class RolloutInspector(Widget):
     def __init__(self, rollouts: pd.DataFrame | None = None, *, decode: Any) -> None:
         self._decode = token_decoder(decode)
         self._known: dict[int, str] = {}
-        self._frame = pd.DataFrame(columns=["step", *ROLLOUT_TYPES]) if rollouts is None else rollouts
+        self._frame = completed(pd.DataFrame(columns=["step", *ROLLOUT_TYPES]) if rollouts is None else rollouts)
         self._table = rollout_columns(self._frame, self._decode, self._known)
         super().__init__(columns=self._table.packed())
 
@@ -98,6 +101,7 @@ class RolloutInspector(Widget):
         A rollout is identified by step, sequence, position and sample index. Use `keep` if the same rollouts get other
         numbers, as after a change of reward, or if some are added. The sort order is always kept.
         """
+        rollouts = completed(rollouts)
         table = rollout_columns(rollouts, self._decode, self._known)
         with self.hold_sync():  # one message: the page never sees the selection of one frame with the rows of another
             there = {key: row for row, key in enumerate(_keys(rollouts))} if keep else {}

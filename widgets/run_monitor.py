@@ -1,4 +1,4 @@
-"""The run monitor: curves, rollouts and differing settings of a folder's runs, live or finished, with start and stop."""
+"""The run monitor: curves, rollouts and settings that differ for a folder's runs, live or finished, with start and stop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHOSEN_AT_FIRST = 4
 
 TOOLTIPS = {
     "refresh": "Refresh the list of runs",
-    "start": "Train or answer the selected runs that have not finished; they continue when this kernel ends",
+    "start": "Start the selected unfinished runs (training or answering); they continue when this kernel ends",
     "stop": "Make the selected runs save and stop",
 }
 """Tooltips of the buttons, by the method that they call."""

@@ -119,7 +119,7 @@ class CorpusReport:
         return self.share >= 0.9
 
     def __str__(self) -> str:
-        counts = f"{len(self.present)} files of the corpus are here ({self.share:.1%})"
+        counts = f"{len(self.present)} files of the corpus are present on this machine ({self.share:.1%})"
         left_out = f"{len(self.differing)} that differ and {len(self.missing)} that are missing are left out"
         verdict = "" if self.comparable else "; below 90 %, so the figures of the model card do not apply here"
         return f"{counts}, {left_out}{verdict}."

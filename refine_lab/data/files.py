@@ -1,12 +1,9 @@
-"""Reads input files: checks UTF-8 and git-lfs pointers, reads .jsonl and .parquet rows, and computes content digests."""
+"""Reads input files: checks UTF-8 and git-lfs pointers, reads .jsonl and .parquet rows."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -88,19 +85,3 @@ def parquet_rows(path: Path, columns: Callable[[list[str]], Sequence[str]]) -> I
             yield from batch.to_pylist()
     except (pa.ArrowException, OSError, UnicodeError) as error:
         raise ValueError(f"{str(path)!r} is damaged: {error}") from error
-
-
-def digest(path: Path) -> str:
-    """Returns the first 24 hexadecimal digits of the sha256 of a file's content.
-
-    A process reads a file once, and again whenever its inode reports a change (the inode's change time cannot be set
-    back).
-    """
-    facts = path.stat()
-    return _digest(os.fspath(path.absolute()), (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
-
-
-@lru_cache(maxsize=100_000)
-def _digest(path: str, facts: tuple[int, ...]) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:24]

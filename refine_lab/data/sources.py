@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from refine_lab.data.corpus import File, Manifest, Split, compare, current_manifest, python_documents
-from refine_lab.data.files import digest, existing_file, json_lines, parquet_rows, read_text, refuse_pointer
+from refine_lab.data.files import existing_file, json_lines, parquet_rows, read_text, refuse_pointer
+from refine_lab.runs.durable import digest
 from refine_lab.validation import ConfigError
 
 HELD_OUT_EVERY = 20

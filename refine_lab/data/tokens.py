@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from refine_lab.data.corpus import Manifest, Split
 from refine_lab.data.sources import documents, identity
 from refine_lab.data.tokenizer import end_of_text
+from refine_lab.runs.durable import digest, make_folder, replace_text, replacing
 from refine_lab.validation import require
 
 CACHE_VERSION = 1
@@ -86,12 +87,15 @@ def token_array(
 
 
 def _kept(path: Path) -> Int[np.ndarray, "tokens"] | None:
-    """Returns the array at `path`, or None if it is missing or incomplete."""
+    """Returns the array at `path`, or None if it is missing or, with a warning, if it is damaged."""
     try:
-        tokens = np.load(path, mmap_mode="r")
-    except (OSError, EOFError, ValueError):
+        written = path.with_suffix(".digest").read_text(encoding="utf-8", errors="replace")
+        if digest(path) == written:
+            return np.load(path, mmap_mode="r")
+    except OSError:
         return None
-    return tokens if isinstance(tokens, np.ndarray) and tokens.ndim == 1 and tokens.dtype == np.int32 else None
+    warnings.warn(f"{path} is damaged: its source is tokenised again", stacklevel=2)
+    return None
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
@@ -138,8 +142,8 @@ def _pieces(text: str) -> list[str]:
 
 
 def _write(path: Path, tokens: np.ndarray) -> None:
-    """Writes the array in a temporary folder and moves it to `path`, so that no reader ever sees a partial array."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, suffix=".tmp") as folder:
-        np.save(Path(folder, path.name), tokens)
-        Path(folder, path.name).replace(path)
+    """Writes the array and then, beside it, its digest, without which it does not count."""
+    make_folder(path.parent)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, tokens)
+    replace_text(path.with_suffix(".digest"), digest(path))

@@ -12,12 +12,13 @@ from __future__ import annotations
 import ast
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Optional, get_args
 
-from pydantic import AllowInfNan, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import AllowInfNan, BeforeValidator, Field, Strict, TypeAdapter, ValidationError
 
 from refine_lab.validation import ConfigError, unknown
 
@@ -42,10 +43,14 @@ TYPES: dict[Any, tuple[Any, str]] = {
     int: (_Whole, "a whole number"),
     float: (Annotated[float, BeforeValidator(_number), AllowInfNan(False)], "a number"),
     bool: (bool, "true or false"),
-    str: (str, "a text"),
+    str: (Annotated[str, Strict()], "a text"),
     list[int]: (Annotated[list[_Whole], BeforeValidator(_items), Field(min_length=1)], "whole numbers, as in 0,1,2"),
 }
 """Declared type -> the type by which pydantic converts a value, and the description of allowed values."""
+
+
+RENAMED = {"moving": "trainable"}
+"""Former names of notebook parameters, which this version still accepts with a warning."""
 
 
 def parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,10 +60,15 @@ def parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     one, and for a value that is not of the declared type.
     """
     declared: dict[str, Any] = namespace.get("__annotations__", {})
+    values = dict(namespace)
     for name in _injected(namespace.get("In", ())):
-        if name not in declared:
+        if (present := RENAMED.get(name)) in declared:
+            message = f"parameter {name!r} is now {present!r}; the former name will be removed"
+            warnings.warn(message, FutureWarning, stacklevel=2)
+            values[present] = values[name]
+        elif name not in declared:
             raise unknown("parameter", name, declared)
-    return {name: convert(name, hint, namespace[name]) for name, hint in declared.items()}
+    return {name: convert(name, hint, values[name]) for name, hint in declared.items()}
 
 
 def convert(name: str, hint: Any, value: Any) -> Any:
@@ -74,7 +84,7 @@ def convert(name: str, hint: Any, value: Any) -> Any:
     annotation, allowed = TYPES[kind]
     allowed += " or none" if optional else ""
     if kind is str and (value is None or isinstance(value, (bool, int, float))):
-        allowed += f" (papermill's -p converts texts that look like numbers or None: use -r {name} VALUE)"
+        allowed += f" (papermill's -p converts texts that look like numbers, booleans or None: use -r {name} VALUE)"
     try:
         stripped = value.strip() if isinstance(value, str) and kind is not str else value
         return TypeAdapter(annotation).validate_python(stripped)

@@ -38,10 +38,8 @@ def group_names(runs: Sequence[tuple[str, Config, str]]) -> list[str]:
     for index, (method, config, _) in enumerate(runs):
         settings = tuple((name, value) for name, value in flat_settings(config).items() if name not in SEEDS)
         run = method, to_json(config)
-        key = (
-            settings,
-            repeats[run],
-        )  # a run with the settings and seed of an earlier one does not count as another seed
+        # A run with the settings and seed of an earlier one does not count as another seed.
+        key = settings, repeats[run]
         by_method.setdefault(method, {}).setdefault(key, []).append(index)
         repeats[run] += 1
     names = [method for method, _, _ in runs]

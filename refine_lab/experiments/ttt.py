@@ -30,9 +30,8 @@ class PromptTrace:
     """How adaptation to one prompt changed the model, per step and method."""
 
     tokens: list[str]  # the text of each token of the prompt, [T]
-    steps: (
-        pd.DataFrame
-    )  # a row per step: `method`, `step`, `tokens_per_second`, `reward`, `loss_before`, `loss_after`, ...
+    # a row per step: `method`, `step`, `tokens_per_second`, `reward`, `loss_before`, `loss_after`, ...
+    steps: pd.DataFrame
     answers: pd.DataFrame  # a row per method: `method`, `answer` and scores; `none` is the answer before adaptation
     readings: dict[str, Reading]  # of each token: `none` before adaptation, and each method after its last step
 

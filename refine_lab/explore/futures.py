@@ -28,11 +28,11 @@ def then(function: Callable[..., Any], *futures: Future[Any]) -> Future[Any]:
         except Exception as error:  # the future raises it
             following.set_exception(error)
 
-    for future in futures:
+    for future in futures or (finished(None),):
         future.add_done_callback(done)
     return following
 
 
 def together(futures: Sequence[Future[Any]]) -> Future[list[Any]]:
-    """Returns the future of the results of one or more futures, in order."""
+    """Returns the future of the results of futures, in order."""
     return then(lambda *results: [*results], *futures)

@@ -1,4 +1,4 @@
-"""The base of our models' configurations, which rejects an invalid value by name, in one sentence."""
+"""The base of our models' configurations; an invalid value raises an error of one sentence that names the field."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,10 +15,14 @@ from typing import Any
 from huggingface_hub import HfApi, constants, errors, snapshot_download
 from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage] -- of the hub's client, httpx or httpx2
 
-from refine_lab.runs.files import checkpoints, read_json
+from refine_lab.runs.checkpoints import MANIFEST, OPTIMIZER, check_files, newest_whole, read_manifest
+from refine_lab.runs.files import read_json
 
 SHIPPED = Path(__file__).parent / "shipped"
 """Folder of the models that come with the package."""
+
+DIGESTS = SHIPPED / "digests.json"
+"""Size and digest of each file that a shipped model is loaded from."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """Files each of which is enough to define a tokenizer."""
@@ -102,6 +107,7 @@ def locate(name: str, revision: str | None = None) -> Place:
     if folder is not None and revision is not None:
         raise ValueError(f"revision {revision!r} is for models on the hub, but {name!r} is the folder {folder}")
     if folder is not None:
+        _check(folder)
         return Place(folder)
     if asked is None:
         form = "org/repo, org/repo:subfolder, org/repo@revision or org/repo:subfolder@revision"
@@ -137,10 +143,25 @@ def _local(name: str) -> Path | None:
     folder = shipped(name) or own_folder(name)
     if folder is None or not _is_run(folder):
         return folder
-    steps = checkpoints(folder)
-    if not steps:
+    found, damaged = newest_whole(folder, leave_out=[OPTIMIZER])
+    if found is None and damaged:
+        raise ValueError(f"the run {folder} has no undamaged checkpoint: {damaged[0][1]}")
+    if found is None:
         raise FileNotFoundError(f"the run {folder} has no checkpoint yet")
-    return steps[-1][1]
+    for _, sentence in damaged:
+        warnings.warn(f"{sentence}; the checkpoint {found[1].name} is used", stacklevel=2)
+    return found[1]
+
+
+def _check(folder: Path) -> None:
+    """Raises ValueError, naming the file, if one of a shipped model or of a checkpoint is damaged."""
+    if folder.parent == SHIPPED:
+        check_files(folder, read_json(DIGESTS)[folder.name])
+    elif (manifest := read_manifest(folder)) is not None:
+        try:
+            check_files(folder, manifest["files"], leave_out=[OPTIMIZER])
+        except ValueError as error:
+            raise ValueError(f"{error}; if the change is intended, delete {MANIFEST} in that folder") from None
 
 
 def _is_run(folder: Path) -> bool:
@@ -153,7 +174,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _looked_for(name: str) -> str:
-    known = ", ".join(sorted(path.name for path in SHIPPED.glob("*"))) or "none"
+    known = ", ".join(sorted(path.name for path in SHIPPED.glob("*") if path.is_dir())) or "none"
     path = Path(os.path.expanduser(name)).absolute()
     return f"there is no model {name!r}: not among the shipped ones ({known}), no run or folder at {path}"
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from refine_lab.models.families import configured
 from refine_lab.models.hub import locate
+from refine_lab.runs.durable import publishing
 from refine_lab.validation import require
 
 TRAINED_ON = "tokenizer_training.json"
@@ -41,13 +39,8 @@ def with_new_tokenizer(name: str, vocab_size: int, characters: Mapping[str, int]
     tokenizer = train_tokenizer(tokenizer_sample(characters), vocab_size)
     config.vocab_size = len(tokenizer)
     config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with publishing(folder) as unfinished:
         config.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         (unfinished / TRAINED_ON).write_text(json.dumps(made_of, indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return f"new:{folder}"

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from refine_lab.runs.durable import replacing
 from refine_lab.validation import ConfigError, require
 
 _KEEPS_STATES = ContextVar("keeps_states", default=True)
@@ -114,7 +115,8 @@ class State:
             used, sources = torch.unique(state.sources, return_inverse=True)
             tensors |= {SHARED + name: x.index_select(0, used) for name, x in state.shared.items()}
             tensors["sources"] = sources
-        save_file(tensors, path)
+        with replacing(Path(path)) as temporary:
+            save_file(tensors, temporary)
 
     @staticmethod
     def load(path: str | Path) -> State:

@@ -1,4 +1,4 @@
-"""Rotary position embeddings (Su et al., 2021; arXiv 2104.09864), which rotate the two halves of a head against each other."""
+"""Rotary position embeddings (Su et al., 2021; arXiv 2104.09864) rotate pairs of channels, one from each half of a head."""
 
 from __future__ import annotations
 

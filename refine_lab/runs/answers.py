@@ -9,9 +9,8 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from refine_lab.runs.files import cut_parts, parquet_parts, write_parquet
+from refine_lab.runs.files import cut_parts, parquet_parts, read_parquet, write_parquet
 
 COLUMNS = {
     "name": pa.string(),
@@ -94,7 +93,7 @@ class AnswerLog:
 def _table(path: Path, columns: list[str] | None = None) -> pa.Table | None:
     """Returns the content of a file; None, with a warning, if it is damaged."""
     try:
-        table = pq.read_table(path, columns=columns)
+        table = read_parquet(path, columns)
         return table.rename_columns([RENAMED.get(name, name) for name in table.column_names])
     except (pa.ArrowException, OSError) as error:
         warnings.warn(f"{path} is damaged, its answers count as not given: {error}", stacklevel=2)

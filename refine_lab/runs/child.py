@@ -17,6 +17,9 @@ from refine_lab.runs.run import Run
 LOCKS, WATCH_FD = "REFINE_LOCK_FDS", "REFINE_WATCH_FD"
 """Environment variables that give a child the descriptors of its runs' locks and of the parent's pipe."""
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""The first of these signals requests a stop; the second one ends the process at once."""
+
 SAVE_SECONDS = 120.0
 """Maximum time for a run to save before it is killed, once its starter has requested a stop or has ended."""
 
@@ -62,8 +65,13 @@ def child_setup(*run_dirs: Path | str) -> list[StopSignal]:
         for each in signals:
             each.set(reason)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: stop_each(f"stopped by {signal.Signals(number).name}"))
+    def interrupt(number: int, frame: object) -> None:
+        stop_each(f"stopped by {signal.Signals(number).name}")
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)  # a second signal ends the process at once
+
+    for each in SIGNALS:
+        signal.signal(each, interrupt)
     if watched := os.environ.pop(WATCH_FD, None):
         watch_parent(int(watched), lambda: _outlive_parent(stop_each))
     return signals

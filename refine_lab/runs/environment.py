@@ -1,4 +1,4 @@
-"""Records what a run was made with, and where: versions, commit, platform, device."""
+"""Records the software and hardware of a run: versions, commit, platform, device."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The files of a run directory: how each is written, read, and truncated to an earlier step.
 
-Every file is written under a temporary name and renamed, so that a reader never sees a partial file. The exception is
-`metrics.jsonl`, which is appended to and may end in an incomplete line, which readers skip.
+Every file is written by `durable`, so that a reader never sees a partial file. The exception is `metrics.jsonl`, which is
+appended to and may end in an incomplete line, which readers skip.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from refine_lab.runs.durable import make_folder, replace_bytes, replace_text, sync
 
 OLDER_NAMES = {"config.json": "ttt.json", "metrics.jsonl": "updates.jsonl"}
 """Names of these files in runs of test-time training of format version 1."""
@@ -37,13 +38,6 @@ def run_file(run: Path, name: str) -> Path:
     """Returns the path of a run's `config.json` or `metrics.jsonl`, under its older name if only that exists."""
     older = run / OLDER_NAMES[name]
     return older if older.is_file() and not (run / name).is_file() else run / name
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -107,27 +101,13 @@ def is_held(run: Path) -> bool:
     return False
 
 
-def checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """Returns step and folder of every complete checkpoint of a run, in order; other names than `step-<n>` are ignored."""
-    folders = (run / "checkpoints").glob("step-*")
-    return sorted((int(f.name[5:]), f) for f in folders if re.fullmatch(r"step-[0-9]+", f.name) and f.is_dir())
-
-
-def drop_leftovers(path: Path) -> None:
-    """Removes temporary files that killed processes left behind."""
-    for folder in (path, path / "rollouts", path / "checkpoints", path / "answers"):
-        for left in folder.glob(".*.tmp"):
-            remove = shutil.rmtree if left.is_dir() else Path.unlink
-            remove(left)
-
-
 def cut_metrics(path: Path, kept: Collection[int]) -> None:
     """Keeps the complete lines of the steps in `kept`."""
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)
         left = [line for line in lines if line.endswith(b"\n") and parse_line(path, line)["step"] in kept]
         if len(left) < len(lines):
-            replace_text(path, b"".join(left).decode())
+            replace_bytes(path, b"".join(left))
 
 
 def cut_parts(folder: Path, end: int, kept: Callable[[int, Path], pa.Table | None]) -> None:
@@ -149,11 +129,29 @@ def parquet_parts(folder: Path) -> list[tuple[int, int, Path]]:
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
-    """Writes a table under a temporary name, then renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, temporary)
-    os.replace(temporary, path)
+    """Writes a table with checksums, which `read_parquet` verifies."""
+    make_folder(path.parent)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, write_page_checksum=True)
+    replace_bytes(path, memoryview(buffer.getvalue()))
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Reads a table. Raises OSError or ValueError if the file is damaged."""
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read(columns, use_threads=False)  # a file is small: threads cost more than they save
+
+
+DATE = "%Y%m%d-%H%M%S"
+"""The beginning of the name of a run directory, by which runs are ordered."""
+
+
+def next_date(folder: Path) -> str:
+    """Returns the present time for the name of a new run; later than every run's in `folder`, if the clock was set back."""
+    now = time.strftime(DATE)
+    names = (path.name for path in folder.glob("*-*-*") if is_run(path))
+    newest = max((name[:15] for name in names if re.match(r"\d{8}-\d{6}-", name)), default="")
+    return now if newest <= now else f"{datetime.strptime(newest, DATE) + timedelta(seconds=1):{DATE}}"
 
 
 def new_directory(folder: Path, name: str) -> Path:
@@ -163,12 +161,13 @@ def new_directory(folder: Path, name: str) -> Path:
     """
     number = 0
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         while True:
             number += 1
             path = folder.absolute() / (name if number == 1 else f"{name}-{number}")
             with suppress(FileExistsError):  # another run of the same second
                 path.mkdir()
+                sync(folder)
                 return path
     except OSError as error:
         raise OSError(

@@ -282,7 +282,9 @@ def _raise_unless_whole(process: RunProcess, run: Run, may_be_stopped: bool) -> 
         what = "failed"
     else:
         what = "was killed" if code is None else f"ended with exit status {code}"
-    raise RuntimeError(f"run {run.name} {what} {where}: {status.error or _log_end(run) or 'it left no word'}")
+    raise RuntimeError(
+        f"run {run.name} {what} {where}: {status.error or _log_end(run) or 'the process printed nothing'}"
+    )
 
 
 def _log_end(run: Run, lines: int = 15) -> str:

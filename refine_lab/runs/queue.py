@@ -1,4 +1,4 @@
-"""Executes runs of both kinds one after another, since two at once would only share the cores.
+"""Executes training and answering runs one after another, since parallel runs would compete for the same cores.
 
 A waiting run counts as alive, because the process that will start it holds its lock. That is the calling process or, if
 detached, a separate one: `python -m refine_lab.runs.queue RUN_DIR [RUN_DIR ...]`, which runs independently. A training

@@ -1,4 +1,4 @@
-"""Reads run directories, whose files one process writes while it works and any other process may read.
+"""Reads run directories, which one process writes while any other process may read them.
 
     config.json    the configuration, with its kind            status.json   state, step, last error
     env.json       versions, device, commit                    stop          a request to stop
@@ -27,8 +27,9 @@ import pandas as pd
 
 from refine_lab.config import TrainConfig, from_json
 from refine_lab.runs.answers import AnswerLog
+from refine_lab.runs.checkpoints import checkpoints
 from refine_lab.runs.environment import project_root
-from refine_lab.runs.files import checkpoints, is_held, is_run, parquet_parts, parse_line, read_json, run_file
+from refine_lab.runs.files import is_held, is_run, parquet_parts, parse_line, read_json, run_file
 from refine_lab.runs.schema import ROLLOUT_TYPES, read_rollouts
 from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.validation import ConfigError, Natural, configuration, require

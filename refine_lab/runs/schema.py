@@ -15,9 +15,8 @@ from typing import Any, Literal
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from refine_lab.runs.files import cut_parts, write_parquet
+from refine_lab.runs.files import cut_parts, read_parquet, write_parquet
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def read_rollouts(path: Path) -> pd.DataFrame:
     Raises ValueError for a file that is not parquet, or that lacks a column of its own format version.
     """
     try:
-        table = pq.read_table(path)
+        table = read_parquet(path)
         version = int((table.schema.metadata or {}).get(VERSION_KEY, 1))
         return completed(table.to_pandas(), version)
     except (ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
@@ -104,7 +103,7 @@ def read_rollouts(path: Path) -> pd.DataFrame:
 
 def cut_rollouts(folder: Path, last_step: int) -> None:
     """Keeps the rollouts up to `last_step`."""
-    cut_parts(folder, last_step, lambda first, path: pq.read_table(path).filter(pc.field("step") <= last_step))
+    cut_parts(folder, last_step, lambda first, path: read_parquet(path).filter(pc.field("step") <= last_step))
 
 
 def completed(rollouts: pd.DataFrame, version: int = 1) -> pd.DataFrame:

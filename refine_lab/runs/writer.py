@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from refine_lab.config import TrainConfig, to_json
+from refine_lab.runs import checkpoints, durable
 from refine_lab.runs.environment import environment
-from refine_lab.runs.files import cut_metrics, drop_leftovers, new_directory, plain, replace_text, write_json
+from refine_lab.runs.files import cut_metrics, new_directory, next_date, plain, write_json
 from refine_lab.runs.run import Run, State, runs_dir
 from refine_lab.runs.schema import ROLLOUT_TYPES, cut_rollouts, write_rollouts
 from refine_lab.ttt_config import TTTRunConfig
@@ -38,6 +40,9 @@ class RunWriter:
         self._rollouts_every = rollouts_every
         self._step = step
         self._rows: list[tuple[int, Mapping[str, Any]]] = []
+        self._held_out: tuple[int, float | None] = (-1, None)
+        self._read = hashlib.sha256(), 0
+        "Digest of the lines of `metrics.jsonl` up to the last checkpoint, and their number of bytes."
         self._metrics = os.open(path / "metrics.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     @classmethod
@@ -56,17 +61,22 @@ class RunWriter:
         """
         train = isinstance(config, TrainConfig)
         name = f"{config.recipe}-{config.method}-s{config.seed}"
-        path = new_directory(runs or runs_dir(), f"{time.strftime('%Y%m%d-%H%M%S')}-{'' if train else 'ttt-'}{name}")
+        folder = runs or runs_dir()
+        path = new_directory(folder, f"{next_date(folder)}-{'' if train else 'ttt-'}{name}")
         for folder in ("rollouts" if train else "answers", "checkpoints"):
-            (path / folder).mkdir()
+            durable.make_folder(path / folder)
         if reward_source is not None:
-            replace_text(path / "reward.py", reward_source)
+            durable.replace_text(path / "reward.py", reward_source)
         if inputs is not None:
             write_json(path / "inputs.json", inputs)
         write_json(path / "env.json", environment())
-        replace_text(path / "config.json", to_json(config))  # last: a directory with a config.json is a run
+        durable.replace_text(path / "config.json", to_json(config))  # last: a directory with a config.json is a run
         writer = cls(path, step=0)
-        writer.status("starting")
+        try:
+            writer.status("starting")
+        except BaseException:
+            writer.close()
+            raise
         return writer
 
     @classmethod
@@ -83,12 +93,19 @@ class RunWriter:
         run, last = Run(path), -1 if step is None else step
         path = run.path
         upgrade(run)
-        drop_leftovers(path)
-        cut_metrics(path / "metrics.jsonl", range(last + 1) if done is None else done)
-        cut_rollouts(path / "rollouts", last)
+        for folder in (path, path / "rollouts", path / "checkpoints", path / "answers"):
+            durable.drop_leftovers(folder)
+        manifest = None if step is None else checkpoints.read_manifest(path / "checkpoints" / f"step-{step}")
+        if manifest is not None:
+            checkpoints.restore_records(path, manifest)
+        elif step is None and done is None:
+            checkpoints.drop_records(path)
+        else:
+            cut_metrics(path / "metrics.jsonl", range(last + 1) if done is None else done)
+            cut_rollouts(path / "rollouts", last)
         for number, folder in run.checkpoints():
             if number > last:
-                shutil.rmtree(folder)
+                durable.remove_folder(folder)
         write_json(path / "env.json", environment(run.config.device))
         return cls(path, step=max(last, 0), rollouts_every=rollouts_every)
 
@@ -101,9 +118,9 @@ class RunWriter:
     def _append(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Appends a line of `metrics.jsonl`. A non-finite number is written as null and read as NaN."""
         line = json.dumps(plain({"kind": kind, "step": step, "time": time.time(), **values}), allow_nan=False)
-        text = line.encode() + b"\n"
-        if os.write(self._metrics, text) < len(text):  # one unbuffered write: only the last line can be incomplete
-            raise OSError(f"{self.path / 'metrics.jsonl'} cannot grow: the disk is full")
+        durable.append(self._metrics, self.path / "metrics.jsonl", line.encode() + b"\n")
+        if kind == "eval":
+            self._held_out = step, values.get("answer_loss", values.get("ntp_loss"))
         self._step = max(self._step, step)
 
     train = partialmethod(_append, "train")
@@ -129,10 +146,11 @@ class RunWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the buffered rollouts to a closed file."""
-        if self._rows:
-            write_rollouts(self.path / "rollouts", self._rows)
-            self._rows = []
+        """Writes the buffered rollouts to a closed file, and waits until all records are on the disk."""
+        rows, self._rows = self._rows, []
+        if rows:
+            write_rollouts(self.path / "rollouts", rows)
+        durable.sync_open(self._metrics, self.path / "metrics.jsonl")
 
     def status(
         self,
@@ -155,7 +173,13 @@ class RunWriter:
             "tokens_per_second": tokens_per_second,
             "seconds_left": seconds_left,
         }
-        write_json(self.path / "status.json", status)
+        path = self.path / "status.json"
+        try:
+            write_json(path, status)
+        except OSError as full:
+            if full.errno != errno.ENOSPC or error is None or not path.exists():
+                raise
+            durable.overwrite_text(path, json.dumps(plain(status)))
 
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:
@@ -165,24 +189,34 @@ class RunWriter:
         """
         self.flush()
         final = self.path / "checkpoints" / f"step-{step}"
-        folder, old = final.with_name(f".{final.name}.tmp"), final.with_name(f".{final.name}.old.tmp")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
         try:
-            yield folder
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            with durable.publishing(final) as folder:
+                yield folder
+                loss = self._held_out[1] if self._held_out[0] == step else None
+                checkpoints.write_manifest(folder, step, self._records(), plain({"loss": loss})["loss"])
+        except OSError:
             raise
-        if final.exists():
-            final.rename(old)
-        folder.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
+        except Exception as error:  # of the libraries that write the files from native code
+            raise OSError(f"{final} cannot be written: {error}") from error
+
+    def _records(self) -> dict[str, checkpoints.Facts]:
+        """Returns the size and digest of the records so far; only new lines of `metrics.jsonl` are read."""
+        digest, size = self._read
+        with (self.path / "metrics.jsonl").open("rb") as file:
+            file.seek(size)
+            lines = file.read()
+        digest.update(lines)
+        self._read = digest, size + len(lines)
+        metrics = {"bytes": self._read[1], "digest": durable.short_digest(digest)}
+        return {"metrics.jsonl": metrics, **checkpoints.closed_files(self.path)}
 
     def close(self) -> None:
-        self.flush()
         if self._metrics >= 0:
-            os.close(self._metrics)
-            self._metrics = -1
+            try:
+                self.flush()
+            finally:
+                os.close(self._metrics)
+                self._metrics = -1
 
 
 class RunProgress:
@@ -219,6 +253,6 @@ def upgrade(run: Run) -> None:
     if (path / "updates.jsonl").is_file():
         os.replace(path / "updates.jsonl", path / "metrics.jsonl")
     write_json(path / "status.json", status)
-    replace_text(path / "config.json", to_json(run.config))
+    durable.replace_text(path / "config.json", to_json(run.config))
     for name in ("ttt.json", "error.txt"):
         (path / name).unlink(missing_ok=True)

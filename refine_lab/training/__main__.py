@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from refine_lab.runs.child import StopSignal, child_setup
@@ -33,9 +34,10 @@ def main(arguments: list[str]) -> int:
             _log_into(run)
         try:
             _work(run, stop)
-        except Exception as error:  # in full in log.txt, and in one sentence in status.json
-            traceback.print_exc()
+        except Exception as error:  # in one sentence in status.json, and in full in log.txt, unless the disk is full
             _report(run.path, step, error)
+            with suppress(OSError):
+                traceback.print_exc()
             return 1
         stop.release()
     return 0

@@ -142,8 +142,8 @@ def prompt_batch(
 @contextmanager
 def _gradients_of(model: FastWeightLM, trainable: Iterable[nn.Parameter]) -> Iterator[None]:
     """Enables gradients of `trainable` alone, in any mode of the caller; keeps neither them nor casts of the weights."""
-    excluded = {id(p) for p in trainable}
-    frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in excluded]
+    kept = {id(p) for p in trainable}
+    frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
     try:
         for p in frozen:
             p.requires_grad_(False)

@@ -8,7 +8,6 @@ interrupted run gives the same results as an uninterrupted one, and the model is
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -29,6 +28,7 @@ from refine_lab.data.tasks.prompts import TextPrompt, encode, within_limit
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.models.base import FastWeightLM
 from refine_lab.ops.precision import autocast
+from refine_lab.runs.checkpoints import drop_checkpoints, resume_point
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunProgress, RunWriter, write_status
 from refine_lab.training import optim
@@ -162,7 +162,7 @@ class _Work:
         ttt, self.done = self.run.config.ttt, self._answered()
         first, folder, drifts = 0, None, ttt is not None and self.run.config.reset == "never"
         if drifts:
-            first, folder = self.run.latest_checkpoint() or (0, None)
+            first, folder = resume_point(self.run.path) or (0, None)
             if not self.done.issuperset(range(1, first + 1)):
                 first, folder = (
                     0,
@@ -250,12 +250,12 @@ class _Work:
 
     def _write(self, number: int, rows: list[dict[str, Any]], adapter: Adapter | None) -> bool:
         """Writes a batch's answers, then the checkpoint of `adapter`, if any; returns whether `report` asks to stop."""
+        self.writer.flush()  # the lines of updates, which count once their batch is answered
         self.run.log.write(rows)
         if adapter is not None:
             with self.writer.checkpoint(number) as folder:
                 _save(adapter, folder)
-            for _, earlier in self.run.checkpoints()[:-1]:
-                shutil.rmtree(earlier)
+            drop_checkpoints(self.run.path, newest=2)
         self.done.add(number)
         return self._reported(number)
 

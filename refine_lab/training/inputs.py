@@ -16,10 +16,11 @@ import numpy as np
 
 from refine_lab.config import DataConfig, TrainConfig, to_json
 from refine_lab.data.corpus import Manifest
-from refine_lab.data.files import digest
 from refine_lab.data.sources import source_digests
 from refine_lab.data.tasks.prompts import Example, prompts_digest
 from refine_lab.models.hub import TOKENIZER_FILES, Place, locate
+from refine_lab.runs.checkpoints import OPTIMIZER
+from refine_lab.runs.durable import digest
 from refine_lab.runs.files import write_json
 from refine_lab.runs.run import Run, list_runs
 from refine_lab.runs.writer import RunWriter
@@ -76,7 +77,7 @@ def model_digests(model: str) -> dict[str, str]:
     names = ["config.json", "tokenizer_config.json", *TOKENIZER_FILES]
     weights = [] if model.startswith("new:") else sorted(place.folder.glob("*.safetensors"))
     files = [path for path in (place.folder / name for name in names) if path.is_file()]
-    return {path.name: digest(path) for path in [*files, *weights] if path.name != "optimizer.safetensors"}
+    return {path.name: digest(path) for path in [*files, *weights] if path.name != OPTIMIZER}
 
 
 def changes(recorded: Mapping[str, Any], now: Mapping[str, Any], config: Any) -> list[str]:

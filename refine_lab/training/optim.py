@@ -13,9 +13,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from refine_lab.config import TrainConfig, UpdateConfig
 from refine_lab.models.base import FastWeightLM
-
-MOMENTS = "optimizer.safetensors"
-"""File in a checkpoint that holds the optimizers' moments."""
+from refine_lab.runs.checkpoints import OPTIMIZER
 
 
 def make_optimizers(
@@ -60,13 +58,13 @@ def save(optimizers: Sequence[Optimizer], folder: Path) -> None:
         for index, moments in optimizer.state_dict()["state"].items()
         for name, value in moments.items()
     }
-    save_file(tensors, folder / MOMENTS)
+    save_file(tensors, folder / OPTIMIZER)
 
 
 def load(optimizers: Sequence[Optimizer], folder: Path) -> None:
     """Restores the moments that `save` wrote."""
     states: list[dict[int, dict[str, Tensor]]] = [defaultdict(dict) for _ in optimizers]
-    for key, value in load_file(folder / MOMENTS).items():
+    for key, value in load_file(folder / OPTIMIZER).items():
         number, index, name = key.split(".", 2)
         states[int(number)][int(index)][name] = value
     for optimizer, state in zip(optimizers, states, strict=True):

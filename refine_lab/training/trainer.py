@@ -23,6 +23,7 @@ from refine_lab.models.activation_checkpointing import checkpoint_activations
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import MANIFEST, manifest_of
 from refine_lab.rng import Draws
+from refine_lab.runs.checkpoints import drop_checkpoints, resume_point
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunProgress, RunWriter
@@ -44,7 +45,7 @@ Measure = Callable[[], dict[str, float]]
 def train(path: Path, stop: StopSignal) -> None:
     """Trains the run in `path` to its last step, or until a stop is requested, resuming from its last checkpoint."""
     run = Run(path)
-    config, (done, folder) = run.config, run.latest_checkpoint() or (0, None)
+    config, (done, folder) = run.config, resume_point(path) or (0, None)
     if config.threads:
         torch.set_num_threads(config.threads)
     policy, tokenizer = load_policy(config, folder and str(folder))
@@ -56,14 +57,11 @@ def train(path: Path, stop: StopSignal) -> None:
     else:
         one_step, (data, measure, history) = nested_step, _task(run, policy, tokenizer, manifest, history)
 
-    def save() -> None:
+    def save() -> float:
         with writer.checkpoint(step) as checkpoint:
-            policy.save_pretrained(checkpoint)
-            tokenizer.save_pretrained(checkpoint)
-            if manifest is not None:
-                manifest.save(checkpoint / MANIFEST)
-            save_history(history, checkpoint)
-            optim.save(train_state.optimizers, checkpoint)
+            save_training(checkpoint, train_state, tokenizer, manifest, history)
+        drop_checkpoints(path, config.keep_checkpoints, config.keep_every)
+        return time.monotonic()
 
     with RunWriter.open(path, None if folder is None else done) as writer:
         if folder is None:
@@ -72,7 +70,7 @@ def train(path: Path, stop: StopSignal) -> None:
             optim.load(train_state.optimizers, folder)
         before, progress = run.metrics(), RunProgress(writer, done)
         past_tokens, tokens = int(before["tokens"].iloc[-1]) if len(before) else 0, 0
-        step, reason = done, None
+        step, reason, saved = done, None, time.monotonic()
         while step < config.steps and not (reason := stop.requested()):
             step += 1
             began, lr = time.monotonic(), optim.learning_rate(config, step)
@@ -91,12 +89,29 @@ def train(path: Path, stop: StopSignal) -> None:
             progress.report(step, tokens)
             if step % config.eval_every == 0 or step == config.steps:
                 _evaluate(writer, step, train_state, measure)
-            if step % config.checkpoint_every == 0:
-                save()
+            if step % config.checkpoint_every == 0 or 0 < config.checkpoint_minutes <= (time.monotonic() - saved) / 60:
+                saved = save()
         if (run.latest_checkpoint() or (-1, None))[0] != step:
             save()
-        writer.flush()
-        writer.status("stopped" if reason else "finished", step, error=reason)
+        if error := reason and f"{reason}; saved after step {step} in checkpoints/step-{step}":
+            print(error, flush=True)
+        writer.status("stopped" if reason else "finished", step, error=error)
+
+
+def save_training(
+    folder: Path,
+    train_state: TrainState[TrainConfig],
+    tokenizer: PreTrainedTokenizerBase,
+    manifest: Manifest | None,
+    history: History,
+) -> None:
+    """Writes what training continues from, and a model that `load_model` reads, to the folder of a checkpoint."""
+    train_state.policy.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if manifest is not None:
+        manifest.save(folder / MANIFEST)
+    save_history(history, folder)
+    optim.save(train_state.optimizers, folder)
 
 
 def _train_state(run: Run, config: TrainConfig, policy: FastWeightLM) -> TrainState[TrainConfig]:

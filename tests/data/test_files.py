@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from refine_lab.config import DataConfig, TaskConfig
-from refine_lab.data.files import digest, read_text
+from refine_lab.data.files import read_text
 from refine_lab.data.sources import documents
 from refine_lab.data.tasks.examples import load_task
 from refine_lab.data.tokens import token_array
@@ -19,6 +19,7 @@ from refine_lab.explore.client import Worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.models.hub import SHIPPED
 from refine_lab.models.loading import load_model, load_tokenizer
+from refine_lab.runs.durable import digest
 from tests.support.refusals import naming
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 123456\n".format("0" * 64)

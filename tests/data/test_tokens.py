@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from refine_lab.data import tokens
 from refine_lab.data.tokenizer import train_tokenizer
 from refine_lab.data.tokens import token_array
+from tests.factories.durable_runs import DAMAGE
 from tests.support.paths import TEXT
+from tests.support.power_cut import Disk
 from tests.support.refusals import naming, refused
 
 
@@ -65,7 +70,7 @@ def test_the_array_is_made_once(
     monkeypatch.setattr(tokens, "documents", lambda *_: pytest.fail("the source is read again"))
     again = token_array(str(TEXT), "train", tokenizer, max_tokens=10**6)
     assert again.tolist() == first.tolist()
-    assert [path.suffix for path in cache_folder.iterdir()] == [".npy"]
+    assert sorted(path.suffix for path in cache_folder.iterdir()) == [".digest", ".npy"]
 
 
 def test_it_is_made_anew_when_anything_about_it_changes(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -136,9 +141,30 @@ def test_a_relative_cache_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         tokens.cache_folder()
 
 
-@pytest.mark.parametrize("kept", (0, 5, 150))
-def test_a_truncated_array_is_made_anew(tokenizer: PreTrainedTokenizerFast, kept: int) -> None:
+@pytest.mark.parametrize("suffix", (".npy", ".digest"))
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_array_is_named_and_made_anew(tokenizer: PreTrainedTokenizerFast, kind: str, suffix: str) -> None:
     whole = token_array(str(TEXT), "train", tokenizer, max_tokens=10**6).tolist()
     (path,) = tokens.cache_folder().glob("*.npy")
-    path.write_bytes(path.read_bytes()[:kept])
+    DAMAGE[kind](path.with_suffix(suffix))
+    named = nullcontext() if kind == "removed" else pytest.warns(UserWarning, match=f"{path.name} is damaged")
+    with named:
+        assert token_array(str(TEXT), "train", tokenizer, max_tokens=10**6).tolist() == whole
     assert token_array(str(TEXT), "train", tokenizer, max_tokens=10**6).tolist() == whole
+
+
+def test_after_a_power_cut_the_array_is_whole_or_made_anew(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    def made() -> list[int]:
+        return token_array(str(TEXT), "train", tokenizer, max_tokens=10**4).tolist()
+
+    tokens.cache_folder().mkdir(exist_ok=True)
+    disk = Disk(tokens.cache_folder())
+    with disk.watched():
+        whole = made()
+    disk.require_synced()
+    for number, moment in enumerate(disk.moments):
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            patch.setenv("REFINE_CACHE", str(moment.restore(tmp_path / f"{number}", random.Random(number))))
+            assert made() == whole
+    disk.close()

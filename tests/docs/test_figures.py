@@ -41,12 +41,13 @@ def measured(name: str) -> dict[str, Any]:
 def test_the_readme_has_the_cost_of_a_step_as_it_was_measured() -> None:
     cost, readme = measured("step_cost"), text_of("README.md")
     ratios = {length: cost[length]["refine_over_sft"] for length in ("1024", "2048")}
-    assert f"costs {ratios['1024']:.2f} SFT steps at 1,024 tokens and {ratios['2048']:.2f} at 2,048" in readme
+    short, long = (f"{ratio:.2f} times as much" for ratio in ratios.values())
+    assert f"costs {short} as an SFT step at 1,024 tokens and {long} at 2,048" in readme
     assert (
         f"medians of {WORDS[cost['settings']['repeats']]} interleaved rounds, `benchmarks/results/step_cost" in readme
     )
     plain = [ratio * cost[length]["paper_over_refine"] for length, ratio in ratios.items()]
-    told = re.search(r"a training step costs as much as ([\d.]+) SFT steps", readme)
+    told = re.search(r"a training step costs ([\d.]+) times as much as an SFT step", readme)
     assert told and all(abs(float(told[1]) - value) < 0.05 for value in plain), plain
 
 
@@ -71,7 +72,7 @@ def test_models_md_has_the_costs_as_they_were_measured() -> None:
     assert f"Decoding a token of `tiny-lact` takes {min(tokens):.1f} to {max(tokens):.1f} ms" in models
     steps = measured("ttt")["refine"]["seconds"]
     assert {f"{steps[part]['median']:.1f}" for part in ("first", "later")} == {"0.5"}
-    assert "0.5 s a step of REFINE, the first included (`benchmarks.ttt`)" in models
+    assert "0.5 s per REFINE step, including the first (`benchmarks.ttt`)" in models
 
 
 def test_the_searches_in_the_results_have_as_many_trials_as_is_said() -> None:
@@ -179,7 +180,7 @@ def test_the_shares_and_counts_of_the_recipes_that_method_md_names() -> None:
     assert "a batch of 64 prompts makes four updates on mini-batches of 16 and one on all 64 answers" in text
     nested = recipes.paper_posttrain()
     assert (nested.batch_size, nested.mini_batch_size, nested.updates_per_batch) == (64, 16, 5)
-    assert "batches of 8 prompts, two updates each (one of SFT)" in text
+    assert "batches of 8 prompts, with two updates per batch (one for SFT)" in text
     ttt = [recipes.ttt_paper("refine"), recipes.release_updates(recipes.ttt_paper("sft"))]
     assert [config.batch_size // config.mini_batch_size for config in ttt] == [2, 1]
 

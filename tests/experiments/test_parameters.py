@@ -72,3 +72,14 @@ def test_papermill_passes_on_a_raw_text_and_the_notebook_refuses_a_number(tmp_pa
     status, output = papermill("-r")
     assert "parameter folder" not in output, output
     assert "'folder': '007'" in (tmp_path / "out.ipynb").read_text(encoding="utf-8")
+
+
+def test_a_former_name_works_with_a_warning():
+    namespace = {
+        "__annotations__": {"trainable": "Optional[str]"},
+        "trainable": None,
+        "moving": "layers.0",
+        "In": ["", "# Parameters\nmoving = 'layers.0'\n"],
+    }
+    with pytest.warns(FutureWarning, match="parameter 'moving' is now 'trainable'"):
+        assert parameters(namespace) == {"trainable": "layers.0"}

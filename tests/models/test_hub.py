@@ -364,7 +364,7 @@ def refusal(name: str, cache: Path, **settings) -> str:
         load_model(name, **settings)
     assert time.monotonic() - begun < 5
     text = str(caught.value)
-    folder, shipped = Path(name).absolute(), ", ".join(sorted(path.name for path in hub.SHIPPED.iterdir()))
+    folder, shipped = Path(name).absolute(), ", ".join(sorted(path.name for path in hub.SHIPPED.glob("*/")))
     known = f"there is no model {name!r}: not among the shipped ones ({shipped}), no run or folder at {folder}, "
     where = f"not whole in the cache {cache}, and {huggingface_hub.constants.ENDPOINT} "
     assert text.startswith(known + where), text

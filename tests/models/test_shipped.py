@@ -6,6 +6,8 @@ import csv
 import hashlib
 import json
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from benchmarks.model_card import NOT_UPDATED, held_out, measure, prediction, table
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.corpus import compare
-from refine_lab.models import FastWeightLM, load_model
+from refine_lab.models import FastWeightLM, hub, load_model
 from refine_lab.models.hub import SHIPPED
-from refine_lab.models.loading import manifest_of
+from refine_lab.models.loading import load_tokenizer, manifest_of
+from refine_lab.runs.checkpoints import facts_of
 from refine_lab.training.evaluation import exact_recall, recall_documents
+from tests.factories.durable_runs import flip_bit
+from tests.support.refusals import naming
 
 BARS = {
     "tiny-deltanet": {("word-1", 512): 0.95, ("word-1", 1024): 0.85, ("word-4", 512): 0.80, ("number-1", 512): 0.80},
@@ -140,3 +145,20 @@ def test_every_figure_of_the_card_again(name, comparable, figures):
             assert again["recall"][kind][length] == pytest.approx(share, abs=0.03), f"{kind} at {length} tokens"
     for measured in ("ntp_loss", "ntp_accuracy", "bits_per_byte"):
         assert again["code"][measured] == pytest.approx(figures["code"][measured], rel=0.02), measured
+
+
+def test_every_file_that_is_loaded_has_its_digest(name: str) -> None:
+    """After a change: `facts_of` each file in `digests.json`."""
+    listed = json.loads(hub.DIGESTS.read_text())[name]
+    loaded = {path.name for path in (SHIPPED / name).iterdir()} - {"README.md", "curves.csv", "figures.json"}
+    assert listed == {file: facts_of(SHIPPED / name / file) for file in loaded}
+
+
+def test_a_damaged_file_of_a_shipped_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(SHIPPED, tmp_path / "shipped")
+    monkeypatch.setattr(hub, "SHIPPED", tmp_path / "shipped")
+    path = tmp_path / "shipped" / "tiny-deltanet" / "model.safetensors"
+    flip_bit(path, 2**20)
+    with naming(ValueError, path, "is damaged"):
+        load_model("tiny-deltanet")
+    load_tokenizer("tiny-lact")

@@ -30,7 +30,7 @@ def test_an_empty_folder_and_one_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     status, told = execute("monitor", tmp_path, folder=tmp_path / "empty")
     assert status == 0, told
-    assert "No run is chosen" in said(tmp_path)
+    assert "No run is selected" in said(tmp_path)
     status, told = execute("monitor", tmp_path, folder=tmp_path / "nowhere")
     assert status != 0
     assert "there is no folder of runs at" in told

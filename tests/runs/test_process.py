@@ -161,7 +161,9 @@ def test_a_run_that_is_killed_fails_who_follows(launched, detach):
     process = launched(ENDLESS, detach=detach)
     wait_for_step(process.run)
     process.popen.kill()
-    with pytest.raises(RuntimeError, match=r"was killed by SIGKILL at step \d+ of 1000000: it left no word"):
+    with pytest.raises(
+        RuntimeError, match=r"was killed by SIGKILL at step \d+ of 1000000: the process printed nothing"
+    ):
         follow(process, log=quiet)
     assert process.run.state == "killed"
     with pytest.raises(RuntimeError, match="was killed at step"):
@@ -272,6 +274,20 @@ def test_child_setup_by_hand_holds_the_lock_and_forgets_an_old_stop(tmp_path, tr
     assert process.wait(60) == 0
     assert_saved_and_gone(run, process.pid)
     assert run.status.error == "stopped by SIGINT"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
+def test_a_second_signal_ends_a_run_at_once(launched, numbers):
+    process = launched(ENDLESS, mode="hangs")  # it would never save
+    wait_for_step(process.run)
+    os.kill(process.popen.pid, numbers[0])
+    time.sleep(0.3)
+    assert process.alive
+    os.kill(process.popen.pid, numbers[1])
+    wait_until(lambda: not process.alive, 5)
+    assert process.returncode == -numbers[1]
+    assert process.run.state == "killed"
 
 
 def test_watch_parent_notices_the_end_of_the_pipe():

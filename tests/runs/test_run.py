@@ -16,7 +16,7 @@ from refine_lab.config import FORMAT_VERSION, RefineConfig, TrainConfig
 from refine_lab.runs import environment
 from refine_lab.runs import writer as runs_writer
 from refine_lab.runs.run import MetricsTail, Run, list_runs, made_at, runs_dir
-from refine_lab.runs.writer import RunWriter
+from refine_lab.runs.writer import RunProgress, RunWriter
 from refine_lab.training import __main__ as trainer
 from tests.support.refusals import naming, refused
 
@@ -98,6 +98,19 @@ def test_directories_of_one_second_are_unique(tmp_path, monkeypatch):
     first = "20260102-030405-tiny-refine-s0"
     assert names == [first, f"{first}-2", f"{first}-3", "20260102-030405-other-sft-s7"]
     assert [run.name for run in list_runs(tmp_path)] == sorted(names)
+
+
+def test_a_run_made_after_the_clock_was_set_back_is_the_newest(tmp_path, monkeypatch):
+    times = iter(
+        [time.localtime(1e9), time.localtime(1e9 - 3600), time.localtime(1e9 - 3600), time.localtime(1e9 + 60)]
+    )
+    strftime = time.strftime
+    monkeypatch.setattr(runs_writer.time, "strftime", lambda form, *rest: strftime(form, *(rest or [next(times)])))
+    made = []
+    for _ in range(4):
+        with RunWriter.create(make_config(), tmp_path) as writer:
+            made.append(writer.path)
+    assert [run.path for run in list_runs(tmp_path)] == made
 
 
 def test_what_is_known_before_training_is_written(tmp_path):
@@ -222,7 +235,7 @@ def test_a_status_is_read_as_it_was_written(writer):
 
 
 def test_a_step_costs_less_than_a_millisecond(writer):
-    rows = make_rows(1, count=128)
+    rows, progress = make_rows(1, count=128), RunProgress(writer, 0)
     seconds = []
     for step in range(1, 100):
         values = {f"value_{i}": torch.tensor(float(i)) for i in range(20)}
@@ -230,7 +243,7 @@ def test_a_step_costs_less_than_a_millisecond(writer):
         writer.train(step, values)
         if step % 10:  # a tenth step writes the parquet file
             writer.rollouts(step, rows)
-        writer.status("running")
+        progress.report(step)
         seconds.append(time.process_time() - start)
     assert statistics.median(seconds) < 1e-3
 

@@ -96,7 +96,7 @@ def test_a_run_on_text_is_evaluated_in_its_dtype(checkpoint, tmp_path, arithmeti
     run = trained(config, tmp_path)
     assert arithmetic == {name: {getattr(torch, dtype)} for name in ("training", "next_token")}
     assert run.evaluations()["ntp_loss"].notna().all() and len(run.evaluations()) == 2
-    spied(midtrain, "held_out_measures")
+    spied(midtrain.evaluation, "held_out_measures")
     arithmetic.clear()
     midtrain.final_results([Run(run.path)], num_documents=1, num_tokens=64)
     assert arithmetic == {"held_out_measures": {getattr(torch, dtype)}}

@@ -16,6 +16,7 @@ from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from refine_lab.experiments.configs import method_configs
 from refine_lab.experiments.posttrain import task_runs
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
+from refine_lab.runs.checkpoints import MANIFEST
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.training.history import HISTORY, history_of
@@ -274,7 +275,7 @@ def test_copies_of_a_checkpoint_know_what_they_were_trained_on(kind: str, first:
 def older(run: Run, folder: Path) -> Path:
     """A copy of the run as one from before checkpoints kept what they were trained on."""
     shutil.copytree(run.path, folder)
-    for path in folder.rglob(HISTORY):
+    for path in (*folder.rglob(HISTORY), *folder.rglob(MANIFEST)):
         path.unlink()
     values = json.loads((folder / "config.json").read_text())
     for name in ("lines", "strip_leading", "test_source"):
@@ -334,6 +335,7 @@ def test_a_damaged_record_is_named(first: Run, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(first.path, copy)
     (path,) = copy.rglob(HISTORY)
+    path.with_name(MANIFEST).unlink()
     for text in ("{", "[]", '{"trained": [{"run": "x"}], "unknown": []}'):
         path.write_text(text)
         with naming(ValueError, path):

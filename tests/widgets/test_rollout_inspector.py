@@ -169,7 +169,7 @@ def test_the_star_of_table_f1_is_the_highest_of_all_rollouts(seed: int, samples:
         return js.markdownF1(js.tableF1(data, js.shownRows(data, filters, sort), 6, samples)); }"""
     given = {"columns": page_columns(widget), "filters": widget.filters, "sort": widget.sort, "samples": samples}
     assert run_node(code, given) == table.markdown()
-    assert "★ marks the highest of all rollouts of an example" in table.caption
+    assert "★ marks the rollout with the highest cosine reward in each example" in table.caption
     examples = table.data.groupby((table.data["type"] == "GT").cumsum())
     groups = list(dict.fromkeys(widget.filtered()["sequence_id"]))[: len(examples)]
     stars = 0
@@ -239,8 +239,8 @@ def test_each_distinct_token_is_decoded_once() -> None:
         (rows([0], rollout_ids=[[0.5]]), "column rollout_ids must hold a list of whole numbers"),
         (rows([0], target_ids=[None]), "column target_ids must hold a list of whole numbers"),
         (rows([0], prefix_ids=[3]), "column prefix_ids must hold a list of whole numbers"),
-        (rows([0, 1], logprobs=[[-1.0]]), "logprobs of row 0 must be 2, one a token, got 1"),
-        (rows([0], cosines=[[]]), "cosines of row 0 must be 1, one a token, got 0"),
+        (rows([0, 1], logprobs=[[-1.0]]), "row 0 must have 2 values in logprobs, one per token, got 1"),
+        (rows([0], cosines=[[]]), "row 0 must have 1 values in cosines, one per token, got 0"),
         (rows([0], step=[1.5]), "column step must hold whole numbers, got 1.5"),
         (
             rows([0], [1], target_ids=[[0], [1]]),

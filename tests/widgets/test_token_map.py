@@ -101,7 +101,7 @@ def test_ids_are_checked(tokenizer: PreTrainedTokenizerBase) -> None:
         token_text(tokenizer, [1, -3])
     with pytest.raises(ValueError, match=r"one row of whole numbers \[T\], got int64 \(1, 2\)"):
         token_text(tokenizer, [[1, 2]])
-    with pytest.raises(ValueError, match="must be a fast one"):
+    with pytest.raises(ValueError, match="must be a fast tokenizer"):
         token_text(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a"))), [0])
 
 
@@ -160,7 +160,7 @@ def test_metrics_are_checked() -> None:
         (dict(values=[1], name=""), "must have a name"),
         (dict(values=[1], low=2, high=1), "must rise from low to high, got 2.0 to 1.0"),
         (dict(values=[1], high=float("inf")), "must rise"),
-        (dict(values=[1], diverging=True, low=1, high=2), "must have 0 inside, got 1.0 to 2.0"),
+        (dict(values=[1], diverging=True, low=1, high=2), "must extend from below 0 to above 0, got 1.0 to 2.0"),
         (dict(values=[-1, 0], log=True), "needs a scale above 0"),
         (dict(values=[1], log=True, diverging=True), "both log and diverging"),
     ):
@@ -218,7 +218,7 @@ def test_what_does_not_fit_changes_nothing() -> None:
         ((text, [metric, metric]), {}, r"must differ in name, got \['a', 'a'\]"),
         ((text,), dict(targets=[Target(2)]), "target must be at one of the tokens from 0 to 1, got 2"),
         ((text,), dict(chunk_borders=[-1]), "chunk border must be at one of the tokens from 0 to 1, got -1"),
-        ((text,), dict(alternatives=([[0]], [[1.0]], ["a"])), r"must be \[2, A\] both, got \(1, 1\) and \(1, 1\)"),
+        ((text,), dict(alternatives=([[0]], [[1.0]], ["a"])), r"must have shape \[2, A\], got \[1, 1\] and \[1, 1\]"),
         ((TokenText("", np.zeros(2**17 + 2, int)),), {}, "at most 131,072 tokens, got 131,073"),
     ):
         with pytest.raises(ValueError, match=words):

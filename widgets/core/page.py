@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import html
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from refine_lab.runs.durable import replace_text
 from widgets.core.assets import STATIC
 from widgets.core.packing import to_json
 
@@ -55,7 +55,7 @@ def page_path(path: Path | str) -> Path:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} for the page {path.name}")
     if path.exists() and not (path.is_file() and MARK in path.read_bytes()[:1000]):
-        raise ValueError(f"{path} is there already and no page of refine_lab: name another file")
+        raise ValueError(f"{path} already exists and was not written by refine_lab; choose another file name")
     return path
 
 
@@ -65,9 +65,5 @@ def save_page(path: Path | str, *widgets: PageWidget, title: str = "refine_lab",
     An existing page of ours is replaced. Raises as `page_path`, and OSError if the page cannot be written.
     """
     path = page_path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(page(*widgets, title=title, links=links), encoding="utf-8")
-        return temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_text(path, page(*widgets, title=title, links=links))
+    return path

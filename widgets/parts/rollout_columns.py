@@ -175,8 +175,8 @@ def rollout_columns(frame: pd.DataFrame, decode: Decode, known: dict[int, str] |
     for name in ("logprobs", *(["cosines"] if "cosines" in frame else [])):
         values, lengths = _ragged(frame[name], name, ids=False)
         if (unlike := np.flatnonzero(lengths != rolled[1])).size:
-            row = unlike[0]
-            raise ValueError(f"{name} of row {row} must be {rolled[1][row]}, one a token, got {lengths[row]}")
+            row, needed = unlike[0], rolled[1][unlike[0]]
+            raise ValueError(f"row {row} must have {needed} values in {name}, one per token, got {lengths[row]}")
         per_token[name] = _padded(values.astype(np.float32), lengths, width, np.nan)
     frame = frame.assign(logprob=np.nansum(per_token["logprobs"], 1, dtype=np.float64))
     numbers = {c.name: frame[c.name].to_numpy(np.float32, na_value=np.nan) for c in FIELDS if c.digits is not None}

@@ -24,8 +24,8 @@ class Metric:
     """A value for each token and its colour scale.
 
     `values` [T]: in `unit`; NaN for a token without a value. `low` and `high`: ends of the scale; the defaults are 0 or
-    the 1st percentile, and the 99th percentile, and values beyond the ends have the colour of the end. `diverging`: two
-    colours from 0. `log`: coloured by the logarithm.
+    the 1st percentile, and the 99th percentile. Values outside this range have the colour of the nearest end.
+    `diverging`: two colours from 0. `log`: coloured by the logarithm.
 
     Raises ValueError if the values are not one-dimensional, the ends are out of order, or a logarithm is undefined.
     """
@@ -52,7 +52,7 @@ class Metric:
         if not np.isfinite([low, high]).all() or low >= high:
             raise ValueError(f"the scale of {self.name!r} must rise from low to high, got {low} to {high}")
         if self.diverging and not low < 0 < high:
-            raise ValueError(f"the scale of {self.name!r} must have 0 inside, got {low} to {high}")
+            raise ValueError(f"the scale of {self.name!r} must extend from below 0 to above 0, got {low} to {high}")
         if self.log and low <= 0:
             raise ValueError(f"the logarithm of {self.name!r} needs a scale above 0, got {low} to {high}")
 
@@ -108,7 +108,8 @@ def packed_alternatives(alternatives: Alternatives | tuple[Any, Any, Any], token
     ids = np.asarray(alternatives[0])
     probabilities = np.array(alternatives[1], dtype="<f4")
     if ids.ndim != 2 or len(ids) != tokens or ids.shape != probabilities.shape:
-        raise ValueError(f"alternatives must be [{tokens}, A] both, got {ids.shape} and {probabilities.shape}")
+        shapes = f"{[*ids.shape]} and {[*probabilities.shape]}"
+        raise ValueError(f"both arrays of alternatives must have shape [{tokens}, A], got {shapes}")
     probabilities[ids < 0] = np.nan
     distinct, index = np.unique(ids, return_inverse=True)
     strings = [str(alternatives[2][number]) if number >= 0 else "" for number in distinct.tolist()]

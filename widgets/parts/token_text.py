@@ -43,7 +43,7 @@ class TokenText:
                 f"offsets must go from 0 to the text's {len(self.text)} characters, got {ends[0]} to {ends[1]}"
             )
         if (falls := np.flatnonzero(np.diff(offsets) < 0)).size:
-            raise ValueError(f"offsets must not fall, but token {falls[0]} ends before it begins")
+            raise ValueError(f"offsets must not decrease, but token {falls[0]} ends before it begins")
         object.__setattr__(self, "offsets", offsets.astype(np.int64))
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ def token_text(tokenizer: Any, token_ids: Any) -> TokenText:
     completes it; the others are empty. Invalid bytes become U+FFFD, as in decoding; an id that the tokenizer lacks is
     empty.
 
-    `tokenizer`: a fast one of transformers, byte-level or with word starts (`▁`) and byte fallback. Raises ValueError
+    `tokenizer`: a fast tokenizer of transformers, byte-level or with word starts (`▁`) and byte fallback. Raises ValueError
     for any other, and for ids that are not one row of numbers from 0.
     """
     ids = np.asarray(token_ids)
@@ -129,8 +129,8 @@ def _vocabulary(tokenizer: Any) -> tuple[Any, bool]:
     if kinds & {"Metaspace", "ByteFallback"}:
         stripped = any(step["type"] == "Strip" and step["start"] for step in steps)
         return _word_starts, stripped or any(step.get("prepend_scheme", "never") != "never" for step in steps)
-    allowed = "a fast one, byte-level or with byte fallback"
-    raise ValueError(f"the tokenizer must be {allowed}; it decodes by {kinds or None}")
+    allowed = "a fast tokenizer, byte-level or with byte fallback"
+    raise ValueError(f"the tokenizer must be {allowed}; its decoder is {kinds or None}")
 
 
 def _spelled_bytes(name: str) -> bytes | None:

@@ -146,7 +146,7 @@ export function drawTableF1(parent, { data, rows }, { close, announce }) {
     html("td", "words", line, beginning(text, LONGEST_TEXT));
     html("td", best ? "number best" : "number", line, best ? `★ ${value}` : value);
   }
-  html("p", "note", parent, "The first positions of the list with their first rollouts; ★ marks the highest of all rollouts of an example.");
+  html("p", "note", parent, "The first positions of the list with their first rollouts; ★ marks the rollout with the highest cosine reward in each example.");
 }
 
 // -- histogram --------------------------------------------------------------------------------------------------------

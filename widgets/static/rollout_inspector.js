@@ -17,7 +17,7 @@ const KEYS = [
 ];
 const LEGEND =
   "a dot marks a token that matches the reference; " +
-  "the bar shows the cosine with the reference's hidden state, from the right if negative";
+  "the bar shows the cosine with the reference's hidden state; a negative bar starts at the right";
 let made = 0;
 
 // -- the filters' fields ----------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ import { shareOf } from "./token_colours.js";
 import { visibleText } from "./token_layout.js";
 
 const HELP =
-  "Arrows, Page Up/Down: move · Home/End: ends of the line, with Ctrl of the document · Enter or click: select · n/p: next/previous highest · " +
-  "/: find · Shift or drag: mark text · Ctrl+C: copy the marked text or the line · Esc: clear";
+  "Arrows, Page Up/Down: move · Home/End: start/end of the line (with Ctrl: of the document) · Enter or click: select · n/p: next/previous highest value · " +
+  "/: find · Shift or drag: highlight text · Ctrl+C: copy the highlighted text or the line · Esc: clear";
 
 export function withUnit(metric, value) {
   if (value !== value) return "no value";
@@ -34,7 +34,7 @@ export function buildPanel(el) {
   const back = press(search, "▲", "Previous match", "Previous match (Shift+Enter)");
   const forth = press(search, "▼", "Next match", "Next match (Enter)");
   const count = html("span", "count", search);
-  const copy = press(tools, "Copy", "Copy", "Copy the marked text or the line (Ctrl+C)");
+  const copy = press(tools, "Copy", "Copy", "Copy the highlighted text or the line (Ctrl+C)");
   const frame = html("div", "frame", root);
   const scroller = html("div", "scroller", frame);
   const tall = html("div", "tall", scroller);
@@ -70,7 +70,7 @@ export function drawLegend(parent, metric, ramp, document) {
   if (metric.unit) html("span", "unit", title, ` ${metric.unit}`);
   const ends = [metric.below && "below", metric.above && "above"].filter(Boolean).join(" and ");
   const range = `${metric.title} from ${withUnit(metric, metric.low)} to ${withUnit(metric, metric.high)}`;
-  const label = range + (ends && `; values ${ends} have the colour of that end`);
+  const label = range + (ends && `; values ${ends} this range have the colour of the nearest end`);
   const scale = html("div", { class: "scale", role: "img", title: label, "aria-label": label }, parent);
   const stops = Array.from({ length: 17 }, (_, i) => ramp.grounds[1 + Math.round((i / 16) * 254)]);
   html("div", { class: "strip", style: `background: linear-gradient(to right, ${stops.join(", ")})` }, scale);

@@ -242,12 +242,12 @@ export function search(view, by) {
   schedule(view);
 }
 
-/** Copies the marked text or the line: through a copy event of the keys, else as the button does. */
+/** Copies the highlighted text or the line: through a copy event of the keys, else as the button does. */
 export function copy(view, { clipboardData }) {
   const { range, doc, ui } = view;
   const token = view.cursor >= 0 ? view.cursor : view.selected;
   const text = range ? textOfRange(doc.tokens, ...range) : token >= 0 ? lineOf(doc.tokens, token) : "";
-  announce(view, text ? `copied ${format(text.length)} characters` : "nothing to copy: select a token or mark text");
+  announce(view, text ? `copied ${format(text.length)} characters` : "nothing to copy: select a token or highlight text");
   if (clipboardData) clipboardData.setData("text/plain", text);
   else if (text) copyText(text, ui.root).then(() => ui.copy.focus());
   return text;

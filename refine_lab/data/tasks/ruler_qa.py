@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, median
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 from transformers import PreTrainedTokenizerBase
 
@@ -95,7 +95,7 @@ class _Generator:
     def read(self, units: Sequence[Any]) -> tuple[list[dict], _Fixed]:
         """Returns the harness's questions and paragraphs for some units."""
         content = self.published.content(units)
-        with patch.object(self.harness, "download_json", lambda url: content):  # the harness reads only from URLs
+        with _replaced(self.harness, "download_json", lambda url: content):  # the harness reads only from URLs
             reader = self.harness.read_squad if self.published.kind == "squad" else self.harness.read_hotpotqa
             questions, paragraphs = reader.__wrapped__()  # its cache knows a file by its address alone
         return questions, _Fixed(paragraphs)
@@ -114,7 +114,7 @@ class _Generator:
         some = draws.sample(paragraphs, min(50, len(paragraphs)))
         twice = 2 * MORE_DOCUMENTS * fmean(map(self.count, some))
         # The harness draws from the global `random`, whose state stays as it is.
-        with patch.object(self.harness, "random", SimpleNamespace(sample=harness_draws.sample, Random=random.Random)):
+        with _replaced(self.harness, "random", SimpleNamespace(sample=harness_draws.sample, Random=random.Random)):
             samples = self.harness.generate_samples(
                 tokenizer=self.tokenise,
                 docs=paragraphs,
@@ -147,3 +147,14 @@ class _Fixed(list):
 
     def __setitem__(self, place: Any, value: Any) -> None:
         pass
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Gives an attribute of the harness's module another value inside the block."""
+    original = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)

@@ -1,4 +1,4 @@
-"""Imports Triton where it is installed; elsewhere, defines placeholders with which the kernel modules import but cannot run."""
+"""Imports Triton if it is installed; otherwise defines placeholders, so that the kernel modules can be imported but not run."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def data_of(text: str) -> dict:
 def test_a_script_holds_what_it_imports_once() -> None:
     text = script("live_curves")
     assert "import" not in re.sub("//.*", "", text)
-    assert text.count("export function floats(") == 1
+    assert text.count("export const floats =") == 1
     assert text.rstrip().endswith("export default { render };")
 
 
@@ -92,7 +92,7 @@ def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path) -> None:
     other = tmp_path / "report.html"
     other.write_text("<html>results of a year</html>")
     for there in (other, tmp_path):
-        with pytest.raises(ValueError, match="is there already and no page of refine_lab: name another file"):
+        with pytest.raises(ValueError, match="already exists and was not written by refine_lab; choose another"):
             save_page(there, Echo())
     assert other.read_text() == "<html>results of a year</html>"
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere for the page a\.html"):
