@@ -20,7 +20,8 @@ from refine_lab.evaluation.benchmark import Measured, Metric
 from refine_lab.evaluation.catalogue import BENCHMARKS, Unit
 from refine_lab.evaluation.lengths import effective_length, nolima_length
 from refine_lab.evaluation.short import short_average
-from refine_lab.runs.files import read_json, replace_text, write_parquet
+from refine_lab.runs.durable import replace_text
+from refine_lab.runs.files import read_json, write_parquet
 from refine_lab.validation import ConfigError
 
 FORMAT_VERSION = 1

@@ -12,11 +12,11 @@ from statistics import fmean
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from refine_lab.data.files import digest
 from refine_lab.evaluation.benchmark import Benchmark, Measured, Missing, Setting
 from refine_lab.evaluation.harness_tasks import measure_task
 from refine_lab.evaluation.model import RefineLM
 from refine_lab.evaluation.packages import harness
+from refine_lab.runs.durable import digest
 
 
 class ShortTask(NamedTuple):
