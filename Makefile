@@ -9,12 +9,13 @@ READY := .venv/.installed
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -qq
 PYTEST := $(BIN)/python -m pytest
 SLOWER := notebook or browser or process or slow
+APART := gpu or long or soak
 RESULTS := benchmarks/results
 RUNS := $(or $(REFINE_RUNS),runs)
 START := $(shell date +%s)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-rest soak lab bench docs lint lock chromium
+.PHONY: help setup demo test check check-rest long soak lab bench docs lint lock chromium
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -76,7 +77,7 @@ demo: $(READY) ## environment, install, and notebooks/midtrain.ipynb executed
 	exit $$status
 
 lab: $(READY) ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks $$(test "$$(id -u)" != 0 || echo --allow-root)
 
 bench: $(READY) ## the benchmarks, into benchmarks/results/
 	@mkdir -p $(RESULTS)
@@ -87,6 +88,7 @@ bench: $(READY) ## the benchmarks, into benchmarks/results/
 	$(BIN)/python -m benchmarks.rollout_cost --model tiny-deltanet --json $(RESULTS)/rollout_cost.json
 	$(BIN)/python -m benchmarks.memory --model tiny-deltanet --json $(RESULTS)/memory.json
 	$(BIN)/python -m benchmarks.ttt --model tiny-deltanet --json $(RESULTS)/ttt.json
+	$(BIN)/python -m benchmarks.evaluation --model tiny-deltanet --json $(RESULTS)/evaluation.json
 	$(BIN)/python -m benchmarks.widgets --json $(RESULTS)/widgets.json
 	$(BIN)/python -m benchmarks.durability --json $(RESULTS)/durability.json
 
@@ -101,13 +103,16 @@ lint: $(READY) ## ruff and pyright
 	$(BIN)/pyright
 
 test: $(READY) ## the fast tier
-	$(PYTEST) -m "not ($(SLOWER) or gpu or soak)"
+	$(PYTEST) -m "not ($(SLOWER) or $(APART))"
 
 check: test check-rest ## everything that needs no GPU
 
 check-rest: $(READY) chromium ## what `check` adds to `test`: notebooks, browser, kills, demo
-	$(PYTEST) -m "($(SLOWER)) and not (gpu or soak)"
+	$(PYTEST) -m "($(SLOWER)) and not ($(APART))"
 	@$(MAKE) --no-print-directory demo
+
+long: $(READY) ## whole files of the benchmarks, from ../shared/data
+	$(PYTEST) -m "long and not gpu" -s
 
 soak: $(READY) ## runs under power cuts, damage and faults, in large numbers
 	$(PYTEST) -m soak

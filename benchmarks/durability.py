@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def median_interval(values: list[float]) -> tuple[float, float]:
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
     """The narrowest pair of order statistics, as far from the ends as each other, that contains the median at 95 %."""
     ordered, outside = sorted(values), int(binom.ppf(0.025, len(values), 0.5))
     low = max(0, outside - 1)
@@ -92,7 +92,7 @@ def pairs(model: str, runs: Path, repeats: int) -> dict[str, Any]:
         for name, values in parts.items()
         if name != "step"
     }
-    total = [sum(values) for values in zip(*shares.values(), strict=True)]
+    total = [float(sum(values)) for values in zip(*shares.values(), strict=True)]
     return {
         "share": statistics.median(total),
         "interval": median_interval(total),
@@ -127,12 +127,12 @@ def opening(run: Run, tokenizer: PreTrainedTokenizerBase, repeats: int) -> dict[
     RolloutInspector.of_run(run, tokenizer, [1]).close()  # what is imported first is not part of it
     process, taken, peaks = psutil.Process(), [], []
     for _ in range(repeats):
-        before = process.memory_info().rss
-        peak, done = [float(before)], threading.Event()
+        before = float(process.memory_info().rss)
+        peak, done = [before], threading.Event()
 
         def watch(peak: list[float] = peak, done: threading.Event = done) -> None:
             while not done.wait(0.005):
-                peak[0] = max(peak[0], process.memory_info().rss)
+                peak[0] = max(peak[0], float(process.memory_info().rss))
 
         thread = threading.Thread(target=watch)
         thread.start()

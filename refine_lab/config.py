@@ -10,7 +10,22 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from refine_lab.validation import Config, Count, Natural, NotNegative, Positive, Share, Text, configuration, require
+from refine_lab.validation import (
+    MOST_IN_BATCH,
+    MOST_TOKENS,
+    Config,
+    Count,
+    Length,
+    Natural,
+    NotNegative,
+    Positive,
+    Seed,
+    Share,
+    Size,
+    Text,
+    configuration,
+    require,
+)
 
 C = TypeVar("C")
 
@@ -26,6 +41,9 @@ FORMAT_VERSION = 3
 RENAMED = {"method": "refine", "recompute": "activation_checkpointing"}
 """Fields of format versions 1 and 2 and their present names."""
 
+MOST_MADE = 2**26
+"""Maximum number of tokens of all recall documents of a task."""
+
 REMOVED = {"DataConfig.text_column": "text", "TTTRunConfig.model_settings": {}}
 """Removed fields that older files may hold, each with its only accepted value."""
 
@@ -34,17 +52,17 @@ REMOVED = {"DataConfig.text_column": "text", "TTTRunConfig.model_settings": {}}
 class RefineConfig(Config):
     """REFINE's settings: selection, rollout, reward, advantage, loss (paper, section 3; defaults of tables 2 and D.1)."""
 
-    num_chunks: Count = 8
+    num_chunks: Size = 8
     "c: chunks per sequence, with one target position each."
-    rollout_length: Count = 5
+    rollout_length: Size = 5
     "k: tokens per rollout."
-    group_size: Count = 1
+    group_size: Size = 1
     "n: rollouts per position."
     selection: Literal["entropy", "uniform", "argmax", "argmin"] = "entropy"
     "How the target position is chosen in each chunk (table 7)."
     tau: Positive = 1.0
     "Temperature of the softmax over a chunk's entropies (eq. 6)."
-    smoothing_kernel: Count = 5
+    smoothing_kernel: Size = 5
     "Width of the average pooling over entropies; an even width is rounded up to the next odd one, and 1 does not smooth."
     entropy_index: Literal["equation", "release"] = "release"
     "H_t is the uncertainty about x_t (eq. 5) or about x_{t+1}, the first token rolled out (the paper's released code)."
@@ -74,6 +92,9 @@ class RefineConfig(Config):
     def __post_init__(self) -> None:
         allowed = (*BUILT_IN_REWARDS, "custom")
         self._require(self.reward in allowed, "reward", "one of " + ", ".join(map(repr, allowed)))
+        tokens = self.num_chunks * self.group_size * self.rollout_length
+        most = f"such that num_chunks * group_size * rollout_length is at most {MOST_TOKENS:,}"
+        self._require(tokens <= MOST_TOKENS, "group_size", most)
         comparable = self.group_by == "sequence" or self.group_size > 1
         self._require(comparable, "group_size", "at least 2 where group_by is 'prefix'")
 
@@ -104,15 +125,15 @@ class DataConfig(Config):
 
     sources: Mapping[Text, Positive] = field(default_factory=lambda: {"python": 1.0})
     "Source -> share of the plain rows: `python`, .txt files or a folder of them, .jsonl, .parquet, or `datasets:NAME`."
-    sequence_length: Annotated[int, Field(ge=16)] = 1024
+    sequence_length: Length = 1024
     "Tokens per row."
     min_tokens: Count = 1
     "Documents with fewer tokens are left out."
-    max_tokens: Count = 20_000_000
+    max_tokens: Annotated[int, Field(ge=1, le=10**11)] = 20_000_000
     "Maximum number of tokens kept of each source."
     recall: Mapping[Text, Share] = field(default_factory=dict)
     "Kind of recall document (`pairs`, `word-1`, `word-4`, `number-1`, ...) -> its share of rows; the rest is text."
-    validation_sequences: Count = 8
+    validation_sequences: Size = 8
     "Number of held-out rows on which NTP loss and accuracy are measured."
     add_bos: bool | None = None
     "Whether each document and prompt begins with the BOS token; none: as the tokenizer does by default."
@@ -120,6 +141,11 @@ class DataConfig(Config):
     def __post_init__(self) -> None:
         self._require(len(self.sources) > 0, "sources", "at least one source")
         self._require(sum(self.recall.values()) <= 1 + 1e-9, "recall", "shares that sum to at most 1")
+        most = (
+            f"at most {MOST_IN_BATCH // self.sequence_length:,}, or as many as have {MOST_IN_BATCH:,} tokens together"
+        )
+        held_out = self.validation_sequences * self.sequence_length
+        self._require(held_out <= MOST_IN_BATCH, "validation_sequences", most)
 
 
 @configuration
@@ -130,11 +156,11 @@ class TaskConfig(Config):
     "`recall:KIND` of recall document, `ruler:FILE` (SQuAD v2.0 or HotpotQA as published), or a .parquet or .jsonl file."
     test_source: Text | None = None
     "Source of the test examples, in the forms of `source`; none: `source` itself."
-    prompt_tokens: Annotated[int, Field(ge=16)] = 512
+    prompt_tokens: Length = 512
     "Maximum number of tokens in a prompt."
     over_limit: Literal["refuse", "cut_middle", "drop"] = "refuse"
     "How to handle longer prompts: refuse the task, cut out the middle of the prompt, or drop the example."
-    answer_tokens: Count | None = None
+    answer_tokens: Size | None = None
     "Maximum number of tokens generated as an answer; none: as many as the longest reference answer needs."
     lines: Literal["first", "all"] = "first"
     "Which part of the generated text is the answer: its first line, or all of it."
@@ -155,6 +181,14 @@ class TaskConfig(Config):
 
     def __post_init__(self) -> None:
         self._require(self.test_source != self.source, "test_source", "another than TaskConfig.source, or none")
+        made = self.train + self.validation if self.form == "recall" else 0
+        self._require_few(made, "train")
+        self._require_few(made + ((self.test or 0) if self.test_form == "recall" else 0), "test")
+
+    def _require_few(self, made: int, name: str) -> None:
+        """Raises ConfigError, which names a field, if that many recall documents are too many to be made."""
+        most = f"such that the recall documents have at most {MOST_MADE:,} tokens together"
+        self._require(made * self.prompt_tokens <= MOST_MADE, name, most)
 
     @property
     def form(self) -> str:
@@ -196,20 +230,27 @@ class RunConfig(Config):
     "What `load_model` accepts: a shipped name, a run, a folder, `org/repo[:subfolder][@revision]`; `new:` gives fresh weights."
     data: DataConfig = field(default_factory=DataConfig)
     "The sequences; with a task, the text in which its recall documents are embedded."
-    batch_size: Count = 1
+    batch_size: Size = 1
     "Sequences or prompts per batch."
-    mini_batch_size: Count = 1
+    mini_batch_size: Size = 1
     "Sequences per optimizer update; a batch makes batch_size / mini_batch_size updates."
-    micro_batch_size: Count = 1
+    micro_batch_size: Size = 1
     "Sequences in memory at once; it affects neither random draws nor gradients."
-    seed: Natural = 0
+    seed: Seed = 0
     "Seed of all random draws."
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$"), "'auto', 'cpu', 'cuda' or 'cuda:N'"] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"), "'auto', 'cpu', 'cuda' or 'cuda:N'"] = (
+        "auto"
+    )
     "`auto`, `cpu`, `cuda` or `cuda:N`."
 
     def __post_init__(self) -> None:
         divisible = self.batch_size % self.mini_batch_size == 0
         self._require(divisible, "mini_batch_size", f"a divisor of batch_size {self.batch_size}")
+
+    def _require_batch(self, tokens: int) -> None:
+        """Raises ConfigError for a batch of too many tokens, where each of its rows has `tokens`."""
+        most = f"at most {MOST_IN_BATCH // tokens:,}, since a batch has at most {MOST_IN_BATCH:,} tokens"
+        self._require(self.batch_size * tokens <= MOST_IN_BATCH, "batch_size", most)
 
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -226,13 +267,13 @@ class OptimizationConfig(Config):
 
     refine: RefineConfig | None = field(default_factory=RefineConfig)
     "REFINE's settings; none: SFT on the next token."
-    lr: Positive = 1e-6
+    lr: Annotated[float, Field(gt=0, le=10)] = 1e-6
     "Learning rate; the peak of the schedule where there is one."
     weight_decay: NotNegative = 0.01
     "Decoupled weight decay."
     max_grad_norm: Positive = 1.0
     "Gradients are clipped to this norm."
-    seed: Natural = 0
+    seed: Seed = 0
     "Seed of all random draws."
     dtype: Literal["float32", "bfloat16"] = "float32"
     "Precision of the arithmetic (autocast); parameters and optimizer moments keep the model's dtype, float32 in training."
@@ -246,9 +287,9 @@ class UpdateConfig(OptimizationConfig):
     "An update with a larger gradient norm before clipping is skipped, as one with NaN or infinity always is; none: no bound."
     optimizer: Literal["adamw", "muon"] = "adamw"
     "AdamW for everything, or Muon (Jordan et al., 2024) for the hidden matrices and AdamW for the rest."
-    mini_batch_size: Count = 32
+    mini_batch_size: Size = 32
     "Sequences per optimizer update; a batch makes batch_size / mini_batch_size updates."
-    micro_batch_size: Count = 8
+    micro_batch_size: Size = 8
     "Sequences in memory at once; it affects neither random draws nor gradients."
 
 
@@ -264,7 +305,7 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
     "Post-training: whether updates on a batch's prompts (by `refine`) precede the update on its answers."
     steps: Natural = 100
     "Number of batches."
-    batch_size: Count = 128
+    batch_size: Size = 128
     "Sequences per batch."
     schedule: Literal["constant", "linear"] = "constant"
     "Learning rate after the warm-up: constant, or linear decay to zero."
@@ -282,17 +323,18 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
     "Checkpoints of every so many batches are also kept; 0: none."
     activation_checkpointing: Literal["none", "mlp", "blocks"] = "none"
     "What the backward pass recomputes to save memory: nothing, the feed-forward layers, or whole blocks."
-    threads: Natural = 0
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
     "Number of CPU threads; 0 keeps torch's default."
     kind: Literal["train"] = "train"
     "Distinguishes training runs from runs of test-time training."
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        name = "data.sequence_length" if self.task is None else "task.prompt_tokens"
+        tokens = self.data.sequence_length if self.task is None else self.task.prompt_tokens
+        self._require_batch(tokens)
         if self.refine is not None:
             allowed = f"at least {smallest_length(self.refine)} for the method's num_chunks, rollout_length and margin"
-            name = "data.sequence_length" if self.task is None else "task.prompt_tokens"
-            tokens = self.data.sequence_length if self.task is None else self.task.prompt_tokens
             self._require(self.refine.fits(tokens), name, allowed)
         if self.task is None:
             self._require(not self.nested, "nested", "false without a task: there are no answers")
@@ -328,7 +370,7 @@ def from_json(text: str, name: str = "config.json", kind: type[C] = TrainConfig)
     """
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not JSON: {error}") from error
     require(isinstance(values, dict), name, values, "a JSON object")
     version = values.pop("format_version", None)

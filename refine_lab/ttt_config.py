@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import re
+import time
+from collections.abc import Iterable
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
+
+import regex
+from pydantic import Field
 
 from refine_lab.config import BUILT_IN_REWARDS, OptimizationConfig, RefineConfig, RunConfig, TaskConfig
-from refine_lab.validation import ConfigError, Count, Text, configuration
+from refine_lab.validation import ConfigError, Count, Size, configuration
+
+MATCH_SECONDS = 1.0
+"""Maximum time to match a regular expression with the names of all parameters of a model."""
+MOST_REPEATS = 10_000
+"""Maximum product of the repeat counts of a regular expression, each of which is compiled separately."""
+
+
+def matching(pattern: str, names: Iterable[str]) -> set[str]:
+    """Returns the names in which the regular expression `pattern` is found. Raises ConfigError if that takes too long."""
+    deadline = time.monotonic() + MATCH_SECONDS
+    try:
+        compiled = regex.compile(pattern)
+        return {name for name in names if compiled.search(name, timeout=max(1e-3, deadline - time.monotonic()))}
+    except TimeoutError:
+        allowed = f"a regular expression that is matched with all parameters within {MATCH_SECONDS:g} s"
+        raise ConfigError("TTTConfig.parameters", pattern, allowed) from None
 
 
 @configuration
@@ -16,9 +38,9 @@ class TTTConfig(OptimizationConfig):
 
     refine: RefineConfig | None = field(default_factory=lambda: RefineConfig(reward="binary", nsp_coef=0.4))
     "REFINE's settings (table 2: binary reward, weight 0.4); none: SFT on the prompt."
-    steps: Count = 2
+    steps: Size = 2
     "Maximum number of updates per prompt; for prompts adapted to jointly, the maximum number of passes over them."
-    parameters: Text = ".*"
+    parameters: Annotated[str, Field(min_length=1, max_length=1000)] = ".*"
     "Regular expression: only trainable parameters whose name matches are updated."
     stop_at_reward: float | None = None
     "Adaptation stops once the mean reward is at least this value."
@@ -26,9 +48,12 @@ class TTTConfig(OptimizationConfig):
     "Adaptation stops once the next-token loss, in nats, is at most this value."
 
     def __post_init__(self) -> None:
+        repeats = math.prod(max(1, int(number)) for number in re.findall(r"\{(\d+)", self.parameters))
+        most = f"a regular expression whose repeat counts multiply to at most {MOST_REPEATS:,}"
+        self._require(repeats <= MOST_REPEATS, "parameters", most)
         try:
-            re.compile(self.parameters)
-        except re.error as error:
+            regex.compile(self.parameters)
+        except (regex.error, RecursionError) as error:
             raise ConfigError("TTTConfig.parameters", self.parameters, f"a regular expression ({error})") from None
         if self.refine is None:
             self._require(self.stop_at_reward is None, "stop_at_reward", "none for SFT")
@@ -57,6 +82,7 @@ class TTTRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._require_batch(self.task.prompt_tokens)
         separate = self.reset == "never" or self.batch_size == 1
         self._require(separate, "batch_size", "1 where weights are reset after each prompt")
         if self.ttt is not None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import field, is_dataclass
 from operator import attrgetter
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
+
+from refine_lab.text import quote
 
 C = TypeVar("C")
 
@@ -22,7 +26,10 @@ class ConfigError(ValueError):
         self.field, self.value, self.allowed, self.sentence = field, value, allowed, sentence
 
     def __str__(self) -> str:
-        return self.sentence or f"{self.field} must be {self.allowed}, got {self.value!r}"
+        return self.sentence or f"{self.field} must be {self.allowed}, got {quote(self.value)}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
@@ -37,7 +44,24 @@ def unknown(what: str, name: object, allowed: Iterable[str]) -> ConfigError:
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     listed = ", ".join(names)
-    return ConfigError(what, name, listed, f"unknown {what} {name!r}; {hint}allowed are {listed}")
+    return ConfigError(what, name, listed, f"unknown {what} {quote(name)}; {hint}allowed are {listed}")
+
+
+def path_of(name: str, text: str | Path) -> Path:
+    """Returns the path that `text` names, with a leading ~ expanded; nothing need exist there.
+
+    Raises ConfigError, which calls it `name`, for a text that cannot be a path and for a user without a home folder.
+    """
+    try:
+        path = Path(text).expanduser()
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).split(": ")[-1]
+        sentence = f"{name} must be a path that can be opened, got {quote(str(text))} ({reason})"
+        raise ConfigError(name, text, "a path that can be opened", sentence) from None
+    return path
 
 
 class Config:
@@ -71,12 +95,13 @@ _ALLOWED = {
     "bool_type": "true or false",
     "string_type": "a text that is not empty",
     "string_too_short": "a text that is not empty",
+    "string_too_long": "a text of at most {max_length} characters",
     "string_unicode": "a text of Unicode characters",
     "dict_type": _NAMES_TO_NUMBERS,
     "dataclass_exact_type": "a {class_name}",
     "greater_than": "above {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than_equal": "at most {le:g}",
+    "greater_than_equal": "at least {ge:,.16g}",
+    "less_than_equal": "at most {le:,.16g}",
 }
 """Description of allowed values by pydantic error type."""
 
@@ -123,9 +148,21 @@ def _config_error(cls: Any, values: Mapping[str, Any], error: ValidationError) -
     return ConfigError(place + "".join(f"[{key!r}]" for key in keys), first["input"], words)
 
 
+MOST_TOKENS = 2**20
+"""Maximum number of tokens of a sequence, and of all rollouts of a sequence."""
+MOST_SEED = 2**53
+MOST_IN_BATCH = 2**28
+"""Maximum number of tokens of a batch."""
+
 Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+"""A number of steps, examples or the like."""
+Natural = Annotated[int, Field(ge=0, le=10_000_000)]
+Size = Annotated[int, Field(ge=1, le=65_536)]
+"""A number of rows or tokens that are in memory together."""
+Length = Annotated[int, Field(ge=16, le=MOST_TOKENS)]
+"""The number of tokens of a sequence."""
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -19,6 +19,7 @@ from refine_lab.config import (
     to_json,
 )
 from refine_lab.recipes import METHODS, midtrain, named, recipe, ttt_per_prompt
+from refine_lab.text import quote
 from refine_lab.ttt_config import TTTConfig, TTTRunConfig
 from refine_lab.validation import ConfigError
 from tests.support.refusals import refused
@@ -277,6 +278,8 @@ HOSTILE = (
     0.5,
     float("nan"),
     10**400,
+    10**5000,
+    "x" * 5000,
     "",
     "no such",
     "\udcff",
@@ -304,10 +307,10 @@ def test_every_message_is_one_sentence(kind):
     assert len(errors) > 5 * len(fields(kind))
     for error in errors:
         sentence = str(error)
-        assert "\n" not in sentence and "pydantic" not in sentence
+        assert "\n" not in sentence and "pydantic" not in sentence and len(sentence) < 1000
         assert sentence.startswith((f"{kind.__name__}.", f"unknown field of {kind.__name__} 'no_such'; "))
         assert error.allowed and sentence == (
-            error.sentence or f"{error.field} must be {error.allowed}, got {error.value!r}"
+            error.sentence or f"{error.field} must be {error.allowed}, got {quote(error.value)}"
         )
 
 

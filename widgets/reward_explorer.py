@@ -14,13 +14,13 @@ import ipywidgets
 import numpy as np
 import pandas as pd
 
-from refine_lab.data.text import replace_surrogates
 from refine_lab.explore.client import Worker, shared_worker
 from refine_lab.explore.exploration import Document, Exploration
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
 from refine_lab.method.rewards import REWARDS
 from refine_lab.runs.environment import display_path
+from refine_lab.text import replace_surrogates
 from refine_lab.types import RewardFunction
 from refine_lab.validation import require
 from widgets.core.base import Widget, guarded

@@ -14,7 +14,9 @@ from refine_lab.runs.files import is_run, parquet_parts
 from refine_lab.runs.process import request_stop
 from refine_lab.runs.queue import run_in_turn
 from refine_lab.runs.run import Run, list_runs, runs_dir
-from widgets.core.base import guarded
+from refine_lab.text import printable
+from refine_lab.validation import path_of
+from widgets.core.base import guarded, sentence
 from widgets.core.notice import Notice
 from widgets.core.page import save_page
 from widgets.core.panel import Panel
@@ -52,7 +54,7 @@ class RunMonitor(Panel):
     def __init__(self, folder: Path | str | None = None, runs: Sequence[Run] | None = None) -> None:
         """`runs` are selected initially; none: the newest. `folder` may also be a run directory, which is then selected."""
         super().__init__()
-        self.folder = Path(folder).expanduser() if folder is not None else runs_dir()
+        self.folder = path_of("folder", folder) if folder is not None else runs_dir()
         if is_run(self.folder):
             runs = [Run(self.folder)] if runs is None else runs
             self.folder = self.folder.absolute().parent
@@ -99,7 +101,7 @@ class RunMonitor(Panel):
         if len(chosen) < len(before):
             self._on_choice(None)
         self.report(f"{_runs(names)}.")
-        self.error = "\n".join(str(warning.message) for warning in damaged)
+        self.error = printable("\n".join(str(warning.message) for warning in damaged))
 
     def start(self) -> None:
         """Starts the selected unfinished runs, one after another, in a process that outlives the kernel."""
@@ -133,7 +135,7 @@ class RunMonitor(Panel):
             return RolloutInspector(decode=str)
         steps = max(1, PAGE_ROLLOUTS // max(1, len(self.inspector.rollouts)))
         first = max(self.step.first, self.step.last - steps + 1)
-        return RolloutInspector.of_run(self._run, tokenizer_of(self._run), range(first, self.step.last + 1))
+        return RolloutInspector.of_run(self._run, self._decoder(self._run), range(first, self.step.last + 1))
 
     def __repr__(self) -> str:
         chosen = ", ".join(self.choice.value) or "none"
@@ -146,7 +148,7 @@ class RunMonitor(Panel):
             parts.append(repr(Table(events, LINEAGE)))
         if self.inspector.rollouts.size:
             parts += [f"rollouts of {self._description()} at step {self.step.value}", repr(self.inspector)]
-        return "\n".join(parts)
+        return printable("\n".join(parts))
 
     # -- events of the page --------------------------------------------------------------------------------------------
 
@@ -173,7 +175,7 @@ class RunMonitor(Panel):
         changed = (run and run.path) != (self._run and self._run.path)
         if changed and run is not None:
             self._run = run
-            before, self.inspector = self.inspector, RolloutInspector(decode=tokenizer_of(run))
+            before, self.inspector = self.inspector, RolloutInspector(decode=self._decoder(run))
             self.children = [*self.children[:-1], self.inspector]
             before.close()
         self.step.label = f"{self._label(run)}{others}, rollouts at step" if run is not None else "rollouts at step"
@@ -193,6 +195,14 @@ class RunMonitor(Panel):
             self.inspector.show(rollouts)
             count = f"{len(rollouts)} rollout{'' if len(rollouts) == 1 else 's'}"
             self.report(f"{count} of {self._description()} at step {change['new']}.")
+
+    def _decoder(self, run: Run) -> Any:
+        """Returns a run's tokenizer, or `str`, with which token ids are shown, if it has none here."""
+        try:
+            return tokenizer_of(run)
+        except (OSError, ValueError) as error:
+            self.error = sentence(error)
+            return str
 
     def _description(self) -> str:
         """Returns label and folder of the run whose rollouts are shown."""

@@ -13,7 +13,6 @@ import numpy as np
 
 from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tasks.rules import AnswerRule
-from refine_lab.data.text import replace_surrogates
 from refine_lab.explore.client import Worker, shared_worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.futures import finished, together
@@ -21,6 +20,7 @@ from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
 from refine_lab.recipes import ttt_per_prompt
 from refine_lab.runs.environment import display_path
+from refine_lab.text import replace_surrogates
 from refine_lab.ttt_config import TTTConfig
 from widgets.core.page import save_page
 from widgets.core.panel import Panel

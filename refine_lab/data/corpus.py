@@ -94,7 +94,7 @@ def load_manifest(path: str | Path) -> Manifest:
             for file, digest in package[split].items()
         ]
         versions = {name: package["version"] for name, package in packages.items()}
-    except (OSError, EOFError, zlib.error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, EOFError, zlib.error, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         needed = "packages, each with version, train and validation"
         raise ValueError(f"{path} is no manifest of a corpus, which has {needed}: {error!r}") from error
     require(version == 1, f"format_version of {path}", version, "1")

@@ -22,7 +22,10 @@ def existing_file(path: Path, missing: str) -> Path:
 
 
 def refuse_pointer(path: Path) -> Path:
-    """Returns `path`. Raises ValueError if the file is a git-lfs pointer instead of its content."""
+    """Returns `path`. Raises ValueError for anything but a regular file, and for a git-lfs pointer instead of its content."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise ValueError(f"{str(path)!r} must be a file, it is {what}")
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise ValueError(
@@ -63,7 +66,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 if line.strip():
                     yield number, json.loads(line)
-            except ValueError as error:  # also bytes that are no UTF-8
+            except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8, and JSON nested too deeply
                 raise ValueError(f"line {number} of {str(path)!r} is no JSON: {error}") from error
 
 

@@ -85,7 +85,7 @@ def parse_kind(name: str) -> RecallKind:
     """
     if name in PAIRS:
         return RecallKind(form="pairs")
-    match = re.fullmatch(r"(word|number)-([1-9]\d*)(?:-q([1-9]\d*))?(?:-d([1-9]\d*))?", name)
+    match = re.fullmatch(r"(word|number)-([1-9]\d{0,6})(?:-q([1-9]\d{0,6}))?(?:-d([1-9]\d{0,6}))?", name)
     if match is None or int(match[3] or 1) > int(match[2]):
         allowed = (
             f"one of {', '.join(PAIRS)}, or 'word-N' or 'number-N' with N facts, either also with '-qM', M of them asked, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 from refine_lab.data.corpus import File, Manifest, Split, compare, current_manifest, python_documents
 from refine_lab.data.files import existing_file, json_lines, parquet_rows, read_text, refuse_pointer
 from refine_lab.runs.durable import digest
-from refine_lab.validation import ConfigError
+from refine_lab.text import quote
+from refine_lab.validation import ConfigError, path_of, require
 
 HELD_OUT_EVERY = 20
 """Every 20th row of a table is held out, starting with the first, and about as large a share of a folder's files."""
@@ -36,7 +38,7 @@ def documents(source: str, split: Split, manifest: Manifest | None = None) -> It
     elif source.startswith("datasets:"):
         found = _held_out_rows(_dataset_rows(source), split, source)
     else:
-        found = _path_documents(Path(source).expanduser(), split)
+        found = _path_documents(path_of("source", source), split)
     filled = (document for document in found if document.strip())
     first = next(filled, None)
     if first is None:
@@ -65,7 +67,7 @@ def source_digests(source: str, manifest: Manifest | None = None) -> dict[str, s
     """
     if source == "python":
         return {f"{file.package}/{file.path}": file.digest for file in _python_files(manifest)}
-    path = Path(source).expanduser()
+    path = path_of("source", source)
     if path.is_dir():
         return {file.relative_to(path).as_posix(): digest(file) for file in _text_files(path)}
     return {path.name: digest(_existing(path))}
@@ -120,14 +122,26 @@ def _held_out_rows(rows: Iterable[Any], split: Split, source: str) -> Iterator[s
 
 def _field(row: Any, source: str, number: int) -> str:
     if not isinstance(row, dict) or COLUMN not in row:
-        columns = ", ".join(map(repr, row)) if isinstance(row, dict) else "none: it is no object"
+        columns = ", ".join(map(quote, row)) if isinstance(row, dict) else "none: it is no object"
         raise ValueError(f"row {number + 1} of {source!r} has no column {COLUMN!r}; it has {columns}")
     if not isinstance(row[COLUMN], str):
-        raise ValueError(f"column {COLUMN!r} of {source!r} must hold text, row {number + 1} holds {row[COLUMN]!r}")
+        raise ValueError(f"column {COLUMN!r} of {source!r} must hold text, row {number + 1} holds {quote(row[COLUMN])}")
+    try:
+        row[COLUMN].encode()
+    except UnicodeEncodeError as error:
+        where = f"column {COLUMN!r} of {source!r}"
+        raise ValueError(f"{where} holds half of a surrogate pair in row {number + 1}, at {error.start}") from error
     return row[COLUMN]
 
 
+def check_dataset(source: str) -> None:
+    """Raises ConfigError unless `source` is `datasets:` with a name that the library `datasets` can look up."""
+    fits = re.fullmatch(r"datasets:[\w./][\w./-]{0,199}(:[\w./-]{1,200})?", source) is not None
+    require(fits, "source", source, "'datasets:NAME' or 'datasets:NAME:CONFIGURATION'")
+
+
 def _dataset_rows(source: str) -> Iterator[Any]:
+    check_dataset(source)
     name, _, configuration = source.removeprefix("datasets:").partition(":")
     try:
         import datasets

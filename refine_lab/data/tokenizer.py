@@ -15,6 +15,7 @@ from refine_lab.data.sources import documents
 from refine_lab.validation import ConfigError, require
 
 END_OF_TEXT = "<|endoftext|>"
+LARGEST_VOCABULARY = 1_000_000
 SMALLEST_VOCABULARY = 1 + 256 + 100
 """The special token, every byte, and every pair of digits."""
 LARGEST_PART = 50
@@ -39,7 +40,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedT
 
     Raises ValueError if `vocab_size` leaves no room for a merge.
     """
-    require(vocab_size > SMALLEST_VOCABULARY, "vocab_size", vocab_size, f"above {SMALLEST_VOCABULARY}")
+    allowed = f"above {SMALLEST_VOCABULARY} and at most {LARGEST_VOCABULARY:,}"
+    require(SMALLEST_VOCABULARY < vocab_size <= LARGEST_VOCABULARY, "vocab_size", vocab_size, allowed)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = _pre_tokenizer(digits=1)
     tokenizer.decoder = decoders.ByteLevel()

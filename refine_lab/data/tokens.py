@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 
@@ -20,9 +22,11 @@ from refine_lab.data.corpus import Manifest, Split
 from refine_lab.data.sources import documents, identity
 from refine_lab.data.tokenizer import end_of_text
 from refine_lab.runs.durable import digest, make_folder, replace_text, replacing
-from refine_lab.validation import require
+from refine_lab.validation import path_of, require
 
 CACHE_VERSION = 1
+STALE_SECONDS = 3600.0
+"""Age at which a temporary file of the cache counts as left behind by a killed process."""
 BATCH_CHARACTERS = 2_000_000
 """Characters tokenised at once, which bounds the memory for offsets."""
 LONGEST_PIECE = 200_000
@@ -35,7 +39,7 @@ def cache_folder() -> Path:
     Raises ValueError if REFINE_CACHE is a relative path, or if it is not set and there is no home folder.
     """
     if named := os.environ.get("REFINE_CACHE"):
-        path = Path(named).expanduser()
+        path = path_of("REFINE_CACHE", named)
         require(path.is_absolute(), "REFINE_CACHE", named, "an absolute path")
         return path
     try:
@@ -78,6 +82,7 @@ def token_array(
         if not len(tokens):
             raise ValueError(f"no {split} document of {source!r} has min_tokens {min_tokens} tokens")
         try:
+            _drop_stale(path.parent)
             _write(path, tokens)
         except OSError as error:
             advice = "name a folder that can be written in REFINE_CACHE"
@@ -96,6 +101,14 @@ def _kept(path: Path) -> Int[np.ndarray, "tokens"] | None:
         return None
     warnings.warn(f"{path} is damaged: its source is tokenised again", stacklevel=2)
     return None
+
+
+def _drop_stale(folder: Path) -> None:
+    """Removes the temporary files that killed processes left in the cache folder."""
+    for left in folder.glob("*.tmp"):
+        with suppress(OSError):  # another process removes it too, or another user owns it
+            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                left.unlink()
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

@@ -56,8 +56,11 @@ def joined_stages(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer of a run's last checkpoint, or that of its initial model if there is no checkpoint."""
-    return load_tokenizer(run.config.model if run.latest_checkpoint() is None else run.path)
+    """Returns the tokenizer of a run's last checkpoint, or that of its initial model if there is no checkpoint.
+
+    A model on the hub is read from the hub's cache alone, since the run may come from elsewhere.
+    """
+    return load_tokenizer(run.config.model if run.latest_checkpoint() is None else run.path, cached=True)
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:

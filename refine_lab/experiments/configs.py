@@ -11,18 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cache
 from glob import glob
-from pathlib import Path
 from typing import Any, TypeVar
 
 from refine_lab import recipes
 from refine_lab.config import RELEASE, TaskConfig, TrainConfig
+from refine_lab.data.sources import check_dataset
 from refine_lab.data.tasks.trained import FREE_FIELDS, UNTRAINED, History, Trained
 from refine_lab.method.rewards import reward_function
 from refine_lab.models.hub import own_folder, resolve, shipped
+from refine_lab.text import quote
 from refine_lab.training.history import history_of
 from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.types import RewardFunction
-from refine_lab.validation import Config, require, unknown
+from refine_lab.validation import Config, path_of, require, unknown
 
 C = TypeVar("C", bound=Config)
 R = TypeVar("R", bound=TrainConfig | TTTRunConfig)
@@ -182,8 +183,12 @@ def absolute_source(name: str) -> str:
     """Returns a source of text or prompts, with a file or folder as an absolute path."""
     if name.startswith("ruler:"):
         return f"ruler:{absolute_source(name.removeprefix('ruler:'))}"
-    path = Path(name).expanduser()
-    return name if name == "python" or name.startswith("recall:") or not path.exists() else str(path.absolute())
+    if name.startswith("datasets:"):
+        check_dataset(name)
+    if name == "python" or name.startswith(("recall:", "datasets:")):
+        return name
+    path = path_of("a source of text or prompts", name)
+    return str(path.absolute()) if path.exists() else name
 
 
 def with_source(task: TaskConfig, source: str | None, test_source: str | None = None) -> TaskConfig:
@@ -205,9 +210,9 @@ def model_of_seed(model: str, seed: int) -> str:
     name = model.replace(SEED, str(seed))
     if "*" not in name:
         return name
-    found = sorted(glob(str(Path(name).expanduser())))
+    found = sorted(glob(str(path_of("the model", name))))
     if not found:
-        raise FileNotFoundError(f"no folder fits the model {name!r}")
+        raise FileNotFoundError(f"no folder fits the model {quote(name)}")
     return found[-1]
 
 
@@ -240,6 +245,7 @@ def prompts_of(
 
     Raises ValueError for a value in `changes`, fields of `TaskConfig`, that would change the prompts of a run's task.
     """
+    require(count is None or count >= 1, "count", count, "at least 1, or none for all")
     run = _run_with_task(history, prompts)
     if run is None:
         number = config.task.test if count is None and not prompts else count

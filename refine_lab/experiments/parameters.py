@@ -22,8 +22,6 @@ from pydantic import AllowInfNan, BeforeValidator, Field, Strict, TypeAdapter, V
 
 from refine_lab.validation import ConfigError, unknown
 
-NONE = ("none", "null", "~", "")
-
 
 def _number(value: Any) -> Any:
     """Refuses booleans, and reads an exponent, which pydantic's integers do not have: `2.5e1` is the whole number 25."""
@@ -38,13 +36,21 @@ def _items(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
+def _is_none(value: Any, kind: Any) -> bool:
+    """Returns whether a value is a way to write None; ~ is the home folder, and a blank text is refused."""
+    if kind is str:
+        return isinstance(value, str) and value.lower() in ("none", "null", "")
+    return str(value).strip().lower() in ("none", "null", "~", "")
+
+
 _Whole = Annotated[int, BeforeValidator(_number)]
+_Numbers = Annotated[list[_Whole], BeforeValidator(_items), Field(min_length=1, max_length=1000)]
 TYPES: dict[Any, tuple[Any, str]] = {
     int: (_Whole, "a whole number"),
     float: (Annotated[float, BeforeValidator(_number), AllowInfNan(False)], "a number"),
     bool: (bool, "true or false"),
     str: (Annotated[str, Strict()], "a text"),
-    list[int]: (Annotated[list[_Whole], BeforeValidator(_items), Field(min_length=1)], "whole numbers, as in 0,1,2"),
+    list[int]: (_Numbers, "up to 1,000 whole numbers, as in 0,1,2"),
 }
 """Declared type -> the type by which pydantic converts a value, and the description of allowed values."""
 
@@ -78,13 +84,15 @@ def convert(name: str, hint: Any, value: Any) -> Any:
     """
     hint = eval(hint, {"Optional": Optional}) if isinstance(hint, str) else hint
     optional = NoneType in get_args(hint)
-    if optional and (value is None or str(value).strip().lower() in NONE):
-        return None
     kind = get_args(hint)[0] if optional else hint
+    if optional and (value is None or _is_none(value, kind)):
+        return None
     annotation, allowed = TYPES[kind]
     allowed += " or none" if optional else ""
     if kind is str and (value is None or isinstance(value, (bool, int, float))):
         allowed += f" (papermill's -p converts texts that look like numbers, booleans or None: use -r {name} VALUE)"
+    if kind is str and isinstance(value, str) and not value.strip():
+        raise ConfigError(f"parameter {name}", value, "a text that is not blank" + (", or none" if optional else ""))
     try:
         stripped = value.strip() if isinstance(value, str) and kind is not str else value
         return TypeAdapter(annotation).validate_python(stripped)

@@ -20,7 +20,7 @@ from refine_lab.runs.run import Run, runs_dir
 from refine_lab.training.answering import batches_of, check_prompts
 from refine_lab.training.inputs import inputs_of, refuse_changes, resume_or_create, text_digests, text_inputs
 from refine_lab.ttt_config import TTTRunConfig
-from refine_lab.validation import require
+from refine_lab.validation import path_of, require
 
 NOTES = 5
 """Maximum number of notes printed about prompts too short for the method."""
@@ -33,7 +33,7 @@ def runs_folder(output: str | None) -> Path:
     """
     if output is None:
         return runs_dir()
-    path = Path(output).expanduser()
+    path = path_of("parameter output", output)
     require(path.is_absolute(), "parameter output", output, "an absolute path, or none for the project's runs folder")
     require(path.is_dir() or not path.exists(), "parameter output", output, "a folder, or a place for one")
     return path

@@ -19,7 +19,6 @@ from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import RefineConfig
-from refine_lab.data.text import replace_surrogates
 from refine_lab.data.tokenizer import beginning
 from refine_lab.explore.client import Worker
 from refine_lab.explore.futures import finished, then
@@ -30,12 +29,15 @@ from refine_lab.method.rewards import REWARDS
 from refine_lab.method.selection import select_positions, selection_probabilities
 from refine_lab.models.loading import load_tokenizer
 from refine_lab.rng import Draws
+from refine_lab.text import replace_surrogates
 from refine_lab.training.adaptation import fit_to_length
 from refine_lab.types import RewardFunction, RewardInputs
-from refine_lab.validation import require
+from refine_lab.validation import MOST_SEED, require
 
 MOST_TOKENS = 65_536
 """Maximum number of tokens in a document."""
+MOST_CHARACTERS = 64 * MOST_TOKENS
+"""Maximum number of characters of a text that is tokenised to count its tokens."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -77,6 +79,7 @@ class Exploration:
 
         Raises ValueError for fewer than two tokens or more than `MOST_TOKENS`.
         """
+        require(len(text) <= MOST_CHARACTERS, "a document's characters", len(text), f"at most {MOST_CHARACTERS:,}")
         ids = self.tokenizer(replace_surrogates(text), add_special_tokens=False)["input_ids"]
         ids = np.array([*beginning(self.tokenizer, self.add_bos), *ids], dtype=np.int32)
         require(2 <= len(ids) <= MOST_TOKENS, "a document's tokens", len(ids), f"from 2 to {MOST_TOKENS}")
@@ -204,8 +207,8 @@ class Exploration:
         """Changes `reward`, `seed` or fields of the method. Raises ValueError for an invalid value and then changes nothing."""
         reward, seed = changes.pop("reward", self.reward), changes.pop("seed", self.seed)
         require(reward in self.rewards, "reward", reward, "one of " + ", ".join(map(repr, self.rewards)))
-        valid = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0
-        require(bool(valid), "seed", seed, "a whole number of at least 0")
+        valid = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and 0 <= seed <= MOST_SEED
+        require(bool(valid), "seed", seed, f"a whole number from 0 to {MOST_SEED:,}")
         self.refine = replace(self.refine, **changes)
         self.reward, self.seed = reward, int(seed)
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refine_lab.method.custom_reward import load_reward, of_inputs
+from refine_lab.text import printable, shorten
 from refine_lab.types import RewardFunction, RewardInputs
 from refine_lab.validation import unknown
 
@@ -92,7 +93,8 @@ def checked(reward: RewardFunction) -> RewardFunction:
             user_interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
             if isinstance(error, KeyboardInterrupt) and user_interrupts:
                 raise
-            raise RuntimeError(f"reward {name!r} failed: {type(error).__name__}: {error}") from error
+            reason = printable(shorten(str(error)))
+            raise RuntimeError(f"reward {name!r} raised {type(error).__name__}: {reason}") from error
         finally:
             if os.getpid() != process:
                 os._exit(1)

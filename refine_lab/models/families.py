@@ -53,6 +53,9 @@ FORMER_VALUES = {"attn_mode": {"fused_chunk": "chunk"}}
 REASONS = FLA_REFUSED | REFUSED
 """`model_type` -> why it is refused."""
 
+MOST_LAYERS = 1000
+"""Maximum number of layers of a model."""
+
 NOT_READ = {
     "quantization_config": "quantised weights are not read",
     "transformers_weights": "weights are read from files of the usual names only",
@@ -107,6 +110,7 @@ def configured(
     fields = read_json(refuse_pointer(path))
     config_class, model_class = _classes(place, fields, trust_remote_code)
     with _refusing(str(path)):
+        _refuse_many_layers(fields)
         for name, reason in NOT_READ.items():
             if any(
                 part.get(name) is not None for part in (fields, fields.get("text_config")) if isinstance(part, dict)
@@ -118,9 +122,17 @@ def configured(
             config = config_class.from_pretrained(place.folder)
     numbers = changed(config, settings) if settings else None
     with _refusing(f"{path} with {dict(settings)}" if settings else str(path)), torch.device("meta"):
+        _refuse_many_layers(numbers or {})
         config = config if numbers is None else type(config).from_dict(numbers)
         model_class(deepcopy(config))
     return config, model_class
+
+
+def _refuse_many_layers(fields: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a number of layers that takes minutes to build."""
+    for part in (fields, fields.get("text_config")):
+        layers = part.get("num_hidden_layers") if isinstance(part, Mapping) else None
+        require(not number(layers) or layers <= MOST_LAYERS, "num_hidden_layers", layers, f"at most {MOST_LAYERS:,}")
 
 
 @contextmanager

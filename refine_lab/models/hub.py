@@ -17,6 +17,7 @@ from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImp
 
 from refine_lab.runs.checkpoints import MANIFEST, OPTIMIZER, check_files, newest_whole, read_manifest
 from refine_lab.runs.files import read_json
+from refine_lab.text import quote, shorten
 
 SHIPPED = Path(__file__).parent / "shipped"
 """Folder of the models that come with the package."""
@@ -33,6 +34,9 @@ TOKENIZER_SETTINGS = (
 )
 SMALL_FILES = ("config.json", "generation_config.json", "*.index.json", "manifest.json.gz", *TOKENIZER_SETTINGS)
 """Files fetched from a repository before any large ones: enough to decide whether its weights are needed, and which."""
+
+MOST_LETTERS = 500
+"""Maximum length of a name on the hub."""
 
 SECONDS_TO_ANSWER = 10.0
 """The hub is considered unreachable after this many seconds."""
@@ -56,7 +60,7 @@ class HubName:
     @staticmethod
     def parse(name: str) -> HubName | None:
         """Returns the parts of `name`, or None if it does not have this form."""
-        found = _NAME.fullmatch(name)
+        found = _NAME.fullmatch(name) if len(name) <= MOST_LETTERS else None
         subfolder = ((found and found["subfolder"]) or "").strip("/")
         if found is None or ".." in Path(subfolder).parts:
             return None
@@ -94,19 +98,21 @@ class Place:
         return sorted(name for name in inside if "/" not in name)
 
 
-def locate(name: str, revision: str | None = None) -> Place:
+def locate(name: str, revision: str | None = None, *, cached: bool = False) -> Place:
     """Finds the model of that name; for a repository on the hub only the small files are fetched.
 
     `name` is looked up among the shipped models, then as a run directory (its last checkpoint) or a folder, then on the
-    hub, where `revision` may be given separately. A subfolder without a tokenizer uses the repository's.
+    hub, where `revision` may be given separately. A subfolder without a tokenizer uses the repository's. With `cached`,
+    the hub is not asked, and a repository must be in its cache.
 
     Raises FileNotFoundError if nothing is found, naming every place searched and what is wrong there, and ValueError
-    for a revision of a model that is not on the hub, or for two revisions.
+    for a revision of a model that is not on the hub, for two revisions, and for a folder with anything but regular files.
     """
     folder, asked = _local(name), HubName.parse(name)
     if folder is not None and revision is not None:
         raise ValueError(f"revision {revision!r} is for models on the hub, but {name!r} is the folder {folder}")
     if folder is not None:
+        _refuse_special_files(folder)
         _check(folder)
         return Place(folder)
     if asked is None:
@@ -116,7 +122,14 @@ def locate(name: str, revision: str | None = None) -> Place:
         if asked.revision not in (None, revision):
             raise ValueError(f"two revisions are asked for: {asked.revision!r} by {name!r}, and revision={revision!r}")
         asked = replace(asked, revision=revision)
-    return _download(name, asked)
+    return _download(name, asked, cached)
+
+
+def _refuse_special_files(folder: Path) -> None:
+    """Raises ValueError for a named pipe or a device, which would block or feed whoever reads it."""
+    special = next((path for path in folder.iterdir() if path.exists() and not (path.is_file() or path.is_dir())), None)
+    if special is not None:
+        raise ValueError(f"the model's folder {folder} holds {special.name!r}, which is no regular file")
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -175,13 +188,13 @@ def _is_run(folder: Path) -> bool:
 
 def _looked_for(name: str) -> str:
     known = ", ".join(sorted(path.name for path in SHIPPED.glob("*") if path.is_dir())) or "none"
-    path = Path(os.path.expanduser(name)).absolute()
-    return f"there is no model {name!r}: not among the shipped ones ({known}), no run or folder at {path}"
+    path = quote(str(Path(os.path.expanduser(name)).absolute()))[1:-1]
+    return f"there is no model {quote(name)}: not among the shipped ones ({known}), no run or folder at {path}"
 
 
-def _download(name: str, asked: HubName) -> Place:
+def _download(name: str, asked: HubName, cached: bool) -> Place:
     try:
-        root = _snapshot(asked, SMALL_FILES)
+        root = _snapshot(asked, SMALL_FILES, cached)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{_looked_for(name)}, {error}") from error
     pinned = replace(asked, revision=root.name)  # a snapshot is named by its commit
@@ -194,7 +207,8 @@ def _download(name: str, asked: HubName) -> Place:
     if not asked.subfolder or has_tokenizer(place.folder) or (place.folder / "tokenizer_config.json").is_file():
         return place
     repository = Place(root, replace(pinned, subfolder=""))
-    repository.fetch(TOKENIZER_SETTINGS)
+    if not cached:
+        repository.fetch(TOKENIZER_SETTINGS)
     return replace(place, elsewhere=repository)
 
 
@@ -206,17 +220,23 @@ def _ask(asked: HubName) -> Any:
         raise HTTPError("what answers is no hub, but perhaps a network's login page") from error
 
 
-def _snapshot(asked: HubName, files: Sequence[str]) -> Path:
+def _snapshot(asked: HubName, files: Sequence[str], cached: bool = False) -> Path:
     """Returns the local copy of the repository with the matching files, downloading those missing from the cache.
 
-    If the hub does not answer, the cached files are used. Subfolders are excluded by name because a star in a pattern
-    also matches slashes.
+    If the hub does not answer, or with `cached`, the cached files are used. Subfolders are excluded by name because a star
+    in a pattern also matches slashes.
 
     Raises FileNotFoundError, naming the cache, the hub's address and what is wrong there.
     """
     prefix = f"{asked.subfolder}/" if asked.subfolder else ""
     wanted = {"allow_patterns": [prefix + file for file in files], "ignore_patterns": [f"{prefix}*/*"]}
     get = partial(snapshot_download, asked.repo, revision=asked.revision, **wanted)
+    where = f"not whole in the cache {constants.HF_HUB_CACHE}"
+    if cached:
+        try:
+            return Path(get(local_files_only=True))
+        except (OSError, errors.HFValidationError) as error:
+            raise FileNotFoundError(f"{where}, and {constants.ENDPOINT} is not asked") from error
     try:
         try:
             _ask(asked)
@@ -229,7 +249,6 @@ def _snapshot(asked: HubName, files: Sequence[str]) -> Path:
                 raise error from None
         return Path(get())
     except (HTTPError, OSError, errors.HFValidationError) as error:
-        where = f"not whole in the cache {constants.HF_HUB_CACHE}"
         raise FileNotFoundError(f"{where}, and {constants.ENDPOINT} {_cause(error, asked)}") from error
 
 
@@ -247,5 +266,5 @@ CAUSES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = 
 
 
 def _cause(error: Exception, hub: HubName) -> str:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = shorten(" ".join(str(error).split())) or type(error).__name__
     return next(text for kind, text in CAUSES if isinstance(error, kind)).format(error=error, hub=hub, reason=reason)

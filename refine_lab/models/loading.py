@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import filter as matching
 from pathlib import Path
@@ -30,6 +30,11 @@ MANIFEST = "manifest.json.gz"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "model.pt")
 """Names of pickled weights, which are read only if the caller allows it; the first kind found is used."""
+
+TENSORS_PER_LAYER = 2000
+"""Maximum number of tensors per layer; a layer of Qwen3-Next, whose experts are stored one by one, has about 1,600."""
+LONGEST_HEADER = 100_000_000
+"""Maximum number of bytes of a safetensors header, as in the library."""
 
 _SHARD = re.compile(r"[^/\\*?\[\]]+\.safetensors")
 
@@ -103,9 +108,9 @@ def manifest_of(name: str | Path) -> Manifest | None:
     return load_manifest(path) if path.is_file() else None
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of the model of that name. Raises what `load_model` raises for it."""
-    return _tokenizer(locate(str(name).removeprefix("new:")).tokenizer, trust_remote_code=False)
+def load_tokenizer(name: str | Path, *, cached: bool = False) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of the model of that name, with `cached` without asking the hub. Raises as `load_model`."""
+    return _tokenizer(locate(str(name).removeprefix("new:"), cached=cached).tokenizer, trust_remote_code=False)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -149,7 +154,8 @@ def _tokenizer(place: Place, trust_remote_code: bool) -> PreTrainedTokenizerBase
 def _load_weights(
     model_class: type[FastWeightLM], config: Any, place: Place, dtype: torch.dtype, allow_pickle: bool
 ) -> FastWeightLM:
-    folder, pickled = place.folder, _fetch_weights(place, allow_pickle)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    folder, pickled = place.folder, _fetch_weights(place, allow_pickle, layers)
     how = dict(state_dict=_unpickled(pickled)) if pickled else dict(use_safetensors=True, local_files_only=True)
     how |= dict(config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True)
     try:  # what does not fit is refused below, in one sentence
@@ -200,7 +206,20 @@ def _is_no_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in message or "CONVERSION" in message
 
 
-def _fetch_weights(place: Place, allow_pickle: bool) -> list[Path]:
+def _refuse_many_tensors(folder: Path, files: Iterable[str], layers: int) -> None:
+    """Raises ValueError if the headers of safetensors files list absurdly many tensors, which take minutes to load."""
+    count, most = 0, TENSORS_PER_LAYER * (layers + 1)
+    for name in files:
+        with (folder / name).open("rb") as file:
+            header = file.read(min(int.from_bytes(file.read(8), "little"), LONGEST_HEADER))
+            count += header.count(b'"data_offsets"')
+    if count > most:
+        raise ValueError(
+            f"the weights in {folder} hold {count:,} tensors; at most {most:,} are read for {layers} layers"
+        )
+
+
+def _fetch_weights(place: Place, allow_pickle: bool, layers: int) -> list[Path]:
     """Fetches only the files with the weights. Returns the pickled ones if there are no others."""
     folder = place.folder
     sharded = (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file()
@@ -208,6 +227,7 @@ def _fetch_weights(place: Place, allow_pickle: bool) -> list[Path]:
     place.fetch(files)
     missing = [file for file in files if not (folder / file).is_file()]
     refuse_pointers(folder, files)
+    _refuse_many_tensors(folder, [file for file in files if file not in missing], layers)
     if missing and sharded:
         raise FileNotFoundError(f"{folder} lacks {missing[0]} of {INDEX}: {len(missing)} of {len(files)} files")
     return _fetch_pickled(place, allow_pickle) if missing else []

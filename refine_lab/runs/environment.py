@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from refine_lab.text import printable
+
 
 def project_root() -> Path | None:
     """Returns the checkout this package is imported from, or None for an installed copy."""
@@ -22,7 +24,7 @@ def project_root() -> Path | None:
 def display_path(value: object) -> str:
     """Returns `value` as text with paths relative to the project's folder, so that notebook output can be shared."""
     root = project_root()
-    return str(value) if root is None else str(value).replace(f"{root}{os.sep}", "")
+    return printable(str(value) if root is None else str(value).replace(f"{root}{os.sep}", ""))
 
 
 def environment(device: str | None = None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import socket
+import stat
 import tempfile
 import time
 import weakref
@@ -49,11 +50,23 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     replace_text(path, json.dumps(plain(values), indent=1, allow_nan=False) + "\n")
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Opens a regular file for reading, without waiting. Raises ValueError for a pipe, a folder or anything else."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a named pipe would wait for its writer
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path} is damaged: it is no regular file")
+    return os.fdopen(descriptor, "rb")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file. Raises FileNotFoundError, or ValueError for any other content."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        with open_file(path) as file:
+            values = json.load(file)
     except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"the run directory {path.parent} was deleted or moved") from None
         raise FileNotFoundError(f"{path.parent} has no {path.name}: the run directory is incomplete") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
@@ -65,11 +78,23 @@ def read_json(path: Path) -> dict[str, Any]:
 def parse_line(path: Path, line: bytes) -> dict[str, Any]:
     """Parses a line of `metrics.jsonl`; null is NaN. Raises ValueError for an invalid line."""
     try:
-        values: dict[str, Any] = json.loads(line)
-        _ = values["kind"], values["step"]
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{path} is damaged: {line[:60]!r} is no line of metrics") from None
-    return {RENAMED.get(name, name): math.nan if value is None else value for name, value in values.items()}
+        values: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        values = None
+    if not _is_metrics(values):
+        raise ValueError(f"{path} is damaged: {line[:60]!r} is no line of metrics")
+    line_values: dict[str, Any] = values
+    return {RENAMED.get(name, name): math.nan if value is None else value for name, value in line_values.items()}
+
+
+def _is_metrics(values: Any) -> bool:
+    """Returns whether a parsed line names its kind and step; one of training or evaluation holds only numbers."""
+    if not isinstance(values, dict) or not isinstance(values.get("kind"), str) or type(values.get("step")) is not int:
+        return False
+    numbers = [values["step"]]
+    if values["kind"] in ("train", "eval"):
+        numbers = [value for name, value in values.items() if name != "kind" and value is not None]
+    return all(isinstance(value, (int, float)) and abs(value) < 1e300 for value in numbers)
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +155,7 @@ def is_held(run: Path) -> bool:
     Only read access is needed.
     """
     try:
-        with (run / "lock").open("rb") as lock:
+        with open_file(run / "lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -175,7 +200,7 @@ def cut_parts(folder: Path, end: int, kept: Callable[[int, Path], pa.Table | Non
 def parquet_parts(folder: Path) -> list[tuple[int, int, Path]]:
     """Returns first, last and path of every closed file `<first>-<last>.parquet`, in order of steps or rows."""
     found = ((re.fullmatch(r"(\d+)-(\d+)\.parquet", path.name), path) for path in folder.glob("*.parquet"))
-    return sorted((int(name[1]), int(name[2]), path) for name, path in found if name)
+    return sorted((int(name[1]), int(name[2]), path) for name, path in found if name and path.is_file())
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:

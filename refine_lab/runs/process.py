@@ -27,6 +27,7 @@ from refine_lab.runs.files import name_holder, take_lock
 from refine_lab.runs.run import MetricsTail, Run
 from refine_lab.runs.started import check_unchanged
 from refine_lab.runs.writer import RunWriter, write_status
+from refine_lab.text import printable, shorten
 
 PYTHON = (sys.executable, "-P", "-u", "-m")
 """Command that starts one of our modules; -P prevents a folder `refine_lab` in the current folder from being imported."""
@@ -34,8 +35,17 @@ PYTHON = (sys.executable, "-P", "-u", "-m")
 TRAINER = (*PYTHON, "refine_lab.training")
 """The command that takes run directories as arguments."""
 
+LOG_END = 8192
+"""Number of bytes read from the end of a log."""
+
 Log = Callable[[str], object]
 """Receives the lines of a progress report, as `print`."""
+
+
+def safe_log(log: Log) -> Log:
+    """Returns `log` with control characters escaped, since a run's name and error may come from elsewhere."""
+    return lambda line: log(printable(line))
+
 
 # -- starting ----------------------------------------------------------------------------------------------------------
 
@@ -214,6 +224,7 @@ def follow(
     killed or, not being detached, was stopped before its last step. If `patient`, a stopped run is not an error.
     """
     process = run if isinstance(run, RunProcess) else attach(run)
+    log = safe_log(log)
     with raised_sigterm():
         try:
             for each in process.runs:
@@ -258,6 +269,10 @@ def _progress(run: Run, latest: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _stop_or_kill(process: RunProcess, log: Log) -> None:
+    if process.popen and not process.run.path.is_dir():  # nothing is left to save to
+        process.popen.kill()
+        process.popen.wait()
+        return
     log(f"stopping run {process.run.name}, which saves first")
     try:
         stop(process, SAVE_SECONDS)
@@ -280,23 +295,27 @@ def _raise_unless_whole(process: RunProcess, run: Run, may_be_stopped: bool) -> 
     if status.state == "finished" or (status.state == "stopped" and may_be_stopped):
         return
     if status.state == "stopped":
-        raise RuntimeError(f"run {run.name} was stopped {where}: {status.error or 'a stop was requested'}")
+        reason = status.error or "a stop was requested"
+        raise RuntimeError(printable(f"run {run.name} was stopped {where}: {reason}"))
     if code is not None and code < 0:
         what = f"was killed by {signal.Signals(-code).name}"
     elif status.state == "failed":
         what = "failed"
     else:
         what = "was killed" if code is None else f"ended with exit status {code}"
-    raise RuntimeError(
-        f"run {run.name} {what} {where}: {status.error or _log_end(run) or 'the process printed nothing'}"
-    )
+    reason = status.error or _log_end(run) or "the process printed nothing"
+    raise RuntimeError(printable(f"run {run.name} {what} {where}: {reason}"))
 
 
 def _log_end(run: Run, lines: int = 15) -> str:
     """Returns the last lines that the process printed."""
     path = run.path / "log.txt"
-    text = path.read_bytes()[-8192:].decode(errors="replace") if path.exists() else ""
-    return "\n".join(text.strip().splitlines()[-lines:])
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_END))
+        text = file.read(LOG_END).decode(errors="replace")
+    return "\n".join(shorten(line) for line in text.strip().splitlines()[-lines:])
 
 
 class _Terminated(BaseException):

@@ -14,9 +14,10 @@ from itertools import takewhile
 from typing import BinaryIO
 
 from refine_lab.runs.child import inherited_locks
-from refine_lab.runs.process import PYTHON, TRAINER, Log, follow, hold, launch
+from refine_lab.runs.process import PYTHON, TRAINER, Log, follow, hold, launch, safe_log
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import write_status
+from refine_lab.text import printable
 
 BACKGROUND = "Training in the background (it survives closing this notebook):"
 
@@ -40,6 +41,7 @@ def run_in_turn(
     process works on one.
     """
     queue: Queue = []
+    log = safe_log(log)
     with ExitStack() as locks:
         for run in runs:
             if (state := run.state) == "finished":
@@ -65,10 +67,11 @@ def require_finished(runs: Sequence[Run]) -> None:
             working.append(f"{run.name}: {where}")
         elif state != "finished":
             what = {"failed": "failed", "waiting": "has not begun"}.get(state, f"was {state}")
-            raise RuntimeError(f"run {run.name} {what} at {where}" + (f": {status.error}" if status.error else ""))
+            reason = f": {status.error}" if status.error else ""
+            raise RuntimeError(printable(f"run {run.name} {what} at {where}{reason}"))
     if working:
         raise RuntimeError(
-            f"{len(working)} of {len(runs)} runs are still in progress ({', '.join(working)}); "
+            f"{len(working)} of {len(runs)} runs are still in progress ({printable(', '.join(working))}); "
             "execute this cell and the cells below again when they have finished"
         )
 

@@ -30,10 +30,11 @@ from refine_lab.config import TrainConfig, from_json
 from refine_lab.runs.answers import AnswerLog
 from refine_lab.runs.checkpoints import checkpoints
 from refine_lab.runs.environment import project_root
-from refine_lab.runs.files import is_held, is_run, parquet_parts, parse_line, read_json, run_file
+from refine_lab.runs.files import is_held, is_run, open_file, parquet_parts, parse_line, read_json, run_file
 from refine_lab.runs.schema import ROLLOUT_TYPES, read_rollouts
+from refine_lab.text import printable, shorten
 from refine_lab.ttt_config import TTTRunConfig
-from refine_lab.validation import ConfigError, Natural, configuration, require
+from refine_lab.validation import ConfigError, Natural, configuration, path_of, require
 
 State = Literal["starting", "running", "finished", "stopped", "failed"]
 CONFIGS = {"train": TrainConfig, "answer": TTTRunConfig}
@@ -41,6 +42,8 @@ CONFIGS = {"train": TrainConfig, "answer": TTTRunConfig}
 
 STARTED = "started.json"
 """File that records what a run started with (see `started`)."""
+ERROR = 2000
+"""Maximum number of characters of an error in `status.json`."""
 
 TRAIN_COLUMNS = ("step", "time", "tokens", "updates", "seconds", "tokens_per_second", "lr", "ntp_loss", "ntp_accuracy")
 EVAL_COLUMNS = ("step", "time", "ntp_loss", "ntp_accuracy", "sampled_accuracy")
@@ -53,7 +56,7 @@ def runs_dir() -> Path:
     ValueError if REFINE_RUNS is a relative path.
     """
     if named := os.environ.get("REFINE_RUNS"):
-        path = Path(named).expanduser()
+        path = path_of("REFINE_RUNS", named)
         if not path.is_absolute():
             raise ConfigError("REFINE_RUNS", named, "an absolute path")
         return path
@@ -136,7 +139,10 @@ class Run:
         """Returns the number of batches of the whole run: of sequences, or of prompts without the last incomplete batch."""
         if self.kind == "train":
             return self.config.steps
-        return int(read_json(self.path / "inputs.json")["prompts"]) // self.config.batch_size
+        path = self.path / "inputs.json"
+        prompts = read_json(path).get("prompts")
+        require(type(prompts) is int, f"prompts of {path}", prompts, "a whole number")
+        return prompts // self.config.batch_size
 
     @property
     def done(self) -> int:
@@ -151,6 +157,8 @@ class Run:
         if not path.is_file() and run_file(self.path, "config.json").name == "ttt.json":
             return self._older_status()
         values = read_json(path)
+        if isinstance(error := values.get("error"), str):
+            values["error"] = printable(shorten(error, 2 * ERROR))
         try:
             return Status(**values)
         except ConfigError as error:
@@ -257,7 +265,7 @@ def list_runs(folder: Path | str | None = None) -> list[Run]:
             _ = run.config
             runs.append((int(run.started.get("number", 0)), run.name, run))
         except (OSError, ValueError, TypeError) as error:
-            warnings.warn(f"left out: {error}", stacklevel=2)
+            warnings.warn(printable(f"left out: {error}"), stacklevel=2)
     return [run for *_, run in sorted(runs, key=lambda each: each[:2])]
 
 
@@ -288,7 +296,7 @@ class MetricsTail:
         """Returns new complete lines; null is NaN. Raises ValueError for a line that is not JSON."""
         path = run_file(self._run, "metrics.jsonl")
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 facts = os.fstat(file.fileno())
                 if self._file not in (None, facts.st_ino) or facts.st_size < self._offset:
                     self._offset, self.restarts = 0, self.restarts + 1

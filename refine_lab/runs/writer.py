@@ -18,9 +18,10 @@ from refine_lab.config import TrainConfig, to_json
 from refine_lab.runs import checkpoints, durable
 from refine_lab.runs.environment import environment
 from refine_lab.runs.files import cut_metrics, new_directory, next_date, plain, write_json
-from refine_lab.runs.run import Run, State, runs_dir
+from refine_lab.runs.run import ERROR, Run, State, runs_dir
 from refine_lab.runs.schema import ROLLOUT_TYPES, cut_rollouts, write_rollouts
 from refine_lab.runs.started import write_started
+from refine_lab.text import shorten
 from refine_lab.ttt_config import TTTRunConfig
 
 STATUS_SECONDS = 1.0
@@ -125,11 +126,17 @@ class RunWriter:
 
     def _append(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Appends a line of `metrics.jsonl`. A non-finite number is written as null and read as NaN."""
+        self._require_records()
         line = json.dumps(plain({"kind": kind, "step": step, "time": time.time(), **values}), allow_nan=False)
         durable.append(self._metrics, self.path / "metrics.jsonl", line.encode() + b"\n")
         if kind == "eval":
             self._held_out = step, values.get("answer_loss", values.get("ntp_loss"))
         self._step = max(self._step, step)
+
+    def _require_records(self) -> None:
+        """Raises FileNotFoundError if the run directory or its metrics were deleted since the writer opened them."""
+        if self._metrics >= 0 and os.fstat(self._metrics).st_nlink == 0:
+            raise FileNotFoundError(f"{self.path / 'metrics.jsonl'} was deleted while the run was in progress")
 
     train = partialmethod(_append, "train")
     "Appends the line of one batch (1-based), given its number and its values."
@@ -174,12 +181,13 @@ class RunWriter:
 
         A run that is starting has a `pid` only once its process has begun to work on it.
         """
+        self._require_records()
         self._step = self._step if step is None else step
         status = {
             "state": state,
             "step": self._step,
             "steps": self.run.steps,
-            "error": error,
+            "error": error and shorten(error, ERROR),
             "pid": pid if state == "starting" else os.getpid(),
             "time": time.time(),
             "tokens_per_second": tokens_per_second,

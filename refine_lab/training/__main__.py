@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from collections.abc import Collection
@@ -18,6 +19,13 @@ from refine_lab.runs.child import StopSignal, child_setup
 from refine_lab.runs.run import Run
 from refine_lab.runs.started import accept, check_unchanged
 from refine_lab.runs.writer import write_status
+from refine_lab.text import printable, shorten
+
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|cannot allocate memory", re.IGNORECASE
+)
+"""What the allocators of torch and of the system write into an error."""
+ADVICE = "lower micro_batch_size, or set activation_checkpointing to 'mlp' or 'blocks' in a training run"
 
 
 def main(arguments: list[str]) -> int:
@@ -48,11 +56,10 @@ def main(arguments: list[str]) -> int:
             _log_into(run)
         try:
             _work(run, stop, options.override)
-        except (
-            BaseException
-        ) as error:  # in one sentence in status.json, and in full in log.txt, unless the disk is full
+        except BaseException as error:
             if os.getpid() != pid:
                 os._exit(1)  # a process that a library or a reward has forked is not the run's
+            # In one sentence in status.json, and in full in log.txt, unless the disk is full.
             _report(run.path, step, error)
             with suppress(OSError):
                 traceback.print_exc()
@@ -84,6 +91,13 @@ def _log_into(run: Run) -> None:
             os.dup2(output.fileno(), stream.fileno())
 
 
+def sentence_of(error: BaseException) -> str:
+    """Returns an error's type and text for `status.json`, with advice if memory ran out."""
+    text = f"{type(error).__name__}: {printable(shorten(str(error), 1500))}".removesuffix(": ")
+    full = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)) is not None
+    return f"{text.rstrip('. ')}; the memory does not suffice: {ADVICE}" if full else text
+
+
 def _report(path: Path, step: int, error: BaseException) -> None:
     """Writes the failure to status.json, if the run directory still allows it; `step` is the initial step."""
     try:
@@ -91,7 +105,7 @@ def _report(path: Path, step: int, error: BaseException) -> None:
     except (OSError, ValueError) as damage:
         print(damage, file=sys.stderr)
     try:
-        write_status(Run(path), "failed", error=f"{type(error).__name__}: {error}", step=step)
+        write_status(Run(path), "failed", error=sentence_of(error), step=step)
     except (OSError, ValueError) as damage:
         print(f"the failure cannot be written into status.json: {damage}", file=sys.stderr)
 

@@ -6,7 +6,6 @@ when the caller stops iterating.
 
 from __future__ import annotations
 
-import re
 import signal
 import threading
 import time
@@ -30,6 +29,7 @@ from refine_lab.models.state import hidden_states_only
 from refine_lab.rng import Draws
 from refine_lab.training.optim import make_optimizers
 from refine_lab.ttt_config import TTTConfig as TTTConfig
+from refine_lab.ttt_config import matching
 from refine_lab.types import Batch, Rollouts
 from refine_lab.validation import require
 
@@ -228,7 +228,8 @@ def fewer_chunks(config: TTTConfig, *lengths: int) -> str | None:
 def trainable_parameters(model: nn.Module, pattern: str) -> dict[str, nn.Parameter]:
     """Returns the trainable parameters with a name that matches `pattern`; tied ones once, under their first name."""
     names = dict(model.named_parameters(remove_duplicate=False))
-    matches = {id(p) for name, p in names.items() if p.requires_grad and re.search(pattern, name)}
+    found = matching(pattern, (name for name, p in names.items() if p.requires_grad))
+    matches = {id(names[name]) for name in found}
     allowed = f"found in the name of a parameter that takes gradients, such as {next(iter(names))!r}"
     require(len(matches) > 0, "parameters", pattern, allowed)
     return {name: p for name, p in model.named_parameters() if id(p) in matches}

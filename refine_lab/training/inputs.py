@@ -26,6 +26,7 @@ from refine_lab.runs.run import Run, list_runs
 from refine_lab.runs.started import REWARD, Change, accept, changes_of, refusal
 from refine_lab.runs.writer import RunWriter
 from refine_lab.ttt_config import TTTRunConfig
+from refine_lab.validation import path_of
 
 
 def inputs_of(model: str, examples: Iterable[Example]) -> dict[str, Any]:
@@ -217,7 +218,7 @@ def _named(source: str, file: str) -> str:
         return f"{file!r} of the Python corpus"
     if source.startswith("datasets:"):
         return f"the text of {source!r}"
-    path = Path(source).expanduser()
+    path = path_of("source", source)
     return repr(str(path / file if path.is_dir() else path))
 
 

@@ -13,6 +13,7 @@ from refine_lab.data.tasks.batches import TaskData
 from refine_lab.data.tasks.examples import Task, load_task
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_model, manifest_of
+from refine_lab.training.adaptation import trainable_parameters
 from refine_lab.training.history import history_of
 from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.validation import require
@@ -59,6 +60,8 @@ def load_prompts(config: TTTRunConfig) -> tuple[FastWeightLM, PreTrainedTokenize
     there are no prompts, or fewer than `count`.
     """
     model, tokenizer = load_policy(config)
+    if config.ttt is not None:
+        trainable_parameters(model, config.ttt.parameters)  # before the prompts are made
     manifest, past = manifest_of(config.model), history_of(config.model)
     task = load_task(config.task, tokenizer, config.data, manifest, past, leave_out=True)
     there = len(task.test)

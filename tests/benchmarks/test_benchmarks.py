@@ -71,6 +71,12 @@ def test_memory(tmp_path):
     assert figures["ratio"] <= 2.3  # (2.2)
 
 
+def test_answers_cost_no_more_than_by_generate(tmp_path):
+    figures = run("evaluation", tmp_path, "--repeats", "5")
+    assert {"512", "1024", "2048"} <= figures.keys()
+    assert figures["generate_over_ours"] >= 0.9  # (1)
+
+
 @pytest.mark.browser
 def test_the_workbench_in_chromium(tmp_path, chromium, monkeypatch):
     monkeypatch.setenv("CHROMIUM", chromium)
@@ -78,3 +84,10 @@ def test_the_workbench_in_chromium(tmp_path, chromium, monkeypatch):
     assert len(figures["milliseconds"]) == 8
     slow = {name: found for name, found in figures["milliseconds"].items() if found["median"] > 2 * found["bar"]}
     assert not slow
+
+
+def test_durable_records_cost_little_of_a_step(tmp_path):
+    figures = run("durability", tmp_path, "--repeats", "5")
+    assert figures["cost"]["share"] <= 0.05
+    assert figures["opening"]["cpu_seconds"] <= 1.5  # (1, by the clock)
+    assert figures["opening"]["MB"] <= 300

@@ -75,9 +75,9 @@ def test_a_value_is_the_same_however_it_arrives(hint: Any, arrivals: list[Any], 
         (float, "inf", "a number"),
         ("Optional[bool]", "perhaps", "true or false or none"),
         (str, ["a"], "a text"),
-        (list[int], "0,x", "whole numbers, as in 0,1,2"),
-        (list[int], [], "whole numbers, as in 0,1,2"),
-        (list[int], "0,1.5", "whole numbers, as in 0,1,2"),
+        (list[int], "0,x", "up to 1,000 whole numbers, as in 0,1,2"),
+        (list[int], [], "up to 1,000 whole numbers, as in 0,1,2"),
+        (list[int], "0,1.5", "up to 1,000 whole numbers, as in 0,1,2"),
     ],
 )
 def test_a_value_of_another_type_is_refused_by_name(hint: Any, value: Any, allowed: str) -> None:

@@ -169,7 +169,7 @@ def interrupts(inputs):
 def test_an_error_in_a_reward_names_the_reward(reward, error):
     handler = signal.signal(signal.SIGINT, lambda number, frame: None)  # as in a run's process
     try:
-        with naming(RuntimeError, f"reward {reward.__name__!r} failed: {error}"):
+        with naming(RuntimeError, f"reward {reward.__name__!r} raised {error}"):
             checked(reward)(two_rollouts())
     finally:
         signal.signal(signal.SIGINT, handler)

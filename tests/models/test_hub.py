@@ -20,6 +20,7 @@ import torch
 
 from refine_lab.models import hub, load_model
 from refine_lab.models.hub import HubName, locate, resolve
+from refine_lab.models.loading import load_tokenizer
 from refine_lab.validation import ConfigError
 from tests.factories.loading import save_small_model
 from tests.support.refusals import naming
@@ -35,7 +36,7 @@ class FakeHub(ThreadingHTTPServer):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
-        self.folder, self.given, self.answer = folder, [], None
+        self.folder, self.given, self.answer, self.requests = folder, [], None, 0
 
     @property
     def address(self) -> str:
@@ -52,6 +53,7 @@ class Answer(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
+        self.server.requests += 1
         if self.server.answer is not None:
             return self._send(*self.server.answer)
         path = unquote(urlsplit(self.path).path)
@@ -428,3 +430,14 @@ def test_the_environments_endpoint_and_cache_are_taken(server, repository, tmp_p
     policy, _ = load_model("org/small:sizes/deep@v2", device="cpu")
     assert float(done.stdout) == pytest.approx(policy.lm_head.weight.sum().item(), rel=1e-6)
     assert (tmp_path / "home" / "hub" / "models--org--small" / "snapshots" / OTHER).is_dir()
+
+
+def test_a_model_in_the_cache_alone_asks_the_hub_nothing(server):
+    with pytest.raises(FileNotFoundError, match="not whole in the cache"):
+        load_tokenizer("org/small", cached=True)
+    assert server.requests == 0
+    expected = load_tokenizer("org/small").get_vocab()
+    requests = server.requests
+    assert requests > 0
+    assert load_tokenizer("org/small", cached=True).get_vocab() == expected
+    assert server.requests == requests

@@ -7,8 +7,8 @@ import unicodedata
 
 import pytest
 
-from refine_lab.data.text import replace_surrogates
 from refine_lab.explore.client import Worker
+from refine_lab.text import replace_surrogates
 from tests.support.explored import ADAPTED, explored
 from tests.support.hostile import HOSTILE
 from widgets.core.panel import TextField

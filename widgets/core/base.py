@@ -10,15 +10,16 @@ from typing import Any
 import anywidget
 import traitlets
 
+from refine_lab.text import printable
 from refine_lab.validation import require
 from widgets.core.assets import STATIC, script, style
 from widgets.core.page import save_page
 
 
 def sentence(error: Exception) -> str:
-    """Returns an error's text for users, with its type unless it is a ValueError. Lone surrogates are replaced."""
+    """Returns an error's text for users, with its type unless it is a ValueError, and control characters escaped."""
     text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return printable(text)
 
 
 def guarded(callback: Callable[..., Any]) -> Callable[..., Any]:

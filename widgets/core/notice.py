@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from refine_lab.text import printable
 from widgets.core.base import Widget
 
 
@@ -10,7 +11,7 @@ class Notice(Widget):
 
     def lines(self) -> list[str]:
         """Returns the messages as lines of text."""
-        return [line for line in (self.status, self.error and f"error: {self.error}") if line]
+        return [printable(line) for line in (self.status, self.error and f"error: {self.error}") if line]
 
     def __repr__(self) -> str:
         return "\n".join(self.lines()) or "no messages"

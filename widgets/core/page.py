@@ -6,11 +6,13 @@ import base64
 import html
 import json
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from refine_lab.runs.durable import replace_text
+from refine_lab.validation import path_of
 from widgets.core.assets import STATIC
 from widgets.core.packing import to_json
 
@@ -49,13 +51,19 @@ def page(*widgets: PageWidget, title: str = "refine_lab", links: Sequence[Link] 
 def page_path(path: Path | str) -> Path:
     """Checks that a page can be written to the path, before long work begins.
 
-    Raises ValueError if another kind of file exists there, and FileNotFoundError if its folder does not exist.
+    Raises ValueError if another kind of file exists there, FileNotFoundError if its folder does not exist, and OSError
+    if no file can be written in it.
     """
-    path = Path(path).expanduser()
+    path = path_of("the page", path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} for the page {path.name}")
     if path.exists() and not (path.is_file() and MARK in path.read_bytes()[:1000]):
         raise ValueError(f"{path} already exists and was not written by refine_lab; choose another file name")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as trial:
+            trial.write(MARK)
+    except OSError as error:
+        raise OSError(f"the page {path} cannot be written: {error.strerror}") from None
     return path
 
 

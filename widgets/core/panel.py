@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets
 import traitlets
 
-from refine_lab.data.text import replace_surrogates
+from refine_lab.text import replace_surrogates
 from widgets.core.base import guarded, sentence
 from widgets.core.notice import Notice
 

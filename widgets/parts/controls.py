@@ -9,7 +9,7 @@ import ipywidgets
 from ipywidgets import BoundedFloatText, BoundedIntText, Dropdown, FloatText
 
 from refine_lab.config import BUILT_IN_REWARDS
-from refine_lab.data.text import replace_surrogates
+from refine_lab.text import replace_surrogates
 from refine_lab.ttt_config import TTTConfig
 from widgets.core.panel import TextField
 

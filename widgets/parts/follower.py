@@ -17,6 +17,7 @@ import pandas as pd
 from refine_lab.config import Config
 from refine_lab.experiments.run_groups import group_names
 from refine_lab.runs.run import MetricsTail, Run
+from refine_lab.text import printable, shorten
 from widgets.figures.series import KNOWN_METHODS, PANELS, Plot, decimate, has_panel, looks_like, method_styles
 
 INTERVAL = 0.25
@@ -54,8 +55,8 @@ class RunReader:
             if self._run is None or self.path.is_dir():
                 return False  # the directory does not exist yet, or is incomplete
             self.progress, grown = before | {"state": "unreadable", "error": "the run directory is gone"}, False
-        except (OSError, ValueError) as error:
-            self.progress, grown = before | {"state": "unreadable", "error": str(error)}, False
+        except Exception as error:  # whatever the files of one run hold, the others are followed
+            self.progress, grown = before | {"state": "unreadable", "error": printable(shorten(str(error)))}, False
         return grown or self.progress != before
 
     def _open(self) -> Run:

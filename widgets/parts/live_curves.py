@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import traitlets
 
 from refine_lab.runs.run import Run
+from refine_lab.text import printable
 from widgets.core.base import Widget
 from widgets.core.packing import PACKED
 from widgets.figures.plots import training_curves
@@ -106,7 +107,7 @@ class LiveCurves(Curves):
         """Lists the runs in a table."""
         table = pd.DataFrame([self._row(reader) for reader in getattr(self, "_readers", [])])
         empty = [name for name in table.columns[3:] if table[name].eq("–").all()]
-        return "LiveCurves: no runs" if table.empty else table.drop(columns=empty).to_string(index=False)
+        return "LiveCurves: no runs" if table.empty else printable(table.drop(columns=empty).to_string(index=False))
 
     @staticmethod
     def _row(reader: RunReader) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refine_lab.data.text import replace_surrogates
+from refine_lab.text import replace_surrogates
 from refine_lab.validation import require
 from widgets.parts.token_text import TokenText, utf16_offsets
 

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +19,7 @@ from refine_lab.data.tasks.rules import AnswerRule, answer_rule, several_lines, 
 from refine_lab.data.tasks.splits import SplitReport, Splits, quoted, report
 from refine_lab.data.tasks.trained import UNTRAINED, History
 from refine_lab.data.tokenizer import describe_beginning
+from refine_lab.validation import path_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def load_splits(
     if config.form == "recall":
         return Splits(examples=recall_splits(rest, config, tokenizer, data, manifest))
     if config.form == "ruler":
-        return ruler_splits(Path(rest).expanduser(), config, tokenizer, skipped, data.add_bos)
+        return ruler_splits(path_of("TaskConfig.source", rest), config, tokenizer, skipped, data.add_bos)
     return file_splits(config, tokenizer, skipped, data.add_bos)
 
 

@@ -15,7 +15,8 @@ from refine_lab.data.tasks.passages import parse
 from refine_lab.data.tasks.prompts import Example, encode, within_limit
 from refine_lab.data.tasks.splits import Splits
 from refine_lab.data.tasks.trained import UNTRAINED, History
-from refine_lab.validation import ConfigError, require
+from refine_lab.text import quote
+from refine_lab.validation import ConfigError, path_of, require
 
 ANSWERS = "answer"
 """Default name of the answer column."""
@@ -35,7 +36,7 @@ def file_splits(
     Raises FileNotFoundError or ValueError, in one sentence, for a missing or invalid file, a column that it lacks, a
     cell that does not hold text, too few rows, and an example without an answer outside the test set.
     """
-    path = Path(config.source).expanduser()
+    path = path_of("TaskConfig.source", config.source)
     allowed = "'recall:KIND', 'ruler:FILE', or a .parquet or .jsonl file"
     require(path.suffix in (".parquet", ".jsonl"), "TaskConfig.source", config.source, allowed)
     existing_file(path, f"there is no file {str(path)!r} (TaskConfig.source or test_source)")
@@ -76,7 +77,8 @@ def _rows(path: Path, config: TaskConfig) -> Iterator[tuple[str, str, tuple[str,
         prompt = row.get(config.prompt_column)
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(
-                f"column {config.prompt_column!r} of {str(path)!r} must hold prompts as text, row {number + 1} holds {prompt!r}"
+                f"column {config.prompt_column!r} of {str(path)!r} must hold prompts as text, row {number + 1} holds "
+                f"{quote(prompt)}"
             )
         try:
             prompt.encode()
@@ -91,7 +93,7 @@ def _answers(value: Any, path: Path, number: int, column: str) -> tuple[str, ...
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError(
             f"column {column!r} of {str(path)!r} must hold an answer or a list of answers as text, row {number + 1} holds "
-            f"{value!r}"
+            f"{quote(value)}"
         )
     return tuple(text for text in texts if text.strip())
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from refine_lab.data.files import existing_file
 from refine_lab.data.tasks.splits import normalised
+from refine_lab.text import quote
 
 EXPECTED = "SQuAD v2.0 (dev-v2.0.json) or HotpotQA's distractor setting (hotpot_dev_distractor_v1.json), as published"
 
@@ -77,8 +78,8 @@ def read_published(path: Path) -> Published:
         for unit in units:
             published.texts(unit)
             published.answers(unit)
-    except (KeyError, TypeError, ValueError) as error:  # also for bytes that are no UTF-8
-        raise ValueError(f"{str(path)!r} must be {EXPECTED}; it could not be read: {error!r}") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:  # also for bytes that are no UTF-8
+        raise ValueError(f"{str(path)!r} must be {EXPECTED}; it could not be read: {quote(error)}") from error
     return published
 
 

@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from pathlib import Path
 
 from refine_lab.config import DataConfig, TaskConfig
 from refine_lab.data.tasks.prompts import Example, prompts_digest
 from refine_lab.data.tasks.splits import normalised
+from refine_lab.validation import path_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def text_key(text: str) -> str:
 
 def source_digest(task: TaskConfig) -> str | None:
     """Returns a digest of the bytes of the task's file; None without a file."""
-    path = Path(task.source.removeprefix("ruler:")).expanduser()
+    path = path_of("TaskConfig.source", task.source.removeprefix("ruler:"))
     if task.form == "recall" or not path.is_file():
         return None
     with path.open("rb") as file:

@@ -1,0 +1,61 @@
+"""Test-time training on the prompts of a batch before they are answered; the weights are restored afterwards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from refine_lab.models.base import FastWeightLM
+from refine_lab.recipes.testtime import ttt_per_prompt
+from refine_lab.training.adaptation import Adapter, fewer_chunks, preserve_weights, prompt_batch
+from refine_lab.ttt_config import TTTConfig
+from refine_lab.validation import require
+
+METHODS = ("none", "sft", "refine")
+
+
+def ttt_settings(method: str, *, steps: int | None = None, lr: float | None = None, seed: int = 0) -> TTTConfig | None:
+    """Returns the configuration of test-time training: that of the recipe `per_prompt` with other `steps` or `lr`.
+
+    Raises ValueError for a method other than none, sft and refine.
+    """
+    require(method in METHODS, "ttt", method, "'none', 'sft' or 'refine'")
+    config = ttt_per_prompt(method, seed).ttt
+    if config is None:
+        return None
+    config = config if steps is None else replace(config, steps=steps)
+    return config if lr is None else replace(config, lr=lr)
+
+
+def fewest_tokens(config: TTTConfig) -> int:
+    """Returns the length from which a prompt can be adapted to."""
+    return 2 if config.refine is None else config.refine.rollout_length + 1
+
+
+@contextmanager
+def adapted_to(
+    policy: FastWeightLM, prompts: Sequence[Sequence[int]], config: TTTConfig | None, counts: Counter[str]
+) -> Iterator[None]:
+    """Adapts the model jointly to all `prompts` inside a `with` block, and then restores it bit for bit.
+
+    Prompts that are too short for the method are left out; `counts` counts them and the prompts with fewer chunks.
+    """
+    if config is None:
+        yield
+        return
+    used = [list(prompt) for prompt in prompts if len(prompt) >= fewest_tokens(config)]
+    counts["not adapted, too short"] += len(prompts) - len(used)
+    if not used:
+        yield
+        return
+    counts["adapted"] += len(used)
+    counts["adapted with fewer chunks"] += sum(fewer_chunks(config, len(prompt)) is not None for prompt in used)
+    batch = prompt_batch(policy, [torch.tensor(prompt) for prompt in used], tuple(range(len(used))))
+    with preserve_weights(policy, config.parameters):
+        for _ in Adapter(policy, config, mini_batch_size=len(used)).adapt(batch):
+            pass
+        yield

@@ -1,0 +1,111 @@
+"""What a benchmark is: how its samples are made and scored, and what a measurement of a model by it contains."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from refine_lab.data.corpus import Manifest
+
+
+class Missing(ValueError):
+    """Raised for a task that cannot run; the sentence names what is missing and where to get it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What the samples of a task depend on."""
+
+    tokenizer: PreTrainedTokenizerBase
+    seed: int = 0
+    limit: int | None = None
+    "Number of samples, from the first; none: as many as the paper has."
+    length: int | None = None
+    "Tokens of a prompt with its answer, for tasks of any length."
+    data: Path | None = None
+    "Folder that contains the files of the benchmarks, at any depth."
+    essays: Path | None = None
+    "File or folder with Paul Graham's essays, for RULER's haystacks."
+    books: Path | None = None
+    "Folder of .txt files."
+    over_limit: str = "cut_middle"
+    "Whether the middle of a prompt that is too long is cut out (cut_middle), or the sample left out (drop)."
+    paper_rows: bool = False
+    "Whether the last incomplete batch of eight samples of a LongBench task is left out, as in the paper."
+    manifest: Manifest | None = None
+    "Files of the Python corpus, whose validation split the model was not trained on."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A figure with its standard error over samples; none for a single sample."""
+
+    value: float
+    stderr: float | None
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The result of one task at one length."""
+
+    metrics: Mapping[str, Metric]
+    count: int
+    "Number of samples."
+    items: int
+    "Number of different samples; a question that is asked twice counts once."
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    "Where the samples come from, and how many were cut or left out."
+    rows: Sequence[Mapping[str, Any]] = ()
+    "One row per sample: its name, prompt, answer, references and metrics."
+
+
+Measure = Callable[[Any, Setting], Measured]
+"""Measures a `RefineLM`. Raises `Missing` where the task cannot run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A task that can be chosen by name."""
+
+    name: str
+    group: str
+    "Where the task comes from: ruler, longbench, books, short or own."
+    main: str
+    "Name of the metric that tables show."
+    measure: Measure
+    by_length: bool = False
+    "Whether the samples are made for a length."
+    about: str = ""
+    "A sentence about the task."
+
+
+@contextmanager
+def seeded(*key: object) -> Iterator[None]:
+    """Seeds the global `random`, from which the harness draws, by `key`, and restores its state afterwards."""
+    state = random.getstate()
+    random.seed(" ".join(map(str, key)))
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def find_file(setting: Setting, patterns: Sequence[str], where: str) -> Path:
+    """Returns the first file below the data folder whose path matches one of `patterns`.
+
+    Raises `Missing` if there is none; `where` is where to get it.
+    """
+    names = " or ".join(patterns)
+    if setting.data is None:
+        raise Missing(f"no folder with the file {names} is set: name one with --data; {where}")
+    for pattern in patterns:
+        if found := sorted(path for path in setting.data.rglob(pattern) if path.exists()):
+            return found[0]
+    raise Missing(f"the folder {str(setting.data)!r} has no file {names}; {where}")

@@ -1,0 +1,57 @@
+"""The configuration of an evaluation: a model, the tasks and lengths, and how the model reads and answers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from refine_lab.validation import Config, Count, Natural, Positive, Text, configuration
+
+
+@configuration
+class EvaluationConfig(Config):
+    """What is measured and how. The results of another configuration are never mixed with its own."""
+
+    model: Text = "tiny-deltanet"
+    "An included model, a run directory, a folder, or org/repo, as in `load_model`."
+    tasks: tuple[Text, ...] = ("niah",)
+    "Names of tasks or of groups (`refine_lab.evaluation.catalogue`)."
+    lengths: tuple[Count, ...] = (512, 1024)
+    "Tokens of a prompt with its answer, for tasks of any length."
+    limit: Count | None = None
+    "Samples per task and length, from the first; none: as many as the paper has."
+    seed: Natural = 0
+    "Seed of the samples, of sampled answers, and of test-time training."
+    data: Text | None = None
+    "Folder that contains the files of the benchmarks, at any depth."
+    essays: Text | None = None
+    "Paul Graham's essays: a .txt or .jsonl file or a folder of .txt files; none: held-out text of the Python corpus."
+    books: Text | None = None
+    "Folder of .txt files for the task `books`."
+    batch_size: Count = 8
+    "Maximum number of prompts that are read together."
+    max_length: Count | None = None
+    "Maximum number of tokens of a prompt with its answer; none: as many as the model reads."
+    over_limit: Literal["cut_middle", "drop"] = "cut_middle"
+    "Whether the middle of a longer prompt is cut out, or the sample left out."
+    add_bos: bool | None = None
+    "Whether a prompt begins with the BOS token; none: as the tokenizer does by default."
+    sampled: bool = False
+    "Whether answers are sampled at temperature 1, as in the release's validation, instead of decoded greedily."
+    paper_rows: bool = False
+    "Whether the last incomplete batch of eight samples of a LongBench task is left out, as in the paper."
+    ttt: Literal["none", "sft", "refine"] = "none"
+    "Test-time training on each context before the answer; the weights are restored afterwards."
+    ttt_per: Literal["prompt", "batch"] = "prompt"
+    "Whether the model adapts to each prompt alone or to a batch of prompts jointly."
+    ttt_steps: Count | None = None
+    "Maximum number of updates per prompt or batch; none: that of the recipe `per_prompt`."
+    ttt_lr: Positive | None = None
+    "Learning rate of test-time training; none: that of the recipe `per_prompt`."
+    device: Text = "auto"
+    "`auto`, `cpu`, `cuda` or `cuda:N`."
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    "Autocast of reading."
+
+    def __post_init__(self) -> None:
+        self._require(len(self.tasks) > 0, "tasks", "at least one task")
+        self._require(len(self.lengths) > 0, "lengths", "at least one length")

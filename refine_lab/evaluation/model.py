@@ -1,0 +1,256 @@
+"""A fast-weight model for lm-evaluation-harness: prompts are read once without padding, and answered from their states."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from refine_lab.data.tasks.prompts import end_of_text
+from refine_lab.evaluation.adapting import adapted_to, ttt_settings
+from refine_lab.evaluation.generation import Sampler, StopRule, generate, greedy
+from refine_lab.evaluation.packages import harness, require_packages
+from refine_lab.evaluation.prompts import Encoder, cut_middle
+from refine_lab.evaluation.reading import continuation_stats, read_prompts, text_logprobs
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.loading import load_model
+from refine_lab.ops.precision import autocast
+from refine_lab.validation import require
+
+require_packages("lm_eval")
+TemplateLM: Any = harness("api.model").TemplateLM
+
+UNLIMITED = 2**31 - 1
+"""The `max_length` of a model that reads prompts of any length."""
+ANSWER_TOKENS = 256
+"""Maximum number of generated tokens for a task that sets none, as in the harness."""
+
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+"""A request of the harness: context and continuation as text, and the tokens of both."""
+
+
+class RefineLM(TemplateLM):
+    """The harness's interface of a model; `lm_eval --model refine_lab --model_args pretrained=NAME`."""
+
+    def __init__(
+        self,
+        pretrained: str | FastWeightLM,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        batch_size: int | str = 8,
+        max_batch_size: int | None = None,
+        max_length: int | None = None,
+        over_limit: str = "cut_middle",
+        add_bos: bool | None = None,
+        sampled: bool = False,
+        seed: int = 0,
+        ttt: str = "none",
+        ttt_per: str = "prompt",
+        ttt_steps: int | None = None,
+        ttt_lr: float | None = None,
+    ) -> None:
+        """Loads the model named `pretrained` (see `load_model`), or uses a loaded one with its `tokenizer`.
+
+        `dtype` is the autocast of reading, "float32" or "bfloat16". `batch_size` is the maximum number of prompts in a
+        batch. A prompt and its answer have at most `max_length` tokens (none: as many as the model reads); the middle
+        of a longer prompt is cut out, or the prompt is refused. `sampled` samples answers at temperature 1 from `seed`
+        instead of greedy decoding. `ttt` adapts the model to each context, or to each batch of contexts, before it
+        answers, by `sft` or `refine`.
+
+        Raises ValueError for values that are not allowed, and what `load_model` raises.
+        """
+        super().__init__()
+        if isinstance(pretrained, str):
+            self.policy, loaded = load_model(pretrained, device=device, seed=seed)
+        else:
+            self.policy, loaded = pretrained, tokenizer
+        require(loaded is not None, "tokenizer", tokenizer, "the tokenizer of the loaded model")
+        assert loaded is not None
+        self.tokenizer: PreTrainedTokenizerBase = loaded
+        self.name = pretrained if isinstance(pretrained, str) else str(self.policy.config.model_type)
+        require(dtype in ("float32", "bfloat16"), "dtype", dtype, "'float32' or 'bfloat16'")
+        require(str(batch_size).isdigit() and int(batch_size) > 0, "batch_size", batch_size, "a whole number above 0")
+        require(over_limit in ("cut_middle", "refuse"), "over_limit", over_limit, "'cut_middle' or 'refuse'")
+        require(ttt_per in ("prompt", "batch"), "ttt_per", ttt_per, "'prompt' or 'batch'")
+        limit, most = max_length or self.policy.longest_context, self.policy.longest_context
+        require(most is None or (limit or 0) <= most, "max_length", max_length, f"at most {most} for this model")
+        self.encoder = Encoder.of(self.tokenizer, add_bos)
+        self.dtype, self.over_limit, self.sampled, self.seed = dtype, over_limit, sampled, seed
+        self.batch_size = min(int(batch_size), max_batch_size or UNLIMITED)
+        self.max_length = limit or UNLIMITED
+        self.ttt, self.ttt_per = ttt_settings(ttt, steps=ttt_steps, lr=ttt_lr, seed=seed), ttt_per
+        self.counts: Counter[str] = Counter()
+        self.on_batch: Callable[[int, int], object] = lambda done, total: None
+
+    # -- what the harness asks about a tokenizer ---------------------------------------------------------------------
+
+    @property
+    def eot_token_id(self) -> int:
+        """Returns the end-of-text token."""
+        return end_of_text(self.tokenizer)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """Returns the token that precedes a text without a context."""
+        return self.encoder.prefix
+
+    @property
+    def device(self) -> torch.device:
+        """Returns the model's device."""
+        return self.policy.device
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Returns the name that the harness's cache of requests uses."""
+        return self.name.replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Returns the tokens of a text: with one BOS token where the tokenizer adds it, unless it is a continuation."""
+        return self.encoder.text(string) if add_special_tokens is False else self.encoder.prompt(string)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Returns a conversation as one prompt, by the tokenizer's own template."""
+        rest = not add_generation_prompt
+        tokenizer: Any = self.tokenizer  # its return type depends on `tokenize`
+        return tokenizer.apply_chat_template(
+            chat_history, tokenize=False, add_generation_prompt=not rest, continue_final_message=rest
+        )
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Returns the tokens of context and continuation, separately where joining leaves the continuation no token."""
+        before, after = super()._encode_pair(context, continuation)
+        return (before, after) if after else (before, self.encoder.text(continuation))
+
+    # -- what the harness asks of a model ----------------------------------------------------------------------------
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Returns log-probability and greedy match of the continuation of each request, without a bar of progress."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """Returns log-probability and greedy match of each continuation; a context is read once for all of its own."""
+        owned: dict[tuple[int, ...], list[int]] = {}
+        for number, (_, context, continuation) in enumerate(requests):
+            owned.setdefault(tuple(self._within(context, len(continuation) - 1)), []).append(number)
+        found: dict[int, tuple[float, bool]] = {}
+        for contexts in self._batches(list(owned)):
+            with adapted_to(self.policy, contexts, self.ttt, self.counts), autocast(self.device, self.dtype):
+                read = read_prompts(self.policy, contexts)
+                asked = [(owner, i) for owner, context in enumerate(contexts) for i in owned[context]]
+                for start in range(0, len(asked), self.batch_size):
+                    part = asked[start : start + self.batch_size]
+                    owners, numbers = [owner for owner, _ in part], [number for _, number in part]
+                    stats = continuation_stats(self.policy, read, [requests[i][2] for i in numbers], owners)
+                    found |= dict(zip(numbers, stats, strict=True))
+            self.on_batch(len(found), len(requests))
+        for number, (text, _, _) in enumerate(requests):
+            if text is not None:
+                self.cache_hook.add_partial("loglikelihood", text, found[number])
+        return [found[number] for number in range(len(requests))]
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Returns the log-probability of each text after the prefix token.
+
+        A text is read as a whole, whatever its length, unless the model has a longest context: then it is read in the
+        harness's windows. Raises ValueError with test-time training, since a text without a context leaves nothing to
+        adapt to.
+        """
+        require(self.ttt is None, "ttt", "sft or refine", "'none' for a text without a context")
+        rows = [[self.prefix_token_id, *self.encoder.text(request.args[0])] for request in requests]
+        if self.max_length < UNLIMITED:
+            found = [self._rolled(row[1:]) for row in rows]
+        else:
+            sums: dict[tuple[int, ...], float] = {}
+            for batch in self._batches([tuple(row) for row in rows]):
+                with autocast(self.device, self.dtype):
+                    logprobs = text_logprobs(self.policy, batch)
+                sums |= {row: float(part.sum()) for row, part in zip(batch, logprobs, strict=True)}
+                self.on_batch(len(sums), len(rows))
+            found = [sums[tuple(row)] for row in rows]
+        for request, value in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, value)
+        return found
+
+    def _rolled(self, ids: list[int]) -> float:
+        """Returns the log-probability of a text, in windows of the model's longest context."""
+        utils = harness("utils")
+        sizes = {"prefix_token": self.prefix_token_id, "max_seq_len": self.max_length, "context_len": 1}
+        windows = map(utils.make_disjoint_window, utils.get_rolling_token_windows(ids, **sizes))
+        return sum(value for value, _ in self._loglikelihood_tokens([(None, *window) for window in windows]))
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Returns the answer to each prompt, decoded from the state after it."""
+        rules = [self._rule(request.args[1]) for request in requests]
+        pairs = zip(requests, rules, strict=True)
+        prompts = [self._prompt(request.args[0], rule.max_tokens) for request, (rule, _) in pairs]
+        keys = draw_keys(prompts)
+        kinds: dict[tuple[StopRule, float], list[int]] = {}
+        for number, rule in enumerate(rules):
+            kinds.setdefault(rule, []).append(number)
+        found: dict[int, str] = {}
+        for (rule, temperature), numbers in kinds.items():
+            for batch in self._batches([(*prompts[i], -1 - i) for i in numbers]):  # the end tells equal prompts apart
+                asked, order = [row[:-1] for row in batch], [-1 - row[-1] for row in batch]
+                choose = Sampler(self.seed, [keys[i] for i in order], temperature) if temperature else greedy
+                with adapted_to(self.policy, asked, self.ttt, self.counts), autocast(self.device, self.dtype):
+                    read = read_prompts(self.policy, asked)
+                    texts = generate(self.policy, self.tokenizer, read, rule, choose)
+                found |= dict(zip(order, texts, strict=True))
+                self.on_batch(len(found), len(requests))
+        for number, request in enumerate(requests):
+            self.cache_hook.add_partial("generate_until", request.args, found[number])
+        return [found[number] for number in range(len(requests))]
+
+    # -- one request -------------------------------------------------------------------------------------------------
+
+    def _rule(self, settings: dict[str, Any]) -> tuple[StopRule, float]:
+        """Returns when an answer ends, and its temperature: 0 for greedy decoding."""
+        chosen = harness("models.utils").normalize_gen_kwargs(settings, ANSWER_TOKENS)
+        temperature = float(chosen.get("temperature", 0.0)) if chosen.get("do_sample") else 0.0
+        until = tuple(text for text in chosen["until"] if text)
+        skip = bool(chosen.get("skip_newlines", False))
+        rule = StopRule(max_tokens=chosen["max_gen_toks"], until=until, skip_newlines=skip)
+        return rule, 1.0 if self.sampled else temperature
+
+    def _prompt(self, text: str, room: int) -> list[int]:
+        return self._within(self.encoder.prompt(text) or [self.prefix_token_id], room)
+
+    def _within(self, ids: list[int], room: int) -> list[int]:
+        """Returns a prompt within the limit, with `room` tokens for what follows it.
+
+        Raises ValueError for a longer prompt if these are refused, and if `room` leaves nothing of it.
+        """
+        self.counts["prompts"] += 1
+        limit = self.max_length - room
+        require(limit > 0, "max_length", self.max_length, f"above {room}, the tokens after the prompt")
+        if len(ids) <= limit:
+            return ids
+        require(self.over_limit != "refuse", "a prompt's tokens", len(ids), f"at most {limit}, or it is cut")
+        self.counts["cut"] += 1
+        return cut_middle(ids, limit)
+
+    def _batches(self, rows: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+        """Yields different rows in batches of similar length, the longest first."""
+        size = 1 if self.ttt is not None and self.ttt_per == "prompt" else self.batch_size
+        ordered = sorted(dict.fromkeys(rows), key=len, reverse=True)
+        for start in range(0, len(ordered), size):
+            yield ordered[start : start + size]
+
+
+def draw_keys(prompts: Sequence[Sequence[int]]) -> list[str]:
+    """Returns a key for the draws of each answer: equal prompts have different ones, whatever stands between them."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for prompt in prompts:
+        digest = hashlib.sha256(repr(tuple(prompt)).encode()).hexdigest()
+        keys.append(f"{digest} {seen[digest]}")
+        seen[digest] += 1
+    return keys

@@ -1,0 +1,162 @@
+"""Runs an evaluation task by task, keeps what is done, and reports progress with the time left."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from refine_lab.evaluation.benchmark import Missing, Setting
+from refine_lab.evaluation.catalogue import BENCHMARKS, Unit, units
+from refine_lab.evaluation.config import EvaluationConfig
+from refine_lab.evaluation.model import RefineLM
+from refine_lab.evaluation.packages import versions
+from refine_lab.evaluation.results import gap_record, read_unit, settle, unit_record, write_results, write_unit
+from refine_lab.models.loading import manifest_of
+from refine_lab.runs.environment import environment
+from refine_lab.training.inputs import model_digests
+
+REPORT_SECONDS = 10
+"""Minimum number of seconds between two lines of progress within a task."""
+USUAL_TOKENS = 2048
+"""Tokens of a prompt that the estimate of the time left assumes for tasks of no fixed length."""
+
+Report = Callable[[str], object]
+"""Receives each line of progress."""
+
+
+def evaluate(config: EvaluationConfig, out: Path, report: Report = print) -> dict[str, Any]:
+    """Measures every task of `config` at every length and returns the content of `results.json` in the folder `out`.
+
+    Tasks that an earlier call with the same settings has measured are not repeated. A task that cannot run becomes a
+    gap with a sentence that names what is missing, and is tried again in the next call.
+
+    Raises ConfigError for an unknown task and for a folder with results of other settings, and what `load_model`
+    raises.
+    """
+    wanted = units(config.tasks, config.lengths)
+    digests = model_digests(config.model)
+    settle(out, {**settings_of(config), "model_files": digests})
+    done = {unit: record for unit in wanted if (record := read_unit(out, unit)) is not None}
+    lm = None if len(done) == len(wanted) else load(config)
+    about = {
+        "config": dataclasses.asdict(config),
+        "answers": "sampled" if config.sampled else "greedy",
+        "model_files": digests,
+        "versions": versions(),
+        "environment": environment(config.device),
+    }
+    clock = _Clock(len(wanted), report)
+    for number, unit in enumerate(wanted, start=1):
+        if unit not in done:
+            assert lm is not None
+            done[unit] = measured(lm, unit, setting_of(config, lm, unit), out, clock)
+        clock.report_unit(number, unit, done[unit], wanted[number:], config)
+        result = write_results(out, [done[each] for each in wanted if each in done], about)
+    return result
+
+
+def settings_of(config: EvaluationConfig) -> dict[str, Any]:
+    """Returns what a unit's result depends on: all fields but the choice of tasks and lengths, and the device.
+
+    The batch size matters only if the model adapts to batches.
+    """
+    others = {"tasks", "lengths", "device"}
+    if config.ttt == "none" or config.ttt_per == "prompt":
+        others.add("batch_size")
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in others}
+
+
+def load(config: EvaluationConfig) -> RefineLM:
+    """Loads the model of an evaluation."""
+    return RefineLM(
+        config.model,
+        device=config.device,
+        dtype=config.dtype,
+        batch_size=config.batch_size,
+        max_length=config.max_length,
+        add_bos=config.add_bos,
+        sampled=config.sampled,
+        seed=config.seed,
+        ttt=config.ttt,
+        ttt_per=config.ttt_per,
+        ttt_steps=config.ttt_steps,
+        ttt_lr=config.ttt_lr,
+    )
+
+
+def setting_of(config: EvaluationConfig, lm: RefineLM, unit: Unit) -> Setting:
+    """Returns what the samples of a unit depend on."""
+    paths = {name: getattr(config, name) for name in ("data", "essays", "books")}
+    return Setting(
+        tokenizer=lm.tokenizer,
+        seed=config.seed,
+        limit=config.limit,
+        length=unit.length,
+        over_limit=config.over_limit,
+        paper_rows=config.paper_rows,
+        manifest=manifest_of(config.model),
+        **{name: None if path is None else Path(path).expanduser().resolve() for name, path in paths.items()},
+    )
+
+
+def measured(lm: RefineLM, unit: Unit, setting: Setting, out: Path, clock: _Clock) -> dict[str, Any]:
+    """Measures one unit, writes its files and returns its record; a task that cannot run is a gap."""
+    began = time.monotonic()
+    lm.on_batch = clock.within(unit)
+    try:
+        found = BENCHMARKS[unit.task].measure(lm, setting)
+    except Missing as missing:
+        record = gap_record(unit, str(missing))
+        write_unit(out, unit, record)
+        return record
+    record = unit_record(unit, found, time.monotonic() - began)
+    write_unit(out, unit, record, found.rows)
+    return record
+
+
+class _Clock:
+    """Reports progress, and estimates the time left from the tokens read so far."""
+
+    def __init__(self, total: int, report: Report) -> None:
+        self.total, self.report = total, report
+        self.seconds, self.tokens = 0.0, 0
+
+    def within(self, unit: Unit) -> Callable[[int, int], None]:
+        """Returns a function that reports the progress of a unit, called with what is done and with the total."""
+        began = last = time.monotonic()
+
+        def on_batch(done: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= REPORT_SECONDS and done < total:
+                last, left = now, (now - began) * (total - done) / done
+                self.report(f"      {unit}: {done} of {total}, about {duration(left)} left for this task")
+
+        return on_batch
+
+    def report_unit(
+        self, number: int, unit: Unit, record: dict[str, Any], left: Sequence[Unit], config: EvaluationConfig
+    ) -> None:
+        """Reports a unit that has been measured, read from its file, or left out."""
+        place = f"[{number}/{self.total}] {unit}"
+        if record["status"] != "done":
+            self.report(f"{place}: left out: {record['reason']}")
+            return
+        metric = record["metrics"][record["main"]]
+        spread = "" if metric["stderr"] is None else f" ± {metric['stderr']:.4f}"
+        self.seconds += record["seconds"]
+        self.tokens += record["samples"] * (unit.length or USUAL_TOKENS)
+        later = sum((each.length or USUAL_TOKENS) * (config.limit or record["samples"]) for each in left)
+        rest = f"; about {duration(self.seconds * later / self.tokens)} left" if left else ""
+        self.report(
+            f"{place}: {record['main']} {metric['value']:.4f}{spread} ({record['samples']} samples, "
+            f"{duration(record['seconds'])}){rest}"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration in seconds, or minutes from two minutes on."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

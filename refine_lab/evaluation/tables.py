@@ -1,0 +1,106 @@
+"""Data frames of an evaluation's results: scores, gaps, effective lengths, and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from refine_lab.evaluation.catalogue import BENCHMARKS, Unit
+
+FEWEST_ITEMS = 100
+"""Number of different samples below which a table warns."""
+
+
+def score_frame(result: Mapping[str, Any]) -> pd.DataFrame:
+    """Returns the main metric of every measured unit with its standard error, counts, and how answers were decoded.
+
+    `few` marks tasks with fewer than `FEWEST_ITEMS` different samples.
+    """
+    rows = [
+        {
+            "task": unit["task"],
+            "length": unit["length"],
+            "metric": unit["main"],
+            "value": unit["metrics"][unit["main"]]["value"],
+            "stderr": unit["metrics"][unit["main"]]["stderr"],
+            "samples": unit["samples"],
+            "different samples": unit["different_samples"],
+            "few": unit["different_samples"] < FEWEST_ITEMS,
+            "answers": result["answers"],
+            "about": BENCHMARKS[unit["task"]].about,
+        }
+        for unit in result["units"]
+        if unit["status"] == "done"
+    ]
+    return pd.DataFrame(rows, columns=SCORE_COLUMNS)
+
+
+SCORE_COLUMNS = [
+    *("task", "length", "metric", "value", "stderr", "samples", "different samples", "few", "answers", "about")
+]
+
+
+def metric_frame(result: Mapping[str, Any]) -> pd.DataFrame:
+    """Returns all metrics of every measured unit, one row per metric."""
+    return pd.DataFrame(
+        [
+            {"task": unit["task"], "length": unit["length"], "metric": name, **metric}
+            for unit in result["units"]
+            if unit["status"] == "done"
+            for name, metric in unit["metrics"].items()
+        ],
+        columns=["task", "length", "metric", "value", "stderr", "higher_is_better"],
+    )
+
+
+def gap_frame(result: Mapping[str, Any]) -> pd.DataFrame:
+    """Returns the units that could not run, each with the sentence that names what is missing."""
+    rows = [
+        {name: unit[name] for name in ("task", "length", "reason")}
+        for unit in result["units"]
+        if unit["status"] != "done"
+    ]
+    return pd.DataFrame(rows, columns=["task", "length", "reason"])
+
+
+def length_frame(result: Mapping[str, Any]) -> pd.DataFrame:
+    """Returns RULER's effective length and the length by NoLiMa's rule of each task; none if no length reaches them."""
+    lengths = result["figures"]
+    rows = [
+        {"task": task, "effective length": effective, "NoLiMa's rule": lengths["nolima_length"][task]}
+        for task, effective in lengths["effective_length"].items()
+    ]
+    frame = pd.DataFrame(rows, columns=["task", "effective length", "NoLiMa's rule"])
+    return frame.astype({"effective length": "Int64", "NoLiMa's rule": "Int64"})
+
+
+def fact_frame(result: Mapping[str, Any]) -> pd.DataFrame:
+    """Returns where the samples of each unit come from, and how many prompts were cut, left out or not adapted to."""
+    rows = [
+        {"task": unit["task"], "length": unit["length"], "fact": str(name), "value": str(value)}
+        for unit in result["units"]
+        for name, value in unit.get("facts", {}).items()
+    ]
+    return pd.DataFrame(rows, columns=["task", "length", "fact", "value"])
+
+
+def answer_frame(out: Path, result: Mapping[str, Any], count: int = 2) -> pd.DataFrame:
+    """Returns the first `count` answers of each task that has any, with their references and scores."""
+    frames = []
+    for unit in result["units"]:
+        path = out / "samples" / f"{Unit(unit['task'], unit['length']).name}.parquet"
+        if unit["status"] != "done" or not path.is_file():
+            continue
+        rows = pd.read_parquet(path).head(count)
+        if "answers" in rows and unit["main"] in rows:
+            shown = pd.DataFrame({"task": unit["task"], "length": unit["length"]}, index=rows.index)
+            shown["answer"] = rows["answers"].str[0]
+            shown["references"] = rows["references"].str.join(" | ")
+            frames.append(shown.assign(score=rows[unit["main"]]))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=ANSWER_COLUMNS)
+
+
+ANSWER_COLUMNS = ["task", "length", "answer", "references", "score"]

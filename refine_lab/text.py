@@ -1,0 +1,35 @@
+"""Makes texts safe to encode and to print: surrogates, control characters, and long values in messages."""
+
+from __future__ import annotations
+
+import unicodedata
+
+QUOTED = 200
+"""Maximum number of characters of a value that a message quotes."""
+ACTING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories of characters on which a terminal acts: controls, changes of direction, surrogates, separators."""
+
+
+def replace_surrogates(text: str) -> str:
+    """Returns the text with each unpaired surrogate, which UTF-8 cannot encode, replaced by U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def printable(text: str) -> str:
+    r"""Returns the text with each character in `ACTING` written as its escape, such as `\x1b`; line ends are kept."""
+    if text.isprintable():
+        return text
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in ACTING and c != "\n" else c for c in text)
+
+
+def shorten(text: str, most: int = QUOTED) -> str:
+    """Returns the text cut to `most` characters, with its full length where it is cut."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
+def quote(value: object) -> str:
+    """Returns `repr(value)`, which contains no character in `ACTING`, cut to `QUOTED` characters."""
+    try:
+        return shorten(repr(value))
+    except (ValueError, RecursionError):  # a number of thousands of digits, or a list nested as deeply
+        return f"a value of type {type(value).__name__}"
