@@ -128,11 +128,11 @@ def test_detached_it_is_followed_stopped_and_gone_on_with(tmp_path):
     pd.testing.assert_frame_equal(answers_of(runs[1:2]).iloc[: len(kept)], kept)
     assert answers_of(runs).groupby("method").size().to_dict() == {"none": 20, "refine": 20, "sft": 20}
     panels = {panel["name"]: panel for panel in curves.curves["panels"]}
-    assert {"answers:recall", "answers:loss_after"} <= set(panels) and panels["answers:recall"]["of"] == "prompt"
+    assert {"answers:contains_answer", "answers:loss_after"} <= set(panels) and panels["answers:contains_answer"]["of"] == "prompt"
     labels = {method["method"]: (method["label"], method["look"]) for method in curves.curves["methods"]}
     assert labels == {"none": ("baseline (no adaptation)", 0), "sft": ("SFT", 1), "refine": ("REFINE", 2)}
     means = runs[0].answers()["contains_answer"].expanding().mean() * 100
-    line = pd.Series(memoryview(panels["answers:recall"]["lines"][0]["y"]).cast("f"))
+    line = pd.Series(memoryview(panels["answers:contains_answer"]["lines"][0]["y"]).cast("f"))
     assert line.to_list() == pytest.approx(means.to_list())
     assert "contains answer" in repr(curves) and "20/20" in repr(curves)
     curves.close()
@@ -169,15 +169,15 @@ def test_a_failure_is_told_where_one_looks(tmp_path):
     file = tmp_path / "prompts.jsonl"
     whole = file.read_text()
     file.write_text(whole.replace("tree 2", "bush 2"))
-    changed = f"{runs[0].path} was begun with other inputs: the content of '{file}' has changed; put back what it was"
+    changed = f"{runs[0].path} was started with other inputs: the content of '{file}' has changed"
     sentence = f"run {runs[0].name} failed at step 0 of 3: ValueError: {changed}"
     with pytest.raises(RuntimeError, match=sentence):
         run_in_turn(runs, detach=False)
     assert [run.state for run in runs] == ["failed", "stopped", "stopped"]
     curves = LiveCurves(runs)
-    assert curves.progress[0]["state"] == "failed" and "was begun with other inputs" in curves.progress[0]["error"]
+    assert curves.progress[0]["state"] == "failed" and "was started with other inputs" in curves.progress[0]["error"]
     curves.close()
-    with pytest.raises(RuntimeError, match=r"failed at step 0 of 3: ValueError: .* was begun with other inputs"):
+    with pytest.raises(RuntimeError, match=r"failed at step 0 of 3: ValueError: .* was started with other inputs"):
         answers_of(runs)
     assert "Traceback" in (runs[0].path / "log.txt").read_text()
     file.write_text(whole)
