@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from refine_lab.validation import Config, Count, Natural, Positive, Text, configuration
+from refine_lab.validation import Config, Count, Length, Positive, Seed, Size, Text, configuration
 
 
 @configuration
@@ -15,11 +15,11 @@ class EvaluationConfig(Config):
     "An included model, a run directory, a folder, or org/repo, as in `load_model`."
     tasks: tuple[Text, ...] = ("niah",)
     "Names of tasks or of groups (`refine_lab.evaluation.catalogue`)."
-    lengths: tuple[Count, ...] = (512, 1024)
+    lengths: tuple[Length, ...] = (512, 1024)
     "Tokens of a prompt with its answer, for tasks of any length."
     limit: Count | None = None
     "Samples per task and length, from the first; none: as many as the paper has."
-    seed: Natural = 0
+    seed: Seed = 0
     "Seed of the samples, of sampled answers, and of test-time training."
     data: Text | None = None
     "Folder that contains the files of the benchmarks, at any depth."
@@ -27,9 +27,9 @@ class EvaluationConfig(Config):
     "Paul Graham's essays: a .txt or .jsonl file or a folder of .txt files; none: held-out text of the Python corpus."
     books: Text | None = None
     "Folder of .txt files for the task `books`."
-    batch_size: Count = 8
+    batch_size: Size = 8
     "Maximum number of prompts that are read together."
-    max_length: Count | None = None
+    max_length: Length | None = None
     "Maximum number of tokens of a prompt with its answer; none: as many as the model reads."
     over_limit: Literal["cut_middle", "drop"] = "cut_middle"
     "Whether the middle of a longer prompt is cut out, or the sample left out."
@@ -43,7 +43,7 @@ class EvaluationConfig(Config):
     "Test-time training on each context before the answer; the weights are restored afterwards."
     ttt_per: Literal["prompt", "batch"] = "prompt"
     "Whether the model adapts to each prompt alone or to a batch of prompts jointly."
-    ttt_steps: Count | None = None
+    ttt_steps: Size | None = None
     "Maximum number of updates per prompt or batch; none: that of the recipe `per_prompt`."
     ttt_lr: Positive | None = None
     "Learning rate of test-time training; none: that of the recipe `per_prompt`."

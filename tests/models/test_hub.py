@@ -21,6 +21,7 @@ import torch
 from refine_lab.models import hub, load_model
 from refine_lab.models.hub import HubName, locate, resolve
 from refine_lab.models.loading import load_tokenizer
+from refine_lab.text import quote
 from refine_lab.validation import ConfigError
 from tests.factories.loading import save_small_model
 from tests.support.refusals import naming
@@ -208,7 +209,7 @@ def test_a_path_is_a_path_and_no_shipped_model(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ("~nobody-of-this-name/m", "x" * 300, "a\0b"))
 def test_what_no_file_system_holds_is_not_found(name):
-    with naming(FileNotFoundError, repr(name), "org/repo:subfolder@revision"):
+    with naming(FileNotFoundError, quote(name), "org/repo:subfolder@revision"):
         load_model(name)
 
 
