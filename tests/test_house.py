@@ -24,8 +24,8 @@ PYTHONS = ("3.11", "3.12", "3.13")
 
 TOP_LEVEL = {
     *("notebooks", "refine_lab", "widgets", "runs", "tests", "benchmarks", "docs", ".ci"),
-    *("environment.yml", "pyproject.toml", "requirements.lock", "Makefile", "README.md", "LICENSE", "CHANGELOG.md"),
-    *(".pre-commit-config.yaml", ".gitignore"),
+    *("environment.yml", "pyproject.toml", "requirements.lock", "Makefile", "README.md", "LICENSE"),
+    *("CHANGELOG.md", "SECURITY.md", ".pre-commit-config.yaml", ".gitignore"),
 }
 
 # -- layout and size -----------------------------------------------------------------------------------------------------
