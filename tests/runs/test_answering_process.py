@@ -128,9 +128,8 @@ def test_detached_it_is_followed_stopped_and_gone_on_with(tmp_path):
     pd.testing.assert_frame_equal(answers_of(runs[1:2]).iloc[: len(kept)], kept)
     assert answers_of(runs).groupby("method").size().to_dict() == {"none": 20, "refine": 20, "sft": 20}
     panels = {panel["name"]: panel for panel in curves.curves["panels"]}
-    assert {"answers:contains_answer", "answers:loss_after"} <= set(panels) and panels["answers:contains_answer"][
-        "of"
-    ] == "prompt"
+    assert {"answers:contains_answer", "answers:loss_after"} <= set(panels)
+    assert panels["answers:contains_answer"]["of"] == "prompt"
     labels = {method["method"]: (method["label"], method["look"]) for method in curves.curves["methods"]}
     assert labels == {"none": ("baseline (no adaptation)", 0), "sft": ("SFT", 1), "refine": ("REFINE", 2)}
     means = runs[0].answers()["contains_answer"].expanding().mean() * 100
