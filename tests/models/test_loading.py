@@ -198,7 +198,7 @@ def test_transformers_is_told_to_read_safetensors_alone(small_model, monkeypatch
     """The second lock: were a pickle overlooked here, it would not be opened there."""
     torch.save(load_file(small_model / "model.safetensors"), small_model / "pytorch_model.bin")
     (small_model / "model.safetensors").unlink()
-    monkeypatch.setattr("refine_lab.models.loading._fetch_weights", lambda place, allow_pickle: [])
+    monkeypatch.setattr("refine_lab.models.loading._fetch_weights", lambda *_: [])
     with pytest.raises(ValueError, match=r"cannot be read: .*no file named model\.safetensors"):
         load_model(small_model)
 

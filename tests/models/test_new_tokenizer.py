@@ -46,7 +46,7 @@ def test_a_folder_that_was_written_is_used_again_and_another_one_is_refused(tmp_
 def test_bad_input_leaves_nothing_behind(tmp_path: Path) -> None:
     with refused("model", "tiny-deltanet"):
         with_new_tokenizer("tiny-deltanet", 500, CHARACTERS, tmp_path / "tokenizer")
-    with refused("vocab_size", 300, "above 357"):
+    with refused("vocab_size", 300, "above 357 and at most 1,000,000"):
         with_new_tokenizer("new:tiny-deltanet", 300, CHARACTERS, tmp_path / "tokenizer")
     with pytest.raises(FileNotFoundError):
         with_new_tokenizer("new:tiny-deltanet", 500, {str(tmp_path / "no-text"): 10}, tmp_path / "tokenizer")

@@ -81,7 +81,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     def full(*_: object, **__: object) -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr("refine_lab.runs.durable.os.replace", full)
     with pytest.raises(OSError, match="no space"):
         Echo(text="other").save_html(path)
     assert path.read_bytes() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from widgets.parts.live_curves import LiveCurves
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
-    with new_run(tmp_path) as writer:
+    with new_run(tmp_path, steps=3) as writer:
         writer.evaluation(0, {"ntp_loss": 3.1, "ntp_accuracy": 0.2})
         for step in (1, 2, 3):
             train(writer, step)
@@ -69,19 +70,19 @@ def test_a_finished_run_is_there_at_once(finished: Path, follow: Callable[..., L
     np.testing.assert_allclose([reward["low"][0], reward["high"][0]], [0.3, 0.7], rtol=1e-6)
     assert "train:reward_mean" not in [panel["name"] for panel in widget.curves["panels"]]  # it only repeats the cosine
     assert widget.progress[0]["label"] == "REFINE, seed 0"
-    assert (widget.progress[0]["state"], widget.progress[0]["step"], widget.progress[0]["steps"]) == ("finished", 3, 8)
+    assert (widget.progress[0]["state"], widget.progress[0]["step"], widget.progress[0]["steps"]) == ("finished", 3, 3)
     assert not [thread for thread in threading.enumerate() if thread.name == "live-curves"]
 
 
 def test_a_run_that_nobody_has_begun_is_waiting_not_killed(tmp_path: Path, follow: Callable[..., LiveCurves]) -> None:
     writer = new_run(tmp_path)
     assert follow(writer.path).progress[0]["state"] == "waiting"
-    (writer.path / "lock").touch()
+    writer.status("starting", pid=os.getpid())
     assert follow(writer.path).progress[0]["state"] == "killed"
 
 
 def test_it_grows_with_the_file_and_skips_half_a_line(tmp_path: Path, follow: Callable[..., LiveCurves]) -> None:
-    writer = new_run(tmp_path)
+    writer = new_run(tmp_path, steps=2)
     train(writer, 1)
     widget = follow(writer.path)
     assert widget.progress[0]["state"] == "waiting"
@@ -93,7 +94,7 @@ def test_it_grows_with_the_file_and_skips_half_a_line(tmp_path: Path, follow: Ca
         file.write(b'loss": 1.5}\n')
     wait_for(lambda: line_of(widget, "train:ntp_loss")["x"].tolist() == [1, 2])
     assert line_of(widget, "train:ntp_loss")["y"][1] == 1.5
-    writer.status("finished")
+    writer.status("finished", 2)
     wait_for(lambda: widget.progress[0]["state"] == "finished")
     wait_for(lambda: not widget._follower.is_alive())  # type: ignore[union-attr]
     assert widget.error == ""
@@ -246,7 +247,7 @@ def test_it_is_a_table_as_text_and_a_figure_when_static(finished: Path, follow: 
     data = widget._repr_mimebundle_()[0]
     header, row = data["text/plain"].splitlines()
     assert header.split()[:3] == ["run", "state", "step"]
-    assert row.split() == ["REFINE,", "seed", "0", "finished", "3/8", "5,000", "2.7000", "0.5000", "2.9000", "0.3000"]
+    assert row.split() == ["REFINE,", "seed", "0", "finished", "3/3", "5,000", "2.7000", "0.5000", "2.9000", "0.3000"]
     figure = widget.figure()
     check_figures(figure)
     titles = [note.text for note in figure.layout.annotations]
