@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -176,10 +177,12 @@ def test_a_bad_parameter_fails_at_once(tmp_path: Path, options: list[str], sente
 
 
 def test_a_run_that_fails_fails_the_notebook_with_its_error(tmp_path: Path) -> None:
-    folder = Folder(path=tmp_path)
-    status, output = folder.run(*pairs({**TINY, "lr": "1e30"}))
+    folder, data = Folder(path=tmp_path), tmp_path / "rows.jsonl"
+    rows = [{"text": "a line of text that is long enough for rows\n" * 200} for _ in range(60)]
+    data.write_text("\n".join(map(json.dumps, [*rows, {"body": "no text"}])), encoding="utf-8")
+    status, output = folder.run(*pairs({**TINY, "data": str(data)}))
     assert status != 0
-    assert "try an lr below 1e+30" in output
+    assert "has no column 'text'" in output
     assert sorted(run.state for run in folder.runs) == ["failed", "stopped"]
 
 
@@ -321,7 +324,7 @@ def test_detached_training_outlives_the_notebook_which_says_so(tmp_path: Path) -
     ("name", "value", "sentence"),
     [
         ("last_stage", "9", "last_stage must be from 1 to 8, got 9"),
-        ("documents", "0", "documents must be at least 1, got 0"),
+        ("documents", "0", "documents must be from 1 to 10,000, got 0"),
         ("recipe", "pretrain_lct", "unknown pretrain recipe 'pretrain_lct'; did you mean 'pretrain_lact'?"),
     ],
 )
