@@ -47,7 +47,7 @@ def harness(module: str, *packages: str) -> ModuleType:
     require_packages("lm_eval", *packages)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of defaults that its own tasks leave open
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # of fuzzywuzzy, about a faster package, and of jieba, about its own escapes
+        warnings.simplefilter("ignore")  # fuzzywuzzy warns about a faster package, and jieba about its own escapes
         return import_module(f"lm_eval.{module}")
 
 

@@ -85,7 +85,7 @@ def read_prompts(policy: FastWeightLM, prompts: Sequence[Tokens]) -> Read:
     hidden: list[Tensor] = []
     for piece in pieces(policy, [prompts[i] for i in order]):
         state, last = piece.state, piece.trace.hidden_at((piece.lengths - 1).unsqueeze(-1))
-        if states:  # of the piece before, only the rows that ended in it are kept
+        if states:  # keep only the rows of the previous piece that ended in it
             before, known = states.pop(), hidden.pop()
             if before.rows > piece.rows:
                 states.append(before.select(range(piece.rows, before.rows)))

@@ -26,11 +26,11 @@ class DocumentReading:
     """
 
     token_ids: Int[np.ndarray, "T"]
-    entropies: Float[np.ndarray, "T"]  # of the policy before the token, in nats
+    entropies: Float[np.ndarray, "T"]  # entropy of the policy before the token, in nats
     logprobs: Float[np.ndarray, "T"]  # of the token itself, in nats; the next-token loss is its negative
-    ranks: Int[np.ndarray, "T"]  # of the token by probability, from 1
+    ranks: Int[np.ndarray, "T"]  # rank of the token by probability, from 1
     alternatives: Int[np.ndarray, "T A"]  # the most probable tokens at this position, in descending order
-    probabilities: Float[np.ndarray, "T A"]  # of the alternatives
+    probabilities: Float[np.ndarray, "T A"]  # probabilities of the alternatives
     version: str = ""  # identifies the weights that were used (see `session.LoadedModel`)
 
     @property
