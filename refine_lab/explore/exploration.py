@@ -24,14 +24,13 @@ from refine_lab.explore.client import Worker
 from refine_lab.explore.futures import finished, then
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.rollouts import PrefixRollouts, assess
-from refine_lab.method.custom_reward import of_inputs
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.selection import select_positions, selection_probabilities
 from refine_lab.models.loading import load_tokenizer
 from refine_lab.rng import Draws
 from refine_lab.text import replace_surrogates
 from refine_lab.training.adaptation import fit_to_length
-from refine_lab.types import RewardFunction, RewardInputs
+from refine_lab.types import RewardFunction
 from refine_lab.validation import MOST_SEED, require
 
 MOST_TOKENS = 65_536
@@ -68,7 +67,7 @@ class Exploration:
             require(name not in REWARDS, "the name of a custom reward", name, f"another than {', '.join(REWARDS)}")
         self.worker, self.model, self.add_bos = worker, model, add_bos
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
-        self.rewards = REWARDS | {name: _custom(name, function) for name, function in (rewards or {}).items()}
+        self.rewards = REWARDS | dict(rewards or {})
         self.refine = RefineConfig(group_size=8, group_by="prefix")
         self.reward, self.seed = "cosine", 0
         self.document: Document | None = None
@@ -224,17 +223,3 @@ class Exploration:
 
 def _covers(rollouts: PrefixRollouts, n: int, k: int) -> bool:
     return rollouts.shape[0] >= n and rollouts.shape[1] >= k
-
-
-def _custom(name: str, function: RewardFunction) -> RewardFunction:
-    """Wraps a custom reward so that its errors, including one that would end the process, name it."""
-    compute = of_inputs(function)
-
-    def reward(inputs: RewardInputs) -> Any:
-        try:
-            return compute(inputs)
-        except (Exception, SystemExit) as error:
-            raise ValueError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
-
-    reward.__name__ = getattr(function, "__name__", name)
-    return reward
