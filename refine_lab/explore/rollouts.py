@@ -142,7 +142,7 @@ def _block(
     return token_ids, logprobs, hidden_states
 
 
-def assess(
+def rollout_frame(
     rollouts: Sequence[PrefixRollouts],
     reward: RewardFunction,
     *,
@@ -193,7 +193,7 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns are `with`, `r` and `rollouts`; the quantities are the entropy at the prefix, the share of exact tokens, and
     the reference continuation's logprob. Values count as constant if they are equal within rounding. `frame` is as
-    returned by `assess`.
+    returned by `rollout_frame`.
     """
     rows = []
     for name, (column, _) in CORRELATED.items():

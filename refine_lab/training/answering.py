@@ -32,7 +32,7 @@ from refine_lab.runs.checkpoints import drop_checkpoints, resume_point
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunProgress, RunWriter, write_status
 from refine_lab.training import optim
-from refine_lab.training.adaptation import Adapter, Update, fewer_chunks, preserve_weights, prompt_batch, read_prompt
+from refine_lab.training.adaptation import Adapter, Update, fewer_chunks, padded_batch, preserve_weights, read_prompt
 from refine_lab.training.answers import answer, answer_row
 from refine_lab.ttt_config import TTTRunConfig as TTTRunConfig
 from refine_lab.validation import require
@@ -81,7 +81,7 @@ def check_prompts(model: FastWeightLM, config: TTTRunConfig, examples: Sequence[
     for example in examples:
         try:
             ids = adapt_ids(example, config.adapt_on)
-            prompt_batch(model, [ids, torch.tensor(example.prompt_ids)], (0, 1))
+            padded_batch(model, [ids, torch.tensor(example.prompt_ids)], (0, 1))
             if config.ttt is not None and (sentence := fewer_chunks(config.ttt, len(ids))):
                 found.append(f"{example.name}: {sentence}")
         except ValueError as error:
@@ -216,7 +216,7 @@ class _Work:
         before = after = self._measured(examples)
         if adapter is not None:
             ids = tuple(range((number - 1) * len(examples), number * len(examples)))
-            batch = prompt_batch(self.model, [adapt_ids(example, config.adapt_on) for example in examples], ids)
+            batch = padded_batch(self.model, [adapt_ids(example, config.adapt_on) for example in examples], ids)
             for update in adapter.adapt(batch):
                 updates.append(update)
                 self.writer.update(number, update_line(update, [example.name for example in examples]))

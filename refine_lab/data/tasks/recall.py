@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from refine_lab.config import DataConfig, TaskConfig
 from refine_lab.data.batches import plain_tokens
 from refine_lab.data.corpus import Manifest, Split
-from refine_lab.data.recall import RecallDocument, encode, make_document, parse_kind
+from refine_lab.data.recall import RecallDocument, encode_within, make_document, parse_kind
 from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tokenizer import beginning, end_of_text
 from refine_lab.rng import Draws
@@ -107,7 +107,7 @@ class _Maker:
             asked, prompt = question.key, document.tokens[question.start : question.prompt_end]
         else:
             asked, first_words = (text.format(key=question.key) for text in QUESTIONS[self.form])
-            prompt = encode(self.tokenizer, PROMPT.format(question=asked, beginning=first_words))
+            prompt = encode_within(self.tokenizer, PROMPT.format(question=asked, beginning=first_words))
         return Example(
             name=name,
             prompt_ids=(*read, *prompt),
