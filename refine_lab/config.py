@@ -38,7 +38,7 @@ BUILT_IN_REWARDS = ("cosine", "binary", "hybrid", "edit")
 FORMAT_VERSION = 3
 """Format version of `config.json`, raised whenever an old file would be read differently. Versions 1 and 2 are still read."""
 
-RENAMED = {"method": "refine", "recompute": "activation_checkpointing"}
+RENAMED_FIELDS = {"method": "refine", "recompute": "activation_checkpointing"}
 """Fields of format versions 1 and 2 and their present names."""
 
 MOST_MADE = 2**26
@@ -376,7 +376,7 @@ def from_json(text: str, name: str = "config.json", kind: type[C] = TrainConfig)
     version = values.pop("format_version", None)
     allowed = f"1 to {FORMAT_VERSION}"
     require(version in range(1, FORMAT_VERSION + 1), f"format_version of {name}", version, allowed)
-    return _built(kind, values, RENAMED if version < FORMAT_VERSION else {})
+    return _built(kind, values, RENAMED_FIELDS if version < FORMAT_VERSION else {})
 
 
 def _built(cls: Any, values: Mapping[str, Any], renamed: Mapping[str, str]) -> Any:

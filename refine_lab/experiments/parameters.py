@@ -55,7 +55,7 @@ TYPES: dict[Any, tuple[Any, str]] = {
 """Declared type -> the type by which pydantic converts a value, and the description of allowed values."""
 
 
-RENAMED = {"moving": "trainable"}
+RENAMED_PARAMETERS = {"moving": "trainable"}
 """Former names of notebook parameters, which this version still accepts with a warning."""
 
 
@@ -68,7 +68,7 @@ def parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     declared: dict[str, Any] = namespace.get("__annotations__", {})
     values = dict(namespace)
     for name in _injected(namespace.get("In", ())):
-        if (present := RENAMED.get(name)) in declared:
+        if (present := RENAMED_PARAMETERS.get(name)) in declared:
             message = f"parameter {name!r} is now {present!r}; the former name will be removed"
             warnings.warn(message, FutureWarning, stacklevel=2)
             values[present] = values[name]

@@ -30,7 +30,7 @@ from refine_lab.runs.durable import make_folder, replace_bytes, replace_text, sy
 OLDER_NAMES = {"config.json": "ttt.json", "metrics.jsonl": "updates.jsonl"}
 """Names of these files in runs of test-time training of format version 1."""
 
-RENAMED = {"recall": "contains_answer"}
+RENAMED_METRICS = {"recall": "contains_answer"}
 """Quantities in `metrics.jsonl` of older runs and their present names."""
 
 
@@ -84,7 +84,9 @@ def parse_line(path: Path, line: bytes) -> dict[str, Any]:
     if not _is_metrics(values):
         raise ValueError(f"{path} is damaged: {line[:60]!r} is no line of metrics")
     line_values: dict[str, Any] = values
-    return {RENAMED.get(name, name): math.nan if value is None else value for name, value in line_values.items()}
+    return {
+        RENAMED_METRICS.get(name, name): math.nan if value is None else value for name, value in line_values.items()
+    }
 
 
 def _is_metrics(values: Any) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,10 @@ class _Work:
     batches: dict[int, list[Example]]
     rule: AnswerRule
     report: Report
+    done: set[int] = field(default_factory=set)
     reason: object = None
+    writer: RunWriter = field(init=False)
+    progress: RunProgress = field(init=False)
 
     def execute(self) -> bool:
         """Answers the unanswered batches, writes the run's final status, and returns whether everything is answered.
@@ -163,11 +166,10 @@ class _Work:
         first, folder, drifts = 0, None, ttt is not None and self.run.config.reset == "never"
         if drifts:
             first, folder = resume_point(self.run.path) or (0, None)
-            if not self.done.issuperset(range(1, first + 1)):
-                first, folder = (
-                    0,
-                    None,
-                )  # an answer is missing, which the weights of the checkpoint would not give again
+            if not self.done.issuperset(
+                range(1, first + 1)
+            ):  # the checkpoint's weights would not give the answer again
+                first, folder = 0, None
             self.done = set(range(1, first + 1))
         preserved = nullcontext if ttt is None else partial(preserve_weights, self.model, ttt.parameters)
         per_run, per_batch = (preserved, nullcontext) if drifts else (nullcontext, preserved)
@@ -200,11 +202,9 @@ class _Work:
         """Returns an adapter with a fresh optimizer, or None without adaptation."""
         if self.run.config.ttt is None:
             return None
-        sizes = {
-            "mini_batch_size": self.run.config.mini_batch_size,
-            "micro_batch_size": self.run.config.micro_batch_size,
-        }
-        return Adapter(self.model, self.run.config.ttt, **sizes)
+        config = self.run.config
+        sizes = {"mini_batch_size": config.mini_batch_size, "micro_batch_size": config.micro_batch_size}
+        return Adapter(self.model, config.ttt, **sizes)
 
     def _adapt_and_answer(self, number: int, adapter: Adapter | None) -> list[dict[str, Any]] | None:
         """Returns the rows of a batch's answers, or None if `report` asked to stop.
