@@ -68,7 +68,7 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
     held_out, rows = _held_out(config, load_tokenizer(config.model)), []
     recall = {"documents": num_documents, "document_tokens": num_tokens}
     kinds = _kinds_to_ask(held_out, num_documents, num_tokens)
-    if not evaluation.fixed_targets(**targets).fits(length := config.data.sequence_length):
+    if not evaluation.fixed_targets(**targets).fits(length := int(held_out.validation().lengths.min())):
         chunks = refine.num_chunks
         print(f"Rewards are left out: rows of {length} tokens have no room for rollouts from {chunks} chunks.")
     for method, seed, updates, name in models:
