@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -14,13 +14,15 @@ from refine_lab.runs.durable import make_folder
 from refine_lab.runs.files import require_locks, write_json
 from refine_lab.runs.process import raised_sigterm
 from refine_lab.runs.run import Run
+from refine_lab.sweep.backend import Backend, Execution, stop_all
 from refine_lab.sweep.cells import Cell, cell_of
-from refine_lab.sweep.configs import cell_configs
-from refine_lab.sweep.estimate import Estimate, estimated
 from refine_lab.sweep.grid import Grid, combinations, read_notebook
-from refine_lab.sweep.local import LocalExecution, LocalProcesses, stop_executions
+from refine_lab.sweep.local import LocalProcesses
 from refine_lab.sweep.tables import Screen, cell_frame, write_tables
 from refine_lab.validation import path_of, require
+
+if TYPE_CHECKING:
+    from refine_lab.sweep.estimate import Estimate
 
 Log = Callable[[str], object]
 
@@ -58,6 +60,8 @@ class Sweep:
 
     def estimate(self, log: Log = print) -> Estimate:
         """Estimates the seconds and the disk space that the unfinished cells need, by timing a part of their work."""
+        from refine_lab.sweep.estimate import estimated  # loads torch
+
         return estimated(self.cells, log)
 
 
@@ -66,8 +70,11 @@ def plan(notebook: Path | str, grid: Grid | Sequence[Grid], out: Path | str) -> 
     read, folder = read_notebook(notebook), path_of("out", out).absolute()
     require(folder.is_dir() or not folder.exists(), "out", str(out), "a folder, or a place for one")
     cells = tuple(cell_of(folder, read, values) for values in combinations(read, grid))
-    for cell in cells:
-        cell_configs(cell)  # refuses what the notebook would refuse
+    if "recipe" in read.parameters:
+        from refine_lab.sweep.configs import cell_configs  # loads torch
+
+        for cell in cells:
+            cell_configs(cell)  # refuses what the notebook would refuse
     return Sweep(folder, cells)
 
 
@@ -105,14 +112,15 @@ def sweep(
     return result
 
 
-def _execute(result: Sweep, backend: LocalProcesses, log: Log) -> None:
+def _execute(result: Sweep, backend: Backend, log: Log) -> None:
     """Executes the unfinished cells, `backend.processes` at a time."""
     waiting, screen = result.unfinished, Screen(result.cells, log)
     left = {cell.folder for cell in waiting}
     for cell in result.cells:
         if cell.folder not in left:
             screen.row(cell)
-    clock, running = _Clock(len(waiting)), []
+    clock = _Clock(len(waiting))
+    running: list[Execution] = []
     with raised_sigterm():
         try:
             while waiting or running:
@@ -128,13 +136,13 @@ def _execute(result: Sweep, backend: LocalProcesses, log: Log) -> None:
                 time.sleep(0.1)
         except BaseException:
             log(f"Stopping {len(running)} processes, whose runs save first.")
-            stop_executions(running)
+            stop_all(running)
             raise
         finally:
             write_tables(result.out, result.notebook, result.cells)
 
 
-def _started(cell: Cell, backend: LocalProcesses, screen: Screen) -> list[LocalExecution]:
+def _started(cell: Cell, backend: Backend, screen: Screen) -> list[Execution]:
     """Starts a cell; one that another process executes is left to it."""
     try:
         return [backend.start(cell)]
@@ -143,7 +151,7 @@ def _started(cell: Cell, backend: LocalProcesses, screen: Screen) -> list[LocalE
         return []
 
 
-def _settle(execution: LocalExecution) -> None:
+def _settle(execution: Execution) -> None:
     """Writes the result of a process that ended without one."""
     cell = execution.cell
     if not cell.result:
