@@ -10,7 +10,9 @@ from refine_lab.recipes import METHODS, RECIPES, Phase, recipe
 from refine_lab.sweep.cells import Cell
 from refine_lab.ttt_config import TTTRunConfig
 
-ARGUMENTS = frozenset({"recipe", "updates", "model", "data", "task", "test_source", "prompts", "count", "seeds"})
+ARGUMENTS = frozenset(
+    {"recipe", "updates", "model", "data", "task", "test_source", "prompts", "count", "seeds", "methods"}
+)
 """Parameters that `method_configs` accepts besides the fields of a configuration."""
 
 
@@ -25,5 +27,6 @@ def cell_configs(cell: Cell) -> list[Any]:
         return []
     phase = recipe(values["recipe"], own).phase
     values["parameters"] = values.pop("trainable", None)
+    values["methods"] = None if values.pop("sft", True) else ["refine"]
     allowed = ARGUMENTS | setting_names(TTTRunConfig if phase == "ttt" else TrainConfig)
     return method_configs(**{name: value for name, value in values.items() if name in allowed}, phase=phase)
