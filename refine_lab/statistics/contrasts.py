@@ -43,7 +43,7 @@ def compare_methods(
     require(len(pairs) > 0, "methods", methods, "at least two")
     rows = [_contrast(scores, *pair, margin, resamples, seed) for pair in pairs]
     table = pd.DataFrame(rows)
-    table.insert(table.columns.get_loc("p") + 1, "p_holm", holm(table["p"].to_numpy(float)))
+    table.insert(list(table).index("p") + 1, "p_holm", holm(table["p"].to_numpy(float)))
     return table
 
 

@@ -104,9 +104,9 @@ def contrasts_table(
 
     Raises ValueError if no two methods have the measure.
     """
-    complete = answers[measure].notna().groupby(answers["name"]).transform("all")
-    scores = answer_scores(answers[complete], measure)
-    pairs = comparable(scores) if pairs is None else pairs
+    complete = answers[answers[measure].notna().groupby(answers["name"]).transform("all")]
+    scores = answer_scores(complete, measure) if len(complete) else complete
+    pairs = comparable(scores) if pairs is None and len(scores) else pairs or []
     require_data("contrasts_table", len(pairs) > 0, f"no two methods have {measure!r} for the same seeds")
     found = compare_methods(scores, pairs)
     styles = method_styles(dict.fromkeys(name for pair in pairs for name in pair))
