@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from refine_lab.experiments.statistics import varies
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.method.advantages import advantages
 from refine_lab.method.rewards import binary, checked, cosine
 from refine_lab.method.rollout import Branches, sample
 from refine_lab.models import FastWeightLM, Trace
 from refine_lab.rng import Draws
+from refine_lab.statistics.means import varies
 from refine_lab.types import RewardFunction, RewardInputs
 from refine_lab.validation import require
 
