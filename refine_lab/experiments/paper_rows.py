@@ -81,16 +81,24 @@ def rows_of_runs(runs: Sequence[Run], base: str) -> dict[str, Row]:
 
 def _row_of(run: Run, by_name: Mapping[str, Run], base: str) -> Row | None:
     parent = run_of_model(run.config.model, by_name)
-    if parent is None:
-        before = Row() if absolute_model(run.config.model) == base else None
-    else:
-        before = _row_of(parent, by_name, base)
+    before = _initial(run.config.model, base) if parent is None else _row_of(parent, by_name, base)
     phase = phase_of(run)
     later = PHASES[PHASES.index(phase) :]
-    if before is None or any(getattr(before, name) != "none" for name in later):
+    if (
+        before is None
+        or (before == RANDOM and phase != "ttt")
+        or any(getattr(before, name) != "none" for name in later)
+    ):
         return None
     settings = ", ".join(filter(None, [before.setting, setting_of(run, phase)]))
     return before._replace(**{phase: run.config.method}, setting=settings)
+
+
+def _initial(model: str, base: str) -> Row | None:
+    """Returns the row of a model that no run has trained; None for one with another configuration than the base's."""
+    if absolute_model(model.removeprefix("new:")) != base:
+        return None
+    return RANDOM if model.startswith("new:") else Row()
 
 
 def phase_of(run: Run) -> str:
@@ -258,8 +266,7 @@ def _place(
     model, ttt = str(config.get("model")), str(config.get("ttt", "none"))
     run = run_of_model(model, by_name)
     if run is None:
-        bare = absolute_model(model.removeprefix("new:")) == base
-        row, seed = (RANDOM if model.startswith("new:") else Row()) if bare else None, EVERY_SEED
+        row, seed = _initial(model, base), EVERY_SEED
     else:
         row, seed = rows[run.name], run.config.seed
     if row is None or (ttt != "none" and row.ttt != "none"):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refine_lab.config import TrainConfig
-from refine_lab.data.tasks.examples import Task
 from refine_lab.evaluation.catalogue import chosen
 from refine_lab.evaluation.config import EvaluationConfig
 from refine_lab.evaluation.run import evaluate
@@ -181,6 +180,7 @@ def _answering(
     if not plan.posttrain_methods:
         return
     rows = plan.wanted
+    yield f"new:{plan.model}", plan.seeds[0], ["none"]
     if Row() in rows:
         yield plan.model, plan.seeds[0], ["none"]
     for seed in plan.seeds:
@@ -230,8 +230,3 @@ def _evaluated(
         yield Evaluated(f"refine-{method}-s{seed}", model, questions)
         for ttt in plan.ttt_methods if method == "nested_refine" else ():
             yield Evaluated(f"refine-{method}-ttt_{ttt}-s{seed}", model, questions, ttt)
-
-
-def questions_of(plan: PaperPlan, model: str) -> Task:
-    """Returns the task of post-training, loaded with the model before training."""
-    return load_training_task(posttrain_configs(plan, model, plan.seeds[0]))
