@@ -1,0 +1,283 @@
+"""Lays our scores beside the paper's: each cell with mean and spread over seeds, each difference with both signs.
+
+A task on which the model before training is within two standard errors of random weights is at its floor: differences
+have no sign there. A cell without a measurement is a gap, never a zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from refine_lab.experiments.paper_rows import EVERY_SEED, HELD_OUT, QUESTIONS, RANDOM, ROLLOUTS, Row
+from refine_lab.recipes.paper_results import MEAN, PAPER_MODELS, paper_numbers, reported_signs, table_names
+from refine_lab.validation import require, unknown
+
+PAIRS: dict[str, tuple[tuple[int, int], ...]] = {
+    "table 3": ((3, 2), (3, 1), (2, 1)),
+    "table 4": ((3, 2), (3, 1), (2, 1), (4, 3), (6, 4), (6, 5), (7, 6), (8, 6), (8, 7)),
+    "table 5": ((3, 2), (3, 1), (2, 1), (4, 3), (5, 3), (5, 4)),
+    "table 6": ((2, 1),),
+    "table 7": ((4, 1), (4, 2), (4, 3)),
+    "table E.1": ((3, 2), (3, 1), (2, 1)),
+    "table E.2": ((2, 1), (4, 1), (4, 2), (4, 3)),
+    "figure 4": ((3, 2), (3, 1), (2, 1)),
+    "figure E.1": ((3, 2), (3, 1), (2, 1)),
+    "figure 5": ((4, 1), (4, 2), (4, 3), (4, 5), (4, 6), (4, 7), (4, 8), (4, 9)),
+    "figure E.3": ((2, 1), (3, 2), (3, 1)),
+}
+"""Table -> the pairs of rows (row, against) that are compared, by their numbers."""
+STANDARD_ERRORS = 2.0
+"""Distance between base and random weights, in standard errors, up to which a task is at its floor."""
+NO_FLOOR = (HELD_OUT, ROLLOUTS)
+"""Tasks without a floor, which are no scores of answers."""
+MINUS = "−"
+
+
+class Measure(NamedTuple):
+    """A column of a table without its length; `beside` are the paper's tasks that an own measure is compared with."""
+
+    name: str
+    task: str
+    metric: str = ""
+    unit: str = "%"
+    beside: tuple[str, ...] = ()
+
+
+NEEDLES = ("niah_single_1", "niah_multikey_1", "niah_multiquery", "niah_multivalue")
+RECALL_4 = Measure("exact recall, 4 facts", "recall", "exact_recall_word-4")
+RECALL_12 = Measure("exact recall, 12 facts", "recall", "exact_recall_word-12")
+OWN: dict[str, tuple[Measure, ...]] = {
+    "table 3": (RECALL_4._replace(beside=NEEDLES), RECALL_12._replace(beside=NEEDLES)),
+    "table 4": (Measure("recall questions", QUESTIONS, "contains_answer", beside=("ruler_squadqa", "ruler_hotpotqa")),),
+    **{name: (RECALL_12._replace(beside=("longbench",)),) for name in ("table 6", "table 7", "figure 5")},
+}
+"""Table -> our own measures in it, for models that are too small for the paper's tasks."""
+
+
+# -- cells -------------------------------------------------------------------------------------------------------------
+
+
+def cells(table: str, measured: pd.DataFrame, model: str) -> pd.DataFrame:
+    """Returns one line per row, measure and length of a table: the paper's number and ours.
+
+    `measured` as from `paper_rows.measured`; `model` is one of `PAPER_MODELS`. Columns: `table`, `row` (its number),
+    `label`, `measure`, `task`, `length`, `unit`, `own`; `paper`; `mean`, `sd` (n - 1, over seeds), `by_seed` (seed -> value),
+    `stderr` (over samples; the mean of the seeds'), `samples` and `different`; `floor` (True, False, or None if random
+    weights were not measured). Values are in the unit, percent for shares. A gap has `mean` NaN. `row` 0 is the model with
+    random weights. Raises ConfigError for an unknown table or model.
+    """
+    if table not in table_names():
+        raise unknown("table", table, table_names())
+    require(model in PAPER_MODELS, "paper_model", model, " or ".join(map(repr, PAPER_MODELS)))
+    numbers = paper_numbers()
+    paper = numbers[(numbers["table"] == table) & (numbers["model"] == model)]
+    rows = {number: Row(*group[[*Row._fields]].iloc[0]) for number, group in paper.groupby("row")}
+    lines = []
+    for measure in _measures(table, paper):
+        for length in _lengths(measure, measured):
+            values = {0: _ours(measured, RANDOM, measure, length)}
+            values |= {number: _ours(measured, row, measure, length) for number, row in rows.items()}
+            floor = _floor(measure, values[0], _ours(measured, Row(), measure, length))
+            for number, ours in values.items():
+                facts = {
+                    "table": table,
+                    "row": number,
+                    "label": rows.get(number, RANDOM).label,
+                    "measure": measure.name,
+                }
+                facts |= {"task": measure.task, "length": length, "unit": measure.unit, "own": bool(measure.beside)}
+                lines.append({**facts, "paper": _printed(paper, number, measure, length), **ours, "floor": floor})
+    return pd.DataFrame(lines)
+
+
+def _measures(table: str, paper: pd.DataFrame) -> Iterator[Measure]:
+    for (task, metric, unit), group in paper.groupby(["task", "metric", "unit"], sort=False):
+        name = group["column"].iloc[0]
+        yield Measure(name.rpartition(" ")[0] if group["length"].iloc[0] else name, task, metric, unit)
+    yield from OWN.get(table, ())
+
+
+def _of_measure(measured: pd.DataFrame, measure: Measure) -> pd.DataFrame:
+    """Returns the lines of a measure; an empty metric is the task's main one."""
+    lines = measured[measured["task"] == measure.task]
+    return lines[lines["metric"] == measure.metric if measure.metric else lines["main"].astype(bool)]
+
+
+def _lengths(measure: Measure, measured: pd.DataFrame) -> list[str]:
+    """Returns the lengths that were measured and their mean, from short to long; only the mean for none."""
+    lengths = sorted({length for length in _of_measure(measured, measure)["length"] if length}, key=int)
+    by_length = measure.task in (*NEEDLES, "recall", "ruler_squadqa", "ruler_hotpotqa")
+    if not lengths:
+        return [MEAN if by_length else ""]
+    return lengths if len(lengths) == 1 and not by_length else [*lengths, MEAN]
+
+
+def _ours(measured: pd.DataFrame, row: Row, measure: Measure, length: str) -> dict[str, Any]:
+    lines = _of_measure(measured, measure)
+    every = sorted({each for each in lines["length"] if each}, key=int)
+    lines = lines[(lines[[*Row._fields]] == pd.Series(row._asdict())).all(axis=1)]
+    scale = 100.0 if measure.unit == "%" else 1.0
+    values, errors, facts = {}, [], {"samples": 0, "different": 0}
+    for seed, group in lines.groupby("seed"):
+        wanted = every if length == MEAN else [length]
+        group = group.set_index("length").reindex(wanted)
+        if len(wanted) and group["value"].notna().all():
+            values[int(seed)] = scale * float(group["value"].mean())
+            errors.append(scale * float(np.sqrt(np.square(group["stderr"]).sum(skipna=False)) / len(wanted)))
+            facts = {name: int(group[name].sum()) for name in facts}
+    found = np.array([*values.values()])
+    mean, sd = found.mean() if len(found) else np.nan, found.std(ddof=1) if len(found) > 1 else np.nan
+    return {"mean": mean, "sd": sd, "by_seed": values, "stderr": np.mean(errors) if errors else np.nan, **facts}
+
+
+def _floor(measure: Measure, random: Mapping[str, Any], base: Mapping[str, Any]) -> bool | None:
+    """Returns whether base and random weights are within two standard errors of their difference; None if unknown."""
+    if measure.task in NO_FLOOR:
+        return False
+    stderr = np.hypot(random["stderr"], base["stderr"])
+    distance = abs(random["mean"] - base["mean"])
+    return None if np.isnan(distance + stderr) else bool(distance <= STANDARD_ERRORS * stderr)
+
+
+def _printed(paper: pd.DataFrame, row: int, measure: Measure, length: str) -> float:
+    """Returns the paper's number for a row, measure and length; NaN if it prints none."""
+    lines = paper[(paper["row"] == row) & (paper["task"] == measure.task) & (paper["metric"] == measure.metric)]
+    lines = lines[lines["length"] == length]
+    return float(lines["value"].iloc[0]) if len(lines) and not measure.beside else np.nan
+
+
+# -- differences -------------------------------------------------------------------------------------------------------
+
+
+def differences(found: pd.DataFrame, model: str) -> pd.DataFrame:
+    """Returns one line per compared pair of rows, measure and length, from the `cells` of one table.
+
+    Columns: `table`, `row`, `against`, `difference` (both labels), `measure`, `task`, `length`, `unit`; `paper` (NaN without
+    numbers) and `paper_sign`, which for an own measure is the sign that the measures beside it share, or `mixed`; `mean`,
+    `sd` and `seeds` of our paired differences, and `sign`: `+`, `−`, `0`, or why there is none: `gap`, `floor`, or
+    `floor unknown` if random weights were not measured. `verdict`: `same`, `opposite`, `zero` (one of them is 0), or none.
+    """
+    (table,) = found["table"].unique()
+    lines = []
+    for row, against in PAIRS[table]:
+        for (measure, length), group in found.groupby(["measure", "length"], sort=False):
+            group = group.set_index("row")
+            one, other = group.loc[row], group.loc[against]
+            paper = round(one["paper"] - other["paper"], 1)
+            line = {"table": table, "row": row, "against": against, "difference": f"{one['label']} – {other['label']}"}
+            line |= {"measure": measure, "length": length, **{name: one[name] for name in ("task", "unit", "own")}}
+            values = _paired(one["by_seed"], other["by_seed"])
+            line |= {"paper": paper, "mean": values.mean() if len(values) else np.nan, "seeds": len(values)}
+            line |= {"sd": values.std(ddof=1) if len(values) > 1 else np.nan, "sign": _our_sign(values, one["floor"])}
+            lines.append(line)
+    frame = pd.DataFrame(lines)
+    printed = {each: sign_of(value) for each, value in frame["paper"].items()}
+    frame["paper_sign"] = [printed[i] or _text_sign(frame.loc[i], frame, model) for i in frame.index]
+    frame["verdict"] = [verdict(*pair) for pair in zip(frame["sign"], frame["paper_sign"], strict=True)]
+    return frame
+
+
+def _paired(one: Mapping[int, float], other: Mapping[int, float]) -> np.ndarray:
+    """Returns the differences over the seeds that both have; a value of every seed is paired with each."""
+    seeds = sorted({*one, *other} - {EVERY_SEED}) or [EVERY_SEED]
+    pairs = [(one.get(seed, one.get(EVERY_SEED)), other.get(seed, other.get(EVERY_SEED))) for seed in seeds]
+    return np.array([a - b for a, b in pairs if a is not None and b is not None])
+
+
+def _our_sign(values: np.ndarray, floor: bool | None) -> str:
+    if not len(values):
+        return "gap"
+    return sign_of(float(values.mean())) if floor is False else "floor unknown" if floor is None else "floor"
+
+
+def sign_of(value: float) -> str:
+    """Returns `+`, `−` or `0`; empty for NaN. Differences below rounding count as 0."""
+    if np.isnan(value):
+        return ""
+    return "0" if abs(value) < 1e-9 else "+" if value > 0 else MINUS
+
+
+def _text_sign(line: pd.Series, frame: pd.DataFrame, model: str) -> str:
+    """Returns the sign that the paper's text reports, or for an own measure that of the paper's measures beside it."""
+    pair = int(line["row"]), int(line["against"])
+    if pair in (signs := reported_signs(str(line["table"]))):
+        return signs[pair].replace("-", MINUS)
+    own = next((each for each in OWN.get(str(line["table"]), ()) if each.name == line["measure"]), None)
+    if own is None:
+        return ""
+    numbers = paper_numbers()
+    paper = numbers[
+        (numbers["table"] == line["table"]) & (numbers["model"] == model) & numbers["task"].isin(own.beside)
+    ]
+    paper = paper[paper["length"].isin((MEAN, ""))].pivot(index="task", columns="row", values="value")
+    signs_beside = {sign_of(round(value, 1)) for value in paper[pair[0]] - paper[pair[1]]}
+    return signs_beside.pop() if len(signs_beside) == 1 else "mixed"
+
+
+def verdict(ours: str, paper: str) -> str:
+    """Returns how two signs compare: `same`, `opposite`, `zero` if one of them is 0, or empty if one is no sign."""
+    if not {ours, paper} <= {"+", MINUS, "0"}:
+        return ""
+    return "same" if ours == paper else "zero" if "0" in (ours, paper) else "opposite"
+
+
+def summary(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """Returns one line per table: how many differences have the paper's sign, another one, or none, and why.
+
+    `frames` are the `differences` of the tables. Lengths that the paper lacks are not counted; means are.
+    """
+    lines = []
+    for frame in frames:
+        frame = frame[frame["length"].isin((MEAN, "")) | frame["paper"].notna() | (frame["task"] == QUESTIONS)]
+        counts = {name: int((frame["verdict"] == name).sum()) for name in ("same", "opposite", "zero")}
+        counts |= {name: int((frame["sign"] == name).sum()) for name in ("floor", "floor unknown", "gap")}
+        rest = len(frame) - sum(counts.values())
+        lines.append(
+            {"table": frame["table"].iloc[0], "differences": len(frame), **counts, "no sign of the paper": rest}
+        )
+    return pd.DataFrame(lines)
+
+
+# -- gaps --------------------------------------------------------------------------------------------------------------
+
+
+def gaps(found: pd.DataFrame, missing: pd.DataFrame) -> pd.DataFrame:
+    """Returns one line per measure of a table that some rows lack: `table`, `measure`, `rows`, and `how` to make it.
+
+    `found` are the `cells` of one table, `missing` the tasks that could not run (`paper_rows.measured`).
+    """
+    lines = []
+    for measure, group in found[found["row"] > 0].groupby("measure", sort=False):
+        length = group["length"].iloc[-1]
+        empty = group[(group["length"] == length) & group["mean"].isna()]
+        if len(empty):
+            rows = "all" if len(empty) == (group["length"] == length).sum() else ", ".join(empty["label"])
+            how = _how(str(group["table"].iloc[0]), str(group["task"].iloc[0]), empty, missing)
+            lines.append({"table": group["table"].iloc[0], "measure": measure, "rows": rows, "how": how})
+    return pd.DataFrame(lines, columns=["table", "measure", "rows", "how"])
+
+
+def _how(table: str, task: str, empty: pd.DataFrame, missing: pd.DataFrame) -> str:
+    """Returns the sentences that name what produces a gap's cells."""
+    sentences = []
+    settings = sorted({label.partition("(")[2].rstrip(")") for label in empty["label"] if "(" in label})
+    if settings:
+        name = "ttt.ipynb" if all(setting.startswith("ttt.") for setting in settings) else "ablate.ipynb"
+        sentences.append(f"notebooks/{name} trains the rows with other settings ({'; '.join(settings)}).")
+    if task == QUESTIONS:
+        sentences.append("`-p launch true` with the missing rows of table 4 in `chain` answers the questions.")
+    elif task in NO_FLOOR:
+        sentences.append("`-p launch true` trains the missing rows, which record it.")
+    elif reasons := sorted({*missing.loc[missing["task"].str.startswith(task), "reason"]}):
+        sentences.append(f"The task could not run: {reasons[0]}.")
+    else:
+        needs = " -p data FOLDER" if not task.startswith(("niah", "recall")) else ""
+        group = {"longbench": "longbench", "short": "short"}.get(task, task)
+        sentences.append(
+            f"`-p launch true -p tasks {group}{needs}` evaluates the rows, as does notebooks/evaluate.ipynb."
+        )
+    return " ".join(sentences)
