@@ -186,7 +186,9 @@ def test_the_shares_and_counts_of_the_recipes_that_method_md_names() -> None:
 
 def test_architecture_md_has_the_columns_of_the_files() -> None:
     text = text_of("docs/architecture.md")
-    rollouts = re.search(r"Columns of `rollouts/\*\.parquet`: (.*?)\. Columns of `answers/`: (.*?), then the columns specific", text)
+    rollouts = re.search(
+        r"Columns of `rollouts/\*\.parquet`: (.*?)\. Columns of `answers/`: (.*?), then the columns specific", text
+    )
     assert rollouts
     names = [re.findall(r"`(\w+)`", part) for part in rollouts.groups()]
     assert set(names[0]) == {"step", *ROLLOUT_TYPES}
