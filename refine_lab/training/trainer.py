@@ -95,9 +95,8 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None
             skipped.add(step, result.metrics)
             if step % config.eval_every == 0 or step == config.steps:
                 _evaluate(writer, step, train_state, measure)
-            due = (
-                step % config.checkpoint_every == 0 or 0 < config.checkpoint_minutes <= (time.monotonic() - saved) / 60
-            )
+            minutes = (time.monotonic() - saved) / 60
+            due = step % config.checkpoint_every == 0 or 0 < config.checkpoint_minutes <= minutes
             if due and not skipped.count:
                 saved = save(step)
         if (run.latest_checkpoint() or (-1, None))[0] != step:
