@@ -1,4 +1,4 @@
-"""The base of our models' configurations; an invalid value raises an error of one sentence that names the field."""
+"""The base of our models' configurations; an invalid value raises a one-sentence error that names the field."""
 
 from __future__ import annotations
 
@@ -94,5 +94,5 @@ KINDS: Mapping[str, Allowed] = {
     "float": (lambda x: number(x) and x > 0, "a positive number"),
     "bool": (lambda x: isinstance(x, bool), "True or False"),
 }
-TOKEN: Allowed = (whole, "a token's number")
-RANGE: Allowed = (lambda x: number(x) and x >= 0, "a number that is not negative")
+TOKEN: Allowed = (whole, "a token id")
+RANGE: Allowed = (lambda x: number(x) and x >= 0, "a non-negative number")

@@ -175,7 +175,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     with naming(ValueError, tmp_path / "a.jsonl", "line 1", "JSON"):
         documents(str(tmp_path / "a.jsonl"), "validation")
     (tmp_path / "a.parquet").write_bytes(b"not parquet at all")
-    with naming(ValueError, tmp_path / "a.parquet", "no parquet file"):
+    with naming(ValueError, tmp_path / "a.parquet", "not a Parquet file"):
         documents(str(tmp_path / "a.parquet"), "train")
 
 
