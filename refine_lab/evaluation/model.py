@@ -57,13 +57,13 @@ class RefineLM(TemplateLM):
     ) -> None:
         """Loads the model named `pretrained` (see `load_model`), or uses a loaded one with its `tokenizer`.
 
-                `dtype` is the autocast dtype of the forward passes, "float32" or "bfloat16". `batch_size` is the maximum number
-        of prompts in a batch. A prompt and its answer have at most `max_length` tokens (none: the model's own limit); the middle
-                of a longer prompt is cut out, or the prompt is rejected. `sampled` samples answers at temperature 1 from `seed`
-                instead of greedy decoding. `ttt` adapts the model to each context, or to each batch of contexts, before it
-                answers, by `sft` or `refine`.
+        `dtype` is the autocast dtype of the forward passes, "float32" or "bfloat16". `batch_size` is the maximum number
+        of prompts in a batch. A prompt and its answer have at most `max_length` tokens (none: the model's own limit); the
+        middle of a longer prompt is cut out, or the prompt is rejected. `sampled` samples answers at temperature 1 from `seed`
+        instead of greedy decoding. `ttt` adapts the model to each context, or to each batch of contexts, before it
+        answers, by `sft` or `refine`.
 
-                Raises ValueError for values that are not allowed, and what `load_model` raises.
+        Raises ValueError for values that are not allowed, and what `load_model` raises.
         """
         super().__init__()
         if isinstance(pretrained, str):

@@ -31,11 +31,11 @@ Report = Callable[[str], object]
 def evaluate(config: EvaluationConfig, out: Path, report: Report = print) -> dict[str, Any]:
     """Evaluates every task of `config` at every length and returns the content of `results.json` in the folder `out`.
 
-        Tasks that an earlier call with the same settings has evaluated are not repeated. A task that cannot run is
+    Tasks that an earlier call with the same settings has evaluated are not repeated. A task that cannot run is
     left empty with a message that says what is missing, and is tried again in the next call.
 
-        Raises ConfigError for an unknown task and for a folder with results of different settings, and what `load_model`
-        raises.
+    Raises ConfigError for an unknown task and for a folder with results of different settings, and what `load_model`
+    raises.
     """
     wanted = units(config.tasks, config.lengths)
     digests = model_digests(config.model)

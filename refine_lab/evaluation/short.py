@@ -55,7 +55,7 @@ def layout(setting: Setting, dataset: str) -> Path | None:
 def local_files(folder: Path | None, dataset: str) -> Iterator[None]:
     """Lets the library `datasets` read a data set from a folder in the layout of the Hub; with None it queries the Hub.
 
-        The library looks in the working directory first. Its cache identifies a local data set only by its name, so
+    The library looks in the working directory first. Its cache identifies a local data set only by its name, so
     each content gets a separate cache.
     """
     from datasets import config

@@ -273,7 +273,7 @@ class Run:
 def list_runs(folder: Path | str | None = None) -> list[Run]:
     """Returns the runs of both kinds in `folder` (default: `runs_dir()`), in the order in which they were created.
 
-        The order is that of their numbers in `started.json`, and of their names for runs without one. A run with a damaged
+    The order is that of their numbers in `started.json`, and of their names for runs without one. A run with a damaged
     configuration is skipped, with a warning that names it.
     """
     folder = Path(folder) if folder is not None else runs_dir()

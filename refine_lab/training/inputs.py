@@ -120,8 +120,8 @@ def _change(name: str, sentence: str, before: Any, now: Any) -> Change:
 def settle(run: Run, now: Mapping[str, Any], overrides: Collection[str] = ()) -> None:
     """Records the inputs of a run that starts training, and raises an error for a resumed one whose inputs have changed.
 
-        Changes of the inputs in `overrides` are accepted and recorded. A run of an earlier version without a record is
-        resumed, and a notice is printed. Resuming fails if the run started without a BOS token that its tokenizer adds and
+    Changes of the inputs in `overrides` are accepted and recorded. A run of an earlier version without a record is
+    resumed, and a notice is printed. Resuming fails if the run started without a BOS token that its tokenizer adds and
     would now continue with it.
     """
     recorded, begun = run.inputs, run.latest_checkpoint() is not None

@@ -45,11 +45,11 @@ def ruler_splits(
 ) -> Splits:
     """Makes train, validation and test prompts from SQuAD v2.0 or HotpotQA (distractor).
 
-        Questions whose own paragraphs do not fit are left out, and so are those that `skipped` was trained on. A prompt
+    Questions whose own paragraphs do not fit are left out, and so are those that `skipped` was trained on. A prompt
     contains as many documents as fit into `prompt_tokens`, or all documents of its split.
 
-        Raises FileNotFoundError or ValueError, in one sentence, if the file is missing or is neither data set, if lm_eval
-        is not installed, and if there are too few questions for the counts.
+    Raises FileNotFoundError or ValueError, in one sentence, if the file is missing or is neither data set, if lm_eval
+    is not installed, and if there are too few questions for the counts.
     """
     published = read_published(path)
     generator = _Generator(published, config, tokenizer, add_bos)
