@@ -42,7 +42,7 @@ SCORE_COLUMNS = [
 
 
 def few_samples(scores: pd.DataFrame) -> str:
-    """Returns a sentence that names the tasks of a score frame with fewer than `FEWEST_ITEMS` different samples."""
+    """Returns a sentence that names the tasks of a score frame with fewer than `FEWEST_ITEMS` distinct samples."""
     few = scores[scores["few"]]
     if few.empty:
         return ""
@@ -50,9 +50,7 @@ def few_samples(scores: pd.DataFrame) -> str:
         f"{task} ({'' if pd.isna(length) else f'{length:.0f} tokens, '}{count})"
         for task, length, count in few[["task", "length", "different samples"]].itertuples(index=False)
     ]
-    sentence = (
-        f"These tasks have fewer than {FEWEST_ITEMS} different samples, so that small differences are mostly noise"
-    )
+    sentence = f"These tasks have fewer than {FEWEST_ITEMS} distinct samples, so small differences are mostly noise"
     return f"{sentence}: {', '.join(counts)}."
 
 

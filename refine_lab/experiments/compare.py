@@ -120,7 +120,7 @@ def answers_of(runs: Sequence[Run]) -> pd.DataFrame:
 def per_seed(answers: pd.DataFrame) -> pd.DataFrame:
     """Returns one row per method and seed: `updates`, `items`, and the mean of each score over questions with references.
 
-    `items` is the number of different questions (`data.tasks.items.items_of`).
+    `items` is the number of distinct questions (`data.tasks.items.items_of`).
     """
     grouped = answers.assign(item=items_of(answers)).groupby(["method", "seed"], sort=False)
     means = grouped[["updates", *SCORES]].mean()
@@ -194,7 +194,7 @@ def _unit(rows: pd.DataFrame) -> str:
 
 
 def different_items(rows: pd.DataFrame) -> int | None:
-    """Returns the number of different questions behind rows of `per_seed` or `per_prompt`; None for other rows."""
+    """Returns the number of distinct questions behind rows of `per_seed` or `per_prompt`; None for other rows."""
     if "item" in rows:
         return int(rows["item"].nunique())
     return int(rows["items"].max()) if "items" in rows else None

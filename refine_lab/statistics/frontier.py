@@ -22,7 +22,7 @@ from refine_lab.validation import ConfigError, require, unknown
 
 RESAMPLES = 1_000
 FEWEST = 0.9
-"""Smallest share of bootstrap samples in which the two frontiers must have costs in common."""
+"""Minimum fraction of bootstrap samples in which the two frontiers must have costs in common."""
 
 
 class Frontier(NamedTuple):
@@ -48,7 +48,7 @@ def frontier(cost: Float[np.ndarray, "n"], benefit: Float[np.ndarray, "n"]) -> F
 
 
 def gap(one: Frontier, other: Frontier) -> tuple[float, float]:
-    """Returns the mean of `one` minus `other` over the costs that both cover, and the share of them at which it is above 0.
+    """Returns the mean of `one` minus `other` over the costs that both cover, and the fraction of them at which it is above 0.
 
     The integral of the piecewise linear difference is exact. Both are NaN if no range of costs is covered by both.
     """

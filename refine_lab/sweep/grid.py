@@ -56,13 +56,13 @@ def read_notebook(notebook: Path | str) -> Notebook:
 
 
 def split_values(name: str, text: str) -> list[str]:
-    """Returns the values in a text of the command line: `a,b` is two, and `a:b` whole numbers from a to b - 1.
+    """Returns the values in a command-line string: `a,b` is two values, and `a:b` the integers from a to b - 1.
 
     Raises ConfigError for an empty value, an empty range, and more than `MOST_CELLS` values.
     """
     values: list[str] = []
     for part in text.split(","):
-        require(bool(part.strip()), f"parameter {name}", text, "values with a comma between them, none of them empty")
+        require(bool(part.strip()), f"parameter {name}", text, "comma-separated values, none of them empty")
         if found := RANGE.fullmatch(part):
             first, end = int(found[1]), int(found[2])
             require(first < end, f"the range of parameter {name}", part, "a:b with a below b; b is not included")
@@ -106,7 +106,9 @@ def axis(notebook: Notebook, name: str, values: Any) -> list[Any]:
     typed = [convert(name, notebook.parameters[name].hint, value) for value in listed]
     for number, value in enumerate(typed):
         if value in typed[:number]:
-            raise ConfigError(f"parameter {name}", value, "", f"parameter {name} has the value {quote(value)} twice")
+            raise ConfigError(
+                f"parameter {name}", value, "", f"parameter {name} contains the value {quote(value)} twice"
+            )
     return typed
 
 

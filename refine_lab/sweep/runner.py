@@ -68,13 +68,13 @@ class Sweep:
 def plan(notebook: Path | str, grid: Grid | Sequence[Grid], out: Path | str) -> Sweep:
     """Returns the cells of a grid, finished or not; nothing is created or executed. Arguments and errors as in `sweep`."""
     read, folder = read_notebook(notebook), path_of("out", out).absolute()
-    require(folder.is_dir() or not folder.exists(), "out", str(out), "a folder, or a place for one")
+    require(folder.is_dir() or not folder.exists(), "out", str(out), "a folder, or a path where one can be created")
     cells = tuple(cell_of(folder, read, values) for values in combinations(read, grid))
     if "recipe" in read.parameters:
         from refine_lab.sweep.configs import cell_configs  # loads torch
 
         for cell in cells:
-            cell_configs(cell)  # refuses what the notebook would refuse
+            cell_configs(cell)  # rejects what the notebook would reject
     return Sweep(folder, cells)
 
 
@@ -135,7 +135,7 @@ def _execute(result: Sweep, backend: Backend, log: Log) -> None:
                     write_tables(result.out, result.notebook, result.cells)
                 time.sleep(0.1)
         except BaseException:
-            log(f"Stopping {len(running)} processes, whose runs save first.")
+            log(f"Stopping {len(running)} processes after their runs have saved.")
             stop_all(running)
             raise
         finally:
