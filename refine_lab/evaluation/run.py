@@ -155,7 +155,7 @@ class _Clock:
         few = f", fewer than {FEWEST_ITEMS}" if record["different_samples"] < FEWEST_ITEMS else ""
         self.report(
             f"{place}: {record['main']} {metric['value']:.4f}{spread} ({record['samples']} samples, "
-            f"{record['different_samples']} different{few}, "
+            f"{record['different_samples']} distinct{few}, "
             f"{duration(record['seconds'])}){rest}"
         )
 

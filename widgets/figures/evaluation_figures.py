@@ -44,7 +44,7 @@ def scores_by_length(scores: pd.DataFrame) -> go.Figure:
             x=own["length"].astype(int),
             y=own["value"] * 100,
             error_y={"array": own["stderr"].fillna(0) * 100, "thickness": 1},
-            name=f"{task} ({own['metric'].iloc[0]}, {different(own['different samples'])} different samples)",
+            name=f"{task} ({own['metric'].iloc[0]}, {different(own['different samples'])} distinct samples)",
             mode="lines+markers",
             line={"color": colour},
             marker={"symbol": symbol, "size": 8},
