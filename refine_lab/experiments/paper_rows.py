@@ -157,7 +157,7 @@ def scale_of(run: Run) -> tuple[int, int, int]:
 def measured(
     folder: Path, base: str, *, samples: int | None = None, **scale: int | None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Returns everything that was measured below `folder`, as lines with `FIELDS`, and the tasks that could not run.
+    """Returns everything that was measured inside `folder`, as lines with `FIELDS`, and the tasks that could not run.
 
     Only finished runs that began with `base` count, of mid-training those with this `scale` (see `of_scale`), and
     evaluations with `samples` as their limit (None: any). A later measurement replaces an earlier one of the same row and
@@ -200,7 +200,7 @@ def _records(runs: Sequence[Run], rows: Mapping[str, Row]) -> Iterator[dict[str,
 
 
 def _answers(runs: Sequence[Run], rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
-    """Yields the share of test questions whose answer contains a reference, over the questions that every row answered."""
+    """Yields the fraction of test questions whose answer contains a reference, over the questions that every row answered."""
     groups: dict[tuple[str, int], list[tuple[Row, int, pd.DataFrame]]] = {}
     for row, seed, source, frame in _answered(runs, rows):
         groups.setdefault(source, []).append((row, seed, frame))

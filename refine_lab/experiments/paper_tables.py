@@ -1,7 +1,7 @@
-"""Lays our scores beside the paper's: each cell with mean and spread over seeds, each difference with both signs.
+"""Compares our scores with the paper's: each cell with mean and spread over seeds, each difference with both signs.
 
 A task on which the model before training is within two standard errors of random weights is at its floor: differences
-have no sign there. A cell without a measurement is a gap, never a zero.
+have no sign there. A cell without a measurement is left empty and never counts as zero.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PAIRS: dict[str, tuple[tuple[int, int], ...]] = {
 STANDARD_ERRORS = 2.0
 """Distance between base and random weights, in standard errors, up to which a task is at its floor."""
 NO_FLOOR = (HELD_OUT, ROLLOUTS)
-"""Tasks without a floor, which are no scores of answers."""
+"""Tasks without a floor, which are not scores of answers."""
 MINUS = "−"
 
 
@@ -67,7 +67,7 @@ def cells(table: str, measured: pd.DataFrame, model: str) -> pd.DataFrame:
     `measured` as from `paper_rows.measured`; `model` is one of `PAPER_MODELS`. Columns: `table`, `row` (its number),
     `label`, `measure`, `task`, `length`, `unit`, `own`; `paper`; `mean`, `sd` (n - 1, over seeds), `by_seed` (seed -> value),
     `stderr` (over samples; the mean of the seeds'), `samples` and `different`; `floor` (True, False, or None if random
-    weights were not measured). Values are in the unit, percent for shares. A gap has `mean` NaN. `row` 0 is the model with
+    weights were not measured). Values are in the unit, percent for fractions. A gap has `mean` NaN. `row` 0 is the model with
     random weights. Raises ConfigError for an unknown table or model.
     """
     if table not in table_names():
@@ -226,7 +226,7 @@ def verdict(ours: str, paper: str) -> str:
 
 
 def summary(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    """Returns one line per table: how many differences have the paper's sign, another one, or none, and why.
+    """Returns one line per table: how many differences have the paper's sign, a different one, or none, and why.
 
     `frames` are the `differences` of the tables. Lengths that the paper lacks are not counted; means are.
     """
@@ -267,7 +267,7 @@ def _how(table: str, task: str, empty: pd.DataFrame, missing: pd.DataFrame) -> s
     settings = sorted({label.partition("(")[2].rstrip(")") for label in empty["label"] if "(" in label})
     if settings:
         name = "ttt.ipynb" if all(setting.startswith("ttt.") for setting in settings) else "ablate.ipynb"
-        sentences.append(f"notebooks/{name} trains the rows with other settings ({'; '.join(settings)}).")
+        sentences.append(f"notebooks/{name} trains the rows with different settings ({'; '.join(settings)}).")
     if task == QUESTIONS:
         sentences.append("`-p launch true` with the missing rows of table 4 in `chain` answers the questions.")
     elif task in NO_FLOOR:
