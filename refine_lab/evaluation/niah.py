@@ -188,7 +188,7 @@ def short_samples(
 
 
 def score(doc: Mapping[str, Any], results: list[str]) -> dict[str, float]:
-    """Returns the share of the values that the answer contains, as the harness scores it."""
+    """Returns the fraction of the values that the answer contains, as the harness scores it."""
     ruler = harness("tasks.ruler.common_utils")
     return {"score": ruler.string_match_all(ruler.postprocess_pred(results), [doc["outputs"]])}
 

@@ -156,7 +156,7 @@ def _seconds_per_prompt(config: TrainConfig, task: Task) -> float:
 def _seconds_per_token(
     config: TTTRunConfig, model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, task: Task
 ) -> float:
-    """Times reading, one adaptation step and the answer for one median-length prompt; the model is restored."""
+    """Times a forward pass, one adaptation step and the answer for one median-length prompt; the model is restored."""
     example = sorted(task.test, key=lambda e: len(e.prompt_ids))[len(task.test) // 2]
     ttt, step = config.ttt, 0.0
     with nullcontext() if ttt is None else preserve_weights(model, ttt.parameters):

@@ -219,7 +219,7 @@ def _text_sign(line: pd.Series, frame: pd.DataFrame, model: str) -> str:
 
 
 def verdict(ours: str, paper: str) -> str:
-    """Returns how two signs compare: `same`, `opposite`, `zero` if one of them is 0, or empty if one is no sign."""
+    """Returns how two signs compare: `same`, `opposite`, `zero` if one of them is 0, or empty if one has no sign."""
     if not {ours, paper} <= {"+", MINUS, "0"}:
         return ""
     return "same" if ours == paper else "zero" if "0" in (ours, paper) else "opposite"

@@ -23,7 +23,7 @@ class FastWeightConfig(PreTrainedConfig):
     __no_type_check__ = True  # a type checker at run time would refuse the further settings that transformers takes
     keys_to_ignore_at_inference = ["past_key_values"]
 
-    ALLOWED = {"hidden_act": ("swish",)}  # field -> its allowed values; without an annotation, since it is no field
+    ALLOWED = {"hidden_act": ("swish",)}  # field -> its allowed values; without an annotation, since it is not a field
 
     hidden_size: int = 2048
     num_hidden_layers: int = 24

@@ -89,7 +89,7 @@ def compare_frontiers(
     `item`, a row for each item too, and items are then drawn as well (the pigeonhole bootstrap, which is conservative). A
     sample draws the same seeds and items for both methods and all coefficients, and its frontiers are those of its means.
     Returns `difference`, the mean over the costs that both cover; `low` and `high`, its 95 % interval by Student's t with
-    S - 1 degrees of freedom from the standard deviation of the samples times sqrt(S / (S - 1)); `p`; `above`, the share of
+    S - 1 degrees of freedom from the standard deviation of the samples times sqrt(S / (S - 1)); `p`; `above`, the fraction of
     the costs at which `method` is ahead on the means; and `seeds`. An interval that is above 0 says that the frontier is
     higher on average; `above` below 1 says that the frontiers cross.
 
