@@ -181,7 +181,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 def test_a_line_that_is_no_object(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", ["a text", "another"])
-    with naming(ValueError, path, "row 1", "'text'", "no object"):
+    with naming(ValueError, path, "row 1", "'text'", "not an object"):
         documents(str(path), "validation")
 
 

@@ -45,7 +45,7 @@ def test_a_checkpoint_loads_by_name_and_by_the_auto_class(small_model):
 def damaged(folder, name: str):
     if name == "family":
         (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
-        return ValueError, "model_type 'bert'; allowed are 'delta_net'"
+        return ValueError, "model_type 'bert'; allowed values: 'delta_net'"
     if name == "json":
         (folder / "config.json").write_text("{")
         return ValueError, "config.json is damaged"

@@ -165,7 +165,7 @@ def test_parameters_give_the_same_run_however_they_come(by_p: Folder, tmp_path: 
         (["-p", "step", "3"], "unknown parameter 'step'; did you mean 'steps'?"),
         (["-y", "lr: fast"], "parameter lr must be a number or none, got 'fast'"),
         (["-p", "reward", "cosin"], "unknown reward 'cosin'; did you mean 'cosine'?"),
-        (["-p", "data", "/nowhere"], "there is no source '/nowhere'; allowed are 'python'"),
+        (["-p", "data", "/nowhere"], "there is no source '/nowhere'; allowed values: 'python'"),
     ],
 )
 def test_a_bad_parameter_fails_at_once(tmp_path: Path, options: list[str], sentence: str) -> None:

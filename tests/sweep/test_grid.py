@@ -64,7 +64,7 @@ def test_the_parameters_of_the_projects_notebooks_are_read():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["-p", "conut", "1"], "unknown parameter 'conut'; did you mean 'count'? allowed are count, rate, "),
+        (["-p", "conut", "1"], "unknown parameter 'conut'; did you mean 'count'? allowed values: count, rate, "),
         (["-p", "count", "1,x"], "parameter count must be a whole number, got 'x'"),
         (["-r", "count", "0:3"], "parameter count must be a whole number, got '0:3'"),
         (["-p", "count", "1,1"], "parameter count contains the value 1 twice"),

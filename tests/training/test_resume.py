@@ -249,7 +249,7 @@ def test_a_run_with_a_damaged_number_is_left_out_and_blocks_no_other(
     stopped: Run, config: TrainConfig, tmp_path: Path, number: str
 ) -> None:
     (stopped.path / "started.json").write_text(f'{{"number": {number}}}', encoding="utf-8")
-    with pytest.warns(UserWarning, match=r"left out: number of .*started\.json must be a whole number"):
+    with pytest.warns(UserWarning, match=r"skipped: number of .*started\.json must be a whole number"):
         (other,) = resume_or_create([config], stopped.path.parent)
     assert other.number == 1
     with pytest.warns(UserWarning, match="left out"):
