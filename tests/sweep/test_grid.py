@@ -90,7 +90,7 @@ def test_bad_input_is_refused_in_one_sentence_before_anything_is_created(tmp_pat
     [
         (["-p", "reward", "cosine,cosin"], "unknown reward 'cosin'; did you mean 'cosine'?"),
         (["-p", "recipe", "midtrane"], "unknown midtrain recipe 'midtrane'; did you mean 'midtrain'?"),
-        (["-p", "group_by", "prefix"], "RefineConfig.group_size must be at least 2 where group_by is 'prefix', got 1"),
+        (["-p", "group_by", "prefix"], "RefineConfig.group_size must be at least 2 if group_by is 'prefix', got 1"),
     ],
 )
 def test_a_value_that_the_configuration_refuses_is_refused_too(tmp_path, capsys, options, sentence):
