@@ -140,7 +140,7 @@ def test_a_run_copied_to_a_file_system_without_locks_is_read_and_not_executed(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     assert (run.alive, run.state) == (False, "waiting")
-    with naming(OSError, run.path, "no file locks (flock)"):
+    with naming(OSError, run.path, "does not support file locks (flock)"):
         take_lock(run.path)
 
 
