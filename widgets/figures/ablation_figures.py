@@ -81,7 +81,7 @@ def reward_by_setting(metrics: pd.DataFrame, name: str = "k") -> go.Figure:
     styles = method_styles(metrics["method"])
     colours = sample_colorscale("Viridis", np.linspace(0, 0.85, len(styles)).tolist(), colortype="tuple")
     for (method, style), colour in zip(styles.items(), colours, strict=True):
-        red, green, blue = (round(255 * part) for part in colour)
+        red, green, blue = (round(255 * float(part)) for part in colour)
         label = f"{name} = {method.partition(': ')[2]}"
         style = replace(style, label=label, colour=f"#{red:02x}{green:02x}{blue:02x}")
         for column, key in ((1, "reward_mean"), (2, "reward_std")):
