@@ -105,12 +105,17 @@ def sweep(
     Raises ValueError or FileNotFoundError, before anything is created, for an unknown parameter, a value of another
     type, a value that the recipe's configuration refuses, and a notebook without declared parameters.
     """
-    require(1 <= processes <= 256, "processes", processes, "from 1 to 256")
+    check_processes(processes)
     result = plan(notebook, grid, out)
     make_folder(result.out)
     require_locks(result.out)
     _execute(result, LocalProcesses(processes), log)
     return result
+
+
+def check_processes(processes: int) -> None:
+    """Raises ConfigError unless that many cells can be executed at a time."""
+    require(1 <= processes <= 256, "processes", processes, "from 1 to 256")
 
 
 def _execute(result: Sweep, backend: Backend, log: Log) -> None:
