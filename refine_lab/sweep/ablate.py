@@ -135,13 +135,23 @@ def ttt_rows(chosen: Mapping[str, Ablation], scale: Scale, result: Sweep | None)
         for label, setting in ablation.settings.items():
             for cell in cells_with(result, {**drop_none(**scale.ttt), **setting}):
                 runs = [run for run in cell.runs if run.state == "finished"]
-                for values in per_seed(answers_of(runs)).to_dict("records") if runs else []:
+                for values in _scores(runs):
                     values["method"] = SETTING + label if values["method"] == "refine" else values["method"]
                     (values["seed"],) = cell.values["seeds"]
                     own = {"setting": label, "default": False} if values["method"].startswith(SETTING) else {}
                     rows.append({"ablation": name, **values, **own})
     frame = pd.DataFrame(rows)
     return frame.drop_duplicates(["ablation", "method", "seed"], ignore_index=True) if len(frame) else frame
+
+
+def _scores(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Returns the mean scores of the answers by method, and the mean loss of the prompts after adaptation."""
+    if not runs:
+        return []
+    answers = answers_of(runs)
+    losses = answers.groupby("method")["loss_after"].mean()
+    scores = per_seed(answers)
+    return scores.assign(loss_after=scores["method"].map(losses)).to_dict("records")
 
 
 def reward_curves(chosen: Mapping[str, Ablation], scale: Scale, result: Sweep, name: str = "k") -> pd.DataFrame:

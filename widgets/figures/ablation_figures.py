@@ -23,6 +23,11 @@ REFERENCES = {"sft": "dash", "base": "dot", "none": "dot"}
 """Methods that are drawn as a horizontal line, and its dash."""
 
 
+NOT_TABULATED = ("ablation", "setting", "default", "updates", "sampled_accuracy")
+TRAINING = {"reward_mean": "training reward", "reward_std": "its std"}
+"""Headings of the rewards of the last batches of training."""
+
+
 def views(rows: pd.DataFrame, name: str) -> list[Any]:
     """Returns the table and the figure of one ablation, or a sentence if no run of it has finished.
 
@@ -61,11 +66,12 @@ def ablation_figure(rows: pd.DataFrame, name: str) -> go.Figure:
     for column, panel in enumerate(panels, start=1):
         scale = _measure(panel).scale
         values = [rows.loc[rows["setting"] == label, panel].dropna().to_numpy(float) * scale for label in labels]
-        for trace in _points(labels, values):
+        for trace in _points(labels, values, connected=all(label.isdecimal() for label in labels)):
             figure.add_trace(trace, 1, column)
         for trace in _references(rows, panel, labels, scale):
             figure.add_trace(trace, 1, column)
-        figure.update_xaxes(type="category", categoryorder="array", categoryarray=labels, row=1, col=column)
+        ends = [-0.4, len(labels) - 0.6]
+        figure.update_xaxes(type="category", categoryarray=labels, range=ends, row=1, col=column)
     title = f"{ablation.title} ({ablation.source}). Bars: lowest to highest seed"
     figure.update_layout(title_text=title, title_x=0).update_xaxes(title_text=_axis(ablation.settings))
     return dress(one_legend(figure), height=360).update_layout(margin_t=84)
@@ -93,8 +99,8 @@ def reward_by_setting(metrics: pd.DataFrame, name: str = "k") -> go.Figure:
     return dress(one_legend(figure), height=380)
 
 
-def _points(labels: list[str], values: list[np.ndarray]) -> list[go.Scatter]:
-    """Draws the mean of each setting with its range, and single seeds as small points."""
+def _points(labels: list[str], values: list[np.ndarray], *, connected: bool) -> list[go.Scatter]:
+    """Draws the mean of each setting with its range, and single seeds as small points; numbers are `connected`."""
     style = KNOWN_METHODS["refine"]
     means = [float(each.mean()) for each in values]
     ranges = {
@@ -102,7 +108,7 @@ def _points(labels: list[str], values: list[np.ndarray]) -> list[go.Scatter]:
         "arrayminus": [mean - float(each.min()) for each, mean in zip(values, means, strict=True)],
     }
     line = go.Scatter(
-        x=labels, y=means, name="REFINE", mode="lines+markers", legendgroup="REFINE",
+        x=labels, y=means, name="REFINE", mode="lines+markers" if connected else "markers", legendgroup="REFINE",
         line={"color": style.colour, "width": 1}, marker={"symbol": style.symbol, "size": 9},
         error_y={"type": "data", "symmetric": False, "thickness": 1.5, **ranges}, hovertemplate="%{x}: %{y:.4g}",
     )  # fmt: skip
