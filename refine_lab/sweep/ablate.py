@@ -151,7 +151,8 @@ def _scores(runs: Sequence[Run]) -> list[dict[str, Any]]:
     answers = answers_of(runs)
     losses = answers.groupby("method")["loss_after"].mean()
     scores = per_seed(answers)
-    return scores.assign(loss_after=scores["method"].map(losses)).to_dict("records")
+    rows = scores.assign(loss_after=scores["method"].map(losses)).to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in rows]
 
 
 def reward_curves(chosen: Mapping[str, Ablation], scale: Scale, result: Sweep, name: str = "k") -> pd.DataFrame:

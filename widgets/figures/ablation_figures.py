@@ -41,11 +41,8 @@ def views(rows: pd.DataFrame, name: str) -> list[Any]:
 
 def ablation_table(rows: pd.DataFrame, name: str) -> Table:
     """Tabulates the measures of each setting of one ablation: mean ± standard deviation over seeds."""
-    ablation, measures = (
-        ABLATIONS[name],
-        rows.drop(columns=["ablation", "setting", "default", "updates"], errors="ignore"),
-    )
-    table = comparison_table(measures).data
+    ablation = ABLATIONS[name]
+    table = comparison_table(rows.drop(columns=[*NOT_TABULATED], errors="ignore").rename(columns=TRAINING)).data
     defaults = {f"REFINE, {label}" for label in rows.loc[rows.get("default") == True, "setting"]}  # noqa: E712
     marked = [f"{method} (recipe)" if method in defaults else method for method in table["method"]]
     order = sorted(range(len(table)), key=lambda row: table["method"][row].startswith("REFINE"))
@@ -73,7 +70,7 @@ def ablation_figure(rows: pd.DataFrame, name: str) -> go.Figure:
         ends = [-0.4, len(labels) - 0.6]
         figure.update_xaxes(type="category", categoryarray=labels, range=ends, row=1, col=column)
     title = f"{ablation.title} ({ablation.source}). Bars: lowest to highest seed"
-    figure.update_layout(title_text=title, title_x=0).update_xaxes(title_text=_axis(ablation.settings))
+    figure.update_layout(title_text=title, title_x=0.01).update_xaxes(title_text=_axis(ablation.settings))
     return dress(one_legend(figure), height=360).update_layout(margin_t=84)
 
 
@@ -85,7 +82,7 @@ def reward_by_setting(metrics: pd.DataFrame, name: str = "k") -> go.Figure:
     require_data("reward_by_setting", len(metrics) > 0, "no run of the ablation has begun")
     figure = make_subplots(1, 2, subplot_titles=["Mean reward (fig. E.3 a, b)", "Standard deviation (fig. E.3 c, d)"])
     styles = method_styles(metrics["method"])
-    colours = sample_colorscale("Viridis", np.linspace(0, 0.85, len(styles)).tolist(), colortype="tuple")
+    colours = sample_colorscale("Viridis", np.linspace(0.2, 0.85, len(styles)).tolist(), colortype="tuple")
     for (method, style), colour in zip(styles.items(), colours, strict=True):
         red, green, blue = (round(255 * float(part)) for part in colour)
         label = f"{name} = {method.partition(': ')[2]}"
