@@ -32,6 +32,8 @@ class Estimate:
 
     def sentence(self, processes: int = 1) -> str:
         """Returns the estimate as text, for that many cells at a time."""
+        if not self.cells:
+            return "all cells have finished."
         time = "an unknown time" if self.seconds is None else f"about {clock(self.seconds / processes)}"
         disk = "an unknown amount of disk space" if self.bytes is None else f"about {size(self.bytes)} on disk"
         where = f" with {processes} at a time (if the cores suffice)" if processes > 1 else ""
@@ -45,6 +47,8 @@ def estimated(cells: Sequence[Cell], log: Callable[[str], object] = print) -> Es
     their estimate. A notebook that makes no runs from a recipe is estimated by the mean of its finished cells.
     """
     left = [cell for cell in cells if cell.state != "finished"]
+    if not left:
+        return Estimate(seconds=0.0, bytes=0, cells=0)
     done = [cell for cell in cells if cell.state == "finished" and cell.seconds]
     clocks = _Clocks()
     timed = {cell.folder: clocks.seconds(cell) for cell in [*left, *done]}
