@@ -137,8 +137,9 @@ def clock(seconds: float) -> str:
     return f"{seconds / unit:.0f} {name}" if unit < 3600 else f"{seconds / unit:.1f} {name}"
 
 
-def size(number: float) -> str:
+def size(count: int) -> str:
     """Returns a number of bytes with its unit."""
+    number = float(count)
     for unit in ("bytes", "KB", "MB", "GB"):
         if number < 1000:
             return f"{number:.0f} {unit}"
