@@ -15,6 +15,7 @@ from refine_lab.experiments.midtrain import held_out_rows
 from refine_lab.recipes.ablations import Ablation
 from refine_lab.runs.run import Run
 from refine_lab.sweep.cells import Cell
+from refine_lab.sweep.configs import cell_configs
 from refine_lab.sweep.grid import Grid
 from refine_lab.sweep.runner import Sweep
 from refine_lab.validation import MOST_TOKENS, require
@@ -58,12 +59,10 @@ def midtrain_grids(chosen: Mapping[str, Ablation], scale: Scale) -> list[Grid]:
 
 
 def ttt_grids(chosen: Mapping[str, Ablation], scale: Scale, models: Mapping[int, str]) -> list[Grid]:
-    """Returns the grids of test-time training, for which `models` names the model of each seed."""
+    """Returns the grids of test-time training for the seeds in `models`, which names the model of each."""
     settings = [each for ablation in chosen.values() if ablation.phase == "ttt" for each in ablation.settings.values()]
     fixed = drop_none(**scale.ttt)
-    return [
-        {**fixed, **setting, "model": models[seed], "seeds": [seed]} for setting in settings for seed in scale.seeds
-    ]
+    return [{**fixed, **setting, "model": models[seed], "seeds": [seed]} for setting in settings for seed in models]
 
 
 def changes(ablation: Ablation, scale: Scale) -> dict[str, dict[str, Any]]:
@@ -80,15 +79,18 @@ def changes(ablation: Ablation, scale: Scale) -> dict[str, dict[str, Any]]:
     return found
 
 
-def trained_models(result: Sweep, model: str | None = None) -> dict[int, str]:
-    """Returns the run of REFINE with the recipe's setting for each seed; `model`, if given, where it is not finished."""
+def trained_models(result: Sweep, *, or_initial: bool = False) -> dict[int, str]:
+    """Returns the run of REFINE with the recipe's setting for each seed.
+
+    Seeds whose run has not finished are left out, or have the model that it starts from if `or_initial`.
+    """
     found: dict[int, str] = {}
     for cell in result.cells:
         if cell.values["sft"]:
             (seed,) = cell.values["seeds"]
             runs = [run for run in cell.runs if run.config.refine is not None and run.state == "finished"]
-            if runs or model is not None:
-                found[seed] = str(runs[-1].path) if runs else str(model)
+            if runs or or_initial:
+                found[seed] = str(runs[-1].path) if runs else cell_configs(cell)[-1].model
     return found
 
 

@@ -53,9 +53,10 @@ def test_every_setting_finds_its_own_cells_and_no_other(tmp_path):
 def test_test_time_training_starts_from_the_run_of_the_recipes_setting(tmp_path):
     chosen = ablations("ttt_reward")
     planned = plan("midtrain", midtrain_grids(chosen, SCALE), tmp_path)
-    assert trained_models(planned) == {} and trained_models(planned, "tiny-lact") == {0: "tiny-lact", 3: "tiny-lact"}
+    assert trained_models(planned) == {} and set(trained_models(planned, or_initial=True).values()) == {"tiny-deltanet"}
     run = _finished(planned.cells[1])
-    models = trained_models(planned, "tiny-deltanet")
+    assert trained_models(planned) == {3: str(run)}
+    models = trained_models(planned, or_initial=True)
     assert models == {0: "tiny-deltanet", 3: str(run)}
     grids = ttt_grids(chosen, SCALE, models)
     assert [(grid["reward"], grid["seeds"], grid["model"]) for grid in grids] == [
