@@ -13,6 +13,7 @@ from refine_lab.sweep.ablate import Scale, cells_with, changes, midtrain_grids, 
 from refine_lab.sweep.cells import Cell
 from refine_lab.sweep.configs import cell_configs
 from refine_lab.sweep.runner import plan
+from refine_lab.validation import ConfigError
 
 SCALE = Scale(seeds=[0, 3], midtrain={"steps": 4, "lr": None, "sequence_length": 512}, ttt={"count": 2, "model": None})
 
@@ -75,5 +76,6 @@ def _finished(cell: Cell):
 
 @pytest.mark.parametrize("names", ["", "k,,c"])
 def test_no_name_is_not_an_ablation(names):
-    with pytest.raises(ValueError, match="unknown ablation ''"):
+    with pytest.raises(ConfigError) as refusal:
         ablations(names)
+    assert (refusal.value.field, refusal.value.value) == ("ablation", "")
