@@ -95,8 +95,8 @@ def held_out_rows(
     """
     config = runs[0].config
     held_out = _held_out(config, load_tokenizer(config.model))
-    recall = {"documents": documents, "document_tokens": document_tokens}
-    recall["kinds"] = _kinds_to_ask(held_out, documents, document_tokens)
+    kinds = _kinds_to_ask(held_out, documents, document_tokens)
+    recall: dict[str, Any] = {"documents": documents, "document_tokens": document_tokens, "kinds": kinds}
     places = [("base", config.model, folder), *((str(run.path), str(run.path), run.path) for run in runs)]
     found = {}
     for key, name, place in places:

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -89,13 +89,15 @@ class Declared:
     default: Any
 
 
-def declared_parameters(notebook: Path) -> dict[str, Declared]:
+def declared_parameters(notebook: Path, cells: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Declared]:
     """Returns the parameters that a notebook declares in its cell tagged `parameters`; nothing is executed.
+
+    `cells` are its code cells, if they were read already.
 
     Raises ValueError, naming the notebook, if it has no such cell, or if a line of the cell is not
     `name: type = value` with a type in `TYPES` and a plain value.
     """
-    for cell in code_cells(notebook):
+    for cell in code_cells(notebook) if cells is None else cells:
         if "parameters" in cell.get("metadata", {}).get("tags", []):
             break
     else:
@@ -121,12 +123,15 @@ def declared_parameters(notebook: Path) -> dict[str, Declared]:
     return found
 
 
-def code_cells(notebook: Path) -> list[dict[str, Any]]:
-    """Returns a notebook's code cells. Raises FileNotFoundError, and ValueError for a file that is not a notebook."""
-    if not notebook.is_file():
+def code_cells(notebook: Path, content: bytes | None = None) -> list[dict[str, Any]]:
+    """Returns a notebook's code cells, from its `content` if that was read already.
+
+    Raises FileNotFoundError, and ValueError for a file that is not a notebook.
+    """
+    if content is None and not notebook.is_file():
         raise FileNotFoundError(f"there is no notebook {notebook}")
     try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        cells = json.loads(notebook.read_bytes() if content is None else content)["cells"]
         return [{**cell, "source": "".join(cell["source"])} for cell in cells if cell["cell_type"] == "code"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{notebook} is not a notebook of Jupyter's format 4") from None

@@ -63,6 +63,6 @@ ABLATIONS = {
 def ablations(names: str) -> dict[str, Ablation]:
     """Returns the ablations in a comma-separated string. Raises ConfigError for an unknown name."""
     chosen = [name.strip() for name in names.split(",")]
-    if strange := next((name for name in chosen if name not in ABLATIONS), None):
-        raise unknown("ablation", strange, ABLATIONS)
+    if strange := [name for name in chosen if name not in ABLATIONS]:
+        raise unknown("ablation", strange[0], ABLATIONS)
     return {name: ABLATIONS[name] for name in dict.fromkeys(chosen)}

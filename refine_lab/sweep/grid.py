@@ -33,8 +33,10 @@ class Notebook:
     """A notebook that can be swept over: its file, its parameters and a digest of its code."""
 
     path: Path
+    content: bytes
     parameters: Mapping[str, Declared]
     digest: str
+    "Of the code, and neither of text nor of outputs."
 
     @property
     def name(self) -> str:
@@ -44,15 +46,18 @@ class Notebook:
 def read_notebook(notebook: Path | str) -> Notebook:
     """Reads a notebook: a path, or the name of one of the project's notebooks, such as `midtrain`.
 
-    The digest covers the code, and neither text nor outputs. Raises FileNotFoundError or ValueError for anything else.
+    Raises FileNotFoundError or ValueError for anything else.
     """
     path = path_of("the notebook", notebook)
     root = project_root()
     if not path.suffix and path.name == str(notebook) and not path.exists() and root is not None:
         path = root / "notebooks" / f"{notebook}.ipynb"
-    sources = json.dumps([cell["source"] for cell in code_cells(path)])
-    digest = short_digest(hashlib.sha256(sources.encode()))
-    return Notebook(path.absolute(), declared_parameters(path), digest)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no notebook {path}")
+    content = path.read_bytes()
+    cells = code_cells(path, content)
+    digest = short_digest(hashlib.sha256(json.dumps([cell["source"] for cell in cells]).encode()))
+    return Notebook(path.absolute(), content, declared_parameters(path, cells), digest)
 
 
 def split_values(name: str, text: str) -> list[str]:

@@ -102,19 +102,22 @@ def test_a_value_that_the_configuration_refuses_is_refused_too(tmp_path, capsys,
     ("parameters", "sentence"),
     [
         ("count = 1", "each line of its parameters cell must be `name: type = value`, got 'count = 1'"),
-        ("count: dict = {}", "the type of parameter count of .* must be one of int, Optional.int., .*, got 'dict'"),
+        ("count: dict = {}", "must be one of int, Optional[int], float, "),
         ("count: int = max(1, 2)", "the default of parameter count must be a plain value"),
     ],
 )
 def test_a_notebook_without_declared_parameters_is_refused(tmp_path, parameters, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError) as refusal:  # noqa: PT011
         read_notebook(write_notebook(tmp_path / "a.ipynb", parameters))
+    assert sentence in str(refusal.value) and "a.ipynb" in str(refusal.value)
 
 
 def test_a_file_that_is_no_notebook_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no notebook .*b\.ipynb"):
+    with pytest.raises(FileNotFoundError) as missing:
         read_notebook(tmp_path / "b.ipynb")
+    assert "b.ipynb" in str(missing.value)
     (tmp_path / "c.ipynb").write_text("[1]", encoding="utf-8")
-    with pytest.raises(ValueError, match="is not a notebook of Jupyter's format 4"):
+    with pytest.raises(ValueError) as refusal:  # noqa: PT011
         read_notebook(tmp_path / "c.ipynb")
+    assert "c.ipynb is not a notebook" in str(refusal.value)
     assert PARAMETERS.count("\n") + 1 == len(declared_parameters(write_notebook(Path(tmp_path / "d.ipynb"))))
