@@ -110,8 +110,12 @@ def compare_frontiers(
         raise ConfigError(cost, ranges, "a range in common", sentence)
     samples = _resampled(one, other, resamples, seed)
     known = samples[~np.isnan(samples)]
-    require(len(known) >= FEWEST * resamples, f"samples with a range of {cost} in common", len(known), f"{FEWEST:.0%}")
-    estimate = _estimate(value, known, len(seeds[0]), float(np.abs([one[1].max(), other[1].max()]).max()))
+    allowed = f"at least {FEWEST:.0%} of {resamples}"
+    require(
+        len(known) >= FEWEST * resamples, f"bootstrap samples with a range of {cost} in common", len(known), allowed
+    )
+    scale = max(float(np.abs(grid[1]).max()) for grid in (one, other))
+    estimate = _estimate(value, known, len(seeds[0]), scale)
     low, high = estimate.interval()
     return {
         "difference": value,
