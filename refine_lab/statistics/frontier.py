@@ -62,7 +62,7 @@ def gap(one: Frontier, other: Frontier) -> tuple[float, float]:
     positive = np.clip(left, 0, None) + np.clip(right, 0, None)
     above = np.divide(positive, steepness, out=np.zeros_like(widths), where=steepness > 0)
     mean = float(widths @ (left + right)) / 2
-    return mean / (high - low), float(widths @ above) / (high - low)
+    return mean / float(high - low), float(widths @ above) / float(high - low)
 
 
 def method_frontier(rows: pd.DataFrame, method: str, *, benefit: str, cost: str) -> Frontier:
