@@ -63,7 +63,7 @@ def linearised(cells: Float[np.ndarray, "S I"], sizes: Int[np.ndarray, "I"]) -> 
 def over_seeds(values: Float[np.ndarray, "S I"]) -> Estimate:
     """Returns the mean with its standard error over seeds, by Student's t; the items count as fixed."""
     means, mean = values.mean(1), float(values.mean())
-    if not varies(means, float(np.abs(values).max())):
+    if not varies(means.astype(np.float32), float(np.abs(values).max())):  # scores are stored in float32
         return undetermined(mean)
     return Estimate(value=mean, stderr=float(means.std(ddof=1)) / len(means) ** 0.5, df=float(len(means) - 1))
 
@@ -91,10 +91,10 @@ def two_way(values: Float[np.ndarray, "S I"], *, resamples: int = RESAMPLES, see
     variances over seeds and items (S - 1) / S and (I - 1) / I times. The effects are therefore scaled first, so that each
     contributes its unbiased component (`spread_of`). The degrees of freedom are Satterthwaite's.
 
-    The standard error is NaN for fewer than two seeds or items and for values that are all equal.
+    The standard error is NaN for fewer than two seeds or items and for values that are equal within float32's rounding.
     """
     mean = float(values.mean())
-    if min(values.shape) < 2 or not varies(values.ravel()):
+    if min(values.shape) < 2 or not varies(values.ravel().astype(np.float32)):
         return undetermined(mean)
     (seeds, items), spread, effects = values.shape, spread_of(values), _effects(values)
     components = (spread.seed, spread.item, spread.residual)

@@ -62,7 +62,7 @@ def gap(one: Frontier, other: Frontier) -> tuple[float, float]:
     positive = np.clip(left, 0, None) + np.clip(right, 0, None)
     above = np.divide(positive, steepness, out=np.zeros_like(widths), where=steepness > 0)
     mean = float(widths @ (left + right)) / 2
-    return mean / (high - low), float(widths @ above) / (high - low)
+    return mean / float(high - low), float(widths @ above) / float(high - low)
 
 
 def method_frontier(rows: pd.DataFrame, method: str, *, benefit: str, cost: str) -> Frontier:
@@ -110,8 +110,12 @@ def compare_frontiers(
         raise ConfigError(cost, ranges, "a range in common", sentence)
     samples = _resampled(one, other, resamples, seed)
     known = samples[~np.isnan(samples)]
-    require(len(known) >= FEWEST * resamples, f"samples with a range of {cost} in common", len(known), f"{FEWEST:.0%}")
-    estimate = _estimate(value, known, len(seeds[0]), float(np.abs([one[1].max(), other[1].max()]).max()))
+    allowed = f"at least {FEWEST:.0%} of {resamples}"
+    require(
+        len(known) >= FEWEST * resamples, f"bootstrap samples with a range of {cost} in common", len(known), allowed
+    )
+    scale = max(float(np.abs(grid[1]).max()) for grid in (one, other))
+    estimate = _estimate(value, known, len(seeds[0]), scale)
     low, high = estimate.interval()
     return {
         "difference": value,

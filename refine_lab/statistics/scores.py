@@ -33,7 +33,7 @@ def answer_scores(answers: pd.DataFrame, measure: str = SCORES[0]) -> pd.DataFra
 
 
 def evaluation_scores(
-    folders: Mapping[tuple[str, int], Path], task: str, length: int | None = None, measure: str | None = None
+    folders: Mapping[tuple[str, int], Path | str], task: str, length: int | None = None, measure: str | None = None
 ) -> pd.DataFrame:
     """Returns the scores of the samples of evaluations as `method`, `seed`, `item`, `score`, for `compare_methods`.
 

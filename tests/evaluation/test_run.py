@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed: the extra `eval`")
 
-from refine_lab.evaluation import longbench, ruler_qa, run, short
+from refine_lab.evaluation import longbench, ruler_qa, run, short, tables
 from refine_lab.evaluation.__main__ import main
 from refine_lab.evaluation.benchmark import Missing, Setting, seeded
 from refine_lab.evaluation.catalogue import BENCHMARKS, GROUPS, Unit, chosen, units
@@ -78,6 +78,10 @@ def test_results_have_figures_errors_counts_and_versions(config, tmp_path):
     assert all({"value", "stderr"} <= metric.keys() for unit in done for metric in unit["metrics"].values())
     assert result["figures"]["effective_length"] == {"ruler_squadqa": None}
     assert len(said) == 5 and "about" in said[0] and "left" in said[0] and "about" not in said[-1]
+    assert "(4 samples, 4 different, fewer than 100, " in said[0]
+    sentence = tables.few_samples(tables.score_frame(result))
+    assert sentence.endswith("noise: ruler_squadqa (512 tokens, 4), longbench_hotpotqa (4), piqa (4).")
+    assert tables.few_samples(tables.score_frame(result).assign(few=False)) == ""
 
 
 def test_parquet_files_have_the_same_figures_and_the_samples(config, tmp_path):
@@ -92,6 +96,7 @@ def test_parquet_files_have_the_same_figures_and_the_samples(config, tmp_path):
     samples = pd.read_parquet(tmp_path / "out" / "samples" / "longbench_hotpotqa.parquet")
     assert len(samples) == 4 and samples["prompt"][0].endswith("Answer:")
     assert samples["score"].mean() == pytest.approx(unit["metrics"]["score"]["value"])
+    assert samples["item"].nunique() == unit["different_samples"]
 
 
 # -- gaps ----------------------------------------------------------------------------------------------------------------

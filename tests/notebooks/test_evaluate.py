@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from tests.factories.evaluation import write_longbench, write_ruler
@@ -42,6 +43,11 @@ def test_tasks_of_files_a_gap_and_again(tmp_path):
     assert not [output for output in outputs(tmp_path) if output.get("name") == "stderr"]
     result = json.loads((tmp_path / "evaluation" / "results.json").read_text(encoding="utf-8"))
     assert [unit["status"] for unit in result["units"]] == ["done"] * 3 + ["missing"] + ["done"] * 2
+    unit = result["units"][-1]
+    recalled = pd.read_parquet(tmp_path / "evaluation" / "samples" / f"recall-{unit['length']}.parquet")
+    assert len(recalled) == 3 and recalled["exact_recall_word-4"].mean() == pytest.approx(
+        unit["metrics"]["exact_recall_word-4"]["value"]
+    )
     assert papermill(tmp_path, **settings)[0] == 0
     again = json.loads((tmp_path / "evaluation" / "results.json").read_text(encoding="utf-8"))
     assert again["units"] == result["units"]

@@ -33,7 +33,8 @@ def test_the_embedded_task_and_again(tmp_path):
     assert text.endswith("Every figure has its data.\n") and "\nRuns created with commit " in text
     (figure,) = [output["data"][PLOTLY] for output in outputs(tmp_path) if PLOTLY in output.get("data", {})]
     assert {trace["name"] for trace in figure["data"]} == {"baseline (no adaptation)", "SFT", "REFINE"}
-    steps, answers, methods, differences, per_seed, over_seeds, samples = tables(tmp_path)
+    steps, answers, methods, differences, per_seed, over_seeds, contrasts, samples = tables(tmp_path)
+    assert "over seeds and questions" in contrasts and "different questions, fewer than 100" in contrasts
     assert [line.split()[:2] for line in steps.splitlines()[2:]] == [
         *(["SFT", "1"], ["SFT", "2"], ["REFINE", "1"], ["REFINE", "2"])
     ]

@@ -80,11 +80,18 @@ def test_students_t_over_seeds_by_hand():
     assert (low, high) == pytest.approx((3 - half, 3 + half), rel=1e-6)
 
 
-@pytest.mark.parametrize("values", [np.full((3, 4), 0.2), np.array([[0.0, 1.0, 1.0]]), np.array([[0.0], [1.0], [0.5]])])
+ROUNDED = (np.array([[0.6], [0.5]], np.float32) - np.array([[0.4], [0.3]], np.float32)).astype(float) + np.zeros(3)
+"""0.2 but for float32's rounding."""
+
+
+@pytest.mark.parametrize(
+    "values", [np.full((3, 4), 0.2), ROUNDED, np.array([[0.0, 1.0, 1.0]]), np.array([[0.0], [1.0], [0.5]])]
+)
 def test_without_spread_or_with_one_seed_or_item_there_is_no_interval(values):
     estimate = two_way(values)
     assert estimate.value == pytest.approx(values.mean())
     assert all(map(math.isnan, (*estimate.interval(), estimate.p_value, estimate.equivalence(0.1))))
+    assert ROUNDED[0, 0] != ROUNDED[1, 0] and math.isnan(over_seeds(ROUNDED).stderr)
 
 
 def test_items_with_several_prompts_weigh_by_their_number():
