@@ -15,6 +15,14 @@ def replace_surrogates(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
+def refuse_surrogates(text: str, place: str) -> None:
+    """Raises ValueError, which begins with `place`, for a text with half of a surrogate pair, which UTF-8 cannot encode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place} holds half of a surrogate pair at character {error.start}") from error
+
+
 def printable(text: str) -> str:
     r"""Returns the text with each character in `ACTING` written as its escape, such as `\x1b`; line ends are kept."""
     if text.isprintable():

@@ -150,6 +150,8 @@ def _config_error(cls: Any, values: Mapping[str, Any], error: ValidationError) -
 
 MOST_TOKENS = 2**20
 """Maximum number of tokens of a sequence, and of all rollouts of a sequence."""
+MOST_CHARACTERS = 2**22
+"""Maximum number of characters of a text that is tokenised at once."""
 MOST_SEED = 2**53
 MOST_IN_BATCH = 2**28
 """Maximum number of tokens of a batch."""

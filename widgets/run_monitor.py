@@ -118,11 +118,13 @@ class RunMonitor(Panel):
         )
 
     def save_html(self, path: Path | str, title: str = "Runs") -> Path:
-        """Writes one offline HTML file with the curves and the rollouts of a run's last steps."""
+        """Writes one offline HTML file with the curves, forks and accepted changes, and the rollouts of a run's last steps."""
         rollouts, caption = self._all_rollouts(), Notice()
         steps = rollouts.rollouts["step"]
         if len(steps):
             caption.status = f"Rollouts of {self._description()} at steps {steps.min()} to {steps.max()}."
+        events = [f"{run} {event}." for run, event in lineage(self.runs).itertuples(index=False)]
+        caption.status = printable(" ".join(filter(None, [caption.status, *events])))
         try:
             return save_page(path, self.curves, caption, rollouts, title=title)
         finally:

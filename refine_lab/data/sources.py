@@ -12,13 +12,15 @@ from typing import Any
 from refine_lab.data.corpus import File, Manifest, Split, compare, current_manifest, python_documents
 from refine_lab.data.files import existing_file, json_lines, parquet_rows, read_text, refuse_pointer
 from refine_lab.runs.durable import digest
-from refine_lab.text import quote
-from refine_lab.validation import ConfigError, path_of, require
+from refine_lab.text import quote, refuse_surrogates
+from refine_lab.validation import path_of, require
 
 HELD_OUT_EVERY = 20
 """Every 20th row of a table is held out, starting with the first, and about the same fraction of a folder's files."""
 HELD_OUT_END = 0.05
 """The held-out fraction of a single text file, at its end."""
+CHECKED_BYTES = 2**26
+"""Size up to which all text of a source is checked before a run directory is created, which takes about a second."""
 COLUMN = "text"
 """The column of a table that contains its documents."""
 
@@ -44,6 +46,26 @@ def documents(source: str, split: Split, manifest: Manifest | None = None) -> It
     if first is None:
         raise ValueError(f"the source {source!r} has no {split} document with any text in it")
     return chain([first], filled)
+
+
+def check_source(source: str, manifest: Manifest | None = None) -> None:
+    """Raises what `documents` raises for the first training document, and for any text of up to `CHECKED_BYTES` bytes.
+
+    Data sets by name are not read.
+    """
+    if source == "python" or source.startswith("datasets:"):
+        return
+    next(documents(source, "train", manifest))
+    path = path_of("source", source)
+    texts = _text_files(path) if path.is_dir() else [path]
+    if sum(file.stat().st_size for file in texts) > CHECKED_BYTES:
+        return
+    for file in texts:
+        if file.suffix == ".txt":
+            read_text(file)
+        else:
+            for number, row in enumerate(_rows(file)):
+                _field(row, source, number)
 
 
 def identity(source: str, manifest: Manifest | None = None) -> str:
@@ -83,12 +105,16 @@ def _path_documents(path: Path, split: Split) -> Iterator[str]:
     _existing(path)
     if path.suffix == ".txt":
         return _text_documents([path], split)
+    return _held_out_rows(_rows(path), split, str(path))
+
+
+def _rows(path: Path) -> Iterator[Any]:
     if path.suffix == ".jsonl":
-        return _held_out_rows((row for _, row in json_lines(path)), split, str(path))
-    if path.suffix == ".parquet":
-        rows = parquet_rows(path, lambda names: [COLUMN] if COLUMN in names else names)
-        return _held_out_rows(rows, split, str(path))
-    raise ConfigError("source", str(path), "a folder of .txt files, or a .txt, .jsonl or .parquet file")
+        return (row for _, row in json_lines(path))
+    require(
+        path.suffix == ".parquet", "source", str(path), "a folder of .txt files, or a .txt, .jsonl or .parquet file"
+    )
+    return parquet_rows(path, lambda names: [COLUMN] if COLUMN in names else names)
 
 
 def _existing(path: Path) -> Path:
@@ -128,11 +154,7 @@ def _field(row: Any, source: str, number: int) -> str:
         raise ValueError(
             f"column {COLUMN!r} of {source!r} must contain text, but row {number + 1} contains {quote(row[COLUMN])}"
         )
-    try:
-        row[COLUMN].encode()
-    except UnicodeEncodeError as error:
-        where = f"column {COLUMN!r} of {source!r}"
-        raise ValueError(f"{where} contains an unpaired surrogate in row {number + 1}, at {error.start}") from error
+    refuse_surrogates(row[COLUMN], f"column {COLUMN!r} of row {number + 1} of {source!r}")
     return row[COLUMN]
 
 

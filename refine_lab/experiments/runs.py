@@ -8,7 +8,7 @@ from pathlib import Path
 
 from refine_lab.config import TrainConfig
 from refine_lab.data.recall import parse_kind
-from refine_lab.data.sources import documents
+from refine_lab.data.sources import check_source
 from refine_lab.data.tasks.examples import Example
 from refine_lab.data.tokenizer import describe_beginning
 from refine_lab.experiments.configs import Reward
@@ -141,7 +141,6 @@ def check_inputs(configs: Sequence[TrainConfig]) -> None:
         prepared(model, device=device, settings=dict(settings))
     config = configs[0]
     for source in config.data.sources:
-        if source != "python" and not source.startswith("datasets:"):
-            next(documents(source, "train", manifest_of(config.model)))
+        check_source(source, manifest_of(config.model))
     if first_tokens := describe_beginning(load_tokenizer(config.model), config.data.add_bos):
         print(first_tokens)

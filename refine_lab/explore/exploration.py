@@ -31,12 +31,10 @@ from refine_lab.rng import Draws
 from refine_lab.text import replace_surrogates
 from refine_lab.training.adaptation import fit_to_length
 from refine_lab.types import RewardFunction
-from refine_lab.validation import MOST_SEED, require
+from refine_lab.validation import MOST_CHARACTERS, MOST_SEED, require
 
 MOST_TOKENS = 65_536
 """Maximum number of tokens in a document."""
-MOST_CHARACTERS = 64 * MOST_TOKENS
-"""Maximum number of characters of a text that is tokenised to count its tokens."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -20,6 +20,7 @@ import json
 import os
 import warnings
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +43,8 @@ CONFIGS = {"train": TrainConfig, "answer": TTTRunConfig}
 
 STARTED = "started.json"
 """File that records what a run started with (see `started`)."""
+BESIDE = "run:"
+"""Prefix of the model of a stored configuration that is another run in the same folder."""
 HIGHEST = 10**9
 """Highest number of a run in its folder."""
 ERROR = 2000
@@ -106,7 +109,7 @@ class Run:
         kind = values.get("kind", "answer" if path.name == "ttt.json" else "train")
         try:
             require(kind in list(CONFIGS), "kind", kind, " or ".join(map(repr, CONFIGS)))
-            return from_json(json.dumps(values), kind=CONFIGS[kind])
+            return located(from_json(json.dumps(values), kind=CONFIGS[kind]), self.path)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} cannot be used: {error}") from None
 
@@ -268,6 +271,19 @@ class Run:
     def latest_checkpoint(self) -> tuple[int, Path] | None:
         """Returns step and folder of the last complete checkpoint, or None."""
         return max(self.checkpoints(), default=None)
+
+
+def located(config: Any, run: Path) -> Any:
+    """Returns a stored configuration with the path of its model if that is a run beside `run`, stored as `run:NAME`."""
+    name = config.model.removeprefix(BESIDE)
+    return config if name == config.model else replace(config, model=str(run.parent / name))
+
+
+def portable(config: Any, run: Path) -> Any:
+    """Returns a configuration as it is stored, so that runs that start from each other can be moved: see `located`."""
+    model = Path(config.model)
+    beside = model.parent == run.parent and is_run(model)
+    return replace(config, model=f"{BESIDE}{model.name}") if beside else config
 
 
 def list_runs(folder: Path | str | None = None) -> list[Run]:

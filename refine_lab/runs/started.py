@@ -17,7 +17,7 @@ from typing import Any
 from refine_lab.config import TrainConfig, from_json, to_json
 from refine_lab.runs.checkpoints import newest_whole
 from refine_lab.runs.files import read_json, write_json
-from refine_lab.runs.run import CONFIGS, HIGHEST, STARTED, Run
+from refine_lab.runs.run import CONFIGS, HIGHEST, STARTED, Run, located, portable
 from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.validation import ConfigError
 
@@ -60,7 +60,7 @@ def changes_of(run: Run) -> list[Change]:
         return []
     started, kind = run.started, CONFIGS[run.kind]
     try:
-        before = from_json(json.dumps(started["config"]), f"config of {run.path / STARTED}", kind)
+        before = located(from_json(json.dumps(started["config"]), f"config of {run.path / STARTED}", kind), run.path)
         reward = started["reward"]
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{run.path / STARTED} cannot be used: {error}") from None
@@ -140,7 +140,8 @@ def _extends(run: Run, change: Change) -> bool:
 
 
 def _write(path: Path, config: Any, reward: str | None, values: Mapping[str, Any]) -> None:
-    write_json(path / STARTED, {**values, "reward": reward, "config": json.loads(to_json(config))})
+    stored = json.loads(to_json(portable(config, path)))
+    write_json(path / STARTED, {**values, "reward": reward, "config": stored})
 
 
 def reward_of(path: Path) -> str | None:

@@ -18,7 +18,7 @@ from refine_lab.config import TrainConfig, to_json
 from refine_lab.runs import checkpoints, durable
 from refine_lab.runs.environment import environment
 from refine_lab.runs.files import cut_metrics, new_directory, plain, write_json
-from refine_lab.runs.run import ERROR, Run, State, runs_dir
+from refine_lab.runs.run import ERROR, Run, State, portable, runs_dir
 from refine_lab.runs.schema import ROLLOUT_TYPES, cut_rollouts, write_rollouts
 from refine_lab.runs.started import write_started
 from refine_lab.text import shorten
@@ -77,7 +77,8 @@ class RunWriter:
         write_json(path / "env.json", environment())
         write_started(path, config, reward_source, parent)
         fill(path)
-        durable.replace_text(path / "config.json", to_json(config))  # last: a directory with a config.json is a run
+        stored = to_json(portable(config, path))
+        durable.replace_text(path / "config.json", stored)  # last: a directory with a config.json is a run
         writer = cls(path, step=0)
         try:
             writer.status("starting")

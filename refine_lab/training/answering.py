@@ -31,11 +31,12 @@ from refine_lab.ops.precision import autocast
 from refine_lab.runs.checkpoints import drop_checkpoints, resume_point
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunProgress, RunWriter, write_status
+from refine_lab.text import refuse_surrogates
 from refine_lab.training import optim
 from refine_lab.training.adaptation import Adapter, Update, fewer_chunks, padded_batch, preserve_weights, read_prompt
 from refine_lab.training.answers import answer, answer_row
 from refine_lab.ttt_config import TTTRunConfig as TTTRunConfig
-from refine_lab.validation import require
+from refine_lab.validation import MOST_CHARACTERS, require
 
 Report = Callable[[tuple[str, ...], Update | None], object]
 """Called after each step, and again once a batch is answered and its answers are stored.
@@ -98,10 +99,14 @@ def example_of(
 ) -> Example:
     """Builds an example from a user's text, with the question on a separate line after it; `add_bos` as in `DataConfig`.
 
-    Raises ValueError for an empty text, an empty question, and a prompt over `task.prompt_tokens` if that is refused.
+    Raises ValueError for an empty or a very long text or question, for one with half of a surrogate pair, and for a prompt
+    over `task.prompt_tokens` if that is refused.
     """
     require(bool(document.strip()), "a prompt", document, "a non-empty string")
     require(question is None or bool(question.strip()), "a question", question, "a string, or none")
+    for name, part in (("a prompt", document), ("a question", question or "")):
+        require(len(part) <= MOST_CHARACTERS, f"{name}'s characters", len(part), f"at most {MOST_CHARACTERS:,}")
+        refuse_surrogates(part, name)
     text = document if question is None else f"{document.rstrip()}\n{question.strip()}"
     start = len(text) if question is None else len(document.rstrip()) + 1
     prompt = TextPrompt(

@@ -37,7 +37,10 @@ def filled(value: Any, files: Path) -> Any:
         return [filled(item, files) for item in value]
     if not isinstance(value, str):
         return value
-    return value.replace("{files}", str(files)).replace("{letters}", "x" * 5000).replace("{digits}", "9" * 5000)
+    long = {"{files}": str(files), "{letters}": "x" * 5000, "{digits}": "9" * 5000, "{long}": "a word " * 600_000}
+    for placeholder, text in long.items():
+        value = value.replace(placeholder, text)
+    return value
 
 
 def run_cells(notebook: str, parameters: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from refine_lab.runs.checkpoints import (
     write_manifest,
 )
 from refine_lab.runs.child import StopSignal
+from refine_lab.runs.process import resume
 from refine_lab.runs.run import Run
 from refine_lab.training.trainer import train
 from tests.factories.durable_runs import (
@@ -127,6 +129,32 @@ def test_after_a_power_cut_answers_are_the_same_bits(tmp_path: Path, reset: str)
         assert answering.go(run)
         answering.assert_same(run, uncut)
     disk.close()
+
+
+# -- kills -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An uninterrupted run of ten times as many batches."""
+    return go(begun(replace(whole.config, steps=10 * STEPS), tmp_path_factory.mktemp("long")))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(10))
+def test_killed_five_times_a_run_ends_with_the_same_bits(long: Run, tmp_path: Path, seed: int) -> None:
+    run, chance = begun(long.config, tmp_path), random.Random(seed)
+    for _ in range(5):
+        process, before = resume(run, detach=False), run.status.time
+        assert process.popen is not None
+        while process.alive and run.status.state == "starting" and chance.random() < 0.99:
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0, 0.3))
+        assert process.alive, "the run has not finished before it is killed"
+        process.popen.kill()
+        process.popen.wait()
+        assert run.state in ("killed", "waiting") and run.status.time >= before
+    assert_same(go(run), long)
 
 
 # -- damage ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import torch
 from refine_lab import fork
 from refine_lab.config import TrainConfig, from_json, to_json
 from refine_lab.experiments.compare import lineage
-from refine_lab.experiments.runs import text_runs
+from refine_lab.experiments.runs import stage_runs, text_runs
 from refine_lab.method.custom_reward import reward_source
 from refine_lab.method.step import StepResult
 from refine_lab.runs.process import hold
@@ -327,6 +327,20 @@ def test_a_folder_of_runs_can_be_moved(stopped: Run, tmp_path: Path, whole: Run)
         path for path in moved.rglob("*.json*") if str(tmp_path) in path.read_text(encoding="utf-8", errors="replace")
     ]
     assert_same(go(child), whole)
+
+
+def test_a_curriculum_can_be_moved_and_continues(config: TrainConfig, tmp_path: Path) -> None:
+    stages = [replace(config, refine=None, steps=2), replace(config, refine=None, steps=4)]
+    first, second = stage_runs(stages, new(tmp_path / "runs"))
+    assert second.config.model == str(first.path)
+    go(first)
+    train(second.path, After(second.path, 2))
+    moved = (tmp_path / "runs").rename(tmp_path / "moved")
+    again = stage_runs(stages, moved)
+    assert [run.path for run in again] == [moved / first.name, moved / second.name]
+    hold(again[1]).close()
+    assert go(again[1]).state == "finished"
+    assert again[1].metrics()["step"].tolist() == [1, 2, 3, 4]
 
 
 # -- steps without a finite gradient ---------------------------------------------------------------------------------------

@@ -260,6 +260,8 @@ def test_an_edited_run_is_not_started_and_its_accepted_change_is_shown(
     for shown in (monitor.differences.value, repr(monitor)):
         assert "Forks and accepted changes" in shown
         assert "lr changed from 0.0001 to 0.001 after step" in shown
+    page = monitor.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"{run.name} lr changed from 0.0001 to 0.001 after step" in page
     (run.path / "started.json").write_text('{"changes": [3]}', encoding="utf-8")
     assert "started.json is damaged" in repr(watch(tmp_path))
 

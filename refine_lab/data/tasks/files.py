@@ -15,7 +15,7 @@ from refine_lab.data.tasks.passages import parse
 from refine_lab.data.tasks.prompts import Example, encode, within_limit
 from refine_lab.data.tasks.splits import Splits
 from refine_lab.data.tasks.trained import UNTRAINED, History
-from refine_lab.text import quote
+from refine_lab.text import quote, refuse_surrogates
 from refine_lab.validation import ConfigError, path_of, require
 
 ANSWERS = "answer"
@@ -73,21 +73,16 @@ def _rows(path: Path, config: TaskConfig) -> Iterator[tuple[str, str, tuple[str,
     """Yields name, prompt and answers of each row."""
     column = config.answer_column or ANSWERS
     for number, row in enumerate(_read(path, config)):
-        name = f"{path.stem}-{number}"
         prompt = row.get(config.prompt_column)
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(
                 f"column {config.prompt_column!r} of {str(path)!r} must contain prompts as strings, but row {number + 1} holds "
                 f"{quote(prompt)}"
             )
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            where = f"column {config.prompt_column!r} of {name!r}"
-            raise ValueError(
-                f"{where} contains an unpaired surrogate, which is not a character, at {error.start}"
-            ) from error
-        yield name, prompt, _answers(row.get(column), path, number, column)
+        answers = _answers(row.get(column), path, number, column)
+        for name, text in ((config.prompt_column, prompt), *((column, answer) for answer in answers)):
+            refuse_surrogates(text, f"column {name!r} of row {number + 1} of {str(path)!r}")
+        yield f"{path.stem}-{number}", prompt, answers
 
 
 def _answers(value: Any, path: Path, number: int, column: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from refine_lab.data.files import existing_file
 from refine_lab.data.tasks.splits import normalised
-from refine_lab.text import quote
+from refine_lab.text import quote, refuse_surrogates
 
 EXPECTED = "SQuAD v2.0 (dev-v2.0.json) or HotpotQA's distractor setting (hotpot_dev_distractor_v1.json), as published"
 
@@ -71,7 +71,10 @@ def read_published(path: Path) -> Published:
     """
     existing_file(path, f"there is no file {str(path)!r} (TaskConfig.source or test_source)")
     try:
-        content = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        content = json.loads(data)
+        if b"\\ud" in data.lower():  # an escape of half of a surrogate pair, or of both halves
+            refuse_surrogates(json.dumps(content, ensure_ascii=False), "the content")
         squad = isinstance(content, dict)
         units = tuple(content["data"] if squad else content)
         published = Published(path=path, kind="squad" if squad else "hotpotqa", units=units)
