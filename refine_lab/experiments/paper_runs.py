@@ -40,11 +40,11 @@ class PaperPlan(Config):
     "Rows of table 4 (1 to 8). Each phase begins with the model of the one before; table 3 needs rows 1 to 3."
     seeds: tuple[Seed, ...] = (0, 1)
     "Each seed is one chain of runs."
-    midtrain: Text = "midtrain"
+    midtrain_recipe: Text = "midtrain"
     "Recipe of mid-training."
-    posttrain: Text = "posttrain"
+    posttrain_recipe: Text = "posttrain"
     "Recipe of post-training."
-    ttt: Text = "per_prompt"
+    ttt_recipe: Text = "per_prompt"
     "Recipe of test-time training."
     steps: Size | None = None
     "Batches of mid-training."
@@ -100,6 +100,15 @@ class PaperPlan(Config):
         return [*dict.fromkeys(row.ttt for row in self.wanted if row.ttt != "none")]
 
 
+def plan_of(*, tasks: str, **settings: Any) -> PaperPlan:
+    """Returns the plan that the notebook's parameters describe: `tasks` separated by commas, and lists.
+
+    Raises ConfigError for a value that is not allowed.
+    """
+    lists = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    return PaperPlan(tasks=tuple(name.strip() for name in tasks.split(",")), **lists)
+
+
 def chain_rows() -> list[Row]:
     """Returns the rows of table 4 in order: mid-training, then post-training, then test-time training."""
     numbers = paper_numbers()
@@ -116,14 +125,16 @@ def midtrain_configs(plan: PaperPlan) -> list[TrainConfig]:
     if not (methods := plan.midtrain_methods):
         return []
     settings = {name: getattr(plan, name) for name in names}
-    return method_configs(plan.midtrain, plan.seeds, phase="midtrain", methods=methods, **settings)
+    return method_configs(plan.midtrain_recipe, plan.seeds, phase="midtrain", methods=methods, **settings)
 
 
 def posttrain_configs(plan: PaperPlan, model: str, seed: int) -> list[TrainConfig]:
     """Returns the configurations of post-training a mid-trained model: one for each method."""
     settings = {"model": model, "task": plan.task, "test": plan.questions, "steps": plan.posttrain_steps}
     methods = plan.posttrain_methods
-    return method_configs(plan.posttrain, [seed], phase="posttrain", methods=methods, device=plan.device, **settings)
+    return method_configs(
+        plan.posttrain_recipe, [seed], phase="posttrain", methods=methods, device=plan.device, **settings
+    )
 
 
 def ttt_configs(plan: PaperPlan, model: str, seed: int, methods: Sequence[str]) -> list[TTTRunConfig]:
@@ -131,7 +142,7 @@ def ttt_configs(plan: PaperPlan, model: str, seed: int, methods: Sequence[str]) 
     settings: dict[str, Any] = {"model": model, "count": plan.questions, "steps": plan.ttt_steps}
     prompts = plan.task if methods == ["none"] else None  # a post-trained model answers its own test questions
     return method_configs(
-        plan.ttt, [seed], phase="ttt", methods=methods, prompts=prompts, device=plan.device, **settings
+        plan.ttt_recipe, [seed], phase="ttt", methods=methods, prompts=prompts, device=plan.device, **settings
     )
 
 

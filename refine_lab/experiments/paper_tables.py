@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from refine_lab.experiments.paper_rows import EVERY_SEED, HELD_OUT, QUESTIONS, RANDOM, ROLLOUTS, Row
+from refine_lab.models.hub import resolve
 from refine_lab.recipes.paper_results import MEAN, PAPER_MODELS, paper_numbers, reported_signs, table_names
+from refine_lab.runs.files import read_json
 from refine_lab.validation import require, unknown
 
 PAIRS: dict[str, tuple[tuple[int, int], ...]] = {
@@ -56,6 +58,13 @@ OWN: dict[str, tuple[Measure, ...]] = {
     **{name: (RECALL_12._replace(beside=("longbench",)),) for name in ("table 6", "table 7", "figure 5")},
 }
 """Table -> our own measures in it, for models that are too small for the paper's tasks."""
+
+
+def paper_model_of(model: str) -> str:
+    """Returns the paper's model of the same family: `LaCT-760M` for a LaCT, and `DeltaNet-1.3B` for every other one."""
+    model_type = read_json(resolve(model) / "config.json").get("model_type", "")
+    lact, deltanet = PAPER_MODELS
+    return lact if "lact" in str(model_type) else deltanet
 
 
 # -- cells -------------------------------------------------------------------------------------------------------------
