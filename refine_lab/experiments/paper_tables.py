@@ -6,7 +6,7 @@ have no sign there. A cell without a measurement is a gap, never a zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,10 +74,10 @@ def cells(table: str, measured: pd.DataFrame, model: str) -> pd.DataFrame:
     """Returns one line per row, measure and length of a table: the paper's number and ours.
 
     `measured` as from `paper_rows.measured`; `model` is one of `PAPER_MODELS`. Columns: `table`, `row` (its number),
-    `label`, `measure`, `task`, `length`, `unit`, `own`; `paper`; `mean`, `sd` (n - 1, over seeds), `by_seed` (seed -> value),
-    `stderr` (over samples; the mean of the seeds'), `samples` and `different`; `floor` (True, False, or None if random
-    weights were not measured). Values are in the unit, percent for shares. A gap has `mean` NaN. `row` 0 is the model with
-    random weights. Raises ConfigError for an unknown table or model.
+    `label`, `measure`, `task`, `length`, `unit`, `own`; `paper`; `mean`, `sd` (n - 1, over seeds), `by_seed` (seed ->
+    value), `stderr` (over samples; the mean of the seeds'), `samples` and `different`; `floor` (`floor`, `above`, or
+    `unknown` if random weights were not measured). Values are in the unit, percent for shares. A gap has `mean` NaN.
+    `row` 0 is the model with random weights. Raises ConfigError for an unknown table or model.
     """
     if table not in table_names():
         raise unknown("table", table, table_names())
@@ -87,11 +87,13 @@ def cells(table: str, measured: pd.DataFrame, model: str) -> pd.DataFrame:
     rows = {number: Row(*group[[*Row._fields]].iloc[0]) for number, group in paper.groupby("row")}
     lines = []
     for measure in _measures(table, paper):
-        for length in _lengths(measure, measured):
-            values = {0: _ours(measured, RANDOM, measure, length)}
-            values |= {number: _ours(measured, row, measure, length) for number, row in rows.items()}
-            floor = _floor(measure, values[0], _ours(measured, Row(), measure, length))
-            for number, ours in values.items():
+        by_row = {Row(*key): lines for key, lines in _of_measure(measured, measure).groupby([*Row._fields])}
+        for length in (lengths := _lengths(measure, measured)):
+            wanted = [each for each in lengths if each != MEAN] if length == MEAN else [length]
+            ours = {row: _ours(by_row.get(row), measure, wanted) for row in (RANDOM, Row(), *rows.values())}
+            values = {0: ours[RANDOM], **{number: ours[row] for number, row in rows.items()}}
+            floor = _floor(measure, ours[RANDOM], ours[Row()])
+            for number, each in values.items():
                 facts = {
                     "table": table,
                     "row": number,
@@ -99,7 +101,7 @@ def cells(table: str, measured: pd.DataFrame, model: str) -> pd.DataFrame:
                     "measure": measure.name,
                 }
                 facts |= {"task": measure.task, "length": length, "unit": measure.unit, "own": bool(measure.beside)}
-                lines.append({**facts, "paper": _printed(paper, number, measure, length), **ours, "floor": floor})
+                lines.append({**facts, "paper": _printed(paper, number, measure, length), **each, "floor": floor})
     return pd.DataFrame(lines)
 
 
@@ -125,31 +127,30 @@ def _lengths(measure: Measure, measured: pd.DataFrame) -> list[str]:
     return lengths if len(lengths) == 1 and not by_length else [*lengths, MEAN]
 
 
-def _ours(measured: pd.DataFrame, row: Row, measure: Measure, length: str) -> dict[str, Any]:
-    lines = _of_measure(measured, measure)
-    every = sorted({each for each in lines["length"] if each}, key=int)
-    lines = lines[(lines[[*Row._fields]] == pd.Series(row._asdict())).all(axis=1)]
+def _ours(lines: pd.DataFrame | None, measure: Measure, lengths: Sequence[str]) -> dict[str, Any]:
+    """Returns mean and spread over seeds of a row's mean over `lengths`, all of which a seed must have."""
     scale = 100.0 if measure.unit == "%" else 1.0
     values, errors, facts = {}, [], {"samples": 0, "different": 0}
-    for seed, group in lines.groupby("seed"):
-        wanted = every if length == MEAN else [length]
-        group = group.set_index("length").reindex(wanted)
-        if len(wanted) and group["value"].notna().all():
+    for seed, group in [] if lines is None or not lengths else lines.groupby("seed"):
+        group = group.set_index("length").reindex(lengths)
+        if group["value"].notna().all():
             values[int(seed)] = scale * float(group["value"].mean())
-            errors.append(scale * float(np.sqrt(np.square(group["stderr"]).sum(skipna=False)) / len(wanted)))
+            errors.append(scale * float(np.sqrt(np.square(group["stderr"]).sum(skipna=False)) / len(lengths)))
             facts = {name: int(group[name].sum()) for name in facts}
     found = np.array([*values.values()])
     mean, sd = found.mean() if len(found) else np.nan, found.std(ddof=1) if len(found) > 1 else np.nan
     return {"mean": mean, "sd": sd, "by_seed": values, "stderr": np.mean(errors) if errors else np.nan, **facts}
 
 
-def _floor(measure: Measure, random: Mapping[str, Any], base: Mapping[str, Any]) -> bool | None:
-    """Returns whether base and random weights are within two standard errors of their difference; None if unknown."""
+def _floor(measure: Measure, random: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """Returns `floor` if base and random weights are within two standard errors of their difference, else `above`."""
     if measure.task in NO_FLOOR:
-        return False
+        return "above"
     stderr = np.hypot(random["stderr"], base["stderr"])
     distance = abs(random["mean"] - base["mean"])
-    return None if np.isnan(distance + stderr) else bool(distance <= STANDARD_ERRORS * stderr)
+    if np.isnan(distance + stderr):
+        return "unknown"
+    return "floor" if distance <= STANDARD_ERRORS * stderr else "above"
 
 
 def _printed(paper: pd.DataFrame, row: int, measure: Measure, length: str) -> float:
@@ -197,10 +198,10 @@ def _paired(one: Mapping[int, float], other: Mapping[int, float]) -> np.ndarray:
     return np.array([a - b for a, b in pairs if a is not None and b is not None])
 
 
-def _our_sign(values: np.ndarray, floor: bool | None) -> str:
+def _our_sign(values: np.ndarray, floor: str) -> str:
     if not len(values):
         return "gap"
-    return sign_of(float(values.mean())) if floor is False else "floor unknown" if floor is None else "floor"
+    return {"above": sign_of(float(values.mean())), "unknown": "floor unknown"}.get(floor, floor)
 
 
 def sign_of(value: float) -> str:

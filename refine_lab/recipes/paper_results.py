@@ -52,6 +52,7 @@ def reported(figure: str) -> str:
     return content()[figure].get("text", "")
 
 
+@cache
 def paper_numbers() -> pd.DataFrame:
     """Returns one line per cell of the paper's tables, with `COLUMNS`; the value of a cell without a number is NaN.
 
