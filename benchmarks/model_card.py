@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.common import arguments, write
 from refine_lab.config import DataConfig
-from refine_lab.data.batches import SequenceData, plain_tokens
+from refine_lab.data.batches import SequenceData, plain_rows
 from refine_lab.data.corpus import Manifest, compare
 from refine_lab.models import FastWeightLM, load_model
 from refine_lab.models.hub import resolve
@@ -59,7 +59,7 @@ def prediction(policy: FastWeightLM, tokenizer: PreTrainedTokenizerBase, batch: 
 def prose_rows(folder: str, tokenizer: PreTrainedTokenizerBase, rows: int = ROWS) -> Batch:
     """Windows spread evenly over all files of the folder (of which the sources hold one out: both parts are read)."""
     config = DataConfig(sources={folder: 1.0}, sequence_length=ROW_TOKENS, validation_sequences=1)
-    tokens = np.concatenate([plain_tokens(config, tokenizer, folder, split) for split in ("train", "validation")])
+    tokens = np.concatenate([plain_rows(config, tokenizer, folder, split).tokens for split in ("train", "validation")])
     starts = np.linspace(0, len(tokens) - ROW_TOKENS, rows).astype(int)
     cut = torch.from_numpy(np.stack([tokens[start : start + ROW_TOKENS] for start in starts]).astype(np.int64))
     return Batch(tokens=cut, lengths=torch.full((rows,), ROW_TOKENS), sequence_ids=tuple(range(rows)))

@@ -25,7 +25,7 @@ from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import TrainState
 from refine_lab.recipes import METHODS
 from refine_lab.rng import Draws
-from refine_lab.runs.answers import RENAMED
+from refine_lab.runs.answers import RENAMED_COLUMNS
 from refine_lab.training.evaluation import answer_measures
 from refine_lab.training.loading import load_policy, load_training_task
 from refine_lab.training.optim import make_optimizers
@@ -105,7 +105,7 @@ def config_of(model: str, method: str, settings: Settings) -> TrainConfig:
 def trials_of(file: Path) -> list[dict[str, Any]]:
     """The trials that were made before, under the present names of their measures."""
     trials = json.loads(file.read_text(encoding="utf-8"))["trials"] if file.exists() else []
-    return [{str(RENAMED.get(name, name)): value for name, value in trial.items()} for trial in trials]
+    return [{str(RENAMED_COLUMNS.get(name, name)): value for name, value in trial.items()} for trial in trials]
 
 
 def tried(

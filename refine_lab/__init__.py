@@ -2,8 +2,9 @@
 
 `method` holds the paper's procedure, one step per file. `models` and `ops` represent fast weights as values, `data`
 prepares text and tasks, `recipes` has the paper's numbers, `training` runs the method in every phase, `runs` reads and
-writes run directories, and `experiments` and `explore` are what notebooks and widgets call. docs/architecture.md lists
-the folders in the order of their imports.
+writes run directories, `evaluation` evaluates models on benchmarks, `statistics` compares methods, and `experiments`,
+`sweep` and `explore` are what notebooks and widgets call. docs/architecture.md lists the folders in the order of their
+imports.
 
 The names below are imported on first use, so that `import refine_lab` loads neither torch nor transformers.
 """
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from refine_lab.runs.process import follow, resume, start, stop
     from refine_lab.runs.queue import require_finished, run_in_turn
     from refine_lab.runs.run import Run, list_runs, runs_dir
+    from refine_lab.statistics.contrasts import compare_methods, difference_spread
+    from refine_lab.statistics.frontier import compare_frontiers
+    from refine_lab.statistics.power import seeds_needed
+    from refine_lab.statistics.scores import answer_scores, evaluation_scores
+    from refine_lab.sweep import sweep
     from refine_lab.training.adaptation import adapted
     from refine_lab.ttt_config import TTTConfig, TTTRunConfig
     from refine_lab.types import Batch, RewardInputs, Rollouts
@@ -42,11 +48,17 @@ _HOMES = {
     "runs.queue": ("require_finished", "run_in_turn"),
     "recipes": ("midtrain", "recipe"),
     "training.adaptation": ("adapted",),
+    "statistics.contrasts": ("compare_methods", "difference_spread"),
+    "statistics.frontier": ("compare_frontiers",),
+    "statistics.power": ("seeds_needed",),
+    "statistics.scores": ("answer_scores", "evaluation_scores"),
     "experiments.configs": ("method_configs",),
     "experiments.fork": ("fork",),
     "experiments.runs": ("create_runs",),
 }
-__all__ = ["parity", "refuse_shadows", *(name for names in _HOMES.values() for name in names)]  # pyright: ignore[reportUnsupportedDunderAll]
+_CALLABLE = ("parity", "sweep")
+"""Modules that can be called as their function, since an import of the module binds its name in this package anyway."""
+__all__ = [*_CALLABLE, "refuse_shadows", *(name for names in _HOMES.values() for name in names)]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def refuse_shadows() -> None:
@@ -66,8 +78,8 @@ def refuse_shadows() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "parity":  # a module that can be called as its function: an import of it binds this name to it anyway
-        return import_module(f"{__name__}.parity")
+    if name in _CALLABLE:
+        return import_module(f"{__name__}.{name}")
     for module, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)

@@ -38,7 +38,7 @@ BUILT_IN_REWARDS = ("cosine", "binary", "hybrid", "edit")
 FORMAT_VERSION = 3
 """Format version of `config.json`, raised whenever an old file would be read differently. Versions 1 and 2 are still read."""
 
-RENAMED = {"method": "refine", "recompute": "activation_checkpointing"}
+RENAMED_FIELDS = {"method": "refine", "recompute": "activation_checkpointing"}
 """Fields of format versions 1 and 2 and their present names."""
 
 MOST_MADE = 2**26
@@ -127,6 +127,8 @@ class DataConfig(Config):
     "Source -> share of the plain rows: `python`, .txt files or a folder of them, .jsonl, .parquet, or `datasets:NAME`."
     sequence_length: Length = 1024
     "Tokens per row."
+    rows: Literal["packed", "document"] = "packed"
+    "Windows of a stream of joined documents, or the first tokens of one document each; shorter documents are padded."
     min_tokens: Count = 1
     "Documents with fewer tokens are left out."
     max_tokens: Annotated[int, Field(ge=1, le=10**11)] = 20_000_000
@@ -141,6 +143,8 @@ class DataConfig(Config):
     def __post_init__(self) -> None:
         self._require(len(self.sources) > 0, "sources", "at least one source")
         self._require(sum(self.recall.values()) <= 1 + 1e-9, "recall", "shares that sum to at most 1")
+        fits = self.rows == "packed" or self.max_tokens >= self.sequence_length
+        self._require(fits, "max_tokens", f"at least sequence_length {self.sequence_length} for rows of one document")
         most = (
             f"at most {MOST_IN_BATCH // self.sequence_length:,}, or as many as have {MOST_IN_BATCH:,} tokens together"
         )
@@ -334,8 +338,11 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
         tokens = self.data.sequence_length if self.task is None else self.task.prompt_tokens
         self._require_batch(tokens)
         if self.refine is not None:
-            allowed = f"at least {smallest_length(self.refine)} for the method's num_chunks, rollout_length and margin"
+            least = smallest_length(self.refine)
+            allowed = f"at least {least} for the method's num_chunks, rollout_length and margin"
             self._require(self.refine.fits(tokens), name, allowed)
+            whole = self.task is not None or self.data.rows == "packed" or self.data.min_tokens >= tokens
+            self._require(whole or self.data.min_tokens >= least, "data.min_tokens", f"{allowed} in every document")
         if self.task is None:
             self._require(not self.nested, "nested", "false without a task: there are no answers")
             return
@@ -376,7 +383,7 @@ def from_json(text: str, name: str = "config.json", kind: type[C] = TrainConfig)
     version = values.pop("format_version", None)
     allowed = f"1 to {FORMAT_VERSION}"
     require(version in range(1, FORMAT_VERSION + 1), f"format_version of {name}", version, allowed)
-    return _built(kind, values, RENAMED if version < FORMAT_VERSION else {})
+    return _built(kind, values, RENAMED_FIELDS if version < FORMAT_VERSION else {})
 
 
 def _built(cls: Any, values: Mapping[str, Any], renamed: Mapping[str, str]) -> Any:

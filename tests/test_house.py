@@ -96,6 +96,11 @@ def test_every_module_imports_without_a_gpu_jupyter_fla_and_triton() -> None:
     assert {"refine_lab.config", "refine_lab.types", "refine_lab.rng"} <= set(run.stdout.split())
 
 
+def test_few_tests_assert_the_wording_of_an_error() -> None:
+    count = sum(len(re.findall(r"\bmatch=", path.read_text(encoding="utf-8"))) for path in sources("tests"))
+    assert count <= 120, "tests assert the fields of an error rather than its wording"
+
+
 def imported(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

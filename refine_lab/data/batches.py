@@ -16,7 +16,7 @@ from refine_lab.config import DataConfig
 from refine_lab.data.corpus import Manifest, Split
 from refine_lab.data.recall import make_document
 from refine_lab.data.tokenizer import beginning
-from refine_lab.data.tokens import token_array
+from refine_lab.data.tokens import TokenRows, document_rows, packed_rows, token_array
 from refine_lab.rng import Draws
 from refine_lab.types import Batch
 
@@ -29,7 +29,9 @@ HELD_OUT_SHARE = 20
 
 
 class SequenceData:
-    """The sequences of a run: windows of plain text, each once per epoch, mixed with recall documents.
+    """The sequences of a run: rows of plain text, each once per epoch, mixed with recall documents.
+
+    Rows are windows of joined documents, or the first tokens of one document each (`DataConfig.rows`).
 
     The object stores no position in the data: a row is determined by the seed and its number alone, `sequence_id` =
     step * batch_size + row.
@@ -45,13 +47,14 @@ class SequenceData:
     ) -> None:
         """Reads the sources of `config`, tokenising those that are not in the cache.
 
-        Raises ValueError if a source is shorter than a row, or if a kind of recall document is unknown or does not fit.
+        Raises ValueError if a source has no row, or if a kind of recall document is unknown or does not fit.
         """
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
         self.split: Split = split
         self.beginning = beginning(tokenizer, config.add_bos)
         self.manifest = manifest
-        self.tokens = {name: plain_tokens(config, tokenizer, name, split, manifest) for name in config.sources}
+        self.rows = {name: plain_rows(config, tokenizer, name, split, manifest) for name in config.sources}
+        self.tokens = {name: rows.tokens for name, rows in self.rows.items()}
         plain = max(0.0, 1 - sum(config.recall.values())) / sum(config.sources.values())
         self._names = [*config.sources, *config.recall]
         self._kinds = _Kinds(seed, [plain * share for share in config.sources.values()] + list(config.recall.values()))
@@ -59,7 +62,7 @@ class SequenceData:
             self._recall_document(kind, sequence_id=0)
 
     def batch(self, step: int, batch_size: int) -> Batch:
-        """Returns batch `step` (from 0), tokens [batch_size, T]; recall documents shorter than the longest row are padded.
+        """Returns batch `step` (from 0), tokens [batch_size, T]; rows shorter than the longest are padded on the right.
 
         Repeating a step or moving to later ones costs the same as the first call. The first call after a resume, and a
         call for an earlier step, draws the kinds of all preceding rows once.
@@ -68,13 +71,15 @@ class SequenceData:
         kinds, before = self._kinds.between(start, stop)
         rows = []
         for sequence_id, kind in zip(range(start, stop), kinds.tolist(), strict=True):
-            name, is_text = self._names[kind], kind < len(self.tokens)
-            rows.append(self._window(name, int(before[kind])) if is_text else self._recall_document(name, sequence_id))
+            name, is_text = self._names[kind], kind < len(self.rows)
+            rows.append(
+                self._plain_row(name, int(before[kind])) if is_text else self._recall_document(name, sequence_id)
+            )
             before[kind] += 1
         return padded(rows, tuple(range(start, stop)))
 
     def validation(self) -> Batch:
-        """Returns the first `validation_sequences` held-out windows in a fixed order, the same for every seed.
+        """Returns the first `validation_sequences` held-out rows in a fixed order, the same for every seed.
 
         Raises ValueError if the held-out text has fewer.
         """
@@ -82,24 +87,23 @@ class SequenceData:
         held_out = SequenceData(text, self.tokenizer, VALIDATION_SEED, "validation", self.manifest)
         count = self.config.validation_sequences
         kinds, _ = held_out._kinds.between(0, count)
-        for kind, name in enumerate(held_out.tokens):
-            wanted, windows = int(np.count_nonzero(kinds == kind)), held_out._num_windows(name)
-            if wanted > windows:
+        for kind, name in enumerate(held_out.rows):
+            wanted, there = int(np.count_nonzero(kinds == kind)), len(held_out.rows[name])
+            if wanted > there:
+                document = self.config.rows == "document"
+                size = f"rows of {'at most ' * document}{self.config.sequence_length} tokens"
+                advice = "ask for fewer" if document else "ask for fewer or shorter ones"
                 raise ValueError(
                     f"{wanted} of DataConfig.validation_sequences {count} fall on {name!r}, whose held-out text makes "
-                    f"{windows} rows of {self.config.sequence_length} tokens; ask for fewer or shorter ones"
+                    f"{there} {size}; {advice}"
                 )
         return held_out.batch(0, count)
 
-    def _num_windows(self, source: str) -> int:
-        return len(self.tokens[source]) // self.config.sequence_length
-
-    def _window(self, source: str, index: int) -> Int[np.ndarray, "T"]:
-        """Returns window number `index` of the source's plain rows; every epoch has each window once, in a new order."""
-        length, windows = self.config.sequence_length, self._num_windows(source)
-        epoch, place = divmod(index, windows)
-        start = int(epoch_order(self.seed, epoch, windows, f"windows of {source}")[place]) * length
-        return self.tokens[source][start : start + length]
+    def _plain_row(self, source: str, index: int) -> Int[np.ndarray, "T"]:
+        """Returns row number `index` of a source; every epoch has each row once, in a new order."""
+        rows = self.rows[source]
+        epoch, place = divmod(index, len(rows))
+        return rows[int(epoch_order(self.seed, epoch, len(rows), f"windows of {source}")[place])]
 
     def _recall_document(self, kind: str, sequence_id: int) -> Int[np.ndarray, "T"]:
         """Returns a recall document in text from a source drawn in proportion to its share."""
@@ -141,17 +145,18 @@ class _Kinds:
         return np.searchsorted(self._ends, points, side="right")
 
 
-def plain_tokens(
+def plain_rows(
     config: DataConfig,
     tokenizer: PreTrainedTokenizerBase,
     source: str,
     split: Split,
     manifest: Manifest | None = None,
-) -> Int[np.ndarray, "tokens"]:
-    """Returns the tokens of one source that `config` requires.
+) -> TokenRows:
+    """Returns the rows of one source that `config` requires.
 
-    Raises ValueError if they are fewer than one row.
+    Raises ValueError if there are none.
     """
+    document = config.rows == "document"
     limit = config.max_tokens
     if split == "validation":
         limit = max(limit // HELD_OUT_SHARE, config.validation_sequences * config.sequence_length)
@@ -163,9 +168,11 @@ def plain_tokens(
         min_tokens=config.min_tokens,
         manifest=manifest,
         beginning=beginning(tokenizer, config.add_bos),
+        row_tokens=config.sequence_length if document else None,
     )
-    if len(tokens) >= config.sequence_length:
-        return tokens
+    rows = document_rows(tokens) if document else packed_rows(tokens, config.sequence_length)
+    if len(rows):
+        return rows
     fewer = f"fewer than one row of {config.sequence_length}"
     raise ValueError(f"the {split} text of {source!r} has {len(tokens)} tokens, {fewer}")
 

@@ -116,7 +116,7 @@ def recall_words(tokenizer: PreTrainedTokenizerBase) -> Words:
     before, texts = tokenizer.encode(ANCHOR, add_special_tokens=False), {}
     for token in range(len(tokenizer)):
         text = str(tokenizer.decode([*before, token])).removeprefix(ANCHOR)  # alone it may lose its space (Metaspace)
-        if re.fullmatch(r" [a-z]{3,}", text) and text[1:] not in used and encode(tokenizer, text) == [token]:
+        if re.fullmatch(r" [a-z]{3,}", text) and text[1:] not in used and encode_within(tokenizer, text) == [token]:
             texts[token] = text
     held_out = {token: hashlib.sha256(text.encode()).digest()[0] < 256 // 5 for token, text in texts.items()}
     train, validation = (tuple(token for token in texts if held_out[token] is held) for held in (False, True))
@@ -167,7 +167,7 @@ class _Writer:
         self.tokenizer, self.generator, self.beginning = tokenizer, generator, beginning
         self.split: Split = split
         self.words = recall_words(tokenizer)
-        self.stop = encode(tokenizer, ".")
+        self.stop = encode_within(tokenizer, ".")
 
     def below(self, limit: int) -> int:
         return int(torch.randint(limit, (), generator=self.generator))
@@ -196,9 +196,15 @@ class _Writer:
         texts = [self.number() if form == "number" else self.words.texts[value] for value in values]
         fact, question = (f"\n{template}" for template in TEMPLATES[form])
         names = [self.words.texts[key].strip() for key in keys]
-        facts = [encode(self.tokenizer, fact.format(key=k, value=v) + "\n") for k, v in zip(names, texts, strict=True)]
+        facts = [
+            encode_within(self.tokenizer, fact.format(key=k, value=v) + "\n") for k, v in zip(names, texts, strict=True)
+        ]
         questions = [
-            (names[i], encode(self.tokenizer, question.format(key=names[i])), encode(self.tokenizer, texts[i]))
+            (
+                names[i],
+                encode_within(self.tokenizer, question.format(key=names[i])),
+                encode_within(self.tokenizer, texts[i]),
+            )
             for i in self.order(count)[:asked]
         ]
         return facts, questions
@@ -211,7 +217,7 @@ class _Writer:
         start = self.below(len(tokens) - count + 1)
         text = np.asarray(tokens[start : start + count])
         between = (text == self.tokenizer.eos_token_id) | np.isin(text, self.beginning)
-        return np.where(between, encode(self.tokenizer, "\n")[0], text).tolist()
+        return np.where(between, encode_within(self.tokenizer, "\n")[0], text).tolist()
 
     def plant(self, facts: list[list[int]], text: list[int], distance: int) -> list[int]:
         """Inserts each fact into `text` at a uniformly drawn place, none among the last `distance` tokens."""
@@ -231,7 +237,7 @@ class _Writer:
 
     def pairs(self, name: str, length: int) -> RecallDocument:
         """Fills up to half the document with a random number of pairs and the rest with questions, repeated in training."""
-        before, link = (encode(self.tokenizer, text) if text else [] for text in PAIRS[name])
+        before, link = (encode_within(self.tokenizer, text) if text else [] for text in PAIRS[name])
         number = name == "pairs-number"
         size = len(before) + 1 + len(link) + (SPACE_AND_DIGITS if number else 1) + len(self.stop)
         _require_length(name, length, 2 * size + len(self.beginning))
@@ -239,7 +245,7 @@ class _Writer:
         most = min(length // (2 * size), len(self.words.keys[self.split]), len(self.words.texts) // 2)
         count = max(1, most - self.below(most // 2 + 1))  # 1 where there are no words: choosing them says so
         keys, words = self.keys_and_words(count)
-        values = [encode(self.tokenizer, self.number()) if number else [word] for word in words]
+        values = [encode_within(self.tokenizer, self.number()) if number else [word] for word in words]
         prompts = [[*before, key, *link] for key in keys]
         stated = [token for pair in zip(prompts, values, strict=True) for part in (*pair, self.stop) for token in part]
         costs = [len(prompt) + len(value) + len(self.stop) for prompt, value in zip(prompts, values, strict=True)]
@@ -261,7 +267,7 @@ def _require_length(kind: str, length: int, least: int) -> None:
         raise ValueError(f"a recall document of kind {kind!r} takes at least {least} tokens, {length} are allowed")
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode_within(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Returns the tokens of `text` as they are within a longer text.
 
     A text that begins with a letter is encoded alone if the tokenizer joins it to the text before.

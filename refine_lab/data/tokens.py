@@ -8,8 +8,9 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
@@ -61,11 +62,13 @@ def token_array(
     min_tokens: int = 1,
     manifest: Manifest | None = None,
     beginning: tuple[int, ...] = (),
+    row_tokens: int | None = None,
 ) -> Int[np.ndarray, "tokens"]:
     """Returns a source's tokens, int32 [at most max_tokens]: per document `beginning`, its own tokens and end-of-text.
 
-    Documents of fewer than `min_tokens` tokens are left out. The array is memory-mapped from the cache folder, and
-    written there first if it is missing or damaged.
+    Documents of fewer than `min_tokens` tokens are left out. With `row_tokens`, a document has at most so many tokens,
+    `beginning` included, and the array also has their lengths: `document_rows` reads it. The array is memory-mapped
+    from the cache folder, and written there first if it is missing or damaged.
 
     Raises what `documents` raises; ValueError if every document is shorter than `min_tokens`, or the tokenizer is not
     one of the library `tokenizers` or lacks an end-of-text token; and OSError if the cache folder cannot be written.
@@ -73,12 +76,17 @@ def token_array(
     encoder, end = _encoder(tokenizer), end_of_text(tokenizer)
     settings = [CACHE_VERSION, split, max_tokens, min_tokens, end, encoder.to_str()]
     settings += [source, identity(source, manifest), *([list(beginning)] if beginning else [])]
+    settings += [] if row_tokens is None else [f"rows of {row_tokens}"]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
     path = cache_folder() / f"tokens-{key}.npy"
     if (kept := _kept(path)) is None:
         encoded = _encoded(documents(source, split, manifest), encoder)
-        packed = ([*beginning, *ids, end] for ids in encoded if len(ids) >= min_tokens)
-        tokens = np.fromiter(islice(chain.from_iterable(packed), max_tokens), dtype=np.int32)
+        whole = ([*beginning, *ids] for ids in encoded if len(ids) >= min_tokens)
+        if row_tokens is None:
+            numbers = islice(chain.from_iterable([*ids, end] for ids in whole), max_tokens)
+        else:
+            numbers = _with_lengths((ids[:row_tokens] for ids in whole), end, max_tokens)
+        tokens = np.fromiter(numbers, dtype=np.int32)
         if not len(tokens):
             raise ValueError(f"no {split} document of {source!r} has min_tokens {min_tokens} tokens")
         try:
@@ -89,6 +97,54 @@ def token_array(
             raise OSError(f"tokens cannot be kept in {path.parent} ({error}): {advice}") from error
         kept = np.load(path, mmap_mode="r")
     return kept
+
+
+def _with_lengths(rows: Iterable[list[int]], end: int, max_tokens: int) -> Iterator[int]:
+    """Yields rows of at most `max_tokens` tokens together, `end` after each, then their lengths and their number.
+
+    A row of one token is left out, since nothing in it is predicted.
+    """
+    lengths: list[int] = []
+    total = 0
+    for row in (row for row in rows if len(row) > 1):
+        if (total := total + len(row)) > max_tokens:
+            break
+        lengths.append(len(row))
+        yield from (*row, end)
+    if lengths:
+        yield from (*lengths, len(lengths))
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRows:
+    """The rows of a source: row i is `tokens[starts[i] : ends[i]]`."""
+
+    tokens: Int[np.ndarray, "tokens"]
+    starts: Sequence[int] | Int[np.ndarray, "rows"]
+    ends: Sequence[int] | Int[np.ndarray, "rows"]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> Int[np.ndarray, "T"]:
+        return self.tokens[self.starts[index] : self.ends[index]]
+
+
+def packed_rows(tokens: Int[np.ndarray, "tokens"], length: int) -> TokenRows:
+    """Cuts a stream of tokens into consecutive rows of `length` tokens; a shorter rest is left out."""
+    stop = len(tokens) // length * length
+    return TokenRows(tokens, range(0, stop, length), range(length, stop + length, length))
+
+
+def document_rows(stored: Int[np.ndarray, "stored"]) -> TokenRows:
+    """Returns one row per document from the array that `token_array` made with `row_tokens`.
+
+    In the rows' `tokens`, end-of-text follows each row and belongs to none.
+    """
+    count = int(stored[-1])
+    lengths = np.asarray(stored[-1 - count : -1], dtype=np.int64)
+    ends = np.cumsum(lengths + 1) - 1
+    return TokenRows(stored[: -1 - count], ends - lengths, ends)
 
 
 def _kept(path: Path) -> Int[np.ndarray, "tokens"] | None:

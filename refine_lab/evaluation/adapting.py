@@ -11,7 +11,7 @@ import torch
 
 from refine_lab.models.base import FastWeightLM
 from refine_lab.recipes.testtime import ttt_per_prompt
-from refine_lab.training.adaptation import Adapter, fewer_chunks, preserve_weights, prompt_batch
+from refine_lab.training.adaptation import Adapter, fewer_chunks, padded_batch, preserve_weights
 from refine_lab.ttt_config import TTTConfig
 from refine_lab.validation import require
 
@@ -54,7 +54,7 @@ def adapted_to(
         return
     counts["adapted"] += len(used)
     counts["adapted with fewer chunks"] += sum(fewer_chunks(config, len(prompt)) is not None for prompt in used)
-    batch = prompt_batch(policy, [torch.tensor(prompt) for prompt in used], tuple(range(len(used))))
+    batch = padded_batch(policy, [torch.tensor(prompt) for prompt in used], tuple(range(len(used))))
     with preserve_weights(policy, config.parameters):
         for _ in Adapter(policy, config, mini_batch_size=len(used)).adapt(batch):
             pass

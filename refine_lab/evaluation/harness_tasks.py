@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -86,7 +87,7 @@ def measure_task(lm: RefineLM, task: Any, setting: Setting, facts: Mapping[str, 
     return Measured(
         metrics=metrics,
         count=len(samples),
-        items=len({str(sample["doc"].get("item") or sample["doc_hash"]) for sample in samples}),
+        items=len({item_of(sample) for sample in samples}),
         facts={**facts, **counts, **({"prompts left out": left_out} if left_out else {})},
         rows=[sample_row(sample, names) for sample in samples],
     )
@@ -124,12 +125,21 @@ def jackknife(aggregate: Callable[[list[Any]], float], values: list[Any]) -> tup
     return whole, math.sqrt((n - 1) * statistics.pvariance(without))
 
 
+def item_of(sample: Mapping[str, Any]) -> str:
+    """Returns what makes a sample different from others: its question or prompt, or the harness's digest of the sample."""
+    return str(sample["doc"].get("item") or sample["doc_hash"])
+
+
 def sample_row(sample: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
-    """Returns a sample of the harness as a row: what was asked and answered, and the metrics that are numbers."""
+    """Returns a sample of the harness as a row: what was asked and answered, and the metrics that are numbers.
+
+    `item` is a digest of `item_of`, the same for the same question or prompt in every evaluation.
+    """
     arguments = sample["arguments"][0]
     target = sample["target"]
     return {
         "sample": int(sample["doc_id"]),
+        "item": hashlib.sha256(item_of(sample).encode()).hexdigest()[:24],
         "prompt": str(arguments[0]),
         "answers": [str(answer[0]) for answer in sample["resps"]],
         "references": [str(each) for each in (target if isinstance(target, list) else [target])],

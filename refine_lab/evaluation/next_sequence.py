@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -25,7 +24,7 @@ from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import next_token_stats, roll_out
 from refine_lab.ops.precision import autocast
 from refine_lab.rng import Draws
-from refine_lab.training.evaluation import exact_recall, fixed_targets, recall_documents
+from refine_lab.training.evaluation import fixed_targets, recall_documents, recalled
 from refine_lab.types import Batch, Rollouts
 
 ROLLOUT_LENGTHS = (1, 3, 5, 7, 9)
@@ -134,15 +133,18 @@ def measure_recall(lm: RefineLM, setting: Setting) -> Measured:
         asked = {kind: recall_documents(kind, count, length, held_out) for kind in KINDS}
     except ValueError as error:
         raise Missing(f"recall documents of {length} tokens cannot be made: {error}") from error
-    metrics = {}
+    metrics: dict[str, Metric] = {}
+    rows: list[dict[str, Any]] = [{"sample": i} for i in range(count)]
     for number, (kind, documents) in enumerate(asked.items(), start=1):
         with autocast(lm.device, lm.dtype):
-            share = exact_recall(lm.policy, documents, lm.batch_size)
-        stderr = math.sqrt(share * (1 - share) / (count - 1)) if count > 1 else None
-        metrics[f"exact_recall_{kind}"] = Metric(value=share, stderr=stderr)
+            shares = [fmean(right) for right in recalled(lm.policy, documents, lm.batch_size)]
+        metrics[name] = mean_metric(name := f"exact_recall_{kind}", shares)
+        for row, share in zip(rows, shares, strict=True):
+            row[name] = share
         lm.on_batch(number, len(KINDS))
     items = len({tuple(document.tokens) for document in asked["word-1"]})
-    return Measured(metrics=metrics, count=count, items=items, facts=text_facts(replace(setting, books=None)))
+    facts = text_facts(replace(setting, books=None))
+    return Measured(metrics=metrics, count=count, items=items, facts=facts, rows=rows)
 
 
 # -- test-time training --------------------------------------------------------------------------------------------------

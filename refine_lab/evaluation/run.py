@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from refine_lab.data.tasks.items import FEWEST_ITEMS
 from refine_lab.evaluation.benchmark import Missing, Setting
 from refine_lab.evaluation.catalogue import BENCHMARKS, Unit, units
 from refine_lab.evaluation.config import EvaluationConfig
@@ -151,8 +152,10 @@ class _Clock:
         self.tokens += record["samples"] * (unit.length or USUAL_TOKENS)
         later = sum((each.length or USUAL_TOKENS) * (config.limit or record["samples"]) for each in left)
         rest = f"; about {duration(self.seconds * later / self.tokens)} left" if left else ""
+        few = f", fewer than {FEWEST_ITEMS}" if record["different_samples"] < FEWEST_ITEMS else ""
         self.report(
             f"{place}: {record['main']} {metric['value']:.4f}{spread} ({record['samples']} samples, "
+            f"{record['different_samples']} different{few}, "
             f"{duration(record['seconds'])}){rest}"
         )
 

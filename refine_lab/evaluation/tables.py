@@ -8,10 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from refine_lab.data.tasks.items import FEWEST_ITEMS
 from refine_lab.evaluation.catalogue import BENCHMARKS, Unit
-
-FEWEST_ITEMS = 100
-"""Number of different samples below which a table warns."""
 
 
 def score_frame(result: Mapping[str, Any]) -> pd.DataFrame:
@@ -41,6 +39,21 @@ def score_frame(result: Mapping[str, Any]) -> pd.DataFrame:
 SCORE_COLUMNS = [
     *("task", "length", "metric", "value", "stderr", "samples", "different samples", "few", "answers", "about")
 ]
+
+
+def few_samples(scores: pd.DataFrame) -> str:
+    """Returns a sentence that names the tasks of a score frame with fewer than `FEWEST_ITEMS` different samples."""
+    few = scores[scores["few"]]
+    if few.empty:
+        return ""
+    counts = [
+        f"{task} ({'' if pd.isna(length) else f'{length:.0f} tokens, '}{count})"
+        for task, length, count in few[["task", "length", "different samples"]].itertuples(index=False)
+    ]
+    sentence = (
+        f"These tasks have fewer than {FEWEST_ITEMS} different samples, so that small differences are mostly noise"
+    )
+    return f"{sentence}: {', '.join(counts)}."
 
 
 def metric_frame(result: Mapping[str, Any]) -> pd.DataFrame:

@@ -8,12 +8,13 @@ from itertools import combinations
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from refine_lab.data.tasks.items import items_of
 from refine_lab.data.tasks.scores import SCORES
 from refine_lab.experiments.run_groups import flat_settings, group_names
-from refine_lab.experiments.statistics import mean_interval, paired_difference
 from refine_lab.models.loading import load_tokenizer
 from refine_lab.runs.run import STARTED, Run
 from refine_lab.runs.started import short
+from refine_lab.statistics.means import mean_interval, paired_difference
 from refine_lab.validation import require
 
 READINGS = ("loss_before", "loss_after", "entropy_before", "entropy_after")
@@ -117,15 +118,23 @@ def answers_of(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def per_seed(answers: pd.DataFrame) -> pd.DataFrame:
-    """Returns one row per method and seed: `updates`, and the mean of each score over questions with references."""
-    return answers.groupby(["method", "seed"], sort=False)[["updates", *SCORES]].mean().reset_index()
+    """Returns one row per method and seed: `updates`, `items`, and the mean of each score over questions with references.
+
+    `items` is the number of different questions (`data.tasks.items.items_of`).
+    """
+    grouped = answers.assign(item=items_of(answers)).groupby(["method", "seed"], sort=False)
+    means = grouped[["updates", *SCORES]].mean()
+    return means.assign(items=grouped["item"].nunique()).reset_index()
 
 
 def per_prompt(answers: pd.DataFrame) -> pd.DataFrame:
-    """Returns one row per method and prompt, averaged over seeds; only prompts that every method has answered."""
+    """Returns one row per method and prompt, averaged over seeds; only prompts that every method has answered.
+
+    The column `item` has the prompt's question (`data.tasks.items.items_of`).
+    """
     shared = answers.groupby("name")["method"].nunique().eq(answers["method"].nunique())
-    kept = answers[answers["name"].map(shared)]
-    return kept.groupby(["method", "name"], sort=False)[[*SCORES, *READINGS]].mean().reset_index()
+    kept = answers.assign(item=items_of(answers))[answers["name"].map(shared)]
+    return kept.groupby(["method", "name", "item"], sort=False)[[*SCORES, *READINGS]].mean().reset_index()
 
 
 def comparison(rows: pd.DataFrame) -> pd.DataFrame:
@@ -133,7 +142,7 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
 
     `rows` has a row for each method and seed, or method and prompt: `method`, `seed` or `name`, and the measures. Returns
     a row for each method and measure: `method`, `measure`, `count` (rows of the method), `mean`, `std` (n - 1), and `low`
-    and `high`, the ends of the 95 % interval by Student's t, NaN as in `statistics.mean_interval`. Raises ValueError if
+    and `high`, the ends of the 95 % interval by Student's t, NaN as in `mean_interval`. Raises ValueError if
     a method has two rows for one seed or prompt.
     """
     keys = ["method", _unit(rows)]
@@ -172,10 +181,17 @@ def comparable(rows: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def measures_of(rows: pd.DataFrame) -> list[str]:
-    """Returns the columns of measures that have values: numbers, other than seeds and updates."""
-    numbers = rows.drop(columns=["seed", "updates"], errors="ignore").select_dtypes("number")
+    """Returns the columns of measures that have values: numbers, other than seeds, updates and counts of items."""
+    numbers = rows.drop(columns=["seed", "updates", "items"], errors="ignore").select_dtypes("number")
     return [str(name) for name in numbers if numbers[name].notna().any()]
 
 
 def _unit(rows: pd.DataFrame) -> str:
     return "name" if "name" in rows else "seed"
+
+
+def different_items(rows: pd.DataFrame) -> int | None:
+    """Returns the number of different questions behind rows of `per_seed` or `per_prompt`; None for other rows."""
+    if "item" in rows:
+        return int(rows["item"].nunique())
+    return int(rows["items"].max()) if "items" in rows else None

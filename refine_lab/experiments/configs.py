@@ -57,6 +57,7 @@ def method_configs(
     - `reward` may be a function (`create_runs` stores its source);
     - `data` is the only source of text; `task` is the source of a post-training task, whose `batch_size` and that of
       mid-training keep the recipe's number of updates per batch;
+    - `rollout_length` also sets `smoothing_kernel`, as in the paper's release, unless that is set;
     - `prompts` and `count` are what test-time training answers (`prompts_of`).
 
     Models, files and folders become absolute paths. Raises ValueError for repeated seeds, an unknown recipe, method or
@@ -70,6 +71,8 @@ def method_configs(
         settings["reward"] = "custom"
     elif reward not in (None, "custom"):
         reward_function(reward)
+    if "rollout_length" in settings:
+        settings.setdefault("smoothing_kernel", settings["rollout_length"])
     model = settings.pop("model", None)
     histories = history_by_seed(model, seeds) if entry.phase == "ttt" else {}
     configs = []

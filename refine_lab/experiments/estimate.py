@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import TrainConfig
+from refine_lab.data.batches import SequenceData
 from refine_lab.data.tasks.batches import TaskData
 from refine_lab.data.tasks.examples import Task
 from refine_lab.method.rewards import REWARDS
-from refine_lab.method.step import TrainState
+from refine_lab.method.step import TrainState, train_step
 from refine_lab.models.activation_checkpointing import checkpoint_activations
 from refine_lab.models.base import FastWeightLM
+from refine_lab.models.loading import manifest_of
 from refine_lab.ops.precision import autocast
 from refine_lab.rng import Draws
 from refine_lab.runs.run import Run
 from refine_lab.training.adaptation import adapt, preserve_weights
 from refine_lab.training.answering import adapt_ids, batches_of, measured
 from refine_lab.training.answers import answer
-from refine_lab.training.loading import load_policy
+from refine_lab.training.evaluation import next_token
+from refine_lab.training.loading import load_policy, load_prompts, load_training_task
 from refine_lab.training.optim import make_optimizers
 from refine_lab.training.posttraining import nested_step
 from refine_lab.ttt_config import TTTRunConfig
@@ -63,6 +67,73 @@ def _remaining(run: Run, task: Task) -> int:
     parts, _ = batches_of(task.test, run.config.batch_size)
     done = run.log.done
     return sum(len(example.prompt_ids) for part in parts for example in part if example.name not in done)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How long a run takes, per unit of its work, and how many parameters its model has."""
+
+    row: float
+    "Seconds per sequence or prompt."
+    evaluation: float
+    "Seconds of one evaluation during training, if it was timed."
+    parameters: int
+    prompts: int = 0
+    "Number of prompts of test-time training."
+
+    def seconds(self, config: TrainConfig | TTTRunConfig) -> float:
+        """Returns the seconds of a whole run."""
+        if not isinstance(config, TrainConfig):
+            return self.row * (self.prompts if config.count is None else config.count)
+        evaluations = 1 + -(-config.steps // config.eval_every)
+        return self.row * config.steps * config.batch_size + self.evaluation * evaluations
+
+
+def training_rates(config: TrainConfig) -> Rates:
+    """Times one micro-batch of training, after one that is not timed, and one evaluation on held-out text.
+
+    The evaluations of a task are not timed. Loads or makes the tokens of the text, which the run uses as well.
+    """
+    policy, tokenizer = load_policy(config)
+    parameters, evaluation = sum(each.numel() for each in policy.parameters()), 0.0
+    if config.task is None:
+        manifest = manifest_of(config.model)
+        train, held_out = (
+            SequenceData(config.data, tokenizer, config.seed, split, manifest) for split in ("train", "validation")
+        )
+        evaluation = _timed(lambda: next_token(policy, held_out.validation()))
+        row = _seconds_per_row(config, policy, train)
+    else:
+        row = _seconds_per_prompt(config, load_training_task([config]))
+    return Rates(row, evaluation, parameters)
+
+
+def answering_rates(config: TTTRunConfig) -> Rates:
+    """Times test-time training on one prompt, and its answer."""
+    model, tokenizer, task = load_prompts(config)
+    tokens = sum(len(example.prompt_ids) for example in task.test)
+    seconds = _seconds_per_token(config, model, tokenizer, task) * tokens / len(task.test)
+    return Rates(seconds, 0.0, sum(each.numel() for each in model.parameters()), len(task.test))
+
+
+def _seconds_per_row(config: TrainConfig, policy: FastWeightLM, data: SequenceData) -> float:
+    checkpoint_activations(policy, config.activation_checkpointing)
+    rows = min(config.micro_batch_size, config.mini_batch_size)
+    config = replace(config, batch_size=rows, mini_batch_size=rows, micro_batch_size=rows)
+    reward = None if config.refine is None else REWARDS[config.refine.reward]
+    train_state = TrainState(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
+    batch = data.batch(0, rows).to(policy.device)
+    for step in (1, 2):  # the first one also starts threads and compiles kernels
+        seconds = _timed(partial(train_step, train_state, batch, Draws(seed=config.seed, step=step)))
+    return seconds / rows
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.monotonic()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic() - began
 
 
 def _seconds_per_prompt(config: TrainConfig, task: Task) -> float:

@@ -12,19 +12,19 @@ from refine_lab.experiments.configs import setting_names, with_settings
 from refine_lab.method.custom_reward import reward_source
 from refine_lab.models.loading import manifest_of
 from refine_lab.runs import durable
-from refine_lab.runs.checkpoints import check_checkpoint
+from refine_lab.runs.checkpoints import check_checkpoint, check_records, read_manifest
 from refine_lab.runs.files import parquet_parts
 from refine_lab.runs.run import Run
-from refine_lab.runs.started import REWARD
+from refine_lab.runs.started import reward_of
 from refine_lab.runs.writer import RunWriter
 from refine_lab.training.inputs import text_inputs
-from refine_lab.validation import ConfigError, require
+from refine_lab.validation import ConfigError, path_of, require
 
 FIXED = frozenset({"model", "model_settings", "kind", "nested"})
 """Fields that a fork shares with its parent, since the checkpoint depends on them."""
 
 
-def fork(run: Run | Path | str, step: int, folder: Path | None = None, **changes: Any) -> Run:
+def fork(run: Run | Path | str, step: int, folder: Path | str | None = None, **changes: Any) -> Run:
     """Creates a run that continues from the checkpoint of a training run after `step`, with `changes` of its settings.
 
     The new run is stored in `folder` (default: that of its parent) and begins with the parent's checkpoint, optimizer
@@ -40,13 +40,17 @@ def fork(run: Run | Path | str, step: int, folder: Path | None = None, **changes
     fixed = FIXED if config.task is None else FIXED | setting_names(TaskConfig) | setting_names(DataConfig)
     for name in changes.keys() & fixed:
         raise ConfigError(name, changes[name], f"that of the parent, since a fork cannot change {name}")
-    source = (run.path / REWARD).read_text(encoding="utf-8") if (run.path / REWARD).is_file() else None
-    if "reward" in changes:
+    source = reward_of(run.path)
+    if "reward" in changes and changes["reward"] != "custom":
         source = reward_source(changes["reward"]) if callable(changes["reward"]) else None
         changes = {**changes, "reward": "custom" if source else changes["reward"]}
+    has_reward = source is not None or changes.get("reward") != "custom"
+    require(has_reward, "reward", "custom", "a function or the name of a reward, since the parent has no custom reward")
     config = with_settings(config, changes)
     require(config.steps > step, "steps", config.steps, f"above {step}, the step of the checkpoint")
     check_checkpoint(saved[step])
+    if (manifest := read_manifest(saved[step])) is not None:
+        check_records(run.path, manifest)
     inputs = run.inputs
     if inputs is not None and config.data.sources != run.config.data.sources:
         inputs = {**inputs, **text_inputs(config.model, config.data, manifest_of(config.model))}
@@ -58,7 +62,7 @@ def fork(run: Run | Path | str, step: int, folder: Path | None = None, **changes
         for record in filter(Path.is_file, records):
             durable.replace_bytes(path / record.relative_to(run.path), record.read_bytes())
 
-    folder = (folder or run.path.parent).absolute()
+    folder = run.path.parent if folder is None else path_of("folder", folder).absolute()
     parent = {"run": os.path.join(os.pardir, os.path.relpath(run.path, folder)), "step": step}
     with RunWriter.create(config, folder, reward_source=source, inputs=inputs, parent=parent, fill=copy) as writer:
         path = writer.path

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
-from refine_lab.config import RefineConfig, TrainConfig
+from refine_lab.config import RefineConfig, TrainConfig, to_json
 from refine_lab.data.batches import SequenceData
 from refine_lab.experiments.compare import names_of
 from refine_lab.experiments.configs import absolute_model, absolute_source, drop_none
@@ -18,6 +21,7 @@ from refine_lab.models.loading import load_tokenizer, manifest_of
 from refine_lab.ops.precision import autocast
 from refine_lab.recipes import recipe as named_recipe
 from refine_lab.rng import Draws
+from refine_lab.runs.files import read_json, write_json
 from refine_lab.runs.run import Run
 from refine_lab.training import evaluation
 from refine_lab.training.adaptation import read_prompt
@@ -68,7 +72,7 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
     held_out, rows = _held_out(config, load_tokenizer(config.model)), []
     recall = {"documents": num_documents, "document_tokens": num_tokens}
     kinds = _kinds_to_ask(held_out, num_documents, num_tokens)
-    if not evaluation.fixed_targets(**targets).fits(length := config.data.sequence_length):
+    if not evaluation.fixed_targets(**targets).fits(length := int(held_out.validation().lengths.min())):
         chunks = refine.num_chunks
         print(f"Rewards are left out: rows of {length} tokens have no room for rollouts from {chunks} chunks.")
     for method, seed, updates, name in models:
@@ -78,6 +82,36 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
         rows.append({"method": method, "seed": seed, "updates": updates, **measured})
         print(f"{method}{'' if seed is None else f' s{seed}'}:", ", ".join(f"{k} {v:.4f}" for k, v in measured.items()))
     return rows
+
+
+def held_out_rows(
+    runs: Sequence[Run], folder: Path, *, documents: int = 50, document_tokens: int = 512
+) -> dict[str, dict[str, float]]:
+    """Evaluates the base model and every run's model on the same held-out text, targets and facts.
+
+    Returns the measures by the run's path, and those of the first run's initial model as `base`. The targets are those
+    of `fixed_targets(8, 5)`, whatever the runs were trained with. Each model is evaluated once: the measures are stored
+    as `held_out.json` in the run's directory, and those of the base in `folder`. Measures that are not finite are left out.
+    """
+    config = runs[0].config
+    held_out = _held_out(config, load_tokenizer(config.model))
+    recall = {"documents": documents, "document_tokens": document_tokens}
+    recall["kinds"] = _kinds_to_ask(held_out, documents, document_tokens)
+    places = [("base", config.model, folder), *((str(run.path), str(run.path), run.path) for run in runs)]
+    found = {}
+    for key, name, place in places:
+        settings = {**recall, "model": name, "data": json.loads(to_json(replace(config.data, recall={})))}
+        settings |= {} if key == "base" else {"step": Run(place).done}
+        path = place / "held_out.json"
+        stored = read_json(path) if path.is_file() else {}
+        if stored.get("settings") != settings:
+            policy, _ = load_policy(config, name)
+            with autocast(policy.device, config.dtype):
+                measured = evaluation.held_out_measures(policy, held_out, **recall)
+            stored = {"settings": settings, "measures": {k: x for k, x in measured.items() if math.isfinite(x)}}
+            write_json(path, stored)
+        found[key] = stored["measures"]
+    return found
 
 
 def _kinds_to_ask(held_out: SequenceData, num_documents: int, num_tokens: int) -> list[str]:

@@ -10,17 +10,20 @@ text is lost. `-r` passes it unchanged.
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Optional, get_args
 
 from pydantic import AllowInfNan, BeforeValidator, Field, Strict, TypeAdapter, ValidationError
 
-from refine_lab.validation import ConfigError, unknown
+from refine_lab.text import shorten
+from refine_lab.validation import ConfigError, require, unknown
 
 
 def _number(value: Any) -> Any:
@@ -55,7 +58,7 @@ TYPES: dict[Any, tuple[Any, str]] = {
 """Declared type -> the type by which pydantic converts a value, and the description of allowed values."""
 
 
-RENAMED = {"moving": "trainable"}
+RENAMED_PARAMETERS = {"moving": "trainable"}
 """Former names of notebook parameters, which this version still accepts with a warning."""
 
 
@@ -68,13 +71,69 @@ def parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     declared: dict[str, Any] = namespace.get("__annotations__", {})
     values = dict(namespace)
     for name in _injected(namespace.get("In", ())):
-        if (present := RENAMED.get(name)) in declared:
+        if (present := RENAMED_PARAMETERS.get(name)) in declared:
             message = f"parameter {name!r} is now {present!r}; the former name will be removed"
             warnings.warn(message, FutureWarning, stacklevel=2)
             values[present] = values[name]
         elif name not in declared:
             raise unknown("parameter", name, declared)
     return {name: convert(name, hint, values[name]) for name, hint in declared.items()}
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A parameter as a notebook declares it."""
+
+    hint: str
+    "Its type: one of `TYPES`, or `Optional[...]` of one."
+    default: Any
+
+
+def declared_parameters(notebook: Path) -> dict[str, Declared]:
+    """Returns the parameters that a notebook declares in its cell tagged `parameters`; nothing is executed.
+
+    Raises ValueError, naming the notebook, if it has no such cell, or if a line of the cell is not
+    `name: type = value` with a type in `TYPES` and a plain value.
+    """
+    for cell in code_cells(notebook):
+        if "parameters" in cell.get("metadata", {}).get("tags", []):
+            break
+    else:
+        raise ValueError(f"{notebook} has no code cell with the tag 'parameters'")
+    found = {}
+    for statement in ast.parse("".join(cell["source"])).body:
+        line = shorten(ast.unparse(statement))
+        declares = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value
+        if not isinstance(statement, ast.AnnAssign) or not declares:
+            raise ValueError(f"{notebook}: each line of its parameters cell must be `name: type = value`, got {line!r}")
+        hint = statement.annotation
+        text = hint.value if isinstance(hint, ast.Constant) else ast.unparse(hint)
+        allowed = [name for kind in TYPES for name in (_type_name(kind), f"Optional[{_type_name(kind)}]")]
+        name = ast.unparse(statement.target)
+        require(text in allowed, f"the type of parameter {name} of {notebook}", text, "one of " + ", ".join(allowed))
+        try:
+            default = ast.literal_eval(statement.value)  # type: ignore[arg-type]
+        except ValueError:
+            raise ValueError(
+                f"{notebook}: the default of parameter {name} must be a plain value, got {line!r}"
+            ) from None
+        found[name] = Declared(str(text), default)
+    return found
+
+
+def code_cells(notebook: Path) -> list[dict[str, Any]]:
+    """Returns a notebook's code cells. Raises FileNotFoundError, and ValueError for a file that is not a notebook."""
+    if not notebook.is_file():
+        raise FileNotFoundError(f"there is no notebook {notebook}")
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        return [{**cell, "source": "".join(cell["source"])} for cell in cells if cell["cell_type"] == "code"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{notebook} is not a notebook of Jupyter's format 4") from None
+
+
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
 
 
 def convert(name: str, hint: Any, value: Any) -> Any:

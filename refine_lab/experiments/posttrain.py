@@ -15,12 +15,11 @@ from refine_lab.experiments.runs import check_inputs, print_progress
 from refine_lab.ops.precision import autocast
 from refine_lab.runs.answers import AnswerLog
 from refine_lab.runs.run import Run
+from refine_lab.statistics.scores import NO_SEED
 from refine_lab.training.answers import answer, answer_row
 from refine_lab.training.inputs import inputs_of, resume_or_create
 from refine_lab.training.loading import load_policy
 
-NO_SEED = -1
-"""Represents the seed of a model before training."""
 AT_ONCE = 20
 """Number of questions after which answers are written."""
 

@@ -23,7 +23,7 @@ from refine_lab.data.tokenizer import beginning
 from refine_lab.explore.client import Worker
 from refine_lab.explore.futures import finished, then
 from refine_lab.explore.reading import DocumentReading
-from refine_lab.explore.rollouts import PrefixRollouts, assess
+from refine_lab.explore.rollouts import PrefixRollouts, rollout_frame
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.selection import select_positions, selection_probabilities
 from refine_lab.models.loading import load_tokenizer
@@ -163,7 +163,7 @@ class Exploration:
     def frame(self, positions: Sequence[int] | None = None, clicked: Sequence[int] = ()) -> pd.DataFrame:
         """Returns the rollouts of these positions (None: the selected ones) under the current settings, with rewards.
 
-        Rows are as in `rollouts.assess`, with an additional column `clicked`: rollouts of `clicked` positions that are
+        Rows are as in `rollouts.rollout_frame`, with an additional column `clicked`: rollouts of `clicked` positions that are
         not among `positions` follow, with each position rewarded separately, so that they do not affect the others; their
         advantages are NaN if the selected positions are one group. If more or longer rollouts are cached, the first n are
         used, with their first k tokens. Raises ValueError for no positions, and for a position without rollouts under
@@ -180,10 +180,10 @@ class Exploration:
         reward, k, group_by = self.rewards[self.reward], self.refine.rollout_length, self.refine.group_by
 
         def frame() -> pd.DataFrame:
-            parts = [assess([each], reward, k=k) for each in apart]
+            parts = [rollout_frame([each], reward, k=k) for each in apart]
             if group_by == "sequence":
                 parts = [part.assign(advantage=np.float32(np.nan)) for part in parts]
-            chosen_part = assess(chosen, reward, k=k, group_by=group_by).assign(clicked=False)
+            chosen_part = rollout_frame(chosen, reward, k=k, group_by=group_by).assign(clicked=False)
             return pd.concat([chosen_part, *(part.assign(clicked=True) for part in parts)], ignore_index=True)
 
         return frame

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from refine_lab.models import FastWeightLM, Trace
 from refine_lab.ops.head import HEAD_ROWS
-from refine_lab.training.adaptation import prompt_batch
+from refine_lab.training.adaptation import padded_batch
 
 ALTERNATIVES = 5
 """Number of most probable tokens stored for each position."""
@@ -48,7 +48,7 @@ def read_document(
     Raises ValueError for an input that is not a row of at least two token ids of the vocabulary, or exceeds the model's
     context.
     """
-    batch = prompt_batch(policy, [token_ids])
+    batch = padded_batch(policy, [token_ids])
     trace = policy.read(batch.tokens, batch.lengths)
     count = min(alternatives, policy.head.out_features)
     pairs = zip(trace.hidden_states[0, :-1].split(HEAD_ROWS), batch.tokens[0, 1:].split(HEAD_ROWS), strict=True)

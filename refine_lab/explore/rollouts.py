@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from refine_lab.experiments.statistics import varies
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.method.advantages import advantages
 from refine_lab.method.rewards import binary, checked, cosine
 from refine_lab.method.rollout import Branches, sample
 from refine_lab.models import FastWeightLM, Trace
 from refine_lab.rng import Draws
+from refine_lab.statistics.means import varies
 from refine_lab.types import RewardFunction, RewardInputs
 from refine_lab.validation import require
 
@@ -142,7 +142,7 @@ def _block(
     return token_ids, logprobs, hidden_states
 
 
-def assess(
+def rollout_frame(
     rollouts: Sequence[PrefixRollouts],
     reward: RewardFunction,
     *,
@@ -193,7 +193,7 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns are `with`, `r` and `rollouts`; the quantities are the entropy at the prefix, the share of exact tokens, and
     the reference continuation's logprob. Values count as constant if they are equal within rounding. `frame` is as
-    returned by `assess`.
+    returned by `rollout_frame`.
     """
     rows = []
     for name, (column, _) in CORRELATED.items():

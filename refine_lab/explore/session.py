@@ -19,7 +19,7 @@ from refine_lab.explore.rollouts import PrefixRollouts, rollouts_at
 from refine_lab.explore.states import StateSummary, summarise, written
 from refine_lab.models import FastWeightLM, Trace, load_model
 from refine_lab.models.hub import own_folder, resolve
-from refine_lab.training.adaptation import Adapter, fewer_chunks, preserve_weights, prompt_batch
+from refine_lab.training.adaptation import Adapter, fewer_chunks, padded_batch, preserve_weights
 from refine_lab.training.answers import answers_to
 from refine_lab.ttt_config import TTTConfig
 from refine_lab.validation import require
@@ -130,7 +130,7 @@ class Session:
     def answer(self, model: str, token_ids: TokenIds, rule: AnswerRule) -> str:
         """Returns the greedily decoded answer to the prompt as text, ended and cut by `rule`."""
         held = self._held(model)
-        prompt_batch(held.policy, [torch.from_numpy(token_ids)])  # raises for what is no prompt
+        padded_batch(held.policy, [torch.from_numpy(token_ids)])  # raises for what is no prompt
         return answers_to(held.policy, held.tokenizer, [token_ids.tolist()], rule)[0]
 
     def adapt(self, model: str, token_ids: TokenIds, config: TTTConfig) -> Iterator[AdaptationStep]:
@@ -140,7 +140,7 @@ class Session:
         """
         held, prompt = self._held(model), torch.from_numpy(token_ids).long()
         adapter = Adapter(held.policy, config)  # raises before anything is changed
-        batch = prompt_batch(held.policy, [prompt])
+        batch = padded_batch(held.policy, [prompt])
         note = fewer_chunks(config, len(prompt))
         if held.restored is None:
             held.loaded = held.loaded or self.fingerprint(model)

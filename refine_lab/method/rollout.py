@@ -62,7 +62,9 @@ def sample(
     return torch.stack(tokens, 1)
 
 
-def follow(policy: FastWeightLM, branches: Branches, tokens: Int[Tensor, "R K"], temperature: float) -> Continuation:
+def read_rollouts(
+    policy: FastWeightLM, branches: Branches, tokens: Int[Tensor, "R K"], temperature: float
+) -> Continuation:
     """Reads `tokens` from their branches in one forward pass over k tokens; differentiable in the policy and the prefix.
 
     logprobs[:, j] belongs to token j given the prefix and the tokens before it, at the sampling temperature;

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -24,7 +24,7 @@ from refine_lab.config import RefineConfig, UpdateConfig
 from refine_lab.method.advantages import advantages
 from refine_lab.method.losses import entropy_loss, kl_loss, mask_last, ntp_loss, policy_loss
 from refine_lab.method.rewards import binary, cosine
-from refine_lab.method.rollout import Branches, Continuation, follow, sample
+from refine_lab.method.rollout import Branches, Continuation, read_rollouts, sample
 from refine_lab.method.selection import select_positions, selection_probabilities
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import Trace, hidden_states_only
@@ -84,7 +84,7 @@ def roll_out(
     shape = (refine.num_chunks, refine.group_size, refine.rollout_length)
     uniforms = draws.uniforms(batch.sequence_ids, "rollout", shape).flatten(0, 2)
     tokens = sample(policy, branches.detach(), uniforms, refine.temperature)
-    continuation = follow(policy, branches, tokens, refine.temperature)
+    continuation = read_rollouts(policy, branches, tokens, refine.temperature)
     return assess(trace, entropies, batch, positions, tokens, continuation, refine, reward), continuation
 
 
@@ -150,8 +150,8 @@ def rollout_loss(
 def train_step(train_state: TrainState, batch: Batch, draws: Draws) -> StepResult:
     """Makes all updates on one batch, each on `config.mini_batch_size` sequences with clipped gradients.
 
-    The metrics count skipped updates (see `update`) as `skipped_updates`, if there are any. Neither the micro-batch size
-    nor the order of rows within an update changes a draw or (up to rounding) a gradient.
+    The metrics count skipped updates (see `OptimizerUpdate.apply`) as `skipped_updates`, if there are any. Neither the
+    micro-batch size nor the order of rows within an update changes a draw or (up to rounding) a gradient.
     """
     config = train_state.config
     refine = config.refine
@@ -165,18 +165,18 @@ def train_step(train_state: TrainState, batch: Batch, draws: Draws) -> StepResul
     sums: dict[str, float] = defaultdict(float)
     kept: list[Rollouts] = [] if planned is None else [planned]
 
-    def losses(first: int, mini: Batch) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    minis = [*split(batch, config.mini_batch_size)]
+    for start, mini in minis:
+        update = OptimizerUpdate(train_state)
         for offset, micro in split(mini, config.micro_batch_size):
-            row = first + offset
+            row = start + offset
             part = None if planned is None else planned.rows(row, row + len(micro.lengths))
             loss, metrics, rollouts = _loss(train_state, micro, mini, draws, part)
             if rollouts is not None and planned is None:
                 kept.append(rollouts)
-            yield loss, metrics
-
-    minis = [*split(batch, config.mini_batch_size)]
-    for start, mini in minis:
-        for name, value in update(train_state, losses(start, mini)).items():
+            if not update.add(loss, metrics):
+                break
+        for name, value in update.apply().items():
             sums[name] += value
     skipped = sums.pop("skipped_updates", 0.0)
     metrics = {name: value / len(minis) for name, value in sums.items()}
@@ -190,29 +190,38 @@ def train_step(train_state: TrainState, batch: Batch, draws: Draws) -> StepResul
     return StepResult({**metrics, "updates": len(minis)}, rollouts)
 
 
-def update(train_state: TrainState, losses: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
-    """Makes one optimizer update on the sum of `losses`, one (loss, metrics) pair per micro-batch.
+class OptimizerUpdate:
+    """One optimizer update: `add` accumulates the gradients of one micro-batch after another, `apply` changes the weights."""
 
-    Returns the sums of the metrics, and `grad_norm` before clipping. If a loss or that norm is not finite, or the norm
-    is above `config.skip_above_grad_norm`, no weight or moment changes, and `skipped_updates` is 1.
-    """
-    config, norm = train_state.config, torch.tensor(math.nan)
-    for optimizer in train_state.optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    sums: dict[str, float] = defaultdict(float)
-    for loss, metrics in losses:
+    def __init__(self, train_state: TrainState) -> None:
+        self._train_state, self._finite = train_state, True
+        self._sums: dict[str, float] = defaultdict(float)
+        for optimizer in train_state.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def add(self, loss: Tensor, metrics: Mapping[str, Tensor]) -> bool:
+        """Adds a micro-batch's share of loss and metrics; returns False if the loss is NaN or infinite."""
         for name, value in metrics.items():
-            sums[name] += float(value)
-        if not torch.isfinite(loss):
-            break
-        loss.backward()
-    else:
-        norm = torch.nn.utils.clip_grad_norm_(train_state.policy.parameters(), config.max_grad_norm)
-    if not torch.isfinite(norm) or norm > (config.skip_above_grad_norm or math.inf):  # before the weights are lost
-        return {**sums, "grad_norm": float(norm), "skipped_updates": 1.0}
-    for optimizer in train_state.optimizers:
-        optimizer.step()
-    return {**sums, "grad_norm": float(norm)}
+            self._sums[name] += float(value)
+        self._finite = bool(torch.isfinite(loss))
+        if self._finite:
+            loss.backward()
+        return self._finite
+
+    def apply(self) -> dict[str, float]:
+        """Returns the sums of the metrics, and `grad_norm` before clipping.
+
+        If the last loss or that norm is not finite, or the norm is above `config.skip_above_grad_norm`, no weight or
+        moment changes, and `skipped_updates` is 1.
+        """
+        config, norm = self._train_state.config, torch.tensor(math.nan)
+        if self._finite:
+            norm = torch.nn.utils.clip_grad_norm_(self._train_state.policy.parameters(), config.max_grad_norm)
+        if not torch.isfinite(norm) or norm > (config.skip_above_grad_norm or math.inf):  # before the weights are lost
+            return {**self._sums, "grad_norm": float(norm), "skipped_updates": 1.0}
+        for optimizer in self._train_state.optimizers:
+            optimizer.step()
+        return {**self._sums, "grad_norm": float(norm)}
 
 
 class NotFinite(FloatingPointError):
@@ -241,7 +250,7 @@ def _loss(
         else:
             detach = refine.prefix_gradient == "detached"
             branches = Branches.of(trace, planned.positions, planned.group_size, detach=detach)
-            rollouts, continuation = planned, follow(policy, branches, planned.tokens, refine.temperature)
+            rollouts, continuation = planned, read_rollouts(policy, branches, planned.tokens, refine.temperature)
         per_row = refine.num_chunks * refine.group_size * refine.rollout_length
         reference = _reference_logprobs(train_state, micro, rollouts, refine)
         nsp, nsp_metrics = rollout_loss(continuation, rollouts, refine, len(mini.lengths) * per_row, reference)
@@ -280,7 +289,7 @@ def _reference_logprobs(
         raise ValueError(f"kl_coef {refine.kl_coef} needs a reference policy to compare with, got none")
     trace = train_state.reference.read(batch.tokens, batch.lengths)
     branches = Branches.of(trace, rollouts.positions, rollouts.group_size)
-    return follow(train_state.reference, branches, rollouts.tokens, refine.temperature).logprobs
+    return read_rollouts(train_state.reference, branches, rollouts.tokens, refine.temperature).logprobs
 
 
 def _with_last(entropies: Float[Tensor, "B S"], batch: Batch) -> Float[Tensor, "B T"]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from refine_lab.config import RefineConfig
 from refine_lab.method.losses import policy_loss
-from refine_lab.method.rollout import Branches, follow
+from refine_lab.method.rollout import Branches, read_rollouts
 from refine_lab.models import FastWeightLM, State
 
 GROUP = 2
@@ -70,7 +70,7 @@ class Branched:
         branches = Branches.of(trace, probe.positions, GROUP)
         before = branches.state.detach().map(torch.clone)
         tokens, decoded = _decode(model, branches.detach(), probe.continuations)
-        read = follow(model, branches, tokens, 1.0)
+        read = read_rollouts(model, branches, tokens, 1.0)
         advantages = torch.randn(len(tokens), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         return Branched(
             rows=probe.tokens,

@@ -11,6 +11,7 @@ def paper_midtrain(method: str = "refine", seed: int = 0) -> TrainConfig:
     data = DataConfig(
         sources={"datasets:DKYoon/SlimPajama-6B": 1.0},  # release: Long-Data-Collections is gone
         sequence_length=16_384,  # table D.1
+        rows="document",  # release: the first 16K tokens of a document
         min_tokens=16_384,  # release: documents of at least 16K tokens
         max_tokens=220_000_000,  # section 4.2: about 200M are trained on; with room for the held-out rows, ours
         validation_sequences=32,  # ours

@@ -28,7 +28,7 @@ COLUMNS = {
 }
 """Columns of a row, one row per example; further columns may follow."""
 
-RENAMED = {"way": "method", "recall": "contains_answer"}
+RENAMED_COLUMNS = {"way": "method", "recall": "contains_answer"}
 """Columns of older files and their present names."""
 
 
@@ -94,7 +94,7 @@ def _table(path: Path, columns: list[str] | None = None) -> pa.Table | None:
     """Returns the content of a file; None, with a warning, if it is damaged."""
     try:
         table = read_parquet(path, columns)
-        return table.rename_columns([RENAMED.get(name, name) for name in table.column_names])
+        return table.rename_columns([RENAMED_COLUMNS.get(name, name) for name in table.column_names])
     except (pa.ArrowException, OSError) as error:
         warnings.warn(f"{path} is damaged, its answers count as not given: {error}", stacklevel=2)
         return None

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from refine_lab.runs.durable import digest, remove_folder, replace_bytes, short_digest, sync
-from refine_lab.runs.files import parquet_parts
+from refine_lab.runs.files import open_file, parquet_parts, read_json
 
 MANIFEST = "checkpoint.json"
 OPTIMIZER = "optimizer.safetensors"
@@ -53,15 +53,16 @@ def _digest_of(values: Mapping[str, Any]) -> str:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Returns a checkpoint's manifest, or None if it has none. Raises ValueError if it is damaged."""
     path = folder / MANIFEST
-    try:
-        values = json.loads(path.read_bytes())
-        whole = values.pop("digest") == _digest_of(values)
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: it is no manifest of a checkpoint ({error})") from None
-    if not whole:
+    values = read_json(path)
+    if values.pop("digest", None) != _digest_of(values):
         raise ValueError(f"{path} is damaged: its digest is not that of its content")
+    parts = [values.get(name) for name in ("files", "records")]
+    facts = [each for part in parts if isinstance(part, dict) for each in part.values()]
+    described = all(isinstance(each, dict) and {"bytes", "digest"} <= each.keys() for each in facts)
+    if not (described and all(isinstance(part, dict) for part in parts) and type(values.get("step")) is int):
+        raise ValueError(f"{path} is damaged: it is no manifest of a checkpoint")
     return values
 
 
@@ -85,12 +86,14 @@ def check_checkpoint(folder: Path, *, leave_out: Collection[str] = ()) -> None:
     if manifest is not None:
         return check_files(folder, manifest["files"], leave_out=leave_out)
     for path in folder.iterdir():
+        if path.suffix in (".json", ".safetensors"):
+            open_file(path).close()  # raises ValueError for a pipe
         try:
             if path.suffix == ".json":
                 json.loads(path.read_bytes())
             elif path.suffix == ".safetensors":
                 safe_open(path, "np").__exit__(None, None, None)  # checks that the tensors fill the file
-        except (ValueError, SafetensorError) as error:
+        except (ValueError, RecursionError, SafetensorError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
 
 
@@ -149,10 +152,15 @@ def drop_checkpoints(run: Path, newest: int, every: int = 0) -> None:
 
 
 def _held_out_loss(folder: Path) -> float | None:
+    return _whole_manifest(folder).get("held_out_loss")
+
+
+def _whole_manifest(folder: Path) -> dict[str, Any]:
+    """Returns a checkpoint's manifest; an empty one if it is missing or damaged."""
     try:
-        return (read_manifest(folder) or {}).get("held_out_loss")
+        return read_manifest(folder) or {}
     except ValueError:
-        return None
+        return {}
 
 
 # -- records ---------------------------------------------------------------------------------------------------------
@@ -194,8 +202,8 @@ def check_records(run: Path, manifest: Mapping[str, Any]) -> None:
     if (sentence := _damage(run, manifest)) is None:
         return
     step = manifest["step"]
-    others = [read_manifest(folder) for earlier, folder in reversed(checkpoints(run)) if earlier < step]
-    whole = next((each["step"] for each in others if each is not None and _damage(run, each) is None), None)
+    earlier = (folder for number, folder in reversed(checkpoints(run)) if number < step)
+    whole = next((each["step"] for each in map(_whole_manifest, earlier) if each and _damage(run, each) is None), None)
     advice = "start a new run"
     if whole is not None:
         advice = f"delete the checkpoints after step {whole}, from which the run then continues"

@@ -6,6 +6,7 @@ appended to and may end in an incomplete line, which readers skip.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import math
@@ -18,9 +19,8 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +30,7 @@ from refine_lab.runs.durable import make_folder, replace_bytes, replace_text, sy
 OLDER_NAMES = {"config.json": "ttt.json", "metrics.jsonl": "updates.jsonl"}
 """Names of these files in runs of test-time training of format version 1."""
 
-RENAMED = {"recall": "contains_answer"}
+RENAMED_METRICS = {"recall": "contains_answer"}
 """Quantities in `metrics.jsonl` of older runs and their present names."""
 
 
@@ -62,12 +62,14 @@ def open_file(path: Path) -> BinaryIO:
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file. Raises FileNotFoundError, or ValueError for any other content."""
     try:
-        with open_file(path) as file:
-            values = json.load(file)
+        opened = open_file(path)
     except FileNotFoundError:
         if not path.parent.is_dir():
             raise FileNotFoundError(f"the run directory {path.parent} was deleted or moved") from None
         raise FileNotFoundError(f"{path.parent} has no {path.name}: the run directory is incomplete") from None
+    try:
+        with opened as file:
+            values = json.load(file)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(values, dict):
@@ -84,7 +86,9 @@ def parse_line(path: Path, line: bytes) -> dict[str, Any]:
     if not _is_metrics(values):
         raise ValueError(f"{path} is damaged: {line[:60]!r} is no line of metrics")
     line_values: dict[str, Any] = values
-    return {RENAMED.get(name, name): math.nan if value is None else value for name, value in line_values.items()}
+    return {
+        RENAMED_METRICS.get(name, name): math.nan if value is None else value for name, value in line_values.items()
+    }
 
 
 def _is_metrics(values: Any) -> bool:
@@ -103,6 +107,9 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in numbers.items()}
 
 
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
+"""What flock reports on a file system without locks."""
+
 _locks: weakref.WeakSet[BinaryIO] = weakref.WeakSet()
 os.register_at_fork(after_in_child=lambda: [lock.close() for lock in list(_locks)])
 
@@ -119,14 +126,29 @@ def take_lock(run: Path) -> BinaryIO:
     Raises RuntimeError, which names the host and process that hold the lock, if another process holds it.
     """
     lock = (run / "lock").open("ab")
-    for _ in range(20):
-        with suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            name_holder(lock, os.getpid())
-            return keep_lock(lock)
-        time.sleep(0.05)  # a process that only checks whether the run is alive holds the lock for a moment
+    try:
+        for _ in range(20):
+            if _locked(lock, run):
+                name_holder(lock, os.getpid())
+                return keep_lock(lock)
+            time.sleep(0.05)  # a process that only checks whether the run is alive holds the lock for a moment
+    except BaseException:
+        lock.close()
+        raise
     lock.close()
     raise RuntimeError(f"run {run.name} is in use by {_holder(run)}; stop that one first")
+
+
+def _locked(file: IO[bytes], place: Path) -> bool:
+    """Locks an open file unless another process holds the lock. Raises OSError where files cannot be locked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        sentence = f"its file system has no file locks (flock): {error.strerror}"
+        raise OSError(error.errno, sentence, str(place)) from None
+    return True
 
 
 def name_holder(lock: BinaryIO, pid: int) -> None:
@@ -152,7 +174,7 @@ def _holder(run: Path) -> str:
 def is_held(run: Path) -> bool:
     """Returns whether a process holds a run's lock, which is released even if the process is killed.
 
-    Only read access is needed.
+    Only read access is needed. On a file system without locks no run is executed, and none is held.
     """
     try:
         with open_file(run / "lock") as lock:
@@ -161,6 +183,9 @@ def is_held(run: Path) -> bool:
         return False
     except BlockingIOError:
         return True
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     return False
 
 
@@ -168,12 +193,7 @@ def require_locks(folder: Path) -> None:
     """Raises OSError if files on the file system of `folder`, which need not exist yet, cannot be locked."""
     place = next(each for each in (folder, *folder.parents) if each.is_dir())
     with tempfile.TemporaryFile(dir=place) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OSError(
-                error.errno, f"its file system has no file locks (flock): {error.strerror}", str(place)
-            ) from None
+        _locked(file, place)
 
 
 def cut_metrics(path: Path, kept: Collection[int]) -> None:
@@ -215,18 +235,6 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Reads a table. Raises OSError or ValueError if the file is damaged."""
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         return file.read(columns, use_threads=False)  # a file is small: threads cost more than they save
-
-
-DATE = "%Y%m%d-%H%M%S"
-"""The beginning of the name of a run directory, by which runs are ordered."""
-
-
-def next_date(folder: Path) -> str:
-    """Returns the present time for the name of a new run; later than every run's in `folder`, if the clock was set back."""
-    now = time.strftime(DATE)
-    names = (path.name for path in folder.glob("*-*-*") if is_run(path))
-    newest = max((name[:15] for name in names if re.match(r"\d{8}-\d{6}-", name)), default="")
-    return now if newest <= now else f"{datetime.strptime(newest, DATE) + timedelta(seconds=1):{DATE}}"
 
 
 def new_directory(folder: Path, name: str) -> Path:

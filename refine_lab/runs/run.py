@@ -42,6 +42,8 @@ CONFIGS = {"train": TrainConfig, "answer": TTTRunConfig}
 
 STARTED = "started.json"
 """File that records what a run started with (see `started`)."""
+HIGHEST = 10**9
+"""Highest number of a run in its folder."""
 ERROR = 2000
 """Maximum number of characters of an error in `status.json`."""
 
@@ -120,13 +122,28 @@ class Run:
     def inputs(self) -> dict[str, Any] | None:
         """Returns the run's inputs besides its configuration (`refine_lab.training.inputs`); None if none were recorded."""
         path = self.path / "inputs.json"
-        return read_json(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        values = read_json(path)
+        texts, model = values.get("texts", {}), values.get("model", {})
+        fits = isinstance(texts, dict) and all(isinstance(each, dict) for each in (model, *texts.values()))
+        if not fits:
+            raise ValueError(f"{path} is damaged: texts and model are no digests of files")
+        return values
 
     @property
     def started(self) -> dict[str, Any]:
         """Returns what the run started with (see `started`); empty for a run of an earlier version."""
         path = self.path / STARTED
         return read_json(path) if path.is_file() else {}
+
+    @property
+    def number(self) -> int:
+        """Returns the run's number in its folder, by which runs are ordered; 0 for a run of an earlier version."""
+        number = self.started.get("number", 0)
+        fits = type(number) is int and 0 <= number <= HIGHEST
+        require(fits, f"number of {self.path / STARTED}", number, f"a whole number from 0 to {HIGHEST:,}")
+        return number
 
     @property
     def parent(self) -> tuple[Path, int] | None:
@@ -156,6 +173,8 @@ class Run:
         path = self.path / "status.json"
         if not path.is_file() and run_file(self.path, "config.json").name == "ttt.json":
             return self._older_status()
+        if not path.exists() and is_run(self.path):  # the power failed while the run was created
+            return Status(state="starting", step=self.done, steps=self.steps, pid=None, time=self.path.stat().st_mtime)
         values = read_json(path)
         if isinstance(error := values.get("error"), str):
             values["error"] = printable(shorten(error, 2 * ERROR))
@@ -263,8 +282,8 @@ def list_runs(folder: Path | str | None = None) -> list[Run]:
         try:
             run = Run(path)
             _ = run.config
-            runs.append((int(run.started.get("number", 0)), run.name, run))
-        except (OSError, ValueError, TypeError) as error:
+            runs.append((run.number, run.name, run))
+        except (OSError, ValueError) as error:
             warnings.warn(printable(f"left out: {error}"), stacklevel=2)
     return [run for *_, run in sorted(runs, key=lambda each: each[:2])]
 

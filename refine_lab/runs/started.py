@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from refine_lab.config import TrainConfig, from_json, to_json
+from refine_lab.runs.checkpoints import newest_whole
 from refine_lab.runs.files import read_json, write_json
-from refine_lab.runs.run import CONFIGS, STARTED, Run
+from refine_lab.runs.run import CONFIGS, HIGHEST, STARTED, Run
 from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.validation import ConfigError
 
@@ -64,7 +65,7 @@ def changes_of(run: Run) -> list[Change]:
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{run.path / STARTED} cannot be used: {error}") from None
     found = [change for change in _differences(before, run.config) if change.name not in FREE]
-    if (now := _reward(run.path)) != reward:
+    if (now := reward_of(run.path)) != reward:
         lines = zip_longest((reward or "").splitlines(), (now or "").splitlines())
         number, (old, new) = next(
             (pair for pair in enumerate(lines, start=1) if pair[1][0] != pair[1][1]), (0, ("", ""))
@@ -92,6 +93,22 @@ def check_unchanged(run: Run, overrides: Collection[str] = ()) -> list[Change]:
     return found
 
 
+def check_beginning(run: Run) -> None:
+    """Raises ValueError if a run with no undamaged checkpoint would begin anew with other results: a fork or a changed run."""
+    started = run.started
+    changed = [change["name"] for change in started.get("changes", []) if change["step"]]
+    if not (started.get("parent") or changed):
+        return
+    found, damaged = newest_whole(run.path)
+    if found is None:
+        sentence = f" ({damaged[0][1]})" if damaged else ""
+        what = "a fork" if started.get("parent") else f"a run whose {changed[0]} was changed"
+        raise ValueError(
+            f"{run.path} has no undamaged checkpoint{sentence}, and {what} cannot begin anew: restore a checkpoint, or "
+            "create a new run"
+        )
+
+
 def refusal(run: Run, what: str, changes: Sequence[Change]) -> str:
     """Returns the sentence that refuses to resume a run with other settings or inputs."""
     named = "; ".join(map(str, changes[:5])) + (f" (and {len(changes) - 5} more)" if len(changes) > 5 else "")
@@ -110,9 +127,11 @@ def accept(run: Run, changes: Sequence[Change]) -> None:
     recorded = (run.path / STARTED).is_file()
     if recorded and not changes:
         return
+    if not recorded and run.done:
+        print(f"{run.path} has no {STARTED}: whether its settings have changed since it began is not known", flush=True)
     values = run.started if recorded else {"number": 0, "time": None, "parent": None, "changes": []}
     new = [{"name": each.name, "before": each.before, "now": each.now, "step": run.done} for each in changes]
-    _write(run.path, run.config, _reward(run.path), {**values, "changes": [*values["changes"], *new]})
+    _write(run.path, run.config, reward_of(run.path), {**values, "changes": [*values["changes"], *new]})
 
 
 def _extends(run: Run, change: Change) -> bool:
@@ -124,16 +143,21 @@ def _write(path: Path, config: Any, reward: str | None, values: Mapping[str, Any
     write_json(path / STARTED, {**values, "reward": reward, "config": json.loads(to_json(config))})
 
 
-def _reward(path: Path) -> str | None:
+def reward_of(path: Path) -> str | None:
+    """Returns the source of a run's custom reward, or None. Raises ValueError, naming the file, if it is no text."""
     source = path / REWARD
-    return source.read_text(encoding="utf-8") if source.is_file() else None
+    try:
+        return source.read_text(encoding="utf-8") if source.is_file() else None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is no UTF-8 text: {error}") from None
 
 
 def _number(started: Path) -> int:
     try:
-        return int(read_json(started)["number"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return 0  # the run itself reports the damage when it is resumed
+        number = read_json(started).get("number")
+    except (OSError, ValueError):
+        return 0  # the damage is reported where the runs are listed
+    return number if type(number) is int and 0 <= number < HIGHEST else 0
 
 
 def _differences(before: Any, now: Any, prefix: str = "") -> Iterator[Change]:

@@ -17,7 +17,7 @@ from typing import Any
 from refine_lab.config import TrainConfig, to_json
 from refine_lab.runs import checkpoints, durable
 from refine_lab.runs.environment import environment
-from refine_lab.runs.files import cut_metrics, new_directory, next_date, plain, write_json
+from refine_lab.runs.files import cut_metrics, new_directory, plain, write_json
 from refine_lab.runs.run import ERROR, Run, State, runs_dir
 from refine_lab.runs.schema import ROLLOUT_TYPES, cut_rollouts, write_rollouts
 from refine_lab.runs.started import write_started
@@ -67,7 +67,7 @@ class RunWriter:
         train = isinstance(config, TrainConfig)
         name = f"{config.recipe}-{config.method}-s{config.seed}"
         folder = runs or runs_dir()
-        path = new_directory(folder, f"{next_date(folder)}-{'' if train else 'ttt-'}{name}")
+        path = new_directory(folder, f"{time.strftime('%Y%m%d-%H%M%S')}-{'' if train else 'ttt-'}{name}")
         for folder in ("rollouts" if train else "answers", "checkpoints"):
             durable.make_folder(path / folder)
         if reward_source is not None:

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -55,7 +55,11 @@ def main(arguments: list[str]) -> int:
         if len(runs) > 1:
             _log_into(run)
         try:
-            _work(run, stop, options.override)
+            if reason := stop.requested():
+                write_status(run, "stopped", error=reason)
+            else:
+                write_status(run, "starting", pid=os.getpid())
+                _executor(run)(run.path, stop, options.override)
         except BaseException as error:
             if os.getpid() != pid:
                 os._exit(1)  # a process that a library or a reward has forked is not the run's
@@ -68,19 +72,15 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _work(run: Run, stop: StopSignal, overrides: Collection[str]) -> None:
-    """Trains or answers one run; torch is loaded only here, so that signals are handled during the import."""
-    if reason := stop.requested():
-        return write_status(run, "stopped", error=reason)
-    write_status(run, "starting", pid=os.getpid())
+def _executor(run: Run) -> Callable[[Path, StopSignal, Collection[str]], None]:
+    """Returns the function that trains or answers a run; torch is loaded only here, so that signals are handled meanwhile."""
     if run.kind == "train":
         from refine_lab.training.trainer import train
 
-        train(run.path, stop, overrides)
-    else:
-        from refine_lab.training.answer_run import answer_prompts
+        return train
+    from refine_lab.training.answer_run import answer_prompts
 
-        answer_prompts(run, stop, overrides)
+    return answer_prompts
 
 
 def _log_into(run: Run) -> None:

@@ -64,7 +64,7 @@ def adapted(
     changed or copied, for a prompt that is not a row of token ids of the vocabulary or is too short, for a model whose
     weights are not float32 or float64, and if `parameters` matches no parameter.
     """
-    adapter, batch = Adapter(model, config), prompt_batch(model, [prompt])
+    adapter, batch = Adapter(model, config), padded_batch(model, [prompt])
     if sentence := fewer_chunks(config, len(prompt)):
         warnings.warn(sentence, stacklevel=3)
     with preserve_weights(model, config.parameters):
@@ -77,7 +77,7 @@ def adapted(
 def adapt(model: FastWeightLM, prompt: Int[Tensor, "T"], config: TTTConfig) -> Iterator[Update]:
     """Updates the model on the prompt and yields after each update; the weights stay updated (see `preserve_weights`)."""
     adapter = Adapter(model, config)
-    yield from adapter.adapt(prompt_batch(model, [prompt]))
+    yield from adapter.adapt(padded_batch(model, [prompt]))
 
 
 class Adapter:
@@ -99,7 +99,7 @@ class Adapter:
         self.optimizers = make_optimizers(model, self._update, list(self.trainable.values()))
 
     def adapt(self, batch: Batch) -> Iterator[Update]:
-        """Updates the model on the prompts of a batch (see `prompt_batch`) and yields after each step."""
+        """Updates the model on the prompts of a batch (see `padded_batch`) and yields after each step."""
         train_state, tokens = self._train_state(batch), int(batch.lengths.sum())
         for number in range(1, self.config.steps + 1):
             began = time.monotonic()
@@ -128,7 +128,7 @@ class Adapter:
         return TrainState(policy=self.model, optimizers=self.optimizers, config=config, reward=reward)
 
 
-def prompt_batch(
+def padded_batch(
     model: FastWeightLM, prompts: Sequence[Int[Tensor, "_"]], sequence_ids: tuple[int, ...] = (0,)
 ) -> Batch:
     """Returns prompts as a batch on the model's device, padded on the right, with the given `sequence_ids`.
@@ -183,7 +183,7 @@ def read_prompt(model: FastWeightLM, prompt: Int[Tensor, "T"]) -> Reading:
 
     Computed in the caller's arithmetic (its autocast, if any). Raises ValueError for an invalid prompt.
     """
-    batch = prompt_batch(model, [prompt])
+    batch = padded_batch(model, [prompt])
     with hidden_states_only():
         stats = next_token_stats(model, model.read(batch.tokens, batch.lengths), batch, entropy=True)
     return Reading(entropies=stats.entropies[0].float().cpu(), losses=-stats.logprobs[0].float().cpu())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -23,11 +24,12 @@ _loaded: dict[str, Any] = {}
 """Model, tokenizer and task of the last run, which the next one may also use."""
 
 
-def answer_prompts(run: Run, stop: StopSignal, overrides: Collection[str] = ()) -> None:
-    """Answers all prompts of `run`, or until a stop is requested.
+def answer_prompts(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None:
+    """Answers all prompts of a run, or until a stop is requested.
 
     Raises ValueError if its prompts or its model have changed since it started, unless `overrides` accept that.
     """
+    run = Run(path)
     key = repr(_loads(run.config))
     if key not in _loaded:
         _loaded.clear()  # the next model needs their memory

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from refine_lab.runs.checkpoints import drop_checkpoints, resume_point
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunProgress, RunWriter, write_status
 from refine_lab.training import optim
-from refine_lab.training.adaptation import Adapter, Update, fewer_chunks, preserve_weights, prompt_batch, read_prompt
+from refine_lab.training.adaptation import Adapter, Update, fewer_chunks, padded_batch, preserve_weights, read_prompt
 from refine_lab.training.answers import answer, answer_row
 from refine_lab.ttt_config import TTTRunConfig as TTTRunConfig
 from refine_lab.validation import require
@@ -81,7 +81,7 @@ def check_prompts(model: FastWeightLM, config: TTTRunConfig, examples: Sequence[
     for example in examples:
         try:
             ids = adapt_ids(example, config.adapt_on)
-            prompt_batch(model, [ids, torch.tensor(example.prompt_ids)], (0, 1))
+            padded_batch(model, [ids, torch.tensor(example.prompt_ids)], (0, 1))
             if config.ttt is not None and (sentence := fewer_chunks(config.ttt, len(ids))):
                 found.append(f"{example.name}: {sentence}")
         except ValueError as error:
@@ -151,7 +151,10 @@ class _Work:
     batches: dict[int, list[Example]]
     rule: AnswerRule
     report: Report
+    done: set[int] = field(default_factory=set)
     reason: object = None
+    writer: RunWriter = field(init=False)
+    progress: RunProgress = field(init=False)
 
     def execute(self) -> bool:
         """Answers the unanswered batches, writes the run's final status, and returns whether everything is answered.
@@ -163,11 +166,10 @@ class _Work:
         first, folder, drifts = 0, None, ttt is not None and self.run.config.reset == "never"
         if drifts:
             first, folder = resume_point(self.run.path) or (0, None)
-            if not self.done.issuperset(range(1, first + 1)):
-                first, folder = (
-                    0,
-                    None,
-                )  # an answer is missing, which the weights of the checkpoint would not give again
+            if not self.done.issuperset(
+                range(1, first + 1)
+            ):  # the checkpoint's weights would not give the answer again
+                first, folder = 0, None
             self.done = set(range(1, first + 1))
         preserved = nullcontext if ttt is None else partial(preserve_weights, self.model, ttt.parameters)
         per_run, per_batch = (preserved, nullcontext) if drifts else (nullcontext, preserved)
@@ -200,11 +202,9 @@ class _Work:
         """Returns an adapter with a fresh optimizer, or None without adaptation."""
         if self.run.config.ttt is None:
             return None
-        sizes = {
-            "mini_batch_size": self.run.config.mini_batch_size,
-            "micro_batch_size": self.run.config.micro_batch_size,
-        }
-        return Adapter(self.model, self.run.config.ttt, **sizes)
+        config = self.run.config
+        sizes = {"mini_batch_size": config.mini_batch_size, "micro_batch_size": config.micro_batch_size}
+        return Adapter(self.model, config.ttt, **sizes)
 
     def _adapt_and_answer(self, number: int, adapter: Adapter | None) -> list[dict[str, Any]] | None:
         """Returns the rows of a batch's answers, or None if `report` asked to stop.
@@ -216,7 +216,7 @@ class _Work:
         before = after = self._measured(examples)
         if adapter is not None:
             ids = tuple(range((number - 1) * len(examples), number * len(examples)))
-            batch = prompt_batch(self.model, [adapt_ids(example, config.adapt_on) for example in examples], ids)
+            batch = padded_batch(self.model, [adapt_ids(example, config.adapt_on) for example in examples], ids)
             for update in adapter.adapt(batch):
                 updates.append(update)
                 self.writer.update(number, update_line(update, [example.name for example in examples]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from statistics import fmean
 
 import torch
@@ -114,13 +115,20 @@ def fixed_targets(num_chunks: int, rollout_length: int) -> RefineConfig:
 @torch.no_grad()
 def exact_recall(policy: FastWeightLM, documents: Sequence[RecallDocument], micro_batch_size: int = 16) -> float:
     """Returns the share of questions answered exactly, token for token, by greedy generation, from 0 to 1."""
+    return fmean(chain.from_iterable(recalled(policy, documents, micro_batch_size)))
+
+
+@torch.no_grad()
+def recalled(policy: FastWeightLM, documents: Sequence[RecallDocument], micro_batch_size: int = 16) -> list[list[bool]]:
+    """Returns for each document whether each of its questions is answered exactly, as in `exact_recall`."""
     asked = [(document.tokens[: q.prompt_end], q.answer_ids) for document in documents for q in document.questions]
-    right = 0
+    right: list[bool] = []
     for start in range(0, len(asked), micro_batch_size):
         prompts, answers = zip(*asked[start : start + micro_batch_size], strict=True)
         written = greedy(policy, prompts, max(map(len, answers)))
-        right += sum(row[: len(answer)] == list(answer) for row, answer in zip(written.tolist(), answers, strict=True))
-    return right / len(asked)
+        right += [row[: len(answer)] == list(answer) for row, answer in zip(written.tolist(), answers, strict=True)]
+    rest = iter(right)
+    return [[next(rest) for _ in document.questions] for document in documents]
 
 
 def recall_documents(kind: str, count: int, num_tokens: int, held_out: SequenceData) -> list[RecallDocument]:

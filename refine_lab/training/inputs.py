@@ -23,7 +23,7 @@ from refine_lab.runs.checkpoints import OPTIMIZER
 from refine_lab.runs.durable import digest
 from refine_lab.runs.files import write_json
 from refine_lab.runs.run import Run, list_runs
-from refine_lab.runs.started import REWARD, Change, accept, changes_of, refusal
+from refine_lab.runs.started import Change, accept, changes_of, refusal, reward_of
 from refine_lab.runs.writer import RunWriter
 from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.validation import path_of
@@ -174,8 +174,7 @@ def resume_or_create(
 def _as_started(run: Run, reward_source: str | None) -> bool:
     """Returns whether a run has its first settings and this reward, so that a new run would do the same."""
     started = run.started
-    source = run.path / REWARD
-    same = (source.read_text(encoding="utf-8") if source.is_file() else None) == reward_source
+    same = reward_of(run.path) == reward_source
     return same and not started.get("parent") and not started.get("changes") and not changes_of(run)
 
 

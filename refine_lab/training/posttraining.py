@@ -6,12 +6,8 @@ and none is undone or differentiated through. The inner updates are those of mid
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from torch import Tensor
-
 from refine_lab.config import TrainConfig
-from refine_lab.method.step import StepResult, TrainState, split, train_step, update
+from refine_lab.method.step import OptimizerUpdate, StepResult, TrainState, split, train_step
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import hidden_states_only
 from refine_lab.ops.head import TokenStats
@@ -27,7 +23,7 @@ def nested_step(train_state: TrainState[TrainConfig], batch: PromptBatch, draws:
     inner = StepResult({"updates": 0.0}, None)
     if train_state.config.nested:
         inner = train_step(train_state, batch.prompts, draws)
-    outer = update(train_state, _answer_losses(train_state, batch))
+    outer = _answer_update(train_state, batch)
     outer["answer_grad_norm"] = outer.pop("grad_norm")
     if skipped := inner.metrics.get("skipped_updates", 0.0) + outer.get("skipped_updates", 0.0):
         outer["skipped_updates"] = skipped
@@ -42,11 +38,13 @@ def answer_stats(policy: FastWeightLM, batch: PromptBatch) -> TokenStats:
     return policy.head(hidden[rows, places - 1], batch.sequences.tokens[rows, places], entropy=False)
 
 
-def _answer_losses(train_state: TrainState, batch: PromptBatch) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Yields each micro-batch's share of the mean loss -log p(answer token | prompt, answer so far) over all answer tokens."""
-    total = int(batch.loss_mask.sum())
+def _answer_update(train_state: TrainState[TrainConfig], batch: PromptBatch) -> dict[str, float]:
+    """Makes an update on the mean of -log p(answer token | prompt, answer so far) over all answer tokens."""
+    update, total = OptimizerUpdate(train_state), int(batch.loss_mask.sum())
     for start, micro in split(batch.sequences, train_state.config.micro_batch_size):
         with train_state.autocast():
             stats = answer_stats(train_state.policy, batch.rows(start, start + len(micro.lengths)))
             loss = -stats.logprobs.sum() / total
-        yield loss, {"answer_loss": loss.detach(), "answer_accuracy": stats.is_top1.sum() / total}
+        if not update.add(loss, {"answer_loss": loss.detach(), "answer_accuracy": stats.is_top1.sum() / total}):
+            break
+    return update.apply()

@@ -16,7 +16,7 @@ MOST = 3
 
 
 class SkippedSteps:
-    """Counts the last steps with a skipped update (see `refine_lab.method.step.update`)."""
+    """Counts the last steps with a skipped update (see `refine_lab.method.step.OptimizerUpdate`)."""
 
     def __init__(self, run: Path, config: TrainConfig, before: pd.DataFrame) -> None:
         """`before` are the metrics of earlier steps, so that an interruption changes no count."""

@@ -26,6 +26,7 @@ from refine_lab.rng import Draws
 from refine_lab.runs.checkpoints import drop_checkpoints, resume_point
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
+from refine_lab.runs.started import check_beginning, reward_of
 from refine_lab.runs.writer import RunProgress, RunWriter
 from refine_lab.training import optim
 from refine_lab.training.evaluation import answer_measures, next_token
@@ -46,6 +47,7 @@ Measure = Callable[[], dict[str, float]]
 def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None:
     """Trains a run to its last step or until a stop is requested, from its last checkpoint; `overrides` as in `settle`."""
     run = Run(path)
+    check_beginning(run)
     config, (done, folder) = run.config, resume_point(path) or (0, None)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -93,9 +95,8 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None
             skipped.add(step, result.metrics)
             if step % config.eval_every == 0 or step == config.steps:
                 _evaluate(writer, step, train_state, measure)
-            due = (
-                step % config.checkpoint_every == 0 or 0 < config.checkpoint_minutes <= (time.monotonic() - saved) / 60
-            )
+            minutes = (time.monotonic() - saved) / 60
+            due = step % config.checkpoint_every == 0 or 0 < config.checkpoint_minutes <= minutes
             if due and not skipped.count:
                 saved = save(step)
         if (run.latest_checkpoint() or (-1, None))[0] != step:
@@ -124,8 +125,7 @@ def save_training(
 def _train_state(run: Run, config: TrainConfig, policy: FastWeightLM) -> TrainState[TrainConfig]:
     refine, reference, reward = config.refine, None, None
     if refine is not None:
-        source = run.path / "reward.py"
-        reward = reward_function(refine.reward, source.read_text(encoding="utf-8") if source.is_file() else None)
+        reward = reward_function(refine.reward, reward_of(run.path))
         if refine.kl_coef:  # the policy before the first step of training, also after a resumption
             reference, _ = load_policy(config)
             reference.requires_grad_(False)

@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from refine_lab.config import DataConfig, TaskConfig, TrainConfig, from_json, to_json
-from refine_lab.data.batches import SequenceData, plain_tokens
+from refine_lab.data.batches import SequenceData, plain_rows
 from refine_lab.data.recall import make_document
 from refine_lab.data.tasks.examples import Task, load_task
 from refine_lab.data.tasks.prompts import cut_middle
@@ -102,7 +102,7 @@ def test_the_shipped_tokenizers_add_none(name: str) -> None:
 
 
 def test_every_document_of_a_packed_stream_begins_with_it(tokenizer: PreTrainedTokenizerFast) -> None:
-    stream = plain_tokens(DATA, tokenizer, str(TEXT), "train").tolist()
+    stream = plain_rows(DATA, tokenizer, str(TEXT), "train").tokens.tolist()
     starts = [0, *(i + 1 for i, token in enumerate(stream[:-1]) if token == END)]
     assert len(starts) == 7 and [stream[i] for i in starts] == [BOS] * 7 and stream.count(BOS) == 7
     texts = [path.read_text(encoding="utf-8") for path in sorted(TEXT.glob("*.txt"))]
@@ -115,9 +115,9 @@ def test_without_it_the_stream_is_that_of_the_bare_tokenizer(
     bare: PreTrainedTokenizerFast, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Also from the cache, where both are kept."""
-    with_it = plain_tokens(DATA, tokenizer, str(TEXT), "train").tolist()
-    without = plain_tokens(replace(DATA, add_bos=False), tokenizer, str(TEXT), "train").tolist()
-    assert without == plain_tokens(DATA, bare, str(TEXT), "train").tolist()
+    with_it = plain_rows(DATA, tokenizer, str(TEXT), "train").tokens.tolist()
+    without = plain_rows(replace(DATA, add_bos=False), tokenizer, str(TEXT), "train").tokens.tolist()
+    assert without == plain_rows(DATA, bare, str(TEXT), "train").tokens.tolist()
     assert [token for token in with_it if token != BOS] == without
 
 
@@ -126,7 +126,7 @@ def test_without_it_the_stream_is_that_of_the_bare_tokenizer(
 def test_a_recall_document_begins_with_it_once_and_its_questions_stand_where_they_say(
     tokenizer: PreTrainedTokenizerFast, kind: str, split: str
 ) -> None:
-    filler = plain_tokens(DATA, tokenizer, str(TEXT), "train")
+    filler = plain_rows(DATA, tokenizer, str(TEXT), "train").tokens
     generator = torch.Generator().manual_seed(0)
     document = make_document(kind, 160, filler, generator, tokenizer, split, beginning=(BOS,))  # type: ignore[arg-type]
     assert len(document.tokens) <= 160 and (kind == "pairs" or len(document.tokens) == 160)

@@ -46,9 +46,8 @@ def test_the_readme_has_the_cost_of_a_step_as_it_was_measured() -> None:
     assert (
         f"medians of {WORDS[cost['settings']['repeats']]} interleaved rounds, `benchmarks/results/step_cost" in readme
     )
-    plain = [ratio * cost[length]["paper_over_refine"] for length, ratio in ratios.items()]
-    told = re.search(r"a training step costs ([\d.]+) times as much as an SFT step", readme)
-    assert told and all(abs(float(told[1]) - value) < 0.05 for value in plain), plain
+    least, most = sorted(ratio * cost[length]["paper_over_refine"] for length, ratio in ratios.items())
+    assert f"a training step costs {least:.1f} to {most:.1f} times as much as an SFT step" in readme
 
 
 def test_models_md_has_the_costs_as_they_were_measured() -> None:
@@ -187,7 +186,9 @@ def test_the_shares_and_counts_of_the_recipes_that_method_md_names() -> None:
 
 def test_architecture_md_has_the_columns_of_the_files() -> None:
     text = text_of("docs/architecture.md")
-    rollouts = re.search(r"Columns of `rollouts/\*\.parquet`: (.*?)\. Columns of `answers/`: (.*?), then any of", text)
+    rollouts = re.search(
+        r"Columns of `rollouts/\*\.parquet`: (.*?)\. Columns of `answers/`: (.*?), then the columns specific", text
+    )
     assert rollouts
     names = [re.findall(r"`(\w+)`", part) for part in rollouts.groups()]
     assert set(names[0]) == {"step", *ROLLOUT_TYPES}

@@ -136,6 +136,16 @@ def test_arms_of_a_seed_differ_in_the_method_alone() -> None:
     assert configs[0].data.recall == {"word-1": 0.125, "word-4": 0.125}
 
 
+def test_the_settings_of_selection_and_groups_reach_refine_and_the_kernel_follows_k() -> None:
+    settings = {"selection": "uniform", "group_size": 2, "group_by": "prefix", "tau": 0.5, "entropy_index": "equation"}
+    for recipe, length in (("midtrain", {"sequence_length": 512}), ("posttrain", {})):
+        *_, config = method_configs(recipe, [0], **settings, **length)
+        assert {name: getattr(config.refine, name) for name in settings} == settings
+        kernels = [{}, {"rollout_length": 5}, {"rollout_length": 9}, {"rollout_length": 9, "smoothing_kernel": 3}]
+        made = [method_configs(recipe, [0], **each, **length)[-1].refine for each in kernels]
+        assert [each.smoothing_kernel for each in made] == [5, 5, 9, 3] and made[0] == made[1]
+
+
 def test_a_batch_of_another_size_makes_as_many_updates() -> None:
     for config in method_configs("paper_midtrain", [0], batch_size=8):
         assert (config.batch_size, config.mini_batch_size, config.micro_batch_size) == (8, 2, 1)

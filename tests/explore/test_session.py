@@ -9,7 +9,7 @@ import torch
 
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.explore.reading import read_document
-from refine_lab.explore.rollouts import PrefixRollouts, assess, correlations, rollouts_at
+from refine_lab.explore.rollouts import PrefixRollouts, correlations, rollout_frame, rollouts_at
 from refine_lab.explore.session import DOCUMENTS, Session
 from refine_lab.method.advantages import advantages
 from refine_lab.method.rewards import REWARDS
@@ -132,7 +132,7 @@ def by_hand(each: PrefixRollouts, row: int, k: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize("k", [5, 2])
 def test_rewards_on_what_is_cached(rolled: list[PrefixRollouts], k: int) -> None:
-    frame = assess(rolled, REWARDS["hybrid"], k=k)
+    frame = rollout_frame(rolled, REWARDS["hybrid"], k=k)
     assert frame["position"].tolist() == [0] * 3 + [63] * 3 + [144] * 3
     for i, row in frame.iterrows():
         cosine, binary = by_hand(rolled[i // 3], i % 3, k)
@@ -143,7 +143,7 @@ def test_rewards_on_what_is_cached(rolled: list[PrefixRollouts], k: int) -> None
     for _, group in frame.groupby("position"):
         expected = advantages(torch.tensor(group["reward"].to_numpy()), 1, 3, "prefix")
         assert group["advantage"].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
-    together = assess(rolled, REWARDS["hybrid"], k=k, group_by="sequence")
+    together = rollout_frame(rolled, REWARDS["hybrid"], k=k, group_by="sequence")
     expected = advantages(torch.tensor(together["reward"].to_numpy()), 3, 3, "sequence")
     assert together["advantage"].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
@@ -152,14 +152,14 @@ def test_a_reward_of_ones_own_and_refusals(rolled: list[PrefixRollouts]) -> None
     def shortest(inputs):
         return inputs.logprobs.sum(-1)
 
-    frame = assess(rolled, shortest)
+    frame = rollout_frame(rolled, shortest)
     assert frame["reward"].tolist() == pytest.approx([sum(row) for row in frame["logprobs"]], abs=1e-4)
     with refused("k", 6):
-        assess(rolled, shortest, k=6)
+        rollout_frame(rolled, shortest, k=6)
     with refused("rollouts", "none"):
-        assess([], shortest)
+        rollout_frame([], shortest)
     with pytest.raises(ValueError, match="must return one floating-point number a rollout"):
-        assess(rolled, lambda inputs: 1.0)  # type: ignore[arg-type, return-value]
+        rollout_frame(rolled, lambda inputs: 1.0)  # type: ignore[arg-type, return-value]
 
 
 def test_correlations() -> None:

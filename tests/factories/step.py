@@ -10,7 +10,7 @@ from torch import Tensor
 import refine_lab.method.step as step_module
 from refine_lab.config import RefineConfig, TrainConfig
 from refine_lab.method.rewards import REWARDS
-from refine_lab.method.rollout import Branches, follow
+from refine_lab.method.rollout import Branches, read_rollouts
 from refine_lab.method.step import TrainState, assess, next_token_stats
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.training.optim import make_optimizers
@@ -59,7 +59,7 @@ def fast_gradients(policy: DeltaNetForCausalLM, batch: Batch, refine: RefineConf
     trace = policy.read(batch.tokens, batch.lengths)
     stats = next_token_stats(policy, trace, batch, entropy=True)
     branches = Branches.of(trace, positions, refine.group_size, detach=refine.prefix_gradient == "detached")
-    continuation = follow(policy, branches, tokens, refine.temperature)
+    continuation = read_rollouts(policy, branches, tokens, refine.temperature)
     entropies = torch.nn.functional.pad(stats.entropies.detach(), (0, 1))
     reward = REWARDS[refine.reward]
     rollouts = assess(trace, entropies, batch, positions, tokens, continuation, refine, reward)

@@ -30,7 +30,7 @@ def test_paper_midtrain_holds_tables_2_and_d1():
     assert (refine.kl_coef, refine.entropy_coef) == (0.0, 0.0)
     assert (config.batch_size, config.mini_batch_size, config.steps) == (128, 32, 100)
     assert (config.lr, config.schedule, config.weight_decay) == (1e-6, "constant", 0.01)
-    assert config.data.sequence_length == config.data.min_tokens == 16_384
+    assert config.data.sequence_length == config.data.min_tokens == 16_384 and config.data.rows == "document"
     assert (config.eval_every, config.checkpoint_every) == (10, 20)
     assert config.model == "fla-hub/delta_net-1.3B-100B"
 
@@ -67,6 +67,13 @@ def test_release_updates_are_one_and_four():
     assert replace(sft, updates="equal", mini_batch_size=32) == paper_midtrain("sft")
     with refused("mini_batch_size", 8):
         release_updates(midtrain("sft"))
+
+
+def test_only_the_papers_recipe_reads_one_document_per_row():
+    recipes = [entry.make("m", None) if entry.phase == "pretrain" else [entry.make()] for entry in RECIPES.values()]
+    forms = {config.recipe: config.data.rows for configs in recipes for config in configs}
+    assert {name for name, form in forms.items() if form == "document"} == {"paper_midtrain"}
+    assert len(forms) > 20
 
 
 def test_midtrain_trains_on_200_000_tokens_and_evaluates_four_times_in_between():

@@ -129,6 +129,21 @@ def test_a_file_system_without_locks_is_named_before_anything_is_made(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_run_copied_to_a_file_system_without_locks_is_read_and_not_executed(
+    run: Run, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    take_lock(run.path).close()
+
+    def flock(file: object, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert (run.alive, run.state) == (False, "waiting")
+    with naming(OSError, run.path, "no file locks (flock)"):
+        take_lock(run.path)
+
+
 HANGS = """
 import os, sys
 from pathlib import Path

@@ -383,10 +383,13 @@ def test_damaged_files_are_named(writer, name, text, read, fact):
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_status_is_named(writer):
+def test_a_missing_status_is_that_of_a_run_that_waits_at_its_last_checkpoint(writer):
     (writer.path / "status.json").unlink()
+    run = Run(writer.path)
+    assert (run.state, run.status.step, run.status.steps) == ("waiting", run.done, run.steps)
+    (writer.path / "config.json").unlink()
     with naming(FileNotFoundError, writer.path, "status.json"):
-        _ = Run(writer.path).status
+        _ = run.status
 
 
 @pytest.mark.parametrize(
@@ -416,7 +419,7 @@ def test_what_is_no_numbered_checkpoint_is_passed_over(writer):
     assert [step for step, _ in Run(writer.path).checkpoints()] == [3]
 
 
-@pytest.mark.parametrize(("name", "text"), [("config.json", "{"), ("status.json", "{"), ("status.json", None)])
+@pytest.mark.parametrize(("name", "text"), [("config.json", "{"), ("config.json", None), ("status.json", "{")])
 def test_the_trainer_refuses_a_damaged_run_in_one_sentence(writer, name, text, monkeypatch, capsys):
     monkeypatch.setattr(trainer, "child_setup", lambda *paths: [])
     (writer.path / name).unlink()

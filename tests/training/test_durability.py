@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import random
 import re
 import shutil
@@ -146,6 +149,36 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     found, damaged = newest_whole(run.path)
     assert found == (STEPS - 2, run.path / "checkpoints" / f"step-{STEPS - 2}")
     assert [(folder.name, name in sentence) for folder, sentence in damaged] == [(f"step-{STEPS}", True)]
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "config.json", "model.safetensors"])
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_of_a_checkpoint_is_not_waited_for(whole: Whole, tmp_path: Path, name: str, make) -> None:
+    run = whole.copy(tmp_path)
+    path = run.path / "checkpoints" / f"step-{STEPS}" / name
+    path.unlink()
+    make(path)
+    with pytest.warns(UserWarning, match=rf"{re.escape(str(path))} .*step-{STEPS - 2} is used"):
+        load_model(run.path, device="cpu")
+    for _, folder in run.checkpoints()[:-1]:
+        shutil.rmtree(folder)
+    (path.parent / MANIFEST).unlink(missing_ok=True) if name != MANIFEST else None
+    with naming(ValueError, run.path, "no undamaged checkpoint", name):
+        load_model(run.path, device="cpu")
+
+
+def test_a_manifest_that_describes_no_files_is_damaged(whole: Whole, tmp_path: Path) -> None:
+    folder = whole.copy(tmp_path).path / "checkpoints" / f"step-{STEPS}"
+    for values in (
+        {},
+        {"files": {"a": 1}},
+        {"files": {}, "records": {"metrics.jsonl": {}}},
+        {"files": {}, "records": {}},
+    ):
+        text = json.dumps(values | {"digest": hashlib.sha256(json.dumps(values).encode()).hexdigest()[:24]})
+        (folder / MANIFEST).write_text(text, encoding="utf-8")
+        with naming(ValueError, folder / MANIFEST, "no manifest of a checkpoint"):
+            read_manifest(folder)
 
 
 def resume_with_damaged_checkpoint(whole: Whole, tmp_path: Path, name: str, kind: str, printed: object) -> None:

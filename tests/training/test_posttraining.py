@@ -142,13 +142,13 @@ def test_moments_and_order_of_both_kinds_of_update(refine, monkeypatch):
     """All inner updates come first, each optimizer step is counted by the one optimizer, and rollouts precede them."""
     policy, batch, order = make_policy(), make_prompts(), []
     train_state = train_state_for(policy, refine, mini_batch_size=1)
-    whole = nested_module._answer_losses
+    whole = nested_module._answer_update
 
     def watched(*arguments):
         order.append(int(train_state.optimizers[0].state[policy.lm_head.weight]["step"]))
         return whole(*arguments)
 
-    monkeypatch.setattr(nested_module, "_answer_losses", watched)
+    monkeypatch.setattr(nested_module, "_answer_update", watched)
     result = nested_step(train_state, batch, Draws(seed=0, step=1))
     assert order == [4], "the answers come after four updates on the prompts"
     assert int(train_state.optimizers[0].state[policy.lm_head.weight]["step"]) == 5 == result.metrics["updates"]

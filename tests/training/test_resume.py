@@ -16,6 +16,7 @@ import torch
 from refine_lab import fork
 from refine_lab.config import TrainConfig, from_json, to_json
 from refine_lab.experiments.compare import lineage
+from refine_lab.experiments.runs import text_runs
 from refine_lab.method.custom_reward import reward_source
 from refine_lab.method.step import StepResult
 from refine_lab.runs.process import hold
@@ -182,9 +183,26 @@ def test_an_optimizer_that_was_changed_starts_with_new_moments(stopped: Run, cap
     assert "The moments of AdamW are not used: the run continues with Muon, AdamW." in capsys.readouterr().out
 
 
-def test_a_run_of_an_earlier_version_is_compared_from_now_on(stopped: Run) -> None:
+def test_a_reward_that_is_no_text_is_named(stopped: Run, config: TrainConfig) -> None:
+    path = stopped.path / "reward.py"
+    path.write_bytes(b"\xff")
+    with naming(ValueError, path, "no UTF-8 text"):
+        hold(stopped)
+    with naming(ValueError, path, "no UTF-8 text"):
+        resume_or_create([config], stopped.path.parent)
+
+
+@pytest.mark.parametrize("values", [{"texts": 3}, {"texts": {"a": "b"}}, {"texts": {}, "model": []}])
+def test_inputs_that_are_no_digests_are_named(stopped: Run, values: dict[str, object]) -> None:
+    (stopped.path / "inputs.json").write_text(json.dumps(values), encoding="utf-8")
+    with naming(ValueError, stopped.path / "inputs.json", "is damaged"):
+        go(stopped)
+
+
+def test_a_run_of_an_earlier_version_is_compared_from_now_on(stopped: Run, capsys: pytest.CaptureFixture) -> None:
     (stopped.path / "started.json").unlink()
     accept(stopped, check_unchanged(stopped))
+    assert f"{stopped.path} has no started.json: whether its settings have changed" in capsys.readouterr().out
     with naming(ValueError, "lr was 0.001"):
         hold(edit(stopped, lambda c: replace(c, lr=1.0)))
 
@@ -217,6 +235,27 @@ def test_another_reward_and_changed_or_forked_runs_are_not_continued(stopped: Ru
     assert resume_or_create([replace(config, seed=3)], folder, reward_source=source)[0].path != stopped.path
 
 
+def test_a_run_without_a_status_waits(config: TrainConfig, tmp_path: Path) -> None:
+    """The power failed between its configuration and its first status."""
+    (run,) = text_runs([replace(config, refine=None)], tmp_path)
+    (run.path / "status.json").unlink()
+    assert [each.path for each in text_runs([run.config], tmp_path)] == [run.path]
+    assert (run.state, run.status.step, run.status.steps) == ("waiting", 0, STEPS)
+    assert go(run).state == "finished"
+
+
+@pytest.mark.parametrize("number", ["Infinity", "NaN", "1" * 4000, '"1"', "-1", "[1]", "true"])
+def test_a_run_with_a_damaged_number_is_left_out_and_blocks_no_other(
+    stopped: Run, config: TrainConfig, tmp_path: Path, number: str
+) -> None:
+    (stopped.path / "started.json").write_text(f'{{"number": {number}}}', encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"left out: number of .*started\.json must be a whole number"):
+        (other,) = resume_or_create([config], stopped.path.parent)
+    assert other.number == 1
+    with pytest.warns(UserWarning, match="left out"):
+        assert [run.path for run in list_runs(stopped.path.parent)] == [other.path]
+
+
 # -- forks -----------------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +285,37 @@ def test_a_fork_is_refused_without_its_checkpoint_and_for_another_model(stopped:
     with refused("steps", 4):
         fork(stopped, 4, steps=4)
     assert len(list_runs(stopped.path.parent)) == 1
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "rollouts/1-2.parquet", "checkpoints/step-4/model.safetensors"])
+def test_a_damaged_parent_is_refused_before_a_fork_is_created(stopped: Run, name: str) -> None:
+    (stopped.path / name).write_bytes(b"")
+    with naming(ValueError, stopped.path / name):
+        fork(stopped, 4)
+    assert [*stopped.path.parent.iterdir()] == [stopped.path]
+
+
+def test_a_fork_keeps_the_reward_of_its_parent_or_has_none(stopped: Run, config: TrainConfig, tmp_path: Path) -> None:
+    forked = fork(stopped, 4, tmp_path / "forks", reward="custom")
+    assert (forked.path / "reward.py").read_bytes() == (stopped.path / "reward.py").read_bytes()
+    plain = fork(stopped, 4, str(tmp_path / "forks"), reward="cosine")
+    with refused("reward", "custom"):
+        fork(plain, 4, reward="custom")
+
+
+@pytest.mark.parametrize("change", ["fork", "lr"])
+def test_a_fork_or_a_changed_run_without_a_whole_checkpoint_does_not_begin_anew(stopped: Run, change: str) -> None:
+    if change == "fork":
+        run, what = fork(stopped, 4), "a fork cannot begin anew"
+    else:
+        run, what = edit(stopped, lambda c: replace(c, lr=3e-4)), "a run whose lr was changed cannot begin anew"
+        accept(run, check_unchanged(run, ["lr"]))
+    for _, folder in run.checkpoints():
+        (folder / "model.safetensors").write_bytes(b"")
+    names = sorted(run.path.rglob("*"))
+    with naming(ValueError, run.path, "model.safetensors is damaged", what):
+        go(run)
+    assert sorted(run.path.rglob("*")) == names, "nothing is changed"
 
 
 def test_a_folder_of_runs_can_be_moved(stopped: Run, tmp_path: Path, whole: Run) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,17 @@ from safetensors.torch import load_file
 
 from refine_lab.config import DataConfig, RefineConfig, TrainConfig
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
+from refine_lab.experiments.runs import create_runs
+from refine_lab.method import step as step_module
 from refine_lab.method.custom_reward import reward_source
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import TrainState, train_step
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, load_model
 from refine_lab.rng import Draws
+from refine_lab.runs.child import StopSignal
 from refine_lab.runs.process import TRAINER, RunProcess, follow, resume, start
 from refine_lab.runs.run import Run
+from refine_lab.training import __main__ as run_process
 from refine_lab.training.optim import make_optimizers
 from refine_lab.types import Batch
 from tests.support.paths import TEXT
@@ -261,3 +266,18 @@ def test_an_update_of_1e_6_moves_float32_weights_and_vanishes_in_bfloat16_ones(c
     }
     assert moved(policy.parameters()) > 0.99
     assert moved(rounded) < 0.01
+
+
+def test_five_functions_lead_from_the_process_of_a_run_to_its_loss(config, tmp_path, monkeypatch):
+    (run,) = create_runs([replace(config, steps=1, mini_batch_size=4)], tmp_path)
+    stacks, whole_loss = [], step_module.ntp_loss
+
+    def watched(*arguments):
+        frames = traceback.extract_stack()[:-1]
+        stacks.append([frame.name for frame in frames if f"refine_lab{os.sep}" in frame.filename])
+        return whole_loss(*arguments)
+
+    monkeypatch.setattr(step_module, "ntp_loss", watched)
+    monkeypatch.setattr(run_process, "child_setup", lambda *paths: [StopSignal(Path(path)) for path in paths])
+    assert run_process.main([str(run.path)]) == 0
+    assert stacks == [["main", "train", "train_step", "_loss"]] * 2, "which calls ntp_loss"

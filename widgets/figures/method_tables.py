@@ -8,7 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from refine_lab.experiments.compare import comparable, comparison, differences
+from refine_lab.data.tasks.items import few_items
+from refine_lab.experiments.compare import comparable, comparison, differences, different_items
+from refine_lab.statistics import answer_scores, compare_methods
 from widgets.figures.plotting import require_data
 from widgets.figures.series import method_styles
 from widgets.figures.tables import Table, visible
@@ -22,6 +24,9 @@ class Measure(NamedTuple):
     scale: float = 1.0
     digits: int = 4
 
+
+ITEMS = "different questions"
+"""Column of the number of different items (`refine_lab.data.tasks.items.items_of`)."""
 
 MEASURES = {
     "contains_answer": Measure("contains answer", "%", 100, 1),
@@ -41,11 +46,12 @@ def comparison_table(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> Tab
     """Tabulates each method's measures: mean ± standard deviation (n - 1) over seeds, or mean [95 % interval] over prompts.
 
     `rows` as for `refine_lab.experiments.compare.comparison`, with `updates` if they were counted. Accuracies, recalls
-    and scores are shares, displayed in percent. Raises ValueError for no rows.
+    and scores are shares, displayed in percent. If the rows have items, the number of different ones is a column, and a
+    sentence warns of fewer than 100. Raises ValueError for no rows.
     """
     frame = pd.DataFrame(rows)
     require_data("comparison_table", len(frame) > 0, "there are no rows")
-    over_prompts, found = "name" in frame, comparison(frame)
+    over_prompts, found, items = "name" in frame, comparison(frame), different_items(frame)
     table = []
     for method, style in method_styles(frame["method"]).items():
         own = frame[frame["method"] == method]
@@ -54,12 +60,14 @@ def comparison_table(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> Tab
             updates = own["updates"].fillna(0).mean()
             row["updates"] = f"{updates:.0f}" if updates == round(updates) else f"{updates:.4g}"
         row["prompts" if over_prompts else "runs"] = len(own)
+        if items is not None:
+            row[ITEMS] = different_items(own)
         for values in found[found["method"] == method].to_dict("records"):
             ends, spread = ((values["low"], values["high"]), None) if over_prompts else ((), values["std"])
             row[heading(values["measure"])] = _number(values["measure"], values["mean"], ends, spread)
         table.append(row)
     over = "mean over prompts [95 % interval]" if over_prompts else "mean ± standard deviation over seeds"
-    return Table(pd.DataFrame(table), f"Methods: {over}")
+    return Table(pd.DataFrame(table), f"Methods: {over}", note=few_items(items))
 
 
 def differences_table(rows: pd.DataFrame) -> Table:
@@ -71,15 +79,51 @@ def differences_table(rows: pd.DataFrame) -> Table:
     require_data("differences_table", len(pairs) > 0, "it compares methods that have the same seeds or prompts")
     over, unit = ("prompts", "name") if "name" in rows else ("seeds", "seed")
     styles, found = method_styles(sorted({method for pair in pairs for method in pair})), differences(rows)
+    items = different_items(rows)
     lines: list[dict[str, object]] = []
     for method, against in pairs:
         measured = found[(found["method"] == method) & (found["against"] == against)].to_dict("records")
         count = measured[0]["pairs"] if measured else rows.loc[rows["method"] == method, unit].nunique()
         lines.append({"difference": f"{styles[method].label} – {styles[against].label}", over: count})
+        if items is not None:
+            lines[-1][ITEMS] = items
         for values in measured:
             text = _number(values["measure"], values["difference"], (values["low"], values["high"]), signed=True)
             lines[-1][heading(values["measure"]).replace("%", "points")] = text
-    return Table(pd.DataFrame(lines), f"Paired differences over {over} [95 % interval]")
+    return Table(pd.DataFrame(lines), f"Paired differences over {over} [95 % interval]", note=few_items(items))
+
+
+def contrasts_table(
+    answers: pd.DataFrame, measure: str = "contains_answer", pairs: Sequence[tuple[str, str]] | None = None
+) -> Table:
+    """Tabulates paired differences of answers over seeds and questions, beside Student's t over seeds.
+
+    `answers` and `measure` as for `refine_lab.statistics.answer_scores`, with a model before training compared at every
+    seed. A prompt for which a method lacks the measure is left out. Without `pairs` every method is compared with those
+    before it. The p-value is that of the interval over seeds and questions, corrected by Holm for the number of rows.
+
+    Raises ValueError if no two methods have the measure.
+    """
+    complete = answers[answers[measure].notna().groupby(answers["name"]).transform("all")]
+    scores = answer_scores(complete, measure) if len(complete) else complete
+    pairs = comparable(scores) if pairs is None and len(scores) else pairs or []
+    require_data("contrasts_table", len(pairs) > 0, f"no two methods have {measure!r} for the same seeds")
+    found = compare_methods(scores, pairs)
+    styles = method_styles(dict.fromkeys(name for pair in pairs for name in pair))
+    lines = [
+        {
+            "difference": f"{styles[row['method']].label} – {styles[row['against']].label}",
+            "seeds": row["seeds"],
+            "prompts": row["prompts"],
+            ITEMS: row["items"],
+            "over seeds and questions": _number(measure, row["difference"], (row["low"], row["high"]), signed=True),
+            "over seeds": _number(measure, row["difference"], (row["seeds_low"], row["seeds_high"]), signed=True),
+            "p (Holm)": "–" if np.isnan(row["p_holm"]) else f"{row['p_holm']:.3f}",
+        }
+        for row in found.to_dict("records")
+    ]
+    caption = f"Paired differences of {heading(measure).replace('%', 'points')} [95 % intervals]"
+    return Table(pd.DataFrame(lines), caption, note=few_items(int(found["items"].min())))
 
 
 def samples_table(samples: pd.DataFrame) -> Table:

@@ -17,22 +17,26 @@ HIDDEN = ("Cc", "Cf", "Zl", "Zp")
 class Table:
     """A data frame as an HTML table in which every cell is text, and as plain text where HTML is not supported.
 
-    `monospace` names the columns of model text; numbers are displayed with `digits` decimals.
+    `monospace` names the columns of model text; numbers are displayed with `digits` decimals. `note` is a sentence below.
     """
 
-    def __init__(self, data: pd.DataFrame, caption: str, *, monospace: Sequence[str] = (), digits: int = 3) -> None:
-        self.data, self.caption = data, caption
+    def __init__(
+        self, data: pd.DataFrame, caption: str, *, monospace: Sequence[str] = (), digits: int = 3, note: str = ""
+    ) -> None:
+        self.data, self.caption, self.note = data, caption, note
         self._monospace, self._digits = set(monospace), digits
 
     def __repr__(self) -> str:
-        return f"{self.caption}\n{self.data.to_string(index=False, float_format=f'{{:.{self._digits}f}}'.format)}"
+        rows = self.data.to_string(index=False, float_format=f"{{:.{self._digits}f}}".format)
+        return f"{self.caption}\n{rows}" + (f"\n{self.note}" if self.note else "")
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th style='text-align: left'>{html.escape(str(name))}</th>" for name in self.data)
         rows = ("".join(map(self._cell, map(str, self.data), row)) for row in self.data.itertuples(index=False))
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         caption = f"<caption style='text-align: left; font-weight: 600'>{html.escape(self.caption)}</caption>"
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
 
     def _cell(self, column: str, value: object) -> str:
         text = f"{value:.{self._digits}f}" if isinstance(value, float) else str(value)

@@ -18,7 +18,7 @@ MOST_POINTS = 4000
 class RewardSummary(Widget):
     """The distribution of rewards, and their correlation with entropy, exact match and the reference's logprob.
 
-    `rollouts`: a frame of `explore.rollouts.assess`; nothing is shown for none. All statistics use every rollout at the
+    `rollouts`: a frame of `explore.rollouts.rollout_frame`; nothing is shown for none. All statistics use every rollout at the
     selected positions, regardless of any list's filters. Rollouts with a true `clicked` column are drawn separately.
     """
 

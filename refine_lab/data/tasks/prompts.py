@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import TaskConfig
-from refine_lab.data.recall import encode as encode_within
+from refine_lab.data.recall import encode_within
 from refine_lab.data.tokenizer import beginning, end_of_text
 
 

@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import DataConfig, TaskConfig
-from refine_lab.data.batches import plain_tokens
+from refine_lab.data.batches import plain_rows
 from refine_lab.data.corpus import Manifest, Split
-from refine_lab.data.recall import RecallDocument, encode, make_document, parse_kind
+from refine_lab.data.recall import RecallDocument, encode_within, make_document, parse_kind
 from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tokenizer import beginning, end_of_text
 from refine_lab.rng import Draws
@@ -69,7 +69,7 @@ class _Maker:
         first, last = {"train": (0, 1), "validation": (0, 0.5), "test": (0.5, 1)}[name]
         if split not in self.texts:
             data, tokenizer = self.data, self.tokenizer
-            texts = [plain_tokens(data, tokenizer, source, split, self.manifest) for source in data.sources]
+            texts = [plain_rows(data, tokenizer, source, split, self.manifest).tokens for source in data.sources]
             self.texts[split] = texts
         parts = [text[int(first * len(text)) : int(last * len(text))] for text in self.texts[split]]
         return [self._example(name, split, number, parts) for number in range(count)]
@@ -107,7 +107,7 @@ class _Maker:
             asked, prompt = question.key, document.tokens[question.start : question.prompt_end]
         else:
             asked, first_words = (text.format(key=question.key) for text in QUESTIONS[self.form])
-            prompt = encode(self.tokenizer, PROMPT.format(question=asked, beginning=first_words))
+            prompt = encode_within(self.tokenizer, PROMPT.format(question=asked, beginning=first_words))
         return Example(
             name=name,
             prompt_ids=(*read, *prompt),

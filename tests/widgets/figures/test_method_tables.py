@@ -10,7 +10,7 @@ from refine_lab.data.tasks.scores import SCORES
 from refine_lab.experiments.compare import per_prompt, per_seed
 from refine_lab.training.answers import side_by_side
 from tests.support.compared import ANSWERS
-from widgets.figures.method_tables import comparison_table, differences_table, samples_table
+from widgets.figures.method_tables import comparison_table, contrasts_table, differences_table, samples_table
 
 
 def results(*, seeds: int = 2) -> pd.DataFrame:
@@ -159,3 +159,28 @@ def test_methods_without_measures_still_have_a_line_of_differences():
     )
     (line,) = differences_table(rows).data.to_dict("records")
     assert line == {"difference": "REFINE – SFT", "seeds": 1}
+
+
+def test_tables_of_answers_count_different_questions_and_warn_of_few():
+    repeated = ANSWERS.assign(question=ANSWERS["question"].replace("q1", "q0"), updates=4)
+    for rows in (per_prompt(repeated), per_seed(repeated)):
+        for table in (comparison_table(rows), differences_table(rows)):
+            assert set(table.data["different questions"]) == {2}
+            assert "only 2 different questions, fewer than 100" in repr(table) and table.note in table._repr_html_()
+    many = pd.concat([ANSWERS.assign(name=f"n{i}", question=f"n{i}") for i in range(100)])
+    assert comparison_table(per_prompt(many.drop_duplicates(["method", "seed", "name"]))).note == ""
+    assert "different questions" not in comparison_table(results()).data
+
+
+def test_contrasts_have_both_intervals_and_the_corrected_p_value():
+    """Three questions, two seeds; REFINE - SFT is 1, 0, 0 at both: nothing varies over seeds."""
+    two = ANSWERS[ANSWERS["method"] != "none"]
+    (line,) = contrasts_table(two).data.to_dict("records")
+    assert line["difference"] == "REFINE – SFT" and (line["seeds"], line["different questions"]) == (2, 3)
+    assert line["over seeds"] == "+33.3"
+    assert line["over seeds and questions"].startswith("+33.3 [") and float(line["p (Holm)"]) > 0.05
+    lost = two.assign(loss_after=two["loss_after"].mask((two["method"] == "sft") & (two["name"] == "p0")))
+    table = contrasts_table(lost, "loss_after")
+    assert table.data["prompts"].tolist() == [2] and "loss after (nats)" in table.caption
+    with pytest.raises(ValueError, match="no two methods have 'exact_match'"):
+        contrasts_table(two, "exact_match")

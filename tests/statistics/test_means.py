@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refine_lab.experiments.statistics import mean_interval, paired_difference, varies
+from refine_lab.statistics.means import mean_interval, paired_difference, varies
 from tests.support.compared import PER_SEED as ROWS
 from tests.support.refusals import refused
 

@@ -1,0 +1,69 @@
+"""Command line of a sweep: `python -m refine_lab.sweep NOTEBOOK -p NAME VALUES ... --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from refine_lab.sweep.grid import split_values
+from refine_lab.sweep.runner import plan, sweep
+from refine_lab.sweep.tables import text_table
+from refine_lab.validation import require
+
+EPILOG = """Each cell of the grid is one execution of the notebook by papermill, in a folder of its own below DIR with the
+executed notebook and its runs. Run the same command again to continue: finished cells are not executed again. The exit
+status is 0 if every cell has finished, 1 if one has not, and 2 for bad input."""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m refine_lab.sweep", description="Executes a notebook over a grid of parameters.", epilog=EPILOG
+    )
+    made.add_argument("notebook", help="A notebook with a parameters cell, or the name of one, such as midtrain.")
+    named: dict[str, Any] = {"nargs": 2, "action": "append", "default": []}
+    text = "A parameter and its values, separated by commas; a:b stands for the whole numbers from a to b - 1."
+    made.add_argument("-p", "--parameter", metavar=("NAME", "VALUES"), help=text, **named)
+    text = "A parameter and one value, whatever characters it contains; for a list, as in 0,1."
+    made.add_argument("-r", "--raw", metavar=("NAME", "VALUE"), help=text, **named)
+    made.add_argument("--out", required=True, metavar="DIR", help="Folder of the cells and of the table of results.")
+    made.add_argument("--processes", type=int, default=1, metavar="N", help="Number of cells executed at a time (1).")
+    made.add_argument("--dry-run", action="store_true", help="Print the grid and an estimate of time and disk space.")
+    return made
+
+
+def grid_of(parameters: Sequence[Sequence[str]], raw: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+    """Returns the values of each parameter as texts. Raises ConfigError for a parameter that is named twice."""
+    grid: dict[str, list[str]] = {}
+    for name, text in [*parameters, *raw]:
+        require(name not in grid, "the parameters", name, "named once each")
+        grid[name] = [text]
+    return grid | {name: split_values(name, text) for name, text in parameters}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 if every cell has finished, 1 if one has not, 2 for bad input, 130 for Ctrl-C."""
+    chosen = parser().parse_args(arguments)
+    try:
+        grid = grid_of(chosen.parameter, chosen.raw)
+        if chosen.dry_run:
+            planned = plan(chosen.notebook, grid, chosen.out)
+            print(text_table(planned.frame().drop(columns=["measures", "error", "seconds"])), flush=True)
+            print(planned.estimate().sentence(chosen.processes))
+            return 0
+        result = sweep(chosen.notebook, grid, chosen.out, processes=chosen.processes)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted. Run the same command again to continue.", file=sys.stderr)
+        return 130
+    left = result.unfinished
+    finished = len(result.cells) - len(left)
+    print(f"{finished} of {len(result.cells)} cells have finished; the table is in {result.out / 'sweep.txt'}")
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

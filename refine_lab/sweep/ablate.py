@@ -1,0 +1,176 @@
+"""Ablations as grids: the cells behind each table and figure, and the measures of their runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from refine_lab.experiments.compare import answers_of, per_seed
+from refine_lab.experiments.configs import drop_none, method_configs
+from refine_lab.experiments.midtrain import held_out_rows
+from refine_lab.recipes.ablations import Ablation
+from refine_lab.runs.run import Run
+from refine_lab.sweep.cells import Cell
+from refine_lab.sweep.grid import Grid
+from refine_lab.sweep.runner import Sweep
+
+SETTING = "refine: "
+"""Beginning of the method of a setting in the tables, followed by the setting's label."""
+LAST_STEPS = 5
+"""Number of last batches over which the training reward is averaged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What all cells of an ablation share."""
+
+    seeds: Sequence[int]
+    midtrain: Mapping[str, Any]
+    "Parameters of the mid-training notebook, such as `recipe`, `model` and `steps`; None for the recipe's value."
+    ttt: Mapping[str, Any]
+    "Parameters of the notebook of test-time training."
+
+
+def midtrain_grids(chosen: Mapping[str, Ablation], scale: Scale) -> list[Grid]:
+    """Returns the grids of mid-training: the recipe's setting with its SFT run, and REFINE with every other setting.
+
+    The recipe's setting belongs to every ablation and is trained once. Test-time training starts from it.
+    """
+    settings = [_recipe_setting()]
+    for ablation in chosen.values():
+        if ablation.phase == "midtrain":
+            settings += changes(ablation, scale).values()
+    unique = [setting for number, setting in enumerate(settings) if setting not in settings[:number]]
+    return [{**drop_none(**scale.midtrain), **setting, "seeds": list(scale.seeds)} for setting in unique]
+
+
+def ttt_grids(chosen: Mapping[str, Ablation], scale: Scale, models: Mapping[int, str]) -> list[Grid]:
+    """Returns the grids of test-time training, for which `models` names the model of each seed."""
+    settings = [each for ablation in chosen.values() if ablation.phase == "ttt" for each in ablation.settings.values()]
+    fixed = drop_none(**scale.ttt)
+    return [
+        {**fixed, **setting, "model": models[seed], "seeds": [seed]} for setting in settings for seed in scale.seeds
+    ]
+
+
+def changes(ablation: Ablation, scale: Scale) -> dict[str, dict[str, Any]]:
+    """Returns, by label, the parameters in which a setting of mid-training differs from the recipe.
+
+    Settings other than the recipe's train no SFT run, which would be the same as the recipe's.
+    """
+    values = drop_none(**{"recipe": "midtrain", **scale.midtrain})
+    *_, config = method_configs(seeds=scale.seeds[:1], phase="midtrain", **values)
+    found = {}
+    for label, setting in ablation.settings.items():
+        differing = {name: value for name, value in setting.items() if getattr(config.refine, name) != value}
+        found[label] = {**differing, "sft": False} if differing else _recipe_setting()
+    return found
+
+
+def trained_models(result: Sweep, model: str | None = None) -> dict[int, str]:
+    """Returns the run of REFINE with the recipe's setting for each seed; `model`, if given, where it is not finished."""
+    found: dict[int, str] = {}
+    for cell in result.cells:
+        if cell.values["sft"]:
+            (seed,) = cell.values["seeds"]
+            runs = [run for run in cell.runs if run.config.refine is not None and run.state == "finished"]
+            if runs or model is not None:
+                found[seed] = str(runs[-1].path) if runs else str(model)
+    return found
+
+
+def midtrain_rows(
+    chosen: Mapping[str, Ablation], scale: Scale, result: Sweep, *, documents: int = 50, document_tokens: int = 512
+) -> pd.DataFrame:
+    """Returns a row per ablation, setting and seed with the measures of its finished run on the same held-out data.
+
+    Columns: `ablation`, `method` (`refine: SETTING`, and `sft` and `base` in every ablation), `setting`, `default`
+    (whether it is the recipe's), `seed`, the measures of `held_out_measures`, and `reward_mean` and `reward_std` of the
+    last batches. Each run is evaluated once, and its measures are stored in its directory.
+    """
+    finished = {cell.name: [run for run in cell.runs if run.state == "finished"] for cell in result.cells}
+    runs = [run for each in finished.values() for run in each]
+    if not runs:
+        return pd.DataFrame()
+    measured = held_out_rows(runs, result.out, documents=documents, document_tokens=document_tokens)
+    rows = []
+    for name, ablation in chosen.items():
+        if ablation.phase != "midtrain":
+            continue
+        rows.append({"ablation": name, "method": "base", "seed": -1, **measured["base"]})
+        sft = [run for each in finished.values() for run in each if run.config.refine is None]
+        labelled = [("sft", run, {}) for run in sft]
+        for label, setting in changes(ablation, scale).items():
+            facts = {"setting": label, "default": setting == _recipe_setting()}
+            cells = _cells_with(result, {**drop_none(**scale.midtrain), **setting})
+            runs = [run for cell in cells for run in finished[cell.name] if run.config.refine is not None]
+            labelled += [(SETTING + label, run, facts) for run in runs]
+        for method, run, facts in labelled:
+            own = {"ablation": name, "method": method, "seed": run.config.seed, **facts}
+            rows.append({**own, **measured[str(run.path)], **_last_rewards(run)})
+    return pd.DataFrame(rows)
+
+
+def ttt_rows(chosen: Mapping[str, Ablation], scale: Scale, result: Sweep | None) -> pd.DataFrame:
+    """Returns a row per ablation of test-time training, setting and seed with the mean scores of the answers.
+
+    Columns as in `midtrain_rows`; the methods `none` and `sft` are the same in every cell, and are counted once.
+    """
+    rows = []
+    for name, ablation in chosen.items():
+        if ablation.phase != "ttt" or result is None:
+            continue
+        for label, setting in ablation.settings.items():
+            for cell in _cells_with(result, {**drop_none(**scale.ttt), **setting}):
+                runs = [run for run in cell.runs if run.state == "finished"]
+                for values in per_seed(answers_of(runs)).to_dict("records") if runs else []:
+                    values["method"] = SETTING + label if values["method"] == "refine" else values["method"]
+                    (values["seed"],) = cell.values["seeds"]
+                    own = {"setting": label, "default": False} if values["method"].startswith(SETTING) else {}
+                    rows.append({"ablation": name, **values, **own})
+    frame = pd.DataFrame(rows)
+    return frame.drop_duplicates(["ablation", "method", "seed"], ignore_index=True) if len(frame) else frame
+
+
+def reward_curves(chosen: Mapping[str, Ablation], scale: Scale, result: Sweep, name: str = "k") -> pd.DataFrame:
+    """Returns the metrics of the runs of one ablation, with `method` (`refine: SETTING`) and `seed` (figure E.3)."""
+    frames = []
+    for label, setting in changes(chosen[name], scale).items() if name in chosen else []:
+        for cell in _cells_with(result, {**drop_none(**scale.midtrain), **setting}):
+            runs = [run for run in cell.runs if run.config.refine is not None]
+            frames += [run.metrics().assign(method=SETTING + label, seed=run.config.seed) for run in runs]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def sweep_folder(runs: Path) -> Path:
+    """Returns the folder of the ablations' cells inside a folder of runs."""
+    return runs / "ablate"
+
+
+def _recipe_setting() -> dict[str, Any]:
+    return {"sft": True}
+
+
+def _cells_with(result: Sweep, setting: Mapping[str, Any]) -> list[Cell]:
+    """Returns the cells with these values, whose other settings of REFINE are the notebook's defaults."""
+    varied = {name for cell in result.cells for name, value in cell.values.items() if value != _default(cell, name)}
+    free = varied - {"seeds", "model"} - setting.keys()
+    return [
+        cell
+        for cell in result.cells
+        if all(cell.values[name] == value for name, value in setting.items())
+        and all(cell.values[name] == _default(cell, name) for name in free)
+    ]
+
+
+def _default(cell: Cell, name: str) -> Any:
+    return cell.notebook.parameters[name].default
+
+
+def _last_rewards(run: Run) -> dict[str, float]:
+    last = run.metrics().tail(LAST_STEPS)
+    return {name: float(last[name].mean()) for name in ("reward_mean", "reward_std") if name in last}

@@ -1,0 +1,129 @@
+"""Estimates the time and the disk space that the cells of a grid need, by timing a part of each kind of run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from refine_lab.config import TrainConfig, to_json
+from refine_lab.experiments.estimate import Rates, answering_rates, training_rates
+from refine_lab.sweep.cells import Cell
+from refine_lab.sweep.configs import cell_configs
+
+PARAMETER_BYTES = 12
+"""Bytes of a parameter in a checkpoint: its value and the two moments of AdamW in float32."""
+ROLLOUT_BYTES = 100
+"""Bytes of a rollout in a run's records, compressed."""
+CELL_BYTES = 3_000_000
+"""Bytes of a cell besides its runs: the notebook before and after, its page, tokenizers and logs."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the unfinished cells of a grid need; None where it is not known."""
+
+    seconds: float | None
+    "Total, if one cell is executed at a time."
+    bytes: int | None
+    cells: int
+    "Number of unfinished cells."
+
+    def sentence(self, processes: int = 1) -> str:
+        """Returns the estimate as text, for that many cells at a time."""
+        time = "an unknown time" if self.seconds is None else f"about {clock(self.seconds / processes)}"
+        disk = "an unknown amount of disk space" if self.bytes is None else f"about {size(self.bytes)} on disk"
+        where = f" with {processes} at a time (if the cores suffice)" if processes > 1 else ""
+        return f"{self.cells} cells to execute: {time}{where}, {disk}."
+
+
+def estimated(cells: Sequence[Cell], log: Callable[[str], object] = print) -> Estimate:
+    """Estimates what the unfinished cells need.
+
+    If cells of the same notebook have finished in this folder, the difference between their time and their estimate is
+    added to each cell: the start of the notebook, its checks, evaluations and figures, which are otherwise not counted.
+    A notebook that makes no runs from a recipe is estimated by the mean of the finished cells.
+    """
+    left = [cell for cell in cells if cell.state != "finished"]
+    done = [cell for cell in cells if cell.state == "finished" and cell.seconds]
+    rates: dict[str, Rates] = {}
+    training = {cell.folder: _training_seconds(cell, rates) for cell in [*left, *done]}
+    known = [seconds for cell in left if (seconds := training[cell.folder]) is not None]
+    extra = [(cell.seconds or 0.0) - (training[cell.folder] or 0.0) for cell in done]
+    if left and not extra and known:
+        log("The start of each notebook, its checks, evaluations and figures are not included in the estimate.")
+    seconds = sum(known) + len(left) * max(0.0, sum(extra) / max(1, len(extra)))
+    complete = len(known) == len(left) or bool(extra)
+    sizes = [_bytes(cell, rates) for cell in left]
+    return Estimate(seconds if complete else None, None if None in sizes else sum(filter(None, sizes)), len(left))
+
+
+def _training_seconds(cell: Cell, rates: dict[str, Rates]) -> float | None:
+    """Returns the seconds of a cell's runs, timing each kind of configuration once; None for a notebook without runs."""
+    configs = cell_configs(cell)
+    return sum(_rates(config, rates).seconds(config) for config in configs) if configs else None
+
+
+def _rates(config: Any, rates: dict[str, Rates]) -> Rates:
+    key = _kind(config)
+    if key not in rates:
+        rates[key] = training_rates(config) if isinstance(config, TrainConfig) else answering_rates(config)
+    return rates[key]
+
+
+def _kind(config: Any) -> str:
+    """Returns what determines the speed of a configuration: everything but the seed and the amount of work."""
+    values = json.loads(to_json(config))
+    free = {
+        "seed",
+        "lr",
+        "steps",
+        "batch_size",
+        "mini_batch_size",
+        "eval_every",
+        "checkpoint_every",
+        "count",
+        "schedule",
+    }
+    parts = [values, *(part for part in values.values() if isinstance(part, dict))]
+    parts += [part for outer in parts[1:] for part in outer.values() if isinstance(part, dict)]
+    for part in parts:
+        for name in free & part.keys():
+            del part[name]
+    return json.dumps(values, sort_keys=True)
+
+
+def _bytes(cell: Cell, rates: dict[str, Rates]) -> int | None:
+    """Returns the disk space of a cell's folder when it has finished."""
+    configs = cell_configs(cell)
+    return CELL_BYTES + sum(run_bytes(each, _rates(each, rates).parameters) for each in configs) if configs else None
+
+
+def run_bytes(config: Any, parameters: int) -> int:
+    """Returns the disk space of a finished run: its checkpoints and the records of its rollouts."""
+    if not isinstance(config, TrainConfig):
+        return 2 * PARAMETER_BYTES * parameters * (config.reset == "never")
+    written = -(-config.steps // config.checkpoint_every)
+    kept = min(written, config.keep_checkpoints + 1)  # the one of lowest held-out loss is kept, too
+    if config.keep_every:
+        kept = min(written, kept + config.steps // config.keep_every)
+    refine = config.refine
+    rollouts = 0 if refine is None else config.steps * config.batch_size * refine.num_chunks * refine.group_size
+    return kept * PARAMETER_BYTES * parameters + rollouts * ROLLOUT_BYTES
+
+
+def clock(seconds: float) -> str:
+    """Returns a duration in seconds, minutes or hours."""
+    units = (("s", 1, 120), ("minutes", 60, 120 * 60), ("hours", 3600, float("inf")))
+    name, unit, _ = next(each for each in units if seconds < each[2])
+    return f"{seconds / unit:.0f} {name}" if unit < 3600 else f"{seconds / unit:.1f} {name}"
+
+
+def size(number: float) -> str:
+    """Returns a number of bytes with its unit."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"

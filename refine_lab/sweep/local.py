@@ -1,0 +1,65 @@
+"""Starts cells as processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+
+from refine_lab.runs.child import LOCKS
+from refine_lab.runs.durable import make_folder
+from refine_lab.runs.files import name_holder, take_lock
+from refine_lab.runs.process import PYTHON, spawn
+from refine_lab.sweep.cells import Cell, last_line, prepare
+
+COMMAND = (*PYTHON, "refine_lab.sweep.execute")
+"""The command that takes the folder of a cell as its argument."""
+
+
+@dataclass(eq=False)
+class LocalExecution:
+    """The process of a cell on this machine (see `backend.Execution`)."""
+
+    cell: Cell
+    popen: subprocess.Popen[bytes]
+
+    @property
+    def ended(self) -> bool:
+        return self.popen.returncode is not None and not any(run.alive for run in self.cell.runs)
+
+    def failure(self) -> str:
+        code = self.popen.returncode
+        if code is not None and code < 0:
+            return f"its process was killed by {signal.Signals(-code).name}"
+        log = (self.cell.folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+        return last_line(log) or f"its process ended with exit status {code}"
+
+    def stop(self) -> None:
+        if self.popen.stdin:
+            with suppress(OSError):
+                self.popen.stdin.close()  # the process reads from this pipe, and stops when it closes
+
+    def kill(self) -> None:
+        if self.popen.returncode is None:
+            self.popen.kill()
+
+
+@dataclass
+class LocalProcesses:
+    """Starts processes on this machine, which share its cores: each gets `cpus / processes` threads."""
+
+    processes: int = 1
+
+    def start(self, cell: Cell) -> LocalExecution:
+        make_folder(cell.folder)
+        threads = str(max(1, (os.cpu_count() or 1) // self.processes))
+        environ = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)} if self.processes > 1 else {}
+        with take_lock(cell.folder) as lock, (cell.folder / "log.txt").open("ab") as log:
+            prepare(cell)
+            environ[LOCKS] = str(lock.fileno())
+            command = [*COMMAND, str(cell.folder)]
+            popen = spawn(command, log, inherit=[lock.fileno()], watched=True, environ=environ)
+            name_holder(lock, popen.pid)
+        return LocalExecution(cell, popen)

@@ -1,0 +1,171 @@
+"""Executes the cells of a grid in local processes, and resumes a sweep that was interrupted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from refine_lab.runs.durable import make_folder
+from refine_lab.runs.files import require_locks, write_json
+from refine_lab.runs.process import raised_sigterm
+from refine_lab.runs.run import Run
+from refine_lab.sweep.backend import Backend, Execution, stop_all
+from refine_lab.sweep.cells import Cell, cell_of
+from refine_lab.sweep.grid import Grid, combinations, read_notebook
+from refine_lab.sweep.local import LocalProcesses
+from refine_lab.sweep.tables import Screen, cell_frame, write_tables
+from refine_lab.validation import path_of, require
+
+if TYPE_CHECKING:
+    from refine_lab.sweep.estimate import Estimate
+
+Log = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The cells of a grid and the folder that they are in."""
+
+    out: Path
+    cells: tuple[Cell, ...]
+
+    @property
+    def notebook(self) -> str:
+        return self.cells[0].notebook.name
+
+    @property
+    def runs(self) -> list[Run]:
+        """Returns the runs of all cells, in the order of the cells."""
+        return [run for cell in self.cells for run in cell.runs]
+
+    @property
+    def unfinished(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.state != "finished"]
+
+    def frame(self) -> pd.DataFrame:
+        """Returns one row per cell: the parameters that vary, state, seconds, a measure of each run, error and folder."""
+        return cell_frame(self.cells)
+
+    def require_finished(self) -> None:
+        """Raises RuntimeError, which names the first cell that has not finished and its error, unless all have."""
+        if left := self.unfinished:
+            reason = f": {left[0].error}" if left[0].error else ""
+            count = f"{len(left)} of {len(self.cells)} cells have not finished"
+            raise RuntimeError(f"{count}; {left[0].folder} is {left[0].state}{reason}")
+
+    def estimate(self, log: Log = print) -> Estimate:
+        """Estimates the seconds and the disk space that the unfinished cells need, by timing a part of their work."""
+        from refine_lab.sweep.estimate import estimated  # loads torch
+
+        return estimated(self.cells, log)
+
+
+def plan(notebook: Path | str, grid: Grid | Sequence[Grid], out: Path | str) -> Sweep:
+    """Returns the cells of a grid, finished or not; nothing is created or executed. Arguments and errors as in `sweep`."""
+    read, folder = read_notebook(notebook), path_of("out", out).absolute()
+    require(folder.is_dir() or not folder.exists(), "out", str(out), "a folder, or a place for one")
+    cells = tuple(cell_of(folder, read, values) for values in combinations(read, grid))
+    if "recipe" in read.parameters:
+        from refine_lab.sweep.configs import cell_configs  # loads torch
+
+        for cell in cells:
+            cell_configs(cell)  # refuses what the notebook would refuse
+    return Sweep(folder, cells)
+
+
+def sweep(
+    notebook: Path | str, grid: Grid | Sequence[Grid], out: Path | str, *, processes: int = 1, log: Log = print
+) -> Sweep:
+    """Executes a notebook for every combination of parameter values, each in a process and a folder of its own.
+
+    `notebook` is a path, or the name of one of the project's notebooks, such as "midtrain". `grid` maps parameters to a
+    value or to a list of values; a sequence of grids is their union, in which a cell that several contain is executed
+    once. Values have the types that the notebook declares; for a list such as `seeds`, each item of `[0, 1]` is one
+    value, a list of one number, and `[[0, 1]]` is one value with both. The parameters output, report, detach and fresh
+    are set for each cell.
+
+    A finished cell is not executed again. One that was interrupted or failed is, and its notebook continues the runs
+    that are in its folder. A cell whose notebook (its code) or parameters have changed is another cell. Files that a
+    parameter names do not count, nor does the code of this package. `processes` cells are executed at a time. Rows of
+    the table are passed to `log` as cells end, and `sweep.json` and `sweep.txt` in `out` hold the whole table.
+
+    A failed cell does not stop the others: its row has the last line of its error. See `Sweep.require_finished`. If
+    waiting ends early (an interrupt, SIGTERM), the processes stop after their runs have saved.
+
+        result = refine_lab.sweep("midtrain", {"lr": [1e-4, 3e-4], "seeds": range(8), "steps": 25}, "runs/lr")
+        result.frame()                                      # a row per cell
+        [(cell.values["lr"], cell.runs) for cell in result.cells]
+
+    Raises ValueError or FileNotFoundError, before anything is created, for an unknown parameter, a value of another
+    type, a value that the recipe's configuration refuses, and a notebook without declared parameters.
+    """
+    require(1 <= processes <= 256, "processes", processes, "from 1 to 256")
+    result = plan(notebook, grid, out)
+    make_folder(result.out)
+    require_locks(result.out)
+    _execute(result, LocalProcesses(processes), log)
+    return result
+
+
+def _execute(result: Sweep, backend: Backend, log: Log) -> None:
+    """Executes the unfinished cells, `backend.processes` at a time."""
+    waiting, screen = result.unfinished, Screen(result.cells, log)
+    left = {cell.folder for cell in waiting}
+    for cell in result.cells:
+        if cell.folder not in left:
+            screen.row(cell)
+    clock = _Clock(len(waiting))
+    running: list[Execution] = []
+    with raised_sigterm():
+        try:
+            while waiting or running:
+                while waiting and len(running) < backend.processes:
+                    running += _started(waiting.pop(0), backend, screen)
+                ended = [each for each in running if each.ended]
+                running = [each for each in running if each not in ended]
+                for each in ended:
+                    _settle(each)
+                    screen.row(each.cell, clock.left())
+                if ended:
+                    write_tables(result.out, result.notebook, result.cells)
+                time.sleep(0.1)
+        except BaseException:
+            log(f"Stopping {len(running)} processes, whose runs save first.")
+            stop_all(running)
+            raise
+        finally:
+            write_tables(result.out, result.notebook, result.cells)
+
+
+def _started(cell: Cell, backend: Backend, screen: Screen) -> list[Execution]:
+    """Starts a cell; one that another process executes is left to it."""
+    try:
+        return [backend.start(cell)]
+    except RuntimeError as error:
+        screen.row(cell, error=str(error))
+        return []
+
+
+def _settle(execution: Execution) -> None:
+    """Writes the result of a process that ended without one."""
+    cell = execution.cell
+    if not cell.result:
+        facts: dict[str, Any] = {"state": "failed", "error": execution.failure(), "seconds": None}
+        write_json(cell.folder / "result.json", {**facts, "time": time.time()})
+
+
+class _Clock:
+    """Estimates the time left from the pace at which cells have ended."""
+
+    def __init__(self, total: int) -> None:
+        self._began, self._total, self._ended = time.monotonic(), total, 0
+
+    def left(self) -> str:
+        self._ended += 1
+        seconds = (time.monotonic() - self._began) / self._ended * (self._total - self._ended)
+        return f"{seconds // 60:.0f}:{seconds % 60:02.0f}" if seconds else ""

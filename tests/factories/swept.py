@@ -1,0 +1,41 @@
+"""A small notebook whose parameters can be swept over, and its executions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+
+PARAMETERS = """count: int = 1  # how many
+rate: float = 0.5  # how fast
+name: "Optional[str]" = None  # of what
+seeds: list[int] = [0, 1]  # which
+fail: bool = False  # whether the notebook fails
+wait: float = 0.0  # seconds
+output: "Optional[str]" = None  # folder"""
+
+BODY = """import time
+from pathlib import Path
+
+folder = Path(output)
+folder.mkdir(exist_ok=True)
+marks = folder / "executions.txt"
+marks.write_text((marks.read_text() if marks.exists() else "") + f"{count} {rate} {name} {seeds}\\n")
+time.sleep(wait)
+if fail and not (folder.parent.parent / "mended").exists():
+    raise RuntimeError("the first line\\nthe last line")"""
+
+
+def write_notebook(path: Path, parameters: str = PARAMETERS, body: str = BODY) -> Path:
+    """Writes a notebook with a parameters cell and one cell of code."""
+    first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    cells = [nbformat.v4.new_markdown_cell("# A notebook"), first, nbformat.v4.new_code_cell(body)]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    return path
+
+
+def executions(output: Path) -> list[str]:
+    """The line that each execution of a cell has left in its output folder."""
+    path = output / "executions.txt"
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
