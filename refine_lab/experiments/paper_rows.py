@@ -136,6 +136,11 @@ def setting_of(run: Run, phase: str) -> str:
     return ", ".join(f"{before}{name}={getattr(refine, name)}" for name in changed)
 
 
+def run_of_setting(run: Run) -> str:
+    """Returns a name for a mid-training run's evaluation: its method and settings, as in `refine-num_chunks_2`."""
+    return "-".join([run.config.method, *setting_of(run, "midtrain").replace("=", "_").split(", ")])
+
+
 def of_scale(runs: Sequence[Run], **scale: int | None) -> list[Run]:
     """Returns the runs without those of mid-training that have other `steps`, `batch_size` or `sequence_length`.
 

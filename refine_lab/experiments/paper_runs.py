@@ -219,9 +219,13 @@ def evaluations(
     """Yields the configuration and folder of each evaluation; random weights come first, then the model before training."""
     for each in _evaluated(plan, models, posttrained):
         if each.tasks:
-            settings = {name: getattr(plan, name) for name in ("lengths", "data", "essays", "device")}
-            config = EvaluationConfig(model=each.model, tasks=each.tasks, limit=plan.samples, ttt=each.ttt, **settings)
-            yield config, folder / EVALUATIONS / each.label
+            yield evaluation_of(plan, each.model, each.tasks, each.ttt), folder / EVALUATIONS / each.label
+
+
+def evaluation_of(plan: PaperPlan, model: str, tasks: tuple[str, ...], ttt: str = "none") -> EvaluationConfig:
+    """Returns the configuration of an evaluation of a model at the plan's scale."""
+    settings: dict[str, Any] = {name: getattr(plan, name) for name in ("lengths", "data", "essays", "device")}
+    return EvaluationConfig(model=model, tasks=tasks, limit=plan.samples, **{**settings, "ttt": ttt})
 
 
 def _evaluated(

@@ -129,7 +129,7 @@ def _lengths(measure: Measure, measured: pd.DataFrame) -> list[str]:
 
 def _ours(lines: pd.DataFrame | None, measure: Measure, lengths: Sequence[str]) -> dict[str, Any]:
     """Returns mean and spread over seeds of a row's mean over `lengths`, all of which a seed must have."""
-    scale = 100.0 if measure.unit == "%" else 1.0
+    scale = 100.0 if measure.unit.startswith("%") else 1.0
     values, errors, facts = {}, [], {"samples": 0, "different": 0}
     for seed, group in [] if lines is None or not lengths else lines.groupby("seed"):
         group = group.set_index("length").reindex(lengths)
@@ -255,39 +255,57 @@ def summary(frames: list[pd.DataFrame]) -> pd.DataFrame:
 # -- gaps --------------------------------------------------------------------------------------------------------------
 
 
+GROUPS = {"niah": "niah", "ruler": "ruler_qa", "longbench": "longbench", "recall": "recall"}
+"""Beginning of a task's name -> the group that an evaluation measures; other tasks are those of table E.1."""
+
+
 def gaps(found: pd.DataFrame, missing: pd.DataFrame) -> pd.DataFrame:
-    """Returns one line per measure of a table that some rows lack: `table`, `measure`, `rows`, and `how` to make it.
+    """Returns one line per group of measures that some rows of a table lack: `table`, `measures`, `rows`, and `how`.
 
-    `found` are the `cells` of one table, `missing` the tasks that could not run (`paper_rows.measured`).
+    `found` are the `cells` of one table, `missing` the tasks that could not run (`paper_rows.measured`). `how` names what
+    produces the cells.
     """
-    lines = []
+    lines: dict[tuple[str, str], list[str]] = {}
+    table = str(found["table"].iloc[0])
     for measure, group in found[found["row"] > 0].groupby("measure", sort=False):
-        length = group["length"].iloc[-1]
-        empty = group[(group["length"] == length) & group["mean"].isna()]
+        group = group[group["length"] == group["length"].iloc[-1]]
+        empty = group[group["mean"].isna()]
         if len(empty):
-            rows = "all" if len(empty) == (group["length"] == length).sum() else ", ".join(empty["label"])
-            how = _how(str(group["table"].iloc[0]), str(group["task"].iloc[0]), empty, missing)
-            lines.append({"table": group["table"].iloc[0], "measure": measure, "rows": rows, "how": how})
-    return pd.DataFrame(lines, columns=["table", "measure", "rows", "how"])
+            rows = "all" if len(empty) == len(group) else ", ".join(empty["label"])
+            how = _how(str(group["task"].iloc[0]), empty, missing)
+            lines.setdefault((rows, how), []).append(str(measure))
+    table_lines = [
+        {"table": table, "measures": ", ".join(measures), "rows": rows, "how": how}
+        for (rows, how), measures in lines.items()
+    ]
+    return pd.DataFrame(table_lines, columns=["table", "measures", "rows", "how"])
 
 
-def _how(table: str, task: str, empty: pd.DataFrame, missing: pd.DataFrame) -> str:
+def _how(task: str, empty: pd.DataFrame, missing: pd.DataFrame) -> str:
     """Returns the sentences that name what produces a gap's cells."""
+    settings = {label.partition("(")[2].rstrip(")") for label in empty["label"] if "(" in label}
     sentences = []
-    settings = sorted({label.partition("(")[2].rstrip(")") for label in empty["label"] if "(" in label})
-    if settings:
-        name = "ttt.ipynb" if all(setting.startswith("ttt.") for setting in settings) else "ablate.ipynb"
-        sentences.append(f"notebooks/{name} trains the rows with other settings ({'; '.join(settings)}).")
+    if any(setting.startswith("ttt.") for setting in settings):
+        sentences.append(
+            "An evaluation adapts with the recipe's reward only: no notebook measures the row with another."
+        )
+    elif settings:
+        names = ", ".join(dict.fromkeys(ABLATED[setting.partition("=")[0]] for setting in sorted(settings)))
+        sentences.append(f"`-p launch true -p ablations {names}` trains the rows with other settings.")
     if task == QUESTIONS:
-        sentences.append("`-p launch true` with the missing rows of table 4 in `chain` answers the questions.")
+        sentences.append("`-p launch true` answers the questions of the rows of table 4 that `chain` names.")
     elif task in NO_FLOOR:
-        sentences.append("`-p launch true` trains the missing rows, which record it.")
+        sentences += [] if settings else ["`-p launch true` trains the rows, which record it."]
     elif reasons := sorted({*missing.loc[missing["task"].str.startswith(task), "reason"]}):
         sentences.append(f"The task could not run: {reasons[0]}.")
     else:
-        needs = " -p data FOLDER" if not task.startswith(("niah", "recall")) else ""
-        group = {"longbench": "longbench", "short": "short"}.get(task, task)
+        group = next((name for start, name in GROUPS.items() if task.startswith(start)), "short")
+        needs = "" if group in ("niah", "recall") else " -p data FOLDER"
         sentences.append(
             f"`-p launch true -p tasks {group}{needs}` evaluates the rows, as does notebooks/evaluate.ipynb."
         )
     return " ".join(sentences)
+
+
+ABLATED = {"reward": "reward", "selection": "selection", "rollout_length": "k", "num_chunks": "c"}
+"""Setting -> the ablation that varies it (`refine_lab.recipes.ablations`)."""

@@ -7,7 +7,7 @@ import torch
 
 from refine_lab.data.batches import SequenceData
 from refine_lab.explore.reading import read_document
-from refine_lab.explore.rollouts import assess, rollouts_at
+from refine_lab.explore.rollouts import rollout_frame, rollouts_at
 from refine_lab.method.rewards import REWARDS
 from refine_lab.models.loading import load_model, manifest_of
 from refine_lab.recipes import midtrain
@@ -29,7 +29,7 @@ def example_rollouts(model: str, *, examples: int = 6, n: int = 4, k: int = 5, s
         generator = draws.generator(number, "example")
         position = int(torch.randint(TOKENS // 2, TOKENS - k - 1, (1,), generator=generator))
         reading, trace = read_document(policy, tokens[:TOKENS])
-        found = assess(rollouts_at(policy, reading, trace, [position], n=n, k=k, seed=seed), REWARDS["cosine"])
+        found = rollout_frame(rollouts_at(policy, reading, trace, [position], n=n, k=k, seed=seed), REWARDS["cosine"])
         for each in found.itertuples():
             texts = {"reference": tokenizer.decode(each.target_ids), "rollout": tokenizer.decode(each.rollout_ids)}
             rows.append({"example": number, **texts, "cosine": float(each.cosine)})

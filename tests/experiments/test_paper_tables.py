@@ -139,8 +139,9 @@ def test_the_paper_s_recipes_have_the_paper_s_rows(tmp_path: Path) -> None:
 
 def test_runs_of_several_scales_are_refused_unless_one_is_chosen(tmp_path: Path) -> None:
     runs = [new_run(replace(midtrain("sft"), steps=steps), tmp_path) for steps in (5, 10)]
-    with pytest.raises(ConfigError, match=r"mid-training runs must be of one scale.*5 steps of 8 x 1024; 10 steps"):
+    with pytest.raises(ConfigError) as caught:
         of_scale(runs)
+    assert caught.value.value == "5 steps of 8 x 1024; 10 steps of 8 x 1024"
     assert of_scale(runs, steps=10) == [runs[1]] and of_scale(runs, steps=10, batch_size=4) == []
 
 
@@ -197,8 +198,9 @@ def test_records_and_evaluations_of_a_run_are_found(tmp_path: Path) -> None:
     rewards = frame.loc[frame["metric"] == "cosine_mean", "value"]
     assert list(rewards) == [pytest.approx(run.metrics()["cosine_mean"].mean())]
     assert missing.to_dict("records") == [{"task": "longbench_trec", "length": "", "reason": "no file trec.jsonl"}]
-    with pytest.raises(ConfigError, match="the evaluations must be of the same samples"):
+    with pytest.raises(ConfigError) as caught:
         measured(tmp_path, base)
+    assert caught.value.field == "the evaluations"
 
 
 # -- tables by hand ------------------------------------------------------------------------------------------------------
@@ -279,9 +281,9 @@ def test_without_random_weights_the_floor_is_unknown_and_without_runs_a_cell_is_
     compared = differences(others, DELTANET)
     assert set(compared.loc[compared["measure"] == "S-NIAH", "sign"]) == {"gap"}
     missing = pd.DataFrame([{"task": "niah_multivalue", "length": "512", "reason": "essays are missing"}])
-    found_gaps = gaps(others, missing).set_index("measure")
+    found_gaps = gaps(others, missing).set_index("measures")
     assert "MK-NIAH" not in found_gaps.index and found_gaps.loc["S-NIAH", "rows"] == "all"
-    assert "-p tasks niah_single_1" in found_gaps.loc["S-NIAH", "how"]
+    assert "-p tasks niah" in found_gaps.loc["S-NIAH", "how"]
     assert found_gaps.loc["MV-NIAH", "how"] == "The task could not run: essays are missing."
 
 
@@ -311,10 +313,12 @@ def test_every_table_can_be_laid_out_without_a_measurement() -> None:
         frames.append(differences(found, DELTANET))
     counted = summary(frames)
     assert set(counted["table"]) == set(PAIRS) and (counted["gap"] == counted["differences"]).all()
-    with pytest.raises(ConfigError, match="unknown table 'table 8'"):
+    with pytest.raises(ConfigError) as caught:
         cells("table 8", frame_of(), DELTANET)
-    with pytest.raises(ConfigError, match=r"paper_model must be 'LaCT-760M' or 'DeltaNet-1.3B', got 'Mamba'"):
+    assert (caught.value.field, caught.value.value) == ("table", "table 8")
+    with pytest.raises(ConfigError) as caught:
         cells("table 3", frame_of(), "Mamba")
+    assert (caught.value.field, caught.value.value) == ("paper_model", "Mamba")
 
 
 # -- the plan ------------------------------------------------------------------------------------------------------------
@@ -331,13 +335,14 @@ def test_a_plan_has_the_methods_that_its_rows_need() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("settings", "field", "value"),
     [
-        ({"chain": [9]}, "PaperPlan.chain must be numbers of rows from 1 to 8, got"),
-        ({"seeds": [1, 1]}, "PaperPlan.seeds must be at least one whole number, none twice"),
-        ({"tasks": "niahs"}, "unknown task 'niahs'; did you mean 'niah'?"),
+        ({"chain": [9]}, "PaperPlan.chain", (9,)),
+        ({"seeds": [1, 1]}, "PaperPlan.seeds", (1, 1)),
+        ({"tasks": "niahs"}, "task", "niahs"),
     ],
 )
-def test_a_bad_plan_is_refused_in_one_sentence(settings: dict, sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence.replace("?", r"\?")):
+def test_a_bad_plan_is_refused(settings: dict, field: str, value: object) -> None:
+    with pytest.raises(ConfigError) as caught:
         plan_of(**{"tasks": "niah", **settings})
+    assert (caught.value.field, caught.value.value) == (field, value)

@@ -16,7 +16,7 @@ from widgets.figures.plotting import dress, one_legend, require_data
 from widgets.figures.series import INK
 from widgets.figures.tables import Table, visible
 
-DIGITS = {"%": 1, "ppl": 1, "nats": 4, "reward": 3}
+DIGITS = {"%": 1, "% of tokens": 2, "ppl": 1, "nats": 4, "reward": 3}
 """Unit -> decimals."""
 TASK_NAMES = {"held_out": "held-out text", "rollouts": "rewards of training", "ruler": "ruler_qa"}
 """Tasks -> their names in the table of what was measured."""
@@ -36,24 +36,56 @@ def measured_table(measured: pd.DataFrame) -> Table:
     labels = [Row(*values).label for values in measured[[*Row._fields]].itertuples(index=False)]
     frame = measured.assign(model=labels, group=groups)
     counts = frame.groupby(["model", "group"], sort=False)["seed"].nunique().unstack(fill_value=0).reset_index()
+    counts = counts.sort_values("model", key=lambda names: names.map(_order), kind="stable")
     counts = counts.rename_axis(columns=None).replace(0, NO_NUMBER)
     return Table(counts, "Measured: number of seeds of each model and group of tasks")
 
 
-def values_table(found: pd.DataFrame, *, by: str = "measure") -> Table:
-    """Tabulates the `cells` of one table of the paper: its numbers, then ours.
+def _order(label: str) -> tuple[int, str]:
+    """Returns the place of a model among others: random weights and the base first, then by the number of phases."""
+    return (
+        ["random weights", "base"].index(label) - 2 if label in ("random weights", "base") else label.count("→")
+    ), label
 
-    `by` is what a line shows: a measure at one length, or a row of the paper's table. Ours are mean ± standard deviation
-    over seeds; a single value has its standard error over samples in brackets.
+
+def values_table(found: pd.DataFrame, model: str, *, by: str = "measure") -> Table:
+    """Tabulates the `cells` of one table of the paper: its numbers for `model`, then ours.
+
+    `by` is what a line shows: a measure at one length, or a row of the paper's table, then only at the lengths that the
+    paper has. Ours are mean ± standard deviation over seeds; a single value has its standard error over samples in
+    brackets.
     """
     require_data("values_table", len(found) > 0, "there are no cells")
+    found = found if by == "measure" else _of_the_paper(found)
     frame = _by_measure(found) if by == "measure" else _by_row(found)
     table = str(found["table"].iloc[0])
-    return Table(frame, f"{_title(table)}: {about(table)}. {_text(table)}{_spread(found)}{_few(found)}")
+    caption = (
+        f"{_title(table)}, the paper's {model} and ours: {about(table)}. {_text(table)}{_spread(found)}{_few(found)}"
+    )
+    return Table(frame, caption.strip())
+
+
+def _of_the_paper(found: pd.DataFrame) -> pd.DataFrame:
+    """Returns the lines without those of lengths that the paper lacks, unless a measure has no others."""
+    kept = found["length"].isin(("mean", "")) | found["paper"].notna()
+    return found[kept.groupby(found["measure"]).transform(lambda own: own if own.any() else ~own)]
 
 
 def _title(table: str) -> str:
     return table[0].upper() + table[1:]
+
+
+def _spread(found: pd.DataFrame) -> str:
+    single = found["mean"].notna() & found["sd"].isna() & found["stderr"].notna()
+    sentences = "Ours are mean ± standard deviation over seeds. " if found["sd"].notna().any() else ""
+    return sentences + ("One value has its standard error over samples in brackets. " if single.any() else "")
+
+
+def _few(found: pd.DataFrame) -> str:
+    few = found[(found["different"] > 0) & (found["different"] < FEWEST_ITEMS)]
+    if few.empty:
+        return ""
+    return f"With fewer than {FEWEST_ITEMS} different samples, most differences between models are noise."
 
 
 def _text(table: str) -> str:
@@ -135,6 +167,7 @@ def differences_table(found: pd.DataFrame, *, by: str = "measure") -> Table:
     `by` as for `values_table`, where a row is a pair of rows.
     """
     require_data("differences_table", len(found) > 0, "there are no differences")
+    found = found if by == "measure" else _of_the_paper(found)
     lines: dict[object, dict[str, object]] = {}
     for line in found.itertuples():
         name, pair = f"{line.measure} {line.length}".strip(), str(line.difference)
@@ -159,7 +192,7 @@ def _difference(line: object) -> str:
     text = _number(mean, unit, signed=True) + ("" if np.isnan(sd) else f" ± {_number(sd, unit)}")
     if sign == "floor unknown":
         return f"{text}, {sign}"
-    return f"{text}, {'zero' if same == 'zero' else f'{same} sign'}" if same else text
+    return f"{text}, {'one is 0' if same == 'zero' else f'{same} sign'}" if same else text
 
 
 def summary_table(summary: pd.DataFrame) -> Table:
