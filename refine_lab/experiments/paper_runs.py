@@ -176,7 +176,7 @@ def launch(plan: PaperPlan, folder: Path, report: Report = print) -> list[Run]:
 
 
 def _finished(runs: list[Run]) -> list[Run]:
-    run_in_turn(runs, detach=False, every=10.0)
+    run_in_turn([run for run in runs if run.state != "finished"], detach=False, every=10.0)
     require_finished(runs)
     return runs
 

@@ -93,18 +93,6 @@ def _text(table: str) -> str:
     return f"The paper: {text} " if (text := reported(table)) else ""
 
 
-def _spread(found: pd.DataFrame) -> str:
-    spread = "Ours: mean ± standard deviation over seeds" if found["sd"].notna().any() else "Ours"
-    return f"{spread}; one value: (standard error over samples)."
-
-
-def _few(found: pd.DataFrame) -> str:
-    few = found[(found["different"] > 0) & (found["different"] < FEWEST_ITEMS)]
-    if few.empty:
-        return ""
-    return f" Fewer than {FEWEST_ITEMS} different samples: most differences between models are noise."
-
-
 def _by_measure(found: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for (measure, length), group in found.groupby(["measure", "length"], sort=False):
