@@ -290,7 +290,7 @@ def _how(task: str, empty: pd.DataFrame, missing: pd.DataFrame) -> str:
             "An evaluation adapts with the recipe's reward only: no notebook measures the row with another."
         )
     elif settings:
-        names = ", ".join(dict.fromkeys(ABLATED[setting.partition("=")[0]] for setting in sorted(settings)))
+        names = ",".join(dict.fromkeys(ABLATED[setting.partition("=")[0]] for setting in sorted(settings)))
         sentences.append(f"`-p launch true -p ablations {names}` trains the rows with other settings.")
     if task == QUESTIONS:
         sentences.append("`-p launch true` answers the questions of the rows of table 4 that `chain` names.")
