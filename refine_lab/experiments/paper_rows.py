@@ -40,7 +40,7 @@ DEFAULTS: dict[str, Mapping[str, Any]] = {
 LONGBENCH_METRICS = {"longbench_triviaqa": "accuracy"}
 """Task -> its metric in table 5, where that is not the task's main one."""
 LABELS = {"sft": "SFT", "refine": "REFINE", "nested_sft": "nested SFT", "nested_refine": "nested REFINE"}
-SCALE = ("steps", "batch_size", "sequence_length")
+SCALE: Sequence[str] = ("steps", "batch_size", "sequence_length")
 
 FIELDS = (*(*PHASES, "setting", "seed", "task", "metric", "main", "length", "value", "stderr", "samples", "different"),)
 """Columns of `measured`."""
@@ -130,7 +130,7 @@ def setting_of(run: Run, phase: str) -> str:
     refine: RefineConfig | None = run.config.ttt and run.config.ttt.refine if phase == "ttt" else run.config.refine
     if refine is None:
         return ""
-    usual = {name: getattr(REFINE, name) for name in SETTINGS} | DEFAULTS[phase]
+    usual = {**{name: getattr(REFINE, name) for name in SETTINGS}, **DEFAULTS[phase]}
     before = "" if phase == "midtrain" else f"{phase}."
     changed = [name for name in SETTINGS if getattr(refine, name) != usual[name]]
     return ", ".join(f"{before}{name}={getattr(refine, name)}" for name in changed)
@@ -149,7 +149,7 @@ def of_scale(runs: Sequence[Run], **scale: int | None) -> list[Run]:
     kept, found = [], set()
     for run in runs:
         if phase_of(run) == "midtrain":
-            here = dict(zip(SCALE, scale_of(run), strict=True))
+            here: dict[str, int] = dict(zip(SCALE, scale_of(run), strict=True))
             if any(value is not None and value != here[name] for name, value in scale.items()):
                 continue
             found.add(scale_of(run))

@@ -105,7 +105,9 @@ def plan_of(*, tasks: str, **settings: Any) -> PaperPlan:
 
     Raises ConfigError for a value that is not allowed.
     """
-    lists = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    lists: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+    }
     return PaperPlan(tasks=tuple(name.strip() for name in tasks.split(",")), **lists)
 
 
@@ -158,17 +160,18 @@ def launch(plan: PaperPlan, folder: Path, report: Report = print) -> list[Run]:
     for seed in plan.seeds if plan.posttrain_methods else ():
         configs = posttrain_configs(plan, models["refine", seed], seed)
         task = load_training_task(configs)
-        report(task.report)
+        report(str(task.report))
         found = _finished(posttrain.task_runs(configs, task, folder))
         posttrain.answers_of(found, task)
         posttrained |= {(run.config.method, seed): str(run.path) for run in found}
         runs += found
+    answering: list[Run] = []
     for model, seed, methods in _answering(plan, models, posttrained):
         configs = ttt_configs(plan, model, seed, methods)
         policy, _, task = load_prompts(configs[-1])
-        found = ttt_runs(configs, policy, task.test, folder)
+        answering += ttt_runs(configs, policy, task.test, folder)
         del policy
-        runs += _finished(found)
+    runs += _finished(answering)
     for config, out in evaluations(plan, folder, models, posttrained):
         report(f"\n{out.name}:")
         evaluate(config, out, report)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from refine_lab.experiments.paper_rows import EVERY_SEED, HELD_OUT, QUESTIONS, RANDOM, ROLLOUTS, Row
+from refine_lab.experiments.paper_rows import EVERY_SEED, FIELDS, HELD_OUT, QUESTIONS, RANDOM, ROLLOUTS, Row
 from refine_lab.models.hub import resolve
 from refine_lab.recipes.paper_results import MEAN, PAPER_MODELS, paper_numbers, reported_signs, table_names
 from refine_lab.runs.files import read_json
@@ -87,7 +87,7 @@ def cells(table: str, measured: pd.DataFrame, model: str) -> pd.DataFrame:
     rows = {number: Row(*group[[*Row._fields]].iloc[0]) for number, group in paper.groupby("row")}
     lines = []
     for measure in _measures(table, paper):
-        by_row = {Row(*key): lines for key, lines in _of_measure(measured, measure).groupby([*Row._fields])}
+        by_row = {Row(*map(str, key)): lines for key, lines in _groups(_of_measure(measured, measure))}
         for length in (lengths := _lengths(measure, measured)):
             wanted = [each for each in lengths if each != MEAN] if length == MEAN else [length]
             ours = {row: _ours(by_row.get(row), measure, wanted) for row in (RANDOM, Row(), *rows.values())}
@@ -108,8 +108,15 @@ def cells(table: str, measured: pd.DataFrame, model: str) -> pd.DataFrame:
 def _measures(table: str, paper: pd.DataFrame) -> Iterator[Measure]:
     for (task, metric, unit), group in paper.groupby(["task", "metric", "unit"], sort=False):
         name = group["column"].iloc[0]
-        yield Measure(name.rpartition(" ")[0] if group["length"].iloc[0] else name, task, metric, unit)
+        name = name.rpartition(" ")[0] if group["length"].iloc[0] else name
+        yield Measure(name, str(task), str(metric), str(unit))
     yield from OWN.get(table, ())
+
+
+def _groups(lines: pd.DataFrame) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
+    """Yields the lines of each row of the paper's tables with its fields."""
+    groups: Any = lines.groupby([*Row._fields])
+    yield from groups
 
 
 def _of_measure(measured: pd.DataFrame, measure: Measure) -> pd.DataFrame:
@@ -131,11 +138,12 @@ def _ours(lines: pd.DataFrame | None, measure: Measure, lengths: Sequence[str]) 
     """Returns mean and spread over seeds of a row's mean over `lengths`, all of which a seed must have."""
     scale = 100.0 if measure.unit.startswith("%") else 1.0
     values, errors, facts = {}, [], {"samples": 0, "different": 0}
-    for seed, group in [] if lines is None or not lengths else lines.groupby("seed"):
-        group = group.set_index("length").reindex(lengths)
+    lines = pd.DataFrame(columns=[*FIELDS]) if lines is None or not lengths else lines
+    for seed in lines["seed"].unique():
+        group = lines[lines["seed"] == seed].set_index("length").reindex([*lengths])
         if group["value"].notna().all():
             values[int(seed)] = scale * float(group["value"].mean())
-            errors.append(scale * float(np.sqrt(np.square(group["stderr"]).sum(skipna=False)) / len(lengths)))
+            errors.append(scale * float(np.linalg.norm(group["stderr"].to_numpy(float)) / len(lengths)))
             facts = {name: int(group[name].sum()) for name in facts}
     found = np.array([*values.values()])
     mean, sd = found.mean() if len(found) else np.nan, found.std(ddof=1) if len(found) > 1 else np.nan
@@ -175,8 +183,8 @@ def differences(found: pd.DataFrame, model: str) -> pd.DataFrame:
     lines = []
     for row, against in PAIRS[table]:
         for (measure, length), group in found.groupby(["measure", "length"], sort=False):
-            group = group.set_index("row")
-            one, other = group.loc[row], group.loc[against]
+            by_row: dict[int, Any] = {each["row"]: each for each in group.to_dict("records")}
+            one, other = by_row[row], by_row[against]
             paper = round(one["paper"] - other["paper"], 1)
             line = {"table": table, "row": row, "against": against, "difference": f"{one['label']} – {other['label']}"}
             line |= {"measure": measure, "length": length, **{name: one[name] for name in ("task", "unit", "own")}}

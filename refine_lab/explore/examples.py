@@ -30,7 +30,10 @@ def example_rollouts(model: str, *, examples: int = 6, n: int = 4, k: int = 5, s
         position = int(torch.randint(TOKENS // 2, TOKENS - k - 1, (1,), generator=generator))
         reading, trace = read_document(policy, tokens[:TOKENS])
         found = rollout_frame(rollouts_at(policy, reading, trace, [position], n=n, k=k, seed=seed), REWARDS["cosine"])
-        for each in found.itertuples():
-            texts = {"reference": tokenizer.decode(each.target_ids), "rollout": tokenizer.decode(each.rollout_ids)}
-            rows.append({"example": number, **texts, "cosine": float(each.cosine)})
+        for each in found.to_dict("records"):
+            texts = {
+                "reference": tokenizer.decode(each["target_ids"]),
+                "rollout": tokenizer.decode(each["rollout_ids"]),
+            }
+            rows.append({"example": number, **texts, "cosine": each["cosine"]})
     return pd.DataFrame(rows)

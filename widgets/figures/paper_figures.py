@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -98,9 +99,9 @@ def _by_measure(found: pd.DataFrame) -> pd.DataFrame:
     for (measure, length), group in found.groupby(["measure", "length"], sort=False):
         line = {"measure": measure, **({"tokens": length} if _has_lengths(found) else {})}
         printed, random = group[group["row"] > 0], group[group["row"] == 0]
-        line |= {f"paper: {cell.label}": _number(cell.paper, cell.unit) for cell in printed.itertuples()}
+        line |= {f"paper: {cell.label}": _number(cell.paper, cell.unit) for cell in _each(printed)}
         both = pd.concat([random, printed]) if found.loc[found["row"] == 0, "mean"].notna().any() else printed
-        line |= {f"ours: {cell.label}": _ours(cell) for cell in both.itertuples()}
+        line |= {f"ours: {cell.label}": _ours(cell) for cell in _each(both)}
         lines.append({**line, **_counts(found, group)})
     return pd.DataFrame(lines)
 
@@ -111,13 +112,18 @@ def _by_row(found: pd.DataFrame) -> pd.DataFrame:
         if number == 0 and group["mean"].isna().all():
             continue
         line = {"row": number or "", "model": group["label"].iloc[0]}
-        for cell in group.itertuples():
+        for cell in _each(group):
             name = f"{cell.measure} {cell.length}".strip()
             if not cell.own:
                 line[f"{name}: paper"] = _number(cell.paper, cell.unit)
             line[f"{name}: ours"] = _ours(cell)
         lines.append({**line, **_counts(found, group)})
     return pd.DataFrame(lines)
+
+
+def _each(found: pd.DataFrame) -> Iterator[Any]:
+    """Yields the lines of a frame as named tuples."""
+    yield from found.itertuples()
 
 
 def _has_lengths(found: pd.DataFrame) -> bool:
@@ -128,7 +134,7 @@ def _counts(found: pd.DataFrame, group: pd.DataFrame) -> dict[str, str]:
     """Returns the column with the numbers of samples and of different samples, if anything was measured on samples."""
     if not (found["samples"] > 0).any():
         return {}
-    most = group.loc[group["samples"].idxmax()]
+    most = group.sort_values("samples").iloc[-1]
     counts = f"{most['samples']} ({most['different']})" if most["samples"] else NO_NUMBER
     return {"samples (different)": counts}
 
@@ -139,7 +145,7 @@ def _number(value: float, unit: str, *, signed: bool = False) -> str:
     return f"{value:{'+' if signed else ''}.{DIGITS[unit]}f}".replace("-", "−")
 
 
-def _ours(cell: object) -> str:
+def _ours(cell: Any) -> str:
     mean, sd, stderr, unit = (getattr(cell, name) for name in ("mean", "sd", "stderr", "unit"))
     if np.isnan(mean):
         return GAP
@@ -157,12 +163,12 @@ def differences_table(found: pd.DataFrame, *, by: str = "measure") -> Table:
     require_data("differences_table", len(found) > 0, "there are no differences")
     found = found if by == "measure" else _of_the_paper(found)
     lines: dict[object, dict[str, object]] = {}
-    for line in found.itertuples():
+    for line in _each(found):
         name, pair = f"{line.measure} {line.length}".strip(), str(line.difference)
         key, column = (name, pair) if by == "measure" else (pair, name)
         into = lines.setdefault(key, {"measure" if by == "measure" else "difference": key})
         into[f"{column}: paper"] = (
-            _number(line.paper, line.unit, signed=True) if line.paper == line.paper else line.paper_sign
+            line.paper_sign if np.isnan(line.paper) else _number(line.paper, line.unit, signed=True)
         )
         into[f"{column}: ours"] = _difference(line)
     frame = pd.DataFrame([*lines.values()]).replace("", NO_NUMBER).fillna(NO_NUMBER)
@@ -173,7 +179,7 @@ def differences_table(found: pd.DataFrame, *, by: str = "measure") -> Table:
     )
 
 
-def _difference(line: object) -> str:
+def _difference(line: Any) -> str:
     mean, sd, unit, sign, same = (getattr(line, name) for name in ("mean", "sd", "unit", "sign", "verdict"))
     if sign in ("gap", "floor"):
         return sign
@@ -239,10 +245,10 @@ def scores_figure(found: pd.DataFrame) -> go.Figure:
     rows = -(-len(measures) // columns)
     figure = make_subplots(rows, columns, subplot_titles=measures, vertical_spacing=0.35 / rows)
     for index, measure in enumerate(measures):
-        place = {"row": index // columns + 1, "col": index % columns + 1}
+        place: dict[str, Any] = {"row": index // columns + 1, "col": index % columns + 1}
         group = last[(last["measure"] == measure) & (last["row"] > 0)]
         random = last[(last["measure"] == measure) & (last["row"] == 0)]["mean"].iloc[0]
-        labels = [f"{cell.row}" for cell in group.itertuples()]
+        labels = [str(row) for row in group["row"]]
         figure.add_trace(_marks(labels, group["paper"], None, "the paper", PAPER_COLOUR, "circle-open"), **place)
         figure.add_trace(_marks(labels, group["mean"], group["sd"], "ours", OUR_COLOURS[0], "diamond"), **place)
         if not np.isnan(random):
