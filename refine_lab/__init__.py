@@ -1,7 +1,7 @@
 """refine_lab: a research workbench for REFINE, "Reinforced Fast Weights with Next-Sequence Prediction" (arXiv 2602.16704).
 
 `method` holds the paper's procedure, one step per file. `models` and `ops` represent fast weights as values, `data`
-prepares text and tasks, `recipes` has the paper's numbers, `training` runs the method in every phase, `runs` reads and
+prepares text and tasks, `recipes` has the paper's hyperparameters, `training` runs the method in every phase, `runs` reads and
 writes run directories, `evaluation` evaluates models on benchmarks, `statistics` compares methods, and `experiments`,
 `sweep` and `explore` are what notebooks and widgets call. docs/architecture.md lists the folders in the order of their
 imports.
@@ -73,7 +73,7 @@ def refuse_shadows() -> None:
         return  # the import itself names what is missing
     place = found.origin or next(iter(found.submodule_search_locations or ()), "")
     if not package.samefile(place) if found.origin else find_spec("widgets.core.page") is None:
-        sentence = f"{place} is in the way of this project's package `widgets`: rename it, or start in another folder"
+        sentence = f"{place} shadows this project's package `widgets`: rename it, or start in a different folder"
         raise ImportError(sentence)
 
 

@@ -45,7 +45,7 @@ MOST_MADE = 2**26
 """Maximum number of tokens of all recall documents of a task."""
 
 REMOVED = {"DataConfig.text_column": "text", "TTTRunConfig.model_settings": {}}
-"""Removed fields that older files may hold, each with its only accepted value."""
+"""Removed fields that older files may contain, each with its only accepted value."""
 
 
 @configuration
@@ -96,7 +96,7 @@ class RefineConfig(Config):
         most = f"such that num_chunks * group_size * rollout_length is at most {MOST_TOKENS:,}"
         self._require(tokens <= MOST_TOKENS, "group_size", most)
         comparable = self.group_by == "sequence" or self.group_size > 1
-        self._require(comparable, "group_size", "at least 2 where group_by is 'prefix'")
+        self._require(comparable, "group_size", "at least 2 if group_by is 'prefix'")
 
     @property
     def ends(self) -> tuple[int, int]:
@@ -124,7 +124,7 @@ class DataConfig(Config):
     """The sequences that a run trains and evaluates on."""
 
     sources: Mapping[Text, Positive] = field(default_factory=lambda: {"python": 1.0})
-    "Source -> share of the plain rows: `python`, .txt files or a folder of them, .jsonl, .parquet, or `datasets:NAME`."
+    "Source -> fraction of the plain rows: `python`, .txt files or a folder of them, .jsonl, .parquet, or `datasets:NAME`."
     sequence_length: Length = 1024
     "Tokens per row."
     rows: Literal["packed", "document"] = "packed"
@@ -134,7 +134,7 @@ class DataConfig(Config):
     max_tokens: Annotated[int, Field(ge=1, le=10**11)] = 20_000_000
     "Maximum number of tokens kept of each source."
     recall: Mapping[Text, Share] = field(default_factory=dict)
-    "Kind of recall document (`pairs`, `word-1`, `word-4`, `number-1`, ...) -> its share of rows; the rest is text."
+    "Kind of recall document (`pairs`, `word-1`, `word-4`, `number-1`, ...) -> its fraction of rows; the rest is text."
     validation_sequences: Size = 8
     "Number of held-out rows on which NTP loss and accuracy are measured."
     add_bos: bool | None = None
@@ -142,11 +142,11 @@ class DataConfig(Config):
 
     def __post_init__(self) -> None:
         self._require(len(self.sources) > 0, "sources", "at least one source")
-        self._require(sum(self.recall.values()) <= 1 + 1e-9, "recall", "shares that sum to at most 1")
+        self._require(sum(self.recall.values()) <= 1 + 1e-9, "recall", "fractions that sum to at most 1")
         fits = self.rows == "packed" or self.max_tokens >= self.sequence_length
         self._require(fits, "max_tokens", f"at least sequence_length {self.sequence_length} for rows of one document")
         most = (
-            f"at most {MOST_IN_BATCH // self.sequence_length:,}, or as many as have {MOST_IN_BATCH:,} tokens together"
+            f"at most {MOST_IN_BATCH // self.sequence_length:,}, so that the rows have at most {MOST_IN_BATCH:,} tokens"
         )
         held_out = self.validation_sequences * self.sequence_length
         self._require(held_out <= MOST_IN_BATCH, "validation_sequences", most)
@@ -159,13 +159,13 @@ class TaskConfig(Config):
     source: Text = "recall:word-4"
     "`recall:KIND` of recall document, `ruler:FILE` (SQuAD v2.0 or HotpotQA as published), or a .parquet or .jsonl file."
     test_source: Text | None = None
-    "Source of the test examples, in the forms of `source`; none: `source` itself."
+    "Source of the test examples, in a format of `source`; none: `source` itself."
     prompt_tokens: Length = 512
     "Maximum number of tokens in a prompt."
     over_limit: Literal["refuse", "cut_middle", "drop"] = "refuse"
     "How to handle longer prompts: refuse the task, cut out the middle of the prompt, or drop the example."
     answer_tokens: Size | None = None
-    "Maximum number of tokens generated as an answer; none: as many as the longest reference answer needs."
+    "Maximum number of tokens generated as an answer; none: the number that the longest reference answer needs."
     lines: Literal["first", "all"] = "first"
     "Which part of the generated text is the answer: its first line, or all of it."
     strip_leading: bool | None = None
@@ -184,7 +184,7 @@ class TaskConfig(Config):
     "How to handle a question or document that two splits share: refuse it, or allow and report it."
 
     def __post_init__(self) -> None:
-        self._require(self.test_source != self.source, "test_source", "another than TaskConfig.source, or none")
+        self._require(self.test_source != self.source, "test_source", "different from TaskConfig.source, or none")
         made = self.train + self.validation if self.form == "recall" else 0
         self._require_few(made, "train")
         self._require_few(made + ((self.test or 0) if self.test_form == "recall" else 0), "test")
@@ -196,12 +196,12 @@ class TaskConfig(Config):
 
     @property
     def form(self) -> str:
-        """Returns the form of `source`: `recall`, `ruler`, or `file`."""
+        """Returns the format of `source`: `recall`, `ruler`, or `file`."""
         return _form(self.source)
 
     @property
     def test_form(self) -> str:
-        """Returns the form of the source of the test examples."""
+        """Returns the format of the source of the test examples."""
         return _form(self.test_source or self.source)
 
     def settled(self) -> TaskConfig:
@@ -324,7 +324,7 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
     keep_checkpoints: Count = 3
     "Newest checkpoints that are kept, besides the one with the lowest held-out loss."
     keep_every: Natural = 0
-    "Checkpoints of every so many batches are also kept; 0: none."
+    "A checkpoint every this many batches is also kept; 0: none."
     activation_checkpointing: Literal["none", "mlp", "blocks"] = "none"
     "What the backward pass recomputes to save memory: nothing, the feed-forward layers, or whole blocks."
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
@@ -348,7 +348,7 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
             return
         self._require(self.task.train >= self.batch_size, "batch_size", f"at most task.train, {self.task.train}")
         alone = self.nested or self.refine is None
-        self._require(alone, "nested", "true where a task is trained with REFINE: it reads the prompts")
+        self._require(alone, "nested", "true if a task is trained with REFINE: it reads the prompts")
 
     @property
     def method(self) -> str:
@@ -387,7 +387,7 @@ def from_json(text: str, name: str = "config.json", kind: type[C] = TrainConfig)
 
 
 def _built(cls: Any, values: Mapping[str, Any], renamed: Mapping[str, str]) -> Any:
-    """Builds a configuration from the plain values that a file holds; `renamed` maps older names of fields to present ones."""
+    """Builds a configuration from the plain values in a file; `renamed` maps older names of fields to present ones."""
     values = {renamed.get(name, name): value for name, value in values.items()}
     plain, inner = dict(cls.upgraded(values)), cls.inner_configs()
     for name, value in values.items():

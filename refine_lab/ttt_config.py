@@ -84,7 +84,7 @@ class TTTRunConfig(RunConfig):
         super().__post_init__()
         self._require_batch(self.task.prompt_tokens)
         separate = self.reset == "never" or self.batch_size == 1
-        self._require(separate, "batch_size", "1 where weights are reset after each prompt")
+        self._require(separate, "batch_size", "1 if weights are reset after each prompt")
         if self.ttt is not None:
             self._require(self.ttt.seed == self.seed, "ttt.seed", f"the run's, {self.seed}")
 

@@ -40,7 +40,7 @@ class Batch:
             counts = f"{len(self.lengths)} and {len(self.sequence_ids)}"
             raise ValueError(f"a batch of {rows} rows needs {rows} lengths and ids, got {counts}")
         if rows and not (1 <= int(self.lengths.min()) and int(self.lengths.max()) <= width):
-            raise ValueError(f"lengths must lie in 1..{width}, got {self.lengths.tolist()}")
+            raise ValueError(f"lengths must be from 1 to {width}, got {self.lengths.tolist()}")
 
     def rows(self, start: int, stop: int) -> Batch:
         """Returns rows `start` to `stop`, cut to the longest of them."""

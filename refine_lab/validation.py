@@ -44,13 +44,13 @@ def unknown(what: str, name: object, allowed: Iterable[str]) -> ConfigError:
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     listed = ", ".join(names)
-    return ConfigError(what, name, listed, f"unknown {what} {quote(name)}; {hint}allowed are {listed}")
+    return ConfigError(what, name, listed, f"unknown {what} {quote(name)}; {hint}allowed values: {listed}")
 
 
 def path_of(name: str, text: str | Path) -> Path:
     """Returns the path that `text` names, with a leading ~ expanded; nothing need exist there.
 
-    Raises ConfigError, which calls it `name`, for a text that cannot be a path and for a user without a home folder.
+    Raises ConfigError, which calls it `name`, for a string that cannot be a path and for a user without a home folder.
     """
     try:
         path = Path(text).expanduser()
@@ -67,7 +67,7 @@ def path_of(name: str, text: str | Path) -> Path:
 class Config:
     """Base class of all configurations."""
 
-    __no_type_check__ = True  # else beartype, in tests, refuses a value before a ConfigError can
+    __no_type_check__ = True  # else beartype, in tests, rejects a value before a ConfigError can
 
     @staticmethod
     def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -93,10 +93,10 @@ _ALLOWED = {
     "float_type": "a number",
     "finite_number": "a number",
     "bool_type": "true or false",
-    "string_type": "a text that is not empty",
-    "string_too_short": "a text that is not empty",
-    "string_too_long": "a text of at most {max_length} characters",
-    "string_unicode": "a text of Unicode characters",
+    "string_type": "a non-empty string",
+    "string_too_short": "a non-empty string",
+    "string_too_long": "a string of at most {max_length} characters",
+    "string_unicode": "a valid Unicode string",
     "dict_type": _NAMES_TO_NUMBERS,
     "dataclass_exact_type": "a {class_name}",
     "greater_than": "above {gt:g}",

@@ -108,7 +108,7 @@ def test_unknown_fields_of_files_are_refused(change, kind, name, nearest):
     with pytest.raises(ConfigError) as error:
         from_json(json.dumps({**as_values(), **change}))
     assert (error.value.field, error.value.value) == (f"field of {kind}", name)
-    assert str(error.value).startswith(f"unknown field of {kind} {name!r}; did you mean {nearest!r}? allowed are ")
+    assert str(error.value).startswith(f"unknown field of {kind} {name!r}; did you mean {nearest!r}? allowed values: ")
     assert nearest in error.value.allowed.split(", ")
 
 
@@ -172,7 +172,7 @@ def test_malformed_json_is_named(text, message):
         ("clip_eps", 1.0, "between 0 and 1"),
         ("dual_clip", 1.0, "above 1"),
         ("reward", "cosin", "one of 'cosine', 'binary', 'hybrid', 'edit', 'custom'"),
-        ("reward", "", "a text that is not empty"),
+        ("reward", "", "a non-empty string"),
         ("kl_coef", False, "a number"),
     ],
 )
@@ -182,7 +182,7 @@ def test_a_value_of_the_method_is_refused(field, value, allowed):
 
 
 def test_prefix_groups_need_two_rollouts():
-    with refused("RefineConfig.group_size", 1, "at least 2 where group_by is 'prefix'"):
+    with refused("RefineConfig.group_size", 1, "at least 2 if group_by is 'prefix'"):
         RefineConfig(group_by="prefix")
     assert RefineConfig(group_by="prefix", group_size=2).group_size == 2
 
@@ -192,7 +192,7 @@ def test_prefix_groups_need_two_rollouts():
     [
         ("sources", {}, "at least one source"),
         ("sources", ["python"], "a mapping from names to numbers"),
-        ("recall", {"word-1": 0.7, "word-4": 0.7}, "shares that sum to at most 1"),
+        ("recall", {"word-1": 0.7, "word-4": 0.7}, "fractions that sum to at most 1"),
         ("sequence_length", 8, "at least 16"),
         ("validation_sequences", 0, "at least 1"),
     ],

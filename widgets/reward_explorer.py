@@ -164,7 +164,7 @@ class RewardExplorer(Panel):
         return self._roll_out(wanted)
 
     def compare(self, model: str | None) -> Future[Any]:
-        """Compares with another model's reading: a shipped model, a run or a checkpoint; None ends the comparison.
+        """Compares with another model: a shipped model, a run or a checkpoint; None ends the comparison.
 
         Adds its entropy and loss minus this model's as metrics, for this document and later ones. The future completes
         when they are shown; for a missing model it raises, and `error` is set.
@@ -211,7 +211,7 @@ class RewardExplorer(Panel):
         return [*self.exploration.targets(), *filter(self.exploration.can_start, self._clicked)]
 
     def _read_other(self, metric: str) -> Future[Any]:
-        """Requests the compared model's reading of the document, and shows the change, coloured by `metric`."""
+        """Requests the compared model's statistics of the document, and shows the change, coloured by `metric`."""
         model, document = self._compared, self.exploration.document
 
         def show(reading: DocumentReading | None) -> None:

@@ -129,7 +129,7 @@ class RolloutInspector(Widget):
         return self._frame.iloc[rows].set_axis(rows, axis=0)
 
     def table_f1(self, examples: int = EXAMPLES, samples: int = SAMPLES) -> TableF1:
-        """Returns the first positions with different references, and their rollouts, in the form of the paper's table F.1.
+        """Returns the first positions with different references, and their rollouts, in the format of the paper's table F.1.
 
         For each position, the first `samples` rollouts are listed, as well as the one with the position's highest
         cosine reward, marked by a star. P7 is the seventh rollout of its position. Raises ValueError if nothing is

@@ -45,10 +45,10 @@ PAGE_ROLLOUTS = 20_000
 class RunMonitor(Panel):
     """Selects runs, follows their curves, shows rollouts by step, compares settings, and stops and starts runs.
 
-    `folder`: of run directories; none: the project's (`runs.run.runs_dir`). Everything shown is read from the
+    `folder`: the folder of run directories; none: the project's (`runs.run.runs_dir`). Everything shown is read from the
     directories, so that a new monitor, after a restart of the kernel or a reload, shows the same, and can stop runs
     that it did not start. Runs of training and test-time training are shown alike, the latter with the means of their
-    answers so far. Raises FileNotFoundError if there is no such folder.
+    answers so far. Raises FileNotFoundError if the folder does not exist.
     """
 
     def __init__(self, folder: Path | str | None = None, runs: Sequence[Run] | None = None) -> None:
@@ -59,7 +59,7 @@ class RunMonitor(Panel):
             runs = [Run(self.folder)] if runs is None else runs
             self.folder = self.folder.absolute().parent
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"there is no folder of runs at {self.folder}")
+            raise FileNotFoundError(f"no runs folder at {self.folder}")
         self.curves = LiveCurves()
         self.inspector = RolloutInspector(decode=str)
         self._run: Run | None = None
@@ -158,7 +158,7 @@ class RunMonitor(Panel):
             return
         runs = self.runs
         self.curves.show(*runs)
-        tables = Table(config_differences(runs), "Differing settings"), Table(lineage(runs), LINEAGE)
+        tables = Table(config_differences(runs), "Settings that differ"), Table(lineage(runs), LINEAGE)
         self.differences.value = "".join(table._repr_html_() for table in tables if len(table.data))  # escaped cells
         self._show_steps()
 

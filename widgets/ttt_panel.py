@@ -115,7 +115,7 @@ class TTTPanel(Panel):
     # -- public methods ------------------------------------------------------------------------------------------------
 
     def read(self) -> Future[Any]:
-        """Shows the reading of document and question under the current weights; the future completes when it is shown.
+        """Shows the statistics of document and question under the current weights; the future completes when it is shown.
 
         Raises ValueError while the panel adapts; the future raises for a text that cannot be read.
         """
@@ -229,7 +229,7 @@ class TTTPanel(Panel):
         return ids, self.exploration.tokens_of(document) if self._adapt_on == "document" else ids
 
     def _begin(self) -> Future[Any]:
-        """Requests the reading and the answer before the first step."""
+        """Requests the statistics and the answer before the first step."""
         self._config = self.config
         self._ids, self._trained_ids = self._tokens()
         self.report(f"Reading {len(self._ids):,} tokens…")
@@ -265,7 +265,7 @@ class TTTPanel(Panel):
         return self._read_and_answer()
 
     def _read_and_answer(self) -> Future[Any]:
-        """Requests the model's current reading of the prompt and its answer."""
+        """Requests the model's current statistics of the prompt and its answer."""
         rule = self._rule if self._texts() == self._first else AnswerRule()
         rule = replace(rule, max_tokens=self.fields["answer_tokens"].value)
         prompt = {"model": self.model, "token_ids": self._ids}

@@ -96,7 +96,7 @@ def load_manifest(path: str | Path) -> Manifest:
         versions = {name: package["version"] for name, package in packages.items()}
     except (OSError, EOFError, zlib.error, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         needed = "packages, each with version, train and validation"
-        raise ValueError(f"{path} is no manifest of a corpus, which has {needed}: {error!r}") from error
+        raise ValueError(f"{path} is not a corpus manifest, which must contain {needed}: {error!r}") from error
     require(version == 1, f"format_version of {path}", version, "1")
     return Manifest(versions=versions, files=_sorted(files))
 
@@ -115,13 +115,13 @@ class CorpusReport:
 
     @property
     def comparable(self) -> bool:
-        """Returns whether figures measured on the manifest's corpus can be expected here."""
+        """Returns whether results measured on the manifest's corpus can be expected here."""
         return self.share >= 0.9
 
     def __str__(self) -> str:
         counts = f"{len(self.present)} files of the corpus are present on this machine ({self.share:.1%})"
-        left_out = f"{len(self.differing)} that differ and {len(self.missing)} that are missing are left out"
-        verdict = "" if self.comparable else "; below 90 %, so the figures of the model card do not apply here"
+        left_out = f"{len(self.differing)} that differ and {len(self.missing)} that are missing are excluded"
+        verdict = "" if self.comparable else "; below 90 %, so the results in the model card do not apply here"
         return f"{counts}, {left_out}{verdict}."
 
 

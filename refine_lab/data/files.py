@@ -24,8 +24,8 @@ def existing_file(path: Path, missing: str) -> Path:
 def refuse_pointer(path: Path) -> Path:
     """Returns `path`. Raises ValueError for anything but a regular file, and for a git-lfs pointer instead of its content."""
     if path.exists() and not path.is_file():
-        what = "a folder" if path.is_dir() else "no regular file"
-        raise ValueError(f"{str(path)!r} must be a file, it is {what}")
+        what = "a folder" if path.is_dir() else "not a regular file"
+        raise ValueError(f"{str(path)!r} must be a file, but it is {what}")
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise ValueError(
@@ -52,7 +52,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         text, wrong = "", error.start
     if wrong >= 0:
-        raise ValueError(f"{str(path)!r} is no UTF-8 text: byte {wrong} is {data[wrong]:#04x}")
+        raise ValueError(f"{str(path)!r} is not UTF-8 text: byte {wrong} is {data[wrong]:#04x}")
     return text
 
 
@@ -66,8 +66,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 if line.strip():
                     yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8, and JSON nested too deeply
-                raise ValueError(f"line {number} of {str(path)!r} is no JSON: {error}") from error
+            except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, and JSON nested too deeply
+                raise ValueError(f"line {number} of {str(path)!r} is not valid JSON: {error}") from error
 
 
 def parquet_rows(path: Path, columns: Callable[[list[str]], Sequence[str]]) -> Iterator[dict[str, Any]]:
@@ -81,7 +81,7 @@ def parquet_rows(path: Path, columns: Callable[[list[str]], Sequence[str]]) -> I
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{str(path)!r} is no parquet file: {error}") from error
+        raise ValueError(f"{str(path)!r} is not a Parquet file: {error}") from error
     chosen = columns(file.schema_arrow.names)
     try:
         for batch in file.iter_batches(batch_size=256, columns=chosen):

@@ -88,8 +88,8 @@ def parse_kind(name: str) -> RecallKind:
     match = re.fullmatch(r"(word|number)-([1-9]\d{0,6})(?:-q([1-9]\d{0,6}))?(?:-d([1-9]\d{0,6}))?", name)
     if match is None or int(match[3] or 1) > int(match[2]):
         allowed = (
-            f"one of {', '.join(PAIRS)}, or 'word-N' or 'number-N' with N facts, either also with '-qM', M of them asked, "
-            "and '-dD', all D tokens or more before the first question"
+            f"one of {', '.join(PAIRS)}, or 'word-N' or 'number-N' with N facts, optionally followed by '-qM' "
+            "(M of the facts are asked about) and '-dD' (all facts end at least D tokens before the first question)"
         )
         raise ConfigError("a kind of recall document", name, allowed)
     facts, questions, distance = int(match[2]), int(match[3] or match[2]), int(match[4] or 0)
@@ -179,7 +179,7 @@ class _Writer:
         """Returns `count` different elements of `choices`."""
         if count > len(choices):
             raise ValueError(
-                f"a recall document with {count} facts needs as many words of one token, the tokenizer has {len(choices)} "
+                f"a recall document with {count} facts needs {count} single-token words, but the tokenizer has {len(choices)} "
                 f"for {self.split} documents"
             )
         return [choices[i] for i in self.order(len(choices))[:count]]
@@ -264,7 +264,9 @@ class _Writer:
 
 def _require_length(kind: str, length: int, least: int) -> None:
     if length < least:
-        raise ValueError(f"a recall document of kind {kind!r} takes at least {least} tokens, {length} are allowed")
+        raise ValueError(
+            f"a recall document of kind {kind!r} needs at least {least} tokens, but only {length} are allowed"
+        )
 
 
 def encode_within(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

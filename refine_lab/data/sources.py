@@ -16,11 +16,11 @@ from refine_lab.text import quote
 from refine_lab.validation import ConfigError, path_of, require
 
 HELD_OUT_EVERY = 20
-"""Every 20th row of a table is held out, starting with the first, and about as large a share of a folder's files."""
+"""Every 20th row of a table is held out, starting with the first, and about the same fraction of a folder's files."""
 HELD_OUT_END = 0.05
-"""The held-out share of a single text file, at its end."""
+"""The held-out fraction of a single text file, at its end."""
 COLUMN = "text"
-"""The column of a table that holds its documents."""
+"""The column of a table that contains its documents."""
 
 
 def documents(source: str, split: Split, manifest: Manifest | None = None) -> Iterator[str]:
@@ -47,7 +47,7 @@ def documents(source: str, split: Split, manifest: Manifest | None = None) -> It
 
 
 def identity(source: str, manifest: Manifest | None = None) -> str:
-    """Returns a text that changes whenever the documents of `source` do, used as their cache key.
+    """Returns a string that changes whenever the documents of `source` do, used as their cache key.
 
     Files are identified by name and content, a `datasets` source by its name alone.
     """
@@ -93,13 +93,13 @@ def _path_documents(path: Path, split: Split) -> Iterator[str]:
 
 def _existing(path: Path) -> Path:
     allowed = "'python', a folder of .txt files, a .txt, .jsonl or .parquet file, or 'datasets:NAME'"
-    return existing_file(path, f"there is no source {str(path)!r}; allowed are {allowed}")
+    return existing_file(path, f"there is no source {str(path)!r}; allowed values: {allowed}")
 
 
 def _text_files(folder: Path) -> list[Path]:
     files = sorted(folder.rglob("*.txt"))
     if not files:
-        raise FileNotFoundError(f"the folder {str(folder)!r} holds no .txt file")
+        raise FileNotFoundError(f"the folder {str(folder)!r} contains no .txt files")
     return [refuse_pointer(file) for file in files]
 
 
@@ -122,15 +122,17 @@ def _held_out_rows(rows: Iterable[Any], split: Split, source: str) -> Iterator[s
 
 def _field(row: Any, source: str, number: int) -> str:
     if not isinstance(row, dict) or COLUMN not in row:
-        columns = ", ".join(map(quote, row)) if isinstance(row, dict) else "none: it is no object"
+        columns = ", ".join(map(quote, row)) if isinstance(row, dict) else "none, since it is not an object"
         raise ValueError(f"row {number + 1} of {source!r} has no column {COLUMN!r}; it has {columns}")
     if not isinstance(row[COLUMN], str):
-        raise ValueError(f"column {COLUMN!r} of {source!r} must hold text, row {number + 1} holds {quote(row[COLUMN])}")
+        raise ValueError(
+            f"column {COLUMN!r} of {source!r} must contain text, but row {number + 1} contains {quote(row[COLUMN])}"
+        )
     try:
         row[COLUMN].encode()
     except UnicodeEncodeError as error:
         where = f"column {COLUMN!r} of {source!r}"
-        raise ValueError(f"{where} holds half of a surrogate pair in row {number + 1}, at {error.start}") from error
+        raise ValueError(f"{where} contains an unpaired surrogate in row {number + 1}, at {error.start}") from error
     return row[COLUMN]
 
 
@@ -149,7 +151,7 @@ def _dataset_rows(source: str) -> Iterator[Any]:
         raise ValueError(f"the source {source!r} needs the package `datasets`: pip install datasets") from error
     if not hasattr(datasets, "load_dataset"):
         place = datasets.__file__ or next(iter(datasets.__path__))
-        raise ValueError(f"{place} is in the way of the package `datasets`: rename it, or start in another folder")
+        raise ValueError(f"{place} shadows the package `datasets`: rename it, or start in a different folder")
     try:
         yield from datasets.load_dataset(name, configuration or None, split="train", streaming=True)
     except Exception as error:  # the library raises errors of every kind: no network, no such name, a loading script

@@ -19,7 +19,7 @@ LARGEST_VOCABULARY = 1_000_000
 SMALLEST_VOCABULARY = 1 + 256 + 100
 """The special token, every byte, and every pair of digits."""
 LARGEST_PART = 50
-"""One document contributes at most a 50th of its source's share of the sample."""
+"""One document contributes at most a 50th of its source's part of the sample."""
 TEMPLATE_REPEATS = 3000
 """How often each sentence of the recall documents is repeated in the sample, so that its words become tokens."""
 
@@ -135,7 +135,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> 
     """Raises ValueError if the tokenizer has more tokens than the model has embeddings, or no end-of-text token."""
     if len(tokenizer) > num_embeddings:
         raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {num_embeddings}: they do not belong together"
+            f"the tokenizer has {len(tokenizer)} tokens, but the model has {num_embeddings} embeddings: they do not match"
         )
     end_of_text(tokenizer)
 

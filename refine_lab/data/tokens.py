@@ -50,7 +50,7 @@ def cache_folder() -> Path:
             return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "refine_lab" / "cache"
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refine_lab"
     except RuntimeError as error:  # from Path.home
-        raise ValueError(f"there is no home folder for tokens ({error}): name a folder in REFINE_CACHE") from error
+        raise ValueError(f"there is no home folder for tokens ({error}): set REFINE_CACHE to a folder") from error
 
 
 def token_array(
@@ -93,8 +93,8 @@ def token_array(
             _drop_stale(path.parent)
             _write(path, tokens)
         except OSError as error:
-            advice = "name a folder that can be written in REFINE_CACHE"
-            raise OSError(f"tokens cannot be kept in {path.parent} ({error}): {advice}") from error
+            advice = "set REFINE_CACHE to a writable folder"
+            raise OSError(f"tokens cannot be stored in {path.parent} ({error}): {advice}") from error
         kept = np.load(path, mmap_mode="r")
     return kept
 
@@ -155,7 +155,7 @@ def _kept(path: Path) -> Int[np.ndarray, "tokens"] | None:
             return np.load(path, mmap_mode="r")
     except OSError:
         return None
-    warnings.warn(f"{path} is damaged: its source is tokenised again", stacklevel=2)
+    warnings.warn(f"{path} is damaged; its source is tokenised again", stacklevel=2)
     return None
 
 

@@ -33,10 +33,12 @@ def parser() -> argparse.ArgumentParser:
     about = {name: field.description for name, field in fields.__pydantic_fields__.items()}
     made = argparse.ArgumentParser(
         prog="python -m refine_lab.evaluation",
-        description="Measures a model by benchmarks and writes the results as JSON and Parquet. "
+        description="Evaluates a model on benchmarks and writes the results as JSON and Parquet. "
         f"Groups of tasks: {', '.join(GROUPS)}. Tasks: {', '.join(BENCHMARKS)}.",
     )
-    made.add_argument("--out", type=Path, required=True, help="Folder of the results; a later call resumes them.")
+    made.add_argument(
+        "--out", type=Path, required=True, help="Output folder; rerunning with the same one resumes the evaluation."
+    )
     for name in ("tasks", "lengths"):
         made.add_argument(f"--{name}", help=f"{about[name]} Separated by commas.")
     for name in (*WORDS, *COUNTS, *CHOICES):
@@ -67,15 +69,15 @@ def configuration_of(chosen: dict[str, Any]) -> EvaluationConfig:
 
 
 def lengths_of(text: str) -> tuple[int, ...]:
-    """Returns whole numbers separated by commas. Raises ValueError for another text."""
+    """Returns comma-separated integers as a tuple. Raises ValueError for any other string."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise ValueError(f"lengths must be whole numbers with commas between them, got {text!r}")
+        raise ValueError(f"lengths must be comma-separated integers, got {text!r}")
     return tuple(int(part) for part in parts)
 
 
 def quiet() -> None:
-    """Hides the bars of progress of transformers and datasets, whose work takes a second or two."""
+    """Hides the progress bars of transformers and datasets, whose work takes a second or two."""
     logging.disable_progress_bar()
     if find_spec("datasets") is not None:
         import datasets
@@ -84,7 +86,7 @@ def quiet() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 if every task was measured, 1 if some could not run, 2 for bad input."""
+    """Returns the exit status: 0 if every task was evaluated, 1 if some could not run, 2 for bad input."""
     if sentence := missing_packages("lm_eval"):
         print(sentence, file=sys.stderr)
         return 2

@@ -19,7 +19,7 @@ METHODS = ("none", "sft", "refine")
 
 
 def ttt_settings(method: str, *, steps: int | None = None, lr: float | None = None, seed: int = 0) -> TTTConfig | None:
-    """Returns the configuration of test-time training: that of the recipe `per_prompt` with other `steps` or `lr`.
+    """Returns the configuration of test-time training: that of the recipe `per_prompt` with different `steps` or `lr`.
 
     Raises ValueError for a method other than none, sft and refine.
     """
@@ -32,7 +32,7 @@ def ttt_settings(method: str, *, steps: int | None = None, lr: float | None = No
 
 
 def fewest_tokens(config: TTTConfig) -> int:
-    """Returns the length from which a prompt can be adapted to."""
+    """Returns the minimum length of a prompt that can be adapted to."""
     return 2 if config.refine is None else config.refine.rollout_length + 1
 
 
@@ -42,7 +42,7 @@ def adapted_to(
 ) -> Iterator[None]:
     """Adapts the model jointly to all `prompts` inside a `with` block, and then restores it bit for bit.
 
-    Prompts that are too short for the method are left out; `counts` counts them and the prompts with fewer chunks.
+    Prompts that are too short for the method are skipped; `counts` counts them and the prompts with fewer chunks.
     """
     if config is None:
         yield

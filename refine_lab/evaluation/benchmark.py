@@ -1,4 +1,4 @@
-"""What a benchmark is: how its samples are made and scored, and what a measurement of a model by it contains."""
+"""Defines a benchmark: how its samples are generated and scored, and what its result contains."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Setting:
     tokenizer: PreTrainedTokenizerBase
     seed: int = 0
     limit: int | None = None
-    "Number of samples, from the first; none: as many as the paper has."
+    "Number of samples (the first ones); none: the number used in the paper."
     length: int | None = None
-    "Tokens of a prompt with its answer, for tasks of any length."
+    "Length (prompt plus answer, in tokens), for tasks that have no fixed length."
     data: Path | None = None
     "Folder that contains the files of the benchmarks, at any depth."
     essays: Path | None = None
@@ -35,16 +35,16 @@ class Setting:
     books: Path | None = None
     "Folder of .txt files."
     over_limit: str = "cut_middle"
-    "Whether the middle of a prompt that is too long is cut out (cut_middle), or the sample left out (drop)."
+    "Whether the middle of a prompt that is too long is cut out (cut_middle), or the sample is dropped (drop)."
     paper_rows: bool = False
-    "Whether the last incomplete batch of eight samples of a LongBench task is left out, as in the paper."
+    "Whether the last incomplete batch of eight samples of a LongBench task is dropped, as in the paper."
     manifest: Manifest | None = None
     "Files of the Python corpus, whose validation split the model was not trained on."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A figure with its standard error over samples; none for a single sample."""
+    """A metric with its standard error over samples, which is none for a single sample."""
 
     value: float
     stderr: float | None
@@ -59,7 +59,7 @@ class Measured:
     count: int
     "Number of samples."
     items: int
-    "Number of different samples; a question that is asked twice counts once."
+    "Number of distinct samples; a question that is asked twice counts once."
     facts: Mapping[str, Any] = field(default_factory=dict)
     "Where the samples come from, and how many were cut or left out."
     rows: Sequence[Mapping[str, Any]] = ()
@@ -67,7 +67,7 @@ class Measured:
 
 
 Measure = Callable[[Any, Setting], Measured]
-"""Measures a `RefineLM`. Raises `Missing` where the task cannot run."""
+"""Evaluates a `RefineLM`. Raises `Missing` if the task cannot run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class Benchmark:
     "Name of the metric that tables show."
     measure: Measure
     by_length: bool = False
-    "Whether the samples are made for a length."
+    "Whether the samples are generated at a given length."
     about: str = ""
     "A sentence about the task."
 
@@ -104,8 +104,8 @@ def find_file(setting: Setting, patterns: Sequence[str], where: str) -> Path:
     """
     names = " or ".join(patterns)
     if setting.data is None:
-        raise Missing(f"no folder with the file {names} is set: name one with --data; {where}")
+        raise Missing(f"{names} not found, since no data folder is set: pass one with --data; {where}")
     for pattern in patterns:
         if found := sorted(path for path in setting.data.rglob(pattern) if path.exists()):
             return found[0]
-    raise Missing(f"the folder {str(setting.data)!r} has no file {names}; {where}")
+    raise Missing(f"the folder {str(setting.data)!r} contains no file matching {names}; {where}")

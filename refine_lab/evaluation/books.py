@@ -26,7 +26,7 @@ def weighted_mean(pairs: Sequence[tuple[float, int]]) -> float:
 
 
 def weighted_metric(name: str, values: Sequence[float], weights: Sequence[int]) -> Metric:
-    """Returns the weighted mean of a metric over sequences, with its standard error by the jackknife."""
+    """Returns the weighted mean of a metric over sequences, with its jackknife standard error."""
     value, stderr = jackknife(weighted_mean, list(zip(values, weights, strict=True)))
     return Metric(value=value, stderr=stderr, higher_is_better=higher_is_better(name))
 

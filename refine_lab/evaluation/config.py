@@ -9,16 +9,16 @@ from refine_lab.validation import Config, Count, Length, Positive, Seed, Size, T
 
 @configuration
 class EvaluationConfig(Config):
-    """What is measured and how. The results of another configuration are never mixed with its own."""
+    """What is evaluated and how. The results of different configurations are never mixed."""
 
     model: Text = "tiny-deltanet"
     "An included model, a run directory, a folder, or org/repo, as in `load_model`."
     tasks: tuple[Text, ...] = ("niah",)
     "Names of tasks or of groups (`refine_lab.evaluation.catalogue`)."
     lengths: tuple[Length, ...] = (512, 1024)
-    "Tokens of a prompt with its answer, for tasks of any length."
+    "Lengths (prompt plus answer, in tokens) of the tasks that have no fixed length."
     limit: Count | None = None
-    "Samples per task and length, from the first; none: as many as the paper has."
+    "Number of samples per task and length (the first ones); none: the number used in the paper."
     seed: Seed = 0
     "Seed of the samples, of sampled answers, and of test-time training."
     data: Text | None = None
@@ -28,17 +28,17 @@ class EvaluationConfig(Config):
     books: Text | None = None
     "Folder of .txt files for the task `books`."
     batch_size: Size = 8
-    "Maximum number of prompts that are read together."
+    "Maximum number of prompts in a batch."
     max_length: Length | None = None
-    "Maximum number of tokens of a prompt with its answer; none: as many as the model reads."
+    "Maximum length of prompt plus answer in tokens; none: the model's own limit."
     over_limit: Literal["cut_middle", "drop"] = "cut_middle"
-    "Whether the middle of a longer prompt is cut out, or the sample left out."
+    "Whether the middle of a longer prompt is cut out, or the sample is dropped."
     add_bos: bool | None = None
     "Whether a prompt begins with the BOS token; none: as the tokenizer does by default."
     sampled: bool = False
     "Whether answers are sampled at temperature 1, as in the release's validation, instead of decoded greedily."
     paper_rows: bool = False
-    "Whether the last incomplete batch of eight samples of a LongBench task is left out, as in the paper."
+    "Whether the last incomplete batch of eight samples of a LongBench task is dropped, as in the paper."
     ttt: Literal["none", "sft", "refine"] = "none"
     "Test-time training on each context before the answer; the weights are restored afterwards."
     ttt_per: Literal["prompt", "batch"] = "prompt"
@@ -50,7 +50,7 @@ class EvaluationConfig(Config):
     device: Text = "auto"
     "`auto`, `cpu`, `cuda` or `cuda:N`."
     dtype: Literal["float32", "bfloat16"] = "float32"
-    "Autocast of reading."
+    "Autocast dtype of the forward passes."
 
     def __post_init__(self) -> None:
         self._require(len(self.tasks) > 0, "tasks", "at least one task")

@@ -1,4 +1,4 @@
-"""Which part of a generated text is the answer, as the paper's release cuts it."""
+"""Extracts the answer from a generated text in the same way as the paper's release."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CUTS: dict[CutRule, Callable[[str], str]] = {
 
 
 def stop_texts(rule: CutRule) -> list[str]:
-    """Returns the texts at which generation can stop without a change of the answer (after leading newlines)."""
+    """Returns the strings at which generation can stop without changing the answer (after leading newlines)."""
     return [] if rule == "whole" else ["\n"]
 
 

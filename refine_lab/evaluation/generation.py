@@ -1,4 +1,4 @@
-"""Generates answers from the states after prompts, until a stop text, the end of the text or a number of tokens."""
+"""Generates answers from the states after prompts, up to a stop string, the end-of-text token or a token limit."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class StopRule:
     max_tokens: int
     "Maximum number of generated tokens."
     until: tuple[str, ...] = ()
-    "Texts that end an answer and are not part of it."
+    "Strings that end an answer and are not part of it."
     skip_newlines: bool = False
     "Whether newlines before the answer are kept and do not end it."
 
     def ended(self, text: str) -> bool:
-        """Returns whether `text` contains a stop text."""
+        """Returns whether `text` contains a stop string."""
         return any(stop in self._searched(text) for stop in self.until)
 
     def cut(self, text: str) -> str:
-        """Returns `text` up to the first stop text."""
+        """Returns `text` up to the first stop string."""
         searched = self._searched(text)
         ends = [place for stop in self.until if (place := searched.find(stop)) >= 0]
         return text[: len(text) - len(searched) + min(ends)] if ends else text
@@ -41,7 +41,7 @@ class StopRule:
 
 
 Choose = Callable[[Float[Tensor, "R V"], Sequence[int]], Int[Tensor, "R"]]
-"""Chooses the next token of each row from its logits; the second argument has the rows' numbers."""
+"""Chooses the next token of each row from its logits; the second argument contains the rows' indices."""
 
 
 def greedy(logits: Float[Tensor, "R V"], rows: Sequence[int]) -> Int[Tensor, "R"]:

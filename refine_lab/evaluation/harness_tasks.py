@@ -1,4 +1,4 @@
-"""Runs tasks of lm-evaluation-harness: its own ones, and ones made from samples with prompts and answers."""
+"""Runs lm-evaluation-harness tasks: the built-in ones, and ones built from samples of prompts and answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Score = Callable[[Mapping[str, Any], list[str]], dict[str, float]]
 """Scores the answers to a sample by name, as the harness's `process_results`."""
 
 LOWER = ("perplexity", "bits_per_byte", "loss", "empty", "newline")
-"""Parts of the names of metrics of which lower values are better."""
+"""Substrings of the names of metrics for which lower values are better."""
 
 
 def prompts_task(
@@ -32,7 +32,7 @@ def prompts_task(
 ) -> Any:
     """Returns a task of the harness whose samples have `input`, `gen_prefix`, `outputs` and `item`.
 
-    `item` is what makes a sample different from others. `skip_newlines` as in `StopRule`.
+    `item` identifies a distinct sample. `skip_newlines` as in `StopRule`.
     """
     import datasets
 
@@ -66,7 +66,7 @@ def higher_is_better(metric: str) -> bool:
 
 
 def measure_task(lm: RefineLM, task: Any, setting: Setting, facts: Mapping[str, Any]) -> Measured:
-    """Evaluates a task of the harness and returns its metrics, with standard errors by the jackknife over samples."""
+    """Evaluates a task of the harness and returns its metrics, with jackknife standard errors over samples."""
     name = task.config.task
     kept, left_out = kept_samples(lm, task, setting)
     lm.counts.clear()
@@ -94,7 +94,7 @@ def measure_task(lm: RefineLM, task: Any, setting: Setting, facts: Mapping[str, 
 
 
 def kept_samples(lm: RefineLM, task: Any, setting: Setting) -> tuple[list[int], int]:
-    """Returns the indices of the samples to evaluate, and how many of them are left out because they are too long.
+    """Returns the indices of the samples to evaluate, and how many are dropped because they are too long.
 
     Raises `Missing` if no sample is left.
     """
@@ -105,7 +105,9 @@ def kept_samples(lm: RefineLM, task: Any, setting: Setting) -> tuple[list[int], 
         room = int((task.config.generation_kwargs or {}).get("max_gen_toks", 0))
         kept = [i for i in kept if len(lm.tok_encode(prompt_of(task, docs[i]))) + room <= lm.max_length]
     if not kept:
-        raise Missing(f"no sample of {task.config.task!r} has at most {lm.max_length} tokens, the maximum of a prompt")
+        raise Missing(
+            f"no sample of {task.config.task!r} has at most {lm.max_length} tokens, the maximum prompt length"
+        )
     return kept, every - len(kept)
 
 
@@ -115,7 +117,7 @@ def prompt_of(task: Any, doc: Mapping[str, Any]) -> str:
 
 
 def jackknife(aggregate: Callable[[list[Any]], float], values: list[Any]) -> tuple[float, float | None]:
-    """Returns an aggregate of the values and its standard error by the jackknife; for a mean this is s / sqrt(n)."""
+    """Returns an aggregate of the values and its jackknife standard error; for a mean this is s / sqrt(n)."""
     whole, n = float(aggregate(values)), len(values)
     if n < 2:
         return whole, None

@@ -1,13 +1,13 @@
-"""How long a context a model makes use of: RULER's effective length, and the rule of NoLiMa."""
+"""How much context a model can use effectively: RULER's effective length and NoLiMa's criterion."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 RULER_THRESHOLD = 0.856
-"""Score of Llama2-7B at 4,096 tokens, which RULER (Hsieh et al., 2024) asks for at every effective length."""
+"""Score of Llama2-7B at 4,096 tokens, which RULER (Hsieh et al., 2024) requires at every effective length."""
 NOLIMA_SHARE = 0.85
-"""Share of the score at the shortest length that NoLiMa (Modarressi et al., 2025) asks for."""
+"""Fraction of the score at the shortest length that NoLiMa (Modarressi et al., 2025) requires."""
 
 
 def effective_length(scores: Mapping[int, float], threshold: float = RULER_THRESHOLD) -> int | None:
@@ -21,9 +21,9 @@ def effective_length(scores: Mapping[int, float], threshold: float = RULER_THRES
 
 
 def nolima_length(scores: Mapping[int, float], share: float = NOLIMA_SHARE) -> int | None:
-    """Returns the largest length whose score, and all before it, have at least `share` of the score at the shortest.
+    """Returns the largest length up to which every score is at least `share` times the score at the shortest length.
 
-    None if the score at the shortest length is 0, of which every score has any share.
+    None if the score at the shortest length is 0, since the ratio is then undefined.
     """
     if not scores or scores[min(scores)] <= 0:
         return None

@@ -1,6 +1,6 @@
-"""LongBench's twelve English tasks of the paper (Bai et al., 2024; table 5) with the harness's prompts and scores.
+"""The twelve English LongBench tasks used in the paper (Bai et al., 2024; table 5) with the harness's prompts and scores.
 
-The paper's parquet files are read as they are; LongBench's own .jsonl files are put into the harness's prompts. Answers
+The paper's parquet files are used unchanged; LongBench's own .jsonl files are put into the harness's prompts. Answers
 are cut as in the paper's release (`refine_lab.evaluation.cutting`), and every sample of at most 16,384 tokens is scored.
 """
 
@@ -114,12 +114,12 @@ def released_docs(path: Path, task: str) -> tuple[list[dict[str, Any]], int]:
 def docs_of(setting: Setting, task: str) -> tuple[list[dict[str, Any]], int, dict[str, Any]]:
     """Returns a task's samples of at most 16,384 tokens, the tokens of their answers, and where they come from.
 
-    The paper's files hold only samples that are short enough in its tokenizer. Raises `Missing` without a file.
+    The paper's files contain only samples that are short enough with its tokenizer. Raises `Missing` without a file.
     """
     path = find_file(setting, [f"{task}_*.parquet", f"{task}.jsonl"], WHERE)
     if path.suffix == ".parquet":
         docs, tokens = paper_docs(path)
-        return docs, tokens, {"file": path.name, "paper's samples": TASKS[task].paper_count}
+        return docs, tokens, {"file": path.name, "samples in the paper": TASKS[task].paper_count}
     docs, tokens = released_docs(path, task)
     short = [
         doc for doc in docs if len(setting.tokenizer(doc["input"], verbose=False).input_ids) + tokens <= MOST_TOKENS

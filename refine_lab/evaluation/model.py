@@ -19,7 +19,7 @@ from refine_lab.evaluation.reading import continuation_stats, read_prompts, text
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_model
 from refine_lab.ops.precision import autocast
-from refine_lab.validation import require
+from refine_lab.validation import ConfigError, require
 
 require_packages("lm_eval")
 TemplateLM: Any = harness("api.model").TemplateLM
@@ -34,7 +34,7 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
 class RefineLM(TemplateLM):
-    """The harness's interface of a model; `lm_eval --model refine_lab --model_args pretrained=NAME`."""
+    """The harness's interface to a model; `lm_eval --model refine_lab --model_args pretrained=NAME`."""
 
     def __init__(
         self,
@@ -57,9 +57,9 @@ class RefineLM(TemplateLM):
     ) -> None:
         """Loads the model named `pretrained` (see `load_model`), or uses a loaded one with its `tokenizer`.
 
-        `dtype` is the autocast of reading, "float32" or "bfloat16". `batch_size` is the maximum number of prompts in a
-        batch. A prompt and its answer have at most `max_length` tokens (none: as many as the model reads); the middle
-        of a longer prompt is cut out, or the prompt is refused. `sampled` samples answers at temperature 1 from `seed`
+        `dtype` is the autocast dtype of the forward passes, "float32" or "bfloat16". `batch_size` is the maximum number
+        of prompts in a batch. A prompt and its answer have at most `max_length` tokens (none: the model's own limit); the
+        middle of a longer prompt is cut out, or the prompt is rejected. `sampled` samples answers at temperature 1 from `seed`
         instead of greedy decoding. `ttt` adapts the model to each context, or to each batch of contexts, before it
         answers, by `sft` or `refine`.
 
@@ -111,7 +111,7 @@ class RefineLM(TemplateLM):
         return self.name.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Returns the tokens of a text: with one BOS token where the tokenizer adds it, unless it is a continuation."""
+        """Returns the tokens of a text: with one BOS token if the tokenizer adds it, unless it is a continuation."""
         return self.encoder.text(string) if add_special_tokens is False else self.encoder.prompt(string)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -123,14 +123,14 @@ class RefineLM(TemplateLM):
         )
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Returns the tokens of context and continuation, separately where joining leaves the continuation no token."""
+        """Returns the tokens of context and continuation, separately if joining leaves the continuation no token."""
         before, after = super()._encode_pair(context, continuation)
         return (before, after) if after else (before, self.encoder.text(continuation))
 
     # -- what the harness asks of a model ----------------------------------------------------------------------------
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Returns log-probability and greedy match of the continuation of each request, without a bar of progress."""
+        """Returns log-probability and greedy match of the continuation of each request, without a progress bar."""
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(
@@ -226,19 +226,29 @@ class RefineLM(TemplateLM):
     def _within(self, ids: list[int], room: int) -> list[int]:
         """Returns a prompt within the limit, with `room` tokens for what follows it.
 
-        Raises ValueError for a longer prompt if these are refused, and if `room` leaves nothing of it.
+        Raises ValueError for a longer prompt if over_limit is "refuse", and if `room` leaves nothing of it.
         """
         self.counts["prompts"] += 1
         limit = self.max_length - room
-        require(limit > 0, "max_length", self.max_length, f"above {room}, the tokens after the prompt")
+        require(
+            limit > 0,
+            "max_length",
+            self.max_length,
+            f"greater than {room}, the number of tokens reserved for the answer",
+        )
         if len(ids) <= limit:
             return ids
-        require(self.over_limit != "refuse", "a prompt's tokens", len(ids), f"at most {limit}, or it is cut")
+        if self.over_limit == "refuse":
+            sentence = (
+                f"the prompt has {len(ids)} tokens, but the limit is {limit}; set over_limit='cut_middle' to shorten "
+                "such prompts"
+            )
+            raise ConfigError("a prompt's tokens", len(ids), f"at most {limit}", sentence)
         self.counts["cut"] += 1
         return cut_middle(ids, limit)
 
     def _batches(self, rows: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-        """Yields different rows in batches of similar length, the longest first."""
+        """Yields distinct rows in batches of similar length, the longest first."""
         size = 1 if self.ttt is not None and self.ttt_per == "prompt" else self.batch_size
         ordered = sorted(dict.fromkeys(rows), key=len, reverse=True)
         for start in range(0, len(ordered), size):
@@ -246,7 +256,7 @@ class RefineLM(TemplateLM):
 
 
 def draw_keys(prompts: Sequence[Sequence[int]]) -> list[str]:
-    """Returns a key for the draws of each answer: equal prompts have different ones, whatever stands between them."""
+    """Returns a key for the draws of each answer: equal prompts have different keys, no matter what is between them."""
     seen: Counter[str] = Counter()
     keys = []
     for prompt in prompts:

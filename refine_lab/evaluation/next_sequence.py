@@ -1,4 +1,4 @@
-"""Figures of our own: rewards at fixed targets, exact recall, and the loss on the unseen rest of a document."""
+"""Our own metrics: rewards at fixed targets, exact recall, and the loss on the unseen remainder of a document."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from refine_lab.types import Batch, Rollouts
 ROLLOUT_LENGTHS = (1, 3, 5, 7, 9)
 """Lengths k of the rollouts (table 7)."""
 PAPER_LENGTH, CHUNKS = 5, 8
-"""The paper's k and c, for the figures by position and by entropy."""
+"""The paper's k and c, for the metrics by position and by entropy."""
 KINDS = ("word-1", "word-4", "word-12", "number-1")
 """Kinds of recall document; the number counts the facts."""
 DOCUMENTS = 64
-"""Documents of a figure, unless a limit is set."""
+"""Documents per metric, unless a limit is set."""
 REWARD_NAMES = ("cosine", "binary", "hybrid")
 PARTS = ("first", "middle", "last")
 """Thirds of the positions of a document, and of the entropies at its targets from the lowest."""
@@ -101,7 +101,7 @@ def measure_rewards(lm: RefineLM, setting: Setting) -> Measured:
     batch = document_batch(setting, lm.encoder, length, DOCUMENTS)
     lengths = [k for k in ROLLOUT_LENGTHS if fixed_targets(CHUNKS, k).fits(length)]
     if not lengths:
-        raise Missing(f"a document of {length} tokens has no room for rollouts from {CHUNKS} chunks")
+        raise Missing(f"a document of {length} tokens is too short for rollouts from {CHUNKS} chunks")
     rows = [row for k in lengths for row in rollout_rows(lm, batch, k, Draws(seed=setting.seed))]
     metrics: dict[str, Metric] = {}
     for k in lengths:
@@ -117,7 +117,7 @@ def measure_rewards(lm: RefineLM, setting: Setting) -> Measured:
 
 
 def different(batch: Batch) -> int:
-    """Returns the number of different documents in a batch."""
+    """Returns the number of distinct documents in a batch."""
     return len({tuple(row) for row in batch.tokens.tolist()})
 
 
@@ -125,7 +125,7 @@ def different(batch: Batch) -> int:
 
 
 def measure_recall(lm: RefineLM, setting: Setting) -> Measured:
-    """Measures the share of facts of recall documents that are recalled exactly, for several numbers of facts."""
+    """Measures the fraction of facts of recall documents that are recalled exactly, for several numbers of facts."""
     length, count = setting.length or 1024, setting.limit or DOCUMENTS
     data = DataConfig(sequence_length=length, validation_sequences=1)
     try:
@@ -153,10 +153,10 @@ def measure_recall(lm: RefineLM, setting: Setting) -> Measured:
 def measure_unseen_rest(lm: RefineLM, setting: Setting) -> Measured:
     """Measures the loss on the second half of each document before and after adapting to its first half.
 
-    The adapted model reads the document from its beginning. This measures test-time training without any question.
+    The adapted model reads the document from its beginning. This measures test-time training without a question.
     """
     if lm.ttt is None:
-        raise Missing("'unseen_rest' measures test-time training: choose sft or refine by --ttt")
+        raise Missing("'unseen_rest' measures test-time training: set --ttt to sft or refine")
     length = setting.length or 1024
     batch = document_batch(setting, lm.encoder, length, DOCUMENTS)
     first, rows = length // 2, []
@@ -188,7 +188,7 @@ BENCHMARKS = [
             "unseen_rest",
             "loss_change",
             measure_unseen_rest,
-            "loss on the rest of a document after adapting to its start",
+            "loss on the remainder of a document after adapting to its beginning",
         ),
     )
 ]

@@ -1,7 +1,7 @@
 """RULER's needle-in-a-haystack tasks (Hsieh et al., 2024) at any length, from lm-evaluation-harness's generator.
 
 The paper does not name its variants; `niah_single_1`, `niah_multikey_1`, `niah_multiquery` and `niah_multivalue` are
-our reading of its four columns (table 3). The score is the share of the values that the answer contains.
+our interpretation of its four columns (table 3). The score is the fraction of the values that the answer contains.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ PAPER_VARIANTS = ("niah_single_1", "niah_multikey_1", "niah_multiquery", "niah_m
 SAMPLES = 500
 """Samples per length (table C.1)."""
 ANSWER_TOKENS = 128
-"""Tokens of the answer, which count towards a prompt's length."""
+"""Tokens of the answer, which count towards the length."""
 RULER_TOKENS = 4096
-"""From this length on the harness chooses the size of a haystack of essays; its steps of 500 words suit none below."""
+"""From this length on the harness sizes a haystack of essays; its steps of 500 words are too large for shorter ones."""
 STEP_WORDS = 10
 """Step in which shorter haystacks of essays are sized."""
 SENTENCE_WORDS = 20
@@ -110,9 +110,9 @@ def haystack(setting: Setting, kind: str) -> tuple[list[str] | str, dict[str, st
     if setting.essays is None:
         words = corpus_words(setting.manifest)
         facts = {"haystack": "held-out text of the Python corpus", "benchmark": "RULER's questions in other text"}
-        return words, {**facts, "sentences": "full stops"}
-    splitter = "nltk's punkt_tab" if has_sentence_splitter() else "full stops"
-    facts = {"haystack": "Paul Graham's essays", "benchmark": "RULER", "sentences": splitter}
+        return words, {**facts, "sentence splitting": "at full stops"}
+    splitter = "nltk's punkt_tab" if has_sentence_splitter() else "at full stops"
+    facts = {"haystack": "Paul Graham's essays", "benchmark": "RULER", "sentence splitting": splitter}
     return words_of(essays_of(setting.essays)), facts
 
 
@@ -188,7 +188,7 @@ def short_samples(
 
 
 def score(doc: Mapping[str, Any], results: list[str]) -> dict[str, float]:
-    """Returns the share of the values that the answer contains, as the harness scores it."""
+    """Returns the fraction of the values that the answer contains, as the harness scores it."""
     ruler = harness("tasks.ruler.common_utils")
     return {"score": ruler.string_match_all(ruler.postprocess_pred(results), [doc["outputs"]])}
 
@@ -211,7 +211,7 @@ BENCHMARKS = [
         main="score",
         by_length=True,
         measure=partial(measure, name=name),
-        about="share of the values found" + (" (table 3)" if name in PAPER_VARIANTS else ""),
+        about="fraction of values found" + (" (table 3)" if name in PAPER_VARIANTS else ""),
     )
     for name in VARIANTS
 ]

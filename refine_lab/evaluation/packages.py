@@ -30,7 +30,9 @@ def missing_packages(*names: str) -> str | None:
     if not missing:
         return None
     command = " ".join(f"'{INSTALL[name]}'" if "=" in INSTALL[name] else INSTALL[name] for name in missing)
-    return f"evaluation needs the package {', '.join(missing)}: pip install {command} (the extra `eval` of refine_lab)"
+    return (
+        f"evaluation needs these packages: {', '.join(missing)}; pip install {command} (the extra `eval` of refine_lab)"
+    )
 
 
 def require_packages(*names: str) -> None:

@@ -25,7 +25,7 @@ Tokens = Sequence[int]
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """One piece of a batch: its first `rows` rows, from column `start`, and the reading of their tokens."""
+    """One piece of a batch: its first `rows` rows, from column `start`, and the trace of their tokens."""
 
     rows: int
     start: int

@@ -1,7 +1,8 @@
-"""The files of an evaluation: one JSON and one Parquet file per task and length, and both of everything.
+"""The files of an evaluation: one JSON and one Parquet file per task and length, and one of each for all results combined.
 
-`units/<task>-<length>.json` has the figures of one task at one length, `samples/<task>-<length>.parquet` its prompts'
-ends, answers and scores. `results.json` and `results.parquet` have all figures; `settings.json` what they depend on.
+`units/<task>-<length>.json` contains the metrics of one task at one length, `samples/<task>-<length>.parquet` the ends
+of its prompts, its answers and scores. `results.json` and `results.parquet` contain all metrics; `settings.json`
+contains the settings that they depend on.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PROMPT_END = 500
 
 
 def unit_record(unit: Unit, measured: Measured, seconds: float) -> dict[str, Any]:
-    """Returns the figures of a measured unit."""
+    """Returns the record of an evaluated unit."""
     return {
         "task": unit.task,
         "length": unit.length,
@@ -52,7 +53,7 @@ def gap_record(unit: Unit, reason: str) -> dict[str, Any]:
 
 
 def write_unit(out: Path, unit: Unit, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Writes a unit's samples, then its figures: a unit whose figures are there is complete."""
+    """Writes a unit's samples, then its record: a unit whose record exists is complete."""
     for folder in ("units", "samples"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     if rows:
@@ -71,7 +72,7 @@ def read_unit(out: Path, unit: Unit) -> dict[str, Any] | None:
 def settle(out: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings of an evaluation, or checks that those of an earlier call are the same.
 
-    Raises ConfigError, naming the first difference, if the folder has results of other settings.
+    Raises ConfigError, naming the first difference, if the folder contains results of different settings.
     """
     out.mkdir(parents=True, exist_ok=True)
     path, now = out / "settings.json", json.loads(as_json(settings))
@@ -81,7 +82,7 @@ def settle(out: Path, settings: Mapping[str, Any]) -> None:
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):
             other = f"{name} {before.get(name)!r}, not {now.get(name)!r}"
-            sentence = f"{str(out)!r} has results with {other}: choose another folder"
+            sentence = f"{str(out)!r} already contains results with {other}; choose a different folder"
             raise ConfigError(name, now.get(name), repr(before.get(name)), sentence)
 
 

@@ -1,6 +1,6 @@
-"""RULER's SQuADQA and HotpotQA: the paper's test files as they are, or prompts made from the published data sets.
+"""RULER's SQuADQA and HotpotQA: the paper's test files unchanged, or prompts built from the published data sets.
 
-A prompt's length counts the tokens of its answer. The paper and NVIDIA's RULER count an answer as right if it contains
+A prompt's length counts the tokens of its answer. The paper and NVIDIA's RULER count an answer as correct if it contains
 any reference (`any_match`); the harness averages over the references (`average_match`). The answer is the first line.
 """
 
@@ -95,7 +95,7 @@ def docs_of(setting: Setting, name: str) -> tuple[Sequence[dict[str, Any]], dict
     published, where = PUBLISHED[kind]
     try:
         path = find_file(setting, [f"ruler_{kind}_*_{length}_*_test.parquet"], RELEASE)
-        return paper_docs(path), {"file": path.name, "prompts": "the paper's", "length counts": "prompt and answer"}
+        return paper_docs(path), {"file": path.name, "prompts": "the paper's", "length includes": "prompt and answer"}
     except Missing as missing:
         try:
             path = find_file(setting, [published], f"{where}; {RELEASE}")
@@ -105,7 +105,7 @@ def docs_of(setting: Setting, name: str) -> tuple[Sequence[dict[str, Any]], dict
         docs = made_docs(path, setting, length)
     except ValueError as error:
         raise Missing(f"{name!r} has no prompts of {length} tokens: {error}") from error
-    return docs, {"file": path.name, "prompts": "the harness's", "length counts": "prompt and answer"}
+    return docs, {"file": path.name, "prompts": "the harness's", "length includes": "prompt and answer"}
 
 
 def measure(lm: RefineLM, setting: Setting, name: str) -> Measured:
@@ -123,7 +123,7 @@ BENCHMARKS = [
         main="any_match",
         by_length=True,
         measure=partial(measure, name=f"ruler_{kind}"),
-        about="share of answers that contain a reference (table 4)",
+        about="fraction of answers that contain a reference (table 4)",
     )
     for kind in PUBLISHED
 ]

@@ -1,4 +1,4 @@
-"""Runs an evaluation task by task, keeps what is done, and reports progress with the time left."""
+"""Runs an evaluation task by task, saves each result as it completes, and reports progress and the remaining time."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from refine_lab.training.inputs import model_digests
 REPORT_SECONDS = 10
 """Minimum number of seconds between two lines of progress within a task."""
 USUAL_TOKENS = 2048
-"""Tokens of a prompt that the estimate of the time left assumes for tasks of no fixed length."""
+"""Tokens of a prompt that the estimate of the remaining time assumes for tasks of no fixed length."""
 
 Report = Callable[[str], object]
 """Receives each line of progress."""
 
 
 def evaluate(config: EvaluationConfig, out: Path, report: Report = print) -> dict[str, Any]:
-    """Measures every task of `config` at every length and returns the content of `results.json` in the folder `out`.
+    """Evaluates every task of `config` at every length and returns the content of `results.json` in the folder `out`.
 
-    Tasks that an earlier call with the same settings has measured are not repeated. A task that cannot run becomes a
-    gap with a sentence that names what is missing, and is tried again in the next call.
+    Tasks that an earlier call with the same settings has evaluated are not repeated. A task that cannot run is
+    left empty with a message that says what is missing, and is tried again in the next call.
 
-    Raises ConfigError for an unknown task and for a folder with results of other settings, and what `load_model`
+    Raises ConfigError for an unknown task and for a folder with results of different settings, and what `load_model`
     raises.
     """
     wanted = units(config.tasks, config.lengths)
@@ -104,7 +104,7 @@ def setting_of(config: EvaluationConfig, lm: RefineLM, unit: Unit) -> Setting:
 
 
 def measured(lm: RefineLM, unit: Unit, setting: Setting, out: Path, clock: _Clock) -> dict[str, Any]:
-    """Measures one unit, writes its files and returns its record; a task that cannot run is a gap."""
+    """Measures one unit, writes its files and returns its record; a task that cannot run is left empty."""
     began = time.monotonic()
     lm.on_batch = clock.within(unit)
     try:
@@ -119,14 +119,14 @@ def measured(lm: RefineLM, unit: Unit, setting: Setting, out: Path, clock: _Cloc
 
 
 class _Clock:
-    """Reports progress, and estimates the time left from the tokens read so far."""
+    """Reports progress, and estimates the remaining time from the tokens read so far."""
 
     def __init__(self, total: int, report: Report) -> None:
         self.total, self.report = total, report
         self.seconds, self.tokens = 0.0, 0
 
     def within(self, unit: Unit) -> Callable[[int, int], None]:
-        """Returns a function that reports the progress of a unit, called with what is done and with the total."""
+        """Returns a function that reports the progress of a unit, called with the completed and the total number."""
         began = last = time.monotonic()
 
         def on_batch(done: int, total: int) -> None:
@@ -141,10 +141,10 @@ class _Clock:
     def report_unit(
         self, number: int, unit: Unit, record: dict[str, Any], left: Sequence[Unit], config: EvaluationConfig
     ) -> None:
-        """Reports a unit that has been measured, read from its file, or left out."""
+        """Reports a unit that has been evaluated, loaded from its file, or skipped."""
         place = f"[{number}/{self.total}] {unit}"
         if record["status"] != "done":
-            self.report(f"{place}: left out: {record['reason']}")
+            self.report(f"{place}: skipped: {record['reason']}")
             return
         metric = record["metrics"][record["main"]]
         spread = "" if metric["stderr"] is None else f" ± {metric['stderr']:.4f}"
@@ -155,7 +155,7 @@ class _Clock:
         few = f", fewer than {FEWEST_ITEMS}" if record["different_samples"] < FEWEST_ITEMS else ""
         self.report(
             f"{place}: {record['main']} {metric['value']:.4f}{spread} ({record['samples']} samples, "
-            f"{record['different_samples']} different{few}, "
+            f"{record['different_samples']} distinct{few}, "
             f"{duration(record['seconds'])}){rest}"
         )
 

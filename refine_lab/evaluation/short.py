@@ -1,4 +1,4 @@
-"""The short-context tasks of table E.1: the harness's own tasks, from files in the layout of the hub or from the hub."""
+"""The short-context tasks of table E.1: the harness's own tasks, from local copies of Hub data sets or from the Hub itself."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ TASKS = {
     "swde": ShortTask("swde", "hazyresearch/based-swde-v2", "contains", False),
 }
 AVERAGED = {name: task.main for name, task in TASKS.items() if task.averaged} | {"lambada_openai": "acc"}
-"""Task -> metric of the six columns that the table's average has."""
+"""Task -> metric of the six columns in the table's average."""
 
 
 def layout(setting: Setting, dataset: str) -> Path | None:
-    """Returns the folder below which `dataset` (org/name) stands in the layout of the hub, or None."""
+    """Returns the folder that contains `dataset` (org/name) in the layout of the Hub, or None."""
     if setting.data is None:
         return None
     found = sorted(path for path in setting.data.rglob(dataset) if path.is_dir())
@@ -53,10 +53,10 @@ def layout(setting: Setting, dataset: str) -> Path | None:
 
 @contextlib.contextmanager
 def local_files(folder: Path | None, dataset: str) -> Iterator[None]:
-    """Lets the library `datasets` read a data set from a folder in the layout of the hub; with None it asks the hub.
+    """Lets the library `datasets` read a data set from a folder in the layout of the Hub; with None it queries the Hub.
 
-    The library looks in the working directory first. Its cache knows a local data set by its name alone, so that each
-    content gets a cache of its own.
+    The library looks in the working directory first. Its cache identifies a local data set only by its name, so
+    each content gets a separate cache.
     """
     from datasets import config
 
@@ -82,8 +82,8 @@ def load_task(setting: Setting, name: str) -> tuple[Any, dict[str, Any]]:
     tasks = harness("tasks")
     path = Path(str(tasks.__file__)).parent / task.folder
     needs = (
-        f"{name!r} needs the data set {task.dataset}: put it in a folder {task.dataset}/ below --data, from "
-        f"https://huggingface.co/datasets/{task.dataset}"
+        f"{name!r} needs the data set {task.dataset}: download it from "
+        f"https://huggingface.co/datasets/{task.dataset} into {task.dataset}/ inside the --data folder"
     )
     if folder is None and offline():
         raise Missing(needs)
@@ -94,16 +94,16 @@ def load_task(setting: Setting, name: str) -> tuple[Any, dict[str, Any]]:
     except Exception as error:  # the libraries raise errors of every kind for data that are missing or damaged
         sentence = str(error).strip().partition("\n")[0] or type(error).__name__
         raise Missing(f"{needs} ({sentence})") from error
-    return found, {"data": f"{task.dataset}, {'local files' if folder else 'from the hub'}"}
+    return found, {"data": f"{task.dataset}, {'local files' if folder else 'from the Hub'}"}
 
 
 def offline() -> bool:
-    """Returns whether the environment forbids to ask the hub."""
+    """Returns whether the environment forbids access to the Hub."""
     return any(os.environ.get(name, "0") not in ("", "0") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
 
 
 def measure(lm: RefineLM, setting: Setting, name: str) -> Measured:
-    """Measures one task. Raises `Missing` without its data, and for texts without a context with test-time training."""
+    """Measures one task. Raises `Missing` without its data, and with test-time training for a task without contexts."""
     if name == "wikitext" and lm.ttt is not None:
         raise Missing("'wikitext' has no contexts to adapt to: evaluate it without test-time training")
     task, facts = load_task(setting, name)

@@ -13,9 +13,9 @@ from refine_lab.evaluation.catalogue import BENCHMARKS, Unit
 
 
 def score_frame(result: Mapping[str, Any]) -> pd.DataFrame:
-    """Returns the main metric of every measured unit with its standard error, counts, and how answers were decoded.
+    """Returns the main metric of every evaluated unit with its standard error, counts, and how answers were decoded.
 
-    `few` marks tasks with fewer than `FEWEST_ITEMS` different samples.
+    `few` marks tasks with fewer than `FEWEST_ITEMS` distinct samples.
     """
     rows = [
         {
@@ -42,7 +42,7 @@ SCORE_COLUMNS = [
 
 
 def few_samples(scores: pd.DataFrame) -> str:
-    """Returns a sentence that names the tasks of a score frame with fewer than `FEWEST_ITEMS` different samples."""
+    """Returns a sentence that names the tasks of a score frame with fewer than `FEWEST_ITEMS` distinct samples."""
     few = scores[scores["few"]]
     if few.empty:
         return ""
@@ -50,14 +50,12 @@ def few_samples(scores: pd.DataFrame) -> str:
         f"{task} ({'' if pd.isna(length) else f'{length:.0f} tokens, '}{count})"
         for task, length, count in few[["task", "length", "different samples"]].itertuples(index=False)
     ]
-    sentence = (
-        f"These tasks have fewer than {FEWEST_ITEMS} different samples, so that small differences are mostly noise"
-    )
+    sentence = f"These tasks have fewer than {FEWEST_ITEMS} distinct samples, so small differences are mostly noise"
     return f"{sentence}: {', '.join(counts)}."
 
 
 def metric_frame(result: Mapping[str, Any]) -> pd.DataFrame:
-    """Returns all metrics of every measured unit, one row per metric."""
+    """Returns all metrics of every evaluated unit, one row per metric."""
     return pd.DataFrame(
         [
             {"task": unit["task"], "length": unit["length"], "metric": name, **metric}
@@ -70,7 +68,7 @@ def metric_frame(result: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def gap_frame(result: Mapping[str, Any]) -> pd.DataFrame:
-    """Returns the units that could not run, each with the sentence that names what is missing."""
+    """Returns the units that could not run, each with the message that says what is missing."""
     rows = [
         {name: unit[name] for name in ("task", "length", "reason")}
         for unit in result["units"]
@@ -80,7 +78,7 @@ def gap_frame(result: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def length_frame(result: Mapping[str, Any]) -> pd.DataFrame:
-    """Returns RULER's effective length and the length by NoLiMa's rule of each task; none if no length reaches them."""
+    """Returns RULER's effective length and the length by NoLiMa's criterion of each task; none if no length reaches them."""
     lengths = result["figures"]
     rows = [
         {"task": task, "effective length": effective, "NoLiMa's rule": lengths["nolima_length"][task]}
@@ -91,7 +89,7 @@ def length_frame(result: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def fact_frame(result: Mapping[str, Any]) -> pd.DataFrame:
-    """Returns where the samples of each unit come from, and how many prompts were cut, left out or not adapted to."""
+    """Returns where the samples of each unit come from, and how many prompts were cut, dropped or not adapted to."""
     rows = [
         {"task": unit["task"], "length": unit["length"], "fact": str(name), "value": str(value)}
         for unit in result["units"]

@@ -1,4 +1,4 @@
-"""Held-out texts in tokens: books of a folder, or the validation split of the Python corpus."""
+"""Held-out texts, tokenised: the books in a folder, or the validation split of the Python corpus."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def book_files(setting: Setting) -> list[Path]:
     """Returns the .txt files of the folder of books. Raises `Missing` if there are none."""
     if setting.books is None:
         raise Missing(
-            "no folder of books is set: name one with .txt files by --books, for example BookSum's test split"
+            "no books folder is set: pass a folder of .txt files with --books, for example BookSum's test split"
         )
     files = sorted(setting.books.rglob("*.txt")) if setting.books.is_dir() else []
     if not files:
-        raise Missing(f"the folder {str(setting.books)!r} of --books has no .txt file")
+        raise Missing(f"the --books folder {str(setting.books)!r} contains no .txt files")
     return files
 
 
 def book_sequences(setting: Setting, encoder: Encoder, length: int) -> list[list[int]]:
     """Returns sequences of at most `length` tokens: the first of every book, then the second, and so on.
 
-    A book is cut into consecutive sequences; a rest of one token is left out, since nothing in it is predicted.
+    A book is cut into consecutive sequences; a remainder of one token is dropped, since nothing in it is predicted.
     """
     cut = [
         [part for i in range(0, len(ids), length) if len(part := ids[i : i + length]) > 1]
@@ -42,7 +42,7 @@ def book_sequences(setting: Setting, encoder: Encoder, length: int) -> list[list
 
 
 def long_documents(setting: Setting, encoder: Encoder, length: int) -> Iterator[list[int]]:
-    """Yields the first `length` tokens of each document that has as many: books if a folder is set, else Python files."""
+    """Yields the first `length` tokens of each document that is long enough: books if a folder is set, else Python files."""
     if setting.books is not None:
         texts: Iterator[str] = (read_text(file) for file in book_files(setting))
     else:

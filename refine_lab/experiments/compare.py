@@ -15,7 +15,7 @@ from refine_lab.models.loading import load_tokenizer
 from refine_lab.runs.run import STARTED, Run
 from refine_lab.runs.started import short
 from refine_lab.statistics.means import mean_interval, paired_difference
-from refine_lab.validation import require
+from refine_lab.validation import ConfigError
 
 READINGS = ("loss_before", "loss_after", "entropy_before", "entropy_after")
 """Measures of a prompt, in nats per token."""
@@ -59,7 +59,7 @@ def joined_stages(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
 def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:
     """Returns the tokenizer of a run's last checkpoint, or that of its initial model if there is no checkpoint.
 
-    A model on the hub is read from the hub's cache alone, since the run may come from elsewhere.
+    A model on the Hub is loaded only from the Hub's cache, since the run may come from another source.
     """
     return load_tokenizer(run.config.model if run.latest_checkpoint() is None else run.path, cached=True)
 
@@ -78,14 +78,14 @@ def _joined(runs: Iterable[Run], read: Callable[[Run], pd.DataFrame]) -> pd.Data
 def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
     """Returns the settings in which runs differ: one row per setting, one column per run, all strings; "–" for none.
 
-    For a group that some runs lack, such as `refine` for SFT, one row marks the runs that have it ("given"); the
+    For a group that some runs lack, such as `refine` for SFT, one row marks the runs that have it ("set"); the
     group's own settings are rows only if the runs that have it differ.
     """
     flat = {run.name: flat_settings(run.config) for run in runs}
     table = pd.DataFrame(flat).rename_axis("setting")
     group = table.index.str.rpartition(".").get_level_values(0)
-    absent = table.index.intersection(group)  # groups that some have none of
-    table.loc[absent] = table.loc[absent].fillna("given")
+    absent = table.index.intersection(group)  # groups that some runs lack
+    table.loc[absent] = table.loc[absent].fillna("set")
     kept = (table.nunique(axis=1) > 1) | (table.isna().any(axis=1) & ~group.isin(absent))
     return table[kept].fillna("–").reset_index()
 
@@ -120,7 +120,7 @@ def answers_of(runs: Sequence[Run]) -> pd.DataFrame:
 def per_seed(answers: pd.DataFrame) -> pd.DataFrame:
     """Returns one row per method and seed: `updates`, `items`, and the mean of each score over questions with references.
 
-    `items` is the number of different questions (`data.tasks.items.items_of`).
+    `items` is the number of distinct questions (`data.tasks.items.items_of`).
     """
     grouped = answers.assign(item=items_of(answers)).groupby(["method", "seed"], sort=False)
     means = grouped[["updates", *SCORES]].mean()
@@ -147,7 +147,10 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["method", _unit(rows)]
     repeated = rows.loc[rows.duplicated([key for key in keys if key in rows]), "method"].tolist()
-    require(not repeated, "rows", repeated[:1], f"one for each method and {keys[1]}")
+    allowed = f"at most one for each method and {keys[1]}"
+    sentence = f"rows must contain each method and {keys[1]} once; duplicated: {repeated[:1]}"
+    if repeated:
+        raise ConfigError("rows", repeated[:1], allowed, sentence)
     found = []
     for method, group in rows.groupby("method", sort=False):
         for measure in measures_of(rows):
@@ -191,7 +194,7 @@ def _unit(rows: pd.DataFrame) -> str:
 
 
 def different_items(rows: pd.DataFrame) -> int | None:
-    """Returns the number of different questions behind rows of `per_seed` or `per_prompt`; None for other rows."""
+    """Returns the number of distinct questions behind rows of `per_seed` or `per_prompt`; None for other rows."""
     if "item" in rows:
         return int(rows["item"].nunique())
     return int(rows["items"].max()) if "items" in rows else None

@@ -46,7 +46,7 @@ def method_configs(
 ) -> list[Any]:
     """Returns a configuration of each method for each seed: `TrainConfig`, or `TTTRunConfig` for test-time training.
 
-    The recipe determines the phase; `phase`, if given, refuses recipes of other phases. `methods` defaults to those
+    The recipe determines the phase; `phase`, if set, rejects recipes of other phases. `methods` defaults to those
     that the phase compares; test-time training creates `none` only once if all seeds share a model. `updates` is
     "equal" or "release".
 
@@ -61,9 +61,9 @@ def method_configs(
     - `prompts` and `count` are what test-time training answers (`prompts_of`).
 
     Models, files and folders become absolute paths. Raises ValueError for repeated seeds, an unknown recipe, method or
-    setting, and for every value that a configuration refuses.
+    setting, and for every value that a configuration rejects.
     """
-    require(len(set(seeds)) == len(seeds) > 0, "seeds", list(seeds), "at least one whole number, none twice")
+    require(len(set(seeds)) == len(seeds) > 0, "seeds", list(seeds), "one or more distinct integers")
     recipe, updates = _split_updates(recipe, updates)
     entry = recipes.recipe(recipe, phase)
     settings = drop_none(**settings)
@@ -141,7 +141,7 @@ def _train_config(config: TrainConfig, settings: dict[str, Any]) -> TrainConfig:
         settings |= _batch_sizes(config, settings["batch_size"])
     if config.task is None:
         return with_settings(config, settings)
-    require(settings.get("test") != 0, "test", 0, "at least 1, or none for all that are left")
+    require(settings.get("test") != 0, "test", 0, "at least 1, or none for all remaining examples")
     task = with_source(config.task, settings.pop("task", None), settings.pop("test_source", None))
     config = with_settings(replace(config, task=task), settings)
     assert config.task is not None
@@ -152,7 +152,8 @@ def _batch_sizes(config: TrainConfig, batch_size: int) -> dict[str, int]:
     """Returns mini-batch and micro-batch sizes that keep the updates per batch of `config`."""
     updates = config.batch_size // config.mini_batch_size
     divisible = batch_size >= updates and batch_size % updates == 0
-    require(divisible, "batch_size", batch_size, f"a multiple of {updates}, the updates this recipe makes of a batch")
+    allowed = f"a multiple of {updates}, the number of updates this recipe makes per batch"
+    require(divisible, "batch_size", batch_size, allowed)
     mini = batch_size // updates
     return {"mini_batch_size": mini, "micro_batch_size": min(config.micro_batch_size, mini)}
 
@@ -197,7 +198,7 @@ def absolute_source(name: str) -> str:
 def with_source(task: TaskConfig, source: str | None, test_source: str | None = None) -> TaskConfig:
     """Returns a recipe's task with other sources, or its own if they are None, as absolute paths.
 
-    The recipe's `answer_tokens` are kept only if the test examples have the recipe's form; other forms use the length
+    The recipe's `answer_tokens` are kept only if the test examples have the recipe's format; other formats use the length
     of their longest reference answer.
     """
     test_sources = drop_none(test_source=test_source and absolute_source(test_source))
@@ -215,7 +216,7 @@ def model_of_seed(model: str, seed: int) -> str:
         return name
     found = sorted(glob(str(path_of("the model", name))))
     if not found:
-        raise FileNotFoundError(f"no folder fits the model {quote(name)}")
+        raise FileNotFoundError(f"no folder matches the model pattern {quote(name)}")
     return found[-1]
 
 
@@ -234,7 +235,7 @@ def history_by_seed(model: str | None, seeds: Sequence[int]) -> dict[int, Histor
     for seed in seeds[1:]:
         if not histories[first].matches(histories[seed]):
             models = f"the models of seeds {first} and {seed} ({names[first]!r} and {names[seed]!r})"
-            raise ValueError(f"{models} were trained on different prompts: answer them one seed at a time")
+            raise ValueError(f"{models} were trained on different prompts: start a separate evaluation for each seed")
     return histories
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -21,16 +22,21 @@ from refine_lab.models.activation_checkpointing import checkpoint_activations
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import manifest_of
 from refine_lab.ops.precision import autocast
+from refine_lab.parity import parity
 from refine_lab.rng import Draws
+from refine_lab.runs.process import PYTHON, spawn
 from refine_lab.runs.run import Run
 from refine_lab.training.adaptation import adapt, preserve_weights
 from refine_lab.training.answering import adapt_ids, batches_of, measured
 from refine_lab.training.answers import answer
-from refine_lab.training.evaluation import next_token
+from refine_lab.training.evaluation import held_out_measures, next_token
 from refine_lab.training.loading import load_policy, load_prompts, load_training_task
 from refine_lab.training.optim import make_optimizers
 from refine_lab.training.posttraining import nested_step
 from refine_lab.ttt_config import TTTRunConfig
+
+ANSWERED = 8
+"""Number of test questions that are answered for an estimate."""
 
 
 def estimated_seconds(
@@ -116,6 +122,34 @@ def answering_rates(config: TTTRunConfig) -> Rates:
     return Rates(seconds, 0.0, sum(each.numel() for each in model.parameters()), len(task.test))
 
 
+def notebook_rates(config: TrainConfig | TTTRunConfig) -> tuple[float, float]:
+    """Times what a notebook does besides its runs: the parity gate, and the measures of one model at the end.
+
+    For mid-training these are the measures of `held_out_measures`, for post-training the answers to the test questions;
+    for test-time training they are part of the runs.
+    """
+    policy, tokenizer = load_policy(config)
+    gate = _timed(lambda: parity(policy, autocast=config.dtype))
+    if not isinstance(config, TrainConfig):
+        return gate, 0.0
+    if config.task is None:
+        held_out = SequenceData(config.data, tokenizer, config.seed, "validation", manifest_of(config.model))
+        try:
+            return gate, _timed(lambda: held_out_measures(policy, held_out))
+        except ValueError:  # this tokenizer or text supports no recall documents
+            return gate, _timed(lambda: held_out_measures(policy, held_out, kinds=()))
+    task = load_training_task([config])
+    part = task.test[:ANSWERED]
+    return gate, _timed(lambda: answer(policy, tokenizer, part, task.rule)) / max(1, len(part)) * len(task.test)
+
+
+@cache
+def start_seconds() -> float:
+    """Times the start of a Python process that loads what training needs."""
+    with open(os.devnull, "wb") as output:
+        return _timed(spawn([*PYTHON, "refine_lab.training.trainer"], output).wait)
+
+
 def _seconds_per_row(config: TrainConfig, policy: FastWeightLM, data: SequenceData) -> float:
     checkpoint_activations(policy, config.activation_checkpointing)
     rows = min(config.micro_batch_size, config.mini_batch_size)
@@ -156,7 +190,7 @@ def _seconds_per_prompt(config: TrainConfig, task: Task) -> float:
 def _seconds_per_token(
     config: TTTRunConfig, model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, task: Task
 ) -> float:
-    """Times reading, one adaptation step and the answer for one median-length prompt; the model is restored."""
+    """Times a forward pass, one adaptation step and the answer for one median-length prompt; the model is restored."""
     example = sorted(task.test, key=lambda e: len(e.prompt_ids))[len(task.test) // 2]
     ttt, step = config.ttt, 0.0
     with nullcontext() if ttt is None else preserve_weights(model, ttt.parameters):

@@ -1,4 +1,4 @@
-"""Forks: a new run that continues from the checkpoint of another one with other settings."""
+"""Forks: a new run that continues from another run's checkpoint with different settings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def fork(run: Run | Path | str, step: int, folder: Path | str | None = None, **c
     run = run if isinstance(run, Run) else Run(run)
     require(run.kind == "train", "the kind of a run to fork", run.kind, "'train'")
     saved, config = dict(run.checkpoints()), run.config
-    require(step in saved, "step", step, f"one with a checkpoint: {', '.join(map(str, saved)) or 'there is none'}")
+    if not saved:
+        raise ConfigError("step", step, "a step with a checkpoint", f"run {run.name} has no checkpoints to fork from")
+    require(step in saved, "step", step, f"a step with a checkpoint ({', '.join(map(str, saved))})")
     fixed = FIXED if config.task is None else FIXED | setting_names(TaskConfig) | setting_names(DataConfig)
     for name in changes.keys() & fixed:
         raise ConfigError(name, changes[name], f"that of the parent, since a fork cannot change {name}")

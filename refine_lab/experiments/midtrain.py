@@ -53,7 +53,7 @@ def stage_row(stage: TrainConfig) -> dict[str, Any]:
     data = stage.data
     shares = {"text": data.sources, "recall": data.recall}
     texts = {key: ", ".join(f"{name} {share:g}" for name, share in part.items()) for key, part in shares.items()}
-    sizes = {"steps": stage.steps, "rows": stage.batch_size, "tokens a row": data.sequence_length}
+    sizes = {"steps": stage.steps, "rows": stage.batch_size, "tokens per row": data.sequence_length}
     return {"stage": stage.recipe, **sizes, **texts, "lr": stage.lr, "schedule": stage.schedule}
 
 
@@ -74,7 +74,7 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
     kinds = _kinds_to_ask(held_out, num_documents, num_tokens)
     if not evaluation.fixed_targets(**targets).fits(length := int(held_out.validation().lengths.min())):
         chunks = refine.num_chunks
-        print(f"Rewards are left out: rows of {length} tokens have no room for rollouts from {chunks} chunks.")
+        print(f"Rewards are skipped: rows of {length} tokens are too short for rollouts from {chunks} chunks.")
     for method, seed, updates, name in models:
         policy, _ = load_policy(config, name)
         with autocast(policy.device, config.dtype):
@@ -95,8 +95,8 @@ def held_out_rows(
     """
     config = runs[0].config
     held_out = _held_out(config, load_tokenizer(config.model))
-    recall = {"documents": documents, "document_tokens": document_tokens}
-    recall["kinds"] = _kinds_to_ask(held_out, documents, document_tokens)
+    kinds = _kinds_to_ask(held_out, documents, document_tokens)
+    recall: dict[str, Any] = {"documents": documents, "document_tokens": document_tokens, "kinds": kinds}
     places = [("base", config.model, folder), *((str(run.path), str(run.path), run.path) for run in runs)]
     found = {}
     for key, name, place in places:
@@ -121,7 +121,7 @@ def _kinds_to_ask(held_out: SequenceData, num_documents: int, num_tokens: int) -
         try:
             evaluation.recall_documents(kind, num_documents, num_tokens, held_out)
         except ValueError as error:
-            print(f"Recall of {kind} is left out: {error}.")
+            print(f"Recall of {kind} is skipped: {error}.")
         else:
             kinds.append(kind)
     return kinds
@@ -139,7 +139,7 @@ def entropies_of_document(run: Run) -> dict[str, Any]:
     """
     config, refine = run.config, run.config.refine
     if refine is None:
-        raise ValueError(f"run {run.name} is SFT, which selects no positions; pass a run of REFINE")
+        raise ValueError(f"run {run.name} uses SFT, which selects no positions; pass a REFINE run")
     policy, tokenizer = load_policy(config, str(run.path))
     batch = _held_out(config, tokenizer).validation().rows(0, 1)
     with autocast(policy.device, config.dtype):

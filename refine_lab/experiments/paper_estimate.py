@@ -35,13 +35,13 @@ RECALL_QUESTIONS = 18
 OTHER_TOKENS, OTHER_ANSWER = 2048, 64
 """Tokens of a sample and its answer that are assumed for tasks whose samples have lengths of their own."""
 PROMPTS = 8
-"""Prompts that an evaluation reads together."""
+"""Prompts per batch of an evaluation."""
 
 
 def estimate(plan: PaperPlan, folder: Path) -> pd.DataFrame:
     """Returns the minutes that each phase of `launch(plan, folder)` takes: `phase`, `work` (what is left), `minutes`.
 
-    Two steps of each method, one reading of a batch and one greedy decoding are timed. The estimate is rough: it assumes
+    Two steps of each method, one forward pass over a batch and one greedy decoding are timed. The estimate is rough: it assumes
     that runs left over from an earlier call have not begun.
     """
     configs = midtrain_configs(plan) or posttrain_configs(replace(plan, chain=(4,)), plan.model, plan.seeds[0])
@@ -65,7 +65,7 @@ def estimate(plan: PaperPlan, folder: Path) -> pd.DataFrame:
 
 
 class Rates:
-    """Seconds per token of training and reading, and per decoded token, with the model of a configuration."""
+    """Seconds per token of training and of forward passes, and per decoded token, with the model of a configuration."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.policy, tokenizer = load_policy(config)
@@ -157,7 +157,7 @@ def _task(plan: PaperPlan, rates: Rates, task: str, length: int | None) -> float
 
 
 def _answer(rates: Rates, tokens: int, task: str) -> float:
-    """Returns the seconds of one prompt: one reading, and its share of the decoding of a batch."""
+    """Returns the seconds of one prompt: one forward pass, and its part of the decoding of a batch."""
     answer = _first((value for name, value in ANSWER_TOKENS.items() if task.startswith(name)), OTHER_ANSWER)
     return tokens * rates.read + answer * rates.decode / PROMPTS
 

@@ -178,7 +178,7 @@ def paper_runs(folder: Path, base: str, **scale: int | None) -> dict[Path, tuple
 def measured(
     folder: Path, base: str, *, samples: int | None = None, **scale: int | None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Returns everything that was measured below `folder`, as lines with `FIELDS`, and the tasks that could not run.
+    """Returns everything that was measured inside `folder`, as lines with `FIELDS`, and the tasks that could not run.
 
     Only the `paper_runs` count, and evaluations with `samples` as their limit (None: any). A later measurement replaces an
     earlier one of the same row and seed. The second frame has `task`, `length` and `reason`. Raises ConfigError as
@@ -219,7 +219,7 @@ def _records(runs: Sequence[Run], rows: Mapping[Path, Row]) -> Iterator[dict[str
 
 
 def _answers(runs: Sequence[Run], rows: Mapping[Path, Row]) -> Iterator[dict[str, Any]]:
-    """Yields the share of test questions whose answer contains a reference, over the questions that every row answered."""
+    """Yields the fraction of test questions whose answer contains a reference, over the questions that every row answered."""
     groups: dict[tuple[str, int], list[tuple[Row, int, pd.DataFrame]]] = {}
     for row, seed, source, frame in _answered(runs, rows):
         groups.setdefault(source, []).append((row, seed, frame))

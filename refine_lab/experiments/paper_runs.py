@@ -1,4 +1,4 @@
-"""Creates what the paper's tables lack: the runs of each phase, each beginning with the one before, and their evaluations.
+"""Creates the runs that are missing in the paper's tables, phase by phase, and evaluates them.
 
 Everything continues where it ended: runs by their configuration, answers by their question, evaluations task by task.
 """
@@ -59,13 +59,13 @@ class PaperPlan(Config):
     task: Text | None = None
     "Source of the questions of post-training and test-time training."
     questions: Count | None = None
-    "Test questions that each row answers, from the first."
+    "Number of test questions that each row answers (the first ones)."
     tasks: tuple[Text, ...] = ("niah", "recall")
     "Tasks and groups of `refine_lab.evaluation`."
     lengths: tuple[Length, ...] = (512, 1024)
-    "Tokens of a prompt in an evaluation, for tasks of any length."
+    "Lengths (prompt plus answer, in tokens) of the evaluation tasks that have no fixed length."
     samples: Count | None = None
-    "Samples per task and length; none: as many as the paper has."
+    "Samples per task and length; none: the number used in the paper."
     data: Text | None = None
     "Folder with the files of the benchmarks."
     essays: Text | None = None
@@ -76,7 +76,7 @@ class PaperPlan(Config):
     def __post_init__(self) -> None:
         rows = len(chain_rows())
         self._require(all(1 <= row <= rows for row in self.chain), "chain", f"numbers of rows from 1 to {rows}")
-        self._require(len(set(self.seeds)) == len(self.seeds) > 0, "seeds", "at least one whole number, none twice")
+        self._require(len(set(self.seeds)) == len(self.seeds) > 0, "seeds", "one or more distinct integers")
         chosen(self.tasks)
 
     @property

@@ -1,7 +1,7 @@
-"""Lays our scores beside the paper's: each cell with mean and spread over seeds, each difference with both signs.
+"""Compares our scores with the paper's: each cell with mean and spread over seeds, each difference with both signs.
 
 A task on which the model before training is within two standard errors of random weights is at its floor: differences
-have no sign there. A cell without a measurement is a gap, never a zero.
+have no sign there. A cell without a measurement is left empty and never counts as zero.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PAIRS: dict[str, tuple[tuple[int, int], ...]] = {
 STANDARD_ERRORS = 2.0
 """Distance between base and random weights, in standard errors, up to which a task is at its floor."""
 NO_FLOOR = (HELD_OUT, ROLLOUTS)
-"""Tasks without a floor, which are no scores of answers."""
+"""Tasks without a floor, which are not scores of answers."""
 MINUS = "−"
 
 
@@ -76,7 +76,7 @@ def cells(table: str, measured: pd.DataFrame, model: str) -> pd.DataFrame:
     `measured` as from `paper_rows.measured`; `model` is one of `PAPER_MODELS`. Columns: `table`, `row` (its number),
     `label`, `measure`, `task`, `length`, `unit`, `own`; `paper`; `mean`, `sd` (n - 1, over seeds), `by_seed` (seed ->
     value), `stderr` (over samples; the mean of the seeds'), `samples` and `different`; `floor` (`floor`, `above`, or
-    `unknown` if random weights were not measured). Values are in the unit, percent for shares. A gap has `mean` NaN.
+    `unknown` if random weights were not measured). Values are in the unit, percent for fractions. A gap has `mean` NaN.
     `row` 0 is the model with random weights. Raises ConfigError for an unknown table or model.
     """
     if table not in table_names():
@@ -237,14 +237,14 @@ def _text_sign(line: pd.Series, frame: pd.DataFrame, model: str) -> str:
 
 
 def verdict(ours: str, paper: str) -> str:
-    """Returns how two signs compare: `same`, `opposite`, `zero` if one of them is 0, or empty if one is no sign."""
+    """Returns how two signs compare: `same`, `opposite`, `zero` if one of them is 0, or empty if one has no sign."""
     if not {ours, paper} <= {"+", MINUS, "0"}:
         return ""
     return "same" if ours == paper else "zero" if "0" in (ours, paper) else "opposite"
 
 
 def summary(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    """Returns one line per table: how many differences have the paper's sign, another one, or none, and why.
+    """Returns one line per table: how many differences have the paper's sign, a different one, or none, and why.
 
     `frames` are the `differences` of the tables. Lengths that the paper lacks are not counted; means are.
     """
@@ -299,7 +299,7 @@ def _how(task: str, empty: pd.DataFrame, missing: pd.DataFrame) -> str:
         )
     elif settings:
         names = ",".join(dict.fromkeys(ABLATED[setting.partition("=")[0]] for setting in sorted(settings)))
-        sentences.append(f"`-p launch true -p ablations {names}` trains the rows with other settings.")
+        sentences.append(f"`-p launch true -p ablations {names}` trains the rows with different settings.")
     if task == QUESTIONS:
         sentences.append("`-p launch true` answers the questions of the rows of table 4 that `chain` names.")
     elif task in NO_FLOOR:

@@ -1,4 +1,4 @@
-"""Reads a notebook's parameters: converts each value to its declared type and refuses unknown names.
+"""Reads a notebook's parameters: converts each value to its declared type and rejects unknown names.
 
 The parameters cell declares each parameter as `name: type = value`; papermill adds a cell of plain assignments after
 it. `-p`, `-y` and `-f` deliver one value as different types (`-y 'lr: 1e-5'` arrives as a string), so the declared type
@@ -14,7 +14,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -27,7 +27,7 @@ from refine_lab.validation import ConfigError, require, unknown
 
 
 def _number(value: Any) -> Any:
-    """Refuses booleans, and reads an exponent, which pydantic's integers do not have: `2.5e1` is the whole number 25."""
+    """Rejects booleans, and parses an exponent, which pydantic's integers do not have: `2.5e1` is the whole number 25."""
     if isinstance(value, bool):
         raise ValueError("a boolean is not a number")
     return float(value) if isinstance(value, str) and "e" in value.lower() else value
@@ -40,7 +40,7 @@ def _items(value: Any) -> Any:
 
 
 def _is_none(value: Any, kind: Any) -> bool:
-    """Returns whether a value is a way to write None; ~ is the home folder, and a blank text is refused."""
+    """Returns whether a value is a way to write None; ~ is the home folder, and a blank string is rejected."""
     if kind is str:
         return isinstance(value, str) and value.lower() in ("none", "null", "")
     return str(value).strip().lower() in ("none", "null", "~", "")
@@ -52,7 +52,7 @@ TYPES: dict[Any, tuple[Any, str]] = {
     int: (_Whole, "a whole number"),
     float: (Annotated[float, BeforeValidator(_number), AllowInfNan(False)], "a number"),
     bool: (bool, "true or false"),
-    str: (Annotated[str, Strict()], "a text"),
+    str: (Annotated[str, Strict()], "a string"),
     list[int]: (_Numbers, "up to 1,000 whole numbers, as in 0,1,2"),
 }
 """Declared type -> the type by which pydantic converts a value, and the description of allowed values."""
@@ -89,13 +89,15 @@ class Declared:
     default: Any
 
 
-def declared_parameters(notebook: Path) -> dict[str, Declared]:
+def declared_parameters(notebook: Path, cells: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Declared]:
     """Returns the parameters that a notebook declares in its cell tagged `parameters`; nothing is executed.
+
+    `cells` are its code cells, if they were read already.
 
     Raises ValueError, naming the notebook, if it has no such cell, or if a line of the cell is not
     `name: type = value` with a type in `TYPES` and a plain value.
     """
-    for cell in code_cells(notebook):
+    for cell in code_cells(notebook) if cells is None else cells:
         if "parameters" in cell.get("metadata", {}).get("tags", []):
             break
     else:
@@ -121,12 +123,15 @@ def declared_parameters(notebook: Path) -> dict[str, Declared]:
     return found
 
 
-def code_cells(notebook: Path) -> list[dict[str, Any]]:
-    """Returns a notebook's code cells. Raises FileNotFoundError, and ValueError for a file that is not a notebook."""
-    if not notebook.is_file():
+def code_cells(notebook: Path, content: bytes | None = None) -> list[dict[str, Any]]:
+    """Returns a notebook's code cells, from its `content` if that was read already.
+
+    Raises FileNotFoundError, and ValueError for a file that is not a notebook.
+    """
+    if content is None and not notebook.is_file():
         raise FileNotFoundError(f"there is no notebook {notebook}")
     try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        cells = json.loads(notebook.read_bytes() if content is None else content)["cells"]
         return [{**cell, "source": "".join(cell["source"])} for cell in cells if cell["cell_type"] == "code"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{notebook} is not a notebook of Jupyter's format 4") from None
@@ -149,9 +154,9 @@ def convert(name: str, hint: Any, value: Any) -> Any:
     annotation, allowed = TYPES[kind]
     allowed += " or none" if optional else ""
     if kind is str and (value is None or isinstance(value, (bool, int, float))):
-        allowed += f" (papermill's -p converts texts that look like numbers, booleans or None: use -r {name} VALUE)"
+        allowed += f" (papermill's -p converts strings that look like numbers, booleans or None: use -r {name} VALUE)"
     if kind is str and isinstance(value, str) and not value.strip():
-        raise ConfigError(f"parameter {name}", value, "a text that is not blank" + (", or none" if optional else ""))
+        raise ConfigError(f"parameter {name}", value, "a non-blank string" + (", or none" if optional else ""))
     try:
         stripped = value.strip() if isinstance(value, str) and kind is not str else value
         return TypeAdapter(annotation).validate_python(stripped)

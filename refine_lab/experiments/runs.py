@@ -35,7 +35,12 @@ def runs_folder(output: str | None) -> Path:
         return runs_dir()
     path = path_of("parameter output", output)
     require(path.is_absolute(), "parameter output", output, "an absolute path, or none for the project's runs folder")
-    require(path.is_dir() or not path.exists(), "parameter output", output, "a folder, or a place for one")
+    require(
+        path.is_dir() or not path.exists(),
+        "parameter output",
+        output,
+        "a folder, or a path where one can be created",
+    )
     return path
 
 
@@ -73,7 +78,7 @@ def print_progress(runs: Sequence[Run]) -> None:
         elif run.alive:
             progress = f"is in progress at step {run.status.step} of {run.steps}"
         elif state == "waiting" and not run.done:
-            progress = "starts with step 1"
+            progress = "starts at step 1"
         else:
             progress = f"continues from step {run.done} of {run.steps}"
         print(f"{display_path(run.path)} {progress}")
@@ -111,7 +116,7 @@ def ttt_runs(
     size = configs[0].batch_size
     if left_out := len(batches_of(examples, size)[1]):
         reason = f"since the last batch has fewer than {size} prompts"
-        print(f"{left_out} of {len(examples)} prompts are left out, {reason}.")
+        print(f"{left_out} of {len(examples)} prompts are skipped, {reason}.")
     for note in [*notes][:NOTES]:
         print(f"{note}.")
     if len(notes) > NOTES:

@@ -18,11 +18,12 @@ from refine_lab.data.tasks.scores import SCORES
 from refine_lab.experiments.configs import drop_none
 from refine_lab.models.base import FastWeightLM
 from refine_lab.ops.precision import autocast
+from refine_lab.text import quote
 from refine_lab.training.adaptation import Reading, Update, adapted, read_prompt
 from refine_lab.training.answering import adapt_ids, example_of
 from refine_lab.training.answers import answer, answer_row
 from refine_lab.ttt_config import TTTRunConfig
-from refine_lab.validation import require
+from refine_lab.validation import ConfigError, require
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,9 @@ def prompt_to_trace(
         lines, strip = settings.get("lines"), settings.get("strip_leading")
         rule = AnswerRule(**drop_none(max_tokens=settings.get("answer_tokens"), lines=lines, strip_leading=strip))
         return example_of(tokenizer, text, question, config, add_bos), rule
-    require(question is None, "question", question, "none without a text that it asks about")
+    sentence = f"question can only be set together with text, got {quote(question)}"
+    if question is not None:
+        raise ConfigError("question", question, "none unless text is set", sentence)
     require(0 <= example < len(task.test), "example", example, f"from 0 to {len(task.test) - 1}")
     return task.test[example], task.rule
 

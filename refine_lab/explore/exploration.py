@@ -41,7 +41,7 @@ MOST_CHARACTERS = 64 * MOST_TOKENS
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Document:
-    """A tokenised text and the model's reading of it."""
+    """A tokenised text and the model's statistics of it."""
 
     text: str
     token_ids: np.ndarray
@@ -64,7 +64,7 @@ class Exploration:
     ) -> None:
         """Raises FileNotFoundError or ValueError if the model's tokenizer is missing, and ValueError for a built-in name."""
         for name in rewards or {}:
-            require(name not in REWARDS, "the name of a custom reward", name, f"another than {', '.join(REWARDS)}")
+            require(name not in REWARDS, "the name of a custom reward", name, f"different from {', '.join(REWARDS)}")
         self.worker, self.model, self.add_bos = worker, model, add_bos
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
         self.rewards = REWARDS | dict(rewards or {})
@@ -85,7 +85,7 @@ class Exploration:
         return ids
 
     def read(self, text: str) -> Future[Document]:
-        """Requests a reading of the document; once it is complete, `document` is set and earlier rollouts are discarded."""
+        """Requests a forward pass over the document; when it completes, it sets `document` and discards earlier rollouts."""
         ids = self.tokens_of(text)
 
         def keep(reading: DocumentReading) -> Document:
@@ -96,7 +96,7 @@ class Exploration:
         return then(keep, self.worker.submit("read", model=self.model, token_ids=ids))
 
     def read_by(self, model: str) -> Future[DocumentReading]:
-        """Requests a reading of the document by another model, run or checkpoint.
+        """Requests a forward pass over the document by another model, run or checkpoint.
 
         The future raises FileNotFoundError or ValueError for a missing model, or one that tokenises the text
         differently.

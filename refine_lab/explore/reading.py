@@ -1,4 +1,4 @@
-"""A model's token-by-token statistics of a document, computed in one reading."""
+"""Per-token statistics of a document under a model, computed in one forward pass."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ PREFIX_TOKENS = 24
 """Number of final prefix tokens that a table shows."""
 CORRELATED = {
     "entropy": ("entropy", "nats"),
-    "exact-match rate": ("binary", "share of tokens"),
+    "exact-match rate": ("binary", "fraction of tokens"),
     "logprob of the reference": ("target_logprob", "nats"),
 }
 """Quantities that rewards are correlated with: name -> column and unit."""
@@ -50,8 +50,8 @@ class PrefixRollouts:
     logprobs: Float[Tensor, "N K"]  # at the sampling temperature
     hidden_states: Float[Tensor, "N K D"]  # with the rollout tokens as inputs (h^pred of equation 7)
     target_ids: Int[Tensor, "K"]
-    target_logprobs: Float[Tensor, "K"]  # of the reference tokens at temperature 1, from the document's reading
-    target_hidden_states: Float[Tensor, "K D"]  # of the first reading (eq. 8)
+    target_logprobs: Float[Tensor, "K"]  # of the reference tokens at temperature 1, from the document's forward pass
+    target_hidden_states: Float[Tensor, "K D"]  # of the first forward pass (eq. 8)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -87,7 +87,7 @@ def rollouts_at(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> list[PrefixRollouts]:
-    """Makes `n` rollouts of `k` tokens from each position of a document, given its reading and trace (see `read_document`).
+    """Makes `n` rollouts of `k` tokens from each position of a document, given its statistics and trace (see `read_document`).
 
     A rollout depends, bit for bit, only on the document, the seed, the temperature, its position and its own index. It
     does not depend on n, k or the other positions: each position's rollouts are made `BLOCK` at a time, token by token.
@@ -191,7 +191,7 @@ def _advantages(rewards: pd.Series) -> Float[np.ndarray, "R"]:
 def correlations(frame: pd.DataFrame) -> pd.DataFrame:
     """Returns Pearson's r between rewards and other quantities over rollouts, one row each; NaN if one is constant.
 
-    Columns are `with`, `r` and `rollouts`; the quantities are the entropy at the prefix, the share of exact tokens, and
+    Columns are `with`, `r` and `rollouts`; the quantities are the entropy at the prefix, the fraction of exact tokens, and
     the reference continuation's logprob. Values count as constant if they are equal within rounding. `frame` is as
     returned by `rollout_frame`.
     """

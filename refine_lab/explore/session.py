@@ -27,7 +27,7 @@ from refine_lab.validation import require
 MODELS = 3
 """Number of cached models; the least recently used is dropped first, unless its weights are adapted."""
 DOCUMENTS = 4
-"""Number of cached readings, each with its trace; the least recently used is dropped first."""
+"""Number of cached forward passes, each with its trace; the least recently used is dropped first."""
 
 TokenIds = Int[np.ndarray, "T"]
 
@@ -106,7 +106,7 @@ class Session:
         if text is not None:
             tokenizer = self._held(model).tokenizer
             ids = [*beginning(tokenizer, add_bos), *tokenizer(text, add_special_tokens=False)["input_ids"]]
-            allowed = "one with the same tokens of this document"
+            allowed = "one that tokenises this document identically"
             require(ids == token_ids.tolist(), "a model to compare with", model, allowed)
         return self._read(model, token_ids).reading
 
@@ -118,7 +118,7 @@ class Session:
         Raises ValueError if the weights are no longer those of the reading's `version`.
         """
         if version is not None and version != self._held(model).version:
-            raise ValueError("the weights have moved since this document was read: read it again")
+            raise ValueError("the weights have changed since this document was read: read it again")
         known = self._read(model, token_ids)
         return rollouts_at(self._held(model).policy, known.reading, known.trace, positions, **settings)
 
@@ -170,7 +170,7 @@ class Session:
         """
         held = self._held(model)
         if held.adapting:
-            raise ValueError("the model is being adapted: stop that first")
+            raise ValueError("the model is being adapted: stop the adaptation first")
         undone, held.updates = held.updates, 0
         if held.restored is not None:
             restored, held.restored = held.restored, None
@@ -187,7 +187,7 @@ class Session:
         return digest.hexdigest()
 
     def forget(self) -> None:
-        """Drops all cached readings to free memory."""
+        """Drops all cached forward passes to free memory."""
         self._documents.clear()
 
     def _held(self, model: str) -> LoadedModel:

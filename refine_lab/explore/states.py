@@ -61,7 +61,7 @@ def summarise(
     not increase, and for a state without any of these matrices.
     """
     rising = len(positions) > 0 and all(a < b for a, b in pairwise(positions))
-    require(rising, "positions", list(positions)[:5], "rising, at least one")
+    require(rising, "positions", list(positions)[:5], "increasing, at least one")
     state = trace.state_at(torch.tensor([list(positions)], device=trace.hidden_states.device))
     found: dict[tuple[int, str], Tensor] = {}
     for part in (state.tensors, state.shared):

@@ -65,7 +65,7 @@ class RequestLoop:
             value = getattr(self.session, method)(**arguments)
             if isinstance(value, GeneratorType):
                 if self.job is not None:
-                    raise ValueError("a model is being adapted already: stop that first")
+                    raise ValueError("a model is being adapted already: stop the adaptation first")
                 self.job = number, value
                 return
         except Exception as error:

@@ -38,7 +38,7 @@ def advantages(
     Raises ValueError for `prefix` with a group of one, and for rewards that do not divide into rows.
     """
     compared = group_by == "sequence" or group_size > 1
-    require(compared, "group_size", group_size, "at least 2 where group_by is 'prefix'")
+    require(compared, "group_size", group_size, "at least 2 if group_by is 'prefix'")
     per_row = num_chunks * group_size
     require(len(rewards) % per_row == 0, "rewards", len(rewards), f"whole rows of {num_chunks} * {group_size}")
     groups = rewards.detach().double().view(-1, per_row if group_by == "sequence" else group_size)

@@ -89,7 +89,7 @@ def of_inputs(function: Callable[..., Tensor]) -> RewardFunction:
 @functools.cache
 def _suggest_one_argument(name: str) -> None:
     warnings.warn(
-        f"reward {name!r} takes five tensors, which a later version will refuse: write `def {name}(inputs)` and use "
+        f"reward {name!r} takes five tensors, which a later version will reject: write `def {name}(inputs)` and use "
         + ", ".join(f"inputs.{field}" for field in FIELDS),
         FutureWarning,
         stacklevel=4,

@@ -27,7 +27,7 @@ def policy_loss(
         ratio = pi / pi_old
         loss  = max(-A ratio, -A clip(ratio, 1 - eps, 1 + eps)),  where A < 0 at most -A dual_clip (Ye et al., 2020)
 
-    Returns the loss and the metrics `clip_fraction` (share of tokens that are clipped, so that no gradient flows) and
+    Returns the loss and the metrics `clip_fraction` (fraction of tokens that are clipped, so that no gradient flows) and
     `ratio_mean`. With one update per batch the old logprobs equal the logprobs: the ratio is 1, and the gradient is
     that of -A logprob.
 

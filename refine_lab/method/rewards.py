@@ -32,7 +32,7 @@ def cosine(inputs: RewardInputs) -> Float[Tensor, "R"]:
 
 
 def binary(inputs: RewardInputs) -> Float[Tensor, "R"]:
-    """The share of the k tokens that equal the reference token at their position (eq. 11), in [0, 1], at least float32."""
+    """The fraction of the k tokens that equal the reference token at their position (eq. 11), in [0, 1], at least float32."""
     return (inputs.rollout_ids == inputs.target_ids).to(_wide(inputs)).mean(-1)
 
 
@@ -79,7 +79,7 @@ def checked(reward: RewardFunction) -> RewardFunction:
     """Wraps `reward` to run without gradients on copies of its inputs, and verifies its result: a finite float tensor [R].
 
     The wrapped function raises a ValueError that names the reward and describes the invalid result, and a RuntimeError
-    that names it for any error inside it, an exit included. A process that the reward forks ends with the reward.
+    that names it for any error inside it, including `SystemExit`. A process that the reward forks ends with the reward.
     """
     name, compute = getattr(reward, "__name__", repr(reward)), of_inputs(reward)
 
@@ -99,7 +99,7 @@ def checked(reward: RewardFunction) -> RewardFunction:
             if os.getpid() != process:
                 os._exit(1)
         count = len(inputs.rollout_ids)
-        allowed = f"reward {name!r} must return one floating-point number a rollout, a tensor of shape [{count}]"
+        allowed = f"reward {name!r} must return one floating-point number per rollout, a tensor of shape [{count}]"
         if not isinstance(rewards, Tensor):
             raise ValueError(f"{allowed}, got {type(rewards).__name__}")
         if rewards.shape != (count,) or not rewards.is_floating_point():

@@ -38,7 +38,7 @@ class Branches:
 
 @dataclass(frozen=True, eq=False)
 class Continuation:
-    """The policy's reading of rollout tokens: the hidden states with these tokens as inputs, and their statistics."""
+    """The policy's outputs on rollout tokens: the hidden states with these tokens as inputs, and their statistics."""
 
     hidden_states: Float[Tensor, "R K D"]
     logprobs: Float[Tensor, "R K"]

@@ -1,4 +1,4 @@
-"""One training step: select, roll out, reward, and update, with one reading of every sequence (paper, section 3).
+"""One training step: select, roll out, reward, and update, with one forward pass over every sequence (paper, section 3).
 
 With one update per batch, a single forward pass over the sequences provides the next-token loss, the entropies, the
 states that rollouts branch from and the reference continuation's hidden states, and a single backward pass covers all
@@ -75,7 +75,7 @@ def roll_out(
 ) -> tuple[Rollouts, Continuation]:
     """Selects positions, rolls out from the states there, and computes rewards and advantages (eq. 5 to 12).
 
-    Returns the rollouts, which carry no gradient, and the policy's reading of them, which does if gradients are
+    Returns the rollouts, which carry no gradient, and the policy's outputs on them, which do if gradients are
     enabled.
     """
     probabilities = selection_probabilities(entropies, batch.lengths, refine)
@@ -225,7 +225,7 @@ class OptimizerUpdate:
 
 
 class NotFinite(FloatingPointError):
-    """The next-token loss of sequences is NaN or infinite, so that nothing can be sampled from them."""
+    """The next-token loss of sequences is NaN or infinite, so nothing can be sampled from them."""
 
 
 def _loss(

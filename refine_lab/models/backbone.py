@@ -93,7 +93,7 @@ class Backbone(nn.Module):
         return ()
 
     def trace(self, hidden_states: Tensor, lengths: Tensor, start: Tensor, parts: Sequence[Any]) -> Trace:
-        """Returns the trace of a reading; `parts` are the functions from positions to each layer's part of the state."""
+        """Returns the trace of a forward pass; `parts` are the functions from positions to each layer's part of the state."""
         return Trace(hidden_states, lengths, parts, start)
 
     def forward(

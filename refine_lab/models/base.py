@@ -1,4 +1,4 @@
-"""The base class of all fast-weight language models: reading a batch to a trace, and transformers' `forward` and `generate`."""
+"""The base class of fast-weight language models: reading a batch into a trace, and transformers' `forward` and `generate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base of our models' configurations; an invalid value raises an error of one sentence that names the field."""
+"""The base of our models' configurations; an invalid value raises a one-sentence error that names the field."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FastWeightConfig(PreTrainedConfig):
     __no_type_check__ = True  # a type checker at run time would refuse the further settings that transformers takes
     keys_to_ignore_at_inference = ["past_key_values"]
 
-    ALLOWED = {"hidden_act": ("swish",)}  # field -> its allowed values; without an annotation, since it is no field
+    ALLOWED = {"hidden_act": ("swish",)}  # field -> its allowed values; without an annotation, since it is not a field
 
     hidden_size: int = 2048
     num_hidden_layers: int = 24
@@ -94,5 +94,5 @@ KINDS: Mapping[str, Allowed] = {
     "float": (lambda x: number(x) and x > 0, "a positive number"),
     "bool": (lambda x: isinstance(x, bool), "True or False"),
 }
-TOKEN: Allowed = (whole, "a token's number")
-RANGE: Allowed = (lambda x: number(x) and x >= 0, "a number that is not negative")
+TOKEN: Allowed = (whole, "a token id")
+RANGE: Allowed = (lambda x: number(x) and x >= 0, "a non-negative number")

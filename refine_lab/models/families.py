@@ -90,9 +90,9 @@ def family(model_type: str) -> tuple[type, type[FastWeightLM]]:
     if model_type in FLA_MODELS:
         return fla_family(model_type)
     if reason := REASONS.get(model_type):
-        raise ValueError(f"model_type {model_type!r}, which is refused: {reason}")
+        raise ValueError(f"model_type {model_type!r}, which is not supported: {reason}")
     allowed = ", ".join(map(repr, [*MODEL_TYPES, *HYBRIDS, *FLA_MODELS]))
-    raise ConfigError("model_type", model_type, allowed, f"model_type {model_type!r}; allowed are {allowed}")
+    raise ConfigError("model_type", model_type, allowed, f"model_type {model_type!r}; allowed values: {allowed}")
 
 
 def configured(
@@ -106,7 +106,7 @@ def configured(
     """
     path = place.folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{place.folder} holds no model: it has no config.json")
+        raise FileNotFoundError(f"{place.folder} contains no model: it has no config.json")
     fields = read_json(refuse_pointer(path))
     config_class, model_class = _classes(place, fields, trust_remote_code)
     with _refusing(str(path)):
@@ -188,7 +188,7 @@ def _settings(fields: dict[str, Any], config_class: type) -> dict[str, Any]:
         elif name in FORMER_FIELDS:
             require(value == FORMER_FIELDS[name], name, value, str(FORMER_FIELDS[name]))
         elif name not in NO_EFFECT:
-            raise ValueError(f"it sets {name!r}, which is no field of {config_class.__name__}")
+            raise ValueError(f"it sets {name!r}, which is not a field of {config_class.__name__}")
     return settings
 
 
@@ -207,7 +207,7 @@ def _remote_family(place: Place, code: Any, trust_remote_code: bool) -> tuple[ty
     if isinstance(model, type) and issubclass(model, FastWeightLM):
         return config, model
     raise ValueError(
-        f"{names['AutoModelForCausalLM']} of {place.folder} is no FastWeightLM: it has no state as a value"
+        f"{names['AutoModelForCausalLM']} of {place.folder} is not a FastWeightLM: its state is not an immutable value"
     )
 
 

@@ -98,7 +98,7 @@ class FlaLM(FastWeightLM):
 
     def __init__(self, config: Any) -> None:
         if getattr(config, "attn", None) is not None:
-            refusal = f"{type(self).__name__} with attention layers (attn {config.attn}) is refused"
+            refusal = f"{type(self).__name__} with attention layers (attn {config.attn}) is not supported"
             raise ValueError(f"{refusal}: {_ATTENTION}")
         super().__init__(config)
         if isinstance(getattr(self, "lm_head", None), nn.Linear):  # fla's class has made it

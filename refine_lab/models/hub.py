@@ -129,7 +129,7 @@ def _refuse_special_files(folder: Path) -> None:
     """Raises ValueError for a named pipe or a device, which would block or feed whoever reads it."""
     special = next((path for path in folder.iterdir() if path.exists() and not (path.is_file() or path.is_dir())), None)
     if special is not None:
-        raise ValueError(f"the model's folder {folder} holds {special.name!r}, which is no regular file")
+        raise ValueError(f"the model's folder {folder} holds {special.name!r}, which is not a regular file")
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -217,7 +217,7 @@ def _ask(asked: HubName) -> Any:
     try:
         return HfApi().repo_info(asked.repo, revision=asked.revision, timeout=SECONDS_TO_ANSWER)
     except (JSONDecodeError, LookupError, TypeError) as error:
-        raise HTTPError("what answers is no hub, but perhaps a network's login page") from error
+        raise HTTPError("the answer is not from a Hub, but perhaps from a network's login page") from error
 
 
 def _snapshot(asked: HubName, files: Sequence[str], cached: bool = False) -> Path:
@@ -231,12 +231,12 @@ def _snapshot(asked: HubName, files: Sequence[str], cached: bool = False) -> Pat
     prefix = f"{asked.subfolder}/" if asked.subfolder else ""
     wanted = {"allow_patterns": [prefix + file for file in files], "ignore_patterns": [f"{prefix}*/*"]}
     get = partial(snapshot_download, asked.repo, revision=asked.revision, **wanted)
-    where = f"not whole in the cache {constants.HF_HUB_CACHE}"
+    where = f"not complete in the cache {constants.HF_HUB_CACHE}"
     if cached:
         try:
             return Path(get(local_files_only=True))
         except (OSError, errors.HFValidationError) as error:
-            raise FileNotFoundError(f"{where}, and {constants.ENDPOINT} is not asked") from error
+            raise FileNotFoundError(f"{where}, and {constants.ENDPOINT} is not queried") from error
     try:
         try:
             _ask(asked)
@@ -253,14 +253,14 @@ def _snapshot(asked: HubName, files: Sequence[str], cached: bool = False) -> Pat
 
 
 CAUSES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
-    (errors.OfflineModeIsEnabled, "is not asked, since HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"),
-    (errors.GatedRepoError, "gives {hub.repo} only to those whom it has granted access: ask for it there, and log in"),
+    (errors.OfflineModeIsEnabled, "is not queried, since HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"),
+    (errors.GatedRepoError, "requires access to {hub.repo}: request it there, and log in"),
     (errors.RevisionNotFoundError, "has no revision {hub.revision!r} of {hub.repo}"),
     (errors.RepositoryNotFoundError, "has no repository {hub.repo}, or a private one that needs a login"),
     (errors.HfHubHTTPError, "answers {error.response.status_code} {error.response.reason_phrase}"),
-    (errors.HFValidationError, "takes no such name ({reason})"),
+    (errors.HFValidationError, "does not accept this name ({reason})"),
     ((HTTPError, errors.LocalEntryNotFoundError), "cannot be reached ({reason})"),
-    (Exception, "gives what cannot be kept ({reason})"),
+    (Exception, "returned files that cannot be stored ({reason})"),
 )
 """Kind of error -> description of the hub's failure, to follow its address in a sentence; the first that fits is used."""
 

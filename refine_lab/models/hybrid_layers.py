@@ -1,4 +1,4 @@
-"""Replacement `forward`s for transformers' hybrids: linear attention with its state as a value, and wider arithmetic.
+"""Replacement `forward`s for transformers' hybrids: linear attention with an explicit state, and higher precision.
 
 transformers binds fla's or causal-conv1d's kernels when a model's module is imported, whatever the device, updates the
 cache in place, and computes norms and routing in float32 even for a float64 model. Each function here replaces the

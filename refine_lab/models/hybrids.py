@@ -174,12 +174,12 @@ def rotary_embeddings(model: Any, positions: Int[Tensor, "B T"], x: Tensor) -> t
 def _check(config: Any) -> None:
     """Raises ValueError, naming the field, for settings that would be computed incorrectly."""
     if config.get_text_config() is not config:
-        raise ValueError(f"it sets text_config, of which a {config.model_type} has none")
+        raise ValueError(f"it sets text_config, which a {config.model_type} does not have")
     for name in POSITIVE:
         value = getattr(config, name, None)
         require(value is None or value > 0, name, value, "above 0")
     kinds = set(config.layer_types) - set(OWN_TENSORS)
-    require(not kinds, "layer_types", sorted(kinds), "of 'linear_attention' and 'full_attention'")
+    require(not kinds, "layer_types", sorted(kinds), "a list of 'linear_attention' and 'full_attention'")
     rope = (config.rope_parameters or {}).get("rope_type", "default")
     if rope in ("dynamic", "longrope"):
         raise ValueError(

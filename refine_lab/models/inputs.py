@@ -36,7 +36,7 @@ class Packing:
         is_tensor = isinstance(attention_mask, Tensor)
         shape = list(attention_mask.shape) if is_tensor else type(attention_mask).__name__
         matrix = is_tensor and attention_mask.ndim == 2
-        require(matrix, "attention_mask", shape, "2-D, 1 for a token and 0 for a pad")
+        require(matrix, "attention_mask", shape, "2-D, 1 for a token and 0 for padding")
         columns, least = attention_mask.shape[1], "" if state is None else " or more"
         fits = len(attention_mask) == rows and (columns == width if state is None else columns >= width)
         require(fits, "attention_mask", shape, f"of shape [{rows}, {width}{least}]")
@@ -120,7 +120,7 @@ def _embedded(embed: nn.Module, input_ids: Tensor | None, inputs_embeds: Tensor 
     else:
         number, field = "neither" if input_ids is None else "both", "exactly one of input_ids and inputs_embeds"
         raise ConfigError(field, number, "given", f"{field} must be given, got {number}")
-    allowed = f"of shape {form} with at least one token a row"
+    allowed = f"of shape {form} with at least one token per row"
     require(given.ndim == ndim and given.shape[1] > 0, name, list(given.shape), allowed)
     return given if input_ids is None else embed(given)
 

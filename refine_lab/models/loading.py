@@ -119,7 +119,7 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = re.fullmatch(r"(cpu|cuda)(:(\d+))?", device)
     exists = found is not None and (found[1] == "cpu" or int(found[3] or 0) < torch.cuda.device_count())
-    require(exists, "device", device, "'auto', 'cpu' or, where there is a GPU, 'cuda' or 'cuda:N'")
+    require(exists, "device", device, "'auto', 'cpu' or, if there is a GPU, 'cuda' or 'cuda:N'")
     return torch.device(device)
 
 
@@ -136,7 +136,7 @@ def _tokenizer(place: Place, trust_remote_code: bool) -> PreTrainedTokenizerBase
             raise ValueError(f"{path} needs code of its own ({code}): {NOT_RUN}")
         place.fetch(["*.py", "*.txt"])
     elif not has_tokenizer(folder):
-        raise FileNotFoundError(f"{folder} holds no tokenizer: it has no tokenizer.json")
+        raise FileNotFoundError(f"{folder} contains no tokenizer: it has no tokenizer.json")
     elif not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
         installed = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}
         if missing := [name for name, there in installed.items() if not there]:
@@ -167,7 +167,7 @@ def _load_weights(
     for kind in ("missing_keys", "unexpected_keys"):
         wrong += [f"{kind} {', '.join(sorted(map(str, info[kind]))[:3])}"] if info[kind] else []
     if wrong:
-        raise ValueError(f"the weights in {folder} do not fit its config.json: {wrong[0]}")
+        raise ValueError(f"the weights in {folder} do not match its config.json: {wrong[0]}")
     _agree_on_tying(model, folder)
     return model
 
@@ -181,7 +181,7 @@ def _agree_on_tying(model: FastWeightLM, folder: Path) -> None:
     if model.config.tie_word_embeddings and model.lm_head.weight is not model.get_input_embeddings().weight:
         model.config.tie_word_embeddings = False
         warnings.warn(
-            f"config.json in {folder} sets tie_word_embeddings to True, but the weights hold a head that differs from the "
+            f"config.json in {folder} sets tie_word_embeddings to True, but the weights contain a head that differs from the "
             "embedding: both are loaded as they are, and tie_word_embeddings is now False",
             stacklevel=4,
         )
@@ -237,12 +237,12 @@ def _fetch_pickled(place: Place, allow_pickle: bool) -> list[Path]:
     there = place.files()
     names = next((found for kind in PICKLES if (found := matching(there, kind))), [])
     if not names:
-        raise FileNotFoundError(f"{place.folder} holds no weights: it has no {WEIGHTS}")
+        raise FileNotFoundError(f"{place.folder} contains no weights: it has no {WEIGHTS}")
     if not allow_pickle:
         raise ValueError(
-            f"{place.folder} holds pickled weights only ({names[0]}), which are not read unless load_model gets "
-            "allow_pickle=True; for a training run, load it so, save model and tokenizer to a folder with "
-            "save_pretrained, and name that folder"
+            f"{place.folder} contains only pickled weights ({names[0]}), which are not read unless load_model gets "
+            "allow_pickle=True; for a training run, load it that way, save model and tokenizer to a folder with "
+            "save_pretrained, and pass that folder"
         )
     place.fetch(names)
     refuse_pointers(place.folder, names)
@@ -268,6 +268,6 @@ def _unpickled(paths: list[Path]) -> dict[str, torch.Tensor]:
             raise ValueError(f"the weights in {path} cannot be read: {one_line(error)}") from error
         items = found.items() if isinstance(found, dict) else ()
         if not items or not all(isinstance(name, str) and isinstance(x, torch.Tensor) for name, x in items):
-            raise ValueError(f"the weights in {path} cannot be read: it holds other things than tensors by name")
+            raise ValueError(f"the weights in {path} cannot be read: it contains something other than named tensors")
         tensors |= found
     return tensors

@@ -27,13 +27,21 @@ def with_new_tokenizer(name: str, vocab_size: int, characters: Mapping[str, int]
     else, and what `load_model` and `documents` raise.
     """
     require(
-        name.startswith("new:"), "model", name, "new:NAME where a tokenizer is trained: weights fit the one they have"
+        name.startswith("new:"),
+        "model",
+        name,
+        "new:NAME, since existing weights match only their own tokenizer",
     )
     made_of = {"model": name, "vocab_size": vocab_size, "characters": dict(characters)}
     if folder.exists():
         record = folder / TRAINED_ON
         same = record.is_file() and json.loads(record.read_text(encoding="utf-8")) == made_of
-        require(same, "the folder of the new tokenizer", str(folder), f"a new one, or one that was made of {made_of}")
+        require(
+            same,
+            "the folder of the new tokenizer",
+            str(folder),
+            f"a new folder, or one that was created from {made_of}",
+        )
         return f"new:{folder}"
     config, _ = configured(locate(name.removeprefix("new:")))
     tokenizer = train_tokenizer(tokenizer_sample(characters), vocab_size)

@@ -58,7 +58,7 @@ def _nothing(_: Tensor) -> dict[str, Tensor]:
 
 
 class PrefixRead:
-    """One reading of a batch as its layers see it, passed to transformers' attention in place of a cache.
+    """One forward pass over a batch as its layers see it, passed to transformers' attention in place of a cache.
 
     Layers get their part of the previous state from it and store in it the function that returns their state after any
     token. Nothing is changed in place.
@@ -152,7 +152,7 @@ class PrefixRead:
 
 
 def _hang(read: Parts, positions: Int[Tensor, "B P"]) -> dict[str, Tensor]:
-    """Returns the state after a reading without a previous state: all tokens are shared, and rows have none of their own."""
+    """Returns the state after a forward pass from no state: all tokens are shared, and rows have none of their own."""
     empty = {name: x.new_zeros(positions.numel(), 0, *x.shape[2:]) for name, x in read.items()}
     return {**empty, "prefix_lengths": positions.flatten() + 1}
 

@@ -25,9 +25,9 @@ Part = TypeVar("Part")
 
 @contextmanager
 def hidden_states_only() -> Iterator[None]:
-    """Disables states for readings in this context, so that each layer's memory is freed before the next one runs.
+    """Disables states for forward passes in this context, so that each layer's memory is freed before the next one runs.
 
-    Hidden states are unaffected. `Trace.state_at` of such a reading raises RuntimeError.
+    Hidden states are unaffected. `Trace.state_at` of such a pass raises RuntimeError.
     """
     token = _KEEPS_STATES.set(False)
     try:
@@ -37,12 +37,12 @@ def hidden_states_only() -> Iterator[None]:
 
 
 def keeps_states() -> bool:
-    """Returns whether readings keep what their states are computed from (see `hidden_states_only`)."""
+    """Returns whether forward passes keep what their states are computed from (see `hidden_states_only`)."""
     return _KEEPS_STATES.get()
 
 
 def kept(part: Part) -> Part | None:
-    """Returns `part`, or None if readings keep no states."""
+    """Returns `part`, or None if forward passes keep no states."""
     return part if keeps_states() else None
 
 
@@ -126,19 +126,19 @@ class State:
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} holds no saved state: {error}") from error
+            raise ValueError(f"{path} does not contain a saved state: {error}") from error
         if "lengths" not in tensors:
-            raise ValueError(f"{path} holds no saved state: it has no tensor 'lengths'")
+            raise ValueError(f"{path} does not contain a saved state: it has no tensor 'lengths'")
         lengths, sources = tensors.pop("lengths"), tensors.pop("sources", None)
         shared = _within(SHARED, tensors)
         tensors = {name: x for name, x in tensors.items() if not name.startswith(SHARED)}
         rows = [*tensors.values()] if sources is None else [*tensors.values(), sources]
         if lengths.ndim != 1 or any(x.shape[:1] != lengths.shape for x in rows):
-            raise ValueError(f"{path} holds no saved state: its tensors are not of one row a sequence")
+            raise ValueError(f"{path} does not contain a saved state: its tensors do not have one row per sequence")
         if bool(shared) != (sources is not None) or any(
             sources is not None and not 0 <= int(sources.min()) <= int(sources.max()) < len(x) for x in shared.values()
         ):
-            raise ValueError(f"{path} holds no saved state: its rows refer to shared tensors that it lacks")
+            raise ValueError(f"{path} does not contain a saved state: its rows refer to shared tensors that it lacks")
         return State(tensors, lengths, shared, sources)
 
     def expect(self, rows: int, names: Collection[str]) -> None:
@@ -146,7 +146,9 @@ class State:
         require(self.rows == rows, "the rows of a state", self.rows, str(rows))
         own, _ = self.layer(0)
         if missing := set(names) - own.keys():
-            raise ValueError(f"the state is another model's: its first layer has {sorted(own)}, not {sorted(missing)}")
+            raise ValueError(
+                f"the state belongs to a different model: its first layer has {sorted(own)}, not {sorted(missing)}"
+            )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Returns the number of tokens read by the longest row; transformers' `generate` uses this name."""
@@ -215,7 +217,9 @@ class Trace:
         require(matrix, "positions", list(positions.shape), f"of shape [{len(self.lengths)}, P]")
         outside = (positions < 0) | (positions >= self.lengths.unsqueeze(-1))
         for row in outside.any(-1).nonzero().flatten().tolist():
-            raise ConfigError(f"positions of row {row}", positions[row].tolist(), f"in 0..{int(self.lengths[row]) - 1}")
+            raise ConfigError(
+                f"positions of row {row}", positions[row].tolist(), f"from 0 to {int(self.lengths[row]) - 1}"
+            )
         lengths = (self.start.unsqueeze(-1) + positions + 1).flatten()
         tensors = _named(self.layers, positions)
         if self.sharing is None:

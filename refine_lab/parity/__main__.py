@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _lengths(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"--prefixes must be whole numbers with commas between them, got {text!r}")
+        raise ValueError(f"--prefixes must be comma-separated integers, got {text!r}")
     return [int(part) for part in parts]
 
 

@@ -113,7 +113,7 @@ def _tolerances(model: FastWeightLM, precision: torch.dtype) -> tuple[str, tuple
     """Returns a description of the comparison, and the allowed errors of outputs and of gradients."""
     if precision not in TOLERANCES:
         names = ", ".join(str(x).removeprefix("torch.") for x in TOLERANCES)
-        raise ValueError(f"parity knows tolerances of {names}, not of {str(precision).removeprefix('torch.')}")
+        raise ValueError(f"parity has tolerances for {names}, but not for {str(precision).removeprefix('torch.')}")
     subject = f"{type(model).__name__} in {str(precision).removeprefix('torch.')} on {model.device}"
     if precision in (torch.float32, torch.float64) and (kernels := model.kernel_dtype) is not None:
         return f"{subject} (kernels in {str(kernels).removeprefix('torch.')})", TOLERANCES[kernels]

@@ -11,7 +11,7 @@ from refine_lab.validation import unknown
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """Settings of REFINE that are compared with everything else equal."""
+    """Settings of REFINE that are compared while everything else is the same."""
 
     title: str
     source: str
@@ -61,8 +61,8 @@ ABLATIONS = {
 
 
 def ablations(names: str) -> dict[str, Ablation]:
-    """Returns the ablations that a text names, with commas between them. Raises ConfigError for an unknown name."""
+    """Returns the ablations in a comma-separated string. Raises ConfigError for an unknown name."""
     chosen = [name.strip() for name in names.split(",")]
-    if strange := next((name for name in chosen if name not in ABLATIONS), None):
-        raise unknown("ablation", strange, ABLATIONS)
+    if strange := [name for name in chosen if name not in ABLATIONS]:
+        raise unknown("ablation", strange[0], ABLATIONS)
     return {name: ABLATIONS[name] for name in dict.fromkeys(chosen)}

@@ -1,4 +1,4 @@
-"""The paper's settings of REFINE, and the methods that each phase compares."""
+"""The paper's settings for REFINE, and the methods that each phase compares."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ class Stage(NamedTuple):
     steps: int
     length: int  # tokens a row
     rows: int
-    recall: dict[str, float]  # share of recall documents by kind
+    recall: dict[str, float]  # fraction of recall documents by kind
     warmup: int = 20
-    prose: float = 0.1  # share of the plain rows
+    prose: float = 0.1  # fraction of the plain rows
     window: int | None = None  # tokens that LaCT's attention sees; a chunk of its fast weights is as long, from 8 to 64
 
 

@@ -61,7 +61,7 @@ class AnswerLog:
         try:
             table = pa.table({name: pa.array([row.get(name) for row in rows], kind) for name, kind in types.items()})
         except (pa.ArrowException, TypeError) as error:
-            raise ValueError(f"an answer holds a value of another type than its column: {error}") from None
+            raise ValueError(f"an answer contains a value whose type does not match its column: {error}") from None
         first = self.rows
         write_parquet(self.folder / f"{first}-{first + len(rows) - 1}.parquet", table)
 
@@ -96,5 +96,5 @@ def _table(path: Path, columns: list[str] | None = None) -> pa.Table | None:
         table = read_parquet(path, columns)
         return table.rename_columns([RENAMED_COLUMNS.get(name, name) for name in table.column_names])
     except (pa.ArrowException, OSError) as error:
-        warnings.warn(f"{path} is damaged, its answers count as not given: {error}", stacklevel=2)
+        warnings.warn(f"{path} is damaged; its answers are treated as missing: {error}", stacklevel=2)
         return None

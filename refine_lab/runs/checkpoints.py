@@ -1,7 +1,7 @@
-"""Checkpoints of a run: the manifest that tells whether one is whole, which one is used, and which are kept.
+"""Checkpoints of a run: the manifest that records whether one is intact, which one is used, and which are kept.
 
-`checkpoint.json` in each checkpoint holds the size and digest of its files, and those of the run's records at that step:
-`metrics.jsonl` up to its last line then, and every closed file of rollouts and answers.
+`checkpoint.json` in each checkpoint contains the size and digest of its files, and those of the run's records at that
+step: `metrics.jsonl` up to its last line at that time, and every closed file of rollouts and answers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from refine_lab.runs.files import open_file, parquet_parts, read_json
 
 MANIFEST = "checkpoint.json"
 OPTIMIZER = "optimizer.safetensors"
-"""File in a checkpoint that holds the optimizers' moments."""
+"""File in a checkpoint that contains the optimizers' moments."""
 
 Facts = Mapping[str, Any]
 """Size and digest of a file: `bytes` and `digest`."""
@@ -57,12 +57,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     values = read_json(path)
     if values.pop("digest", None) != _digest_of(values):
-        raise ValueError(f"{path} is damaged: its digest is not that of its content")
+        raise ValueError(f"{path} is damaged: its digest does not match its content")
     parts = [values.get(name) for name in ("files", "records")]
     facts = [each for part in parts if isinstance(part, dict) for each in part.values()]
     described = all(isinstance(each, dict) and {"bytes", "digest"} <= each.keys() for each in facts)
     if not (described and all(isinstance(part, dict) for part in parts) and type(values.get("step")) is int):
-        raise ValueError(f"{path} is damaged: it is no manifest of a checkpoint")
+        raise ValueError(f"{path} is damaged: it is not a checkpoint manifest")
     return values
 
 
@@ -75,13 +75,13 @@ def check_files(folder: Path, files: Mapping[str, Facts], *, leave_out: Collecti
         if not path.is_file():
             raise ValueError(f"{path} is missing")
         if (size := path.stat().st_size) != facts["bytes"]:
-            raise ValueError(f"{path} is damaged: it holds {size:,} bytes instead of {facts['bytes']:,}")
+            raise ValueError(f"{path} is damaged: it has {size:,} bytes instead of {facts['bytes']:,}")
         if digest(path) != facts["digest"]:
-            raise ValueError(f"{path} is damaged: its content is not what was written")
+            raise ValueError(f"{path} is damaged: its content has changed since it was written")
 
 
 def check_checkpoint(folder: Path, *, leave_out: Collection[str] = ()) -> None:
-    """Raises ValueError, naming the file, if a checkpoint is damaged; one without a manifest is checked for its form."""
+    """Raises ValueError, naming the file, if a checkpoint is damaged; without a manifest, only file formats are checked."""
     manifest = read_manifest(folder)
     if manifest is not None:
         return check_files(folder, manifest["files"], leave_out=leave_out)
@@ -130,7 +130,8 @@ def resume_point(run: Path) -> tuple[int, Path] | None:
         print(f"{sentence}. The checkpoint is kept as {aside.name}, and the run continues {where}.", flush=True)
     if found is not None and read_manifest(found[1]) is None:
         print(
-            f"{found[1]} has no {MANIFEST}, since an earlier version wrote it: only its form was checked.", flush=True
+            f"{found[1]} has no {MANIFEST} because an earlier version wrote it; only the file format was checked.",
+            flush=True,
         )
     return found
 
@@ -188,7 +189,7 @@ def restore_records(run: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def drop_records(run: Path) -> None:
-    """Removes all records of a run, which then begins anew."""
+    """Removes all records of a run, which then starts from the beginning."""
     path = run / "metrics.jsonl"
     if path.exists() and path.stat().st_size:
         replace_bytes(path, b"")
@@ -207,7 +208,7 @@ def check_records(run: Path, manifest: Mapping[str, Any]) -> None:
     advice = "start a new run"
     if whole is not None:
         advice = f"delete the checkpoints after step {whole}, from which the run then continues"
-    raise ValueError(f"{sentence} up to step {step}, so that the run cannot continue: restore the file, or {advice}")
+    raise ValueError(f"{sentence}, so the run cannot continue: restore the file, or {advice}")
 
 
 def _damage(run: Path, manifest: Mapping[str, Any]) -> str | None:
@@ -215,13 +216,13 @@ def _damage(run: Path, manifest: Mapping[str, Any]) -> str | None:
     for name, facts in manifest["records"].items():
         path = run / name
         if not path.is_file():
-            return f"{path} is missing, which held records"
+            return f"{path}, which contained the records up to step {manifest['step']}, is missing"
         unchanged = facts_of(path) == facts
         if name == "metrics.jsonl":
             beginning = _beginning(path, facts["bytes"])
             unchanged = len(beginning) == facts["bytes"] and short_digest(hashlib.sha256(beginning)) == facts["digest"]
         if not unchanged:
-            return f"{path} no longer holds its records"
+            return f"{path} was modified: its records up to step {manifest['step']} do not match the checkpoint"
     return None
 
 

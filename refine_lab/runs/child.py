@@ -1,4 +1,4 @@
-"""The child's side of a run's process: it holds the lock, and reacts to signals, its parent's end and a stop request."""
+"""The code inside a run's process: it holds the lock, and reacts to signals, the exit of its parent and stop requests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """The first of these signals requests a stop; the second one ends the process at once."""
 
 SAVE_SECONDS = 120.0
-"""Maximum time for a run to save before it is killed, once its starter has requested a stop or has ended."""
+"""Maximum time for a run to save before it is killed, once the process that started it has requested a stop or has exited."""
 
 
 class StopSignal:
@@ -42,7 +42,7 @@ class StopSignal:
         return self._reason
 
     def release(self) -> None:
-        """Releases the run's lock, which shows that no process works on the run any more."""
+        """Releases the run's lock, which shows that no process is working on the run."""
         if self._lock is not None:
             self._lock.close()
 
@@ -88,9 +88,9 @@ def inherited_locks() -> list[BinaryIO]:
 
 def _outlive_parent(stop: Callable[[str], object]) -> None:
     """Requests the stop, and kills the process if it hangs, since no parent is left to do so."""
-    stop("the process that started it ended")
+    stop("the process that started it has exited")
     time.sleep(SAVE_SECONDS)  # in a daemon thread: a process that has saved does not wait for it
-    print(f"the process that started it ended, and it has not saved in {SAVE_SECONDS:g} s: killed", file=sys.stderr)
+    print(f"the parent process exited and this run did not save within {SAVE_SECONDS:g} s; killing it", file=sys.stderr)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,7 +1,7 @@
-"""Durable writes: whatever is written here survives a power cut whole, or is not there at all.
+"""Durable writes: whatever is written here is either complete after a power failure or absent.
 
 Each function syncs a file's content before it renames the file into place, and then syncs the folder that lists it. A
-rename without the first sync can leave an empty file after a power cut; without the second, it can be undone.
+rename without the first sync can leave an empty file after a power failure; without the second, it can be undone.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def append(descriptor: int, path: Path, data: bytes) -> None:
     """Appends `data` to an open file in one write, without waiting for the disk (see `sync_open`)."""
     with _naming(path):
         if os.write(descriptor, data) < len(data):
-            raise OSError(errno.ENOSPC, "the disk is full, and only a part of a line was written")
+            raise OSError(errno.ENOSPC, "the disk is full, and only part of a line was written")
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -57,7 +57,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def overwrite_text(path: Path, text: str) -> None:
-    """Writes a text over that of an existing file, in its place on the disk: for a message where the disk is full."""
+    """Overwrites the text of an existing file in place on the disk, for a message when the disk is full."""
     with path.open("r+b", buffering=0) as file:
         file.write(text.encode())
         file.truncate()

@@ -55,7 +55,7 @@ def open_file(path: Path) -> BinaryIO:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a named pipe would wait for its writer
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ValueError(f"{path} is damaged: it is no regular file")
+        raise ValueError(f"{path} is damaged: it is not a regular file")
     return os.fdopen(descriptor, "rb")
 
 
@@ -73,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} is damaged: it holds {type(values).__name__}, not an object")
+        raise ValueError(f"{path} is damaged: it contains {type(values).__name__}, not an object")
     return values
 
 
@@ -84,7 +84,7 @@ def parse_line(path: Path, line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         values = None
     if not _is_metrics(values):
-        raise ValueError(f"{path} is damaged: {line[:60]!r} is no line of metrics")
+        raise ValueError(f"{path} is damaged: {line[:60]!r} is not a valid metrics line")
     line_values: dict[str, Any] = values
     return {
         RENAMED_METRICS.get(name, name): math.nan if value is None else value for name, value in line_values.items()
@@ -136,7 +136,7 @@ def take_lock(run: Path) -> BinaryIO:
         lock.close()
         raise
     lock.close()
-    raise RuntimeError(f"run {run.name} is in use by {_holder(run)}; stop that one first")
+    raise RuntimeError(f"run {run.name} is in use by {_holder(run)}; stop that process first")
 
 
 def _locked(file: IO[bytes], place: Path) -> bool:
@@ -146,7 +146,7 @@ def _locked(file: IO[bytes], place: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        sentence = f"its file system has no file locks (flock): {error.strerror}"
+        sentence = f"its file system does not support file locks (flock): {error.strerror}"
         raise OSError(error.errno, sentence, str(place)) from None
     return True
 
@@ -165,7 +165,7 @@ def _holder(run: Path) -> str:
         if host == socket.gethostname():
             os.kill(int(number), 0)
     except ProcessLookupError:
-        return f"a process that process {number} on {host} started, which has ended itself"
+        return f"a process started by process {number} on {host}, which has since exited"
     except (OSError, OverflowError):
         pass  # a process of another user
     return f"process {number} on {host}"
@@ -255,5 +255,5 @@ def new_directory(folder: Path, name: str) -> Path:
                 return path
     except OSError as error:
         raise OSError(
-            f"no run directory can be made in {folder} ({error}): name a folder that can be written in REFINE_RUNS"
+            f"cannot create a run directory in {folder} ({error}): set REFINE_RUNS to a writable folder"
         ) from error

@@ -1,4 +1,4 @@
-"""Child processes: how they are spawned, and how a run's process is started, followed and stopped (its own side: `child`).
+"""Spawns child processes, and starts, follows and stops a run's process (for the code inside that process, see `child`).
 
 A run's process writes a run directory, which all others only read. Whether a run is alive is determined by its lock,
 which the process inherits before its first instruction and which is released even if it is killed. A child that is not
@@ -43,7 +43,7 @@ Log = Callable[[str], object]
 
 
 def safe_log(log: Log) -> Log:
-    """Returns `log` with control characters escaped, since a run's name and error may come from elsewhere."""
+    """Returns `log` with control characters escaped, since a run's name and error may come from another source."""
     return lambda line: log(printable(line))
 
 
@@ -195,7 +195,7 @@ def stop_all(runs: Iterable[Run], timeout: float = SAVE_SECONDS) -> None:
     living, deadline = request_stop(runs), time.monotonic() + timeout
     while left := [run.name for run in living if run.alive]:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"run {left[0]} was asked to stop and has not after {timeout:g} s")
+            raise TimeoutError(f"run {left[0]} did not stop within {timeout:g} s of being asked to")
         time.sleep(0.05)
 
 
@@ -273,7 +273,7 @@ def _stop_or_kill(process: RunProcess, log: Log) -> None:
         process.popen.kill()
         process.popen.wait()
         return
-    log(f"stopping run {process.run.name}, which saves first")
+    log(f"stopping run {process.run.name} after it has saved")
     try:
         stop(process, SAVE_SECONDS)
     except TimeoutError as error:

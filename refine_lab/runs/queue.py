@@ -45,9 +45,9 @@ def run_in_turn(
     with ExitStack() as locks:
         for run in runs:
             if (state := run.state) == "finished":
-                log(f"{run.name} has finished already")
+                log(f"{run.name} has already finished")
             elif detach and state in ("starting", "running"):
-                log(f"{run.name} is {state} already")
+                log(f"{run.name} is already {state}")
             else:
                 queue.append((run, locks.enter_context(hold(run))))
         if detach and queue:
@@ -66,9 +66,11 @@ def require_finished(runs: Sequence[Run]) -> None:
         if state in ("starting", "running"):
             working.append(f"{run.name}: {where}")
         elif state != "finished":
-            what = {"failed": "failed", "waiting": "has not begun"}.get(state, f"was {state}")
+            what = f"{'failed' if state == 'failed' else f'was {state}'} at {where}"
+            if state == "waiting":
+                what = f"has not started ({status.step} of {status.steps} steps)"
             reason = f": {status.error}" if status.error else ""
-            raise RuntimeError(printable(f"run {run.name} {what} at {where}{reason}"))
+            raise RuntimeError(printable(f"run {run.name} {what}{reason}"))
     if working:
         raise RuntimeError(
             f"{len(working)} of {len(runs)} runs are still in progress ({printable(', '.join(working))}); "
@@ -77,7 +79,7 @@ def require_finished(runs: Sequence[Run]) -> None:
 
 
 def _run(queue: Queue, every: float, log: Log, command: Sequence[str], *, patient: bool = False) -> None:
-    """Executes the runs of `queue`, removing each process's runs from it; marks those that never began.
+    """Executes the runs of `queue`, removing each process's runs from it; marks those that never started.
 
     If `patient`, the queue continues after a run is stopped.
     """
@@ -94,7 +96,7 @@ def _run(queue: Queue, every: float, log: Log, command: Sequence[str], *, patien
             follow(process, every=every, log=log, patient=patient)
     except BaseException:
         begun = [run for run in group if run.status.state != "starting"] or group[:1]
-        reason = f"it never began, since {begun[-1].name} did not finish"
+        reason = f"never started because {begun[-1].name} did not finish"
         for run in group:
             if run not in begun and not run.alive:  # else another process has resumed it in the meantime
                 write_status(run, "stopped", error=reason)
@@ -104,7 +106,7 @@ def _run(queue: Queue, every: float, log: Log, command: Sequence[str], *, patien
 
 
 def main(arguments: list[str]) -> None:
-    """Executes the detached queue; it prints nothing, since the run directories hold everything."""
+    """Executes the detached queue; it prints nothing, since the run directories contain everything."""
     queue = list(zip(map(Run, arguments), inherited_locks(), strict=True))
     _run(queue, 2.0, lambda line: None, TRAINER, patient=True)
 

@@ -90,9 +90,9 @@ class Run:
         self.path = Path(path).absolute()
         self.name = self.path.name
         if not self.path.is_dir():
-            raise FileNotFoundError(f"no run directory at {self.path}: there is no such folder")
+            raise FileNotFoundError(f"no run directory at {self.path}: the folder does not exist")
         if not is_run(self.path):
-            raise FileNotFoundError(f"{self.path} is no run directory: it has no config.json")
+            raise FileNotFoundError(f"{self.path} is not a run directory: it has no config.json")
         self.log = AnswerLog(self.path / "answers")
 
     def __repr__(self) -> str:
@@ -257,8 +257,8 @@ class Run:
             if step not in written or not rolled_out:
                 file = "rollouts" if step in written else "metrics.jsonl"
                 raise ValueError(
-                    f"{self.path / file} lacks step {step} of the {last} before the checkpoint: restore it, delete the "
-                    "checkpoints after the last step that is there, or start a new run"
+                    f"{self.path / file} is missing step {step} (the checkpoint is at step {last}): restore the file, delete "
+                    "the checkpoints after the last recorded step, or start a new run"
                 )
 
     def checkpoints(self) -> list[tuple[int, Path]]:
@@ -274,7 +274,7 @@ def list_runs(folder: Path | str | None = None) -> list[Run]:
     """Returns the runs of both kinds in `folder` (default: `runs_dir()`), in the order in which they were created.
 
     The order is that of their numbers in `started.json`, and of their names for runs without one. A run with a damaged
-    configuration is left out, with a warning that names it.
+    configuration is skipped, with a warning that names it.
     """
     folder = Path(folder) if folder is not None else runs_dir()
     runs = []
@@ -284,7 +284,7 @@ def list_runs(folder: Path | str | None = None) -> list[Run]:
             _ = run.config
             runs.append((run.number, run.name, run))
         except (OSError, ValueError) as error:
-            warnings.warn(printable(f"left out: {error}"), stacklevel=2)
+            warnings.warn(printable(f"skipped: {error}"), stacklevel=2)
     return [run for *_, run in sorted(runs, key=lambda each: each[:2])]
 
 
@@ -296,9 +296,9 @@ def made_at(runs: Iterable[Any]) -> str:
     found = set()
     for run in runs:
         env = read_json(run.path / "env.json")
-        commit = env.get("commit") or "an unknown commit (no git checkout)"
+        commit = env.get("commit") or "unknown (no git checkout)"
         found.add(f"{commit} with uncommitted changes" if env.get("dirty") else commit)
-    return f"Runs made at {', '.join(sorted(found))}."
+    return f"Runs created with commit {', '.join(sorted(found))}."
 
 
 class MetricsTail:

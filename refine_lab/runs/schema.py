@@ -65,7 +65,7 @@ COLUMNS = (
            filtered=True, look="best"),
     Column("advantage", FLOAT32, "advantage", "", 2, "Advantage, with a bar from 0", look="bar"),
     Column("cosine", FLOAT32, "cosine", "", 3, "Cosine similarity with the hidden states of the reference"),
-    Column("binary", FLOAT32, "match", "", 2, "Exact-match rate: share of tokens that equal the reference",
+    Column("binary", FLOAT32, "match", "", 2, "Exact-match rate: fraction of tokens that equal the reference",
            heading="exact-match rate"),
     Column("logprob", None, "log p", "nats", 2, "Sum of the tokens' logprobs, nats"),
 )  # fmt: skip

@@ -1,6 +1,6 @@
-"""What a run started with: `started.json`, and how its present configuration and reward differ from that.
+"""Records what a run started with in `started.json`, and compares its current configuration and reward with it.
 
-The file is written when the run is created. It holds the configuration, the source of a custom reward, the run's number
+The file is written when the run is created. It contains the configuration, the source of a custom reward, the run's number
 in its folder, the run that it was forked from, and every later change that was accepted.
 """
 
@@ -26,7 +26,7 @@ INPUTS = ("texts", "prompts", "begins_with")
 """Names of inputs that can be overridden, besides the fields of a configuration (see `refine_lab.training.inputs`)."""
 
 FREE = frozenset({"checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_every"})
-"""Fields that change no result, so that they may be changed at any time."""
+"""Fields that do not affect any result, so they may be changed at any time."""
 
 SHOWN = 200
 """Maximum number of characters of a value in a message."""
@@ -48,7 +48,7 @@ class Change:
 def write_started(
     path: Path, config: TrainConfig | TTTRunConfig, reward_source: str | None, parent: Mapping[str, Any] | None
 ) -> None:
-    """Writes the file of a new run; its number is one more than the highest in its folder, whatever the clock says."""
+    """Writes the file of a new run; its number is one more than the highest in its folder, regardless of the clock."""
     numbers = [_number(other) for other in path.parent.glob(f"*/{STARTED}")]
     values = {"number": max(numbers, default=0) + 1, "time": time.time(), "parent": parent, "changes": []}
     _write(path, config, reward_source, values)
@@ -110,11 +110,11 @@ def check_beginning(run: Run) -> None:
 
 
 def refusal(run: Run, what: str, changes: Sequence[Change]) -> str:
-    """Returns the sentence that refuses to resume a run with other settings or inputs."""
+    """Returns the error message for resuming a run with different settings or inputs."""
     named = "; ".join(map(str, changes[:5])) + (f" (and {len(changes) - 5} more)" if len(changes) > 5 else "")
     flags = " ".join(f"--override {name}" for name in dict.fromkeys(change.name for change in changes))
     return (
-        f"{run.path} was started with other {what}: {named}. Restore them, start a new run, or accept the change with "
+        f"{run.path} was started with different {what}: {named}. Restore them, start a new run, or accept the change with "
         f"`python -m refine_lab.training RUN {flags}`"
     )
 

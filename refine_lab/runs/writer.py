@@ -152,10 +152,10 @@ class RunWriter:
         """
         if wrong := ", ".join(sorted(rows.keys() ^ ROLLOUT_TYPES.keys())):
             columns = ", ".join(ROLLOUT_TYPES)
-            raise ValueError(f"rollouts have exactly the columns {columns}; missing or unknown: {wrong}")
+            raise ValueError(f"rollouts must have exactly the columns {columns}; missing or unknown: {wrong}")
         lengths = {name: len(column) for name, column in rows.items()}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"rollout columns must be of one length, got {lengths}")
+            raise ValueError(f"rollout columns must have the same length, got {lengths}")
         self._rows.append((step, rows))
         if step % self._rollouts_every == 0:
             self.flush()

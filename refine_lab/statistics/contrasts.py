@@ -31,7 +31,7 @@ def compare_methods(
     `scores` has the columns `SCORE_COLUMNS`. Without `pairs` every method is compared with every earlier one. Columns:
     `method`, `against`, `difference`; `low` and `high`, the 95 % interval over seeds and items (`two_way`), with its
     p-value `p` and `p_holm`, corrected for the number of rows; `seeds_low` and `seeds_high`, the interval by Student's t
-    over seeds; the counts `seeds`, `items` (different items) and `prompts` (per seed). With `margin` also
+    over seeds; the counts `seeds`, `items` (distinct items) and `prompts` (per seed). With `margin` also
     `p_equivalence` (TOST, from the two-way standard error) and `equivalent`, whether it is below 0.05. The margin is in
     the unit of the scores and has to be chosen before they are seen.
 
@@ -65,7 +65,7 @@ def paired_cells(
     score that is NaN.
     """
     check_columns(scores, SCORE_COLUMNS)
-    require(method != against, "method", method, f"another method than {against!r}")
+    require(method != against, "method", method, f"a method other than {against!r}")
     (one, counts), (other, others) = (_cells(scores, name) for name in (method, against))
     seeds, allowed = sorted(one.index), f"those of {against!r}, {sorted(other.index)}"
     require(seeds == sorted(other.index), f"the seeds of {method!r}", seeds, allowed)

@@ -22,7 +22,7 @@ from refine_lab.validation import ConfigError, require, unknown
 
 RESAMPLES = 1_000
 FEWEST = 0.9
-"""Smallest share of bootstrap samples in which the two frontiers must have costs in common."""
+"""Minimum fraction of bootstrap samples in which the two frontiers must have costs in common."""
 
 
 class Frontier(NamedTuple):
@@ -48,7 +48,7 @@ def frontier(cost: Float[np.ndarray, "n"], benefit: Float[np.ndarray, "n"]) -> F
 
 
 def gap(one: Frontier, other: Frontier) -> tuple[float, float]:
-    """Returns the mean of `one` minus `other` over the costs that both cover, and the share of them at which it is above 0.
+    """Returns the mean of `one` minus `other` over the costs that both cover, and the fraction of them at which it is above 0.
 
     The integral of the piecewise linear difference is exact. Both are NaN if no range of costs is covered by both.
     """
@@ -89,7 +89,7 @@ def compare_frontiers(
     `item`, a row for each item too, and items are then drawn as well (the pigeonhole bootstrap, which is conservative). A
     sample draws the same seeds and items for both methods and all coefficients, and its frontiers are those of its means.
     Returns `difference`, the mean over the costs that both cover; `low` and `high`, its 95 % interval by Student's t with
-    S - 1 degrees of freedom from the standard deviation of the samples times sqrt(S / (S - 1)); `p`; `above`, the share of
+    S - 1 degrees of freedom from the standard deviation of the samples times sqrt(S / (S - 1)); `p`; `above`, the fraction of
     the costs at which `method` is ahead on the means; and `seeds`. An interval that is above 0 says that the frontier is
     higher on average; `above` below 1 says that the frontiers cross.
 

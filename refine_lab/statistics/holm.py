@@ -9,7 +9,7 @@ from refine_lab.validation import require
 
 
 def holm(p_values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """Returns p-values such that rejecting those below alpha makes any false rejection at most alpha likely (Holm, 1979).
+    """Returns corrected p-values: rejecting those below alpha keeps the family-wise error rate at alpha (Holm, 1979).
 
     The smallest p-value is multiplied by n, the next by n - 1, and so on; none is below that of a smaller p-value or
     above 1. NaN stays NaN and is not counted. Raises ConfigError for a number outside [0, 1].

@@ -38,7 +38,7 @@ def evaluation_scores(
     """Returns the scores of the samples of evaluations as `method`, `seed`, `item`, `score`, for `compare_methods`.
 
     `folders` maps each method and seed to the output folder of its evaluation. `measure` is a column of
-    `samples/<task>-<length>.parquet`; None: the task's main metric. The item is what makes a sample different from others
+    `samples/<task>-<length>.parquet`; None: the task's main metric. The item identifies a distinct sample different from others
     (`different_samples`). Raises ConfigError for an unknown task or measure, and FileNotFoundError for a task that a
     folder has no samples of.
     """

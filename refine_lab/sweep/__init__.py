@@ -1,4 +1,4 @@
-"""Grids of notebook executions: each cell of a grid is one execution by papermill, with a folder and runs of its own.
+"""Grids of notebook executions: each cell of a grid is one execution by papermill, with its own folder and runs.
 
     python -m refine_lab.sweep notebooks/midtrain.ipynb -p lr 1e-4,3e-4 -p seeds 0:8 --out DIR
     refine_lab.sweep("midtrain", {"lr": [1e-4, 3e-4], "seeds": range(8)}, "DIR")      # the same in Python

@@ -12,7 +12,7 @@ from refine_lab.sweep.runner import plan, sweep
 from refine_lab.sweep.tables import text_table
 from refine_lab.validation import require
 
-EPILOG = """Each cell of the grid is one execution of the notebook by papermill, in a folder of its own below DIR with the
+EPILOG = """Each cell of the grid is one execution of the notebook by papermill, in its own folder inside DIR with the
 executed notebook and its runs. Run the same command again to continue: finished cells are not executed again. The exit
 status is 0 if every cell has finished, 1 if one has not, and 2 for bad input."""
 
@@ -23,9 +23,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("notebook", help="A notebook with a parameters cell, or the name of one, such as midtrain.")
     named: dict[str, Any] = {"nargs": 2, "action": "append", "default": []}
-    text = "A parameter and its values, separated by commas; a:b stands for the whole numbers from a to b - 1."
+    text = "A parameter and its values, separated by commas; a:b stands for the integers from a to b - 1."
     made.add_argument("-p", "--parameter", metavar=("NAME", "VALUES"), help=text, **named)
-    text = "A parameter and one value, whatever characters it contains; for a list, as in 0,1."
+    text = "A parameter and one value, which may contain any characters; a list is written as in 0,1."
     made.add_argument("-r", "--raw", metavar=("NAME", "VALUE"), help=text, **named)
     made.add_argument("--out", required=True, metavar="DIR", help="Folder of the cells and of the table of results.")
     made.add_argument("--processes", type=int, default=1, metavar="N", help="Number of cells executed at a time (1).")
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def grid_of(parameters: Sequence[Sequence[str]], raw: Sequence[Sequence[str]]) -> dict[str, list[str]]:
-    """Returns the values of each parameter as texts. Raises ConfigError for a parameter that is named twice."""
+    """Returns the values of each parameter as strings. Raises ConfigError for a parameter that is named twice."""
     grid: dict[str, list[str]] = {}
     for name, text in [*parameters, *raw]:
         require(name not in grid, "the parameters", name, "named once each")

@@ -15,8 +15,10 @@ from refine_lab.experiments.midtrain import held_out_rows
 from refine_lab.recipes.ablations import Ablation
 from refine_lab.runs.run import Run
 from refine_lab.sweep.cells import Cell
+from refine_lab.sweep.configs import cell_configs
 from refine_lab.sweep.grid import Grid
 from refine_lab.sweep.runner import Sweep
+from refine_lab.validation import MOST_TOKENS, require
 
 SETTING = "refine: "
 """Beginning of the method of a setting in the tables, followed by the setting's label."""
@@ -33,6 +35,14 @@ class Scale:
     "Parameters of the mid-training notebook, such as `recipe`, `model` and `steps`; None for the recipe's value."
     ttt: Mapping[str, Any]
     "Parameters of the notebook of test-time training."
+    documents: int = 50
+    "Documents of each kind on which recall is measured."
+    document_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        require(1 <= self.documents <= 10_000, "recall_documents", self.documents, "from 1 to 10,000")
+        tokens = self.document_tokens
+        require(16 <= tokens <= MOST_TOKENS, "recall_tokens", tokens, f"from 16 to {MOST_TOKENS:,}")
 
 
 def midtrain_grids(chosen: Mapping[str, Ablation], scale: Scale) -> list[Grid]:
@@ -49,12 +59,10 @@ def midtrain_grids(chosen: Mapping[str, Ablation], scale: Scale) -> list[Grid]:
 
 
 def ttt_grids(chosen: Mapping[str, Ablation], scale: Scale, models: Mapping[int, str]) -> list[Grid]:
-    """Returns the grids of test-time training, for which `models` names the model of each seed."""
+    """Returns the grids of test-time training for the seeds in `models`, which names the model of each."""
     settings = [each for ablation in chosen.values() if ablation.phase == "ttt" for each in ablation.settings.values()]
     fixed = drop_none(**scale.ttt)
-    return [
-        {**fixed, **setting, "model": models[seed], "seeds": [seed]} for setting in settings for seed in scale.seeds
-    ]
+    return [{**fixed, **setting, "model": models[seed], "seeds": [seed]} for setting in settings for seed in models]
 
 
 def changes(ablation: Ablation, scale: Scale) -> dict[str, dict[str, Any]]:
@@ -71,21 +79,22 @@ def changes(ablation: Ablation, scale: Scale) -> dict[str, dict[str, Any]]:
     return found
 
 
-def trained_models(result: Sweep, model: str | None = None) -> dict[int, str]:
-    """Returns the run of REFINE with the recipe's setting for each seed; `model`, if given, where it is not finished."""
+def trained_models(result: Sweep, *, or_initial: bool = False) -> dict[int, str]:
+    """Returns the run of REFINE with the recipe's setting for each seed.
+
+    Seeds whose run has not finished are left out, or have the model that it starts from if `or_initial`.
+    """
     found: dict[int, str] = {}
     for cell in result.cells:
         if cell.values["sft"]:
             (seed,) = cell.values["seeds"]
             runs = [run for run in cell.runs if run.config.refine is not None and run.state == "finished"]
-            if runs or model is not None:
-                found[seed] = str(runs[-1].path) if runs else str(model)
+            if runs or or_initial:
+                found[seed] = str(runs[-1].path) if runs else cell_configs(cell)[-1].model
     return found
 
 
-def midtrain_rows(
-    chosen: Mapping[str, Ablation], scale: Scale, result: Sweep, *, documents: int = 50, document_tokens: int = 512
-) -> pd.DataFrame:
+def midtrain_rows(chosen: Mapping[str, Ablation], scale: Scale, result: Sweep) -> pd.DataFrame:
     """Returns a row per ablation, setting and seed with the measures of its finished run on the same held-out data.
 
     Columns: `ablation`, `method` (`refine: SETTING`, and `sft` and `base` in every ablation), `setting`, `default`
@@ -96,7 +105,8 @@ def midtrain_rows(
     runs = [run for each in finished.values() for run in each]
     if not runs:
         return pd.DataFrame()
-    measured = held_out_rows(runs, result.out, documents=documents, document_tokens=document_tokens)
+    recall = {"documents": scale.documents, "document_tokens": scale.document_tokens}
+    measured = held_out_rows(runs, result.out, **recall)
     rows = []
     for name, ablation in chosen.items():
         if ablation.phase != "midtrain":
@@ -106,7 +116,7 @@ def midtrain_rows(
         labelled = [("sft", run, {}) for run in sft]
         for label, setting in changes(ablation, scale).items():
             facts = {"setting": label, "default": setting == _recipe_setting()}
-            cells = _cells_with(result, {**drop_none(**scale.midtrain), **setting})
+            cells = cells_with(result, {**drop_none(**scale.midtrain), **setting})
             runs = [run for cell in cells for run in finished[cell.name] if run.config.refine is not None]
             labelled += [(SETTING + label, run, facts) for run in runs]
         for method, run, facts in labelled:
@@ -125,9 +135,9 @@ def ttt_rows(chosen: Mapping[str, Ablation], scale: Scale, result: Sweep | None)
         if ablation.phase != "ttt" or result is None:
             continue
         for label, setting in ablation.settings.items():
-            for cell in _cells_with(result, {**drop_none(**scale.ttt), **setting}):
+            for cell in cells_with(result, {**drop_none(**scale.ttt), **setting}):
                 runs = [run for run in cell.runs if run.state == "finished"]
-                for values in per_seed(answers_of(runs)).to_dict("records") if runs else []:
+                for values in _scores(runs):
                     values["method"] = SETTING + label if values["method"] == "refine" else values["method"]
                     (values["seed"],) = cell.values["seeds"]
                     own = {"setting": label, "default": False} if values["method"].startswith(SETTING) else {}
@@ -136,11 +146,22 @@ def ttt_rows(chosen: Mapping[str, Ablation], scale: Scale, result: Sweep | None)
     return frame.drop_duplicates(["ablation", "method", "seed"], ignore_index=True) if len(frame) else frame
 
 
+def _scores(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Returns the mean scores of the answers by method, and the mean loss of the prompts after adaptation."""
+    if not runs:
+        return []
+    answers = answers_of(runs)
+    losses = answers.groupby("method")["loss_after"].mean()
+    scores = per_seed(answers)
+    rows = scores.assign(loss_after=scores["method"].map(losses)).to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in rows]
+
+
 def reward_curves(chosen: Mapping[str, Ablation], scale: Scale, result: Sweep, name: str = "k") -> pd.DataFrame:
     """Returns the metrics of the runs of one ablation, with `method` (`refine: SETTING`) and `seed` (figure E.3)."""
     frames = []
     for label, setting in changes(chosen[name], scale).items() if name in chosen else []:
-        for cell in _cells_with(result, {**drop_none(**scale.midtrain), **setting}):
+        for cell in cells_with(result, {**drop_none(**scale.midtrain), **setting}):
             runs = [run for run in cell.runs if run.config.refine is not None]
             frames += [run.metrics().assign(method=SETTING + label, seed=run.config.seed) for run in runs]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -155,7 +176,7 @@ def _recipe_setting() -> dict[str, Any]:
     return {"sft": True}
 
 
-def _cells_with(result: Sweep, setting: Mapping[str, Any]) -> list[Cell]:
+def cells_with(result: Sweep, setting: Mapping[str, Any]) -> list[Cell]:
     """Returns the cells with these values, whose other settings of REFINE are the notebook's defaults."""
     varied = {name for cell in result.cells for name, value in cell.values.items() if value != _default(cell, name)}
     free = varied - {"seeds", "model"} - setting.keys()

@@ -1,4 +1,4 @@
-"""What the runner needs of the place where cells are executed; `local` is the only one at present."""
+"""The interface between the runner and the place where cells are executed; `local` implements it for this machine."""
 
 from __future__ import annotations
 

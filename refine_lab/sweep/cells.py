@@ -108,7 +108,7 @@ def cell_of(out: Path, notebook: Notebook, values: Mapping[str, Any]) -> Cell:
 
 def prepare(cell: Cell) -> None:
     """Writes what the process of a cell reads into its folder, which exists; an earlier result is removed."""
-    replace_bytes(cell.folder / "source.ipynb", cell.notebook.path.read_bytes())
+    replace_bytes(cell.folder / "source.ipynb", cell.notebook.content)
     facts = {"notebook": cell.notebook.path.name, "digest": cell.notebook.digest, "values": dict(cell.values)}
     seconds = cell.seconds or 0.0
     (cell.folder / "result.json").unlink(missing_ok=True)

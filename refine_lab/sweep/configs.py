@@ -19,7 +19,7 @@ ARGUMENTS = frozenset(
 def cell_configs(cell: Cell) -> list[Any]:
     """Returns the configurations of a cell's runs; none for a notebook that creates no runs from a recipe.
 
-    Raises ValueError for a value that a configuration refuses.
+    Raises ValueError for a value that a configuration rejects.
     """
     values = dict(cell.values)
     own: Phase | None = next((phase for phase in METHODS if phase == cell.notebook.name), None)

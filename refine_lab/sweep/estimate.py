@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from refine_lab.config import TrainConfig, to_json
-from refine_lab.experiments.estimate import Rates, answering_rates, training_rates
+from refine_lab.experiments.estimate import Rates, answering_rates, notebook_rates, start_seconds, training_rates
 from refine_lab.sweep.cells import Cell
 from refine_lab.sweep.configs import cell_configs
 
@@ -32,6 +32,8 @@ class Estimate:
 
     def sentence(self, processes: int = 1) -> str:
         """Returns the estimate as text, for that many cells at a time."""
+        if not self.cells:
+            return "all cells have finished."
         time = "an unknown time" if self.seconds is None else f"about {clock(self.seconds / processes)}"
         disk = "an unknown amount of disk space" if self.bytes is None else f"about {size(self.bytes)} on disk"
         where = f" with {processes} at a time (if the cores suffice)" if processes > 1 else ""
@@ -39,37 +41,58 @@ class Estimate:
 
 
 def estimated(cells: Sequence[Cell], log: Callable[[str], object] = print) -> Estimate:
-    """Estimates what the unfinished cells need.
+    """Estimates what the unfinished cells need: their runs, and the start, checks and evaluations of their notebooks.
 
-    If cells of the same notebook have finished in this folder, the difference between their time and their estimate is
-    added to each cell: the start of the notebook, its checks, evaluations and figures, which are otherwise not counted.
-    A notebook that makes no runs from a recipe is estimated by the mean of the finished cells.
+    If cells of the same notebook have finished in this folder, the estimate is scaled by the ratio of their time to
+    their estimate. A notebook that makes no runs from a recipe is estimated by the mean of its finished cells.
     """
     left = [cell for cell in cells if cell.state != "finished"]
+    if not left:
+        return Estimate(seconds=0.0, bytes=0, cells=0)
     done = [cell for cell in cells if cell.state == "finished" and cell.seconds]
-    rates: dict[str, Rates] = {}
-    training = {cell.folder: _training_seconds(cell, rates) for cell in [*left, *done]}
-    known = [seconds for cell in left if (seconds := training[cell.folder]) is not None]
-    extra = [(cell.seconds or 0.0) - (training[cell.folder] or 0.0) for cell in done]
-    if left and not extra and known:
-        log("The start of each notebook, its checks, evaluations and figures are not included in the estimate.")
-    seconds = sum(known) + len(left) * max(0.0, sum(extra) / max(1, len(extra)))
-    complete = len(known) == len(left) or bool(extra)
-    sizes = [_bytes(cell, rates) for cell in left]
-    return Estimate(seconds if complete else None, None if None in sizes else sum(filter(None, sizes)), len(left))
+    clocks = _Clocks()
+    timed = {cell.folder: clocks.seconds(cell) for cell in [*left, *done]}
+    known = [seconds for cell in left if (seconds := timed[cell.folder]) is not None]
+    pairs = [(cell.seconds or 0.0, timed[cell.folder] or 0.0) for cell in done]
+    taken, expected = (sum(part) for part in zip(*pairs, strict=True)) if pairs else (0.0, 0.0)
+    if len(known) == len(left):
+        seconds: float | None = sum(known) * (taken / expected if expected else 1.0)
+    else:
+        seconds = taken / len(done) * len(left) if done else None
+        log("The notebook makes no runs from a recipe: its time is that of its finished cells, if there are any.")
+    sizes = [clocks.bytes(cell) for cell in left]
+    return Estimate(seconds, None if None in sizes else sum(filter(None, sizes)), len(left))
 
 
-def _training_seconds(cell: Cell, rates: dict[str, Rates]) -> float | None:
-    """Returns the seconds of a cell's runs, timing each kind of configuration once; None for a notebook without runs."""
-    configs = cell_configs(cell)
-    return sum(_rates(config, rates).seconds(config) for config in configs) if configs else None
+class _Clocks:
+    """Times each kind of run and of notebook once."""
 
+    def __init__(self) -> None:
+        self._runs: dict[str, Rates] = {}
+        self._notebooks: dict[str, tuple[float, float]] = {}
 
-def _rates(config: Any, rates: dict[str, Rates]) -> Rates:
-    key = _kind(config)
-    if key not in rates:
-        rates[key] = training_rates(config) if isinstance(config, TrainConfig) else answering_rates(config)
-    return rates[key]
+    def seconds(self, cell: Cell) -> float | None:
+        """Returns the seconds of a cell, or None for a notebook that makes no runs from a recipe."""
+        if not (configs := cell_configs(cell)):
+            return None
+        runs = sum(self._rates(config).seconds(config) for config in configs)
+        processes = len(configs) if isinstance(configs[0], TrainConfig) else 1  # runs that answer share one
+        key = json.dumps([configs[0].model, json.loads(to_json(configs[0]))["data"]])
+        if key not in self._notebooks:
+            self._notebooks[key] = notebook_rates(configs[-1])
+        parity, measures = self._notebooks[key]
+        return runs + start_seconds() * (1 + processes) + parity + measures * (1 + len(configs))
+
+    def bytes(self, cell: Cell) -> int | None:
+        """Returns the disk space of a cell's folder when it has finished."""
+        configs = cell_configs(cell)
+        return CELL_BYTES + sum(run_bytes(each, self._rates(each).parameters) for each in configs) if configs else None
+
+    def _rates(self, config: Any) -> Rates:
+        key = _kind(config)
+        if key not in self._runs:
+            self._runs[key] = training_rates(config) if isinstance(config, TrainConfig) else answering_rates(config)
+        return self._runs[key]
 
 
 def _kind(config: Any) -> str:
@@ -94,12 +117,6 @@ def _kind(config: Any) -> str:
     return json.dumps(values, sort_keys=True)
 
 
-def _bytes(cell: Cell, rates: dict[str, Rates]) -> int | None:
-    """Returns the disk space of a cell's folder when it has finished."""
-    configs = cell_configs(cell)
-    return CELL_BYTES + sum(run_bytes(each, _rates(each, rates).parameters) for each in configs) if configs else None
-
-
 def run_bytes(config: Any, parameters: int) -> int:
     """Returns the disk space of a finished run: its checkpoints and the records of its rollouts."""
     if not isinstance(config, TrainConfig):
@@ -120,8 +137,9 @@ def clock(seconds: float) -> str:
     return f"{seconds / unit:.0f} {name}" if unit < 3600 else f"{seconds / unit:.1f} {name}"
 
 
-def size(number: float) -> str:
+def size(count: int) -> str:
     """Returns a number of bytes with its unit."""
+    number = float(count)
     for unit in ("bytes", "KB", "MB", "GB"):
         if number < 1000:
             return f"{number:.0f} {unit}"

@@ -33,8 +33,10 @@ class Notebook:
     """A notebook that can be swept over: its file, its parameters and a digest of its code."""
 
     path: Path
+    content: bytes
     parameters: Mapping[str, Declared]
     digest: str
+    "Of the code, and neither of text nor of outputs."
 
     @property
     def name(self) -> str:
@@ -44,25 +46,28 @@ class Notebook:
 def read_notebook(notebook: Path | str) -> Notebook:
     """Reads a notebook: a path, or the name of one of the project's notebooks, such as `midtrain`.
 
-    The digest covers the code, and neither text nor outputs. Raises FileNotFoundError or ValueError for anything else.
+    Raises FileNotFoundError or ValueError for anything else.
     """
     path = path_of("the notebook", notebook)
     root = project_root()
     if not path.suffix and path.name == str(notebook) and not path.exists() and root is not None:
         path = root / "notebooks" / f"{notebook}.ipynb"
-    sources = json.dumps([cell["source"] for cell in code_cells(path)])
-    digest = short_digest(hashlib.sha256(sources.encode()))
-    return Notebook(path.absolute(), declared_parameters(path), digest)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no notebook {path}")
+    content = path.read_bytes()
+    cells = code_cells(path, content)
+    digest = short_digest(hashlib.sha256(json.dumps([cell["source"] for cell in cells]).encode()))
+    return Notebook(path.absolute(), content, declared_parameters(path, cells), digest)
 
 
 def split_values(name: str, text: str) -> list[str]:
-    """Returns the values in a text of the command line: `a,b` is two, and `a:b` whole numbers from a to b - 1.
+    """Returns the values in a command-line string: `a,b` is two values, and `a:b` the integers from a to b - 1.
 
     Raises ConfigError for an empty value, an empty range, and more than `MOST_CELLS` values.
     """
     values: list[str] = []
     for part in text.split(","):
-        require(bool(part.strip()), f"parameter {name}", text, "values with a comma between them, none of them empty")
+        require(bool(part.strip()), f"parameter {name}", text, "comma-separated values, none of them empty")
         if found := RANGE.fullmatch(part):
             first, end = int(found[1]), int(found[2])
             require(first < end, f"the range of parameter {name}", part, "a:b with a below b; b is not included")
@@ -106,7 +111,9 @@ def axis(notebook: Notebook, name: str, values: Any) -> list[Any]:
     typed = [convert(name, notebook.parameters[name].hint, value) for value in listed]
     for number, value in enumerate(typed):
         if value in typed[:number]:
-            raise ConfigError(f"parameter {name}", value, "", f"parameter {name} has the value {quote(value)} twice")
+            raise ConfigError(
+                f"parameter {name}", value, "", f"parameter {name} contains the value {quote(value)} twice"
+            )
     return typed
 
 

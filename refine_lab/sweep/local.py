@@ -1,4 +1,4 @@
-"""Starts cells as processes of this machine."""
+"""Starts cells as processes on this machine."""
 
 from __future__ import annotations
 

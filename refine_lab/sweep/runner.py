@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -68,13 +69,13 @@ class Sweep:
 def plan(notebook: Path | str, grid: Grid | Sequence[Grid], out: Path | str) -> Sweep:
     """Returns the cells of a grid, finished or not; nothing is created or executed. Arguments and errors as in `sweep`."""
     read, folder = read_notebook(notebook), path_of("out", out).absolute()
-    require(folder.is_dir() or not folder.exists(), "out", str(out), "a folder, or a place for one")
+    require(folder.is_dir() or not folder.exists(), "out", str(out), "a folder, or a path where one can be created")
     cells = tuple(cell_of(folder, read, values) for values in combinations(read, grid))
     if "recipe" in read.parameters:
         from refine_lab.sweep.configs import cell_configs  # loads torch
 
         for cell in cells:
-            cell_configs(cell)  # refuses what the notebook would refuse
+            cell_configs(cell)  # rejects what the notebook would reject
     return Sweep(folder, cells)
 
 
@@ -104,12 +105,17 @@ def sweep(
     Raises ValueError or FileNotFoundError, before anything is created, for an unknown parameter, a value of another
     type, a value that the recipe's configuration refuses, and a notebook without declared parameters.
     """
-    require(1 <= processes <= 256, "processes", processes, "from 1 to 256")
+    check_processes(processes)
     result = plan(notebook, grid, out)
     make_folder(result.out)
     require_locks(result.out)
     _execute(result, LocalProcesses(processes), log)
     return result
+
+
+def check_processes(processes: int) -> None:
+    """Raises ConfigError unless that many cells can be executed at a time."""
+    require(1 <= processes <= 256, "processes", processes, "from 1 to 256")
 
 
 def _execute(result: Sweep, backend: Backend, log: Log) -> None:
@@ -119,7 +125,7 @@ def _execute(result: Sweep, backend: Backend, log: Log) -> None:
     for cell in result.cells:
         if cell.folder not in left:
             screen.row(cell)
-    clock = _Clock(len(waiting))
+    clock = _Clock(len(waiting), backend.processes)
     running: list[Execution] = []
     with raised_sigterm():
         try:
@@ -130,12 +136,12 @@ def _execute(result: Sweep, backend: Backend, log: Log) -> None:
                 running = [each for each in running if each not in ended]
                 for each in ended:
                     _settle(each)
-                    screen.row(each.cell, clock.left())
+                    screen.row(each.cell, clock.left(each.cell))
                 if ended:
                     write_tables(result.out, result.notebook, result.cells)
                 time.sleep(0.1)
         except BaseException:
-            log(f"Stopping {len(running)} processes, whose runs save first.")
+            log(f"Stopping {len(running)} processes after their runs have saved.")
             stop_all(running)
             raise
         finally:
@@ -160,12 +166,16 @@ def _settle(execution: Execution) -> None:
 
 
 class _Clock:
-    """Estimates the time left from the pace at which cells have ended."""
+    """Estimates the time left from the mean time of the cells that have ended."""
 
-    def __init__(self, total: int) -> None:
-        self._began, self._total, self._ended = time.monotonic(), total, 0
+    def __init__(self, total: int, processes: int) -> None:
+        self._left, self._processes, self._seconds = total, processes, list[float]()
 
-    def left(self) -> str:
-        self._ended += 1
-        seconds = (time.monotonic() - self._began) / self._ended * (self._total - self._ended)
-        return f"{seconds // 60:.0f}:{seconds % 60:02.0f}" if seconds else ""
+    def left(self, cell: Cell) -> str:
+        """Returns the time left after `cell` has ended, as minutes and seconds; empty after the last one."""
+        self._left -= 1
+        self._seconds += [cell.seconds] if cell.seconds else []
+        if not self._left or not self._seconds:
+            return ""
+        seconds = fmean(self._seconds) * self._left / min(self._processes, self._left)
+        return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"

@@ -97,4 +97,7 @@ def _first(measures: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _value(value: Any) -> str:
+    """Formats a parameter; an absolute path by its last part, since the table of `sweep.json` has the whole."""
+    if isinstance(value, str) and value.startswith("/"):
+        return f".../{Path(value).name}"
     return ",".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)

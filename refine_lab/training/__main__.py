@@ -95,7 +95,7 @@ def sentence_of(error: BaseException) -> str:
     """Returns an error's type and text for `status.json`, with advice if memory ran out."""
     text = f"{type(error).__name__}: {printable(shorten(str(error), 1500))}".removesuffix(": ")
     full = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)) is not None
-    return f"{text.rstrip('. ')}; the memory does not suffice: {ADVICE}" if full else text
+    return f"{text.rstrip('. ')}; there is not enough memory: {ADVICE}" if full else text
 
 
 def _report(path: Path, step: int, error: BaseException) -> None:

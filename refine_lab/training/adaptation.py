@@ -198,7 +198,7 @@ def _check(model: FastWeightLM, prompt: Any) -> None:
     require(0 <= ends[0] and ends[1] <= last, "a prompt's tokens", ends, f"from 0 to {last}")
     limit = model.longest_context
     within = limit is None or len(prompt) <= limit
-    require(within, "a prompt's tokens", len(prompt), f"at most {limit}, the positions that this model knows")
+    require(within, "a prompt's tokens", len(prompt), f"at most {limit}, the maximum number of positions of this model")
 
 
 def fit_to_length(refine: RefineConfig, *lengths: int) -> RefineConfig:
@@ -209,7 +209,9 @@ def fit_to_length(refine: RefineConfig, *lengths: int) -> RefineConfig:
     """
     k, length = refine.rollout_length, min(lengths)
     if length < k + 1:
-        raise ValueError(f"a prompt of {length} tokens has no room for a rollout of {k}; it must have at least {k + 1}")
+        raise ValueError(
+            f"a prompt of {length} tokens is too short for a rollout of {k}; it must have at least {k + 1}"
+        )
     num_chunks = min(refine.num_chunks, length // (k + 1))
     smaller = (replace(refine, num_chunks=num_chunks, margin=margin) for margin in range(refine.margin, -1, -1))
     return next(found for found in smaller if all(map(found.fits, lengths)))

@@ -51,7 +51,7 @@ def batches_of(examples: Sequence[Example], batch_size: int) -> tuple[list[list[
     Raises ValueError if there is no complete batch.
     """
     end = len(examples) - len(examples) % batch_size
-    require(end > 0, "the number of prompts", len(examples), f"at least {batch_size}, a whole batch")
+    require(end > 0, "the number of prompts", len(examples), f"at least {batch_size}, one complete batch")
     batches = [list(examples[i : i + batch_size]) for i in range(0, end, batch_size)]
     return batches, list(examples[end:])
 
@@ -100,8 +100,8 @@ def example_of(
 
     Raises ValueError for an empty text, an empty question, and a prompt over `task.prompt_tokens` if that is refused.
     """
-    require(bool(document.strip()), "a prompt", document, "a text that is not empty")
-    require(question is None or bool(question.strip()), "a question", question, "a text, or none")
+    require(bool(document.strip()), "a prompt", document, "a non-empty string")
+    require(question is None or bool(question.strip()), "a question", question, "a string, or none")
     text = document if question is None else f"{document.rstrip()}\n{question.strip()}"
     start = len(text) if question is None else len(document.rstrip()) + 1
     prompt = TextPrompt(
@@ -117,7 +117,7 @@ def example_of(
         return example
     kept, _ = within_limit([example], task, 1)
     tokens = len(example.prompt_ids)
-    require(bool(kept), "a prompt's tokens", tokens, f"at most prompt_tokens {task.prompt_tokens}, or it is dropped")
+    require(bool(kept), "a prompt's tokens", tokens, f"at most prompt_tokens {task.prompt_tokens}")
     return kept[0]
 
 

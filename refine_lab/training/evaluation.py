@@ -114,7 +114,7 @@ def fixed_targets(num_chunks: int, rollout_length: int) -> RefineConfig:
 
 @torch.no_grad()
 def exact_recall(policy: FastWeightLM, documents: Sequence[RecallDocument], micro_batch_size: int = 16) -> float:
-    """Returns the share of questions answered exactly, token for token, by greedy generation, from 0 to 1."""
+    """Returns the fraction of questions answered exactly, token for token, by greedy generation, from 0 to 1."""
     return fmean(chain.from_iterable(recalled(policy, documents, micro_batch_size)))
 
 

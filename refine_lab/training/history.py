@@ -39,7 +39,7 @@ def history_of(model: str) -> History:
     if model.startswith("new:") or shipped(model):
         return History()
     if own_folder(model) is None:
-        gone = () if HubName.parse(model) else (f"there is no folder {model!r} any more",)
+        gone = () if HubName.parse(model) else (f"the folder {model!r} no longer exists",)
         return History(unknown=gone)
     folder = resolve(model)  # a run's last checkpoint
     if (folder / HISTORY).is_file():

@@ -118,21 +118,22 @@ def _change(name: str, sentence: str, before: Any, now: Any) -> Change:
 
 
 def settle(run: Run, now: Mapping[str, Any], overrides: Collection[str] = ()) -> None:
-    """Records the inputs of a run that starts training, and refuses to resume one whose inputs have changed.
+    """Records the inputs of a run that starts training, and raises an error for a resumed one whose inputs have changed.
 
     Changes of the inputs in `overrides` are accepted and recorded. A run of an earlier version without a record is
-    resumed, and a notice is printed. It is refused if it started without a BOS token that its tokenizer adds and would
-    now continue with it.
+    resumed, and a notice is printed. Resuming fails if the run started without a BOS token that its tokenizer adds and
+    would now continue with it.
     """
     recorded, begun = run.inputs, run.latest_checkpoint() is not None
     if begun and now.get("begins_with") and "begins_with" not in (recorded or {}) and run.config.data.add_bos is None:
         raise ValueError(
-            f"{run.path} was begun without the special token that the tokenizer puts before a text, and would go on with it: "
-            "write false for add_bos below data in its config.json, or begin a new run"
+            f"{run.path} was started without the special token that the tokenizer puts before a text, and would continue "
+            "with it: set data.add_bos to false in its config.json, or start a new run"
         )
     if recorded is None and begun:
         print(
-            f"{run.path} has no record of its inputs: whether they have changed since it began is not known", flush=True
+            f"{run.path} has no record of its inputs, so it is not known whether they have changed since it started",
+            flush=True,
         )
         return
     merged = {**now, **(recorded or {})}

@@ -1,4 +1,4 @@
-"""Skipped steps of a training run: counts those in a row, and ends the run after three, as it was before the first."""
+"""Counts consecutive skipped steps; after three, ends the run and returns it to the state before the first of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refine_lab.runs.checkpoints import checkpoints
 from refine_lab.runs.durable import remove_folder
 
 MOST = 3
-"""Number of skipped steps in a row that ends a run."""
+"""Number of consecutive skipped steps that ends a run."""
 
 
 class SkippedSteps:
@@ -29,7 +29,7 @@ class SkippedSteps:
         return not self.count and metrics.get("skipped_updates") == self._config.updates_per_batch
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Counts a step. Raises FloatingPointError for the third skipped one in a row, or a skipped last step."""
+        """Counts a step. Raises FloatingPointError for the third consecutive skipped step, or a skipped last step."""
         if not metrics.get("skipped_updates"):
             self.count = 0
             return
@@ -43,7 +43,7 @@ class SkippedSteps:
             if number >= first:
                 remove_folder(folder)
         left = max((number for number, _ in checkpoints(self._run)), default=None)
-        kept = "no checkpoint was written before" if left is None else f"the last checkpoint is that of step {left}"
+        kept = "no checkpoint was written before" if left is None else f"the last checkpoint is from step {left}"
         norm = metrics.get("grad_norm", metrics.get("answer_grad_norm"))
         raise FloatingPointError(
             f"{steps} of {self._config.steps} made no update, since the loss or the gradient was not finite or above "

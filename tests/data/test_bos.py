@@ -251,7 +251,7 @@ def test_a_run_that_was_begun_without_it_does_not_go_on_with_it(model: Path, tmp
     config = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
     del config["data"]["add_bos"]
     (run.path / "config.json").write_text(json.dumps(config | {"steps": 4}), encoding="utf-8")
-    with naming(ValueError, run.path, "false for add_bos"):
+    with naming(ValueError, run.path, "add_bos to false"):
         train(run.path, StopSignal(run.path))
     config["data"]["add_bos"] = False
     (run.path / "config.json").write_text(json.dumps(config | {"steps": 4}), encoding="utf-8")

@@ -113,7 +113,7 @@ def test_files_that_are_missing_are_counted(manifest: Manifest) -> None:
 def test_below_nine_tenths_the_report_says_that_the_figures_do_not_apply(manifest: Manifest) -> None:
     good, poor = compare(altered(manifest, 1)), compare(altered(manifest, len(manifest.files) // 5))
     assert good.comparable
-    assert "1 that differ and 0 that are missing are left out" in str(good)
+    assert "1 that differ and 0 that are missing are excluded" in str(good)
     assert "do not apply" not in str(good)
     assert not poor.comparable
     assert "do not apply here" in str(poor)

@@ -245,7 +245,9 @@ def test_the_text_around_the_facts_has_no_end_in_it(tokenizer: PreTrainedTokeniz
 def test_a_document_that_does_not_fit_says_what_it_takes(
     tokenizer: PreTrainedTokenizerFast, filler: np.ndarray
 ) -> None:
-    with pytest.raises(ValueError, match=r"kind 'word-4' takes at least (\d+) tokens, 40 are allowed") as caught:
+    with pytest.raises(
+        ValueError, match=r"kind 'word-4' needs at least (\d+) tokens, but only 40 are allowed"
+    ) as caught:
         make("word-4", tokenizer, filler, 0, length=40)
     least = int(re.findall(r"least (\d+)", str(caught.value))[0])
     document = make("word-4", tokenizer, filler, 0, length=least)

@@ -175,13 +175,13 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     with naming(ValueError, tmp_path / "a.jsonl", "line 1", "JSON"):
         documents(str(tmp_path / "a.jsonl"), "validation")
     (tmp_path / "a.parquet").write_bytes(b"not parquet at all")
-    with naming(ValueError, tmp_path / "a.parquet", "no parquet file"):
+    with naming(ValueError, tmp_path / "a.parquet", "not a Parquet file"):
         documents(str(tmp_path / "a.parquet"), "train")
 
 
 def test_a_line_that_is_no_object(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", ["a text", "another"])
-    with naming(ValueError, path, "row 1", "'text'", "no object"):
+    with naming(ValueError, path, "row 1", "'text'", "not an object"):
         documents(str(path), "validation")
 
 

@@ -67,7 +67,7 @@ def test_the_oracle_scores_100_on_the_papers_questions(shared_data):
 @pytest.mark.parametrize("task", LONGBENCH)
 def test_longbench_files(task, shared_data):
     docs, tokens, facts = longbench.docs_of(Setting(tokenizer=loaded()[1], data=shared_data), task)
-    assert len(docs) == LONGBENCH[task] and facts["paper's samples"] == len(docs) - len(docs) % 8
+    assert len(docs) == LONGBENCH[task] and facts["samples in the paper"] == len(docs) - len(docs) % 8
     assert tokens == {"qasper": 128, "multifieldqa_en": 64, "hotpotqa": 32}[task]
     assert measure(f"longbench_{task}", shared_data).count == 2
 

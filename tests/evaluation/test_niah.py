@@ -46,7 +46,7 @@ def test_a_prompt_holds_its_values_within_the_length(name, length):
         assert tokens <= length
         least = 0.85 if niah.own_sizes(niah.VARIANTS[name], length) else 0.6  # the harness's steps are five sentences
         assert tokens > least * length, "the haystack fills the prompt"
-    assert facts["benchmark"] == ("RULER" if "sentences" not in facts else "RULER's questions in other text")
+    assert facts["benchmark"] == ("RULER" if "sentence splitting" not in facts else "RULER's questions in other text")
 
 
 @pytest.mark.parametrize(("name", "count"), NEEDLES.items())

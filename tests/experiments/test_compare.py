@@ -55,7 +55,7 @@ def test_a_prompt_whose_measure_one_method_lost_is_compared_in_none():
 
 
 def test_mean_and_spread_over_seeds_in_the_order_the_methods_come():
-    with refused("rows", ["sft"], "one for each method and seed"):
+    with refused("rows", ["sft"], "at most one for each method and seed"):
         comparison(pd.concat([PER_SEED, PER_SEED.iloc[:1]]))
     table = comparison(PER_SEED)
     assert table["method"].tolist() == ["sft", "nested"] and table["count"].tolist() == [3, 3]

@@ -67,7 +67,7 @@ def test_papermill_passes_on_a_raw_text_and_the_notebook_refuses_a_number(tmp_pa
 
     status, output = papermill("-p")
     assert status == 1
-    assert "parameter folder must be a text or none (" in output
+    assert "parameter folder must be a string or none (" in output
     assert "use -r folder VALUE), got 7" in output
     status, output = papermill("-r")
     assert "parameter folder" not in output, output

@@ -64,7 +64,7 @@ def test_the_ways_of_a_recipe_differ_in_the_method_alone():
 @pytest.mark.parametrize(
     ("changes", "field", "value", "allowed"),
     [
-        ({"batch_size": 8}, "batch_size", 8, "1 where weights are reset after each prompt"),
+        ({"batch_size": 8}, "batch_size", 8, "1 if weights are reset after each prompt"),
         (
             {"batch_size": 8, "mini_batch_size": 3, "reset": "never"},
             "mini_batch_size",
@@ -138,7 +138,7 @@ def test_every_parameter_reaches_its_place(tmp_path):
     assert refine.ttt == TTTConfig(refine=settings, stop_at_reward=0.9, **shared)
     assert sft.ttt == TTTConfig(refine=None, **shared) and none.ttt is None
     assert {c.adapt_on for c in (none, sft, refine)} == {"document"} and none.device == "auto"
-    with refused("seeds", [1, 1], "at least one whole number, none twice"):
+    with refused("seeds", [1, 1], "one or more distinct integers"):
         method_configs("per_prompt", [1, 1])
     with refused("reward", "cosin"):
         method_configs("per_prompt", [1], reward="cosin")
@@ -204,7 +204,7 @@ def test_all_prompts_are_answered_once_and_it_is_told_what_is_left_out(tmp_path,
     task = made_task(chosen)
     runs = ttt_runs(configs, policy, chosen, tmp_path)
     told = capsys.readouterr().out
-    assert "1 of 5 prompts are left out, since the last batch has fewer than 2 prompts." in told
+    assert "1 of 5 prompts are skipped, since the last batch has fewer than 2 prompts." in told
     assert estimated_seconds(runs, task, policy, tokenizer) > 0
     for run in runs:
         answer_run(run, policy, tokenizer, task)

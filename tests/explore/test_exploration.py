@@ -250,7 +250,7 @@ def test_a_run_that_went_on_is_read_anew(tmp_path: Path) -> None:
     later = other.read(TEXT).result().reading
     assert not np.array_equal(later.entropies[1:], first.entropies[1:])
     other.document = one.document
-    with pytest.raises(ValueError, match="the weights have moved since this document was read: read it again"):
+    with pytest.raises(ValueError, match="the weights have changed since this document was read: read it again"):
         other.roll_out([10]).result()
     one.roll_out([10]).result()  # of the weights that it has read with
     again = one.read(TEXT).result().reading

@@ -158,7 +158,7 @@ def test_a_reward_of_ones_own_and_refusals(rolled: list[PrefixRollouts]) -> None
         rollout_frame(rolled, shortest, k=6)
     with refused("rollouts", "none"):
         rollout_frame([], shortest)
-    with pytest.raises(ValueError, match="must return one floating-point number a rollout"):
+    with pytest.raises(ValueError, match="must return one floating-point number per rollout"):
         rollout_frame(rolled, lambda inputs: 1.0)  # type: ignore[arg-type, return-value]
 
 

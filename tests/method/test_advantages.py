@@ -83,7 +83,7 @@ def test_a_group_of_one_gives_zero():
 
 
 def test_prefix_with_one_rollout_is_refused():
-    with refused("group_size", 1, "at least 2 where group_by is 'prefix'"):
+    with refused("group_size", 1, "at least 2 if group_by is 'prefix'"):
         advantages(torch.tensor([0.3, 0.8]), 2, 1, "prefix")
 
 

@@ -165,7 +165,7 @@ def test_a_file_that_is_no_state_is_refused(tmp_path):
     with naming(ValueError, tmp_path / "state"):
         State.load(tmp_path / "state")
     State({"x": torch.zeros(3, 2)}, torch.tensor([4, 4])).save(tmp_path / "state")
-    with pytest.raises(ValueError, match="its tensors are not of one row a sequence"):
+    with pytest.raises(ValueError, match="its tensors do not have one row per sequence"):
         State.load(tmp_path / "state")
 
 

@@ -134,7 +134,7 @@ def test_a_state_of_another_kind_is_refused_by_name(state, facts):
     ],
 )
 def test_what_is_not_taken_is_refused_with_the_reason(model_type, reason):
-    with pytest.raises(ValueError, match=f"model_type '{model_type}', which is refused: {reason}"):
+    with pytest.raises(ValueError, match=f"model_type '{model_type}', which is not supported: {reason}"):
         family(model_type)
 
 

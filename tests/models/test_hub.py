@@ -369,7 +369,7 @@ def refusal(name: str, cache: Path, **settings) -> str:
     text = str(caught.value)
     folder, shipped = Path(name).absolute(), ", ".join(sorted(path.name for path in hub.SHIPPED.glob("*/")))
     known = f"there is no model {name!r}: not among the shipped ones ({shipped}), no run or folder at {folder}, "
-    where = f"not whole in the cache {cache}, and {huggingface_hub.constants.ENDPOINT} "
+    where = f"not complete in the cache {cache}, and {huggingface_hub.constants.ENDPOINT} "
     assert text.startswith(known + where), text
     assert "\n" not in text
     return text.removeprefix(known + where)
@@ -380,21 +380,19 @@ def test_what_the_hub_does_not_have_is_told_with_its_cause(server, tmp_path, mon
     assert refusal("org/none", cache) == "has no repository org/none, or a private one that needs a login"
     assert refusal("org/small@v9", cache) == "has no revision 'v9' of org/small"
     server.answer = (403, {"X-Error-Code": "GatedRepo"})
-    assert refusal("org/small", cache) == (
-        "gives org/small only to those whom it has granted access: ask for it there, and log in"
-    )
+    assert refusal("org/small", cache) == ("requires access to org/small: request it there, and log in")
     server.answer = (401, {})
     assert refusal("org/small", cache) == "answers 401 Unauthorized"
     server.answer = (503, {})
     assert refusal("org/small", cache) == "answers 503 Service Unavailable"
     for page in (b"<html>log in</html>", b"[]", b"{}"):
         server.answer = (200, {}, page)
-        answer = "cannot be reached (what answers is no hub, but perhaps a network's login page)"
+        answer = "cannot be reached (the answer is not from a Hub, but perhaps from a network's login page)"
         assert refusal("org/small", cache) == answer
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert refusal("org/small", cache) == "is not asked, since HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
+    assert refusal("org/small", cache) == "is not queried, since HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    assert refusal("org/a--b", cache).startswith("takes no such name (")
+    assert refusal("org/a--b", cache).startswith("does not accept this name (")
 
 
 def test_a_subfolder_without_a_model_is_told(server):
@@ -434,7 +432,7 @@ def test_the_environments_endpoint_and_cache_are_taken(server, repository, tmp_p
 
 
 def test_a_model_in_the_cache_alone_asks_the_hub_nothing(server):
-    with pytest.raises(FileNotFoundError, match="not whole in the cache"):
+    with pytest.raises(FileNotFoundError, match="not complete in the cache"):
         load_tokenizer("org/small", cached=True)
     assert server.requests == 0
     expected = load_tokenizer("org/small").get_vocab()

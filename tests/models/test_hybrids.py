@@ -380,7 +380,7 @@ def test_importing_our_models_imports_no_modeling_of_theirs():
     ],
 )
 def test_a_family_that_is_not_taken_is_refused_with_the_reason(model_type, reason):
-    with pytest.raises(ValueError, match=f"^model_type '{model_type}', which is refused: {reason}") as caught:
+    with pytest.raises(ValueError, match=f"^model_type '{model_type}', which is not supported: {reason}") as caught:
         families.family(model_type)
     assert "\n" not in str(caught.value)
 

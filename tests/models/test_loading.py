@@ -45,7 +45,7 @@ def test_a_checkpoint_loads_by_name_and_by_the_auto_class(small_model):
 def damaged(folder, name: str):
     if name == "family":
         (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
-        return ValueError, "model_type 'bert'; allowed are 'delta_net'"
+        return ValueError, "model_type 'bert'; allowed values: 'delta_net'"
     if name == "json":
         (folder / "config.json").write_text("{")
         return ValueError, "config.json is damaged"
@@ -58,11 +58,11 @@ def damaged(folder, name: str):
     config = json.loads((folder / "config.json").read_text())
     if name == "layers":
         (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-        return ValueError, "do not fit its config.json: missing_keys model.layers.2"
+        return ValueError, "do not match its config.json: missing_keys model.layers.2"
     if name == "tokenizer":
         make = DeltaNetConfig(hidden_size=32, num_heads=2, num_hidden_layers=2, intermediate_size=48, vocab_size=300)
         DeltaNetForCausalLM(make).save_pretrained(folder)
-        return ValueError, "tokens, the model embeds 300"
+        return ValueError, "tokens, but the model has 300 embeddings"
     (folder / "config.json").unlink()
     return FileNotFoundError, "it has no config.json"
 
@@ -83,7 +83,7 @@ def test_a_bad_model_folder_is_refused_in_one_sentence(small_model, what, caplog
         ("tokenizer.json", "{", "the tokenizer in .* cannot be read"),
         ("tokenizer.json", "{}", "the tokenizer in .* cannot be read"),
         ("tokenizer_config.json", "[", r"tokenizer_config\.json is damaged"),
-        ("tokenizer.json", None, "holds no tokenizer: it has no tokenizer.json"),
+        ("tokenizer.json", None, "contains no tokenizer: it has no tokenizer.json"),
     ],
 )
 def test_a_damaged_tokenizer_is_refused_in_one_sentence(small_model, file, text, message):
@@ -227,8 +227,8 @@ def test_pickled_weights_are_read_only_where_the_caller_says_so(small_model, fil
     torch.save(policy.state_dict(), small_model / file)
     (small_model / "model.safetensors").unlink()
     message = (
-        rf"holds pickled weights only \({file}\), which are not read unless load_model gets allow_pickle=True; "
-        "for a training run, load it so, save model and tokenizer to a folder with save_pretrained, and name that folder$"
+        rf"contains only pickled weights \({file}\), which are not read unless load_model gets allow_pickle=True; "
+        "for a training run, load it that way, save model and tokenizer to a folder with save_pretrained, and pass that folder$"
     )
     with pytest.raises(ValueError, match=message):
         load_model(small_model)
@@ -444,10 +444,13 @@ def hybrid(tmp_path_factory) -> Path:
     [
         ({"hidden_size": "32"}, "Field 'hidden_size' expected int, got str"),
         ({"layer_types": ["linear_attention"] * 3}, r"`num_hidden_layers` \(4\) must be equal to"),
-        ({"layer_types": ["sliding_attention"] * 4}, "layer_types must be of 'linear_attention' and 'full_attention'"),
+        (
+            {"layer_types": ["sliding_attention"] * 4},
+            "layer_types must be a list of 'linear_attention' and 'full_attention'",
+        ),
         ({"num_attention_heads": 0}, "num_attention_heads must be above 0, got 0"),
         ({"hidden_act": "none such"}, "KeyError: 'none such'"),
-        ({"text_config": {"hidden_size": 3}}, "it sets text_config, of which a qwen3_next has none"),
+        ({"text_config": {"hidden_size": 3}}, "it sets text_config, which a qwen3_next does not have"),
         ({"quantization_config": {"quant_method": "fp8"}}, "it sets 'quantization_config': quantised weights are"),
         ({"transformers_weights": "a.safetensors"}, "it sets 'transformers_weights': weights are read from files of"),
     ],

@@ -80,7 +80,9 @@ def test_a_head_of_its_own_is_kept_where_the_configuration_says_tied(model, tmp_
     expected = {name: x.clone() for name, x in model.state_dict().items()}
     folder = save(model, tmp_path / "first", kind)
     change(folder, tie_word_embeddings=True)
-    with pytest.warns(UserWarning, match=r"sets tie_word_embeddings to True, but the weights hold a head that differs"):
+    with pytest.warns(
+        UserWarning, match=r"sets tie_word_embeddings to True, but the weights contain a head that differs"
+    ):
         loaded, tokenizer = load_model(folder, device="cpu", allow_pickle=True)
     for found in (loaded, _saved_and_loaded(loaded, tokenizer, tmp_path / "second")):
         assert found.config.tie_word_embeddings is False

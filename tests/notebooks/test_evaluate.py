@@ -34,10 +34,10 @@ def test_tasks_of_files_a_gap_and_again(tmp_path):
     (figure,) = [output["data"][PLOTLY] for output in outputs(tmp_path) if PLOTLY in output.get("data", {})]
     names = {trace["name"] for trace in figure["data"]}
     assert names == {
-        "ruler_squadqa (any_match, 3 different samples)",
-        "recall (exact_recall_word-4, 3 different samples)",
+        "ruler_squadqa (any_match, 3 distinct samples)",
+        "recall (exact_recall_word-4, 3 distinct samples)",
     }
-    assert "These tasks have fewer than 100 different samples" in first
+    assert "These tasks have fewer than 100 distinct samples" in first
     assert any("trec_*.parquet" in text or "longbench_trec" in text for text in texts(tmp_path))
     assert not [output for output in outputs(tmp_path) if output.get("name") == "stderr"]
     result = json.loads((tmp_path / "evaluation" / "results.json").read_text(encoding="utf-8"))

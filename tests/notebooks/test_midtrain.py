@@ -128,7 +128,7 @@ def test_every_figure_is_in_the_executed_notebook(by_p: Folder) -> None:
     ):
         assert measured in tables[1]
     assert re.fullmatch(
-        r"Runs made at (\w{40}( with uncommitted changes)?|an unknown .*)\.\nEvery figure has its data\.\n",
+        r"Runs created with commit (\w{40}( with uncommitted changes)?|unknown .*)\.\nEvery figure has its data\.\n",
         "".join(output["text"] for output in cells[-1].outputs),
     )
     assert not [output for output in outputs if output.get("name") == "stderr"]
@@ -165,7 +165,7 @@ def test_parameters_give_the_same_run_however_they_come(by_p: Folder, tmp_path: 
         (["-p", "step", "3"], "unknown parameter 'step'; did you mean 'steps'?"),
         (["-y", "lr: fast"], "parameter lr must be a number or none, got 'fast'"),
         (["-p", "reward", "cosin"], "unknown reward 'cosin'; did you mean 'cosine'?"),
-        (["-p", "data", "/nowhere"], "there is no source '/nowhere'; allowed are 'python'"),
+        (["-p", "data", "/nowhere"], "there is no source '/nowhere'; allowed values: 'python'"),
     ],
 )
 def test_a_bad_parameter_fails_at_once(tmp_path: Path, options: list[str], sentence: str) -> None:
@@ -350,7 +350,7 @@ def test_pretraining_goes_on_where_it_ended(tmp_path: Path, model: str, recipe: 
     before = trajectory([first, second])
     status, output = folder.run("--log-output", *options, notebook=notebook, cwd=tmp_path)
     assert status == 0, output
-    assert output.count("has finished already") == 2
+    assert output.count("has already finished") == 2
     assert [run.path for run in folder.runs] == [first.path, second.path]
     assert trajectory([first, second]) == before
     last = second.latest_checkpoint()

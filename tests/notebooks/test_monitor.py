@@ -33,4 +33,4 @@ def test_an_empty_folder_and_one_that_is_not_there(tmp_path: Path) -> None:
     assert "No run is selected" in said(tmp_path)
     status, told = execute("monitor", tmp_path, folder=tmp_path / "nowhere")
     assert status != 0
-    assert "there is no folder of runs at" in told
+    assert "no runs folder at" in told

@@ -31,7 +31,7 @@ def test_all_ways_on_the_embedded_task_and_again(tmp_path):
     assert status == 0, output
     text = said(tmp_path)
     assert "No question and no document is shared between splits." in text and "4 of 4 runs to train, about" in text
-    assert text.endswith("Every figure has its data.\n") and "\nRuns made at " in text
+    assert text.endswith("Every figure has its data.\n") and "\nRuns created with commit " in text
     rollouts, methods, differences, samples = tables(tmp_path)
     assert "with their references" in rollouts and "question" in samples
     for method in ("base", "SFT", "nested SFT", "nested REFINE", "nested SFT, one inner update"):
@@ -46,7 +46,7 @@ def test_all_ways_on_the_embedded_task_and_again(tmp_path):
     assert {run.config.recipe for run in first.values()} == {"posttrain"}
     assert not [output for output in outputs(tmp_path) if output.get("name") == "stderr"]
     assert papermill(tmp_path, **SMALL)[0] == 0
-    assert said(tmp_path).count("has finished already") == 4 and "0 of 4 runs to train" in said(tmp_path)
+    assert said(tmp_path).count("has already finished") == 4 and "0 of 4 runs to train" in said(tmp_path)
     assert {run.path for run in trained(tmp_path).values()} == {run.path for run in first.values()}
 
 

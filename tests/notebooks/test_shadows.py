@@ -14,8 +14,8 @@ from tests.support.paths import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMED = {
-    "widgets.py": "{} is in the way of this project's package `widgets`: rename it, or start in another folder",
-    "widgets/__init__.py": "{} is in the way of this project's package `widgets`: rename it, or start in another folder",
+    "widgets.py": "{} shadows this project's package `widgets`: rename it, or start in a different folder",
+    "widgets/__init__.py": "{} shadows this project's package `widgets`: rename it, or start in a different folder",
     "refine_lab.py": "cannot import name 'refuse_shadows' from 'refine_lab' ({})",
     "refine_lab/__init__.py": "cannot import name 'refuse_shadows' from 'refine_lab' ({})",
 }
@@ -64,4 +64,4 @@ def test_papermill_names_the_file(tmp_path: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
     failed = subprocess.run(words, cwd=tmp_path / "start", env=environ, capture_output=True, text=True)
     assert failed.returncode == 1
-    assert f"ImportError: {tmp_path / 'start' / 'widgets.py'} is in the way of this project's package" in failed.stderr
+    assert f"ImportError: {tmp_path / 'start' / 'widgets.py'} shadows this project's package" in failed.stderr

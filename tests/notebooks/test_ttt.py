@@ -30,7 +30,7 @@ def test_the_embedded_task_and_again(tmp_path):
     assert status == 0, output
     text = said(tmp_path)
     assert text.index("Answering with all methods should take about") < text.index("sft step 1: loss")
-    assert text.endswith("Every figure has its data.\n") and "\nRuns made at " in text
+    assert text.endswith("Every figure has its data.\n") and "\nRuns created with commit " in text
     (figure,) = [output["data"][PLOTLY] for output in outputs(tmp_path) if PLOTLY in output.get("data", {})]
     assert {trace["name"] for trace in figure["data"]} == {"baseline (no adaptation)", "SFT", "REFINE"}
     steps, answers, methods, differences, per_seed, over_seeds, samples = tables(tmp_path)
@@ -69,7 +69,7 @@ def test_a_file_of_prompts_without_answers_in_batches_that_are_never_reset(tmp_p
     own = {"text": "The secret word for fish is stone. " * 8, "question": "What is the secret word for fish?"}
     status, output = papermill(tmp_path, **settings, **own, batch_size=2, mini_batch_size=1, steps=1)
     assert status == 0, output
-    assert "1 of 5 prompts are left out" in said(tmp_path) and "own: " in said(tmp_path)
+    assert "1 of 5 prompts are skipped" in said(tmp_path) and "own: " in said(tmp_path)
     assert {method: len(run.answers()) for method, run in runs(tmp_path).items()} == {"none": 4, "sft": 4, "refine": 4}
     lines = runs(tmp_path)["refine"].updates()
     assert lines["updates"].tolist() == [2, 2] and lines["step"].tolist() == [1, 2]

@@ -87,7 +87,7 @@ def test_all_are_answered_as_this_process_would(tmp_path):
     )
     before = [run.path.stat().st_mtime_ns for run in runs]
     run_in_turn(runs, detach=False, log=said.append)
-    assert said[-3:] == [f"{run.name} has finished already" for run in runs]
+    assert said[-3:] == [f"{run.name} has already finished" for run in runs]
     assert [run.path.stat().st_mtime_ns for run in runs] == before, "nothing is begun anew"
 
 
@@ -101,7 +101,7 @@ def test_detached_it_is_followed_stopped_and_gone_on_with(tmp_path):
     with pytest.raises(RuntimeError, match=r"3 of 3 runs are still in progress \(.*: step 0 of 20, .*"):
         answers_of(runs)
     run_in_turn(runs, detach=True, log=said.append)  # nobody begins a second one
-    with pytest.raises(RuntimeError, match=r"is in use by process \d+ on .*; stop that one first"):
+    with pytest.raises(RuntimeError, match=r"is in use by process \d+ on .*; stop that process first"):
         run_in_turn(runs, detach=False)
     wait_for(lambda: runs[1].log.rows > 1)
     wait_for(lambda: curves.progress[1]["step"] > 1)
@@ -170,15 +170,17 @@ def test_a_failure_is_told_where_one_looks(tmp_path):
     file = tmp_path / "prompts.jsonl"
     whole = file.read_text()
     file.write_text(whole.replace("tree 2", "bush 2"))
-    changed = f"{runs[0].path} was started with other inputs: the content of '{file}' has changed"
+    changed = f"{runs[0].path} was started with different inputs: the content of '{file}' has changed"
     sentence = f"run {runs[0].name} failed at step 0 of 3: ValueError: {changed}"
     with pytest.raises(RuntimeError, match=sentence):
         run_in_turn(runs, detach=False)
     assert [run.state for run in runs] == ["failed", "stopped", "stopped"]
     curves = LiveCurves(runs)
-    assert curves.progress[0]["state"] == "failed" and "was started with other inputs" in curves.progress[0]["error"]
+    assert (
+        curves.progress[0]["state"] == "failed" and "was started with different inputs" in curves.progress[0]["error"]
+    )
     curves.close()
-    with pytest.raises(RuntimeError, match=r"failed at step 0 of 3: ValueError: .* was started with other inputs"):
+    with pytest.raises(RuntimeError, match=r"failed at step 0 of 3: ValueError: .* was started with different inputs"):
         answers_of(runs)
     assert "Traceback" in (runs[0].path / "log.txt").read_text()
     file.write_text(whole)

@@ -77,7 +77,7 @@ def test_one_damaged_run_blocks_nothing_but_itself(tmp_path: Path, name: str) ->
         assert good.name in monitor.choice.options
         monitor.choice.value = (good.name,)
         assert f"step {monitor.step.value}" in monitor.notice.status
-        assert not monitor.error or monitor.error.startswith(f"left out: {bad.path}")
+        assert not monitor.error or monitor.error.startswith(f"skipped: {bad.path}")
         frame = curves.frame()
         assert frame.loc[frame["seed"] == 0, "ntp_loss"].tolist() == [2.9, 2.8, 2.7, 2.6]
         assert any(len(panel["lines"]) for panel in curves.curves["panels"])

@@ -47,7 +47,7 @@ def test_a_lock_whose_holder_has_ended_is_recognised(run: Run) -> None:
     ended = 2**22 + 1  # above any process id of Linux
     with take_lock(run.path) as lock:
         name_holder(lock, ended)
-        with naming(RuntimeError, f"a process that process {ended} on {socket.gethostname()} started"):
+        with naming(RuntimeError, f"a process started by process {ended} on {socket.gethostname()}"):
             take_lock(run.path)
 
 
@@ -124,7 +124,7 @@ def test_a_file_system_without_locks_is_named_before_anything_is_made(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with naming(OSError, tmp_path / "runs", "no file locks (flock)", "REFINE_RUNS"):
+    with naming(OSError, tmp_path / "runs", "does not support file locks (flock)", "REFINE_RUNS"):
         RunWriter.create(TrainConfig(recipe="tiny", refine=None), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
@@ -140,7 +140,7 @@ def test_a_run_copied_to_a_file_system_without_locks_is_read_and_not_executed(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     assert (run.alive, run.state) == (False, "waiting")
-    with naming(OSError, run.path, "no file locks (flock)"):
+    with naming(OSError, run.path, "does not support file locks (flock)"):
         take_lock(run.path)
 
 

@@ -111,7 +111,7 @@ def test_older_runs_are_resumed(folder: Path, tmp_path: Path, monkeypatch: pytes
     train, answer = list_runs(folder)
     lines: list[str] = []
     run_in_turn([train, answer], detach=False, log=lines.append)
-    assert lines[0] == f"{train.name} has finished already" and "finished, step 4/4" in lines[-1]
+    assert lines[0] == f"{train.name} has already finished" and "finished, step 4/4" in lines[-1]
     assert Run(answer.path).state == "finished"
     assert_rows(answer.updates(), ANSWER["whole"]["updates"], clocks=False, rtol=1e-4)
     assert_rows(answer.answers(), ANSWER["whole"]["answers"], clocks=False, rtol=1e-4)

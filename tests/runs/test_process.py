@@ -209,7 +209,7 @@ def test_a_run_that_was_stopped_is_not_whole_for_who_needs_it(launched):
 def test_stop_of_a_run_that_hangs_says_so(launched):
     process = launched(ENDLESS, mode="hangs")
     wait_for_step(process.run)
-    with pytest.raises(TimeoutError, match=r"was asked to stop and has not after 0\.3 s"):
+    with pytest.raises(TimeoutError, match=r"did not stop within 0\.3 s of being asked to"):
         stop(process, timeout=0.3)
 
 
@@ -358,7 +358,7 @@ def test_interrupt_stops_the_run_and_is_raised(script):
     output, _ = process.communicate(timeout=60)
     assert not run.alive, "it waited for the run to save"
     assert b"KeyboardInterrupt" in output
-    assert f"stopping run {run.name}, which saves first".encode() in output
+    assert f"stopping run {run.name} after it has saved".encode() in output
     assert process.returncode == -signal.SIGINT
     assert_saved_and_gone(run, pid)
 
@@ -381,7 +381,7 @@ def test_kill_of_the_parent_stops_the_run_by_itself(script, kill):
     kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     assert_saved_and_gone(run, pid)
-    assert run.status.error == "the process that started it ended"
+    assert run.status.error == "the process that started it has exited"
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(run.path) in (p.info["cmdline"] or [])]
 
 
@@ -392,7 +392,7 @@ def test_a_run_that_hangs_does_not_outlive_its_parent_for_long(script):
     process.communicate(timeout=60)
     wait_until(lambda: not run.alive)
     assert run.state == "killed"
-    assert "it has not saved in 5 s: killed" in (run.path / "log.txt").read_text()
+    assert "this run did not save within 5 s; killing it" in (run.path / "log.txt").read_text()
 
 
 @pytest.mark.process

@@ -74,7 +74,7 @@ def wait_until(done: Callable[[], bool], seconds: float = 120.0) -> None:
 
 def test_runs_train_one_after_the_other_and_only_once(tmp_path: Path, trainer: Callable[[str], list[str]]) -> None:
     runs, lines = make_runs(tmp_path / "runs"), []
-    with pytest.raises(RuntimeError, match=f"run {runs[0].name} has not begun at step 0 of 2"):
+    with pytest.raises(RuntimeError, match=rf"run {runs[0].name} has not started \(0 of 2 steps\)"):
         require_finished(runs)
     run_in_turn(runs, detach=False, log=lines.append, command=trainer("trains"))
     require_finished(runs)
@@ -85,7 +85,7 @@ def test_runs_train_one_after_the_other_and_only_once(tmp_path: Path, trainer: C
     ]
     lines.clear()
     run_in_turn(runs, detach=False, log=lines.append, command=trainer("trains"))
-    assert lines == [f"{run.name} has finished already" for run in runs]
+    assert lines == [f"{run.name} has already finished" for run in runs]
 
 
 def test_a_failure_ends_the_queue_and_is_told(tmp_path: Path, trainer: Callable[[str], list[str]]) -> None:
@@ -93,7 +93,7 @@ def test_a_failure_ends_the_queue_and_is_told(tmp_path: Path, trainer: Callable[
     with pytest.raises(RuntimeError, match="failed at step 1 of 2: ValueError: the loss is nan; living: 2"):
         run_in_turn(runs, detach=False, command=trainer("fails"))
     assert [run.state for run in runs] == ["finished", "failed", "stopped"]
-    assert runs[2].status.error == f"it never began, since {runs[1].name} did not finish"
+    assert runs[2].status.error == f"never started because {runs[1].name} did not finish"
     assert len(runs[2].metrics()) == 0
     with pytest.raises(RuntimeError, match=f"run {runs[1].name} failed at step 1 of 2: ValueError: the loss is nan"):
         require_finished(runs)

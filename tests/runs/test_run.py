@@ -408,7 +408,7 @@ def test_a_damaged_neighbour_is_told_and_left_out(tmp_path):
     for name, text in (("a-damaged", "{"), ("z-damaged", '{"format_version": 99}')):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(text)
-    with pytest.warns(UserWarning, match="left out: .*-damaged") as told:
+    with pytest.warns(UserWarning, match="skipped: .*-damaged") as told:
         assert [run.path for run in list_runs(tmp_path)] == [whole]
     assert len(told) == 2
 
@@ -450,10 +450,10 @@ def test_the_commits_of_runs_are_named_once_with_what_was_not_committed(tmp_path
         return SimpleNamespace(path=tmp_path / name)
 
     clean = [run(f"clean-{i}", '{"commit": "abc", "dirty": false}') for i in range(2)]
-    assert made_at(clean) == "Runs made at abc."
+    assert made_at(clean) == "Runs created with commit abc."
     dirty, outside = run("dirty", '{"commit": "def", "dirty": true}'), run("outside", '{"commit": null, "dirty": null}')
     said = made_at([*clean, dirty, outside])
-    assert said == "Runs made at abc, an unknown commit (no git checkout), def with uncommitted changes."
+    assert said == "Runs created with commit abc, def with uncommitted changes, unknown (no git checkout)."
     (tmp_path / "bare").mkdir()
     with naming(FileNotFoundError, tmp_path / "bare", "env.json"):
         made_at([SimpleNamespace(path=tmp_path / "bare")])

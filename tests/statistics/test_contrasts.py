@@ -81,7 +81,7 @@ def test_unequal_or_missing_pairs_are_refused():
         compare_methods(SCORES.assign(score=SCORES["score"].mask(last)), pair)
     with naming(ValueError, "unknown method 'refin'", "did you mean 'refine'?"):
         compare_methods(SCORES, [("refin", "sft")])
-    with refused("method", "sft", "another method than 'sft'"):
+    with refused("method", "sft", "a method other than 'sft'"):
         compare_methods(SCORES, [("sft", "sft")])
     with refused("columns"):
         compare_methods(SCORES.drop(columns="item"), pair)

@@ -69,4 +69,4 @@ def test_samples_of_evaluations(tmp_path):
 
 def test_few_different_items_are_named():
     assert few_items(FEWEST_ITEMS) == few_items(None) == ""
-    assert "only 44 different questions, fewer than 100" in few_items(44)
+    assert "only 44 distinct questions, fewer than 100" in few_items(44)

@@ -64,11 +64,11 @@ def test_the_parameters_of_the_projects_notebooks_are_read():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["-p", "conut", "1"], "unknown parameter 'conut'; did you mean 'count'? allowed are count, rate, "),
+        (["-p", "conut", "1"], "unknown parameter 'conut'; did you mean 'count'? allowed values: count, rate, "),
         (["-p", "count", "1,x"], "parameter count must be a whole number, got 'x'"),
         (["-r", "count", "0:3"], "parameter count must be a whole number, got '0:3'"),
-        (["-p", "count", "1,1"], "parameter count has the value 1 twice"),
-        (["-p", "rate", "1,,2"], "parameter rate must be values with a comma between them, none of them empty, got '1,,2'"),
+        (["-p", "count", "1,1"], "parameter count contains the value 1 twice"),
+        (["-p", "rate", "1,,2"], "parameter rate must be comma-separated values, none of them empty, got '1,,2'"),
         (["-p", "seeds", "3:3"], "the range of parameter seeds must be a:b with a below b; b is not included, got '3:3'"),
         (["-p", "seeds", "0:999999999"], "the number of values of seeds must be at most 10,000, got 999999999"),
         (["-p", "count", "0:200", "-p", "seeds", "0:200"], "at most 10,000, got 40000"),
@@ -90,7 +90,7 @@ def test_bad_input_is_refused_in_one_sentence_before_anything_is_created(tmp_pat
     [
         (["-p", "reward", "cosine,cosin"], "unknown reward 'cosin'; did you mean 'cosine'?"),
         (["-p", "recipe", "midtrane"], "unknown midtrain recipe 'midtrane'; did you mean 'midtrain'?"),
-        (["-p", "group_by", "prefix"], "RefineConfig.group_size must be at least 2 where group_by is 'prefix', got 1"),
+        (["-p", "group_by", "prefix"], "RefineConfig.group_size must be at least 2 if group_by is 'prefix', got 1"),
     ],
 )
 def test_a_value_that_the_configuration_refuses_is_refused_too(tmp_path, capsys, options, sentence):
@@ -102,19 +102,22 @@ def test_a_value_that_the_configuration_refuses_is_refused_too(tmp_path, capsys,
     ("parameters", "sentence"),
     [
         ("count = 1", "each line of its parameters cell must be `name: type = value`, got 'count = 1'"),
-        ("count: dict = {}", "the type of parameter count of .* must be one of int, Optional.int., .*, got 'dict'"),
+        ("count: dict = {}", "must be one of int, Optional[int], float, "),
         ("count: int = max(1, 2)", "the default of parameter count must be a plain value"),
     ],
 )
 def test_a_notebook_without_declared_parameters_is_refused(tmp_path, parameters, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError) as refusal:  # noqa: PT011
         read_notebook(write_notebook(tmp_path / "a.ipynb", parameters))
+    assert sentence in str(refusal.value) and "a.ipynb" in str(refusal.value)
 
 
 def test_a_file_that_is_no_notebook_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no notebook .*b\.ipynb"):
+    with pytest.raises(FileNotFoundError) as missing:
         read_notebook(tmp_path / "b.ipynb")
+    assert "b.ipynb" in str(missing.value)
     (tmp_path / "c.ipynb").write_text("[1]", encoding="utf-8")
-    with pytest.raises(ValueError, match="is not a notebook of Jupyter's format 4"):
+    with pytest.raises(ValueError) as refusal:  # noqa: PT011
         read_notebook(tmp_path / "c.ipynb")
+    assert "c.ipynb is not a notebook" in str(refusal.value)
     assert PARAMETERS.count("\n") + 1 == len(declared_parameters(write_notebook(Path(tmp_path / "d.ipynb"))))

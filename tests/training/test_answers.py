@@ -199,7 +199,7 @@ def test_a_damaged_file_costs_its_own_answers_alone(tmp_path: Path) -> None:
     (tmp_path / "2-3.parquet").write_bytes(whole[: len(whole) // 2])
     (tmp_path / ".6-7.parquet.99.tmp").write_bytes(whole[:50])
     (tmp_path / "notes.parquet").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"2-3\.parquet is damaged, its answers count as not given"):
+    with pytest.warns(UserWarning, match=r"2-3\.parquet is damaged; its answers are treated as missing"):
         assert log.done == {"n0", "n1", "n4", "n5"}
     with pytest.warns(UserWarning, match="is damaged"):
         assert log.read()["name"].tolist() == ["n0", "n1", "n4", "n5"]
@@ -226,7 +226,7 @@ def test_rows_of_the_wrong_form_leave_nothing_behind(tmp_path: Path) -> None:
     (row,) = rows(0)
     with pytest.raises(ValueError, match=r"must have the columns name, .*'f1' is missing"):
         log.write([{name: value for name, value in row.items() if name != "f1"}])
-    with pytest.raises(ValueError, match="an answer holds a value of another type than its column"):
+    with pytest.raises(ValueError, match="an answer contains a value whose type does not match its column"):
         log.write([{**row, "cut": "some"}])
     assert list(tmp_path.iterdir()) == []
 

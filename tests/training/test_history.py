@@ -328,7 +328,7 @@ def test_it_is_said_where_a_folder_has_no_record(base: Path, first: Run, tmp_pat
     assert clause in asked(first.path)[1], "its run started there"
     assert "not known" not in asked("tiny-deltanet", new)[1]
     assert history_of("org/name").unknown == () and history_of("new:anything").trained == ()
-    assert history_of("/no/such/folder").unknown == ("there is no folder '/no/such/folder' any more",)
+    assert history_of("/no/such/folder").unknown == ("the folder '/no/such/folder' no longer exists",)
 
 
 def test_a_damaged_record_is_named(first: Run, tmp_path: Path) -> None:

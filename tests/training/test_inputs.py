@@ -88,7 +88,7 @@ def goes_on(run: Run) -> bool:
 def refused(run: Run, what: str) -> None:
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     sentence = (
-        rf"^{run.path} was started with other inputs: {what}\. Restore them, start a new run, or accept the change"
+        rf"^{run.path} was started with different inputs: {what}\. Restore them, start a new run, or accept the change"
     )
     with pytest.raises(ValueError, match=sentence):
         train(run.path, StopSignal(run.path))
@@ -156,7 +156,9 @@ def test_a_curriculum_is_not_gone_on_with_over_other_text(model: Path, text: Pat
     assert goes_on(runs[0])
     assert [run.path for run in stage_runs(stages, tmp_path / "runs")] == [run.path for run in runs]
     (text / "queue.txt").write_text("other text", encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"^{runs[0].path} was started with other inputs: '.*queue\.txt' has changed"):
+    with pytest.raises(
+        ValueError, match=rf"^{runs[0].path} was started with different inputs: '.*queue\.txt' has changed"
+    ):
         stage_runs(stages, tmp_path / "runs")
 
 
@@ -167,7 +169,10 @@ def test_a_run_without_a_record_goes_on_with_a_notice(
     (run.path / "inputs.json").unlink()
     (text / "queue.txt").write_text("other text", encoding="utf-8")
     assert goes_on(run)
-    assert f"{run.path} has no record of its inputs: whether they have changed" in capsys.readouterr().out
+    assert (
+        f"{run.path} has no record of its inputs, so it is not known whether they have changed"
+        in capsys.readouterr().out
+    )
     assert run.inputs is None
 
 

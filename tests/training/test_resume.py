@@ -249,7 +249,7 @@ def test_a_run_with_a_damaged_number_is_left_out_and_blocks_no_other(
     stopped: Run, config: TrainConfig, tmp_path: Path, number: str
 ) -> None:
     (stopped.path / "started.json").write_text(f'{{"number": {number}}}', encoding="utf-8")
-    with pytest.warns(UserWarning, match=r"left out: number of .*started\.json must be a whole number"):
+    with pytest.warns(UserWarning, match=r"skipped: number of .*started\.json must be a whole number"):
         (other,) = resume_or_create([config], stopped.path.parent)
     assert other.number == 1
     with pytest.warns(UserWarning, match="left out"):
@@ -379,7 +379,7 @@ def test_three_skipped_steps_in_a_row_end_the_run_as_it_was_before_the_first(
     poisoned(monkeypatch, 4, 5, 6)
     run = begun(replace(config, refine=None, steps=9, checkpoint_every=1, keep_checkpoints=9), new(tmp_path / "runs"))
     train(run.path, After(run.path, 5))  # a stop between two of them saves, and changes no count
-    with naming(FloatingPointError, "steps 4 to 6 of 9", "that of step 3", "an lr below 0.001"):
+    with naming(FloatingPointError, "steps 4 to 6 of 9", "is from step 3", "an lr below 0.001"):
         go(run)
     assert [step for step, _ in run.checkpoints()] == [1, 2, 3]
     monkeypatch.undo()
@@ -390,7 +390,7 @@ def test_the_checkpoint_before_the_first_skipped_step_is_written(
 ) -> None:
     poisoned(monkeypatch, 4, 5, 6)
     run = begun(replace(config, refine=None, steps=9, checkpoint_every=100), new(tmp_path / "runs"))
-    with naming(FloatingPointError, "that of step 3"):
+    with naming(FloatingPointError, "is from step 3"):
         go(run)
     assert run.done == 3
 

@@ -85,10 +85,10 @@ def test_a_document_without_room_for_a_rollout_takes_the_place_of_the_last_one()
     panel.shown.result(60)
     assert len(panel.inspector.rollouts) == 2
     with pytest.raises(
-        ValueError, match="a prompt of 2 tokens has no room for a rollout of 5; it must have at least 6"
+        ValueError, match="a prompt of 2 tokens is too short for a rollout of 5; it must have at least 6"
     ):
         panel.read("a b").result(60)
-    assert "has no room for a rollout" in panel.error
+    assert "too short for a rollout" in panel.error
     assert (panel.token_map.text.text, len(panel.inspector.rollouts), panel.summary.summary) == ("a b", 0, {})
     assert panel.token_map.document["targets"] == []
     panel.token_map.selected = 1  # a click there

@@ -264,9 +264,11 @@ def test_a_model_with_other_tokens_is_no_comparison(worker: Worker, explorer: Re
     words = " ".join(tokenizer.convert_ids_to_tokens(range(len(tokenizer) - 150, len(tokenizer)))).replace(
         "\u0120", " "
     )
-    with pytest.raises(ValueError, match="a model to compare with must be one with the same tokens of this document"):
+    with pytest.raises(
+        ValueError, match="a model to compare with must be one that tokenises this document identically"
+    ):
         explorer.read(words).result(SECONDS)
-    assert "the same tokens of this document" in explorer.error
+    assert "tokenises this document identically" in explorer.error
     assert explorer._compare_field.value == ""
     assert "entropy_change" not in explorer.token_map.metrics
     assert explorer.token_map.metrics["reward"].values.size == len(explorer.token_map.text)
@@ -319,7 +321,7 @@ def test_ttt_refuses_what_would_lose_the_weights(worker: Worker) -> None:
     for again in (panel.start, panel.reset):
         with pytest.raises(ValueError, match="this panel is already adapting"):
             again()
-    with pytest.raises(ValueError, match="the model is being adapted: stop that first"):
+    with pytest.raises(ValueError, match="the model is being adapted: stop the adaptation first"):
         other.reset().result(SECONDS)
     panel._pressed("start")  # a second click
     assert "this panel is already adapting" in panel.error
@@ -347,12 +349,12 @@ def test_rollouts_of_moved_weights_are_refused(worker: Worker, explorer: RewardE
     panel = TTTPanel(text=TEXT, worker=worker)
     panel.fields["steps"].value = 1
     panel.start().result(SECONDS)
-    with pytest.raises(ValueError, match="the weights have moved since this document was read: read it again"):
+    with pytest.raises(ValueError, match="the weights have changed since this document was read: read it again"):
         explorer.explore(61).result(SECONDS)
     explorer.read().result(SECONDS)
     explorer.explore(61).result(SECONDS)
     panel.reset().result(SECONDS)
-    with pytest.raises(ValueError, match="the weights have moved since"):
+    with pytest.raises(ValueError, match="the weights have changed since"):
         explorer.explore(62).result(SECONDS)
 
 

@@ -50,7 +50,7 @@ def test_settings_that_differ(tmp_path: Path) -> None:
     sft = replace(one.config, refine=None, data=DataConfig(sources={HOSTILE: 1.0}))
     with RunWriter.create(sft, tmp_path) as writer:
         table = config_differences([one, writer.run]).set_index("setting")
-    assert table.loc["refine"].tolist() == ["given", "null"]
+    assert table.loc["refine"].tolist() == ["set", "null"]
     assert not [name for name in table.index if name.startswith("refine.")]
     assert json.loads(table.loc[f"data.sources.{HOSTILE}"].iloc[1]) == 1.0
     assert one.config.refine is not None
@@ -195,7 +195,7 @@ def test_what_is_damaged_or_gone_is_said(tmp_path: Path, watch: Callable[[Path],
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     monitor = watch(tmp_path)
-    assert re.match(r"left out: .*broken.*config\.json is damaged", monitor.error)
+    assert re.match(r"skipped: .*broken.*config\.json is damaged", monitor.error)
     assert [row["state"] for row in monitor.curves.progress] == ["finished"] * 2
     shutil.rmtree(runs[0].path)
     monitor.curves.start()

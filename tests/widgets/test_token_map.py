@@ -99,7 +99,7 @@ def test_ids_are_checked(tokenizer: PreTrainedTokenizerBase) -> None:
     assert len(token_text(tokenizer, [])) == 0
     with pytest.raises(ValueError, match="must be at least 0, got -3"):
         token_text(tokenizer, [1, -3])
-    with pytest.raises(ValueError, match=r"one row of whole numbers \[T\], got int64 \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"one-dimensional array of integers \[T\], got int64 \(1, 2\)"):
         token_text(tokenizer, [[1, 2]])
     with pytest.raises(ValueError, match="must be a fast tokenizer"):
         token_text(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a"))), [0])
@@ -126,8 +126,8 @@ def test_offsets_are_checked() -> None:
         ([0, 1], "from 0 to the text's 3 characters, got 0 to 1"),
         ([1, 3], "got 1 to 3"),
         ([0, 2, 1, 3], "token 1 ends before it begins"),
-        ([], r"T \+ 1 whole numbers"),
-        ([0.0, 3.0], "whole numbers, got float64"),
+        ([], r"T \+ 1 integers"),
+        ([0.0, 3.0], "integers, got float64"),
     ):
         with pytest.raises(ValueError, match=words):
             TokenText("abc", offsets)
@@ -156,7 +156,7 @@ def test_scales_begin_at_zero_or_at_percentiles() -> None:
 
 def test_metrics_are_checked() -> None:
     for arguments, words in (
-        (dict(values=[[1.0]]), r"must be one row \[T\], got shape \(1, 1\)"),
+        (dict(values=[[1.0]]), r"must be one-dimensional \[T\], got shape \(1, 1\)"),
         (dict(values=[1], name=""), "must have a name"),
         (dict(values=[1], low=2, high=1), "must rise from low to high, got 2.0 to 1.0"),
         (dict(values=[1], high=float("inf")), "must rise"),
@@ -215,9 +215,9 @@ def test_what_does_not_fit_changes_nothing() -> None:
     metric = Metric("a", "A", "", [1, 2])
     for arguments, more, words in (
         ((text, [Metric("a", "A", "", [1])]), {}, "'a' must have a value for each of 2 tokens, got 1"),
-        ((text, [metric, metric]), {}, r"must differ in name, got \['a', 'a'\]"),
-        ((text,), dict(targets=[Target(2)]), "target must be at one of the tokens from 0 to 1, got 2"),
-        ((text,), dict(chunk_borders=[-1]), "chunk border must be at one of the tokens from 0 to 1, got -1"),
+        ((text, [metric, metric]), {}, r"must have distinct names, got \['a', 'a'\]"),
+        ((text,), dict(targets=[Target(2)]), "target must be a token index from 0 to 1, got 2"),
+        ((text,), dict(chunk_borders=[-1]), "chunk border must be a token index from 0 to 1, got -1"),
         ((text,), dict(alternatives=([[0]], [[1.0]], ["a"])), r"must have shape \[2, A\], got \[1, 1\] and \[1, 1\]"),
         ((TokenText("", np.zeros(2**17 + 2, int)),), {}, "at most 131,072 tokens, got 131,073"),
     ):

@@ -23,6 +23,11 @@ REFERENCES = {"sft": "dash", "base": "dot", "none": "dot"}
 """Methods that are drawn as a horizontal line, and its dash."""
 
 
+NOT_TABULATED = ("ablation", "setting", "default", "updates", "sampled_accuracy")
+TRAINING = {"reward_mean": "training reward", "reward_std": "its std"}
+"""Headings of the rewards of the last batches of training."""
+
+
 def views(rows: pd.DataFrame, name: str) -> list[Any]:
     """Returns the table and the figure of one ablation, or a sentence if no run of it has finished.
 
@@ -36,11 +41,8 @@ def views(rows: pd.DataFrame, name: str) -> list[Any]:
 
 def ablation_table(rows: pd.DataFrame, name: str) -> Table:
     """Tabulates the measures of each setting of one ablation: mean ± standard deviation over seeds."""
-    ablation, measures = (
-        ABLATIONS[name],
-        rows.drop(columns=["ablation", "setting", "default", "updates"], errors="ignore"),
-    )
-    table = comparison_table(measures).data
+    ablation = ABLATIONS[name]
+    table = comparison_table(rows.drop(columns=[*NOT_TABULATED], errors="ignore").rename(columns=TRAINING)).data
     defaults = {f"REFINE, {label}" for label in rows.loc[rows.get("default") == True, "setting"]}  # noqa: E712
     marked = [f"{method} (recipe)" if method in defaults else method for method in table["method"]]
     order = sorted(range(len(table)), key=lambda row: table["method"][row].startswith("REFINE"))
@@ -61,13 +63,14 @@ def ablation_figure(rows: pd.DataFrame, name: str) -> go.Figure:
     for column, panel in enumerate(panels, start=1):
         scale = _measure(panel).scale
         values = [rows.loc[rows["setting"] == label, panel].dropna().to_numpy(float) * scale for label in labels]
-        for trace in _points(labels, values):
+        for trace in _points(labels, values, connected=all(label.isdecimal() for label in labels)):
             figure.add_trace(trace, 1, column)
         for trace in _references(rows, panel, labels, scale):
             figure.add_trace(trace, 1, column)
-        figure.update_xaxes(type="category", categoryorder="array", categoryarray=labels, row=1, col=column)
+        ends = [-0.4, len(labels) - 0.6]
+        figure.update_xaxes(type="category", categoryarray=labels, range=ends, row=1, col=column)
     title = f"{ablation.title} ({ablation.source}). Bars: lowest to highest seed"
-    figure.update_layout(title_text=title, title_x=0).update_xaxes(title_text=_axis(ablation.settings))
+    figure.update_layout(title_text=title, title_x=0.01).update_xaxes(title_text=_axis(ablation.settings))
     return dress(one_legend(figure), height=360).update_layout(margin_t=84)
 
 
@@ -79,9 +82,9 @@ def reward_by_setting(metrics: pd.DataFrame, name: str = "k") -> go.Figure:
     require_data("reward_by_setting", len(metrics) > 0, "no run of the ablation has begun")
     figure = make_subplots(1, 2, subplot_titles=["Mean reward (fig. E.3 a, b)", "Standard deviation (fig. E.3 c, d)"])
     styles = method_styles(metrics["method"])
-    colours = sample_colorscale("Viridis", np.linspace(0, 0.85, len(styles)).tolist(), colortype="tuple")
+    colours = sample_colorscale("Viridis", np.linspace(0.2, 0.85, len(styles)).tolist(), colortype="tuple")
     for (method, style), colour in zip(styles.items(), colours, strict=True):
-        red, green, blue = (round(255 * part) for part in colour)
+        red, green, blue = (round(255 * float(part)) for part in colour)
         label = f"{name} = {method.partition(': ')[2]}"
         style = replace(style, label=label, colour=f"#{red:02x}{green:02x}{blue:02x}")
         for column, key in ((1, "reward_mean"), (2, "reward_std")):
@@ -93,8 +96,8 @@ def reward_by_setting(metrics: pd.DataFrame, name: str = "k") -> go.Figure:
     return dress(one_legend(figure), height=380)
 
 
-def _points(labels: list[str], values: list[np.ndarray]) -> list[go.Scatter]:
-    """Draws the mean of each setting with its range, and single seeds as small points."""
+def _points(labels: list[str], values: list[np.ndarray], *, connected: bool) -> list[go.Scatter]:
+    """Draws the mean of each setting with its range, and single seeds as small points; numbers are `connected`."""
     style = KNOWN_METHODS["refine"]
     means = [float(each.mean()) for each in values]
     ranges = {
@@ -102,7 +105,7 @@ def _points(labels: list[str], values: list[np.ndarray]) -> list[go.Scatter]:
         "arrayminus": [mean - float(each.min()) for each, mean in zip(values, means, strict=True)],
     }
     line = go.Scatter(
-        x=labels, y=means, name="REFINE", mode="lines+markers", legendgroup="REFINE",
+        x=labels, y=means, name="REFINE", mode="lines+markers" if connected else "markers", legendgroup="REFINE",
         line={"color": style.colour, "width": 1}, marker={"symbol": style.symbol, "size": 9},
         error_y={"type": "data", "symmetric": False, "thickness": 1.5, **ranges}, hovertemplate="%{x}: %{y:.4g}",
     )  # fmt: skip

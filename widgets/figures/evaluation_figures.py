@@ -1,4 +1,4 @@
-"""Static figures of an evaluation: scores by the length of the prompt."""
+"""Static figures of an evaluation: scores by prompt length."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SHARES = ("score", "any_match", "ntp_accuracy", "exact_recall_word-4")
 
 
 def _by_length(scores: pd.DataFrame) -> pd.DataFrame:
-    """Returns the rows of the tasks that were measured at several lengths by a share from 0 to 1."""
+    """Returns the rows of the tasks that were evaluated at several lengths with a metric from 0 to 1."""
     rows = scores[scores["length"].notna() & scores["metric"].isin(SHARES)]
     return rows[rows.groupby("task")["length"].transform("nunique") > 1]
 
 
 def has_lengths(scores: pd.DataFrame) -> bool:
-    """Returns whether a task was measured at several lengths."""
+    """Returns whether a task was evaluated at several lengths."""
     return len(_by_length(scores)) > 0
 
 
@@ -36,7 +36,7 @@ def scores_by_length(scores: pd.DataFrame) -> go.Figure:
     `scores` as from `refine_lab.evaluation.tables.score_frame`. Raises ValueError if no task has several lengths.
     """
     rows = _by_length(scores)
-    require_data("scores_by_length", len(rows) > 0, "no task was measured at several lengths")
+    require_data("scores_by_length", len(rows) > 0, "no task was evaluated at several lengths")
     figure = go.Figure()
     for number, (task, own) in enumerate(rows.sort_values("length").groupby("task", sort=False)):
         colour, symbol = COLOURS[number % len(COLOURS)], SYMBOLS[number % len(SYMBOLS)]
@@ -44,12 +44,12 @@ def scores_by_length(scores: pd.DataFrame) -> go.Figure:
             x=own["length"].astype(int),
             y=own["value"] * 100,
             error_y={"array": own["stderr"].fillna(0) * 100, "thickness": 1},
-            name=f"{task} ({own['metric'].iloc[0]}, {different(own['different samples'])} different samples)",
+            name=f"{task} ({own['metric'].iloc[0]}, {different(own['different samples'])} distinct samples)",
             mode="lines+markers",
             line={"color": colour},
             marker={"symbol": symbol, "size": 8},
         )
     ticks = sorted(rows["length"].astype(int).unique())
-    figure.update_xaxes(title_text="tokens of a prompt with its answer", type="log", tickvals=ticks, ticktext=ticks)
+    figure.update_xaxes(title_text="prompt + answer length (tokens)", type="log", tickvals=ticks, ticktext=ticks)
     figure.update_yaxes(title_text="score (%)", range=[-5, 105])
     return dress(figure, height=380)

@@ -46,7 +46,7 @@ def comparison_table(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> Tab
     """Tabulates each method's measures: mean ± standard deviation (n - 1) over seeds, or mean [95 % interval] over prompts.
 
     `rows` as for `refine_lab.experiments.compare.comparison`, with `updates` if they were counted. Accuracies, recalls
-    and scores are shares, displayed in percent. If the rows have items, the number of different ones is a column, and a
+    and scores are fractions, displayed in percent. If the rows have items, the number of distinct ones is a column, and a
     sentence warns of fewer than 100. Raises ValueError for no rows.
     """
     frame = pd.DataFrame(rows)
@@ -157,7 +157,7 @@ def _number(name: str, mean: float, ends: Sequence[float], spread: float | None 
     if not np.isfinite(mean):
         return "–"
     if measure.unit == "%" and not signed:
-        ends = np.clip(ends, 0, 1).tolist()  # a share has no more to reach
+        ends = np.clip(ends, 0, 1).tolist()  # a fraction cannot exceed this
     style = f"{'+' if signed else ''}.{measure.digits}f"
     text = f"{mean * measure.scale:{style}}"
     if spread is not None and np.isfinite(spread):

@@ -22,7 +22,7 @@ from widgets.figures.series import INK, PANELS, MethodStyle, Plot, Symbol, has_p
 from widgets.figures.tables import Table
 
 BLUE, ORANGE = "#2a83bf", "#d55e00"
-REWARD_COLOURS = ("#009e73", "#cc79a7", "#a08a00")  # other colours than the methods have
+REWARD_COLOURS = ("#009e73", "#cc79a7", "#a08a00")  # colours that no method uses
 REWARD_SYMBOLS: Sequence[Symbol] = ("diamond", "circle", "triangle-up")
 
 
@@ -114,10 +114,12 @@ def entropy_profile(
     require_data("entropy_profile", len(raw) > 0 and len(positions) > 0)
     texts = [""] * len(raw) if tokens is None else [plain(token) for token in tokens]
     if len({*(lengths := (len(raw), len(smooth), len(texts)))}) > 1:
-        raise ValueError(f"entropies, smoothed and tokens must be of one length, got {', '.join(map(str, lengths))}")
+        raise ValueError(
+            f"entropies, smoothed and tokens must have the same length, got {', '.join(map(str, lengths))}"
+        )
     x, drawn = np.arange(len(raw)), np.asarray(positions, dtype=int)
     if (outside := drawn[(drawn < 0) | (drawn >= len(raw))]).size:
-        raise ValueError(f"positions must lie in 0..{len(raw) - 1}, got {outside[0]}")
+        raise ValueError(f"positions must be from 0 to {len(raw) - 1}, got {outside[0]}")
     hover = "position %{x}, token “%{text}”<br>%{y:.3f} nats<extra></extra>"
     figure = go.Figure()
     figure.add_trace(thin_line(x, raw, "rgba(122, 122, 122, 0.55)", 1, "entropy", texts, hover))

@@ -41,7 +41,7 @@ class Plot:
 
     @property
     def scale(self) -> int:
-        """Returns the factor from the column to the axis: shares are drawn in percent."""
+        """Returns the factor from the column to the axis: fractions are drawn in percent."""
         return 100 if self.unit.startswith("%") else 1
 
 

@@ -123,7 +123,7 @@ class EntropyText:
         self.label = method_styles([method])[method].label
 
     def __repr__(self) -> str:
-        """Summarises the means, the share of tokens with lower entropy, and the five largest changes in each direction."""
+        """Summarises the means, the fraction of tokens with lower entropy, and the five largest changes in each direction."""
         change = self.change
         order = np.argsort(change, kind="stable")
         lowest = ", ".join(self._describe(i) for i in order[:5] if change[i] < 0)
@@ -159,7 +159,7 @@ class EntropyText:
 def _require_lengths(tokens: Sequence[str], entropies: Mapping[str, np.ndarray]) -> None:
     lengths = {name: len(values) for name, values in entropies.items()}
     if {*lengths.values()} != {len(tokens) - 1}:
-        raise ValueError(f"of {len(tokens)} tokens there must be {len(tokens) - 1} entropies, got {lengths}")
+        raise ValueError(f"expected {len(tokens) - 1} entropies for {len(tokens)} tokens, got {lengths}")
 
 
 def _number(value: float, digits: int) -> str:

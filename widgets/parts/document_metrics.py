@@ -1,4 +1,4 @@
-"""The metrics that colour a document in the reward explorer: readings of one or two models, and rollout rewards."""
+"""The metrics that colour a document in the reward explorer: statistics of one or two models, and rollout rewards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from widgets.parts.token_document import Metric
 
 
 def entropy_metric(reading: DocumentReading, when: str = "") -> Metric:
-    """Returns the entropy of each token; `when` distinguishes several readings of a document."""
+    """Returns the entropy of each token; `when` distinguishes several forward passes over a document."""
     name, title = (f"entropy_{when}", f"Entropy {when}") if when else ("entropy", "Entropy")
     return Metric(name, title, "nats", reading.entropies)
 

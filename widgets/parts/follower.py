@@ -112,7 +112,7 @@ class RunReader:
 def name_methods(readers: Sequence[RunReader]) -> bool:
     """Sets each reader's method, under which its run is averaged, and its label; returns whether any changed.
 
-    Runs with other settings are other methods (see `run_groups.group_names`), so names depend on the other runs.
+    Runs with different settings count as different methods (see `run_groups.group_names`), so names depend on the other runs.
     """
     before = [reader.progress for reader in readers]
     known = {reader: reader.config for reader in readers if reader.config is not None}

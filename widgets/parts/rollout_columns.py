@@ -47,10 +47,10 @@ def fold(text: str) -> str:
 def check_filters(filters: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `filters` without those that filter nothing. Raises ValueError for unknown names and invalid values."""
     if unknown := sorted(set(filters) - {*RANGES, *TEXTS}):
-        raise ValueError(f"filters may name {', '.join((*RANGES, *TEXTS))}, got {', '.join(unknown)}")
+        raise ValueError(f"filter names must be among {', '.join((*RANGES, *TEXTS))}, got {', '.join(unknown)}")
     for name, value in filters.items():
         if name in TEXTS:
-            require(isinstance(value, str), f"filter {name}", value, "a text")
+            require(isinstance(value, str), f"filter {name}", value, "a string")
         elif value is not None:
             require(_is_range(value), f"filter {name}", value, "[lowest, highest], numbers or None")
     kept = {name: value if name in TEXTS else list(value) for name, value in filters.items() if value}
@@ -157,7 +157,7 @@ def rollout_columns(frame: pd.DataFrame, decode: Decode, known: dict[int, str] |
     """
     frame = completed(frame)
     if len(frame) > MOST_ROWS:
-        raise ValueError(f"at most {MOST_ROWS:,} rollouts can be shown, got {len(frame):,}; choose some steps")
+        raise ValueError(f"at most {MOST_ROWS:,} rollouts can be shown, got {len(frame):,}; select fewer steps")
     keys = {name: _integers(frame[name], name) for name in (*KEYS, "sample_index")}
     group = pd.DataFrame({name: keys[name] for name in KEYS}).groupby([*KEYS], sort=False).ngroup().to_numpy(np.int32)
     first = np.unique(group, return_index=True)[1]
@@ -197,7 +197,7 @@ def rollout_columns(frame: pd.DataFrame, decode: Decode, known: dict[int, str] |
 
 def _integers(column: pd.Series, name: str) -> np.ndarray:
     if len(column) and not pd.api.types.is_integer_dtype(column):
-        raise ValueError(f"column {name} must hold whole numbers, got {column.iloc[0]}")
+        raise ValueError(f"column {name} must contain whole numbers, got {column.iloc[0]}")
     return column.to_numpy(np.int64)
 
 
@@ -211,7 +211,7 @@ def _ragged(column: pd.Series, name: str, *, ids: bool, last: int = 0) -> tuple[
             raise TypeError
     except (TypeError, ValueError):
         kind = "whole numbers" if ids else "numbers"
-        raise ValueError(f"column {name} must hold a list of {kind} in every row") from None
+        raise ValueError(f"column {name} must contain a list of {kind} in every row") from None
     if ids and flat.size and not 0 <= flat.min() <= flat.max() < MOST_IDS:
         raise ValueError(f"{name} must be from 0 to {MOST_IDS - 1:,}, got {flat.min()} to {flat.max()}")
     return flat, lengths

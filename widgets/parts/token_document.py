@@ -42,7 +42,7 @@ class Metric:
     def __post_init__(self) -> None:
         values = np.array(self.values, dtype=np.float32)
         if values.ndim != 1:
-            raise ValueError(f"values of {self.name!r} must be one row [T], got shape {values.shape}")
+            raise ValueError(f"values of {self.name!r} must be one-dimensional [T], got shape {values.shape}")
         object.__setattr__(self, "values", values)
         if not self.name:
             raise ValueError("a metric must have a name, got ''")
@@ -142,12 +142,12 @@ def packed_document(
 ) -> dict[str, Any]:
     """Returns the content of a token map as sent to the page, with targets and chunk borders in document order.
 
-    Raises ValueError for metrics of the same name or another length, and for a nonexistent token.
+    Raises ValueError for metrics with the same name or a wrong length, and for a nonexistent token.
     """
     tokens = len(text)
     names = [metric.name for metric in metrics]
     if len({*names}) < len(names):
-        raise ValueError(f"metrics must differ in name, got {names}")
+        raise ValueError(f"metrics must have distinct names, got {names}")
     for metric in metrics:
         if (count := len(metric.values)) != tokens:
             raise ValueError(f"{metric.name!r} must have a value for each of {tokens} tokens, got {count}")
@@ -155,7 +155,7 @@ def packed_document(
     borders = sorted({int(token) for token in chunk_borders})
     for kind, places in (("target", [token for token, _ in marks]), ("chunk border", borders)):
         for token in places:
-            require(0 <= token < tokens, f"a {kind}", token, f"at one of the tokens from 0 to {tokens - 1}")
+            require(0 <= token < tokens, f"a {kind}", token, f"a token index from 0 to {tokens - 1}")
     packed: dict[str, Any] | None = {"lazy": True} if callable(alternatives) else None
     if alternatives is not None and not callable(alternatives):
         packed = packed_alternatives(alternatives, tokens)

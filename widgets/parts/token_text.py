@@ -37,7 +37,9 @@ class TokenText:
     def __post_init__(self) -> None:
         offsets = np.array(self.offsets)
         if offsets.ndim != 1 or not len(offsets) or not np.issubdtype(offsets.dtype, np.integer):
-            raise ValueError(f"offsets must be a row of T + 1 whole numbers, got {offsets.dtype} {offsets.shape}")
+            raise ValueError(
+                f"offsets must be a one-dimensional array of T + 1 integers, got {offsets.dtype} {offsets.shape}"
+            )
         if (ends := (offsets[0], offsets[-1])) != (0, len(self.text)):
             raise ValueError(
                 f"offsets must go from 0 to the text's {len(self.text)} characters, got {ends[0]} to {ends[1]}"
@@ -65,11 +67,11 @@ def token_text(tokenizer: Any, token_ids: Any) -> TokenText:
     empty.
 
     `tokenizer`: a fast tokenizer of transformers, byte-level or with word starts (`▁`) and byte fallback. Raises ValueError
-    for any other, and for ids that are not one row of numbers from 0.
+    for any other, and for ids that are not a one-dimensional array of non-negative integers.
     """
     ids = np.asarray(token_ids)
     if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
-        raise ValueError(f"token_ids must be one row of whole numbers [T], got {ids.dtype} {ids.shape}")
+        raise ValueError(f"token_ids must be a one-dimensional array of integers [T], got {ids.dtype} {ids.shape}")
     if ids.size and ids.min() < 0:
         raise ValueError(f"token_ids must be at least 0, got {ids.min()}")
     distinct, places = np.unique(ids.astype(np.int64), return_inverse=True)

@@ -81,7 +81,7 @@ function render({ model, el }) {
     pen.fillText("token 0", LABEL, rows.length * ROW + 9);
     pen.textAlign = "right";
     pen.fillText(`token ${format(places.at(-1))}`, width - 2, rows.length * ROW + 9);
-    legend.textContent = `${format(low)} (pale) to ${format(range[1])} (full), ${measure.unit}`;
+    legend.textContent = `${format(low)} (faint) to ${format(range[1])} (strong), ${measure.unit}`;
   }
 
   function drawWrites(style, colour) {

@@ -25,8 +25,8 @@ class TaskData:
             raise ValueError(f"every example that is trained on needs an answer; {got}")
         if short := [e for e in examples if refine is not None and not refine.fits(len(e.prompt_ids))]:
             raise ValueError(
-                f"{len(short)} of {len(examples)} prompts have no room for the method's num_chunks, rollout_length and margin, "
-                f"the first {short[0].name!r} with {len(short[0].prompt_ids)} tokens: leave them out, or set fewer chunks"
+                f"{len(short)} of {len(examples)} prompts are too short for the method's num_chunks, rollout_length and "
+                f"margin, the first {short[0].name!r} with {len(short[0].prompt_ids)} tokens: remove them, or use fewer chunks"
             )
         self.examples, self.seed = examples, seed
 

@@ -124,7 +124,7 @@ def _without(splits: Splits, skipped: History) -> Splits:
     left = [example for example in splits.examples["test"] if not skipped.holds(example)]
     trained = splits.trained + len(splits.examples["test"]) - len(left)
     if trained and not left:
-        known = f"{skipped.names} was trained on the questions of all {trained} prompts, so that none is left"
+        known = f"{skipped.names} was trained on the questions of all {trained} prompts, so none is left"
         raise ValueError(f"{known} to be answered; only TaskConfig.shared 'allow' answers them")
     return replace(splits, examples={**splits.examples, "test": left}, trained=trained)
 

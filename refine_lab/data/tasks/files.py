@@ -77,14 +77,16 @@ def _rows(path: Path, config: TaskConfig) -> Iterator[tuple[str, str, tuple[str,
         prompt = row.get(config.prompt_column)
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(
-                f"column {config.prompt_column!r} of {str(path)!r} must hold prompts as text, row {number + 1} holds "
+                f"column {config.prompt_column!r} of {str(path)!r} must contain prompts as strings, but row {number + 1} holds "
                 f"{quote(prompt)}"
             )
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
             where = f"column {config.prompt_column!r} of {name!r}"
-            raise ValueError(f"{where} holds half of a surrogate pair, which is no letter, at {error.start}") from error
+            raise ValueError(
+                f"{where} contains an unpaired surrogate, which is not a character, at {error.start}"
+            ) from error
         yield name, prompt, _answers(row.get(column), path, number, column)
 
 
@@ -92,8 +94,8 @@ def _answers(value: Any, path: Path, number: int, column: str) -> tuple[str, ...
     texts = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError(
-            f"column {column!r} of {str(path)!r} must hold an answer or a list of answers as text, row {number + 1} holds "
-            f"{quote(value)}"
+            f"column {column!r} of {str(path)!r} must contain an answer or a list of answers as strings, but "
+            f"row {number + 1} contains {quote(value)}"
         )
     return tuple(text for text in texts if text.strip())
 
@@ -122,6 +124,6 @@ def _read(path: Path, config: TaskConfig) -> Iterator[Mapping[str, Any]]:
     for number, row in json_lines(path):
         place = f"line {number} of {str(path)!r}"
         if not isinstance(row, dict):
-            raise ValueError(f"{place} is no JSON object but {type(row).__name__}")
+            raise ValueError(f"{place} is not a JSON object but {type(row).__name__}")
         _columns(place, list(row), config)
         yield row

@@ -1,4 +1,4 @@
-"""Parses prompts in the form of RULER and LongBench into passages and question."""
+"""Parses prompts in the format of RULER and LongBench into passages and question."""
 
 from __future__ import annotations
 

@@ -116,7 +116,8 @@ def cut_middle(example: Example, limit: int) -> Example:
     question, room = tokens - example.question_start, limit - example.begins
     if question > room:
         raise ValueError(
-            f"the question of {example.name!r} alone has {limit - room + question} tokens, TaskConfig.prompt_tokens is {limit}"
+            f"the question of {example.name!r} alone has {limit - room + question} tokens, "
+            f"but TaskConfig.prompt_tokens is {limit}"
         )
     last, cut = min(max(limit // 2, question), room), tokens - limit
     ids = example.prompt_ids[: limit - last] + example.prompt_ids[tokens - last :]

@@ -78,7 +78,7 @@ def read_published(path: Path) -> Published:
         for unit in units:
             published.texts(unit)
             published.answers(unit)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:  # also for bytes that are no UTF-8
+    except (KeyError, TypeError, ValueError, RecursionError) as error:  # also for bytes that are not UTF-8
         raise ValueError(f"{str(path)!r} must be {EXPECTED}; it could not be read: {quote(error)}") from error
     return published
 

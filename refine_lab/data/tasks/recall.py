@@ -22,11 +22,11 @@ QUESTIONS = {
     "number": ("What is the special magic number for {key}?", "The special magic number for {key} is"),
 }
 PROMPT = "\nQuestion: {question}\nAnswer: {beginning}"
-"""Question and beginning of the answer, in RULER's form. The wording differs from the one that the shipped models were
+"""Question and beginning of the answer, in RULER's format. The wording differs from the one that the shipped models were
 trained on, so that there is something to learn.
 """
 TASK_SEED = 20_260_217
-"""Seed of every document, whatever the seed of a run: all runs train and test on the same documents."""
+"""Seed of every document, independent of a run's seed: all runs train and test on the same documents."""
 MOST_ATTEMPTS = 200
 """Maximum number of documents made to find one whose question belongs to the split."""
 
@@ -81,8 +81,8 @@ class _Maker:
             third = hashlib.sha256(example.question.encode()).digest()[0] % 3
             if split == "train" or ("test" if third else "validation") == name:
                 return example
-        few = "the tokenizer has too few words of one token"
-        raise ValueError(f"{few} to ask other {name} questions than the other split")
+        few = "the tokenizer has too few single-token words"
+        raise ValueError(f"{few} to ask {name} questions that differ from those of the other split")
 
     def _made(self, name: str, split: Split, number: int, purpose: str, texts: list[np.ndarray]) -> Example:
         length, shares = self.data.sequence_length, torch.tensor([*self.data.sources.values()])

@@ -26,7 +26,7 @@ from refine_lab.data.tasks.trained import UNTRAINED, History
 from refine_lab.data.tokenizer import beginning
 
 RULER_SEED = 20_260_218
-"""Seed of every draw, whatever the seed of a run: all runs train and test on the same prompts."""
+"""Seed of every draw, independent of a run's seed: all runs train and test on the same prompts."""
 NEEDS_LM_EVAL = (
     "a source 'ruler:FILE' needs the package lm_eval: pip install 'lm_eval==0.4.13' (the extra `eval` of refine_lab)"
 )
@@ -45,8 +45,8 @@ def ruler_splits(
 ) -> Splits:
     """Makes train, validation and test prompts from SQuAD v2.0 or HotpotQA (distractor).
 
-    Questions whose own paragraphs do not fit are left out, and so are those that `skipped` was trained on. A prompt has
-    as many documents as `prompt_tokens` holds, or as its split has.
+    Questions whose own paragraphs do not fit are left out, and so are those that `skipped` was trained on. A prompt
+    contains as many documents as fit into `prompt_tokens`, or all documents of its split.
 
     Raises FileNotFoundError or ValueError, in one sentence, if the file is missing or is neither data set, if lm_eval
     is not installed, and if there are too few questions for the counts.
@@ -113,7 +113,7 @@ class _Generator:
         draws.shuffle(questions)  # in the file's order the first would all be about one article
         some = draws.sample(paragraphs, min(50, len(paragraphs)))
         twice = 2 * MORE_DOCUMENTS * fmean(map(self.count, some))
-        # The harness draws from the global `random`, whose state stays as it is.
+        # The harness draws from the global `random`, whose state is left unchanged.
         with _replaced(self.harness, "random", SimpleNamespace(sample=harness_draws.sample, Random=random.Random)):
             samples = self.harness.generate_samples(
                 tokenizer=self.tokenise,

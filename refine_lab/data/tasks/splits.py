@@ -65,7 +65,7 @@ class SplitCounts:
         documents = ("document", self.documents, self.different_documents)
         for noun, count, different in (questions, documents):
             if count:
-                parts.append(_many(count, noun) + (f" ({different} different)" if different != count else ""))
+                parts.append(_many(count, noun) + (f" ({different} distinct)" if different != count else ""))
         if self.cut:
             parts.append(f"{self.cut} cut in the middle")
         return ", ".join(parts)

@@ -245,7 +245,7 @@ def test_files_that_are_none(tokenizer: PreTrainedTokenizerFast, tmp_path: Path)
     with refused("TaskConfig.source", "words"):
         load(Path("words"), tokenizer)
     (tmp_path / "half.parquet").write_bytes(b"PAR1 and no more")
-    with naming(ValueError, tmp_path / "half.parquet", "no parquet file"):
+    with naming(ValueError, tmp_path / "half.parquet", "not a Parquet file"):
         load(tmp_path / "half.parquet", tokenizer)
     (tmp_path / "bad.jsonl").write_bytes(b'{"prompt": "x"}\n{"prompt": \n')
     with naming(ValueError, tmp_path / "bad.jsonl", "line 2", "JSON"):

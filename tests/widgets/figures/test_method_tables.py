@@ -166,7 +166,7 @@ def test_tables_of_answers_count_different_questions_and_warn_of_few():
     for rows in (per_prompt(repeated), per_seed(repeated)):
         for table in (comparison_table(rows), differences_table(rows)):
             assert set(table.data["different questions"]) == {2}
-            assert "only 2 different questions, fewer than 100" in repr(table) and table.note in table._repr_html_()
+            assert "only 2 distinct questions, fewer than 100" in repr(table) and table.note in table._repr_html_()
     many = pd.concat([ANSWERS.assign(name=f"n{i}", question=f"n{i}") for i in range(100)])
     assert comparison_table(per_prompt(many.drop_duplicates(["method", "seed", "name"]))).note == ""
     assert "different questions" not in comparison_table(results()).data

@@ -75,9 +75,9 @@ def test_steps_and_answers_of_one_prompt():
     ("draw", "sentence"),
     [
         (lambda: entropy_change([], {"sft": []}, ["a"]), "figure entropy_change has no data"),
-        (lambda: entropy_change([1.0], {"sft": [1.0, 2.0]}, ["a", "b"]), "of 2 tokens there must be 1 entropies"),
+        (lambda: entropy_change([1.0], {"sft": [1.0, 2.0]}, ["a", "b"]), "expected 1 entropies for 2 tokens"),
         (lambda: EntropyText(["a"], [], [], "sft"), "figure EntropyText has no data"),
-        (lambda: EntropyText(["a", "b"], [1.0], [1.0, 2.0], "sft"), "of 2 tokens there must be 1 entropies"),
+        (lambda: EntropyText(["a", "b"], [1.0], [1.0, 2.0], "sft"), "expected 1 entropies for 2 tokens"),
         (lambda: ttt_figures.steps_table(pd.DataFrame()), "figure steps_table has no data"),
         (lambda: ttt_figures.answers_table(pd.DataFrame()), "figure answers_table has no data"),
     ],

@@ -151,7 +151,7 @@ def test_errors_reach_the_reader(tmp_path: Path, finished: Path, follow: Callabl
     failed, unreadable, whole = widget.progress
     assert (failed["state"], failed["error"]) == ("failed", "CUDA out of <b>memory</b>")
     assert unreadable["state"] == "unreadable"
-    assert "is no line of metrics" in unreadable["error"]
+    assert "is not a valid metrics line" in unreadable["error"]
     assert (whole["state"], whole["error"]) == ("finished", "")
     assert len(line_of(widget, "train:ntp_loss")["x"]) == 3
 
