@@ -46,7 +46,7 @@ def test_a_chain_is_launched_and_laid_beside_the_paper(tmp_path: Path) -> None:
     ]
     assert len(figures) == 5
     assert not [output for output in outputs(tmp_path) if output.get("name") == "stderr"]
-    assert said(tmp_path).endswith("Every figure has its data.\n") and "\nRuns made at " in said(tmp_path)
+    assert said(tmp_path).endswith("Every figure has its data.\n") and "\nRuns created with commit " in said(tmp_path)
 
 
 def test_a_wrong_parameter_stops_the_notebook_before_anything_is_made(tmp_path: Path) -> None:
