@@ -40,7 +40,7 @@ DEFAULTS: dict[str, Mapping[str, Any]] = {
 LONGBENCH_METRICS = {"longbench_triviaqa": "accuracy"}
 """Task -> its metric in table 5, where that is not the task's main one."""
 LABELS = {"sft": "SFT", "refine": "REFINE", "nested_sft": "nested SFT", "nested_refine": "nested REFINE"}
-SCALE = ("steps", "batch_size", "sequence_length")
+SCALE: Sequence[str] = ("steps", "batch_size", "sequence_length")
 
 FIELDS = (*(*PHASES, "setting", "seed", "task", "metric", "main", "length", "value", "stderr", "samples", "different"),)
 """Columns of `measured`."""
@@ -72,16 +72,21 @@ RANDOM = Row("random")
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
-def rows_of_runs(runs: Sequence[Run], base: str) -> dict[str, Row]:
-    """Returns the row of each run by the run's name; runs of other models and of other orders of phases have none."""
-    by_name = {run.name: run for run in runs}
-    found = {run.name: _row_of(run, by_name, absolute_model(base)) for run in runs}
-    return {name: row for name, row in found.items() if row is not None}
+def all_runs(folder: Path) -> list[Run]:
+    """Returns the finished runs of `folder`, and of the folders `output` below it, in which sweeps keep theirs."""
+    folders = [folder, *sorted(path for path in folder.rglob("output") if path.is_dir())]
+    return [run for each in folders for run in list_runs(each) if run.state == "finished"]
 
 
-def _row_of(run: Run, by_name: Mapping[str, Run], base: str) -> Row | None:
-    parent = run_of_model(run.config.model, by_name)
-    before = _initial(run.config.model, base) if parent is None else _row_of(parent, by_name, base)
+def rows_of_runs(runs: Sequence[Run], base: str) -> dict[Path, Row]:
+    """Returns the row of each run by the run's path; runs of other models and of other orders of phases have none."""
+    found = {run.path: _row_of(run, runs, absolute_model(base)) for run in runs}
+    return {path: row for path, row in found.items() if row is not None}
+
+
+def _row_of(run: Run, runs: Sequence[Run], base: str) -> Row | None:
+    parent = run_of_model(run.config.model, runs)
+    before = _initial(run.config.model, base) if parent is None else _row_of(parent, runs, base)
     phase = phase_of(run)
     later = PHASES[PHASES.index(phase) :]
     if (
@@ -108,12 +113,16 @@ def phase_of(run: Run) -> str:
     return "midtrain" if run.config.task is None else "posttrain"
 
 
-def run_of_model(model: str, by_name: Mapping[str, Run]) -> Run | None:
-    """Returns the run whose last checkpoint, or whose folder, a model's name is; None if there is none of that name."""
-    parts = Path(model.removeprefix("new:")).parts
-    run = next((by_name[part] for part in reversed(parts) if part in by_name), None)
+def run_of_model(model: str, runs: Sequence[Run]) -> Run | None:
+    """Returns the run whose last checkpoint, or whose folder, a model's name is; None if there is none.
+
+    If the runs have been moved, the run of the same name counts, provided that there is only one.
+    """
+    path = Path(model.removeprefix("new:"))
+    named = [run for run in runs if run.name in path.parts]
+    run = next((run for run in named if run.path in (path, *path.parents)), named[0] if len(named) == 1 else None)
     last = f"step-{run.config.steps}" if run is not None and run.kind == "train" else ""
-    return run if run is not None and parts[-1] in (run.name, last) else None
+    return run if run is not None and path.name in (run.name, last) else None
 
 
 def setting_of(run: Run, phase: str) -> str:
@@ -121,10 +130,15 @@ def setting_of(run: Run, phase: str) -> str:
     refine: RefineConfig | None = run.config.ttt and run.config.ttt.refine if phase == "ttt" else run.config.refine
     if refine is None:
         return ""
-    usual = {name: getattr(REFINE, name) for name in SETTINGS} | DEFAULTS[phase]
+    usual = {**{name: getattr(REFINE, name) for name in SETTINGS}, **DEFAULTS[phase]}
     before = "" if phase == "midtrain" else f"{phase}."
     changed = [name for name in SETTINGS if getattr(refine, name) != usual[name]]
     return ", ".join(f"{before}{name}={getattr(refine, name)}" for name in changed)
+
+
+def run_of_setting(run: Run) -> str:
+    """Returns a name for a mid-training run's evaluation: its method and settings, as in `refine-num_chunks_2`."""
+    return "-".join([run.config.method, *setting_of(run, "midtrain").replace("=", "_").split(", ")])
 
 
 def of_scale(runs: Sequence[Run], **scale: int | None) -> list[Run]:
@@ -135,7 +149,7 @@ def of_scale(runs: Sequence[Run], **scale: int | None) -> list[Run]:
     kept, found = [], set()
     for run in runs:
         if phase_of(run) == "midtrain":
-            here = dict(zip(SCALE, scale_of(run), strict=True))
+            here: dict[str, int] = dict(zip(SCALE, scale_of(run), strict=True))
             if any(value is not None and value != here[name] for name, value in scale.items()):
                 continue
             found.add(scale_of(run))
@@ -154,22 +168,27 @@ def scale_of(run: Run) -> tuple[int, int, int]:
 # -- measurements ------------------------------------------------------------------------------------------------------
 
 
+def paper_runs(folder: Path, base: str, **scale: int | None) -> dict[Path, tuple[Run, Row]]:
+    """Returns the finished runs below `folder` that began with `base`, each with its row, by path (see `of_scale`)."""
+    runs = of_scale(all_runs(folder), **scale) if folder.is_dir() else []
+    rows = rows_of_runs(runs, base)
+    return {run.path: (run, rows[run.path]) for run in runs if run.path in rows}
+
+
 def measured(
     folder: Path, base: str, *, samples: int | None = None, **scale: int | None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns everything that was measured inside `folder`, as lines with `FIELDS`, and the tasks that could not run.
 
-    Only finished runs that began with `base` count, of mid-training those with this `scale` (see `of_scale`), and
-    evaluations with `samples` as their limit (None: any). A later measurement replaces an earlier one of the same row and
-    seed. The second frame has `task`, `length` and `reason`. Raises ConfigError as `of_scale`, and for evaluations with
-    different settings.
+    Only the `paper_runs` count, and evaluations with `samples` as their limit (None: any). A later measurement replaces an
+    earlier one of the same row and seed. The second frame has `task`, `length` and `reason`. Raises ConfigError as
+    `of_scale`, and for evaluations with different settings.
     """
-    runs = of_scale([run for run in list_runs(folder) if run.state == "finished"], **scale)
-    rows = rows_of_runs(runs, base)
-    runs = [run for run in runs if run.name in rows]
+    found = paper_runs(folder, base, **scale)
+    runs, rows = [run for run, _ in found.values()], {path: row for path, (_, row) in found.items()}
     lines = [*_records(runs, rows), *_answers(runs, rows)]
-    found, missing = _evaluations(folder, base, runs, rows, samples)
-    frame = pd.DataFrame([*lines, *found], columns=list(FIELDS))
+    evaluated, missing = _evaluations(folder, base, runs, rows, samples)
+    frame = pd.DataFrame([*lines, *evaluated], columns=list(FIELDS))
     keys = [*Row._fields, "seed", "task", "metric", "length"]
     frame = frame.drop_duplicates(keys, keep="last").reset_index(drop=True)
     reasons = pd.DataFrame(missing, columns=["task", "length", "reason"]).drop_duplicates()
@@ -181,12 +200,12 @@ def _line(row: Row, seed: int, task: str, metric: str, value: float, **others: A
     return {**row._asdict(), "seed": seed, "task": task, "metric": metric, "value": value, **unset, **others}
 
 
-def _records(runs: Sequence[Run], rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
+def _records(runs: Sequence[Run], rows: Mapping[Path, Row]) -> Iterator[dict[str, Any]]:
     """Yields held-out loss and accuracy before and after each mid-training run, and the mean of its rewards."""
     for run in runs:
         if phase_of(run) != "midtrain":
             continue
-        row, seed, evaluations, metrics = rows[run.name], run.config.seed, run.evaluations(), run.metrics()
+        row, seed, evaluations, metrics = rows[run.path], run.config.seed, run.evaluations(), run.metrics()
         for metric in ("ntp_accuracy", "ntp_loss"):
             main = {"main": metric == "ntp_accuracy"}
             first, last = evaluations[metric].iloc[0], evaluations[metric].iloc[-1]
@@ -199,7 +218,7 @@ def _records(runs: Sequence[Run], rows: Mapping[str, Row]) -> Iterator[dict[str,
                 yield _line(row, seed, ROLLOUTS, metric, float(metrics[metric].mean()), **main)
 
 
-def _answers(runs: Sequence[Run], rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
+def _answers(runs: Sequence[Run], rows: Mapping[Path, Row]) -> Iterator[dict[str, Any]]:
     """Yields the fraction of test questions whose answer contains a reference, over the questions that every row answered."""
     groups: dict[tuple[str, int], list[tuple[Row, int, pd.DataFrame]]] = {}
     for row, seed, source, frame in _answered(runs, rows):
@@ -215,16 +234,17 @@ def _answers(runs: Sequence[Run], rows: Mapping[str, Row]) -> Iterator[dict[str,
                 yield _line(row, seed, QUESTIONS, "contains_answer", float(scores.mean()), stderr=stderr, **facts)
 
 
-def _answered(runs: Sequence[Run], rows: Mapping[str, Row]) -> Iterator[tuple[Row, int, tuple[str, int], pd.DataFrame]]:
+def _answered(
+    runs: Sequence[Run], rows: Mapping[Path, Row]
+) -> Iterator[tuple[Row, int, tuple[str, int], pd.DataFrame]]:
     """Yields row, seed, source of the questions and answers: of post-training and its initial model, then of test time."""
-    by_name = {run.name: run for run in runs}
     for run in sorted(runs, key=lambda run: run.kind == "answer"):
-        row, task, seed = rows[run.name], run.config.task, run.config.seed
+        row, task, seed = rows[run.path], run.config.task, run.config.seed
         if task is None:
             continue
         source = (task.test_source or task.source, task.prompt_tokens)
         if run.kind == "answer":
-            parent = run_of_model(run.config.model, by_name)
+            parent = run_of_model(run.config.model, runs)
             yield row, EVERY_SEED if parent is None else seed, source, run.answers()
             continue
         before = row._replace(posttrain="none", setting="")
@@ -241,13 +261,13 @@ FREE = ("model", "tasks", "lengths", "device", "batch_size", "ttt", "ttt_per", "
 
 
 def _evaluations(
-    folder: Path, base: str, runs: Sequence[Run], rows: Mapping[str, Row], samples: int | None
+    folder: Path, base: str, runs: Sequence[Run], rows: Mapping[Path, Row], samples: int | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    by_name, lines, missing, settings = {run.name: run for run in runs}, [], [], {}
+    lines, missing, settings = [], [], {}
     for path in sorted(folder.rglob("results.json"), key=lambda path: path.stat().st_mtime):
         result = read_json(path)
         config = result.get("config", {})
-        place = _place(config, absolute_model(base), by_name, rows) if "units" in result else None
+        place = _place(config, absolute_model(base), runs, rows) if "units" in result else None
         if place is None or (samples is not None and config.get("limit") != samples):
             continue
         key = json.dumps({name: value for name, value in config.items() if name not in FREE}, sort_keys=True)
@@ -260,15 +280,15 @@ def _evaluations(
 
 
 def _place(
-    config: Mapping[str, Any], base: str, by_name: Mapping[str, Run], rows: Mapping[str, Row]
+    config: Mapping[str, Any], base: str, runs: Sequence[Run], rows: Mapping[Path, Row]
 ) -> tuple[Row, int] | None:
     """Returns the row and seed of an evaluated model, or None for a model that belongs to no row."""
     model, ttt = str(config.get("model")), str(config.get("ttt", "none"))
-    run = run_of_model(model, by_name)
+    run = run_of_model(model, runs)
     if run is None:
         row, seed = _initial(model, base), EVERY_SEED
     else:
-        row, seed = rows[run.name], run.config.seed
+        row, seed = rows[run.path], run.config.seed
     if row is None or (ttt != "none" and row.ttt != "none"):
         return None
     return row._replace(ttt=ttt if ttt in METHODS["ttt"] else "none"), seed

@@ -40,11 +40,11 @@ class PaperPlan(Config):
     "Rows of table 4 (1 to 8). Each phase begins with the model of the one before; table 3 needs rows 1 to 3."
     seeds: tuple[Seed, ...] = (0, 1)
     "Each seed is one chain of runs."
-    midtrain: Text = "midtrain"
+    midtrain_recipe: Text = "midtrain"
     "Recipe of mid-training."
-    posttrain: Text = "posttrain"
+    posttrain_recipe: Text = "posttrain"
     "Recipe of post-training."
-    ttt: Text = "per_prompt"
+    ttt_recipe: Text = "per_prompt"
     "Recipe of test-time training."
     steps: Size | None = None
     "Batches of mid-training."
@@ -100,6 +100,17 @@ class PaperPlan(Config):
         return [*dict.fromkeys(row.ttt for row in self.wanted if row.ttt != "none")]
 
 
+def plan_of(*, tasks: str, **settings: Any) -> PaperPlan:
+    """Returns the plan that the notebook's parameters describe: `tasks` separated by commas, and lists.
+
+    Raises ConfigError for a value that is not allowed.
+    """
+    lists: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+    }
+    return PaperPlan(tasks=tuple(name.strip() for name in tasks.split(",")), **lists)
+
+
 def chain_rows() -> list[Row]:
     """Returns the rows of table 4 in order: mid-training, then post-training, then test-time training."""
     numbers = paper_numbers()
@@ -116,14 +127,16 @@ def midtrain_configs(plan: PaperPlan) -> list[TrainConfig]:
     if not (methods := plan.midtrain_methods):
         return []
     settings = {name: getattr(plan, name) for name in names}
-    return method_configs(plan.midtrain, plan.seeds, phase="midtrain", methods=methods, **settings)
+    return method_configs(plan.midtrain_recipe, plan.seeds, phase="midtrain", methods=methods, **settings)
 
 
 def posttrain_configs(plan: PaperPlan, model: str, seed: int) -> list[TrainConfig]:
     """Returns the configurations of post-training a mid-trained model: one for each method."""
     settings = {"model": model, "task": plan.task, "test": plan.questions, "steps": plan.posttrain_steps}
     methods = plan.posttrain_methods
-    return method_configs(plan.posttrain, [seed], phase="posttrain", methods=methods, device=plan.device, **settings)
+    return method_configs(
+        plan.posttrain_recipe, [seed], phase="posttrain", methods=methods, device=plan.device, **settings
+    )
 
 
 def ttt_configs(plan: PaperPlan, model: str, seed: int, methods: Sequence[str]) -> list[TTTRunConfig]:
@@ -131,7 +144,7 @@ def ttt_configs(plan: PaperPlan, model: str, seed: int, methods: Sequence[str]) 
     settings: dict[str, Any] = {"model": model, "count": plan.questions, "steps": plan.ttt_steps}
     prompts = plan.task if methods == ["none"] else None  # a post-trained model answers its own test questions
     return method_configs(
-        plan.ttt, [seed], phase="ttt", methods=methods, prompts=prompts, device=plan.device, **settings
+        plan.ttt_recipe, [seed], phase="ttt", methods=methods, prompts=prompts, device=plan.device, **settings
     )
 
 
@@ -147,17 +160,18 @@ def launch(plan: PaperPlan, folder: Path, report: Report = print) -> list[Run]:
     for seed in plan.seeds if plan.posttrain_methods else ():
         configs = posttrain_configs(plan, models["refine", seed], seed)
         task = load_training_task(configs)
-        report(task.report)
+        report(str(task.report))
         found = _finished(posttrain.task_runs(configs, task, folder))
         posttrain.answers_of(found, task)
         posttrained |= {(run.config.method, seed): str(run.path) for run in found}
         runs += found
+    answering: list[Run] = []
     for model, seed, methods in _answering(plan, models, posttrained):
         configs = ttt_configs(plan, model, seed, methods)
         policy, _, task = load_prompts(configs[-1])
-        found = ttt_runs(configs, policy, task.test, folder)
+        answering += ttt_runs(configs, policy, task.test, folder)
         del policy
-        runs += _finished(found)
+    runs += _finished(answering)
     for config, out in evaluations(plan, folder, models, posttrained):
         report(f"\n{out.name}:")
         evaluate(config, out, report)
@@ -165,7 +179,7 @@ def launch(plan: PaperPlan, folder: Path, report: Report = print) -> list[Run]:
 
 
 def _finished(runs: list[Run]) -> list[Run]:
-    run_in_turn(runs, detach=False, every=10.0)
+    run_in_turn([run for run in runs if run.state != "finished"], detach=False, every=10.0)
     require_finished(runs)
     return runs
 
@@ -208,9 +222,13 @@ def evaluations(
     """Yields the configuration and folder of each evaluation; random weights come first, then the model before training."""
     for each in _evaluated(plan, models, posttrained):
         if each.tasks:
-            settings = {name: getattr(plan, name) for name in ("lengths", "data", "essays", "device")}
-            config = EvaluationConfig(model=each.model, tasks=each.tasks, limit=plan.samples, ttt=each.ttt, **settings)
-            yield config, folder / EVALUATIONS / each.label
+            yield evaluation_of(plan, each.model, each.tasks, each.ttt), folder / EVALUATIONS / each.label
+
+
+def evaluation_of(plan: PaperPlan, model: str, tasks: tuple[str, ...], ttt: str = "none") -> EvaluationConfig:
+    """Returns the configuration of an evaluation of a model at the plan's scale."""
+    settings: dict[str, Any] = {name: getattr(plan, name) for name in ("lengths", "data", "essays", "device")}
+    return EvaluationConfig(model=model, tasks=tasks, limit=plan.samples, **{**settings, "ttt": ttt})
 
 
 def _evaluated(

@@ -6,14 +6,16 @@ have no sign there. A cell without a measurement is left empty and never counts 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from refine_lab.experiments.paper_rows import EVERY_SEED, HELD_OUT, QUESTIONS, RANDOM, ROLLOUTS, Row
+from refine_lab.experiments.paper_rows import EVERY_SEED, FIELDS, HELD_OUT, QUESTIONS, RANDOM, ROLLOUTS, Row
+from refine_lab.models.hub import resolve
 from refine_lab.recipes.paper_results import MEAN, PAPER_MODELS, paper_numbers, reported_signs, table_names
+from refine_lab.runs.files import read_json
 from refine_lab.validation import require, unknown
 
 PAIRS: dict[str, tuple[tuple[int, int], ...]] = {
@@ -58,6 +60,13 @@ OWN: dict[str, tuple[Measure, ...]] = {
 """Table -> our own measures in it, for models that are too small for the paper's tasks."""
 
 
+def paper_model_of(model: str) -> str:
+    """Returns the paper's model of the same family: `LaCT-760M` for a LaCT, and `DeltaNet-1.3B` for every other one."""
+    model_type = read_json(resolve(model) / "config.json").get("model_type", "")
+    lact, deltanet = PAPER_MODELS
+    return lact if "lact" in str(model_type) else deltanet
+
+
 # -- cells -------------------------------------------------------------------------------------------------------------
 
 
@@ -65,10 +74,10 @@ def cells(table: str, measured: pd.DataFrame, model: str) -> pd.DataFrame:
     """Returns one line per row, measure and length of a table: the paper's number and ours.
 
     `measured` as from `paper_rows.measured`; `model` is one of `PAPER_MODELS`. Columns: `table`, `row` (its number),
-    `label`, `measure`, `task`, `length`, `unit`, `own`; `paper`; `mean`, `sd` (n - 1, over seeds), `by_seed` (seed -> value),
-    `stderr` (over samples; the mean of the seeds'), `samples` and `different`; `floor` (True, False, or None if random
-    weights were not measured). Values are in the unit, percent for fractions. A gap has `mean` NaN. `row` 0 is the model with
-    random weights. Raises ConfigError for an unknown table or model.
+    `label`, `measure`, `task`, `length`, `unit`, `own`; `paper`; `mean`, `sd` (n - 1, over seeds), `by_seed` (seed ->
+    value), `stderr` (over samples; the mean of the seeds'), `samples` and `different`; `floor` (`floor`, `above`, or
+    `unknown` if random weights were not measured). Values are in the unit, percent for fractions. A gap has `mean` NaN.
+    `row` 0 is the model with random weights. Raises ConfigError for an unknown table or model.
     """
     if table not in table_names():
         raise unknown("table", table, table_names())
@@ -78,11 +87,13 @@ def cells(table: str, measured: pd.DataFrame, model: str) -> pd.DataFrame:
     rows = {number: Row(*group[[*Row._fields]].iloc[0]) for number, group in paper.groupby("row")}
     lines = []
     for measure in _measures(table, paper):
-        for length in _lengths(measure, measured):
-            values = {0: _ours(measured, RANDOM, measure, length)}
-            values |= {number: _ours(measured, row, measure, length) for number, row in rows.items()}
-            floor = _floor(measure, values[0], _ours(measured, Row(), measure, length))
-            for number, ours in values.items():
+        by_row = {Row(*map(str, key)): lines for key, lines in _groups(_of_measure(measured, measure))}
+        for length in (lengths := _lengths(measure, measured)):
+            wanted = [each for each in lengths if each != MEAN] if length == MEAN else [length]
+            ours = {row: _ours(by_row.get(row), measure, wanted) for row in (RANDOM, Row(), *rows.values())}
+            values = {0: ours[RANDOM], **{number: ours[row] for number, row in rows.items()}}
+            floor = _floor(measure, ours[RANDOM], ours[Row()])
+            for number, each in values.items():
                 facts = {
                     "table": table,
                     "row": number,
@@ -90,15 +101,22 @@ def cells(table: str, measured: pd.DataFrame, model: str) -> pd.DataFrame:
                     "measure": measure.name,
                 }
                 facts |= {"task": measure.task, "length": length, "unit": measure.unit, "own": bool(measure.beside)}
-                lines.append({**facts, "paper": _printed(paper, number, measure, length), **ours, "floor": floor})
+                lines.append({**facts, "paper": _printed(paper, number, measure, length), **each, "floor": floor})
     return pd.DataFrame(lines)
 
 
 def _measures(table: str, paper: pd.DataFrame) -> Iterator[Measure]:
     for (task, metric, unit), group in paper.groupby(["task", "metric", "unit"], sort=False):
         name = group["column"].iloc[0]
-        yield Measure(name.rpartition(" ")[0] if group["length"].iloc[0] else name, task, metric, unit)
+        name = name.rpartition(" ")[0] if group["length"].iloc[0] else name
+        yield Measure(name, str(task), str(metric), str(unit))
     yield from OWN.get(table, ())
+
+
+def _groups(lines: pd.DataFrame) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
+    """Yields the lines of each row of the paper's tables with its fields."""
+    groups: Any = lines.groupby([*Row._fields])
+    yield from groups
 
 
 def _of_measure(measured: pd.DataFrame, measure: Measure) -> pd.DataFrame:
@@ -116,31 +134,31 @@ def _lengths(measure: Measure, measured: pd.DataFrame) -> list[str]:
     return lengths if len(lengths) == 1 and not by_length else [*lengths, MEAN]
 
 
-def _ours(measured: pd.DataFrame, row: Row, measure: Measure, length: str) -> dict[str, Any]:
-    lines = _of_measure(measured, measure)
-    every = sorted({each for each in lines["length"] if each}, key=int)
-    lines = lines[(lines[[*Row._fields]] == pd.Series(row._asdict())).all(axis=1)]
-    scale = 100.0 if measure.unit == "%" else 1.0
+def _ours(lines: pd.DataFrame | None, measure: Measure, lengths: Sequence[str]) -> dict[str, Any]:
+    """Returns mean and spread over seeds of a row's mean over `lengths`, all of which a seed must have."""
+    scale = 100.0 if measure.unit.startswith("%") else 1.0
     values, errors, facts = {}, [], {"samples": 0, "different": 0}
-    for seed, group in lines.groupby("seed"):
-        wanted = every if length == MEAN else [length]
-        group = group.set_index("length").reindex(wanted)
-        if len(wanted) and group["value"].notna().all():
+    lines = pd.DataFrame(columns=[*FIELDS]) if lines is None or not lengths else lines
+    for seed in lines["seed"].unique():
+        group = lines[lines["seed"] == seed].set_index("length").reindex([*lengths])
+        if group["value"].notna().all():
             values[int(seed)] = scale * float(group["value"].mean())
-            errors.append(scale * float(np.sqrt(np.square(group["stderr"]).sum(skipna=False)) / len(wanted)))
+            errors.append(scale * float(np.linalg.norm(group["stderr"].to_numpy(float)) / len(lengths)))
             facts = {name: int(group[name].sum()) for name in facts}
     found = np.array([*values.values()])
     mean, sd = found.mean() if len(found) else np.nan, found.std(ddof=1) if len(found) > 1 else np.nan
     return {"mean": mean, "sd": sd, "by_seed": values, "stderr": np.mean(errors) if errors else np.nan, **facts}
 
 
-def _floor(measure: Measure, random: Mapping[str, Any], base: Mapping[str, Any]) -> bool | None:
-    """Returns whether base and random weights are within two standard errors of their difference; None if unknown."""
+def _floor(measure: Measure, random: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """Returns `floor` if base and random weights are within two standard errors of their difference, else `above`."""
     if measure.task in NO_FLOOR:
-        return False
+        return "above"
     stderr = np.hypot(random["stderr"], base["stderr"])
     distance = abs(random["mean"] - base["mean"])
-    return None if np.isnan(distance + stderr) else bool(distance <= STANDARD_ERRORS * stderr)
+    if np.isnan(distance + stderr):
+        return "unknown"
+    return "floor" if distance <= STANDARD_ERRORS * stderr else "above"
 
 
 def _printed(paper: pd.DataFrame, row: int, measure: Measure, length: str) -> float:
@@ -165,8 +183,8 @@ def differences(found: pd.DataFrame, model: str) -> pd.DataFrame:
     lines = []
     for row, against in PAIRS[table]:
         for (measure, length), group in found.groupby(["measure", "length"], sort=False):
-            group = group.set_index("row")
-            one, other = group.loc[row], group.loc[against]
+            by_row: dict[int, Any] = {each["row"]: each for each in group.to_dict("records")}
+            one, other = by_row[row], by_row[against]
             paper = round(one["paper"] - other["paper"], 1)
             line = {"table": table, "row": row, "against": against, "difference": f"{one['label']} – {other['label']}"}
             line |= {"measure": measure, "length": length, **{name: one[name] for name in ("task", "unit", "own")}}
@@ -188,10 +206,10 @@ def _paired(one: Mapping[int, float], other: Mapping[int, float]) -> np.ndarray:
     return np.array([a - b for a, b in pairs if a is not None and b is not None])
 
 
-def _our_sign(values: np.ndarray, floor: bool | None) -> str:
+def _our_sign(values: np.ndarray, floor: str) -> str:
     if not len(values):
         return "gap"
-    return sign_of(float(values.mean())) if floor is False else "floor unknown" if floor is None else "floor"
+    return {"above": sign_of(float(values.mean())), "unknown": "floor unknown"}.get(floor, floor)
 
 
 def sign_of(value: float) -> str:
@@ -245,39 +263,57 @@ def summary(frames: list[pd.DataFrame]) -> pd.DataFrame:
 # -- gaps --------------------------------------------------------------------------------------------------------------
 
 
+GROUPS = {"niah": "niah", "ruler": "ruler_qa", "longbench": "longbench", "recall": "recall"}
+"""Beginning of a task's name -> the group that an evaluation measures; other tasks are those of table E.1."""
+
+
 def gaps(found: pd.DataFrame, missing: pd.DataFrame) -> pd.DataFrame:
-    """Returns one line per measure of a table that some rows lack: `table`, `measure`, `rows`, and `how` to make it.
+    """Returns one line per group of measures that some rows of a table lack: `table`, `measures`, `rows`, and `how`.
 
-    `found` are the `cells` of one table, `missing` the tasks that could not run (`paper_rows.measured`).
+    `found` are the `cells` of one table, `missing` the tasks that could not run (`paper_rows.measured`). `how` names what
+    produces the cells.
     """
-    lines = []
+    lines: dict[tuple[str, str], list[str]] = {}
+    table = str(found["table"].iloc[0])
     for measure, group in found[found["row"] > 0].groupby("measure", sort=False):
-        length = group["length"].iloc[-1]
-        empty = group[(group["length"] == length) & group["mean"].isna()]
+        group = group[group["length"] == group["length"].iloc[-1]]
+        empty = group[group["mean"].isna()]
         if len(empty):
-            rows = "all" if len(empty) == (group["length"] == length).sum() else ", ".join(empty["label"])
-            how = _how(str(group["table"].iloc[0]), str(group["task"].iloc[0]), empty, missing)
-            lines.append({"table": group["table"].iloc[0], "measure": measure, "rows": rows, "how": how})
-    return pd.DataFrame(lines, columns=["table", "measure", "rows", "how"])
+            rows = "all" if len(empty) == len(group) else ", ".join(empty["label"])
+            how = _how(str(group["task"].iloc[0]), empty, missing)
+            lines.setdefault((rows, how), []).append(str(measure))
+    table_lines = [
+        {"table": table, "measures": ", ".join(measures), "rows": rows, "how": how}
+        for (rows, how), measures in lines.items()
+    ]
+    return pd.DataFrame(table_lines, columns=["table", "measures", "rows", "how"])
 
 
-def _how(table: str, task: str, empty: pd.DataFrame, missing: pd.DataFrame) -> str:
+def _how(task: str, empty: pd.DataFrame, missing: pd.DataFrame) -> str:
     """Returns the sentences that name what produces a gap's cells."""
+    settings = {label.partition("(")[2].rstrip(")") for label in empty["label"] if "(" in label}
     sentences = []
-    settings = sorted({label.partition("(")[2].rstrip(")") for label in empty["label"] if "(" in label})
-    if settings:
-        name = "ttt.ipynb" if all(setting.startswith("ttt.") for setting in settings) else "ablate.ipynb"
-        sentences.append(f"notebooks/{name} trains the rows with different settings ({'; '.join(settings)}).")
+    if any(setting.startswith("ttt.") for setting in settings):
+        sentences.append(
+            "An evaluation adapts with the recipe's reward only: no notebook measures the row with another."
+        )
+    elif settings:
+        names = ",".join(dict.fromkeys(ABLATED[setting.partition("=")[0]] for setting in sorted(settings)))
+        sentences.append(f"`-p launch true -p ablations {names}` trains the rows with different settings.")
     if task == QUESTIONS:
-        sentences.append("`-p launch true` with the missing rows of table 4 in `chain` answers the questions.")
+        sentences.append("`-p launch true` answers the questions of the rows of table 4 that `chain` names.")
     elif task in NO_FLOOR:
-        sentences.append("`-p launch true` trains the missing rows, which record it.")
+        sentences += [] if settings else ["`-p launch true` trains the rows, which record it."]
     elif reasons := sorted({*missing.loc[missing["task"].str.startswith(task), "reason"]}):
         sentences.append(f"The task could not run: {reasons[0]}.")
     else:
-        needs = " -p data FOLDER" if not task.startswith(("niah", "recall")) else ""
-        group = {"longbench": "longbench", "short": "short"}.get(task, task)
+        group = next((name for start, name in GROUPS.items() if task.startswith(start)), "short")
+        needs = "" if group in ("niah", "recall") else " -p data FOLDER"
         sentences.append(
             f"`-p launch true -p tasks {group}{needs}` evaluates the rows, as does notebooks/evaluate.ipynb."
         )
     return " ".join(sentences)
+
+
+ABLATED = {"reward": "reward", "selection": "selection", "rollout_length": "k", "num_chunks": "c"}
+"""Setting -> the ablation that varies it (`refine_lab.recipes.ablations`)."""

@@ -52,12 +52,13 @@ def reported(figure: str) -> str:
     return content()[figure].get("text", "")
 
 
+@cache
 def paper_numbers() -> pd.DataFrame:
     """Returns one line per cell of the paper's tables, with `COLUMNS`; the value of a cell without a number is NaN.
 
     `row` counts the rows of one model from 1. `task`, `metric` and `length` name what measures the column here: an empty
-    metric is the task's main one; a length is a number of tokens, `mean`, or empty. The unit is `%`, `ppl`, `nats` or
-    `reward`; an empty one in the file is `%`.
+    metric is the task's main one; a length is a number of tokens, `mean`, or empty. The unit is `%`, `% of tokens`, `ppl`,
+    `nats` or `reward`.
     """
     lines = []
     for table in table_names():
