@@ -84,6 +84,8 @@ class RefineLM(TemplateLM):
         Raises ConfigError, which lists the allowed names, for an unknown name, and if `pretrained` is missing.
         """
         options = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        if options.get("device") == "cuda:0" and not torch.cuda.is_available():
+            del options["device"]  # lm_eval's default, which it passes without a GPU too
         values = {**options, **arg_dict}
         most = values.pop("max_batch_size", None)  # an upper bound of automatic batch sizes, which there are none of
         allowed = ["pretrained", "over_limit", *(field.name for field in fields(ReadingConfig))]

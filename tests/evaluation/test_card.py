@@ -47,7 +47,8 @@ def test_a_card_has_figures_counts_versions_and_the_place_of_the_results(run, co
     (card,) = read_cards(run.path)
     assert abs(datetime.now(UTC) - datetime.fromisoformat(card["date"])).total_seconds() < 600
     assert (card["step"], card["answers"], card["ttt"], card["limit"], card["seed"]) == (4, "greedy", "none", 3, 0)
-    assert json.loads((run.path / card["results"] / "results.json").read_text(encoding="utf-8")) == json.loads(json.dumps(result))
+    full = run.path / card["results"] / "results.json"
+    assert json.loads(full.read_text(encoding="utf-8")) == json.loads(json.dumps(result))
     assert not Path(card["results"]).is_absolute()
     assert card["versions"]["lm_eval"] == "0.4.13" and card["versions"]["torch"] == result["environment"]["torch"]
     done, gap = card["tasks"]

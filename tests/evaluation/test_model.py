@@ -286,6 +286,10 @@ def test_the_harness_finds_the_model_by_its_name():
     assert (lm.max_length, lm.batch_size, lm.name) == (128, 4, "tiny-deltanet") and lm.ttt is not None
     own = found.create_from_arg_obj({"pretrained": "tiny-deltanet", "batch_size": 2}, {"batch_size": 1, "device": None})
     assert own.batch_size == 2, "a value of --model_args precedes lm_eval's option of the same name"
+    default = found.create_from_arg_obj({"pretrained": "tiny-deltanet"}, {"device": "cuda:0"})
+    assert torch.cuda.is_available() or default.device.type == "cpu"
+    with naming(ValueError, "device", "'tpu'"):
+        found.create_from_arg_obj({"pretrained": "tiny-deltanet"}, {"device": "tpu"})
 
 
 @pytest.mark.parametrize(
