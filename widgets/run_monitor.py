@@ -70,7 +70,7 @@ class RunMonitor(Panel):
         self.choice = ipywidgets.SelectMultiple(description="Runs", rows=6, layout=ipywidgets.Layout(width="auto"))
         self.step = StepSlider(label="rollouts at step", disabled=True)
         self.differences = ipywidgets.HTML()
-        scrolls = ipywidgets.Box([self.differences], layout=ipywidgets.Layout(max_height="18em", overflow="auto"))
+        scrolls = ipywidgets.Box([self.differences], layout=ipywidgets.Layout(max_height="24em", overflow="auto"))
         buttons = ipywidgets.HBox([self.button(method, tooltip) for method, tooltip in TOOLTIPS.items()])
         self.children = [self.choice, buttons, self.notice, self.curves, scrolls, self.step, self.inspector]
         self.refresh()

@@ -107,15 +107,15 @@ def lineage(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 CARD_COLUMNS = [
-    *("run", "step", "date", "task", "length", "metric", "value", "standard error", "samples"),
-    *("different samples", "answers", "test-time training", "results"),
+    *("run", "step", "date (UTC)", "task", "length", "metric", "value ± standard error"),
+    *("samples (different)", "answers", "results"),
 ]
 
 
 def evaluation_results(runs: Iterable[Run]) -> pd.DataFrame:
     """Returns one row per task and length of every evaluation in the runs' result cards, all strings; "–" for none.
 
-    A task that could not run has its reason as `value`. `results` is the folder of the full results, relative to the
+    A task that could not run has its reason in place of the value. `results` is the folder of the full results, relative to the
     run directory.
     """
     rows: list[list[str]] = []
@@ -128,17 +128,28 @@ def evaluation_results(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def _card_rows(card: Mapping[str, Any]) -> Iterator[list[Any]]:
+    date = str(card["date"])[:16].replace("T", " ")
+    answers = card["answers"] if card["ttt"] == "none" else f"{card['answers']}, after test-time {card['ttt']}"
     for task in card["tasks"]:
-        value = task["value"] if task["status"] == "done" else f"not measured: {task['reason']}"
-        figures = [task["metric"], value, *(task.get(name) for name in ("stderr", "samples", "different_samples"))]
-        about = [card[name] for name in ("answers", "ttt", "results")]
-        yield [card["step"], card["date"], task["task"], task["length"], *figures, *about]
+        value, counts = shorten(f"not measured: {task.get('reason')}", 100), None
+        if task["status"] == "done":
+            spread = "" if task["stderr"] is None else f" ± {task['stderr']:.4f}"
+            value, counts = f"{task['value']:.4f}{spread}", f"{task['samples']} ({task['different_samples']})"
+        yield [
+            card["step"],
+            date,
+            task["task"],
+            task["length"],
+            task["metric"],
+            value,
+            counts,
+            answers,
+            card["results"],
+        ]
 
 
 def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4f}" if isinstance(value, float) else shorten(printable(str(value)))
+    return "–" if value is None else shorten(printable(str(value)))
 
 
 def _events(run: Run) -> Iterator[str]:

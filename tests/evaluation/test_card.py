@@ -72,7 +72,7 @@ def test_every_evaluation_of_a_run_has_one_card(run, config, tmp_path):
     assert states == {"../../first": "done", "../../second": "missing", "../../other/first": "missing"}
     table = evaluation_results([run])
     assert len(table) == 6 and set(table["step"]) == {"4"} and set(table["answers"]) == {"greedy", "sampled"}
-    assert table["value"].str.startswith("not measured: ").sum() == 2
+    assert table["value ± standard error"].str.startswith("not measured: ").sum() == 2
 
 
 @pytest.mark.parametrize("model", ["tiny-deltanet", "new:{run}"])

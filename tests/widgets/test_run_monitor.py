@@ -222,7 +222,8 @@ def test_evaluations_of_the_selected_runs_are_listed(tmp_path: Path, watch: Call
     monitor._pressed("refresh")
     shown = monitor.differences.value
     assert shown.count("niah_single_1") == 2 and "<td" in shown and "<img" not in shown
-    for cell in ("0.2500", "0.5000", "0.0625", "2026-02-16T10:00:00+00:00", "../../results/first", "not measured: "):
+    values, date = ("0.2500 ± 0.0625", "0.5000 ± 0.0625", "50 (48)"), "2026-02-16 10:00"
+    for cell in (*values, date, "../../results/first", "not measured: "):
         assert f">{cell}" in shown and cell in repr(monitor)
     monitor.choice.value = (other.name,)
     assert "Evaluations" not in monitor.differences.value
