@@ -9,7 +9,7 @@ from typing import Any
 
 import ipywidgets
 
-from refine_lab.experiments.compare import config_differences, lineage, tokenizer_of
+from refine_lab.experiments.compare import config_differences, evaluation_results, lineage, tokenizer_of
 from refine_lab.runs.files import is_run, parquet_parts
 from refine_lab.runs.process import request_stop
 from refine_lab.runs.queue import run_in_turn
@@ -37,6 +37,9 @@ TOOLTIPS = {
 
 LINEAGE = "Forks and accepted changes"
 """Caption of the table of `refine_lab.experiments.compare.lineage`."""
+
+EVALUATIONS = "Evaluations"
+"""Caption of the table of `refine_lab.experiments.compare.evaluation_results`."""
 
 PAGE_ROLLOUTS = 20_000
 """Approximate number of rollouts on an offline page."""
@@ -67,7 +70,7 @@ class RunMonitor(Panel):
         self.choice = ipywidgets.SelectMultiple(description="Runs", rows=6, layout=ipywidgets.Layout(width="auto"))
         self.step = StepSlider(label="rollouts at step", disabled=True)
         self.differences = ipywidgets.HTML()
-        scrolls = ipywidgets.Box([self.differences], layout=ipywidgets.Layout(max_height="18em", overflow="auto"))
+        scrolls = ipywidgets.Box([self.differences], layout=ipywidgets.Layout(max_height="24em", overflow="auto"))
         buttons = ipywidgets.HBox([self.button(method, tooltip) for method, tooltip in TOOLTIPS.items()])
         self.children = [self.choice, buttons, self.notice, self.curves, scrolls, self.step, self.inspector]
         self.refresh()
@@ -100,6 +103,8 @@ class RunMonitor(Panel):
             self._refreshing = False
         if len(chosen) < len(before):
             self._on_choice(None)
+        else:
+            self._show_tables()  # evaluations may have been added
         self.report(f"{_runs(names)}.")
         self.error = printable("\n".join(str(warning.message) for warning in damaged))
 
@@ -146,8 +151,7 @@ class RunMonitor(Panel):
             *self.notice.lines(),
             repr(self.curves),
         ]
-        if len(events := lineage(self.runs)):
-            parts.append(repr(Table(events, LINEAGE)))
+        parts += [repr(table) for table in self._tables()[1:] if len(table.data)]
         if self.inspector.rollouts.size:
             parts += [f"rollouts of {self._description()} at step {self.step.value}", repr(self.inspector)]
         return printable("\n".join(parts))
@@ -158,11 +162,19 @@ class RunMonitor(Panel):
     def _on_choice(self, change: Any) -> None:
         if self._refreshing:
             return
-        runs = self.runs
-        self.curves.show(*runs)
-        tables = Table(config_differences(runs), "Settings that differ"), Table(lineage(runs), LINEAGE)
-        self.differences.value = "".join(table._repr_html_() for table in tables if len(table.data))  # escaped cells
+        self.curves.show(*self.runs)
+        self._show_tables()
         self._show_steps()
+
+    def _tables(self) -> list[Table]:
+        """Returns the settings in which the selected runs differ, their forks and changes, and their evaluations."""
+        runs = self.runs
+        frames = {"Differing settings": config_differences(runs), LINEAGE: lineage(runs)}
+        frames[EVALUATIONS] = evaluation_results(runs)
+        return [Table(frame, caption) for caption, frame in frames.items()]
+
+    def _show_tables(self) -> None:
+        self.differences.value = "".join(table._repr_html_() for table in self._tables() if len(table.data))  # escaped
 
     @guarded
     def _on_progress(self, change: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from refine_lab.evaluation.config import EvaluationConfig
+from refine_lab.evaluation.config import EvaluationConfig, ReadingConfig
 from refine_lab.evaluation.packages import missing_packages
 
 WORDS = ("model", "data", "essays", "books", "device")
@@ -29,8 +29,8 @@ def parser() -> argparse.ArgumentParser:
     """Returns the parser; the help of an option is the sentence below its field in `EvaluationConfig`."""
     from refine_lab.evaluation.catalogue import BENCHMARKS, GROUPS
 
-    fields: Any = EvaluationConfig
-    about = {name: field.description for name, field in fields.__pydantic_fields__.items()}
+    kinds: list[Any] = [ReadingConfig, EvaluationConfig]
+    about = {name: field.description for kind in kinds for name, field in kind.__pydantic_fields__.items()}
     made = argparse.ArgumentParser(
         prog="python -m refine_lab.evaluation",
         description="Evaluates a model on benchmarks and writes the results as JSON and Parquet. "
@@ -86,7 +86,7 @@ def quiet() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 if every task was evaluated, 1 if some could not run, 2 for bad input."""
+    """Returns the exit status: 0 if every task was evaluated, 1 if some could not run, 2 for bad input, 130 if interrupted."""
     if sentence := missing_packages("lm_eval"):
         print(sentence, file=sys.stderr)
         return 2
@@ -99,6 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"stopped; the same command continues, since finished tasks are in {chosen['out']}", file=sys.stderr)
+        return 130
     print(f"written to {chosen['out'] / 'results.json'}")
     return 0 if all(unit["status"] == "done" for unit in result["units"]) else 1
 

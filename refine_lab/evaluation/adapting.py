@@ -9,26 +9,20 @@ from dataclasses import replace
 
 import torch
 
+from refine_lab.evaluation.config import ReadingConfig
 from refine_lab.models.base import FastWeightLM
 from refine_lab.recipes.testtime import ttt_per_prompt
 from refine_lab.training.adaptation import Adapter, fewer_chunks, padded_batch, preserve_weights
 from refine_lab.ttt_config import TTTConfig
-from refine_lab.validation import require
-
-METHODS = ("none", "sft", "refine")
 
 
-def ttt_settings(method: str, *, steps: int | None = None, lr: float | None = None, seed: int = 0) -> TTTConfig | None:
-    """Returns the configuration of test-time training: that of the recipe `per_prompt` with different `steps` or `lr`.
-
-    Raises ValueError for a method other than none, sft and refine.
-    """
-    require(method in METHODS, "ttt", method, "'none', 'sft' or 'refine'")
-    config = ttt_per_prompt(method, seed).ttt
+def ttt_settings(reading: ReadingConfig) -> TTTConfig | None:
+    """Returns the configuration of test-time training: that of the recipe `per_prompt` with `ttt_steps` and `ttt_lr`, if set."""
+    config = ttt_per_prompt(reading.ttt, reading.seed).ttt
     if config is None:
         return None
-    config = config if steps is None else replace(config, steps=steps)
-    return config if lr is None else replace(config, lr=lr)
+    config = config if reading.ttt_steps is None else replace(config, steps=reading.ttt_steps)
+    return config if reading.ttt_lr is None else replace(config, lr=reading.ttt_lr)
 
 
 def fewest_tokens(config: TTTConfig) -> int:

@@ -97,6 +97,20 @@ def seeded(*key: object) -> Iterator[None]:
         random.setstate(state)
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns the error of a block that reads a damaged or unsuitable file into `Missing`, which names the file."""
+    try:
+        yield
+    except Missing:
+        raise
+    except KeyError as error:
+        raise Missing(f"{str(path)!r} has no column {error}") from error
+    except (OSError, ValueError, TypeError) as error:
+        sentence = str(error).strip().partition("\n")[0]
+        raise Missing(f"{str(path)!r} cannot be read: {sentence}") from error
+
+
 def find_file(setting: Setting, patterns: Sequence[str], where: str) -> Path:
     """Returns the first file below the data folder whose path matches one of `patterns`.
 

@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import fields
+from typing import Any, Literal
 
-from refine_lab.validation import Config, Count, Length, Positive, Seed, Size, Text, configuration
+from refine_lab.validation import Config, Count, Length, Positive, Seed, Size, Text, configuration, path_of
 
 
 @configuration
-class EvaluationConfig(Config):
-    """What is evaluated and how. The results of different configurations are never mixed."""
+class ReadingConfig(Config):
+    """How a model reads prompts and answers them: the settings of `refine_lab.evaluation.model.RefineLM`."""
 
-    model: Text = "tiny-deltanet"
-    "An included model, a run directory, a folder, or org/repo, as in `load_model`."
-    tasks: tuple[Text, ...] = ("niah",)
-    "Names of tasks or of groups (`refine_lab.evaluation.catalogue`)."
-    lengths: tuple[Length, ...] = (512, 1024)
-    "Lengths (prompt plus answer, in tokens) of the tasks that have no fixed length."
-    limit: Count | None = None
-    "Number of samples per task and length (the first ones); none: the number used in the paper."
-    seed: Seed = 0
-    "Seed of the samples, of sampled answers, and of test-time training."
-    data: Text | None = None
-    "Folder that contains the files of the benchmarks, at any depth."
-    essays: Text | None = None
-    "Paul Graham's essays: a .txt or .jsonl file or a folder of .txt files; none: held-out text of the Python corpus."
-    books: Text | None = None
-    "Folder of .txt files for the task `books`."
     batch_size: Size = 8
     "Maximum number of prompts in a batch."
     max_length: Length | None = None
     "Maximum length of prompt plus answer in tokens; none: the model's own limit."
-    over_limit: Literal["cut_middle", "drop"] = "cut_middle"
-    "Whether the middle of a longer prompt is cut out, or the sample is dropped."
     add_bos: bool | None = None
     "Whether a prompt begins with the BOS token; none: as the tokenizer does by default."
     sampled: bool = False
     "Whether answers are sampled at temperature 1, as in the release's validation, instead of decoded greedily."
-    paper_rows: bool = False
-    "Whether the last incomplete batch of eight samples of a LongBench task is dropped, as in the paper."
+    seed: Seed = 0
+    "Seed of the samples, of sampled answers, and of test-time training."
     ttt: Literal["none", "sft", "refine"] = "none"
     "Test-time training on each context before the answer; the weights are restored afterwards."
     ttt_per: Literal["prompt", "batch"] = "prompt"
@@ -52,6 +35,40 @@ class EvaluationConfig(Config):
     dtype: Literal["float32", "bfloat16"] = "float32"
     "Autocast dtype of the forward passes."
 
+
+@configuration
+class EvaluationConfig(ReadingConfig):
+    """What is evaluated and how. The results of different configurations are never mixed."""
+
+    model: Text = "tiny-deltanet"
+    "An included model, a run directory, a folder, or org/repo, as in `load_model`."
+    tasks: tuple[Text, ...] = ("niah",)
+    "Names of tasks or of groups (`refine_lab.evaluation.catalogue`)."
+    lengths: tuple[Length, ...] = (512, 1024)
+    "Lengths (prompt plus answer, in tokens) of the tasks that have no fixed length."
+    limit: Count | None = None
+    "Number of samples per task and length (the first ones); none: the number used in the paper."
+    data: Text | None = None
+    "Folder that contains the files of the benchmarks, at any depth."
+    essays: Text | None = None
+    "Paul Graham's essays: a .txt or .jsonl file or a folder of .txt files; none: held-out text of the Python corpus."
+    books: Text | None = None
+    "Folder of .txt files for the task `books`."
+    over_limit: Literal["cut_middle", "drop"] = "cut_middle"
+    "Whether the middle of a longer prompt is cut out, or its sample left out of tasks that generate answers."
+    paper_rows: bool = False
+    "Whether the last incomplete batch of eight samples of a LongBench task is dropped, as in the paper."
+
     def __post_init__(self) -> None:
         self._require(len(self.tasks) > 0, "tasks", "at least one task")
         self._require(len(self.lengths) > 0, "lengths", "at least one length")
+        for name in ("data", "books"):
+            if (text := getattr(self, name)) is not None:
+                self._require(path_of(name, text).is_dir(), name, "a folder that exists")
+        if self.essays is not None:
+            self._require(path_of("essays", self.essays).exists(), "essays", "a file or a folder that exists")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """Returns the settings that the model has, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(ReadingConfig)}

@@ -16,5 +16,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"refine_lab.evaluation.harness: {error}") from error

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from refine_lab.data.files import json_lines
 from refine_lab.data.tasks.scores import exact_match
-from refine_lab.evaluation.benchmark import Benchmark, Measured, Missing, Setting, find_file
+from refine_lab.evaluation.benchmark import Benchmark, Measured, Missing, Setting, find_file, readable
 from refine_lab.evaluation.cutting import CUTS, CutRule, cut_figures, stop_texts
 from refine_lab.evaluation.harness_tasks import measure_task, prompts_task
 from refine_lab.evaluation.model import RefineLM
@@ -117,10 +117,10 @@ def docs_of(setting: Setting, task: str) -> tuple[list[dict[str, Any]], int, dic
     The paper's files contain only samples that are short enough with its tokenizer. Raises `Missing` without a file.
     """
     path = find_file(setting, [f"{task}_*.parquet", f"{task}.jsonl"], WHERE)
+    with readable(path):
+        docs, tokens = paper_docs(path) if path.suffix == ".parquet" else released_docs(path, task)
     if path.suffix == ".parquet":
-        docs, tokens = paper_docs(path)
         return docs, tokens, {"file": path.name, "samples in the paper": TASKS[task].paper_count}
-    docs, tokens = released_docs(path, task)
     short = [
         doc for doc in docs if len(setting.tokenizer(doc["input"], verbose=False).input_ids) + tokens <= MOST_TOKENS
     ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.data.tasks.prompts import end_of_text
 from refine_lab.evaluation.adapting import adapted_to, ttt_settings
+from refine_lab.evaluation.config import ReadingConfig
 from refine_lab.evaluation.generation import Sampler, StopRule, generate, greedy
 from refine_lab.evaluation.packages import harness, require_packages
 from refine_lab.evaluation.prompts import Encoder, cut_middle
@@ -19,7 +21,7 @@ from refine_lab.evaluation.reading import continuation_stats, read_prompts, text
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_model
 from refine_lab.ops.precision import autocast
-from refine_lab.validation import ConfigError, require
+from refine_lab.validation import ConfigError, require, unknown
 
 require_packages("lm_eval")
 TemplateLM: Any = harness("api.model").TemplateLM
@@ -41,52 +43,65 @@ class RefineLM(TemplateLM):
         pretrained: str | FastWeightLM,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
-        device: str = "auto",
-        dtype: str = "float32",
-        batch_size: int | str = 8,
-        max_batch_size: int | None = None,
-        max_length: int | None = None,
         over_limit: str = "cut_middle",
-        add_bos: bool | None = None,
-        sampled: bool = False,
-        seed: int = 0,
-        ttt: str = "none",
-        ttt_per: str = "prompt",
-        ttt_steps: int | None = None,
-        ttt_lr: float | None = None,
+        **settings: Any,
     ) -> None:
         """Loads the model named `pretrained` (see `load_model`), or uses a loaded one with its `tokenizer`.
 
-        `dtype` is the autocast dtype of the forward passes, "float32" or "bfloat16". `batch_size` is the maximum number
-        of prompts in a batch. A prompt and its answer have at most `max_length` tokens (none: the model's own limit); the
-        middle of a longer prompt is cut out, or the prompt is rejected. `sampled` samples answers at temperature 1 from `seed`
-        instead of greedy decoding. `ttt` adapts the model to each context, or to each batch of contexts, before it
-        answers, by `sft` or `refine`.
+        `settings` are fields of `ReadingConfig`. If a prompt and its answer have more tokens than `max_length`, the
+        middle of the prompt is cut out, or the prompt is rejected (`over_limit`).
 
-        Raises ValueError for values that are not allowed, and what `load_model` raises.
+        Raises ConfigError for settings that are unknown or not allowed, and what `load_model` raises.
         """
         super().__init__()
+        config = ReadingConfig(**settings)
+        require(over_limit in ("cut_middle", "refuse"), "over_limit", over_limit, "'cut_middle' or 'refuse'")
         if isinstance(pretrained, str):
-            self.policy, loaded = load_model(pretrained, device=device, seed=seed)
+            self.policy, loaded = load_model(pretrained, device=config.device, seed=config.seed)
         else:
             self.policy, loaded = pretrained, tokenizer
         require(loaded is not None, "tokenizer", tokenizer, "the tokenizer of the loaded model")
         assert loaded is not None
         self.tokenizer: PreTrainedTokenizerBase = loaded
         self.name = pretrained if isinstance(pretrained, str) else str(self.policy.config.model_type)
-        require(dtype in ("float32", "bfloat16"), "dtype", dtype, "'float32' or 'bfloat16'")
-        require(str(batch_size).isdigit() and int(batch_size) > 0, "batch_size", batch_size, "a whole number above 0")
-        require(over_limit in ("cut_middle", "refuse"), "over_limit", over_limit, "'cut_middle' or 'refuse'")
-        require(ttt_per in ("prompt", "batch"), "ttt_per", ttt_per, "'prompt' or 'batch'")
-        limit, most = max_length or self.policy.longest_context, self.policy.longest_context
-        require(most is None or (limit or 0) <= most, "max_length", max_length, f"at most {most} for this model")
-        self.encoder = Encoder.of(self.tokenizer, add_bos)
-        self.dtype, self.over_limit, self.sampled, self.seed = dtype, over_limit, sampled, seed
-        self.batch_size = min(int(batch_size), max_batch_size or UNLIMITED)
-        self.max_length = limit or UNLIMITED
-        self.ttt, self.ttt_per = ttt_settings(ttt, steps=ttt_steps, lr=ttt_lr, seed=seed), ttt_per
+        most = self.policy.longest_context or UNLIMITED
+        self.max_length = config.max_length or most
+        require(self.max_length <= most, "max_length", self.max_length, f"at most {most} for this model")
+        self.encoder = Encoder.of(self.tokenizer, config.add_bos)
+        self.over_limit, self.add_bos = over_limit, config.add_bos
+        self.dtype, self.batch_size = config.dtype, config.batch_size
+        self.sampled, self.seed = config.sampled, config.seed
+        self.ttt_per, self.ttt = config.ttt_per, ttt_settings(config)
         self.counts: Counter[str] = Counter()
         self.on_batch: Callable[[int, int], object] = lambda done, total: None
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Makes the model of `--model_args`, whose values precede those of lm_eval's own options.
+
+        Raises ConfigError, which lists the allowed names, for an unknown name, and if `pretrained` is missing.
+        """
+        options = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        if options.get("device") == "cuda:0" and not torch.cuda.is_available():
+            del options["device"]  # lm_eval's default, which it passes without a GPU too
+        values = {**options, **arg_dict}
+        most = values.pop("max_batch_size", None)  # an upper bound of automatic batch sizes, which there are none of
+        allowed = ["pretrained", "over_limit", *(field.name for field in fields(ReadingConfig))]
+        for name in values:
+            if name not in allowed:
+                raise unknown("name in --model_args", name, allowed)
+        require(bool(values.get("pretrained")), "pretrained in --model_args", None, "the name of a model")
+        if str(size := values.get("batch_size", 8)).isdecimal():
+            values["batch_size"] = int(size) if most is None else min(int(size), int(most))
+        return cls(str(values.pop("pretrained")), **values)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> Any:
+        """Makes the model of `--model_args` as text, as `create_from_arg_obj`."""
+        values = harness("utils").simple_parse_args_string(arg_string)
+        return cls.create_from_arg_obj(values, additional_config)
 
     # -- what the harness asks about a tokenizer ---------------------------------------------------------------------
 
@@ -125,7 +140,7 @@ class RefineLM(TemplateLM):
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Returns the tokens of context and continuation, separately if joining leaves the continuation no token."""
         before, after = super()._encode_pair(context, continuation)
-        return (before, after) if after else (before, self.encoder.text(continuation))
+        return before or [self.prefix_token_id], after or self.encoder.text(continuation)
 
     # -- what the harness asks of a model ----------------------------------------------------------------------------
 

@@ -127,7 +127,7 @@ def different(batch: Batch) -> int:
 def measure_recall(lm: RefineLM, setting: Setting) -> Measured:
     """Measures the fraction of facts of recall documents that are recalled exactly, for several numbers of facts."""
     length, count = setting.length or 1024, setting.limit or DOCUMENTS
-    data = DataConfig(sequence_length=length, validation_sequences=1)
+    data = DataConfig(sequence_length=length, validation_sequences=1, add_bos=lm.add_bos)
     try:
         held_out = SequenceData(data, setting.tokenizer, setting.seed, "validation", setting.manifest)
         asked = {kind: recall_documents(kind, count, length, held_out) for kind in KINDS}

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from types import ModuleType
 
-from refine_lab.validation import ConfigError
+from refine_lab.evaluation.benchmark import Missing
 
 INSTALL = {
     "lm_eval": "lm_eval==0.4.13",
@@ -36,15 +36,15 @@ def missing_packages(*names: str) -> str | None:
 
 
 def require_packages(*names: str) -> None:
-    """Raises ValueError, in one sentence, if a module among `names` is not installed."""
+    """Raises `Missing`, in one sentence, if a module among `names` is not installed."""
     if sentence := missing_packages(*names):
-        raise ConfigError("packages", names, "installed", sentence)
+        raise Missing(sentence)
 
 
 def harness(module: str, *packages: str) -> ModuleType:
     """Returns a module of lm_eval, without the warnings and the output that importing it causes.
 
-    Raises ValueError, in one sentence, if lm_eval or one of `packages` is not installed.
+    Raises `Missing`, in one sentence, if lm_eval or one of `packages` is not installed.
     """
     require_packages("lm_eval", *packages)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of defaults that its own tasks leave open

@@ -21,9 +21,9 @@ from refine_lab.evaluation.benchmark import Measured, Metric
 from refine_lab.evaluation.catalogue import BENCHMARKS, Unit
 from refine_lab.evaluation.lengths import effective_length, nolima_length
 from refine_lab.evaluation.short import short_average
-from refine_lab.runs.durable import replace_text
+from refine_lab.runs.durable import make_folder, replace_text
 from refine_lab.runs.files import read_json, write_parquet
-from refine_lab.validation import ConfigError
+from refine_lab.validation import ConfigError, require
 
 FORMAT_VERSION = 1
 PROMPT_END = 500
@@ -55,7 +55,7 @@ def gap_record(unit: Unit, reason: str) -> dict[str, Any]:
 def write_unit(out: Path, unit: Unit, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> None:
     """Writes a unit's samples, then its record: a unit whose record exists is complete."""
     for folder in ("units", "samples"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+        make_folder(out / folder)
     if rows:
         short = [{**row, "prompt": row["prompt"][-PROMPT_END:]} if "prompt" in row else dict(row) for row in rows]
         write_parquet(out / "samples" / f"{unit.name}.parquet", pa.Table.from_pylist(short))
@@ -69,16 +69,24 @@ def read_unit(out: Path, unit: Unit) -> dict[str, Any] | None:
     return record if record is not None and record["status"] == "done" else None
 
 
-def settle(out: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the settings of an evaluation, or checks that those of an earlier call are the same.
+def begin(out: Path, settings: Mapping[str, Any]) -> None:
+    """Makes the folder of an evaluation and writes its settings, unless an earlier call did.
 
-    Raises ConfigError, naming the first difference, if the folder contains results of different settings.
+    Raises OSError if the folder cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        make_folder(out)
+        if not (out / "settings.json").is_file():
+            replace_text(out / "settings.json", as_json(settings))
+    except OSError as error:
+        raise OSError(f"no results can be written in the folder {str(out)!r}: {error.strerror}") from error
+
+
+def require_same(out: Path, settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError if `out` is not a place for a folder, or has results of other settings, and names the first."""
+    require(out.is_dir() or not out.exists(), "out", str(out), "a folder, or a place for one")
     path, now = out / "settings.json", json.loads(as_json(settings))
-    if not path.is_file():
-        return replace_text(path, as_json(settings))
-    before = read_json(path)
+    before = read_json(path) if path.is_file() else now
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):
             other = f"{name} {before.get(name)!r}, not {now.get(name)!r}"
@@ -90,14 +98,14 @@ def write_results(out: Path, records: Sequence[Mapping[str, Any]], about: Mappin
     """Writes `results.json` and `results.parquet` of all records and returns the former's content."""
     whole = {"format_version": FORMAT_VERSION, **about, "figures": figures(records), "units": list(records)}
     replace_text(out / "results.json", as_json(whole))
-    table = [row for record in records for row in metric_rows(record)]
+    table = [{**row, "answers": about["answers"]} for record in records for row in metric_rows(record)]
     write_parquet(out / "results.parquet", pa.Table.from_pylist(table, schema=SCHEMA))
     return whole
 
 
 SCHEMA = pa.schema(
     [
-        *((name, pa.string()) for name in ("task", "group", "metric", "status", "reason")),
+        *((name, pa.string()) for name in ("task", "group", "metric", "status", "reason", "answers")),
         *(("length", pa.int64()), ("samples", pa.int64()), ("different_samples", pa.int64())),
         *(("value", pa.float64()), ("stderr", pa.float64()), ("main", pa.bool_()), ("seconds", pa.float64())),
     ]

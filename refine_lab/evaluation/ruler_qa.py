@@ -19,7 +19,7 @@ from refine_lab.data.files import refuse_pointer
 from refine_lab.data.tasks.passages import parse
 from refine_lab.data.tasks.ruler_qa import ruler_splits
 from refine_lab.data.tasks.scores import contains_answer, f1
-from refine_lab.evaluation.benchmark import Benchmark, Measured, Missing, Setting, find_file
+from refine_lab.evaluation.benchmark import Benchmark, Measured, Missing, Setting, find_file, readable
 from refine_lab.evaluation.cutting import CUTS, cut_figures
 from refine_lab.evaluation.harness_tasks import measure_task, prompts_task
 from refine_lab.evaluation.model import RefineLM
@@ -86,21 +86,27 @@ def made_docs(path: Path, setting: Setting, length: int) -> list[dict[str, Any]]
     ]
 
 
-def docs_of(setting: Setting, name: str) -> tuple[Sequence[dict[str, Any]], dict[str, Any]]:
+def docs_of(setting: Setting, name: str, model_type: str = "") -> tuple[Sequence[dict[str, Any]], dict[str, Any]]:
     """Returns the samples of a task at a length, and the file that they come from.
+
+    The paper has a file for DeltaNet's tokenizer and one for LaCT's; a LaCT model gets the latter if it is there.
 
     Raises `Missing` if there is neither one of the paper's files of that length nor the published data set.
     """
     kind, length = name.removeprefix("ruler_"), setting.length or PAPER_LENGTHS[0]
     published, where = PUBLISHED[kind]
+    own = [f"ruler_{kind}_lact_{length}_*_test.parquet"] * model_type.startswith("lact")
     try:
-        path = find_file(setting, [f"ruler_{kind}_*_{length}_*_test.parquet"], RELEASE)
-        return paper_docs(path), {"file": path.name, "prompts": "the paper's", "length includes": "prompt and answer"}
+        path = find_file(setting, [*own, f"ruler_{kind}_*_{length}_*_test.parquet"], RELEASE)
     except Missing as missing:
         try:
             path = find_file(setting, [published], f"{where}; {RELEASE}")
         except Missing:
             raise missing from None
+    else:
+        with readable(path):
+            docs = paper_docs(path)
+        return docs, {"file": path.name, "prompts": "the paper's", "length includes": "prompt and answer"}
     try:
         docs = made_docs(path, setting, length)
     except ValueError as error:
@@ -110,7 +116,7 @@ def docs_of(setting: Setting, name: str) -> tuple[Sequence[dict[str, Any]], dict
 
 def measure(lm: RefineLM, setting: Setting, name: str) -> Measured:
     """Measures one of the two tasks."""
-    docs, facts = docs_of(setting, name)
+    docs, facts = docs_of(setting, name, lm.policy.config.model_type)
     generation = {"max_tokens": ANSWER_TOKENS, "until": ["\n"], "skip_newlines": True}
     task = prompts_task(name, docs, score, METRICS, **generation)
     return measure_task(lm, task, replace(setting, limit=setting.limit or SAMPLES), facts)

@@ -10,12 +10,23 @@ from typing import Any
 
 from refine_lab.data.tasks.items import FEWEST_ITEMS
 from refine_lab.evaluation.benchmark import Missing, Setting
+from refine_lab.evaluation.card import CardWriter
 from refine_lab.evaluation.catalogue import BENCHMARKS, Unit, units
 from refine_lab.evaluation.config import EvaluationConfig
 from refine_lab.evaluation.model import RefineLM
 from refine_lab.evaluation.packages import versions
-from refine_lab.evaluation.results import gap_record, read_unit, settle, unit_record, write_results, write_unit
+from refine_lab.evaluation.results import (
+    begin,
+    gap_record,
+    read_unit,
+    require_same,
+    unit_record,
+    write_results,
+    write_unit,
+)
+from refine_lab.models.hub import Place, locate
 from refine_lab.models.loading import manifest_of
+from refine_lab.runs.cards import evaluated_run
 from refine_lab.runs.environment import environment
 from refine_lab.training.inputs import model_digests
 
@@ -32,16 +43,21 @@ def evaluate(config: EvaluationConfig, out: Path, report: Report = print) -> dic
     """Evaluates every task of `config` at every length and returns the content of `results.json` in the folder `out`.
 
     Tasks that an earlier call with the same settings has evaluated are not repeated. A task that cannot run is
-    left empty with a message that says what is missing, and is tried again in the next call.
+    left empty with a message that says what is missing, and is tried again in the next call. If the model is a training run,
+    a result card is written to its folder (`refine_lab.runs.cards`).
 
-    Raises ConfigError for an unknown task and for a folder with results of different settings, and what `load_model`
-    raises.
+    Raises ConfigError for an unknown task and for a folder with results of different settings, OSError if the folder cannot
+    be written, and what `load_model` raises; then nothing is written.
     """
     wanted = units(config.tasks, config.lengths)
+    checkpoint = locate(config.model.removeprefix("new:"))
     digests = model_digests(config.model)
-    settle(out, {**settings_of(config), "model_files": digests})
+    settings = {**settings_of(config), "model_files": digests}
+    require_same(out, settings)
     done = {unit: record for unit in wanted if (record := read_unit(out, unit)) is not None}
-    lm = None if len(done) == len(wanted) else load(config)
+    lm = None if len(done) == len(wanted) else load(config, checkpoint)
+    begin(out, settings)
+    card = CardWriter(config, checkpoint, out, report)
     about = {
         "config": dataclasses.asdict(config),
         "answers": "sampled" if config.sampled else "greedy",
@@ -56,6 +72,7 @@ def evaluate(config: EvaluationConfig, out: Path, report: Report = print) -> dic
             done[unit] = measured(lm, unit, setting_of(config, lm, unit), out, clock)
         clock.report_unit(number, unit, done[unit], wanted[number:], config)
         result = write_results(out, [done[each] for each in wanted if each in done], about)
+        card.write(result)
     return result
 
 
@@ -70,22 +87,10 @@ def settings_of(config: EvaluationConfig) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in others}
 
 
-def load(config: EvaluationConfig) -> RefineLM:
-    """Loads the model of an evaluation."""
-    return RefineLM(
-        config.model,
-        device=config.device,
-        dtype=config.dtype,
-        batch_size=config.batch_size,
-        max_length=config.max_length,
-        add_bos=config.add_bos,
-        sampled=config.sampled,
-        seed=config.seed,
-        ttt=config.ttt,
-        ttt_per=config.ttt_per,
-        ttt_steps=config.ttt_steps,
-        ttt_lr=config.ttt_lr,
-    )
+def load(config: EvaluationConfig, checkpoint: Place) -> RefineLM:
+    """Loads the model of an evaluation; from a run that is still training, the checkpoint that was found at the start."""
+    of_run = evaluated_run(checkpoint.folder) is not None and not config.model.startswith("new:")
+    return RefineLM(str(checkpoint.folder) if of_run else config.model, **config.reading)
 
 
 def setting_of(config: EvaluationConfig, lm: RefineLM, unit: Unit) -> Setting:

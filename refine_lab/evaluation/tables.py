@@ -58,12 +58,12 @@ def metric_frame(result: Mapping[str, Any]) -> pd.DataFrame:
     """Returns all metrics of every evaluated unit, one row per metric."""
     return pd.DataFrame(
         [
-            {"task": unit["task"], "length": unit["length"], "metric": name, **metric}
+            {"task": unit["task"], "length": unit["length"], "metric": name, **metric, "answers": result["answers"]}
             for unit in result["units"]
             if unit["status"] == "done"
             for name, metric in unit["metrics"].items()
         ],
-        columns=["task", "length", "metric", "value", "stderr", "higher_is_better"],
+        columns=["task", "length", "metric", "value", "stderr", "higher_is_better", "answers"],
     )
 
 
@@ -84,7 +84,7 @@ def length_frame(result: Mapping[str, Any]) -> pd.DataFrame:
         {"task": task, "effective length": effective, "NoLiMa's rule": lengths["nolima_length"][task]}
         for task, effective in lengths["effective_length"].items()
     ]
-    frame = pd.DataFrame(rows, columns=["task", "effective length", "NoLiMa's rule"])
+    frame = pd.DataFrame(rows, columns=["task", "effective length", "NoLiMa's rule"]).assign(answers=result["answers"])
     return frame.astype({"effective length": "Int64", "NoLiMa's rule": "Int64"})
 
 

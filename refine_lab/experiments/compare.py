@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
@@ -12,9 +13,11 @@ from refine_lab.data.tasks.items import items_of
 from refine_lab.data.tasks.scores import SCORES
 from refine_lab.experiments.run_groups import flat_settings, group_names
 from refine_lab.models.loading import load_tokenizer
+from refine_lab.runs.cards import FOLDER, read_cards
 from refine_lab.runs.run import STARTED, Run
 from refine_lab.runs.started import short
 from refine_lab.statistics.means import mean_interval, paired_difference
+from refine_lab.text import printable, shorten
 from refine_lab.validation import ConfigError
 
 READINGS = ("loss_before", "loss_after", "entropy_before", "entropy_after")
@@ -82,6 +85,8 @@ def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
     group's own settings are rows only if the runs that have it differ.
     """
     flat = {run.name: flat_settings(run.config) for run in runs}
+    if not flat:
+        return pd.DataFrame({"setting": []})
     table = pd.DataFrame(flat).rename_axis("setting")
     group = table.index.str.rpartition(".").get_level_values(0)
     absent = table.index.intersection(group)  # groups that some runs lack
@@ -99,6 +104,52 @@ def lineage(runs: Iterable[Run]) -> pd.DataFrame:
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             rows.append((run.name, f"{STARTED} is damaged"))
     return pd.DataFrame(rows, columns=["run", "event"])
+
+
+CARD_COLUMNS = [
+    *("run", "step", "date (UTC)", "task", "length", "metric", "value ± standard error"),
+    *("samples (different)", "answers", "results"),
+]
+
+
+def evaluation_results(runs: Iterable[Run]) -> pd.DataFrame:
+    """Returns one row per task and length of every evaluation in the runs' result cards, all strings; "–" for none.
+
+    A task that could not run has its reason in place of the value. `results` is the folder of the full results, relative to the
+    run directory.
+    """
+    rows: list[list[str]] = []
+    for run in runs:
+        try:
+            rows += [[run.name, *map(_cell, row)] for card in read_cards(run.path) for row in _card_rows(card)]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            rows.append([run.name, f"a file in {FOLDER} is damaged", *["–"] * (len(CARD_COLUMNS) - 2)])
+    return pd.DataFrame(rows, columns=CARD_COLUMNS)
+
+
+def _card_rows(card: Mapping[str, Any]) -> Iterator[list[Any]]:
+    date = str(card["date"])[:16].replace("T", " ")
+    answers = card["answers"] if card["ttt"] == "none" else f"{card['answers']}, after test-time {card['ttt']}"
+    for task in card["tasks"]:
+        value, counts = shorten(f"not measured: {task.get('reason')}", 100), None
+        if task["status"] == "done":
+            spread = "" if task["stderr"] is None else f" ± {task['stderr']:.4f}"
+            value, counts = f"{task['value']:.4f}{spread}", f"{task['samples']} ({task['different_samples']})"
+        yield [
+            card["step"],
+            date,
+            task["task"],
+            task["length"],
+            task["metric"],
+            value,
+            counts,
+            answers,
+            card["results"],
+        ]
+
+
+def _cell(value: Any) -> str:
+    return "–" if value is None else shorten(printable(str(value)))
 
 
 def _events(run: Run) -> Iterator[str]:

@@ -8,6 +8,7 @@
     checkpoints/   step-<n>/
     inputs.json    digests of the text or prompts and of the model that the run started with
     started.json   the configuration and reward that the run started with, and accepted changes
+    evaluations/   result cards of evaluations of the run
 
 There are two kinds of run: `train` trains a model, `answer` adapts a model to each prompt of a task and answers it.
 Format version 1 had other file names for the second kind (`files.OLDER_NAMES`) and no status.json; such directories can

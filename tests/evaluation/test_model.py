@@ -193,7 +193,7 @@ def test_a_long_prompt_is_refused_where_it_may_not_be_cut():
     [("batch_size", 0), ("over_limit", "drop"), ("ttt", "grpo"), ("ttt_per", "document"), ("dtype", "float16")],
 )
 def test_bad_settings_are_named(setting, value):
-    with refused(setting, value):
+    with refused(setting if setting == "over_limit" else f"ReadingConfig.{setting}", value):
         RefineLM(*loaded(), **{setting: value})
 
 
@@ -284,3 +284,28 @@ def test_the_harness_finds_the_model_by_its_name():
     assert found is RefineLM
     lm = found.create_from_arg_string("pretrained=tiny-deltanet,max_length=128,ttt=sft", {"batch_size": "4"})
     assert (lm.max_length, lm.batch_size, lm.name) == (128, 4, "tiny-deltanet") and lm.ttt is not None
+    own = found.create_from_arg_obj({"pretrained": "tiny-deltanet", "batch_size": 2}, {"batch_size": 1, "device": None})
+    assert own.batch_size == 2, "a value of --model_args precedes lm_eval's option of the same name"
+    default = found.create_from_arg_obj({"pretrained": "tiny-deltanet"}, {"device": "cuda:0"})
+    assert torch.cuda.is_available() or default.device.type == "cpu"
+    with naming(ValueError, "device", "'tpu'"):
+        found.create_from_arg_obj({"pretrained": "tiny-deltanet"}, {"device": "tpu"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "facts"),
+    [
+        (
+            "pretrained=tiny-deltanet,max_lenght=128",
+            ("'max_lenght'", "did you mean 'max_length'?", "over_limit", "ttt_lr"),
+        ),
+        ("pretraned=tiny-deltanet", ("'pretraned'", "did you mean 'pretrained'?", "batch_size")),
+        ("max_length=128", ("pretrained in --model_args", "the name of a model")),
+        ("pretrained=tiny-deltanet,max_length=long", ("ReadingConfig.max_length", "'long'")),
+        ("pretrained=tiny-deltanet,batch_size=auto", ("ReadingConfig.batch_size", "'auto'")),
+    ],
+)
+def test_wrong_model_arguments_get_one_sentence(arguments, facts):
+    with naming(ValueError, *facts) as caught:
+        RefineLM.create_from_arg_string(arguments)
+    assert "\n" not in str(caught.value)

@@ -14,8 +14,9 @@ import ipywidgets
 import pytest
 
 from refine_lab.config import DataConfig, TrainConfig, to_json
-from refine_lab.experiments.compare import config_differences
+from refine_lab.experiments.compare import config_differences, evaluation_results
 from refine_lab.recipes import ttt_per_prompt
+from refine_lab.runs.cards import write_card
 from refine_lab.runs.run import Run
 from refine_lab.runs.started import accept, check_unchanged
 from refine_lab.runs.writer import RunWriter, write_status
@@ -205,6 +206,30 @@ def test_what_is_damaged_or_gone_is_said(tmp_path: Path, watch: Callable[[Path],
     assert [run.name for run in monitor.runs] == [runs[1].name], "which can be started and stopped still"
     monitor.stop()
     assert monitor.notice.status == "None of the selected runs is in progress."
+
+
+def test_evaluations_of_the_selected_runs_are_listed(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    run, other = write_run(tmp_path / "runs", 0), write_run(tmp_path / "runs", 1)
+    monitor = watch(tmp_path / "runs")
+    assert "Evaluations" not in monitor.differences.value + repr(monitor)
+    done = {"task": "niah_single_1", "length": 512, "metric": "score", "status": "done", "samples": 50}
+    gap = {"task": HOSTILE, "length": None, "metric": "acc", "status": "missing", "reason": HOSTILE}
+    card = {"date": "2026-02-16T10:00:00+00:00", "step": 4, "answers": "greedy", "ttt": "none"}
+    card["tasks"] = [{**done, "value": 0.25, "stderr": 0.0625, "different_samples": 48}, gap]
+    for name, value in (("first", 0.25), ("second", 0.5)):
+        card["tasks"][0]["value"] = value
+        write_card(run.path, tmp_path / "results" / name, card)
+    monitor._pressed("refresh")
+    shown = monitor.differences.value
+    assert shown.count("niah_single_1") == 2 and "<td" in shown and "<img" not in shown
+    values, date = ("0.2500 ± 0.0625", "0.5000 ± 0.0625", "50 (48)"), "2026-02-16 10:00"
+    for cell in (*values, date, "../../results/first", "not measured: "):
+        assert f">{cell}" in shown and cell in repr(monitor)
+    monitor.choice.value = (other.name,)
+    assert "Evaluations" not in monitor.differences.value
+    for damage in ("{", "[]", '{"tasks": [{}]}', '{"tasks": 3}'):
+        (card_file := next((run.path / "evaluations").glob("*.json"))).write_text(damage, encoding="utf-8")
+        assert evaluation_results([run])["step"].tolist() == ["a file in evaluations is damaged"], card_file
 
 
 def inspectors() -> list[RolloutInspector]:
