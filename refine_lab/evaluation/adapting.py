@@ -17,7 +17,7 @@ from refine_lab.ttt_config import TTTConfig
 
 
 def ttt_settings(reading: ReadingConfig) -> TTTConfig | None:
-    """Returns the configuration of test-time training: that of the recipe `per_prompt` with `ttt_steps` and `ttt_lr`, if set."""
+    """Returns the configuration of test-time training: that of the recipe `per_prompt` with `ttt_steps` and `ttt_lr`."""
     config = ttt_per_prompt(reading.ttt, reading.seed).ttt
     if config is None:
         return None
