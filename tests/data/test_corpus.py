@@ -141,7 +141,7 @@ def test_a_damaged_archive_is_no_manifest(tmp_path: Path) -> None:
     flipped = whole[:12] + bytes(255 - byte for byte in whole[12:20]) + whole[20:]
     for data in (whole[:-12], whole[:5], flipped):
         (tmp_path / "manifest.json.gz").write_bytes(data)
-        with naming(ValueError, tmp_path / "manifest.json.gz", "manifest of a corpus"):
+        with naming(ValueError, tmp_path / "manifest.json.gz", "corpus manifest"):
             load_manifest(tmp_path / "manifest.json.gz")
 
 

@@ -182,7 +182,7 @@ def test_the_middle_of_a_long_prompt_is_cut_and_counted():
 
 def test_a_long_prompt_is_refused_where_it_may_not_be_cut():
     lm = RefineLM(*loaded(), max_length=40, over_limit="refuse")
-    with refused("a prompt's tokens", len(lm.tok_encode(TEXTS[2])), "at most 30, or it is cut"):
+    with refused("a prompt's tokens", len(lm.tok_encode(TEXTS[2])), "at most 30"):
         lm.generate_until(generations(*TEXTS, max_gen_toks=10))
     with refused("max_length", 40, "greater than 64, the number of tokens reserved for the answer"):
         lm.generate_until(generations(TEXTS[0], max_gen_toks=64))

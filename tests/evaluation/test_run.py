@@ -78,7 +78,7 @@ def test_results_have_figures_errors_counts_and_versions(config, tmp_path):
     assert all({"value", "stderr"} <= metric.keys() for unit in done for metric in unit["metrics"].values())
     assert result["figures"]["effective_length"] == {"ruler_squadqa": None}
     assert len(said) == 5 and "about" in said[0] and "left" in said[0] and "about" not in said[-1]
-    assert "(4 samples, 4 different, fewer than 100, " in said[0]
+    assert "(4 samples, 4 distinct, fewer than 100, " in said[0]
     sentence = tables.few_samples(tables.score_frame(result))
     assert sentence.endswith("noise: ruler_squadqa (512 tokens, 4), longbench_hotpotqa (4), piqa (4).")
     assert tables.few_samples(tables.score_frame(result).assign(few=False)) == ""
@@ -160,7 +160,7 @@ def test_without_lm_eval_the_command_line_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", WITHOUT], env=environ, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
-        "evaluation needs the package lm_eval: pip install 'lm_eval==0.4.13' (the extra `eval` of refine_lab)"
+        "evaluation needs these packages: lm_eval; pip install 'lm_eval==0.4.13' (the extra `eval` of refine_lab)"
     ]
 
 
@@ -296,7 +296,7 @@ def test_the_command_line_writes_results_and_says_what_is_missing(data, tmp_path
     given = ["--tasks", "piqa,longbench_trec", "--limit", "3", "--data", str(data), "--out", str(tmp_path / "out")]
     assert main([*given, "--lengths", "512", "--batch-size", "2", "--device", "cpu"]) == 1
     said = capsys.readouterr().out
-    assert "[1/2] piqa: acc" in said and "[2/2] longbench_trec: left out" in said
+    assert "[1/2] piqa: acc" in said and "[2/2] longbench_trec: skipped" in said
     result = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert [unit["status"] for unit in result["units"]] == ["done", "missing"]
 

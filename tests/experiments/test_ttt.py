@@ -132,7 +132,7 @@ def test_every_parameter_reaches_its_place(tmp_path):
     ]
     assert (refine.task.source, refine.task.test, refine.task.train) == (str(file), 16, 0)
     assert (refine.task.prompt_tokens, refine.task.over_limit, refine.task.answer_column) == (99, "drop", "answers")
-    expected = {"reward": "hybrid", "num_chunks": 2, "rollout_length": 3, "nsp_coef": 0.7}
+    expected = {"reward": "hybrid", "num_chunks": 2, "rollout_length": 3, "smoothing_kernel": 3, "nsp_coef": 0.7}
     settings = replace(RefineConfig(), **expected)
     shared = {"steps": 3, "lr": 0.5, "parameters": "attn", "stop_at_loss": 0.1, "seed": 4}
     assert refine.ttt == TTTConfig(refine=settings, stop_at_reward=0.9, **shared)
@@ -150,7 +150,7 @@ def test_every_parameter_reaches_its_place(tmp_path):
     ("rows", "facts"),
     [
         ([], ["the number of prompts", 0]),
-        (["whole", "half \ud83d of it"], ["'prompt'", "'mine-1'", "at 5"]),
+        (["whole", "half \ud83d of it"], ["'prompt'", "row 2", "at character 5"]),
     ],
 )
 def test_a_file_without_prompts_or_with_what_is_no_text_is_one_sentence(tmp_path, rows, facts):

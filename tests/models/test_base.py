@@ -79,7 +79,7 @@ def test_branching_mutates_nothing(tmp_path):
 def test_positions_outside_a_row_are_refused():
     batch = make_batch()
     trace = make_policy().read(batch.tokens, batch.lengths)
-    with refused("positions of row 1", [97], "in 0..96"):
+    with refused("positions of row 1", [97], "from 0 to 96"):
         trace.state_at(torch.tensor([[3], [97], [4]]))
 
 

@@ -205,7 +205,7 @@ def test_a_manifest_that_describes_no_files_is_damaged(whole: Whole, tmp_path: P
     ):
         text = json.dumps(values | {"digest": hashlib.sha256(json.dumps(values).encode()).hexdigest()[:24]})
         (folder / MANIFEST).write_text(text, encoding="utf-8")
-        with naming(ValueError, folder / MANIFEST, "no manifest of a checkpoint"):
+        with naming(ValueError, folder / MANIFEST, "not a checkpoint manifest"):
             read_manifest(folder)
 
 

@@ -252,7 +252,7 @@ def test_a_run_with_a_damaged_number_is_left_out_and_blocks_no_other(
     with pytest.warns(UserWarning, match=r"skipped: number of .*started\.json must be a whole number"):
         (other,) = resume_or_create([config], stopped.path.parent)
     assert other.number == 1
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="skipped"):
         assert [run.path for run in list_runs(stopped.path.parent)] == [other.path]
 
 

@@ -270,7 +270,7 @@ def test_traits_are_checked(inspector: RolloutInspector) -> None:
             {"colour": "red"},
             "filter names must be among step, position, entropy, reward, text, target, got colour",
         ),
-        ("filters", {"text": 3}, "filter text must be a text, got 3"),
+        ("filters", {"text": 3}, "filter text must be a string, got 3"),
         ("filters", {"reward": [0]}, "filter reward must be .lowest, highest., numbers or None, got .0."),
         ("filters", {"reward": [math.nan, 1]}, "filter reward must be"),
     ):

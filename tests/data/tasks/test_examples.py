@@ -182,7 +182,7 @@ def test_shared_questions_and_documents_are_found_whatever_their_case_and_signs(
     assert (train.documents, train.different_documents) == (3, 2)
     assert (test.examples, test.questions, test.documents, test.cut) == (2, 1, 2, 1)
     assert str(found) == (
-        "train: 2 examples, 2 questions (1 different), 3 documents (2 different). "
+        "train: 2 examples, 2 questions (1 distinct), 3 documents (2 distinct). "
         "test: 2 examples, 1 question, 2 documents, 1 cut in the middle. "
         "train and test share 1 question and 1 document, among them 'Who won?', 'Second, text'."
     )

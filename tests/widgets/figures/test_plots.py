@@ -168,7 +168,7 @@ def test_entropy_profile_marks_the_positions_drawn() -> None:
 def test_entropy_profile_refuses_what_does_not_fit() -> None:
     with naming(ValueError, "3, 2, 3"):
         entropy_profile([1, 2, 3], [1, 2], [0], [0])
-    with naming(ValueError, "positions", "0..2", 3):
+    with naming(ValueError, "positions", "from 0 to 2", 3):
         entropy_profile([1, 2, 3], [1, 2, 3], [3], [0])
 
 
