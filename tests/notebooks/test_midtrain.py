@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from refine_lab.data.sources import CHECKED_BYTES
 from refine_lab.models import load_model
 from refine_lab.models.families import family
 from refine_lab.models.hub import SHIPPED
@@ -178,8 +179,14 @@ def test_a_bad_parameter_fails_at_once(tmp_path: Path, options: list[str], sente
 
 def test_a_run_that_fails_fails_the_notebook_with_its_error(tmp_path: Path) -> None:
     folder, data = Folder(path=tmp_path), tmp_path / "rows.jsonl"
-    rows = [{"text": "a line of text that is long enough for rows\n" * 200} for _ in range(60)]
-    data.write_text("\n".join(map(json.dumps, [*rows, {"body": "no text"}])), encoding="utf-8")
+    line = "a line of text that is long enough for rows\n"
+    rows = [
+        {"text": line * 200},
+        {"text": line * 200},
+        {"body": "no text"},
+        {"text": line * (CHECKED_BYTES // len(line))},
+    ]
+    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")  # too large to be checked before training
     status, output = folder.run(*pairs({**TINY, "data": str(data)}))
     assert status != 0
     assert "has no column 'text'" in output
