@@ -45,6 +45,8 @@ RULER_TOKENS = 4096
 """From this length on the harness sizes a haystack of essays; its steps of 500 words are too large for shorter ones."""
 STEP_WORDS = 10
 """Step in which shorter haystacks of essays are sized."""
+AT_FULL_STOPS = "at full stops"
+"""How a haystack is cut into sentences without nltk's data, by `sentences_of`."""
 SENTENCE_WORDS = 20
 """Maximum words of a sentence of the Python corpus, in which full stops are rare."""
 HAYSTACK_WORDS = 60_000
@@ -110,8 +112,8 @@ def haystack(setting: Setting, kind: str) -> tuple[list[str] | str, dict[str, st
     if setting.essays is None:
         words = corpus_words(setting.manifest)
         facts = {"haystack": "held-out text of the Python corpus", "benchmark": "RULER's questions in other text"}
-        return words, {**facts, "sentence splitting": "at full stops"}
-    splitter = "nltk's punkt_tab" if has_sentence_splitter() else "at full stops"
+        return words, {**facts, "sentence splitting": AT_FULL_STOPS}
+    splitter = "nltk's punkt_tab" if has_sentence_splitter() else AT_FULL_STOPS
     facts = {"haystack": "Paul Graham's essays", "benchmark": "RULER", "sentence splitting": splitter}
     return words_of(essays_of(setting.essays)), facts
 
@@ -126,7 +128,7 @@ def samples(setting: Setting, name: str) -> tuple[list[dict[str, Any]], dict[str
     template = harness("tasks.ruler.niah_utils", "nltk", "wonderwords").TEMPLATE
     chosen = {"max_seq_length": length, "template": template, "num_samples": setting.limit or SAMPLES, **variant}
     tokenizer = partial(setting.tokenizer, verbose=False)
-    own = facts.get("sentences") == "full stops"
+    own = facts.get("sentence splitting") == AT_FULL_STOPS
     draw: Any = short_samples if own_sizes(variant, length) else made.generate_samples
     try:
         with (
