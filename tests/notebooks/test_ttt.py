@@ -34,7 +34,7 @@ def test_the_embedded_task_and_again(tmp_path):
     (figure,) = [output["data"][PLOTLY] for output in outputs(tmp_path) if PLOTLY in output.get("data", {})]
     assert {trace["name"] for trace in figure["data"]} == {"baseline (no adaptation)", "SFT", "REFINE"}
     steps, answers, methods, differences, per_seed, over_seeds, contrasts, samples = tables(tmp_path)
-    assert "over seeds and questions" in contrasts and "different questions, fewer than 100" in contrasts
+    assert "over seeds and questions" in contrasts and "distinct questions, fewer than 100" in contrasts
     assert [line.split()[:2] for line in steps.splitlines()[2:]] == [
         *(["SFT", "1"], ["SFT", "2"], ["REFINE", "1"], ["REFINE", "2"])
     ]

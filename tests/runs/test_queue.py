@@ -123,7 +123,7 @@ def test_a_detached_queue_needs_nobody_and_stops_when_asked(tmp_path: Path, monk
     with pytest.raises(RuntimeError, match=f"3 of 3 runs are still in progress .{runs[0].name}: step"):
         require_finished(runs)
     run_in_turn(runs, detach=True, log=lines.append)  # nobody begins a second time
-    assert lines[1:] == [f"{run.name} is {run.state} already" for run in runs]
+    assert lines[1:] == [f"{run.name} is already {run.state}" for run in runs]
     stop_all(runs)
     wait_until(lambda: [run.state for run in runs] == ["stopped"] * 3)
     assert runs[0].latest_checkpoint() is not None, "it has saved"
