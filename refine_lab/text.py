@@ -1,4 +1,4 @@
-"""Makes texts safe to encode and to print: surrogates, control characters, and long values in messages."""
+"""Makes strings safe to encode and to print (surrogates, control characters, long values), and formats durations."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def replace_surrogates(text: str) -> str:
 
 
 def refuse_surrogates(text: str, place: str) -> None:
-    """Raises ValueError, which begins with `place`, for a text with half of a surrogate pair, which UTF-8 cannot encode."""
+    """Raises ValueError, which begins with `place`, for a string with an unpaired surrogate, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{place} holds half of a surrogate pair at character {error.start}") from error
+        raise ValueError(f"{place} contains an unpaired surrogate at character {error.start}") from error
 
 
 def printable(text: str) -> str:
@@ -41,3 +41,10 @@ def quote(value: object) -> str:
         return shorten(repr(value))
     except (ValueError, RecursionError):  # a number of thousands of digits, or a list nested as deeply
         return f"a value of type {type(value).__name__}"
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration in seconds, in minutes from two minutes on, or in hours from two hours on."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -126,7 +126,7 @@ class RewardInputs:
     rollout_ids: Int[Tensor, "R K"]
     target_ids: Int[Tensor, "R K"]  # the reference continuation of each prefix
     hidden_states: Float[Tensor, "R K D"]  # final ones, after the final norm, with the rollout tokens as inputs (eq. 7)
-    target_hidden_states: Float[Tensor, "R K D"]  # of the reference continuation in the first forward pass (eq. 8)
+    target_hidden_states: Float[Tensor, "R K D"]  # reference continuation, from the first forward pass (eq. 8)
     logprobs: Float[Tensor, "R K"]  # of the rollout tokens at the sampling temperature, in nats
 
     def map(self, function: Callable[[Tensor], Tensor]) -> RewardInputs:

@@ -15,7 +15,7 @@ from refine_lab.runs.cards import evaluated_run, write_card
 
 
 class CardWriter:
-    """Writes the card of one evaluation after each task, unless the model is no run or the run cannot be written."""
+    """Writes the card of one evaluation after each task, unless the model is not a run or the run cannot be written."""
 
     def __init__(self, config: EvaluationConfig, model: Place, out: Path, report: Callable[[str], object]) -> None:
         trained = not config.model.startswith("new:") and model.hub is None

@@ -28,6 +28,7 @@ from refine_lab.models.hub import Place, locate
 from refine_lab.models.loading import manifest_of
 from refine_lab.runs.cards import evaluated_run
 from refine_lab.runs.environment import environment
+from refine_lab.text import duration
 from refine_lab.training.inputs import model_digests
 
 REPORT_SECONDS = 10
@@ -163,8 +164,3 @@ class _Clock:
             f"{record['different_samples']} distinct{few}, "
             f"{duration(record['seconds'])}){rest}"
         )
-
-
-def duration(seconds: float) -> str:
-    """Returns a duration in seconds, or minutes from two minutes on."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

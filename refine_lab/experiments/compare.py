@@ -135,17 +135,8 @@ def _card_rows(card: Mapping[str, Any]) -> Iterator[list[Any]]:
         if task["status"] == "done":
             spread = "" if task["stderr"] is None else f" ± {task['stderr']:.4f}"
             value, counts = f"{task['value']:.4f}{spread}", f"{task['samples']} ({task['different_samples']})"
-        yield [
-            card["step"],
-            date,
-            task["task"],
-            task["length"],
-            task["metric"],
-            value,
-            counts,
-            answers,
-            card["results"],
-        ]
+        about = (card["step"], date, task["task"], task["length"], task["metric"])
+        yield [*about, value, counts, answers, card["results"]]
 
 
 def _cell(value: Any) -> str:

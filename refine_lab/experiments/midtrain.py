@@ -76,9 +76,7 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
         chunks = refine.num_chunks
         print(f"Rewards are skipped: rows of {length} tokens are too short for rollouts from {chunks} chunks.")
     for method, seed, updates, name in models:
-        policy, _ = load_policy(config, name)
-        with autocast(policy.device, config.dtype):
-            measured = evaluation.held_out_measures(policy, held_out, **targets, **recall, kinds=kinds)
+        measured = _measures(config, name, held_out, **targets, **recall, kinds=kinds)
         rows.append({"method": method, "seed": seed, "updates": updates, **measured})
         print(f"{method}{'' if seed is None else f' s{seed}'}:", ", ".join(f"{k} {v:.4f}" for k, v in measured.items()))
     return rows
@@ -105,13 +103,18 @@ def held_out_rows(
         path = place / "held_out.json"
         stored = read_json(path) if path.is_file() else {}
         if stored.get("settings") != settings:
-            policy, _ = load_policy(config, name)
-            with autocast(policy.device, config.dtype):
-                measured = evaluation.held_out_measures(policy, held_out, **recall)
+            measured = _measures(config, name, held_out, **recall)
             stored = {"settings": settings, "measures": {k: x for k, x in measured.items() if math.isfinite(x)}}
             write_json(path, stored)
         found[key] = stored["measures"]
     return found
+
+
+def _measures(config: TrainConfig, name: str, held_out: SequenceData, **settings: Any) -> dict[str, float]:
+    """Evaluates the model `name` in the arithmetic of a run's configuration; `settings` as in `held_out_measures`."""
+    policy, _ = load_policy(config, name)
+    with autocast(policy.device, config.dtype):
+        return evaluation.held_out_measures(policy, held_out, **settings)
 
 
 def _kinds_to_ask(held_out: SequenceData, num_documents: int, num_tokens: int) -> list[str]:

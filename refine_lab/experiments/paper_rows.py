@@ -42,7 +42,7 @@ LONGBENCH_METRICS = {"longbench_triviaqa": "accuracy"}
 LABELS = {"sft": "SFT", "refine": "REFINE", "nested_sft": "nested SFT", "nested_refine": "nested REFINE"}
 SCALE: Sequence[str] = ("steps", "batch_size", "sequence_length")
 
-FIELDS = (*(*PHASES, "setting", "seed", "task", "metric", "main", "length", "value", "stderr", "samples", "different"),)
+FIELDS = (*PHASES, "setting", "seed", "task", "metric", "main", "length", "value", "stderr", "samples", "different")
 """Columns of `measured`."""
 
 

@@ -50,8 +50,8 @@ class PrefixRollouts:
     logprobs: Float[Tensor, "N K"]  # at the sampling temperature
     hidden_states: Float[Tensor, "N K D"]  # with the rollout tokens as inputs (h^pred of equation 7)
     target_ids: Int[Tensor, "K"]
-    target_logprobs: Float[Tensor, "K"]  # of the reference tokens at temperature 1, from the document's forward pass
-    target_hidden_states: Float[Tensor, "K D"]  # of the first forward pass (eq. 8)
+    target_logprobs: Float[Tensor, "K"]  # reference tokens at temperature 1, from the document's forward pass
+    target_hidden_states: Float[Tensor, "K D"]  # from the first forward pass (eq. 8)
 
     @property
     def shape(self) -> tuple[int, int]:

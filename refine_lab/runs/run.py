@@ -132,7 +132,7 @@ class Run:
         texts, model = values.get("texts", {}), values.get("model", {})
         fits = isinstance(texts, dict) and all(isinstance(each, dict) for each in (model, *texts.values()))
         if not fits:
-            raise ValueError(f"{path} is damaged: texts and model are no digests of files")
+            raise ValueError(f"{path} is damaged: texts and model are not digests of files")
         return values
 
     @property

@@ -94,7 +94,7 @@ def check_unchanged(run: Run, overrides: Collection[str] = ()) -> list[Change]:
 
 
 def check_beginning(run: Run) -> None:
-    """Raises ValueError if a run with no undamaged checkpoint would begin anew with other results: a fork or a changed run."""
+    """Raises ValueError if a run with no undamaged checkpoint would start over: a fork, or a run with a changed setting."""
     started = run.started
     changed = [change["name"] for change in started.get("changes", []) if change["step"]]
     if not (started.get("parent") or changed):
@@ -104,7 +104,7 @@ def check_beginning(run: Run) -> None:
         sentence = f" ({damaged[0][1]})" if damaged else ""
         what = "a fork" if started.get("parent") else f"a run whose {changed[0]} was changed"
         raise ValueError(
-            f"{run.path} has no undamaged checkpoint{sentence}, and {what} cannot begin anew: restore a checkpoint, or "
+            f"{run.path} has no undamaged checkpoint{sentence}, and {what} cannot start over: restore a checkpoint, or "
             "create a new run"
         )
 
@@ -128,7 +128,10 @@ def accept(run: Run, changes: Sequence[Change]) -> None:
     if recorded and not changes:
         return
     if not recorded and run.done:
-        print(f"{run.path} has no {STARTED}: whether its settings have changed since it began is not known", flush=True)
+        print(
+            f"{run.path} has no {STARTED}, so it is not known whether its settings have changed since it started",
+            flush=True,
+        )
     values = run.started if recorded else {"number": 0, "time": None, "parent": None, "changes": []}
     new = [{"name": each.name, "before": each.before, "now": each.now, "step": run.done} for each in changes]
     _write(run.path, run.config, reward_of(run.path), {**values, "changes": [*values["changes"], *new]})
@@ -145,12 +148,12 @@ def _write(path: Path, config: Any, reward: str | None, values: Mapping[str, Any
 
 
 def reward_of(path: Path) -> str | None:
-    """Returns the source of a run's custom reward, or None. Raises ValueError, naming the file, if it is no text."""
+    """Returns the source of a run's custom reward, or None. Raises ValueError, naming the file, if it is not text."""
     source = path / REWARD
     try:
         return source.read_text(encoding="utf-8") if source.is_file() else None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is no UTF-8 text: {error}") from None
+        raise ValueError(f"{source} is not UTF-8 text: {error}") from None
 
 
 def _number(started: Path) -> int:

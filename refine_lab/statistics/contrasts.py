@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from refine_lab.statistics.crossed import RESAMPLES, Spread, linearised, over_seeds, spread_of, two_way
 from refine_lab.statistics.holm import holm
 from refine_lab.statistics.power import ALPHA
-from refine_lab.validation import require, unknown
+from refine_lab.validation import ConfigError, require, unknown
 
 SCORE_COLUMNS = ("method", "seed", "item", "score")
 """Columns of a table of scores; an item that was asked in several prompts has several rows for a method and seed."""
@@ -77,8 +77,7 @@ def paired_cells(
             if len(wrong):
                 item, (number, wanted) = wrong.index[0], wrong.iloc[0]
                 place = f"the number of scores of {name!r} at seed {own} for the item {item!r}"
-                first = f"{wanted}, as of {against!r} at seed {expected.name}"
-                require(False, place, int(number), first)
+                raise ConfigError(place, int(number), f"{wanted}, as of {against!r} at seed {expected.name}")
     cells = (one - other.loc[one.index, one.columns]).to_numpy(float)
     return cells, expected.loc[one.columns].to_numpy(int)
 

@@ -11,6 +11,7 @@ from refine_lab.config import TrainConfig, to_json
 from refine_lab.experiments.estimate import Rates, answering_rates, notebook_rates, start_seconds, training_rates
 from refine_lab.sweep.cells import Cell
 from refine_lab.sweep.configs import cell_configs
+from refine_lab.text import duration
 
 PARAMETER_BYTES = 12
 """Bytes of a parameter in a checkpoint: its value and the two moments of AdamW in float32."""
@@ -34,7 +35,7 @@ class Estimate:
         """Returns the estimate as text, for that many cells at a time."""
         if not self.cells:
             return "all cells have finished."
-        time = "an unknown time" if self.seconds is None else f"about {clock(self.seconds / processes)}"
+        time = "an unknown time" if self.seconds is None else f"about {duration(self.seconds / processes)}"
         disk = "an unknown amount of disk space" if self.bytes is None else f"about {size(self.bytes)} on disk"
         where = f" with {processes} at a time (if the cores suffice)" if processes > 1 else ""
         return f"{self.cells} cells to execute: {time}{where}, {disk}."
@@ -101,13 +102,13 @@ def _kind(config: Any) -> str:
     free = {
         "seed",
         "lr",
+        "schedule",
         "steps",
         "batch_size",
         "mini_batch_size",
         "eval_every",
         "checkpoint_every",
         "count",
-        "schedule",
     }
     parts = [values, *(part for part in values.values() if isinstance(part, dict))]
     parts += [part for outer in parts[1:] for part in outer.values() if isinstance(part, dict)]
@@ -128,13 +129,6 @@ def run_bytes(config: Any, parameters: int) -> int:
     refine = config.refine
     rollouts = 0 if refine is None else config.steps * config.batch_size * refine.num_chunks * refine.group_size
     return kept * PARAMETER_BYTES * parameters + rollouts * ROLLOUT_BYTES
-
-
-def clock(seconds: float) -> str:
-    """Returns a duration in seconds, minutes or hours."""
-    units = (("s", 1, 120), ("minutes", 60, 120 * 60), ("hours", 3600, float("inf")))
-    name, unit, _ = next(each for each in units if seconds < each[2])
-    return f"{seconds / unit:.0f} {name}" if unit < 3600 else f"{seconds / unit:.1f} {name}"
 
 
 def size(count: int) -> str:

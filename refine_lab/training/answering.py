@@ -99,8 +99,8 @@ def example_of(
 ) -> Example:
     """Builds an example from a user's text, with the question on a separate line after it; `add_bos` as in `DataConfig`.
 
-    Raises ValueError for an empty or a very long text or question, for one with half of a surrogate pair, and for a prompt
-    over `task.prompt_tokens` if that is refused.
+    Raises ValueError for an empty or a very long text or question, for one with an unpaired surrogate, and for a prompt
+    over `task.prompt_tokens` that may not be cut.
     """
     require(bool(document.strip()), "a prompt", document, "a non-empty string")
     require(question is None or bool(question.strip()), "a question", question, "a string, or none")
@@ -171,9 +171,8 @@ class _Work:
         first, folder, drifts = 0, None, ttt is not None and self.run.config.reset == "never"
         if drifts:
             first, folder = resume_point(self.run.path) or (0, None)
-            if not self.done.issuperset(
-                range(1, first + 1)
-            ):  # the checkpoint's weights would not give the answer again
+            # the checkpoint's weights would not give a missing answer again
+            if not self.done.issuperset(range(1, first + 1)):
                 first, folder = 0, None
             self.done = set(range(1, first + 1))
         preserved = nullcontext if ttt is None else partial(preserve_weights, self.model, ttt.parameters)

@@ -186,9 +186,9 @@ def test_an_optimizer_that_was_changed_starts_with_new_moments(stopped: Run, cap
 def test_a_reward_that_is_no_text_is_named(stopped: Run, config: TrainConfig) -> None:
     path = stopped.path / "reward.py"
     path.write_bytes(b"\xff")
-    with naming(ValueError, path, "no UTF-8 text"):
+    with naming(ValueError, path, "not UTF-8 text"):
         hold(stopped)
-    with naming(ValueError, path, "no UTF-8 text"):
+    with naming(ValueError, path, "not UTF-8 text"):
         resume_or_create([config], stopped.path.parent)
 
 
@@ -202,7 +202,10 @@ def test_inputs_that_are_no_digests_are_named(stopped: Run, values: dict[str, ob
 def test_a_run_of_an_earlier_version_is_compared_from_now_on(stopped: Run, capsys: pytest.CaptureFixture) -> None:
     (stopped.path / "started.json").unlink()
     accept(stopped, check_unchanged(stopped))
-    assert f"{stopped.path} has no started.json: whether its settings have changed" in capsys.readouterr().out
+    assert (
+        f"{stopped.path} has no started.json, so it is not known whether its settings have changed"
+        in capsys.readouterr().out
+    )
     with naming(ValueError, "lr was 0.001"):
         hold(edit(stopped, lambda c: replace(c, lr=1.0)))
 
@@ -306,9 +309,9 @@ def test_a_fork_keeps_the_reward_of_its_parent_or_has_none(stopped: Run, config:
 @pytest.mark.parametrize("change", ["fork", "lr"])
 def test_a_fork_or_a_changed_run_without_a_whole_checkpoint_does_not_begin_anew(stopped: Run, change: str) -> None:
     if change == "fork":
-        run, what = fork(stopped, 4), "a fork cannot begin anew"
+        run, what = fork(stopped, 4), "a fork cannot start over"
     else:
-        run, what = edit(stopped, lambda c: replace(c, lr=3e-4)), "a run whose lr was changed cannot begin anew"
+        run, what = edit(stopped, lambda c: replace(c, lr=3e-4)), "a run whose lr was changed cannot start over"
         accept(run, check_unchanged(run, ["lr"]))
     for _, folder in run.checkpoints():
         (folder / "model.safetensors").write_bytes(b"")
