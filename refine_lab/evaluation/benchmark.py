@@ -66,7 +66,7 @@ class Measured:
     "One row per sample: its name, prompt, answer, references and metrics."
 
 
-Measure = Callable[[Any, Setting], Measured]
+MeasureFunction = Callable[[Any, Setting], Measured]
 """Evaluates a `RefineLM`. Raises `Missing` if the task cannot run."""
 
 
@@ -79,7 +79,7 @@ class Benchmark:
     "Where the task comes from: ruler, longbench, books, short or own."
     main: str
     "Name of the metric that tables show."
-    measure: Measure
+    measure: MeasureFunction
     by_length: bool = False
     "Whether the samples are generated at a given length."
     about: str = ""

@@ -162,7 +162,7 @@ def launch(plan: PaperPlan, folder: Path, report: Report = print) -> list[Run]:
         task = load_training_task(configs)
         report(str(task.report))
         found = _finished(posttrain.task_runs(configs, task, folder))
-        posttrain.answers_of(found, task)
+        posttrain.answer_test_prompts(found, task)
         posttrained |= {(run.config.method, seed): str(run.path) for run in found}
         runs += found
     answering: list[Run] = []

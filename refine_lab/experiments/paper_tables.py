@@ -39,7 +39,7 @@ NO_FLOOR = (HELD_OUT, ROLLOUTS)
 MINUS = "−"
 
 
-class Measure(NamedTuple):
+class PaperMeasure(NamedTuple):
     """A column of a table without its length; `beside` are the paper's tasks that an own measure is compared with."""
 
     name: str
@@ -50,11 +50,13 @@ class Measure(NamedTuple):
 
 
 NEEDLES = ("niah_single_1", "niah_multikey_1", "niah_multiquery", "niah_multivalue")
-RECALL_4 = Measure("exact recall, 4 facts", "recall", "exact_recall_word-4")
-RECALL_12 = Measure("exact recall, 12 facts", "recall", "exact_recall_word-12")
-OWN: dict[str, tuple[Measure, ...]] = {
+RECALL_4 = PaperMeasure("exact recall, 4 facts", "recall", "exact_recall_word-4")
+RECALL_12 = PaperMeasure("exact recall, 12 facts", "recall", "exact_recall_word-12")
+OWN: dict[str, tuple[PaperMeasure, ...]] = {
     "table 3": (RECALL_4._replace(beside=NEEDLES), RECALL_12._replace(beside=NEEDLES)),
-    "table 4": (Measure("recall questions", QUESTIONS, "contains_answer", beside=("ruler_squadqa", "ruler_hotpotqa")),),
+    "table 4": (
+        PaperMeasure("recall questions", QUESTIONS, "contains_answer", beside=("ruler_squadqa", "ruler_hotpotqa")),
+    ),
     **{name: (RECALL_12._replace(beside=("longbench",)),) for name in ("table 6", "table 7", "figure 5")},
 }
 """Table -> our own measures in it, for models that are too small for the paper's tasks."""
@@ -105,11 +107,11 @@ def cells(table: str, measured: pd.DataFrame, model: str) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _measures(table: str, paper: pd.DataFrame) -> Iterator[Measure]:
+def _measures(table: str, paper: pd.DataFrame) -> Iterator[PaperMeasure]:
     for (task, metric, unit), group in paper.groupby(["task", "metric", "unit"], sort=False):
         name = group["column"].iloc[0]
         name = name.rpartition(" ")[0] if group["length"].iloc[0] else name
-        yield Measure(name, str(task), str(metric), str(unit))
+        yield PaperMeasure(name, str(task), str(metric), str(unit))
     yield from OWN.get(table, ())
 
 
@@ -119,13 +121,13 @@ def _groups(lines: pd.DataFrame) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame
     yield from groups
 
 
-def _of_measure(measured: pd.DataFrame, measure: Measure) -> pd.DataFrame:
+def _of_measure(measured: pd.DataFrame, measure: PaperMeasure) -> pd.DataFrame:
     """Returns the lines of a measure; an empty metric is the task's main one."""
     lines = measured[measured["task"] == measure.task]
     return lines[lines["metric"] == measure.metric if measure.metric else lines["main"].astype(bool)]
 
 
-def _lengths(measure: Measure, measured: pd.DataFrame) -> list[str]:
+def _lengths(measure: PaperMeasure, measured: pd.DataFrame) -> list[str]:
     """Returns the lengths that were measured and their mean, from short to long; only the mean for none."""
     lengths = sorted({length for length in _of_measure(measured, measure)["length"] if length}, key=int)
     by_length = measure.task in (*NEEDLES, "recall", "ruler_squadqa", "ruler_hotpotqa")
@@ -134,7 +136,7 @@ def _lengths(measure: Measure, measured: pd.DataFrame) -> list[str]:
     return lengths if len(lengths) == 1 and not by_length else [*lengths, MEAN]
 
 
-def _ours(lines: pd.DataFrame | None, measure: Measure, lengths: Sequence[str]) -> dict[str, Any]:
+def _ours(lines: pd.DataFrame | None, measure: PaperMeasure, lengths: Sequence[str]) -> dict[str, Any]:
     """Returns mean and spread over seeds of a row's mean over `lengths`, all of which a seed must have."""
     scale = 100.0 if measure.unit.startswith("%") else 1.0
     values, errors, facts = {}, [], {"samples": 0, "different": 0}
@@ -150,7 +152,7 @@ def _ours(lines: pd.DataFrame | None, measure: Measure, lengths: Sequence[str]) 
     return {"mean": mean, "sd": sd, "by_seed": values, "stderr": np.mean(errors) if errors else np.nan, **facts}
 
 
-def _floor(measure: Measure, random: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+def _floor(measure: PaperMeasure, random: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     """Returns `floor` if base and random weights are within two standard errors of their difference, else `above`."""
     if measure.task in NO_FLOOR:
         return "above"
@@ -161,7 +163,7 @@ def _floor(measure: Measure, random: Mapping[str, Any], base: Mapping[str, Any])
     return "floor" if distance <= STANDARD_ERRORS * stderr else "above"
 
 
-def _printed(paper: pd.DataFrame, row: int, measure: Measure, length: str) -> float:
+def _printed(paper: pd.DataFrame, row: int, measure: PaperMeasure, length: str) -> float:
     """Returns the paper's number for a row, measure and length; NaN if it prints none."""
     lines = paper[(paper["row"] == row) & (paper["task"] == measure.task) & (paper["metric"] == measure.metric)]
     lines = lines[lines["length"] == length]

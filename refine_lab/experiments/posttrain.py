@@ -41,7 +41,7 @@ def example_text(example: Example, config: TrainConfig, tokens: int = 60) -> str
     return f"…{tokenizer.decode(list(example.prompt_ids[-tokens:]))}  →  {' | '.join(example.answers)}"
 
 
-def answers_of(runs: Sequence[Run], task: Task) -> pd.DataFrame:
+def answer_test_prompts(runs: Sequence[Run], task: Task) -> pd.DataFrame:
     """Returns the answers to every test question before training and after each run, with `method`, `seed` and `updates`.
 
     They are stored in the run directories as they are generated: `answers/test`, and for the initial model

@@ -46,8 +46,8 @@ def run_file(run: Path, name: str) -> Path:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes a JSON object as a file, as `replace_text`; see `plain` for the values."""
-    replace_text(path, json.dumps(plain(values), indent=1, allow_nan=False) + "\n")
+    """Writes a JSON object as a file, as `replace_text`; see `strict_values` for the values."""
+    replace_text(path, json.dumps(strict_values(values), indent=1, allow_nan=False) + "\n")
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -101,8 +101,8 @@ def _is_metrics(values: Any) -> bool:
     return all(isinstance(value, (int, float)) and abs(value) < 1e300 for value in numbers)
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Converts values to strict JSON: tensors and numpy numbers to plain ones, non-finite numbers to None."""
+def strict_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts values to strict JSON: tensors and numpy numbers to plain Python ones, non-finite numbers to None."""
     numbers = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values.items()}
     return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in numbers.items()}
 

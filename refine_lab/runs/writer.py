@@ -17,7 +17,7 @@ from typing import Any
 from refine_lab.config import TrainConfig, to_json
 from refine_lab.runs import checkpoints, durable
 from refine_lab.runs.environment import environment
-from refine_lab.runs.files import cut_metrics, new_directory, plain, write_json
+from refine_lab.runs.files import cut_metrics, new_directory, strict_values, write_json
 from refine_lab.runs.run import ERROR, Run, State, portable, runs_dir
 from refine_lab.runs.schema import ROLLOUT_TYPES, cut_rollouts, write_rollouts
 from refine_lab.runs.started import write_started
@@ -128,7 +128,7 @@ class RunWriter:
     def _append(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Appends a line of `metrics.jsonl`. A non-finite number is written as null and read as NaN."""
         self._require_records()
-        line = json.dumps(plain({"kind": kind, "step": step, "time": time.time(), **values}), allow_nan=False)
+        line = json.dumps(strict_values({"kind": kind, "step": step, "time": time.time(), **values}), allow_nan=False)
         durable.append(self._metrics, self.path / "metrics.jsonl", line.encode() + b"\n")
         if kind == "eval":
             self._held_out = step, values.get("answer_loss", values.get("ntp_loss"))
@@ -200,7 +200,7 @@ class RunWriter:
         except OSError as full:
             if full.errno != errno.ENOSPC or error is None or not path.exists():
                 raise
-            durable.overwrite_text(path, json.dumps(plain(status)))
+            durable.overwrite_text(path, json.dumps(strict_values(status)))
 
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:
@@ -214,7 +214,7 @@ class RunWriter:
             with durable.publishing(final) as folder:
                 yield folder
                 loss = self._held_out[1] if self._held_out[0] == step else None
-                checkpoints.write_manifest(folder, step, self._records(), plain({"loss": loss})["loss"])
+                checkpoints.write_manifest(folder, step, self._records(), strict_values({"loss": loss})["loss"])
         except OSError:
             raise
         except Exception as error:  # of the libraries that write the files from native code

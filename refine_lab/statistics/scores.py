@@ -20,7 +20,7 @@ NO_SEED = -1
 def answer_scores(answers: pd.DataFrame, measure: str = SCORES[0]) -> pd.DataFrame:
     """Returns the scores of answers as `method`, `seed`, `item`, `score`, for `compare_methods`.
 
-    `answers` as from `experiments.posttrain.answers_of` or `experiments.compare.answers_of`. The item is the question
+    `answers` as from `experiments.posttrain.answer_test_prompts` or `experiments.compare.answers_of`. The item is the question
     (`data.tasks.items.items_of`). Prompts without the measure are left out. A model before training (seed -1) is the
     same for every seed: its rows are repeated for each seed of the other methods.
     """

@@ -40,7 +40,7 @@ from refine_lab.types import Batch, PromptBatch, Rollouts
 PREFIX_TOKENS = 32
 """Number of prefix tokens stored with its rollouts."""
 
-Measure = Callable[[], dict[str, float]]
+Evaluate = Callable[[], dict[str, float]]
 """Evaluates the current weights on held-out data; returns nothing if there is none."""
 
 
@@ -139,7 +139,7 @@ def _text(
     tokenizer: PreTrainedTokenizerBase,
     manifest: Manifest | None,
     overrides: Collection[str],
-) -> tuple[Any, Measure]:
+) -> tuple[Any, Evaluate]:
     """Loads a run's text: its training batches, and the function that evaluates the held-out rows."""
     config = run.config
     data, held_out = (
@@ -162,7 +162,7 @@ def _task(
     manifest: Manifest | None,
     history: History,
     overrides: Collection[str],
-) -> tuple[Any, Measure, History]:
+) -> tuple[Any, Evaluate, History]:
     """Loads a run's task: its training batches, the function that evaluates validation examples, and the new history.
 
     Raises ValueError if the prompts or the initial weights have changed since the run started.
@@ -178,7 +178,7 @@ def _task(
     return TaskData(task.train, config.seed, config.refine), measure, after(history, run, task.examples, task.train)
 
 
-def _evaluate(writer: RunWriter, step: int, train_state: TrainState, measure: Measure) -> None:
+def _evaluate(writer: RunWriter, step: int, train_state: TrainState, measure: Evaluate) -> None:
     with train_state.autocast():
         measures = measure()
     if measures:

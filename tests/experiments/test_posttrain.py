@@ -15,7 +15,7 @@ from refine_lab.experiments import posttrain
 from refine_lab.experiments.compare import per_seed
 from refine_lab.experiments.configs import method_configs, release_configs
 from refine_lab.experiments.estimate import estimated_seconds
-from refine_lab.experiments.posttrain import answers_of, task_runs
+from refine_lab.experiments.posttrain import answer_test_prompts, task_runs
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.training.inputs import resume_or_create
@@ -61,7 +61,7 @@ def test_without_validation_nothing_is_evaluated(checkpoint, prompts, tmp_path):
 def test_answers_are_kept_and_not_asked_again(checkpoint, prompts, tmp_path, monkeypatch):
     run = trained(config_of(checkpoint, prompts, "sft"), tmp_path)
     task = load_training_task([run.config])
-    first = answers_of([run], task)
+    first = answer_test_prompts([run], task)
     assert first["method"].tolist() == ["base"] * 6 + ["sft"] * 6
     assert first["updates"].tolist() == [0] * 6 + [6] * 6
     for part in (run.path / "answers" / "test").iterdir():
@@ -71,7 +71,7 @@ def test_answers_are_kept_and_not_asked_again(checkpoint, prompts, tmp_path, mon
     monkeypatch.setattr(
         posttrain, "answer", lambda *a, **k: asked.extend(example.name for example in a[2]) or real(*a, **k)
     )
-    again = answers_of([run], task)
+    again = answer_test_prompts([run], task)
     assert asked == [example.name for example in task.test], "the base model's are there still"
     pd.testing.assert_frame_equal(first.drop(columns="seconds"), again.drop(columns="seconds"))
     assert per_seed(again)["seed"].tolist() == [posttrain.NO_SEED, 0]

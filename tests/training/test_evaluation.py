@@ -111,7 +111,7 @@ def test_a_run_on_prompts_is_evaluated_and_asked_in_its_dtype(checkpoint, prompt
     assert arithmetic == {name: {getattr(torch, dtype)} for name in ("training", "answer_measures")}
     arithmetic.clear()
     spied(posttrain, "answer")
-    posttrain.answers_of([run], load_training_task([run.config]))
+    posttrain.answer_test_prompts([run], load_training_task([run.config]))
     assert arithmetic == {"answer": {getattr(torch, dtype)}}
 
 

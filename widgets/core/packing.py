@@ -30,7 +30,7 @@ def pack(value: Any) -> bytes:
         parts.append(data)
         return {MARK: [sum(map(len, parts[:-1])), len(data)]}
 
-    header = json.dumps(to_json(value, place), allow_nan=False).encode("ascii")
+    header = json.dumps(json_values(value, place), allow_nan=False).encode("ascii")
     return b"".join([struct.pack("<I", len(header)), header, *parts])
 
 
@@ -46,7 +46,7 @@ def unpack(data: bytes | memoryview) -> Any:
     return json.loads(buffer[4:begin], object_hook=restore)
 
 
-def to_json(value: Any, of_bytes: Callable[[bytes], Any]) -> Any:
+def json_values(value: Any, of_bytes: Callable[[bytes], Any]) -> Any:
     """Converts a value to strict JSON: bytes to `of_bytes(value)`, non-finite numbers to null.
 
     Raises ValueError for a dict with the key `$bytes`.
@@ -56,9 +56,9 @@ def to_json(value: Any, of_bytes: Callable[[bytes], Any]) -> Any:
     if isinstance(value, Mapping):
         if MARK in value:
             raise ValueError(f"a dict that is sent to a page must not have the key {MARK!r}")
-        return {str(name): to_json(item, of_bytes) for name, item in value.items()}
+        return {str(name): json_values(item, of_bytes) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_json(item, of_bytes) for item in value]
+        return [json_values(item, of_bytes) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

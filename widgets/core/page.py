@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from refine_lab.runs.durable import replace_text
 from refine_lab.validation import path_of
 from widgets.core.assets import STATIC
-from widgets.core.packing import to_json
+from widgets.core.packing import json_values
 
 
 class PageWidget(Protocol):
@@ -41,7 +41,9 @@ def page(*widgets: PageWidget, title: str = "refine_lab", links: Sequence[Link] 
     """
     parts = [{"esm": widget._esm, "css": widget._css, "state": widget.page_state()} for widget in widgets]
     follows = [[widgets.index(one), name, widgets.index(other), its] for one, name, other, its in links]
-    content = to_json({"widgets": parts, "links": follows}, lambda data: {"base64": base64.b64encode(data).decode()})
+    content = json_values(
+        {"widgets": parts, "links": follows}, lambda data: {"base64": base64.b64encode(data).decode()}
+    )
     template, script = ((STATIC / name).read_text(encoding="utf-8") for name in ("page.html", "page.js"))
     data = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
     texts = {"TITLE": html.escape(title), "SCRIPT": script, "DATA": data}

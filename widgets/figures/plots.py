@@ -17,7 +17,16 @@ import plotly.io as pio
 from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
-from widgets.figures.plotting import draw_band, draw_line, dress, one_legend, plain, require_data, thin_line, traces_of
+from widgets.figures.plotting import (
+    draw_band,
+    draw_line,
+    dress,
+    one_legend,
+    plain_text,
+    require_data,
+    thin_line,
+    traces_of,
+)
 from widgets.figures.series import INK, PANELS, MethodStyle, Plot, Symbol, has_panel, method_styles, over_seeds
 from widgets.figures.tables import Table
 
@@ -112,7 +121,7 @@ def entropy_profile(
     """
     raw, smooth = np.asarray(entropies, dtype=float), np.asarray(smoothed, dtype=float)
     require_data("entropy_profile", len(raw) > 0 and len(positions) > 0)
-    texts = [""] * len(raw) if tokens is None else [plain(token) for token in tokens]
+    texts = [""] * len(raw) if tokens is None else [plain_text(token) for token in tokens]
     if len({*(lengths := (len(raw), len(smooth), len(texts)))}) > 1:
         raise ValueError(
             f"entropies, smoothed and tokens must have the same length, got {', '.join(map(str, lengths))}"

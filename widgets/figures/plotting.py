@@ -27,7 +27,7 @@ def traces_of(figure: go.Figure) -> list[Any]:
     return list(traces)
 
 
-def plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Returns a token's text so that plotly displays it literally, since plotly interprets some HTML tags."""
     return html.escape(visible(text), quote=False)
 

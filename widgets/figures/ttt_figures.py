@@ -15,7 +15,7 @@ from refine_lab.data.tasks.scores import SCORES
 from refine_lab.experiments.compare import READINGS
 from widgets.figures.method_tables import heading, measure_of
 from widgets.figures.plots import check_figures
-from widgets.figures.plotting import GRID, dress, one_legend, plain, require_data, thin_line
+from widgets.figures.plotting import GRID, dress, one_legend, plain_text, require_data, thin_line
 from widgets.figures.series import INK, MethodStyle, decimate, method_styles
 from widgets.figures.tables import Table, visible
 
@@ -77,7 +77,7 @@ def entropy_change(
         2, 1, shared_xaxes=True, vertical_spacing=0.12,
         subplot_titles=["Uncertainty about each token (eq. 5)", "Change after adaptation: below 0 the model is more certain"],
     )  # fmt: skip
-    texts = [plain(token) for token in tokens[1:]]
+    texts = [plain_text(token) for token in tokens[1:]]
     for method, style in method_styles(raw).items():
         figure.add_trace(_curve(_smooth(raw[method], smoothing), style, texts), 1, 1)
         if method != "none":
