@@ -1,4 +1,4 @@
-"""Configurations: frozen values, checked when they are made, written to and read from a run's `config.json`."""
+"""Configurations: frozen values, checked when they are created, written to and read from a run's `config.json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports lm-evaluation-harness and the packages of its tasks, and names those that are missing in one sentence."""
+"""Imports lm-evaluation-harness and the packages of its tasks, and lists the missing ones in a one-sentence error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data frames of an evaluation's results: scores, gaps, effective lengths, and answers."""
+"""Data frames of an evaluation's results: scores, tasks without a result, effective lengths, and answers."""
 
 from __future__ import annotations
 

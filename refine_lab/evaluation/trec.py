@@ -1,4 +1,4 @@
-"""The fifty class names of LongBench's TREC, as its field `all_classes` lists them, spelling included.
+"""The fifty class names of LongBench's TREC, spelled as in its field `all_classes`.
 
 Source: LongBench's `trec.jsonl` (https://huggingface.co/datasets/THUDM/LongBench); the classes are TREC's (Li and Roth,
 2002). The paper's parquet files lack the field.

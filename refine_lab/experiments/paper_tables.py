@@ -1,4 +1,4 @@
-"""Compares our scores with the paper's: each cell with mean and spread over seeds, each difference with both signs.
+"""Compares our scores with the paper's: mean and spread over seeds of each cell, and the signs of each difference.
 
 A task on which the model before training is within two standard errors of random weights is at its floor: differences
 have no sign there. A cell without a measurement is left empty and never counts as zero.

@@ -1,4 +1,4 @@
-"""Converts transformers' model inputs for `read`: padding, masks, embeddings, and refusal of unsupported arguments."""
+"""Converts transformers' model inputs for `read`: padding, masks and embeddings; rejects unsupported arguments."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def paper_midtrain(method: str = "refine", seed: int = 0) -> TrainConfig:
 
 
 def midtrain(method: str = "refine", seed: int = 0) -> TrainConfig:
-    """Mid-training of the embedded default: 204,800 tokens in minutes on a laptop's CPU. Values without a source are ours."""
+    """Mid-training of `tiny-deltanet`: 204,800 tokens in minutes on a laptop's CPU. Values without a source are ours."""
     data = DataConfig(  # max_tokens are enough for twenty runs, and are tokenised in seconds
         sequence_length=1024, recall={"word-1": 0.125, "word-4": 0.125}, max_tokens=4_000_000, validation_sequences=16
     )

@@ -38,7 +38,7 @@ def paper_posttrain(method: str = "nested_refine", seed: int = 0) -> TrainConfig
 
 
 def posttrain(method: str = "nested_refine", seed: int = 0) -> TrainConfig:
-    """Post-training of the embedded default on recall questions, in minutes on a CPU. Values without a source are ours."""
+    """Post-training of `tiny-deltanet` on recall questions, in minutes on a CPU. Values without a source are ours."""
     task = TaskConfig(  # asked in words that pre-training did not use
         source="recall:word-12", prompt_tokens=512, answer_tokens=4, train=400, validation=50, test=200
     )

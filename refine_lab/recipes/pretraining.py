@@ -1,4 +1,4 @@
-"""Recipes for pre-training: the curricula that trained the included models; all values are ours."""
+"""Recipes for pre-training: the curricula that trained the shipped models; all values are ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The unequal updates of the paper's released code, where SFT makes fewer than REFINE: not a fair comparison."""
+"""The unequal numbers of updates in the paper's released code, where SFT makes fewer than REFINE: not a fair comparison."""
 
 from __future__ import annotations
 

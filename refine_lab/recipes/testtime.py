@@ -11,7 +11,7 @@ from refine_lab.ttt_config import TTTConfig, TTTRunConfig
 
 
 def ttt_per_prompt(method: str = "refine", seed: int = 0) -> TTTRunConfig:
-    """Test-time training of the embedded default on single prompts, with resets. Values without a source are ours."""
+    """Test-time training of `tiny-deltanet` on single prompts, with resets. Values without a source are ours."""
     return TTTRunConfig(
         recipe="per_prompt",
         model="tiny-deltanet",

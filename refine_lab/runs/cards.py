@@ -1,4 +1,4 @@
-"""Result cards of a run: which evaluations of it were made, their main figures, and where the full results are.
+"""Result cards of a run: which evaluations of the run exist, their main metrics, and where the full results are.
 
 An evaluation writes one JSON file per folder of results to the run's folder `evaluations/`, and replaces it when it
 continues. Cards are records beside a run: nothing that trains or resumes reads them.

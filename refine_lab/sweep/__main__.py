@@ -1,4 +1,4 @@
-"""Command line of a sweep: `python -m refine_lab.sweep NOTEBOOK -p NAME VALUES ... --out DIR`."""
+"""Command line of a sweep: `python -m refine_lab.sweep NOTEBOOK -p NAME VALUES --out DIR`, with one `-p` per parameter."""
 
 from __future__ import annotations
 

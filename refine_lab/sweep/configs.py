@@ -1,4 +1,4 @@
-"""The configurations of the runs that a cell makes, for notebooks whose parameters name a recipe."""
+"""The configurations of the runs that a cell creates, for notebooks whose parameters name a recipe."""
 
 from __future__ import annotations
 

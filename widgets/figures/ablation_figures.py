@@ -1,4 +1,4 @@
-"""Tables and figures of ablations: one setting of REFINE after another, over seeds, beside SFT and the base model."""
+"""Tables and figures of ablations: each setting of REFINE with its spread over seeds, next to SFT and the base model."""
 
 from __future__ import annotations
 
