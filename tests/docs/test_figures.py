@@ -177,7 +177,9 @@ def test_the_shares_and_counts_of_the_recipes_that_method_md_names() -> None:
     assert "a batch of 128 in mini-batches of 32" in text
     paper = recipes.paper_midtrain()
     assert (paper.batch_size, paper.mini_batch_size, paper.data.sequence_length) == (128, 32, 16_384)
-    assert "each batch of 64 prompts is used for four updates on mini-batches of 16 prompts and one update on all" in text
+    assert (
+        "each batch of 64 prompts is used for four updates on mini-batches of 16 prompts and one update on all" in text
+    )
     nested = recipes.paper_posttrain()
     assert (nested.batch_size, nested.mini_batch_size, nested.updates_per_batch) == (64, 16, 5)
     assert "batches of 8 prompts, with two updates per batch (one for SFT)" in text
