@@ -29,7 +29,7 @@ def test_a_chain_is_launched_and_laid_beside_the_paper(tmp_path: Path) -> None:
     assert methods == ["train refine", "train nested_refine", "answer none", "answer none", "answer refine"]
     mid, post, _, _, adapted = runs
     assert post.config.model.startswith(str(mid.path)) and adapted.config.model.startswith(str(post.path))
-    left = table(tmp_path, "What is left")
+    left = table(tmp_path, "Remaining work")
     assert all(float(line.split()[-1]) > 0 for line in left[:3])
     works = ("1 of 1 runs", "1 of 1 runs", "4 of 4 runs", "3 of 3 task measurements")
     assert all(work in line for work, line in zip(works, left, strict=False))
