@@ -57,7 +57,7 @@ _HOMES = {
     "experiments.runs": ("create_runs",),
 }
 _CALLABLE = ("parity", "sweep")
-"""Modules that can be called as their function, since an import of the module binds its name in this package anyway."""
+"""Modules that are callable and forward to their function of the same name, which their import would otherwise hide here."""
 __all__ = [*_CALLABLE, "refuse_shadows", *(name for names in _HOMES.values() for name in names)]  # pyright: ignore[reportUnsupportedDunderAll]
 
 

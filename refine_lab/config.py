@@ -67,7 +67,7 @@ class RefineConfig(Config):
     entropy_index: Literal["equation", "release"] = "release"
     "H_t is the uncertainty about x_t (eq. 5) or about x_{t+1}, the first token rolled out (the paper's released code)."
     margin: Natural = 20
-    "Minimum number of tokens before a rollout and from its first token on (20 in the released code)."
+    "Minimum number of tokens before a rollout, and from its first token to the end of the row (20 in the released code)."
     temperature: Positive = 1.0
     "Sampling temperature of rollouts."
     reward: Text = "cosine"
@@ -124,7 +124,7 @@ class DataConfig(Config):
     """The sequences that a run trains and evaluates on."""
 
     sources: Mapping[Text, Positive] = field(default_factory=lambda: {"python": 1.0})
-    "Source -> fraction of the plain rows: `python`, .txt files or a folder of them, .jsonl, .parquet, or `datasets:NAME`."
+    "Source -> fraction of the rows of ordinary text: `python`, .txt files or their folder, .jsonl, .parquet, `datasets:NAME`."
     sequence_length: Length = 1024
     "Tokens per row."
     rows: Literal["packed", "document"] = "packed"
@@ -229,7 +229,7 @@ class RunConfig(Config):
     recipe: Annotated[str, Field(pattern=r"^[\w-]+$"), "letters, digits, - and _"]
     "Name of the recipe in `recipes`; part of the run directory's name."
     updates: Literal["equal", "release"] = "equal"
-    "Whether all methods make equally many updates, or SFT fewer as in the paper's release (see `recipes.release_updates`)."
+    "Whether SFT makes as many updates as the other methods, or fewer, as in the released code (`recipes.release_updates`)."
     model: Text = "tiny-deltanet"
     "What `load_model` accepts: a shipped name, a run, a folder, `org/repo[:subfolder][@revision]`; `new:` gives fresh weights."
     data: DataConfig = field(default_factory=DataConfig)
@@ -288,7 +288,7 @@ class UpdateConfig(OptimizationConfig):
     """The settings that `make_optimizers` and `train_step` need: the optimizer and the sizes into which a batch is divided."""
 
     skip_above_grad_norm: Positive | None = None
-    "An update with a larger gradient norm before clipping is skipped, as one with NaN or infinity always is; none: no bound."
+    "Updates with a larger gradient norm (before clipping) are skipped; none: no bound. NaN and infinity are always skipped."
     optimizer: Literal["adamw", "muon"] = "adamw"
     "AdamW for everything, or Muon (Jordan et al., 2024) for the hidden matrices and AdamW for the rest."
     mini_batch_size: Size = 32
@@ -324,7 +324,7 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
     keep_checkpoints: Count = 3
     "Newest checkpoints that are kept, besides the one with the lowest held-out loss."
     keep_every: Natural = 0
-    "A checkpoint every this many batches is also kept; 0: none."
+    "Number of batches between checkpoints that are kept in addition; 0: none."
     activation_checkpointing: Literal["none", "mlp", "blocks"] = "none"
     "What the backward pass recomputes to save memory: nothing, the feed-forward layers, or whole blocks."
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
@@ -348,7 +348,7 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
             return
         self._require(self.task.train >= self.batch_size, "batch_size", f"at most task.train, {self.task.train}")
         alone = self.nested or self.refine is None
-        self._require(alone, "nested", "true if a task is trained with REFINE: it reads the prompts")
+        self._require(alone, "nested", "true for a task with REFINE, since REFINE makes its updates on the prompts")
 
     @property
     def method(self) -> str:

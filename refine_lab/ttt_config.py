@@ -28,7 +28,7 @@ def matching(pattern: str, names: Iterable[str]) -> set[str]:
         compiled = regex.compile(pattern)
         return {name for name in names if compiled.search(name, timeout=max(1e-3, deadline - time.monotonic()))}
     except TimeoutError:
-        allowed = f"a regular expression that is matched with all parameters within {MATCH_SECONDS:g} s"
+        allowed = f"a regular expression that can be matched against all parameter names within {MATCH_SECONDS:g} s"
         raise ConfigError("TTTConfig.parameters", pattern, allowed) from None
 
 
@@ -70,7 +70,7 @@ class TTTRunConfig(RunConfig):
     ttt: TTTConfig | None = field(default_factory=TTTConfig)
     "How the model is adapted; none: it answers unchanged."
     task: TaskConfig = field(default_factory=lambda: TaskConfig(train=0))
-    "Source of the prompts; its test examples are answered. A model that a run trained on a task uses that run's task."
+    "Source of the prompts; its test examples are answered. A model from a post-training run uses the task of that run instead."
     count: Count | None = None
     "Answers only the first `count` test examples; none: all of them."
     reset: Literal["prompt", "never"] = "prompt"

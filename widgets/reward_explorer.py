@@ -75,7 +75,7 @@ class RewardExplorer(Panel):
             text = sample.document + sample.question
         self._source = text_field("Document", text, 4)
         self.controls = explorer_fields([*self.exploration.rewards], self._setting)
-        options = {"placeholder": "an included model, a run, a checkpoint", "continuous_update": False}
+        options = {"placeholder": "a shipped model, a run, a checkpoint", "continuous_update": False}
         self._compare_field = field(ipywidgets.Text, "compare with", "", "36em", **options)
         upload = FileField(accept=".txt,.md,.py,.json,.csv,.html", description="Open a file")
         read = self.button("read", "Read the document above", style="primary")

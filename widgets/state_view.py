@@ -120,5 +120,7 @@ class StateView(Widget):
         for row, norm, rank, change in zip(rows[:16], *values, strict=False):
             numbers = f"norm {norm:.3f}, rank {rank:.1f}, change {change:.2f}"
             writes = " ".join(each["text"] for each in row["strongest"][:4])
-            lines.append(f"  layer {row['layer']} {row['name']} head {row['head']}: {numbers}; writes most at {writes}")
+            lines.append(
+                f"  layer {row['layer']} {row['name']} head {row['head']}: {numbers}; strongest writes at {writes}"
+            )
         return "\n".join(lines + ([f"  … {len(rows) - 16} more"] if len(rows) > 16 else []))

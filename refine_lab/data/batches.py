@@ -94,8 +94,8 @@ class SequenceData:
                 size = f"rows of {'at most ' * document}{self.config.sequence_length} tokens"
                 advice = "ask for fewer" if document else "ask for fewer or shorter ones"
                 raise ValueError(
-                    f"{wanted} of DataConfig.validation_sequences {count} fall on {name!r}, whose held-out text makes "
-                    f"{there} {size}; {advice}"
+                    f"{wanted} of the {count} validation sequences (DataConfig.validation_sequences) would come from {name!r}, "
+                    f"but its held-out text is only enough for {there} {size}; {advice}"
                 )
         return held_out.batch(0, count)
 

@@ -185,7 +185,7 @@ class _Writer:
         return [choices[i] for i in self.order(len(choices))[:count]]
 
     def keys_and_words(self, count: int) -> tuple[list[int], list[int]]:
-        """Returns different keys, and equally many different words that are not among them."""
+        """Returns distinct keys, and the same number of distinct words that are not among them."""
         keys = self.pick(self.words.keys[self.split], count)
         taken = set(keys)
         return keys, self.pick(tuple(word for word in self.words.texts if word not in taken), count)

@@ -50,7 +50,10 @@ def cache_folder() -> Path:
             return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "refine_lab" / "cache"
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refine_lab"
     except RuntimeError as error:  # from Path.home
-        raise ValueError(f"there is no home folder for tokens ({error}): set REFINE_CACHE to a folder") from error
+        raise ValueError(
+            f"the home directory, where tokens are cached by default, cannot be determined ({error}): "
+            "set REFINE_CACHE to a folder"
+        ) from error
 
 
 def token_array(
@@ -71,7 +74,7 @@ def token_array(
     from the cache folder, and written there first if it is missing or damaged.
 
     Raises what `documents` raises; ValueError if every document is shorter than `min_tokens`, or the tokenizer is not
-    one of the library `tokenizers` or lacks an end-of-text token; and OSError if the cache folder cannot be written.
+    a fast one (from the library `tokenizers`) or lacks an end-of-text token; and OSError if the cache folder cannot be written.
     """
     encoder, end = _encoder(tokenizer), end_of_text(tokenizer)
     settings = [CACHE_VERSION, split, max_tokens, min_tokens, end, encoder.to_str()]
@@ -88,7 +91,7 @@ def token_array(
             numbers = _with_lengths((ids[:row_tokens] for ids in whole), end, max_tokens)
         tokens = np.fromiter(numbers, dtype=np.int32)
         if not len(tokens):
-            raise ValueError(f"no {split} document of {source!r} has min_tokens {min_tokens} tokens")
+            raise ValueError(f"no {split} document of {source!r} has at least {min_tokens} tokens (min_tokens)")
         try:
             _drop_stale(path.parent)
             _write(path, tokens)
@@ -171,7 +174,9 @@ def _encoder(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """Returns the tokenizer's own encoder, without padding or truncation that an earlier call may have left on."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
-        raise ValueError(f"the tokenizer must be one of the library `tokenizers`, got {type(tokenizer).__name__}")
+        raise ValueError(
+            f"the tokenizer must be a fast one (from the library `tokenizers`), got {type(tokenizer).__name__}"
+        )
     encoder = Tokenizer.from_str(backend.to_str())
     encoder.no_padding()
     encoder.no_truncation()

@@ -100,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"stopped; the same command continues, since finished tasks are in {chosen['out']}", file=sys.stderr)
+        found = f"the results of finished tasks are in {chosen['out']}"
+        print(f"Stopped. Run the same command again to continue; {found}.", file=sys.stderr)
         return 130
     print(f"written to {chosen['out'] / 'results.json'}")
     return 0 if all(unit["status"] == "done" for unit in result["units"]) else 1

@@ -30,7 +30,7 @@ class CardWriter:
         try:
             write_card(path, self.out, json.loads(as_json(card_of(self.config, step, result))))
         except OSError as error:
-            self.report(f"{path} has no result card of this evaluation, since it cannot be written: {error.strerror}.")
+            self.report(f"The result card for this evaluation could not be written to {path}: {error.strerror}.")
             self.run = None
 
 

@@ -41,7 +41,7 @@ class EvaluationConfig(ReadingConfig):
     """What is evaluated and how. The results of different configurations are never mixed."""
 
     model: Text = "tiny-deltanet"
-    "An included model, a run directory, a folder, or org/repo, as in `load_model`."
+    "A shipped model, a run directory, a folder, or org/repo, as in `load_model`."
     tasks: tuple[Text, ...] = ("niah",)
     "Names of tasks or of groups (`refine_lab.evaluation.catalogue`)."
     lengths: tuple[Length, ...] = (512, 1024)

@@ -14,7 +14,7 @@ from refine_lab.evaluation.model import UNLIMITED, RefineLM
 from refine_lab.evaluation.packages import harness
 
 Score = Callable[[Mapping[str, Any], list[str]], dict[str, float]]
-"""Scores the answers to a sample by name, as the harness's `process_results`."""
+"""Returns the scores of the answers to a sample, keyed by metric name, like the harness's `process_results`."""
 
 LOWER = ("perplexity", "bits_per_byte", "loss", "empty", "newline")
 """Substrings of the names of metrics for which lower values are better."""

@@ -22,9 +22,9 @@ from refine_lab.evaluation.ruler_qa import read_rows
 from refine_lab.evaluation.trec import CLASSES
 
 MOST_TOKENS = 16_384
-"""Longest samples that are scored, with their answers (table C.1)."""
+"""Maximum length in tokens, including the answer, of a sample that is scored (table C.1)."""
 PAPER_BATCH = 8
-"""Samples of a batch of the paper, which drops the last incomplete one."""
+"""Batch size in the paper, which drops the last batch if it is incomplete."""
 SCORERS = ("fuzzywuzzy", "jieba", "rouge")
 WHERE = (
     "the paper's files are in data/longbench of https://github.com/princetonvisualai/ReFINE, LongBench's own at "

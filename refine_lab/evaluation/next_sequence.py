@@ -37,7 +37,7 @@ DOCUMENTS = 64
 """Documents per metric, unless a limit is set."""
 REWARD_NAMES = ("cosine", "binary", "hybrid")
 PARTS = ("first", "middle", "last")
-"""Thirds of the positions of a document, and of the entropies at its targets from the lowest."""
+"""Names of the thirds of a document's positions, and of the thirds of the entropies at its targets in ascending order."""
 
 
 def mean_metric(name: str, values: Sequence[float]) -> Metric:

@@ -42,9 +42,9 @@ SAMPLES = 500
 ANSWER_TOKENS = 128
 """Tokens of the answer, which count towards the length."""
 RULER_TOKENS = 4096
-"""From this length on the harness sizes a haystack of essays; its steps of 500 words are too large for shorter ones."""
+"""Length from which the harness sets the size of a haystack of essays; its steps of 500 words are too large below it."""
 STEP_WORDS = 10
-"""Step in which shorter haystacks of essays are sized."""
+"""Step, in words, by which shorter haystacks of essays are enlarged."""
 AT_FULL_STOPS = "at full stops"
 """How a haystack is cut into sentences without nltk's data, by `sentences_of`."""
 SENTENCE_WORDS = 20

@@ -83,8 +83,8 @@ def begin(out: Path, settings: Mapping[str, Any]) -> None:
 
 
 def require_same(out: Path, settings: Mapping[str, Any]) -> None:
-    """Raises ConfigError if `out` is not a place for a folder, or has results of other settings, and names the first."""
-    require(out.is_dir() or not out.exists(), "out", str(out), "a folder, or a place for one")
+    """Raises ConfigError if `out` is a file or has results with other settings; the error names the first of them."""
+    require(out.is_dir() or not out.exists(), "out", str(out), "a folder, or a path where one can be created")
     path, now = out / "settings.json", json.loads(as_json(settings))
     before = read_json(path) if path.is_file() else now
     for name in sorted({*before, *now}):

@@ -25,7 +25,7 @@ def score_frame(result: Mapping[str, Any]) -> pd.DataFrame:
             "value": unit["metrics"][unit["main"]]["value"],
             "stderr": unit["metrics"][unit["main"]]["stderr"],
             "samples": unit["samples"],
-            "different samples": unit["different_samples"],
+            "distinct samples": unit["different_samples"],
             "few": unit["different_samples"] < FEWEST_ITEMS,
             "answers": result["answers"],
             "about": BENCHMARKS[unit["task"]].about,
@@ -37,7 +37,7 @@ def score_frame(result: Mapping[str, Any]) -> pd.DataFrame:
 
 
 SCORE_COLUMNS = [
-    *("task", "length", "metric", "value", "stderr", "samples", "different samples", "few", "answers", "about")
+    *("task", "length", "metric", "value", "stderr", "samples", "distinct samples", "few", "answers", "about")
 ]
 
 
@@ -48,7 +48,7 @@ def few_samples(scores: pd.DataFrame) -> str:
         return ""
     counts = [
         f"{task} ({'' if pd.isna(length) else f'{length:.0f} tokens, '}{count})"
-        for task, length, count in few[["task", "length", "different samples"]].itertuples(index=False)
+        for task, length, count in few[["task", "length", "distinct samples"]].itertuples(index=False)
     ]
     sentence = f"These tasks have fewer than {FEWEST_ITEMS} distinct samples, so small differences are mostly noise"
     return f"{sentence}: {', '.join(counts)}."

@@ -108,7 +108,7 @@ def lineage(runs: Iterable[Run]) -> pd.DataFrame:
 
 CARD_COLUMNS = [
     *("run", "step", "date (UTC)", "task", "length", "metric", "value ± standard error"),
-    *("samples (different)", "answers", "results"),
+    *("samples (distinct)", "answers", "results"),
 ]
 
 

@@ -24,11 +24,11 @@ from refine_lab.training.loading import load_policy
 from refine_lab.ttt_config import TTTRunConfig
 
 ANSWER_TOKENS = {"niah": 128, "ruler": 32, "recall": 4}
-"""Beginning of a task's name -> tokens of an answer."""
+"""Prefix of a task's name -> tokens of an answer."""
 RECALL_QUESTIONS = 18
 """Questions about one document of each kind in the task `recall`."""
 OTHER_TOKENS, OTHER_ANSWER = 2048, 64
-"""Tokens of a sample and its answer that are assumed for tasks whose samples have lengths of their own."""
+"""Assumed tokens per sample, and per answer, for tasks whose samples vary in length."""
 PROMPTS = 8
 """Prompts per batch of an evaluation."""
 

@@ -24,11 +24,11 @@ from refine_lab.runs.run import Run, list_runs
 from refine_lab.validation import require
 
 EVERY_SEED = -1
-"""Seed of a measurement that belongs to every seed, such as that of the model before training."""
+"""Placeholder seed of a measurement that all seeds share, such as one of the model before training."""
 QUESTIONS = "questions"
 """Task of the answers in run directories: the test questions of post-training."""
 HELD_OUT, ROLLOUTS = "held_out", "rollouts"
-"""Tasks of a training run's own records: held-out text, and the rollouts of training."""
+"""Task names for the logged metrics of a training run: on held-out text, and of the training rollouts."""
 SETTINGS = ("reward", "selection", "tau", "num_chunks", "rollout_length", "group_size", "group_by", "entropy_index")
 """REFINE's settings that distinguish rows."""
 DEFAULTS: dict[str, Mapping[str, Any]] = {
@@ -257,7 +257,7 @@ def _answered(
 # -- evaluations -------------------------------------------------------------------------------------------------------
 
 FREE = ("model", "tasks", "lengths", "device", "batch_size", "ttt", "ttt_per", "ttt_steps", "ttt_lr", "data", "essays")
-"""Fields of an evaluation's configuration in which those of one table may differ."""
+"""Configuration fields in which the evaluations shown in one table may differ."""
 
 
 def _evaluations(

@@ -59,7 +59,7 @@ class PaperPlan(Config):
     task: Text | None = None
     "Source of the questions of post-training and test-time training."
     questions: Count | None = None
-    "Number of test questions that each row answers (the first ones)."
+    "Number of test questions (the first ones) on which each row is evaluated."
     tasks: tuple[Text, ...] = ("niah", "recall")
     "Tasks and groups of `refine_lab.evaluation`."
     lengths: tuple[Length, ...] = (512, 1024)

@@ -257,7 +257,7 @@ def summary(frames: list[pd.DataFrame]) -> pd.DataFrame:
         counts |= {name: int((frame["sign"] == name).sum()) for name in ("floor", "floor unknown", "gap")}
         rest = len(frame) - sum(counts.values())
         lines.append(
-            {"table": frame["table"].iloc[0], "differences": len(frame), **counts, "no sign of the paper": rest}
+            {"table": frame["table"].iloc[0], "differences": len(frame), **counts, "no single sign in the paper": rest}
         )
     return pd.DataFrame(lines)
 
@@ -266,7 +266,12 @@ def summary(frames: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 GROUPS = {"niah": "niah", "ruler": "ruler_qa", "longbench": "longbench", "recall": "recall"}
-"""Beginning of a task's name -> the group that an evaluation measures; other tasks are those of table E.1."""
+"""Prefix of a task's name -> the group that an evaluation measures; other tasks are those of table E.1."""
+TRAINED = (
+    "Run the notebook with `-p launch true`: it trains the models of these rows, and the quantity is recorded during "
+    "training."
+)
+"""How to measure a gap of what training runs record."""
 
 
 def gaps(found: pd.DataFrame, missing: pd.DataFrame) -> pd.DataFrame:
@@ -297,22 +302,30 @@ def _how(task: str, empty: pd.DataFrame, missing: pd.DataFrame) -> str:
     sentences = []
     if any(setting.startswith("ttt.") for setting in settings):
         sentences.append(
-            "An evaluation adapts with the recipe's reward only: no notebook measures the row with another."
+            "Evaluations support test-time training with the recipe's reward only, so a row with a different reward cannot "
+            "be measured with any notebook."
         )
     elif settings:
         names = ",".join(dict.fromkeys(ABLATED[setting.partition("=")[0]] for setting in sorted(settings)))
-        sentences.append(f"`-p launch true -p ablations {names}` trains the rows with different settings.")
+        sentences.append(
+            f"Run the notebook with `-p launch true -p ablations {names}`: it trains the models of the rows whose settings "
+            "differ from the recipe's."
+        )
     if task == QUESTIONS:
-        sentences.append("`-p launch true` answers the questions of the rows of table 4 that `chain` names.")
+        sentences.append(
+            "Run the notebook with `-p launch true`: it answers the test questions with the models of the rows of table 4 "
+            "that are listed in `chain`."
+        )
     elif task in NO_FLOOR:
-        sentences += [] if settings else ["`-p launch true` trains the rows, which record it."]
+        sentences += [] if settings else [TRAINED]
     elif reasons := sorted({*missing.loc[missing["task"].str.startswith(task), "reason"]}):
         sentences.append(f"The task could not run: {reasons[0]}.")
     else:
         group = next((name for start, name in GROUPS.items() if task.startswith(start)), "short")
         needs = "" if group in ("niah", "recall") else " -p data FOLDER"
         sentences.append(
-            f"`-p launch true -p tasks {group}{needs}` evaluates the rows, as does notebooks/evaluate.ipynb."
+            f"Run the notebook with `-p launch true -p tasks {group}{needs}`: it evaluates the models of the rows. "
+            "notebooks/evaluate.ipynb does the same for one model."
         )
     return " ".join(sentences)
 

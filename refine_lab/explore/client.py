@@ -19,7 +19,7 @@ from refine_lab.runs.process import PYTHON, spawn
 
 _PASSED_ON = (ValueError, FileNotFoundError, TypeError, MemoryError, FloatingPointError)
 ERRORS: Mapping[str, type[Exception]] = {error.__name__: error for error in _PASSED_ON} | {"ConfigError": ValueError}
-"""Error types that are passed on unchanged, a ConfigError as its sentence; any other becomes a RuntimeError."""
+"""Error types that are passed on (of a ConfigError only the message); any other error becomes a RuntimeError."""
 
 
 class WorkerDied(RuntimeError):

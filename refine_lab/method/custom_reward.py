@@ -25,7 +25,7 @@ FIELDS = tuple(field.name for field in fields(RewardInputs))
 """The names, in order, of the five tensors that a reward took before `RewardInputs`."""
 
 REFUSED = frozenset({"eval", "exec", "compile", "__import__", "globals", "locals", "vars"})
-"""Builtins that can reach names which a reward's source does not show."""
+"""Builtins that give access to names that do not appear in the reward's source."""
 
 
 def reward_source(function: object) -> str:
@@ -47,7 +47,7 @@ def reward_source(function: object) -> str:
     of_inputs(plain)  # gives its notice where the user sees it
     names = _outer_names(name, tree)
     if around := [used for used in names if used in plain.__code__.co_freevars]:
-        raise ValueError(f"reward {name!r} uses {around[0]!r} of the function around it; define both at the top level")
+        raise ValueError(f"reward {name!r} uses {around[0]!r} from its enclosing function; define both at module level")
     needed = filter(None, (_import_line(name, used, plain.__globals__) for used in names))
     imports = dict.fromkeys(["from __future__ import annotations", "", "import torch", *needed])
     return "\n".join(imports) + "\n\n\n" + source.rstrip() + "\n"
@@ -129,7 +129,10 @@ def _outside(name: str, used: str) -> ValueError:
 
 
 def _hidden(name: str, used: str) -> ValueError:
-    return ValueError(f"reward {name!r} uses {used!r}, which can reach what its source does not show; name it directly")
+    return ValueError(
+        f"reward {name!r} uses {used!r}, which can access names that do not appear in its source; refer to what it needs "
+        "directly by name"
+    )
 
 
 def _outer_names(name: str, tree: ast.Module) -> list[str]:

@@ -34,7 +34,9 @@ def checkpoint_activations(policy: Any, part: str) -> None:
     layers = [x for block in blocks for name, x in block.named_children() if name in ("mlp", "feed_forward", "ffn")]
     found = {"none": [], "mlp": layers, "blocks": blocks}[part]
     if part != "none" and not found:
-        raise ValueError(f"activation_checkpointing {part!r} finds no such part in {type(policy).__name__}")
+        raise ValueError(
+            f"activation_checkpointing is {part!r}, but {type(policy).__name__} has no such layers to recompute"
+        )
     for module in policy.modules():
         if runs_again(module):
             module.forward = vars(module).pop("forward_once")

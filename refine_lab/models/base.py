@@ -194,7 +194,8 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         if first:
             logger.warning_once(
                 "A row with pads on its left has a label on its first token, which nothing precedes: it is left out of the "
-                "loss. Pad on the right, or set that label to -100, so that several forwards of one update count alike."
+                "loss. Pad on the right, or set that label to -100, so that labels are counted correctly when one update "
+                "accumulates gradients over several forward passes."
             )
         return -stats.logprobs.sum() / (num_items_in_batch - first)
 
@@ -235,7 +236,7 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
                 raise ConfigError("use_reentrant", True, "False: a trace's states outlive the forward")
             if settings or getattr(gradient_checkpointing_func, "func", checkpoint) is not checkpoint:
                 allowed, value = "use_reentrant=False and no offload", settings or "offload=True"
-                raise ConfigError("checkpointing", value, allowed, f"checkpointing takes {allowed}, got {value}")
+                raise ConfigError("checkpointing", value, allowed, f"checkpointing must have {allowed}, got {value}")
             require(every_n_layers == 1, "every_n_layers", every_n_layers, "1")
         checkpoint_activations(self, self.RECOMPUTABLE[-1] if enable else "none")
 

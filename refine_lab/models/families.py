@@ -48,7 +48,7 @@ FORMER_NAMES = {"rms_norm_eps": "norm_eps"}
 """Former field name in the same versions -> current name."""
 
 FORMER_VALUES = {"attn_mode": {"fused_chunk": "chunk"}}
-"""Field -> removed kernel of the same versions -> the kernel of equal results that fla names as its replacement."""
+"""Field -> kernel removed since those versions -> the kernel that fla names as its replacement, with the same results."""
 
 REASONS = FLA_REFUSED | REFUSED
 """`model_type` -> why it is refused."""
@@ -58,11 +58,11 @@ MOST_LAYERS = 1000
 
 NOT_READ = {
     "quantization_config": "quantised weights are not read",
-    "transformers_weights": "weights are read from files of the usual names only",
+    "transformers_weights": "weights are read only from files with the usual names",
 }
 """Fields of any config.json -> why they are refused if set."""
 
-NOT_RUN = "it is not run unless load_model gets trust_remote_code=True, which no training run does"
+NOT_RUN = "it is not executed unless trust_remote_code=True is passed to load_model, which training runs never do"
 
 
 def register() -> None:

@@ -25,7 +25,11 @@ from refine_lab.models.state import State, Trace, keeps_states
 
 SEGMENT = 512
 PIECES = (512, 256, 128, 64, 32, 16, 8, 4, 3, 2, 1)
-"""Sizes of the re-read pieces: few shapes, so that kernels are tuned once; 3 avoids a single token in odd remainders."""
+"""Sizes of the segments in which a sequence is re-read.
+
+There are few of them, so that kernels are autotuned only once; with the size 3, no odd remainder ends in a segment of one
+token.
+"""
 
 Tensors = Mapping[str, Tensor]
 
@@ -41,8 +45,11 @@ FLA_MODELS: dict[str, tuple[str, str]] = {
 }
 """`model_type` -> prefix of fla's classes, and the tensors in its cache (flash-linear-attention 0.6.0, fla/layers)."""
 
-_ATTENTION = "its layers keep keys and values or positions, which fla counts once for rows of unequal lengths"
-_ONE_TOKEN = "fla reads it on from a cache by single tokens only, in place"
+_ATTENTION = (
+    "its layers keep keys and values, or positions, and fla keeps a single position counter for the whole batch even if its "
+    "rows differ in length"
+)
+_ONE_TOKEN = "fla can continue it from a cache only one token at a time, and modifies the cache in place"
 _NO_GRADIENT = "a kernel of fla drops the gradient of its final state"
 _UNCHECKED = "its state has not been checked here"
 FLA_REFUSED: dict[str, str] = {

@@ -189,7 +189,7 @@ def _is_run(folder: Path) -> bool:
 def _looked_for(name: str) -> str:
     known = ", ".join(sorted(path.name for path in SHIPPED.glob("*") if path.is_dir())) or "none"
     path = quote(str(Path(os.path.expanduser(name)).absolute()))[1:-1]
-    return f"there is no model {quote(name)}: not among the shipped ones ({known}), no run or folder at {path}"
+    return f"there is no model {quote(name)}: not one of the shipped models ({known}), no run or folder at {path}"
 
 
 def _download(name: str, asked: HubName, cached: bool) -> Place:
@@ -217,7 +217,7 @@ def _ask(asked: HubName) -> Any:
     try:
         return HfApi().repo_info(asked.repo, revision=asked.revision, timeout=SECONDS_TO_ANSWER)
     except (JSONDecodeError, LookupError, TypeError) as error:
-        raise HTTPError("the answer is not from a Hub, but perhaps from a network's login page") from error
+        raise HTTPError("the response does not come from a Hub; it may be a network's login page") from error
 
 
 def _snapshot(asked: HubName, files: Sequence[str], cached: bool = False) -> Path:
@@ -256,7 +256,7 @@ CAUSES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = 
     (errors.OfflineModeIsEnabled, "is not queried, since HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"),
     (errors.GatedRepoError, "requires access to {hub.repo}: request it there, and log in"),
     (errors.RevisionNotFoundError, "has no revision {hub.revision!r} of {hub.repo}"),
-    (errors.RepositoryNotFoundError, "has no repository {hub.repo}, or a private one that needs a login"),
+    (errors.RepositoryNotFoundError, "has no repository {hub.repo}, or it is private and requires a login"),
     (errors.HfHubHTTPError, "answers {error.response.status_code} {error.response.reason_phrase}"),
     (errors.HFValidationError, "does not accept this name ({reason})"),
     ((HTTPError, errors.LocalEntryNotFoundError), "cannot be reached ({reason})"),

@@ -55,7 +55,10 @@ HYBRIDS: dict[str, Family] = {
 }
 """`model_type` of a config.json -> its family."""
 
-_WRONG = "transformers continues it wrongly from a cache by more than one token (off by up to 0.45)"
+_WRONG = (
+    "transformers gives wrong results when continuing it from a cache with more than one token at a time "
+    "(errors of up to 0.45)"
+)
 _STUCK = "transformers changes its cache in place, and single tokens read from it pass no gradient into the prefix"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("jamba", "mamba", "falcon_mamba"), _WRONG),
@@ -183,7 +186,8 @@ def _check(config: Any) -> None:
     rope = (config.rope_parameters or {}).get("rope_type", "default")
     if rope in ("dynamic", "longrope"):
         raise ValueError(
-            f"rope_type {rope!r} rotates earlier keys by the later length, which no state of a prefix holds"
+            f"with rope_type {rope!r}, the rotation of earlier keys depends on the total sequence length, which is not known "
+            "when the state of a prefix is stored"
         )
     _check_attention(config)
 

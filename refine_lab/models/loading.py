@@ -240,9 +240,9 @@ def _fetch_pickled(place: Place, allow_pickle: bool) -> list[Path]:
         raise FileNotFoundError(f"{place.folder} contains no weights: it has no {WEIGHTS}")
     if not allow_pickle:
         raise ValueError(
-            f"{place.folder} contains only pickled weights ({names[0]}), which are not read unless load_model gets "
-            "allow_pickle=True; for a training run, load it that way, save model and tokenizer to a folder with "
-            "save_pretrained, and pass that folder"
+            f"{place.folder} contains only pickled weights ({names[0]}), which are not read unless "
+            "allow_pickle=True is passed to load_model; for a training run, load it that way, save model and tokenizer to a "
+            "folder with save_pretrained, and pass that folder"
         )
     place.fetch(names)
     refuse_pointers(place.folder, names)

@@ -208,10 +208,12 @@ class Trace:
 
         It is differentiable: a gradient on the state flows back into the tokens up to the position, and no further.
 
-        Raises ValueError for a position outside its row, and RuntimeError for a trace read in `hidden_states_only`.
+        Raises ValueError for a position outside its row, and RuntimeError for a trace computed inside `hidden_states_only`.
         """
         if not self.states_kept:
-            raise RuntimeError("this trace was read in hidden_states_only, which keeps no states: read it outside")
+            raise RuntimeError(
+                "this trace was computed inside hidden_states_only, which keeps no states: compute it outside that context"
+            )
         positions = torch.as_tensor(positions, device=self.lengths.device)
         matrix = positions.ndim == 2 and len(positions) == len(self.lengths)
         require(matrix, "positions", list(positions.shape), f"of shape [{len(self.lengths)}, P]")

@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--dtype", default="float32", choices=[str(x).removeprefix("torch.") for x in TOLERANCES])
     parser.add_argument(
-        "--prefixes", help="prefix lengths in tokens, such as 1,2,63,64; by default those around borders"
+        "--prefixes",
+        help="prefix lengths in tokens, such as 1,2,63,64; by default, lengths around chunk and window boundaries",
     )
     chosen = parser.parse_args(arguments)
     quiet()

@@ -48,7 +48,7 @@ def parity(
 ) -> Parity:
     """Compares state-and-branch with re-reading each prefix, on the model's own device and in its dtype.
 
-    For each prefix (by default those around the borders of the model's chunks and windows), a is compared with b from
+    For each prefix (by default those around the boundaries of the model's chunks and windows), a is compared with b from
     re-reading:
 
         state      the state that was branched from, after branching, against a copy from before: bitwise equal, and its
@@ -74,7 +74,7 @@ def parity(
     require(valid, "prefixes", lengths, "whole numbers, at least one, each at least 1")
     require(rollout_length >= 1, "rollout_length", rollout_length, "at least 1")
     if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("parity compares gradients, and no parameter of the model asks for one")
+        raise ValueError("the parity check compares gradients, but no parameter of the model requires gradients")
     low = autocast not in (None, "float32")
     precision = getattr(torch, autocast) if autocast is not None and low else model.dtype
     subject, allowed = _tolerances(model, precision)

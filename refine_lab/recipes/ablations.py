@@ -48,7 +48,7 @@ ABLATIONS = {
     ),
     "entropy_index": Ablation(
         title="Entropy of the last token of the prefix or of the next token",
-        source="ours; equation 5 and the release differ",
+        source="ours; equation 5 and the paper's released code differ",
         settings=_varying("entropy_index", "equation", "release"),
     ),
     "ttt_reward": Ablation(

@@ -7,7 +7,7 @@ from refine_lab.recipes.paper import refine_of
 
 
 def paper_midtrain(method: str = "refine", seed: int = 0) -> TrainConfig:
-    """Mid-training of DeltaNet-1.3B as in the paper (section 4.2), with equally many updates for both methods."""
+    """Mid-training of DeltaNet-1.3B as in the paper (section 4.2), with the same number of updates for both methods."""
     data = DataConfig(
         sources={"datasets:DKYoon/SlimPajama-6B": 1.0},  # release: Long-Data-Collections is gone
         sequence_length=16_384,  # table D.1

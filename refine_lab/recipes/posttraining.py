@@ -10,7 +10,7 @@ from refine_lab.recipes.paper import refine_of
 
 
 def paper_posttrain(method: str = "nested_refine", seed: int = 0) -> TrainConfig:
-    """Post-training of DeltaNet-1.3B on RULER's SQuADQA as in the paper (section 4.3); nested SFT has equally many updates."""
+    """Post-training of DeltaNet-1.3B on RULER's SQuADQA as in the paper (section 4.3); nested SFT updates as often."""
     task = TaskConfig(
         source="ruler:dev-v2.0.json",  # table C.1: SQuADQA, made from SQuAD v2.0; or HotpotQA
         prompt_tokens=4096,  # table C.1: 4K, 8K or 16K

@@ -11,6 +11,8 @@ from refine_lab.validation import require
 
 C = TypeVar("C", bound=TrainConfig | TTTRunConfig)
 
+RELEASED = "as in the paper's released code"
+
 
 def release_updates(config: C) -> C:
     """Returns `config` with `updates="release"`: SFT makes the release's fewer updates, other methods are unchanged.
@@ -24,8 +26,9 @@ def release_updates(config: C) -> C:
         return changed
     if isinstance(changed, TTTRunConfig) and changed.ttt is not None and changed.reset == "prompt":
         steps = changed.ttt.steps
-        require(steps > 1, "steps", steps, "at least 2, of which SFT makes half as in the release")
+        require(steps > 1, "steps", steps, f"at least 2, so that SFT can make half as many, {RELEASED}")
         return replace(changed, ttt=replace(changed.ttt, steps=steps // 2))
-    allowed = f"less than batch_size {config.batch_size}, of which SFT makes one update as in the release"
+    several = "so that a batch has several updates, which are replaced by a single one for SFT"
+    allowed = f"less than batch_size {config.batch_size}, {several}, {RELEASED}"
     require(config.mini_batch_size < config.batch_size, "mini_batch_size", config.mini_batch_size, allowed)
     return replace(changed, mini_batch_size=config.batch_size)

@@ -43,7 +43,7 @@ def ttt_per_prompt_searched_lact(method: str = "refine", seed: int = 0) -> TTTRu
 
 
 def ttt_paper(method: str = "refine", seed: int = 0) -> TTTRunConfig:
-    """Test-time training as in the paper: batches of prompts, weights never reset, equally many updates for both methods."""
+    """Test-time training as in the paper: batches of prompts, weights never reset, equal numbers of updates for both."""
     return TTTRunConfig(
         recipe="paper",
         model="fla-hub/delta_net-1.3B-100B",  # the paper's: post-trained before

@@ -45,7 +45,7 @@ CONFIGS = {"train": TrainConfig, "answer": TTTRunConfig}
 STARTED = "started.json"
 """File that records what a run started with (see `started`)."""
 BESIDE = "run:"
-"""Prefix of the model of a stored configuration that is another run in the same folder."""
+"""Prefix in the `model` field of a stored configuration which marks the model as another run in the same folder."""
 HIGHEST = 10**9
 """Highest number of a run in its folder."""
 ERROR = 2000

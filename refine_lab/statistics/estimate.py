@@ -22,7 +22,7 @@ class Estimate:
 
     def interval(self, level: float = CONFIDENCE) -> tuple[float, float]:
         """Returns the two-sided confidence interval at a level between 0 and 1."""
-        require(0 < level < 1, "level", level, "between 0 and 1, without the ends")
+        require(0 < level < 1, "level", level, "strictly between 0 and 1")
         half = float(stats.t.ppf((1 + level) / 2, self.df)) * self.stderr
         return self.value - half, self.value + half
 

@@ -22,7 +22,7 @@ from refine_lab.validation import ConfigError, require, unknown
 
 RESAMPLES = 1_000
 FEWEST = 0.9
-"""Minimum fraction of bootstrap samples in which the two frontiers must have costs in common."""
+"""Minimum fraction of bootstrap samples in which the cost ranges of the two frontiers must overlap."""
 
 
 class Frontier(NamedTuple):
@@ -31,7 +31,7 @@ class Frontier(NamedTuple):
     cost: Float[np.ndarray, "n"]
     benefit: Float[np.ndarray, "n"]
     most: float
-    "Largest cost of any point of the method; up to there the best benefit remains reachable at a smaller cost."
+    "Largest cost of any point of the method; the frontier is flat from the cost of its best benefit up to this one."
 
     def at(self, cost: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
         """Returns the benefit at costs from the smallest one on, by linear interpolation."""

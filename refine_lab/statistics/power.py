@@ -23,7 +23,7 @@ def power(difference: float, spread: Spread, seeds: int, items: int = 2, *, alph
     require(seeds >= 2, "seeds", seeds, "at least 2")
     require(items >= 2, "items", items, "at least 2")
     estimate = spread.estimate(difference, seeds, items)
-    require(estimate.stderr > 0, "spread", spread, "components of which one is above 0")
+    require(estimate.stderr > 0, "spread", spread, "components, at least one of them above 0")
     if difference == 0:
         return alpha  # which scipy's noncentral F does not return
     limit = stats.f.isf(alpha, 1, estimate.df)  # F = t**2: scipy's noncentral t is NaN for large shifts

@@ -21,7 +21,7 @@ from refine_lab.sweep.runner import Sweep
 from refine_lab.validation import MOST_TOKENS, require
 
 SETTING = "refine: "
-"""Beginning of the method of a setting in the tables, followed by the setting's label."""
+"""Prefix of the method name that the tables show for a setting; the setting's label follows it."""
 LAST_STEPS = 5
 """Number of last batches over which the training reward is averaged."""
 
@@ -48,7 +48,7 @@ class Scale:
 def midtrain_grids(chosen: Mapping[str, Ablation], scale: Scale) -> list[Grid]:
     """Returns the grids of mid-training: the recipe's setting with its SFT run, and REFINE with every other setting.
 
-    The recipe's setting belongs to every ablation and is trained once. Test-time training starts from it.
+    The recipe's setting is the common reference of all ablations and is trained once. Test-time training starts from it.
     """
     settings = [_recipe_setting()]
     for ablation in chosen.values():

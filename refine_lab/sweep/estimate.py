@@ -45,7 +45,7 @@ def estimated(cells: Sequence[Cell], log: Callable[[str], object] = print) -> Es
     """Estimates what the unfinished cells need: their runs, and the start, checks and evaluations of their notebooks.
 
     If cells of the same notebook have finished in this folder, the estimate is scaled by the ratio of their time to
-    their estimate. A notebook that makes no runs from a recipe is estimated by the mean of its finished cells.
+    their estimate. A notebook that does not create runs from a recipe is estimated by the mean of its finished cells.
     """
     left = [cell for cell in cells if cell.state != "finished"]
     if not left:
@@ -60,7 +60,9 @@ def estimated(cells: Sequence[Cell], log: Callable[[str], object] = print) -> Es
         seconds: float | None = sum(known) * (taken / expected if expected else 1.0)
     else:
         seconds = taken / len(done) * len(left) if done else None
-        log("The notebook makes no runs from a recipe: its time is that of its finished cells, if there are any.")
+        log(
+            "This notebook does not create runs from a recipe, so its time is estimated from finished cells, if there are any."
+        )
     sizes = [clocks.bytes(cell) for cell in left]
     return Estimate(seconds, None if None in sizes else sum(filter(None, sizes)), len(left))
 
@@ -73,7 +75,7 @@ class _Clocks:
         self._notebooks: dict[str, tuple[float, float]] = {}
 
     def seconds(self, cell: Cell) -> float | None:
-        """Returns the seconds of a cell, or None for a notebook that makes no runs from a recipe."""
+        """Returns the seconds of a cell, or None for a notebook that does not create runs from a recipe."""
         if not (configs := cell_configs(cell)):
             return None
         runs = sum(self._rates(config).seconds(config) for config in configs)

@@ -36,7 +36,7 @@ class Notebook:
     content: bytes
     parameters: Mapping[str, Declared]
     digest: str
-    "Of the code, and neither of text nor of outputs."
+    "Digest of the code cells only; text and outputs are not included."
 
     @property
     def name(self) -> str:

@@ -15,7 +15,7 @@ from refine_lab.sweep.grid import varying
 from refine_lab.text import printable
 
 FIRST = ("ntp_loss", "answer_loss", "contains_answer")
-"""Measures of which the text table holds one for each run; `sweep.json` has all."""
+"""Candidate metrics: the text table shows the first that a run has; `sweep.json` contains all."""
 
 
 def cell_frame(cells: Sequence[Cell]) -> pd.DataFrame:

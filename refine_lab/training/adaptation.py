@@ -92,7 +92,12 @@ class Adapter:
     ) -> None:
         """Raises ValueError if the model's weights are not float32 or float64, or if `parameters` matches no parameter."""
         wide = model.dtype in (torch.float32, torch.float64)
-        require(wide, "the model's dtype", model.dtype, "float32 or float64: smaller weights swallow small updates")
+        require(
+            wide,
+            "the model's dtype",
+            model.dtype,
+            "float32 or float64: in lower precision, small updates are lost to rounding",
+        )
         self.model, self.config, self.trainable = model, config, trainable_parameters(model, config.parameters)
         shared = {item.name: getattr(config, item.name) for item in fields(OptimizationConfig)}
         self._update = UpdateConfig(**shared, mini_batch_size=mini_batch_size, micro_batch_size=micro_batch_size)
@@ -224,7 +229,7 @@ def fewer_chunks(config: TTTConfig, *lengths: int) -> str | None:
     labels = {"num_chunks": "c", "margin": "the margin"}
     values = {label: (getattr(refine, name), getattr(config.refine, name)) for name, label in labels.items()}
     changes = (f"{label} is {value} and not {default}" for label, (value, default) in values.items() if value < default)
-    return f"a prompt of {min(lengths)} tokens is short for the method, so that {' and '.join(changes)}"
+    return f"a prompt of {min(lengths)} tokens is too short for the method's settings, so {' and '.join(changes)}"
 
 
 def trainable_parameters(model: nn.Module, pattern: str) -> dict[str, nn.Parameter]:
@@ -232,7 +237,9 @@ def trainable_parameters(model: nn.Module, pattern: str) -> dict[str, nn.Paramet
     names = dict(model.named_parameters(remove_duplicate=False))
     found = matching(pattern, (name for name, p in names.items() if p.requires_grad))
     matches = {id(names[name]) for name in found}
-    allowed = f"found in the name of a parameter that takes gradients, such as {next(iter(names))!r}"
+    allowed = (
+        f"a regular expression that matches the name of at least one trainable parameter, such as {next(iter(names))!r}"
+    )
     require(len(matches) > 0, "parameters", pattern, allowed)
     return {name: p for name, p in model.named_parameters() if id(p) in matches}
 

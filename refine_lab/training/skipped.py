@@ -43,10 +43,10 @@ class SkippedSteps:
             if number >= first:
                 remove_folder(folder)
         left = max((number for number, _ in checkpoints(self._run)), default=None)
-        kept = "no checkpoint was written before" if left is None else f"the last checkpoint is from step {left}"
+        kept = "no checkpoint had been written by then" if left is None else f"the last checkpoint is from step {left}"
         norm = metrics.get("grad_norm", metrics.get("answer_grad_norm"))
         raise FloatingPointError(
-            f"{steps} of {self._config.steps} made no update, since the loss or the gradient was not finite or above "
-            f"skip_above_grad_norm (the gradient's norm is {norm}); {kept}; try an lr below {self._config.lr}, "
-            "more warmup_steps or dtype float32"
+            f"{steps} of {self._config.steps} made no update, because the loss or the gradient was not finite or "
+            f"the gradient norm exceeded skip_above_grad_norm (gradient norm: {norm}); {kept}; "
+            f"try an lr below {self._config.lr}, more warmup_steps, or dtype float32"
         )

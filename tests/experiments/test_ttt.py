@@ -224,7 +224,7 @@ def test_short_prompts_are_told_before_any_directory_is_made(tmp_path, capsys):
     chosen = [replace(e, prompt_ids=e.prompt_ids[:9], question_start=8) for e in examples(2)]
     ttt_runs(three(), policy, chosen, tmp_path)
     told = capsys.readouterr().out
-    assert told.count("is short for the method, so that c is 2 and not 4") == 2
+    assert told.count("is too short for the method's settings, so c is 2 and not 4") == 2
     bad = [*chosen, replace(chosen[0], prompt_ids=(1,))]
     with naming(ValueError, chosen[0].name):
         ttt_runs(three(), policy, bad, tmp_path / "none")
@@ -265,7 +265,7 @@ def test_the_releases_sft_makes_half_of_the_updates():
     assert (sft.ttt.steps, refine.ttt.steps, sft.method, refine.method) == (3, 6, "sft_release", "refine")
     (beside,) = release_configs(method_configs("per_prompt", [0], steps=6))
     assert beside == sft and release_configs([sft, refine]) == []
-    with refused("steps", 1, "at least 2, of which SFT makes half as in the release"):
+    with refused("steps", 1, "at least 2, so that SFT can make half as many, as in the paper's released code"):
         method_configs("per_prompt_searched", [0], updates="release")
 
 

@@ -368,7 +368,7 @@ def refusal(name: str, cache: Path, **settings) -> str:
     assert time.monotonic() - begun < 5
     text = str(caught.value)
     folder, shipped = Path(name).absolute(), ", ".join(sorted(path.name for path in hub.SHIPPED.glob("*/")))
-    known = f"there is no model {name!r}: not among the shipped ones ({shipped}), no run or folder at {folder}, "
+    known = f"there is no model {name!r}: not one of the shipped models ({shipped}), no run or folder at {folder}, "
     where = f"not complete in the cache {cache}, and {huggingface_hub.constants.ENDPOINT} "
     assert text.startswith(known + where), text
     assert "\n" not in text
@@ -377,7 +377,7 @@ def refusal(name: str, cache: Path, **settings) -> str:
 
 def test_what_the_hub_does_not_have_is_told_with_its_cause(server, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
-    assert refusal("org/none", cache) == "has no repository org/none, or a private one that needs a login"
+    assert refusal("org/none", cache) == "has no repository org/none, or it is private and requires a login"
     assert refusal("org/small@v9", cache) == "has no revision 'v9' of org/small"
     server.answer = (403, {"X-Error-Code": "GatedRepo"})
     assert refusal("org/small", cache) == ("requires access to org/small: request it there, and log in")
@@ -387,7 +387,7 @@ def test_what_the_hub_does_not_have_is_told_with_its_cause(server, tmp_path, mon
     assert refusal("org/small", cache) == "answers 503 Service Unavailable"
     for page in (b"<html>log in</html>", b"[]", b"{}"):
         server.answer = (200, {}, page)
-        answer = "cannot be reached (the answer is not from a Hub, but perhaps from a network's login page)"
+        answer = "cannot be reached (the response does not come from a Hub; it may be a network's login page)"
         assert refusal("org/small", cache) == answer
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert refusal("org/small", cache) == "is not queried, since HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"

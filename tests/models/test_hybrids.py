@@ -373,8 +373,8 @@ def test_importing_our_models_imports_no_modeling_of_theirs():
 @pytest.mark.parametrize(
     ("model_type", "reason"),
     [
-        ("jamba", "transformers continues it wrongly from a cache"),
-        ("falcon_mamba", "transformers continues it wrongly from a cache"),
+        ("jamba", "transformers gives wrong results when continuing it from a cache"),
+        ("falcon_mamba", "transformers gives wrong results when continuing it from a cache"),
         ("falcon_h1", "transformers changes its cache in place"),
         ("zamba2", "transformers changes its cache in place"),
     ],

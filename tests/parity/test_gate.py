@@ -240,7 +240,7 @@ def test_bad_input_is_refused_in_a_sentence(settings, facts):
 
 
 def test_a_model_without_parameters_to_train_is_refused():
-    with pytest.raises(ValueError, match="no parameter of the model asks for one"):
+    with pytest.raises(ValueError, match="no parameter of the model requires gradients"):
         parity(make_policy().requires_grad_(False))
 
 

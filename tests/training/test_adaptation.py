@@ -252,7 +252,7 @@ def test_a_short_prompt_has_fewer_chunks_and_says_so():
     assert margins == sorted(margins) and margins[-1] == 20
     assert all(few.fits(length) for few, length in zip(found, range(6, 200), strict=True))
     seen: list[ttt.Update] = []
-    said = "a prompt of 30 tokens is short for the method, so that c is 5 and not 8"
+    said = "a prompt of 30 tokens is too short for the method's settings, so c is 5 and not 8"
     short = TTTConfig(refine=refine, steps=1)
     with pytest.warns(UserWarning, match=said), adapted(make_policy(), prompt_of(30), short, seen.append):
         pass

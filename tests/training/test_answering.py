@@ -325,7 +325,7 @@ def test_a_short_prompt_has_fewer_chunks_and_it_is_told(tmp_path):
     chosen = [*examples(1), *[replace(e, prompt_ids=e.prompt_ids[:10], question_start=9) for e in examples(2)[1:]]]
     policy, _ = model()
     said = check_prompts(policy, config_of(), chosen)
-    assert said == ["made-1: a prompt of 10 tokens is short for the method, so that c is 2 and not 4"]
+    assert said == ["made-1: a prompt of 10 tokens is too short for the method's settings, so c is 2 and not 4"]
     run = made(tmp_path, config_of(), chosen)
     assert go(run, chosen=chosen)
     assert run.answers()["num_chunks"].tolist() == [4, 2] and run.updates()["num_chunks"].tolist() == [4, 4, 2, 2]

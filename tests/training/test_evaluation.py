@@ -207,7 +207,7 @@ def test_without_states_hidden_states_and_gradients_are_the_same(name):
         trace.hidden_states.square().sum().backward()
         found.append([trace.hidden_states, *(p.grad for p in policy.parameters() if p.grad is not None)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-    with pytest.raises(RuntimeError, match="read in hidden_states_only, which keeps no states: read it outside"):
+    with pytest.raises(RuntimeError, match="computed inside hidden_states_only"):
         trace.state_at(torch.tensor([[3]] * 3))
     assert policy.read(batch.tokens).final_state.rows == 3  # readings after it keep theirs
 

@@ -190,7 +190,12 @@ def test_every_example_once_an_epoch_in_the_seeds_own_order():
 def test_configurations_that_make_no_sense_are_refused():
     for settings, field, value, allowed in (
         ({"nested": True}, "nested", True, "false without a task: there are no answers"),
-        ({"task": TaskConfig()}, "nested", False, "true if a task is trained with REFINE: it reads the prompts"),
+        (
+            {"task": TaskConfig()},
+            "nested",
+            False,
+            "true for a task with REFINE, since REFINE makes its updates on the prompts",
+        ),
         ({"refine": None, "task": TaskConfig(train=3)}, "batch_size", 128, "at most task.train, 3"),
         (
             {"nested": True, "task": TaskConfig(prompt_tokens=100)},

@@ -422,7 +422,7 @@ def test_a_run_does_not_finish_with_a_skipped_step(
 
 def test_a_gradient_above_the_bound_is_skipped(config: TrainConfig, tmp_path: Path) -> None:
     run = begun(replace(config, refine=None, skip_above_grad_norm=1e-9), new(tmp_path / "runs"))
-    with naming(FloatingPointError, "steps 1 to 3", "skip_above_grad_norm", "no checkpoint was written before"):
+    with naming(FloatingPointError, "steps 1 to 3", "skip_above_grad_norm", "no checkpoint had been written by then"):
         go(run)
 
 

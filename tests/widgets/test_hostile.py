@@ -66,7 +66,7 @@ def test_the_states_along_a_document_are_shown(name: str) -> None:
     found = explored()[f"states: {name}"]
     assert (found.raised, found.error) == (None, "")
     assert acts(found.told) == set()
-    assert "writes most at" in found.told
+    assert "strongest writes at" in found.told
 
 
 @pytest.mark.parametrize("name", ADAPTED)

@@ -51,7 +51,7 @@ def ablation_table(rows: pd.DataFrame, name: str) -> Table:
 
 
 def ablation_figure(rows: pd.DataFrame, name: str) -> go.Figure:
-    """Plots the measures of each setting of one ablation: mean, and bars from the lowest to the highest seed.
+    """Plots the measures of each setting of one ablation: mean, and bars from the minimum to the maximum over seeds.
 
     Small points are single seeds; the horizontal lines are the means of SFT and of the base model.
     """
@@ -69,7 +69,7 @@ def ablation_figure(rows: pd.DataFrame, name: str) -> go.Figure:
             figure.add_trace(trace, 1, column)
         ends = [-0.4, len(labels) - 0.6]
         figure.update_xaxes(type="category", categoryarray=labels, range=ends, row=1, col=column)
-    title = f"{ablation.title} ({ablation.source}). Bars: lowest to highest seed"
+    title = f"{ablation.title} ({ablation.source}). Bars: minimum to maximum over seeds"
     figure.update_layout(title_text=title, title_x=0.01).update_xaxes(title_text=_axis(ablation.settings))
     return dress(one_legend(figure), height=360).update_layout(margin_t=84)
 
@@ -77,7 +77,7 @@ def ablation_figure(rows: pd.DataFrame, name: str) -> go.Figure:
 def reward_by_setting(metrics: pd.DataFrame, name: str = "k") -> go.Figure:
     """Plots mean and standard deviation of a batch's rewards over training for each setting (paper, figure E.3).
 
-    `metrics` holds the lines of training with `method` (`refine: SETTING`) and `seed`. Band: lowest to highest seed.
+    `metrics` holds the lines of training with `method` (`refine: SETTING`) and `seed`. Band: minimum to maximum over seeds.
     """
     require_data("reward_by_setting", len(metrics) > 0, "no run of the ablation has begun")
     figure = make_subplots(1, 2, subplot_titles=["Mean reward (fig. E.3 a, b)", "Standard deviation (fig. E.3 c, d)"])

@@ -25,7 +25,7 @@ def has_lengths(scores: pd.DataFrame) -> bool:
 
 
 def different(counts: pd.Series) -> str:
-    """Returns the number of different samples, or the range over lengths."""
+    """Returns the number of distinct samples, or the range over lengths."""
     low, high = int(counts.min()), int(counts.max())
     return str(low) if low == high else f"{low} to {high}"
 
@@ -44,7 +44,7 @@ def scores_by_length(scores: pd.DataFrame) -> go.Figure:
             x=own["length"].astype(int),
             y=own["value"] * 100,
             error_y={"array": own["stderr"].fillna(0) * 100, "thickness": 1},
-            name=f"{task} ({own['metric'].iloc[0]}, {different(own['different samples'])} distinct samples)",
+            name=f"{task} ({own['metric'].iloc[0]}, {different(own['distinct samples'])} distinct samples)",
             mode="lines+markers",
             line={"color": colour},
             marker={"symbol": symbol, "size": 8},

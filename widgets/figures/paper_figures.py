@@ -79,14 +79,16 @@ def _title(table: str) -> str:
 def _spread(found: pd.DataFrame) -> str:
     single = found["mean"].notna() & found["sd"].isna() & found["stderr"].notna()
     sentences = "Ours are mean ± standard deviation over seeds. " if found["sd"].notna().any() else ""
-    return sentences + ("One value has its standard error over samples in brackets. " if single.any() else "")
+    return sentences + (
+        "A single value is shown with its standard error over samples in brackets. " if single.any() else ""
+    )
 
 
 def _few(found: pd.DataFrame) -> str:
     few = found[(found["different"] > 0) & (found["different"] < FEWEST_ITEMS)]
     if few.empty:
         return ""
-    return f"With fewer than {FEWEST_ITEMS} different samples, most differences between models are noise."
+    return f"With fewer than {FEWEST_ITEMS} distinct samples, most differences between models are noise."
 
 
 def _text(table: str) -> str:
@@ -131,12 +133,12 @@ def _has_lengths(found: pd.DataFrame) -> bool:
 
 
 def _counts(found: pd.DataFrame, group: pd.DataFrame) -> dict[str, str]:
-    """Returns the column with the numbers of samples and of different samples, if anything was measured on samples."""
+    """Returns the column with the numbers of samples and of distinct samples, if anything was measured on samples."""
     if not (found["samples"] > 0).any():
         return {}
     most = group.sort_values("samples").iloc[-1]
     counts = f"{most['samples']} ({most['different']})" if most["samples"] else NO_NUMBER
-    return {"samples (different)": counts}
+    return {"samples (distinct)": counts}
 
 
 def _number(value: float, unit: str, *, signed: bool = False) -> str:
@@ -193,7 +195,9 @@ def summary_table(summary: pd.DataFrame) -> Table:
     """Tabulates `paper_tables.summary`."""
     require_data("summary_table", len(summary) > 0, "there are no tables")
     return Table(
-        summary, "Signs of the differences: as in the paper (same), opposite, one of them 0 (zero), or none, and why"
+        summary,
+        "Number of differences by sign: same as in the paper (same), opposite to it (opposite), zero in the paper or in our "
+        "runs (zero), or not comparable, with the reason",
     )
 
 

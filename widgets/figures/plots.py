@@ -1,8 +1,8 @@
 """Static plotly figures of mid-training from data frames, without a network and readable on light and dark pages.
 
 Metrics are as `refine_lab.runs.run.Run` reads them, with additional columns `method` and `seed`. A line is the mean over
-seeds and a band spans the lowest to the highest seed, unless a panel defines another spread; both use only steps that all seeds
-have. Every figure without data raises ValueError.
+seeds and a band spans the minimum to the maximum over seeds, unless a panel defines another spread; both use only steps
+that all seeds have. Every figure without data raises ValueError.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def heldout_curves(evaluations: pd.DataFrame) -> go.Figure:
     require_data("heldout_curves", len(evaluations) > 0)
     methods = method_styles(evaluations["method"])
     figure = make_subplots(1, 2, subplot_titles=["Held-out NTP accuracy (fig. 4)", "Held-out NTP loss (fig. E.1)"])
-    sampled = ", sampled as in the release"
+    sampled = ", sampled as in the released code"
     quantities = (("ntp_accuracy", 1, "%", ""), ("sampled_accuracy", 1, "%", sampled), ("ntp_loss", 2, "nats", ""))
     for key, column, unit, suffix in quantities:
         if key in evaluations:
@@ -138,7 +138,7 @@ def entropy_profile(
     figure.add_trace(marks.update(text=[texts[position] for position in drawn]))
     for border in chunk_borders:
         figure.add_vline(x=border - 0.5, line={"color": INK, "width": 1, "dash": "dot"})
-    title = "Entropy of one document and its sampled positions (fig. E.2); dotted lines: chunk borders"
+    title = "Entropy of one document and its sampled positions (fig. E.2); dotted lines: chunk boundaries"
     figure.update_layout(title_text=title).update_xaxes(title_text="position (tokens)")
     figure.update_yaxes(title_text="entropy (nats)", rangemode="tozero")
     return dress(figure, height=380)

@@ -68,7 +68,7 @@ def load_task(
     every = [*chain.from_iterable(splits.examples.values())]
     notes += [*_answer_notes(config, rule, tokenizer, asked), *past.notes(config, every)]
     splits = _without(splits, skipped)
-    refusal = "only TaskConfig.shared 'allow' accepts that" if config.shared == "refuse" else None
+    refusal = "set TaskConfig.shared to 'allow' to accept this" if config.shared == "refuse" else None
     if repeated := [] if leave_out and refusal else [e for e in asked if past.holds(e)]:
         questions = quoted([*dict.fromkeys(example.question or example.name for example in repeated)])
         found = f"{past.names} was trained on {len(repeated)} of the {len(asked)} prompts to be answered, {questions}"
@@ -125,7 +125,7 @@ def _without(splits: Splits, skipped: History) -> Splits:
     trained = splits.trained + len(splits.examples["test"]) - len(left)
     if trained and not left:
         known = f"{skipped.names} was trained on the questions of all {trained} prompts, so none is left"
-        raise ValueError(f"{known} to be answered; only TaskConfig.shared 'allow' answers them")
+        raise ValueError(f"{known} to be answered; set TaskConfig.shared to 'allow' to answer them anyway")
     return replace(splits, examples={**splits.examples, "test": left}, trained=trained)
 
 
@@ -144,9 +144,10 @@ def _answer_notes(
     elif bare := len(asked) - len(scored):
         yield f"{bare} of {len(asked)} prompts have no reference answer{column} and are not scored."
     long, several = too_long(rule, tokenizer, scored), several_lines(rule, scored)
-    first = f"No reference answer of {long} of {len(scored)} prompts fits into {rule.max_tokens} tokens"
+    first = f"For {long} of {len(scored)} prompts, no reference answer fits into {rule.max_tokens} tokens"
     second = (
-        f"Every reference answer of {several} of {len(scored)} prompts has several lines, but an answer is one line"
+        f"For {several} of {len(scored)} prompts, every reference answer has several lines, but only the first line of a "
+        "generated answer is used"
     )
     for count, sentence, advice in ((long, first, "raise answer_tokens"), (several, second, "set lines to 'all'")):
         if count:

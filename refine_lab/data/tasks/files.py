@@ -65,7 +65,7 @@ def file_splits(
     splits = {"train": taken[middle:], "validation": taken[test:middle], "test": taken[:test]}
     if bare := next((each for each in (*splits["train"], *splits["validation"]) if not each.answers), None):
         column = config.answer_column or ANSWERS
-        raise ValueError(f"{bare.name!r} has no answer in column {column!r}; only a test set needs none")
+        raise ValueError(f"{bare.name!r} has no answer in column {column!r}; answers may be missing only in a test set")
     return Splits(examples=splits, dropped=dropped, trained=trained)
 
 

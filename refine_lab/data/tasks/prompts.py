@@ -18,7 +18,7 @@ class Prompt:
     """A prompt's question, documents and accepted answers as text."""
 
     name: str
-    "Unique within its source, and the same at every loading."
+    "Unique within its source, and the same each time the source is loaded."
     question: str
     "The question as text; empty if none is found."
     answers: tuple[str, ...]
@@ -59,12 +59,14 @@ class Example(Prompt):
 def encode(prompt: TextPrompt, tokenizer: PreTrainedTokenizerBase, add_bos: bool | None = None) -> Example:
     """Tokenises a prompt of any length; `add_bos` as in `DataConfig`. An answer has no `beginning`.
 
-    Raises ValueError if the prompt is empty, or the tokenizer is not one of the library `tokenizers`.
+    Raises ValueError if the prompt is empty, or the tokenizer is not a fast one (from the library `tokenizers`).
     """
     if not prompt.text.strip():
         raise ValueError(f"the prompt {prompt.name!r} is empty")
     if not tokenizer.is_fast:
-        raise ValueError(f"the tokenizer must be one of the library `tokenizers`, got {type(tokenizer).__name__}")
+        raise ValueError(
+            f"the tokenizer must be a fast one (from the library `tokenizers`), got {type(tokenizer).__name__}"
+        )
     encoded = tokenizer(prompt.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     begins, ids = beginning(tokenizer, add_bos), tuple(encoded["input_ids"])
     # a token that reaches into the question is the question's

@@ -109,8 +109,9 @@ def divide(published: Published, wanted: Mapping[str, int]) -> dict[str, tuple[A
         total, largest = sum(group.questions for group in groups), max((group.questions for group in groups), default=0)
         asked = ", ".join(f"{name} {count}" for name, count in wanted.items() if count)
         raise ValueError(
-            f"{str(published.path)!r} has {total} questions that fit a prompt, in {len(groups)} groups that share no "
-            f"paragraph, the largest of {largest}: too few for {asked} without a shared document"
+            f"{str(published.path)!r} has {total} questions that fit into a prompt, in {len(groups)} groups, no two of "
+            f"which share a paragraph (the largest has {largest} questions); they cannot be divided into {asked} without "
+            "sharing a document"
         )
     return units
 

@@ -33,7 +33,7 @@ NEEDS_LM_EVAL = (
 ANSWER_PREFIX = " Answer:"
 """The text that the harness puts after the question, its `gen_prefix`."""
 MORE_DOCUMENTS = 10
-"""RULER tries 10 documents, 20, ... until a prompt is full; the step is 1 here if twice this number does not fit."""
+"""RULER adds documents in steps of 10 until a prompt is full; if 20 documents do not fit, we use steps of 1."""
 
 
 def ruler_splits(
@@ -68,7 +68,7 @@ def _short_prompts(splits: dict[str, list[Example]], limit: int) -> Iterator[str
     for name, examples in splits.items():
         tokens = int(median(len(example.prompt_ids) for example in examples)) if examples else limit
         if tokens < limit / 2:
-            yield f"Half of the {name} prompts have at most {tokens} of {limit} tokens."
+            yield f"The median length of the {name} prompts is {tokens} tokens (limit: {limit})."
 
 
 class _Generator:

@@ -31,7 +31,7 @@ class AnswerRule:
     """
 
     max_tokens: int = UNKNOWN_ANSWER_TOKENS
-    "Maximum number of generated tokens; up to as many tokens of stripped empty lines do not count."
+    "Maximum number of generated tokens, not counting stripped empty lines before the answer (at most the same number again)."
     lines: Literal["first", "all"] = "first"
     "Whether the answer is the first line or all lines."
     strip_leading: bool = True

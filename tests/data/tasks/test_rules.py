@@ -200,10 +200,10 @@ def test_it_warns_where_no_reference_fits(loaded: Loaded, tmp_path: Path) -> Non
     rows = [{"prompt": f"p {n}", "answer": answer} for n, answer in enumerate(["one", ["two", long], long, [long]])]
     file = jsonl(tmp_path / "mine.jsonl", rows)
     with pytest.warns(
-        UserWarning, match="No reference answer of 2 of 4 prompts fits into 1 tokens: raise answer_tokens"
+        UserWarning, match="For 2 of 4 prompts, no reference answer fits into 1 tokens: raise answer_tokens"
     ):
         task = load(file, loaded[1], answer_tokens=1)
-    assert "No reference answer of 2 of 4 prompts fits into 1 tokens." in str(task.report)
+    assert "For 2 of 4 prompts, no reference answer fits into 1 tokens." in str(task.report)
     load(file, loaded[1], answer_tokens=8)  # no warning, which would be an error here
 
 
@@ -238,7 +238,7 @@ def test_right_answers_fit_for_the_papers_files(name: str, shared_data: Path, lo
     assert "fits into" not in str(task.report) and task.rule.max_tokens == {"answer": 39, "answers": 195}[column]
     told = str(load_task(replace(config.task, answer_tokens=4), loaded[1], config.data).report)
     wrong = {"answer": "144 of 200", "answers": "154 of 191"}[column]
-    assert f"No reference answer of {wrong} prompts fits into 4 tokens." in told
+    assert f"For {wrong} prompts, no reference answer fits into 4 tokens." in told
 
 
 # -- the column of the answers -------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def test_the_rule_is_that_of_the_source_of_the_tests(tmp_path: Path) -> None:
 def test_it_warns_where_every_reference_has_several_lines(tmp_path: Path, loaded: Loaded) -> None:
     answers = ("one\ntwo", ["one", "a\nb"])
     path = jsonl(tmp_path / "lines.jsonl", [{"prompt": f"Question: {n}?", "answer": x} for n, x in enumerate(answers)])
-    sentence = "Every reference answer of 1 of 2 prompts has several lines, but an answer is one line"
+    sentence = "For 1 of 2 prompts, every reference answer has several lines"
     with pytest.warns(UserWarning, match=f"{sentence}: set lines to 'all'"):
         assert sentence in str(load(path, loaded[1]).report)
     with warnings.catch_warnings():

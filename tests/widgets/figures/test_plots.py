@@ -121,7 +121,7 @@ def test_heldout_curves_hold_both_accuracies_with_their_ranges(evaluations: pd.D
     figure = heldout_curves(evaluations)
     accuracy, loss = panel_titles(figure)
     (argmax,) = traces(figure, accuracy, "REFINE")
-    (sampled,) = traces(figure, accuracy, "REFINE, sampled as in the release")
+    (sampled,) = traces(figure, accuracy, "REFINE, sampled as in the released code")
     np.testing.assert_allclose(argmax.y, [41, 42, 43])
     np.testing.assert_allclose(sampled.y, [20.5, 21, 21.5])
     assert (argmax.line.dash, sampled.line.dash) == ("solid", "dash")
@@ -148,7 +148,7 @@ def test_arms_differ_by_colour_and_by_mark() -> None:
 def test_every_line_has_one_legend_entry(evaluations: pd.DataFrame) -> None:
     shown = [trace.name for trace in heldout_curves(evaluations).data if trace.showlegend is not False]
     assert sorted(shown) == sorted(
-        {"SFT", "REFINE", *(f"{method}, sampled as in the release" for method in ("SFT", "REFINE"))}
+        {"SFT", "REFINE", *(f"{method}, sampled as in the released code" for method in ("SFT", "REFINE"))}
     )
 
 
