@@ -7,11 +7,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from refine_lab.runs.files import keep_lock, take_lock
+from refine_lab.runs.files import keep_lock, lock_file, require_lock, take_lock
 from refine_lab.runs.run import Run
 
 LOCKS, WATCH_FD = "REFINE_LOCK_FDS", "REFINE_WATCH_FD"
@@ -28,6 +28,7 @@ class StopSignal:
     """Records whether a process has been asked to stop working on a run."""
 
     def __init__(self, run_dir: Path, lock: BinaryIO | None = None) -> None:
+        self._run = run_dir
         self._file = run_dir / "stop"
         self._reason: str | None = None
         self._lock = lock
@@ -36,9 +37,15 @@ class StopSignal:
         self._reason = self._reason or reason
 
     def requested(self) -> str | None:
-        """Returns why the process should save and stop, or None; called between two steps."""
+        """Returns why the process should save and stop, or None; called between two steps.
+
+        Raises LockLostError, as `require_lock`.
+        """
+        require_lock(self._run)
         if self._reason is None and self._file.exists():
             self.set("a stop was requested")
+        if self._reason is None and self._lock is not None and lock_file(self._lock, self._run) != "held":
+            self.set("the run's lock file was deleted, so that another process could have started to work on the run")
         return self._reason
 
     def release(self) -> None:
@@ -54,7 +61,7 @@ def child_setup(*run_dirs: Path | str) -> list[StopSignal]:
     if one is not a run directory.
     """
     paths = [Run(run_dir).path for run_dir in run_dirs]
-    locks = inherited_locks()
+    locks = inherited_locks(paths)
     if not locks:  # started by hand
         for path in paths:
             locks.append(take_lock(path))
@@ -77,10 +84,11 @@ def child_setup(*run_dirs: Path | str) -> list[StopSignal]:
     return signals
 
 
-def inherited_locks() -> list[BinaryIO]:
-    """Returns the files of the inherited locks, in the order of the run directories."""
+def inherited_locks(run_dirs: Sequence[Path]) -> list[BinaryIO]:
+    """Returns the files of the inherited locks, in the order of the run directories; an empty list if there are none."""
     fds = [int(lock) for lock in os.environ.pop(LOCKS, "").split(",") if lock]
-    locks: list[BinaryIO] = [keep_lock(os.fdopen(fd, "ab")) for fd in fds]
+    pairs = zip(fds, run_dirs, strict=True) if fds else ()
+    locks: list[BinaryIO] = [keep_lock(os.fdopen(fd, "ab"), run_dir) for fd, run_dir in pairs]
     for lock in locks:
         os.set_inheritable(lock.fileno(), False)
     return locks

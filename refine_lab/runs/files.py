@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -110,13 +110,19 @@ def strict_values(values: Mapping[str, Any]) -> dict[str, Any]:
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 """What flock reports on a file system without locks."""
 
-_locks: weakref.WeakSet[BinaryIO] = weakref.WeakSet()
+
+class LockLostError(RuntimeError):
+    """Another process has taken a run's lock in a new file, so this process no longer writes into the run."""
+
+
+_locks: weakref.WeakKeyDictionary[BinaryIO, Path] = weakref.WeakKeyDictionary()
+"""Locks that this process holds, and the folder of each."""
 os.register_at_fork(after_in_child=lambda: [lock.close() for lock in list(_locks)])
 
 
-def keep_lock(lock: BinaryIO) -> BinaryIO:
+def keep_lock(lock: BinaryIO, run: Path) -> BinaryIO:
     """Returns a lock's open file, which a forked child closes: only a process that is handed the lock inherits it."""
-    _locks.add(lock)
+    _locks[lock] = run.absolute()
     return lock
 
 
@@ -125,18 +131,40 @@ def take_lock(run: Path) -> BinaryIO:
 
     Raises RuntimeError, which names the host and process that hold the lock, if another process holds it.
     """
-    lock = (run / "lock").open("ab")
-    try:
-        for _ in range(20):
-            if _locked(lock, run):
+    for _ in range(20):
+        lock = (run / "lock").open("ab")
+        try:
+            if _locked(lock, run) and lock_file(lock, run) == "held":
                 name_holder(lock, os.getpid())
-                return keep_lock(lock)
-            time.sleep(0.05)  # a process that only checks whether the run is alive holds the lock for a moment
-    except BaseException:
-        lock.close()
-        raise
-    lock.close()
+                return keep_lock(lock, run)
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()  # another file has replaced it meanwhile, or a process that checks whether the run is alive holds it
+        time.sleep(0.05)
     raise RuntimeError(f"run {run.name} is in use by {_holder(run)}; stop that process first")
+
+
+def lock_file(lock: BinaryIO, run: Path) -> Literal["held", "deleted", "replaced"]:
+    """Returns what has become of the file of a lock, which any user of the folder can delete while it is held."""
+    try:
+        there = os.stat(run / "lock")
+    except FileNotFoundError:
+        return "deleted"
+    return "held" if os.path.samestat(os.fstat(lock.fileno()), there) else "replaced"
+
+
+def require_lock(run: Path) -> None:
+    """Raises LockLostError if this process has taken a run's lock and another process may have taken it since.
+
+    A deleted file is allowed: the process that holds it saves the run and stops (see `child.StopSignal`).
+    """
+    found = {lock_file(lock, run) for lock, path in list(_locks.items()) if path == run and not lock.closed}
+    if found == {"replaced"}:
+        raise LockLostError(
+            f"{run / 'lock'} was deleted while this process was working on the run, and another process has created it "
+            "again; this process ends and writes nothing more into the run"
+        )
 
 
 def _locked(file: IO[bytes], place: Path) -> bool:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import takewhile
 from typing import BinaryIO
 
 from refine_lab.runs.child import inherited_locks
+from refine_lab.runs.files import LockLostError
 from refine_lab.runs.process import PYTHON, TRAINER, Log, follow, hold, launch, safe_log
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import write_status
@@ -101,13 +102,15 @@ def _run(queue: Queue, every: float, log: Log, command: Sequence[str], *, patien
             if run not in begun and not run.alive:  # else another process has resumed it in the meantime
                 write_status(run, "stopped", error=reason)
         for run, _ in queue:
-            write_status(run, "stopped", error=reason)
+            with suppress(LockLostError):  # another process works on it
+                write_status(run, "stopped", error=reason)
         raise
 
 
 def main(arguments: list[str]) -> None:
     """Executes the detached queue; it prints nothing, since the run directories contain everything."""
-    queue = list(zip(map(Run, arguments), inherited_locks(), strict=True))
+    runs = [Run(path) for path in arguments]
+    queue = list(zip(runs, inherited_locks([run.path for run in runs]), strict=True))
     _run(queue, 2.0, lambda line: None, TRAINER, patient=True)
 
 

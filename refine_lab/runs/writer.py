@@ -17,7 +17,7 @@ from typing import Any
 from refine_lab.config import TrainConfig, to_json
 from refine_lab.runs import checkpoints, durable
 from refine_lab.runs.environment import environment
-from refine_lab.runs.files import cut_metrics, new_directory, strict_values, write_json
+from refine_lab.runs.files import LockLostError, cut_metrics, new_directory, require_lock, strict_values, write_json
 from refine_lab.runs.run import ERROR, Run, State, portable, runs_dir
 from refine_lab.runs.schema import ROLLOUT_TYPES, cut_rollouts, write_rollouts
 from refine_lab.runs.started import write_started
@@ -100,6 +100,7 @@ class RunWriter:
         """
         run, last = Run(path), -1 if step is None else step
         path = run.path
+        require_lock(path)
         upgrade(run)
         for folder in (path, path / "rollouts", path / "checkpoints", path / "answers"):
             durable.drop_leftovers(folder)
@@ -135,7 +136,11 @@ class RunWriter:
         self._step = max(self._step, step)
 
     def _require_records(self) -> None:
-        """Raises FileNotFoundError if the run directory or its metrics were deleted since the writer opened them."""
+        """Raises FileNotFoundError if the run directory or its metrics were deleted since the writer opened them.
+
+        Raises LockLostError, as `require_lock`, before this process writes what another one could have written.
+        """
+        require_lock(self.path)
         if self._metrics >= 0 and os.fstat(self._metrics).st_nlink == 0:
             raise FileNotFoundError(f"{self.path / 'metrics.jsonl'} was deleted while the run was in progress")
 
@@ -163,6 +168,7 @@ class RunWriter:
 
     def flush(self) -> None:
         """Writes the buffered rollouts to a closed file, and waits until all records are on the disk."""
+        require_lock(self.path)
         rows, self._rows = self._rows, []
         if rows:
             write_rollouts(self.path / "rollouts", rows)
@@ -215,7 +221,8 @@ class RunWriter:
                 yield folder
                 loss = self._held_out[1] if self._held_out[0] == step else None
                 checkpoints.write_manifest(folder, step, self._records(), strict_values({"loss": loss})["loss"])
-        except OSError:
+                require_lock(self.path)  # the files may have taken long
+        except (OSError, LockLostError):
             raise
         except Exception as error:  # of the libraries that write the files from native code
             raise OSError(f"{final} cannot be written: {error}") from error

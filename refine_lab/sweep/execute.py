@@ -24,7 +24,7 @@ from refine_lab.sweep.cells import last_line, measured
 def main(arguments: list[str]) -> int:
     """Executes the cell and returns the exit status: 0 if it finished, 1 if it failed."""
     folder = Path(arguments[0]).absolute()
-    locks = inherited_locks() or [take_lock(folder)]  # held until this process ends
+    locks = inherited_locks([folder]) or [take_lock(folder)]  # held until this process ends
     stopping: list[bool] = []
 
     def stop() -> None:

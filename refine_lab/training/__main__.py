@@ -11,11 +11,13 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 from refine_lab.runs.child import StopSignal, child_setup
+from refine_lab.runs.files import LockLostError
 from refine_lab.runs.run import Run
 from refine_lab.runs.started import accept, check_unchanged
 from refine_lab.runs.writer import write_status
@@ -59,7 +61,8 @@ def main(arguments: list[str]) -> int:
                 write_status(run, "stopped", error=reason)
             else:
                 write_status(run, "starting", pid=os.getpid())
-                _executor(run)(run.path, stop, options.override)
+                with _reported_exit(run.path, step):
+                    _executor(run)(run.path, stop, options.override)
         except BaseException as error:
             if os.getpid() != pid:
                 os._exit(1)  # a process that a library or a reward has forked is not the run's
@@ -70,6 +73,37 @@ def main(arguments: list[str]) -> int:
             return 1
         stop.release()
     return 0
+
+
+@contextmanager
+def _reported_exit(path: Path, step: int) -> Iterator[None]:
+    """Makes `os._exit` report the failure of the run at `path` inside the block, since no other code would run after it.
+
+    The exit status is then never 0. In a process that a library or a reward has forked, `os._exit` is unchanged.
+    """
+    leave, pid = os._exit, os.getpid()
+
+    def reported(status: int) -> NoReturn:
+        if os.getpid() == pid:
+            _report(path, step, _early_exit(status))
+            status = status or 1
+        leave(status)
+
+    os._exit = reported
+    try:
+        yield
+    finally:
+        os._exit = leave
+
+
+def _early_exit(status: int) -> RuntimeError:
+    """Returns the error for a call of `os._exit` during a run, with the file and line of the call."""
+    caller = sys._getframe(2)
+    place = f"{caller.f_code.co_filename}, line {caller.f_lineno}"
+    return RuntimeError(
+        f"the process ended with exit code {status} before the last step, since os._exit was called in {place}; a likely "
+        "cause is a custom reward or a library that it calls"
+    )
 
 
 def _executor(run: Run) -> Callable[[Path, StopSignal, Collection[str]], None]:
@@ -100,13 +134,16 @@ def sentence_of(error: BaseException) -> str:
 
 def _report(path: Path, step: int, error: BaseException) -> None:
     """Writes the failure to status.json, if the run directory still allows it; `step` is the initial step."""
+    if isinstance(error, LockLostError):
+        print(error, file=sys.stderr)
+        return
     try:
         step = Run(path).status.step
     except (OSError, ValueError) as damage:
         print(damage, file=sys.stderr)
     try:
         write_status(Run(path), "failed", error=sentence_of(error), step=step)
-    except (OSError, ValueError) as damage:
+    except (OSError, RuntimeError, ValueError) as damage:
         print(f"the failure cannot be written into status.json: {damage}", file=sys.stderr)
 
 

@@ -21,10 +21,9 @@ from refine_lab.rng import Draws
 from refine_lab.runs.writer import RunWriter
 from refine_lab.training.evaluation import next_token
 from refine_lab.training.trainer import train
-from tests.factories.durable_runs import assert_same, go, tiny_config, tiny_model
+from tests.factories.durable_runs import After, assert_same, go, tiny_config, tiny_model
 from tests.support.paths import TEXT
 from tests.support.refusals import naming, refused
-from tests.training.test_inputs import After
 
 LENGTH = 32
 WORDS = TEXT.joinpath("lighthouse.txt").read_text(encoding="utf-8").split()

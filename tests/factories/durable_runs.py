@@ -52,6 +52,18 @@ def begun(config: TrainConfig, folder: Path) -> Run:
         return writer.run
 
 
+class After(StopSignal):
+    """A request to stop after so many batches."""
+
+    def __init__(self, path: Path, batches: int) -> None:
+        super().__init__(path)
+        self.left = batches + 1
+
+    def requested(self) -> str | None:
+        self.left -= 1
+        return None if self.left else "that was enough"
+
+
 def go(run: Run) -> Run:
     train(run.path, StopSignal(run.path))
     return run

@@ -12,15 +12,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from refine_lab.config import TrainConfig
+from refine_lab.runs.child import StopSignal
 from refine_lab.runs.files import is_held, name_holder, take_lock
 from refine_lab.runs.run import Run
-from refine_lab.runs.writer import RunWriter
+from refine_lab.runs.writer import RunWriter, write_status
 from tests.support.paths import ROOT
 from tests.support.refusals import naming
 
@@ -49,6 +51,63 @@ def test_a_lock_whose_holder_has_ended_is_recognised(run: Run) -> None:
         name_holder(lock, ended)
         with naming(RuntimeError, f"a process started by process {ended} on {socket.gethostname()}"):
             take_lock(run.path)
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_a_lock_is_taken_on_the_file_that_others_find(run: Run, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    flock, path, opened = fcntl.flock, run.path / "lock", []
+
+    def late(file: BinaryIO, operation: int) -> None:
+        """Another user deletes the file after it was opened and before it is locked."""
+        if not opened:
+            path.unlink()
+            if how == "replaced":
+                path.touch()
+        opened.append(file)
+        flock(file, operation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", late)
+        lock = take_lock(run.path)
+    with lock, naming(RuntimeError, run.name, f"process {os.getpid()}"):
+        take_lock(run.path)
+    assert len(opened) == 2, "the first file was given up"
+
+
+def test_a_writer_whose_lock_another_process_has_taken_changes_nothing(run: Run) -> None:
+    with take_lock(run.path):
+        writer = RunWriter.open(run.path)
+        writer.train(1, {"ntp_loss": 1.0})
+        (run.path / "lock").unlink()
+        writer.train(2, {"ntp_loss": 1.0})  # nobody else works on the run: what is done can be saved
+        take_lock(run.path).close()
+        with naming(RuntimeError, run.path / "lock", "another process"), writer.checkpoint(2) as folder:
+            raise AssertionError(f"{folder} was made")
+        before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+        actions: list[Callable[[], object]] = [
+            lambda: writer.train(3, {"ntp_loss": 1.0}),
+            lambda: writer.evaluation(2, {"ntp_loss": 1.0}),
+            lambda: writer.status("failed", error="anything"),
+            lambda: write_status(run, "stopped"),
+            lambda: RunWriter.open(run.path),
+            StopSignal(run.path).requested,
+            writer.close,
+        ]
+        for act in actions:
+            with naming(RuntimeError, run.path / "lock", "another process"):
+                act()
+        assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_is_not_put_into_place_once_the_lock_is_lost(run: Run) -> None:
+    with take_lock(run.path), RunWriter.open(run.path) as writer:
+        writer.train(1, {"ntp_loss": 1.0})
+        with naming(RuntimeError, run.path / "lock"), writer.checkpoint(1) as folder:
+            (folder / "weights").write_bytes(b"1")
+            (run.path / "lock").unlink()
+            take_lock(run.path).close()
+        assert [*(run.path / "checkpoints").iterdir()] == []
+        (run.path / "lock").unlink()
 
 
 FORKS = """
