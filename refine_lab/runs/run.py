@@ -31,6 +31,7 @@ import pandas as pd
 from refine_lab.config import TrainConfig, from_json
 from refine_lab.runs.answers import AnswerLog
 from refine_lab.runs.checkpoints import checkpoints
+from refine_lab.runs.checks import HIGHEST, check_inputs, check_started
 from refine_lab.runs.environment import project_root
 from refine_lab.runs.files import is_held, is_run, open_file, parquet_parts, parse_line, read_json, run_file
 from refine_lab.runs.schema import ROLLOUT_TYPES, read_rollouts
@@ -46,8 +47,6 @@ STARTED = "started.json"
 """File that records what a run started with (see `started`)."""
 BESIDE = "run:"
 """Prefix in the `model` field of a stored configuration which marks the model as another run in the same folder."""
-HIGHEST = 10**9
-"""Highest number of a run in its folder."""
 ERROR = 2000
 """Maximum number of characters of an error in `status.json`."""
 
@@ -129,17 +128,21 @@ class Run:
         if not path.is_file():
             return None
         values = read_json(path)
-        texts, model = values.get("texts", {}), values.get("model", {})
-        fits = isinstance(texts, dict) and all(isinstance(each, dict) for each in (model, *texts.values()))
-        if not fits:
-            raise ValueError(f"{path} is damaged: texts and model are not digests of files")
+        check_inputs(path, values, self.config, self.started, begun=self.latest_checkpoint() is not None)
         return values
 
     @property
     def started(self) -> dict[str, Any]:
-        """Returns what the run started with (see `started`); empty for a run of an earlier version."""
+        """Returns what the run started with (see `started`); empty for a run of an earlier version.
+
+        Raises ValueError, naming the file, if its reward, parent or changes are malformed.
+        """
         path = self.path / STARTED
-        return read_json(path) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        values = read_json(path)
+        check_started(path, values)
+        return values
 
     @property
     def number(self) -> int:

@@ -16,8 +16,9 @@ from typing import Any
 
 from refine_lab.config import TrainConfig, from_json, to_json
 from refine_lab.runs.checkpoints import newest_whole
+from refine_lab.runs.checks import HIGHEST
 from refine_lab.runs.files import read_json, write_json
-from refine_lab.runs.run import CONFIGS, HIGHEST, STARTED, Run, located, portable
+from refine_lab.runs.run import CONFIGS, STARTED, Run, located, portable
 from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.validation import ConfigError
 
@@ -135,6 +136,19 @@ def accept(run: Run, changes: Sequence[Change]) -> None:
     values = run.started if recorded else {"number": 0, "time": None, "parent": None, "changes": []}
     new = [{"name": each.name, "before": each.before, "now": each.now, "step": run.done} for each in changes]
     _write(run.path, run.config, reward_of(run.path), {**values, "changes": [*values["changes"], *new]})
+
+
+def continues_after(run: Run, step: int) -> None:
+    """Lowers the steps recorded for accepted changes to `step`, after which the run continues.
+
+    A change is recorded with the step of the last checkpoint, but the run continues from an earlier one if that
+    checkpoint is damaged. The caller must hold the run's lock.
+    """
+    started = run.started
+    changes = started.get("changes", [])
+    if any(change["step"] > step for change in changes):
+        lowered = [{**change, "step": min(change["step"], step)} for change in changes]
+        write_json(run.path / STARTED, {**started, "changes": lowered})
 
 
 def _extends(run: Run, change: Change) -> bool:

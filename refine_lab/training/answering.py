@@ -30,6 +30,7 @@ from refine_lab.models.base import FastWeightLM
 from refine_lab.ops.precision import autocast
 from refine_lab.runs.checkpoints import drop_checkpoints, resume_point
 from refine_lab.runs.run import Run
+from refine_lab.runs.started import continues_after
 from refine_lab.runs.writer import RunProgress, RunWriter, write_status
 from refine_lab.text import refuse_surrogates
 from refine_lab.training import optim
@@ -177,7 +178,8 @@ class _Work:
             self.done = set(range(1, first + 1))
         preserved = nullcontext if ttt is None else partial(preserve_weights, self.model, ttt.parameters)
         per_run, per_batch = (preserved, nullcontext) if drifts else (nullcontext, preserved)
-        if len(self.done) < len(self.batches):
+        if left := sorted(self.batches.keys() - self.done):
+            continues_after(self.run, left[0] - 1)
             with RunWriter.open(self.run.path, first, done=self.done) as self.writer, per_run():
                 self.progress = RunProgress(self.writer, len(self.done))
                 self.progress.report(len(self.done))
@@ -186,7 +188,7 @@ class _Work:
                     self.run.log.cut(first * self.run.config.batch_size)
                     if folder is not None:
                         _load(adapter, folder)
-                for number in sorted(self.batches.keys() - self.done):
+                for number in left:
                     with per_batch():
                         rows = self._adapt_and_answer(number, adapter or self._adapter())
                     if rows is None or self._write(number, rows, adapter):

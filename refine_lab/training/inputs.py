@@ -144,7 +144,7 @@ def settle(run: Run, now: Mapping[str, Any], overrides: Collection[str] = ()) ->
         for name in {change.name for change in accepted}:
             merged |= {key: now[key] for key in (name, f"{name}_digest") if key in now}
         accept(run, accepted)
-        begun = begun and not accepted
+        begun = begun and not accepted and merged.get("texts") == recorded.get("texts")  # else a text was added
     if not begun and merged != recorded:
         write_json(run.path / "inputs.json", merged)
 

@@ -26,7 +26,7 @@ from refine_lab.rng import Draws
 from refine_lab.runs.checkpoints import drop_checkpoints, resume_point
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
-from refine_lab.runs.started import check_beginning, reward_of
+from refine_lab.runs.started import check_beginning, continues_after, reward_of
 from refine_lab.runs.writer import RunProgress, RunWriter
 from refine_lab.training import optim
 from refine_lab.training.evaluation import answer_measures, next_token
@@ -49,6 +49,7 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None
     run = Run(path)
     check_beginning(run)
     config, (done, folder) = run.config, resume_point(path) or (0, None)
+    continues_after(run, done)
     if config.threads:
         torch.set_num_threads(config.threads)
     policy, tokenizer = load_policy(config, folder and str(folder))

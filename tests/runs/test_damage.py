@@ -14,9 +14,10 @@ import torch
 
 from refine_lab.method.rewards import checked
 from refine_lab.models.loading import load_model
-from refine_lab.runs.process import _log_end, attach, follow
+from refine_lab.runs.process import _log_end, attach, follow, hold
 from refine_lab.runs.queue import require_finished, run_in_turn
 from refine_lab.runs.run import Run, list_runs
+from refine_lab.runs.started import Change, accept, check_beginning
 from refine_lab.runs.writer import RunWriter, write_status
 from refine_lab.text import printable, quote
 from refine_lab.training.__main__ import sentence_of
@@ -24,6 +25,7 @@ from refine_lab.types import RewardInputs
 from refine_lab.validation import ConfigError, path_of
 from tests.factories.bad_files import DEEP
 from tests.factories.run_monitor import write_run
+from tests.support.refusals import refused
 from widgets.parts.live_curves import LiveCurves
 from widgets.run_monitor import RunMonitor
 
@@ -84,6 +86,45 @@ def test_one_damaged_run_blocks_nothing_but_itself(tmp_path: Path, name: str) ->
     finally:
         monitor.curves.close()
         curves.close()
+
+
+MALFORMED: dict[str, object] = {
+    "changes": 3,
+    "a change": [3],
+    "a change without a step": [{"name": "lr", "before": 1, "now": 2}],
+    "a change without values": [{"name": "lr", "step": 2}],
+    "the step of a change": [{"name": "lr", "before": 1, "now": 2, "step": "2"}],
+    "the name of a change": [{"name": ["lr"], "before": 1, "now": 2, "step": 2}],
+    "parent": 3,
+    "parent without a step": {"run": "../a"},
+    "parent's run": {"run": ["../a"], "step": 2},
+    "reward": ["cosine"],
+}
+"""Values of a field of `started.json`, by what is malformed in them."""
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_record_of_the_start_is_named_and_concerns_one_run(tmp_path: Path, name: str) -> None:
+    good, bad = write_run(tmp_path, 0), write_run(tmp_path, 1)
+    monitor, path = RunMonitor(tmp_path), bad.path / "started.json"
+    field = next(each for each in ("changes", "parent", "reward") if each.removesuffix("s") in name)
+    path.write_text(json.dumps(bad.started | {field: MALFORMED[name]}), encoding="utf-8")
+    try:
+        monitor.choice.value = ()
+        monitor.choice.value = (good.name, bad.name)  # listed before the damage
+        assert monitor.error == "" and "started.json is damaged" in monitor.differences.value
+        assert "started.json is damaged" in monitor.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
+        monitor.refresh()
+        assert [*monitor.choice.options] == [good.name] and str(path) in monitor.error
+    finally:
+        monitor.curves.close()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert [run.name for run in list_runs(tmp_path)] == [good.name]
+    assert [f"skipped: {field} of {path} must be" in str(each.message) for each in warned] == [True]
+    for reads in (hold, check_beginning, lambda run: accept(run, [Change("lr", 1, 2)])):
+        with refused(f"{field} of {path}"):
+            reads(bad)
 
 
 def test_load_model_does_not_wait_for_a_pipe(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from refine_lab.config import DataConfig, RefineConfig, TrainConfig
+from refine_lab import fork
+from refine_lab.config import DataConfig, RefineConfig, TrainConfig, to_json
 from refine_lab.data import corpus
 from refine_lab.data.corpus import File, Manifest
 from refine_lab.data.tasks.prompts import Example
@@ -23,11 +24,14 @@ from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.models.hub import HubName, Place
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
+from refine_lab.runs.started import INPUTS, accept, check_unchanged
 from refine_lab.runs.writer import RunWriter
 from refine_lab.training import inputs
 from refine_lab.training.inputs import changes, inputs_of, model_digests, settle, text_digests, text_inputs
 from refine_lab.training.trainer import train
+from tests.factories.durable_runs import After
 from tests.support.paths import TEXT
+from tests.support.refusals import naming
 
 DIGESTS = r" \(from [0-9a-f]{24} to [0-9a-f]{24}\)"
 EXAMPLE = Example(
@@ -59,18 +63,6 @@ def config_of(model: Path, *sources: Path | str) -> TrainConfig:
     data = DataConfig(sources={str(source): 1.0 for source in sources}, sequence_length=64, validation_sequences=1)
     sizes = dict(batch_size=2, mini_batch_size=2, micro_batch_size=2, steps=4, eval_every=2, checkpoint_every=1)
     return TrainConfig(recipe="test", model=str(model), refine=None, data=data, **sizes, device="cpu", threads=1)
-
-
-class After(StopSignal):
-    """A request to stop after so many batches."""
-
-    def __init__(self, path: Path, batches: int) -> None:
-        super().__init__(path)
-        self.left = batches + 1
-
-    def requested(self) -> str | None:
-        self.left -= 1
-        return None if self.left else "that was enough"
 
 
 def begun(config: TrainConfig, folder: Path, batches: int = 2) -> Run:
@@ -207,6 +199,51 @@ def test_a_data_set_by_name_counts_by_its_tokens(
     assert goes_on(begun(config, tmp_path / "others"))  # of the tokens kept here
     monkeypatch.setenv("REFINE_CACHE", str(tmp_path / "anew"))
     refused(run, f"the text of 'datasets:some/text' has changed{DIGESTS}")
+
+
+# -- damaged records -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["missing", "empty"])
+@pytest.mark.parametrize("name", ["texts", "model", "begins_with"])
+def test_inputs_that_compare_less_than_the_run_recorded_are_named(
+    model: Path, text: Path, tmp_path: Path, name: str, how: str
+) -> None:
+    run = begun(config_of(model, text), tmp_path / "runs")
+    path, recorded = run.path / "inputs.json", dict(run.inputs or {})
+    values = {key: value for key, value in recorded.items() if key != name}
+    if how == "empty":
+        values[name] = None if name == "begins_with" else {}  # an empty list is recorded if no tokens precede a text
+    path.write_text(json.dumps(values), encoding="utf-8")
+    for reads in (goes_on, lambda run: fork(run, 2), lambda run: train(run.path, After(run.path, 1), INPUTS)):
+        with naming(ValueError, path, "is damaged", f"it has no {name}"):
+            reads(run)
+    path.write_text(json.dumps(recorded), encoding="utf-8")
+    assert goes_on(run)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_one_text_of_two_that_is_not_recorded_is_named(model: Path, text: Path, tmp_path: Path, begins: bool) -> None:
+    other = shutil.copytree(text, tmp_path / "other")
+    (run,) = create_runs([config_of(model, text, other)], tmp_path / "runs")
+    if begins:
+        train(run.path, After(run.path, 2))
+    recorded = dict(run.inputs or {})
+    recorded["texts"] = {str(text): recorded["texts"][str(text)]}
+    (run.path / "inputs.json").write_text(json.dumps(recorded), encoding="utf-8")
+    with naming(ValueError, run.path / "inputs.json", "is damaged", f"it has no texts of '{other}'"):
+        goes_on(run)
+
+
+def test_a_text_accepted_in_place_of_another_is_compared_from_then_on(model: Path, text: Path, tmp_path: Path) -> None:
+    run, other = begun(config_of(model, text), tmp_path / "runs"), shutil.copytree(text, tmp_path / "other")
+    edited = replace(run.config, data=replace(run.config.data, sources={str(other): 1.0}))
+    (run.path / "config.json").write_text(to_json(edited), encoding="utf-8")
+    run = Run(run.path)
+    accept(run, check_unchanged(run, ["data.sources"]))
+    train(run.path, After(run.path, 1))
+    (other / "queue.txt").write_text("other text", encoding="utf-8")
+    refused(run, f"'{other}/queue.txt' has changed{DIGESTS}")
 
 
 # -- models --------------------------------------------------------------------------------------------------------------

@@ -26,10 +26,9 @@ from refine_lab.runs.writer import RunWriter
 from refine_lab.training import trainer
 from refine_lab.training.inputs import resume_or_create
 from refine_lab.training.trainer import train
-from tests.factories.durable_runs import STEPS, assert_same, begun, go, tiny_config, tiny_model
+from tests.factories.durable_runs import STEPS, After, assert_same, begun, go, tiny_config, tiny_model
 from tests.support.paths import ROOT, TEXT
 from tests.support.refusals import naming, refused
-from tests.training.test_inputs import After
 
 
 def first_is_right(inputs):
@@ -192,11 +191,27 @@ def test_a_reward_that_is_no_text_is_named(stopped: Run, config: TrainConfig) ->
         resume_or_create([config], stopped.path.parent)
 
 
-@pytest.mark.parametrize("values", [{"texts": 3}, {"texts": {"a": "b"}}, {"texts": {}, "model": []}])
+@pytest.mark.parametrize("values", [{"texts": 3}, {"texts": {"a": "b"}}, {"texts": {}, "model": []}, {}])
 def test_inputs_that_are_no_digests_are_named(stopped: Run, values: dict[str, object]) -> None:
     (stopped.path / "inputs.json").write_text(json.dumps(values), encoding="utf-8")
     with naming(ValueError, stopped.path / "inputs.json", "is damaged"):
         go(stopped)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_change_is_recorded_with_the_step_after_which_the_run_continues(stopped: Run, when: str) -> None:
+    """The newest checkpoint is damaged before the change is accepted, or after the changed run was stopped again."""
+    newest = stopped.path / "checkpoints" / "step-4" / "model.safetensors"
+    run = edit(stopped, lambda c: replace(c, lr=3e-4))
+    if when == "before":
+        newest.write_bytes(b"")
+    accept(run, check_unchanged(run, ["lr"]))
+    if when == "after":
+        train(run.path, After(run.path, 0))
+        assert [each["step"] for each in run.started["changes"]] == [4]
+        newest.write_bytes(b"")
+    assert go(run).metrics()["lr"].tolist() == [1e-3] * 2 + [3e-4] * 4
+    assert [each["step"] for each in run.started["changes"]] == [2]
 
 
 def test_a_run_of_an_earlier_version_is_compared_from_now_on(stopped: Run, capsys: pytest.CaptureFixture) -> None:
