@@ -124,12 +124,13 @@ class RunMonitor(Panel):
 
     def save_html(self, path: Path | str, title: str = "Runs") -> Path:
         """Writes one offline HTML file with the curves, forks and accepted changes, and the rollouts of a run's last steps."""
-        rollouts, caption = self._all_rollouts(), Notice()
+        rollouts, caption, lines = self._all_rollouts(), Notice(), []
+        if len(events := lineage(self.runs)):
+            lines += [f"{LINEAGE}:", *(f"{run}: {event}" for run, event in events.itertuples(index=False)), ""]
         steps = rollouts.rollouts["step"]
         if len(steps):
-            caption.status = f"Rollouts of {self._description()} at steps {steps.min()} to {steps.max()}."
-        events = [f"{run} {event}." for run, event in lineage(self.runs).itertuples(index=False)]
-        caption.status = printable(" ".join(filter(None, [caption.status, *events])))
+            lines.append(f"Rollouts of {self._description()} at steps {steps.min()} to {steps.max()}.")
+        caption.status = printable("\n".join(lines))
         try:
             return save_page(path, self.curves, caption, rollouts, title=title)
         finally:

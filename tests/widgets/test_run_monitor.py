@@ -286,9 +286,9 @@ def test_an_edited_run_is_not_started_and_its_accepted_change_is_shown(
         assert "Forks and accepted changes" in shown
         assert "lr changed from 0.0001 to 0.001 after step" in shown
     page = monitor.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
-    assert f"{run.name} lr changed from 0.0001 to 0.001 after step" in page
+    assert f"{run.name}: lr changed from 0.0001 to 0.001 after step" in page
     (run.path / "started.json").write_text('{"changes": [3]}', encoding="utf-8")
-    assert "started.json is damaged" in repr(watch(tmp_path))
+    assert f"error: skipped: changes of {run.path / 'started.json'} must be a list" in repr(watch(tmp_path))
 
 
 def test_a_run_is_started_found_again_and_stopped(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:

@@ -14,6 +14,10 @@ HIDDEN = ("Cc", "Cf", "Zl", "Zp")
 """Unicode categories of control characters, which include marks that change the writing direction."""
 
 
+CELL = "text-align: left; padding: 0.15em 1em 0.15em 0"
+"""Style of every cell: a page with other distances, such as that of an ipywidgets.HTML, would hide rows of a table."""
+
+
 class Table:
     """A data frame as an HTML table in which every cell is text, and as plain text where HTML is not supported.
 
@@ -31,17 +35,17 @@ class Table:
         return f"{self.caption}\n{rows}" + (f"\n{self.note}" if self.note else "")
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th style='text-align: left'>{html.escape(str(name))}</th>" for name in self.data)
+        head = "".join(f"<th style='{CELL}'>{html.escape(str(name))}</th>" for name in self.data)
         rows = ("".join(map(self._cell, map(str, self.data), row)) for row in self.data.itertuples(index=False))
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         caption = f"<caption style='text-align: left; font-weight: 600'>{html.escape(self.caption)}</caption>"
         note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+        return f"<table style='line-height: 1.4'>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
 
     def _cell(self, column: str, value: object) -> str:
         text = f"{value:.{self._digits}f}" if isinstance(value, float) else str(value)
         font = "; font-family: monospace" if column in self._monospace else ""
-        style = f"text-align: left; white-space: pre-wrap{font}"
+        style = f"{CELL}; white-space: pre-wrap{font}"
         return f"<td style='{style}'>{html.escape(text)}</td>"
 
 
