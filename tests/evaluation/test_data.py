@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -23,6 +24,17 @@ MADE = [("ruler_squadqa", 1024), ("ruler_hotpotqa", 2048)]
 LONGBENCH = {"qasper": 191, "multifieldqa_en": 143, "hotpotqa": 96}
 SHORT = [name for name in short.TASKS if name not in ("fda", "swde")]
 WHOLE = [*(name for name, _ in PAPER[::2]), *(f"longbench_{task}" for task in LONGBENCH), *SHORT]
+
+
+CHOICES = {"piqa": 2, "winogrande": 2, "hellaswag": 4, "arc_easy": 4, "arc_challenge": 4}
+"""Task -> number of its choices; a few questions of ARC have three or five."""
+
+
+class Reader(Oracle):
+    """Gives the first reference that is one line."""
+
+    def copied(self, prompt: str, doc: dict) -> str:
+        return next((each for each in doc["outputs"] if "\n" not in each), doc["outputs"][0])
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +90,32 @@ def test_short_tasks(name, shared_data):
     found = measure(name, shared_data, limit=8)
     assert found.count == 8 and set(found.metrics) >= {BENCHMARKS[name].main}
     assert found.facts["data"].endswith("local files")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [f"longbench_{task}" for task in LONGBENCH])
+def test_the_oracle_scores_100_on_longbenchs_files(name, shared_data):
+    """A reference that no line break divides scores 1; of the others only the first line counts."""
+    found = measure(name, shared_data, Reader(*loaded()), limit=None)
+    whole = [any("\n" not in each for each in row["references"]) for row in found.rows]
+    scores = [row["score"] for row in found.rows]
+    assert all(score == 1 for score, one in zip(scores, whole, strict=True) if one) and sum(whole) > 0.9 * found.count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
+def test_the_oracle_scores_100_on_short_tasks(name, shared_data):
+    found = measure(name, shared_data, Oracle(*loaded()), limit=100)
+    assert found.count == (100 if name != "wikitext" else 62)
+    lowest = found.metrics[BENCHMARKS[name].main]
+    assert lowest.value == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "choices"), CHOICES.items())
+def test_random_weights_guess(name, choices, shared_data):
+    found = measure(name, shared_data, RefineLM(*loaded("new:tiny-deltanet")), limit=100)
+    assert abs(found.metrics["acc"].value - 1 / choices) < 4 * math.sqrt((1 - 1 / choices) / choices / 100)
 
 
 @pytest.mark.long

@@ -101,7 +101,7 @@ def test_a_length_without_room_is_a_gap(name):
         niah.samples(setting(length=128), name)
 
 
-@pytest.mark.parametrize("name", NEEDLES)
+@pytest.mark.parametrize("name", niah.VARIANTS)
 def test_the_oracle_scores_100_and_random_weights_nearly_0(name):
     for length in LENGTHS:
         right = niah.measure(Oracle(*loaded()), setting(length=length), name)

@@ -10,7 +10,7 @@ pytest.importorskip("lm_eval", reason="lm_eval is not installed: the extra `eval
 
 from refine_lab.evaluation import longbench, niah, ruler_qa, short
 from refine_lab.evaluation.cutting import CUTS, cut_figures
-from refine_lab.evaluation.harness_tasks import jackknife
+from refine_lab.evaluation.harness_tasks import higher_is_better, jackknife
 from refine_lab.evaluation.lengths import effective_length, nolima_length
 from refine_lab.evaluation.trec import CLASSES
 
@@ -138,6 +138,12 @@ def test_an_empty_reference_is_never_found():
 
 
 # -- figures -------------------------------------------------------------------------------------------------------------
+
+
+def test_higher_is_better_for_scores_and_lower_for_losses_and_counts():
+    names = {name for task in longbench.TASKS for name in longbench.metrics_of(task)} | {"any_match_after_newlines"}
+    assert {name for name in names if not higher_is_better(name)} == {"leading_newline", "empty_answer"}
+    assert not any(map(higher_is_better, ("word_perplexity", "bits_per_byte", "ntp_loss", "loss_change")))
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error():

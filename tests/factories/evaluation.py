@@ -42,8 +42,27 @@ NEEDLE = r"One of the special magic \w+ for {key} is: ([\w-]+)\."
 ASKED = re.compile(r"The special magic \w+ for (.+) mentioned in the provided text (?:is|are)$")
 
 
+def right_choice(doc: dict[str, Any]) -> int | None:
+    """The number of a sample's right choice in the fields of the short tasks; none for one without choices."""
+    if "answerKey" in doc:
+        return doc["choices"]["label"].index(doc["answerKey"])
+    if "option1" in doc:
+        return int(doc["answer"]) - 1
+    return int(doc["label"]) if "label" in doc else None
+
+
 class Oracle(RefineLM):
-    """Copies the answer from the prompt: the values of the needles that are asked about, or a reference that it holds."""
+    """Copies the answer from the prompt: the values of the needles that are asked about, or a reference that it holds.
+
+    It is certain of the right choice, of the continuation of a text, and of whole texts.
+    """
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        right = [right_choice(each.doc) in (None, each.idx) for each in requests]
+        return [(0.0, True) if each else (-100.0, False) for each in right]
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        return [0.0] * len(requests)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         return [self.copied(each.args[0], each.doc) for each in requests]
@@ -54,9 +73,16 @@ class Oracle(RefineLM):
             return " " + ", ".join(
                 value for key in keys for value in re.findall(NEEDLE.format(key=re.escape(key)), prompt)
             )
-        document = prompt.rpartition("Question:")[0]
+        if "value" in doc:  # FDA and SWDE
+            return f" {doc['value'] if doc['value'] in prompt else 'none'}"
+        document = prompt.rpartition("Question:")[0] or prompt
         found = [reference for reference in doc["outputs"] if reference in document]
-        return f" {found[0] if found else 'none'}\nQuestion: what is next?"
+        return f"{self.before}{found[0] if found else 'none'}{self.rest}"
+
+    before = " "
+    "What precedes an answer."
+    rest = "\nQuestion: what is next?"
+    "What follows an answer; it is not part of the answer where only its first line counts."
 
 
 PROMPT = (
