@@ -23,6 +23,7 @@ from widgets.core.panel import Panel
 from widgets.figures.tables import Table
 from widgets.parts.live_curves import LiveCurves
 from widgets.parts.step_slider import StepSlider
+from widgets.parts.text_tables import TextTables
 from widgets.rollout_inspector import RolloutInspector
 
 CHOSEN_AT_FIRST = 4
@@ -123,19 +124,19 @@ class RunMonitor(Panel):
         )
 
     def save_html(self, path: Path | str, title: str = "Runs") -> Path:
-        """Writes one offline HTML file with the curves, forks and accepted changes, and the rollouts of a run's last steps."""
-        rollouts, caption, lines = self._all_rollouts(), Notice(), []
-        if len(events := lineage(self.runs)):
-            lines += [f"{LINEAGE}:", *(f"{run}: {event}" for run, event in events.itertuples(index=False)), ""]
+        """Writes one offline HTML file with the curves, the tables, and the rollouts of a run's last steps.
+
+        The tables are those of the monitor: settings that differ, forks and accepted changes, and evaluations.
+        """
+        rollouts, caption, tables = self._all_rollouts(), Notice(), TextTables.of(self._tables())
         steps = rollouts.rollouts["step"]
         if len(steps):
-            lines.append(f"Rollouts of {self._description()} at steps {steps.min()} to {steps.max()}.")
-        caption.status = printable("\n".join(lines))
+            caption.status = printable(f"Rollouts of {self._description()} at steps {steps.min()} to {steps.max()}.")
         try:
-            return save_page(path, self.curves, caption, rollouts, title=title)
+            return save_page(path, self.curves, tables, caption, rollouts, title=title)
         finally:
-            rollouts.close()  # an executed notebook stores every open widget
-            caption.close()
+            for widget in (rollouts, caption, tables):
+                widget.close()  # an executed notebook stores every open widget
 
     def _all_rollouts(self) -> RolloutInspector:
         """Returns an inspector with the rollouts of as many last steps as fill a page."""

@@ -57,6 +57,7 @@ def method_configs(
     - `reward` may be a function (`create_runs` stores its source);
     - `data` is the only source of text; `task` is the source of a post-training task, whose `batch_size` and that of
       mid-training keep the recipe's number of updates per batch;
+    - `rows` "document" also sets `min_tokens` to the sequence length, as in the paper's recipe, unless that is set;
     - `rollout_length` also sets `smoothing_kernel`, as in the paper's release, unless that is set;
     - `prompts` and `count` are what test-time training answers (`prompts_of`).
 
@@ -137,6 +138,8 @@ def _train_config(config: TrainConfig, settings: dict[str, Any]) -> TrainConfig:
     require(settings.get("steps", 1) >= 1, "steps", settings.get("steps"), "at least 1")
     if "data" in settings:
         settings["sources"] = {absolute_source(settings.pop("data")): 1.0}
+    if settings.get("rows") == "document":
+        settings.setdefault("min_tokens", settings.get("sequence_length", config.data.sequence_length))
     if "batch_size" in settings:
         settings |= _batch_sizes(config, settings["batch_size"])
     if config.task is None:

@@ -136,6 +136,21 @@ def test_arms_of_a_seed_differ_in_the_method_alone() -> None:
     assert configs[0].data.recall == {"word-1": 0.125, "word-4": 0.125}
 
 
+@pytest.mark.parametrize(
+    ("settings", "rows", "min_tokens"),
+    [
+        ({}, "packed", 1),
+        ({"rows": "packed", "sequence_length": 512}, "packed", 1),
+        ({"rows": "document"}, "document", 1024),
+        ({"rows": "document", "sequence_length": 512}, "document", 512),
+        ({"rows": "document", "min_tokens": 300}, "document", 300),
+    ],
+)
+def test_rows_of_one_document_leave_shorter_documents_out_unless_set(settings, rows, min_tokens):
+    for config in method_configs("midtrain", [0], phase="midtrain", **settings):
+        assert (config.data.rows, config.data.min_tokens) == (rows, min_tokens)
+
+
 def test_the_settings_of_selection_and_groups_reach_refine_and_the_kernel_follows_k() -> None:
     settings = {"selection": "uniform", "group_size": 2, "group_by": "prefix", "tau": 0.5, "entropy_index": "equation"}
     for recipe, length in (("midtrain", {"sequence_length": 512}), ("posttrain", {})):

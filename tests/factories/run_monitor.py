@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from refine_lab.config import TrainConfig
 from refine_lab.runs.run import Run
@@ -10,6 +11,14 @@ from refine_lab.runs.schema import ROLLOUT_TYPES
 from refine_lab.runs.writer import RunWriter
 
 HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+def card_with(value: float) -> dict[str, Any]:
+    """A result card with this score of a task, and with a task that could not run."""
+    done = {"task": "niah_single_1", "length": 512, "metric": "score", "status": "done", "samples": 50}
+    gap = {"task": HOSTILE, "length": None, "metric": "acc", "status": "missing", "reason": HOSTILE}
+    card = {"date": "2026-02-16T10:00:00+00:00", "step": 4, "answers": "greedy", "ttt": "none"}
+    return {**card, "tasks": [{**done, "value": value, "stderr": 0.0625, "different_samples": 48}, gap]}
 
 
 def write_run(folder: Path, seed: int, lr: float = 1e-4, steps: int = 4) -> Run:

@@ -21,7 +21,7 @@ from refine_lab.runs.run import Run
 from refine_lab.runs.started import accept, check_unchanged
 from refine_lab.runs.writer import RunWriter, write_status
 from refine_lab.training.inputs import new_run
-from tests.factories.run_monitor import HOSTILE, write_run
+from tests.factories.run_monitor import HOSTILE, card_with, write_run
 from tests.support.refusals import naming, refused
 from widgets.parts.step_slider import StepSlider
 from widgets.rollout_inspector import RolloutInspector
@@ -208,23 +208,31 @@ def test_what_is_damaged_or_gone_is_said(tmp_path: Path, watch: Callable[[Path],
     assert monitor.notice.status == "None of the selected runs is in progress."
 
 
+def page_tables(page: str) -> list[dict]:
+    """Returns the tables of an offline page."""
+    data = re.search(r'<script type="application/json" id="data">(.*)</script>', page)
+    assert data is not None
+    return next(each["state"]["tables"] for each in json.loads(data[1])["widgets"] if "tables" in each["state"])
+
+
 def test_evaluations_of_the_selected_runs_are_listed(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
     run, other = write_run(tmp_path / "runs", 0), write_run(tmp_path / "runs", 1)
     monitor = watch(tmp_path / "runs")
     assert "Evaluations" not in monitor.differences.value + repr(monitor)
-    done = {"task": "niah_single_1", "length": 512, "metric": "score", "status": "done", "samples": 50}
-    gap = {"task": HOSTILE, "length": None, "metric": "acc", "status": "missing", "reason": HOSTILE}
-    card = {"date": "2026-02-16T10:00:00+00:00", "step": 4, "answers": "greedy", "ttt": "none"}
-    card["tasks"] = [{**done, "value": 0.25, "stderr": 0.0625, "different_samples": 48}, gap]
     for name, value in (("first", 0.25), ("second", 0.5)):
-        card["tasks"][0]["value"] = value
-        write_card(run.path, tmp_path / "results" / name, card)
+        write_card(run.path, tmp_path / "results" / name, card_with(value))
     monitor._pressed("refresh")
     shown = monitor.differences.value
     assert shown.count("niah_single_1") == 2 and "<td" in shown and "<img" not in shown
     values, date = ("0.2500 ± 0.0625", "0.5000 ± 0.0625", "50 (48)"), "2026-02-16 10:00"
     for cell in (*values, date, "../../results/first", "not measured: "):
         assert f">{cell}" in shown and cell in repr(monitor)
+    page = monitor.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<img" not in page
+    tables = page_tables(page)
+    assert [table["caption"] for table in tables] == ["Differing settings", "Evaluations"]
+    expected = evaluation_results(monitor.runs)
+    assert tables[1]["columns"] == list(expected) and tables[1]["rows"] == expected.to_numpy().tolist()
     monitor.choice.value = (other.name,)
     assert "Evaluations" not in monitor.differences.value
     for damage in ("{", "[]", '{"tasks": [{}]}', '{"tasks": 3}'):
@@ -286,7 +294,7 @@ def test_an_edited_run_is_not_started_and_its_accepted_change_is_shown(
         assert "Forks and accepted changes" in shown
         assert "lr changed from 0.0001 to 0.001 after step" in shown
     page = monitor.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
-    assert f"{run.name}: lr changed from 0.0001 to 0.001 after step" in page
+    assert f'"{run.name}", "lr changed from 0.0001 to 0.001 after step' in page
     (run.path / "started.json").write_text('{"changes": [3]}', encoding="utf-8")
     assert f"error: skipped: changes of {run.path / 'started.json'} must be a list" in repr(watch(tmp_path))
 

@@ -1,0 +1,33 @@
+"""Tables of text, which also work on a page without Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import traitlets
+
+from widgets.core.base import Widget
+from widgets.figures.tables import Table
+
+
+class TextTables(Widget):
+    """Tables one below the other: `tables` has their `caption`, `columns` and `rows`, all of them text."""
+
+    tables = traitlets.List().tag(sync=True)
+
+    @classmethod
+    def of(cls, tables: Sequence[Table]) -> TextTables:
+        """Makes a widget with the tables that have rows. Their cells are shown as `str` writes them."""
+        shown = [
+            {
+                "caption": table.caption,
+                "columns": [str(name) for name in table.data],
+                "rows": table.data.astype(str).to_numpy().tolist(),
+            }
+            for table in tables
+            if len(table.data)
+        ]
+        return cls(tables=shown)
+
+    def __repr__(self) -> str:
+        return f"TextTables: {', '.join(table['caption'] for table in self.tables) or 'none'}"

@@ -1,0 +1,26 @@
+// Tables of text; a table that is wider than the page scrolls, also by the keyboard.
+
+import { follow, html } from "./shared.js";
+
+function draw(root, tables) {
+  root.replaceChildren();
+  for (const { caption, columns, rows } of tables) {
+    const scrolls = html("div", { class: "scrolls", role: "region", tabindex: "0", "aria-label": caption }, root);
+    const table = html("table", "", scrolls);
+    html("caption", "", table, caption);
+    const head = html("tr", "", html("thead", "", table));
+    for (const column of columns) html("th", { scope: "col" }, head, column);
+    const body = html("tbody", "", table);
+    for (const row of rows) {
+      const line = html("tr", "", body);
+      for (const cell of row) html("td", "", line, cell);
+    }
+  }
+}
+
+function render({ model, el }) {
+  const root = html("div", "refine-lab text-tables", el);
+  return follow(model, { tables: () => draw(root, model.get("tables")) });
+}
+
+export default { render };
