@@ -47,9 +47,7 @@ Evaluate = Callable[[], dict[str, float]]
 def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None:
     """Trains a run to its last step or until a stop is requested, from its last checkpoint; `overrides` as in `settle`."""
     run = Run(path)
-    check_beginning(run)
-    config, (done, folder) = run.config, resume_point(path) or (0, None)
-    continues_after(run, done)
+    config, (done, folder) = run.config, _starting_point(run)
     if config.threads:
         torch.set_num_threads(config.threads)
     policy, tokenizer = load_policy(config, folder and str(folder))
@@ -121,6 +119,14 @@ def save_training(
         manifest.save(folder / MANIFEST)
     save_history(history, folder)
     optim.save(train_state.optimizers, folder)
+
+
+def _starting_point(run: Run) -> tuple[int, Path | None]:
+    """Returns the step after which the run continues and the checkpoint of that step; (0, None) for a new run."""
+    check_beginning(run)
+    done, folder = resume_point(run.path) or (0, None)
+    continues_after(run, done)
+    return done, folder
 
 
 def _train_state(run: Run, config: TrainConfig, policy: FastWeightLM) -> TrainState[TrainConfig]:
