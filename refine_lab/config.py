@@ -58,10 +58,14 @@ class RefineConfig(Config):
     "k: tokens per rollout."
     group_size: Size = 1
     "n: rollouts per position."
-    selection: Literal["entropy", "uniform", "argmax", "argmin"] = "entropy"
-    "How the target position is chosen in each chunk (table 7)."
+    selection: Literal["entropy", "uniform", "argmax", "argmin", "memory", "copy", "custom"] = "entropy"
+    "How the target position is chosen in each chunk: table 7, `memory` or `copy` (docs/method.md), or the run's selection.py."
+    window: Annotated[int, Field(ge=4, le=65_536)] = 128
+    "w: tokens of a short context, for `memory`; for `copy`, tokens between the continuation and its earlier occurrence."
+    short_contexts: Literal["segments", "windows"] = "segments"
+    "`memory` reads disjoint segments of w tokens, or windows of 2 w tokens at twice the cost."
     tau: Positive = 1.0
-    "Temperature of the softmax over a chunk's entropies (eq. 6)."
+    "Temperature of the softmax over a chunk's entropies (eq. 6), or over its scores for `memory`, `copy` and `custom`."
     smoothing_kernel: Size = 5
     "Width of the average pooling over entropies; an even width is rounded up to the next odd one, and 1 does not smooth."
     entropy_index: Literal["equation", "release"] = "release"

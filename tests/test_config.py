@@ -162,7 +162,7 @@ def test_malformed_json_is_named(text, message):
         ("num_chunks", 0, "at least 1"),
         ("num_chunks", 8.0, "a whole number"),
         ("group_size", True, "a whole number"),
-        ("selection", "max", "one of 'entropy', 'uniform', 'argmax', 'argmin'"),
+        ("selection", "max", "one of 'entropy', 'uniform', 'argmax', 'argmin', 'memory', 'copy', 'custom'"),
         ("entropy_index", "paper", "one of 'equation', 'release'"),
         ("temperature", 0.0, "above 0"),
         ("tau", float("nan"), "a number"),

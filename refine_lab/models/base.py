@@ -101,6 +101,11 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         return None
 
     @property
+    def attention_window(self) -> int:
+        """Returns how many of the last tokens windowed attention reads; 0 for models without one."""
+        return 0
+
+    @property
     def head(self) -> Head | WrappedHead:
         """Returns the module that maps final hidden states to logits or, given ids, to `TokenStats`; see `Head.forward`."""
         if isinstance(self.lm_head, Head):

@@ -303,6 +303,10 @@ class LaCTForCausalLM(BackboneLM):
         return super().borders | {border for border in own if border > 2}
 
     @property
+    def attention_window(self) -> int:
+        return self.config.window_size
+
+    @property
     def later_borders(self) -> set[int]:
         """Returns twice the chunk size, where nonzero momenta and sums first enter the fast weights."""
         return {2 * self.config.lact_chunk_size} if self.config.lact_chunk_size > 2 else set()

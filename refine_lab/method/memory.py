@@ -1,0 +1,131 @@
+"""Selection by memory: how much better the next tokens are predicted from the whole prefix than from its last tokens.
+
+The long-short difference is the criterion of LongPPL and LongCE (Fang et al., 2024; arXiv 2410.23771). It finds the
+places where a prediction needs what the fast weights hold, without labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from refine_lab.config import RefineConfig
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.state import hidden_states_only
+from refine_lab.rng import Draws
+from refine_lab.types import Batch
+from refine_lab.validation import require
+
+MOST = 5.0
+"""Upper bound of the long-short difference of a token, in nats: one surprising token does not outweigh all others."""
+
+
+@torch.no_grad()
+def long_short_difference(
+    policy: FastWeightLM,
+    batch: Batch,
+    logprobs: Float[Tensor, "B S"],
+    refine: RefineConfig,
+    draws: Draws,
+) -> Float[Tensor, "B T"]:
+    """log p(x_{i+1} | x_{<=i}) - log p(x_{i+1} | the last tokens alone) in nats at index i, clamped to [0, `MOST`], [B, T].
+
+    `logprobs` [B, T - 1] are those of x_{i+1} given x_{<=i}; entries beyond a row's end are ignored. The difference is 0
+    where it is not known (see `short_logprobs`), and where the whole prefix is no longer than a short context.
+    """
+    return short_difference(policy, batch, logprobs, refine, draws).nan_to_num(nan=0.0)
+
+
+def short_difference(
+    policy: FastWeightLM, batch: Batch, logprobs: Float[Tensor, "B S"], refine: RefineConfig, draws: Draws
+) -> Float[Tensor, "B T"]:
+    """Returns the difference of `long_short_difference`, with NaN where the short context is too short to be compared."""
+    short, unread = short_logprobs(policy, batch, refine, draws)
+    index = torch.arange(short.shape[1], device=short.device)
+    whole = (index < unread.unsqueeze(1)) | (index >= batch.lengths.unsqueeze(1) - 1)
+    return torch.where(whole, 0, (F.pad(logprobs.detach(), (0, 1)) - short).clamp(0, MOST))
+
+
+def gains(difference: Float[Tensor, "B T"], rollout_length: int) -> Float[Tensor, "B T"]:
+    """The gain of position t: the sum of the long-short differences of the k tokens x_{t+1..t+k}, in nats, [B, T].
+
+    gain(t) = difference(t) + ... + difference(t + k - 1), with 0 beyond the last column.
+    """
+    return F.pad(difference, (0, rollout_length - 1)).unfold(1, rollout_length, 1).sum(-1)
+
+
+def check_window(policy: FastWeightLM, refine: RefineConfig | None) -> None:
+    """Raises ConfigError if short contexts are shorter than the window that the model's attention reads anyway."""
+    if refine is not None and refine.selection == "memory":
+        least = policy.attention_window
+        require(refine.window >= least, "RefineConfig.window", refine.window, f"at least {least}, the model's window")
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """The pieces of a batch's rows that are read by themselves, P in all, and which of their predictions are used.
+
+    A piece begins at token `start` of row `row`; its predictions from offset `first` on are used.
+    """
+
+    rows: Int[Tensor, "P"]
+    starts: Int[Tensor, "P"]
+    span: int
+    first: int
+    unread: Int[Tensor, "B"]
+    "Index of each row from which predictions are compared: before it, the whole prefix is a short context."
+
+
+def pieces(batch: Batch, refine: RefineConfig, draws: Draws) -> Pieces:
+    """Divides every row into pieces of w = `refine.window` tokens, or of 2 w - 1.
+
+    `segments`: disjoint pieces of w tokens from a random offset in 1..w on, keyed by sequence id. Offsets below w / 4 are
+    not used, so that contexts have w / 4 to w tokens; what precedes the first piece is a whole prefix.
+    `windows`: pieces of 2 w - 1 tokens, w apart, of which the last w predictions are used: contexts of w to 2 w - 1 tokens.
+    """
+    w, device = refine.window, batch.tokens.device
+    if refine.short_contexts == "segments":
+        uniforms = draws.uniforms(batch.sequence_ids, "segments", (1,)).squeeze(1)
+        begin, span, first = 1 + (uniforms * w).long().to(device), w, -(-w // 4) - 1
+        unread = begin
+    else:
+        begin, span, first = torch.full_like(batch.lengths, w), 2 * w - 1, w - 1
+        unread = begin + first
+    count = ((batch.lengths - 2 - first - begin) // w + 1).clamp(min=0)
+    number = torch.arange(int(count.max()), device=device)
+    rows, numbers = (number < count.unsqueeze(1)).nonzero(as_tuple=True)
+    return Pieces(rows, begin[rows] + numbers * w, span, first, unread)
+
+
+@torch.no_grad()
+def short_logprobs(
+    policy: FastWeightLM, batch: Batch, refine: RefineConfig, draws: Draws
+) -> tuple[Float[Tensor, "B T"], Int[Tensor, "B"]]:
+    """Returns log p(x_{i+1} | the last tokens alone) at index i, NaN where not known, and `Pieces.unread`.
+
+    All pieces are read in one batch, from an empty state, in the caller's arithmetic; no state is kept. Raises
+    ConfigError for a window that is smaller than that of the model's attention.
+    """
+    check_window(policy, refine)
+    cut = pieces(batch, refine, draws)
+    short = torch.full(batch.tokens.shape, torch.nan, device=batch.tokens.device)
+    if not len(cut.rows):
+        return short, cut.unread
+    offsets = torch.arange(cut.span, device=short.device)
+    index = cut.starts.unsqueeze(1) + offsets
+    lengths = (batch.lengths[cut.rows] - cut.starts).clamp(max=cut.span)
+    tokens = batch.tokens[cut.rows.unsqueeze(1), index.clamp(max=batch.tokens.shape[1] - 1)]
+    tokens = torch.where(offsets < lengths.unsqueeze(1), tokens, 0)
+    with hidden_states_only():
+        hidden = policy.read(tokens, lengths).hidden_states
+    used = (offsets >= cut.first) & (index + 1 < batch.lengths[cut.rows].unsqueeze(1))
+    piece, offset = used.nonzero(as_tuple=True)
+    row, place = cut.rows[piece], cut.starts[piece] + offset
+    stats = policy.head(hidden[piece, offset], batch.tokens[row, place + 1], entropy=False)
+    short = short.to(stats.logprobs.dtype)
+    short[row, place] = stats.logprobs
+    return short, cut.unread

@@ -1,0 +1,133 @@
+"""Selection by memory: short contexts against reading each alone, gains by hand, and that pads and batches change nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from refine_lab.config import RefineConfig
+from refine_lab.method import memory
+from refine_lab.method.memory import MOST, gains, long_short_difference, pieces, short_difference, short_logprobs
+from refine_lab.method.step import next_token_stats
+from refine_lab.models import FastWeightLM
+from refine_lab.rng import Draws
+from refine_lab.types import Batch
+from tests.factories.lact import make_lact
+from tests.factories.step import make_batch, make_policy
+from tests.support.refusals import refused
+
+DRAWS = Draws(seed=3, step=2)
+SEGMENTS = RefineConfig(selection="memory", window=16, margin=2, num_chunks=4)
+WINDOWS = replace(SEGMENTS, short_contexts="windows")
+
+
+def logprobs_of(policy: FastWeightLM, batch: Batch) -> torch.Tensor:
+    with torch.no_grad():
+        return next_token_stats(policy, policy.read(batch.tokens, batch.lengths), batch, entropy=False).logprobs
+
+
+def alone(policy: FastWeightLM, batch: Batch, row: int, start: int, index: int) -> float:
+    """log p(x_{index+1} | x_{start..index}), with nothing else read."""
+    tokens = batch.tokens[row : row + 1, start : index + 2]
+    with torch.no_grad():
+        logits = policy.head(policy.read(tokens[:, :-1]).hidden_states[:, -1])
+    return float(logits.log_softmax(-1)[0, tokens[0, -1]])
+
+
+def starts_of(batch: Batch, refine: RefineConfig, row: int, index: int) -> int | None:
+    """The first token of the short context of x_{index+1}, by counting; None where it is not compared."""
+    w = refine.window
+    if refine.short_contexts == "windows":
+        return 0 if index < 2 * w - 1 else (index + 1) // w * w - w
+    offset = 1 + int(float(DRAWS.uniforms(batch.sequence_ids, "segments", (1,))[row]) * w)
+    if index < offset:
+        return 0
+    start = offset + (index - offset) // w * w
+    return start if index - start + 1 >= w / 4 else None
+
+
+@pytest.mark.parametrize("refine", [SEGMENTS, WINDOWS, replace(SEGMENTS, window=21), replace(WINDOWS, window=21)])
+def test_each_short_context_is_as_if_read_alone(refine):
+    policy, batch = make_policy(), make_batch((150, 97, 131))
+    long = logprobs_of(policy, batch)
+    short, unread = short_logprobs(policy, batch, refine, DRAWS)
+    difference = short_difference(policy, batch, long, refine, DRAWS)
+    for row, length in enumerate(batch.lengths.tolist()):
+        for index in range(length - 1):
+            start = starts_of(batch, refine, row, index)
+            if start is None:
+                assert short[row, index].isnan() and difference[row, index].isnan()
+            elif start == 0:
+                assert index < unread[row] and difference[row, index] == 0
+            else:
+                expected = alone(policy, batch, row, start, index)
+                assert float(short[row, index]) == pytest.approx(expected, abs=1e-9)
+                gain = min(max(float(long[row, index]) - expected, 0), MOST)
+                assert float(difference[row, index]) == pytest.approx(gain, abs=1e-9)
+        assert (difference[row, length - 1 :] == 0).all(), "no token follows"
+    known = long_short_difference(policy, batch, long, refine, DRAWS)
+    assert torch.equal(known, difference.nan_to_num())
+
+
+def test_contexts_have_the_stated_lengths():
+    batch = make_batch((4000,))
+    for refine, least, most in ((SEGMENTS, 4, 16), (WINDOWS, 16, 31), (replace(SEGMENTS, window=4), 1, 4)):
+        cut = pieces(batch, refine, DRAWS)
+        assert (cut.first + 1, cut.span) == (least, most)
+        assert cut.starts.diff().unique().tolist() == [refine.window]
+
+
+def test_offsets_of_segments_cover_1_to_w():
+    batch = Batch(
+        tokens=torch.zeros(2000, 60, dtype=torch.int64),
+        lengths=torch.full((2000,), 60),
+        sequence_ids=tuple(range(2000)),
+    )
+    assert pieces(batch, SEGMENTS, DRAWS).unread.unique().tolist() == list(range(1, 17))
+
+
+def test_gains_by_hand():
+    difference = torch.tensor([[1.0, 0.0, 2.0, 4.0, 0.0]])
+    assert gains(difference, 1).tolist() == difference.tolist()
+    assert gains(difference, 3).tolist() == [[3, 6, 6, 4, 0]]
+    assert gains(difference, 9).tolist() == [[7, 6, 6, 4, 0]]
+
+
+@pytest.mark.parametrize("refine", [SEGMENTS, WINDOWS])
+def test_neither_pads_nor_the_batch_change_a_difference(refine):
+    policy, batch = make_policy(), make_batch((150, 97, 131, 12))
+    together = long_short_difference(policy, batch, logprobs_of(policy, batch), refine, DRAWS)
+    assert together.count_nonzero() > 50
+    for row, length in enumerate(batch.lengths.tolist()):
+        rows = batch.rows(row, row + 1)
+        one = long_short_difference(policy, rows, logprobs_of(policy, rows), refine, DRAWS)
+        assert torch.allclose(together[row, :length], one[0], rtol=0, atol=1e-12)
+        assert together[row, length:].count_nonzero() == 0
+
+
+def test_a_row_within_the_window_has_no_difference():
+    policy, batch = make_policy(), make_batch((16, 12, 5))
+    long = logprobs_of(policy, batch)
+    assert long_short_difference(policy, batch, long, WINDOWS, DRAWS).count_nonzero() == 0
+    far = replace(SEGMENTS, window=300)
+    assert long_short_difference(policy, batch, long, far, DRAWS).count_nonzero() == 0
+
+
+def test_what_is_beyond_a_row_is_never_used():
+    policy, batch = make_policy(), make_batch((150, 97))
+    long = logprobs_of(policy, batch)
+    clean = long_short_difference(policy, batch, long, SEGMENTS, DRAWS)
+    long[1, 96:] = torch.nan
+    assert torch.equal(long_short_difference(policy, batch, long, SEGMENTS, DRAWS), clean)
+
+
+def test_a_window_below_that_of_the_attention_is_refused():
+    policy = make_lact()
+    assert policy.attention_window == policy.config.window_size
+    small = replace(SEGMENTS, window=policy.attention_window - 1)
+    with refused("RefineConfig.window", small.window):
+        memory.check_window(policy, small)
+    memory.check_window(policy, replace(small, selection="copy"))
+    memory.check_window(policy, None)
