@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -138,6 +139,35 @@ class RewardInputs:
         """Concatenates the inputs of several sets of rollouts."""
         return RewardInputs(**{f.name: torch.cat([getattr(x, f.name) for x in parts]) for f in fields(RewardInputs)})
 
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SelectionInputs:
+    """The inputs of a selection: what one forward pass tells about each token of B rows. No tensor has a gradient.
+
+    Index t of `entropies` and `logprobs` belongs to the prediction of token t + 1 from the tokens up to t; both are 0
+    from each row's last token on.
+    """
+
+    tokens: Int[Tensor, "B T"]
+    lengths: Int[Tensor, "B"]  # real tokens per row
+    entropies: Float[Tensor, "B T"]  # in nats
+    logprobs: Float[Tensor, "B T"]  # of the token itself, in nats
+    rollout_length: int  # k: a rollout from position t covers the tokens t + 1 to t + k
+    difference: Callable[[], Float[Tensor, "B T"]]  # computes `long_short_difference`
+
+    @cached_property
+    def long_short_difference(self) -> Float[Tensor, "B T"]:
+        """The long-short difference of the same predictions, in nats, with one more forward pass (see `method.memory`)."""
+        return self.difference()
+
+    def detached(self) -> SelectionInputs:
+        """Returns copies of the tensors, without gradients."""
+        tensors = {name: getattr(self, name) for name in ("tokens", "lengths", "entropies", "logprobs")}
+        return replace(self, **{name: x.detach().clone() for name, x in tensors.items()})
+
+
+SelectionFunction = Callable[[SelectionInputs], Float[Tensor, "B T"]]
+"""A selection returns one score per position; a position is drawn from each chunk by softmax(score / tau)."""
 
 RewardFunction = Callable[[RewardInputs], Float[Tensor, "R"]]
 """A reward returns one number per rollout, in at least float32."""

@@ -1,6 +1,7 @@
-"""Selection: which positions of a sequence are rolled out (paper, equations 5 and 6).
+"""Selection: which positions of a sequence are rolled out, given a score of each (paper, equations 5 and 6).
 
-`entropies[b, i]` is the entropy of pi(. | x_{<=i}), the uncertainty about the token at i + 1, in nats.
+`entropies[b, i]` is the entropy of pi(. | x_{<=i}), the uncertainty about the token at i + 1, in nats. The scores of
+other selections are computed in `places`.
 """
 
 from __future__ import annotations
@@ -42,32 +43,38 @@ def smooth(entropies: Float[Tensor, "B T"], lengths: Int[Tensor, "B"], kernel: i
 
 
 def selection_probabilities(
-    entropies: Float[Tensor, "B T"], lengths: Int[Tensor, "B"], config: RefineConfig
+    scores: Float[Tensor, "B T"], lengths: Int[Tensor, "B"], config: RefineConfig
 ) -> Float[Tensor, "B T"]:
     """Returns the probability of each position within its chunk; every chunk sums to 1, float64 [B, T].
 
         p_i(t) = exp(H_t / tau) / sum over the eligible t' of chunk i of exp(H_t' / tau)    (eq. 6; `entropy`)
 
-    with H smoothed. `uniform` gives all eligible positions equal probability; `argmax` and `argmin` (table 7) give
-    probability 1 to the first position with the highest or lowest unsmoothed H. A row's chunks hold `length //
-    num_chunks` positions each; the remaining tail belongs to no chunk. A position is eligible if its prefix of t + 1
-    tokens has at least `margin` tokens, at least as many follow it, and all `rollout_length` tokens lie in the row. No
-    gradient flows.
+    with H the smoothed entropies in `scores`. `uniform` gives all eligible positions equal probability; `argmax` and
+    `argmin` (table 7) give probability 1 to the first position with the highest or lowest unsmoothed H. `memory`, `copy`
+    and `custom` use the scores themselves in place of H; for `memory`, a position with a score of -inf is not drawn,
+    unless its chunk has no other, and then all are equal. A row's chunks hold `length // num_chunks` positions each; the
+    remaining tail belongs to no chunk. A position is eligible if its prefix of t + 1 tokens has at least `margin` tokens,
+    at least as many follow it, and all `rollout_length` tokens lie in the row. No gradient flows.
 
-    Raises ValueError if a chunk has no eligible position, and if an entropy is not finite.
+    Raises ValueError if a chunk has no eligible position, and if a score is not finite.
     """
     if short := [length for length in lengths.tolist() if not config.fits(length)]:
         raise ValueError(
             f"a row of {short[0]} tokens has a chunk without a position to roll out from: num_chunks {config.num_chunks}, "
             f"rollout_length {config.rollout_length} and margin {config.margin} need at least {smallest_length(config)} tokens"
         )
-    index, inside = _chunks(lengths, config.num_chunks, entropies.shape[1])
+    index, inside = _chunks(lengths, config.num_chunks, scores.shape[1])
     first, gap = config.ends
     eligible = inside & (index >= first) & (index <= (lengths - 1 - gap).view(-1, 1, 1))
-    scores = shift(entropies.detach().double(), config.entropy_index)
+    scores = scores.detach().double()
+    if config.selection in ("entropy", "uniform", "argmax", "argmin"):
+        scores = shift(scores, config.entropy_index)
     if config.selection == "entropy":
         scores = smooth(scores, lengths, config.smoothing_kernel)
-    weights = _weights(_take(scores, index), eligible, config)
+    chunked = _take(scores, index)
+    if config.selection == "memory":
+        chunked, eligible = _known(chunked, eligible)
+    weights = _weights(chunked, eligible, config)
     # A running sum adds one by one on the CPU: unlike sum(), it is the same to the last bit however wide the batch is padded.
     chunked = weights / weights.cumsum(-1)[..., -1:]
     return torch.zeros_like(scores).scatter_add(1, index.flatten(1), chunked.flatten(1))
@@ -101,6 +108,15 @@ def _take(values: Float[Tensor, "B T"], index: Int[Tensor, "B C L"]) -> Float[Te
     return values.gather(1, index.flatten(1)).view(index.shape)
 
 
+def _known(
+    scores: Float[Tensor, "B C L"], eligible: Bool[Tensor, "B C L"]
+) -> tuple[Float[Tensor, "B C L"], Bool[Tensor, "B C L"]]:
+    """Leaves out positions with a score of -inf; in a chunk with no others, all eligible ones get the score 0."""
+    known = eligible & (scores != -torch.inf)
+    found = known.any(-1, keepdim=True)
+    return torch.where(found | (scores != -torch.inf), scores, 0), torch.where(found, known, eligible)
+
+
 def _weights(
     scores: Float[Tensor, "B C L"], eligible: Bool[Tensor, "B C L"], config: RefineConfig
 ) -> Float[Tensor, "B C L"]:
@@ -108,10 +124,11 @@ def _weights(
     finite = scores.isfinite() | ~eligible
     if not finite.all():
         row = int((~finite).flatten(1).any(1).nonzero()[0])
-        raise ValueError(f"entropies must be finite, got {float(scores[row][~finite[row]][0])} in row {row}")
+        what = "scores" if config.selection in ("memory", "copy", "custom") else "entropies"
+        raise ValueError(f"{what} must be finite, got {float(scores[row][~finite[row]][0])} in row {row}")
     if config.selection == "uniform":
         return eligible.to(scores)
     signed = (-scores if config.selection == "argmin" else scores).masked_fill(~eligible, -torch.inf)
-    if config.selection == "entropy":
-        return ((signed - signed.amax(-1, keepdim=True)) / config.tau).exp()
-    return F.one_hot(signed.argmax(-1), scores.shape[-1]).to(scores)
+    if config.selection in ("argmax", "argmin"):
+        return F.one_hot(signed.argmax(-1), scores.shape[-1]).to(scores)
+    return ((signed - signed.amax(-1, keepdim=True)) / config.tau).exp()

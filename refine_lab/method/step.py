@@ -23,15 +23,16 @@ from torch.optim import Optimizer
 from refine_lab.config import RefineConfig, UpdateConfig
 from refine_lab.method.advantages import advantages
 from refine_lab.method.losses import entropy_loss, kl_loss, mask_last, ntp_loss, policy_loss
+from refine_lab.method.memory import check_window
+from refine_lab.method.places import places
 from refine_lab.method.rewards import binary, cosine
 from refine_lab.method.rollout import Branches, Continuation, read_rollouts, sample
-from refine_lab.method.selection import select_positions, selection_probabilities
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import Trace, hidden_states_only
 from refine_lab.ops.head import TokenStats
 from refine_lab.ops.precision import autocast
 from refine_lab.rng import Draws
-from refine_lab.types import Batch, RewardFunction, RewardInputs, Rollouts
+from refine_lab.types import Batch, RewardFunction, RewardInputs, Rollouts, SelectionFunction
 
 C = TypeVar("C", bound=UpdateConfig)
 
@@ -45,6 +46,10 @@ class TrainState(Generic[C]):
     config: C
     reward: RewardFunction | None = None  # None for SFT
     reference: FastWeightLM | None = None  # for kl_coef above 0
+    selection: SelectionFunction | None = None  # for selection `custom`
+
+    def __post_init__(self) -> None:
+        check_window(self.policy, self.config.refine)
 
     def autocast(self) -> AbstractContextManager:
         """Returns the autocast context of the run's steps and evaluations."""
@@ -72,14 +77,15 @@ def roll_out(
     refine: RefineConfig,
     reward: RewardFunction,
     draws: Draws,
+    logprobs: Float[Tensor, "B S"] | None = None,
+    selection: SelectionFunction | None = None,
 ) -> tuple[Rollouts, Continuation]:
     """Selects positions, rolls out from the states there, and computes rewards and advantages (eq. 5 to 12).
 
-    Returns the rollouts, which carry no gradient, and the policy's outputs on them, which do if gradients are
-    enabled.
+    `logprobs` and `selection` are as in `places`. Returns the rollouts, which carry no gradient, and the policy's outputs
+    on them, which do if gradients are enabled.
     """
-    probabilities = selection_probabilities(entropies, batch.lengths, refine)
-    positions = select_positions(probabilities, batch.lengths, batch.sequence_ids, draws, refine.num_chunks)
+    positions = places(policy, batch, entropies, logprobs, refine, draws, selection)
     branches = Branches.of(trace, positions, refine.group_size, detach=refine.prefix_gradient == "detached")
     shape = (refine.num_chunks, refine.group_size, refine.rollout_length)
     uniforms = draws.uniforms(batch.sequence_ids, "rollout", shape).flatten(0, 2)
@@ -246,7 +252,8 @@ def _loss(
             assert train_state.reward is not None
             entropies = _with_last(stats.entropies.detach(), micro)
             metrics["entropy_mean"] = mask_last(entropies[:, :-1], micro.lengths).sum() / mini.num_targets
-            rollouts, continuation = roll_out(policy, trace, entropies, micro, refine, train_state.reward, draws)
+            chosen = (train_state.reward, draws, stats.logprobs, train_state.selection)
+            rollouts, continuation = roll_out(policy, trace, entropies, micro, refine, *chosen)
         else:
             detach = refine.prefix_gradient == "detached"
             branches = Branches.of(trace, planned.positions, planned.group_size, detach=detach)
@@ -275,7 +282,8 @@ def _rolled_out(train_state: TrainState, micro: Batch, draws: Draws) -> tuple[Ro
         if not torch.isfinite(ntp_loss(stats.logprobs, micro.lengths, micro.num_targets)):
             raise NotFinite
         entropies = _with_last(stats.entropies, micro)
-        rollouts, _ = roll_out(policy, trace, entropies, micro, refine, train_state.reward, draws)
+        chosen = (train_state.reward, draws, stats.logprobs, train_state.selection)
+        rollouts, _ = roll_out(policy, trace, entropies, micro, refine, *chosen)
     return rollouts, float(mask_last(stats.entropies, micro.lengths).sum())
 
 
