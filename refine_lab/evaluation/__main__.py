@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from refine_lab.config import BUILT_IN_REWARDS
 from refine_lab.evaluation.config import EvaluationConfig, ReadingConfig
 from refine_lab.evaluation.packages import missing_packages
 
@@ -29,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     """Returns the parser; the help of an option is the sentence below its field in `EvaluationConfig`."""
     from refine_lab.evaluation.catalogue import BENCHMARKS, GROUPS
 
-    kinds: list[Any] = [ReadingConfig, EvaluationConfig]
+    kinds: list[Any] = [EvaluationConfig, ReadingConfig]  # the latter's fields have no description in the former
     about = {name: field.description for kind in kinds for name, field in kind.__pydantic_fields__.items()}
     made = argparse.ArgumentParser(
         prog="python -m refine_lab.evaluation",
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
         )
         made.add_argument(f"--{name.replace('_', '-')}", help=about[name], **kind)
     made.add_argument("--ttt-lr", type=float, help=about["ttt_lr"])
+    made.add_argument("--ttt-reward", choices=BUILT_IN_REWARDS, help=about["ttt_reward"])
     made.add_argument("--add-bos", choices=("true", "false"), help=about["add_bos"])
     for name in FLAGS:
         made.add_argument(f"--{name.replace('_', '-')}", action="store_const", const=True, help=about[name])

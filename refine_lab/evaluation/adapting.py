@@ -17,12 +17,15 @@ from refine_lab.ttt_config import TTTConfig
 
 
 def ttt_settings(reading: ReadingConfig) -> TTTConfig | None:
-    """Returns the configuration of test-time training: that of the recipe `per_prompt` with `ttt_steps` and `ttt_lr`."""
+    """Returns the configuration of test-time training: that of the recipe `per_prompt` with the settings `ttt_*`."""
     config = ttt_per_prompt(reading.ttt, reading.seed).ttt
     if config is None:
         return None
     config = config if reading.ttt_steps is None else replace(config, steps=reading.ttt_steps)
-    return config if reading.ttt_lr is None else replace(config, lr=reading.ttt_lr)
+    config = config if reading.ttt_lr is None else replace(config, lr=reading.ttt_lr)
+    if reading.ttt_reward is None or config.refine is None:
+        return config
+    return replace(config, refine=replace(config.refine, reward=reading.ttt_reward))
 
 
 def fewest_tokens(config: TTTConfig) -> int:

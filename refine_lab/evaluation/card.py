@@ -41,7 +41,7 @@ def card_of(config: EvaluationConfig, step: int | None, result: Mapping[str, Any
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
         "answers": result["answers"],
-        **{name: getattr(config, name) for name in ("ttt", "limit", "seed")},
+        **{name: getattr(config, name) for name in ("ttt", "ttt_reward", "limit", "seed")},
         "tasks": [task_figures(unit) for unit in result["units"]],
         "figures": result["figures"],
         "versions": {**software, "lm_eval": result["versions"]["lm_eval"]},

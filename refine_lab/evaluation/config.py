@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, Literal
 
+from refine_lab.config import BUILT_IN_REWARDS
 from refine_lab.validation import Config, Count, Length, Positive, Seed, Size, Text, configuration, path_of
 
 
@@ -30,10 +31,18 @@ class ReadingConfig(Config):
     "Maximum number of updates per prompt or batch; none: that of the recipe `per_prompt`."
     ttt_lr: Positive | None = None
     "Learning rate of test-time training; none: that of the recipe `per_prompt`."
+    ttt_reward: Text | None = None
+    "Reward of test-time training with REFINE; none: binary, that of the recipe `per_prompt` (table E.2 compares cosine)."
     device: Text = "auto"
     "`auto`, `cpu`, `cuda` or `cuda:N`."
     dtype: Literal["float32", "bfloat16"] = "float32"
     "Autocast dtype of the forward passes."
+
+    def __post_init__(self) -> None:
+        if self.ttt_reward is not None:
+            known = ", ".join(map(repr, BUILT_IN_REWARDS))
+            self._require(self.ttt_reward in BUILT_IN_REWARDS, "ttt_reward", f"one of {known}")
+            self._require(self.ttt == "refine", "ttt_reward", "none unless ttt is 'refine'")
 
 
 @configuration
@@ -60,6 +69,7 @@ class EvaluationConfig(ReadingConfig):
     "Whether the last incomplete batch of eight samples of a LongBench task is dropped, as in the paper."
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._require(len(self.tasks) > 0, "tasks", "at least one task")
         self._require(len(self.lengths) > 0, "lengths", "at least one length")
         for name in ("data", "books"):

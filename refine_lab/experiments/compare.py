@@ -130,6 +130,7 @@ def evaluation_results(runs: Iterable[Run]) -> pd.DataFrame:
 def _card_rows(card: Mapping[str, Any]) -> Iterator[list[Any]]:
     date = str(card["date"])[:16].replace("T", " ")
     answers = card["answers"] if card["ttt"] == "none" else f"{card['answers']}, after test-time {card['ttt']}"
+    answers += f" with reward {card['ttt_reward']}" if card.get("ttt_reward") else ""
     for task in card["tasks"]:
         value, counts = shorten(f"not measured: {task.get('reason')}", 100), None
         if task["status"] == "done":
@@ -227,7 +228,7 @@ def comparable(rows: pd.DataFrame) -> list[tuple[str, str]]:
 
 def measures_of(rows: pd.DataFrame) -> list[str]:
     """Returns the columns of measures that have values: numbers, other than seeds, updates and counts of items."""
-    numbers = rows.drop(columns=["seed", "updates", "items"], errors="ignore").select_dtypes("number")
+    numbers = rows.drop(columns=["seed", "updates", "items", "documents"], errors="ignore").select_dtypes("number")
     return [str(name) for name in numbers if numbers[name].notna().any()]
 
 

@@ -60,7 +60,8 @@ def stage_row(stage: TrainConfig) -> dict[str, Any]:
 def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int = 512) -> list[dict[str, Any]]:
     """Evaluates the base model and every run's model on the same held-out text, targets and facts, and prints one line each.
 
-    Recall uses `num_documents` documents of `num_tokens` tokens. The base is the initial model of the first run.
+    Recall uses `num_documents` documents of `num_tokens` tokens; `documents` is the number of distinct ones. The base is
+    the initial model of the first run.
     Measures that this tokenizer or these rows do not support are omitted, with a printed notice.
     """
     config = runs[0].config
@@ -71,13 +72,13 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
         models.append((method, run.config.seed, int(run.metrics()["updates"].iloc[-1]), str(run.path)))
     held_out, rows = _held_out(config, load_tokenizer(config.model)), []
     recall = {"documents": num_documents, "document_tokens": num_tokens}
-    kinds = _kinds_to_ask(held_out, num_documents, num_tokens)
+    kinds, distinct = _kinds_to_ask(held_out, num_documents, num_tokens)
     if not evaluation.fixed_targets(**targets).fits(length := int(held_out.validation().lengths.min())):
         chunks = refine.num_chunks
         print(f"Rewards are skipped: rows of {length} tokens are too short for rollouts from {chunks} chunks.")
     for method, seed, updates, name in models:
         measured = _measures(config, name, held_out, **targets, **recall, kinds=kinds)
-        rows.append({"method": method, "seed": seed, "updates": updates, **measured})
+        rows.append({"method": method, "seed": seed, "updates": updates, **distinct, **measured})
         print(f"{method}{'' if seed is None else f' s{seed}'}:", ", ".join(f"{k} {v:.4f}" for k, v in measured.items()))
     return rows
 
@@ -90,10 +91,11 @@ def held_out_rows(
     Returns the measures by the run's path, and those of the first run's initial model as `base`. The targets are those
     of `fixed_targets(8, 5)`, whatever the runs were trained with. Each model is evaluated once: the measures are stored
     as `held_out.json` in the run's directory, and those of the base in `folder`. Measures that are not finite are left out.
+    `documents` is the number of distinct recall documents.
     """
     config = runs[0].config
     held_out = _held_out(config, load_tokenizer(config.model))
-    kinds = _kinds_to_ask(held_out, documents, document_tokens)
+    kinds, distinct = _kinds_to_ask(held_out, documents, document_tokens)
     recall: dict[str, Any] = {"documents": documents, "document_tokens": document_tokens, "kinds": kinds}
     places = [("base", config.model, folder), *((str(run.path), str(run.path), run.path) for run in runs)]
     found = {}
@@ -106,7 +108,7 @@ def held_out_rows(
             measured = _measures(config, name, held_out, **recall)
             stored = {"settings": settings, "measures": {k: x for k, x in measured.items() if math.isfinite(x)}}
             write_json(path, stored)
-        found[key] = stored["measures"]
+        found[key] = {**distinct, **stored["measures"]}
     return found
 
 
@@ -117,17 +119,22 @@ def _measures(config: TrainConfig, name: str, held_out: SequenceData, **settings
         return evaluation.held_out_measures(policy, held_out, **settings)
 
 
-def _kinds_to_ask(held_out: SequenceData, num_documents: int, num_tokens: int) -> list[str]:
-    """Returns the recall kinds that this tokenizer and text support; prints a sentence about each of the others."""
-    kinds = []
+def _kinds_to_ask(held_out: SequenceData, num_documents: int, num_tokens: int) -> tuple[list[str], dict[str, int]]:
+    """Returns the recall kinds that this tokenizer and text support, and the number of distinct documents of a kind.
+
+    The number is `documents`, the smallest one, and is left out without a kind. Prints a sentence about each kind that is
+    not supported.
+    """
+    kinds, distinct = [], []
     for kind in evaluation.RECALL_KINDS:
         try:
-            evaluation.recall_documents(kind, num_documents, num_tokens, held_out)
+            asked = evaluation.recall_documents(kind, num_documents, num_tokens, held_out)
         except ValueError as error:
             print(f"Recall of {kind} is skipped: {error}.")
         else:
             kinds.append(kind)
-    return kinds
+            distinct.append(len({tuple(document.tokens) for document in asked}))
+    return kinds, {"documents": min(distinct)} if distinct else {}
 
 
 def _held_out(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> SequenceData:

@@ -256,8 +256,11 @@ def _answered(
 
 # -- evaluations -------------------------------------------------------------------------------------------------------
 
-FREE = ("model", "tasks", "lengths", "device", "batch_size", "ttt", "ttt_per", "ttt_steps", "ttt_lr", "data", "essays")
-"""Configuration fields in which the evaluations shown in one table may differ."""
+FREE = (
+    *("model", "tasks", "lengths", "device", "batch_size", "data", "essays"),
+    *("ttt", "ttt_per", "ttt_steps", "ttt_lr", "ttt_reward"),
+)
+"""Fields of an evaluation's configuration in which those of one table may differ."""
 
 
 def _evaluations(
@@ -291,7 +294,10 @@ def _place(
         row, seed = rows[run.path], run.config.seed
     if row is None or (ttt != "none" and row.ttt != "none"):
         return None
-    return row._replace(ttt=ttt if ttt in METHODS["ttt"] else "none"), seed
+    reward = config.get("ttt_reward") or DEFAULTS["ttt"]["reward"]
+    changed = f"ttt.reward={reward}" if reward != DEFAULTS["ttt"]["reward"] else ""
+    setting = ", ".join(filter(None, [row.setting, changed]))
+    return row._replace(ttt=ttt if ttt in METHODS["ttt"] else "none", setting=setting), seed
 
 
 def _units(result: Mapping[str, Any], row: Row, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

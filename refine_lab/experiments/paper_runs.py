@@ -6,6 +6,7 @@ Everything continues where it ended: runs by their configuration, answers by the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -214,6 +215,7 @@ class Evaluated(NamedTuple):
     model: str
     tasks: tuple[str, ...]
     ttt: str = "none"
+    ttt_reward: str | None = None
 
 
 def evaluations(
@@ -222,13 +224,14 @@ def evaluations(
     """Yields the configuration and folder of each evaluation; random weights come first, then the model before training."""
     for each in _evaluated(plan, models, posttrained):
         if each.tasks:
-            yield evaluation_of(plan, each.model, each.tasks, each.ttt), folder / EVALUATIONS / each.label
+            config = evaluation_of(plan, each.model, each.tasks)
+            yield replace(config, ttt=each.ttt, ttt_reward=each.ttt_reward), folder / EVALUATIONS / each.label
 
 
-def evaluation_of(plan: PaperPlan, model: str, tasks: tuple[str, ...], ttt: str = "none") -> EvaluationConfig:
+def evaluation_of(plan: PaperPlan, model: str, tasks: tuple[str, ...]) -> EvaluationConfig:
     """Returns the configuration of an evaluation of a model at the plan's scale."""
     settings: dict[str, Any] = {name: getattr(plan, name) for name in ("lengths", "data", "essays", "device")}
-    return EvaluationConfig(model=model, tasks=tasks, limit=plan.samples, **{**settings, "ttt": ttt})
+    return EvaluationConfig(model=model, tasks=tasks, limit=plan.samples, **settings)
 
 
 def _evaluated(
@@ -244,6 +247,8 @@ def _evaluated(
         yield Evaluated(f"{method}-s{seed}", model, tasks)
         for ttt in ("sft", "refine") if method == "refine" else ():
             yield Evaluated(f"{method}-ttt_{ttt}-s{seed}", model, longbench, ttt)
+        if method == "refine":  # table E.2
+            yield Evaluated(f"{method}-ttt_refine_cosine-s{seed}", model, longbench, "refine", "cosine")
     for (method, seed), model in posttrained.items():
         yield Evaluated(f"refine-{method}-s{seed}", model, questions)
         for ttt in plan.ttt_methods if method == "nested_refine" else ():

@@ -11,6 +11,8 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from refine_lab.evaluation import reading
+from refine_lab.evaluation.adapting import ttt_settings
+from refine_lab.evaluation.config import ReadingConfig
 from refine_lab.evaluation.generation import StopRule, generate
 from refine_lab.evaluation.model import RefineLM
 from refine_lab.evaluation.prompts import Encoder, cut_middle
@@ -257,6 +259,20 @@ def test_test_time_training_changes_answers_and_restores_the_weights(method, per
     assert lm.counts["adapted"] == 3 and lm.counts["not adapted, too short"] == 1
     change = abs(adapted[3][0] - plain[3][0])
     assert change < 1e-4 if per == "prompt" else change > 1e-4, "a batch's weights answer its short prompts, too"
+
+
+def test_the_reward_of_test_time_training_is_a_setting():
+    assert ttt_settings(ReadingConfig(ttt="refine")).refine.reward == "binary"
+    asked = [request("loglikelihood", TEXTS[0], " value")]
+    found = {}
+    for reward in (None, "binary", "cosine"):
+        lm = RefineLM(*loaded(), ttt="refine", ttt_steps=2, ttt_lr=3e-3, ttt_reward=reward)
+        assert lm.ttt.refine.reward == (reward or "binary")
+        ((found[reward], _),) = lm.loglikelihood(asked)
+    assert found[None] == found["binary"] != found["cosine"]
+    for ttt, reward in (("refine", "cos"), ("sft", "cosine"), ("none", "binary")):
+        with refused("ReadingConfig.ttt_reward", reward):
+            ReadingConfig(ttt=ttt, ttt_reward=reward)
 
 
 def test_adaptation_sees_the_context_and_not_the_continuation():

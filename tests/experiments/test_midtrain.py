@@ -401,7 +401,8 @@ def test_what_cannot_be_measured_is_left_out_and_told_of(
     base, trained = final_results([run], num_documents=2, num_tokens=128)
     told = capsys.readouterr().out
     measured = {"ntp_loss", "ntp_accuracy", "sampled_accuracy"}
-    asked = {"cosine", "binary", "exact recall word-1 at 128", "exact recall number-1 at 128"}
+    asked = {"cosine", "binary", "documents", "exact recall word-1 at 128", "exact recall number-1 at 128"}
+    assert not rewards or base["documents"] == trained["documents"] == 2
     assert set(base) == set(trained) == {"method", "seed", "updates"} | measured | (asked if rewards else set())
     assert {name: base[name] for name in measured} == {name: trained[name] for name in measured}
     assert ("Rewards are skipped: rows of 160 tokens" in told) is not rewards

@@ -22,7 +22,7 @@ from refine_lab.experiments.paper_rows import (
     paper_runs,
     rows_of_runs,
 )
-from refine_lab.experiments.paper_runs import PaperPlan, chain_rows, plan_of
+from refine_lab.experiments.paper_runs import PaperPlan, chain_rows, evaluations, plan_of
 from refine_lab.experiments.paper_tables import PAIRS, cells, differences, gaps, paper_model_of, summary, verdict
 from refine_lab.recipes import midtrain, paper_midtrain, posttrain, ttt_per_prompt
 from refine_lab.recipes.paper_results import MEAN, PAPER_MODELS, content, example_rows, paper_numbers, table_names
@@ -151,7 +151,7 @@ FIXTURES = ROOT / "tests" / "fixtures" / "runs"
 
 
 def evaluation(
-    folder: Path, model: str, score: float, *, limit: int = 16, ttt: str = "none", gap: bool = False
+    folder: Path, model: str, score: float, *, limit: int = 16, ttt: str = "none", gap: bool = False, **settings: object
 ) -> None:
     folder.mkdir(parents=True)
     metrics = {"score": {"value": score, "stderr": 0.1, "higher_is_better": True}}
@@ -159,7 +159,7 @@ def evaluation(
     units = [{**unit, "samples": 16, "different_samples": 15}]
     if gap:
         units.append({"task": "longbench_trec", "length": None, "status": "missing", "reason": "no file trec.jsonl"})
-    config = {"model": model, "limit": limit, "seed": 0, "ttt": ttt, "lengths": [512]}
+    config = {"model": model, "limit": limit, "seed": 0, "ttt": ttt, "lengths": [512], **settings}
     (folder / "results.json").write_text(
         json.dumps({"config": config, "units": units, "figures": {}}), encoding="utf-8"
     )
@@ -178,6 +178,8 @@ def test_records_and_evaluations_of_a_run_are_found(tmp_path: Path) -> None:
     base = run.config.model
     evaluation(tmp_path / "evaluations" / "r", str(run.path), 0.5, gap=True)
     evaluation(tmp_path / "evaluations" / "ttt", str(run.path), 0.75, ttt="sft")
+    for reward, score in (("binary", 0.625), ("cosine", 0.875)):
+        evaluation(tmp_path / "evaluations" / reward, str(run.path), score, ttt="refine", ttt_reward=reward)
     evaluation(tmp_path / "evaluations" / "random", f"new:{base}", 0.0)
     evaluation(tmp_path / "evaluations" / "base", base, 0.25)
     evaluation(tmp_path / "evaluations" / "other", "tiny-lact", 1.0)
@@ -192,6 +194,8 @@ def test_records_and_evaluations_of_a_run_are_found(tmp_path: Path) -> None:
         (*Row(), EVERY_SEED): 0.25,
         (*row, seed): 0.5,
         (*row._replace(ttt="sft"), seed): 0.75,
+        (*row._replace(ttt="refine"), seed): 0.625,
+        (*row._replace(ttt="refine", setting=", ".join(filter(None, [row.setting, "ttt.reward=cosine"]))), seed): 0.875,
     }
     held_out = frame[(frame["task"] == "held_out") & (frame["metric"] == "ntp_loss")]
     assert list(held_out["value"]) == [run.evaluations()["ntp_loss"].iloc[i] for i in (0, -1)]
@@ -333,6 +337,19 @@ def test_a_plan_has_the_methods_that_its_rows_need() -> None:
     made = plan_of(tasks="niah, recall", lengths=[256], seeds=[3])
     assert made == PaperPlan(tasks=("niah", "recall"), lengths=(256,), seeds=(3,)) and '"chain"' in to_json(made)
     assert paper_model_of("tiny-lact") == "LaCT-760M" and paper_model_of("tiny-deltanet") == DELTANET
+
+
+def test_every_row_of_tables_5_and_e2_is_evaluated() -> None:
+    plan = PaperPlan(chain=(3,), tasks=("longbench",), seeds=(0,), samples=2)
+    planned = {out.name: config for config, out in evaluations(plan, Path("runs"), {("refine", 0): "tiny-lact"}, {})}
+    adapted = {name: (config.ttt, config.ttt_reward) for name, config in planned.items() if config.ttt != "none"}
+    assert adapted == {
+        "refine-ttt_sft-s0": ("sft", None),
+        "refine-ttt_refine-s0": ("refine", None),
+        "refine-ttt_refine_cosine-s0": ("refine", "cosine"),
+    }
+    assert set(planned) - set(adapted) == {"random", "base", "refine-s0"}
+    assert all(len(config.tasks) == 12 and config.limit == 2 for config in planned.values())
 
 
 @pytest.mark.parametrize(

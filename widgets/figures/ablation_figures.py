@@ -42,12 +42,16 @@ def views(rows: pd.DataFrame, name: str) -> list[Any]:
 def ablation_table(rows: pd.DataFrame, name: str) -> Table:
     """Tabulates the measures of each setting of one ablation: mean ± standard deviation over seeds."""
     ablation = ABLATIONS[name]
-    table = comparison_table(rows.drop(columns=[*NOT_TABULATED], errors="ignore").rename(columns=TRAINING)).data
+    own = rows.drop(columns=[*NOT_TABULATED], errors="ignore").dropna(
+        axis=1, how="all"
+    )  # without other ablations' columns
+    compared = comparison_table(own.rename(columns=TRAINING))
+    table = compared.data
     defaults = {f"REFINE, {label}" for label in rows.loc[rows.get("default") == True, "setting"]}  # noqa: E712
     marked = [f"{method} (recipe)" if method in defaults else method for method in table["method"]]
     order = sorted(range(len(table)), key=lambda row: table["method"][row].startswith("REFINE"))
     caption = f"{ablation.title} ({ablation.source}): mean ± standard deviation over seeds"
-    return Table(table.assign(method=marked).iloc[order].reset_index(drop=True), caption)
+    return Table(table.assign(method=marked).iloc[order].reset_index(drop=True), caption, note=compared.note)
 
 
 def ablation_figure(rows: pd.DataFrame, name: str) -> go.Figure:

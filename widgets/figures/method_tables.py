@@ -27,6 +27,8 @@ class Measure(NamedTuple):
 
 ITEMS = "different questions"
 """Column of the number of different items (`refine_lab.data.tasks.items.items_of`)."""
+DOCUMENTS = "different documents"
+"""Column of the number of different documents that recall is measured on."""
 
 MEASURES = {
     "contains_answer": Measure("contains answer", "%", 100, 1),
@@ -46,12 +48,13 @@ def comparison_table(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> Tab
     """Tabulates each method's measures: mean ± standard deviation (n - 1) over seeds, or mean [95 % interval] over prompts.
 
     `rows` as for `refine_lab.experiments.compare.comparison`, with `updates` if they were counted. Accuracies, recalls
-    and scores are fractions, displayed in percent. If the rows have items, the number of distinct ones is a column, and a
-    sentence warns of fewer than 100. Raises ValueError for no rows.
+    and scores are fractions, displayed in percent. If the rows have items or recall documents, the number of distinct
+    ones is a column, and a sentence warns of fewer than 100. Raises ValueError for no rows.
     """
     frame = pd.DataFrame(rows)
     require_data("comparison_table", len(frame) > 0, "there are no rows")
     over_prompts, found, items = "name" in frame, comparison(frame), different_items(frame)
+    documents = int(frame["documents"].min()) if "documents" in frame else None
     table = []
     for method, style in method_styles(frame["method"]).items():
         own = frame[frame["method"] == method]
@@ -62,12 +65,15 @@ def comparison_table(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> Tab
         row["prompts" if over_prompts else "runs"] = len(own)
         if items is not None:
             row[ITEMS] = different_items(own)
+        if documents is not None:
+            row[DOCUMENTS] = documents
         for values in found[found["method"] == method].to_dict("records"):
             ends, spread = ((values["low"], values["high"]), None) if over_prompts else ((), values["std"])
             row[heading(values["measure"])] = _number(values["measure"], values["mean"], ends, spread)
         table.append(row)
     over = "mean over prompts [95 % interval]" if over_prompts else "mean ± standard deviation over seeds"
-    return Table(pd.DataFrame(table), f"Methods: {over}", note=few_items(items))
+    notes = (few_items(items), few_items(documents, "documents"))
+    return Table(pd.DataFrame(table), f"Methods: {over}", note=" ".join(filter(None, notes)))
 
 
 def differences_table(rows: pd.DataFrame) -> Table:

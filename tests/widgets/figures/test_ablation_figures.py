@@ -33,6 +33,19 @@ def test_a_setting_is_drawn_by_its_mean_and_range_beside_sft_and_the_base():
     assert {trace.y[0] for trace in figure.data if trace.xaxis == "x2"} == {75.0}
 
 
+def test_the_columns_of_one_ablation_do_not_disturb_another():
+    """Answers count questions, and recall counts documents: each table has its own count and warning."""
+    answers = {"ablation": "ttt_reward", "setting": "binary", "method": "refine: binary", "seed": 0, "default": False}
+    counted = pd.DataFrame([{**answers, "contains_answer": 0.5, "items": 40}])
+    rows = pd.concat([ROWS.assign(documents=50), counted], ignore_index=True)
+    table, _ = views(rows, "k")
+    assert set(table.data["different documents"]) == {50} and "different questions" not in table.data
+    assert "only 50 distinct documents" in table.note
+    table, _ = views(rows, "ttt_reward")
+    assert table.data["different questions"].tolist() == [40] and "different documents" not in table.data
+    assert "only 40 distinct questions" in table.note
+
+
 def test_an_ablation_without_a_finished_run_is_a_sentence():
     assert views(ROWS, "reward") == views(pd.DataFrame(), "reward") == ["Reward: no run has finished."]
 

@@ -172,6 +172,15 @@ def test_tables_of_answers_count_different_questions_and_warn_of_few():
     assert "different questions" not in comparison_table(results()).data
 
 
+def test_tables_of_recall_count_different_documents_and_warn_of_few():
+    recall = results().assign(documents=50, **{"exact recall word-1 at 512": 0.5})
+    table = comparison_table(recall)
+    assert set(table.data["different documents"]) == {50}
+    assert table.note.startswith("There are only 50 distinct documents, fewer than 100")
+    assert comparison_table(recall.assign(documents=100)).note == ""
+    assert "different documents" not in comparison_table(results()).data
+
+
 def test_contrasts_have_both_intervals_and_the_corrected_p_value():
     """Three questions, two seeds; REFINE - SFT is 1, 0, 0 at both: nothing varies over seeds."""
     two = ANSWERS[ANSWERS["method"] != "none"]
