@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("lm_eval", reason="lm_eval is not installed: the extra `eval`")
 
 from refine_lab.evaluation import longbench, ruler_qa, run, short, tables
-from refine_lab.evaluation.__main__ import main
+from refine_lab.evaluation.__main__ import main, parser
 from refine_lab.evaluation.benchmark import Missing, Setting, seeded
 from refine_lab.evaluation.catalogue import BENCHMARKS, GROUPS, Unit, chosen, units
 from refine_lab.evaluation.config import EvaluationConfig
@@ -290,6 +290,12 @@ def test_groups_name_their_tasks_and_unknown_names_are_refused():
     assert len(GROUPS["all"]) == len(BENCHMARKS) >= 31
     with refused("task", "niah_multikeys"):
         chosen(["niah_multikeys"])
+
+
+def test_every_option_of_the_command_line_has_a_sentence():
+    options = [action for action in parser()._actions if action.dest != "help"]
+    assert {field.name for field in fields(EvaluationConfig)} <= {action.dest for action in options}
+    assert not [action.dest for action in options if not action.help]
 
 
 def test_the_command_line_writes_results_and_says_what_is_missing(data, tmp_path, capsys):
