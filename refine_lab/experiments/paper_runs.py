@@ -18,12 +18,13 @@ from refine_lab.experiments import posttrain
 from refine_lab.experiments.configs import method_configs
 from refine_lab.experiments.paper_rows import RANDOM, Row
 from refine_lab.experiments.runs import text_runs, ttt_runs
+from refine_lab.recipes.ablations import ABLATIONS
 from refine_lab.recipes.paper_results import paper_numbers
 from refine_lab.runs.queue import require_finished, run_in_turn
 from refine_lab.runs.run import Run
 from refine_lab.training.loading import load_prompts, load_training_task
 from refine_lab.ttt_config import TTTRunConfig
-from refine_lab.validation import Config, Count, Length, Seed, Size, Text, configuration
+from refine_lab.validation import Config, Count, Length, Seed, Size, Text, configuration, unknown
 
 EVALUATIONS = "evaluations"
 """Folder of the evaluations, beside the runs."""
@@ -67,6 +68,8 @@ class PaperPlan(Config):
     "Lengths (prompt plus answer, in tokens) of the evaluation tasks that have no fixed length."
     samples: Count | None = None
     "Samples per task and length; none: the number used in the paper."
+    ablations: tuple[Text, ...] = ()
+    "Ablations of mid-training whose settings are trained too (`refine_lab.sweep.paper`)."
     data: Text | None = None
     "Folder with the files of the benchmarks."
     essays: Text | None = None
@@ -79,6 +82,9 @@ class PaperPlan(Config):
         self._require(all(1 <= row <= rows for row in self.chain), "chain", f"numbers of rows from 1 to {rows}")
         self._require(len(set(self.seeds)) == len(self.seeds) > 0, "seeds", "one or more distinct integers")
         chosen(self.tasks)
+        known = [name for name, ablation in ABLATIONS.items() if ablation.phase == "midtrain"]
+        if strange := [name for name in self.ablations if name not in known]:
+            raise unknown("ablation of mid-training", strange[0], known)
 
     @property
     def wanted(self) -> list[Row]:
@@ -101,15 +107,16 @@ class PaperPlan(Config):
         return [*dict.fromkeys(row.ttt for row in self.wanted if row.ttt != "none")]
 
 
-def plan_of(*, tasks: str, **settings: Any) -> PaperPlan:
-    """Returns the plan that the notebook's parameters describe: `tasks` separated by commas, and lists.
+def plan_of(*, tasks: str, ablations: str | None = None, **settings: Any) -> PaperPlan:
+    """Returns the plan that the notebook's parameters describe: `tasks` and `ablations` separated by commas, and lists.
 
     Raises ConfigError for a value that is not allowed.
     """
+    varied = tuple(name.strip() for name in ablations.split(",")) if ablations else ()
     lists: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
     }
-    return PaperPlan(tasks=tuple(name.strip() for name in tasks.split(",")), **lists)
+    return PaperPlan(tasks=tuple(name.strip() for name in tasks.split(",")), ablations=varied, **lists)
 
 
 def chain_rows() -> list[Row]:

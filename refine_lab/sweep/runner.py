@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -69,6 +69,7 @@ class Sweep:
 def plan(notebook: Path | str, grid: Grid | Sequence[Grid], out: Path | str) -> Sweep:
     """Returns the cells of a grid, finished or not; nothing is created or executed. Arguments and errors as in `sweep`."""
     read, folder = read_notebook(notebook), path_of("out", out).absolute()
+    require(isinstance(grid, Mapping) or len(grid) > 0, "grid", grid, "a grid, or a list of at least one")
     require(folder.is_dir() or not folder.exists(), "out", str(out), "a folder, or a path where one can be created")
     cells = tuple(cell_of(folder, read, values) for values in combinations(read, grid))
     if "recipe" in read.parameters:

@@ -358,6 +358,8 @@ def test_every_row_of_tables_5_and_e2_is_evaluated() -> None:
         ({"chain": [9]}, "PaperPlan.chain", (9,)),
         ({"seeds": [1, 1]}, "PaperPlan.seeds", (1, 1)),
         ({"tasks": "niahs"}, "task", "niahs"),
+        ({"ablations": "reward,rewards"}, "ablation of mid-training", "rewards"),
+        ({"ablations": "ttt_reward"}, "ablation of mid-training", "ttt_reward"),
     ],
 )
 def test_a_bad_plan_is_refused(settings: dict, field: str, value: object) -> None:
