@@ -15,12 +15,14 @@ import numpy as np
 import pandas as pd
 
 from refine_lab.config import RefineConfig
+from refine_lab.data.tasks.items import items_of
 from refine_lab.experiments.configs import absolute_model
 from refine_lab.recipes.paper import METHODS, REFINE
 from refine_lab.recipes.paper_results import PHASES
 from refine_lab.runs.answers import AnswerLog
 from refine_lab.runs.files import read_json
 from refine_lab.runs.run import Run, list_runs
+from refine_lab.statistics.scores import sample_items, unit_samples
 from refine_lab.validation import require
 
 EVERY_SEED = -1
@@ -42,8 +44,11 @@ LONGBENCH_METRICS = {"longbench_triviaqa": "accuracy"}
 LABELS = {"sft": "SFT", "refine": "REFINE", "nested_sft": "nested SFT", "nested_refine": "nested REFINE"}
 SCALE: Sequence[str] = ("steps", "batch_size", "sequence_length")
 
-FIELDS = (*PHASES, "setting", "seed", "task", "metric", "main", "length", "value", "stderr", "samples", "different")
-"""Columns of `measured`."""
+FIELDS = (
+    *(*PHASES, "setting", "seed", "task", "metric", "main", "length"),
+    *("value", "stderr", "samples", "different", "scores"),
+)
+"""Columns of `measured`; `scores` has the item and the score of every sample, or None where they were not recorded."""
 
 
 class Row(NamedTuple):
@@ -196,7 +201,7 @@ def measured(
 
 
 def _line(row: Row, seed: int, task: str, metric: str, value: float, **others: Any) -> dict[str, Any]:
-    unset = {"main": True, "length": "", "stderr": np.nan, "samples": 0, "different": 0}
+    unset = {"main": True, "length": "", "stderr": np.nan, "samples": 0, "different": 0, "scores": None}
     return {**row._asdict(), "seed": seed, "task": task, "metric": metric, "value": value, **unset, **others}
 
 
@@ -230,7 +235,9 @@ def _answers(runs: Sequence[Run], rows: Mapping[Path, Row]) -> Iterator[dict[str
             scores = kept["contains_answer"].dropna()
             if len(scores):
                 stderr = float(scores.std(ddof=1) / len(scores) ** 0.5) if len(scores) > 1 else np.nan
-                facts = {"length": str(tokens), "samples": len(scores), "different": kept["question"].nunique()}
+                items = items_of(kept).loc[scores.index]
+                facts = {"length": str(tokens), "samples": len(scores), "different": items.nunique()}
+                facts["scores"] = pd.DataFrame({"item": items, "score": scores})
                 yield _line(row, seed, QUESTIONS, "contains_answer", float(scores.mean()), stderr=stderr, **facts)
 
 
@@ -275,7 +282,7 @@ def _evaluations(
             continue
         key = json.dumps({name: value for name, value in config.items() if name not in FREE}, sort_keys=True)
         settings[key] = path.parent.name
-        found, reasons = _units(result, *place)
+        found, reasons = _units(result, *place, path.parent)
         lines, missing = [*lines, *found], [*missing, *reasons]
     folders = ", ".join(settings.values())
     require(len(settings) <= 1, "the evaluations", folders, "of the same samples, seed and rules: set samples")
@@ -300,7 +307,9 @@ def _place(
     return row._replace(ttt=ttt if ttt in METHODS["ttt"] else "none", setting=setting), seed
 
 
-def _units(result: Mapping[str, Any], row: Row, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _units(
+    result: Mapping[str, Any], row: Row, seed: int, folder: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     lines, missing = [], []
     for unit in result["units"]:
         length = "" if unit["length"] is None else str(unit["length"])
@@ -308,12 +317,21 @@ def _units(result: Mapping[str, Any], row: Row, seed: int) -> tuple[list[dict[st
             missing.append({"task": unit["task"], "length": length, "reason": unit["reason"]})
             continue
         facts = {"length": length, "samples": unit["samples"], "different": unit["different_samples"]}
+        samples = unit_samples(folder, unit["task"], unit["length"])
         for name, metric in unit["metrics"].items():
             spread = np.nan if metric["stderr"] is None else metric["stderr"]
             facts |= {"main": name == unit["main"], "stderr": spread}
             if metric["value"] is not None:
-                lines.append(_line(row, seed, unit["task"], name, metric["value"], **facts))
+                scores = _scores(samples, name, metric["value"])
+                lines.append(_line(row, seed, unit["task"], name, metric["value"], **facts, scores=scores))
     return [*lines, *_averages(result, lines, row, seed)], missing
+
+
+def _scores(samples: pd.DataFrame | None, metric: str, value: float) -> pd.DataFrame | None:
+    """Returns the item and score of every sample, unless the metric is not the mean of its scores, such as a perplexity."""
+    if samples is None or metric not in samples or not np.isclose(samples[metric].mean(), value, rtol=1e-5, atol=1e-7):
+        return None
+    return pd.DataFrame({"item": sample_items(samples), "score": samples[metric].astype(float)})
 
 
 def _averages(

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from refine_lab.experiments.paper_rows import EVERY_SEED, FIELDS, HELD_OUT, QUESTIONS, RANDOM, ROLLOUTS, Row
+from refine_lab.experiments.paper_intervals import difference_interval, of_seed, scores_over, shared_seeds
+from refine_lab.experiments.paper_rows import FIELDS, HELD_OUT, QUESTIONS, RANDOM, ROLLOUTS, Row
 from refine_lab.models.hub import resolve
 from refine_lab.recipes.paper_results import MEAN, PAPER_MODELS, paper_numbers, reported_signs, table_names
 from refine_lab.runs.files import read_json
@@ -77,8 +78,9 @@ def cells(table: str, measured: pd.DataFrame, model: str) -> pd.DataFrame:
 
     `measured` as from `paper_rows.measured`; `model` is one of `PAPER_MODELS`. Columns: `table`, `row` (its number),
     `label`, `measure`, `task`, `length`, `unit`, `own`; `paper`; `mean`, `sd` (n - 1, over seeds), `by_seed` (seed ->
-    value), `stderr` (over samples; the mean of the seeds'), `samples` and `different`; `floor` (`floor`, `above`, or
-    `unknown` if random weights were not measured). Values are in the unit, percent for fractions. A gap has `mean` NaN.
+    value), `scores` (seed -> item and score of every sample, or None), `stderr` (over samples; the mean of the seeds'),
+    `samples` and `different`; `floor` (`floor`, `above`, or `unknown` if random weights were not measured). Values are in
+    the unit, percent for fractions; `scores` are not. A gap has `mean` NaN.
     `row` 0 is the model with random weights. Raises ConfigError for an unknown table or model.
     """
     if table not in table_names():
@@ -138,18 +140,25 @@ def _lengths(measure: PaperMeasure, measured: pd.DataFrame) -> list[str]:
 
 def _ours(lines: pd.DataFrame | None, measure: PaperMeasure, lengths: Sequence[str]) -> dict[str, Any]:
     """Returns mean and spread over seeds of a row's mean over `lengths`, all of which a seed must have."""
-    scale = 100.0 if measure.unit.startswith("%") else 1.0
-    values, errors, facts = {}, [], {"samples": 0, "different": 0}
+    scale = _scale(measure.unit)
+    values, scores, errors, facts = {}, {}, [], {"samples": 0, "different": 0}
     lines = pd.DataFrame(columns=[*FIELDS]) if lines is None or not lengths else lines
     for seed in lines["seed"].unique():
         group = lines[lines["seed"] == seed].set_index("length").reindex([*lengths])
         if group["value"].notna().all():
             values[int(seed)] = scale * float(group["value"].mean())
+            scores[int(seed)] = scores_over(group["scores"].tolist())
             errors.append(scale * float(np.linalg.norm(group["stderr"].to_numpy(float)) / len(lengths)))
             facts = {name: int(group[name].sum()) for name in facts}
     found = np.array([*values.values()])
     mean, sd = found.mean() if len(found) else np.nan, found.std(ddof=1) if len(found) > 1 else np.nan
-    return {"mean": mean, "sd": sd, "by_seed": values, "stderr": np.mean(errors) if errors else np.nan, **facts}
+    spread = {"stderr": np.mean(errors) if errors else np.nan, **facts}
+    return {"mean": mean, "sd": sd, "by_seed": values, "scores": scores, **spread}
+
+
+def _scale(unit: str) -> float:
+    """Returns the factor from a measured value to its unit: fractions are shown in percent."""
+    return 100.0 if unit.startswith("%") else 1.0
 
 
 def _floor(measure: PaperMeasure, random: Mapping[str, Any], base: Mapping[str, Any]) -> str:
@@ -178,8 +187,10 @@ def differences(found: pd.DataFrame, model: str) -> pd.DataFrame:
 
     Columns: `table`, `row`, `against`, `difference` (both labels), `measure`, `task`, `length`, `unit`; `paper` (NaN without
     numbers) and `paper_sign`, which for an own measure is the sign that the measures beside it share, or `mixed`; `mean`,
-    `sd` and `seeds` of our paired differences, and `sign`: `+`, `−`, `0`, or why there is none: `gap`, `floor`, or
-    `floor unknown` if random weights were not measured. `verdict`: `same`, `opposite`, `zero` (one of them is 0), or none.
+    `sd` and `seeds` of our paired differences; `low` and `high`, their 95 % interval over seeds and items, and the number
+    of `items` (`paper_intervals.difference_interval`); and `sign`: `+`, `−`, `0`, or why there is none: `gap`, `floor`,
+    or `floor unknown` if random weights were not measured. `verdict`: `same`, `opposite`, `zero` (one of them is 0), or
+    none.
     """
     (table,) = found["table"].unique()
     lines = []
@@ -191,6 +202,8 @@ def differences(found: pd.DataFrame, model: str) -> pd.DataFrame:
             line = {"table": table, "row": row, "against": against, "difference": f"{one['label']} – {other['label']}"}
             line |= {"measure": measure, "length": length, **{name: one[name] for name in ("task", "unit", "own")}}
             values = _paired(one["by_seed"], other["by_seed"])
+            interval, scale = difference_interval(one["scores"], other["scores"]), _scale(one["unit"])
+            line |= {"low": scale * interval["low"], "high": scale * interval["high"], "items": interval["items"]}
             line |= {"paper": paper, "mean": values.mean() if len(values) else np.nan, "seeds": len(values)}
             line |= {"sd": values.std(ddof=1) if len(values) > 1 else np.nan, "sign": _our_sign(values, one["floor"])}
             lines.append(line)
@@ -203,9 +216,7 @@ def differences(found: pd.DataFrame, model: str) -> pd.DataFrame:
 
 def _paired(one: Mapping[int, float], other: Mapping[int, float]) -> np.ndarray:
     """Returns the differences over the seeds that both have; a value of every seed is paired with each."""
-    seeds = sorted({*one, *other} - {EVERY_SEED}) or [EVERY_SEED]
-    pairs = [(one.get(seed, one.get(EVERY_SEED)), other.get(seed, other.get(EVERY_SEED))) for seed in seeds]
-    return np.array([a - b for a, b in pairs if a is not None and b is not None])
+    return np.array([of_seed(one, seed) - of_seed(other, seed) for seed in shared_seeds(one, other)])
 
 
 def _our_sign(values: np.ndarray, floor: str) -> str:

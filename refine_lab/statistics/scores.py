@@ -42,24 +42,35 @@ def evaluation_scores(
     (`different_samples`). Raises ConfigError for an unknown task or measure, and FileNotFoundError for a task that a
     folder has no samples of.
     """
-    from refine_lab.evaluation.catalogue import BENCHMARKS, Unit  # here, since it loads lm_eval
+    from refine_lab.evaluation.catalogue import BENCHMARKS  # here, since it loads lm_eval
 
     if task not in BENCHMARKS:
         raise unknown("task", task, BENCHMARKS)
     require(len(folders) > 0, "folders", folders, "at least one")
-    name, measure = Unit(task, length).name, measure or BENCHMARKS[task].main
+    measure = measure or BENCHMARKS[task].main
     tables = []
     for (method, seed), folder in folders.items():
-        path = Path(folder) / "samples" / f"{name}.parquet"
-        if not path.is_file():
-            raise FileNotFoundError(f"{str(folder)!r} has no samples of {name}: there is no file samples/{path.name}")
-        rows = read_parquet(path).to_pandas()
+        rows = unit_samples(Path(folder), task, length)
+        if rows is None:
+            name = sample_file(task, length)
+            raise FileNotFoundError(f"{str(folder)!r} has no samples of {task}: there is no file samples/{name}")
         if measure not in rows:
             raise unknown(f"measure of {task!r}", measure, rows.select_dtypes("number").columns)
         tables.append(
             pd.DataFrame({"method": method, "seed": seed, "item": sample_items(rows), "score": rows[measure]})
         )
     return pd.concat(tables, ignore_index=True).dropna(subset="score")
+
+
+def sample_file(task: str, length: int | None) -> str:
+    """Returns the name of the file with the samples of a task at a length."""
+    return f"{task}.parquet" if length is None else f"{task}-{length}.parquet"
+
+
+def unit_samples(folder: Path, task: str, length: int | None) -> pd.DataFrame | None:
+    """Returns the samples of a task in the output folder of an evaluation, or None if it has none."""
+    path = folder / "samples" / sample_file(task, length)
+    return read_parquet(path).to_pandas() if path.is_file() else None
 
 
 def sample_items(rows: pd.DataFrame) -> pd.Series:

@@ -27,6 +27,7 @@ from refine_lab.experiments.paper_tables import PAIRS, cells, differences, gaps,
 from refine_lab.recipes import midtrain, paper_midtrain, posttrain, ttt_per_prompt
 from refine_lab.recipes.paper_results import MEAN, PAPER_MODELS, content, example_rows, paper_numbers, table_names
 from refine_lab.runs.run import Run
+from refine_lab.statistics import compare_methods
 from refine_lab.training.inputs import new_run
 from refine_lab.validation import ConfigError
 from tests.support.paths import ROOT
@@ -290,6 +291,52 @@ def test_without_random_weights_the_floor_is_unknown_and_without_runs_a_cell_is_
     assert needles["rows"] == values["rows"] == "all" and "-p tasks niah" in needles["how"]
     assert values["how"] == "The task could not run: essays are missing."
     assert not any("MK-NIAH" in measures for measures in found_gaps.index)
+
+
+def sampled(row: Row, seed: int, values: list[float], length: str = "512", items: str = "abcdef") -> dict:
+    scores = pd.DataFrame({"item": [*items], "score": values})
+    return line(row, seed, float(np.mean(values)), length=length, scores=scores)
+
+
+def test_a_difference_has_the_interval_over_seeds_and_items_where_samples_are_recorded() -> None:
+    sft = {0: [0.0, 0, 1, 0, 1, 0], 1: [1.0, 0, 0, 0, 1, 1]}
+    refine = {0: [1.0, 0, 1, 1, 1, 0], 1: [1.0, 1, 1, 0, 1, 1]}
+    base = [0.0, 0, 0, 0, 1, 0]
+    lines = [sampled(SFT, seed, values) for seed, values in sft.items()]
+    lines += [sampled(REFINE, seed, values) for seed, values in refine.items()] + [sampled(Row(), EVERY_SEED, base)]
+    found = differences(cells("table 3", frame_of(*lines), DELTANET), DELTANET)
+    found = found[(found["measure"] == "MK-NIAH") & (found["length"] == MEAN)].set_index(["row", "against"])
+    for pair, one, other in (((3, 2), refine, sft), ((3, 1), refine, dict.fromkeys((0, 1), base))):
+        table = pd.DataFrame(
+            [
+                {"method": method, "seed": seed, "item": item, "score": score}
+                for method, scores in (("one", one), ("other", other))
+                for seed, values in scores.items()
+                for item, score in zip("abcdef", values, strict=True)
+            ]
+        )
+        (expected,) = compare_methods(table, [("one", "other")]).to_dict("records")
+        assert found.loc[pair, "mean"] == pytest.approx(100 * expected["difference"])
+        interval = found.loc[pair, ["low", "high"]].to_numpy(float)
+        assert interval == pytest.approx([100 * expected[end] for end in ("low", "high")])
+        assert found.loc[pair, "items"] == 6 and interval[0] < found.loc[pair, "mean"] < interval[1]
+
+
+@pytest.mark.parametrize("fault", ["another item", "not recorded", "one seed", "unequal lengths"])
+def test_a_difference_without_the_same_samples_has_no_interval(fault: str) -> None:
+    values = {(SFT, 0): [0.0, 1], (SFT, 1): [1.0, 0], (REFINE, 0): [1.0, 1], (REFINE, 1): [1.0, 0]}
+    lines = [sampled(row, seed, scores, items="ab") for (row, seed), scores in values.items()]
+    if fault == "another item":
+        lines[3] = sampled(REFINE, 1, [1.0, 0], items="ac")
+    elif fault == "not recorded":
+        lines[3] = line(REFINE, 1, 0.5)
+    elif fault == "one seed":
+        lines = [each for each in lines if each["seed"] == 0]
+    else:
+        lines += [sampled(row, seed, [*scores, 1.0], "1024", items="cde") for (row, seed), scores in values.items()]
+    found = differences(cells("table 3", frame_of(*lines), DELTANET), DELTANET)
+    found = found[(found["measure"] == "MK-NIAH") & (found["length"] == MEAN)].set_index(["row", "against"])
+    assert np.isfinite(found.loc[(3, 2), "mean"]) and np.isnan(found.loc[(3, 2), ["low", "high"]].to_numpy(float)).all()
 
 
 def test_a_row_that_one_seed_lacks_is_compared_over_the_others() -> None:

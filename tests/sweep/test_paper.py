@@ -63,6 +63,8 @@ def test_the_settings_are_trained_evaluated_and_found(tmp_path):
     recalled = frame[(frame["task"] == "recall") & (frame["metric"] == "exact_recall_word-4")]
     assert recalled[[*Row._fields, "seed"]].to_numpy().tolist() == [[*binary, 0]]
     assert recalled["value"].item() == written["units"][0]["metrics"]["exact_recall_word-4"]["value"]
+    (scores,) = recalled["scores"]
+    assert scores["item"].nunique() == 2 and scores["score"].mean() == pytest.approx(recalled["value"].item())
     files = (cell.executed, cell.folder / "log.txt", run.path / "metrics.jsonl", out / "units" / "recall-256.json")
     before = [path.stat().st_mtime_ns for path in files]
     again = launch_ablations(PLAN, tmp_path, lines.append)

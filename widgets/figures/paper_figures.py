@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from refine_lab.evaluation.tables import FEWEST_ITEMS
+from refine_lab.data.tasks.items import FEWEST_ITEMS, few_items
 from refine_lab.experiments.paper_rows import Row
 from refine_lab.recipes.paper_results import about, example_rows, reported
 from widgets.figures.plotting import dress, one_legend, require_data
@@ -176,9 +176,12 @@ def differences_table(found: pd.DataFrame, *, by: str = "measure") -> Table:
     frame = pd.DataFrame([*lines.values()]).replace("", NO_NUMBER).fillna(NO_NUMBER)
     title = _title(str(found["table"].iloc[0]))
     unit = {"%": "points"}.get(str(found["unit"].iloc[0]), str(found["unit"].iloc[0]))
-    return Table(
-        frame, f"{title}, differences in {unit}: the paper's, and ours with their standard deviation over seeds"
-    )
+    caption = f"{title}, differences in {unit}: the paper's, and ours with their standard deviation over seeds"
+    known = found[found["low"].notna()]
+    if known.empty:
+        return Table(frame, caption)
+    note = few_items(int(known["items"].min()), "samples")
+    return Table(frame, f"{caption} and their 95 % interval for other seeds and other samples", note=note)
 
 
 def _difference(line: Any) -> str:
@@ -186,6 +189,8 @@ def _difference(line: Any) -> str:
     if sign in ("gap", "floor"):
         return sign
     text = _number(mean, unit, signed=True) + ("" if np.isnan(sd) else f" ± {_number(sd, unit)}")
+    if not np.isnan(line.low):
+        text += f" [{', '.join(_number(end, unit, signed=True) for end in (line.low, line.high))}]"
     if sign == "floor unknown":
         return f"{text}, {sign}"
     return f"{text}, {'one is 0' if same == 'zero' else f'{same} sign'}" if same else text
