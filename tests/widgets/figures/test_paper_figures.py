@@ -8,9 +8,23 @@ import pytest
 from widgets.figures.paper_figures import differences_table
 
 LINE = {
-    **{"table": "table 3", "difference": "REFINE – SFT", "measure": "MK-NIAH", "task": "niah_multikey_1"},
-    **{"length": "mean", "unit": "%", "own": False, "paper": 1.5, "paper_sign": "+", "seeds": 2},
-    **{"mean": 10.0, "sd": 14.14, "sign": "+", "verdict": "same", "low": -3.04, "high": 23.0, "items": 12},
+    "table": "table 3",
+    "difference": "REFINE – SFT",
+    "measure": "MK-NIAH",
+    "task": "niah_multikey_1",
+    "length": "mean",
+    "unit": "%",
+    "own": False,
+    "paper": 1.5,
+    "paper_sign": "+",
+    "seeds": 2,
+    "mean": 10.0,
+    "sd": 14.14,
+    "sign": "+",
+    "verdict": "same",
+    "low": -3.04,
+    "high": 23.0,
+    "items": 12,
 }
 
 
