@@ -77,10 +77,10 @@ def cells(table: str, measured: pd.DataFrame, model: str) -> pd.DataFrame:
     """Returns one line per row, measure and length of a table: the paper's number and ours.
 
     `measured` as from `paper_rows.measured`; `model` is one of `PAPER_MODELS`. Columns: `table`, `row` (its number),
-    `label`, `measure`, `task`, `length`, `unit`, `own`; `paper`; `mean`, `sd` (n - 1, over seeds), `by_seed` (seed ->
-    value), `scores` (seed -> item and score of every sample, or None), `stderr` (over samples; the mean of the seeds'),
-    `samples` and `different`; `floor` (`floor`, `above`, or `unknown` if random weights were not measured). Values are in
-    the unit, percent for fractions; `scores` are not. A gap has `mean` NaN.
+    `label`, `methods` (its `Row`), `measure`, `task`, `length`, `unit`, `own`; `paper`; `mean`, `sd` (n - 1, over seeds),
+    `by_seed` (seed -> value), `scores` (seed -> item and score of every sample, or None), `stderr` (over samples; the mean
+    of the seeds'), `samples` and `different`; `floor` (`floor`, `above`, or `unknown` if random weights were not measured).
+    Values are in the unit, percent for fractions; `scores` are not. A gap has `mean` NaN.
     `row` 0 is the model with random weights. Raises ConfigError for an unknown table or model.
     """
     if table not in table_names():
@@ -102,6 +102,7 @@ def cells(table: str, measured: pd.DataFrame, model: str) -> pd.DataFrame:
                     "table": table,
                     "row": number,
                     "label": rows.get(number, RANDOM).label,
+                    "methods": rows.get(number, RANDOM),
                     "measure": measure.name,
                 }
                 facts |= {"task": measure.task, "length": length, "unit": measure.unit, "own": bool(measure.beside)}
@@ -271,70 +272,3 @@ def summary(frames: list[pd.DataFrame]) -> pd.DataFrame:
             {"table": frame["table"].iloc[0], "differences": len(frame), **counts, "no single sign in the paper": rest}
         )
     return pd.DataFrame(lines)
-
-
-# -- gaps --------------------------------------------------------------------------------------------------------------
-
-
-GROUPS = {"niah": "niah", "ruler": "ruler_qa", "longbench": "longbench", "recall": "recall"}
-"""Prefix of a task's name -> the group that an evaluation measures; other tasks are those of table E.1."""
-TRAINED = (
-    "Run the notebook with `-p launch true`: it trains the models of these rows, and the quantity is recorded during "
-    "training."
-)
-"""How to measure a gap of what training runs record."""
-
-
-def gaps(found: pd.DataFrame, missing: pd.DataFrame) -> pd.DataFrame:
-    """Returns one line per group of measures that some rows of a table lack: `table`, `measures`, `rows`, and `how`.
-
-    `found` are the `cells` of one table, `missing` the tasks that could not run (`paper_rows.measured`). `how` names what
-    produces the cells.
-    """
-    lines: dict[tuple[str, str], list[str]] = {}
-    table = str(found["table"].iloc[0])
-    for measure, group in found[found["row"] > 0].groupby("measure", sort=False):
-        group = group[group["length"] == group["length"].iloc[-1]]
-        empty = group[group["mean"].isna()]
-        if len(empty):
-            rows = "all" if len(empty) == len(group) else ", ".join(empty["label"])
-            how = _how(str(group["task"].iloc[0]), empty, missing)
-            lines.setdefault((rows, how), []).append(str(measure))
-    table_lines = [
-        {"table": table, "measures": ", ".join(measures), "rows": rows, "how": how}
-        for (rows, how), measures in lines.items()
-    ]
-    return pd.DataFrame(table_lines, columns=["table", "measures", "rows", "how"])
-
-
-def _how(task: str, empty: pd.DataFrame, missing: pd.DataFrame) -> str:
-    """Returns the sentences that name what produces a gap's cells."""
-    settings = {label.partition("(")[2].rstrip(")") for label in empty["label"] if "(" in label}
-    sentences = []
-    if settings := {setting for setting in settings if not setting.startswith("ttt.")}:
-        names = ",".join(dict.fromkeys(ABLATED[setting.partition("=")[0]] for setting in sorted(settings)))
-        sentences.append(
-            f"Run the notebook with `-p launch true -p ablations {names}`: it trains the models of the rows whose settings "
-            "differ from the recipe's."
-        )
-    if task == QUESTIONS:
-        sentences.append(
-            "Run the notebook with `-p launch true`: it answers the test questions with the models of the rows of table 4 "
-            "that are listed in `chain`."
-        )
-    elif task in NO_FLOOR:
-        sentences += [] if settings else [TRAINED]
-    elif reasons := sorted({*missing.loc[missing["task"].str.startswith(task), "reason"]}):
-        sentences.append(f"The task could not run: {reasons[0]}.")
-    else:
-        group = next((name for start, name in GROUPS.items() if task.startswith(start)), "short")
-        needs = "" if group in ("niah", "recall") else " -p data FOLDER"
-        sentences.append(
-            f"Run the notebook with `-p launch true -p tasks {group}{needs}`: it evaluates the models of the rows. "
-            "notebooks/evaluate.ipynb does the same for one model."
-        )
-    return " ".join(sentences)
-
-
-ABLATED = {"reward": "reward", "selection": "selection", "rollout_length": "k", "num_chunks": "c"}
-"""Setting -> the ablation that varies it (`refine_lab.recipes.ablations`)."""

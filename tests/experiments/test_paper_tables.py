@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from refine_lab.config import to_json
+from refine_lab.experiments.paper_gaps import gaps
 from refine_lab.experiments.paper_rows import (
     EVERY_SEED,
     FIELDS,
@@ -23,7 +24,7 @@ from refine_lab.experiments.paper_rows import (
     rows_of_runs,
 )
 from refine_lab.experiments.paper_runs import PaperPlan, chain_rows, evaluations, plan_of
-from refine_lab.experiments.paper_tables import PAIRS, cells, differences, gaps, paper_model_of, summary, verdict
+from refine_lab.experiments.paper_tables import PAIRS, cells, differences, paper_model_of, summary, verdict
 from refine_lab.recipes import midtrain, paper_midtrain, posttrain, ttt_per_prompt
 from refine_lab.recipes.paper_results import MEAN, PAPER_MODELS, content, example_rows, paper_numbers, table_names
 from refine_lab.runs.run import Run
@@ -33,6 +34,7 @@ from refine_lab.validation import ConfigError
 from tests.support.paths import ROOT
 
 DELTANET = "DeltaNet-1.3B"
+LAUNCH = "papermill notebooks/paper.ipynb out.ipynb -p launch true"
 SFT, REFINE = Row("sft"), Row("refine")
 
 # -- the paper's numbers -------------------------------------------------------------------------------------------------
@@ -286,10 +288,11 @@ def test_without_random_weights_the_floor_is_unknown_and_without_runs_a_cell_is_
     compared = differences(others, DELTANET)
     assert set(compared.loc[compared["measure"] == "S-NIAH", "sign"]) == {"gap"}
     missing = pd.DataFrame([{"task": "niah_multivalue", "length": "512", "reason": "essays are missing"}])
-    found_gaps = gaps(others, missing).set_index("measures")[["rows", "how"]]
+    found_gaps = gaps(others, missing, PaperPlan(chain=(1,), tasks=("recall",))).set_index("measures")[["rows", "how"]]
     needles, values = found_gaps.loc["S-NIAH, MQ-NIAH"], found_gaps.loc["MV-NIAH"]
-    assert needles["rows"] == values["rows"] == "all" and "-p tasks niah" in needles["how"]
-    assert values["how"] == "The task could not run: essays are missing."
+    assert needles["rows"] == values["rows"] == "all"
+    assert needles["how"] == f"`{LAUNCH} -p chain 1,2,3 -p tasks recall,niah`"
+    assert values["how"] == f"The task could not run: essays are missing. {needles['how']}"
     assert not any("MK-NIAH" in measures for measures in found_gaps.index)
 
 
@@ -361,7 +364,7 @@ def test_every_table_can_be_laid_out_without_a_measurement() -> None:
     frames = []
     for table in table_names():
         found = cells(table, frame_of(), DELTANET)
-        assert found["mean"].isna().all() and len(gaps(found, pd.DataFrame(columns=["task", "length", "reason"])))
+        assert found["mean"].isna().all()
         frames.append(differences(found, DELTANET))
     counted = summary(frames)
     assert set(counted["table"]) == set(PAIRS) and (counted["gap"] == counted["differences"]).all()
