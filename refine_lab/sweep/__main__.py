@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from refine_lab.sweep.grid import split_values
-from refine_lab.sweep.runner import plan, sweep
+from refine_lab.sweep.runner import check_processes, plan, sweep
 from refine_lab.sweep.tables import text_table
 from refine_lab.validation import require
 
 EPILOG = """Each cell of the grid is one execution of the notebook by papermill, in its own folder inside DIR with the
 executed notebook and its runs. Run the same command again to continue: finished cells are not executed again. The exit
 status is 0 if every cell has finished, 1 if one has not, and 2 for bad input."""
+
+PAIRS = {"-p": "parameter", "--parameter": "parameter", "-r": "raw", "--raw": "raw"}
+"""Options that two arguments follow, the second of them any text."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,6 +36,24 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def without_pairs(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[list[str]]]]:
+    """Returns the arguments without `-p` and `-r` and what follows them, and the pairs that follow each.
+
+    argparse takes a value such as -1:3, -1e-4 or --x for an option; here it is one. An option with fewer than two
+    arguments after it is left for argparse to reject.
+    """
+    rest, pairs, place = [], {name: [] for name in set(PAIRS.values())}, 0
+    while place < len(arguments):
+        name = PAIRS.get(arguments[place])
+        if name is None or place + 2 >= len(arguments):
+            rest.append(arguments[place])
+            place += 1
+        else:
+            pairs[name].append(list(arguments[place + 1 : place + 3]))
+            place += 3
+    return rest, pairs
+
+
 def grid_of(parameters: Sequence[Sequence[str]], raw: Sequence[Sequence[str]]) -> dict[str, list[str]]:
     """Returns the values of each parameter as strings. Raises ConfigError for a parameter that is named twice."""
     grid: dict[str, list[str]] = {}
@@ -44,9 +65,11 @@ def grid_of(parameters: Sequence[Sequence[str]], raw: Sequence[Sequence[str]]) -
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 if every cell has finished, 1 if one has not, 2 for bad input, 130 for Ctrl-C."""
-    chosen = parser().parse_args(arguments)
+    rest, pairs = without_pairs(sys.argv[1:] if arguments is None else arguments)
+    chosen = parser().parse_args(rest)
     try:
-        grid = grid_of(chosen.parameter, chosen.raw)
+        check_processes(chosen.processes)
+        grid = grid_of(pairs["parameter"], pairs["raw"])
         if chosen.dry_run:
             planned = plan(chosen.notebook, grid, chosen.out)
             print(text_table(planned.frame().drop(columns=["measures", "error", "seconds"])), flush=True)

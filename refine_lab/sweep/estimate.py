@@ -35,10 +35,12 @@ class Estimate:
         """Returns the estimate as text, for that many cells at a time."""
         if not self.cells:
             return "all cells have finished."
+        processes = min(processes, self.cells)
         time = "an unknown time" if self.seconds is None else f"about {duration(self.seconds / processes)}"
         disk = "an unknown amount of disk space" if self.bytes is None else f"about {size(self.bytes)} on disk"
         where = f" with {processes} at a time (if the cores suffice)" if processes > 1 else ""
-        return f"{self.cells} cells to execute: {time}{where}, {disk}."
+        cells = "1 cell" if self.cells == 1 else f"{self.cells} cells"
+        return f"{cells} to execute: {time}{where}, {disk}."
 
 
 def estimated(cells: Sequence[Cell], log: Callable[[str], object] = print) -> Estimate:

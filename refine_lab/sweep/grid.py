@@ -63,6 +63,7 @@ def read_notebook(notebook: Path | str) -> Notebook:
 def split_values(name: str, text: str) -> list[str]:
     """Returns the values in a command-line string: `a,b` is two values, and `a:b` the integers from a to b - 1.
 
+    Spaces around a value do not belong to it.
     Raises ConfigError for an empty value, an empty range, and more than `MOST_CELLS` values.
     """
     values: list[str] = []
@@ -74,7 +75,7 @@ def split_values(name: str, text: str) -> list[str]:
             _require_few(name, len(values) + end - first)
             values += map(str, range(first, end))
         else:
-            values.append(part)
+            values.append(part.strip())
     _require_few(name, len(values))
     return values
 

@@ -21,8 +21,9 @@ folder = Path(output)
 folder.mkdir(exist_ok=True)
 marks = folder / "executions.txt"
 marks.write_text((marks.read_text() if marks.exists() else "") + f"{count} {rate} {name} {seeds}\\n")
-time.sleep(wait)
-if fail and not (folder.parent.parent / "mended").exists():
+mended = (folder.parent.parent / "mended").exists()
+time.sleep(0 if mended else wait)
+if fail and not mended:
     raise RuntimeError("the first line\\nthe last line")"""
 
 

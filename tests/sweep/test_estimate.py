@@ -45,6 +45,8 @@ def test_a_notebook_without_a_recipe_is_estimated_by_its_finished_cells(tmp_path
     estimate = planned.estimate(lines.append)
     assert estimate == Estimate(seconds=180.0, bytes=None, cells=2)
     assert estimate.sentence(2).startswith("2 cells to execute: about 90 s with 2 at a time")
+    assert estimate.sentence(8) == estimate.sentence(2), "two cells occupy two processes"
+    assert replace(estimate, cells=1).sentence(8).startswith("1 cell to execute: about 3 min, ")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(119.0, "119 s"), (120.0, "2 min"), (7199.0, "120 min"), (9e3, "2.5 h")])

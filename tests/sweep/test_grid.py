@@ -22,6 +22,7 @@ from tests.support.paths import ROOT
         ("-1:1,7", ["-1", "0", "7"]),
         ("recall:word-4", ["recall:word-4"]),
         ("1:b,1.0:2", ["1:b", "1.0:2"]),
+        ("a b, c ,1 : 3", ["a b", "c", "1", "2"]),
     ],
 )
 def test_a_comma_separates_values_and_a_range_is_of_whole_numbers(text, values):
@@ -75,6 +76,9 @@ def test_the_parameters_of_the_projects_notebooks_are_read():
         (["-p", "output", "x"], "parameter output must be left to the sweep, which sets output, report, detach, fresh"),
         (["-p", "count", "1", "-r", "count", "2"], "the parameters must be named once each, got 'count'"),
         (["--processes", "0"], "processes must be from 1 to 256, got 0"),
+        (["--processes", "0", "--dry-run"], "processes must be from 1 to 256, got 0"),
+        (["-p", "rate", "nan"], "parameter rate must be a number, got 'nan'"),
+        (["-p", "rate", "1e-4,0.0001"], "parameter rate contains the value 0.0001 twice"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_in_one_sentence_before_anything_is_created(tmp_path, capsys, options, sentence):
@@ -83,6 +87,29 @@ def test_bad_input_is_refused_in_one_sentence_before_anything_is_created(tmp_pat
     text = capsys.readouterr().err
     assert sentence in text and text.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a.ipynb"]
+
+
+ODD = """--name 'of "a", $HOME; {b}:c \\ ä"""
+
+
+def test_a_value_may_look_like_an_option_or_contain_any_character(tmp_path, monkeypatch, capsys):
+    notebook = write_notebook(tmp_path / "a {x} b.ipynb")
+    options = ["-p", "count", "-1:1", "-r", "name", ODD, "-p", "rate", "-1e-4, 2", "-r", "seeds", "0,1"]
+    monkeypatch.chdir(tmp_path)
+    assert main([notebook.name, *options, "--out", "o u {t}", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:5]] == [
+        ["count", "rate"],
+        *([count, rate] for count in ("-1", "0") for rate in ("-0.0001", "2.0")),
+    ]
+    grid = {"count": range(-1, 1), "name": ODD, "rate": [-1e-4, 2.0], "seeds": [[0, 1]]}
+    cells = plan(notebook, grid, tmp_path / "o u {t}").cells
+    assert [line.split()[-1] for line in lines[1:5]] == [cell.name.split()[-1] for cell in cells]
+    assert all(cell.values["name"] == ODD and cell.values["seeds"] == [0, 1] for cell in cells)
+    assert [path.name for path in tmp_path.iterdir()] == [notebook.name], "a dry run creates nothing"
+    with pytest.raises(SystemExit) as refusal:
+        main([str(notebook), "--out", "out", "-p", "count"])
+    assert refusal.value.code == 2
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_a_signal_stops_the_runs_which_save_first(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
-def test_an_interrupt_and_a_kill_leave_no_process(tmp_path, number):
+def test_an_interrupt_and_a_kill_leave_no_process_and_the_cell_is_executed_again(tmp_path, number):
     notebook, out = write_notebook(tmp_path / "a.ipynb"), tmp_path / "out"
     process = start(notebook, out, "-p", "wait", "600")
     (cell,) = plan(notebook, {"wait": 600}, out).cells
@@ -101,3 +101,10 @@ def test_an_interrupt_and_a_kill_leave_no_process(tmp_path, number):
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert ("Run the same command again to continue." in text) == (number == signal.SIGINT)
     assert cell.state == "stopped"
+    (out / "mended").touch()
+    before = cell.seconds or 0.0
+    process = start(notebook, out, "-p", "wait", "600")
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "1 of 1 cells have finished" in text
+    assert cell.state == "finished" and len(executions(cell.output)) == 2
+    assert cell.seconds is not None and cell.seconds > before, "the time of both executions"
