@@ -71,7 +71,7 @@ class RewardExplorer(Panel):
         self._latest: object = None
         self._custom_rewards = ThreadPoolExecutor(1, "custom-rewards")
         if text is None:
-            sample = sample_document(self.exploration.tokenizer)
+            sample = sample_document()
             text = sample.document + sample.question
         self._source = text_field("Document", text, 4)
         self.controls = explorer_fields([*self.exploration.rewards], self._setting)

@@ -1,4 +1,4 @@
-"""The TTT panel: adapts a model to a document, shows each step, can be stopped and reset, and compares the answers."""
+"""The TTT panel: adapts a model to the first part of a document, and shows what it gains on the held-out rest."""
 
 from __future__ import annotations
 
@@ -20,23 +20,20 @@ from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.sample import sample_document
 from refine_lab.recipes import ttt_per_prompt
 from refine_lab.runs.environment import display_path
+from refine_lab.statistics.rest_change import RestChange, rest_change
 from refine_lab.text import replace_surrogates
+from refine_lab.training.held_out_rest import SHARE, HeldOutRest, hold_out
 from refine_lab.ttt_config import TTTConfig
 from widgets.core.page import save_page
 from widgets.core.panel import Panel
-from widgets.figures.series import decimate, method_styles
 from widgets.parts.answers import Answers
 from widgets.parts.controls import in_rows, ttt_fields
-from widgets.parts.document_metrics import change_metrics, entropy_metric, loss_metric
+from widgets.parts.document_metrics import change_metrics, entropy_metric, loss_metric, rest_metric
 from widgets.parts.live_curves import Curves
+from widgets.parts.rest_result import RestResult
+from widgets.parts.ttt_curves import ttt_curves
 from widgets.token_map import TokenMap, token_text
 
-CURVES = (
-    ("loss", "NTP loss of the prompt", "nats per token"),
-    ("entropy", "Mean entropy of the prompt", "nats per token"),
-    ("reward", "Mean reward of the step's rollouts", "mean"),
-)
-"""Curves over steps: key, title, unit."""
 INTERVAL = 0.25
 """Minimum number of seconds between two updates of the curves."""
 STEPS = 20
@@ -46,11 +43,12 @@ _PANELS: WeakSet[TTTPanel] = WeakSet()
 
 
 class TTTPanel(Panel):
-    """Adapts to a document and its question by REFINE or SFT, and shows loss, reward and entropy per step, and both answers.
+    """Adapts to the first part of a document by REFINE or SFT, and shows the loss of its held-out rest, and both answers.
 
-    The weights stay adapted after a stop or the last step, until `reset` restores them bit for bit. Everything works
-    without a page: `start`, `stop`, `reset`, `answers`, `steps` and the traits of `curves` and `token_map`. Raises
-    FileNotFoundError or ValueError for a missing model.
+    The rest is the last part of the document before the question. Nothing is adapted to it, and its loss is that after
+    one reading of the document from its beginning. The weights stay adapted after a stop or the last step, until `reset`
+    restores them bit for bit. Everything works without a page: `start`, `stop`, `reset`, `rest`, `answers`, `steps` and
+    the traits of `curves` and `token_map`. Raises FileNotFoundError or ValueError for a missing model.
     """
 
     def __init__(
@@ -63,6 +61,7 @@ class TTTPanel(Panel):
         config: TTTConfig | None = None,
         rule: AnswerRule | None = None,
         adapt_on: str = "prompt",
+        held_out: float = SHARE,
         worker: Worker | None = None,
         add_bos: bool | None = None,
     ) -> None:
@@ -71,7 +70,8 @@ class TTTPanel(Panel):
         `prompt`: an example in place of text and question, whose exact tokens are used until either is edited.
         `config`: initial values of the fields, and of settings without a field; none: the recipe `per_prompt`. `rule`:
         how `prompt` is answered; an edited text uses the default `AnswerRule`. `adapt_on`: `prompt`, or the `document`
-        alone. `add_bos`: as in `DataConfig`, for typed texts.
+        alone, if nothing is held out. `held_out`: the share of the document that is held out, from 0 (none) to 0.9.
+        `add_bos`: as in `DataConfig`, for typed texts.
         """
         super().__init__()
         self.worker = worker or shared_worker()
@@ -82,31 +82,39 @@ class TTTPanel(Panel):
         self.exploration = Exploration(self.worker, model, add_bos=add_bos)
         self.model = model
         self.steps: list[dict[str, float]] = []
-        "One entry per step, from 0 (before): `step`, `loss`, `entropy`, and `reward` if there are rollouts."
+        """One entry per step, from 0 (before): `step`, `loss` and `entropy` of the adapted tokens, `rest_loss` if there is
+        a rest, and `reward` if there are rollouts."""
+        self.rest: RestChange | None = None
+        "The change of the loss of the held-out rest, once known."
         self.answers: dict[str, str] = {}
         "The answers `before` and `after`, once known."
+        self._held: HeldOutRest | None = None
         self._job: Future[Any] | None = None
         self._chain: Future[Any] | None = None
         self._stopping = False
         self._sent = 0.0
-        self.curves, self._beside, self.token_map = Curves(), Answers(), TokenMap()
+        self.curves, self.result, self._beside, self.token_map = Curves(), RestResult(), Answers(), TokenMap()
         self._prompt, self._adapt_on, self._rule = prompt, adapt_on, rule or AnswerRule()
         if prompt is not None:
             text, question = prompt.parts(self.exploration.tokenizer)
         if text is None:
-            text, question, _ = sample_document(self.exploration.tokenizer)
-        self.fields = ttt_fields(text, question or "", self._initial, self._refine.reward, self._rule.max_tokens)
+            text, question, _ = sample_document()
+        answer_tokens = self._rule.max_tokens
+        self.fields = ttt_fields(text, question or "", self._initial, self._refine.reward, answer_tokens, held_out)
+        told = "Adapt to the document before the held-out rest; without a rest, to the document and the question"
         self.buttons = {
-            "start": self.button("start", "Adapt to the document and the question", "Adapt", "primary"),
+            "start": self.button("start", told, "Adapt", "primary"),
             "stop": self.button("stop", "Stop after the current step and keep the adapted weights"),
             "reset": self.button("reset", "Restore the original weights"),
         }
         self._first = self._texts()
         _PANELS.add(self)
-        settings = in_rows([self.fields[name] for name in ("method", "reward", "steps", "lr", "answer_tokens")])
+        names = ("held_out", "method", "reward", "steps", "lr", "answer_tokens")
+        settings = in_rows([self.fields[name] for name in names])
         actions = in_rows([*self.buttons.values(), self.fields["weights"]])
         texts = [self.fields["document"], self.fields["question"]]
-        self.children = [*texts, settings, actions, self.notice, self.curves, self._beside, self.token_map]
+        shown = [self.notice, self.result, self.curves, self._beside, self.token_map]
+        self.children = [*texts, settings, actions, *shown]
         self._enable(running=False)
         self._show_weights()
         self.shown: Future[Any] = self.read() if "".join(self._first).strip() else self.after(lambda: None)
@@ -122,7 +130,7 @@ class TTTPanel(Panel):
         self._require_idle()
 
         def ask() -> Future[Any]:
-            self._ids = ids = self._tokens()[0]
+            self._ids = ids = self._prompt_ids()
             return together([self.worker.submit("read", model=self.model, token_ids=ids), finished(ids)])
 
         def show(results: list[Any]) -> None:
@@ -141,9 +149,10 @@ class TTTPanel(Panel):
         appear in `error`. Raises ValueError if the panel is already running.
         """
         self._require_idle()
-        self.steps, self.answers = [], {}
+        self.steps, self.answers, self.rest = [], {}, None
         self._stopping = False
         self._beside.before = self._beside.after = ""
+        self.result.show(None)
         self._enable(running=True)
         chain = self._chain = self.after(self._begin, self._adapt, self._finish, self._show_change)
         chain.add_done_callback(self._ended)
@@ -201,13 +210,14 @@ class TTTPanel(Panel):
         return self._chain is not None and not self._chain.done()
 
     def save_html(self, path: Path | str, title: str = "Test-time training") -> Path:
-        """Writes one offline HTML file with curves, answers and document."""
-        return save_page(path, self.curves, self._beside, self.token_map, title=title)
+        """Writes one offline HTML file with the result on the rest, curves, answers and document."""
+        return save_page(path, self.result, self.curves, self._beside, self.token_map, title=title)
 
     def __repr__(self) -> str:
         lines = [
             f"TTTPanel of {display_path(self.model)}: {self.fields['method'].value}, {max(len(self.steps) - 1, 0)} steps"
         ]
+        lines += [] if self.rest is None else [f"  {self.rest.sentence}"]
         lines += [f"  {name}: {answer!r}" for name, answer in self.answers.items()]
         for row in [*self.steps[:1], *self.steps[1:][-1:]]:
             numbers = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "step")
@@ -219,19 +229,33 @@ class TTTPanel(Panel):
     def _texts(self) -> tuple[str, str]:
         return self.fields["document"].value, self.fields["question"].value
 
-    def _tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the prompt's tokens, and those to adapt to. Raises ValueError for too few or too many."""
+    def _prompt_ids(self) -> np.ndarray:
+        """Returns the tokens of document and question. Raises ValueError for too few or too many."""
+        if self._prompt is not None and self._texts() == self._first:
+            return np.array(self._prompt.prompt_ids, dtype=np.int32)
+        return self.exploration.tokens_of("".join(self._texts()))
+
+    def _document_tokens(self, ids: np.ndarray) -> int:
+        """Returns how many of the prompt's tokens are the document's; one that reaches into the question is not."""
         document, question = self._texts()
         if self._prompt is not None and (document, question) == self._first:
-            ids, start = np.array(self._prompt.prompt_ids, dtype=np.int32), self._prompt.question_start
-            return ids, ids[: start if self._adapt_on == "document" else None]
-        ids = self.exploration.tokens_of(document + question)
-        return ids, self.exploration.tokens_of(document) if self._adapt_on == "document" else ids
+            return self._prompt.question_start
+        if not question:
+            return len(ids)
+        own = self.exploration.tokens_of(document)[: len(ids)]
+        same = own == ids[: len(own)]
+        return len(own) if same.all() else int(same.argmin())
 
     def _begin(self) -> Future[Any]:
         """Requests the statistics and the answer before the first step."""
-        self._config = self.config
-        self._ids, self._trained_ids = self._tokens()
+        self._config, self._ids = self.config, self._prompt_ids()
+        share, self._held = self.fields["held_out"].value / 100, None
+        self._adapted = len(self._ids)  # how many of the first tokens are adapted to
+        if share or self._adapt_on == "document":
+            self._adapted = self._document_tokens(self._ids)
+        if share:
+            self._held = hold_out(self._adapted, share)
+            self._adapted = self._held.first
         self.report(f"Reading {len(self._ids):,} tokens…")
         return self._read_and_answer()
 
@@ -239,18 +263,21 @@ class TTTPanel(Panel):
         self._before, answer = results
         self._show_answer("before", answer)
         self._show_reading(self._before)
-        self._add({"step": 0, **_means(self._before)})
+        self._add({"step": 0, **self._levels(self._before)})
         self._began = time.monotonic()
         self.report(f"Step 1 of {self._config.steps}…")
-        self._job = self.worker.submit(
-            "adapt", self._stepped, model=self.model, token_ids=self._trained_ids, config=self._config
-        )
+        parts = {"token_ids": self._ids[: self._adapted]}
+        if self._held is not None:
+            parts["rest"] = self._ids[self._held.first : self._held.stop]
+        self._job = self.worker.submit("adapt", self._stepped, model=self.model, config=self._config, **parts)
         if self._stopping:
             self.worker.stop(self._job)
         return self._job
 
     def _stepped(self, step: Any) -> None:
         row = {"step": step.number, "loss": step.loss, "entropy": step.entropy}
+        if step.rest_loss is not None:
+            row["rest_loss"] = step.rest_loss
         if "reward_mean" in step.metrics:
             row["reward"] = step.metrics["reward_mean"]
         self._add(row)
@@ -279,13 +306,28 @@ class TTTPanel(Panel):
         after, answer = results
         self._show_answer("after", answer)
         levels = [entropy_metric(self._before, "before"), entropy_metric(after, "after")]
+        changes, held = change_metrics(self._before, after), self._held
+        if held is not None:
+            losses = (held.rest(reading.losses[1:]) for reading in (self._before, after))
+            self.rest = rest_change(*losses, seed=self._config.seed)
+            changes.insert(0, rest_metric(self._before, after, held))
+        self.result.show(self.rest)
         text = token_text(self.exploration.tokenizer, self._ids)
-        self.token_map.show(text, [*change_metrics(self._before, after), *levels])
+        self.token_map.show(text, [*changes, *levels])
         steps = len(self.steps) - 1
         end = " (stopped)" if self._stopping else " (stopping criterion reached)" if steps < self._config.steps else ""
-        means = {name: (value, _means(after)[name]) for name, value in _means(self._before).items()}
-        changes = ", ".join(f"{name} {before:.3f} → {now:.3f}" for name, (before, now) in means.items())
-        self.report(f"After {steps} step{'s' if steps != 1 else ''}{end}: {changes} (nats per token).")
+        first, last = self._levels(self._before), self._levels(after)
+        told = ", ".join(f"{name} {first[name]:.3f} → {last[name]:.3f}" for name in ("loss", "entropy"))
+        unit = "nats per token" if held is None else "nats per token of the adapted part"
+        self.report(f"After {steps} step{'s' if steps != 1 else ''}{end}: {told} ({unit}).")
+
+    def _levels(self, reading: DocumentReading) -> dict[str, float]:
+        """Returns the means of a reading that a step reports."""
+        losses, entropies = reading.losses[1:], reading.entropies[1:]
+        levels = {"loss": losses[: self._adapted - 1].mean(), "entropy": entropies[: self._adapted - 1].mean()}
+        if self._held is not None:
+            levels["rest_loss"] = self._held.rest(losses).mean()
+        return {name: float(value) for name, value in levels.items()}
 
     def _show_answer(self, when: str, text: str) -> None:
         self.answers[when] = text
@@ -297,19 +339,9 @@ class TTTPanel(Panel):
             self._draw()
 
     def _draw(self) -> None:
-        """Sends the curves, thinned by `decimate`."""
+        """Sends the curves."""
         self._sent = time.monotonic()
-        method = "refine" if self._config.refine else "sft"
-        style = method_styles([method])[method]
-        methods = [{"method": method, "label": style.label, "symbol": style.symbol, "look": 1 + (method == "refine")}]
-        panels = []
-        for key, title, unit in CURVES:
-            if found := [(row["step"], row[key]) for row in self.steps if key in row]:
-                points = np.array(found, dtype="<f4")
-                x, y = points[decimate(points[:, 1])].T
-                lines = [{"method": method, "seed": 0, "x": x.tobytes(), "y": y.tobytes()}]
-                panels.append({"name": key, "title": title, "unit": unit, "marks": True, "lines": lines})
-        self.curves.curves = {"methods": methods, "panels": panels}
+        self.curves.curves = ttt_curves(self.steps, "refine" if self._config.refine else "sft")
 
     # -- state of the weights and buttons ------------------------------------------------------------------------------
 
@@ -346,7 +378,3 @@ class TTTPanel(Panel):
         self.buttons["stop"].disabled = not running
         for name in ("start", "reset"):
             self.buttons[name].disabled = running
-
-
-def _means(reading: Any) -> dict[str, float]:
-    return {"loss": float(np.nanmean(reading.losses)), "entropy": float(np.nanmean(reading.entropies))}

@@ -25,6 +25,7 @@ from refine_lab.method.step import next_token_stats, roll_out
 from refine_lab.ops.precision import autocast
 from refine_lab.rng import Draws
 from refine_lab.training.evaluation import fixed_targets, recall_documents, recalled
+from refine_lab.training.held_out_rest import HeldOutRest
 from refine_lab.types import Batch, Rollouts
 
 ROLLOUT_LENGTHS = (1, 3, 5, 7, 9)
@@ -159,12 +160,12 @@ def measure_unseen_rest(lm: RefineLM, setting: Setting) -> Measured:
         raise Missing("'unseen_rest' measures test-time training: set --ttt to sft or refine")
     length = setting.length or 1024
     batch = document_batch(setting, lm.encoder, length, DOCUMENTS)
-    first, rows = length // 2, []
+    held, rows = HeldOutRest(first=length // 2, stop=length), []
     lm.counts.clear()
     for number, tokens in enumerate(batch.tokens.tolist()):
-        before = rest_loss(lm, tokens, first)
-        with adapted_to(lm.policy, [tokens[:first]], lm.ttt, lm.counts):
-            after = rest_loss(lm, tokens, first)
+        before = rest_loss(lm, tokens, held)
+        with adapted_to(lm.policy, [tokens[: held.first]], lm.ttt, lm.counts):
+            after = rest_loss(lm, tokens, held)
         rows.append({"sample": number, "loss_before": before, "loss_after": after, "loss_change": after - before})
         lm.on_batch(number + 1, len(batch.lengths))
     metrics = {name: mean_metric(name, [row[name] for row in rows]) for name in rows[0] if name != "sample"}
@@ -172,11 +173,11 @@ def measure_unseen_rest(lm: RefineLM, setting: Setting) -> Measured:
     return Measured(metrics=metrics, count=len(rows), items=different(batch), facts=facts, rows=rows)
 
 
-def rest_loss(lm: RefineLM, tokens: Sequence[int], first: int) -> float:
-    """Returns the mean loss in nats of the tokens from `first` on, after reading those before them."""
+def rest_loss(lm: RefineLM, tokens: Sequence[int], held: HeldOutRest) -> float:
+    """Returns the mean loss in nats of the held-out rest of a document, which is read once from its beginning."""
     with autocast(lm.device, lm.dtype):
         (logprobs,) = text_logprobs(lm.policy, [tokens])
-    return -float(logprobs[first - 1 :].mean())
+    return -float(held.rest(logprobs).mean())
 
 
 BENCHMARKS = [

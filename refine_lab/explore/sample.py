@@ -1,18 +1,27 @@
-"""A sample document: this package's own source with planted facts, and a question about one of them."""
+"""A sample document: a short text in whole sentences with planted facts, and a question about one of them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from transformers import PreTrainedTokenizerBase
+from refine_lab.data.recall import WORD_FACT, WORD_QUESTION
 
-from refine_lab.data.recall import make_document
-from refine_lab.rng import Draws
-
-FILES = ("selection.py", "rollout.py", "rewards.py", "advantages.py", "losses.py", "step.py")
-FACTS = "word-8"
+TEXT = Path(__file__).with_name("sample.txt")
+"""The text: the handbook of an invented harbour, written for this project, whose paragraphs are followed by `FACTS`."""
+FACTS = {
+    "path": "kernel",
+    "image": "file",
+    "line": "graph",
+    "hand": "width",
+    "user": "block",
+    "code": "child",
+    "size": "token",
+    "node": "point",
+}
+"""Key and value of each fact, in order. The keys are among those that no recall document of training uses."""
+ANSWERED, ASKED = "image", "hand"
+"""Keys of the question that stands with its answer before the last paragraph, and of the question after the document."""
 
 
 class Sample(NamedTuple):
@@ -23,16 +32,14 @@ class Sample(NamedTuple):
     answer: str
 
 
-def sample_document(tokenizer: PreTrainedTokenizerBase, tokens: int = 2000, seed: int = 0) -> Sample:
-    """Makes a document of `tokens` tokens, including its question, that contains eight secret words.
+def sample_document() -> Sample:
+    """Returns a text of ten paragraphs and eight facts, with a question about one fact.
 
-    Raises ValueError if `tokens` is too small for the facts or exceeds the source.
+    Facts and questions are worded as in recall documents (`data.recall`). The text is the same in every installation,
+    and nothing in it is drawn at random. It has about 1,600 tokens for the included models.
     """
-    folder = Path(__file__).parent.parent / "method"
-    text = "\n\n".join((folder / name).read_text(encoding="utf-8") for name in FILES)
-    filler = np.array(tokenizer(text, add_special_tokens=False)["input_ids"])
-    generator = Draws(seed=seed).generator(0, "sample")
-    document = make_document(FACTS, tokens, filler, generator, tokenizer, "validation")
-    first = document.questions[0]
-    parts = document.tokens[: first.start], document.tokens[first.start : first.prompt_end], first.answer_ids
-    return Sample(*(str(tokenizer.decode(part)) for part in parts))
+    paragraphs = TEXT.read_text(encoding="utf-8").strip().split("\n\n")
+    after = [WORD_FACT.format(key=key, value=f" {value}") for key, value in FACTS.items()]
+    after += [f"{WORD_QUESTION.format(key=ANSWERED)} {FACTS[ANSWERED]}.", ""]
+    document = "\n\n".join(f"{text}\n{line}".strip() for text, line in zip(paragraphs, after, strict=True))
+    return Sample(document, "\n" + WORD_QUESTION.format(key=ASKED), f" {FACTS[ASKED]}")

@@ -21,6 +21,7 @@ from refine_lab.models import FastWeightLM, Trace, load_model
 from refine_lab.models.hub import own_folder, resolve
 from refine_lab.training.adaptation import Adapter, fewer_chunks, padded_batch, preserve_weights
 from refine_lab.training.answers import answers_to
+from refine_lab.training.held_out_rest import HeldOutRest
 from refine_lab.ttt_config import TTTConfig
 from refine_lab.validation import require
 
@@ -70,6 +71,7 @@ class AdaptationStep:
     loss: float  # mean next-token loss of the tokens after the update, in nats
     entropy: float  # mean entropy after the update, in nats
     note: str | None  # which settings of the method were reduced for a short prompt
+    rest_loss: float | None = None  # the same loss of the held-out rest, if there is one
 
 
 class Session:
@@ -133,14 +135,20 @@ class Session:
         padded_batch(held.policy, [torch.from_numpy(token_ids)])  # raises for what is no prompt
         return answers_to(held.policy, held.tokenizer, [token_ids.tolist()], rule)[0]
 
-    def adapt(self, model: str, token_ids: TokenIds, config: TTTConfig) -> Iterator[AdaptationStep]:
+    def adapt(
+        self, model: str, token_ids: TokenIds, config: TTTConfig, rest: TokenIds | None = None
+    ) -> Iterator[AdaptationStep]:
         """Adapts to the prompt (test-time training) and yields after each step; the weights stay updated until `reset`.
 
-        Adaptation ends when the caller stops iterating. A call on an adapted model continues from its current weights.
+        `rest`: tokens that follow the prompt and are not adapted to. After each step, the prompt and the rest are read
+        once, and the loss of the rest is reported beside that of the prompt. Adaptation ends when the caller stops
+        iterating. A call on an adapted model continues from its current weights.
         """
         held, prompt = self._held(model), torch.from_numpy(token_ids).long()
         adapter = Adapter(held.policy, config)  # raises before anything is changed
         batch = padded_batch(held.policy, [prompt])
+        whole, parts = _with_rest(token_ids, rest)
+        padded_batch(held.policy, [torch.from_numpy(whole).long()])  # raises for what cannot be read
         note = fewer_chunks(config, len(prompt))
         if held.restored is None:
             held.loaded = held.loaded or self.fingerprint(model)
@@ -151,14 +159,16 @@ class Session:
             for update in adapter.adapt(batch):
                 held.updates, held.moves = held.updates + 1, held.moves + 1
                 self._forget(model)
-                reading = self._read(model, token_ids).reading
+                reading = self._read(model, whole).reading
+                losses, entropies = reading.losses[1:], reading.entropies[1:]
                 yield AdaptationStep(
                     number=update.number,
                     metrics=update.metrics,
                     tokens_per_second=update.tokens_per_second,
-                    loss=float(np.nanmean(reading.losses)),
-                    entropy=float(np.nanmean(reading.entropies)),
+                    loss=float((parts.adapted(losses) if parts else losses).mean()),
+                    entropy=float((parts.adapted(entropies) if parts else entropies).mean()),
                     note=note,
+                    rest_loss=float(parts.rest(losses).mean()) if parts else None,
                 )
         finally:
             held.adapting = False
@@ -224,6 +234,14 @@ class Session:
     def _forget(self, model: str) -> None:
         for key in [key for key in self._documents if key[0] == model]:
             del self._documents[key]
+
+
+def _with_rest(token_ids: TokenIds, rest: TokenIds | None) -> tuple[TokenIds, HeldOutRest | None]:
+    """Returns the tokens to read after each step, and which of them are the rest."""
+    if rest is None:
+        return token_ids, None
+    parts = HeldOutRest(first=len(token_ids), stop=len(token_ids) + len(rest))
+    return np.concatenate([token_ids, rest]), parts
 
 
 def _origin(model: str) -> str:

@@ -11,7 +11,12 @@ from ipywidgets import BoundedFloatText, BoundedIntText, Dropdown, FloatText
 from refine_lab.config import BUILT_IN_REWARDS
 from refine_lab.text import replace_surrogates
 from refine_lab.ttt_config import TTTConfig
+from refine_lab.validation import require
 from widgets.core.panel import TextField
+from widgets.parts.step_slider import StepSlider
+
+MOST_HELD_OUT = 0.9
+"""Maximum share of a document that the TTT panel holds out."""
 
 
 def field(kind: Any, label: str, value: Any, width: str = "16em", **options: Any) -> Any:
@@ -46,8 +51,17 @@ def explorer_fields(rewards: Sequence[str], setting: Callable[[str], Any]) -> di
     return {name: field(kind, label, setting(name), **options) for name, (kind, label, options) in fields.items()}
 
 
-def ttt_fields(document: str, question: str, config: TTTConfig, reward: str, answer_tokens: int) -> dict[str, Any]:
-    """Returns the TTT panel's fields by name, with the values of `config`; `reward` is used if REFINE is selected."""
+def ttt_fields(
+    document: str, question: str, config: TTTConfig, reward: str, answer_tokens: int, held_out: float
+) -> dict[str, Any]:
+    """Returns the TTT panel's fields by name, with the values of `config`; `reward` is used if REFINE is selected.
+
+    `held_out`: the share of the document that is its unseen rest, at most `MOST_HELD_OUT`; 0 holds out nothing. The
+    slider shows it in percent.
+    """
+    require(0 <= held_out <= MOST_HELD_OUT, "held_out", held_out, f"from 0 to {MOST_HELD_OUT}")
+    slider = StepSlider(last=round(100 * MOST_HELD_OUT), value=round(100 * held_out), label="Held-out rest", unit="%")
+    slider.layout.width = "25em"
     method = field(Dropdown, "method", "REFINE" if config.refine else "SFT", options=["REFINE", "SFT"])
     rewards = field(Dropdown, "reward", reward, options=[*BUILT_IN_REWARDS])
     ipywidgets.dlink((method, "value"), (rewards, "disabled"), transform=lambda name: name != "REFINE")
@@ -59,5 +73,6 @@ def ttt_fields(document: str, question: str, config: TTTConfig, reward: str, ans
         "steps": field(BoundedIntText, "steps", config.steps, min=1, max=1_000_000),
         "lr": field(FloatText, "lr", config.lr, step=1e-5),
         "answer_tokens": field(BoundedIntText, "answer tokens ≤", answer_tokens, min=1, max=1_000_000),
+        "held_out": slider,
         "weights": ipywidgets.Label("Original weights."),
     }

@@ -7,6 +7,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from refine_lab.explore.reading import DocumentReading
+from refine_lab.training.held_out_rest import HeldOutRest
 from widgets.parts.token_document import Metric
 
 
@@ -48,6 +49,13 @@ def change_metrics(reading: DocumentReading, other: DocumentReading, name: str =
         heading = f"Difference in {title}: {name} minus this model" if name else f"Change in {title}"
         metrics.append(Metric(f"{title.split()[-1]}_change", heading, "nats", change, diverging=True))
     return metrics
+
+
+def rest_metric(before: DocumentReading, after: DocumentReading, held: HeldOutRest) -> Metric:
+    """Returns the change of the next-token loss of each token of the held-out rest; the other tokens have no value."""
+    change = np.full(len(before.losses), np.nan)
+    change[held.first : held.stop] = held.rest((after.losses - before.losses)[1:])
+    return Metric("rest_change", "Change in NTP loss of the held-out rest", "nats", change, diverging=True)
 
 
 def reward_metric(frame: pd.DataFrame, reward: str, tokens: int) -> Metric:

@@ -1,4 +1,4 @@
-"""A slider over the steps of a run, with a number and a label."""
+"""A slider over whole numbers, such as the steps of a run, with a number and a label."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ class StepSlider(Widget):
     last = traitlets.Int(0).tag(sync=True)
     "The end of the slider."
     value = traitlets.Int(0).tag(sync=True)
-    "The chosen step."
+    "The chosen number."
     label = traitlets.Unicode("step").tag(sync=True)
     "Description beside the slider, which is also its name for screen readers."
+    unit = traitlets.Unicode().tag(sync=True)
+    "Unit shown after the number; empty: the number is shown as one of `last`, as in `3 of 8`."
     disabled = traitlets.Bool(False).tag(sync=True)
     "Whether there is nothing to choose."
 
     def __repr__(self) -> str:
-        return f"StepSlider: {self.label} {self.value} of {self.last}" + (", disabled" if self.disabled else "")
+        number = f"{self.value} {self.unit}" if self.unit else f"{self.value} of {self.last}"
+        return f"StepSlider: {self.label} {number}" + (", disabled" if self.disabled else "")
 
     _check_first = bounded("first", lambda self: (0, None))
     _check_last = bounded("last", lambda self: (self.first, None))

@@ -48,9 +48,9 @@ export function marked(length, all) {
 function unpack(curves) {
   const colour = ({ look }) => `var(--series-${look % 6})`;
   const methods = new Map((curves.methods ?? []).map((method) => [method.method, { ...method, colour: colour(method) }]));
-  const lineOf = ({ method, ...views }) => {
+  const lineOf = ({ method, front, ...views }) => {
     const arrays = ["x", "y", "low", "high"].map((name) => [name, floats(views[name])]);
-    return { method: methods.get(method), ...Object.fromEntries(arrays) };
+    return { method: methods.get(method), front, ...Object.fromEntries(arrays) };
   };
   return (curves.panels ?? []).map((panel) => ({ ...panel, axis: panel.of ?? "step", lines: panel.lines.map(lineOf) }));
 }
@@ -92,7 +92,8 @@ function drawPanel(view, panel, domain) {
   view.cursor = null;
   if (!range || !domain) return;
   const { sx, sy, inner } = axes(view.svg, AXES, domain, range, panel.axis);
-  for (const line of panel.lines) drawLine(view.svg, panel, line, sx, sy);
+  const inOrder = [...panel.lines].sort((one, other) => Boolean(one.front) - Boolean(other.front)); // the front one last
+  for (const line of inOrder) drawLine(view.svg, panel, line, sx, sy);
   const cursor = svg("line", { class: "cursor", y1: inner.top, y2: inner.bottom }, view.svg);
   Object.assign(view, { sx, inner, domain, cursor });
 }
@@ -109,7 +110,8 @@ const symbol = (parent, { dash, symbol }, more = {}) =>
   svg("path", { class: DASHES[dash] ? "mark hollow" : "mark", d: SYMBOLS[symbol], ...more }, parent);
 
 function drawLine(parent, panel, line, sx, sy) {
-  const group = svg("g", { style: `color: ${line.method.colour}` }, parent);
+  const named = { class: line.front ? "front" : "", "data-line": line.method.method };
+  const group = svg("g", { style: `color: ${line.method.colour}`, ...named }, parent);
   if (line.low) svg("path", { class: "band", d: bandPath(line.x, line.low, line.high, sx, sy) }, group);
   stroke(group, line.method, linePath(line.x, line.y, sx, sy));
   for (const i of marked(line.x.length, panel.marks).filter((i) => Number.isFinite(line.y[i]))) {

@@ -1,4 +1,4 @@
-// A slider over steps: the browser's own, with its keys; beside it its number, which screen readers announce.
+// A slider over whole numbers: the browser's own, with its keys; beside it its number, which screen readers announce.
 
 import { follow, html, keepKeys, put, rootOf } from "./shared.js";
 
@@ -16,7 +16,9 @@ function render({ model, el }) {
     Object.assign(slider, { min: model.get("first"), max: model.get("last") }); // before the value, which they bound
     if (!dragged) slider.value = model.get("value"); // the last step of a run in training grows during the drag
     slider.disabled = model.get("disabled");
-    number.textContent = `${slider.value} of ${slider.max}`;
+    const unit = model.get("unit");
+    number.textContent = unit ? `${slider.value} ${unit}` : `${slider.value} of ${slider.max}`;
+    if (unit) slider.setAttribute("aria-valuetext", number.textContent);
   };
   slider.addEventListener("input", () => {
     dragged = true;
@@ -33,7 +35,7 @@ function render({ model, el }) {
     }),
   );
   slider.addEventListener("keydown", (event) => keepKeys(event));
-  return follow(model, { label: draw, first: draw, last: draw, value: draw, disabled: draw, error });
+  return follow(model, { label: draw, first: draw, last: draw, value: draw, unit: draw, disabled: draw, error });
 }
 
 export default { render };

@@ -1,0 +1,78 @@
+"""The change of the loss on the unseen rest of a document by adaptation to its beginning, and whether it is a gain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from refine_lab.statistics.blocks import BlockEstimate, block_bootstrap
+from refine_lab.statistics.means import CONFIDENCE
+from refine_lab.validation import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestChange:
+    """The mean loss of the held-out rest before and after adaptation, and the estimated change, in nats per token."""
+
+    before: float
+    after: float
+    change: BlockEstimate
+    "After minus before: below 0 the rest is predicted better."
+    seed: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Returns the 95 % interval of the change; NaN if the changes of the tokens do not determine it."""
+        return self.change.interval()
+
+    @property
+    def verdict(self) -> str:
+        """Returns `a gain beyond noise` if the interval is below 0, and `no gain beyond noise` in every other case."""
+        low, high = self.interval
+        if high < 0:
+            return "a gain beyond noise"
+        return "no gain beyond noise, and the loss rises" if low > 0 else "no gain beyond noise"
+
+    @property
+    def sentence(self) -> str:
+        """Returns the result as one sentence: the verdict and the details."""
+        return f"{self.verdict[0].upper()}{self.verdict[1:]}: {self.details}"
+
+    @property
+    def details(self) -> str:
+        """Returns the change with its interval, the block length and the seed, as the second half of a sentence."""
+        (low, high), estimate = self.interval, self.change
+        interval = f"{CONFIDENCE:.0%} interval {signed(low)} to {signed(high)}"
+        if np.isnan(low):
+            interval = "an interval cannot be determined"
+        return (
+            f"the loss of the held-out rest changes by {signed(estimate.value)} nats per token, from {self.before:.4f} to "
+            f"{self.after:.4f} ({interval}; block bootstrap over {estimate.count:,} tokens, block length "
+            f"{estimate.block_length}, seed {self.seed})."
+        )
+
+    def row(self) -> dict[str, float | int | str]:
+        """Returns the values by name: `tokens`, `before`, `after`, `change`, `low`, `high`, `block_length`, `verdict`."""
+        low, high = self.interval
+        estimate = self.change
+        numbers = {"before": self.before, "after": self.after, "change": estimate.value, "low": low, "high": high}
+        return {"tokens": estimate.count, **numbers, "block_length": estimate.block_length, "verdict": self.verdict}
+
+
+def rest_change(before: Float[np.ndarray, "R"], after: Float[np.ndarray, "R"], *, seed: int = 0) -> RestChange:
+    """Compares the losses of each token of the held-out rest, in nats, before and after adaptation.
+
+    The change is the mean of after - before over the R tokens, with its standard error from `block_bootstrap`, since
+    the changes of neighbouring tokens are correlated. It is for other text of the same kind after this one adaptation.
+    Raises ConfigError for unequal lengths and for losses that are not finite.
+    """
+    require(before.shape == after.shape, "losses after adaptation", len(after), f"{len(before)} tokens, as before it")
+    change = block_bootstrap(after.astype(float) - before.astype(float), seed=seed)
+    return RestChange(before=float(before.mean()), after=float(after.mean()), change=change, seed=seed)
+
+
+def signed(value: float) -> str:
+    """Formats a number of nats with its sign."""
+    return f"{value:+.4f}".replace("-", "−")
