@@ -14,10 +14,10 @@ import ipywidgets
 import numpy as np
 import pandas as pd
 
+from refine_lab.data.sample import sample_document
 from refine_lab.explore.client import Worker, shared_worker
 from refine_lab.explore.exploration import Document, Exploration
 from refine_lab.explore.reading import DocumentReading
-from refine_lab.explore.sample import sample_document
 from refine_lab.method.rewards import REWARDS
 from refine_lab.runs.environment import display_path
 from refine_lab.text import replace_surrogates

@@ -11,13 +11,13 @@ from weakref import WeakSet
 
 import numpy as np
 
+from refine_lab.data.sample import sample_document
 from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.explore.client import Worker, shared_worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.futures import finished, together
 from refine_lab.explore.reading import DocumentReading
-from refine_lab.explore.sample import sample_document
 from refine_lab.recipes import ttt_per_prompt
 from refine_lab.runs.environment import display_path
 from refine_lab.statistics.rest_change import RestChange, rest_change

@@ -61,7 +61,7 @@ class RestChange:
         return {"tokens": estimate.count, **numbers, "block_length": estimate.block_length, "verdict": self.verdict}
 
 
-def rest_change(before: Float[np.ndarray, "R"], after: Float[np.ndarray, "R"], *, seed: int = 0) -> RestChange:
+def rest_change(before: Float[np.ndarray, "R"], after: Float[np.ndarray, "_"], *, seed: int = 0) -> RestChange:
     """Compares the losses of each token of the held-out rest, in nats, before and after adaptation.
 
     The change is the mean of after - before over the R tokens, with its standard error from `block_bootstrap`, since

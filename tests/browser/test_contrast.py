@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from refine_lab.statistics.rest_change import rest_change
 from tests.factories.run_monitor import HOSTILE as ERROR
 from tests.factories.state_view import summary
 from tests.support.readable import contrasts, nameless, stops, unreached, unreadable
@@ -20,6 +21,7 @@ from widgets.core.notice import Notice
 from widgets.core.page import save_page
 from widgets.parts.answers import Answers
 from widgets.parts.live_curves import Curves
+from widgets.parts.rest_result import RestResult
 from widgets.parts.reward_summary import RewardSummary
 from widgets.parts.step_slider import StepSlider
 from widgets.rollout_inspector import RolloutInspector
@@ -91,6 +93,13 @@ def slider() -> StepSlider:
     return made
 
 
+def rest_result() -> RestResult:
+    made, losses = RestResult(), np.random.default_rng(0).random((2, 50))
+    made.show(rest_change(losses[0], losses[1] - 0.5))
+    made.error = "what went wrong"
+    return made
+
+
 WIDGETS: dict[str, tuple[Callable[[], Widget], int]] = {
     "curves": (curves, 2),
     "no curves": (Curves, 0),
@@ -103,6 +112,9 @@ WIDGETS: dict[str, tuple[Callable[[], Widget], int]] = {
     "token map": (token_map, 5),
     "answers": (partial(Answers, before="in the den", after="the tree"), 2),
     "slider": (slider, 1),
+    "slider in percent": (partial(StepSlider, label="Held-out rest", last=90, value=33, unit="%"), 1),
+    "result on the rest": (rest_result, 0),
+    "no result on the rest": (RestResult, 0),
     "no steps": (partial(StepSlider, disabled=True), 0),
 }
 """How it is made, and of how many things at least a person can act on."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from refine_lab.config import RefineConfig, from_json, to_json
+from refine_lab.data.sample import sample_document
 from refine_lab.data.tasks.examples import Example, Task
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tasks.splits import report
@@ -19,7 +20,7 @@ from refine_lab.experiments.runs import ttt_runs
 from refine_lab.experiments.ttt import prompt_to_trace, trace_prompt
 from refine_lab.recipes import METHODS, named, recipe, release_updates, ttt_paper, ttt_per_prompt
 from refine_lab.runs.run import Run
-from refine_lab.training.adaptation import TTTConfig, adapted
+from refine_lab.training.adaptation import TTTConfig, adapted, read_prompt
 from refine_lab.training.answer_run import answer_run
 from refine_lab.training.answers import answer
 from refine_lab.training.loading import load_prompts
@@ -198,6 +199,28 @@ def test_one_prompt_is_watched_step_by_step_and_undone(capsys):
     assert len(lines) == 7 and lines[1].startswith("sft step 1: loss ") and "reward" in lines[4]
 
 
+def test_the_rest_of_a_document_is_held_out(capsys):
+    """The weights move as by adapting to the first part alone, and the rest is scored after it."""
+    policy, tokenizer = model()
+    chosen = replace(examples()[0], question_start=36)
+    watched = trace_prompt(policy, tokenizer, chosen, three(), RULE, held_out=1 / 3)
+    prompt, first, stop = torch.tensor(chosen.prompt_ids), 24, 36
+    before, told = read_prompt(policy, prompt).losses, capsys.readouterr().out
+    for method, config in (("sft", three()[1]), ("refine", three()[2])):
+        with adapted(policy, prompt[:first], config.ttt):
+            after = read_prompt(policy, prompt[:stop]).losses
+        found, steps = watched.rests[method], watched.steps[watched.steps["method"] == method]
+        assert found.before == pytest.approx(float(before[first - 1 : stop - 1].mean()), rel=1e-6)
+        assert found.after == pytest.approx(float(after[first - 1 :].mean()), rel=1e-5)
+        assert found.change.count == stop - first and f"{method}: {found.sentence}" in told
+        assert steps["rest_before"].iloc[0] == pytest.approx(found.before)
+        assert steps["rest_after"].iloc[-1] == pytest.approx(found.after)
+        assert steps["loss_after"].iloc[-1] == pytest.approx(float(after[: first - 1].mean()), rel=1e-5)
+    assert trace_prompt(policy, tokenizer, chosen, three()[:2], RULE).rests == {}
+    with refused("a document's tokens", 36):
+        trace_prompt(policy, tokenizer, chosen, three(), RULE, held_out=0.01)
+
+
 def test_all_prompts_are_answered_once_and_it_is_told_what_is_left_out(tmp_path, capsys):
     policy, tokenizer = model()
     configs, chosen = three(reset="never"), examples()
@@ -279,6 +302,11 @@ def test_a_prompt_to_watch_is_there_and_has_what_it_is_asked_about():
     there, (_, tokenizer) = made_task(examples(3)), model()
     config = method_configs("per_prompt", [0])[0].task
     assert prompt_to_trace(tokenizer, there, config, example=2) == (there.test[2], RULE)
+    assert prompt_to_trace(tokenizer, there, config, example=None, prompts="mine.jsonl") == (there.test[0], RULE)
+    sample, rule = prompt_to_trace(tokenizer, there, config, example=None, answer_tokens=3)
+    document, question = sample.parts(tokenizer)
+    assert (document.rstrip(), question) == (sample_document().document, sample_document().question.strip())
+    assert sample.answers == ("width",) and rule == AnswerRule(max_tokens=3)
     own, rule = prompt_to_trace(tokenizer, there, config, text="one two", question="which?")
     assert own.question == "which?"
     assert rule == AnswerRule() and rule.strip_leading and rule.max_tokens == 32, "not the recipe's 4 tokens"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from refine_lab.data.tasks.rules import AnswerRule
+from refine_lab.evaluation.reading import text_logprobs
 from refine_lab.explore.reading import read_document
 from refine_lab.explore.rollouts import PrefixRollouts, correlations, rollout_frame, rollouts_at
 from refine_lab.explore.session import DOCUMENTS, Session
@@ -15,6 +16,7 @@ from refine_lab.method.advantages import advantages
 from refine_lab.method.rewards import REWARDS
 from refine_lab.models import load_model
 from refine_lab.models.base import FastWeightLM
+from refine_lab.training.held_out_rest import HeldOutRest
 from refine_lab.ttt_config import TTTConfig
 from tests.support.refusals import naming, refused
 
@@ -226,6 +228,34 @@ def test_a_session_adapts_and_puts_back(tokens: torch.Tensor, method: str) -> No
     assert session.fingerprint(MODEL) == before
     assert np.array_equal(session.read(MODEL, ids).logprobs[1:], reading.logprobs[1:])
     assert session.reset(MODEL) == 0
+
+
+@pytest.mark.parametrize("method", ["refine", "sft"])
+@pytest.mark.parametrize("name", ["tiny-deltanet", "tiny-lact"])
+def test_a_session_reports_the_loss_of_a_rest_that_it_never_adapts_to(
+    tokens: torch.Tensor, name: str, method: str
+) -> None:
+    """The same weights as without the rest; its loss as the evaluation measures it; one reading after each step."""
+    session, ids = Session("cpu"), tokens.numpy().astype(np.int32)
+    config = TTTConfig(steps=2, lr=1e-3, **({} if method == "refine" else {"refine": None}))
+    plain = [step.metrics["ntp_loss"] for step in session.adapt(name, ids[:100], config)]
+    weights = session.fingerprint(name)
+    session.reset(name)
+    steps = []
+    for step in session.adapt(name, ids[:100], config, rest=ids[100:140]):
+        steps.append(step)
+        policy = session._held(name).policy
+        (logprobs,) = text_logprobs(policy, [ids[:140].tolist()])
+        held = HeldOutRest(first=100, stop=140)
+        assert step.rest_loss == pytest.approx(-float(held.rest(logprobs).mean()), abs=1e-5)
+        assert step.loss == pytest.approx(-float(held.adapted(logprobs).mean()), abs=1e-5)
+        assert step.rest_loss == pytest.approx(float(-session.read(name, ids).logprobs[100:140].mean()), abs=1e-5)
+    assert [step.metrics["ntp_loss"] for step in steps] == plain
+    assert session.fingerprint(name) == weights, "the rest moves no weight"
+    session.reset(name)
+    with refused("a prompt's tokens", [int(ids.min()), 9999]):
+        next(session.adapt(name, ids, config, rest=np.array([9999, 5], dtype=np.int32)))
+    assert session.open(name)["updates"] == 0
 
 
 def test_a_session_answers_and_refuses(tokens: torch.Tensor) -> None:

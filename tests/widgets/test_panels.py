@@ -22,7 +22,8 @@ from refine_lab.data.tasks.prompts import Example, encode
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.explore.client import Worker
 from refine_lab.models import load_model
-from refine_lab.training.adaptation import read_prompt
+from refine_lab.training.adaptation import adapted, read_prompt
+from refine_lab.training.held_out_rest import HeldOutRest
 from refine_lab.ttt_config import TTTConfig
 from tests.support.refusals import naming, refused
 from tests.support.small_document import SECONDS, TEXT, worker  # noqa: F401
@@ -284,7 +285,7 @@ def test_lone_surrogates_are_read(worker: Worker) -> None:
 @pytest.mark.parametrize("method", ["REFINE", "SFT"])
 def test_ttt_start_and_reset(worker: Worker, method: str) -> None:
     before = worker.call("fingerprint", model="tiny-deltanet")
-    panel = TTTPanel(text=TEXT, question="area", worker=worker)
+    panel = TTTPanel(text=TEXT, question="area", worker=worker, held_out=0)
     panel.shown.result(SECONDS)
     assert [*panel.token_map.metrics] == ["entropy", "loss"]
     assert "mean entropy" in panel.notice.status
@@ -332,6 +333,50 @@ def test_ttt_refuses_what_would_lose_the_weights(worker: Worker) -> None:
     panel.reset().result(SECONDS)
     assert worker.call("fingerprint", model="tiny-deltanet") == before
     assert worker.call("as_loaded", model="tiny-deltanet") is True
+
+
+@pytest.mark.parametrize("method", ["REFINE", "SFT"])
+def test_the_rest_of_the_document_is_scored_and_not_adapted_to(worker: Worker, method: str) -> None:
+    """Every number is that of the model adapted to the first part alone, whatever follows the document."""
+    panel = TTTPanel(text=TEXT, question="\nprint(area", worker=worker, config=TTTConfig(steps=2, lr=1e-3))
+    panel.fields["method"].value = method
+    panel.start().result(SECONDS)
+    panel.reset().result(SECONDS)
+    policy, tokenizer = load_model("tiny-deltanet", device="cpu")
+    ids = torch.tensor(tokenizer(TEXT, add_special_tokens=False)["input_ids"])
+    first = len(ids) - round(0.33 * len(ids))
+    assert panel._held == HeldOutRest(first=first, stop=len(ids)) and len(panel._ids) > len(ids)
+    levels = [read_prompt(policy, ids).losses]
+    with adapted(policy, ids[:first], panel.config, lambda _: levels.append(read_prompt(policy, ids).losses)):
+        pass
+    rests = [float(losses[first - 1 :].mean()) for losses in levels]
+    assert [row["rest_loss"] for row in panel.steps] == pytest.approx(rests, abs=1e-4)
+    assert [row["loss"] for row in panel.steps] == pytest.approx(
+        [float(x[: first - 1].mean()) for x in levels], abs=1e-4
+    )
+    assert panel.rest.change.value == pytest.approx(rests[-1] - rests[0], abs=1e-4)
+    assert panel.rest.sentence in repr(panel) and panel.result.verdict == panel.rest.verdict
+    assert panel.result.interval == [panel.rest.interval[0], panel.rest.change.value, panel.rest.interval[1]]
+    assert panel.token_map.metric == "rest_change"
+    coloured = np.flatnonzero(np.isfinite(panel.token_map.metrics["rest_change"].values))
+    assert coloured.tolist() == [*range(first, len(ids))]
+    loss = panel.curves.curves["panels"][0]
+    assert [(line["method"], line["front"]) for line in loss["lines"]] == [("rest_loss", True), ("loss", False)]
+
+
+def test_a_rate_that_harms_the_rest_is_no_gain(worker: Worker) -> None:
+    """The adapted part falls while the rest, another text, rises."""
+    text = "The red fox sleeps in the den. " * 30 + "def area(width, height):\n    return width * height\n\n" * 8
+    panel = TTTPanel(text=text, worker=worker, config=TTTConfig(refine=None, steps=8, lr=3e-3), held_out=0.4)
+    panel.start().result(SECONDS)
+    assert (
+        panel.steps[-1]["loss"] < panel.steps[0]["loss"] and panel.steps[-1]["rest_loss"] > panel.steps[0]["rest_loss"]
+    )
+    assert panel.result.verdict == "no gain beyond noise, and the loss rises"
+    panel.fields["held_out"].value = 0
+    panel.start().result(SECONDS)
+    assert panel.rest is None and panel.result.verdict == "" and "rest_loss" not in panel.steps[0]
+    panel.reset().result(SECONDS)
 
 
 def test_ttt_after_a_step_that_failed(worker: Worker) -> None:
@@ -400,22 +445,27 @@ def test_the_very_tokens_of_an_example_until_it_is_edited(worker: Worker) -> Non
     )  # fmt: skip
     assert len(tokenizer(TEXT[:200])["input_ids"]) < 200  # which tokenises otherwise
     config = TTTConfig(refine=None, steps=1, lr=1e-4)
-    panel = TTTPanel(prompt=example, config=config, adapt_on="document", worker=worker)
+    panel = TTTPanel(prompt=example, config=config, adapt_on="document", held_out=0, worker=worker)
     assert "200 tokens" in (panel.shown.result(SECONDS) or panel.notice.status)
-    assert [part.tolist() for part in panel._tokens()] == [ids[:200], ids[:150]]
     panel.start().result(SECONDS)
+    assert (panel._ids.tolist(), panel._adapted) == (ids[:200], 150)
     assert len(panel.token_map.text) == 200
     panel.reset().result(SECONDS)
-    panel.fields["question"].value = " other"
-    whole, moving = panel._tokens()
-    assert len(moving) < len(whole) < 200
+    panel.fields["held_out"].value = 40
+    panel.start().result(SECONDS)
+    assert panel._ids.tolist() == ids[:200] and panel._held == HeldOutRest(first=90, stop=150)
+    panel.reset().result(SECONDS)
+    panel.fields["question"].value, panel.fields["held_out"].value = " other", 0
+    panel.start().result(SECONDS)
+    assert panel._adapted < len(panel._ids) < 200
+    panel.reset().result(SECONDS)
 
 
 def test_a_prompt_is_answered_by_its_rule_and_an_edited_one_by_its_first_line(worker: Worker) -> None:
     """The model goes on from `if x:` with a newline."""
     tokenizer = TTTPanel(text=TEXT, worker=worker).exploration.tokenizer
     prompt = encode(parse("one", "if x:", ()), tokenizer)
-    settings = {"config": TTTConfig(refine=None, steps=1, lr=1e-6), "worker": worker}
+    settings = {"config": TTTConfig(refine=None, steps=1, lr=1e-6), "held_out": 0, "worker": worker}
     panel = TTTPanel(prompt=prompt, rule=AnswerRule(max_tokens=24, strip_leading=False), **settings)
     own = TTTPanel(text="if x:", **settings)
     assert (panel.fields["answer_tokens"].value, own.fields["answer_tokens"].value) == (24, 32)
@@ -467,8 +517,10 @@ def test_a_page_of_ttt_holds_the_answers(worker: Worker, tmp_path: Path) -> None
     page = panel.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     states = [part["state"] for part in json.loads(data)["widgets"]]
-    assert {when: states[1][when] for when in ("before", "after")} == panel.answers
-    assert len(unpack(base64.b64decode(states[0]["curves"]["base64"]))["panels"]) == 2  # loss and entropy
+    assert f"{states[0]['verdict']}: {states[0]['details']}".casefold() == panel.rest.sentence.casefold()
+    assert {when: states[2][when] for when in ("before", "after")} == panel.answers
+    loss, entropy = unpack(base64.b64decode(states[1]["curves"]["base64"]))["panels"]
+    assert [line["method"] for line in loss["lines"]] == ["rest_loss", "loss"] and entropy["name"] == "entropy"
 
 
 def test_ttt_says_what_cannot_be(worker: Worker) -> None:
@@ -476,6 +528,12 @@ def test_ttt_says_what_cannot_be(worker: Worker) -> None:
     with pytest.raises(ValueError, match="a document's tokens must be from 2"):
         panel.start().result(SECONDS)
     assert "a document's tokens must be from 2" in panel.error
+    panel.fields["document"].value = "if x:"
+    with refused("a document's tokens", 3):
+        panel.start().result(SECONDS)
+    assert "the held-out share 33% leaves 2 and 1" in panel.error
+    with refused("held_out", 0.95, "from 0 to 0.9"):
+        TTTPanel(text=TEXT, worker=worker, held_out=0.95)
     panel.fields["document"].value, panel.fields["lr"].value = TEXT, 0.0
     with pytest.raises(ValueError, match="lr must be above 0"):
         panel.start().result(SECONDS)

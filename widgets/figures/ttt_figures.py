@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 
 from refine_lab.data.tasks.scores import SCORES
 from refine_lab.experiments.compare import READINGS
+from refine_lab.statistics.rest_change import RestChange
 from widgets.figures.method_tables import heading, measure_of
 from widgets.figures.plots import check_figures
 from widgets.figures.plotting import GRID, dress, one_legend, plain_text, require_data, thin_line
@@ -36,8 +37,51 @@ def steps_table(steps: pd.DataFrame) -> Table:
         reward=[_number(reward, 3) for reward in steps["reward"].tolist()],
         tokens_per_second=[f"{speed:,.0f}" for speed in steps["tokens_per_second"].tolist()],
     )
-    table = table.rename(columns={"tokens_per_second": "tokens/s"} | {name: heading(name) for name in READINGS})
-    return Table(table, "Steps on one prompt: loss and entropy are means over its tokens", digits=4)
+    rests = {f"rest_{when}": f"rest's loss {when} (nats)" for when in ("before", "after") if f"rest_{when}" in table}
+    names = {"tokens_per_second": "tokens/s"} | {name: heading(name) for name in READINGS} | rests
+    scored = "the adapted part" if rests else "its tokens"
+    return Table(
+        table.rename(columns=names), f"Steps on one prompt: loss and entropy are means over {scored}", digits=4
+    )
+
+
+def rest_table(rests: Mapping[str, RestChange]) -> Table:
+    """Tabulates the loss of the held-out rest before and after adaptation with each method. `rests`: of `PromptTrace`."""
+    require_data("rest_table", len(rests) > 0)
+    styles = method_styles(rests)
+    rows = [{"method": styles[method].label} | change.row() for method, change in rests.items()]
+    names = {"low": "95 % from", "high": "95 % to", "block_length": "block length", "verdict": "result"}
+    note = (
+        "Losses in nats per token. The interval is from a block bootstrap over the tokens of the rest, for one adaptation; "
+        "it does not cover other seeds or other documents."
+    )
+    return Table(pd.DataFrame(rows).rename(columns=names), "Loss of the held-out rest", digits=4, note=note)
+
+
+def rest_loss(steps: pd.DataFrame) -> go.Figure:
+    """Plots the loss of the held-out rest and of the adapted part over the steps of each method. `steps`: of `PromptTrace`.
+
+    Step 0 is before adaptation. Raises ValueError for steps without a held-out rest.
+    """
+    require_data("rest_loss", len(steps) > 0 and "rest_after" in steps)
+    figure = go.Figure()
+    styles = method_styles(steps["method"])
+    for name, label, dash in (("rest", "held-out rest", "solid"), ("loss", "adapted part", "dash")):
+        for method, rows in steps.groupby("method", sort=False):
+            style = styles[str(method)]
+            x = np.array([0, *rows["step"]])
+            y = np.array([rows[f"{name}_before"].iloc[0], *rows[f"{name}_after"]], dtype=float)
+            kept = decimate(y, POINTS)
+            line = {"color": style.colour, "dash": dash, "width": 3 if name == "rest" else 1.5}
+            marker = {"symbol": style.symbol if name == "rest" else f"{style.symbol}-open", "size": 7}
+            trace = go.Scatter(
+                x=x[kept], y=np.round(y[kept], 4), name=f"{style.label}, {label}", line=line, marker=marker
+            )
+            figure.add_trace(trace.update(mode="lines+markers", hovertemplate="step %{x}: %{y:.4f} nats"))
+    figure.update_xaxes(title_text="step", dtick=max(1, int(steps["step"].max()) // 8))
+    figure.update_yaxes(title_text="NTP loss (nats per token)")
+    check_figures(figure)
+    return dress(figure, height=380)
 
 
 def answers_table(answers: pd.DataFrame) -> Table:

@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from refine_lab.statistics.rest_change import RestChange, rest_change
 from widgets.figures import ttt_figures
 from widgets.figures.plots import check_figures
 from widgets.figures.ttt_figures import EntropyText, entropy_change
 
 TOKENS = ["a", " <b>", "c\n", "d", "e"]
+PAIRS = [(method, step) for method in ("sft", "refine") for step in (1, 2)]
 BEFORE, AFTER = [1.0, 2.0, 3.0, 2.0], [0.5, 2.0, 3.5, 1.0]
 
 
@@ -71,6 +73,43 @@ def test_steps_and_answers_of_one_prompt():
     assert shown.data["references"].tolist() == ["a | b"] * 2 and shown.data["exact match"].tolist() == ["–", "–"]
 
 
+def rests() -> dict[str, RestChange]:
+    before = np.linspace(1, 3, 60)
+    noise = np.random.default_rng(0).standard_normal(60) / 10
+    return {
+        "sft": rest_change(before, before - 0.5 + noise),
+        "refine": rest_change(before, before + noise - noise.mean()),
+    }
+
+
+def test_the_held_out_rest_of_one_prompt():
+    step = {"loss_before": 2.0, "loss_after": 1.5, "entropy_before": 1.0, "entropy_after": 0.5}
+    rows = [{"method": m, "step": s, "rest_before": 2.5 - s / 10, "rest_after": 2.4 - s / 10, **step} for m, s in PAIRS]
+    steps = pd.DataFrame(rows).assign(reward=0.25, tokens_per_second=10.0)
+    shown = ttt_figures.steps_table(steps)
+    assert shown.data["rest's loss after (nats)"].tolist() == pytest.approx([2.3, 2.2] * 2)
+    assert shown.caption.endswith("means over the adapted part")
+    figure = ttt_figures.rest_loss(steps)
+    traces = {trace.name: trace for trace in figure.data}
+    assert [*traces] == [f"{m}, {part}" for part in ("held-out rest", "adapted part") for m in ("SFT", "REFINE")]
+    assert list(traces["SFT, held-out rest"].x) == [0, 1, 2]
+    assert list(traces["SFT, held-out rest"].y) == [2.4, 2.3, 2.2]
+    assert traces["REFINE, held-out rest"].line.width > traces["REFINE, adapted part"].line.width
+    table = ttt_figures.rest_table(rests())
+    assert table.data["method"].tolist() == ["SFT", "REFINE"]
+    assert table.data["result"].tolist() == ["a gain beyond noise", "no gain beyond noise"]
+    assert (table.data["95 % from"] < table.data["change"]).all() and (table.data["tokens"] == 60).all()
+    check_figures(figure, table)
+
+
+def test_many_steps_stay_small():
+    steps = pd.DataFrame({"step": np.arange(1, 20_001), "method": "sft"})
+    for name in ("rest_before", "rest_after", "loss_before", "loss_after"):
+        steps[name] = np.random.default_rng(0).random(20_000)
+    figure = ttt_figures.rest_loss(steps)
+    assert max(len(trace.y) for trace in figure.data) <= ttt_figures.POINTS
+
+
 @pytest.mark.parametrize(
     ("draw", "sentence"),
     [
@@ -80,6 +119,8 @@ def test_steps_and_answers_of_one_prompt():
         (lambda: EntropyText(["a", "b"], [1.0], [1.0, 2.0], "sft"), "expected 1 entropies for 2 tokens"),
         (lambda: ttt_figures.steps_table(pd.DataFrame()), "figure steps_table has no data"),
         (lambda: ttt_figures.answers_table(pd.DataFrame()), "figure answers_table has no data"),
+        (lambda: ttt_figures.rest_table({}), "figure rest_table has no data"),
+        (lambda: ttt_figures.rest_loss(pd.DataFrame({"step": [1]})), "figure rest_loss has no data"),
     ],
 )
 def test_nothing_is_drawn_of_nothing(draw, sentence):
