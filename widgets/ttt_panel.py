@@ -109,10 +109,10 @@ class TTTPanel(Panel):
         }
         self._first = self._texts()
         _PANELS.add(self)
-        names = ("held_out", "method", "reward", "steps", "lr", "answer_tokens")
+        names = ("method", "reward", "steps", "lr", "answer_tokens")
         settings = in_rows([self.fields[name] for name in names])
         actions = in_rows([*self.buttons.values(), self.fields["weights"]])
-        texts = [self.fields["document"], self.fields["question"]]
+        texts = [self.fields[name] for name in ("document", "question", "held_out")]
         shown = [self.notice, self.result, self.curves, self._beside, self.token_map]
         self.children = [*texts, settings, actions, *shown]
         self._enable(running=False)
@@ -314,6 +314,8 @@ class TTTPanel(Panel):
         self.result.show(self.rest)
         text = token_text(self.exploration.tokenizer, self._ids)
         self.token_map.show(text, [*changes, *levels])
+        if held is not None:
+            self.token_map.view = held.first
         steps = len(self.steps) - 1
         end = " (stopped)" if self._stopping else " (stopping criterion reached)" if steps < self._config.steps else ""
         first, last = self._levels(self._before), self._levels(after)

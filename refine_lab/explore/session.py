@@ -31,6 +31,7 @@ DOCUMENTS = 4
 """Number of cached forward passes, each with its trace; the least recently used is dropped first."""
 
 TokenIds = Int[np.ndarray, "T"]
+RestIds = Int[np.ndarray, "R"]
 
 
 @dataclass(kw_only=True)
@@ -136,7 +137,7 @@ class Session:
         return answers_to(held.policy, held.tokenizer, [token_ids.tolist()], rule)[0]
 
     def adapt(
-        self, model: str, token_ids: TokenIds, config: TTTConfig, rest: TokenIds | None = None
+        self, model: str, token_ids: TokenIds, config: TTTConfig, rest: RestIds | None = None
     ) -> Iterator[AdaptationStep]:
         """Adapts to the prompt (test-time training) and yields after each step; the weights stay updated until `reset`.
 
@@ -236,7 +237,7 @@ class Session:
             del self._documents[key]
 
 
-def _with_rest(token_ids: TokenIds, rest: TokenIds | None) -> tuple[TokenIds, HeldOutRest | None]:
+def _with_rest(token_ids: TokenIds, rest: RestIds | None) -> tuple[Int[np.ndarray, "_"], HeldOutRest | None]:
     """Returns the tokens to read after each step, and which of them are the rest."""
     if rest is None:
         return token_ids, None

@@ -118,12 +118,71 @@ def test_adapt_with_what_is_typed_and_chosen(hands: Callable[[str], Hands]) -> N
     person.write("0.002")
     person.go_to("Adapt")
     person.press("Enter")
-    person.told("^After 3 steps: loss .*, entropy ")
+    person.told("^After 3 steps: loss .*, entropy .* of the adapted part")
     config = "(panel.config.refine, panel.config.steps, panel.config.lr, panel.fields['question'].value)"
     assert person.in_python(config) == "(None, 3, 0.002, 'The red fox sleeps in the')"
     answers = [area.input_value() for area in person.page.locator(f"{TTT} .answers textarea").all()]
     assert all(answers)
     assert person.in_python(f"[*panel.answers.values()] == {answers}") == "True"
+
+
+LINES = """(root) => [...document.querySelectorAll(`${root} svg[data-panel=loss] g[data-line]`)].map((group) => [
+    group.dataset.line, group.querySelectorAll("path.mark").length,
+    Number.parseFloat(getComputedStyle(group.querySelector("path.line")).strokeWidth)])"""
+
+
+def test_the_held_out_rest_by_the_slider(hands: Callable[[str], Hands]) -> None:
+    """The share is chosen by arrows; the rest's curve is in front, and the sentence is that of Python."""
+    person = hands(TTT)
+    person.write(TEXT)
+    person.go_to("Held-out rest")
+    person.press("Home")
+    slider = person.page.get_by_role("slider", name="Held-out rest", exact=True)
+    assert slider.get_attribute("aria-valuetext") == "0 %"
+    person.press(*["PageUp"] * 4, "ArrowRight", "ArrowUp")
+    assert slider.get_attribute("aria-valuetext") == person.page.locator(f"{TTT} .step-slider output").inner_text()
+    share = int(slider.input_value())
+    assert person.in_python("panel.fields['held_out'].value") == str(share) and 30 < share < 50
+    person.go_to("steps")
+    person.write("3")
+    person.go_to("Adapt")
+    person.press("Enter")
+    person.told("^After 3 steps: loss .* of the adapted part")
+    assert person.in_python("panel._held.stop - panel._held.first") == person.in_python(
+        f"round(panel._held.stop * {share} / 100)"
+    )
+    result = person.page.locator(f"{TTT} .rest-result")
+    said = result.get_by_role("status").inner_text()
+    assert person.in_python(f"panel.rest.sentence == {said!r}") == "True"
+    assert result.locator("svg .estimate").count() == 1 and result.locator("svg .interval").count() == 3
+    lines = person.page.evaluate(LINES, TTT)
+    assert [line[:2] for line in lines] == [["loss", 4], ["rest_loss", 4]], "the last is drawn over the others"
+    assert lines[1][2] > lines[0][2]
+    legend = person.page.locator(f"{TTT} figure:has(svg[data-panel=loss]) .values").inner_text()
+    assert legend.index("held-out rest: ") < legend.index("adapted part: ")
+    person.go_to("NTP loss, nats per token.*")
+    person.press("Home")
+    before = person.in_python("f\"{panel.steps[0]['rest_loss']:.4g}\"").strip("'")
+    assert f"held-out rest: {before}" in person.page.locator(f"{TTT} svg[data-panel=loss]").get_attribute(
+        "aria-valuetext"
+    )
+    person.go_to("Reset", "Shift+Tab")
+    person.press("Enter")
+    person.told("^Original weights restored exactly")
+
+
+def test_no_rest_is_held_out_at_the_sliders_beginning(hands: Callable[[str], Hands]) -> None:
+    person = hands(TTT)
+    person.go_to("Held-out rest")
+    person.press("Home")
+    person.go_to("Adapt")
+    person.press("Enter")
+    person.told("^After 3 steps: loss .*nats per token\\)")
+    assert person.page.locator(f"{TTT} .rest-result").inner_text().strip() == ""
+    assert [line[0] for line in person.page.evaluate(LINES, TTT)] == ["loss"]
+    person.go_to("Reset", "Shift+Tab")
+    person.press("Enter")
+    person.told("^Original weights restored exactly")
 
 
 def test_stop_and_reset_are_next_to_a_button_that_is_disabled(hands: Callable[[str], Hands]) -> None:

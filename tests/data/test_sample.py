@@ -1,4 +1,4 @@
-"""The sample document: the same text everywhere, whole sentences, facts that a reader sees and no training document asks for."""
+"""The sample document: whole sentences, facts that a reader sees, keys that no training document asks for."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ def test_its_facts_are_lines_of_their_own_in_the_wording_of_training() -> None:
     for key, value in FACTS.items():
         fact = WORD_FACT.format(key=key, value=f" {value}")
         assert document.count(f"\n{fact}\n") == 1
-        assert len(re.findall(rf"\b{value}\b", document.replace(f"\n{fact}\n", "\n"))) == (key == ANSWERED), (
-            "only its fact says it"
-        )
+        without = document.replace(f"\n{fact}\n", "\n")
+        assert len(re.findall(rf"\b{value}\b", without)) == (key == ANSWERED), "nothing else says it"
     assert f"\n{WORD_QUESTION.format(key=ANSWERED)} {FACTS[ANSWERED]}.\n" in document
     assert question == f"\n{WORD_QUESTION.format(key=ASKED)}" and answer == f" {FACTS[ASKED]}"
 

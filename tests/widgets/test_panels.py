@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from refine_lab.config import BUILT_IN_REWARDS, RefineConfig
+from refine_lab.data.sample import sample_document
 from refine_lab.data.tasks.passages import parse
 from refine_lab.data.tasks.prompts import Example, encode
 from refine_lab.data.tasks.rules import AnswerRule
@@ -338,7 +339,7 @@ def test_ttt_refuses_what_would_lose_the_weights(worker: Worker) -> None:
 @pytest.mark.parametrize("method", ["REFINE", "SFT"])
 def test_the_rest_of_the_document_is_scored_and_not_adapted_to(worker: Worker, method: str) -> None:
     """Every number is that of the model adapted to the first part alone, whatever follows the document."""
-    panel = TTTPanel(text=TEXT, question="\nprint(area", worker=worker, config=TTTConfig(steps=2, lr=1e-3))
+    panel = TTTPanel(text=TEXT, question="print(area", worker=worker, config=TTTConfig(steps=2, lr=1e-3))
     panel.fields["method"].value = method
     panel.start().result(SECONDS)
     panel.reset().result(SECONDS)
@@ -366,8 +367,8 @@ def test_the_rest_of_the_document_is_scored_and_not_adapted_to(worker: Worker, m
 
 def test_a_rate_that_harms_the_rest_is_no_gain(worker: Worker) -> None:
     """The adapted part falls while the rest, another text, rises."""
-    text = "The red fox sleeps in the den. " * 30 + "def area(width, height):\n    return width * height\n\n" * 8
-    panel = TTTPanel(text=text, worker=worker, config=TTTConfig(refine=None, steps=8, lr=3e-3), held_out=0.4)
+    text = "The red fox sleeps in the den. " * 30 + sample_document().document[:900]
+    panel = TTTPanel(text=text, worker=worker, config=TTTConfig(refine=None, steps=4, lr=3e-3), held_out=0.4)
     panel.start().result(SECONDS)
     assert (
         panel.steps[-1]["loss"] < panel.steps[0]["loss"] and panel.steps[-1]["rest_loss"] > panel.steps[0]["rest_loss"]

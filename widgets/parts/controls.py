@@ -61,7 +61,7 @@ def ttt_fields(
     """
     require(0 <= held_out <= MOST_HELD_OUT, "held_out", held_out, f"from 0 to {MOST_HELD_OUT}")
     slider = StepSlider(last=round(100 * MOST_HELD_OUT), value=round(100 * held_out), label="Held-out rest", unit="%")
-    slider.layout.width = "25em"
+    slider.add_class("as-field")
     method = field(Dropdown, "method", "REFINE" if config.refine else "SFT", options=["REFINE", "SFT"])
     rewards = field(Dropdown, "reward", reward, options=[*BUILT_IN_REWARDS])
     ipywidgets.dlink((method, "value"), (rewards, "disabled"), transform=lambda name: name != "REFINE")

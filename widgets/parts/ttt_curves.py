@@ -36,8 +36,8 @@ def ttt_curves(steps: Sequence[Mapping[str, float]], method: str) -> dict[str, A
         losses.insert(0, Line(key="rest_loss", label="held-out rest", front=True))
     titles = (
         ("loss", "NTP loss" if held_out else "NTP loss of the prompt", "nats per token", losses),
-        ("entropy", f"Mean entropy of the {scored}", "nats per token", [Line(key="entropy")]),
-        ("reward", "Mean reward of the step's rollouts", "mean", [Line(key="reward")]),
+        ("entropy", f"Entropy of the {scored}", "nats per token", [Line(key="entropy")]),
+        ("reward", "Reward of the step's rollouts", "mean", [Line(key="reward")]),
     )
     looks = {line.key: _look(line, method) for *_, lines in titles for line in lines}
     panels = []

@@ -227,6 +227,7 @@ function render({ model, el }) {
       views.delete(name);
     }
     const domain = extent(panels.flatMap(({ lines }) => lines.map(({ x }) => x)));
+    grid.classList.toggle("fitted", panels.some(({ lines }) => lines.some(({ front }) => front)));
     panels.forEach((panel, index) => {
       const view = viewOf(panel);
       const there = grid.children[index] ?? null; // a figure moves only if it must: it would lose the focus
