@@ -339,7 +339,8 @@ def test_ttt_refuses_what_would_lose_the_weights(worker: Worker) -> None:
 @pytest.mark.parametrize("method", ["REFINE", "SFT"])
 def test_the_rest_of_the_document_is_scored_and_not_adapted_to(worker: Worker, method: str) -> None:
     """Every number is that of the model adapted to the first part alone, whatever follows the document."""
-    panel = TTTPanel(text=TEXT, question="print(area", worker=worker, config=TTTConfig(steps=2, lr=1e-3))
+    config = TTTConfig(refine=RefineConfig(reward="binary", margin=16), steps=2, lr=1e-3)  # TEXT is short
+    panel = TTTPanel(text=TEXT, question="print(area", worker=worker, config=config)
     panel.fields["method"].value = method
     panel.start().result(SECONDS)
     panel.reset().result(SECONDS)

@@ -34,6 +34,7 @@ function render({ model, el }) {
     details.textContent = model.get("details");
     drawing.style.display = interval.length ? "" : "none";
     if (interval.length) drawInterval(drawing, interval);
+    else drawing.replaceChildren();
   };
   return follow(model, { verdict: draw, details: draw, interval: draw, error });
 }
