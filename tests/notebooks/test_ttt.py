@@ -29,11 +29,14 @@ def test_the_embedded_task_and_again(tmp_path):
     status, output = papermill(tmp_path, **settings)
     assert status == 0, output
     text = said(tmp_path)
-    assert text.index("Answering with all methods should take about") < text.index("sft step 1: loss")
+    assert text.index("Answering with all methods should take about") < text.index("sft step 1: rest ")
     assert text.endswith("Every figure has its data.\n") and "\nRuns created with commit " in text
-    (figure,) = [output["data"][PLOTLY] for output in outputs(tmp_path) if PLOTLY in output.get("data", {})]
+    curve, figure = [output["data"][PLOTLY] for output in outputs(tmp_path) if PLOTLY in output.get("data", {})]
+    lines = {f"{method}, {part}" for method in ("SFT", "REFINE") for part in ("held-out rest", "adapted part")}
+    assert {trace["name"] for trace in curve["data"]} == lines
     assert {trace["name"] for trace in figure["data"]} == {"baseline (no adaptation)", "SFT", "REFINE"}
-    steps, answers, methods, differences, per_seed, over_seeds, contrasts, samples = tables(tmp_path)
+    rests, steps, answers, methods, differences, per_seed, over_seeds, contrasts, samples = tables(tmp_path)
+    assert rests.count("gain beyond noise") == 2 and "before" in rests and "after" in rests and "95 % from" in rests
     assert "over seeds and questions" in contrasts and "distinct questions, fewer than 100" in contrasts
     assert [line.split()[:2] for line in steps.splitlines()[2:]] == [
         *(["SFT", "1"], ["SFT", "2"], ["REFINE", "1"], ["REFINE", "2"])
@@ -51,6 +54,7 @@ def test_the_embedded_task_and_again(tmp_path):
     )
     assert not [output for output in outputs(tmp_path) if output.get("name") == "stderr"]
     panel = next(text for text in texts(tmp_path) if text.startswith("TTTPanel"))
+    assert "gain beyond noise: the loss of the held-out rest changes by" in panel
     assert "REFINE, 2 steps" in panel and "Original weights restored exactly (2 updates undone)." in panel
     assert (tmp_path / "out.ipynb").stat().st_size < 1_000_000
     assert '"before": "' in (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -74,7 +78,7 @@ def test_a_file_of_prompts_without_answers_in_batches_that_are_never_reset(tmp_p
     assert {method: len(run.answers()) for method, run in runs(tmp_path).items()} == {"none": 4, "sft": 4, "refine": 4}
     lines = runs(tmp_path)["refine"].updates()
     assert lines["updates"].tolist() == [2, 2] and lines["step"].tolist() == [1, 2]
-    methods = tables(tmp_path)[2]
+    methods = tables(tmp_path)[3]
     assert "contains_answer" not in methods and "loss after (nats)" in methods
 
 

@@ -30,13 +30,17 @@ def ttt_curves(steps: Sequence[Mapping[str, float]], method: str) -> dict[str, A
     by `decimate`.
     """
     held_out = any("rest_loss" in row for row in steps)
-    scored = "adapted part" if held_out else "prompt"
     losses = [Line(key="loss", label="adapted part", quiet=True)] if held_out else [Line(key="loss")]
     if held_out:
         losses.insert(0, Line(key="rest_loss", label="held-out rest", front=True))
     titles = (
         ("loss", "NTP loss" if held_out else "NTP loss of the prompt", "nats per token", losses),
-        ("entropy", f"Entropy of the {scored}", "nats per token", [Line(key="entropy")]),
+        (
+            "entropy",
+            "Entropy, adapted part" if held_out else "Entropy of the prompt",
+            "nats per token",
+            [Line(key="entropy")],
+        ),
         ("reward", "Reward of the step's rollouts", "mean", [Line(key="reward")]),
     )
     looks = {line.key: _look(line, method) for *_, lines in titles for line in lines}

@@ -2,7 +2,7 @@
 // this file draws.
 
 import { axes, clamp, duration, extent, floats, follow, format, html, inFrames, nearest } from "./shared.js";
-import { onWidth, panel, rootOf, svg, takeKey, unpacked } from "./shared.js";
+import { onceShown, onWidth, panel, rootOf, svg, takeKey, unpacked } from "./shared.js";
 
 const AXES = { height: 170, margin: { left: 48, right: 10, top: 10, bottom: 34 }, count: 4, xTicks: Number.isInteger };
 const ENDED_BADLY = new Set(["failed", "killed", "unreadable"]);
@@ -168,6 +168,7 @@ function render({ model, el }) {
   const views = new Map();
   let panels = [];
   let step = null;
+  let endWaiting = () => {};
   let stale = true; // the curves, not only the cursor
 
   const steps = () => stepsOf(panels.flatMap(({ lines }) => lines));
@@ -212,6 +213,11 @@ function render({ model, el }) {
   }
 
   function draw() {
+    endWaiting();
+    if (!root.clientWidth) {
+      endWaiting = onceShown(root, draw); // hidden, as for a moment while JupyterLab changes its theme: no width to draw for
+      return;
+    }
     if (stale) drawAll();
     stale = false;
     for (const panel of panels) {
@@ -232,8 +238,8 @@ function render({ model, el }) {
       const view = viewOf(panel);
       const there = grid.children[index] ?? null; // a figure moves only if it must: it would lose the focus
       if (there !== view.figure) grid.insertBefore(view.figure, there);
-      drawPanel(view, panel, domain);
     });
+    for (const panel of panels) drawPanel(views.get(panel.name), panel, domain); // once all are there, which have their widths
     note.textContent = panels.length ? "" : "No data yet. Curves appear after the first step.";
   }
 
@@ -247,7 +253,7 @@ function render({ model, el }) {
     const states = runs.map(({ label, state, error }) => [label, state, error].filter(Boolean).join(": ")).join("; ");
     if (announced.textContent !== states) announced.textContent = states;
   };
-  return follow(model, { curves: onCurves, progress: onProgress, error }, onWidth(root, redraw), schedule.cancel);
+  return follow(model, { curves: onCurves, progress: onProgress, error }, onWidth(root, redraw), schedule.cancel, () => endWaiting());
 }
 
 export default { render };

@@ -200,6 +200,17 @@ export function onWidth(element, act) {
   return () => resized.disconnect();
 }
 
+/** Calls `act` once, as soon as a hidden element has a width. Returns a function that ends this. */
+export function onceShown(element, act) {
+  const shown = new ResizeObserver(([{ contentRect }]) => {
+    if (!contentRect.width) return;
+    shown.disconnect();
+    act();
+  });
+  shown.observe(element);
+  return () => shown.disconnect();
+}
+
 /** Marks a key as handled: neither the browser nor JupyterLab acts on it too. */
 export function takeKey(event) {
   event.preventDefault();

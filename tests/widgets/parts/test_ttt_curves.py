@@ -34,7 +34,7 @@ def test_the_rest_is_in_front_of_the_adapted_part(method: str, colour: int) -> N
         "rest_loss": (colour, "solid"), "loss": (0, "dash"), "entropy": (colour, "solid"), "reward": (colour, "solid")
     }  # fmt: skip
     assert (looks["rest_loss"]["label"], looks["loss"]["label"]) == ("held-out rest", "adapted part")
-    assert entropy["title"] == "Entropy of the adapted part"
+    assert entropy["title"] == "Entropy, adapted part"
 
 
 def test_without_a_rest_there_is_one_loss() -> None:
