@@ -68,7 +68,7 @@ def explorer(lab: Lab, folder: Path) -> None:
     shot(lab, ".token-map", folder / "token_map.png")
     shot(lab, ".reward-summary", folder / "reward_summary.png")
     canvas = lab.page.locator(".token-map canvas.text").first
-    canvas.click(position={"x": 260, "y": 262})
+    canvas.click(position={"x": 260, "y": 218})  # in a line of the sample without a sampled position
     said(lab, "8 rollouts at 1 clicked position")
     shot(lab, ".jp-OutputArea-output:has(.token-map)", folder / "reward_explorer.png")
     shot(lab, ".rollout-inspector", folder / "rollout_inspector.png")

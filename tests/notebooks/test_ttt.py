@@ -25,7 +25,7 @@ def runs(folder: Path) -> dict[str, Run]:
 
 
 def test_the_embedded_task_and_again(tmp_path):
-    settings = {"count": 3, "steps": 2, "prompt_tokens": 256, "prompts": "recall:word-4"}
+    settings = {"count": 3, "steps": 2, "prompt_tokens": 256, "prompts": "recall:word-4", "held_out": 0.2}
     status, output = papermill(tmp_path, **settings)
     assert status == 0, output
     text = said(tmp_path)
