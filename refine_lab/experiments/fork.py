@@ -9,7 +9,7 @@ from typing import Any
 
 from refine_lab.config import DataConfig, TaskConfig
 from refine_lab.experiments.configs import setting_names, with_settings
-from refine_lab.method.custom_reward import reward_source
+from refine_lab.method.custom import reward_source
 from refine_lab.models.loading import manifest_of
 from refine_lab.runs import durable
 from refine_lab.runs.checkpoints import check_checkpoint, check_records, read_manifest

@@ -12,7 +12,7 @@ from refine_lab.data.sources import check_source
 from refine_lab.data.tasks.examples import Example
 from refine_lab.data.tokenizer import describe_beginning
 from refine_lab.experiments.configs import Reward
-from refine_lab.method.custom_reward import reward_source
+from refine_lab.method.custom import reward_source
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_tokenizer, manifest_of, prepared
 from refine_lab.runs.environment import display_path

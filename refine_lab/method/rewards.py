@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import functools
 import math
-import os
-import signal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from refine_lab.method.custom_reward import load_reward, of_inputs
-from refine_lab.text import printable, shorten
+from refine_lab.method.custom import contained, load_function, of_inputs
 from refine_lab.types import RewardFunction, RewardInputs
 from refine_lab.validation import unknown
 
@@ -69,7 +66,7 @@ def reward_function(name: str, source: str | None = None) -> RewardFunction:
     if name == "custom":
         if source is None:
             raise ValueError("reward 'custom' needs the source of a function, got none")
-        return checked(load_reward(source))
+        return checked(load_function("reward", source))
     if name not in REWARDS:
         raise unknown("reward", name, (*REWARDS, "custom"))
     return checked(REWARDS[name])
@@ -85,19 +82,8 @@ def checked(reward: RewardFunction) -> RewardFunction:
 
     @functools.wraps(compute)
     def run(inputs: RewardInputs) -> Tensor:
-        process = os.getpid()
-        try:
-            with torch.no_grad():  # a reward that writes into its copies changes no training
-                rewards = compute(inputs.map(lambda x: x.detach().clone()))
-        except BaseException as error:
-            user_interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-            if isinstance(error, KeyboardInterrupt) and user_interrupts:
-                raise
-            reason = printable(shorten(str(error)))
-            raise RuntimeError(f"reward {name!r} raised {type(error).__name__}: {reason}") from error
-        finally:
-            if os.getpid() != process:
-                os._exit(1)
+        copies = inputs.map(lambda x: x.detach().clone())  # a reward that writes into them changes no training
+        rewards = contained("reward", name, lambda: compute(copies))
         count = len(inputs.rollout_ids)
         allowed = f"reward {name!r} must return one floating-point number per rollout, a tensor of shape [{count}]"
         if not isinstance(rewards, Tensor):

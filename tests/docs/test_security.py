@@ -19,7 +19,7 @@ ALLOWED = {
 }
 """What is used of these modules nevertheless."""
 EVALUATING = {
-    "refine_lab/method/custom_reward.py": {"exec", "compile"},  # the reward of a run that is trained
+    "refine_lab/method/custom.py": {"exec", "compile"},  # the reward of a run that is trained
     "refine_lab/experiments/parameters.py": {"eval"},  # the types in a notebook's own first cell
 }
 """Where `eval`, `exec` and `compile` are called."""

@@ -17,7 +17,7 @@ from refine_lab import fork
 from refine_lab.config import TrainConfig, from_json, to_json
 from refine_lab.experiments.compare import lineage
 from refine_lab.experiments.runs import stage_runs, text_runs
-from refine_lab.method.custom_reward import reward_source
+from refine_lab.method.custom import reward_source
 from refine_lab.method.step import StepResult
 from refine_lab.runs.process import hold
 from refine_lab.runs.run import Run, list_runs

@@ -21,7 +21,7 @@ from refine_lab.config import DataConfig, RefineConfig, TrainConfig
 from refine_lab.data.tokenizer import tokenizer_sample, train_tokenizer
 from refine_lab.experiments.runs import create_runs
 from refine_lab.method import step as step_module
-from refine_lab.method.custom_reward import reward_source
+from refine_lab.method.custom import reward_source
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import TrainState, train_step
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM, load_model

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch.nn.functional import cosine_similarity
 from torch.nn.functional import normalize as unit
 
-from refine_lab.method import custom_reward
-from refine_lab.method.custom_reward import load_reward, reward_source
+from refine_lab.method import custom
+from refine_lab.method.custom import load_function, reward_source
 from refine_lab.method.rewards import checked, reward_function
 from tests.support.refusals import naming, refused
 from tests.support.reward_examples import two_rollouts
@@ -90,7 +90,7 @@ def test_the_source_of_a_notebook_cell(tmp_path):
     finally:
         InteractiveShell.clear_instance()
     assert "import math" in source.splitlines()
-    assert load_reward(source)(two_rollouts()).tolist() == pytest.approx([-2 * math.e, -3 * math.e])
+    assert load_function("reward", source)(two_rollouts()).tolist() == pytest.approx([-2 * math.e, -3 * math.e])
 
 
 def uses_tokenizer(inputs):
@@ -238,7 +238,7 @@ def test_a_function_without_source_is_refused():
 )
 def test_a_damaged_reward_file_is_refused(source, fact):
     with naming(ValueError, fact):
-        load_reward(source)
+        load_function("reward", source)
 
 
 def evaluates(inputs):
@@ -298,7 +298,7 @@ def any_number(*arguments):
 @pytest.fixture
 def as_first_seen():
     """Each name has its notice once in a process: forget those of other tests."""
-    custom_reward._suggest_one_argument.cache_clear()
+    custom._suggest_one_argument.cache_clear()
 
 
 @pytest.mark.parametrize("function", [five_tensors, any_number])
@@ -307,7 +307,7 @@ def test_a_function_of_five_tensors_still_works_and_says_once_how_to_write_it(as
         source = reward_source(function)
     rewards = reward_function("custom", source)(two_rollouts())  # where a second notice would be an error
     assert torch.equal(checked(checked(function))(two_rollouts()), rewards)
-    assert torch.equal(rewards, function(*(getattr(two_rollouts(), name) for name in custom_reward.FIELDS)))
+    assert torch.equal(rewards, function(*(getattr(two_rollouts(), name) for name in custom.FIELDS)))
 
 
 def test_the_reward_of_an_older_run_still_loads(as_first_seen):

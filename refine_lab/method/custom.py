@@ -1,4 +1,4 @@
-"""Custom rewards: converts a notebook function to the `reward.py` of a run, and loads it again."""
+"""Custom rewards and selections: converts a notebook function to the `reward.py` or `selection.py` of a run and back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ast
 import builtins
 import functools
 import inspect
+import os
+import signal
 import symtable
 import sys
 import textwrap
@@ -13,11 +15,12 @@ import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from refine_lab.text import printable, shorten
 from refine_lab.types import RewardFunction, RewardInputs
 from refine_lab.validation import ConfigError, require
 
@@ -28,45 +31,83 @@ REFUSED = frozenset({"eval", "exec", "compile", "__import__", "globals", "locals
 """Builtins that give access to names that do not appear in the reward's source."""
 
 
+Kind = Literal["reward", "selection"]
+"""What a custom function computes; a run keeps the source as a file of that name."""
+
+
 def reward_source(function: object) -> str:
-    """Returns the text of a `reward.py` that defines `function`, a reward written in a notebook cell or a file.
+    """Returns the text of a `reward.py` that defines `function`, a function of one `RewardInputs` (see `function_source`).
+
+    A function of the five tensors of earlier versions is also accepted (see `of_inputs`).
+    """
+    source = function_source("reward", function)
+    of_inputs(inspect.unwrap(function))  # type: ignore[arg-type]  # gives its notice where the user sees it
+    return source
+
+
+def selection_source(function: object) -> str:
+    """Returns the text of a `selection.py` that defines `function`, a function of one `SelectionInputs`."""
+    return function_source("selection", function)
+
+
+def function_source(kind: Kind, function: object) -> str:
+    """Returns the text of a file that defines `function`, which was written in a notebook cell or a file.
 
     It begins with the imports that the function needs, so that it runs in a process without the notebook's state.
     Annotations are kept but never evaluated. Raises ValueError, naming it, for a name that is not an argument, a
-    builtin, or part of torch or the standard library, and for anything but a plain function of one `RewardInputs` (or
-    of the five tensors of earlier versions, see `of_inputs`).
+    builtin, or part of torch or the standard library, and for anything but a plain function of one argument.
     """
     if not isinstance(function, FunctionType) or function.__name__ == "<lambda>":
         got = "a lambda" if isinstance(function, FunctionType) else type(function).__name__
-        raise ConfigError("a reward", got, "a function written with def")
-    name, plain = function.__name__, inspect.unwrap(function)
+        raise ConfigError(f"a {kind}", got, "a function written with def")
+    name, plain = f"{kind} {function.__name__!r}", inspect.unwrap(function)
     tree, source = _definition(name, plain)
-    accepted = _takes(plain, 1) or _takes(plain, len(FIELDS))
-    allowed = "a function of one argument, the RewardInputs"
-    require(accepted, f"reward {name!r}", str(inspect.signature(plain)), allowed)
-    of_inputs(plain)  # gives its notice where the user sees it
+    accepted = _takes(plain, 1) or (kind == "reward" and _takes(plain, len(FIELDS)))
+    allowed = f"a function of one argument, the {kind.capitalize()}Inputs"
+    require(accepted, name, str(inspect.signature(plain)), allowed)
     names = _outer_names(name, tree)
     if around := [used for used in names if used in plain.__code__.co_freevars]:
-        raise ValueError(f"reward {name!r} uses {around[0]!r} from its enclosing function; define both at module level")
+        raise ValueError(f"{name} uses {around[0]!r} from its enclosing function; define both at module level")
     needed = filter(None, (_import_line(name, used, plain.__globals__) for used in names))
     imports = dict.fromkeys(["from __future__ import annotations", "", "import torch", *needed])
     return "\n".join(imports) + "\n\n\n" + source.rstrip() + "\n"
 
 
-def load_reward(source: str) -> RewardFunction:
-    """Returns the last function that the text of a run directory's `reward.py` defines.
+def load_function(kind: Kind, source: str) -> Callable[..., Tensor]:
+    """Returns the last function that the text of a run directory's `reward.py` or `selection.py` defines.
 
     Raises ValueError if the text is not Python or defines no function.
     """
     try:
         tree = ast.parse(source)
     except SyntaxError as error:
-        raise ValueError(f"the source of the reward is not Python: {error.msg} in line {error.lineno}") from error
+        raise ValueError(f"the source of the {kind} is not Python: {error.msg} in line {error.lineno}") from error
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-    require(bool(names), "the source of the reward", source[:60], "Python that defines a function")
-    namespace = {"__name__": "reward", "torch": torch}
-    exec(compile(tree, "reward.py", "exec"), namespace)
+    require(bool(names), f"the source of the {kind}", source[:60], "Python that defines a function")
+    namespace = {"__name__": kind, "torch": torch}
+    exec(compile(tree, f"{kind}.py", "exec"), namespace)
     return namespace[names[-1]]  # type: ignore[return-value]
+
+
+def contained(kind: Kind, name: str, compute: Callable[[], object]) -> object:
+    """Calls `compute`, a custom function with its inputs, without gradients, and returns its result.
+
+    Raises a RuntimeError that names the function for any error inside it, including `SystemExit`. A process that the
+    function forks ends with it.
+    """
+    process = os.getpid()
+    try:
+        with torch.no_grad():
+            return compute()
+    except BaseException as error:
+        user_interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if isinstance(error, KeyboardInterrupt) and user_interrupts:
+            raise
+        reason = printable(shorten(str(error)))
+        raise RuntimeError(f"{kind} {name!r} raised {type(error).__name__}: {reason}") from error
+    finally:
+        if os.getpid() != process:
+            os._exit(1)
 
 
 def of_inputs(function: Callable[..., Tensor]) -> RewardFunction:
@@ -110,10 +151,10 @@ def _definition(name: str, function: FunctionType) -> tuple[ast.Module, str]:
     try:
         source = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError) as error:
-        raise ValueError(f"reward {name!r} has no source to read; define it in a notebook cell or a file") from error
+        raise ValueError(f"{name} has no source to read; define it in a notebook cell or a file") from error
     tree = ast.parse(source)
     if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef):
-        raise ConfigError(f"reward {name!r}", source.splitlines()[0], "a plain function")
+        raise ConfigError(name, source.splitlines()[0], "a plain function")
     for node in ast.walk(tree):
         if isinstance(node, ast.arg):
             node.annotation = None
@@ -125,13 +166,12 @@ def _definition(name: str, function: FunctionType) -> tuple[ast.Module, str]:
 
 
 def _outside(name: str, used: str) -> ValueError:
-    return ValueError(f"reward {name!r} uses {used!r}, which is neither an argument, torch nor the standard library")
+    return ValueError(f"{name} uses {used!r}, which is neither an argument, torch nor the standard library")
 
 
 def _hidden(name: str, used: str) -> ValueError:
     return ValueError(
-        f"reward {name!r} uses {used!r}, which can access names that do not appear in its source; refer to what it needs "
-        "directly by name"
+        f"{name} uses {used!r}, which can access names that do not appear in its source; refer to what it needs directly by name"
     )
 
 
@@ -143,7 +183,7 @@ def _outer_names(name: str, tree: ast.Module) -> list[str]:
     for module in modules:
         if not _allowed(module):
             raise _outside(name, module)
-    top = symtable.symtable(ast.unparse(tree), "reward.py", "exec")
+    top = symtable.symtable(ast.unparse(tree), "function.py", "exec")
     scopes = top.get_children()
     for scope in scopes:  # the list grows by the scopes inside each scope
         scopes += scope.get_children()
