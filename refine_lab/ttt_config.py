@@ -60,6 +60,7 @@ class TTTConfig(OptimizationConfig):
             return
         known = ", ".join(map(repr, BUILT_IN_REWARDS))  # a run keeps no source of another reward
         self._require(self.refine.reward in BUILT_IN_REWARDS, "refine.reward", f"one of {known}")
+        self._require(self.refine.selection != "custom", "refine.selection", "a built-in selection")
         self._require(self.refine.kl_coef == 0, "refine.kl_coef", "0, since test-time training has no reference policy")
 
 

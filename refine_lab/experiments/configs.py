@@ -22,7 +22,7 @@ from refine_lab.models.hub import own_folder, resolve, shipped
 from refine_lab.text import quote
 from refine_lab.training.history import history_of
 from refine_lab.ttt_config import TTTRunConfig
-from refine_lab.types import RewardFunction
+from refine_lab.types import RewardFunction, SelectionFunction
 from refine_lab.validation import Config, path_of, require, unknown
 
 C = TypeVar("C", bound=Config)
@@ -33,6 +33,9 @@ SEED = "{seed}"
 
 Reward = RewardFunction | str | None
 """A custom reward function, the name of a built-in one, or None for the recipe's."""
+
+Selection = SelectionFunction | str | None
+"""A custom selection function, the name of a built-in one, or None for the recipe's."""
 
 
 def method_configs(
@@ -54,7 +57,8 @@ def method_configs(
     methods without that part ignore it. In addition:
 
     - `model` containing `{seed}` is a separate model for each seed (`model_of_seed`);
-    - `reward` may be a function (`create_runs` stores its source);
+    - `reward` and `selection` may be functions (`create_runs` stores their sources);
+    - `selection` `memory` and `copy` also set `tau` and `margin` (`recipes.MEMORY`), unless those are set;
     - `data` is the only source of text; `task` is the source of a post-training task, whose `batch_size` and that of
       mid-training keep the recipe's number of updates per batch;
     - `rows` "document" also sets `min_tokens` to the sequence length, as in the paper's recipe, unless that is set;
@@ -68,6 +72,10 @@ def method_configs(
     recipe, updates = _split_updates(recipe, updates)
     entry = recipes.recipe(recipe, phase)
     settings = drop_none(**settings)
+    if callable(settings.get("selection")):
+        settings["selection"] = "custom"
+    if settings.get("selection") in ("memory", "copy"):
+        settings = {**recipes.MEMORY, **settings}
     if callable(reward := settings.get("reward")):
         settings["reward"] = "custom"
     elif reward not in (None, "custom"):

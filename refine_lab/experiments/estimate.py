@@ -154,12 +154,23 @@ def _seconds_per_row(config: TrainConfig, policy: FastWeightLM, data: SequenceDa
     checkpoint_activations(policy, config.activation_checkpointing)
     rows = min(config.micro_batch_size, config.mini_batch_size)
     config = replace(config, batch_size=rows, mini_batch_size=rows, micro_batch_size=rows)
-    reward = None if config.refine is None else REWARDS[config.refine.reward]
-    train_state = TrainState(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
+    train_state = _train_state(policy, config)
     batch = data.batch(0, rows).to(policy.device)
     for step in (1, 2):  # the first one also starts threads and compiles kernels
         seconds = _timed(partial(train_step, train_state, batch, Draws(seed=config.seed, step=step)))
     return seconds / rows
+
+
+def _train_state(policy: FastWeightLM, config: TrainConfig) -> TrainState[TrainConfig]:
+    """Returns the state of a step to time; custom functions, whose source is not known here, are replaced by built-in ones."""
+    refine, reward = config.refine, None
+    if refine is not None:
+        if refine.selection == "custom":
+            refine = replace(
+                refine, selection="memory", window=max(refine.window, policy.attention_window(policy.config))
+            )
+        reward, config = REWARDS.get(refine.reward, REWARDS["hybrid"]), replace(config, refine=refine)
+    return TrainState(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -176,8 +187,7 @@ def _seconds_per_prompt(config: TrainConfig, task: Task) -> float:
     checkpoint_activations(policy, config.activation_checkpointing)
     rows = min(config.micro_batch_size, config.mini_batch_size)
     config = replace(config, batch_size=rows, mini_batch_size=rows, micro_batch_size=rows)
-    reward = None if config.refine is None else REWARDS[config.refine.reward]
-    train_state = TrainState(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
+    train_state = _train_state(policy, config)
     batch = TaskData(task.train, config.seed).batch(0, rows).to(policy.device)
     began = time.monotonic()
     nested_step(train_state, batch, Draws(seed=config.seed, step=1))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
@@ -16,6 +17,8 @@ from refine_lab.config import RefineConfig, TrainConfig, to_json
 from refine_lab.data.batches import SequenceData
 from refine_lab.experiments.compare import names_of
 from refine_lab.experiments.configs import absolute_model, absolute_source, drop_none
+from refine_lab.method.custom_selection import selection_function
+from refine_lab.method.places import place_scores
 from refine_lab.method.selection import select_positions, selection_probabilities, shift, smooth
 from refine_lab.models.loading import load_tokenizer, manifest_of
 from refine_lab.ops.precision import autocast
@@ -23,10 +26,18 @@ from refine_lab.recipes import recipe as named_recipe
 from refine_lab.rng import Draws
 from refine_lab.runs.files import read_json, write_json
 from refine_lab.runs.run import Run
+from refine_lab.runs.started import sources_of
 from refine_lab.training import evaluation
 from refine_lab.training.adaptation import read_prompt
 from refine_lab.training.loading import load_policy
 from refine_lab.validation import require
+
+SCORE_LABELS = {
+    "memory": "gain of the next k tokens (nats)",
+    "copy": "next tokens that can be copied",
+    "custom": "score",
+}
+"""Selections that do not use the entropies, with the description of their scores."""
 
 
 def pretrain_stages(
@@ -154,16 +165,22 @@ def entropies_of_document(run: Run) -> dict[str, Any]:
     batch = _held_out(config, tokenizer).validation().rows(0, 1)
     with autocast(policy.device, config.dtype):
         reading = read_prompt(policy, batch.tokens[0])
-    entropies = F.pad(reading.entropies, (0, 1)).unsqueeze(0)  # no token follows the last one
-    probabilities = selection_probabilities(entropies, batch.lengths, refine)
-    draws = Draws(seed=evaluation.EVALUATION_SEED)
+        batch = batch.to(policy.device)
+        entropies = F.pad(reading.entropies, (0, 1)).unsqueeze(0).to(policy.device)  # no token follows the last one
+        source = sources_of(run.path)["selection"]
+        selection = selection_function(source) if refine.selection == "custom" else None
+        logprobs, draws = -reading.losses.unsqueeze(0).to(policy.device), Draws(seed=evaluation.EVALUATION_SEED)
+        scores = place_scores(policy, batch, entropies, logprobs, refine, draws, selection)
+    probabilities = selection_probabilities(scores, batch.lengths, refine)
     positions = select_positions(probabilities, batch.lengths, batch.sequence_ids, draws, refine.num_chunks)
-    indexed = shift(entropies, refine.entropy_index)
+    indexed, label = shift(entropies, refine.entropy_index), SCORE_LABELS.get(refine.selection)
     kernel = refine.smoothing_kernel if refine.selection == "entropy" else 1
+    shown = smooth(indexed, batch.lengths, kernel) if label is None else scores.masked_fill(scores.isinf(), torch.nan)
     size = batch.tokens.shape[1] // refine.num_chunks
     return {
-        "entropies": indexed[0].numpy(),
-        "smoothed": smooth(indexed, batch.lengths, kernel)[0].numpy(),
+        "entropies": indexed[0].cpu().numpy(),
+        "smoothed": shown[0].cpu().numpy(),
+        "label": label or "smoothed",
         "positions": positions[0].tolist(),
         "chunk_borders": [size * chunk for chunk in range(refine.num_chunks + 1)],
         "tokens": [tokenizer.decode([token]) for token in batch.tokens[0].tolist()],

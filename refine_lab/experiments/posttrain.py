@@ -11,7 +11,8 @@ import pandas as pd
 from refine_lab.config import TrainConfig
 from refine_lab.data.tasks.examples import Example, Task
 from refine_lab.data.tasks.scores import SCORES
-from refine_lab.experiments.runs import check_inputs, print_progress
+from refine_lab.experiments.configs import Reward, Selection
+from refine_lab.experiments.runs import check_inputs, function_sources, print_progress
 from refine_lab.ops.precision import autocast
 from refine_lab.runs.answers import AnswerLog
 from refine_lab.runs.run import Run
@@ -24,13 +25,24 @@ AT_ONCE = 20
 """Number of questions after which answers are written."""
 
 
-def task_runs(configs: Sequence[TrainConfig], task: Task, folder: Path, *, fresh: bool = False) -> list[Run]:
-    """Returns, for each configuration, the newest run in `folder` with it, these examples and this model, or a new run.
+def task_runs(
+    configs: Sequence[TrainConfig],
+    task: Task,
+    folder: Path,
+    reward: Reward = None,
+    selection: Selection = None,
+    *,
+    fresh: bool = False,
+) -> list[Run]:
+    """Returns, for each configuration, the newest run in `folder` with it, these examples and functions, or a new run.
 
     Prints the step from which each run continues. `fresh` creates new runs only.
     """
     check_inputs(configs)
-    runs = resume_or_create(configs, folder, inputs_of(configs[0].model, task.examples), fresh=fresh)
+    inputs, runs = inputs_of(configs[0].model, task.examples), []
+    for config in configs:
+        sources = function_sources(config, reward, selection)
+        runs += resume_or_create([config], folder, inputs, fresh=fresh, **sources)
     print_progress(runs)
     return runs
 

@@ -11,8 +11,9 @@ from refine_lab.data.recall import parse_kind
 from refine_lab.data.sources import check_source
 from refine_lab.data.tasks.examples import Example
 from refine_lab.data.tokenizer import describe_beginning
-from refine_lab.experiments.configs import Reward
-from refine_lab.method.custom import reward_source
+from refine_lab.experiments.configs import Reward, Selection
+from refine_lab.method.custom import reward_source, selection_source
+from refine_lab.method.memory import check_window
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_tokenizer, manifest_of, prepared
 from refine_lab.runs.environment import display_path
@@ -44,27 +45,48 @@ def runs_folder(output: str | None) -> Path:
     return path
 
 
-def create_runs(configs: Sequence[TrainConfig], folder: Path, reward: Reward = None) -> list[Run]:
-    """Creates a new run directory in `folder` for each configuration; the source of a custom reward is stored.
+def create_runs(
+    configs: Sequence[TrainConfig], folder: Path, reward: Reward = None, selection: Selection = None
+) -> list[Run]:
+    """Creates a new run directory in `folder` for each configuration; the sources of custom functions are stored.
 
     Raises as `text_runs`.
     """
-    return text_runs(configs, folder, reward, fresh=True)
+    return text_runs(configs, folder, reward, selection, fresh=True)
 
 
-def text_runs(configs: Sequence[TrainConfig], folder: Path, reward: Reward = None, *, fresh: bool = False) -> list[Run]:
-    """Returns, for each configuration, the newest run in `folder` with it and the same text, model and reward, or a new run.
+def function_sources(config: TrainConfig, reward: Reward = None, selection: Selection = None) -> dict[str, str | None]:
+    """Returns `reward_source` and `selection_source` of a run: those of the custom functions that its configuration uses.
+
+    `reward` and `selection` are functions, or names of built-in ones.
+    """
+    refine, found = config.refine, dict[str, str | None](reward_source=None, selection_source=None)
+    if refine is not None and refine.reward == "custom" and callable(reward):
+        found["reward_source"] = reward_source(reward)
+    if refine is not None and refine.selection == "custom" and callable(selection):
+        found["selection_source"] = selection_source(selection)
+    return found
+
+
+def text_runs(
+    configs: Sequence[TrainConfig],
+    folder: Path,
+    reward: Reward = None,
+    selection: Selection = None,
+    *,
+    fresh: bool = False,
+) -> list[Run]:
+    """Returns, for each configuration, the newest run in `folder` with it and the same text, model and functions, or a new run.
 
     Prints the step from which each run continues. `fresh` creates new runs only. Raises ValueError or
     FileNotFoundError, before anything is created, for a missing model, device or data.
     """
     check_inputs(configs)
-    source = reward_source(reward) if callable(reward) else None
     inputs = [text_inputs(config.model, config.data, manifest_of(config.model)) for config in configs]
-    sources = [source if config.refine and config.refine.reward == "custom" else None for config in configs]
+    sources = [function_sources(config, reward, selection) for config in configs]
     runs: list[Run] = []
     for config, own, each in zip(configs, sources, inputs, strict=True):
-        runs += resume_or_create([config], folder, each, reward_source=own, fresh=fresh)
+        runs += resume_or_create([config], folder, each, fresh=fresh, **own)
     if not fresh:
         print_progress(runs)
     return runs
@@ -138,7 +160,10 @@ def check_inputs(configs: Sequence[TrainConfig]) -> None:
     for kind in (kind for config in configs for kind in config.data.recall):
         parse_kind(kind)
     for model, device, settings in {(c.model, c.device, tuple(sorted(c.model_settings.items()))) for c in configs}:
-        prepared(model, device=device, settings=dict(settings))
+        _, of_model, model_class, _ = prepared(model, device=device, settings=dict(settings))
+        for config in configs:
+            if (config.model, dict(config.model_settings)) == (model, dict(settings)):
+                check_window(config.refine, model_class, of_model)
     config = configs[0]
     for source in config.data.sources:
         check_source(source, manifest_of(config.model))

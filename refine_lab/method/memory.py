@@ -7,6 +7,7 @@ places where a prediction needs what the fast weights hold, without labels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,10 +59,10 @@ def gains(difference: Float[Tensor, "B T"], rollout_length: int) -> Float[Tensor
     return F.pad(difference, (0, rollout_length - 1)).unfold(1, rollout_length, 1).sum(-1)
 
 
-def check_window(policy: FastWeightLM, refine: RefineConfig | None) -> None:
-    """Raises ConfigError if short contexts are shorter than the window that the model's attention reads anyway."""
+def check_window(refine: RefineConfig | None, model: type[FastWeightLM], config: Any) -> None:
+    """Raises ConfigError if the short contexts of `memory` are shorter than the attention window of a model with `config`."""
     if refine is not None and refine.selection == "memory":
-        least = policy.attention_window
+        least = model.attention_window(config)
         require(refine.window >= least, "RefineConfig.window", refine.window, f"at least {least}, the model's window")
 
 
@@ -107,10 +108,8 @@ def short_logprobs(
 ) -> tuple[Float[Tensor, "B T"], Int[Tensor, "B"]]:
     """Returns log p(x_{i+1} | the last tokens alone) at index i, NaN where not known, and `Pieces.unread`.
 
-    All pieces are read in one batch, from an empty state, in the caller's arithmetic; no state is kept. Raises
-    ConfigError for a window that is smaller than that of the model's attention.
+    All pieces are read in one batch, from an empty state, in the caller's arithmetic; no state is kept.
     """
-    check_window(policy, refine)
     cut = pieces(batch, refine, draws)
     short = torch.full(batch.tokens.shape, torch.nan, device=batch.tokens.device)
     if not len(cut.rows):

@@ -49,7 +49,7 @@ class TrainState(Generic[C]):
     selection: SelectionFunction | None = None  # for selection `custom`
 
     def __post_init__(self) -> None:
-        check_window(self.policy, self.config.refine)
+        check_window(self.config.refine, type(self.policy), self.policy.config)
 
     def autocast(self) -> AbstractContextManager:
         """Returns the autocast context of the run's steps and evaluations."""

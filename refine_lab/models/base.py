@@ -100,9 +100,9 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         """Returns the maximum context in tokens, or None: recurrences and windowed attention have no limit."""
         return None
 
-    @property
-    def attention_window(self) -> int:
-        """Returns how many of the last tokens windowed attention reads; 0 for models without one."""
+    @classmethod
+    def attention_window(cls, config: Any) -> int:
+        """Returns how many of the last tokens windowed attention reads under a configuration; 0 for models without one."""
         return 0
 
     @property

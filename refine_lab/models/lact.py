@@ -302,9 +302,9 @@ class LaCTForCausalLM(BackboneLM):
         own = (self.config.lact_chunk_size, self.config.window_size)
         return super().borders | {border for border in own if border > 2}
 
-    @property
-    def attention_window(self) -> int:
-        return self.config.window_size
+    @classmethod
+    def attention_window(cls, config: LaCTConfig) -> int:
+        return config.window_size
 
     @property
     def later_borders(self) -> set[int]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from refine_lab.recipes.memory import MEMORY as MEMORY
+from refine_lab.recipes.memory import by_memory as by_memory
 from refine_lab.recipes.midtraining import midtrain, paper_midtrain
 from refine_lab.recipes.paper import METHODS, Phase
 from refine_lab.recipes.posttraining import paper_posttrain, posttrain, posttrain_searched, posttrain_searched_lact

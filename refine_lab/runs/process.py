@@ -113,15 +113,17 @@ def start(
     *,
     detach: bool,
     reward_source: str | None = None,
+    selection_source: str | None = None,
     runs: Path | None = None,
     command: Sequence[str] = TRAINER,
 ) -> RunProcess:
     """Creates a run directory in `runs` and starts a process that trains in it.
 
     A detached process continues independently; otherwise it saves and stops when this process ends. `reward_source` is
-    stored as the run's `reward.py`; `command` receives the run directory as its last argument.
+    stored as the run's `reward.py`, `selection_source` as its `selection.py`; `command` receives the run
+    directory as its last argument.
     """
-    with RunWriter.create(config, runs, reward_source=reward_source) as writer:
+    with RunWriter.create(config, runs, reward_source=reward_source, selection_source=selection_source) as writer:
         path = writer.path
     return resume(path, detach=detach, command=command)
 

@@ -5,9 +5,9 @@
     metrics.jsonl  one line per step, evaluation or update     log.txt       the process's output
     rollouts/      <first>-<last>.parquet, closed files        lock          held while the process lives
     answers/       <first>-<last>.parquet, closed files        reward.py     a custom reward
-    checkpoints/   step-<n>/
+    checkpoints/   step-<n>/                                   selection.py  a custom selection
     inputs.json    digests of the text or prompts and of the model that the run started with
-    started.json   the configuration and reward that the run started with, and accepted changes
+    started.json   the configuration and functions that the run started with, and accepted changes
     evaluations/   result cards of evaluations of the run
 
 There are two kinds of run: `train` trains a model, `answer` adapts a model to each prompt of a task and answers it.

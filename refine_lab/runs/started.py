@@ -1,7 +1,7 @@
-"""Records what a run started with in `started.json`, and compares its current configuration and reward with it.
+"""Records what a run started with in `started.json`, and compares its current configuration and functions with it.
 
-The file is written when the run is created. It contains the configuration, the source of a custom reward, the run's number
-in its folder, the run that it was forked from, and every later change that was accepted.
+The file is written when the run is created. It contains the configuration, the sources of a custom reward and of a custom
+selection, the run's number in its folder, the run that it was forked from, and every later change that was accepted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from refine_lab.runs.run import CONFIGS, STARTED, Run, located, portable
 from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.validation import ConfigError
 
-REWARD = "reward.py"
+FUNCTIONS = {"reward": "reward.py", "selection": "selection.py"}
+"""Custom functions of a run -> the file of each one's source; the names are also those of the fields of `started.json`."""
+
+Sources = Mapping[str, str | None]
+"""Custom function (a name in `FUNCTIONS`) -> its source, or None."""
+
 INPUTS = ("texts", "prompts", "begins_with")
 """Names of inputs that can be overridden, besides the fields of a configuration (see `refine_lab.training.inputs`)."""
 
@@ -47,33 +52,37 @@ class Change:
 
 
 def write_started(
-    path: Path, config: TrainConfig | TTTRunConfig, reward_source: str | None, parent: Mapping[str, Any] | None
+    path: Path, config: TrainConfig | TTTRunConfig, sources: Sources, parent: Mapping[str, Any] | None
 ) -> None:
     """Writes the file of a new run; its number is one more than the highest in its folder, regardless of the clock."""
     numbers = [_number(other) for other in path.parent.glob(f"*/{STARTED}")]
     values = {"number": max(numbers, default=0) + 1, "time": time.time(), "parent": parent, "changes": []}
-    _write(path, config, reward_source, values)
+    _write(path, config, sources, values)
 
 
 def changes_of(run: Run) -> list[Change]:
-    """Returns the differences of a run's configuration and reward from those that it started with."""
+    """Returns the differences of a run's configuration and custom functions from those that it started with."""
     if not (run.path / STARTED).is_file():
         return []
     started, kind = run.started, CONFIGS[run.kind]
     try:
         before = located(from_json(json.dumps(started["config"]), f"config of {run.path / STARTED}", kind), run.path)
-        reward = started["reward"]
+        sources = {"selection": None, **{name: started[name] for name in FUNCTIONS if name in {"reward", *started}}}
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{run.path / STARTED} cannot be used: {error}") from None
     found = [change for change in _differences(before, run.config) if change.name not in FREE]
-    if (now := reward_of(run.path)) != reward:
-        lines = zip_longest((reward or "").splitlines(), (now or "").splitlines())
-        number, (old, new) = next(
-            (pair for pair in enumerate(lines, start=1) if pair[1][0] != pair[1][1]), (0, ("", ""))
-        )
-        sentence = f"{REWARD} has changed: line {number} was {short(old)} and is now {short(new)}"
-        found.append(Change(REWARD, reward, now, sentence))
-    return found
+    sources_now = sources_of(run.path)
+    return found + [
+        _source_change(file, sources[name], sources_now[name])
+        for name, file in FUNCTIONS.items()
+        if sources[name] != sources_now[name]
+    ]
+
+
+def _source_change(file: str, before: str | None, now: str | None) -> Change:
+    lines = zip_longest((before or "").splitlines(), (now or "").splitlines())
+    number, (old, new) = next((pair for pair in enumerate(lines, start=1) if pair[1][0] != pair[1][1]), (0, ("", "")))
+    return Change(file, before, now, f"{file} has changed: line {number} was {short(old)} and is now {short(new)}")
 
 
 def check_unchanged(run: Run, overrides: Collection[str] = ()) -> list[Change]:
@@ -82,12 +91,11 @@ def check_unchanged(run: Run, overrides: Collection[str] = ()) -> list[Change]:
     Raises ValueError, naming each with both values, for any other change, and ConfigError for an unknown name in
     `overrides`.
     """
-    allowed = {*_names(run.config), *INPUTS, REWARD}
+    others = (*INPUTS, *FUNCTIONS.values())
+    allowed = {*_names(run.config), *others}
     for name in overrides:
         if name not in allowed:
-            raise ConfigError(
-                "--override", name, "a field of the run's configuration, or " + ", ".join((*INPUTS, REWARD))
-            )
+            raise ConfigError("--override", name, "a field of the run's configuration, or " + ", ".join(others))
     found = changes_of(run)
     if refused := [change for change in found if change.name not in overrides and not _extends(run, change)]:
         raise ValueError(refusal(run, "settings", refused))
@@ -135,7 +143,7 @@ def accept(run: Run, changes: Sequence[Change]) -> None:
         )
     values = run.started if recorded else {"number": 0, "time": None, "parent": None, "changes": []}
     new = [{"name": each.name, "before": each.before, "now": each.now, "step": run.done} for each in changes]
-    _write(run.path, run.config, reward_of(run.path), {**values, "changes": [*values["changes"], *new]})
+    _write(run.path, run.config, sources_of(run.path), {**values, "changes": [*values["changes"], *new]})
 
 
 def continues_after(run: Run, step: int) -> None:
@@ -156,14 +164,20 @@ def _extends(run: Run, change: Change) -> bool:
     return change.name == "steps" and change.now > change.before and run.config.schedule == "constant"
 
 
-def _write(path: Path, config: Any, reward: str | None, values: Mapping[str, Any]) -> None:
+def _write(path: Path, config: Any, sources: Sources, values: Mapping[str, Any]) -> None:
     stored = json.loads(to_json(portable(config, path)))
-    write_json(path / STARTED, {**values, "reward": reward, "config": stored})
+    write_json(path / STARTED, {**values, **{name: sources.get(name) for name in FUNCTIONS}, "config": stored})
 
 
-def reward_of(path: Path) -> str | None:
-    """Returns the source of a run's custom reward, or None. Raises ValueError, naming the file, if it is not text."""
-    source = path / REWARD
+def sources_of(path: Path) -> dict[str, str | None]:
+    """Returns the source of each of a run's custom functions, or None for those that it does not have.
+
+    Raises ValueError, naming the file, if one is not text.
+    """
+    return {name: _text(path / file) for name, file in FUNCTIONS.items()}
+
+
+def _text(source: Path) -> str | None:
     try:
         return source.read_text(encoding="utf-8") if source.is_file() else None
     except UnicodeDecodeError as error:

@@ -20,7 +20,7 @@ from refine_lab.runs.environment import environment
 from refine_lab.runs.files import LockLostError, cut_metrics, new_directory, require_lock, strict_values, write_json
 from refine_lab.runs.run import ERROR, Run, State, portable, runs_dir
 from refine_lab.runs.schema import ROLLOUT_TYPES, cut_rollouts, write_rollouts
-from refine_lab.runs.started import write_started
+from refine_lab.runs.started import FUNCTIONS, write_started
 from refine_lab.text import shorten
 from refine_lab.ttt_config import TTTRunConfig
 
@@ -54,6 +54,7 @@ class RunWriter:
         runs: Path | None = None,
         *,
         reward_source: str | None = None,
+        selection_source: str | None = None,
         inputs: Mapping[str, Any] | None = None,
         parent: Mapping[str, Any] | None = None,
         fill: Callable[[Path], None] = lambda path: None,
@@ -62,7 +63,7 @@ class RunWriter:
 
         Its name is `<date>-<recipe>-<method>-s<seed>`, with `ttt-` after the date for a run of test-time training. Such a
         run needs `inputs` (see `refine_lab.training.inputs.inputs_of`), which hold the number of its prompts. A fork has
-        a `parent`, and `fill` writes its checkpoint and records.
+        a `parent`, and `fill` writes its checkpoint and records. The sources are those of custom functions.
         """
         train = isinstance(config, TrainConfig)
         name = f"{config.recipe}-{config.method}-s{config.seed}"
@@ -70,12 +71,14 @@ class RunWriter:
         path = new_directory(folder, f"{time.strftime('%Y%m%d-%H%M%S')}-{'' if train else 'ttt-'}{name}")
         for folder in ("rollouts" if train else "answers", "checkpoints"):
             durable.make_folder(path / folder)
-        if reward_source is not None:
-            durable.replace_text(path / "reward.py", reward_source)
+        sources = {"reward": reward_source, "selection": selection_source}
+        for function, source in sources.items():
+            if source is not None:
+                durable.replace_text(path / FUNCTIONS[function], source)
         if inputs is not None:
             write_json(path / "inputs.json", inputs)
         write_json(path / "env.json", environment())
-        write_started(path, config, reward_source, parent)
+        write_started(path, config, sources, parent)
         fill(path)
         stored = to_json(portable(config, path))
         durable.replace_text(path / "config.json", stored)  # last: a directory with a config.json is a run

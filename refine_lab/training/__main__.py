@@ -39,8 +39,8 @@ def main(arguments: list[str]) -> int:
         action="append",
         default=[],
         metavar="NAME",
-        help="accept that a setting, the reward (reward.py) or an input (texts, prompts, begins_with, model) has changed "
-        "since the run started; the run records it",
+        help="accept that a setting, a function (reward.py, selection.py) or an input (texts, prompts, begins_with, model) "
+        "has changed since the run started; the run records it",
     )
     options = parser.parse_args(arguments)
     try:

@@ -23,7 +23,7 @@ from refine_lab.runs.checkpoints import OPTIMIZER
 from refine_lab.runs.durable import digest
 from refine_lab.runs.files import write_json
 from refine_lab.runs.run import Run, list_runs
-from refine_lab.runs.started import Change, accept, changes_of, refusal, reward_of
+from refine_lab.runs.started import Change, Sources, accept, changes_of, refusal, sources_of
 from refine_lab.runs.writer import RunWriter
 from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.validation import path_of
@@ -155,27 +155,29 @@ def resume_or_create(
     inputs: Mapping[str, Any] | None = None,
     *,
     reward_source: str | None = None,
+    selection_source: str | None = None,
     fresh: bool = False,
 ) -> list[Run]:
     """Returns, for each configuration, the newest run in `folder` with it, finished or not, or else a new run.
 
-    Only runs with the same custom reward are considered and, if `inputs` are given (see `inputs_of`), with the same
+    Only runs with the same custom functions are considered and, if `inputs` are given (see `inputs_of`), with the same
     inputs; forks, and runs whose settings were changed after their start, are not. `fresh` creates new runs only.
     """
     wanted = {to_json(config) for config in configs}
+    sources = {"reward": reward_source, "selection": selection_source}
     there = [] if fresh else [run for run in list_runs(folder) if to_json(run.config) in wanted]
-    there = [run for run in there if _as_started(run, reward_source)]
+    there = [run for run in there if _as_started(run, sources)]
     if inputs is not None:
         there = [run for run in there if run.inputs and not changes(run.inputs, inputs, run.config)]
     found = {to_json(run.config): run for run in there}  # the newest last
-    new = {"reward_source": reward_source, "inputs": inputs}
+    new = {"reward_source": reward_source, "selection_source": selection_source, "inputs": inputs}
     return [found.get(to_json(config)) or new_run(config, folder, **new) for config in configs]
 
 
-def _as_started(run: Run, reward_source: str | None) -> bool:
-    """Returns whether a run has its first settings and this reward, so that a new run would do the same."""
+def _as_started(run: Run, sources: Sources) -> bool:
+    """Returns whether a run has its first settings and these functions, so that a new run would do the same."""
     started = run.started
-    same = reward_of(run.path) == reward_source
+    same = sources_of(run.path) == sources
     return same and not started.get("parent") and not started.get("changes") and not changes_of(run)
 
 
@@ -184,11 +186,14 @@ def new_run(
     folder: Path,
     *,
     reward_source: str | None = None,
+    selection_source: str | None = None,
     inputs: Mapping[str, Any] | None = None,
     parent: Mapping[str, Any] | None = None,
 ) -> Run:
     """Creates a run directory in `folder`, without starting a process."""
-    with RunWriter.create(config, folder, reward_source=reward_source, inputs=inputs, parent=parent) as writer:
+    with RunWriter.create(
+        config, folder, reward_source=reward_source, selection_source=selection_source, inputs=inputs, parent=parent
+    ) as writer:
         return writer.run
 
 

@@ -17,6 +17,7 @@ from refine_lab.data.tasks.batches import TaskData
 from refine_lab.data.tasks.examples import load_task
 from refine_lab.data.tasks.trained import History
 from refine_lab.data.tokenizer import describe_beginning
+from refine_lab.method.custom_selection import selection_function
 from refine_lab.method.rewards import reward_function
 from refine_lab.method.step import TrainState, train_step
 from refine_lab.models.activation_checkpointing import checkpoint_activations
@@ -26,7 +27,7 @@ from refine_lab.rng import Draws
 from refine_lab.runs.checkpoints import drop_checkpoints, resume_point
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
-from refine_lab.runs.started import check_beginning, continues_after, reward_of
+from refine_lab.runs.started import check_beginning, continues_after, sources_of
 from refine_lab.runs.writer import RunProgress, RunWriter
 from refine_lab.training import optim
 from refine_lab.training.evaluation import answer_measures, next_token
@@ -130,14 +131,18 @@ def _starting_point(run: Run) -> tuple[int, Path | None]:
 
 
 def _train_state(run: Run, config: TrainConfig, policy: FastWeightLM) -> TrainState[TrainConfig]:
-    refine, reference, reward = config.refine, None, None
+    refine, reference, reward, selection = config.refine, None, None, None
     if refine is not None:
-        reward = reward_function(refine.reward, reward_of(run.path))
+        sources = sources_of(run.path)
+        reward = reward_function(refine.reward, sources["reward"])
+        if refine.selection == "custom":
+            selection = selection_function(sources["selection"])
         if refine.kl_coef:  # the policy before the first step of training, also after a resumption
             reference, _ = load_policy(config)
             reference.requires_grad_(False)
     optimizers = optim.make_optimizers(policy, config)
-    return TrainState(policy=policy, optimizers=optimizers, config=config, reward=reward, reference=reference)
+    functions = {"reward": reward, "selection": selection}
+    return TrainState(policy=policy, optimizers=optimizers, config=config, reference=reference, **functions)
 
 
 def _text(

@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from refine_lab.config import RefineConfig
-from refine_lab.method import memory
 from refine_lab.method.memory import MOST, gains, long_short_difference, pieces, short_difference, short_logprobs
 from refine_lab.method.step import next_token_stats
 from refine_lab.models import FastWeightLM
 from refine_lab.rng import Draws
 from refine_lab.types import Batch
 from tests.factories.lact import make_lact
-from tests.factories.step import make_batch, make_policy
+from tests.factories.step import make_batch, make_policy, train_state_for
 from tests.support.refusals import refused
 
 DRAWS = Draws(seed=3, step=2)
@@ -125,9 +124,10 @@ def test_what_is_beyond_a_row_is_never_used():
 
 def test_a_window_below_that_of_the_attention_is_refused():
     policy = make_lact()
-    assert policy.attention_window == policy.config.window_size
-    small = replace(SEGMENTS, window=policy.attention_window - 1)
-    with refused("RefineConfig.window", small.window):
-        memory.check_window(policy, small)
-    memory.check_window(policy, replace(small, selection="copy"))
-    memory.check_window(policy, None)
+    least = policy.config.window_size
+    small = replace(SEGMENTS, window=least - 1)
+    with refused("RefineConfig.window", least - 1, f"at least {least}, the model's window"):
+        train_state_for(policy, small)
+    train_state_for(policy, replace(small, window=least))
+    train_state_for(policy, replace(small, selection="copy"))
+    train_state_for(policy, None)

@@ -112,10 +112,12 @@ def entropy_profile(
     positions: Sequence[int],
     chunk_borders: Sequence[int],
     tokens: Sequence[str] | None = None,
+    label: str = "smoothed",
 ) -> go.Figure:
     """Plots the entropy of one document by token, raw and smoothed, with the sampled positions (paper, fig. E.2).
 
-    `entropies` and `smoothed` [T] in nats, at each position t; `positions`: the sampled positions, each the last token
+    `entropies` and `smoothed` [T] in nats, at each position t; `label` names the second, which is another score for
+    selections that do not use the entropies; `positions`: the sampled positions, each the last token
     of its prefix; `chunk_borders`: the first token of each chunk; `tokens` [T]: their texts, displayed on hover. Raises
     ValueError for unequal lengths.
     """
@@ -129,10 +131,10 @@ def entropy_profile(
     x, drawn = np.arange(len(raw)), np.asarray(positions, dtype=int)
     if (outside := drawn[(drawn < 0) | (drawn >= len(raw))]).size:
         raise ValueError(f"positions must be from 0 to {len(raw) - 1}, got {outside[0]}")
-    hover = "position %{x}, token “%{text}”<br>%{y:.3f} nats<extra></extra>"
+    hover = "position %{x}, token “%{text}”<br>%{y:.3f}<extra></extra>"
     figure = go.Figure()
     figure.add_trace(thin_line(x, raw, "rgba(122, 122, 122, 0.55)", 1, "entropy", texts, hover))
-    figure.add_trace(thin_line(x, smooth, BLUE, 1.6, "smoothed", texts, hover))
+    figure.add_trace(thin_line(x, smooth, BLUE, 1.6, label, texts, hover))
     marks = go.Scatter(x=drawn, y=smooth[drawn], mode="markers", name="sampled positions", hovertemplate=hover)
     marks.update(marker={"symbol": "diamond", "size": 11, "color": ORANGE, "line": {"width": 1, "color": "white"}})
     figure.add_trace(marks.update(text=[texts[position] for position in drawn]))
@@ -140,7 +142,8 @@ def entropy_profile(
         figure.add_vline(x=border - 0.5, line={"color": INK, "width": 1, "dash": "dot"})
     title = "Entropy of one document and its sampled positions (fig. E.2); dotted lines: chunk boundaries"
     figure.update_layout(title_text=title).update_xaxes(title_text="position (tokens)")
-    figure.update_yaxes(title_text="entropy (nats)", rangemode="tozero")
+    score = "" if label == "smoothed" else f"; {label}"
+    figure.update_yaxes(title_text=f"entropy (nats){score}", rangemode="tozero")
     return dress(figure, height=380)
 
 
