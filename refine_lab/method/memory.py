@@ -36,7 +36,8 @@ def long_short_difference(
     """log p(x_{i+1} | x_{<=i}) - log p(x_{i+1} | the last tokens alone) in nats at index i, clamped to [0, `MOST`], [B, T].
 
     `logprobs` [B, T - 1] are those of x_{i+1} given x_{<=i}; entries beyond a row's end are ignored. The difference is 0
-    where it is not known (see `short_logprobs`), and where the whole prefix is no longer than a short context.
+    where it is not known (see `short_logprobs`), and where the whole prefix is a short context: in the first w tokens, or
+    with `windows` in the first 2 w - 1. In a shorter row, and in a chunk within these tokens, all positions are equal.
     """
     return short_difference(policy, batch, logprobs, refine, draws).nan_to_num(nan=0.0)
 
@@ -45,10 +46,10 @@ def short_difference(
     policy: FastWeightLM, batch: Batch, logprobs: Float[Tensor, "B S"], refine: RefineConfig, draws: Draws
 ) -> Float[Tensor, "B T"]:
     """Returns the difference of `long_short_difference`, with NaN where the short context is too short to be compared."""
-    short, unread = short_logprobs(policy, batch, refine, draws)
+    short, whole = short_logprobs(policy, batch, refine, draws)
     index = torch.arange(short.shape[1], device=short.device)
-    whole = (index < unread.unsqueeze(1)) | (index >= batch.lengths.unsqueeze(1) - 1)
-    return torch.where(whole, 0, (F.pad(logprobs.detach(), (0, 1)) - short).clamp(0, MOST))
+    none = (index < whole) | (index >= batch.lengths.unsqueeze(1) - 1)
+    return torch.where(none, 0, (F.pad(logprobs.detach(), (0, 1)) - short).clamp(0, MOST))
 
 
 def gains(difference: Float[Tensor, "B T"], rollout_length: int) -> Float[Tensor, "B T"]:
@@ -77,43 +78,42 @@ class Pieces:
     starts: Int[Tensor, "P"]
     span: int
     first: int
-    unread: Int[Tensor, "B"]
-    "Index of each row from which predictions are compared: before it, the whole prefix is a short context."
+    whole: int
+    "Predictions before this index are not compared: their whole prefix is a short context."
 
 
 def pieces(batch: Batch, refine: RefineConfig, draws: Draws) -> Pieces:
     """Divides every row into pieces of w = `refine.window` tokens, or of 2 w - 1.
 
-    `segments`: disjoint pieces of w tokens from a random offset in 1..w on, keyed by sequence id. Offsets below w / 4 are
-    not used, so that contexts have w / 4 to w tokens; what precedes the first piece is a whole prefix.
+    `segments`: disjoint pieces of w tokens from a random token in 1..w on, keyed by sequence id. The predictions of a
+    piece's first quarter are not used, so that contexts have w / 4 to w tokens.
     `windows`: pieces of 2 w - 1 tokens, w apart, of which the last w predictions are used: contexts of w to 2 w - 1 tokens.
     """
     w, device = refine.window, batch.tokens.device
     if refine.short_contexts == "segments":
         uniforms = draws.uniforms(batch.sequence_ids, "segments", (1,)).squeeze(1)
-        begin, span, first = 1 + (uniforms * w).long().to(device), w, -(-w // 4) - 1
-        unread = begin
+        begin, span, first, whole = 1 + (uniforms * w).long().to(device), w, -(-w // 4) - 1, w
     else:
-        begin, span, first = torch.full_like(batch.lengths, w), 2 * w - 1, w - 1
-        unread = begin + first
+        begin, span, first, whole = torch.full_like(batch.lengths, w), 2 * w - 1, w - 1, 2 * w - 1
     count = ((batch.lengths - 2 - first - begin) // w + 1).clamp(min=0)
+    count = torch.where(batch.lengths - 1 > whole, count, 0)
     number = torch.arange(int(count.max()), device=device)
     rows, numbers = (number < count.unsqueeze(1)).nonzero(as_tuple=True)
-    return Pieces(rows, begin[rows] + numbers * w, span, first, unread)
+    return Pieces(rows, begin[rows] + numbers * w, span, first, whole)
 
 
 @torch.no_grad()
 def short_logprobs(
     policy: FastWeightLM, batch: Batch, refine: RefineConfig, draws: Draws
-) -> tuple[Float[Tensor, "B T"], Int[Tensor, "B"]]:
-    """Returns log p(x_{i+1} | the last tokens alone) at index i, NaN where not known, and `Pieces.unread`.
+) -> tuple[Float[Tensor, "B T"], int]:
+    """Returns log p(x_{i+1} | the last tokens alone) at index i, NaN where not known, and `Pieces.whole`.
 
     All pieces are read in one batch, from an empty state, in the caller's arithmetic; no state is kept.
     """
     cut = pieces(batch, refine, draws)
     short = torch.full(batch.tokens.shape, torch.nan, device=batch.tokens.device)
     if not len(cut.rows):
-        return short, cut.unread
+        return short, cut.whole
     offsets = torch.arange(cut.span, device=short.device)
     index = cut.starts.unsqueeze(1) + offsets
     lengths = (batch.lengths[cut.rows] - cut.starts).clamp(max=cut.span)
@@ -127,4 +127,4 @@ def short_logprobs(
     stats = policy.head(hidden[piece, offset], batch.tokens[row, place + 1], entropy=False)
     short = short.to(stats.logprobs.dtype)
     short[row, place] = stats.logprobs
-    return short, cut.unread
+    return short, cut.whole

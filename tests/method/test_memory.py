@@ -41,7 +41,7 @@ def starts_of(batch: Batch, refine: RefineConfig, row: int, index: int) -> int |
     if refine.short_contexts == "windows":
         return 0 if index < 2 * w - 1 else (index + 1) // w * w - w
     offset = 1 + int(float(DRAWS.uniforms(batch.sequence_ids, "segments", (1,))[row]) * w)
-    if index < offset:
+    if index < w:
         return 0
     start = offset + (index - offset) // w * w
     return start if index - start + 1 >= w / 4 else None
@@ -51,7 +51,7 @@ def starts_of(batch: Batch, refine: RefineConfig, row: int, index: int) -> int |
 def test_each_short_context_is_as_if_read_alone(refine):
     policy, batch = make_policy(), make_batch((150, 97, 131))
     long = logprobs_of(policy, batch)
-    short, unread = short_logprobs(policy, batch, refine, DRAWS)
+    short, whole = short_logprobs(policy, batch, refine, DRAWS)
     difference = short_difference(policy, batch, long, refine, DRAWS)
     for row, length in enumerate(batch.lengths.tolist()):
         for index in range(length - 1):
@@ -59,7 +59,7 @@ def test_each_short_context_is_as_if_read_alone(refine):
             if start is None:
                 assert short[row, index].isnan() and difference[row, index].isnan()
             elif start == 0:
-                assert index < unread[row] and difference[row, index] == 0
+                assert index < whole and difference[row, index] == 0
             else:
                 expected = alone(policy, batch, row, start, index)
                 assert float(short[row, index]) == pytest.approx(expected, abs=1e-9)
@@ -84,7 +84,9 @@ def test_offsets_of_segments_cover_1_to_w():
         lengths=torch.full((2000,), 60),
         sequence_ids=tuple(range(2000)),
     )
-    assert pieces(batch, SEGMENTS, DRAWS).unread.unique().tolist() == list(range(1, 17))
+    cut = pieces(batch, SEGMENTS, DRAWS)
+    assert len(cut.rows.unique()) == 2000
+    assert (cut.starts % 16).unique().tolist() == list(range(16)) and cut.starts.min() == 1
 
 
 def test_gains_by_hand():
@@ -109,7 +111,9 @@ def test_neither_pads_nor_the_batch_change_a_difference(refine):
 def test_a_row_within_the_window_has_no_difference():
     policy, batch = make_policy(), make_batch((16, 12, 5))
     long = logprobs_of(policy, batch)
-    assert long_short_difference(policy, batch, long, WINDOWS, DRAWS).count_nonzero() == 0
+    for refine in (SEGMENTS, WINDOWS):
+        assert long_short_difference(policy, batch, long, refine, DRAWS).count_nonzero() == 0
+        assert not len(pieces(batch, refine, DRAWS).rows), "nothing is read"
     far = replace(SEGMENTS, window=300)
     assert long_short_difference(policy, batch, long, far, DRAWS).count_nonzero() == 0
 
