@@ -1,5 +1,7 @@
 """Cost of a REFINE step against an SFT step and against the paper's own procedure, optimizer step included.
 
+REFINE is measured with selection by entropy, as in the paper, and by memory, which reads short contexts as well.
+
 CPU, float32, c 8, k 5: batches of 4 x 1,024 and 2 x 2,048 tokens, one update a batch, all interleaved in one process;
 and four updates a batch on 8 x 1,024 tokens, as the paper has them.
 """
@@ -20,7 +22,7 @@ from refine_lab.config import TrainConfig
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import TrainState, train_step
 from refine_lab.models import FastWeightLM, load_model
-from refine_lab.recipes import midtrain
+from refine_lab.recipes import by_memory, midtrain
 from refine_lab.rng import Draws
 from refine_lab.training.optim import make_optimizers
 from refine_lab.types import Batch
@@ -37,6 +39,12 @@ def train_state(policy: FastWeightLM, method: str, rows: int, mini_batch: int) -
     return TrainState(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
 
 
+def memory_state(policy: FastWeightLM, rows: int) -> TrainState:
+    """Returns the state of REFINE by memory, otherwise as `refine`."""
+    state = train_state(policy, "refine", rows, rows)
+    return replace(state, config=replace(state.config, refine=by_memory(state.config.refine)))
+
+
 def random_batch(policy: FastWeightLM, rows: int, length: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(policy.head.out_features, (rows, length), generator=generator)
@@ -44,13 +52,14 @@ def random_batch(policy: FastWeightLM, rows: int, length: int) -> Batch:
 
 
 def measure(policy: FastWeightLM, length: int, rows: int, repeats: int, *, paper: bool = True) -> dict[str, Any]:
-    """SFT, REFINE and, unless told otherwise, the paper's own procedure on one batch."""
+    """SFT, REFINE, REFINE by memory and, unless told otherwise, the paper's own procedure on one batch."""
     batch = random_batch(policy, rows, length)
     sft, refine = (train_state(policy, method, rows, rows) for method in ("sft", "refine"))
-    turn = iter(range(1_000_000))
+    memory, turn = memory_state(policy, rows), iter(range(1_000_000))
     actions: dict[str, Callable[[], object]] = {
         "sft": lambda: train_step(sft, batch, Draws(seed=0, step=next(turn))),
         "refine": lambda: train_step(refine, batch, Draws(seed=0, step=next(turn))),
+        "memory": lambda: train_step(memory, batch, Draws(seed=0, step=next(turn))),
     }
     if paper:
         actions["paper"] = lambda: paper_step(refine, batch, Draws(seed=0, step=next(turn)))
@@ -58,7 +67,10 @@ def measure(policy: FastWeightLM, length: int, rows: int, repeats: int, *, paper
     for name, values in times.items():
         print(f"{length:6d} tokens x {rows}  {name:8s}{spread(values)}")
     medians = {name: statistics.median(values) for name, values in times.items()}
-    ratios = {"refine_over_sft": medians["refine"] / medians["sft"]}
+    ratios = {
+        "refine_over_sft": medians["refine"] / medians["sft"],
+        "refine_memory_over_sft": medians["memory"] / medians["sft"],
+    }
     if paper:
         ratios["paper_over_refine"] = medians["paper"] / medians["refine"]
     return {**ratios, "sft_tokens_per_second": rows * length / medians["sft"], "seconds": summary(times)}

@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from refine_lab.sweep import sweep
     from refine_lab.training.adaptation import adapted
     from refine_lab.ttt_config import TTTConfig, TTTRunConfig
-    from refine_lab.types import Batch, RewardInputs, Rollouts
+    from refine_lab.types import Batch, RewardInputs, Rollouts, SelectionInputs
     from refine_lab.validation import ConfigError
 
 _HOMES = {
     "config": ("DataConfig", "RefineConfig", "TaskConfig", "TrainConfig", "UpdateConfig"),
     "ttt_config": ("TTTConfig", "TTTRunConfig"),
     "validation": ("ConfigError",),
-    "types": ("Batch", "RewardInputs", "Rollouts"),
+    "types": ("Batch", "RewardInputs", "Rollouts", "SelectionInputs"),
     "models": ("FastWeightLM", "State", "Trace", "load_model", "register"),
     "runs.run": ("Run", "list_runs", "runs_dir"),
     "runs.process": ("follow", "resume", "start", "stop"),

@@ -35,6 +35,9 @@ RELEASE = "_release_updates"
 BUILT_IN_REWARDS = ("cosine", "binary", "hybrid", "edit")
 """Names of the functions in `refine_lab.method.rewards.REWARDS`, listed here so that torch need not be loaded."""
 
+BUILT_IN_SELECTIONS = ("entropy", "uniform", "argmax", "argmin", "memory", "copy")
+"""Values of `RefineConfig.selection` that need no function."""
+
 FORMAT_VERSION = 3
 """Format version of `config.json`, raised whenever an old file would be read differently. Versions 1 and 2 are still read."""
 

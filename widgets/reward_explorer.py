@@ -14,6 +14,7 @@ import ipywidgets
 import numpy as np
 import pandas as pd
 
+from refine_lab.config import BUILT_IN_SELECTIONS
 from refine_lab.data.sample import sample_document
 from refine_lab.explore.client import Worker, shared_worker
 from refine_lab.explore.exploration import Document, Exploration
@@ -21,7 +22,7 @@ from refine_lab.explore.reading import DocumentReading
 from refine_lab.method.rewards import REWARDS
 from refine_lab.runs.environment import display_path
 from refine_lab.text import replace_surrogates
-from refine_lab.types import RewardFunction
+from refine_lab.types import RewardFunction, SelectionFunction
 from refine_lab.validation import require
 from widgets.core.base import Widget, guarded
 from widgets.core.page import save_page
@@ -37,8 +38,8 @@ from widgets.token_map import Target, TokenMap, TokenText, token_text
 class RewardExplorer(Panel):
     """Shows where a model is uncertain in a document, and rollouts with their rewards from any clicked token.
 
-    `text`: the initial document; none: a sample document. `rewards`: custom functions, by name or by the name of their
-    definition. `settings`: initial values of `controls`, by name. `add_bos`: as in `DataConfig`. Everything works
+    `text`: the initial document; none: a sample document. `rewards` and `selections`: custom functions, by name or by the
+    name of their definition. `settings`: initial values of `controls`, by name. `add_bos`: as in `DataConfig`. Everything works
     without a page: `read`, `explore`, `change`, and the traits of `token_map`, `inspector` and `summary`. Raises
     FileNotFoundError or ValueError for a missing model.
     """
@@ -52,11 +53,11 @@ class RewardExplorer(Panel):
         settings: Mapping[str, Any] | None = None,
         worker: Worker | None = None,
         add_bos: bool | None = None,
+        selections: Mapping[str, SelectionFunction] | Sequence[SelectionFunction] = (),
     ) -> None:
-        named = dict(rewards) if isinstance(rewards, Mapping) else {_name(function): function for function in rewards}
-        require(len(named) == len(rewards), "rewards", [*map(_name, rewards)], "functions with different names")
+        functions = _by_name("rewards", rewards), add_bos, _by_name("selections", selections)
         super().__init__()
-        self.exploration = Exploration(worker or shared_worker(), model, named, add_bos)
+        self.exploration = Exploration(worker or shared_worker(), model, *functions)
         self.exploration.set(**(settings or {}))
         self._state_views: list[StateView] = []
         self._clicked: list[int] = []
@@ -74,7 +75,9 @@ class RewardExplorer(Panel):
             sample = sample_document()
             text = sample.document + sample.question
         self._source = text_field("Document", text, 4)
-        self.controls = explorer_fields([*self.exploration.rewards], self._setting)
+        self.controls = explorer_fields(
+            [*self.exploration.rewards], [*BUILT_IN_SELECTIONS, *self.exploration.selections], self._setting
+        )
         options = {"placeholder": "a shipped model, a run, a checkpoint", "continuous_update": False}
         self._compare_field = field(ipywidgets.Text, "compare with", "", "36em", **options)
         upload = FileField(accept=".txt,.md,.py,.json,.csv,.html", description="Open a file")
@@ -157,7 +160,7 @@ class RewardExplorer(Panel):
         self.exploration.set(**{name: value})
         try:
             wanted = self._wanted_positions()
-        except ValueError:
+        except (ValueError, RuntimeError):  # a custom selection raises RuntimeError
             self.exploration.set(**{name: before})
             raise
         control.value = value
@@ -345,7 +348,7 @@ class RewardExplorer(Panel):
             return
         try:
             self.change(name, change["new"])
-        except ValueError:
+        except (ValueError, RuntimeError):
             self.controls[name].value = self._setting(name)
             raise
 
@@ -365,7 +368,14 @@ class RewardExplorer(Panel):
             self.read(text)
 
     def _setting(self, name: str) -> Any:
-        return getattr(self.exploration if name in ("reward", "seed") else self.exploration.refine, name)
+        own = ("reward", "seed", "selection")
+        return getattr(self.exploration if name in own else self.exploration.refine, name)
+
+
+def _by_name(what: str, functions: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
+    named = dict(functions) if isinstance(functions, Mapping) else {_name(function): function for function in functions}
+    require(len(named) == len(functions), what, [*map(_name, functions)], "functions with different names")
+    return named
 
 
 def _name(function: Any) -> str:

@@ -18,19 +18,23 @@ import torch
 from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
+from refine_lab.config import BUILT_IN_SELECTIONS as SELECTIONS
 from refine_lab.config import RefineConfig
 from refine_lab.data.tokenizer import beginning
 from refine_lab.explore.client import Worker
 from refine_lab.explore.futures import finished, then
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.rollouts import PrefixRollouts, rollout_frame
+from refine_lab.method.copies import copied_tokens
+from refine_lab.method.custom_selection import checked_selection
+from refine_lab.method.memory import gains
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.selection import select_positions, selection_probabilities
 from refine_lab.models.loading import load_tokenizer
 from refine_lab.rng import Draws
 from refine_lab.text import replace_surrogates
 from refine_lab.training.adaptation import fit_to_length
-from refine_lab.types import RewardFunction
+from refine_lab.types import RewardFunction, SelectionFunction, SelectionInputs
 from refine_lab.validation import MOST_CHARACTERS, MOST_SEED, require
 
 MOST_TOKENS = 65_536
@@ -49,8 +53,8 @@ class Document:
 class Exploration:
     """A notebook's queries about a model and a document. Only `Future.result` blocks.
 
-    `rewards` are custom functions by name, in addition to the built-in ones. A position t is that of a prefix's last
-    token; the token at t + 1 is the first rollout token.
+    `rewards` and `selections` are custom functions by name, in addition to the built-in ones. A position t is that of a
+    prefix's last token; the token at t + 1 is the first rollout token.
     """
 
     def __init__(
@@ -59,13 +63,17 @@ class Exploration:
         model: str = "tiny-deltanet",
         rewards: dict[str, RewardFunction] | None = None,
         add_bos: bool | None = None,
+        selections: dict[str, SelectionFunction] | None = None,
     ) -> None:
         """Raises FileNotFoundError or ValueError if the model's tokenizer is missing, and ValueError for a built-in name."""
-        for name in rewards or {}:
-            require(name not in REWARDS, "the name of a custom reward", name, f"different from {', '.join(REWARDS)}")
+        for kind, custom, known in (("reward", rewards, REWARDS), ("selection", selections, SELECTIONS)):
+            for name in custom or {}:
+                require(name not in known, f"the name of a custom {kind}", name, f"different from {', '.join(known)}")
         self.worker, self.model, self.add_bos = worker, model, add_bos
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
         self.rewards = REWARDS | dict(rewards or {})
+        self.selections = {name: checked_selection(function) for name, function in (selections or {}).items()}
+        self._selection: str | None = None
         self.refine = RefineConfig(group_size=8, group_by="prefix")
         self.reward, self.seed = "cosine", 0
         self.document: Document | None = None
@@ -114,9 +122,39 @@ class Exploration:
 
     def probabilities(self) -> Float[np.ndarray, "T"]:
         """Returns the probability that each position of the document is selected within its chunk (eq. 6)."""
-        about = np.append(self._known.reading.entropies[1:], 0.0)  # selection's H_t is about the token at t + 1
-        row = torch.tensor(about, dtype=torch.float64)[None]
+        row = self._scores()
         return selection_probabilities(row, torch.tensor([row.shape[1]]), self.fitting)[0].numpy()
+
+    def _scores(self) -> Float[torch.Tensor, "1 T"]:
+        """Returns the score of each position (see `places.place_scores`); differences are those of the reading's windows."""
+        reading, refine = self._known.reading, self.refine
+        entropies, logprobs, differences = (
+            torch.from_numpy(np.append(values[1:], 0.0)).unsqueeze(0)  # index t is about the token at t + 1
+            for values in (reading.entropies, reading.logprobs, reading.differences)
+        )
+        if refine.selection == "memory":
+            return gains(differences, refine.rollout_length)
+        if refine.selection not in ("copy", "custom"):
+            return entropies.double()
+        tokens = torch.from_numpy(reading.token_ids).long().unsqueeze(0)
+        lengths = torch.tensor([tokens.shape[1]])
+        if refine.selection == "copy":
+            return copied_tokens(tokens, lengths, refine.window, refine.rollout_length)
+        assert self._selection is not None
+        inputs = SelectionInputs(
+            tokens=tokens,
+            lengths=lengths,
+            entropies=entropies,
+            logprobs=logprobs,
+            rollout_length=refine.rollout_length,
+            difference=lambda: differences.clone(),
+        )
+        return self.selections[self._selection](inputs)
+
+    @property
+    def selection(self) -> str:
+        """Returns the name of the selection, which is that of the function for a custom one."""
+        return self._selection or self.refine.selection
 
     def targets(self) -> list[int]:
         """Returns the positions that the settings and `seed` select, one per chunk, in document order."""
@@ -202,12 +240,19 @@ class Exploration:
 
     def set(self, **changes: Any) -> None:
         """Changes `reward`, `seed` or fields of the method. Raises ValueError for an invalid value and then changes nothing."""
+        own = self._selection
+        if "selection" in changes:
+            name = changes["selection"]
+            own = name if name in self.selections else None
+            allowed = ", ".join(map(repr, (*SELECTIONS, *self.selections)))
+            require(own is not None or name in SELECTIONS, "selection", name, f"one of {allowed}")
+            changes["selection"] = name if own is None else "custom"
         reward, seed = changes.pop("reward", self.reward), changes.pop("seed", self.seed)
         require(reward in self.rewards, "reward", reward, "one of " + ", ".join(map(repr, self.rewards)))
         valid = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and 0 <= seed <= MOST_SEED
         require(bool(valid), "seed", seed, f"a whole number from 0 to {MOST_SEED:,}")
         self.refine = replace(self.refine, **changes)
-        self.reward, self.seed = reward, int(seed)
+        self.reward, self.seed, self._selection = reward, int(seed), own
 
     def _key(self, position: int) -> tuple[int, float, int]:
         return position, self.refine.temperature, self.seed

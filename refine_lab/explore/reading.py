@@ -1,4 +1,4 @@
-"""Per-token statistics of a document under a model, computed in one forward pass."""
+"""Per-token statistics of a document under a model, from one forward pass and one over short windows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from refine_lab.config import RefineConfig
+from refine_lab.method.memory import long_short_difference
 from refine_lab.models import FastWeightLM, Trace
 from refine_lab.ops.head import HEAD_ROWS
+from refine_lab.rng import Draws
 from refine_lab.training.adaptation import padded_batch
 
+WINDOW = RefineConfig().window
+"""w of the short contexts of the long-short differences, in tokens."""
 ALTERNATIVES = 5
 """Number of most probable tokens stored for each position."""
 
@@ -31,6 +36,7 @@ class DocumentReading:
     ranks: Int[np.ndarray, "T"]  # rank of the token by probability, from 1
     alternatives: Int[np.ndarray, "T A"]  # the most probable tokens at this position, in descending order
     probabilities: Float[np.ndarray, "T A"]  # probabilities of the alternatives
+    differences: Float[np.ndarray, "T"]  # long-short difference of the token (`method.memory`) in nats, by `windows`
     version: str = ""  # identifies the weights that were used (see `session.LoadedModel`)
 
     @property
@@ -45,8 +51,9 @@ def read_document(
 ) -> tuple[DocumentReading, Trace]:
     """Reads a document once; returns each token's statistics, and the trace from which rollouts can branch anywhere.
 
-    Raises ValueError for an input that is not a row of at least two token ids of the vocabulary, or exceeds the model's
-    context.
+    The long-short differences take a second reading, of windows of `WINDOW` tokens, or of the attention's window if that
+    is larger. Raises ValueError for an input that is not a row of at least two token ids of the vocabulary, or exceeds
+    the model's context.
     """
     batch = padded_batch(policy, [token_ids])
     trace = policy.read(batch.tokens, batch.lengths)
@@ -56,6 +63,10 @@ def read_document(
     entropies, logprobs, ranks, best, probabilities = (
         torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
     )
+    least = policy.attention_window(policy.config)
+    windows = RefineConfig(selection="memory", window=max(WINDOW, least), short_contexts="windows")
+    known = torch.from_numpy(logprobs).to(batch.tokens.device).unsqueeze(0)
+    differences = long_short_difference(policy, batch, known, windows, Draws(seed=0))[0, :-1].cpu().numpy()
     reading = DocumentReading(
         token_ids=token_ids.cpu().numpy().astype(np.int32),
         entropies=np.insert(entropies, 0, np.nan),
@@ -63,6 +74,7 @@ def read_document(
         ranks=np.insert(ranks, 0, 0),
         alternatives=np.insert(best, 0, 0, axis=0),
         probabilities=np.insert(probabilities, 0, np.nan, axis=0),
+        differences=np.insert(differences, 0, np.nan),
     )
     return reading, trace
 

@@ -17,10 +17,10 @@ from refine_lab.experiments.compare import joined_stages, last_rollouts, metrics
 from refine_lab.experiments.configs import method_configs, setting_names, with_settings
 from refine_lab.experiments.midtrain import final_results, pretrain_stages
 from refine_lab.experiments.parameters import convert, in_jupyterlab, parameters
-from refine_lab.experiments.runs import create_runs, runs_folder, stage_runs
+from refine_lab.experiments.runs import create_runs, runs_folder, stage_runs, text_runs
 from refine_lab.models.hub import SHIPPED
 from refine_lab.models.loading import load_model
-from refine_lab.recipes import pretrain, pretrain_lact
+from refine_lab.recipes import by_memory, midtrain, pretrain, pretrain_lact
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
 from refine_lab.training.evaluation import recall_documents
@@ -257,6 +257,42 @@ def test_a_reward_of_ones_own_is_kept_in_the_refine_runs(tmp_path: Path) -> None
     assert refine.config.refine.reward == "custom"
     assert "def exactly_first(" in (refine.path / "reward.py").read_text()
     assert not (sft.path / "reward.py").exists()
+
+
+def by_surprise(inputs):
+    return -inputs.logprobs
+
+
+def test_a_selection_of_ones_own_is_kept_beside_the_reward(tmp_path: Path) -> None:
+    configs = method_configs("midtrain", [0], reward=exactly_first, selection=by_surprise)
+    sft, refine = text_runs(configs, tmp_path, exactly_first, by_surprise)
+    assert refine.config.refine is not None
+    assert refine.config.refine.selection == "custom"
+    assert (refine.config.refine.tau, refine.config.refine.margin) == (1.0, 20)
+    assert "def by_surprise(" in (refine.path / "selection.py").read_text()
+    assert "def exactly_first(" in (refine.path / "reward.py").read_text()
+    assert not (sft.path / "selection.py").exists()
+    assert [run.path for run in text_runs(configs, tmp_path, exactly_first, by_surprise)] == [sft.path, refine.path]
+    other = text_runs(configs, tmp_path, exactly_first, exactly_first)
+    assert [run.path == old.path for run, old in zip(other, (sft, refine), strict=True)] == [True, False]
+
+
+@pytest.mark.parametrize("selection", ["memory", "copy"])
+def test_memory_and_copies_bring_their_tau_and_margin_unless_these_are_set(selection: str) -> None:
+    _, config = method_configs("midtrain", [0], selection=selection)
+    assert config.refine == by_memory(midtrain().refine, selection)
+    assert (config.refine.tau, config.refine.margin, config.refine.window) == (0.5, 5, 128)
+    _, config = method_configs("midtrain", [0], selection=selection, tau=2.0, margin=7, window=64)
+    assert (config.refine.tau, config.refine.margin, config.refine.window) == (2.0, 7, 64)
+    _, config = method_configs("midtrain", [0])
+    assert (config.refine.tau, config.refine.margin) == (1.0, 20)
+
+
+def test_a_window_below_the_models_is_refused_before_a_run_is_made(tmp_path: Path) -> None:
+    configs = method_configs("midtrain", [0], model="tiny-lact", selection="memory", window=127)
+    with refused("RefineConfig.window", 127, "at least 128, the model's window"):
+        create_runs(configs, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,13 @@ import pandas as pd
 import pytest
 import torch
 
+from refine_lab.config import BUILT_IN_SELECTIONS
 from refine_lab.explore.client import Worker
 from refine_lab.explore.exploration import Exploration
+from refine_lab.explore.reading import WINDOW
 from refine_lab.explore.session import Session
+from refine_lab.method.copies import copied_tokens
+from refine_lab.method.memory import gains
 from refine_lab.method.selection import select_positions, selection_probabilities
 from refine_lab.models import load_model
 from refine_lab.rng import Draws
@@ -62,6 +66,41 @@ def test_reading(explored: Exploration) -> None:
             explored.read(text)
     assert explored.document.text == TEXT  # what was there stays
     assert len(explored.tokens_of("a lone \ud800 surrogate")) > 2
+
+
+def rare_first(inputs):
+    return -inputs.logprobs
+
+
+def test_positions_by_memory_copies_and_a_function() -> None:
+    exploration = Exploration(Here(), selections={"rare first": rare_first})
+    exploration.read(TEXT).result()
+    assert exploration.document is not None
+    reading, length = exploration.document.reading, len(exploration.document.token_ids)
+    assert np.isnan(reading.differences[0]) and (reading.differences[1 : 2 * WINDOW - 1] == 0).all()
+    exploration.set(num_chunks=2, margin=0, tau=0.5, window=4)
+    tokens, lengths = torch.from_numpy(reading.token_ids).long()[None], torch.tensor([length])
+    about = {
+        name: torch.from_numpy(np.append(getattr(reading, name)[1:], 0.0))[None] for name in ("logprobs", "differences")
+    }
+    scores = {
+        "memory": gains(about["differences"], 5),
+        "copy": copied_tokens(tokens, lengths, 4, 5),
+        "rare first": -about["logprobs"],
+    }
+    for name, expected in scores.items():
+        exploration.set(selection=name)
+        assert exploration.selection == name
+        wanted = selection_probabilities(expected, lengths, exploration.refine)
+        np.testing.assert_array_equal(exploration.probabilities(), wanted[0].numpy())
+    assert exploration.refine.selection == "custom"
+    with refused("selection", "custom"):
+        exploration.set(selection="custom")
+    assert exploration.selection == "rare first"
+    exploration.set(selection="uniform")
+    assert exploration.selection == exploration.refine.selection == "uniform"
+    with refused("the name of a custom selection", "copy"):
+        Exploration(Here(), selections={"copy": rare_first})
 
 
 def test_positions_are_those_of_the_method(explored: Exploration) -> None:
@@ -157,7 +196,7 @@ def settings_at_random(count: int) -> list[dict[str, Any]]:
             "group_size": int(draw.integers(2, 12)),
             "temperature": float(draw.choice([0.5, 1.0, 1.5])),
             "num_chunks": int(draw.integers(1, 5)),
-            "selection": str(draw.choice(["entropy", "uniform", "argmax", "argmin"])),
+            "selection": str(draw.choice(BUILT_IN_SELECTIONS)),
             "tau": float(draw.choice([0.3, 1.0])),
             "smoothing_kernel": int(draw.integers(1, 9)),
             "seed": int(draw.integers(0, 3)),

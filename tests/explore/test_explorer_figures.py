@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from refine_lab.config import BUILT_IN_SELECTIONS
 from refine_lab.explore.client import Worker
 from tests.support.small_document import SECONDS, TEXT, worker  # noqa: F401
 from widgets.reward_explorer import RewardExplorer
@@ -71,7 +72,7 @@ def test_twenty_random_settings_and_back(explorer: RewardExplorer) -> None:
         "group_size": lambda: int(draw.integers(2, 12)),
         "temperature": lambda: float(draw.choice([0.7, 1.0])),
         "num_chunks": lambda: int(draw.integers(1, 9)),
-        "selection": lambda: str(draw.choice(["entropy", "uniform", "argmax", "argmin"])),
+        "selection": lambda: str(draw.choice(BUILT_IN_SELECTIONS)),
         "seed": lambda: int(draw.integers(0, 3)),
         "reward": lambda: str(draw.choice(["cosine", "binary", "hybrid"])),
     }

@@ -34,7 +34,7 @@ def in_rows(fields: Sequence[Any]) -> ipywidgets.Box:
     return ipywidgets.Box([*fields], layout=ipywidgets.Layout(flex_flow="row wrap", align_items="center"))
 
 
-def explorer_fields(rewards: Sequence[str], setting: Callable[[str], Any]) -> dict[str, Any]:
+def explorer_fields(rewards: Sequence[str], selections: Sequence[str], setting: Callable[[str], Any]) -> dict[str, Any]:
     """Returns fields for `reward`, `seed` and the method's adjustable settings, by name, with the current `setting` of each."""
     fields: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "reward": (Dropdown, "reward", {"options": [*rewards]}),
@@ -43,7 +43,7 @@ def explorer_fields(rewards: Sequence[str], setting: Callable[[str], Any]) -> di
         "group_size": (BoundedIntText, "rollouts (n)", {"min": 1, "max": 64}),
         "temperature": (BoundedFloatText, "temperature", {"min": 0.01, "max": 10, "step": 0.1}),
         "num_chunks": (BoundedIntText, "chunks (c)", {"min": 1, "max": 256}),
-        "selection": (Dropdown, "selection", {"options": ["entropy", "uniform", "argmax", "argmin"]}),
+        "selection": (Dropdown, "selection", {"options": [*selections]}),
         "tau": (BoundedFloatText, "tau", {"min": 0.01, "max": 100, "step": 0.1}),
         "smoothing_kernel": (BoundedIntText, "smoothing", {"min": 1, "max": 101}),
         "seed": (BoundedIntText, "seed", {"min": 0, "max": 2**31}),

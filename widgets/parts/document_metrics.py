@@ -23,7 +23,7 @@ def loss_metric(reading: DocumentReading) -> Metric:
 
 
 def reading_metrics(reading: DocumentReading, probabilities: Float[np.ndarray, "T"] | None) -> list[Metric]:
-    """Returns entropy, loss, logprob and rank of each token, and the probability that its prefix is selected.
+    """Returns the statistics of each token, and the probability that its prefix is selected.
 
     `probabilities` belong to positions, the last tokens of prefixes; the token after a position is the one that is
     coloured.
@@ -36,6 +36,7 @@ def reading_metrics(reading: DocumentReading, probabilities: Float[np.ndarray, "
         entropy_metric(reading),
         loss_metric(reading),
         Metric("logprob", "Logprob", "nats", reading.logprobs),
+        Metric("difference", "Long-short difference", "nats", reading.differences),
         Metric("rank", "Rank of the reference token", "", ranks, log=True, low=1),
         Metric("chance", "Sampling probability within chunk", "", np.where(chance > 0, chance, np.nan)),
     ]
