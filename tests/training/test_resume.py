@@ -17,7 +17,7 @@ from refine_lab import fork
 from refine_lab.config import TrainConfig, from_json, to_json
 from refine_lab.experiments.compare import lineage
 from refine_lab.experiments.runs import stage_runs, text_runs
-from refine_lab.method.custom import reward_source
+from refine_lab.method.custom import reward_source, selection_source
 from refine_lab.method.step import StepResult
 from refine_lab.runs.process import hold
 from refine_lab.runs.run import Run, list_runs
@@ -116,6 +116,36 @@ def test_an_edited_reward_is_refused_with_both_lines(stopped: Run) -> None:
         hold(stopped)
     accept(stopped, check_unchanged(stopped, ["reward.py"]))
     assert go(stopped).state == "finished"
+
+
+def surprising(inputs):
+    return -inputs.logprobs
+
+
+def test_a_selection_is_trained_with_compared_and_kept_like_a_reward(stopped: Run, tmp_path: Path) -> None:
+    run = fork(stopped, 4, tmp_path / "forks", selection=surprising)
+    assert run.config.refine.selection == "custom"
+    source = (run.path / "selection.py").read_text(encoding="utf-8")
+    assert source == selection_source(surprising) == run.started["selection"]
+    (run.path / "selection.py").write_text(source.replace("-inputs", "2 * inputs"), encoding="utf-8")
+    with naming(ValueError, "selection.py has changed", "2 * inputs", "--override selection.py"):
+        hold(run)
+    (run.path / "selection.py").write_text(source, encoding="utf-8")
+    assert go(run).state == "finished"
+    again = fork(run, 6, tmp_path / "forks", selection="custom", steps=7)
+    assert (again.path / "selection.py").read_bytes() == (run.path / "selection.py").read_bytes()
+    with refused("selection", "custom"):
+        fork(stopped, 4, selection="custom")
+
+
+def test_a_run_that_recorded_no_selection_goes_on(stopped: Run) -> None:
+    started = json.loads((stopped.path / "started.json").read_text(encoding="utf-8"))
+    del started["selection"]
+    (stopped.path / "started.json").write_text(json.dumps(started), encoding="utf-8")
+    assert check_unchanged(stopped) == []
+    (stopped.path / "selection.py").write_text("def mine(inputs): ...", encoding="utf-8")
+    with naming(ValueError, "selection.py has changed", "none"):
+        check_unchanged(stopped)
 
 
 def test_an_edited_text_is_refused_with_both_digests(stopped: Run, whole: Run, config: TrainConfig) -> None:
