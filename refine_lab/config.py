@@ -10,9 +10,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
+from refine_lab.refine_config import BUILT_IN_REWARDS as BUILT_IN_REWARDS
+from refine_lab.refine_config import BUILT_IN_SELECTIONS as BUILT_IN_SELECTIONS
+from refine_lab.refine_config import RefineConfig as RefineConfig
+from refine_lab.refine_config import smallest_length as smallest_length
 from refine_lab.validation import (
     MOST_IN_BATCH,
-    MOST_TOKENS,
     Config,
     Count,
     Length,
@@ -32,12 +35,6 @@ C = TypeVar("C")
 RELEASE = "_release_updates"
 """Suffix of the recipe's name in older files and calls; `updates="release"` replaces it."""
 
-BUILT_IN_REWARDS = ("cosine", "binary", "hybrid", "edit")
-"""Names of the functions in `refine_lab.method.rewards.REWARDS`, listed here so that torch need not be loaded."""
-
-BUILT_IN_SELECTIONS = ("entropy", "uniform", "argmax", "argmin", "memory", "copy")
-"""Values of `RefineConfig.selection` that need no function."""
-
 FORMAT_VERSION = 3
 """Format version of `config.json`, raised whenever an old file would be read differently. Versions 1 and 2 are still read."""
 
@@ -49,81 +46,6 @@ MOST_MADE = 2**26
 
 REMOVED = {"DataConfig.text_column": "text", "TTTRunConfig.model_settings": {}}
 """Removed fields that older files may contain, each with its only accepted value."""
-
-
-@configuration
-class RefineConfig(Config):
-    """REFINE's settings: selection, rollout, reward, advantage, loss (paper, section 3; defaults of tables 2 and D.1)."""
-
-    num_chunks: Size = 8
-    "c: chunks per sequence, with one target position each."
-    rollout_length: Size = 5
-    "k: tokens per rollout."
-    group_size: Size = 1
-    "n: rollouts per position."
-    selection: Literal["entropy", "uniform", "argmax", "argmin", "memory", "copy", "custom"] = "entropy"
-    "How the target position is chosen in each chunk: table 7, `memory` or `copy` (docs/method.md), or the run's selection.py."
-    window: Annotated[int, Field(ge=4, le=65_536)] = 128
-    "w: tokens of a short context, for `memory`; for `copy`, tokens between the continuation and its earlier occurrence."
-    short_contexts: Literal["segments", "windows"] = "segments"
-    "`memory` reads disjoint segments of w tokens, or windows of 2 w tokens at twice the cost."
-    tau: Positive = 1.0
-    "Temperature of the softmax over a chunk's entropies (eq. 6), or over its scores for `memory`, `copy` and `custom`."
-    smoothing_kernel: Size = 5
-    "Width of the average pooling over entropies; an even width is rounded up to the next odd one, and 1 does not smooth."
-    entropy_index: Literal["equation", "release"] = "release"
-    "H_t is the uncertainty about x_t (eq. 5) or about x_{t+1}, the first token rolled out (the paper's released code)."
-    margin: Natural = 20
-    "Minimum number of tokens before a rollout, and from its first token to the end of the row (20 in the released code)."
-    temperature: Positive = 1.0
-    "Sampling temperature of rollouts."
-    reward: Text = "cosine"
-    "One of `BUILT_IN_REWARDS` (see `refine_lab.method.rewards`), or `custom` for the function in the run's reward.py."
-    group_by: Literal["sequence", "prefix"] = "sequence"
-    "Group over which rewards are standardised: all c * n rollouts of a sequence, or the n rollouts of one position."
-    prefix_gradient: Literal["full", "detached"] = "full"
-    "Whether the policy gradient flows from a rollout through the state into its prefix."
-    ntp_coef: NotNegative = 1.0
-    "Weight of the next-token loss (lambda_SFT)."
-    nsp_coef: NotNegative = 0.2
-    "Weight of the next-sequence loss (lambda_RL)."
-    clip_eps: Annotated[float, Field(gt=0, lt=1), "between 0 and 1"] = 0.2
-    "PPO clip of the probability ratio."
-    dual_clip: Annotated[float, Field(gt=1)] = 3.0
-    "Upper bound of the loss where the advantage is negative (Ye et al., 2020)."
-    kl_coef: NotNegative = 0.0
-    "Weight of the KL divergence from the initial policy, on the rollout tokens."
-    entropy_coef: NotNegative = 0.0
-    "Weight of the entropy bonus on the rollout tokens."
-
-    def __post_init__(self) -> None:
-        allowed = (*BUILT_IN_REWARDS, "custom")
-        self._require(self.reward in allowed, "reward", "one of " + ", ".join(map(repr, allowed)))
-        tokens = self.num_chunks * self.group_size * self.rollout_length
-        most = f"such that num_chunks * group_size * rollout_length is at most {MOST_TOKENS:,}"
-        self._require(tokens <= MOST_TOKENS, "group_size", most)
-        comparable = self.group_by == "sequence" or self.group_size > 1
-        self._require(comparable, "group_size", "at least 2 if group_by is 'prefix'")
-
-    @property
-    def ends(self) -> tuple[int, int]:
-        """Returns (first, gap): a rollout may start from positions `first` to `length - 1 - gap` of a row."""
-        return max(self.margin - 1, 0), max(self.margin, self.rollout_length)
-
-    def fits(self, length: int) -> bool:
-        """Returns whether each of the `num_chunks` chunks of a row of that length has a position to roll out from."""
-        first, gap = self.ends
-        size, last = length // self.num_chunks, length - 1 - gap
-        return first < size and max((self.num_chunks - 1) * size, first) <= last
-
-
-def smallest_length(config: RefineConfig) -> int:
-    """Returns the length from which every row fits.
-
-    Where `rollout_length` exceeds `margin`, some shorter rows fit as well: those whose dropped tail leaves enough room.
-    """
-    first, gap = config.ends
-    return max(config.num_chunks * gap + 1, first + gap + 1)
 
 
 @configuration
