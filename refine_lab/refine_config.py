@@ -8,11 +8,14 @@ from pydantic import Field
 
 from refine_lab.validation import MOST_TOKENS, Config, Natural, NotNegative, Positive, Size, Text, configuration
 
-BUILT_IN_REWARDS = ("cosine", "binary", "hybrid", "edit")
+BUILT_IN_REWARDS = ("cosine", "binary", "hybrid", "edit", "exact")
 """Names of the functions in `refine_lab.method.rewards.REWARDS`, listed here so that torch need not be loaded."""
 
 BUILT_IN_SELECTIONS = ("entropy", "uniform", "argmax", "argmin", "memory", "copy")
 """Values of `RefineConfig.selection` that need no function."""
+
+EXPECTED_REWARDS = ("exact", "binary")
+"""Rewards for which the estimator `expected` has a formula."""
 
 
 @configuration
@@ -25,6 +28,8 @@ class RefineConfig(Config):
     "k: tokens per rollout."
     group_size: Size = 1
     "n: rollouts per position."
+    estimator: Literal["rollouts", "expected", "weighted", "longce", "dft"] = "rollouts"
+    "How the next-sequence loss is computed: from sampled rollouts, or by a formula of `refine_lab.method.estimators`."
     selection: Literal["entropy", "uniform", "argmax", "argmin", "memory", "copy", "custom"] = "entropy"
     "How the target position is chosen in each chunk: table 7, `memory` or `copy` (docs/method.md), or the run's selection.py."
     window: Annotated[int, Field(ge=4, le=65_536)] = 128
@@ -45,6 +50,12 @@ class RefineConfig(Config):
     "One of `BUILT_IN_REWARDS` (see `refine_lab.method.rewards`), or `custom` for the function in the run's reward.py."
     group_by: Literal["sequence", "prefix"] = "sequence"
     "Group over which rewards are standardised: all c * n rollouts of a sequence, or the n rollouts of one position."
+    baseline: Literal["mean", "leave_one_out"] = "mean"
+    "What is subtracted from a reward: the mean of its group (GRPO), or the mean of the group's other rewards (RLOO)."
+    scale_by_std: bool = True
+    "Whether advantages are divided by the standard deviation of the group's rewards (GRPO)."
+    placebo: bool = False
+    "Whether rewards are permuted at random within the batch before advantages are computed: a control, not a method."
     prefix_gradient: Literal["full", "detached"] = "full"
     "Whether the policy gradient flows from a rollout through the state into its prefix."
     ntp_coef: NotNegative = 1.0
@@ -68,6 +79,35 @@ class RefineConfig(Config):
         self._require(tokens <= MOST_TOKENS, "group_size", most)
         comparable = self.group_by == "sequence" or self.group_size > 1
         self._require(comparable, "group_size", "at least 2 if group_by is 'prefix'")
+        if not self.rolls_out:
+            self._require_formula()
+
+    def _require_formula(self) -> None:
+        """Raises ConfigError for a setting that an estimator without rollouts cannot have."""
+        without = f"for the estimator {self.estimator!r}"
+        full = f"'full' {without}, which cannot stop the gradient without a second reading"
+        self._require(self.prefix_gradient == "full", "prefix_gradient", full)
+        for name, value in (("kl_coef", 0), ("entropy_coef", 0), ("temperature", 1), ("placebo", False)):
+            allowed = f"{str(value).lower()} {without}, which samples no rollouts"
+            self._require(getattr(self, name) == value, name, allowed)
+        if self.estimator == "expected":
+            allowed = " or ".join(map(repr, EXPECTED_REWARDS)) + f" {without}"
+            self._require(self.reward in EXPECTED_REWARDS, "reward", allowed)
+
+    @property
+    def rolls_out(self) -> bool:
+        """Returns whether the estimator samples rollouts."""
+        return self.estimator == "rollouts"
+
+    @property
+    def reads_short_contexts(self) -> bool:
+        """Returns whether a step compares each prediction with that from a short context of `window` tokens."""
+        return self.estimator == "longce" or (self.has_places and self.selection == "memory")
+
+    @property
+    def has_places(self) -> bool:
+        """Returns whether the estimator uses the positions that `selection` draws; the others use every token."""
+        return self.estimator in ("rollouts", "expected", "weighted")
 
     @property
     def ends(self) -> tuple[int, int]:

@@ -121,6 +121,29 @@ class Rollouts:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Plan:
+    """What is drawn for several rows before an update: positions, and the rollouts from them if the method samples any."""
+
+    positions: Int[Tensor, "B C"]
+    rollouts: Rollouts | None
+    entropy_sum: float | None  # over all tokens that have a next one, in nats; None if entropies are not computed
+
+    def rows(self, start: int, stop: int) -> Plan:
+        """Returns the plan of sequences `start` to `stop` of the batch."""
+        rollouts = None if self.rollouts is None else self.rollouts.rows(start, stop)
+        return replace(self, positions=self.positions[start:stop], rollouts=rollouts)
+
+    @staticmethod
+    def cat(parts: Sequence[Plan]) -> Plan:
+        """Concatenates the plans of several batches."""
+        rollouts = [part.rollouts for part in parts if part.rollouts is not None]
+        sums = [part.entropy_sum for part in parts if part.entropy_sum is not None]
+        positions = torch.cat([part.positions for part in parts])
+        joined = Rollouts.cat(rollouts) if rollouts else None
+        return Plan(positions=positions, rollouts=joined, entropy_sum=sum(sums) if sums else None)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class RewardInputs:
     """The inputs of a reward: R rollouts of K tokens with their reference continuations. No tensor has a gradient."""
 

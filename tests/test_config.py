@@ -171,14 +171,45 @@ def test_malformed_json_is_named(text, message):
         ("margin", -1, "at least 0"),
         ("clip_eps", 1.0, "between 0 and 1"),
         ("dual_clip", 1.0, "above 1"),
-        ("reward", "cosin", "one of 'cosine', 'binary', 'hybrid', 'edit', 'custom'"),
+        ("reward", "cosin", "one of 'cosine', 'binary', 'hybrid', 'edit', 'exact', 'custom'"),
         ("reward", "", "a non-empty string"),
         ("kl_coef", False, "a number"),
+        ("estimator", "expect", "one of 'rollouts', 'expected', 'weighted', 'longce', 'dft'"),
+        ("baseline", "value", "one of 'mean', 'leave_one_out'"),
+        ("scale_by_std", 1, "true or false"),
     ],
 )
 def test_a_value_of_the_method_is_refused(field, value, allowed):
     with refused(f"RefineConfig.{field}", value, allowed):
         RefineConfig(**{field: value})
+
+
+@pytest.mark.parametrize("estimator", ["expected", "weighted", "longce", "dft"])
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        (
+            "prefix_gradient",
+            "detached",
+            "'full' for the estimator {}, which cannot stop the gradient without a second reading",
+        ),
+        ("kl_coef", 0.1, "0 for the estimator {}, which samples no rollouts"),
+        ("entropy_coef", 0.1, "0 for the estimator {}, which samples no rollouts"),
+        ("temperature", 0.8, "1 for the estimator {}, which samples no rollouts"),
+        ("placebo", True, "false for the estimator {}, which samples no rollouts"),
+    ],
+)
+def test_what_only_rollouts_have_is_refused_without_them(estimator, field, value, allowed):
+    with refused(f"RefineConfig.{field}", value, allowed.format(repr(estimator))):
+        RefineConfig(estimator=estimator, reward="exact", **{field: value})
+
+
+def test_expected_needs_a_reward_with_a_formula():
+    for reward in ("cosine", "custom"):
+        with refused("RefineConfig.reward", reward, "'exact' or 'binary' for the estimator 'expected'"):
+            RefineConfig(estimator="expected", reward=reward)
+    for estimator in ("weighted", "longce", "dft"):
+        assert RefineConfig(estimator=estimator).reward == "cosine"
 
 
 def test_prefix_groups_need_two_rollouts():

@@ -1,4 +1,4 @@
-"""Advantages: rewards standardised within their group (GRPO; Shao et al., 2024)."""
+"""Advantages: rewards compared within their group (GRPO, Shao et al., 2024; RLOO, Ahmadian et al., 2024)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,20 @@ channels), so two rewards that are equal in exact arithmetic are within 4 eps of
 
 
 def advantages(
-    rewards: Float[Tensor, "R"], num_chunks: int, group_size: int, group_by: Literal["sequence", "prefix"]
+    rewards: Float[Tensor, "R"],
+    num_chunks: int,
+    group_size: int,
+    group_by: Literal["sequence", "prefix"],
+    *,
+    baseline: Literal["mean", "leave_one_out"] = "mean",
+    scale_by_std: bool = True,
 ) -> Float[Tensor, "R"]:
-    """A = (r - mean(r)) / (std(r) + 1e-6) over each group, std unbiased, [R] (paper, section 3.2, below eq. 9).
+    """A = (r - b) / (std(r) + 1e-6) over each group, std unbiased, [R] (paper, section 3.2, below eq. 9).
+
+    The baseline b is the mean of the group's rewards (`mean`), or for each rollout the mean of the other rewards of its
+    group (`leave_one_out`; RLOO, arXiv 2402.14740). A group of m rewards then has r - b = (r - mean(r)) m / (m - 1).
+    Without `scale_by_std`, A = r - b. Only `leave_one_out` without `scale_by_std` gives a policy gradient whose
+    expectation is the gradient of the expected reward: b then does not depend on the rollout.
 
     `rewards` are ordered row by row, position by position. A group holds all `num_chunks * group_size` rollouts of a
     sequence (`sequence`; the paper with n = 1), or the `group_size` rollouts of one position (`prefix`; what the
@@ -37,8 +48,8 @@ def advantages(
 
     Raises ValueError for `prefix` with a group of one, and for rewards that do not divide into rows.
     """
-    compared = group_by == "sequence" or group_size > 1
-    require(compared, "group_size", group_size, "at least 2 if group_by is 'prefix'")
+    comparable = group_by == "sequence" or group_size > 1
+    require(comparable, "group_size", group_size, "at least 2 if group_by is 'prefix'")
     per_row = num_chunks * group_size
     require(len(rewards) % per_row == 0, "rewards", len(rewards), f"whole rows of {num_chunks} * {group_size}")
     groups = rewards.detach().double().view(-1, per_row if group_by == "sequence" else group_size)
@@ -49,5 +60,9 @@ def advantages(
     equal &= spread.isfinite()  # a reward that is not finite stays visible
     # Distances from a member, not the rewards themselves: where all are equal they are 0, and no mean can round.
     groups = groups - groups[:, :1]
-    standardised = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + EPS)
-    return torch.where(equal, 0, standardised).flatten().to(rewards.dtype)
+    compared = groups - groups.mean(1, keepdim=True)
+    if baseline == "leave_one_out":
+        compared = compared * (groups.shape[1] / (groups.shape[1] - 1))
+    if scale_by_std:
+        compared = compared / (groups.std(1, keepdim=True) + EPS)
+    return torch.where(equal, 0, compared).flatten().to(rewards.dtype)

@@ -61,8 +61,8 @@ def gains(difference: Float[Tensor, "B T"], rollout_length: int) -> Float[Tensor
 
 
 def check_window(refine: RefineConfig | None, model: type[FastWeightLM], config: Any) -> None:
-    """Raises ConfigError if the short contexts of `memory` are shorter than the attention window of a model with `config`."""
-    if refine is not None and refine.selection == "memory":
+    """Raises ConfigError if short contexts are shorter than the attention window of a model with `config`."""
+    if refine is not None and refine.reads_short_contexts:
         least = model.attention_window(config)
         require(refine.window >= least, "RefineConfig.window", refine.window, f"at least {least}, the model's window")
 

@@ -55,7 +55,26 @@ def edit(inputs: RewardInputs) -> Float[Tensor, "R"]:
     return 1 - distances[:, -1].to(_wide(inputs)) / length
 
 
-REWARDS: dict[str, RewardFunction] = {function.__name__: function for function in (cosine, binary, hybrid, edit)}
+def exact(inputs: RewardInputs) -> Float[Tensor, "R"]:
+    """1 if all k tokens equal the reference tokens at their positions, else 0, at least float32.
+
+    Its expectation over rollouts at temperature 1 is p(x_{t+1..t+k} | x_{<=t}), the value that the estimator `expected`
+    computes without rollouts (`refine_lab.method.estimators.expected_reward`). It is ours.
+    """
+    return (inputs.rollout_ids == inputs.target_ids).all(-1).to(_wide(inputs))
+
+
+REWARDS: dict[str, RewardFunction] = {function.__name__: function for function in (cosine, binary, hybrid, edit, exact)}
+
+
+def permuted(rewards: Float[Tensor, "R"], keys: Float[Tensor, "R"]) -> Float[Tensor, "R"]:
+    """Returns the rewards, each moved to the rollout with the next larger key, and the last one to the first, [R].
+
+    With random keys this is a control: the rewards are the same numbers as before, but none is that of its rollout. The
+    order of the rollouts has no effect on which of them receives which reward.
+    """
+    order = keys.argsort(stable=True)
+    return torch.empty_like(rewards).index_copy(0, order, rewards[order.roll(1)])
 
 
 def reward_function(name: str, source: str | None = None) -> RewardFunction:

@@ -10,58 +10,30 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.optim import Optimizer
 
-from refine_lab.config import RefineConfig, UpdateConfig
+from refine_lab.config import RefineConfig
 from refine_lab.method.advantages import advantages
+from refine_lab.method.estimators import formula_loss
 from refine_lab.method.losses import entropy_loss, kl_loss, mask_last, ntp_loss, policy_loss
-from refine_lab.method.memory import check_window
+from refine_lab.method.memory import long_short_difference
 from refine_lab.method.places import places
-from refine_lab.method.rewards import binary, cosine
+from refine_lab.method.rewards import binary, cosine, permuted
 from refine_lab.method.rollout import Branches, Continuation, read_rollouts, sample
+from refine_lab.method.update import OptimizerUpdate as OptimizerUpdate
+from refine_lab.method.update import StepResult as StepResult
+from refine_lab.method.update import TrainState as TrainState
+from refine_lab.method.update import split as split
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import Trace, hidden_states_only
 from refine_lab.ops.head import TokenStats
-from refine_lab.ops.precision import autocast
 from refine_lab.rng import Draws
-from refine_lab.types import Batch, RewardFunction, RewardInputs, Rollouts, SelectionFunction
-
-C = TypeVar("C", bound=UpdateConfig)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class TrainState(Generic[C]):
-    """The state of training: the policy, the optimizers of its parameters, and what the losses need."""
-
-    policy: FastWeightLM
-    optimizers: Sequence[Optimizer]
-    config: C
-    reward: RewardFunction | None = None  # None for SFT
-    reference: FastWeightLM | None = None  # for kl_coef above 0
-    selection: SelectionFunction | None = None  # for selection `custom`
-
-    def __post_init__(self) -> None:
-        check_window(self.config.refine, type(self.policy), self.policy.config)
-
-    def autocast(self) -> AbstractContextManager:
-        """Returns the autocast context of the run's steps and evaluations."""
-        return autocast(self.policy.device, self.config.dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class StepResult:
-    """Metrics of a step, named as in metrics.jsonl, and its rollouts (none for SFT)."""
-
-    metrics: dict[str, float]
-    rollouts: Rollouts | None
+from refine_lab.types import Batch, Plan, RewardFunction, RewardInputs, Rollouts, SelectionFunction
 
 
 def next_token_stats(policy: FastWeightLM, trace: Trace, batch: Batch, *, entropy: bool) -> TokenStats:
@@ -129,8 +101,13 @@ def assess(
         cosine=cosine(inputs),
         binary=binary(inputs),
         rewards=rewards,
-        advantages=advantages(rewards, refine.num_chunks, refine.group_size, refine.group_by),
+        advantages=_advantages(rewards, refine),
     )
+
+
+def _advantages(rewards: Float[Tensor, "R"], refine: RefineConfig) -> Float[Tensor, "R"]:
+    how = {"baseline": refine.baseline, "scale_by_std": refine.scale_by_std}
+    return advantages(rewards, refine.num_chunks, refine.group_size, refine.group_by, **how)
 
 
 def rollout_loss(
@@ -159,27 +136,26 @@ def train_step(train_state: TrainState, batch: Batch, draws: Draws) -> StepResul
     The metrics count skipped updates (see `OptimizerUpdate.apply`) as `skipped_updates`, if there are any. Neither the
     micro-batch size nor the order of rows within an update changes a draw or (up to rounding) a gradient.
     """
-    config = train_state.config
-    refine = config.refine
-    several = refine is not None and len(batch.lengths) > config.mini_batch_size
+    config, refine = train_state.config, train_state.config.refine
+    several = len(batch.lengths) > config.mini_batch_size
+    ahead = refine is not None and refine.has_places and (several or refine.placebo)
     try:
-        planned, entropy_mean = _roll_out_batch(train_state, batch, draws) if several else (None, None)
+        plan = _plan(train_state, batch, draws) if ahead else None
     except NotFinite:
         updates = len(batch.lengths) / config.mini_batch_size
         nothing = {"ntp_loss": math.nan, "grad_norm": math.nan, "skipped_updates": updates, "updates": updates}
         return StepResult(nothing, None)
     sums: dict[str, float] = defaultdict(float)
-    kept: list[Rollouts] = [] if planned is None else [planned]
+    kept: list[Rollouts] = []
 
     minis = [*split(batch, config.mini_batch_size)]
     for start, mini in minis:
         update = OptimizerUpdate(train_state)
         for offset, micro in split(mini, config.micro_batch_size):
             row = start + offset
-            part = None if planned is None else planned.rows(row, row + len(micro.lengths))
+            part = None if plan is None else plan.rows(row, row + len(micro.lengths))
             loss, metrics, rollouts = _loss(train_state, micro, mini, draws, part)
-            if rollouts is not None and planned is None:
-                kept.append(rollouts)
+            kept += [] if rollouts is None else [rollouts]
             if not update.add(loss, metrics):
                 break
         for name, value in update.apply().items():
@@ -188,46 +164,13 @@ def train_step(train_state: TrainState, batch: Batch, draws: Draws) -> StepResul
     metrics = {name: value / len(minis) for name, value in sums.items()}
     if skipped:
         metrics["skipped_updates"] = skipped
-    if entropy_mean is not None:
-        metrics["entropy_mean"] = entropy_mean
+    if plan is not None:
+        metrics |= {} if plan.entropy_sum is None else {"entropy_mean": plan.entropy_sum / batch.num_targets}
+        kept = [] if plan.rollouts is None else [plan.rollouts]
     rollouts = Rollouts.cat(kept) if kept else None
     if rollouts is not None:
         metrics |= _rollout_metrics(rollouts)
     return StepResult({**metrics, "updates": len(minis)}, rollouts)
-
-
-class OptimizerUpdate:
-    """One optimizer update: `add` accumulates the gradients of one micro-batch after another, `apply` changes the weights."""
-
-    def __init__(self, train_state: TrainState) -> None:
-        self._train_state, self._finite = train_state, True
-        self._sums: dict[str, float] = defaultdict(float)
-        for optimizer in train_state.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-
-    def add(self, loss: Tensor, metrics: Mapping[str, Tensor]) -> bool:
-        """Adds a micro-batch's share of loss and metrics; returns False if the loss is NaN or infinite."""
-        for name, value in metrics.items():
-            self._sums[name] += float(value)
-        self._finite = bool(torch.isfinite(loss))
-        if self._finite:
-            loss.backward()
-        return self._finite
-
-    def apply(self) -> dict[str, float]:
-        """Returns the sums of the metrics, and `grad_norm` before clipping.
-
-        If the last loss or that norm is not finite, or the norm is above `config.skip_above_grad_norm`, no weight or
-        moment changes, and `skipped_updates` is 1.
-        """
-        config, norm = self._train_state.config, torch.tensor(math.nan)
-        if self._finite:
-            norm = torch.nn.utils.clip_grad_norm_(self._train_state.policy.parameters(), config.max_grad_norm)
-        if not torch.isfinite(norm) or norm > (config.skip_above_grad_norm or math.inf):  # before the weights are lost
-            return {**self._sums, "grad_norm": float(norm), "skipped_updates": 1.0}
-        for optimizer in self._train_state.optimizers:
-            optimizer.step()
-        return {**self._sums, "grad_norm": float(norm)}
 
 
 class NotFinite(FloatingPointError):
@@ -235,56 +178,110 @@ class NotFinite(FloatingPointError):
 
 
 def _loss(
-    train_state: TrainState, micro: Batch, mini: Batch, draws: Draws, planned: Rollouts | None
+    train_state: TrainState, micro: Batch, mini: Batch, draws: Draws, plan: Plan | None
 ) -> tuple[Tensor, dict[str, Tensor], Rollouts | None]:
-    """Returns a micro-batch's share of its update's loss; follows `planned` rollouts, or samples new ones."""
+    """Returns a micro-batch's share of its update's loss; follows a `plan`, or samples new rollouts or positions."""
     policy, refine = train_state.policy, train_state.config.refine
     with train_state.autocast():
-        with nullcontext() if refine is not None else hidden_states_only():
-            trace = policy.read(micro.tokens, micro.lengths)
-        stats = next_token_stats(policy, trace, micro, entropy=refine is not None and planned is None)
+        trace, stats = _read(policy, micro, refine, planned=plan is not None)
         ntp = ntp_loss(stats.logprobs, micro.lengths, mini.num_targets)
         correct = mask_last(stats.is_top1, micro.lengths).sum()
         metrics = {"ntp_loss": ntp.detach(), "ntp_accuracy": correct / mini.num_targets}
         if refine is None or not torch.isfinite(ntp):  # nothing can be sampled from a loss that is not finite
             return ntp, metrics, None
-        if planned is None:
-            assert train_state.reward is not None
-            entropies = _with_last(stats.entropies.detach(), micro)
+        entropies = _with_last(stats.entropies.detach(), micro)
+        if plan is None and _needs_entropies(refine):
             metrics["entropy_mean"] = mask_last(entropies[:, :-1], micro.lengths).sum() / mini.num_targets
+        if not refine.rolls_out:
+            positions = None if plan is None else plan.positions
+            nsp, nsp_metrics = _formula_loss(train_state, micro, mini, stats, draws, positions)
+            return refine.ntp_coef * ntp + refine.nsp_coef * nsp, metrics | nsp_metrics, None
+        if plan is None or plan.rollouts is None:
+            assert train_state.reward is not None
             chosen = (train_state.reward, draws, stats.logprobs, train_state.selection)
             rollouts, continuation = roll_out(policy, trace, entropies, micro, refine, *chosen)
         else:
-            detach = refine.prefix_gradient == "detached"
-            branches = Branches.of(trace, planned.positions, planned.group_size, detach=detach)
-            rollouts, continuation = planned, read_rollouts(policy, branches, planned.tokens, refine.temperature)
+            rollouts, detach = plan.rollouts, refine.prefix_gradient == "detached"
+            branches = Branches.of(trace, plan.positions, rollouts.group_size, detach=detach)
+            continuation = read_rollouts(policy, branches, rollouts.tokens, refine.temperature)
         per_row = refine.num_chunks * refine.group_size * refine.rollout_length
         reference = _reference_logprobs(train_state, micro, rollouts, refine)
         nsp, nsp_metrics = rollout_loss(continuation, rollouts, refine, len(mini.lengths) * per_row, reference)
         return refine.ntp_coef * ntp + nsp, metrics | nsp_metrics, rollouts
 
 
-@torch.no_grad()
-def _roll_out_batch(train_state: TrainState, batch: Batch, draws: Draws) -> tuple[Rollouts, float]:
-    """Returns the rollouts of a whole batch, sampled before its first update, and the policy's mean entropy on it."""
-    micros = split(batch, train_state.config.micro_batch_size)
-    parts, entropies = zip(*(_rolled_out(train_state, micro, draws) for _, micro in micros), strict=True)
-    return Rollouts.cat(parts), sum(entropies) / batch.num_targets
-
-
-def _rolled_out(train_state: TrainState, micro: Batch, draws: Draws) -> tuple[Rollouts, float]:
-    """Returns a micro-batch's rollouts and the sum of its entropies, and frees its trace."""
-    policy, refine = train_state.policy, train_state.config.refine
-    assert refine is not None and train_state.reward is not None
-    with train_state.autocast():
+def _read(
+    policy: FastWeightLM, micro: Batch, refine: RefineConfig | None, *, planned: bool
+) -> tuple[Trace, TokenStats]:
+    """Reads a micro-batch with what the method needs: states for rollouts, entropies for a selection that uses them."""
+    with nullcontext() if refine is not None and refine.rolls_out else hidden_states_only():
         trace = policy.read(micro.tokens, micro.lengths)
-        stats = next_token_stats(policy, trace, micro, entropy=True)
+    entropy = refine is not None and not planned and _needs_entropies(refine)
+    return trace, next_token_stats(policy, trace, micro, entropy=entropy)
+
+
+def _needs_entropies(refine: RefineConfig) -> bool:
+    """Returns whether a step computes entropies: rollouts store those of their prefixes, and a selection may use them."""
+    without = ("uniform", "memory", "copy")
+    return refine.rolls_out or (refine.has_places and refine.selection not in without)
+
+
+def _formula_loss(
+    train_state: TrainState,
+    micro: Batch,
+    mini: Batch,
+    stats: TokenStats,
+    draws: Draws,
+    positions: Int[Tensor, "B C"] | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns the loss of an estimator without rollouts and its metrics; draws the positions that it needs unless given."""
+    policy, refine, difference = train_state.policy, train_state.config.refine, None
+    assert refine is not None
+    if refine.has_places and positions is None:
+        positions = _positions(train_state, micro, stats, draws)
+    if refine.estimator == "longce":
+        difference = long_short_difference(policy, micro, stats.logprobs, refine, draws)[:, :-1]
+    return formula_loss(stats.logprobs, micro.lengths, refine, mini, positions, difference)
+
+
+def _positions(train_state: TrainState, batch: Batch, stats: TokenStats, draws: Draws) -> Int[Tensor, "B C"]:
+    """Returns the positions from which REFINE would roll out with the same draws."""
+    refine, entropies = train_state.config.refine, _with_last(stats.entropies.detach(), batch)
+    assert refine is not None
+    return places(train_state.policy, batch, entropies, stats.logprobs, refine, draws, train_state.selection)
+
+
+@torch.no_grad()
+def _plan(train_state: TrainState, batch: Batch, draws: Draws) -> Plan:
+    """Draws what a whole batch needs before its first update, by the policy of that moment; permutes a placebo's rewards."""
+    refine = train_state.config.refine
+    assert refine is not None
+    parts = [_planned(train_state, micro, draws) for _, micro in split(batch, train_state.config.micro_batch_size)]
+    plan = Plan.cat(parts)
+    if plan.rollouts is None or not refine.placebo:
+        return plan
+    shape = (refine.num_chunks * refine.group_size,)
+    keys = draws.uniforms(batch.sequence_ids, "placebo", shape).flatten()
+    rewards = permuted(plan.rollouts.rewards, keys.to(plan.rollouts.rewards.device))
+    return replace(plan, rollouts=replace(plan.rollouts, rewards=rewards, advantages=_advantages(rewards, refine)))
+
+
+def _planned(train_state: TrainState, micro: Batch, draws: Draws) -> Plan:
+    """Returns a micro-batch's plan, and frees its trace."""
+    policy, refine = train_state.policy, train_state.config.refine
+    assert refine is not None
+    with train_state.autocast():
+        trace, stats = _read(policy, micro, refine, planned=False)
         if not torch.isfinite(ntp_loss(stats.logprobs, micro.lengths, micro.num_targets)):
             raise NotFinite
+        total = float(mask_last(stats.entropies, micro.lengths).sum()) if _needs_entropies(refine) else None
+        if not refine.rolls_out:
+            return Plan(positions=_positions(train_state, micro, stats, draws), rollouts=None, entropy_sum=total)
+        assert train_state.reward is not None
         entropies = _with_last(stats.entropies, micro)
         chosen = (train_state.reward, draws, stats.logprobs, train_state.selection)
         rollouts, _ = roll_out(policy, trace, entropies, micro, refine, *chosen)
-    return rollouts, float(mask_last(stats.entropies, micro.lengths).sum())
+    return Plan(positions=rollouts.positions, rollouts=rollouts, entropy_sum=total)
 
 
 @torch.no_grad()
@@ -306,12 +303,6 @@ def _with_last(entropies: Float[Tensor, "B S"], batch: Batch) -> Float[Tensor, "
     The last token's entropy is 0 whether or not padding follows, so that smoothing sees the same row in every batch.
     """
     return torch.nn.functional.pad(mask_last(entropies, batch.lengths), (0, 1))
-
-
-def split(batch: Batch, size: int) -> Iterator[tuple[int, Batch]]:
-    """Yields rows of a batch, at most `size` at once, with the index of the first."""
-    for start in range(0, len(batch.lengths), size):
-        yield start, batch.rows(start, start + size)
 
 
 def _rollout_metrics(rollouts: Rollouts) -> dict[str, float]:

@@ -31,6 +31,26 @@ def test_groups_do_not_mix():
         assert torch.allclose(row, expected, rtol=1e-12)
 
 
+def test_leave_one_out_and_no_division_by_hand():
+    """1, 2, 6 by RLOO: 1 - 4, 2 - 3.5, 6 - 1.5. The unbiased variance of the three is 7."""
+    rewards = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
+    loo = advantages(rewards, 1, 3, "prefix", baseline="leave_one_out", scale_by_std=False)
+    assert loo.tolist() == pytest.approx([-3, -1.5, 4.5], rel=1e-12)
+    assert advantages(rewards, 1, 3, "prefix", scale_by_std=False).tolist() == pytest.approx([-2, -1, 3], rel=1e-12)
+    scaled = advantages(rewards, 1, 3, "prefix", baseline="leave_one_out")
+    assert scaled.tolist() == pytest.approx([v / (math.sqrt(7) + 1e-6) for v in (-3, -1.5, 4.5)], rel=1e-12)
+
+
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+@pytest.mark.parametrize("scale", [True, False])
+def test_equal_rewards_and_groups_of_one_give_zero_with_any_baseline(baseline, scale):
+    settings = {"baseline": baseline, "scale_by_std": scale}
+    near = torch.tensor([0.7, 0.7 * (1 + 2**-23), 0.7])
+    assert len(near.unique()) > 1
+    assert advantages(near, 1, 3, "prefix", **settings).tolist() == [0, 0, 0]
+    assert advantages(torch.tensor([0.3, 0.8]), 1, 1, "sequence", **settings).tolist() == [0, 0]
+
+
 def test_eps_counts_where_the_spread_is_small():
     result = advantages(torch.tensor([0.0, 2e-6], dtype=torch.float64), 2, 1, "sequence")
     std = math.sqrt(2) * 1e-6

@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from refine_lab.config import BUILT_IN_REWARDS, RefineConfig
-from refine_lab.method.rewards import REWARDS, binary, checked, cosine, edit, hybrid, reward_function
+from refine_lab.method.rewards import (
+    REWARDS,
+    binary,
+    checked,
+    cosine,
+    edit,
+    exact,
+    hybrid,
+    permuted,
+    reward_function,
+)
 from refine_lab.ttt_config import TTTConfig
 from refine_lab.types import RewardInputs
 from tests.support.refusals import naming, refused
@@ -26,6 +36,21 @@ def test_binary_by_hand():
 
 def test_hybrid_is_the_sum():
     assert hybrid(two_rollouts()).tolist() == pytest.approx([1.0, -0.2])
+
+
+def test_exact_by_hand():
+    rollouts, targets = torch.tensor([[1, 2, 3], [1, 2, 4], [0, 0, 0]]), torch.tensor([[1, 2, 3], [1, 2, 3], [1, 2, 3]])
+    rewards = exact(with_ids(rollouts, targets))
+    assert rewards.tolist() == [1, 0, 0] and rewards.dtype == torch.float32
+
+
+def test_permuted_rewards_are_the_same_numbers_at_other_rollouts():
+    rewards, keys = torch.arange(10.0), torch.rand(10, generator=torch.Generator().manual_seed(0))
+    found = permuted(rewards, keys)
+    assert sorted(found.tolist()) == rewards.tolist() and (found != rewards).all()
+    assert permuted(torch.tensor([5.0, 6.0, 7.0]), torch.tensor([0.3, 0.1, 0.2])).tolist() == [7, 5, 6]
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(permuted(rewards[order], keys[order]), found[order])
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_it_shows_a_document_of_ones_own_and_writes_a_page(tmp_path: Path) -> No
     ("values", "sentence"),
     [
         ({"rewrad": "cosine"}, "unknown parameter 'rewrad'; did you mean 'reward'?"),
-        ({"reward": "cosin"}, "reward must be one of 'cosine', 'binary', 'hybrid', 'edit', got 'cosin'"),
+        ({"reward": "cosin"}, "reward must be one of 'cosine', 'binary', 'hybrid', 'edit', 'exact', got 'cosin'"),
     ],
 )
 def test_it_refuses(tmp_path: Path, values: dict[str, str], sentence: str) -> None:

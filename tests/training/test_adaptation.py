@@ -307,7 +307,7 @@ def test_what_is_no_row_of_tokens_is_refused(prompt, shown):
             {"refine": RefineConfig(reward="custom")},
             "refine.reward",
             "custom",
-            "one of 'cosine', 'binary', 'hybrid', 'edit'",
+            "one of 'cosine', 'binary', 'hybrid', 'edit', 'exact'",
         ),
         (
             {"refine": RefineConfig(kl_coef=0.1)},

@@ -1,0 +1,89 @@
+"""The state of training, and an optimizer update on the gradients of several micro-batches."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from refine_lab.config import UpdateConfig
+from refine_lab.method.memory import check_window
+from refine_lab.models.base import FastWeightLM
+from refine_lab.ops.precision import autocast
+from refine_lab.types import Batch, RewardFunction, Rollouts, SelectionFunction
+
+C = TypeVar("C", bound=UpdateConfig)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrainState(Generic[C]):
+    """The state of training: the policy, the optimizers of its parameters, and what the losses need."""
+
+    policy: FastWeightLM
+    optimizers: Sequence[Optimizer]
+    config: C
+    reward: RewardFunction | None = None  # None without rollouts
+    reference: FastWeightLM | None = None  # for kl_coef above 0
+    selection: SelectionFunction | None = None  # for selection `custom`
+
+    def __post_init__(self) -> None:
+        check_window(self.config.refine, type(self.policy), self.policy.config)
+
+    def autocast(self) -> AbstractContextManager:
+        """Returns the autocast context of the run's steps and evaluations."""
+        return autocast(self.policy.device, self.config.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class StepResult:
+    """Metrics of a step, named as in metrics.jsonl, and its rollouts (none if the method samples none)."""
+
+    metrics: dict[str, float]
+    rollouts: Rollouts | None
+
+
+class OptimizerUpdate:
+    """One optimizer update: `add` accumulates the gradients of one micro-batch after another, `apply` changes the weights."""
+
+    def __init__(self, train_state: TrainState) -> None:
+        self._train_state, self._finite = train_state, True
+        self._sums: dict[str, float] = defaultdict(float)
+        for optimizer in train_state.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def add(self, loss: Tensor, metrics: Mapping[str, Tensor]) -> bool:
+        """Adds a micro-batch's share of loss and metrics; returns False if the loss is NaN or infinite."""
+        for name, value in metrics.items():
+            self._sums[name] += float(value)
+        self._finite = bool(torch.isfinite(loss))
+        if self._finite:
+            loss.backward()
+        return self._finite
+
+    def apply(self) -> dict[str, float]:
+        """Returns the sums of the metrics, and `grad_norm` before clipping.
+
+        If the last loss or that norm is not finite, or the norm is above `config.skip_above_grad_norm`, no weight or
+        moment changes, and `skipped_updates` is 1.
+        """
+        config, norm = self._train_state.config, torch.tensor(math.nan)
+        if self._finite:
+            norm = torch.nn.utils.clip_grad_norm_(self._train_state.policy.parameters(), config.max_grad_norm)
+        if not torch.isfinite(norm) or norm > (config.skip_above_grad_norm or math.inf):  # before the weights are lost
+            return {**self._sums, "grad_norm": float(norm), "skipped_updates": 1.0}
+        for optimizer in self._train_state.optimizers:
+            optimizer.step()
+        return {**self._sums, "grad_norm": float(norm)}
+
+
+def split(batch: Batch, size: int) -> Iterator[tuple[int, Batch]]:
+    """Yields rows of a batch, at most `size` at once, with the index of the first."""
+    for start in range(0, len(batch.lengths), size):
+        yield start, batch.rows(start, start + size)
