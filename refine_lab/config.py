@@ -157,8 +157,8 @@ class RunConfig(Config):
 
     recipe: Annotated[str, Field(pattern=r"^[\w-]+$"), "letters, digits, - and _"]
     "Name of the recipe in `recipes`; part of the run directory's name."
-    updates: Literal["equal", "release"] = "equal"
-    "Whether SFT makes as many updates as the other methods, or fewer, as in the released code (`recipes.release_updates`)."
+    updates: Literal["equal", "release", "compute"] = "equal"
+    "Whether SFT makes as many updates as the other methods, or fewer or more (`recipes.release_updates`, `compute_updates`)."
     model: Text = "tiny-deltanet"
     "What `load_model` accepts: a shipped name, a run, a folder, `org/repo[:subfolder][@revision]`; `new:` gives fresh weights."
     data: DataConfig = field(default_factory=DataConfig)
@@ -199,7 +199,7 @@ class OptimizationConfig(Config):
     """Loss and optimizer settings shared by training and test-time training."""
 
     refine: RefineConfig | None = field(default_factory=RefineConfig)
-    "REFINE's settings; none: SFT on the next token."
+    "Settings of the next-sequence loss, REFINE's or another; none: SFT on the next token."
     lr: Annotated[float, Field(gt=0, le=10)] = 1e-6
     "Learning rate; the peak of the schedule where there is one."
     weight_decay: NotNegative = 0.01
@@ -210,6 +210,11 @@ class OptimizationConfig(Config):
     "Seed of all random draws."
     dtype: Literal["float32", "bfloat16"] = "float32"
     "Precision of the arithmetic (autocast); parameters and optimizer moments keep the model's dtype, float32 in training."
+
+    @property
+    def rolls_out(self) -> bool:
+        """Returns whether the method samples rollouts."""
+        return self.refine is not None and self.refine.rolls_out
 
 
 @configuration
@@ -266,7 +271,7 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
         name = "data.sequence_length" if self.task is None else "task.prompt_tokens"
         tokens = self.data.sequence_length if self.task is None else self.task.prompt_tokens
         self._require_batch(tokens)
-        if self.refine is not None:
+        if self.refine is not None and self.refine.has_places:
             least = smallest_length(self.refine)
             allowed = f"at least {least} for the method's num_chunks, rollout_length and margin"
             self._require(self.refine.fits(tokens), name, allowed)
@@ -281,10 +286,13 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
 
     @property
     def method(self) -> str:
-        """Returns `sft`, `refine`, `nested_sft` or `nested_refine`; SFT that makes fewer updates ends in `_release`."""
-        name = ("nested_" if self.nested else "") + ("sft" if self.refine is None else "refine")
-        unequal = self.updates == "release" and self.refine is None and (self.nested or self.task is None)
-        return name + ("_release" if unequal else "")
+        """Returns the name of the method, one of `recipes.methods.ORDER`.
+
+        SFT that makes fewer or more updates ends in `_release` or `_compute`.
+        """
+        name = ("nested_" if self.nested else "") + ("sft" if self.refine is None else self.refine.method)
+        unequal = self.updates != "equal" and self.refine is None and (self.nested or self.task is None)
+        return name + (f"_{self.updates}" if unequal else "")
 
     @property
     def updates_per_batch(self) -> int:

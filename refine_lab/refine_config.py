@@ -95,6 +95,11 @@ class RefineConfig(Config):
             self._require(self.reward in EXPECTED_REWARDS, "reward", allowed)
 
     @property
+    def method(self) -> str:
+        """Returns the name of the method: `refine`, `placebo`, or the estimator."""
+        return ("placebo" if self.placebo else "refine") if self.rolls_out else self.estimator
+
+    @property
     def rolls_out(self) -> bool:
         """Returns whether the estimator samples rollouts."""
         return self.estimator == "rollouts"

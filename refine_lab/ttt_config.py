@@ -58,6 +58,8 @@ class TTTConfig(OptimizationConfig):
         if self.refine is None:
             self._require(self.stop_at_reward is None, "stop_at_reward", "none for SFT")
             return
+        rewarded = self.rolls_out or self.stop_at_reward is None
+        self._require(rewarded, "stop_at_reward", f"none for the estimator {self.refine.estimator!r}")
         known = ", ".join(map(repr, BUILT_IN_REWARDS))  # a run keeps no source of another reward
         self._require(self.refine.reward in BUILT_IN_REWARDS, "refine.reward", f"one of {known}")
         self._require(self.refine.selection != "custom", "refine.selection", "a built-in selection")
@@ -96,8 +98,12 @@ class TTTRunConfig(RunConfig):
 
     @property
     def method(self) -> str:
-        """Returns `none`, `sft` or `refine`; SFT that makes fewer updates ends in `_release`, as in the paper's release."""
+        """Returns the name of the method, one of `recipes.methods.ORDER`; `none` without adaptation.
+
+        SFT that makes fewer or more updates ends in `_release` or `_compute`.
+        """
         if self.ttt is None:
             return "none"
-        sft = "sft_release" if self.updates == "release" else "sft"
-        return sft if self.ttt.refine is None else "refine"
+        if self.ttt.refine is not None:
+            return self.ttt.refine.method
+        return "sft" if self.updates == "equal" else f"sft_{self.updates}"

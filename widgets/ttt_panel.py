@@ -19,6 +19,7 @@ from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.futures import finished, together
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.recipes import ttt_per_prompt
+from refine_lab.refine_config import RefineConfig
 from refine_lab.runs.environment import display_path
 from refine_lab.statistics.rest_change import RestChange, rest_change
 from refine_lab.text import replace_surrogates
@@ -78,7 +79,7 @@ class TTTPanel(Panel):
         recipe = ttt_per_prompt().ttt
         assert recipe is not None and recipe.refine is not None
         self._initial = config or replace(recipe, steps=STEPS)
-        self._refine = self._initial.refine or recipe.refine  # used if REFINE is selected
+        self._refine = _refine_of(self._initial) or recipe.refine  # used if REFINE is selected
         self.exploration = Exploration(self.worker, model, add_bos=add_bos)
         self.model = model
         self.steps: list[dict[str, float]] = []
@@ -201,7 +202,9 @@ class TTTPanel(Panel):
     def config(self) -> TTTConfig:
         """Returns the configuration in the fields. Raises ValueError for an invalid one."""
         values = {name: field.value for name, field in self.fields.items()}
-        refine = replace(self._refine, reward=values["reward"]) if values["method"] == "REFINE" else None
+        refine = {"REFINE": replace(self._refine, reward=values["reward"]), "SFT": None}.get(
+            values["method"], self._initial.refine
+        )
         return replace(self._initial, refine=refine, steps=values["steps"], lr=values["lr"])
 
     @property
@@ -343,7 +346,7 @@ class TTTPanel(Panel):
     def _draw(self) -> None:
         """Sends the curves."""
         self._sent = time.monotonic()
-        self.curves.curves = ttt_curves(self.steps, "refine" if self._config.refine else "sft")
+        self.curves.curves = ttt_curves(self.steps, self._config.refine.method if self._config.refine else "sft")
 
     # -- state of the weights and buttons ------------------------------------------------------------------------------
 
@@ -380,3 +383,8 @@ class TTTPanel(Panel):
         self.buttons["stop"].disabled = not running
         for name in ("start", "reset"):
             self.buttons[name].disabled = running
+
+
+def _refine_of(config: TTTConfig) -> RefineConfig | None:
+    """Returns the settings of REFINE in a configuration; None if its method is another."""
+    return config.refine if config.refine is not None and config.refine.method == "refine" else None

@@ -30,7 +30,7 @@ def ttt_settings(reading: ReadingConfig) -> TTTConfig | None:
 
 def fewest_tokens(config: TTTConfig) -> int:
     """Returns the minimum length of a prompt that can be adapted to."""
-    return 2 if config.refine is None else config.refine.rollout_length + 1
+    return 2 if config.refine is None or not config.refine.has_places else config.refine.rollout_length + 1
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from refine_lab.data.tasks.items import items_of
 from refine_lab.data.tasks.scores import SCORES
 from refine_lab.experiments.run_groups import flat_settings, group_names
 from refine_lab.models.loading import load_tokenizer
+from refine_lab.recipes.methods import ORDER as ORDER
 from refine_lab.runs.cards import FOLDER, read_cards
 from refine_lab.runs.run import STARTED, Run
 from refine_lab.runs.started import short
@@ -22,8 +23,6 @@ from refine_lab.validation import ConfigError
 
 READINGS = ("loss_before", "loss_after", "entropy_before", "entropy_after")
 """Measures of a prompt, in nats per token."""
-ORDER = ("base", "none", "sft_release", "sft", "nested_sft_release", "nested_sft", "refine", "nested_refine")
-"""The methods in order; each is compared with those before it."""
 
 
 # -- records of runs ---------------------------------------------------------------------------------------------------
@@ -40,12 +39,12 @@ def evaluations(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def last_rollouts(runs: Iterable[Run], steps: int = 5) -> pd.DataFrame:
-    """Returns the rollouts of the last `steps` batches of every REFINE run, with `method` and `seed` as in `metrics`."""
+    """Returns the rollouts of the last `steps` batches of every run with rollouts, with `method` and `seed` as in `metrics`."""
 
     def last(run: Run) -> pd.DataFrame:
         return run.rollouts(range(max(1, run.config.steps - steps + 1), run.config.steps + 1))
 
-    return _joined((run for run in runs if run.config.refine is not None), last)
+    return _joined((run for run in runs if run.config.rolls_out), last)
 
 
 def joined_stages(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -19,6 +19,7 @@ from refine_lab.data.sources import check_dataset
 from refine_lab.data.tasks.trained import FREE_FIELDS, UNTRAINED, History, Trained
 from refine_lab.method.rewards import reward_function
 from refine_lab.models.hub import own_folder, resolve, shipped
+from refine_lab.recipes.methods import UPDATES, applicable, known_method, split_updates
 from refine_lab.text import quote
 from refine_lab.training.history import history_of
 from refine_lab.ttt_config import TTTRunConfig
@@ -50,11 +51,11 @@ def method_configs(
     """Returns a configuration of each method for each seed: `TrainConfig`, or `TTTRunConfig` for test-time training.
 
     The recipe determines the phase; `phase`, if set, rejects recipes of other phases. `methods` defaults to those
-    that the phase compares; test-time training creates `none` only once if all seeds share a model. `updates` is
-    "equal" or "release".
+    that the paper compares in the phase (see `recipes.methods.KNOWN` for all); test-time training creates `none` only
+    once if all seeds share a model. `updates` is "equal", "release" or "compute".
 
     `settings` are fields of the configuration or of any configuration inside it; None keeps the recipe's value, and
-    methods without that part ignore it. In addition:
+    methods without that part ignore it (see `recipes.methods.applicable`). In addition:
 
     - `model` containing `{seed}` is a separate model for each seed (`model_of_seed`);
     - `reward` and `selection` may be functions (`create_runs` stores their sources);
@@ -84,20 +85,29 @@ def method_configs(
         settings.setdefault("smoothing_kernel", settings["rollout_length"])
     model = settings.pop("model", None)
     histories = history_by_seed(model, seeds) if entry.phase == "ttt" else {}
+    methods = sorted(methods or recipes.METHODS[entry.phase], key=lambda name: name != "none")  # the baseline first
+    require(len(set(methods)) == len(methods), "methods", methods, "distinct names")
     configs = []
     for seed in seeds:
         if model:
             settings["model"] = absolute_model(model_of_seed(model, seed))
-        for name in methods or recipes.METHODS[entry.phase]:
+        for name in methods:
             if name == "none" and seed != seeds[0] and SEED not in (model or ""):
                 continue
+            name, own_updates = split_updates(known_method(name, entry.phase))
             config = entry.make(name, seed)
             if isinstance(config, TTTRunConfig):
-                config = _ttt_config(config, histories[seed], dict(settings))
+                refine = config.ttt and config.ttt.refine
+                config = _ttt_config(config, histories[seed], applicable(refine, settings))
             else:
-                config = _train_config(config, dict(settings))
-            configs.append(recipes.release_updates(config) if updates == "release" else config)
+                config = _train_config(config, applicable(config.refine, settings))
+            configs.append(_with_updates(config, own_updates or updates))
     return configs
+
+
+def _with_updates(config: R, updates: str) -> R:
+    change = {"release": recipes.release_updates, "compute": recipes.compute_updates}.get(updates)
+    return config if change is None else change(config)
 
 
 def release_configs(configs: Sequence[R]) -> list[R]:
@@ -138,7 +148,7 @@ def _split_updates(recipe: str, updates: str | None) -> tuple[str, str]:
         old, recipe, updates = recipe, recipe.removesuffix(RELEASE), "release"
         sentence = f"recipe {old!r} is now recipe {recipe!r} with updates 'release'; the old name will be removed"
         warnings.warn(sentence, FutureWarning, stacklevel=3)
-    require(updates in (None, "equal", "release"), "updates", updates, "'equal' or 'release'")
+    require(updates in (None, "equal", *UPDATES), "updates", updates, "'equal', 'release' or 'compute'")
     return recipe, updates or "equal"
 
 

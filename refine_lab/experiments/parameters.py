@@ -20,7 +20,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Optional, get_args
 
-from pydantic import AllowInfNan, BeforeValidator, Field, Strict, TypeAdapter, ValidationError
+from pydantic import AllowInfNan, BeforeValidator, Field, Strict, StringConstraints, TypeAdapter, ValidationError
 
 from refine_lab.text import shorten
 from refine_lab.validation import ConfigError, require, unknown
@@ -47,13 +47,16 @@ def _is_none(value: Any, kind: Any) -> bool:
 
 
 _Whole = Annotated[int, BeforeValidator(_number)]
+_Name = Annotated[str, Strict(), StringConstraints(strip_whitespace=True, min_length=1)]
 _Numbers = Annotated[list[_Whole], BeforeValidator(_items), Field(min_length=1, max_length=1000)]
+_Names = Annotated[list[_Name], BeforeValidator(_items), Field(min_length=1, max_length=1000)]
 TYPES: dict[Any, tuple[Any, str]] = {
     int: (_Whole, "a whole number"),
     float: (Annotated[float, BeforeValidator(_number), AllowInfNan(False)], "a number"),
     bool: (bool, "true or false"),
     str: (Annotated[str, Strict()], "a string"),
     list[int]: (_Numbers, "up to 1,000 whole numbers, as in 0,1,2"),
+    list[str]: (_Names, "up to 1,000 names, as in sft,refine"),
 }
 """Declared type -> the type by which pydantic converts a value, and the description of allowed values."""
 
@@ -142,7 +145,7 @@ def _type_name(kind: Any) -> str:
 
 
 def convert(name: str, hint: Any, value: Any) -> Any:
-    """Converts `value`, possibly a string, to `hint`: bool, int, float, str or list[int], or `"Optional[...]"` of one.
+    """Converts `value`, possibly a string, to `hint`: a type of `TYPES`, or `"Optional[...]"` of one.
 
     Raises ValueError that names the parameter, the value and what is allowed.
     """

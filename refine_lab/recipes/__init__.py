@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from refine_lab.recipes.compute import compute_updates as compute_updates
 from refine_lab.recipes.memory import MEMORY as MEMORY
 from refine_lab.recipes.memory import by_memory as by_memory
+from refine_lab.recipes.methods import METHODS, Phase
 from refine_lab.recipes.midtraining import midtrain, paper_midtrain
-from refine_lab.recipes.paper import METHODS, Phase
 from refine_lab.recipes.posttraining import paper_posttrain, posttrain, posttrain_searched, posttrain_searched_lact
 from refine_lab.recipes.pretraining import pretrain, pretrain_lact
 from refine_lab.recipes.release import release_updates as release_updates

@@ -1,21 +1,14 @@
-"""The paper's settings for REFINE, and the methods that each phase compares."""
+"""The paper's settings for REFINE, and those of the other methods that are compared with it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from refine_lab.config import RefineConfig
+from refine_lab.recipes.methods import METHODS as METHODS
+from refine_lab.recipes.methods import Phase, changes_of, known_method, split_updates
 from refine_lab.validation import require
-
-Phase = Literal["pretrain", "midtrain", "posttrain", "ttt"]
-
-METHODS: dict[Phase, tuple[str, ...]] = {
-    "midtrain": ("sft", "refine"),  # section 4.2
-    "posttrain": ("sft", "nested_sft", "nested_refine"),  # section 4.3
-    "ttt": ("none", "sft", "refine"),  # section 4.4
-}
-"""The methods that a phase compares; nested ones make updates on the prompts before the update on the answers."""
 
 REFINE = RefineConfig(
     num_chunks=8,  # c, tables 2 and D.1
@@ -41,10 +34,17 @@ REFINE = RefineConfig(
 
 
 def refine_of(method: str, phase: Phase, **changes: Any) -> RefineConfig | None:
-    """Returns `REFINE` with `changes`, or None for a method without rollouts.
+    """Returns `REFINE` with `changes` and those of the method, or None for a method without a next-sequence loss.
 
-    Raises ConfigError for a method that the phase does not compare.
+    Raises ConfigError for a method that is unknown in the phase, and for one with another number of updates, which
+    `release_updates` and `compute_updates` set.
     """
-    *others, last = map(repr, METHODS[phase])
-    require(method in METHODS[phase], "method", method, f"{', '.join(others)} or {last}")
-    return replace(REFINE, **changes) if method.endswith("refine") else None
+    name = known_method(method, phase)
+    require(
+        split_updates(name)[1] is None,
+        "method",
+        method,
+        f"{split_updates(name)[0]!r}, whose updates are set afterwards",
+    )
+    own = changes_of(name)
+    return None if own is None else replace(REFINE, **{**changes, **own})

@@ -73,7 +73,9 @@ def posttrain_searched_lact(method: str = "nested_refine", seed: int = 0) -> Tra
     config = replace(posttrain(method, seed), recipe="posttrain_searched_lact", model="tiny-lact")
     if method == "sft":
         return replace(config, lr=6e-4)
-    return config if config.refine is None else replace(config, refine=replace(config.refine, reward="cosine"))
+    if config.refine is None or not config.rolls_out:
+        return config
+    return replace(config, refine=replace(config.refine, reward="cosine"))
 
 
 def _of_method(method: str) -> dict[str, Any]:

@@ -257,7 +257,7 @@ class Run:
 
     def require_records(self, last: int) -> None:
         """Raises ValueError, naming the first missing step, unless the records hold all batches up to `last`."""
-        parts = parquet_parts(self.path / "rollouts") if self.config.refine is not None else None
+        parts = parquet_parts(self.path / "rollouts") if self.config.rolls_out else None
         written = {int(step) for step in self.metrics()["step"]}
         for step in range(1, last + 1):
             rolled_out = parts is None or any(first <= step <= end for first, end, _ in parts)

@@ -131,7 +131,8 @@ def run_bytes(config: Any, parameters: int) -> int:
     if config.keep_every:
         kept = min(written, kept + config.steps // config.keep_every)
     refine = config.refine
-    rollouts = 0 if refine is None else config.steps * config.batch_size * refine.num_chunks * refine.group_size
+    per_row = refine.num_chunks * refine.group_size if refine is not None and refine.rolls_out else 0
+    rollouts = config.steps * config.batch_size * per_row
     return kept * PARAMETER_BYTES * parameters + rollouts * ROLLOUT_BYTES
 
 

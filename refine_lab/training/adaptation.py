@@ -128,7 +128,7 @@ class Adapter:
     def _train_state(self, batch: Batch) -> TrainState:
         """Returns the state that `train_step` needs. Raises ValueError for a prompt too short for a rollout."""
         refine = self.config.refine and fit_to_length(self.config.refine, *batch.lengths.tolist())
-        reward = None if refine is None else REWARDS[refine.reward]
+        reward = REWARDS[refine.reward] if refine is not None and refine.rolls_out else None
         config = replace(self._update, refine=refine)
         return TrainState(policy=self.model, optimizers=self.optimizers, config=config, reward=reward)
 
@@ -210,8 +210,10 @@ def fit_to_length(refine: RefineConfig, *lengths: int) -> RefineConfig:
     """Returns the method adjusted to prompts of the given lengths.
 
     The margin, which is meant for long documents, is reduced first; the number of chunks only if some chunk would have
-    fewer than k + 1 tokens. Raises ValueError if not even one chunk has.
+    fewer than k + 1 tokens. A method without positions is unchanged. Raises ValueError if not even one chunk has k + 1.
     """
+    if not refine.has_places:
+        return refine
     k, length = refine.rollout_length, min(lengths)
     if length < k + 1:
         raise ValueError(

@@ -134,7 +134,7 @@ def _train_state(run: Run, config: TrainConfig, policy: FastWeightLM) -> TrainSt
     refine, reference, reward, selection = config.refine, None, None, None
     if refine is not None:
         sources = sources_of(run.path)
-        reward = reward_function(refine.reward, sources["reward"])
+        reward = reward_function(refine.reward, sources["reward"]) if refine.rolls_out else None
         if refine.selection == "custom":
             selection = selection_function(sources["selection"])
         if refine.kl_coef:  # the policy before the first step of training, also after a resumption

@@ -17,6 +17,7 @@ from refine_lab.recipes import (
     recipe,
     release_updates,
 )
+from refine_lab.recipes.methods import KNOWN
 from tests.support.refusals import refused
 
 
@@ -100,7 +101,7 @@ def test_an_unknown_recipe_is_refused_with_the_nearest():
 
 
 def test_an_unknown_arm_is_refused():
-    with refused("method", "rl", "'sft' or 'refine'"):
+    with refused("method", "rl", ", ".join(KNOWN["midtrain"])):
         midtrain("rl")
 
 

@@ -83,13 +83,22 @@ class MethodStyle:
     "Dash of the line, which distinguishes methods of the same colour."
 
 
+COLOURS = (INK, "#2a83bf", "#d55e00", "#009e73", "#cc79a7", "#a08a00")
+"Colours of methods; the live curves have the same ones, in this order, for light and dark pages."
+
 KNOWN_METHODS = {
     "base": MethodStyle(label="base", colour=INK, symbol="square"),
     "sft": MethodStyle(label="SFT", colour="#2a83bf", symbol="circle"),
     "refine": MethodStyle(label="REFINE", colour="#d55e00", symbol="diamond"),
     "nested_sft": MethodStyle(label="nested SFT", colour="#009e73", symbol="triangle-up"),
     "nested_refine": MethodStyle(label="nested REFINE", colour="#cc79a7", symbol="x"),
+    "expected": MethodStyle(label="expected match", colour="#009e73", symbol="square"),
+    "weighted": MethodStyle(label="weighted NTP", colour="#cc79a7", symbol="circle"),
+    "longce": MethodStyle(label="LongCE", colour="#a08a00", symbol="diamond"),
+    "dft": MethodStyle(label="DFT", colour="#a08a00", symbol="triangle-up"),
+    "placebo": MethodStyle(label="placebo", colour=INK, symbol="x"),
 }
+"Method -> style; a nested method that is not listed has the style of the method itself."
 OTHER_STYLES: Sequence[tuple[str, Symbol]] = (("#a08a00", "x"), ("#009e73", "triangle-up"), ("#cc79a7", "square"))
 DASHES: Sequence[Dash] = get_args(Dash)
 
@@ -97,8 +106,8 @@ DASHES: Sequence[Dash] = get_args(Dash)
 def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
     """Returns method -> style, in order of appearance.
 
-    `none`, the model without adaptation, has the style of a base model; a method with the suffix `_release` has the
-    style of the method itself and a label for the release's updates. A method may be an experiment's name (see
+    `none`, the model without adaptation, has the style of a base model; a method with the suffix `_release` or `_compute`
+    has the style of the method itself and a label for its updates. A method may be an experiment's name (see
     `run_groups.group_names`): its label then lists the distinguishing settings, and each line has a dash that no
     other line of its colour has.
     """
@@ -111,9 +120,14 @@ def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
     for method in methods:
         name, _, differing = method.partition(SEPARATOR)
         style = bases[looks_like(method)]
+        nested = name.startswith("nested_")
         words = ["baseline (no adaptation)" if name == "none" else style.label]
+        if nested and not looks_like(name).startswith("nested_"):
+            words = [f"nested {style.label}"]
         if name.endswith("_release"):
-            words.append("one inner update" if name.startswith("nested") else "fewer updates")
+            words.append("one inner update" if nested else "fewer updates")
+        if name.endswith("_compute"):
+            words.append("equal compute")
         before = sum(other.colour == style.colour for other in styles.values())
         label = ", ".join(filter(None, [*words, differing]))
         styles[method] = replace(style, label=label, dash=DASHES[before % len(DASHES)])
@@ -122,8 +136,11 @@ def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
 
 def looks_like(method: str) -> str:
     """Returns the method whose colour and symbol a method uses."""
-    name = method.partition(SEPARATOR)[0]
-    return "base" if name == "none" else name.removesuffix("_release")
+    name = method.partition(SEPARATOR)[0].removesuffix("_release").removesuffix("_compute")
+    alone = name.removeprefix("nested_")
+    if name == "none":
+        return "base"
+    return alone if name not in KNOWN_METHODS and alone in KNOWN_METHODS else name
 
 
 def has_panel(frame: pd.DataFrame, panel: Plot) -> bool:

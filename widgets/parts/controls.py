@@ -13,6 +13,7 @@ from refine_lab.text import replace_surrogates
 from refine_lab.ttt_config import TTTConfig
 from refine_lab.validation import require
 from widgets.core.panel import TextField
+from widgets.figures.series import KNOWN_METHODS
 from widgets.parts.step_slider import StepSlider
 
 MOST_HELD_OUT = 0.9
@@ -57,12 +58,13 @@ def ttt_fields(
     """Returns the TTT panel's fields by name, with the values of `config`; `reward` is used if REFINE is selected.
 
     `held_out`: the share of the document that is its unseen rest, at most `MOST_HELD_OUT`; 0 holds out nothing. The
-    slider shows it in percent.
+    slider shows it in percent. The methods are REFINE, SFT and that of `config`, if it is another.
     """
     require(0 <= held_out <= MOST_HELD_OUT, "held_out", held_out, f"from 0 to {MOST_HELD_OUT}")
     slider = StepSlider(last=round(100 * MOST_HELD_OUT), value=round(100 * held_out), label="Held-out rest", unit="%")
     slider.add_class("as-field")
-    method = field(Dropdown, "method", "REFINE" if config.refine else "SFT", options=["REFINE", "SFT"])
+    chosen = KNOWN_METHODS["sft" if config.refine is None else config.refine.method].label
+    method = field(Dropdown, "method", chosen, options=[*dict.fromkeys([chosen, "REFINE", "SFT"])])
     rewards = field(Dropdown, "reward", reward, options=[*BUILT_IN_REWARDS])
     ipywidgets.dlink((method, "value"), (rewards, "disabled"), transform=lambda name: name != "REFINE")
     return {

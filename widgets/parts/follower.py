@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from refine_lab.config import Config
 from refine_lab.experiments.run_groups import group_names
 from refine_lab.runs.run import MetricsTail, Run
 from refine_lab.text import printable, shorten
-from widgets.figures.series import KNOWN_METHODS, PANELS, Plot, decimate, has_panel, looks_like, method_styles
+from widgets.figures.series import COLOURS, KNOWN_METHODS, PANELS, Plot, decimate, has_panel, looks_like, method_styles
 
 INTERVAL = 0.25
 "Minimum number of seconds between two updates."
@@ -131,10 +130,11 @@ def gather(readers: Sequence[RunReader], limit: int = 1000) -> dict[str, Any]:
     """
     styles = method_styles(reader.group for reader in readers)
     order = [*dict.fromkeys([*KNOWN_METHODS, *map(looks_like, styles)])]
+    ordered = sorted(styles.items(), key=lambda item: order.index(looks_like(item[0])))
     methods = [
         {"method": method, "label": style.label, "symbol": style.symbol, "dash": style.dash}
-        | {"look": order.index(looks_like(method))}
-        for method, style in styles.items()
+        | {"look": COLOURS.index(style.colour)}
+        for method, style in ordered
     ]
     panels = []
     for panel in PANELS:
@@ -147,7 +147,7 @@ def gather(readers: Sequence[RunReader], limit: int = 1000) -> dict[str, Any]:
         facts = {"name": panel.name, "title": panel.title, "unit": panel.unit, "marks": panel.kind == "eval"}
         if lines:
             panels.append(facts | {"of": "prompt" if panel.kind == "answers" else "step", "lines": lines})
-    return {"methods": sorted(methods, key=itemgetter("look")), "panels": panels}
+    return {"methods": methods, "panels": panels}
 
 
 def _kept_steps(readers: Sequence[RunReader], panel: Plot, limit: int) -> dict[str, set[float]]:

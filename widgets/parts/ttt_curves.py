@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from widgets.figures.series import decimate, method_styles
+from widgets.figures.series import COLOURS, decimate, method_styles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Line:
 
 
 def ttt_curves(steps: Sequence[Mapping[str, float]], method: str) -> dict[str, Any]:
-    """Returns the trait `curves` of `Curves`. `steps`: those of `TTTPanel`; `method`: `sft` or `refine`.
+    """Returns the trait `curves` of `Curves`. `steps`: those of `TTTPanel`; `method`: its name, such as `sft` or `refine`.
 
     If the steps have a `rest_loss`, the first panel shows it in front of the loss of the adapted part. Lines are thinned
     by `decimate`.
@@ -54,7 +54,7 @@ def ttt_curves(steps: Sequence[Mapping[str, float]], method: str) -> dict[str, A
 def _look(line: Line, method: str) -> dict[str, Any]:
     """Returns the style of a line, which `Curves` calls a method; the colours are those of the methods elsewhere."""
     style = method_styles([method])[method]
-    colour, dash = (0, "dash") if line.quiet else (1 + (method == "refine"), "solid")
+    colour, dash = (0, "dash") if line.quiet else (COLOURS.index(style.colour), "solid")
     return {
         "method": line.key,
         "label": line.label or style.label,

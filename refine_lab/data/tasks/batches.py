@@ -23,7 +23,9 @@ class TaskData:
         if bare := [example.name for example in examples if not example.answer_ids]:
             got = f"{len(bare)} have none, first {bare[0]!r}"
             raise ValueError(f"every example that is trained on needs an answer; {got}")
-        if short := [e for e in examples if refine is not None and not refine.fits(len(e.prompt_ids))]:
+        if short := [
+            e for e in examples if refine is not None and refine.has_places and not refine.fits(len(e.prompt_ids))
+        ]:
             raise ValueError(
                 f"{len(short)} of {len(examples)} prompts are too short for the method's num_chunks, rollout_length and "
                 f"margin, the first {short[0].name!r} with {len(short[0].prompt_ids)} tokens: remove them, or use fewer chunks"

@@ -1,0 +1,70 @@
+"""The configurations of an experiment with any of the methods."""
+
+from __future__ import annotations
+
+import pytest
+
+from refine_lab.experiments.compare import ORDER
+from refine_lab.experiments.configs import method_configs
+from refine_lab.recipes.methods import KNOWN
+from tests.support.refusals import refused
+from widgets.figures.series import COLOURS, KNOWN_METHODS, looks_like, method_styles
+
+ALL = {
+    "midtrain": ("midtrain", [*KNOWN["midtrain"]]),
+    "posttrain": ("posttrain", [*KNOWN["posttrain"]]),
+    "ttt": ("per_prompt", [*KNOWN["ttt"]]),
+}
+
+
+@pytest.mark.parametrize("phase", ALL)
+def test_all_methods_of_a_phase_are_made_by_their_names(phase):
+    recipe, methods = ALL[phase]
+    several = {"mini_batch_size": 4} if phase == "midtrain" else {}  # with one update a batch the release omits none
+    configs = method_configs(recipe, [3], phase=phase, methods=methods, **several)
+    assert [config.method for config in configs] == sorted(methods, key=lambda name: name != "none")
+
+
+def test_methods_differ_as_their_recipes_say_and_a_setting_reaches_those_it_applies_to():
+    methods = ["sft", "weighted", "expected", "dft", "refine", "placebo", "sft_compute"]
+    configs = method_configs("midtrain", [0], methods=methods, reward="edit", nsp_coef=0.4, steps=40)
+    found = {config.method: config for config in configs}
+    assert {name: config.steps for name, config in found.items()} == dict.fromkeys(methods, 40) | {"sft_compute": 50}
+    assert found["sft"].refine is found["sft_compute"].refine is None
+    rewards = {name: config.refine.reward for name, config in found.items() if config.refine}
+    assert rewards == {"weighted": "cosine", "expected": "exact", "dft": "cosine", "refine": "edit", "placebo": "edit"}
+    weights = {
+        name: (config.refine.ntp_coef, config.refine.nsp_coef) for name, config in found.items() if config.refine
+    }
+    assert weights == dict.fromkeys(("weighted", "expected", "refine", "placebo"), (1, 0.4)) | {"dft": (0, 1)}
+
+
+def test_a_custom_reward_is_that_of_the_methods_with_rollouts():
+    def first(inputs):
+        return (inputs.rollout_ids[:, 0] == inputs.target_ids[:, 0]).float()
+
+    configs = method_configs("midtrain", [0], methods=["refine", "expected"], reward=first)
+    assert [config.refine.reward for config in configs] == ["custom", "exact"]
+
+
+def test_the_baseline_comes_first_and_no_method_twice():
+    configs = method_configs("per_prompt", [0], methods=["expected", "none"])
+    assert [config.method for config in configs] == ["none", "expected"]
+    with refused("methods", ["sft", "sft"], "distinct names"):
+        method_configs("midtrain", [0], methods=["sft", "sft"])
+    with refused("method", "expectd"):
+        method_configs("midtrain", [0], methods=["expectd"])
+
+
+def test_every_method_has_a_label_and_a_style_of_its_own():
+    styles = method_styles(name for name in ORDER if name != "none")
+    labels = [style.label for style in styles.values()]
+    assert len(set(labels)) == len(labels)
+    assert all(looks_like(name) in KNOWN_METHODS for name in ORDER)
+    assert {style.colour for style in styles.values()} <= set(COLOURS)
+    looks = [(style.colour, style.symbol) for style in KNOWN_METHODS.values()]
+    assert len(set(looks)) == len(looks)
+    assert (styles["nested_expected"].label, styles["sft_compute"].label) == (
+        "nested expected match",
+        "SFT, equal compute",
+    )
