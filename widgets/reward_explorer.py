@@ -317,8 +317,15 @@ class RewardExplorer(Panel):
             frame = rollouts[rollouts["clicked"] == clicked]
             count = frame["position"].nunique()
             if count:
-                parts.append(f"{len(frame):,} rollouts at {count} {kind} position{'' if count == 1 else 's'}, {note}")
+                where = f"{len(frame):,} rollouts at {count} {kind} position{'' if count == 1 else 's'}"
+                parts.append(f"{where}, {note}, {self._matches(frame)}")
         return "; ".join([*parts, f"{1000 * seconds:.0f} ms."])
+
+    def _matches(self, frame: pd.DataFrame) -> str:
+        """Describes the mean reward `exact` and the probability that it estimates: that of the reference at temperature 1."""
+        k = self.exploration.refine.rollout_length
+        matched, probability = (frame[name].mean() for name in ("exact", "target_probability"))
+        return f"exact match {matched:.3g} where p(next {k} tokens) is {probability:.3g}"
 
     # -- events of the page --------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.method.advantages import advantages
-from refine_lab.method.rewards import binary, checked, cosine
+from refine_lab.method.rewards import binary, checked, cosine, exact
 from refine_lab.method.rollout import Branches, sample
 from refine_lab.models import FastWeightLM, Trace
 from refine_lab.rng import Draws
@@ -151,6 +151,7 @@ def rollout_frame(
 ) -> pd.DataFrame:
     """Returns one row per rollout with the columns of a run's rollouts (`runs.schema.COLUMNS`) and per-token `cosines`.
 
+    `exact` is the reward of that name, and `target_probability` its expectation at temperature 1, p(next k tokens | prefix).
     `step` is 0. Only the first `k` tokens of each rollout count (None: the length of the shortest). Advantages compare
     the rollouts of a prefix, or all of them. Raises ValueError for no rollouts, for a k that exceeds their length, and
     as `rewards.checked` does.
@@ -176,6 +177,8 @@ def rollout_frame(
             "cosines": F.cosine_similarity(inputs.hidden_states, inputs.target_hidden_states, dim=-1).tolist(),
             "cosine": cosine(inputs).numpy(),
             "binary": binary(inputs).numpy(),
+            "exact": exact(inputs).numpy(),
+            "target_probability": [float(each.target_logprobs[:k].sum().exp()) for each in of_row],
             "reward": checked(reward)(inputs).float().numpy(),
         }
     )

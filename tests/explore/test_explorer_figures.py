@@ -48,7 +48,7 @@ def test_figures_are_of_the_positions_that_the_settings_select(explorer: RewardE
     token = next(token for token in range(40, 80) if token - 1 not in explorer.exploration.targets())
     explorer.explore(token - 1).result(SECONDS)
     shown_of(explorer)
-    assert "; 8 rollouts at 1 clicked position, excluded from all statistics; " in explorer.notice.status
+    assert "; 8 rollouts at 1 clicked position, excluded from all statistics, exact match " in explorer.notice.status
     assert f"position {token - 1}, clicked" in repr(explorer.inspector)
     apart = np.frombuffer(explorer.summary.summary["apart"], "u1")
     assert apart.sum() == 8

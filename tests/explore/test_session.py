@@ -150,6 +150,22 @@ def test_rewards_on_what_is_cached(rolled: list[PrefixRollouts], k: int) -> None
     assert together["advantage"].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
 
+@pytest.mark.parametrize("k", [1, 2])
+def test_the_mean_of_exact_estimates_the_probability_of_the_reference(policy: FastWeightLM, k: int) -> None:
+    """Within four standard errors, at the three positions whose probability is nearest to one half."""
+    text = "def area(width, height):\n    return width * height\n\n\nfor number in range(10):\n    print(number)\n" * 2
+    ids = torch.tensor(load_model(MODEL)[1](text)["input_ids"])
+    reading, trace = read_document(policy, ids)
+    chances = np.exp([reading.logprobs[t + 1 : t + 1 + k].sum() for t in range(len(ids) - k)])
+    positions = np.abs(chances - 0.5).argsort()[:3].tolist()
+    frame = rollout_frame(rollouts_at(policy, reading, trace, positions, n=256, k=k), REWARDS["exact"])
+    for position, group in frame.groupby("position"):
+        probability = float(group["target_probability"].iloc[0])
+        assert probability == pytest.approx(chances[position], rel=1e-5) and 0.1 < probability < 0.9
+        assert abs(group["exact"].mean() - probability) < 4 * np.sqrt(probability * (1 - probability) / 256)
+        assert group["reward"].tolist() == group["exact"].tolist()
+
+
 def test_a_reward_of_ones_own_and_refusals(rolled: list[PrefixRollouts]) -> None:
     def shortest(inputs):
         return inputs.logprobs.sum(-1)
