@@ -58,6 +58,7 @@ PANELS = (
     Plot(kind="train", key="cosine_mean", title="Cosine reward", unit="mean ± std", spread="cosine_std"),
     Plot(kind="train", key="binary_mean", title="Binary reward", unit="mean ± std", spread="binary_std"),
     Plot(kind="train", key="reward_mean", title="Training reward", unit="mean ± std", spread="reward_std"),
+    Plot(kind="train", key="target_probability", title="Probability of the next k tokens", unit="mean over positions"),
     Plot(kind="train", key="grad_norm", title="Gradient norm", unit="L2, before clipping"),
     Plot(kind="train", key="answer_grad_norm", title="Gradient norm, answers", unit="L2, before clipping"),
     Plot(kind="train", key="clip_fraction", title="Clipped ratios", unit="% of tokens"),
