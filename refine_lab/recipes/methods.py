@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from refine_lab.recipes.memory import MEMORY
 from refine_lab.refine_config import EXPECTED_REWARDS, RefineConfig
 from refine_lab.validation import unknown
 
@@ -17,13 +18,13 @@ METHODS: dict[Phase, tuple[str, ...]] = {
 }
 """The methods that the paper compares; nested ones make updates on the prompts before the update on the answers."""
 
-PLACES: Mapping[str, Any] = {"selection": "entropy"}
-"""Settings of the places of `weighted` and `expected`, and of the short contexts of `longce`."""
+PLACES: Mapping[str, Any] = {"selection": "memory", **MEMORY}
+"""Settings of the positions of `weighted` and `expected`: where the next tokens need the memory."""
 
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "placebo": {"placebo": True},
     "dft": {"estimator": "dft", "ntp_coef": 0.0, "nsp_coef": 1.0},  # its loss replaces the next-token loss
-    "longce": {"estimator": "longce", "ntp_coef": 0.0, "nsp_coef": 1.0, **PLACES},  # likewise
+    "longce": {"estimator": "longce", "ntp_coef": 0.0, "nsp_coef": 1.0},  # likewise
     "weighted": {"estimator": "weighted", "nsp_coef": 1.0, **PLACES},  # ours
     "refine": {},
     "expected": {"estimator": "expected", "reward": "exact", "nsp_coef": 1.0, **PLACES},  # ours

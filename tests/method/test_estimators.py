@@ -23,6 +23,7 @@ from refine_lab.method.estimators import (
     weighted_loss,
 )
 from refine_lab.method.losses import policy_loss
+from refine_lab.method.memory import long_short_difference
 from refine_lab.method.step import next_token_stats, train_step
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from refine_lab.rng import Draws
@@ -194,6 +195,34 @@ def test_a_step_has_the_naive_gradient_at_the_places_of_refine(refine, micro, mo
     assert result.rollouts is None
     reference = torch.autograd.grad(naive(policy, make_batch(), positions, refine), list(policy.parameters()))
     assert max(relative_errors(policy, reference).values()) <= 1e-9
+
+
+@pytest.mark.parametrize("micro", [1, 3])
+def test_longce_weighs_every_token_by_the_long_short_difference(micro, monkeypatch):
+    """Only tokens outside the first segment have a difference; all others have the weight 1."""
+    refine = RefineConfig(estimator="longce", ntp_coef=0.0, nsp_coef=1.0, window=16)
+    policy, result = unclipped_gradients(refine, micro, monkeypatch)
+    batch = make_batch()
+    stats = next_token_stats(policy, policy.read(batch.tokens, batch.lengths), batch, entropy=False)
+    difference = long_short_difference(policy, batch, stats.logprobs, refine, Draws(seed=5, step=1))[:, :-1]
+    weights = difference.exp().clamp(max=5)
+    assert weights.max() > 1.01 and (weights == 1).any()
+    loss = token_weighted_loss(stats.logprobs, weights, batch.lengths, batch.num_targets)
+    reference = torch.autograd.grad(loss, list(policy.parameters()))
+    assert max(relative_errors(policy, reference).values()) <= 1e-9
+    assert result.metrics["nsp_loss"] == pytest.approx(loss.item(), rel=1e-9)
+    assert 1 < result.metrics["token_weight"] < 5 and result.rollouts is None
+
+
+@pytest.mark.parametrize("selection", ["memory", "copy"])
+def test_places_by_memory_and_by_copies_are_those_of_refine_and_need_no_entropies(selection, monkeypatch):
+    refine = replace(PLACES, selection=selection, window=16)
+    sampled = replace(refine, estimator="rollouts")
+    positions = unclipped_gradients(sampled, 3, monkeypatch)[1].rollouts.positions
+    policy, result = unclipped_gradients(refine, 1, monkeypatch)
+    reference = torch.autograd.grad(naive(policy, make_batch(), positions, refine), list(policy.parameters()))
+    assert max(relative_errors(policy, reference).values()) <= 1e-9
+    assert "entropy_mean" not in result.metrics
 
 
 def test_metrics_are_those_of_the_places(monkeypatch):

@@ -19,9 +19,7 @@ from tests.factories.step import make_batch, make_policy, train_state_for
 
 FAMILIES = ("delta_net", "gated_deltanet", "lact_swiglu", *HYBRIDS)
 METHODS = {
-    name: replace(RefineConfig(num_chunks=3, margin=5), **changes)
-    for name, changes in CHANGES.items()
-    if name != "longce"
+    name: replace(RefineConfig(num_chunks=3, margin=5), window=16, **changes) for name, changes in CHANGES.items()
 }
 
 
