@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -35,7 +35,7 @@ def train_state(policy: FastWeightLM, method: str, rows: int, mini_batch: int) -
     config: TrainConfig = replace(
         midtrain(method), batch_size=rows, mini_batch_size=mini_batch, micro_batch_size=min(rows, 4), lr=1e-6
     )
-    reward = REWARDS["cosine"] if config.refine else None
+    reward = REWARDS["cosine"] if config.rolls_out else None
     return TrainState(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
 
 
@@ -43,6 +43,12 @@ def memory_state(policy: FastWeightLM, rows: int) -> TrainState:
     """Returns the state of REFINE by memory, otherwise as `refine`."""
     state = train_state(policy, "refine", rows, rows)
     return replace(state, config=replace(state.config, refine=by_memory(state.config.refine)))
+
+
+def expected_state(policy: FastWeightLM, rows: int, selection: Literal["memory", "copy"]) -> TrainState:
+    """Returns the state of the expected exact match at positions by memory or by copies."""
+    state = train_state(policy, "expected", rows, rows)
+    return replace(state, config=replace(state.config, refine=by_memory(state.config.refine, selection)))
 
 
 def random_batch(policy: FastWeightLM, rows: int, length: int) -> Batch:
@@ -59,18 +65,19 @@ def measure(policy: FastWeightLM, length: int, rows: int, repeats: int, *, paper
     actions: dict[str, Callable[[], object]] = {
         "sft": lambda: train_step(sft, batch, Draws(seed=0, step=next(turn))),
         "refine": lambda: train_step(refine, batch, Draws(seed=0, step=next(turn))),
-        "memory": lambda: train_step(memory, batch, Draws(seed=0, step=next(turn))),
+        "refine_memory": lambda: train_step(memory, batch, Draws(seed=0, step=next(turn))),
     }
+    for selection in ("memory", "copy"):
+        state = expected_state(policy, rows, selection)
+        actions[f"expected_{selection}"] = lambda state=state: train_step(state, batch, Draws(seed=0, step=next(turn)))
     if paper:
         actions["paper"] = lambda: paper_step(refine, batch, Draws(seed=0, step=next(turn)))
     times = interleaved(actions, repeats)
     for name, values in times.items():
-        print(f"{length:6d} tokens x {rows}  {name:8s}{spread(values)}")
+        print(f"{length:6d} tokens x {rows}  {name:16s}{spread(values)}")
     medians = {name: statistics.median(values) for name, values in times.items()}
-    ratios = {
-        "refine_over_sft": medians["refine"] / medians["sft"],
-        "refine_memory_over_sft": medians["memory"] / medians["sft"],
-    }
+    names = ("refine", "refine_memory", "expected_memory", "expected_copy")
+    ratios = {f"{name}_over_sft": medians[name] / medians["sft"] for name in names}
     if paper:
         ratios["paper_over_refine"] = medians["paper"] / medians["refine"]
     return {**ratios, "sft_tokens_per_second": rows * length / medians["sft"], "seconds": summary(times)}

@@ -7,12 +7,14 @@ import random
 import signal
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
 from refine_lab.config import RefineConfig
 from refine_lab.method.step import train_step
+from refine_lab.recipes.methods import CHANGES
 from refine_lab.rng import Draws
 from refine_lab.training import adaptation as ttt
 from refine_lab.training.adaptation import TTTConfig, adapt, adapted, fit_to_length, preserve_weights
@@ -54,6 +56,28 @@ def test_it_moves_the_weights_as_training_does_and_puts_them_back(refine):
     assert [update.number for update in updates] == [1, 2, 3]
     assert all((update.rollouts is None) == (refine is None) for update in updates)
     assert all(p.grad is None and p.requires_grad for p in policy.parameters())
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_method_adapts_and_puts_the_weights_back(name):
+    policy, found = make_policy(), []
+    refine = replace(RefineConfig(reward="binary", nsp_coef=0.4, window=32), **{"window": 32, **CHANGES[name]})
+    before = weights(policy)
+    with adapted(policy, prompt_of(), TTTConfig(refine=refine, steps=2, lr=1e-3), found.append):
+        assert len(moved(policy, before)) > 10
+    assert moved(policy, before) == set()
+    assert all((update.rollouts is not None) == refine.rolls_out for update in found)
+    own = "reward_mean" if refine.rolls_out else "target_probability" if refine.has_places else "token_weight"
+    assert own in found[-1].metrics
+
+
+def test_a_method_without_positions_adapts_to_any_prompt():
+    dft = RefineConfig(**CHANGES["dft"])
+    with adapted(make_policy(), prompt_of(3), TTTConfig(refine=dft, steps=1)):
+        pass
+    assert fit_to_length(dft, 3) == dft
+    with naming(ValueError, "3 tokens"):
+        fit_to_length(RefineConfig(**CHANGES["expected"]), 3)
 
 
 def test_the_modules_own_example():
@@ -316,6 +340,12 @@ def test_what_is_no_row_of_tokens_is_refused(prompt, shown):
             "0, since test-time training has no reference policy",
         ),
         ({"refine": None, "stop_at_reward": 0.5}, "stop_at_reward", 0.5, "none for SFT"),
+        (
+            {"refine": RefineConfig(estimator="dft"), "stop_at_reward": 0.5},
+            "stop_at_reward",
+            0.5,
+            "none for the estimator 'dft'",
+        ),
         ({"stop_at_loss": "x"}, "stop_at_loss", "x", "a number, or none"),
     ],
 )

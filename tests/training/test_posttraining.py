@@ -15,6 +15,7 @@ from refine_lab.data.tasks.examples import Example
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import TrainState
 from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
+from refine_lab.recipes.methods import CHANGES
 from refine_lab.rng import Draws
 from refine_lab.training.optim import make_optimizers
 from refine_lab.training.posttraining import answer_stats, nested_step
@@ -112,6 +113,17 @@ def test_nested_sft_is_this_sequence_of_updates(micro):
     assert_same_weights(policy, reference)
     assert result.metrics["updates"] == 3 and result.rollouts is None
     assert result.metrics["answer_loss"] == pytest.approx(before, rel=1e-9), "of the weights after the inner updates"
+
+
+@pytest.mark.parametrize("name", ["expected", "weighted", "longce", "dft", "placebo"])
+def test_every_method_makes_the_inner_updates_and_the_one_on_the_answers(name):
+    refine = replace(RefineConfig(num_chunks=3, reward="hybrid"), **{"window": 16, **CHANGES[name]})
+    policy, sft = make_policy(), make_policy()
+    result = nested_step(train_state_for(policy, refine), make_prompts(), Draws(seed=3, step=1))
+    other = nested_step(train_state_for(sft, None), make_prompts(), Draws(seed=3, step=1))
+    assert result.metrics["updates"] == 3 and "skipped_updates" not in result.metrics
+    assert (result.rollouts is not None) == refine.rolls_out
+    assert abs(result.metrics["answer_loss"] - other.metrics["answer_loss"]) > 1e-9
 
 
 def test_nested_refine_is_this_sequence_of_updates():

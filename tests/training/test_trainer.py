@@ -146,6 +146,18 @@ def test_a_run_learns_and_records_every_step(config, whole):
     assert [step for step, _ in whole.checkpoints()] == [20, 25, 30], "the last three"
 
 
+def test_a_run_without_rollouts_records_its_own_metrics_and_continues_after_an_interruption(config):
+    expected = replace(config, refine=replace(config.refine, estimator="expected", reward="exact"), steps=12)
+    run = train(expected)
+    metrics = run.metrics()
+    assert run.config.method == "expected" and run.rollouts().empty
+    assert metrics["target_probability"].between(0, 1).all() and (metrics["nsp_loss"] < 0).all()
+    assert "reward_mean" not in metrics
+    stopped = interrupted(expected, 7, signalled(signal.SIGTERM))
+    assert 7 <= stopped.done < 12
+    assert_same_run(follow(resume(stopped, detach=False), every=0.2, log=lambda line: None), run)
+
+
 def test_load_model_takes_the_run(config, whole, checkpoint):
     policy, tokenizer = load_model(whole.path, device="cpu")
     trained, fresh = policy.lm_head.weight, load_model(checkpoint, device="cpu")[0].lm_head.weight
