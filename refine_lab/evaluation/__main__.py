@@ -15,7 +15,7 @@ from refine_lab.config import BUILT_IN_REWARDS
 from refine_lab.evaluation.config import EvaluationConfig, ReadingConfig
 from refine_lab.evaluation.packages import missing_packages
 
-WORDS = ("model", "data", "essays", "books", "device")
+WORDS = ("model", "data", "essays", "books", "key_model", "device")
 COUNTS = ("limit", "seed", "batch_size", "max_length", "ttt_steps")
 CHOICES = {
     "over_limit": ("cut_middle", "drop"),

@@ -11,18 +11,16 @@ import numpy as np
 from refine_lab.data.batches import padded
 from refine_lab.evaluation.benchmark import Benchmark, Measured, Metric, Setting
 from refine_lab.evaluation.harness_tasks import higher_is_better, jackknife
+from refine_lab.evaluation.long_ppl import DOCUMENTS, Chooser, key_metrics, weighted_mean
 from refine_lab.evaluation.model import RefineLM
 from refine_lab.evaluation.texts import book_sequences
 from refine_lab.ops.precision import autocast
 from refine_lab.training.evaluation import next_token
 
+NAMES = ("ntp_accuracy", "ntp_loss", "sampled_accuracy")
+"""Measures of the next token."""
 SEQUENCES, MOST_TOKENS = 9600, 16_384
 """Number of sequences and their maximum number of tokens (table C.1)."""
-
-
-def weighted_mean(pairs: Sequence[tuple[float, int]]) -> float:
-    """Returns the mean of values with weights."""
-    return sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
 
 
 def weighted_metric(name: str, values: Sequence[float], weights: Sequence[int]) -> Metric:
@@ -32,23 +30,31 @@ def weighted_metric(name: str, values: Sequence[float], weights: Sequence[int]) 
 
 
 def measure(lm: RefineLM, setting: Setting) -> Measured:
-    """Measures loss (nats per token) and accuracies of the next token; every token but the first counts alike."""
+    """Measures loss (nats per token) and accuracies of the next token; every token but the first counts alike.
+
+    LongPPL is measured on the first `DOCUMENTS` sequences, since their key tokens cost three more readings.
+    """
     length = min(setting.length or MOST_TOKENS, MOST_TOKENS)
     sequences = book_sequences(replace(setting, limit=setting.limit or SEQUENCES), lm.encoder, length)
     rows: list[dict[str, Any]] = []
+    chooser = Chooser.of(lm, setting)
     for number, ids in enumerate(sequences):
+        sequence = padded([np.array(ids)], (number,))
+        chosen = chooser(lm, sequence) if number < DOCUMENTS else None
         with autocast(lm.device, lm.dtype):
-            found = next_token(lm.policy, padded([np.array(ids)], (number,)), 1)
-        rows.append({"sample": number, "tokens": len(ids), **found})
+            found = next_token(lm.policy, sequence, 1, chosen)
+        key = {"key_loss": found.get("key_loss"), "key_tokens": found.get("key_tokens", 0)}
+        rows.append({"sample": number, "tokens": len(ids), **{name: found[name] for name in NAMES}, **key})
         lm.on_batch(number + 1, len(sequences))
     weights = [row["tokens"] - 1 for row in rows]
-    names = ("ntp_accuracy", "ntp_loss", "sampled_accuracy")
+    key_facts = {"key_tokens": sum(row["key_tokens"] for row in rows), "key_tokens_by": chooser.name}
     assert setting.books is not None  # `book_sequences` checks it
     return Measured(
-        metrics={name: weighted_metric(name, [row[name] for row in rows], weights) for name in names},
+        metrics={name: weighted_metric(name, [row[name] for row in rows], weights) for name in NAMES}
+        | key_metrics(rows),
         count=len(rows),
         items=len({tuple(ids) for ids in sequences}),
-        facts={"books": setting.books.name, "tokens": sum(weights)},
+        facts={"books": setting.books.name, "tokens": sum(weights), **key_facts},
         rows=rows,
     )
 

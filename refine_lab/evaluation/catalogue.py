@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from refine_lab.evaluation import books, longbench, next_sequence, niah, ruler_qa, short
+from refine_lab.evaluation import books, long_ppl, longbench, next_sequence, niah, ruler_qa, short
 from refine_lab.evaluation.benchmark import Benchmark
 from refine_lab.validation import unknown
 
 BENCHMARKS: dict[str, Benchmark] = {
-    each.name: each for module in (niah, ruler_qa, longbench, books, short, next_sequence) for each in module.BENCHMARKS
+    each.name: each
+    for module in (niah, ruler_qa, longbench, books, short, next_sequence, long_ppl)
+    for each in module.BENCHMARKS
 }
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -19,7 +21,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "ruler_qa": tuple(each.name for each in ruler_qa.BENCHMARKS),
     "longbench": tuple(each.name for each in longbench.BENCHMARKS),
     "short": tuple(each.name for each in short.BENCHMARKS),
-    "own": tuple(each.name for each in next_sequence.BENCHMARKS),
+    "own": tuple(each.name for each in (*next_sequence.BENCHMARKS, *long_ppl.BENCHMARKS)),
     "all": tuple(BENCHMARKS),
 }
 """Group -> its tasks; `niah` are the four rows of the paper's table 3."""

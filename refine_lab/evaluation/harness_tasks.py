@@ -16,7 +16,7 @@ from refine_lab.evaluation.packages import harness
 Score = Callable[[Mapping[str, Any], list[str]], dict[str, float]]
 """Returns the scores of the answers to a sample, keyed by metric name, like the harness's `process_results`."""
 
-LOWER = ("perplexity", "bits_per_byte", "loss", "empty_answer", "leading_newline")
+LOWER = ("perplexity", "ppl", "bits_per_byte", "loss", "empty_answer", "leading_newline")
 """Substrings of the names of metrics for which lower values are better."""
 
 

@@ -28,6 +28,7 @@ from refine_lab.models.hub import Place, locate
 from refine_lab.models.loading import manifest_of
 from refine_lab.runs.cards import evaluated_run
 from refine_lab.runs.environment import environment
+from refine_lab.runs.run import Run
 from refine_lab.text import duration
 from refine_lab.training.inputs import model_digests
 
@@ -104,9 +105,16 @@ def setting_of(config: EvaluationConfig, lm: RefineLM, unit: Unit) -> Setting:
         length=unit.length,
         over_limit=config.over_limit,
         paper_rows=config.paper_rows,
+        key_model=config.key_model or _started_from(config.model),
         manifest=manifest_of(config.model),
         **{name: None if path is None else Path(path).expanduser().resolve() for name, path in paths.items()},
     )
+
+
+def _started_from(model: str) -> str | None:
+    """Returns the model that a run started from, or None for a model that is not a run."""
+    found = None if model.startswith("new:") else evaluated_run(locate(model).folder.absolute())
+    return None if found is None else Run(found[0]).config.model
 
 
 def measured(lm: RefineLM, unit: Unit, setting: Setting, out: Path, clock: _Clock) -> dict[str, Any]:

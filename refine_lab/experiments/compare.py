@@ -226,8 +226,10 @@ def comparable(rows: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def measures_of(rows: pd.DataFrame) -> list[str]:
-    """Returns the columns of measures that have values: numbers, other than seeds, updates and counts of items."""
-    numbers = rows.drop(columns=["seed", "updates", "items", "documents"], errors="ignore").select_dtypes("number")
+    """Returns the columns of measures that have values: numbers, other than seeds, updates and counts."""
+    numbers = rows.drop(columns=["seed", "updates", "items", "documents", "key_tokens"], errors="ignore").select_dtypes(
+        "number"
+    )
     return [str(name) for name in numbers if numbers[name].notna().any()]
 
 

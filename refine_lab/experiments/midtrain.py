@@ -6,11 +6,14 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import RefineConfig, TrainConfig, to_json
@@ -27,7 +30,7 @@ from refine_lab.rng import Draws
 from refine_lab.runs.files import read_json, write_json
 from refine_lab.runs.run import Run
 from refine_lab.runs.started import sources_of
-from refine_lab.training import evaluation
+from refine_lab.training import evaluation, key_tokens
 from refine_lab.training.adaptation import read_prompt
 from refine_lab.training.loading import load_policy
 from refine_lab.validation import require
@@ -72,8 +75,8 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
     """Evaluates the base model and every run's model on the same held-out text, targets and facts, and prints one line each.
 
     Recall uses `num_documents` documents of `num_tokens` tokens; `documents` is the number of distinct ones. The base is
-    the initial model of the first run.
-    Measures that this tokenizer or these rows do not support are omitted, with a printed notice.
+    the initial model of the first run, and chooses the key tokens of LongPPL for all models. Measures that this
+    tokenizer or these rows do not support are omitted, with a printed notice.
     """
     config = runs[0].config
     refine = next((run.config.refine for run in runs if run.config.refine), RefineConfig())
@@ -87,10 +90,12 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
     if not evaluation.fixed_targets(**targets).fits(length := int(held_out.validation().lengths.min())):
         chunks = refine.num_chunks
         print(f"Rewards are skipped: rows of {length} tokens are too short for rollouts from {chunks} chunks.")
+    keys = _key_tokens(config, held_out)
     for method, seed, updates, name in models:
-        measured = _measures(config, name, held_out, **targets, **recall, kinds=kinds)
+        measured = _measures(config, name, held_out, **targets, **recall, kinds=kinds, key_tokens=keys)
         rows.append({"method": method, "seed": seed, "updates": updates, **distinct, **measured})
-        print(f"{method}{'' if seed is None else f' s{seed}'}:", ", ".join(f"{k} {v:.4f}" for k, v in measured.items()))
+        values = (f"{name} {x:.4f}" if isinstance(x, float) else f"{name} {x}" for name, x in measured.items())
+        print(f"{method}{'' if seed is None else f' s{seed}'}:", ", ".join(values))
     return rows
 
 
@@ -99,24 +104,26 @@ def held_out_rows(
 ) -> dict[str, dict[str, float]]:
     """Evaluates the base model and every run's model on the same held-out text, targets and facts.
 
-    Returns the measures by the run's path, and those of the first run's initial model as `base`. The targets are those
-    of `fixed_targets(8, 5)`, whatever the runs were trained with. Each model is evaluated once: the measures are stored
-    as `held_out.json` in the run's directory, and those of the base in `folder`. Measures that are not finite are left out.
-    `documents` is the number of distinct recall documents.
+    Returns the measures by the run's path, and those of the first run's initial model as `base`, which chooses the key
+    tokens of LongPPL. The targets are those of `fixed_targets(8, 5)`, whatever the runs were trained with. Each model is
+    evaluated once: the measures are stored as `held_out.json` in the run's directory, and those of the base in `folder`.
+    Measures that are not finite are left out. `documents` is the number of distinct recall documents.
     """
     config = runs[0].config
     held_out = _held_out(config, load_tokenizer(config.model))
     kinds, distinct = _kinds_to_ask(held_out, documents, document_tokens)
     recall: dict[str, Any] = {"documents": documents, "document_tokens": document_tokens, "kinds": kinds}
+    keys = cache(lambda: _key_tokens(config, held_out))
+    chosen = {"key_tokens_by": config.model, "key_threshold": key_tokens.THRESHOLD}
     places = [("base", config.model, folder), *((str(run.path), str(run.path), run.path) for run in runs)]
     found = {}
     for key, name, place in places:
-        settings = {**recall, "model": name, "data": json.loads(to_json(replace(config.data, recall={})))}
+        settings = {**recall, **chosen, "model": name, "data": json.loads(to_json(replace(config.data, recall={})))}
         settings |= {} if key == "base" else {"step": Run(place).done}
         path = place / "held_out.json"
         stored = read_json(path) if path.is_file() else {}
         if stored.get("settings") != settings:
-            measured = _measures(config, name, held_out, **recall)
+            measured = _measures(config, name, held_out, **recall, key_tokens=keys())
             stored = {"settings": settings, "measures": {k: x for k, x in measured.items() if math.isfinite(x)}}
             write_json(path, stored)
         found[key] = {**distinct, **stored["measures"]}
@@ -128,6 +135,13 @@ def _measures(config: TrainConfig, name: str, held_out: SequenceData, **settings
     policy, _ = load_policy(config, name)
     with autocast(policy.device, config.dtype):
         return evaluation.held_out_measures(policy, held_out, **settings)
+
+
+def _key_tokens(config: TrainConfig, held_out: SequenceData) -> Bool[Tensor, "B S"]:
+    """Returns the key tokens of the held-out rows, chosen by the model that a run starts from."""
+    policy, _ = load_policy(config)
+    with autocast(policy.device, config.dtype):
+        return key_tokens.key_tokens(policy, held_out.validation())
 
 
 def _kinds_to_ask(held_out: SequenceData, num_documents: int, num_tokens: int) -> tuple[list[str], dict[str, int]]:

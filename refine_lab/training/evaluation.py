@@ -12,6 +12,8 @@ from itertools import chain
 from statistics import fmean
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import RefineConfig
@@ -35,17 +37,23 @@ EVALUATION_SEED = 20_260_216
 """Seed of every draw in an evaluation, whatever the training seed: the same for all runs and steps."""
 RECALL_KINDS = ("word-1", "number-1")
 """Kinds of document that recall is measured on."""
+MOST_KEY_LOSS = 300.0
+"""Bound of the mean loss of key tokens before exp, in nats, so that a diverged model's LongPPL is a number."""
 
 
 @torch.no_grad()
-def next_token(policy: FastWeightLM, batch: Batch, micro_batch_size: int = 4) -> dict[str, float]:
+def next_token(
+    policy: FastWeightLM, batch: Batch, micro_batch_size: int = 4, key_tokens: Bool[Tensor, "B S"] | None = None
+) -> dict[str, float]:
     """Returns `ntp_loss` in nats per token, `ntp_accuracy` by argmax, and `sampled_accuracy`, the released code's metric.
 
     The release samples a token and compares it with the reference x; they agree with probability p(x), so a token
-    counts as a match if one fixed uniform number for it is below p(x).
+    counts as a match if one fixed uniform number for it is below p(x). If `key_tokens` (see `training.key_tokens`) marks
+    any token, `key_loss` is the mean loss of those in nats, `long_ppl` = exp(`key_loss`) their perplexity (LongPPL; Fang
+    et al., 2024), and `key_tokens` their number.
     """
-    draws, sums = Draws(seed=EVALUATION_SEED), torch.zeros(3, dtype=torch.float64)
-    for _, micro in split(batch, micro_batch_size):
+    draws, sums = Draws(seed=EVALUATION_SEED), torch.zeros(4, dtype=torch.float64)
+    for start, micro in split(batch, micro_batch_size):
         micro = micro.to(policy.device)
         with hidden_states_only():
             stats = next_token_stats(policy, policy.read(micro.tokens, micro.lengths), micro, entropy=False)
@@ -53,9 +61,22 @@ def next_token(policy: FastWeightLM, batch: Batch, micro_batch_size: int = 4) ->
         real = torch.arange(width, device=policy.device) < (micro.lengths - 1).unsqueeze(1)
         uniforms = draws.uniforms(micro.sequence_ids, "sampled_accuracy", (width,)).to(policy.device)
         matched = uniforms < stats.logprobs.double().exp()
-        sums += torch.stack([(x.double() * real).sum() for x in (-stats.logprobs, stats.is_top1, matched)]).cpu()
-    loss, accuracy, sampled = (sums / batch.num_targets).tolist()
-    return {"ntp_loss": loss, "ntp_accuracy": accuracy, "sampled_accuracy": sampled}
+        columns = [(x.double() * real).sum() for x in (-stats.logprobs, stats.is_top1, matched)]
+        if key_tokens is not None:
+            key = key_tokens[start : start + len(real), :width].to(policy.device)
+            columns.append(-stats.logprobs.double()[key].sum())
+        sums[: len(columns)] += torch.stack(columns).cpu()
+    loss, accuracy, sampled = (sums[:3] / batch.num_targets).tolist()
+    found = {"ntp_loss": loss, "ntp_accuracy": accuracy, "sampled_accuracy": sampled}
+    return found | key_measures(float(sums[3]), 0 if key_tokens is None else int(key_tokens.sum()))
+
+
+def key_measures(loss: float, count: int) -> dict[str, float]:
+    """Returns `long_ppl`, `key_loss` and `key_tokens` of `count` key tokens with a total loss in nats; nothing for none."""
+    if not count:
+        return {}
+    mean = loss / count
+    return {"long_ppl": math.exp(min(mean, MOST_KEY_LOSS)), "key_loss": mean, "key_tokens": count}
 
 
 @torch.no_grad()
@@ -148,13 +169,15 @@ def held_out_measures(
     kinds: Sequence[str] = RECALL_KINDS,
     documents: int = 50,
     document_tokens: int = 512,
+    key_tokens: Bool[Tensor, "B S"] | None = None,
 ) -> dict[str, float]:
     """Returns all measures: next token, rewards at fixed targets, and `exact recall KIND at LENGTH` of each kind.
 
-    The rewards are omitted if the held-out rows are too short for a rollout from each of `num_chunks` chunks.
+    The rewards are omitted if the held-out rows are too short for a rollout from each of `num_chunks` chunks, and
+    LongPPL if no held-out token is a key token (see `next_token`).
     """
     validation = held_out.validation()
-    measured = next_token(policy, validation)
+    measured = next_token(policy, validation, key_tokens=key_tokens)
     if fixed_targets(num_chunks, rollout_length).fits(int(validation.lengths.min())):
         measured |= rewards_at_fixed_targets(policy, validation, num_chunks, rollout_length)
     for kind in kinds:

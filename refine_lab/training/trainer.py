@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import TrainConfig
@@ -23,6 +25,7 @@ from refine_lab.method.step import TrainState, train_step
 from refine_lab.models.activation_checkpointing import checkpoint_activations
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import MANIFEST, manifest_of
+from refine_lab.ops.precision import autocast
 from refine_lab.rng import Draws
 from refine_lab.runs.checkpoints import drop_checkpoints, resume_point
 from refine_lab.runs.child import StopSignal
@@ -33,6 +36,7 @@ from refine_lab.training import optim
 from refine_lab.training.evaluation import answer_measures, next_token
 from refine_lab.training.history import after, history_of, save_history
 from refine_lab.training.inputs import inputs_of, settle, text_inputs
+from refine_lab.training.key_tokens import key_tokens, key_tokens_of
 from refine_lab.training.loading import load_policy, require_finite
 from refine_lab.training.posttraining import nested_step
 from refine_lab.training.skipped import SkippedSteps
@@ -164,7 +168,15 @@ def _text(
     if sentence := describe_beginning(tokenizer, config.data.add_bos):
         print(sentence, flush=True)
     validation = held_out.validation()
-    return data, lambda: next_token(policy, validation)
+
+    def choose() -> Bool[Tensor, "B S"]:
+        begun = run.latest_checkpoint() is not None or run.parent is not None
+        chooser = load_policy(config)[0] if begun else policy
+        with autocast(chooser.device, config.dtype):
+            return key_tokens(chooser, validation)
+
+    keys = key_tokens_of(run, validation, choose)
+    return data, lambda: next_token(policy, validation, key_tokens=keys)
 
 
 def _task(

@@ -11,6 +11,7 @@ import pandas as pd
 from refine_lab.data.tasks.items import few_items
 from refine_lab.experiments.compare import comparable, comparison, differences, different_items
 from refine_lab.statistics import answer_scores, compare_methods
+from refine_lab.training.key_tokens import THRESHOLD, WINDOW
 from widgets.figures.plotting import require_data
 from widgets.figures.series import method_styles
 from widgets.figures.tables import Table, visible
@@ -39,6 +40,8 @@ MEASURES = {
     "entropy_before": Measure("entropy before", "nats", digits=3),
     "entropy_after": Measure("entropy after", "nats", digits=3),
     "ntp_loss": Measure("NTP loss", "nats"),
+    "long_ppl": Measure("LongPPL", digits=3),
+    "key_loss": Measure("key-token loss", "nats"),
     "cosine": Measure("cosine reward"),
     "binary": Measure("binary reward"),
 }
@@ -49,7 +52,8 @@ def comparison_table(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> Tab
 
     `rows` as for `refine_lab.experiments.compare.comparison`, with `updates` if they were counted. Accuracies, recalls
     and scores are fractions, displayed in percent. If the rows have items or recall documents, the number of distinct
-    ones is a column, and a sentence warns of fewer than 100. Raises ValueError for no rows.
+    ones is a column, and a sentence warns of fewer than 100; a sentence defines the key tokens of LongPPL. Raises
+    ValueError for no rows.
     """
     frame = pd.DataFrame(rows)
     require_data("comparison_table", len(frame) > 0, "there are no rows")
@@ -72,8 +76,19 @@ def comparison_table(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> Tab
             row[heading(values["measure"])] = _number(values["measure"], values["mean"], ends, spread)
         table.append(row)
     over = "mean over prompts [95 % interval]" if over_prompts else "mean ± standard deviation over seeds"
-    notes = (few_items(items), few_items(documents, "documents"))
+    notes = (few_items(items), few_items(documents, "documents"), _key_tokens(frame))
     return Table(pd.DataFrame(table), f"Methods: {over}", note=" ".join(filter(None, notes)))
+
+
+def _key_tokens(rows: pd.DataFrame) -> str:
+    """Returns a sentence about the key tokens of LongPPL, or an empty string if the rows have none."""
+    if "key_tokens" not in rows or not rows["key_tokens"].notna().any():
+        return ""
+    return (
+        f"LongPPL is the perplexity of {rows['key_tokens'].max():.0f} held-out key tokens, which the model before training "
+        f"predicts at least {THRESHOLD:g} nat better from the whole prefix than from its last w to 2 w - 1 tokens, with w = "
+        f"{WINDOW} or the window of the model's attention if that is larger."
+    )
 
 
 def differences_table(rows: pd.DataFrame) -> Table:

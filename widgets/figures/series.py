@@ -50,6 +50,7 @@ PANELS = (
     Plot(kind="train", key="ntp_accuracy", title="NTP accuracy", unit="%"),
     Plot(kind="eval", key="ntp_loss", title="Held-out NTP loss", unit="nats per token"),
     Plot(kind="eval", key="ntp_accuracy", title="Held-out NTP accuracy", unit="%"),
+    Plot(kind="eval", key="long_ppl", title="Held-out LongPPL", unit="perplexity of key tokens"),
     Plot(kind="train", key="answer_loss", title="Answer loss", unit="nats per token"),
     Plot(kind="train", key="answer_accuracy", title="Answer accuracy", unit="% of tokens"),
     Plot(kind="eval", key="answer_loss", title="Held-out answer loss", unit="nats per token"),

@@ -122,6 +122,7 @@ class LiveCurves(Curves):
         for heading, kind, key in (
             ("NTP loss", "train", "ntp_loss"), ("reward", "train", "reward_mean"),
             ("held-out loss", "eval", "ntp_loss"), ("held-out accuracy", "eval", "ntp_accuracy"),
+            ("held-out LongPPL", "eval", "long_ppl"),
             ("answer loss", "train", "answer_loss"), ("held-out contains answer", "eval", "contains_answer"),
             ("contains answer", "answers", "contains_answer"),
         ):  # fmt: skip
