@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import traitlets
+from jaxtyping import Float
 
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.states import StateSummary
@@ -25,20 +26,25 @@ MEASURES = {
 POSITIONS = 64
 """Maximum number of positions of a document at which states are computed."""
 STRONGEST = 12
-"""Number of tokens listed with the strongest writes in a head."""
+"""Number of tokens listed with the strongest writes in a head, or with the largest long-short differences."""
+BARS = {"writes": "Write strength", "long_short": "Long-short difference (nats)"}
+"""What the bars below the strips show of every token -> title."""
 
 
 class StateView(Widget):
     """Norm, effective rank and change of the state of every layer and head along a document, and the strongest writes.
 
     `summary`: of `explore.Session.states`; `text_of`: a function from a token's index to its text. A row is a head of a
-    state matrix, a column a position of the document. Selecting a row shows the write strength of each token there.
+    state matrix, a column a position of the document. The bars below show the write strength of each token in the
+    selected row, or how much its prediction depends on what the state holds (`refine_lab.explore.reading.long_short`).
     """
 
     states = traitlets.Dict().tag(**PACKED)
     "Rows, positions, the three measures and the write strengths, packed; set by `show`."
     measure = traitlets.Enum([*MEASURES], "norm").tag(sync=True)
     "The measure that colours the strips."
+    bars = traitlets.Enum([*BARS], "writes").tag(sync=True)
+    "What the bars below show; `long_short` is offered for a document that has it."
     row = traitlets.Int(0).tag(sync=True)
     "The selected row."
     place = traitlets.Int(-1).tag(sync=True)
@@ -90,10 +96,12 @@ class StateView(Widget):
         writes = np.nan_to_num(summary.write_strengths).astype("<f4")
         with self.hold_sync():
             self.summary, self.row, self.place = summary, 0, -1
+            if summary.long_short is None:
+                self.bars = "writes"
             _, heads, tokens = writes.shape
             places = summary.positions.astype("<u4").tobytes()
             packed = {"rows": rows, "places": places, "measures": measures, "writes": writes.tobytes()}
-            self.states = packed | {"tokens": tokens, "heads": heads}
+            self.states = packed | {"tokens": tokens, "heads": heads} | self._long_short(summary, text_of)
 
     _check_row = bounded("row", lambda self: (0, max(len(self.states.get("rows", [])) - 1, 0)))
 
@@ -104,10 +112,16 @@ class StateView(Widget):
         if layer not in summary.write_layers or head >= summary.write_strengths.shape[1]:
             return {"writes": -1, "strongest": []}
         number = summary.write_layers.index(layer)
-        strengths = summary.write_strengths[number, head]
-        order = np.argsort(-np.nan_to_num(strengths, nan=-np.inf), kind="stable")[:STRONGEST].tolist()
-        strongest = [{"token": i, "text": visible(text_of(i)), "strength": float(strengths[i])} for i in order]
+        strongest = _largest(summary.write_strengths[number, head], text_of)
         return {"writes": number * summary.write_strengths.shape[1] + head, "strongest": strongest}
+
+    @staticmethod
+    def _long_short(summary: StateSummary, text_of: Callable[[int], str]) -> dict[str, Any]:
+        """Returns the long-short difference of every token, and the tokens with the largest, if the summary has it."""
+        if summary.long_short is None:
+            return {}
+        values = np.nan_to_num(summary.long_short).astype("<f4")
+        return {"long_short": values.tobytes(), "largest": _largest(values, text_of)}
 
     def __repr__(self) -> str:
         """Lists per row the norm, effective rank and change at the last position, and the strongest writes."""
@@ -124,3 +138,9 @@ class StateView(Widget):
                 f"  layer {row['layer']} {row['name']} head {row['head']}: {numbers}; strongest writes at {writes}"
             )
         return "\n".join(lines + ([f"  … {len(rows) - 16} more"] if len(rows) > 16 else []))
+
+
+def _largest(values: Float[np.ndarray, "T"], text_of: Callable[[int], str]) -> list[dict[str, Any]]:
+    """Returns the tokens with the largest values, in descending order."""
+    order = np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")[:STRONGEST].tolist()
+    return [{"token": i, "text": visible(text_of(i)), "strength": float(values[i])} for i in order]

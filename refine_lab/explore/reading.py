@@ -1,4 +1,4 @@
-"""Per-token statistics of a document under a model, from one forward pass and one over short windows."""
+"""Per-token statistics of a document under a model, computed in one forward pass."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from refine_lab.config import RefineConfig
-from refine_lab.method.memory import long_short_difference
+from refine_lab.method.memory import short_difference
 from refine_lab.models import FastWeightLM, Trace
 from refine_lab.ops.head import HEAD_ROWS
 from refine_lab.rng import Draws
 from refine_lab.training.adaptation import padded_batch
+from refine_lab.training.key_tokens import short_contexts
 
-WINDOW = RefineConfig().window
-"""w of the short contexts of the long-short differences, in tokens."""
 ALTERNATIVES = 5
 """Number of most probable tokens stored for each position."""
 
@@ -36,7 +34,8 @@ class DocumentReading:
     ranks: Int[np.ndarray, "T"]  # rank of the token by probability, from 1
     alternatives: Int[np.ndarray, "T A"]  # the most probable tokens at this position, in descending order
     probabilities: Float[np.ndarray, "T A"]  # probabilities of the alternatives
-    differences: Float[np.ndarray, "T"]  # long-short difference of the token (`method.memory`) in nats, by `windows`
+    # how much better each token is predicted from all tokens before it than from the last ones (see `long_short`), in nats
+    long_short: Float[np.ndarray, "T"] | None = None
     version: str = ""  # identifies the weights that were used (see `session.LoadedModel`)
 
     @property
@@ -51,9 +50,8 @@ def read_document(
 ) -> tuple[DocumentReading, Trace]:
     """Reads a document once; returns each token's statistics, and the trace from which rollouts can branch anywhere.
 
-    The long-short differences take a second reading, of windows of `WINDOW` tokens, or of the attention's window if that
-    is larger. Raises ValueError for an input that is not a row of at least two token ids of the vocabulary, or exceeds
-    the model's context.
+    Raises ValueError for an input that is not a row of at least two token ids of the vocabulary, or exceeds the model's
+    context.
     """
     batch = padded_batch(policy, [token_ids])
     trace = policy.read(batch.tokens, batch.lengths)
@@ -63,10 +61,6 @@ def read_document(
     entropies, logprobs, ranks, best, probabilities = (
         torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
     )
-    least = policy.attention_window(policy.config)
-    windows = RefineConfig(selection="memory", window=max(WINDOW, least), short_contexts="windows")
-    known = torch.from_numpy(logprobs).to(batch.tokens.device).unsqueeze(0)
-    differences = long_short_difference(policy, batch, known, windows, Draws(seed=0))[0, :-1].cpu().numpy()
     reading = DocumentReading(
         token_ids=token_ids.cpu().numpy().astype(np.int32),
         entropies=np.insert(entropies, 0, np.nan),
@@ -74,9 +68,29 @@ def read_document(
         ranks=np.insert(ranks, 0, 0),
         alternatives=np.insert(best, 0, 0, axis=0),
         probabilities=np.insert(probabilities, 0, np.nan, axis=0),
-        differences=np.insert(differences, 0, np.nan),
     )
     return reading, trace
+
+
+@torch.no_grad()
+def long_short(policy: FastWeightLM, reading: DocumentReading) -> Float[np.ndarray, "T"] | None:
+    """Returns the long-short difference of each token in nats, from 0 to `memory.MOST`, by another reading in windows.
+
+        log p(x_i | x_{<i}) - log p(x_i | the last w to 2 w - 1 tokens of x_{<i})
+
+    w is that of `key_tokens.short_contexts`. A token with fewer than 2 w tokens before it is not compared and has NaN;
+    None if that holds for all. No trace is kept. Source: LongPPL (Fang et al., 2024; arXiv 2410.23771).
+    """
+    refine = short_contexts(policy)
+    first = 2 * refine.window
+    if len(reading.token_ids) <= first:
+        return None
+    batch = padded_batch(policy, [torch.from_numpy(reading.token_ids).long()])
+    logprobs = torch.from_numpy(reading.logprobs[None, 1:]).to(policy.device)
+    difference = short_difference(policy, batch, logprobs, refine, Draws(seed=0))  # windows draw nothing
+    found = np.insert(difference[0, :-1].float().cpu().numpy(), 0, np.nan)
+    found[:first] = np.nan
+    return found
 
 
 def _statistics(logits: Float[Tensor, "S V"], tokens: Int[Tensor, "S"], count: int) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tokenizer import beginning
-from refine_lab.explore.reading import DocumentReading, read_document
+from refine_lab.explore.reading import DocumentReading, long_short, read_document
 from refine_lab.explore.rollouts import PrefixRollouts, rollouts_at
 from refine_lab.explore.states import StateSummary, summarise, written
 from refine_lab.models import FastWeightLM, Trace, load_model
@@ -111,7 +111,7 @@ class Session:
             ids = [*beginning(tokenizer, add_bos), *tokenizer(text, add_special_tokens=False)["input_ids"]]
             allowed = "one that tokenises this document identically"
             require(ids == token_ids.tolist(), "a model to compare with", model, allowed)
-        return self._read(model, token_ids).reading
+        return self._compared(model, token_ids).reading
 
     def rollouts(
         self, model: str, token_ids: TokenIds, positions: Sequence[int], *, version: str | None = None, **settings: Any
@@ -127,8 +127,9 @@ class Session:
 
     def states(self, model: str, token_ids: TokenIds, positions: Sequence[int]) -> StateSummary:
         """Summarises the fast weights at increasing positions of the document (see `states.summarise`)."""
-        known = self._read(model, token_ids)
-        return summarise(known.trace, positions, known.writes, self._held(model).policy.FAST_WEIGHTS)
+        known = self._compared(model, token_ids)
+        summary = summarise(known.trace, positions, known.writes, self._held(model).policy.FAST_WEIGHTS)
+        return replace(summary, long_short=known.reading.long_short)
 
     def answer(self, model: str, token_ids: TokenIds, rule: AnswerRule) -> str:
         """Returns the greedily decoded answer to the prompt as text, ended and cut by `rule`."""
@@ -231,6 +232,17 @@ class Session:
                 self._documents.popitem(last=False)
         self._documents.move_to_end(key)
         return self._documents[key]
+
+    def _compared(self, model: str, token_ids: TokenIds) -> CachedDocument:
+        """Returns a document whose reading has the long-short difference, which an adaptation does not need."""
+        known = self._read(model, token_ids)
+        if known.reading.long_short is not None:
+            return known
+        difference = long_short(self._held(model).policy, known.reading)
+        if difference is not None:
+            known = replace(known, reading=replace(known.reading, long_short=difference))
+            self._documents[next(reversed(self._documents))] = known
+        return known
 
     def _forget(self, model: str) -> None:
         for key in [key for key in self._documents if key[0] == model]:

@@ -34,6 +34,7 @@ class StateSummary:
     # of each token in each layer that has one: beta (DeltaNet), mean learning rate (LaCT)
     write_strengths: Float[np.ndarray, "L H T"]
     write_layers: tuple[int, ...]  # the layers with write strengths
+    long_short: Float[np.ndarray, "T"] | None = None  # of each token, in nats (see `reading.long_short`)
 
 
 @contextmanager

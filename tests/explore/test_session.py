@@ -313,3 +313,30 @@ def test_states_are_summarised_from_one_reading(tokens: torch.Tensor, name: str)
         assert (summary.write_strengths < 1).all()
     with refused("positions", [64, 63]):
         session.states(name, tokens.numpy().astype(np.int32), [64, 63])
+
+
+# -- the long-short difference --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_the_long_short_difference_is_what_reading_the_last_tokens_alone_gives(policy: FastWeightLM) -> None:
+    tokens = torch.randint(1, 2000, (420,), generator=torch.Generator().manual_seed(2))
+    tokens[300:420] = tokens[20:140]  # what stands only far above
+    session = Session()
+    before = session._read(MODEL, tokens.numpy()).reading
+    reading = session.read(MODEL, tokens.numpy())
+    assert before.long_short is None and reading.long_short is not None and reading.long_short.shape == (420,)
+    assert np.isnan(reading.long_short[:256]).all() and np.isfinite(reading.long_short[256:]).all()
+    for i, start in ((256, 128), (383, 128), (384, 256), (419, 256)):
+        alone = policy(tokens[None, start:i]).logits[0, -1].log_softmax(-1)[tokens[i]]
+        expected = min(max(float(reading.logprobs[i] - float(alone)), 0.0), 5.0)
+        assert reading.long_short[i] == pytest.approx(expected, abs=1e-4)
+    assert reading.long_short[310:].mean() > 1 > reading.long_short[256:300].mean()
+    assert (session.states(MODEL, tokens.numpy(), [0, 419]).long_short[256:] == reading.long_short[256:]).all()
+    assert session.read(MODEL, tokens.numpy()) is reading, "it is read once"
+
+
+def test_a_document_within_the_short_contexts_has_no_long_short_difference(tokens: torch.Tensor) -> None:
+    session = Session()
+    assert session.read(MODEL, tokens.numpy()).long_short is None
+    assert session.states(MODEL, tokens.numpy(), [3]).long_short is None

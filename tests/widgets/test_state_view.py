@@ -36,6 +36,19 @@ def test_states_are_packed_head_by_head() -> None:
     assert "layer 2 recurrent_state head 0" in repr(view)
 
 
+def test_the_bars_show_the_long_short_difference_of_a_document_that_has_it() -> None:
+    difference = np.array([np.nan] * 4 + [0.5, 0, 3, 0, 0, 1], np.float32)
+    view = StateView(summary(long_short=difference), str)
+    packed = np.frombuffer(view.states["long_short"], "<f4")
+    assert packed.tolist() == [0, 0, 0, 0, 0.5, 0, 3, 0, 0, 1]
+    assert [each["token"] for each in view.states["largest"][:3]] == [6, 9, 4]
+    view.bars = "long_short"
+    view.show(summary(long_short=difference))
+    assert view.bars == "long_short"
+    view.show(summary())
+    assert view.bars == "writes" and "long_short" not in view.states
+
+
 def test_a_row_that_there_is_not_is_refused() -> None:
     view = StateView(summary())
     view.row = 2

@@ -22,19 +22,26 @@ def loss_metric(reading: DocumentReading) -> Metric:
     return Metric("loss", "NTP loss", "nats", reading.losses)
 
 
+def long_short_metric(difference: Float[np.ndarray, "T"]) -> Metric:
+    """Returns the long-short difference of each token (`refine_lab.explore.reading.long_short`)."""
+    return Metric("long_short", "Long-short difference", "nats", difference, low=0)
+
+
 def reading_metrics(reading: DocumentReading, probabilities: Float[np.ndarray, "T"] | None) -> list[Metric]:
     """Returns the statistics of each token, and the probability that its prefix is selected.
 
-    `probabilities` belong to positions, the last tokens of prefixes; the token after a position is the one that is
-    coloured.
+    A document that is longer than the short contexts also has the long-short difference. `probabilities` belong to
+    positions, the last tokens of prefixes; the token after a position is the one that is coloured.
     """
     chance = np.full(len(reading.token_ids), np.nan)
     if probabilities is not None:
         chance[1:] = probabilities[:-1]
     ranks = np.where(reading.ranks > 0, reading.ranks, np.nan)
+    memory = [] if reading.long_short is None else [long_short_metric(reading.long_short)]
     return [
         entropy_metric(reading),
         loss_metric(reading),
+        *memory,
         Metric("logprob", "Logprob", "nats", reading.logprobs),
         Metric("difference", "Long-short difference", "nats", reading.differences),
         Metric("rank", "Rank of the reference token", "", ranks, log=True, low=1),

@@ -1,4 +1,5 @@
-// States along a document: one strip per head, coloured by one of three measures; below, the write strength of every token.
+// States along a document: one strip per head, coloured by one of three measures; below, bars with the write strength or the
+// long-short difference of every token.
 
 import { button, clamp, counts, extent, floats, follow, format, html, inFrames } from "./shared.js";
 import { onWidth, prepared, put, rootOf, takeKey, unpacked } from "./shared.js";
@@ -6,6 +7,7 @@ import { onWidth, prepared, put, rootOf, takeKey, unpacked } from "./shared.js";
 const ROW = 16;
 const LABEL = 150;
 const WRITES = 70;
+const BARS = { writes: "Write strength", long_short: "Long-short difference (nats)" };
 
 /** Index of the place that a share of the width falls on. */
 export const placeAt = (share, places) => clamp(Math.floor(share * places), 0, places - 1);
@@ -28,6 +30,9 @@ function render({ model, el }) {
   const status = html("div", { class: "status", role: "status" }, root);
   const keys = "Heads by positions: arrow keys move, Home and End go to the ends of the document";
   const canvas = html("canvas", { class: "strips", tabindex: 0, role: "application", "aria-label": keys }, root);
+  const below = html("div", "bar", root);
+  const bars = html("select", "", html("label", "", below, "Bars: "));
+  for (const [value, title] of Object.entries(BARS)) html("option", { value }, bars, title);
   const title = html("div", "title", root);
   const writes = html("canvas", { class: "writes", role: "img" }, root);
   const strongest = html("ol", "strongest", root);
@@ -40,6 +45,7 @@ function render({ model, el }) {
     if (!states.rows?.length) return;
     const measures = states.measures.map((measure) => ({ ...measure, values: floats(measure.values) }));
     data = { ...states, places: counts(states.places), measures, writes: floats(states.writes) };
+    data.longShort = states.long_short ? floats(states.long_short) : null;
     choice.replaceChildren();
     for (const { name, title } of measures) html("option", { value: name }, choice, title);
   }
@@ -62,7 +68,7 @@ function render({ model, el }) {
     const range = extent([measure.values]) ?? [0, 1];
     const low = Math.min(range[0], 0);
     const wide = (width - LABEL) / places.length;
-    pen.textBaseline = "middle";
+    Object.assign(pen, { textBaseline: "middle", textAlign: "left" }); // an earlier drawing ended with "right"
     rows.forEach((row, i) => {
       pen.globalAlpha = 1;
       pen.fillStyle = colour(i === model.get("row") ? "--accent" : "--quiet");
@@ -84,14 +90,23 @@ function render({ model, el }) {
     legend.textContent = `${format(low)} (faint) to ${format(range[1])} (strong), ${measure.unit}`;
   }
 
-  function drawWrites(style, colour) {
-    const row = data.rows[model.get("row")];
-    const { pen, width } = sized(writes, WRITES, style);
-    if (row.writes < 0) {
-      title.textContent = "This layer does not report write strengths.";
-      return;
+  /** Values of every token, the largest of them, and a heading; without values only the heading. */
+  function barsOf(row) {
+    if (model.get("bars") === "long_short" && data.longShort) {
+      const heading = "Long-short difference of every token in nats; largest:";
+      return { values: data.longShort, largest: data.largest, heading };
     }
-    const strengths = data.writes.subarray(row.writes * data.tokens, (row.writes + 1) * data.tokens);
+    if (row.writes < 0) return { heading: "This layer does not report write strengths." };
+    const values = data.writes.subarray(row.writes * data.tokens, (row.writes + 1) * data.tokens);
+    const heading = `Write strength of every token in layer ${row.layer}, head ${row.head}; strongest tokens:`;
+    return { values, largest: row.strongest, heading };
+  }
+
+  function drawBars(style, colour) {
+    const { values: strengths, largest, heading } = barsOf(data.rows[model.get("row")]);
+    const { pen, width } = sized(writes, WRITES, style);
+    title.textContent = heading;
+    if (!strengths) return;
     const columns = Math.floor(Math.min(width - LABEL, strengths.length));
     const highest = peaks(strengths, columns);
     const most = Math.max(...highest) || 1;
@@ -104,9 +119,8 @@ function render({ model, el }) {
     pen.fillStyle = colour("--quiet");
     pen.fillText(format(most), 2, 12, LABEL - 8);
     pen.fillText("0", 2, WRITES - 4, LABEL - 8);
-    title.textContent = `Write strength of every token in layer ${row.layer}, head ${row.head}; strongest tokens:`;
-    writes.setAttribute("aria-label", title.textContent);
-    for (const { token, text, strength } of row.strongest) {
+    writes.setAttribute("aria-label", heading);
+    for (const { token, text, strength } of largest) {
       const item = html("li", "", strongest);
       button(item, text || "part of a character", () => put(model, "place", token));
       html("span", "", item, ` token ${format(token)}: ${format(strength)}`);
@@ -116,6 +130,7 @@ function render({ model, el }) {
   function draw() {
     error.textContent = model.get("error");
     canvas.hidden = writes.hidden = bar.hidden = !data;
+    below.hidden = !data?.longShort;
     strongest.replaceChildren();
     if (!data) {
       status.textContent = model.get("status");
@@ -125,8 +140,9 @@ function render({ model, el }) {
     const style = getComputedStyle(root);
     const colour = (name) => style.getPropertyValue(name).trim();
     choice.value = model.get("measure");
+    bars.value = model.get("bars");
     drawStrips(style, colour);
-    drawWrites(style, colour);
+    drawBars(style, colour);
     const [row, measure] = [data.rows[model.get("row")], currentMeasure()];
     const value = measure.values[model.get("row") * data.places.length + column()];
     const where = `in layer ${row.layer}, ${row.name}, head ${row.head}, after token ${format(data.places[column()])}`;
@@ -154,9 +170,10 @@ function render({ model, el }) {
   }
 
   choice.addEventListener("change", () => put(model, "measure", choice.value));
+  bars.addEventListener("change", () => put(model, "bars", bars.value));
   canvas.addEventListener("pointerdown", onPointer);
   canvas.addEventListener("keydown", onKey);
-  const traits = ["status", "error", "measure", "row", "place"];
+  const traits = ["status", "error", "measure", "bars", "row", "place"];
   const listeners = { states: unpack, ...Object.fromEntries(traits.map((trait) => [trait, schedule])) };
   return follow(model, listeners, onWidth(root, schedule), schedule.cancel);
 }
