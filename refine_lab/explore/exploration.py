@@ -126,11 +126,12 @@ class Exploration:
         return selection_probabilities(row, torch.tensor([row.shape[1]]), self.fitting)[0].numpy()
 
     def _scores(self) -> Float[torch.Tensor, "1 T"]:
-        """Returns the score of each position (see `places.place_scores`); differences are those of the reading's windows."""
+        """Returns the score of each position (see `places.place_scores`); differences are those of `reading.long_short`."""
         reading, refine = self._known.reading, self.refine
+        compared = np.zeros(len(reading.logprobs)) if reading.long_short is None else np.nan_to_num(reading.long_short)
         entropies, logprobs, differences = (
             torch.from_numpy(np.append(values[1:], 0.0)).unsqueeze(0)  # index t is about the token at t + 1
-            for values in (reading.entropies, reading.logprobs, reading.differences)
+            for values in (reading.entropies, reading.logprobs, compared)
         )
         if refine.selection == "memory":
             return gains(differences, refine.rollout_length)

@@ -171,7 +171,8 @@ def _outside(name: str, used: str) -> ValueError:
 
 def _hidden(name: str, used: str) -> ValueError:
     return ValueError(
-        f"{name} uses {used!r}, which can access names that do not appear in its source; refer to what it needs directly by name"
+        f"{name} uses {used!r}, which can access names that do not appear in its source; refer to what it needs directly "
+        "by name"
     )
 
 

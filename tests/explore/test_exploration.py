@@ -16,7 +16,6 @@ import torch
 from refine_lab.config import BUILT_IN_SELECTIONS
 from refine_lab.explore.client import Worker
 from refine_lab.explore.exploration import Exploration
-from refine_lab.explore.reading import WINDOW
 from refine_lab.explore.session import Session
 from refine_lab.method.copies import copied_tokens
 from refine_lab.method.memory import gains
@@ -74,17 +73,16 @@ def rare_first(inputs):
 
 def test_positions_by_memory_copies_and_a_function() -> None:
     exploration = Exploration(Here(), selections={"rare first": rare_first})
-    exploration.read(TEXT).result()
+    exploration.read(TEXT * 20).result()
     assert exploration.document is not None
     reading, length = exploration.document.reading, len(exploration.document.token_ids)
-    assert np.isnan(reading.differences[0]) and (reading.differences[1 : 2 * WINDOW - 1] == 0).all()
+    assert reading.long_short is not None and np.nansum(reading.long_short) > 0
     exploration.set(num_chunks=2, margin=0, tau=0.5, window=4)
     tokens, lengths = torch.from_numpy(reading.token_ids).long()[None], torch.tensor([length])
-    about = {
-        name: torch.from_numpy(np.append(getattr(reading, name)[1:], 0.0))[None] for name in ("logprobs", "differences")
-    }
+    columns = {"logprobs": reading.logprobs, "long_short": np.nan_to_num(reading.long_short)}
+    about = {name: torch.from_numpy(np.append(values[1:], 0.0))[None] for name, values in columns.items()}
     scores = {
-        "memory": gains(about["differences"], 5),
+        "memory": gains(about["long_short"], 5),
         "copy": copied_tokens(tokens, lengths, 4, 5),
         "rare first": -about["logprobs"],
     }

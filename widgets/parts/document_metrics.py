@@ -43,7 +43,6 @@ def reading_metrics(reading: DocumentReading, probabilities: Float[np.ndarray, "
         loss_metric(reading),
         *memory,
         Metric("logprob", "Logprob", "nats", reading.logprobs),
-        Metric("difference", "Long-short difference", "nats", reading.differences),
         Metric("rank", "Rank of the reference token", "", ranks, log=True, low=1),
         Metric("chance", "Sampling probability within chunk", "", np.where(chance > 0, chance, np.nan)),
     ]
