@@ -251,6 +251,8 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
     "Batches over which the learning rate rises linearly."
     eval_every: Count = 10
     "Batches between two evaluations; the first evaluation is before training."
+    gradient_noise: bool = False
+    "Whether evaluations measure signal and noise of the NSP gradient, at the cost of about two batches each (docs/method.md)."
     checkpoint_every: Count = 20
     "Batches between two checkpoints; the final state is always saved."
     checkpoint_minutes: NotNegative = 0.0
@@ -277,6 +279,8 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
             self._require(self.refine.fits(tokens), name, allowed)
             whole = self.task is not None or self.data.rows == "packed" or self.data.min_tokens >= tokens
             self._require(whole or self.data.min_tokens >= least, "data.min_tokens", f"{allowed} in every document")
+            halves = not self.gradient_noise or self.batch_size > 1
+            self._require(halves, "batch_size", "at least 2 for gradient_noise, which compares two halves of a batch")
         if self.task is None:
             self._require(not self.nested, "nested", "false without a task: there are no answers")
             return

@@ -92,7 +92,9 @@ class Rates:
         if not isinstance(config, TrainConfig):
             return self.row * (self.prompts if config.count is None else config.count)
         evaluations = 1 + -(-config.steps // config.eval_every)
-        return self.row * config.steps * config.batch_size + self.evaluation * evaluations
+        measured = config.gradient_noise and config.refine is not None  # about a batch by REFINE and one by SFT
+        noise = 2 * self.row * config.batch_size if measured else 0.0
+        return self.row * config.steps * config.batch_size + (self.evaluation + noise) * evaluations
 
 
 def training_rates(config: TrainConfig) -> Rates:

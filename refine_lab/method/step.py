@@ -173,6 +173,27 @@ def train_step(train_state: TrainState, batch: Batch, draws: Draws) -> StepResul
     return StepResult({**metrics, "updates": len(minis)}, rollouts)
 
 
+def batch_gradient(train_state: TrainState, batch: Batch, draws: Draws) -> list[Tensor | None] | None:
+    """Returns the gradient of the loss of one update on the whole batch, per trained parameter; None if it is not finite.
+
+    It is that of `train_step` with one update per batch, before clipping. Neither the weights nor their `.grad` change.
+    """
+    refine = train_state.config.refine
+    plan = _plan(train_state, batch, draws) if refine is not None and refine.placebo else None
+    parameters = [each for each in train_state.policy.parameters() if each.requires_grad]
+    total: list[Tensor | None] = [None] * len(parameters)
+    for row, micro in split(batch, train_state.config.micro_batch_size):
+        part = None if plan is None else plan.rows(row, row + len(micro.lengths))
+        loss, _, _ = _loss(train_state, micro, batch, draws, part)
+        if not torch.isfinite(loss):
+            return None
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        total = [
+            new if old is None else old if new is None else old + new for old, new in zip(total, found, strict=True)
+        ]
+    return total
+
+
 class NotFinite(FloatingPointError):
     """The next-token loss of sequences is NaN or infinite, so nothing can be sampled from them."""
 

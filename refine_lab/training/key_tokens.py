@@ -36,7 +36,7 @@ FILE = "key_tokens.json"
 
 def short_contexts(policy: FastWeightLM) -> RefineConfig:
     """Returns the settings by which the short contexts of key tokens are read: windows, which need no random offset."""
-    window = max(WINDOW, policy.attention_window)
+    window = max(WINDOW, policy.attention_window(policy.config))
     return RefineConfig(selection="memory", window=window, short_contexts="windows")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from refine_lab.runs.started import check_beginning, continues_after, sources_of
 from refine_lab.runs.writer import RunProgress, RunWriter
 from refine_lab.training import optim
 from refine_lab.training.evaluation import answer_measures, next_token
+from refine_lab.training.gradient_noise import noise_meter
 from refine_lab.training.history import after, history_of, save_history
 from refine_lab.training.inputs import inputs_of, settle, text_inputs
 from refine_lab.training.key_tokens import key_tokens, key_tokens_of
@@ -64,6 +66,7 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None
         one_step, (data, measure) = train_step, _text(run, policy, tokenizer, manifest, overrides)
     else:
         one_step, (data, measure, history) = nested_step, _task(run, policy, tokenizer, manifest, history, overrides)
+    evaluate = partial(_evaluate, train_state, measure, noise_meter(run, train_state, data))
 
     def save(number: int) -> float:
         with writer.checkpoint(number) as checkpoint:
@@ -73,7 +76,7 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None
 
     with RunWriter.open(path, None if folder is None else done) as writer:
         if folder is None:
-            _evaluate(writer, 0, train_state, measure)
+            evaluate(writer, 0)
         else:
             optim.load(train_state.optimizers, folder)
         before, progress = run.metrics(), RunProgress(writer, done)
@@ -98,7 +101,7 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None
             progress.report(step, tokens)
             skipped.add(step, result.metrics)
             if step % config.eval_every == 0 or step == config.steps:
-                _evaluate(writer, step, train_state, measure)
+                evaluate(writer, step)
             minutes = (time.monotonic() - saved) / 60
             due = step % config.checkpoint_every == 0 or 0 < config.checkpoint_minutes <= minutes
             if due and not skipped.count:
@@ -202,10 +205,12 @@ def _task(
     return TaskData(task.train, config.seed, config.refine), measure, after(history, run, task.examples, task.train)
 
 
-def _evaluate(writer: RunWriter, step: int, train_state: TrainState, measure: Evaluate) -> None:
+def _evaluate(
+    train_state: TrainState, measure: Evaluate, noise: Callable[[int], dict[str, float]], writer: RunWriter, step: int
+) -> None:
     with train_state.autocast():
         measures = measure()
-    if measures:
+    if measures := measures | noise(step):
         writer.evaluation(step, measures)
 
 

@@ -96,10 +96,12 @@ def test_a_run_on_text_is_evaluated_in_its_dtype(checkpoint, tmp_path, arithmeti
     run = trained(config, tmp_path)
     assert arithmetic == {name: {getattr(torch, dtype)} for name in ("training", "next_token")}
     assert run.evaluations()["ntp_loss"].notna().all() and len(run.evaluations()) == 2
-    spied(midtrain.evaluation, "held_out_measures")
+    asked = {"held_out_measures": midtrain.evaluation, "key_tokens": midtrain.key_tokens}
+    for name, home in asked.items():
+        spied(home, name)
     arithmetic.clear()
     midtrain.final_results([Run(run.path)], num_documents=1, num_tokens=64)
-    assert arithmetic == {"held_out_measures": {getattr(torch, dtype)}}
+    assert arithmetic == {name: {getattr(torch, dtype)} for name in asked}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

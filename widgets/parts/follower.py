@@ -17,6 +17,7 @@ from refine_lab.config import Config
 from refine_lab.experiments.run_groups import group_names
 from refine_lab.runs.run import MetricsTail, Run
 from refine_lab.text import printable, shorten
+from refine_lab.training.gradient_noise import noise_warning
 from widgets.figures.series import COLOURS, KNOWN_METHODS, PANELS, Plot, decimate, has_panel, looks_like, method_styles
 
 INTERVAL = 0.25
@@ -34,7 +35,7 @@ class RunReader:
         self.config: Config | None = None
         self.frames: dict[str, pd.DataFrame] = dict.fromkeys(("train", "eval", "answers"), pd.DataFrame())
         name = self.path.name
-        self.progress: dict[str, Any] = {"name": name, "label": name, "state": "waiting", "error": ""}
+        self.progress: dict[str, Any] = {"name": name, "label": name, "state": "waiting", "error": "", "note": ""}
         self._run: Run | None = None
         self._lines: dict[str, list[dict[str, Any]]] = {"train": [], "eval": []}
 
@@ -49,7 +50,7 @@ class RunReader:
             run = self._open()
             status = self._status(run)  # before the metrics: the status `finished` is written after the last line
             grown = self._read_answers(run) if run.kind == "answer" else self._read_metrics()
-            self.progress = before | self._newer(status)
+            self.progress = before | self._newer(status) | {"note": noise_warning(self.frames["eval"])}
         except FileNotFoundError:
             if self._run is None or self.path.is_dir():
                 return False  # the directory does not exist yet, or is incomplete

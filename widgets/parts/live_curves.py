@@ -128,6 +128,7 @@ class LiveCurves(Curves):
         ):  # fmt: skip
             values = reader.frames[kind].get(key, pd.Series(dtype=float)).dropna()
             row[heading] = f"{values.iloc[-1]:.4f}" if len(values) else "–"
+        row["note"] = progress.get("note") or "–"
         return row
 
 

@@ -154,6 +154,7 @@ function drawProgress(parent, runs) {
     if (Number.isFinite(run.seconds_left)) facts.push(`${duration(run.seconds_left)} left`);
     html("span", "", row, facts.join(" · "));
     if (run.error) html("span", "error", row, run.error);
+    if (run.note) html("span", "warning", row, run.note);
   }
 }
 
@@ -250,7 +251,7 @@ function render({ model, el }) {
   const onProgress = () => {
     const runs = model.get("progress");
     drawProgress(progress, runs);
-    const states = runs.map(({ label, state, error }) => [label, state, error].filter(Boolean).join(": ")).join("; ");
+    const states = runs.map(({ label, state, error, note }) => [label, state, error, note].filter(Boolean).join(": ")).join("; ");
     if (announced.textContent !== states) announced.textContent = states;
   };
   return follow(model, { curves: onCurves, progress: onProgress, error }, onWidth(root, redraw), schedule.cancel, () => endWaiting());
