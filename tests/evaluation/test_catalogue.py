@@ -57,7 +57,7 @@ def guessing(name: str, samples: int) -> tuple[float, float]:
 def test_every_task_has_its_two_ends():
     """The tests below cover each group; those of the needles are in test_niah.py."""
     covered = {*niah.VARIANTS, "ruler_squadqa", "ruler_hotpotqa", *(f"longbench_{task}" for task in longbench.TASKS)}
-    assert covered | {*short.TASKS, "books", "rewards", "recall", "unseen_rest"} == set(BENCHMARKS)
+    assert covered | {*short.TASKS, "books", "rewards", "recall", "unseen_rest", "long_ppl"} == set(BENCHMARKS)
 
 
 @pytest.mark.parametrize("kind", ["squadqa", "hotpotqa"])
@@ -137,6 +137,15 @@ def test_books(books, table):
     assert right["ntp_loss"].value == pytest.approx(0, abs=1e-3)
     wrong = measure("books", random_model(), books=books, length=LENGTH, limit=6).metrics
     assert wrong["ntp_accuracy"].value <= 0.05 and wrong["ntp_loss"].value > 0.9 * math.log(len(table[1]))
+
+
+def test_long_ppl(books, table, monkeypatch):
+    monkeypatch.setattr("refine_lab.training.key_tokens.THRESHOLD", 0.0)  # every token is one, whoever chooses
+    right = measure("long_ppl", RefineLM(*table), books=books, length=LENGTH, limit=4)
+    assert right.metrics["long_ppl"].value == pytest.approx(1, abs=1e-3)
+    assert right.facts["key_tokens"] == 4 * (LENGTH - 1)
+    wrong = measure("long_ppl", random_model(), books=books, length=LENGTH, limit=4).metrics
+    assert wrong["long_ppl"].value > len(table[1]) ** 0.9
 
 
 def test_rewards(books, table):
