@@ -52,6 +52,12 @@ class TTTPanel(Panel):
     the traits of `curves` and `token_map`. Raises FileNotFoundError or ValueError for a missing model.
     """
 
+    _held: HeldOutRest | None = None
+    _job: Future[Any] | None = None
+    _chain: Future[Any] | None = None
+    _stopping = False
+    _sent = 0.0
+
     def __init__(
         self,
         model: str = "tiny-deltanet",
@@ -89,11 +95,6 @@ class TTTPanel(Panel):
         "The change of the loss of the held-out rest, once known."
         self.answers: dict[str, str] = {}
         "The answers `before` and `after`, once known."
-        self._held: HeldOutRest | None = None
-        self._job: Future[Any] | None = None
-        self._chain: Future[Any] | None = None
-        self._stopping = False
-        self._sent = 0.0
         self.curves, self.result, self._beside, self.token_map = Curves(), RestResult(), Answers(), TokenMap()
         self._prompt, self._adapt_on, self._rule = prompt, adapt_on, rule or AnswerRule()
         if prompt is not None:
@@ -110,12 +111,7 @@ class TTTPanel(Panel):
         }
         self._first = self._texts()
         _PANELS.add(self)
-        names = ("method", "reward", "steps", "lr", "answer_tokens")
-        settings = in_rows([self.fields[name] for name in names])
-        actions = in_rows([*self.buttons.values(), self.fields["weights"]])
-        texts = [self.fields[name] for name in ("document", "question", "held_out")]
-        shown = [self.notice, self.result, self.curves, self._beside, self.token_map]
-        self.children = [*texts, settings, actions, *shown]
+        self._lay_out()
         self._enable(running=False)
         self._show_weights()
         self.shown: Future[Any] = self.read() if "".join(self._first).strip() else self.after(lambda: None)
@@ -226,6 +222,14 @@ class TTTPanel(Panel):
             numbers = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "step")
             lines.append(f"  step {row['step']}: {numbers}")
         return "\n".join([*lines, *self.notice.lines(), repr(self.token_map)])
+
+    def _lay_out(self) -> None:
+        names = ("method", "reward", "steps", "lr", "answer_tokens")
+        settings = in_rows([self.fields[name] for name in names])
+        actions = in_rows([*self.buttons.values(), self.fields["weights"]])
+        texts = [self.fields[name] for name in ("document", "question", "held_out")]
+        shown = [self.notice, self.result, self.curves, self._beside, self.token_map]
+        self.children = [*texts, settings, actions, *shown]
 
     # -- requests and their results ------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -17,3 +18,11 @@ def worker() -> Iterator[Worker]:
     worker = Worker("cpu")
     yield worker
     worker.close()
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    """Waits until `done` returns True, at most `SECONDS`."""
+    deadline = time.monotonic() + SECONDS
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
