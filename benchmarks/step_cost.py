@@ -42,7 +42,9 @@ def train_state(policy: FastWeightLM, method: str, rows: int, mini_batch: int) -
 def memory_state(policy: FastWeightLM, rows: int) -> TrainState:
     """Returns the state of REFINE by memory, otherwise as `refine`."""
     state = train_state(policy, "refine", rows, rows)
-    return replace(state, config=replace(state.config, refine=by_memory(state.config.refine)))
+    window = max(state.config.refine.window, policy.attention_window(policy.config))
+    refine = replace(by_memory(state.config.refine), window=window)
+    return replace(state, config=replace(state.config, refine=refine))
 
 
 def expected_state(policy: FastWeightLM, rows: int, selection: Literal["memory", "copy"]) -> TrainState:

@@ -37,6 +37,7 @@ def test_step_cost(tmp_path):
         assert {"refine_over_sft", "paper_over_refine", "sft_tokens_per_second"} <= figures[length].keys()
     assert figures["1024"]["refine_over_sft"] <= 1.5  # (1.3)
     assert figures["2048"]["refine_over_sft"] <= 1.4  # (1.2)
+    assert all(figures[length]["refine_memory_over_sft"] <= 2 for length in ("1024", "2048"))  # (1.7)
     assert figures["1024"]["paper_over_refine"] >= 7  # (8)
     assert figures["four_updates"]["refine_over_sft"] <= 1.9  # (1.65)
     assert figures["1024"]["sft_tokens_per_second"] >= 2500  # (5,000)

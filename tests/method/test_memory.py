@@ -168,11 +168,9 @@ def fact_of(document: RecallDocument) -> int:
     return next(s for s in range(question.start) if tokens[s : s + len(answer)] == answer)
 
 
-def top_in_the_answers_chunk(policy: FastWeightLM, document: RecallDocument, refine: RefineConfig, row: int) -> int:
+def top_in_the_last_chunk(policy: FastWeightLM, batch: Batch, refine: RefineConfig) -> int:
     """The most probable position of the last chunk, which the answer ends."""
-    batch = Batch(tokens=torch.tensor([document.tokens]), lengths=torch.tensor([1024]), sequence_ids=(row,))
-    entropies = torch.zeros(1, 1024)
-    scores = place_scores(policy, batch, entropies, logprobs_of(policy, batch), refine, DRAWS)
+    scores = place_scores(policy, batch, torch.zeros(1, 1024), logprobs_of(policy, batch), refine, DRAWS)
     return 896 + int(selection_probabilities(scores, batch.lengths, refine)[0, 896:].argmax())
 
 
@@ -196,7 +194,7 @@ def test_the_top_place_of_the_chunk_is_the_answer_that_only_memory_knows(known, 
         )
         compared = bool((first - 1 - cut.starts[cut.starts < first] >= cut.first)[-1])
         if compared and fact_of(document) < first - longest:
-            top = top_in_the_answers_chunk(policy, document, refine, row)
+            top = top_in_the_last_chunk(policy, batch, refine)
             found.append(top + 1 < end and top + refine.rollout_length >= first)
     assert len(found) > 50
     assert sum(found) / len(found) >= least
