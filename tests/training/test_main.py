@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from refine_lab.method.custom_reward import reward_source
 
+from refine_lab.method.custom import reward_source
 from refine_lab.runs.files import take_lock
 from refine_lab.runs.process import RunProcess, follow, hold, resume
 from refine_lab.runs.run import Run
