@@ -72,17 +72,7 @@ def method_configs(
     require(len(set(seeds)) == len(seeds) > 0, "seeds", list(seeds), "one or more distinct integers")
     recipe, updates = _split_updates(recipe, updates)
     entry = recipes.recipe(recipe, phase)
-    settings = drop_none(**settings)
-    if callable(settings.get("selection")):
-        settings["selection"] = "custom"
-    if settings.get("selection") in ("memory", "copy"):
-        settings = {**recipes.MEMORY, **settings}
-    if callable(reward := settings.get("reward")):
-        settings["reward"] = "custom"
-    elif reward not in (None, "custom"):
-        reward_function(reward)
-    if "rollout_length" in settings:
-        settings.setdefault("smoothing_kernel", settings["rollout_length"])
+    settings = _resolved(drop_none(**settings))
     model = settings.pop("model", None)
     histories = history_by_seed(model, seeds) if entry.phase == "ttt" else {}
     methods = sorted(methods or recipes.METHODS[entry.phase], key=lambda name: name != "none")  # the baseline first
@@ -103,6 +93,25 @@ def method_configs(
                 config = _train_config(config, applicable(config.refine, settings))
             configs.append(_with_updates(config, own_updates or updates))
     return configs
+
+
+def _resolved(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns an experiment's settings with names for custom functions and with the settings that others imply.
+
+    Raises ValueError for an unknown reward.
+    """
+    found = dict(settings)
+    if callable(found.get("selection")):
+        found["selection"] = "custom"
+    if found.get("selection") in ("memory", "copy"):
+        found = {**recipes.MEMORY, **found}
+    if callable(reward := found.get("reward")):
+        found["reward"] = "custom"
+    elif reward not in (None, "custom"):
+        reward_function(reward)
+    if "rollout_length" in found:
+        found.setdefault("smoothing_kernel", found["rollout_length"])
+    return found
 
 
 def _with_updates(config: R, updates: str) -> R:
