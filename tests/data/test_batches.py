@@ -151,7 +151,7 @@ def test_fewer_held_out_rows_are_the_first_of_more(tokenizer: PreTrainedTokenize
 
 def test_more_held_out_rows_than_there_are_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     data = SequenceData(replace(PLAIN, validation_sequences=500), tokenizer, seed=0)
-    with naming(ValueError, "500 of DataConfig.validation_sequences 500", "rows of 64"):
+    with naming(ValueError, "500 of the 500 validation sequences", "rows of 64"):
         data.validation()
 
 

@@ -116,7 +116,7 @@ def test_held_out_rows_are_documents_too(data, tokenizer):
     assert torch.equal(batches[0].tokens, batches[1].tokens)
     found = [row[:n].tolist() for row, n in zip(batches[0].tokens, batches[0].lengths.tolist(), strict=True)]
     assert sorted(found) == sorted(first_tokens(tokenizer, held_out=True))
-    with naming(ValueError, "3 of DataConfig.validation_sequences 3", "2 rows of at most 32 tokens"):
+    with naming(ValueError, "3 of the 3 validation sequences", "2 rows of at most 32 tokens"):
         SequenceData(replace(data, validation_sequences=3), tokenizer, seed=0).validation()
 
 

@@ -175,7 +175,7 @@ def test_a_closure_is_refused_by_name():
     def mine(inputs):
         return weight * inputs.logprobs.sum(-1)
 
-    with naming(ValueError, "'mine'", "'weight'", "the function around it"):
+    with naming(ValueError, "'mine'", "'weight'", "its enclosing function"):
         reward_source(mine)
 
 

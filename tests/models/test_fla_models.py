@@ -126,7 +126,7 @@ def test_a_state_of_another_kind_is_refused_by_name(state, facts):
 @pytest.mark.parametrize(
     ("model_type", "reason"),
     [
-        ("retnet", "its layers keep keys and values or positions"),
+        ("retnet", "its layers keep keys and values, or positions"),
         ("mamba2", "transformers changes its cache in place"),
         ("samba", "fla can continue it from a cache only one token at a time"),
         ("hgrn", "a kernel of fla drops the gradient"),

@@ -330,7 +330,7 @@ def test_a_tokenizer_with_code_of_its_own_is_read_only_where_the_caller_says_so(
     path, names = small_model / "tokenizer_config.json", {"AutoTokenizer": [None, "own_tokenizer.Own"]}
     path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": names, "tokenizer_class": "Own"}))
     (small_model / "own_tokenizer.py").write_text(OWN_TOKENIZER)
-    message = r"tokenizer_config\.json needs code of its own \(own_tokenizer\.Own\): it is not run unless"
+    message = r"tokenizer_config\.json needs code of its own \(own_tokenizer\.Own\): it is not executed unless"
     with pytest.raises(ValueError, match=message):
         load_model(small_model)
     _, tokenizer = load_model(small_model, trust_remote_code=True)
@@ -450,7 +450,7 @@ def hybrid(tmp_path_factory) -> Path:
         ({"hidden_act": "none such"}, "KeyError: 'none such'"),
         ({"text_config": {"hidden_size": 3}}, "it sets text_config, which a qwen3_next does not have"),
         ({"quantization_config": {"quant_method": "fp8"}}, "it sets 'quantization_config': quantised weights are"),
-        ({"transformers_weights": "a.safetensors"}, "it sets 'transformers_weights': weights are read from files of"),
+        ({"transformers_weights": "a.safetensors"}, "it sets 'transformers_weights': weights are read only from files"),
     ],
 )
 def test_a_hybrids_configuration_is_refused_in_one_sentence(hybrid, tmp_path, fields, message):

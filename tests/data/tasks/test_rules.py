@@ -280,7 +280,8 @@ def test_the_rule_is_that_of_the_source_of_the_tests(tmp_path: Path) -> None:
 def test_it_warns_where_every_reference_has_several_lines(tmp_path: Path, loaded: Loaded) -> None:
     answers = ("one\ntwo", ["one", "a\nb"])
     path = jsonl(tmp_path / "lines.jsonl", [{"prompt": f"Question: {n}?", "answer": x} for n, x in enumerate(answers)])
-    sentence = "For 1 of 2 prompts, every reference answer has several lines"
+    reason = "but only the first line of a generated answer is used"
+    sentence = f"For 1 of 2 prompts, every reference answer has several lines, {reason}"
     with pytest.warns(UserWarning, match=f"{sentence}: set lines to 'all'"):
         assert sentence in str(load(path, loaded[1]).report)
     with warnings.catch_warnings():
