@@ -49,7 +49,7 @@ def curves() -> Curves:
     states = ("running", "finished", "stopped", "failed", "killed", "unreadable", "waiting")
     made.progress = [
         {"name": f"r{i}", "label": f"Run {i}", "state": state, "step": 3, "steps": 9, "error": ERROR if i == 3 else ""}
-        | {"tokens_per_second": 5000.0, "seconds_left": 60.0}
+        | {"tokens_per_second": 5000.0, "seconds_left": 60.0, "note": "mostly noise" if i == 1 else ""}
         for i, state in enumerate(states)
     ]
     made.error = "what went wrong"
@@ -141,7 +141,9 @@ def test_it_is_read_reached_and_announced(name: str, page: Any, tmp_path: Path) 
     assert unreached(page) == []
     assert nameless(page) == []
     if name == "curves":
-        assert page.locator("[role=status]").inner_text().startswith("Run 0: running; Run 1: finished; ")
+        told = page.locator("[role=status]").inner_text()
+        assert told.startswith("Run 0: running; Run 1: finished: mostly noise; ")
+        assert page.locator(".runs .warning").all_inner_texts() == ["mostly noise"]
     live = "[role=status], [role=alert], [aria-live=polite], [aria-live=assertive]"
     for part in page.locator(".refine-lab .status, .refine-lab > .error").all():
         assert part.evaluate(f"node => node.closest('{live}') !== null"), part.evaluate("node => node.outerHTML")

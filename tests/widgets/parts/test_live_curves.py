@@ -59,6 +59,31 @@ def wait_for(true: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
+def test_the_row_of_a_run_whose_gradient_is_mostly_noise_says_so(
+    tmp_path: Path, follow: Callable[..., LiveCurves]
+) -> None:
+    with new_run(tmp_path, steps=6) as writer:
+        for step in range(6):
+            if step:
+                train(writer, step)
+            noise = {"nsp_signal": 0.001, "nsp_noise": 4.0, "nsp_ntp_cosine": 0.1, "nsp_snr": 0.00025}
+            spread = {"nsp_snr_stderr": 0.001, "nsp_snr_upper": 0.003} if step else {}
+            writer.evaluation(
+                step, {"ntp_loss": 3.0, "long_ppl": 17.5, "key_loss": 2.86, "key_tokens": 40, **noise, **spread}
+            )
+            if step == 3:
+                assert follow(writer.path).progress[0]["note"] == ""
+        writer.status("finished")
+    widget = follow(writer.path)
+    note = widget.progress[0]["note"]
+    assert "after 6 evaluations" in note and "0.003" in note and "mostly noise" in repr(widget)
+    ratio = line_of(widget, "eval:nsp_snr")
+    np.testing.assert_allclose(ratio["y"], [0.00025] * 6, rtol=1e-6)
+    np.testing.assert_allclose(ratio["high"][1:], [0.00125] * 5, rtol=1e-6)
+    np.testing.assert_allclose(line_of(widget, "eval:long_ppl")["y"], [17.5] * 6)
+    assert "eval:key_tokens" not in [panel["name"] for panel in widget.curves["panels"]]
+
+
 def test_a_finished_run_is_there_at_once(finished: Path, follow: Callable[..., LiveCurves]) -> None:
     widget = follow(finished)
     line = line_of(widget, "train:ntp_loss")
