@@ -16,6 +16,7 @@ from refine_lab.experiments.compare import per_seed
 from refine_lab.experiments.configs import method_configs, release_configs
 from refine_lab.experiments.estimate import estimated_seconds
 from refine_lab.experiments.posttrain import answer_test_prompts, task_runs
+from refine_lab.recipes import by_memory
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.training.inputs import resume_or_create
@@ -158,3 +159,33 @@ def test_prompts_too_short_for_the_method_are_refused_before_anything_is_trained
     assert len(load_training_task(configs[:1]).train) == 21
     with naming(ValueError, "1 of 21 prompts", "num_chunks", "'mine-30'"):
         load_training_task(configs)
+
+
+def first_is_right(inputs):
+    return (inputs.rollout_ids[:, 0] == inputs.target_ids[:, 0]).float()
+
+
+def surprising(inputs):
+    return -inputs.logprobs
+
+
+def test_functions_of_ones_own_train_on_prompts(checkpoint, prompts, tmp_path):
+    config = config_of(checkpoint, prompts, "nested_refine")
+    config = replace(config, refine=replace(config.refine, reward="custom", selection="custom"), steps=1)
+    task = load_training_task([config])
+    (run,) = task_runs([config], task, tmp_path, first_is_right, surprising)
+    train(run.path, StopSignal(run.path))
+    assert run.state == "finished"
+    assert set(run.rollouts()["reward"].unique()) <= {0.0, 1.0}
+    assert "def surprising(" in (run.path / "selection.py").read_text(encoding="utf-8")
+    assert [found.path for found in task_runs([config], task, tmp_path, first_is_right, surprising)] == [run.path]
+    assert [found.path for found in task_runs([config], task, tmp_path, first_is_right, first_is_right)] != [run.path]
+
+
+@pytest.mark.parametrize("selection", ["memory", "copy"])
+def test_prompts_are_rolled_out_by_memory_with_several_updates(checkpoint, prompts, tmp_path, selection):
+    config = config_of(checkpoint, prompts, "nested_refine")
+    refine = by_memory(replace(config.refine, window=16), selection)
+    run = trained(replace(config, refine=refine, steps=2), tmp_path)
+    assert run.metrics()["updates"].tolist() == [3, 6]
+    assert len(run.rollouts()) == 2 * 4 * 3
