@@ -13,11 +13,13 @@ HIGHEST = 10**9
 
 
 def check_started(path: Path, values: Mapping[str, Any]) -> None:
-    """Raises ConfigError, naming the file, if the reward, the parent or the changes in a `started.json` are malformed."""
-    reward, parent, changes = values.get("reward"), values.get("parent"), values.get("changes", [])
+    """Raises ConfigError, naming the file, if a function, the parent or the changes in a `started.json` are malformed."""
+    parent, changes = values.get("parent"), values.get("changes", [])
     fits = parent is None or _is_parent(parent)
     listed = isinstance(changes, list) and all(map(_is_change, changes))
-    require(reward is None or isinstance(reward, str), f"reward of {path}", reward, "text or null")
+    for name in ("reward", "selection"):  # the sources of custom functions
+        source = values.get(name)
+        require(source is None or isinstance(source, str), f"{name} of {path}", source, "text or null")
     require(fits, f"parent of {path}", parent, "null or an object with run and step")
     require(listed, f"changes of {path}", changes, "a list of objects, each with name, before, now and step")
 

@@ -99,6 +99,7 @@ MALFORMED: dict[str, object] = {
     "parent without a step": {"run": "../a"},
     "parent's run": {"run": ["../a"], "step": 2},
     "reward": ["cosine"],
+    "selection": ["entropy"],
 }
 """Values of a field of `started.json`, by what is malformed in them."""
 
@@ -107,7 +108,7 @@ MALFORMED: dict[str, object] = {
 def test_a_malformed_record_of_the_start_is_named_and_concerns_one_run(tmp_path: Path, name: str) -> None:
     good, bad = write_run(tmp_path, 0), write_run(tmp_path, 1)
     monitor, path = RunMonitor(tmp_path), bad.path / "started.json"
-    field = next(each for each in ("changes", "parent", "reward") if each.removesuffix("s") in name)
+    field = next(each for each in ("changes", "parent", "reward", "selection") if each.removesuffix("s") in name)
     path.write_text(json.dumps(bad.started | {field: MALFORMED[name]}), encoding="utf-8")
     try:
         monitor.choice.value = ()
