@@ -11,13 +11,12 @@ import torch
 from refine_lab.config import RefineConfig
 from refine_lab.method.step import train_step
 from refine_lab.models import FastWeightLM
-from refine_lab.models.hybrids import HYBRIDS
 from refine_lab.recipes.methods import CHANGES
 from refine_lab.rng import Draws
 from tests.factories import gated_deltanet, hybrids, lact
 from tests.factories.step import make_batch, make_policy, train_state_for
 
-FAMILIES = ("delta_net", "gated_deltanet", "lact_swiglu", *HYBRIDS)
+FAMILIES = ("delta_net", "gated_deltanet", "lact_swiglu", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid")
 METHODS = {
     name: replace(RefineConfig(num_chunks=3, margin=5), window=16, **changes) for name, changes in CHANGES.items()
 }
