@@ -85,7 +85,7 @@ class RefineConfig(Config):
     def _require_formula(self) -> None:
         """Raises ConfigError for a setting that an estimator without rollouts cannot have."""
         without = f"for the estimator {self.estimator!r}"
-        full = f"'full' {without}, which cannot stop the gradient without a second reading"
+        full = f"'full' {without}, which cannot stop the gradient without a second forward pass"
         self._require(self.prefix_gradient == "full", "prefix_gradient", full)
         for name, value in (("kl_coef", 0), ("entropy_coef", 0), ("temperature", 1), ("placebo", False)):
             allowed = f"{str(value).lower()} {without}, which samples no rollouts"

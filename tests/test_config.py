@@ -191,7 +191,7 @@ def test_a_value_of_the_method_is_refused(field, value, allowed):
         (
             "prefix_gradient",
             "detached",
-            "'full' for the estimator {}, which cannot stop the gradient without a second reading",
+            "'full' for the estimator {}, which cannot stop the gradient without a second forward pass",
         ),
         ("kl_coef", 0.1, "0 for the estimator {}, which samples no rollouts"),
         ("entropy_coef", 0.1, "0 for the estimator {}, which samples no rollouts"),

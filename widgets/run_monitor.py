@@ -31,7 +31,8 @@ CHOSEN_AT_FIRST = 4
 
 TOOLTIPS = {
     "refresh": "Refresh the list of runs",
-    "start": "Start the selected unfinished runs (training or answering); they continue when this kernel ends",
+    "start": "Start or resume the selected unfinished runs (training runs, or runs that answer prompts); they keep running "
+    "after this kernel ends",
     "stop": "Make the selected runs save and stop",
 }
 """Tooltips of the buttons, by the method that they call."""

@@ -1,4 +1,4 @@
-"""The TTT panel: adapts a model to the first part of a document, and shows what it gains on the held-out rest."""
+"""The TTT panel: adapts a model to the first part of a document, and shows what it gains on the held-out remainder."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ _PANELS: WeakSet[TTTPanel] = WeakSet()
 
 
 class TTTPanel(Panel):
-    """Adapts to the first part of a document by REFINE or SFT, and shows the loss of its held-out rest, and both answers.
+    """Adapts to the first part of a document with REFINE or SFT; shows the loss on its held-out remainder, and both answers.
 
-    The rest is the last part of the document before the question. Nothing is adapted to it, and its loss is that after
-    one reading of the document from its beginning. The weights stay adapted after a stop or the last step, until `reset`
+    The remainder is the last part of the document before the question. Nothing is adapted to it, and its loss is that of
+    one forward pass over the document from its beginning. The weights stay adapted after a stop or the last step, until `reset`
     restores them bit for bit. Everything works without a page: `start`, `stop`, `reset`, `rest`, `answers`, `steps` and
     the traits of `curves` and `token_map`. Raises FileNotFoundError or ValueError for a missing model.
     """
@@ -90,9 +90,9 @@ class TTTPanel(Panel):
         self.model = model
         self.steps: list[dict[str, float]] = []
         """One entry per step, from 0 (before): `step`, `loss` and `entropy` of the adapted tokens, `rest_loss` if there is
-        a rest, and `reward` if there are rollouts."""
+        a remainder, and `reward` if there are rollouts."""
         self.rest: RestChange | None = None
-        "The change of the loss of the held-out rest, once known."
+        "The change of the loss on the held-out remainder, once known."
         self.answers: dict[str, str] = {}
         "The answers `before` and `after`, once known."
         self.curves, self.result, self._beside, self.token_map = Curves(), RestResult(), Answers(), TokenMap()
@@ -103,7 +103,7 @@ class TTTPanel(Panel):
             text, question, _ = sample_document()
         answer_tokens = self._rule.max_tokens
         self.fields = ttt_fields(text, question or "", self._initial, self._refine.reward, answer_tokens, held_out)
-        told = "Adapt to the document before the held-out rest; without a rest, to the document and the question"
+        told = "Adapt to the part of the document that is not held out; if nothing is held out, to all of it and the question"
         self.buttons = {
             "start": self.button("start", told, "Adapt", "primary"),
             "stop": self.button("stop", "Stop after the current step and keep the adapted weights"),
@@ -209,7 +209,7 @@ class TTTPanel(Panel):
         return self._chain is not None and not self._chain.done()
 
     def save_html(self, path: Path | str, title: str = "Test-time training") -> Path:
-        """Writes one offline HTML file with the result on the rest, curves, answers and document."""
+        """Writes one offline HTML file with the result on the remainder, curves, answers and document."""
         return save_page(path, self.result, self.curves, self._beside, self.token_map, title=title)
 
     def __repr__(self) -> str:

@@ -174,7 +174,7 @@ def measure_unseen_rest(lm: RefineLM, setting: Setting) -> Measured:
 
 
 def rest_loss(lm: RefineLM, tokens: Sequence[int], held: HeldOutRest) -> float:
-    """Returns the mean loss in nats of the held-out rest of a document, which is read once from its beginning."""
+    """Returns the mean loss in nats on the held-out remainder of a document, which is read once from its beginning."""
     with autocast(lm.device, lm.dtype):
         (logprobs,) = text_logprobs(lm.policy, [tokens])
     return -float(held.rest(logprobs).mean())

@@ -92,8 +92,8 @@ def trace_prompt(
     """Adapts to one prompt with each method, prints every step, answers, and restores the weights.
 
     The last configuration of each method is used. All methods read and answer the prompt in one dtype, that of the
-    first. `held_out`: the share of the document, before the question, that is its unseen rest; the model is then adapted
-    only to the part before the rest, and loss and entropy of a step are those of that part (see `HeldOutRest`). Raises
+    first. `held_out`: the share of the document, before the question, that is its unseen remainder; the model is then adapted
+    only to the part before it, and loss and entropy of a step are those of that part (see `HeldOutRest`). Raises
     ValueError as `adapted` and `hold_out` do.
     """
     prompt = torch.tensor(example.prompt_ids)
@@ -147,7 +147,8 @@ def _step_row(method: str, update: Update, before: Reading, after: Reading, held
 
 
 def _step_line(row: dict[str, Any]) -> str:
-    names = [name for name in ("rest", "loss", "entropy") if f"{name}_before" in row]
-    changes = [f"{name} {row[f'{name}_before']:.4f} -> {row[f'{name}_after']:.4f}" for name in names]
+    labels = {"rest": "remainder", "loss": "loss", "entropy": "entropy"}
+    names = [name for name in labels if f"{name}_before" in row]
+    changes = [f"{labels[name]} {row[f'{name}_before']:.4f} -> {row[f'{name}_after']:.4f}" for name in names]
     changes += [] if math.isnan(row["reward"]) else [f"reward {row['reward']:.3f}"]
     return f"{row['method']} step {row['step']}: {', '.join(changes)}, {row['tokens_per_second']:,.0f} tokens/s"

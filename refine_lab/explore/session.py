@@ -72,7 +72,7 @@ class AdaptationStep:
     loss: float  # mean next-token loss of the tokens after the update, in nats
     entropy: float  # mean entropy after the update, in nats
     note: str | None  # which settings of the method were reduced for a short prompt
-    rest_loss: float | None = None  # the same loss of the held-out rest, if there is one
+    rest_loss: float | None = None  # the same loss of the held-out remainder, if there is one
 
 
 class Session:
@@ -142,8 +142,8 @@ class Session:
     ) -> Iterator[AdaptationStep]:
         """Adapts to the prompt (test-time training) and yields after each step; the weights stay updated until `reset`.
 
-        `rest`: tokens that follow the prompt and are not adapted to. After each step, the prompt and the rest are read
-        once, and the loss of the rest is reported beside that of the prompt. Adaptation ends when the caller stops
+        `rest`: tokens that follow the prompt and are not adapted to. After each step, the prompt and this remainder are read
+        once, and the loss on it is reported beside that of the prompt. Adaptation ends when the caller stops
         iterating. A call on an adapted model continues from its current weights.
         """
         held, prompt = self._held(model), torch.from_numpy(token_ids).long()
@@ -250,7 +250,7 @@ class Session:
 
 
 def _with_rest(token_ids: TokenIds, rest: RestIds | None) -> tuple[Int[np.ndarray, "_"], HeldOutRest | None]:
-    """Returns the tokens to read after each step, and which of them are the rest."""
+    """Returns the tokens to read after each step, and which of them are the remainder."""
     if rest is None:
         return token_ids, None
     parts = HeldOutRest(first=len(token_ids), stop=len(token_ids) + len(rest))

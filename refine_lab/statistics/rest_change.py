@@ -1,4 +1,4 @@
-"""The change of the loss on the unseen rest of a document by adaptation to its beginning, and whether it is a gain."""
+"""The change of the loss on a document's unseen remainder by adaptation to its beginning, and whether it is a gain."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from refine_lab.validation import require
 
 @dataclass(frozen=True, kw_only=True)
 class RestChange:
-    """The mean loss of the held-out rest before and after adaptation, and the estimated change, in nats per token."""
+    """The mean loss of the held-out remainder before and after adaptation, and the estimated change, in nats per token."""
 
     before: float
     after: float
     change: BlockEstimate
-    "After minus before: below 0 the rest is predicted better."
+    "After minus before: below 0 the remainder is predicted better."
     seed: int
 
     @property
@@ -48,7 +48,7 @@ class RestChange:
         if np.isnan(low):
             interval = "an interval cannot be determined"
         return (
-            f"the loss of the held-out rest changes by {signed(estimate.value)} nats per token, from {self.before:.4f} to "
+            f"the loss on the held-out remainder changes by {signed(estimate.value)} nats per token, from {self.before:.4f} to "
             f"{self.after:.4f} ({interval}; block bootstrap over {estimate.count:,} tokens, block length "
             f"{estimate.block_length}, seed {self.seed})."
         )
@@ -62,7 +62,7 @@ class RestChange:
 
 
 def rest_change(before: Float[np.ndarray, "R"], after: Float[np.ndarray, "_"], *, seed: int = 0) -> RestChange:
-    """Compares the losses of each token of the held-out rest, in nats, before and after adaptation.
+    """Compares the losses of each token of the held-out remainder, in nats, before and after adaptation.
 
     The change is the mean of after - before over the R tokens, with its standard error from `block_bootstrap`, since
     the changes of neighbouring tokens are correlated. It is for other text of the same kind after this one adaptation.

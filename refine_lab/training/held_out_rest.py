@@ -1,4 +1,4 @@
-"""The unseen rest of a document: which tokens a model is adapted to, and which of the tokens after them it must predict."""
+"""The unseen remainder of a document: which tokens a model is adapted to, and which later tokens it must predict."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Losses = TypeVar("Losses", np.ndarray, Tensor)
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutRest:
-    """A document in two parts: the model is adapted to `tokens[:first]`, and `tokens[first:stop]` is its unseen rest.
+    """A document in two parts: the model is adapted to `tokens[:first]`, and `tokens[first:stop]` is its unseen remainder.
 
-    The rest is predicted with the first part as its context, in one reading of both, and nothing is adapted to it.
+    The remainder is predicted with the first part as its context, in one forward pass over both. Nothing is adapted to it.
     Tokens from `stop` on, such as a question after the document, belong to neither part.
     """
 
@@ -37,9 +37,9 @@ class HeldOutRest:
         return losses[: self.first - 1]
 
     def rest(self, losses: Losses) -> Losses:
-        """Returns the entries of the rest, [stop - first]. `losses` [T - 1]: of each token of the reading but the first.
+        """Returns the entries of the remainder, [stop - first].
 
-        Raises ConfigError if the reading ends before the rest does.
+        `losses` [T - 1]: of each token of the reading but the first. Raises ConfigError if the losses end too early.
         """
         require(len(losses) >= self.stop - 1, "the losses of a reading", len(losses), f"at least {self.stop - 1}")
         return losses[self.first - 1 : self.stop - 1]

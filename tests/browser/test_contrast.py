@@ -112,9 +112,9 @@ WIDGETS: dict[str, tuple[Callable[[], Widget], int]] = {
     "token map": (token_map, 5),
     "answers": (partial(Answers, before="in the den", after="the tree"), 2),
     "slider": (slider, 1),
-    "slider in percent": (partial(StepSlider, label="Held-out rest", last=90, value=33, unit="%"), 1),
-    "result on the rest": (rest_result, 0),
-    "no result on the rest": (RestResult, 0),
+    "slider in percent": (partial(StepSlider, label="Held-out remainder", last=90, value=33, unit="%"), 1),
+    "result on the remainder": (rest_result, 0),
+    "no result on the remainder": (RestResult, 0),
     "no steps": (partial(StepSlider, disabled=True), 0),
 }
 """How it is made, and of how many things at least a person can act on."""

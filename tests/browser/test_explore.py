@@ -118,7 +118,7 @@ def test_ttt_live(lab: Lab) -> None:
     lab.page.get_by_role("button", name="Stop").click()
     status = wait_for_status(lab, r"\(stopped\): loss")
     steps = int(status.split()[1])
-    lab.page.locator(".rest-result", has_text="beyond noise: the loss of the held-out rest changes by").wait_for()
+    lab.page.locator(".rest-result", has_text="beyond noise: the loss on the held-out remainder changes by").wait_for()
     after = lab.page.get_by_label("answer after adaptation", exact=True)
     assert after.input_value() != ""
     lab.page.locator(".widget-label", has_text=f"Adapted ({steps} update").wait_for()

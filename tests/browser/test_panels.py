@@ -132,18 +132,18 @@ LINES = """(root) => [...document.querySelectorAll(`${root} svg[data-panel=loss]
 
 
 def test_the_held_out_rest_by_the_slider(hands: Callable[[str], Hands]) -> None:
-    """The share is chosen by arrows; the rest's curve is in front, and the sentence is that of Python."""
+    """The share is chosen by arrows; the remainder's curve is in front, and the sentence is that of Python."""
     person = hands(TTT)
     person.write(TEXT)
-    person.go_to("Held-out rest")
+    person.go_to("Held-out remainder")
     person.press("Home")
-    slider = person.page.get_by_role("slider", name="Held-out rest", exact=True)
+    slider = person.page.get_by_role("slider", name="Held-out remainder", exact=True)
     assert slider.get_attribute("aria-valuetext") == "0 %"
     person.press(*["PageUp"] * 4, "ArrowRight", "ArrowUp")
     assert slider.get_attribute("aria-valuetext") == person.page.locator(f"{TTT} .step-slider output").inner_text()
     share = int(slider.input_value())
     assert 30 < share < 50
-    known = f"Held-out rest {share} %"
+    known = f"Held-out remainder {share} %"
     person.page.wait_for_function(f"async () => (await ({PYTHON})('panel.fields[\"held_out\"]')).includes('{known}')")
     person.go_to("steps")
     person.write("3")
@@ -161,11 +161,11 @@ def test_the_held_out_rest_by_the_slider(hands: Callable[[str], Hands]) -> None:
     assert [line[:2] for line in lines] == [["loss", 4], ["rest_loss", 4]], "the last is drawn over the others"
     assert lines[1][2] > lines[0][2]
     legend = person.page.locator(f"{TTT} figure:has(svg[data-panel=loss]) .values").inner_text()
-    assert legend.index("held-out rest: ") < legend.index("adapted part: ")
+    assert legend.index("held-out remainder: ") < legend.index("adapted part: ")
     person.go_to("NTP loss, nats per token.*")
     person.press("Home")
     before = person.in_python("f\"{panel.steps[0]['rest_loss']:.4g}\"").strip("'")
-    assert f"held-out rest: {before}" in person.page.locator(f"{TTT} svg[data-panel=loss]").get_attribute(
+    assert f"held-out remainder: {before}" in person.page.locator(f"{TTT} svg[data-panel=loss]").get_attribute(
         "aria-valuetext"
     )
     person.begin()
@@ -176,7 +176,7 @@ def test_the_held_out_rest_by_the_slider(hands: Callable[[str], Hands]) -> None:
 
 def test_no_rest_is_held_out_at_the_sliders_beginning(hands: Callable[[str], Hands]) -> None:
     person = hands(TTT)
-    person.go_to("Held-out rest")
+    person.go_to("Held-out remainder")
     person.press("Home")
     person.go_to("Adapt")
     person.press("Enter")

@@ -29,10 +29,10 @@ def test_the_embedded_task_and_again(tmp_path):
     status, output = papermill(tmp_path, **settings)
     assert status == 0, output
     text = said(tmp_path)
-    assert text.index("Answering with all methods should take about") < text.index("sft step 1: rest ")
+    assert text.index("Answering with all methods should take about") < text.index("sft step 1: remainder ")
     assert text.endswith("Every figure has its data.\n") and "\nRuns created with commit " in text
     curve, figure = [output["data"][PLOTLY] for output in outputs(tmp_path) if PLOTLY in output.get("data", {})]
-    lines = {f"{method}, {part}" for method in ("SFT", "REFINE") for part in ("held-out rest", "adapted part")}
+    lines = {f"{method}, {part}" for method in ("SFT", "REFINE") for part in ("held-out remainder", "adapted part")}
     assert {trace["name"] for trace in curve["data"]} == lines
     assert {trace["name"] for trace in figure["data"]} == {"baseline (no adaptation)", "SFT", "REFINE"}
     rests, steps, answers, methods, differences, per_seed, over_seeds, contrasts, samples = tables(tmp_path)
@@ -54,7 +54,7 @@ def test_the_embedded_task_and_again(tmp_path):
     )
     assert not [output for output in outputs(tmp_path) if output.get("name") == "stderr"]
     panel = next(text for text in texts(tmp_path) if text.startswith("TTTPanel"))
-    assert "gain beyond noise: the loss of the held-out rest changes by" in panel
+    assert "gain beyond noise: the loss on the held-out remainder changes by" in panel
     assert "REFINE, 2 steps" in panel and "Original weights restored exactly (2 updates undone)." in panel
     assert (tmp_path / "out.ipynb").stat().st_size < 1_000_000
     assert '"before": "' in (tmp_path / "report.html").read_text(encoding="utf-8")

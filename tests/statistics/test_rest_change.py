@@ -1,4 +1,4 @@
-"""The change of the loss of a held-out rest: values by hand, and the three verdicts."""
+"""The change of the loss of a held-out remainder: values by hand, and the three verdicts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_sentence_has_every_number() -> None:
     numbers = [f"−{abs(value):.4f}" for value in (-0.1, low, high)] + [f"{found.before:.4f}", f"{found.after:.4f}"]
     numbers += ["200 tokens", f"block length {found.change.block_length}", "seed 5", "95%"]
     assert found.sentence.startswith(
-        "A gain beyond noise: the loss of the held-out rest changes by −0.1000 nats per token"
+        "A gain beyond noise: the loss on the held-out remainder changes by −0.1000 nats per token"
     )
     assert all(number in found.sentence for number in numbers)
     row = found.row()

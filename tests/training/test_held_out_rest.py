@@ -1,4 +1,4 @@
-"""Which tokens are adapted to, and which are the unseen rest: values by hand, and refusals."""
+"""Which tokens are adapted to, and which are the unseen remainder: values by hand, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The TTT panel without a page: adaptation, the held-out rest, stop and reset, and its answers, through a real worker."""
+"""The TTT panel without a page: adaptation, the held-out remainder, stop and reset, and its answers, through a real worker."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_the_rest_of_the_document_is_scored_and_not_adapted_to(worker: Worker, m
 
 
 def test_a_rate_that_harms_the_rest_is_no_gain(worker: Worker) -> None:
-    """The adapted part falls while the rest, another text, rises."""
+    """The loss on the adapted part falls while that on the remainder, another text, rises."""
     text = "The red fox sleeps in the den. " * 30 + sample_document().document[:900]
     panel = TTTPanel(text=text, worker=worker, config=TTTConfig(refine=None, steps=4, lr=3e-3), held_out=0.4)
     panel.start().result(SECONDS)

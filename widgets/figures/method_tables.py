@@ -85,9 +85,10 @@ def _key_tokens(rows: pd.DataFrame) -> str:
     if "key_tokens" not in rows or not rows["key_tokens"].notna().any():
         return ""
     return (
-        f"LongPPL is the perplexity of {rows['key_tokens'].max():.0f} held-out key tokens, which the model before training "
-        f"predicts at least {THRESHOLD:g} nat better from the whole prefix than from its last w to 2 w - 1 tokens, with w = "
-        f"{WINDOW} or the window of the model's attention if that is larger."
+        f"LongPPL is the perplexity of {rows['key_tokens'].max():.0f} held-out key tokens. A token is a key token if "
+        f"the model before training assigns it a log-probability at least {THRESHOLD:g} nats higher given the whole prefix "
+        f"than given only the most recent tokens (between w and 2 w - 1 of them). Here w is {WINDOW}, or the window of the "
+        "model's attention if that is larger."
     )
 
 

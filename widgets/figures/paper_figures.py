@@ -181,7 +181,7 @@ def differences_table(found: pd.DataFrame, *, by: str = "measure") -> Table:
     if known.empty:
         return Table(frame, caption)
     note = few_items(int(known["items"].min()), "samples")
-    return Table(frame, f"{caption} and their 95 % interval for other seeds and other samples", note=note)
+    return Table(frame, f"{caption} with 95 % intervals that account for variation over seeds and samples", note=note)
 
 
 def _difference(line: Any) -> str:

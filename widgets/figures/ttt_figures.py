@@ -37,7 +37,8 @@ def steps_table(steps: pd.DataFrame) -> Table:
         reward=[_number(reward, 3) for reward in steps["reward"].tolist()],
         tokens_per_second=[f"{speed:,.0f}" for speed in steps["tokens_per_second"].tolist()],
     )
-    rests = {f"rest_{when}": f"rest's loss {when} (nats)" for when in ("before", "after") if f"rest_{when}" in table}
+    rests = {f"rest_{when}": f"loss on the remainder {when} (nats)" for when in ("before", "after")}
+    rests = {name: label for name, label in rests.items() if name in table}
     names = {"tokens_per_second": "tokens/s"} | {name: heading(name) for name in READINGS} | rests
     scored = "the adapted part" if rests else "its tokens"
     return Table(
@@ -46,27 +47,30 @@ def steps_table(steps: pd.DataFrame) -> Table:
 
 
 def rest_table(rests: Mapping[str, RestChange]) -> Table:
-    """Tabulates the loss of the held-out rest before and after adaptation with each method. `rests`: of `PromptTrace`."""
+    """Tabulates the loss on the held-out remainder before and after adaptation with each method.
+
+    `rests`: of `PromptTrace`.
+    """
     require_data("rest_table", len(rests) > 0)
     styles = method_styles(rests)
     rows = [{"method": styles[method].label} | change.row() for method, change in rests.items()]
     names = {"low": "95 % from", "high": "95 % to", "block_length": "block length", "verdict": "result"}
     note = (
-        "Losses in nats per token. The interval is from a block bootstrap over the tokens of the rest, for one adaptation; "
-        "it does not cover other seeds or other documents."
+        "Losses in nats per token. The interval is from a block bootstrap over the tokens of the remainder, for one "
+        "adaptation; it does not cover other seeds or other documents."
     )
-    return Table(pd.DataFrame(rows).rename(columns=names), "Loss of the held-out rest", digits=4, note=note)
+    return Table(pd.DataFrame(rows).rename(columns=names), "Loss on the held-out remainder", digits=4, note=note)
 
 
 def rest_loss(steps: pd.DataFrame) -> go.Figure:
-    """Plots the loss of the held-out rest and of the adapted part over the steps of each method. `steps`: of `PromptTrace`.
+    """Plots the loss on the held-out remainder and on the adapted part over the steps of each method.
 
-    Step 0 is before adaptation. Raises ValueError for steps without a held-out rest.
+    `steps`: of `PromptTrace`. Step 0 is before adaptation. Raises ValueError for steps without a held-out remainder.
     """
     require_data("rest_loss", len(steps) > 0 and "rest_after" in steps)
     figure = go.Figure()
     styles = method_styles(steps["method"])
-    for name, label, dash in (("rest", "held-out rest", "solid"), ("loss", "adapted part", "dash")):
+    for name, label, dash in (("rest", "held-out remainder", "solid"), ("loss", "adapted part", "dash")):
         for method, rows in steps.groupby("method", sort=False):
             style = styles[str(method)]
             x = np.array([0, *rows["step"]])

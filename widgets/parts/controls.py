@@ -57,11 +57,13 @@ def ttt_fields(
 ) -> dict[str, Any]:
     """Returns the TTT panel's fields by name, with the values of `config`; `reward` is used if REFINE is selected.
 
-    `held_out`: the share of the document that is its unseen rest, at most `MOST_HELD_OUT`; 0 holds out nothing. The
+    `held_out`: the share of the document that is its unseen remainder, at most `MOST_HELD_OUT`; 0 holds out nothing. The
     slider shows it in percent. The methods are REFINE, SFT and that of `config`, if it is another.
     """
     require(0 <= held_out <= MOST_HELD_OUT, "held_out", held_out, f"from 0 to {MOST_HELD_OUT}")
-    slider = StepSlider(last=round(100 * MOST_HELD_OUT), value=round(100 * held_out), label="Held-out rest", unit="%")
+    slider = StepSlider(
+        last=round(100 * MOST_HELD_OUT), value=round(100 * held_out), label="Held-out remainder", unit="%"
+    )
     slider.add_class("as-field")
     chosen = KNOWN_METHODS["sft" if config.refine is None else config.refine.method].label
     method = field(Dropdown, "method", chosen, options=[*dict.fromkeys([chosen, "REFINE", "SFT"])])

@@ -59,10 +59,10 @@ def change_metrics(reading: DocumentReading, other: DocumentReading, name: str =
 
 
 def rest_metric(before: DocumentReading, after: DocumentReading, held: HeldOutRest) -> Metric:
-    """Returns the change of the next-token loss of each token of the held-out rest; the other tokens have no value."""
+    """Returns the change of the next-token loss of each token of the held-out remainder; the other tokens have no value."""
     change = np.full(len(before.losses), np.nan)
     change[held.first : held.stop] = held.rest((after.losses - before.losses)[1:])
-    return Metric("rest_change", "Change in NTP loss of the held-out rest", "nats", change, diverging=True)
+    return Metric("rest_change", "Change in NTP loss on the held-out remainder", "nats", change, diverging=True)
 
 
 def reward_metric(frame: pd.DataFrame, reward: str, tokens: int) -> Metric:

@@ -1,4 +1,4 @@
-"""The result of test-time training on the held-out rest: one sentence, and the interval of the change."""
+"""The result of test-time training on the held-out remainder: one sentence, and the interval of the change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from widgets.core.base import Widget
 
 
 class RestResult(Widget):
-    """The change of the loss of the held-out rest; empty until it is known, and if nothing is held out."""
+    """The change of the loss on the held-out remainder; empty until it is known, and if nothing is held out."""
 
     verdict = traitlets.Unicode().tag(sync=True)
     "Whether there is a gain beyond noise."

@@ -1,4 +1,4 @@
-"""The curves of the TTT panel: loss of the held-out rest and of the adapted part, entropy and reward over steps."""
+"""The curves of the TTT panel: loss on the held-out remainder and on the adapted part, entropy and reward over steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def ttt_curves(steps: Sequence[Mapping[str, float]], method: str) -> dict[str, A
     held_out = any("rest_loss" in row for row in steps)
     losses = [Line(key="loss", label="adapted part", quiet=True)] if held_out else [Line(key="loss")]
     if held_out:
-        losses.insert(0, Line(key="rest_loss", label="held-out rest", front=True))
+        losses.insert(0, Line(key="rest_loss", label="held-out remainder", front=True))
     titles = (
         ("loss", "NTP loss" if held_out else "NTP loss of the prompt", "nats per token", losses),
         (

@@ -1,4 +1,4 @@
-// The result on the held-out rest: one sentence, and a drawing of the interval of the change beside 0.
+// The result on the held-out remainder: one sentence, and a drawing of the interval of the change beside 0.
 
 import { extent, follow, format, html, rootOf, svg, ticks } from "./shared.js";
 
@@ -21,7 +21,7 @@ function drawInterval(drawing, [low, value, high]) {
 }
 
 function render({ model, el }) {
-  const { root, error } = rootOf(el, "rest-result", "Result on the held-out rest");
+  const { root, error } = rootOf(el, "rest-result", "Result on the held-out remainder");
   const sentence = html("p", { class: "sentence", role: "status" }, root);
   const verdict = html("strong", "", sentence);
   const details = html("span", "", sentence);

@@ -87,14 +87,14 @@ def test_the_held_out_rest_of_one_prompt():
     rows = [{"method": m, "step": s, "rest_before": 2.5 - s / 10, "rest_after": 2.4 - s / 10, **step} for m, s in PAIRS]
     steps = pd.DataFrame(rows).assign(reward=0.25, tokens_per_second=10.0)
     shown = ttt_figures.steps_table(steps)
-    assert shown.data["rest's loss after (nats)"].tolist() == pytest.approx([2.3, 2.2] * 2)
+    assert shown.data["loss on the remainder after (nats)"].tolist() == pytest.approx([2.3, 2.2] * 2)
     assert shown.caption.endswith("means over the adapted part")
     figure = ttt_figures.rest_loss(steps)
     traces = {trace.name: trace for trace in figure.data}
-    assert [*traces] == [f"{m}, {part}" for part in ("held-out rest", "adapted part") for m in ("SFT", "REFINE")]
-    assert list(traces["SFT, held-out rest"].x) == [0, 1, 2]
-    assert list(traces["SFT, held-out rest"].y) == [2.4, 2.3, 2.2]
-    assert traces["REFINE, held-out rest"].line.width > traces["REFINE, adapted part"].line.width
+    assert [*traces] == [f"{m}, {part}" for part in ("held-out remainder", "adapted part") for m in ("SFT", "REFINE")]
+    assert list(traces["SFT, held-out remainder"].x) == [0, 1, 2]
+    assert list(traces["SFT, held-out remainder"].y) == [2.4, 2.3, 2.2]
+    assert traces["REFINE, held-out remainder"].line.width > traces["REFINE, adapted part"].line.width
     table = ttt_figures.rest_table(rests())
     assert table.data["method"].tolist() == ["SFT", "REFINE"]
     assert table.data["result"].tolist() == ["a gain beyond noise", "no gain beyond noise"]

@@ -1,4 +1,4 @@
-"""The TTT panel's parts without a model: the curves of its steps, the result on the rest, and the slider in percent."""
+"""The TTT panel's parts without a model: the curves of its steps, the result on the remainder, and the slider in percent."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_rest_is_in_front_of_the_adapted_part(method: str, colour: int) -> N
     assert {name: (look["look"], look["dash"]) for name, look in looks.items()} == {
         "rest_loss": (colour, "solid"), "loss": (0, "dash"), "entropy": (colour, "solid"), "reward": (colour, "solid")
     }  # fmt: skip
-    assert (looks["rest_loss"]["label"], looks["loss"]["label"]) == ("held-out rest", "adapted part")
+    assert (looks["rest_loss"]["label"], looks["loss"]["label"]) == ("held-out remainder", "adapted part")
     assert entropy["title"] == "Entropy, adapted part"
 
 
@@ -65,4 +65,7 @@ def test_a_result_and_none() -> None:
 
 
 def test_a_slider_with_a_unit() -> None:
-    assert repr(StepSlider(label="Held-out rest", last=90, value=33, unit="%")) == "StepSlider: Held-out rest 33 %"
+    assert (
+        repr(StepSlider(label="Held-out remainder", last=90, value=33, unit="%"))
+        == "StepSlider: Held-out remainder 33 %"
+    )
