@@ -16,7 +16,15 @@ from refine_lab.rng import Draws
 from tests.factories import gated_deltanet, hybrids, lact
 from tests.factories.step import make_batch, make_policy, train_state_for
 
-FAMILIES = ("delta_net", "gated_deltanet", "lact_swiglu", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid")
+FAMILIES = (
+    "delta_net",
+    "gated_deltanet",
+    "lact_swiglu",
+    "qwen3_next",
+    "qwen3_5_text",
+    "qwen3_5_moe_text",
+    "olmo_hybrid",
+)
 METHODS = {
     name: replace(RefineConfig(num_chunks=3, margin=5), window=16, **changes) for name, changes in CHANGES.items()
 }
