@@ -103,7 +103,8 @@ class TTTPanel(Panel):
             text, question, _ = sample_document()
         answer_tokens = self._rule.max_tokens
         self.fields = ttt_fields(text, question or "", self._initial, self._refine.reward, answer_tokens, held_out)
-        told = "Adapt to the part of the document that is not held out; if nothing is held out, to all of it and the question"
+        told = "Adapt to the part of the document that is not held out"
+        told += "; if nothing is held out, to the whole document and the question"
         self.buttons = {
             "start": self.button("start", told, "Adapt", "primary"),
             "stop": self.button("stop", "Stop after the current step and keep the adapted weights"),

@@ -39,7 +39,7 @@ class Setting:
     paper_rows: bool = False
     "Whether the last incomplete batch of eight samples of a LongBench task is dropped, as in the paper."
     key_model: str | None = None
-    "Model that chooses the key tokens of LongPPL; none: the evaluated model itself."
+    "Model that selects the key tokens of LongPPL; none: the evaluated model itself."
     manifest: Manifest | None = None
     "Files of the Python corpus, whose validation split the model was not trained on."
 

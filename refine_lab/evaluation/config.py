@@ -64,7 +64,7 @@ class EvaluationConfig(ReadingConfig):
     books: Text | None = None
     "Folder of .txt files for the task `books`."
     key_model: Text | None = None
-    "Model that chooses the key tokens of LongPPL; none: the model that an evaluated run started from, or the model itself."
+    "Model that selects the key tokens of LongPPL; none: the model that an evaluated run started from, or the model itself."
     over_limit: Literal["cut_middle", "drop"] = "cut_middle"
     "Whether the middle of a longer prompt is cut out, or its sample left out of tasks that generate answers."
     paper_rows: bool = False

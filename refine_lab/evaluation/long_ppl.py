@@ -30,7 +30,7 @@ DOCUMENTS = 64
 
 @dataclass(frozen=True)
 class Chooser:
-    """The model that chooses the key tokens, and its name."""
+    """The model that selects the key tokens, and its name."""
 
     policy: FastWeightLM
     name: str
@@ -47,10 +47,10 @@ class Chooser:
         try:
             policy, tokenizer = load_model(name, device=str(lm.device), seed=lm.seed)
         except (OSError, ValueError) as error:
-            raise Missing(f"the model that chooses key tokens, {name!r}, cannot be loaded: {error}") from error
+            raise Missing(f"the model that selects key tokens, {name!r}, cannot be loaded: {error}") from error
         if tokenizer.get_vocab() != lm.tokenizer.get_vocab():
             raise Missing(
-                f"the model that chooses key tokens, {name!r}, has another vocabulary: choose one with --key-model"
+                f"the model that selects key tokens, {name!r}, has another vocabulary: choose one with --key-model"
             )
         return cls(policy, name)
 
