@@ -333,6 +333,7 @@ def test_what_is_no_row_of_tokens_is_refused(prompt, shown):
             "custom",
             "one of 'cosine', 'binary', 'hybrid', 'edit', 'exact'",
         ),
+        ({"refine": RefineConfig(selection="custom")}, "refine.selection", "custom", "a built-in selection"),
         (
             {"refine": RefineConfig(kl_coef=0.1)},
             "refine.kl_coef",
