@@ -1,0 +1,267 @@
+"""Executes the registered experiments on when REFINE pays, and prints their contrasts with intervals.
+
+    python -m benchmarks.evidence --experiments 1,2 --work DIR [--out docs/results] [--processes 2] [--hours 1] [--dry-run]
+    python -m benchmarks.evidence --report [--out docs/results]
+
+Each run is one execution of notebooks/evidence.ipynb in DIR. Runs that stand in evidence.csv are skipped, interrupted
+ones continue, and a row is added as soon as a run has been measured. docs/log.md has the registration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from refine_lab.experiments.evidence import (
+    BASE,
+    TABLE,
+    EvidenceRun,
+    item_scores,
+    parameters_of,
+    read_table,
+    recorded,
+)
+from refine_lab.statistics.contrasts import compare_methods
+from refine_lab.statistics.frontier import compare_frontiers
+from refine_lab.statistics.holm import holm
+from refine_lab.sweep.runner import sweep
+from refine_lab.validation import ConfigError, require, unknown
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOK, RESULTS = ROOT / "notebooks" / "evidence.ipynb", ROOT / "docs" / "results"
+NOVELS = ROOT.parent / "shared" / "data" / "english_novels"
+"""Text without planted facts; experiment 4 needs this folder."""
+MARGIN = {"exact_recall": 0.03, "ntp_loss": 0.005, "key_loss": 0.02}
+"""Margins of equivalence, chosen before any run: a fraction of recall, and nats per token."""
+
+
+class Experiment(NamedTuple):
+    """A registered experiment: its question, its runs, and the contrasts of its primary measure."""
+
+    question: str
+    primary: str
+    runs: Sequence[EvidenceRun]
+    contrasts: Sequence[tuple[str, str]]
+    "Pairs (method, against), as labels with the coefficient, such as `weighted 0.2`."
+
+
+def _seeds(runs: Iterable[EvidenceRun], count: int) -> list[EvidenceRun]:
+    """Returns every run with seeds 0 to count - 1, seed by seed, so that an unfinished experiment is balanced."""
+    runs = list(runs)
+    return [replace(run, seed=seed) for seed in range(count) for run in runs]
+
+
+def _first() -> Experiment:
+    methods = [
+        ("sft", None),
+        ("refine", None),
+        ("expected_memory", 1.0),
+        ("refine_memory", 1.0),
+        ("weighted", 0.2),
+        ("longce", None),
+        ("dft", None),
+        ("expected_entropy", 1.0),
+        ("placebo", 1.0),
+    ]
+    runs = [EvidenceRun(experiment="1", method=method, coefficient=weight) for method, weight in methods]
+    expected, sampled = "expected_memory 1", "refine_memory 1"
+    against = ["sft", "weighted 0.2", sampled, "dft 1", "longce 1", "expected_entropy 1", "refine 0.2"]
+    pairs = [(expected, name) for name in against] + [(sampled, "sft"), (sampled, "placebo 1"), ("refine 0.2", "sft")]
+    return Experiment(
+        "Which method raises the recall of planted facts at the same next-token loss?",
+        "exact_recall",
+        [EvidenceRun(experiment="1", method=BASE), *_seeds(runs, 8)],
+        pairs,
+    )
+
+
+def _second() -> Experiment:
+    runs = [
+        EvidenceRun(experiment="2", method=method, coefficient=weight)
+        for weight in (0.1, 0.3, 1.0, 3.0)
+        for method in ("weighted", "expected_memory", "refine_memory")
+    ]
+    variance = [
+        EvidenceRun(experiment="2", method="refine_memory", coefficient=1.0, group_size=size) for size in (2, 4, 32)
+    ]
+    other = [
+        EvidenceRun(experiment="2", method="refine_memory", coefficient=1.0, scale_by_std=False),
+        EvidenceRun(experiment="2", method="refine_memory", coefficient=1.0, reward="exact"),
+    ]
+    return Experiment(
+        "Does one method's curve of recall against next-token loss lie above another's, and why do rollouts lose?",
+        "exact_recall",
+        _seeds([*runs, *variance, *other], 3),
+        [],
+    )
+
+
+def _third() -> Experiment:
+    task = {"experiment": "3", "model": "tiny-lact", "recall": "number-1", "sequence_length": 512}
+    methods = [("sft", None), ("weighted", 0.2), ("expected_memory", 1.0), ("refine_memory", 1.0)]
+    runs = [EvidenceRun(method=method, coefficient=weight, **task) for method, weight in methods]  # type: ignore[arg-type]
+    pairs = [("expected_memory 1", "sft"), ("refine_memory 1", "sft"), ("weighted 0.2", "sft")]
+    base = EvidenceRun(method=BASE, **task)  # type: ignore[arg-type]
+    return Experiment(
+        "Does the same hold for LaCT, beyond its attention window?", "exact_recall", [base, *_seeds(runs, 4)], pairs
+    )
+
+
+def _fourth() -> Experiment:
+    methods = [("sft", None), ("weighted", 0.1), ("weighted", 0.2), ("expected_memory", 1.0), ("refine_memory", 1.0)]
+    texts: list[str | None] = [None, str(NOVELS)]
+    runs = [
+        EvidenceRun(experiment="4", method=method, coefficient=weight, data=text, planted=False)
+        for text in texts
+        for method, weight in methods
+    ]
+    bases = [EvidenceRun(experiment="4", method=BASE, data=text, planted=False) for text in texts]
+    pairs = [(name, "sft") for name in ("expected_memory 1", "weighted 0.1", "weighted 0.2", "refine_memory 1")]
+    return Experiment("Do the places pay on text without planted facts?", "key_loss", [*bases, *_seeds(runs, 4)], pairs)
+
+
+def _sixth() -> Experiment:
+    lengths = [
+        EvidenceRun(experiment="6", method=method, coefficient=1.0, rollout_length=k, steps=20)
+        for k in (1, 3, 5, 9, 16)
+        for method in ("expected_memory", "refine_memory")
+    ]
+    rewards = [
+        EvidenceRun(experiment="6", method="refine_memory", coefficient=1.0, reward=reward, steps=20)
+        for reward in ("cosine", "hybrid", "edit", "exact")
+    ]
+    mean = EvidenceRun(experiment="6", method="expected_memory", coefficient=1.0, reward="binary", steps=20)
+    return Experiment(
+        "How do recall and loss depend on k and on the reward, at the memory's places?",
+        "exact_recall",
+        _seeds([*lengths, *rewards, mean], 3),
+        [],
+    )
+
+
+_EXPERIMENTS = {"1": _first, "2": _second, "3": _third, "4": _fourth, "6": _sixth}
+"""The experiments by number; 5 measures the models of experiment 1, and 7 is post-training and test-time training."""
+
+
+def experiments() -> dict[str, Experiment]:
+    """Returns the registered experiments; a run that several ask for belongs to the first."""
+    found, known = {}, set()
+    for name, make in _EXPERIMENTS.items():
+        experiment = make()
+        own = [run for run in experiment.runs if run.key[1:] not in known]
+        known |= {run.key[1:] for run in own}
+        found[name] = experiment._replace(runs=own)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiments", default="1", help="numbers, separated by commas")
+    parser.add_argument("--work", type=Path, help="folder of the executions, which are resumed from it")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of evidence.csv")
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time, each with one thread")
+    parser.add_argument("--hours", type=float, default=1.0, help="no run starts after this time")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs that are missing and end")
+    parser.add_argument("--report", action="store_true", help="print the means and contrasts of the table and end")
+    chosen = parser.parse_args()
+    try:
+        picked = {name: _experiment(name) for name in chosen.experiments.split(",")}
+        if chosen.report:
+            for name, experiment in picked.items():
+                report(name, experiment, chosen.out)
+            return
+        missing = [run for each in picked.values() for run in each.runs if not recorded(chosen.out, run.key)]
+        for run in missing:
+            print(" ".join(run.key))
+        print(f"{len(missing)} runs are missing.")
+        if not chosen.dry_run:
+            require(chosen.work is not None, "--work", chosen.work, "a folder")
+            execute(missing, chosen.work, chosen.out, chosen.processes, chosen.hours)
+    except ConfigError as error:
+        parser.exit(2, f"{error}\n")
+
+
+def _experiment(name: str) -> Experiment:
+    found = experiments()
+    if name not in found:
+        raise unknown("experiment", name, found)
+    return found[name]
+
+
+def execute(runs: Sequence[EvidenceRun], work: Path, out: Path, processes: int, hours: float) -> None:
+    """Executes runs in their order, `processes` at a time, and starts none after `hours`."""
+    end = time.monotonic() + hours * 3600
+    grids = [{**parameters_of(run), "table": str(out.absolute())} for run in runs]
+    for start in range(0, len(grids), processes):
+        if time.monotonic() > end:
+            print(f"{len(grids) - start} runs are left for another time.")
+            return
+        sweep(NOTEBOOK, grids[start : start + processes], work, processes=processes)
+
+
+def report(name: str, experiment: Experiment, out: Path) -> None:
+    """Prints the mean of every measure by method, and the contrasts of the primary measure with their intervals."""
+    table = read_table(out / TABLE)
+    table = table[table["experiment"] == name] if len(table) else table
+    print(f"\nExperiment {name}: {experiment.question}  ({len(table)} of {len(experiment.runs)} runs)")
+    if not len(table):
+        return
+    groups = ["model", "task", "method", "coefficient"]
+    numbers = table.assign(**{each: pd.to_numeric(table[each]) for each in ("exact_recall", "longppl", "ntp_loss")})
+    means = numbers.groupby(groups, sort=False)[["exact_recall", "longppl", "ntp_loss"]].agg(["mean", "std"])
+    print(means.assign(seeds=numbers.groupby(groups, sort=False).size()).round(4).to_string())
+    for task in dict.fromkeys(table["task"]):
+        for measure in dict.fromkeys([experiment.primary, "ntp_loss", "key_loss"]):
+            contrasts = contrasts_of(experiment, name, out, task, measure)
+            if len(contrasts):
+                print(f"\n{task}: differences of {measure}")
+                print(contrasts.round(4).to_string(index=False))
+    if name == "2":
+        print(frontiers(out).to_string(index=False))
+
+
+def contrasts_of(experiment: Experiment, name: str, out: Path, task: str, measure: str) -> pd.DataFrame:
+    """Returns the registered contrasts of a measure over the seeds that both methods have; empty where none has two."""
+    scores = item_scores(out, measure, name)
+    scores = scores[scores["task"] == task]
+    scores = scores.assign(method=(scores["method"] + " " + scores["coefficient"]).str.strip())
+    pairs, kept = [], []
+    for method, against in experiment.contrasts:
+        seeds = [set(scores.loc[scores["method"] == each, "seed"]) for each in (method, against)]
+        if len(shared := seeds[0] & seeds[1]) >= 2:
+            pairs.append((method, against))
+            kept.append(scores[scores["method"].isin([method, against]) & scores["seed"].isin(shared)])
+    tables = [compare_methods(rows, [pair], margin=MARGIN[measure]) for pair, rows in zip(pairs, kept, strict=True)]
+    if not tables:
+        return pd.DataFrame()
+    found = pd.concat(tables, ignore_index=True)
+    return found.assign(p_holm=holm(found["p"].to_numpy(float)))
+
+
+def frontiers(out: Path) -> pd.DataFrame:
+    """Returns the differences of the frontiers of recall against next-token loss (experiment 2).
+
+    Runs that experiment 1 registered belong to them too. A coefficient counts with the seeds that all of them have.
+    """
+    table = read_table(out / TABLE)
+    names = ("expected_memory", "weighted", "refine_memory")
+    table = table[(table["task"] == "number-1 1024") & table["method"].isin(names) & table["seed"].isin(list("012"))]
+    table = table[table["coefficient"].isin(["0.1", "0.3", "1", "3"])]
+    table = table.groupby(["method", "coefficient"]).filter(lambda rows: len(rows) == 3)
+    numbers = ("exact_recall", "ntp_loss", "coefficient", "seed")
+    rows = table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
+    pairs = combinations([name for name in names if name in set(rows["method"])], 2)
+    return pd.DataFrame(
+        [{"method": one, "against": other, **compare_frontiers(rows, one, other)} for one, other in pairs]
+    )
+
+
+if __name__ == "__main__":
+    main()
