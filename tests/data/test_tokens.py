@@ -53,7 +53,7 @@ def test_short_documents_are_left_out(tokenizer: PreTrainedTokenizerFast, tmp_pa
     path.write_text("".join(f'{{"text": "{"x " * count}"}}\n' for count in (1, 3, 40, 2, 50)))
     array = token_array(str(path), "train", tokenizer, max_tokens=10**6, min_tokens=40)
     assert tokenizer.decode(array.tolist()) == "x " * 40 + "<|endoftext|>" + "x " * 50 + "<|endoftext|>"
-    with naming(ValueError, path, "min_tokens 1000"):
+    with naming(ValueError, path, "min_tokens", "1000"):
         token_array(str(path), "train", tokenizer, max_tokens=10**6, min_tokens=1000)
 
 

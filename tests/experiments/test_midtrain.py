@@ -198,7 +198,7 @@ def test_a_setting_is_changed_in_the_part_that_has_it() -> None:
         ({"reward": "cosin"}, "reward", "cosin", "cosine"),
         ({"lr": -1.0}, "TrainConfig.lr", -1.0, "above 0"),
         ({"learning_rate": 1.0}, "setting", "learning_rate", "add_bos, answer_column, "),
-        ({"updates": "unequal"}, "updates", "unequal", "'equal' or 'release'"),
+        ({"updates": "unequal"}, "updates", "unequal", "'equal', 'release' or 'compute'"),
         ({"phase": "posttrain"}, "posttrain recipe", "midtrain", "posttrain, "),
         ({"dtype": "float16"}, "TrainConfig.dtype", "float16", "one of 'float32', 'bfloat16'"),
         ({"sequence_length": 64}, "TrainConfig.data.sequence_length", 64, "at least 161"),
