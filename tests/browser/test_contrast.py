@@ -114,7 +114,6 @@ WIDGETS: dict[str, tuple[Callable[[], Widget], int]] = {
     "slider": (slider, 1),
     "slider in percent": (partial(StepSlider, label="Held-out remainder", last=90, value=33, unit="%"), 1),
     "result on the remainder": (rest_result, 0),
-    "no result on the remainder": (RestResult, 0),
     "no steps": (partial(StepSlider, disabled=True), 0),
 }
 """How it is made, and of how many things at least a person can act on."""

@@ -154,7 +154,9 @@ def test_the_held_out_rest_by_the_slider(hands: Callable[[str], Hands]) -> None:
         f"round(panel._held.stop * {share} / 100)"
     )
     result = person.page.locator(f"{TTT} .rest-result")
-    said = result.get_by_role("status").inner_text()
+    shown = result.get_by_role("status").filter(has_text="nats per token")
+    shown.wait_for()
+    said = shown.inner_text()
     assert person.in_python(f"panel.rest.sentence == {said!r}") == "True"
     assert result.locator("svg .estimate").count() == 1 and result.locator("svg .interval").count() == 3
     lines = person.page.evaluate(LINES, TTT)

@@ -26,7 +26,9 @@ def test_an_ablation_is_trained_and_drawn(tmp_path):
     ]
     assert {run.config.refine.reward for run in runs if run.config.refine} == {"binary", "cosine"}
     (table,) = [text for text in tables(tmp_path) if text.startswith("Reward (table 6)")]
-    assert [line.split()[0] for line in table.splitlines()[2:]] == ["base", "SFT", "REFINE,", "REFINE,"]
+    *lines, note = table.splitlines()[2:]
+    assert [line.split()[0] for line in lines] == ["base", "SFT", "REFINE,", "REFINE,"]
+    assert "documents" in note
     assert "cosine (recipe)" in table and "exact recall word-1 at 512" in table
     (figure,) = [each["data"][PLOTLY] for each in outputs(tmp_path) if PLOTLY in each.get("data", {})]
     assert figure["layout"]["title"]["text"].startswith("Reward (table 6)")
