@@ -273,14 +273,14 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
         name = "data.sequence_length" if self.task is None else "task.prompt_tokens"
         tokens = self.data.sequence_length if self.task is None else self.task.prompt_tokens
         self._require_batch(tokens)
+        halves = self.refine is None or not self.gradient_noise or self.batch_size > 1
+        self._require(halves, "batch_size", "at least 2 for gradient_noise, which compares two halves of a batch")
         if self.refine is not None and self.refine.has_places:
             least = smallest_length(self.refine)
             allowed = f"at least {least} for the method's num_chunks, rollout_length and margin"
             self._require(self.refine.fits(tokens), name, allowed)
             whole = self.task is not None or self.data.rows == "packed" or self.data.min_tokens >= tokens
             self._require(whole or self.data.min_tokens >= least, "data.min_tokens", f"{allowed} in every document")
-            halves = not self.gradient_noise or self.batch_size > 1
-            self._require(halves, "batch_size", "at least 2 for gradient_noise, which compares two halves of a batch")
         if self.task is None:
             self._require(not self.nested, "nested", "false without a task: there are no answers")
             return

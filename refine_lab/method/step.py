@@ -179,7 +179,10 @@ def batch_gradient(train_state: TrainState, batch: Batch, draws: Draws) -> list[
     It is that of `train_step` with one update per batch, before clipping. Neither the weights nor their `.grad` change.
     """
     refine = train_state.config.refine
-    plan = _plan(train_state, batch, draws) if refine is not None and refine.placebo else None
+    try:
+        plan = _plan(train_state, batch, draws) if refine is not None and refine.placebo else None
+    except NotFinite:
+        return None
     parameters = [each for each in train_state.policy.parameters() if each.requires_grad]
     total: list[Tensor | None] = [None] * len(parameters)
     for row, micro in split(batch, train_state.config.micro_batch_size):

@@ -80,11 +80,12 @@ def test_the_coefficients_of_the_loss_change_nothing():
     assert found[0] == found[1]
 
 
-def test_a_policy_without_a_finite_loss_has_no_signal():
+@pytest.mark.parametrize("refine", [REFINE, replace(REFINE, placebo=True)])
+def test_a_policy_without_a_finite_loss_has_no_signal(refine):
     policy, batch = make_policy(), make_batch((150, 97, 131, 90))
     with torch.no_grad():
         policy.model.norm.weight.fill_(torch.nan)
-    assert gradient_noise(train_state_for(policy, REFINE), batch, DRAWS) == {}
+    assert gradient_noise(train_state_for(policy, refine), batch, DRAWS) == {}
 
 
 def test_gradients_of_parameters_that_are_not_reached_count_as_zero():
@@ -178,7 +179,8 @@ def test_a_resumed_run_continues_the_ratio_and_warns_once(config, tmp_path, caps
 
 
 def test_half_a_batch_has_a_row(config):
-    with refused("TrainConfig.batch_size", 1):
-        replace(config, batch_size=1, mini_batch_size=1)
+    for refine in (config.refine, RefineConfig(estimator="dft"), RefineConfig(estimator="longce")):
+        with refused("TrainConfig.batch_size", 1):
+            replace(config, batch_size=1, mini_batch_size=1, refine=refine)
     assert replace(config, batch_size=1, mini_batch_size=1, refine=None).method == "sft"
     assert TrainConfig(recipe="default").gradient_noise is False
