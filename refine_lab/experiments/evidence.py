@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refine_lab.config import TrainConfig
+from refine_lab.config import RefineConfig, TrainConfig
 from refine_lab.data.batches import SequenceData
 from refine_lab.experiments.configs import drop_none, method_configs
 from refine_lab.method.step import next_token_stats, split
@@ -109,18 +109,25 @@ class EvidenceRun:
         """Returns the method's name with the settings in which this run differs from the method."""
         own = VARIANTS[self.method][1]
         parts = [self.method]
-        for name, letter in (("group_size", "n"), ("rollout_length", "k"), ("steps", "steps")):
+        for name, letter in (("group_size", "n"), ("rollout_length", "k"), ("steps", "steps"), ("lr", "lr")):
             value = getattr(self, name)
-            parts += [] if value is None or value == own.get(name) else [f"{letter}{value}"]
+            parts += [] if value is None or value == own.get(name) else [f"{letter}{value:g}"]
         parts += [] if self.reward in (None, own.get("reward")) else [str(self.reward)]
         parts += ["unscaled"] if self.scale_by_std is False else []
         return "_".join(parts)
 
     @property
     def task(self) -> str:
-        """Returns what the run is trained on: the kind of planted facts or the text, and the length of a row."""
+        """Returns what the run is trained on and asked about: planted facts or a text, and the length of a row.
+
+        It also names the text that planted facts are in, unless it is `python`, and the kind of facts that a run without
+        planted ones is asked about, unless it is the default.
+        """
         text = "python" if self.data is None else Path(self.data).name
-        return f"{self.recall if self.planted else text} {self.sequence_length}"
+        known = {"python"} if self.planted else {EvidenceRun.recall}
+        names = [self.recall, text] if self.planted else [text, self.recall]
+        shown = [names[0], *(name for name in names[1:] if name not in known)]
+        return f"{' '.join(shown)} {self.sequence_length}"
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -143,9 +150,17 @@ class EvidenceRun:
         settings = {**RECIPE, **own, **chosen, **asked, "recall": share}
         (config,) = method_configs("midtrain", [self.seed], phase="midtrain", methods=[method], **settings)
         for name, value in asked.items():
-            applies = config.refine is not None and getattr(config.refine, name) == value
+            applies = _has_effect(config.refine, name) and getattr(config.refine, name) == value
             require(applies, name, value, f"none for {self.method!r}, which has no such setting")
         return config
+
+
+def _has_effect(refine: RefineConfig | None, name: str) -> bool:
+    """Returns whether the setting `name` affects the training of a method with the settings `refine`."""
+    if refine is None:
+        return False
+    used = {"rollout_length": refine.has_places, "reward": refine.rolls_out or refine.estimator == "expected"}
+    return used.get(name, refine.rolls_out or name == "nsp_coef")
 
 
 # -- measures ------------------------------------------------------------------------------------------------------------
@@ -233,7 +248,9 @@ def record(
     with _locked(folder):
         if recorded(folder, run.key):
             return
-        _add(folder / ITEMS, ITEM_COLUMNS, rows)
+        items_there = read_table(folder / ITEMS)  # an interrupted process may have added them without the row
+        if not len(items_there) or run.key not in set(items_there[list(KEYS)].itertuples(index=False, name=None)):
+            _add(folder / ITEMS, ITEM_COLUMNS, rows)
         _add(folder / TABLE, COLUMNS, [{**names, **means, **facts}])
 
 

@@ -43,6 +43,9 @@ def test_labels_name_the_settings_that_differ() -> None:
     assert EvidenceRun(method="refine_memory", group_size=8, reward="binary").label == "refine_memory"
     assert EvidenceRun(planted=False).task == "python 1024"
     assert EvidenceRun(method="refine").key[3:] == ("refine", "0.2", "0")
+    assert EvidenceRun(method="sft", lr=1e-3, steps=20).label == "sft_steps20_lr0.001"
+    assert EvidenceRun(data="/texts/novels").task == "number-1 novels 1024"
+    assert EvidenceRun(planted=False, data="/texts/novels", recall="word-1").task == "novels word-1 1024"
     with refused("method", "refined"):
         EvidenceRun(method="refined")
     with refused("reward", "cosine"):
@@ -51,6 +54,21 @@ def test_labels_name_the_settings_that_differ() -> None:
         _ = EvidenceRun(method="sft", group_size=4).config
     with refused("reward", "edit"):
         _ = EvidenceRun(method="expected_memory", reward="edit").config
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [
+        ("expected_memory", "group_size", 8),
+        ("weighted", "scale_by_std", False),
+        ("weighted", "reward", "cosine"),
+        ("longce", "rollout_length", 9),
+        ("dft", "group_size", 1),
+    ],
+)
+def test_a_setting_without_effect_is_refused(method: str, name: str, value: object) -> None:
+    with refused(name, value):
+        _ = EvidenceRun(method=method, **{name: value}).config  # type: ignore[arg-type]
 
 
 def test_losses_of_rows_add_up_to_those_of_all_rows() -> None:
@@ -89,6 +107,22 @@ def test_a_row_is_added_once(tmp_path: Path) -> None:
         item_scores(tmp_path, "f1")
     with refused("experiment", "1"):
         item_scores(tmp_path, "ntp_loss", "1")
+
+
+def test_an_interrupted_record_has_its_items_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, replace_text = EvidenceRun(experiment="9", seed=4), evidence.replace_text
+
+    def only_items(path: Path, text: str) -> None:
+        if path.name == evidence.TABLE:
+            raise OSError("no space")
+        replace_text(path, text)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(evidence, "replace_text", only_items)
+        record(tmp_path, run, MEANS, ITEMS, commit="abc", seconds=12)
+    assert not recorded(tmp_path, run.key)
+    record(tmp_path, run, MEANS, ITEMS, commit="abc", seconds=12)
+    assert recorded(tmp_path, run.key) and read_table(tmp_path / evidence.ITEMS)["measure"].is_unique
 
 
 ADD = """
@@ -146,6 +180,10 @@ def test_frontiers_use_the_runs_of_both_experiments(tmp_path: Path) -> None:
                 )
                 means = {"exact_recall": recall + better * (1 + 0.1 * seed), "ntp_loss": loss + 0.0001 * seed}
                 record(tmp_path, run, means, {}, commit="", seconds=1)
+    registered = frontiers(tmp_path)
+    own = EvidenceRun(method="weighted", coefficient=0.1)  # a user's run, which the registered frontiers leave out
+    record(tmp_path, own, {"exact_recall": 0.0, "ntp_loss": 3.0}, {}, commit="", seconds=1)
+    assert frontiers(tmp_path).equals(registered)
     (row,) = frontiers(tmp_path).to_dict("records")
     assert (row["method"], row["against"], row["seeds"]) == ("expected_memory", "weighted", 3)
     assert row["difference"] == pytest.approx(0.055, abs=1e-3) and row["low"] > 0
