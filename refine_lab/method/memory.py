@@ -38,7 +38,9 @@ def long_short_difference(
     `logprobs` [B, T - 1] are those of x_{i+1} given x_{<=i}; entries beyond a row's end are ignored. The difference is 0
     where it is not known (see `short_logprobs`), and where the whole prefix is a short context: in the first w tokens, or
     with `windows` in the first 2 w - 1. In a shorter row, and in a chunk within these tokens, all positions are equal.
+    Raises ConfigError if w is smaller than the attention window of the policy.
     """
+    require_window(refine, type(policy), policy.config)
     return short_difference(policy, batch, logprobs, refine, draws).nan_to_num(nan=0.0)
 
 
@@ -63,8 +65,13 @@ def gains(difference: Float[Tensor, "B T"], rollout_length: int) -> Float[Tensor
 def check_window(refine: RefineConfig | None, model: type[FastWeightLM], config: Any) -> None:
     """Raises ConfigError if short contexts are shorter than the attention window of a model with `config`."""
     if refine is not None and refine.reads_short_contexts:
-        least = model.attention_window(config)
-        require(refine.window >= least, "RefineConfig.window", refine.window, f"at least {least}, the model's window")
+        require_window(refine, model, config)
+
+
+def require_window(refine: RefineConfig, model: type[FastWeightLM], config: Any) -> None:
+    """Raises ConfigError if `refine.window` is smaller than the attention window of a model with `config`."""
+    least = model.attention_window(config)
+    require(refine.window >= least, "RefineConfig.window", refine.window, f"at least {least}, the model's window")
 
 
 @dataclass(frozen=True, eq=False)

@@ -169,6 +169,14 @@ def test_a_function_may_use_the_long_short_difference_which_is_computed_only_the
     scores_of(policy, batch, refine, checked_selection(least_likely))
 
 
+def test_a_function_cannot_compare_contexts_shorter_than_the_attention_window():
+    policy, batch = make_lact(), make_batch()
+    refine = replace(MEMORY, selection="custom", window=policy.config.window_size - 1)
+    assert scores_of(policy, batch, refine, checked_selection(least_likely)).shape == batch.tokens.shape
+    with naming(RuntimeError, "by_memory", "RefineConfig.window", refine.window):
+        scores_of(policy, batch, refine, checked_selection(by_memory))
+
+
 def test_a_step_with_a_function_starts_where_it_says():
     def at_thirty(inputs):
         place = torch.arange(inputs.tokens.shape[1])
