@@ -76,23 +76,29 @@ def method_configs(
     model = settings.pop("model", None)
     histories = history_by_seed(model, seeds) if entry.phase == "ttt" else {}
     methods = sorted(methods or recipes.METHODS[entry.phase], key=lambda name: name != "none")  # the baseline first
-    require(len(set(methods)) == len(methods), "methods", methods, "distinct names")
+    known = [_method_updates(name, entry.phase, updates) for name in methods]
+    require(len(set(known)) == len(methods), "methods", methods, "distinct names of distinct methods")
     configs = []
     for seed in seeds:
         if model:
             settings["model"] = absolute_model(model_of_seed(model, seed))
-        for name in methods:
+        for name, own_updates in known:
             if name == "none" and seed != seeds[0] and SEED not in (model or ""):
                 continue
-            name, own_updates = split_updates(known_method(name, entry.phase))
             config = entry.make(name, seed)
             if isinstance(config, TTTRunConfig):
                 refine = config.ttt and config.ttt.refine
                 config = _ttt_config(config, histories[seed], applicable(refine, settings))
             else:
                 config = _train_config(config, applicable(config.refine, settings))
-            configs.append(_with_updates(config, own_updates or updates))
+            configs.append(_with_updates(config, own_updates))
     return configs
+
+
+def _method_updates(name: str, phase: recipes.Phase, updates: str) -> tuple[str, str]:
+    """Returns the name of a method in `recipes.methods.ORDER` without its suffix, and its updates."""
+    known, own_updates = split_updates(known_method(name, phase))
+    return known, own_updates or updates
 
 
 def _resolved(settings: dict[str, Any]) -> dict[str, Any]:

@@ -50,8 +50,14 @@ def test_a_custom_reward_is_that_of_the_methods_with_rollouts():
 def test_the_baseline_comes_first_and_no_method_twice():
     configs = method_configs("per_prompt", [0], methods=["expected", "none"])
     assert [config.method for config in configs] == ["none", "expected"]
-    with refused("methods", ["sft", "sft"], "distinct names"):
-        method_configs("midtrain", [0], methods=["sft", "sft"])
+    same = (
+        ("midtrain", ["sft", "sft"], "equal"),
+        ("posttrain", ["refine", "nested_refine"], "equal"),
+        ("midtrain", ["sft", "sft_compute"], "compute"),
+    )
+    for recipe, methods, updates in same:
+        with refused("methods", methods):
+            method_configs(recipe, [0], methods=methods, updates=updates)
     with refused("method", "expectd"):
         method_configs("midtrain", [0], methods=["expectd"])
 
