@@ -248,11 +248,11 @@ def contrasts_of(experiment: Experiment, name: str, out: Path, task: str, measur
 def frontiers(out: Path) -> pd.DataFrame:
     """Returns the differences of the frontiers of recall against next-token loss (experiment 2).
 
-    Runs that experiment 1 registered belong to them too, but no other runs. A coefficient counts with the seeds that all of them have.
+    Runs that experiment 1 registered belong to them too, but no other runs. A coefficient counts with the seeds that all
+    of them have.
     """
-    table = read_table(out / TABLE)
+    table, names = read_table(out / TABLE), ("expected_memory", "weighted", "refine_memory")
     table = table[table["experiment"].isin(["1", "2"])]
-    names = ("expected_memory", "weighted", "refine_memory")
     table = table[(table["task"] == "number-1 1024") & table["method"].isin(names) & table["seed"].isin(list("012"))]
     table = table[table["coefficient"].isin(["0.1", "0.3", "1", "3"])]
     table = table.groupby(["method", "coefficient"]).filter(lambda rows: len(rows) == 3)
