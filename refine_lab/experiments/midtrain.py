@@ -101,7 +101,7 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
 
 def held_out_rows(
     runs: Sequence[Run], folder: Path, *, documents: int = 50, document_tokens: int = 512
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | int]]:
     """Evaluates the base model and every run's model on the same held-out text, targets and facts.
 
     Returns the measures by the run's path, and those of the first run's initial model as `base`, which chooses the key

@@ -189,9 +189,8 @@ def test_the_top_place_of_the_chunk_is_the_answer_that_only_memory_knows(known, 
     for row, document in enumerate(documents):
         (question,) = document.questions
         first, end = question.prompt_end, question.prompt_end + len(question.answer_ids)
-        cut = pieces(
-            Batch(tokens=torch.zeros(1, 1024).long(), lengths=torch.tensor([1024]), sequence_ids=(row,)), refine, DRAWS
-        )
+        batch = Batch(tokens=torch.tensor([document.tokens]), lengths=torch.tensor([1024]), sequence_ids=(row,))
+        cut = pieces(batch, refine, DRAWS)
         compared = bool((first - 1 - cut.starts[cut.starts < first] >= cut.first)[-1])
         if compared and fact_of(document) < first - longest:
             top = top_in_the_last_chunk(policy, batch, refine)

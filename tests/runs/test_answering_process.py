@@ -114,7 +114,7 @@ def test_detached_it_is_followed_stopped_and_gone_on_with(tmp_path):
             "step": 20,
             "steps": 20,
         }
-        | {"error": "", "tokens_per_second": None, "seconds_left": None}
+        | {"error": "", "note": "", "tokens_per_second": None, "seconds_left": None}
     )
     request_stop(runs)
     wait_for(lambda: not any(run.alive for run in runs))

@@ -37,7 +37,7 @@ def test_a_document_is_shown_with_rollouts_at_the_targets(explorer: RewardExplor
     assert sorted(set(explorer.inspector.rollouts["position"])) == targets
     assert len(explorer.inspector.rollouts) == 8 * len(targets)
     metrics = explorer.token_map.metrics
-    assert {"entropy", "loss", "logprob", "difference", "rank", "chance", "reward"} == metrics.keys()
+    assert {"entropy", "loss", "logprob", "rank", "chance", "reward"} == metrics.keys()
     means = explorer.inspector.rollouts.groupby("position")["reward"].mean()
     for position in targets:
         assert metrics["reward"].values[position + 1] == pytest.approx(means[position], abs=1e-5)
