@@ -12,10 +12,11 @@ SLOWER := notebook or browser or process or slow
 APART := gpu or long or soak
 RESULTS := benchmarks/results
 RUNS := $(or $(REFINE_RUNS),runs)
+FIRST_HALF := tests/notebooks tests/sweep tests/runs
 START := $(shell date +%s)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-rest long soak lab bench docs lint lock chromium
+.PHONY: help setup demo test check check-rest check-first-half check-second-half long soak lab bench docs lint lock chromium
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -108,8 +109,16 @@ test: $(READY) ## the fast tier
 check: test check-rest ## everything that needs no GPU
 
 check-rest: $(READY) chromium ## what `check` adds to `test`: notebooks, browser, kills, demo
-	$(PYTEST) -m "($(SLOWER)) and not ($(APART))"
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 --output-sync=target check-first-half check-second-half
+	$(PYTEST) -m "($(SLOWER)) and not ($(APART))" tests/benchmarks
 	@$(MAKE) --no-print-directory demo
+
+# The slower tests in two processes of one thread each. The benchmarks measure time and follow alone.
+check-first-half: $(READY)
+	$(PYTEST) -m "($(SLOWER)) and not ($(APART))" $(FIRST_HALF)
+
+check-second-half: $(READY)
+	$(PYTEST) -m "($(SLOWER)) and not ($(APART))" tests $(addprefix --ignore ,$(FIRST_HALF) tests/benchmarks)
 
 long: $(READY) ## whole files of the benchmarks, from ../shared/data
 	$(PYTEST) -m "long and not gpu" -s
