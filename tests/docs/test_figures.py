@@ -50,6 +50,15 @@ def test_the_readme_has_the_cost_of_a_step_as_it_was_measured() -> None:
     assert f"a training step costs {least:.1f} to {most:.1f} times as much as an SFT step" in readme
 
 
+def test_method_md_has_the_costs_of_selections_and_estimators_as_they_were_measured() -> None:
+    cost, method = measured("step_cost"), text_of("docs/method.md")
+    names = ("refine_memory", "expected_memory", "expected_copy")
+    memory, expected, copies = ([f"{cost[n][f'{name}_over_sft']:.2f}" for n in ("1024", "2048")] for name in names)
+    assert f"A step of REFINE by memory costs {memory[0]} SFT steps at 1,024 tokens and {memory[1]} at 2,048" in method
+    assert expected[0] == expected[1] and f"`expected` by memory {expected[0]} at both lengths" in method
+    assert f"`expected` by copies {copies[0]} and {copies[1]}" in method
+
+
 def test_models_md_has_the_costs_as_they_were_measured() -> None:
     models, families = text_of("docs/models.md"), measured("families")
     told = dict(
