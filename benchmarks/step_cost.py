@@ -60,7 +60,7 @@ def random_batch(policy: FastWeightLM, rows: int, length: int) -> Batch:
 
 
 def measure(policy: FastWeightLM, length: int, rows: int, repeats: int, *, paper: bool = True) -> dict[str, Any]:
-    """SFT, REFINE, REFINE by memory and, unless told otherwise, the paper's own procedure on one batch."""
+    """SFT, REFINE, REFINE by memory and, unless it is left out, the paper's own procedure on one batch."""
     batch = random_batch(policy, rows, length)
     sft, refine = (train_state(policy, method, rows, rows) for method in ("sft", "refine"))
     memory, turn = memory_state(policy, rows), iter(range(1_000_000))
