@@ -164,7 +164,7 @@ def test_rollouts_and_their_targets_stay_within_a_document(data, home):
 
 
 def test_a_resumed_run_equals_one_that_was_not_interrupted(data, home, tmp_path):
-    config = tiny_config(tiny_model(home / "resumed"), data=replace(data, min_tokens=11))
+    config = tiny_config(tiny_model(home / "resumed"), data=replace(data, min_tokens=11), batch_size=4)  # a whole epoch
     with RunWriter.create(config, tmp_path / "whole") as writer:
         whole = go(writer.run)
     with RunWriter.create(config, tmp_path / "stopped") as writer:
@@ -173,7 +173,7 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(data, home, tmp_path)
     assert stopped.done == 3
     assert_same(go(stopped), whole)
     tokens = whole.metrics()["tokens"].diff().fillna(whole.metrics()["tokens"]).tolist()
-    lengths = [SequenceData(config.data, load_model(config.model)[1], 0).batch(i, 2).lengths.sum() for i in range(6)]
+    lengths = [SequenceData(config.data, load_model(config.model)[1], 0).batch(i, 4).lengths.sum() for i in range(6)]
     assert tokens == [int(length) for length in lengths] and len(set(tokens)) > 1
 
 
