@@ -96,8 +96,12 @@ class RefineConfig(Config):
 
     @property
     def method(self) -> str:
-        """Returns the name of the method: `refine`, `placebo`, or the estimator."""
-        return ("placebo" if self.placebo else "refine") if self.rolls_out else self.estimator
+        """Returns the name of the method: `refine`, `refine_memory`, `placebo`, or the estimator."""
+        if not self.rolls_out:
+            return self.estimator
+        if self.placebo:
+            return "placebo"
+        return "refine_memory" if self.selection == "memory" else "refine"
 
     @property
     def rolls_out(self) -> bool:

@@ -392,4 +392,5 @@ class TTTPanel(Panel):
 
 def _refine_of(config: TTTConfig) -> RefineConfig | None:
     """Returns the settings of REFINE in a configuration; None if its method is another."""
-    return config.refine if config.refine is not None and config.refine.method == "refine" else None
+    refine = config.refine
+    return refine if refine is not None and refine.method in ("refine", "refine_memory") else None

@@ -16,6 +16,7 @@ from refine_lab.config import TrainConfig
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.tasks.batches import TaskData
 from refine_lab.data.tasks.examples import Task
+from refine_lab.experiments.midtrain import documents_to_ask, measures
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import TrainState, train_step
 from refine_lab.models.activation_checkpointing import checkpoint_activations
@@ -29,7 +30,7 @@ from refine_lab.runs.run import Run
 from refine_lab.training.adaptation import adapt, preserve_weights
 from refine_lab.training.answering import adapt_ids, batches_of, measured
 from refine_lab.training.answers import answer
-from refine_lab.training.evaluation import held_out_measures, next_token
+from refine_lab.training.evaluation import next_token
 from refine_lab.training.loading import load_policy, load_prompts, load_training_task
 from refine_lab.training.optim import make_optimizers
 from refine_lab.training.posttraining import nested_step
@@ -127,8 +128,8 @@ def answering_rates(config: TTTRunConfig) -> Rates:
 def notebook_rates(config: TrainConfig | TTTRunConfig) -> tuple[float, float]:
     """Times what a notebook does besides its runs: the parity gate, and the measures of one model at the end.
 
-    For mid-training these are the measures of `held_out_measures`, for post-training the answers to the test questions;
-    for test-time training they are part of the runs.
+    For mid-training these are the measures of `midtrain.final_results`, for post-training the answers to the test
+    questions; for test-time training they are part of the runs.
     """
     policy, tokenizer = load_policy(config)
     gate = _timed(lambda: parity(policy, autocast=config.dtype))
@@ -136,10 +137,8 @@ def notebook_rates(config: TrainConfig | TTTRunConfig) -> tuple[float, float]:
         return gate, 0.0
     if config.task is None:
         held_out = SequenceData(config.data, tokenizer, config.seed, "validation", manifest_of(config.model))
-        try:
-            return gate, _timed(lambda: held_out_measures(policy, held_out))
-        except ValueError:  # this tokenizer or text supports no recall documents
-            return gate, _timed(lambda: held_out_measures(policy, held_out, kinds=()))
+        documents = documents_to_ask(config, held_out)
+        return gate, _timed(lambda: measures(policy, held_out, documents))
     task = load_training_task([config])
     part = task.test[:ANSWERED]
     return gate, _timed(lambda: answer(policy, tokenizer, part, task.rule)) / max(1, len(part)) * len(task.test)

@@ -28,6 +28,7 @@ from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_tokenizer, manifest_of
 from refine_lab.models.state import hidden_states_only
 from refine_lab.ops.precision import autocast
+from refine_lab.recipes.methods import CHANGES
 from refine_lab.runs.durable import make_folder, replace_text
 from refine_lab.runs.environment import environment
 from refine_lab.runs.files import take_lock
@@ -37,9 +38,6 @@ from refine_lab.training.key_tokens import key_tokens
 from refine_lab.training.loading import load_policy
 from refine_lab.types import Batch
 from refine_lab.validation import path_of, require, unknown
-
-SAMPLED: Mapping[str, Any] = {"selection": "memory", "group_size": 8, "group_by": "prefix", "reward": "binary"}
-"""Settings of REFINE by memory with eight rollouts per position, compared at the same position."""
 
 BASE = "base"
 """Name of the model before training, which is measured like a run."""
@@ -54,8 +52,8 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "expected_entropy": ("expected", {"selection": "entropy"}),
     "expected_copy": ("expected", {"selection": "copy"}),
     "refine": ("refine", {}),
-    "refine_memory": ("refine", SAMPLED),
-    "placebo": ("placebo", SAMPLED),
+    "refine_memory": ("refine_memory", CHANGES["refine_memory"]),
+    "placebo": ("placebo", CHANGES["refine_memory"]),
 }
 """Names of the evidence's methods -> the method of mid-training and the settings in which it differs from its recipe."""
 

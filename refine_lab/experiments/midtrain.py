@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool
@@ -18,11 +20,13 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import RefineConfig, TrainConfig, to_json
 from refine_lab.data.batches import SequenceData
+from refine_lab.data.recall import RecallDocument
 from refine_lab.experiments.compare import names_of
 from refine_lab.experiments.configs import absolute_model, absolute_source, drop_none
 from refine_lab.method.custom_selection import selection_function
 from refine_lab.method.places import place_scores
 from refine_lab.method.selection import select_positions, selection_probabilities, shift, smooth
+from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_tokenizer, manifest_of
 from refine_lab.ops.precision import autocast
 from refine_lab.recipes import recipe as named_recipe
@@ -30,10 +34,14 @@ from refine_lab.rng import Draws
 from refine_lab.runs.files import read_json, write_json
 from refine_lab.runs.run import Run
 from refine_lab.runs.started import sources_of
+from refine_lab.statistics.scores import NO_SEED
 from refine_lab.training import evaluation, key_tokens
 from refine_lab.training.adaptation import read_prompt
 from refine_lab.training.loading import load_policy
 from refine_lab.validation import require
+
+Documents = Mapping[str, Sequence[RecallDocument]]
+"""Recall documents by kind."""
 
 SCORE_LABELS = {
     "memory": "gain of the next k tokens (nats)",
@@ -71,12 +79,24 @@ def stage_row(stage: TrainConfig) -> dict[str, Any]:
     return {"stage": stage.recipe, **sizes, **texts, "lr": stage.lr, "schedule": stage.schedule}
 
 
-def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int = 512) -> list[dict[str, Any]]:
+class FinalResults(NamedTuple):
+    """The measures of the base model and of every run's model on the same held-out data."""
+
+    rows: list[dict[str, Any]]
+    "A row per model: `method`, `seed` (None for the base), `updates`, and the measures."
+    answers: pd.DataFrame
+    "A row per model and question of a recall document: `method`, `seed`, `name`, `question` and `exact_recall`."
+
+
+def final_results(
+    runs: Sequence[Run], kinds: Sequence[str] | None = None, num_documents: int = 200, num_tokens: int | None = None
+) -> FinalResults:
     """Evaluates the base model and every run's model on the same held-out text, targets and facts, and prints one line each.
 
-    Recall uses `num_documents` documents of `num_tokens` tokens; `documents` is the number of distinct ones. The base is
-    the initial model of the first run, and chooses the key tokens of LongPPL for all models. Measures that this
-    tokenizer or these rows do not support are omitted, with a printed notice.
+    Recall uses `num_documents` documents of `num_tokens` tokens of each kind; `documents` is the number of distinct ones.
+    None stands for the kinds and the length of the runs' recall documents, or `RECALL_KINDS` and 512 tokens if the runs
+    have none. The base is the initial model of the first run, and chooses the key tokens of LongPPL for all models.
+    Measures that this tokenizer or these rows do not support are omitted, with a printed notice.
     """
     config = runs[0].config
     refine = next((run.config.refine for run in runs if run.config.refine), RefineConfig())
@@ -84,19 +104,65 @@ def final_results(runs: Sequence[Run], num_documents: int = 50, num_tokens: int 
     models: list[tuple[str, int | None, int, str]] = [("base", None, 0, config.model)]
     for run, method in zip(runs, names_of(runs), strict=True):
         models.append((method, run.config.seed, int(run.metrics()["updates"].iloc[-1]), str(run.path)))
-    held_out, rows = _held_out(config, load_tokenizer(config.model)), []
-    recall = {"documents": num_documents, "document_tokens": num_tokens}
-    kinds, distinct = _kinds_to_ask(held_out, num_documents, num_tokens)
+    held_out = _held_out(config, load_tokenizer(config.model))
+    documents = documents_to_ask(config, held_out, kinds, num_documents, num_tokens)
     if not evaluation.fixed_targets(**targets).fits(length := int(held_out.validation().lengths.min())):
         chunks = refine.num_chunks
         print(f"Rewards are skipped: rows of {length} tokens are too short for rollouts from {chunks} chunks.")
-    keys = _key_tokens(config, held_out)
+    keys, rows, answers = _key_tokens(config, held_out), [], []
     for method, seed, updates, name in models:
-        measured = _measures(config, name, held_out, **targets, **recall, kinds=kinds, key_tokens=keys)
-        rows.append({"method": method, "seed": seed, "updates": updates, **distinct, **measured})
+        measured, right = _measures_of(config, name, held_out, documents, **targets, key_tokens=keys)
+        rows.append({"method": method, "seed": seed, "updates": updates, **_distinct(documents), **measured})
+        answers.append(right.assign(method=method, seed=NO_SEED if seed is None else seed))
         values = (f"{name} {x:.4f}" if isinstance(x, float) else f"{name} {x}" for name, x in measured.items())
         print(f"{method}{'' if seed is None else f' s{seed}'}:", ", ".join(values))
-    return rows
+    return FinalResults(rows, pd.concat(answers, ignore_index=True))
+
+
+def documents_to_ask(
+    config: TrainConfig,
+    held_out: SequenceData,
+    kinds: Sequence[str] | None = None,
+    num_documents: int = 200,
+    num_tokens: int | None = None,
+) -> Documents:
+    """Returns the recall documents of `final_results` by kind, and prints a sentence about each kind that is not supported."""
+    trained = config.data.recall
+    num_tokens = num_tokens or (config.data.sequence_length if trained else 512)
+    found = {}
+    for kind in kinds or [*trained] or evaluation.RECALL_KINDS:
+        try:
+            found[kind] = evaluation.recall_documents(kind, num_documents, num_tokens, held_out)
+        except ValueError as error:
+            print(f"Recall of {kind} is skipped: {error}.")
+    return found
+
+
+def measures(
+    policy: FastWeightLM, held_out: SequenceData, documents: Documents, **settings: Any
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """Returns the measures of a model, and a row for each question of `documents`: `name`, `question`, `exact_recall`.
+
+    `settings` as in `held_out_measures`, without those of recall.
+    """
+    measured, questions = evaluation.held_out_measures(policy, held_out, kinds=(), **settings), []
+    for kind, asked in documents.items():
+        pairs = list(zip(asked, evaluation.recalled(policy, asked), strict=True))
+        found = [
+            {"name": f"{kind} {number}", "question": f"{kind} {question.key}", "exact_recall": float(right)}
+            for number, (document, answers) in enumerate(pairs)
+            for question, right in zip(document.questions, answers, strict=True)
+        ]
+        length = max(len(document.tokens) for document in asked)
+        measured[f"exact recall {kind} at {length}"] = fmean(row["exact_recall"] for row in found)
+        questions += found
+    return measured, pd.DataFrame(questions, columns=["name", "question", "exact_recall"])
+
+
+def _distinct(documents: Documents) -> dict[str, int]:
+    """Returns the number of distinct documents of a kind, the smallest one, as `documents`; nothing without a kind."""
+    counts = [len({tuple(document.tokens) for document in asked}) for asked in documents.values()]
+    return {"documents": min(counts)} if counts else {}
 
 
 def held_out_rows(
@@ -111,8 +177,8 @@ def held_out_rows(
     """
     config = runs[0].config
     held_out = _held_out(config, load_tokenizer(config.model))
-    kinds, distinct = _kinds_to_ask(held_out, documents, document_tokens)
-    recall: dict[str, Any] = {"documents": documents, "document_tokens": document_tokens, "kinds": kinds}
+    asked = documents_to_ask(config, held_out, evaluation.RECALL_KINDS, documents, document_tokens)
+    recall: dict[str, Any] = {"documents": documents, "document_tokens": document_tokens, "kinds": [*asked]}
     keys = cache(lambda: _key_tokens(config, held_out))
     chosen = {"key_tokens_by": config.model, "key_threshold": key_tokens.THRESHOLD}
     places = [("base", config.model, folder), *((str(run.path), str(run.path), run.path) for run in runs)]
@@ -123,18 +189,18 @@ def held_out_rows(
         path = place / "held_out.json"
         stored = read_json(path) if path.is_file() else {}
         if stored.get("settings") != settings:
-            measured = _measures(config, name, held_out, **recall, key_tokens=keys())
+            measured, _ = _measures_of(config, name, held_out, asked, key_tokens=keys())
             stored = {"settings": settings, "measures": {k: x for k, x in measured.items() if math.isfinite(x)}}
             write_json(path, stored)
-        found[key] = {**distinct, **stored["measures"]}
+        found[key] = {**_distinct(asked), **stored["measures"]}
     return found
 
 
-def _measures(config: TrainConfig, name: str, held_out: SequenceData, **settings: Any) -> dict[str, float]:
-    """Evaluates the model `name` in the arithmetic of a run's configuration; `settings` as in `held_out_measures`."""
+def _measures_of(config: TrainConfig, name: str, *args: Any, **settings: Any) -> tuple[dict[str, float], pd.DataFrame]:
+    """Returns the `measures` of the model `name`, in the arithmetic of a run's configuration."""
     policy, _ = load_policy(config, name)
     with autocast(policy.device, config.dtype):
-        return evaluation.held_out_measures(policy, held_out, **settings)
+        return measures(policy, *args, **settings)
 
 
 def _key_tokens(config: TrainConfig, held_out: SequenceData) -> Bool[Tensor, "B S"]:
@@ -142,24 +208,6 @@ def _key_tokens(config: TrainConfig, held_out: SequenceData) -> Bool[Tensor, "B 
     policy, _ = load_policy(config)
     with autocast(policy.device, config.dtype):
         return key_tokens.key_tokens(policy, held_out.validation())
-
-
-def _kinds_to_ask(held_out: SequenceData, num_documents: int, num_tokens: int) -> tuple[list[str], dict[str, int]]:
-    """Returns the recall kinds that this tokenizer and text support, and the number of distinct documents of a kind.
-
-    The number is `documents`, the smallest one, and is left out without a kind. Prints a sentence about each kind that is
-    not supported.
-    """
-    kinds, distinct = [], []
-    for kind in evaluation.RECALL_KINDS:
-        try:
-            asked = evaluation.recall_documents(kind, num_documents, num_tokens, held_out)
-        except ValueError as error:
-            print(f"Recall of {kind} is skipped: {error}.")
-        else:
-            kinds.append(kind)
-            distinct.append(len({tuple(document.tokens) for document in asked}))
-    return kinds, {"documents": min(distinct)} if distinct else {}
 
 
 def _held_out(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> SequenceData:

@@ -19,7 +19,10 @@ METHODS: dict[Phase, tuple[str, ...]] = {
 """The methods that the paper compares; nested ones make updates on the prompts before the update on the answers."""
 
 PLACES: Mapping[str, Any] = {"selection": "memory", **MEMORY}
-"""Settings of the positions of `weighted` and `expected`: where the next tokens need the memory."""
+"""Settings of the positions of `weighted`, `expected` and `refine_memory`: where the next tokens need the memory."""
+
+ROLLOUTS: Mapping[str, Any] = {"group_size": 8, "group_by": "prefix", "reward": "binary"}
+"""Settings of the rollouts of `refine_memory`: eight from each position, which are compared with each other."""
 
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "placebo": {"placebo": True},
@@ -27,6 +30,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "longce": {"estimator": "longce", "ntp_coef": 0.0, "nsp_coef": 1.0},  # likewise
     "weighted": {"estimator": "weighted", "nsp_coef": 1.0, **PLACES},  # ours
     "refine": {},
+    "refine_memory": {**ROLLOUTS, "nsp_coef": 1.0, **PLACES},  # ours
     "expected": {"estimator": "expected", "reward": "exact", "nsp_coef": 1.0, **PLACES},  # ours
 }
 """The methods with a next-sequence loss -> the settings in which each differs from the REFINE of its phase."""
@@ -84,6 +88,6 @@ def applicable(refine: RefineConfig | None, settings: Mapping[str, Any]) -> dict
         found.pop("reward", None)
     if not refine.ntp_coef:
         found.pop("nsp_coef", None)
-    if not refine.rolls_out and found.get("selection", refine.selection) != refine.selection:
+    if refine.selection == "memory" != found.get("selection", "memory"):
         found = {name: getattr(RefineConfig(), name) for name in ("tau", "margin")} | found
     return found

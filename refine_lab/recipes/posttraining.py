@@ -73,8 +73,8 @@ def posttrain_searched_lact(method: str = "nested_refine", seed: int = 0) -> Tra
     config = replace(posttrain(method, seed), recipe="posttrain_searched_lact", model="tiny-lact")
     if method == "sft":
         return replace(config, lr=6e-4)
-    if config.refine is None or not config.rolls_out:
-        return config
+    if config.refine is None or config.refine.method not in ("refine", "placebo"):
+        return config  # the search was for REFINE's reward
     return replace(config, refine=replace(config.refine, reward="cosine"))
 
 

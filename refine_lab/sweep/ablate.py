@@ -12,6 +12,7 @@ import pandas as pd
 from refine_lab.experiments.compare import answers_of, per_seed
 from refine_lab.experiments.configs import drop_none, method_configs
 from refine_lab.experiments.midtrain import held_out_rows
+from refine_lab.recipes import METHODS
 from refine_lab.recipes.ablations import Ablation
 from refine_lab.runs.run import Run
 from refine_lab.sweep.cells import Cell
@@ -55,7 +56,8 @@ def midtrain_grids(chosen: Mapping[str, Ablation], scale: Scale) -> list[Grid]:
         if ablation.phase == "midtrain":
             settings += changes(ablation, scale).values()
     unique = [setting for number, setting in enumerate(settings) if setting not in settings[:number]]
-    return [{**drop_none(**scale.midtrain), **setting, "seeds": list(scale.seeds)} for setting in unique]
+    shared = {**drop_none(**scale.midtrain), "methods": ",".join(METHODS["midtrain"]), "seeds": list(scale.seeds)}
+    return [{**shared, **setting} for setting in unique]
 
 
 def ttt_grids(chosen: Mapping[str, Ablation], scale: Scale, models: Mapping[int, str]) -> list[Grid]:
@@ -138,7 +140,7 @@ def ttt_rows(chosen: Mapping[str, Ablation], scale: Scale, result: Sweep | None)
             for cell in cells_with(result, {**drop_none(**scale.ttt), **setting}):
                 runs = [run for run in cell.runs if run.state == "finished"]
                 for values in _scores(runs):
-                    values["method"] = SETTING + label if values["method"] == "refine" else values["method"]
+                    values["method"] = values["method"] if values["method"] in ("none", "sft") else SETTING + label
                     (values["seed"],) = cell.values["seeds"]
                     own = {"setting": label, "default": False} if values["method"].startswith(SETTING) else {}
                     rows.append({"ablation": name, **values, **own})
@@ -179,7 +181,7 @@ def _recipe_setting() -> dict[str, Any]:
 def cells_with(result: Sweep, setting: Mapping[str, Any]) -> list[Cell]:
     """Returns the cells with these values, whose other settings of REFINE are the notebook's defaults."""
     varied = {name for cell in result.cells for name, value in cell.values.items() if value != _default(cell, name)}
-    free = varied - {"seeds", "model"} - setting.keys()
+    free = varied - {"seeds", "model", "methods"} - setting.keys()
     return [
         cell
         for cell in result.cells

@@ -27,7 +27,7 @@ def cell_configs(cell: Cell) -> list[Any]:
         return []
     phase = recipe(values["recipe"], own).phase
     values["parameters"] = values.pop("trainable", None)
-    alone = None if values.pop("sft", True) else ["refine"]
-    values["methods"] = values.pop("methods", None) or alone
+    if not values.pop("sft", True):
+        values["methods"] = [name for name in values["methods"] if name != "sft"]
     allowed = ARGUMENTS | setting_names(TTTRunConfig if phase == "ttt" else TrainConfig)
     return method_configs(**{name: value for name, value in values.items() if name in allowed}, phase=phase)

@@ -133,7 +133,7 @@ def test_arms_of_a_seed_differ_in_the_method_alone() -> None:
         assert refine.refine is not None
         assert (refine.refine.nsp_coef, refine.refine.num_chunks, refine.refine.rollout_length) == (0.5, 4, 5)
     assert (configs[0].steps, configs[0].lr, configs[0].data.sources) == (7, 2e-5, {"/texts": 1.0})
-    assert configs[0].data.recall == {"word-1": 0.125, "word-4": 0.125}
+    assert configs[0].data.recall == {"number-1": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -434,12 +434,20 @@ def test_what_cannot_be_measured_is_left_out_and_told_of(
     if not rewards:
         nothing = Words(texts={}, keys={"train": (), "validation": ()})
         monkeypatch.setattr("refine_lab.data.recall.recall_words", lambda tokenizer: nothing)
-    base, trained = final_results([run], num_documents=2, num_tokens=128)
+    results = final_results([run], ["word-1", "number-1"], num_documents=2, num_tokens=128)
+    base, trained = results.rows
     told = capsys.readouterr().out
     measured = {"ntp_loss", "ntp_accuracy", "sampled_accuracy"}
     asked = {"cosine", "binary", "documents", "exact recall word-1 at 128", "exact recall number-1 at 128"}
     assert not rewards or base["documents"] == trained["documents"] == 2
     assert set(base) == set(trained) == {"method", "seed", "updates"} | measured | (asked if rewards else set())
     assert {name: base[name] for name in measured} == {name: trained[name] for name in measured}
+    assert len(results.answers) == (2 * 2 * 2 if rewards else 0)  # models, kinds, documents
+    for row, seed in ((base, -1), (trained, 0)) if rewards else ():
+        own = results.answers[(results.answers["method"] == row["method"]) & (results.answers["seed"] == seed)]
+        assert own["exact_recall"].groupby(own["name"].str.split().str[0]).mean().to_dict() == {
+            kind: row[f"exact recall {kind} at 128"] for kind in ("word-1", "number-1")
+        }
+        assert own["question"].str.startswith(("word-1 ", "number-1 ")).all()
     assert ("Rewards are skipped: rows of 160 tokens" in told) is not rewards
     assert ("Recall of word-1 is skipped: a recall document with 1 facts needs" in told) is not rewards

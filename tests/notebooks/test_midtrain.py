@@ -31,7 +31,7 @@ from tests.support.paths import ROOT
 pytestmark = [pytest.mark.notebook, pytest.mark.slow]
 
 PAPERMILL = str(Path(sys.executable).with_name("papermill"))
-TINY = {"steps": "2", "sequence_length": "256", "batch_size": "2", "lr": "1e-5", "seeds": "0"}
+TINY = {"steps": "2", "sequence_length": "256", "batch_size": "2", "lr": "1e-5", "seeds": "0", "methods": "sft,refine"}
 PLOTLY = "application/vnd.plotly.v1+json"
 
 
@@ -107,26 +107,32 @@ def test_every_figure_is_in_the_executed_notebook(by_p: Folder) -> None:
     outputs = [output for cell in cells for output in cell.outputs]
     figures = [output["data"][PLOTLY] for output in outputs if PLOTLY in output.get("data", {})]
     titles = [{note["text"] for note in figure["layout"].get("annotations", [])} for figure in figures]
-    assert len(figures) == 4
+    assert len(figures) == 5
     assert {"NTP loss", "NTP accuracy", "Cosine reward", "Binary reward", "Gradient norm", "Clipped ratios"} <= titles[
         0
     ]
     assert titles[1] == {"Held-out NTP accuracy (fig. 4)", "Held-out NTP loss (fig. E.1)"}
     assert "fig. E.2" in figures[2]["layout"]["title"]["text"]
     assert titles[3] == {"Mean reward (fig. E.3 a, b)", "Standard deviation (fig. E.3 c, d)"}
+    assert titles[4] == {"exact recall number-1 at 256 (%), higher is better", "LongPPL, lower is better"}
     tables = [
         output["data"]["text/plain"] for output in outputs if "<table" in output.get("data", {}).get("text/html", "")
     ]
     assert "with their references" in tables[0]
     *lines, note = tables[1].splitlines()[2:]
     assert [line.split()[0] for line in lines] == ["base", "SFT", "REFINE"]
-    assert "documents" in note
+    assert "key tokens" in note
+    assert [line.split()[1:4] for line in tables[2].splitlines()[2:5]] == [
+        ["REFINE", "–", "SFT"],
+        ["REFINE", "–", "base"],
+        ["SFT", "–", "base"],
+    ]
     for measured in (
         "NTP loss",
         "NTP accuracy",
         "cosine reward",
         "binary reward",
-        "exact recall word-1 at 512",
+        "exact recall number-1 at 256",
         "updates",
     ):
         assert measured in tables[1]

@@ -28,11 +28,11 @@ def test_the_ratios_are_those_that_were_measured():
 
 
 def test_sft_makes_more_steps_and_every_other_method_as_many():
-    assert compute_updates(midtrain("sft")).steps == round(25 * 1.25) == 31
+    assert compute_updates(midtrain("sft")).steps == round(20 * 1.25) == 25
     assert compute_updates(paper_midtrain("sft")).steps == 160, "four updates a batch cost 1.6 times as much"
     for method in ("refine", "expected", "dft"):
         made = compute_updates(midtrain(method))
-        assert (made.steps, made.method, made.updates) == (25, method, "compute")
+        assert (made.steps, made.method, made.updates) == (20, method, "compute")
 
 
 def test_in_post_training_the_update_on_the_answers_counts_as_much_as_a_pass_over_the_prompts():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from refine_lab.config import RefineConfig, from_json, to_json
@@ -91,6 +93,7 @@ def test_a_setting_reaches_the_methods_that_it_applies_to():
     without = {"reward", "nsp_coef"}
     assert left == {
         "refine": set(),
+        "refine_memory": set(),
         "placebo": set(),
         "expected": set(),
         "weighted": {"reward"},
@@ -105,7 +108,23 @@ def test_another_selection_has_the_temperature_and_margin_of_refine():
     made = {name: RefineConfig(**changes) for name, changes in CHANGES.items()}
     found = applicable(made["expected"], {"selection": "uniform", "margin": 7})
     assert found == {"selection": "uniform", "tau": 1.0, "margin": 7}
+    assert applicable(made["refine_memory"], {"selection": "entropy"}) == {
+        "selection": "entropy",
+        "tau": 1,
+        "margin": 20,
+    }
     assert applicable(made["refine"], {"selection": "uniform"}) == {"selection": "uniform"}
+
+
+def test_refine_by_memory_compares_eight_rollouts_from_each_position():
+    refine = RefineConfig(**CHANGES["refine_memory"])
+    assert (refine.method, refine.selection, refine.group_size, refine.group_by) == (
+        "refine_memory",
+        "memory",
+        8,
+        "prefix",
+    )
+    assert replace(refine, selection="copy").method == "refine" and replace(refine, placebo=True).method == "placebo"
 
 
 def test_an_unknown_method_suggests_the_nearest():

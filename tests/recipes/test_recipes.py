@@ -77,10 +77,10 @@ def test_only_the_papers_recipe_reads_one_document_per_row():
     assert len(forms) > 20
 
 
-def test_midtrain_trains_on_200_000_tokens_and_evaluates_four_times_in_between():
+def test_midtrain_trains_on_160_000_tokens_and_evaluates_three_times_in_between():
     config = midtrain()
-    assert config.steps * config.batch_size * config.data.sequence_length == 204_800
-    assert len(range(config.eval_every, config.steps, config.eval_every)) >= 4
+    assert config.steps * config.batch_size * config.data.sequence_length == 163_840
+    assert len(range(config.eval_every, config.steps, config.eval_every)) >= 3
     assert config.updates_per_batch == 1
 
 

@@ -96,7 +96,7 @@ def test_a_run_on_text_is_evaluated_in_its_dtype(checkpoint, tmp_path, arithmeti
     run = trained(config, tmp_path)
     assert arithmetic == {name: {getattr(torch, dtype)} for name in ("training", "next_token")}
     assert run.evaluations()["ntp_loss"].notna().all() and len(run.evaluations()) == 2
-    asked = {"held_out_measures": midtrain.evaluation, "key_tokens": midtrain.key_tokens}
+    asked = {"measures": midtrain, "key_tokens": midtrain.key_tokens}
     for name, home in asked.items():
         spied(home, name)
     arithmetic.clear()

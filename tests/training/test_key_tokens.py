@@ -202,7 +202,7 @@ def test_a_damaged_file_is_named(config, tmp_path, places):
 @pytest.mark.slow
 def test_all_models_are_compared_on_the_tokens_that_the_base_chose(config, tmp_path, capsys):
     run = go(new_run(config, tmp_path / "runs"))
-    base, trained = final_results([run], num_documents=1, num_tokens=64)
+    base, trained = final_results([run], num_documents=1, num_tokens=64).rows
     last = run.evaluations().iloc[-1]
     assert trained["key_loss"] == pytest.approx(last["key_loss"], rel=1e-6)
     assert base["key_tokens"] == trained["key_tokens"] == last["key_tokens"]

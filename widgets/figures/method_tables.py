@@ -35,6 +35,7 @@ MEASURES = {
     "contains_answer": Measure("contains answer", "%", 100, 1),
     "exact_match": Measure("exact match", "%", 100, 1),
     "f1": Measure("F1", "%", 100, 1),
+    "exact_recall": Measure("exact recall", "%", 100, 1),
     "loss_before": Measure("loss before", "nats", digits=3),
     "loss_after": Measure("loss after", "nats", digits=3),
     "entropy_before": Measure("entropy before", "nats", digits=3),

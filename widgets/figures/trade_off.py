@@ -1,0 +1,58 @@
+"""Figures of what methods gain and what it costs: recall and LongPPL against next-token loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from widgets.figures.method_tables import heading, measure_of
+from widgets.figures.plotting import dress, one_legend, require_data
+from widgets.figures.series import MethodStyle, method_styles
+
+COST = "ntp_loss"
+
+
+def trade_off(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> go.Figure:
+    """Plots each method's recall of facts and its LongPPL against its held-out next-token loss.
+
+    `rows` as for `method_tables.comparison_table`: `method`, `seed`, `ntp_loss`, and `long_ppl` or measures whose names begin
+    with `exact recall`; a panel for each of these. A large symbol is the mean over seeds, a small one is a seed. Raises
+    ValueError for rows without any of these measures.
+    """
+    frame = pd.DataFrame(rows)
+    benefits = [str(name) for name in frame if str(name).startswith("exact recall") or name == "long_ppl"]
+    benefits = [name for name in benefits if frame[name].notna().any()]
+    benefits.sort(key=lambda name: name == "long_ppl")  # recall first
+    require_data("trade_off", bool(benefits) and COST in frame, "it needs recall or LongPPL, and next-token loss")
+    better = {name: "lower is better" if name == "long_ppl" else "higher is better" for name in benefits}
+    titles = [f"{heading(name)}, {better[name]}" for name in benefits]
+    figure = make_subplots(1, len(benefits), subplot_titles=titles)
+    for method, style in method_styles(frame["method"]).items():
+        own = frame[frame["method"] == method]
+        for column, name in enumerate(benefits, start=1):
+            for trace in _points(own, name, style):
+                figure.add_trace(trace, 1, column)
+    figure.update_xaxes(title_text="held-out NTP loss (nats per token), lower is better")
+    return dress(one_legend(figure), height=420)
+
+
+def _points(rows: pd.DataFrame, name: str, style: MethodStyle) -> list[go.Scatter]:
+    """Returns the points of one method: its seeds, if there are several, and their mean."""
+    x, y = rows[COST].astype(float), rows[name].astype(float) * measure_of(name).scale
+    marker = {"color": style.colour, "symbol": style.symbol}
+    mean = go.Scatter(
+        x=[x.mean()], y=[y.mean()], mode="markers", name=style.label, legendgroup=style.label,
+        marker={**marker, "size": 13}, hovertemplate="%{x:.4f} nats: %{y:.4g}<extra>" + style.label + "</extra>",
+    )  # fmt: skip
+    if len(rows) < 2:
+        return [mean]
+    texts = [f"seed {seed:.0f}" for seed in rows["seed"]]
+    seeds = go.Scatter(
+        x=x, y=y, mode="markers", name=f"{style.label} seeds", legendgroup=style.label, showlegend=False, text=texts,
+        marker={**marker, "size": 6, "opacity": 0.6},
+        hovertemplate="%{x:.4f} nats: %{y:.4g}, %{text}<extra>" + style.label + "</extra>",
+    )  # fmt: skip
+    return [seeds, mean]
