@@ -25,6 +25,7 @@ from refine_lab.experiments.evidence import (
     EvidenceRun,
     item_scores,
     parameters_of,
+    questions_of,
     read_table,
     recorded,
 )
@@ -218,8 +219,9 @@ def report(name: str, experiment: Experiment, out: Path) -> None:
     means = numbers.groupby(groups, sort=False)[["exact_recall", "longppl", "ntp_loss"]].agg(["mean", "std"])
     print(means.assign(seeds=numbers.groupby(groups, sort=False).size()).round(4).to_string())
     for task in dict.fromkeys(table["task"]):
+        questions = questions_of(next(run for run in experiment.runs if run.task == task))
         for measure in dict.fromkeys([experiment.primary, "ntp_loss", "key_loss"]):
-            contrasts = contrasts_of(experiment, name, out, task, measure)
+            contrasts = contrasts_of(experiment, name, out, task, measure, questions)
             if len(contrasts):
                 print(f"\n{task}: differences of {measure}")
                 print(contrasts.round(4).to_string(index=False))
@@ -227,9 +229,17 @@ def report(name: str, experiment: Experiment, out: Path) -> None:
         print(frontiers(out).to_string(index=False))
 
 
-def contrasts_of(experiment: Experiment, name: str, out: Path, task: str, measure: str) -> pd.DataFrame:
-    """Returns the registered contrasts of a measure over the seeds that both methods have; empty where none has two."""
+def contrasts_of(
+    experiment: Experiment, name: str, out: Path, task: str, measure: str, questions: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Returns the registered contrasts of a measure over the seeds that both methods have; empty where none has two.
+
+    `questions` are the items of the documents of `exact_recall` (`experiments.evidence.questions_of`); None: every
+    document is an item.
+    """
     scores = item_scores(out, measure, name)
+    if measure == "exact_recall" and questions is not None:
+        scores = scores.assign(item=[questions[number] for number in scores["item"]])
     scores = scores[scores["task"] == task]
     scores = scores.assign(method=(scores["method"] + " " + scores["coefficient"]).str.strip())
     pairs, kept = [], []

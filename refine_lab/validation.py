@@ -1,4 +1,4 @@
-"""Validation: `ConfigError`, and the configuration decorator whose fields pydantic checks."""
+"""Validation: `ConfigError`, and the decorator for configurations, whose fields pydantic checks."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ class TTTPanel(Panel):
         """
         if not self.running:
             if self.worker.stop_steps():
-                self.report("Asked the other panel to stop after its step.")
+                self.report("Asked the other panel to stop after its current step.")
             return
         self._stopping = True
         if self._job is not None:

@@ -1,4 +1,4 @@
-"""The runs of the evidence: their settings, what is measured after each, and the table with one row per run.
+"""The runs that produce the table of evidence: their settings, what is measured after each, and the table with one row per run.
 
 `notebooks/evidence.ipynb` trains and measures one run, and `benchmarks.evidence` executes it for every registered run.
 """
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from refine_lab.config import RefineConfig, TrainConfig
 from refine_lab.data.batches import SequenceData
+from refine_lab.data.recall import RecallDocument
 from refine_lab.experiments.configs import drop_none, method_configs
 from refine_lab.method.step import next_token_stats, split
 from refine_lab.models.base import FastWeightLM
@@ -171,9 +172,7 @@ def measure(run: EvidenceRun, name: str) -> tuple[dict[str, Any], dict[str, list
     and `key_loss` (the same over its key tokens; rows without any are left out). Documents, rows and key tokens are the
     same for every run of a task: the key tokens are chosen by the model that the run starts from.
     """
-    config = run.config
-    data = replace(config.data, recall={}, validation_sequences=ROWS)
-    held_out = SequenceData(data, load_tokenizer(config.model), 0, "validation", manifest_of(config.model))
+    config, held_out = run.config, _held_out(run)
     batch = held_out.validation()
     start, _ = load_policy(config)
     with autocast(start.device, config.dtype):
@@ -181,7 +180,7 @@ def measure(run: EvidenceRun, name: str) -> tuple[dict[str, Any], dict[str, list
     del start
     policy, _ = load_policy(config, name)
     with autocast(policy.device, config.dtype):
-        asked = recall_documents(run.recall, DOCUMENTS, config.data.sequence_length, held_out)
+        asked = _documents(run, held_out)
         right = [float(np.mean(answers)) for answers in recalled(policy, asked)]
         losses, key_sums = row_losses(policy, batch, keys)
     counts = keys.sum(1)
@@ -200,6 +199,21 @@ def measure(run: EvidenceRun, name: str) -> tuple[dict[str, Any], dict[str, list
         "key_loss": (key_sums[some] / counts[some]).tolist(),
     }
     return means, items
+
+
+def questions_of(run: EvidenceRun) -> list[str]:
+    """Returns the key that each of the documents of `exact_recall` asks about; documents with the same key are one item."""
+    return [document.questions[0].key for document in _documents(run, _held_out(run))]
+
+
+def _held_out(run: EvidenceRun) -> SequenceData:
+    config = run.config
+    data = replace(config.data, recall={}, validation_sequences=ROWS)
+    return SequenceData(data, load_tokenizer(config.model), 0, "validation", manifest_of(config.model))
+
+
+def _documents(run: EvidenceRun, held_out: SequenceData) -> list[RecallDocument]:
+    return recall_documents(run.recall, DOCUMENTS, run.config.data.sequence_length, held_out)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What the paper's tables lack beside our own numbers, and the commands that measure it."""
+"""Cells of the paper's tables for which we have no measurement, and the commands that fill them."""
 
 from __future__ import annotations
 

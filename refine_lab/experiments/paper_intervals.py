@@ -1,4 +1,4 @@
-"""Intervals of the differences in the paper's tables, for other seeds and other items, where every sample was recorded."""
+"""Intervals over seeds and items for the differences in the paper's tables, where every sample was recorded."""
 
 from __future__ import annotations
 

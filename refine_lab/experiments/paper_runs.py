@@ -1,4 +1,4 @@
-"""Creates the runs that are missing in the paper's tables, phase by phase, and evaluates them.
+"""Creates the runs that are needed to fill the paper's tables, phase by phase, and evaluates them.
 
 Everything continues where it ended: runs by their configuration, answers by their question, evaluations task by task.
 """

@@ -1,4 +1,4 @@
-"""Selection by copies: positions whose next tokens stand earlier in the row, outside a window. It needs no model."""
+"""Selection by copies: positions whose next tokens also occur earlier in the row, outside a window. It needs no model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Selections of one's own: a function of a run's `selection.py`, or of a notebook cell, that scores positions."""
+"""Custom selections: a function in a run's `selection.py` or in a notebook cell that scores positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Estimators without rollouts: next-sequence losses that are formulas of the next-token log-probabilities.
+"""Estimators without rollouts: next-sequence losses that are functions of the next-token log-probabilities.
 
 `logprobs[b, i]` is log p(x_{i+1} | x_{<=i}) of one forward pass, in nats. A loss is a sum divided by a count of the whole
 optimizer update, as in `refine_lab.method.losses`. docs/method.md derives how these losses relate to REFINE's.

@@ -1,4 +1,4 @@
-"""Places: the positions of a batch that rollouts start from, by any selection (paper, equations 5 and 6, table 7; ours)."""
+"""Places: the positions in a batch from which rollouts start, for every selection (paper, equations 5 and 6, table 7; ours)."""
 
 from __future__ import annotations
 

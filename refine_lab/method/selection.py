@@ -1,4 +1,4 @@
-"""Selection: which positions of a sequence are rolled out, given a score of each (paper, equations 5 and 6).
+"""Selection: the positions of a sequence from which rollouts start, given a score for each (paper, equations 5 and 6).
 
 `entropies[b, i]` is the entropy of pi(. | x_{<=i}), the uncertainty about the token at i + 1, in nats. The scores of
 other selections are computed in `places`.

@@ -1,4 +1,4 @@
-"""The paper's results as data: each printed number with its table, row and column, and what the text reports of figures.
+"""The paper's results as data: each printed number with its table, row and column, and what the text says about figures.
 
 `paper_results.json` holds them table by table, as printed. A row is named by the methods of its phases and by the settings
 that differ from the paper's defaults; a column by the task that measures it here. Figures 4, 5, E.1, E.2 and E.3 have no

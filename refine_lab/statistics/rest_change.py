@@ -1,4 +1,4 @@
-"""The change of the loss on a document's unseen remainder by adaptation to its beginning, and whether it is a gain."""
+"""How adaptation to the beginning of a document changes the loss on its unseen remainder, and whether this is a gain."""
 
 from __future__ import annotations
 

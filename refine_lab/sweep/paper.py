@@ -1,4 +1,4 @@
-"""Trains the settings that the paper ablates, as a sweep of the mid-training notebook, and evaluates the models."""
+"""Trains models with the settings of the paper's ablations, as a sweep of the mid-training notebook, and evaluates them."""
 
 from __future__ import annotations
 

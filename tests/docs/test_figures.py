@@ -168,7 +168,7 @@ def test_rows_of_text_begin_inside_documents_and_cross_their_borders_as_method_m
 
 
 def test_targets_of_answers_have_a_space_and_an_end_as_method_md_says() -> None:
-    assert "the first reference after a space, and the end-of-text token" in text_of("docs/method.md")
+    assert "a space, the first reference, and the end-of-text token" in text_of("docs/method.md")
     _, tokenizer = load_model("tiny-deltanet", device="cpu")
     given = TextPrompt(
         name="a", text="Who?\nAnswer:", question_start=0, answers=("width", "b"), question="Who?", documents=()
@@ -180,8 +180,8 @@ def test_targets_of_answers_have_a_space_and_an_end_as_method_md_says() -> None:
 
 def test_the_shares_and_counts_of_the_recipes_that_method_md_names() -> None:
     text = text_of("docs/method.md")
-    assert "a quarter of the rows of `refine_lab.recipes.midtrain`, none in the paper's recipe" in text
-    assert sum(recipes.midtrain().data.recall.values()) == 0.25
+    assert "half of the rows of `refine_lab.recipes.midtrain`, none in the paper's recipe" in text
+    assert sum(recipes.midtrain().data.recall.values()) == 0.5
     assert not recipes.paper_midtrain().data.recall
     assert "a batch of 128 in mini-batches of 32" in text
     paper = recipes.paper_midtrain()

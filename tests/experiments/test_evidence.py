@@ -11,7 +11,17 @@ import torch
 
 from benchmarks.evidence import Experiment, contrasts_of, experiments, frontiers
 from refine_lab.experiments import evidence
-from refine_lab.experiments.evidence import EvidenceRun, item_scores, measure, read_table, record, recorded, row_losses
+from refine_lab.experiments.evidence import (
+    DOCUMENTS,
+    EvidenceRun,
+    item_scores,
+    measure,
+    questions_of,
+    read_table,
+    record,
+    recorded,
+    row_losses,
+)
 from refine_lab.models.loading import load_model
 from refine_lab.training.evaluation import next_token
 from refine_lab.types import Batch
@@ -166,6 +176,9 @@ def test_contrasts_are_paired_over_seeds_and_items_with_holms_correction(tmp_pat
     (row,) = found.to_dict("records")  # there are no runs of longce
     assert row["difference"] == pytest.approx(1 / 3) and row["low"] > 0.2 and row["seeds"] == 3 and row["items"] == 120
     assert not row["equivalent"] and row["p_holm"] == row["p"]
+    questions = [f"key {number % 40}" for number in range(120)]  # documents with the same key are one item
+    (fewer,) = contrasts_of(experiment, "1", tmp_path, "number-1 1024", "exact_recall", questions).to_dict("records")
+    assert (fewer["difference"], fewer["items"], fewer["prompts"]) == (row["difference"], 40, 120)
 
 
 def test_frontiers_use_the_runs_of_both_experiments(tmp_path: Path) -> None:
@@ -188,6 +201,12 @@ def test_frontiers_use_the_runs_of_both_experiments(tmp_path: Path) -> None:
     (row,) = frontiers(tmp_path).to_dict("records")
     assert (row["method"], row["against"], row["seeds"]) == ("expected_memory", "weighted", 3)
     assert row["difference"] == pytest.approx(0.055, abs=1e-3) and row["low"] > 0
+
+
+def test_every_document_has_a_question() -> None:
+    run = EvidenceRun(sequence_length=256)
+    questions = questions_of(run)
+    assert len(questions) == DOCUMENTS > len(set(questions)) > 50 and questions == questions_of(run)
 
 
 @pytest.mark.slow

@@ -30,7 +30,9 @@ PLAN = PaperPlan(
 def test_the_grids_have_every_setting_but_the_recipes():
     plan = plan_of(tasks="recall", ablations="reward, selection,k,c", seeds=[0, 1], sequence_length=1024)
     changed = [{name: grid[name] for name in grid if name not in SMALL} for grid in ablation_grids(plan)]
-    settings = [{name: grid[name] for name in grid if name not in ("recipe", "model", "device", "methods")} for grid in changed]
+    settings = [
+        {name: grid[name] for name in grid if name not in ("recipe", "model", "device", "methods")} for grid in changed
+    ]
     assert len(settings) == 1 + 3 + 4 + 4 and all(each.pop("sft") is False for each in settings)
     assert all(each.pop("seeds") == [0, 1] for each in settings)
     assert settings[0] == {"reward": "binary"} and {"rollout_length": 5} not in settings

@@ -1,4 +1,4 @@
-"""A panel: several widgets in a column around background work, with errors displayed in place."""
+"""A panel: a column of widgets that start background work and display its errors in place."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ REFERENCES = {"sft": "dash", "base": "dot", "none": "dot"}
 
 
 NOT_TABULATED = ("ablation", "setting", "default", "updates", "sampled_accuracy")
-TRAINING = {"reward_mean": "training reward", "reward_std": "its std"}
+TRAINING = {"reward_mean": "training reward", "reward_std": "std of training reward"}
 """Headings of the rewards of the last batches of training."""
 
 

@@ -145,7 +145,7 @@ def contrasts_table(
         }
         for row in found.to_dict("records")
     ]
-    caption = f"Paired differences of {heading(measure).replace('%', 'points')} [95 % intervals]"
+    caption = f"Paired differences in {heading(measure).replace('%', 'points')} [95 % intervals]"
     return Table(pd.DataFrame(lines), caption, note=few_items(int(found["items"].min())))
 
 

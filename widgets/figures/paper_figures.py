@@ -19,7 +19,7 @@ from widgets.figures.tables import Table, visible
 
 DIGITS = {"%": 1, "% of tokens": 2, "ppl": 1, "nats": 4, "reward": 3}
 """Unit -> decimals."""
-TASK_NAMES = {"held_out": "held-out text", "rollouts": "rewards of training", "ruler": "ruler_qa"}
+TASK_NAMES = {"held_out": "held-out text", "rollouts": "training rewards", "ruler": "ruler_qa"}
 """Tasks -> their names in the table of what was measured."""
 GAP, NO_NUMBER = "gap", "–"
 PAPER_COLOUR = INK
@@ -39,7 +39,7 @@ def measured_table(measured: pd.DataFrame) -> Table:
     counts = frame.groupby(["model", "group"], sort=False)["seed"].nunique().unstack(fill_value=0).reset_index()
     counts = counts.sort_values("model", key=lambda names: names.map(_order), kind="stable")
     counts = counts.rename_axis(columns=None).replace(0, NO_NUMBER)
-    return Table(counts, "Measured: number of seeds of each model and group of tasks")
+    return Table(counts, "Number of seeds measured for each model and group of tasks")
 
 
 def _order(label: str) -> tuple[int, str]:
@@ -181,7 +181,7 @@ def differences_table(found: pd.DataFrame, *, by: str = "measure") -> Table:
     if known.empty:
         return Table(frame, caption)
     note = few_items(int(known["items"].min()), "samples")
-    return Table(frame, f"{caption} with 95 % intervals that account for variation over seeds and samples", note=note)
+    return Table(frame, f"{caption} and 95 % intervals that account for variation over seeds and samples", note=note)
 
 
 def _difference(line: Any) -> str:

@@ -56,3 +56,37 @@ def _points(rows: pd.DataFrame, name: str, style: MethodStyle) -> list[go.Scatte
         hovertemplate="%{x:.4f} nats: %{y:.4g}, %{text}<extra>" + style.label + "</extra>",
     )  # fmt: skip
     return [seeds, mean]
+
+
+def frontier_figure(rows: pd.DataFrame, benefit: str = "exact_recall") -> go.Figure:
+    """Plots the mean recall of each method and coefficient over seeds against the mean next-token loss.
+
+    `rows`: `label` (a line or a point of the figure), `method` (whose style it has), `coefficient` (NaN for none), `seed`,
+    `ntp_loss` and `benefit`. A line joins the coefficients of a label in increasing order and shows their values; bars
+    span the minimum to the maximum over seeds. A second label of the same method has an open symbol. Raises ValueError for
+    no rows.
+    """
+    require_data("frontier_figure", len(rows) > 0, "there are no rows")
+    figure, scale = go.Figure(), measure_of(benefit).scale
+    styles, drawn = method_styles(rows["method"]), set()
+    for label, own in rows.groupby("label", sort=False):
+        points = own.groupby("coefficient", dropna=False)[[COST, benefit]].agg(["mean", "min", "max"])
+        x, y = points[COST], points[benefit] * scale
+        style, texts = styles[str(own["method"].iloc[0])], [f"{value:g}" for value in points.index.dropna()]
+        symbol = style.symbol + ("-open" if style in drawn else "")
+        drawn.add(style)
+        figure.add_scatter(
+            x=x["mean"], y=y["mean"], name=str(label), mode="lines+markers+text" if len(points) > 1 else "markers",
+            text=texts, textposition="bottom right", line={"color": style.colour, "width": 2},
+            marker={"symbol": symbol, "size": 10, "color": style.colour},
+            error_x=_bars(x), error_y=_bars(y), hovertemplate="%{x:.4f} nats: %{y:.1f} %<extra>" + str(label) + "</extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title_text="held-out NTP loss (nats per token), lower is better")
+    figure.update_yaxes(title_text=f"{heading(benefit)}, higher is better")
+    return dress(figure, height=600).update_layout(margin_b=150)
+
+
+def _bars(points: pd.DataFrame) -> dict[str, object]:
+    """Returns the bars from the mean of points to their minimum and maximum."""
+    high, low = points["max"] - points["mean"], points["mean"] - points["min"]
+    return {"type": "data", "array": high, "arrayminus": low, "thickness": 1, "width": 2}

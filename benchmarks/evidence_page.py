@@ -1,0 +1,159 @@
+"""Writes docs/results/evidence.md, the means and contrasts of the registered experiments, and the figure frontier.png.
+
+    python -m benchmarks.evidence_page [--out docs/results]
+
+Both come from evidence.csv and evidence_items.csv alone. The figure needs Chromium, as `benchmarks.static_figures` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.evidence import RESULTS, Experiment, contrasts_of, experiments, frontiers
+from benchmarks.static_figures import draw
+from refine_lab.experiments.evidence import BASE, KEYS, TABLE, VARIANTS, questions_of, read_table
+from refine_lab.runs.durable import replace_bytes, replace_text
+from widgets.figures.trade_off import frontier_figure
+
+PAGE, FIGURE = "evidence.md", "frontier.png"
+TASK = "number-1 1024"
+"""Task of the figure: experiments 1 and 2."""
+LABELS = {
+    "base": "before training",
+    "sft": "SFT",
+    "refine": "REFINE",
+    "refine_memory": "REFINE by memory",
+    "expected_memory": "expected match by memory",
+    "expected_entropy": "expected match by entropy",
+    "weighted": "weighted NTP by memory",
+    "longce": "LongCE",
+    "dft": "DFT",
+    "placebo": "placebo of REFINE by memory",
+}
+MEASURES = {"exact_recall": ("recall (%)", 100, 1), "longppl": ("LongPPL", 1, 2), "ntp_loss": ("NTP loss", 1, 4)}
+"""Columns of the table of means: heading, scale and digits."""
+UNITS = {"exact_recall": ("points of recall", 100, 1), "key_loss": ("nats of loss on key tokens", 1, 3)}
+UNITS["ntp_loss"] = ("nats of next-token loss", 1, 4)
+
+
+INTRODUCTION = """# The registered experiments
+
+This page is generated from `evidence.csv` and `evidence_items.csv` by `python -m benchmarks.evidence_page`. The questions,
+measures, budgets and margins were [registered](../log.md) before any run. ± is the standard deviation over seeds. Intervals are
+95 % intervals over seeds and items; documents that ask about the same key are one item. The p-values are corrected by Holm over
+the contrasts of a measure.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of evidence.csv, and of the page")
+    out: Path = parser.parse_args().out
+    chromium = shutil.which(os.environ.get("CHROMIUM") or "chromium")
+    if chromium is None:
+        parser.error("the figure needs Chromium: install it, or name it in the environment variable CHROMIUM")
+    replace_text(out / PAGE, page(out))
+    (picture,) = draw([frontier_figure(frontier_rows(out)).to_plotly_json()], chromium)
+    replace_bytes(out / FIGURE, picture)
+
+
+def page(out: Path) -> str:
+    """Returns the page as Markdown: for every experiment with runs its question, means and contrasts."""
+    lines = [INTRODUCTION]
+    for name, experiment in experiments().items():
+        lines += _section(name, experiment, out)
+    return "\n".join(lines)
+
+
+def _section(name: str, experiment: Experiment, out: Path) -> Iterator[str]:
+    table = _table(out, name)
+    yield from (f"## Experiment {name}", "", experiment.question, "")
+    yield f"{len(table)} of {len(experiment.runs)} registered runs have finished."
+    yield ""
+    if not len(table):
+        return
+    for task in dict.fromkeys(table["task"]):
+        yield from (f"### {task}", "", *_means(table[table["task"] == task]), "")
+        questions = questions_of(next(run for run in experiment.runs if run.task == task))
+        for measure in dict.fromkeys([experiment.primary, "ntp_loss", "key_loss"]):
+            yield from _contrasts(contrasts_of(experiment, name, out, task, measure, questions), measure)
+    if name == "2":
+        yield from _frontiers(out)
+
+
+def _table(out: Path, name: str | None = None) -> pd.DataFrame:
+    table = read_table(out / TABLE)
+    if not len(table):
+        return table
+    table = table if name is None else table[table["experiment"] == name]
+    return table.assign(**{each: pd.to_numeric(table[each]) for each in MEASURES})
+
+
+def _means(table: pd.DataFrame) -> Iterator[str]:
+    yield f"| method | coefficient | seeds | {' | '.join(heading for heading, *_ in MEASURES.values())} |"
+    yield "|---|---|---|" + "---|" * len(MEASURES)
+    for (method, coefficient), own in table.groupby(["method", "coefficient"], sort=False):
+        cells = [f"{LABELS.get(str(method), method)}", coefficient or "–", str(len(own))]
+        for measure, (_, scale, digits) in MEASURES.items():
+            mean, spread = own[measure].mean() * scale, own[measure].std() * scale
+            cells.append(f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(own) > 1 else ""))
+        yield f"| {' | '.join(map(str, cells))} |"
+
+
+def _contrasts(table: pd.DataFrame, measure: str) -> Iterator[str]:
+    if not len(table):
+        return
+    unit, scale, digits = UNITS[measure]
+    yield f"| difference | {unit} | seeds | items | p (Holm) | p of equivalence |"
+    yield "|---|---|---|---|---|---|"
+    for row in table.to_dict("records"):
+        value, low, high = (f"{row[key] * scale:+.{digits}f}" for key in ("difference", "low", "high"))
+        names = " – ".join(_label(row[side]) for side in ("method", "against"))
+        tests = f"{row['p_holm']:.3f} | {row['p_equivalence']:.3f}"
+        yield f"| {names} | {value} ({low} to {high}) | {row['seeds']} | {row['items']} | {tests} |"
+    yield ""
+
+
+def _frontiers(out: Path) -> Iterator[str]:
+    table = frontiers(out)
+    if not len(table):
+        return
+    yield "Mean difference of recall at equal next-token loss, over the losses that both curves cover:"
+    yield ""
+    yield "| curves | points of recall | seeds | p |"
+    yield "|---|---|---|---|"
+    for row in table.to_dict("records"):
+        value, low, high = (f"{row[key] * 100:+.1f}" for key in ("difference", "low", "high"))
+        names = " – ".join(LABELS[row[side]] for side in ("method", "against"))
+        yield f"| {names} | {value} ({low} to {high}) | {row['seeds']} | {row['p']:.3f} |"
+    yield ""
+
+
+def _label(text: str) -> str:
+    method, _, coefficient = text.partition(" ")
+    return f"{LABELS.get(method, method)} {coefficient}".strip()
+
+
+def frontier_rows(out: Path) -> pd.DataFrame:
+    """Returns the runs of the figure: those of experiments 1 and 2 whose method has no other settings of its own.
+
+    DFT is left out: its next-token loss is far to the right of all others.
+    """
+    table = _table(out)
+    kept = (
+        table["experiment"].isin(["1", "2"]) & (table["task"] == TASK) & table["method"].isin(LABELS.keys() - {"dft"})
+    )
+    table = table[kept].drop_duplicates([*KEYS[1:]])
+    methods = [BASE if name == BASE else VARIANTS[name][0] for name in table["method"]]
+    coefficients = pd.to_numeric(table["coefficient"])
+    return table.assign(method=methods, label=table["method"].map(LABELS), coefficient=coefficients)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The page of the registered experiments: that of the committed tables, and its parts on made-up tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.evidence import RESULTS
+from benchmarks.evidence_page import FIGURE, PAGE, frontier_rows, page
+from refine_lab.experiments.evidence import EvidenceRun, record
+from widgets.figures.trade_off import frontier_figure
+
+
+@pytest.mark.slow
+def test_the_committed_page_is_that_of_the_committed_tables() -> None:
+    assert (RESULTS / PAGE).read_text(encoding="utf-8") == page(RESULTS)
+    assert (RESULTS / FIGURE).read_bytes().startswith(b"\x89PNG")
+
+
+def fill(folder: Path) -> None:
+    for seed in (0, 1):
+        for method, coefficient, right, loss in (
+            ("sft", None, 300, 2.26),
+            ("expected_memory", 0.3, 400, 2.265),
+            ("expected_memory", 1.0, 500 + 10 * seed, 2.27),
+        ):
+            run = EvidenceRun(experiment="1", method=method, coefficient=coefficient, seed=seed)
+            items = {"exact_recall": [1.0] * right + [0.0] * (600 - right), "ntp_loss": [loss, loss + 0.01 * seed]}
+            items["key_loss"] = items["ntp_loss"]
+            means = {"exact_recall": right / 600, "ntp_loss": loss, "longppl": 18.0, "key_tokens": 9}
+            record(folder, run, means, items, commit="abc", seconds=1)
+
+
+def test_the_page_has_means_over_seeds_and_the_registered_contrasts(tmp_path: Path) -> None:
+    fill(tmp_path)
+    text = page(tmp_path)
+    assert "\n6 of 73 registered runs have finished." in text
+    assert "| expected match by memory | 1 | 2 | 84.2 ± 1.2 | 18.00 ± 0.00 | 2.2700 ± 0.0000 |" in text
+    assert "| SFT | – | 2 | 50.0 ± 0.0 | 18.00 ± 0.00 | 2.2600 ± 0.0000 |" in text
+    (contrast,) = [
+        line for line in text.splitlines() if line.startswith("| expected match by memory 1 – SFT | +34.2 (")
+    ]
+    assert "| 2 | 67 |" in contrast  # two seeds, 67 distinct keys
+
+
+def test_the_figure_joins_the_coefficients_of_a_method(tmp_path: Path) -> None:
+    fill(tmp_path)
+    figure = frontier_figure(frontier_rows(tmp_path))
+    sft, expected = figure.data
+    assert (sft.name, sft.mode, list(sft.y)) == ("SFT", "markers", [50])
+    assert (expected.name, list(expected.text)) == ("expected match by memory", ["0.3", "1"])
+    assert list(expected.x) == pytest.approx([2.265, 2.27])
+    assert list(expected.y) == pytest.approx([400 / 6, 505 / 6])
+    assert list(expected.error_y.array) == pytest.approx([0, 5 / 6], rel=1e-4)
