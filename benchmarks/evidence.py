@@ -128,6 +128,26 @@ def _fourth() -> Experiment:
     return Experiment("Do the places pay on text without planted facts?", "key_loss", [*bases, *_seeds(runs, 4)], pairs)
 
 
+def _fifth() -> Experiment:
+    methods = [
+        ("sft", None),
+        ("weighted", 0.2),
+        ("refine", None),
+        ("refine_memory", 1.0),
+        ("expected_memory", 1.0),
+    ]
+    task = {"experiment": "5", "sequence_length": 2048}
+    runs = [EvidenceRun(method=method, coefficient=weight, **task) for method, weight in methods]  # type: ignore[arg-type]
+    base = EvidenceRun(method=BASE, **task)  # type: ignore[arg-type]
+    pairs = [(name, "sft") for name in ("expected_memory 1", "refine_memory 1", "weighted 0.2", "refine 0.2")]
+    return Experiment(
+        "What do the models of experiment 1 do on facts and lengths that they were not trained on?",
+        "exact_recall",
+        [base, *_seeds(runs, 4)],
+        pairs,
+    )
+
+
 def _sixth() -> Experiment:
     lengths = [
         EvidenceRun(experiment="6", method=method, coefficient=1.0, rollout_length=k, steps=20)
@@ -147,8 +167,8 @@ def _sixth() -> Experiment:
     )
 
 
-_EXPERIMENTS = {"1": _first, "2": _second, "3": _third, "4": _fourth, "6": _sixth}
-"""The experiments by number; 5 measures the models of experiment 1, and 7 is post-training and test-time training."""
+_EXPERIMENTS = {"1": _first, "2": _second, "3": _third, "4": _fourth, "5": _fifth, "6": _sixth}
+"""The experiments by number. 5 trains nothing: `benchmarks.evidence_transfer` measures the models of experiment 1."""
 
 
 def experiments() -> dict[str, Experiment]:
@@ -174,6 +194,8 @@ def main() -> None:
     chosen = parser.parse_args()
     try:
         picked = {name: _experiment(name) for name in chosen.experiments.split(",")}
+        trains = chosen.report or "5" not in picked
+        require(trains, "--experiments", "5", "others, since benchmarks.evidence_transfer measures experiment 5")
         if chosen.report:
             for name, experiment in picked.items():
                 report(name, experiment, chosen.out)

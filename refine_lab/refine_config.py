@@ -14,6 +14,9 @@ BUILT_IN_REWARDS = ("cosine", "binary", "hybrid", "edit", "exact")
 BUILT_IN_SELECTIONS = ("entropy", "uniform", "argmax", "argmin", "memory", "copy")
 """Values of `RefineConfig.selection` that need no function."""
 
+PLACE_FIELDS = ("num_chunks", "rollout_length", "selection", "tau", "smoothing_kernel", "entropy_index", "margin")
+"""Fields of `RefineConfig` that determine the positions and the tokens after them."""
+
 EXPECTED_REWARDS = ("exact", "binary")
 """Rewards for which the estimator `expected` has a formula."""
 
@@ -117,6 +120,18 @@ class RefineConfig(Config):
     def has_places(self) -> bool:
         """Returns whether the estimator uses the positions that `selection` draws; the others use every token."""
         return self.estimator in ("rollouts", "expected", "weighted")
+
+    def uses(self, name: str) -> bool:
+        """Returns whether the field `name` can affect training with this estimator."""
+        if name == "reward":
+            return self.rolls_out or self.estimator == "expected"
+        if name == "nsp_coef":
+            return self.ntp_coef > 0  # otherwise there is only one loss
+        if name in ("window", "short_contexts"):
+            return self.has_places or self.estimator == "longce"
+        if name in PLACE_FIELDS:
+            return self.has_places
+        return self.rolls_out or name in ("estimator", "ntp_coef")
 
     @property
     def ends(self) -> tuple[int, int]:

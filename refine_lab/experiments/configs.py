@@ -14,7 +14,7 @@ from glob import glob
 from typing import Any, TypeVar
 
 from refine_lab import recipes
-from refine_lab.config import RELEASE, TaskConfig, TrainConfig
+from refine_lab.config import RELEASE, RefineConfig, TaskConfig, TrainConfig
 from refine_lab.data.sources import check_dataset
 from refine_lab.data.tasks.trained import FREE_FIELDS, UNTRAINED, History, Trained
 from refine_lab.method.rewards import reward_function
@@ -55,7 +55,8 @@ def method_configs(
     once if all seeds share a model. `updates` is "equal", "release" or "compute".
 
     `settings` are fields of the configuration or of any configuration inside it; None keeps the recipe's value, and
-    methods without that part ignore it (see `recipes.methods.applicable`). In addition:
+    methods without that part ignore it (see `recipes.methods.applicable`), but one that no method with a next-sequence loss
+    uses is rejected. In addition:
 
     - `model` containing `{seed}` is a separate model for each seed (`model_of_seed`);
     - `reward` and `selection` may be functions (`create_runs` stores their sources);
@@ -72,7 +73,8 @@ def method_configs(
     require(len(set(seeds)) == len(seeds) > 0, "seeds", list(seeds), "one or more distinct integers")
     recipe, updates = _split_updates(recipe, updates)
     entry = recipes.recipe(recipe, phase)
-    settings = _resolved(drop_none(**settings))
+    given = drop_none(**settings)
+    settings = _resolved(given)
     model = settings.pop("model", None)
     histories = history_by_seed(model, seeds) if entry.phase == "ttt" else {}
     methods = sorted(methods or recipes.METHODS[entry.phase], key=lambda name: name != "none")  # the baseline first
@@ -87,12 +89,24 @@ def method_configs(
                 continue
             config = entry.make(name, seed)
             if isinstance(config, TTTRunConfig):
-                refine = config.ttt and config.ttt.refine
-                config = _ttt_config(config, histories[seed], applicable(refine, settings))
+                config = _ttt_config(config, histories[seed], applicable(_refine_of(config), settings))
             else:
                 config = _train_config(config, applicable(config.refine, settings))
             configs.append(_with_updates(config, own_updates))
+    _require_effect({name: settings[name] for name in given if name in settings}, configs, methods)
     return configs
+
+
+def _require_effect(settings: Mapping[str, Any], configs: Sequence[Any], methods: Sequence[str]) -> None:
+    """Raises ConfigError for a setting of REFINE that no method uses, if there is one with a next-sequence loss."""
+    refines = [refine for config in configs if (refine := _refine_of(config)) is not None]
+    for name in setting_names(RefineConfig) & settings.keys() if refines else ():
+        used = any(refine.uses(name) and getattr(refine, name) == settings[name] for refine in refines)
+        require(used, name, settings[name], f"none for the methods {', '.join(methods)}, which do not use it")
+
+
+def _refine_of(config: TrainConfig | TTTRunConfig) -> RefineConfig | None:
+    return (config.ttt and config.ttt.refine) if isinstance(config, TTTRunConfig) else config.refine
 
 
 def _method_updates(name: str, phase: recipes.Phase, updates: str) -> tuple[str, str]:

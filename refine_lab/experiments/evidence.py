@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refine_lab.config import RefineConfig, TrainConfig
+from refine_lab.config import TrainConfig
 from refine_lab.data.batches import SequenceData
 from refine_lab.data.recall import RecallDocument
 from refine_lab.experiments.configs import drop_none, method_configs
@@ -46,7 +46,7 @@ BASE = "base"
 VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     BASE: ("sft", {}),
     "sft": ("sft", {}),
-    "longce": ("longce", {"selection": "memory"}),
+    "longce": ("longce", {}),
     "dft": ("dft", {}),
     "weighted": ("weighted", {"selection": "memory"}),
     "expected_memory": ("expected", {"selection": "memory"}),
@@ -143,23 +143,15 @@ class EvidenceRun:
         chosen = drop_none(**{name: getattr(self, name) for name in names})
         settings = {name: getattr(self, name) for name in ("group_size", "rollout_length", "reward", "scale_by_std")}
         asked = drop_none(**settings, nsp_coef=self.coefficient)
-        if asked.get("group_size") == 1:
+        if asked.get("group_size") == 1 and "group_by" in own:
             own = {**own, "group_by": "sequence"}
         share = {self.recall: 0.5} if self.planted else {}
         settings = {**RECIPE, **own, **chosen, **asked, "recall": share}
         (config,) = method_configs("midtrain", [self.seed], phase="midtrain", methods=[method], **settings)
         for name, value in asked.items():
-            applies = _has_effect(config.refine, name) and getattr(config.refine, name) == value
+            applies = config.refine is not None and config.refine.uses(name) and getattr(config.refine, name) == value
             require(applies, name, value, f"none for {self.method!r}, which has no such setting")
         return config
-
-
-def _has_effect(refine: RefineConfig | None, name: str) -> bool:
-    """Returns whether the setting `name` affects the training of a method with the settings `refine`."""
-    if refine is None:
-        return False
-    used = {"rollout_length": refine.has_places, "reward": refine.rolls_out or refine.estimator == "expected"}
-    return used.get(name, refine.rolls_out or name == "nsp_coef")
 
 
 # -- measures ------------------------------------------------------------------------------------------------------------

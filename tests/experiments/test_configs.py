@@ -62,6 +62,22 @@ def test_the_baseline_comes_first_and_no_method_twice():
         method_configs("midtrain", [0], methods=["expectd"])
 
 
+@pytest.mark.parametrize(
+    ("methods", "name", "value"),
+    [
+        (["expected"], "reward", "cosine"),
+        (["sft", "expected", "weighted"], "group_size", 4),
+        (["dft", "longce"], "nsp_coef", 0.3),
+        (["dft"], "num_chunks", 4),
+    ],
+)
+def test_a_setting_that_no_method_uses_is_refused(methods, name, value):
+    with refused(name, value, ", ".join(methods)):
+        method_configs("midtrain", [0], methods=methods, **{name: value})
+    assert len(method_configs("midtrain", [0], methods=["refine", *methods], **{name: value})) == len(methods) + 1
+    assert method_configs("midtrain", [0], methods=["sft"], **{name: value})
+
+
 def test_every_method_has_a_label_and_a_style_of_its_own():
     styles = method_styles(name for name in ORDER if name != "none")
     labels = [style.label for style in styles.values()]

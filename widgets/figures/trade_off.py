@@ -83,7 +83,7 @@ def frontier_figure(rows: pd.DataFrame, benefit: str = "exact_recall") -> go.Fig
         )  # fmt: skip
     figure.update_xaxes(title_text="held-out NTP loss (nats per token), lower is better")
     figure.update_yaxes(title_text=f"{heading(benefit)}, higher is better")
-    return dress(figure, height=600).update_layout(margin_b=150)
+    return dress(figure, height=560).update_layout(margin={"t": 16, "b": 110})
 
 
 def _bars(points: pd.DataFrame) -> dict[str, object]:

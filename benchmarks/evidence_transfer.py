@@ -1,0 +1,86 @@
+"""Measures what the models of experiment 1 do on tasks and lengths that they were not trained on (experiment 5).
+
+    python -m benchmarks.evidence_transfer --work DIR [--out docs/results] [--hours 1]
+
+DIR is the folder in which `benchmarks.evidence` executed experiment 1. Each finished run whose row is missing is measured,
+and its row and items are added to the same tables. docs/log.md has the registration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.evidence import RESULTS, experiments
+from refine_lab.data.batches import SequenceData
+from refine_lab.evaluation.config import EvaluationConfig
+from refine_lab.evaluation.run import evaluate
+from refine_lab.experiments.evidence import BASE, EvidenceRun, measure, record, recorded
+from refine_lab.models import load_model
+from refine_lab.models.loading import manifest_of
+from refine_lab.runs.environment import environment
+from refine_lab.runs.run import Run, list_runs
+from refine_lab.statistics.scores import evaluation_scores
+from refine_lab.training.evaluation import recall_documents, recalled
+
+RECALL, DOCUMENTS = "word-4", 200
+"""Kind and number of the recall documents of 1,024 tokens: words instead of numbers, and four facts instead of one."""
+NEEDLES = ("niah_single_3", "niah_multikey_1", "niah_multiquery", "niah_multivalue")
+"""RULER's needles in other forms than the planted facts: long values, several keys, several questions, several values."""
+SAMPLES, LENGTH = 50, 1024
+"""Number and length of the samples of each of `NEEDLES`, and length of the recall documents."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of the executions of experiment 1")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of evidence.csv")
+    parser.add_argument("--hours", type=float, default=1.0, help="no measurement starts after this time")
+    chosen = parser.parse_args()
+    end = time.monotonic() + chosen.hours * 3600
+    trained = [run for folder in sorted(chosen.work.glob("*/output")) for run in list_runs(folder)]
+    for run in experiments()["5"].runs:
+        if recorded(chosen.out, run.key) or time.monotonic() > end:
+            continue
+        model = model_of(run, trained)
+        if model is None:
+            print(f"There is no finished run of {run.label} with seed {run.seed} in {chosen.work}.")
+            continue
+        began = time.monotonic()
+        means, items = transfer(run, model, chosen.work / "transfer" / "-".join([run.label, str(run.seed)]))
+        commit = str(environment().get("commit") or "")[:10]
+        record(chosen.out, run, means, items, commit=commit, seconds=round(time.monotonic() - began))
+        print(f"{run.label} s{run.seed}: {means}", flush=True)
+
+
+def model_of(run: EvidenceRun, trained: list[Run]) -> str | None:
+    """Returns the model that a run of experiment 5 measures: that of the run of experiment 1 with its method and seed."""
+    config = replace(run, experiment="1", sequence_length=EvidenceRun.sequence_length).config
+    if run.method == BASE:
+        return config.model
+    return next((str(each.path) for each in trained if each.state == "finished" and each.config == config), None)
+
+
+def transfer(run: EvidenceRun, model: str, folder: Path) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Measures a model: `experiments.evidence.measure` at the run's length, and the items of the other kinds of facts.
+
+    The items are `recall word-4` (0 or 1 per document) and the scores of `NEEDLES` (0 to 1 per sample). `folder` keeps the
+    results of the evaluation.
+    """
+    means, items = measure(run, model)
+    policy, tokenizer = load_model(model)
+    data = replace(run.config.data, recall={}, sequence_length=LENGTH)
+    held_out = SequenceData(data, tokenizer, 0, "validation", manifest_of(model))
+    asked = recall_documents(RECALL, DOCUMENTS, LENGTH, held_out)
+    items[f"recall {RECALL}"] = [sum(right) / len(right) for right in recalled(policy, asked)]
+    config = EvaluationConfig(model=model, tasks=NEEDLES, lengths=(LENGTH,), limit=SAMPLES)
+    evaluate(config, folder, report=lambda line: None)
+    for task in NEEDLES:
+        items[task] = evaluation_scores({(run.label, run.seed): folder}, task, LENGTH)["score"].tolist()
+    return means, items
+
+
+if __name__ == "__main__":
+    main()
