@@ -24,7 +24,7 @@ from refine_lab.text import quote
 from refine_lab.training.history import history_of
 from refine_lab.ttt_config import TTTRunConfig
 from refine_lab.types import RewardFunction, SelectionFunction
-from refine_lab.validation import Config, path_of, require, unknown
+from refine_lab.validation import Config, ConfigError, path_of, require, unknown
 
 C = TypeVar("C", bound=Config)
 R = TypeVar("R", bound=TrainConfig | TTTRunConfig)
@@ -102,7 +102,9 @@ def _require_effect(settings: Mapping[str, Any], configs: Sequence[Any], methods
     refines = [refine for config in configs if (refine := _refine_of(config)) is not None]
     for name in setting_names(RefineConfig) & settings.keys() if refines else ():
         used = any(refine.uses(name) and getattr(refine, name) == settings[name] for refine in refines)
-        require(used, name, settings[name], f"none for the methods {', '.join(methods)}, which do not use it")
+        if not used:
+            sentence = f"{name} {quote(settings[name])} has no effect on the methods {', '.join(methods)}; leave it out"
+            raise ConfigError(name, settings[name], "none for these methods", sentence)
 
 
 def _refine_of(config: TrainConfig | TTTRunConfig) -> RefineConfig | None:
