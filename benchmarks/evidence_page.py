@@ -1,5 +1,7 @@
 """Writes docs/results/evidence.md, the means and contrasts of the registered experiments, and the figure frontier.png.
 
+It also updates the tables of experiment 1 in docs/results/README.md, which are between two comments.
+
     python -m benchmarks.evidence_page [--out docs/results]
 
 Both come from evidence.csv and evidence_items.csv alone. The figure needs Chromium, as `benchmarks.static_figures` does.
@@ -19,9 +21,12 @@ from benchmarks.evidence import RESULTS, Experiment, contrasts_of, experiments, 
 from benchmarks.static_figures import draw
 from refine_lab.experiments.evidence import BASE, KEYS, TABLE, VARIANTS, questions_of, read_table
 from refine_lab.runs.durable import replace_bytes, replace_text
+from refine_lab.validation import require
 from widgets.figures.trade_off import frontier_figure
 
 PAGE, FIGURE = "evidence.md", "frontier.png"
+BEGIN, END = "<!-- tables of experiment 1: begin -->", "<!-- tables of experiment 1: end -->"
+"""Comments in README.md between which the tables of experiment 1 are."""
 TASK = "number-1 1024"
 """Task of the figure: experiments 1 and 2."""
 LABELS = {
@@ -59,6 +64,9 @@ def main() -> None:
     if chromium is None:
         parser.error("the figure needs Chromium: install it, or name it in the environment variable CHROMIUM")
     replace_text(out / PAGE, page(out))
+    readme = out / "README.md"
+    if readme.is_file():
+        replace_text(readme, with_tables(readme.read_text(encoding="utf-8"), out))
     (picture,) = draw([frontier_figure(frontier_rows(out)).to_plotly_json()], chromium)
     replace_bytes(out / FIGURE, picture)
 
@@ -69,6 +77,19 @@ def page(out: Path) -> str:
     for name, experiment in experiments().items():
         lines += _section(name, experiment, out)
     return "\n".join(lines)
+
+
+def with_tables(readme: str, out: Path) -> str:
+    """Returns the text of README.md with the present tables of experiment 1 between the two comments."""
+    before, _, rest = readme.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    require(bool(found), "README.md", readme[:80], f"a text with the comments {BEGIN} and {END}")
+    experiment, table = experiments()["1"], _table(out, "1")
+    lines = ["", "", f"{len(table)} of {len(experiment.runs)} registered runs have finished.", ""]
+    if len(table):
+        contrasts = contrasts_of(experiment, "1", out, TASK, experiment.primary, questions_of(experiment.runs[0]))
+        lines += [*_means(table), "", *_contrasts(contrasts, experiment.primary)]
+    return before + BEGIN + "\n".join(lines) + "\n" + END + after
 
 
 def _section(name: str, experiment: Experiment, out: Path) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.evidence import RESULTS
-from benchmarks.evidence_page import FIGURE, PAGE, frontier_rows, page
+from benchmarks.evidence_page import FIGURE, PAGE, frontier_rows, page, with_tables
 from refine_lab.experiments.evidence import EvidenceRun, record
 from widgets.figures.trade_off import frontier_figure
 
@@ -16,6 +16,8 @@ from widgets.figures.trade_off import frontier_figure
 def test_the_committed_page_is_that_of_the_committed_tables() -> None:
     assert (RESULTS / PAGE).read_text(encoding="utf-8") == page(RESULTS)
     assert (RESULTS / FIGURE).read_bytes().startswith(b"\x89PNG")
+    readme = (RESULTS / "README.md").read_text(encoding="utf-8")
+    assert with_tables(readme, RESULTS) == readme
 
 
 def fill(folder: Path) -> None:
