@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from refine_lab.recipes.memory import MEMORY
 from refine_lab.refine_config import EXPECTED_REWARDS, RefineConfig
-from refine_lab.validation import unknown
+from refine_lab.validation import require, unknown
 
 Phase = Literal["pretrain", "midtrain", "posttrain", "ttt"]
 
@@ -17,6 +17,9 @@ METHODS: dict[Phase, tuple[str, ...]] = {
     "ttt": ("none", "sft", "refine"),  # section 4.4
 }
 """The methods that the paper compares; nested ones make updates on the prompts before the update on the answers."""
+
+COMPARED: Mapping[str, tuple[str, ...]] = {"midtrain": (*METHODS["midtrain"], "refine_memory", "expected")}
+"""Recipes whose notebook compares other methods by default -> these methods."""
 
 PLACES: Mapping[str, Any] = {"selection": "memory", **MEMORY}
 """Settings of the positions of `weighted`, `expected` and `refine_memory`: where the next tokens need the memory."""
@@ -50,6 +53,16 @@ KNOWN: dict[Phase, tuple[str, ...]] = {
     "ttt": ("none", *_ALONE),
 }
 """All methods of a phase."""
+
+
+def compared(recipe: str, phase: Phase, methods: Sequence[str] | None = None, *, sft: bool = True) -> list[str]:
+    """Returns the methods that a notebook compares: `methods`, or those of the recipe, and without SFT if `sft` is false.
+
+    Raises ConfigError if no method is left.
+    """
+    found = [name for name in methods or COMPARED.get(recipe, METHODS[phase]) if sft or name != "sft"]
+    require(len(found) > 0, "methods", list(methods or ()), "another than sft if sft is false")
+    return found
 
 
 def known_method(name: str, phase: Phase) -> str:

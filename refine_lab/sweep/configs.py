@@ -7,6 +7,7 @@ from typing import Any
 from refine_lab.config import TrainConfig
 from refine_lab.experiments.configs import method_configs, setting_names
 from refine_lab.recipes import METHODS, RECIPES, Phase, recipe
+from refine_lab.recipes.methods import compared
 from refine_lab.sweep.cells import Cell
 from refine_lab.ttt_config import TTTRunConfig
 
@@ -27,7 +28,6 @@ def cell_configs(cell: Cell) -> list[Any]:
         return []
     phase = recipe(values["recipe"], own).phase
     values["parameters"] = values.pop("trainable", None)
-    if not values.pop("sft", True):
-        values["methods"] = [name for name in values["methods"] if name != "sft"]
+    values["methods"] = compared(values["recipe"], phase, values.get("methods"), sft=values.pop("sft", True))
     allowed = ARGUMENTS | setting_names(TTTRunConfig if phase == "ttt" else TrainConfig)
     return method_configs(**{name: value for name, value in values.items() if name in allowed}, phase=phase)

@@ -14,6 +14,7 @@ from refine_lab.recipes.methods import (
     ORDER,
     applicable,
     changes_of,
+    compared,
     known_method,
     split_updates,
 )
@@ -125,6 +126,15 @@ def test_refine_by_memory_compares_eight_rollouts_from_each_position():
         "prefix",
     )
     assert replace(refine, selection="copy").method == "refine" and replace(refine, placebo=True).method == "placebo"
+
+
+def test_the_laptop_recipe_compares_four_methods_and_the_papers_its_own_two():
+    assert compared("midtrain", "midtrain") == ["sft", "refine", "refine_memory", "expected"]
+    assert compared("paper_midtrain", "midtrain") == ["sft", "refine"]
+    assert compared("midtrain", "midtrain", sft=False) == ["refine", "refine_memory", "expected"]
+    assert compared("midtrain", "midtrain", ["dft", "sft"]) == ["dft", "sft"]
+    with refused("methods", ["sft"]):
+        compared("midtrain", "midtrain", ["sft"], sft=False)
 
 
 def test_an_unknown_method_suggests_the_nearest():
