@@ -60,7 +60,7 @@ class RefineConfig(Config):
     placebo: bool = False
     "Whether rewards are permuted at random within the batch before advantages are computed: a control, not a method."
     prefix_gradient: Literal["full", "detached"] = "full"
-    "Whether the policy gradient flows from a rollout through the state into its prefix."
+    "Whether the gradient of the next-sequence loss flows through the state into the prefix."
     ntp_coef: NotNegative = 1.0
     "Weight of the next-token loss (lambda_SFT)."
     nsp_coef: NotNegative = 0.2
@@ -88,8 +88,8 @@ class RefineConfig(Config):
     def _require_formula(self) -> None:
         """Raises ConfigError for a setting that an estimator without rollouts cannot have."""
         without = f"for the estimator {self.estimator!r}"
-        full = f"'full' {without}, which cannot stop the gradient without a second forward pass"
-        self._require(self.prefix_gradient == "full", "prefix_gradient", full)
+        full = f"'full' {without}, which uses every token of the prefix"
+        self._require(self.has_places or self.prefix_gradient == "full", "prefix_gradient", full)
         for name, value in (("kl_coef", 0), ("entropy_coef", 0), ("temperature", 1), ("placebo", False)):
             allowed = f"{str(value).lower()} {without}, which samples no rollouts"
             self._require(getattr(self, name) == value, name, allowed)
@@ -112,6 +112,11 @@ class RefineConfig(Config):
         return self.estimator == "rollouts"
 
     @property
+    def needs_states(self) -> bool:
+        """Returns whether a step reads on from the states at positions: for rollouts, or with a detached prefix."""
+        return self.rolls_out or (self.has_places and self.prefix_gradient == "detached")
+
+    @property
     def reads_short_contexts(self) -> bool:
         """Returns whether a step compares each prediction with that from a short context of `window` tokens."""
         return self.estimator == "longce" or (self.has_places and self.selection == "memory")
@@ -130,6 +135,8 @@ class RefineConfig(Config):
         if name in ("window", "short_contexts"):
             return self.has_places or self.estimator == "longce"
         if name in PLACE_FIELDS:
+            return self.has_places
+        if name == "prefix_gradient":
             return self.has_places
         return self.rolls_out or name in ("estimator", "ntp_coef")
 

@@ -188,11 +188,6 @@ def test_a_value_of_the_method_is_refused(field, value, allowed):
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
-        (
-            "prefix_gradient",
-            "detached",
-            "'full' for the estimator {}, which cannot stop the gradient without a second forward pass",
-        ),
         ("kl_coef", 0.1, "0 for the estimator {}, which samples no rollouts"),
         ("entropy_coef", 0.1, "0 for the estimator {}, which samples no rollouts"),
         ("temperature", 0.8, "1 for the estimator {}, which samples no rollouts"),
@@ -202,6 +197,13 @@ def test_a_value_of_the_method_is_refused(field, value, allowed):
 def test_what_only_rollouts_have_is_refused_without_them(estimator, field, value, allowed):
     with refused(f"RefineConfig.{field}", value, allowed.format(repr(estimator))):
         RefineConfig(estimator=estimator, reward="exact", **{field: value})
+
+
+@pytest.mark.parametrize("estimator", ["longce", "dft"])
+def test_the_prefix_is_not_detached_from_a_loss_of_every_token(estimator):
+    with refused("RefineConfig.prefix_gradient", "detached"):
+        RefineConfig(estimator=estimator, prefix_gradient="detached")
+    assert RefineConfig(estimator="weighted", prefix_gradient="detached").needs_states
 
 
 def test_expected_needs_a_reward_with_a_formula():

@@ -27,11 +27,13 @@ def formula_loss(
     update: Batch,
     positions: Int[Tensor, "B C"] | None = None,
     difference: Float[Tensor, "B S"] | None = None,
+    window: Float[Tensor, "B C K"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """The next-sequence loss of `refine.estimator` on some rows of an optimizer `update`, and its metrics.
 
-    `expected` and `weighted` use `positions`, and `longce` the long-short `difference` of every token. The metrics are
-    `nsp_loss` and either `target_probability`, the mean of p(next k tokens | prefix) over positions, or `token_weight`,
+    `expected` and `weighted` use `positions`, and `longce` the long-short `difference` of every token. `window`, if given,
+    replaces the log-probabilities that `following` takes from `logprobs`: the values are the same, but the gradient is
+    not. The metrics are `nsp_loss` and either `target_probability`, the mean of p(next k tokens | prefix) over positions, or `token_weight`,
     the mean weight of a token.
     """
     if not refine.has_places:
@@ -40,8 +42,9 @@ def formula_loss(
         loss = token_weighted_loss(logprobs, weights, lengths, update.num_targets)
         mean = mask_last(weights, lengths).sum() / update.num_targets
         return loss, {"nsp_loss": loss.detach(), "token_weight": mean}
-    assert positions is not None
-    window = following(logprobs, positions, refine.rollout_length)
+    if window is None:
+        assert positions is not None
+        window = following(logprobs, positions, refine.rollout_length)
     num_positions = len(update.lengths) * refine.num_chunks
     if refine.estimator == "expected":
         loss = expected_loss(window, refine.reward, num_positions)
@@ -76,7 +79,8 @@ def expected_reward(logprobs: Float[Tensor, "B C K"], reward: str) -> Float[Tens
 def expected_loss(logprobs: Float[Tensor, "B C K"], reward: str, num_positions: int) -> Float[Tensor, ""]:
     """-E[r] at each position, summed and divided by `num_positions`: the policy loss with neither rollouts nor variance.
 
-    The gradient flows through the k tokens into the whole prefix. The expected gradient of `policy_loss` on rollouts with
+    Unless `prefix_gradient` is "detached", the gradient flows through the k tokens into the whole prefix. The expected
+    gradient of `policy_loss` on rollouts with
     the reward `exact`, leave-one-out baselines and no division by the spread is this one divided by k, since that loss
     is a mean over tokens, each of which carries the advantage of its whole rollout.
     """

@@ -16,6 +16,7 @@ from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import State, Trace
 from refine_lab.ops.head import HEAD_ROWS
 from refine_lab.rng import inverse_cdf
+from refine_lab.types import Batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +75,19 @@ def read_rollouts(
     before = torch.cat([branches.hidden_states.unsqueeze(1), read[:, :-1]], 1)
     stats = policy.head(before, tokens, temperature=temperature)
     return Continuation(read, stats.logprobs, stats.entropies)
+
+
+def detached_logprobs(
+    policy: FastWeightLM, trace: Trace, batch: Batch, positions: Int[Tensor, "B C"], rollout_length: int
+) -> Float[Tensor, "B C K"]:
+    """log p(x_{t+j} | x_{<t+j}) of the k reference tokens after each position t, [B, C, K], read again from the states at t.
+
+    The gradient reaches the weights through these k tokens alone, as that of rollouts from detached states does.
+    """
+    index = positions.unsqueeze(-1) + torch.arange(1, rollout_length + 1, device=positions.device)
+    tokens = batch.tokens.gather(1, index.flatten(1)).view(-1, rollout_length)
+    continuation = read_rollouts(policy, Branches.of(trace, positions, 1, detach=True), tokens, temperature=1.0)
+    return continuation.logprobs.view(index.shape)
 
 
 def _draw(

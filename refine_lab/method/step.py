@@ -24,7 +24,7 @@ from refine_lab.method.losses import entropy_loss, kl_loss, mask_last, ntp_loss,
 from refine_lab.method.memory import long_short_difference
 from refine_lab.method.places import places
 from refine_lab.method.rewards import binary, cosine, permuted
-from refine_lab.method.rollout import Branches, Continuation, read_rollouts, sample
+from refine_lab.method.rollout import Branches, Continuation, detached_logprobs, read_rollouts, sample
 from refine_lab.method.update import OptimizerUpdate as OptimizerUpdate
 from refine_lab.method.update import StepResult as StepResult
 from refine_lab.method.update import TrainState as TrainState
@@ -218,7 +218,7 @@ def _loss(
             metrics["entropy_mean"] = mask_last(entropies[:, :-1], micro.lengths).sum() / mini.num_targets
         if not refine.rolls_out:
             positions = None if plan is None else plan.positions
-            nsp, nsp_metrics = _formula_loss(train_state, micro, mini, stats, draws, positions)
+            nsp, nsp_metrics = _formula_loss(train_state, micro, mini, trace, stats, draws, positions)
             return refine.ntp_coef * ntp + refine.nsp_coef * nsp, metrics | nsp_metrics, None
         if plan is None or plan.rollouts is None:
             assert train_state.reward is not None
@@ -238,7 +238,7 @@ def _read(
     policy: FastWeightLM, micro: Batch, refine: RefineConfig | None, *, planned: bool
 ) -> tuple[Trace, TokenStats]:
     """Reads a micro-batch with what the method needs: states for rollouts, entropies for a selection that uses them."""
-    with nullcontext() if refine is not None and refine.rolls_out else hidden_states_only():
+    with nullcontext() if refine is not None and refine.needs_states else hidden_states_only():
         trace = policy.read(micro.tokens, micro.lengths)
     entropy = refine is not None and not planned and _needs_entropies(refine)
     return trace, next_token_stats(policy, trace, micro, entropy=entropy)
@@ -254,18 +254,21 @@ def _formula_loss(
     train_state: TrainState,
     micro: Batch,
     mini: Batch,
+    trace: Trace,
     stats: TokenStats,
     draws: Draws,
     positions: Int[Tensor, "B C"] | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the loss of an estimator without rollouts and its metrics; draws the positions that it needs unless given."""
-    policy, refine, difference = train_state.policy, train_state.config.refine, None
+    policy, refine, difference, window = train_state.policy, train_state.config.refine, None, None
     assert refine is not None
     if refine.has_places and positions is None:
         positions = _positions(train_state, micro, stats, draws)
     if refine.estimator == "longce":
         difference = long_short_difference(policy, micro, stats.logprobs, refine, draws)[:, :-1]
-    return formula_loss(stats.logprobs, micro.lengths, refine, mini, positions, difference)
+    if positions is not None and refine.prefix_gradient == "detached":
+        window = detached_logprobs(policy, trace, micro, positions, refine.rollout_length)
+    return formula_loss(stats.logprobs, micro.lengths, refine, mini, positions, difference, window)
 
 
 def _positions(train_state: TrainState, batch: Batch, stats: TokenStats, draws: Draws) -> Int[Tensor, "B C"]:

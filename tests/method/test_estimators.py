@@ -238,6 +238,31 @@ def test_metrics_are_those_of_the_places(monkeypatch):
         assert result.metrics["nsp_loss"] == pytest.approx(loss, rel=1e-9)
 
 
+@pytest.mark.parametrize("micro", [1, 3])
+@pytest.mark.parametrize("refine", [PLACES, replace(PLACES, estimator="weighted")], ids=lambda refine: refine.estimator)
+def test_a_detached_prefix_leaves_the_loss_and_the_gradient_of_the_k_tokens_alone(refine, micro, monkeypatch):
+    """The reference reads each prefix by itself, stops the gradient there, and reads the k tokens one row at a time."""
+    refine = replace(refine, prefix_gradient="detached", ntp_coef=0.0)
+    positions = unclipped_gradients(replace(refine, estimator="rollouts"), 3, monkeypatch)[1].rollouts.positions
+    policy, result = unclipped_gradients(refine, micro, monkeypatch)
+    batch, loss, k = make_batch(), torch.zeros(()), refine.rollout_length
+    for row, position in ((number, int(t)) for number in range(len(positions)) for t in positions[number]):
+        with torch.no_grad():
+            prefix = policy.read(batch.tokens[row : row + 1, : position + 1])
+        tokens = batch.tokens[row : row + 1, position + 1 : position + 1 + k]
+        read = policy.read(tokens, state=prefix.final_state).hidden_states
+        before = torch.cat([prefix.hidden_states[:, -1:], read[:, :-1]], 1)
+        window = policy.head(before, tokens).logprobs
+        value = window.sum().exp() if refine.estimator == "expected" else window.mean()
+        loss = loss - refine.nsp_coef * value / positions.numel()
+    reference = torch.autograd.grad(loss, list(policy.parameters()))
+    assert max(relative_errors(policy, reference).values()) <= 1e-9
+    full = unclipped_gradients(replace(refine, prefix_gradient="full"), micro, monkeypatch)
+    assert max(relative_errors(full[0], reference).values()) > 1e-3
+    for name, value in result.metrics.items():
+        assert name == "grad_norm" or value == pytest.approx(full[1].metrics[name], rel=1e-9)
+
+
 def test_several_updates_use_the_places_of_the_policy_before_the_first(monkeypatch):
     used = []
 
