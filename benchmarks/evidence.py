@@ -17,6 +17,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from refine_lab.experiments.evidence import (
@@ -125,7 +126,12 @@ def _fourth() -> Experiment:
     ]
     bases = [EvidenceRun(experiment="4", method=BASE, data=text, planted=False) for text in texts]
     pairs = [(name, "sft") for name in ("expected_memory 1", "weighted 0.1", "weighted 0.2", "refine_memory 1")]
-    return Experiment("Do the places pay on text without planted facts?", "key_loss", [*bases, *_seeds(runs, 4)], pairs)
+    return Experiment(
+        "Does selecting positions by memory also help on text without planted facts?",
+        "key_loss",
+        [*bases, *_seeds(runs, 4)],
+        pairs,
+    )
 
 
 def _fifth() -> Experiment:
@@ -141,7 +147,7 @@ def _fifth() -> Experiment:
     base = EvidenceRun(method=BASE, **task)  # type: ignore[arg-type]
     pairs = [(name, "sft") for name in ("expected_memory 1", "refine_memory 1", "weighted 0.2", "refine 0.2")]
     return Experiment(
-        "What do the models of experiment 1 do on facts and lengths that they were not trained on?",
+        "How well do the models of experiment 1 perform on facts and lengths that they were not trained on?",
         "exact_recall",
         [base, *_seeds(runs, 4)],
         pairs,
@@ -160,7 +166,7 @@ def _sixth() -> Experiment:
     ]
     mean = EvidenceRun(experiment="6", method="expected_memory", coefficient=1.0, reward="binary", steps=20)
     return Experiment(
-        "How do recall and loss depend on k and on the reward, at the memory's places?",
+        "How do recall and loss depend on k and on the reward, with positions selected by memory?",
         "exact_recall",
         _seeds([*lengths, *rewards, mean], 3),
         [],
@@ -256,6 +262,7 @@ def contrasts_of(
 ) -> pd.DataFrame:
     """Returns the registered contrasts of a measure over the seeds that both methods have; empty where none has two.
 
+    Holm's correction counts every registered contrast of the experiment, in all of its tasks, known or not.
     `questions` are the items of the documents of `exact_recall` (`experiments.evidence.questions_of`); None: every
     document is an item.
     """
@@ -274,7 +281,9 @@ def contrasts_of(
     if not tables:
         return pd.DataFrame()
     found = pd.concat(tables, ignore_index=True)
-    return found.assign(p_holm=holm(found["p"].to_numpy(float)))
+    registered = len(experiment.contrasts) * max(1, len({run.task for run in experiment.runs}))
+    p_values = np.append(found["p"].to_numpy(float), np.ones(registered - len(found)))  # those not known yet count
+    return found.assign(p_holm=holm(p_values)[: len(found)])
 
 
 def frontiers(out: Path) -> pd.DataFrame:

@@ -15,11 +15,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from benchmarks.evidence import RESULTS, Experiment, contrasts_of, experiments, frontiers
 from benchmarks.static_figures import draw
-from refine_lab.experiments.evidence import BASE, KEYS, TABLE, VARIANTS, questions_of, read_table
+from refine_lab.experiments.evidence import BASE, ITEMS, KEYS, TABLE, VARIANTS, questions_of, read_table
 from refine_lab.runs.durable import replace_bytes, replace_text
 from refine_lab.validation import require
 from widgets.figures.trade_off import frontier_figure
@@ -50,9 +51,10 @@ UNITS["ntp_loss"] = ("nats of next-token loss", 1, 4)
 INTRODUCTION = """# The registered experiments
 
 This page is generated from `evidence.csv` and `evidence_items.csv` by `python -m benchmarks.evidence_page`. The questions,
-measures, budgets and margins were [registered](../log.md) before any run. ± is the standard deviation over seeds. Intervals are
-95 % intervals over seeds and items; documents that ask about the same key are one item. The p-values are corrected by Holm over
-the contrasts of a measure.
+measures, budgets and margins were [registered](../log.md) before any run, except that experiment 5 and the rule for items were
+registered when eight runs had finished. ± is the standard deviation over seeds. Intervals are 95 % intervals over seeds and
+items; documents that ask about the same key are one item. They are interim as long as registered runs are missing. The p-values
+are Holm-corrected over the registered contrasts of each measure.
 """
 
 
@@ -85,7 +87,13 @@ def with_tables(readme: str, out: Path) -> str:
     _, found, after = rest.partition(END)
     require(bool(found), "README.md", readme[:80], f"a text with the comments {BEGIN} and {END}")
     experiment, table = experiments()["1"], _table(out, "1")
-    lines = ["", "", f"{len(table)} of {len(experiment.runs)} registered runs have finished.", ""]
+    missing = len(experiment.runs) - len(table)
+    state = (
+        f"Interim: {missing} of {len(experiment.runs)} registered runs are missing."
+        if missing
+        else "All runs have finished."
+    )
+    lines = ["", "", state, ""]
     if len(table):
         contrasts = contrasts_of(experiment, "1", out, TASK, experiment.primary, questions_of(experiment.runs[0]))
         lines += [*_means(table), "", *_contrasts(contrasts, experiment.primary)]
@@ -100,10 +108,11 @@ def _section(name: str, experiment: Experiment, out: Path) -> Iterator[str]:
     if not len(table):
         return
     for task in dict.fromkeys(table["task"]):
-        yield from (f"### {task}", "", *_means(table[table["task"] == task]), "")
+        yield from (f"### {_title(task)}", "", *_means(table[table["task"] == task]), "")
         questions = questions_of(next(run for run in experiment.runs if run.task == task))
         for measure in dict.fromkeys([experiment.primary, "ntp_loss", "key_loss"]):
             yield from _contrasts(contrasts_of(experiment, name, out, task, measure, questions), measure)
+    yield from _other_measures(out, name)
     if name == "2":
         yield from _frontiers(out)
 
@@ -131,12 +140,12 @@ def _contrasts(table: pd.DataFrame, measure: str) -> Iterator[str]:
     if not len(table):
         return
     unit, scale, digits = UNITS[measure]
-    yield f"| difference | {unit} | seeds | items | p (Holm) | p of equivalence |"
+    yield f"| difference | {unit} | seeds | items | p (Holm) | p (equivalence) |"
     yield "|---|---|---|---|---|---|"
     for row in table.to_dict("records"):
         value, low, high = (f"{row[key] * scale:+.{digits}f}" for key in ("difference", "low", "high"))
         names = " – ".join(_label(row[side]) for side in ("method", "against"))
-        tests = f"{row['p_holm']:.3f} | {row['p_equivalence']:.3f}"
+        tests = f"{_p(row['p_holm'])} | {_p(row['p_equivalence'])}"
         yield f"| {names} | {value} ({low} to {high}) | {row['seeds']} | {row['items']} | {tests} |"
     yield ""
 
@@ -152,13 +161,41 @@ def _frontiers(out: Path) -> Iterator[str]:
     for row in table.to_dict("records"):
         value, low, high = (f"{row[key] * 100:+.1f}" for key in ("difference", "low", "high"))
         names = " – ".join(LABELS[row[side]] for side in ("method", "against"))
-        yield f"| {names} | {value} ({low} to {high}) | {row['seeds']} | {row['p']:.3f} |"
+        yield f"| {names} | {value} ({low} to {high}) | {row['seeds']} | {_p(row['p'])} |"
     yield ""
+
+
+def _other_measures(out: Path, name: str) -> Iterator[str]:
+    """Yields a table of the measures that only the items have, in percent: other kinds of facts (experiment 5)."""
+    items = read_table(out / ITEMS)
+    items = items[(items["experiment"] == name) & ~items["measure"].isin(UNITS)] if len(items) else items
+    if not len(items):
+        return
+    measures = list(dict.fromkeys(items["measure"]))
+    scores = items.assign(mean=[100 * np.mean([float(x) for x in values.split()]) for values in items["values"]])
+    yield f"| method | seeds | {' | '.join(f'{each} (%)' for each in measures)} |"
+    yield "|---|---|" + "---|" * len(measures)
+    for method, own in scores.groupby("method", sort=False):
+        groups = [own.loc[own["measure"] == measure, "mean"] for measure in measures]
+        cells = [f"{each.mean():.1f}" + (f" ± {each.std():.1f}" if len(each) > 1 else "") for each in groups]
+        yield f"| {LABELS.get(str(method), method)} | {own['seed'].nunique()} | {' | '.join(cells)} |"
+    yield ""
+
+
+def _title(task: str) -> str:
+    """Returns a heading for a task of the table, such as `number-1 1024`."""
+    names, _, length = task.rpartition(" ")
+    facts = {"number-1": "One planted number (`number-1`)", "python number-1": "Python without planted facts"}
+    return f"{facts.get(names, names)}, rows of {int(length):,} tokens"
 
 
 def _label(text: str) -> str:
     method, _, coefficient = text.partition(" ")
-    return f"{LABELS.get(method, method)} {coefficient}".strip()
+    return LABELS.get(method, method) + (f" ({coefficient})" if coefficient else "")
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def frontier_rows(out: Path) -> pd.DataFrame:
@@ -167,6 +204,8 @@ def frontier_rows(out: Path) -> pd.DataFrame:
     DFT is left out: its next-token loss is far to the right of all others.
     """
     table = _table(out)
+    if not len(table):
+        return table
     kept = (
         table["experiment"].isin(["1", "2"]) & (table["task"] == TASK) & table["method"].isin(LABELS.keys() - {"dft"})
     )

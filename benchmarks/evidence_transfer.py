@@ -42,8 +42,11 @@ def main() -> None:
     end = time.monotonic() + chosen.hours * 3600
     trained = [run for folder in sorted(chosen.work.glob("*/output")) for run in list_runs(folder)]
     for run in experiments()["5"].runs:
-        if recorded(chosen.out, run.key) or time.monotonic() > end:
+        if recorded(chosen.out, run.key):
             continue
+        if time.monotonic() > end:
+            print(f"{run.label} with seed {run.seed} and those after it are left for another time.")
+            return
         model = model_of(run, trained)
         if model is None:
             print(f"There is no finished run of {run.label} with seed {run.seed} in {chosen.work}.")

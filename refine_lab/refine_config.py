@@ -127,7 +127,7 @@ class RefineConfig(Config):
         return self.estimator in ("rollouts", "expected", "weighted")
 
     def uses(self, name: str) -> bool:
-        """Returns whether the field `name` can affect training with this estimator."""
+        """Returns whether the field `name` can affect training with this estimator, at some selection."""
         if name == "reward":
             return self.rolls_out or self.estimator == "expected"
         if name == "nsp_coef":

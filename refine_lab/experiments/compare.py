@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.data.tasks.items import items_of
 from refine_lab.data.tasks.scores import SCORES
-from refine_lab.experiments.run_groups import flat_settings, group_names
+from refine_lab.experiments.run_groups import SEPARATOR, flat_settings, group_names
 from refine_lab.models.loading import load_tokenizer
 from refine_lab.recipes.methods import ORDER as ORDER
 from refine_lab.runs.cards import FOLDER, read_cards
@@ -219,9 +219,14 @@ def differences(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparable(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """Returns the pairs of methods with the same seeds, or the same prompts, each against those earlier in `ORDER`."""
-    units = {method: set(group[_unit(rows)]) for method, group in rows.groupby("method")}
-    pairs = combinations([method for method in reversed(ORDER) if method in units], 2)
+    """Returns the pairs of methods with the same seeds, or the same prompts, each against those earlier in `ORDER`.
+
+    A method with the settings of its experiment (`group_names`) has the place of the method; unknown ones come last.
+    """
+    units = {str(method): set(group[_unit(rows)]) for method, group in rows.groupby("method", sort=False)}
+    places = {name: number for number, name in enumerate(ORDER)}
+    ordered = sorted(units, key=lambda name: places.get(name.partition(SEPARATOR)[0], len(ORDER)))
+    pairs = combinations(reversed(ordered), 2)
     return [(method, against) for method, against in pairs if units[method] == units[against]]
 
 

@@ -14,7 +14,7 @@ from glob import glob
 from typing import Any, TypeVar
 
 from refine_lab import recipes
-from refine_lab.config import RELEASE, RefineConfig, TaskConfig, TrainConfig
+from refine_lab.config import RELEASE, RefineConfig, TaskConfig, TrainConfig, to_json
 from refine_lab.data.sources import check_dataset
 from refine_lab.data.tasks.trained import FREE_FIELDS, UNTRAINED, History, Trained
 from refine_lab.method.rewards import reward_function
@@ -77,10 +77,11 @@ def method_configs(
     settings = _resolved(given)
     model = settings.pop("model", None)
     histories = history_by_seed(model, seeds) if entry.phase == "ttt" else {}
-    methods = sorted(methods or recipes.METHODS[entry.phase], key=lambda name: name != "none")  # the baseline first
+    methods = recipes.METHODS[entry.phase] if methods is None else methods
+    methods = sorted(methods, key=lambda name: name != "none")  # the baseline first
     known = [_method_updates(name, entry.phase, updates) for name in methods]
-    require(len(set(known)) == len(methods), "methods", methods, "distinct names of distinct methods")
-    configs = []
+    require(len(set(known)) == len(methods) > 0, "methods", methods, "one or more distinct names of distinct methods")
+    configs, before = [], []
     for seed in seeds:
         if model:
             settings["model"] = absolute_model(model_of_seed(model, seed))
@@ -88,21 +89,33 @@ def method_configs(
             if name == "none" and seed != seeds[0] and SEED not in (model or ""):
                 continue
             config = entry.make(name, seed)
+            before.append(_refine_of(config))
             if isinstance(config, TTTRunConfig):
                 config = _ttt_config(config, histories[seed], applicable(_refine_of(config), settings))
             else:
                 config = _train_config(config, applicable(config.refine, settings))
             configs.append(_with_updates(config, own_updates))
-    _require_effect({name: settings[name] for name in given if name in settings}, configs, methods)
+    _require_effect({name: settings[name] for name in given if name in settings}, before, configs, methods)
+    same = len(configs) - len({to_json(config) for config in configs})
+    require(same == 0, "methods", methods, "methods that differ with these settings")
     return configs
 
 
-def _require_effect(settings: Mapping[str, Any], configs: Sequence[Any], methods: Sequence[str]) -> None:
-    """Raises ConfigError for a setting of REFINE that no method uses, if there is one with a next-sequence loss."""
-    refines = [refine for config in configs if (refine := _refine_of(config)) is not None]
-    for name in setting_names(RefineConfig) & settings.keys() if refines else ():
-        used = any(refine.uses(name) and getattr(refine, name) == settings[name] for refine in refines)
-        if not used:
+def _require_effect(
+    settings: Mapping[str, Any],
+    before: Sequence[RefineConfig | None],
+    configs: Sequence[Any],
+    methods: Sequence[str],
+) -> None:
+    """Raises ConfigError for a setting of REFINE that no method uses, if any has a next-sequence loss.
+
+    `before` are the recipes' own settings: a value that all of them have already is accepted.
+    """
+    pairs = [(old, new) for old, config in zip(before, configs, strict=True) if old and (new := _refine_of(config))]
+    for name in sorted(setting_names(RefineConfig) & settings.keys()) if pairs else ():
+        value = settings[name]
+        used = any(new.uses(name) and getattr(new, name) == value for _, new in pairs)
+        if not used and any(getattr(old, name) != value for old, _ in pairs):
             sentence = f"{name} {quote(settings[name])} has no effect on the methods {', '.join(methods)}; leave it out"
             raise ConfigError(name, settings[name], "none for these methods", sentence)
 

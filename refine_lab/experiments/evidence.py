@@ -194,8 +194,8 @@ def measure(run: EvidenceRun, name: str) -> tuple[dict[str, Any], dict[str, list
 
 
 def questions_of(run: EvidenceRun) -> list[str]:
-    """Returns the key that each of the documents of `exact_recall` asks about; documents with the same key are one item."""
-    return [document.questions[0].key for document in _documents(run, _held_out(run))]
+    """Returns the keys that each of the documents of `exact_recall` asks about; documents with the same keys are one item."""
+    return [" ".join(each.key for each in document.questions) for document in _documents(run, _held_out(run))]
 
 
 def _held_out(run: EvidenceRun) -> SequenceData:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.config import RefineConfig, TrainConfig, to_json
 from refine_lab.data.batches import SequenceData
-from refine_lab.data.recall import RecallDocument
+from refine_lab.data.recall import RecallDocument, parse_kind
 from refine_lab.experiments.compare import names_of
 from refine_lab.experiments.configs import absolute_model, absolute_source, drop_none
 from refine_lab.method.custom_selection import selection_function
@@ -42,6 +42,9 @@ from refine_lab.validation import require
 
 Documents = Mapping[str, Sequence[RecallDocument]]
 """Recall documents by kind."""
+
+MOST_RECALL_TOKENS = 2_048
+"""Maximum length of the recall documents of `final_results`, unless it is given."""
 
 SCORE_LABELS = {
     "memory": "gain of the next k tokens (nats)",
@@ -94,14 +97,18 @@ def final_results(
     """Evaluates the base model and every run's model on the same held-out text, targets and facts, and prints one line each.
 
     Recall uses `num_documents` documents of `num_tokens` tokens of each kind; `documents` is the number of distinct ones.
-    None stands for the kinds and the length of the runs' recall documents, or `RECALL_KINDS` and 512 tokens if the runs
-    have none. The base is the initial model of the first run, and chooses the key tokens of LongPPL for all models.
-    Measures that this tokenizer or these rows do not support are omitted, with a printed notice.
+    None stands for the kinds of the runs' recall documents and their length, at most 2,048 tokens, or `RECALL_KINDS` and
+    512 tokens if the runs have none. The base is the model that the runs start from, with a seed only if they start from
+    several; that of the first run chooses the key tokens of LongPPL for all models. Measures that this tokenizer or these
+    rows do not support are omitted, with a printed notice. Raises ConfigError for an unknown kind.
     """
     config = runs[0].config
     refine = next((run.config.refine for run in runs if run.config.refine), RefineConfig())
     targets = {"num_chunks": refine.num_chunks, "rollout_length": refine.rollout_length}
-    models: list[tuple[str, int | None, int, str]] = [("base", None, 0, config.model)]
+    bases = {run.config.model: run.config.seed for run in reversed(runs)}
+    models: list[tuple[str, int | None, int, str]] = [
+        ("base", None if len(bases) == 1 else seed, 0, model) for model, seed in reversed(bases.items())
+    ]
     for run, method in zip(runs, names_of(runs), strict=True):
         models.append((method, run.config.seed, int(run.metrics()["updates"].iloc[-1]), str(run.path)))
     held_out = _held_out(config, load_tokenizer(config.model))
@@ -128,9 +135,10 @@ def documents_to_ask(
 ) -> Documents:
     """Returns the recall documents of `final_results` by kind, and prints a sentence about each kind that is not supported."""
     trained = config.data.recall
-    num_tokens = num_tokens or (config.data.sequence_length if trained else 512)
+    num_tokens = num_tokens or (min(config.data.sequence_length, MOST_RECALL_TOKENS) if trained else 512)
     found = {}
     for kind in kinds or [*trained] or evaluation.RECALL_KINDS:
+        parse_kind(kind)
         try:
             found[kind] = evaluation.recall_documents(kind, num_documents, num_tokens, held_out)
         except ValueError as error:

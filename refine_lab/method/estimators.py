@@ -33,8 +33,8 @@ def formula_loss(
 
     `expected` and `weighted` use `positions`, and `longce` the long-short `difference` of every token. `window`, if given,
     replaces the log-probabilities that `following` takes from `logprobs`: the values are the same, but the gradient is
-    not. The metrics are `nsp_loss` and either `target_probability`, the mean of p(next k tokens | prefix) over positions, or `token_weight`,
-    the mean weight of a token.
+    not. The metrics are `nsp_loss` and either `target_probability`, the mean of p(next k tokens | prefix) over positions,
+    or `token_weight`, the mean weight of a token.
     """
     if not refine.has_places:
         assert refine.estimator == "dft" or difference is not None
@@ -80,9 +80,9 @@ def expected_loss(logprobs: Float[Tensor, "B C K"], reward: str, num_positions: 
     """-E[r] at each position, summed and divided by `num_positions`: the policy loss with neither rollouts nor variance.
 
     Unless `prefix_gradient` is "detached", the gradient flows through the k tokens into the whole prefix. The expected
-    gradient of `policy_loss` on rollouts with
-    the reward `exact`, leave-one-out baselines and no division by the spread is this one divided by k, since that loss
-    is a mean over tokens, each of which carries the advantage of its whole rollout.
+    gradient of `policy_loss` on rollouts with the reward `exact`, leave-one-out baselines and no division by the spread
+    is this one divided by k, since that loss is a mean over tokens, each of which carries the advantage of its whole
+    rollout.
     """
     return -expected_reward(logprobs, reward).sum() / num_positions
 

@@ -92,7 +92,8 @@ def applicable(refine: RefineConfig | None, settings: Mapping[str, Any]) -> dict
     """Returns those of an experiment's settings that apply to one of its methods, whose recipe has the settings `refine`.
 
     A reward applies to rollouts and, if it has a formula, to `expected`. The weight of a loss that replaces the
-    next-token loss stays 1. A selection other than the method's own has the temperature and margin of REFINE.
+    next-token loss stays 1. A selection other than the method's own has the temperature and margin of REFINE. A single
+    rollout from each position is compared with those from the other positions.
     """
     found = dict(settings)
     if refine is None:
@@ -101,6 +102,8 @@ def applicable(refine: RefineConfig | None, settings: Mapping[str, Any]) -> dict
         found.pop("reward", None)
     if not refine.ntp_coef:
         found.pop("nsp_coef", None)
+    if found.get("group_size") == 1 and refine.group_by == "prefix":
+        found.setdefault("group_by", "sequence")
     if refine.selection == "memory" != found.get("selection", "memory"):
         found = {name: getattr(RefineConfig(), name) for name in ("tau", "margin")} | found
     return found

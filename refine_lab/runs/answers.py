@@ -1,4 +1,4 @@
-"""The answers of a run, stored in closed Parquet files."""
+"""The answers of a run, stored in completed Parquet files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Power: the chance that a true difference is found, and the number of seeds that a difference needs."""
+"""Power: the chance that a true difference is found, and the number of seeds needed to find it."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_the_page_has_means_over_seeds_and_the_registered_contrasts(tmp_path: Pa
     assert "| expected match by memory | 1 | 2 | 84.2 ± 1.2 | 18.00 ± 0.00 | 2.2700 ± 0.0000 |" in text
     assert "| SFT | – | 2 | 50.0 ± 0.0 | 18.00 ± 0.00 | 2.2600 ± 0.0000 |" in text
     (contrast,) = [
-        line for line in text.splitlines() if line.startswith("| expected match by memory 1 – SFT | +34.2 (")
+        line for line in text.splitlines() if line.startswith("| expected match by memory (1) – SFT | +34.2 (")
     ]
     assert "| 2 | 67 |" in contrast  # two seeds, 67 distinct keys
 

@@ -81,7 +81,7 @@ def test_models_md_has_the_costs_as_they_were_measured() -> None:
     refine = measured("ttt")["refine"]
     (step,) = {f"{refine['seconds'][part]['median']:.1f}" for part in ("first", "later")}
     assert f"takes {step} s per REFINE step (median)" in models
-    assert f"in a new process, which took {refine['first_step']:.1f} s (`benchmarks.ttt`)" in models
+    assert f"in a new process, where it took {refine['first_step']:.1f} s (`benchmarks.ttt`)" in models
 
 
 def test_the_searches_in_the_results_have_as_many_trials_as_is_said() -> None:
@@ -105,7 +105,7 @@ def test_the_tables_of_the_results_are_those_of_the_notebooks() -> None:
     for path in sorted((ROOT / "docs" / "results").glob("*.ipynb")):
         for cell in nbformat.read(path, 4).cells:
             shown += "".join(str(output.get("data", {}).get("text/plain", "")) for output in cell.get("outputs", []))
-    text = text_of("docs/results/README.md")
+    text = re.sub(r"<!-- tables .*? begin -->.*<!-- tables .*? end -->", "", text_of("docs/results/README.md"))
     told = re.findall(r"\d+\.\d ± \d+\.\d|[-+]\d+\.\d \([-+]\d+\.\d to [-+]\d+\.\d\)", text)
     assert len(told) > 50
     assert not [figure for figure in told if figure not in shown]

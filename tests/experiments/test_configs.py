@@ -78,6 +78,26 @@ def test_a_setting_that_no_method_uses_is_refused(methods, name, value):
     assert method_configs("midtrain", [0], methods=["sft"], **{name: value})
 
 
+def test_methods_that_become_the_same_and_no_methods_are_refused():
+    same = {"selection": "memory", "group_size": 8, "group_by": "prefix", "reward": "binary", "nsp_coef": 1.0}
+    with refused("methods", ["refine", "refine_memory"]):
+        method_configs("midtrain", [0], methods=["refine", "refine_memory"], **same)
+    with refused("methods", []):
+        method_configs("midtrain", [0], methods=[])
+
+
+def test_one_rollout_from_each_position_is_compared_with_those_of_the_others():
+    methods = ["refine", "refine_memory"]
+    configs = method_configs("midtrain", [0], methods=methods, group_size=1)
+    assert [config.refine.group_by for config in configs] == ["sequence", "sequence"]
+    with refused("RefineConfig.group_size", 1):
+        method_configs("midtrain", [0], methods=methods, group_size=1, group_by="prefix")
+
+
+def test_a_value_that_the_methods_have_anyway_is_accepted():
+    assert method_configs("midtrain", [0], methods=["dft"], nsp_coef=1.0, group_size=1)
+
+
 def test_every_method_has_a_label_and_a_style_of_its_own():
     styles = method_styles(name for name in ORDER if name != "none")
     labels = [style.label for style in styles.values()]

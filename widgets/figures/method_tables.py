@@ -146,7 +146,9 @@ def contrasts_table(
         for row in found.to_dict("records")
     ]
     caption = f"Paired differences in {heading(measure).replace('%', 'points')} [95 % intervals]"
-    return Table(pd.DataFrame(lines), caption, note=few_items(int(found["items"].min())))
+    single = "An interval needs at least two seeds." if found["seeds"].max() < 2 else ""
+    notes = (single, few_items(int(found["items"].min())))
+    return Table(pd.DataFrame(lines), caption, note=" ".join(filter(None, notes)))
 
 
 def samples_table(samples: pd.DataFrame) -> Table:

@@ -102,7 +102,7 @@ KNOWN_METHODS = {
     "refine": MethodStyle(label="REFINE", colour="#d55e00", symbol="diamond"),
     "nested_sft": MethodStyle(label="nested SFT", colour="#009e73", symbol="triangle-up"),
     "nested_refine": MethodStyle(label="nested REFINE", colour="#cc79a7", symbol="x"),
-    "refine_memory": MethodStyle(label="REFINE by memory", colour="#cc79a7", symbol="diamond"),
+    "refine_memory": MethodStyle(label="REFINE by memory", colour="#d55e00", symbol="square"),
     "expected": MethodStyle(label="expected match", colour="#009e73", symbol="square"),
     "weighted": MethodStyle(label="weighted NTP", colour="#cc79a7", symbol="circle"),
     "longce": MethodStyle(label="LongCE", colour="#a08a00", symbol="diamond"),

@@ -22,10 +22,7 @@ def trade_off(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> go.Figure:
     with `exact recall`; a panel for each of these. A large symbol is the mean over seeds, a small one is a seed. Raises
     ValueError for rows without any of these measures.
     """
-    frame = pd.DataFrame(rows)
-    benefits = [str(name) for name in frame if str(name).startswith("exact recall") or name == "long_ppl"]
-    benefits = [name for name in benefits if frame[name].notna().any()]
-    benefits.sort(key=lambda name: name == "long_ppl")  # recall first
+    frame, benefits = pd.DataFrame(rows), benefits_of(rows)
     require_data("trade_off", bool(benefits) and COST in frame, "it needs recall or LongPPL, and next-token loss")
     better = {name: "lower is better" if name == "long_ppl" else "higher is better" for name in benefits}
     titles = [f"{heading(name)}, {better[name]}" for name in benefits]
@@ -37,6 +34,13 @@ def trade_off(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> go.Figure:
                 figure.add_trace(trace, 1, column)
     figure.update_xaxes(title_text="held-out NTP loss (nats per token), lower is better")
     return dress(one_legend(figure), height=420)
+
+
+def benefits_of(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> list[str]:
+    """Returns the measures of `trade_off` that have values: recalls, then LongPPL."""
+    frame = pd.DataFrame(rows)
+    recalls = [str(name) for name in frame if str(name).startswith("exact recall")]
+    return [name for name in (*recalls, "long_ppl") if name in frame and frame[name].notna().any()]
 
 
 def _points(rows: pd.DataFrame, name: str, style: MethodStyle) -> list[go.Scatter]:
@@ -77,7 +81,7 @@ def frontier_figure(rows: pd.DataFrame, benefit: str = "exact_recall") -> go.Fig
         drawn.add(style)
         figure.add_scatter(
             x=x["mean"], y=y["mean"], name=str(label), mode="lines+markers+text" if len(points) > 1 else "markers",
-            text=texts, textposition="bottom right", line={"color": style.colour, "width": 2},
+            text=texts, textposition="bottom right", line={"color": style.colour, "width": 2, "dash": style.dash},
             marker={"symbol": symbol, "size": 10, "color": style.colour},
             error_x=_bars(x), error_y=_bars(y), hovertemplate="%{x:.4f} nats: %{y:.1f} %<extra>" + str(label) + "</extra>",
         )  # fmt: skip

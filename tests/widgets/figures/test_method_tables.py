@@ -181,6 +181,16 @@ def test_tables_of_recall_count_different_documents_and_warn_of_few():
     assert "different documents" not in comparison_table(results()).data
 
 
+def test_contrasts_compare_methods_that_differ_in_their_settings_and_one_seed_has_no_interval():
+    renamed = ANSWERS[ANSWERS["method"] != "none"].replace(
+        {"method": {"sft": "refine: group_size 1", "refine": "refine: group_size 8"}}
+    )
+    (line,) = contrasts_table(renamed).data.to_dict("records")
+    assert {"group_size 1", "group_size 8"} <= set(line["difference"].replace("REFINE, ", "").split(" – "))
+    single = contrasts_table(renamed[renamed["seed"] == renamed["seed"].min()])
+    assert "two seeds" in single.note and single.data["p (Holm)"].tolist() == ["–"]
+
+
 def test_contrasts_have_both_intervals_and_the_corrected_p_value():
     """Three questions, two seeds; REFINE - SFT is 1, 0, 0 at both: nothing varies over seeds."""
     two = ANSWERS[ANSWERS["method"] != "none"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from widgets.figures.series import KNOWN_METHODS
-from widgets.figures.trade_off import trade_off
+from widgets.figures.trade_off import benefits_of, trade_off
 
 RECALL = "exact recall number-1 at 512"
 ROWS = [
@@ -31,5 +31,6 @@ def test_every_method_has_its_mean_and_its_seeds_in_each_panel():
 def test_a_measure_without_values_has_no_panel_and_none_at_all_is_refused():
     rows = [{**row, "long_ppl": None} for row in ROWS]
     assert [note.text for note in trade_off(rows).layout.annotations] == [f"{RECALL} (%), higher is better"]
+    assert benefits_of(rows) == [RECALL] and benefits_of([{"method": "sft", "seed": 0, "ntp_loss": 2.4}]) == []
     with pytest.raises(ValueError, check=lambda error: "trade_off" in str(error)):
         trade_off([{"method": "sft", "seed": 0, "ntp_loss": 2.4, "cosine": 0.3}])
