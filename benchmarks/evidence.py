@@ -268,7 +268,7 @@ def contrasts_of(
     """
     scores = item_scores(out, measure, name)
     if measure == "exact_recall" and questions is not None:
-        scores = scores.assign(item=[questions[number] for number in scores["item"]])
+        scores = scores.assign(item=scores["item"].map(dict(enumerate(questions))))
     scores = scores[scores["task"] == task]
     scores = scores.assign(method=(scores["method"] + " " + scores["coefficient"]).str.strip())
     pairs, kept = [], []

@@ -74,13 +74,14 @@ def frontier_figure(rows: pd.DataFrame, benefit: str = "exact_recall") -> go.Fig
     figure, scale = go.Figure(), measure_of(benefit).scale
     styles, drawn = method_styles(rows["method"]), set()
     for label, own in rows.groupby("label", sort=False):
-        points = own.groupby("coefficient", dropna=False)[[COST, benefit]].agg(["mean", "min", "max"])
-        x, y = points[COST], points[benefit] * scale
-        style, texts = styles[str(own["method"].iloc[0])], [f"{value:g}" for value in points.index.dropna()]
+        by_coefficient = own.groupby("coefficient", dropna=False)
+        x, y = (by_coefficient[name].agg(["mean", "min", "max"]) for name in (COST, benefit))
+        y = y * scale
+        style, texts = styles[str(own["method"].iloc[0])], [f"{value:g}" for value in x.index.dropna()]
         symbol = style.symbol + ("-open" if style in drawn else "")
         drawn.add(style)
         figure.add_scatter(
-            x=x["mean"], y=y["mean"], name=str(label), mode="lines+markers+text" if len(points) > 1 else "markers",
+            x=x["mean"], y=y["mean"], name=str(label), mode="lines+markers+text" if len(x) > 1 else "markers",
             text=texts, textposition="bottom right", line={"color": style.colour, "width": 2, "dash": style.dash},
             marker={"symbol": symbol, "size": 10, "color": style.colour},
             error_x=_bars(x), error_y=_bars(y), hovertemplate="%{x:.4f} nats: %{y:.1f} %<extra>" + str(label) + "</extra>",
