@@ -19,10 +19,13 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.evidence import RESULTS, Experiment, contrasts_of, experiments, frontiers
+from benchmarks.evidence_ttt import runs as rest_runs
 from benchmarks.static_figures import draw
-from refine_lab.experiments.evidence import BASE, ITEMS, KEYS, TABLE, VARIANTS, questions_of, read_table
+from refine_lab.experiments.evidence import BASE, ITEMS, KEYS, TABLE, VARIANTS, item_scores, questions_of, read_table
 from refine_lab.runs.durable import replace_bytes, replace_text
+from refine_lab.statistics.contrasts import compare_methods
 from refine_lab.validation import require
+from widgets.figures.series import KNOWN_METHODS
 from widgets.figures.trade_off import frontier_figure
 
 PAGE, FIGURE = "evidence.md", "frontier.png"
@@ -53,8 +56,11 @@ INTRODUCTION = """# The registered experiments
 This page is generated from `evidence.csv` and `evidence_items.csv` by `python -m benchmarks.evidence_page`. The questions,
 measures, budgets and margins were [registered](../log.md) before any run, except that experiment 5 and the rule for items were
 registered when eight runs had finished. ± is the standard deviation over seeds. Intervals are 95 % intervals over seeds and
-items; documents that ask about the same key are one item. They are interim as long as registered runs are missing. The p-values
-are Holm-corrected over the registered contrasts of each measure.
+items; documents that ask about the same key are one item. The intervals are interim as long as registered runs are missing. The
+p-values are Holm-corrected over the registered contrasts of each measure.
+
+*By memory* means: at positions whose next tokens are much more likely given the whole prefix than given the last tokens alone.
+[method.md](../method.md#methods-that-can-be-compared) defines the methods.
 """
 
 
@@ -78,6 +84,7 @@ def page(out: Path) -> str:
     lines = [INTRODUCTION]
     for name, experiment in experiments().items():
         lines += _section(name, experiment, out)
+    lines += _remainders(out)
     return "\n".join(lines)
 
 
@@ -180,6 +187,44 @@ def _other_measures(out: Path, name: str) -> Iterator[str]:
         cells = [f"{each.mean():.1f}" + (f" ± {each.std():.1f}" if len(each) > 1 else "") for each in groups]
         yield f"| {LABELS.get(str(method), method)} | {own['seed'].nunique()} | {' | '.join(cells)} |"
     yield ""
+
+
+def _remainders(out: Path) -> Iterator[str]:
+    """Yields experiment 7: the changes of the loss on the remainder of documents, and their differences from SFT."""
+    table, registered = _table(out, "7"), rest_runs()
+    yield from (
+        "## Experiment 7, test-time training",
+        "",
+        "Does adapting to the first half of a document lower the loss on its second half?",
+        "",
+    )
+    yield f"{len(table)} of {len(registered)} registered rows have been measured."
+    yield ""
+    if not len(table):
+        return
+    scores = item_scores(out, "rest_change", "7")
+    for task in dict.fromkeys(table["task"]):
+        yield from (f"### {task.rpartition(' ')[0].capitalize()}", "")
+        yield "| method | learning rate, updates | seeds | change of the loss (nats) | difference from SFT (nats) |"
+        yield "|---|---|---|---|---|"
+        for label in dict.fromkeys(table.loc[table["task"] == task, "method"]):
+            yield _remainder(scores[scores["task"] == task], label)
+        yield ""
+
+
+def _remainder(scores: pd.DataFrame, label: str) -> str:
+    """Returns the line of one method, learning rate and number of updates; a difference needs two seeds of both methods."""
+    method, lr, steps = label.rsplit("_", 2)
+    sft = f"sft_{lr}_{steps}"
+    own, other = (scores[scores["method"] == name] for name in (label, sft))
+    shared, change, difference = set(own["seed"]) & set(other["seed"]), own.groupby("seed")["score"].mean(), "–"
+    if label != sft and len(shared) >= 2:
+        pair = scores[scores["method"].isin([label, sft]) & scores["seed"].isin(shared)]
+        (row,) = compare_methods(pair, [(label, sft)]).to_dict("records")
+        difference = f"{row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
+    spread = f" ± {change.std():.4f}" if len(change) > 1 else ""
+    name, numbers = KNOWN_METHODS[method].label, f"{lr.removeprefix('lr')}, {steps.removeprefix('steps')}"
+    return f"| {name} | {numbers} | {len(change)} | {change.mean():+.4f}{spread} | {difference} |"
 
 
 def _title(task: str) -> str:

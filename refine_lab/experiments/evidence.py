@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -75,6 +75,14 @@ ITEM_COLUMNS = ("experiment", "model", "task", "method", "coefficient", "seed", 
 KEYS = ("experiment", "model", "task", "method", "coefficient", "seed")
 """Columns that identify a run."""
 TABLE, ITEMS = "evidence.csv", "evidence_items.csv"
+
+
+@runtime_checkable
+class Row(Protocol):
+    """What a row of the table is about: anything with the values of `KEYS`."""
+
+    @property
+    def key(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,9 +244,7 @@ def recorded(folder: Path, key: tuple[str, ...]) -> bool:
     return bool(len(table)) and key in set(table[list(KEYS)].itertuples(index=False, name=None))
 
 
-def record(
-    folder: Path, run: EvidenceRun, means: Mapping[str, Any], items: Mapping[str, list[float]], **facts: Any
-) -> None:
+def record(folder: Path, run: Row, means: Mapping[str, Any], items: Mapping[str, list[float]], **facts: Any) -> None:
     """Adds the row of a run to the table in `folder`, and its items to the other table; a row that is there stays.
 
     `facts` are the columns `commit` and `seconds`. Both files are replaced as a whole while a lock is held, so that

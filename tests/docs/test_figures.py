@@ -55,8 +55,15 @@ def test_method_md_has_the_costs_of_selections_and_estimators_as_they_were_measu
     names = ("refine_memory", "expected_memory", "expected_copy")
     memory, expected, copies = ([f"{cost[n][f'{name}_over_sft']:.2f}" for n in ("1024", "2048")] for name in names)
     assert f"A step of REFINE by memory costs {memory[0]} SFT steps at 1,024 tokens and {memory[1]} at 2,048" in method
-    assert expected[0] == expected[1] and f"`expected` by memory {expected[0]} at both lengths" in method
+    assert expected[0] == expected[1] and f"by memory {expected[0]} at both lengths" in method
     assert f"`expected` by copies {copies[0]} and {copies[1]}" in method
+
+
+def test_selections_and_estimators_cost_no_more_than_they_may() -> None:
+    most = {"refine_memory_over_sft": 1.7, "expected_memory_over_sft": 1.45, "expected_copy_over_sft": 1.05}
+    cost = measured("step_cost")
+    for length in ("1024", "2048"):
+        assert all(cost[length][name] <= bound for name, bound in most.items()), length
 
 
 def test_models_md_has_the_costs_as_they_were_measured() -> None:

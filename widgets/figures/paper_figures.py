@@ -280,7 +280,9 @@ def settings_figure(found: pd.DataFrame) -> go.Figure:
 
     Raises ValueError if a cell belongs to another table.
     """
-    require_data("settings_figure", set(found["table"]) == {"figure 5"}, "it shows the cells of figure 5")
+    require_data(
+        "settings_figure", set(found["table"]) == {"figure 5"}, "it needs the cells of figure 5, and no others"
+    )
     panels = [panel for panel in SETTING_AXES if len(_points(found, panel[0], panel[2]))]
     figure = make_subplots(1, len(panels), subplot_titles=[title for _, title, _ in panels])
     for column, (setting, title, usual) in enumerate(panels, start=1):

@@ -1,0 +1,137 @@
+"""Measures test-time training by the loss on the unseen remainder of documents (experiment 7).
+
+    python -m benchmarks.evidence_ttt [--out docs/results] [--hours 1]
+
+`tiny-deltanet` adapts to the first half of each document with each method and reads on; its weights are reset after each
+document, or never. A row is added to the tables of the evidence as soon as it is measured; rows that are there are skipped.
+docs/log.md has the registration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from benchmarks.evidence import NOVELS, RESULTS
+from refine_lab.config import DataConfig
+from refine_lab.data.batches import SequenceData
+from refine_lab.experiments.configs import method_configs
+from refine_lab.experiments.evidence import record, recorded
+from refine_lab.models import load_model
+from refine_lab.models.base import FastWeightLM
+from refine_lab.models.loading import manifest_of
+from refine_lab.runs.environment import environment
+from refine_lab.training.adaptation import Adapter, padded_batch, preserve_weights, read_prompt
+from refine_lab.training.held_out_rest import HeldOutRest, hold_out
+
+MODEL, LENGTH, DOCUMENTS = "tiny-deltanet", 2_048, 32
+"""Model, tokens of a document, and number of documents of each text."""
+METHODS = ("sft", "weighted", "expected", "refine", "refine_memory")
+SETTINGS = ((1e-4, 4), (3e-4, 8))
+"""Learning rate, and updates on each document."""
+TEXTS = {"python": ("python", "document"), "novels": (str(NOVELS), "packed")}
+"""Source and form of the rows: the beginnings of Python files, and windows of novels, which are far longer than a row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestRun:
+    """One row of experiment 7: a method with its learning rate and updates on the documents of one text."""
+
+    text: str
+    reset: str
+    "When the weights are reset: `prompt` (after each document) or `never`."
+    method: str
+    lr: float
+    steps: int
+    seed: int
+
+    @property
+    def task(self) -> str:
+        """Returns the task as it stands in the table."""
+        return f"remainder of {self.text}, reset {self.reset} {LENGTH}"
+
+    @property
+    def label(self) -> str:
+        """Returns the method with its learning rate and updates."""
+        return f"{self.method}_lr{self.lr:g}_steps{self.steps}"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Returns the values of `experiments.evidence.KEYS`."""
+        return ("7", MODEL, self.task, self.label, "", str(self.seed))
+
+
+def runs() -> list[RestRun]:
+    """Returns the registered rows, seed by seed."""
+    return [
+        RestRun(text=text, reset=reset, method=method, lr=lr, steps=steps, seed=seed)
+        for seed in range(3)
+        for text in TEXTS
+        for reset in ("prompt", "never")
+        for lr, steps in SETTINGS
+        for method in METHODS
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of evidence.csv")
+    parser.add_argument("--hours", type=float, default=1.0, help="no measurement starts after this time")
+    chosen = parser.parse_args()
+    end = time.monotonic() + chosen.hours * 3600
+    missing = [run for run in runs() if not recorded(chosen.out, run.key)]
+    print(f"{len(missing)} rows are missing.")
+    for number, run in enumerate(missing):
+        if time.monotonic() > end:
+            print(f"{len(missing) - number} rows are left for another time.")
+            return
+        began = time.monotonic()
+        items = measure(run)
+        means = {"ntp_loss": sum(items["rest_loss"]) / DOCUMENTS}
+        facts = {"commit": str(environment().get("commit") or "")[:10], "seconds": round(time.monotonic() - began)}
+        record(chosen.out, run, means, items, **facts)
+        change = sum(items["rest_change"]) / DOCUMENTS
+        print(f"{run.task}, {run.label}, seed {run.seed}: {change:+.4f} nats, {facts['seconds']} s", flush=True)
+
+
+def measure(run: RestRun, documents: int = DOCUMENTS, length: int = LENGTH) -> dict[str, list[float]]:
+    """Returns the mean loss of each document's remainder after adaptation, and its change by adaptation, in nats.
+
+    With `reset` "never" the weights and the moments of the optimizer carry over from document to document; the loss before
+    is that of the original weights in both cases. Every method sees the same documents in the same order.
+    """
+    policy, tokenizer = load_model(MODEL)
+    source, form = TEXTS[run.text]
+    data = DataConfig(
+        sources={source: 1.0}, sequence_length=length, rows=form, min_tokens=length, validation_sequences=documents
+    )
+    rows = SequenceData(data, tokenizer, 0, "validation", manifest_of(MODEL)).validation().tokens
+    (config,) = method_configs("per_prompt", [run.seed], methods=[run.method], lr=run.lr, steps=run.steps)
+    held, found = hold_out(length, 0.5), {"rest_loss": [], "rest_change": []}
+    before = [_rest_loss(policy, row, held) for row in rows]
+    adapter = Adapter(policy, config.ttt)
+    for number, row in enumerate(rows):
+        adapter = adapter if run.reset == "never" else Adapter(policy, config.ttt)
+        with nullcontext() if run.reset == "never" else preserve_weights(policy, config.ttt.parameters):
+            for _ in adapter.adapt(padded_batch(policy, [row[: held.first]], (number,))):
+                pass
+            loss = _rest_loss(policy, row, held)
+        found["rest_loss"].append(loss)
+        found["rest_change"].append(loss - before[number])
+    return found
+
+
+@torch.no_grad()
+def _rest_loss(policy: FastWeightLM, row: Int[Tensor, "T"], held: HeldOutRest) -> float:
+    return float(held.rest(read_prompt(policy, row).losses).mean())
+
+
+if __name__ == "__main__":
+    main()
