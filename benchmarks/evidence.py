@@ -98,7 +98,7 @@ def _second() -> Experiment:
         EvidenceRun(experiment="2", method="refine_memory", coefficient=1.0, reward="exact"),
     ]
     return Experiment(
-        "Does one method's curve of recall against next-token loss lie above another's, and why do rollouts do worse?",
+        "Does one method's curve of recall against next-token loss lie above another's, and why do methods with rollouts do worse than those without?",
         "exact_recall",
         _seeds([*runs, *variance, *other], 3),
         [],
@@ -112,7 +112,10 @@ def _third() -> Experiment:
     pairs = [("expected_memory 1", "sft"), ("refine_memory 1", "sft"), ("weighted 0.2", "sft")]
     base = EvidenceRun(method=BASE, **task)  # type: ignore[arg-type]
     return Experiment(
-        "Does the same hold for LaCT, beyond its attention window?", "exact_recall", [base, *_seeds(runs, 4)], pairs
+        "Do the results of experiment 1 hold for LaCT, where the facts may lie beyond its attention window?",
+        "exact_recall",
+        [base, *_seeds(runs, 4)],
+        pairs,
     )
 
 

@@ -104,7 +104,7 @@ def questions(model: str, policy: FastWeightLM) -> Iterator[tuple[str, str, int,
 
 def table(figures: dict[str, Any]) -> str:
     """The figures as the card's Markdown table, from what `measure` gives or its JSON."""
-    rows = [("held-out", "figure")]
+    rows = [("held-out measure", "result")]
     for text in ("code", "prose"):
         if text in figures:
             found = figures[text]
@@ -112,7 +112,9 @@ def table(figures: dict[str, Any]) -> str:
             rows.append((f"{text}: next-token loss", f"{found['ntp_loss']:.3f} nats a token"))
             rows.append((f"{text}: bits per byte", f"{found['bits_per_byte']:.3f}"))
     for kind, shares in figures["recall"].items():
-        rows += [(f"recall of {kind} at {length} tokens", f"{share:.1%}") for length, share in shares.items()]
+        name = kind.removesuffix(f", {NOT_UPDATED}")
+        ending = "" if name == kind else ", fast weights never updated"
+        rows += [(f"recall of {name} at {length} tokens{ending}", f"{share:.1%}") for length, share in shares.items()]
     lines = [f"| {name} | {figure} |" for name, figure in rows]
     return "\n".join([lines[0], "|---|---|", *lines[1:]])
 

@@ -325,9 +325,7 @@ class RewardExplorer(Panel):
         """Describes the mean reward `exact` and the probability that it estimates: that of the reference at temperature 1."""
         k = self.exploration.refine.rollout_length
         matched, probability = (frame[name].mean() for name in ("exact", "target_probability"))
-        return (
-            f"exact match {matched:.3g}, expected {probability:.3g} (mean probability of the next {k} tokens together)"
-        )
+        return f"exact match {matched:.3g}, expected {probability:.3g} (mean joint probability of the next {k} tokens)"
 
     # -- events of the page --------------------------------------------------------------------------------------------
 

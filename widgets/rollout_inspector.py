@@ -159,7 +159,7 @@ class RolloutInspector(Widget):
     def _check_compared(self, proposal: Any) -> list[int]:
         pinned, rows = list(dict.fromkeys(proposal["value"])), len(self._table)
         for row in pinned:
-            require(0 <= row < rows, "a row of compared", row, f"from 0 to {rows - 1}")
+            require(0 <= row < rows, "a compared row", row, f"from 0 to {rows - 1}")
         require(len(pinned) <= MOST_COMPARED, "the number of rows compared", len(pinned), f"at most {MOST_COMPARED}")
         return pinned
 

@@ -20,7 +20,7 @@ from widgets.figures.tables import visible
 MEASURES = {
     "norm": ("norms", "Norm of the state", "Frobenius"),
     "rank": ("effective_ranks", "Effective rank of the state", "from its singular values"),
-    "change": ("changes", "Change since the previous position", "relative to its norm"),
+    "change": ("changes", "Change since the previous position", "relative to the norm of the state"),
 }
 """Name of a measure -> field of `StateSummary`, title, unit."""
 POSITIONS = 64

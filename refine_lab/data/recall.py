@@ -132,12 +132,12 @@ def make_document(
     split: Split,
     *,
     beginning: tuple[int, ...] = (),
-    one_question: bool = False,
+    num_questions: int | None = None,
 ) -> RecallDocument:
     """Makes a document of at most `length` tokens (`word` and `number`: exactly `length`), including the tokens `beginning`.
 
     The text around the facts is a random excerpt of `filler` [any number of tokens]; each fact is planted at a uniform
-    depth. With `one_question`, `word` and `number` ask about one fact in training too.
+    depth. `num_questions` is the number of questions of `word` and `number`; None: the kind's in training, otherwise one.
 
     Raises ValueError if the facts and questions do not fit, the filler is too short or the tokenizer has too few words.
     """
@@ -145,7 +145,7 @@ def make_document(
     writer = _Writer(tokenizer, generator, split, beginning)
     if chosen.form == "pairs":
         return writer.pairs(name=kind, length=length)
-    count = chosen.questions if split == "train" and not one_question else 1
+    count = num_questions or (chosen.questions if split == "train" else 1)
     facts, questions = writer.facts(chosen.form, chosen.facts, count)
     ending = sum(len(prompt) + len(answer) + len(writer.stop) for _, prompt, answer in questions)
     room = length - len(beginning) - sum(map(len, facts)) - ending

@@ -54,9 +54,12 @@ def test_method_md_has_the_costs_of_selections_and_estimators_as_they_were_measu
     cost, method = measured("step_cost"), text_of("docs/method.md")
     names = ("refine_memory", "expected_memory", "expected_copy")
     memory, expected, copies = ([f"{cost[n][f'{name}_over_sft']:.2f}" for n in ("1024", "2048")] for name in names)
-    assert f"A step of REFINE by memory costs {memory[0]} SFT steps at 1,024 tokens and {memory[1]} at 2,048" in method
-    assert expected[0] == expected[1] and f"by memory {expected[0]} at both lengths" in method
-    assert f"`expected` by copies {copies[0]} and {copies[1]}" in method
+    assert (
+        f"A step of REFINE with selection by memory costs {memory[0]} SFT steps at 1,024 tokens and {memory[1]} at 2,048"
+        in method
+    )
+    assert expected[0] == expected[1] and f"with this selection {expected[0]} at both lengths" in method
+    assert f"`expected` with selection by copies {copies[0]} and {copies[1]}" in method
 
 
 def test_selections_and_estimators_cost_no_more_than_they_may() -> None:

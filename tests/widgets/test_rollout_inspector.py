@@ -263,7 +263,7 @@ def test_a_frame_that_cannot_be_shown_is_refused_and_what_was_shown_stays(
 def test_traits_are_checked(inspector: RolloutInspector) -> None:
     for name, value, message in (
         ("selected", 3, "selected must be from -1 to 2, got 3"),
-        ("compared", [0, 7], "a row of compared must be from 0 to 2, got 7"),
+        ("compared", [0, 7], "a compared row must be from 0 to 2, got 7"),
         ("sort", ("colour", True), "sort must be one of row, step, .*, got 'colour'"),
         (
             "filters",

@@ -1,4 +1,4 @@
-"""The recall task, which needs no download: recall documents with one question each."""
+"""The recall task, which needs no download: recall documents that end with a question."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from refine_lab.config import DataConfig, TaskConfig
 from refine_lab.data.batches import plain_rows
 from refine_lab.data.corpus import Manifest, Split
-from refine_lab.data.recall import RecallDocument, encode_within, make_document, parse_kind
+from refine_lab.data.recall import Question, RecallDocument, encode_within, make_document, parse_kind
 from refine_lab.data.tasks.prompts import Example
 from refine_lab.data.tokenizer import beginning, end_of_text
 from refine_lab.rng import Draws
@@ -59,6 +59,7 @@ class _Maker:
         manifest: Manifest | None,
     ) -> None:
         self.kind, self.form, self.tokenizer, self.manifest = kind, parse_kind(kind).form, tokenizer, manifest
+        self.num_questions = parse_kind(kind).questions if "-q" in kind else 1
         self.data = replace(data, sequence_length=config.prompt_tokens)
         self.beginning = beginning(tokenizer, data.add_bos)
         self.texts: dict[Split, list[np.ndarray]] = {}
@@ -90,7 +91,14 @@ class _Maker:
             generator = Draws(seed=TASK_SEED).generator(number, purpose)
             text, first = texts[int(torch.multinomial(shares, 1, generator=generator))], self.beginning
             document = make_document(
-                self.kind, length, text, generator, self.tokenizer, split, beginning=first, one_question=True
+                self.kind,
+                length,
+                text,
+                generator,
+                self.tokenizer,
+                split,
+                beginning=first,
+                num_questions=self.num_questions,
             )
             example = self._asked(name, document)
             # The same facts are drawn again, since they come first, in as much more text as the prompt lacks.
@@ -100,14 +108,18 @@ class _Maker:
             length += missing
 
     def _asked(self, name: str, document: RecallDocument) -> Example:
-        """Returns the document up to its first question, which is reworded with the task's template."""
-        question = document.questions[0]
-        read = document.tokens[: question.start]
+        """Returns the document with its questions reworded by the task's template; the last one is the example's.
+
+        Those before it have their answers in the prompt.
+        """
+        *before, question = document.questions[: self.num_questions]
+        read = document.tokens[: document.questions[0].start]
+        for earlier in before:
+            read = [*read, *self._reworded(earlier)[1], *earlier.answer_ids, *encode_within(self.tokenizer, ".")]
         if self.form == "pairs":
             asked, prompt = question.key, document.tokens[question.start : question.prompt_end]
         else:
-            asked, first_words = (text.format(key=question.key) for text in QUESTIONS[self.form])
-            prompt = encode_within(self.tokenizer, PROMPT.format(question=asked, beginning=first_words))
+            asked, prompt = self._reworded(question)
         return Example(
             name=name,
             prompt_ids=(*read, *prompt),
@@ -118,3 +130,8 @@ class _Maker:
             documents=(str(self.tokenizer.decode(read[len(self.beginning) :])),),
             begins=len(self.beginning),
         )
+
+    def _reworded(self, question: Question) -> tuple[str, list[int]]:
+        """Returns a question and its tokens with the beginning of the answer, by the task's template."""
+        asked, first_words = (text.format(key=question.key) for text in QUESTIONS[self.form])
+        return asked, encode_within(self.tokenizer, PROMPT.format(question=asked, beginning=first_words))

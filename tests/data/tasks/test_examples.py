@@ -80,6 +80,21 @@ def test_the_answer_of_a_recall_example_stands_in_its_document(kind: str, tokeni
             assert len(found.prompt_ids) <= 160
 
 
+def test_a_kind_with_several_questions_has_all_but_the_last_answered_in_the_prompt(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    task, question = recall_task("word-4-q3", tokenizer, prompt_tokens=200), "\nQuestion: What is the secret word for "
+    for found in (*task.train, *task.test):
+        read, *answered, asked = str(tokenizer.decode(found.prompt_ids)).split(question)
+        assert len(answered) == 2 and asked.startswith(f"{key_of(found)}?") and len(found.prompt_ids) == 200
+        for each in answered:
+            key, again, answer = re.fullmatch(r"(\w+)\?\nAnswer: The secret word for (\w+) is (\w+)\.", each).groups()  # type: ignore[union-attr]
+            assert key == again != key_of(found) and f"The secret word for {key} is {answer}." in read
+        assert len({text.partition("?")[0] for text in (*answered, asked)}) == 3
+    single = recall_task("word-4", tokenizer, prompt_tokens=200)
+    assert all(str(tokenizer.decode(found.prompt_ids)).count(question) == 1 for found in single.train)
+
+
 def test_a_distance_holds_in_every_split(tokenizer: PreTrainedTokenizerFast) -> None:
     task = recall_task("word-3-d40", tokenizer)
     for found in (*task.train, *task.test):
