@@ -98,7 +98,8 @@ def _second() -> Experiment:
         EvidenceRun(experiment="2", method="refine_memory", coefficient=1.0, reward="exact"),
     ]
     return Experiment(
-        "Does one method's curve of recall against next-token loss lie above another's, and why do methods with rollouts do worse than those without?",
+        "Does one method's curve of recall against next-token loss lie above another's, and why do methods with rollouts do "
+        "worse than those without?",
         "exact_recall",
         _seeds([*runs, *variance, *other], 3),
         [],
