@@ -19,13 +19,14 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.evidence import RESULTS, Experiment, contrasts_of, experiments, frontiers
+from benchmarks.evidence_posttrain import runs as post_runs
 from benchmarks.evidence_ttt import runs as rest_runs
 from benchmarks.static_figures import draw
 from refine_lab.experiments.evidence import BASE, ITEMS, KEYS, TABLE, VARIANTS, item_scores, questions_of, read_table
 from refine_lab.runs.durable import replace_bytes, replace_text
 from refine_lab.statistics.contrasts import compare_methods
 from refine_lab.validation import require
-from widgets.figures.series import KNOWN_METHODS
+from widgets.figures.series import method_styles
 from widgets.figures.trade_off import frontier_figure
 
 PAGE, FIGURE = "evidence.md", "frontier.png"
@@ -84,7 +85,7 @@ def page(out: Path) -> str:
     lines = [INTRODUCTION]
     for name, experiment in experiments().items():
         lines += _section(name, experiment, out)
-    lines += _remainders(out)
+    lines += [*_post_training(out), *_remainders(out)]
     return "\n".join(lines)
 
 
@@ -189,9 +190,44 @@ def _other_measures(out: Path, name: str) -> Iterator[str]:
     yield ""
 
 
+def _post_training(out: Path) -> Iterator[str]:
+    """Yields experiment 7: right answers after post-training, and the differences from nested SFT."""
+    table, registered = _table(out, "7"), post_runs()
+    table = table[table["task"] == registered[0].key[2]] if len(table) else table
+    yield from ("## Experiment 7, post-training", "")
+    yield from (
+        "Does the next-sequence loss help in post-training if earlier questions in the prompt have answers?",
+        "",
+    )
+    yield from (f"{len(table)} of {len(registered)} registered runs have finished.", "")
+    if not len(table):
+        return
+    scores = item_scores(out, "answers", "7")
+    yield "| method | seeds | right answers (%) | difference from nested SFT (points, over seeds and questions) |"
+    yield "|---|---|---|---|"
+    for method, own in table.groupby("method", sort=False):
+        recall, spread = own["exact_recall"].mean() * 100, own["exact_recall"].std() * 100
+        mean = f"{recall:.1f}" + (f" ± {spread:.1f}" if len(own) > 1 else "")
+        style = method_styles([str(method)])[str(method)]
+        yield f"| {style.label} | {len(own)} | {mean} | {_difference(scores, str(method), 'nested_sft', 100, 1)} |"
+    yield ""
+
+
+def _difference(scores: pd.DataFrame, method: str, against: str, scale: float, digits: int) -> str:
+    """Returns the difference of two methods with its interval, over the seeds that both have; a dash for fewer than two."""
+    seeds = [set(scores.loc[scores["method"] == name, "seed"]) for name in (method, against)]
+    if method == against or len(shared := seeds[0] & seeds[1]) < 2:
+        return "–"
+    pair = scores[scores["method"].isin([method, against]) & scores["seed"].isin(shared)]
+    (row,) = compare_methods(pair, [(method, against)]).to_dict("records")
+    value, low, high = (f"{row[name] * scale:+.{digits}f}" for name in ("difference", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
 def _remainders(out: Path) -> Iterator[str]:
     """Yields experiment 7: the changes of the loss on the remainder of documents, and their differences from SFT."""
     table, registered = _table(out, "7"), rest_runs()
+    table = table[table["task"].isin({run.task for run in registered})] if len(table) else table
     yield from (
         "## Experiment 7, test-time training",
         "",
@@ -213,17 +249,13 @@ def _remainders(out: Path) -> Iterator[str]:
 
 
 def _remainder(scores: pd.DataFrame, label: str) -> str:
-    """Returns the line of one method, learning rate and number of updates; a difference needs two seeds of both methods."""
+    """Returns the line of one method, learning rate and number of updates."""
     method, lr, steps = label.rsplit("_", 2)
-    sft = f"sft_{lr}_{steps}"
-    own, other = (scores[scores["method"] == name] for name in (label, sft))
-    shared, change, difference = set(own["seed"]) & set(other["seed"]), own.groupby("seed")["score"].mean(), "–"
-    if label != sft and len(shared) >= 2:
-        pair = scores[scores["method"].isin([label, sft]) & scores["seed"].isin(shared)]
-        (row,) = compare_methods(pair, [(label, sft)]).to_dict("records")
-        difference = f"{row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
+    change = scores[scores["method"] == label].groupby("seed")["score"].mean()
     spread = f" ± {change.std():.4f}" if len(change) > 1 else ""
-    name, numbers = KNOWN_METHODS[method].label, f"{lr.removeprefix('lr')}, {steps.removeprefix('steps')}"
+    numbers = f"{lr.removeprefix('lr')}, {steps.removeprefix('steps')}"
+    difference = _difference(scores, label, f"sft_{lr}_{steps}", 1, 4)
+    name = method_styles([method])[method].label
     return f"| {name} | {numbers} | {len(change)} | {change.mean():+.4f}{spread} | {difference} |"
 
 

@@ -1,0 +1,96 @@
+"""Post-trains on prompts in which earlier questions have answers, and counts right answers (experiment 7).
+
+    python -m benchmarks.evidence_posttrain --work DIR [--out docs/results] [--hours 1]
+
+In these prompts REFINE can be rewarded for recalling a fact, since most questions are followed by their answers. Runs are kept
+in DIR and continue from their checkpoints; rows that are in the tables are skipped. docs/log.md has the registration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.evidence import RESULTS
+from refine_lab.config import TrainConfig
+from refine_lab.experiments.configs import method_configs
+from refine_lab.experiments.evidence import record, recorded
+from refine_lab.experiments.posttrain import answer_test_prompts, task_runs
+from refine_lab.runs.environment import environment
+from refine_lab.runs.queue import require_finished, run_in_turn
+from refine_lab.training.loading import load_training_task
+
+KIND = "word-12-q6"
+"""Twelve facts, five answered questions, and the question that is asked."""
+METHODS = ("sft", "nested_sft", "nested_weighted", "nested_expected", "nested_refine", "nested_refine_memory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostRun:
+    """One row of experiment 7: a method of post-training and a seed."""
+
+    method: str
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Returns the values of `experiments.evidence.KEYS`."""
+        return ("7", "tiny-deltanet", f"post-training on {KIND} 512", self.method, "", str(self.seed))
+
+    @property
+    def config(self) -> TrainConfig:
+        """Returns the run's configuration: the recipe `posttrain` on prompts of `KIND`."""
+        (config,) = method_configs("posttrain", [self.seed], methods=[self.method], task=f"recall:{KIND}")
+        return config
+
+
+def runs() -> list[PostRun]:
+    """Returns the registered rows, seed by seed."""
+    return [PostRun(method=method, seed=seed) for seed in range(3) for method in METHODS]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of evidence.csv")
+    parser.add_argument("--hours", type=float, default=1.0, help="no run starts after this time")
+    chosen = parser.parse_args()
+    end = time.monotonic() + chosen.hours * 3600
+    missing = [run for run in runs() if not recorded(chosen.out, run.key)]
+    print(f"{len(missing)} rows are missing.")
+    for number, run in enumerate(missing):
+        if time.monotonic() > end:
+            print(f"{len(missing) - number} rows are left for another time.")
+            return
+        began, (answers, losses) = time.monotonic(), train_and_answer(run.config, chosen.work)
+        means = {"exact_recall": float(answers["exact_match"].mean()), "ntp_loss": losses}
+        facts = {"commit": str(environment().get("commit") or "")[:10], "seconds": round(time.monotonic() - began)}
+        record(chosen.out, run, means, {"answers": by_question(answers)}, **facts)
+        print(f"{run.method}, seed {run.seed}: {means['exact_recall']:.3f}, {facts['seconds']} s", flush=True)
+
+
+def train_and_answer(config: TrainConfig, work: Path) -> tuple[pd.DataFrame, float | None]:
+    """Trains a run, or continues it; returns its answers to the test questions, and the last next-token loss of the prompts.
+
+    SFT on the answers alone has no such loss. Raises RuntimeError for a run that fails.
+    """
+    task = load_training_task([config])
+    trained = task_runs([config], task, work)
+    run_in_turn(trained, detach=False)
+    require_finished(trained)
+    answers, metrics = answer_test_prompts(trained, task), trained[0].metrics()
+    loss = float(metrics["ntp_loss"].iloc[-1]) if "ntp_loss" in metrics else None
+    return answers[answers["method"] == config.method], loss
+
+
+def by_question(answers: pd.DataFrame) -> list[float]:
+    """Returns the mean `exact_match` of each distinct question, in alphabetical order."""
+    return answers.groupby("question")["exact_match"].mean().sort_index().tolist()
+
+
+if __name__ == "__main__":
+    main()
