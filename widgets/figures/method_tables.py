@@ -87,7 +87,7 @@ def _key_tokens(rows: pd.DataFrame) -> str:
         return ""
     return (
         f"LongPPL is the perplexity of {rows['key_tokens'].max():.0f} held-out key tokens. A token is a key token if "
-        f"the model before training assigns it a log-probability at least {THRESHOLD:g} nats higher given the whole prefix "
+        f"the model before training assigns it a log-probability higher by at least {THRESHOLD:g} nat given the whole prefix "
         f"than given only the most recent tokens (between w and 2 w - 1 of them). Here w is {WINDOW}, or the window of the "
         "model's attention if that is larger."
     )
@@ -141,7 +141,7 @@ def contrasts_table(
             ITEMS: row["items"],
             "over seeds and questions": _number(measure, row["difference"], (row["low"], row["high"]), signed=True),
             "over seeds": _number(measure, row["difference"], (row["seeds_low"], row["seeds_high"]), signed=True),
-            "p (Holm)": "–" if np.isnan(row["p_holm"]) else f"{row['p_holm']:.3f}",
+            "p (Holm)": _p_value(row["p_holm"]),
         }
         for row in found.to_dict("records")
     ]
@@ -149,6 +149,12 @@ def contrasts_table(
     single = "An interval needs at least two seeds." if found["seeds"].max() < 2 else ""
     notes = (single, few_items(int(found["items"].min())))
     return Table(pd.DataFrame(lines), caption, note=" ".join(filter(None, notes)))
+
+
+def _p_value(value: float) -> str:
+    if np.isnan(value):
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def samples_table(samples: pd.DataFrame) -> Table:
