@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -24,12 +24,15 @@ from refine_lab.experiments.evidence import (
     BASE,
     TABLE,
     EvidenceRun,
+    Row,
     item_scores,
     parameters_of,
     questions_of,
     read_table,
+    record,
     recorded,
 )
+from refine_lab.runs.environment import environment
 from refine_lab.statistics.contrasts import compare_methods
 from refine_lab.statistics.frontier import compare_frontiers
 from refine_lab.statistics.holm import holm
@@ -42,6 +45,9 @@ NOVELS = ROOT.parent / "shared" / "data" / "english_novels"
 """Text without planted facts; experiment 4 needs this folder."""
 MARGIN = {"exact_recall": 0.03, "ntp_loss": 0.005, "key_loss": 0.02}
 """Margins of equivalence, chosen before any run: a fraction of recall, and nats per token."""
+
+
+R = TypeVar("R", bound=Row)
 
 
 class Experiment(NamedTuple):
@@ -237,6 +243,28 @@ def execute(runs: Sequence[EvidenceRun], work: Path, out: Path, processes: int, 
             print(f"{len(grids) - start} runs are left for another time.")
             return
         sweep(NOTEBOOK, grids[start : start + processes], work, processes=processes)
+
+
+Measures = tuple[dict[str, Any], dict[str, list[float]]]
+"""The means of the table's columns, and the items of each measure."""
+
+
+def measure_in_turn(runs: Sequence[R], out: Path, hours: float, measure: Callable[[R], Measures | None]) -> None:
+    """Measures the runs that the table in `out` lacks, one after the other, and adds each row at once.
+
+    None starts after `hours`; one whose measures are None is left out.
+    """
+    end, missing = time.monotonic() + hours * 3600, [run for run in runs if not recorded(out, run.key)]
+    print(f"{len(missing)} rows are missing.")
+    for number, run in enumerate(missing):
+        if time.monotonic() > end:
+            print(f"{len(missing) - number} rows are left for another time.")
+            return
+        began, found = time.monotonic(), measure(run)
+        if found is not None:
+            commit, seconds = str(environment().get("commit") or "")[:10], round(time.monotonic() - began)
+            record(out, run, *found, commit=commit, seconds=seconds)
+            print(f"{' '.join(run.key)}: {found[0]}, {seconds} s", flush=True)
 
 
 def report(name: str, experiment: Experiment, out: Path) -> None:

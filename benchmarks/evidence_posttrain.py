@@ -9,18 +9,16 @@ in DIR and continue from their checkpoints; rows that are in the tables are skip
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.evidence import RESULTS
+from benchmarks.evidence import RESULTS, Measures, measure_in_turn
 from refine_lab.config import TrainConfig
 from refine_lab.experiments.configs import method_configs
-from refine_lab.experiments.evidence import record, recorded
 from refine_lab.experiments.posttrain import answer_test_prompts, task_runs
-from refine_lab.runs.environment import environment
 from refine_lab.runs.queue import require_finished, run_in_turn
 from refine_lab.training.loading import load_training_task
 
@@ -59,18 +57,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of evidence.csv")
     parser.add_argument("--hours", type=float, default=1.0, help="no run starts after this time")
     chosen = parser.parse_args()
-    end = time.monotonic() + chosen.hours * 3600
-    missing = [run for run in runs() if not recorded(chosen.out, run.key)]
-    print(f"{len(missing)} rows are missing.")
-    for number, run in enumerate(missing):
-        if time.monotonic() > end:
-            print(f"{len(missing) - number} rows are left for another time.")
-            return
-        began, (answers, losses) = time.monotonic(), train_and_answer(run.config, chosen.work)
-        means = {"exact_recall": float(answers["exact_match"].mean()), "ntp_loss": losses}
-        facts = {"commit": str(environment().get("commit") or "")[:10], "seconds": round(time.monotonic() - began)}
-        record(chosen.out, run, means, {"answers": by_question(answers)}, **facts)
-        print(f"{run.method}, seed {run.seed}: {means['exact_recall']:.3f}, {facts['seconds']} s", flush=True)
+    measure_in_turn(runs(), chosen.out, chosen.hours, partial(measure, work=chosen.work))
+
+
+def measure(run: PostRun, work: Path) -> Measures:
+    """Trains a run, and returns its share of right answers, the last next-token loss of the prompts, and its items."""
+    answers, loss = train_and_answer(run.config, work)
+    return {"exact_recall": float(answers["exact_match"].mean()), "ntp_loss": loss}, {"answers": by_question(answers)}
 
 
 def train_and_answer(config: TrainConfig, work: Path) -> tuple[pd.DataFrame, float | None]:

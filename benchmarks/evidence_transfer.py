@@ -9,18 +9,16 @@ and its row and items are added to the same tables. docs/log.md has the registra
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.evidence import RESULTS, experiments
+from benchmarks.evidence import RESULTS, Measures, experiments, measure_in_turn
 from refine_lab.data.batches import SequenceData
 from refine_lab.evaluation.config import EvaluationConfig
 from refine_lab.evaluation.run import evaluate
-from refine_lab.experiments.evidence import BASE, EvidenceRun, measure, record, recorded
+from refine_lab.experiments.evidence import BASE, EvidenceRun, measure
 from refine_lab.models import load_model
 from refine_lab.models.loading import manifest_of
-from refine_lab.runs.environment import environment
 from refine_lab.runs.run import Run, list_runs
 from refine_lab.statistics.scores import evaluation_scores
 from refine_lab.training.evaluation import recall_documents, recalled
@@ -39,23 +37,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of evidence.csv")
     parser.add_argument("--hours", type=float, default=1.0, help="no measurement starts after this time")
     chosen = parser.parse_args()
-    end = time.monotonic() + chosen.hours * 3600
     trained = [run for folder in sorted(chosen.work.glob("*/output")) for run in list_runs(folder)]
-    for run in experiments()["5"].runs:
-        if recorded(chosen.out, run.key):
-            continue
-        if time.monotonic() > end:
-            print(f"{run.label} with seed {run.seed} and those after it are left for another time.")
-            return
+
+    def measured(run: EvidenceRun) -> Measures | None:
         model = model_of(run, trained)
         if model is None:
             print(f"There is no finished run of {run.label} with seed {run.seed} in {chosen.work}.")
-            continue
-        began = time.monotonic()
-        means, items = transfer(run, model, chosen.work / "transfer" / "-".join([run.label, str(run.seed)]))
-        commit = str(environment().get("commit") or "")[:10]
-        record(chosen.out, run, means, items, commit=commit, seconds=round(time.monotonic() - began))
-        print(f"{run.label} s{run.seed}: {means}", flush=True)
+            return None
+        return transfer(run, model, chosen.work / "transfer" / "-".join([run.label, str(run.seed)]))
+
+    measure_in_turn(experiments()["5"].runs, chosen.out, chosen.hours, measured)
 
 
 def model_of(run: EvidenceRun, trained: list[Run]) -> str | None:
@@ -66,7 +57,7 @@ def model_of(run: EvidenceRun, trained: list[Run]) -> str | None:
     return next((str(each.path) for each in trained if each.state == "finished" and each.config == config), None)
 
 
-def transfer(run: EvidenceRun, model: str, folder: Path) -> tuple[dict[str, float], dict[str, list[float]]]:
+def transfer(run: EvidenceRun, model: str, folder: Path) -> Measures:
     """Measures a model: `experiments.evidence.measure` at the run's length, and the items of the other kinds of facts.
 
     The items are `recall word-4` (0 or 1 per document) and the scores of `NEEDLES` (0 to 1 per sample). `folder` keeps the

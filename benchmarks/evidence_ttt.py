@@ -10,24 +10,23 @@ docs/log.md has the registration.
 from __future__ import annotations
 
 import argparse
-import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from benchmarks.evidence import NOVELS, RESULTS
+from benchmarks.evidence import NOVELS, RESULTS, Measures, measure_in_turn
 from refine_lab.config import DataConfig
 from refine_lab.data.batches import SequenceData
 from refine_lab.experiments.configs import method_configs
-from refine_lab.experiments.evidence import record, recorded
 from refine_lab.models import load_model
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import manifest_of
-from refine_lab.runs.environment import environment
 from refine_lab.training.adaptation import Adapter, padded_batch, preserve_weights, read_prompt
 from refine_lab.training.held_out_rest import HeldOutRest, hold_out
 
@@ -36,7 +35,10 @@ MODEL, LENGTH, DOCUMENTS = "tiny-deltanet", 2_048, 32
 METHODS = ("sft", "weighted", "expected", "refine", "refine_memory")
 SETTINGS = ((1e-4, 4), (3e-4, 8))
 """Learning rate, and updates on each document."""
-TEXTS = {"python": ("python", "document"), "novels": (str(NOVELS), "packed")}
+TEXTS: Mapping[str, tuple[str, Literal["packed", "document"]]] = {
+    "python": ("python", "document"),
+    "novels": (str(NOVELS), "packed"),
+}
 """Source and form of the rows: the beginnings of Python files, and windows of novels, which are far longer than a row."""
 
 
@@ -85,20 +87,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of evidence.csv")
     parser.add_argument("--hours", type=float, default=1.0, help="no measurement starts after this time")
     chosen = parser.parse_args()
-    end = time.monotonic() + chosen.hours * 3600
-    missing = [run for run in runs() if not recorded(chosen.out, run.key)]
-    print(f"{len(missing)} rows are missing.")
-    for number, run in enumerate(missing):
-        if time.monotonic() > end:
-            print(f"{len(missing) - number} rows are left for another time.")
-            return
-        began = time.monotonic()
-        items = measure(run)
-        means = {"ntp_loss": sum(items["rest_loss"]) / DOCUMENTS}
-        facts = {"commit": str(environment().get("commit") or "")[:10], "seconds": round(time.monotonic() - began)}
-        record(chosen.out, run, means, items, **facts)
-        change = sum(items["rest_change"]) / DOCUMENTS
-        print(f"{run.task}, {run.label}, seed {run.seed}: {change:+.4f} nats, {facts['seconds']} s", flush=True)
+    measure_in_turn(runs(), chosen.out, chosen.hours, measures_of)
+
+
+def measures_of(run: RestRun) -> Measures:
+    """Returns the mean loss of the remainders after adaptation, and the items of `measure`."""
+    items = measure(run)
+    return {"ntp_loss": sum(items["rest_loss"]) / DOCUMENTS}, items
 
 
 def measure(run: RestRun, documents: int = DOCUMENTS, length: int = LENGTH) -> dict[str, list[float]]:

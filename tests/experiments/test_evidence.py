@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.evidence import Experiment, contrasts_of, experiments, frontiers
+from benchmarks.evidence import Experiment, contrasts_of, experiments, frontiers, measure_in_turn
 from refine_lab.experiments import evidence
 from refine_lab.experiments.evidence import (
     DOCUMENTS,
@@ -153,6 +153,21 @@ def test_processes_add_rows_at_the_same_time(tmp_path: Path) -> None:
     table, items = (read_table(tmp_path / name) for name in (evidence.TABLE, evidence.ITEMS))
     assert sorted(map(int, table["seed"])) == sorted(map(int, items["seed"])) == list(range(100))
     assert set(items["values"]) == {"1 2"}
+
+
+def test_rows_are_measured_once_and_those_without_measures_are_left_out(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def measures(run: EvidenceRun) -> tuple[dict[str, float], dict[str, list[float]]] | None:
+        asked.append(run.seed)
+        return None if run.seed == 1 else ({"ntp_loss": 2.0 + run.seed}, {"ntp_loss": [2.0]})
+
+    found = [EvidenceRun(seed=seed) for seed in range(3)]
+    measure_in_turn(found, tmp_path, 1.0, measures)
+    measure_in_turn(found, tmp_path, 1.0, measures)
+    assert asked == [0, 1, 2, 1] and read_table(tmp_path / evidence.TABLE)["ntp_loss"].tolist() == ["2", "4"]
+    measure_in_turn([EvidenceRun(seed=9)], tmp_path, -1.0, measures)
+    assert asked == [0, 1, 2, 1], "nothing starts after its time"
 
 
 def test_every_registered_run_is_distinct_and_every_contrast_has_its_runs() -> None:
