@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.evidence import RESULTS, Experiment, contrasts_of, experiments, frontiers
+from benchmarks.evidence_posttrain import questions_asked
 from benchmarks.evidence_posttrain import runs as post_runs
 from benchmarks.evidence_ttt import runs as rest_runs
 from benchmarks.static_figures import draw
@@ -55,10 +56,11 @@ UNITS["ntp_loss"] = ("nats of next-token loss", 1, 4)
 INTRODUCTION = """# The registered experiments
 
 This page is generated from `evidence.csv` and `evidence_items.csv` by `python -m benchmarks.evidence_page`. The questions,
-measures, budgets and margins were [registered](../log.md) before any run, except that experiment 5 and the rule for items were
-registered when eight runs had finished. ± is the standard deviation over seeds. Intervals are 95 % intervals over seeds and
-items; documents that ask about the same key are one item. The intervals are interim as long as registered runs are missing. The
-p-values are Holm-corrected over the registered contrasts of each measure.
+measures, budgets and margins were [registered](../log.md) before any run, except that experiment 5 and the rule for items
+were registered when eight runs had finished, and experiment 7 when 29 had. ± is the standard deviation over seeds.
+Intervals are 95 % intervals over seeds and items; documents that ask about the same key are one item. The intervals are
+interim as long as registered runs are missing. The p-values are Holm-corrected over the registered contrasts of each
+measure; experiment 7 has intervals alone.
 
 *By memory* means: at positions whose next tokens are much more likely given the whole prefix than given the last tokens alone.
 [method.md](../method.md#methods-that-can-be-compared) defines the methods.
@@ -203,6 +205,7 @@ def _post_training(out: Path) -> Iterator[str]:
     if not len(table):
         return
     scores = item_scores(out, "answers", "7")
+    scores = scores.assign(item=scores["item"].map(dict(enumerate(questions_asked()))))
     yield "| method | seeds | right answers (%) | difference from nested SFT (points, over seeds and questions) |"
     yield "|---|---|---|---|"
     for method, own in table.groupby("method", sort=False):

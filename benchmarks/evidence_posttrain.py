@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
@@ -63,11 +63,13 @@ def main() -> None:
 def measure(run: PostRun, work: Path) -> Measures:
     """Trains a run, and returns its share of right answers, the last next-token loss of the prompts, and its items."""
     answers, loss = train_and_answer(run.config, work)
-    return {"exact_recall": float(answers["exact_match"].mean()), "ntp_loss": loss}, {"answers": by_question(answers)}
+    return {"exact_recall": float(answers["exact_match"].mean()), "ntp_loss": loss}, {
+        "answers": answers["exact_match"].tolist()
+    }
 
 
 def train_and_answer(config: TrainConfig, work: Path) -> tuple[pd.DataFrame, float | None]:
-    """Trains a run, or continues it; returns its answers to the test questions, and the last next-token loss of the prompts.
+    """Trains a run, or continues it; returns its answers in the order of the test prompts, and the last loss of the prompts.
 
     SFT on the answers alone has no such loss. Raises RuntimeError for a run that fails.
     """
@@ -77,12 +79,14 @@ def train_and_answer(config: TrainConfig, work: Path) -> tuple[pd.DataFrame, flo
     require_finished(trained)
     answers, metrics = answer_test_prompts(trained, task), trained[0].metrics()
     loss = float(metrics["ntp_loss"].iloc[-1]) if "ntp_loss" in metrics else None
-    return answers[answers["method"] == config.method], loss
+    own = answers[answers["method"] == config.method].set_index("name")
+    return own.loc[[example.name for example in task.test]], loss
 
 
-def by_question(answers: pd.DataFrame) -> list[float]:
-    """Returns the mean `exact_match` of each distinct question, in alphabetical order."""
-    return answers.groupby("question")["exact_match"].mean().sort_index().tolist()
+@cache
+def questions_asked() -> list[str]:
+    """Returns the question of each test prompt, which are the items: prompts with the same question are one item."""
+    return [example.question for example in load_training_task([runs()[0].config]).test]
 
 
 if __name__ == "__main__":

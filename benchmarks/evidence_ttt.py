@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -100,7 +101,8 @@ def measure(run: RestRun, documents: int = DOCUMENTS, length: int = LENGTH) -> d
     """Returns the mean loss of each document's remainder after adaptation, and its change by adaptation, in nats.
 
     With `reset` "never" the weights and the moments of the optimizer carry over from document to document; the loss before
-    is that of the original weights in both cases. Every method sees the same documents in the same order.
+    is that of the original weights in both cases. Every method sees the same documents in the same order, which differs by
+    seed; the items are in the documents' own order.
     """
     policy, tokenizer = load_model(MODEL)
     source, form = TEXTS[run.text]
@@ -109,18 +111,17 @@ def measure(run: RestRun, documents: int = DOCUMENTS, length: int = LENGTH) -> d
     )
     rows = SequenceData(data, tokenizer, 0, "validation", manifest_of(MODEL)).validation().tokens
     (config,) = method_configs("per_prompt", [run.seed], methods=[run.method], lr=run.lr, steps=run.steps)
-    held, found = hold_out(length, 0.5), {"rest_loss": [], "rest_change": []}
+    held = hold_out(length, 0.5)
     before = [_rest_loss(policy, row, held) for row in rows]
-    adapter = Adapter(policy, config.ttt)
-    for number, row in enumerate(rows):
+    adapter, after = Adapter(policy, config.ttt), [0.0] * documents
+    for number in np.random.default_rng(run.seed).permutation(documents).tolist():
+        row = rows[number]
         adapter = adapter if run.reset == "never" else Adapter(policy, config.ttt)
         with nullcontext() if run.reset == "never" else preserve_weights(policy, config.ttt.parameters):
             for _ in adapter.adapt(padded_batch(policy, [row[: held.first]], (number,))):
                 pass
-            loss = _rest_loss(policy, row, held)
-        found["rest_loss"].append(loss)
-        found["rest_change"].append(loss - before[number])
-    return found
+            after[number] = _rest_loss(policy, row, held)
+    return {"rest_loss": after, "rest_change": [loss - old for loss, old in zip(after, before, strict=True)]}
 
 
 @torch.no_grad()

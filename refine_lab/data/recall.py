@@ -145,7 +145,7 @@ def make_document(
     writer = _Writer(tokenizer, generator, split, beginning)
     if chosen.form == "pairs":
         return writer.pairs(name=kind, length=length)
-    count = num_questions or (chosen.questions if split == "train" else 1)
+    count = (chosen.questions if split == "train" else 1) if num_questions is None else num_questions
     facts, questions = writer.facts(chosen.form, chosen.facts, count)
     ending = sum(len(prompt) + len(answer) + len(writer.stop) for _, prompt, answer in questions)
     room = length - len(beginning) - sum(map(len, facts)) - ending

@@ -91,7 +91,8 @@ def changes_of(method: str) -> Mapping[str, Any] | None:
 def applicable(refine: RefineConfig | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns those of an experiment's settings that apply to one of its methods, whose recipe has the settings `refine`.
 
-    A reward applies to rollouts and, if it has a formula, to `expected`. The weight of a loss that replaces the
+    A reward applies to rollouts and, if it has a formula, to `expected`; settings of sampled tokens apply to rollouts alone.
+    The weight of a loss that replaces the
     next-token loss stays 1. A selection other than the method's own has the temperature and margin of REFINE. A single
     rollout from each position is compared with those from the other positions.
     """
@@ -102,6 +103,11 @@ def applicable(refine: RefineConfig | None, settings: Mapping[str, Any]) -> dict
         found.pop("reward", None)
     if not refine.ntp_coef:
         found.pop("nsp_coef", None)
+    if not refine.rolls_out:
+        for name in ("temperature", "kl_coef", "entropy_coef", "placebo"):
+            found.pop(name, None)
+    if not refine.has_places:
+        found.pop("prefix_gradient", None)
     if found.get("group_size") == 1 and refine.group_by == "prefix":
         found.setdefault("group_by", "sequence")
     if refine.selection == "memory" != found.get("selection", "memory"):

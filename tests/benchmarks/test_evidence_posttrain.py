@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
 from benchmarks.evidence_page import page
-from benchmarks.evidence_posttrain import KIND, METHODS, PostRun, by_question, runs
+from benchmarks.evidence_posttrain import KIND, METHODS, PostRun, questions_asked, runs
 from refine_lab.experiments.evidence import record
 
 
@@ -17,15 +15,15 @@ def test_every_registered_run_is_the_recipe_with_other_prompts():
         assert (run.config.recipe, run.config.steps) == ("posttrain", 25)
 
 
-def test_questions_are_the_items():
-    answers = pd.DataFrame({"question": ["b?", "a?", "b?"], "exact_match": [1.0, 0.0, 0.0]})
-    assert by_question(answers) == [0.0, 0.5]
+def test_prompts_with_the_same_question_are_one_item():
+    asked = questions_asked()
+    assert len(asked) == 200 > len(set(asked)) > 30
 
 
 def test_the_page_has_right_answers_and_differences(tmp_path):
     for seed in (0, 1):
         for method, right in (("nested_sft", 0.5), ("nested_expected", 0.75)):
-            items = {"answers": [right, right + 0.1 * seed, right - 0.1, right + 0.1]}
+            items = {"answers": [float(number < 200 * right + 5 * seed) for number in range(200)]}
             record(tmp_path, PostRun(method=method, seed=seed), {"exact_recall": right}, items, commit="abc", seconds=1)
     lines = page(tmp_path).splitlines()
     assert "4 of 18 registered runs have finished." in lines and "0 of 120 registered rows have been measured." in lines

@@ -37,7 +37,8 @@ def recall_splits(
     """Makes train, validation and test documents of a kind, with prompts of `prompt_tokens` tokens (`pairs`: at most).
 
     Train uses the training keys and text, the other two the held-out ones: validation asks about roughly a third of the
-    held-out keys, in documents from the first half of the text, and test about the others, from the second half.
+    held-out keys, in documents from the first half of the text, and test about the others, from the second half. If the
+    kind gives a number of questions (`-qM`), the others are answered in the prompt, and may have any key of the split.
 
     Raises ValueError for an unknown kind, and if the prompt is too short or the text too short for
     the facts.
