@@ -151,9 +151,9 @@ def measures(
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """Returns the measures of a model, and a row for each question of `documents`: `name`, `question`, `exact_recall`.
 
-    `settings` as in `held_out_measures`, without those of recall.
+    `settings` as in `held_out_measures`.
     """
-    measured, questions = evaluation.held_out_measures(policy, held_out, kinds=(), **settings), []
+    measured, questions = evaluation.held_out_measures(policy, held_out, **settings), []
     for kind, asked in documents.items():
         pairs = list(zip(asked, evaluation.recalled(policy, asked), strict=True))
         found = [

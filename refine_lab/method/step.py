@@ -207,7 +207,8 @@ def _loss(
     """Returns a micro-batch's share of its update's loss; follows a `plan`, or samples new rollouts or positions."""
     policy, refine = train_state.policy, train_state.config.refine
     with train_state.autocast():
-        trace, stats = _read(policy, micro, refine, planned=plan is not None)
+        states = refine is not None and refine.needs_states
+        trace, stats = _read(policy, micro, refine, states=states, planned=plan is not None)
         ntp = ntp_loss(stats.logprobs, micro.lengths, mini.num_targets)
         correct = mask_last(stats.is_top1, micro.lengths).sum()
         metrics = {"ntp_loss": ntp.detach(), "ntp_accuracy": correct / mini.num_targets}
@@ -235,10 +236,10 @@ def _loss(
 
 
 def _read(
-    policy: FastWeightLM, micro: Batch, refine: RefineConfig | None, *, planned: bool
+    policy: FastWeightLM, micro: Batch, refine: RefineConfig | None, *, states: bool, planned: bool
 ) -> tuple[Trace, TokenStats]:
-    """Reads a micro-batch with what the method needs: states for rollouts, entropies for a selection that uses them."""
-    with nullcontext() if refine is not None and refine.needs_states else hidden_states_only():
+    """Reads a micro-batch, with states if they are needed, and entropies for a selection that uses them."""
+    with nullcontext() if states else hidden_states_only():
         trace = policy.read(micro.tokens, micro.lengths)
     entropy = refine is not None and not planned and _needs_entropies(refine)
     return trace, next_token_stats(policy, trace, micro, entropy=entropy)
@@ -298,7 +299,7 @@ def _planned(train_state: TrainState, micro: Batch, draws: Draws) -> Plan:
     policy, refine = train_state.policy, train_state.config.refine
     assert refine is not None
     with train_state.autocast():
-        trace, stats = _read(policy, micro, refine, planned=False)
+        trace, stats = _read(policy, micro, refine, states=refine.rolls_out, planned=False)
         if not torch.isfinite(ntp_loss(stats.logprobs, micro.lengths, micro.num_targets)):
             raise NotFinite
         total = float(mask_last(stats.entropies, micro.lengths).sum()) if _needs_entropies(refine) else None

@@ -61,7 +61,7 @@ def compared(recipe: str, phase: Phase, methods: Sequence[str] | None = None, *,
     Raises ConfigError if no method is left.
     """
     found = [name for name in methods or COMPARED.get(recipe, METHODS[phase]) if sft or name != "sft"]
-    require(len(found) > 0, "methods", list(methods or ()), "another than sft if sft is false")
+    require(len(found) > 0, "methods", list(methods or ()), "at least one method other than sft if sft is false")
     return found
 
 
@@ -91,10 +91,9 @@ def changes_of(method: str) -> Mapping[str, Any] | None:
 def applicable(refine: RefineConfig | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns those of an experiment's settings that apply to one of its methods, whose recipe has the settings `refine`.
 
-    A reward applies to rollouts and, if it has a formula, to `expected`; settings of sampled tokens apply to rollouts alone.
-    The weight of a loss that replaces the
-    next-token loss stays 1. A selection other than the method's own has the temperature and margin of REFINE. A single
-    rollout from each position is compared with those from the other positions.
+    A reward applies to rollouts and, if it has a formula, to `expected`; settings of sampled tokens apply to rollouts
+    alone. The weight of a loss that replaces the next-token loss stays 1. A selection other than the method's own has the
+    temperature and margin of REFINE. A single rollout from each position is compared with those from the other positions.
     """
     found = dict(settings)
     if refine is None:

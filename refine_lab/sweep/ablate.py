@@ -100,7 +100,7 @@ def midtrain_rows(chosen: Mapping[str, Ablation], scale: Scale, result: Sweep) -
     """Returns a row per ablation, setting and seed with the measures of its finished run on the same held-out data.
 
     Columns: `ablation`, `method` (`refine: SETTING`, and `sft` and `base` in every ablation), `setting`, `default`
-    (whether it is the recipe's), `seed`, the measures of `held_out_measures`, and `reward_mean` and `reward_std` of the
+    (whether it is the recipe's), `seed`, the measures of `held_out_rows`, and `reward_mean` and `reward_std` of the
     last batches. Each run is evaluated once, and its measures are stored in its directory.
     """
     finished = {cell.name: [run for run in cell.runs if run.state == "finished"] for cell in result.cells}

@@ -166,12 +166,9 @@ def held_out_measures(
     *,
     num_chunks: int = 8,
     rollout_length: int = 5,
-    kinds: Sequence[str] = RECALL_KINDS,
-    documents: int = 50,
-    document_tokens: int = 512,
     key_tokens: Bool[Tensor, "B S"] | None = None,
 ) -> dict[str, float]:
-    """Returns all measures: next token, rewards at fixed targets, and `exact recall KIND at LENGTH` of each kind.
+    """Returns the measures of held-out rows: next token, and rewards at fixed targets.
 
     The rewards are omitted if the held-out rows are too short for a rollout from each of `num_chunks` chunks, and
     LongPPL if no held-out token is a key token (see `next_token`).
@@ -180,9 +177,6 @@ def held_out_measures(
     measured = next_token(policy, validation, key_tokens=key_tokens)
     if fixed_targets(num_chunks, rollout_length).fits(int(validation.lengths.min())):
         measured |= rewards_at_fixed_targets(policy, validation, num_chunks, rollout_length)
-    for kind in kinds:
-        asked = recall_documents(kind, documents, document_tokens, held_out)
-        measured[f"exact recall {kind} at {document_tokens}"] = exact_recall(policy, asked)
     return measured
 
 
