@@ -277,3 +277,24 @@ def encode_within(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     before, joined = (tokenizer.encode(part, add_special_tokens=False) for part in (ANCHOR, ANCHOR + text))
     kept = joined[: len(before)] == before
     return joined[len(before) :] if kept else tokenizer.encode(text, add_special_tokens=False)
+
+
+def value_span(tokenizer: PreTrainedTokenizerBase, document: RecallDocument, question: Question) -> tuple[int, int]:
+    """Returns the first index of the asked fact's value in a `word` or `number` document, and the index after its last.
+
+    Raises ValueError if the fact does not stand before the question.
+    """
+    value = str(tokenizer.decode(question.answer_ids))
+    for fact, _ in TEMPLATES.values():
+        sentence = encode_within(tokenizer, "\n" + fact.format(key=question.key, value=value) + "\n")
+        inside = _last_index(sentence, question.answer_ids)
+        start = _last_index(document.tokens[: question.start], sentence)
+        if inside >= 0 and start >= 0:
+            return start + inside, start + inside + len(question.answer_ids)
+    raise ConfigError("the asked key", question.key, "that of a fact in the document, a sentence of its own")
+
+
+def _last_index(tokens: list[int], part: list[int]) -> int:
+    """Returns the last index at which `part` stands in `tokens`; -1 if it does not."""
+    starts = range(len(tokens) - len(part), -1, -1)
+    return next((start for start in starts if tokens[start : start + len(part)] == part), -1)

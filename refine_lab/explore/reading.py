@@ -55,13 +55,21 @@ def read_document(
     """
     batch = padded_batch(policy, [token_ids])
     trace = policy.read(batch.tokens, batch.lengths)
-    count = min(alternatives, policy.head.out_features)
-    pairs = zip(trace.hidden_states[0, :-1].split(HEAD_ROWS), batch.tokens[0, 1:].split(HEAD_ROWS), strict=True)
+    return statistics_of(policy, trace, token_ids, alternatives=alternatives), trace
+
+
+@torch.no_grad()
+def statistics_of(
+    policy: FastWeightLM, trace: Trace, token_ids: Int[Tensor, "T"], *, alternatives: int = ALTERNATIVES
+) -> DocumentReading:
+    """Returns the statistics of each token of a document from its trace, one row."""
+    count, tokens = min(alternatives, policy.head.out_features), token_ids.to(policy.device)
+    pairs = zip(trace.hidden_states[0, :-1].split(HEAD_ROWS), tokens[1:].split(HEAD_ROWS), strict=True)
     parts = [_statistics(policy.head(hidden), following, count) for hidden, following in pairs]
     entropies, logprobs, ranks, best, probabilities = (
         torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
     )
-    reading = DocumentReading(
+    return DocumentReading(
         token_ids=token_ids.cpu().numpy().astype(np.int32),
         entropies=np.insert(entropies, 0, np.nan),
         logprobs=np.insert(logprobs, 0, np.nan),
@@ -69,7 +77,6 @@ def read_document(
         alternatives=np.insert(best, 0, 0, axis=0),
         probabilities=np.insert(probabilities, 0, np.nan, axis=0),
     )
-    return reading, trace
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,15 @@ from jaxtyping import Float, Int
 
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tokenizer import beginning
-from refine_lab.explore.reading import DocumentReading, long_short, read_document
+from refine_lab.explore.attribution import Cell, WriteAttribution, write_attribution
+from refine_lab.explore.erasing import Erasure, predict
+from refine_lab.explore.erasing import erase as erase_writes
+from refine_lab.explore.lens import LayerLens, layer_lens
+from refine_lab.explore.reading import DocumentReading, long_short, read_document, statistics_of
 from refine_lab.explore.rollouts import PrefixRollouts, rollouts_at
 from refine_lab.explore.states import StateSummary, summarise, written
+from refine_lab.explore.targets import Target
+from refine_lab.explore.transplant import Counterfactual, counterfactual
 from refine_lab.models import FastWeightLM, Trace, load_model
 from refine_lab.models.hub import own_folder, resolve
 from refine_lab.training.adaptation import Adapter, fewer_chunks, padded_batch, preserve_weights
@@ -114,16 +121,85 @@ class Session:
         return self._compared(model, token_ids).reading
 
     def rollouts(
-        self, model: str, token_ids: TokenIds, positions: Sequence[int], *, version: str | None = None, **settings: Any
+        self,
+        model: str,
+        token_ids: TokenIds,
+        positions: Sequence[int],
+        *,
+        version: str | None = None,
+        erased: Sequence[int] = (),
+        cells: Sequence[Cell] | None = None,
+        **settings: Any,
     ) -> list[PrefixRollouts]:
         """Makes rollouts from positions of the document (see `rollouts_at`), without reading it again.
+
+        `erased` and `cells`: as in `erase`; the rollouts are those of the model without these writes.
 
         Raises ValueError if the weights are no longer those of the reading's `version`.
         """
         if version is not None and version != self._held(model).version:
             raise ValueError("the weights have changed since this document was read: read it again")
-        known = self._read(model, token_ids)
+        known = self._read(model, token_ids, tuple(erased), cells)
         return rollouts_at(self._held(model).policy, known.reading, known.trace, positions, **settings)
+
+    # -- what the memory holds ---------------------------------------------------------------------------------------------
+
+    def attribute(self, model: str, token_ids: TokenIds, target: Target) -> WriteAttribution:
+        """Returns the effect of every write on the target (see `attribution.write_attribution`)."""
+        return write_attribution(self._held(model).policy, torch.from_numpy(token_ids).long(), target)
+
+    def erase(
+        self,
+        model: str,
+        token_ids: TokenIds,
+        erased: Sequence[int],
+        target: Target,
+        cells: Sequence[Cell] | None = None,
+        answer_tokens: int = 8,
+    ) -> Erasure:
+        """Returns the predictions with and without the writes of the `erased` tokens, in all heads or the given ones."""
+        policy, intact = self._held(model).policy, self._read(model, token_ids)
+        without = self._read(model, token_ids, tuple(erased), cells)
+        return Erasure(
+            erased=tuple(erased),
+            cells=None if cells is None else tuple(cells),
+            before=predict(policy, intact.trace, target, answer_tokens),
+            after=predict(policy, without.trace, target, answer_tokens),
+            losses_before=intact.reading.losses,
+            losses_after=without.reading.losses,
+        )
+
+    def lens(self, model: str, token_ids: TokenIds, position: int, token: int | None = None) -> LayerLens:
+        """Returns the prediction after each layer at a position (see `lens.layer_lens`)."""
+        policy, known = self._held(model).policy, self._read(model, token_ids)
+        return layer_lens(policy, known.trace, torch.from_numpy(token_ids).long(), position, token)
+
+    def counterfactual(
+        self,
+        model: str,
+        token_ids: TokenIds,
+        changed: TokenIds,
+        question: Sequence[int],
+        answers: tuple[Sequence[int], Sequence[int]],
+    ) -> Counterfactual:
+        """Returns which heads carry what two versions of a document differ in (see `transplant.counterfactual`)."""
+        return counterfactual(self._held(model).policy, token_ids.tolist(), changed.tolist(), question, answers)
+
+    def save_state(
+        self,
+        model: str,
+        token_ids: TokenIds,
+        position: int,
+        path: str,
+        erased: Sequence[int] = (),
+        cells: Sequence[Cell] | None = None,
+    ) -> str:
+        """Writes the state after a token, without the writes of the `erased` tokens, for `State.load`; returns the path."""
+        require(0 <= position < len(token_ids), "position", position, f"from 0 to {len(token_ids) - 1}")
+        require(not Path(path).exists(), "the file of a state", path, "the path of a file that does not exist yet")
+        known = self._read(model, token_ids, tuple(erased), cells)
+        known.trace.state_at(torch.tensor([[position]], device=self._held(model).policy.device)).save(path)
+        return path
 
     def states(self, model: str, token_ids: TokenIds, positions: Sequence[int]) -> StateSummary:
         """Summarises the fast weights at increasing positions of the document (see `states.summarise`)."""
@@ -221,12 +297,23 @@ class Session:
             del self._models[model]
             self._forget(model)
 
-    def _read(self, model: str, token_ids: TokenIds) -> CachedDocument:
-        key = model, hashlib.blake2b(np.ascontiguousarray(token_ids, dtype=np.int32).tobytes()).hexdigest()
+    def _read(
+        self, model: str, token_ids: TokenIds, erased: tuple[int, ...] = (), cells: Sequence[Cell] | None = None
+    ) -> CachedDocument:
+        """Returns a document, read once; without the writes of the `erased` tokens, only what follows them is read again."""
+        digest = hashlib.blake2b(np.ascontiguousarray(token_ids, dtype=np.int32).tobytes()).hexdigest()
+        if erased:
+            digest += f" without {sorted(set(erased))} in {'all heads' if cells is None else sorted(set(cells))}"
+        key = model, digest
         if key not in self._documents:
-            held = self._held(model)
-            with written(held.policy) as writes:
-                reading, trace = read_document(held.policy, torch.from_numpy(token_ids).long())
+            held, ids = self._held(model), torch.from_numpy(token_ids).long()
+            if erased:
+                intact = self._read(model, token_ids)
+                trace = erase_writes(held.policy, intact.trace, ids, erased, cells)
+                reading, writes = statistics_of(held.policy, trace, ids), intact.writes
+            else:
+                with written(held.policy) as writes:
+                    reading, trace = read_document(held.policy, ids)
             self._documents[key] = CachedDocument(replace(reading, version=held.version), trace, writes)
             while len(self._documents) > DOCUMENTS:
                 self._documents.popitem(last=False)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from refine_lab.models import FastWeightLM, Trace
@@ -40,15 +39,27 @@ class StateSummary:
 @contextmanager
 def written(policy: FastWeightLM) -> Iterator[dict[int, Float[Tensor, "T H"]]]:
     """Records write strengths while the policy reads one row: layer number -> strengths, for layers that have them."""
-    found: dict[int, Tensor] = {}
-    writers = [module for module in policy.modules() if hasattr(module, "write_strengths")]
+    with recorded(policy, "write_strengths") as found:
+        yield found
 
-    def record(module: nn.Module, arguments: tuple[Any, ...], number: int) -> None:
-        found[number] = module.write_strengths(arguments[0])[0].detach().float().cpu()  # type: ignore[operator]
+
+@contextmanager
+def recorded(policy: FastWeightLM, method: str) -> Iterator[dict[int, Float[Tensor, "T H"]]]:
+    """Records what a method of the memory layers returns for their inputs while the policy reads one row.
+
+    `method` is `write_strengths` or `log_gate`. Layers that lack it, or for which it returns None, are left out.
+    """
+    found: dict[int, Tensor] = {}
+
+    def record(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        values = getattr(module, method)(arguments[0] if arguments else named["hidden_states"])
+        if values is not None:
+            found[module.layer_idx] = values[0].detach().float().cpu()
 
     with ExitStack() as hooks:
-        for number, module in enumerate(writers):
-            hooks.enter_context(module.register_forward_pre_hook(partial(record, number=number)))
+        for module in policy.modules():
+            if hasattr(module, method):
+                hooks.enter_context(module.register_forward_pre_hook(record, with_kwargs=True))
         yield found
 
 
@@ -73,7 +84,7 @@ def summarise(
                 found[int(layer), name] = of_row.float()
     require(bool(found), "the model's state", sorted({k.partition(".")[2] for k in state.tensors}), "one with matrices")
     keys = sorted(found)
-    norms, ranks, changes = map(_stacked, zip(*(_statistics(found[key]) for key in keys), strict=True))
+    norms, ranks, changes = map(stacked, zip(*(_statistics(found[key]) for key in keys), strict=True))
     return StateSummary(
         positions=np.array(positions),
         layers=tuple(layer for layer, _ in keys),
@@ -81,7 +92,7 @@ def summarise(
         norms=norms,
         effective_ranks=ranks,
         changes=changes,
-        write_strengths=_stacked([writes[number].T for number in sorted(writes)]),
+        write_strengths=stacked([writes[number].T for number in sorted(writes)]),
         write_layers=tuple(sorted(writes)),
     )
 
@@ -97,7 +108,7 @@ def _statistics(states: Float[Tensor, "P H a b"]) -> tuple[Tensor, Tensor, Tenso
     return norms.T.cpu(), ranks.T.cpu(), changes.T.cpu()
 
 
-def _stacked(parts: Sequence[Float[Tensor, "_ _2"]]) -> Float[np.ndarray, "M H P"]:
+def stacked(parts: Sequence[Float[Tensor, "_ _2"]]) -> Float[np.ndarray, "M H P"]:
     """Stacks matrices with different numbers of heads into one array, padded with NaN."""
     if not parts:
         return np.zeros((0, 0, 0), np.float32)

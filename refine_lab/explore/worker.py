@@ -22,7 +22,10 @@ from multiprocessing.connection import Connection
 from types import GeneratorType
 from typing import Any
 
-METHODS = ("open", "read", "rollouts", "answer", "adapt", "reset", "as_loaded", "fingerprint", "forget", "states")
+METHODS = (
+    *("open", "read", "rollouts", "answer", "adapt", "reset", "as_loaded", "fingerprint", "forget", "states"),
+    *("attribute", "erase", "lens", "counterfactual", "save_state"),
+)
 
 
 def send(connection: Connection, message: tuple[Any, ...]) -> None:

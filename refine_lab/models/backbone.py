@@ -14,6 +14,7 @@ from refine_lab.models.base import FastWeightLM
 from refine_lab.models.head import Head
 from refine_lab.models.inputs import read_inputs
 from refine_lab.models.state import Layer, State, Trace
+from refine_lab.models.writes import MemoryPart
 from refine_lab.ops.precision import gated_product
 
 
@@ -36,10 +37,11 @@ class GatedMLP(nn.Module):
 class Block(nn.Module):
     """A layer with memory and a SwiGLU, each with a pre-norm and a residual connection."""
 
-    def __init__(self, config: Any, attention: type[nn.Module]) -> None:
+    def __init__(self, config: Any, attention: Any, number: int) -> None:
         super().__init__()
         self.attn_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.attn = attention(config)
+        self.attn.layer_idx = number  # as in flash-linear-attention and transformers
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = GatedMLP(config)
 
@@ -61,7 +63,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config, self.state_names = config, attention.STATE
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList([Block(config, attention) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([Block(config, attention, number) for number in range(config.num_hidden_layers)])
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -123,6 +125,11 @@ class BackboneLM(FastWeightLM):
         self.model = self.backbone(config, self.attention)
         self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @property
+    def memory_parts(self) -> tuple[MemoryPart, ...]:
+        layers = ((number, layer.attn.memory) for number, layer in enumerate(self.model.layers))
+        return tuple(MemoryPart(number, name, heads) for number, memory in layers for name, heads in memory.items())
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +18,7 @@ from refine_lab.models.activation_checkpointing import checkpoint_activations, r
 from refine_lab.models.head import Head, WrappedHead
 from refine_lab.models.inputs import read_inputs
 from refine_lab.models.state import State, Trace
+from refine_lab.models.writes import MemoryPart
 from refine_lab.ops.delta_rule import CHUNK_SIZE
 from refine_lab.ops.fla_delta_rule import SEGMENT_SIZE
 from refine_lab.validation import ConfigError, require
@@ -40,6 +41,9 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
 
     FAST_WEIGHTS: ClassVar[tuple[str, ...]] = ("recurrent_state",)
     """Names of the state tensors that are fast weights, one matrix per head."""
+
+    STATE_PARTS: ClassVar[Mapping[str, tuple[str, int]]] = {"recurrent_state": ("recurrent_state", 1)}
+    """Name of a state tensor -> the part of the memory that it belongs to (see `models.writes`), and its axis of heads."""
 
     _is_stateful = True  # a state cannot be cut back to fewer tokens: no assisted generation
     _input_embed_layer = "embeddings"
@@ -104,6 +108,15 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
     def attention_window(cls, config: Any) -> int:
         """Returns how many of the last tokens windowed attention reads under a configuration; 0 for models without one."""
         return 0
+
+    @property
+    def memory_parts(self) -> tuple[MemoryPart, ...]:
+        """Returns the parts of the memory whose writes `models.writes.scaled_writes` can scale, in the order of the layers.
+
+        Raises ValueError for a family whose kernels take no factor for each write.
+        """
+        allowed = "DeltaNet, GatedDeltaNet, LaCT or a hybrid of transformers, whose writes can be scaled token by token"
+        raise ConfigError("the model's family", self.config.model_type, allowed)
 
     @property
     def head(self) -> Head | WrappedHead:

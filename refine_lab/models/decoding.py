@@ -7,11 +7,12 @@ from itertools import islice
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from refine_lab.data.batches import padded
 from refine_lab.models.base import FastWeightLM
+from refine_lab.models.state import State
 
 
 @torch.no_grad()
@@ -24,6 +25,12 @@ def greedy_tokens(policy: FastWeightLM, prompts: Sequence[Sequence[int]]) -> Ite
     trace = policy.read(batch.tokens, batch.lengths)
     state, hidden = trace.final_state, trace.hidden_at((batch.lengths - 1).unsqueeze(-1))
     del trace  # what the prompts' other states are made of
+    yield from continued(policy, state, hidden)
+
+
+@torch.no_grad()
+def continued(policy: FastWeightLM, state: State, hidden: Float[Tensor, "B 1 D"]) -> Iterator[Int[Tensor, "B 1"]]:
+    """Yields tokens as `greedy_tokens` does, from states and the hidden states of their last tokens."""
     while True:
         chosen = policy.head(hidden).argmax(-1)
         yield chosen

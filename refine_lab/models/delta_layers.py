@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from refine_lab.models.configuration import FastWeightConfig
 from refine_lab.models.state import Layer, kept
+from refine_lab.models.writes import scaled
 from refine_lab.ops.delta_rule import delta_rule
 from refine_lab.ops.precision import rms_norm, unit_length
 from refine_lab.ops.short_conv import after_window, causal_conv, window_at
@@ -78,6 +79,7 @@ class DeltaRuleAttention(nn.Module):
     """
 
     STATE = frozenset({"recurrent_state"})
+    layer_idx: int
     b_proj: nn.Linear
 
     def __init__(self, config: Any) -> None:
@@ -96,6 +98,11 @@ class DeltaRuleAttention(nn.Module):
             self.g_proj = nn.Linear(width, value_dim, bias=False)
         self.o_norm = nn.RMSNorm(value_dim // config.value_heads, eps=config.norm_eps)
         self.o_proj = nn.Linear(value_dim, width, bias=False)
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Returns the parts of the layer's memory and their numbers of heads (see `models.writes`)."""
+        return {"recurrent_state": self.config.value_heads}
 
     def add_gates(self, config: Any) -> None:
         """Creates `b_proj`, the projection to write strengths (all are 1 without it), and what `log_gate` uses."""
@@ -127,7 +134,8 @@ class DeltaRuleAttention(nn.Module):
         q, k, v = (self._project(name, x, own, windows) for name in "qkv")
         q, k = (self.normalise(self.feature(y).unflatten(-1, (self.config.num_heads, -1))) for y in (q, k))
         v = F.silu(v).unflatten(-1, (self.config.value_heads, -1))
-        beta, log_gate = self.write_strengths(x), self.log_gate(x)
+        beta = scaled(self.layer_idx, "recurrent_state", self.write_strengths(x))
+        log_gate = self.log_gate(x)
         o, states = delta_rule(q * q.shape[-1] ** -0.5, k, v, beta, own.get("recurrent_state"), log_gate)
         o = rms_norm(self.o_norm, o)
         if self.config.use_gate:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from refine_lab.models.prefix_cache import PrefixRead
+from refine_lab.models.writes import scaled
 from refine_lab.ops.delta_rule import delta_rule, log_decay
 from refine_lab.ops.precision import gated_product, unit_length, wide
 from refine_lab.ops.short_conv import after_window, causal_conv, window_at
@@ -40,13 +41,27 @@ def gated_delta_net(
     q, k, v = mixed.split([layer.key_dim, layer.key_dim, layer.value_dim], -1)
     q, k = (unit_length(x.unflatten(-1, (layer.num_k_heads, -1))) for x in (q, k))
     v = v.unflatten(-1, (layer.num_v_heads, -1))
-    beta = b.sigmoid() * (2 if getattr(layer, "allow_neg_eigval", False) else 1)
+    beta = scaled(layer.layer_idx, "recurrent_state", _strengths(layer, b))
     log_gate = log_decay(a, layer.A_log, layer.dt_bias)
     scale = layer.head_k_dim**-0.5
     o, states = delta_rule(q * scale, k, v, beta, before.get("recurrent_state"), log_gate=log_gate)
     cache_params.keep(layer.layer_idx, partial(_state_at, states, inputs, size))
     norm, project = (layer.norm, layer.out_proj) if hasattr(layer, "out_proj") else (layer.o_norm, layer.o_proj)
     return project(norm(o, gate.reshape(o.shape)).to(mixed.dtype).flatten(2))
+
+
+def write_strengths(layer: Any, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H"]:
+    """Returns beta of every token of the layer input `x`, as `DeltaRuleAttention.write_strengths`."""
+    return _strengths(layer, _projections(layer, x)[2])
+
+
+def log_gate(layer: Any, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H"]:
+    """Returns the log of the state's decay at every token of the layer input `x`."""
+    return log_decay(_projections(layer, x)[3], layer.A_log, layer.dt_bias)
+
+
+def _strengths(layer: Any, b: Float[Tensor, "B T H"]) -> Float[Tensor, "B T H"]:
+    return b.sigmoid() * (2 if getattr(layer, "allow_neg_eigval", False) else 1)
 
 
 def _projections(layer: Any, x: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

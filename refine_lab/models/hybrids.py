@@ -22,6 +22,7 @@ from refine_lab.models.base import FastWeightLM
 from refine_lab.models.imports import import_quietly
 from refine_lab.models.prefix_cache import PrefixRead
 from refine_lab.models.state import State, Trace
+from refine_lab.models.writes import MemoryPart
 from refine_lab.ops.precision import wide
 from refine_lab.validation import require
 
@@ -107,6 +108,11 @@ class HybridLM(FastWeightLM):
     """
 
     _input_embed_layer = "embed_tokens"
+    STATE_PARTS = {
+        "recurrent_state": ("recurrent_state", 1),
+        "keys": ("keys_values", 2),
+        "values": ("keys_values", 2),
+    }
     family: Family
     model: Any
 
@@ -114,12 +120,24 @@ class HybridLM(FastWeightLM):
         _check(config)
         super().__init__(config)
         forwards = {self.family.prefix + kind: forward for kind, forward in self.family.forwards.items()}
+        module: Any
         for module in self.modules():
             if type(module).__name__ in forwards:
                 module.forward = MethodType(forwards[type(module).__name__], module)
+            if type(module).__name__ == f"{self.family.prefix}GatedDeltaNet":
+                module.write_strengths = MethodType(layers.write_strengths, module)
+                module.log_gate = MethodType(layers.log_gate, module)
         self.set_output_embeddings(self.lm_head)
         self.model.read = MethodType(read_hybrid, self.model)
         self.model.forward = MethodType(Backbone.forward, self.model)
+
+    @property
+    def memory_parts(self) -> tuple[MemoryPart, ...]:
+        kinds = {
+            "linear_attention": ("recurrent_state", getattr(self.config, "linear_num_value_heads", 0)),
+            "full_attention": ("keys_values", self.config.num_key_value_heads),
+        }
+        return tuple(MemoryPart(number, *kinds[kind]) for number, kind in enumerate(self.config.layer_types))
 
     @property
     def longest_context(self) -> int | None:

@@ -15,6 +15,7 @@ from transformers import initialization
 from refine_lab.models.backbone import Backbone, BackboneLM
 from refine_lab.models.configuration import FastWeightConfig, number, whole
 from refine_lab.models.state import Layer, Sharing, State, Trace, kept
+from refine_lab.models.writes import scaled
 from refine_lab.ops.lact import MATRICES, ChunkPlan, ChunkStates, Memory, Rule, lact
 from refine_lab.ops.precision import rms_norm, wide
 from refine_lab.ops.rotary import rotary_angles, rotate
@@ -120,6 +121,7 @@ class LaCTAttention(nn.Module):
     """One layer's memory: attention to a window, and fast weights for earlier tokens."""
 
     STATE = frozenset({"pending_kv", "window_k"})
+    layer_idx: int
 
     def __init__(self, config: LaCTConfig) -> None:
         super().__init__()
@@ -164,6 +166,11 @@ class LaCTAttention(nn.Module):
             nn.init.constant_(self.ttt_scale_proj.bias, config.initial_scale)
 
     @property
+    def memory(self) -> dict[str, int]:
+        """Returns the parts of the layer's memory and their numbers of heads (see `models.writes`)."""
+        return {"fast_weights": self.config.num_lact_heads, "window": self.config.num_attn_heads}
+
+    @property
     def rule(self) -> Rule:
         config = self.config
         muon_dtype = None if config.muon_dtype is None else getattr(torch, config.muon_dtype)
@@ -182,7 +189,7 @@ class LaCTAttention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, own: Mapping[str, Tensor], start: Tensor, angles: Tensor):
         """Returns the window's output, and its keys and values with the `window_size` - 1 before them."""
         q, k, v = (y.unflatten(-1, (self.config.num_attn_heads, -1)) for y in (q, k, v))
-        q, k = rotate(q, angles), rotate(k, angles)
+        q, k, v = rotate(q, angles), rotate(k, angles), scaled(self.layer_idx, "window", v)
         new, width = {"window_k": k.flatten(2), "window_v": v.flatten(2)}, self.config.window_size - 1
         windows = {name: after_window(own.get(name), y, width) for name, y in new.items()}
         keys, values = (y.unflatten(-1, (self.config.num_attn_heads, -1)) for y in windows.values())
@@ -231,7 +238,7 @@ class LaCTAttention(nn.Module):
         """Returns every token's learning rates for w0, w1 and w2 and, with momentum, its gate; at least float32."""
         y = self.lr_proj(x)
         y = y.to(wide(y)) + math.log(math.expm1(BASE_RATE))
-        rates = F.softplus(y).unflatten(-1, (self.config.num_lact_heads, -1))
+        rates = scaled(self.layer_idx, "fast_weights", F.softplus(y).unflatten(-1, (self.config.num_lact_heads, -1)))
         if self.config.use_momentum:
             rates = torch.cat([rates, self.momentum_proj(x).unsqueeze(-1).to(rates.dtype)], -1)
         return rates
@@ -290,6 +297,11 @@ class LaCTForCausalLM(BackboneLM):
 
     config_class = LaCTConfig
     FAST_WEIGHTS = MATRICES
+    STATE_PARTS = (
+        {f"{name}{kind}": ("fast_weights", 1) for name in MATRICES for kind in ("", "_sum", "_momentum")}
+        | {"pending_kv": ("fast_weights", 1), "pending_rates": ("fast_weights", 1)}
+        | {"window_k": ("window", 2), "window_v": ("window", 2)}
+    )
     attention = LaCTAttention
     backbone = LaCTModel
 

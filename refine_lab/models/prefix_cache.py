@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from refine_lab.models.state import Sharing, State, Trace, keeps_states
+from refine_lab.models.writes import write_factors
 
 Parts = Mapping[str, Tensor]
 
@@ -67,6 +68,7 @@ class PrefixRead:
     def __init__(self, state: State | None, inputs_embeds: Float[Tensor, "B T D"]) -> None:
         self.state, self.width = state, inputs_embeds.shape[1]
         self.states_kept = keeps_states()  # bound here: blocks that run again in the backward do so outside the context
+        self.factors = write_factors()  # bound here for the same reason
         self.grouping: Grouping | None = None
         self.mask: Bool[Tensor, "S 1 _ _"] | None = None
         self._layers: dict[int, tuple[Callable[[Tensor], Parts], Callable[[Tensor], Parts]]] = {}
@@ -91,6 +93,7 @@ class PrefixRead:
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any) -> tuple[Tensor, Tensor]:
         """Returns all keys and values that the layer's queries may see, [S, H, N, d], given the batch's new ones."""
+        values = self._scaled(layer_idx, values)
         new = {"keys": keys.transpose(1, 2), "values": values.transpose(1, 2)}
         if self.state is None or self.grouping is None:
             self.keep(layer_idx, partial(_hang, new), partial(_take, new))
@@ -101,6 +104,14 @@ class PrefixRead:
         seen = (torch.cat([shared[n].to(x), self.grouping.pack(own[n]).to(x), x], 1) for n, x in new.items())
         keys, values = (x.transpose(1, 2) for x in seen)
         return keys, values
+
+    def _scaled(self, layer_idx: int, values: Float[Tensor, "S H N d"]) -> Float[Tensor, "S H N d"]:
+        """Returns the values of the batch's tokens, multiplied by their factors if there are any (see `models.writes`)."""
+        factor = self.factors.get((layer_idx, "keys_values"))
+        if factor is None:
+            return values
+        packed = factor if self.grouping is None else self.grouping.pack(factor)
+        return values * packed.transpose(1, 2).unsqueeze(-1).to(values.dtype)
 
     def trace(self, hidden_states: Tensor, lengths: Tensor) -> Trace:
         start = torch.zeros_like(lengths) if self.state is None else self.state.lengths
