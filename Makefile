@@ -87,6 +87,8 @@ bench: $(READY) ## the benchmarks, into benchmarks/results/
 	$(BIN)/python -m benchmarks.families --json $(RESULTS)/families.json
 	$(BIN)/python -m benchmarks.decode --model tiny-lact --json $(RESULTS)/decode.json
 	$(BIN)/python -m benchmarks.rollout_cost --model tiny-deltanet --json $(RESULTS)/rollout_cost.json
+	$(BIN)/python -m benchmarks.memory_view --model tiny-deltanet --json $(RESULTS)/memory_view.json
+	$(BIN)/python -m benchmarks.write_attribution --json $(RESULTS)/write_attribution.json
 	$(BIN)/python -m benchmarks.memory --model tiny-deltanet --json $(RESULTS)/memory.json
 	$(BIN)/python -m benchmarks.ttt --model tiny-deltanet --json $(RESULTS)/ttt.json
 	$(BIN)/python -m benchmarks.evaluation --model tiny-deltanet --json $(RESULTS)/evaluation.json

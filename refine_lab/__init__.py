@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from refine_lab.experiments.configs import method_configs
     from refine_lab.experiments.fork import fork
     from refine_lab.experiments.runs import create_runs
+    from refine_lab.explore.attribution import write_attribution
+    from refine_lab.explore.erasing import erase, erasing_effects
+    from refine_lab.explore.lens import layer_lens
+    from refine_lab.explore.lifetimes import lifetime_curve, write_lifetimes
+    from refine_lab.explore.targets import Target
+    from refine_lab.explore.transplant import counterfactual, transplant
     from refine_lab.models import FastWeightLM, State, Trace, load_model, register
     from refine_lab.parity import parity
     from refine_lab.recipes import midtrain, recipe
@@ -55,6 +61,12 @@ _HOMES = {
     "experiments.configs": ("method_configs",),
     "experiments.fork": ("fork",),
     "experiments.runs": ("create_runs",),
+    "explore.targets": ("Target",),
+    "explore.attribution": ("write_attribution",),
+    "explore.erasing": ("erase", "erasing_effects"),
+    "explore.transplant": ("counterfactual", "transplant"),
+    "explore.lens": ("layer_lens",),
+    "explore.lifetimes": ("lifetime_curve", "write_lifetimes"),
 }
 _CALLABLE = ("parity", "sweep")
 """Modules that are callable and forward to their function of the same name, which their import would otherwise hide here."""

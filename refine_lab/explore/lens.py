@@ -22,14 +22,14 @@ ALTERNATIVES = 5
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerLens:
-    """The prediction of the token after `position`, after the embedding (index 0) and after each of L layers."""
+    """The prediction of the token after `position` from S residual streams: after the embedding and after each layer."""
 
     position: int
     token: int  # the token whose probability is followed
-    logprobs: Float[np.ndarray, "L+1"]  # of the token, in nats
-    ranks: Int[np.ndarray, "L+1"]  # of the token, from 1
-    alternatives: Int[np.ndarray, "L+1 A"]  # the most probable tokens, in descending order
-    probabilities: Float[np.ndarray, "L+1 A"]
+    logprobs: Float[np.ndarray, "S"]  # of the token, in nats
+    ranks: Int[np.ndarray, "S"]  # of the token, from 1
+    alternatives: Int[np.ndarray, "S A"]  # the most probable tokens, in descending order
+    probabilities: Float[np.ndarray, "S A"]
 
 
 @torch.no_grad()

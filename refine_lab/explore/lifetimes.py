@@ -7,19 +7,23 @@ of its value and of `MARGIN` tokens on both sides) and the question is asked wit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from refine_lab.data.recall import RecallDocument, value_span
 from refine_lab.explore.attribution import write_attribution
 from refine_lab.explore.erasing import erase
 from refine_lab.explore.states import written
-from refine_lab.explore.targets import Target, score_target
+from refine_lab.explore.targets import Target, TargetScores, score_target
 from refine_lab.method.rollout import Branches
-from refine_lab.models import FastWeightLM
+from refine_lab.models import FastWeightLM, Trace
+from refine_lab.rng import Draws
 from refine_lab.statistics.means import mean_interval
 from refine_lab.validation import require
 
@@ -40,8 +44,10 @@ def write_lifetimes(
 
     `distance`: tokens from the end of the value to the end of the question. `writes_since`: the sum of the write
     strengths of these tokens, as a mean over layers and heads. `logprob` and `logprob_erased`: of the answer, in nats.
-    `effect`: their difference. `right` and `right_erased`: whether greedy decoding answers exactly. With `attribute`,
-    `top`: the token with the largest effect by gradient, minus the nearest token of the value (0 on it).
+    `effect`: their difference. `right` and `right_erased`: whether greedy decoding answers exactly. With `attribute`, `top`:
+    the token with the largest effect by gradient, minus the nearest token of the value (0 on it); `right_top`: as
+    `right_erased` for this token and `MARGIN` tokens on both sides; `right_random`: the same for a random token before
+    the question that is not near the value.
 
     Raises ValueError for a document without exactly one question, or without its fact.
     """
@@ -52,13 +58,10 @@ def write_lifetimes(
         begin, end = value_span(tokenizer, document, question)
         ids = torch.tensor(document.tokens[: question.prompt_end])
         target = Target(position=len(ids) - 1, token_ids=tuple(question.answer_ids))
-        erased = range(max(0, begin - MARGIN), end + MARGIN)
-        last = torch.tensor([[target.position]], device=policy.device)
         with torch.no_grad(), written(policy) as strengths:
             trace = policy.read(ids.to(policy.device).unsqueeze(0))
-        with torch.no_grad():
-            intact = score_target(policy, Branches.of(trace, last, 1), target)
-            without = score_target(policy, Branches.of(erase(policy, trace, ids, erased), last, 1), target)
+        intact = _score(policy, trace, target)
+        without = _score(policy, _erased(policy, trace, ids, begin, end), target)
         row = {
             "document": number,
             "distance": len(ids) - end,
@@ -71,9 +74,30 @@ def write_lifetimes(
         }
         if attribute:
             (top,) = write_attribution(policy, ids, target).top(1)
+            near, far = range(begin - 2 * MARGIN, end + 2 * MARGIN), Draws(seed=0).generator(number, "random write")
+            other = next(token for token in iter(partial(_below, question.start, far), -1) if token not in near)
             row["top"] = top - min(max(top, begin), end - 1)
+            for name, token in (("right_top", top), ("right_random", other)):
+                trace_without = _erased(policy, trace, ids, token, token + 1)
+                row[name] = bool(_score(policy, trace_without, target).greedy)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _below(limit: int, generator: torch.Generator) -> int:
+    return int(torch.randint(limit, (), generator=generator))
+
+
+@torch.no_grad()
+def _erased(policy: FastWeightLM, trace: Trace, ids: Int[Tensor, "T"], begin: int, end: int) -> Trace:
+    """Returns the trace without the writes of `begin` to `end` - 1 and of `MARGIN` tokens on both sides."""
+    return erase(policy, trace, ids, range(max(0, begin - MARGIN), min(end + MARGIN, len(ids))))
+
+
+@torch.no_grad()
+def _score(policy: FastWeightLM, trace: Trace, target: Target) -> TargetScores:
+    last = torch.tensor([[target.position]], device=policy.device)
+    return score_target(policy, Branches.of(trace, last, 1), target)
 
 
 def _written_since(strengths: dict[int, torch.Tensor], token: int) -> float:

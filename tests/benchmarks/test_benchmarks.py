@@ -62,6 +62,11 @@ def test_decoding_costs_the_same_after_any_context(tmp_path):
     assert figures["slowest_over_fastest"] <= 1.25  # (1.1)
 
 
+def test_write_attribution_costs_a_few_forward_passes(tmp_path):
+    figures = run("memory_view", tmp_path, "--repeats", "3")
+    assert all(figures[length]["attribution_over_forward"] <= 3.5 for length in ("1024", "8192"))  # (2.5)
+
+
 def test_rollout_cost(tmp_path):
     assert 0.7 < run("rollout_cost", tmp_path)["ratio"] <= 1.25  # (1.1)
 
