@@ -11,7 +11,7 @@ from widgets.figures.tables import Table
 
 
 class TextTables(Widget):
-    """Tables one below the other: `tables` has their `caption`, `columns` and `rows`, all of them text."""
+    """Tables one below the other: `tables` has their `caption`, `columns`, `rows` and `note`, all of them text."""
 
     tables = traitlets.List().tag(sync=True)
 
@@ -23,6 +23,7 @@ class TextTables(Widget):
                 "caption": table.caption,
                 "columns": [str(name) for name in table.data],
                 "rows": table.data.astype(str).to_numpy().tolist(),
+                "note": table.note,
             }
             for table in tables
             if len(table.data)

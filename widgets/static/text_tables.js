@@ -4,7 +4,7 @@ import { follow, html } from "./shared.js";
 
 function draw(root, tables) {
   root.replaceChildren();
-  for (const { caption, columns, rows } of tables) {
+  for (const { caption, columns, rows, note } of tables) {
     const scrolls = html("div", { class: "scrolls", role: "region", tabindex: "0", "aria-label": caption }, root);
     const table = html("table", "", scrolls);
     html("caption", "", table, caption);
@@ -15,6 +15,7 @@ function draw(root, tables) {
       const line = html("tr", "", body);
       for (const cell of row) html("td", "", line, cell);
     }
+    if (note) html("p", "note", root, note);
   }
 }
 
