@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import numpy as np
 import pandas as pd
 from ipywidgets import BoundedFloatText, BoundedIntText, IntText, Layout, Text
 
@@ -30,7 +31,7 @@ from widgets.core.panel import Panel
 from widgets.parts.controls import field, in_rows, text_field
 from widgets.parts.likely_tokens import LikelyTokens
 from widgets.parts.measure_table import measure_table
-from widgets.parts.pair_metrics import SCALE, key_targets, pair_metrics
+from widgets.parts.pair_metrics import SCALE, pair_metrics
 from widgets.parts.rollout_pairs import RolloutPairs
 from widgets.parts.text_tables import TextTables
 from widgets.parts.token_text import Decode, TokenText, token_decoder, token_text
@@ -95,8 +96,9 @@ class SideBySide(Panel):
     ) -> Future[Any]:
         """Reads the document with both models and shows the differences; an argument replaces the value of its field.
 
-        The future completes when they are shown, and raises for a missing model and for models that tokenise the document
-        differently; `error` then holds the sentence.
+        The token whose log p differs most is selected, as by `roll_out`. The future completes when everything is shown.
+        It raises for a missing model and for models that tokenise the document differently; `error` then holds the
+        sentence.
         """
         for name, value in (("a", a), ("b", b), ("key_model", key_model)):
             if value is not None:
@@ -110,17 +112,22 @@ class SideBySide(Panel):
 
         def ask() -> Future[Any]:
             for name in ("a", "b"):
-                require(bool(names[name]), f"model {name.upper()}", names[name], "a shipped model, a run or a checkpoint")
+                require(
+                    bool(names[name]), f"model {name.upper()}", names[name], "a shipped model, a run or a checkpoint"
+                )
             key = names["key_model"] or None
             models = TwoModels(self.worker, names["a"], names["b"], key_model=key, add_bos=self.add_bos)
             return then(lambda pair: (pair, models), models.read(self._source.value))
 
-        def show(found: tuple[ReadingPair, TwoModels]) -> None:
+        def show(found: tuple[ReadingPair, TwoModels]) -> Future[Any] | None:
             with self._lock:
-                if request is self._request:
-                    self.pair, self._models = found
-                    self._show_pair()
-                    self.report(f"{len(self.pair.token_ids):,} tokens read by both in {time.monotonic() - began:.1f} s.")
+                if request is not self._request:
+                    return None  # a later request has replaced it
+                self.pair, self._models = found
+                self._show_pair()
+                self.report(f"{len(self.pair.token_ids):,} tokens read by both in {time.monotonic() - began:.1f} s.")
+                token = self._most_changed()
+            return self.roll_out(token) if token else None
 
         return self.after(ask, show)
 
@@ -176,8 +183,9 @@ class SideBySide(Panel):
             one = Run(values["run"].strip())
             other = Run(values["other_run"].strip()) if values["other_run"].strip() else one
             pairs = recorded_pairs(one, values["step"], values["other_step"], other)
-            names = [f"{run.name}, step {step}" for run, step in ((one, values["step"]), (other, values["other_step"]))]
-            title = f"Recorded rollouts of {names[0]} (A) and {names[1]} (B)"
+            place = "" if other.path == one.path else f" of {other.name}"
+            both = f"step {values['step']} of {one.name} (A) and step {values['other_step']}{place} (B)"
+            title = f"Recorded rollouts at {both}"
             self.rollout_pairs.show(pairs, _decoder(one), title)
             self.report(f"{len(pairs):,} pairs of recorded rollouts.")
 
@@ -229,7 +237,8 @@ class SideBySide(Panel):
         steps = self.button("compare_steps", "Pair the recorded rollouts of both steps", "Compare steps")
         more = ipywidgets.Accordion([in_rows([*self.steps.values(), steps])], titles=["Recorded rollouts of training"])
         self.token_map.layout = Layout(flex="3 1 420px", min_width="0")
-        beside = ipywidgets.VBox([self.likely, self.rollout_pairs], layout=Layout(flex="4 1 480px", min_width="0"))
+        beside = ipywidgets.VBox([self.likely, self.rollout_pairs])
+        beside.layout = Layout(flex="4 1 480px", min_width="0", margin="0 0 0 16px")
         views = ipywidgets.Box([self.token_map, beside], layout=Layout(flex_flow="row wrap", align_items="flex-start"))
         head = [self._source, in_rows([*self.fields.values(), compare]), in_rows([*self.controls.values()])]
         self.children = [ipywidgets.VBox(head), self.notice, self.measure_table, views, more]
@@ -248,10 +257,16 @@ class SideBySide(Panel):
         self.measure_table.tables = TextTables.of([self._measure_table()]).tables
         self._show_map()
 
+    def _most_changed(self) -> int:
+        """Returns the token whose log p differs most among those that can be rolled out from; 0 if there is none."""
+        assert self.pair is not None
+        changes = np.abs(self.pair.changes()["logprob"][1 : len(self.pair.token_ids) - self.controls["k"].value + 1])
+        return 1 + int(changes.argmax()) if changes.size else 0
+
     def _show_map(self) -> None:
         if self.pair is not None:
             metrics = pair_metrics(self.pair, float(self.controls["scale"].value))
-            self.token_map.show(self._text, metrics, targets=key_targets(self.pair))
+            self.token_map.show(self._text, metrics)
 
     def _measure_table(self) -> Any:
         assert self.pair is not None
@@ -269,7 +284,8 @@ class SideBySide(Panel):
         control: Any = self.controls[name]
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         whole = isinstance(value, int) or isinstance(control, BoundedFloatText)
-        allowed = f"{'a' if isinstance(control, BoundedFloatText) else 'a whole'} number from {control.min:g} to {control.max:g}"
+        kind = "a number" if isinstance(control, BoundedFloatText) else "a whole number"
+        allowed = f"{kind} from {control.min:,} to {control.max:,}"
         require(bool(number and whole and control.min <= value <= control.max), name, value, allowed)
 
     def _rollout_settings(self) -> dict[str, Any]:
@@ -306,7 +322,8 @@ def _model_fields(a: str, b: str | None, key_model: str | None) -> dict[str, Any
         ("key_model", "key tokens by", key_model, "model A"),
     )
     return {
-        name: field(Text, label, value or "", "26em", placeholder=placeholder) for name, label, value, placeholder in names
+        name: field(Text, label, value or "", "26em", placeholder=placeholder)
+        for name, label, value, placeholder in names
     }
 
 

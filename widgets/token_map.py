@@ -13,7 +13,7 @@ from refine_lab.explore.futures import finished
 from refine_lab.validation import require
 from widgets.core.base import Widget, bounded, guarded
 from widgets.core.packing import PACKED, pack
-from widgets.parts.token_document import Alternatives, Ask, Metric, Target, TextRow, mark_kind, packed_document, packed_rows
+from widgets.parts.token_document import Alternatives, Ask, Metric, Target, TextRow, packed_document, packed_rows
 from widgets.parts.token_text import TokenText, token_text
 
 __all__ = ["Alternatives", "Metric", "Target", "TokenMap", "TokenText", "token_text"]
@@ -139,7 +139,7 @@ class TokenMap(Widget):
         if not len(getattr(self, "text", "")):
             return "TokenMap: no tokens"
         document: Any = self.document
-        marks = {mark_kind(document["targets"]): document["targets"], "chunk borders": document["chunk_borders"]}
+        marks = {"sampled positions": document["targets"], "chunk borders": document["chunk_borders"]}
         counts = {"tokens": self.text, "characters": self.text.text} | {name: x for name, x in marks.items() if x}
         lines = ["TokenMap: " + ", ".join(f"{len(items):,} {name}" for name, items in counts.items())]
         for metric in [*self.metrics.values()][:8]:

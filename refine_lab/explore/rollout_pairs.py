@@ -28,7 +28,7 @@ def pair_rollouts(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     shared = ["position", "sample_index", "prefix_ids", "target_ids"]
     pairs = _keyed(a).merge(_keyed(b).drop(columns=shared[2:]), on=KEYS, how="inner", suffixes=("_a", "_b"))
     rows = zip(pairs["rollout_ids_a"], pairs["rollout_ids_b"], strict=True)
-    changed = [_changed(list(one), list(other)) for one, other in rows]
+    changed = [_changed([*map(int, one)], [*map(int, other)]) for one, other in rows]
     pairs["changed"] = pd.Series(changed, dtype=object)
     pairs["same"] = [row.index(True) if True in row else len(row) for row in changed]
     sides = ("step", "sequence_id", "rollout_ids", *NUMBERS)
@@ -61,16 +61,19 @@ def recorded_pairs(run: Run, step: int, other_step: int, other: Run | None = Non
 def _recorded(run: Run) -> str:
     """Returns which steps have rollouts, for an error."""
     steps = run.rollouts()["step"]
-    return f"one with recorded rollouts, from {steps.min()} to {steps.max()}" if len(steps) else "none: it records no rollouts"
+    return (
+        f"one with recorded rollouts, from {steps.min()} to {steps.max()}"
+        if len(steps)
+        else "none: it records no rollouts"
+    )
 
 
 def _keyed(rollouts: pd.DataFrame) -> pd.DataFrame:
     columns = ["step", "sequence_id", "position", "sample_index", "prefix_ids", "target_ids", "rollout_ids"]
-    found = rollouts[[*columns, "reward", "binary"]].assign(
-        logprob=[float(np.sum(row)) for row in rollouts["logprobs"]],
-        prefix=[tuple(row) for row in rollouts["prefix_ids"]],
-        target=[tuple(row) for row in rollouts["target_ids"]],
-    )
+    found = rollouts[[*columns, "reward", "binary"]].copy()
+    found["logprob"] = [float(np.sum(row)) for row in rollouts["logprobs"]]
+    for name in ("prefix", "target"):
+        found[name] = found[f"{name}_ids"].map(tuple)
     found = found.sort_values(["sequence_id", "position", "sample_index"], kind="stable")
     return found.assign(occurrence=found.groupby(KEYS[:-1]).cumcount())
 

@@ -164,7 +164,9 @@ class TwoModels:
         def paired(*readings: DocumentReading) -> ReadingPair:
             for name, reading in zip(names, readings, strict=True):
                 wrong = int((~np.isfinite(reading.logprobs[1:])).sum())
-                require(not wrong, "a model to compare", name, f"one whose losses are finite ({wrong:,} tokens are not)")
+                require(
+                    not wrong, "a model to compare", name, f"one whose losses are finite ({wrong:,} tokens are not)"
+                )
             chosen = dict(zip(names, readings, strict=True))[self.key_model or self.a]
             difference = np.zeros(len(ids)) if chosen.long_short is None else np.nan_to_num(chosen.long_short)
             return ReadingPair(
@@ -180,9 +182,10 @@ class TwoModels:
     def roll_out(self, pair: ReadingPair, position: int, **settings: Any) -> Future[pd.DataFrame]:
         """Requests rollouts of both models from the prefix that ends at `position`, with the same random numbers.
 
-        `settings`: `n`, `k`, `temperature` and `seed` of `rollouts.rollouts_at`. The uniform numbers that tokens are sampled with
-        depend only on the seed, the position and the rollout's index, so equal models give equal rollouts. The future returns
-        `rollout_pairs.pair_rollouts`, with the cosine reward, and raises ValueError for a position without k following tokens.
+        `settings`: `n`, `k`, `temperature` and `seed` of `rollouts.rollouts_at`. The uniform numbers that tokens are sampled
+        with depend only on the seed, the position and the rollout's index, so equal models give equal rollouts. The future
+        returns `rollout_pairs.pair_rollouts`, with the cosine reward, and raises ValueError for a position without k
+        following tokens.
         """
         request = {"token_ids": pair.token_ids, "positions": [position], **settings}
 

@@ -15,7 +15,10 @@ LABELS = {"loss": "NTP loss (nats per token)", "perplexity": "perplexity", "Long
 
 
 def measure_table(pair: ReadingPair, heading: str) -> Table:
-    """Returns `ReadingPair.measures` as a table of text; its caption says which model predicts the document better."""
+    """Returns `ReadingPair.measures` as a table of text; its caption says which model predicts the document better.
+
+    `heading` names the models.
+    """
     rows = []
     for row in pair.measures().to_dict("records"):
         shown = signed if row["measure"] == "loss" else _ratio
@@ -32,8 +35,8 @@ def measure_table(pair: ReadingPair, heading: str) -> Table:
                 "tokens": f"{row['tokens']:,}",
             }
         )
-    note = f"{heading}. {pair.details()} {pair.key_details()} Perplexities are compared by their ratio, B divided by A."
-    return Table(pd.DataFrame(rows), f"{pair.loss().verdict}.", note=note)
+    note = f"{pair.details()} {pair.key_details()} Perplexities are compared by their ratio, B divided by A."
+    return Table(pd.DataFrame(rows), f"{pair.loss().verdict}. {heading}", note=note)
 
 
 def _ratio(value: float) -> str:

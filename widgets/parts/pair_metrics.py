@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from refine_lab.explore.side_by_side import ReadingPair
-from widgets.parts.token_document import Metric, Target
+from widgets.parts.token_document import Metric
 
 SCALE = 1.0
 """Default end of the colour scale, in nats: the same for every metric and document, so that colours are comparable."""
@@ -11,15 +13,19 @@ TITLES = {"logprob": "Log p", "entropy": "Entropy", "long_short": "Long-short di
 
 
 def pair_metrics(pair: ReadingPair, scale: float = SCALE) -> list[Metric]:
-    """Returns the difference B minus A of each token, coloured from -`scale` to `scale` nats, and log p under both."""
+    """Returns the difference B minus A of each token, coloured from -`scale` to `scale` nats, and log p under both.
+
+    If there are key tokens, another metric has the difference in log p at these alone, which LongPPL averages.
+    """
+    changes = pair.changes()
+    named = {name: (f"{TITLES[name]}: B − A", values) for name, values in changes.items()}
+    if pair.key_tokens.any():
+        named["key"] = ("Log p at key tokens: B − A", np.where(pair.key_tokens, changes["logprob"], np.nan))
     found = [
-        Metric(f"{name}_change", f"{TITLES[name]}: B − A", "nats", values, diverging=True, low=-scale, high=scale)
-        for name, values in pair.changes().items()
+        Metric(f"{name}_change", title, "nats", values, diverging=True, low=-scale, high=scale)
+        for name, (title, values) in named.items()
     ]
     both = {"a": pair.a, "b": pair.b}
-    return found + [Metric(f"logprob_{x}", f"Log p: {x.upper()}", "nats", both[x].logprobs, low=-10, high=0) for x in both]
-
-
-def key_targets(pair: ReadingPair) -> list[Target]:
-    """Returns a mark for every key token of LongPPL."""
-    return [Target(token, "key token") for token in pair.key_tokens.nonzero()[0].tolist()]
+    return found + [
+        Metric(f"logprob_{x}", f"Log p: {x.upper()}", "nats", both[x].logprobs, low=-10, high=0) for x in both
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -73,8 +73,9 @@ def summary(pairs: pd.DataFrame, names: Sequence[str]) -> str:
         f"{label} {pairs[f'{name}_a'].mean():.3f} ({names[0]}) and {pairs[f'{name}_b'].mean():.3f} ({names[1]})"
         for label, name in (("exact-match rate", "binary"), ("mean reward", "reward"))
     ]
-    words = "pairs are" if count != 1 else "pair is"
-    return f"{equal:,} of {count:,} {words} equal, on average {before:.1f} tokens before the first difference; {', '.join(numbers)}."
+    pair = "pairs are" if count != 1 else "pair is"
+    first = f"{equal:,} of {count:,} {pair} equal, on average {before:.1f} tokens before the first difference"
+    return f"{first}; {', '.join(numbers)}."
 
 
 def _group(rows: pd.DataFrame, string: Strings) -> dict[str, Any]:
@@ -90,13 +91,17 @@ def _group(rows: pd.DataFrame, string: Strings) -> dict[str, Any]:
     }
 
 
-def _row(row: dict[str, Any], string: Strings) -> dict[str, Any]:
+def _row(row: Mapping[Any, Any], string: Strings) -> dict[str, Any]:
     target = list(row["target_ids"])
-    found: dict[str, Any] = {"index": int(row["sample_index"]), "changed": list(row["changed"]), "same": int(row["same"])}
+    found: dict[str, Any] = {
+        "index": int(row["sample_index"]),
+        "changed": list(row["changed"]),
+        "same": int(row["same"]),
+    }
     for side in ("a", "b"):
         ids = list(row[f"rollout_ids_{side}"])
         found[side] = _texts(ids, string)
-        found[f"match_{side}"] = [x == y for x, y in zip(ids, target, strict=False)]
+        found[f"match_{side}"] = [bool(x == y) for x, y in zip(ids, target, strict=False)]
         found[f"numbers_{side}"] = [float(row[f"{name}_{side}"]) for name in ("logprob", "binary", "reward")]
     return found
 

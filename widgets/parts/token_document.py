@@ -86,12 +86,6 @@ class Target:
     label: str = "sampled position"
 
 
-def mark_kind(targets: Iterable[Sequence[Any]]) -> str:
-    """Returns what packed targets are called together: their label if all have the same, else sampled positions."""
-    labels = {label for _, label in targets}
-    return f"{labels.pop()}s" if len(labels) == 1 else "sampled positions"
-
-
 class Alternatives(NamedTuple):
     """Likely alternatives to each token: `ids` and `probabilities` [T, A], and the text of each id.
 

@@ -14,7 +14,7 @@ const percent = (value) => `${(value * 100).toFixed(value < 0.1 ? 2 : 1)} %`;
 export function markOf(rank, elsewhere, name, other) {
   if (!elsewhere) return [`only ${name}`, `not among the most likely tokens of ${other}`];
   if (elsewhere === rank) return ["=", `rank ${rank} in ${other} too`];
-  return [`${other} ${elsewhere}`, `rank ${elsewhere} in ${other}`];
+  return [`${elsewhere} in ${other}`, `rank ${elsewhere} in ${other}`];
 }
 
 function unpackedSide(side) {

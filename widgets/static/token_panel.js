@@ -77,9 +77,7 @@ export function drawLegend(parent, metric, ramp, document) {
   for (const [value, text] of scaleLabels(metric)) {
     html("span", { class: "tick", style: `left: ${(shareOf(metric, value) * 100).toFixed(1)}%` }, scale, text);
   }
-  const kinds = new Set(document.targets.map(([, label]) => label));
-  const kind = kinds.size === 1 ? visibleText([...kinds][0]) : "sampled position";
-  if (kinds.size) html("span", "key target", parent, `◆ ${kind}`);
+  if (document.targets.length) html("span", "key target", parent, "◆ sampled position");
   if (document.chunk_borders.length) html("span", "key border", parent, "│1 chunk");
 }
 
