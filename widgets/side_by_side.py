@@ -153,7 +153,7 @@ class SideBySide(Panel):
         def show(pairs: pd.DataFrame) -> None:
             with self._lock:
                 if pair is self.pair and token == self._token and settings == self._rollout_settings():
-                    title = f"Rollouts before token {token:,} with the same random numbers"
+                    title = f"Rollouts before token {token:,} with the same random numbers (cosine reward)"
                     self.rollout_pairs.show(pairs, self._string, title)
                     self.report(f"{len(pairs):,} pairs of rollouts before token {token:,}.")
 

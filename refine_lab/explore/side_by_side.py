@@ -129,7 +129,8 @@ class ReadingPair:
         rule = f"that {whose} at least {THRESHOLD:g} nat better from the whole prefix than from its last tokens alone"
         if not count:
             return f"LongPPL is left out: this document has no key token, that is, no token {rule}."
-        chosen = f"LongPPL is over the same {count:,} key tokens for both models: the tokens {rule}."
+        tokens = "key tokens" if count > 1 else "key token"
+        chosen = f"LongPPL is over the same {count:,} {tokens} for both models: the {tokens[4:]} {rule}."
         favours = f" This choice favours {self.key_model}; a third model can choose them instead."
         return chosen + favours * (self.key_model in ("A", "B"))
 

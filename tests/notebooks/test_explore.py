@@ -18,11 +18,14 @@ def test_it_shows_a_document_of_ones_own_and_writes_a_page(tmp_path: Path) -> No
     source.write_text("def area(width, height):\n    return width * height\n\n" * 12, encoding="utf-8")
     report = tmp_path / "report.html"
     values = {"file": source, "num_chunks": 4, "group_size": 3, "reward": "hybrid", "device": "cpu", "report": report}
+    values["compare"] = "tiny-deltanet"
     status, said = execute("explore", tmp_path, **values)
     assert status == 0, said
-    _, explorer, states, _ = texts(tmp_path)
+    _, explorer, states, side, _ = texts(tmp_path)
     assert "12 rollouts at 4 sampled positions, mean hybrid reward" in explorer
     assert "StateView: 8 heads" in states
+    assert "A and B predict every token of this document identically" in side
+    assert (tmp_path / "report_side_by_side.html").is_file()
     (table,) = tables(tmp_path)
     assert len(re.findall("Ex. ", table)) == 4
     page = report.read_text(encoding="utf-8")

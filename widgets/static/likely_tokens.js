@@ -62,12 +62,13 @@ function draw(parent, doc, token, names) {
   const reference = doc.tokens[token];
   const title = html("h3", "", parent, `Token ${token.toLocaleString("en")}, reference `);
   html("code", "", title, shorter(doc.strings[reference]));
-  const facts = html("table", "facts", html("div", "scrolls", parent));
+  const scrolls = (label) => html("div", { class: "scrolls", role: "region", tabindex: "0", "aria-label": label }, parent);
+  const facts = html("table", "facts", scrolls("The reference under both models"));
   const top = html("tr", "", html("thead", "", facts));
   for (const text of ["", "A", "B", "B − A"]) html(text ? "th" : "td", text ? { scope: "col" } : "", top, text);
   drawReference(html("tbody", "", facts), doc, token);
 
-  const table = html("table", "likely", html("div", "scrolls", parent));
+  const table = html("table", "likely", scrolls("Likely tokens of both models in place of the reference"));
   const head = html("tr", "", html("thead", "", table));
   html("th", { scope: "col" }, head, "rank");
   ["A", "B"].forEach((side, i) => html("th", { scope: "colgroup", colspan: 3, title: names[i] }, head, `${side}: likely tokens`));
@@ -82,7 +83,7 @@ function draw(parent, doc, token, names) {
 }
 
 function render({ model, el }) {
-  const { root, error } = rootOf(el, "likely-tokens", "Likely tokens of both models");
+  const { root, error } = rootOf(el, "likely-tokens", "The selected token under both models");
   const content = html("div", { role: "status" }, root);
   let doc = {};
   const schedule = inFrames(() => draw(content, doc, model.get("selected"), model.get("names")));
