@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -84,10 +85,12 @@ class ReadingPair:
             found["long_short"] = other - one
         return found
 
+    @cached_property
     def loss(self) -> LossChange:
         """Returns the losses of all tokens but the first, which no model predicts."""
         return self._change(np.arange(1, len(self.token_ids)))
 
+    @cached_property
     def key_loss(self) -> LossChange | None:
         """Returns the losses of the key tokens, whose exponentials are LongPPL; None without any key token."""
         chosen = np.flatnonzero(self.key_tokens)
@@ -105,7 +108,7 @@ class ReadingPair:
         perplexities have B divided by A in their place, which is the exponential of the difference of the loss. `tokens`
         is the number of tokens. LongPPL is left out if there is no key token.
         """
-        rows, loss, key = [], self.loss(), self.key_loss()
+        rows, loss, key = [], self.loss, self.key_loss
         rows.append(_row("loss", loss, lambda value: value))
         rows.append(_row("perplexity", loss, _perplexity))
         if key is not None:
@@ -114,7 +117,7 @@ class ReadingPair:
 
     def details(self) -> str:
         """Returns the difference of the loss with its interval and what the interval does not cover."""
-        found = self.loss()
+        found = self.loss
         change, (low, high) = found.change, found.interval
         interval = "an interval cannot be determined" if math.isnan(low) else f"{signed(low)} to {signed(high)}"
         return (

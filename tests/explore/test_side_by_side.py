@@ -57,7 +57,7 @@ def test_losses_perplexities_and_their_differences() -> None:
     low, high = block_bootstrap(np.array([0.5, -1.0, 0.0, -1.0, 0.0])).interval()
     assert table.loc["loss", ["low", "high"]].tolist() == pytest.approx([low, high])
     assert table.loc["perplexity", ["low", "high"]].tolist() == pytest.approx([math.exp(low), math.exp(high)])
-    assert found.loss().verdict == "No difference beyond noise on this document"
+    assert found.loss.verdict == "No difference beyond noise on this document"
     assert (
         "the same 2 key tokens for both models: the tokens that A predicts at least 1 nat better" in found.key_details()
     )
@@ -68,10 +68,10 @@ def test_the_better_model_is_named_and_equal_ones_have_no_interval_but_zero() ->
     draw = np.random.default_rng(0)
     losses = draw.normal(3, 1, 200)
     worse, better = (reading([NAN, *(-losses - shift - draw.normal(0, 0.1, 200))]) for shift in (0.5, 0.0))
-    assert pair(worse, better).loss().verdict == "B predicts this document better"
-    assert pair(better, worse).loss().verdict == "A predicts this document better"
+    assert pair(worse, better).loss.verdict == "B predicts this document better"
+    assert pair(better, worse).loss.verdict == "A predicts this document better"
     same = pair(better, better)
-    assert same.loss().verdict == "A and B predict every token of this document identically"
+    assert same.loss.verdict == "A and B predict every token of this document identically"
     assert same.measures()[["difference", "low", "high"]].to_numpy().tolist() == [[0, 0, 0], [1, 1, 1]]
     assert "this document has no key token" in same.key_details()
 

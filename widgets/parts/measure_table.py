@@ -36,7 +36,7 @@ def measure_table(pair: ReadingPair, heading: str) -> Table:
             }
         )
     note = f"{pair.details()} {pair.key_details()} Perplexities are compared by their ratio, B divided by A."
-    return Table(pd.DataFrame(rows), f"{pair.loss().verdict}. {heading}", note=note)
+    return Table(pd.DataFrame(rows), f"{pair.loss.verdict}. {heading}", note=note)
 
 
 def _ratio(value: float) -> str:
