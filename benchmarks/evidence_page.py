@@ -122,7 +122,7 @@ def _section(name: str, experiment: Experiment, out: Path) -> Iterator[str]:
         questions = questions_of(next(run for run in experiment.runs if run.task == task))
         for measure in dict.fromkeys([experiment.primary, "ntp_loss", "key_loss"]):
             yield from _contrasts(contrasts_of(experiment, name, out, task, measure, questions), measure)
-    yield from _other_measures(out, name)
+        yield from _other_measures(out, name, task)
     if name == "2":
         yield from _frontiers(out)
 
@@ -175,10 +175,11 @@ def _frontiers(out: Path) -> Iterator[str]:
     yield ""
 
 
-def _other_measures(out: Path, name: str) -> Iterator[str]:
-    """Yields a table of the measures that only the items have, in percent: other kinds of facts (experiment 5)."""
+def _other_measures(out: Path, name: str, task: str) -> Iterator[str]:
+    """Yields a table of the measures of a task that only the items have, in percent: rare names, other kinds of facts."""
     items = read_table(out / ITEMS)
-    items = items[(items["experiment"] == name) & ~items["measure"].isin(UNITS)] if len(items) else items
+    own = (items["experiment"] == name) & (items["task"] == task) & ~items["measure"].isin(UNITS) if len(items) else []
+    items = items[own] if len(items) else items
     if not len(items):
         return
     measures = list(dict.fromkeys(items["measure"]))

@@ -35,8 +35,9 @@ from refine_lab.runs.environment import environment
 from refine_lab.runs.files import take_lock
 from refine_lab.runs.run import Run
 from refine_lab.training.evaluation import recall_documents, recalled
-from refine_lab.training.key_tokens import key_tokens
+from refine_lab.training.key_tokens import WINDOW, key_tokens
 from refine_lab.training.loading import load_policy
+from refine_lab.training.rare_names import names_recalled, rare_names
 from refine_lab.types import Batch
 from refine_lab.validation import path_of, require, unknown
 
@@ -169,8 +170,9 @@ def measure(run: EvidenceRun, name: str) -> tuple[dict[str, Any], dict[str, list
     """Measures the model `name`, trained as `run` describes: the means of the table's columns, and their items.
 
     The items are `exact_recall` (0 or 1 for each of `DOCUMENTS` documents), `ntp_loss` (the mean loss of each of `ROWS` rows),
-    and `key_loss` (the same over its key tokens; rows without any are left out). Documents, rows and key tokens are the
-    same for every run of a task: the key tokens are chosen by the model that the run starts from.
+    `key_loss` (the same over its key tokens; rows without any are left out) and, for runs without planted facts,
+    `rare_names` (0 or 1 for each later mention of a rare name, see `training.rare_names`). Documents, rows, key tokens and
+    names are the same for every run of a task: the key tokens are chosen by the model that the run starts from.
     """
     config, held_out = run.config, _held_out(run)
     batch = held_out.validation()
@@ -183,6 +185,8 @@ def measure(run: EvidenceRun, name: str) -> tuple[dict[str, Any], dict[str, list
         asked = _documents(run, held_out)
         right = [float(np.mean(answers)) for answers in recalled(policy, asked)]
         losses, key_sums = row_losses(policy, batch, keys)
+        names = [] if run.planted else rare_names(load_tokenizer(config.model), batch, WINDOW)
+        named = names_recalled(policy, batch, names)
     counts = keys.sum(1)
     targets = batch.lengths - 1
     total = int(counts.sum())
@@ -198,6 +202,8 @@ def measure(run: EvidenceRun, name: str) -> tuple[dict[str, Any], dict[str, list
         "ntp_loss": (losses / targets).tolist(),
         "key_loss": (key_sums[some] / counts[some]).tolist(),
     }
+    if names:
+        items["rare_names"] = [float(each) for each in named]
     return means, items
 
 
