@@ -322,13 +322,14 @@ def frontiers(out: Path) -> pd.DataFrame:
     """Returns the differences of the frontiers of recall against next-token loss (experiment 2).
 
     Runs that experiment 1 registered belong to them too, but no other runs. A coefficient counts with the seeds that all
-    of them have.
+    of them have. A method with a single such coefficient has no frontier yet.
     """
     table, names = read_table(out / TABLE), ("expected_memory", "weighted", "refine_memory")
     table = table[table["experiment"].isin(["1", "2"])]
     table = table[(table["task"] == "number-1 1024") & table["method"].isin(names) & table["seed"].isin(list("012"))]
     table = table[table["coefficient"].isin(["0.1", "0.3", "1", "3"])]
     table = table.groupby(["method", "coefficient"]).filter(lambda rows: len(rows) == 3)
+    table = table.groupby("method").filter(lambda rows: rows["coefficient"].nunique() > 1)
     numbers = ("exact_recall", "ntp_loss", "coefficient", "seed")
     rows = table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
     pairs = combinations([name for name in names if name in set(rows["method"])], 2)

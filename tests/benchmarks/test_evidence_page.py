@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.evidence import RESULTS
+from benchmarks.evidence import RESULTS, frontiers
 from benchmarks.evidence_page import FIGURE, PAGE, frontier_rows, page, with_tables
 from refine_lab.experiments.evidence import EvidenceRun, record
 from widgets.figures.trade_off import frontier_figure
@@ -55,3 +55,22 @@ def test_the_figure_joins_the_coefficients_of_a_method(tmp_path: Path) -> None:
     assert list(expected.x) == pytest.approx([2.265, 2.27])
     assert list(expected.y) == pytest.approx([400 / 6, 505 / 6])
     assert list(expected.error_y.array) == pytest.approx([0, 5 / 6], rel=1e-4)
+
+
+def test_a_frontier_needs_two_coefficients_with_all_seeds(tmp_path: Path) -> None:
+    def add(method: str, coefficient: float, seed: int) -> None:
+        run = EvidenceRun(experiment="2", method=method, coefficient=coefficient, seed=seed)
+        right, loss = (60 + 10 * seed + 20 * coefficient) / 200, 2.26 + 0.01 * coefficient + 0.001 * seed
+        means = {"exact_recall": right, "ntp_loss": loss, "longppl": 18.0, "key_tokens": 9}
+        record(tmp_path, run, means, {"exact_recall": [right]}, commit="abc", seconds=1)
+
+    for method in ("weighted", "expected_memory"):
+        for seed in (0, 1, 2):
+            add(method, 1.0, seed)
+        add(method, 0.3, 0)
+    assert len(frontiers(tmp_path)) == 0
+    for method in ("weighted", "expected_memory"):
+        for seed in (1, 2):
+            add(method, 0.3, seed)
+    (row,) = frontiers(tmp_path).to_dict("records")
+    assert row["difference"] == pytest.approx(0, abs=1e-9) and row["seeds"] == 3
