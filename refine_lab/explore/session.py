@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from refine_lab.config import to_json
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tokenizer import beginning
+from refine_lab.explore.adapted import MeasuredPrompt, free_folder, original_weights, reference_logprob, save_adapted
 from refine_lab.explore.attribution import Cell, WriteAttribution, write_attribution
 from refine_lab.explore.erasing import Erasure, predict
 from refine_lab.explore.erasing import erase as erase_writes
@@ -53,6 +56,8 @@ class LoadedModel:
     moves: int = 0
     adapting: bool = False
     loaded: str | None = None  # digest of the weights as loaded, computed before their first update
+    # since the weights were loaded or reset: method, settings, tokens and updates of every adaptation, in order
+    adaptations: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def version(self) -> str:
@@ -95,10 +100,11 @@ class Session:
         self._documents: OrderedDict[tuple[str, str], CachedDocument] = OrderedDict()
 
     def open(self, model: str) -> dict[str, Any]:
-        """Loads the model and returns its number of parameters, its updates, and whether it is being adapted."""
+        """Loads the model; returns its `parameters`, its `updates` with their `methods`, and whether it is `adapting` now."""
         held = self._held(model)
         parameters = sum(p.numel() for p in held.policy.parameters())
-        return {"parameters": parameters, "updates": held.updates, "adapting": held.adapting}
+        methods = [each["method"] for each in held.adaptations if each["updates"]]
+        return {"parameters": parameters, "updates": held.updates, "methods": methods, "adapting": held.adapting}
 
     def as_loaded(self, model: str) -> bool:
         """Returns whether the weights are bitwise as loaded."""
@@ -213,14 +219,44 @@ class Session:
         padded_batch(held.policy, [torch.from_numpy(token_ids)])  # raises for what is no prompt
         return answers_to(held.policy, held.tokenizer, [token_ids.tolist()], rule)[0]
 
+    def measure(
+        self,
+        model: str,
+        token_ids: TokenIds,
+        rule: AnswerRule,
+        reference_ids: Sequence[int] = (),
+        weights: Literal["original", "adapted"] = "adapted",
+    ) -> MeasuredPrompt:
+        """Reads the prompt, answers it and scores a reference answer, with the model's current or its original weights."""
+        self._refresh(model)
+        held, ids = self._held(model), token_ids.tolist()
+        current = weights == "adapted" or held.restored is None
+        with original_weights(None if current else held.restored):
+            reading = (
+                self._read(model, token_ids).reading
+                if current
+                else read_document(held.policy, torch.from_numpy(token_ids).long())[0]
+            )
+            return MeasuredPrompt(
+                reading=reading,
+                answer=self.answer(model, token_ids, rule),
+                reference_logprob=reference_logprob(held.policy, ids, reference_ids),
+            )
+
     def adapt(
-        self, model: str, token_ids: TokenIds, config: TTTConfig, rest: RestIds | None = None
+        self,
+        model: str,
+        token_ids: TokenIds,
+        config: TTTConfig,
+        rest: RestIds | None = None,
+        weights: Literal["original", "adapted"] = "adapted",
     ) -> Iterator[AdaptationStep]:
         """Adapts to the prompt (test-time training) and yields after each step; the weights stay updated until `reset`.
 
         `rest`: tokens that follow the prompt and are not adapted to. After each step, the prompt and this remainder are read
         once, and the loss on it is reported beside that of the prompt. Adaptation ends when the caller stops
-        iterating. A call on an adapted model continues from its current weights.
+        iterating. `weights`: `original` restores the original weights first, and `adapted` continues from the current
+        ones. Raises RuntimeError, before the first step, if the restored weights are not bitwise as loaded.
         """
         held, prompt = self._held(model), torch.from_numpy(token_ids).long()
         adapter = Adapter(held.policy, config)  # raises before anything is changed
@@ -228,17 +264,28 @@ class Session:
         whole, parts = _with_rest(token_ids, rest)
         padded_batch(held.policy, [torch.from_numpy(whole).long()])  # raises for what cannot be read
         note = fewer_chunks(config, len(prompt))
+        if weights == "original" and held.restored is not None:
+            self.reset(model)
+            if not self.as_loaded(model):
+                raise RuntimeError(f"the weights of {model!r} differ from those that were loaded, after their reset")
         if held.restored is None:
             held.loaded = held.loaded or self.fingerprint(model)
             held.restored = preserve_weights(held.policy)
             held.restored.__enter__()
+        record = _record(config, token_ids)
+        held.adaptations.append(record)
         held.adapting = True
         try:
             for update in adapter.adapt(batch):
                 held.updates, held.moves = held.updates + 1, held.moves + 1
+                record["updates"] += 1
                 self._forget(model)
                 reading = self._read(model, whole).reading
                 losses, entropies = reading.losses[1:], reading.entropies[1:]
+                if not np.isfinite(losses).all():
+                    raise FloatingPointError(
+                        f"training diverged (the loss is NaN or infinite); try an lr below {config.lr}"
+                    )
                 yield AdaptationStep(
                     number=update.number,
                     metrics=update.metrics,
@@ -259,12 +306,26 @@ class Session:
         held = self._held(model)
         if held.adapting:
             raise ValueError("the model is being adapted: stop the adaptation first")
-        undone, held.updates = held.updates, 0
+        undone, held.updates, held.adaptations = held.updates, 0, []
         if held.restored is not None:
             restored, held.restored = held.restored, None
             restored.__exit__(None, None, None)
             self._forget(model)
         return undone
+
+    def save(self, model: str, folder: str) -> Path:
+        """Saves adapted weights as a new folder that `load_model` reads, and returns its path (see `save_adapted`).
+
+        Raises ValueError while the model is being adapted, if it has not been adapted, and as `free_folder` does.
+        """
+        held = self._held(model)
+        if held.adapting:
+            raise ValueError("the model is being adapted: stop the adaptation first")
+        if not held.updates:
+            raise ValueError("the weights are the original ones: adapt the model before you save it")
+        path = free_folder(folder)
+        save_adapted(path, held.policy, held.tokenizer, model, held.origin, held.adaptations)
+        return path
 
     def fingerprint(self, model: str) -> str:
         """Returns a digest of every parameter's bytes: the same before an adaptation and after its reset."""
@@ -334,6 +395,13 @@ class Session:
     def _forget(self, model: str) -> None:
         for key in [key for key in self._documents if key[0] == model]:
             del self._documents[key]
+
+
+def _record(config: TTTConfig, token_ids: TokenIds) -> dict[str, Any]:
+    """Returns the record of an adaptation that has made no update yet."""
+    method = "sft" if config.refine is None else config.refine.method
+    text = {"tokens": len(token_ids), "token_digest": hashlib.blake2b(token_ids.tobytes(), digest_size=16).hexdigest()}
+    return {"method": method, "updates": 0, **text, "settings": json.loads(to_json(config))}
 
 
 def _with_rest(token_ids: TokenIds, rest: RestIds | None) -> tuple[Int[np.ndarray, "_"], HeldOutRest | None]:

@@ -23,8 +23,8 @@ from types import GeneratorType
 from typing import Any
 
 METHODS = (
-    *("open", "read", "rollouts", "answer", "adapt", "reset", "as_loaded", "fingerprint", "forget", "states"),
-    *("attribute", "erase", "lens", "counterfactual", "save_state"),
+    *("open", "read", "rollouts", "answer", "measure", "adapt", "reset", "save", "as_loaded", "fingerprint", "forget"),
+    *("states", "attribute", "erase", "lens", "counterfactual", "save_state"),
 )
 
 

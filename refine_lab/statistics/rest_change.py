@@ -73,6 +73,44 @@ def rest_change(before: Float[np.ndarray, "R"], after: Float[np.ndarray, "_"], *
     return RestChange(before=float(before.mean()), after=float(after.mean()), change=change, seed=seed)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RestDifference:
+    """The difference between two methods in the loss on one held-out remainder, after adaptation from the same weights."""
+
+    first: str
+    second: str
+    change: RestChange
+    "From the losses after the first method to those after the second, token by token."
+
+    @property
+    def verdict(self) -> str:
+        """Returns which method predicts the remainder better, or `no difference beyond noise` if the interval contains 0."""
+        low, high = self.change.interval
+        if high < 0:
+            return f"{self.second} is better beyond noise"
+        return f"{self.first} is better beyond noise" if low > 0 else "no difference beyond noise"
+
+    @property
+    def details(self) -> str:
+        """Returns the difference with its interval, and what it does not cover, as the second half of a sentence."""
+        (low, high), change = self.change.interval, self.change
+        interval = "an interval cannot be determined"
+        if not np.isnan(low):
+            interval = f"{CONFIDENCE:.0%} interval {signed(low)} to {signed(high)}"
+        return (
+            f"the loss on the held-out remainder is {change.after:.4f} nats per token after {self.second} and "
+            f"{change.before:.4f} after {self.first}, a difference of {signed(change.change.value)} ({interval}), for this "
+            "document and seed alone."
+        )
+
+
+def rest_difference(
+    first: str, losses: Float[np.ndarray, "R"], second: str, others: Float[np.ndarray, "_"], *, seed: int = 0
+) -> RestDifference:
+    """Compares the losses of each token of the held-out remainder after two methods, paired by token, as `rest_change`."""
+    return RestDifference(first=first, second=second, change=rest_change(losses, others, seed=seed))
+
+
 def signed(value: float) -> str:
     """Formats a number of nats with its sign."""
     return f"{value:+.4f}".replace("-", "−")

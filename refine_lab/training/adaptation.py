@@ -112,7 +112,9 @@ class Adapter:
                 result = train_step(train_state, batch, Draws(seed=self.config.seed, step=number))
             if result.metrics.get("skipped_updates"):
                 norm = result.metrics["grad_norm"]
-                raise FloatingPointError(f"the gradient's norm is {norm}; try an lr below {self.config.lr}")
+                raise FloatingPointError(
+                    f"training diverged (the gradient's norm is {norm}); try an lr below {self.config.lr}"
+                )
             seconds = time.monotonic() - began
             yield Update(
                 number=number,

@@ -17,8 +17,8 @@ from widgets.core.page import save_page
 
 
 def sentence(error: Exception) -> str:
-    """Returns an error's text for users, with its type unless it is a ValueError, and control characters escaped."""
-    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    """Returns an error's text for users, with its type unless that says nothing more, and control characters escaped."""
+    text = str(error) if isinstance(error, (ValueError, FloatingPointError)) else f"{type(error).__name__}: {error}"
     return printable(text)
 
 

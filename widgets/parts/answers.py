@@ -1,4 +1,4 @@
-"""Two answers side by side, before and after adaptation, with text that can be copied."""
+"""A table of answers with their reference, right or wrong, and the probability of the reference; its text can be copied."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from widgets.core.base import Widget
 
 
 class Answers(Widget):
-    """A model's answers `before` and `after` adaptation; empty until they are known."""
+    """A model's answers before adaptation and after each method, and the reference answer; empty until they are known."""
 
-    before = traitlets.Unicode().tag(sync=True)
-    after = traitlets.Unicode().tag(sync=True)
+    rows = traitlets.List().tag(sync=True)
+    """A dictionary of text per answer: its `label`, the `answer`, and, with a reference, the `verdict` (right or wrong) and
+    the `logprob` of the reference in nats."""
 
     def __repr__(self) -> str:
-        return f"before: {self.before!r}\nafter: {self.after!r}"
+        lines = []
+        for row in self.rows:
+            facts = [repr(row["answer"]), row.get("verdict"), row.get("logprob") and f"log p {row['logprob']}"]
+            lines.append(f"{row['label']}: {', '.join(filter(None, facts))}")
+        return "\n".join(lines) or "no answers"

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets
-from ipywidgets import BoundedFloatText, BoundedIntText, Dropdown, FloatText
+from ipywidgets import BoundedFloatText, BoundedIntText, Checkbox, Dropdown, FloatText
 
 from refine_lab.config import BUILT_IN_REWARDS
 from refine_lab.text import replace_surrogates
 from refine_lab.ttt_config import TTTConfig
 from refine_lab.validation import require
-from widgets.core.panel import TextField
+from widgets.core.panel import LineField, TextField
 from widgets.figures.series import KNOWN_METHODS
 from widgets.parts.step_slider import StepSlider
 
@@ -28,6 +28,20 @@ def field(kind: Any, label: str, value: Any, width: str = "16em", **options: Any
 
 def text_field(label: str, text: str, rows: int) -> TextField:
     return field(TextField, label, replace_surrogates(text), "auto", rows=rows)
+
+
+def line_field(label: str, text: str, placeholder: str) -> LineField:
+    return field(LineField, label, replace_surrogates(text), "auto", placeholder=placeholder)
+
+
+def method_boxes(methods: Sequence[str]) -> dict[str, Checkbox]:
+    """Returns a checkbox per method, by its label, in the order in which methods are compared; all are ticked."""
+    known = [style.label for style in KNOWN_METHODS.values()]
+    layout = ipywidgets.Layout(width="auto", margin="2px 12px 2px 2px")
+    return {
+        label: Checkbox(value=True, description=label, indent=False, layout=layout)
+        for label in sorted(methods, key=known.index)
+    }
 
 
 def in_rows(fields: Sequence[Any]) -> ipywidgets.Box:
@@ -53,12 +67,13 @@ def explorer_fields(rewards: Sequence[str], selections: Sequence[str], setting: 
 
 
 def ttt_fields(
-    document: str, question: str, config: TTTConfig, reward: str, answer_tokens: int, held_out: float
+    texts: tuple[str, str, str], config: TTTConfig, reward: str, answer_tokens: int, held_out: float
 ) -> dict[str, Any]:
     """Returns the TTT panel's fields by name, with the values of `config`; `reward` is used if REFINE is selected.
 
-    `held_out`: the share of the document that is its unseen remainder, at most `MOST_HELD_OUT`; 0 holds out nothing. The
-    slider shows it in percent. The methods are REFINE, SFT and that of `config`, if it is another.
+    `texts`: document, question and reference answer. `held_out`: the share of the document that is its unseen remainder,
+    at most `MOST_HELD_OUT`; 0 holds out nothing. The slider shows it in percent. The methods are REFINE, SFT and that of
+    `config`, if it is another.
     """
     require(0 <= held_out <= MOST_HELD_OUT, "held_out", held_out, f"from 0 to {MOST_HELD_OUT}")
     slider = StepSlider(
@@ -69,14 +84,17 @@ def ttt_fields(
     method = field(Dropdown, "method", chosen, options=[*dict.fromkeys([chosen, "REFINE", "SFT"])])
     rewards = field(Dropdown, "reward", reward, options=[*BUILT_IN_REWARDS])
     ipywidgets.dlink((method, "value"), (rewards, "disabled"), transform=lambda name: name != "REFINE")
+    document, question, reference = texts
     return {
         "document": text_field("Document", document, 5),
         "question": text_field("Question", question, 2),
+        "reference": line_field("Reference answer", reference, "optional; answers are then marked right or wrong"),
         "method": method,
         "reward": rewards,
         "steps": field(BoundedIntText, "steps", config.steps, min=1, max=1_000_000),
         "lr": field(FloatText, "lr", config.lr, step=1e-5),
-        "answer_tokens": field(BoundedIntText, "answer tokens ≤", answer_tokens, min=1, max=1_000_000),
+        "answer_tokens": field(BoundedIntText, "max answer tokens", answer_tokens, min=1, max=1_000_000),
         "held_out": slider,
         "weights": ipywidgets.Label("Original weights."),
+        "folder": line_field("save weights as", "", "a name under runs/, or an absolute path"),
     }

@@ -1,33 +1,53 @@
-"""The result of test-time training on the held-out remainder: one sentence, and the interval of the change."""
+"""The result of test-time training on the held-out remainder: a sentence and an interval per method and per difference."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import traitlets
 
-from refine_lab.statistics.rest_change import RestChange
+from refine_lab.statistics.rest_change import RestChange, RestDifference
 from widgets.core.base import Widget
+from widgets.figures.series import COLOURS, method_styles
 
 
 class RestResult(Widget):
-    """The change of the loss on the held-out remainder; empty until it is known, and if nothing is held out."""
+    """How the loss on the held-out remainder changed with each method, and how the methods differ; empty until it is known."""
 
-    verdict = traitlets.Unicode().tag(sync=True)
-    "Whether there is a gain beyond noise."
-    details = traitlets.Unicode().tag(sync=True)
-    "The numbers behind the verdict."
-    interval = traitlets.List(traitlets.Float()).tag(sync=True)
-    "Lower end, estimate and upper end of the change, in nats per token; empty if the interval is undetermined."
+    results = traitlets.List().tag(sync=True)
+    """Dictionaries with a `name` (empty for a single method), its `verdict` and `details`, the `interval` (lower end, estimate
+    and upper end, in nats per token; empty if it is undetermined), and the number of its colour, `look` (−1: none)."""
 
-    def show(self, change: RestChange | None) -> None:
-        """Shows a result; None empties the view."""
-        ends = (math.nan, math.nan) if change is None else change.interval
-        known = change is not None and all(map(math.isfinite, ends))
-        with self.hold_sync():
-            self.verdict = "" if change is None else change.verdict
-            self.details = "" if change is None else change.details
-            self.interval = [ends[0], change.change.value, ends[1]] if change is not None and known else []
+    def show(
+        self,
+        changes: Mapping[str, RestChange],
+        pairs: Sequence[RestDifference] = (),
+        methods: Mapping[str, str] | None = None,
+    ) -> None:
+        """Shows the differences of pairs of methods, and then the change with each method by its label.
+
+        `methods` has the name of the method of each label, which defines its colour.
+        """
+        styles = method_styles((methods or {}).values())
+        looks = {label: COLOURS.index(styles[name].colour) for label, name in (methods or {}).items()}
+        results = [_result(f"{pair.second} − {pair.first}", pair, pair.change, -1) for pair in pairs]
+        for label, change in changes.items():
+            results.append(_result(label if len(changes) > 1 else "", change, change, looks.get(label, -1)))
+        self.results = results
 
     def __repr__(self) -> str:
-        return f"{self.verdict}: {self.details}" if self.verdict else "no result"
+        return "\n".join(map(sentence, self.results)) or "no result"
+
+
+def _result(name: str, said: RestChange | RestDifference, change: RestChange, look: int) -> dict[str, Any]:
+    low, high = change.interval
+    interval = [low, change.change.value, high] if math.isfinite(low) and math.isfinite(high) else []
+    return {"name": name, "verdict": said.verdict, "details": said.details, "interval": interval, "look": look}
+
+
+def sentence(result: Mapping[str, Any]) -> str:
+    """Returns a result as one sentence, after its name if it has one."""
+    said = f"{result['verdict'][0].upper()}{result['verdict'][1:]}: {result['details']}"
+    return f"{result['name']}. {said}" if result["name"] else said

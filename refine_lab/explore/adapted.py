@@ -1,0 +1,113 @@
+"""A model that is being adapted: its original weights beside the adapted ones, its answers with either, and its saved copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from refine_lab.evaluation.reading import continuation_stats, read_prompts
+from refine_lab.explore.reading import DocumentReading
+from refine_lab.models import FastWeightLM
+from refine_lab.models.loading import MANIFEST, manifest_of
+from refine_lab.runs.durable import publishing
+from refine_lab.runs.environment import environment
+from refine_lab.runs.files import write_json
+from refine_lab.runs.run import runs_dir
+from refine_lab.training.adaptation import padded_batch, preserve_weights
+from refine_lab.training.history import history_of, save_history
+from refine_lab.validation import path_of, require
+
+RECORD = "adaptation.json"
+"""File beside saved weights: the model that was adapted, and how."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MeasuredPrompt:
+    """What a model does with a prompt: the statistics of its tokens, its greedy answer, and the score of a reference."""
+
+    reading: DocumentReading
+    answer: str
+    reference_logprob: float | None
+    "Log-probability of the reference answer after the prompt, summed over its tokens, in nats; none without a reference."
+
+
+@contextmanager
+def original_weights(preserved: preserve_weights | None) -> Iterator[None]:
+    """Exchanges adapted weights for the original ones inside a `with` block, and puts the adapted ones back bit for bit.
+
+    `preserved` holds the original weights; None means that the model has not been adapted.
+    """
+    pairs = [] if preserved is None else preserved.copies
+
+    def exchange() -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            for parameter, other in pairs:
+                value = parameter.detach().clone()
+                parameter.copy_(other)
+                other.copy_(value)
+
+    exchange()
+    try:
+        yield
+    finally:
+        exchange()
+
+
+def reference_logprob(policy: FastWeightLM, prompt: Sequence[int], reference: Sequence[int]) -> float | None:
+    """Returns the log-probability of the tokens of a reference after a prompt, in nats; None for an empty reference.
+
+    Raises ValueError if prompt and reference exceed the model's context or have tokens outside its vocabulary.
+    """
+    if not reference:
+        return None
+    padded_batch(policy, [torch.tensor([*prompt, *reference])])
+    ((logprob, _),) = continuation_stats(policy, read_prompts(policy, [prompt]), [reference], [0])
+    return logprob
+
+
+def free_folder(name: str) -> Path:
+    """Returns the path of a folder to create: a name is one under `runs_dir()`, and so is `runs/NAME`.
+
+    Raises ValueError for an empty name, another relative path, and a path where something exists already.
+    """
+    require(bool(name.strip()), "the folder", name, "a name under runs/, or an absolute path")
+    path = path_of("the folder", name.strip())
+    if not path.is_absolute():
+        parts = path.parts[1:] if path.parts[0] == "runs" else path.parts
+        plain = len(parts) == 1 and parts[0] not in (".", "..")
+        require(plain, "the folder", name, "a name under runs/, or an absolute path")
+        path = runs_dir() / parts[0]
+    require(not path.exists(), "the folder", name, "one that does not exist yet")
+    return path
+
+
+def save_adapted(
+    folder: Path,
+    policy: FastWeightLM,
+    tokenizer: PreTrainedTokenizerBase,
+    model: str,
+    origin: str,
+    adaptations: Sequence[dict[str, Any]],
+) -> None:
+    """Writes a folder that `load_model` reads: the weights, the configuration, the tokenizer, and a record in `RECORD`.
+
+    `model` is the name of the model that was adapted, and `origin` the files that its weights came from. What is known
+    of its training is stored with it. The folder appears when it is complete.
+    """
+    history = history_of(model)
+    adapted = "it was adapted to the documents listed in " + RECORD
+    manifest = None if model.startswith("new:") else manifest_of(model)
+    with publishing(folder) as unfinished:
+        policy.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        if manifest is not None:
+            manifest.save(unfinished / MANIFEST)
+        save_history(replace(history, unknown=(*history.unknown, adapted)), unfinished)
+        record = {"format_version": 1, "model": model, "origin": origin, "adaptations": [*adaptations]}
+        write_json(unfinished / RECORD, record | {"environment": environment()})

@@ -1,0 +1,232 @@
+"""Adapts the model of the TTT panel with one method or several, each from the same prompt, and shows what they change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Literal
+
+from refine_lab.explore.adapted import MeasuredPrompt
+from refine_lab.explore.client import Worker
+from refine_lab.explore.exploration import Exploration
+from refine_lab.explore.reading import DocumentReading
+from refine_lab.statistics.rest_change import RestChange
+from refine_lab.ttt_config import TTTConfig
+from widgets.core.panel import Panel
+from widgets.parts.answers import Answers
+from widgets.parts.document_metrics import entropy_metric, loss_metric
+from widgets.parts.live_curves import Curves
+from widgets.parts.rest_result import RestResult
+from widgets.parts.ttt_curves import ttt_curves
+from widgets.parts.ttt_prompt import PanelPrompt, PromptFields
+from widgets.parts.ttt_results import (
+    Adaptation,
+    answer_rows,
+    differences,
+    end_sentence,
+    in_turn,
+    method_name,
+    token_metrics,
+)
+from widgets.token_map import TokenMap, token_text
+
+INTERVAL = 0.25
+"""Minimum number of seconds between two updates of the curves."""
+Weights = Literal["original", "adapted"]
+"""The weights that an adaptation begins with."""
+
+
+class AdaptingPanel(Panel):
+    """A panel that adapts a model to a prompt, with the views of what that changes; subclasses have its fields and buttons.
+
+    "Before" always means the original weights, also when an adaptation continues from adapted ones.
+    """
+
+    _job: Future[Any] | None = None
+    _chain: Future[Any] | None = None
+    _current: Adaptation | None = None
+    _stopping = False
+    _sent = 0.0
+    _prompt_fields: PromptFields
+
+    def __init__(self, model: str, worker: Worker, add_bos: bool | None) -> None:
+        super().__init__()
+        self.model, self.worker = model, worker
+        self.exploration = Exploration(worker, model, add_bos=add_bos)
+        self.prompt: PanelPrompt | None = None
+        "The prompt of the last adaptation."
+        self.before: MeasuredPrompt | None = None
+        "How the original weights read and answer this prompt."
+        self.results: dict[str, Adaptation] = {}
+        "The last adaptation, or those of the last comparison, by method as the panel calls it."
+        self.curves, self.result, self._beside, self.token_map = Curves(), RestResult(), Answers(), TokenMap()
+
+    @property
+    def running(self) -> bool:
+        """Returns whether part of a start is still pending."""
+        return self._chain is not None and not self._chain.done()
+
+    @property
+    def steps(self) -> list[dict[str, float]]:
+        """Returns the steps of the last method (see `Adaptation`); empty before the first adaptation."""
+        return [*self.results.values()][-1].steps if self.results else []
+
+    @property
+    def rest(self) -> RestChange | None:
+        """Returns the change of the loss on the remainder with the last method, once known."""
+        return [*self.results.values()][-1].rest if self.results else None
+
+    @property
+    def answers(self) -> dict[str, str]:
+        """Returns the answer `before` adaptation, and the one after each method by the method, once known."""
+        after = {label: each.after.answer for label, each in self.results.items() if each.after is not None}
+        return {} if self.before is None else {"before": self.before.answer} | after
+
+    # -- for subclasses ------------------------------------------------------------------------------------------------
+
+    def _config_of(self, method: str) -> TTTConfig:
+        """Returns the configuration of a method that the panel offers. Raises ValueError for an invalid one."""
+        raise NotImplementedError
+
+    def _enable(self, *, running: bool) -> None:
+        """Enables the buttons that can be pressed while the panel adapts, or while it does not."""
+        raise NotImplementedError
+
+    def _show_weights_everywhere(self) -> None:
+        """Shows how often the weights have been updated, in every panel of the model."""
+        raise NotImplementedError
+
+    # -- requests and their results ------------------------------------------------------------------------------------
+
+    def _require_idle(self) -> None:
+        if self.running:
+            raise ValueError("this panel is already adapting: press Stop first")
+
+    def _run(self, methods: Sequence[str], weights: Weights | None) -> Future[Any]:
+        self._require_idle()
+        self._stopping, self._current, self._job = False, None, None
+        self._enable(running=True)
+        each = [(partial(self._adapt, method, weights), self._measure, self._keep) for method in methods]
+        chain = self._chain = self.after(
+            lambda: self.worker.submit("open", model=self.model),
+            partial(self._begin, methods, weights),
+            self._show_before,
+            *(step for steps in each for step in steps),
+            self._show_end,
+        )
+        chain.add_done_callback(self._ended)
+        return chain
+
+    def _begin(self, methods: Sequence[str], weights: Weights | None, now: dict[str, Any]) -> Future[Any]:
+        """Requests the statistics and the answer of the original weights."""
+        if weights is None and now["updates"]:
+            raise ValueError(
+                f"the weights are already adapted {how_adapted(now)}: start('adapted') continues from them, and "
+                "start('original') starts over"
+            )
+        for method in methods:
+            self._config_of(method)  # raises for invalid settings
+        prompt, self._updates, self._methods = self._prompt_fields.prompt(), now["updates"], now["methods"]
+        same = weights == "adapted" and prompt.same(self.prompt) and len(self.results) > 0
+        self._earlier = self.steps if same and self.steps[-1]["step"] == now["updates"] else []
+        self.prompt, self.before, self.results = prompt, None, {}
+        self._beside.rows = []
+        self.result.show({})
+        self.report(f"Reading {len(prompt.ids):,} tokens…")
+        return self._measured("original")
+
+    def _measured(self, weights: Weights) -> Future[Any]:
+        assert self.prompt is not None
+        what = {"token_ids": self.prompt.ids, "rule": self.prompt.rule, "reference_ids": self.prompt.reference_ids}
+        return self.worker.submit("measure", model=self.model, weights=weights, **what)
+
+    def _show_before(self, before: MeasuredPrompt) -> None:
+        assert self.prompt is not None
+        self.before, self._ids = before, self.prompt.ids
+        self._beside.rows = answer_rows(self.prompt, before, [])
+        self._show_reading(before.reading)
+
+    def _adapt(self, method: str, weights: Weights | None, _: Any) -> Future[Any] | None:
+        if self._stopping and self.results:
+            self._current = None  # a comparison that was stopped
+            return None
+        assert self.prompt is not None and self.before is not None
+        config, before = self._config_of(method), self._updates if weights == "adapted" else 0
+        name = method_name(config)
+        self._current = each = Adaptation(
+            label=in_turn([*self._methods, name]) if before else method,
+            method=name,
+            config=config,
+            steps=[*self._earlier] or [{"step": 0, **self.prompt.levels(self.before.reading)}],
+            before=before,
+        )
+        self.results[each.label] = each
+        self._began = time.monotonic()
+        self._draw()
+        self.report(f"{each.label}, step 1 of {config.steps}…")
+        asked = {"model": self.model, "config": config, "weights": weights or "original", **self.prompt.parts}
+        self._job = self.worker.submit("adapt", partial(self._stepped, each), **asked)
+        if self._stopping:
+            self.worker.stop(self._job)
+        return self._job
+
+    def _stepped(self, each: Adaptation, step: Any) -> None:
+        row = {"step": each.before + step.number, "loss": step.loss, "entropy": step.entropy}
+        if step.rest_loss is not None:
+            row["rest_loss"] = step.rest_loss
+        if "reward_mean" in step.metrics:
+            row["reward"] = step.metrics["reward_mean"]
+        each.steps.append(row)
+        each.made, steps = step.number, each.config.steps
+        if step.number <= 1 or time.monotonic() - self._sent >= INTERVAL:
+            self._draw()
+        left = (time.monotonic() - self._began) / step.number * (steps - step.number)
+        note = f" {step.note}." if step.note else ""
+        if not self._stopping:
+            method = f"{each.label}, step" if len(self.results) > 1 else "Step"
+            progress = f"{method} {step.number} of {steps}, {step.tokens_per_second:,.0f} tokens/s"
+            self.report(f"{progress}, {left:.0f} s left.{note}")
+
+    def _measure(self, _: Any) -> Future[Any] | None:
+        self._draw()
+        return None if self._current is None else self._measured("adapted")
+
+    def _keep(self, after: MeasuredPrompt | None) -> None:
+        if self._current is not None and after is not None:
+            assert self.prompt is not None and self.before is not None
+            self._current.finish(self.prompt, self.before, after)
+            self._beside.rows = answer_rows(self.prompt, self.before, [*self.results.values()])
+
+    def _show_end(self, _: Any) -> None:
+        assert self.prompt is not None and self.before is not None
+        prompt, done = self.prompt, [each for each in self.results.values() if each.after is not None]
+        changes = {each.label: each.rest for each in done if each.rest is not None}
+        self.result.show(changes, differences(prompt, done), {each.label: each.method for each in done})
+        text = token_text(self.exploration.tokenizer, prompt.ids)
+        self.token_map.show(text, token_metrics(prompt, self.before, done))
+        if prompt.held is not None:
+            self.token_map.view = prompt.held.first
+        self.report(end_sentence(prompt, self.before, done, self._stopping))
+
+    def _show_reading(self, reading: DocumentReading) -> None:
+        text = token_text(self.exploration.tokenizer, reading.token_ids)
+        self.token_map.show(text, [entropy_metric(reading), loss_metric(reading)])
+
+    def _draw(self) -> None:
+        """Sends the curves."""
+        self._sent = time.monotonic()
+        self.curves.curves = ttt_curves([*self.results.values()])
+
+    def _ended(self, chain: Future[Any]) -> None:
+        if chain.exception() is None:
+            self.error = ""  # of a request that was refused during adaptation
+        self._enable(running=False)
+        self._show_weights_everywhere()
+
+
+def how_adapted(weights: dict[str, Any]) -> str:
+    """Returns the methods and the number of updates of adapted weights; `weights` is the result of `Session.open`."""
+    updates = weights["updates"]
+    return f"with {in_turn(weights['methods'])} ({updates} update{'' if updates == 1 else 's'})"
