@@ -254,6 +254,7 @@ class TTTPanel(AdaptingPanel):
             "compare": self.button("compare", compare, "Compare methods", "primary"),
             "save": self.button("save_weights", save, "Save weights"),
         }
+        self.buttons["save"].disabled = True  # until the weights are adapted
         choices = {
             "continue_adapted": "Continue from the adapted weights",
             "start_over": "Start over",

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from refine_lab.statistics.rest_change import rest_change
+from refine_lab.statistics.rest_change import rest_change, rest_difference
 from tests.factories.run_monitor import HOSTILE as ERROR
 from tests.factories.state_view import summary
 from tests.support.readable import contrasts, nameless, stops, unreached, unreadable
@@ -95,9 +95,16 @@ def slider() -> StepSlider:
 
 def rest_result() -> RestResult:
     made, losses = RestResult(), np.random.default_rng(0).random((2, 50))
-    made.show(rest_change(losses[0], losses[1] - 0.5))
+    changes = {"SFT": rest_change(losses[0], losses[1] - 0.5), "REFINE": rest_change(losses[0], losses[1])}
+    pairs = [rest_difference("SFT", losses[1] - 0.5, "REFINE", losses[1])]
+    made.show(changes, pairs, {"SFT": "sft", "REFINE": "refine"})
     made.error = "what went wrong"
     return made
+
+
+def answers() -> Answers:
+    row = {"label": "before adaptation", "answer": "in the den", "verdict": "wrong", "logprob": "−1.2"}
+    return Answers(rows=[row, {"label": "reference", "answer": "the tree"}])
 
 
 WIDGETS: dict[str, tuple[Callable[[], Widget], int]] = {
@@ -110,7 +117,7 @@ WIDGETS: dict[str, tuple[Callable[[], Widget], int]] = {
     "notice": (notice, 0),
     "inspector": (inspector, 15),
     "token map": (token_map, 5),
-    "answers": (partial(Answers, before="in the den", after="the tree"), 2),
+    "answers": (answers, 2),
     "slider": (slider, 1),
     "slider in percent": (partial(StepSlider, label="Held-out remainder", last=90, value=33, unit="%"), 1),
     "result on the remainder": (rest_result, 0),

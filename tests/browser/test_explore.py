@@ -6,10 +6,12 @@ import contextlib
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
+from refine_lab.models import load_model
 from tests.support.lab import ROOT, Lab, opened, take_shots, write_notebook
 
 pytestmark = pytest.mark.browser
@@ -103,27 +105,49 @@ def test_no_page_error_and_nothing_from_elsewhere(lab: Lab) -> None:
     assert lab.foreign == []
 
 
-def test_ttt_live(lab: Lab) -> None:
-    """Start, at least three points of a curve, stop within a step, and the weights put back bit for bit."""
+def test_ttt_live(lab: Lab, tmp_path: Path) -> None:
+    """Adapt, at least three points of a curve, stop within a step, save, and the weights put back bit for bit."""
     lab.open("ttt.ipynb")
     lab.run_all()
-    button = lab.page.get_by_role("button", name="Adapt")
+    button = lab.page.get_by_role("button", name="Adapt", exact=True)
     button.wait_for()
     lab.page.locator(".jp-OutputArea-output", has_text="the same True").wait_for()
     button.click()
-    for line in ("rest_loss", "loss"):
-        drawn = f"svg[data-panel='loss'] g[data-line='{line}'] path.mark"
+    for name in ("rest_loss", "loss"):
+        drawn = f"svg[data-panel='{name}'] g[data-line='REFINE'] path.mark"
         marks = f'document.querySelectorAll(".live-curves {drawn}").length'
         lab.page.wait_for_function(f"{marks} >= 4")  # before, and after three steps
     lab.page.get_by_role("button", name="Stop").click()
     status = wait_for_status(lab, r"\(stopped\): loss")
     steps = int(status.split()[1])
     lab.page.locator(".rest-result", has_text="beyond noise: the loss on the held-out remainder changes by").wait_for()
-    after = lab.page.get_by_label("answer after adaptation", exact=True)
-    assert after.input_value() != ""
-    lab.page.locator(".widget-label", has_text=f"Adapted ({steps} update").wait_for()
+    assert lab.page.get_by_label("answer after REFINE", exact=True).input_value() != ""
+    assert lab.page.get_by_label("reference answer", exact=True).input_value() == "width"
+    lab.page.locator(".widget-label", has_text=f"Adapted with REFINE ({steps} update").wait_for()
+    field = lab.page.locator(".widget-label:has-text('save weights as') + input")
+    field.fill(str(tmp_path / "mine"))
+    lab.page.get_by_role("button", name="Save weights").click()
+    wait_for_status(lab, "^Saved to .*mine, which refine_lab.load_model reads as a model")
     take_shots(lab.page, "ttt")
     lab.page.get_by_role("button", name="Reset").click()
     wait_for_status(lab, f"Original weights restored exactly \\({steps} updates? undone")
+    assert load_model(tmp_path / "mine")[0].config.model_type == "delta_net"
+
+
+def test_ttt_compares(lab: Lab) -> None:
+    """SFT and REFINE by one click: their curves overlaid, the difference first, and an answer of each."""
+    field = lab.page.locator(".widget-label:has-text('steps') + input")
+    field.fill("3")
+    field.press("Tab")
+    lab.page.get_by_role("button", name="Compare methods").click()
+    wait_for_status(lab, "^After 3 steps each: loss .* \\(SFT\\), .* \\(REFINE\\); entropy")
+    for method in ("SFT", "REFINE"):
+        marks = f".live-curves svg[data-panel='rest_loss'] g[data-line='{method}'] path.mark"
+        assert lab.page.locator(marks).count() == 4
+        assert lab.page.get_by_label(f"answer after {method}", exact=True).input_value() != ""
+    sentences = lab.page.locator(".rest-result .sentence").all_inner_texts()
+    assert [text.split(".")[0] for text in sentences] == ["REFINE − SFT", "SFT", "REFINE"]
+    assert lab.page.locator(".rest-result svg .estimate").count() == 3
+    take_shots(lab.page, "ttt_compared")
     assert lab.errors == []
     assert lab.foreign == []

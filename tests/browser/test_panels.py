@@ -110,7 +110,7 @@ def test_adapt_with_what_is_typed_and_chosen(hands: Callable[[str], Hands]) -> N
     person.write("The red fox sleeps in the")
     person.go_to("method")
     person.press("ArrowDown")  # SFT, which has no reward: its list is disabled, perhaps while it has the focus
-    person.go_to("answer tokens ≤")
+    person.go_to("max answer tokens")
     person.write("6")
     person.go_to("steps", "Shift+Tab")
     person.write("3")
@@ -122,12 +122,31 @@ def test_adapt_with_what_is_typed_and_chosen(hands: Callable[[str], Hands]) -> N
     config = "(panel.config.refine, panel.config.steps, panel.config.lr, panel.fields['question'].value)"
     assert person.in_python(config) == "(None, 3, 0.002, 'The red fox sleeps in the')"
     answers = [area.input_value() for area in person.page.locator(f"{TTT} .answers textarea").all()]
-    assert all(answers)
+    assert all(answers) and len(answers) == 2, "another question has no reference yet"
     assert person.in_python(f"[*panel.answers.values()] == {answers}") == "True"
 
 
-LINES = """(root) => [...document.querySelectorAll(`${root} svg[data-panel=loss] g[data-line]`)].map((group) => [
-    group.dataset.line, group.querySelectorAll("path.mark").length,
+def test_a_second_adapt_asks(hands: Callable[[str], Hands]) -> None:
+    person = hands(TTT)
+    person.go_to("Adapt")
+    person.press("Enter")
+    person.told("^The weights are already adapted with SFT \\(3 updates\\)\\. Continue from them, or start over")
+    person.go_to("Cancel")
+    person.press("Enter")
+    person.page.locator(f"{TTT} button", has_text="Start over").wait_for(state="hidden")
+    assert person.in_python("len(panel.steps)") == "4"
+    person.go_to("Adapt", "Shift+Tab")
+    person.press("Enter")
+    person.go_to("Continue from the adapted weights")
+    person.press("Enter")
+    person.told("^After 6 steps: loss .* from the original weights")
+    person.go_to("Reset", "Shift+Tab")
+    person.press("Enter")
+    person.told("^Original weights restored exactly \\(6 updates undone\\)")
+
+
+LINES = """(root) => [...document.querySelectorAll(`${root} .live-curves g[data-line]`)].map((group) => [
+    group.closest("svg").dataset.panel, group.dataset.line, group.querySelectorAll("path.mark").length,
     Number.parseFloat(getComputedStyle(group.querySelector("path.line")).strokeWidth)])"""
 
 
@@ -150,8 +169,8 @@ def test_the_held_out_rest_by_the_slider(hands: Callable[[str], Hands]) -> None:
     person.go_to("Adapt")
     person.press("Enter")
     person.told("^After 3 steps: loss .* of the adapted part")
-    assert person.in_python("panel._held.stop - panel._held.first") == person.in_python(
-        f"round(panel._held.stop * {share} / 100)"
+    assert person.in_python("panel.prompt.held.stop - panel.prompt.held.first") == person.in_python(
+        f"round(panel.prompt.held.stop * {share} / 100)"
     )
     result = person.page.locator(f"{TTT} .rest-result")
     shown = result.get_by_role("status").filter(has_text="nats per token")
@@ -160,16 +179,13 @@ def test_the_held_out_rest_by_the_slider(hands: Callable[[str], Hands]) -> None:
     assert person.in_python(f"panel.rest.sentence == {said!r}") == "True"
     assert result.locator("svg .estimate").count() == 1 and result.locator("svg .interval").count() == 3
     lines = person.page.evaluate(LINES, TTT)
-    assert [line[:2] for line in lines] == [["loss", 4], ["rest_loss", 4]], "the last is drawn over the others"
-    assert lines[1][2] > lines[0][2]
-    legend = person.page.locator(f"{TTT} figure:has(svg[data-panel=loss]) .values").inner_text()
-    assert legend.index("held-out remainder: ") < legend.index("adapted part: ")
-    person.go_to("NTP loss, nats per token.*")
+    assert [line[:3] for line in lines] == [[name, "SFT", 4] for name in ("rest_loss", "loss", "entropy")]
+    assert lines[0][3] > lines[1][3]
+    person.go_to("Held-out NTP loss, nats per token.*")
     person.press("Home")
     before = person.in_python("f\"{panel.steps[0]['rest_loss']:.4g}\"").strip("'")
-    assert f"held-out remainder: {before}" in person.page.locator(f"{TTT} svg[data-panel=loss]").get_attribute(
-        "aria-valuetext"
-    )
+    drawing = person.page.locator(f"{TTT} svg[data-panel=rest_loss]")
+    assert f"SFT: {before}" in drawing.get_attribute("aria-valuetext")
     person.begin()
     person.go_to("Reset")
     person.press("Enter")
@@ -184,7 +200,7 @@ def test_no_rest_is_held_out_at_the_sliders_beginning(hands: Callable[[str], Han
     person.press("Enter")
     person.told("^After 3 steps: loss .*nats per token\\)")
     assert person.page.locator(f"{TTT} .rest-result").inner_text().strip() == ""
-    assert [line[0] for line in person.page.evaluate(LINES, TTT)] == ["loss"]
+    assert [line[0] for line in person.page.evaluate(LINES, TTT)] == ["loss", "entropy"]
     person.begin()
     person.go_to("Reset")
     person.press("Enter")
@@ -216,7 +232,7 @@ def test_stop_and_reset_are_next_to_a_button_that_is_disabled(hands: Callable[[s
 
 def test_an_answer_is_reached_and_not_changed(hands: Callable[[str], Hands]) -> None:
     person = hands(TTT)
-    person.go_to("answer after adaptation")
+    person.go_to("answer after REFINE")
     answer = "document.activeElement.value"
     before = person.page.evaluate(answer)
     person.press("x", "Delete", "ArrowDown", "Enter", "Control+a")

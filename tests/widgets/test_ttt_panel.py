@@ -44,15 +44,16 @@ def test_ttt_start_and_reset(worker: Worker, method: str) -> None:
     assert [row["step"] for row in panel.steps] == [0, 1, 2, 3]
     assert panel.steps[-1]["loss"] < panel.steps[0]["loss"]
     assert ("reward" in panel.steps[1]) == (method == "REFINE")
-    assert panel.answers.keys() == {"before", "after"}
+    assert panel.answers.keys() == {"before", method}
     change = panel.token_map.metrics["entropy_change"].values
     expected = panel.steps[-1]["entropy"] - panel.steps[0]["entropy"]
     assert np.nanmean(change) == pytest.approx(expected, abs=1e-4)
     assert [each["name"] for each in panel.curves.curves["panels"]][:2] == ["loss", "entropy"]
     assert worker.call("fingerprint", model="tiny-deltanet") != before
-    wait_for(lambda: panel.fields["weights"].value == "Adapted (3 updates). Reset restores the original weights.")
+    adapted = f"Adapted with {method} (3 updates). Reset restores the original weights."
+    wait_for(lambda: panel.fields["weights"].value == adapted)
     other = TTTPanel(text=TEXT, worker=worker)  # which did not move them, and says so
-    wait_for(lambda: "Adapted (3 updates)" in other.fields["weights"].value)
+    wait_for(lambda: f"Adapted with {method} (3 updates)" in other.fields["weights"].value)
     assert panel.reset().result(SECONDS) == 3
     assert worker.call("fingerprint", model="tiny-deltanet") == before
     wait_for(lambda: panel.fields["weights"].value == "Original weights.")
@@ -68,12 +69,12 @@ def test_ttt_refuses_what_would_lose_the_weights(worker: Worker) -> None:
     panel.fields["steps"].value = 10_000
     chain = panel.start()
     wait_for(lambda: len(panel.steps) >= 2)
-    for again in (panel.start, panel.reset):
+    for again in (panel.ask, panel.start, panel.compare, panel.reset, panel.save_weights):
         with pytest.raises(ValueError, match="this panel is already adapting"):
             again()
     with pytest.raises(ValueError, match="the model is being adapted: stop the adaptation first"):
         other.reset().result(SECONDS)
-    panel._pressed("start")  # a second click
+    panel._pressed("ask")  # a second click
     assert "this panel is already adapting" in panel.error
     assert "error: this panel is already adapting" in repr(panel)
     panel.stop()
@@ -95,7 +96,7 @@ def test_the_rest_of_the_document_is_scored_and_not_adapted_to(worker: Worker, m
     policy, tokenizer = load_model("tiny-deltanet", device="cpu")
     ids = torch.tensor(tokenizer(TEXT, add_special_tokens=False)["input_ids"])
     first = len(ids) - round(0.33 * len(ids))
-    assert panel._held == HeldOutRest(first=first, stop=len(ids)) and len(panel._ids) > len(ids)
+    assert panel.prompt.held == HeldOutRest(first=first, stop=len(ids)) and len(panel.prompt.ids) > len(ids)
     levels = [read_prompt(policy, ids).losses]
     with adapted(policy, ids[:first], panel.config, lambda _: levels.append(read_prompt(policy, ids).losses)):
         pass
@@ -105,13 +106,14 @@ def test_the_rest_of_the_document_is_scored_and_not_adapted_to(worker: Worker, m
         [float(x[: first - 1].mean()) for x in levels], abs=1e-4
     )
     assert panel.rest.change.value == pytest.approx(rests[-1] - rests[0], abs=1e-4)
-    assert panel.rest.sentence in repr(panel) and panel.result.verdict == panel.rest.verdict
-    assert panel.result.interval == [panel.rest.interval[0], panel.rest.change.value, panel.rest.interval[1]]
+    (result,) = panel.result.results
+    assert panel.rest.sentence in repr(panel) and result["verdict"] == panel.rest.verdict
+    assert result["interval"] == [panel.rest.interval[0], panel.rest.change.value, panel.rest.interval[1]]
     assert panel.token_map.metric == "rest_change"
     coloured = np.flatnonzero(np.isfinite(panel.token_map.metrics["rest_change"].values))
     assert coloured.tolist() == [*range(first, len(ids))]
-    loss = panel.curves.curves["panels"][0]
-    assert [(line["method"], line["front"]) for line in loss["lines"]] == [("rest_loss", True), ("loss", False)]
+    (rest,) = panel.curves.curves["panels"][0]["lines"]
+    assert panel.curves.curves["panels"][0]["name"] == "rest_loss" and (rest["method"], rest["front"]) == (method, True)
 
 
 def test_a_rate_that_harms_the_rest_is_no_gain(worker: Worker) -> None:
@@ -122,10 +124,10 @@ def test_a_rate_that_harms_the_rest_is_no_gain(worker: Worker) -> None:
     assert (
         panel.steps[-1]["loss"] < panel.steps[0]["loss"] and panel.steps[-1]["rest_loss"] > panel.steps[0]["rest_loss"]
     )
-    assert panel.result.verdict == "no gain beyond noise, and the loss rises"
+    assert panel.result.results[0]["verdict"] == "no gain beyond noise, and the loss rises"
     panel.fields["held_out"].value = 0
-    panel.start().result(SECONDS)
-    assert panel.rest is None and panel.result.verdict == "" and "rest_loss" not in panel.steps[0]
+    panel.start("original").result(SECONDS)
+    assert panel.rest is None and panel.result.results == [] and "rest_loss" not in panel.steps[0]
     panel.reset().result(SECONDS)
 
 
@@ -134,7 +136,7 @@ def test_ttt_after_a_step_that_failed(worker: Worker) -> None:
     panel = TTTPanel(text=TEXT, config=TTTConfig(steps=60, lr=10, weight_decay=1), worker=worker)
     with pytest.raises(FloatingPointError):
         panel.start().result(SECONDS)
-    assert "try an lr below 10" in panel.error
+    assert panel.error.startswith("training diverged") and "try an lr below 10" in panel.error
     wait_for(lambda: "Adapted" in panel.fields["weights"].value)
     panel.reset().result(SECONDS)
     assert "Original weights restored exactly" in panel.notice.status
@@ -185,16 +187,16 @@ def test_the_very_tokens_of_an_example_until_it_is_edited(worker: Worker) -> Non
     panel = TTTPanel(prompt=example, config=config, adapt_on="document", held_out=0, worker=worker)
     assert "200 tokens" in (panel.shown.result(SECONDS) or panel.notice.status)
     panel.start().result(SECONDS)
-    assert (panel._ids.tolist(), panel._adapted) == (ids[:200], 150)
+    assert (panel.prompt.ids.tolist(), panel.prompt.adapted) == (ids[:200], 150)
     assert len(panel.token_map.text) == 200
     panel.reset().result(SECONDS)
     panel.fields["held_out"].value = 40
     panel.start().result(SECONDS)
-    assert panel._ids.tolist() == ids[:200] and panel._held == HeldOutRest(first=90, stop=150)
+    assert panel.prompt.ids.tolist() == ids[:200] and panel.prompt.held == HeldOutRest(first=90, stop=150)
     panel.reset().result(SECONDS)
     panel.fields["question"].value, panel.fields["held_out"].value = " other", 0
     panel.start().result(SECONDS)
-    assert panel._adapted < len(panel._ids) < 200
+    assert panel.prompt.adapted < len(panel.prompt.ids) < 200
     panel.reset().result(SECONDS)
 
 
@@ -209,7 +211,7 @@ def test_a_prompt_is_answered_by_its_rule_and_an_edited_one_by_its_first_line(wo
     for each in (panel, own):
         each.start().result(SECONDS)
         each.reset().result(SECONDS)
-    assert panel.answers == {"before": "", "after": ""}
+    assert panel.answers == {"before": "", "SFT": ""}
     assert own.answers["before"] and "\n" not in own.answers["before"]
     panel.fields["document"].value = "if y:"
     panel.start().result(SECONDS)
@@ -241,7 +243,7 @@ def test_every_panel_says_how_far_the_weights_have_moved(worker: Worker) -> None
     for panel in (one, other):
         panel.shown.result(SECONDS)
     one.start().result(SECONDS)
-    moved = "Adapted (2 updates). Reset restores the original weights."
+    moved = "Adapted with SFT (2 updates). Reset restores the original weights."
     wait_for(lambda: [panel.fields["weights"].value for panel in (one, other)] == [moved] * 2)
     assert other.reset().result(SECONDS) == 2
     wait_for(lambda: [panel.fields["weights"].value for panel in (one, other)] == ["Original weights."] * 2)
@@ -254,10 +256,11 @@ def test_a_page_of_ttt_holds_the_answers(worker: Worker, tmp_path: Path) -> None
     page = panel.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     states = [part["state"] for part in json.loads(data)["widgets"]]
-    assert f"{states[0]['verdict']}: {states[0]['details']}".casefold() == panel.rest.sentence.casefold()
-    assert {when: states[2][when] for when in ("before", "after")} == panel.answers
-    loss, entropy = unpack(base64.b64decode(states[1]["curves"]["base64"]))["panels"]
-    assert [line["method"] for line in loss["lines"]] == ["rest_loss", "loss"] and entropy["name"] == "entropy"
+    (result,) = states[0]["results"]
+    assert f"{result['verdict']}: {result['details']}".casefold() == panel.rest.sentence.casefold()
+    assert [row["answer"] for row in states[2]["rows"]] == [*panel.answers.values()]
+    panels = unpack(base64.b64decode(states[1]["curves"]["base64"]))["panels"]
+    assert [each["name"] for each in panels] == ["rest_loss", "loss", "entropy"]
 
 
 def test_ttt_says_what_cannot_be(worker: Worker) -> None:

@@ -85,6 +85,8 @@ def ttt_fields(
     rewards = field(Dropdown, "reward", reward, options=[*BUILT_IN_REWARDS])
     ipywidgets.dlink((method, "value"), (rewards, "disabled"), transform=lambda name: name != "REFINE")
     document, question, reference = texts
+    answer = field(BoundedIntText, "max answer tokens", answer_tokens, min=1, max=1_000_000)
+    answer.style.description_width = "11em"
     return {
         "document": text_field("Document", document, 5),
         "question": text_field("Question", question, 2),
@@ -93,7 +95,7 @@ def ttt_fields(
         "reward": rewards,
         "steps": field(BoundedIntText, "steps", config.steps, min=1, max=1_000_000),
         "lr": field(FloatText, "lr", config.lr, step=1e-5),
-        "answer_tokens": field(BoundedIntText, "max answer tokens", answer_tokens, min=1, max=1_000_000),
+        "answer_tokens": answer,
         "held_out": slider,
         "weights": ipywidgets.Label("Original weights."),
         "folder": line_field("save weights as", "", "a name under runs/, or an absolute path"),

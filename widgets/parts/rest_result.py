@@ -17,8 +17,9 @@ class RestResult(Widget):
     """How the loss on the held-out remainder changed with each method, and how the methods differ; empty until it is known."""
 
     results = traitlets.List().tag(sync=True)
-    """Dictionaries with a `name` (empty for a single method), its `verdict` and `details`, the `interval` (lower end, estimate
-    and upper end, in nats per token; empty if it is undetermined), and the number of its colour, `look` (−1: none)."""
+    """Dictionaries with a `name` (empty for a single method), whether it is a `pair` of methods, the `verdict` and `details`,
+    the `interval` (lower end, estimate and upper end, in nats per token; empty if undetermined), and the number of the
+    method's colour, `look` (−1: none)."""
 
     def show(
         self,
@@ -32,19 +33,26 @@ class RestResult(Widget):
         """
         styles = method_styles((methods or {}).values())
         looks = {label: COLOURS.index(styles[name].colour) for label, name in (methods or {}).items()}
-        results = [_result(f"{pair.second} − {pair.first}", pair, pair.change, -1) for pair in pairs]
+        results = [_result(f"{pair.second} − {pair.first}", pair) for pair in pairs]
         for label, change in changes.items():
-            results.append(_result(label if len(changes) > 1 else "", change, change, looks.get(label, -1)))
+            results.append(_result(label if len(changes) > 1 else "", change, looks.get(label, -1)))
         self.results = results
 
     def __repr__(self) -> str:
         return "\n".join(map(sentence, self.results)) or "no result"
 
 
-def _result(name: str, said: RestChange | RestDifference, change: RestChange, look: int) -> dict[str, Any]:
+def _result(name: str, said: RestChange | RestDifference, look: int = -1) -> dict[str, Any]:
+    change = said.change if isinstance(said, RestDifference) else said
     low, high = change.interval
-    interval = [low, change.change.value, high] if math.isfinite(low) and math.isfinite(high) else []
-    return {"name": name, "verdict": said.verdict, "details": said.details, "interval": interval, "look": look}
+    return {
+        "name": name,
+        "pair": isinstance(said, RestDifference),
+        "verdict": said.verdict,
+        "details": said.details,
+        "interval": [low, change.change.value, high] if math.isfinite(low) and math.isfinite(high) else [],
+        "look": look,
+    }
 
 
 def sentence(result: Mapping[str, Any]) -> str:

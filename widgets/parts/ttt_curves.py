@@ -19,11 +19,11 @@ def ttt_curves(adaptations: Sequence[Adaptation]) -> dict[str, Any]:
     If something is held out, the loss on it is the first panel. Lines are thinned by `decimate`.
     """
     held_out = any("rest_loss" in row for each in adaptations for row in each.steps)
-    of = "of the adapted part" if held_out else "of the prompt"
+    part = "adapted part" if held_out else "prompt"
     titles = (
-        ("rest_loss", "NTP loss of the held-out remainder", PER_TOKEN),
-        ("loss", f"NTP loss {of}", PER_TOKEN),
-        ("entropy", f"Entropy {of}", PER_TOKEN),
+        ("rest_loss", "Held-out NTP loss", PER_TOKEN),
+        ("loss", f"NTP loss, {part}", PER_TOKEN),
+        ("entropy", f"Entropy, {part}", PER_TOKEN),
         ("reward", "Reward of the step's rollouts", "mean"),
     )
     panels = []

@@ -65,11 +65,18 @@ class PromptFields:
         self.fields, self.exploration, self.example, self.rule = fields, exploration, example, rule
         self.adapt_on = adapt_on
         self.first, self.first_reference = self.texts, fields["reference"].value
+        fields["question"].observe(lambda _: self._follow_question(), "value")
 
     @property
     def texts(self) -> tuple[str, str]:
         """Returns document and question."""
         return self.fields["document"].value, self.fields["question"].value
+
+    def _follow_question(self) -> None:
+        """Empties the reference answer when its question is replaced, and restores it with the question."""
+        field, asked = self.fields["reference"], self.texts[1] == self.first[1]
+        if field.value in ("", self.first_reference):
+            field.value = self.first_reference if asked else ""
 
     @property
     def edited(self) -> bool:

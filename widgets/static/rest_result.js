@@ -6,6 +6,8 @@ const [WIDTH, EDGE, ROW, TOP] = [320, 26, 24, 16]; // of the drawing, in px; EDG
 
 function drawIntervals(drawing, results) {
   drawing.replaceChildren();
+  drawing.style.display = results.length ? "" : "none";
+  if (!results.length) return;
   const bottom = TOP + ROW * (results.length - 1) + 14;
   drawing.setAttribute("viewBox", `0 0 ${WIDTH} ${bottom + 28}`);
   const [first, last] = extent([results.flatMap(({ interval: [low, , high] }) => [low, high]), [0]], 0.08);
@@ -14,7 +16,8 @@ function drawIntervals(drawing, results) {
     svg("line", { class: tick === 0 ? "zero" : "grid", x1: sx(tick), x2: sx(tick), y1: 2, y2: bottom }, drawing);
     svg("text", { x: sx(tick), y: bottom + 13, "text-anchor": "middle" }, drawing, format(tick));
   }
-  const unit = "change in nats per token; below 0 is better";
+  const [of, better] = results[0].pair ? ["difference", "the first is better"] : ["change", "better"];
+  const unit = `${of} in nats per token; below 0: ${better}`;
   svg("text", { x: WIDTH / 2, y: bottom + 26, "text-anchor": "middle" }, drawing, unit);
   results.forEach(({ name, interval: [low, value, high], look }, row) => {
     const y = TOP + ROW * row;
@@ -30,7 +33,8 @@ function drawIntervals(drawing, results) {
 function render({ model, el }) {
   const { root, error } = rootOf(el, "rest-result", "Result on the held-out remainder");
   const sentences = html("div", { class: "sentences", role: "status" }, root);
-  const drawing = svg("svg", { class: "change", "aria-hidden": true }, root); // the sentences have its numbers
+  const drawings = html("div", "drawings", root);
+  const [pairs, changes] = [1, 2].map(() => svg("svg", { class: "change", "aria-hidden": true }, drawings)); // the sentences say it
 
   const draw = () => {
     const results = model.get("results");
@@ -42,9 +46,8 @@ function render({ model, el }) {
       html("span", "", line, details);
     }
     const known = results.filter(({ interval }) => interval.length);
-    drawing.style.display = known.length ? "" : "none";
-    if (known.length) drawIntervals(drawing, known);
-    else drawing.replaceChildren();
+    drawIntervals(pairs, known.filter(({ pair }) => pair)); // apart: a difference is far smaller than a change
+    drawIntervals(changes, known.filter(({ pair }) => !pair));
   };
   return follow(model, { results: draw, error });
 }

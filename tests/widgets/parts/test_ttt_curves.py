@@ -7,10 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from refine_lab.statistics.rest_change import rest_change
+from refine_lab.statistics.rest_change import rest_change, rest_difference
+from refine_lab.ttt_config import TTTConfig
 from widgets.parts.rest_result import RestResult
 from widgets.parts.step_slider import StepSlider
 from widgets.parts.ttt_curves import ttt_curves
+from widgets.parts.ttt_results import Adaptation
 
 STEPS = [
     {"step": 0, "loss": 3.0, "entropy": 2.0, "rest_loss": 3.5},
@@ -22,32 +24,36 @@ def points(line: dict) -> list[tuple[float, float]]:
     return list(zip(*(np.frombuffer(line[axis], "<f4").tolist() for axis in "xy"), strict=True))
 
 
-@pytest.mark.parametrize(("method", "colour"), [("refine", 2), ("sft", 1)])
-def test_the_rest_is_in_front_of_the_adapted_part(method: str, colour: int) -> None:
-    found = ttt_curves(STEPS, method)
-    loss, entropy, reward = found["panels"]
-    assert [points(line) for line in loss["lines"]] == [[(0, 3.5), (1, 3.25)], [(0, 3.0), (1, 2.5)]]
-    assert [line["front"] for line in loss["lines"]] == [True, False]
-    assert points(entropy["lines"][0]) == [(0, 2.0), (1, 1.5)] and points(reward["lines"][0]) == [(1, 0.5)]
-    looks = {each["method"]: each for each in found["methods"]}
-    assert {name: (look["look"], look["dash"]) for name, look in looks.items()} == {
-        "rest_loss": (colour, "solid"), "loss": (0, "dash"), "entropy": (colour, "solid"), "reward": (colour, "solid")
-    }  # fmt: skip
-    assert (looks["rest_loss"]["label"], looks["loss"]["label"]) == ("held-out remainder", "adapted part")
-    assert entropy["title"] == "Entropy, adapted part"
+def adaptation(label: str, method: str, steps: list[dict[str, float]]) -> Adaptation:
+    return Adaptation(label=label, method=method, config=TTTConfig(), steps=steps)
+
+
+def test_the_methods_are_overlaid_with_the_rest_in_front() -> None:
+    sft = [{name: row[name] for name in row if name != "reward"} for row in STEPS]
+    found = ttt_curves([adaptation("SFT", "sft", sft), adaptation("REFINE", "refine", STEPS)])
+    rest, loss, entropy, reward = found["panels"]
+    for panel in (rest, loss, entropy):
+        assert [line["method"] for line in panel["lines"]] == ["SFT", "REFINE"]
+    assert [line["method"] for line in reward["lines"]] == ["REFINE"]
+    assert [points(line) for line in rest["lines"]] == [[(0, 3.5), (1, 3.25)]] * 2
+    assert points(loss["lines"][0]) == [(0, 3.0), (1, 2.5)] and points(reward["lines"][0]) == [(1, 0.5)]
+    assert [line["front"] for line in (*rest["lines"], *loss["lines"])] == [True, True, False, False]
+    looks = {each["method"]: (each["look"], each["symbol"], each["dash"]) for each in found["methods"]}
+    assert looks == {"SFT": (1, "circle", "solid"), "REFINE": (2, "diamond", "solid")}
+    assert (rest["title"], entropy["title"]) == ("Held-out NTP loss", "Entropy, adapted part")
 
 
 def test_without_a_rest_there_is_one_loss() -> None:
-    found = ttt_curves([{name: row[name] for name in ("step", "loss", "entropy")} for row in STEPS], "sft")
+    steps = [{name: row[name] for name in ("step", "loss", "entropy")} for row in STEPS]
+    found = ttt_curves([adaptation("SFT", "sft", steps)])
     loss, entropy = found["panels"]
-    assert (loss["title"], entropy["title"]) == ("NTP loss of the prompt", "Entropy of the prompt")
-    assert [line["method"] for line in loss["lines"]] == ["loss"]
+    assert (loss["title"], entropy["title"]) == ("NTP loss, prompt", "Entropy, prompt")
     assert found["methods"][0]["label"] == "SFT"
 
 
 def test_many_steps_are_thinned() -> None:
     rows = [{"step": i, "loss": math.sin(i), "entropy": 1.0, "rest_loss": math.cos(i)} for i in range(20_000)]
-    panels = ttt_curves(rows, "sft")["panels"]
+    panels = ttt_curves([adaptation("SFT", "sft", rows)])["panels"]
     assert max(len(line["y"]) for panel in panels for line in panel["lines"]) <= 4 * 1000
 
 
@@ -55,13 +61,27 @@ def test_a_result_and_none() -> None:
     before = np.linspace(1, 3, 50)
     made, noise = RestResult(), np.random.default_rng(0).standard_normal(50) / 10
     change = rest_change(before, before - 0.5 + noise)
-    made.show(change)
-    assert made.interval == [change.interval[0], change.change.value, change.interval[1]]
-    assert repr(made).casefold() == change.sentence.casefold() and made.verdict == "a gain beyond noise"
-    made.show(rest_change(before, before))
-    assert made.interval == [] and made.verdict == "no gain beyond noise"
-    made.show(None)
-    assert (made.verdict, made.details, made.interval, repr(made)) == ("", "", [], "no result")
+    made.show({"SFT": change}, methods={"SFT": "sft"})
+    (result,) = made.results
+    assert result["interval"] == [change.interval[0], change.change.value, change.interval[1]]
+    assert repr(made).casefold() == change.sentence.casefold() and result["verdict"] == "a gain beyond noise"
+    made.show({"SFT": rest_change(before, before)})
+    assert (made.results[0]["interval"], made.results[0]["verdict"]) == ([], "no gain beyond noise")
+    made.show({})
+    assert (made.results, repr(made)) == ([], "no result")
+
+
+def test_the_difference_of_two_methods_comes_first() -> None:
+    before = np.linspace(1, 3, 50)
+    noise = np.random.default_rng(0).standard_normal((2, 50)) / 10
+    sft, refine = before - 0.1 + noise[0], before - 0.5 + noise[1]
+    changes = {"SFT": rest_change(before, sft), "REFINE": rest_change(before, refine)}
+    made = RestResult()
+    made.show(changes, [rest_difference("SFT", sft, "REFINE", refine)], {"SFT": "sft", "REFINE": "refine"})
+    shown = [(each["name"], each["pair"], each["look"]) for each in made.results]
+    assert shown == [("REFINE − SFT", True, -1), ("SFT", False, 1), ("REFINE", False, 2)]
+    assert made.results[0]["interval"][1] == pytest.approx(float(np.mean(refine - sft)))
+    assert repr(made).startswith("REFINE − SFT. REFINE is better beyond noise: ")
 
 
 def test_a_slider_with_a_unit() -> None:

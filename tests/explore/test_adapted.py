@@ -1,0 +1,97 @@
+"""A session's original weights beside adapted ones: prompts measured with either, new beginnings, and saved copies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from refine_lab.data.tasks.rules import AnswerRule
+from refine_lab.explore.adapted import RECORD, free_folder
+from refine_lab.explore.session import Session
+from refine_lab.models import load_model
+from refine_lab.training.history import history_of
+from refine_lab.ttt_config import TTTConfig
+from tests.support.refusals import naming, refused
+
+MODEL = "tiny-deltanet"
+RULE = AnswerRule(max_tokens=4)
+SFT = TTTConfig(refine=None, steps=2, lr=1e-3)
+
+
+@pytest.fixture
+def ids() -> np.ndarray:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(1, 2000, (120,), generator=generator, dtype=torch.int32).numpy()
+
+
+@pytest.fixture
+def session() -> Session:
+    return Session("cpu")
+
+
+def test_a_prompt_is_measured_with_the_original_weights_while_they_are_adapted(
+    session: Session, ids: np.ndarray
+) -> None:
+    reference = [7, 8, 9]
+    policy = load_model(MODEL, device="cpu")[0]
+    before = session.measure(MODEL, ids, RULE, reference)
+    with torch.no_grad():
+        logprobs = policy(torch.tensor([[*ids.tolist(), *reference]])).logits[0].log_softmax(-1)
+    expected = sum(float(logprobs[len(ids) - 1 + i, token]) for i, token in enumerate(reference))
+    assert before.reference_logprob == pytest.approx(expected, abs=1e-4)
+    assert session.measure(MODEL, ids, RULE).reference_logprob is None
+    list(session.adapt(MODEL, ids, SFT))
+    adapted = session.fingerprint(MODEL)
+    again = session.measure(MODEL, ids, RULE, reference, "original")
+    after = session.measure(MODEL, ids, RULE, reference)
+    assert (again.reading.losses[1:] == before.reading.losses[1:]).all()
+    assert (again.answer, again.reference_logprob) == (before.answer, before.reference_logprob)
+    assert after.reading.losses[1:].mean() < before.reading.losses[1:].mean()
+    assert session.fingerprint(MODEL) == adapted != session._held(MODEL).loaded
+    session.reset(MODEL)
+    assert session.as_loaded(MODEL)
+
+
+def test_an_adaptation_from_the_original_weights_forgets_the_one_before(session: Session, ids: np.ndarray) -> None:
+    alone = [step.loss for step in session.adapt(MODEL, ids, SFT)]
+    session.reset(MODEL)
+    list(session.adapt(MODEL, ids, TTTConfig(steps=2, lr=1e-3)))
+    assert session.open(MODEL)["methods"] == ["refine"]
+    assert [step.loss for step in session.adapt(MODEL, ids, SFT, weights="original")] == alone
+    assert (session.open(MODEL)["updates"], session.open(MODEL)["methods"]) == (2, ["sft"])
+    assert [step.loss for step in session.adapt(MODEL, ids, SFT)][-1] < alone[-1]
+    assert (session.open(MODEL)["updates"], session.open(MODEL)["methods"]) == (4, ["sft", "sft"])
+
+
+def test_saved_weights_are_loaded_bit_for_bit(session: Session, ids: np.ndarray, tmp_path: Path) -> None:
+    with naming(ValueError, "the weights are the original ones"):
+        session.save(MODEL, str(tmp_path / "new"))
+    list(session.adapt(MODEL, ids, SFT))
+    path = session.save(MODEL, str(tmp_path / "new"))
+    policy, tokenizer = load_model(path, device="cpu")
+    weights = dict(session._held(MODEL).policy.named_parameters())
+    for name, value in policy.named_parameters():
+        assert torch.equal(value, weights[name]), name
+    assert tokenizer.get_vocab() == load_model(MODEL)[1].get_vocab()
+    record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+    (done,) = record["adaptations"]
+    assert (record["model"], done["method"], done["updates"], done["tokens"]) == (MODEL, "sft", 2, 120)
+    assert done["settings"]["lr"] == 1e-3
+    assert history_of(str(path)).unknown == ("it was adapted to the documents listed in adaptation.json",)
+    content = {file.name: file.read_bytes() for file in path.iterdir()}
+    with refused("the folder", str(path), "one that does not exist yet"):
+        session.save(MODEL, str(path))
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == content
+
+
+def test_a_name_is_a_folder_under_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("REFINE_RUNS", str(tmp_path))
+    assert free_folder("mine") == free_folder(" runs/mine ") == tmp_path / "mine"
+    assert free_folder(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
+    for wrong in ("", "  ", "a/b", "../a", "runs", "runs/..", ".."):
+        with refused("the folder", wrong, "a name under runs/, or an absolute path"):
+            free_folder(wrong)
