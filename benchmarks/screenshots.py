@@ -76,11 +76,11 @@ def explorer(lab: Lab, folder: Path) -> None:
 
 
 def ttt(lab: Lab, folder: Path) -> None:
-    """The panel after all its steps."""
+    """The panel after a comparison of its methods."""
     lab.open("ttt.ipynb")
     lab.run_all()
-    lab.page.get_by_role("button", name="Adapt").click()
-    said(lab, "^After .* steps: loss")
+    lab.page.get_by_role("button", name="Compare methods").click()
+    said(lab, "^After .* steps each: loss")
     lab.page.locator(".widget-label", has_text="Adapted").wait_for()
     shot(lab, ".jp-OutputArea-output:has(.token-map)", folder / "ttt_panel.png")
 
