@@ -125,7 +125,11 @@ class TTTPanel(AdaptingPanel):
             )
             return None
 
-        return self.after(lambda: self.worker.submit("open", model=self.model), decide)
+        def now() -> Future[Any]:
+            _ = self.config  # raises for invalid settings
+            return self.worker.submit("open", model=self.model)
+
+        return self.after(now, decide)
 
     def start(self, weights: Weights | None = None) -> Future[Any]:
         """Answers, adapts, answers again, and shows the change; the future completes at the end.

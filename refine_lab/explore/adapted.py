@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
+from refine_lab.config import to_json
 from refine_lab.evaluation.reading import continuation_stats, read_prompts
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.models import FastWeightLM
@@ -20,11 +25,49 @@ from refine_lab.runs.environment import environment
 from refine_lab.runs.files import write_json
 from refine_lab.runs.run import runs_dir
 from refine_lab.training.adaptation import padded_batch, preserve_weights
+from refine_lab.training.held_out_rest import HeldOutRest
 from refine_lab.training.history import history_of, save_history
+from refine_lab.ttt_config import TTTConfig
 from refine_lab.validation import path_of, require
 
+TokenIds = Int[np.ndarray, "T"]
+RestIds = Int[np.ndarray, "R"]
 RECORD = "adaptation.json"
 """File beside saved weights: the model that was adapted, and how."""
+
+
+@dataclass(kw_only=True)
+class LoadedModel:
+    """A model in memory; `restored` keeps a copy of its original weights while they are adapted."""
+
+    policy: FastWeightLM
+    tokenizer: Any
+    origin: str  # the files that the weights came from: their folder, and the modification time of the newest
+    restored: preserve_weights | None = None
+    updates: int = 0
+    moves: int = 0
+    adapting: bool = False
+    loaded: str | None = None  # digest of the weights as loaded, computed before their first update
+    # since the weights were loaded or reset: method, settings, tokens and updates of every adaptation, in order
+    adaptations: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def version(self) -> str:
+        """Returns an identifier of the weights: files and updates change it, and a reset restores the earlier one."""
+        return f"{self.origin}, {self.moves if self.restored is not None else 0} updates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptationStep:
+    """An update of `Session.adapt`: its metrics, and the model's loss and entropy on the prompt after it."""
+
+    number: int
+    metrics: dict[str, float]
+    tokens_per_second: float
+    loss: float  # mean next-token loss of the tokens after the update, in nats
+    entropy: float  # mean entropy after the update, in nats
+    note: str | None  # which settings of the method were reduced for a short prompt
+    rest_loss: float | None = None  # the same loss of the held-out remainder, if there is one
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -111,3 +154,18 @@ def save_adapted(
         save_history(replace(history, unknown=(*history.unknown, adapted)), unfinished)
         record = {"format_version": 1, "model": model, "origin": origin, "adaptations": [*adaptations]}
         write_json(unfinished / RECORD, record | {"environment": environment()})
+
+
+def record_of(config: TTTConfig, token_ids: TokenIds) -> dict[str, Any]:
+    """Returns the record of an adaptation that has made no update yet."""
+    method = "sft" if config.refine is None else config.refine.method
+    text = {"tokens": len(token_ids), "token_digest": hashlib.blake2b(token_ids.tobytes(), digest_size=16).hexdigest()}
+    return {"method": method, "updates": 0, **text, "settings": json.loads(to_json(config))}
+
+
+def with_rest(token_ids: TokenIds, rest: RestIds | None) -> tuple[Int[np.ndarray, "_"], HeldOutRest | None]:
+    """Returns the tokens to read after each step, and which of them are the remainder."""
+    if rest is None:
+        return token_ids, None
+    parts = HeldOutRest(first=len(token_ids), stop=len(token_ids) + len(rest))
+    return np.concatenate([token_ids, rest]), parts

@@ -36,7 +36,7 @@ class DocumentReading:
     probabilities: Float[np.ndarray, "T A"]  # probabilities of the alternatives
     # how much better each token is predicted from all tokens before it than from the last ones (see `long_short`), in nats
     long_short: Float[np.ndarray, "T"] | None = None
-    version: str = ""  # identifies the weights that were used (see `session.LoadedModel`)
+    version: str = ""  # identifies the weights that were used (see `adapted.LoadedModel`)
 
     @property
     def losses(self) -> Float[np.ndarray, "T"]:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from refine_lab.config import to_json
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tokenizer import beginning
-from refine_lab.explore.adapted import MeasuredPrompt, free_folder, original_weights, reference_logprob, save_adapted
+from refine_lab.explore.adapted import (
+    AdaptationStep,
+    LoadedModel,
+    MeasuredPrompt,
+    RestIds,
+    TokenIds,
+    free_folder,
+    original_weights,
+    record_of,
+    reference_logprob,
+    save_adapted,
+    with_rest,
+)
 from refine_lab.explore.attribution import Cell, WriteAttribution, write_attribution
 from refine_lab.explore.erasing import Erasure, predict
 from refine_lab.explore.erasing import erase as erase_writes
@@ -27,11 +37,10 @@ from refine_lab.explore.rollouts import PrefixRollouts, rollouts_at
 from refine_lab.explore.states import StateSummary, summarise, written
 from refine_lab.explore.targets import Target
 from refine_lab.explore.transplant import Counterfactual, counterfactual
-from refine_lab.models import FastWeightLM, Trace, load_model
+from refine_lab.models import Trace, load_model
 from refine_lab.models.hub import own_folder, resolve
 from refine_lab.training.adaptation import Adapter, fewer_chunks, padded_batch, preserve_weights
 from refine_lab.training.answers import answers_to
-from refine_lab.training.held_out_rest import HeldOutRest
 from refine_lab.ttt_config import TTTConfig
 from refine_lab.validation import require
 
@@ -39,30 +48,6 @@ MODELS = 3
 """Number of cached models; the least recently used is dropped first, unless its weights are adapted."""
 DOCUMENTS = 4
 """Number of cached forward passes, each with its trace; the least recently used is dropped first."""
-
-TokenIds = Int[np.ndarray, "T"]
-RestIds = Int[np.ndarray, "R"]
-
-
-@dataclass(kw_only=True)
-class LoadedModel:
-    """A model in memory; `restored` keeps a copy of its original weights while they are adapted."""
-
-    policy: FastWeightLM
-    tokenizer: Any
-    origin: str  # the files that the weights came from: their folder, and the modification time of the newest
-    restored: preserve_weights | None = None
-    updates: int = 0
-    moves: int = 0
-    adapting: bool = False
-    loaded: str | None = None  # digest of the weights as loaded, computed before their first update
-    # since the weights were loaded or reset: method, settings, tokens and updates of every adaptation, in order
-    adaptations: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def version(self) -> str:
-        """Returns an identifier of the weights: files and updates change it, and a reset restores the earlier one."""
-        return f"{self.origin}, {self.moves if self.restored is not None else 0} updates"
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,19 +57,6 @@ class CachedDocument:
     reading: DocumentReading
     trace: Trace
     writes: dict[int, Float[torch.Tensor, "T H"]]  # see `states.written`
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptationStep:
-    """An update of `Session.adapt`: its metrics, and the model's loss and entropy on the prompt after it."""
-
-    number: int
-    metrics: dict[str, float]
-    tokens_per_second: float
-    loss: float  # mean next-token loss of the tokens after the update, in nats
-    entropy: float  # mean entropy after the update, in nats
-    note: str | None  # which settings of the method were reduced for a short prompt
-    rest_loss: float | None = None  # the same loss of the held-out remainder, if there is one
 
 
 class Session:
@@ -232,11 +204,10 @@ class Session:
         held, ids = self._held(model), token_ids.tolist()
         current = weights == "adapted" or held.restored is None
         with original_weights(None if current else held.restored):
-            reading = (
-                self._read(model, token_ids).reading
-                if current
-                else read_document(held.policy, torch.from_numpy(token_ids).long())[0]
-            )
+            if current:
+                reading = self._read(model, token_ids).reading
+            else:  # which is not cached, since the adapted weights return at the end
+                reading, _ = read_document(held.policy, torch.from_numpy(token_ids).long())
             return MeasuredPrompt(
                 reading=reading,
                 answer=self.answer(model, token_ids, rule),
@@ -261,7 +232,7 @@ class Session:
         held, prompt = self._held(model), torch.from_numpy(token_ids).long()
         adapter = Adapter(held.policy, config)  # raises before anything is changed
         batch = padded_batch(held.policy, [prompt])
-        whole, parts = _with_rest(token_ids, rest)
+        whole, parts = with_rest(token_ids, rest)
         padded_batch(held.policy, [torch.from_numpy(whole).long()])  # raises for what cannot be read
         note = fewer_chunks(config, len(prompt))
         if weights == "original" and held.restored is not None:
@@ -272,7 +243,7 @@ class Session:
             held.loaded = held.loaded or self.fingerprint(model)
             held.restored = preserve_weights(held.policy)
             held.restored.__enter__()
-        record = _record(config, token_ids)
+        record = record_of(config, token_ids)
         held.adaptations.append(record)
         held.adapting = True
         try:
@@ -395,21 +366,6 @@ class Session:
     def _forget(self, model: str) -> None:
         for key in [key for key in self._documents if key[0] == model]:
             del self._documents[key]
-
-
-def _record(config: TTTConfig, token_ids: TokenIds) -> dict[str, Any]:
-    """Returns the record of an adaptation that has made no update yet."""
-    method = "sft" if config.refine is None else config.refine.method
-    text = {"tokens": len(token_ids), "token_digest": hashlib.blake2b(token_ids.tobytes(), digest_size=16).hexdigest()}
-    return {"method": method, "updates": 0, **text, "settings": json.loads(to_json(config))}
-
-
-def _with_rest(token_ids: TokenIds, rest: RestIds | None) -> tuple[Int[np.ndarray, "_"], HeldOutRest | None]:
-    """Returns the tokens to read after each step, and which of them are the remainder."""
-    if rest is None:
-        return token_ids, None
-    parts = HeldOutRest(first=len(token_ids), stop=len(token_ids) + len(rest))
-    return np.concatenate([token_ids, rest]), parts
 
 
 def _origin(model: str) -> str:

@@ -198,7 +198,7 @@ def test_no_rest_is_held_out_at_the_sliders_beginning(hands: Callable[[str], Han
     person.press("Home")
     person.go_to("Adapt")
     person.press("Enter")
-    person.told("^After 3 steps: loss .*nats per token\\)")
+    person.told("^After 3 steps: loss .*nats per token, from the original weights\\)")
     assert person.page.locator(f"{TTT} .rest-result").inner_text().strip() == ""
     assert [line[0] for line in person.page.evaluate(LINES, TTT)] == ["loss", "entropy"]
     person.begin()
