@@ -27,6 +27,7 @@ from widgets.parts.controls import in_rows, method_boxes, ttt_fields
 from widgets.parts.rest_result import sentence
 from widgets.parts.ttt_adapting import AdaptingPanel, Weights, how_adapted
 from widgets.parts.ttt_prompt import BETWEEN, PromptFields
+from widgets.token_map import TokenMap
 
 STEPS = 20
 """Default number of steps, more than in the recipe, so that progress can be watched."""
@@ -69,6 +70,7 @@ class TTTPanel(AdaptingPanel):
         `add_bos`: as in `DataConfig`, for typed texts.
         """
         super().__init__(model, worker or shared_worker(), add_bos)
+        self.token_map = TokenMap()
         recipe = ttt_per_prompt().ttt
         assert recipe is not None and recipe.refine is not None
         self._initial = config or replace(recipe, steps=STEPS)

@@ -19,6 +19,7 @@ from widgets.parts.answers import Answers
 from widgets.parts.document_metrics import entropy_metric, loss_metric
 from widgets.parts.live_curves import Curves
 from widgets.parts.rest_result import RestResult
+from widgets.parts.token_text import token_text
 from widgets.parts.ttt_curves import ttt_curves
 from widgets.parts.ttt_prompt import PanelPrompt, PromptFields
 from widgets.parts.ttt_results import (
@@ -30,7 +31,6 @@ from widgets.parts.ttt_results import (
     method_name,
     token_metrics,
 )
-from widgets.token_map import TokenMap, token_text
 
 INTERVAL = 0.25
 """Minimum number of seconds between two updates of the curves."""
@@ -50,6 +50,8 @@ class AdaptingPanel(Panel):
     _stopping = False
     _sent = 0.0
     _prompt_fields: PromptFields
+    token_map: Any
+    "The document as coloured text, a `TokenMap` that the subclass creates."
 
     def __init__(self, model: str, worker: Worker, add_bos: bool | None) -> None:
         super().__init__()
@@ -61,7 +63,7 @@ class AdaptingPanel(Panel):
         "How the original weights read and answer this prompt."
         self.results: dict[str, Adaptation] = {}
         "The last adaptation, or those of the last comparison, by method as the panel calls it."
-        self.curves, self.result, self._beside, self.token_map = Curves(), RestResult(), Answers(), TokenMap()
+        self.curves, self.result, self._beside = Curves(), RestResult(), Answers()
 
     @property
     def running(self) -> bool:
