@@ -98,5 +98,5 @@ def ttt_fields(
         "answer_tokens": answer,
         "held_out": slider,
         "weights": ipywidgets.Label("Original weights."),
-        "folder": line_field("save weights as", "", "a name under runs/, or an absolute path"),
+        "folder": line_field("save weights as", "", "a name under runs/"),
     }
