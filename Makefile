@@ -95,7 +95,7 @@ bench: $(READY) ## the benchmarks, into benchmarks/results/
 	$(BIN)/python -m benchmarks.widgets --json $(RESULTS)/widgets.json
 	$(BIN)/python -m benchmarks.durability --json $(RESULTS)/durability.json
 
-docs: $(READY) ## docs/api.md and the table of files in docs/architecture.md, from the code
+docs: $(READY) ## docs/api.md, docs/glossary.md and the table of files in docs/architecture.md, from the code
 	$(BIN)/python docs/generate.py
 
 # -- proof ---------------------------------------------------------------------------------------------------------------

@@ -61,6 +61,7 @@ def _look(line: Line, method: str) -> dict[str, Any]:
         "symbol": "square" if line.quiet else style.symbol,
         "look": colour,
         "dash": dash,
+        "width": 1.75,
     }
 
 
