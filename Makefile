@@ -77,8 +77,8 @@ demo: $(READY) ## environment, install, and notebooks/midtrain.ipynb executed
 	  cp "$$executed" "$$run/midtrain.ipynb"; echo "run       $$run"; done; \
 	exit $$status
 
-lab: $(READY) ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks $$(test "$$(id -u)" != 0 || echo --allow-root)
+lab: $(READY) ## JupyterLab on notebooks/start.ipynb, which leads to the others
+	$(BIN)/jupyter lab notebooks/start.ipynb --ServerApp.root_dir=. $$(test "$$(id -u)" != 0 || echo --allow-root)
 
 bench: $(READY) ## the benchmarks, into benchmarks/results/
 	@mkdir -p $(RESULTS)

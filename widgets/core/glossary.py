@@ -66,8 +66,8 @@ TERMS = {
     "reward": "R, a number that says how close a rollout comes to the reference. The choice of reward decides what "
     "close means.",
     "rollout": "A continuation of k tokens that the model samples from a prefix of the document (equation 7).",
-    "rollout length": "k, the number of tokens of a rollout.",
-    "rollouts per position": "n, the number of rollouts sampled from each position.",
+    "rollout length": "The number of tokens of a rollout (k).",
+    "rollouts per position": "The number of rollouts sampled from each position (n).",
     "sampled position": "A position from which rollouts start; one is sampled per chunk (equation 6).",
     "sampling probability": "The probability with which a position is sampled within its chunk (equation 6). The "
     "probabilities of a chunk sum to 1.",
