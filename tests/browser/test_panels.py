@@ -110,7 +110,7 @@ def test_adapt_with_what_is_typed_and_chosen(hands: Callable[[str], Hands]) -> N
     person.write("The red fox sleeps in the")
     person.go_to("method")
     person.press("ArrowDown")  # SFT, which has no reward: its list is disabled, perhaps while it has the focus
-    person.go_to("answer tokens ≤")
+    person.go_to("max answer tokens")
     person.write("6")
     person.go_to("steps", "Shift+Tab")
     person.write("3")

@@ -21,9 +21,9 @@ MOST_HELD_OUT = 0.9
 """Maximum share of a document that the TTT panel holds out."""
 
 
-def field(kind: Any, label: str, value: Any, width: str = "18.5em", **options: Any) -> Any:
+def field(kind: Any, label: str, value: Any, width: str = "20.5em", **options: Any) -> Any:
     """Creates an input field of a kind with its label in front, whose tooltip is the glossary's sentence about it."""
-    layout, style = ipywidgets.Layout(width=width), {"description_width": "11em"}
+    layout, style = ipywidgets.Layout(width=width), {"description_width": "12.5em"}
     return kind(value=value, description=label, tooltip=explain(label), layout=layout, style=style, **options)
 
 
