@@ -4,9 +4,9 @@ from __future__ import annotations
 
 FIGURES = ("#636366", "#3696fa", "#ae4218", "#479170", "#dd60b8", "#a2970e")
 """Colours of static figures, whose page may be light or dark: grey, blue, orange, green, pink, ochre."""
-LIGHT = ("#625f62", "#205dcf", "#b16111", "#429b84", "#670b4f", "#4f4a01")
-"""The same hues for widgets on light pages."""
-DARK = ("#b3b2b2", "#2589f2", "#f68e27", "#a6f7d2", "#c75681", "#ece33a")
+LIGHT = ("#393b3b", "#08449c", "#ab5a02", "#187d69", "#87116b", "#5d4d16")
+"""The same hues for widgets on light pages, dark enough for text."""
+DARK = ("#b3b2b2", "#2589f2", "#f68e27", "#a6f7d2", "#d4608c", "#ece33a")
 """The same hues for widgets on dark pages."""
 
 
