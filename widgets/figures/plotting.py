@@ -94,7 +94,8 @@ def dress(figure: go.Figure, *, height: int) -> go.Figure:
         legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
         modebar={"remove": [*TOOLS_LEFT_OUT], "bgcolor": clear, "color": INK},
     )  # fmt: skip
-    titles = [note for note in figure.layout.annotations if note.text and not note.showarrow]
+    layout: Any = figure.layout  # plotly annotates it without its properties
+    titles = [note for note in layout.annotations if note.text and not note.showarrow]
     columns = len({round(note.x, 3) for note in titles})
     for title in titles:
         if about := explain(title.text):

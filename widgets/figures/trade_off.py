@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -33,8 +34,8 @@ def trade_off(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> go.Figure:
             for trace in _points(own, name, style):
                 figure.add_trace(trace, 1, column)
     figure.update_xaxes(title_text="held-out NTP loss (nats per token),<br>lower is better")
-    figure = dress(one_legend(figure), height=434)
-    return figure.update_layout(margin_b=figure.layout.margin.b + 14)
+    layout: Any = dress(one_legend(figure), height=434).layout
+    return figure.update_layout(margin_b=layout.margin.b + 14)  # the axes' titles have two lines
 
 
 def benefits_of(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> list[str]:

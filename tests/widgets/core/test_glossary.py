@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
-import ipywidgets
 import numpy as np
 import pandas as pd
 import pytest
@@ -50,7 +50,7 @@ def test_a_label_stands_for_a_term_whatever_its_unit(label: str, term: str | Non
     assert explain(label) == (TERMS[term] if term else "")
 
 
-def fields() -> dict[str, ipywidgets.Widget]:
+def fields() -> dict[str, Any]:
     """The controls of the explorer and of the TTT panel, by label."""
     settings = RefineConfig()
     made = explorer_fields(["cosine"], ["entropy"], lambda name: 0 if name == "seed" else getattr(settings, name))
@@ -90,7 +90,8 @@ def test_metrics_and_states_carry_the_sentences_of_their_titles() -> None:
         assert shown["help"] == explain(shown["title"]) != ""
     assert [bar["name"] for bar in view.states["bars"]] == [*BARS]
     shown = TokenMap(TokenText("ab", [0, 1, 2]), [Metric("entropy", "Entropy", "nats", np.zeros(2))])
-    assert shown.document["metrics"][0]["help"] == explain("entropy")
+    document: Any = shown.document
+    assert document["metrics"][0]["help"] == explain("entropy")
 
 
 def test_every_metric_of_a_document_is_explained() -> None:
