@@ -77,8 +77,8 @@ demo: $(READY) ## environment, install, and notebooks/midtrain.ipynb executed
 	  cp "$$executed" "$$run/midtrain.ipynb"; echo "run       $$run"; done; \
 	exit $$status
 
-lab: $(READY) ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks $$(test "$$(id -u)" != 0 || echo --allow-root)
+lab: $(READY) ## JupyterLab on notebooks/start.ipynb, which leads to the others
+	$(BIN)/jupyter lab notebooks/start.ipynb --ServerApp.root_dir=. $$(test "$$(id -u)" != 0 || echo --allow-root)
 
 bench: $(READY) ## the benchmarks, into benchmarks/results/
 	@mkdir -p $(RESULTS)
@@ -95,7 +95,7 @@ bench: $(READY) ## the benchmarks, into benchmarks/results/
 	$(BIN)/python -m benchmarks.widgets --json $(RESULTS)/widgets.json
 	$(BIN)/python -m benchmarks.durability --json $(RESULTS)/durability.json
 
-docs: $(READY) ## docs/api.md and the table of files in docs/architecture.md, from the code
+docs: $(READY) ## docs/api.md, docs/glossary.md and the table of files in docs/architecture.md, from the code
 	$(BIN)/python docs/generate.py
 
 # -- proof ---------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Writes docs/results/evidence.md, the means and contrasts of the registered experiments, and the figure frontier.png.
 
-It also updates the tables of experiment 1 in docs/results/README.md, which are between two comments.
+It also updates the tables of experiment 1 in docs/results/README.md and the result in the project's README.md, which are
+between comments.
 
     python -m benchmarks.evidence_page [--out docs/results]
 
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.evidence import RESULTS, Experiment, contrasts_of, experiments, frontiers
+from benchmarks.evidence import RESULTS, ROOT, Experiment, contrasts_of, experiments, frontiers
 from benchmarks.evidence_posttrain import questions_asked
 from benchmarks.evidence_posttrain import runs as post_runs
 from benchmarks.evidence_ttt import runs as rest_runs
@@ -31,8 +32,11 @@ from widgets.figures.series import method_styles
 from widgets.figures.trade_off import frontier_figure
 
 PAGE, FIGURE = "evidence.md", "frontier.png"
+README = ROOT / "README.md"
 BEGIN, END = "<!-- tables of experiment 1: begin -->", "<!-- tables of experiment 1: end -->"
 """Comments in README.md between which the tables of experiment 1 are."""
+RESULT_BEGIN, RESULT_END = "<!-- one result: begin -->", "<!-- one result: end -->"
+"""Comments in the project's README.md around the result of experiment 1."""
 TASK = "number-1 1024"
 """Task of the figure: experiments 1 and 2."""
 LABELS = {
@@ -77,7 +81,10 @@ def main() -> None:
     replace_text(out / PAGE, page(out))
     readme = out / "README.md"
     if readme.is_file():
-        replace_text(readme, with_tables(readme.read_text(encoding="utf-8"), out))
+        text = with_tables(readme.read_text(encoding="utf-8"), out)
+        replace_text(readme, text)
+        if out == RESULTS:
+            replace_text(README, with_result(README.read_text(encoding="utf-8"), text))
     (picture,) = draw([frontier_figure(frontier_rows(out)).to_plotly_json()], chromium)
     replace_bytes(out / FIGURE, picture)
 
@@ -108,6 +115,24 @@ def with_tables(readme: str, out: Path) -> str:
         contrasts = contrasts_of(experiment, "1", out, TASK, experiment.primary, questions_of(experiment.runs[0]))
         lines += [*_means(table), "", *_contrasts(contrasts, experiment.primary)]
     return before + BEGIN + "\n".join(lines) + "\n" + END + after
+
+
+def with_result(readme: str, results: str) -> str:
+    """Returns the text of the project's README.md with the result that the tables in `results` show."""
+    before, _, rest = readme.partition(RESULT_BEGIN)
+    _, found, after = rest.partition(RESULT_END)
+    require(bool(found), "README.md", readme[:80], f"a text with the comments {RESULT_BEGIN} and {RESULT_END}")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in results.splitlines() if line.startswith("| ")]
+    best = LABELS["expected_memory"]
+    recall = {row[0]: row[3].partition(" ")[0] for row in rows if row[:2] in ([best, "1"], [LABELS["sft"], "–"])}
+    (difference,) = (row for row in rows if row[0] == f"{best} (1) – {LABELS['sft']}")
+    text = (
+        f"One result{' (interim)' if 'Interim:' in results else ''}: after 60 updates, {best} answers {recall[best]} % of "
+        f"the questions about planted facts exactly right, and SFT {recall[LABELS['sft']]} %. The paired difference is "
+        f"{difference[1].replace(' (', ' points (')}, a 95 % interval over {difference[2]} seeds and {difference[3]} items "
+        "([docs/results](docs/results/README.md#when-refine-pays))."
+    )
+    return f"{before}{RESULT_BEGIN}\n{text}\n{RESULT_END}{after}"
 
 
 def _section(name: str, experiment: Experiment, out: Path) -> Iterator[str]:

@@ -52,6 +52,7 @@ def main() -> None:
             lab.page.set_viewport_size({"width": 1200, "height": 2600})  # a widget as a whole
             lab.page.evaluate("() => void window.jupyterapp.commands.execute('application:toggle-left-area')")
             explorer(lab, folder)
+            readme(lab, folder)
             ttt(lab, folder)
             monitor(lab, folder)
             if lab.errors:
@@ -73,6 +74,20 @@ def explorer(lab: Lab, folder: Path) -> None:
     shot(lab, ".jp-OutputArea-output:has(.token-map)", folder / "reward_explorer.png")
     shot(lab, ".rollout-inspector", folder / "rollout_inspector.png")
     shot(lab, ".state-view", folder / "state_view.png")
+
+
+def readme(lab: Lab, folder: Path) -> None:
+    """The upper part of the explorer after the click, in a window as wide as the README's text."""
+    lab.page.mouse.move(5, 5)  # no tooltip
+    lab.page.set_viewport_size({"width": 1000, "height": 2600})
+    lab.page.locator(".token-map canvas.text").first.scroll_into_view_if_needed()
+    lab.page.wait_for_timeout(1500)
+    box = lab.page.locator(".jp-OutputArea-output:has(.token-map)").first.bounding_box()
+    assert box is not None
+    path = folder / "explorer.png"
+    lab.page.screenshot(path=path, clip={**box, "height": min(box["height"], 860)})
+    print(path)
+    lab.page.set_viewport_size({"width": 1200, "height": 2600})
 
 
 def ttt(lab: Lab, folder: Path) -> None:

@@ -1,7 +1,8 @@
 """Write what the documents take from the code: `python docs/generate.py`, or `make docs`.
 
 `docs/api.md` lists the names that `refine_lab` exports; the table of files in `docs/architecture.md` holds the first
-sentence of each module's docstring. With `--check`, nothing is written, and the exit status is 1 where something differs.
+sentence of each module's docstring; `docs/glossary.md` is the glossary of the tooltips. With `--check`, nothing is
+written, and the exit status is 1 where something differs.
 """
 
 from __future__ import annotations
@@ -55,10 +56,16 @@ def files() -> str:
 
 def documents() -> dict[Path, str]:
     """What the generated documents hold, by path."""
+    from widgets.core import glossary
+
     architecture = ROOT / "docs" / "architecture.md"
     before, _, rest = architecture.read_text(encoding="utf-8").partition(BEGIN + "\n")
     _, _, after = rest.partition(END)
-    return {ROOT / "docs" / "api.md": api(), architecture: f"{before}{BEGIN}\n{files()}{END}{after}"}
+    return {
+        ROOT / "docs" / "api.md": api(),
+        architecture: f"{before}{BEGIN}\n{files()}{END}{after}",
+        ROOT / "docs" / "glossary.md": glossary.page(),
+    }
 
 
 def main() -> int:

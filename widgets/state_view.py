@@ -14,6 +14,7 @@ from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.states import StateSummary
 from refine_lab.validation import require
 from widgets.core.base import Widget, bounded
+from widgets.core.glossary import explain
 from widgets.core.packing import PACKED
 from widgets.figures.tables import visible
 
@@ -92,7 +93,8 @@ class StateView(Widget):
         measures = []
         for name, (field, title, unit) in MEASURES.items():
             values = getattr(summary, field)[finite].astype("<f4")
-            measures.append({"name": name, "title": title, "unit": unit, "values": values.tobytes()})
+            facts = {"name": name, "title": title, "unit": unit, "help": explain(title)}
+            measures.append(facts | {"values": values.tobytes()})
         writes = np.nan_to_num(summary.write_strengths).astype("<f4")
         with self.hold_sync():
             self.summary, self.row, self.place = summary, 0, -1
@@ -101,6 +103,7 @@ class StateView(Widget):
             _, heads, tokens = writes.shape
             places = summary.positions.astype("<u4").tobytes()
             packed = {"rows": rows, "places": places, "measures": measures, "writes": writes.tobytes()}
+            packed["bars"] = [{"name": name, "title": title, "help": explain(title)} for name, title in BARS.items()]
             self.states = packed | {"tokens": tokens, "heads": heads} | self._long_short(summary, text_of)
 
     _check_row = bounded("row", lambda self: (0, max(len(self.states.get("rows", [])) - 1, 0)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.evidence import RESULTS, frontiers
-from benchmarks.evidence_page import FIGURE, PAGE, frontier_rows, page, with_tables
+from benchmarks.evidence_page import FIGURE, PAGE, README, frontier_rows, page, with_result, with_tables
 from refine_lab.experiments.evidence import EvidenceRun, record
 from widgets.figures.trade_off import frontier_figure
 
@@ -18,6 +18,13 @@ def test_the_committed_page_is_that_of_the_committed_tables() -> None:
     assert (RESULTS / FIGURE).read_bytes().startswith(b"\x89PNG")
     readme = (RESULTS / "README.md").read_text(encoding="utf-8")
     assert with_tables(readme, RESULTS) == readme
+
+
+def test_the_result_in_the_readme_is_that_of_the_tables() -> None:
+    readme, results = README.read_text(encoding="utf-8"), (RESULTS / "README.md").read_text(encoding="utf-8")
+    assert with_result(readme, results) == readme
+    row = next(line for line in results.splitlines() if line.startswith("| expected match by memory (1) – SFT |"))
+    assert row.split("|")[2].split()[0] + " points (" in readme
 
 
 def fill(folder: Path) -> None:

@@ -43,7 +43,8 @@ def curves() -> Curves:
     methods = [
         {"method": f"a{i}", "label": f"Method {i}", "symbol": symbol, "look": i} for i, symbol in enumerate(symbols)
     ]
-    lines = [{"method": f"a{i}", "seed": 0, "x": x.tobytes(), "y": (x + i).tobytes()} for i in range(6)]
+    costs = {"tokens": (96 * x).tobytes(), "seconds": (2 * x).tobytes()}
+    lines = [{"method": f"a{i}", "seed": 0, "x": x.tobytes(), "y": (x + i).tobytes(), **costs} for i in range(6)]
     panel = {"title": "Loss", "unit": "nats per token", "marks": True, "lines": lines}
     made.curves = {"methods": methods, "panels": [{"name": name, **panel} for name in ("loss", "entropy")]}
     states = ("running", "finished", "stopped", "failed", "killed", "unreadable", "waiting")

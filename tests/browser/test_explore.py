@@ -76,7 +76,7 @@ def test_another_reward_of_the_same_rollouts(lab: Lab) -> None:
 
 
 def test_what_cannot_be_is_said_where_one_looks(lab: Lab) -> None:
-    field = lab.page.locator(".widget-label:has-text('rollouts (n)') + input")
+    field = lab.page.locator(".widget-label:has-text('rollouts per position (n)') + input")
     field.fill("1")
     field.press("Tab")
     alert = lab.page.locator(".notice .error").filter(has_text="group_size must be at least 2")

@@ -73,3 +73,24 @@ test("readings are of one step: a run that has not made it does not count, and t
   assert.deepEqual(js.readings(evaluated, 5).map((r) => r.text), ["2, 1 of 2 seeds"]);
   assert.deepEqual(js.readings(evaluated, 0).map((r) => r.text), ["3 (1–5)"]);
 });
+
+test("panels over tokens keep their steps where a run has none", () => {
+  const [training, prompts] = [{ axis: "step", lines: [{ x: [1, 2], tokens: [96, 192] }] }, { axis: "prompt", lines: [{ x: [1], tokens: null }] }];
+  const [moved, kept] = js.along([training, prompts], "tokens");
+  assert.deepEqual([moved.axis, moved.lines[0].x, kept.axis, kept.lines[0].x], ["tokens", [96, 192], "prompt", [1]]);
+  assert.equal(js.along([training], "step")[0], training);
+});
+
+test("readings over time take the nearest point of each run that is under way", () => {
+  const method = { label: "SFT" };
+  const panel = { apart: true, lines: [{ method, x: [0, 10, 20], y: [5, 4, 3] }, { method, x: [0, 15], y: [7, 6] }] };
+  assert.deepEqual(js.readings(panel, 11).map((r) => r.text), ["5 (4–6)"]);
+  assert.deepEqual(js.readings(panel, 19).map((r) => r.text), ["3, 1 of 2 seeds"]);
+  assert.deepEqual(js.readings(panel, null).map((r) => r.text), ["4.5 (3–6)"]);
+  assert.deepEqual(js.readings(panel, 30), []);
+});
+
+test("ticks have as many decimals as it takes for them to differ", () => {
+  assert.deepEqual(js.tickTexts([0, 5, 10]), ["0", "5", "10"]);
+  assert.deepEqual(js.tickTexts([2.412, 2.4122, 2.4124]), ["2.4120", "2.4122", "2.4124"]);
+});

@@ -9,7 +9,15 @@ test("a share of the width falls on a place", () => {
   assert.deepEqual([-0.1, 0, 0.24, 0.25, 0.99, 1].map((share) => js.placeAt(share, 4)), [0, 0, 0, 1, 3, 3]);
 });
 
-test("peaks keep the highest of every stretch", () => {
-  assert.deepEqual([...js.peaks([1, 5, 2, 3, 9, 4], 3)], [5, 3, 9]);
-  assert.deepEqual([...js.peaks([1, 5], 2)], [1, 5]);
+test("spans keep the highest and the mean of every stretch", () => {
+  const { highest, means } = js.spans(Float32Array.of(1, 5, 2, 3, 9, 4), 3);
+  assert.deepEqual([[...highest], [...means]], [[5, 3, 9], [3, 2.5, 6.5]]);
+  assert.deepEqual([...js.spans(Float32Array.of(1, 5), 2).means], [1, 5]);
+});
+
+test("an axis begins at 0 unless that hides how the values differ", () => {
+  assert.deepEqual(js.axisOf([0, 0.5, 3]), [0, 3]);
+  assert.deepEqual(js.axisOf([0.75, 0.875, 1]).map((end) => Number(end.toFixed(4))), [0.73, 1]);
+  assert.deepEqual(js.axisOf([1, 1]), [0, 1]); // all alike: bars of full height say so
+  assert.deepEqual(js.axisOf([0, 0]), [0, 1]);
 });

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from widgets.core import palette
+
 STATIC = Path(__file__).parent.parent / "static"
 IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.js";\n', re.MULTILINE)
 
@@ -28,5 +30,7 @@ def script(name: str) -> str:
 
 
 def style(name: str) -> str:
-    """Returns the shared style sheet followed by `static/<name>.css`."""
-    return "\n".join((STATIC / f"{sheet}.css").read_text(encoding="utf-8") for sheet in ("shared", name))
+    """Returns the colours of methods and the shared style sheet, followed by `static/<name>.css`."""
+    return palette.style() + "\n".join(
+        (STATIC / f"{sheet}.css").read_text(encoding="utf-8") for sheet in ("shared", name)
+    )

@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from refine_lab.recipes.ablations import ABLATIONS
 from widgets.figures.method_tables import Measure, comparison_table, heading, measure_of
 from widgets.figures.plotting import draw_band, draw_line, dress, one_legend, require_data
-from widgets.figures.series import INK, KNOWN_METHODS, method_styles, over_seeds
+from widgets.figures.series import KNOWN_METHODS, method_styles, over_seeds
 from widgets.figures.tables import Table
 
 PANELS = ("ntp_loss", "recall", "cosine", "contains_answer", "f1", "loss_after")
@@ -128,7 +128,7 @@ def _references(rows: pd.DataFrame, panel: str, labels: list[str], scale: float)
         values = rows.loc[rows["method"] == method, panel].dropna()
         if len(values):
             level, style = float(values.mean()) * scale, styles[method]
-            line = {"color": INK if method == "base" else style.colour, "dash": dash, "width": 1.5}
+            line = {"color": style.colour, "dash": dash, "width": 1.5}
             line = go.Scatter(x=labels, y=[level] * len(labels), mode="lines", name=style.label, line=line)
             found.append(line.update(hovertemplate=f"{style.label}: %{{y:.4g}}"))
     return found

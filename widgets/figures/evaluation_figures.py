@@ -6,8 +6,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from widgets.figures.plotting import dress, require_data
+from widgets.figures.series import COLOURS
 
-COLOURS = ("#2a83bf", "#d55e00", "#009e73", "#cc79a7", "#a08a00", "#7a5cbf")
+TASK_COLOURS = (*COLOURS[1:], COLOURS[0])
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x")
 SHARES = ("score", "any_match", "ntp_accuracy", "exact_recall_word-4")
 """Metrics from 0 to 1 that share an axis."""
@@ -39,7 +40,7 @@ def scores_by_length(scores: pd.DataFrame) -> go.Figure:
     require_data("scores_by_length", len(rows) > 0, "no task was evaluated at several lengths")
     figure = go.Figure()
     for number, (task, own) in enumerate(rows.sort_values("length").groupby("task", sort=False)):
-        colour, symbol = COLOURS[number % len(COLOURS)], SYMBOLS[number % len(SYMBOLS)]
+        colour, symbol = TASK_COLOURS[number % len(TASK_COLOURS)], SYMBOLS[number % len(SYMBOLS)]
         figure.add_scatter(
             x=own["length"].astype(int),
             y=own["value"] * 100,

@@ -33,7 +33,7 @@ DOCUMENTS = "different documents"
 
 MEASURES = {
     "contains_answer": Measure("contains answer", "%", 100, 1),
-    "exact_match": Measure("exact match", "%", 100, 1),
+    "exact_match": Measure("exact-match rate", "%", 100, 1),
     "f1": Measure("F1", "%", 100, 1),
     "exact_recall": Measure("exact recall", "%", 100, 1),
     "loss_before": Measure("loss before", "nats", digits=3),
@@ -111,9 +111,31 @@ def differences_table(rows: pd.DataFrame) -> Table:
         if items is not None:
             lines[-1][ITEMS] = items
         for values in measured:
-            text = _number(values["measure"], values["difference"], (values["low"], values["high"]), signed=True)
+            ends = values["low"], values["high"]
+            text = _number(values["measure"], values["difference"], ends, signed=True)
+            text += _why_no_interval(values["difference"], ends, int(values["pairs"]), over)
             lines[-1][heading(values["measure"]).replace("%", "points")] = text
-    return Table(pd.DataFrame(lines), f"Paired differences over {over} [95 % interval]", note=few_items(items))
+    note = " ".join(filter(None, (_two_pairs(found, over), few_items(items))))
+    return Table(pd.DataFrame(lines), f"Paired differences over {over} [95 % interval]", note=note)
+
+
+def _why_no_interval(difference: float, ends: Sequence[float], pairs: int, over: str) -> str:
+    """Returns in brackets what is known where a difference has no interval: one pair, or pairs that all agree."""
+    if not np.isfinite(difference) or np.isfinite(ends).all():
+        return ""
+    if pairs < 2:
+        return f" (one {over.removesuffix('s')})"
+    return f" (the same at {'both' if pairs == 2 else f'all {pairs}'} {over})"
+
+
+def _two_pairs(found: pd.DataFrame, over: str) -> str:
+    """Returns a sentence about intervals over two seeds or prompts, if the table has any."""
+    if not (found["low"].notna() & (found["pairs"] == 2)).any():
+        return ""
+    return (
+        f"An interval over two {over} reaches 12.7 standard errors to either side (Student's t with one degree of freedom): "
+        "it is wide even where the methods clearly differ."
+    )
 
 
 def contrasts_table(
@@ -140,7 +162,8 @@ def contrasts_table(
             "prompts": row["prompts"],
             ITEMS: row["items"],
             "over seeds and questions": _number(measure, row["difference"], (row["low"], row["high"]), signed=True),
-            "over seeds": _number(measure, row["difference"], (row["seeds_low"], row["seeds_high"]), signed=True),
+            "over seeds": _number(measure, row["difference"], (row["seeds_low"], row["seeds_high"]), signed=True)
+            + _why_no_interval(row["difference"], (row["seeds_low"], row["seeds_high"]), int(row["seeds"]), "seeds"),
             "p (Holm)": _p_value(row["p_holm"]),
         }
         for row in found.to_dict("records")
@@ -187,8 +210,8 @@ def _number(name: str, mean: float, ends: Sequence[float], spread: float | None 
     measure = measure_of(name)
     if not np.isfinite(mean):
         return "–"
-    if measure.unit == "%" and not signed:
-        ends = np.clip(ends, 0, 1).tolist()  # a fraction cannot exceed this
+    if measure.unit == "%":
+        ends = np.clip(ends, -1 if signed else 0, 1).tolist()  # a fraction, or a difference of two, cannot exceed this
     style = f"{'+' if signed else ''}.{measure.digits}f"
     text = f"{mean * measure.scale:{style}}"
     if spread is not None and np.isfinite(spread):

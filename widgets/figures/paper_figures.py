@@ -14,7 +14,7 @@ from refine_lab.data.tasks.items import FEWEST_ITEMS, few_items
 from refine_lab.experiments.paper_rows import Row
 from refine_lab.recipes.paper_results import about, example_rows, reported
 from widgets.figures.plotting import dress, one_legend, require_data
-from widgets.figures.series import INK
+from widgets.figures.series import BLUE, GREEN, INK, ORANGE
 from widgets.figures.tables import Table, visible
 
 DIGITS = {"%": 1, "% of tokens": 2, "ppl": 1, "nats": 4, "reward": 3}
@@ -23,7 +23,7 @@ TASK_NAMES = {"held_out": "held-out text", "rollouts": "training rewards", "rule
 """Tasks -> their names in the table of what was measured."""
 GAP, NO_NUMBER = "gap", "–"
 PAPER_COLOUR = INK
-OUR_COLOURS = ("#d55e00", "#2a83bf", "#009e73")
+OUR_COLOURS = (ORANGE, BLUE, GREEN)
 SETTING_AXES = (("num_chunks", "number of chunks c", 8), ("rollout_length", "rollout length k", 5))
 """Panels of figure 5: the setting, its title, and the paper's value of it."""
 

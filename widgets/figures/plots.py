@@ -27,12 +27,32 @@ from widgets.figures.plotting import (
     thin_line,
     traces_of,
 )
-from widgets.figures.series import INK, PANELS, MethodStyle, Plot, Symbol, has_panel, method_styles, over_seeds
+from widgets.figures.series import (
+    BLUE,
+    INK,
+    ORANGE,
+    PANELS,
+    Dash,
+    MethodStyle,
+    Plot,
+    Symbol,
+    has_panel,
+    method_styles,
+    over_seeds,
+)
 from widgets.figures.tables import Table
 
-BLUE, ORANGE = "#2a83bf", "#d55e00"
-REWARD_COLOURS = ("#009e73", "#cc79a7", "#a08a00")  # colours that no method uses
 REWARD_SYMBOLS: Sequence[Symbol] = ("diamond", "circle", "triangle-up")
+REWARD_DASHES: Sequence[Dash] = ("solid", "dash", "dot")
+"""Dashes of rewards where there is one method; otherwise dashes distinguish methods of the same colour."""
+
+
+HELD_OUT = (
+    ("ntp_accuracy", "Held-out NTP accuracy (fig. 4)", "%"),
+    ("sampled_accuracy", "Accuracy of sampled tokens (release)", "%"),
+    ("ntp_loss", "Held-out NTP loss (fig. E.1)", "nats per token"),
+)
+"""Column, title and unit of the panels of `heldout_curves`."""
 
 
 def use_offline_renderer() -> None:
@@ -55,20 +75,25 @@ def training_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame | None = No
     rows = -(-len(panels) // columns)
     cells = [[{} if row * columns + column < len(panels) else None for column in range(columns)] for row in range(rows)]
     titles = [panel.title for panel in panels]
-    figure = make_subplots(rows, columns, specs=cells, subplot_titles=titles, vertical_spacing=0.3 / rows)
+    figure = make_subplots(
+        rows, columns, specs=cells, subplot_titles=titles, vertical_spacing=0.3 / rows, horizontal_spacing=0.1
+    )
     for index, panel in enumerate(panels):
         row, column = index // columns + 1, index % columns + 1
-        for trace in _panel_traces(frames[panel.kind], panel, methods):
+        traces = [*_panel_traces(frames[panel.kind], panel, methods)]
+        for trace in traces:
             figure.add_trace(trace, row, column)
+        positive = all(np.nanmin(np.asarray(trace.y, dtype=float), initial=0) >= 0 for trace in traces)
+        figure.update_yaxes(rangemode="nonnegative" if positive else "normal", row=row, col=column)
         figure.update_xaxes(title_text="step", row=row, col=column)
         figure.update_yaxes(title_text=panel.unit, row=row, col=column)
     return dress(one_legend(figure), height=60 + 250 * rows)
 
 
 def _panel_traces(
-    frame: pd.DataFrame, panel: Plot, methods: dict[str, MethodStyle], suffix: str = "", marks: int = 8
+    frame: pd.DataFrame, panel: Plot, methods: dict[str, MethodStyle], marks: int = 8
 ) -> Iterator[go.Scatter]:
-    """Yields a band and a line for each method that has the panel's quantity; dashed if the line's name has a `suffix`."""
+    """Yields a band and a line for each method that has the panel's quantity."""
     centre = over_seeds(frame, panel.key)
     for method, style in methods.items():
         rows = centre[centre["method"] == method]
@@ -81,27 +106,25 @@ def _panel_traces(
             spread = spreads.reindex(x).to_numpy() * panel.scale
             low, high = y - spread, y + spread
         yield draw_band(x, low, high, style)
-        yield draw_line(x, y, style, style.label + suffix, dash="dash" if suffix else style.dash, marks=marks)
+        yield draw_line(x, y, style, style.label, dash=style.dash, marks=marks)
 
 
 def heldout_curves(evaluations: pd.DataFrame) -> go.Figure:
     """Plots held-out NTP accuracy and loss of the methods over training (paper, fig. 4 and E.1).
 
     `evaluations` holds eval lines: `method`, `seed`, `step`, `ntp_loss`, `ntp_accuracy` and, if measured,
-    `sampled_accuracy` (the release's accuracy of sampled tokens, dashed). Line: mean; band: min to max over seeds.
+    `sampled_accuracy` (the release's accuracy of sampled tokens, in a panel of its own, since it is about 10 points
+    lower). Line: mean; band: min to max over seeds.
     """
     require_data("heldout_curves", len(evaluations) > 0)
     methods = method_styles(evaluations["method"])
-    figure = make_subplots(1, 2, subplot_titles=["Held-out NTP accuracy (fig. 4)", "Held-out NTP loss (fig. E.1)"])
-    sampled = ", sampled as in the released code"
-    quantities = (("ntp_accuracy", 1, "%", ""), ("sampled_accuracy", 1, "%", sampled), ("ntp_loss", 2, "nats", ""))
-    for key, column, unit, suffix in quantities:
-        if key in evaluations:
-            panel = Plot(kind="eval", key=key, title=key, unit=unit)
-            for trace in _panel_traces(evaluations, panel, methods, suffix, marks=len(evaluations)):
-                figure.add_trace(trace, 1, column)
-    figure.update_xaxes(title_text="step").update_yaxes(title_text="accuracy (%)", col=1)
-    figure.update_yaxes(title_text="loss (nats per token)", col=2)
+    panels = [Plot(kind="eval", key=key, title=title, unit=unit) for key, title, unit in HELD_OUT if key in evaluations]
+    figure = make_subplots(1, len(panels), subplot_titles=[panel.title for panel in panels], horizontal_spacing=0.1)
+    for column, panel in enumerate(panels, start=1):
+        for trace in _panel_traces(evaluations, panel, methods, marks=len(evaluations)):
+            figure.add_trace(trace, 1, column)
+        figure.update_yaxes(title_text=panel.unit, row=1, col=column)
+    figure.update_xaxes(title_text="step")
     check_figures(figure)
     return dress(one_legend(figure), height=400)
 
@@ -140,7 +163,7 @@ def entropy_profile(
     figure.add_trace(marks.update(text=[texts[position] for position in drawn]))
     for border in chunk_borders:
         figure.add_vline(x=border - 0.5, line={"color": INK, "width": 1, "dash": "dot"})
-    title = "Entropy of one document and its sampled positions (fig. E.2); dotted lines: chunk boundaries"
+    title = "Entropy of one document and its sampled positions (fig. E.2)<br>Dotted lines: chunk borders"
     figure.update_layout(title_text=title).update_xaxes(title_text="position (tokens)")
     score = "" if label == "smoothed" else f"; {label}"
     figure.update_yaxes(title_text=f"entropy (nats){score}", rangemode="tozero")
@@ -153,12 +176,11 @@ def reward_distribution(metrics: pd.DataFrame) -> go.Figure:
     require_data("reward_distribution", bool(rewards))
     figure = make_subplots(1, 2, subplot_titles=["Mean reward (fig. E.3 a, b)", "Standard deviation (fig. E.3 c, d)"])
     methods = method_styles(metrics.loc[metrics[rewards[0].key].notna(), "method"])
-    for panel, colour, symbol in zip(rewards, REWARD_COLOURS, REWARD_SYMBOLS, strict=False):
+    for panel, symbol, dash in zip(rewards, REWARD_SYMBOLS, REWARD_DASHES, strict=False):
         for method, style in methods.items():
-            label = panel.title.lower()
-            if len(methods) > 1:
-                label, colour = f"{style.label}, {label}", style.colour
-            style = replace(style, label=label, colour=colour, symbol=symbol)
+            several = len(methods) > 1
+            label = f"{style.label}, {panel.title.lower()}" if several else panel.title.lower()
+            style = replace(style, label=label, symbol=symbol, dash=style.dash if several else dash)
             for column, key in ((1, panel.key), (2, panel.spread)):
                 rows = over_seeds(metrics[metrics["method"] == method], str(key))
                 x, y, low, high = (rows[name].to_numpy() for name in ("step", "mean", "min", "max"))

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 
-from widgets.figures.series import BAND, INK, MethodStyle
+from widgets.core.glossary import explain
+from widgets.figures.series import BAND, INK, WIDE, MethodStyle
 from widgets.figures.tables import visible
 
+LEGEND_ROW = 20
+"""Height of a row of a legend in pixels."""
+TOOLS_LEFT_OUT = (
+    *("zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale"),
+    *("hoverClosestCartesian", "hoverCompareCartesian", "toggleSpikelines"),
+)
+"""Tools of plotly that a figure does not show; dragging zooms, and a double click resets the axes."""
 GRID = "rgba(128, 128, 128, 0.25)"
 
 
@@ -37,7 +46,7 @@ def draw_line(
 ) -> go.Scatter:
     """Returns a line with at most `marks` symbols on it."""
     marker = {"symbol": style.symbol + ("-open" if dash != "solid" else ""), "size": 7, "maxdisplayed": marks}
-    line = {"color": style.colour, "width": 2, "dash": dash}
+    line = {"color": style.colour, "width": style.width, "dash": dash}
     return go.Scatter(
         x=x, y=y, mode="lines+markers", name=html.escape(name, quote=False), legendgroup=name, line=line, marker=marker,
         hovertemplate="%{y:.4g}<extra>" + html.escape(name, quote=False) + "</extra>",
@@ -72,15 +81,39 @@ def one_legend(figure: go.Figure) -> go.Figure:
 
 
 def dress(figure: go.Figure, *, height: int) -> go.Figure:
-    """Sets a transparent background and mid-grey text, so that the figure suits light and dark notebooks."""
-    clear = "rgba(0, 0, 0, 0)"
+    """Sets a transparent background and mid-grey text, so that the figure suits light and dark notebooks.
+
+    Wide lines are drawn below thin ones. The legend's rows are added to `height`. Titles that the glossary explains have a
+    tooltip, and the bar of tools has only those that do not cover a title.
+    """
+    clear, legend = "rgba(0, 0, 0, 0)", LEGEND_ROW * legend_rows(figure)
     figure.update_layout(
-        template="none", height=height, paper_bgcolor=clear, plot_bgcolor=clear, hovermode="closest",
-        font={"color": INK, "size": 12}, title_font_size=14, margin={"l": 64, "r": 16, "t": 56, "b": 88},
+        template="none", height=height + legend - 2 * LEGEND_ROW, paper_bgcolor=clear, plot_bgcolor=clear,
+        font={"color": INK, "size": 12}, title_font_size=14, hovermode="closest",
+        margin={"l": 64, "r": 16, "t": 60, "b": 48 + legend},
         legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+        modebar={"remove": [*TOOLS_LEFT_OUT], "bgcolor": clear, "color": INK},
     )  # fmt: skip
+    layout: Any = figure.layout  # plotly annotates it without its properties
+    titles = [note for note in layout.annotations if note.text and not note.showarrow]
+    columns = len({round(note.x, 3) for note in titles})
+    for title in titles:
+        if about := explain(title.text):
+            title.hovertext = "<br>".join(wrap(about, 60))
+        if "<br>" not in title.text:
+            title.text = "<br>".join(wrap(title.text, 90 // columns))
     figure.update_annotations(font_size=13)
-    axes = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "title_font_size": 12}
+    axes = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "title_font_size": 12, "automargin": True}
     figure.update_xaxes(**axes, title_standoff=4)
     figure.update_yaxes(**axes, title_standoff=6)
+    figure.data = sorted(traces_of(figure), key=lambda trace: (trace.line.width or 0) < WIDE)
     return figure
+
+
+def legend_rows(figure: go.Figure, width: int = 640) -> int:
+    """Returns how many rows the legend needs in a figure of that width in pixels."""
+    rows, used = 1, 0
+    for name in dict.fromkeys(str(trace.name) for trace in traces_of(figure) if trace.showlegend is not False):
+        entry = 48 + 6.6 * len(name)
+        rows, used = (rows + 1, entry) if used and used + entry > width else (rows, used + entry)
+    return rows

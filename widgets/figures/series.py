@@ -12,6 +12,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from refine_lab.experiments.run_groups import SEPARATOR
+from widgets.core.palette import FIGURES
 
 INK = "#7a7a7a"
 "Grey of texts and axes, with a contrast above 4 on white and on black backgrounds."
@@ -55,7 +56,7 @@ PANELS = (
     Plot(kind="train", key="answer_accuracy", title="Answer accuracy", unit="% of tokens"),
     Plot(kind="eval", key="answer_loss", title="Held-out answer loss", unit="nats per token"),
     Plot(kind="eval", key="contains_answer", title="Held-out answers containing a reference", unit="% of questions"),
-    Plot(kind="eval", key="exact_match", title="Held-out exact match", unit="% of questions"),
+    Plot(kind="eval", key="exact_match", title="Held-out exact-match rate", unit="% of questions"),
     Plot(kind="train", key="cosine_mean", title="Cosine reward", unit="mean ± std", spread="cosine_std"),
     Plot(kind="train", key="binary_mean", title="Binary reward", unit="mean ± std", spread="binary_std"),
     Plot(kind="train", key="reward_mean", title="Training reward", unit="mean ± std", spread="reward_std"),
@@ -72,7 +73,7 @@ PANELS = (
     Plot(kind="train", key="answer_grad_norm", title="Gradient norm, answers", unit="L2, before clipping"),
     Plot(kind="train", key="clip_fraction", title="Clipped ratios", unit="% of tokens"),
     Plot(kind="answers", key="contains_answer", title="Answers containing a reference, so far", unit="% of prompts"),
-    Plot(kind="answers", key="exact_match", title="Exact match so far", unit="% of prompts"),
+    Plot(kind="answers", key="exact_match", title="Exact-match rate so far", unit="% of prompts"),
     Plot(kind="answers", key="loss_after", title="NTP loss so far", unit="nats per token"),
     Plot(kind="answers", key="entropy_after", title="Entropy so far", unit="nats per token"),
 )
@@ -84,33 +85,39 @@ Dash = Literal["solid", "dash", "dot", "dashdot"]
 
 @dataclass(frozen=True, kw_only=True)
 class MethodStyle:
-    """The style of a method in all figures: a colour-blind-safe colour (after Okabe and Ito) and a symbol."""
+    """The style of a method in all figures: a colour, a symbol, a dash and a width."""
 
     label: str
     colour: str
     symbol: Symbol
     dash: Dash = "solid"
     "Dash of the line, which distinguishes methods of the same colour."
+    width: float = 1.75
+    "Width of the line. That of SFT is wide and drawn below the others, so that it shows where they coincide."
 
 
-COLOURS = (INK, "#2a83bf", "#d55e00", "#009e73", "#cc79a7", "#a08a00")
-"Colours of methods; the live curves have the same ones, in this order, for light and dark pages."
+COLOURS = FIGURES
+"Colours of methods; the live curves have the same hues, in this order, for light and dark pages."
+GREY, BLUE, ORANGE, GREEN, PINK, OCHRE = COLOURS
+
+WIDE = 4.0
+"Width of the lines of SFT and nested SFT."
 
 KNOWN_METHODS = {
-    "base": MethodStyle(label="base", colour=INK, symbol="square"),
-    "sft": MethodStyle(label="SFT", colour="#2a83bf", symbol="circle"),
-    "refine": MethodStyle(label="REFINE", colour="#d55e00", symbol="diamond"),
-    "nested_sft": MethodStyle(label="nested SFT", colour="#009e73", symbol="triangle-up"),
-    "nested_refine": MethodStyle(label="nested REFINE", colour="#cc79a7", symbol="x"),
-    "refine_memory": MethodStyle(label="REFINE by memory", colour="#d55e00", symbol="square"),
-    "expected": MethodStyle(label="expected match", colour="#009e73", symbol="square"),
-    "weighted": MethodStyle(label="weighted NTP", colour="#cc79a7", symbol="circle"),
-    "longce": MethodStyle(label="LongCE", colour="#a08a00", symbol="diamond"),
-    "dft": MethodStyle(label="DFT", colour="#a08a00", symbol="triangle-up"),
-    "placebo": MethodStyle(label="placebo", colour=INK, symbol="x"),
+    "base": MethodStyle(label="base", colour=GREY, symbol="square"),
+    "sft": MethodStyle(label="SFT", colour=BLUE, symbol="circle", width=WIDE),
+    "refine": MethodStyle(label="REFINE", colour=ORANGE, symbol="diamond"),
+    "nested_sft": MethodStyle(label="nested SFT", colour=GREEN, symbol="triangle-up", width=WIDE),
+    "nested_refine": MethodStyle(label="nested REFINE", colour=PINK, symbol="x"),
+    "refine_memory": MethodStyle(label="REFINE by memory", colour=ORANGE, symbol="square"),
+    "expected": MethodStyle(label="expected match", colour=GREEN, symbol="square"),
+    "weighted": MethodStyle(label="weighted NTP", colour=PINK, symbol="circle"),
+    "longce": MethodStyle(label="LongCE", colour=OCHRE, symbol="diamond"),
+    "dft": MethodStyle(label="DFT", colour=OCHRE, symbol="triangle-up"),
+    "placebo": MethodStyle(label="placebo", colour=GREY, symbol="x"),
 }
 "Method -> style; a nested method that is not listed has the style of the method itself."
-OTHER_STYLES: Sequence[tuple[str, Symbol]] = (("#a08a00", "x"), ("#009e73", "triangle-up"), ("#cc79a7", "square"))
+OTHER_STYLES: Sequence[tuple[str, Symbol]] = ((OCHRE, "x"), (GREEN, "triangle-up"), (PINK, "square"))
 DASHES: Sequence[Dash] = get_args(Dash)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from widgets.core.glossary import explain
+
 WHITE = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 HIDDEN = ("Cc", "Cf", "Zl", "Zp")
 """Unicode categories of control characters, which include marks that change the writing direction."""
@@ -35,12 +37,17 @@ class Table:
         return f"{self.caption}\n{rows}" + (f"\n{self.note}" if self.note else "")
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th style='{CELL}'>{html.escape(str(name))}</th>" for name in self.data)
+        head = "".join(map(self._heading, map(str, self.data)))
         rows = ("".join(map(self._cell, map(str, self.data), row)) for row in self.data.itertuples(index=False))
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         caption = f"<caption style='text-align: left; font-weight: 600'>{html.escape(self.caption)}</caption>"
         note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
         return f"<table style='line-height: 1.4'>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+
+    @staticmethod
+    def _heading(name: str) -> str:
+        about = html.escape(explain(name), quote=True)
+        return f"<th style='{CELL}'" + (f' title="{about}"' if about else "") + f">{html.escape(name)}</th>"
 
     def _cell(self, column: str, value: object) -> str:
         text = f"{value:.{self._digits}f}" if isinstance(value, float) else str(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -32,8 +33,9 @@ def trade_off(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> go.Figure:
         for column, name in enumerate(benefits, start=1):
             for trace in _points(own, name, style):
                 figure.add_trace(trace, 1, column)
-    figure.update_xaxes(title_text="held-out NTP loss (nats per token), lower is better")
-    return dress(one_legend(figure), height=420)
+    figure.update_xaxes(title_text="held-out NTP loss (nats per token),<br>lower is better")
+    layout: Any = dress(one_legend(figure), height=434).layout
+    return figure.update_layout(margin_b=layout.margin.b + 14)  # the axes' titles have two lines
 
 
 def benefits_of(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> list[str]:
@@ -82,13 +84,13 @@ def frontier_figure(rows: pd.DataFrame, benefit: str = "exact_recall") -> go.Fig
         drawn.add(style)
         figure.add_scatter(
             x=x["mean"], y=y["mean"], name=str(label), mode="lines+markers+text" if len(x) > 1 else "markers",
-            text=texts, textposition="bottom right", line={"color": style.colour, "width": 2, "dash": style.dash},
+            text=texts, textposition="bottom right", line={"color": style.colour, "width": style.width, "dash": style.dash},
             marker={"symbol": symbol, "size": 10, "color": style.colour},
             error_x=_bars(x), error_y=_bars(y), hovertemplate="%{x:.4f} nats: %{y:.1f} %<extra>" + str(label) + "</extra>",
         )  # fmt: skip
     figure.update_xaxes(title_text="held-out NTP loss (nats per token), lower is better")
     figure.update_yaxes(title_text=f"{heading(benefit)}, higher is better")
-    return dress(figure, height=560).update_layout(margin={"t": 16, "b": 110})
+    return dress(figure, height=560).update_layout(margin_t=30)
 
 
 def _bars(points: pd.DataFrame) -> dict[str, object]:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike
+from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
 from refine_lab.data.tasks.scores import SCORES
@@ -17,12 +18,12 @@ from refine_lab.statistics.rest_change import RestChange
 from widgets.figures.method_tables import heading, measure_of
 from widgets.figures.plots import check_figures
 from widgets.figures.plotting import GRID, dress, one_legend, plain_text, require_data, thin_line
-from widgets.figures.series import INK, MethodStyle, decimate, method_styles
+from widgets.figures.series import BLUE, INK, ORANGE, MethodStyle, decimate, method_styles
 from widgets.figures.tables import Table, visible
 
 POINTS = 1500
 """Maximum number of points per curve: a prompt of 16,384 tokens would take megabytes."""
-FALL, RISE = "42, 131, 191", "213, 94, 0"
+FALL, RISE = (", ".join(map(str, hex_to_rgb(colour))) for colour in (BLUE, ORANGE))
 """Red, green and blue values for tokens about which the model became more, or less, certain."""
 STRONGEST = 0.5
 """Change in nats beyond which the background does not become stronger."""

@@ -12,6 +12,7 @@ from refine_lab.config import BUILT_IN_REWARDS
 from refine_lab.text import replace_surrogates
 from refine_lab.ttt_config import TTTConfig
 from refine_lab.validation import require
+from widgets.core.glossary import explain
 from widgets.core.panel import LineField, TextField
 from widgets.figures.series import KNOWN_METHODS
 from widgets.parts.step_slider import StepSlider
@@ -20,10 +21,10 @@ MOST_HELD_OUT = 0.9
 """Maximum share of a document that the TTT panel holds out."""
 
 
-def field(kind: Any, label: str, value: Any, width: str = "16em", **options: Any) -> Any:
-    """Creates an input field of a kind with its label in front."""
-    layout = ipywidgets.Layout(width=width)
-    return kind(value=value, description=label, layout=layout, style={"description_width": "9.5em"}, **options)
+def field(kind: Any, label: str, value: Any, width: str = "20.5em", **options: Any) -> Any:
+    """Creates an input field of a kind with its label in front, whose tooltip is the glossary's sentence about it."""
+    layout, style = ipywidgets.Layout(width=width), {"description_width": "12.5em"}
+    return kind(value=value, description=label, tooltip=explain(label), layout=layout, style=style, **options)
 
 
 def text_field(label: str, text: str, rows: int) -> TextField:
@@ -54,8 +55,8 @@ def explorer_fields(rewards: Sequence[str], selections: Sequence[str], setting: 
     fields: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "reward": (Dropdown, "reward", {"options": [*rewards]}),
         "group_by": (Dropdown, "advantage group", {"options": ["prefix", "sequence"]}),
-        "rollout_length": (BoundedIntText, "tokens (k)", {"min": 1, "max": 64}),
-        "group_size": (BoundedIntText, "rollouts (n)", {"min": 1, "max": 64}),
+        "rollout_length": (BoundedIntText, "tokens per rollout (k)", {"min": 1, "max": 64}),
+        "group_size": (BoundedIntText, "rollouts per position (n)", {"min": 1, "max": 64}),
         "temperature": (BoundedFloatText, "temperature", {"min": 0.01, "max": 10, "step": 0.1}),
         "num_chunks": (BoundedIntText, "chunks (c)", {"min": 1, "max": 256}),
         "selection": (Dropdown, "selection", {"options": [*selections]}),

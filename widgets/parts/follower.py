@@ -127,13 +127,14 @@ def gather(readers: Sequence[RunReader], limit: int = 1000) -> dict[str, Any]:
     """Returns the data that the widget draws: methods with their symbols, and panels with a line per run, as float32 bytes.
 
     Lines have at most `limit` points, thinned by `decimate`; lines of one method use the same steps, as far as their runs
-    have progressed, so that means are taken at equal steps. A line with a spread also has `low` and `high`.
+    have progressed, so that means are taken at equal steps. A line with a spread also has `low` and `high`; one of training
+    or evaluation has the `tokens` and `seconds` up to each step.
     """
     styles = method_styles(reader.group for reader in readers)
     order = [*dict.fromkeys([*KNOWN_METHODS, *map(looks_like, styles)])]
     ordered = sorted(styles.items(), key=lambda item: order.index(looks_like(item[0])))
     methods = [
-        {"method": method, "label": style.label, "symbol": style.symbol, "dash": style.dash}
+        {"method": method, "label": style.label, "symbol": style.symbol, "dash": style.dash, "width": style.width}
         | {"look": COLOURS.index(style.colour)}
         for method, style in ordered
     ]
@@ -142,7 +143,7 @@ def gather(readers: Sequence[RunReader], limit: int = 1000) -> dict[str, Any]:
         drawn = [reader for reader in readers if has_panel(reader.frames[panel.kind], panel)]
         steps = _kept_steps(drawn, panel, limit)
         lines = [
-            {"method": reader.group, "seed": reader.seed} | _line(reader.frames[panel.kind], panel, steps[reader.group])
+            {"method": reader.group, "seed": reader.seed} | _line(reader, panel, steps[reader.group])
             for reader in drawn
         ]
         facts = {"name": panel.name, "title": panel.title, "unit": panel.unit, "marks": panel.kind == "eval"}
@@ -162,14 +163,29 @@ def _kept_steps(readers: Sequence[RunReader], panel: Plot, limit: int) -> dict[s
     return steps
 
 
-def _line(frame: pd.DataFrame, panel: Plot, steps: Collection[float]) -> dict[str, Any]:
+def _line(reader: RunReader, panel: Plot, steps: Collection[float]) -> dict[str, Any]:
+    frame = reader.frames[panel.kind]
     rows = frame[frame["step"].isin(steps)]
     y = rows[panel.key].to_numpy(dtype=float) * panel.scale
     columns = {"x": rows["step"].to_numpy(dtype=float), "y": y}
     if panel.spread is not None and panel.spread in rows:
         width = rows[panel.spread].to_numpy(dtype=float) * panel.scale
         columns |= {"low": y - width, "high": y + width}
+    if panel.kind != "answers":
+        columns |= _costs(reader.frames["train"], columns["x"])
     return {name: values.astype("<f4").tobytes() for name, values in columns.items()}
+
+
+def _costs(train: pd.DataFrame, steps: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the tokens trained on and the seconds of training up to each of some steps, if a run records them.
+
+    The seconds are those of the updates, without evaluations and pauses. Before the first update both are 0.
+    """
+    if not {"step", "tokens", "seconds"} <= {*train} or train[["tokens", "seconds"]].isna().to_numpy().any():
+        return {}
+    done = np.searchsorted(train["step"].to_numpy(dtype=float), steps, side="right")
+    sums = {"tokens": train["tokens"].to_numpy(dtype=float), "seconds": train["seconds"].to_numpy(dtype=float).cumsum()}
+    return {name: np.concatenate([[0.0], values])[done] for name, values in sums.items()}
 
 
 class Follower(threading.Thread):

@@ -14,11 +14,14 @@ import traitlets
 from refine_lab.runs.run import Run
 from refine_lab.text import printable
 from widgets.core.base import Widget
+from widgets.core.glossary import explain
 from widgets.core.packing import PACKED
 from widgets.figures.plots import training_curves
 from widgets.parts.follower import Follower, RunReader, gather, name_methods
 
 Followed = Path | str | Run
+AXES = ("step", "tokens", "seconds")
+"Quantities of the x axis."
 
 
 class Curves(Widget):
@@ -28,6 +31,15 @@ class Curves(Widget):
     "Methods and panels, as returned by `follower.gather`."
     progress = traitlets.List().tag(sync=True)
     "State, step, speed, remaining time and error of each run."
+    axis = traitlets.Enum([*AXES], "step").tag(sync=True)
+    "The x axis: steps, tokens, or seconds of training; panels that lack tokens and seconds keep their steps."
+
+    @traitlets.validate("curves")
+    def _with_helps(self, proposal: Any) -> dict[str, Any]:
+        """Adds the glossary's sentence about each panel's title."""
+        curves = proposal["value"]
+        panels = [{"help": explain(panel["title"]), **panel} for panel in curves.get("panels", [])]
+        return {**curves, "panels": panels} if panels else curves
 
 
 class LiveCurves(Curves):

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 import traitlets
 
 from widgets.core.base import Widget
+from widgets.core.glossary import explain
 from widgets.figures.tables import Table
 
 
 class TextTables(Widget):
-    """Tables one below the other: `tables` has their `caption`, `columns`, `rows` and `note`, all of them text."""
+    """Tables one below the other: `tables` has their `caption`, `columns`, `rows`, `note` and `helps`, all of them text.
+
+    `helps` are the glossary's sentences about the columns, empty where it has none.
+    """
 
     tables = traitlets.List().tag(sync=True)
 
@@ -22,6 +26,7 @@ class TextTables(Widget):
             {
                 "caption": table.caption,
                 "columns": [str(name) for name in table.data],
+                "helps": [explain(str(name)) for name in table.data],
                 "rows": table.data.astype(str).to_numpy().tolist(),
                 "note": table.note,
             }

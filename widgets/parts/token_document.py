@@ -11,6 +11,7 @@ import numpy as np
 
 from refine_lab.text import replace_surrogates
 from refine_lab.validation import require
+from widgets.core.glossary import explain
 from widgets.parts.token_text import TokenText, utf16_offsets
 
 TextRow = Sequence[tuple[str, float]]
@@ -73,6 +74,7 @@ class Metric:
         """Returns the metric as sent to the page, with values as float32 bytes."""
         low, high = self.scale()
         texts = {name: replace_surrogates(getattr(self, name)) for name in ("name", "title", "unit")}
+        texts["help"] = explain(self.title)
         beyond = {"below": bool((self.values < low).any()), "above": bool((self.values > high).any())}
         flags = {"diverging": bool(self.diverging), "log": bool(self.log)}
         return texts | {"values": self.values.astype("<f4").tobytes(), "low": low, "high": high} | flags | beyond

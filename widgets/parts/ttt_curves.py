@@ -38,6 +38,7 @@ def ttt_curves(adaptations: Sequence[Adaptation]) -> dict[str, Any]:
             "symbol": styles[each.method].symbol,
             "look": COLOURS.index(styles[each.method].colour),
             "dash": styles[each.method].dash,
+            "width": styles[each.method].width,
         }
         for each in adaptations
     ]

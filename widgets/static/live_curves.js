@@ -2,9 +2,10 @@
 // this file draws.
 
 import { axes, clamp, duration, extent, floats, follow, format, html, inFrames, nearest } from "./shared.js";
-import { onceShown, onWidth, panel, rootOf, svg, takeKey, unpacked } from "./shared.js";
+import { onceShown, onWidth, panel, put, rootOf, svg, takeKey, unpacked } from "./shared.js";
 
-const AXES = { height: 170, margin: { left: 48, right: 10, top: 10, bottom: 34 }, count: 4, xTicks: Number.isInteger };
+const AXES = { height: 170, margin: { left: 48, right: 10, top: 10, bottom: 34 }, count: 4 };
+const X_AXES = { step: "steps", tokens: "tokens", seconds: "time" };
 const ENDED_BADLY = new Set(["failed", "killed", "unreadable"]);
 
 // -- shapes -----------------------------------------------------------------------------------------------------------
@@ -25,6 +26,13 @@ export function bandPath(xs, low, high, sx, sy) {
   const point = (values) => (i) => `${sx(xs[i]).toFixed(1)} ${sy(values[i]).toFixed(1)}`;
   return `M${kept.map(point(high)).join("L")}L${kept.reverse().map(point(low)).join("L")}Z`;
 }
+
+/** Units of the time axis, for axes that end after this number of seconds. */
+const TIMES = [
+  { seconds: 10_800, one: 3600, name: "h" },
+  { seconds: 240, one: 60, name: "min" },
+  { seconds: -Infinity, one: 1, name: "s" },
+];
 
 /** Dashes of lines, in px; lines of the same colour differ in them. */
 const DASHES = { solid: "", dash: "7 4", dot: "2 3", dashdot: "8 3 2 3" };
@@ -49,11 +57,22 @@ function unpack(curves) {
   const colour = ({ look }) => `var(--series-${look % 6})`;
   const methods = new Map((curves.methods ?? []).map((method) => [method.method, { ...method, colour: colour(method) }]));
   const lineOf = ({ method, front, ...views }) => {
-    const arrays = ["x", "y", "low", "high"].map((name) => [name, floats(views[name])]);
+    const arrays = ["x", "y", "low", "high", "tokens", "seconds"].map((name) => [name, floats(views[name])]);
     return { method: methods.get(method), front, ...Object.fromEntries(arrays) };
   };
   return (curves.panels ?? []).map((panel) => ({ ...panel, axis: panel.of ?? "step", lines: panel.lines.map(lineOf) }));
 }
+
+/** Panels over `axis` where all their lines have it, else over what they had. The points of their runs then lie apart. */
+export function along(panels, axis) {
+  return panels.map((panel) => {
+    if (axis === "step" || !panel.lines.every((line) => line[axis])) return panel;
+    return { ...panel, axis, apart: true, lines: panel.lines.map((line) => ({ ...line, x: line[axis] })) };
+  });
+}
+
+/** A place on an axis as text. */
+const placeText = (axis, value) => (axis === "seconds" ? `after ${duration(value)}` : axis === "tokens" ? `${format(value)} tokens` : `${axis} ${format(value)}`);
 
 /** All steps of some lines, ascending, each once. */
 const stepsOf = (lines) => [...new Set(lines.flatMap(({ x }) => [...x]))].sort((a, b) => a - b);
@@ -65,17 +84,24 @@ function readingStep(lines, step) {
   return steps.length ? steps[nearest(steps, step)] : null;
 }
 
+/** The value of each line at its point nearest to `x` (null: at its last), without the lines that end before or begin after. */
+const valuesNear = (lines, x) =>
+  x === null
+    ? lines.map(({ y }) => y.at(-1))
+    : lines.filter((line) => line.x[0] <= x && x <= line.x.at(-1)).map((line) => line.y[nearest(line.x, x)]);
+
 /**
  * The values of each method at the step nearest to `step` (null: at its last): the mean over its runs and, with several runs,
  * the lowest and highest. All values are of one step; if only some of the runs have reached it, the text has their number.
+ * Over tokens or time, runs have points at different places, and each gives its nearest one.
  */
 export function readings(panel, step) {
   const found = [];
   for (const method of new Set(panel.lines.map((line) => line.method))) {
     const lines = panel.lines.filter((line) => line.method === method && line.x.length);
-    const at = lines.length ? readingStep(lines, step) : null;
-    if (at === null) continue;
-    const values = lines.filter(({ x }) => x.includes(at)).map(({ x, y }) => y[x.indexOf(at)]);
+    const at = lines.length && !panel.apart ? readingStep(lines, step) : step;
+    const values = panel.apart ? valuesNear(lines, step) : lines.filter(({ x }) => x.includes(at)).map(({ x, y }) => y[x.indexOf(at)]);
+    if (!values.length) continue;
     const mean = format(values.reduce((sum, value) => sum + value, 0) / values.length);
     const range = values.length > 1 ? ` (${format(Math.min(...values))}–${format(Math.max(...values))})` : "";
     const some = values.length < lines.length ? `, ${values.length} of ${lines.length} seeds` : "";
@@ -87,15 +113,22 @@ export function readings(panel, step) {
 // -- drawing ----------------------------------------------------------------------------------------------------------
 
 function drawPanel(view, panel, domain) {
-  const range = extent(panel.lines.flatMap(({ y, low, high }) => (low ? [y, low, high] : [y])), 0.06);
+  const values = panel.lines.flatMap(({ y, low, high }) => (low ? [y, low, high] : [y]));
+  const range = extent(values, 0.06);
+  if (range && extent(values, 0, false)[0] >= 0) range[0] = Math.max(range[0], 0); // no negative shares and losses
   view.svg.replaceChildren();
   view.cursor = null;
   if (!range || !domain) return;
-  const { sx, sy, inner } = axes(view.svg, AXES, domain, range, panel.axis);
-  const inOrder = [...panel.lines].sort((one, other) => Boolean(one.front) - Boolean(other.front)); // the front one last
+  const unit = TIMES.find(({ seconds }) => domain[1] >= seconds); // only for time
+  const [xs, label] = panel.axis === "seconds" ? [domain.map((x) => x / unit.one), `time (${unit.name})`] : [domain, panel.axis];
+  const options = { ...AXES, xTicks: panel.axis === "seconds" ? () => true : Number.isInteger };
+  const { sx: place, sy, inner } = axes(view.svg, options, xs, range, label);
+  const sx = panel.axis === "seconds" ? (x) => place(x / unit.one) : place;
+  const rank = ({ front, method }) => (front ? 100 : 0) - (method.width ?? 0); // wide lines below, the front one above all
+  const inOrder = [...panel.lines].sort((one, other) => rank(one) - rank(other));
   for (const line of inOrder) drawLine(view.svg, panel, line, sx, sy);
   const cursor = svg("line", { class: "cursor", y1: inner.top, y2: inner.bottom }, view.svg);
-  Object.assign(view, { sx, inner, domain, cursor });
+  Object.assign(view, { sx, inner, domain, cursor, axis: panel.axis });
 }
 
 function drawCursor({ cursor, sx }, step) {
@@ -105,7 +138,10 @@ function drawCursor({ cursor, sx }, step) {
 }
 
 /** A line in the dashes of its method, and the method's symbol. */
-const stroke = (parent, method, d) => svg("path", { class: "line", d, "stroke-dasharray": DASHES[method.dash] ?? "" }, parent);
+const stroke = (parent, method, d) => {
+  const looks = { "stroke-dasharray": DASHES[method.dash] ?? "", style: method.width ? `--wide: ${method.width}` : "" };
+  return svg("path", { class: "line", d, ...looks }, parent);
+};
 const symbol = (parent, { dash, symbol }, more = {}) =>
   svg("path", { class: DASHES[dash] ? "mark hollow" : "mark", d: SYMBOLS[symbol], ...more }, parent);
 
@@ -120,7 +156,7 @@ function drawLine(parent, panel, line, sx, sy) {
 }
 
 function drawReadings(view, panel, step) {
-  view.unit.textContent = step === null ? panel.unit : `${panel.axis} ${format(step)}, ${panel.unit}`;
+  view.unit.textContent = step === null ? panel.unit : `${placeText(panel.axis, step)}, ${panel.unit}`;
   view.values.replaceChildren();
   const texts = readings(panel, step).map(({ method, text }) => {
     const entry = html("span", "", view.values);
@@ -133,11 +169,11 @@ function drawReadings(view, panel, step) {
   });
   const last = Math.max(0, ...panel.lines.map(({ x }) => x.at(-1) ?? 0));
   const aria = {
-    label: `${panel.title}, ${panel.unit}, over ${panel.axis}s; use the arrow keys to read values`,
+    label: `${panel.title}, ${panel.unit}, over ${X_AXES[panel.axis] ?? `${panel.axis}s`}; use the arrow keys to read values`,
     valuemin: 0,
     valuemax: last,
     valuenow: step ?? last,
-    valuetext: `${panel.axis} ${step ?? last}: ${texts.join("; ")}`,
+    valuetext: `${placeText(panel.axis, step ?? last)}: ${texts.join("; ")}`,
   };
   for (const [name, value] of Object.entries(aria)) view.svg.setAttribute(`aria-${name}`, value);
 }
@@ -165,52 +201,57 @@ function render({ model, el }) {
   const progress = html("div", "runs", root);
   const announced = html("div", { class: "unseen", role: "status" }, root); // the states of the runs, not every step
   const note = html("div", "note", root);
+  const choice = html("label", "axis", root, "x axis: ");
+  const select = html("select", "", choice);
+  for (const [value, text] of Object.entries(X_AXES)) html("option", { value }, select, text);
   const grid = html("div", "panels", root);
   const views = new Map();
+  let curves = []; // the panels over their steps
   let panels = [];
   let step = null;
+  let pointed = ""; // the axis that `step` is a place on
   let endWaiting = () => {};
   let stale = true; // the curves, not only the cursor
 
-  const steps = () => stepsOf(panels.flatMap(({ lines }) => lines));
+  const steps = (axis) => stepsOf(panels.filter((panel) => panel.axis === axis).flatMap(({ lines }) => lines));
   const schedule = inFrames(draw);
   const redraw = () => {
     stale = true;
     schedule();
   };
-  const point = (to) => {
-    step = to;
+  const point = (to, on = "") => {
+    [step, pointed] = [to, on];
     schedule();
   };
 
-  function viewOf({ name, title }) {
+  function viewOf({ name, title, help }) {
     if (views.has(name)) return views.get(name);
     const drawing = { tabindex: 0, role: "slider", "data-panel": name, focusable: true };
-    const view = { ...panel(grid, title, "", drawing), values: html("div", "values") };
+    const view = { ...panel(grid, title, "", drawing, help), values: html("div", "values") };
     view.svg.before(view.values);
     view.svg.addEventListener("pointermove", (event) => hover(view, event));
     for (const leave of ["pointerleave", "blur"]) view.svg.addEventListener(leave, () => point(null));
-    view.svg.addEventListener("keydown", onKey);
+    view.svg.addEventListener("keydown", (event) => onKey(view, event));
     views.set(name, view);
     return view;
   }
 
   function hover(view, event) {
-    const all = steps();
+    const all = steps(view.axis);
     if (!view.sx || !all.length) return;
     const x = event.clientX - view.svg.getBoundingClientRect().left;
     const share = (x - view.inner.left) / (view.inner.right - view.inner.left);
-    point(all[nearest(all, view.domain[0] + share * (view.domain[1] - view.domain[0]))]);
+    point(all[nearest(all, view.domain[0] + share * (view.domain[1] - view.domain[0]))], view.axis);
   }
 
-  function onKey(event) {
-    const all = steps();
-    const at = step === null ? all.length - 1 : nearest(all, step);
+  function onKey(view, event) {
+    const all = steps(view.axis);
+    const at = step === null || pointed !== view.axis ? all.length - 1 : nearest(all, step);
     const moves = { ArrowLeft: at - 1, ArrowRight: at + 1, PageUp: at + 10, PageDown: at - 10, Home: 0, End: all.length - 1 };
     if (event.key !== "Escape" && !(event.key in moves)) return;
     takeKey(event);
     if (event.key === "Escape") point(null);
-    else if (all.length) point(all[clamp(moves[event.key], 0, all.length - 1)]);
+    else if (all.length) point(all[clamp(moves[event.key], 0, all.length - 1)], view.axis);
   }
 
   function draw() {
@@ -222,8 +263,9 @@ function render({ model, el }) {
     if (stale) drawAll();
     stale = false;
     for (const panel of panels) {
-      drawCursor(views.get(panel.name), step);
-      drawReadings(views.get(panel.name), panel, step);
+      const at = panel.axis === pointed ? step : null;
+      drawCursor(views.get(panel.name), at);
+      drawReadings(views.get(panel.name), panel, at);
     }
   }
 
@@ -233,28 +275,43 @@ function render({ model, el }) {
       view.figure.remove();
       views.delete(name);
     }
-    const domain = extent(panels.flatMap(({ lines }) => lines.map(({ x }) => x)));
+    const domains = new Map(); // one for each kind of axis, which its panels share
+    for (const { axis } of panels) {
+      domains.set(axis, extent(panels.filter((panel) => panel.axis === axis).flatMap(({ lines }) => lines.map(({ x }) => x))));
+    }
     grid.classList.toggle("fitted", panels.some(({ lines }) => lines.some(({ front }) => front)));
     panels.forEach((panel, index) => {
       const view = viewOf(panel);
       const there = grid.children[index] ?? null; // a figure moves only if it must: it would lose the focus
       if (there !== view.figure) grid.insertBefore(view.figure, there);
     });
-    for (const panel of panels) drawPanel(views.get(panel.name), panel, domain); // once all are there, which have their widths
+    for (const panel of panels) drawPanel(views.get(panel.name), panel, domains.get(panel.axis)); // once all are there, which have their widths
     note.textContent = panels.length ? "" : "No data yet. Curves appear after the first step.";
   }
 
-  const onCurves = () => {
-    panels = unpack(unpacked(model.get("curves")));
+  const onAxis = () => {
+    const axis = model.get("axis") ?? "step";
+    if (select.value !== axis) step = null;
+    select.value = axis;
+    panels = along(curves, axis);
     redraw();
   };
+  const onCurves = () => {
+    curves = unpack(unpacked(model.get("curves")));
+    choice.hidden = !curves.some(({ lines }) => lines.every(({ tokens }) => tokens));
+    onAxis();
+  };
+  select.addEventListener("change", () => {
+    step = null;
+    put(model, "axis", select.value);
+  });
   const onProgress = () => {
     const runs = model.get("progress");
     drawProgress(progress, runs);
     const states = runs.map(({ label, state, error, note }) => [label, state, error, note].filter(Boolean).join(": ")).join("; ");
     if (announced.textContent !== states) announced.textContent = states;
   };
-  return follow(model, { curves: onCurves, progress: onProgress, error }, onWidth(root, redraw), schedule.cancel, () => endWaiting());
+  return follow(model, { curves: onCurves, axis: onAxis, progress: onProgress, error }, onWidth(root, redraw), schedule.cancel, () => endWaiting());
 }
 
 export default { render };

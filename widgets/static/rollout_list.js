@@ -199,7 +199,7 @@ function buildHead(head, fields, on) {
 function targetLine(parent, { data, fields }, group) {
   const clicked = data.clicked.has(group);
   const node = html("div", { class: `line target${clicked ? " clicked" : ""}`, role: "presentation" }, parent);
-  html("span", { class: "mark", title: "reference" }, node, "GT");
+  html("span", { class: "mark", title: "reference" }, node, "ref");
   targetCells(html("span", "tokens", node), data, group);
   const shared = fields.filter((field) => field.shared && field.digits !== null);
   const facts = shared.map(({ name, label, digits }) => `${label} ${decimals(data.numbers[name][data.firstOf[group]], digits)}`);

@@ -76,6 +76,15 @@ export function format(value) {
 /** A number with its noun, in the plural unless the number is 1. */
 export const quantity = (count, noun) => `${format(count)} ${noun}${count === 1 ? "" : "s"}`;
 
+/** Texts of ticks: like `format`, with as many decimals as it takes for neighbours to differ. */
+export function tickTexts(values) {
+  const plain = values.map(format);
+  if (new Set(plain).size === values.length) return plain;
+  const step = Math.min(...values.slice(1).map((value, i) => Math.abs(value - values[i])));
+  const digits = clamp(Math.ceil(-Math.log10(step) - 1e-9), 0, 12);
+  return values.map((value) => value.toFixed(digits));
+}
+
 export function duration(seconds) {
   const total = Math.max(0, Math.round(seconds));
   const [h, m, s] = [Math.floor(total / 3600), Math.floor(total / 60) % 60, total % 60];
@@ -102,17 +111,20 @@ export function button(parent, text, press, attributes = {}) {
   return node;
 }
 
+/** Attributes of a label that the glossary explains in a tooltip; none without an explanation. */
+export const explained = (help) => (help ? { class: "explained", title: help } : {});
+
 /** The root of a widget, a group that screen readers call `label`, and at its top the line for errors. */
 export function rootOf(el, name, label) {
   const root = html("div", { class: `refine-lab ${name}`, role: "group", "aria-label": label }, el);
   return { root, error: html("div", { class: "error", role: "alert" }, root) };
 }
 
-/** A figure with a title, its unit, and a drawing. */
-export function panel(parent, title, unit, attributes) {
+/** A figure with a title, which may have a tooltip, its unit, and a drawing. */
+export function panel(parent, title, unit, attributes, help = "") {
   const figure = html("figure", "panel", parent);
   const caption = html("figcaption", "title", figure);
-  html("span", "", caption, title);
+  html("span", explained(help), caption, title);
   return { figure, unit: html("span", "unit", caption, unit), svg: svg("svg", attributes, figure) };
 }
 
@@ -123,13 +135,16 @@ export function axes(drawing, { height, margin, count, xTicks = () => true }, xs
   const inner = { left: margin.left, right: width - margin.right, top: margin.top, bottom: height - margin.bottom };
   const sx = (x) => inner.left + ((x - xs[0]) / (xs[1] - xs[0])) * (inner.right - inner.left);
   const sy = (y) => inner.bottom - ((y - ys[0]) / (ys[1] - ys[0])) * (inner.bottom - inner.top);
-  for (const tick of ticks(...ys, count)) {
-    svg("line", { class: "grid", x1: inner.left, x2: inner.right, y1: sy(tick), y2: sy(tick) }, drawing);
-    svg("text", { x: inner.left - 6, y: sy(tick) + 4, "text-anchor": "end" }, drawing, format(tick));
-  }
-  for (const tick of ticks(...xs, count).filter(xTicks)) {
-    svg("text", { x: sx(tick), y: inner.bottom + 15, "text-anchor": "middle" }, drawing, format(tick));
-  }
+  const rows = ticks(...ys, count);
+  tickTexts(rows).forEach((text, i) => {
+    const y = sy(rows[i]);
+    svg("line", { class: "grid", x1: inner.left, x2: inner.right, y1: y, y2: y }, drawing);
+    svg("text", { x: inner.left - 6, y: y + 4, "text-anchor": "end" }, drawing, text);
+  });
+  const columns = ticks(...xs, count).filter(xTicks);
+  tickTexts(columns).forEach((text, i) => {
+    svg("text", { x: sx(columns[i]), y: inner.bottom + 15, "text-anchor": "middle" }, drawing, text);
+  });
   svg("text", { x: (inner.left + inner.right) / 2, y: height - 3, "text-anchor": "middle" }, drawing, xLabel);
   return { sx, sy, inner };
 }

@@ -1,25 +1,34 @@
 // States along a document: one strip per head, coloured by one of three measures; below, bars with the write strength or the
 // long-short difference of every token.
 
-import { button, clamp, counts, extent, floats, follow, format, html, inFrames } from "./shared.js";
-import { onWidth, prepared, put, rootOf, takeKey, unpacked } from "./shared.js";
+import { button, clamp, counts, extent, floats, follow, format, html, inFrames, onWidth } from "./shared.js";
+import { prepared, put, rootOf, takeKey, tickTexts, ticks, unpacked } from "./shared.js";
 
 const ROW = 16;
 const LABEL = 150;
-const WRITES = 70;
-const BARS = { writes: "Write strength", long_short: "Long-short difference (nats)" };
+const WRITES = 84;
+const PALE = " (bars: mean of neighbouring tokens; pale: highest)";
 
 /** Index of the place that a share of the width falls on. */
 export const placeAt = (share, places) => clamp(Math.floor(share * places), 0, places - 1);
 
-/** Highest value in each of `columns` equal parts of `values`, which are at least as many. */
-export function peaks(values, columns) {
-  const found = new Float32Array(columns);
+/** Highest value and mean in each of `columns` equal parts of `values`, which are at least as many. */
+export function spans(values, columns) {
+  const [highest, means] = [new Float32Array(columns), new Float32Array(columns)];
   for (let column = 0; column < columns; column++) {
     const [from, to] = [column, column + 1].map((edge) => Math.floor((edge * values.length) / columns));
-    for (let i = from; i < Math.max(to, from + 1); i++) found[column] = Math.max(found[column], values[i] ?? 0);
+    const part = values.subarray(from, Math.max(to, from + 1));
+    highest[column] = Math.max(...part);
+    means[column] = part.reduce((sum, value) => sum + value, 0) / part.length;
   }
-  return found;
+  return { highest, means };
+}
+
+/** Ends of an axis on which the values differ visibly: from 0, unless all values lie near the highest. */
+export function axisOf(values) {
+  const [low, high] = extent([values], 0, false) ?? [0, 1];
+  if (low > 0.4 * high && high > low) return [low - 0.08 * (high - low), high];
+  return [Math.min(low, 0), high > 0 ? high : 1];
 }
 
 function render({ model, el }) {
@@ -32,7 +41,6 @@ function render({ model, el }) {
   const canvas = html("canvas", { class: "strips", tabindex: 0, role: "application", "aria-label": keys }, root);
   const below = html("div", "bar", root);
   const bars = html("select", "", html("label", "", below, "Bars: "));
-  for (const [value, title] of Object.entries(BARS)) html("option", { value }, bars, title);
   const title = html("div", "title", root);
   const writes = html("canvas", { class: "writes", role: "img" }, root);
   const strongest = html("ol", "strongest", root);
@@ -47,7 +55,9 @@ function render({ model, el }) {
     data = { ...states, places: counts(states.places), measures, writes: floats(states.writes) };
     data.longShort = states.long_short ? floats(states.long_short) : null;
     choice.replaceChildren();
-    for (const { name, title } of measures) html("option", { value: name }, choice, title);
+    for (const { name, title, help } of measures) html("option", { value: name, title: help ?? "" }, choice, title);
+    bars.replaceChildren();
+    for (const { name, title, help } of states.bars) html("option", { value: name, title: help }, bars, title);
   }
 
   const currentMeasure = () => data.measures.find(({ name }) => name === model.get("measure"));
@@ -66,7 +76,7 @@ function render({ model, el }) {
     const { pen, width } = sized(canvas, rows.length * ROW + 18, style);
     const measure = currentMeasure();
     const range = extent([measure.values]) ?? [0, 1];
-    const low = Math.min(range[0], 0);
+    const low = range[0];
     const wide = (width - LABEL) / places.length;
     Object.assign(pen, { textBaseline: "middle", textAlign: "left" }); // an earlier drawing ended with "right"
     rows.forEach((row, i) => {
@@ -77,8 +87,9 @@ function render({ model, el }) {
       for (let p = 0; p < places.length; p++) {
         const value = measure.values[i * places.length + p];
         if (!Number.isFinite(value)) continue;
-        pen.globalAlpha = 0.06 + 0.94 * ((value - low) / (range[1] - low));
-        pen.fillRect(LABEL + p * wide, i * ROW + 1, Math.ceil(wide), ROW - 2);
+        pen.globalAlpha = 0.08 + 0.92 * ((value - low) / (range[1] - low));
+        const [left, right] = [p, p + 1].map((edge) => Math.round(LABEL + edge * wide)); // whole pixels leave no seams
+        pen.fillRect(left, i * ROW + 1, right - left, ROW - 2);
       }
     });
     pen.globalAlpha = 1;
@@ -93,12 +104,12 @@ function render({ model, el }) {
   /** Values of every token, the largest of them, and a heading; without values only the heading. */
   function barsOf(row) {
     if (model.get("bars") === "long_short" && data.longShort) {
-      const heading = "Long-short difference of every token in nats; largest:";
+      const heading = `Long-short difference of every token in nats${PALE}; largest:`;
       return { values: data.longShort, largest: data.largest, heading };
     }
     if (row.writes < 0) return { heading: "This layer does not report write strengths." };
     const values = data.writes.subarray(row.writes * data.tokens, (row.writes + 1) * data.tokens);
-    const heading = `Write strength of every token in layer ${row.layer}, head ${row.head}; strongest tokens:`;
+    const heading = `Write strength of every token in layer ${row.layer}, head ${row.head}${PALE}; strongest tokens:`;
     return { values, largest: row.strongest, heading };
   }
 
@@ -108,17 +119,24 @@ function render({ model, el }) {
     title.textContent = heading;
     if (!strengths) return;
     const columns = Math.floor(Math.min(width - LABEL, strengths.length));
-    const highest = peaks(strengths, columns);
-    const most = Math.max(...highest) || 1;
+    const { highest, means } = spans(strengths, columns);
+    const [low, high] = axisOf(strengths);
     const wide = (width - LABEL) / columns;
+    const y = (value) => WRITES - 1 - ((value - low) / (high - low)) * (WRITES - 14);
     pen.fillStyle = colour("--series-1");
-    highest.forEach((value, i) => {
-      const tall = (value / most) * (WRITES - 4);
-      pen.fillRect(LABEL + i * wide, WRITES - tall, Math.max(wide, 1), tall);
+    const bar = (value, i) => pen.fillRect(LABEL + i * wide, y(value), Math.max(wide - (wide > 3), 1), WRITES - y(value));
+    pen.globalAlpha = 0.35;
+    highest.forEach(bar);
+    pen.globalAlpha = 1;
+    means.forEach(bar);
+    const rows = ticks(low, high, 3).filter((tick) => y(tick) > 4);
+    Object.assign(pen, { textAlign: "right", textBaseline: "middle" });
+    tickTexts(rows).forEach((text, i) => {
+      pen.fillStyle = colour("--quiet");
+      pen.fillText(text, LABEL - 8, Math.min(y(rows[i]), WRITES - 7));
+      pen.fillStyle = colour("--grid");
+      pen.fillRect(LABEL - 4, y(rows[i]), 4, 1);
     });
-    pen.fillStyle = colour("--quiet");
-    pen.fillText(format(most), 2, 12, LABEL - 8);
-    pen.fillText("0", 2, WRITES - 4, LABEL - 8);
     writes.setAttribute("aria-label", heading);
     for (const { token, text, strength } of largest) {
       const item = html("li", "", strongest);
@@ -140,6 +158,7 @@ function render({ model, el }) {
     const style = getComputedStyle(root);
     const colour = (name) => style.getPropertyValue(name).trim();
     choice.value = model.get("measure");
+    choice.title = currentMeasure().help ?? "";
     bars.value = model.get("bars");
     drawStrips(style, colour);
     drawBars(style, colour);

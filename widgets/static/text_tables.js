@@ -1,15 +1,15 @@
 // Tables of text; a table that is wider than the page scrolls, also by the keyboard.
 
-import { follow, html } from "./shared.js";
+import { explained, follow, html } from "./shared.js";
 
 function draw(root, tables) {
   root.replaceChildren();
-  for (const { caption, columns, rows, note } of tables) {
+  for (const { caption, columns, rows, note, helps = [] } of tables) {
     const scrolls = html("div", { class: "scrolls", role: "region", tabindex: "0", "aria-label": caption }, root);
     const table = html("table", "", scrolls);
     html("caption", "", table, caption);
     const head = html("tr", "", html("thead", "", table));
-    for (const column of columns) html("th", { scope: "col" }, head, column);
+    columns.forEach((column, i) => html("th", { scope: "col", ...explained(helps[i]) }, head, column));
     const body = html("tbody", "", table);
     for (const row of rows) {
       const line = html("tr", "", body);

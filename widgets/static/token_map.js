@@ -25,7 +25,7 @@ function takeDocument(view) {
     hideTip(ui.tip);
     announce(view, doc.total ? "" : "No document yet.");
   }
-  ui.metric.replaceChildren(...doc.metrics.map(({ name, title }) => html("option", { value: name }, null, title)));
+  ui.metric.replaceChildren(...doc.metrics.map(({ name, title, help }) => html("option", { value: name, title: help ?? "" }, null, title)));
   ui.colour.hidden = doc.metrics.length < 2;
   ui.highest.hidden = !doc.metrics.length;
   ui.root.classList.toggle("empty", !doc.total);

@@ -25,9 +25,9 @@ export function buildPanel(el) {
   const highest = html("span", "group", tools);
   const press = (parent, text, label, title) =>
     html("button", { type: "button", "aria-label": label, title }, parent, text);
-  const previous = press(highest, "▲", "Previous highest", "Previous highest value (p)");
+  const previous = press(highest, "prev", "Previous highest", "Previous highest value (p)");
+  const next = press(highest, "next", "Next highest", "Next highest value (n)");
   html("span", "", highest, "highest");
-  const next = press(highest, "▼", "Next highest", "Next highest value (n)");
   const search = html("span", "group", tools);
   const field = { type: "search", placeholder: "Find text", spellcheck: false, "aria-label": "Find text in the document" };
   const find = html("input", field, search);

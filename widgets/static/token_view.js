@@ -88,6 +88,7 @@ function recolour(view) {
   Object.assign(view, { metric, ramp, levels: metric && levelsOf(metric), highest: null, highestAt: -1 });
   ui.metric.value = metric?.name ?? "";
   drawLegend(ui.legend, metric, ramp, doc);
+  ui.metric.title = metric?.help ?? "";
   ui.canvas.setAttribute("aria-label", `${format(doc.total)} tokens${metric ? `, coloured by ${metric.title}` : ""}`);
 }
 

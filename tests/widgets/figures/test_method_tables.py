@@ -49,7 +49,7 @@ def test_ways_in_percent_with_spread_and_updates():
     table = comparison_table(results()).data
     assert table["method"].tolist() == ["base", "SFT", "nested SFT", "nested REFINE", "nested SFT, one inner update"]
     assert table["contains answer (%)"].tolist() == ["10.0", "45.0 ± 7.1", "50.0 ± 0.0", "60.0 ± 0.0", "20.0 ± 0.0"]
-    assert table["exact match (%)"].tolist()[1] == "22.5 ± 3.5"
+    assert table["exact-match rate (%)"].tolist()[1] == "22.5 ± 3.5"
     assert table["updates"].tolist() == ["0", "25", "125", "125", "50"] and table["runs"].tolist() == [1, 2, 2, 2, 2]
 
 
@@ -65,14 +65,14 @@ def test_differences_in_points_with_intervals():
         "nested SFT, one inner update – SFT",
     ]
     assert table["contains answer (points)"].tolist() == [
-        "+10.0",
-        "+40.0",
+        "+10.0 (the same at both seeds)",
+        "+40.0 (the same at both seeds)",
         "+15.0 [-48.5, +78.5]",
-        "+30.0",
+        "+30.0 (the same at both seeds)",
         "+5.0 [-58.5, +68.5]",
         "-25.0 [-88.5, +38.5]",
     ]
-    assert differences_table(results(seeds=1)).data["contains answer (points)"].tolist()[2] == "+20.0"
+    assert differences_table(results(seeds=1)).data["contains answer (points)"].tolist()[2] == "+20.0 (one seed)"
 
 
 def test_tables_without_rows_are_refused():
@@ -118,14 +118,14 @@ def test_the_table_of_ways_shows_percent_and_nats_and_no_share_beyond_its_ends()
     assert table["method"].tolist() == ["baseline (no adaptation)", "SFT", "REFINE"]
     assert table.loc[1, "contains answer (%)"] == "50.0 [0.0, 100.0]"
     assert table.loc[2, "loss after (nats)"].startswith("1.167 [")
-    assert "exact match (%)" not in table
+    assert "exact-match rate (%)" not in table
     lines = differences_table(per_prompt(ANSWERS)).data
     assert lines["difference"].tolist() == [
         "REFINE – SFT",
         "REFINE – baseline (no adaptation)",
         "SFT – baseline (no adaptation)",
     ]
-    assert lines.loc[0, "contains answer (points)"].startswith("+33.3 [-110.1, +")
+    assert lines.loc[0, "contains answer (points)"].startswith("+33.3 [-100.0, +100.0]")
 
 
 def test_held_out_results_are_means_and_deviations_over_seeds() -> None:
@@ -196,7 +196,7 @@ def test_contrasts_have_both_intervals_and_the_corrected_p_value():
     two = ANSWERS[ANSWERS["method"] != "none"]
     (line,) = contrasts_table(two).data.to_dict("records")
     assert line["difference"] == "REFINE – SFT" and (line["seeds"], line["different questions"]) == (2, 3)
-    assert line["over seeds"] == "+33.3"
+    assert line["over seeds"] == "+33.3 (the same at both seeds)"
     assert line["over seeds and questions"].startswith("+33.3 [") and float(line["p (Holm)"]) > 0.05
     lost = two.assign(loss_after=two["loss_after"].mask((two["method"] == "sft") & (two["name"] == "p0")))
     table = contrasts_table(lost, "loss_after")

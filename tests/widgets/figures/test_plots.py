@@ -9,6 +9,7 @@ import plotly.io as pio
 import pytest
 
 from tests.support.refusals import naming
+from widgets.core.glossary import explain
 from widgets.figures.method_tables import comparison_table
 from widgets.figures.plots import (
     check_figures,
@@ -117,19 +118,32 @@ def test_a_reward_of_its_own_has_a_panel(metrics: pd.DataFrame) -> None:
     assert "Training reward" in panel_titles(training_curves(metrics))
 
 
-def test_heldout_curves_hold_both_accuracies_with_their_ranges(evaluations: pd.DataFrame) -> None:
+def test_heldout_curves_have_a_panel_for_each_quantity(evaluations: pd.DataFrame) -> None:
+    """Accuracies of argmax and of sampled tokens lie far apart: one axis for both would hide how the methods differ."""
     figure = heldout_curves(evaluations)
-    accuracy, loss = panel_titles(figure)
+    accuracy, sampled, loss = panel_titles(figure)
     (argmax,) = traces(figure, accuracy, "REFINE")
-    (sampled,) = traces(figure, accuracy, "REFINE, sampled as in the released code")
     np.testing.assert_allclose(argmax.y, [41, 42, 43])
-    np.testing.assert_allclose(sampled.y, [20.5, 21, 21.5])
-    assert (argmax.line.dash, sampled.line.dash) == ("solid", "dash")
+    np.testing.assert_allclose(traces(figure, sampled, "REFINE")[0].y, [20.5, 21, 21.5])
     low, high = band_edges(traces(figure, accuracy, "REFINE band")[0])
     np.testing.assert_allclose([low, high], [[40, 41, 42], [42, 43, 44]])
     np.testing.assert_allclose(traces(figure, loss, "SFT")[0].y, 3 - 0.41)
-    assert figure.layout.yaxis.title.text == "accuracy (%)"
-    assert figure.layout.yaxis2.title.text == "loss (nats per token)"
+    units = [axis.title.text for axis in (figure.layout.yaxis, figure.layout.yaxis2, figure.layout.yaxis3)]
+    assert units == ["%", "%", "nats per token"]
+    assert len(panel_titles(heldout_curves(evaluations.drop(columns="sampled_accuracy")))) == 2
+
+
+def test_sft_is_wide_and_drawn_below_the_others(evaluations: pd.DataFrame) -> None:
+    lines = [trace for trace in heldout_curves(evaluations[::-1]).data if trace.mode == "lines+markers"]
+    assert [line.name for line in lines] == ["SFT"] * 3 + ["REFINE"] * 3
+    assert lines[0].line.width > 2 * lines[-1].line.width
+
+
+def test_titles_explain_their_terms_and_the_tools_leave_room_for_them(evaluations: pd.DataFrame) -> None:
+    figure = heldout_curves(evaluations)
+    explained = figure.layout.annotations[2].hovertext
+    assert explain("Held-out NTP loss (fig. E.1)").split()[0] in explained and "nats" in explained.replace("<br>", " ")
+    assert "zoom" in figure.layout.modebar.remove and "toImage" not in figure.layout.modebar.remove
 
 
 def test_an_evaluation_made_twice_counts_once(evaluations: pd.DataFrame) -> None:
@@ -147,9 +161,7 @@ def test_arms_differ_by_colour_and_by_mark() -> None:
 
 def test_every_line_has_one_legend_entry(evaluations: pd.DataFrame) -> None:
     shown = [trace.name for trace in heldout_curves(evaluations).data if trace.showlegend is not False]
-    assert sorted(shown) == sorted(
-        {"SFT", "REFINE", *(f"{method}, sampled as in the released code" for method in ("SFT", "REFINE"))}
-    )
+    assert sorted(shown) == ["REFINE", "SFT"]
 
 
 def test_entropy_profile_marks_the_positions_drawn() -> None:

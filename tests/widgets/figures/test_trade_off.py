@@ -17,7 +17,7 @@ ROWS = [
 
 def test_every_method_has_its_mean_and_its_seeds_in_each_panel():
     figure = trade_off(ROWS)
-    titles = [note.text for note in figure.layout.annotations]
+    titles = [note.text.replace("<br>", " ") for note in figure.layout.annotations]
     assert titles == [f"{RECALL} (%), higher is better", "LongPPL, lower is better"]
     means = [trace for trace in figure.data if trace.name == "SFT"]
     assert [(*trace.x, *trace.y) for trace in means] == [pytest.approx((2.3, 65)), pytest.approx((2.3, 16))]

@@ -11,7 +11,7 @@ import pytest
 from refine_lab.statistics.rest_change import RestChange, rest_change
 from widgets.figures import ttt_figures
 from widgets.figures.plots import check_figures
-from widgets.figures.ttt_figures import EntropyText, entropy_change
+from widgets.figures.ttt_figures import FALL, RISE, EntropyText, entropy_change
 
 TOKENS = ["a", " <b>", "c\n", "d", "e"]
 PAIRS = [(method, step) for method in ("sft", "refine") for step in (1, 2)]
@@ -48,8 +48,8 @@ def test_entropy_as_text():
         "Largest decrease: “e” (-1.00), “·<b>” (-0.50).\nLargest increase: “d” (+0.50)."
     )
     page = shown._repr_html_()
-    assert "title='-0.500 nats' style='background: rgba(42, 131, 191, 0.70)'> &lt;b&gt;</span>" in page
-    assert "title='+0.500 nats' style='background: rgba(213, 94, 0, 0.70)'>d</span>" in page
+    assert f"title='-0.500 nats' style='background: rgba({FALL}, 0.70)'> &lt;b&gt;</span>" in page
+    assert f"title='+0.500 nats' style='background: rgba({RISE}, 0.70)'>d</span>" in page
     assert "<b>" not in page
     long = EntropyText(["x"] * 101, [1.0] * 100, [0.0] * 100, "sft", shown=10)._repr_html_()
     assert "… 91 tokens …" in long and long.count("<span") == 9
@@ -70,7 +70,7 @@ def test_steps_and_answers_of_one_prompt():
     shown = ttt_figures.answers_table(rows)
     assert shown.data["method"].tolist() == ["baseline (no adaptation)", "SFT"]
     assert shown.data["answer"].tolist() == ["<i>", "a⏎"] and "&lt;i&gt;" in shown._repr_html_()
-    assert shown.data["references"].tolist() == ["a | b"] * 2 and shown.data["exact match"].tolist() == ["–", "–"]
+    assert shown.data["references"].tolist() == ["a | b"] * 2 and shown.data["exact-match rate"].tolist() == ["–", "–"]
 
 
 def rests() -> dict[str, RestChange]:

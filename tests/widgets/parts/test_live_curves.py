@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from traitlets import TraitError
 
 from refine_lab.runs.writer import RunWriter
 from tests.factories.live_curves import new_run, train
@@ -227,6 +228,27 @@ def test_seeds_of_an_arm_are_thinned_to_the_same_steps(tmp_path: Path, follow: C
     one, other = (line_of(widget, "train:ntp_loss", index)["x"] for index in (0, 1))
     np.testing.assert_array_equal(one, other)
     assert 500 < len(one) <= 1000
+
+
+def test_lines_have_the_tokens_and_seconds_up_to_each_step(tmp_path: Path, follow: Callable[..., LiveCurves]) -> None:
+    with new_run(tmp_path, steps=4) as writer:
+        for step in range(5):
+            if step:
+                train(writer, step, tokens=100 * step, seconds=0.5)
+            if step in (0, 4):
+                writer.evaluation(step, {"ntp_loss": 3.0})
+        writer.status("finished")
+    widget = follow(writer.path)
+    for panel, tokens, seconds in (
+        ("train:ntp_loss", [100, 200, 300, 400], [0.5, 1, 1.5, 2]),
+        ("eval:ntp_loss", [0, 400], [0, 2]),
+    ):
+        (found,) = [item for item in widget.curves["panels"] if item["name"] == panel]
+        assert np.frombuffer(found["lines"][0]["tokens"], "<f4").tolist() == tokens
+        assert np.frombuffer(found["lines"][0]["seconds"], "<f4").tolist() == seconds
+    widget.axis = "seconds"
+    with pytest.raises(TraitError, match="epochs"):
+        widget.axis = "epochs"
 
 
 def test_updates_come_at_most_four_times_a_second(tmp_path: Path, follow: Callable[..., LiveCurves]) -> None:
