@@ -7,7 +7,8 @@ needs no further model call. The cache only saves time: a recomputed rollout is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,6 +51,20 @@ class Document:
     reading: DocumentReading
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Request:
+    """A request for rollouts that the worker has not completed."""
+
+    document: Document
+    positions: frozenset[int]
+    temperature: float
+    seed: int
+    n: int
+    k: int
+    asked: Future[Any]  # the worker's
+    made: Future[list[PrefixRollouts]]  # completes when the rollouts are cached
+
+
 class Exploration:
     """A notebook's queries about a model and a document. Only `Future.result` blocks.
 
@@ -78,6 +93,8 @@ class Exploration:
         self.reward, self.seed = "cosine", 0
         self.document: Document | None = None
         self._kept: dict[tuple[int, float, int], list[PrefixRollouts]] = {}
+        self._pending: list[Request] = []
+        self._lock = threading.Lock()
 
     def tokens_of(self, text: str) -> np.ndarray:
         """Returns the text as token ids, [T] int32, with a BOS token before it depending on `add_bos` (see `DataConfig`).
@@ -175,23 +192,57 @@ class Exploration:
     # -- rollouts and their rewards -----------------------------------------------------------------------------------
 
     def roll_out(self, positions: Sequence[int]) -> Future[list[PrefixRollouts]]:
-        """Requests n rollouts of k tokens from each position that lacks them; the future returns the new ones."""
+        """Requests n rollouts of k tokens from each position that lacks them; the future returns the new ones.
+
+        Rollouts that a pending request will make are not requested twice.
+        """
+        missing = {position for position in positions if not self.covers(position)}
+        with self._lock:
+            pending = [each for each in self._pending if self._makes(each, missing)]
+        missing -= {position for each in pending for position in each.positions}
+        made = [each.made for each in pending]
+        if missing:
+            made.append(self._request([position for position in dict.fromkeys(positions) if position in missing]))
+        return then(lambda *parts: [each for part in parts for each in part], *made) if made else finished([])
+
+    def _request(self, missing: list[int]) -> Future[list[PrefixRollouts]]:
         document = self._known
-        missing = [position for position in dict.fromkeys(positions) if not self.covers(position)]
         keys = {position: self._key(position) for position in missing}
 
-        def keep(made: list[PrefixRollouts]) -> list[PrefixRollouts]:
-            for each in made if self.document is document else []:
+        def keep(made: list[PrefixRollouts] | None) -> list[PrefixRollouts]:
+            for each in made or [] if self.document is document else []:
                 before = self._kept.get(key := keys[each.position], [])
                 self._kept[key] = [each, *(other for other in before if not _covers(each, *other.shape))]
-            return made
+            return made or []  # None if the request was cancelled
 
-        if not missing:
-            return finished([])
-        n, k, temperature = self.refine.group_size, self.refine.rollout_length, self.refine.temperature
-        settings = {"n": n, "k": k, "temperature": temperature, "seed": self.seed, "version": document.reading.version}
-        arguments = {"model": self.model, "token_ids": document.token_ids, "positions": missing}
-        return then(keep, self.worker.submit("rollouts", **arguments, **settings))
+        settings: dict[str, Any] = {"n": self.refine.group_size, "k": self.refine.rollout_length, "seed": self.seed}
+        settings["temperature"] = self.refine.temperature
+        arguments = {"model": self.model, "token_ids": document.token_ids, "version": document.reading.version}
+        asked = self.worker.submit("rollouts", positions=missing, **arguments, **settings)
+        made = then(keep, asked)
+        request = Request(document=document, positions=frozenset(missing), asked=asked, made=made, **settings)
+        with self._lock:
+            self._pending = [*(each for each in self._pending if not each.made.done()), request]
+        return made
+
+    def _makes(self, request: Request, positions: Collection[int]) -> bool:
+        """Returns whether a pending request will make rollouts of one of these positions for the current settings."""
+        refine = self.refine
+        same = (request.document, request.temperature, request.seed) == (self.document, refine.temperature, self.seed)
+        enough = request.n >= refine.group_size and request.k >= refine.rollout_length
+        return same and enough and not request.made.done() and not request.positions.isdisjoint(positions)
+
+    def cancel(self, wanted: Collection[int] = ()) -> int:
+        """Cancels the pending requests that make no rollouts of `wanted` positions for the current settings.
+
+        Returns their number. The future of a cancelled request returns no rollouts.
+        """
+        with self._lock:
+            superseded = [each for each in self._pending if not self._makes(each, wanted) and not each.made.done()]
+            self._pending = [each for each in self._pending if each not in superseded]
+        for each in superseded:
+            self.worker.cancel(each.asked)
+        return len(superseded)
 
     def covers(self, position: int) -> bool:
         """Returns whether the position has rollouts for the current settings."""
