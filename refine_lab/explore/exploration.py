@@ -40,6 +40,11 @@ from refine_lab.validation import MOST_CHARACTERS, MOST_SEED, require
 
 MOST_TOKENS = 65_536
 """Maximum number of tokens in a document."""
+SETTINGS = (
+    *("reward", "group_by", "rollout_length", "group_size", "temperature"),
+    *("num_chunks", "selection", "tau", "smoothing_kernel", "seed"),
+)
+"""Names of the settings that an exploration has, in the order of the page."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -260,12 +265,18 @@ class Exploration:
         return self.framing(positions, clicked)()
 
     def framing(
-        self, positions: Sequence[int] | None = None, clicked: Sequence[int] = ()
+        self,
+        positions: Sequence[int] | None = None,
+        clicked: Sequence[int] = (),
+        through: Callable[[RewardFunction], RewardFunction] = lambda reward: reward,
     ) -> Callable[[], pd.DataFrame]:
-        """Returns `frame` as a function to call later, from any thread, with the current settings and rollouts."""
+        """Returns `frame` as a function to call later, from any thread, with the current settings and rollouts.
+
+        `through` wraps the reward, as `RewardJob.by_position` does.
+        """
         selected = self.targets() if positions is None else list(dict.fromkeys(positions))
         chosen, apart = self._rolled(selected), self._rolled(sorted({*clicked} - {*selected}))
-        reward, k, group_by = self.rewards[self.reward], self.refine.rollout_length, self.refine.group_by
+        reward, k, group_by = through(self.rewards[self.reward]), self.refine.rollout_length, self.refine.group_by
 
         def frame() -> pd.DataFrame:
             parts = [rollout_frame([each], reward, k=k) for each in apart]
@@ -289,6 +300,12 @@ class Exploration:
         """Returns cached rollouts of the position with at least the method's n and k, or None."""
         wanted = self.refine.group_size, self.refine.rollout_length
         return next((each for each in self._kept.get(self._key(position), []) if _covers(each, *wanted)), None)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Returns the values of `SETTINGS` by name, as `set` takes them."""
+        own = ("reward", "seed", "selection")
+        return {name: getattr(self if name in own else self.refine, name) for name in SETTINGS}
 
     def set(self, **changes: Any) -> None:
         """Changes `reward`, `seed` or fields of the method. Raises ValueError for an invalid value and then changes nothing."""

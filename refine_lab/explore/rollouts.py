@@ -103,9 +103,7 @@ def rollouts_at(
     require(not outside, "a position", outside[:1], f"from 0 to {last}: {k} reference tokens must follow it")
     found = []
     for position in map(int, positions):
-        blocks = [
-            _block(policy, trace, position, first, k, temperature, seed, between) for first in range(0, n, BLOCK)
-        ]
+        blocks = [_block(policy, trace, position, first, k, temperature, seed, between) for first in range(0, n, BLOCK)]
         rollout_ids, logprobs, hidden_states = (torch.cat(parts)[:n].cpu() for parts in zip(*blocks, strict=True))
         ids, after = torch.from_numpy(reading.token_ids).long(), slice(position + 1, position + 1 + k)
         found.append(
