@@ -140,7 +140,6 @@ class RewardExplorer(SettingsPanel):
         If the settings do not select the position, its rollouts are marked as clicked, and excluded from all
         statistics.
         """
-        self.report(f"Rolling out from token {position + 1}…")
         self._wanted, document = position, self.exploration.document
 
         def show(_: Any) -> None:
@@ -258,6 +257,7 @@ class RewardExplorer(SettingsPanel):
 
         if not positions:  # no document is shown yet; the settings apply once one is
             return self.after(lambda: None)
+        self.report("Rolling out…" if self._wanted is None else f"Rolling out from token {self._wanted + 1}…")
         exploration.cancel({*positions, *self._wanted_positions()})
         if self._job is not None and self._job_settings != exploration.settings:
             self._job.cancel()

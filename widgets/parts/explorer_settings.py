@@ -89,13 +89,13 @@ class SettingsPanel(Panel):
         with self._lock:
             self._cancellations += 1
             self._wanted = None
-            self.exploration.cancel()
-            if self._job is not None:
-                self._job.cancel()
             if self._shown is not None:
                 settings, changes = self._shown
                 self.exploration.set(**settings)
                 self._history = self._history[:changes]
+            self.exploration.cancel()
+            if self._job is not None:
+                self._job.cancel()
             if self.exploration.document is not None:
                 self._clicked = [*filter(self.exploration.covers, self._clicked)]
         self._show_settings()
@@ -124,7 +124,7 @@ class SettingsPanel(Panel):
         for name, value in settings.items():
             control = self.controls[name]
             if isinstance(control, NumberField):
-                control.checked(value)
+                control.checked(value, name)
         before = self.exploration.settings
         self.exploration.set(**settings)
         try:

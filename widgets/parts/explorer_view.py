@@ -56,7 +56,8 @@ def summarize(rollouts: pd.DataFrame, reward: str, k: int, seconds: float) -> st
         frame = rollouts[rollouts["clicked"] == clicked]
         count = frame["position"].nunique()
         if count:
-            where = f"{len(frame):,} rollout{'' if len(frame) == 1 else 's'} at {count} {kind} position{'' if count == 1 else 's'}"
+            rows, places = ("" if number == 1 else "s" for number in (len(frame), count))
+            where = f"{len(frame):,} rollout{rows} at {count} {kind} position{places}"
             parts.append(f"{where}, {note}, {_matches(frame, k)}")
     return "; ".join([*parts, f"{1000 * seconds:.0f} ms."])
 

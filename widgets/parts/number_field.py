@@ -40,10 +40,10 @@ class NumberField(Widget):
         kind = "a whole number " if self.whole else ""
         return f"{kind}from {_number(self.min)} to {_number(self.max)}"
 
-    def checked(self, value: Any) -> float:
-        """Returns a number as it is kept, whole if it must be. Raises ValueError unless it is allowed."""
+    def checked(self, value: Any, name: str = "") -> float:
+        """Returns a number as it is kept, whole if it must be. Raises ValueError, with the name, unless it is allowed."""
         valid = isinstance(value, (int, float)) and not isinstance(value, bool) and self.min <= value <= self.max
-        require(valid and (not self.whole or value == int(value)), self.label, value, self.allowed)
+        require(valid and (not self.whole or value == int(value)), name or self.label, value, self.allowed)
         return int(value) if self.whole else value
 
     @traitlets.validate("value")
@@ -59,10 +59,11 @@ class NumberField(Widget):
     @guarded
     def _take(self, text: str) -> None:
         try:
-            value = float(text)
+            number = float(text)
         except ValueError:
-            value = text or "nothing"
-        self.value = self.checked(value)
+            self.checked(text or "nothing")
+            return
+        self.value = self.checked(int(number) if number.is_integer() else number)
 
     def __repr__(self) -> str:
         return f"NumberField: {self.label} {self.value}, {self.allowed}"

@@ -11,7 +11,7 @@ export function saveFile(data, name, type = "application/octet-stream") {
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
 }
 
-const STYLES = ["fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linecap", "opacity", "font", "text-anchor"];
+const STYLES = ["fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linecap", "opacity", "font-size", "font-family", "font-weight", "text-anchor"];
 
 /** A drawing as an image, with the styles that the page gives it. */
 async function imageOf(drawing) {
@@ -29,6 +29,23 @@ async function imageOf(drawing) {
   return image;
 }
 
+/** Writes the text of an element where it stands on the page, broken into the same lines. */
+function writeText(context, element, frame) {
+  const style = getComputedStyle(element);
+  const { left, top, width } = element.getBoundingClientRect();
+  context.fillStyle = style.color;
+  context.font = `${style.fontWeight} ${style.fontSize} ${style.fontFamily}`;
+  context.textBaseline = "top";
+  const lines = [""];
+  for (const word of element.textContent.split(" ")) {
+    const longer = `${lines.at(-1)} ${word}`.trim();
+    if (context.measureText(longer).width <= width + 2 || !lines.at(-1)) lines[lines.length - 1] = longer;
+    else lines.push(word);
+  }
+  const height = Number.parseFloat(style.lineHeight) || 18;
+  lines.forEach((line, i) => context.fillText(line, left - frame.left, top - frame.top + i * height + 2));
+}
+
 /** Saves the figures inside an element as one PNG at twice their size, with their titles above them. */
 export async function saveFigures(element, name) {
   const frame = element.getBoundingClientRect();
@@ -39,13 +56,7 @@ export async function saveFigures(element, name) {
   context.scale(2, 2);
   context.fillStyle = style.getPropertyValue("--ground") || "#fff";
   context.fillRect(0, 0, frame.width, frame.height);
-  context.fillStyle = style.color;
-  context.font = `600 13px ${style.fontFamily}`;
-  context.textBaseline = "top";
-  for (const text of element.querySelectorAll("figcaption span:not(:has(span))")) {
-    const { left, top } = text.getBoundingClientRect();
-    context.fillText(text.textContent, left - frame.left, top - frame.top);
-  }
+  for (const text of element.querySelectorAll("figcaption span")) writeText(context, text, frame);
   for (const drawing of element.querySelectorAll("svg")) {
     const { left, top, width, height } = drawing.getBoundingClientRect();
     context.drawImage(await imageOf(drawing), left - frame.left, top - frame.top, width, height);

@@ -35,6 +35,7 @@ function render({ model, el }) {
   function draw() {
     const busy = model.get("busy") || (!model.alone && asked > model.get("answered"));
     working.hidden = !busy;
+    root.classList.toggle("unanswered", asked > model.get("answered")); // the status is that of an earlier use
     const panel = root.closest(".refine-panel");
     panel?.classList.toggle("busy", busy);
     panel?.classList.toggle("stale", model.get("stale"));
