@@ -29,7 +29,7 @@ def rollouts_table(rollouts: pd.DataFrame, origin: Mapping[str, Any] | None = No
     if lost := [name for name in types if name not in rollouts]:
         raise ValueError(f"rollouts lack the columns {', '.join(lost)}")
     others = [name for name in rollouts if name not in types]
-    columns = {name: pa.array(rollouts[name].tolist(), types.get(name)) for name in (*types, *others)}
+    columns = {name: pa.array(rollouts[name].tolist(), types.get(str(name))) for name in (*types, *others)}
     metadata = {VERSION_KEY: str(FORMAT_VERSION).encode(), ORIGIN_KEY: json.dumps(dict(origin or {})).encode()}
     return pa.table(columns).replace_schema_metadata(metadata)
 
