@@ -94,8 +94,7 @@ export function rolloutList(parent, fields, on) {
   const box = html("div", { class: "lines", tabindex: 0, role: "listbox", "aria-label": label }, scroller);
   const drawn = new Map();
   let state = null;
-  const empty = html("p", { class: "empty", hidden: true }, parent, "No rollout passes the filters. ");
-  button(empty, "Clear filters", on.clear);
+  const empty = html("p", { class: "empty", hidden: true }, parent, "No rollout passes the filters. Clear filters shows all of them.");
   let beside = 0;
 
   const heads = buildHead(head, fields, on);
