@@ -108,6 +108,7 @@ def _address_of(server: subprocess.Popen[bytes], folder: Path) -> str:
     deadline = time.monotonic() + PATIENCE / 1000
     while time.monotonic() < deadline and server.poll() is None:
         for info in (folder / "runtime").glob("jpserver-*.json"):
-            return str(json.loads(info.read_text(encoding="utf-8"))["url"])
+            if text := info.read_text(encoding="utf-8"):  # empty while the server writes it
+                return str(json.loads(text)["url"])
         time.sleep(0.1)
     raise AssertionError("JupyterLab did not start:\n" + (folder / "lab.log").read_text(encoding="utf-8")[-2000:])

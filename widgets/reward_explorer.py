@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,12 @@ import ipywidgets
 import numpy as np
 import pandas as pd
 
-from refine_lab.config import BUILT_IN_SELECTIONS
 from refine_lab.data.sample import sample_document
 from refine_lab.explore.client import Worker, shared_worker
 from refine_lab.explore.exploration import Document, Exploration
 from refine_lab.explore.reading import DocumentReading
+from refine_lab.explore.reward_job import RewardJob
+from refine_lab.explore.saved import save_rollouts
 from refine_lab.method.rewards import REWARDS
 from refine_lab.runs.environment import display_path
 from refine_lab.text import replace_surrogates
@@ -26,22 +25,24 @@ from refine_lab.types import RewardFunction, SelectionFunction
 from refine_lab.validation import require
 from widgets.core.base import Widget, guarded
 from widgets.core.page import save_page
-from widgets.core.panel import FileField, Panel
-from widgets.parts.controls import explorer_fields, field, in_rows, text_field
-from widgets.parts.document_metrics import change_metrics, reading_metrics, reward_metric
+from widgets.core.panel import FileField
+from widgets.parts.click_result import ClickResult
+from widgets.parts.controls import field, in_rows, text_field
+from widgets.parts.explorer_settings import SettingsPanel
+from widgets.parts.explorer_view import map_content, summarize
 from widgets.parts.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
 from widgets.state_view import StateView
-from widgets.token_map import Target, TokenMap, TokenText, token_text
+from widgets.token_map import TokenMap, TokenText, token_text
 
 
-class RewardExplorer(Panel):
+class RewardExplorer(SettingsPanel):
     """Shows where a model is uncertain in a document, and rollouts with their rewards from any clicked token.
 
     `text`: the initial document; none: a sample document. `rewards` and `selections`: custom functions, by name or by the
-    name of their definition. `settings`: initial values of `controls`, by name. `add_bos`: as in `DataConfig`. Everything works
-    without a page: `read`, `explore`, `change`, and the traits of `token_map`, `inspector` and `summary`. Raises
-    FileNotFoundError or ValueError for a missing model.
+    name of their definition. `settings`: initial values of `controls`, by name. `add_bos`: as in `DataConfig`. Everything
+    works without a page: `read`, `explore`, `change`, `preset`, `undo`, `cancel`, `save_rollouts`, and the traits of
+    `token_map`, `click_result`, `inspector` and `summary`. Raises FileNotFoundError or ValueError for a missing model.
     """
 
     def __init__(
@@ -56,39 +57,38 @@ class RewardExplorer(Panel):
         selections: Mapping[str, SelectionFunction] | Sequence[SelectionFunction] = (),
     ) -> None:
         functions = _by_name("rewards", rewards), add_bos, _by_name("selections", selections)
-        super().__init__()
-        self.exploration = Exploration(worker or shared_worker(), model, *functions)
-        self.exploration.set(**(settings or {}))
+        exploration = Exploration(worker or shared_worker(), model, *functions)
+        exploration.set(**(settings or {}))
+        super().__init__(exploration)
+        self.add_class("explorer")
         self._state_views: list[StateView] = []
-        self._clicked: list[int] = []
         self._compared: str | None = None
         self._other: DocumentReading | None = None
         self._text = TokenText("", [0])
-        self._lock = threading.RLock()
         self.token_map = TokenMap()
+        self.click_result = ClickResult(decode=exploration.tokenizer)
         self.inspector = RolloutInspector(decode=self.exploration.tokenizer)
         self.summary = RewardSummary()
-        self._wanted: int | None = None
         self._latest: object = None
-        self._custom_rewards = ThreadPoolExecutor(1, "custom-rewards")
+        self._job_settings: dict[str, Any] = {}
         if text is None:
             sample = sample_document()
             text = sample.document + sample.question
         self._source = text_field("Document", text, 4)
-        self.controls = explorer_fields(
-            [*self.exploration.rewards], [*BUILT_IN_SELECTIONS, *self.exploration.selections], self._setting
-        )
         options = {"placeholder": "a shipped model, a run, a checkpoint", "continuous_update": False}
         self._compare_field = field(ipywidgets.Text, "compare with", "", "36em", **options)
         upload = FileField(accept=".txt,.md,.py,.json,.csv,.html", description="Open a file")
         read = self.button("read", "Read the document above", style="primary")
-        head = [self._source, ipywidgets.HBox([read, upload, self._compare_field]), in_rows([*self.controls.values()])]
-        self.children = [ipywidgets.VBox(head), self.notice, self.token_map, self.summary, self.inspector]
-        for name, control in self.controls.items():
-            control.observe(partial(self._on_control, name), "value")
+        fields = in_rows([*self.controls.values()])
+        head = [self._source, in_rows([read, upload, self._compare_field]), fields, self.bar]
+        self.token_map.layout.flex, self.token_map.layout.min_width = "1 1 380px", "0"
+        self.click_result.layout.flex, self.click_result.layout.max_width = "1 1 270px", "420px"
+        beside = ipywidgets.Box([self.token_map, self.click_result], layout=ipywidgets.Layout(flex_flow="row wrap"))
+        self.children = [ipywidgets.VBox(head), self.notice, beside, self.summary, self.inspector]
         self._compare_field.observe(self._on_compare, "value")
         upload.observe(self._on_upload, "value")
         self.token_map.observe(self._on_token, "selected")
+        self.click_result.observe(self._on_chosen, "chosen")
         self.inspector.observe(self._on_rollout, "selected")
         self.inspector.observe(self._on_filters, "filters")
         self.shown = self.read()
@@ -110,8 +110,9 @@ class RewardExplorer(Panel):
             if known is not self.exploration.document:
                 return None  # a later request has replaced the document
             with self._lock:
-                self._wanted = None
+                self._wanted, self._shown = None, None
                 self.inspector.show(self.inspector.rollouts.iloc[:0])
+                self.click_result.show(self.inspector.rollouts, -1, self.exploration.reward)
                 self.summary.show(None)
                 self._text = token_text(self.exploration.tokenizer, known.token_ids)
                 self._clicked, self._other = [], None
@@ -124,7 +125,14 @@ class RewardExplorer(Panel):
         def compare(_: Any) -> Future[Any] | None:
             return self._read_other(self.token_map.metric) if self._compared is not None else None
 
-        return self.after(lambda: self.exploration.read(self._source.value), show, compare)
+        def begin() -> Future[Document]:
+            asked = self.exploration.read(self._source.value)
+            self.exploration.cancel()
+            if self._job is not None:
+                self._job.cancel()
+            return asked
+
+        return self.after(begin, show, compare)
 
     def explore(self, position: int) -> Future[Any]:
         """Rolls out from the prefix that ends at `position`, and shows only those rollouts in the list.
@@ -132,7 +140,6 @@ class RewardExplorer(Panel):
         If the settings do not select the position, its rollouts are marked as clicked, and excluded from all
         statistics.
         """
-        self.report(f"Rolling out after token {position}…")
         self._wanted, document = position, self.exploration.document
 
         def show(_: Any) -> None:
@@ -150,21 +157,6 @@ class RewardExplorer(Panel):
             return self._roll_out([position])
 
         return self.after(begin, show)
-
-    def change(self, name: str, value: Any) -> Future[Any]:
-        """Sets a control by name, as in the page. Raises ValueError for an invalid value, and then changes nothing."""
-        require(name in self.controls, "a control", name, f"one of {', '.join(self.controls)}")
-        control, before = self.controls[name], self._setting(name)
-        if hasattr(control, "min"):
-            require(control.min <= value <= control.max, name, value, f"from {control.min:g} to {control.max:g}")
-        self.exploration.set(**{name: value})
-        try:
-            wanted = self._wanted_positions()
-        except (ValueError, RuntimeError):  # a custom selection raises RuntimeError
-            self.exploration.set(**{name: before})
-            raise
-        control.value = value
-        return self._roll_out(wanted)
 
     def compare(self, model: str | None) -> Future[Any]:
         """Compares with another model: a shipped model, a run or a checkpoint; None ends the comparison.
@@ -190,16 +182,17 @@ class RewardExplorer(Panel):
     def save_html(self, path: Path | str, title: str = "Reward explorer", *, more: Sequence[Widget] = ()) -> Path:
         """Writes one offline HTML file with the map, rewards and rollouts, and `more` widgets below."""
         from_map = (self.token_map, "selected", self.inspector, "token")
+        to_result = (self.token_map, "selected", self.click_result, "token")
         from_inspector = (self.inspector, "passing", self.summary, "passing")
-        parts = (self.token_map, self.summary, self.inspector, *more)
-        return save_page(path, *parts, title=title, links=[from_map, from_inspector])
+        parts = (self.token_map, self.click_result, self.summary, self.inspector, *more)
+        return save_page(path, *parts, title=title, links=[from_map, to_result, from_inspector])
 
-    def close(self) -> None:
-        self._custom_rewards.shutdown(wait=False, cancel_futures=True)
-        super().close()
+    def save_rollouts(self, path: Path | str) -> Path:
+        """Writes the rollouts that the list shows to a Parquet file, which `explore.saved.load_rollouts` reads back."""
+        return save_rollouts(path, self.inspector.filtered(), self.inspector.origin)
 
     def __repr__(self) -> str:
-        parts = [repr(part) for part in (self.token_map, self.summary, self.inspector)]
+        parts = [repr(part) for part in (self.token_map, self.click_result, self.summary, self.inspector)]
         return "\n".join([f"RewardExplorer of {display_path(self.exploration.model)}", *self.notice.lines(), *parts])
 
     # -- requests and their results ------------------------------------------------------------------------------------
@@ -241,12 +234,12 @@ class RewardExplorer(Panel):
 
     def _roll_out(self, positions: Sequence[int]) -> Future[Any]:
         """Requests missing rollouts from these positions, and shows all rollouts that are wanted."""
-        began, exploration = time.monotonic(), self.exploration
+        began, exploration, cancellations = time.monotonic(), self.exploration, self._cancellations
         asked = (exploration.document, exploration.refine, exploration.seed)
 
         def reward(_: Any) -> Any:
             with self._lock:
-                if asked[0] is not exploration.document:
+                if asked[0] is not exploration.document or cancellations != self._cancellations:
                     return None
                 if asked == (exploration.document, exploration.refine, exploration.seed):
                     return self._rewarded()
@@ -256,17 +249,23 @@ class RewardExplorer(Panel):
         def show(rewarded: tuple[str, pd.DataFrame] | None) -> None:
             with self._lock:
                 current = (exploration.document, exploration.refine, exploration.seed, exploration.reward)
-                if rewarded is not None and current == (*asked, rewarded[0]):
+                kept = cancellations == self._cancellations
+                if rewarded is not None and kept and current == (*asked, rewarded[0]):
                     self._show_rollouts(rewarded[1])
-                    self.report(self._summarize(time.monotonic() - began))
+                    k = exploration.refine.rollout_length
+                    self.report(summarize(rewarded[1], rewarded[0], k, time.monotonic() - began))
 
         if not positions:  # no document is shown yet; the settings apply once one is
             return self.after(lambda: None)
+        self.report("Rolling out…" if self._wanted is None else f"Rolling out from token {self._wanted + 1}…")
+        exploration.cancel({*positions, *self._wanted_positions()})
+        if self._job is not None and self._job_settings != exploration.settings:
+            self._job.cancel()
         self._latest = reward
         return self.after(lambda: self.exploration.roll_out(positions), reward, show)
 
     def _rewarded(self) -> tuple[str, Any] | Future[tuple[str, Any]] | None:
-        """Returns the reward's name and the frame of the wanted rollouts; as a future for a custom reward, which may be slow.
+        """Returns the reward's name and the frame of the wanted rollouts; as a future for a custom reward (`RewardJob`).
 
         Returns None while rollouts of a selected position are still pending: their own request will show everything.
         """
@@ -274,65 +273,51 @@ class RewardExplorer(Panel):
         selected = exploration.targets()
         if not all(map(exploration.covers, selected)):
             return None
-        name, frame = exploration.reward, exploration.framing(selected, [*filter(exploration.covers, self._clicked)])
-        return (name, frame()) if name in REWARDS else self._custom_rewards.submit(lambda: (name, frame()))
+        name, clicked = exploration.reward, [*filter(exploration.covers, self._clicked)]
+        if name in REWARDS:
+            return name, exploration.framing(selected, clicked)()
+        if self._job is not None:
+            self._job.cancel()
+        total = len({*selected, *clicked})
+        job = RewardJob(
+            exploration.refine.group_size,
+            lambda done: self.report(f"Reward {name!r}: {done} of {total} position{'' if total == 1 else 's'}…"),
+        )
+        frame = exploration.framing(selected, clicked, job.by_position)
+        self._job, self._job_settings = job, exploration.settings
+        return job.start(lambda: (name, frame()))
 
     def _show_map(self) -> None:
-        exploration, reading, rollouts = self.exploration, self.exploration._known.reading, self.inspector.rollouts
-        positions, borders, chance = [], [], None
-        if len(self._text) > exploration.refine.rollout_length:  # else no position has room for a rollout
-            positions, borders, chance = exploration.targets(), exploration.chunk_borders(), exploration.probabilities()
-        metrics = reading_metrics(reading, chance)
-        if self._other is not None:
-            metrics += change_metrics(reading, self._other, Path(self._compared or "").name)
-        if len(rollouts):
-            metrics.append(reward_metric(rollouts, exploration.reward, len(self._text)))
-        targets = [Target(position + 1, f"sampled position of chunk {i}") for i, position in enumerate(positions, 1)]
-        borders = [position + 1 for position in borders]  # the first token that can be the chunk's target
-        self.token_map.show(
-            self._text, metrics, targets=targets, chunk_borders=borders, alternatives=self._alternatives
-        )
-
-    def _alternatives(self, tokens: Sequence[int]) -> list[list[tuple[str, float]]]:
-        """Returns the most likely alternatives to each token."""
-        reading, decode = self.exploration._known.reading, self.exploration.tokenizer.decode
-        pairs = [zip(reading.alternatives[token], reading.probabilities[token], strict=True) for token in tokens]
-        return [
-            [(str(decode([int(other)])), float(chance)) for other, chance in row if token > 0]
-            for token, row in zip(tokens, pairs, strict=True)
-        ]
+        metrics, marks = map_content(self.exploration, self.inspector.rollouts, self._other, self._compared)
+        self.token_map.show(self._text, metrics, **marks)
 
     def _show_rollouts(self, frame: pd.DataFrame) -> None:
+        exploration = self.exploration
+        self.inspector.origin = {"model": exploration.model, "settings": exploration.settings}
         self.inspector.show(frame, keep=True)
+        self.click_result.show(frame, self.token_map.selected, exploration.reward)
+        self._settings_shown()
         with self.summary.hold_sync():
             self.summary.show(frame, self.exploration.reward)
             self._on_filters(None)
         self._show_map()
 
-    def _summarize(self, seconds: float) -> str:
-        """Describes the selected positions, which alone enter the mean, and the clicked ones."""
-        parts, rollouts = [], self.inspector.rollouts
-        mean = f"mean {self.exploration.reward} reward {rollouts.loc[~rollouts['clicked'], 'reward'].mean():.3f}"
-        for clicked, kind, note in ((False, "sampled", mean), (True, "clicked", "excluded from all statistics")):
-            frame = rollouts[rollouts["clicked"] == clicked]
-            count = frame["position"].nunique()
-            if count:
-                where = f"{len(frame):,} rollouts at {count} {kind} position{'' if count == 1 else 's'}"
-                parts.append(f"{where}, {note}, {self._matches(frame)}")
-        return "; ".join([*parts, f"{1000 * seconds:.0f} ms."])
-
-    def _matches(self, frame: pd.DataFrame) -> str:
-        """Describes the mean reward `exact` and the probability that it estimates: that of the reference at temperature 1."""
-        k = self.exploration.refine.rollout_length
-        matched, probability = (frame[name].mean() for name in ("exact", "target_probability"))
-        return f"exact match {matched:.3g}, expected {probability:.3g} (mean joint probability of the next {k} tokens)"
-
     # -- events of the page --------------------------------------------------------------------------------------------
 
     @guarded
     def _on_token(self, change: Any) -> None:
-        if change["new"] > 0 and change["new"] != self._selected_token():  # equal if the map follows the inspector
-            self.explore(change["new"] - 1)
+        token = change["new"]
+        self.click_result.show(self.inspector.rollouts, token, self.exploration.reward)
+        if token > 0 and token != self._selected_token():  # equal if the map follows the inspector
+            self.explore(token - 1)
+
+    @guarded
+    def _on_chosen(self, change: Any) -> None:
+        frame = self.inspector.rollouts
+        position, sample = self.click_result.token - 1, change["new"]
+        rows = np.flatnonzero((frame["position"] == position) & (frame["sample_index"] == sample))
+        if len(rows):
+            self.inspector.selected = int(rows[0])
 
     def _selected_token(self) -> int | None:
         """Returns the first token of the selected rollout."""
@@ -350,16 +335,6 @@ class RewardExplorer(Panel):
             self.summary.passing = self.inspector.passing.tobytes()
 
     @guarded
-    def _on_control(self, name: str, change: Any) -> None:
-        if change["new"] == self._setting(name):
-            return
-        try:
-            self.change(name, change["new"])
-        except (ValueError, RuntimeError):
-            self.controls[name].value = self._setting(name)
-            raise
-
-    @guarded
     def _on_compare(self, change: Any) -> None:
         wanted = change["new"].strip() or None
         if wanted != self._compared:
@@ -373,10 +348,6 @@ class RewardExplorer(Panel):
             except UnicodeDecodeError as error:
                 raise ValueError(f"{file['name']!r} is not UTF-8 text: {error.reason} at byte {error.start}") from None
             self.read(text)
-
-    def _setting(self, name: str) -> Any:
-        own = ("reward", "seed", "selection")
-        return getattr(self.exploration if name in own else self.exploration.refine, name)
 
 
 def _by_name(what: str, functions: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -11,10 +12,11 @@ import numpy as np
 import pandas as pd
 import traitlets
 
+from refine_lab.explore.saved import parquet_bytes
 from refine_lab.runs.run import Run
 from refine_lab.runs.schema import ROLLOUT_TYPES, completed
 from refine_lab.validation import require
-from widgets.core.base import Widget, bounded
+from widgets.core.base import Widget, bounded, guarded
 from widgets.core.packing import PACKED
 from widgets.figures.tables import Table, visible
 from widgets.parts.rollout_columns import FIELDS, KEYS, SORTS, check_filters, rollout_columns
@@ -72,6 +74,8 @@ class RolloutInspector(Widget):
     "Rows pinned for comparison, at most 8."
     sort = traitlets.Tuple(traitlets.Unicode(), traitlets.Bool(), default_value=("row", False)).tag(sync=True)
     "A column of `rollout_columns.SORTS`, and whether the highest comes first."
+    flat = traitlets.Bool(False).tag(sync=True)
+    "Whether the rollouts of all positions are listed together by `sort`, not position by position."
     token = traitlets.Int(-1).tag(sync=True)
     "A token of the document; setting it filters for the rollouts that begin there. -1 and 0 change nothing."
     filters = traitlets.Dict().tag(sync=True)
@@ -83,6 +87,9 @@ class RolloutInspector(Widget):
         self._frame = completed(pd.DataFrame(columns=["step", *ROLLOUT_TYPES]) if rollouts is None else rollouts)
         self._table = rollout_columns(self._frame, self._decode, self._known)
         super().__init__(columns=self._table.packed())
+        self.origin: dict[str, Any] = {}
+        "The model and the settings of the rollouts, which a download as Parquet includes."
+        self.on_msg(self._on_message)
 
     @classmethod
     def of_run(cls, run: Run | Path | str, tokenizer: Any, steps: Collection[int] | None = None) -> RolloutInspector:
@@ -114,7 +121,7 @@ class RolloutInspector(Widget):
             self.selected, self.compared = selected, compared
 
     def _rows(self) -> np.ndarray:
-        return self._table.shown(self.filters, self.sort)
+        return self._table.shown(self.filters, self.sort, self.flat)
 
     @property
     def passing(self) -> np.ndarray:
@@ -127,6 +134,29 @@ class RolloutInspector(Widget):
         """Returns the rows that the page shows, in its order; the index is the row in the frame."""
         rows = self._rows()
         return self._frame.iloc[rows].set_axis(rows, axis=0)
+
+    def download(self, kind: str) -> bytes:
+        """Returns the filtered rollouts as a file, `csv` or `parquet`, in the order of the list.
+
+        The Parquet file has the columns of a run's rollouts (`refine_lab.explore.saved`). The CSV file has the texts of
+        rollout and reference as well, and its lists are JSON.
+        """
+        require(kind in ("csv", "parquet"), "kind", kind, "'csv' or 'parquet'")
+        frame = self.filtered()
+        if kind == "parquet":
+            return parquet_bytes(frame, self.origin)
+        table, rows = self._table, frame.index.to_numpy()
+        texts = {"rollout": table.tokens[rows], "reference": table.targets[table.group[rows]]}
+        frame = frame.assign(**{name: [table.text(ids) for ids in tokens] for name, tokens in texts.items()})
+        lists = [name for name in frame if len(frame) and isinstance(frame[name].iloc[0], (list, np.ndarray))]
+        frame = frame.assign(**{name: [json.dumps(np.asarray(v).tolist()) for v in frame[name]] for name in lists})
+        return frame.to_csv(index=False).encode("utf-8", "backslashreplace")
+
+    @guarded
+    def _on_message(self, _: Any, content: dict[str, Any], buffers: Any) -> None:
+        if "download" in content:
+            kind = str(content["download"])
+            self.send({"file": f"rollouts.{kind}"}, [self.download(kind)])
 
     def table_f1(self, examples: int = EXAMPLES, samples: int = SAMPLES) -> TableF1:
         """Returns the first positions with different references, and their rollouts, in the format of the paper's table F.1.
@@ -186,11 +216,14 @@ class RolloutInspector(Widget):
         order = (
             f"by {column}, {'highest' if descending else 'lowest'} first" if column != "row" else "in original order"
         )
+        order += ", all positions together" if self.flat else ""
         positions = f"{len(np.unique(table.group[rows])):,} of {len(table.step):,} positions"
         lines = [f"RolloutInspector: {len(rows):,} of {len(table):,} rollouts at {positions}, {order}"]
         groups = dict.fromkeys(table.group[rows[:200]].tolist())
         for group in [*groups][:4]:
-            where = f"step {table.step[group]}, sequence {table.sequence_id[group]}, position {table.position[group]}"
+            where = f"position {table.position[group]}"
+            if not table.explored:
+                where = f"step {table.step[group]}, sequence {table.sequence_id[group]}, {where}"
             where += ", clicked" if table.clicked[group] else ""
             lines += [where, "  reference            " + self._cells(table.targets[group])]
             for row in [row for row in rows[:200].tolist() if table.group[row] == group][:3]:

@@ -76,6 +76,12 @@ class Worker:
             for number in [number for number, (waiting, _) in self._waiting.items() if waiting is future]:
                 self._send("stop", number)
 
+    def cancel(self, future: Future[Any]) -> None:
+        """Cancels the future's call of `rollouts`: it is not begun, or ends before its next token. Its result is then None."""
+        with self._lock:
+            for number in [number for number, (waiting, _) in self._waiting.items() if waiting is future]:
+                self._send("cancel", number)
+
     def stop_steps(self) -> int:
         """Ends all jobs that report steps, each after its current one; returns their number."""
         with self._lock:

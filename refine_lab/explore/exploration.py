@@ -7,7 +7,8 @@ needs no further model call. The cache only saves time: a recomputed rollout is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +40,11 @@ from refine_lab.validation import MOST_CHARACTERS, MOST_SEED, require
 
 MOST_TOKENS = 65_536
 """Maximum number of tokens in a document."""
+SETTINGS = (
+    *("reward", "group_by", "rollout_length", "group_size", "temperature"),
+    *("num_chunks", "selection", "tau", "smoothing_kernel", "seed"),
+)
+"""Names of the settings that an exploration has, in the order of the page."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,6 +54,20 @@ class Document:
     text: str
     token_ids: np.ndarray
     reading: DocumentReading
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Request:
+    """A request for rollouts that the worker has not completed."""
+
+    document: Document
+    positions: frozenset[int]
+    temperature: float
+    seed: int
+    n: int
+    k: int
+    asked: Future[Any]  # the worker's
+    made: Future[list[PrefixRollouts]]  # completes when the rollouts are cached
 
 
 class Exploration:
@@ -78,6 +98,8 @@ class Exploration:
         self.reward, self.seed = "cosine", 0
         self.document: Document | None = None
         self._kept: dict[tuple[int, float, int], list[PrefixRollouts]] = {}
+        self._pending: list[Request] = []
+        self._lock = threading.Lock()
 
     def tokens_of(self, text: str) -> np.ndarray:
         """Returns the text as token ids, [T] int32, with a BOS token before it depending on `add_bos` (see `DataConfig`).
@@ -175,23 +197,57 @@ class Exploration:
     # -- rollouts and their rewards -----------------------------------------------------------------------------------
 
     def roll_out(self, positions: Sequence[int]) -> Future[list[PrefixRollouts]]:
-        """Requests n rollouts of k tokens from each position that lacks them; the future returns the new ones."""
+        """Requests n rollouts of k tokens from each position that lacks them; the future returns the new ones.
+
+        Rollouts that a pending request will make are not requested twice.
+        """
+        missing = {position for position in positions if not self.covers(position)}
+        with self._lock:
+            pending = [each for each in self._pending if self._makes(each, missing)]
+        missing -= {position for each in pending for position in each.positions}
+        made = [each.made for each in pending]
+        if missing:
+            made.append(self._request([position for position in dict.fromkeys(positions) if position in missing]))
+        return then(lambda *parts: [each for part in parts for each in part], *made) if made else finished([])
+
+    def _request(self, missing: list[int]) -> Future[list[PrefixRollouts]]:
         document = self._known
-        missing = [position for position in dict.fromkeys(positions) if not self.covers(position)]
         keys = {position: self._key(position) for position in missing}
 
-        def keep(made: list[PrefixRollouts]) -> list[PrefixRollouts]:
-            for each in made if self.document is document else []:
+        def keep(made: list[PrefixRollouts] | None) -> list[PrefixRollouts]:
+            for each in made or [] if self.document is document else []:
                 before = self._kept.get(key := keys[each.position], [])
                 self._kept[key] = [each, *(other for other in before if not _covers(each, *other.shape))]
-            return made
+            return made or []  # None if the request was cancelled
 
-        if not missing:
-            return finished([])
-        n, k, temperature = self.refine.group_size, self.refine.rollout_length, self.refine.temperature
-        settings = {"n": n, "k": k, "temperature": temperature, "seed": self.seed, "version": document.reading.version}
-        arguments = {"model": self.model, "token_ids": document.token_ids, "positions": missing}
-        return then(keep, self.worker.submit("rollouts", **arguments, **settings))
+        settings: dict[str, Any] = {"n": self.refine.group_size, "k": self.refine.rollout_length, "seed": self.seed}
+        settings["temperature"] = self.refine.temperature
+        arguments = {"model": self.model, "token_ids": document.token_ids, "version": document.reading.version}
+        asked = self.worker.submit("rollouts", positions=missing, **arguments, **settings)
+        made = then(keep, asked)
+        request = Request(document=document, positions=frozenset(missing), asked=asked, made=made, **settings)
+        with self._lock:
+            self._pending = [*(each for each in self._pending if not each.made.done()), request]
+        return made
+
+    def _makes(self, request: Request, positions: Collection[int]) -> bool:
+        """Returns whether a pending request will make rollouts of one of these positions for the current settings."""
+        refine = self.refine
+        same = (request.document, request.temperature, request.seed) == (self.document, refine.temperature, self.seed)
+        enough = request.n >= refine.group_size and request.k >= refine.rollout_length
+        return same and enough and not request.made.done() and not request.positions.isdisjoint(positions)
+
+    def cancel(self, wanted: Collection[int] = ()) -> int:
+        """Cancels the pending requests that make no rollouts of `wanted` positions for the current settings.
+
+        Returns their number. The future of a cancelled request returns no rollouts.
+        """
+        with self._lock:
+            superseded = [each for each in self._pending if not self._makes(each, wanted) and not each.made.done()]
+            self._pending = [each for each in self._pending if each not in superseded]
+        for each in superseded:
+            self.worker.cancel(each.asked)
+        return len(superseded)
 
     def covers(self, position: int) -> bool:
         """Returns whether the position has rollouts for the current settings."""
@@ -209,12 +265,18 @@ class Exploration:
         return self.framing(positions, clicked)()
 
     def framing(
-        self, positions: Sequence[int] | None = None, clicked: Sequence[int] = ()
+        self,
+        positions: Sequence[int] | None = None,
+        clicked: Sequence[int] = (),
+        through: Callable[[RewardFunction], RewardFunction] = lambda reward: reward,
     ) -> Callable[[], pd.DataFrame]:
-        """Returns `frame` as a function to call later, from any thread, with the current settings and rollouts."""
+        """Returns `frame` as a function to call later, from any thread, with the current settings and rollouts.
+
+        `through` wraps the reward, as `RewardJob.by_position` does.
+        """
         selected = self.targets() if positions is None else list(dict.fromkeys(positions))
         chosen, apart = self._rolled(selected), self._rolled(sorted({*clicked} - {*selected}))
-        reward, k, group_by = self.rewards[self.reward], self.refine.rollout_length, self.refine.group_by
+        reward, k, group_by = through(self.rewards[self.reward]), self.refine.rollout_length, self.refine.group_by
 
         def frame() -> pd.DataFrame:
             parts = [rollout_frame([each], reward, k=k) for each in apart]
@@ -238,6 +300,12 @@ class Exploration:
         """Returns cached rollouts of the position with at least the method's n and k, or None."""
         wanted = self.refine.group_size, self.refine.rollout_length
         return next((each for each in self._kept.get(self._key(position), []) if _covers(each, *wanted)), None)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Returns the values of `SETTINGS` by name, as `set` takes them."""
+        own = ("reward", "seed", "selection")
+        return {name: getattr(self if name in own else self.refine, name) for name in SETTINGS}
 
     def set(self, **changes: Any) -> None:
         """Changes `reward`, `seed` or fields of the method. Raises ValueError for an invalid value and then changes nothing."""

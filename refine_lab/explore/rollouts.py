@@ -6,7 +6,7 @@ further model call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -86,12 +86,14 @@ def rollouts_at(
     k: int = 5,
     temperature: float = 1.0,
     seed: int = 0,
+    between: Callable[[], None] = lambda: None,
 ) -> list[PrefixRollouts]:
     """Makes `n` rollouts of `k` tokens from each position of a document, given its statistics and trace (see `read_document`).
 
     A rollout depends, bit for bit, only on the document, the seed, the temperature, its position and its own index. It
     does not depend on n, k or the other positions: each position's rollouts are made `BLOCK` at a time, token by token.
-    Raises ValueError for a position without k following tokens, and for an invalid n, k or temperature.
+    `between` is called before each token; an exception that it raises ends the call. Raises ValueError for a position
+    without k following tokens, and for an invalid n, k or temperature.
     """
     require(n >= 1, "n", n, "at least 1")
     require(k >= 1, "k", k, "at least 1")
@@ -101,7 +103,7 @@ def rollouts_at(
     require(not outside, "a position", outside[:1], f"from 0 to {last}: {k} reference tokens must follow it")
     found = []
     for position in map(int, positions):
-        blocks = [_block(policy, trace, position, first, k, temperature, seed) for first in range(0, n, BLOCK)]
+        blocks = [_block(policy, trace, position, first, k, temperature, seed, between) for first in range(0, n, BLOCK)]
         rollout_ids, logprobs, hidden_states = (torch.cat(parts)[:n].cpu() for parts in zip(*blocks, strict=True))
         ids, after = torch.from_numpy(reading.token_ids).long(), slice(position + 1, position + 1 + k)
         found.append(
@@ -121,7 +123,14 @@ def rollouts_at(
 
 
 def _block(
-    policy: FastWeightLM, trace: Trace, position: int, first: int, k: int, temperature: float, seed: int
+    policy: FastWeightLM,
+    trace: Trace,
+    position: int,
+    first: int,
+    k: int,
+    temperature: float,
+    seed: int,
+    between: Callable[[], None],
 ) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"], Float[Tensor, "N K D"]]:
     """Returns tokens, logprobs and hidden states of `BLOCK` rollouts, the index of whose first is `first`.
 
@@ -133,6 +142,7 @@ def _block(
     branches = Branches.of(trace, torch.tensor([[position]], device=trace.hidden_states.device), len(uniforms))
     columns = []
     for column in uniforms.split(1, dim=1):
+        between()
         tokens = sample(policy, branches, column, temperature)
         stats = policy.head(branches.hidden_states, tokens.squeeze(1), temperature=temperature)
         read = policy.read(tokens, state=branches.state)

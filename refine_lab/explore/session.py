@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +68,8 @@ class Session:
 
     def __init__(self, device: str = "auto") -> None:
         self.device = device
+        self.between: Callable[[], None] = lambda: None
+        "Called before each token of a rollout; an exception that it raises ends the call."
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
         self._documents: OrderedDict[tuple[str, str], CachedDocument] = OrderedDict()
 
@@ -117,8 +119,8 @@ class Session:
         """
         if version is not None and version != self._held(model).version:
             raise ValueError("the weights have changed since this document was read: read it again")
-        known = self._read(model, token_ids, tuple(erased), cells)
-        return rollouts_at(self._held(model).policy, known.reading, known.trace, positions, **settings)
+        known, policy = self._read(model, token_ids, tuple(erased), cells), self._held(model).policy
+        return rollouts_at(policy, known.reading, known.trace, positions, between=self.between, **settings)
 
     # -- what the memory holds ---------------------------------------------------------------------------------------------
 

@@ -4,10 +4,11 @@ It reads requests from the socket FD and answers them in order. A generator meth
 steps are reported; only one runs at a time, and other requests are served between its steps. The process ends when the
 other side does.
 
-    to it      ("call", id, method, arguments)    ("stop", id)
+    to it      ("call", id, method, arguments)    ("stop", id)    ("cancel", id)
     from it    ("step", id, value)    ("result", id, value)    ("error", id, type, message)
 
-A stopped job ends with the result None after its current step.
+A stopped job ends with the result None after its current step. A cancelled call is not begun, or ends before the next token
+of its rollouts; its result is None.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ def send(connection: Connection, message: tuple[Any, ...]) -> None:
     connection.send_bytes(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
 
 
+class Cancelled(Exception):
+    """The call in progress has been cancelled."""
+
+
 class RequestLoop:
     """Serves a session's requests."""
 
@@ -40,13 +45,24 @@ class RequestLoop:
         self.connection, self.session = connection, session
         self.requests: queue.Queue[tuple[Any, ...] | None] = queue.Queue()
         self.job: tuple[int, Generator[Any]] | None = None
+        self.current: int | None = None
+        self.cancelled: set[int] = set()
+        session.between = self.check
 
     def listen(self) -> None:
-        """Puts every request into the queue, and None at the end of the stream."""
+        """Puts every request into the queue, and None at the end of the stream. A cancellation takes effect at once."""
         with suppress(EOFError, OSError):
             while True:
-                self.requests.put(self.connection.recv())
+                request = self.connection.recv()
+                if request[0] == "cancel":
+                    self.cancelled.add(request[1])
+                self.requests.put(request)
         self.requests.put(None)
+
+    def check(self) -> None:
+        """Raises Cancelled if the call in progress has been cancelled."""
+        if self.current in self.cancelled:
+            raise Cancelled
 
     def run(self) -> None:
         threading.Thread(target=self.listen, name="requests", daemon=True).start()
@@ -59,10 +75,12 @@ class RequestLoop:
             if request is None:
                 return
             kind, *arguments = request
-            (self.stop if kind == "stop" else self.call)(*arguments)
+            {"stop": self.stop, "call": self.call, "cancel": self.cancelled.discard}[kind](*arguments)
 
     def call(self, number: int, method: str, arguments: dict[str, Any]) -> None:
+        self.current = number
         try:
+            self.check()
             if method not in METHODS:
                 raise ValueError(f"a session has no method {method!r}")
             value = getattr(self.session, method)(**arguments)
@@ -71,10 +89,14 @@ class RequestLoop:
                     raise ValueError("a model is being adapted already: stop the adaptation first")
                 self.job = number, value
                 return
+        except Cancelled:
+            send(self.connection, ("result", number, None))
         except Exception as error:
             self.refuse(number, error)
         else:
             send(self.connection, ("result", number, value))
+        finally:
+            self.current = None
 
     def advance(self) -> None:
         """Runs the job's next step."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
+from refine_lab.explore.saved import load_rollouts
 from refine_lab.models import load_model
 from tests.support.lab import ROOT, Lab, opened, take_shots, write_notebook
 
@@ -82,6 +83,60 @@ def test_what_cannot_be_is_said_where_one_looks(lab: Lab) -> None:
     alert = lab.page.locator(".notice .error").filter(has_text="group_size must be at least 2")
     alert.first.wait_for()
     lab.page.wait_for_function("node => node.value === '8'", arg=field.element_handle())
+
+
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (1100, 800)])
+def test_the_rollouts_of_a_click_are_beside_it(lab: Lab, width: int, height: int) -> None:
+    """All of them lie in the window, without scrolling the page."""
+    before = lab.page.viewport_size
+    lab.page.set_viewport_size({"width": width, "height": height})
+    lab.page.locator(".token-map").first.evaluate("node => node.scrollIntoView()")
+    lab.page.locator(".token-map canvas.text").first.click(position={"x": 120, "y": 160})
+    lab.page.locator(".refine-panel.explorer[aria-busy=false] .click-result .rollout").last.wait_for()
+    boxes = [node.bounding_box() for node in lab.page.locator(".click-result .rollout").all()]
+    assert len(boxes) == 8
+    assert all(box and 0 < box["y"] and box["y"] + box["height"] < height for box in boxes)
+    lab.page.set_viewport_size(before)
+
+
+def test_numbers_are_dimmed_at_once_and_a_change_is_cancelled(lab: Lab) -> None:
+    opacity = "getComputedStyle(document.querySelector('.rollout-inspector')).opacity"
+    lab.page.evaluate(f"() => document.addEventListener('change', () => (window.dimmed = {opacity}))")
+    field = lab.page.locator(".widget-label:has-text('tokens (k)') + input")
+    for text, sentence in (("1000", "a whole number from 1 to 64, got 1000"), ("2.5", "from 1 to 64, got 2.5")):
+        field.fill(text)
+        field.press("Tab")
+        lab.page.locator(".notice .error").filter(has_text=sentence).first.wait_for()
+        lab.page.wait_for_function("node => node.value === '5'", arg=field.element_handle())
+    before = lab.page.locator(".rollout-inspector").inner_text()
+    field.fill("64")
+    field.press("Tab")
+    assert lab.page.evaluate("window.dimmed") == "0.4", "within the event, before any answer of Python"
+    lab.page.get_by_role("button", name="Cancel", exact=True).click()
+    wait_for_status(lab, "^Cancelled")
+    lab.page.locator(".refine-panel.explorer[aria-busy=false]").wait_for()
+    assert field.input_value() == "5" and lab.page.evaluate(opacity) == "1"
+    assert lab.page.locator(".rollout-inspector").inner_text() == before
+
+
+def test_a_download_and_a_reload_with_a_living_kernel(lab: Lab, tmp_path: Path) -> None:
+    field = lab.page.locator(".widget-label:has-text('rollouts (n)') + input")
+    field.fill("6")
+    field.press("Tab")
+    wait_for_status(lab, "^48 rollouts at 8 sampled positions")
+    lab.page.get_by_role("button", name="Clear filters").first.click()
+    with lab.page.expect_download() as download:
+        lab.page.get_by_role("button", name="Parquet").click()
+    download.value.save_as(tmp_path / "rollouts.parquet")
+    frame, origin = load_rollouts(tmp_path / "rollouts.parquet")
+    assert (~frame["clicked"]).sum() == 48 and origin["settings"]["group_size"] == 6
+    lab.page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    lab.page.reload()
+    lab.wait_for_kernel()
+    lab.page.wait_for_function("node => node.value === '6'", arg=field.element_handle())
+    wait_for_status(lab, "^48 rollouts at 8 sampled positions")
+    lab.page.get_by_role("button", name="Undo", exact=True).click()
+    wait_for_status(lab, "^64 rollouts at 8 sampled positions")
 
 
 def test_a_hostile_document_is_pasted(lab: Lab) -> None:

@@ -292,3 +292,48 @@ def test_a_run_that_went_on_is_read_anew(tmp_path: Path) -> None:
     one.roll_out([10]).result()  # of the weights that it has read with
     again = one.read(TEXT).result().reading
     np.testing.assert_array_equal(again.entropies, later.entropies)
+
+
+class Later(Here):
+    """Makes rollouts only when `answer` is called; a cancelled request is answered with None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[tuple[Future[Any], dict[str, Any]]] = []
+
+    def submit(self, method: str, on_step: Callable[[Any], object] | None = None, **arguments: Any) -> Future[Any]:
+        if method != "rollouts":
+            return super().submit(method, on_step, **arguments)
+        self.asked.append((method, arguments))
+        self.waiting.append((Future(), arguments))
+        return self.waiting[-1][0]
+
+    def cancel(self, future: Future[Any]) -> None:
+        future.set_result(None)
+
+    def answer(self) -> None:
+        for future, arguments in self.waiting:
+            if not future.done():
+                future.set_result(self.session.rollouts(**arguments))
+
+
+def test_pending_rollouts_are_not_requested_twice_and_superseded_ones_are_cancelled() -> None:
+    worker = Later()
+    explored = Exploration(worker)
+    explored.read(TEXT).result()
+    explored.set(group_size=4)
+    first = explored.roll_out([30, 40])
+    explored.set(group_size=2)  # a smaller n: the pending request makes them
+    assert explored.cancel([30]) == 0
+    second = explored.roll_out([30, 50])
+    assert [arguments["positions"] for arguments in rolled(explored)] == [[30, 40], [50]]
+    explored.set(seed=1)
+    third = explored.roll_out([30])
+    assert explored.cancel([30, 50]) == 2, "both are of another seed"
+    assert first.result(0) == second.result(0) == []
+    worker.answer()
+    assert [made.position for made in third.result(0)] == [30]
+    assert explored.covers(30) and not explored.covers(40)
+    explored.set(seed=0)
+    assert not explored.covers(30)
+    assert explored.cancel() == 0, "nothing is pending"

@@ -117,3 +117,19 @@ def test_a_client_does_not_load_torch() -> None:
     script = "import sys; from refine_lab.explore.client import Worker; Worker(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_cancelled_calls_end_before_the_next_token(worker: Worker) -> None:
+    long = {"model": MODEL, "token_ids": IDS, "positions": [100, 150, 200], "n": 64, "k": 64}
+    worker.call("read", model=MODEL, token_ids=IDS)
+    running, waiting = worker.submit("rollouts", **long), worker.submit("rollouts", **long)
+    time.sleep(0.2)
+    began = time.monotonic()
+    worker.cancel(waiting)
+    worker.cancel(running)
+    assert running.result(30) is None and waiting.result(30) is None
+    assert time.monotonic() - began < 10, "each of them takes much longer"
+    (made,) = worker.call("rollouts", model=MODEL, token_ids=IDS, positions=[120], n=2, k=3)
+    assert made.rollout_ids.shape == (2, 3)
+    worker.cancel(running)  # has ended: nothing happens
+    assert worker.call("open", model=MODEL)["updates"] == 0

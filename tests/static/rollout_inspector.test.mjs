@@ -48,6 +48,23 @@ test("rollouts of a position stand together, where the first of them stands", ()
   assert.deepEqual([...js.linesOf(data, Int32Array.of(3))], [-2, 3]);
 });
 
+test("a flat list is sorted over all positions, without references", () => {
+  const rows = js.shownRows(data, { reward: [-0.1, null] }, ["reward", true], true);
+  assert.deepEqual([...rows], [3, 0, 4, 2]);
+  assert.deepEqual([...js.linesOf(data, rows, true)], [3, 0, 4, 2]);
+});
+
+test("hits are marked across tokens, whatever the case of ASCII letters", () => {
+  // Rollout 0 is " for" "i" "\n", rollout 3 "In" "In" "In"; the reference of position 1 is "In" "i" " for".
+  assert.deepEqual(js.hitsOf(data, data.tokens, 0, "RI"), [[[3, 4]], [[0, 1]], []]);
+  assert.deepEqual(js.hitsOf(data, data.tokens, 3, "n"), [[[1, 2]], [[1, 2]], [[1, 2]]]);
+  assert.deepEqual(js.hitsOf(data, data.targets, 1, "ni f"), [[[1, 2]], [[0, 1]], [[0, 2]]]);
+  assert.deepEqual(js.hitsOf(data, data.tokens, 0, ""), [[], [], []]);
+  const parts = [["·", true, false], ["f", false, false], ["or", false, true]];
+  assert.deepEqual(js.markedParts(" for", [[2, 4]]), parts);
+  assert.deepEqual(js.markedParts("\n\n", [[1, 2]]), [["⏎", true, false], ["⏎", true, true]]);
+});
+
 test("sorted by a value: what is none last, equal ones as they came", () => {
   assert.deepEqual(shown({}, ["reward", true]), [3, 1, 0, 4, 2]);
   assert.deepEqual(shown({}, ["reward", false]), [2, 0, 4, 3, 1]);

@@ -191,7 +191,7 @@ def test_settings_are_what_the_controls_show(worker: Worker) -> None:
     assert {name: made.controls[name].value for name in settings} == settings
     assert made.controls["reward"].options == BUILT_IN_REWARDS
     made.shown.result(SECONDS)
-    with refused("group_size", 128, "from 1 to 64"):
+    with refused("group_size", 128, "a whole number from 1 to 64"):
         made.change("group_size", 128)
     made.read("x = 1\n" * 9).result(SECONDS)
     with pytest.raises(ValueError, match=r"too close to the end|too short for a rollout"):

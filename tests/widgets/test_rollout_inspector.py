@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from refine_lab.config import TrainConfig
@@ -99,17 +101,18 @@ def test_the_page_finds_the_shared_cases() -> None:
 
 def test_python_and_the_page_show_the_same_rows() -> None:
     widget = RolloutInspector(random_frame(240, 6), decode=decode)
-    cases = [(filters, (name, high)) for filters in FILTERS for name in SORTS for high in (False, True)]
+    cases = [(filters, (name, high), False) for filters in FILTERS for name in SORTS for high in (False, True)]
+    cases += [({}, (name, high), True) for name in SORTS for high in (False, True)]
     found = run_node(
         "(js, { columns, cases }) => { const data = js.unpackRollouts(js.unpacked(columns));"
-        " return cases.map(([filters, sort]) => [...js.shownRows(data, filters, sort)]); }",
+        " return cases.map(([filters, sort, flat]) => [...js.shownRows(data, filters, sort, flat)]); }",
         {"columns": page_columns(widget), "cases": cases},
     )
     assert isinstance(found, list)
     lengths = set()
-    for (filters, sort), its in zip(cases, found, strict=True):
-        widget.filters, widget.sort = filters, sort
-        assert widget.filtered().index.tolist() == its, (filters, sort)
+    for (filters, sort, flat), its in zip(cases, found, strict=True):
+        widget.filters, widget.sort, widget.flat = filters, sort, flat
+        assert widget.filtered().index.tolist() == its, (filters, sort, flat)
         lengths.add(len(its))
     assert len(lengths) >= 8  # the cases tell
 
@@ -384,3 +387,33 @@ def test_a_kept_choice_is_the_same_rollout_in_another_frame() -> None:
     assert inspector.compared == [1, 2]  # (10, 1) and (20, 0)
     inspector.show(fewer[fewer["position"] == 10].reset_index(drop=True), keep=True)
     assert inspector.selected == -1
+
+
+def test_the_best_and_the_worst_of_all_positions(inspector: RolloutInspector) -> None:
+    frame = pd.concat([rows([0], [1], [2]), rows([3], [4]).assign(position=9)], ignore_index=True)
+    frame["reward"] = [0.1, 0.9, 0.2, 0.5, 0.0]
+    inspector.show(frame)
+    inspector.flat, inspector.sort = True, ("reward", True)
+    assert inspector.filtered().index.tolist() == [1, 3, 2, 0, 4]
+    assert "all positions together" in repr(inspector)
+    inspector.sort = ("reward", False)
+    assert inspector.filtered().index.tolist() == [4, 0, 2, 3, 1]
+    inspector.flat = False
+    assert inspector.filtered().index.tolist() == [4, 3, 0, 2, 1]
+
+
+def test_downloads_hold_the_filtered_rollouts_in_their_order(inspector: RolloutInspector) -> None:
+    inspector.sort, inspector.filters = ("reward", True), {"reward": [0.2, None]}
+    inspector.origin = {"model": "m"}
+    csv = pd.read_csv(io.BytesIO(inspector.download("csv")))
+    assert csv["sample_index"].tolist() == [2, 1]
+    assert csv["rollout"].tolist() == [" hill hill hill", " very perfect"]
+    assert [json.loads(ids) for ids in csv["rollout_ids"]] == [[5, 5, 5], [0, 4]]
+    assert csv["reference"].tolist() == [" very laid back"] * 2
+    table = pq.read_table(io.BytesIO(inspector.download("parquet")))
+    assert table.column("rollout_ids").to_pylist() == [[5, 5, 5], [0, 4]]
+    assert table.column_names == ["step", *ROLLOUT_TYPES]
+    assert table.schema.field("reward").type == ROLLOUT_TYPES["reward"]
+    assert json.loads(table.schema.metadata[b"explored"]) == {"model": "m"}
+    with refused("kind", "xlsx", "'csv' or 'parquet'"):
+        inspector.download("xlsx")

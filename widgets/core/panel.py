@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -53,11 +54,12 @@ class FileField(ipywidgets.FileUpload):
 class Panel(ipywidgets.VBox):
     """The base of the workbench's panels: a `notice`, and a chain of futures whose errors are displayed there.
 
-    A panel never blocks on its requests, and no exception raised in them is lost.
+    A panel never blocks on its requests, and no exception raised in them is lost. `notice.busy` is true while one is pending.
     """
 
     def __init__(self) -> None:
         self.notice = Notice()
+        self._pending, self._counting = 0, threading.RLock()
         super().__init__()
         self.add_class("refine-panel")  # the notice's script keeps keys that are pressed inside this class
 
@@ -103,6 +105,7 @@ class Panel(ipywidgets.VBox):
             except Exception as error:  # the future raises it
                 self.report("")
                 self.error = sentence(error)
+                self._count(-1)
                 following.set_exception(error)
                 return
             if isinstance(result, Future):
@@ -110,8 +113,20 @@ class Panel(ipywidgets.VBox):
             elif rest:
                 advance(lambda: rest[0](result), rest[1:])
             else:
+                self._count(-1)
                 following.set_result(result)
 
         self.error = ""
+        self._count(1)
         advance(begin, then)
         return following
+
+    def _count(self, by: int) -> None:
+        """Adds to the number of pending requests."""
+        with self._counting:
+            self._pending += by
+            self.busy_changed(self._pending > 0)
+
+    def busy_changed(self, busy: bool) -> None:
+        """Shows whether a request is pending; called when one begins or ends."""
+        self.notice.busy = busy

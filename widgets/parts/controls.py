@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets
-from ipywidgets import BoundedFloatText, BoundedIntText, Checkbox, Dropdown, FloatText
+from ipywidgets import BoundedIntText, Checkbox, Dropdown, FloatText
 
 from refine_lab.config import BUILT_IN_REWARDS
 from refine_lab.text import replace_surrogates
 from refine_lab.ttt_config import TTTConfig
-from refine_lab.validation import require
+from refine_lab.validation import MOST_SEED, require
 from widgets.core.glossary import explain
 from widgets.core.panel import LineField, TextField
 from widgets.figures.series import KNOWN_METHODS
+from widgets.parts.number_field import NumberField
 from widgets.parts.step_slider import StepSlider
 
 MOST_HELD_OUT = 0.9
@@ -55,16 +56,22 @@ def explorer_fields(rewards: Sequence[str], selections: Sequence[str], setting: 
     fields: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "reward": (Dropdown, "reward", {"options": [*rewards]}),
         "group_by": (Dropdown, "advantage group", {"options": ["prefix", "sequence"]}),
-        "rollout_length": (BoundedIntText, "tokens per rollout (k)", {"min": 1, "max": 64}),
-        "group_size": (BoundedIntText, "rollouts per position (n)", {"min": 1, "max": 64}),
-        "temperature": (BoundedFloatText, "temperature", {"min": 0.01, "max": 10, "step": 0.1}),
-        "num_chunks": (BoundedIntText, "chunks (c)", {"min": 1, "max": 256}),
+        "rollout_length": (NumberField, "tokens per rollout (k)", {"min": 1, "max": 64}),
+        "group_size": (NumberField, "rollouts per position (n)", {"min": 1, "max": 64}),
+        "temperature": (NumberField, "temperature", {"min": 0.01, "max": 10, "step": 0.1, "whole": False}),
+        "num_chunks": (NumberField, "chunks (c)", {"min": 1, "max": 256}),
         "selection": (Dropdown, "selection", {"options": [*selections]}),
-        "tau": (BoundedFloatText, "tau", {"min": 0.01, "max": 100, "step": 0.1}),
-        "smoothing_kernel": (BoundedIntText, "smoothing", {"min": 1, "max": 101}),
-        "seed": (BoundedIntText, "seed", {"min": 0, "max": 2**31}),
+        "tau": (NumberField, "tau", {"min": 0.01, "max": 100, "step": 0.1, "whole": False}),
+        "smoothing_kernel": (NumberField, "smoothing", {"min": 1, "max": 101}),
+        "seed": (NumberField, "seed", {"min": 0, "max": MOST_SEED}),
     }
-    return {name: field(kind, label, setting(name), **options) for name, (kind, label, options) in fields.items()}
+    return {name: _made(kind, label, setting(name), options) for name, (kind, label, options) in fields.items()}
+
+
+def _made(kind: Any, label: str, value: Any, options: dict[str, Any]) -> Any:
+    if kind is NumberField:
+        return NumberField(label=label, help=explain(label), value=value, **options)
+    return field(kind, label, value, "22em", **options)
 
 
 def ttt_fields(

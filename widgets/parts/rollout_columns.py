@@ -6,8 +6,8 @@ This module defines which rollouts are shown, and in which order; `static/rollou
   rounded to float32 first; NaN passes open ranges only.
 - `text` keeps the rollouts whose text contains it, `target` those whose reference does. A text is the concatenation of its
   tokens' strings; ASCII letters are compared without case.
-- Rows are sorted by one column, with NaN last and ties in original order; `row` is the original order. Then the rollouts
-  of a position are placed together, at the place of its first one.
+- Rows are sorted by one column, with NaN last and ties in original order; `row` is the original order. Then, unless the
+  list is flat, the rollouts of a position are placed together, at the place of its first one.
 """
 
 from __future__ import annotations
@@ -93,7 +93,12 @@ class RolloutColumns:
     def text(self, ids: np.ndarray) -> str:
         return "".join(self.strings[index] for index in ids)
 
-    def shown(self, filters: Mapping[str, Any], sort: tuple[str, bool]) -> np.ndarray:
+    @property
+    def explored(self) -> bool:
+        """Returns whether the rollouts belong to no run: they all have step 0 and sequence 0."""
+        return len(self) > 0 and not self.step.any() and not self.sequence_id.any()
+
+    def shown(self, filters: Mapping[str, Any], sort: tuple[str, bool], flat: bool = False) -> np.ndarray:
         """Returns the rows that pass, in display order; `sort` is a column of `SORTS` and whether the highest comes first."""
         keep = np.ones(len(self), bool)
         for name in set(RANGES) & set(filters):
@@ -110,6 +115,8 @@ class RolloutColumns:
         column, descending = sort
         keys = self.column(column)[rows].astype(np.float64)
         rows = rows[np.argsort(-keys if descending else keys, kind="stable")]
+        if flat:
+            return rows
         _, first, inverse = np.unique(self.group[rows], return_index=True, return_inverse=True)
         return rows[np.argsort(first[inverse], kind="stable")]
 

@@ -16,6 +16,7 @@ function modelOf(state) {
       for (const listener of listeners[`change:${name}`] ?? []) listener();
     },
     save_changes() {},
+    off() {},
     on: (event, listener) => (listeners[event] ??= []).push(listener),
   };
 }

@@ -1,7 +1,8 @@
 // The distribution of rewards, and scatter plots of rewards. All numbers describe the selected positions; rollouts at clicked
 // positions have another colour, and rollouts that the list leaves out are pale.
 
-import { axes, extent, floats, follow, format, html, inFrames, lastAtMost, onWidth, panel, quantity, rootOf, svg, unpacked } from "./shared.js";
+import { saveFigures } from "./download.js";
+import { axes, button, extent, floats, follow, format, html, inFrames, lastAtMost, onWidth, panel, quantity, rootOf, svg, unpacked } from "./shared.js";
 
 const AXES = { height: 150, margin: { left: 42, right: 10, top: 8, bottom: 32 }, count: 3 };
 const KINDS = ["left-out", "shown", "clicked"]; // in the order of drawing
@@ -87,7 +88,9 @@ function render({ model, el }) {
     if (!facts.rollouts) return html("div", "note", root, "No rollouts yet.");
     const y = floats(facts.y);
     const kinds = kindsOf(facts.apart, model.get("passing"));
-    html("div", "note", root, sentences(facts, kinds));
+    const top = html("div", "top", root);
+    html("div", "note", top, sentences(facts, kinds));
+    button(top, "PNG", () => saveFigures(panels, "rewards.png"), { title: "Download the figures as a picture" });
     const panels = html("div", "panels", root);
     drawHistogram(panels, facts, y, kinds);
     for (const scatter of facts.panels) drawScatter(panels, facts, scatter, y, kinds);

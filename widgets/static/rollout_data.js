@@ -20,6 +20,7 @@ export function unpackRollouts({ rows = 0, groups = 0, width = 0, prefix = 0, st
   for (const [name, view] of Object.entries(columns.numbers ?? {})) data.numbers[name] = floats(view);
   data.cosines = floats(columns.cosines);
   data.clicked = new Set(columns.clicked); // the positions that the user clicked
+  data.explored = rows > 0 && !data.step.some(Boolean) && !data.sequence_id.some(Boolean); // rollouts of no run
   data.firstOf = new Int32Array(groups); // the first row of each position
   for (let row = rows - 1; row >= 0; row--) data.firstOf[data.group[row]] = row;
   return data;
@@ -30,11 +31,43 @@ export function unpackRollouts({ rows = 0, groups = 0, width = 0, prefix = 0, st
 const signOf = (character) => WHITE_SIGNS[character] ?? `\\u${character.codePointAt(0).toString(16).padStart(4, "0")}`;
 
 /** The text on one line in parts: [text, whether it is a sign for something invisible]. */
-export const visibleParts = (text) =>
-  text
-    .split(INVISIBLE)
-    .map((part, i) => (i % 2 ? [part.replace(/./gsu, signOf), true] : [part, false]))
-    .filter(([part]) => part);
+export const visibleParts = (text) => markedParts(text, []).map(([part, sign]) => [part, sign]);
+
+/** The same parts, cut where one of the ranges `hits` begins or ends: [text, whether it is a sign, whether it is in a hit]. */
+export function markedParts(text, hits) {
+  const found = [];
+  let place = 0;
+  text.split(INVISIBLE).forEach((part, i) => {
+    const end = place + part.length;
+    const cuts = hits.flat().filter((cut) => cut > place && cut < end);
+    const bounds = [place, ...cuts.sort((a, b) => a - b), end];
+    bounds.slice(1).forEach((stop, j) => {
+      const piece = text.slice(bounds[j], stop);
+      const hit = hits.some(([first, last]) => first <= bounds[j] && stop <= last);
+      if (piece) found.push([i % 2 ? piece.replace(/./gsu, signOf) : piece, i % 2 === 1, hit]);
+    });
+    place = end;
+  });
+  return found;
+}
+
+/** Where `wanted` occurs in the text of a row of `tokens` or `targets`: by token, its ranges [first, last) of the token's string. */
+export function hitsOf({ strings, width }, ids, row, wanted) {
+  const part = fold(wanted ?? "");
+  const found = Array.from({ length: width }, () => []);
+  if (!part) return found;
+  const text = fold(textOf(strings, ids, row * width, width));
+  for (let at = text.indexOf(part); at >= 0; at = text.indexOf(part, at + part.length)) {
+    let start = 0;
+    for (let i = 0; i < width; i++) {
+      const length = strings[ids[row * width + i]].length;
+      const range = [Math.max(at - start, 0), Math.min(at + part.length - start, length)];
+      if (range[0] < range[1]) found[i].push(range);
+      start += length;
+    }
+  }
+  return found;
+}
 
 /** The same as one string, as in widgets.figures.tables.visible. */
 export const visible = (text) => visibleParts(text).map(([part]) => part).join("");
@@ -120,9 +153,10 @@ function rowsKept(data, filters) {
 }
 
 /** The rows that pass the filters, in the order of the list. */
-export function shownRows(data, filters, [name, descending]) {
+export function shownRows(data, filters, [name, descending], flat = false) {
   const keep = rowsKept(data, filters);
   const order = rowsSorted(data, name, descending);
+  if (flat) return Int32Array.from(order.filter((row) => keep[row]));
   const index = new Int32Array(data.groups); // by position: first the number of its rollouts, then the place of its next one
   const places = [];
   for (const row of order) if (keep[row] && index[data.group[row]]++ === 0) places.push(data.group[row]);
@@ -133,8 +167,9 @@ export function shownRows(data, filters, [name, descending]) {
   return rows;
 }
 
-/** Lines of the list: a row, or -1 - g for the target of position g, which is above its rollouts. */
-export function linesOf(data, rows) {
+/** Lines of the list: a row, or -1 - g for the target of position g, which is above its rollouts unless the list is flat. */
+export function linesOf(data, rows, flat = false) {
+  if (flat) return rows;
   const lines = new Int32Array(2 * rows.length);
   let [count, group] = [0, -1];
   for (const row of rows) {

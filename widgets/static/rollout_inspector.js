@@ -3,6 +3,7 @@
 
 import { bestRows, shownRows, unpackRollouts } from "./rollout_data.js";
 import { drawCompared, drawDetail, drawHistogram, drawTableF1 } from "./rollout_detail.js";
+import { saveFile } from "./download.js";
 import { describe, nextSort, rolloutList } from "./rollout_list.js";
 import { button, clamp, extent, follow, format, html, inFrames, put, quantity, rootOf, takeKey, unpacked } from "./shared.js";
 
@@ -18,6 +19,12 @@ const KEYS = [
 const LEGEND =
   "a dot marks a token that matches the reference; " +
   "the bar shows the cosine with the reference's hidden state; a negative bar starts at the right";
+const ORDERS = {
+  position: ["by position", false],
+  best: ["best reward first", true, ["reward", true]],
+  worst: ["worst reward first", true, ["reward", false]],
+  flat: ["all positions together", true],
+};
 let made = 0;
 
 // -- the filters' fields ----------------------------------------------------------------------------------------------
@@ -38,7 +45,7 @@ function filterFields(parent, ranges, changed) {
     texts.set(name, field(label, "text", name));
   }
   for (const { name, label } of ranges) {
-    const box = html("div", "range", form);
+    const box = html("div", { class: "range", "data-range": name }, form);
     html("span", "", box, label[0].toUpperCase() + label.slice(1));
     const pair = html("div", "", box);
     const low = field(pair, "number", `${name} low`, `lowest ${label}`);
@@ -68,6 +75,13 @@ function filterFields(parent, ranges, changed) {
   return { first: form.querySelector("input"), read, write, hint };
 }
 
+/** The name in `ORDERS` of an order. */
+function orderOf({ flat, sort: [column, descending] }) {
+  if (!flat) return "position";
+  if (column !== "reward") return "flat";
+  return descending ? "best" : "worst";
+}
+
 // -- the widget -------------------------------------------------------------------------------------------------------
 
 function build(el, fields, actions) {
@@ -77,7 +91,13 @@ function build(el, fields, actions) {
   const figure = html("figure", "rewards", top);
   const bar = html("div", "tools", root);
   const status = html("span", { class: "status", role: "status", "aria-live": "polite" }, bar);
+  const order = html("select", { "aria-label": "Order of the rollouts" }, html("label", "", bar, "order "));
+  for (const [name, [text]] of Object.entries(ORDERS)) html("option", { value: name }, order, text);
+  order.addEventListener("change", () => actions.order(order.value));
   const clear = button(bar, "Clear filters", actions.clear);
+  const files = ["csv", "parquet"].map((kind) =>
+    button(bar, kind === "csv" ? "CSV" : "Parquet", () => actions.download(kind), { title: "Download the rollouts that pass the filters" }),
+  );
   const f1 = button(bar, "Export examples (Table F.1)", actions.toggleF1, { "aria-expanded": false });
   const table = html("section", { class: "table", hidden: true, "aria-label": "Table F.1" }, root);
   const body = html("div", "body", root);
@@ -91,7 +111,7 @@ function build(el, fields, actions) {
   }
   html("span", { class: "token match", "aria-hidden": true }, help, "token");
   html("span", "", help, LEGEND);
-  return { root, error, filters, figure, status, clear, f1, table, list, detail, compared };
+  return { root, error, filters, figure, status, order, clear, files, f1, table, list, detail, compared };
 }
 
 function render({ model, el }) {
@@ -121,6 +141,12 @@ function render({ model, el }) {
       saving = setTimeout(() => model.save_changes(), 200); // to Python when the typing pauses
     },
     clear: () => put(model, "filters", {}),
+    order(name) {
+      const [, flat, sort] = ORDERS[name];
+      model.set("flat", flat);
+      put(model, "sort", sort ?? (flat ? model.get("sort") : ["row", false]));
+    },
+    download: (kind) => model.send({ download: kind }),
     toggleF1() {
       parts.table.hidden = !parts.table.hidden;
       parts.f1.setAttribute("aria-expanded", !parts.table.hidden);
@@ -138,10 +164,11 @@ function render({ model, el }) {
   function draw() {
     const now = stale;
     stale = new Set();
-    for (const trait of ["selected", "compared", "sort", "filters"]) state[trait] = model.get(trait);
+    for (const trait of ["selected", "compared", "sort", "filters", "flat"]) state[trait] = model.get(trait);
     if (now.has("columns")) takeColumns();
     if (now.has("rows")) {
-      state.rows = shownRows(state.data, state.filters, state.sort);
+      state.rows = shownRows(state.data, state.filters, state.sort, state.flat);
+      parts.order.value = orderOf(state);
       parts.list.show(state);
       drawHistogram(parts.figure, state);
       if (model.alone) {
@@ -170,7 +197,11 @@ function render({ model, el }) {
     const bars = fields.filter(({ look }) => look === "bar").map((bar) => [bar.name, most(bar.name)]);
     Object.assign(state, { data, ranked, best: bestRows(data, ranked, all), range: extent([ranked]) });
     state.most = Object.fromEntries(bars);
+    const [reward, cosine] = [data.numbers.reward ?? [], data.numbers.cosine ?? []];
+    const same = data.rows > 0 && reward.every((value, row) => Object.is(value, cosine[row]));
+    state.hidden = new Set([...(same ? ["cosine"] : []), ...(data.explored ? ["step"] : [])]);
     parts.filters.hint(data);
+    parts.root.querySelector("[data-range=step]").hidden = data.explored;
   }
 
   function drawStatus() {
@@ -179,6 +210,7 @@ function render({ model, el }) {
     const some = rows.length === data.rows ? "" : `${format(rows.length)} of `;
     const clicked = [...groups].filter((group) => data.clicked.has(group)).length;
     const apart = clicked ? `, ${format(clicked)} clicked` : "";
+    for (const file of parts.files) Object.assign(file, { disabled: !rows.length, hidden: model.alone === true });
     const facts = [`${some}${quantity(data.rows, "rollout")} at ${quantity(groups.size, "position")}${apart}`];
     const where = rows.includes(selected) ? `selected: ${describe(data, selected)}` : "the selected rollout is filtered out";
     if (selected >= 0) facts.push(where);
@@ -232,6 +264,7 @@ function render({ model, el }) {
   const listeners = {
     columns: () => redraw("columns", "rows"),
     sort: () => redraw("rows", "selected"),
+    flat: () => redraw("rows", "selected"),
     filters() {
       parts.filters.write(model.get("filters"));
       redraw("rows");
@@ -244,7 +277,10 @@ function render({ model, el }) {
     compared: () => redraw("pins"),
     error: parts.error,
   };
-  return follow(model, listeners, schedule.cancel, () => clearTimeout(saving), ...parts.list.ends);
+  const receive = ({ file }, [data]) => file && saveFile(data, file);
+  model.on("msg:custom", receive);
+  const deaf = () => model.off("msg:custom", receive);
+  return follow(model, listeners, deaf, schedule.cancel, () => clearTimeout(saving), ...parts.list.ends);
 }
 
 export default { render };

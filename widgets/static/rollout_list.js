@@ -1,12 +1,13 @@
 // The list of rollouts: one line per rollout below the target of its position; the page has only the visible lines.
 
-import { isMatch, lengthOf, linesOf, textOf, visible, visibleParts } from "./rollout_data.js";
+import { hitsOf, isMatch, lengthOf, linesOf, markedParts, textOf, visible } from "./rollout_data.js";
 import { button, clamp, html, inFrames } from "./shared.js";
 
 export const LINE = 26; // px, as in rollout_inspector.css
 const TALLEST = 12_000_000; // px that a browser lays out well; in longer lists a pixel of scrolling moves several
 const LONGEST = 400; // characters of a token that its cell and its tooltip hold
 const MARK = 34; // px before the tokens
+const PLACE = 52; // px of the position in a flat list, as in rollout_inspector.css
 const WIDTHS = { number: 56, best: 56, bar: 98 }; // px of a number's column
 
 export const decimals = (value, digits = 3) => (Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : "–");
@@ -28,9 +29,11 @@ export const beginning = (text, most = LONGEST) =>
   text.length <= most ? text : `${text.slice(0, most).replace(/[\ud800-\udbff]$/, "")}…`;
 
 /** A token's cell: its text, a dot if it matches the target, a bar for its cosine. */
-export function tokenCell(parent, data, token, { match = false, cosine = NaN, isTarget = false } = {}) {
+export function tokenCell(parent, data, token, { match = false, cosine = NaN, isTarget = false, hits = [] } = {}) {
   const cell = html("span", `token${match ? " match" : ""}${isTarget ? " true" : ""}`, parent);
-  for (const [text, sign] of visibleParts(beginning(data.strings[token]))) html("span", sign ? "sign" : "", cell, text);
+  for (const [text, sign, hit] of markedParts(beginning(data.strings[token]), hits)) {
+    html(hit ? "mark" : "span", sign ? "sign" : "", cell, text);
+  }
   const style = `width: ${Math.min(Math.abs(cosine), 1) * 100}%`;
   if (Number.isFinite(cosine)) html("span", { class: cosine < 0 ? "bar below" : "bar", style }, cell);
   return cell;
@@ -43,11 +46,16 @@ function tokenCells(parent, data, ids, row, look) {
   return Array.from({ length: lengthOf(data, ids, row) }, cell);
 }
 
-export const targetCells = (parent, data, group) => tokenCells(parent, data, data.targets, group, () => ({ isTarget: true }));
+/** The cells of a reference; occurrences of `wanted` are marked. */
+export function targetCells(parent, data, group, wanted = "") {
+  const hits = hitsOf(data, data.targets, group, wanted);
+  return tokenCells(parent, data, data.targets, group, (i) => ({ isTarget: true, hits: hits[i] }));
+}
 
-/** The cells of a rollout, with the numbers of each token in its tooltip. */
-export function rolloutCells(parent, data, row) {
-  const look = (i, at) => ({ match: isMatch(data, row, i), cosine: data.cosines?.[at] });
+/** The cells of a rollout, with the numbers of each token in its tooltip; occurrences of `wanted` are marked. */
+export function rolloutCells(parent, data, row, wanted = "") {
+  const hits = hitsOf(data, data.tokens, row, wanted);
+  const look = (i, at) => ({ match: isMatch(data, row, i), cosine: data.cosines?.[at], hits: hits[i] });
   tokenCells(parent, data, data.tokens, row, look).forEach((cell, i) => {
     const at = row * data.width + i;
     const facts = [`logprob ${decimals(data.logprobs[at])}`];
@@ -65,14 +73,17 @@ function signedBar(parent, value, most, digits) {
   html("span", "", cell, `${Number.isFinite(value) && value > 0 ? "+" : ""}${decimals(value, digits)}`);
 }
 
-/** A position in few words. */
-export const placeOf = ({ step, sequence_id, position }, group) =>
-  `step ${step[group]} · seq ${sequence_id[group]} · pos ${position[group]}`;
+/** A position in few words. A rollout begins at the token after its position, by which a document's map numbers it. */
+export const placeOf = ({ explored, step, sequence_id, position }, group) =>
+  explored
+    ? `pos ${position[group]} · token ${position[group] + 1}`
+    : `step ${step[group]} · seq ${sequence_id[group]} · pos ${position[group]}`;
 
 export function describe(data, row) {
   const at = data.group[row];
   const where = data.clicked.has(at) ? "clicked position" : "position";
-  return `rollout ${data.sample_index[row]} at ${where} ${data.position[at]}, step ${data.step[at]}, sequence ${data.sequence_id[at]}`;
+  const here = `rollout ${data.sample_index[row]} at ${where} ${data.position[at]}`;
+  return `${here}, ${data.explored ? `from token ${data.position[at] + 1}` : `step ${data.step[at]}, sequence ${data.sequence_id[at]}`}`;
 }
 
 /** The list in `parent`, with numbers of `fields`. `on` has `sort(column)`, `choose(row)` and `pin(row)`; `show(state)` draws. */
@@ -83,10 +94,8 @@ export function rolloutList(parent, fields, on) {
   const box = html("div", { class: "lines", tabindex: 0, role: "listbox", "aria-label": label }, scroller);
   const drawn = new Map();
   let state = null;
-  const numbers = fields.filter(({ shared }) => !shared).map(({ look }) => WIDTHS[look]);
-  const beside = numbers.reduce((sum, width) => sum + width, 0);
-  scroller.style.setProperty("--columns", numbers.map((width) => `${width}px`).join(" "));
-  scroller.style.setProperty("--beside", `${beside}px`);
+  const empty = html("p", { class: "empty", hidden: true }, parent, "No rollout passes the filters. Clear filters shows all of them.");
+  let beside = 0;
 
   const heads = buildHead(head, fields, on);
   const height = () => Math.max(scroller.clientHeight - head.offsetHeight, LINE);
@@ -97,7 +106,12 @@ export function rolloutList(parent, fields, on) {
   };
 
   function show(next) {
-    state = { ...next, lines: linesOf(next.data, next.rows) };
+    state = { ...next, lines: linesOf(next.data, next.rows, next.flat) };
+    empty.hidden = state.rows.length > 0 || !state.data.rows;
+    const numbers = fields.filter(({ shared, name }) => !shared && !state.hidden.has(name)).map(({ look }) => WIDTHS[look]);
+    beside = numbers.reduce((sum, width) => sum + width, 0);
+    scroller.style.setProperty("--columns", numbers.map((width) => `${width}px`).join(" "));
+    scroller.style.setProperty("--beside", `${beside}px`);
     box.replaceChildren();
     drawn.clear();
     box.style.height = `${Math.min(state.lines.length * LINE, TALLEST)}px`;
@@ -107,13 +121,14 @@ export function rolloutList(parent, fields, on) {
       button.dataset.sorted = column === name ? (descending ? "▼" : "▲") : "";
       button.setAttribute("aria-label", sortLabel(button.dataset.title, name, state.sort));
       button.setAttribute("aria-pressed", column === name);
+      button.hidden = state.hidden.has(name);
     }
     paint();
   }
 
   /** Fits the width of cells to the room, within limits; the list scrolls sideways if that is not enough. */
   function fit() {
-    const room = (scroller.clientWidth - beside - MARK) / Math.max(state.data.width, 1);
+    const room = (scroller.clientWidth - beside - MARK - (state.flat ? PLACE : 0)) / Math.max(state.data.width, 1);
     scroller.style.setProperty("--cell", `${Math.floor(clamp(room, 62, 110))}px`);
     scroller.style.setProperty("--tokens", state.data.width);
   }
@@ -196,11 +211,11 @@ function buildHead(head, fields, on) {
   return new Map(heads);
 }
 
-function targetLine(parent, { data, fields }, group) {
+function targetLine(parent, { data, fields, filters }, group) {
   const clicked = data.clicked.has(group);
   const node = html("div", { class: `line target${clicked ? " clicked" : ""}`, role: "presentation" }, parent);
   html("span", { class: "mark", title: "reference" }, node, "ref");
-  targetCells(html("span", "tokens", node), data, group);
+  targetCells(html("span", "tokens", node), data, group, filters.target);
   const shared = fields.filter((field) => field.shared && field.digits !== null);
   const facts = shared.map(({ name, label, digits }) => `${label} ${decimals(data.numbers[name][data.firstOf[group]], digits)}`);
   const where = [...(clicked ? ["clicked"] : []), placeOf(data, group), ...facts].join(" · ");
@@ -208,15 +223,20 @@ function targetLine(parent, { data, fields }, group) {
   return node;
 }
 
-function rolloutLine(parent, { data, fields, best, most }, row) {
-  const own = fields.filter(({ shared }) => !shared);
+function rolloutLine(parent, { data, fields, filters, hidden, flat, best, most }, row) {
+  const own = fields.filter(({ shared, name }) => !shared && !hidden.has(name));
   const text = visible(beginning(textOf(data.strings, data.tokens, row * data.width, data.width)));
   const values = own.map(({ name, label, digits }) => `${label} ${decimals(data.numbers[name][row], digits)}`);
   const label = `${describe(data, row)}: ${text}; ${values.join(", ")}`;
   const attributes = { id: `${data.name}-${row}`, "data-row": row, role: "option", "aria-label": label };
-  const node = html("div", { class: "line rollout", ...attributes }, parent);
+  const clicked = flat && data.clicked.has(data.group[row]) ? " clicked" : "";
+  const node = html("div", { class: `line rollout${clicked}`, ...attributes }, parent);
   html("span", "mark", node);
-  rolloutCells(html("span", "tokens", node), data, row);
+  if (flat) {
+    const reference = visible(beginning(textOf(data.strings, data.targets, data.group[row] * data.width, data.width)));
+    html("span", { class: "place", title: `${placeOf(data, data.group[row])}\nreference: ${reference}` }, node, data.position[data.group[row]]);
+  }
+  rolloutCells(html("span", "tokens", node), data, row, filters.text);
   const numbers = html("span", "numbers", node);
   for (const { name, look, digits } of own) {
     const value = data.numbers[name][row];
