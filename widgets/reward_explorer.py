@@ -27,8 +27,9 @@ from refine_lab.validation import require
 from widgets.core.base import Widget, guarded
 from widgets.core.page import save_page
 from widgets.core.panel import FileField, Panel
-from widgets.parts.controls import explorer_fields, field, in_rows, text_field
+from widgets.parts.controls import explorer_fields, in_rows, text_field
 from widgets.parts.document_metrics import change_metrics, reading_metrics, reward_metric
+from widgets.parts.model_picker import model_picker
 from widgets.parts.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
 from widgets.state_view import StateView
@@ -78,8 +79,7 @@ class RewardExplorer(Panel):
         self.controls = explorer_fields(
             [*self.exploration.rewards], [*BUILT_IN_SELECTIONS, *self.exploration.selections], self._setting
         )
-        options = {"placeholder": "a shipped model, a run, a checkpoint", "continuous_update": False}
-        self._compare_field = field(ipywidgets.Text, "compare with", "", "36em", **options)
+        self._compare_field = model_picker("compare with")
         upload = FileField(accept=".txt,.md,.py,.json,.csv,.html", description="Open a file")
         read = self.button("read", "Read the document above", style="primary")
         head = [self._source, ipywidgets.HBox([read, upload, self._compare_field]), in_rows([*self.controls.values()])]
@@ -105,6 +105,7 @@ class RewardExplorer(Panel):
         if text is not None:
             self._source.value = replace_surrogates(text)
         self.report("Reading…")
+        self._compare_field.update()  # runs may have been trained since
 
         def show(known: Document) -> Future[Any] | None:
             if known is not self.exploration.document:
@@ -227,7 +228,6 @@ class RewardExplorer(Panel):
         def ended(asked: Future[Any]) -> None:
             if asked.exception() is not None and model == self._compared:
                 self._compared = None  # later documents are not compared with a model that cannot read this one
-                self._compare_field.value = ""
                 if document is not None and document is self.exploration.document:
                     with self._lock:
                         self._show_map()
