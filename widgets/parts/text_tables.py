@@ -11,7 +11,10 @@ from widgets.figures.tables import Table
 
 
 class TextTables(Widget):
-    """Tables one below the other: `tables` has their `caption`, `columns`, `rows` and `note`, all of them text."""
+    """Tables one below the other: `tables` has their `caption`, `columns` and `rows`, all of them text.
+
+    Each also has a `sentence` above and a `note` below, which may be empty.
+    """
 
     tables = traitlets.List().tag(sync=True)
 
@@ -23,6 +26,7 @@ class TextTables(Widget):
                 "caption": table.caption,
                 "columns": [str(name) for name in table.data],
                 "rows": table.data.astype(str).to_numpy().tolist(),
+                "sentence": getattr(table, "sentence", ""),
                 "note": table.note,
             }
             for table in tables
