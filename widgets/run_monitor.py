@@ -141,7 +141,8 @@ class RunMonitor(Panel):
         if len(steps):
             caption.status = printable(f"Rollouts of {self._description()} at steps {steps.min()} to {steps.max()}.")
         try:
-            shown = (runs, conclusion, self.curves, tables, caption, rollouts)
+            above = (runs, conclusion) if conclusion.tables else (runs,)
+            shown = (*above, self.curves, tables, caption, rollouts)
             return save_page(path, *shown, title=title, links=[(runs, "hidden", self.curves, "hidden")])
         finally:
             for widget in (rollouts, caption, tables, runs, conclusion):

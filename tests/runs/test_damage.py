@@ -116,7 +116,7 @@ def test_a_malformed_record_of_the_start_is_named_and_concerns_one_run(tmp_path:
         assert monitor.error == "" and "started.json is damaged" in monitor.differences.value
         assert "started.json is damaged" in monitor.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
         monitor.refresh()
-        assert [*monitor.choice.options] == [good.name] and str(path) in monitor.error
+        assert [row["name"] for row in monitor.table.rows] == [good.name] and str(path) in monitor.error
     finally:
         monitor.curves.close()
     with warnings.catch_warnings(record=True) as warned:

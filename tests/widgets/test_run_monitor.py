@@ -52,14 +52,14 @@ def test_settings_that_differ(tmp_path: Path) -> None:
     sft = replace(one.config, refine=None, data=DataConfig(sources={HOSTILE: 1.0}))
     with RunWriter.create(sft, tmp_path) as writer:
         table = config_differences([one, writer.run]).set_index("setting")
-    assert table.loc["refine"].tolist() == ["set", "null"]
-    assert not [name for name in table.index if name.startswith("refine.")]
+    assert table.loc["method"].tolist() == ["refine", "sft"]
+    assert not [name for name in table.index if name.startswith("refine")]
     assert json.loads(table.loc[f"data.sources.{HOSTILE}"].iloc[1]) == 1.0
     assert one.config.refine is not None
     binary = replace(one.config, refine=replace(one.config.refine, reward="binary"))
     with RunWriter.create(binary, tmp_path) as another:
         table = config_differences([one, another.run, writer.run]).set_index("setting")
-    assert table.loc["refine.reward"].tolist() == ['"cosine"', '"binary"', "–"]
+    assert table.loc["refine.reward"].tolist() == ["cosine", "binary", "–"]
 
 
 def test_runs_are_followed_compared_and_looked_into(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:

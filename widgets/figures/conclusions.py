@@ -25,6 +25,8 @@ from widgets.figures.tables import Table
 
 ADAPTED = ("loss_before", "loss_after", "entropy_before", "entropy_after")
 """Measures of the text to which a model was adapted."""
+SENTENCE = "font-weight: 600; line-height: 1.4; max-width: 72em"
+"""Style of the sentence."""
 FEW_SEEDS = 3
 """Number of seeds below which a conclusion says that the variation between seeds is known only roughly."""
 
@@ -40,7 +42,8 @@ class Conclusion(Table):
         return f"{self.sentence}\n{super().__repr__()}"
 
     def _repr_html_(self) -> str:
-        return f"<p style='font-weight: 600; line-height: 1.4; max-width: 72em'>{html.escape(self.sentence)}</p>{super()._repr_html_()}"
+        sentence = f"<p style='{SENTENCE}'>{html.escape(self.sentence)}</p>"
+        return sentence + super()._repr_html_()
 
 
 def conclusion(
