@@ -7,16 +7,22 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from refine_lab.data.tasks.scores import SCORES
 from refine_lab.experiments.reference import scores_by_item, scores_by_seed
 from refine_lab.runs.answers import AnswerLog
+from refine_lab.runs.cards import FOLDER
+from refine_lab.runs.files import read_parquet, write_parquet
 from refine_lab.runs.run import Run
 
 HELD_OUT = "held-out "
 """Beginning of the names of measures from a run's evaluations during training."""
 
-ANSWERS = (*SCORES, "loss_after", "entropy_after")
+RECALL = "recall.parquet"
+"""File in a run's folder of evaluations with its answers to the questions of recall documents."""
+
+ANSWERS = (*SCORES, "exact_recall", "loss_after", "entropy_after")
 """Measures of answers."""
 
 FIRST = ("contains_answer", "exact_match", "long_ppl", "ntp_loss", "ntp_accuracy", "sampled_accuracy")
@@ -26,12 +32,22 @@ OTHER = ("step", "time", "seconds", "documents", "key_tokens")
 """Columns of evaluations that are no measure of a model, besides those of the gradient (`nsp_...`)."""
 
 
+def store_recall(run: Run, answers: pd.DataFrame) -> None:
+    """Stores a run's answers to recall questions: `name`, `question` and `exact_recall`; earlier ones are replaced.
+
+    Raises OSError if the run cannot be written.
+    """
+    columns = answers[["name", "question", "exact_recall"]]
+    write_parquet(run.path / FOLDER / RECALL, pa.Table.from_pandas(columns, preserve_index=False))
+
+
 def stored_scores(runs: Sequence[Run], names: Sequence[str]) -> tuple[dict[str, pd.DataFrame], int | None]:
     """Returns scores by measure, as for `reference.differences_from`, and the step of the held-out measures, None without any.
 
-    `names` are those under which the runs are compared. Answers are those of a test-time training run, or those that
-    `experiments.posttrain.answer_test_prompts` stored after training. A held-out measure is taken at the last step at
-    which every run that has evaluations was evaluated. Measures of a single name are left out.
+    `names` are those under which the runs are compared. Answers are those of a test-time training run, or those that were
+    stored after training by `experiments.posttrain.answer_test_prompts` or `experiments.midtrain.final_results`. A held-out
+    measure is taken at the last step at which every run that has evaluations was evaluated. Measures of a single name are
+    left out. Raises OSError or ValueError for damaged files.
     """
     answers = [_answers(run).assign(method=name) for run, name in zip(runs, names, strict=True)]
     joined = pd.concat(answers, ignore_index=True)
@@ -50,7 +66,10 @@ def _answers(run: Run) -> pd.DataFrame:
     log = run.log if run.kind == "answer" else AnswerLog(run.path / "answers" / "test")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged files, whose answers are missing
-        return log.read()
+        found = log.read()
+    if len(found) or not (path := run.path / FOLDER / RECALL).is_file():
+        return found
+    return read_parquet(path).to_pandas().assign(seed=run.config.seed)
 
 
 def _last_evaluations(runs: Sequence[Run], names: Sequence[str]) -> tuple[Mapping[str, pd.DataFrame], int | None]:

@@ -33,7 +33,7 @@ def test_all_ways_on_the_embedded_task_and_again(tmp_path):
     assert "No question and no document is shared between splits." in text and "4 of 4 runs to train, about" in text
     assert text.endswith("Every figure has its data.\n") and "\nRuns created with commit " in text
     rollouts, methods, differences, samples = tables(tmp_path)
-    assert "what another seed would give" in differences and "distinct questions, fewer than 100" in differences
+    assert "; this does not say " in differences and "distinct questions, fewer than 100" in differences
     assert "with their references" in rollouts and "question" in samples
     for method in ("base", "SFT", "nested SFT", "nested REFINE", "nested SFT, one inner update"):
         assert method in methods

@@ -85,6 +85,7 @@ def test_one_damaged_run_blocks_nothing_but_itself(tmp_path: Path, name: str) ->
         assert any(len(panel["lines"]) for panel in curves.curves["panels"])
     finally:
         monitor.curves.close()
+        monitor.table.close()
         curves.close()
 
 
@@ -119,6 +120,7 @@ def test_a_malformed_record_of_the_start_is_named_and_concerns_one_run(tmp_path:
         assert [row["name"] for row in monitor.table.rows] == [good.name] and str(path) in monitor.error
     finally:
         monitor.curves.close()
+        monitor.table.close()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         assert [run.name for run in list_runs(tmp_path)] == [good.name]
@@ -182,6 +184,7 @@ def test_escapes_of_a_run_reach_no_terminal(tmp_path: Path, recwarn: pytest.Warn
             assert text.replace("\n", "").isprintable()
     finally:
         monitor.curves.close()
+        monitor.table.close()
     (path / "config.json").write_text("{")
     with pytest.warns(UserWarning, match=r"\\x1b\[31mred"):
         list_runs(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from refine_lab.experiments.reference import default_reference
 from refine_lab.experiments.stored_scores import HELD_OUT, stored_scores
 from refine_lab.runs.run import Run
 from refine_lab.text import printable
+from widgets.core.base import sentence
 from widgets.figures.conclusions import Conclusion, conclude
 from widgets.figures.method_tables import heading
 from widgets.figures.series import method_styles
@@ -52,6 +54,13 @@ class RunComparison(ipywidgets.VBox):
     def show(self, runs: Sequence[Run]) -> None:
         """Compares these runs; the reference and the measure stay if they are among the new ones."""
         self._runs, self._scores = [*runs], (None, ({}, None))
+        try:
+            self._show()
+        except (OSError, ValueError, LookupError, TypeError) as error:  # whatever the files of one run hold
+            self.found, self.reason = None, f"The runs cannot be compared: {sentence(error)}"
+            self._draw()
+
+    def _show(self) -> None:
         methods = [*dict.fromkeys(names_of(self._runs))]
         styles, labels = method_styles(methods), run_labels(self._runs)
         options: list[tuple[str, Reference]] = []
@@ -97,7 +106,12 @@ class RunComparison(ipywidgets.VBox):
                 if step is not None and chosen.startswith(HELD_OUT):
                     at = f"Measured at step {step}, the last that all of these runs have reached."
                     self.found.note = " ".join(filter(None, (self.found.note, at)))
-        self._shown.value = f"<p>{self.reason}</p>" if self.found is None else self.found._repr_html_()  # escaped
+        self._draw()
+
+    def _draw(self) -> None:
+        """Shows the conclusion, or why there is none."""
+        reason = f"<p>{html.escape(self.reason)}</p>"
+        self._shown.value = reason if self.found is None else self.found._repr_html_()  # escaped too
 
     def _scores_of(self, names: list[str], single: bool) -> tuple[dict[str, Any], int | None]:
         """Returns the stored scores; they are read once for each selection. A run on its own counts as one seed."""

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from refine_lab.config import TrainConfig
+from refine_lab.experiments.stored_scores import store_recall
 from refine_lab.recipes import ttt_per_prompt
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter, write_status
@@ -161,6 +163,26 @@ def test_answers_are_compared_question_by_question(tmp_path: Path) -> None:
     assert [value for _, value in shown.measure.options] == ["contains_answer", "exact_match", "f1", "loss_after"]
     assert shown.found is not None and shown.found.data["different questions"].tolist() == [4]
     assert "REFINE is not shown to differ (+50.0 points" in shown.found.sentence
+
+
+def test_recall_that_was_measured_after_training_is_compared_and_a_damaged_file_is_named(tmp_path: Path) -> None:
+    runs = [evaluated(tmp_path, "sft", 0, [3.0]), evaluated(tmp_path, "refine", 0, [2.0], steps=0)]
+    for run, right in zip(runs, ([0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]), strict=True):
+        names = [f"word-4 {number}" for number in range(4)]
+        store_recall(run, pd.DataFrame({"name": names, "question": names, "exact_recall": right}))
+    shown = RunComparison()
+    shown.show(runs)
+    assert [value for _, value in shown.measure.options][:2] == ["exact_recall", "held-out ntp_loss"]
+    assert shown.found is not None and shown.found.data["different questions"].tolist() == [4]
+    assert (
+        "Compared with SFT (25.0 %) in exact recall, REFINE is not shown to differ (+50.0 points"
+        in shown.found.sentence
+    )
+    (runs[0].path / "metrics.jsonl").write_text("damaged\n")
+    shown.show(runs)
+    assert (
+        shown.found is None and "metrics.jsonl is damaged" in shown.reason and shown.reason[:60] in shown._shown.value
+    )
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
