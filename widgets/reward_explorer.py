@@ -27,9 +27,10 @@ from widgets.core.base import Widget, guarded
 from widgets.core.page import save_page
 from widgets.core.panel import FileField
 from widgets.parts.click_result import ClickResult
-from widgets.parts.controls import field, in_rows, text_field
+from widgets.parts.controls import in_rows, text_field
 from widgets.parts.explorer_settings import SettingsPanel
 from widgets.parts.explorer_view import map_content, summarize
+from widgets.parts.model_picker import model_picker
 from widgets.parts.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
 from widgets.state_view import StateView
@@ -75,8 +76,7 @@ class RewardExplorer(SettingsPanel):
             sample = sample_document()
             text = sample.document + sample.question
         self._source = text_field("Document", text, 4)
-        options = {"placeholder": "a shipped model, a run, a checkpoint", "continuous_update": False}
-        self._compare_field = field(ipywidgets.Text, "compare with", "", "36em", **options)
+        self._compare_field = model_picker("compare with")
         upload = FileField(accept=".txt,.md,.py,.json,.csv,.html", description="Open a file")
         read = self.button("read", "Read the document above", style="primary")
         fields = in_rows([*self.controls.values()])
@@ -105,6 +105,7 @@ class RewardExplorer(SettingsPanel):
         if text is not None:
             self._source.value = replace_surrogates(text)
         self.report("Reading…")
+        self._compare_field.update()  # runs may have been trained since
 
         def show(known: Document) -> Future[Any] | None:
             if known is not self.exploration.document:
@@ -220,7 +221,6 @@ class RewardExplorer(SettingsPanel):
         def ended(asked: Future[Any]) -> None:
             if asked.exception() is not None and model == self._compared:
                 self._compared = None  # later documents are not compared with a model that cannot read this one
-                self._compare_field.value = ""
                 if document is not None and document is self.exploration.document:
                     with self._lock:
                         self._show_map()

@@ -1,4 +1,4 @@
-"""The run monitor: curves, rollouts and settings that differ for a folder's runs, live or finished, with start and stop."""
+"""The run monitor: a table of a folder's runs, their differences, curves and rollouts, and buttons that start and stop runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import traitlets
 
 from refine_lab.experiments.compare import config_differences, evaluation_results, lineage, tokenizer_of
 from refine_lab.runs.files import is_run, parquet_parts
@@ -21,7 +22,10 @@ from widgets.core.notice import Notice
 from widgets.core.page import save_page
 from widgets.core.panel import Panel
 from widgets.figures.tables import Table
+from widgets.parts.controls import field
 from widgets.parts.live_curves import LiveCurves
+from widgets.parts.run_comparison import RunComparison
+from widgets.parts.run_table import RunTable
 from widgets.parts.step_slider import StepSlider
 from widgets.parts.text_tables import TextTables
 from widgets.rollout_inspector import RolloutInspector
@@ -48,12 +52,13 @@ PAGE_ROLLOUTS = 20_000
 
 
 class RunMonitor(Panel):
-    """Selects runs, follows their curves, shows rollouts by step, compares settings, and stops and starts runs.
+    """Lists runs in a table, compares those selected, follows their curves, shows rollouts, and stops and starts runs.
 
-    `folder`: the folder of run directories; none: the project's (`runs.run.runs_dir`). Everything shown is read from the
-    directories, so that a new monitor, after a restart of the kernel or a reload, shows the same, and can stop runs
-    that it did not start. Runs of training and test-time training are shown alike, the latter with the means of their
-    answers so far. Raises FileNotFoundError if the folder does not exist.
+    `table.selected` holds the names of the selected runs. `folder`: the folder of run directories; none: the project's
+    (`runs.run.runs_dir`). Everything shown is read from the directories, so that a new monitor, after a restart of the
+    kernel or a reload, shows the same, and can stop runs that it did not start. Runs of training and test-time training
+    are shown alike, the latter with the means of their answers so far. Raises FileNotFoundError if the folder does not
+    exist.
     """
 
     def __init__(self, folder: Path | str | None = None, runs: Sequence[Run] | None = None) -> None:
@@ -65,49 +70,49 @@ class RunMonitor(Panel):
             self.folder = self.folder.absolute().parent
         if not self.folder.is_dir():
             raise FileNotFoundError(f"no runs folder at {self.folder}")
+        self.table = RunTable()
+        self.comparison = RunComparison()
         self.curves = LiveCurves()
+        self.curves.listed = False
         self.inspector = RolloutInspector(decode=str)
         self._run: Run | None = None
-        self._refreshing = False
-        self.choice = ipywidgets.SelectMultiple(description="Runs", rows=6, layout=ipywidgets.Layout(width="auto"))
+        self._compared: Any = None
+        self._choosing = False
         self.step = StepSlider(label="rollouts at step", disabled=True)
+        self.rolled_out = field(ipywidgets.Dropdown, "rollouts of", None, "34em", options=[])
         self.differences = ipywidgets.HTML()
         scrolls = ipywidgets.Box([self.differences], layout=ipywidgets.Layout(max_height="24em", overflow="auto"))
         buttons = ipywidgets.HBox([self.button(method, tooltip) for method, tooltip in TOOLTIPS.items()])
-        self.children = [self.choice, buttons, self.notice, self.curves, scrolls, self.step, self.inspector]
+        shown = [self.table, buttons, self.notice, self.comparison, self.curves, scrolls, self.rolled_out]
+        self.children = [*shown, self.step, self.inspector]
         self.refresh()
-        self.choice.observe(self._on_choice, "value")
+        self.table.observe(self._on_choice, "selected")
         self.step.observe(self._on_step, "value")
+        self.rolled_out.observe(self._on_run, "value")
         self.curves.observe(self._on_progress, "progress")
-        names = [run.name for run in runs] if runs is not None else [*self.choice.options][:CHOSEN_AT_FIRST]
-        self.choice.value = tuple(name for name in self.choice.options if name in names)
+        traitlets.dlink((self.table, "hidden"), (self.curves, "hidden"))
+        names = [row["name"] for row in self.table.rows]
+        self.table.selected = [run.name for run in runs] if runs is not None else names[:CHOSEN_AT_FIRST]
+        if not self.table.selected:
+            self._on_choice(None)
 
     # -- public methods ------------------------------------------------------------------------------------------------
 
     @property
     def runs(self) -> list[Run]:
         """Returns the selected runs that still exist."""
-        return [Run(self.folder / name) for name in self.choice.value if is_run(self.folder / name)]
+        return [Run(self.folder / name) for name in self.table.selected if is_run(self.folder / name)]
 
     def refresh(self) -> None:
         """Refreshes the list of runs and keeps the selection."""
         with warnings.catch_warnings(record=True) as damaged:
             warnings.simplefilter("always")
             runs = list_runs(self.folder)
-        names = [run.name for run in reversed(runs)]
-        before = self.choice.value
-        chosen = [name for name in names if name in before]
-        self._refreshing = True
-        try:
-            self.choice.options = names  # this clears the selection
-            self.choice.value = chosen
-        finally:
-            self._refreshing = False
-        if len(chosen) < len(before):
-            self._on_choice(None)
-        else:
+        before = self.table.selected
+        self.table.show([*reversed(runs)])
+        if self.table.selected == before:
             self._show_tables()  # evaluations may have been added
-        self.report(f"{_runs(names)}.")
+        self.report(f"{_runs(runs)}.")
         self.error = printable("\n".join(str(warning.message) for warning in damaged))
 
     def start(self) -> None:
@@ -115,6 +120,7 @@ class RunMonitor(Panel):
         waiting = [run for run in self.runs if run.state not in ("starting", "running", "finished")]
         run_in_turn(waiting, detach=True, log=lambda line: None)
         self.curves.start()
+        self.table.start()
         self.report(f"Started {_runs(waiting)}." if waiting else "All selected runs have finished or are in progress.")
 
     def stop(self) -> None:
@@ -125,18 +131,21 @@ class RunMonitor(Panel):
         )
 
     def save_html(self, path: Path | str, title: str = "Runs") -> Path:
-        """Writes one offline HTML file with the curves, the tables, and the rollouts of a run's last steps.
+        """Writes one offline HTML file with the selected runs: their table, conclusion, curves, and one run's last rollouts.
 
-        The tables are those of the monitor: settings that differ, forks and accepted changes, and evaluations.
+        The other tables are those of the monitor: settings that differ, forks and accepted changes, and evaluations.
         """
         rollouts, caption, tables = self._all_rollouts(), Notice(), TextTables.of(self._tables())
+        runs, conclusion = self.table.copy_of(self.table.selected), TextTables.of(self._conclusions())
         steps = rollouts.rollouts["step"]
         if len(steps):
             caption.status = printable(f"Rollouts of {self._description()} at steps {steps.min()} to {steps.max()}.")
         try:
-            return save_page(path, self.curves, tables, caption, rollouts, title=title)
+            above = (runs, conclusion) if conclusion.tables else (runs,)
+            shown = (*above, self.curves, tables, caption, rollouts)
+            return save_page(path, *shown, title=title, links=[(runs, "hidden", self.curves, "hidden")])
         finally:
-            for widget in (rollouts, caption, tables):
+            for widget in (rollouts, caption, tables, runs, conclusion):
                 widget.close()  # an executed notebook stores every open widget
 
     def _all_rollouts(self) -> RolloutInspector:
@@ -148,11 +157,12 @@ class RunMonitor(Panel):
         return RolloutInspector.of_run(self._run, self._decoder(self._run), range(first, self.step.last + 1))
 
     def __repr__(self) -> str:
-        chosen = ", ".join(self.choice.value) or "none"
+        chosen = ", ".join(self.table.selected) or "none"
         parts = [
-            f"RunMonitor of {_runs(self.choice.options)}; selected: {chosen}",
+            f"RunMonitor of {_runs(self.table.rows)}; selected: {chosen}",
             *self.notice.lines(),
-            repr(self.curves),
+            repr(self.table),
+            repr(self.comparison),
         ]
         parts += [repr(table) for table in self._tables()[1:] if len(table.data)]
         if self.inspector.rollouts.size:
@@ -163,11 +173,13 @@ class RunMonitor(Panel):
 
     @guarded
     def _on_choice(self, change: Any) -> None:
-        if self._refreshing:
-            return
         self.curves.show(*self.runs)
         self._show_tables()
         self._show_steps()
+
+    def _conclusions(self) -> list[Table]:
+        """Returns the conclusion about the selected runs, if there is one."""
+        return [] if self.comparison.found is None else [self.comparison.found]
 
     def _tables(self) -> list[Table]:
         """Returns the settings in which the selected runs differ, their forks and changes, and their evaluations."""
@@ -178,16 +190,39 @@ class RunMonitor(Panel):
 
     def _show_tables(self) -> None:
         self.differences.value = "".join(table._repr_html_() for table in self._tables() if len(table.data))  # escaped
+        self._compare()
+
+    def _compare(self) -> None:
+        """Compares the selected runs as they are now."""
+        self._compared = self._compared_state()
+        self.comparison.show(self.runs)
+
+    def _compared_state(self) -> Any:
+        """Returns what the comparison depends on: the runs, their states, and how often they were evaluated."""
+        states = [(row["name"], row["state"]) for row in self.curves.progress]
+        return states, len(self.curves.frame("eval")), len(self.curves.frame("answers"))
 
     @guarded
     def _on_progress(self, change: Any) -> None:
         self._show_steps()
+        if self._compared != self._compared_state():
+            self._compare()
 
     def _show_steps(self) -> None:
-        """Sets the slider to the steps with rollouts of the first selected run that has any."""
+        """Sets the slider to the steps with rollouts of the run chosen for them: the first selected one that has any."""
         parts = {run: found for run in self.runs if (found := parquet_parts(run.path / "rollouts"))}
-        run, steps = next(iter(parts.items()), (None, []))
-        others = f" (first of {len(parts)} selected runs with rollouts)" if len(parts) > 1 else ""
+        named = {run.name: run for run in parts}
+        options, before = [(self._label(run), run.name) for run in parts], self.rolled_out.value
+        if options != [*self.rolled_out.options]:
+            self._choosing = True
+            try:
+                self.rolled_out.options = options
+                self.rolled_out.value = before if before in named else next(iter(named), None)
+            finally:
+                self._choosing = False
+        self.rolled_out.layout.display = None if len(parts) > 1 else "none"
+        run = named.get(str(self.rolled_out.value))
+        steps = parts[run] if run is not None else []
         first, last = min((first for first, *_ in steps), default=0), max((last for _, last, _ in steps), default=0)
         changed = (run and run.path) != (self._run and self._run.path)
         if changed and run is not None:
@@ -195,7 +230,7 @@ class RunMonitor(Panel):
             before, self.inspector = self.inspector, RolloutInspector(decode=self._decoder(run))
             self.children = [*self.children[:-1], self.inspector]
             before.close()
-        self.step.label = f"{self._label(run)}{others}, rollouts at step" if run is not None else "rollouts at step"
+        self.step.label = f"{self._label(run)}, rollouts at step" if run is not None else "rollouts at step"
         if changed or last != self.step.last:
             follows = changed or self.step.value == self.step.last  # a selected earlier step remains selected
             self.step.disabled = run is None
@@ -204,6 +239,11 @@ class RunMonitor(Panel):
                 self.step.value = last if follows else self.step.value
         if changed and run is not None:
             self._on_step({"new": last})
+
+    @guarded
+    def _on_run(self, change: Any) -> None:
+        if not self._choosing:
+            self._show_steps()
 
     @guarded
     def _on_step(self, change: Any) -> None:

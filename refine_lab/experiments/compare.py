@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -23,6 +24,10 @@ from refine_lab.validation import ConfigError
 
 READINGS = ("loss_before", "loss_after", "entropy_before", "entropy_after")
 """Measures of a prompt, in nats per token."""
+
+
+NAMED_BY_METHOD = ("refine", "ttt", "ttt.refine")
+"""Groups of settings that some methods lack."""
 
 
 # -- records of runs ---------------------------------------------------------------------------------------------------
@@ -80,10 +85,11 @@ def _joined(runs: Iterable[Run], read: Callable[[Run], pd.DataFrame]) -> pd.Data
 def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
     """Returns the settings in which runs differ: one row per setting, one column per run, all strings; "–" for none.
 
-    For a group that some runs lack, such as `refine` for SFT, one row marks the runs that have it ("set"); the
-    group's own settings are rows only if the runs that have it differ.
+    The first row is `method`, if the runs have several: it stands for the settings that some runs lack, such as `refine`
+    for SFT. For another such group, one row marks the runs that have it ("set"). The group's own settings are
+    rows only if the runs that have it differ.
     """
-    flat = {run.name: flat_settings(run.config) for run in runs}
+    flat = {run.name: {"method": run.config.method, **flat_settings(run.config)} for run in runs}
     if not flat:
         return pd.DataFrame({"setting": []})
     table = pd.DataFrame(flat).rename_axis("setting")
@@ -91,7 +97,15 @@ def config_differences(runs: Iterable[Run]) -> pd.DataFrame:
     absent = table.index.intersection(group)  # groups that some runs lack
     table.loc[absent] = table.loc[absent].fillna("set")
     kept = (table.nunique(axis=1) > 1) | (table.isna().any(axis=1) & ~group.isin(absent))
-    return table[kept].fillna("–").reset_index()
+    kept &= ~table.index.isin(NAMED_BY_METHOD)
+    return table[kept].map(lambda value: value if pd.isna(value) else _unquoted(value)).fillna("–").reset_index()
+
+
+def _unquoted(value: str) -> str:
+    """Returns a setting's JSON as text: strings without quotes, null as `none`."""
+    if value == "null":
+        return "none"
+    return str(json.loads(value)) if value.startswith('"') else value
 
 
 def lineage(runs: Iterable[Run]) -> pd.DataFrame:

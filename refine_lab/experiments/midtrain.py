@@ -23,6 +23,7 @@ from refine_lab.data.batches import SequenceData
 from refine_lab.data.recall import RecallDocument, parse_kind
 from refine_lab.experiments.compare import names_of
 from refine_lab.experiments.configs import absolute_model, absolute_source, drop_none
+from refine_lab.experiments.stored_scores import store_recall
 from refine_lab.method.custom_selection import selection_function
 from refine_lab.method.places import place_scores
 from refine_lab.method.selection import select_positions, selection_probabilities, shift, smooth
@@ -96,6 +97,7 @@ def final_results(
 ) -> FinalResults:
     """Evaluates the base model and every run's model on the same held-out text, targets and facts, and prints one line each.
 
+    A run's answers are also stored in its directory, where the run monitor finds them (`stored_scores.store_recall`).
     Recall uses `num_documents` documents of `num_tokens` tokens of each kind; `documents` is the number of distinct ones.
     None stands for the kinds of the runs' recall documents and their length, at most 2,048 tokens, or `RECALL_KINDS` and
     512 tokens if the runs have none. The base is the model that the runs start from, with a seed only if they start from
@@ -116,11 +118,13 @@ def final_results(
     if not evaluation.fixed_targets(**targets).fits(length := int(held_out.validation().lengths.min())):
         chunks = refine.num_chunks
         print(f"Rewards are skipped: rows of {length} tokens are too short for rollouts from {chunks} chunks.")
-    keys, rows, answers = _key_tokens(config, held_out), [], []
+    keys, rows, answers, own = _key_tokens(config, held_out), [], [], {str(run.path): run for run in runs}
     for method, seed, updates, name in models:
         measured, right = _measures_of(config, name, held_out, documents, **targets, key_tokens=keys)
         rows.append({"method": method, "seed": seed, "updates": updates, **_distinct(documents), **measured})
         answers.append(right.assign(method=method, seed=NO_SEED if seed is None else seed))
+        if (run := own.get(name)) is not None and len(right):
+            store_recall(run, right)
         values = (f"{name} {x:.4f}" if isinstance(x, float) else f"{name} {x}" for name, x in measured.items())
         print(f"{method}{'' if seed is None else f' s{seed}'}:", ", ".join(values))
     return FinalResults(rows, pd.concat(answers, ignore_index=True))

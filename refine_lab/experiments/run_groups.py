@@ -57,7 +57,9 @@ def _differences(settings: Sequence[Mapping[str, str]], folders: Sequence[str]) 
     """Describes the settings that distinguish each group from the others."""
     names = dict.fromkeys(name for each in settings for name in each)
     differing = [name for name in names if len({each.get(name) for each in settings}) > 1][:MOST_NAMED]
-    labels = [", ".join(f"{_label(name)} {_text(each.get(name))}" for name in differing) for each in settings]
+    labels = [
+        ", ".join(f"{setting_label(name)} {setting_text(each.get(name))}" for name in differing) for each in settings
+    ]
     if len(set(labels)) < len(labels):
         dates = [found[0] if (found := _DATE.match(folder)) else folder for folder in folders]
         dates = dates if len(set(dates)) == len(dates) else folders
@@ -65,14 +67,14 @@ def _differences(settings: Sequence[Mapping[str, str]], folders: Sequence[str]) 
     return labels
 
 
-def _label(name: str) -> str:
+def setting_label(name: str) -> str:
     """Returns the last part of a flat setting's name; for a text source that is a path, the file's name."""
     before, found, source = name.partition("data.sources.")
     return Path(source).name or source if found and not before else name.rpartition(".")[2]
 
 
-def _text(value: str | None) -> str:
-    """Formats a setting for a label: strings without quotes, absolute paths by their last part."""
+def setting_text(value: str | None) -> str:
+    """Formats a setting's JSON for a label or a cell: strings without quotes, absolute paths by their last part."""
     if value is None:
         return "–"
     plain = json.loads(value)

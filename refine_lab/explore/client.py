@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
+import signal
 import subprocess
 import tempfile
 import threading
@@ -20,6 +22,10 @@ from refine_lab.runs.process import PYTHON, spawn
 _PASSED_ON = (ValueError, FileNotFoundError, TypeError, MemoryError, FloatingPointError)
 ERRORS: Mapping[str, type[Exception]] = {error.__name__: error for error in _PASSED_ON} | {"ConfigError": ValueError}
 """Error types that are passed on (of a ConfigError only the message); any other error becomes a RuntimeError."""
+
+
+RAISED = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)\b")
+"""Beginning of the last line of a traceback."""
 
 
 class WorkerDied(RuntimeError):
@@ -164,7 +170,7 @@ class Worker:
             process.wait(1)
         except subprocess.TimeoutExpired:
             process.kill()
-        sentence = f"the worker ended with status {process.wait()}{self._last_words()}"
+        sentence = f"the worker {_end_of(process.wait())}{self._last_words()}"
         for future, _ in waiting.values():
             if not future.done():
                 future.set_exception(WorkerDied(sentence))
@@ -173,7 +179,15 @@ class Worker:
         with self._log as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
             lines = log.read().decode(errors="replace").strip().splitlines()
-        return f": {lines[-1]}" if lines else ""
+        raised = next((line for line in reversed(lines) if RAISED.match(line)), "")  # not the source line of a warning
+        return f": {raised}" if raised else ""
+
+
+def _end_of(status: int) -> str:
+    """Describes how a process ended, from its exit status."""
+    if status == -signal.SIGKILL:
+        return "was killed (SIGKILL), most often because memory ran out"
+    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
 _workers: dict[str, Worker] = {}

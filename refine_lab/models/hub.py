@@ -17,6 +17,7 @@ from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImp
 
 from refine_lab.runs.checkpoints import MANIFEST, OPTIMIZER, check_files, newest_whole, read_manifest
 from refine_lab.runs.files import read_json
+from refine_lab.runs.run import runs_dir
 from refine_lab.text import quote, shorten
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -37,6 +38,12 @@ SMALL_FILES = ("config.json", "generation_config.json", "*.index.json", "manifes
 
 MOST_LETTERS = 500
 """Maximum length of a name on the hub."""
+
+IN_RUNS = "runs/"
+"""Beginning of the names of runs and their checkpoints in the folder of runs."""
+
+MOST_LISTED = 3
+"""Maximum number of runs that an error lists."""
 
 SECONDS_TO_ANSWER = 10.0
 """The hub is considered unreachable after this many seconds."""
@@ -102,8 +109,9 @@ def locate(name: str, revision: str | None = None, *, cached: bool = False) -> P
     """Finds the model of that name; for a repository on the hub only the small files are fetched.
 
     `name` is looked up among the shipped models, then as a run directory (its last checkpoint) or a folder, then on the
-    hub, where `revision` may be given separately. A subfolder without a tokenizer uses the repository's. With `cached`,
-    the hub is not asked, and a repository must be in its cache.
+    hub, where `revision` may be given separately. `runs/NAME` is also looked up in the folder of runs, whatever the
+    current folder is, and is never looked up on the hub. A subfolder without a tokenizer uses the repository's. With
+    `cached`, the hub is not asked, and a repository must be in its cache.
 
     Raises FileNotFoundError if nothing is found, naming every place searched and what is wrong there, and ValueError
     for a revision of a model that is not on the hub, for two revisions, and for a folder with anything but regular files.
@@ -115,6 +123,8 @@ def locate(name: str, revision: str | None = None, *, cached: bool = False) -> P
         _refuse_special_files(folder)
         _check(folder)
         return Place(folder)
+    if name.startswith(IN_RUNS):
+        raise FileNotFoundError(_no_run(name))
     if asked is None:
         form = "org/repo, org/repo:subfolder, org/repo@revision or org/repo:subfolder@revision"
         raise FileNotFoundError(f"{_looked_for(name)}, and on the hub names have the form {form}")
@@ -147,9 +157,15 @@ def shipped(name: str) -> Path | None:
 
 
 def own_folder(name: str) -> Path | None:
-    """Returns the folder at that path, which may begin with ~, or None."""
+    """Returns the folder at that path, which may begin with ~, or None.
+
+    `runs/NAME`, if it is not in the current folder, is looked up in `runs_dir()`: notebooks run in a folder of their own.
+    """
     path = os.path.expanduser(name)  # as it is where there is no such user
-    return Path(path) if os.path.isdir(path) else None  # False for what no file system takes, too
+    if os.path.isdir(path):  # False for what no file system takes, too
+        return Path(path)
+    inside = str(runs_dir() / name.removeprefix(IN_RUNS)) if name.startswith(IN_RUNS) else ""
+    return Path(inside) if os.path.isdir(inside) else None
 
 
 def _local(name: str) -> Path | None:
@@ -190,6 +206,14 @@ def _looked_for(name: str) -> str:
     known = ", ".join(sorted(path.name for path in SHIPPED.glob("*") if path.is_dir())) or "none"
     path = quote(str(Path(os.path.expanduser(name)).absolute()))[1:-1]
     return f"there is no model {quote(name)}: not one of the shipped models ({known}), no run or folder at {path}"
+
+
+def _no_run(name: str) -> str:
+    """Returns a sentence for a name that begins with `runs/` where there is no such folder; it lists the newest runs."""
+    folder = runs_dir()
+    newest = sorted((path.name for path in folder.glob("*") if _is_run(path)), reverse=True)[:MOST_LISTED]
+    known = f"the newest runs in the latter are {', '.join(newest)}" if newest else "the latter has no runs"
+    return f"there is no run or checkpoint {quote(name)}, neither in the current folder nor in {folder}; {known}"
 
 
 def _download(name: str, asked: HubName, cached: bool) -> Place:

@@ -8,7 +8,7 @@
     checkpoints/   step-<n>/                                   selection.py  a custom selection
     inputs.json    digests of the text or prompts and of the model that the run started with
     started.json   the configuration and functions that the run started with, and accepted changes
-    evaluations/   result cards of evaluations of the run
+    evaluations/   result cards of evaluations of the run, and its answers to recall questions (recall.parquet)
 
 There are two kinds of run: `train` trains a model, `answer` adapts a model to each prompt of a task and answers it.
 Format version 1 had other file names for the second kind (`files.OLDER_NAMES`) and no status.json; such directories can

@@ -92,15 +92,15 @@ def test_start_and_the_curve_grows(monitored: Monitored) -> None:
     assert monitored.run.alive
 
 
-def test_the_list_of_runs_keeps_its_keys(monitored: Monitored) -> None:
-    choice = monitored.page.locator("select[multiple]")
-    choice.focus()
+def test_the_table_of_runs_keeps_its_keys(monitored: Monitored) -> None:
+    box = monitored.page.locator(".run-table [data-key=select]")
+    box.focus()
     for key in ("ArrowDown", "ArrowUp", "b", "x", "Home"):
         monitored.page.keyboard.press(key)
     monitored.page.keyboard.press("Control+a")
-    assert choice.evaluate("node => node.selectedOptions.length === node.options.length")
+    assert box.is_checked()
     assert monitored.page.locator(".jp-Cell.jp-mod-selected").count() <= 1
-    assert choice.evaluate("node => node === document.activeElement")
+    assert box.evaluate("node => node === document.activeElement")
     assert monitored.page.evaluate("window.jupyterapp.shell.currentWidget.content.widgets.length") == 1
 
 
@@ -126,11 +126,11 @@ def test_a_new_kernel_finds_the_run_and_stops_it(monitored: Monitored) -> None:
     monitored.page.locator(PANEL).wait_for()
     again = monitored.wait_for_more_than(before)
     monitored.wait_for_more_than(again)
-    assert monitored.run.name in monitored.page.locator("select option").all_inner_texts()
+    assert monitored.run.name in monitored.page.locator(".run-table td.name").all_inner_texts()
     take_shots(monitored.page, "monitor")
     monitored.press("Stop")
     monitored.page.locator(".notice .status", has_text="Asked 1 run to save and stop.").wait_for()
-    monitored.page.locator(".live-curves .state", has_text="stopped").wait_for()
+    monitored.page.locator(".run-table .state", has_text="stopped by you").wait_for()
     wait_for(lambda: not monitored.run.alive)
     assert monitored.run.state == "stopped"
     saved = monitored.run.latest_checkpoint()

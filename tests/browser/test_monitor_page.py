@@ -32,6 +32,7 @@ def path(tmp_path: Path) -> Path:
         return monitor.save_html(tmp_path / "page.html")
     finally:
         monitor.curves.close()
+        monitor.table.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -21,6 +21,7 @@ from refine_lab.experiments.runs import create_runs, runs_folder, stage_runs, te
 from refine_lab.models.hub import SHIPPED
 from refine_lab.models.loading import load_model
 from refine_lab.recipes import by_memory, midtrain, pretrain, pretrain_lact
+from refine_lab.runs.files import read_parquet
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
 from refine_lab.training.evaluation import recall_documents
@@ -449,5 +450,10 @@ def test_what_cannot_be_measured_is_left_out_and_told_of(
             kind: row[f"exact recall {kind} at 128"] for kind in ("word-1", "number-1")
         }
         assert own["question"].str.startswith(("word-1 ", "number-1 ")).all()
+    stored = run.path / "evaluations" / "recall.parquet"
+    assert stored.is_file() is rewards
+    if rewards:
+        kept = results.answers[results.answers["seed"] == 0]["exact_recall"].tolist()
+        assert read_parquet(stored).to_pandas()["exact_recall"].tolist() == kept
     assert ("Rewards are skipped: rows of 160 tokens" in told) is not rewards
     assert ("Recall of word-1 is skipped: a recall document with 1 facts needs" in told) is not rewards

@@ -82,7 +82,7 @@ def test_after_its_death_another_takes_over(worker: Worker) -> None:
     assert pid is not None
     job = worker.submit("adapt", model=MODEL, token_ids=IDS, config=TTTConfig(steps=10_000))
     os.kill(pid, signal.SIGKILL)
-    with naming(WorkerDied, -9):
+    with naming(WorkerDied, "SIGKILL"):
         job.result(30)
     assert worker.call("open", model=MODEL)["updates"] == 0
     assert worker.pid != pid

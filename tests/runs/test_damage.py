@@ -76,8 +76,8 @@ def test_one_damaged_run_blocks_nothing_but_itself(tmp_path: Path, name: str) ->
         assert states[good.name] == "finished"
         if "rollouts" not in name and "lock" not in name and "config" not in name:
             assert states[bad.name] == "unreadable"
-        assert good.name in monitor.choice.options
-        monitor.choice.value = (good.name,)
+        assert good.name in {row["name"] for row in monitor.table.rows}
+        monitor.table.selected = [good.name]
         assert f"step {monitor.step.value}" in monitor.notice.status
         assert not monitor.error or monitor.error.startswith(f"skipped: {bad.path}")
         frame = curves.frame()
@@ -85,6 +85,7 @@ def test_one_damaged_run_blocks_nothing_but_itself(tmp_path: Path, name: str) ->
         assert any(len(panel["lines"]) for panel in curves.curves["panels"])
     finally:
         monitor.curves.close()
+        monitor.table.close()
         curves.close()
 
 
@@ -111,14 +112,15 @@ def test_a_malformed_record_of_the_start_is_named_and_concerns_one_run(tmp_path:
     field = next(each for each in ("changes", "parent", "reward", "selection") if each.removesuffix("s") in name)
     path.write_text(json.dumps(bad.started | {field: MALFORMED[name]}), encoding="utf-8")
     try:
-        monitor.choice.value = ()
-        monitor.choice.value = (good.name, bad.name)  # listed before the damage
+        monitor.table.selected = []
+        monitor.table.selected = [good.name, bad.name]  # listed before the damage
         assert monitor.error == "" and "started.json is damaged" in monitor.differences.value
         assert "started.json is damaged" in monitor.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
         monitor.refresh()
-        assert [*monitor.choice.options] == [good.name] and str(path) in monitor.error
+        assert [row["name"] for row in monitor.table.rows] == [good.name] and str(path) in monitor.error
     finally:
         monitor.curves.close()
+        monitor.table.close()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         assert [run.name for run in list_runs(tmp_path)] == [good.name]
@@ -182,6 +184,7 @@ def test_escapes_of_a_run_reach_no_terminal(tmp_path: Path, recwarn: pytest.Warn
             assert text.replace("\n", "").isprintable()
     finally:
         monitor.curves.close()
+        monitor.table.close()
     (path / "config.json").write_text("{")
     with pytest.warns(UserWarning, match=r"\\x1b\[31mred"):
         list_runs(tmp_path)

@@ -53,6 +53,7 @@ def test_a_run_from_elsewhere_executes_nothing(tmp_path: Path) -> None:
         monitor.save_html(tmp_path / "page.html")
     finally:
         monitor.curves.close()
+        monitor.table.close()
     load_model(str(run.path))
     assert not marker.exists()
 
@@ -64,6 +65,7 @@ def test_a_page_forbids_all_requests(tmp_path: Path) -> None:
         page = monitor.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
     finally:
         monitor.curves.close()
+        monitor.table.close()
     policy = re.search('<meta http-equiv="Content-Security-Policy" content="([^"]*)">', page)
     assert policy is not None
     rules = dict(rule.strip().split(" ", 1) for rule in policy[1].split(";"))
@@ -86,6 +88,7 @@ def test_the_monitor_asks_the_hub_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         assert len(monitor.inspector.rollouts) == 1
     finally:
         monitor.curves.close()
+        monitor.table.close()
     assert not asked
 
 

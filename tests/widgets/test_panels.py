@@ -223,7 +223,8 @@ def test_the_change_to_another_step_or_model(worker: Worker, explorer: RewardExp
     with pytest.raises(FileNotFoundError):
         explorer.compare("no-such-model").result(SECONDS)
     assert "no-such-model" in explorer.error
-    wait_for(lambda: explorer._compare_field.value == "" and "entropy_change" not in shown.metrics)
+    wait_for(lambda: "entropy_change" not in shown.metrics)
+    assert explorer._compare_field.value == "no-such-model", "what was typed can be corrected"
     explorer.read(TEXT).result(SECONDS)
     assert explorer.error == ""
 
@@ -253,7 +254,7 @@ def test_a_model_with_other_tokens_is_no_comparison(worker: Worker, explorer: Re
     ):
         explorer.read(words).result(SECONDS)
     assert "tokenises this document identically" in explorer.error
-    assert explorer._compare_field.value == ""
+    assert explorer._compare_field.value == str(tmp_path)
     assert "entropy_change" not in explorer.token_map.metrics
     assert explorer.token_map.metrics["reward"].values.size == len(explorer.token_map.text)
 

@@ -40,6 +40,7 @@ def watch() -> Iterator[Callable[[Path], RunMonitor]]:
     yield make
     for monitor in made:
         monitor.curves.close()
+        monitor.table.close()
 
 
 def test_settings_that_differ(tmp_path: Path) -> None:
@@ -51,14 +52,14 @@ def test_settings_that_differ(tmp_path: Path) -> None:
     sft = replace(one.config, refine=None, data=DataConfig(sources={HOSTILE: 1.0}))
     with RunWriter.create(sft, tmp_path) as writer:
         table = config_differences([one, writer.run]).set_index("setting")
-    assert table.loc["refine"].tolist() == ["set", "null"]
-    assert not [name for name in table.index if name.startswith("refine.")]
+    assert table.loc["method"].tolist() == ["refine", "sft"]
+    assert not [name for name in table.index if name.startswith("refine")]
     assert json.loads(table.loc[f"data.sources.{HOSTILE}"].iloc[1]) == 1.0
     assert one.config.refine is not None
     binary = replace(one.config, refine=replace(one.config.refine, reward="binary"))
     with RunWriter.create(binary, tmp_path) as another:
         table = config_differences([one, another.run, writer.run]).set_index("setting")
-    assert table.loc["refine.reward"].tolist() == ['"cosine"', '"binary"', "–"]
+    assert table.loc["refine.reward"].tolist() == ["cosine", "binary", "–"]
 
 
 def test_runs_are_followed_compared_and_looked_into(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
@@ -66,23 +67,28 @@ def test_runs_are_followed_compared_and_looked_into(tmp_path: Path, watch: Calla
     monitor = watch(tmp_path)
     assert [run.name for run in monitor.runs] == [run.name for run in reversed(runs)]  # the newest first
     assert len(monitor.curves.progress) == 3
-    monitor.choice.value = (runs[0].name, runs[1].name)
+    monitor.table.selected = [runs[0].name, runs[1].name]
     assert {row["name"] for row in monitor.curves.progress} == {runs[0].name, runs[1].name}
     assert "<td" in monitor.differences.value and "0.001" in monitor.differences.value
     assert (monitor.step.value, monitor.step.last) == (4, 4)
     assert monitor.inspector.rollouts["position"].tolist() == [24]
     monitor.step.value = 2
     assert monitor.inspector.rollouts["position"].tolist() == [22]
-    first = f"REFINE, lr 0.0001, seed 0 ({runs[0].name})"  # the first of the two that were chosen
+    first = f"REFINE, lr 0.001, seed 1 ({runs[1].name})"  # the first of the two in the table
     assert monitor.notice.status == f"1 rollout of {first} at step 2."
     assert f"rollouts of {first} at step 2\nRolloutInspector: 1 of 1" in repr(monitor)
-    assert monitor.step.label == "REFINE, lr 0.0001, seed 0 (first of 2 selected runs with rollouts), rollouts at step"
+    assert monitor.step.label == "REFINE, lr 0.001, seed 1, rollouts at step"
+    assert [name for _, name in monitor.rolled_out.options] == [runs[1].name, runs[0].name]
+    monitor.rolled_out.value = runs[0].name
+    assert monitor.step.label == "REFINE, lr 0.0001, seed 0, rollouts at step" and monitor.step.value == 4
+    monitor.rolled_out.value = runs[1].name
+    monitor.step.value = 2
     monitor.refresh()
     assert monitor.step.value == 2  # who looks at a step stays there
     later = write_run(tmp_path, 3)
     monitor.refresh()
-    assert monitor.choice.options[0] == later.name
-    assert set(monitor.choice.value) == {runs[0].name, runs[1].name}
+    assert monitor.table.rows[0]["name"] == later.name
+    assert set(monitor.table.selected) == {runs[0].name, runs[1].name}
     assert monitor.error == ""
 
 
@@ -116,7 +122,7 @@ def test_two_experiments_of_one_method_and_seed_are_two(tmp_path: Path, watch: C
     still = {trace.name: list(trace.x) for trace in monitor.curves.figure().data if trace.showlegend}
     assert still == {"REFINE, lr 0.0001, steps 3": [1, 2, 3], "REFINE, lr 0.001, steps 6": [1, 2, 3, 4, 5, 6]}
     assert all(label in repr(monitor.curves) for label in labels.values())
-    monitor.choice.value = tuple(run.name for run in short)
+    monitor.table.selected = [run.name for run in short]
     assert {row["label"] for row in monitor.curves.progress} == {"REFINE, seed 0", "REFINE, seed 1"}
 
 
@@ -233,7 +239,7 @@ def test_evaluations_of_the_selected_runs_are_listed(tmp_path: Path, watch: Call
     assert [table["caption"] for table in tables] == ["Differing settings", "Evaluations"]
     expected = evaluation_results(monitor.runs)
     assert tables[1]["columns"] == list(expected) and tables[1]["rows"] == expected.to_numpy().tolist()
-    monitor.choice.value = (other.name,)
+    monitor.table.selected = [other.name]
     assert "Evaluations" not in monitor.differences.value
     for damage in ("{", "[]", '{"tasks": [{}]}', '{"tasks": 3}'):
         (card_file := next((run.path / "evaluations").glob("*.json"))).write_text(damage, encoding="utf-8")
@@ -251,7 +257,7 @@ def test_what_is_no_longer_shown_is_not_kept(tmp_path: Path, watch: Callable[[Pa
     runs = [write_run(tmp_path / "runs", seed) for seed in (0, 1)]
     monitor = watch(tmp_path / "runs")
     for run in runs * 2:
-        first, monitor.choice.value = monitor.inspector, (run.name,)
+        first, monitor.table.selected = monitor.inspector, [run.name]
         assert (first.comm is None) == (first is not monitor.inspector)
     monitor.save_html(tmp_path / "page.html")
     assert [each for each in inspectors() if each not in others] == [monitor.inspector]

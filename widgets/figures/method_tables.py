@@ -10,6 +10,7 @@ import pandas as pd
 
 from refine_lab.data.tasks.items import few_items
 from refine_lab.experiments.compare import comparable, comparison, differences, different_items
+from refine_lab.experiments.stored_scores import HELD_OUT
 from refine_lab.statistics import answer_scores, compare_methods
 from refine_lab.training.key_tokens import THRESHOLD, WINDOW
 from widgets.figures.plotting import require_data
@@ -74,7 +75,7 @@ def comparison_table(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> Tab
             row[DOCUMENTS] = documents
         for values in found[found["method"] == method].to_dict("records"):
             ends, spread = ((values["low"], values["high"]), None) if over_prompts else ((), values["std"])
-            row[heading(values["measure"])] = _number(values["measure"], values["mean"], ends, spread)
+            row[heading(values["measure"])] = format_value(values["measure"], values["mean"], ends, spread)
         table.append(row)
     over = "mean over prompts [95 % interval]" if over_prompts else "mean ± standard deviation over seeds"
     notes = (few_items(items), few_items(documents, "documents"), _key_tokens(frame))
@@ -112,7 +113,7 @@ def differences_table(rows: pd.DataFrame) -> Table:
             lines[-1][ITEMS] = items
         for values in measured:
             ends = values["low"], values["high"]
-            text = _number(values["measure"], values["difference"], ends, signed=True)
+            text = format_value(values["measure"], values["difference"], ends, signed=True)
             text += _why_no_interval(values["difference"], ends, int(values["pairs"]), over)
             lines[-1][heading(values["measure"]).replace("%", "points")] = text
     note = " ".join(filter(None, (_two_pairs(found, over), few_items(items))))
@@ -161,10 +162,12 @@ def contrasts_table(
             "seeds": row["seeds"],
             "prompts": row["prompts"],
             ITEMS: row["items"],
-            "over seeds and questions": _number(measure, row["difference"], (row["low"], row["high"]), signed=True),
-            "over seeds": _number(measure, row["difference"], (row["seeds_low"], row["seeds_high"]), signed=True)
+            "over seeds and questions": format_value(
+                measure, row["difference"], (row["low"], row["high"]), signed=True
+            ),
+            "over seeds": format_value(measure, row["difference"], (row["seeds_low"], row["seeds_high"]), signed=True)
             + _why_no_interval(row["difference"], (row["seeds_low"], row["seeds_high"]), int(row["seeds"]), "seeds"),
-            "p (Holm)": _p_value(row["p_holm"]),
+            "p (Holm)": format_p(row["p_holm"]),
         }
         for row in found.to_dict("records")
     ]
@@ -174,7 +177,8 @@ def contrasts_table(
     return Table(pd.DataFrame(lines), caption, note=" ".join(filter(None, notes)))
 
 
-def _p_value(value: float) -> str:
+def format_p(value: float) -> str:
+    """Formats a p-value; NaN is a dash."""
     if np.isnan(value):
         return "–"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
@@ -194,6 +198,9 @@ def measure_of(name: str) -> Measure:
     """Returns a measure's display settings: accuracies, and recalls by kind of document, are in percent."""
     if name in MEASURES:
         return MEASURES[name]
+    if name.startswith(HELD_OUT):
+        inner = measure_of(name.removeprefix(HELD_OUT))
+        return inner._replace(label=f"{HELD_OUT}{inner.label}")
     share = "accuracy" in name or name.startswith("exact recall")
     label = name.replace("ntp", "NTP").replace("_", " ")
     return Measure(label, "%", 100, 2) if share else Measure(label)
@@ -205,7 +212,9 @@ def heading(name: str) -> str:
     return measure.label + (f" ({measure.unit})" if measure.unit else "")
 
 
-def _number(name: str, mean: float, ends: Sequence[float], spread: float | None = None, *, signed: bool = False) -> str:
+def format_value(
+    name: str, mean: float, ends: Sequence[float], spread: float | None = None, *, signed: bool = False
+) -> str:
     """Formats a mean with its interval or spread, if any."""
     measure = measure_of(name)
     if not np.isfinite(mean):

@@ -143,7 +143,8 @@ def gather(readers: Sequence[RunReader], limit: int = 1000) -> dict[str, Any]:
         drawn = [reader for reader in readers if has_panel(reader.frames[panel.kind], panel)]
         steps = _kept_steps(drawn, panel, limit)
         lines = [
-            {"method": reader.group, "seed": reader.seed} | _line(reader, panel, steps[reader.group])
+            {"method": reader.group, "seed": reader.seed, "run": reader.path.name}
+            | _line(reader, panel, steps[reader.group])
             for reader in drawn
         ]
         facts = {"name": panel.name, "title": panel.title, "unit": panel.unit, "marks": panel.kind == "eval"}

@@ -18,6 +18,7 @@ from widgets.core.glossary import explain
 from widgets.core.packing import PACKED
 from widgets.figures.plots import training_curves
 from widgets.parts.follower import Follower, RunReader, gather, name_methods
+from widgets.parts.run_rows import METRICS, last_metrics, shown_state
 
 Followed = Path | str | Run
 AXES = ("step", "tokens", "seconds")
@@ -30,7 +31,11 @@ class Curves(Widget):
     curves = traitlets.Dict().tag(**PACKED)
     "Methods and panels, as returned by `follower.gather`."
     progress = traitlets.List().tag(sync=True)
-    "State, step, speed, remaining time and error of each run."
+    "State, step, speed, remaining time and error of each run; `shown`, `failure` and `remark` as from `shown_state`."
+    hidden = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    "Names of runs whose curves are not drawn; they stay in `curves`."
+    listed = traitlets.Bool(True).tag(sync=True)
+    "Whether the progress lines are above the curves; the run monitor lists the runs in a table instead."
     axis = traitlets.Enum([*AXES], "step").tag(sync=True)
     "The x axis: steps, tokens, or seconds of training; panels that lack tokens and seconds keep their steps."
 
@@ -102,7 +107,7 @@ class LiveCurves(Curves):
             changed.append(name_methods(self._readers))
             if any(changed) or len(self.progress) != len(self._readers):
                 self.curves = gather(self._readers)
-                self.progress = [reader.progress for reader in self._readers]
+                self.progress = [_shown(reader.progress) for reader in self._readers]
             return not all(reader.ended for reader in self._readers)
 
     def frame(self, kind: str = "train") -> pd.DataFrame:
@@ -124,24 +129,22 @@ class LiveCurves(Curves):
     @staticmethod
     def _row(reader: RunReader) -> dict[str, Any]:
         progress = reader.progress
-        speed = progress.get("tokens_per_second")
+        state, failure, remark = shown_state(progress["state"], progress["error"])
+        speed, metrics = progress.get("tokens_per_second"), last_metrics(reader)
         row = {
             "run": progress["label"],
-            "state": progress["state"] + (f" ({progress['error']})" if progress["error"] else ""),
+            "state": state + (f" ({failure or remark})" if failure or remark else ""),
             "step": f"{progress.get('step', 0)}/{progress.get('steps', '?')}",
             "tokens/s": f"{speed:,.0f}" if speed else "–",
         }
-        for heading, kind, key in (
-            ("NTP loss", "train", "ntp_loss"), ("reward", "train", "reward_mean"),
-            ("held-out loss", "eval", "ntp_loss"), ("held-out accuracy", "eval", "ntp_accuracy"),
-            ("held-out LongPPL", "eval", "long_ppl"),
-            ("answer loss", "train", "answer_loss"), ("held-out contains answer", "eval", "contains_answer"),
-            ("contains answer", "answers", "contains_answer"),
-        ):  # fmt: skip
-            values = reader.frames[kind].get(key, pd.Series(dtype=float)).dropna()
-            row[heading] = f"{values.iloc[-1]:.4f}" if len(values) else "–"
-        row["note"] = progress.get("note") or "–"
-        return row
+        row |= {m.heading: f"{metrics[m.heading]:.4f}" if m.heading in metrics else "–" for m in METRICS}
+        return row | {"note": progress.get("note") or "–"}
+
+
+def _shown(progress: dict[str, Any]) -> dict[str, Any]:
+    """Returns a run's progress with its state as the page names it."""
+    state, failure, remark = shown_state(progress["state"], progress["error"])
+    return progress | {"shown": state, "failure": failure, "remark": remark}
 
 
 def _path(run: Followed) -> Path:

@@ -12,9 +12,10 @@ from widgets.figures.tables import Table
 
 
 class TextTables(Widget):
-    """Tables one below the other: `tables` has their `caption`, `columns`, `rows`, `note` and `helps`, all of them text.
+    """Tables one below the other: `tables` has their `caption`, `columns`, `rows` and `helps`, all of them text.
 
-    `helps` are the glossary's sentences about the columns, empty where it has none.
+    Each also has a `sentence` above and a `note` below, which may be empty. `helps` are the glossary's sentences about the
+    columns, empty where it has none.
     """
 
     tables = traitlets.List().tag(sync=True)
@@ -28,6 +29,7 @@ class TextTables(Widget):
                 "columns": [str(name) for name in table.data],
                 "helps": [explain(str(name)) for name in table.data],
                 "rows": table.data.astype(str).to_numpy().tolist(),
+                "sentence": getattr(table, "sentence", ""),
                 "note": table.note,
             }
             for table in tables

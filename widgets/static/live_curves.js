@@ -2,6 +2,7 @@
 // this file draws.
 
 import { axes, clamp, duration, extent, floats, follow, format, html, inFrames, nearest } from "./shared.js";
+import { colourOf, glyph, stroke, symbol } from "./series_glyph.js";
 import { onceShown, onWidth, panel, put, rootOf, svg, takeKey, unpacked } from "./shared.js";
 
 const AXES = { height: 170, margin: { left: 48, right: 10, top: 10, bottom: 34 }, count: 4 };
@@ -34,17 +35,6 @@ const TIMES = [
   { seconds: -Infinity, one: 1, name: "s" },
 ];
 
-/** Dashes of lines, in px; lines of the same colour differ in them. */
-const DASHES = { solid: "", dash: "7 4", dot: "2 3", dashdot: "8 3 2 3" };
-
-const SYMBOLS = {
-  circle: "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0Z",
-  diamond: "M0 -4.6L4.6 0L0 4.6L-4.6 0Z",
-  square: "M-3.4 -3.4H3.4V3.4H-3.4Z",
-  "triangle-up": "M0 -4.4L4.2 3.2H-4.2Z",
-  x: "M-3.6 -1.8L-1.8 -3.6L0 -1.8L1.8 -3.6L3.6 -1.8L1.8 0L3.6 1.8L1.8 3.6L0 1.8L-1.8 3.6L-3.6 1.8L-1.8 0Z",
-};
-
 /** Indices of the points that have a mark: all, or about five, from the last one backwards. */
 export function marked(length, all) {
   const step = all && length <= 40 ? 1 : Math.max(1, Math.ceil(length / 5));
@@ -54,11 +44,11 @@ export function marked(length, all) {
 // -- data -------------------------------------------------------------------------------------------------------------
 
 function unpack(curves) {
-  const colour = ({ look }) => `var(--series-${look % 6})`;
-  const methods = new Map((curves.methods ?? []).map((method) => [method.method, { ...method, colour: colour(method) }]));
-  const lineOf = ({ method, front, ...views }) => {
+  const coloured = (method) => [method.method, { ...method, colour: colourOf(method.look) }];
+  const methods = new Map((curves.methods ?? []).map(coloured));
+  const lineOf = ({ method, front, run, ...views }) => {
     const arrays = ["x", "y", "low", "high", "tokens", "seconds"].map((name) => [name, floats(views[name])]);
-    return { method: methods.get(method), front, ...Object.fromEntries(arrays) };
+    return { method: methods.get(method), front, run, ...Object.fromEntries(arrays) };
   };
   return (curves.panels ?? []).map((panel) => ({ ...panel, axis: panel.of ?? "step", lines: panel.lines.map(lineOf) }));
 }
@@ -137,14 +127,6 @@ function drawCursor({ cursor, sx }, step) {
   if (step !== null) for (const end of ["x1", "x2"]) cursor.setAttribute(end, sx(step).toFixed(1));
 }
 
-/** A line in the dashes of its method, and the method's symbol. */
-const stroke = (parent, method, d) => {
-  const looks = { "stroke-dasharray": DASHES[method.dash] ?? "", style: method.width ? `--wide: ${method.width}` : "" };
-  return svg("path", { class: "line", d, ...looks }, parent);
-};
-const symbol = (parent, { dash, symbol }, more = {}) =>
-  svg("path", { class: DASHES[dash] ? "mark hollow" : "mark", d: SYMBOLS[symbol], ...more }, parent);
-
 function drawLine(parent, panel, line, sx, sy) {
   const named = { class: line.front ? "front" : "", "data-line": line.method.method };
   const group = svg("g", { style: `color: ${line.method.colour}`, ...named }, parent);
@@ -160,10 +142,7 @@ function drawReadings(view, panel, step) {
   view.values.replaceChildren();
   const texts = readings(panel, step).map(({ method, text }) => {
     const entry = html("span", "", view.values);
-    const style = `color: ${method.colour}`;
-    const glyph = svg("svg", { class: "glyph", viewBox: "-14 -6 28 12", style, "aria-hidden": true }, entry);
-    stroke(glyph, method, "M-14 0H14");
-    symbol(glyph, method);
+    glyph(entry, method);
     entry.append(`${method.label}: ${text}`);
     return entry.textContent;
   });
@@ -183,14 +162,14 @@ function drawProgress(parent, runs) {
   for (const run of runs) {
     const row = html("div", "run", parent);
     html("span", { title: run.name }, row, run.label);
-    html("span", ENDED_BADLY.has(run.state) ? "state bad" : "state", row, run.state);
+    html("span", ENDED_BADLY.has(run.state) ? "state bad" : "state", row, run.shown ?? run.state);
     html("progress", { max: run.steps || 1, value: run.step || 0, "aria-label": `${run.label}: steps done` }, row);
     const facts = [run.steps ? `step ${format(run.step)}/${format(run.steps)}` : "not started"];
     if (run.tokens_per_second) facts.push(`${Math.round(run.tokens_per_second).toLocaleString("en")} tokens/s`);
     if (Number.isFinite(run.seconds_left)) facts.push(`${duration(run.seconds_left)} left`);
     html("span", "", row, facts.join(" · "));
-    if (run.error) html("span", "error", row, run.error);
-    if (run.note) html("span", "warning", row, run.note);
+    if (run.failure ?? run.error) html("span", "error", row, run.failure ?? run.error);
+    for (const text of [run.remark, run.note].filter(Boolean)) html("span", "warning", row, text);
   }
 }
 
@@ -293,7 +272,9 @@ function render({ model, el }) {
     const axis = model.get("axis") ?? "step";
     if (select.value !== axis) step = null;
     select.value = axis;
-    panels = along(curves, axis);
+    const hidden = new Set(model.get("hidden"));
+    const shown = ({ lines, ...panel }) => ({ ...panel, lines: lines.filter(({ run }) => !hidden.has(run)) });
+    panels = along(curves, axis).map(shown).filter(({ lines }) => lines.length);
     redraw();
   };
   const onCurves = () => {
@@ -307,11 +288,14 @@ function render({ model, el }) {
   });
   const onProgress = () => {
     const runs = model.get("progress");
+    progress.hidden = model.get("listed") === false;
     drawProgress(progress, runs);
-    const states = runs.map(({ label, state, error, note }) => [label, state, error, note].filter(Boolean).join(": ")).join("; ");
+    const facts = ({ label, shown, state, failure, error, remark, note }) => [label, shown ?? state, failure ?? error, remark, note];
+    const states = runs.map((run) => facts(run).filter(Boolean).join(": ")).join("; ");
     if (announced.textContent !== states) announced.textContent = states;
   };
-  return follow(model, { curves: onCurves, axis: onAxis, progress: onProgress, error }, onWidth(root, redraw), schedule.cancel, () => endWaiting());
+  const listeners = { curves: onCurves, axis: onAxis, hidden: onAxis, progress: onProgress, listed: onProgress, error };
+  return follow(model, listeners, onWidth(root, redraw), schedule.cancel, () => endWaiting());
 }
 
 export default { render };

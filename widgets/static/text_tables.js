@@ -4,7 +4,8 @@ import { explained, follow, html } from "./shared.js";
 
 function draw(root, tables) {
   root.replaceChildren();
-  for (const { caption, columns, rows, note, helps = [] } of tables) {
+  for (const { caption, columns, rows, sentence, note, helps = [] } of tables) {
+    if (sentence) html("p", "sentence", root, sentence);
     const scrolls = html("div", { class: "scrolls", role: "region", tabindex: "0", "aria-label": caption }, root);
     const table = html("table", "", scrolls);
     html("caption", "", table, caption);

@@ -1,0 +1,92 @@
+"""The scores that run directories hold: answers question by question, and held-out measures of the last common step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from refine_lab.data.tasks.scores import SCORES
+from refine_lab.experiments.reference import scores_by_item, scores_by_seed
+from refine_lab.runs.answers import AnswerLog
+from refine_lab.runs.cards import FOLDER
+from refine_lab.runs.files import read_parquet, write_parquet
+from refine_lab.runs.run import Run
+
+HELD_OUT = "held-out "
+"""Beginning of the names of measures from a run's evaluations during training."""
+
+RECALL = "recall.parquet"
+"""File in a run's folder of evaluations with its answers to the questions of recall documents."""
+
+ANSWERS = (*SCORES, "exact_recall", "loss_after", "entropy_after")
+"""Measures of answers."""
+
+FIRST = ("contains_answer", "exact_match", "long_ppl", "ntp_loss", "ntp_accuracy", "sampled_accuracy")
+"""Measures of evaluations that come first, in this order."""
+
+OTHER = ("step", "time", "seconds", "documents", "key_tokens")
+"""Columns of evaluations that are no measure of a model, besides those of the gradient (`nsp_...`)."""
+
+
+def store_recall(run: Run, answers: pd.DataFrame) -> None:
+    """Stores a run's answers to recall questions: `name`, `question` and `exact_recall`; earlier ones are replaced.
+
+    Raises OSError if the run cannot be written.
+    """
+    columns = answers[["name", "question", "exact_recall"]]
+    write_parquet(run.path / FOLDER / RECALL, pa.Table.from_pandas(columns, preserve_index=False))
+
+
+def stored_scores(runs: Sequence[Run], names: Sequence[str]) -> tuple[dict[str, pd.DataFrame], int | None]:
+    """Returns scores by measure, as for `reference.differences_from`, and the step of the held-out measures, None without any.
+
+    `names` are those under which the runs are compared. Answers are those of a test-time training run, or those that were
+    stored after training by `experiments.posttrain.answer_test_prompts` or `experiments.midtrain.final_results`. A held-out
+    measure is taken at the last step at which every run that has evaluations was evaluated. Measures of a single name are
+    left out. Raises OSError or ValueError for damaged files.
+    """
+    answers = [_answers(run).assign(method=name) for run, name in zip(runs, names, strict=True)]
+    joined = pd.concat(answers, ignore_index=True)
+    found = {
+        measure: scores_by_item(joined[joined["name"].map(joined.groupby("name")["method"].nunique() > 1)], measure)
+        for measure in ANSWERS
+        if measure in joined and joined[measure].notna().any()
+    }
+    rows, step = _last_evaluations(runs, names)
+    for measure in sorted(rows, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)):
+        found[f"{HELD_OUT}{measure}"] = scores_by_seed(rows[measure], measure)
+    return {measure: table for measure, table in found.items() if table["method"].nunique() > 1}, step
+
+
+def _answers(run: Run) -> pd.DataFrame:
+    log = run.log if run.kind == "answer" else AnswerLog(run.path / "answers" / "test")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged files, whose answers are missing
+        found = log.read()
+    if len(found) or not (path := run.path / FOLDER / RECALL).is_file():
+        return found
+    return read_parquet(path).to_pandas().assign(seed=run.config.seed)
+
+
+def _last_evaluations(runs: Sequence[Run], names: Sequence[str]) -> tuple[Mapping[str, pd.DataFrame], int | None]:
+    """Returns, by measure, rows with `method`, `seed` and the measure at the last common step, and that step."""
+    frames = []
+    for run, name in zip(runs, names, strict=True):
+        frame = run.evaluations() if run.kind == "train" else pd.DataFrame()
+        if len(frame):
+            frames.append(frame.drop_duplicates("step", keep="last").assign(method=name, seed=run.config.seed))
+    if not frames:
+        return {}, None
+    common = set.intersection(*({*frame["step"]} for frame in frames))
+    if not common:
+        return {}, None
+    step = int(max(common))
+    rows = pd.concat([frame[frame["step"] == step] for frame in frames], ignore_index=True)
+    numbers = [str(name) for name in rows.drop(columns=["method", "seed"]).select_dtypes("number")]
+    measures = [name for name in numbers if name not in OTHER and not name.startswith("nsp_")]
+    kept = {name: rows.loc[np.isfinite(rows[name].astype(float)), ["method", "seed", name]] for name in measures}
+    return {name: table for name, table in kept.items() if len(table)}, step

@@ -1,0 +1,65 @@
+"""The list of models to choose from, and the names of runs that are found from any working folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from refine_lab.models.hub import SHIPPED, locate
+from tests.factories.run_monitor import write_run
+from widgets.parts.model_picker import model_names, model_picker
+
+SHIPPED_NAMES = sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of runs, with one that has two checkpoints and a newer one that has none; the kernel works elsewhere."""
+    folder = tmp_path / "runs"
+    run = write_run(folder, 0)
+    for step in (2, 4):
+        shutil.copytree(SHIPPED / "tiny-lact", run.path / "checkpoints" / f"step-{step}")
+    write_run(folder, 1)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setenv("REFINE_RUNS", str(folder))
+    monkeypatch.chdir(tmp_path / "notebooks")
+    return folder
+
+
+def test_every_listed_name_is_found_from_any_folder(runs: Path) -> None:
+    run = f"runs/{next(path.name for path in runs.iterdir() if path.name.endswith('s0'))}"
+    checkpoints = [f"{run}/checkpoints/step-4", f"{run}/checkpoints/step-2"]
+    assert model_names() == [*SHIPPED_NAMES, run, *checkpoints]
+    saved = runs.parent / run / "checkpoints"
+    places = [saved / "step-4", saved / "step-4", saved / "step-2"]
+    assert [locate(name).folder for name in (run, *checkpoints)] == places
+
+
+def test_a_run_that_does_not_exist_is_not_asked_for_on_the_hub(runs: Path) -> None:
+    newest = ", ".join(sorted((path.name for path in runs.iterdir()), reverse=True))
+    with pytest.raises(FileNotFoundError) as caught:
+        locate("runs/nowhere")
+    places = f"neither in the current folder nor in {runs}"
+    assert str(caught.value) == (
+        f"there is no run or checkpoint 'runs/nowhere', {places}; the newest runs in the latter are {newest}"
+    )
+
+
+def test_a_typed_name_is_accepted_and_the_list_is_read_again(runs: Path) -> None:
+    picker = model_picker("model", "org/repo")
+    assert picker.value == "org/repo" and not picker.ensure_option
+    before = picker.options
+    shutil.copytree(SHIPPED / "tiny-lact", write_run(runs, 2).path / "checkpoints" / "step-4")
+    picker.update()
+    assert len(picker.options) == len(before) + 2 and picker.value == "org/repo"
+    picker.set_state({"value": "a\udc00"})
+    assert picker.value == "a\ufffd"
+
+
+def test_without_runs_the_shipped_models_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFINE_RUNS", str(tmp_path / "none"))
+    assert model_names() == SHIPPED_NAMES
+    with pytest.raises(FileNotFoundError, match="the latter has no runs"):
+        locate("runs/nowhere")

@@ -1,0 +1,63 @@
+"""A field for a model's name that lists the shipped models, the runs and their checkpoints, and accepts any other name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import ipywidgets
+
+from refine_lab.models.hub import IN_RUNS, SHIPPED
+from refine_lab.runs.run import list_runs, runs_dir
+from refine_lab.text import replace_surrogates
+from widgets.parts.controls import field
+
+MOST_RUNS = 200
+"""Maximum number of runs in the list, newest first."""
+HINT = "a shipped model, a run, a checkpoint"
+"""Text of an empty field."""
+
+
+def model_names() -> list[str]:
+    """Returns names for `load_model`: shipped models, then runs with a checkpoint (newest first), each with its checkpoints.
+
+    `runs/NAME` stands for the run's last checkpoint; an earlier one is `runs/NAME/checkpoints/step-N`. Runs that cannot
+    be read are left out.
+    """
+    names = sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
+    if not runs_dir().is_dir():
+        return names
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged runs, which the run monitor names
+        runs = [*reversed(list_runs())]
+    for run in runs[:MOST_RUNS]:
+        saved = run.checkpoints() if run.kind == "train" else []
+        if saved:
+            names.append(f"{IN_RUNS}{run.name}")
+            names += [f"{IN_RUNS}{run.name}/checkpoints/{path.name}" for _, path in reversed(saved)]
+    return names
+
+
+class ModelPicker(ipywidgets.Combobox):
+    """A combobox with the names of `model_names`, which also accepts a typed name; `update` reads the list again."""
+
+    def update(self) -> None:
+        """Reads the list of models again; what is typed stays."""
+        self.options = model_names()
+
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """Overrides `set_state`: an unpaired surrogate, which messages cannot carry, becomes U+FFFD."""
+        super().set_state(
+            {name: replace_surrogates(value) if isinstance(value, str) else value for name, value in sync_data.items()}
+        )
+
+
+def model_picker(label: str, value: str = "", width: str = "36em", options: Sequence[str] | None = None) -> ModelPicker:
+    """Returns a field for a model's name, with its label in front; the name is sent when it is entered or chosen.
+
+    `options`: the names to list; none: those of `model_names` now.
+    """
+    listed = model_names() if options is None else [*options]
+    settings = {"placeholder": HINT, "continuous_update": False, "ensure_option": False}
+    return field(ModelPicker, label, value, width, options=listed, **settings)
