@@ -1,7 +1,7 @@
 // The list of rollouts: one line per rollout below the target of its position; the page has only the visible lines.
 
 import { isMatch, lengthOf, linesOf, textOf, visible, visibleParts } from "./rollout_data.js";
-import { button, clamp, html, inFrames } from "./shared.js";
+import { button, clamp, html, inFrames, onceShown } from "./shared.js";
 
 export const LINE = 26; // px, as in rollout_inspector.css
 const TALLEST = 12_000_000; // px that a browser lays out well; in longer lists a pixel of scrolling moves several
@@ -83,6 +83,7 @@ export function rolloutList(parent, fields, on) {
   const box = html("div", { class: "lines", tabindex: 0, role: "listbox", "aria-label": label }, scroller);
   const drawn = new Map();
   let state = null;
+  let endWaiting = () => {};
   const numbers = fields.filter(({ shared }) => !shared).map(({ look }) => WIDTHS[look]);
   const beside = numbers.reduce((sum, width) => sum + width, 0);
   scroller.style.setProperty("--columns", numbers.map((width) => `${width}px`).join(" "));
@@ -120,6 +121,11 @@ export function rolloutList(parent, fields, on) {
 
   function paint() {
     if (!state) return;
+    endWaiting();
+    if (!scroller.clientHeight) {
+      endWaiting = onceShown(scroller, schedule); // hidden, as for a moment while JupyterLab changes its theme: no lines are in view
+      return;
+    }
     const top = Math.round(scroller.scrollTop * rate());
     const shift = top - scroller.scrollTop; // the offset between lines and their places in the box
     const first = Math.max(0, Math.floor(top / LINE) - 4);
@@ -181,7 +187,7 @@ export function rolloutList(parent, fields, on) {
     if (selected < 0) box.removeAttribute("aria-activedescendant");
     for (const [index, node] of drawn) if (state.lines[index] >= 0) mark(node, state.lines[index]);
   };
-  return { box, show, select, reveal, page, ends: [schedule.cancel, () => resized.disconnect()] };
+  return { box, show, select, reveal, page, ends: [schedule.cancel, () => resized.disconnect(), () => endWaiting()] };
 }
 
 function buildHead(head, fields, on) {

@@ -2,7 +2,7 @@
 // long-short difference of every token.
 
 import { button, clamp, counts, extent, floats, follow, format, html, inFrames } from "./shared.js";
-import { onWidth, prepared, put, rootOf, takeKey, unpacked } from "./shared.js";
+import { onTheme, onWidth, prepared, put, rootOf, takeKey, unpacked } from "./shared.js";
 
 const ROW = 16;
 const LABEL = 150;
@@ -175,7 +175,7 @@ function render({ model, el }) {
   canvas.addEventListener("keydown", onKey);
   const traits = ["status", "error", "measure", "bars", "row", "place"];
   const listeners = { states: unpack, ...Object.fromEntries(traits.map((trait) => [trait, schedule])) };
-  return follow(model, listeners, onWidth(root, schedule), schedule.cancel);
+  return follow(model, listeners, onWidth(root, schedule), onTheme(root, schedule), schedule.cancel);
 }
 
 export default { render };
