@@ -29,6 +29,7 @@ from widgets.core.page import save_page
 from widgets.core.panel import FileField, Panel
 from widgets.parts.controls import explorer_fields, field, in_rows, text_field
 from widgets.parts.document_metrics import change_metrics, reading_metrics, reward_metric
+from widgets.parts.page_about import fields_about, rollouts_sentence
 from widgets.parts.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
 from widgets.state_view import StateView
@@ -191,8 +192,11 @@ class RewardExplorer(Panel):
         """Writes one offline HTML file with the map, rewards and rollouts, and `more` widgets below."""
         from_map = (self.token_map, "selected", self.inspector, "token")
         from_inspector = (self.inspector, "passing", self.summary, "passing")
+        to_map = (self.inspector, "status", self.token_map, "status")
         parts = (self.token_map, self.summary, self.inspector, *more)
-        return save_page(path, *parts, title=title, links=[from_map, from_inspector])
+        said = rollouts_sentence(self.inspector.rollouts, self.exploration.reward)
+        about = fields_about(said, self.exploration.model, self._text, self.controls | {"compare": self._compare_field})
+        return save_page(path, *parts, title=title, links=[from_map, from_inspector, to_map], about=about)
 
     def close(self) -> None:
         self._custom_rewards.shutdown(wait=False, cancel_futures=True)

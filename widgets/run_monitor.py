@@ -18,10 +18,11 @@ from refine_lab.text import printable
 from refine_lab.validation import path_of
 from widgets.core.base import guarded, sentence
 from widgets.core.notice import Notice
-from widgets.core.page import save_page
+from widgets.core.page import About, save_page
 from widgets.core.panel import Panel
 from widgets.figures.tables import Table
 from widgets.parts.live_curves import LiveCurves
+from widgets.parts.page_about import run_facts, shared_settings
 from widgets.parts.step_slider import StepSlider
 from widgets.parts.text_tables import TextTables
 from widgets.rollout_inspector import RolloutInspector
@@ -124,17 +125,24 @@ class RunMonitor(Panel):
             f"Asked {_runs(living)} to save and stop." if living else "None of the selected runs is in progress."
         )
 
-    def save_html(self, path: Path | str, title: str = "Runs") -> Path:
+    def save_html(
+        self, path: Path | str, title: str = "Runs", *, more: Sequence[Table | None] = (), conclusion: str = ""
+    ) -> Path:
         """Writes one offline HTML file with the curves, the tables, and the rollouts of a run's last steps.
 
-        The tables are those of the monitor: settings that differ, forks and accepted changes, and evaluations.
+        The tables are `more`, such as scores and answers (None is left out), those of the monitor (settings that differ,
+        forks and accepted changes, evaluations), and the settings that the runs share. `conclusion` is a sentence at
+        the top.
         """
-        rollouts, caption, tables = self._all_rollouts(), Notice(), TextTables.of(self._tables())
+        runs = self.runs
+        shown = [*(table for table in more if table is not None), *self._tables(), shared_settings(runs)]
+        rollouts, caption, tables = self._all_rollouts(), Notice(), TextTables.of(shown)
+        about = About(conclusion=conclusion, facts=run_facts(runs))
         steps = rollouts.rollouts["step"]
         if len(steps):
             caption.status = printable(f"Rollouts of {self._description()} at steps {steps.min()} to {steps.max()}.")
         try:
-            return save_page(path, self.curves, tables, caption, rollouts, title=title)
+            return save_page(path, self.curves, tables, caption, rollouts, title=title, about=about)
         finally:
             for widget in (rollouts, caption, tables):
                 widget.close()  # an executed notebook stores every open widget

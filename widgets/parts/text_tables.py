@@ -13,6 +13,8 @@ from widgets.figures.tables import Table
 class TextTables(Widget):
     """Tables one below the other: `tables` has their `caption`, `columns`, `rows` and `note`, all of them text."""
 
+    page_heading = "Tables"
+
     tables = traitlets.List().tag(sync=True)
 
     @classmethod

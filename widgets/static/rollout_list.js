@@ -7,6 +7,7 @@ export const LINE = 26; // px, as in rollout_inspector.css
 const TALLEST = 12_000_000; // px that a browser lays out well; in longer lists a pixel of scrolling moves several
 const LONGEST = 400; // characters of a token that its cell and its tooltip hold
 const MARK = 34; // px before the tokens
+const NARROWEST = 62; // px of a token
 const WIDTHS = { number: 56, best: 56, bar: 98 }; // px of a number's column
 
 export const decimals = (value, digits = 3) => (Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : "–");
@@ -86,8 +87,6 @@ export function rolloutList(parent, fields, on) {
   let endWaiting = () => {};
   const numbers = fields.filter(({ shared }) => !shared).map(({ look }) => WIDTHS[look]);
   const beside = numbers.reduce((sum, width) => sum + width, 0);
-  scroller.style.setProperty("--columns", numbers.map((width) => `${width}px`).join(" "));
-  scroller.style.setProperty("--beside", `${beside}px`);
 
   const heads = buildHead(head, fields, on);
   const height = () => Math.max(scroller.clientHeight - head.offsetHeight, LINE);
@@ -114,8 +113,14 @@ export function rolloutList(parent, fields, on) {
 
   /** Fits the width of cells to the room, within limits; the list scrolls sideways if that is not enough. */
   function fit() {
-    const room = (scroller.clientWidth - beside - MARK) / Math.max(state.data.width, 1);
-    scroller.style.setProperty("--cell", `${Math.floor(clamp(room, 62, 110))}px`);
+    const tight = scroller.clientWidth < MARK + NARROWEST * Math.min(state.data.width, 5) + beside;
+    const shown = tight ? [WIDTHS.best] : numbers; // beside few pixels of tokens only the reward, the rest in the detail
+    const taken = shown.reduce((sum, width) => sum + width, 0);
+    scroller.classList.toggle("tight", tight);
+    scroller.style.setProperty("--columns", shown.map((width) => `${width}px`).join(" "));
+    scroller.style.setProperty("--beside", `${taken}px`);
+    const room = (scroller.clientWidth - taken - MARK) / Math.max(state.data.width, 1);
+    scroller.style.setProperty("--cell", `${Math.floor(clamp(room, NARROWEST, 110))}px`);
     scroller.style.setProperty("--tokens", state.data.width);
   }
 
@@ -195,8 +200,8 @@ function buildHead(head, fields, on) {
   const places = html("span", "places", head);
   html("span", "quiet", places, "sort by");
   const numbers = html("span", "numbers", head);
-  const heads = fields.map(({ name, label, about, shared }) => {
-    const data = { class: "sort", title: about, "data-title": label, "data-column": name };
+  const heads = fields.map(({ name, label, about, shared, look }) => {
+    const data = { class: look === "best" ? "sort ranked" : "sort", title: about, "data-title": label, "data-column": name };
     return [name, button(shared ? places : numbers, label, () => on.sort(name), data)];
   });
   return new Map(heads);
@@ -210,9 +215,11 @@ function targetLine(parent, { data, fields }, group) {
   const shared = fields.filter((field) => field.shared && field.digits !== null);
   const facts = shared.map(({ name, label, digits }) => `${label} ${decimals(data.numbers[name][data.firstOf[group]], digits)}`);
   const where = [...(clicked ? ["clicked"] : []), placeOf(data, group), ...facts].join(" · ");
-  html("span", { class: "numbers where", title: where }, node, where);
+  html("span", { class: "numbers where", title: where, "data-position": `pos ${data.position[group]}` }, node, where);
   return node;
 }
+
+const numberClass = (ranked, best) => `number${ranked ? " ranked" : ""}${ranked && best ? " best" : ""}`;
 
 function rolloutLine(parent, { data, fields, best, most }, row) {
   const own = fields.filter(({ shared }) => !shared);
@@ -227,7 +234,7 @@ function rolloutLine(parent, { data, fields, best, most }, row) {
   for (const { name, look, digits } of own) {
     const value = data.numbers[name][row];
     if (look === "bar") signedBar(numbers, value, most[name], digits);
-    else html("span", look === "best" && best[data.group[row]] === row ? "number best" : "number", numbers, decimals(value, digits));
+    else html("span", numberClass(look === "best", best[data.group[row]] === row), numbers, decimals(value, digits));
   }
   return node;
 }
