@@ -148,7 +148,24 @@ def contrasts_table(
     caption = f"Paired differences in {heading(measure).replace('%', 'points')} [95 % intervals]"
     single = "An interval needs at least two seeds." if found["seeds"].max() < 2 else ""
     notes = (single, few_items(int(found["items"].min())))
-    return Table(pd.DataFrame(lines), caption, note=" ".join(filter(None, notes)))
+    said = _conclusion(found, measure, [line["difference"] for line in lines])
+    return Table(pd.DataFrame(lines), caption, note=" ".join(filter(None, notes)), conclusion=said)
+
+
+def _conclusion(found: pd.DataFrame, measure: str, names: Sequence[object]) -> str:
+    """Returns the first difference and those whose interval excludes 0, in one sentence that says what it covers."""
+    clear = (found["low"] > 0) | (found["high"] < 0)
+    kept = [0, *(index for index in range(1, len(found)) if clear.iloc[index])]
+    parts = []
+    for index in kept[:3]:
+        row = found.iloc[index]
+        value = _number(measure, row["difference"], (row["low"], row["high"]), signed=True)
+        verdict = "a difference" if clear.iloc[index] else "no difference beyond noise"
+        verdict = "which has no interval" if np.isnan(row["low"]) else verdict
+        parts.append(f"{names[index]} {value}, {verdict}")
+    more = f" {clear.sum()} of {len(found)} pairs of methods differ." if len(found) > 1 else ""
+    unit = heading(measure).replace("%", "points")
+    return f"Difference in {unit} [95 % interval]: {'; '.join(parts)}.{more} This holds for these test questions only."
 
 
 def _p_value(value: float) -> str:

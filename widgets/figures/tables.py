@@ -21,13 +21,21 @@ CELL = "text-align: left; padding: 0.15em 1em 0.15em 0"
 class Table:
     """A data frame as an HTML table in which every cell is text, and as plain text where HTML is not supported.
 
-    `monospace` names the columns of model text; numbers are displayed with `digits` decimals. `note` is a sentence below.
+    `monospace` names the columns of model text; numbers are displayed with `digits` decimals. `note` is a sentence below,
+    and `conclusion` one with the result, for the top of a page.
     """
 
     def __init__(
-        self, data: pd.DataFrame, caption: str, *, monospace: Sequence[str] = (), digits: int = 3, note: str = ""
+        self,
+        data: pd.DataFrame,
+        caption: str,
+        *,
+        monospace: Sequence[str] = (),
+        digits: int = 3,
+        note: str = "",
+        conclusion: str = "",
     ) -> None:
-        self.data, self.caption, self.note = data, caption, note
+        self.data, self.caption, self.note, self.conclusion = data, caption, note, conclusion
         self._monospace, self._digits = set(monospace), digits
 
     def __repr__(self) -> str:

@@ -188,6 +188,8 @@ def test_contrasts_compare_methods_that_differ_in_their_settings_and_one_seed_ha
     (line,) = contrasts_table(renamed).data.to_dict("records")
     assert {"group_size 1", "group_size 8"} <= set(line["difference"].replace("REFINE, ", "").split(" – "))
     single = contrasts_table(renamed[renamed["seed"] == renamed["seed"].min()])
+    assert single.conclusion.startswith("Difference in contains answer (points) [95 % interval]: REFINE, group_size ")
+    assert "which has no interval" in single.conclusion
     assert "two seeds" in single.note and single.data["p (Holm)"].tolist() == ["–"]
 
 
@@ -198,6 +200,8 @@ def test_contrasts_have_both_intervals_and_the_corrected_p_value():
     assert line["difference"] == "REFINE – SFT" and (line["seeds"], line["different questions"]) == (2, 3)
     assert line["over seeds"] == "+33.3"
     assert line["over seeds and questions"].startswith("+33.3 [") and float(line["p (Holm)"]) > 0.05
+    found = contrasts_table(two).conclusion
+    assert f"REFINE – SFT {line['over seeds and questions']}, no difference beyond noise. This holds for these" in found
     lost = two.assign(loss_after=two["loss_after"].mask((two["method"] == "sft") & (two["name"] == "p0")))
     table = contrasts_table(lost, "loss_after")
     assert table.data["prompts"].tolist() == [2] and "loss after (nats)" in table.caption
