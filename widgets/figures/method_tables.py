@@ -153,9 +153,12 @@ def contrasts_table(
 
 
 def _conclusion(found: pd.DataFrame, measure: str, names: Sequence[object]) -> str:
-    """Returns the first difference and those whose interval excludes 0, in one sentence that says what it covers."""
+    """Returns REFINE's difference from SFT (else the first) and others whose interval excludes 0, and what they cover."""
     clear = (found["low"] > 0) | (found["high"] < 0)
-    kept = [0, *(index for index in range(1, len(found)) if clear.iloc[index])]
+    pairs = [*zip(found["method"], found["against"], strict=True)]
+    main = next((pair for pair in (("nested_refine", "nested_sft"), ("refine", "sft")) if pair in pairs), pairs[0])
+    first = pairs.index(main)
+    kept = [first, *(index for index in range(len(found)) if clear.iloc[index] and index != first)]
     parts = []
     for index in kept[:3]:
         row = found.iloc[index]
