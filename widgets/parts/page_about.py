@@ -50,7 +50,7 @@ def run_facts(runs: Sequence[Run]) -> dict[str, object]:
     methods = [style.label for style in method_styles(run.config.method for run in runs).values()]
     states = [run.state for run in runs]
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
-    facts = {
+    facts: dict[str, object] = {
         "runs": f"{len(runs)} ({', '.join(counts)})" if runs else "none selected",
         "methods": ", ".join(methods),
         "seeds": ", ".join(map(str, sorted({run.config.seed for run in runs}))),
