@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from refine_lab.parity import parity
     from refine_lab.recipes import midtrain, recipe
     from refine_lab.runs.process import follow, resume, start, stop
-    from refine_lab.runs.queue import require_finished, run_in_turn
+    from refine_lab.runs.queue import require_finished, run_in_turn, wait_until_finished
     from refine_lab.runs.run import Run, list_runs, runs_dir
     from refine_lab.statistics.contrasts import compare_methods, difference_spread
     from refine_lab.statistics.frontier import compare_frontiers
@@ -51,7 +51,7 @@ _HOMES = {
     "models": ("FastWeightLM", "State", "Trace", "load_model", "register"),
     "runs.run": ("Run", "list_runs", "runs_dir"),
     "runs.process": ("follow", "resume", "start", "stop"),
-    "runs.queue": ("require_finished", "run_in_turn"),
+    "runs.queue": ("require_finished", "run_in_turn", "wait_until_finished"),
     "recipes": ("midtrain", "recipe"),
     "training.adaptation": ("adapted",),
     "statistics.contrasts": ("compare_methods", "difference_spread"),

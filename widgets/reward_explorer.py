@@ -31,6 +31,7 @@ from widgets.parts.controls import in_rows, text_field
 from widgets.parts.explorer_settings import SettingsPanel
 from widgets.parts.explorer_view import map_content, summarize
 from widgets.parts.model_picker import model_picker
+from widgets.parts.page_about import fields_about, rollouts_sentence
 from widgets.parts.reward_summary import RewardSummary
 from widgets.rollout_inspector import RolloutInspector
 from widgets.state_view import StateView
@@ -185,8 +186,11 @@ class RewardExplorer(SettingsPanel):
         from_map = (self.token_map, "selected", self.inspector, "token")
         to_result = (self.token_map, "selected", self.click_result, "token")
         from_inspector = (self.inspector, "passing", self.summary, "passing")
+        to_map = (self.inspector, "status", self.token_map, "status")
         parts = (self.token_map, self.click_result, self.summary, self.inspector, *more)
-        return save_page(path, *parts, title=title, links=[from_map, to_result, from_inspector])
+        said = rollouts_sentence(self.inspector.rollouts, self.exploration.reward)
+        about = fields_about(said, self.exploration.model, self._text, self.controls | {"compare": self._compare_field})
+        return save_page(path, *parts, title=title, links=[from_map, to_result, from_inspector, to_map], about=about)
 
     def save_rollouts(self, path: Path | str) -> Path:
         """Writes the rollouts that the list shows to a Parquet file, which `explore.saved.load_rollouts` reads back."""

@@ -64,6 +64,8 @@ class RolloutInspector(Widget):
     token); `decode`: a function from token ids to text, or a tokenizer. Raises ValueError as `rollout_columns` does.
     """
 
+    page_heading = "Rollouts"
+
     columns = traitlets.Dict().tag(**PACKED)
     "The displayed data, as returned by `RolloutColumns.packed`."
     fields = traitlets.List([{name: getattr(column, name) for name in SENT} for column in FIELDS]).tag(sync=True)

@@ -19,11 +19,12 @@ from refine_lab.text import printable
 from refine_lab.validation import path_of
 from widgets.core.base import guarded, sentence
 from widgets.core.notice import Notice
-from widgets.core.page import save_page
+from widgets.core.page import About, save_page
 from widgets.core.panel import Panel
 from widgets.figures.tables import Table
 from widgets.parts.controls import field
 from widgets.parts.live_curves import LiveCurves
+from widgets.parts.page_about import run_facts, shared_settings
 from widgets.parts.run_comparison import RunComparison
 from widgets.parts.run_table import RunTable
 from widgets.parts.step_slider import StepSlider
@@ -130,22 +131,29 @@ class RunMonitor(Panel):
             f"Asked {_runs(living)} to save and stop." if living else "None of the selected runs is in progress."
         )
 
-    def save_html(self, path: Path | str, title: str = "Runs") -> Path:
+    def save_html(
+        self, path: Path | str, title: str = "Runs", *, more: Sequence[Table | None] = (), conclusion: str = ""
+    ) -> Path:
         """Writes one offline HTML file with the selected runs: their table, conclusion, curves, and one run's last rollouts.
 
-        The other tables are those of the monitor: settings that differ, forks and accepted changes, and evaluations.
+        The other tables are `more`, such as scores and answers (None is left out), those of the monitor (settings that
+        differ, forks and accepted changes, evaluations), and the settings that the runs share. `conclusion` is a
+        sentence at the top.
         """
-        rollouts, caption, tables = self._all_rollouts(), Notice(), TextTables.of(self._tables())
-        runs, conclusion = self.table.copy_of(self.table.selected), TextTables.of(self._conclusions())
+        shown_tables = [*(table for table in more if table is not None), *self._tables(), shared_settings(self.runs)]
+        rollouts, caption, tables = self._all_rollouts(), Notice(), TextTables.of(shown_tables)
+        runs, conclusions = self.table.copy_of(self.table.selected), TextTables.of(self._conclusions())
+        about = About(conclusion=conclusion, facts=run_facts(self.runs))
         steps = rollouts.rollouts["step"]
         if len(steps):
             caption.status = printable(f"Rollouts of {self._description()} at steps {steps.min()} to {steps.max()}.")
         try:
-            above = (runs, conclusion) if conclusion.tables else (runs,)
+            above = (runs, conclusions) if conclusions.tables else (runs,)
             shown = (*above, self.curves, tables, caption, rollouts)
-            return save_page(path, *shown, title=title, links=[(runs, "hidden", self.curves, "hidden")])
+            links = [(runs, "hidden", self.curves, "hidden")]
+            return save_page(path, *shown, title=title, links=links, about=about)
         finally:
-            for widget in (rollouts, caption, tables, runs, conclusion):
+            for widget in (rollouts, caption, tables, runs, conclusions):
                 widget.close()  # an executed notebook stores every open widget
 
     def _all_rollouts(self) -> RolloutInspector:

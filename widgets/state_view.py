@@ -40,6 +40,8 @@ class StateView(Widget):
     selected row, or how much its prediction depends on what the state holds (`refine_lab.explore.reading.long_short`).
     """
 
+    page_heading = "States along the document"
+
     states = traitlets.Dict().tag(**PACKED)
     "Rows, positions, the three measures and the write strengths, packed; set by `show`."
     measure = traitlets.Enum([*MEASURES], "norm").tag(sync=True)

@@ -34,6 +34,8 @@ class TokenMap(Widget):
     the text. Clicking a token, or pressing Enter on it, sets `selected`; setting it in Python scrolls there.
     """
 
+    page_heading = "Document"
+
     document = traitlets.Dict().tag(**PACKED)
     "The text, metrics and marks, packed; always set as a whole by `show`."
     metric = traitlets.Unicode().tag(sync=True)

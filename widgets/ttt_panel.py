@@ -24,6 +24,7 @@ from refine_lab.ttt_config import TTTConfig
 from refine_lab.validation import require
 from widgets.core.page import save_page
 from widgets.parts.controls import in_rows, method_boxes, ttt_fields
+from widgets.parts.page_about import fields_about
 from widgets.parts.rest_result import sentence
 from widgets.parts.ttt_adapting import AdaptingPanel, Weights, how_adapted
 from widgets.parts.ttt_prompt import BETWEEN, PromptFields
@@ -233,7 +234,9 @@ class TTTPanel(AdaptingPanel):
 
     def save_html(self, path: Path | str, title: str = "Test-time training") -> Path:
         """Writes one offline HTML file with the result on the remainder, curves, answers and document."""
-        return save_page(path, self.result, self.curves, self._beside, self.token_map, title=title)
+        said = " ".join(map(sentence, self.result.results)) or self.notice.status
+        about = fields_about(said, self.model, self.token_map.text, self.fields)
+        return save_page(path, self.result, self.curves, self._beside, self.token_map, title=title, about=about)
 
     def __repr__(self) -> str:
         methods = ", ".join(self.results) or self.fields["method"].value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 import pandas as pd
@@ -12,13 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.data.tasks.items import items_of
 from refine_lab.data.tasks.scores import SCORES
-from refine_lab.experiments.run_groups import SEPARATOR, flat_settings, group_names
+from refine_lab.experiments.run_groups import flat_settings, group_names
 from refine_lab.models.loading import load_tokenizer
 from refine_lab.recipes.methods import ORDER as ORDER
 from refine_lab.runs.cards import FOLDER, read_cards
 from refine_lab.runs.run import STARTED, Run
 from refine_lab.runs.started import short
-from refine_lab.statistics.means import mean_interval, paired_difference
+from refine_lab.statistics.means import mean_interval
 from refine_lab.text import printable, shorten
 from refine_lab.validation import ConfigError
 
@@ -213,35 +212,6 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
             mean, low, high = mean_interval(group[measure].dropna().to_numpy())
             found.append((method, measure, len(group), mean, group[measure].std(ddof=1), low, high))
     return pd.DataFrame(found, columns=["method", "measure", "count", "mean", "std", "low", "high"])
-
-
-def differences(rows: pd.DataFrame) -> pd.DataFrame:
-    """Returns the paired differences between methods over the same seeds, or prompts, with 95 % intervals.
-
-    `rows` as for `comparison`. Returns a row per pair of methods and measure: `method`, `against`, `measure`,
-    `difference`, `low`, `high` and `pairs`. Methods with different seeds are not compared; a seed or prompt for which a
-    method lacks the measure is left out.
-    """
-    unit, found = _unit(rows), []
-    for method, against in comparable(rows):
-        for measure in measures_of(rows):
-            complete = rows[rows[measure].notna().groupby(rows[unit]).transform("all")]
-            if len(complete) and not measure.endswith("_before"):  # before adapting all methods are the same
-                pair = {"method": method, "against": against, "measure": measure}
-                found.append(pair | paired_difference(complete, method, against, measure, pair=unit))
-    return pd.DataFrame(found, columns=["method", "against", "measure", "difference", "low", "high", "pairs"])
-
-
-def comparable(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """Returns the pairs of methods with the same seeds, or the same prompts, each against those earlier in `ORDER`.
-
-    A method with the settings of its experiment (`group_names`) has the place of the method; unknown ones come last.
-    """
-    units = {str(method): set(group[_unit(rows)]) for method, group in rows.groupby("method", sort=False)}
-    places = {name: number for number, name in enumerate(ORDER)}
-    ordered = sorted(units, key=lambda name: places.get(name.partition(SEPARATOR)[0], len(ORDER)))
-    pairs = combinations(reversed(ordered), 2)
-    return [(method, against) for method, against in pairs if units[method] == units[against]]
 
 
 def measures_of(rows: pd.DataFrame) -> list[str]:

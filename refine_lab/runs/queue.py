@@ -8,6 +8,7 @@ run has its own process; consecutive runs of test-time training share one, which
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from itertools import takewhile
@@ -58,8 +59,32 @@ def run_in_turn(
             _run(queue, every, log, command)
 
 
+class UnfinishedError(RuntimeError):
+    """The error of runs that have not finished; a notebook shows its sentence without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+def wait_until_finished(runs: Sequence[Run], *, every: float = 2.0) -> None:
+    """Waits for the runs that are in progress, printing how far they are in one line, then raises as `require_finished`.
+
+    It prints nothing if no run is in progress. An interrupt ends the waiting, not the runs.
+    """
+    waited = False
+    while working := [run for run in runs if run.state in ("starting", "running")]:
+        now = next((run for run in working if run.state == "running"), working[0])
+        told = f"{len(runs) - len(working)} of {len(runs)} runs have ended; {now.name} is at step {now.status.step} of "
+        print(f"\r{printable(told)}{now.status.steps:<20}", end="", flush=True)
+        waited = True
+        time.sleep(every)
+    if waited:
+        print(f"\r{f'All {len(runs)} runs have ended.':<120}")
+    require_finished(runs)
+
+
 def require_finished(runs: Sequence[Run]) -> None:
-    """Raises RuntimeError unless all runs have finished; it names those in progress, or one that ended early and why."""
+    """Raises `UnfinishedError` unless all runs have finished; it names those in progress, or one that ended early and why."""
     working = []
     for run in runs:
         state, status = run.state, run.status
@@ -71,9 +96,9 @@ def require_finished(runs: Sequence[Run]) -> None:
             if state == "waiting":
                 what = f"has not started ({status.step} of {status.steps} steps)"
             reason = f": {status.error}" if status.error else ""
-            raise RuntimeError(printable(f"run {run.name} {what}{reason}"))
+            raise UnfinishedError(printable(f"run {run.name} {what}{reason}"))
     if working:
-        raise RuntimeError(
+        raise UnfinishedError(
             f"{len(working)} of {len(runs)} runs are still in progress ({printable(', '.join(working))}); "
             "execute this cell and the cells below again when they have finished"
         )

@@ -1,4 +1,4 @@
-"""Every widget's page in Chromium, light and dark: text of contrast 4.5 at least, all reached by Tab, named, announced."""
+"""Every widget's page in Chromium, light, dark and in VS Code: text of contrast 4.5 at least, all reached, named, announced."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from refine_lab.statistics.rest_change import rest_change, rest_difference
 from tests.factories.run_monitor import HOSTILE as ERROR
 from tests.factories.state_view import summary
-from tests.support.readable import contrasts, nameless, stops, unreached, unreadable
+from tests.support.readable import VSCODE, contrasts, like_vscode, nameless, stops, unreached, unreadable, violations
 from tests.support.rollout_frames import decode, rows
 from widgets.core.base import Widget
 from widgets.core.notice import Notice
@@ -154,6 +154,13 @@ def test_it_is_read_reached_and_announced(name: str, page: Any, tmp_path: Path) 
     live = "[role=status], [role=alert], [aria-live=polite], [aria-live=assertive]"
     for part in page.locator(".refine-lab .status, .refine-lab > .error").all():
         assert part.evaluate(f"node => node.closest('{live}') !== null"), part.evaluate("node => node.outerHTML")
+    assert violations(page) == []
+    dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    for theme in VSCODE:
+        if ("dark" in theme) != dark:  # the system's preference must not matter there
+            like_vscode(page, theme)
+            page.wait_for_timeout(50)
+            assert unreadable(page) == {}, theme
 
 
 def test_a_slider_sends_what_it_is_let_go_at(page: Any, tmp_path: Path) -> None:
@@ -200,4 +207,6 @@ def test_what_cannot_be_read_or_reached_is_found(page: Any) -> None:
         {"little", "seen through", "grey", "half", "drawn", "typed"}
     )
     assert nameless(page) == ["button"]
+    found = [rule.partition(":")[0] for rule in violations(page, ".refine-lab")]
+    assert "button-name" in found and found.count("color-contrast") >= 3
     assert unreached(page) == ["<button>beyond it</button>"]

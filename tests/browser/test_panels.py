@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.lab import Lab, Notebook, change_theme, opened, take_shots, write_notebook
-from tests.support.readable import STOPS, contrasts, nameless, stops, unreached, unreadable
+from tests.support.readable import STOPS, contrasts, nameless, stops, unreached, unreadable, violations
 
 pytestmark = pytest.mark.browser
 
@@ -301,9 +301,17 @@ def test_all_of_it_is_reached_and_named_and_keeps_its_keys(
 @pytest.mark.parametrize("panel", [EXPLORER, TTT])
 def test_it_is_readable_with_a_status_and_an_error(hands: Callable[[str], Hands], panel: str, theme: str) -> None:
     person = hands(panel)
+    lines = f"[...document.querySelectorAll('{panel} .line')].map((line) => line.style.top)"
+    if panel == EXPLORER:
+        person.page.locator(f"{panel} .scroller").first.evaluate("node => (node.scrollTop = 300)")
+        person.page.wait_for_timeout(100)
+    before = person.page.evaluate(lines)
     change_theme(person.page, theme)
+    assert person.page.evaluate(lines) == before, "the list is not empty where it was scrolled to"
     assert len(contrasts(person.page, panel)) > 20
     assert unreadable(person.page, panel) == {}
+    assert violations(person.page, panel) == []
+    assert person.page.locator(f"{panel} [title=null]").count() == 0
     if panel == EXPLORER:
         person.go_to("compare with")
         person.write("nowhere")

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from refine_lab.experiments.compare import comparison, differences, per_prompt
+from refine_lab.experiments.compare import comparison, per_prompt
 from refine_lab.training.answers import side_by_side
 from tests.support.compared import ANSWERS, PER_SEED, answers_of
 from tests.support.refusals import refused
@@ -30,28 +30,9 @@ def test_means_and_intervals_by_hand():
     )
 
 
-def test_paired_differences_by_hand():
-    """refine - sft prompt by prompt: 1, 0, 0."""
-    found = differences(per_prompt(ANSWERS)).set_index(["method", "against", "measure"])
-    row = found.loc[("refine", "sft", "contains_answer")]
-    half = 4.302653 * math.sqrt(1 / 3) / math.sqrt(3)
-    expected = (1 / 3, 1 / 3 - half, 1 / 3 + half, 3)
-    assert tuple(row[["difference", "low", "high", "pairs"]]) == pytest.approx(expected, abs=1e-6)
-    assert set(found.index.droplevel(2)) == {("sft", "none"), ("refine", "none"), ("refine", "sft")}
-    assert "exact_match" not in set(found.index.get_level_values(2))  # no prompt has it
-
-
 def test_only_prompts_that_every_way_answered_are_compared():
     some = pd.concat([ANSWERS, answers_of({"sft": [[1, 1, 1, 1]]}).tail(1)], ignore_index=True)
     assert set(comparison(per_prompt(some))["count"]) == {3}
-
-
-def test_a_prompt_whose_measure_one_method_lost_is_compared_in_none():
-    some = ANSWERS.copy()
-    some.loc[(some["method"] == "none") & (some["name"] == "p0"), "loss_after"] = math.nan
-    found = differences(per_prompt(some)).set_index(["method", "against", "measure"])
-    assert found.loc[("refine", "sft", "loss_after"), "pairs"] == 2
-    assert found.loc[("refine", "sft", "contains_answer"), "pairs"] == 3
 
 
 def test_mean_and_spread_over_seeds_in_the_order_the_methods_come():

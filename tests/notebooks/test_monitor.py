@@ -14,15 +14,14 @@ pytestmark = pytest.mark.notebook
 
 def test_it_shows_the_runs_of_a_folder(tmp_path: Path) -> None:
     run = write_run(tmp_path / "theirs", 0)
-    report = tmp_path / "report.html"
-    status, told = execute("monitor", tmp_path, folder=tmp_path / "theirs", report=report)
+    status, told = execute("monitor", tmp_path, folder=tmp_path / "theirs")
     assert status == 0, told
     (shown,) = (text for text in texts(tmp_path) if text.startswith("RunMonitor"))
     assert f"RunMonitor of 1 run; selected: {run.name}" in shown
     assert "finished" in shown and "at step 4" in shown
     figures = [output for output in outputs(tmp_path) if "application/vnd.plotly.v1+json" in output.get("data", {})]
     assert len(figures) == 1
-    assert report.stat().st_size > 10_000
+    assert (tmp_path / "monitor-theirs.html").stat().st_size > 10_000
     assert (tmp_path / "out.ipynb").stat().st_size < 1_000_000
 
 

@@ -40,7 +40,10 @@ def test_all_ways_on_the_embedded_task_and_again(tmp_path):
     assert differences.startswith("Compared with nested SFT (") and "nested REFINE" in differences
     assert "RunMonitor of 4 runs" in text and text.count(" finished ") >= 4
     assert (tmp_path / "out.ipynb").stat().st_size < 1_000_000
-    assert (tmp_path / "report.html").stat().st_size > 50_000
+    page = (tmp_path / "posttrain-tiny-deltanet.html").read_text(encoding="utf-8")
+    said_at_top = "Difference in contains answer (points) [95 % interval]: nested REFINE \\u2013 nested SFT "
+    assert said_at_top in page  # as JSON writes it
+    assert all(part in page for part in ("Answers side by side", "Methods: mean", '["model", "tiny-deltanet"]'))
     first = trained(tmp_path)
     updates = {name: int(run.metrics()["updates"].iloc[-1]) for name, run in first.items()}
     assert updates == {"sft": 2, "nested_sft": 10, "nested_refine": 10, "nested_sft_release": 4}

@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
 from refine_lab.config import DataConfig, TrainConfig
 from refine_lab.runs.process import stop_all
-from refine_lab.runs.queue import BACKGROUND, require_finished, run_in_turn
+from refine_lab.runs.queue import BACKGROUND, UnfinishedError, require_finished, run_in_turn, wait_until_finished
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
 
@@ -72,12 +73,15 @@ def wait_until(done: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
-def test_runs_train_one_after_the_other_and_only_once(tmp_path: Path, trainer: Callable[[str], list[str]]) -> None:
+def test_runs_train_one_after_the_other_and_only_once(
+    tmp_path: Path, trainer: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     runs, lines = make_runs(tmp_path / "runs"), []
     with pytest.raises(RuntimeError, match=rf"run {runs[0].name} has not started \(0 of 2 steps\)"):
         require_finished(runs)
     run_in_turn(runs, detach=False, log=lines.append, command=trainer("trains"))
-    require_finished(runs)
+    wait_until_finished(runs)
+    assert capsys.readouterr().out == "", "nothing is waited for"
     times = [run.metrics()["time"] for run in runs]
     assert times[0].max() < times[1].min() < times[1].max() < times[2].min()
     assert [line for line in lines if "finished, step 2/2" in line] == [
@@ -109,7 +113,9 @@ def test_a_run_in_the_queue_of_another_is_refused(tmp_path: Path, trainer: Calla
     assert not any(run.alive for run in runs), "every lock is given back"
 
 
-def test_a_detached_queue_needs_nobody_and_stops_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_detached_queue_needs_nobody_and_stops_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.txt").write_text("A sentence of some words. " * 4000)
     monkeypatch.setenv("REFINE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -124,7 +130,16 @@ def test_a_detached_queue_needs_nobody_and_stops_when_asked(tmp_path: Path, monk
         require_finished(runs)
     run_in_turn(runs, detach=True, log=lines.append)  # nobody begins a second time
     assert lines[1:] == [f"{run.name} is already {run.state}" for run in runs]
-    stop_all(runs)
+    capsys.readouterr()
+    stops = Timer(1, stop_all, [runs])
+    stops.start()
+    with pytest.raises(UnfinishedError, match=f"run {runs[0].name} was stopped at step") as stopped:
+        wait_until_finished(runs, every=0.1)
+    stops.join()
+    told = capsys.readouterr().out.split("\r")
+    assert told[1].startswith(f"0 of 3 runs have ended; {runs[0].name} is at step ")
+    assert told[-1].strip() == "All 3 runs have ended."
+    assert stopped.value._render_traceback_() == [str(stopped.value)], "IPython shows the sentence and nothing else"
     wait_until(lambda: [run.state for run in runs] == ["stopped"] * 3)
     assert runs[0].latest_checkpoint() is not None, "it has saved"
     assert [str(run.status.error).partition(";")[0] for run in runs] == ["a stop was requested"] * 3

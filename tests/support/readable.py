@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe: pip install -e '.[dev]'")
+
 ENOUGH = 4.5
 """Contrast of text with its ground, at least (WCAG 2, level AA)."""
 
@@ -84,6 +88,39 @@ def unreached(page: Any, root: str = ".refine-lab", *, inside: bool = False) -> 
         page.keyboard.press("Tab")
         page.evaluate("window.missed.delete(document.activeElement)")
     return page.evaluate("[...window.missed].map((node) => node.outerHTML.slice(0, 120))")
+
+
+def violations(page: Any, root: str = ":root") -> list[str]:
+    """What axe finds serious or critical under `root`: the rule, the element, and what is wrong with it."""
+    response = axe.Axe().run(page, context=root).response
+    return [
+        f"{found['id']}: {node['html'][:120]}: {node['failureSummary']}"
+        for found in response["violations"]
+        if found["impact"] in ("serious", "critical")
+        for node in found["nodes"]
+    ]
+
+
+VSCODE = {
+    "vscode-light": ("#3b3b3b", "#ffffff"),
+    "vscode-dark": ("#cccccc", "#1f1f1f"),
+    "vscode-light solarized": ("#657b83", "#fdf6e3"),
+    "vscode-dark solarized": ("#839496", "#002b36"),
+}
+"""Kinds of VS Code's themes, with the colour of text and its ground: its default ones, and two of little contrast."""
+
+
+def like_vscode(page: Any, theme: str) -> None:
+    """Gives the page what VS Code gives the page of a notebook's outputs: the kind of theme and its colours."""
+    ink, ground = VSCODE[theme]
+    page.evaluate(
+        """([kind, ink, ground]) => {
+            document.documentElement.style.setProperty("--vscode-editor-foreground", ink);
+            document.documentElement.style.setProperty("--vscode-editor-background", ground);
+            Object.assign(document.body.style, { color: ink, background: ground });
+            document.body.dataset.vscodeThemeKind = kind; }""",
+        [theme.split()[0], ink, ground],
+    )
 
 
 def stops(page: Any, root: str = ".refine-lab") -> int:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import ipywidgets
+import pandas as pd
 import pytest
 
 from refine_lab.config import DataConfig, TrainConfig, to_json
@@ -23,6 +24,7 @@ from refine_lab.runs.writer import RunWriter, write_status
 from refine_lab.training.inputs import new_run
 from tests.factories.run_monitor import HOSTILE, card_with, write_run
 from tests.support.refusals import naming, refused
+from widgets.figures.tables import Table
 from widgets.parts.step_slider import StepSlider
 from widgets.rollout_inspector import RolloutInspector
 from widgets.run_monitor import RunMonitor
@@ -143,6 +145,33 @@ def test_a_page_says_whose_rollouts_it_holds(tmp_path: Path, watch: Callable[[Pa
     assert f"Rollouts of REFINE, seed 0 ({run.name}) at steps 1 to 4." in page
 
 
+def test_a_page_tells_settings_scores_and_conclusion(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
+    runs = [write_run(tmp_path / "runs", seed) for seed in (0, 1)]
+    monitor = watch(tmp_path / "runs")
+    scores = Table(pd.DataFrame({"method": ["REFINE"], "exact match": [0.5]}), "Scores")
+    path = monitor.save_html(tmp_path / "page.html", "Post-training", more=[scores, None], conclusion="No difference.")
+    page = path.read_text(encoding="utf-8")
+    facts = {
+        "runs": "2 (2 finished)",
+        "methods": "REFINE",
+        "seeds": "0, 1",
+        "lr": "0.0001",
+        "model": runs[0].config.model,
+    }
+    for name, value in facts.items():
+        assert json.dumps([name, value]) in page
+    assert '"conclusion": "No difference."' in page
+    tables = {table["caption"]: table["rows"] for table in page_tables(page)}
+    assert tables["Scores"] == [["REFINE", "0.5"]]
+    shared = dict(tables["Settings that all selected runs share"])
+    assert shared["lr"] == "0.0001" and "seed" not in shared
+    monitor.choice.value = ()  # nothing is selected: every part is empty, and nothing fails
+    assert monitor.error == "" and monitor.differences.value == ""
+    assert json.dumps(["runs", "none selected"]) in monitor.save_html(path).read_text(encoding="utf-8")
+    fields = [field for field in monitor.children if hasattr(field, "tooltip")]
+    assert fields and all(field.tooltip is not None for field in fields), "ipywidgets would show the tooltip null"
+
+
 def test_a_page_holds_the_rollouts_of_all_steps_or_of_the_last(
     tmp_path: Path, watch: Callable[[Path], RunMonitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,7 +265,7 @@ def test_evaluations_of_the_selected_runs_are_listed(tmp_path: Path, watch: Call
     page = monitor.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<img" not in page
     tables = page_tables(page)
-    assert [table["caption"] for table in tables] == ["Differing settings", "Evaluations"]
+    assert [table["caption"] for table in tables[:2]] == ["Differing settings", "Evaluations"]
     expected = evaluation_results(monitor.runs)
     assert tables[1]["columns"] == list(expected) and tables[1]["rows"] == expected.to_numpy().tolist()
     monitor.table.selected = [other.name]

@@ -67,6 +67,8 @@ class Widget(anywidget.AnyWidget):
 
     _esm: str
     _css: str
+    page_heading = ""
+    "The heading above the widget on a saved page, where it has one."
     _failed: str | None = None  # the method that raised the displayed `error`
     error = traitlets.Unicode().tag(sync=True)
     "The last error, in one sentence; empty without an error."

@@ -9,6 +9,15 @@ LIGHT = ("#393b3b", "#08449c", "#ab5a02", "#187d69", "#87116b", "#5d4d16")
 DARK = ("#b3b2b2", "#2589f2", "#f68e27", "#a6f7d2", "#d4608c", "#ece33a")
 """The same hues for widgets on dark pages."""
 
+DARK_THEMES = (
+    'data-jp-theme-light="false"',
+    'data-vscode-theme-kind="vscode-dark"',
+    'data-vscode-theme-kind="vscode-high-contrast"',
+)
+"""Attributes of the body by which JupyterLab and VS Code say that their theme is dark."""
+LIGHT_THEMES = "[data-jp-theme-light], [data-vscode-theme-kind]"
+"""Bodies whose theme is known; on others the browser's preference decides."""
+
 
 def variables(colours: tuple[str, ...]) -> str:
     """Returns the colours as CSS variables `--series-0`, `--series-1` and so on."""
@@ -20,6 +29,6 @@ def style() -> str:
     dark = variables(DARK)
     return (
         f".refine-lab {{ {variables(LIGHT)} }}\n"
-        f'body[data-jp-theme-light="false"] .refine-lab {{ {dark} }}\n'
-        f"@media (prefers-color-scheme: dark) {{ body:not([data-jp-theme-light]) .refine-lab {{ {dark} }} }}\n"
+        f"{', '.join(f'body[{theme}] .refine-lab' for theme in DARK_THEMES)} {{ {dark} }}\n"
+        f"@media (prefers-color-scheme: dark) {{ body:not({LIGHT_THEMES}) .refine-lab {{ {dark} }} }}\n"
     )

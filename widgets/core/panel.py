@@ -63,6 +63,15 @@ class Panel(ipywidgets.VBox):
         super().__init__()
         self.add_class("refine-panel")  # the notice's script keeps keys that are pressed inside this class
 
+    @traitlets.observe("children")
+    def _on_children(self, change: Any) -> None:
+        """Gives an empty tooltip to widgets without one, for which ipywidgets would show "null"."""
+        inside = [*change["new"]]
+        for widget in inside:
+            inside += getattr(widget, "children", ())
+            if getattr(widget, "tooltip", "") is None:
+                widget.tooltip = ""
+
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """Includes the full text, which a box would truncate after 110 characters."""
         bundle = super()._repr_mimebundle_(**kwargs)

@@ -1,4 +1,4 @@
-"""Tables that compare methods: means with their spread, paired differences, and answers."""
+"""Tables of methods: means with their spread, and answers side by side."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 
 from refine_lab.data.tasks.items import few_items
-from refine_lab.experiments.compare import comparable, comparison, differences, different_items
+from refine_lab.experiments.compare import comparison, different_items
 from refine_lab.experiments.stored_scores import HELD_OUT
-from refine_lab.statistics import answer_scores, compare_methods
 from refine_lab.training.key_tokens import THRESHOLD, WINDOW
 from widgets.figures.plotting import require_data
 from widgets.figures.series import method_styles
@@ -92,89 +91,6 @@ def _key_tokens(rows: pd.DataFrame) -> str:
         f"than given only the most recent tokens (between w and 2 w - 1 of them). Here w is {WINDOW}, or the window of the "
         "model's attention if that is larger."
     )
-
-
-def differences_table(rows: pd.DataFrame) -> Table:
-    """Tabulates paired differences between methods over seeds or prompts: mean [95 % interval], in points and nats.
-
-    `rows` as for `comparison_table`. Raises ValueError if no two methods can be compared.
-    """
-    pairs = comparable(rows) if len(rows) else []
-    require_data("differences_table", len(pairs) > 0, "it compares methods that have the same seeds or prompts")
-    over, unit = ("prompts", "name") if "name" in rows else ("seeds", "seed")
-    styles, found = method_styles(sorted({method for pair in pairs for method in pair})), differences(rows)
-    items = different_items(rows)
-    lines: list[dict[str, object]] = []
-    for method, against in pairs:
-        measured = found[(found["method"] == method) & (found["against"] == against)].to_dict("records")
-        count = measured[0]["pairs"] if measured else rows.loc[rows["method"] == method, unit].nunique()
-        lines.append({"difference": f"{styles[method].label} – {styles[against].label}", over: count})
-        if items is not None:
-            lines[-1][ITEMS] = items
-        for values in measured:
-            ends = values["low"], values["high"]
-            text = format_value(values["measure"], values["difference"], ends, signed=True)
-            text += _why_no_interval(values["difference"], ends, int(values["pairs"]), over)
-            lines[-1][heading(values["measure"]).replace("%", "points")] = text
-    note = " ".join(filter(None, (_two_pairs(found, over), few_items(items))))
-    return Table(pd.DataFrame(lines), f"Paired differences over {over} [95 % interval]", note=note)
-
-
-def _why_no_interval(difference: float, ends: Sequence[float], pairs: int, over: str) -> str:
-    """Returns in brackets what is known where a difference has no interval: one pair, or pairs that all agree."""
-    if not np.isfinite(difference) or np.isfinite(ends).all():
-        return ""
-    if pairs < 2:
-        return f" (one {over.removesuffix('s')})"
-    return f" (the same at {'both' if pairs == 2 else f'all {pairs}'} {over})"
-
-
-def _two_pairs(found: pd.DataFrame, over: str) -> str:
-    """Returns a sentence about intervals over two seeds or prompts, if the table has any."""
-    if not (found["low"].notna() & (found["pairs"] == 2)).any():
-        return ""
-    return (
-        f"An interval over two {over} reaches 12.7 standard errors to either side (Student's t with one degree of freedom): "
-        "it is wide even where the methods clearly differ."
-    )
-
-
-def contrasts_table(
-    answers: pd.DataFrame, measure: str = "contains_answer", pairs: Sequence[tuple[str, str]] | None = None
-) -> Table:
-    """Tabulates paired differences of answers over seeds and questions, beside Student's t over seeds.
-
-    `answers` and `measure` as for `refine_lab.statistics.answer_scores`, with a model before training compared at every
-    seed. A prompt for which a method lacks the measure is left out. Without `pairs` every method is compared with those
-    before it. The p-value is that of the interval over seeds and questions, corrected by Holm for the number of rows.
-
-    Raises ValueError if no two methods have the measure.
-    """
-    complete = answers[answers[measure].notna().groupby(answers["name"]).transform("all")]
-    scores = answer_scores(complete, measure) if len(complete) else complete
-    pairs = comparable(scores) if pairs is None and len(scores) else pairs or []
-    require_data("contrasts_table", len(pairs) > 0, f"no two methods have {measure!r} for the same seeds")
-    found = compare_methods(scores, pairs)
-    styles = method_styles(dict.fromkeys(name for pair in pairs for name in pair))
-    lines = [
-        {
-            "difference": f"{styles[row['method']].label} – {styles[row['against']].label}",
-            "seeds": row["seeds"],
-            "prompts": row["prompts"],
-            ITEMS: row["items"],
-            "over seeds and questions": format_value(
-                measure, row["difference"], (row["low"], row["high"]), signed=True
-            ),
-            "over seeds": format_value(measure, row["difference"], (row["seeds_low"], row["seeds_high"]), signed=True)
-            + _why_no_interval(row["difference"], (row["seeds_low"], row["seeds_high"]), int(row["seeds"]), "seeds"),
-            "p (Holm)": format_p(row["p_holm"]),
-        }
-        for row in found.to_dict("records")
-    ]
-    caption = f"Paired differences in {heading(measure).replace('%', 'points')} [95 % intervals]"
-    single = "An interval needs at least two seeds." if found["seeds"].max() < 2 else ""
-    notes = (single, few_items(int(found["items"].min())))
-    return Table(pd.DataFrame(lines), caption, note=" ".join(filter(None, notes)))
 
 
 def format_p(value: float) -> str:

@@ -27,7 +27,13 @@ class Table:
     """
 
     def __init__(
-        self, data: pd.DataFrame, caption: str, *, monospace: Sequence[str] = (), digits: int = 3, note: str = ""
+        self,
+        data: pd.DataFrame,
+        caption: str,
+        *,
+        monospace: Sequence[str] = (),
+        digits: int = 3,
+        note: str = "",
     ) -> None:
         self.data, self.caption, self.note = data, caption, note
         self._monospace, self._digits = set(monospace), digits

@@ -10,6 +10,8 @@ from widgets.core.base import Widget
 class Answers(Widget):
     """A model's answers before adaptation and after each method, and the reference answer; empty until they are known."""
 
+    page_heading = "Answers"
+
     rows = traitlets.List().tag(sync=True)
     """A dictionary of text per answer: its `label`, the `answer`, and, with a reference, the `verdict` (right or wrong) and
     the `logprob` of the reference in nats."""

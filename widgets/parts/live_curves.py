@@ -28,6 +28,8 @@ AXES = ("step", "tokens", "seconds")
 class Curves(Widget):
     """Panels of curves over steps, and progress lines, set by the caller."""
 
+    page_heading = "Curves"
+
     curves = traitlets.Dict().tag(**PACKED)
     "Methods and panels, as returned by `follower.gather`."
     progress = traitlets.List().tag(sync=True)

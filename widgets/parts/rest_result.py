@@ -16,6 +16,8 @@ from widgets.figures.series import COLOURS, method_styles
 class RestResult(Widget):
     """How the loss on the held-out remainder changed with each method, and how the methods differ; empty until it is known."""
 
+    page_heading = "Result"
+
     results = traitlets.List().tag(sync=True)
     """Dictionaries with a `name` (empty for a single method), whether it is a `pair` of methods, the `verdict` and `details`,
     the `interval` (lower end, estimate and upper end, in nats per token; empty if undetermined), and the number of the

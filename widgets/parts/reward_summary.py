@@ -22,6 +22,8 @@ class RewardSummary(Widget):
     selected positions, regardless of any list's filters. Rollouts with a true `clicked` column are drawn separately.
     """
 
+    page_heading = "Rewards"
+
     summary = traitlets.Dict().tag(**PACKED)
     "Histogram, mean and spread of the rewards, and a scatter plot for each correlated quantity."
     passing = traitlets.Bytes().tag(sync=True)

@@ -18,6 +18,8 @@ class TextTables(Widget):
     columns, empty where it has none.
     """
 
+    page_heading = "Tables"
+
     tables = traitlets.List().tag(sync=True)
 
     @classmethod

@@ -221,6 +221,15 @@ function render({ model, el }) {
     parts.clear.disabled = Object.keys(state.filters).length === 0;
   }
 
+  /** Says in the status how many rollouts a page without Python has of a clicked position; returns whether it has any. */
+  function answerAlone(position) {
+    const { data } = state;
+    const count = data.group.reduce((sum, group) => sum + (data.position[group] === position), 0);
+    const answer = count ? `${quantity(count, "rollout")}, in the list below` : "this saved page has no rollouts there, only those of the positions marked ◆";
+    model.set("status", `Token ${format(position + 1)}: ${answer}.`);
+    return count > 0;
+  }
+
   function move(by) {
     if (stale.has("rows")) {
       schedule.cancel(); // a key before the next frame moves among the rows of the new filters
@@ -271,7 +280,8 @@ function render({ model, el }) {
     },
     token() {
       const position = model.get("token") - 1;
-      if (position >= 0) put(model, "filters", { ...model.get("filters"), position: [position, position] });
+      if (position < 0 || (model.alone && !answerAlone(position))) return;
+      put(model, "filters", { ...model.get("filters"), position: [position, position] });
     },
     selected: () => redraw("selected"),
     compared: () => redraw("pins"),

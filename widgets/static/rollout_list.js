@@ -1,13 +1,14 @@
 // The list of rollouts: one line per rollout below the target of its position; the page has only the visible lines.
 
 import { hitsOf, isMatch, lengthOf, linesOf, markedParts, textOf, visible } from "./rollout_data.js";
-import { button, clamp, html, inFrames } from "./shared.js";
+import { button, clamp, html, inFrames, onceShown } from "./shared.js";
 
 export const LINE = 26; // px, as in rollout_inspector.css
 const TALLEST = 12_000_000; // px that a browser lays out well; in longer lists a pixel of scrolling moves several
 const LONGEST = 400; // characters of a token that its cell and its tooltip hold
 const MARK = 34; // px before the tokens
 const PLACE = 52; // px of the position in a flat list, as in rollout_inspector.css
+const NARROWEST = 62; // px of a token
 const WIDTHS = { number: 56, best: 56, bar: 98 }; // px of a number's column
 
 export const decimals = (value, digits = 3) => (Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : "–");
@@ -95,7 +96,8 @@ export function rolloutList(parent, fields, on) {
   const drawn = new Map();
   let state = null;
   const empty = html("p", { class: "empty", hidden: true }, parent, "No rollout passes the filters. Clear filters shows all of them.");
-  let beside = 0;
+  let endWaiting = () => {};
+  let numbers = [];
 
   const heads = buildHead(head, fields, on);
   const height = () => Math.max(scroller.clientHeight - head.offsetHeight, LINE);
@@ -108,10 +110,7 @@ export function rolloutList(parent, fields, on) {
   function show(next) {
     state = { ...next, lines: linesOf(next.data, next.rows, next.flat) };
     empty.hidden = state.rows.length > 0 || !state.data.rows;
-    const numbers = fields.filter(({ shared, name }) => !shared && !state.hidden.has(name)).map(({ look }) => WIDTHS[look]);
-    beside = numbers.reduce((sum, width) => sum + width, 0);
-    scroller.style.setProperty("--columns", numbers.map((width) => `${width}px`).join(" "));
-    scroller.style.setProperty("--beside", `${beside}px`);
+    numbers = fields.filter(({ shared, name }) => !shared && !state.hidden.has(name)).map(({ look }) => WIDTHS[look]);
     box.replaceChildren();
     drawn.clear();
     box.style.height = `${Math.min(state.lines.length * LINE, TALLEST)}px`;
@@ -128,13 +127,26 @@ export function rolloutList(parent, fields, on) {
 
   /** Fits the width of cells to the room, within limits; the list scrolls sideways if that is not enough. */
   function fit() {
-    const room = (scroller.clientWidth - beside - MARK - (state.flat ? PLACE : 0)) / Math.max(state.data.width, 1);
-    scroller.style.setProperty("--cell", `${Math.floor(clamp(room, 62, 110))}px`);
+    const beside = numbers.reduce((sum, width) => sum + width, 0);
+    const before = MARK + (state.flat ? PLACE : 0);
+    const tight = scroller.clientWidth < before + NARROWEST * Math.min(state.data.width, 5) + beside;
+    const shown = tight ? [WIDTHS.best] : numbers; // beside few pixels of tokens only the reward, the rest in the detail
+    const taken = shown.reduce((sum, width) => sum + width, 0);
+    scroller.classList.toggle("tight", tight);
+    scroller.style.setProperty("--columns", shown.map((width) => `${width}px`).join(" "));
+    scroller.style.setProperty("--beside", `${taken}px`);
+    const room = (scroller.clientWidth - taken - before) / Math.max(state.data.width, 1);
+    scroller.style.setProperty("--cell", `${Math.floor(clamp(room, NARROWEST, 110))}px`);
     scroller.style.setProperty("--tokens", state.data.width);
   }
 
   function paint() {
     if (!state) return;
+    endWaiting();
+    if (!scroller.clientHeight) {
+      endWaiting = onceShown(scroller, schedule); // hidden, as for a moment while JupyterLab changes its theme: no lines are in view
+      return;
+    }
     const top = Math.round(scroller.scrollTop * rate());
     const shift = top - scroller.scrollTop; // the offset between lines and their places in the box
     const first = Math.max(0, Math.floor(top / LINE) - 4);
@@ -196,7 +208,7 @@ export function rolloutList(parent, fields, on) {
     if (selected < 0) box.removeAttribute("aria-activedescendant");
     for (const [index, node] of drawn) if (state.lines[index] >= 0) mark(node, state.lines[index]);
   };
-  return { box, show, select, reveal, page, ends: [schedule.cancel, () => resized.disconnect()] };
+  return { box, show, select, reveal, page, ends: [schedule.cancel, () => resized.disconnect(), () => endWaiting()] };
 }
 
 function buildHead(head, fields, on) {
@@ -204,8 +216,8 @@ function buildHead(head, fields, on) {
   const places = html("span", "places", head);
   html("span", "quiet", places, "sort by");
   const numbers = html("span", "numbers", head);
-  const heads = fields.map(({ name, label, about, shared }) => {
-    const data = { class: "sort", title: about, "data-title": label, "data-column": name };
+  const heads = fields.map(({ name, label, about, shared, look }) => {
+    const data = { class: look === "best" ? "sort ranked" : "sort", title: about, "data-title": label, "data-column": name };
     return [name, button(shared ? places : numbers, label, () => on.sort(name), data)];
   });
   return new Map(heads);
@@ -219,9 +231,11 @@ function targetLine(parent, { data, fields, filters }, group) {
   const shared = fields.filter((field) => field.shared && field.digits !== null);
   const facts = shared.map(({ name, label, digits }) => `${label} ${decimals(data.numbers[name][data.firstOf[group]], digits)}`);
   const where = [...(clicked ? ["clicked"] : []), placeOf(data, group), ...facts].join(" · ");
-  html("span", { class: "numbers where", title: where }, node, where);
+  html("span", { class: "numbers where", title: where, "data-position": `pos ${data.position[group]}` }, node, where);
   return node;
 }
+
+const numberClass = (ranked, best) => `number${ranked ? " ranked" : ""}${ranked && best ? " best" : ""}`;
 
 function rolloutLine(parent, { data, fields, filters, hidden, flat, best, most }, row) {
   const own = fields.filter(({ shared, name }) => !shared && !hidden.has(name));
@@ -241,7 +255,7 @@ function rolloutLine(parent, { data, fields, filters, hidden, flat, best, most }
   for (const { name, look, digits } of own) {
     const value = data.numbers[name][row];
     if (look === "bar") signedBar(numbers, value, most[name], digits);
-    else html("span", look === "best" && best[data.group[row]] === row ? "number best" : "number", numbers, decimals(value, digits));
+    else html("span", numberClass(look === "best", best[data.group[row]] === row), numbers, decimals(value, digits));
   }
   return node;
 }

@@ -226,6 +226,40 @@ export function onceShown(element, act) {
   return () => shown.disconnect();
 }
 
+/**
+ * Calls `act` when the colours of `root` change with the theme of JupyterLab, VS Code or the system. A canvas must be drawn
+ * again then, unlike elements. Returns a function that ends this.
+ */
+export function onTheme(root, act) {
+  const colours = () => {
+    const style = getComputedStyle(root);
+    return ["--ink", "--quiet", "--ground", "--accent", "--series-1"].map((name) => style.getPropertyValue(name)).join();
+  };
+  let before = colours();
+  let timer = 0;
+  const check = () => {
+    const now = colours();
+    if (now === before) return;
+    before = now;
+    act();
+  };
+  const changed = () => {
+    check();
+    clearTimeout(timer);
+    timer = setTimeout(check, 500); // a style sheet may come later than the attribute
+  };
+  const attributes = ["class", "style", "data-jp-theme-light", "data-jp-theme-name", "data-vscode-theme-kind", "data-vscode-theme-id"];
+  const observer = new MutationObserver(changed);
+  for (const node of [document.documentElement, document.body]) observer.observe(node, { attributes: true, attributeFilter: attributes });
+  const scheme = matchMedia("(prefers-color-scheme: dark)");
+  scheme.addEventListener("change", changed);
+  return () => {
+    clearTimeout(timer);
+    observer.disconnect();
+    scheme.removeEventListener("change", changed);
+  };
+}
+
 /** Marks a key as handled: neither the browser nor JupyterLab acts on it too. */
 export function takeKey(event) {
   event.preventDefault();

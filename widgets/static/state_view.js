@@ -1,7 +1,7 @@
 // States along a document: one strip per head, coloured by one of three measures; below, bars with the write strength or the
 // long-short difference of every token.
 
-import { button, clamp, counts, extent, floats, follow, format, html, inFrames, onWidth } from "./shared.js";
+import { button, clamp, counts, extent, floats, follow, format, html, inFrames, onTheme, onWidth } from "./shared.js";
 import { prepared, put, rootOf, takeKey, tickTexts, ticks, unpacked } from "./shared.js";
 
 const ROW = 16;
@@ -194,7 +194,7 @@ function render({ model, el }) {
   canvas.addEventListener("keydown", onKey);
   const traits = ["status", "error", "measure", "bars", "row", "place"];
   const listeners = { states: unpack, ...Object.fromEntries(traits.map((trait) => [trait, schedule])) };
-  return follow(model, listeners, onWidth(root, schedule), schedule.cancel);
+  return follow(model, listeners, onWidth(root, schedule), onTheme(root, schedule), schedule.cancel);
 }
 
 export default { render };

@@ -2,7 +2,7 @@
 // (float32 bytes); the page lays the tokens out, paints the visible ones, and moves among them. Text reaches the page through
 // canvas and textContent alone.
 
-import { follow, html, keepKeys, put, takeKey, unpacked } from "./shared.js";
+import { follow, html, keepKeys, onTheme, put, takeKey, unpacked } from "./shared.js";
 import { PAD, ROW, mapHeight } from "./token_paint.js";
 import { buildPanel, hideTip } from "./token_panel.js";
 import { Answers } from "./token_alternatives.js";
@@ -193,15 +193,13 @@ function render({ model, el }) {
     view.laidOut = width;
   });
   const restyle = () => schedule(view, { layout: true });
-  const themed = new MutationObserver(restyle);
-  const scheme = matchMedia("(prefers-color-scheme: dark)");
+  const endTheme = onTheme(ui.root, restyle);
   const stop = () => {
     cancelAnimationFrame(view.frame);
     clearTimeout(view.timer);
     view.answers.stop();
     resized.disconnect();
-    themed.disconnect();
-    scheme.removeEventListener("change", restyle);
+    endTheme();
     model.off("msg:custom", receive);
     hideTip(ui.tip);
   };
@@ -216,8 +214,6 @@ function render({ model, el }) {
   };
   const end = follow(model, listeners, stop);
   resized.observe(ui.frame);
-  themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name"] });
-  scheme.addEventListener("change", restyle);
   document.fonts?.ready.then(restyle);
   draw(view);
   return end;

@@ -199,8 +199,8 @@ export function moveTo(view, token, { extend = false, centred = false, tip = tru
 
 export function select(view, token) {
   view.selected = token;
-  put(view.model, "selected", token);
   announce(view, token < 0 ? "nothing selected" : `selected ${describe(view, token)}`);
+  put(view.model, "selected", token); // after the announcement: on a page without Python, the list may answer with a status
   schedule(view);
 }
 

@@ -14,7 +14,7 @@ import traitlets
 from tests.support.paths import ROOT
 from widgets.core.assets import STATIC, script, style
 from widgets.core.base import Widget, guarded
-from widgets.core.page import page, save_page
+from widgets.core.page import About, page, page_path, save_page
 
 
 class Echo(Widget):
@@ -70,8 +70,25 @@ def test_a_page_holds_own_traits_as_data() -> None:
         "values": {"bytes": {"base64": "AQI="}, "nan": None, "deep": [{"x": 1}]},
     }
     assert data_of(text)["links"] == [[0, "text", 0, "status"]]
+    assert data_of(text)["head"]["title"] == "<b>%SCRIPT%" and data_of(text)["head"]["conclusion"] == ""
     assert "<img" not in text
     assert "<title>&lt;b&gt;%SCRIPT%</title>" in text
+
+
+def test_a_page_begins_with_what_it_is_about() -> None:
+    about = About(
+        conclusion="REFINE is better.", facts={"model": "tiny", "compared with": None, "seed": 0, "bad": "\x1b"}
+    )
+    head = data_of(page(Echo(), title="Runs", about=about))["head"]
+    assert (head["title"], head["conclusion"]) == ("Runs", "REFINE is better.")
+    assert head["facts"][:-1] == [["model", "tiny"], ["seed", "0"], ["bad", "\\x1b"]]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", head["facts"][-1][1])
+
+
+def test_the_name_of_a_page_tells_the_model(tmp_path: Path) -> None:
+    named = page_path(tmp_path / "explore-{model}.html", model="/runs/2026 a/checkpoint;1")
+    assert named == tmp_path / "explore-checkpoint-1.html"
+    assert page_path(tmp_path / "{other}.html", model="m") == tmp_path / "{other}.html"
 
 
 def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

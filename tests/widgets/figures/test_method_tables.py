@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -10,7 +9,7 @@ from refine_lab.data.tasks.scores import SCORES
 from refine_lab.experiments.compare import per_prompt, per_seed
 from refine_lab.training.answers import side_by_side
 from tests.support.compared import ANSWERS
-from widgets.figures.method_tables import comparison_table, contrasts_table, differences_table, samples_table
+from widgets.figures.method_tables import comparison_table, samples_table
 
 
 def results(*, seeds: int = 2) -> pd.DataFrame:
@@ -53,35 +52,11 @@ def test_ways_in_percent_with_spread_and_updates():
     assert table["updates"].tolist() == ["0", "25", "125", "125", "50"] and table["runs"].tolist() == [1, 2, 2, 2, 2]
 
 
-def test_differences_in_points_with_intervals():
-    """REFINE - SFT: 20 and 10 points, mean 15, t(0.975, 1) = 12.7062, half 12.7062 * 7.0711 / sqrt 2 = 63.5."""
-    table = differences_table(results()).data
-    assert table["difference"].tolist() == [
-        "nested REFINE – nested SFT",
-        "nested REFINE – nested SFT, one inner update",
-        "nested REFINE – SFT",
-        "nested SFT – nested SFT, one inner update",
-        "nested SFT – SFT",
-        "nested SFT, one inner update – SFT",
-    ]
-    assert table["contains answer (points)"].tolist() == [
-        "+10.0 (the same at both seeds)",
-        "+40.0 (the same at both seeds)",
-        "+15.0 [-48.5, +78.5]",
-        "+30.0 (the same at both seeds)",
-        "+5.0 [-58.5, +68.5]",
-        "-25.0 [-88.5, +38.5]",
-    ]
-    assert differences_table(results(seeds=1)).data["contains answer (points)"].tolist()[2] == "+20.0 (one seed)"
-
-
 def test_tables_without_rows_are_refused():
     empty = results().iloc[:0]
-    for table in (comparison_table, differences_table, samples_table):
+    for table in (comparison_table, samples_table):
         with pytest.raises(ValueError, match=f"figure {table.__name__} has no data"):
             table(empty)
-    with pytest.raises(ValueError, match="it compares methods that have the same seeds or prompts"):
-        differences_table(results()[results()["method"] == "base"])
 
 
 def test_questions_in_which_the_ways_differ_come_first_with_all_answers_of_the_first_seed():
@@ -100,17 +75,15 @@ def test_measures_are_means_over_questions_of_a_run():
     assert table["contains_answer"].tolist() == [0.5] * 4 and table["seed"].tolist() == [-1, 0, 1, 0]
 
 
-def test_ways_without_the_same_seeds_are_not_compared():
+def test_methods_without_the_same_seeds_have_their_means():
     rows = [("none", 0, 0.5), ("sft", 0, 0.4), ("sft", 1, 0.4), ("refine", 0, 0.6), ("refine", 1, 0.8)]
     frame = pd.DataFrame(rows, columns=["method", "seed", "contains_answer"]).assign(updates=4)
-    assert differences_table(frame).data["difference"].tolist() == ["REFINE – SFT"]
     assert comparison_table(frame).data["method"].tolist() == ["baseline (no adaptation)", "SFT", "REFINE"]
 
 
 def test_questions_without_references_have_no_measures():
     frame = results().assign(contains_answer=float("nan"), exact_match=float("nan"), f1=float("nan"))
     assert list(comparison_table(frame).data) == ["method", "updates", "runs"]
-    assert list(differences_table(frame).data) == ["difference", "seeds"]
 
 
 def test_the_table_of_ways_shows_percent_and_nats_and_no_share_beyond_its_ends():
@@ -119,13 +92,6 @@ def test_the_table_of_ways_shows_percent_and_nats_and_no_share_beyond_its_ends()
     assert table.loc[1, "contains answer (%)"] == "50.0 [0.0, 100.0]"
     assert table.loc[2, "loss after (nats)"].startswith("1.167 [")
     assert "exact-match rate (%)" not in table
-    lines = differences_table(per_prompt(ANSWERS)).data
-    assert lines["difference"].tolist() == [
-        "REFINE – SFT",
-        "REFINE – baseline (no adaptation)",
-        "SFT – baseline (no adaptation)",
-    ]
-    assert lines.loc[0, "contains answer (points)"].startswith("+33.3 [-100.0, +100.0]")
 
 
 def test_held_out_results_are_means_and_deviations_over_seeds() -> None:
@@ -152,21 +118,12 @@ def test_held_out_results_are_means_and_deviations_over_seeds() -> None:
     assert "note" not in table
 
 
-def test_methods_without_measures_still_have_a_line_of_differences():
-    """Prompts without answers have no scores: the table names the pairs and says over how many seeds."""
-    rows = pd.DataFrame(
-        {"method": ["sft", "refine"], "seed": [0, 0], "updates": [2.0, 2.0], "contains_answer": [np.nan, np.nan]}
-    )
-    (line,) = differences_table(rows).data.to_dict("records")
-    assert line == {"difference": "REFINE – SFT", "seeds": 1}
-
-
 def test_tables_of_answers_count_different_questions_and_warn_of_few():
     repeated = ANSWERS.assign(question=ANSWERS["question"].replace("q1", "q0"), updates=4)
     for rows in (per_prompt(repeated), per_seed(repeated)):
-        for table in (comparison_table(rows), differences_table(rows)):
-            assert set(table.data["different questions"]) == {2}
-            assert "only 2 distinct questions, fewer than 100" in repr(table) and table.note in table._repr_html_()
+        table = comparison_table(rows)
+        assert set(table.data["different questions"]) == {2}
+        assert "only 2 distinct questions, fewer than 100" in repr(table) and table.note in table._repr_html_()
     many = pd.concat([ANSWERS.assign(name=f"n{i}", question=f"n{i}") for i in range(100)])
     assert comparison_table(per_prompt(many.drop_duplicates(["method", "seed", "name"]))).note == ""
     assert "different questions" not in comparison_table(results()).data
@@ -179,27 +136,3 @@ def test_tables_of_recall_count_different_documents_and_warn_of_few():
     assert table.note.startswith("There are only 50 distinct documents, fewer than 100")
     assert comparison_table(recall.assign(documents=100)).note == ""
     assert "different documents" not in comparison_table(results()).data
-
-
-def test_contrasts_compare_methods_that_differ_in_their_settings_and_one_seed_has_no_interval():
-    renamed = ANSWERS[ANSWERS["method"] != "none"].replace(
-        {"method": {"sft": "refine: group_size 1", "refine": "refine: group_size 8"}}
-    )
-    (line,) = contrasts_table(renamed).data.to_dict("records")
-    assert {"group_size 1", "group_size 8"} <= set(line["difference"].replace("REFINE, ", "").split(" – "))
-    single = contrasts_table(renamed[renamed["seed"] == renamed["seed"].min()])
-    assert "two seeds" in single.note and single.data["p (Holm)"].tolist() == ["–"]
-
-
-def test_contrasts_have_both_intervals_and_the_corrected_p_value():
-    """Three questions, two seeds; REFINE - SFT is 1, 0, 0 at both: nothing varies over seeds."""
-    two = ANSWERS[ANSWERS["method"] != "none"]
-    (line,) = contrasts_table(two).data.to_dict("records")
-    assert line["difference"] == "REFINE – SFT" and (line["seeds"], line["different questions"]) == (2, 3)
-    assert line["over seeds"] == "+33.3 (the same at both seeds)"
-    assert line["over seeds and questions"].startswith("+33.3 [") and float(line["p (Holm)"]) > 0.05
-    lost = two.assign(loss_after=two["loss_after"].mask((two["method"] == "sft") & (two["name"] == "p0")))
-    table = contrasts_table(lost, "loss_after")
-    assert table.data["prompts"].tolist() == [2] and "loss after (nats)" in table.caption
-    with pytest.raises(ValueError, match="no two methods have 'exact_match'"):
-        contrasts_table(two, "exact_match")
