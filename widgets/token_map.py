@@ -42,6 +42,8 @@ class TokenMap(Widget):
     "Name of the metric that colours the tokens; empty without metrics."
     selected = traitlets.Int(-1).tag(sync=True)
     "The selected token, or -1."
+    highlight = traitlets.List(traitlets.Int()).tag(sync=True)
+    "First and last token of the highlighted text, or empty; setting it scrolls there."
     view = traitlets.Int(0).tag(sync=True)
     "The first visible token; setting it scrolls."
     height = traitlets.Int(420).tag(sync=True)
@@ -71,8 +73,9 @@ class TokenMap(Widget):
         targets: Iterable[Target] = (),
         chunk_borders: Iterable[int] = (),
         alternatives: Alternatives | tuple[Any, Any, Any] | Ask | None = None,
+        mark: str = "sampled position",
     ) -> None:
-        """Replaces the content in one message; arguments as for the class.
+        """Replaces the content in one message; arguments as for the class, and `mark`: what the legend calls `targets`.
 
         If `text` is the same `TokenText` object as before, scroll position and selection are kept; the metric is kept
         if the new metrics include its name. Raises ValueError for arguments that do not fit, and then changes nothing.
@@ -84,10 +87,10 @@ class TokenMap(Widget):
         with self.hold_sync():
             self._key += 1
             if text is not self.text:
-                self.selected, self.view, self._text_key = -1, 0, self._key
+                self.selected, self.highlight, self.view, self._text_key = -1, [], 0, self._key
             self.text, self.metrics = text, {metric.name: metric for metric in metrics}
             self._ask = alternatives if callable(alternatives) else None
-            self.document = document | {"key": self._key, "text_key": self._text_key}
+            self.document = document | {"key": self._key, "text_key": self._text_key, "mark": mark}
             self.metric = self.metric if self.metric in self.metrics else next(iter(self.metrics), "")
 
     @traitlets.validate("metric")
@@ -96,6 +99,14 @@ class TokenMap(Widget):
         return proposal["value"]
 
     _check_selected = bounded("selected", lambda self: (-1, len(self.text) - 1))
+
+    @traitlets.validate("highlight")
+    def _check_highlight(self, proposal: Any) -> list[int]:
+        ends = proposal["value"]
+        fits = not ends or (len(ends) == 2 and 0 <= ends[0] <= ends[1] < len(self.text))
+        require(fits, "highlight", ends, f"empty, or first and last token from 0 to {len(self.text) - 1}")
+        return ends
+
     _check_height = bounded("height", lambda self: (100, 4000))
 
     @traitlets.validate("view")
@@ -155,6 +166,8 @@ class TokenMap(Widget):
             order = np.argsort(-values, kind="stable")[:5]  # NaN comes last
             lines.append(f"highest {metric.title}:")
             lines += ["  " + self._line(int(token)) for token in order if not np.isnan(values[token])]
+        if self.highlight:
+            lines.append(f"highlighted: tokens {self.highlight[0]} to {self.highlight[1]}")
         if self.selected >= 0:
             lines.append("selected: " + self._line(self.selected))
         return "\n".join(lines)

@@ -29,7 +29,7 @@ from refine_lab.explore.adapted import (
     with_rest,
 )
 from refine_lab.explore.attribution import Cell, WriteAttribution, write_attribution
-from refine_lab.explore.erasing import Erasure, predict
+from refine_lab.explore.erasing import Erasure, Prediction, predict
 from refine_lab.explore.erasing import erase as erase_writes
 from refine_lab.explore.lens import LayerLens, layer_lens
 from refine_lab.explore.reading import DocumentReading, long_short, read_document, statistics_of
@@ -127,6 +127,24 @@ class Session:
     def attribute(self, model: str, token_ids: TokenIds, target: Target) -> WriteAttribution:
         """Returns the effect of every write on the target (see `attribution.write_attribution`)."""
         return write_attribution(self._held(model).policy, torch.from_numpy(token_ids).long(), target)
+
+    def predict(
+        self,
+        model: str,
+        token_ids: TokenIds,
+        position: int,
+        continuation: Sequence[int] = (),
+        against: Sequence[int] = (),
+        answer_tokens: int = 8,
+    ) -> tuple[Target, Prediction]:
+        """Returns a target and the prediction there; without a continuation, the target is the most probable next token."""
+        policy, known = self._held(model).policy, self._read(model, token_ids)
+        require(1 <= position < len(token_ids), "position", position, f"from 1 to {len(token_ids) - 1}")
+        target = Target(position=position, token_ids=tuple(continuation) or (0,), against=tuple(against))
+        if not continuation:
+            greedy = predict(policy, known.trace, target, 1, 1).answer_ids
+            target = replace(target, token_ids=greedy)
+        return target, predict(policy, known.trace, target, answer_tokens)
 
     def erase(
         self,

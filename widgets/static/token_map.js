@@ -44,6 +44,26 @@ function takeSelected(view) {
   schedule(view);
 }
 
+/** Python gets the highlighted text, and may set it. */
+function giveHighlight(view) {
+  const range = view.range ?? [];
+  if (String(range) !== String(view.model.get("highlight"))) put(view.model, "highlight", range);
+}
+
+function takeHighlight(view) {
+  const range = view.model.get("highlight");
+  if (String(range) === String(view.range ?? [])) return;
+  const [first, last] = range;
+  if (last >= view.doc.total) return;
+  view.range = range.length ? [first, last] : null;
+  if (view.range) {
+    Object.assign(view, { anchor: first, cursor: last });
+    bring(view, first, true);
+    announce(view, `highlighted ${describe(view, first)}`);
+  }
+  schedule(view);
+}
+
 function takeView(view) {
   const token = view.model.get("view");
   if (view.layout && token !== firstVisible(view)) bring(view, token, "top");
@@ -82,6 +102,7 @@ function onKey(view, event) {
   else if (key === "Escape") handled = clear(view);
   else handled = pressed(view, event);
   if (handled) takeKey(event);
+  giveHighlight(view);
 }
 
 /** Clears the mark, the search or the selection, the first of them that is set; false if none is. */
@@ -113,8 +134,9 @@ function listenToPointer(view) {
     if (start < 0) return;
     canvas.focus({ preventScroll: true });
     moveTo(view, start, { extend: event.shiftKey, tip: false });
-    if (!event.shiftKey) canvas.setPointerCapture(event.pointerId);
-    else start = -1;
+    if (!event.shiftKey) return canvas.setPointerCapture(event.pointerId);
+    start = -1;
+    giveHighlight(view);
   });
   on(canvas, "pointermove", (event) => {
     if (!view.layout || !view.doc.total) return;
@@ -124,6 +146,7 @@ function listenToPointer(view) {
   });
   on(canvas, "pointerup", () => {
     if (start >= 0 && !view.range) select(view, start);
+    if (start >= 0) giveHighlight(view);
     start = -1;
   });
   on(canvas, "pointercancel", () => (start = -1));
@@ -208,6 +231,7 @@ function render({ model, el }) {
     document: () => takeDocument(view),
     metric: () => schedule(view, { colour: true }),
     selected: () => takeSelected(view),
+    highlight: () => takeHighlight(view),
     view: () => takeView(view),
     height: restyle,
     error: ui.error,

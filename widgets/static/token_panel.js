@@ -77,7 +77,7 @@ export function drawLegend(parent, metric, ramp, document) {
   for (const [value, text] of scaleLabels(metric)) {
     html("span", { class: "tick", style: `left: ${(shareOf(metric, value) * 100).toFixed(1)}%` }, scale, text);
   }
-  if (document.targets.length) html("span", "key target", parent, "◆ sampled position");
+  if (document.targets.length) html("span", "key target", parent, `◆ ${document.mark}`);
   if (document.chunk_borders.length) html("span", "key border", parent, "│1 chunk");
 }
 

@@ -8,7 +8,7 @@ import { PAD, ROW, mapHeight, paintMinimap, paintRows, profileOf, rectsOf, token
 import { drawLegend, fillTip, hideTip, placeTip, withUnit } from "./token_panel.js";
 
 export const MINIMAP = 76;
-const NO_DOCUMENT = { key: -1, text_key: -1, metrics: [], targets: [], chunk_borders: [], alternatives: null };
+const NO_DOCUMENT = { key: -1, text_key: -1, metrics: [], targets: [], chunk_borders: [], alternatives: null, mark: "sampled position" };
 
 // -- data -------------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,390 @@
+"""The memory view: which writes to the fast-weight memory made a prediction, and what the model says without them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import numpy as np
+
+from refine_lab.data.sample import sample_document
+from refine_lab.explore.attribution import Cell, WriteAttribution
+from refine_lab.explore.client import Worker, shared_worker
+from refine_lab.explore.erasing import Erasure, Prediction
+from refine_lab.explore.exploration import Document, Exploration
+from refine_lab.explore.futures import finished, then, together
+from refine_lab.explore.targets import Target
+from refine_lab.runs.environment import display_path
+from refine_lab.text import replace_surrogates
+from refine_lab.validation import path_of, require
+from widgets.core.base import Widget, guarded
+from widgets.core.page import save_page
+from widgets.core.panel import Panel
+from widgets.parts.controls import field, in_rows, text_field
+from widgets.parts.document_metrics import entropy_metric, loss_metric
+from widgets.parts.memory_grid import MemoryGrid
+from widgets.parts.memory_layers import MemoryLayers
+from widgets.parts.memory_metrics import attribution_metrics, heads_named, listed, loss_change_metric, tokens_in
+from widgets.parts.memory_result import MemoryResult
+from widgets.parts.token_text import token_decoder
+from widgets.token_map import Target as Mark
+from widgets.token_map import TokenMap, TokenText, token_text
+
+NEIGHBOURS = 1
+"""Number of tokens on each side of the strongest write that are marked with it."""
+FACT = "The secret word for hand is width.", "The secret word for hand is block."
+"""A fact of the sample document, and another one that replaces it in the counterfactual."""
+
+
+class MemoryView(Panel):
+    """Shows which tokens' writes to the memory a prediction depends on, in which layers and heads, and erases writes.
+
+    `text`: the initial document; none: a sample document. `answer`: a continuation of the whole document, which is
+    explained first; empty: the model's own next token. `against`: another continuation, for the contrast of the two.
+    `add_bos`: as in `DataConfig`. Everything works without a page: `read`, `explain`, `choose`, `erase`, `undo`,
+    `restore`, `save_state`, `layers`, and the traits of `token_map` and `grid`. Raises FileNotFoundError or ValueError
+    for a missing model.
+    """
+
+    def __init__(
+        self,
+        model: str = "tiny-deltanet",
+        text: str | None = None,
+        *,
+        answer: str = "",
+        against: str = "",
+        worker: Worker | None = None,
+        add_bos: bool | None = None,
+        read: bool = True,
+    ) -> None:
+        """Reads the document at once, unless `read` is False, as for a view that follows a panel."""
+        super().__init__()
+        self.exploration = Exploration(worker or shared_worker(), model, add_bos=add_bos)
+        self.target: Target | None = None
+        "What is explained."
+        self.attribution: WriteAttribution | None = None
+        "Effects of all writes on the target, once known."
+        self.prediction: Prediction | None = None
+        "The prediction with all writes, once known."
+        self.erasures: list[Erasure] = []
+        "The erasures that `undo` goes back through; the last one is shown."
+        self._earlier: WriteAttribution | None = None
+        self._text = TokenText("", [0])
+        self._asked: object = None
+        self._jumped: list[int] = []
+        self._decode = token_decoder(self.exploration.tokenizer)
+        self.token_map, self.grid, self.result = TokenMap(), MemoryGrid(), MemoryResult()
+        self.layers = MemoryLayers(self.exploration)
+        if text is None:
+            sample = sample_document()
+            text = sample.document + sample.question
+            self.layers.fields["replace"].value, self.layers.fields["by"].value = FACT
+        self.fields = self._fields(text, answer, against)
+        self._lay_out()
+        self.token_map.observe(self._on_token, "selected")
+        self.token_map.observe(self._on_highlight, "highlight")
+        self.grid.observe(self._on_chosen, "chosen")
+        self.result.observe(self._on_place, "place")
+        self.fields["erased"].observe(self._on_marks, "value")
+        self.shown: Future[Any] = self.read() if read else finished(None)
+        "Completes when the first prediction is explained."
+
+    # -- public methods -----------------------------------------------------------------------------------------------
+
+    def read(self, text: str | None = None) -> Future[Any]:
+        """Reads and shows a document (none: the one in the text field), and explains the answer to it."""
+        if text is not None:
+            self.fields["document"].value = replace_surrogates(text)
+        self.report("Reading…")
+        source = self.fields["document"].value
+        return self._read(lambda: (source, self.exploration.tokens_of(source)))
+
+    def follow(self, document: Document) -> Future[Any]:
+        """Shows a document that another panel has read, under the model's current weights, and explains the answer to it."""
+        if self.fields["document"].value != document.text:
+            self.fields["document"].value = replace_surrogates(document.text)
+        return self._read(lambda: (document.text, document.token_ids))
+
+    def explain(self, token: int | None = None) -> Future[Any]:
+        """Colours the document by the effect of each write on a token's prediction; None: on the answer after the document.
+
+        At a token, as many tokens are explained as the field `tokens` says. The future raises ValueError for one of the
+        first two tokens, which no earlier write can explain.
+        """
+        if token is None:
+            return self._explain(self._answer)
+        return self._explain(lambda: self._token_target(token))
+
+    def explain_continuation(self, position: int, token_ids: Sequence[int], against: Sequence[int] = ()) -> Future[Any]:
+        """Colours the document by the effect of each write on a continuation of the prefix that ends at `position`."""
+        return self._explain(lambda: (position, tuple(token_ids), tuple(against)))
+
+    def choose(self, cells: Collection[Cell] | None) -> None:
+        """Restricts the colours, and what is erased next, to some heads; None: all of them."""
+        self.grid.choose(cells)
+
+    def mark(self, tokens: Collection[int]) -> None:
+        """Marks tokens to be erased. Raises ValueError for a token outside the document."""
+        outside = [token for token in tokens if not 0 <= token < len(self._text)]
+        require(not outside, "a token to erase", outside[:1], f"from 0 to {len(self._text) - 1}")
+        self.fields["erased"].value = listed(tokens)
+
+    def mark_strongest(self) -> None:
+        """Marks the write with the largest effect in the chosen heads, and its neighbours."""
+        (top,) = self._explained.top(1, self.grid.cells)
+        last = len(self._text) - 1
+        self.mark([*range(max(top - NEIGHBOURS, 0), min(top + NEIGHBOURS, last) + 1)])
+        self._jump([top, top])
+
+    def erase(self) -> Future[Any]:
+        """Predicts again without the writes of the marked tokens, in the chosen heads; shows both side by side."""
+        cells = self.grid.cells
+        self.report(f"Reading on without the writes in {heads_named(cells)}…")
+
+        def ask() -> Future[Any]:
+            erased = tokens_in(self.fields["erased"].value, len(self._text))
+            require(len(erased) > 0, "the tokens to erase", "none", "at least one: mark tokens, or enter 646-648, 805")
+            target = self._explained.target
+            asked = self._submit("erase", erased=erased, target=target, cells=cells)
+            return then(lambda erasure: (target, erasure), asked)
+
+        def show(found: tuple[Target, Erasure]) -> None:
+            if found[0] == self.target:  # else another prediction is explained by now
+                self.erasures.append(found[1])
+                self._show()
+                self.report("")
+
+        return self.after(ask, show)
+
+    def undo(self) -> None:
+        """Goes back to the erasure before the last one, or to none. Raises ValueError if nothing is erased."""
+        require(len(self.erasures) > 0, "the number of erasures", 0, "at least 1")
+        self.erasures.pop()
+        if self.erasures:
+            self.fields["erased"].value = listed(self.erasures[-1].erased)
+            self.grid.choose(self.erasures[-1].cells)
+        self._show()
+
+    def restore(self) -> None:
+        """Shows the model with all writes, and removes the marks."""
+        self.erasures.clear()
+        self.fields["erased"].value = ""
+        self._show()
+
+    def save_state(self, path: Path | str | None = None) -> Future[str]:
+        """Writes the state at the explained position for `State.load`, without what is erased; None: to the field's path.
+
+        The future returns the path. It raises ValueError for an existing file.
+        """
+
+        def ask() -> Future[str]:
+            position = self._explained.target.position
+            file = path_of("the file of a state", path or self.fields["path"].value).resolve()
+            edit = self.erasures[-1] if self.erasures else None
+            erased = {} if edit is None else {"erased": edit.erased, "cells": edit.cells}
+            return self._submit("save_state", position=position, path=str(file), **erased)
+
+        def show(path: str) -> str:
+            kind = "edited state" if self.erasures else "state with all writes"
+            self.report(f"The {kind} is saved: State.load({path!r}) reads it.")
+            return path
+
+        return self.after(ask, show)
+
+    def save_html(self, path: Path | str, title: str = "Memory", *, more: Sequence[Widget] = ()) -> Path:
+        """Writes one offline HTML file with the prediction, the grid, the document and what the layers show."""
+        links = [(self.result, "place", self.token_map, "highlight")]
+        shown = [self.result, self.grid, self.token_map, *self.layers.shown()]
+        return save_page(path, *shown, *more, title=title, links=links)
+
+    def __repr__(self) -> str:
+        parts = [repr(part) for part in (self.result, self.grid, self.token_map)]
+        lines = [f"MemoryView of {display_path(self.exploration.model)}", *self.notice.lines(), *parts]
+        return "\n".join(lines + ([repr(self.layers)] if self.layers.shown() else []))
+
+    # -- fields and layout ---------------------------------------------------------------------------------------------
+
+    def _fields(self, text: str, answer: str, against: str) -> dict[str, Any]:
+        own = "empty: the model's own next token"
+        fields = {
+            "document": text_field("Document", text, 4),
+            "answer": field(ipywidgets.Text, "answer", answer, "24em", placeholder=own),
+            "against": field(ipywidgets.Text, "compared with", against, "24em", placeholder="empty: no contrast"),
+            "tokens": field(ipywidgets.BoundedIntText, "tokens at a click", 1, "14em", min=1, max=64),
+            "erased": field(ipywidgets.Text, "tokens to erase", "", "28em", placeholder="such as 646-648, 805"),
+            "path": field(ipywidgets.Text, "file of the state", "state.safetensors", "26em"),
+        }
+        for name in ("erased", "path", "answer", "against"):
+            fields[name].continuous_update = False
+        return fields
+
+    def _lay_out(self) -> None:
+        """Arranges the document with the grid beside it, or below where there is no room."""
+        fields = self.fields
+        self.buttons = {
+            "read": self.button("read", "Read the document above and explain the answer to it", style="primary"),
+            "explain": self.button("explain", "Explain the answer after the document", "Explain the answer"),
+            "strongest": self.button("mark_strongest", "Mark it and its neighbours", "Mark the strongest write"),
+            "erase": self.button("erase", "Predict again without the marked writes", style="primary"),
+            "undo": self.button("undo", "Back to the erasure before"),
+            "restore": self.button("restore", "Back to the model with all writes"),
+            "save": self.button("save_state", "Save the state at the explained position", "Save state"),
+        }
+        for button in self.buttons.values():
+            button.layout.width = "auto"
+        asked = in_rows([self.buttons["read"], fields["answer"], fields["against"], self.buttons["explain"]])
+        erasing = [fields["erased"], *(self.buttons[name] for name in ("strongest", "erase", "undo", "restore"))]
+        saving = in_rows([fields["path"], self.buttons["save"], fields["tokens"]])
+        self.token_map.layout = ipywidgets.Layout(flex="1 1 560px", min_width="0")
+        self.grid.layout = ipywidgets.Layout(flex="0 1 auto", min_width="0")
+        beside = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="0 16px")
+        document = ipywidgets.Box([self.token_map, self.grid], layout=beside)
+        head = [fields["document"], asked, in_rows(erasing), self.notice]
+        self.children = [*head, self.result, document, saving, self.layers]
+
+    # -- requests and their results ------------------------------------------------------------------------------------
+
+    def _submit(self, method: str, **arguments: Any) -> Future[Any]:
+        exploration = self.exploration
+        document = {"model": exploration.model, "token_ids": exploration._known.token_ids}
+        return exploration.worker.submit(method, **document, **arguments)
+
+    def _read(self, tokens: Any) -> Future[Any]:
+        """Requests the statistics of a document, and explains the answer to it, or the same target under other weights."""
+
+        def ask() -> Future[list[Any]]:
+            text, ids = tokens()
+            worker, model = self.exploration.worker, self.exploration.model
+            return together([worker.submit("read", model=model, token_ids=ids), finished((text, ids))])
+
+        def show(results: list[Any]) -> Future[Any]:
+            reading, (text, ids) = results
+            known = self.exploration.document
+            self.exploration.document = Document(text=text, token_ids=ids, reading=reading)
+            if known is None or self.target is None or not np.array_equal(known.token_ids, ids):
+                pass
+            elif known.reading.version != reading.version:
+                return self._again(self.target)
+            self.target = self.prediction = self.attribution = self._earlier = None
+            self.erasures.clear()
+            self._text = token_text(self.exploration.tokenizer, ids)
+            self.fields["erased"].value = ""
+            self._show()
+            return self.explain()
+
+        return self.after(ask, show)
+
+    def _again(self, target: Target) -> Future[Any]:
+        """Explains the same target under other weights, and shows the change of the effects as well."""
+        return self._explain(lambda: (target.position, target.token_ids, target.against), self.attribution)
+
+    def _answer(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        """Returns position and tokens of the answer, and those that it is compared with; empty: the model's own token."""
+        texts = (self.fields[name].value for name in ("answer", "against"))
+        tokenizer = self.exploration.tokenizer
+        answer, against = (tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+        return len(self.exploration._known.token_ids) - 1, answer, against
+
+    def _token_target(self, token: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        ids = self.exploration._known.token_ids
+        require(2 <= token < len(ids), "the token to explain", token, f"from 2 to {len(ids) - 1}")
+        return token - 1, tuple(ids[token : token + self.fields["tokens"].value].tolist()), ()
+
+    def _explain(self, wanted: Any, earlier: WriteAttribution | None = None) -> Future[Any]:
+        """Requests the prediction and the attribution of a target; a later request replaces this one.
+
+        `earlier`: an attribution of this target under other weights, to compare with.
+        """
+        asked = self._asked = object()
+        self.report("Finding the writes…")
+
+        def ask() -> Future[tuple[Target, Prediction]]:
+            position, continuation, against = wanted()
+            return self._submit("predict", position=position, continuation=continuation, against=against)
+
+        def attribute(found: tuple[Target, Prediction]) -> Future[Any] | None:
+            if asked is not self._asked:
+                return None  # a later request has replaced the target or the document
+            target, prediction = found
+            return then(lambda effects: (target, prediction, effects), self._submit("attribute", target=target))
+
+        def show(found: Any) -> None:
+            if found is None or asked is not self._asked:
+                return
+            self.target, self.prediction, self.attribution = found
+            self._earlier = earlier
+            self.erasures.clear()
+            self.grid.show(found[2].parts, found[2].by_cell(), "Effect of all writes in each head (nats)")
+            self._show()
+            if self.token_map.metric in ("loss", "entropy", "loss_change"):
+                self.token_map.metric = "effect"
+            self.layers.follow(self.target)
+            self.report("")
+
+        return self.after(ask, attribute, show)
+
+    @property
+    def _explained(self) -> WriteAttribution:
+        if self.attribution is None:
+            raise ValueError("no prediction is explained yet: click a token, or press Explain the answer")
+        return self.attribution
+
+    def _show(self) -> None:
+        """Shows the map, the prediction and the strongest writes."""
+        cells, erasure = self.grid.cells, self.erasures[-1] if self.erasures else None
+        reading, metrics = self.exploration._known.reading, []
+        if self.attribution is not None:
+            metrics = attribution_metrics(self.attribution, len(self._text), cells, self._earlier)
+            assert self.prediction is not None and self.target is not None
+            shown = {"cells": cells, "erasure": erasure, "tokens": reading.token_ids}
+            self.result.show(self.attribution, self.prediction, self.target, self._decode, **shown)
+        else:
+            self.result.clear()
+        if erasure is not None:
+            metrics.append(loss_change_metric(erasure.losses_before, erasure.losses_after))
+        marks = [Mark(token, "marked to erase") for token in self._marked()]
+        metrics += [loss_metric(reading), entropy_metric(reading)]
+        self.token_map.show(self._text, metrics, targets=marks, mark="marked to erase")
+
+    def _marked(self) -> tuple[int, ...]:
+        """Returns the marked tokens; none while the field cannot be read."""
+        try:
+            return tokens_in(self.fields["erased"].value, len(self._text))
+        except ValueError:
+            return ()
+
+    def _jump(self, place: list[int]) -> None:
+        self._jumped = place
+        self.token_map.highlight = place
+
+    # -- events of the page --------------------------------------------------------------------------------------------
+
+    @guarded
+    def _on_token(self, change: Any) -> None:
+        if change["new"] >= 0:
+            self.explain(change["new"])
+
+    @guarded
+    def _on_highlight(self, change: Any) -> None:
+        if change["new"] and change["new"] != self._jumped:
+            first, last = change["new"]
+            self.mark([*range(first, last + 1)])
+
+    @guarded
+    def _on_place(self, change: Any) -> None:
+        if change["new"]:
+            self._jump(list(change["new"]))
+
+    @guarded
+    def _on_chosen(self, change: Any) -> None:
+        if self.attribution is not None:
+            self._show()
+
+    @guarded
+    def _on_marks(self, change: Any) -> None:
+        tokens_in(change["new"], len(self._text))  # raises for what is no list of tokens
+        if self.exploration.document is not None:
+            self._show()

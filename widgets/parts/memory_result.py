@@ -1,0 +1,153 @@
+"""A prediction with and without some writes, side by side, and the writes that it depends on most."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import traitlets
+
+from refine_lab.explore.attribution import Cell, WriteAttribution
+from refine_lab.explore.erasing import Erasure, Prediction
+from refine_lab.explore.targets import Target
+from refine_lab.text import replace_surrogates
+from widgets.core.base import Widget
+from widgets.core.packing import PACKED
+from widgets.figures.tables import visible
+from widgets.parts.memory_metrics import heads_named, listed
+from widgets.parts.token_text import Decode
+
+STRONGEST = 12
+"""Number of listed writes."""
+
+
+class MemoryResult(Widget):
+    """What is explained, the prediction with and without the erased writes, and the strongest writes.
+
+    Pressing a write sets `place`, to which the document then scrolls.
+    """
+
+    result = traitlets.Dict().tag(**PACKED)
+    "Texts of the view; set by `show`."
+    place = traitlets.List(traitlets.Int()).tag(sync=True)
+    "First and last token of the write that was pressed last."
+
+    def show(
+        self,
+        attribution: WriteAttribution | None,
+        prediction: Prediction,
+        target: Target,
+        decode: Decode,
+        *,
+        cells: Collection[Cell] | None = None,
+        erasure: Erasure | None = None,
+        tokens: Sequence[int] = (),
+    ) -> None:
+        """Shows a prediction, and the attribution once it is known. `tokens`: the document's token ids."""
+        columns = [_column("With all writes", prediction, target, decode)]
+        change = ""
+        if erasure is not None:
+            columns = [
+                _column("With all writes", erasure.before, target, decode, rest_loss(erasure, False)),
+                _column("Without the erased writes", erasure.after, target, decode, rest_loss(erasure, True)),
+            ]
+            change = erased_sentence(erasure, target, attribution)
+        strongest = []
+        if attribution is not None:
+            signed, effects = attribution.signed(cells), attribution.by_token(cells)
+            strongest = [
+                {"token": token, "text": _text(decode, [tokens[token]]), "effect": f"{number(effects[token])} nats"}
+                | {"sign": "raises" if signed[token] > 0 else "lowers"}
+                for token in attribution.top(STRONGEST, cells)
+            ]
+        self.result = {
+            "question": explained(target, decode),
+            "columns": columns,
+            "change": change,
+            "strongest": strongest,
+            "listed": f"Strongest writes in {heads_named(cells)}",
+        }
+
+    def clear(self) -> None:
+        """Empties the view."""
+        self.result = {}
+
+    def __repr__(self) -> str:
+        if not self.result:
+            return "no prediction is explained yet"
+        lines = [self.result["question"]]
+        for column in self.result["columns"]:
+            facts = ", ".join(f"{name} {value}" for name, value in column["facts"])
+            lines.append(f"  {column['title']}: {facts}; answer {column['answer']!r}")
+        lines += [f"  {self.result['change']}"] if self.result["change"] else []
+        if self.result["strongest"]:
+            lines.append(f"  {self.result['listed']}:")
+            lines += [
+                f"    {w['token']} {w['text']!r}: {w['effect']}, {w['sign']} it" for w in self.result["strongest"]
+            ]
+        return "\n".join(lines)
+
+
+def explained(target: Target, decode: Decode) -> str:
+    """Returns what is explained, as a heading."""
+    text = f"log p of “{_text(decode, target.token_ids)}”"
+    if target.against:
+        text += f" minus log p of “{_text(decode, target.against)}”"
+    return f"{text} after token {target.position:,}"
+
+
+def rest_loss(erasure: Erasure, after: bool) -> float:
+    """Returns the mean loss of the tokens after the first erased one, in nats; NaN if there are none."""
+    losses = (erasure.losses_after if after else erasure.losses_before)[min(erasure.erased) + 1 :]
+    return float(losses.mean()) if len(losses) else math.nan
+
+
+def predicted_change(erasure: Erasure, target: Target, attribution: WriteAttribution) -> float:
+    """Returns by how much the target changes to first order, in nats: the negative sum of the erased effects."""
+    erased = [token for token in erasure.erased if token <= target.position]
+    return -float(attribution.signed(erasure.cells)[erased].sum())
+
+
+def erased_sentence(erasure: Erasure, target: Target, attribution: WriteAttribution | None) -> str:
+    """Returns one sentence: what is erased, by how much the target changes, and what the gradient predicts."""
+    before, after = erasure.before.value, erasure.after.value
+    tokens = f"token{'s' if len(erasure.erased) > 1 else ''} {listed(erasure.erased)}"
+    name = "the contrast" if target.against else "log p"
+    moved = "falls" if after < before else "rises" if after > before else "stays"
+    text = f"Without the writes of {tokens} in {heads_named(erasure.cells)}, {name} {moved} from {number(before)}"
+    text += f" to {number(after)} nats, a change of {number(after - before, sign=True)}"
+    if attribution is None:
+        return f"{text}."
+    predicted = predicted_change(erasure, target, attribution)
+    agrees = "the same direction" if np.sign(predicted) == np.sign(after - before) else "the other direction"
+    return f"{text}; the gradient predicts {number(predicted, sign=True)}, {agrees}."
+
+
+def number(value: float, sign: bool = False) -> str:
+    """Returns a value in nats with two decimals, more if it is small, with a minus sign."""
+    digits = 2 if abs(value) >= 0.1 or value == 0 else 4
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def _column(
+    title: str, prediction: Prediction, target: Target, decode: Decode, loss: float | None = None
+) -> dict[str, Any]:
+    name = "contrast" if target.against else "log p"
+    facts = [[name, f"{number(prediction.value)} nats"]]
+    if not target.against:
+        facts.append(["probability", f"{100 * math.exp(prediction.value):.3g} %"])
+    of = "rank" if len(target.token_ids) == 1 else "rank of its first token"
+    facts.append([of, f"{prediction.rank:,}"])
+    if loss is not None:
+        facts.append(["mean loss of the later tokens", "no later tokens" if math.isnan(loss) else f"{loss:.4f} nats"])
+    likely = zip(prediction.alternatives.tolist(), prediction.probabilities.tolist(), strict=True)
+    first = target.token_ids[0]
+    alternatives = [[_text(decode, [token]), chance, token == first] for token, chance in likely]
+    answer = _text(decode, prediction.answer_ids)
+    return {"title": title, "facts": facts, "alternatives": alternatives, "answer": answer}
+
+
+def _text(decode: Decode, tokens: Sequence[int]) -> str:
+    return visible(replace_surrogates("".join(decode([token]) for token in tokens)))
