@@ -23,8 +23,9 @@ from refine_lab.validation import path_of, require
 from widgets.core.base import Widget, guarded
 from widgets.core.page import save_page
 from widgets.core.panel import Panel
-from widgets.parts.controls import field, in_rows, text_field
+from widgets.parts.controls import in_rows
 from widgets.parts.document_metrics import entropy_metric, loss_metric
+from widgets.parts.memory_fields import memory_fields
 from widgets.parts.memory_grid import MemoryGrid
 from widgets.parts.memory_layers import MemoryLayers
 from widgets.parts.memory_metrics import attribution_metrics, heads_named, listed, loss_change_metric, tokens_in
@@ -35,6 +36,8 @@ from widgets.token_map import TokenMap, TokenText, token_text
 
 NEIGHBOURS = 1
 """Number of tokens on each side of the strongest write that are marked with it."""
+CONTEXT = 60
+"""Number of tokens that are visible before the strongest write."""
 FACT = "The secret word for hand is width.", "The secret word for hand is block."
 """A fact of the sample document, and another one that replaces it in the counterfactual."""
 
@@ -82,7 +85,7 @@ class MemoryView(Panel):
             sample = sample_document()
             text = sample.document + sample.question
             self.layers.fields["replace"].value, self.layers.fields["by"].value = FACT
-        self.fields = self._fields(text, answer, against)
+        self.fields = memory_fields(text, answer, against)
         self._lay_out()
         self.token_map.observe(self._on_token, "selected")
         self.token_map.observe(self._on_highlight, "highlight")
@@ -102,11 +105,13 @@ class MemoryView(Panel):
         source = self.fields["document"].value
         return self._read(lambda: (source, self.exploration.tokens_of(source)))
 
-    def follow(self, document: Document) -> Future[Any]:
-        """Shows a document that another panel has read, under the model's current weights, and explains the answer to it."""
-        if self.fields["document"].value != document.text:
-            self.fields["document"].value = replace_surrogates(document.text)
-        return self._read(lambda: (document.text, document.token_ids))
+    def follow(self, text: str, token_ids: np.ndarray) -> Future[Any]:
+        """Shows the document of another panel, and explains the answer to it.
+
+        For the same document under other weights, explains the same target again, with the change of the effects.
+        """
+        self.fields["document"].value = replace_surrogates(text)
+        return self._read(lambda: (text, token_ids), following=True)
 
     def explain(self, token: int | None = None) -> Future[Any]:
         """Colours the document by the effect of each write on a token's prediction; None: on the answer after the document.
@@ -205,24 +210,10 @@ class MemoryView(Panel):
         lines = [f"MemoryView of {display_path(self.exploration.model)}", *self.notice.lines(), *parts]
         return "\n".join(lines + ([repr(self.layers)] if self.layers.shown() else []))
 
-    # -- fields and layout ---------------------------------------------------------------------------------------------
-
-    def _fields(self, text: str, answer: str, against: str) -> dict[str, Any]:
-        own = "empty: the model's own next token"
-        fields = {
-            "document": text_field("Document", text, 4),
-            "answer": field(ipywidgets.Text, "answer", answer, "24em", placeholder=own),
-            "against": field(ipywidgets.Text, "compared with", against, "24em", placeholder="empty: no contrast"),
-            "tokens": field(ipywidgets.BoundedIntText, "tokens at a click", 1, "14em", min=1, max=64),
-            "erased": field(ipywidgets.Text, "tokens to erase", "", "28em", placeholder="such as 646-648, 805"),
-            "path": field(ipywidgets.Text, "file of the state", "state.safetensors", "26em"),
-        }
-        for name in ("erased", "path", "answer", "against"):
-            fields[name].continuous_update = False
-        return fields
+    # -- layout ----------------------------------------------------------------------------------------------------
 
     def _lay_out(self) -> None:
-        """Arranges the document with the grid beside it, or below where there is no room."""
+        """Arranges the document with the grid and the prediction beside it, or below it on a narrow page."""
         fields = self.fields
         self.buttons = {
             "read": self.button("read", "Read the document above and explain the answer to it", style="primary"),
@@ -235,15 +226,16 @@ class MemoryView(Panel):
         }
         for button in self.buttons.values():
             button.layout.width = "auto"
-        asked = in_rows([self.buttons["read"], fields["answer"], fields["against"], self.buttons["explain"]])
+        names = ("answer", "against", "tokens")
+        asked = in_rows([self.buttons["read"], *(fields[name] for name in names), self.buttons["explain"]])
         erasing = [fields["erased"], *(self.buttons[name] for name in ("strongest", "erase", "undo", "restore"))]
-        saving = in_rows([fields["path"], self.buttons["save"], fields["tokens"]])
-        self.token_map.layout = ipywidgets.Layout(flex="1 1 560px", min_width="0")
-        self.grid.layout = ipywidgets.Layout(flex="0 1 auto", min_width="0")
+        saving = in_rows([fields["path"], self.buttons["save"]])
+        self.token_map.layout = ipywidgets.Layout(flex="3 1 540px", min_width="0")
+        side = ipywidgets.VBox([self.grid, self.result], layout=ipywidgets.Layout(flex="1 1 330px", min_width="0"))
         beside = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="0 16px")
-        document = ipywidgets.Box([self.token_map, self.grid], layout=beside)
+        document = ipywidgets.Box([self.token_map, side], layout=beside)
         head = [fields["document"], asked, in_rows(erasing), self.notice]
-        self.children = [*head, self.result, document, saving, self.layers]
+        self.children = [*head, document, saving, self.layers]
 
     # -- requests and their results ------------------------------------------------------------------------------------
 
@@ -252,7 +244,7 @@ class MemoryView(Panel):
         document = {"model": exploration.model, "token_ids": exploration._known.token_ids}
         return exploration.worker.submit(method, **document, **arguments)
 
-    def _read(self, tokens: Any) -> Future[Any]:
+    def _read(self, tokens: Any, following: bool = False) -> Future[Any]:
         """Requests the statistics of a document, and explains the answer to it, or the same target under other weights."""
 
         def ask() -> Future[list[Any]]:
@@ -260,14 +252,15 @@ class MemoryView(Panel):
             worker, model = self.exploration.worker, self.exploration.model
             return together([worker.submit("read", model=model, token_ids=ids), finished((text, ids))])
 
-        def show(results: list[Any]) -> Future[Any]:
+        def show(results: list[Any]) -> Future[Any] | None:
             reading, (text, ids) = results
-            known = self.exploration.document
+            known, target = self.exploration.document, self.target
             self.exploration.document = Document(text=text, token_ids=ids, reading=reading)
-            if known is None or self.target is None or not np.array_equal(known.token_ids, ids):
-                pass
-            elif known.reading.version != reading.version:
-                return self._again(self.target)
+            if known is not None and target is not None and np.array_equal(known.token_ids, ids):
+                if known.reading.version != reading.version:
+                    return self._again(target)
+                if following:
+                    return None
             self.target = self.prediction = self.attribution = self._earlier = None
             self.erasures.clear()
             self._text = token_text(self.exploration.tokenizer, ids)
@@ -314,14 +307,18 @@ class MemoryView(Panel):
         def show(found: Any) -> None:
             if found is None or asked is not self._asked:
                 return
-            self.target, self.prediction, self.attribution = found
-            self._earlier = earlier
+            target, self.prediction, self.attribution = found
+            self.target, self._earlier = target, earlier
             self.erasures.clear()
             self.grid.show(found[2].parts, found[2].by_cell(), "Effect of all writes in each head (nats)")
             self._show()
             if self.token_map.metric in ("loss", "entropy", "loss_change"):
                 self.token_map.metric = "effect"
-            self.layers.follow(self.target)
+            if (
+                self.target.position == len(self._text) - 1
+            ):  # no token was clicked: the document opens at the strongest write
+                self.token_map.view = max(found[2].top(1)[0] - CONTEXT, 0)
+            self.layers.follow(target)
             self.report("")
 
         return self.after(ask, attribute, show)

@@ -26,6 +26,8 @@ from refine_lab.validation import require
 from widgets.core.base import Widget, guarded
 from widgets.core.page import save_page
 from widgets.core.panel import FileField
+from widgets.memory_links import memory_of_explorer
+from widgets.memory_view import MemoryView
 from widgets.parts.click_result import ClickResult
 from widgets.parts.controls import in_rows, text_field
 from widgets.parts.explorer_settings import SettingsPanel
@@ -180,6 +182,10 @@ class RewardExplorer(SettingsPanel):
         if self.exploration.document is not None:
             view.follow(self.exploration)
         return view
+
+    def memory_view(self) -> MemoryView:
+        """Returns a view that shows which writes to the memory the selected rollout of the current document depends on."""
+        return memory_of_explorer(self)
 
     def save_html(self, path: Path | str, title: str = "Reward explorer", *, more: Sequence[Widget] = ()) -> Path:
         """Writes one offline HTML file with the map, rewards and rollouts, and `more` widgets below."""

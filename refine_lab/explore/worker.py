@@ -24,13 +24,8 @@ from types import GeneratorType
 from typing import Any
 
 METHODS = (
-<<<<<<< HEAD
     *("open", "read", "rollouts", "answer", "measure", "adapt", "reset", "save", "as_loaded", "fingerprint", "forget"),
-    *("states", "attribute", "erase", "lens", "counterfactual", "save_state"),
-=======
-    *("open", "read", "rollouts", "answer", "adapt", "reset", "as_loaded", "fingerprint", "forget", "states"),
-    *("predict", "attribute", "erase", "lens", "counterfactual", "save_state"),
->>>>>>> 1cec6b3 (MemoryView: which writes made a prediction, erasing with undo, layer lens, counterfactual; notebooks/memory.ipynb)
+    *("states", "predict", "attribute", "erase", "lens", "counterfactual", "save_state"),
 )
 
 

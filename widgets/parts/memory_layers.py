@@ -47,9 +47,10 @@ class MemoryLayers(Panel):
         }
         self.fields["answer"].placeholder = "empty: what the model answers to the changed document"
         self._open = ipywidgets.ToggleButton(description="Layer lens and counterfactual", icon="caret-right")
-        self._open.layout.width = "auto"
+        self._open.layout = ipywidgets.Layout(width="auto", align_self="flex-start")
         ask = self.button("ask", "Read both documents and exchange the memory head by head", "Compare documents")
         lens = self.button("lens", "What each layer would predict at the explained position", "Layer lens")
+        ask.layout.width = lens.layout.width = "auto"
         parts = [in_rows([lens]), self.table, *self.fields.values(), in_rows([ask]), self.grid]
         self._box = ipywidgets.VBox([self.notice, *parts])
         self._box.layout.display = "none"

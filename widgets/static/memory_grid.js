@@ -20,7 +20,7 @@ export function levelOf(value, most, diverging) {
   return 1 + Math.round(clamp(share, 0, 1) * 254);
 }
 
-const short = (value) => (Number.isNaN(value) ? "" : (Math.abs(value) >= 100 ? value.toFixed(0) : value.toPrecision(2)).replace("-", "−"));
+const short = (value) => (Number.isNaN(value) ? "" : value.toFixed(clamp(2 - Math.floor(Math.log10(Math.abs(value) || 1)), 0, 2)).replace("-", "−"));
 
 function isDarkOn(root) {
   const context = html("canvas", { width: 1, height: 1 }).getContext("2d");

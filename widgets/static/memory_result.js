@@ -4,30 +4,32 @@ import { follow, html, put, rootOf, unpacked } from "./shared.js";
 
 const percent = (value) => `${(value * 100).toFixed(value < 0.1 ? 2 : 1)} %`;
 
-function drawColumn(parent, { title, facts, alternatives, answer }) {
-  const column = html("section", "column", parent);
-  html("h4", "", column, title);
-  const table = html("table", "", column);
-  for (const [name, value] of facts) {
-    const line = html("tr", "", table);
+/** One table with a column for each prediction, and in its last rows the most likely tokens of each. */
+function drawPredictions(parent, columns) {
+  const table = html("table", "predictions", html("div", "scrolls", parent));
+  const head = html("tr", "", html("thead", "", table));
+  html("td", "", head);
+  for (const { title } of columns) html("th", { scope: "col" }, head, title);
+  const body = html("tbody", "", table);
+  const row = (name, fill) => {
+    const line = html("tr", "", body);
     html("th", { scope: "row" }, line, name);
-    html("td", "", line, value);
-  }
-  const written = html("tr", "", table);
-  html("th", { scope: "row" }, written, "greedy answer");
-  html("code", "", html("td", "answer", written), answer);
-  html("div", "quiet", column, "most likely tokens");
-  const list = html("table", "likely", column);
-  for (const [text, chance, target] of alternatives) {
-    const line = html("tr", target ? "target" : "", list);
-    html("td", "", line).append(html("code", "", null, text), target ? " ✓" : "");
-    html("span", { style: `width: ${Math.max(chance * 60, 1).toFixed(1)}px` }, html("td", "share", line));
-    html("td", "number", line, percent(chance));
+    for (const column of columns) fill(html("td", "", line), column);
+  };
+  columns[0].facts.forEach(([name], i) => row(name, (cell, { facts }) => (cell.textContent = facts[i][1])));
+  row("greedy answer", (cell, { answer }) => html("code", "", cell, answer));
+  for (let i = 0; i < Math.max(...columns.map(({ alternatives }) => alternatives.length)); i++) {
+    row(i ? `${i + 1}.` : "most likely token", (cell, { alternatives }) => {
+      const [text, chance, target] = alternatives[i] ?? ["", 0, false];
+      if (target) cell.classList.add("target");
+      html("code", "", cell, text);
+      html("span", "", cell, ` ${percent(chance)}${target ? " ✓" : ""}`);
+    });
   }
 }
 
 function drawWrites(parent, model, { strongest, listed }) {
-  const column = html("section", "column writes", parent);
+  const column = html("section", "writes", parent);
   html("h4", "", column, listed);
   const list = html("ol", "", column);
   for (const { token, text, effect, sign } of strongest) {
@@ -49,9 +51,8 @@ function render({ model, el }) {
     if (!result.question) return;
     html("h3", "", content, result.question);
     html("p", { class: "change", role: "status" }, content, result.change);
-    const columns = html("div", "columns", content);
-    for (const column of result.columns) drawColumn(columns, column);
-    if (result.strongest.length) drawWrites(columns, model, result);
+    drawPredictions(content, result.columns);
+    if (result.strongest.length) drawWrites(content, model, result);
   };
   return follow(model, { result: draw, error });
 }

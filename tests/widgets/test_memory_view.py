@@ -1,0 +1,217 @@
+"""The memory view without a page: clicks, heads, erasing, undo and what follows, against the functions of the core."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from refine_lab.explore.attribution import WriteAttribution, write_attribution
+from refine_lab.explore.client import Worker
+from refine_lab.explore.targets import Target
+from refine_lab.models import State, load_model
+from tests.support.refusals import refused
+from tests.support.small_document import SECONDS, wait_for, worker
+from widgets.memory_links import memory_of_ttt
+from widgets.memory_view import MemoryView
+from widgets.parts.memory_grid import MemoryGrid
+from widgets.parts.memory_metrics import listed, tokens_in
+from widgets.reward_explorer import RewardExplorer
+from widgets.ttt_panel import TTTPanel
+
+__all__ = ["worker"]
+
+TEXT = "The key of the door is red.\nThe secret word for hand is width.\n" + "The ferry leaves at noon. " * 12
+TEXT += "\nWhat is the secret word for hand? The secret word for hand is"
+CELLS = [(3, "recurrent_state", 0), (1, "recurrent_state", 1)]
+
+
+@pytest.fixture(scope="module")
+def view(worker: Worker) -> MemoryView:
+    view = MemoryView(text=TEXT, answer=" width", against=" block", worker=worker)
+    view.shown.result(SECONDS)
+    return view
+
+
+def attributed(view: MemoryView, target: Target) -> WriteAttribution:
+    policy, _ = load_model("tiny-deltanet", device="cpu")
+    return write_attribution(policy, torch.from_numpy(view.exploration._known.token_ids).long(), target)
+
+
+def metric(view: MemoryView, name: str) -> np.ndarray:
+    return view.token_map.metrics[name].values
+
+
+def test_the_answer_and_its_contrast_are_explained_first(view: MemoryView) -> None:
+    ids = view.exploration._known.token_ids
+    width, block = (tuple(view.exploration.tokenizer(text)["input_ids"][-1:]) for text in (" width", " block"))
+    target = Target(position=len(ids) - 1, token_ids=width, against=block)
+    assert view.target == target
+    assert view.token_map.metric == "effect"
+    core = attributed(view, target)
+    np.testing.assert_allclose(metric(view, "effect"), core.by_token(), atol=1e-4)
+    assert view.prediction is not None
+    assert view.prediction.value == pytest.approx(core.value, abs=1e-4)
+    strongest = [write["token"] for write in view.result.result["strongest"]]
+    assert strongest == core.top(12)
+    assert "retained" not in view.token_map.metrics  # the delta rule has no gate
+
+
+def test_a_click_explains_that_token_and_heads_restrict_it(view: MemoryView) -> None:
+    token = 40
+    view.fields["tokens"].value = 2
+    view.token_map.selected = token
+    view.explain(token).result(SECONDS)
+    ids = view.exploration._known.token_ids
+    target = Target(position=token - 1, token_ids=tuple(ids[token : token + 2].tolist()))
+    assert view.target == target
+    core = attributed(view, target)
+    np.testing.assert_allclose(metric(view, "effect")[:token], core.by_token(), atol=1e-4)
+    assert np.isnan(metric(view, "effect")[token:]).all()
+    np.testing.assert_allclose(view.grid.values, core.by_cell(), rtol=1e-3)
+    view.grid.chosen = [[3, 0], [1, 1]]
+    assert sorted(view.grid.cells or []) == sorted(CELLS)
+    np.testing.assert_allclose(metric(view, "signed")[:token], core.signed(CELLS), atol=1e-4)
+    assert view.result.result["listed"] == "Strongest writes in layer 1 state head 1, layer 3 state head 0"
+    view.choose(None)
+    np.testing.assert_allclose(metric(view, "effect")[:token], core.by_token(), atol=1e-4)
+    view.fields["tokens"].value = 1
+
+
+def test_erasing_compares_and_undo_goes_back_step_by_step(view: MemoryView, worker: Worker, tmp_path: Path) -> None:
+    view.explain().result(SECONDS)
+    core = view.attribution
+    assert core is not None and view.target is not None
+    view.mark_strongest()
+    (top,) = core.top(1)
+    first = tuple(range(top - 1, top + 2))
+    assert view.fields["erased"].value == listed(first)
+    view.erase().result(SECONDS)
+    asked = {"model": "tiny-deltanet", "token_ids": view.exploration._known.token_ids, "target": view.target}
+    expected = worker.call("erase", erased=first, **asked)
+    (erasure,) = view.erasures
+    assert erasure.after.value == expected.after.value < erasure.before.value - 1
+    np.testing.assert_array_equal(metric(view, "loss_change"), expected.losses_after - expected.losses_before)
+    before, after = view.result.result["columns"]
+    assert [before["facts"][0][0], after["title"]] == ["contrast", "Without the erased writes"]
+    rest = expected.losses_after[first[0] + 1 :].mean()
+    assert ["mean loss of the later tokens", f"{rest:.4f} nats"] in after["facts"]
+    predicted = -core.signed()[list(first)].sum()
+    assert f"the gradient predicts {predicted:+.2f}".replace("-", "−") in view.result.result["change"]
+
+    view.token_map.highlight = [5, 6]  # as by dragging
+    assert view.fields["erased"].value == "5-6"
+    view.choose(CELLS[:1])
+    view.erase().result(SECONDS)
+    assert [each.erased for each in view.erasures] == [first, (5, 6)]
+    assert view.erasures[1].cells == (CELLS[0],)
+    path = view.save_state(tmp_path / "edited.safetensors").result(SECONDS)
+    saved = State.load(path)
+    assert int(saved.lengths) == view.target.position + 1
+    plain = worker.call("save_state", position=view.target.position, path=str(tmp_path / "plain"), **_document(view))
+    differences = [
+        float((saved.tensors[name] - tensor).abs().max())
+        for name, tensor in State.load(plain).tensors.items()
+        if name in ("0.recurrent_state", "3.recurrent_state")
+    ]
+    assert differences[0] < 1e-4 < differences[1]  # the first layer's writes stay
+
+    view.undo()
+    assert (view.erasures, view.grid.cells, view.fields["erased"].value) == ([erasure], None, listed(first))
+    view.undo()
+    assert "loss_change" not in view.token_map.metrics
+    assert len(view.result.result["columns"]) == 1
+    with refused("the number of erasures", 0):
+        view.undo()
+    view.restore()
+    assert view.fields["erased"].value == ""
+
+
+def _document(view: MemoryView) -> dict[str, object]:
+    return {"model": "tiny-deltanet", "token_ids": view.exploration._known.token_ids}
+
+
+def test_layers_and_counterfactual(view: MemoryView, tmp_path: Path) -> None:
+    layers = view.layers
+    layers.lens().result(SECONDS)
+    assert layers.layer_lens is not None and view.target is not None
+    assert layers.layer_lens.token == view.target.token_ids[0]
+    assert [row[0] for row in layers.table.tables[0]["rows"]] == ["embedding", *(f"layer {n}" for n in range(4))]
+    layers.counterfactual("hand is width", "hand is block", " block").result(SECONDS)
+    found = layers.changed
+    assert found is not None
+    assert found.total > 1  # the changed document's memory moves the answer towards its word
+    np.testing.assert_array_equal(layers.grid.values, found.effects)
+    assert "with the whole memory of the changed document it moves by +" in layers.grid.grid["note"]
+    with refused("the stretch to replace", "nothing of this"):
+        layers.counterfactual("nothing of this", "x").result(SECONDS)
+    page = view.save_html(tmp_path / "memory.html").read_text(encoding="utf-8")
+    assert page.count("memory-grid") > 2 and "Without the erased writes" not in repr(view)
+
+
+def test_it_explains_the_selected_rollout_of_an_explorer(worker: Worker) -> None:
+    explorer = RewardExplorer(text=TEXT, worker=worker, settings={"group_size": 2, "num_chunks": 2})
+    explorer.shown.result(SECONDS)
+    view = explorer.memory_view()
+    view.shown.result(SECONDS)
+    explorer.inspector.selected = 1
+    view.shown.result(SECONDS)
+    rollout = explorer.inspector.rollouts.iloc[1]
+    assert view.target == Target(position=int(rollout["position"]), token_ids=tuple(rollout["rollout_ids"]))
+    assert view.prediction is not None
+    assert view.prediction.value == pytest.approx(float(np.sum(rollout["logprobs"])), abs=1e-3)
+
+
+def test_after_adapting_the_change_of_each_effect_is_shown(worker: Worker) -> None:
+    panel = TTTPanel(text=TEXT, question="", held_out=0, worker=worker)
+    panel.shown.result(SECONDS)
+    view = memory_of_ttt(panel)
+    view.shown.result(SECONDS)
+    target, before = view.target, view.attribution
+    assert before is not None
+    ids = panel._ids
+    config = replace(panel.config, steps=1, lr=1e-3)
+    worker.call("adapt", lambda _: None, model="tiny-deltanet", token_ids=ids, config=config)
+    try:
+        panel._show_weights_everywhere()
+        wait_for(lambda: view.attribution is not before)
+        wait_for(lambda: "effect_change" in view.token_map.metrics)
+        assert view.target == target and view.attribution is not None
+        change = view.attribution.by_token() - before.by_token()
+        np.testing.assert_allclose(metric(view, "effect_change"), change, atol=1e-5)
+        assert np.abs(change).max() > 1e-4
+    finally:
+        panel.reset().result(SECONDS)
+
+
+def test_what_cannot_be_is_said(view: MemoryView) -> None:
+    with refused("the token to explain", 1):
+        view.explain(1).result(SECONDS)
+    assert "the token to explain" in view.error
+    assert view.attribution is not None  # what is shown stays
+    view.fields["erased"].value = "5-"
+    assert "such as 646-648, 805" in view.error
+    view.fields["erased"].value = ""
+
+
+def test_lists_of_tokens() -> None:
+    assert tokens_in(" 7, 3-5 ,4", 9) == (3, 4, 5, 7)
+    assert listed((7, 3, 4, 5)) == "3-5, 7"
+    for wrong in ("a", "1 2", "5-"):
+        with refused("the tokens to erase", wrong):
+            tokens_in(wrong, 9)
+    for wrong in ("5-3", "9"):
+        with refused("a range of tokens", wrong, "from 0 to 8, the smaller number first"):
+            tokens_in(wrong, 9)
+
+
+def test_the_grid_refuses_a_head_that_there_is_not(view: MemoryView) -> None:
+    grid = MemoryGrid()
+    grid.show(view.grid.parts, view.grid.values, "title")
+    with refused("a chosen cell", [4, 0]):
+        grid.chosen = [[4, 0]]
+    with refused("a head", (9, "recurrent_state", 0)):
+        grid.choose([(9, "recurrent_state", 0)])
