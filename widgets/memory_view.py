@@ -314,9 +314,7 @@ class MemoryView(Panel):
             self._show()
             if self.token_map.metric in ("loss", "entropy", "loss_change"):
                 self.token_map.metric = "effect"
-            if (
-                self.target.position == len(self._text) - 1
-            ):  # no token was clicked: the document opens at the strongest write
+            if target.position == len(self._text) - 1:  # the answer: no token was clicked that must stay in view
                 self.token_map.view = max(found[2].top(1)[0] - CONTEXT, 0)
             self.layers.follow(target)
             self.report("")

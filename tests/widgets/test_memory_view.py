@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,7 +131,7 @@ def test_erasing_compares_and_undo_goes_back_step_by_step(view: MemoryView, work
     assert view.fields["erased"].value == ""
 
 
-def _document(view: MemoryView) -> dict[str, object]:
+def _document(view: MemoryView) -> dict[str, Any]:
     return {"model": "tiny-deltanet", "token_ids": view.exploration._known.token_ids}
 
 

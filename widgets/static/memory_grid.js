@@ -102,23 +102,20 @@ function render({ model, el }) {
     mark();
   }
 
-  function moveTo(row, head) {
-    if (!data.rows[row] || head < 0 || head >= data.rows[row].heads) return;
-    cellAt(...at)?.setAttribute("tabindex", -1);
-    at = [row, head];
-    cellAt(row, head).tabIndex = 0;
-    cellAt(row, head).focus();
-  }
+  const moveTo = (row, head) => data.rows[row] && head >= 0 && cellAt(row, head)?.focus();
 
   scrolls.addEventListener("click", ({ target }) => {
     if (!selectable()) return;
     const cell = target.closest(".cell");
     const row = target.closest(".row");
-    if (cell) {
-      cellAt(...at)?.setAttribute("tabindex", -1);
-      at = cell.dataset.cell.split(" ").map(Number);
-      choose([at]);
-    } else if (row) choose(Array.from({ length: data.rows[row.dataset.row].heads }, (_, head) => [Number(row.dataset.row), head]));
+    if (cell) choose([cell.dataset.cell.split(" ").map(Number)]);
+    else if (row) choose(Array.from({ length: data.rows[row.dataset.row].heads }, (_, head) => [Number(row.dataset.row), head]));
+  });
+  scrolls.addEventListener("focusin", ({ target }) => {
+    if (!target.matches(".cell")) return;
+    cellAt(...at)?.setAttribute("tabindex", -1);
+    at = target.dataset.cell.split(" ").map(Number);
+    target.tabIndex = 0;
   });
   scrolls.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];

@@ -29,7 +29,8 @@ function takeDocument(view) {
   ui.colour.hidden = doc.metrics.length < 2;
   ui.highest.hidden = !doc.metrics.length;
   ui.root.classList.toggle("empty", !doc.total);
-  schedule(view, { layout: true });
+  const placed = view.layout && before?.text_key === doc.text_key && String(before.chunk_borders) === String(doc.chunk_borders);
+  schedule(view, placed ? { colour: true } : { layout: true });
 }
 
 function takeSelected(view) {
