@@ -2,8 +2,8 @@
 
     python -m benchmarks.screenshots --folder docs/images
 
-Opens `notebooks/explore.ipynb` as it is and clicks a token, adapts a panel to its sample document, trains two short runs and
-shows them in the monitor. Chromium is the one on the path, or that of the environment variable CHROMIUM.
+Opens `notebooks/explore.ipynb` as it is and clicks a token, erases a write, adapts a panel to its sample document, trains two
+short runs and shows them in the monitor. Chromium is the one on the path, or that of the environment variable CHROMIUM.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ panel"""
 MONITOR = """from widgets.run_monitor import RunMonitor
 monitor = RunMonitor("runs")
 monitor"""
+MEMORY = """from widgets.memory_view import MemoryView
+view = MemoryView(answer=" width")
+view"""
 STEPS = 12
 """Of each run that the monitor shows."""
 
@@ -42,6 +45,7 @@ def main() -> None:
         work = Path(name)
         shutil.copy(ROOT / "notebooks" / "explore.ipynb", work)
         write_notebook(work / "ttt.ipynb", [PANEL])
+        write_notebook(work / "memory.ipynb", [MEMORY])
         write_notebook(work / "monitor.ipynb", [MONITOR])
         (work / "runs").mkdir()
         configs = method_configs(
@@ -53,6 +57,7 @@ def main() -> None:
             lab.page.evaluate("() => void window.jupyterapp.commands.execute('application:toggle-left-area')")
             explorer(lab, folder)
             readme(lab, folder)
+            memory(lab, folder)
             ttt(lab, folder)
             monitor(lab, folder)
             if lab.errors:
@@ -88,6 +93,18 @@ def readme(lab: Lab, folder: Path) -> None:
     lab.page.screenshot(path=path, clip={**box, "height": min(box["height"], 860)})
     print(path)
     lab.page.set_viewport_size({"width": 1200, "height": 2600})
+
+
+def memory(lab: Lab, folder: Path) -> None:
+    """The sample document's answer, with and without its strongest write."""
+    lab.open("memory.ipynb")
+    lab.run_all()
+    lab.page.locator(".memory-result h3").wait_for(timeout=300_000)
+    lab.page.get_by_role("button", name="Mark the strongest write").click()
+    lab.page.locator(".token-map .legend:visible", has_text="marked to erase").first.wait_for()
+    lab.page.get_by_role("button", name="Erase", exact=True).click()
+    lab.page.locator(".memory-result .change", has_text="Without").wait_for()
+    shot(lab, ".jp-OutputArea-output:has(.token-map)", folder / "memory_view.png")
 
 
 def ttt(lab: Lab, folder: Path) -> None:
