@@ -23,6 +23,8 @@ from refine_lab.training.held_out_rest import SHARE
 from refine_lab.ttt_config import TTTConfig
 from refine_lab.validation import require
 from widgets.core.page import save_page
+from widgets.memory_links import memory_of_ttt
+from widgets.memory_view import MemoryView
 from widgets.parts.controls import in_rows, method_boxes, ttt_fields
 from widgets.parts.page_about import fields_about
 from widgets.parts.rest_result import sentence
@@ -231,6 +233,10 @@ class TTTPanel(AdaptingPanel):
     def config(self) -> TTTConfig:
         """Returns the configuration in the fields. Raises ValueError for an invalid one."""
         return self._config_of(self.fields["method"].value)
+
+    def memory_view(self) -> MemoryView:
+        """Returns a view of what the answer to the prompt depends on, shown again whenever the weights have changed."""
+        return memory_of_ttt(self)
 
     def save_html(self, path: Path | str, title: str = "Test-time training") -> Path:
         """Writes one offline HTML file with the result on the remainder, curves, answers and document."""

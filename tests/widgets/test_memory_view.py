@@ -16,7 +16,6 @@ from refine_lab.explore.targets import Target
 from refine_lab.models import State, load_model
 from tests.support.refusals import refused
 from tests.support.small_document import SECONDS, wait_for, worker
-from widgets.memory_links import memory_of_ttt
 from widgets.memory_view import MemoryView
 from widgets.parts.memory_grid import MemoryGrid
 from widgets.parts.memory_metrics import listed, tokens_in
@@ -169,7 +168,7 @@ def test_it_explains_the_selected_rollout_of_an_explorer(worker: Worker) -> None
 def test_after_adapting_the_change_of_each_effect_is_shown(worker: Worker) -> None:
     panel = TTTPanel(text=TEXT, question="", held_out=0, worker=worker)
     panel.shown.result(SECONDS)
-    view = memory_of_ttt(panel)
+    view = panel.memory_view()
     view.shown.result(SECONDS)
     target, before = view.target, view.attribution
     assert before is not None
