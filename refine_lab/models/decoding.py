@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from refine_lab.data.batches import padded
 from refine_lab.models.base import FastWeightLM
-from refine_lab.models.state import State
 
 
 @torch.no_grad()
@@ -29,8 +29,8 @@ def greedy_tokens(policy: FastWeightLM, prompts: Sequence[Sequence[int]]) -> Ite
 
 
 @torch.no_grad()
-def continued(policy: FastWeightLM, state: State, hidden: Float[Tensor, "B 1 D"]) -> Iterator[Int[Tensor, "B 1"]]:
-    """Yields tokens as `greedy_tokens` does, from states and the hidden states of their last tokens."""
+def continued(policy: FastWeightLM, state: Any, hidden: Float[Tensor, "B 1 D"]) -> Iterator[Int[Tensor, "B 1"]]:
+    """Yields tokens as `greedy_tokens` does, from a `State` and the hidden states of its rows' last tokens."""
     while True:
         chosen = policy.head(hidden).argmax(-1)
         yield chosen

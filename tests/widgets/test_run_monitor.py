@@ -165,7 +165,7 @@ def test_a_page_tells_settings_scores_and_conclusion(tmp_path: Path, watch: Call
     assert tables["Scores"] == [["REFINE", "0.5"]]
     shared = dict(tables["Settings that all selected runs share"])
     assert shared["lr"] == "0.0001" and "seed" not in shared
-    monitor.choice.value = ()  # nothing is selected: every part is empty, and nothing fails
+    monitor.table.selected = []  # nothing is selected: every part is empty, and nothing fails
     assert monitor.error == "" and monitor.differences.value == ""
     assert json.dumps(["runs", "none selected"]) in monitor.save_html(path).read_text(encoding="utf-8")
     fields = [field for field in monitor.children if hasattr(field, "tooltip")]

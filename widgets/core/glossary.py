@@ -94,6 +94,7 @@ TERMS = {
 """Term -> one or two sentences."""
 
 LABELS = {
+    "reference answer": "reference",
     "answer accuracy": "NTP accuracy",
     "answers containing a reference": "contains answer",
     "binary": "binary reward",

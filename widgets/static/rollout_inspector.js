@@ -21,8 +21,8 @@ const LEGEND =
   "the bar shows the cosine with the reference's hidden state; a negative bar starts at the right";
 const ORDERS = {
   position: ["by position", false],
-  best: ["best reward first", true, ["reward", true]],
-  worst: ["worst reward first", true, ["reward", false]],
+  best: ["best reward first", true, true],
+  worst: ["worst reward first", true, false],
   flat: ["all positions together", true],
 };
 let made = 0;
@@ -75,10 +75,13 @@ function filterFields(parent, ranges, changed) {
   return { first: form.querySelector("input"), read, write, hint };
 }
 
+/** The column by which rollouts are ranked. */
+const rankedColumn = (fields) => fields.find(({ look }) => look === "best").name;
+
 /** The name in `ORDERS` of an order. */
-function orderOf({ flat, sort: [column, descending] }) {
+function orderOf({ flat, sort: [column, descending] }, ranked) {
   if (!flat) return "position";
-  if (column !== "reward") return "flat";
+  if (column !== ranked) return "flat";
   return descending ? "best" : "worst";
 }
 
@@ -142,9 +145,10 @@ function render({ model, el }) {
     },
     clear: () => put(model, "filters", {}),
     order(name) {
-      const [, flat, sort] = ORDERS[name];
+      const [, flat, descending] = ORDERS[name];
       model.set("flat", flat);
-      put(model, "sort", sort ?? (flat ? model.get("sort") : ["row", false]));
+      const other = flat ? model.get("sort") : ["row", false];
+      put(model, "sort", descending === undefined ? other : [rankedColumn(fields), descending]);
     },
     download: (kind) => model.send({ download: kind }),
     toggleF1() {
@@ -168,7 +172,7 @@ function render({ model, el }) {
     if (now.has("columns")) takeColumns();
     if (now.has("rows")) {
       state.rows = shownRows(state.data, state.filters, state.sort, state.flat);
-      parts.order.value = orderOf(state);
+      parts.order.value = orderOf(state, rankedColumn(fields));
       parts.list.show(state);
       drawHistogram(parts.figure, state);
       if (model.alone) {
@@ -192,14 +196,15 @@ function render({ model, el }) {
   function takeColumns() {
     const data = { ...unpackRollouts(unpacked(model.get("columns"))), name };
     const all = Int32Array.from({ length: data.rows }, (_, row) => row);
-    const ranked = data.numbers[fields.find(({ look }) => look === "best").name] ?? [];
+    const column = rankedColumn(fields);
+    const ranked = data.numbers[column] ?? [];
     const most = (name) => Math.max(...(extent([data.numbers[name] ?? []]) ?? [0]).map(Math.abs));
     const bars = fields.filter(({ look }) => look === "bar").map((bar) => [bar.name, most(bar.name)]);
     Object.assign(state, { data, ranked, best: bestRows(data, ranked, all), range: extent([ranked]) });
     state.most = Object.fromEntries(bars);
-    const [reward, cosine] = [data.numbers.reward ?? [], data.numbers.cosine ?? []];
-    const same = data.rows > 0 && reward.every((value, row) => Object.is(value, cosine[row]));
-    state.hidden = new Set([...(same ? ["cosine"] : []), ...(data.explored ? ["step"] : [])]);
+    const equal = (values) => data.rows > 0 && ranked.every((value, row) => Object.is(value, values?.[row]));
+    const repeated = fields.filter(({ name: other, shared }) => !shared && other !== column && equal(data.numbers[other]));
+    state.hidden = new Set([...repeated.map((field) => field.name), ...(data.explored ? ["step"] : [])]);
     parts.filters.hint(data);
     parts.root.querySelector("[data-range=step]").hidden = data.explored;
   }

@@ -54,15 +54,17 @@ def fields() -> dict[str, Any]:
     """The controls of the explorer and of the TTT panel, by label."""
     settings = RefineConfig()
     made = explorer_fields(["cosine"], ["entropy"], lambda name: 0 if name == "seed" else getattr(settings, name))
-    made |= ttt_fields("a text", "a question", TTTConfig(), "cosine", 8, 0.0)
-    return {each.description: each for each in made.values() if hasattr(each, "description") and each.description}
+    made |= ttt_fields(("a text", "a question", "an answer"), TTTConfig(), "cosine", 8, 0.0)
+    named = {getattr(each, "description", "") or getattr(each, "label", ""): each for each in made.values()}
+    return {label: each for label, each in named.items() if label}
 
 
 def test_every_control_has_its_tooltip() -> None:
-    unexplained = {"Document", "Question"}
+    unexplained = {"Document", "Question", "Held-out remainder", "save weights as"}
     for label, field in fields().items():
-        assert field.tooltip == explain(label)
-        assert field.tooltip or label in unexplained, label
+        tooltip = field.help if hasattr(field, "help") else getattr(field, "tooltip", "") or ""
+        assert tooltip == explain(label)
+        assert tooltip or label in unexplained, label
 
 
 def test_curves_carry_the_sentences_of_their_titles() -> None:
