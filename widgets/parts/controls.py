@@ -84,9 +84,8 @@ def ttt_fields(
     `config`, if it is another.
     """
     require(0 <= held_out <= MOST_HELD_OUT, "held_out", held_out, f"from 0 to {MOST_HELD_OUT}")
-    slider = StepSlider(
-        last=round(100 * MOST_HELD_OUT), value=round(100 * held_out), label="Held-out remainder", unit="%"
-    )
+    label, most = "Held-out remainder", round(100 * MOST_HELD_OUT)
+    slider = StepSlider(last=most, value=round(100 * held_out), label=label, help=explain(label), unit="%")
     slider.add_class("as-field")
     chosen = KNOWN_METHODS["sft" if config.refine is None else config.refine.method].label
     method = field(Dropdown, "method", chosen, options=[*dict.fromkeys([chosen, "REFINE", "SFT"])])

@@ -24,6 +24,8 @@ class StepSlider(Widget):
     "The chosen number."
     label = traitlets.Unicode("step").tag(sync=True)
     "Description beside the slider, which is also its name for screen readers."
+    help = traitlets.Unicode().tag(sync=True)
+    "The glossary's sentence about the number, shown as a tooltip."
     unit = traitlets.Unicode().tag(sync=True)
     "Unit shown after the number; empty: the number is shown as one of `last`, as in `3 of 8`."
     disabled = traitlets.Bool(False).tag(sync=True)

@@ -12,6 +12,7 @@ function render({ model, el }) {
 
   const draw = () => {
     name.textContent = model.get("label");
+    row.title = model.get("help");
     slider.setAttribute("aria-label", model.get("label")); // else the number is part of its name
     Object.assign(slider, { min: model.get("first"), max: model.get("last") }); // before the value, which they bound
     if (!dragged) slider.value = model.get("value"); // the last step of a run in training grows during the drag
