@@ -113,6 +113,8 @@ def erasing_effects(
     """
     prefix = prefix_of(policy, token_ids, target)[0]
     require(all(map(len, groups)), "the erased tokens", "none", "at least one token in every group")
+    outside = [token for group in groups for token in group if not 0 <= token <= target.position]
+    require(not outside, "an erased token", outside[:1], f"from 0 to {target.position}, the target's position")
     last = torch.tensor([[target.position]], device=prefix.device)
     intact = score_target(policy, Branches.of(trace, last, 1), target).logprobs
     order = sorted(range(len(groups)), key=lambda i: min(groups[i]))

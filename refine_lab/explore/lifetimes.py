@@ -7,7 +7,6 @@ of its value and of `MARGIN` tokens on both sides) and the question is asked wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -74,18 +73,17 @@ def write_lifetimes(
         }
         if attribute:
             (top,) = write_attribution(policy, ids, target).top(1)
-            near, far = range(begin - 2 * MARGIN, end + 2 * MARGIN), Draws(seed=0).generator(number, "random write")
-            other = next(token for token in iter(partial(_below, question.start, far), -1) if token not in near)
+            near = range(begin - 2 * MARGIN, end + 2 * MARGIN)
+            others = [token for token in range(question.start) if token not in near]
+            require(len(others) > 0, "the document's tokens", question.start, "more than those near the value")
+            generator = Draws(seed=0).generator(number, "random write")
+            other = others[int(torch.randint(len(others), (), generator=generator))]
             row["top"] = top - min(max(top, begin), end - 1)
             for name, token in (("right_top", top), ("right_random", other)):
                 trace_without = _erased(policy, trace, ids, token, token + 1)
                 row[name] = bool(_score(policy, trace_without, target).greedy)
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _below(limit: int, generator: torch.Generator) -> int:
-    return int(torch.randint(limit, (), generator=generator))
 
 
 @torch.no_grad()

@@ -83,13 +83,18 @@ def _mixed(
     if part is None or part.key not in chosen:
         return x
     require(x.shape == other.shape, f"the other state's {key}", list(other.shape), f"of shape {list(x.shape)}")
-    if part.heads == (heads := len(chosen[part.key])) or not heads:
-        return other if heads else x
+    if len(set(chosen[part.key])) == part.heads:
+        return other
     take = torch.zeros(part.heads, dtype=torch.bool, device=x.device)
     take[chosen[part.key]] = True
     take = take.view(*[1] * axis, part.heads, *[1] * (x.ndim - axis))
     mine, theirs = (y.unflatten(axis, (part.heads, -1)) for y in (x, other.to(x)))
     return torch.where(take, theirs, mine).flatten(axis, axis + 1)
+
+
+def _grafted(policy: FastWeightLM, own: State, other: State, graft: list[Cell] | None) -> State:
+    """Returns `own` with the given heads of `other`; None: `other` as a whole, its convolutions' windows included."""
+    return other if graft is None else transplant(policy, own, other, graft)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -126,13 +131,12 @@ def counterfactual(
     parts = policy.memory_parts
     cells = [(part.layer, part.name, head) for part in parts for head in range(part.heads)]
     wholes = [[cell for cell in cells if cell[:2] == part.key] for part in parts]
-    grafts = ([cell] for cell in cells), iter(wholes)
-    states = [own, other, *(transplant(policy, own, other, graft) for kind in grafts for graft in kind)]
+    grafts: list[list[Cell] | None] = [[], None, *([cell] for cell in cells), *wholes]
     asked = torch.tensor(list(question), device=policy.device).unsqueeze(0)
     target = Target(position=1, token_ids=tuple(answers[1]), against=tuple(answers[0]))
     scores = []
-    for start in range(0, len(states), ROWS):
-        block = states[start : start + ROWS]
+    for start in range(0, len(grafts), ROWS):
+        block = [_grafted(policy, own, other, graft) for graft in grafts[start : start + ROWS]]
         trace = policy.read(asked.expand(len(block), -1), state=State.stack(block))
         last = torch.full((len(block), 1), asked.shape[1] - 1, device=policy.device)
         scores += score_target(policy, Branches.of(trace, last, 1), target).logprobs.tolist()

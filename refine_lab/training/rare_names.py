@@ -59,8 +59,9 @@ def _words(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> list[tup
     starts: dict[int, int] = {}
     for token, text in enumerate(texts):
         space = len(text) - len(text.lstrip())
-        starts.setdefault(total, token)
-        starts.setdefault(total + space, token)
+        starts[total] = token  # of several tokens that begin there, the last one has characters
+        if space < len(text):
+            starts.setdefault(total + space, token)
         total += len(text)
         ends[total] = token + 1
     matches = WORD.finditer("".join(texts))

@@ -53,7 +53,7 @@ def test_effects_equal_finite_differences(family: str) -> None:
                 factor[0, token, head] += change
                 around.append(value(policy, {part.key: factor}))
             difference = (around[0] - around[1]) / (2 * step)
-            assert difference == pytest.approx(effects[head, token], rel=1e-6, abs=1e-6 * np.abs(effects).max())
+            assert difference == pytest.approx(effects[head, token], rel=1e-6, abs=1e-10)  # rounding of the difference
     assert np.abs(np.nan_to_num(found.effects)).max() > 1e-4
 
 
@@ -171,6 +171,9 @@ def test_bad_requests_are_refused_by_name() -> None:
         write_attribution(policy, tokens, Target(position=9, token_ids=(53,)))
     with refused("an erased token", [150], "from 0 to 149"):
         erase(policy, trace, tokens, [3, 150])
+    for bad in (-1, 141):
+        with refused("an erased token", [bad], "from 0 to 140, the target's position"):
+            erasing_effects(policy, trace, tokens, TARGET, [[2], [5, bad]])
     with refused("the erased tokens", "none", "at least one token"):
         erase(policy, trace, tokens, [])
     with refused("a head", (0, "recurrent_state", 2), "one of the model's memory_parts"):

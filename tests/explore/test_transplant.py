@@ -32,9 +32,16 @@ def test_a_transplant_takes_the_chosen_heads_and_nothing_else(family: str) -> No
     policy, (tokens, other) = make(family, torch.float64), documents()
     own, theirs = (policy.read(ids[None]).state_at(torch.tensor([[149]])) for ids in (tokens, other))
     before = {name: x.clone() for name, x in own.tensors.items()}
-    part = policy.memory_parts[-1]
-    one = transplant(policy, own, theirs, [(part.layer, part.name, 1)])
     whole = transplant(policy, own, theirs)
+    for part in policy.memory_parts[-2:]:  # both kinds of a LaCT layer, and of a hybrid's layers
+        cell = (part.layer, part.name, 1)
+        one = transplant(policy, own, theirs, [cell, cell])
+        assert_one_head_differs(policy, part, own, theirs, one, whole)
+    assert all(torch.equal(x, before[name]) for name, x in own.tensors.items())
+
+
+def assert_one_head_differs(policy, part, own, theirs, one, whole) -> None:
+    """`one` has head 1 of `part` from `theirs` and the rest from `own`; `whole` has all memory from `theirs`."""
     for kind in ("tensors", "shared"):
         mine, other_, mixed, all_ = (getattr(x, kind) for x in (own, theirs, one, whole))
         for name in mine:
@@ -52,7 +59,6 @@ def test_a_transplant_takes_the_chosen_heads_and_nothing_else(family: str) -> No
                     assert torch.equal(got, comes if head == 1 else stays)
             else:
                 assert torch.equal(mixed[name], mine[name])
-    assert all(torch.equal(x, before[name]) for name, x in own.tensors.items())
 
 
 @pytest.mark.parametrize("family", ("deltanet", "lact-momentum", "qwen3.5"))

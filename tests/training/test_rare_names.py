@@ -31,10 +31,17 @@ def test_a_later_mention_after_a_gap_counts_once(tokenizer) -> None:
     assert len(places) == 4 and len(name) > 1
     found = rare_names(tokenizer, batch, window=20)
     zanthrox = [each for each in found if each.row == 0]
-    assert zanthrox == [Name(0, places[1], places[1] + len(name)), Name(0, places[3], places[3] + len(name))]
+    spaces = sum(not str(tokenizer.decode([token])).strip() for token in name)  # they are not part of the name
+    assert zanthrox == [Name(0, place + spaces, place + len(name)) for place in (places[1], places[3])]
     (later,) = [each for each in found if each.row == 1]
     assert str(tokenizer.decode(other[later.start : later.stop])).strip() == "Quillmore"
     assert rare_names(tokenizer, batch, window=500) == []
+
+
+def test_a_name_after_a_line_end_begins_with_its_own_first_token(tokenizer) -> None:
+    text = row(tokenizer, "There was\nZanthrox", " and so it went on" * 6, " with\nZanthrox")
+    (name,) = rare_names(tokenizer, padded([np.array(text)], (0,)), window=20)
+    assert str(tokenizer.decode(text[name.start : name.stop])) == "Zanthrox"
 
 
 def test_a_word_of_two_rows_is_not_rare(tokenizer) -> None:
