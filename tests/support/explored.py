@@ -77,8 +77,8 @@ def _states(explorer: RewardExplorer) -> Shown:
 
 
 def _memory(document: str, worker: Worker) -> Shown:
-    """The document itself is the answer that is explained and the one that it is compared with."""
-    view = MemoryView(text=document, answer=document, against=document, worker=worker)
+    """The document itself is the answer that is explained."""
+    view = MemoryView(text=document, answer=document, worker=worker)
     view.shown.result(SECONDS)
     view.mark_strongest()
     view.erase().result(SECONDS)

@@ -8,7 +8,9 @@ from typing import Any
 import ipywidgets
 
 from refine_lab.explore.exploration import Exploration
+from refine_lab.text import replace_surrogates
 from refine_lab.validation import require
+from widgets.core.panel import LineField
 from widgets.parts.controls import field, in_rows, number_field, text_field
 from widgets.parts.model_picker import model_picker
 
@@ -22,14 +24,14 @@ def memory_fields(model: str, text: str, answer: str, against: str) -> dict[str,
     fields = {
         "model": model_picker("model", model, "32em"),
         "document": text_field("Document", text, 3),
-        "answer": field(ipywidgets.Text, "answer", answer, "24em", placeholder=own),
-        "against": field(ipywidgets.Text, "compared with", against, "24em", placeholder="empty: no contrast"),
+        "answer": field(LineField, "answer", replace_surrogates(answer), "24em", placeholder=own),
+        "against": field(
+            LineField, "compared with", replace_surrogates(against), "24em", placeholder="empty: no contrast"
+        ),
         "tokens": number_field("tokens at a click", 1, 1, 64),
-        "erased": field(ipywidgets.Text, "tokens to erase", "", "28em", placeholder="such as 646-648, 805"),
-        "path": field(ipywidgets.Text, "file of the state", "state.safetensors", "26em"),
+        "erased": field(LineField, "tokens to erase", "", "28em", placeholder="such as 646-648, 805"),
+        "path": field(LineField, "file of the state", "state.safetensors", "26em"),
     }
-    for name in ("erased", "path", "answer", "against"):
-        fields[name].continuous_update = False
     for name in set(fields) - {"document", "tokens"}:
         fields[name].style.description_width = "initial"
     return fields
@@ -37,7 +39,7 @@ def memory_fields(model: str, text: str, answer: str, against: str) -> dict[str,
 
 def answer_wanted(fields: Mapping[str, Any], exploration: Exploration) -> Wanted:
     """Returns the answer in the fields after the document, and the one that it is compared with; empty: the model's own."""
-    texts = (fields[name].value for name in ("answer", "against"))
+    texts = (replace_surrogates(fields[name].value) for name in ("answer", "against"))
     answer, against = (tuple(exploration.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
     return len(exploration._known.token_ids) - 1, answer, against
 
