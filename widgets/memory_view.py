@@ -303,10 +303,9 @@ class MemoryView(Panel):
             if asked is not self._asked:
                 return None  # a later request has replaced the target or the document
             target, prediction = found
-            if self.attribution is None:  # the prediction is shown also where the writes cannot be attributed
-                self.target, self.prediction = found
-                self._show()
-            return then(lambda effects: (target, prediction, effects), self._submit("attribute", target=target))
+            effects = self._submit("attribute", target=target)
+            effects.add_done_callback(lambda _: self._show_alone(asked, found) if effects.exception() else None)
+            return then(lambda effects: (target, prediction, effects), effects)
 
         def show(found: Any) -> None:
             if found is None or asked is not self._asked:
@@ -324,6 +323,12 @@ class MemoryView(Panel):
             self.report("")
 
         return self.after(ask, attribute, show)
+
+    def _show_alone(self, asked: object, found: tuple[Target, Prediction]) -> None:
+        """Shows a prediction whose writes cannot be attributed, unless another one is shown."""
+        if asked is self._asked and self.attribution is None:
+            self.target, self.prediction = found
+            self._show()
 
     @property
     def _explained(self) -> WriteAttribution:
