@@ -17,7 +17,7 @@ from refine_lab.explore.attribution import WriteAttribution, write_attribution
 from refine_lab.explore.client import Worker
 from refine_lab.explore.targets import Target
 from refine_lab.models import FastWeightLM, State, load_model
-from tests.support.refusals import refused
+from tests.support.refusals import naming, refused
 from tests.support.small_document import SECONDS, wait_for, worker
 from widgets.memory_view import MemoryView
 from widgets.parts.memory_grid import MemoryGrid
@@ -223,7 +223,7 @@ def test_the_grid_refuses_a_head_that_there_is_not(view: MemoryView) -> None:
 def test_rollouts_with_and_without_the_erased_writes(view: MemoryView, worker: Worker, tmp_path: Path) -> None:
     view.choose(None)
     view.explain().result(SECONDS)
-    with pytest.raises(ValueError, match="nothing is erased yet"):
+    with naming(ValueError, "nothing is erased yet"):
         view.rollouts.roll_out().result(SECONDS)
     view.mark(range(30))  # the whole fact
     view.erase().result(SECONDS)
@@ -270,7 +270,7 @@ def test_the_model_is_switched(worker: Worker) -> None:
     core = write_attribution(policy, torch.from_numpy(view.exploration._known.token_ids).long(), view.target)
     np.testing.assert_allclose(metric(view, "effect"), core.by_token(), atol=1e-4)
     assert {part.name for part in view.grid.parts} == {"fast_weights", "window"}
-    with pytest.raises(FileNotFoundError, match="no-such-model"):
+    with naming(FileNotFoundError, "no-such-model"):
         view.switch("no-such-model").result(SECONDS)
     assert "no-such-model" in view.error and view.fields["model"].value == "tiny-lact"
     assert view.attribution is not None  # what is shown stays
