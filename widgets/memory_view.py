@@ -7,7 +7,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import ipywidgets
 import numpy as np
 
 from refine_lab.data.sample import sample_document
@@ -23,13 +22,15 @@ from refine_lab.validation import path_of, require
 from widgets.core.base import Widget, guarded
 from widgets.core.page import save_page
 from widgets.core.panel import Panel
-from widgets.parts.controls import in_rows
 from widgets.parts.document_metrics import entropy_metric, loss_metric
-from widgets.parts.memory_fields import memory_fields
+from widgets.parts.memory_fields import answer_wanted, memory_fields, memory_layout, token_wanted
 from widgets.parts.memory_grid import MemoryGrid
 from widgets.parts.memory_layers import MemoryLayers
 from widgets.parts.memory_metrics import attribution_metrics, heads_named, listed, loss_change_metric, tokens_in
 from widgets.parts.memory_result import MemoryResult
+from widgets.parts.memory_rollouts import MemoryRollouts
+from widgets.parts.number_field import show_refusals
+from widgets.parts.page_about import fields_about
 from widgets.parts.token_text import token_decoder
 from widgets.token_map import Target as Mark
 from widgets.token_map import TokenMap, TokenText, token_text
@@ -47,9 +48,9 @@ class MemoryView(Panel):
 
     `text`: the initial document; none: a sample document. `answer`: a continuation of the whole document, which is
     explained first; empty: the model's own next token. `against`: another continuation, for the contrast of the two.
-    `add_bos`: as in `DataConfig`. Everything works without a page: `read`, `explain`, `choose`, `erase`, `undo`,
-    `restore`, `save_state`, `layers`, and the traits of `token_map` and `grid`. Raises FileNotFoundError or ValueError
-    for a missing model.
+    `add_bos`: as in `DataConfig`. Everything works without a page: `read`, `switch`, `explain`, `choose`, `erase`, `undo`,
+    `restore`, `save_state`, `rollouts`, `layers`, and the traits of `token_map` and `grid`. Raises FileNotFoundError or
+    ValueError for a missing model.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class MemoryView(Panel):
         add_bos: bool | None = None,
         read: bool = True,
     ) -> None:
-        """Reads the document at once, unless `read` is False, as for a view that follows a panel."""
+        """Reads the document at once, unless `read` is False, as for a view that follows a panel and keeps its model."""
         super().__init__()
         self.exploration = Exploration(worker or shared_worker(), model, add_bos=add_bos)
         self.target: Target | None = None
@@ -80,13 +81,16 @@ class MemoryView(Panel):
         self._jumped: list[int] = []
         self._decode = token_decoder(self.exploration.tokenizer)
         self.token_map, self.grid, self.result = TokenMap(), MemoryGrid(), MemoryResult()
-        self.layers = MemoryLayers(self.exploration)
+        self.layers, self.rollouts = MemoryLayers(self.exploration), MemoryRollouts(self.exploration)
         if text is None:
             sample = sample_document()
             text = sample.document + sample.question
             self.layers.fields["replace"].value, self.layers.fields["by"].value = FACT
-        self.fields = memory_fields(text, answer, against)
-        self._lay_out()
+        self.fields = memory_fields(model, text, answer, against)
+        self.fields["model"].disabled = not read
+        self.buttons, self.children = memory_layout(self)
+        show_refusals(self, self.fields.values())
+        self.fields["model"].observe(self._on_model, "value")
         self.token_map.observe(self._on_token, "selected")
         self.token_map.observe(self._on_highlight, "highlight")
         self.grid.observe(self._on_chosen, "chosen")
@@ -105,6 +109,30 @@ class MemoryView(Panel):
         source = self.fields["document"].value
         return self._read(lambda: (source, self.exploration.tokens_of(source)))
 
+    def switch(self, model: str) -> Future[Any]:
+        """Reads the document with another model, a run or a checkpoint, and explains its answer.
+
+        The future raises FileNotFoundError or ValueError for a missing model, and the model then stays the same.
+        """
+        before = self.exploration
+        self.report("Reading…")
+
+        def begin() -> Future[Any]:
+            try:
+                require(bool(model.strip()), "model", model, "a shipped model, a run or a checkpoint")
+                self.exploration = Exploration(before.worker, model.strip(), add_bos=before.add_bos)
+            finally:
+                self.fields["model"].value = self.exploration.model
+            self._decode = token_decoder(self.exploration.tokenizer)
+            self._forget()
+            self.grid.show([], np.zeros((0, 0)), "")
+            self.result.clear()
+            for part in (self.layers, self.rollouts):
+                part.use(self.exploration)
+            return self.read()
+
+        return self.after(begin)
+
     def follow(self, text: str, token_ids: np.ndarray) -> Future[Any]:
         """Shows the document of another panel, and explains the answer to it.
 
@@ -120,8 +148,8 @@ class MemoryView(Panel):
         first two tokens, which no earlier write can explain.
         """
         if token is None:
-            return self._explain(self._answer)
-        return self._explain(lambda: self._token_target(token))
+            return self._explain(lambda: answer_wanted(self.fields, self.exploration))
+        return self._explain(lambda: token_wanted(self.fields, self.exploration, token))
 
     def explain_continuation(self, position: int, token_ids: Sequence[int], against: Sequence[int] = ()) -> Future[Any]:
         """Colours the document by the effect of each write on a continuation of the prefix that ends at `position`."""
@@ -146,7 +174,7 @@ class MemoryView(Panel):
 
     def erase(self) -> Future[Any]:
         """Predicts again without the writes of the marked tokens, in the chosen heads; shows both side by side."""
-        cells = self.grid.cells
+        cells, exploration = self.grid.cells, self.exploration
         self.report(f"Reading on without the writes in {heads_named(cells)}…")
 
         def ask() -> Future[Any]:
@@ -157,7 +185,9 @@ class MemoryView(Panel):
             return then(lambda erasure: (target, erasure), asked)
 
         def show(found: tuple[Target, Erasure]) -> None:
-            if found[0] == self.target:  # else another prediction is explained by now
+            if (
+                found[0] == self.target and exploration is self.exploration
+            ):  # else another prediction is explained by now
                 self.erasures.append(found[1])
                 self._show()
                 self.report("")
@@ -202,40 +232,15 @@ class MemoryView(Panel):
     def save_html(self, path: Path | str, title: str = "Memory", *, more: Sequence[Widget] = ()) -> Path:
         """Writes one offline HTML file with the prediction, the grid, the document and what the layers show."""
         links = [(self.result, "place", self.token_map, "highlight")]
-        shown = [self.result, self.grid, self.token_map, *self.layers.shown()]
-        return save_page(path, *shown, *more, title=title, links=links)
+        shown = [self.result, self.grid, self.token_map, *self.rollouts.shown(), *self.layers.shown()]
+        settings = {name: field for name, field in self.fields.items() if name not in ("model", "path")}
+        about = fields_about(self.result.conclusion, self.exploration.model, self._text, settings)
+        return save_page(path, *shown, *more, title=title, links=links, about=about)
 
     def __repr__(self) -> str:
         parts = [repr(part) for part in (self.result, self.grid, self.token_map)]
         lines = [f"MemoryView of {display_path(self.exploration.model)}", *self.notice.lines(), *parts]
-        return "\n".join(lines + ([repr(self.layers)] if self.layers.shown() else []))
-
-    # -- layout ----------------------------------------------------------------------------------------------------
-
-    def _lay_out(self) -> None:
-        """Arranges the document with the grid and the prediction beside it, or below it on a narrow page."""
-        fields = self.fields
-        self.buttons = {
-            "read": self.button("read", "Read the document above and explain the answer to it", style="primary"),
-            "explain": self.button("explain", "Explain the answer after the document", "Explain the answer"),
-            "strongest": self.button("mark_strongest", "Mark it and its neighbours", "Mark the strongest write"),
-            "erase": self.button("erase", "Predict again without the marked writes", style="primary"),
-            "undo": self.button("undo", "Back to the erasure before"),
-            "restore": self.button("restore", "Back to the model with all writes"),
-            "save": self.button("save_state", "Save the state at the explained position", "Save state"),
-        }
-        for button in self.buttons.values():
-            button.layout.width = "auto"
-        names = ("answer", "against", "tokens")
-        asked = in_rows([self.buttons["read"], *(fields[name] for name in names), self.buttons["explain"]])
-        erasing = [fields["erased"], *(self.buttons[name] for name in ("strongest", "erase", "undo", "restore"))]
-        saving = in_rows([fields["path"], self.buttons["save"]])
-        self.token_map.layout = ipywidgets.Layout(flex="3 1 540px", min_width="0")
-        side = ipywidgets.VBox([self.grid, self.result], layout=ipywidgets.Layout(flex="1 1 330px", min_width="0"))
-        beside = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="0 16px")
-        document = ipywidgets.Box([self.token_map, side], layout=beside)
-        head = [fields["document"], asked, in_rows(erasing), self.notice]
-        self.children = [*head, document, saving, self.layers]
+        return "\n".join([*lines, *(repr(part) for part in (self.rollouts, self.layers) if part.shown())])
 
     # -- requests and their results ------------------------------------------------------------------------------------
 
@@ -247,12 +252,16 @@ class MemoryView(Panel):
     def _read(self, tokens: Any, following: bool = False) -> Future[Any]:
         """Requests the statistics of a document, and explains the answer to it, or the same target under other weights."""
 
+        exploration = self.exploration
+
         def ask() -> Future[list[Any]]:
             text, ids = tokens()
-            worker, model = self.exploration.worker, self.exploration.model
-            return together([worker.submit("read", model=model, token_ids=ids), finished((text, ids))])
+            asked = exploration.worker.submit("read", model=exploration.model, token_ids=ids)
+            return together([asked, finished((text, ids))])
 
         def show(results: list[Any]) -> Future[Any] | None:
+            if exploration is not self.exploration:
+                return None  # the model has been switched
             reading, (text, ids) = results
             known, target = self.exploration.document, self.target
             self.exploration.document = Document(text=text, token_ids=ids, reading=reading)
@@ -261,8 +270,7 @@ class MemoryView(Panel):
                     return self._again(target)
                 if following:
                     return None
-            self.target = self.prediction = self.attribution = self._earlier = None
-            self.erasures.clear()
+            self._forget()
             self._text = token_text(self.exploration.tokenizer, ids)
             self.fields["erased"].value = ""
             self._show()
@@ -270,21 +278,14 @@ class MemoryView(Panel):
 
         return self.after(ask, show)
 
+    def _forget(self) -> None:
+        """Forgets what is explained and erased."""
+        self.target = self.prediction = self.attribution = self._earlier = self._asked = None
+        self.erasures.clear()
+
     def _again(self, target: Target) -> Future[Any]:
         """Explains the same target under other weights, and shows the change of the effects as well."""
         return self._explain(lambda: (target.position, target.token_ids, target.against), self.attribution)
-
-    def _answer(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-        """Returns position and tokens of the answer, and those that it is compared with; empty: the model's own token."""
-        texts = (self.fields[name].value for name in ("answer", "against"))
-        tokenizer = self.exploration.tokenizer
-        answer, against = (tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
-        return len(self.exploration._known.token_ids) - 1, answer, against
-
-    def _token_target(self, token: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-        ids = self.exploration._known.token_ids
-        require(2 <= token < len(ids), "the token to explain", token, f"from 2 to {len(ids) - 1}")
-        return token - 1, tuple(ids[token : token + self.fields["tokens"].value].tolist()), ()
 
     def _explain(self, wanted: Any, earlier: WriteAttribution | None = None) -> Future[Any]:
         """Requests the prediction and the attribution of a target; a later request replaces this one.
@@ -302,7 +303,9 @@ class MemoryView(Panel):
             if asked is not self._asked:
                 return None  # a later request has replaced the target or the document
             target, prediction = found
-            return then(lambda effects: (target, prediction, effects), self._submit("attribute", target=target))
+            effects = self._submit("attribute", target=target)
+            effects.add_done_callback(lambda _: self._show_alone(asked, found) if effects.exception() else None)
+            return then(lambda effects: (target, prediction, effects), effects)
 
         def show(found: Any) -> None:
             if found is None or asked is not self._asked:
@@ -321,6 +324,12 @@ class MemoryView(Panel):
 
         return self.after(ask, attribute, show)
 
+    def _show_alone(self, asked: object, found: tuple[Target, Prediction]) -> None:
+        """Shows a prediction whose writes cannot be attributed, unless another one is shown."""
+        if asked is self._asked and self.attribution is None:
+            self.target, self.prediction = found
+            self._show()
+
     @property
     def _explained(self) -> WriteAttribution:
         if self.attribution is None:
@@ -333,13 +342,14 @@ class MemoryView(Panel):
         reading, metrics = self.exploration._known.reading, []
         if self.attribution is not None:
             metrics = attribution_metrics(self.attribution, len(self._text), cells, self._earlier)
-            assert self.prediction is not None and self.target is not None
+        if self.prediction is not None and self.target is not None:
             shown = {"cells": cells, "erasure": erasure, "tokens": reading.token_ids}
             self.result.show(self.attribution, self.prediction, self.target, self._decode, **shown)
         else:
             self.result.clear()
         if erasure is not None:
             metrics.append(loss_change_metric(erasure.losses_before, erasure.losses_after))
+        self.rollouts.follow(self.target, self.prediction, erasure)
         marks = [Mark(token, "marked to erase") for token in self._marked()]
         metrics += [loss_metric(reading), entropy_metric(reading)]
         self.token_map.show(self._text, metrics, targets=marks, mark="marked to erase")
@@ -383,3 +393,8 @@ class MemoryView(Panel):
         tokens_in(change["new"], len(self._text))  # raises for what is no list of tokens
         if self.exploration.document is not None:
             self._show()
+
+    @guarded
+    def _on_model(self, change: Any) -> None:
+        if change["new"] != self.exploration.model:
+            self.shown = self.switch(change["new"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import pandas as pd
-from ipywidgets import BoundedFloatText, BoundedIntText, IntText, Layout, Text
+from ipywidgets import IntText, Layout, Text
 
 from refine_lab.data.sample import sample_document
 from refine_lab.experiments.compare import tokenizer_of
@@ -24,13 +24,16 @@ from refine_lab.explore.side_by_side import ReadingPair, TwoModels
 from refine_lab.runs.environment import display_path
 from refine_lab.runs.run import Run
 from refine_lab.text import replace_surrogates
-from refine_lab.validation import require
+from refine_lab.validation import MOST_SEED, require
 from widgets.core.base import Widget, guarded
 from widgets.core.page import save_page
 from widgets.core.panel import Panel
-from widgets.parts.controls import field, in_rows, text_field
+from widgets.parts.controls import field, in_rows, number_field, text_field
 from widgets.parts.likely_tokens import LikelyTokens
 from widgets.parts.measure_table import measure_table
+from widgets.parts.model_picker import model_names, model_picker
+from widgets.parts.number_field import NumberField, show_refusals
+from widgets.parts.page_about import fields_about
 from widgets.parts.pair_metrics import SCALE, pair_metrics
 from widgets.parts.rollout_pairs import RolloutPairs
 from widgets.parts.text_tables import TextTables
@@ -109,6 +112,9 @@ class SideBySide(Panel):
         self._request = request
         names = {name: control.value.strip() for name, control in self.fields.items()}
         self.report("Reading with both models…")
+        listed = model_names()  # runs may have been trained since
+        for control in self.fields.values():
+            control.options = listed
 
         def ask() -> Future[Any]:
             for name in ("a", "b"):
@@ -220,7 +226,11 @@ class SideBySide(Panel):
     def save_html(self, path: Path | str, title: str = "Side by side") -> Path:
         """Writes one offline HTML file; a click on a token shows the likely tokens of both models there too."""
         links = [(self.token_map, "selected", self.likely, "selected")]
-        return save_page(path, *self.parts, title=f"{title}: {self._heading()}", links=links)
+        models = self._models
+        names = {"model A": models.a, "model B": models.b, "key tokens by": models.key_model} if models else {}
+        said = f"{self.pair.loss.verdict}. {self.pair.details()}" if self.pair else self.notice.status
+        about = fields_about(said, "", self._text, self.controls, names)
+        return save_page(path, *self.parts, title=f"{title}: {self._heading()}", links=links, about=about)
 
     def __repr__(self) -> str:
         lines = [f"SideBySide: {self._heading()}", *self.notice.lines()]
@@ -244,6 +254,7 @@ class SideBySide(Panel):
         self.children = [ipywidgets.VBox(head), self.notice, self.measure_table, views, more]
         for name, control in self.controls.items():
             control.observe(partial(self._on_setting, name), "value")
+        show_refusals(self, self.controls.values())
         self.token_map.observe(self._on_token, "selected")
         self._changed: Future[Any] = self.after(lambda: None)
 
@@ -281,12 +292,7 @@ class SideBySide(Panel):
 
     def _check(self, name: str, value: Any) -> None:
         require(name in self.controls, "a setting", name, f"one of {', '.join(self.controls)}")
-        control: Any = self.controls[name]
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        whole = isinstance(value, int) or isinstance(control, BoundedFloatText)
-        kind = "a number" if isinstance(control, BoundedFloatText) else "a whole number"
-        allowed = f"{kind} from {control.min:,} to {control.max:,}"
-        require(bool(number and whole and control.min <= value <= control.max), name, value, allowed)
+        self.controls[name].checked(value, name)
 
     def _rollout_settings(self) -> dict[str, Any]:
         return {name: self.controls[name].value for name in ("n", "k", "temperature", "seed")}
@@ -316,27 +322,26 @@ def _decoder(run: Run) -> Decode:
 
 def _model_fields(a: str, b: str | None, key_model: str | None) -> dict[str, Any]:
     """Returns the fields of the names of the models."""
-    names: Sequence[tuple[str, str, str | None, str]] = (
-        ("a", "model A", a, "a shipped model, a run, a checkpoint"),
-        ("b", "model B", b, "a shipped model, a run, a checkpoint"),
-        ("key_model", "key tokens by", key_model, "model A"),
-    )
-    return {
-        name: field(Text, label, value or "", "26em", placeholder=placeholder)
-        for name, label, value, placeholder in names
-    }
+    listed = model_names()
+    labels = {"a": ("model A", a), "b": ("model B", b), "key_model": ("key tokens by", key_model)}
+    fields = {name: model_picker(label, value or "", "26em", options=listed) for name, (label, value) in labels.items()}
+    fields["key_model"].placeholder = "model A"
+    return fields
 
 
-def _setting_fields() -> dict[str, Any]:
+def _setting_fields() -> dict[str, NumberField]:
     """Returns the fields of the settings, by name, with their defaults."""
-    kinds: dict[str, tuple[Any, str, dict[str, Any]]] = {
-        "n": (BoundedIntText, "pairs (n)", {"min": 1, "max": 64}),
-        "k": (BoundedIntText, "tokens (k)", {"min": 1, "max": 64}),
-        "temperature": (BoundedFloatText, "temperature", {"min": 0.01, "max": 10, "step": 0.1}),
-        "seed": (BoundedIntText, "seed", {"min": 0, "max": 2**31}),
-        "scale": (BoundedFloatText, "colours to ± nats", {"min": 0.01, "max": 100, "step": 0.5}),
+    kinds: dict[str, tuple[str, float, float, dict[str, Any]]] = {
+        "n": ("pairs (n)", 1, 64, {}),
+        "k": ("tokens (k)", 1, 64, {}),
+        "temperature": ("temperature", 0.01, 10, {"step": 0.1, "whole": False}),
+        "seed": ("seed", 0, MOST_SEED, {}),
+        "scale": ("colours to ± nats", 0.01, 100, {"step": 0.5, "whole": False}),
     }
-    return {name: field(kind, label, DEFAULTS[name], **options) for name, (kind, label, options) in kinds.items()}
+    return {
+        name: number_field(label, DEFAULTS[name], low, high, **options)
+        for name, (label, low, high, options) in kinds.items()
+    }
 
 
 def _step_fields() -> dict[str, Any]:

@@ -26,6 +26,7 @@ from widgets.core.page import save_page
 from widgets.memory_links import memory_of_ttt
 from widgets.memory_view import MemoryView
 from widgets.parts.controls import in_rows, method_boxes, ttt_fields
+from widgets.parts.number_field import show_refusals
 from widgets.parts.page_about import fields_about
 from widgets.parts.rest_result import sentence
 from widgets.parts.ttt_adapting import AdaptingPanel, Weights, how_adapted
@@ -87,6 +88,7 @@ class TTTPanel(AdaptingPanel):
         self.fields = ttt_fields(texts, self._initial, self._refine.reward, rule.max_tokens, held_out)
         self.compared = method_boxes(self.fields["method"].options)
         self._prompt_fields = PromptFields(self.fields, self.exploration, prompt, rule, adapt_on)
+        show_refusals(self, self.fields.values())
         _PANELS.add(self)
         self._lay_out()
         self._enable(running=False)

@@ -361,7 +361,8 @@ class Session:
             held, ids = self._held(model), torch.from_numpy(token_ids).long()
             if erased:
                 intact = self._read(model, token_ids)
-                trace = erase_writes(held.policy, intact.trace, ids, erased, cells)
+                with torch.no_grad():
+                    trace = erase_writes(held.policy, intact.trace, ids, erased, cells)
                 reading, writes = statistics_of(held.policy, trace, ids), intact.writes
             else:
                 with written(held.policy) as writes:

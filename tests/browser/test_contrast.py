@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,10 @@ import pandas as pd
 import pytest
 
 from refine_lab.statistics.rest_change import rest_change, rest_difference
+from tests.factories.memory_view import memory_grid, memory_result
 from tests.factories.run_monitor import HOSTILE as ERROR
+from tests.factories.run_monitor import write_run
+from tests.factories.side_by_side import likely_tokens, measures, rollout_pairs
 from tests.factories.state_view import summary
 from tests.support.readable import VSCODE, contrasts, like_vscode, nameless, stops, unreached, unreadable, violations
 from tests.support.rollout_frames import decode, rows
@@ -20,9 +24,12 @@ from widgets.core.base import Widget
 from widgets.core.notice import Notice
 from widgets.core.page import save_page
 from widgets.parts.answers import Answers
+from widgets.parts.likely_tokens import LikelyTokens
 from widgets.parts.live_curves import Curves
 from widgets.parts.rest_result import RestResult
 from widgets.parts.reward_summary import RewardSummary
+from widgets.parts.rollout_pairs import RolloutPairs
+from widgets.parts.run_table import RunTable
 from widgets.parts.step_slider import StepSlider
 from widgets.rollout_inspector import RolloutInspector
 from widgets.state_view import StateView
@@ -108,6 +115,15 @@ def answers() -> Answers:
     return Answers(rows=[row, {"label": "reference", "answer": "the tree"}])
 
 
+def run_table() -> RunTable:
+    """Two runs with another learning rate, one of them selected, and an error."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = RunTable([write_run(Path(folder), 0), write_run(Path(folder), 1, lr=1e-2)])
+        made.close()
+    made.selected, made.error = [made.rows[0]["name"]], "what went wrong"
+    return made
+
+
 WIDGETS: dict[str, tuple[Callable[[], Widget], int]] = {
     "curves": (curves, 2),
     "no curves": (Curves, 0),
@@ -122,6 +138,15 @@ WIDGETS: dict[str, tuple[Callable[[], Widget], int]] = {
     "slider": (slider, 1),
     "slider in percent": (partial(StepSlider, label="Held-out remainder", last=90, value=33, unit="%"), 1),
     "result on the remainder": (rest_result, 0),
+    "memory grid": (memory_grid, 0),
+    "diverging memory grid": (partial(memory_grid, diverging=True), 0),
+    "prediction with and without writes": (memory_result, 5),
+    "likely tokens": (likely_tokens, 0),
+    "no likely tokens": (LikelyTokens, 0),
+    "rollouts in pairs": (rollout_pairs, 1),
+    "no rollouts in pairs": (RolloutPairs, 0),
+    "losses of two models": (measures, 0),
+    "run table": (run_table, 5),
     "no steps": (partial(StepSlider, disabled=True), 0),
 }
 """How it is made, and of how many things at least a person can act on."""

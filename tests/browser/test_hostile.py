@@ -67,6 +67,17 @@ def test_a_page_of_states_shows_the_tokens_as_text(name: str, page: Any, tmp_pat
     assert page.evaluate(FOREIGN) == 0
 
 
+@pytest.mark.parametrize("name", ADAPTED)
+def test_pages_of_the_memory_and_of_two_models_show_text_as_text(name: str, page: Any, tmp_path: Path) -> None:
+    for kind, own in (("memory", ".memory-result .writes li"), ("side", ".likely-tokens td code")):
+        (tmp_path / "page.html").write_text(explored()[f"{kind}: {name}"].page, encoding="utf-8")
+        page.goto((tmp_path / "page.html").as_uri())
+        page.locator(own).first.wait_for()
+        assert page.locator(".rollout-pairs tbody code").count() >= 8
+        assert page.evaluate("window.hacked") is None
+        assert page.evaluate(FOREIGN) == 0
+
+
 def test_a_click_in_the_map_shows_the_rollouts_there(page: Any, tmp_path: Path) -> None:
     """A token that is markup, by keyboard alone."""
     (tmp_path / "page.html").write_text(explored()["end of script"].page, encoding="utf-8")

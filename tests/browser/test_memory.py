@@ -58,12 +58,20 @@ def test_a_click_explains_heads_restrict_and_erasing_is_undone(lab: Lab) -> None
     page.get_by_role("button", name="Erase", exact=True).click()
     has(lab, ".memory-result .change", "^Without the writes of tokens .* in all heads, log p falls from")
     assert page.locator(".memory-result thead th").all_inner_texts() == ["With all writes", "Without the erased writes"]
+    page.get_by_role("button", name="Roll out both").click()
+    has(lab, ".rollout-pairs h3", "reference: the greedy answer with all writes")
+    assert page.locator(".rollout-pairs tbody th[scope=row]").all_inner_texts() == ["all writes", "erased"] * 4
     take_shots(page, "memory")
     page.get_by_role("button", name="Undo").click()
     page.locator(".memory-result .change:empty").wait_for(state="attached")
     assert page.locator(".memory-result thead th").all_inner_texts() == ["With all writes"]
     page.get_by_role("button", name="Undo").click()
     has(lab, ".notice .error", "the number of erasures must be at least 1")
+    picker = page.get_by_label("model", exact=True)
+    picker.fill("no-such-model")
+    picker.press("Tab")
+    has(lab, ".notice .error", "no-such-model")
+    page.wait_for_function("node => node.value === 'tiny-deltanet'", arg=picker.element_handle())
     assert lab.errors == []
     assert lab.foreign == []
 

@@ -7,18 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from refine_lab.explore.reading import DocumentReading
-from refine_lab.explore.rollout_pairs import pair_rollouts
-from refine_lab.explore.side_by_side import ReadingPair
+from tests.factories.side_by_side import WORDS, measures, reading_pair, rollout_pairs, string
 from widgets.core.page import save_page
 from widgets.parts.likely_tokens import LikelyTokens
-from widgets.parts.measure_table import measure_table
 from widgets.parts.pair_metrics import pair_metrics
-from widgets.parts.rollout_pairs import RolloutPairs
-from widgets.parts.text_tables import TextTables
 from widgets.token_map import TokenMap, TokenText
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
@@ -27,54 +21,16 @@ from tests.support.inspector_page import browser  # noqa: E402, F401
 from tests.support.lab import faultless_page, settle  # noqa: E402
 
 pytestmark = pytest.mark.browser
-WORDS = ["The", " quick", " <b>brown", " fox", " jumps", " over"]
-
-
-def string(ids: Any) -> str:
-    return WORDS[ids[0]]
-
-
-def reading(logprobs: list[float], likely: list[int], probabilities: list[float]) -> DocumentReading:
-    count = len(WORDS)
-    return DocumentReading(
-        token_ids=np.arange(count, dtype=np.int32),
-        entropies=np.full(count, 1.0),
-        logprobs=np.array([np.nan, *logprobs]),
-        ranks=np.arange(count, dtype=np.int32),
-        alternatives=np.tile(np.array(likely, dtype=np.int32), (count, 1)),
-        probabilities=np.tile(np.array(probabilities, dtype=np.float32), (count, 1)),
-    )
-
-
-def recorded(rollout: list[int]) -> pd.DataFrame:
-    row = {
-        "step": 0,
-        "sequence_id": 0,
-        "position": 2,
-        "sample_index": 0,
-        "prefix_ids": [0, 1, 2],
-        "target_ids": [3, 4, 5],
-    }
-    return pd.DataFrame([row | {"rollout_ids": rollout, "logprobs": [-1.0] * 3, "reward": 0.5, "binary": 1 / 3}])
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 480)])
 def test_a_chosen_token_is_shown_under_both(browser: Any, scheme: str, width: int, tmp_path: Path) -> None:
-    a = reading([-1.0, -2.0, -3.0, -4.0, -1.0], [3, 4, 5], [0.5, 0.2, 0.1])
-    b = reading([-1.0, -1.0, -2.5, -4.0, -1.5], [3, 2, 4], [0.6, 0.2, 0.1])
-    pair = ReadingPair(token_ids=a.token_ids, a=a, b=b, key_tokens=np.arange(6) == 3, key_model="A")
+    pair = reading_pair()
     offsets = np.cumsum([0, *map(len, WORDS)])
-    tokens, likely, pairs = (
-        TokenMap(TokenText("".join(WORDS), offsets), pair_metrics(pair)),
-        LikelyTokens(),
-        RolloutPairs(),
-    )
+    tokens, likely = TokenMap(TokenText("".join(WORDS), offsets), pair_metrics(pair)), LikelyTokens()
     likely.show(pair, string, ["one", "other"])
-    pairs.show(pair_rollouts(recorded([3, 0, 5]), recorded([3, 1, 1])), string, "Rollouts before token 3")
-    table = TextTables.of([measure_table(pair, "A = one and B = other")])
-    path = save_page(
-        tmp_path / "page.html", table, tokens, likely, pairs, links=[(tokens, "selected", likely, "selected")]
-    )
+    parts = measures(), tokens, likely, rollout_pairs()
+    path = save_page(tmp_path / "page.html", *parts, links=[(tokens, "selected", likely, "selected")])
     with faultless_page(browser, viewport={"width": width, "height": 900}, color_scheme=scheme) as page:
         page.goto(path.as_uri())
         shown = page.locator(".likely-tokens")

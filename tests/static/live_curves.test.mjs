@@ -93,4 +93,7 @@ test("readings over time take the nearest point of each run that is under way", 
 test("ticks have as many decimals as it takes for them to differ", () => {
   assert.deepEqual(js.tickTexts([0, 5, 10]), ["0", "5", "10"]);
   assert.deepEqual(js.tickTexts([2.412, 2.4122, 2.4124]), ["2.4120", "2.4122", "2.4124"]);
+  assert.deepEqual(js.tickTexts(js.ticks(1.57548, 1.57652, 4)), ["1.5755", "1.5760", "1.5765"]); // not 1.575, 1.576, 1.577
+  assert.deepEqual(js.tickTexts([1_000_000.5, 1_000_001]), ["1,000,000.5", "1,000,001.0"]);
+  assert.deepEqual(js.tickTexts([0.0002, 0.0004]), ["2.00e-4", "4.00e-4"]);
 });

@@ -70,6 +70,17 @@ def test_the_states_along_a_document_are_shown(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ADAPTED)
+def test_a_document_is_attributed_erased_and_read_by_two_models(name: str) -> None:
+    document = replace_surrogates(dict(HOSTILE)[name])
+    for kind, shown in (("memory", "Without the erased writes"), ("side", "pairs are equal")):
+        found = explored()[f"{kind}: {name}"]
+        assert (found.raised, found.error, found.text) == (None, "", document)
+        assert acts(found.told) == set()
+        assert shown in found.told and "reference" in found.told
+        assert "<script>window" not in found.page.lower()
+
+
+@pytest.mark.parametrize("name", ADAPTED)
 def test_a_document_is_adapted_to(name: str) -> None:
     found, document = explored()[f"adapt: {name}"], dict(HOSTILE)[name]
     assert found.raised is None, found.error

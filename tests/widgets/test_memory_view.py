@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,8 @@ import torch
 from refine_lab.explore.attribution import WriteAttribution, write_attribution
 from refine_lab.explore.client import Worker
 from refine_lab.explore.targets import Target
-from refine_lab.models import State, load_model
-from tests.support.refusals import refused
+from refine_lab.models import FastWeightLM, State, load_model
+from tests.support.refusals import naming, refused
 from tests.support.small_document import SECONDS, wait_for, worker
 from widgets.memory_view import MemoryView
 from widgets.parts.memory_grid import MemoryGrid
@@ -215,3 +218,88 @@ def test_the_grid_refuses_a_head_that_there_is_not(view: MemoryView) -> None:
         grid.chosen = [[4, 0]]
     with refused("a head", (9, "recurrent_state", 0)):
         grid.choose([(9, "recurrent_state", 0)])
+
+
+def test_rollouts_with_and_without_the_erased_writes(view: MemoryView, worker: Worker, tmp_path: Path) -> None:
+    view.choose(None)
+    view.explain().result(SECONDS)
+    with naming(ValueError, "nothing is erased yet"):
+        view.rollouts.roll_out().result(SECONDS)
+    view.mark(range(30))  # the whole fact
+    view.erase().result(SECONDS)
+    view.rollouts.fields["k"].value = 8
+    view.rollouts.roll_out().result(SECONDS)
+    (erasure,), target, prediction = view.erasures, view.target, view.prediction
+    assert target is not None and prediction is not None
+    ids = np.append(view.exploration._known.token_ids, np.array(prediction.answer_ids, dtype=np.int32))
+    asked = {"model": "tiny-deltanet", "token_ids": ids, "positions": [target.position], "n": 4, "k": 8, "seed": 0}
+    intact = worker.call("rollouts", **asked)[0]
+    edited = worker.call("rollouts", **asked, erased=erasure.erased)[0]
+    pairs = view.rollouts.pairs
+    assert [list(row) for row in pairs["rollout_ids_a"]] == intact.rollout_ids.tolist()
+    assert [list(row) for row in pairs["rollout_ids_b"]] == edited.rollout_ids.tolist()
+    assert pairs["changed"].map(any).any()
+    assert "(all writes)" in repr(view) and "reference: the greedy answer with all writes" in repr(view)
+    data = view.save_html(tmp_path / "memory.html").read_text(encoding="utf-8")
+    head = json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', data, re.DOTALL)[0])[
+        "head"
+    ]
+    assert head["conclusion"] == view.result.result["change"]
+    facts = {"model": "tiny-deltanet", "answer": " width", "tokens to erase": listed(erasure.erased)}
+    assert facts.items() <= dict(head["facts"]).items()
+
+    view.rollouts.fields["k"].value = 9
+    with refused("tokens (k)", 9, "at most 8, as many as the reference has"):
+        view.rollouts.roll_out().result(SECONDS)
+    view.rollouts.fields["k"].value = 5
+    view.restore()
+    assert view.rollouts.pairs.empty and view.rollouts.layout.display == "none"
+    assert view.result.conclusion.startswith("log p of “·width” minus log p of “·block” after token ")
+
+
+def test_the_model_is_switched(worker: Worker) -> None:
+    view = MemoryView(text=TEXT, answer=" width", worker=worker)
+    view.shown.result(SECONDS)
+    ids, before = view.exploration._known.token_ids, view.target
+    view.fields["model"].value = "tiny-lact"  # as chosen or typed in the page
+    view.shown.result(SECONDS)
+    assert (view.exploration.model, view.layers.exploration.model) == ("tiny-lact", "tiny-lact")
+    assert view.target is not None and before is not None
+    assert view.target.position == len(view.exploration._known.token_ids) - 1
+    policy, _ = load_model("tiny-lact", device="cpu")
+    core = write_attribution(policy, torch.from_numpy(view.exploration._known.token_ids).long(), view.target)
+    np.testing.assert_allclose(metric(view, "effect"), core.by_token(), atol=1e-4)
+    assert {part.name for part in view.grid.parts} == {"fast_weights", "window"}
+    with naming(FileNotFoundError, "no-such-model"):
+        view.switch("no-such-model").result(SECONDS)
+    assert "no-such-model" in view.error and view.fields["model"].value == "tiny-lact"
+    assert view.attribution is not None  # what is shown stays
+    view.switch("tiny-deltanet").result(SECONDS)
+    assert view.target == before and np.array_equal(view.exploration._known.token_ids, ids)
+
+
+class Unattributable(Worker):
+    """A worker whose model is of a family whose writes cannot be scaled, as those that need CUDA."""
+
+    def submit(self, method: str, on_step: Any = None, **arguments: Any) -> Future[Any]:
+        if method != "attribute":
+            return super().submit(method, on_step, **arguments)
+        policy, _ = load_model("tiny-deltanet", device="cpu")
+        failed: Future[Any] = Future()
+        try:
+            FastWeightLM.memory_parts.fget(policy)  # type: ignore[attr-defined]
+        except ValueError as error:
+            failed.set_exception(error)
+        return failed
+
+
+def test_a_family_without_attribution_says_so_and_shows_the_prediction() -> None:
+    worker = Unattributable("cpu")
+    view = MemoryView(text=TEXT, answer=" width", worker=worker)
+    with refused("the model's family"):
+        view.shown.result(SECONDS)
+    assert "whose writes can be scaled token by token" in view.error
+    assert view.prediction is not None and view.attribution is None
+    assert view.result.result["columns"][0]["title"] == "With all writes"
+    assert view.result.result["strongest"] == [] and [*view.token_map.metrics] == ["loss", "entropy"]
+    worker.close()

@@ -95,6 +95,10 @@ def test_two_models(worker: Worker, scaled: tuple[Path, FastWeightLM], tmp_path:
     page = side.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
     data = json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[0])
     assert len(data["widgets"]) == 4
+    assert data["head"]["conclusion"].startswith(f"{side.pair.loss.verdict}. The loss of B minus that of A is ")
+    facts = dict(data["head"]["facts"])
+    expected_facts = {"model A": "tiny-deltanet", "tokens (k)": "5", "colours to ± nats": "2.5", "seed": "0"}
+    assert expected_facts.items() <= facts.items() and "Saved" in facts
     side.compare(key_model=str(folder)).result(SECONDS)
     assert side.pair.key_model == "B" and int(side.pair.key_tokens.sum()) == int(key_tokens(other, batch).sum())
 
@@ -102,6 +106,9 @@ def test_two_models(worker: Worker, scaled: tuple[Path, FastWeightLM], tmp_path:
 def test_what_cannot_be_compared_is_refused_in_one_sentence(worker: Worker, tmp_path: Path) -> None:
     side = SideBySide(text=TEXT, worker=worker)
     assert "press Compare" in side.notice.status
+    assert set(side.fields["b"].options) >= {"tiny-deltanet", "tiny-lact"}  # a list to choose from
+    side.controls["n"]._on_message(None, {"typed": "100"}, [])  # as the page sends it
+    assert (side.controls["n"].value, side.error) == (4, "pairs (n) must be a whole number from 1 to 64, got 100")
     with refused("model B", ""):
         side.compare().result(SECONDS)
     with naming(FileNotFoundError, "no-such-model"):

@@ -169,6 +169,13 @@ def test_ttt_begins_with_what_it_is_given(worker: Worker) -> None:
     panel.fields["reward"].value, panel.fields["steps"].value = "hybrid", 5
     assert panel.config.refine == replace(refine, reward="hybrid")
     assert (panel.config.steps, panel.config.weight_decay) == (5, 0.2)
+    for name, label in (("steps", "steps"), ("answer_tokens", "max answer tokens")):
+        kept = panel.fields[name].value
+        panel.fields[name]._on_message(None, {"typed": "0"}, [])  # as the page sends it
+        assert panel.error == f"{label} must be a whole number from 1 to 1,000,000, got 0"
+        assert panel.fields[name].value == kept  # refused, not changed to 1
+        panel.fields[name]._on_message(None, {"typed": "7"}, [])
+        assert (panel.fields[name].value, panel.error) == (7, "")
     panel.fields["method"].value = "SFT"
     assert panel.config.refine is None
     sft = TTTPanel(text=TEXT, worker=worker, config=TTTConfig(refine=None, steps=2, lr=3e-4))

@@ -100,6 +100,12 @@ class Panel(ipywidgets.VBox):
     def _pressed(self, method: str) -> None:
         getattr(self, method)()
 
+    @guarded
+    def on_refused(self, change: Any) -> None:
+        """Displays the error of a field that checks a number (`parts.number_field`); observes its `error`."""
+        if change["new"]:
+            raise ValueError(change["new"])
+
     def after(self, begin: Callable[[], Any], *then: Callable[[Any], Any]) -> Future[Any]:
         """Calls `begin`, passes each result to the next function, and returns a future of the last result.
 

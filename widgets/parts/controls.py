@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets
-from ipywidgets import BoundedIntText, Checkbox, Dropdown, FloatText
+from ipywidgets import Checkbox, Dropdown, FloatText
 
 from refine_lab.config import BUILT_IN_REWARDS
 from refine_lab.text import replace_surrogates
@@ -68,9 +68,14 @@ def explorer_fields(rewards: Sequence[str], selections: Sequence[str], setting: 
     return {name: _made(kind, label, setting(name), options) for name, (kind, label, options) in fields.items()}
 
 
+def number_field(label: str, value: float, low: float, high: float, **options: Any) -> NumberField:
+    """Creates a field for a number from `low` to `high`, which refuses other numbers."""
+    return NumberField(label=label, help=explain(label), min=low, max=high, value=value, **options)
+
+
 def _made(kind: Any, label: str, value: Any, options: dict[str, Any]) -> Any:
     if kind is NumberField:
-        return NumberField(label=label, help=explain(label), value=value, **options)
+        return number_field(label, value, options.pop("min"), options.pop("max"), **options)
     return field(kind, label, value, "22em", **options)
 
 
@@ -92,17 +97,15 @@ def ttt_fields(
     rewards = field(Dropdown, "reward", reward, options=[*BUILT_IN_REWARDS])
     ipywidgets.dlink((method, "value"), (rewards, "disabled"), transform=lambda name: name != "REFINE")
     document, question, reference = texts
-    answer = field(BoundedIntText, "max answer tokens", answer_tokens, min=1, max=1_000_000)
-    answer.style.description_width = "11em"
     return {
         "document": text_field("Document", document, 5),
         "question": text_field("Question", question, 2),
         "reference": line_field("Reference answer", reference, "optional; answers are then marked right or wrong"),
         "method": method,
         "reward": rewards,
-        "steps": field(BoundedIntText, "steps", config.steps, min=1, max=1_000_000),
+        "steps": number_field("steps", config.steps, 1, 1_000_000),
         "lr": field(FloatText, "lr", config.lr, step=1e-5),
-        "answer_tokens": answer,
+        "answer_tokens": number_field("max answer tokens", answer_tokens, 1, 1_000_000),
         "held_out": slider,
         "weights": ipywidgets.Label("Original weights."),
         "folder": line_field("save weights as", "", "a name under runs/"),

@@ -15,7 +15,7 @@ from refine_lab.validation import require
 from widgets.core.base import guarded
 from widgets.core.panel import Panel
 from widgets.parts.controls import explorer_fields
-from widgets.parts.number_field import NumberField
+from widgets.parts.number_field import NumberField, show_refusals
 from widgets.parts.settings_bar import SettingsBar, copies, difference, presets
 
 MOST_CHANGES = 100
@@ -50,8 +50,7 @@ class SettingsPanel(Panel):
         self.bar = SettingsBar(self._on_bar, presets=[*self.presets])
         for name, control in self.controls.items():
             control.observe(partial(self._on_control, name), "value")
-            if isinstance(control, NumberField):
-                control.observe(self._on_refused, "error")
+        show_refusals(self, self.controls.values())
         self._show_settings()
 
     # -- public methods -----------------------------------------------------------------------------------------------
@@ -169,11 +168,6 @@ class SettingsPanel(Panel):
         except (ValueError, RuntimeError):
             self.controls[name].value = self.exploration.settings[name]
             raise
-
-    @guarded
-    def _on_refused(self, change: Any) -> None:
-        if change["new"]:
-            raise ValueError(change["new"])
 
     @guarded
     def _on_bar(self, act: str, name: str) -> None:

@@ -1,27 +1,77 @@
-"""The input fields of the memory view."""
+"""The input fields and buttons of the memory view, and where they are."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import ipywidgets
 
-from widgets.parts.controls import field, text_field
+from refine_lab.explore.exploration import Exploration
+from refine_lab.text import replace_surrogates
+from refine_lab.validation import require
+from widgets.core.panel import LineField
+from widgets.parts.controls import field, in_rows, number_field, text_field
+from widgets.parts.model_picker import model_picker
+
+Wanted = tuple[int, tuple[int, ...], tuple[int, ...]]
+"""Position of the last token before a continuation, its tokens, and those of another one that it is compared with."""
 
 
-def memory_fields(text: str, answer: str, against: str) -> dict[str, Any]:
-    """Returns the fields by name, with the initial document, the explained answer, and the one that it is compared with."""
+def memory_fields(model: str, text: str, answer: str, against: str) -> dict[str, Any]:
+    """Returns the fields by name, with the initial model and document, the explained answer and that compared with it."""
     own = "empty: the model's own next token"
     fields = {
+        "model": model_picker("model", model, "32em"),
         "document": text_field("Document", text, 3),
-        "answer": field(ipywidgets.Text, "answer", answer, "24em", placeholder=own),
-        "against": field(ipywidgets.Text, "compared with", against, "24em", placeholder="empty: no contrast"),
-        "tokens": field(ipywidgets.BoundedIntText, "tokens at a click", 1, "14em", min=1, max=64),
-        "erased": field(ipywidgets.Text, "tokens to erase", "", "28em", placeholder="such as 646-648, 805"),
-        "path": field(ipywidgets.Text, "file of the state", "state.safetensors", "26em"),
+        "answer": field(LineField, "answer", replace_surrogates(answer), "24em", placeholder=own),
+        "against": field(
+            LineField, "compared with", replace_surrogates(against), "24em", placeholder="empty: no contrast"
+        ),
+        "tokens": number_field("tokens at a click", 1, 1, 64),
+        "erased": field(LineField, "tokens to erase", "", "28em", placeholder="such as 646-648, 805"),
+        "path": field(LineField, "file of the state", "state.safetensors", "26em"),
     }
-    for name in ("erased", "path", "answer", "against"):
-        fields[name].continuous_update = False
-    for name in set(fields) - {"document"}:
+    for name in set(fields) - {"document", "tokens"}:
         fields[name].style.description_width = "initial"
     return fields
+
+
+def answer_wanted(fields: Mapping[str, Any], exploration: Exploration) -> Wanted:
+    """Returns the answer in the fields after the document, and the one that it is compared with; empty: the model's own."""
+    texts = (replace_surrogates(fields[name].value) for name in ("answer", "against"))
+    answer, against = (tuple(exploration.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+    return len(exploration._known.token_ids) - 1, answer, against
+
+
+def token_wanted(fields: Mapping[str, Any], exploration: Exploration, token: int) -> Wanted:
+    """Returns a token and those after it, as many as the field says. Raises ValueError for the first two tokens."""
+    ids = exploration._known.token_ids
+    require(2 <= token < len(ids), "the token to explain", token, f"from 2 to {len(ids) - 1}")
+    return token - 1, tuple(ids[token : token + fields["tokens"].value].tolist()), ()
+
+
+def memory_layout(view: Any) -> tuple[dict[str, Any], list[Any]]:
+    """Returns the buttons of a `MemoryView` by name, and its children, with the grid beside the document or below it."""
+    fields = view.fields
+    buttons = {
+        "read": view.button("read", "Read the document above and explain the answer to it", style="primary"),
+        "explain": view.button("explain", "Explain the answer after the document", "Explain the answer"),
+        "strongest": view.button("mark_strongest", "Mark it and its neighbours", "Mark the strongest write"),
+        "erase": view.button("erase", "Predict again without the marked writes", style="primary"),
+        "undo": view.button("undo", "Back to the erasure before"),
+        "restore": view.button("restore", "Back to the model with all writes"),
+        "save": view.button("save_state", "Save the state at the explained position", "Save state"),
+    }
+    for button in buttons.values():
+        button.layout.width = "auto"
+    reading = in_rows([fields["model"], buttons["read"]])
+    asked = in_rows([*(fields[name] for name in ("answer", "against", "tokens")), buttons["explain"]])
+    erasing = in_rows([fields["erased"], *(buttons[name] for name in ("strongest", "erase", "undo", "restore"))])
+    saving = in_rows([fields["path"], buttons["save"]])
+    view.token_map.layout = ipywidgets.Layout(flex="3 1 540px", min_width="0")
+    side = ipywidgets.VBox([view.grid, view.result], layout=ipywidgets.Layout(flex="1 1 330px", min_width="0"))
+    beside = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="0 16px")
+    document = ipywidgets.Box([view.token_map, side], layout=beside)
+    head = [fields["document"], reading, asked, erasing, view.notice]
+    return buttons, [*head, document, view.rollouts, saving, view.layers]

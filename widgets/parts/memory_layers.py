@@ -57,6 +57,11 @@ class MemoryLayers(Panel):
         self._open.observe(self._on_open, "value")
         self.children = [self._open, self._box]
 
+    def use(self, exploration: Exploration) -> None:
+        """Uses another model, of which nothing is explained yet."""
+        self.exploration, self._decode = exploration, token_decoder(exploration.tokenizer)
+        self.follow(None)
+
     def follow(self, target: Target | None) -> None:
         """Sets the explained target; what was shown for another one is removed."""
         if target != self.target:
@@ -68,10 +73,10 @@ class MemoryLayers(Panel):
 
     def lens(self) -> Future[Any]:
         """Shows what each layer would predict at the explained position; the future then completes."""
-        target = self.target
+        target, exploration = self.target, self.exploration
 
         def show(lens: LayerLens) -> None:
-            if target == self.target:
+            if target == self.target and exploration is self.exploration:
                 self.layer_lens = lens
                 self.table.tables = [self._lens_table(lens)]
 
@@ -124,7 +129,7 @@ class MemoryLayers(Panel):
 
         def show(results: tuple[Counterfactual, Any]) -> None:
             found, answers = results
-            if began == self.target:
+            if began == self.target and exploration is self.exploration:
                 self.changed = found
                 title = "Change of the contrast when one head's memory is exchanged (nats)"
                 note = counterfactual_sentence(found, *map(self._text, answers))

@@ -70,6 +70,17 @@ class MemoryResult(Widget):
             "listed": f"Strongest writes in {heads_named(cells)}",
         }
 
+    @property
+    def conclusion(self) -> str:
+        """Returns the result in one sentence: what erasing changes, or the prediction and its strongest write."""
+        if not self.result or self.result["change"]:
+            return self.result.get("change", "")
+        text = f"{self.result['question']} is {self.result['columns'][0]['facts'][0][1]}"
+        for write in self.result["strongest"][:1]:
+            text += f"; the strongest write, that of token {write['token']:,} “{write['text']}”,"
+            text += f" has an effect of {write['effect']} and {write['sign']} it"
+        return f"{text}."
+
     def clear(self) -> None:
         """Empties the view."""
         self.result = {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import traitlets
 
 from refine_lab.validation import require
 from widgets.core.base import Widget, guarded
+from widgets.core.panel import Panel
 
 
 class NumberField(Widget):
@@ -69,6 +71,13 @@ class NumberField(Widget):
 
     def __repr__(self) -> str:
         return f"NumberField: {self.label} {self.value}, {self.allowed}"
+
+
+def show_refusals(panel: Panel, fields: Iterable[Any]) -> None:
+    """Displays what the number fields among `fields` refuse as the panel's error."""
+    for each in fields:
+        if isinstance(each, NumberField):
+            each.observe(panel.on_refused, "error")
 
 
 def _number(value: float) -> str:

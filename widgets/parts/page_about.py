@@ -23,14 +23,17 @@ RUN_FACTS = {
 """Settings of runs at the top of a page, by their dotted names; the table of shared settings has all."""
 
 
-def fields_about(conclusion: str, model: str, text: Sized, fields: Mapping[str, Any]) -> About:
+def fields_about(
+    conclusion: str, model: str, text: Sized, fields: Mapping[str, Any], more: Mapping[str, object] | None = None
+) -> About:
     """Returns what a page says of a panel: its model, how many tokens its text has, and the values of its input fields.
 
+    `more`: facts after the model, by name.
     The document is left out, since the page shows it, and so are fields without a label.
     """
     labels = {name: getattr(field, "description", "") or getattr(field, "label", "") for name, field in fields.items()}
     values = {label: fields[name].value for name, label in labels.items() if label and name != "document"}
-    return About(conclusion=conclusion, facts={"model": model, "tokens": f"{len(text):,}"} | values)
+    return About(conclusion=conclusion, facts={"model": model, **(more or {}), "tokens": f"{len(text):,}"} | values)
 
 
 def rollouts_sentence(rollouts: pd.DataFrame, reward: str) -> str:

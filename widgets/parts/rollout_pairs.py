@@ -27,10 +27,12 @@ class RolloutPairs(Widget):
 
     content = traitlets.Dict().tag(**PACKED)
     "The heading, the summary and the groups that are shown, packed; empty without pairs."
+    hint = traitlets.Unicode("select a token of the document").tag(sync=True)
+    "How a person gets rollouts, shown while there are none."
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         self.pairs = pd.DataFrame()
-        super().__init__()
+        super().__init__(**options)
 
     def show(self, pairs: pd.DataFrame, string: Strings, title: str, names: Sequence[str] = ("A", "B")) -> None:
         """Shows pairs as `rollout_pairs.pair_rollouts` returns them; `string` maps one token id, in a list, to its text.

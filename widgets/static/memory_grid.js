@@ -1,6 +1,6 @@
 // Memory parts by heads, as a table of buttons: the arrow keys move, Enter and Space choose. The page marks a choice at once.
 
-import { clamp, floats, follow, format, html, put, rootOf, takeKey, unpacked } from "./shared.js";
+import { clamp, floats, follow, format, html, onTheme, put, rootOf, takeKey, unpacked } from "./shared.js";
 import { isDark, rampOf } from "./token_colours.js";
 
 const key = (row, head) => `${row} ${head}`;
@@ -127,15 +127,7 @@ function render({ model, el }) {
     put(model, "chosen", []);
     mark();
   });
-  const themed = new MutationObserver(build);
-  themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name"] });
-  const scheme = matchMedia("(prefers-color-scheme: dark)");
-  scheme.addEventListener("change", build);
-  const end = () => {
-    themed.disconnect();
-    scheme.removeEventListener("change", build);
-  };
-  return follow(model, { grid: build, chosen: mark, error }, end);
+  return follow(model, { grid: build, chosen: mark, error }, onTheme(root, build));
 }
 
 export default { render };

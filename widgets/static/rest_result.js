@@ -1,6 +1,6 @@
 // The results on the held-out remainder: a sentence for each, and a drawing of their intervals beside 0.
 
-import { extent, follow, format, html, rootOf, svg, ticks } from "./shared.js";
+import { extent, follow, html, rootOf, svg, ticks, tickTexts } from "./shared.js";
 
 const [WIDTH, EDGE, ROW, TOP] = [320, 26, 24, 16]; // of the drawing, in px; EDGE is its left and right margin
 
@@ -12,10 +12,12 @@ function drawIntervals(drawing, results) {
   drawing.setAttribute("viewBox", `0 0 ${WIDTH} ${bottom + 28}`);
   const [first, last] = extent([results.flatMap(({ interval: [low, , high] }) => [low, high]), [0]], 0.08);
   const sx = (x) => EDGE + ((x - first) / (last - first)) * (WIDTH - 2 * EDGE);
-  for (const tick of ticks(first, last, 3)) {
+  const places = ticks(first, last, 3);
+  const texts = tickTexts(places);
+  places.forEach((tick, i) => {
     svg("line", { class: tick === 0 ? "zero" : "grid", x1: sx(tick), x2: sx(tick), y1: 2, y2: bottom }, drawing);
-    svg("text", { x: sx(tick), y: bottom + 13, "text-anchor": "middle" }, drawing, format(tick));
-  }
+    svg("text", { x: sx(tick), y: bottom + 13, "text-anchor": "middle" }, drawing, texts[i]);
+  });
   const [of, better] = results[0].pair ? ["difference", "the first is better"] : ["change", "better"];
   const unit = `${of} in nats per token; below 0: ${better}`;
   svg("text", { x: WIDTH / 2, y: bottom + 26, "text-anchor": "middle" }, drawing, unit);

@@ -44,9 +44,9 @@ function drawGroup(parent, group, names) {
   }
 }
 
-function draw(parent, { title, summary, names, groups }) {
+function draw(parent, { title, summary, names, groups }, hint) {
   parent.replaceChildren();
-  if (!groups) return html("p", "note", parent, "No rollouts yet: select a token of the document.");
+  if (!groups) return html("p", "note", parent, `No rollouts yet: ${hint}.`);
   html("h3", "", parent, title);
   html("p", "", parent, summary);
   html("p", "note", parent, NOTE);
@@ -56,7 +56,7 @@ function draw(parent, { title, summary, names, groups }) {
 function render({ model, el }) {
   const { root, error } = rootOf(el, "rollout-pairs", "Rollouts of both in pairs");
   const content = html("div", "", root);
-  const schedule = inFrames(() => draw(content, unpacked(model.get("content"))));
+  const schedule = inFrames(() => draw(content, unpacked(model.get("content")), model.get("hint")));
   return follow(model, { content: schedule, error }, schedule.cancel);
 }
 

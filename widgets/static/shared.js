@@ -76,13 +76,15 @@ export function format(value) {
 /** A number with its noun, in the plural unless the number is 1. */
 export const quantity = (count, noun) => `${format(count)} ${noun}${count === 1 ? "" : "s"}`;
 
-/** Texts of ticks: like `format`, with as many decimals as it takes for neighbours to differ. */
+/** Texts of ticks: like `format` where that is exact for all of them, else with as many decimals as their distance needs. */
 export function tickTexts(values) {
   const plain = values.map(format);
-  if (new Set(plain).size === values.length) return plain;
+  const shown = plain.map((text) => Number(text.replaceAll(",", "")));
+  if (values.length < 2 || values.every((value, i) => Math.abs(shown[i] - value) <= 1e-9 * Math.abs(value))) return plain;
   const step = Math.min(...values.slice(1).map((value, i) => Math.abs(value - values[i])));
   const digits = clamp(Math.ceil(-Math.log10(step) - 1e-9), 0, 12);
-  return values.map((value) => value.toFixed(digits));
+  const options = { minimumFractionDigits: digits, maximumFractionDigits: digits };
+  return values.map((value) => value.toLocaleString("en", options));
 }
 
 export function duration(seconds) {
