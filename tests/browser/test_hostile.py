@@ -43,7 +43,7 @@ def test_the_page_shows_it_and_does_nothing_more(name: str, page: Any, tmp_path:
     settle(page)
     assert page.evaluate("window.hacked") is None
     assert page.evaluate(FOREIGN) == 0
-    assert page.locator("main > section").count() == (4 if name.startswith("adapt: ") else 3)
+    assert page.locator("main > section").count() == 4
     if found.raised is not None:
         assert page.locator(".token-map .status").inner_text() == "No document yet."
         return
