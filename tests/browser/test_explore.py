@@ -102,7 +102,7 @@ def test_the_rollouts_of_a_click_are_beside_it(lab: Lab, width: int, height: int
 def test_numbers_are_dimmed_at_once_and_a_change_is_cancelled(lab: Lab) -> None:
     opacity = "getComputedStyle(document.querySelector('.rollout-inspector')).opacity"
     lab.page.evaluate(f"() => document.addEventListener('change', () => (window.dimmed = {opacity}))")
-    field = lab.page.locator(".widget-label:has-text('tokens (k)') + input")
+    field = lab.page.locator(".widget-label:has-text('tokens per rollout (k)') + input")
     for text, sentence in (("1000", "a whole number from 1 to 64, got 1000"), ("2.5", "from 1 to 64, got 2.5")):
         field.fill(text)
         field.press("Tab")
@@ -120,7 +120,7 @@ def test_numbers_are_dimmed_at_once_and_a_change_is_cancelled(lab: Lab) -> None:
 
 
 def test_a_download_and_a_reload_with_a_living_kernel(lab: Lab, tmp_path: Path) -> None:
-    field = lab.page.locator(".widget-label:has-text('rollouts (n)') + input")
+    field = lab.page.locator(".widget-label:has-text('rollouts per position (n)') + input")
     field.fill("6")
     field.press("Tab")
     wait_for_status(lab, "^48 rollouts at 8 sampled positions")

@@ -53,7 +53,7 @@ def test_it_is_chosen_read_and_drawn(browser: Any, explored: Any, scheme: str, t
 
         below = page.locator(".state-view")
         assert "layer 0, head 0" in below.locator(".title").inner_text()
-        below.get_by_label("Bars").select_option(label=f"{NAME} (nats)")
+        below.get_by_role("combobox", name="Bars").select_option(label=f"{NAME} (nats)")
         settle(page)
         assert below.locator(".title").inner_text() == f"{NAME} of every token in nats; largest:"
         assert f"token {top:,}: " in below.locator(".strongest li").first.inner_text()
@@ -72,4 +72,4 @@ def test_a_short_document_offers_only_write_strengths(browser: Any, tmp_path: Pa
     with faultless_page(browser) as page:
         page.goto(save_page(tmp_path / "page.html", StateView(summary(), str)).as_uri())
         page.locator(".state-view .title").filter(has_text="does not report").wait_for()
-        assert page.locator(".state-view").get_by_label("Bars").is_hidden()
+        assert page.locator(".state-view").get_by_role("combobox", name="Bars", include_hidden=True).is_hidden()

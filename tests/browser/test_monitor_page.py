@@ -42,7 +42,8 @@ def test_result_cards_stand_on_the_page(scheme: str, path: Path, browser: Any) -
         tables = page.locator(".text-tables table")
         tables.first.wait_for()
         settle(page)
-        assert tables.locator("caption").all_inner_texts() == ["Differing settings", "Evaluations"]
+        captions = ["Differing settings", "Evaluations", "Settings that all selected runs share"]
+        assert tables.locator("caption").all_inner_texts() == captions
         cells = (
             tables.nth(1)
             .locator("tbody tr")

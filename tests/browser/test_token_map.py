@@ -194,7 +194,7 @@ def test_targets_borders_and_empty_tokens_are_drawn(shown: Callable[..., Window]
     text = TokenText("ab cd ef", [0, 3, 3, 6, 8])
     plain = shown(TokenMap(text)).colours()
     marked = shown(TokenMap(text, targets=[Target(2, "<b>here</b>")], chunk_borders=[0, 3]))
-    assert (184, 78, 0, 255) in marked.colours() - plain  # the frame's colour
+    assert (171, 90, 2, 255) in marked.colours() - plain  # the frame's colour
     assert (0, 99, 160, 255) in marked.colours() - plain  # the border's
     assert marked.page.inner_text(".legend") == ""  # no metric, no scale
     marked.page.focus(MAP)

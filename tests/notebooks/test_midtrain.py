@@ -111,7 +111,8 @@ def test_every_figure_is_in_the_executed_notebook(by_p: Folder) -> None:
     assert {"NTP loss", "NTP accuracy", "Cosine reward", "Binary reward", "Gradient norm", "Clipped ratios"} <= titles[
         0
     ]
-    assert titles[1] == {"Held-out NTP accuracy (fig. 4)", "Held-out NTP loss (fig. E.1)"}
+    sampled = "Accuracy of sampled tokens<br>(release)"
+    assert titles[1] == {"Held-out NTP accuracy (fig. 4)", "Held-out NTP loss (fig. E.1)", sampled}
     assert "fig. E.2" in figures[2]["layout"]["title"]["text"]
     assert titles[3] == {"Mean reward (fig. E.3 a, b)", "Standard deviation (fig. E.3 c, d)"}
     assert titles[4] == {"exact recall number-1 at 256 (%), higher is better"}  # such short rows have no key tokens

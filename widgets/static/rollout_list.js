@@ -112,6 +112,7 @@ export function rolloutList(parent, fields, on) {
     empty.hidden = state.rows.length > 0 || !state.data.rows;
     numbers = fields.filter(({ shared, name }) => !shared && !state.hidden.has(name)).map(({ look }) => WIDTHS[look]);
     box.replaceChildren();
+    box.removeAttribute("aria-activedescendant"); // of a line that is no longer there
     drawn.clear();
     box.style.height = `${Math.min(state.lines.length * LINE, TALLEST)}px`;
     fit();
@@ -153,6 +154,7 @@ export function rolloutList(parent, fields, on) {
     const last = Math.min(state.lines.length, Math.ceil((top + height()) / LINE) + 4);
     for (const [index, node] of drawn) {
       if (index >= first && index < last) continue;
+      if (box.getAttribute("aria-activedescendant") === node.id) box.removeAttribute("aria-activedescendant");
       node.remove();
       drawn.delete(index);
     }
@@ -205,7 +207,7 @@ export function rolloutList(parent, fields, on) {
   const page = () => Math.max(1, Math.floor(height() / LINE) - 2);
   const select = (selected, compared) => {
     Object.assign(state, { selected, compared });
-    if (selected < 0) box.removeAttribute("aria-activedescendant");
+    box.removeAttribute("aria-activedescendant"); // set again if the line is drawn
     for (const [index, node] of drawn) if (state.lines[index] >= 0) mark(node, state.lines[index]);
   };
   return { box, show, select, reveal, page, ends: [schedule.cancel, () => resized.disconnect(), () => endWaiting()] };
