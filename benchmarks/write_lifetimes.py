@@ -45,13 +45,14 @@ def main() -> None:
         for name, model in [("base", BASE), *((path.name, str(path)) for path in folders)]:
             measure(name, model, table, chosen.documents)
     rows = pd.read_csv(table)
+    drawn = rows.assign(method=rows["method"].replace("expected_memory", "expected"))
     print(
         rows.groupby("method", sort=False)[["right", "right_erased", "logprob", "effect"]].mean().round(3).to_string()
     )
     chromium = shutil.which(os.environ.get("CHROMIUM") or "chromium")
     if chromium is None:
         parser.exit(2, "Chromium is needed for the figure: set CHROMIUM to its path.\n")
-    (picture,) = draw([lifetime_figure(rows).to_plotly_json()], chromium)
+    (picture,) = draw([lifetime_figure(drawn).to_plotly_json()], chromium)
     replace_bytes(chosen.out / FIGURE, picture)
 
 

@@ -185,9 +185,7 @@ class MemoryView(Panel):
             return then(lambda erasure: (target, erasure), asked)
 
         def show(found: tuple[Target, Erasure]) -> None:
-            if (
-                found[0] == self.target and exploration is self.exploration
-            ):  # else another prediction is explained by now
+            if found[0] == self.target and exploration is self.exploration:  # else another prediction is explained
                 self.erasures.append(found[1])
                 self._show()
                 self.report("")
@@ -246,12 +244,12 @@ class MemoryView(Panel):
 
     def _submit(self, method: str, **arguments: Any) -> Future[Any]:
         exploration = self.exploration
-        document = {"model": exploration.model, "token_ids": exploration._known.token_ids}
+        known = exploration._known
+        document = {"model": exploration.model, "token_ids": known.token_ids, "version": known.reading.version}
         return exploration.worker.submit(method, **document, **arguments)
 
     def _read(self, tokens: Any, following: bool = False) -> Future[Any]:
         """Requests the statistics of a document, and explains the answer to it, or the same target under other weights."""
-
         exploration = self.exploration
 
         def ask() -> Future[list[Any]]:
@@ -271,6 +269,8 @@ class MemoryView(Panel):
                 if following:
                     return None
             self._forget()
+            self.grid.show([], np.zeros((0, 0)), "")
+            self.layers.follow(None)
             self._text = token_text(self.exploration.tokenizer, ids)
             self.fields["erased"].value = ""
             self._show()
@@ -288,10 +288,7 @@ class MemoryView(Panel):
         return self._explain(lambda: (target.position, target.token_ids, target.against), self.attribution)
 
     def _explain(self, wanted: Any, earlier: WriteAttribution | None = None) -> Future[Any]:
-        """Requests the prediction and the attribution of a target; a later request replaces this one.
-
-        `earlier`: an attribution of this target under other weights, to compare with.
-        """
+        """Requests prediction and attribution; a later request replaces this one. `earlier`: those of other weights."""
         asked = self._asked = object()
         self.report("Finding the writes…")
 
@@ -374,7 +371,8 @@ class MemoryView(Panel):
 
     @guarded
     def _on_highlight(self, change: Any) -> None:
-        if change["new"] and change["new"] != self._jumped:
+        jumped, self._jumped = self._jumped, []
+        if change["new"] and change["new"] != jumped:
             first, last = change["new"]
             self.mark([*range(first, last + 1)])
 

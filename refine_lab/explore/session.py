@@ -100,6 +100,11 @@ class Session:
             require(ids == token_ids.tolist(), "a model to compare with", model, allowed)
         return self._compared(model, token_ids).reading
 
+    def expect(self, model: str, version: str | None) -> None:
+        """Raises ValueError unless the weights are still those of a reading's `version`; the worker checks every request."""
+        if version is not None and version != self._held(model).version:
+            raise ValueError("the weights have changed since this document was read: read it again")
+
     def rollouts(
         self,
         model: str,
@@ -117,8 +122,7 @@ class Session:
 
         Raises ValueError if the weights are no longer those of the reading's `version`.
         """
-        if version is not None and version != self._held(model).version:
-            raise ValueError("the weights have changed since this document was read: read it again")
+        self.expect(model, version)
         known, policy = self._read(model, token_ids, tuple(erased), cells), self._held(model).policy
         return rollouts_at(policy, known.reading, known.trace, positions, between=self.between, **settings)
 

@@ -4,6 +4,8 @@ It reads requests from the socket FD and answers them in order. A generator meth
 steps are reported; only one runs at a time, and other requests are served between its steps. The process ends when the
 other side does.
 
+A request with a `version`, that of a reading, is refused if the model's weights have changed since.
+
     to it      ("call", id, method, arguments)    ("stop", id)    ("cancel", id)
     from it    ("step", id, value)    ("result", id, value)    ("error", id, type, message)
 
@@ -83,6 +85,8 @@ class RequestLoop:
             self.check()
             if method not in METHODS:
                 raise ValueError(f"a session has no method {method!r}")
+            if version := arguments.pop("version", None):
+                self.session.expect(arguments["model"], version)
             value = getattr(self.session, method)(**arguments)
             if isinstance(value, GeneratorType):
                 if self.job is not None:

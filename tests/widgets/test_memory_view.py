@@ -17,6 +17,7 @@ from refine_lab.explore.attribution import WriteAttribution, write_attribution
 from refine_lab.explore.client import Worker
 from refine_lab.explore.targets import Target
 from refine_lab.models import FastWeightLM, State, load_model
+from refine_lab.ttt_config import TTTConfig
 from tests.support.refusals import naming, refused
 from tests.support.small_document import SECONDS, wait_for, worker
 from widgets.memory_view import MemoryView
@@ -303,3 +304,27 @@ def test_a_family_without_attribution_says_so_and_shows_the_prediction() -> None
     assert view.result.result["columns"][0]["title"] == "With all writes"
     assert view.result.result["strongest"] == [] and [*view.token_map.metrics] == ["loss", "entropy"]
     worker.close()
+
+
+def test_another_document_and_other_weights_leave_nothing_of_the_first(worker: Worker) -> None:
+    view = MemoryView(text=TEXT, answer=" width", worker=worker)
+    view.shown.result(SECONDS)
+    view.layers.lens().result(SECONDS)
+    first = view.layers.table.tables
+    assert first and view.grid.cells is None
+    view.read(TEXT.replace("red", "old")).result(SECONDS)
+    assert view.layers.table.tables == []  # the same position and answer, in another document
+    view.layers.lens().result(SECONDS)
+    assert view.layers.table.tables and view.layers.table.tables != first
+    prompt = view.exploration._known.token_ids
+    config = TTTConfig(steps=1, lr=1e-3, refine=None)
+    worker.call("adapt", on_step=lambda _: None, model=view.exploration.model, token_ids=prompt, config=config)
+    try:
+        for act in (view.explain, view.layers.lens, lambda: view.save_state("unwritten.safetensors")):
+            with pytest.raises(
+                ValueError, match="the weights have changed since this document was read: read it again"
+            ):
+                act().result(SECONDS)
+    finally:
+        worker.call("reset", model=view.exploration.model)
+    assert not Path("unwritten.safetensors").exists()

@@ -34,4 +34,4 @@ def lifetime_figure(rows: pd.DataFrame, bins: int = 6) -> go.Figure:
     for column, by in enumerate(known, start=1):
         figure.update_xaxes(title_text=TITLES[by], row=1, col=column)
     figure.update_yaxes(title_text="fall of log p(answer) when the fact is erased (nats)", col=1)
-    return dress(one_legend(figure), height=460)
+    return dress(one_legend(figure), height=460).update_layout(margin={"t": 16})

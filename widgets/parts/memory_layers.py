@@ -34,6 +34,7 @@ class MemoryLayers(Panel):
     def __init__(self, exploration: Exploration) -> None:
         super().__init__()
         self.exploration, self.target = exploration, None
+        self._explains: tuple[Target | None, Document | None] = (None, None)
         self.layer_lens: LayerLens | None = None
         "The lens that is shown, once known."
         self.changed: Counterfactual | None = None
@@ -63,8 +64,13 @@ class MemoryLayers(Panel):
         self.follow(None)
 
     def follow(self, target: Target | None) -> None:
-        """Sets the explained target; what was shown for another one is removed."""
-        if target != self.target:
+        """Sets the explained target; what was shown for another one, another document or other weights is removed."""
+        explains = (
+            target,
+            self.exploration.document,
+        )  # a document that was read again, under other weights, is another
+        if explains != self._explains:
+            self._explains = explains
             self.target, self.layer_lens, self.changed = target, None, None
             self.table.tables = []
             self.grid.show([], np.zeros((0, 0)), "")
@@ -73,10 +79,10 @@ class MemoryLayers(Panel):
 
     def lens(self) -> Future[Any]:
         """Shows what each layer would predict at the explained position; the future then completes."""
-        target, exploration = self.target, self.exploration
+        explains, exploration = self._explains, self.exploration
 
         def show(lens: LayerLens) -> None:
-            if target == self.target and exploration is self.exploration:
+            if explains == self._explains and exploration is self.exploration:
                 self.layer_lens = lens
                 self.table.tables = [self._lens_table(lens)]
 
@@ -88,6 +94,7 @@ class MemoryLayers(Panel):
                 token_ids=known.token_ids,
                 position=wanted.position,
                 token=wanted.token_ids[0],
+                version=known.reading.version,
             )
 
         return self.after(ask, show)
@@ -104,8 +111,8 @@ class MemoryLayers(Panel):
 
     def ask(self) -> Future[Any]:
         """Compares the documents that the fields describe (see `counterfactual`)."""
-        exploration, began = self.exploration, self.target
-        common = {"model": exploration.model}
+        exploration, began = self.exploration, self._explains
+        common = {"model": exploration.model, "version": self._known().reading.version}
         self.report("Reading both documents…")
 
         def begin() -> Future[Any]:
@@ -129,7 +136,7 @@ class MemoryLayers(Panel):
 
         def show(results: tuple[Counterfactual, Any]) -> None:
             found, answers = results
-            if began == self.target and exploration is self.exploration:
+            if began == self._explains and exploration is self.exploration:
                 self.changed = found
                 title = "Change of the contrast when one head's memory is exchanged (nats)"
                 note = counterfactual_sentence(found, *map(self._text, answers))
