@@ -130,6 +130,12 @@ def free_folder(name: str) -> Path:
     return path
 
 
+def saved_models() -> list[Path]:
+    """Returns the folders under `runs_dir()` with weights that `save_adapted` wrote, newest first."""
+    found = [path.parent for path in runs_dir().glob(f"[!.]*/{RECORD}")]
+    return sorted(found, key=lambda folder: ((folder / RECORD).stat().st_mtime, folder.name), reverse=True)
+
+
 def save_adapted(
     folder: Path,
     policy: FastWeightLM,
