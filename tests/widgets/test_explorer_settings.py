@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import shlex
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from refine_lab.config import RefineConfig, TrainConfig
 from refine_lab.explore.client import Worker
 from refine_lab.explore.saved import load_rollouts
+from refine_lab.models.hub import SHIPPED
 from refine_lab.runs.schema import COLUMNS
 from refine_lab.runs.writer import RunWriter
 from tests.support.refusals import naming, refused
@@ -93,7 +95,7 @@ def test_a_typed_number_requests_its_rollouts_and_is_undone(explorer: RewardExpl
 
 def test_presets(explorer: RewardExplorer, tmp_path: Path) -> None:
     assert explorer.bar.presets == ["paper", "demo"] and explorer.bar.preset == ""
-    assert "rollouts (n) 2 (paper: 1)" in explorer.bar.note
+    assert "rollouts per position (n) 2 (paper: 1)" in explorer.bar.note
     explorer._on_bar("preset", "paper")
     wait_for(lambda: len(explorer.inspector.rollouts) == 8)
     settings = explorer.exploration.settings
@@ -106,6 +108,29 @@ def test_presets(explorer: RewardExplorer, tmp_path: Path) -> None:
     (folder,) = (path.parent for path in tmp_path.rglob("config.json"))
     recipe = presets(str(folder))[RUN]
     assert (recipe["reward"], recipe["rollout_length"], recipe["group_size"]) == ("hybrid", 3, 4)
+
+
+def test_a_run_has_its_preset_from_any_folder_and_weights_have_none(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    with RunWriter.create(TrainConfig(recipe="midtrain", steps=1, refine=RefineConfig(group_size=4)), runs) as writer:
+        name = f"runs/{writer.run.name}"
+    checkpoint = runs.parent / name / "checkpoints" / "step-1"
+    for folder in (checkpoint, runs / "weights"):
+        shutil.copytree(SHIPPED / "tiny-lact", folder)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setenv("REFINE_RUNS", str(runs))
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert presets(name)[RUN]["group_size"] == 4
+    for model in (f"{name}/checkpoints/step-1", str(checkpoint), "runs/weights", "../runs/weights", "nowhere"):
+        assert [*presets(model)] == ["paper", "demo"], model
+    explorer = RewardExplorer(str(runs / "weights"), text=TEXT, worker=worker, settings=FEW)
+    explorer.shown.result(SECONDS)
+    assert len(explorer.inspector.rollouts) == 4 and explorer.error == ""
+    explorer.close()
+    (runs.parent / name / "config.json").write_text("{", encoding="utf-8")
+    assert RUN not in presets(name)
 
 
 def test_copied_settings_are_the_settings(explorer: RewardExplorer) -> None:
