@@ -164,6 +164,36 @@ def test_cancelled_rollouts_leave_the_settings_of_those_shown(explorer: RewardEx
     assert not explorer.notice.busy and not explorer.notice.stale and not explorer.bar.can_undo
 
 
+def test_a_cancelled_reading_leaves_the_document_that_is_shown(explorer: RewardExplorer, worker: Worker) -> None:
+    before, document, text = explorer.inspector.rollouts, explorer.exploration.document, explorer.token_map.text
+    asked = explorer.read(TEXT * 2)
+    explorer.cancel()
+    asked.result(SECONDS)
+    assert explorer.exploration.document is document and explorer.token_map.text is text
+    assert explorer.inspector.rollouts is before and not explorer.notice.busy
+    assert explorer.notice.status == "Cancelled. The settings are those of the rollouts shown."
+    explorer.explore(50).result(SECONDS)
+    assert explorer.error == "" and 50 in explorer.inspector.rollouts["position"].tolist()
+    other = RewardExplorer(text=TEXT, worker=worker, settings=FEW)
+    other.cancel()
+    other.shown.result(SECONDS)
+    assert (other.exploration.document, other.notice.status) == (None, "Cancelled.")
+    other.read().result(SECONDS)
+    assert len(other.inspector.rollouts) == 4
+    other.close()
+
+
+def test_a_cancelled_undo_can_be_made_again(explorer: RewardExplorer) -> None:
+    explorer.change("seed", 1).result(SECONDS)
+    explorer.read(TEXT * 2).result(SECONDS)  # whose rollouts with seed 0 are not cached
+    asked = explorer.undo()
+    explorer.cancel()
+    asked.result(SECONDS)
+    assert explorer.controls["seed"].value == 1 and explorer.bar.can_undo
+    explorer.undo().result(SECONDS)
+    assert explorer.controls["seed"].value == 0 and not explorer.bar.can_undo
+
+
 def test_a_slow_reward_tells_its_progress_and_is_cancelled(worker: Worker) -> None:
     go_on, calls = threading.Semaphore(0), []
 
