@@ -110,9 +110,9 @@ class RewardExplorer(SettingsPanel):
         self.report("Reading…")
         self._compare_field.update()  # runs may have been trained since
 
-        def show(known: Document) -> Future[Any] | None:
-            if known is not self.exploration.document:
-                return None  # a later request has replaced the document
+        def show(known: Document | None) -> Future[Any] | None:
+            if known is None or known is not self.exploration.document:
+                return None  # the reading was cancelled, or a later request has replaced the document
             with self._lock:
                 self._wanted, self._shown = None, None
                 self.inspector.show(self.inspector.rollouts.iloc[:0])
@@ -127,9 +127,10 @@ class RewardExplorer(SettingsPanel):
             return self._roll_out(self._wanted_positions())
 
         def compare(_: Any) -> Future[Any] | None:
-            return self._read_other(self.token_map.metric) if self._compared is not None else None
+            wanted = self._compared is not None and self._other is None
+            return self._read_other(self.token_map.metric) if wanted else None
 
-        def begin() -> Future[Document]:
+        def begin() -> Future[Document | None]:
             asked = self.exploration.read(self._source.value)
             self.exploration.cancel()
             if self._job is not None:

@@ -84,22 +84,24 @@ class MeasuredPrompt:
 def original_weights(preserved: preserve_weights | None) -> Iterator[None]:
     """Exchanges adapted weights for the original ones inside a `with` block, and puts the adapted ones back bit for bit.
 
-    `preserved` holds the original weights; None means that the model has not been adapted.
+    `preserved` holds the original weights; None means that the model has not been adapted. The tensors of a parameter and
+    its copy change places, which needs no memory. After an error the adapted weights are back, too, also if it occurs while
+    the weights are exchanged.
     """
-    pairs = [] if preserved is None else preserved.copies
-
-    def exchange() -> None:
-        with torch.inference_mode(False), torch.no_grad():
-            for parameter, other in pairs:
-                value = parameter.detach().clone()
-                parameter.copy_(other)
-                other.copy_(value)
-
-    exchange()
+    exchanged: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
     try:
+        for parameter, other in [] if preserved is None else preserved.copies:
+            _exchange(parameter, other)
+            exchanged.append((parameter, other))
         yield
     finally:
-        exchange()
+        for parameter, other in exchanged:
+            _exchange(parameter, other)
+
+
+def _exchange(parameter: torch.Tensor, other: torch.Tensor) -> None:
+    with torch.inference_mode(False):
+        parameter.data, other.data = other.data, parameter.data
 
 
 def reference_logprob(policy: FastWeightLM, prompt: Sequence[int], reference: Sequence[int]) -> float | None:
@@ -128,6 +130,12 @@ def free_folder(name: str) -> Path:
         path = runs_dir() / parts[0]
     require(not path.exists(), "the folder", name, "one that does not exist yet")
     return path
+
+
+def saved_models() -> list[Path]:
+    """Returns the folders under `runs_dir()` with weights that `save_adapted` wrote, newest first."""
+    found = [path.parent for path in runs_dir().glob(f"[!.]*/{RECORD}")]
+    return sorted(found, key=lambda folder: ((folder / RECORD).stat().st_mtime, folder.name), reverse=True)
 
 
 def save_adapted(

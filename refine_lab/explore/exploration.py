@@ -98,6 +98,7 @@ class Exploration:
         self.reward, self.seed = "cosine", 0
         self.document: Document | None = None
         self._kept: dict[tuple[int, float, int], list[PrefixRollouts]] = {}
+        self._readings: set[Future[DocumentReading]] = set()
         self._pending: list[Request] = []
         self._lock = threading.Lock()
 
@@ -112,16 +113,33 @@ class Exploration:
         require(2 <= len(ids) <= MOST_TOKENS, "a document's tokens", len(ids), f"from 2 to {MOST_TOKENS}")
         return ids
 
-    def read(self, text: str) -> Future[Document]:
-        """Requests a forward pass over the document; when it completes, it sets `document` and discards earlier rollouts."""
+    def read(self, text: str) -> Future[Document | None]:
+        """Requests a forward pass over the document; when it completes, it sets `document` and discards earlier rollouts.
+
+        The future returns None, and nothing is set, if the reading has been cancelled.
+        """
         ids = self.tokens_of(text)
 
-        def keep(reading: DocumentReading) -> Document:
-            self.document = Document(text=text, token_ids=ids, reading=reading)
-            self._kept.clear()
-            return self.document
+        def keep(reading: DocumentReading | None) -> Document | None:
+            with self._lock:
+                if reading is None or asked not in self._readings:
+                    return None
+                self.document = Document(text=text, token_ids=ids, reading=reading)
+                self._kept.clear()
+                return self.document
 
-        return then(keep, self.worker.submit("read", model=self.model, token_ids=ids))
+        asked = self.worker.submit("read", model=self.model, token_ids=ids)
+        self._readings.add(asked)
+        made = then(keep, asked)
+        made.add_done_callback(lambda _: self._readings.discard(asked))
+        return made
+
+    def cancel_reading(self) -> None:
+        """Cancels the pending requests of `read`, which then set nothing."""
+        with self._lock:
+            readings, self._readings = self._readings, set()
+        for asked in readings:
+            self.worker.cancel(asked)
 
     def read_by(self, model: str) -> Future[DocumentReading]:
         """Requests a forward pass over the document by another model, run or checkpoint.

@@ -51,12 +51,14 @@ class LossChange:
 
     @property
     def verdict(self) -> str:
-        """Returns which model predicts the tokens better, or that the difference is not beyond noise."""
+        """Returns which model predicts the tokens better, that the difference is not beyond noise, or that it is unknown."""
         low, high = self.interval
         if self.equal:
             return "A and B predict every token of this document identically"
         if high < 0 or low > 0:
             return f"{'B' if high < 0 else 'A'} predicts this document better"
+        if math.isnan(low):
+            return "Whether the difference is beyond noise cannot be determined from this document"
         return "No difference beyond noise on this document"
 
 
@@ -119,7 +121,7 @@ class ReadingPair:
         """Returns the difference of the loss with its interval and what the interval does not cover."""
         found = self.loss
         change, (low, high) = found.change, found.interval
-        interval = "an interval cannot be determined" if math.isnan(low) else f"{signed(low)} to {signed(high)}"
+        interval = "cannot be determined" if math.isnan(low) else f"{signed(low)} to {signed(high)}"
         return (
             f"The loss of B minus that of A is {signed(change.value)} nats per token ({CONFIDENCE:.0%} interval {interval}; "
             f"paired block bootstrap over {change.count:,} tokens, block length {change.block_length}, seed {self.seed}). The "

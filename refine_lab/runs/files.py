@@ -35,8 +35,17 @@ RENAMED_METRICS = {"recall": "contains_answer"}
 
 
 def is_run(path: Path) -> bool:
-    """Returns whether `path` is a run directory."""
-    return run_file(path, "config.json").is_file()
+    """Returns whether `path` is a run directory; a folder of weights, whose `config.json` is the model's, is none.
+
+    A folder with a damaged `config.json` counts as a run, so that the damage is reported.
+    """
+    file = run_file(path, "config.json")
+    if not file.is_file():
+        return False
+    try:
+        return "model_type" not in read_json(file)
+    except (OSError, ValueError):
+        return True
 
 
 def run_file(run: Path, name: str) -> Path:

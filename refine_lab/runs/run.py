@@ -95,7 +95,7 @@ class Run:
         if not self.path.is_dir():
             raise FileNotFoundError(f"no run directory at {self.path}: the folder does not exist")
         if not is_run(self.path):
-            raise FileNotFoundError(f"{self.path} is not a run directory: it has no config.json")
+            raise FileNotFoundError(f"{self.path} is not a run directory: it has no config.json of a run")
         self.log = AnswerLog(self.path / "answers")
 
     def __repr__(self) -> str:
@@ -286,7 +286,8 @@ def located(config: Any, run: Path) -> Any:
 def portable(config: Any, run: Path) -> Any:
     """Returns a configuration as it is stored, so that runs that start from each other can be moved: see `located`."""
     model = Path(config.model)
-    beside = model.parent == run.parent and is_run(model)
+    # a run, or weights saved beside it
+    beside = model.parent == run.parent and run_file(model, "config.json").is_file()
     return replace(config, model=f"{BESIDE}{model.name}") if beside else config
 
 

@@ -84,8 +84,13 @@ class RestDifference:
 
     @property
     def verdict(self) -> str:
-        """Returns which method predicts the remainder better, or `no difference beyond noise` if the interval contains 0."""
+        """Returns which method predicts the remainder better, or `no difference beyond noise` if the interval contains 0.
+
+        Without an interval, it says that neither can be determined.
+        """
         low, high = self.change.interval
+        if np.isnan(low):
+            return "whether the methods differ beyond noise cannot be determined"
         if high < 0:
             return f"{self.second} is better beyond noise"
         return f"{self.first} is better beyond noise" if low > 0 else "no difference beyond noise"

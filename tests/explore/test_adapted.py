@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from refine_lab.data.tasks.rules import AnswerRule
-from refine_lab.explore.adapted import RECORD, free_folder
+from refine_lab.explore.adapted import RECORD, free_folder, original_weights
 from refine_lab.explore.session import Session
 from refine_lab.models import load_model
+from refine_lab.training.adaptation import preserve_weights
 from refine_lab.training.history import history_of
 from refine_lab.ttt_config import TTTConfig
 from tests.support.refusals import naming, refused
@@ -54,6 +55,24 @@ def test_a_prompt_is_measured_with_the_original_weights_while_they_are_adapted(
     assert session.fingerprint(MODEL) == adapted != session._held(MODEL).loaded
     session.reset(MODEL)
     assert session.as_loaded(MODEL)
+
+
+def test_an_error_while_weights_are_exchanged_leaves_the_adapted_ones() -> None:
+    policy = torch.nn.ModuleList(torch.nn.Linear(3, 3) for _ in range(3))
+    original = [value.detach().clone() for value in policy.parameters()]
+    preserved = preserve_weights(policy)
+    with preserved:
+        for value in policy.parameters():
+            value.data += 1
+        adapted = [value.detach().clone() for value in policy.parameters()]
+        with original_weights(preserved):
+            assert all(map(torch.equal, policy.parameters(), original))
+        whole, preserved.copies = preserved.copies, [*preserved.copies[:3], None]
+        with pytest.raises(TypeError), original_weights(preserved):
+            pytest.fail("the block is not entered")
+        preserved.copies = whole
+        assert all(map(torch.equal, policy.parameters(), adapted))
+    assert all(map(torch.equal, policy.parameters(), original))
 
 
 def test_an_adaptation_from_the_original_weights_forgets_the_one_before(session: Session, ids: np.ndarray) -> None:

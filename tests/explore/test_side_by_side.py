@@ -74,6 +74,9 @@ def test_the_better_model_is_named_and_equal_ones_have_no_interval_but_zero() ->
     assert same.loss.verdict == "A and B predict every token of this document identically"
     assert same.measures()[["difference", "low", "high"]].to_numpy().tolist() == [[0, 0, 0], [1, 1, 1]]
     assert "this document has no key token" in same.key_details()
+    short = pair(reading([NAN, -2.0]), reading([NAN, -1.0]))  # one loss determines no interval
+    assert short.loss.verdict == "Whether the difference is beyond noise cannot be determined from this document"
+    assert "is −1.0000 nats per token (95% interval cannot be determined; paired" in short.details()
 
 
 def test_long_short_differences_are_compared_in_the_same_windows() -> None:

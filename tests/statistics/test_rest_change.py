@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from refine_lab.statistics.blocks import block_bootstrap
-from refine_lab.statistics.rest_change import rest_change
+from refine_lab.statistics.rest_change import rest_change, rest_difference
 from tests.support.refusals import refused
 
 
@@ -56,6 +56,12 @@ def test_equal_changes_determine_no_interval_and_no_gain() -> None:
     found = rest_change(np.full(9, 2.0), np.full(9, 1.0))
     assert found.verdict == "no gain beyond noise" and found.change.value == -1
     assert all(map(math.isnan, found.interval)) and "an interval cannot be determined" in found.sentence
+
+
+def test_equal_differences_of_two_methods_determine_no_verdict() -> None:
+    found = rest_difference("SFT", np.full(9, 2.0), "REFINE", np.full(9, 1.0))
+    assert found.verdict == "whether the methods differ beyond noise cannot be determined"
+    assert "a difference of −1.0000 (an interval cannot be determined)" in found.details
 
 
 def test_refusals() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import shlex
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from refine_lab.config import RefineConfig, TrainConfig
 from refine_lab.explore.client import Worker
 from refine_lab.explore.saved import load_rollouts
+from refine_lab.models.hub import SHIPPED
 from refine_lab.runs.schema import COLUMNS
 from refine_lab.runs.writer import RunWriter
 from tests.support.refusals import naming, refused
@@ -93,7 +95,7 @@ def test_a_typed_number_requests_its_rollouts_and_is_undone(explorer: RewardExpl
 
 def test_presets(explorer: RewardExplorer, tmp_path: Path) -> None:
     assert explorer.bar.presets == ["paper", "demo"] and explorer.bar.preset == ""
-    assert "rollouts (n) 2 (paper: 1)" in explorer.bar.note
+    assert "rollouts per position (n) 2 (paper: 1)" in explorer.bar.note
     explorer._on_bar("preset", "paper")
     wait_for(lambda: len(explorer.inspector.rollouts) == 8)
     settings = explorer.exploration.settings
@@ -106,6 +108,29 @@ def test_presets(explorer: RewardExplorer, tmp_path: Path) -> None:
     (folder,) = (path.parent for path in tmp_path.rglob("config.json"))
     recipe = presets(str(folder))[RUN]
     assert (recipe["reward"], recipe["rollout_length"], recipe["group_size"]) == ("hybrid", 3, 4)
+
+
+def test_a_run_has_its_preset_from_any_folder_and_weights_have_none(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    with RunWriter.create(TrainConfig(recipe="midtrain", steps=1, refine=RefineConfig(group_size=4)), runs) as writer:
+        name = f"runs/{writer.run.name}"
+    checkpoint = runs.parent / name / "checkpoints" / "step-1"
+    for folder in (checkpoint, runs / "weights"):
+        shutil.copytree(SHIPPED / "tiny-lact", folder)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setenv("REFINE_RUNS", str(runs))
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert presets(name)[RUN]["group_size"] == 4
+    for model in (f"{name}/checkpoints/step-1", str(checkpoint), "runs/weights", "../runs/weights", "nowhere"):
+        assert [*presets(model)] == ["paper", "demo"], model
+    explorer = RewardExplorer(str(runs / "weights"), text=TEXT, worker=worker, settings=FEW)
+    explorer.shown.result(SECONDS)
+    assert len(explorer.inspector.rollouts) == 4 and explorer.error == ""
+    explorer.close()
+    (runs.parent / name / "config.json").write_text("{", encoding="utf-8")
+    assert RUN not in presets(name)
 
 
 def test_copied_settings_are_the_settings(explorer: RewardExplorer) -> None:
@@ -137,6 +162,36 @@ def test_cancelled_rollouts_leave_the_settings_of_those_shown(explorer: RewardEx
     assert explorer.inspector.rollouts is before
     assert explorer.notice.status == "Cancelled. The settings are those of the rollouts shown."
     assert not explorer.notice.busy and not explorer.notice.stale and not explorer.bar.can_undo
+
+
+def test_a_cancelled_reading_leaves_the_document_that_is_shown(explorer: RewardExplorer, worker: Worker) -> None:
+    before, document, text = explorer.inspector.rollouts, explorer.exploration.document, explorer.token_map.text
+    asked = explorer.read(TEXT * 2)
+    explorer.cancel()
+    asked.result(SECONDS)
+    assert explorer.exploration.document is document and explorer.token_map.text is text
+    assert explorer.inspector.rollouts is before and not explorer.notice.busy
+    assert explorer.notice.status == "Cancelled. The settings are those of the rollouts shown."
+    explorer.explore(50).result(SECONDS)
+    assert explorer.error == "" and 50 in explorer.inspector.rollouts["position"].tolist()
+    other = RewardExplorer(text=TEXT, worker=worker, settings=FEW)
+    other.cancel()
+    other.shown.result(SECONDS)
+    assert (other.exploration.document, other.notice.status) == (None, "Cancelled.")
+    other.read().result(SECONDS)
+    assert len(other.inspector.rollouts) == 4
+    other.close()
+
+
+def test_a_cancelled_undo_can_be_made_again(explorer: RewardExplorer) -> None:
+    explorer.change("seed", 1).result(SECONDS)
+    explorer.read(TEXT * 2).result(SECONDS)  # whose rollouts with seed 0 are not cached
+    asked = explorer.undo()
+    explorer.cancel()
+    asked.result(SECONDS)
+    assert explorer.controls["seed"].value == 1 and explorer.bar.can_undo
+    explorer.undo().result(SECONDS)
+    assert explorer.controls["seed"].value == 0 and not explorer.bar.can_undo
 
 
 def test_a_slow_reward_tells_its_progress_and_is_cancelled(worker: Worker) -> None:

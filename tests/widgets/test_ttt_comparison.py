@@ -78,6 +78,20 @@ def test_which_methods_can_be_compared(worker: Worker) -> None:
     panel.reset().result(SECONDS)
 
 
+def test_fields_that_are_edited_during_a_comparison_change_no_method(worker: Worker) -> None:
+    panel = panel_of(worker)
+    panel.fields["steps"].value = 40
+    chain = panel.compare()
+    wait_for(lambda: len(panel.steps) >= 2)
+    assert [*panel.results] == ["SFT"]
+    panel.fields["steps"].value, panel.fields["lr"].value, panel.fields["reward"].value = 1, 0.5, "cosine"
+    chain.result(SECONDS)
+    configs = [each.config for each in panel.results.values()]
+    assert [(config.steps, config.lr) for config in configs] == [(40, 1e-3)] * 2
+    assert configs[1].refine.reward == "binary" and len(panel.results["REFINE"].steps) == 41
+    panel.reset().result(SECONDS)
+
+
 def test_a_stopped_comparison_ends_with_the_method_that_runs(worker: Worker) -> None:
     panel = panel_of(worker)
     panel.fields["steps"].value = 10_000

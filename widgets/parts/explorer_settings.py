@@ -30,9 +30,8 @@ class SettingsPanel(Panel):
     """
 
     _job: RewardJob | None = None
-    _shown: tuple[dict[str, Any], int] | None = (
-        None  # settings of the rollouts shown, and the length of the history then
-    )
+    # settings of the rollouts shown, and the settings before them
+    _shown: tuple[dict[str, Any], list[dict[str, Any]]] | None = None
 
     def __init__(self, exploration: Exploration) -> None:
         super().__init__()
@@ -84,14 +83,17 @@ class SettingsPanel(Panel):
         return asked()
 
     def cancel(self) -> None:
-        """Cancels pending rollouts and rewards, and returns to the settings of the rollouts that are shown."""
+        """Cancels what is pending: the reading of a document, which leaves the one shown, and rollouts and rewards.
+
+        The settings are then those of the rollouts that are shown.
+        """
         with self._lock:
             self._cancellations += 1
             self._wanted = None
             if self._shown is not None:
-                settings, changes = self._shown
+                settings, self._history = self._shown
                 self.exploration.set(**settings)
-                self._history = self._history[:changes]
+            self.exploration.cancel_reading()
             self.exploration.cancel()
             if self._job is not None:
                 self._job.cancel()
@@ -135,7 +137,7 @@ class SettingsPanel(Panel):
 
     def _settings_shown(self) -> None:
         """Records that the rollouts of the current settings are shown."""
-        self._shown = self.exploration.settings, len(self._history)
+        self._shown = self.exploration.settings, self._history  # a change makes a new list
 
     def _show_settings(self) -> None:
         """Shows the settings in the fields and in the bar."""

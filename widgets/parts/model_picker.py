@@ -1,4 +1,4 @@
-"""A field for a model's name that lists the shipped models, the runs and their checkpoints, and accepts any other name."""
+"""A field for a model's name that lists shipped models, saved weights, runs and checkpoints, and accepts any other name."""
 
 from __future__ import annotations
 
@@ -8,26 +8,29 @@ from typing import Any
 
 import ipywidgets
 
+from refine_lab.explore.adapted import saved_models
 from refine_lab.models.hub import IN_RUNS, SHIPPED
 from refine_lab.runs.run import list_runs, runs_dir
 from refine_lab.text import replace_surrogates
 from widgets.parts.controls import field
 
 MOST_RUNS = 200
-"""Maximum number of runs in the list, newest first."""
+"""Maximum number of runs, and of folders of saved weights, in the list, newest first."""
 HINT = "a shipped model, a run, a checkpoint"
 """Text of an empty field."""
 
 
 def model_names() -> list[str]:
-    """Returns names for `load_model`: shipped models, then runs with a checkpoint (newest first), each with its checkpoints.
+    """Returns names for `load_model`: shipped models, saved weights, and runs with a checkpoint, each with its checkpoints.
 
-    `runs/NAME` stands for the run's last checkpoint; an earlier one is `runs/NAME/checkpoints/step-N`. Runs that cannot
-    be read are left out.
+    Saved weights are those of adapted models in the folder of runs. They and the runs are listed newest first. `runs/NAME`
+    stands for the run's last checkpoint; an earlier one is `runs/NAME/checkpoints/step-N`. Runs that cannot be read are
+    left out.
     """
     names = sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
     if not runs_dir().is_dir():
         return names
+    names += [f"{IN_RUNS}{folder.name}" for folder in saved_models()[:MOST_RUNS]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged runs, which the run monitor names
         runs = [*reversed(list_runs())]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import traitlets
 
+from refine_lab.models.hub import own_folder, shipped
 from refine_lab.recipes import recipe
+from refine_lab.runs.files import is_run
 from refine_lab.runs.run import Run
 from widgets.core.base import Widget, guarded
 
@@ -26,14 +28,16 @@ NOTEBOOK = "papermill notebooks/explore.ipynb out.ipynb"
 def presets(model: str) -> dict[str, dict[str, Any]]:
     """Returns settings by the name of their preset: the paper's, the demo's, and those of `model` if it is a run.
 
-    A run's settings are left out if it did not use rollouts, or a custom reward or selection.
+    A run's settings are left out if it did not use rollouts, if it used a custom reward or selection, and if its
+    configuration cannot be read.
     """
     found = {"paper": recipe("paper_midtrain").make().refine, "demo": recipe("midtrain").make().refine}
-    folder = Path(model)
-    if (folder / "config.json").is_file():
-        config = Run(folder).config.refine
-        if config is not None and config.rolls_out and "custom" not in (config.reward, config.selection):
-            found[RUN] = config
+    folder = None if shipped(model) else own_folder(model)
+    if folder is not None and is_run(folder):
+        with suppress(OSError, ValueError):  # a damaged run, which the run monitor names
+            config = Run(folder).config.refine
+            if config is not None and config.rolls_out and "custom" not in (config.reward, config.selection):
+                found[RUN] = config
     return {name: {field: getattr(config, field) for field in METHOD_FIELDS} for name, config in found.items()}
 
 

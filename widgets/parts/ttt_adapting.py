@@ -49,6 +49,7 @@ class AdaptingPanel(Panel):
     _current: Adaptation | None = None
     _stopping = False
     _sent = 0.0
+    _configs: dict[str, TTTConfig]
     _prompt_fields: PromptFields
     token_map: Any
     "The document as coloured text, a `TokenMap` that the subclass creates."
@@ -111,8 +112,14 @@ class AdaptingPanel(Panel):
         self._stopping, self._current, self._job = False, None, None
         self._enable(running=True)
         each = [(partial(self._adapt, method, weights), self._measure, self._keep) for method in methods]
+
+        def begin() -> Future[Any]:
+            # before the first method, so that later edits of the fields change none
+            self._configs = {method: self._config_of(method) for method in methods}
+            return self.worker.submit("open", model=self.model)
+
         chain = self._chain = self.after(
-            lambda: self.worker.submit("open", model=self.model),
+            begin,
             partial(self._begin, methods, weights),
             self._show_before,
             *(step for steps in each for step in steps),
@@ -128,8 +135,6 @@ class AdaptingPanel(Panel):
                 f"the weights are already adapted {how_adapted(now)}: start('adapted') continues from them, and "
                 "start('original') starts over"
             )
-        for method in methods:
-            self._config_of(method)  # raises for invalid settings
         prompt, self._updates, self._methods = self._prompt_fields.prompt(), now["updates"], now["methods"]
         same = weights == "adapted" and prompt.same(self.prompt) and len(self.results) > 0
         self._earlier = self.steps if same and self.steps[-1]["step"] == now["updates"] else []
@@ -155,7 +160,7 @@ class AdaptingPanel(Panel):
             self._current = None  # a comparison that was stopped
             return None
         assert self.prompt is not None and self.before is not None
-        config, before = self._config_of(method), self._updates if weights == "adapted" else 0
+        config, before = self._configs[method], self._updates if weights == "adapted" else 0
         name = method_name(config)
         self._current = each = Adaptation(
             label=in_turn([*self._methods, name]) if before else method,

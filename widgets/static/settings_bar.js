@@ -8,7 +8,7 @@ function render({ model, el }) {
   const label = html("label", "", row, "preset ");
   const select = html("select", { "data-asks": "" }, label);
   const undo = button(row, "Undo", () => model.send({ act: "undo" }), { title: "Undo the last change of a setting", "data-asks": "" });
-  const cancel = button(row, "Cancel", () => model.send({ act: "cancel" }), { title: "Cancel the pending rollouts or rewards" });
+  const cancel = button(row, "Cancel", () => model.send({ act: "cancel" }), { title: "Cancel the pending reading, rollouts or rewards" });
   html("span", "quiet", row, "copy settings as");
   const copies = html("span", "copies", row);
   const told = html("span", { class: "quiet", role: "status" }, row);

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from refine_lab.explore.session import Session
 from refine_lab.models.hub import SHIPPED, locate
+from refine_lab.runs.files import is_run
+from refine_lab.runs.run import Run, list_runs, located, portable
+from refine_lab.ttt_config import TTTConfig
 from tests.factories.run_monitor import write_run
+from tests.support.refusals import naming
 from widgets.parts.model_picker import model_names, model_picker
+from widgets.run_monitor import RunMonitor
 
 SHIPPED_NAMES = sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
 
@@ -35,6 +43,26 @@ def test_every_listed_name_is_found_from_any_folder(runs: Path) -> None:
     saved = runs.parent / run / "checkpoints"
     places = [saved / "step-4", saved / "step-4", saved / "step-2"]
     assert [locate(name).folder for name in (run, *checkpoints)] == places
+
+
+def test_saved_weights_are_a_model_and_no_run(runs: Path) -> None:
+    """The picker lists them, and the run monitor neither lists them nor reports an error."""
+    session = Session("cpu")
+    list(session.adapt("tiny-deltanet", np.arange(1, 60, dtype=np.int32), TTTConfig(refine=None, steps=1, lr=1e-3)))
+    shown, before = [run.name for run in list_runs()], model_names()
+    path = session.save("tiny-deltanet", "mine")
+    assert model_names() == [*SHIPPED_NAMES, "runs/mine", *before[len(SHIPPED_NAMES) :]]
+    assert locate("runs/mine").folder == path
+    monitor = RunMonitor(runs)
+    assert (monitor.error, sorted(row["name"] for row in monitor.table.rows)) == ("", sorted(shown))
+    monitor.curves.close()
+    monitor.table.close()
+    assert not is_run(path)
+    with naming(FileNotFoundError, "mine is not a run directory: it has no config.json of a run"):
+        Run(path)
+    config = replace(Run(runs / shown[0]).config, model=str(path))
+    assert (stored := portable(config, runs / "next")).model == "run:mine"
+    assert located(stored, runs / "next") == config
 
 
 def test_a_run_that_does_not_exist_is_not_asked_for_on_the_hub(runs: Path) -> None:
