@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets
@@ -54,8 +54,12 @@ class RunComparison(ipywidgets.VBox):
     def show(self, runs: Sequence[Run]) -> None:
         """Compares these runs; the reference and the measure stay if they are among the new ones."""
         self._runs, self._scores = [*runs], (None, ({}, None))
+        self._try(self._show)
+
+    def _try(self, compare: Callable[[], None]) -> None:
+        """Calls a function that compares, and shows what it raises in place of the conclusion."""
         try:
-            self._show()
+            compare()
         except (OSError, ValueError, LookupError, TypeError) as error:  # whatever the files of one run hold
             self.found, self.reason = None, f"The runs cannot be compared: {sentence(error)}"
             self._draw()
@@ -77,7 +81,7 @@ class RunComparison(ipywidgets.VBox):
 
     def _on_choice(self, change: Any) -> None:
         if not self._setting:
-            self._compare()
+            self._try(self._compare)
 
     def _choose(self, dropdown: Any, options: Sequence[tuple[str, Any]], first: Any) -> None:
         """Sets the options of a dropdown; its value stays if it is among them."""
@@ -102,7 +106,8 @@ class RunComparison(ipywidgets.VBox):
             self.reason = NO_SCORES if first is None else ABSENT
             if first is not None and name in {*scores[self.measure.value]["method"]}:
                 chosen, labels = self.measure.value, run_labels(self._runs) if single else None
-                self.found = conclude({chosen: scores[chosen]}, reference=name, labels=labels, single=single)
+                settings = {"reference": name, "labels": labels, "single": single, "wanted": names}
+                self.found = conclude({chosen: scores[chosen]}, **settings)
                 if step is not None and chosen.startswith(HELD_OUT):
                     at = f"Measured at step {step}, the last that all of these runs have reached."
                     self.found.note = " ".join(filter(None, (self.found.note, at)))
