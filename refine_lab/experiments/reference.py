@@ -113,9 +113,7 @@ def _shared(scores: pd.DataFrame, method: str, against: str) -> pd.DataFrame:
     return both[both["item"].isin(equal)].reset_index(drop=True)
 
 
-def _same_seeds(
-    one: pd.DataFrame, other: pd.DataFrame, method: str, against: str
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _same_seeds(one: pd.DataFrame, other: pd.DataFrame, method: str, against: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns the scores of two methods at the seeds of both; a model without adaptation that answered once has all seeds."""
     if method.partition(SEPARATOR)[0] == "none" and one["seed"].nunique() == 1:
         one = pd.concat([one.assign(seed=seed) for seed in other["seed"].unique()])

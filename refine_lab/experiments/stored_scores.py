@@ -26,6 +26,9 @@ HELD_OUT = "held-out "
 RECALL = "recall.parquet"
 """File in a run's folder of evaluations with its answers to the questions of recall documents."""
 
+TEST_ANSWERS = "answers/test"
+"""Folder of a run with its answers to the test questions after post-training."""
+
 ANSWERS = (*SCORES, "exact_recall", "loss_after", "entropy_after")
 """Measures of answers."""
 
@@ -55,6 +58,12 @@ def _digest(documents: Sequence[RecallDocument]) -> str:
     return short_digest(hashlib.sha256(json.dumps([document.tokens for document in documents]).encode()))
 
 
+def answer_files(run: Run) -> list[tuple[str, int]]:
+    """Returns name and time of modification of each file with answers that were stored after training."""
+    files = [*sorted((run.path / TEST_ANSWERS).glob("*.parquet")), run.path / FOLDER / RECALL]
+    return [(file.name, file.stat().st_mtime_ns) for file in files if file.is_file()]
+
+
 def stored_scores(runs: Sequence[Run], names: Sequence[str]) -> tuple[dict[str, pd.DataFrame], int | None]:
     """Returns scores by measure, as for `reference.differences_from`, and the step of the held-out measures, None without any.
 
@@ -78,7 +87,7 @@ def stored_scores(runs: Sequence[Run], names: Sequence[str]) -> tuple[dict[str, 
 
 
 def _answers(run: Run) -> pd.DataFrame:
-    log = run.log if run.kind == "answer" else AnswerLog(run.path / "answers" / "test")
+    log = run.log if run.kind == "answer" else AnswerLog(run.path / TEST_ANSWERS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged files, whose answers are missing
         found = log.read()

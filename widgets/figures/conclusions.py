@@ -160,7 +160,9 @@ def sentence_of(
     label = measure_of(measure).label
     rows: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
     if not rows:
-        return " ".join([f"In {label}, nothing is compared with {named[reference]}.", *_absent(absent, named, reference)])
+        return " ".join(
+            [f"In {label}, nothing is compared with {named[reference]}.", *_absent(absent, named, reference)]
+        )
     ordered = sorted(rows, key=lambda row: (_rank(row), -abs(row["difference"])))
     parts = [_part(measure, row, named[row["method"]]) for row in ordered]
     value = format_value(measure, rows[0]["against_value"], ()).replace("-", "−")

@@ -42,6 +42,7 @@ class RunComparison(ipywidgets.VBox):
         self.reason = TOO_FEW
         self._runs: list[Run] = []
         self._setting = False
+        self._first: str | None = None  # the measure that is shown if none is chosen
         self._scores: tuple[Any, Any] = (None, ({}, None))
         self.reference = field(ipywidgets.Dropdown, "compare with", None, "34em", options=[])
         self.measure = field(ipywidgets.Dropdown, "measure", None, "26em", options=[])
@@ -52,7 +53,7 @@ class RunComparison(ipywidgets.VBox):
         self.measure.observe(self._on_choice, "value")
 
     def show(self, runs: Sequence[Run]) -> None:
-        """Compares these runs; the reference and the measure stay if they are among the new ones."""
+        """Compares these runs. The reference stays if it is among the new ones, and so does a measure that was chosen."""
         self._runs, self._scores = [*runs], (None, ({}, None))
         self._try(self._show)
 
@@ -73,7 +74,7 @@ class RunComparison(ipywidgets.VBox):
         if len(self._runs) > 1:
             options += [(f"run {label}", ("run", name)) for name, label in labels.items()]
         first = ("method", default_reference(methods)) if len(methods) > 1 else options[0][1] if options else None
-        self._choose(self.reference, options, first)
+        self._choose(self.reference, options, first, self.reference.value)
         self._compare()
 
     def __repr__(self) -> str:
@@ -83,13 +84,13 @@ class RunComparison(ipywidgets.VBox):
         if not self._setting:
             self._try(self._compare)
 
-    def _choose(self, dropdown: Any, options: Sequence[tuple[str, Any]], first: Any) -> None:
-        """Sets the options of a dropdown; its value stays if it is among them."""
-        before, values = dropdown.value, [value for _, value in options]
+    def _choose(self, dropdown: Any, options: Sequence[tuple[str, Any]], first: Any, kept: Any) -> None:
+        """Sets the options of a dropdown, and its value to `kept` if that is among them, else to `first`."""
+        values = [value for _, value in options]
         self._setting = True
         try:
             dropdown.options = [*options]
-            dropdown.value = before if before in values else first
+            dropdown.value = kept if kept in values else first
             dropdown.disabled = not options
         finally:
             self._setting = False
@@ -102,7 +103,9 @@ class RunComparison(ipywidgets.VBox):
             names = [run.name for run in self._runs] if single else names_of(self._runs)
             scores, step = self._scores_of(names, single)
             first = next(iter(scores), None)
-            self._choose(self.measure, [(heading(measure), measure) for measure in scores], first)
+            kept = None if self.measure.value == self._first else self.measure.value
+            self._first = first
+            self._choose(self.measure, [(heading(measure), measure) for measure in scores], first, kept)
             self.reason = NO_SCORES if first is None else ABSENT
             if first is not None and name in {*scores[self.measure.value]["method"]}:
                 chosen, labels = self.measure.value, run_labels(self._runs) if single else None
