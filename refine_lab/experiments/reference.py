@@ -39,8 +39,8 @@ def scores_by_item(answers: pd.DataFrame, measure: str) -> pd.DataFrame:
     if complete.empty:
         return pd.DataFrame(columns=list(SCORE_COLUMNS))
     keys = ["method", "seed", "name", "question"]
-    averaged = complete.groupby(keys, sort=False, dropna=False, as_index=False)[measure].mean()
-    return answer_scores(averaged, measure)
+    averaged = complete.groupby(keys, sort=False, dropna=False)[[measure]].mean()
+    return answer_scores(averaged.reset_index(), measure)
 
 
 def scores_by_seed(rows: pd.DataFrame | Sequence[Mapping[str, object]], measure: str) -> pd.DataFrame:
