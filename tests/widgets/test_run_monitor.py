@@ -204,7 +204,7 @@ def test_the_slider_of_steps() -> None:
     slider.last, slider.disabled = 4, True
     assert repr(slider) == "StepSlider: rollouts at step 4 of 4, disabled"
     state = {"label": "rollouts at step", "last": 4, "value": 4, "disabled": True, "error": "", "status": ""}
-    assert slider.page_state() == state | {"first": 0, "unit": ""}
+    assert slider.page_state() == state | {"first": 0, "unit": "", "help": ""}
     with slider.hold_trait_notifications():
         slider.first, slider.last = 6, 9
     assert slider.value == 6
