@@ -11,6 +11,7 @@ import ipywidgets
 import traitlets
 
 from refine_lab.experiments.compare import config_differences, evaluation_results, lineage, tokenizer_of
+from refine_lab.experiments.stored_scores import answer_files
 from refine_lab.runs.files import is_run, parquet_parts
 from refine_lab.runs.process import request_stop
 from refine_lab.runs.queue import run_in_turn
@@ -120,8 +121,7 @@ class RunMonitor(Panel):
         """Starts the selected unfinished runs, one after another, in a process that outlives the kernel."""
         waiting = [run for run in self.runs if run.state not in ("starting", "running", "finished")]
         run_in_turn(waiting, detach=True, log=lambda line: None)
-        self.curves.start()
-        self.table.start()
+        self.follow()
         self.report(f"Started {_runs(waiting)}." if waiting else "All selected runs have finished or are in progress.")
 
     def stop(self) -> None:
@@ -130,6 +130,22 @@ class RunMonitor(Panel):
         self.report(
             f"Asked {_runs(living)} to save and stop." if living else "None of the selected runs is in progress."
         )
+
+    def follow(self) -> None:
+        """Follows the runs in the table and the curves, also runs that had ended and have been resumed."""
+        self.table.start()
+        self.curves.start()
+
+    def stop_following(self) -> None:
+        """Reads the runs once more and stops following them; the runs themselves continue."""
+        self.table.stop()
+        self.curves.stop()
+
+    def close(self) -> None:
+        """Stops following the runs and closes the monitor."""
+        self.table.close()
+        self.curves.close()
+        super().close()
 
     def save_html(
         self, path: Path | str, title: str = "Runs", *, more: Sequence[Table | None] = (), conclusion: str = ""
@@ -141,6 +157,8 @@ class RunMonitor(Panel):
         sentence at the top.
         """
         shown_tables = [*(table for table in more if table is not None), *self._tables(), shared_settings(self.runs)]
+        if self._compared != self._compared_state():
+            self._compare()
         rollouts, caption, tables = self._all_rollouts(), Notice(), TextTables.of(shown_tables)
         runs, conclusions = self.table.copy_of(self.table.selected), TextTables.of(self._conclusions())
         about = About(conclusion=conclusion, facts=run_facts(self.runs))
@@ -206,9 +224,14 @@ class RunMonitor(Panel):
         self.comparison.show(self.runs)
 
     def _compared_state(self) -> Any:
-        """Returns what the comparison depends on: the runs, their states, and how often they were evaluated."""
+        """Returns what the comparison depends on: the runs, their states, their evaluations and answers."""
         states = [(row["name"], row["state"]) for row in self.curves.progress]
-        return states, len(self.curves.frame("eval")), len(self.curves.frame("answers"))
+        return (
+            states,
+            [answer_files(run) for run in self.runs],
+            len(self.curves.frame("eval")),
+            len(self.curves.frame("answers")),
+        )
 
     @guarded
     def _on_progress(self, change: Any) -> None:

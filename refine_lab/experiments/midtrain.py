@@ -124,7 +124,7 @@ def final_results(
         rows.append({"method": method, "seed": seed, "updates": updates, **_distinct(documents), **measured})
         answers.append(right.assign(method=method, seed=NO_SEED if seed is None else seed))
         if (run := own.get(name)) is not None and len(right):
-            store_recall(run, right)
+            store_recall(run, right, documents)
         values = (f"{name} {x:.4f}" if isinstance(x, float) else f"{name} {x}" for name, x in measured.items())
         print(f"{method}{'' if seed is None else f' s{seed}'}:", ", ".join(values))
     return FinalResults(rows, pd.concat(answers, ignore_index=True))

@@ -31,20 +31,27 @@ WHOLE = "all items"
 
 
 def scores_by_item(answers: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """Returns the scores of answers as `statistics.answer_scores`, without prompts for which a method lacks the measure."""
+    """Returns the scores of answers as `statistics.answer_scores`, without prompts for which a method lacks the measure.
+
+    Several answers of a method to one question with the same seed, such as those of repeated runs, are averaged.
+    """
     complete = answers[answers[measure].notna().groupby(answers["name"]).transform("all")]
     if complete.empty:
         return pd.DataFrame(columns=list(SCORE_COLUMNS))
-    return answer_scores(complete, measure)
+    keys = ["method", "seed", "name", "question"]
+    averaged = complete.groupby(keys, sort=False, dropna=False)[[measure]].mean()
+    return answer_scores(averaged.reset_index(), measure)
 
 
 def scores_by_seed(rows: pd.DataFrame | Sequence[Mapping[str, object]], measure: str) -> pd.DataFrame:
     """Returns the scores of rows with `method`, `seed` and the measure, one per method and seed, with a single item.
 
-    A model before training has no seed; it is repeated for each seed of the other methods.
+    Several rows of a method and seed, such as those of repeated runs, are averaged. A model before training has no seed;
+    it is repeated for each seed of the other methods.
     """
     table = pd.DataFrame(rows)[["method", "seed", measure]].rename(columns={measure: "score"}).dropna(subset="score")
     table = table.assign(seed=table["seed"].fillna(NO_SEED).astype(int), item=WHOLE)
+    table = table.groupby(["method", "seed", "item"], sort=False, as_index=False)["score"].mean()
     seeds = sorted({*table["seed"]} - {NO_SEED})
     base = table[table["seed"] == NO_SEED]
     repeated = [base.assign(seed=seed) for seed in seeds] or [base]
@@ -63,7 +70,7 @@ def differences_from(scores: pd.DataFrame, reference: str) -> pd.DataFrame:
     `scores` has `statistics.contrasts.SCORE_COLUMNS`. Columns: `method`, `against`, `value` and `against_value` (means),
     `difference`, `low` and `high` (95 % interval, NaN if there is none), `p_holm`, `over` (see `Over`), and the counts
     `seeds`, `items` and `prompts`. A method is compared at the seeds and items that it shares with the reference;
-    without any, it has no row. A model without adaptation (`none`) that answered once counts for every seed.
+    without any, it has no row (`not_compared`). A model without adaptation (`none`) that answered once counts for every seed.
 
     The interval is over seeds and items (`compare_methods`) where both are at least two. It is by Student's t over items
     for one seed, and over seeds for one item and at least `FEWEST_SEEDS` seeds.
@@ -79,20 +86,41 @@ def differences_from(scores: pd.DataFrame, reference: str) -> pd.DataFrame:
     return table.assign(p=holm(table["p"].to_numpy(float))).rename(columns={"p": "p_holm"})
 
 
+def not_compared(scores: pd.DataFrame, reference: str) -> dict[str, str]:
+    """Returns the methods that have no row in `differences_from`, each with what it lacks: `seed`, `question` or `count`.
+
+    `seed` and `question`: it has none in common with the reference. `count`: no question that both were asked has the
+    same number of scores at every seed.
+    """
+    found, against = {}, scores[scores["method"] == reference]
+    for name in dict.fromkeys(scores["method"]):
+        if name == reference or len(_shared(scores, name, reference)):
+            continue
+        one, other = _same_seeds(scores[scores["method"] == name], against, name, reference)
+        shared = {*one["item"]} & {*other["item"]}
+        found[name] = "seed" if one.empty else "count" if shared else "question"
+    return found
+
+
 def _shared(scores: pd.DataFrame, method: str, against: str) -> pd.DataFrame:
     """Returns the scores of both methods at the seeds of both, for items with the same number of scores everywhere."""
     one, other = (scores[scores["method"] == name] for name in (method, against))
-    if method.partition(SEPARATOR)[0] == "none" and one["seed"].nunique() == 1:
-        one = pd.concat([one.assign(seed=seed) for seed in other["seed"].unique()])
-    if against.partition(SEPARATOR)[0] == "none" and other["seed"].nunique() == 1:
-        other = pd.concat([other.assign(seed=seed) for seed in one["seed"].unique()])
-    both = pd.concat([one, other])
-    both = both[both["seed"].isin({*one["seed"]} & {*other["seed"]})]
+    both = pd.concat(_same_seeds(one, other, method, against))
     if both.empty:
         return both
     counts = both.groupby(["method", "seed", "item"]).size().unstack("item", fill_value=0)
     equal = counts.columns[(counts == counts.iloc[0]).all() & (counts.iloc[0] > 0)]
     return both[both["item"].isin(equal)].reset_index(drop=True)
+
+
+def _same_seeds(one: pd.DataFrame, other: pd.DataFrame, method: str, against: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Returns the scores of two methods at the seeds of both; a model without adaptation that answered once has all seeds."""
+    if method.partition(SEPARATOR)[0] == "none" and one["seed"].nunique() == 1:
+        one = pd.concat([one.assign(seed=seed) for seed in other["seed"].unique()])
+    if against.partition(SEPARATOR)[0] == "none" and other["seed"].nunique() == 1:
+        other = pd.concat([other.assign(seed=seed) for seed in one["seed"].unique()])
+    seeds = {*one["seed"]} & {*other["seed"]}
+    return one[one["seed"].isin(seeds)], other[other["seed"].isin(seeds)]
 
 
 def _row(scores: pd.DataFrame, method: str, against: str) -> dict[str, object]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -9,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from refine_lab.data.recall import RecallDocument
 from refine_lab.data.tasks.scores import SCORES
 from refine_lab.experiments.reference import scores_by_item, scores_by_seed
 from refine_lab.runs.answers import AnswerLog
 from refine_lab.runs.cards import FOLDER
+from refine_lab.runs.durable import short_digest
 from refine_lab.runs.files import read_parquet, write_parquet
 from refine_lab.runs.run import Run
 
@@ -21,6 +25,9 @@ HELD_OUT = "held-out "
 
 RECALL = "recall.parquet"
 """File in a run's folder of evaluations with its answers to the questions of recall documents."""
+
+TEST_ANSWERS = "answers/test"
+"""Folder of a run with its answers to the test questions after post-training."""
 
 ANSWERS = (*SCORES, "exact_recall", "loss_after", "entropy_after")
 """Measures of answers."""
@@ -32,20 +39,37 @@ OTHER = ("step", "time", "seconds", "documents", "key_tokens")
 """Columns of evaluations that are no measure of a model, besides those of the gradient (`nsp_...`)."""
 
 
-def store_recall(run: Run, answers: pd.DataFrame) -> None:
-    """Stores a run's answers to recall questions: `name`, `question` and `exact_recall`; earlier ones are replaced.
+def store_recall(run: Run, answers: pd.DataFrame, documents: Mapping[str, Sequence[RecallDocument]]) -> None:
+    """Stores a run's answers to recall questions; earlier ones are replaced.
 
-    Raises OSError if the run cannot be written.
+    `answers` has `name` (kind and number of the document), `question` and `exact_recall`; `documents` has the documents of
+    each kind. The file also has `step`, the checkpoint that answered, `tokens`, the length of the longest document of the
+    kind, and `documents`, a digest of all documents of the kind. Raises OSError if the run cannot be written.
     """
+    kinds = answers["name"].str.rpartition(" ")[0]
+    tokens = {kind: max(len(document.tokens) for document in asked) for kind, asked in documents.items()}
+    digests = {kind: _digest(asked) for kind, asked in documents.items()}
     columns = answers[["name", "question", "exact_recall"]]
+    columns = columns.assign(step=run.done, tokens=kinds.map(tokens), documents=kinds.map(digests))
     write_parquet(run.path / FOLDER / RECALL, pa.Table.from_pandas(columns, preserve_index=False))
+
+
+def _digest(documents: Sequence[RecallDocument]) -> str:
+    return short_digest(hashlib.sha256(json.dumps([document.tokens for document in documents]).encode()))
+
+
+def answer_files(run: Run) -> list[tuple[str, int]]:
+    """Returns name and time of modification of each file with answers that were stored after training."""
+    files = [*sorted((run.path / TEST_ANSWERS).glob("*.parquet")), run.path / FOLDER / RECALL]
+    return [(file.name, file.stat().st_mtime_ns) for file in files if file.is_file()]
 
 
 def stored_scores(runs: Sequence[Run], names: Sequence[str]) -> tuple[dict[str, pd.DataFrame], int | None]:
     """Returns scores by measure, as for `reference.differences_from`, and the step of the held-out measures, None without any.
 
     `names` are those under which the runs are compared. Answers are those of a test-time training run, or those that were
-    stored after training by `experiments.posttrain.answer_test_prompts` or `experiments.midtrain.final_results`. A held-out
+    stored after training by `experiments.posttrain.answer_test_prompts` or `experiments.midtrain.final_results`. Recall is
+    that of a run's last checkpoint, and is compared only between runs that were asked the same documents. A held-out
     measure is taken at the last step at which every run that has evaluations was evaluated. Measures of a single name are
     left out. Raises OSError or ValueError for damaged files.
     """
@@ -63,13 +87,18 @@ def stored_scores(runs: Sequence[Run], names: Sequence[str]) -> tuple[dict[str, 
 
 
 def _answers(run: Run) -> pd.DataFrame:
-    log = run.log if run.kind == "answer" else AnswerLog(run.path / "answers" / "test")
+    log = run.log if run.kind == "answer" else AnswerLog(run.path / TEST_ANSWERS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged files, whose answers are missing
         found = log.read()
     if len(found) or not (path := run.path / FOLDER / RECALL).is_file():
         return found
-    return read_parquet(path).to_pandas().assign(seed=run.config.seed)
+    recall = read_parquet(path).to_pandas()
+    if not {"step", "tokens", "documents"} <= {*recall}:
+        return found  # an earlier version did not record which checkpoint was asked which documents
+    recall = recall[recall["step"] == run.done].assign(seed=run.config.seed)
+    asked = {column: recall[column] + " of " + recall["documents"] for column in ("name", "question")}
+    return recall.drop(columns=["step", "tokens", "documents"]).assign(**asked)
 
 
 def _last_evaluations(runs: Sequence[Run], names: Sequence[str]) -> tuple[Mapping[str, pd.DataFrame], int | None]:

@@ -31,8 +31,7 @@ def path(tmp_path: Path) -> Path:
     try:
         return monitor.save_html(tmp_path / "page.html")
     finally:
-        monitor.curves.close()
-        monitor.table.close()
+        monitor.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

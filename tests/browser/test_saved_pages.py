@@ -104,7 +104,7 @@ def test_the_monitors_page_has_answers_and_settings(scheme: str, tmp_path: Path,
     monitor = RunMonitor(tmp_path / "runs")
     answers = Table(pd.DataFrame({"question": ["which?"], "SFT": ["one"], "REFINE": ["two"]}), "Answers side by side")
     path = monitor.save_html(tmp_path / "page.html", "Post-training", more=[answers], conclusion="REFINE is better.")
-    monitor.curves.close()
+    monitor.close()
     with faultless_page(browser, viewport={"width": 480, "height": 900}, color_scheme=scheme) as page:
         page.goto(path.as_uri())
         page.locator(".rollout").first.wait_for()

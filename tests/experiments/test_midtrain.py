@@ -454,6 +454,8 @@ def test_what_cannot_be_measured_is_left_out_and_told_of(
     assert stored.is_file() is rewards
     if rewards:
         kept = results.answers[results.answers["seed"] == 0]["exact_recall"].tolist()
-        assert read_parquet(stored).to_pandas()["exact_recall"].tolist() == kept
+        table = read_parquet(stored).to_pandas()
+        assert table["exact_recall"].tolist() == kept and set(table["step"]) == {1}
+        assert table["tokens"].between(100, 128).all() and table["documents"].nunique() == 2, "one digest for each kind"
     assert ("Rewards are skipped: rows of 160 tokens" in told) is not rewards
     assert ("Recall of word-1 is skipped: a recall document with 1 facts needs" in told) is not rewards

@@ -12,6 +12,7 @@ from refine_lab.experiments.reference import (
     WHOLE,
     default_reference,
     differences_from,
+    not_compared,
     scores_by_item,
     scores_by_seed,
 )
@@ -71,6 +72,29 @@ def test_only_shared_seeds_and_items_count_and_a_baseline_that_answered_once_cou
     assert (row["seeds"], row["items"], row["difference"]) == (1, 2, 0.0)
     apart = table.assign(seed=table["seed"] + 10 * (table["method"] == "refine"))
     assert "refine" not in set(differences_from(apart, "sft")["method"])
+
+
+def test_repeated_runs_of_a_seed_are_averaged() -> None:
+    rows = [("sft", 0, 1.0), ("sft", 1, 2.0), ("refine", 0, 3.0), ("refine", 0, 5.0), ("refine", 1, 4.0)]
+    table = scores_by_seed(pd.DataFrame(rows, columns=["method", "seed", "loss"]), "loss")
+    (row,) = differences_from(table, "sft").to_dict("records")
+    assert (row["seeds"], row["value"], row["difference"]) == (2, 4.0, 2.5)
+    again = ANSWERS[ANSWERS["method"] == "refine"].assign(contains_answer=0.0)
+    table = scores_by_item(pd.concat([ANSWERS, again]), "contains_answer")
+    row = differences_from(table, "sft").set_index("method").loc["refine"]
+    assert (row["seeds"], row["items"], row["value"]) == (2, 3, pytest.approx(5 / 12))
+
+
+def test_why_a_method_is_not_compared() -> None:
+    table = scores_by_item(ANSWERS, "contains_answer")
+    refine = table["method"] == "refine"
+    cases = {"seed": table.assign(seed=table["seed"] + 10 * refine)}
+    cases["question"] = table.assign(item=table["item"].where(~refine, "other " + table["item"]))
+    cases["count"] = pd.concat([table, table[refine]])
+    for lacks, scores in cases.items():
+        assert not_compared(scores, "sft") == {"refine": lacks}
+        assert "refine" not in set(differences_from(scores, "sft")["method"])
+    assert not_compared(table, "sft") == {}
 
 
 def test_a_model_before_training_is_compared_at_every_seed() -> None:

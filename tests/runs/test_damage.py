@@ -84,8 +84,7 @@ def test_one_damaged_run_blocks_nothing_but_itself(tmp_path: Path, name: str) ->
         assert frame.loc[frame["seed"] == 0, "ntp_loss"].tolist() == [2.9, 2.8, 2.7, 2.6]
         assert any(len(panel["lines"]) for panel in curves.curves["panels"])
     finally:
-        monitor.curves.close()
-        monitor.table.close()
+        monitor.close()
         curves.close()
 
 
@@ -119,8 +118,7 @@ def test_a_malformed_record_of_the_start_is_named_and_concerns_one_run(tmp_path:
         monitor.refresh()
         assert [row["name"] for row in monitor.table.rows] == [good.name] and str(path) in monitor.error
     finally:
-        monitor.curves.close()
-        monitor.table.close()
+        monitor.close()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         assert [run.name for run in list_runs(tmp_path)] == [good.name]
@@ -183,8 +181,7 @@ def test_escapes_of_a_run_reach_no_terminal(tmp_path: Path, recwarn: pytest.Warn
         for text in (repr(monitor), repr(monitor.curves), repr(monitor.notice)):
             assert text.replace("\n", "").isprintable()
     finally:
-        monitor.curves.close()
-        monitor.table.close()
+        monitor.close()
     (path / "config.json").write_text("{")
     with pytest.warns(UserWarning, match=r"\\x1b\[31mred"):
         list_runs(tmp_path)

@@ -52,8 +52,7 @@ def test_a_run_from_elsewhere_executes_nothing(tmp_path: Path) -> None:
         assert monitor.inspector.rollouts["reward"].tolist() == [0.5]
         monitor.save_html(tmp_path / "page.html")
     finally:
-        monitor.curves.close()
-        monitor.table.close()
+        monitor.close()
     load_model(str(run.path))
     assert not marker.exists()
 
@@ -64,8 +63,7 @@ def test_a_page_forbids_all_requests(tmp_path: Path) -> None:
     try:
         page = monitor.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
     finally:
-        monitor.curves.close()
-        monitor.table.close()
+        monitor.close()
     policy = re.search('<meta http-equiv="Content-Security-Policy" content="([^"]*)">', page)
     assert policy is not None
     rules = dict(rule.strip().split(" ", 1) for rule in policy[1].split(";"))
@@ -87,8 +85,7 @@ def test_the_monitor_asks_the_hub_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         assert "org/from-elsewhere" in monitor.error
         assert len(monitor.inspector.rollouts) == 1
     finally:
-        monitor.curves.close()
-        monitor.table.close()
+        monitor.close()
     assert not asked
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,7 +16,9 @@ import pandas as pd
 import pytest
 
 from refine_lab.config import DataConfig, TrainConfig, to_json
+from refine_lab.data.recall import RecallDocument
 from refine_lab.experiments.compare import config_differences, evaluation_results
+from refine_lab.experiments.stored_scores import store_recall
 from refine_lab.recipes import ttt_per_prompt
 from refine_lab.runs.cards import write_card
 from refine_lab.runs.run import Run
@@ -41,8 +44,7 @@ def watch() -> Iterator[Callable[[Path], RunMonitor]]:
 
     yield make
     for monitor in made:
-        monitor.curves.close()
-        monitor.table.close()
+        monitor.close()
 
 
 def test_settings_that_differ(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_the_slider_of_steps() -> None:
     slider.last, slider.disabled = 4, True
     assert repr(slider) == "StepSlider: rollouts at step 4 of 4, disabled"
     state = {"label": "rollouts at step", "last": 4, "value": 4, "disabled": True, "error": "", "status": ""}
-    assert slider.page_state() == state | {"first": 0, "unit": ""}
+    assert slider.page_state() == state | {"first": 0, "unit": "", "help": ""}
     with slider.hold_trait_notifications():
         slider.first, slider.last = 6, 9
     assert slider.value == 6
@@ -309,6 +311,58 @@ def test_refusals(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
     assert repr(empty).startswith("RunMonitor of 0 runs; selected: none")
     empty.stop()
     assert empty.notice.status == "None of the selected runs is in progress."
+
+
+def followers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "live-curves"]
+
+
+def test_a_resumed_run_is_followed_in_table_and_curves_until_it_is_closed(
+    tmp_path: Path, watch: Callable[[Path], RunMonitor]
+) -> None:
+    run, others = write_run(tmp_path, 0), followers()
+    write_status(run, "stopped")
+    monitor = watch(tmp_path)
+    assert followers() == others, "all runs have ended"
+    write_status(run, "starting")  # resumed: no process works on it yet
+    monitor.follow()
+    assert len(followers()) == len(others) + 2
+    write_status(run, "finished")
+    deadline = time.monotonic() + 20
+    while followers() != others and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [row["state"] for row in (*monitor.table.rows, *monitor.curves.progress)] == ["finished"] * 2
+    write_status(run, "stopped")
+    monitor.follow()
+    monitor.stop_following()
+    assert followers() == others and monitor.table.rows[0]["state"] == "stopped"
+    with RunWriter.create(run.config, tmp_path):
+        pass
+    waiting = watch(tmp_path)
+    assert len(followers()) == len(others) + 2
+    waiting.close()
+    assert followers() == others and waiting.comm is None
+
+
+def test_recall_that_is_stored_after_training_is_on_the_page(
+    tmp_path: Path, watch: Callable[[Path], RunMonitor]
+) -> None:
+    config = TrainConfig(recipe="tiny", steps=1, batch_size=2, mini_batch_size=2)
+    runs = []
+    for each in (replace(config, refine=None), config):
+        with RunWriter.create(each, tmp_path / "runs") as writer:
+            writer.evaluation(0, {"ntp_loss": 3.0})
+            writer.flush()
+            writer.status("finished")
+        runs.append(writer.run)
+    monitor = watch(tmp_path / "runs")
+    assert monitor.comparison.measure.value == "held-out ntp_loss"
+    for number, run in enumerate(runs):
+        answers = pd.DataFrame({"name": ["word-1 0"], "question": ["word-1 x"], "exact_recall": [float(number)]})
+        store_recall(run, answers, {"word-1": [RecallDocument(tokens=[1, 2], questions=[])]})
+    page = monitor.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert monitor.comparison.found is not None and "in exact recall" in monitor.comparison.found.sentence
+    assert "exact recall (%)" in page
 
 
 @pytest.mark.process

@@ -89,7 +89,7 @@ TERMS = {
     "tokens per second": "The number of tokens trained on per second, over the last updates.",
     "training reward": "The mean reward of the rollouts of an update, with the reward that the run is trained with.",
     "write strength": "How strongly a token is written into a head's fast weights: beta of the delta rule (from 0 to "
-    "1), or LaCT's mean learning rate.",
+    "1, or to 2 if negative eigenvalues are allowed), or LaCT's mean learning rate.",
 }  # fmt: skip
 """Term -> one or two sentences."""
 

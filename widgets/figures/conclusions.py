@@ -14,6 +14,7 @@ from refine_lab.experiments.reference import (
     FEWEST_SEEDS,
     default_reference,
     differences_from,
+    not_compared,
     scores_by_item,
     scores_by_seed,
 )
@@ -81,14 +82,17 @@ def conclude(
     reference: str | None = None,
     labels: Mapping[str, str] | None = None,
     single: bool = False,
+    wanted: Sequence[str] = (),
 ) -> Conclusion:
     """Returns the conclusion of tables of scores by measure; see `conclusion`.
 
     Each table has the columns `refine_lab.statistics.contrasts.SCORE_COLUMNS`. `single`: whether its methods are single runs.
+    `wanted`: further methods, which are named also if they have no scores.
     """
     require_data("conclusion", len(scores) > 0, "no two methods have one of these measures")
     methods = [*dict.fromkeys(name for table in scores.values() for name in table["method"])]
     against = default_reference(methods) if reference is None else reference
+    methods = [*dict.fromkeys([*methods, *wanted])]
     named = dict(labels or {}) or {name: style.label for name, style in method_styles(methods).items()}
     tables = {
         measure: differences_from(table, against) for measure, table in scores.items() if against in {*table["method"]}
@@ -97,6 +101,8 @@ def conclude(
         raise unknown("reference", against, methods)
     tables = {measure: _bounded(measure, table) for measure, table in tables.items()}
     first, differences = next(iter(tables.items()))
+    absent = dict.fromkeys(methods, "scores") | not_compared(scores[first], against)
+    absent = {name: lacks for name, lacks in absent.items() if name not in {against, *differences["method"]}}
     lines = [line for measure, table in tables.items() for line in _lines(measure, table, named)]
     items = differences["items"].max() if len(differences) else None
     note = few_items(int(items)) if items is not None and items > 1 else ""
@@ -105,7 +111,7 @@ def conclude(
     return Conclusion(
         pd.DataFrame(lines),
         f"Differences from {named[against]} [95 % intervals]",
-        sentence=sentence_of(first, differences, against, named, single=single),
+        sentence=sentence_of(first, differences, against, named, absent, single=single),
         note=" ".join(filter(None, (note, corrected))),
     )
 
@@ -138,21 +144,51 @@ def _lines(measure: str, table: pd.DataFrame, named: Mapping[str, str]) -> list[
 
 
 def sentence_of(
-    measure: str, table: pd.DataFrame, reference: str, named: Mapping[str, str], *, single: bool = False
+    measure: str,
+    table: pd.DataFrame,
+    reference: str,
+    named: Mapping[str, str],
+    absent: Mapping[str, str],
+    *,
+    single: bool = False,
 ) -> str:
-    """Returns one sentence about a measure's differences from the reference, with their intervals and what they leave open."""
+    """Returns one sentence about a measure's differences from the reference, with their intervals and what they leave open.
+
+    Another sentence names the methods that are not compared and why: `absent` maps each to what it lacks, as from
+    `refine_lab.experiments.reference.not_compared`, or `scores`.
+    """
     label = measure_of(measure).label
     rows: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
     if not rows:
-        return (
-            f"In {label}, no method has a seed and a question in common with {named[reference]}, so none is compared."
+        return " ".join(
+            [f"In {label}, nothing is compared with {named[reference]}.", *_absent(absent, named, reference)]
         )
     ordered = sorted(rows, key=lambda row: (_rank(row), -abs(row["difference"])))
     parts = [_part(measure, row, named[row["method"]]) for row in ordered]
     value = format_value(measure, rows[0]["against_value"], ()).replace("-", "−")
     unit = f" {unit}" if (unit := measure_of(measure).unit) else ""
     head = f"Compared with {named[reference]} ({value}{unit}) in {label}"
-    return f"{head}, {'; '.join(parts)}; {_limits(measure, rows, single)}."
+    whole = f"{head}, {'; '.join(parts)}; {_limits(measure, rows, single)}."
+    return " ".join([whole, *_absent(absent, named, reference)])
+
+
+def _absent(absent: Mapping[str, str], named: Mapping[str, str], reference: str) -> list[str]:
+    """Returns a sentence for each reason why methods are not compared."""
+    common = f"in common with {named[reference]}"
+    found = []
+    for lacks in dict.fromkeys(absent.values()):
+        names = [named[name] for name, reason in absent.items() if reason == lacks]
+        one = len(names) == 1
+        it, are = ("it has", "is") if one else ("they have", "are")
+        reasons = {
+            "seed": f"{it} no seed {common}",
+            "question": f"{it} no question {common}",
+            "count": f"{it} no question with as many scores as {named[reference]} at every seed",
+            "scores": f"{it} no comparable scores in this measure",
+        }
+        subject = names[0] if one else f"{', '.join(names[:-1])} and {names[-1]}"
+        found.append(f"{subject} {are} not compared: {reasons[lacks]}.")
+    return found
 
 
 def _rank(row: Mapping[str, Any]) -> int:

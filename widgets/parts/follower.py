@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,13 @@ from widgets.figures.series import COLOURS, KNOWN_METHODS, PANELS, Plot, decimat
 INTERVAL = 0.25
 "Minimum number of seconds between two updates."
 
+LONGEST_INTERVAL = 4.0
+"Maximum number of seconds between two updates while no run is in progress and nothing changes."
+
 ENDED = ("finished", "stopped", "failed", "killed", "unreadable")
+
+Activity = Literal["active", "idle", "ended"]
+"""What an update found: data or a run in progress; nothing new and only runs that have not started; ended runs alone."""
 
 
 class RunReader:
@@ -109,6 +115,14 @@ class RunReader:
         return status | {"step": max(status["step"], int(last["step"]))}
 
 
+def activity_of(readers: Sequence[RunReader], changed: bool) -> Activity:
+    """Returns what an update of these readers found; `changed`: whether there was new data."""
+    if all(reader.ended for reader in readers):
+        return "ended"
+    waiting = all(reader.ended or reader.progress["state"] == "waiting" for reader in readers)
+    return "idle" if waiting and not changed else "active"
+
+
 def name_methods(readers: Sequence[RunReader]) -> bool:
     """Sets each reader's method, under which its run is averaged, and its label; returns whether any changed.
 
@@ -192,26 +206,39 @@ def _costs(train: pd.DataFrame, steps: np.ndarray) -> dict[str, np.ndarray]:
 class Follower(threading.Thread):
     """A thread that calls `update` at most four times a second, and spends at most a fifth of the time on it.
 
-    It ends when `update` returns False. An error in `update` is passed to `on_error` and also ends it.
+    While `update` returns "idle", the time between two calls doubles up to `LONGEST_INTERVAL`. The thread ends when it
+    returns "ended". An error in `update` is passed to `on_error` and also ends the thread.
     """
 
-    def __init__(self, update: Callable[[], bool], on_error: Callable[[str], object]) -> None:
+    def __init__(self, update: Callable[[], Activity], on_error: Callable[[str], object]) -> None:
         super().__init__(name="live-curves", daemon=True)
         self._update, self._on_error = update, on_error
-        self._stop_event = threading.Event()
+        self._woken, self._stopping = threading.Event(), False
 
     def run(self) -> None:
         try:
-            wait = INTERVAL
-            while not self._stop_event.wait(wait):
-                begin = time.monotonic()
-                if not self._update():
+            interval = wait = INTERVAL
+            while not self._stopping:
+                if self._woken.wait(wait):
+                    self._woken.clear()
+                    interval = INTERVAL
+                if self._stopping:
                     return
-                wait = max(INTERVAL, 4 * (time.monotonic() - begin))
+                begin = time.monotonic()
+                found = self._update()
+                if found == "ended":
+                    return
+                interval = min(2 * interval, LONGEST_INTERVAL) if found == "idle" else INTERVAL
+                wait = max(interval, 4 * (time.monotonic() - begin))
         except Exception as error:  # an exception that propagates from a thread is never displayed
             self._on_error(f"{type(error).__name__}: {error}")
 
+    def wake(self) -> None:
+        """Updates now, and then as often as at first."""
+        self._woken.set()
+
     def stop(self) -> None:
-        self._stop_event.set()
+        self._stopping = True
+        self._woken.set()
         if self.is_alive() and self is not threading.current_thread():
             self.join(timeout=5)

@@ -17,7 +17,7 @@ from widgets.core.base import Widget
 from widgets.core.glossary import explain
 from widgets.core.packing import PACKED
 from widgets.figures.plots import training_curves
-from widgets.parts.follower import Follower, RunReader, gather, name_methods
+from widgets.parts.follower import Activity, Follower, RunReader, activity_of, gather, name_methods
 from widgets.parts.run_rows import METRICS, last_metrics, shown_state
 
 Followed = Path | str | Run
@@ -71,7 +71,7 @@ class LiveCurves(Curves):
         with self._lock:
             known = {reader.path for reader in self._readers}
             self._readers += [RunReader(path) for path in dict.fromkeys(paths) if path not in known]
-        if self._update():
+        if self._update() != "ended":
             self.start()
 
     def show(self, *runs: Followed) -> None:
@@ -87,6 +87,8 @@ class LiveCurves(Curves):
         if self._follower is None or not self._follower.is_alive():
             self._follower = Follower(self._update, lambda text: self.set_trait("error", text))
             self._follower.start()
+        else:
+            self._follower.wake()
 
     def stop(self) -> None:
         """Reads once more and stops following; the curves remain."""
@@ -102,15 +104,15 @@ class LiveCurves(Curves):
             self._follower.stop()
             self._follower = None
 
-    def _update(self) -> bool:
-        """Reads and displays new data; returns False when all runs have ended."""
+    def _update(self) -> Activity:
+        """Reads and displays new data."""
         with self._lock:
             changed = [reader.poll() for reader in self._readers]  # all of them, so no generator in any()
             changed.append(name_methods(self._readers))
             if any(changed) or len(self.progress) != len(self._readers):
                 self.curves = gather(self._readers)
                 self.progress = [_shown(reader.progress) for reader in self._readers]
-            return not all(reader.ended for reader in self._readers)
+            return activity_of(self._readers, any(changed))
 
     def frame(self, kind: str = "train") -> pd.DataFrame:
         """Returns the lines read so far, `train` or `eval`, with `seed` and the `method` under which a run is averaged."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets
@@ -42,6 +42,7 @@ class RunComparison(ipywidgets.VBox):
         self.reason = TOO_FEW
         self._runs: list[Run] = []
         self._setting = False
+        self._first: str | None = None  # the measure that is shown if none is chosen
         self._scores: tuple[Any, Any] = (None, ({}, None))
         self.reference = field(ipywidgets.Dropdown, "compare with", None, "34em", options=[])
         self.measure = field(ipywidgets.Dropdown, "measure", None, "26em", options=[])
@@ -52,10 +53,14 @@ class RunComparison(ipywidgets.VBox):
         self.measure.observe(self._on_choice, "value")
 
     def show(self, runs: Sequence[Run]) -> None:
-        """Compares these runs; the reference and the measure stay if they are among the new ones."""
+        """Compares these runs. The reference stays if it is among the new ones, and so does a measure that was chosen."""
         self._runs, self._scores = [*runs], (None, ({}, None))
+        self._try(self._show)
+
+    def _try(self, compare: Callable[[], None]) -> None:
+        """Calls a function that compares, and shows what it raises in place of the conclusion."""
         try:
-            self._show()
+            compare()
         except (OSError, ValueError, LookupError, TypeError) as error:  # whatever the files of one run hold
             self.found, self.reason = None, f"The runs cannot be compared: {sentence(error)}"
             self._draw()
@@ -69,7 +74,7 @@ class RunComparison(ipywidgets.VBox):
         if len(self._runs) > 1:
             options += [(f"run {label}", ("run", name)) for name, label in labels.items()]
         first = ("method", default_reference(methods)) if len(methods) > 1 else options[0][1] if options else None
-        self._choose(self.reference, options, first)
+        self._choose(self.reference, options, first, self.reference.value)
         self._compare()
 
     def __repr__(self) -> str:
@@ -77,15 +82,15 @@ class RunComparison(ipywidgets.VBox):
 
     def _on_choice(self, change: Any) -> None:
         if not self._setting:
-            self._compare()
+            self._try(self._compare)
 
-    def _choose(self, dropdown: Any, options: Sequence[tuple[str, Any]], first: Any) -> None:
-        """Sets the options of a dropdown; its value stays if it is among them."""
-        before, values = dropdown.value, [value for _, value in options]
+    def _choose(self, dropdown: Any, options: Sequence[tuple[str, Any]], first: Any, kept: Any) -> None:
+        """Sets the options of a dropdown, and its value to `kept` if that is among them, else to `first`."""
+        values = [value for _, value in options]
         self._setting = True
         try:
             dropdown.options = [*options]
-            dropdown.value = before if before in values else first
+            dropdown.value = kept if kept in values else first
             dropdown.disabled = not options
         finally:
             self._setting = False
@@ -98,11 +103,14 @@ class RunComparison(ipywidgets.VBox):
             names = [run.name for run in self._runs] if single else names_of(self._runs)
             scores, step = self._scores_of(names, single)
             first = next(iter(scores), None)
-            self._choose(self.measure, [(heading(measure), measure) for measure in scores], first)
+            kept = None if self.measure.value == self._first else self.measure.value
+            self._first = first
+            self._choose(self.measure, [(heading(measure), measure) for measure in scores], first, kept)
             self.reason = NO_SCORES if first is None else ABSENT
             if first is not None and name in {*scores[self.measure.value]["method"]}:
                 chosen, labels = self.measure.value, run_labels(self._runs) if single else None
-                self.found = conclude({chosen: scores[chosen]}, reference=name, labels=labels, single=single)
+                settings = {"reference": name, "labels": labels, "single": single, "wanted": names}
+                self.found = conclude({chosen: scores[chosen]}, **settings)
                 if step is not None and chosen.startswith(HELD_OUT):
                     at = f"Measured at step {step}, the last that all of these runs have reached."
                     self.found.note = " ".join(filter(None, (self.found.note, at)))

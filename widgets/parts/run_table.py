@@ -13,7 +13,7 @@ import traitlets
 from refine_lab.runs.run import Run
 from refine_lab.text import printable
 from widgets.core.base import Widget
-from widgets.parts.follower import Follower, RunReader
+from widgets.parts.follower import Activity, Follower, RunReader, activity_of
 from widgets.parts.run_rows import METRICS, rows_of
 
 
@@ -59,7 +59,7 @@ class RunTable(Widget):
         with self._lock:
             known = {reader.path: reader for reader in self._readers}
             self._readers = [known.get(path) or RunReader(path) for path in dict.fromkeys(paths)]
-        if self._update(always=True):
+        if self._update(always=True) != "ended":
             self.start()
 
     def start(self) -> None:
@@ -67,6 +67,8 @@ class RunTable(Widget):
         if self._follower is None or not self._follower.is_alive():
             self._follower = Follower(self._update, lambda text: self.set_trait("error", text))
             self._follower.start()
+        else:
+            self._follower.wake()
 
     def stop(self) -> None:
         """Reads once more and stops following."""
@@ -119,8 +121,8 @@ class RunTable(Widget):
         wanted = {*proposal["value"]}
         return [row["name"] for row in self.rows if row["name"] in wanted]
 
-    def _update(self, always: bool = False) -> bool:
-        """Reads and shows new data; returns False when all runs have ended."""
+    def _update(self, always: bool = False) -> Activity:
+        """Reads and shows new data."""
         with self._lock:
             changed = [reader.poll() for reader in self._readers]  # all of them, so no generator in any()
             if any(changed) or always:
@@ -128,4 +130,4 @@ class RunTable(Widget):
                 with self.hold_sync():
                     self.rows, self.settings = rows, columns
                     self.selected, self.hidden = self.selected, self.hidden  # without runs that are gone
-            return not all(reader.ended for reader in self._readers)
+            return activity_of(self._readers, any(changed))

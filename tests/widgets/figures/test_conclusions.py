@@ -53,6 +53,17 @@ def test_why_there_is_no_interval() -> None:
     assert "an interval is missing where all scores differ by the same amount or not at all" in same
 
 
+def test_a_method_that_is_not_compared_is_named_with_the_reason() -> None:
+    apart = ANSWERS[ANSWERS["method"] != "none"].copy()
+    apart.loc[apart["method"] == "refine", "seed"] += 10
+    assert conclusion(apart).sentence == (
+        "In contains answer, nothing is compared with SFT. REFINE is not compared: it has no seed in common with SFT."
+    )
+    both = conclusion(pd.concat([apart, ANSWERS[ANSWERS["method"] == "none"]])).sentence
+    assert both.startswith("Compared with SFT (50.0 %) in contains answer, baseline (no adaptation) is not")
+    assert both.endswith(" REFINE is not compared: it has no seed in common with SFT.")
+
+
 def test_other_names_and_another_reference() -> None:
     labels = {"none": "a <b>", "sft": "run 1", "refine": "run 2"}
     found = conclusion(ANSWERS, reference="refine", labels=labels)

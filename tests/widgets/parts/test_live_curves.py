@@ -18,6 +18,7 @@ from refine_lab.runs.writer import RunWriter
 from tests.factories.live_curves import new_run, train
 from widgets.core.packing import unpack
 from widgets.figures.plots import check_figures
+from widgets.parts.follower import Activity, Follower, RunReader, activity_of
 from widgets.parts.live_curves import LiveCurves
 
 
@@ -105,6 +106,25 @@ def test_a_run_that_nobody_has_begun_is_waiting_not_killed(tmp_path: Path, follo
     assert follow(writer.path).progress[0]["state"] == "waiting"
     writer.status("starting", pid=os.getpid())
     assert follow(writer.path).progress[0]["state"] == "killed"
+
+
+def test_runs_that_do_not_start_are_read_less_and_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("widgets.parts.follower.INTERVAL", 0.02)
+    reader, times = RunReader(new_run(tmp_path).path), []
+
+    def update() -> Activity:
+        times.append(time.monotonic())
+        return activity_of([reader], reader.poll())
+
+    follower = Follower(update, print)
+    follower.start()
+    wait_for(lambda: len(times) == 4)  # new data, then after 0.04, 0.08 and 0.16 seconds
+    assert times[-1] - times[0] >= 0.02 + 0.04 + 0.08
+    time.sleep(0.05)
+    follower.wake()
+    wait_for(lambda: len(times) == 5)
+    follower.stop()
+    assert not follower.is_alive() and times[-1] - times[-2] < 4.0
 
 
 def test_it_grows_with_the_file_and_skips_half_a_line(tmp_path: Path, follow: Callable[..., LiveCurves]) -> None:

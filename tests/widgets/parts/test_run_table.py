@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from refine_lab.config import TrainConfig
-from refine_lab.experiments.stored_scores import store_recall
+from refine_lab.data.recall import RecallDocument
+from refine_lab.experiments.stored_scores import store_recall, stored_scores
 from refine_lab.recipes import ttt_per_prompt
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter, write_status
@@ -42,6 +43,14 @@ def answered(folder: Path, method: str, seed: int, scores: list[float]) -> Run:
         facts |= {"question": f"q{number}", "references": ["b"], "seconds": 0.1, "loss_after": 2.0 - score}
         run.log.write([facts | {"exact_match": score, "contains_answer": score, "f1": score}])
     return run
+
+
+def recalled(run: Run, right: list[float], tokens: int = 512) -> None:
+    """Stores these answers of a run to questions about documents of this length."""
+    names = [f"word-4 {number}" for number in range(len(right))]
+    documents = [RecallDocument(tokens=[number] * tokens, questions=[]) for number in range(len(right))]
+    answers = pd.DataFrame({"name": names, "question": names, "exact_recall": right})
+    store_recall(run, answers, {"word-4": documents})
 
 
 @pytest.fixture
@@ -168,8 +177,7 @@ def test_answers_are_compared_question_by_question(tmp_path: Path) -> None:
 def test_recall_that_was_measured_after_training_is_compared_and_a_damaged_file_is_named(tmp_path: Path) -> None:
     runs = [evaluated(tmp_path, "sft", 0, [3.0]), evaluated(tmp_path, "refine", 0, [2.0], steps=0)]
     for run, right in zip(runs, ([0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]), strict=True):
-        names = [f"word-4 {number}" for number in range(4)]
-        store_recall(run, pd.DataFrame({"name": names, "question": names, "exact_recall": right}))
+        recalled(run, right)
     shown = RunComparison()
     shown.show(runs)
     assert [value for _, value in shown.measure.options][:2] == ["exact_recall", "held-out ntp_loss"]
@@ -183,6 +191,38 @@ def test_recall_that_was_measured_after_training_is_compared_and_a_damaged_file_
     assert (
         shown.found is None and "metrics.jsonl is damaged" in shown.reason and shown.reason[:60] in shown._shown.value
     )
+
+
+def test_recall_of_an_earlier_checkpoint_or_of_other_documents_is_not_compared(tmp_path: Path) -> None:
+    runs, names = [evaluated(tmp_path, "sft", seed, [3.0], steps=2) for seed in range(3)], ["sft", "refine", "dft"]
+    for run, tokens in zip(runs, (512, 512, 2048), strict=True):
+        recalled(run, [0.0, 1.0], tokens)
+    scores, _ = stored_scores(runs, names)
+    assert set(scores["exact_recall"]["method"]) == {"sft", "refine"}, "dft was asked longer documents"
+    with RunWriter.open(runs[1].path, 2) as writer, writer.checkpoint(2):
+        pass
+    assert runs[1].done == 2
+    assert "exact_recall" not in stored_scores(runs, names)[0], "refine has been trained further"
+
+
+def test_a_choice_that_fails_leaves_no_earlier_conclusion(tmp_path: Path) -> None:
+    runs = [evaluated(tmp_path, method, 0, [3.0]) for method in ("sft", "refine")]
+    shown = RunComparison()
+    shown.show(runs[:2])
+    assert shown.found is not None
+    (runs[1].path / "metrics.jsonl").write_text("damaged\n")
+    shown.reference.value = ("run", runs[0].name)  # the scores of single runs are read
+    assert shown.found is None and "metrics.jsonl is damaged" in shown.reason
+    assert shown.reason[:60] in shown._shown.value
+
+
+def test_a_selected_run_without_comparable_scores_is_named(tmp_path: Path) -> None:
+    runs = [evaluated(tmp_path, method, 0, [3.0]) for method in ("sft", "refine")]
+    other = write_run(tmp_path, 0, steps=4)
+    shown = RunComparison()
+    shown.show([*runs, other])
+    assert shown.found is not None
+    assert shown.found.sentence.endswith("steps 4 is not compared: it has no comparable scores in this measure.")
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
