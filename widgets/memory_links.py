@@ -54,6 +54,6 @@ def memory_of_ttt(panel: Any) -> MemoryView:
             view.shown = view.follow(token_text(exploration.tokenizer, ids).text, ids)
 
     panel.token_map.observe(follow, "document")
-    panel.fields["weights"].observe(follow, "value")
+    panel.observe(follow, "weights_seen")
     follow()
     return view

@@ -49,6 +49,9 @@ class TTTPanel(AdaptingPanel):
     `token_map`. Raises FileNotFoundError or ValueError for a missing model.
     """
 
+    weights_seen = traitlets.Int(0)
+    "How often the panel has asked which weights the model has; it changes after every adaptation and reset."
+
     def __init__(
         self,
         model: str = "tiny-deltanet",
@@ -325,6 +328,7 @@ class TTTPanel(AdaptingPanel):
                 self.buttons["save"].disabled = not weights["updates"]
             adapted = f"Adapted {how_adapted(weights)}. Reset restores the original weights."
             self.fields["weights"].value = adapted if weights["updates"] else "Original weights."
+            self.weights_seen += 1
 
         self.worker.submit("open", model=self.model).add_done_callback(show)
 

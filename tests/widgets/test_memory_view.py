@@ -187,6 +187,11 @@ def test_after_adapting_the_change_of_each_effect_is_shown(worker: Worker) -> No
         change = view.attribution.by_token() - before.by_token()
         np.testing.assert_allclose(metric(view, "effect_change"), change, atol=1e-5)
         assert np.abs(change).max() > 1e-4
+        once = view.attribution  # adapting anew by as many steps leaves the panel's words about its weights as they are
+        config = replace(config, lr=2e-3)
+        worker.call("adapt", lambda _: None, model="tiny-deltanet", token_ids=ids, config=config, weights="original")
+        panel._show_weights_everywhere()
+        wait_for(lambda: view.attribution is not once)
     finally:
         panel.reset().result(SECONDS)
 
