@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakSet
 
 import numpy as np
+import traitlets
 
 from refine_lab.data.sample import sample_document
 from refine_lab.data.tasks.prompts import Example
