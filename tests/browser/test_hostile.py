@@ -73,6 +73,7 @@ def test_pages_of_the_memory_and_of_two_models_show_text_as_text(name: str, page
         (tmp_path / "page.html").write_text(explored()[f"{kind}: {name}"].page, encoding="utf-8")
         page.goto((tmp_path / "page.html").as_uri())
         page.locator(own).first.wait_for()
+        page.locator(".rollout-pairs tbody code").first.wait_for()
         assert page.locator(".rollout-pairs tbody code").count() >= 8
         assert page.evaluate("window.hacked") is None
         assert page.evaluate(FOREIGN) == 0

@@ -76,7 +76,7 @@ def test_twenty_random_settings_and_back(explorer: RewardExplorer) -> None:
         "seed": lambda: int(draw.integers(0, 3)),
         "reward": lambda: str(draw.choice(["cosine", "binary", "hybrid"])),
     }
-    before, start = shown_of(explorer), {name: explorer._setting(name) for name in names}
+    before, start = shown_of(explorer), {name: explorer.exploration.settings[name] for name in names}
     for _ in range(20):
         name = str(draw.choice([*names]))
         explorer.change(name, names[name]()).result(SECONDS)
