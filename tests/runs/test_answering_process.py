@@ -115,6 +115,7 @@ def test_detached_it_is_followed_stopped_and_gone_on_with(tmp_path):
             "steps": 20,
         }
         | {"error": "", "note": "", "tokens_per_second": None, "seconds_left": None}
+        | {"shown": "finished", "failure": "", "remark": ""}
     )
     request_stop(runs)
     wait_for(lambda: not any(run.alive for run in runs))
