@@ -37,8 +37,8 @@ window.bench = (() => {
     },
     /** What Python answered to the last click. */
     answer: () => shown(".token-map .status").map((node) => node.textContent).find((text) => text.includes("Python has")) ?? null,
-    /** The first word of the explorer on a document; it comes again with every reading. */
-    read: () => (shown(".notice .status")[0]?.textContent.includes("tokens read") ? performance.now() : null),
+    /** The number of tokens of the painted document, which every reading here changes. */
+    read: () => shown(".token-map[data-painted]").at(-1)?.dataset.tokens ?? null,
     rollouts: () => shown(".notice .status")[0]?.textContent.match(/rollouts at .*/)?.[0] ?? null,
   };
 
