@@ -21,12 +21,9 @@ from refine_lab.explore.states import recorded, stacked
 from refine_lab.explore.targets import Target, frozen, prefix_of, score_target
 from refine_lab.method.rollout import Branches
 from refine_lab.models import FastWeightLM
-from refine_lab.models.writes import MemoryPart, scaled_writes
+from refine_lab.models.writes import Cell, MemoryPart, heads_of, scaled_writes
 from refine_lab.statistics.means import varies
 from refine_lab.validation import require
-
-Cell = tuple[int, str, int]
-"""A head of a part of the memory: layer, name of the part, head."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,13 +62,9 @@ class WriteAttribution:
     def _chosen(self, cells: Collection[Cell] | None) -> Float[np.ndarray, "M H T"]:
         if cells is None:
             return self.effects
-        chosen = np.zeros(self.effects.shape[:2], bool)
-        numbers = {part.key: number for number, part in enumerate(self.parts)}
-        for layer, name, head in cells:
-            number = numbers.get((layer, name), -1)
-            fits = number >= 0 and 0 <= head < self.parts[number].heads
-            require(fits, "a head", (layer, name, head), "one of the model's memory_parts")
-            chosen[number, head] = True
+        chosen, numbers = np.zeros(self.effects.shape[:2], bool), {part.key: n for n, part in enumerate(self.parts)}
+        for key, heads in heads_of(self.parts, cells).items():
+            chosen[numbers[key], heads] = True
         return np.where(chosen[..., None], self.effects, 0.0)
 
 

@@ -16,12 +16,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from refine_lab.explore.attribution import Cell
 from refine_lab.explore.targets import Target, prefix_of, score_target
 from refine_lab.method.rollout import Branches
 from refine_lab.models import FastWeightLM, State, Trace
 from refine_lab.models.decoding import continued
-from refine_lab.models.writes import Factors, scaled_writes
+from refine_lab.models.writes import Cell, Factors, heads_of, scaled_writes
 from refine_lab.validation import require
 
 ROWS = 16
@@ -62,14 +61,10 @@ def erasing_factors(
         outside = [token for token in tokens if not 0 <= token < length]
         require(not outside, "an erased token", outside[:1], f"from 0 to {length - 1}")
         keep[row, sorted(tokens)] = 0
-    if cells is None:
-        return {key: keep.unsqueeze(-1).expand(-1, -1, part.heads) for key, part in parts.items()}
     factors = {}
-    for layer, name, head in cells:
-        fits = (layer, name) in parts and 0 <= head < parts[layer, name].heads
-        require(fits, "a head", (layer, name, head), "one of the model's memory_parts")
-        factor = factors.setdefault((layer, name), keep.new_ones(*keep.shape, parts[layer, name].heads))
-        factor[..., head] = keep
+    for key, heads in heads_of(policy.memory_parts, cells).items():
+        factors[key] = keep.new_ones(*keep.shape, parts[key].heads)
+        factors[key][..., heads] = keep.unsqueeze(-1)
     return factors
 
 

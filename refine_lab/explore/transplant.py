@@ -13,11 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refine_lab.explore.attribution import Cell
 from refine_lab.explore.targets import Target, score_target
 from refine_lab.method.rollout import Branches
 from refine_lab.models import FastWeightLM, State
-from refine_lab.models.writes import MemoryPart
+from refine_lab.models.writes import Cell, MemoryPart, heads_of
 from refine_lab.training.adaptation import padded_batch
 from refine_lab.validation import require
 
@@ -34,7 +33,7 @@ def transplant(policy: FastWeightLM, state: State, other: State, cells: Collecti
     """
     require(state.rows == other.rows == 1, "the rows of both states", [state.rows, other.rows], "1 each")
     parts = {part.key: part for part in policy.memory_parts}
-    chosen = _heads(parts, cells)
+    chosen = heads_of(policy.memory_parts, cells)
     by_position = any(heads and name != "recurrent_state" for (_, name), heads in chosen.items())
     lengths = int(state.lengths), int(other.lengths)
     same = "equal, since attention and LaCT hold tokens by position"
@@ -57,21 +56,10 @@ def _one_source(state: State) -> State:
     return replace(state, shared=shared, sources=torch.zeros_like(state.sources))
 
 
-def _heads(parts: Mapping[tuple[int, str], MemoryPart], cells: Collection[Cell] | None) -> dict[tuple[int, str], list]:
-    if cells is None:
-        return {key: [*range(part.heads)] for key, part in parts.items()}
-    chosen: dict[tuple[int, str], list] = {}
-    for layer, name, head in cells:
-        fits = (layer, name) in parts and 0 <= head < parts[layer, name].heads
-        require(fits, "a head", (layer, name, head), "one of the model's memory_parts")
-        chosen.setdefault((layer, name), []).append(head)
-    return chosen
-
-
 def _mixed(
     policy: FastWeightLM,
     parts: Mapping[tuple[int, str], MemoryPart],
-    chosen: Mapping[tuple[int, str], list],
+    chosen: Mapping[tuple[int, str], list[int]],
     key: str,
     x: Tensor,
     other: Tensor,
@@ -83,7 +71,7 @@ def _mixed(
     if part is None or part.key not in chosen:
         return x
     require(x.shape == other.shape, f"the other state's {key}", list(other.shape), f"of shape {list(x.shape)}")
-    if len(set(chosen[part.key])) == part.heads:
+    if len(chosen[part.key]) == part.heads:
         return other
     take = torch.zeros(part.heads, dtype=torch.bool, device=x.device)
     take[chosen[part.key]] = True

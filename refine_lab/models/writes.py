@@ -8,13 +8,15 @@ weights stay as they are. Keys, queries and short convolutions are never changed
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
+
+from refine_lab.validation import require
 
 
 @dataclass(frozen=True, order=True)
@@ -31,6 +33,25 @@ class MemoryPart:
     @property
     def key(self) -> tuple[int, str]:
         return self.layer, self.name
+
+
+Cell = tuple[int, str, int]
+"""A head of a part of the memory: layer, name of the part, head."""
+
+
+def heads_of(parts: Sequence[MemoryPart], cells: Collection[Cell] | None) -> dict[tuple[int, str], list[int]]:
+    """Returns the chosen heads by (layer, name) of their part, each once and in ascending order; None chooses all.
+
+    Raises ValueError for a head that no part has.
+    """
+    if cells is None:
+        return {part.key: [*range(part.heads)] for part in parts}
+    numbers, chosen = {part.key: part.heads for part in parts}, {}
+    for layer, name, head in sorted({*cells}):
+        fits = 0 <= head < numbers.get((layer, name), 0)
+        require(fits, "a head", (layer, name, head), "one of the model's memory_parts")
+        chosen.setdefault((layer, name), []).append(head)
+    return chosen
 
 
 Factors = Mapping[tuple[int, str], Float[Tensor, "B T H"]]
