@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def seeded() -> None:
     """Same initial weights and inputs in every run, alone or among others."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def same_handler() -> Iterator[None]:
+    """A test leaves the handler of interrupts as it was, so that the next one can be interrupted."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    left = signal.signal(signal.SIGINT, handler)
+    assert left is handler, f"the test leaves {left!r} as the handler of interrupts"
 
 
 @pytest.fixture(autouse=True)

@@ -265,7 +265,7 @@ class Session:
                 raise RuntimeError(f"the weights of {model!r} differ from those that were loaded, after their reset")
         if held.restored is None:
             held.loaded = held.loaded or self.fingerprint(model)
-            held.restored = preserve_weights(held.policy)
+            held.restored = preserve_weights(held.policy, on_interrupt=False)  # `reset` alone restores
             held.restored.__enter__()
         record = record_of(config, token_ids)
         held.adaptations.append(record)

@@ -253,12 +253,14 @@ class preserve_weights:
 
     It copies only the parameters that may be updated (see `TTTConfig.parameters`), and restoring needs no further
     memory. The model is restored after an exception, an exit and an out-of-memory error, and on an interrupt (Ctrl-C, a
-    notebook's stop) at once, before KeyboardInterrupt is raised, whenever it occurs. Replacing the parameters' tensors
+    notebook's stop) at once, before KeyboardInterrupt is raised, whenever it occurs. With `on_interrupt=False` an
+    interrupt is left alone, and the weights stay as they are until the context exits. Replacing the parameters' tensors
     is not undone (`model.half()`, `load_state_dict(assign=True)`). Several contexts for one model must be exited in
     reverse order.
     """
 
-    def __init__(self, model: nn.Module, parameters: str = ".*") -> None:
+    def __init__(self, model: nn.Module, parameters: str = ".*", *, on_interrupt: bool = True) -> None:
+        self.on_interrupt = on_interrupt
         self.parameters = list(model.parameters())
         self.trainable = list(trainable_parameters(model, parameters).values())
 
@@ -267,7 +269,8 @@ class preserve_weights:
         self.copies = [(p, p.detach().clone()) for p in self.trainable]
         self.handler = signal.getsignal(signal.SIGINT)
         # Python delivers an interrupt to the main thread alone
-        self.handles = threading.current_thread() is threading.main_thread() and callable(self.handler)
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        self.handles = self.on_interrupt and in_main_thread and callable(self.handler)
         if self.handles:
             signal.signal(signal.SIGINT, self._interrupted)
         for p in self.parameters:

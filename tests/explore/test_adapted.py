@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,15 @@ def test_a_prompt_is_measured_with_the_original_weights_while_they_are_adapted(
     assert (again.answer, again.reference_logprob) == (before.answer, before.reference_logprob)
     assert after.reading.losses[1:].mean() < before.reading.losses[1:].mean()
     assert session.fingerprint(MODEL) == adapted != session._held(MODEL).loaded
+    session.reset(MODEL)
+    assert session.as_loaded(MODEL)
+
+
+def test_an_interrupt_leaves_the_adapted_weights_until_they_are_reset(session: Session, ids: np.ndarray) -> None:
+    adapted = [session.fingerprint(MODEL) for _ in session.adapt(MODEL, ids, SFT)][-1]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert session.fingerprint(MODEL) == adapted
     session.reset(MODEL)
     assert session.as_loaded(MODEL)
 
