@@ -183,8 +183,21 @@ def _sixth() -> Experiment:
     )
 
 
-_EXPERIMENTS = {"1": _first, "2": _second, "3": _third, "4": _fourth, "5": _fifth, "6": _sixth}
-"""The experiments by number. 5 trains nothing: `benchmarks.evidence_transfer` measures the models of experiment 1."""
+def _eighth() -> Experiment:
+    run = EvidenceRun(experiment="8", method="expected_memory_windows", coefficient=1.0)
+    return Experiment(
+        "Do short contexts from windows, which cost another reading, raise recall by more than those from segments?",
+        "exact_recall",
+        _seeds([run], 4),
+        [],
+    )
+
+
+_EXPERIMENTS = {"1": _first, "2": _second, "3": _third, "4": _fourth, "5": _fifth, "6": _sixth, "8": _eighth}
+"""The experiments by number. 5 trains nothing: `benchmarks.evidence_transfer` measures the models of experiment 1.
+
+Experiment 7 is in `benchmarks.evidence_ttt` and `benchmarks.evidence_posttrain`.
+"""
 
 
 def experiments() -> dict[str, Experiment]:

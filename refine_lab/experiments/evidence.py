@@ -51,6 +51,7 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "dft": ("dft", {}),
     "weighted": ("weighted", {"selection": "memory"}),
     "expected_memory": ("expected", {"selection": "memory"}),
+    "expected_memory_windows": ("expected", {"selection": "memory", "short_contexts": "windows"}),
     "expected_entropy": ("expected", {"selection": "entropy"}),
     "expected_copy": ("expected", {"selection": "copy"}),
     "refine": ("refine", {}),
