@@ -63,12 +63,12 @@ INTRODUCTION = """# The registered experiments
 This page is generated from `evidence.csv` and `evidence_items.csv` by `python -m benchmarks.evidence_page`. The questions,
 measures, budgets and margins were [registered](../log.md) before any run, except that experiment 5 and the rule for items
 were registered when eight runs had finished, experiment 7 when 29 had, and experiment 8 when 48 had. ± is the standard
-deviation over seeds. Intervals are 95 % intervals over seeds and items; documents that ask about the same key are one item. The intervals are
-interim as long as registered runs are missing. The p-values are Holm-corrected over the registered contrasts of each
-measure; experiment 7 has intervals alone.
+deviation over seeds. Intervals are 95 % intervals over seeds and items; documents that ask about the same key are one item.
+The intervals are interim as long as registered runs are missing. The p-values are Holm-corrected over the registered
+contrasts of each measure; experiment 7 has intervals alone.
 
-*By memory* means: at positions whose next tokens are much more likely given the whole prefix than given the last tokens alone.
-[method.md](../method.md#methods-that-can-be-compared) defines the methods.
+*By memory* means: at positions whose next tokens are much more likely given the whole prefix than given the last tokens
+alone. [method.md](../method.md#methods-that-can-be-compared) defines the methods.
 """
 
 
