@@ -19,8 +19,7 @@ def test_an_ablation_is_trained_and_drawn(tmp_path):
     printed = said(tmp_path)
     assert printed.index("2 cells to execute: about ") < printed.index("2/2  ")
     assert "2 of 2 sweep cells have finished.\n" in printed and "Runs created with commit " in printed
-    runs = [Run(path.parent) for path in (tmp_path / "runs" / "ablate").rglob("config.json")]
-    runs = [run for run in runs if (run.path / "metrics.jsonl").is_file()]
+    runs = [Run(path.parent) for path in (tmp_path / "runs" / "ablate").rglob("metrics.jsonl")]
     assert sorted((run.config.method, run.state) for run in runs) == [("refine", "finished")] * 2 + [
         ("sft", "finished")
     ]
