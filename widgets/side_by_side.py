@@ -13,7 +13,7 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import pandas as pd
-from ipywidgets import IntText, Layout, Text
+from ipywidgets import IntText, Layout
 
 from refine_lab.data.sample import sample_document
 from refine_lab.experiments.compare import tokenizer_of
@@ -21,6 +21,7 @@ from refine_lab.explore.client import Worker, shared_worker
 from refine_lab.explore.futures import then
 from refine_lab.explore.rollout_pairs import recorded_pairs
 from refine_lab.explore.side_by_side import ReadingPair, TwoModels
+from refine_lab.models.hub import own_folder
 from refine_lab.runs.environment import display_path
 from refine_lab.runs.run import Run
 from refine_lab.text import replace_surrogates
@@ -31,7 +32,7 @@ from widgets.core.panel import Panel
 from widgets.parts.controls import field, in_rows, number_field, text_field
 from widgets.parts.likely_tokens import LikelyTokens
 from widgets.parts.measure_table import measure_table
-from widgets.parts.model_picker import model_names, model_picker
+from widgets.parts.model_picker import model_names, model_picker, run_picker
 from widgets.parts.number_field import NumberField, show_refusals
 from widgets.parts.page_about import fields_about
 from widgets.parts.pair_metrics import SCALE, pair_metrics
@@ -182,12 +183,14 @@ class SideBySide(Panel):
             if value is not None:
                 self.steps[name].value = str(value) if isinstance(value, Path) else value
         values = {name: control.value for name, control in self.steps.items()}
+        for name in ("run", "other_run"):
+            self.steps[name].update()  # runs may have been started since
         self._token = -1  # a rollout that is under way is not shown later
 
         def show() -> None:
             require(bool(values["run"].strip()), "run", values["run"], "a run directory, such as runs/NAME")
-            one = Run(values["run"].strip())
-            other = Run(values["other_run"].strip()) if values["other_run"].strip() else one
+            one = _run(values["run"])
+            other = _run(values["other_run"]) if values["other_run"].strip() else one
             pairs = recorded_pairs(one, values["step"], values["other_step"], other)
             place = "" if other.path == one.path else f" of {other.name}"
             both = f"step {values['step']} of {one.name} (A) and step {values['other_step']}{place} (B)"
@@ -312,6 +315,11 @@ class SideBySide(Panel):
             self.roll_out(token)
 
 
+def _run(name: str) -> Run:
+    """Returns the run of that name or path; `runs/NAME` is found from any folder."""
+    return Run(own_folder(name.strip()) or name.strip())
+
+
 def _decoder(run: Run) -> Decode:
     """Returns the map from the ids of a run's tokens to text; without its tokenizer here, the ids themselves."""
     try:
@@ -347,8 +355,8 @@ def _setting_fields() -> dict[str, NumberField]:
 def _step_fields() -> dict[str, Any]:
     """Returns the fields of the recorded rollouts that are compared."""
     return {
-        "run": field(Text, "run", "", "26em", placeholder="a run directory"),
+        "run": run_picker("run", "a run with recorded rollouts"),
         "step": field(IntText, "step", 1),
-        "other_run": field(Text, "other run", "", "26em", placeholder="the same run"),
+        "other_run": run_picker("other run", "the same run"),
         "other_step": field(IntText, "step of the other", 2),
     }

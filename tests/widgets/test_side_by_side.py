@@ -19,6 +19,7 @@ from refine_lab.models import load_model
 from refine_lab.models.base import FastWeightLM
 from refine_lab.training.adaptation import padded_batch
 from refine_lab.training.key_tokens import key_tokens
+from tests.factories.run_monitor import write_run
 from tests.support.paths import TESTS
 from tests.support.refusals import naming, refused
 from tests.support.small_document import SECONDS, TEXT, worker  # noqa: F401
@@ -151,3 +152,22 @@ def test_recorded_rollouts(worker: Worker) -> None:
     assert "different prefixes" in side.error
     side.compare_steps(RUN, 3, 3).result(SECONDS)
     assert len(side.pairs) == 4 and "4 of 4 pairs are equal" in repr(side)
+
+
+def test_runs_are_chosen_from_the_list(worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("REFINE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    side = SideBySide(worker=worker)
+    assert side.steps["run"].options == ()
+    run, other = (write_run(tmp_path / "runs", seed) for seed in (0, 1))
+    with naming(FileNotFoundError, "runs/nowhere"):
+        side.compare_steps("runs/nowhere").result(SECONDS)
+    for name in ("run", "other_run"):
+        assert side.steps[name].options == (f"runs/{other.name}", f"runs/{run.name}")
+    side.steps["run"].set_state({"value": f"runs/{run.name}"})  # as the page sends a choice
+    side.steps["other_run"].set_state({"value": f"runs/{other.name}"})
+    side.compare_steps(step=2, other_step=2).result(SECONDS)
+    assert side.pairs["position"].tolist() == [22]
+    assert f"step 2 of {run.name} (A) and step 2 of {other.name} (B)" in repr(side)

@@ -1,16 +1,17 @@
-"""A field for a model's name that lists shipped models, saved weights, runs and checkpoints, and accepts any other name."""
+"""Fields for the name of a model or of a run, which list the names that exist and accept any other name."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets
 
 from refine_lab.explore.adapted import saved_models
 from refine_lab.models.hub import IN_RUNS, SHIPPED
-from refine_lab.runs.run import list_runs, runs_dir
+from refine_lab.runs.files import parquet_parts
+from refine_lab.runs.run import Run, list_runs, runs_dir
 from refine_lab.text import replace_surrogates
 from widgets.parts.controls import field
 
@@ -31,10 +32,7 @@ def model_names() -> list[str]:
     if not runs_dir().is_dir():
         return names
     names += [f"{IN_RUNS}{folder.name}" for folder in saved_models()[:MOST_RUNS]]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of damaged runs, which the run monitor names
-        runs = [*reversed(list_runs())]
-    for run in runs[:MOST_RUNS]:
+    for run in _newest_runs()[:MOST_RUNS]:
         saved = run.checkpoints() if run.kind == "train" else []
         if saved:
             names.append(f"{IN_RUNS}{run.name}")
@@ -42,12 +40,33 @@ def model_names() -> list[str]:
     return names
 
 
+def recorded_runs() -> list[str]:
+    """Returns the names of the training runs that have recorded rollouts, as `runs/NAME`, newest first."""
+    if not runs_dir().is_dir():
+        return []
+    recorded = [run for run in _newest_runs() if run.kind == "train" and parquet_parts(run.path / "rollouts")]
+    return [f"{IN_RUNS}{run.name}" for run in recorded[:MOST_RUNS]]
+
+
+def _newest_runs() -> list[Run]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged runs, which the run monitor names
+        return [*reversed(list_runs())]
+
+
 class ModelPicker(ipywidgets.Combobox):
-    """A combobox with the names of `model_names`, which also accepts a typed name; `update` reads the list again."""
+    """A combobox that lists names and also accepts a typed name; `update` reads the list again.
+
+    `names` returns the names to list: those of models (`model_names`), or of runs (`recorded_runs`).
+    """
+
+    def __init__(self, names: Callable[[], list[str]] = model_names, **options: Any) -> None:
+        self.names = names
+        super().__init__(**options)
 
     def update(self) -> None:
-        """Reads the list of models again; what is typed stays."""
-        self.options = model_names()
+        """Reads the list again; what is typed stays."""
+        self.options = self.names()
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
         """Overrides `set_state`: an unpaired surrogate, which messages cannot carry, becomes U+FFFD."""
@@ -64,3 +83,9 @@ def model_picker(label: str, value: str = "", width: str = "36em", options: Sequ
     listed = model_names() if options is None else [*options]
     settings = {"placeholder": HINT, "continuous_update": False, "ensure_option": False}
     return field(ModelPicker, label, value, width, options=listed, **settings)
+
+
+def run_picker(label: str, placeholder: str, width: str = "26em") -> ModelPicker:
+    """Returns a field for the name of a run with recorded rollouts, with its label in front."""
+    settings = {"placeholder": placeholder, "continuous_update": False, "ensure_option": False, "names": recorded_runs}
+    return field(ModelPicker, label, "", width, options=recorded_runs(), **settings)

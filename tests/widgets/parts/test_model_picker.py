@@ -16,7 +16,7 @@ from refine_lab.runs.run import Run, list_runs, located, portable
 from refine_lab.ttt_config import TTTConfig
 from tests.factories.run_monitor import write_run
 from tests.support.refusals import naming
-from widgets.parts.model_picker import model_names, model_picker
+from widgets.parts.model_picker import model_names, model_picker, recorded_runs, run_picker
 from widgets.run_monitor import RunMonitor
 
 SHIPPED_NAMES = sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
@@ -43,6 +43,18 @@ def test_every_listed_name_is_found_from_any_folder(runs: Path) -> None:
     saved = runs.parent / run / "checkpoints"
     places = [saved / "step-4", saved / "step-4", saved / "step-2"]
     assert [locate(name).folder for name in (run, *checkpoints)] == places
+
+
+def test_runs_with_recorded_rollouts_are_listed_newest_first(runs: Path) -> None:
+    first, second = sorted(path.name for path in runs.iterdir())
+    picker = run_picker("run", "the same run")
+    assert picker.options == (f"runs/{second}", f"runs/{first}")
+    shutil.rmtree(runs / second / "rollouts")
+    picker.value = "another"  # typed
+    picker.update()
+    assert (recorded_runs(), picker.options, picker.value) == ([f"runs/{first}"], (f"runs/{first}",), "another")
+    shutil.rmtree(runs)
+    assert recorded_runs() == []
 
 
 def test_saved_weights_are_a_model_and_no_run(runs: Path) -> None:
