@@ -26,11 +26,11 @@ from refine_lab.validation import require
 from widgets.core.page import save_page
 from widgets.memory_links import memory_of_ttt
 from widgets.memory_view import MemoryView
-from widgets.parts.controls import in_rows, method_boxes, ttt_fields
+from widgets.parts.controls import in_rows, method_boxes, show_kept, ttt_fields
 from widgets.parts.number_field import show_refusals
 from widgets.parts.page_about import fields_about
 from widgets.parts.rest_result import sentence
-from widgets.parts.ttt_adapting import AdaptingPanel, Weights, how_adapted
+from widgets.parts.ttt_adapting import AdaptingPanel, Weights, how_adapted, weights_sentence
 from widgets.parts.ttt_prompt import BETWEEN, PromptFields
 from widgets.token_map import TokenMap
 
@@ -155,8 +155,9 @@ class TTTPanel(AdaptingPanel):
         """Adapts with each method in turn, each from the original weights, and shows their results together.
 
         `methods`: two or more of those that the panel offers, such as `["SFT", "REFINE"]`; none: those that are ticked.
-        Steps and learning rate are the same for all. The weights are then those of the last method. The future completes
-        at the end; it raises for invalid settings. Raises ValueError for other methods, and if the panel is running.
+        Steps and learning rate are the same for all. The weights are then those of the last method; a copy of each method's
+        is kept until `reset` or the next comparison, and `save_weights` saves any of them. The future completes at the
+        end; it raises for invalid settings. Raises ValueError for other methods, and if the panel is running.
         """
         self._require_idle()
         ticked = [label for label, box in self.compared.items() if box.value]
@@ -212,22 +213,25 @@ class TTTPanel(AdaptingPanel):
 
         return self.after(ask, show)
 
-    def save_weights(self, folder: Path | str | None = None) -> Future[Path]:
-        """Saves the adapted weights as a new folder that `refine_lab.load_model` reads; the future returns its path.
+    def save_weights(self, folder: Path | str | None = None, method: str | None = None) -> Future[Path]:
+        """Saves adapted weights as a new folder that `refine_lab.load_model` reads; the future returns its path.
 
-        `folder`: a name under runs/ or an absolute path; none: that in the field. The folder also holds configuration,
-        tokenizer and `adaptation.json`, a record of the model of origin and of every adaptation since. The future raises
-        ValueError for a folder that exists, and for weights that are not adapted. Raises ValueError while this panel
-        adapts them.
+        `folder`: a name under runs/ or an absolute path; none: that in the field. `method`: one of the methods of the last
+        comparison, each of whose weights are kept until `reset`; none: the choice in the field, at first the current
+        weights. The folder also holds configuration, tokenizer and `adaptation.json`, a record of the model of origin and
+        of every adaptation since. The future raises ValueError for a folder that exists, for weights that are not adapted
+        and for a method whose weights are not kept. Raises ValueError while this panel adapts them.
         """
         self._require_idle()
-        name = self.fields["folder"].value if folder is None else str(folder)
+        place = self.fields["folder"].value if folder is None else str(folder)
+        name = self.fields["saved"].value if method is None else method
 
         def show(path: Path) -> Path:
-            self.report(f"Saved to {display_path(path)}, which refine_lab.load_model reads as a model.")
+            which = f"The weights of {name} are saved" if name else "Saved"
+            self.report(f"{which} to {display_path(path)}, which refine_lab.load_model reads as a model.")
             return path
 
-        return self.after(lambda: self.worker.submit("save", model=self.model, folder=name), show)
+        return self.after(lambda: self.worker.submit("save", model=self.model, folder=place, name=name), show)
 
     def close(self) -> None:
         _PANELS.discard(self)
@@ -289,7 +293,7 @@ class TTTPanel(AdaptingPanel):
         actions = in_rows(
             [*(self.buttons[name] for name in ("start", "stop", "reset", "compare")), *self.compared.values()]
         )
-        weights = in_rows([self.fields["weights"], self.fields["folder"], self.buttons["save"]])
+        weights = in_rows([*(self.fields[name] for name in ("weights", "saved", "folder")), self.buttons["save"]])
         texts = [self.fields[name] for name in ("document", "question", "reference", "held_out")]
         shown = [self.notice, self.question, self.result, self.curves, self._beside, self.token_map]
         self.children = [*texts, settings, actions, weights, *shown]
@@ -323,12 +327,13 @@ class TTTPanel(AdaptingPanel):
         """Shows the updates that the worker reports."""
 
         def show(future: Future[Any]) -> None:
-            weights = {"updates": 0, "methods": [], "adapting": False} if future.exception() else future.result()
+            none = {"updates": 0, "methods": [], "adapting": False, "kept": []}
+            weights = none if future.exception() else future.result()
             if not self.running:
                 self.buttons["stop"].disabled = not weights["adapting"]
-                self.buttons["save"].disabled = not weights["updates"]
-            adapted = f"Adapted {how_adapted(weights)}. Reset restores the original weights."
-            self.fields["weights"].value = adapted if weights["updates"] else "Original weights."
+                self.buttons["save"].disabled = not (weights["updates"] or weights["kept"])
+            show_kept(self.fields["saved"], weights["kept"])
+            self.fields["weights"].value = weights_sentence(weights, self.results)
             self.weights_seen += 1
 
         self.worker.submit("open", model=self.model).add_done_callback(show)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,19 @@ RECORD = "adaptation.json"
 """File beside saved weights: the model that was adapted, and how."""
 
 
+MOST_KEPT = 8 * 2**30
+"""Maximum number of bytes in memory that the copies of a model's adapted weights take together."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class KeptWeights:
+    """A copy in main memory of adapted weights, and how they were adapted."""
+
+    values: dict[int, torch.Tensor]
+    "The parameters that differ from the original ones, by their index in `preserve_weights.copies`."
+    adaptations: list[dict[str, Any]]
+
+
 @dataclass(kw_only=True)
 class LoadedModel:
     """A model in memory; `restored` keeps a copy of its original weights while they are adapted."""
@@ -50,6 +64,56 @@ class LoadedModel:
     loaded: str | None = None  # digest of the weights as loaded, computed before their first update
     # since the weights were loaded or reset: method, settings, tokens and updates of every adaptation, in order
     adaptations: list[dict[str, Any]] = field(default_factory=list)
+    kept: dict[str, KeptWeights] = field(default_factory=dict)  # by the name of the adaptation, until a reset
+
+    def require_idle(self) -> None:
+        """Raises ValueError while the model is being adapted."""
+        if self.adapting:
+            raise ValueError("the model is being adapted: stop the adaptation first")
+
+    def restore(self) -> int:
+        """Restores the original weights bit for bit and returns the number of updates undone."""
+        undone, self.updates, self.adaptations = self.updates, 0, []
+        if self.restored is not None:
+            restored, self.restored = self.restored, None
+            restored.__exit__(None, None, None)
+        return undone
+
+    def keep(self, name: str, *, first: bool) -> bool:
+        """Copies the adapted weights under a name, until a reset; `first` drops the earlier copies.
+
+        Returns False, and copies nothing, if all copies together would exceed `MOST_KEPT`. Raises ValueError for weights
+        that are not adapted.
+        """
+        if first:
+            self.kept = {}
+        if self.restored is None:
+            raise ValueError("the weights are the original ones: adapt the model before they are kept")
+        pairs = enumerate(self.restored.copies)
+        changed = {number: own for number, (own, original) in pairs if not torch.equal(own, original)}
+        held = [tensor for each in self.kept.values() for tensor in each.values.values()]
+        if sum(tensor.numel() * tensor.element_size() for tensor in [*held, *changed.values()]) > MOST_KEPT:
+            return False
+        values = {number: own.detach().to("cpu", copy=True) for number, own in changed.items()}
+        self.kept[name] = KeptWeights(values=values, adaptations=copy.deepcopy(self.adaptations))
+        return True
+
+    @contextmanager
+    def weights_of(self, name: str | None) -> Iterator[list[dict[str, Any]]]:
+        """Gives the model the kept weights of that name inside a `with` block, and yields how they were adapted.
+
+        None stands for the current weights. Raises ValueError if they are the original ones, and for another name.
+        """
+        if name is None:
+            if not self.updates:
+                raise ValueError("the weights are the original ones: adapt the model before you save it")
+            yield self.adaptations
+            return
+        allowed = f"one of {', '.join(self.kept)}" if self.kept else "none: no compared weights are kept"
+        require(name in self.kept, "the method whose weights are saved", name, allowed)
+        kept, copies = self.kept[name], self.restored.copies if self.restored is not None else []
+        with exchanged((own, kept.values.get(number, other)) for number, (own, other) in enumerate(copies)):
+            yield kept.adaptations
 
     @property
     def version(self) -> str:
@@ -80,22 +144,29 @@ class MeasuredPrompt:
     "Log-probability of the reference answer after the prompt, summed over its tokens, in nats; none without a reference."
 
 
-@contextmanager
-def original_weights(preserved: preserve_weights | None) -> Iterator[None]:
-    """Exchanges adapted weights for the original ones inside a `with` block, and puts the adapted ones back bit for bit.
+def original_weights(preserved: preserve_weights | None) -> AbstractContextManager[None]:
+    """Exchanges adapted weights for the original ones inside a `with` block (see `exchanged`).
 
-    `preserved` holds the original weights; None means that the model has not been adapted. The tensors of a parameter and
-    its copy change places, which needs no memory. After an error the adapted weights are back, too, also if it occurs while
-    the weights are exchanged.
+    `preserved` holds the original weights; None means that the model has not been adapted.
     """
-    exchanged: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+    return exchanged([] if preserved is None else preserved.copies)
+
+
+@contextmanager
+def exchanged(pairs: Iterable[tuple[torch.nn.Parameter, torch.Tensor]]) -> Iterator[None]:
+    """Exchanges parameters and other tensors inside a `with` block, and puts the parameters back bit for bit.
+
+    The two tensors of a pair change places, which needs no memory. After an error the parameters are back, too, also if
+    it occurs while they are exchanged.
+    """
+    done: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
     try:
-        for parameter, other in [] if preserved is None else preserved.copies:
+        for parameter, other in pairs:
             _exchange(parameter, other)
-            exchanged.append((parameter, other))
+            done.append((parameter, other))
         yield
     finally:
-        for parameter, other in exchanged:
+        for parameter, other in done:
             _exchange(parameter, other)
 
 

@@ -74,11 +74,11 @@ class Session:
         self._documents: OrderedDict[tuple[str, str], CachedDocument] = OrderedDict()
 
     def open(self, model: str) -> dict[str, Any]:
-        """Loads the model; returns its `parameters`, its `updates` with their `methods`, and whether it is `adapting` now."""
+        """Loads the model; returns `parameters`, `updates`, their `methods`, whether it is `adapting`, and `kept` copies."""
         held = self._held(model)
-        parameters = sum(p.numel() for p in held.policy.parameters())
         methods = [each["method"] for each in held.adaptations if each["updates"]]
-        return {"parameters": parameters, "updates": held.updates, "methods": methods, "adapting": held.adapting}
+        state = {"updates": held.updates, "methods": methods, "adapting": held.adapting, "kept": [*held.kept]}
+        return {"parameters": sum(p.numel() for p in held.policy.parameters()), **state}
 
     def as_loaded(self, model: str) -> bool:
         """Returns whether the weights are bitwise as loaded."""
@@ -260,7 +260,8 @@ class Session:
         padded_batch(held.policy, [torch.from_numpy(whole).long()])  # raises for what cannot be read
         note = fewer_chunks(config, len(prompt))
         if weights == "original" and held.restored is not None:
-            self.reset(model)
+            held.restore()
+            self._forget(model)
             if not self.as_loaded(model):
                 raise RuntimeError(f"the weights of {model!r} differ from those that were loaded, after their reset")
         if held.restored is None:
@@ -294,32 +295,31 @@ class Session:
             held.adapting = False
 
     def reset(self, model: str) -> int:
-        """Restores the loaded weights bit for bit and returns the number of updates undone.
+        """Restores the loaded weights bit for bit, drops kept ones, and returns the number of updates undone.
 
         Raises ValueError while the model is being adapted.
         """
         held = self._held(model)
-        if held.adapting:
-            raise ValueError("the model is being adapted: stop the adaptation first")
-        undone, held.updates, held.adaptations = held.updates, 0, []
-        if held.restored is not None:
-            restored, held.restored = held.restored, None
-            restored.__exit__(None, None, None)
-            self._forget(model)
-        return undone
+        held.require_idle()
+        held.kept = {}
+        self._forget(model)
+        return held.restore()
 
-    def save(self, model: str, folder: str) -> Path:
+    def keep(self, model: str, name: str, first: bool = False) -> bool:
+        """Keeps a copy of the adapted weights under a name, for `save`, until a reset (see `LoadedModel.keep`)."""
+        return self._held(model).keep(name, first=first)
+
+    def save(self, model: str, folder: str, name: str | None = None) -> Path:
         """Saves adapted weights as a new folder that `load_model` reads, and returns its path (see `save_adapted`).
 
-        Raises ValueError while the model is being adapted, if it has not been adapted, and as `free_folder` does.
+        `name`: that of kept weights; none: the current ones. Raises ValueError while the model is being adapted, as
+        `LoadedModel.weights_of` and as `free_folder` do.
         """
         held = self._held(model)
-        if held.adapting:
-            raise ValueError("the model is being adapted: stop the adaptation first")
-        if not held.updates:
-            raise ValueError("the weights are the original ones: adapt the model before you save it")
-        path = free_folder(folder)
-        save_adapted(path, held.policy, held.tokenizer, model, held.origin, held.adaptations)
+        held.require_idle()
+        with held.weights_of(name) as adaptations:
+            path = free_folder(folder)
+            save_adapted(path, held.policy, held.tokenizer, model, held.origin, adaptations)
         return path
 
     def fingerprint(self, model: str) -> str:

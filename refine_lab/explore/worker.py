@@ -26,8 +26,8 @@ from types import GeneratorType
 from typing import Any
 
 METHODS = (
-    *("open", "read", "rollouts", "answer", "measure", "adapt", "reset", "save", "as_loaded", "fingerprint", "forget"),
-    *("states", "predict", "attribute", "erase", "lens", "counterfactual", "save_state"),
+    *("open", "read", "rollouts", "answer", "measure", "adapt", "reset", "keep", "save", "as_loaded", "fingerprint"),
+    *("forget", "states", "predict", "attribute", "erase", "lens", "counterfactual", "save_state"),
 )
 
 

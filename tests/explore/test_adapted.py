@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,36 @@ def test_saved_weights_are_loaded_bit_for_bit(session: Session, ids: np.ndarray,
     with refused("the folder", str(path), "one that does not exist yet"):
         session.save(MODEL, str(path))
     assert {file.name: file.read_bytes() for file in path.iterdir()} == content
+
+
+def test_kept_weights_are_saved_after_others_have_replaced_them(
+    session: Session, ids: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with naming(ValueError, "the weights are the original ones"):
+        session.keep(MODEL, "SFT")
+    list(session.adapt(MODEL, ids, TTTConfig(refine=None, steps=1, lr=1e-2)))
+    session.keep(MODEL, "older")
+    digests = {}
+    for name, parameters in (("whole", None), ("half", r"layers\.0\.")):
+        list(session.adapt(MODEL, ids, replace(SFT, parameters=parameters or SFT.parameters), weights="original"))
+        digests[name] = session.fingerprint(MODEL)
+        assert session.keep(MODEL, name, first=name == "whole")
+    list(session.adapt(MODEL, ids, SFT))
+    now = session.fingerprint(MODEL)
+    held = session._held(MODEL)
+    assert session.open(MODEL)["kept"] == ["whole", "half"]
+    assert 0 < len(held.kept["half"].values) < len(held.kept["whole"].values)  # only what differs is copied
+    for name, digest in digests.items():
+        path = session.save(MODEL, str(tmp_path / name), name)
+        assert session.fingerprint(str(path)) == digest != now == session.fingerprint(MODEL)
+        (done,) = json.loads((path / RECORD).read_text(encoding="utf-8"))["adaptations"]
+        assert done["updates"] == 2
+    with refused("the method whose weights are saved", "older", "one of whole, half"):
+        session.save(MODEL, str(tmp_path / "older"), "older")
+    monkeypatch.setattr("refine_lab.explore.adapted.MOST_KEPT", 1000)
+    assert not session.keep(MODEL, "large") and session.open(MODEL)["kept"] == ["whole", "half"]
+    session.reset(MODEL)
+    assert session.as_loaded(MODEL) and session.open(MODEL)["kept"] == []
 
 
 def test_a_name_is_a_folder_under_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def panel_of(worker: Worker, **settings) -> TTTPanel:
     return TTTPanel(worker=worker, **given)
 
 
-def test_methods_are_compared_from_the_same_weights(worker: Worker) -> None:
+def test_methods_are_compared_from_the_same_weights(worker: Worker, tmp_path: Path) -> None:
     """Each has the losses of an adaptation of its own, whatever the weights were before the click."""
     panel = panel_of(worker)
     panel.start().result(SECONDS)
@@ -59,8 +59,20 @@ def test_methods_are_compared_from_the_same_weights(worker: Worker) -> None:
     assert np.mean(change) == pytest.approx(expected.change.value, abs=1e-4)
     assert panel.notice.status.startswith("After 2 steps each: loss ")
     wait_for(lambda: panel.fields["weights"].value.startswith("Adapted with REFINE (2 updates)."))
+    assert "No copy" not in panel.fields["weights"].value
+    assert [value for _, value in panel.fields["saved"].options] == [None, "SFT", "REFINE"]
+    panel.fields["saved"].value = "SFT"
+    other = panel.save_weights(tmp_path / "refine", "REFINE")
+    paths = {"SFT": panel.save_weights(tmp_path / "sft").result(SECONDS), "REFINE": other.result(SECONDS)}
+    assert f"The weights of SFT are saved to {paths['SFT']}" in panel.notice.status
+    for label, path in paths.items():
+        saved, _ = load_model(path, device="cpu")
+        losses = prompt.held.rest(read_prompt(saved, ids).losses)
+        assert torch.equal(losses, rests[label][-1]), label
     assert panel.reset().result(SECONDS) == 2
     assert worker.call("as_loaded", model="tiny-deltanet")
+    wait_for(lambda: panel.fields["saved"].layout.display == "none")
+    assert panel.fields["saved"].value is None and panel.buttons["save"].disabled
 
 
 def test_which_methods_can_be_compared(worker: Worker) -> None:

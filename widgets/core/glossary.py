@@ -88,6 +88,8 @@ TERMS = {
     "restored afterwards.",
     "tokens per second": "The number of tokens trained on per second, over the last updates.",
     "training reward": "The mean reward of the rollouts of an update, with the reward that the run is trained with.",
+    "weights to save": "The current weights, or those that a compared method ended with. Copies are kept until Reset or "
+    "the next comparison.",
     "write strength": "How strongly a token is written into a head's fast weights: beta of the delta rule (from 0 to "
     "1, or to 2 if negative eigenvalues are allowed), or LaCT's mean learning rate.",
 }  # fmt: skip

@@ -20,6 +20,8 @@ from widgets.parts.step_slider import StepSlider
 
 MOST_HELD_OUT = 0.9
 """Maximum share of a document that the TTT panel holds out."""
+CURRENT = "current weights"
+"""Name of the weights that a model has now, among those that can be saved."""
 
 
 def field(kind: Any, label: str, value: Any, width: str = "20.5em", **options: Any) -> Any:
@@ -108,5 +110,23 @@ def ttt_fields(
         "answer_tokens": number_field("max answer tokens", answer_tokens, 1, 1_000_000),
         "held_out": slider,
         "weights": ipywidgets.Label("Original weights."),
+        "saved": _kept_weights(),
         "folder": line_field("save weights as", "", "a name under runs/"),
     }
+
+
+def _kept_weights() -> Dropdown:
+    """Returns the choice of the weights to save, hidden while only the current ones can be saved."""
+    made = field(Dropdown, "weights to save", None, options=[(CURRENT, None)])
+    made.layout.display = "none"
+    return made
+
+
+def show_kept(choice: Dropdown, kept: Sequence[str]) -> None:
+    """Lists the methods whose weights are kept after the current weights; a choice stays while it is listed."""
+    options = [(CURRENT, None), *((f"{method}, as compared", method) for method in kept)]
+    if tuple(options) != choice.options:
+        chosen = choice.value
+        choice.options = options
+        choice.value = chosen if chosen in kept else None
+    choice.layout.display = "" if kept else "none"

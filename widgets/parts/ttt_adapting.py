@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Literal
 
-from refine_lab.explore.adapted import MeasuredPrompt
+from refine_lab.explore.adapted import MOST_KEPT, MeasuredPrompt
 from refine_lab.explore.client import Worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.reading import DocumentReading
@@ -111,7 +111,8 @@ class AdaptingPanel(Panel):
         self._require_idle()
         self._stopping, self._current, self._job = False, None, None
         self._enable(running=True)
-        each = [(partial(self._adapt, method, weights), self._measure, self._keep) for method in methods]
+        ends = (self._measure, self._keep, self._keep_weights, self._weights_kept)
+        each = [(partial(self._adapt, method, weights), *ends) for method in methods]
 
         def begin() -> Future[Any]:
             # before the first method, so that later edits of the fields change none
@@ -206,6 +207,17 @@ class AdaptingPanel(Panel):
             self._current.finish(self.prompt, self.before, after)
             self._beside.rows = answer_rows(self.prompt, self.before, [*self.results.values()])
 
+    def _keep_weights(self, _: Any) -> Future[Any] | None:
+        """Keeps a copy of the weights of each compared method, so that any of them can be saved afterwards."""
+        if self._current is None or len(self._configs) < 2:
+            return None
+        first = len(self.results) == 1
+        return self.worker.submit("keep", model=self.model, name=self._current.label, first=first)
+
+    def _weights_kept(self, kept: bool | None) -> None:
+        if self._current is not None:
+            self._current.kept = kept
+
     def _show_end(self, _: Any) -> None:
         assert self.prompt is not None and self.before is not None
         prompt, done = self.prompt, [each for each in self.results.values() if each.after is not None]
@@ -237,3 +249,13 @@ def how_adapted(weights: dict[str, Any]) -> str:
     """Returns the methods and the number of updates of adapted weights; `weights` is the result of `Session.open`."""
     updates = weights["updates"]
     return f"with {in_turn(weights['methods'])} ({updates} update{'' if updates == 1 else 's'})"
+
+
+def weights_sentence(weights: dict[str, Any], results: Mapping[str, Adaptation]) -> str:
+    """Returns which weights a model has, and which of the compared ones were not kept for saving."""
+    if not weights["updates"]:
+        return "Original weights."
+    told = f"Adapted {how_adapted(weights)}. Reset restores the original weights."
+    lost = [label for label, each in results.items() if each.kept is False]
+    large = f"{MOST_KEPT / 2**30:.0f} GiB"
+    return f"{told} No copy of {' and '.join(lost)} is kept: all would exceed {large}." if lost else told

@@ -36,6 +36,8 @@ class Adaptation:
     "Number of updates that it has made itself."
     after: MeasuredPrompt | None = None
     rest: RestChange | None = None
+    kept: bool | None = None
+    "Whether the worker has kept a copy of the weights at its end; None if they were not compared."
 
     @property
     def reading(self) -> DocumentReading:
