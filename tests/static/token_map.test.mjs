@@ -3,8 +3,8 @@ import assert from "node:assert/strict";
 import test from "node:test";
 import { load } from "./load.mjs";
 
-const [layout, colours, search, paint, panel, answers] = await Promise.all(
-  ["token_layout", "token_colours", "token_search", "token_paint", "token_panel", "token_alternatives"].map(load),
+const [layout, colours, search, paint, panel, answers, picture] = await Promise.all(
+  ["token_layout", "token_colours", "token_search", "token_paint", "token_panel", "token_alternatives", "token_picture"].map(load),
 );
 const { TEXT, SIGN, NEWLINE, EMPTY, BORDER } = layout;
 const cells = (text, kind) => (kind === EMPTY ? 1 : kind === BORDER ? 2 : text.length);
@@ -132,6 +132,23 @@ test("the scale is labelled at its ends, and they say what lies beyond", () => {
   assert.deepEqual(labels(metricOf([], { high: 6.1234, above: true })), ["0", "2", "4", "≥ 6.12"]);
   assert.deepEqual(labels(metricOf([], { low: -2, high: 2, diverging: true, below: true })), ["≤ −2", "−1", "0", "1", "2"]);
   assert.deepEqual(labels(metricOf([], { low: 1, high: 1000, log: true })), ["1", "10", "100", "1,000"]);
+});
+
+test("labels of near-equal values have the digits that tell them apart, and none covers another", () => {
+  const labels = (low, high, more) => panel.scaleLabels(metricOf([], { low, high, ...more })).map(([, text]) => text);
+  assert.deepEqual(labels(2.41201, 2.41259), ["2.41201", "2.4122", "2.4124", "2.41259"]);
+  assert.deepEqual(labels(-2.41259, -2.41201, { below: true }), ["≤ −2.41259", "−2.4124", "−2.4122", "−2.41201"]);
+  assert.deepEqual(labels(1000.4, 1001.6), ["1,000.4", "1,001", "1,001.6"]);
+  assert.deepEqual(labels(99.96, 100.04, { above: true }), ["99.96", "99.98", "100", "100.02", "≥ 100.04"]);
+  assert.deepEqual(labels(1000.004, 1000.016), ["1,000.004", "1,000.01", "1,000.016"]);
+  assert.deepEqual(labels(0, 1e-7), ["0", "5.00e−8", "1.00e−7"]);
+});
+
+test("a picture holds the whole document if it can, and else what follows the visible rows", () => {
+  assert.deepEqual(picture.rowsInPicture(300, 7), { first: 0, stop: 300, scale: 2 });
+  assert.deepEqual(picture.rowsInPicture(700, 7), { first: 0, stop: 700, scale: 1 });
+  assert.deepEqual(picture.rowsInPicture(2000, 7), { first: 7, stop: 730, scale: 1 });
+  assert.deepEqual(picture.rowsInPicture(2000, 1900), { first: 1277, stop: 2000, scale: 1 });
 });
 
 test("the highest come first, farthest from 0 where the metric diverges, none without a value", () => {

@@ -5,6 +5,7 @@
 import { follow, html, keepKeys, onTheme, put, takeKey, unpacked } from "./shared.js";
 import { PAD, ROW, mapHeight } from "./token_paint.js";
 import { buildPanel, hideTip } from "./token_panel.js";
+import { savePicture } from "./token_picture.js";
 import { Answers } from "./token_alternatives.js";
 import { announce, bring, copy, describe, draw, firstVisible, jump, moveTo } from "./token_view.js";
 import { rowEnd, rowsAway, schedule, search, select, showTip, tokenUnder, unpackDocument } from "./token_view.js";
@@ -197,6 +198,7 @@ function listenToControls(view) {
     [ui.forth, () => search(view, 1)],
     [ui.back, () => search(view, -1)],
     [ui.copy, (event) => copy(view, event)],
+    [ui.picture, () => savePicture(view, Math.floor(ui.scroller.scrollTop / ROW))],
   ]) on(button, "click", (event) => view.layout && act(event));
 }
 

@@ -33,8 +33,15 @@ export function paintRows(canvas, scene) {
   const context = prepared(canvas, width, height);
   const first = Math.max(Math.floor((top - PAD) / ROW), 0);
   const stop = Math.min(Math.ceil((top + height - PAD) / ROW), layout.rows);
-  Object.assign(context, { textBaseline: "alphabetic", direction: "ltr" });
   context.translate(0, PAD - top);
+  paintSomeRows(context, scene, first, stop);
+  return [first, stop];
+}
+
+/** Paints the rows from `first` to before `stop`; row 0 is at the origin of the context. */
+export function paintSomeRows(context, scene, first, stop) {
+  const { layout } = scene;
+  Object.assign(context, { textBaseline: "alphabetic", direction: "ltr" });
   for (let row = first; row < stop; row++) paintGutter(context, scene, row);
   context.translate(scene.gutter, 0);
   context.font = scene.colours.font;
@@ -42,7 +49,6 @@ export function paintRows(canvas, scene) {
     for (let piece = layout.rowStart[row]; piece < layout.rowStart[row + 1]; piece++) paintPiece(context, scene, row, piece);
   }
   if (first < stop) paintMarks(context, scene, layout.token[layout.rowStart[first]], layout.token[layout.rowStart[stop] - 1]);
-  return [first, stop];
 }
 
 function paintGutter(context, { layout, small, colours, gutter }, row) {

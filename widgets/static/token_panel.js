@@ -35,6 +35,7 @@ export function buildPanel(el) {
   const forth = press(search, "▼", "Next match", "Next match (Enter)");
   const count = html("span", "count", search);
   const copy = press(tools, "Copy", "Copy", "Copy the highlighted text or the line (Ctrl+C)");
+  const picture = press(tools, "PNG", "PNG", "Download the document and its colours as a picture");
   const frame = html("div", "frame", root);
   const scroller = html("div", "scroller", frame);
   const tall = html("div", "tall", scroller);
@@ -46,11 +47,26 @@ export function buildPanel(el) {
   const status = html("div", { class: "status", "aria-live": "polite" }, root);
   html("div", { class: "help", id }, root, HELP);
   const tip = html("div", { class: "tip", popover: "manual", "aria-hidden": true }, root); // above all; the status has its text
-  const controls = { bar, colour, metric, legend, highest, previous, next, find, back, forth, count, copy };
+  const controls = { bar, colour, metric, legend, highest, previous, next, find, back, forth, count, copy, picture };
   return { root, error, ...controls, frame, scroller, tall, canvas, minimap, status, tip };
 }
 
 // -- legend -----------------------------------------------------------------------------------------------------------
+
+const DIGIT = 6.5; // pixels of a character of a label, at most
+const STRIP_WIDTH = 210;
+
+/** Texts of values with as many digits as keep them apart on the scale, three at least. */
+function scaleTexts({ low, high, log }, values) {
+  for (let digits = 3; ; digits++) {
+    const rounded = values.map((value) => Number(value.toPrecision(digits)));
+    const exact = ([value, shown]) =>
+      Math.abs(log ? Math.log(shown / value) : shown - value) <= 0.01 * Math.abs(log ? Math.log(high / low) : high - low);
+    if (digits < 12 && !values.every((value, i) => exact([value, rounded[i]]))) continue;
+    const text = (value) => (digits > 4 ? value.toLocaleString("en", { maximumSignificantDigits: digits }) : format(value));
+    return rounded.map((value) => text(value).replace("-", "−"));
+  }
+}
 
 /** Labels of the scale, [value, text]: its ends, and the round values that leave them room. */
 export function scaleLabels(metric) {
@@ -58,9 +74,15 @@ export function scaleLabels(metric) {
   let between = metric.log ? [] : ticks(low, high, 4);
   for (let power = 1; metric.log && power <= high; power *= 10) between.push(power);
   between = between.filter((value) => shareOf(metric, value) > 0.18 && shareOf(metric, value) < 0.8);
-  const text = (value) => format(Number(value.toPrecision(3))).replace("-", "−");
-  const ends = [[low, (metric.below ? "≤ " : "") + text(low)], [high, (metric.above ? "≥ " : "") + text(high)]];
-  return [ends[0], ...between.map((value) => [value, text(value)]), ends[1]];
+  const texts = scaleTexts(metric, [low, ...between, high]);
+  texts[0] = (metric.below ? "≤ " : "") + texts[0];
+  texts.push((metric.above ? "≥ " : "") + texts.pop());
+  const labels = [low, ...between, high].map((value, i) => [value, texts[i]]);
+  const place = ([value]) => shareOf(metric, value) * STRIP_WIDTH;
+  const apart = (one, other) => Math.abs(place(one) - place(other)) > (DIGIT * (one[1].length + other[1].length)) / 2;
+  const kept = labels.slice(0, 1);
+  for (const label of labels.slice(1, -1)) if (apart(kept.at(-1), label) && apart(label, labels.at(-1))) kept.push(label);
+  return [...kept, labels.at(-1)];
 }
 
 export function drawLegend(parent, metric, ramp, document) {
@@ -69,12 +91,14 @@ export function drawLegend(parent, metric, ramp, document) {
   const title = html("span", "title", parent, metric.title);
   if (metric.unit) html("span", "unit", title, ` ${metric.unit}`);
   const ends = [metric.below && "below", metric.above && "above"].filter(Boolean).join(" and ");
-  const range = `${metric.title} from ${withUnit(metric, metric.low)} to ${withUnit(metric, metric.high)}`;
+  const labels = scaleLabels(metric);
+  const [low, high] = [labels[0], labels.at(-1)].map(([, text]) => text.replace(/^[≤≥] /, ""));
+  const range = `${metric.title} from ${low} to ${high}${metric.unit && ` ${metric.unit}`}`;
   const label = range + (ends && `; values ${ends} this range have the colour of the nearest end`);
   const scale = html("div", { class: "scale", role: "img", title: label, "aria-label": label }, parent);
   const stops = Array.from({ length: 17 }, (_, i) => ramp.grounds[1 + Math.round((i / 16) * 254)]);
   html("div", { class: "strip", style: `background: linear-gradient(to right, ${stops.join(", ")})` }, scale);
-  for (const [value, text] of scaleLabels(metric)) {
+  for (const [value, text] of labels) {
     html("span", { class: "tick", style: `left: ${(shareOf(metric, value) * 100).toFixed(1)}%` }, scale, text);
   }
   if (document.targets.length) html("span", "key target", parent, `◆ ${document.mark}`);
