@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from refine_lab.config import TrainConfig
@@ -13,6 +14,7 @@ from refine_lab.data.tasks.examples import Example, Task
 from refine_lab.data.tasks.scores import SCORES
 from refine_lab.experiments.configs import Reward, Selection
 from refine_lab.experiments.runs import check_inputs, function_sources, print_progress
+from refine_lab.models.hub import resolve
 from refine_lab.ops.precision import autocast
 from refine_lab.runs.answers import AnswerLog
 from refine_lab.runs.run import Run
@@ -56,21 +58,52 @@ def example_text(example: Example, config: TrainConfig, tokens: int = 60) -> str
 def answer_test_prompts(runs: Sequence[Run], task: Task) -> pd.DataFrame:
     """Returns the answers to every test question before training and after each run, with `method`, `seed` and `updates`.
 
-    They are stored in the run directories as they are generated: `answers/test`, and for the initial model
-    `answers/base` of the first run. Stored answers are reused.
+    They are stored in the run directories as they are generated: `answers/test`, each with the step of the checkpoint
+    that answered, and for the initial model `answers/base` of the first run. Stored answers of a run's last checkpoint are
+    reused; those of an earlier one are replaced.
     """
     model, folder = runs[0].config.model, runs[0].path / "answers" / "base"
     frames = [_answered(runs[0].config, model, task, folder, "base", NO_SEED).assign(updates=0)]
     for run in runs:
-        folder, method, seed = run.path / "answers" / "test", run.config.method, run.config.seed
-        frame = _answered(run.config, str(run.path), task, folder, method, seed)
-        frames.append(frame.assign(updates=int(run.metrics()["updates"].iloc[-1])))
+        checkpoint, metrics = resolve(str(run.path)), run.metrics()
+        facts = task, run.path / "answers" / "test", run.config.method, run.config.seed
+        frame = _answered(run.config, str(checkpoint), *facts, checkpoint)
+        updates = metrics.loc[metrics["step"] <= _step(checkpoint), "updates"]
+        frames.append(frame.assign(updates=int(updates.iloc[-1])))
     return pd.concat(frames, ignore_index=True)
 
 
-def _answered(config: TrainConfig, model: str, task: Task, folder: Path, method: str, seed: int) -> pd.DataFrame:
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _of_checkpoint(log: AnswerLog, checkpoint: Path | None) -> pd.DataFrame:
+    """Returns the stored answers of a checkpoint, or all of them if it is None.
+
+    Answers without a step, from an earlier version, are those of the checkpoint if their files are newer than it.
+    """
+    frame = log.read()
+    if checkpoint is None:
+        return frame
+    files = [path.stat().st_mtime_ns for path in log.folder.glob("*.parquet")]
+    newer = bool(files) and min(files) >= (checkpoint / "config.json").stat().st_mtime_ns
+    steps = frame["step"] if "step" in frame else pd.Series(np.nan, index=frame.index)
+    current = (steps == _step(checkpoint)) | (steps.isna() & newer)
+    return frame[current].drop(columns="step", errors="ignore").reset_index(drop=True)
+
+
+def _answered(
+    config: TrainConfig,
+    model: str,
+    task: Task,
+    folder: Path,
+    method: str,
+    seed: int,
+    checkpoint: Path | None = None,
+) -> pd.DataFrame:
     log = AnswerLog(folder)
-    missing = [example for example in task.test if example.name not in log.done]
+    done = {*_of_checkpoint(log, checkpoint)["name"]}
+    missing = [example for example in task.test if example.name not in done]
     if missing:
         policy, tokenizer = load_policy(config, model)
         for start in range(0, len(missing), AT_ONCE):
@@ -78,8 +111,9 @@ def _answered(config: TrainConfig, model: str, task: Task, folder: Path, method:
             with autocast(policy.device, config.dtype):
                 texts = answer(policy, tokenizer, part, task.rule)
             facts = {"method": method, "seed": seed, "seconds": (time.monotonic() - began) / len(part)}
-            log.write([answer_row(example, text, **facts) for example, text in zip(part, texts, strict=True)])
-    frame = log.read()
+            step = {} if checkpoint is None else {"step": _step(checkpoint)}
+            log.write([answer_row(example, text, **facts) | step for example, text in zip(part, texts, strict=True)])
+    frame = _of_checkpoint(log, checkpoint)
     means = ", ".join(f"{name} {frame[name].mean():.3f}" for name in SCORES)
     print(f"{method}{'' if seed == NO_SEED else f' s{seed}'}: {len(frame)} answers, {means}")
     return frame

@@ -68,8 +68,8 @@ def stored_scores(runs: Sequence[Run], names: Sequence[str]) -> tuple[dict[str, 
     """Returns scores by measure, as for `reference.differences_from`, and the step of the held-out measures, None without any.
 
     `names` are those under which the runs are compared. Answers are those of a test-time training run, or those that were
-    stored after training by `experiments.posttrain.answer_test_prompts` or `experiments.midtrain.final_results`. Recall is
-    that of a run's last checkpoint, and is compared only between runs that were asked the same documents. A held-out
+    stored after training by `experiments.posttrain.answer_test_prompts` or `experiments.midtrain.final_results`; the latter
+    two are of a run's last checkpoint. Recall is compared only between runs that were asked the same documents. A held-out
     measure is taken at the last step at which every run that has evaluations was evaluated. Measures of a single name are
     left out. Raises OSError or ValueError for damaged files.
     """
@@ -91,6 +91,8 @@ def _answers(run: Run) -> pd.DataFrame:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged files, whose answers are missing
         found = log.read()
+    if run.kind == "train" and "step" in found:  # an earlier version did not record which checkpoint answered
+        found = found[found["step"].isna() | (found["step"] == run.done)].drop(columns="step")
     if len(found) or not (path := run.path / FOLDER / RECALL).is_file():
         return found
     recall = read_parquet(path).to_pandas()

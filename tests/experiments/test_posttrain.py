@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import pandas as pd
@@ -16,13 +17,15 @@ from refine_lab.experiments.compare import per_seed
 from refine_lab.experiments.configs import method_configs, release_configs
 from refine_lab.experiments.estimate import estimated_seconds
 from refine_lab.experiments.posttrain import answer_test_prompts, task_runs
+from refine_lab.experiments.stored_scores import stored_scores
 from refine_lab.recipes import by_memory
+from refine_lab.runs.answers import AnswerLog
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.training.inputs import resume_or_create
 from refine_lab.training.loading import load_training_task
 from refine_lab.training.trainer import train
-from tests.factories.posttraining import checkpoint, config_of, prompts, trained  # noqa: F401
+from tests.factories.posttraining import StopAfter, checkpoint, config_of, prompts, trained  # noqa: F401
 from tests.support.refusals import naming, refused
 
 CLOCKS = ["time", "seconds", "tokens_per_second"]
@@ -76,6 +79,39 @@ def test_answers_are_kept_and_not_asked_again(checkpoint, prompts, tmp_path, mon
     assert asked == [example.name for example in task.test], "the base model's are there still"
     pd.testing.assert_frame_equal(first.drop(columns="seconds"), again.drop(columns="seconds"))
     assert per_seed(again)["seed"].tolist() == [posttrain.NO_SEED, 0]
+
+
+def test_a_run_that_was_trained_on_answers_again(checkpoint, prompts, tmp_path):
+    """Answers belong to the checkpoint that gave them; those of an earlier version have no step but a time."""
+    config = config_of(checkpoint, prompts, "sft")
+    (run,) = resume_or_create([config], tmp_path)
+    task = load_training_task([config])
+    train(run.path, StopAfter(run.path, 2))
+    early = answer_test_prompts([run], task)
+    assert early["updates"].tolist() == [0] * 6 + [2] * 6
+    log = AnswerLog(run.path / "answers" / "test")
+    assert log.read()["step"].tolist() == [2] * 6
+    train(run.path, StopSignal(run.path))
+    assert stored_scores([run, run], ["a", "b"])[0].keys() & {"exact_match"} == set()  # no answers of this checkpoint
+    late = answer_test_prompts([run], task)
+    assert late["updates"].tolist() == [0] * 6 + [6] * 6
+    assert log.rows == 12 and log.read()["step"].tolist() == [6] * 6
+    for path in log.folder.glob("*.parquet"):
+        path.unlink()
+    fresh = answer_test_prompts([run], task)
+    pd.testing.assert_frame_equal(late.drop(columns="seconds"), fresh.drop(columns="seconds"))
+    assert stored_scores([run, run], ["a", "b"])[0]["exact_match"]["score"].tolist()
+
+    older = log.read().drop(columns="step").assign(answer="as stored")
+    rows = [row | {"references": [*row["references"]]} for row in older.to_dict("records")]
+    (path,) = log.folder.glob("*.parquet")
+    path.unlink()
+    log.write(rows)
+    assert set(answer_test_prompts([run], task)["answer"][6:]) == {"as stored"}
+    (path,) = log.folder.glob("*.parquet")
+    os.utime(path, (0, 0))
+    again = answer_test_prompts([run], task)
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), fresh.drop(columns="seconds"))
 
 
 def test_runs_with_the_same_configuration_are_resumed(checkpoint, prompts, tmp_path):

@@ -56,7 +56,7 @@ def config_of(checkpoint: Path, prompts: Path, method: str) -> TrainConfig:
     )  # fmt: skip
 
 
-class _StopAfter(StopSignal):
+class StopAfter(StopSignal):
     """Asks for a stop at the question number `steps` + 1."""
 
     def __init__(self, path: Path, steps: int) -> None:
@@ -71,7 +71,7 @@ class _StopAfter(StopSignal):
 def trained(config: TrainConfig, folder: Path, *, stop_after: int | None = None) -> Run:
     (run,) = resume_or_create([config], folder)
     if stop_after is not None:
-        train(run.path, _StopAfter(run.path, stop_after))
+        train(run.path, StopAfter(run.path, stop_after))
         assert run.status.state == "stopped" and len(run.metrics()) == stop_after
     train(run.path, StopSignal(run.path))
     assert run.status.state == "finished"
