@@ -242,3 +242,37 @@ class Follower(threading.Thread):
         self._woken.set()
         if self.is_alive() and self is not threading.current_thread():
             self.join(timeout=5)
+
+
+class Following:
+    """The part of a widget that follows run directories in a thread, in which it calls `_update`."""
+
+    _follower: Follower | None = None
+
+    def _update(self) -> Activity:
+        """Reads and shows new data, and returns whether there was any."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Starts following, also after `stop` or when an ended run is resumed."""
+        widget: Any = self
+        if self._follower is None or not self._follower.is_alive():
+            self._follower = Follower(self._update, lambda text: widget.set_trait("error", text))
+            self._follower.start()
+        else:
+            self._follower.wake()
+
+    def stop(self) -> None:
+        """Reads once more and stops following; what is shown remains."""
+        self._stop_follower()
+        self._update()
+
+    def close(self) -> None:
+        self._stop_follower()
+        base: Any = super()
+        base.close()
+
+    def _stop_follower(self) -> None:
+        if self._follower is not None:
+            self._follower.stop()
+            self._follower = None

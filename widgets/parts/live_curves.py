@@ -17,7 +17,7 @@ from widgets.core.base import Widget
 from widgets.core.glossary import explain
 from widgets.core.packing import PACKED
 from widgets.figures.plots import training_curves
-from widgets.parts.follower import Activity, Follower, RunReader, activity_of, gather, name_methods
+from widgets.parts.follower import Activity, Following, RunReader, activity_of, gather, name_methods
 from widgets.parts.run_rows import METRICS, last_metrics, shown_state
 
 Followed = Path | str | Run
@@ -49,15 +49,13 @@ class Curves(Widget):
         return {**curves, "panels": panels} if panels else curves
 
 
-class LiveCurves(Curves):
+class LiveCurves(Following, Curves):
     """Curves and progress of runs, finished or still training.
 
     `runs`: run directories (paths or `Run`), which need not exist yet; more can be added later. The curves are part of
     the widget's state, so that reloading the page displays them again. A thread follows the directories until all runs
     have ended.
     """
-
-    _follower: Follower | None = None
 
     def __init__(self, runs: Followed | Iterable[Followed] = ()) -> None:
         super().__init__()
@@ -81,28 +79,6 @@ class LiveCurves(Curves):
             self._readers = [reader for reader in self._readers if reader.path in paths]
             self.progress = []  # so that the remaining runs are drawn again
         self.add(*runs)
-
-    def start(self) -> None:
-        """Starts following, also after `stop` or when an ended run is resumed."""
-        if self._follower is None or not self._follower.is_alive():
-            self._follower = Follower(self._update, lambda text: self.set_trait("error", text))
-            self._follower.start()
-        else:
-            self._follower.wake()
-
-    def stop(self) -> None:
-        """Reads once more and stops following; the curves remain."""
-        self._stop_follower()
-        self._update()
-
-    def close(self) -> None:
-        self._stop_follower()
-        super().close()
-
-    def _stop_follower(self) -> None:
-        if self._follower is not None:
-            self._follower.stop()
-            self._follower = None
 
     def _update(self) -> Activity:
         """Reads and displays new data."""

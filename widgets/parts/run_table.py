@@ -13,11 +13,11 @@ import traitlets
 from refine_lab.runs.run import Run
 from refine_lab.text import printable
 from widgets.core.base import Widget
-from widgets.parts.follower import Activity, Follower, RunReader, activity_of
+from widgets.parts.follower import Activity, Following, RunReader, activity_of
 from widgets.parts.run_rows import METRICS, rows_of
 
 
-class RunTable(Widget):
+class RunTable(Following, Widget):
     """A table of runs, grouped by experiment, that can be sorted by any column and filtered by text.
 
     Runs are selected in it, and the curve of a selected run can be hidden. A thread follows the run directories until
@@ -49,7 +49,6 @@ class RunTable(Widget):
     def __init__(self, runs: Sequence[Run | Path] = (), **traits: Any) -> None:
         super().__init__(**traits)
         self._readers: list[RunReader] = []
-        self._follower: Follower | None = None
         self._lock = threading.RLock()
         self.show(runs)
 
@@ -61,26 +60,6 @@ class RunTable(Widget):
             self._readers = [known.get(path) or RunReader(path) for path in dict.fromkeys(paths)]
         if self._update(always=True) != "ended":
             self.start()
-
-    def start(self) -> None:
-        """Follows the runs, also after all of them had ended."""
-        if self._follower is None or not self._follower.is_alive():
-            self._follower = Follower(self._update, lambda text: self.set_trait("error", text))
-            self._follower.start()
-        else:
-            self._follower.wake()
-
-    def stop(self) -> None:
-        """Reads once more and stops following."""
-        if self._follower is not None:
-            self._follower.stop()
-            self._follower = None
-        self._update()
-
-    def close(self) -> None:
-        if self._follower is not None:
-            self._follower.stop()
-        super().close()
 
     def copy_of(self, names: Sequence[str]) -> RunTable:
         """Returns a table of these runs alone for a page without Python, where nothing can be selected."""
