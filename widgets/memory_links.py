@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from widgets.memory_view import MemoryView
 from widgets.token_map import token_text
 
+_VIEWS: WeakKeyDictionary[Any, MemoryView] = WeakKeyDictionary()
+"""The view that follows each panel."""
+
 
 def memory_of_explorer(explorer: Any) -> MemoryView:
-    """Returns a view of a `RewardExplorer`'s document that explains the rollout which is selected there."""
+    """Returns a view of a `RewardExplorer`'s document that explains the rollout which is selected there.
+
+    It follows the explorer until it is closed or another view follows it.
+    """
     exploration = explorer.exploration
     view = MemoryView(exploration.model, "", worker=exploration.worker, add_bos=exploration.add_bos, read=False)
     followed: list[Any] = [None]
@@ -34,8 +41,9 @@ def memory_of_explorer(explorer: Any) -> MemoryView:
 
         view.shown.add_done_callback(begin)
 
-    explorer.token_map.observe(follow, "document")
-    explorer.inspector.observe(explain, "selected")
+    _replace(explorer, view)
+    view.observe_other(explorer.token_map, follow, "document")
+    view.observe_other(explorer.inspector, explain, "selected")
     follow()
     return view
 
@@ -43,7 +51,8 @@ def memory_of_explorer(explorer: Any) -> MemoryView:
 def memory_of_ttt(panel: Any) -> MemoryView:
     """Returns a view of a `TTTPanel`'s prompt that explains the answer, again whenever the weights have changed.
 
-    Under other weights the map also shows the change of each write's effect.
+    Under other weights the map also shows the change of each write's effect. It follows the panel until it is closed or
+    another view follows it.
     """
     exploration = panel.exploration
     view = MemoryView(panel.model, "", worker=panel.worker, add_bos=exploration.add_bos, read=False)
@@ -53,7 +62,17 @@ def memory_of_ttt(panel: Any) -> MemoryView:
         if ids is not None and not panel.running:
             view.shown = view.follow(token_text(exploration.tokenizer, ids).text, ids)
 
-    panel.token_map.observe(follow, "document")
-    panel.observe(follow, "weights_seen")
+    _replace(panel, view)
+    view.observe_other(panel.token_map, follow, "document")
+    view.observe_other(panel, follow, "weights_seen")
     follow()
     return view
+
+
+def _replace(panel: Any, view: MemoryView) -> None:
+    """Ends the following of the panel's earlier view, so that a cell that is run again does no work twice."""
+    earlier = _VIEWS.get(panel)
+    _VIEWS[panel] = view
+    if earlier is not None and earlier.comm is not None:
+        earlier.end_following()
+        earlier.report("This view no longer follows its panel: a newer view does.")

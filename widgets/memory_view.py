@@ -78,7 +78,6 @@ class MemoryView(Panel):
         self._earlier: WriteAttribution | None = None
         self._text = TokenText("", [0])
         self._asked: object = None
-        self._jumped: list[int] = []
         self._decode = token_decoder(self.exploration.tokenizer)
         self.token_map, self.grid, self.result = TokenMap(), MemoryGrid(), MemoryResult()
         self.layers, self.rollouts = MemoryLayers(self.exploration), MemoryRollouts(self.exploration)
@@ -92,7 +91,6 @@ class MemoryView(Panel):
         show_refusals(self, self.fields.values())
         self.fields["model"].observe(self._on_model, "value")
         self.token_map.observe(self._on_token, "selected")
-        self.token_map.observe(self._on_highlight, "highlight")
         self.grid.observe(self._on_chosen, "chosen")
         self.result.observe(self._on_place, "place")
         self.fields["erased"].observe(self._on_marks, "value")
@@ -170,7 +168,13 @@ class MemoryView(Panel):
         (top,) = self._explained.top(1, self.grid.cells)
         last = len(self._text) - 1
         self.mark([*range(max(top - NEIGHBOURS, 0), min(top + NEIGHBOURS, last) + 1)])
-        self._jump([top, top])
+        self.token_map.highlight = [top, top]
+
+    def mark_highlighted(self) -> None:
+        """Adds the tokens that are highlighted in the document to the marked ones. Raises ValueError if none is."""
+        highlight = self.token_map.highlight
+        require(len(highlight) == 2, "the highlighted text", "none", "some tokens: drag over them in the document")
+        self.mark({*self._marked(), *range(highlight[0], highlight[1] + 1)})
 
     def erase(self) -> Future[Any]:
         """Predicts again without the writes of the marked tokens, in the chosen heads; shows both side by side."""
@@ -358,10 +362,6 @@ class MemoryView(Panel):
         except ValueError:
             return ()
 
-    def _jump(self, place: list[int]) -> None:
-        self._jumped = place
-        self.token_map.highlight = place
-
     # -- events of the page --------------------------------------------------------------------------------------------
 
     @guarded
@@ -370,16 +370,9 @@ class MemoryView(Panel):
             self.explain(change["new"])
 
     @guarded
-    def _on_highlight(self, change: Any) -> None:
-        jumped, self._jumped = self._jumped, []
-        if change["new"] and change["new"] != jumped:
-            first, last = change["new"]
-            self.mark([*range(first, last + 1)])
-
-    @guarded
     def _on_place(self, change: Any) -> None:
         if change["new"]:
-            self._jump(list(change["new"]))
+            self.token_map.highlight = list(change["new"])
 
     @guarded
     def _on_chosen(self, change: Any) -> None:

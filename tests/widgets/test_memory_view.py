@@ -106,8 +106,11 @@ def test_erasing_compares_and_undo_goes_back_step_by_step(view: MemoryView, work
     predicted = -core.signed()[list(first)].sum()
     assert f"the gradient predicts {predicted:+.2f}".replace("-", "−") in view.result.result["change"]
 
-    view.token_map.highlight = [5, 6]  # as by dragging
-    assert view.fields["erased"].value == "5-6"
+    view.token_map.highlight = [5, 6]  # as by dragging, which may be to copy text
+    assert view.fields["erased"].value == listed(first)
+    view.mark_highlighted()
+    assert view.fields["erased"].value == listed((*first, 5, 6))
+    view.mark([5, 6])
     view.choose(CELLS[:1])
     view.erase().result(SECONDS)
     assert [each.erased for each in view.erasures] == [first, (5, 6)]
@@ -167,6 +170,21 @@ def test_it_explains_the_selected_rollout_of_an_explorer(worker: Worker) -> None
     assert view.target == Target(position=int(rollout["position"]), token_ids=tuple(rollout["rollout_ids"]))
     assert view.prediction is not None
     assert view.prediction.value == pytest.approx(float(np.sum(rollout["logprobs"])), abs=1e-3)
+    target, newer = view.target, explorer.memory_view()
+    newer.shown.result(SECONDS)
+    explorer.inspector.selected = 0
+    newer.shown.result(SECONDS)
+    assert newer.target is not None and newer.target.token_ids == tuple(explorer.inspector.rollouts["rollout_ids"][0])
+    assert view.target == target and "no longer follows" in view.notice.status
+    assert len(_observers(explorer.inspector, "selected")) == 1
+    newer.close()
+    assert not _observers(explorer.inspector, "selected") and not _observers(explorer.token_map, "document")
+
+
+def _observers(widget: Any, trait: str) -> list[Any]:
+    """The functions of memory views that a change of the trait calls."""
+    calls = widget._trait_notifiers.get(trait, {}).get("change", [])
+    return [call for call in calls if getattr(call, "__module__", "") == "widgets.memory_links"]
 
 
 def test_after_adapting_the_change_of_each_effect_is_shown(worker: Worker) -> None:

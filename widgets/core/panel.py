@@ -60,6 +60,7 @@ class Panel(ipywidgets.VBox):
     def __init__(self) -> None:
         self.notice = Notice()
         self._pending, self._counting = 0, threading.RLock()
+        self._followed: list[tuple[traitlets.HasTraits, Callable[[Any], None], str]] = []
         super().__init__()
         self.add_class("refine-panel")  # the notice's script keeps keys that are pressed inside this class
 
@@ -71,6 +72,21 @@ class Panel(ipywidgets.VBox):
             inside += getattr(widget, "children", ())
             if getattr(widget, "tooltip", "") is None:
                 widget.tooltip = ""
+
+    def observe_other(self, widget: traitlets.HasTraits, call: Callable[[Any], None], trait: str) -> None:
+        """Calls `call` when a trait of another widget changes, until this panel is closed."""
+        widget.observe(call, trait)
+        self._followed.append((widget, call, trait))
+
+    def end_following(self) -> None:
+        """Ends all calls of `observe_other`."""
+        while self._followed:
+            widget, call, trait = self._followed.pop()
+            widget.unobserve(call, trait)
+
+    def close(self) -> None:
+        self.end_following()
+        super().close()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """Includes the full text, which a box would truncate after 110 characters."""

@@ -58,6 +58,9 @@ def memory_layout(view: Any) -> tuple[dict[str, Any], list[Any]]:
         "read": view.button("read", "Read the document above and explain the answer to it", style="primary"),
         "explain": view.button("explain", "Explain the answer after the document", "Explain the answer"),
         "strongest": view.button("mark_strongest", "Mark it and its neighbours", "Mark the strongest write"),
+        "highlighted": view.button(
+            "mark_highlighted", "Mark the tokens that are highlighted in the document too", "Mark the highlighted text"
+        ),
         "erase": view.button("erase", "Predict again without the marked writes", style="primary"),
         "undo": view.button("undo", "Back to the erasure before"),
         "restore": view.button("restore", "Back to the model with all writes"),
@@ -67,7 +70,9 @@ def memory_layout(view: Any) -> tuple[dict[str, Any], list[Any]]:
         button.layout.width = "auto"
     reading = in_rows([fields["model"], buttons["read"]])
     asked = in_rows([*(fields[name] for name in ("answer", "against", "tokens")), buttons["explain"]])
-    erasing = in_rows([fields["erased"], *(buttons[name] for name in ("strongest", "erase", "undo", "restore"))])
+    erasing = in_rows(
+        [fields["erased"], *(buttons[name] for name in ("strongest", "highlighted", "erase", "undo", "restore"))]
+    )
     saving = in_rows([fields["path"], buttons["save"]])
     view.token_map.layout = ipywidgets.Layout(flex="3 1 540px", min_width="0")
     side = ipywidgets.VBox([view.grid, view.result], layout=ipywidgets.Layout(flex="1 1 330px", min_width="0"))
