@@ -234,4 +234,4 @@ class RolloutInspector(Widget):
         return "\n".join(lines)
 
     def _cells(self, ids: np.ndarray) -> str:
-        return "|".join(visible(self._table.strings[index])[:16] for index in ids[:12] if index)
+        return "|".join((visible(self._table.strings[index])[:16] or "…") for index in ids[:12] if index)

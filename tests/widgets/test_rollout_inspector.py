@@ -36,7 +36,7 @@ from tests.support.rollout_frames import (
     rows,
 )
 from widgets.parts.rollout_columns import SORTS, fold, rollout_columns
-from widgets.parts.token_text import token_decoder
+from widgets.parts.token_text import texts_of, token_decoder
 from widgets.rollout_inspector import RolloutInspector
 
 
@@ -345,6 +345,32 @@ def test_parts_of_a_character_show_their_bytes() -> None:
     whole = "".join(string([token]) for token in ids)
     assert whole == ("日" if len(ids) == 1 else "\\xe6\\x97\\xa5")
     assert [string([token]) for token in tokenizer(" for", add_special_tokens=False)["input_ids"]] == [" for"]
+
+
+def test_characters_of_several_tokens_are_whole_where_they_are_completed() -> None:
+    _, tokenizer = load_model("tiny-deltanet")
+    string = token_decoder(tokenizer)
+    ids = tokenizer("中文🙂 hi", add_special_tokens=False)["input_ids"]
+    assert len(ids) == 11
+    assert texts_of(string, ids) == ["", "", "中", "", "", "文", "", "", "🙂", " h", "i"]
+    assert texts_of(string, ids[1:5]) == ["\\xb8", "\\xad", "", "\\xe6\\x96"]  # no whole character
+    assert texts_of(string, [*ids[:2], ids[-1]]) == ["", "\\xe4\\xb8", "i"]
+    assert texts_of(decode, [0, 7]) == [" very", "a"]
+
+    frame = rows(ids[2:5], [ids[-1], *ids[3:6]], target=ids[2:6]).assign(prefix_ids=[ids[:2]] * 2)
+    table = rollout_columns(frame, string)
+    assert [[table.strings[index] for index in row if index] for row in table.tokens] == [
+        ["中", "", "\\xe6\\x96"],
+        ["i", "", "", "文"],
+    ]
+    assert [table.strings[index] for index in table.targets[0]] == ["中", "", "", "文"]
+    assert table.text(table.prefixes[0]) == "\\xe4\\xb8"
+    bases = [[table.base(index) for index in row] for row in (table.tokens[0, :3], table.targets[0, :3])]
+    assert bases[0] == bases[1]  # the same tokens, whatever they complete
+    inspector = RolloutInspector(frame, decode=tokenizer)
+    inspector.filters = {"text": "文"}
+    assert inspector.filtered().index.tolist() == [1]
+    assert "中|…|…|文" in repr(inspector) and "i|…|…|文" in repr(inspector)
 
 
 def test_what_no_message_can_carry_is_spelled_out() -> None:

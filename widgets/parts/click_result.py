@@ -12,7 +12,7 @@ from refine_lab.runs.schema import ROLLOUT_TYPES, completed
 from widgets.core.base import Widget
 from widgets.core.packing import PACKED, pack
 from widgets.parts.rollout_columns import rollout_columns
-from widgets.parts.token_text import token_decoder
+from widgets.parts.token_text import texts_of, token_decoder
 
 
 class ClickResult(Widget):
@@ -73,4 +73,4 @@ class ClickResult(Widget):
         return "\n".join(lines)
 
     def _text(self, ids: Any) -> str:
-        return repr("".join(self._decode([int(token)]) for token in ids))
+        return repr("".join(texts_of(self._decode, ids)))

@@ -22,7 +22,7 @@ from widgets.parts.controls import in_rows, text_field
 from widgets.parts.memory_grid import NAMES, MemoryGrid
 from widgets.parts.memory_result import number
 from widgets.parts.text_tables import TextTables
-from widgets.parts.token_text import token_decoder, token_text
+from widgets.parts.token_text import texts_of, token_decoder, token_text
 
 
 class MemoryLayers(Panel):
@@ -196,7 +196,7 @@ class MemoryLayers(Panel):
         return {"caption": caption, "columns": ["after", "log p (nats)", "rank", "most likely tokens"], "rows": rows}
 
     def _text(self, tokens: Any) -> str:
-        return visible(replace_surrogates("".join(self._decode([int(token)]) for token in tokens)))
+        return visible(replace_surrogates("".join(texts_of(self._decode, tokens))))
 
     def _on_open(self, change: Any) -> None:
         self._box.layout.display = "" if change["new"] else "none"

@@ -17,7 +17,7 @@ from widgets.core.base import Widget
 from widgets.core.packing import PACKED
 from widgets.figures.tables import visible
 from widgets.parts.memory_metrics import heads_named, listed
-from widgets.parts.token_text import Decode
+from widgets.parts.token_text import Decode, texts_of
 
 STRONGEST = 12
 """Number of listed writes."""
@@ -161,4 +161,4 @@ def _column(
 
 
 def _text(decode: Decode, tokens: Sequence[int]) -> str:
-    return visible(replace_surrogates("".join(decode([token]) for token in tokens)))
+    return visible(replace_surrogates("".join(texts_of(decode, tokens))))

@@ -22,7 +22,7 @@ import pandas as pd
 
 from refine_lab.runs.schema import COLUMNS, completed
 from refine_lab.validation import require
-from widgets.parts.token_text import Decode
+from widgets.parts.token_text import Decode, part_of, texts_of
 
 KEYS = ("step", "sequence_id", "position")
 "Columns that identify a position."
@@ -32,6 +32,8 @@ RANGES = [column.name for column in FIELDS if column.filtered]
 TEXTS = ("text", "target")
 SORTS = ["row", *(column.name for column in FIELDS)]
 MOST_ROWS, MOST_IDS = 2**21, 2**24
+MOST_JOINED = 50_000
+"Maximum number of rollouts in which tokens are joined to whole characters; in later ones they show their bytes."
 PREFIX_TOKENS, MOST_PREFIX_TOKENS = (8, 32), 1_000_000
 "Number of final prefix tokens sent, from 8 to 32, such that there are at most about a million in total."
 
@@ -67,7 +69,10 @@ def _is_range(value: Any) -> bool:
 class RolloutColumns:
     """R rollouts of at most K tokens at G positions. A token is an index into `strings`; 0 means no token."""
 
-    strings: list[str]  # one a distinct token id; "" for none
+    strings: list[
+        str
+    ]  # one a distinct token id, "" for none; then those of tokens that complete a character or begin one
+    bases: list[int]  # of each of the latter, the string of its token alone
     tokens: np.ndarray  # [R, K] int
     targets: np.ndarray  # [G, K] int, the target
     prefixes: np.ndarray  # [G, P] int, its end, filled up on the left
@@ -89,6 +94,11 @@ class RolloutColumns:
         if name == "row":
             return np.arange(len(self))
         return self.numbers[name] if name in self.numbers else getattr(self, name)[self.group]
+
+    def base(self, index: int) -> int:
+        """Returns the index that all strings of one token stand for."""
+        first = len(self.strings) - len(self.bases)
+        return index if index < first else self.bases[index - first]
 
     def text(self, ids: np.ndarray) -> str:
         return "".join(self.strings[index] for index in ids)
@@ -125,7 +135,7 @@ class RolloutColumns:
         chosen: dict[tuple[int, ...], int] = {}
         for group in dict.fromkeys(self.group[rows].tolist()):
             if len(chosen) < count:
-                chosen.setdefault(tuple(self.targets[group].tolist()), group)
+                chosen.setdefault(tuple(map(self.base, self.targets[group].tolist())), group)
         order = np.argsort(self.sample_index, kind="stable")
         return [(group, order[self.group[order] == group].tolist()) for group in chosen.values()]
 
@@ -141,6 +151,7 @@ class RolloutColumns:
             | {name: getattr(self, name).astype(kind).tobytes() for name, kind in kinds.items()}
             | {
                 "strings": self.strings,
+                "bases": self.bases,
                 "clicked": np.flatnonzero(self.clicked).tolist(),
                 "numbers": {name: values.astype("<f4").tobytes() for name, values in self.numbers.items()},
                 "cosines": None if self.cosines is None else self.cosines.astype("<f4").tobytes(),
@@ -174,7 +185,7 @@ def rollout_columns(frame: pd.DataFrame, decode: Decode, known: dict[int, str] |
     before = _ragged(frame["prefix_ids"].iloc[first], "prefix_ids", ids=True, last=width)
     strings, index = _strings(np.concatenate([rolled[0], true[0], before[0]]), decode, {} if known is None else known)
     width = max([*rolled[1], *true[1]], default=0)
-    targets = _padded(index[true[0]], true[1], width)
+    tokens, targets = (_padded(index[flat], lengths, width) for flat, lengths in (rolled, true))
     if (unlike := np.flatnonzero((targets[first[group]] != targets).any(1))).size:
         where = ", ".join(f"{name} {keys[name][unlike[0]]}" for name in KEYS)
         raise ValueError(f"the rollouts of {where} have different references; they must share one")
@@ -187,11 +198,18 @@ def rollout_columns(frame: pd.DataFrame, decode: Decode, known: dict[int, str] |
         per_token[name] = _padded(values.astype(np.float32), lengths, width, np.nan)
     frame = frame.assign(logprob=np.nansum(per_token["logprobs"], 1, dtype=np.float64))
     numbers = {c.name: frame[c.name].to_numpy(np.float32, na_value=np.nan) for c in FIELDS if c.digits is not None}
+    prefixes = _padded(index[before[0]][::-1], before[1][::-1], max(before[1], default=0))[::-1, ::-1]
+    ids = np.concatenate([[-1], np.flatnonzero(index)])  # the token id of each string
+    targets = targets[first]
+    added = _with_whole_characters(
+        ids, decode, [(tokens, prefixes[group]), (targets, prefixes), (prefixes, prefixes[:, :0])]
+    )
     return RolloutColumns(
-        strings=strings,
-        tokens=_padded(index[rolled[0]], rolled[1], width),
-        targets=targets[first],
-        prefixes=_padded(index[before[0]][::-1], before[1][::-1], max(before[1], default=0))[::-1, ::-1],
+        strings=[*strings, *(text for _, text in added)],
+        bases=[base for base, _ in added],
+        tokens=tokens,
+        targets=targets,
+        prefixes=prefixes,
         logprobs=per_token["logprobs"],
         cosines=per_token.get("cosines"),
         group=group,
@@ -240,3 +258,31 @@ def _strings(ids: np.ndarray, decode: Decode, known: dict[int, str]) -> tuple[li
             text = decode([token]) or f"<{token}>"
             known[token] = text.encode("utf-8", "backslashreplace").decode("utf-8")  # lone surrogates cannot be sent
     return ["", *(known[token] for token in distinct)], np.cumsum(seen) * seen
+
+
+def _with_whole_characters(
+    ids: np.ndarray, decode: Decode, tables: list[tuple[np.ndarray, np.ndarray]]
+) -> list[tuple[int, str]]:
+    """Gives tokens that hold parts of characters, in place, the strings that they have after the tokens before them.
+
+    A character then belongs to the token that completes it (see `texts_of`). `tables` are tables of indices, each with the
+    prefixes of its rows; `ids` are the tokens' ids by index. Returns the added strings, each with its token's index. In a
+    table, only the first `MOST_JOINED` such rows are changed.
+    """
+    partial = np.array([False, *(part_of(decode, int(token)) is not None for token in ids[1:])])
+    added: dict[tuple[int, str], int] = {}
+    for table, before in tables if partial.any() else []:
+        for row in np.flatnonzero(partial[table].any(1))[:MOST_JOINED]:
+            begun = before[row][_last_whole(partial[before[row]]) :]
+            places = np.flatnonzero(table[row])
+            texts = texts_of(decode, ids[np.concatenate([begun, table[row, places]])].tolist())[len(begun) :]
+            for place, text in zip(places.tolist(), texts, strict=True):
+                if partial[index := int(table[row, place])]:
+                    table[row, place] = added.setdefault((index, text), len(ids) + len(added))
+    return [*added]
+
+
+def _last_whole(partial: np.ndarray) -> int:
+    """Returns how many tokens precede the last run of tokens with parts of characters."""
+    whole = np.flatnonzero(~partial)
+    return int(whole[-1]) + 1 if whole.size else 0

@@ -12,6 +12,7 @@ from refine_lab.text import shorten
 from widgets.core.base import Widget
 from widgets.core.packing import PACKED
 from widgets.figures.tables import visible
+from widgets.parts.token_text import texts_of
 
 MOST_PAIRS = 200
 """Maximum number of pairs on a page; Python has all of them."""
@@ -19,6 +20,8 @@ PREFIX_TOKENS = 12
 """Number of final prefix tokens that are shown."""
 LONGEST = 40
 """Maximum number of characters of a token that are shown."""
+PART = "…"
+"""Text of a token that holds the beginning of a character which a later token completes."""
 Strings = Callable[[Sequence[int]], str]
 
 
@@ -84,16 +87,16 @@ def _group(rows: pd.DataFrame, string: Strings) -> dict[str, Any]:
     first = rows.iloc[0]
     side = (first["sequence_id_a"], first["sequence_id_b"])
     where = "" if side == (0, 0) else f", sequence {side[0]}" + (f" and {side[1]}" if side[0] != side[1] else "")
-    prefix = "".join(string([int(token)]) for token in list(first["prefix_ids"])[-PREFIX_TOKENS:])
+    before = list(first["prefix_ids"])[-PREFIX_TOKENS:]
     return {
         "place": f"Position {first['position']:,}{where}",
-        "prefix": visible(prefix),
-        "reference": _texts(first["target_ids"], string),
-        "rows": [_row(row, string) for row in rows.to_dict("records")],
+        "prefix": visible("".join(texts_of(string, before))),
+        "reference": _texts(before, first["target_ids"], string),
+        "rows": [_row(row, before, string) for row in rows.to_dict("records")],
     }
 
 
-def _row(row: Mapping[Any, Any], string: Strings) -> dict[str, Any]:
+def _row(row: Mapping[Any, Any], before: Sequence[int], string: Strings) -> dict[str, Any]:
     target = list(row["target_ids"])
     found: dict[str, Any] = {
         "index": int(row["sample_index"]),
@@ -102,11 +105,13 @@ def _row(row: Mapping[Any, Any], string: Strings) -> dict[str, Any]:
     }
     for side in ("a", "b"):
         ids = list(row[f"rollout_ids_{side}"])
-        found[side] = _texts(ids, string)
+        found[side] = _texts(before, ids, string)
         found[f"match_{side}"] = [bool(x == y) for x, y in zip(ids, target, strict=False)]
         found[f"numbers_{side}"] = [float(row[f"{name}_{side}"]) for name in ("logprob", "binary", "reward")]
     return found
 
 
-def _texts(ids: Sequence[int], string: Strings) -> list[str]:
-    return [shorten(visible(string([int(token)])), LONGEST) for token in ids]
+def _texts(before: Sequence[int], ids: Sequence[int], string: Strings) -> list[str]:
+    """Returns the text of each token after those `before`, which may have begun its first character."""
+    texts = texts_of(string, [*before, *ids])[len(before) :]
+    return [shorten(visible(text), LONGEST) if text else PART for text in texts]

@@ -86,17 +86,72 @@ def token_text(tokenizer: Any, token_ids: Any) -> TokenText:
     return TokenText(text, np.searchsorted(ends, bounds, side="right"))
 
 
+class TokenStrings:
+    """Maps one token, in a list, to its string, with its leading space; part of a character shows its bytes, as `\\xe2`."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._strings: dict[int, str] = {}
+        self._parts: dict[int, bytes | None] = {}
+        try:
+            self._bytes = _vocabulary(tokenizer)[0]
+        except ValueError:  # a tokenizer whose tokens have no bytes
+            self._bytes = lambda name: b""
+
+    def __call__(self, ids: Sequence[int]) -> str:
+        token = int(ids[0])
+        if token not in self._strings:
+            self._strings[token] = _tokenizer_string(self.tokenizer, token)
+        return self._strings[token]
+
+    def part(self, token: int) -> bytes | None:
+        """Returns the bytes of a token that begins or ends inside a character; None for whole characters."""
+        if token not in self._parts:
+            data = self._bytes(self.tokenizer.convert_ids_to_tokens(token) or "")
+            try:
+                data.decode()
+            except UnicodeDecodeError:
+                self._parts[token] = data
+            else:
+                self._parts[token] = None
+        return self._parts[token]
+
+
 def token_decoder(decode: Any) -> Decode:
     """Returns a function from one token to its string; `decode` maps token ids to text, or is a transformers tokenizer.
 
-    With a tokenizer, tokens keep their leading space, and a token that is part of a character shows its bytes, as
-    `\\xe2`. Raises ValueError for anything else.
+    With a tokenizer, the result is `TokenStrings`. Raises ValueError for anything else.
     """
     if hasattr(decode, "convert_ids_to_tokens"):
-        return lambda ids: _tokenizer_string(decode, int(ids[0]))
+        return TokenStrings(decode)
     if not callable(decode):
         raise ValueError(f"decode must be a function from token ids to text, or a tokenizer, got {decode!r}")
     return cast(Decode, decode)
+
+
+def part_of(decode: Decode, token: int) -> bytes | None:
+    """Returns the bytes of a token that holds part of a character (`TokenStrings.part`), if `decode` knows them."""
+    return decode.part(token) if isinstance(decode, TokenStrings) else None
+
+
+def texts_of(decode: Decode, ids: Sequence[int]) -> list[str]:
+    """Returns the text of each of the tokens in turn, with whole characters.
+
+    A character that spans several tokens belongs to the one that completes it; the others are empty. The bytes of a
+    character that is never completed are written out, as `\\xe2`.
+    """
+    texts: list[str] = []
+    pending = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+    for token in map(int, ids):
+        data = part_of(decode, token)
+        if data is None or not 0x80 <= data[0] < 0xC0:  # it completes nothing
+            if texts:
+                texts[-1] += pending.decode(b"", final=True)
+            pending.reset()
+        texts.append(decode([token]) if data is None else pending.decode(data))
+    if texts:
+        texts[-1] += pending.decode(b"", final=True)
+    return texts
 
 
 def _tokenizer_string(tokenizer: Any, token: int) -> str:

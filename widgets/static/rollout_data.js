@@ -11,9 +11,9 @@ const INTEGERS = { group: Int32Array, sample_index: Int32Array, step: Int32Array
 const KINDS = { ...INTEGERS, sequence_id: Float64Array, logprobs: Float32Array };
 
 /** The `columns` trait as typed arrays; a token is an index into `strings`, 0 for none. */
-export function unpackRollouts({ rows = 0, groups = 0, width = 0, prefix = 0, strings = [""], ...columns }) {
+export function unpackRollouts({ rows = 0, groups = 0, width = 0, prefix = 0, strings = [""], bases = [], ...columns }) {
   const small = strings.length <= 2 ** 16 ? Uint16Array : Uint32Array;
-  const data = { rows, groups, width, prefix, strings, orders: new Map(), texts: {}, numbers: {} };
+  const data = { rows, groups, width, prefix, strings, bases, orders: new Map(), texts: {}, numbers: {} };
   for (const [name, Kind] of Object.entries({ tokens: small, targets: small, prefixes: small, ...KINDS })) {
     data[name] = typed(columns[name], Kind) ?? new Kind(0);
   }
@@ -96,9 +96,12 @@ export function lengthOf({ width }, ids, row) {
   return length < 0 ? width : length;
 }
 
+/** The index that all strings of one token stand for. */
+const baseOf = ({ strings, bases }, index) => bases[index - strings.length + bases.length] ?? index;
+
 export function isMatch(data, row, i) {
-  const token = data.tokens[row * data.width + i];
-  return token !== 0 && token === data.targets[data.group[row] * data.width + i];
+  const token = baseOf(data, data.tokens[row * data.width + i]);
+  return token !== 0 && token === baseOf(data, data.targets[data.group[row] * data.width + i]);
 }
 
 // -- filters and order ------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ export function tokenCell(parent, data, token, { match = false, cosine = NaN, is
   for (const [text, sign, hit] of markedParts(beginning(data.strings[token]), hits)) {
     html(hit ? "mark" : "span", sign ? "sign" : "", cell, text);
   }
+  if (!data.strings[token]) html("span", "sign", cell, "…"); // a later token completes the character
   const style = `width: ${Math.min(Math.abs(cosine), 1) * 100}%`;
   if (Number.isFinite(cosine)) html("span", { class: cosine < 0 ? "bar below" : "bar", style }, cell);
   return cell;
@@ -62,7 +63,7 @@ export function rolloutCells(parent, data, row, wanted = "") {
     const facts = [`logprob ${decimals(data.logprobs[at])}`];
     if (data.cosines) facts.push(`cosine ${decimals(data.cosines[at])}`);
     if (isMatch(data, row, i)) facts.push("matches the reference");
-    cell.title = `${visible(beginning(data.strings[data.tokens[at]]))}\n${facts.join(" · ")}`;
+    cell.title = `${visible(beginning(data.strings[data.tokens[at]])) || "part of a character"}\n${facts.join(" · ")}`;
   });
 }
 
