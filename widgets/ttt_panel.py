@@ -24,12 +24,14 @@ from refine_lab.training.held_out_rest import SHARE
 from refine_lab.ttt_config import TTTConfig
 from refine_lab.validation import require
 from widgets.core.page import save_page
+from widgets.figures.tables import Table
 from widgets.memory_links import memory_of_ttt
 from widgets.memory_view import MemoryView
 from widgets.parts.controls import in_rows, method_boxes, show_kept, ttt_fields
 from widgets.parts.number_field import show_refusals
 from widgets.parts.page_about import fields_about
 from widgets.parts.rest_result import sentence
+from widgets.parts.text_tables import TextTables
 from widgets.parts.ttt_adapting import AdaptingPanel, Weights, how_adapted, weights_sentence
 from widgets.parts.ttt_prompt import BETWEEN, PromptFields
 from widgets.token_map import TokenMap
@@ -248,11 +250,21 @@ class TTTPanel(AdaptingPanel):
         """Returns a view of what the answer to the prompt depends on, shown again whenever the weights have changed."""
         return memory_of_ttt(self)
 
-    def save_html(self, path: Path | str, title: str = "Test-time training") -> Path:
-        """Writes one offline HTML file with the result on the remainder, curves, answers and document."""
-        said = " ".join(map(sentence, self.result.results)) or self.notice.status
+    def save_html(
+        self, path: Path | str, title: str = "Test-time training", *, more: Sequence[Table] = (), conclusion: str = ""
+    ) -> Path:
+        """Writes one offline HTML file with the result on the remainder, curves, answers and document.
+
+        `more`: tables below them, such as those over all prompts, and `conclusion`: a sentence about them.
+        """
+        said = " ".join([conclusion, *map(sentence, self.result.results)]).strip() or self.notice.status
         about = fields_about(said, self.model, self.token_map.text, self.fields)
-        return save_page(path, self.result, self.curves, self._beside, self.token_map, title=title, about=about)
+        tables = TextTables.of(more)
+        try:
+            shown = [self.result, self.curves, self._beside, self.token_map, *([tables] if tables.tables else [])]
+            return save_page(path, *shown, title=title, about=about)
+        finally:
+            tables.close()  # an executed notebook stores every open widget
 
     def __repr__(self) -> str:
         methods = ", ".join(self.results) or self.fields["method"].value

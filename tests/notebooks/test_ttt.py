@@ -59,7 +59,8 @@ def test_the_embedded_task_and_again(tmp_path):
     assert "gain beyond noise: the loss on the held-out remainder changes by" in panel
     assert "REFINE, 2 steps" in panel and "Original weights restored exactly (2 updates undone)." in panel
     assert (tmp_path / "out.ipynb").stat().st_size < 1_000_000
-    assert '"label": "before adaptation"' in (tmp_path / "ttt-tiny-deltanet.html").read_text(encoding="utf-8")
+    page = (tmp_path / "ttt-tiny-deltanet.html").read_text(encoding="utf-8")
+    assert '"label": "before adaptation"' in page and "loss after (nats)" in page  # the panel and all prompts
     first = {method: (run.path, run.answers()) for method, run in runs(tmp_path).items()}
     assert {method: len(answers) for method, (_, answers) in first.items()} == {"none": 3, "sft": 3, "refine": 3}
     assert papermill(tmp_path, **settings)[0] == 0

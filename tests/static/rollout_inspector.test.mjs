@@ -100,6 +100,12 @@ test("matches and lengths: a place without a token is none", () => {
   assert.equal(js.lengthOf(data, data.targets, 1), 3);
 });
 
+test("a token matches itself, whatever character it completes", () => {
+  const added = { strings: [...STRINGS, "中", "文"], bases: [2, 2] };
+  const whole = js.unpackRollouts(packed({ ...added, tokens: view(Uint16Array.of(5, 2, 3, ...Array(12).fill(1))), targets: view(Uint16Array.of(6, 1, 3, 1, 1, 1)) }));
+  assert.deepEqual([0, 1, 2].map((i) => js.isMatch(whole, 0, i)), [true, false, true]);
+});
+
 test("the best of a position, where it has several", () => {
   assert.deepEqual([...js.bestRows(data, data.numbers.reward, Int32Array.of(0, 1, 2, 3, 4))], [0, 3]);
   assert.deepEqual([...js.bestRows(data, data.numbers.reward, Int32Array.of(0, 1))], [-1, -1]);

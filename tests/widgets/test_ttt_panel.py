@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -26,6 +27,7 @@ from refine_lab.ttt_config import TTTConfig
 from tests.support.refusals import refused
 from tests.support.small_document import SECONDS, TEXT, wait_for, worker  # noqa: F401
 from widgets.core.packing import unpack
+from widgets.figures.tables import Table
 from widgets.ttt_panel import TTTPanel
 
 pytestmark = pytest.mark.process
@@ -260,9 +262,12 @@ def test_a_page_of_ttt_holds_the_answers(worker: Worker, tmp_path: Path) -> None
     panel = TTTPanel(text=TEXT, question="area", worker=worker, config=TTTConfig(refine=None, steps=1, lr=1e-4))
     panel.start().result(SECONDS)
     panel.reset().result(SECONDS)
-    page = panel.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
+    all_prompts = Table(pd.DataFrame({"method": ["SFT"], "loss after": ["2.5"]}), "All prompts")
+    page = panel.save_html(tmp_path / "page.html", more=[all_prompts], conclusion="SFT is best.").read_text("utf-8")
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     states = [part["state"] for part in json.loads(data)["widgets"]]
+    assert states[-1]["tables"][0]["rows"] == [["SFT", "2.5"]]
+    assert json.loads(data)["head"]["conclusion"].startswith("SFT is best. ")
     (result,) = states[0]["results"]
     assert f"{result['verdict']}: {result['details']}".casefold() == panel.rest.sentence.casefold()
     assert [row["answer"] for row in states[2]["rows"]] == [*panel.answers.values()]
