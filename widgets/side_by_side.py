@@ -355,8 +355,8 @@ def _setting_fields() -> dict[str, NumberField]:
 def _step_fields() -> dict[str, Any]:
     """Returns the fields of the recorded rollouts that are compared."""
     return {
-        "run": run_picker("run", "a run with recorded rollouts"),
+        "run": run_picker("run", "a run with recorded rollouts", "34em"),
         "step": field(IntText, "step", 1),
-        "other_run": run_picker("other run", "the same run"),
+        "other_run": run_picker("other run", "the same run", "34em"),
         "other_step": field(IntText, "step of the other", 2),
     }

@@ -226,7 +226,7 @@ class TTTPanel(AdaptingPanel):
         """
         self._require_idle()
         place = self.fields["folder"].value if folder is None else str(folder)
-        name = self.fields["saved"].value if method is None else method
+        name = (self.fields["saved"].value or None) if method is None else method
 
         def show(path: Path) -> Path:
             which = f"The weights of {name} are saved" if name else "Saved"

@@ -60,7 +60,7 @@ def test_methods_are_compared_from_the_same_weights(worker: Worker, tmp_path: Pa
     assert panel.notice.status.startswith("After 2 steps each: loss ")
     wait_for(lambda: panel.fields["weights"].value.startswith("Adapted with REFINE (2 updates)."))
     assert "No copy" not in panel.fields["weights"].value
-    assert [value for _, value in panel.fields["saved"].options] == [None, "SFT", "REFINE"]
+    assert [value for _, value in panel.fields["saved"].options] == ["", "SFT", "REFINE"]
     panel.fields["saved"].value = "SFT"
     other = panel.save_weights(tmp_path / "refine", "REFINE")
     paths = {"SFT": panel.save_weights(tmp_path / "sft").result(SECONDS), "REFINE": other.result(SECONDS)}
@@ -72,7 +72,7 @@ def test_methods_are_compared_from_the_same_weights(worker: Worker, tmp_path: Pa
     assert panel.reset().result(SECONDS) == 2
     assert worker.call("as_loaded", model="tiny-deltanet")
     wait_for(lambda: panel.fields["saved"].layout.display == "none")
-    assert panel.fields["saved"].value is None and panel.buttons["save"].disabled
+    assert panel.fields["saved"].label == "current weights" and panel.buttons["save"].disabled
 
 
 def test_which_methods_can_be_compared(worker: Worker) -> None:

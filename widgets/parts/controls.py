@@ -117,16 +117,16 @@ def ttt_fields(
 
 def _kept_weights() -> Dropdown:
     """Returns the choice of the weights to save, hidden while only the current ones can be saved."""
-    made = field(Dropdown, "weights to save", None, options=[(CURRENT, None)])
+    made = field(Dropdown, "weights to save", "", options=[(CURRENT, "")])
     made.layout.display = "none"
     return made
 
 
 def show_kept(choice: Dropdown, kept: Sequence[str]) -> None:
     """Lists the methods whose weights are kept after the current weights; a choice stays while it is listed."""
-    options = [(CURRENT, None), *((f"{method}, as compared", method) for method in kept)]
+    options = [(CURRENT, ""), *((f"{method}, as compared", method) for method in kept)]
     if tuple(options) != choice.options:
         chosen = choice.value
         choice.options = options
-        choice.value = chosen if chosen in kept else None
+        choice.value = chosen if chosen in kept else ""
     choice.layout.display = "" if kept else "none"

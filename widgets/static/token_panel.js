@@ -54,6 +54,7 @@ export function buildPanel(el) {
 // -- legend -----------------------------------------------------------------------------------------------------------
 
 const DIGIT = 6.5; // pixels of a character of a label, at most
+const GAP = 5; // pixels between two labels, at least
 const STRIP_WIDTH = 210;
 
 /** Texts of values with as many digits as keep them apart on the scale, three at least. */
@@ -79,7 +80,7 @@ export function scaleLabels(metric) {
   texts.push((metric.above ? "≥ " : "") + texts.pop());
   const labels = [low, ...between, high].map((value, i) => [value, texts[i]]);
   const place = ([value]) => shareOf(metric, value) * STRIP_WIDTH;
-  const apart = (one, other) => Math.abs(place(one) - place(other)) > (DIGIT * (one[1].length + other[1].length)) / 2;
+  const apart = (one, other) => Math.abs(place(one) - place(other)) > (DIGIT * (one[1].length + other[1].length)) / 2 + GAP;
   const kept = labels.slice(0, 1);
   for (const label of labels.slice(1, -1)) if (apart(kept.at(-1), label) && apart(label, labels.at(-1))) kept.push(label);
   return [...kept, labels.at(-1)];
