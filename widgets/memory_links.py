@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from widgets.memory_view import MemoryView
 from widgets.token_map import token_text
 
-_VIEWS: WeakKeyDictionary[Any, MemoryView] = WeakKeyDictionary()
+_VIEWS: WeakKeyDictionary[Any, ref[MemoryView]] = WeakKeyDictionary()
 """The view that follows each panel."""
 
 
@@ -71,8 +71,8 @@ def memory_of_ttt(panel: Any) -> MemoryView:
 
 def _replace(panel: Any, view: MemoryView) -> None:
     """Ends the following of the panel's earlier view, so that a cell that is run again does no work twice."""
-    earlier = _VIEWS.get(panel)
-    _VIEWS[panel] = view
-    if earlier is not None and earlier.comm is not None:
+    earlier = _VIEWS[panel]() if panel in _VIEWS else None
+    _VIEWS[panel] = ref(view)
+    if earlier is not None:
         earlier.end_following()
         earlier.report("This view no longer follows its panel: a newer view does.")
