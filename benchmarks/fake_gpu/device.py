@@ -140,7 +140,7 @@ def _answer_for_triton() -> None:
 
 
 def count_launches(count: Callable[[str, dict[str, Any]], None]) -> None:
-    """Calls `count` with a kernel's name and arguments in the place of each launch; the first of its variants stands for all."""
+    """Calls `count` with a kernel's name and arguments in the place of each launch; its first variant stands for all."""
     from triton.runtime.autotuner import Autotuner
     from triton.runtime.jit import JITFunction
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +18,8 @@ MOST_ROWS = 64
 """Largest micro-batch that is tried."""
 
 
-def measure(case: Case, before: Callable[[], object] = lambda: None) -> dict[str, Any]:
-    """Returns the figures of one step in the steady state, with Adam's moments; `before` is called at its beginning."""
+def measure(case: Case) -> dict[str, Any]:
+    """Returns the figures of one step in the steady state, with Adam's moments and the last step's gradients in memory."""
     gc.collect()
     with watching() as watch, middle_positions():
         with torch.device("cuda"):
@@ -33,29 +32,28 @@ def measure(case: Case, before: Callable[[], object] = lambda: None) -> dict[str
             parameter.register_post_accumulate_grad_hook(lambda p: watch.ledger.mark([p.grad], "gradients"))
         stream = case.rows * case.length * policy.config.hidden_size
         watch.begin(stream=None if step.dtype == "float32" else stream)
-        before()
         step.run(case.length)
         return _figures(watch, case, policy)
 
 
-def best_micro_batch(case: Case, one: dict[str, Any]) -> dict[str, Any]:
-    """Returns the largest micro-batch whose peak is below `MEMORY`, with its estimated speed; `one` are the case's figures.
+def best_micro_batch(case: Case, one: dict[str, Any], memory: float = MEMORY) -> dict[str, Any]:
+    """Returns the largest micro-batch whose peak is below `memory` GiB, with its estimated speed; `one`: the case's figures.
 
     Activations grow with the rows, and nothing else does; more rows never make a token slower, since each launch then
     does more. The peak of the micro-batch is measured, and it is made smaller until it fits.
     """
     peak, rows = one["peak_gib"], case.rows
     fixed = peak["weights"] + peak["moments"] + max(peak["gradients"], peak["weights"] if peak["moments"] else 0.0)
-    most = int((MEMORY - fixed) / (peak["activations"] / rows))
+    most = int((memory - fixed) / (peak["activations"] / rows))
     found = one
     for tried in range(min(most, MOST_ROWS), rows, -1):
         found = measure(replace(case, rows=tried))
-        if found["peak_gib"]["total"] < MEMORY:
+        if found["peak_gib"]["total"] < memory:
             rows = tried
             break
     else:
         found = one
-    fits = found["peak_gib"]["total"] < MEMORY
+    fits = found["peak_gib"]["total"] < memory
     return {
         "micro_batch_size": rows if fits else None,
         "tokens_per_second_estimate": found["tokens_per_second"] if fits else None,

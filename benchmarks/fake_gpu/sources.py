@@ -30,7 +30,7 @@ PHASES = {
     "read_document": "read",
     "rollouts_at": "sample",
 }
-"""Qualified name of a function -> the phase of a step; the outermost call counts, so that a rollout's reading is `sample`."""
+"""Qualified name of a function -> the phase of a step; of several calls, the innermost counts."""
 
 
 class Place(NamedTuple):
@@ -45,7 +45,7 @@ def place() -> Place:
     frame, phase, own, other = sys._getframe(1), None, None, None
     while frame is not None:
         found, label, ours = _known(frame.f_code)
-        phase = found or phase
+        phase = phase or found
         if label is not None and own is None:
             if ours:
                 own = f"{label}:{frame.f_lineno}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorDeviceMismatchError, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map
 
@@ -23,7 +23,6 @@ BY_VALUE = frozenset("nonzero masked_select _unique2 unique_dim unique_consecuti
 """Operations whose result's shape, or whose result, is known only when the device has finished."""
 INDEXING = frozenset("index index_put index_put_ _unsafe_index".split())
 WIDE = (torch.float32, torch.float64)
-DIFFERENT_DEVICES = "found two different devices"
 
 
 class FakeDevice(FakeTensorMode):
@@ -91,13 +90,12 @@ class Watch(TorchDispatchMode):
         if not _indexes_across(func, args):
             try:
                 return func(*args, **kwargs)
-            except RuntimeError as error:
-                if DIFFERENT_DEVICES not in str(error):
-                    raise
+            except FakeTensorDeviceMismatchError:
+                pass
         self.mismatches[line] += 1
 
         def moved(x: Any) -> Any:
-            return x.to("cuda") if isinstance(x, Tensor) and x.device.type == "cpu" else x
+            return torch.empty_like(x, device="cuda") if isinstance(x, Tensor) and not _on_cuda(x) else x
 
         return func(*tree_map(moved, args), **tree_map(moved, kwargs))
 
@@ -107,7 +105,9 @@ class Watch(TorchDispatchMode):
         if _on_cuda(x):
             self.synchronisations[line] += 1
         if value is None:
-            raise RuntimeError(f"{line} asks for an integer that is computed from activations, which have no values here")
+            raise RuntimeError(
+                f"{line} asks for an integer that is computed from activations, which have no values here"
+            )
         with _disable_current_modes():
             return value.item()
 
@@ -144,19 +144,29 @@ class Watch(TorchDispatchMode):
             return True
         if name.startswith("index_put"):
             return args[0] if name == "index_put_" else torch.empty_like(args[0])
-        if name == "index":  # the shape follows from the mask alone
-            places = [known(x).nonzero(as_tuple=True) if _is_mask(x) else (x,) for x in args[1]]
-            indices = [x.to(args[0].device) if isinstance(x, Tensor) else x for each in places for x in each]
-            out = torch.ops.aten.index.Tensor(args[0], indices)
-            if known(args[0]) is not None:
-                give(out, computed(func, args, kwargs))
-            return out
+        if name == "index":  # the shape follows from the masks alone
+            return self._chosen(func, args)
         device = next(x.device for x in args if isinstance(x, FakeTensor))
 
         def fake(x: Any) -> Any:
             return give(torch.empty(x.shape, dtype=x.dtype, device=device), x) if isinstance(x, Tensor) else x
 
         return tree_map(fake, computed(func, args, kwargs))
+
+    def _chosen(self, func: Any, args: tuple) -> Tensor:
+        """Returns what masks choose from a tensor: each mask counts as the places that it holds."""
+        indices = []
+        for x in args[1]:
+            if not _is_mask(x):
+                indices.append(x)
+                continue
+            with _disable_current_modes():
+                count, axes = int(known(x).count_nonzero()), x.dim()
+            indices += [torch.empty(count, dtype=torch.int64, device=args[0].device) for _ in range(axes)]
+        out = func(args[0], indices)
+        if known(args[0]) is not None:
+            give(out, computed(func, args, {}))
+        return out
 
 
 def _on_cuda(x: Any) -> bool:
@@ -181,27 +191,34 @@ def watching() -> Iterator[Watch]:
 
     watch = Watch()
     count_launches(watch.triton)
-    originals = {name: getattr(Tensor, name) for name in ("tolist", "numpy")}
+    with fused_attention(), _listed(watch), FakeDevice(allow_non_fake_inputs=True), watch:
+        yield watch
 
-    def answered(name: str) -> Callable[..., Any]:
-        original = originals[name]
 
-        def method(self: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if not isinstance(self, FakeTensor):
-                return original(self, *args, **kwargs)
-            with _disable_current_modes():
-                return original(watch.listed(self.detach()), *args, **kwargs)
+@contextmanager
+def _listed(watch: Watch) -> Iterator[None]:
+    """Lets `tolist` and `numpy` of fake tensors return values, each by one copy of the whole tensor."""
+    fake: Any = FakeTensor
+    original = fake.tolist
 
-        return method
+    def values(x: Tensor) -> Tensor:
+        found = watch.listed(x)
+        return found.detach() if found.requires_grad else found
 
-    for name in originals:
-        setattr(Tensor, name, answered(name))
+    def tolist(self: Tensor) -> Any:
+        with _disable_current_modes():
+            return values(self).tolist()
+
+    def numpy(self: Tensor, *, force: bool = False) -> Any:
+        with _disable_current_modes():
+            return values(self).numpy()
+
+    fake.tolist, fake.numpy = tolist, numpy
     try:
-        with fused_attention(), FakeDevice(allow_non_fake_inputs=True), watch:
-            yield watch
+        yield
     finally:
-        for name, original in originals.items():
-            setattr(Tensor, name, original)
+        fake.tolist = original
+        del fake.numpy
 
 
 def fp32_streams(watch: Watch, made: Iterable[Allocation], weights: set[tuple[int, ...]]) -> dict[str, float]:
