@@ -37,28 +37,30 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def best_micro_batch(case: Case, one: dict[str, Any], memory: float = MEMORY) -> dict[str, Any]:
-    """Returns the largest micro-batch whose peak is below `memory` GiB, with its estimated speed; `one`: the case's figures.
+    """Returns the quickest micro-batch whose peak is below `memory` GiB, with its estimated speed; `one`: the case's figures.
 
-    Activations grow with the rows, and nothing else does; more rows never make a token slower, since each launch then
-    does more. The peak of the micro-batch is measured, and it is made smaller until it fits.
+    More rows never make a token slower, since every launch does more; so the largest that fits is looked for. The first
+    guess is that all activations grow with the rows, and the next ones follow the line through the measured peaks.
     """
-    peak, rows = one["peak_gib"], case.rows
-    fixed = peak["weights"] + peak["moments"] + max(peak["gradients"], peak["weights"] if peak["moments"] else 0.0)
-    most = int((memory - fixed) / (peak["activations"] / rows))
-    found = one
-    for tried in range(min(most, MOST_ROWS), rows, -1):
-        found = measure(replace(case, rows=tried))
-        if found["peak_gib"]["total"] < memory:
-            rows = tried
+    peak = one["peak_gib"]
+    fixed = 4 * peak["weights"] if peak["moments"] else peak["weights"]  # Adam's moments, and gradients at another time
+    found, rows = {case.rows: one}, int((memory - fixed) / peak["activations"] * case.rows)
+    for _ in range(3):
+        rows = min(max(rows, case.rows), MOST_ROWS)
+        if rows in found:
             break
-    else:
-        found = one
-    fits = found["peak_gib"]["total"] < memory
+        found[rows] = measure(replace(case, rows=rows))
+        slope = (found[rows]["peak_gib"]["total"] - peak["total"]) / (rows - case.rows)
+        rows = case.rows + int((memory - peak["total"]) / slope)
+    fitting = {rows: figures for rows, figures in found.items() if figures["peak_gib"]["total"] < memory}
+    if not fitting:
+        return {"micro_batch_size": None, "tokens_per_second_estimate": None}
+    best = max(fitting, key=lambda rows: fitting[rows]["tokens_per_second"])
     return {
-        "micro_batch_size": rows if fits else None,
-        "tokens_per_second_estimate": found["tokens_per_second"] if fits else None,
-        "micro_batch_peak_gib": found["peak_gib"],
-        "micro_batch_phases": found["phases"],
+        "micro_batch_size": best,
+        "tokens_per_second_estimate": fitting[best]["tokens_per_second"],
+        "micro_batch_peak_gib": fitting[best]["peak_gib"],
+        "micro_batch_phases": fitting[best]["phases"],
     }
 
 

@@ -157,4 +157,4 @@ def test_the_best_micro_batch_is_the_largest_that_fits(found):
     tokens = search["micro_batch_size"] * 512
     assert search["tokens_per_second_estimate"] == pytest.approx(tokens / seconds)
     assert search["tokens_per_second_estimate"] > one["tokens_per_second"]
-    assert found["no room"]["micro_batch_size"] is None and found["no room"]["tokens_per_second_estimate"] is None
+    assert found["no room"] == {"micro_batch_size": None, "tokens_per_second_estimate": None}
