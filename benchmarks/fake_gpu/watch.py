@@ -54,6 +54,8 @@ class Watch(TorchDispatchMode):
             return func(*args, **kwargs)
         if name == "_local_scalar_dense":
             return self._number(args[0])
+        if name == "_pin_memory":  # without a device there is no pinned memory
+            return give(torch.empty_like(args[0], device="cpu"), known(args[0]))
         where = place()
         self._copied_between_devices(name, args, kwargs, where.line)
         if self._needs_values(name, args, kwargs):
