@@ -115,7 +115,7 @@ class Watch(TorchDispatchMode):
 
     def listed(self, x: Tensor) -> Tensor:
         """Returns the values that `tolist` or `numpy` asks for, for which Python waits if they are on the device."""
-        if _on_cuda(x):
+        if _on_cuda(x) and x.numel():
             self.synchronisations[place().line] += 1
         return as_list(x)
 
@@ -129,7 +129,7 @@ class Watch(TorchDispatchMode):
             waits = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
         else:
             return
-        if waits and target.type != source.type:
+        if waits and target.type != source.type and args[0].numel():
             self.synchronisations[line] += 1
 
     def _needs_values(self, name: str, args: tuple, kwargs: Mapping[str, Any]) -> bool:

@@ -47,7 +47,9 @@ def test_the_best_micro_batch_is_that_of_the_file():
     found, document = figures("fake_gpu"), re.sub(r"\s+", " ", text())
     estimate, peak = found["tokens_per_second_estimate"], found["micro_batch_peak_gib"]["total"]
     assert peak < MEMORY
-    sentence = f"{round(estimate, -2):,.0f} tokens/s, in micro-batches of {found['micro_batch_size']} rows ({peak:.0f} GiB)"
+    sentence = (
+        f"{round(estimate, -2):,.0f} tokens/s, in micro-batches of {found['micro_batch_size']} rows ({peak:.0f} GiB)"
+    )
     assert sentence in document
 
 
