@@ -48,7 +48,9 @@ class Watch(TorchDispatchMode):
         self.mismatches: Counter[str] = Counter()
         self.ledger.begin()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
         if name in ("device", "size"):
             return func(*args, **kwargs)
@@ -87,7 +89,7 @@ class Watch(TorchDispatchMode):
             self.mismatches[where.line] += 1
         self.roofline.add_triton(where.phase, name, arguments)
 
-    def _shapes(self, func: Any, args: tuple, kwargs: dict[str, Any], line: str) -> Any:
+    def _shapes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], line: str) -> Any:
         """Returns the operation's fake results; arguments on two devices are noted and, to go on, moved to CUDA."""
         if not _indexes_across(func, args):
             try:
@@ -119,7 +121,7 @@ class Watch(TorchDispatchMode):
             self.synchronisations[place().line] += 1
         return as_list(x)
 
-    def _copied_between_devices(self, name: str, args: tuple, kwargs: Mapping[str, Any], line: str) -> None:
+    def _copied_between_devices(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], line: str) -> None:
         """Notes a blocking copy from one device to the other, in either direction."""
         if name == "_to_copy":
             target, source = torch.device(kwargs.get("device") or args[0].device), args[0].device
@@ -132,15 +134,15 @@ class Watch(TorchDispatchMode):
         if waits and target.type != source.type and args[0].numel():
             self.synchronisations[line] += 1
 
-    def _needs_values(self, name: str, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+    def _needs_values(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         if name == "repeat_interleave":
-            repeats = args[1] if len(args) > 1 else args[0]
+            repeats = (args[1:] or args)[0]
             return isinstance(repeats, FakeTensor) and kwargs.get("output_size") is None
         if name in INDEXING:
-            return any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+            return any(map(_is_mask, args[1]))
         return name in BY_VALUE and any(isinstance(x, FakeTensor) for x in args)
 
-    def _by_value(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _by_value(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = func.overloadpacket.__name__
         if name == "equal" and any(known(x) is None for x in args):
             return True
@@ -155,16 +157,21 @@ class Watch(TorchDispatchMode):
 
         return tree_map(fake, computed(func, args, kwargs))
 
-    def _chosen(self, func: Any, args: tuple) -> Tensor:
+    def _chosen(self, func: Any, args: tuple[Any, ...]) -> Tensor:
         """Returns what masks choose from a tensor: each mask counts as the places that it holds."""
         indices = []
         for x in args[1]:
             if not _is_mask(x):
                 indices.append(x)
                 continue
+            mask = known(x)
+            if mask is None:
+                raise RuntimeError(
+                    f"{place().line} chooses by a mask that is computed from activations, which have no values"
+                )
             with _disable_current_modes():
-                count, axes = int(known(x).count_nonzero()), x.dim()
-            indices += [torch.empty(count, dtype=torch.int64, device=args[0].device) for _ in range(axes)]
+                count = int(mask.count_nonzero())
+            indices += [torch.empty(count, dtype=torch.int64, device=args[0].device) for _ in range(x.dim())]
         out = func(args[0], indices)
         if known(args[0]) is not None:
             give(out, computed(func, args, {}))
@@ -179,7 +186,7 @@ def _is_mask(x: Any) -> bool:
     return isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8)
 
 
-def _indexes_across(func: Any, args: tuple) -> bool:
+def _indexes_across(func: Any, args: tuple[Any, ...]) -> bool:
     """Returns whether a CPU tensor is indexed with indices on the device, which torch refuses and fake tensors allow."""
     if func.overloadpacket.__name__ not in INDEXING:
         return False
