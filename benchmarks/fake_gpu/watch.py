@@ -131,7 +131,8 @@ class Watch(TorchDispatchMode):
             waits = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
         else:
             return
-        if waits and target.type != source.type and args[0].numel():
+        (first, *_) = args
+        if waits and target.type != source.type and first.numel():
             self.synchronisations[line] += 1
 
     def _needs_values(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
