@@ -1,0 +1,185 @@
+"""Compiles the Triton kernels of a training step for GPUs that need not be there: `python -m benchmarks.aot --json FILE`.
+
+Every tuning variant of fla's kernels and of ours, forward and backward, at the head shapes of published models, for sm_90
+(H100, H200) and sm_80 (A100): registers per thread, bytes of spilled registers, shared memory, and whether the device has
+that much. The exit status is 1 if no variant of one of fla's kernels fits, or if one of ours does not fit on sm_90.
+
+Each case runs in a process of its own, since fla looks at the device when it is imported, and takes up to six minutes of
+one core the first time; Triton's cache (`TRITON_CACHE_DIR`) makes it quick afterwards. Finished cases are kept in the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import write
+
+ROOT = Path(__file__).parent.parent
+HOPPER = "sm_90"
+
+Row = dict[str, Any]
+
+
+# -- cases: what a process compiles ----------------------------------------------------------------------------------------
+
+
+def delta_rule(key_heads: int, heads: int, dk: int, dv: int, *, gated: bool) -> None:
+    """Runs the rule on fla's kernels as training does, forward and backward, from a state."""
+    from refine_lab.ops.fla_delta_rule import fla_kernel
+
+    q, k = (torch.zeros(1, 128, key_heads, dk, requires_grad=True) for _ in range(2))
+    v, state = torch.zeros(1, 128, heads, dv, requires_grad=True), torch.zeros(1, heads, dk, dv, requires_grad=True)
+    beta, gate = (torch.zeros(1, 128, heads, requires_grad=True) for _ in range(2))
+    outputs, final = fla_kernel(q, k, v, beta, gate if gated else None, state)
+    (outputs.sum() + final.sum()).backward()
+
+
+def chunks(dk: int, *, gated: bool) -> None:
+    """Runs our kernel of the state through all chunks, forward and backward."""
+    from refine_lab.ops.kernels.chunks import through_chunks
+
+    state, u0 = torch.zeros(2, dk, 128, requires_grad=True), torch.zeros(3, 2, 64, 128, requires_grad=True)
+    keys, w = (torch.zeros(3, 2, 64, dk, requires_grad=True) for _ in range(2))
+    kept = torch.zeros(3, 2, 1, 1, requires_grad=True)
+    states, updates = through_chunks(state, keys, u0, w, list(kept.unbind(0)) if gated else None)
+    (states.sum() + updates.sum()).backward()
+
+
+def head(vocabulary: int) -> None:
+    """Runs our kernels of the head's statistics and of the logits' gradients."""
+    from refine_lab.ops.kernels.head import logit_gradients_, row_statistics
+
+    logits, ids = torch.zeros(4, vocabulary, dtype=torch.bfloat16), torch.zeros(4, dtype=torch.long)
+    for entropy in (False, True):
+        logprobs, entropies, _ = row_statistics(logits, ids, 1.0, entropy)
+        logit_gradients_(logits, ids, logprobs, entropies, (logprobs, entropies if entropy else None), 1.0)
+
+
+def ours() -> None:
+    for dk, gated in ((128, False), (128, True), (256, True)):
+        chunks(dk, gated=gated)
+    head(32_000)
+
+
+CASES = {
+    "DeltaNet-1.3B": lambda: delta_rule(16, 16, 128, 128, gated=False),
+    "GatedDeltaNet-1.3B": lambda: delta_rule(6, 6, 256, 512, gated=True),  # fla's default configuration
+    "Qwen3-Next": lambda: delta_rule(16, 32, 128, 128, gated=True),
+    "ours": ours,
+}
+"""Name of a case -> what runs its kernels once."""
+
+
+def compile_case(name: str, target: str) -> dict[str, Any]:
+    """Returns the rows of a case and its seconds; every launch compiles and does nothing."""
+    from benchmarks.aot_device import GPUS, Compiled, pretend
+
+    pretend(GPUS[target])
+    compiled, began, error = Compiled(GPUS[target]).listening(), time.perf_counter(), None
+    try:
+        CASES[name]()
+    except Exception as raised:  # Triton's own classes: a kernel of which no variant fits, or that does not compile
+        error = f"{type(raised).__name__}: {str(raised).splitlines()[0]}"
+    return {"seconds": time.perf_counter() - began, "variants": compiled.rows, "error": error}
+
+
+# -- the table -------------------------------------------------------------------------------------------------------------
+
+
+def summary(rows: list[Row]) -> list[Row]:
+    """Returns one row per kernel: its variants, how many do not fit or spill, and the extremes over those that fit."""
+    kernels: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        kernels[row["kernel"]].append(row)
+    table = []
+    for kernel, variants in sorted(kernels.items()):
+        fitting = [row for row in variants if row["fits"]]
+        extremes = {
+            name: [min(row[name] for row in fitting), max(row[name] for row in fitting)] if fitting else None
+            for name in ("registers", "spilled_bytes", "shared_bytes")
+        }
+        spilling = sum(row["spilled_bytes"] > 0 for row in fitting)
+        counts = {"variants": len(variants), "too_large": len(variants) - len(fitting), "spilling": spilling}
+        table.append({"kernel": kernel, **counts, **extremes})
+    return table
+
+
+def faults(cases: dict[str, Any]) -> list[str]:
+    """Returns a sentence for every case that raised, kernel without a variant that fits, and misfit of ours on Hopper."""
+    found = []
+    for name, case in cases.items():
+        if case["error"]:
+            found.append(f"{name}: {case['error']}")
+        every = name == f"{HOPPER} ours"
+        for row in case["kernels"]:
+            if row["too_large"] and (every or row["too_large"] == row["variants"]):
+                many = f"{row['too_large']} of {row['variants']} variants need"
+                found.append(f"{name}: {many} more shared memory than a block has, of {row['kernel']}")
+    return found
+
+
+def show(name: str, case: dict[str, Any]) -> None:
+    """Prints the table of a case."""
+    print(f"{name} ({len(case['variants'])} variants, {case['seconds']:.0f} s)")
+    for row in case["kernels"]:
+        spans = {
+            key: "none fits" if row[key] is None else f"{row[key][0]}-{row[key][1]}"
+            for key in ("registers", "spilled_bytes", "shared_bytes")
+        }
+        counts = f"{row['variants']:3d} variants, {row['too_large']} too large, {row['spilling']} spill"
+        print(f"  {row['kernel']:52s} {counts:38s} registers {spans['registers']:9s}", end=" ")
+        print(f"spilled {spans['spilled_bytes']:8s} shared {spans['shared_bytes']}", flush=True)
+
+
+def in_its_own_process(name: str, target: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.aot", "--case", name, "--target", target]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
+    if done.returncode:
+        return {"seconds": 0.0, "variants": [], "error": (done.stderr.strip().splitlines() or ["it ended"])[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", type=Path, help="the file that the figures are written to")
+    parser.add_argument("--targets", default="sm_90,sm_80", help="GPU architectures with commas between them")
+    parser.add_argument("--cases", default=",".join(CASES), help="cases with commas between them")
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)  # what the process of one case is called with
+    parser.add_argument("--target", default=HOPPER, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.case:
+        print(json.dumps(compile_case(chosen.case, chosen.target)))
+        return 0
+    if chosen.json is None:
+        parser.error("the following arguments are required: --json")
+    cases = json.loads(chosen.json.read_text(encoding="utf-8"))["cases"] if chosen.json.is_file() else {}
+    for name in chosen.cases.split(","):
+        for target in chosen.targets.split(","):
+            key = f"{target} {name}"
+            if key not in cases or cases[key]["error"]:
+                cases[key] = in_its_own_process(name, target)
+                cases[key]["kernels"] = summary(cases[key]["variants"])
+                write(chosen.json, {"cases": cases}, device="none: compiled ahead of time", triton=_triton_version())
+            show(key, cases[key])
+    found = faults(cases)
+    print("\n".join(found) if found else "every kernel has a variant that fits, and all of ours fit on sm_90")
+    return 1 if found else 0
+
+
+def _triton_version() -> str:
+    import triton
+
+    return triton.__version__
+
+
+if __name__ == "__main__":
+    sys.exit(main())
