@@ -9,14 +9,14 @@ READY := .venv/.installed
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -qq
 PYTEST := $(BIN)/python -m pytest
 SLOWER := notebook or browser or process or slow
-APART := gpu or long or soak
+APART := gpu or long or soak or triton_interpreter
 RESULTS := benchmarks/results
 RUNS := $(or $(REFINE_RUNS),runs)
 FIRST_HALF := tests/notebooks tests/sweep tests/runs
 START := $(shell date +%s)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-rest check-first-half check-second-half long soak lab bench docs lint lock chromium
+.PHONY: help setup demo test check check-rest check-first-half check-second-half long soak gpu-proof lab bench docs lint lock chromium
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -127,6 +127,11 @@ long: $(READY) ## whole files of the benchmarks, from ../shared/data
 
 soak: $(READY) ## runs under power cuts, damage and faults, in large numbers
 	$(PYTEST) -m soak
+
+gpu-proof: $(READY) ## what a CPU can prove about the GPU path; takes hours
+	$(PYTEST) -m triton_interpreter
+	$(BIN)/python -m benchmarks.aot --json $(RESULTS)/aot.json
+	$(BIN)/python -m benchmarks.fake_gpu --model DeltaNet-1.3B --length 16384 --phase midtrain --json $(RESULTS)/fake_gpu.json
 
 chromium:
 	@if test -n "$$CHROMIUM" || command -v chromium > /dev/null; then \

@@ -17,7 +17,7 @@ import torch
 
 from tests.support.paths import ROOT
 
-LARGER_TIERS = ("notebook", "browser", "process", "gpu", "slow", "soak")
+LARGER_TIERS = ("notebook", "browser", "process", "gpu", "slow", "soak", "triton_interpreter")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 # One thread: sums are added in the same order on every machine, and the recorded values hold.

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from refine_lab.models.fla_models import FlaLM
+from refine_lab.models import FastWeightLM
+from refine_lab.models.fla_models import FlaLM, fla_family
 
 VOCABULARY = 31
 
@@ -71,3 +72,13 @@ class Double(FlaLM):
 
 def tokens_of(rows: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def small(model_type: str, **fields) -> FastWeightLM:
+    """A small random model of fla's."""
+    config_class, model_class = fla_family(model_type)
+    heads = {"num_heads": 2} | ({"head_dim": 32} if model_type not in ("gla", "gsa", "hgrn2") else {})
+    narrow = {"expand_ratio": 32} if model_type == "hgrn2" else {}
+    narrow |= {"expand_v": 1.0} if model_type in ("comba", "gated_deltaproduct", "kda") else {}
+    sizes = dict(hidden_size=64, num_hidden_layers=2, intermediate_size=96, vocab_size=VOCABULARY)
+    return model_class(config_class(**{**sizes, **heads, **narrow, **fields})).eval()

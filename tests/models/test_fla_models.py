@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from refine_lab.models import DeltaNetForCausalLM, FastWeightLM, State, fla_models, load_model
 from refine_lab.models.families import MODEL_TYPES, family, register
-from refine_lab.models.fla_models import FLA_MODELS, FLA_REFUSED, fla_family, from_cache, plan, to_cache
+from refine_lab.models.fla_models import FLA_MODELS, FLA_REFUSED, from_cache, plan, to_cache
 from refine_lab.models.hybrids import REFUSED
-from tests.factories.fla_models import VOCABULARY, Double, tokens_of
+from tests.factories.fla_models import Double, small, tokens_of
 from tests.factories.loading import SIZES, change, same_tensors, save_small_model
 from tests.support.refusals import naming, refused
 
@@ -144,16 +144,6 @@ def test_every_model_of_fla_is_taken_or_refused():
     types = {config_class.model_type for config_class in classes}
     assert len(types) > 20 and types <= {*FLA_MODELS, *FLA_REFUSED, *MODEL_TYPES, *REFUSED}
     assert FLA_MODELS.keys() <= types and not FLA_MODELS.keys() & FLA_REFUSED.keys()
-
-
-def small(model_type: str) -> FastWeightLM:
-    config_class, model_class = fla_family(model_type)
-    heads = {"num_heads": 2} | ({"head_dim": 32} if model_type not in ("gla", "gsa", "hgrn2") else {})
-    narrow = {"expand_ratio": 32} if model_type == "hgrn2" else {}
-    narrow |= {"expand_v": 1.0} if model_type in ("comba", "gated_deltaproduct", "kda") else {}
-    sizes = dict(hidden_size=64, num_hidden_layers=2, intermediate_size=96, vocab_size=VOCABULARY)
-    model = model_class(config_class(**sizes, **heads, **narrow))
-    return model.eval()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # fla's own about Comba and RWKV7

@@ -12,7 +12,7 @@ import torch
 
 from refine_lab.ops.head import token_stats
 from refine_lab.ops.kernels import chosen
-from tests.support.comparisons import compare_kernels
+from tests.support.comparisons import under_the_interpreter
 from tests.support.refusals import refused
 
 triton = pytest.importorskip("triton", reason="Triton is not installed here")
@@ -20,7 +20,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed here")
 
 def test_under_the_interpreter_kernels_equal_their_references():
     """Values and gradients, odd sizes, the head through its switch; and every comparison did run."""
-    done = compare_kernels({"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"})
+    done = under_the_interpreter("interpreted_kernels.py")
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout, done.stdout[-500:]
 

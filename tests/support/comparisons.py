@@ -1,4 +1,4 @@
-"""Runs the comparisons of our kernels with their torch references in a process of their own."""
+"""Runs the comparisons of kernels with their torch references in a process of their own."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from collections.abc import Mapping
 from tests.support.paths import ROOT, TESTS
 
 
-def compare_kernels(settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Runs `interpreted_kernels.py`, on CUDA unless `settings` has TRITON_INTERPRET, which must precede Triton's import."""
+def compare_kernels(
+    settings: Mapping[str, str], file: str = "interpreted_kernels.py", *options: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs comparisons on CUDA, unless `settings` has TRITON_INTERPRET, which must precede Triton's import."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | settings
-    file = TESTS / "support" / "interpreted_kernels.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
+    path = TESTS / "support" / file
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", str(path), *options]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def under_the_interpreter(file: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Runs the comparisons of a file of this folder under Triton's interpreter, on one thread."""
+    return compare_kernels({"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}, file, *options)

@@ -1,0 +1,227 @@
+"""The kernels of fla's own layers under Triton's interpreter against recurrences in float64, forward and backward.
+
+Run by tests/ops/test_triton_interpreter.py in a process of its own. A model of fla's runs these kernels in float32 or
+bfloat16; here they run in float32, where errors are those of the algorithm alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.support.interpreted_fla_kernels import values_and_gradients
+from tests.support.triton_interpreter import install
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+LENGTH, HEADS, K, V = 70, 2, 16, 32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interpreter():
+    install()
+
+
+# -- recurrences: S [B, H, dk, dv], one token after another ----------------------------------------------------------------
+
+
+def outer(k: Tensor, v: Tensor) -> Tensor:
+    return k.unsqueeze(-1) * v.unsqueeze(-2)
+
+
+def read(state: Tensor, q: Tensor) -> Tensor:
+    return (state * q.unsqueeze(-1)).sum(-2)
+
+
+def over_tokens(state: Tensor, step: Callable[..., tuple[Tensor, Tensor]], *streams: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs [B, T, H, dv] and the final state of a step (state, one token of every stream) -> (output, state)."""
+    outputs = []
+    for token in zip(*(x.unbind(1) for x in streams), strict=True):
+        output, state = step(state, *token)
+        outputs.append(output)
+    return torch.stack(outputs, 1), state
+
+
+def gated_linear(q, k, v, g, state):
+    def step(s, q, k, v, g):
+        s = s * g.exp().unsqueeze(-1) + outer(k, v)
+        return read(s, q) * K**-0.5, s
+
+    return over_tokens(state, step, q, k, v, g)
+
+
+def delta_with_diagonal_decay(q, k, v, g, beta, state):
+    def step(s, q, k, v, g, beta):
+        s = s * g.exp().unsqueeze(-1)
+        s = s + outer(k, beta.unsqueeze(-1) * (v - read(s, k)))
+        return read(s, q) * K**-0.5, s
+
+    return over_tokens(state, step, q, k, v, g, beta)
+
+
+def comba(q, k, v, p, g, beta, state):
+    def step(s, q, k, v, p, g, beta):
+        s = s * g.exp()[..., None, None]
+        s = s + outer(k, beta.unsqueeze(-1) * (v - read(s, p)))
+        return read(s, q) * K**-0.5, s
+
+    return over_tokens(state, step, q, k, v, p, g, beta)
+
+
+def delta_product(q, k, v, g, beta, state):
+    """Two writes a token: keys, values and strengths have two entries for each query."""
+
+    def step(s, q, k, v, g, beta):
+        s = s * g.exp()[..., None, None]
+        for n in range(2):
+            s = s + outer(k[:, n], beta[:, n].unsqueeze(-1) * (v[:, n] - read(s, k[:, n])))
+        return read(s, q) * K**-0.5, s
+
+    return over_tokens(state, step, q, *(x.unflatten(1, (-1, 2)) for x in (k, v)), g, beta.unflatten(1, (-1, 2)))
+
+
+def rwkv7(r, w, k, v, a, b, state):
+    def step(s, r, w, k, v, a, b):
+        s = s * w.exp().unsqueeze(-1) + outer(b, read(s, a)) + outer(k, v)
+        return read(s, r), s
+
+    return over_tokens(state, step, r, w, k, v, a, b)
+
+
+def gated_slots(q, k, v, s, g, keys, values):
+    """Gated slot attention: a memory of keys is read, its softmax reads a memory of values."""
+
+    def write(state, q, k, s, g):
+        state = state * g.exp().unsqueeze(-2) + outer(k, s)
+        return read(state, q) * K**-0.5, state
+
+    def fetch(state, p, s, v, g):
+        state = state * g.exp().unsqueeze(-1) + outer(s, v)
+        return read(state, p), state
+
+    scores, keys = over_tokens(keys, write, q, k, s, g)
+    outputs, values = over_tokens(values, fetch, scores.softmax(-1), s, v, g)
+    return outputs, keys, values
+
+
+def mesa(q, k, v, g, beta, lamb, kk, kv):
+    """Ridge regression: q is multiplied with the inverse of the sum of k k^T."""
+
+    def step(state, q, k, v, g, beta):
+        write = partial(outer, beta.unsqueeze(-1) * k)
+        decay = g.exp()[..., None, None]
+        state = state * decay + torch.cat([write(k), write(v)], -1)
+        solved = torch.linalg.solve(state[..., :K] + torch.diag_embed(lamb), q)
+        return read(state[..., K:], solved), state
+
+    outputs, state = over_tokens(torch.cat([kk, kv], -1), step, q, k, v, g, beta)
+    return outputs, state[..., :K], state[..., K:]
+
+
+# -- kernels ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel by module and name, its settings, its streams, which of them are states, and the recurrence."""
+
+    kernel: str
+    streams: str
+    reference: Callable[..., tuple[Tensor, ...]]
+    states: tuple[str, ...] = ("initial_state",)
+    settings: tuple[tuple[str, Any], ...] = ()
+    bound: float = 2e-5
+
+    def call(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        names = [*self.streams.split(), *self.states]
+        named = {name: x.float() for name, x in zip(names, inputs, strict=True)}
+        if len(self.states) == 2 and "initial" in self.states[0]:
+            named["initial_state"] = (named.pop(self.states[0]), named.pop(self.states[1]))
+        module, _, name = self.kernel.rpartition(".")
+        outputs, final = getattr(import_module(f"fla.ops.{module}"), name)(
+            **named, **dict(self.settings), output_final_state=True
+        )
+        return (outputs, *(final if isinstance(final, tuple) else (final,)))
+
+
+CASES = {
+    "gla": Case("gla.chunk_gla", "q k v g", gated_linear),
+    "kda": Case("kda.chunk_kda", "q k v g beta", delta_with_diagonal_decay),
+    "comba": Case("comba.chunk_comba", "q k v p g_head beta", comba),
+    "gated_deltaproduct": Case(
+        "gated_delta_product.chunk_gated_delta_product",
+        "q k2 v2 g_head beta2",
+        delta_product,
+        settings=(("num_householder", 2), ("scale", K**-0.5)),
+    ),
+    "rwkv7": Case("rwkv7.chunk_rwkv7", "r w k v a b", rwkv7, settings=(("scale", 1.0),)),
+    "gsa": Case("gsa.chunk_gsa", "q k v s g_slots", gated_slots, states=("initial_keys", "initial_values")),
+    "mesa_net": Case("mesa_net.chunk_mesa_net", "q k v g_head beta lamb", mesa, states=("h_kk_init", "h_kv_init")),
+}
+"""`model_type` -> its kernel; HGRN2 runs that of GLA."""
+
+
+def stream(name: str, generator: torch.Generator) -> Tensor:
+    """A random input of that name, as the layers of fla make it: unit keys, gates below 0 in the log."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    tokens = (1, LENGTH, HEADS)
+    match name:
+        case "q" | "r" | "k" | "p":
+            return F.normalize(normal(*tokens, K), dim=-1)
+        case "k2":
+            return F.normalize(normal(1, 2 * LENGTH, HEADS, K), dim=-1)
+        case "v":
+            return normal(*tokens, V)
+        case "v2":
+            return normal(1, 2 * LENGTH, HEADS, V)
+        case "s":
+            return normal(*tokens, 16).sigmoid()
+        case "g" | "g_slots":
+            return F.logsigmoid(normal(*tokens, K) + 2)
+        case "w":
+            return -0.6 * normal(*tokens, K).sigmoid()
+        case "g_head":
+            return F.logsigmoid(normal(*tokens) + 2)
+        case "beta":
+            return normal(*tokens).sigmoid()
+        case "beta2":
+            return normal(1, 2 * LENGTH, HEADS).sigmoid()
+        case "lamb":
+            return F.softplus(normal(HEADS, K)) + 0.25
+        case "h_kk_init":
+            return outer(*[F.normalize(normal(1, HEADS, K), dim=-1)] * 2)
+        case "initial_keys":
+            return normal(1, HEADS, K, 16)
+        case "initial_values":
+            return normal(1, HEADS, 16, V)
+    return normal(1, HEADS, K, V)
+
+
+@pytest.mark.parametrize("model_type", CASES)
+def test_a_kernel_of_flas_layers(model_type):
+    case, generator = CASES[model_type], torch.Generator().manual_seed(0)
+    names = [*case.streams.split(), *case.states]
+    inputs = [stream(name, generator) for name in names if name not in ("a", "b")]
+    if model_type == "rwkv7":  # removes what a key of unit length holds, and writes it elsewhere
+        direction, strength = stream("k", generator), stream("beta", generator).unsqueeze(-1)
+        inputs[4:4] = [-direction, direction * strength]
+    bare = {name: name.partition("_")[0].rstrip("2") for name in case.streams.split()}
+    renamed = Case(case.kernel, " ".join(bare.values()), case.reference, case.states, case.settings)
+    found = values_and_gradients(renamed.call, inputs)
+    expected = values_and_gradients(case.reference, inputs)
+    parts = len(found) - len(inputs)
+    for name, a, b in zip([*["values"] * parts, *names], found, expected, strict=True):
+        error = float((a.double() - b).norm() / b.norm())
+        print(f"{model_type} {name}: {error:.1e}")
+        assert error < case.bound, (name, error)
