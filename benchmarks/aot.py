@@ -5,12 +5,14 @@ Every tuning variant of fla's kernels and of ours, forward and backward, at the 
 that much. The exit status is 1 if no variant of one of fla's kernels fits, or if one of ours does not fit on sm_90.
 
 Each case runs in a process of its own, since fla looks at the device when it is imported, and takes up to six minutes of
-one core the first time; Triton's cache (`TRITON_CACHE_DIR`) makes it quick afterwards. Finished cases are kept in the file.
+one core the first time; Triton's cache (`TRITON_CACHE_DIR`) makes it quick afterwards. Finished cases are kept in the file,
+which has one row per kernel; the .csv file beside it has one row per variant.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
@@ -27,6 +29,9 @@ ROOT = Path(__file__).parent.parent
 HOPPER = "sm_90"
 
 Row = dict[str, Any]
+
+HEADER = "| kernel | variants | too large | spilling | registers | spilled bytes | shared bytes |"
+COLUMNS = ("case", "kernel", "warps", "stages", "registers", "spilled_bytes", "shared_bytes", "fits", "constants")
 
 
 # -- cases: what a process compiles ----------------------------------------------------------------------------------------
@@ -127,17 +132,27 @@ def faults(cases: dict[str, Any]) -> list[str]:
     return found
 
 
+def span(low_high: list[int] | None) -> str:
+    """Returns an extreme pair as text."""
+    if low_high is None:
+        return "none fits"
+    low, high = low_high
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def markdown(case: dict[str, Any]) -> list[str]:
+    """Returns the rows of a case's table in docs/gpu_kernels.md."""
+    return [
+        f"| `{row['kernel']}` | {row['variants']} | {row['too_large']} | {row['spilling']} | {span(row['registers'])} | "
+        f"{span(row['spilled_bytes'])} | {span(row['shared_bytes'])} |"
+        for row in case["kernels"]
+    ]
+
+
 def show(name: str, case: dict[str, Any]) -> None:
     """Prints the table of a case."""
-    print(f"{name} ({len(case['variants'])} variants, {case['seconds']:.0f} s)")
-    for row in case["kernels"]:
-        spans = {
-            key: "none fits" if row[key] is None else f"{row[key][0]}-{row[key][1]}"
-            for key in ("registers", "spilled_bytes", "shared_bytes")
-        }
-        counts = f"{row['variants']:3d} variants, {row['too_large']} too large, {row['spilling']} spill"
-        print(f"  {row['kernel']:52s} {counts:38s} registers {spans['registers']:9s}", end=" ")
-        print(f"spilled {spans['spilled_bytes']:8s} shared {spans['shared_bytes']}", flush=True)
+    print(f"{name} ({sum(row['variants'] for row in case['kernels'])} variants, {case['seconds']:.0f} s): {HEADER}")
+    print(*markdown(case), sep="\n", flush=True)
 
 
 def in_its_own_process(name: str, target: str) -> dict[str, Any]:
@@ -146,6 +161,21 @@ def in_its_own_process(name: str, target: str) -> dict[str, Any]:
     if done.returncode:
         return {"seconds": 0.0, "variants": [], "error": (done.stderr.strip().splitlines() or ["it ended"])[-1]}
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def write_variants(path: Path, case: str, variants: list[Row]) -> None:
+    """Replaces the rows of a case in a table with one row per variant."""
+    rows: list[Row] = []
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["case"] != case]
+    for variant in variants:
+        constants = " ".join(f"{name}={value}" for name, value in variant["constants"].items())
+        rows.append({**variant, "case": case, "constants": constants})
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main() -> int:
@@ -166,8 +196,11 @@ def main() -> int:
         for target in chosen.targets.split(","):
             key = f"{target} {name}"
             if key not in cases or cases[key]["error"]:
-                cases[key] = in_its_own_process(name, target)
-                cases[key]["kernels"] = summary(cases[key]["variants"])
+                case = in_its_own_process(name, target)
+                cases[key] = {name: case[name] for name in ("seconds", "error")} | {
+                    "kernels": summary(case["variants"])
+                }
+                write_variants(chosen.json.with_suffix(".csv"), key, case["variants"])
                 write(chosen.json, {"cases": cases}, device="none: compiled ahead of time", triton=_triton_version())
             show(key, cases[key])
     found = faults(cases)
