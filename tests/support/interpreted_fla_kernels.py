@@ -19,8 +19,8 @@ from tests.support.triton_interpreter import install, to_bits, to_float32
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # numpy's about exp of what is masked
 
-ERRORS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
-"""Largest relative error of a tensor; measured: 1e-7 to 6e-7, 8e-4 and 2e-3 to 9e-3."""
+ERRORS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
+"""Largest relative error of a tensor; measured with 70 tokens: at most 1.7e-6, 9.5e-4 and 7.6e-3."""
 
 NAMES = ("q", "k", "v", "beta", "state", "gate")
 
@@ -56,7 +56,7 @@ def values_and_gradients(function, inputs: list[Tensor]) -> list[Tensor]:
 
 def torch_rule(q, k, v, beta, state, gate=None) -> tuple[Tensor, Tensor]:
     outputs, states = chunk_delta_rule(q, k, v, beta, state, gate)
-    return outputs, states.at(torch.tensor([[q.shape[1] - 1]]))[:, :]
+    return outputs, states.at(torch.tensor([[q.shape[1] - 1]]))
 
 
 def kernel(dtype: torch.dtype):
@@ -108,12 +108,12 @@ def test_states_inside_segments():
     def segments(q, k, v, beta, state, gate):
         narrow = (x.to(torch.bfloat16) for x in (q, k, v))
         _, states = segmented_delta_rule(*narrow, beta, state.float(), gate, segment_size=64)
-        return (states.at(positions),)
+        return states.at(positions)
 
     def reference(q, k, v, beta, state, gate):
-        return (chunk_delta_rule(q, k, v, beta, state, gate)[1].at(positions),)
+        return chunk_delta_rule(q, k, v, beta, state, gate)[1].at(positions)
 
-    found, expected = (values_and_gradients(function, inputs)[0] for function in (segments, reference))
+    found, expected = segments(*inputs), reference(*inputs)
     assert float((found.double() - expected).norm() / expected.norm()) < ERRORS[torch.bfloat16]
 
 
