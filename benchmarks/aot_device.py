@@ -140,7 +140,8 @@ class Compiled:
         self._seen: set[str] = set()
 
     def listening(self) -> Compiled:
-        triton.knobs.compilation.listener = self._note
+        compilation: Any = triton.knobs.compilation
+        compilation.listener = self._note
         return self
 
     def _note(self, *, src: Any, metadata: dict[str, Any], metadata_group: dict[str, str], **_: Any) -> None:

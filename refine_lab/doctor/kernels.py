@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +122,8 @@ def _furthest(found, expected) -> float:
 def _head_errors(model: FastWeightLM) -> tuple[float, float]:
     """Returns the errors of log-probabilities, entropies and their gradients for a few random hidden states."""
     generator = torch.Generator().manual_seed(2)
-    vocabulary, width = model.head.out_features, model.lm_head.weight.shape[-1]
+    head: Any = model.lm_head
+    vocabulary, width = model.head.out_features, head.weight.shape[-1]
     hidden = torch.randn(8, width, generator=generator, dtype=torch.float64)
     weight = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64) * width**-0.5
     ids = torch.randint(vocabulary, (8,), generator=generator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -34,11 +34,11 @@ def check_head(model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, config: 
     `config` is the configuration as it was before the weights were read. Raises Fault if the head's shape or tying differs
     from it, and if a trained model's next-token loss on the sample text is not below that of a uniform guess.
     """
-    text = config.get_text_config()
-    shape, expected = (model.head.out_features, model.lm_head.weight.shape[-1]), (text.vocab_size, text.hidden_size)
+    text, head = config.get_text_config(), cast(Any, model.lm_head)
+    shape, expected = (model.head.out_features, head.weight.shape[-1]), (text.vocab_size, text.hidden_size)
     if shape != expected:
         raise Fault(f"the head has the shape {shape}, and config.json says {expected}: use the head of this model")
-    tied = model.lm_head.weight is model.get_input_embeddings().weight
+    tied = head.weight is model.get_input_embeddings().weight
     if tied != bool(config.tie_word_embeddings):
         raise Fault(
             f"config.json sets tie_word_embeddings to {config.tie_word_embeddings}, but the weights contain "
@@ -47,8 +47,8 @@ def check_head(model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, config: 
         )
     if not trained:
         return f"{shape[0]:,} tokens from {shape[1]:,} channels; the weights are random"
-    tokens = tokenizer(TEXT.read_text(encoding="utf-8"), return_tensors="pt").input_ids[:, :SAMPLE_TOKENS]
-    tokens = tokens.to(model.device)
+    encoded: Any = tokenizer(TEXT.read_text(encoding="utf-8"), return_tensors="pt")
+    tokens = encoded.input_ids[:, :SAMPLE_TOKENS].to(model.device)
     hidden = model.read(tokens).hidden_states
     loss = -float(model.head(hidden[:, :-1], tokens[:, 1:], entropy=False).logprobs.mean())
     guess = math.log(shape[0])
