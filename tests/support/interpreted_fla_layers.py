@@ -68,9 +68,11 @@ def delta_with_diagonal_decay(q, k, v, g, beta, state):
 
 
 def comba(q, k, v, p, g, beta, state):
+    """What p removes is read before the state decays, in both of fla's kernels; `naive_recurrent_comba` reads it after."""
+
     def step(s, q, k, v, p, g, beta):
-        s = s * g.exp()[..., None, None]
-        s = s + outer(k, beta.unsqueeze(-1) * (v - read(s, p)))
+        write = outer(k, beta.unsqueeze(-1) * (v - read(s, p)))
+        s = s * g.exp()[..., None, None] + write
         return read(s, q) * K**-0.5, s
 
     return over_tokens(state, step, q, k, v, p, g, beta)
