@@ -53,7 +53,7 @@ def test_the_third_python_block_uses_what_there_is():
 def test_every_make_command_is_a_target():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     used = {
-        name for pair in re.findall(r"`make ([a-z]+)|^make ([a-z]+)", README, re.MULTILINE) for name in pair if name
+        name for pair in re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", README, re.MULTILINE) for name in pair if name
     }
     assert {"demo", "test", "setup", "check", "lint"} <= used
     assert used <= targets
