@@ -173,13 +173,14 @@ def write_variants(path: Path, case: str, variants: list[Row]) -> None:
         constants = " ".join(f"{name}={value}" for name, value in variant["constants"].items())
         rows.append({**variant, "case": case, "constants": constants})
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        names: list[str] = list(COLUMNS)
+        writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="the file that the figures are written to")
     parser.add_argument("--targets", default="sm_90,sm_80", help="GPU architectures with commas between them")
     parser.add_argument("--cases", default=",".join(CASES), help="cases with commas between them")

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver
@@ -140,7 +141,7 @@ class Compiled:
         self._seen: set[str] = set()
 
     def listening(self) -> Compiled:
-        compilation: Any = triton.knobs.compilation
+        compilation: Any = knobs.compilation
         compilation.listener = self._note
         return self
 

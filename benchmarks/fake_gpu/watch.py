@@ -123,16 +123,16 @@ class Watch(TorchDispatchMode):
 
     def _copied_between_devices(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], line: str) -> None:
         """Notes a blocking copy from one device to the other, in either direction."""
-        if name == "_to_copy":
-            target, source = torch.device(kwargs.get("device") or args[0].device), args[0].device
-            waits = not kwargs.get("non_blocking")
-        elif name == "copy_":
-            target, source = args[0].device, args[1].device
-            waits = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
-        else:
+        if name not in ("_to_copy", "copy_"):
             return
-        (first, *_) = args
-        if waits and target.type != source.type and first.numel():
+        tensor, *others = args
+        if name == "_to_copy":
+            target, source = torch.device(kwargs.get("device") or tensor.device), tensor.device
+            waits = not kwargs.get("non_blocking")
+        else:
+            target, source = tensor.device, others[0].device
+            waits = not (kwargs.get("non_blocking") or any(others[1:2]))
+        if waits and target.type != source.type and tensor.numel():
             self.synchronisations[line] += 1
 
     def _needs_values(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

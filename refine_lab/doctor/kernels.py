@@ -59,14 +59,16 @@ def _name_of_rule(model: FastWeightLM, *, gated: bool) -> str:
 
 def run_rule(*inputs: Tensor, one_by_one: bool = False) -> tuple[Tensor, Tensor]:
     """Returns outputs and final state of (q, k, v, beta, initial state, log gate if there is one)."""
-    q, k, v, beta, state, *gate = inputs
+    q, k, v, beta, state, *rest = inputs
+    gate = rest[0] if rest else None
     if not one_by_one:
-        outputs, states = delta_rule(q, k, v, beta, state, *gate)
+        outputs, states = delta_rule(q, k, v, beta, state, gate)
         return outputs, states.at(torch.full((len(q), 1), q.shape[1] - 1, device=q.device))
     columns = []
     for t in range(q.shape[1]):
         now = slice(t, t + 1)
-        outputs, states = chunk_delta_rule(*(x[:, now] for x in (q, k, v, beta)), state, *(x[:, now] for x in gate))
+        gates = None if gate is None else gate[:, now]
+        outputs, states = chunk_delta_rule(q[:, now], k[:, now], v[:, now], beta[:, now], state, gates)
         state = states.at(torch.zeros(len(q), 1, dtype=torch.long))
         columns.append(outputs)
     return torch.cat(columns, 1), state

@@ -57,10 +57,13 @@ class Panel(ipywidgets.VBox):
     A panel never blocks on its requests, and no exception raised in them is lost. `notice.busy` is true while one is pending.
     """
 
+    _followed: list[tuple[traitlets.HasTraits, Callable[[Any], None], str]] | None = None
+    "None if the constructor failed: Python closes such a panel, too."
+
     def __init__(self) -> None:
         self.notice = Notice()
         self._pending, self._counting = 0, threading.RLock()
-        self._followed: list[tuple[traitlets.HasTraits, Callable[[Any], None], str]] = []
+        self._followed = []
         super().__init__()
         self.add_class("refine-panel")  # the notice's script keeps keys that are pressed inside this class
 
@@ -76,6 +79,7 @@ class Panel(ipywidgets.VBox):
     def observe_other(self, widget: traitlets.HasTraits, call: Callable[[Any], None], trait: str) -> None:
         """Calls `call` when a trait of another widget changes, until this panel is closed."""
         widget.observe(call, trait)
+        assert self._followed is not None
         self._followed.append((widget, call, trait))
 
     def end_following(self) -> None:
