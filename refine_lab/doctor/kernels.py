@@ -125,7 +125,7 @@ def _head_errors(model: FastWeightLM) -> tuple[float, float]:
     """Returns the errors of log-probabilities, entropies and their gradients for a few random hidden states."""
     generator = torch.Generator().manual_seed(2)
     head: Any = model.lm_head
-    vocabulary, width = model.head.out_features, head.weight.shape[-1]
+    vocabulary, width = model.head.out_features, head.in_features
     hidden = torch.randn(8, width, generator=generator, dtype=torch.float64)
     weight = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64) * width**-0.5
     ids = torch.randint(vocabulary, (8,), generator=generator)

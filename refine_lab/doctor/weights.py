@@ -35,7 +35,7 @@ def check_head(model: FastWeightLM, tokenizer: PreTrainedTokenizerBase, config: 
     from it, and if a trained model's next-token loss on the sample text is not below that of a uniform guess.
     """
     text, head = config.get_text_config(), cast(Any, model.lm_head)
-    shape, expected = (model.head.out_features, head.weight.shape[-1]), (text.vocab_size, text.hidden_size)
+    shape, expected = (model.head.out_features, head.in_features), (text.vocab_size, text.hidden_size)
     if shape != expected:
         raise Fault(f"the head has the shape {shape}, and config.json says {expected}: use the head of this model")
     tied = head.weight is model.get_input_embeddings().weight
