@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import initialization
 
+from refine_lab.host import derived
 from refine_lab.models.backbone import Backbone, BackboneLM
 from refine_lab.models.configuration import FastWeightConfig, number, whole
 from refine_lab.models.state import Layer, Sharing, State, Trace, kept
@@ -277,7 +278,7 @@ class LaCTModel(Backbone):
     ) -> tuple[ChunkPlan, Float[Tensor, "B T d"]]:
         """Returns the batch's division into chunks, and the rotary angles of its positions."""
         if state is None or state.sources is None:
-            sources, num_sources = torch.zeros_like(start), 1
+            sources, num_sources = derived(torch.zeros_like, start), 1
         else:
             sources, num_sources = state.sources, len(next(iter(state.shared.values())))
         config = self.config

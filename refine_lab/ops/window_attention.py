@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from refine_lab.host import host
+
 
 def window_attention(
     q: Float[Tensor, "B T H d"],
@@ -26,9 +28,9 @@ def window_attention(
     """
     length = q.shape[1]
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and find_spec("flash_attn") is not None:
-        if (before >= window - 1).all():
+        if (host(before) >= window - 1).all():
             return _flash(q, k, v, window)
-        if not before.any():
+        if not host(before).any():
             return _flash(q, k[:, window - 1 :], v[:, window - 1 :], window)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if length <= window:

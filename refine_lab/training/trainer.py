@@ -20,6 +20,7 @@ from refine_lab.data.tasks.batches import TaskData
 from refine_lab.data.tasks.examples import load_task
 from refine_lab.data.tasks.trained import History
 from refine_lab.data.tokenizer import describe_beginning
+from refine_lab.host import host
 from refine_lab.method.custom_selection import selection_function
 from refine_lab.method.rewards import reward_function
 from refine_lab.method.step import TrainState, train_step
@@ -41,6 +42,7 @@ from refine_lab.training.inputs import inputs_of, settle, text_inputs
 from refine_lab.training.key_tokens import key_tokens, key_tokens_of
 from refine_lab.training.loading import load_policy, require_finite
 from refine_lab.training.posttraining import nested_step
+from refine_lab.training.prefetch import prefetched
 from refine_lab.training.skipped import SkippedSteps
 from refine_lab.types import Batch, PromptBatch, Rollouts
 
@@ -66,6 +68,7 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None
         one_step, (data, measure) = train_step, _text(run, policy, tokenizer, manifest, overrides)
     else:
         one_step, (data, measure, history) = nested_step, _task(run, policy, tokenizer, manifest, history, overrides)
+    data = prefetched(data, policy.device)
     evaluate = partial(_evaluate, train_state, measure, noise_meter(run, train_state, data))
 
     def save(number: int) -> float:
@@ -92,7 +95,7 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None
             if skipped.begins(result.metrics) and run.done != step - 1:
                 saved = save(step - 1)
             sequences, seconds = _sequences(batch, config.nested), time.monotonic() - began
-            num_tokens = sum(int(part.lengths.sum()) for part in sequences)
+            num_tokens = sum(int(host(part.lengths).sum()) for part in sequences)
             tokens += num_tokens
             counts = {"tokens": past_tokens + tokens, "seconds": seconds, "tokens_per_second": num_tokens / seconds}
             writer.train(step, {**counts, **result.metrics, "updates": step * config.updates_per_batch, "lr": lr})
@@ -221,10 +224,11 @@ def _sequences(batch: Batch | PromptBatch, nested: bool) -> list[Batch]:
 
 def rollout_rows(batch: Batch, rollouts: Rollouts) -> dict[str, Any]:
     """Returns a batch's rollouts as the stored columns of `runs.schema.COLUMNS`, except `step`."""
+    rollouts = rollouts.cpu()
     chunks, repeat = rollouts.positions.shape[1], rollouts.group_size
     row = torch.arange(len(batch.lengths)).repeat_interleave(chunks * repeat).tolist()
     position = rollouts.positions.flatten().repeat_interleave(repeat).tolist()
-    tokens = batch.tokens.tolist()
+    tokens = host(batch.tokens).tolist()
     return {
         "sequence_id": [batch.sequence_ids[r] for r in row],
         "position": position,
