@@ -18,7 +18,7 @@ from refine_lab.models.configuration import FastWeightConfig, number, whole
 from refine_lab.models.state import Layer, Sharing, State, Trace, kept
 from refine_lab.models.writes import scaled
 from refine_lab.ops.lact import MATRICES, ChunkPlan, ChunkStates, Memory, Rule, lact
-from refine_lab.ops.precision import rms_norm, wide
+from refine_lab.ops.precision import autocasts_to, rms_norm, wide
 from refine_lab.ops.rotary import rotary_angles, rotate
 from refine_lab.ops.short_conv import after_window, window_at
 from refine_lab.ops.window_attention import window_attention
@@ -207,9 +207,13 @@ class LaCTAttention(nn.Module):
         plan: ChunkPlan,
         angles: Tensor,
     ) -> tuple[Float[Tensor, "B T D"], ChunkStates]:
-        """Returns the fast weights' output and their states; in at least float32 from the scale of q and k on."""
-        heads = self.config.num_lact_heads
-        scale, offset = (y.to(wide(y)) for y in (self.qk_scale, self.qk_offset))
+        """Returns the fast weights' output and their states.
+
+        From the scale of q and k on, the dtype is at least float32, but autocast's where that is bfloat16: its products
+        of matrices round q, k and v to it in any case.
+        """
+        heads, narrow = self.config.num_lact_heads, autocasts_to(x.device, torch.bfloat16)
+        scale, offset = (y.to(torch.bfloat16 if narrow else wide(y)) for y in (self.qk_scale, self.qk_offset))
         q, k = (y * scale[:, i] + offset[:, i] for i, y in enumerate((q, k)))
         q, k, v = (y.unflatten(-1, (heads, -1)) for y in (q, k, v))
         if self.config.qkv_silu:
@@ -224,7 +228,8 @@ class LaCTAttention(nn.Module):
         streams = {"kv": kv, "rates": self._rates(x).transpose(1, 2)}
         streams = {name: plan.stream(own.get(f"pending_{name}"), y) for name, y in streams.items()}
         initial, norms = self._initial()
-        found, chunks = lact(q.transpose(1, 2), streams, shared or initial, norms, plan, self.rule)
+        memory = shared or initial
+        found, chunks = lact(q.transpose(1, 2), streams, memory, norms, plan, self.rule, recompute=x.is_cuda)
         found = rms_norm(self.ttt_norm, found.transpose(1, 2))
         if self.config.learnable_ttt_scale:
             found = found * F.silu(self.ttt_scale_proj(x)).unsqueeze(-1)

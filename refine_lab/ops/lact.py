@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from refine_lab.host import derived, host, indices
 from refine_lab.ops.precision import without_float16
@@ -300,18 +301,23 @@ def lact(
     norms: Memory,
     plan: ChunkPlan,
     rule: Rule,
+    *,
+    recompute: bool = False,
 ) -> tuple[Float[Tensor, "B H T d"], ChunkStates]:
     """Returns f of every query by the weights of its chunk; `streams` are `ChunkPlan.stream` of `kv` [.., 2 d] and of `rates`.
 
-    Everything is computed in the dtype of the arguments, which must be wide enough for sums over a chunk: float32 or
-    float64. Autocast to bfloat16 is respected, autocast to float16 is disabled.
+    Everything is computed in the dtype of the arguments, which must be wide enough for sums over a chunk: bfloat16 under
+    its autocast, float32 or float64. Autocast to float16 is disabled. With `recompute`, the backward pass computes the
+    update of every chunk again, so that one chunk's intermediate values are in memory at once.
     """
+    again = recompute and torch.is_grad_enabled()
+    step = partial(checkpoint, _next, use_reentrant=False, preserve_rng_state=False) if again else _next
     with without_float16(queries.device):
         size, (fewest, most) = plan.chunk_size, plan.bounds
         memories, pieces, output = [memory], [], torch.zeros_like(queries)
         for level, rows in enumerate(plan.rows):
             if level:
-                memory = _next(memories[-1], streams, norms, plan, rule, level)
+                memory = step(memories[-1], streams, norms, plan, rule, level)
                 memories.append(memory)
             begin, end = max(0, level * size - most), min(plan.length, (level + 1) * size - fewest)
             if begin >= end:  # every row came with a complete chunk

@@ -27,10 +27,14 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
+def autocasts_to(device: torch.device, dtype: torch.dtype) -> bool:
+    """Returns whether autocast to that dtype is on."""
+    return torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == dtype
+
+
 def without_float16(device: torch.device) -> AbstractContextManager:
     """Disables autocast to float16, for sums that would exceed its range; autocast to bfloat16 remains."""
-    narrow = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
-    return torch.autocast(device.type, enabled=False) if narrow else nullcontext()
+    return torch.autocast(device.type, enabled=False) if autocasts_to(device, torch.float16) else nullcontext()
 
 
 def rms_norm(norm: nn.RMSNorm, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from refine_lab.host import host
+from refine_lab.host import full, host, indices
+
+Packed = Float[Tensor, "tokens H d"]
+"""The tokens of all rows, one row after another, without padding."""
+
+Kernel = Callable[[Packed, Packed, Packed, Int[Tensor, "B+1"], Int[Tensor, "B+1"], int, int], Packed]
+"""(q, k, v, the first query and key of each row and their numbers in all, the longest rows of queries and of keys) -> outputs.
+
+The last query of a row sees the last `window` keys of that row, and so on backwards.
+"""
+
+WIDEST = 256
+"""Largest head width of torch's flash attention; widths must be multiples of 8."""
 
 
 def window_attention(
@@ -22,16 +38,13 @@ def window_attention(
     """Returns softmax(q_i k_j / sqrt(d)) v_j over the `window` tokens j up to and including i; S = w + T with w = `window` - 1.
 
     `k` and `v` begin with the w tokens before the first query, oldest first, of which the last `before` are real (all
-    of them if `before` exceeds w). The computation uses torch's scaled_dot_product_attention on blocks of `window`
-    queries, each with the keys of its own block and the previous one, or flash-attn where it is installed and the
-    preceding keys are all real or all absent.
+    of them if `before` exceeds w). In half precision on CUDA, the computation uses torch's flash attention for rows of
+    unequal length, else scaled_dot_product_attention on blocks of `window` queries, each with the keys of its own block
+    and the previous one.
     """
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and _fits(q) and flash_window() is not None:
+        return packed_attention(q, k, v, before, window, partial(_flash, window))
     length = q.shape[1]
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and find_spec("flash_attn") is not None:
-        if (host(before) >= window - 1).all():
-            return _flash(q, k, v, window)
-        if not host(before).any():
-            return _flash(q, k[:, window - 1 :], v[:, window - 1 :], window)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if length <= window:
         return _masked(q, k, v, _band(length, k.shape[2], window, before)).transpose(1, 2)
@@ -42,10 +55,54 @@ def window_attention(
     k, v = (torch.cat([x[:, :, :-1], x[:, :, 1:]], 3) for x in (k, v))
     first = _masked(q[:, :, 0], k[:, :, 0, 1:], v[:, :, 0, 1:], _band(window, 2 * window - 1, window, before))
     q, k, v = (x[:, :, 1:].transpose(1, 2).flatten(0, 1) for x in (q, k, v))
-    full = before.new_full((1,), window)
-    rest = _masked(q, k, v, F.pad(_band(window, 2 * window - 1, window, full), (1, 0)))
+    rest = _masked(q, k, v, F.pad(_band(window, 2 * window - 1, window, full((1,), window, before.device)), (1, 0)))
     rest = rest.unflatten(0, (len(before), -1)).transpose(1, 2).flatten(2, 3)
     return torch.cat([first, rest], 2)[:, :, :length].transpose(1, 2)
+
+
+def packed_attention(
+    q: Float[Tensor, "B T H d"],
+    k: Float[Tensor, "B S H d"],
+    v: Float[Tensor, "B S H d"],
+    before: Int[Tensor, "B"],
+    window: int,
+    kernel: Kernel,
+) -> Float[Tensor, "B T H d"]:
+    """Computes `window_attention` with a kernel for rows of unequal length, which sees the real keys alone."""
+    rows, length = q.shape[:2]
+    real = host(before).clamp(max=window - 1)
+    if real.min() == real.max():
+        k, v = (x[:, window - 1 - int(real[0]) :].flatten(0, 1) for x in (k, v))
+    else:
+        place = torch.arange(k.shape[1])
+        kept = indices((place >= window - 1 - real.unsqueeze(-1)).flatten().nonzero().squeeze(-1), q.device)
+        k, v = (x.flatten(0, 1).index_select(0, kept) for x in (k, v))
+    sizes = real + length
+    starts = (F.pad(x.cumsum(0), (1, 0)).int() for x in (torch.full((rows,), length), sizes))
+    starts_q, starts_k = (indices(x, q.device) for x in starts)
+    return kernel(q.flatten(0, 1), k, v, starts_q, starts_k, length, int(sizes.max())).unflatten(0, (rows, length))
+
+
+def _fits(q: Tensor) -> bool:
+    return q.shape[-1] % 8 == 0 and q.shape[-1] <= WIDEST
+
+
+@cache
+def flash_window() -> Callable[..., Tensor] | None:
+    """Returns torch's flash attention for rows of unequal length if this version of torch has it with a window."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
+
+
+def _flash(
+    window: int, q: Tensor, k: Tensor, v: Tensor, starts_q: Tensor, starts_k: Tensor, most_q: int, most_k: int
+) -> Tensor:
+    attend = flash_window()
+    assert attend is not None
+    return attend(q, k, v, starts_q, starts_k, most_q, most_k, window_size=(window - 1, 0))
 
 
 def _band(queries: int, keys: int, window: int, before: Int[Tensor, "rows"]) -> Bool[Tensor, "rows 1 queries keys"]:
@@ -57,10 +114,5 @@ def _band(queries: int, keys: int, window: int, before: Int[Tensor, "rows"]) -> 
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
-
-def _flash(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    from flash_attn import flash_attn_func  # optional, and only there on CUDA  # pyright: ignore[reportMissingImports]
-
-    return flash_attn_func(q, k, v, causal=True, window_size=(window - 1, 0))
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION) if q.is_cuda and _fits(q) else nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
