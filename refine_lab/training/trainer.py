@@ -27,7 +27,7 @@ from refine_lab.method.step import TrainState, train_step
 from refine_lab.models.activation_checkpointing import checkpoint_activations
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import MANIFEST, manifest_of
-from refine_lab.ops.precision import autocast
+from refine_lab.ops.precision import autocast, use_tf32
 from refine_lab.rng import Draws
 from refine_lab.runs.checkpoints import drop_checkpoints, resume_point
 from refine_lab.runs.child import StopSignal
@@ -61,6 +61,7 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None
         torch.set_num_threads(config.threads)
     policy, tokenizer = load_policy(config, folder and str(folder))
     require_finite(policy, str(folder or config.model))
+    use_tf32(policy.device)
     checkpoint_activations(policy, config.activation_checkpointing)
     train_state = _train_state(run, config, policy)
     manifest, history = manifest_of(config.model), history_of(config.model)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from refine_lab.ops.lact import ChunkPlan, Rule, lact
+from refine_lab.ops.short_conv import ConvInputs
 from refine_lab.ops.window_attention import packed_attention, window_attention
 
 
@@ -39,6 +40,20 @@ def test_packed_rows_see_what_blocks_see(length, before):
     blocks = window_attention(q, k, v, torch.tensor(before), window)
     packed = packed_attention(q, k, v, torch.tensor(before), window, aligned_at_the_end(window))
     assert torch.allclose(packed, blocks, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [2, 9])
+@pytest.mark.parametrize("with_before", [False, True])
+def test_windows_of_a_convolution_are_the_same_without_joining_its_inputs(length, with_before):
+    before = torch.randn(2, 3, 5) if with_before else None
+    joined, apart = (ConvInputs(before, torch.randn(2, length, 5, generator=generator(0)), 3) for _ in range(2))
+    assert joined.joined.shape == (2, length + 3, 5)
+    positions = torch.tensor([[0, 1, length - 1], [length - 1, 0, length // 2]])
+    assert torch.equal(joined.at(positions), apart.at(positions)) and "joined" not in vars(apart)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def test_updates_that_run_again_have_the_same_gradients_and_store_less():
