@@ -21,7 +21,7 @@ from refine_lab.ops.lact import MATRICES, ChunkPlan, ChunkStates, Memory, Rule, 
 from refine_lab.ops.precision import autocasts_to, rms_norm, wide
 from refine_lab.ops.rotary import rotary_angles, rotate
 from refine_lab.ops.short_conv import after_window, window_at
-from refine_lab.ops.window_attention import window_attention
+from refine_lab.ops.window_attention import Packing, window_attention
 from refine_lab.validation import ConfigError
 
 BASE_RATE = 0.001
@@ -183,18 +183,23 @@ class LaCTAttention(nn.Module):
         q, k, v = self.qkv(x).chunk(3, -1)
         if self.config.attn_qk_norm:
             q, k = rms_norm(self.q_norm, q).to(q.dtype), rms_norm(self.k_norm, k).to(k.dtype)
-        attended, windows = self._attend(q, k, v, own, plan.start, angles)
+        attended, windows = self._attend(q, k, v, own, plan, angles)
         recalled, chunks = self._recall(x, q, k, v, own, shared, plan, angles)
         return self.o_proj(attended + recalled), kept(LayerStates(chunks, windows, self.config.window_size - 1))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, own: Mapping[str, Tensor], start: Tensor, angles: Tensor):
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, own: Mapping[str, Tensor], plan: ChunkPlan, angles: Tensor):
         """Returns the window's output, and its keys and values with the `window_size` - 1 before them."""
         q, k, v = (y.unflatten(-1, (self.config.num_attn_heads, -1)) for y in (q, k, v))
         q, k, v = rotate(q, angles), rotate(k, angles), scaled(self.layer_idx, "window", v)
         new, width = {"window_k": k.flatten(2), "window_v": v.flatten(2)}, self.config.window_size - 1
         windows = {name: after_window(own.get(name), y, width) for name, y in new.items()}
         keys, values = (y.unflatten(-1, (self.config.num_attn_heads, -1)) for y in windows.values())
-        return window_attention(q, keys, values, start, self.config.window_size).flatten(2), windows
+        size = self.config.window_size
+
+        def packing() -> Packing:
+            return plan.once("packing", plan.start, lambda start: Packing.of(start, plan.length, size))
+
+        return window_attention(q, keys, values, plan.start, size, packing).flatten(2), windows
 
     def _recall(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
@@ -34,16 +35,18 @@ def window_attention(
     v: Float[Tensor, "B S H d"],
     before: Int[Tensor, "B"],
     window: int,
+    packing: Callable[[], Packing] | None = None,
 ) -> Float[Tensor, "B T H d"]:
     """Returns softmax(q_i k_j / sqrt(d)) v_j over the `window` tokens j up to and including i; S = w + T with w = `window` - 1.
 
     `k` and `v` begin with the w tokens before the first query, oldest first, of which the last `before` are real (all
     of them if `before` exceeds w). In half precision on CUDA, the computation uses torch's flash attention for rows of
     unequal length, else scaled_dot_product_attention on blocks of `window` queries, each with the keys of its own block
-    and the previous one.
+    and the previous one. `packing` returns `Packing.of` the batch; layers share one.
     """
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and _fits(q) and flash_window() is not None:
-        return packed_attention(q, k, v, before, window, partial(_flash, window))
+        rows = Packing.of(before, q.shape[1], window) if packing is None else packing()
+        return packed_attention(q, k, v, rows, partial(_flash, window))
     length = q.shape[1]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if length <= window:
@@ -60,27 +63,48 @@ def window_attention(
     return torch.cat([first, rest], 2)[:, :, :length].transpose(1, 2)
 
 
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """Which keys of a batch are real, and where each row's queries and real keys begin when they are packed."""
+
+    starts_q: Int[Tensor, "B+1"]
+    starts_k: Int[Tensor, "B+1"]
+    most_k: int
+    skipped: int | None
+    "The number of keys that are not real in every row; None if rows differ."
+    kept: Int[Tensor, "tokens"] | None
+    "The indices of the real keys over all rows, if rows differ."
+
+    @staticmethod
+    def of(before: Int[Tensor, "B"], length: int, window: int) -> Packing:
+        """Returns the packing of rows with `length` queries and `window` - 1 + `length` keys; see `window_attention`."""
+        real, device = host(before).clamp(max=window - 1), before.device
+        sizes = real + length
+        starts = (F.pad(x.cumsum(0), (1, 0)).int() for x in (torch.full_like(sizes, length), sizes))
+        starts_q, starts_k = (indices(x, device) for x in starts)
+        if real.min() == real.max():
+            return Packing(starts_q, starts_k, int(sizes.max()), window - 1 - int(real[0]), None)
+        place = torch.arange(window - 1 + length)
+        kept = (place >= window - 1 - real.unsqueeze(-1)).flatten().nonzero().squeeze(-1)
+        return Packing(starts_q, starts_k, int(sizes.max()), None, indices(kept, device))
+
+    def keys(self, x: Float[Tensor, "B S H d"]) -> Packed:
+        """Returns the real keys, or values, of all rows."""
+        if self.kept is None:
+            return x[:, self.skipped :].flatten(0, 1)
+        return x.flatten(0, 1).index_select(0, self.kept)
+
+
 def packed_attention(
     q: Float[Tensor, "B T H d"],
     k: Float[Tensor, "B S H d"],
     v: Float[Tensor, "B S H d"],
-    before: Int[Tensor, "B"],
-    window: int,
+    rows: Packing,
     kernel: Kernel,
 ) -> Float[Tensor, "B T H d"]:
     """Computes `window_attention` with a kernel for rows of unequal length, which sees the real keys alone."""
-    rows, length = q.shape[:2]
-    real = host(before).clamp(max=window - 1)
-    if real.min() == real.max():
-        k, v = (x[:, window - 1 - int(real[0]) :].flatten(0, 1) for x in (k, v))
-    else:
-        place = torch.arange(k.shape[1])
-        kept = indices((place >= window - 1 - real.unsqueeze(-1)).flatten().nonzero().squeeze(-1), q.device)
-        k, v = (x.flatten(0, 1).index_select(0, kept) for x in (k, v))
-    sizes = real + length
-    starts = (F.pad(x.cumsum(0), (1, 0)).int() for x in (torch.full((rows,), length), sizes))
-    starts_q, starts_k = (indices(x, q.device) for x in starts)
-    return kernel(q.flatten(0, 1), k, v, starts_q, starts_k, length, int(sizes.max())).unflatten(0, (rows, length))
+    found = kernel(q.flatten(0, 1), rows.keys(k), rows.keys(v), rows.starts_q, rows.starts_k, q.shape[1], rows.most_k)
+    return found.unflatten(0, q.shape[:2])
 
 
 def _fits(q: Tensor) -> bool:

@@ -234,15 +234,15 @@ def test_segments_equal_chunks(length, gate, key_heads):
 @pytest.mark.parametrize("length", (16, 70))
 def test_keys_that_the_kernel_scales_have_the_states_of_scaled_keys(length):
     """Keys are stored as they come, and the kernel divides them by their lengths again where a state is asked for."""
-    q, k, v, beta, state = make_inputs(length, torch.float64)
-    inputs, positions = [q * 3, k * 5, v, beta, state], torch.tensor([[0, length // 2], [length - 1, 3]])
+    inputs, positions = make_inputs(length, torch.float64), torch.tensor([[0, length // 2], [length - 1, 3]])
     found = []
     for rule in (delta_rule, partial(segmented_delta_rule, kernel=torch_kernel, segment_size=32)):
-        outputs, states = rule(*inputs, unit=True, scale=0.25)
-        found.append(results(outputs, states.at(positions), [q, k, v, beta, state]))
+        q, k, *rest = inputs
+        outputs, states = rule(q * 3, k * 5, *rest, unit=True, scale=0.25)
+        found.append(results(outputs, states.at(positions), inputs))
     assert_close(*found, 1e-9)
-    outputs, _ = chunk_delta_rule(unit_length(q) * 0.25, unit_length(k), v, beta, state)
-    assert relative(found[0]["outputs"] if isinstance(found[0], dict) else found[0][0], outputs) < 1e-5
+    outputs, _ = chunk_delta_rule(unit_length(q) * 0.25, unit_length(k), *rest)
+    assert relative(found[0][0], outputs) < 1e-5
 
 
 @pytest.mark.parametrize("gate", (None, 0.3))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from refine_lab.ops.lact import ChunkPlan, Rule, lact
 from refine_lab.ops.short_conv import ConvInputs
-from refine_lab.ops.window_attention import packed_attention, window_attention
+from refine_lab.ops.window_attention import Packing, packed_attention, window_attention
 
 
 def aligned_at_the_end(window: int):
@@ -38,7 +38,8 @@ def test_packed_rows_see_what_blocks_see(length, before):
     q = torch.randn(3, length, 2, 6, dtype=torch.float64)
     k, v = torch.randn(2, 3, window - 1 + length, 2, 6, dtype=torch.float64)
     blocks = window_attention(q, k, v, torch.tensor(before), window)
-    packed = packed_attention(q, k, v, torch.tensor(before), window, aligned_at_the_end(window))
+    rows = Packing.of(torch.tensor(before), length, window)
+    packed = packed_attention(q, k, v, rows, aligned_at_the_end(window))
     assert torch.allclose(packed, blocks, rtol=0, atol=1e-12)
 
 
