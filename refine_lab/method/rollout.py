@@ -59,7 +59,9 @@ def sample(
     for column in to_device(uniforms, hidden.device).unbind(1):
         if tokens:
             step = policy.read(tokens[-1].unsqueeze(1), state=state)
+            del state  # the memory of one state less while the next one is made
             state, hidden = step.final_state, step.hidden_states[:, 0]
+            del step
         tokens.append(_draw(policy, hidden, column, temperature))
     return torch.stack(tokens, 1)
 

@@ -271,17 +271,19 @@ class ChunkStates:
         for memory, size, mine in zip(self.memories, sizes, split, strict=True):
             for name, x in memory.items() if len(mine) else ():
                 parts[name].append(x if len(mine) == size else x.index_select(0, mine))
-        return {name: torch.cat(x) for name, x in parts.items()}
+        return {name: x[0] if len(x) == 1 else torch.cat(x) for name, x in parts.items()}
 
     def pending(self, positions: Int[Tensor, "B P"]) -> dict[str, Float[Tensor, "B*P H _ f"]]:
         """Returns the open chunk's tokens up to and including each position, padded with zeros."""
         index, real = self.plan.once("open_chunk", positions, self.plan.open_chunk)
         found = {}
+        row = torch.arange(len(index), device=index.device).view(-1, 1, 1)
         for name, x in self.streams.items():
-            _, heads, length, width = x.shape
-            flat = index.clamp_max(length - 1).flatten(1)[:, None, :, None].expand(-1, heads, -1, width)
-            y = x.gather(2, flat).unflatten(2, index.shape[1:]) * real[:, None, ..., None].to(x.dtype)
-            found[f"pending_{name}"] = y.transpose(1, 2).flatten(0, 1)
+            tokens = x.transpose(1, 2)  # index_select stores no stream for the backward pass, unlike gather
+            place = row * tokens.shape[1] + index.clamp_max(tokens.shape[1] - 1)
+            y = tokens.flatten(0, 1).index_select(0, place.flatten()).unflatten(0, index.shape)
+            y = y * real[..., None, None].to(x.dtype)
+            found[f"pending_{name}"] = y.flatten(0, 1).transpose(1, 2).contiguous()
         return found
 
     def sources(self, positions: Int[Tensor, "B P"]) -> Int[Tensor, "B P"]:
