@@ -19,7 +19,7 @@ from refine_lab.host import full, host, indices
 Packed = Float[Tensor, "tokens H d"]
 """The tokens of all rows, one row after another, without padding."""
 
-Kernel = Callable[[Packed, Packed, Packed, Int[Tensor, "B+1"], Int[Tensor, "B+1"], int, int], Packed]
+Kernel = Callable[[Packed, Packed, Packed, Int[Tensor, "_"], Int[Tensor, "_"], int, int], Packed]
 """(q, k, v, the first query and key of each row and their numbers in all, the longest rows of queries and of keys) -> outputs.
 
 The last query of a row sees the last `window` keys of that row, and so on backwards.
@@ -67,8 +67,8 @@ def window_attention(
 class Packing:
     """Which keys of a batch are real, and where each row's queries and real keys begin when they are packed."""
 
-    starts_q: Int[Tensor, "B+1"]
-    starts_k: Int[Tensor, "B+1"]
+    starts_q: Int[Tensor, "_"]
+    starts_k: Int[Tensor, "_"]
     most_k: int
     skipped: int | None
     "The number of keys that are not real in every row; None if rows differ."
