@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -112,7 +113,7 @@ def _fits(q: Tensor) -> bool:
 
 
 @cache
-def flash_window() -> Callable[..., Tensor] | None:
+def flash_window() -> Callable[..., Any] | None:
     """Returns torch's flash attention for rows of unequal length if this version of torch has it with a window."""
     try:
         from torch.nn.attention.varlen import varlen_attn

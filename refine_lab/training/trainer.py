@@ -61,7 +61,6 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None
         torch.set_num_threads(config.threads)
     policy, tokenizer = load_policy(config, folder and str(folder))
     require_finite(policy, str(folder or config.model))
-    use_tf32(policy.device)
     checkpoint_activations(policy, config.activation_checkpointing)
     train_state = _train_state(run, config, policy)
     manifest, history = manifest_of(config.model), history_of(config.model)
@@ -69,7 +68,6 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None
         one_step, (data, measure) = train_step, _text(run, policy, tokenizer, manifest, overrides)
     else:
         one_step, (data, measure, history) = nested_step, _task(run, policy, tokenizer, manifest, history, overrides)
-    data = prefetched(data, policy.device)
     evaluate = partial(_evaluate, train_state, measure, noise_meter(run, train_state, data))
 
     def save(number: int) -> float:
@@ -151,6 +149,7 @@ def _train_state(run: Run, config: TrainConfig, policy: FastWeightLM) -> TrainSt
         if refine.kl_coef:  # the policy before the first step of training, also after a resumption
             reference, _ = load_policy(config)
             reference.requires_grad_(False)
+    use_tf32(policy.device)
     optimizers = optim.make_optimizers(policy, config)
     functions = {"reward": reward, "selection": selection}
     return TrainState(policy=policy, optimizers=optimizers, config=config, reference=reference, **functions)
@@ -183,7 +182,7 @@ def _text(
             return key_tokens(chooser, validation)
 
     keys = key_tokens_of(run, validation, choose)
-    return data, lambda: next_token(policy, validation, key_tokens=keys)
+    return prefetched(data, policy.device), lambda: next_token(policy, validation, key_tokens=keys)
 
 
 def _task(
@@ -206,7 +205,8 @@ def _task(
     def measure() -> dict[str, float]:
         return answer_measures(policy, tokenizer, task.validation, task.rule) if task.validation else {}
 
-    return TaskData(task.train, config.seed, config.refine), measure, after(history, run, task.examples, task.train)
+    data = prefetched(TaskData(task.train, config.seed, config.refine), policy.device)
+    return data, measure, after(history, run, task.examples, task.train)
 
 
 def _evaluate(
