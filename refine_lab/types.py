@@ -22,13 +22,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from refine_lab.host import derived, fetch, host, pinned, to_device
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Token sequences of unequal length, each with its own id.
 
     `tokens` [B, T], `lengths` [B] and `sequence_ids` [B]. A sequence keeps its id in every batch and at every place in
-    it, so that its random draws can be keyed by it.
+    it, so that its random draws can be keyed by it. On a device, the lengths keep their copy on the CPU (`host`).
     """
 
     tokens: Int[Tensor, "B T"]
@@ -40,22 +42,28 @@ class Batch:
         if len(self.sequence_ids) != rows or self.lengths.shape != (rows,):
             counts = f"{len(self.lengths)} and {len(self.sequence_ids)}"
             raise ValueError(f"a batch of {rows} rows needs {rows} lengths and ids, got {counts}")
-        if rows and not (1 <= int(self.lengths.min()) and int(self.lengths.max()) <= width):
-            raise ValueError(f"lengths must be from 1 to {width}, got {self.lengths.tolist()}")
+        lengths = host(self.lengths)
+        if rows and not (1 <= int(lengths.min()) and int(lengths.max()) <= width):
+            raise ValueError(f"lengths must be from 1 to {width}, got {lengths.tolist()}")
 
     def rows(self, start: int, stop: int) -> Batch:
         """Returns rows `start` to `stop`, cut to the longest of them."""
-        lengths = self.lengths[start:stop]
-        tokens, ids = self.tokens[start:stop, : int(lengths.max())], self.sequence_ids[start:stop]
+        lengths = derived(lambda x: x[start:stop], self.lengths)
+        longest = int(host(lengths).max())
+        tokens, ids = derived(lambda x: x[start:stop, :longest], self.tokens), self.sequence_ids[start:stop]
         return Batch(tokens=tokens, lengths=lengths, sequence_ids=ids)
 
     def to(self, device: torch.device | str) -> Batch:
-        return replace(self, tokens=self.tokens.to(device), lengths=self.lengths.to(device))
+        return replace(self, tokens=to_device(self.tokens, device), lengths=to_device(self.lengths, device))
+
+    def pinned(self, device: torch.device | str) -> Batch:
+        """Returns the batch in pinned memory if `device` is CUDA."""
+        return replace(self, tokens=pinned(self.tokens, device), lengths=pinned(self.lengths, device))
 
     @property
     def num_targets(self) -> int:
         """Returns the number of tokens that have a next token to predict, over all rows."""
-        return int((self.lengths - 1).sum())
+        return int((host(self.lengths) - 1).sum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,28 +74,43 @@ class PromptBatch:
     prompt_lengths: Int[Tensor, "B"]
 
     def __post_init__(self) -> None:
-        if int((self.sequences.lengths - self.prompt_lengths).min()) < 1:
+        if int((host(self.sequences.lengths) - host(self.prompt_lengths)).min()) < 1:
             raise ValueError("every prompt of a batch needs an answer of at least one token")
 
     def rows(self, start: int, stop: int) -> PromptBatch:
-        return PromptBatch(sequences=self.sequences.rows(start, stop), prompt_lengths=self.prompt_lengths[start:stop])
+        prompts = derived(lambda x: x[start:stop], self.prompt_lengths)
+        return PromptBatch(sequences=self.sequences.rows(start, stop), prompt_lengths=prompts)
 
     def to(self, device: torch.device | str) -> PromptBatch:
-        return PromptBatch(sequences=self.sequences.to(device), prompt_lengths=self.prompt_lengths.to(device))
+        prompts = to_device(self.prompt_lengths, device)
+        return PromptBatch(sequences=self.sequences.to(device), prompt_lengths=prompts)
+
+    def pinned(self, device: torch.device | str) -> PromptBatch:
+        """Returns the batch in pinned memory if `device` is CUDA."""
+        return PromptBatch(sequences=self.sequences.pinned(device), prompt_lengths=pinned(self.prompt_lengths, device))
 
     @property
     def prompts(self) -> Batch:
         """Returns the prompts alone, padded on the right."""
-        tokens, longest = self.sequences.tokens, int(self.prompt_lengths.max())
-        inside = torch.arange(longest, device=tokens.device) < self.prompt_lengths.unsqueeze(1)
-        return replace(self.sequences, tokens=tokens[:, :longest] * inside, lengths=self.prompt_lengths)
+        longest = int(host(self.prompt_lengths).max())
+
+        def cut(tokens: Tensor, lengths: Tensor) -> Tensor:
+            inside = torch.arange(longest, device=tokens.device) < lengths.unsqueeze(1)
+            return tokens[:, :longest] * inside
+
+        tokens = derived(cut, self.sequences.tokens, self.prompt_lengths)
+        return replace(self.sequences, tokens=tokens, lengths=self.prompt_lengths)
 
     @property
     def loss_mask(self) -> Bool[Tensor, "B T"]:
         """Returns which tokens belong to an answer."""
-        places = torch.arange(self.sequences.tokens.shape[1], device=self.sequences.tokens.device)
-        starts, ends = self.prompt_lengths.unsqueeze(1), self.sequences.lengths.unsqueeze(1)
-        return (starts <= places) & (places < ends)
+        width = self.sequences.tokens.shape[1]
+
+        def inside(starts: Tensor, ends: Tensor) -> Tensor:
+            places = torch.arange(width, device=starts.device)
+            return (starts.unsqueeze(1) <= places) & (places < ends.unsqueeze(1))
+
+        return derived(inside, self.prompt_lengths, self.sequences.lengths)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +131,17 @@ class Rollouts:
     def group_size(self) -> int:
         return len(self.tokens) // self.positions.numel()
 
+    def cpu(self) -> Rollouts:
+        """Returns the rollouts on the CPU, in one transfer."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        fetch(*parts.values())
+        return Rollouts(**{name: host(x) for name, x in parts.items()})
+
     def rows(self, start: int, stop: int) -> Rollouts:
         """Returns the rollouts of sequences `start` to `stop` of the batch."""
         per_row = self.positions.shape[1] * self.group_size
         cut = {f.name: getattr(self, f.name)[start * per_row : stop * per_row] for f in fields(self)}
-        return Rollouts(**{**cut, "positions": self.positions[start:stop]})
+        return Rollouts(**{**cut, "positions": derived(lambda x: x[start:stop], self.positions)})
 
     @staticmethod
     def cat(parts: Sequence[Rollouts]) -> Rollouts:
@@ -126,21 +155,23 @@ class Plan:
 
     positions: Int[Tensor, "B C"]
     rollouts: Rollouts | None
-    entropy_sum: float | None  # over all tokens that have a next one, in nats; None if entropies are not computed
+    entropy_sum: (
+        Float[Tensor, ""] | None
+    )  # over all tokens that have a next one, in nats; None if entropies are not computed
 
     def rows(self, start: int, stop: int) -> Plan:
         """Returns the plan of sequences `start` to `stop` of the batch."""
         rollouts = None if self.rollouts is None else self.rollouts.rows(start, stop)
-        return replace(self, positions=self.positions[start:stop], rollouts=rollouts)
+        return replace(self, positions=derived(lambda x: x[start:stop], self.positions), rollouts=rollouts)
 
     @staticmethod
     def cat(parts: Sequence[Plan]) -> Plan:
         """Concatenates the plans of several batches."""
         rollouts = [part.rollouts for part in parts if part.rollouts is not None]
         sums = [part.entropy_sum for part in parts if part.entropy_sum is not None]
-        positions = torch.cat([part.positions for part in parts])
+        positions = derived(lambda *x: torch.cat(x), *(part.positions for part in parts))
         joined = Rollouts.cat(rollouts) if rollouts else None
-        return Plan(positions=positions, rollouts=joined, entropy_sum=sum(sums) if sums else None)
+        return Plan(positions=positions, rollouts=joined, entropy_sum=torch.stack(sums).sum() if sums else None)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.data.tokenizer import beginning
@@ -29,6 +28,7 @@ from refine_lab.explore.adapted import (
     with_rest,
 )
 from refine_lab.explore.attribution import Cell, WriteAttribution, write_attribution
+from refine_lab.explore.document_cache import CachedDocument, DocumentCache
 from refine_lab.explore.erasing import Erasure, Prediction, predict
 from refine_lab.explore.erasing import erase as erase_writes
 from refine_lab.explore.lens import LayerLens, layer_lens
@@ -37,7 +37,7 @@ from refine_lab.explore.rollouts import PrefixRollouts, rollouts_at
 from refine_lab.explore.states import StateSummary, summarise, written
 from refine_lab.explore.targets import Target
 from refine_lab.explore.transplant import Counterfactual, counterfactual
-from refine_lab.models import Trace, load_model
+from refine_lab.models import load_model
 from refine_lab.models.hub import own_folder, resolve
 from refine_lab.training.adaptation import Adapter, fewer_chunks, padded_batch, preserve_weights
 from refine_lab.training.answers import answers_to
@@ -46,17 +46,6 @@ from refine_lab.validation import require
 
 MODELS = 3
 """Number of cached models; the least recently used is dropped first, unless its weights are adapted."""
-DOCUMENTS = 4
-"""Number of cached forward passes, each with its trace; the least recently used is dropped first."""
-
-
-@dataclass(frozen=True, eq=False)
-class CachedDocument:
-    """A document that was read, with its trace and write strengths."""
-
-    reading: DocumentReading
-    trace: Trace
-    writes: dict[int, Float[torch.Tensor, "T H"]]  # see `states.written`
 
 
 class Session:
@@ -71,7 +60,7 @@ class Session:
         self.between: Callable[[], None] = lambda: None
         "Called before each token of a rollout; an exception that it raises ends the call."
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
-        self._documents: OrderedDict[tuple[str, str], CachedDocument] = OrderedDict()
+        self._documents = DocumentCache()
 
     def open(self, model: str) -> dict[str, Any]:
         """Loads the model; returns `parameters`, `updates`, their `methods`, whether it is `adapting`, and `kept` copies."""
@@ -371,9 +360,7 @@ class Session:
             else:
                 with written(held.policy) as writes:
                     reading, trace = read_document(held.policy, ids)
-            self._documents[key] = CachedDocument(replace(reading, version=held.version), trace, writes)
-            while len(self._documents) > DOCUMENTS:
-                self._documents.popitem(last=False)
+            self._documents.add(key, CachedDocument(replace(reading, version=held.version), trace, writes))
         self._documents.move_to_end(key)
         return self._documents[key]
 

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from refine_lab.config import RefineConfig
+from refine_lab.host import derived, host, indices
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import hidden_states_only
 from refine_lab.rng import Draws
@@ -96,17 +97,17 @@ def pieces(batch: Batch, refine: RefineConfig, draws: Draws) -> Pieces:
     piece's first quarter are not used, so that contexts have w / 4 to w tokens.
     `windows`: pieces of 2 w - 1 tokens, w apart, of which the last w predictions are used: contexts of w to 2 w - 1 tokens.
     """
-    w, device = refine.window, batch.tokens.device
+    w, device, lengths = refine.window, batch.tokens.device, host(batch.lengths)
     if refine.short_contexts == "segments":
         uniforms = draws.uniforms(batch.sequence_ids, "segments", (1,)).squeeze(1)
-        begin, span, first, whole = 1 + (uniforms * w).long().to(device), w, -(-w // 4) - 1, w
+        begin, span, first, whole = 1 + (uniforms * w).long(), w, -(-w // 4) - 1, w
     else:
-        begin, span, first, whole = torch.full_like(batch.lengths, w), 2 * w - 1, w - 1, 2 * w - 1
-    count = ((batch.lengths - 2 - first - begin) // w + 1).clamp(min=0)
-    count = torch.where(batch.lengths - 1 > whole, count, 0)
-    number = torch.arange(int(count.max()), device=device)
+        begin, span, first, whole = torch.full_like(lengths, w), 2 * w - 1, w - 1, 2 * w - 1
+    count = ((lengths - 2 - first - begin) // w + 1).clamp(min=0)
+    count = torch.where(lengths - 1 > whole, count, 0)
+    number = torch.arange(int(count.max()))
     rows, numbers = (number < count.unsqueeze(1)).nonzero(as_tuple=True)
-    return Pieces(rows, begin[rows] + numbers * w, span, first, whole)
+    return Pieces(indices(rows, device), indices(begin[rows] + numbers * w, device), span, first, whole)
 
 
 @torch.no_grad()
@@ -123,13 +124,20 @@ def short_logprobs(
         return short, cut.whole
     offsets = torch.arange(cut.span, device=short.device)
     index = cut.starts.unsqueeze(1) + offsets
-    lengths = (batch.lengths[cut.rows] - cut.starts).clamp(max=cut.span)
+    lengths = derived(
+        lambda lengths, rows, starts: (lengths[rows] - starts).clamp(max=cut.span), batch.lengths, cut.rows, cut.starts
+    )
     tokens = batch.tokens[cut.rows.unsqueeze(1), index.clamp(max=batch.tokens.shape[1] - 1)]
     tokens = torch.where(offsets < lengths.unsqueeze(1), tokens, 0)
     with hidden_states_only():
         hidden = policy.read(tokens, lengths).hidden_states
-    used = (offsets >= cut.first) & (index + 1 < batch.lengths[cut.rows].unsqueeze(1))
-    piece, offset = used.nonzero(as_tuple=True)
+
+    def used(lengths: Tensor, rows: Tensor, starts: Tensor) -> Tensor:
+        offsets = torch.arange(cut.span, device=starts.device)
+        return (offsets >= cut.first) & (starts.unsqueeze(1) + offsets + 1 < lengths[rows].unsqueeze(1))
+
+    predicted = host(derived(used, batch.lengths, cut.rows, cut.starts)).nonzero(as_tuple=True)
+    piece, offset = (indices(x, short.device) for x in predicted)
     row, place = cut.rows[piece], cut.starts[piece] + offset
     stats = policy.head(hidden[piece, offset], batch.tokens[row, place + 1], entropy=False)
     short = short.to(stats.logprobs.dtype)

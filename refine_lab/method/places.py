@@ -6,18 +6,23 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from refine_lab.config import RefineConfig
+from refine_lab.host import fetch, host
 from refine_lab.method.copies import copied_tokens
 from refine_lab.method.losses import mask_last
 from refine_lab.method.memory import gains, long_short_difference, short_difference
-from refine_lab.method.selection import select_positions, selection_probabilities
+from refine_lab.method.selection import select_positions, weighed
 from refine_lab.models.base import FastWeightLM
 from refine_lab.rng import Draws
 from refine_lab.types import Batch, SelectionFunction, SelectionInputs
 from refine_lab.validation import require
+
+
+class NotFinite(FloatingPointError):
+    """The next-token loss of sequences is NaN or infinite, so nothing can be sampled from them."""
 
 
 def places(
@@ -29,10 +34,25 @@ def places(
     draws: Draws,
     selection: SelectionFunction | None = None,
 ) -> Int[Tensor, "B C"]:
-    """Draws one position per chunk by the scores of `refine.selection`, [B, C] (see `place_scores`)."""
+    """Draws one position per chunk by the scores of `refine.selection`, [B, C] (see `place_scores`).
+
+    Waits once for the device: the positions and both checks come to the CPU together. Raises `NotFinite` if the sum of
+    the `logprobs` is not finite, and ValueError if a score is not.
+    """
     scores = place_scores(policy, batch, entropies, logprobs, refine, draws, selection)
-    probabilities = selection_probabilities(scores, batch.lengths, refine)
-    return select_positions(probabilities, batch.lengths, batch.sequence_ids, draws, refine.num_chunks)
+    found = weighed(scores, batch.lengths, refine)
+    positions = select_positions(found.probabilities, batch.lengths, batch.sequence_ids, draws, refine.num_chunks)
+    checks = [found.finite.all()] if logprobs is None else [found.finite.all(), _finite(logprobs, batch)]
+    fetch(positions, *checks)
+    if not host(checks[-1]) and logprobs is not None:
+        raise NotFinite
+    if not host(checks[0]):
+        found.check(refine)
+    return positions
+
+
+def _finite(logprobs: Float[Tensor, "B S"], batch: Batch) -> Bool[Tensor, ""]:
+    return mask_last(logprobs.detach(), batch.lengths).sum().isfinite()
 
 
 @torch.no_grad()
@@ -68,6 +88,8 @@ def place_scores(
         return gains(difference.nan_to_num(nan=0.0), k).masked_fill(difference.isnan(), -torch.inf)
     require(selection is not None, "selection", None, "a function for RefineConfig.selection 'custom'")
     assert selection is not None
+    if not host(_finite(logprobs, batch)):  # a function of the user is not called with numbers that are none
+        raise NotFinite
     inputs = SelectionInputs(
         tokens=batch.tokens,
         lengths=batch.lengths,

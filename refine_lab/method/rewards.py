@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from refine_lab.host import host
 from refine_lab.method.custom import contained, load_function, of_inputs
 from refine_lab.types import RewardFunction, RewardInputs
 from refine_lab.validation import unknown
@@ -109,10 +110,12 @@ def checked(reward: RewardFunction) -> RewardFunction:
             raise ValueError(f"{allowed}, got {type(rewards).__name__}")
         if rewards.shape != (count,) or not rewards.is_floating_point():
             raise ValueError(f"{allowed}, got {rewards.dtype} of shape {list(rewards.shape)}")
-        if (bad := (~(rewards.abs() <= LARGEST)).nonzero()).numel():
-            value = float(rewards[bad[0]])
+        bad = ~(rewards.abs() <= LARGEST)
+        if host(bad.any()):
+            first = int(bad.nonzero()[0])
+            value = float(rewards[first])
             limits = "finite" if not math.isfinite(value) else f"between -{LARGEST:g} and {LARGEST:g}"
-            raise ValueError(f"reward {name!r} must be {limits}, got {value} for rollout {int(bad[0])}")
+            raise ValueError(f"reward {name!r} must be {limits}, got {value} for rollout {first}")
         return rewards.detach()
 
     return run

@@ -7,7 +7,7 @@ other selections are computed in `places`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from refine_lab.config import RefineConfig, smallest_length
+from refine_lab.host import host, to_device
 from refine_lab.rng import Draws, inverse_cdf
 
 
@@ -58,7 +59,31 @@ def selection_probabilities(
 
     Raises ValueError if a chunk has no eligible position, and if a score is not finite.
     """
-    if short := [length for length in lengths.tolist() if not config.fits(length)]:
+    found = weighed(scores, lengths, config)
+    found.check(config)
+    return found.probabilities
+
+
+class Weighed(NamedTuple):
+    """The probabilities of positions, and for each the score that they are made of and whether it may be used."""
+
+    probabilities: Float[Tensor, "B T"]
+    scores: Float[Tensor, "B C L"]
+    finite: Bool[Tensor, "B C L"]  # also where a position is not eligible
+
+    def check(self, config: RefineConfig) -> None:
+        """Raises ValueError, naming the first, if a score is not finite."""
+        if self.finite.all():
+            return
+        row = int((~self.finite).flatten(1).any(1).nonzero()[0])
+        what = "scores" if config.selection in ("memory", "copy", "custom") else "entropies"
+        value = float(self.scores[row][~self.finite[row]][0])
+        raise ValueError(f"{what} must be finite, got {value} in row {row}")
+
+
+def weighed(scores: Float[Tensor, "B T"], lengths: Int[Tensor, "B"], config: RefineConfig) -> Weighed:
+    """Returns `selection_probabilities`, which are NaN or arbitrary where a score is not finite, with what `check` needs."""
+    if short := [length for length in host(lengths).tolist() if not config.fits(length)]:
         raise ValueError(
             f"a row of {short[0]} tokens has a chunk without a position to roll out from: num_chunks {config.num_chunks}, "
             f"rollout_length {config.rollout_length} and margin {config.margin} need at least {smallest_length(config)} tokens"
@@ -74,10 +99,11 @@ def selection_probabilities(
     chunked = _take(scores, index)
     if config.selection == "memory":
         chunked, eligible = _known(chunked, eligible)
-    weights = _weights(chunked, eligible, config)
+    raw, weights = chunked, _weights(chunked, eligible, config)
     # A running sum adds one by one on the CPU: unlike sum(), it is the same to the last bit however wide the batch is padded.
     chunked = weights / weights.cumsum(-1)[..., -1:]
-    return torch.zeros_like(scores).scatter_add(1, index.flatten(1), chunked.flatten(1))
+    probabilities = torch.zeros_like(scores).scatter_add(1, index.flatten(1), chunked.flatten(1))
+    return Weighed(probabilities, raw, raw.isfinite() | ~eligible)
 
 
 def select_positions(
@@ -90,7 +116,7 @@ def select_positions(
     """Draws one position per chunk, t_i ~ p_i (eq. 6), [B, C]; a sequence's draw depends on nothing outside its row."""
     index, inside = _chunks(lengths, num_chunks, probabilities.shape[1])
     chunked = torch.where(inside, _take(probabilities, index), 0)
-    uniforms = draws.uniforms(sequence_ids, "position", (num_chunks,)).to(probabilities.device)
+    uniforms = to_device(draws.uniforms(sequence_ids, "position", (num_chunks,)), probabilities.device)
     return index[..., 0] + inverse_cdf(chunked, uniforms)
 
 
@@ -121,11 +147,6 @@ def _weights(
     scores: Float[Tensor, "B C L"], eligible: Bool[Tensor, "B C L"], config: RefineConfig
 ) -> Float[Tensor, "B C L"]:
     """Returns unnormalised probabilities of the positions of every chunk."""
-    finite = scores.isfinite() | ~eligible
-    if not finite.all():
-        row = int((~finite).flatten(1).any(1).nonzero()[0])
-        what = "scores" if config.selection in ("memory", "copy", "custom") else "entropies"
-        raise ValueError(f"{what} must be finite, got {float(scores[row][~finite[row]][0])} in row {row}")
     if config.selection == "uniform":
         return eligible.to(scores)
     signed = (-scores if config.selection == "argmin" else scores).masked_fill(~eligible, -torch.inf)

@@ -18,11 +18,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from refine_lab.config import RefineConfig
+from refine_lab.host import floats, to_device
 from refine_lab.method.advantages import advantages
 from refine_lab.method.estimators import formula_loss
 from refine_lab.method.losses import entropy_loss, kl_loss, mask_last, ntp_loss, policy_loss
 from refine_lab.method.memory import long_short_difference
-from refine_lab.method.places import places
+from refine_lab.method.places import NotFinite, places
 from refine_lab.method.rewards import binary, cosine, permuted
 from refine_lab.method.rollout import Branches, Continuation, detached_logprobs, read_rollouts, sample
 from refine_lab.method.update import OptimizerUpdate as OptimizerUpdate
@@ -156,21 +157,21 @@ def train_step(train_state: TrainState, batch: Batch, draws: Draws) -> StepResul
             part = None if plan is None else plan.rows(row, row + len(micro.lengths))
             loss, metrics, rollouts = _loss(train_state, micro, mini, draws, part)
             kept += [] if rollouts is None else [rollouts]
-            if not update.add(loss, metrics):
-                break
+            update.add(loss, metrics)
         for name, value in update.apply().items():
             sums[name] += value
     skipped = sums.pop("skipped_updates", 0.0)
     metrics = {name: value / len(minis) for name, value in sums.items()}
     if skipped:
         metrics["skipped_updates"] = skipped
+    drawn: dict[str, Tensor] = {}
     if plan is not None:
-        metrics |= {} if plan.entropy_sum is None else {"entropy_mean": plan.entropy_sum / batch.num_targets}
+        drawn = {} if plan.entropy_sum is None else {"entropy_mean": plan.entropy_sum / batch.num_targets}
         kept = [] if plan.rollouts is None else [plan.rollouts]
     rollouts = Rollouts.cat(kept) if kept else None
     if rollouts is not None:
-        metrics |= _rollout_metrics(rollouts)
-    return StepResult({**metrics, "updates": len(minis)}, rollouts)
+        drawn |= _rollout_metrics(rollouts)
+    return StepResult({**metrics, **floats(drawn), "updates": len(minis)}, rollouts)
 
 
 def batch_gradient(train_state: TrainState, batch: Batch, draws: Draws) -> list[Tensor | None] | None:
@@ -197,10 +198,6 @@ def batch_gradient(train_state: TrainState, batch: Batch, draws: Draws) -> list[
     return total
 
 
-class NotFinite(FloatingPointError):
-    """The next-token loss of sequences is NaN or infinite, so nothing can be sampled from them."""
-
-
 def _loss(
     train_state: TrainState, micro: Batch, mini: Batch, draws: Draws, plan: Plan | None
 ) -> tuple[Tensor, dict[str, Tensor], Rollouts | None]:
@@ -212,19 +209,25 @@ def _loss(
         ntp = ntp_loss(stats.logprobs, micro.lengths, mini.num_targets)
         correct = mask_last(stats.is_top1, micro.lengths).sum()
         metrics = {"ntp_loss": ntp.detach(), "ntp_accuracy": correct / mini.num_targets}
-        if refine is None or not torch.isfinite(ntp):  # nothing can be sampled from a loss that is not finite
+        if refine is None:
             return ntp, metrics, None
         entropies = _with_last(stats.entropies.detach(), micro)
         if plan is None and _needs_entropies(refine):
             metrics["entropy_mean"] = mask_last(entropies[:, :-1], micro.lengths).sum() / mini.num_targets
         if not refine.rolls_out:
             positions = None if plan is None else plan.positions
-            nsp, nsp_metrics = _formula_loss(train_state, micro, mini, trace, stats, draws, positions)
+            try:
+                nsp, nsp_metrics = _formula_loss(train_state, micro, mini, trace, stats, draws, positions)
+            except NotFinite:
+                return ntp, metrics, None
             return refine.ntp_coef * ntp + refine.nsp_coef * nsp, metrics | nsp_metrics, None
         if plan is None or plan.rollouts is None:
             assert train_state.reward is not None
             chosen = (train_state.reward, draws, stats.logprobs, train_state.selection)
-            rollouts, continuation = roll_out(policy, trace, entropies, micro, refine, *chosen)
+            try:
+                rollouts, continuation = roll_out(policy, trace, entropies, micro, refine, *chosen)
+            except NotFinite:
+                return ntp, metrics, None
         else:
             rollouts, detach = plan.rollouts, refine.prefix_gradient == "detached"
             branches = Branches.of(trace, plan.positions, rollouts.group_size, detach=detach)
@@ -290,7 +293,7 @@ def _plan(train_state: TrainState, batch: Batch, draws: Draws) -> Plan:
         return plan
     shape = (refine.num_chunks * refine.group_size,)
     keys = draws.uniforms(batch.sequence_ids, "placebo", shape).flatten()
-    rewards = permuted(plan.rollouts.rewards, keys.to(plan.rollouts.rewards.device))
+    rewards = permuted(plan.rollouts.rewards, to_device(keys, plan.rollouts.rewards.device))
     return replace(plan, rollouts=replace(plan.rollouts, rewards=rewards, advantages=_advantages(rewards, refine)))
 
 
@@ -300,9 +303,7 @@ def _planned(train_state: TrainState, micro: Batch, draws: Draws) -> Plan:
     assert refine is not None
     with train_state.autocast():
         trace, stats = _read(policy, micro, refine, states=refine.rolls_out, planned=False)
-        if not torch.isfinite(ntp_loss(stats.logprobs, micro.lengths, micro.num_targets)):
-            raise NotFinite
-        total = float(mask_last(stats.entropies, micro.lengths).sum()) if _needs_entropies(refine) else None
+        total = mask_last(stats.entropies, micro.lengths).sum().double() if _needs_entropies(refine) else None
         if not refine.rolls_out:
             return Plan(positions=_positions(train_state, micro, stats, draws), rollouts=None, entropy_sum=total)
         assert train_state.reward is not None
@@ -333,9 +334,9 @@ def _with_last(entropies: Float[Tensor, "B S"], batch: Batch) -> Float[Tensor, "
     return torch.nn.functional.pad(mask_last(entropies, batch.lengths), (0, 1))
 
 
-def _rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
+def _rollout_metrics(rollouts: Rollouts) -> dict[str, Tensor]:
     metrics = {}
     for name, values in (("reward", rollouts.rewards), ("cosine", rollouts.cosine), ("binary", rollouts.binary)):
-        deviation = float(values.std()) if len(values) > 1 else 0.0
-        metrics |= {f"{name}_mean": float(values.mean()), f"{name}_std": deviation}
+        deviation = values.std() if len(values) > 1 else values.new_zeros(())
+        metrics |= {f"{name}_mean": values.mean(), f"{name}_std": deviation}
     return metrics

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from refine_lab.config import UpdateConfig
+from refine_lab.host import floats
 from refine_lab.method.memory import check_window
 from refine_lab.models.base import FastWeightLM
 from refine_lab.ops.precision import autocast
@@ -53,34 +53,35 @@ class OptimizerUpdate:
     """One optimizer update: `add` accumulates the gradients of one micro-batch after another, `apply` changes the weights."""
 
     def __init__(self, train_state: TrainState) -> None:
-        self._train_state, self._finite = train_state, True
-        self._sums: dict[str, float] = defaultdict(float)
+        self._train_state = train_state
+        self._finite: list[Tensor] = []
+        self._sums: dict[str, Tensor] = {}
         for optimizer in train_state.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def add(self, loss: Tensor, metrics: Mapping[str, Tensor]) -> bool:
-        """Adds a micro-batch's share of loss and metrics; returns False if the loss is NaN or infinite."""
+    def add(self, loss: Tensor, metrics: Mapping[str, Tensor]) -> None:
+        """Adds a micro-batch's share of loss and metrics, which stay on the device."""
         for name, value in metrics.items():
-            self._sums[name] += float(value)
-        self._finite = bool(torch.isfinite(loss))
-        if self._finite:
-            loss.backward()
-        return self._finite
+            value = value.detach().double()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._finite.append(torch.isfinite(loss.detach()))
+        loss.backward()
 
     def apply(self) -> dict[str, float]:
-        """Returns the sums of the metrics, and `grad_norm` before clipping.
+        """Returns the sums of the metrics, and `grad_norm` before clipping; waits once for the device.
 
-        If the last loss or that norm is not finite, or the norm is above `config.skip_above_grad_norm`, no weight or
-        moment changes, and `skipped_updates` is 1.
+        If a loss or that norm is not finite, or the norm is above `config.skip_above_grad_norm`, no weight or moment
+        changes, and `skipped_updates` is 1. The norm is NaN if a loss is not finite.
         """
-        config, norm = self._train_state.config, torch.tensor(math.nan)
-        if self._finite:
-            norm = torch.nn.utils.clip_grad_norm_(self._train_state.policy.parameters(), config.max_grad_norm)
-        if not torch.isfinite(norm) or norm > (config.skip_above_grad_norm or math.inf):  # before the weights are lost
-            return {**self._sums, "grad_norm": float(norm), "skipped_updates": 1.0}
+        config = self._train_state.config
+        norm = torch.nn.utils.clip_grad_norm_(self._train_state.policy.parameters(), config.max_grad_norm)
+        found = floats({**self._sums, "grad_norm": torch.where(torch.stack(self._finite).all(), norm, math.nan)})
+        norm = found["grad_norm"]
+        if not math.isfinite(norm) or norm > (config.skip_above_grad_norm or math.inf):  # before the weights are lost
+            return {**found, "skipped_updates": 1.0}
         for optimizer in self._train_state.optimizers:
             optimizer.step()
-        return {**self._sums, "grad_norm": float(norm)}
+        return found
 
 
 def split(batch: Batch, size: int) -> Iterator[tuple[int, Batch]]:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from refine_lab.host import derived
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.head import Head
 from refine_lab.models.inputs import read_inputs
@@ -79,7 +80,7 @@ class Backbone(nn.Module):
         """See `FastWeightLM.read_embeddings`."""
         if state is not None:
             state.expect(len(inputs_embeds), self.state_names)
-        start = torch.zeros_like(lengths) if state is None else state.lengths
+        start = derived(torch.zeros_like, lengths) if state is None else state.lengths
         shared = self.prepare(start, inputs_embeds.shape[1], state)
         x, parts = inputs_embeds, []
         for index, layer in enumerate(self.layers):

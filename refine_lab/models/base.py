@@ -14,6 +14,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
+from refine_lab.host import full
 from refine_lab.models.activation_checkpointing import checkpoint_activations, runs_again
 from refine_lab.models.head import Head, WrappedHead
 from refine_lab.models.inputs import read_inputs
@@ -76,7 +77,7 @@ class FastWeightLM(PreTrainedModel, GenerationMixin):
         """Reads the embeddings of tokens, as `read`; appends the input [B, T, D] of each layer to `layer_inputs`."""
         if lengths is None:
             rows, width = inputs_embeds.shape[:2]
-            lengths = torch.full((rows,), width, device=inputs_embeds.device)
+            lengths = full((rows,), width, inputs_embeds.device)
         return self.model.read(inputs_embeds, lengths, state, layer_inputs)
 
     @property

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from refine_lab.models.configuration import FastWeightConfig
 from refine_lab.models.state import Layer, kept
 from refine_lab.models.writes import scaled
-from refine_lab.ops.delta_rule import delta_rule
+from refine_lab.ops.delta_rule import SHORT, delta_rule
+from refine_lab.ops.fla_delta_rule import serves
 from refine_lab.ops.precision import rms_norm, unit_length
-from refine_lab.ops.short_conv import after_window, causal_conv, window_at
+from refine_lab.ops.short_conv import ConvInputs, causal_conv, fused_conv_silu
 
 
 class DeltaRuleConfig(FastWeightConfig):
@@ -116,6 +117,16 @@ class DeltaRuleAttention(nn.Module):
         """Returns the log of the state's decay at every token; None means no decay."""
         return None
 
+    @property
+    def unit(self) -> bool:
+        """Returns whether `normalise` is `unit_length`, which kernels compute themselves."""
+        return True
+
+    @property
+    def qk_silu(self) -> bool:
+        """Returns whether `feature` is silu."""
+        return True
+
     def feature(self, y: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """The activation of q and of k; that of v is silu."""
         return F.silu(y)
@@ -132,24 +143,33 @@ class DeltaRuleAttention(nn.Module):
         """Returns outputs [B, T, D] and a function from positions to this layer's state, or None in `hidden_states_only`."""
         (own, _), windows = state, {}
         q, k, v = (self._project(name, x, own, windows) for name in "qkv")
-        q, k = (self.normalise(self.feature(y).unflatten(-1, (self.config.num_heads, -1))) for y in (q, k))
-        v = F.silu(v).unflatten(-1, (self.config.value_heads, -1))
+        q, k = (y.unflatten(-1, (self.config.num_heads, -1)) for y in (q, k))
+        q, k = (q, k) if self.unit else (self.normalise(q), self.normalise(k))
+        v = v.unflatten(-1, (self.config.value_heads, -1))
         beta = scaled(self.layer_idx, "recurrent_state", self.write_strengths(x))
         log_gate = self.log_gate(x)
-        o, states = delta_rule(q * q.shape[-1] ** -0.5, k, v, beta, own.get("recurrent_state"), log_gate)
+        memory, form = own.get("recurrent_state"), {"unit": self.unit, "scale": q.shape[-1] ** -0.5}
+        o, states = delta_rule(q, k, v, beta, memory, log_gate, **form)
         o = rms_norm(self.o_norm, o)
         if self.config.use_gate:
             o = o * self.output_gate(self.g_proj(x)).view_as(o)
         return self.o_proj(o.flatten(2)), kept(partial(self._state_at, states, windows))
 
-    def _project(self, name: str, x: Tensor, own: Mapping[str, Tensor], windows: dict[str, Tensor]) -> Tensor:
-        """Returns q, k or v [B, T, D], projected and convolved, and stores the convolution's input in `windows`."""
-        y, key = getattr(self, f"{name}_proj")(x), f"conv_state_{name}"
-        if not self.config.use_short_conv:
-            return y
-        windows[key] = after_window(own.get(key), y, self.config.conv_size - 1)
-        return getattr(self, f"{name}_conv1d")(windows[key])
+    def _project(self, name: str, x: Tensor, own: Mapping[str, Tensor], windows: dict[str, ConvInputs]) -> Tensor:
+        """Returns q, k or v [B, T, D], projected, convolved and activated; stores the convolution's inputs in `windows`."""
+        y, key, activation = getattr(self, f"{name}_proj")(x), f"conv_state_{name}", self.feature
+        if name == "v":
+            activation = F.silu
+        if self.config.use_short_conv:
+            windows[key] = inputs = ConvInputs(own.get(key), y, self.config.conv_size - 1)
+            convolution = getattr(self, f"{name}_conv1d")
+            if (name == "v" or self.qk_silu) and y.shape[1] > SHORT and serves(y.device, gated=False):
+                return fused_conv_silu(inputs, convolution.weight)
+            y = convolution(inputs.joined)
+        return activation(y)
 
-    def _state_at(self, states: Any, windows: Mapping[str, Tensor], positions: Int[Tensor, "B P"]) -> dict[str, Tensor]:
-        parts = {name: window_at(x, positions, self.config.conv_size - 1) for name, x in windows.items()}
+    def _state_at(
+        self, states: Any, windows: Mapping[str, ConvInputs], positions: Int[Tensor, "B P"]
+    ) -> dict[str, Tensor]:
+        parts = {name: inputs.at(positions) for name, inputs in windows.items()}
         return {"recurrent_state": states.at(positions), **parts}

@@ -68,6 +68,14 @@ class DeltaNetAttention(DeltaRuleAttention):
         if config.use_beta:
             self.b_proj = nn.Linear(config.hidden_size, config.num_heads, bias=False)
 
+    @property
+    def unit(self) -> bool:
+        return self.config.qk_norm == "l2"
+
+    @property
+    def qk_silu(self) -> bool:
+        return self.config.qk_activation == "silu"
+
     def feature(self, y: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         return QK_ACTIVATIONS[self.config.qk_activation](y)
 

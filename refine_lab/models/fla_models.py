@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from refine_lab.host import derived, full
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.imports import import_quietly
 from refine_lab.models.state import State, Trace, keeps_states
@@ -121,8 +122,8 @@ class FlaLM(FastWeightLM):
         if state is not None:
             state.expect(rows, ())  # which tensors there are is each model's own
         if lengths is None:
-            lengths = torch.full((rows,), width, device=inputs_embeds.device)
-        start = torch.zeros_like(lengths) if state is None else state.lengths
+            lengths = full((rows,), width, inputs_embeds.device)
+        start = derived(torch.zeros_like, lengths) if state is None else state.lengths
         hidden, borders, inputs = [], [{} if state is None else dict(state.tensors)], []
         for segment in inputs_embeds.split(SEGMENT, 1):
             outputs, after, layers = self._run(segment, borders[-1], layer_inputs is not None)

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from refine_lab.host import derived
 from refine_lab.models import hybrid_layers as layers
 from refine_lab.models.backbone import Backbone
 from refine_lab.models.base import FastWeightLM
@@ -164,7 +165,7 @@ def read_hybrid(
     if state is not None:
         state.expect(rows, OWN_TENSORS[model.config.layer_types[0]])
     reading, x = PrefixRead(state, inputs_embeds), inputs_embeds
-    start = torch.zeros_like(lengths) if state is None else state.lengths
+    start = derived(torch.zeros_like, lengths) if state is None else state.lengths
     rotary = rotary_embeddings(model, start.unsqueeze(-1) + torch.arange(width, device=x.device), x)
     group = reading.grouping
     packed = rotary if group is None or rotary is None else tuple(map(group.pack, rotary))

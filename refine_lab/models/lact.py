@@ -12,15 +12,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import initialization
 
+from refine_lab.host import derived
 from refine_lab.models.backbone import Backbone, BackboneLM
 from refine_lab.models.configuration import FastWeightConfig, number, whole
 from refine_lab.models.state import Layer, Sharing, State, Trace, kept
 from refine_lab.models.writes import scaled
 from refine_lab.ops.lact import MATRICES, ChunkPlan, ChunkStates, Memory, Rule, lact
-from refine_lab.ops.precision import rms_norm, wide
+from refine_lab.ops.precision import autocasts_to, rms_norm, wide
 from refine_lab.ops.rotary import rotary_angles, rotate
 from refine_lab.ops.short_conv import after_window, window_at
-from refine_lab.ops.window_attention import window_attention
+from refine_lab.ops.window_attention import Packing, window_attention
 from refine_lab.validation import ConfigError
 
 BASE_RATE = 0.001
@@ -182,18 +183,23 @@ class LaCTAttention(nn.Module):
         q, k, v = self.qkv(x).chunk(3, -1)
         if self.config.attn_qk_norm:
             q, k = rms_norm(self.q_norm, q).to(q.dtype), rms_norm(self.k_norm, k).to(k.dtype)
-        attended, windows = self._attend(q, k, v, own, plan.start, angles)
+        attended, windows = self._attend(q, k, v, own, plan, angles)
         recalled, chunks = self._recall(x, q, k, v, own, shared, plan, angles)
         return self.o_proj(attended + recalled), kept(LayerStates(chunks, windows, self.config.window_size - 1))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, own: Mapping[str, Tensor], start: Tensor, angles: Tensor):
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, own: Mapping[str, Tensor], plan: ChunkPlan, angles: Tensor):
         """Returns the window's output, and its keys and values with the `window_size` - 1 before them."""
         q, k, v = (y.unflatten(-1, (self.config.num_attn_heads, -1)) for y in (q, k, v))
         q, k, v = rotate(q, angles), rotate(k, angles), scaled(self.layer_idx, "window", v)
         new, width = {"window_k": k.flatten(2), "window_v": v.flatten(2)}, self.config.window_size - 1
         windows = {name: after_window(own.get(name), y, width) for name, y in new.items()}
         keys, values = (y.unflatten(-1, (self.config.num_attn_heads, -1)) for y in windows.values())
-        return window_attention(q, keys, values, start, self.config.window_size).flatten(2), windows
+        size = self.config.window_size
+
+        def packing() -> Packing:
+            return plan.once("packing", plan.start, lambda start: Packing.of(start, plan.length, size))
+
+        return window_attention(q, keys, values, plan.start, size, packing).flatten(2), windows
 
     def _recall(
         self,
@@ -206,9 +212,13 @@ class LaCTAttention(nn.Module):
         plan: ChunkPlan,
         angles: Tensor,
     ) -> tuple[Float[Tensor, "B T D"], ChunkStates]:
-        """Returns the fast weights' output and their states; in at least float32 from the scale of q and k on."""
-        heads = self.config.num_lact_heads
-        scale, offset = (y.to(wide(y)) for y in (self.qk_scale, self.qk_offset))
+        """Returns the fast weights' output and their states.
+
+        From the scale of q and k on, the dtype is at least float32, but autocast's where that is bfloat16: its products
+        of matrices round q, k and v to it in any case.
+        """
+        heads, narrow = self.config.num_lact_heads, autocasts_to(x.device, torch.bfloat16)
+        scale, offset = (y.to(torch.bfloat16 if narrow else wide(y)) for y in (self.qk_scale, self.qk_offset))
         q, k = (y * scale[:, i] + offset[:, i] for i, y in enumerate((q, k)))
         q, k, v = (y.unflatten(-1, (heads, -1)) for y in (q, k, v))
         if self.config.qkv_silu:
@@ -223,7 +233,8 @@ class LaCTAttention(nn.Module):
         streams = {"kv": kv, "rates": self._rates(x).transpose(1, 2)}
         streams = {name: plan.stream(own.get(f"pending_{name}"), y) for name, y in streams.items()}
         initial, norms = self._initial()
-        found, chunks = lact(q.transpose(1, 2), streams, shared or initial, norms, plan, self.rule)
+        memory = shared or initial
+        found, chunks = lact(q.transpose(1, 2), streams, memory, norms, plan, self.rule, recompute=x.is_cuda)
         found = rms_norm(self.ttt_norm, found.transpose(1, 2))
         if self.config.learnable_ttt_scale:
             found = found * F.silu(self.ttt_scale_proj(x)).unsqueeze(-1)
@@ -277,7 +288,7 @@ class LaCTModel(Backbone):
     ) -> tuple[ChunkPlan, Float[Tensor, "B T d"]]:
         """Returns the batch's division into chunks, and the rotary angles of its positions."""
         if state is None or state.sources is None:
-            sources, num_sources = torch.zeros_like(start), 1
+            sources, num_sources = derived(torch.zeros_like, start), 1
         else:
             sources, num_sources = state.sources, len(next(iter(state.shared.values())))
         config = self.config

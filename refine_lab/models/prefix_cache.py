@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from refine_lab.host import derived
 from refine_lab.models.state import Sharing, State, Trace, keeps_states
 from refine_lab.models.writes import write_factors
 
@@ -114,7 +115,7 @@ class PrefixRead:
         return values * packed.transpose(1, 2).unsqueeze(-1).to(values.dtype)
 
     def trace(self, hidden_states: Tensor, lengths: Tensor) -> Trace:
-        start = torch.zeros_like(lengths) if self.state is None else self.state.lengths
+        start = derived(torch.zeros_like, lengths) if self.state is None else self.state.lengths
         layers = [self._layers[i] for i in range(len(self._layers))]
         own, shared = [x for x, _ in layers], [x for _, x in layers]
         sharing = Sharing(self._source_of, shared) if any(x is not _nothing for x in shared) else None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from refine_lab.host import derived, fetch, host, indices, to_device
 from refine_lab.runs.durable import replacing
 from refine_lab.validation import ConfigError, require
 
@@ -73,16 +75,17 @@ class State:
 
     def select(self, rows: Int[Tensor, "P"] | Sequence[int]) -> State:
         """Returns the given rows, in the given order; shared tensors are kept whole."""
-        index = torch.as_tensor(rows, device=self.lengths.device)
-        return self._rows(lambda x: x.index_select(0, index))
+        index = indices(rows, self.lengths.device)
+        return self._rows(lambda x, index: x.index_select(0, index), index)
 
     def repeat(self, times: int) -> State:
         """Repeats every row `times` times, with adjacent copies; shared tensors are not copied."""
         return self if times == 1 else self._rows(lambda x: x.repeat_interleave(times, 0))
 
-    def _rows(self, take: Callable[[Tensor], Tensor]) -> State:
-        tensors = {name: take(x) for name, x in self.tensors.items()}
-        return State(tensors, take(self.lengths), self.shared, None if self.sources is None else take(self.sources))
+    def _rows(self, take: Callable[..., Tensor], *index: Tensor) -> State:
+        tensors = {name: take(x, *index) for name, x in self.tensors.items()}
+        sources = None if self.sources is None else derived(take, self.sources, *index)
+        return State(tensors, derived(take, self.lengths, *index), self.shared, sources)
 
     @staticmethod
     def stack(states: Sequence[State]) -> State:
@@ -96,16 +99,16 @@ class State:
         sources, offset = [], 0
         for state in states:
             if state.sources is not None:
-                sources.append(state.sources + offset)
+                sources.append(derived(partial(torch.add, other=offset), state.sources))
                 offset += len(next(iter(state.shared.values())))
-        lengths = torch.cat([state.lengths for state in states])
-        return State(tensors, lengths, shared, torch.cat(sources) if sources else None)
+        lengths = derived(_joined, *(state.lengths for state in states))
+        return State(tensors, lengths, shared, derived(_joined, *sources) if sources else None)
 
     def detach(self) -> State:
         return self.map(Tensor.detach)
 
     def to(self, device: torch.device | str) -> State:
-        return self.map(lambda x: x.to(device))
+        return self.map(lambda x: to_device(x, device))
 
     def save(self, path: str | Path) -> None:
         """Writes the state as safetensors; of shared tensors, only the rows that are used."""
@@ -152,7 +155,7 @@ class State:
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Returns the number of tokens read by the longest row; transformers' `generate` uses this name."""
-        return int(self.lengths.max())
+        return int(host(self.lengths).max())
 
     @property
     def nbytes(self) -> int:
@@ -172,6 +175,10 @@ SHARED = "shared:"
 def _within(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the tensors whose names begin with the prefix, named without it."""
     return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+
+
+def _joined(*parts: Tensor) -> Tensor:
+    return torch.cat(parts)
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:
@@ -214,25 +221,30 @@ class Trace:
             raise RuntimeError(
                 "this trace was computed inside hidden_states_only, which keeps no states: compute it outside that context"
             )
-        positions = torch.as_tensor(positions, device=self.lengths.device)
+        positions = indices(positions, self.lengths.device)
         matrix = positions.ndim == 2 and len(positions) == len(self.lengths)
         require(matrix, "positions", list(positions.shape), f"of shape [{len(self.lengths)}, P]")
-        outside = (positions < 0) | (positions >= self.lengths.unsqueeze(-1))
-        for row in outside.any(-1).nonzero().flatten().tolist():
-            raise ConfigError(
-                f"positions of row {row}", positions[row].tolist(), f"from 0 to {int(self.lengths[row]) - 1}"
-            )
-        lengths = (self.start.unsqueeze(-1) + positions + 1).flatten()
+        fetch(positions, self.lengths)
+        for row, (found, length) in enumerate(zip(host(positions).tolist(), host(self.lengths).tolist(), strict=True)):
+            if found and not 0 <= min(found) <= max(found) < length:
+                raise ConfigError(f"positions of row {row}", found, f"from 0 to {length - 1}")
+        lengths = derived(lambda start, places: (start.unsqueeze(-1) + places + 1).flatten(), self.start, positions)
         tensors = _named(self.layers, positions)
         if self.sharing is None:
             return State(tensors, lengths)
-        used, sources = torch.unique(self.sharing.sources(positions).flatten(), return_inverse=True)
+        used, sources = torch.unique(host(self.sharing.sources(positions)).flatten(), return_inverse=True)
+        used, sources = (indices(x, positions.device) for x in (used, sources))
         return State(tensors, lengths, _named(self.sharing.layers, used), sources)
 
     @property
     def final_state(self) -> State:
         """The state after the last real token of every row."""
-        return self.state_at((self.lengths - 1).unsqueeze(-1))
+        return self.state_at(self.last)
+
+    @property
+    def last(self) -> Int[Tensor, "B 1"]:
+        """The position of the last real token of every row."""
+        return derived(lambda lengths: (lengths - 1).unsqueeze(-1), self.lengths)
 
     def hidden_at(self, positions: Int[Tensor, "B P"]) -> Float[Tensor, "B P D"]:
         """Returns the hidden states at the given positions."""

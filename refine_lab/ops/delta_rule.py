@@ -23,7 +23,7 @@ from torch import Tensor
 
 from refine_lab.ops.fla_delta_rule import Gates, Keys, SegmentedStates, States, Values, segmented_delta_rule, serves
 from refine_lab.ops.kernels import chosen
-from refine_lab.ops.precision import wide
+from refine_lab.ops.precision import unit_length, wide
 
 CHUNK_SIZE = 64
 
@@ -77,14 +77,27 @@ def log_decay(
 
 
 def delta_rule(
-    q: Keys, k: Keys, v: Values, beta: Gates, initial_state: States | None = None, log_gate: Gates | None = None
+    q: Keys,
+    k: Keys,
+    v: Values,
+    beta: Gates,
+    initial_state: States | None = None,
+    log_gate: Gates | None = None,
+    *,
+    unit: bool = False,
+    scale: float = 1.0,
 ) -> tuple[Values, ChunkedStates | SegmentedStates]:
-    """Computes the rule with fla's kernels where they can run (`fla_delta_rule.serves`), and in plain torch elsewhere."""
+    """Computes the rule with fla's kernels where they can run (`fla_delta_rule.serves`), and in plain torch elsewhere.
+
+    With `unit`, q and k are divided by their lengths (`unit_length`), in fla's kernels without a copy in float32. q is
+    then multiplied by `scale`.
+    """
     short = q.shape[1] <= SHORT or chosen("chunks", q)
     if not short and serves(q.device, gated=log_gate is not None):
-        return segmented_delta_rule(q, k, v, beta, initial_state, log_gate)
+        return segmented_delta_rule(q, k, v, beta, initial_state, log_gate, unit=unit, scale=scale)
     with torch.autocast(q.device.type, enabled=False):
-        q, k, v, beta = (x.to(wide(q)) for x in (q, k, v, beta))
+        q, k = (unit_length(q), unit_length(k)) if unit else (q, k)
+        q, k, v, beta = (x.to(wide(q)) for x in (q if scale == 1.0 else q * scale, k, v, beta))
         return chunk_delta_rule(q, k, v, beta, initial_state, log_gate)
 
 

@@ -21,8 +21,10 @@ from jaxtyping import Float, Int
 from packaging.version import Version
 from torch import Tensor
 
-SEGMENT_SIZE = 512
-"""Tokens per segment: one fixed length, so that the kernels are tuned for one shape."""
+SEGMENT_SIZE = 2048
+"""Tokens per segment. Every segment costs the same number of kernel launches, and a state inside one reads at most this many
+tokens again. fla does not tune its kernels by the number of tokens.
+"""
 
 REFUSED_FROM, REFUSED_BELOW = Version("3.4"), Version("3.7.1")
 """Versions of Triton with which fla 0.6.0 refuses the backward pass of a gate on Hopper, because its gradients are
@@ -34,8 +36,11 @@ Values = Float[Tensor, "B T H dv"]
 Gates = Float[Tensor, "B T H"]
 States = Float[Tensor, "B H dk dv"]
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
-"""(q, k, v [B, T, H, d], beta, log gate or None [B, T, H], initial state [B, H, dk, dv]) -> outputs and final state."""
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, bool, float], tuple[Tensor, Tensor]]
+"""(q, k, v [B, T, H, d], beta, log gate or None [B, T, H], initial state [B, H, dk, dv], unit, scale) -> outputs, final state.
+
+With `unit`, the kernel divides q and k by their lengths; it multiplies q by `scale`.
+"""
 
 
 def serves(device: torch.device, *, gated: bool) -> bool:
@@ -72,7 +77,14 @@ def _warn_once(triton: str) -> None:
 
 
 def fla_kernel(
-    q: Keys, k: Keys, v: Values, beta: Gates, log_gate: Gates | None, initial_state: States
+    q: Keys,
+    k: Keys,
+    v: Values,
+    beta: Gates,
+    log_gate: Gates | None,
+    initial_state: States,
+    unit: bool = False,
+    scale: float = 1.0,
 ) -> tuple[Values, States]:
     """Calls fla's `chunk_delta_rule` or, with a gate, `chunk_gated_delta_rule`, in bfloat16 with float32 states.
 
@@ -86,8 +98,11 @@ def fla_kernel(
     half = v.dtype if v.dtype == torch.float16 else torch.bfloat16
     qkv = (x.to(half) for x in (q, k, v))
     kernel: Any = chunk_delta_rule if log_gate is None else chunk_gated_delta_rule  # without their signatures
-    gates = {"beta": beta.to(half)} if log_gate is None else {"g": log_gate.float(), "beta": beta.float()}
-    output, state = kernel(*qkv, **gates, scale=1.0, initial_state=initial_state, output_final_state=True)
+    gates: dict[str, Any] = (
+        {"beta": beta.to(half)} if log_gate is None else {"g": log_gate.float(), "beta": beta.float()}
+    )
+    gates |= {"scale": scale, "use_qk_l2norm_in_kernel": unit}
+    output, state = kernel(*qkv, **gates, initial_state=initial_state, output_final_state=True)
     return output.to(v.dtype), state
 
 
@@ -104,6 +119,7 @@ class SegmentedStates:
     beta: Float[Tensor, "B m L H"]
     log_gate: Float[Tensor, "B m L H"] | None
     kernel: Kernel
+    unit: bool
 
     def at(self, positions: Int[Tensor, "B P"]) -> Float[Tensor, "B*P H dk dv"]:
         """Returns the state after the token at each position, with rows ordered (row, position)."""
@@ -114,7 +130,7 @@ class SegmentedStates:
         unread = (torch.arange(length, device=positions.device) > (positions % length).view(-1, 1)).unsqueeze(-1)
         beta = _rows(self.beta, index).masked_fill(unread, 0)  # unread tokens write nothing and let nothing decay
         gate = None if self.log_gate is None else _rows(self.log_gate, index).masked_fill(unread, 0)
-        return self.kernel(keys, keys, values, beta, gate, states)[1]
+        return self.kernel(keys, keys, values, beta, gate, states, self.unit, 1.0)[1]
 
 
 def _rows(x: Float[Tensor, "B m *rest"], index: Int[Tensor, "R"]) -> Float[Tensor, "R *rest"]:
@@ -131,13 +147,17 @@ def segmented_delta_rule(
     log_gate: Gates | None = None,
     kernel: Kernel = fla_kernel,
     segment_size: int = SEGMENT_SIZE,
+    *,
+    unit: bool = False,
+    scale: float = 1.0,
 ) -> tuple[Values, SegmentedStates]:
-    """Computes `ops.delta_rule.chunk_delta_rule` segment by segment with `kernel`."""
+    """Computes `ops.delta_rule.delta_rule` segment by segment with `kernel`."""
     batch, length, heads, dv = v.shape
     size = min(segment_size, length)
 
     def split(x: Tensor) -> Tensor:
-        return F.pad(x, (*(0, 0) * (x.ndim - 2), 0, -length % size)).unflatten(1, (-1, size))
+        missing = -length % size  # a padding of nothing would copy
+        return (F.pad(x, (*(0, 0) * (x.ndim - 2), 0, missing)) if missing else x).unflatten(1, (-1, size))
 
     q, k, v, beta = map(split, (q, k, v, beta))
     log_gate = None if log_gate is None else split(log_gate)
@@ -146,6 +166,7 @@ def segmented_delta_rule(
     states, outputs = [], []
     for segment in zip(q.unbind(1), k.unbind(1), v.unbind(1), beta.unbind(1), gates, strict=True):
         states.append(state)
-        output, state = kernel(*segment, state)
+        output, state = kernel(*segment, state, unit, scale)
         outputs.append(output)
-    return torch.cat(outputs, 1)[:, :length], SegmentedStates(torch.stack(states, 1), k, v, beta, log_gate, kernel)
+    found = SegmentedStates(torch.stack(states, 1), k, v, beta, log_gate, kernel, unit)
+    return torch.cat(outputs, 1)[:, :length], found

@@ -10,15 +10,18 @@ so far.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from refine_lab.host import derived, host, indices
 from refine_lab.ops.precision import without_float16
 
 Memory = Mapping[str, Tensor]
@@ -128,7 +131,7 @@ def apply(memory: Memory, queries: Float[Tensor, "S H T d"]) -> Float[Tensor, "S
 
 @dataclass(frozen=True)
 class ChunkPlan:
-    """Assigns each new token of a batch to its chunk; one plan serves all layers.
+    """Assigns each new token of a batch to its chunk; one plan serves all layers, and is computed on the CPU.
 
     A row that has read `start` tokens holds the last `counts` of them as pending: 1 to C tokens of its open chunk, or 0
     if it has read nothing. Its *stream* consists of these and then the T new tokens; it begins at a chunk border, so
@@ -141,15 +144,27 @@ class ChunkPlan:
     chunk_size: int
     sources: Int[Tensor, "B"]
     num_sources: int
+    _latest: dict[str, tuple[Tensor, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.start.device
+
+    def once(self, name: str, key: Tensor, make: Callable[[Tensor], Any]) -> Any:
+        """Returns `make(key)`, which all layers ask for in turn with the same tensor; the latest is stored by name."""
+        if name not in self._latest or self._latest[name][0] is not key:
+            self._latest[name] = key, make(key)
+        return self._latest[name][1]
 
     @cached_property
     def counts(self) -> Int[Tensor, "B"]:
-        return torch.where(self.start > 0, (self.start - 1) % self.chunk_size + 1, 0)
+        return derived(lambda start: torch.where(start > 0, (start - 1) % self.chunk_size + 1, 0), self.start)
 
     @cached_property
     def bounds(self) -> tuple[int, int]:
         """Returns the minimum and maximum number of pending tokens per row."""
-        return int(self.counts.min()), int(self.counts.max())
+        counts = host(self.counts)
+        return int(counts.min()), int(counts.max())
 
     @property
     def aligned(self) -> bool:
@@ -161,8 +176,8 @@ class ChunkPlan:
         levels = (self.bounds[1] + self.length - 1) // self.chunk_size + 1
         found: list[Tensor | None] = [None]
         for level in range(1, levels):
-            reach = self.counts + self.length > level * self.chunk_size
-            found.append(None if bool(reach.all()) else reach.nonzero().squeeze(-1))
+            reach = host(self.counts) + self.length > level * self.chunk_size
+            found.append(None if bool(reach.all()) else indices(reach.nonzero().squeeze(-1), self.device))
         return found
 
     @cached_property
@@ -174,28 +189,56 @@ class ChunkPlan:
     @cached_property
     def table(self) -> Int[Tensor, "B levels"]:
         """Returns the source of each row at each level, numbered across all levels; -1 where a row has no token."""
-        columns = [self.sources]
+        columns = [host(self.sources)]
         for rows, offset in zip(self.rows[1:], self.offsets[1:], strict=True):
-            column = torch.full_like(self.sources, -1)
-            index = torch.arange(len(column), device=column.device) if rows is None else rows
-            columns.append(column.index_copy(0, index, torch.arange(len(index), device=column.device) + offset))
-        return torch.stack(columns, 1)
+            column = torch.full_like(columns[0], -1)
+            index = torch.arange(len(column)) if rows is None else host(rows)
+            columns.append(column.index_copy(0, index, torch.arange(len(index)) + offset))
+        return indices(torch.stack(columns, 1), self.device)
 
-    def parents(self, level: int) -> Int[Tensor, "_"]:
-        """Returns, for each row of a level, the index of the previous level's weights that it continues from."""
-        return _take(self.table[:, level - 1], self.rows[level]) - self.offsets[level - 1]
+    @cached_property
+    def parents(self) -> list[Int[Tensor, "_"]]:
+        """Returns, for each row of each level from 1 on, the index of the previous level's weights that it continues from."""
+        levels = zip(self.rows[1:], host(self.table).unbind(1), self.offsets, strict=False)
+        found = (_take(column, None if rows is None else host(rows)) - offset for rows, column, offset in levels)
+        return [indices(x, self.device) for x in found]
 
     @cached_property
     def slots(self) -> Int[Tensor, "B"]:
         """Returns each row's index among the rows of its source: row b is query block `slots` of source `sources`."""
-        order = self.sources.argsort(stable=True)
-        first = torch.searchsorted(self.sources[order], self.sources)
-        return order.argsort() - first
+        sources = host(self.sources)
+        order = sources.argsort(stable=True)
+        first = torch.searchsorted(sources[order], sources)
+        return indices(order.argsort() - first, self.device)
 
     @cached_property
     def most(self) -> int:
         """Returns the largest number of rows that share a source."""
-        return int(self.slots.max()) + 1
+        return int(host(self.slots).max()) + 1
+
+    @cached_property
+    def one_row_each(self) -> bool:
+        """Returns whether row b uses source b and no other row does."""
+        return self.num_sources == len(self.start) and host(self.sources).tolist() == list(range(self.num_sources))
+
+    @cached_property
+    def levels(self) -> Int[Tensor, "B T"]:
+        """Returns the level of each new token."""
+        return (self.counts.unsqueeze(-1) + torch.arange(self.length, device=self.device)) // self.chunk_size
+
+    def split(self, used: Int[Tensor, "S"], sizes: Sequence[int]) -> list[Int[Tensor, "_"]]:
+        """Returns the given sources, in ascending order, divided among memories of these sizes, as indices within each."""
+        borders, numbers = [0, *accumulate(sizes)], host(used)
+        parts = (numbers[(numbers >= start) & (numbers < stop)] - start for start, stop in pairwise(borders))
+        return [indices(part, self.device) for part in parts]
+
+    def open_chunk(self, positions: Int[Tensor, "B P"]) -> tuple[Int[Tensor, "B P L"], Bool[Tensor, "B P L"]]:
+        """Returns the places in the stream of the open chunk's tokens up to each position, and which of them are tokens."""
+        place = self.counts.unsqueeze(-1) + positions
+        count = place % self.chunk_size + 1
+        longest = int(((host(self.counts).unsqueeze(-1) + host(positions)) % self.chunk_size).max()) + 1
+        column = torch.arange(longest, device=self.device)
+        return (place - count + 1).unsqueeze(-1) + column, column < count.unsqueeze(-1)
 
     def stream(
         self, pending: Float[Tensor, "B H P f"] | None, new: Float[Tensor, "B H T f"]
@@ -223,35 +266,34 @@ class ChunkStates:
     def shared(self, used: Int[Tensor, "S"]) -> dict[str, Tensor]:
         """Returns the weights of the given sources, which must be in ascending order."""
         parts: dict[str, list[Tensor]] = {name: [] for name in self.memories[0]}
-        offset = 0
-        for memory in self.memories:
-            size = len(memory["w0"])
-            mine = used[(used >= offset) & (used < offset + size)] - offset
-            if len(mine):
-                for name, x in memory.items():
-                    parts[name].append(x if len(mine) == size else x.index_select(0, mine))
-            offset += size
-        return {name: torch.cat(x) for name, x in parts.items()}
+        sizes = [len(memory["w0"]) for memory in self.memories]
+        split = self.plan.once("split", used, lambda used: self.plan.split(used, sizes))
+        for memory, size, mine in zip(self.memories, sizes, split, strict=True):
+            for name, x in memory.items() if len(mine) else ():
+                parts[name].append(x if len(mine) == size else x.index_select(0, mine))
+        return {name: x[0] if len(x) == 1 else torch.cat(x) for name, x in parts.items()}
 
     def pending(self, positions: Int[Tensor, "B P"]) -> dict[str, Float[Tensor, "B*P H _ f"]]:
         """Returns the open chunk's tokens up to and including each position, padded with zeros."""
-        size = self.plan.chunk_size
-        place = self.plan.counts.unsqueeze(-1) + positions
-        count = place % size + 1
-        column = torch.arange(int(count.max()), device=positions.device)
-        index = (place - count + 1).unsqueeze(-1) + column
-        real = column < count.unsqueeze(-1)
+        index, real = self.plan.once("open_chunk", positions, self.plan.open_chunk)
         found = {}
+        row = torch.arange(len(index), device=index.device).view(-1, 1, 1)
         for name, x in self.streams.items():
-            _, heads, length, width = x.shape
-            flat = index.clamp_max(length - 1).flatten(1)[:, None, :, None].expand(-1, heads, -1, width)
-            y = x.gather(2, flat).unflatten(2, index.shape[1:]) * real[:, None, ..., None].to(x.dtype)
-            found[f"pending_{name}"] = y.transpose(1, 2).flatten(0, 1)
+            tokens = x.transpose(1, 2)  # index_select stores no stream for the backward pass, unlike gather
+            place = row * tokens.shape[1] + index.clamp_max(tokens.shape[1] - 1)
+            y = tokens.flatten(0, 1).index_select(0, place.flatten()).unflatten(0, index.shape)
+            y = y * real[..., None, None].to(x.dtype)
+            found[f"pending_{name}"] = y.flatten(0, 1).transpose(1, 2).contiguous()
         return found
 
     def sources(self, positions: Int[Tensor, "B P"]) -> Int[Tensor, "B P"]:
         """Returns the source of the weights in the state after each position."""
-        return self.plan.table.gather(1, (self.plan.counts.unsqueeze(-1) + positions) // self.plan.chunk_size)
+        size = self.plan.chunk_size
+
+        def source(table: Tensor, counts: Tensor, positions: Tensor) -> Tensor:
+            return table.gather(1, (counts.unsqueeze(-1) + positions) // size)
+
+        return derived(source, self.plan.table, self.plan.counts, positions)
 
 
 def lact(
@@ -261,19 +303,23 @@ def lact(
     norms: Memory,
     plan: ChunkPlan,
     rule: Rule,
+    *,
+    recompute: bool = False,
 ) -> tuple[Float[Tensor, "B H T d"], ChunkStates]:
     """Returns f of every query by the weights of its chunk; `streams` are `ChunkPlan.stream` of `kv` [.., 2 d] and of `rates`.
 
-    Everything is computed in the dtype of the arguments, which must be wide enough for sums over a chunk: float32 or
-    float64. Autocast to bfloat16 is respected, autocast to float16 is disabled.
+    Everything is computed in the dtype of the arguments, which must be wide enough for sums over a chunk: bfloat16 under
+    its autocast, float32 or float64. Autocast to float16 is disabled. With `recompute`, the backward pass computes the
+    update of every chunk again, so that one chunk's intermediate values are in memory at once.
     """
+    again = recompute and torch.is_grad_enabled()
+    step = partial(checkpoint, _next, use_reentrant=False, preserve_rng_state=False) if again else _next
     with without_float16(queries.device):
         size, (fewest, most) = plan.chunk_size, plan.bounds
         memories, pieces, output = [memory], [], torch.zeros_like(queries)
-        level_of = (plan.counts.unsqueeze(-1) + torch.arange(plan.length, device=queries.device)) // size
         for level, rows in enumerate(plan.rows):
             if level:
-                memory = _next(memories[-1], streams, norms, plan, rule, level)
+                memory = step(memories[-1], streams, norms, plan, rule, level)
                 memories.append(memory)
             begin, end = max(0, level * size - most), min(plan.length, (level + 1) * size - fewest)
             if begin >= end:  # every row came with a complete chunk
@@ -282,7 +328,7 @@ def lact(
             if plan.aligned:
                 pieces.append(_apply_shared(memory, asked, plan) if level == 0 else apply(memory, asked))
             else:
-                here = (level_of[:, begin:end] == level)[:, None, :, None]
+                here = (plan.levels[:, begin:end] == level)[:, None, :, None]
                 found = _apply_shared(memory, asked, plan) if level == 0 else apply(memory, _take(asked, rows))
                 if rows is not None:  # CUDA's autocast leaves index_copy's dtypes as they are
                     found = torch.zeros_like(asked).index_copy(0, rows, found.to(asked.dtype))
@@ -295,7 +341,7 @@ def _next(
     memory: Memory, streams: Mapping[str, Tensor], norms: Memory, plan: ChunkPlan, rule: Rule, level: int
 ) -> Memory:
     """Returns a level's weights: the previous level's after one step on the chunk that ends there."""
-    rows, parents = plan.rows[level], plan.parents(level)
+    rows, parents = plan.rows[level], plan.parents[level - 1]
     start = {name: x.index_select(0, parents) for name, x in memory.items()}
     begin = (level - 1) * rule.chunk_size
     kv, rates = (_take(streams[name][:, :, begin : begin + rule.chunk_size], rows) for name in ("kv", "rates"))
@@ -309,8 +355,8 @@ def _take(x: Tensor, rows: Int[Tensor, "_"] | None) -> Tensor:
 
 def _apply_shared(memory: Memory, queries: Float[Tensor, "B H T d"], plan: ChunkPlan) -> Float[Tensor, "B H T d"]:
     """Applies the weights that each row came with, with the queries of all rows of a source side by side."""
-    rows, heads, length, width = queries.shape
-    if plan.num_sources == rows and plan.most == 1 and bool((plan.sources.diff() > 0).all()):
+    heads, length, width = queries.shape[1:]
+    if plan.one_row_each:
         return apply(memory, queries)
     index = plan.sources * plan.most + plan.slots
     placed = queries.new_zeros(plan.num_sources * plan.most, heads, length, width).index_copy(0, index, queries)

@@ -27,10 +27,23 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
+def autocasts_to(device: torch.device, dtype: torch.dtype) -> bool:
+    """Returns whether autocast to that dtype is on."""
+    return torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == dtype
+
+
+def use_tf32(device: torch.device) -> None:
+    """Has a training process on CUDA multiply float32 matrices in TF32, with float32 sums; changes nothing on the CPU.
+
+    Comparisons in float32, such as the parity gate, run in processes that do not call this.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
 def without_float16(device: torch.device) -> AbstractContextManager:
     """Disables autocast to float16, for sums that would exceed its range; autocast to bfloat16 remains."""
-    narrow = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
-    return torch.autocast(device.type, enabled=False) if narrow else nullcontext()
+    return torch.autocast(device.type, enabled=False) if autocasts_to(device, torch.float16) else nullcontext()
 
 
 def rms_norm(norm: nn.RMSNorm, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:

@@ -2,11 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from refine_lab.ops.precision import wide
+
+
+@dataclass(frozen=True)
+class ConvInputs:
+    """The inputs of a convolution over W tokens, and the w = W - 1 before them (`before`; None: zeros)."""
+
+    before: Float[Tensor, "B w D"] | None
+    inputs: Float[Tensor, "B T D"]
+    width: int
+
+    @cached_property
+    def joined(self) -> Float[Tensor, "B S D"]:
+        """Returns both, one after the other; S = w + T."""
+        return after_window(self.before, self.inputs, self.width)
+
+    def at(self, positions: Int[Tensor, "B P"]) -> Float[Tensor, "B*P w D"]:
+        """Returns the w inputs up to and including each position, oldest first, as `window_at`; joins nothing for it."""
+        if "joined" in vars(self):
+            return window_at(self.joined, positions, self.width)
+        rows, total, channels = self.inputs.shape
+        place = positions.unsqueeze(-1) + torch.arange(1 - self.width, 1, device=positions.device)  # below 0: before
+        row = torch.arange(rows, device=positions.device).view(-1, 1, 1)
+        index = (row * total + place.clamp(min=0)).flatten()
+        found = self.inputs.reshape(-1, channels).index_select(0, index)
+        early = (place < 0).flatten().unsqueeze(-1)
+        if self.before is None:
+            found = found.masked_fill(early, 0)
+        else:
+            index = (row * self.width + (place + self.width).clamp(max=self.width - 1)).flatten()
+            before = self.before.to(found).reshape(-1, channels)
+            found = torch.where(early, before.index_select(0, index), found)
+        return found.view(positions.numel(), self.width, channels)
+
+
+def fused_conv_silu(inputs: ConvInputs, weight: Float[Tensor, "D 1 W"]) -> Float[Tensor, "B T D"]:
+    """Returns silu of `causal_conv` by fla's kernel, in the dtype of the inputs; sums are in float32."""
+    from fla.modules.causal_conv1d import causal_conv1d  # binds Triton: imported where it is used, on CUDA only
+
+    before = None
+    if inputs.before is not None:  # the kernel's window has the width of the weight, and its first entry is not read
+        before = F.pad(inputs.before.to(inputs.inputs).transpose(1, 2), (1, 0))
+    kernel: Any = causal_conv1d  # without its signature
+    return kernel(inputs.inputs, weight.squeeze(1), initial_state=before, activation="silu")[0]
 
 
 def causal_conv(x: Float[Tensor, "B S D"], weight: Float[Tensor, "D 1 W"]) -> Float[Tensor, "B T D"]:

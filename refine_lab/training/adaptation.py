@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from refine_lab.config import OptimizationConfig, RefineConfig, UpdateConfig
 from refine_lab.data.batches import padded
+from refine_lab.host import host
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import TrainState, next_token_stats, train_step
 from refine_lab.models.base import FastWeightLM
@@ -105,7 +106,7 @@ class Adapter:
 
     def adapt(self, batch: Batch) -> Iterator[Update]:
         """Updates the model on the prompts of a batch (see `padded_batch`) and yields after each step."""
-        train_state, tokens = self._train_state(batch), int(batch.lengths.sum())
+        train_state, tokens = self._train_state(batch), int(host(batch.lengths).sum())
         for number in range(1, self.config.steps + 1):
             began = time.monotonic()
             with _gradients_of(self.model, self.trainable.values()):  # not across the yield: iteration may end there
@@ -129,7 +130,7 @@ class Adapter:
 
     def _train_state(self, batch: Batch) -> TrainState:
         """Returns the state that `train_step` needs. Raises ValueError for a prompt too short for a rollout."""
-        refine = self.config.refine and fit_to_length(self.config.refine, *batch.lengths.tolist())
+        refine = self.config.refine and fit_to_length(self.config.refine, *host(batch.lengths).tolist())
         reward = REWARDS[refine.reward] if refine is not None and refine.rolls_out else None
         config = replace(self._update, refine=refine)
         return TrainState(policy=self.model, optimizers=self.optimizers, config=config, reward=reward)

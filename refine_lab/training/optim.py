@@ -25,14 +25,15 @@ def make_optimizers(
     They update `parameters`, a subset of the policy's parameters, or all of them.
     """
     parameters = list(policy.parameters() if parameters is None else parameters)
+    fused = True if parameters and all(p.is_cuda for p in parameters) else None  # None: torch's own choice
     if config.optimizer == "adamw":
-        return [AdamW(parameters, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay)]
+        return [AdamW(parameters, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay, fused=fused)]
     ends = {id(p) for module in (policy.lm_head, policy.get_input_embeddings()) for p in module.parameters()}
     hidden = [p for p in parameters if p.ndim == 2 and id(p) not in ends]
     rest = [p for p in parameters if p.ndim != 2 or id(p) in ends]
     # scaled to AdamW's update size (Liu et al., 2025; arXiv 2502.16982), so that one learning rate serves both
     muon = Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
-    return [muon, AdamW(rest, lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay)]
+    return [muon, AdamW(rest, lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=fused)]
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -7,6 +7,7 @@ and none is undone or differentiated through. The inner updates are those of mid
 from __future__ import annotations
 
 from refine_lab.config import TrainConfig
+from refine_lab.host import host, indices
 from refine_lab.method.step import OptimizerUpdate, StepResult, TrainState, split, train_step
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.state import hidden_states_only
@@ -34,17 +35,17 @@ def answer_stats(policy: FastWeightLM, batch: PromptBatch) -> TokenStats:
     """Returns statistics of every answer token given all tokens before it, [A] for the A answer tokens, row by row."""
     with hidden_states_only():
         hidden = policy.read(batch.sequences.tokens, batch.sequences.lengths).hidden_states
-    rows, places = batch.loss_mask.nonzero(as_tuple=True)
+    found = host(batch.loss_mask).nonzero(as_tuple=True)
+    rows, places = (indices(x, hidden.device) for x in found)
     return policy.head(hidden[rows, places - 1], batch.sequences.tokens[rows, places], entropy=False)
 
 
 def _answer_update(train_state: TrainState[TrainConfig], batch: PromptBatch) -> dict[str, float]:
     """Makes an update on the mean of -log p(answer token | prompt, answer so far) over all answer tokens."""
-    update, total = OptimizerUpdate(train_state), int(batch.loss_mask.sum())
+    update, total = OptimizerUpdate(train_state), int(host(batch.loss_mask).sum())
     for start, micro in split(batch.sequences, train_state.config.micro_batch_size):
         with train_state.autocast():
             stats = answer_stats(train_state.policy, batch.rows(start, start + len(micro.lengths)))
             loss = -stats.logprobs.sum() / total
-        if not update.add(loss, {"answer_loss": loss.detach(), "answer_accuracy": stats.is_top1.sum() / total}):
-            break
+        update.add(loss, {"answer_loss": loss.detach(), "answer_accuracy": stats.is_top1.sum() / total})
     return update.apply()

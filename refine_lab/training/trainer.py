@@ -20,13 +20,14 @@ from refine_lab.data.tasks.batches import TaskData
 from refine_lab.data.tasks.examples import load_task
 from refine_lab.data.tasks.trained import History
 from refine_lab.data.tokenizer import describe_beginning
+from refine_lab.host import host
 from refine_lab.method.custom_selection import selection_function
 from refine_lab.method.rewards import reward_function
 from refine_lab.method.step import TrainState, train_step
 from refine_lab.models.activation_checkpointing import checkpoint_activations
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import MANIFEST, manifest_of
-from refine_lab.ops.precision import autocast
+from refine_lab.ops.precision import autocast, use_tf32
 from refine_lab.rng import Draws
 from refine_lab.runs.checkpoints import drop_checkpoints, resume_point
 from refine_lab.runs.child import StopSignal
@@ -41,6 +42,7 @@ from refine_lab.training.inputs import inputs_of, settle, text_inputs
 from refine_lab.training.key_tokens import key_tokens, key_tokens_of
 from refine_lab.training.loading import load_policy, require_finite
 from refine_lab.training.posttraining import nested_step
+from refine_lab.training.prefetch import prefetched
 from refine_lab.training.skipped import SkippedSteps
 from refine_lab.types import Batch, PromptBatch, Rollouts
 
@@ -92,7 +94,7 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None
             if skipped.begins(result.metrics) and run.done != step - 1:
                 saved = save(step - 1)
             sequences, seconds = _sequences(batch, config.nested), time.monotonic() - began
-            num_tokens = sum(int(part.lengths.sum()) for part in sequences)
+            num_tokens = sum(int(host(part.lengths).sum()) for part in sequences)
             tokens += num_tokens
             counts = {"tokens": past_tokens + tokens, "seconds": seconds, "tokens_per_second": num_tokens / seconds}
             writer.train(step, {**counts, **result.metrics, "updates": step * config.updates_per_batch, "lr": lr})
@@ -147,6 +149,7 @@ def _train_state(run: Run, config: TrainConfig, policy: FastWeightLM) -> TrainSt
         if refine.kl_coef:  # the policy before the first step of training, also after a resumption
             reference, _ = load_policy(config)
             reference.requires_grad_(False)
+    use_tf32(policy.device)
     optimizers = optim.make_optimizers(policy, config)
     functions = {"reward": reward, "selection": selection}
     return TrainState(policy=policy, optimizers=optimizers, config=config, reference=reference, **functions)
@@ -179,7 +182,7 @@ def _text(
             return key_tokens(chooser, validation)
 
     keys = key_tokens_of(run, validation, choose)
-    return data, lambda: next_token(policy, validation, key_tokens=keys)
+    return prefetched(data, policy.device), lambda: next_token(policy, validation, key_tokens=keys)
 
 
 def _task(
@@ -202,7 +205,8 @@ def _task(
     def measure() -> dict[str, float]:
         return answer_measures(policy, tokenizer, task.validation, task.rule) if task.validation else {}
 
-    return TaskData(task.train, config.seed, config.refine), measure, after(history, run, task.examples, task.train)
+    data = prefetched(TaskData(task.train, config.seed, config.refine), policy.device)
+    return data, measure, after(history, run, task.examples, task.train)
 
 
 def _evaluate(
@@ -221,10 +225,11 @@ def _sequences(batch: Batch | PromptBatch, nested: bool) -> list[Batch]:
 
 def rollout_rows(batch: Batch, rollouts: Rollouts) -> dict[str, Any]:
     """Returns a batch's rollouts as the stored columns of `runs.schema.COLUMNS`, except `step`."""
+    rollouts = rollouts.cpu()
     chunks, repeat = rollouts.positions.shape[1], rollouts.group_size
     row = torch.arange(len(batch.lengths)).repeat_interleave(chunks * repeat).tolist()
     position = rollouts.positions.flatten().repeat_interleave(repeat).tolist()
-    tokens = batch.tokens.tolist()
+    tokens = host(batch.tokens).tolist()
     return {
         "sequence_id": [batch.sequence_ids[r] for r in row],
         "position": position,

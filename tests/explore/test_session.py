@@ -9,9 +9,11 @@ import torch
 
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.evaluation.reading import text_logprobs
+from refine_lab.explore import document_cache
+from refine_lab.explore.document_cache import DOCUMENTS
 from refine_lab.explore.reading import read_document
 from refine_lab.explore.rollouts import PrefixRollouts, correlations, rollout_frame, rollouts_at
-from refine_lab.explore.session import DOCUMENTS, Session
+from refine_lab.explore.session import Session
 from refine_lab.method.advantages import advantages
 from refine_lab.method.rewards import REWARDS
 from refine_lab.models import load_model
@@ -225,6 +227,24 @@ def test_a_session_reads_a_document_once(tokens: torch.Tensor) -> None:
         session.read(MODEL, ids[: 20 + i])
     session.read(MODEL, ids)
     assert calls[-1] == 150  # the one unused for longest had gone
+
+
+@pytest.mark.parametrize("name", ["tiny-deltanet", "tiny-lact"])
+def test_documents_are_dropped_by_the_memory_of_their_traces(
+    name: str, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, _ = load_model(name, device="cpu")
+    with torch.no_grad():
+        sizes = [document_cache.nbytes(policy.read(tokens[:length].unsqueeze(0))) for length in (64, 128)]
+        hidden = policy.read(tokens[:128].unsqueeze(0)).hidden_states.nbytes
+    assert sizes[1] > 4 * hidden and sizes[1] > sizes[0]
+    assert document_cache.nbytes([policy, tokens, tokens[:3]]) == tokens.nbytes, "shared memory counts once"
+    session, ids = Session("cpu"), tokens.numpy().astype(np.int32)
+    monkeypatch.setattr(document_cache, "BYTES", 2.5 * sizes[1])
+    first, second = session.read(name, ids[:128]), session.read(name, ids[1:129])
+    assert session.read(name, ids[:128]) is first
+    session.read(name, ids[2:130])
+    assert session.read(name, ids[:128]) is first and session.read(name, ids[1:129]) is not second
 
 
 @pytest.mark.parametrize("method", ["refine", "sft"])

@@ -19,6 +19,7 @@ from refine_lab.method.step import train_step
 from refine_lab.models.families import family
 from refine_lab.ops.delta_rule import ChunkedStates, UnitLowerInverse, chunk_delta_rule, delta_rule, log_decay
 from refine_lab.ops.fla_delta_rule import SegmentedStates, segmented_delta_rule, serves
+from refine_lab.ops.precision import unit_length
 from refine_lab.rng import Draws
 from tests.factories.step import make_batch, make_policy, train_state_for
 
@@ -209,8 +210,10 @@ def test_the_inverse_stays_exact_where_all_keys_are_equal():
 # -- segments on kernels that return final states only -------------------------------------------------------------------
 
 
-def torch_kernel(q, k, v, beta, log_gate, state):
+def torch_kernel(q, k, v, beta, log_gate, state, unit=False, scale=1.0):
     """The torch rule in the place of fla's kernels."""
+    q, k = (unit_length(q), unit_length(k)) if unit else (q, k)
+    q = q * scale
     outputs, states = chunk_delta_rule(q, k, v, beta, state, log_gate)
     return outputs, states.at(torch.full((len(q), 1), q.shape[1] - 1))
 
@@ -228,6 +231,20 @@ def test_segments_equal_chunks(length, gate, key_heads):
     assert_close(*found, 1e-9)
 
 
+@pytest.mark.parametrize("length", (16, 70))
+def test_keys_that_the_kernel_scales_have_the_states_of_scaled_keys(length):
+    """Keys are stored as they come, and the kernel divides them by their lengths again where a state is asked for."""
+    inputs, positions = make_inputs(length, torch.float64), torch.tensor([[0, length // 2], [length - 1, 3]])
+    found = []
+    for rule in (delta_rule, partial(segmented_delta_rule, kernel=torch_kernel, segment_size=32)):
+        q, k, *rest = inputs
+        outputs, states = rule(q * 3, k * 5, *rest, unit=True, scale=0.25)
+        found.append(results(outputs, states.at(positions), inputs))
+    assert_close(*found, 1e-9)
+    outputs, _ = chunk_delta_rule(unit_length(q) * 0.25, unit_length(k), *rest)
+    assert relative(found[0][0], outputs) < 1e-5
+
+
 @pytest.mark.parametrize("gate", (None, 0.3))
 def test_segments_start_from_nothing(gate):
     q, k, v, beta, state, *log_gate = make_inputs(70, gate=gate)
@@ -241,11 +258,12 @@ def stand_in(monkeypatch, gated: bool) -> None:
     package = "fla.ops.gated_delta_rule" if gated else "fla.ops.delta_rule"
     fla = pytest.importorskip(package, reason="flash-linear-attention is not installed here")
 
-    def kernel(q, k, v, *, beta, scale, initial_state, output_final_state, g=None):
-        assert q.dtype == k.dtype == v.dtype == torch.bfloat16 and scale == 1.0 and output_final_state
+    def kernel(q, k, v, *, beta, scale, use_qk_l2norm_in_kernel, initial_state, output_final_state, g=None):
+        assert q.dtype == k.dtype == v.dtype == torch.bfloat16 and output_final_state
         assert beta.dtype == (torch.float32 if gated else torch.bfloat16) and initial_state.dtype == torch.float32
         assert (g is not None and g.dtype == torch.float32) if gated else g is None
-        outputs, state = torch_kernel(q.float(), k.float(), v.float(), beta.float(), g, initial_state)
+        qkv = (x.float() for x in (q, k, v))
+        outputs, state = torch_kernel(*qkv, beta.float(), g, initial_state, use_qk_l2norm_in_kernel, scale)
         return outputs.to(q.dtype), state
 
     monkeypatch.setattr(fla, "chunk_gated_delta_rule" if gated else "chunk_delta_rule", kernel)
@@ -270,7 +288,7 @@ def test_the_gated_kernel_gets_its_gates_in_float32(monkeypatch, key_heads):
     stand_in(monkeypatch, gated=True)
     inputs = make_inputs(600, gate=0.05, key_heads=key_heads)
     positions = torch.tensor([[0, 511, 512, 599]] * B)
-    outputs, states = segmented_delta_rule(*inputs)
+    outputs, states = segmented_delta_rule(*inputs, segment_size=512)
     ours = results(outputs, states.at(positions), inputs)
     outputs, states = chunk_delta_rule(*inputs)
     assert_close(ours, results(outputs, states.at(positions), inputs), 3e-2)
@@ -350,7 +368,7 @@ def test_models_with_a_gate_train_in_torch_on_such_a_pair(cuda_with, monkeypatch
         policy = model_class(config_class(**sizes, num_heads=2))
     used = []
     rule = delta_rules.segmented_delta_rule
-    monkeypatch.setattr(delta_rules, "segmented_delta_rule", lambda *x: used.append(1) or rule(*x))
+    monkeypatch.setattr(delta_rules, "segmented_delta_rule", lambda *x, **form: used.append(1) or rule(*x, **form))
     with nullcontext() if kernel else pytest.warns(UserWarning, match="the gated delta rule runs in plain torch"):
         policy.read(make_batch().tokens).hidden_states.sum().backward()
     assert bool(used) is kernel
@@ -380,7 +398,7 @@ def test_fla_kernels_agree_with_torch_on_cuda(gate, key_heads):
     inputs = [x.detach().cuda().requires_grad_() for x in make_inputs(700, gate=gate, key_heads=key_heads)]
     positions = torch.tensor([[0, 511, 512, 699]] * B, device="cuda")
     expected, states = chunk_delta_rule(*inputs)
-    outputs, pieces = segmented_delta_rule(*inputs)
+    outputs, pieces = segmented_delta_rule(*inputs, segment_size=512)
     assert relative(outputs, expected) < 2e-2, "outputs"
     assert relative(pieces.at(positions), states.at(positions)) < 2e-2, "states"
     grads = [
