@@ -28,7 +28,7 @@ def memory_fields(model: str, text: str, answer: str, against: str) -> dict[str,
         "answer": _entry("answer", answer, "18em", own),
         "against": _entry("compared with", against, "20em", "empty: no contrast"),
         "tokens": number_field("tokens at a click", 1, 1, 64),
-        "erased": _entry("tokens to erase", "", "21em", "such as 646-648, 805"),
+        "erased": _entry("tokens to erase", "", "18em", "such as 646-648, 805"),
         "path": _entry("file of the state", "state.safetensors", "26em", ""),
     }
 
@@ -59,7 +59,7 @@ def memory_layout(view: Any) -> tuple[dict[str, Any], list[Any]]:
         "explain": view.button("explain", "Explain the answer after the document", "Explain the answer"),
         "strongest": view.button("mark_strongest", "Mark it and its neighbours", "Mark the strongest write"),
         "highlighted": view.button(
-            "mark_highlighted", "Mark the tokens that are highlighted in the document too", "Mark the highlighted text"
+            "mark_highlighted", "Mark the tokens that are highlighted in the document too", "Mark highlighted text"
         ),
         "erase": view.button("erase", "Predict again without the marked writes", style="primary"),
         "random": view.button(
@@ -82,8 +82,8 @@ def memory_layout(view: Any) -> tuple[dict[str, Any], list[Any]]:
         ]
     )
     saving = in_rows([fields["path"], buttons["save"]])
-    view.token_map.layout = ipywidgets.Layout(flex="3 1 480px", min_width="0")
-    side = ipywidgets.VBox([view.result, view.grid], layout=ipywidgets.Layout(flex="2 1 400px", min_width="0"))
+    view.token_map.layout = ipywidgets.Layout(flex="4 1 550px", min_width="0")
+    side = ipywidgets.VBox([view.result, view.grid], layout=ipywidgets.Layout(flex="3 1 370px", min_width="0"))
     beside = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="0 16px")
     document = ipywidgets.Box([view.token_map, side], layout=beside)
     head = [reading, fields["document"], asked, erasing, view.notice]

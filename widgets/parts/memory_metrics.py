@@ -29,7 +29,7 @@ def attribution_metrics(
     name = "contrast" if attribution.target.against else "log p"
     high, most = _high(effects), _high(np.abs(signed))
     signs = f"lowers {name}", f"raises {name}"
-    title = f"Signed effect of the write (above 0: raises {name})"
+    title = "Signed effect of the write"
     span = {"low": -most, "high": most, "ends": signs}
     metrics = [
         Metric("signed", title, "nats", padded(signed, tokens), diverging=True, **span),

@@ -17,14 +17,16 @@ function render({ model, el }) {
   error.id = `${id}-error`;
   input.setAttribute("aria-describedby", error.id);
   let sent = 0; // texts that Python has not answered
+  let known = ""; // the text that was sent or received last
   let asked = 0; // when the list was last asked for
 
   const choose = () => {
-    list.value = input.value;
-    if (list.selectedIndex < 0) list.selectedIndex = 0; // none of its entries
+    const names = [...list.options].map(({ value }) => value);
+    const at = (name) => (name ? names.indexOf(name) : -1);
+    list.selectedIndex = Math.max(at(input.value), at(`runs/${input.value}`), 0); // 0: none of the entries
   };
   const show = () => {
-    if (!sent) input.value = model.get("value");
+    if (!sent && input.value === known) input.value = known = model.get("value"); // else more has been typed since
     choose();
   };
   const build = () => {
@@ -40,7 +42,8 @@ function render({ model, el }) {
   };
   const commit = () => {
     sent++;
-    model.send({ typed: input.value });
+    known = input.value;
+    model.send({ typed: known });
     choose();
   };
   const refresh = () => {
@@ -51,8 +54,7 @@ function render({ model, el }) {
   const receive = (content) => {
     if (!("taken" in content)) return;
     sent = Math.max(sent - 1, 0);
-    if (!sent) input.value = model.get("value");
-    choose();
+    show();
   };
   input.addEventListener("change", commit);
   list.addEventListener("change", () => {

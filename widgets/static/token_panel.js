@@ -97,14 +97,15 @@ export function drawLegend(parent, metric, ramp, document) {
   const range = `${metric.title} from ${low} to ${high}${metric.unit && ` ${metric.unit}`}`;
   const label = range + (ends && `; values ${ends} this range have the colour of the nearest end`);
   const [below, above] = metric.ends ?? ["", ""];
-  if (below) html("span", "end", parent, below);
-  const scale = html("div", { class: "scale", role: "img", title: label, "aria-label": label }, parent);
+  const strip = html("div", "ends", parent);
+  if (below) html("span", "end", strip, below);
+  const scale = html("div", { class: "scale", role: "img", title: label, "aria-label": label }, strip);
   const stops = Array.from({ length: 17 }, (_, i) => ramp.grounds[1 + Math.round((i / 16) * 254)]);
   html("div", { class: "strip", style: `background: linear-gradient(to right, ${stops.join(", ")})` }, scale);
   for (const [value, text] of labels) {
     html("span", { class: "tick", style: `left: ${(shareOf(metric, value) * 100).toFixed(1)}%` }, scale, text);
   }
-  if (above) html("span", "end", parent, above);
+  if (above) html("span", "end", strip, above);
   if (document.targets.length) html("span", "key target", parent, `◆ ${document.mark}`);
   if (document.chunk_borders.length) html("span", "key border", parent, "│1 chunk");
 }
