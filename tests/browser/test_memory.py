@@ -68,7 +68,7 @@ def test_a_click_explains_heads_restrict_and_erasing_is_undone(lab: Lab) -> None
     assert page.locator(".rollout-pairs tbody th[scope=row]").all_inner_texts() == ["all writes", "erased"] * 4
     take_shots(page, "memory")
     page.get_by_role("button", name="Erase as many random tokens").click()
-    has(lab, ".memory-result thead th", "^Without random tokens [0-9, -]+$")
+    has(lab, ".memory-result thead th", "^Without [23] random tokens$")
     page.get_by_role("button", name="Undo").click()
     page.locator(".memory-result .change:empty").wait_for(state="attached")
     assert page.locator(".memory-result thead th").all_inner_texts() == ["With all writes"]

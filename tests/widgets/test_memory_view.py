@@ -158,7 +158,8 @@ def test_as_many_random_writes_are_a_control(view: MemoryView, worker: Worker) -
         assert view.control.after.value == pytest.approx(expected.after.value, abs=1e-6)
         rest = expected.losses_after[min(erasure.erased) + 1 :].mean()  # of the same tokens as in the other columns
         column = view.result.result["columns"][2]
-        assert column["title"] == f"Without random tokens {listed(drawn[-1])}"
+        told = f" Without 3 random tokens ({listed(drawn[-1])}), the contrast is "
+        assert column["title"] == "Without 3 random tokens" and told in view.result.result["change"]
         assert [f"mean loss after token {min(erasure.erased)}", f"{rest:.4f} nats"] in column["facts"]
     assert drawn[0] != drawn[1] and view.erasures == [erasure] and view.buttons["random"].icon == ""
     view.undo()

@@ -24,6 +24,8 @@ STRONGEST = 12
 """Number of listed writes."""
 
 
+MOST_NAMED = 6
+"""Number of random tokens that the sentence about the control lists."""
 WHY = (
     "A write depends on its token and on those before it, so a fact is often stored with the token after it, such as the full "
     "stop of its sentence."
@@ -69,9 +71,12 @@ class MemoryResult(Widget):
                 ("Without the erased writes", erasure.after, erasure.losses_after),
             ]
             if control is not None:
-                sides.append((f"Without random tokens {listed(control.erased)}", control.after, control.losses_after))
+                count = len(control.erased)
+                title = f"Without {count} random token{'s' if count > 1 else ''}"
+                sides.append((title, control.after, control.losses_after))
             columns = [_column(title, made, target, decode, (first, losses)) for title, made, losses in sides]
             change = erased_sentence(erasure, target, attribution)
+            change += control_sentence(control, target) if control is not None else ""
         strongest = []
         if attribution is not None:
             signed, effects = attribution.signed(cells), attribution.by_token(cells)
@@ -155,6 +160,14 @@ def erased_sentence(erasure: Erasure, target: Target, attribution: WriteAttribut
     return (
         f"{text} (exact); the gradient predicts {number(predicted, sign=True)}, so the exact change differs by {off}."
     )
+
+
+def control_sentence(control: Erasure, target: Target) -> str:
+    """Returns one sentence: what the target is without as many random tokens."""
+    name = "the contrast" if target.against else "log p"
+    shown = listed(control.erased[:MOST_NAMED]) + ("…" if len(control.erased) > MOST_NAMED else "")
+    count = f"{len(control.erased)} random token{'s' if len(control.erased) > 1 else ''} ({shown})"
+    return f" Without {count}, {name} is {number(control.after.value)} nats."
 
 
 def number(value: float, sign: bool = False) -> str:
