@@ -21,7 +21,7 @@ class Choice(NamedTuple):
 
 
 class EntryField(Widget):
-    """One line of text. The page sends it when it is entered, before the press of any button that follows.
+    """One line of text. Buttons of its panel that are pressed after an entry wait on the page until Python has taken it.
 
     What is typed stays in the field, also if its owner sets `error`, which is cleared by the next entry. With `choices`,
     a list beside the text sets it, and any other text can still be typed.

@@ -1,7 +1,7 @@
-// One line of text, with a list beside it that sets it. The text is sent as a message of its own: unlike changes of the model's
-// state, these are never held back while an earlier one is unanswered, so it arrives before the press of a button after it.
+// One line of text, with a list beside it that sets it. Python answers each text, and buttons of the panel wait for the answer:
+// JupyterLab sends the messages of two widgets to two threads of the kernel, where the later one may be handled first.
 
-import { follow, html, keepKeys, rootOf } from "./shared.js";
+import { follow, html, keepKeys, rootOf, unanswered } from "./shared.js";
 
 const LIST_PAUSE = 4000; // milliseconds before the list is read again
 
@@ -41,7 +41,7 @@ function render({ model, el }) {
     choose();
   };
   const commit = () => {
-    sent++;
+    unanswered(root, ++sent);
     known = input.value;
     model.send({ typed: known });
     choose();
@@ -55,6 +55,7 @@ function render({ model, el }) {
     if (!("taken" in content)) return;
     sent = Math.max(sent - 1, 0);
     show();
+    unanswered(root, sent);
   };
   input.addEventListener("change", commit);
   list.addEventListener("change", () => {
