@@ -12,7 +12,7 @@ import numpy as np
 from refine_lab.data.sample import sample_document
 from refine_lab.explore.attribution import Cell, WriteAttribution
 from refine_lab.explore.client import Worker, shared_worker
-from refine_lab.explore.erasing import Erasure, Prediction
+from refine_lab.explore.erasing import Prediction
 from refine_lab.explore.exploration import Document, Exploration
 from refine_lab.explore.futures import finished, then, together
 from refine_lab.explore.targets import Target
@@ -21,36 +21,39 @@ from refine_lab.text import replace_surrogates
 from refine_lab.validation import path_of, require
 from widgets.core.base import Widget, guarded
 from widgets.core.page import save_page
-from widgets.core.panel import Panel
 from widgets.parts.document_metrics import entropy_metric, loss_metric
+from widgets.parts.memory_erasing import ErasingPanel
 from widgets.parts.memory_fields import answer_wanted, memory_fields, memory_layout, token_wanted
 from widgets.parts.memory_grid import MemoryGrid
 from widgets.parts.memory_layers import MemoryLayers
-from widgets.parts.memory_metrics import attribution_metrics, heads_named, listed, loss_change_metric, tokens_in
+from widgets.parts.memory_metrics import attribution_metrics, loss_change_metric, tokens_in
 from widgets.parts.memory_result import MemoryResult
 from widgets.parts.memory_rollouts import MemoryRollouts
+from widgets.parts.model_picker import model_words
 from widgets.parts.number_field import show_refusals
 from widgets.parts.page_about import fields_about
 from widgets.parts.token_text import token_decoder
 from widgets.token_map import Target as Mark
 from widgets.token_map import TokenMap, TokenText, token_text
 
-NEIGHBOURS = 1
-"""Number of tokens on each side of the strongest write that are marked with it."""
+HEADS = "Sum of the absolute effects of all writes in each head (nats)"
+"""Title of the grid of layers and heads."""
+HEIGHT = 360
+"""Maximum height of the document in pixels."""
 CONTEXT = 60
 """Number of tokens that are visible before the strongest write."""
 FACT = "The secret word for hand is width.", "The secret word for hand is block."
 """A fact of the sample document, and another one that replaces it in the counterfactual."""
 
 
-class MemoryView(Panel):
+class MemoryView(ErasingPanel):
     """Shows which tokens' writes to the memory a prediction depends on, in which layers and heads, and erases writes.
 
     `text`: the initial document; none: a sample document. `answer`: a continuation of the whole document, which is
     explained first; empty: the model's own next token. `against`: another continuation, for the contrast of the two.
-    `add_bos`: as in `DataConfig`. Everything works without a page: `read`, `switch`, `explain`, `choose`, `erase`, `undo`,
-    `restore`, `save_state`, `rollouts`, `layers`, and the traits of `token_map` and `grid`. Raises FileNotFoundError or
-    ValueError for a missing model.
+    `add_bos`: as in `DataConfig`. Everything works without a page: `read`, `switch`, `explain`, `choose`, `erase`,
+    `erase_random`, `undo`, `restore`, `save_state`, `rollouts`, `layers`, and the traits of `token_map` and `grid`.
+    Raises FileNotFoundError or ValueError for a missing model.
     """
 
     def __init__(
@@ -73,11 +76,10 @@ class MemoryView(Panel):
         "Effects of all writes on the target, once known."
         self.prediction: Prediction | None = None
         "The prediction with all writes, once known."
-        self.erasures: list[Erasure] = []
-        "The erasures that `undo` goes back through; the last one is shown."
         self._earlier: WriteAttribution | None = None
         self._text = TokenText("", [0])
         self._asked: object = None
+        self._named = model
         self._decode = token_decoder(self.exploration.tokenizer)
         self.token_map, self.grid, self.result = TokenMap(), MemoryGrid(), MemoryResult()
         self.layers, self.rollouts = MemoryLayers(self.exploration), MemoryRollouts(self.exploration)
@@ -87,6 +89,7 @@ class MemoryView(Panel):
             self.layers.fields["replace"].value, self.layers.fields["by"].value = FACT
         self.fields = memory_fields(model, text, answer, against)
         self.fields["model"].disabled = not read
+        self.token_map.height = HEIGHT
         self.buttons, self.children = memory_layout(self)
         show_refusals(self, self.fields.values())
         self.fields["model"].observe(self._on_model, "value")
@@ -100,9 +103,14 @@ class MemoryView(Panel):
     # -- public methods -----------------------------------------------------------------------------------------------
 
     def read(self, text: str | None = None) -> Future[Any]:
-        """Reads and shows a document (none: the one in the text field), and explains the answer to it."""
+        """Reads and shows a document (none: the one in the text field), and explains the answer to it.
+
+        It is read with the model that the field names, also after an attempt to switch to that model has failed.
+        """
         if text is not None:
             self.fields["document"].value = replace_surrogates(text)
+        if self.fields["model"].value.strip() != self.exploration.model:
+            return self.switch(self.fields["model"].value)
         self.report("Reading…")
         source = self.fields["document"].value
         return self._read(lambda: (source, self.exploration.tokens_of(source)))
@@ -110,17 +118,22 @@ class MemoryView(Panel):
     def switch(self, model: str) -> Future[Any]:
         """Reads the document with another model, a run or a checkpoint, and explains its answer.
 
-        The future raises FileNotFoundError or ValueError for a missing model, and the model then stays the same.
+        The future raises FileNotFoundError or ValueError for a missing model. What is shown then stays, and the name stays
+        in the field with a sentence that says so.
         """
-        before = self.exploration
+        before, field = self.exploration, self.fields["model"]
+        self._named, field.error = model, ""
+        field.value = model
         self.report("Reading…")
 
         def begin() -> Future[Any]:
             try:
                 require(bool(model.strip()), "model", model, "a shipped model, a run or a checkpoint")
                 self.exploration = Exploration(before.worker, model.strip(), add_bos=before.add_bos)
-            finally:
-                self.fields["model"].value = self.exploration.model
+            except Exception:
+                field.error = f"This model is not read: the view below still shows {model_words(before.model)}."
+                raise
+            self._named = field.value = self.exploration.model
             self._decode = token_decoder(self.exploration.tokenizer)
             self._forget()
             self.grid.show([], np.zeros((0, 0)), "")
@@ -156,60 +169,6 @@ class MemoryView(Panel):
     def choose(self, cells: Collection[Cell] | None) -> None:
         """Restricts the colours, and what is erased next, to some heads; None: all of them."""
         self.grid.choose(cells)
-
-    def mark(self, tokens: Collection[int]) -> None:
-        """Marks tokens to be erased. Raises ValueError for a token outside the document."""
-        outside = [token for token in tokens if not 0 <= token < len(self._text)]
-        require(not outside, "a token to erase", outside[:1], f"from 0 to {len(self._text) - 1}")
-        self.fields["erased"].value = listed(tokens)
-
-    def mark_strongest(self) -> None:
-        """Marks the write with the largest effect in the chosen heads, and its neighbours."""
-        (top,) = self._explained.top(1, self.grid.cells)
-        last = len(self._text) - 1
-        self.mark([*range(max(top - NEIGHBOURS, 0), min(top + NEIGHBOURS, last) + 1)])
-        self.token_map.highlight = [top, top]
-
-    def mark_highlighted(self) -> None:
-        """Adds the tokens that are highlighted in the document to the marked ones. Raises ValueError if none is."""
-        highlight = self.token_map.highlight
-        require(len(highlight) == 2, "the highlighted text", "none", "some tokens: drag over them in the document")
-        self.mark({*self._marked(), *range(highlight[0], highlight[1] + 1)})
-
-    def erase(self) -> Future[Any]:
-        """Predicts again without the writes of the marked tokens, in the chosen heads; shows both side by side."""
-        cells, exploration = self.grid.cells, self.exploration
-        self.report(f"Reading on without the writes in {heads_named(cells)}…")
-
-        def ask() -> Future[Any]:
-            erased = tokens_in(self.fields["erased"].value, len(self._text))
-            require(len(erased) > 0, "the tokens to erase", "none", "at least one: mark tokens, or enter 646-648, 805")
-            target = self._explained.target
-            asked = self._submit("erase", erased=erased, target=target, cells=cells)
-            return then(lambda erasure: (target, erasure), asked)
-
-        def show(found: tuple[Target, Erasure]) -> None:
-            if found[0] == self.target and exploration is self.exploration:  # else another prediction is explained
-                self.erasures.append(found[1])
-                self._show()
-                self.report("")
-
-        return self.after(ask, show)
-
-    def undo(self) -> None:
-        """Goes back to the erasure before the last one, or to none. Raises ValueError if nothing is erased."""
-        require(len(self.erasures) > 0, "the number of erasures", 0, "at least 1")
-        self.erasures.pop()
-        if self.erasures:
-            self.fields["erased"].value = listed(self.erasures[-1].erased)
-            self.grid.choose(self.erasures[-1].cells)
-        self._show()
-
-    def restore(self) -> None:
-        """Shows the model with all writes, and removes the marks."""
-        self.erasures.clear()
-        self.fields["erased"].value = ""
-        self._show()
 
     def save_state(self, path: Path | str | None = None) -> Future[str]:
         """Writes the state at the explained position for `State.load`, without what is erased; None: to the field's path.
@@ -285,7 +244,7 @@ class MemoryView(Panel):
     def _forget(self) -> None:
         """Forgets what is explained and erased."""
         self.target = self.prediction = self.attribution = self._earlier = self._asked = None
-        self.erasures.clear()
+        self._forget_erasures()
 
     def _again(self, target: Target) -> Future[Any]:
         """Explains the same target under other weights, and shows the change of the effects as well."""
@@ -313,11 +272,11 @@ class MemoryView(Panel):
                 return
             target, self.prediction, self.attribution = found
             self.target, self._earlier = target, earlier
-            self.erasures.clear()
-            self.grid.show(found[2].parts, found[2].by_cell(), "Effect of all writes in each head (nats)")
+            self._forget_erasures()
+            self.grid.show(found[2].parts, found[2].by_cell(), HEADS)
             self._show()
             if self.token_map.metric in ("loss", "entropy", "loss_change"):
-                self.token_map.metric = "effect"
+                self.token_map.metric = "signed"
             if target.position == len(self._text) - 1:  # the answer: no token was clicked that must stay in view
                 self.token_map.view = max(found[2].top(1)[0] - CONTEXT, 0)
             self.layers.follow(target)
@@ -331,12 +290,6 @@ class MemoryView(Panel):
             self.target, self.prediction = found
             self._show()
 
-    @property
-    def _explained(self) -> WriteAttribution:
-        if self.attribution is None:
-            raise ValueError("no prediction is explained yet: click a token, or press Explain the answer")
-        return self.attribution
-
     def _show(self) -> None:
         """Shows the map, the prediction and the strongest writes."""
         cells, erasure = self.grid.cells, self.erasures[-1] if self.erasures else None
@@ -344,7 +297,8 @@ class MemoryView(Panel):
         if self.attribution is not None:
             metrics = attribution_metrics(self.attribution, len(self._text), cells, self._earlier)
         if self.prediction is not None and self.target is not None:
-            shown = {"cells": cells, "erasure": erasure, "tokens": reading.token_ids}
+            shown = {"cells": cells, "erasure": erasure, "control": self.control, "tokens": reading.token_ids}
+            shown["model"] = model_words(self.exploration.model)
             self.result.show(self.attribution, self.prediction, self.target, self._decode, **shown)
         else:
             self.result.clear()
@@ -354,13 +308,6 @@ class MemoryView(Panel):
         marks = [Mark(token, "marked to erase") for token in self._marked()]
         metrics += [loss_metric(reading), entropy_metric(reading)]
         self.token_map.show(self._text, metrics, targets=marks, mark="marked to erase")
-
-    def _marked(self) -> tuple[int, ...]:
-        """Returns the marked tokens; none while the field cannot be read."""
-        try:
-            return tokens_in(self.fields["erased"].value, len(self._text))
-        except ValueError:
-            return ()
 
     # -- events of the page --------------------------------------------------------------------------------------------
 
@@ -387,5 +334,7 @@ class MemoryView(Panel):
 
     @guarded
     def _on_model(self, change: Any) -> None:
-        if change["new"] != self.exploration.model:
+        if change["new"] == self.exploration.model:
+            self._named, self.error = change["new"], ""
+        elif change["new"] != self._named:
             self.shown = self.switch(change["new"])

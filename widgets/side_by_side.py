@@ -32,7 +32,7 @@ from widgets.core.panel import Panel
 from widgets.parts.controls import field, in_rows, number_field, text_field
 from widgets.parts.likely_tokens import LikelyTokens
 from widgets.parts.measure_table import measure_table
-from widgets.parts.model_picker import model_names, model_picker, run_picker
+from widgets.parts.model_picker import model_choices, model_picker, run_picker
 from widgets.parts.number_field import NumberField, show_refusals
 from widgets.parts.page_about import fields_about
 from widgets.parts.pair_metrics import SCALE, pair_metrics
@@ -113,9 +113,9 @@ class SideBySide(Panel):
         self._request = request
         names = {name: control.value.strip() for name, control in self.fields.items()}
         self.report("Reading with both models…")
-        listed = model_names()  # runs may have been trained since
+        listed = model_choices()  # runs may have been trained since
         for control in self.fields.values():
-            control.options = listed
+            control.show_choices(listed)
 
         def ask() -> Future[Any]:
             for name in ("a", "b"):
@@ -330,9 +330,9 @@ def _decoder(run: Run) -> Decode:
 
 def _model_fields(a: str, b: str | None, key_model: str | None) -> dict[str, Any]:
     """Returns the fields of the names of the models."""
-    listed = model_names()
+    listed = model_choices()
     labels = {"a": ("model A", a), "b": ("model B", b), "key_model": ("key tokens by", key_model)}
-    fields = {name: model_picker(label, value or "", "26em", options=listed) for name, (label, value) in labels.items()}
+    fields = {name: model_picker(label, value or "", "36em", choices=listed) for name, (label, value) in labels.items()}
     fields["key_model"].placeholder = "model A"
     return fields
 

@@ -109,9 +109,9 @@ def locate(name: str, revision: str | None = None, *, cached: bool = False) -> P
     """Finds the model of that name; for a repository on the hub only the small files are fetched.
 
     `name` is looked up among the shipped models, then as a run directory (its last checkpoint) or a folder, then on the
-    hub, where `revision` may be given separately. `runs/NAME` is also looked up in the folder of runs, whatever the
-    current folder is, and is never looked up on the hub. A subfolder without a tokenizer uses the repository's. With
-    `cached`, the hub is not asked, and a repository must be in its cache.
+    hub, where `revision` may be given separately. A run's NAME, or `runs/NAME`, is also looked up in the folder of runs,
+    whatever the current folder is, and is never looked up on the hub. A subfolder without a tokenizer uses the
+    repository's. With `cached`, the hub is not asked, and a repository must be in its cache.
 
     Raises FileNotFoundError if nothing is found, naming every place searched and what is wrong there, and ValueError
     for a revision of a model that is not on the hub, for two revisions, and for a folder with anything but regular files.
@@ -159,13 +159,20 @@ def shipped(name: str) -> Path | None:
 def own_folder(name: str) -> Path | None:
     """Returns the folder at that path, which may begin with ~, or None.
 
-    `runs/NAME`, if it is not in the current folder, is looked up in `runs_dir()`: notebooks run in a folder of their own.
+    A run's name, `runs/NAME` and NAME/checkpoints/step-N, if they are not in the current folder, are looked up in
+    `runs_dir()`: notebooks run in a folder of their own.
     """
     path = os.path.expanduser(name)  # as it is where there is no such user
     if os.path.isdir(path):  # False for what no file system takes, too
         return Path(path)
-    inside = str(runs_dir() / name.removeprefix(IN_RUNS)) if name.startswith(IN_RUNS) else ""
+    inside = str(runs_dir() / name.removeprefix(IN_RUNS)) if name.startswith(IN_RUNS) or _is_bare(name) else ""
     return Path(inside) if os.path.isdir(inside) else None
+
+
+def _is_bare(name: str) -> bool:
+    """Returns whether a name may be that of a run, or of one of its checkpoints, without a folder before it."""
+    first, *rest = name.split("/")
+    return first not in ("", ".", "..", "~") and (not rest or (len(rest) == 2 and rest[0] == "checkpoints"))
 
 
 def _local(name: str) -> Path | None:
@@ -205,7 +212,10 @@ def _is_run(folder: Path) -> bool:
 def _looked_for(name: str) -> str:
     known = ", ".join(sorted(path.name for path in SHIPPED.glob("*") if path.is_dir())) or "none"
     path = quote(str(Path(os.path.expanduser(name)).absolute()))[1:-1]
-    return f"there is no model {quote(name)}: not one of the shipped models ({known}), no run or folder at {path}"
+    beside = f", no run of that name in {runs_dir()}" if _is_bare(name) else ""
+    return (
+        f"there is no model {quote(name)}: not one of the shipped models ({known}), no run or folder at {path}{beside}"
+    )
 
 
 def _no_run(name: str) -> str:

@@ -55,13 +55,20 @@ def test_a_click_explains_heads_restrict_and_erasing_is_undone(lab: Lab) -> None
     page.get_by_role("button", name="Mark the strongest write").click()
     marked = page.get_by_label("tokens to erase")
     page.wait_for_function("node => /^\\d+-\\d+$/.test(node.value)", arg=marked.element_handle())
+    strongest = marked.input_value()
+    marked.fill("5")
+    marked.press("Enter")
+    marked.fill(strongest)  # typed while the kernel still answers the text before
     page.get_by_role("button", name="Erase", exact=True).click()
+    has(lab, ".memory-result .change", f"^Without the writes of tokens {strongest} in all heads")
     has(lab, ".memory-result .change", "^Without the writes of tokens .* in all heads, log p falls from")
     assert page.locator(".memory-result thead th").all_inner_texts() == ["With all writes", "Without the erased writes"]
     page.get_by_role("button", name="Roll out both").click()
     has(lab, ".rollout-pairs h3", "reference: the greedy answer with all writes")
     assert page.locator(".rollout-pairs tbody th[scope=row]").all_inner_texts() == ["all writes", "erased"] * 4
     take_shots(page, "memory")
+    page.get_by_role("button", name="Erase as many random tokens").click()
+    has(lab, ".memory-result thead th", "^Without [23] random tokens$")
     page.get_by_role("button", name="Undo").click()
     page.locator(".memory-result .change:empty").wait_for(state="attached")
     assert page.locator(".memory-result thead th").all_inner_texts() == ["With all writes"]
@@ -69,9 +76,14 @@ def test_a_click_explains_heads_restrict_and_erasing_is_undone(lab: Lab) -> None
     has(lab, ".notice .error", "the number of erasures must be at least 1")
     picker = page.get_by_label("model", exact=True)
     picker.fill("no-such-model")
-    picker.press("Tab")
+    page.get_by_role("button", name="Read", exact=True).click()
     has(lab, ".notice .error", "no-such-model")
-    page.wait_for_function("node => node.value === 'tiny-deltanet'", arg=picker.element_handle())
+    has(lab, ".entry-field .error", "still shows tiny-deltanet")
+    assert picker.input_value() == "no-such-model"  # and nothing else is read
+    has(lab, ".memory-result .model", "^Model: tiny-deltanet")
+    page.get_by_label("choose a model or a run").select_option("tiny-lact")
+    has(lab, ".memory-result .model", "^Model: tiny-lact")
+    assert picker.input_value() == "tiny-lact"
     assert lab.errors == []
     assert lab.foreign == []
 

@@ -325,7 +325,7 @@ def test_text_is_copied(shown: Callable[..., Window]) -> None:
     window.keys("ArrowRight", "ArrowRight")
     assert copied(window, lambda: window.keys("Control+c")) == "The quick brown fox jumps over the lazy dog."
     window.keys("Shift+ArrowRight", "Shift+ArrowRight")
-    assert window.status.startswith("3 tokens marked, to token 3: “ fox”")
+    assert window.status.startswith("3 tokens highlighted, to token 3: “ fox”")
     assert copied(window, lambda: window.keys("Control+c")) == " quick brown fox"
     assert window.status == "copied 16 characters"
     box = window.page.locator(MAP).bounding_box()

@@ -54,7 +54,8 @@ def test_the_answer_and_its_contrast_are_explained_first(view: MemoryView) -> No
     width, block = (tuple(view.exploration.tokenizer(text)["input_ids"][-1:]) for text in (" width", " block"))
     target = Target(position=len(ids) - 1, token_ids=width, against=block)
     assert view.target == target
-    assert view.token_map.metric == "effect"
+    assert view.token_map.metric == "signed"  # two colours
+    assert view.token_map.metrics["signed"].ends == ("lowers contrast", "raises contrast")
     core = attributed(view, target)
     np.testing.assert_allclose(metric(view, "effect"), core.by_token(), atol=1e-4)
     assert view.prediction is not None
@@ -102,9 +103,11 @@ def test_erasing_compares_and_undo_goes_back_step_by_step(view: MemoryView, work
     before, after = view.result.result["columns"]
     assert [before["facts"][0][0], after["title"]] == ["contrast", "Without the erased writes"]
     rest = expected.losses_after[first[0] + 1 :].mean()
-    assert ["mean loss of the later tokens", f"{rest:.4f} nats"] in after["facts"]
+    assert [f"mean loss after token {first[0]}", f"{rest:.4f} nats"] in after["facts"]
     predicted = -core.signed()[list(first)].sum()
-    assert f"the gradient predicts {predicted:+.2f}".replace("-", "−") in view.result.result["change"]
+    off = expected.after.value - expected.before.value - predicted
+    told = f"the gradient predicts {predicted:+.2f}, so the exact change differs by {off:+.2f}.".replace("-", "−")
+    assert told in view.result.result["change"]
 
     view.token_map.highlight = [5, 6]  # as by dragging, which may be to copy text
     assert view.fields["erased"].value == listed(first)
@@ -135,6 +138,33 @@ def test_erasing_compares_and_undo_goes_back_step_by_step(view: MemoryView, work
         view.undo()
     view.restore()
     assert view.fields["erased"].value == ""
+
+
+def test_as_many_random_writes_are_a_control(view: MemoryView, worker: Worker) -> None:
+    view.choose(None)
+    view.explain().result(SECONDS)
+    with naming(ValueError, "nothing is erased yet"):
+        view.erase_random().result(SECONDS)
+    view.mark_strongest()
+    view.erase().result(SECONDS)
+    (erasure,) = view.erasures
+    drawn = []
+    for _ in range(2):
+        view.erase_random().result(SECONDS)
+        assert view.control is not None and view.target is not None
+        drawn.append(view.control.erased)
+        assert len(drawn[-1]) == 3 and not {*drawn[-1]} & {*erasure.erased} and max(drawn[-1]) <= view.target.position
+        expected = worker.call("erase", erased=drawn[-1], target=view.target, **_document(view))
+        assert view.control.after.value == pytest.approx(expected.after.value, abs=1e-6)
+        rest = expected.losses_after[min(erasure.erased) + 1 :].mean()  # of the same tokens as in the other columns
+        column = view.result.result["columns"][2]
+        told = f" Without 3 random tokens ({listed(drawn[-1])}), the contrast is "
+        assert column["title"] == "Without 3 random tokens" and told in view.result.result["change"]
+        assert [f"mean loss after token {min(erasure.erased)}", f"{rest:.4f} nats"] in column["facts"]
+    assert drawn[0] != drawn[1] and view.erasures == [erasure] and view.buttons["random"].icon == ""
+    view.undo()
+    assert view.control is None
+    view.restore()
 
 
 def _document(view: MemoryView) -> dict[str, Any]:
@@ -296,8 +326,15 @@ def test_the_model_is_switched(worker: Worker) -> None:
     assert {part.name for part in view.grid.parts} == {"fast_weights", "window"}
     with naming(FileNotFoundError, "no-such-model"):
         view.switch("no-such-model").result(SECONDS)
-    assert "no-such-model" in view.error and view.fields["model"].value == "tiny-lact"
-    assert view.attribution is not None  # what is shown stays
+    field = view.fields["model"]
+    told = "This model is not read: the view below still shows tiny-lact (shipped model)."
+    assert "no-such-model" in view.error and (field.value, field.error) == ("no-such-model", told)
+    assert view.attribution is not None and view.result.result["model"] == "tiny-lact (shipped model)"  # it stays
+    with naming(FileNotFoundError, "no-such-model"):  # nothing but what is typed is read
+        view.read().result(SECONDS)
+    assert field.value == "no-such-model"
+    field._on_message(field, {"typed": "tiny-lact"}, [])  # as the page sends it
+    assert (field.error, view.error, view.exploration.model) == ("", "", "tiny-lact")
     view.switch("tiny-deltanet").result(SECONDS)
     assert view.target == before and np.array_equal(view.exploration._known.token_ids, ids)
 

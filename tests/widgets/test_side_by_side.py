@@ -160,12 +160,12 @@ def test_runs_are_chosen_from_the_list(worker: Worker, tmp_path: Path, monkeypat
     monkeypatch.setenv("REFINE_RUNS", str(tmp_path / "runs"))
     monkeypatch.chdir(tmp_path / "elsewhere")
     side = SideBySide(worker=worker)
-    assert side.steps["run"].options == ()
+    assert side.steps["run"].options == []
     run, other = (write_run(tmp_path / "runs", seed) for seed in (0, 1))
     with naming(FileNotFoundError, "runs/nowhere"):
         side.compare_steps("runs/nowhere").result(SECONDS)
     for name in ("run", "other_run"):
-        assert side.steps[name].options == (f"runs/{other.name}", f"runs/{run.name}")
+        assert side.steps[name].options == [f"runs/{other.name}", f"runs/{run.name}"]
     side.steps["run"].set_state({"value": f"runs/{run.name}"})  # as the page sends a choice
     side.steps["other_run"].set_state({"value": f"runs/{other.name}"})
     side.compare_steps(step=2, other_step=2).result(SECONDS)

@@ -10,8 +10,9 @@ import ipywidgets
 from refine_lab.explore.exploration import Exploration
 from refine_lab.text import replace_surrogates
 from refine_lab.validation import require
-from widgets.core.panel import LineField
-from widgets.parts.controls import field, in_rows, number_field, text_field
+from widgets.core.glossary import explain
+from widgets.parts.controls import in_rows, number_field, text_field
+from widgets.parts.entry_field import EntryField
 from widgets.parts.model_picker import model_picker
 
 Wanted = tuple[int, tuple[int, ...], tuple[int, ...]]
@@ -21,20 +22,19 @@ Wanted = tuple[int, tuple[int, ...], tuple[int, ...]]
 def memory_fields(model: str, text: str, answer: str, against: str) -> dict[str, Any]:
     """Returns the fields by name, with the initial model and document, the explained answer and that compared with it."""
     own = "empty: the model's own next token"
-    fields = {
-        "model": model_picker("model", model, "32em"),
-        "document": text_field("Document", text, 3),
-        "answer": field(LineField, "answer", replace_surrogates(answer), "24em", placeholder=own),
-        "against": field(
-            LineField, "compared with", replace_surrogates(against), "24em", placeholder="empty: no contrast"
-        ),
+    return {
+        "model": model_picker("model", model, "54em"),
+        "document": text_field("Document", text, 2),
+        "answer": _entry("answer", answer, "18em", own),
+        "against": _entry("compared with", against, "20em", "empty: no contrast"),
         "tokens": number_field("tokens at a click", 1, 1, 64),
-        "erased": field(LineField, "tokens to erase", "", "28em", placeholder="such as 646-648, 805"),
-        "path": field(LineField, "file of the state", "state.safetensors", "26em"),
+        "erased": _entry("tokens to erase", "", "16em", "646-648, 805"),
+        "path": _entry("file of the state", "state.safetensors", "26em", ""),
     }
-    for name in set(fields) - {"document", "tokens"}:
-        fields[name].style.description_width = "initial"
-    return fields
+
+
+def _entry(label: str, value: str, width: str, placeholder: str) -> EntryField:
+    return EntryField(width, label=label, value=value, placeholder=placeholder, help=explain(label))
 
 
 def answer_wanted(fields: Mapping[str, Any], exploration: Exploration) -> Wanted:
@@ -52,16 +52,21 @@ def token_wanted(fields: Mapping[str, Any], exploration: Exploration, token: int
 
 
 def memory_layout(view: Any) -> tuple[dict[str, Any], list[Any]]:
-    """Returns the buttons of a `MemoryView` by name, and its children, with the grid beside the document or below it."""
+    """Returns the buttons of a `MemoryView` by name, and its children: result and grid are beside the document or below it."""
     fields = view.fields
     buttons = {
-        "read": view.button("read", "Read the document above and explain the answer to it", style="primary"),
+        "read": view.button("read", "Read the document with this model, and explain the answer to it", style="primary"),
         "explain": view.button("explain", "Explain the answer after the document", "Explain the answer"),
         "strongest": view.button("mark_strongest", "Mark it and its neighbours", "Mark the strongest write"),
         "highlighted": view.button(
-            "mark_highlighted", "Mark the tokens that are highlighted in the document too", "Mark the highlighted text"
+            "mark_highlighted", "Mark the tokens that are highlighted in the document too", "Mark highlighted text"
         ),
         "erase": view.button("erase", "Predict again without the marked writes", style="primary"),
+        "random": view.button(
+            "erase_random",
+            "A control: predict again without as many other tokens, drawn at random",
+            "Erase as many random tokens",
+        ),
         "undo": view.button("undo", "Back to the erasure before"),
         "restore": view.button("restore", "Back to the model with all writes"),
         "save": view.button("save_state", "Save the state at the explained position", "Save state"),
@@ -71,12 +76,15 @@ def memory_layout(view: Any) -> tuple[dict[str, Any], list[Any]]:
     reading = in_rows([fields["model"], buttons["read"]])
     asked = in_rows([*(fields[name] for name in ("answer", "against", "tokens")), buttons["explain"]])
     erasing = in_rows(
-        [fields["erased"], *(buttons[name] for name in ("strongest", "highlighted", "erase", "undo", "restore"))]
+        [
+            fields["erased"],
+            *(buttons[name] for name in ("strongest", "highlighted", "erase", "random", "undo", "restore")),
+        ]
     )
     saving = in_rows([fields["path"], buttons["save"]])
-    view.token_map.layout = ipywidgets.Layout(flex="3 1 540px", min_width="0")
-    side = ipywidgets.VBox([view.grid, view.result], layout=ipywidgets.Layout(flex="1 1 330px", min_width="0"))
+    view.token_map.layout = ipywidgets.Layout(flex="4 1 550px", min_width="0")
+    side = ipywidgets.VBox([view.result, view.grid], layout=ipywidgets.Layout(flex="3 1 370px", min_width="0"))
     beside = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="0 16px")
     document = ipywidgets.Box([view.token_map, side], layout=beside)
-    head = [fields["document"], reading, asked, erasing, view.notice]
+    head = [reading, fields["document"], asked, erasing, view.notice]
     return buttons, [*head, document, view.rollouts, saving, view.layers]

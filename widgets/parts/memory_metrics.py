@@ -28,17 +28,12 @@ def attribution_metrics(
     effects, signed = attribution.by_token(cells), attribution.signed(cells)
     name = "contrast" if attribution.target.against else "log p"
     high, most = _high(effects), _high(np.abs(signed))
+    signs = f"lowers {name}", f"raises {name}"
+    title = "Signed effect of the write"
+    span = {"low": -most, "high": most, "ends": signs}
     metrics = [
-        Metric("effect", "Effect of the write", "nats", padded(effects, tokens), low=0, high=high),
-        Metric(
-            "signed",
-            f"Signed effect (above 0: raises {name})",
-            "nats",
-            padded(signed, tokens),
-            diverging=True,
-            low=-most,
-            high=most,
-        ),
+        Metric("signed", title, "nats", padded(signed, tokens), diverging=True, **span),
+        Metric("effect", "Size of the effect of the write", "nats", padded(effects, tokens), low=0, high=high),
     ]
     if (left := _retained(attribution, cells)) is not None:
         title = "Fraction of the write left by the gates"

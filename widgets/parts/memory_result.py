@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import traitlets
+from jaxtyping import Float
 
 from refine_lab.explore.attribution import Cell, WriteAttribution
 from refine_lab.explore.erasing import Erasure, Prediction
@@ -21,6 +22,15 @@ from widgets.parts.token_text import Decode, texts_of
 
 STRONGEST = 12
 """Number of listed writes."""
+
+
+MOST_NAMED = 6
+"""Number of random tokens that the sentence about the control lists."""
+WHY = (
+    "A write depends on its token and on those before it, so a fact is often stored with the token after it, such as the full "
+    "stop of its sentence."
+)
+"""Explains why the strongest write is often not that of the word that is asked for."""
 
 
 class MemoryResult(Widget):
@@ -43,17 +53,30 @@ class MemoryResult(Widget):
         *,
         cells: Collection[Cell] | None = None,
         erasure: Erasure | None = None,
+        control: Erasure | None = None,
         tokens: Sequence[int] = (),
+        model: str = "",
     ) -> None:
-        """Shows a prediction, and the attribution once it is known. `tokens`: the document's token ids."""
+        """Shows a prediction, and the attribution once it is known.
+
+        `control`: an erasure of as many random tokens, beside `erasure`. `tokens`: the document's token ids. `model`: the
+        model in words.
+        """
         columns = [_column("With all writes", prediction, target, decode)]
         change = ""
         if erasure is not None:
-            columns = [
-                _column("With all writes", erasure.before, target, decode, rest_loss(erasure, False)),
-                _column("Without the erased writes", erasure.after, target, decode, rest_loss(erasure, True)),
+            first = min(erasure.erased)
+            sides = [
+                ("With all writes", erasure.before, erasure.losses_before),
+                ("Without the erased writes", erasure.after, erasure.losses_after),
             ]
+            if control is not None:
+                count = len(control.erased)
+                title = f"Without {count} random token{'s' if count > 1 else ''}"
+                sides.append((title, control.after, control.losses_after))
+            columns = [_column(title, made, target, decode, (first, losses)) for title, made, losses in sides]
             change = erased_sentence(erasure, target, attribution)
+            change += control_sentence(control, target) if control is not None else ""
         strongest = []
         if attribution is not None:
             signed, effects = attribution.signed(cells), attribution.by_token(cells)
@@ -63,10 +86,12 @@ class MemoryResult(Widget):
                 for token in attribution.top(STRONGEST, cells)
             ]
         self.result = {
+            "model": model,
             "question": explained(target, decode),
             "columns": columns,
             "change": change,
             "strongest": strongest,
+            "why": WHY,
             "listed": f"Strongest writes in {heads_named(cells)}",
         }
 
@@ -88,7 +113,7 @@ class MemoryResult(Widget):
     def __repr__(self) -> str:
         if not self.result:
             return "no prediction is explained yet"
-        lines = [self.result["question"]]
+        lines = [line for line in (self.result["model"], self.result["question"]) if line]
         for column in self.result["columns"]:
             facts = ", ".join(f"{name} {value}" for name, value in column["facts"])
             lines.append(f"  {column['title']}: {facts}; answer {column['answer']!r}")
@@ -109,10 +134,9 @@ def explained(target: Target, decode: Decode) -> str:
     return f"{text} after token {target.position:,}"
 
 
-def rest_loss(erasure: Erasure, after: bool) -> float:
-    """Returns the mean loss of the tokens after the first erased one, in nats; NaN if there are none."""
-    losses = (erasure.losses_after if after else erasure.losses_before)[min(erasure.erased) + 1 :]
-    return float(losses.mean()) if len(losses) else math.nan
+def loss_after(token: int, losses: Float[np.ndarray, "T"]) -> float:
+    """Returns the mean loss of the tokens after a token, in nats; NaN if there are none."""
+    return float(losses[token + 1 :].mean()) if token + 1 < len(losses) else math.nan
 
 
 def predicted_change(erasure: Erasure, target: Target, attribution: WriteAttribution) -> float:
@@ -132,8 +156,18 @@ def erased_sentence(erasure: Erasure, target: Target, attribution: WriteAttribut
     if attribution is None:
         return f"{text}."
     predicted = predicted_change(erasure, target, attribution)
-    agrees = "the same direction" if np.sign(predicted) == np.sign(after - before) else "the other direction"
-    return f"{text}; the gradient predicts {number(predicted, sign=True)}, {agrees}."
+    off = number(after - before - predicted, sign=True)
+    return (
+        f"{text} (exact); the gradient predicts {number(predicted, sign=True)}, so the exact change differs by {off}."
+    )
+
+
+def control_sentence(control: Erasure, target: Target) -> str:
+    """Returns one sentence: what the target is without as many random tokens."""
+    name = "the contrast" if target.against else "log p"
+    shown = listed(control.erased[:MOST_NAMED]) + ("…" if len(control.erased) > MOST_NAMED else "")
+    count = f"{len(control.erased)} random token{'s' if len(control.erased) > 1 else ''} ({shown})"
+    return f" Without {count}, {name} is {number(control.after.value)} nats."
 
 
 def number(value: float, sign: bool = False) -> str:
@@ -143,16 +177,19 @@ def number(value: float, sign: bool = False) -> str:
 
 
 def _column(
-    title: str, prediction: Prediction, target: Target, decode: Decode, loss: float | None = None
+    title: str, prediction: Prediction, target: Target, decode: Decode, rest: tuple[int, Any] | None = None
 ) -> dict[str, Any]:
+    """Returns a column of the table. `rest`: the first erased token, and the loss of every token of the document."""
     name = "contrast" if target.against else "log p"
     facts = [[name, f"{number(prediction.value)} nats"]]
     if not target.against:
         facts.append(["probability", f"{100 * math.exp(prediction.value):.3g} %"])
     of = "rank" if len(target.token_ids) == 1 else "rank of its first token"
     facts.append([of, f"{prediction.rank:,}"])
-    if loss is not None:
-        facts.append(["mean loss of the later tokens", "no later tokens" if math.isnan(loss) else f"{loss:.4f} nats"])
+    if rest is not None:
+        loss = loss_after(*rest)
+        value = "no later tokens" if math.isnan(loss) else f"{loss:.4f} nats"
+        facts.append([f"mean loss after token {rest[0]:,}", value])
     likely = zip(prediction.alternatives.tolist(), prediction.probabilities.tolist(), strict=True)
     first = target.token_ids[0]
     alternatives = [[_text(decode, [token]), chance, token == first] for token, chance in likely]

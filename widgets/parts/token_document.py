@@ -26,7 +26,8 @@ class Metric:
 
     `values` [T]: in `unit`; NaN for a token without a value. `low` and `high`: ends of the scale; the defaults are 0 or
     the 1st percentile, and the 99th percentile. Values outside this range have the colour of the nearest end.
-    `diverging`: two colours from 0. `log`: coloured by the logarithm.
+    `diverging`: two colours from 0. `log`: coloured by the logarithm. `ends`: what the colours of the lowest and of the
+    highest values stand for, as the legend says.
 
     Raises ValueError if the values are not one-dimensional, the ends are out of order, or a logarithm is undefined.
     """
@@ -39,6 +40,7 @@ class Metric:
     low: float | None = None
     high: float | None = None
     log: bool = False
+    ends: tuple[str, str] = ("", "")
 
     def __post_init__(self) -> None:
         values = np.array(self.values, dtype=np.float32)
@@ -73,8 +75,9 @@ class Metric:
     def packed(self) -> dict[str, Any]:
         """Returns the metric as sent to the page, with values as float32 bytes."""
         low, high = self.scale()
-        texts = {name: replace_surrogates(getattr(self, name)) for name in ("name", "title", "unit")}
+        texts: dict[str, Any] = {name: replace_surrogates(getattr(self, name)) for name in ("name", "title", "unit")}
         texts["help"] = explain(self.title)
+        texts["ends"] = [replace_surrogates(end) for end in self.ends]
         beyond = {"below": bool((self.values < low).any()), "above": bool((self.values > high).any())}
         flags = {"diverging": bool(self.diverging), "log": bool(self.log)}
         return texts | {"values": self.values.astype("<f4").tobytes(), "low": low, "high": high} | flags | beyond

@@ -28,12 +28,24 @@ function drawPredictions(parent, columns) {
   }
 }
 
-function drawWrites(parent, model, { strongest, listed }) {
+const FEW = 6; // writes that are listed before the others are asked for
+
+function drawWrites(parent, model, { strongest, listed, why }) {
   const column = html("section", "writes", parent);
-  html("h4", "", column, listed);
-  const list = html("ol", "", column);
-  for (const { token, text, effect, sign } of strongest) {
+  html("h4", why ? { class: "explained", title: why } : "", column, listed);
+  drawList(html("ol", "", column), model, strongest.slice(0, FEW));
+  if (strongest.length > FEW) {
+    const more = html("details", "", column);
+    html("summary", "", more, `${strongest.length - FEW} more`);
+    drawList(html("ol", "", more), model, strongest.slice(FEW));
+  }
+  if (why) html("p", "quiet", column, why);
+}
+
+function drawList(list, model, writes) {
+  for (const { token, text, effect, sign } of writes) {
     const item = html("li", "", list);
+    html("span", { class: `sign ${sign}`, "aria-hidden": true }, item, sign === "raises" ? "▲" : "▼");
     const title = `Go to token ${token}`;
     const button = html("button", { type: "button", title }, item);
     html("code", "", button, text || "part of a character");
@@ -49,6 +61,7 @@ function render({ model, el }) {
     const result = unpacked(model.get("result"));
     content.replaceChildren();
     if (!result.question) return;
+    if (result.model) html("p", "model", content, `Model: ${result.model}`);
     html("h3", "", content, result.question);
     html("p", { class: "change", role: "status" }, content, result.change);
     drawPredictions(content, result.columns);

@@ -24,6 +24,22 @@ function asks({ type, target, key }) {
   return target.closest(BUTTONS) !== null;
 }
 
+/** Holds a click on a button until Python has answered what is typed in its panel, then clicks again; false if all is answered. */
+function held(event) {
+  const panel = event.target.closest(".refine-panel");
+  const button = event.target.closest(BUTTONS);
+  if (event.type !== "click" || !button?.matches("button") || !panel.querySelector("[data-unanswered]")) return false;
+  event.stopImmediatePropagation();
+  event.preventDefault();
+  const press = () => {
+    if (panel.querySelector("[data-unanswered]")) return;
+    panel.removeEventListener("refine-answered", press);
+    button.click();
+  };
+  panel.addEventListener("refine-answered", press);
+  return true;
+}
+
 function render({ model, el }) {
   const root = html("div", "refine-lab notice", el);
   const working = html("div", { class: "working", "aria-hidden": true }, root, "Working…");
@@ -43,7 +59,7 @@ function render({ model, el }) {
   }
   /** Marks the panel at once, before the controls' own messages are sent; Python gets the count after them. */
   function onUse(event) {
-    if (!event.target.closest?.(".refine-panel")?.contains(root) || !asks(event)) return;
+    if (!event.target.closest?.(".refine-panel")?.contains(root) || !asks(event) || held(event)) return;
     asked = Math.max(asked, model.get("asked")) + 1;
     draw();
     setTimeout(() => put(model, "asked", asked));

@@ -1,6 +1,6 @@
 // A number in the browser's own field. Python checks what is typed and answers with the value that holds.
 
-import { format, html, keepKeys, rootOf } from "./shared.js";
+import { format, html, keepKeys, rootOf, unanswered } from "./shared.js";
 
 function render({ model, el }) {
   const { root } = rootOf(el, "number-field", model.get("label"));
@@ -21,9 +21,10 @@ function render({ model, el }) {
     if (!("value" in content)) return;
     sent = Math.max(sent - 1, 0);
     if (!sent) input.value = content.value;
+    unanswered(root, sent);
   };
   input.addEventListener("change", () => {
-    sent++;
+    unanswered(root, ++sent);
     model.send({ typed: input.value });
   });
   input.addEventListener("keydown", (event) => {

@@ -189,6 +189,15 @@ export function follow(model, listeners, ...ends) {
   };
 }
 
+/** Marks a field whose text Python has not answered `count` times: buttons of its panel wait for the answer (notice.js). */
+export function unanswered(root, count) {
+  if (count) root.dataset.unanswered = count;
+  else {
+    delete root.dataset.unanswered;
+    root.dispatchEvent(new CustomEvent("refine-answered", { bubbles: true }));
+  }
+}
+
 /** A function that requests a drawing in the next frame, once however often it is called; `cancel` withdraws the request. */
 export function inFrames(draw) {
   let frame = 0;

@@ -7,7 +7,7 @@ import { PAD, ROW, mapHeight } from "./token_paint.js";
 import { buildPanel, hideTip } from "./token_panel.js";
 import { savePicture } from "./token_picture.js";
 import { Answers } from "./token_alternatives.js";
-import { announce, bring, copy, describe, draw, firstVisible, jump, moveTo } from "./token_view.js";
+import { announce, announceToken, bring, copy, draw, firstVisible, jump, moveTo } from "./token_view.js";
 import { rowEnd, rowsAway, schedule, search, select, showTip, tokenUnder, unpackDocument } from "./token_view.js";
 
 const VIEW_PAUSE = 150; // milliseconds without scrolling before Python gets the view
@@ -41,7 +41,7 @@ function takeSelected(view) {
   if (token >= 0 && token < view.doc.total) {
     view.cursor = token;
     bring(view, token, true);
-    announce(view, `selected ${describe(view, token)}`);
+    announceToken(view, "selected ", token);
   }
   schedule(view);
 }
@@ -61,7 +61,7 @@ function takeHighlight(view) {
   if (view.range) {
     Object.assign(view, { anchor: first, cursor: last });
     bring(view, first, true);
-    announce(view, `highlighted ${describe(view, first)}`);
+    announceToken(view, "highlighted ", first);
   }
   schedule(view);
 }

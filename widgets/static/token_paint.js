@@ -100,21 +100,21 @@ function paintMarks(context, scene, from, to) {
     framed(context, scene, token, colours.mark, 1.5);
     const [{ row, x }] = rectsOf(layout, token);
     Object.assign(context, { fillStyle: colours.mark, strokeStyle: colours.ground, lineWidth: 1 });
-    diamond(context, x, row * ROW + 2, 4);
+    diamond(context, x, row * ROW + 1, 3);
     context.stroke();
   }
   if (visible(scene.selected)) framed(context, scene, scene.selected, colours.accent, 3);
   if (scene.focused && visible(scene.cursor)) framed(context, scene, scene.cursor, colours.ink, 1.5, [4, 3]);
 }
 
-/** Paints a token's frame with a halo, so that it is visible on every ground. */
+/** Paints a token's frame with a halo, so that it is visible on every ground; it stays in the gaps between characters. */
 function framed(context, { layout, colours }, token, colour, thick, dash = []) {
-  const strokes = [[colours.ground, thick + 2.5, []], [colour, thick, dash]];
+  const strokes = [[colours.ground, thick + 1, []], [colour, thick, dash]];
   for (const { row, x, width } of rectsOf(layout, token)) {
     for (const [strokeStyle, lineWidth, pattern] of strokes) {
       Object.assign(context, { strokeStyle, lineWidth });
       context.setLineDash(pattern);
-      context.strokeRect(x - 1.5, row * ROW + 1.5, Math.max(width + 2, 5), ROW - 3);
+      context.strokeRect(x - 0.5, row * ROW + 1.5, Math.max(width, 4), ROW - 3);
     }
   }
   context.setLineDash([]);

@@ -96,12 +96,16 @@ export function drawLegend(parent, metric, ramp, document) {
   const [low, high] = [labels[0], labels.at(-1)].map(([, text]) => text.replace(/^[≤≥] /, ""));
   const range = `${metric.title} from ${low} to ${high}${metric.unit && ` ${metric.unit}`}`;
   const label = range + (ends && `; values ${ends} this range have the colour of the nearest end`);
-  const scale = html("div", { class: "scale", role: "img", title: label, "aria-label": label }, parent);
+  const [below, above] = metric.ends ?? ["", ""];
+  const strip = html("div", "ends", parent);
+  if (below) html("span", "end", strip, below);
+  const scale = html("div", { class: "scale", role: "img", title: label, "aria-label": label }, strip);
   const stops = Array.from({ length: 17 }, (_, i) => ramp.grounds[1 + Math.round((i / 16) * 254)]);
   html("div", { class: "strip", style: `background: linear-gradient(to right, ${stops.join(", ")})` }, scale);
   for (const [value, text] of labels) {
     html("span", { class: "tick", style: `left: ${(shareOf(metric, value) * 100).toFixed(1)}%` }, scale, text);
   }
+  if (above) html("span", "end", strip, above);
   if (document.targets.length) html("span", "key target", parent, `◆ ${document.mark}`);
   if (document.chunk_borders.length) html("span", "key border", parent, "│1 chunk");
 }

@@ -89,6 +89,7 @@ function recolour(view) {
   ui.metric.value = metric?.name ?? "";
   drawLegend(ui.legend, metric, ramp, doc);
   ui.metric.title = metric?.help ?? "";
+  if (view.again && ui.status.textContent === view.told) announce(view, view.again(), view.again); // with the values and marks of now
   ui.canvas.setAttribute("aria-label", `${format(doc.total)} tokens${metric ? `, coloured by ${metric.title}` : ""}`);
 }
 
@@ -163,7 +164,17 @@ export function describe(view, token) {
   return parts.join(" · ");
 }
 
-export const announce = (view, text) => (view.ui.status.textContent = text);
+/** Shows a text in the status line; `again` returns it anew when what it describes has changed. */
+export function announce(view, text, again = null) {
+  view.ui.status.textContent = text;
+  Object.assign(view, { told: view.ui.status.textContent, again });
+}
+
+/** Shows a description of a token in the status line, after some words. */
+export function announceToken(view, words, token) {
+  const text = () => words + describe(view, token);
+  announce(view, text(), text);
+}
 
 export function showTip(view, token) {
   const { ui, doc } = view;
@@ -191,7 +202,7 @@ export function moveTo(view, token, { extend = false, centred = false, tip = tru
   } else view.range = null;
   view.cursor = to;
   const many = view.range && view.range[1] - view.range[0] + 1;
-  announce(view, many ? `${quantity(many, "token")} marked, to ${describe(view, to)}` : describe(view, to));
+  announceToken(view, many ? `${quantity(many, "token")} highlighted, to ` : "", to);
   bring(view, to, centred);
   hideTip(view.ui.tip);
   if (tip) requestAnimationFrame(() => requestAnimationFrame(() => view.cursor === to && view.focused && showTip(view, to)));
@@ -199,7 +210,7 @@ export function moveTo(view, token, { extend = false, centred = false, tip = tru
 
 export function select(view, token) {
   view.selected = token;
-  announce(view, token < 0 ? "nothing selected" : `selected ${describe(view, token)}`);
+  token < 0 ? announce(view, "nothing selected") : announceToken(view, "selected ", token);
   put(view.model, "selected", token); // after the announcement: on a page without Python, the list may answer with a status
   schedule(view);
 }

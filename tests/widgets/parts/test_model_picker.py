@@ -16,7 +16,7 @@ from refine_lab.runs.run import Run, list_runs, located, portable
 from refine_lab.ttt_config import TTTConfig
 from tests.factories.run_monitor import write_run
 from tests.support.refusals import naming
-from widgets.parts.model_picker import model_names, model_picker, recorded_runs, run_picker
+from widgets.parts.model_picker import model_choices, model_names, model_picker, model_words, run_picker
 from widgets.run_monitor import RunMonitor
 
 SHIPPED_NAMES = sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
@@ -42,19 +42,33 @@ def test_every_listed_name_is_found_from_any_folder(runs: Path) -> None:
     assert model_names() == [*SHIPPED_NAMES, run, *checkpoints]
     saved = runs.parent / run / "checkpoints"
     places = [saved / "step-4", saved / "step-4", saved / "step-2"]
-    assert [locate(name).folder for name in (run, *checkpoints)] == places
+    for prefix in ("runs/", ""):  # the bare name is found, too
+        assert [locate(prefix + name.removeprefix("runs/")).folder for name in (run, *checkpoints)] == places
+    with pytest.raises(FileNotFoundError, match=f"no run of that name in {runs}"):
+        locate("nowhere")
+
+
+def test_runs_are_listed_in_words(runs: Path) -> None:
+    name = next(path.name for path in runs.iterdir() if path.name.endswith("s0"))
+    *_, last, newest, oldest = model_choices()
+    words = [each.words for each in (last, newest, oldest)]
+    assert words == [f"REFINE, seed 0{step} – {name}" for step in ("", ", step 4", ", step 2")]
+    assert [each.group for each in (last, newest, oldest)] == ["finished runs", "checkpoints", "checkpoints"]
+    assert [model_words(each) for each in (name, f"runs/{name}/checkpoints/step-2")] == [words[0], words[2]]
+    assert model_words("tiny-lact") == "tiny-lact (shipped model)" and model_words("org/repo") == "org/repo"
 
 
 def test_runs_with_recorded_rollouts_are_listed_newest_first(runs: Path) -> None:
     first, second = sorted(path.name for path in runs.iterdir())
     picker = run_picker("run", "the same run")
-    assert picker.options == (f"runs/{second}", f"runs/{first}")
+    assert picker.options == [f"runs/{second}", f"runs/{first}"]
     shutil.rmtree(runs / second / "rollouts")
     picker.value = "another"  # typed
     picker.update()
-    assert (recorded_runs(), picker.options, picker.value) == ([f"runs/{first}"], (f"runs/{first}",), "another")
+    assert (picker.options, picker.value) == ([f"runs/{first}"], "another")
     shutil.rmtree(runs)
-    assert recorded_runs() == []
+    picker.update()
+    assert picker.options == []
 
 
 def test_saved_weights_are_a_model_and_no_run(runs: Path) -> None:
@@ -89,12 +103,14 @@ def test_a_run_that_does_not_exist_is_not_asked_for_on_the_hub(runs: Path) -> No
 
 def test_a_typed_name_is_accepted_and_the_list_is_read_again(runs: Path) -> None:
     picker = model_picker("model", "org/repo")
-    assert picker.value == "org/repo" and not picker.ensure_option
+    assert picker.value == "org/repo"
     before = picker.options
     shutil.copytree(SHIPPED / "tiny-lact", write_run(runs, 2).path / "checkpoints" / "step-4")
     picker.update()
     assert len(picker.options) == len(before) + 2 and picker.value == "org/repo"
-    picker.set_state({"value": "a\udc00"})
+    picker.error = "there is no such model"
+    picker._on_message(picker, {"typed": "a\udc00"}, [])  # as the page sends it
+    assert picker.error == ""
     assert picker.value == "a\ufffd"
 
 
