@@ -25,7 +25,7 @@ def test_a_shown_difference_with_its_interval_and_what_stays_open() -> None:
     )
     row = found.data.iloc[0]
     assert (row["SFT"], row["value"], row["difference"]) == ("26.2", "69.8", "+43.6 [+36.3, +50.8]")
-    assert row["interval over"] == "seeds and questions" and (row["seeds"], row["different questions"]) == (3, 150)
+    assert row["interval over"] == "seeds and questions" and (row["seeds"], row["distinct questions"]) == (3, 150)
     assert found.data["measure"].tolist() == ["contains answer (%)", "loss after (nats)"] and found.note == ""
     assert found.sentence in repr(found) and found.sentence in found._repr_html_()
     less = conclusion(answers_of(scores), "loss_after").sentence  # 2 - score

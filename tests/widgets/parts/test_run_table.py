@@ -170,7 +170,7 @@ def test_answers_are_compared_question_by_question(tmp_path: Path) -> None:
     shown = RunComparison()
     shown.show(runs)
     assert [value for _, value in shown.measure.options] == ["contains_answer", "exact_match", "f1", "loss_after"]
-    assert shown.found is not None and shown.found.data["different questions"].tolist() == [4]
+    assert shown.found is not None and shown.found.data["distinct questions"].tolist() == [4]
     assert "REFINE is not shown to differ (+50.0 points" in shown.found.sentence
 
 
@@ -181,7 +181,7 @@ def test_recall_that_was_measured_after_training_is_compared_and_a_damaged_file_
     shown = RunComparison()
     shown.show(runs)
     assert [value for _, value in shown.measure.options][:2] == ["exact_recall", "held-out ntp_loss"]
-    assert shown.found is not None and shown.found.data["different questions"].tolist() == [4]
+    assert shown.found is not None and shown.found.data["distinct questions"].tolist() == [4]
     assert (
         "Compared with SFT (25.0 %) in exact recall, REFINE is not shown to differ (+50.0 points"
         in shown.found.sentence
