@@ -138,9 +138,7 @@ def _part(measure: str, row: Row, name: str, even: bool) -> str:
 # -- what is left open -------------------------------------------------------------------------------------------------
 
 
-def _limits(
-    measure: str, rows: Sequence[Row], pair: Row | None, named: Mapping[str, str], single: bool
-) -> list[str]:
+def _limits(measure: str, rows: Sequence[Row], pair: Row | None, named: Mapping[str, str], single: bool) -> list[str]:
     """Returns a sentence for each thing that the differences leave open; methods are named where it holds only for some."""
 
     def about(chosen: Sequence[Row]) -> str:

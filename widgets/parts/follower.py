@@ -40,9 +40,7 @@ class RunReader:
         self.path = Path(path).absolute()
         self.method, self.group, self.seed = "run", "run", 0
         self.config: Config | None = None
-        self.frames: dict[str, pd.DataFrame] = dict.fromkeys(
-            ("train", "eval", "answers", "recall"), pd.DataFrame()
-        )
+        self.frames: dict[str, pd.DataFrame] = dict.fromkeys(("train", "eval", "answers", "recall"), pd.DataFrame())
         self.asked: frozenset[str] = frozenset()  # digests of the documents of recall
         self._stored: list[tuple[str, int]] = []
         name = self.path.name
@@ -177,7 +175,12 @@ def gather(readers: Sequence[RunReader], limit: int = 1000) -> dict[str, Any]:
             | _line(reader, panel, steps[reader.group])
             for reader in drawn
         ]
-        facts = {"name": panel.name, "title": panel.title, "unit": panel.unit, "marks": panel.kind in ("eval", "recall")}
+        facts = {
+            "name": panel.name,
+            "title": panel.title,
+            "unit": panel.unit,
+            "marks": panel.kind in ("eval", "recall"),
+        }
         if lines:
             panels.append(facts | {"of": "prompt" if panel.kind == "answers" else "step", "lines": lines})
     return {"methods": methods, "panels": panels}

@@ -32,8 +32,8 @@ class RunTable(Following, Widget):
     "Columns of settings, as returned by `run_rows.setting_columns`."
     metrics = traitlets.List(traitlets.Unicode()).tag(sync=True)
     "Headings of the metrics, in order."
-    helps = traitlets.Dict().tag(sync=True)
-    "Heading -> the glossary's sentence about it, for the metrics that have one."
+    helps = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    "The glossary's sentences about the metrics, empty where it has none."
     selected = traitlets.List(traitlets.Unicode()).tag(sync=True)
     "Names of the selected runs, in the order of the rows; unlisted names are dropped."
     hidden = traitlets.List(traitlets.Unicode()).tag(sync=True)
@@ -113,6 +113,6 @@ class RunTable(Following, Widget):
                 with self.hold_sync():
                     self.rows, self.settings = rows, columns
                     self.metrics = metric_headings(self._readers)
-                    self.helps = {name: about for name in self.metrics if (about := explain(name))}
+                    self.helps = [*map(explain, self.metrics)]
                     self.selected, self.hidden = self.selected, self.hidden  # without runs that are gone
             return activity_of(self._readers, any(changed))

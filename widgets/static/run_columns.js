@@ -4,10 +4,10 @@ import { duration, format } from "./shared.js";
 
 const MISSING = "–";
 
-const metric = (helps) => (heading) => ({
+const metric = (helps) => (heading, i) => ({
   key: `metric:${heading}`,
   heading,
-  title: helps[heading],
+  title: helps[i],
   number: true,
   value: (row) => row.metrics[heading],
   text: (row) => (heading in row.metrics ? rounded(row.metrics[heading]) : MISSING),
@@ -53,7 +53,7 @@ function differs(rows, column) {
 }
 
 /** The columns for these rows: a metric that none of them has, and a setting in which they agree, is none. */
-export function columnsOf(rows, metrics, settings, every, helps = {}) {
+export function columnsOf(rows, metrics, settings, every, helps = []) {
   const shown = settings.filter(({ by_method }) => every || !by_method).map(setting);
   return [
     plain("method", "method", { kind: "method" }),
