@@ -119,7 +119,7 @@ KNOWN_METHODS = {
     "placebo": MethodStyle(label="placebo", colour=GREY, symbol="x"),
 }
 "Method -> style; a nested method that is not listed has the style of the method itself."
-OTHER_STYLES: Sequence[tuple[str, Symbol]] = ((OCHRE, "x"), (GREEN, "diamond"), (PINK, "circle"))
+OTHER_STYLES: Sequence[tuple[str, Symbol]] = ((OCHRE, "x"), (GREEN, "triangle-up"), (PINK, "circle"))
 DASHES: Sequence[Dash] = get_args(Dash)
 
 

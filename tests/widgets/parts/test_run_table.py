@@ -161,7 +161,7 @@ def test_held_out_measures_are_compared_at_the_last_common_step(tmp_path: Path) 
         "In held-out NTP loss, REFINE has the best mean (1.8000 nats): not shown to differ"
     )
     assert shown.found.note == "Measured at step 2, the last that all of these runs have reached."
-    assert shown.found.sentence in shown._shown.value and shown.found.sentence in repr(shown)
+    assert shown.found.head in shown._shown.value and shown.found.sentence in repr(shown)
     shown.measure.value = "held-out ntp_accuracy"
     assert "no interval because all seeds differ by the same amount" in shown.found.sentence
     shown.reference.value = ("run", runs[0].name)
