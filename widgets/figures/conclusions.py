@@ -61,7 +61,8 @@ class Conclusion(Table):
         head = f"<p style='{HEAD}'>{html.escape(self.head)}</p>"
         details = f"<p style='{DETAILS}'>{html.escape(self.details)}</p>" if self.details else ""
         methods = "".join(
-            f"<br><b>{html.escape(label)}</b>: {html.escape(sentence)}" for label, sentence in self.methods.items()
+            f"<br><strong>{html.escape(label)}</strong>: {html.escape(sentence)}"
+            for label, sentence in self.methods.items()
         )
         methods = f"<p style='{DETAILS}'>The methods:{methods}</p>" if methods else ""
         return head + details + super()._repr_html_() + methods
