@@ -30,7 +30,7 @@ from widgets.memory_links import memory_of_explorer
 from widgets.memory_view import MemoryView
 from widgets.parts.click_result import ClickResult
 from widgets.parts.controls import in_rows, text_field
-from widgets.parts.explorer_settings import SettingsPanel
+from widgets.parts.explorer_settings import ONLY_READ, SettingsPanel
 from widgets.parts.explorer_view import map_content, summarize
 from widgets.parts.model_picker import model_picker
 from widgets.parts.page_about import fields_about, rollouts_sentence
@@ -104,7 +104,7 @@ class RewardExplorer(SettingsPanel):
 
         The future completes when everything is shown; errors also appear in `error`.
         """
-        began = time.monotonic()
+        began, cancellations = time.monotonic(), self._cancellations
         if text is not None:
             self._source.value = replace_surrogates(text)
         self.report("Reading…")
@@ -124,7 +124,12 @@ class RewardExplorer(SettingsPanel):
                 self.report(f"{len(self._text):,} tokens read in {time.monotonic() - began:.1f} s.")
                 for view in self._state_views:
                     view.follow(self.exploration)
-            return self._roll_out(self._wanted_positions())
+                if cancellations != self._cancellations:  # after the document had been read
+                    self.report(ONLY_READ)
+                    return None
+                return self._roll_out(
+                    self._wanted_positions()
+                )  # under the lock, so that `cancel` comes before or after
 
         def compare(_: Any) -> Future[Any] | None:
             wanted = self._compared is not None and self._other is None

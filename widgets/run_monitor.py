@@ -26,14 +26,18 @@ from widgets.figures.tables import Table
 from widgets.parts.controls import field
 from widgets.parts.live_curves import LiveCurves
 from widgets.parts.page_about import run_facts, shared_settings
-from widgets.parts.run_comparison import RunComparison
+from widgets.parts.run_comparison import RunComparison, run_labels
+from widgets.parts.run_rows import STATES
 from widgets.parts.run_table import RunTable
 from widgets.parts.step_slider import StepSlider
 from widgets.parts.text_tables import TextTables
 from widgets.rollout_inspector import RolloutInspector
 
-CHOSEN_AT_FIRST = 4
-"""Number of newest runs selected initially."""
+NEWEST = 4
+"""Number of newest runs selected initially if none of their experiment has finished or is in progress."""
+
+MOST_CHOSEN = 24
+"""Maximum number of runs selected initially."""
 
 TOOLTIPS = {
     "refresh": "Refresh the list of runs",
@@ -42,6 +46,9 @@ TOOLTIPS = {
     "stop": "Make the selected runs save and stop",
 }
 """Tooltips of the buttons, by the method that they call."""
+
+DIFFERING = "Differing settings"
+"""Caption of the table of `refine_lab.experiments.compare.config_differences`."""
 
 LINEAGE = "Forks and accepted changes"
 """Caption of the table of `refine_lab.experiments.compare.lineage`."""
@@ -64,7 +71,10 @@ class RunMonitor(Panel):
     """
 
     def __init__(self, folder: Path | str | None = None, runs: Sequence[Run] | None = None) -> None:
-        """`runs` are selected initially; none: the newest. `folder` may also be a run directory, which is then selected."""
+        """`runs` are selected initially; none: those of the newest experiment (`_first_choice`).
+
+        `folder` may also be a run directory, which is then selected.
+        """
         super().__init__()
         self.folder = path_of("folder", folder) if folder is not None else runs_dir()
         if is_run(self.folder):
@@ -82,19 +92,19 @@ class RunMonitor(Panel):
         self._choosing = False
         self.step = StepSlider(label="rollouts at step", disabled=True)
         self.rolled_out = field(ipywidgets.Dropdown, "rollouts of", None, "34em", options=[])
+        self.rolled_notice = Notice()
         self.differences = ipywidgets.HTML()
         scrolls = ipywidgets.Box([self.differences], layout=ipywidgets.Layout(max_height="24em", overflow="auto"))
         buttons = ipywidgets.HBox([self.button(method, tooltip) for method, tooltip in TOOLTIPS.items()])
         shown = [self.table, buttons, self.notice, self.comparison, self.curves, scrolls, self.rolled_out]
-        self.children = [*shown, self.step, self.inspector]
+        self.children = [*shown, self.step, self.rolled_notice, self.inspector]
         self.refresh()
         self.table.observe(self._on_choice, "selected")
         self.step.observe(self._on_step, "value")
         self.rolled_out.observe(self._on_run, "value")
         self.curves.observe(self._on_progress, "progress")
         traitlets.dlink((self.table, "hidden"), (self.curves, "hidden"))
-        names = [row["name"] for row in self.table.rows]
-        self.table.selected = [run.name for run in runs] if runs is not None else names[:CHOSEN_AT_FIRST]
+        self.table.selected = [run.name for run in runs] if runs is not None else self._first_choice()
         if not self.table.selected:
             self._on_choice(None)
 
@@ -105,6 +115,16 @@ class RunMonitor(Panel):
         """Returns the selected runs that still exist."""
         return [Run(self.folder / name) for name in self.table.selected if is_run(self.folder / name)]
 
+    def _first_choice(self) -> list[str]:
+        """Returns the runs of the newest experiment, with all seeds, that have finished or are in progress.
+
+        If there is none, these are the newest runs.
+        """
+        rows = self.table.rows
+        newest = [row for row in rows if row["experiment"] == rows[0]["experiment"]]
+        begun = [row for row in newest if row["state"] in ("finished", "running", STATES["starting"])]
+        return [row["name"] for row in begun[:MOST_CHOSEN] or rows[:NEWEST]]
+
     def refresh(self) -> None:
         """Refreshes the list of runs and keeps the selection."""
         with warnings.catch_warnings(record=True) as damaged:
@@ -113,7 +133,8 @@ class RunMonitor(Panel):
         before = self.table.selected
         self.table.show([*reversed(runs)])
         if self.table.selected == before:
-            self._show_tables()  # evaluations may have been added
+            self.curves.add()  # recall and evaluations may have been added
+            self._show_tables()
         self.report(f"{_runs(runs)}.")
         self.error = printable("\n".join(str(warning.message) for warning in damaged))
 
@@ -210,9 +231,10 @@ class RunMonitor(Panel):
     def _tables(self) -> list[Table]:
         """Returns the settings in which the selected runs differ, their forks and changes, and their evaluations."""
         runs = self.runs
-        frames = {"Differing settings": config_differences(runs), LINEAGE: lineage(runs)}
-        frames[EVALUATIONS] = evaluation_results(runs)
-        return [Table(frame, caption) for caption, frame in frames.items()]
+        labels = run_labels(runs)
+        differing = config_differences(runs).rename(columns=labels)
+        tables = [Table(differing, DIFFERING, helps={label: name for name, label in labels.items()})]
+        return [*tables, Table(lineage(runs), LINEAGE), Table(evaluation_results(runs), EVALUATIONS)]
 
     def _show_tables(self) -> None:
         self.differences.value = "".join(table._repr_html_() for table in self._tables() if len(table.data))  # escaped
@@ -282,7 +304,7 @@ class RunMonitor(Panel):
             rollouts = self._run.rollouts([change["new"]])
             self.inspector.show(rollouts)
             count = f"{len(rollouts)} rollout{'' if len(rollouts) == 1 else 's'}"
-            self.report(f"{count} of {self._description()} at step {change['new']}.")
+            self.rolled_notice.status = printable(f"{count} of {self._description()} at step {change['new']}.")
 
     def _decoder(self, run: Run) -> Any:
         """Returns a run's tokenizer, or `str`, with which token ids are shown, if it has none here."""

@@ -119,12 +119,14 @@ def final_results(
         chunks = refine.num_chunks
         print(f"Rewards are skipped: rows of {length} tokens are too short for rollouts from {chunks} chunks.")
     keys, rows, answers, own = _key_tokens(config, held_out), [], [], {str(run.path): run for run in runs}
+    untrained: dict[str, pd.DataFrame] = {}
     for method, seed, updates, name in models:
         measured, right = _measures_of(config, name, held_out, documents, **targets, key_tokens=keys)
         rows.append({"method": method, "seed": seed, "updates": updates, **_distinct(documents), **measured})
         answers.append(right.assign(method=method, seed=NO_SEED if seed is None else seed))
+        untrained.setdefault(name, right)
         if (run := own.get(name)) is not None and len(right):
-            store_recall(run, right, documents)
+            store_recall(run, right, documents, before=untrained[run.config.model])
         values = (f"{name} {x:.4f}" if isinstance(x, float) else f"{name} {x}" for name, x in measured.items())
         print(f"{method}{'' if seed is None else f' s{seed}'}:", ", ".join(values))
     return FinalResults(rows, pd.concat(answers, ignore_index=True))

@@ -39,19 +39,43 @@ OTHER = ("step", "time", "seconds", "documents", "key_tokens")
 """Columns of evaluations that are no measure of a model, besides those of the gradient (`nsp_...`)."""
 
 
-def store_recall(run: Run, answers: pd.DataFrame, documents: Mapping[str, Sequence[RecallDocument]]) -> None:
+def store_recall(
+    run: Run,
+    answers: pd.DataFrame,
+    documents: Mapping[str, Sequence[RecallDocument]],
+    before: pd.DataFrame | None = None,
+) -> None:
     """Stores a run's answers to recall questions; earlier ones are replaced.
 
     `answers` has `name` (kind and number of the document), `question` and `exact_recall`; `documents` has the documents of
     each kind. The file also has `step`, the checkpoint that answered, `tokens`, the length of the longest document of the
-    kind, and `documents`, a digest of all documents of the kind. Raises OSError if the run cannot be written.
+    kind, and `documents`, a digest of all documents of the kind. `before` are the answers of the model that the run started
+    from, stored with step 0. Raises OSError if the run cannot be written.
     """
+    answers = answers.assign(step=run.done)
+    if before is not None and run.done > 0:
+        answers = pd.concat([before.assign(step=0), answers], ignore_index=True)
     kinds = answers["name"].str.rpartition(" ")[0]
     tokens = {kind: max(len(document.tokens) for document in asked) for kind, asked in documents.items()}
     digests = {kind: _digest(asked) for kind, asked in documents.items()}
-    columns = answers[["name", "question", "exact_recall"]]
-    columns = columns.assign(step=run.done, tokens=kinds.map(tokens), documents=kinds.map(digests))
+    columns = answers[["name", "question", "exact_recall", "step"]]
+    columns = columns.assign(tokens=kinds.map(tokens), documents=kinds.map(digests))
     write_parquet(run.path / FOLDER / RECALL, pa.Table.from_pandas(columns, preserve_index=False))
+
+
+def recall_by_step(run: Run) -> tuple[pd.DataFrame, frozenset[str]]:
+    """Returns a run's stored exact recall, with the columns `step` and `exact_recall`, and the digests of the documents.
+
+    Step 0 is the model that the run started from. Both are empty without stored answers of the last checkpoint. Raises
+    OSError or ValueError for a damaged file.
+    """
+    path = run.path / FOLDER / RECALL
+    table = read_parquet(path).to_pandas() if path.is_file() else pd.DataFrame()
+    if not {"step", "documents"} <= {*table} or not (table["step"] == run.done).any():
+        return pd.DataFrame(), frozenset()
+    table = table[table["step"].isin([0, run.done])]
+    means = table.groupby("step", as_index=False)["exact_recall"].mean()
+    return means, frozenset(table["documents"])
 
 
 def _digest(documents: Sequence[RecallDocument]) -> str:

@@ -127,6 +127,27 @@ def test_selection_by_keyboard(page: Any) -> None:
     page.get_by_label("group by experiment").check()
 
 
+def test_only_the_box_selects_and_method_and_seed_stay_in_view(page: Any) -> None:
+    boxes, row = page.locator(".run-table [data-key=select]"), page.locator(".run-table tr[data-run]").first
+    before = boxes.nth(0).is_checked()
+    row.locator("td.state").click()
+    settle(page)
+    assert boxes.nth(0).is_checked() == before
+    method, seed = row.locator("td.method"), row.locator("td.seed")
+    assert row.get_attribute("data-run") in method.get_attribute("title") and "next-token loss" in method.get_attribute(
+        "title"
+    )
+    scrolls = page.locator(".run-table .scrolls")
+    page.set_viewport_size({"width": 500, "height": 800})
+    settle(page)
+    scrolls.evaluate("node => (node.scrollLeft = node.scrollWidth)")
+    settle(page)
+    assert scrolls.evaluate("node => node.scrollLeft") > 20
+    left, first, second = (each.bounding_box() for each in (scrolls, method, seed))
+    assert abs(first["x"] - left["x"]) < 3 and abs(second["x"] - first["x"] - first["width"]) < 2
+    page.set_viewport_size({"width": 1100, "height": 800})
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_is_readable_and_named(page: Any, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)

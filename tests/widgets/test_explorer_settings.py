@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from refine_lab.runs.schema import COLUMNS
 from refine_lab.runs.writer import RunWriter
 from tests.support.refusals import naming, refused
 from tests.support.small_document import SECONDS, TEXT, wait_for, worker  # noqa: F401
+from widgets.parts.explorer_settings import ONLY_READ
 from widgets.parts.number_field import NumberField
 from widgets.parts.settings_bar import RUN, presets
 from widgets.reward_explorer import RewardExplorer
@@ -174,13 +176,37 @@ def test_a_cancelled_reading_leaves_the_document_that_is_shown(explorer: RewardE
     assert explorer.notice.status == "Cancelled. The settings are those of the rollouts shown."
     explorer.explore(50).result(SECONDS)
     assert explorer.error == "" and 50 in explorer.inspector.rollouts["position"].tolist()
+    busy = explorer.read(TEXT * 40)  # the worker reads one document at a time
     other = RewardExplorer(text=TEXT, worker=worker, settings=FEW)
     other.cancel()
+    explorer.cancel()
     other.shown.result(SECONDS)
+    busy.result(SECONDS)
     assert (other.exploration.document, other.notice.status) == (None, "Cancelled.")
     other.read().result(SECONDS)
     assert len(other.inspector.rollouts) == 4
     other.close()
+
+
+def test_a_cancellation_after_the_reading_leaves_the_document_without_rollouts_and_says_so(
+    explorer: RewardExplorer,
+) -> None:
+    """The reading may end before `cancel` is called: then the document is there, and what follows it is not requested."""
+    keep, before = explorer.token_map.show, explorer.exploration.document
+
+    def cancelling(*shown: Any, **marks: Any) -> None:
+        keep(*shown, **marks)
+        explorer.cancel()  # in the reading's own thread, between the document and its rollouts
+
+    explorer.token_map.show = cancelling
+    explorer.read(TEXT * 2).result(SECONDS)
+    explorer.token_map.show = keep
+    assert explorer.exploration.document is not before and len(explorer.inspector.rollouts) == 0
+    assert explorer.notice.status == ONLY_READ and not explorer.notice.busy
+    explorer.cancel()
+    assert explorer.notice.status == ONLY_READ, "nothing is shown whose settings it could name"
+    explorer.read().result(SECONDS)
+    assert len(explorer.inspector.rollouts) == 4
 
 
 def test_a_cancelled_undo_can_be_made_again(explorer: RewardExplorer) -> None:

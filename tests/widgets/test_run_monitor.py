@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import ipywidgets
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -79,7 +80,10 @@ def test_runs_are_followed_compared_and_looked_into(tmp_path: Path, watch: Calla
     monitor.step.value = 2
     assert monitor.inspector.rollouts["position"].tolist() == [22]
     first = f"REFINE, lr 0.001, seed 1 ({runs[1].name})"  # the first of the two in the table
-    assert monitor.notice.status == f"1 rollout of {first} at step 2."
+    assert monitor.rolled_notice.status == f"1 rollout of {first} at step 2."
+    assert monitor.children[-2:] == (monitor.rolled_notice, monitor.inspector)
+    heads = re.findall(r'title="([^"]+)">(REFINE, lr [^<]+)</th>', monitor.differences.value)
+    assert (runs[0].name, "REFINE, lr 0.0001, seed 0") in heads
     assert f"rollouts of {first} at step 2\nRolloutInspector: 1 of 1" in repr(monitor)
     assert monitor.step.label == "REFINE, lr 0.001, seed 1, rollouts at step"
     assert [name for _, name in monitor.rolled_out.options] == [runs[1].name, runs[0].name]
@@ -94,6 +98,38 @@ def test_runs_are_followed_compared_and_looked_into(tmp_path: Path, watch: Calla
     assert monitor.table.rows[0]["name"] == later.name
     assert set(monitor.table.selected) == {runs[0].name, runs[1].name}
     assert monitor.error == ""
+
+
+def test_all_begun_runs_of_the_newest_experiment_are_selected_at_first(
+    tmp_path: Path, watch: Callable[[Path], RunMonitor]
+) -> None:
+    """Recall stored after training is a panel with a point for each run, from the untrained model at step 0."""
+    older = write_run(tmp_path, 0)
+    older.path.rename(tmp_path / "20200101-000000-tiny-refine-s0")
+    config = replace(older.config, recipe="midtrain", steps=1)
+    runs = []
+    for seed in range(6):
+        with RunWriter.create(replace(config, seed=seed), tmp_path) as writer:
+            if seed < 5:
+                writer.train(1, {"ntp_loss": 3.0})
+                with writer.checkpoint(1):
+                    pass
+                writer.flush()
+                writer.status("finished")
+        runs.append(writer.run)
+    answers = pd.DataFrame({"name": ["word-1 0"], "question": ["word-1 x"], "exact_recall": [1.0]})
+    documents = {"word-1": [RecallDocument(tokens=[1, 2], questions=[])]}
+    store_recall(runs[0], answers, documents, before=answers.assign(exact_recall=0.0))
+    monitor = watch(tmp_path)
+    assert {*monitor.table.selected} == {run.name for run in runs[:5]}, "all seeds, without the run that has not begun"
+    panel = monitor.curves.curves["panels"][0]
+    assert (panel["name"], len(panel["lines"])) == ("recall:exact_recall", 1)
+    assert np.frombuffer(panel["lines"][0]["x"], "<f4").tolist() == [0, 1]
+    assert np.frombuffer(panel["lines"][0]["y"], "<f4").tolist() == [0, 100]
+    store_recall(runs[1], answers, documents)
+    monitor.refresh()
+    lines = monitor.curves.curves["panels"][0]["lines"]
+    assert [(line["seed"], len(line["x"]) // 4) for line in lines if line["seed"] < 2] == [(1, 1), (0, 2)]
 
 
 def test_two_experiments_of_one_method_and_seed_are_two(tmp_path: Path, watch: Callable[[Path], RunMonitor]) -> None:
@@ -300,6 +336,7 @@ def test_text_of_a_run_is_no_markup(tmp_path: Path, watch: Callable[[Path], RunM
     with RunWriter.create(other, tmp_path):
         pass
     monitor = watch(tmp_path)
+    monitor.table.selected = [row["name"] for row in monitor.table.rows]
     assert "onerror" in monitor.differences.value
     assert "<img" not in monitor.differences.value
 
@@ -361,7 +398,7 @@ def test_recall_that_is_stored_after_training_is_on_the_page(
         answers = pd.DataFrame({"name": ["word-1 0"], "question": ["word-1 x"], "exact_recall": [float(number)]})
         store_recall(run, answers, {"word-1": [RecallDocument(tokens=[1, 2], questions=[])]})
     page = monitor.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
-    assert monitor.comparison.found is not None and "in exact recall" in monitor.comparison.found.sentence
+    assert monitor.comparison.found is not None and "In exact recall" in monitor.comparison.found.head
     assert "exact recall (%)" in page
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from refine_lab.data.tasks.items import few_items
+from refine_lab.data.tasks.items import FEWEST_ITEMS
 from refine_lab.experiments.reference import (
-    FEWEST_SEEDS,
     default_reference,
     differences_from,
     not_compared,
@@ -19,32 +16,56 @@ from refine_lab.experiments.reference import (
     scores_by_seed,
 )
 from refine_lab.validation import unknown
-from widgets.figures.method_tables import ITEMS, format_p, format_value, heading, measure_of
+from widgets.figures.conclusion_sentences import bounded, sentences_of
+from widgets.figures.method_sentences import method_sentences
+from widgets.figures.method_tables import ITEMS, format_p, format_value, heading
 from widgets.figures.plotting import require_data
 from widgets.figures.series import method_styles
 from widgets.figures.tables import Table
 
-ADAPTED = ("loss_before", "loss_after", "entropy_before", "entropy_after")
-"""Measures of the text to which a model was adapted."""
-SENTENCE = "font-weight: 600; line-height: 1.4; max-width: 72em"
-"""Style of the sentence."""
-FEW_SEEDS = 3
-"""Number of seeds below which a conclusion says that the variation between seeds is known only roughly."""
+HEAD = "font-weight: 600; line-height: 1.4; max-width: 72em; margin-bottom: 0"
+"""Style of the first sentence."""
+DETAILS = "line-height: 1.4; max-width: 72em"
+"""Style of what follows it, and of the methods below the table."""
 
 
 class Conclusion(Table):
-    """A table of differences from a reference with its `sentence` above."""
+    """A table of differences from a reference under a first sentence, `head`, and others, `details`.
 
-    def __init__(self, data: pd.DataFrame, caption: str, *, sentence: str, note: str = "") -> None:
+    `methods` maps the label of each compared method to a sentence that says what it does; these are below the table.
+    """
+
+    def __init__(
+        self,
+        data: pd.DataFrame,
+        caption: str,
+        *,
+        head: str,
+        details: str = "",
+        note: str = "",
+        methods: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(data, caption, note=note)
-        self.sentence = sentence
+        self.head, self.details, self.methods = head, details, dict(methods or {})
+
+    @property
+    def sentence(self) -> str:
+        """Returns all sentences above the table."""
+        return " ".join(filter(None, (self.head, self.details)))
 
     def __repr__(self) -> str:
-        return f"{self.sentence}\n{super().__repr__()}"
+        methods = [f"{label}: {sentence}" for label, sentence in self.methods.items()]
+        return "\n".join([self.sentence, super().__repr__(), *methods])
 
     def _repr_html_(self) -> str:
-        sentence = f"<p style='{SENTENCE}'>{html.escape(self.sentence)}</p>"
-        return sentence + super()._repr_html_()
+        head = f"<p style='{HEAD}'>{html.escape(self.head)}</p>"
+        details = f"<p style='{DETAILS}'>{html.escape(self.details)}</p>" if self.details else ""
+        methods = "".join(
+            f"<br><strong>{html.escape(label)}</strong>: {html.escape(sentence)}"
+            for label, sentence in self.methods.items()
+        )
+        methods = f"<p style='{DETAILS}'>The methods:{methods}</p>" if methods else ""
+        return head + details + super()._repr_html_() + methods
 
 
 def conclusion(
@@ -95,32 +116,35 @@ def conclude(
     methods = [*dict.fromkeys([*methods, *wanted])]
     named = dict(labels or {}) or {name: style.label for name, style in method_styles(methods).items()}
     tables = {
-        measure: differences_from(table, against) for measure, table in scores.items() if against in {*table["method"]}
+        measure: bounded(measure, differences_from(table, against))
+        for measure, table in scores.items()
+        if against in {*table["method"]}
     }
     if not tables:
         raise unknown("reference", against, methods)
-    tables = {measure: _bounded(measure, table) for measure, table in tables.items()}
     first, differences = next(iter(tables.items()))
     absent = dict.fromkeys(methods, "scores") | not_compared(scores[first], against)
     absent = {name: lacks for name, lacks in absent.items() if name not in {against, *differences["method"]}}
     lines = [line for measure, table in tables.items() for line in _lines(measure, table, named)]
-    items = differences["items"].max() if len(differences) else None
-    note = few_items(int(items)) if items is not None and items > 1 else ""
     tests = max((int(table["p_holm"].notna().sum()) for table in tables.values()), default=0)
     corrected = f"The p-values are corrected by Holm for the {tests} comparisons of a measure." if tests > 1 else ""
+    head, details = sentences_of(first, scores[first], differences, against, named, absent, single=single)
     return Conclusion(
         pd.DataFrame(lines),
         f"Differences from {named[against]} [95 % intervals]",
-        sentence=sentence_of(first, differences, against, named, absent, single=single),
-        note=" ".join(filter(None, (note, corrected))),
+        head=head,
+        details=details,
+        note=" ".join(filter(None, (_few(differences), corrected))),
+        methods={} if single else method_sentences(methods),
     )
 
 
-def _bounded(measure: str, table: pd.DataFrame) -> pd.DataFrame:
-    """Returns the differences with the ends of an interval inside the possible range: shares differ by at most 100 points."""
-    if measure_of(measure).unit != "%":
-        return table
-    return table.assign(low=table["low"].clip(lower=-1), high=table["high"].clip(upper=1))
+def _few(differences: pd.DataFrame) -> str:
+    """Returns a sentence that warns of few distinct questions; the intervals are over them too."""
+    items = int(differences["items"].max()) if len(differences) else 0
+    if items <= 1 or items >= FEWEST_ITEMS:
+        return ""
+    return f"There are only {items} distinct questions, fewer than {FEWEST_ITEMS}, so the intervals over them are approximate."
 
 
 def _lines(measure: str, table: pd.DataFrame, named: Mapping[str, str]) -> list[dict[str, object]]:
@@ -138,123 +162,3 @@ def _lines(measure: str, table: pd.DataFrame, named: Mapping[str, str]) -> list[
         }
         for row in table.to_dict("records")
     ]
-
-
-# -- the sentence ------------------------------------------------------------------------------------------------------
-
-
-def sentence_of(
-    measure: str,
-    table: pd.DataFrame,
-    reference: str,
-    named: Mapping[str, str],
-    absent: Mapping[str, str],
-    *,
-    single: bool = False,
-) -> str:
-    """Returns one sentence about a measure's differences from the reference, with their intervals and what they leave open.
-
-    Another sentence names the methods that are not compared and why: `absent` maps each to what it lacks, as from
-    `refine_lab.experiments.reference.not_compared`, or `scores`.
-    """
-    label = measure_of(measure).label
-    rows: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-    if not rows:
-        return " ".join(
-            [f"In {label}, nothing is compared with {named[reference]}.", *_absent(absent, named, reference)]
-        )
-    ordered = sorted(rows, key=lambda row: (_rank(row), -abs(row["difference"])))
-    parts = [_part(measure, row, named[row["method"]]) for row in ordered]
-    value = format_value(measure, rows[0]["against_value"], ()).replace("-", "−")
-    unit = f" {unit}" if (unit := measure_of(measure).unit) else ""
-    head = f"Compared with {named[reference]} ({value}{unit}) in {label}"
-    whole = f"{head}, {'; '.join(parts)}; {_limits(measure, rows, single)}."
-    return " ".join([whole, *_absent(absent, named, reference)])
-
-
-def _absent(absent: Mapping[str, str], named: Mapping[str, str], reference: str) -> list[str]:
-    """Returns a sentence for each reason why methods are not compared."""
-    common = f"in common with {named[reference]}"
-    found = []
-    for lacks in dict.fromkeys(absent.values()):
-        names = [named[name] for name, reason in absent.items() if reason == lacks]
-        one = len(names) == 1
-        it, are = ("it has", "is") if one else ("they have", "are")
-        reasons = {
-            "seed": f"{it} no seed {common}",
-            "question": f"{it} no question {common}",
-            "count": f"{it} no question with as many scores as {named[reference]} at every seed",
-            "scores": f"{it} no comparable scores in this measure",
-        }
-        subject = names[0] if one else f"{', '.join(names[:-1])} and {names[-1]}"
-        found.append(f"{subject} {are} not compared: {reasons[lacks]}.")
-    return found
-
-
-def _rank(row: Mapping[str, Any]) -> int:
-    """Orders differences: with an interval without 0, with one that contains 0, without one."""
-    if not np.isfinite(row["low"]):
-        return 2
-    return int(row["low"] <= 0 <= row["high"])
-
-
-def _part(measure: str, row: Mapping[str, Any], name: str) -> str:
-    """Returns the difference of one method with its interval."""
-    settings = measure_of(measure)
-    points = "points" if settings.unit == "%" else settings.unit
-    unit = f" {points}" if points else ""
-
-    def number(value: float, sign: str = "+") -> str:
-        return f"{value * settings.scale:{sign}.{settings.digits}f}".replace("-", "−")
-
-    change, rank = row["difference"], _rank(row)
-    if rank == 2:
-        return f"{name} differs by {number(change)}{unit} (no interval)"
-    interval = f"95 % interval {number(row['low'])} to {number(row['high'])}"
-    if rank == 1:
-        return f"{name} is not shown to differ ({number(change)}{unit}; {interval})"
-    return f"{name} is {_word(measure, change)} by {number(abs(change), '')}{unit} ({interval})"
-
-
-def _word(measure: str, change: float) -> str:
-    """Returns what a difference in this direction means."""
-    if "entropy" in measure:
-        return "higher" if change > 0 else "lower"
-    lower_is_better = "loss" in measure or "ppl" in measure
-    return "better" if (change < 0) == lower_is_better else "worse"
-
-
-def _limits(measure: str, rows: Sequence[Mapping[str, Any]], single: bool) -> str:
-    """Returns why an interval is missing, and what the differences do not say."""
-    over, seeds = {row["over"] for row in rows}, min(row["seeds"] for row in rows)
-    items = max(row["items"] for row in rows)
-    reasons, open_ends = [], []
-    if "nothing" in over:
-        reasons.append(_no_interval(seeds, items, single))
-        open_ends.append("whether a difference without an interval is more than chance")
-    if "items" in over:
-        runs = "single runs are compared" if single else "there is one"
-        open_ends.append(f"what another seed would give, since {runs} and the interval is over questions alone")
-    if "seeds" in over:
-        open_ends.append("what other held-out text would give, since no scores of single questions are recorded")
-    if "seeds and items" in over and seeds < FEW_SEEDS:
-        open_ends.append("how much seeds vary, which two of them show only roughly")
-    if any(_rank(row) == 1 for row in rows):
-        open_ends.append("that methods without a shown difference are equal")
-    if measure in ADAPTED:
-        open_ends.append("that unseen text is predicted better, since it is measured on the text adapted to")
-    if not open_ends:
-        open_ends.append("whether this also holds for other models, text and training lengths")
-    return "; ".join([*reasons, f"this does not say {', nor '.join(open_ends)}"])
-
-
-def _no_interval(seeds: int, items: int, single: bool) -> str:
-    """Returns why there is no interval."""
-    if items > 1:
-        return "an interval is missing where all scores differ by the same amount or not at all"
-    if seeds >= FEWEST_SEEDS:
-        return "there is no interval because all seeds differ by the same amount"
-    count = (
-        "single runs are compared" if single else "there is one seed" if seeds == 1 else f"there are only {seeds} seeds"
-    )
-    return f"there is no interval because {count} and no scores of single questions are recorded"

@@ -26,10 +26,10 @@ class Measure(NamedTuple):
     digits: int = 4
 
 
-ITEMS = "different questions"
-"""Column of the number of different items (`refine_lab.data.tasks.items.items_of`)."""
-DOCUMENTS = "different documents"
-"""Column of the number of different documents that recall is measured on."""
+ITEMS = "distinct questions"
+"""Column of the number of distinct items (`refine_lab.data.tasks.items.items_of`)."""
+DOCUMENTS = "distinct documents"
+"""Column of the number of distinct documents that recall is measured on."""
 
 MEASURES = {
     "contains_answer": Measure("contains answer", "%", 100, 1),

@@ -25,8 +25,8 @@ BAND = 0.18
 class Plot:
     """One quantity over training steps, drawn as a small multiple."""
 
-    kind: Literal["train", "eval", "answers"]
-    "Source of the quantity: lines of this kind in `metrics.jsonl`, or the answers of a test-time training run."
+    kind: Literal["train", "eval", "answers", "recall"]
+    "Source of the quantity: lines of this kind in `metrics.jsonl`, the answers of a test-time training run, or stored recall."
     key: str
     "Column of the quantity."
     title: str
@@ -47,6 +47,7 @@ class Plot:
 
 
 PANELS = (
+    Plot(kind="recall", key="exact_recall", title="Exact recall", unit="% of questions"),
     Plot(kind="train", key="ntp_loss", title="NTP loss", unit="nats per token"),
     Plot(kind="train", key="ntp_accuracy", title="NTP accuracy", unit="%"),
     Plot(kind="eval", key="ntp_loss", title="Held-out NTP loss", unit="nats per token"),
@@ -109,15 +110,16 @@ KNOWN_METHODS = {
     "refine": MethodStyle(label="REFINE", colour=ORANGE, symbol="diamond"),
     "nested_sft": MethodStyle(label="nested SFT", colour=GREEN, symbol="triangle-up", width=WIDE),
     "nested_refine": MethodStyle(label="nested REFINE", colour=PINK, symbol="x"),
-    "refine_memory": MethodStyle(label="REFINE by memory", colour=ORANGE, symbol="square"),
+    "refine_memory": MethodStyle(label="REFINE by memory", colour=PINK, symbol="square"),
+    "nested_refine_memory": MethodStyle(label="nested REFINE by memory", colour=OCHRE, symbol="square"),
     "expected": MethodStyle(label="expected match", colour=GREEN, symbol="square"),
-    "weighted": MethodStyle(label="weighted NTP", colour=PINK, symbol="circle"),
+    "weighted": MethodStyle(label="weighted NTP", colour=OCHRE, symbol="circle"),
     "longce": MethodStyle(label="LongCE", colour=OCHRE, symbol="diamond"),
     "dft": MethodStyle(label="DFT", colour=OCHRE, symbol="triangle-up"),
     "placebo": MethodStyle(label="placebo", colour=GREY, symbol="x"),
 }
 "Method -> style; a nested method that is not listed has the style of the method itself."
-OTHER_STYLES: Sequence[tuple[str, Symbol]] = ((OCHRE, "x"), (GREEN, "triangle-up"), (PINK, "square"))
+OTHER_STYLES: Sequence[tuple[str, Symbol]] = ((OCHRE, "x"), (GREEN, "triangle-up"), (PINK, "circle"))
 DASHES: Sequence[Dash] = get_args(Dash)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
@@ -24,6 +24,7 @@ class Table:
     """A data frame as an HTML table in which every cell is text, and as plain text where HTML is not supported.
 
     `monospace` names the columns of model text; numbers are displayed with `digits` decimals. `note` is a sentence below.
+    `helps` are tooltips of columns that the glossary does not have.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class Table:
         monospace: Sequence[str] = (),
         digits: int = 3,
         note: str = "",
+        helps: Mapping[str, str] | None = None,
     ) -> None:
         self.data, self.caption, self.note = data, caption, note
+        self._helps = dict(helps or {})
         self._monospace, self._digits = set(monospace), digits
 
     def __repr__(self) -> str:
@@ -50,9 +53,12 @@ class Table:
         note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
         return f"<table style='line-height: 1.4'>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
 
-    @staticmethod
-    def _heading(name: str) -> str:
-        about = html.escape(explain(name), quote=True)
+    def help_of(self, column: str) -> str:
+        """Returns the tooltip of a column; empty if it has none."""
+        return self._helps.get(column) or explain(column)
+
+    def _heading(self, name: str) -> str:
+        about = html.escape(self.help_of(name), quote=True)
         return f"<th style='{CELL}'" + (f' title="{about}"' if about else "") + f">{html.escape(name)}</th>"
 
     def _cell(self, column: str, value: object) -> str:

@@ -21,6 +21,9 @@ from widgets.parts.settings_bar import SettingsBar, copies, difference, presets
 MOST_CHANGES = 100
 """Number of changes that can be undone."""
 
+ONLY_READ = "Cancelled. The document had already been read; it has no rollouts."
+"""Status after a cancellation between the reading of a document and its rollouts."""
+
 
 class SettingsPanel(Panel):
     """The base of the reward explorer: an exploration, and the fields and buttons of its settings.
@@ -85,7 +88,8 @@ class SettingsPanel(Panel):
     def cancel(self) -> None:
         """Cancels what is pending: the reading of a document, which leaves the one shown, and rollouts and rewards.
 
-        The settings are then those of the rollouts that are shown.
+        The settings are then those of the rollouts that are shown. A document that has already been read is shown without
+        rollouts, and the status says so.
         """
         with self._lock:
             self._cancellations += 1
@@ -99,8 +103,9 @@ class SettingsPanel(Panel):
                 self._job.cancel()
             if self.exploration.document is not None:
                 self._clicked = [*filter(self.exploration.covers, self._clicked)]
+            said = "Cancelled." if self.exploration.document is None else ONLY_READ
+            self.report("Cancelled. The settings are those of the rollouts shown." if self._shown else said)
         self._show_settings()
-        self.report("Cancelled. The settings are those of the rollouts shown." if self._shown else "Cancelled.")
 
     @property
     def copies(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from refine_lab.config import Config
 from refine_lab.experiments.run_groups import group_names
+from refine_lab.experiments.stored_scores import answer_files, recall_by_step
 from refine_lab.runs.run import MetricsTail, Run
 from refine_lab.text import printable, shorten
 from refine_lab.training.gradient_noise import noise_warning
@@ -39,7 +40,9 @@ class RunReader:
         self.path = Path(path).absolute()
         self.method, self.group, self.seed = "run", "run", 0
         self.config: Config | None = None
-        self.frames: dict[str, pd.DataFrame] = dict.fromkeys(("train", "eval", "answers"), pd.DataFrame())
+        self.frames: dict[str, pd.DataFrame] = dict.fromkeys(("train", "eval", "answers", "recall"), pd.DataFrame())
+        self.asked: frozenset[str] = frozenset()  # digests of the documents of recall
+        self._stored: list[tuple[str, int]] = []
         name = self.path.name
         self.progress: dict[str, Any] = {"name": name, "label": name, "state": "waiting", "error": "", "note": ""}
         self._run: Run | None = None
@@ -56,6 +59,7 @@ class RunReader:
             run = self._open()
             status = self._status(run)  # before the metrics: the status `finished` is written after the last line
             grown = self._read_answers(run) if run.kind == "answer" else self._read_metrics()
+            grown = self._read_recall(run) or grown
             self.progress = before | self._newer(status) | {"note": noise_warning(self.frames["eval"])}
         except FileNotFoundError:
             if self._run is None or self.path.is_dir():
@@ -103,6 +107,14 @@ class RunReader:
         means = answers[columns].astype(float).expanding().mean()
         self.frames["answers"] = means.assign(step=np.arange(1, len(answers) + 1))
         return len(answers) != known
+
+    def _read_recall(self, run: Run) -> bool:
+        """Reads the recall that was stored after training, if there is any that has not been read."""
+        if (stored := answer_files(run)) == self._stored:
+            return False
+        self._stored = stored
+        self.frames["recall"], self.asked = recall_by_step(run)
+        return True
 
     def _newer(self, status: dict[str, Any]) -> dict[str, Any]:
         """Updates a status with the last metrics line, since the status is written less often."""
@@ -155,13 +167,20 @@ def gather(readers: Sequence[RunReader], limit: int = 1000) -> dict[str, Any]:
     panels = []
     for panel in PANELS:
         drawn = [reader for reader in readers if has_panel(reader.frames[panel.kind], panel)]
+        if panel.kind == "recall":  # runs that were asked other documents cannot be compared
+            drawn = [reader for reader in drawn if reader.asked == drawn[0].asked]
         steps = _kept_steps(drawn, panel, limit)
         lines = [
             {"method": reader.group, "seed": reader.seed, "run": reader.path.name}
             | _line(reader, panel, steps[reader.group])
             for reader in drawn
         ]
-        facts = {"name": panel.name, "title": panel.title, "unit": panel.unit, "marks": panel.kind == "eval"}
+        facts = {
+            "name": panel.name,
+            "title": panel.title,
+            "unit": panel.unit,
+            "marks": panel.kind in ("eval", "recall"),
+        }
         if lines:
             panels.append(facts | {"of": "prompt" if panel.kind == "answers" else "step", "lines": lines})
     return {"methods": methods, "panels": panels}

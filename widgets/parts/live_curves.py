@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from widgets.core.glossary import explain
 from widgets.core.packing import PACKED
 from widgets.figures.plots import training_curves
 from widgets.parts.follower import Activity, Following, RunReader, activity_of, gather, name_methods
-from widgets.parts.run_rows import METRICS, last_metrics, shown_state
+from widgets.parts.run_rows import last_metrics, metric_headings, shown_state
 
 Followed = Path | str | Run
 AXES = ("step", "tokens", "seconds")
@@ -102,12 +102,14 @@ class LiveCurves(Following, Curves):
 
     def __repr__(self) -> str:
         """Lists the runs in a table."""
-        table = pd.DataFrame([self._row(reader) for reader in getattr(self, "_readers", [])])
+        readers = getattr(self, "_readers", [])
+        headings = metric_headings(readers)
+        table = pd.DataFrame([self._row(reader, headings) for reader in readers])
         empty = [name for name in table.columns[3:] if table[name].eq("–").all()]
         return "LiveCurves: no runs" if table.empty else printable(table.drop(columns=empty).to_string(index=False))
 
     @staticmethod
-    def _row(reader: RunReader) -> dict[str, Any]:
+    def _row(reader: RunReader, headings: Sequence[str]) -> dict[str, Any]:
         progress = reader.progress
         state, failure, remark = shown_state(progress["state"], progress["error"])
         speed, metrics = progress.get("tokens_per_second"), last_metrics(reader)
@@ -117,7 +119,7 @@ class LiveCurves(Following, Curves):
             "step": f"{progress.get('step', 0)}/{progress.get('steps', '?')}",
             "tokens/s": f"{speed:,.0f}" if speed else "–",
         }
-        row |= {m.heading: f"{metrics[m.heading]:.4f}" if m.heading in metrics else "–" for m in METRICS}
+        row |= {name: f"{metrics[name]:.4f}" if name in metrics else "–" for name in headings}
         return row | {"note": progress.get("note") or "–"}
 
 

@@ -16,6 +16,7 @@ from refine_lab.runs.run import Run
 from refine_lab.text import printable
 from widgets.core.base import sentence
 from widgets.figures.conclusions import Conclusion, conclude
+from widgets.figures.method_sentences import method_sentences
 from widgets.figures.method_tables import heading
 from widgets.figures.series import method_styles
 from widgets.parts.controls import field, in_rows
@@ -111,6 +112,7 @@ class RunComparison(ipywidgets.VBox):
                 chosen, labels = self.measure.value, run_labels(self._runs) if single else None
                 settings = {"reference": name, "labels": labels, "single": single, "wanted": names}
                 self.found = conclude({chosen: scores[chosen]}, **settings)
+                self.found.methods = method_sentences(names_of(self._runs))
                 if step is not None and chosen.startswith(HELD_OUT):
                     at = f"Measured at step {step}, the last that all of these runs have reached."
                     self.found.note = " ".join(filter(None, (self.found.note, at)))

@@ -12,6 +12,7 @@ import numpy as np
 
 from refine_lab.experiments.run_groups import SEEDS, flat_settings, setting_label, setting_text
 from refine_lab.text import printable
+from widgets.figures.method_sentences import method_sentence
 from widgets.figures.series import COLOURS, looks_like, method_styles
 from widgets.parts.follower import RunReader
 
@@ -39,23 +40,29 @@ BOOKKEEPING = (
 
 
 class Metric(NamedTuple):
-    """A column with the last value of a quantity."""
+    """A column with the last value of a quantity, multiplied by `scale`."""
 
     heading: str
     kind: str
     key: str
+    scale: int = 1
 
+
+REWARD = Metric("{} reward", "train", "reward_mean")
+"""A column for each kind of reward that a run is trained with: rewards of different kinds cannot be compared."""
 
 METRICS = (
+    Metric("exact recall (%)", "recall", "exact_recall", 100),
     Metric("NTP loss", "train", "ntp_loss"),
-    Metric("reward", "train", "reward_mean"),
+    REWARD,
     Metric("held-out loss", "eval", "ntp_loss"),
-    Metric("held-out accuracy", "eval", "ntp_accuracy"),
+    Metric("held-out accuracy (%)", "eval", "ntp_accuracy", 100),
     Metric("held-out LongPPL", "eval", "long_ppl"),
     Metric("answer loss", "train", "answer_loss"),
-    Metric("held-out contains answer", "eval", "contains_answer"),
-    Metric("contains answer", "answers", "contains_answer"),
+    Metric("held-out contains answer (%)", "eval", "contains_answer", 100),
+    Metric("contains answer (%)", "answers", "contains_answer", 100),
 )
+"""Columns of metrics, in order."""
 
 
 def shown_state(state: str, error: str) -> tuple[str, str, str]:
@@ -70,14 +77,29 @@ def shown_state(state: str, error: str) -> tuple[str, str, str]:
 
 
 def last_metrics(reader: RunReader) -> dict[str, float]:
-    """Returns the last finite value of each of `METRICS` that a run has, by heading."""
+    """Returns the last finite value of each of `METRICS` that a run has, by heading, in the unit of the heading."""
     found = {}
     for metric in METRICS:
         frame = reader.frames[metric.kind]
         values = frame[metric.key].dropna().to_numpy(float) if metric.key in frame else np.empty(0)
         if len(values) and math.isfinite(last := float(values[-1])):
-            found[metric.heading] = last
+            found[_heading(metric, reader)] = last * metric.scale
     return found
+
+
+def metric_headings(readers: Sequence[RunReader]) -> list[str]:
+    """Returns the headings of `METRICS` for these runs, in order."""
+    known = [reader for reader in readers if reader.config is not None]
+    return [*dict.fromkeys(_heading(metric, reader) for metric in METRICS for reader in known)]
+
+
+def _heading(metric: Metric, reader: RunReader) -> str:
+    """Returns a metric's heading for a run; that of the reward names its kind."""
+    if metric is not REWARD:
+        return metric.heading
+    config: Any = reader.config
+    refine = getattr(config, "refine", None)
+    return printable(metric.heading.format(refine.reward if refine is not None else "training"))
 
 
 def experiment_of(reader: RunReader) -> str:
@@ -150,6 +172,7 @@ def _row(reader: RunReader, settings: Mapping[str, str], styles: Mapping[str, An
         "name": reader.path.name,
         "experiment": experiment_of(reader),
         "method": method_styles([reader.method])[reader.method].label if reader.config is not None else "–",
+        "about": method_sentence(reader.method) if reader.config is not None else "",
         "look": COLOURS.index(style.colour),
         "symbol": style.symbol,
         "seed": reader.seed,

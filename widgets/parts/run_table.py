@@ -13,8 +13,9 @@ import traitlets
 from refine_lab.runs.run import Run
 from refine_lab.text import printable
 from widgets.core.base import Widget
+from widgets.core.glossary import explain
 from widgets.parts.follower import Activity, Following, RunReader, activity_of
-from widgets.parts.run_rows import METRICS, rows_of
+from widgets.parts.run_rows import metric_headings, rows_of
 
 
 class RunTable(Following, Widget):
@@ -29,8 +30,10 @@ class RunTable(Following, Widget):
     "A row per run, as returned by `run_rows.rows_of`."
     settings = traitlets.List().tag(sync=True)
     "Columns of settings, as returned by `run_rows.setting_columns`."
-    metrics = traitlets.List([metric.heading for metric in METRICS]).tag(sync=True)
+    metrics = traitlets.List(traitlets.Unicode()).tag(sync=True)
     "Headings of the metrics, in order."
+    helps = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    "The glossary's sentences about the metrics, empty where it has none."
     selected = traitlets.List(traitlets.Unicode()).tag(sync=True)
     "Names of the selected runs, in the order of the rows; unlisted names are dropped."
     hidden = traitlets.List(traitlets.Unicode()).tag(sync=True)
@@ -66,6 +69,7 @@ class RunTable(Following, Widget):
         rows = [row for row in self.rows if row["name"] in names]
         copy = RunTable(selectable=False)
         copy.rows, copy.settings, copy.sort, copy.grouped = rows, self.settings, self.sort, self.grouped
+        copy.metrics, copy.helps = self.metrics, self.helps
         copy.selected, copy.hidden = [row["name"] for row in rows], self.hidden
         return copy
 
@@ -108,5 +112,7 @@ class RunTable(Following, Widget):
                 rows, columns = rows_of(self._readers)
                 with self.hold_sync():
                     self.rows, self.settings = rows, columns
+                    self.metrics = metric_headings(self._readers)
+                    self.helps = [*map(explain, self.metrics)]
                     self.selected, self.hidden = self.selected, self.hidden  # without runs that are gone
             return activity_of(self._readers, any(changed))

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 import traitlets
 
 from widgets.core.base import Widget
-from widgets.core.glossary import explain
 from widgets.figures.tables import Table
 
 
 class TextTables(Widget):
     """Tables one below the other: `tables` has their `caption`, `columns`, `rows` and `helps`, all of them text.
 
-    Each also has a `sentence` above and a `note` below, which may be empty. `helps` are the glossary's sentences about the
-    columns, empty where it has none.
+    Each also has a `sentence` and `details` above and a `note` below, which may be empty, and `methods`, pairs of a method
+    and what it does. `helps` are the tooltips of the columns, empty where there is none.
     """
 
     page_heading = "Tables"
@@ -29,10 +28,12 @@ class TextTables(Widget):
             {
                 "caption": table.caption,
                 "columns": [str(name) for name in table.data],
-                "helps": [explain(str(name)) for name in table.data],
+                "helps": [table.help_of(str(name)) for name in table.data],
                 "rows": table.data.astype(str).to_numpy().tolist(),
-                "sentence": getattr(table, "sentence", ""),
+                "sentence": getattr(table, "head", ""),
+                "details": getattr(table, "details", ""),
                 "note": table.note,
+                "methods": [[label, text] for label, text in getattr(table, "methods", {}).items()],
             }
             for table in tables
             if len(table.data)

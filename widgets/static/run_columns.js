@@ -4,9 +4,10 @@ import { duration, format } from "./shared.js";
 
 const MISSING = "–";
 
-const metric = (heading) => ({
+const metric = (helps) => (heading, i) => ({
   key: `metric:${heading}`,
   heading,
+  title: helps[i],
   number: true,
   value: (row) => row.metrics[heading],
   text: (row) => (heading in row.metrics ? rounded(row.metrics[heading]) : MISSING),
@@ -52,14 +53,14 @@ function differs(rows, column) {
 }
 
 /** The columns for these rows: a metric that none of them has, and a setting in which they agree, is none. */
-export function columnsOf(rows, metrics, settings, every) {
+export function columnsOf(rows, metrics, settings, every, helps = []) {
   const shown = settings.filter(({ by_method }) => every || !by_method).map(setting);
   return [
-    plain("method", "method"),
-    plain("seed", "seed", { number: true }),
+    plain("method", "method", { kind: "method" }),
+    plain("seed", "seed", { kind: "seed number", number: true }),
     plain("state", "state", { kind: "state" }),
     { key: "progress", heading: "progress", kind: "steps", value: ({ step, steps }) => (steps ? step / steps : undefined), text: stepsText },
-    ...metrics.map(metric).filter((column) => rows.some((row) => column.value(row) !== undefined)),
+    ...metrics.map(metric(helps)).filter((column) => rows.some((row) => column.value(row) !== undefined)),
     ...shown.filter((column) => differs(rows, column)),
     plain("run", "name", { kind: "name" }),
   ];

@@ -27,11 +27,10 @@ function makeRow(model, columns, name) {
   const line = html("tr", { "data-run": name });
   const view = { line, cells: new Map() };
   if (model.get("selectable")) {
-    view.box = html("input", { type: "checkbox", "data-key": "select" }, html("td", "", line));
+    const cell = html("td", "select", line);
+    view.box = html("input", { type: "checkbox", "data-key": "select" }, cell);
     view.box.addEventListener("change", () => change(model, "selected", [name], view.box.checked));
-    line.addEventListener("click", ({ target }) => {
-      if (!target.closest("button, input") && !String(getSelection())) view.box.click();
-    });
+    cell.addEventListener("click", ({ target }) => target === cell && view.box.click());
   }
   const hide = () => change(model, "hidden", [name], !model.get("hidden").includes(name));
   view.hide = button(html("td", "", line), "", hide, { "data-key": "hide" });
@@ -60,6 +59,7 @@ function fillRow(model, columns, view, row) {
   view.bar.setAttribute("aria-label", `${label}: steps done`);
   view.bar.parentNode.title = speedText(row);
   const method = view.cells.get("method").parentNode;
+  method.title = [row.name, row.about].filter(Boolean).join("\n");
   const look = `${row.look} ${row.symbol}`;
   if (method.dataset.look !== look) {
     method.querySelector("svg")?.remove();
@@ -92,7 +92,7 @@ function makeHead(model, head, columns, selectAll) {
   }
   html("th", { scope: "col" }, line, "curve");
   const heads = columns.map((column) => {
-    const cell = html("th", { scope: "col", class: column.number ? "number" : "" }, line);
+    const cell = html("th", { scope: "col", class: ["method", "seed number"].includes(column.kind) ? column.kind : column.number ? "number" : "" }, line);
     const press = () => put(model, "sort", nextOrder(model.get("sort"), column.key));
     return [column, cell, button(cell, column.heading, press, { title: column.title ?? "" })];
   });
@@ -151,11 +151,13 @@ function render({ model, el }) {
   function draw() {
     const [rows, settings] = [model.get("rows"), model.get("settings")];
     const [kept, every] = [filtered(rows, model.get("filter")), model.get("every_setting")];
-    const columns = columnsOf(kept, model.get("metrics"), settings, every);
+    const columns = columnsOf(kept, model.get("metrics"), settings, every, model.get("helps"));
     const signature = JSON.stringify(columns.map(({ key, heading }) => [key, heading]));
     if (signature !== built) {
       [views, groups, built] = [new Map(), new Map(), signature];
       parts = makeHead(model, head, columns, selectAll);
+      sizes.disconnect();
+      sizes.observe(head.querySelector("th.method"));
     }
     const [key, descending] = model.get("sort");
     shown = sorted(kept, columns.find((column) => column.key === key), descending);
@@ -201,11 +203,14 @@ function render({ model, el }) {
     } else keepKeys(event);
   }
 
+  // The column of seeds stays beside that of the methods, which is as wide as its longest name.
+  const sizes = new ResizeObserver(([{ target }]) => table.style.setProperty("--method-width", `${target.offsetWidth}px`));
   const schedule = inFrames(draw);
   search.addEventListener("input", () => put(model, "filter", search.value));
   root.addEventListener("keydown", onKey);
-  const traits = ["rows", "settings", "metrics", "selected", "hidden", "sort", "filter", "grouped", "every_setting"];
-  return follow(model, { ...Object.fromEntries(traits.map((trait) => [trait, schedule])), error }, schedule.cancel);
+  const traits = ["rows", "settings", "metrics", "helps", "selected", "hidden", "sort", "filter", "grouped", "every_setting"];
+  const end = () => (schedule.cancel(), sizes.disconnect());
+  return follow(model, { ...Object.fromEntries(traits.map((trait) => [trait, schedule])), error }, end);
 }
 
 export default { render };

@@ -4,8 +4,9 @@ import { explained, follow, html } from "./shared.js";
 
 function draw(root, tables) {
   root.replaceChildren();
-  for (const { caption, columns, rows, sentence, note, helps = [] } of tables) {
+  for (const { caption, columns, rows, sentence, details, note, methods = [], helps = [] } of tables) {
     if (sentence) html("p", "sentence", root, sentence);
+    if (details) html("p", "details", root, details);
     const scrolls = html("div", { class: "scrolls", role: "region", tabindex: "0", "aria-label": caption }, root);
     const table = html("table", "", scrolls);
     html("caption", "", table, caption);
@@ -17,6 +18,11 @@ function draw(root, tables) {
       for (const cell of row) html("td", "", line, cell);
     }
     if (note) html("p", "note", root, note);
+    const list = methods.length ? html("dl", "methods", root) : null;
+    for (const [label, text] of methods) {
+      html("dt", "", list, label);
+      html("dd", "", list, text);
+    }
   }
 }
 

@@ -39,10 +39,10 @@ def test_the_columns_of_one_ablation_do_not_disturb_another():
     counted = pd.DataFrame([{**answers, "contains_answer": 0.5, "items": 40}])
     rows = pd.concat([ROWS.assign(documents=50), counted], ignore_index=True)
     table, _ = views(rows, "k")
-    assert set(table.data["different documents"]) == {50} and "different questions" not in table.data
+    assert set(table.data["distinct documents"]) == {50} and "distinct questions" not in table.data
     assert "only 50 distinct documents" in table.note
     table, _ = views(rows, "ttt_reward")
-    assert table.data["different questions"].tolist() == [40] and "different documents" not in table.data
+    assert table.data["distinct questions"].tolist() == [40] and "distinct documents" not in table.data
     assert "only 40 distinct questions" in table.note
 
 

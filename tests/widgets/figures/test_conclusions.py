@@ -6,9 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from refine_lab.recipes.methods import KNOWN
 from tests.support.compared import ANSWERS, PER_SEED, answers_of
 from tests.support.refusals import refused
+from widgets.core.glossary import TERMS
 from widgets.figures.conclusions import conclusion
+from widgets.figures.method_sentences import method_sentence, method_sentences
 
 NONE = pd.DataFrame()
 
@@ -20,37 +23,53 @@ def test_a_shown_difference_with_its_interval_and_what_stays_open() -> None:
     }
     found = conclusion(answers_of(scores), ["contains_answer", "loss_after"])
     assert found.sentence == (
-        "Compared with SFT (26.2 %) in contains answer, REFINE is better by 43.6 points (95 % interval +36.3 to +50.8); "
-        "this does not say whether this also holds for other models, text and training lengths."
+        "In contains answer, REFINE is best (69.8 %): better than SFT (26.2 %) by 43.6 points (95 % interval +36.3 to "
+        "+50.8). Other models, texts and training lengths may give other results."
     )
     row = found.data.iloc[0]
     assert (row["SFT"], row["value"], row["difference"]) == ("26.2", "69.8", "+43.6 [+36.3, +50.8]")
-    assert row["interval over"] == "seeds and questions" and (row["seeds"], row["different questions"]) == (3, 150)
+    assert row["interval over"] == "seeds and questions" and (row["seeds"], row["distinct questions"]) == (3, 150)
     assert found.data["measure"].tolist() == ["contains answer (%)", "loss after (nats)"] and found.note == ""
-    assert found.sentence in repr(found) and found.sentence in found._repr_html_()
+    assert found.sentence in repr(found)
     less = conclusion(answers_of(scores), "loss_after").sentence  # 2 - score
-    assert "REFINE is better by 0.436 nats (95 % interval −0.508 to −0.363)" in less
-    assert "nor" not in less and "measured on the text adapted to" in less
+    assert less.startswith(
+        "In loss after, REFINE is best (1.302 nats): better than SFT (1.738 nats) by 0.436 nats (95 %"
+    )
+    assert "(95 % interval −0.508 to −0.363)" in less and "measured on the text adapted to" in less
+    assert found.methods.keys() == {"SFT", "REFINE"} and found.methods["SFT"] in found._repr_html_()
+    html = found._repr_html_()
+    assert html.index("font-weight: 600") < html.index(found.head) < html.index(found.details)
 
 
 def test_an_interval_with_0_shows_no_difference_and_no_equality() -> None:
     found = conclusion(ANSWERS)
-    assert "REFINE is not shown to differ (+33.3 points; 95 % interval −100.0 to +100.0)" in found.sentence
-    assert "how much seeds vary, which two of them show only roughly" in found.sentence
-    assert found.sentence.endswith("nor that methods without a shown difference are equal.")
-    assert "only 3 distinct questions" in found.note and "corrected by Holm for the 2 comparisons" in found.note
+    assert found.head.startswith(
+        "In contains answer, REFINE has the best mean (83.3 %): not shown to differ from the second, SFT ("
+    )
+    assert "SFT (50.0 %; +33.3 points, 95 % interval −100.0 to +100.0)" in found.head
+    assert "there are only two seeds, so the variation between seeds is known only roughly." in found.details.lower()
+    assert "Methods that are not shown to differ need not be equal." in found.details
+    assert (
+        "only 3 distinct questions" in found.note
+        and "intervals over seeds" not in found.note
+        and "corrected by Holm for the 2 comparisons" in found.note
+    )
 
 
 def test_why_there_is_no_interval() -> None:
     single = conclusion(NONE, "contains_answer", per_seed=PER_SEED[PER_SEED["seed"] == 0]).sentence
-    assert "nested differs by +10.0 points (no interval)" in single
-    assert "there is no interval because there is one seed and no scores of single questions are recorded" in single
+    assert "+10.0 points (no interval)" in single
+    assert "There is no interval because there is one seed and no scores of single questions are recorded" in single
     two = conclusion(NONE, "contains_answer", per_seed=PER_SEED[PER_SEED["seed"] < 2]).sentence
     assert "because there are only 2 seeds and no scores" in two
     questions = conclusion(answers_of({"sft": [[0, 1, 0, 0, 1]], "refine": [[1, 1, 0, 1, 1]]})).sentence
-    assert "what another seed would give, since there is one and the interval is over questions alone" in questions
+    assert (
+        "There is one seed, and the interval is over questions alone; another seed may give another result."
+        in questions
+    )
     same = conclusion(answers_of({"sft": [[0, 1], [0, 1]], "refine": [[0, 1], [0, 1]]})).sentence
-    assert "an interval is missing where all scores differ by the same amount or not at all" in same
+    assert same.startswith("In contains answer, SFT and REFINE have the same best mean (50.0 %).")
+    assert "An interval is missing where all scores differ by the same amount or not at all" in same
 
 
 def test_a_method_that_is_not_compared_is_named_with_the_reason() -> None:
@@ -60,16 +79,56 @@ def test_a_method_that_is_not_compared_is_named_with_the_reason() -> None:
         "In contains answer, nothing is compared with SFT. REFINE is not compared: it has no seed in common with SFT."
     )
     both = conclusion(pd.concat([apart, ANSWERS[ANSWERS["method"] == "none"]])).sentence
-    assert both.startswith("Compared with SFT (50.0 %) in contains answer, baseline (no adaptation) is not")
+    assert both.startswith("In contains answer, SFT has the best mean (50.0 %): not shown to differ from baseline (no")
     assert both.endswith(" REFINE is not compared: it has no seed in common with SFT.")
 
 
 def test_other_names_and_another_reference() -> None:
     labels = {"none": "a <b>", "sft": "run 1", "refine": "run 2"}
     found = conclusion(ANSWERS, reference="refine", labels=labels)
-    assert found.sentence.startswith("Compared with run 2 (83.3 %)") and "<b>" not in found._repr_html_()
+    assert (
+        found.head.startswith("In contains answer, run 2 has the best mean (83.3 %): not shown")
+        and "<b>" not in found._repr_html_()
+    )
     assert found.data["method"].tolist() == ["a <b>", "run 1"]
     with refused("reference", "dft", "none, sft, refine"):
         conclusion(ANSWERS, reference="dft")
     with pytest.raises(ValueError, match="no two methods have one of these measures"):
         conclusion(ANSWERS, "exact_match")
+
+
+def test_the_best_method_is_compared_with_the_second_and_numbers_are_those_of_the_table() -> None:
+    """DFT lacks the second seed: its pairs, and the reference's mean in them, are those of the first seed alone."""
+    draw = np.random.default_rng(0)
+    shares = {"sft": 0.2, "refine": 0.7, "expected": 0.72, "dft": 0.3}
+    scores = {name: (draw.random((2, 120)) < share).astype(float).tolist() for name, share in shares.items()}
+    answers = answers_of(scores)
+    whole = conclusion(answers)
+    best, second = ("expected match", "REFINE")
+    rows = whole.data.set_index("method")
+    assert whole.head.startswith(
+        f"In contains answer, {best} has the best mean ({rows.loc[best, 'value']} %): better than SFT ("
+    )
+    assert f"not shown to differ from the second, {second} ({rows.loc[second, 'value']} %; +" in whole.head
+    assert "The difference of the best two is not corrected" in whole.details
+    part = conclusion(answers[(answers["method"] != "dft") | (answers["seed"] == 0)], reference="expected")
+    row = part.data.set_index("method").loc["DFT"]
+    other = part.data.set_index("method").loc["SFT"]
+    assert row["expected match"] != other["expected match"]
+    assert (
+        f"DFT is worse by {row['difference'].split()[0][1:]} points ({row['value']} % against {row['expected match']} %;"
+        in (part.details)
+    )
+    assert "For DFT: there is one seed, and the interval is over questions alone" in part.details
+    assert (
+        "For REFINE and SFT: there are only two seeds" in part.details
+        or "For SFT and REFINE: there are" in part.details
+    )
+
+
+def test_every_method_has_a_sentence() -> None:
+    known = {*(name for names in KNOWN.values() for name in names), "base"}
+    assert [name for name in known if not method_sentence(name)] == []
+    assert method_sentence("refine: lr 0.001") == method_sentence("refine") == TERMS["REFINE"]
+    assert method_sentence("nested_sft_release").endswith(f"{TERMS['nested']} {TERMS['one inner update']}")
+    assert [*method_sentences(["sft: lr 1", "sft: lr 2", "unknown"])] == ["SFT"]

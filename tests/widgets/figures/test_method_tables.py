@@ -122,17 +122,17 @@ def test_tables_of_answers_count_different_questions_and_warn_of_few():
     repeated = ANSWERS.assign(question=ANSWERS["question"].replace("q1", "q0"), updates=4)
     for rows in (per_prompt(repeated), per_seed(repeated)):
         table = comparison_table(rows)
-        assert set(table.data["different questions"]) == {2}
+        assert set(table.data["distinct questions"]) == {2}
         assert "only 2 distinct questions, fewer than 100" in repr(table) and table.note in table._repr_html_()
     many = pd.concat([ANSWERS.assign(name=f"n{i}", question=f"n{i}") for i in range(100)])
     assert comparison_table(per_prompt(many.drop_duplicates(["method", "seed", "name"]))).note == ""
-    assert "different questions" not in comparison_table(results()).data
+    assert "distinct questions" not in comparison_table(results()).data
 
 
 def test_tables_of_recall_count_different_documents_and_warn_of_few():
     recall = results().assign(documents=50, **{"exact recall word-1 at 512": 0.5})
     table = comparison_table(recall)
-    assert set(table.data["different documents"]) == {50}
+    assert set(table.data["distinct documents"]) == {50}
     assert table.note.startswith("There are only 50 distinct documents, fewer than 100")
     assert comparison_table(recall.assign(documents=100)).note == ""
-    assert "different documents" not in comparison_table(results()).data
+    assert "distinct documents" not in comparison_table(results()).data

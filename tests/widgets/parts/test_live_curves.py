@@ -314,7 +314,7 @@ def test_it_is_a_table_as_text_and_a_figure_when_static(finished: Path, follow: 
     data = widget._repr_mimebundle_()[0]
     header, row = data["text/plain"].splitlines()
     assert header.split()[:3] == ["run", "state", "step"]
-    assert row.split() == ["REFINE,", "seed", "0", "finished", "3/3", "5,000", "2.7000", "0.5000", "2.9000", "0.3000"]
+    assert row.split() == ["REFINE,", "seed", "0", "finished", "3/3", "5,000", "2.7000", "0.5000", "2.9000", "30.0000"]
     figure = widget.figure()
     check_figures(figure)
     titles = [note.text for note in figure.layout.annotations]

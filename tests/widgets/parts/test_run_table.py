@@ -71,9 +71,13 @@ def test_rows_have_state_progress_metrics_and_the_settings_that_differ(tmp_path:
         4,
         4,
     )
-    assert first["metrics"] == {"NTP loss": 2.6, "reward": 0.5} and sft["metrics"]["held-out loss"] == 2.5
+    assert first["metrics"] == {"NTP loss": 2.6, "cosine reward": 0.5} and sft["metrics"]["held-out loss"] == 2.5
     assert {row["experiment"] for row in table.rows} == {"tiny, from tiny-deltanet"}
     assert [(row["look"], row["symbol"]) for row in table.rows] == [(2, "diamond"), (2, "diamond"), (1, "circle")]
+    assert sft["metrics"]["held-out accuracy (%)"] == 25.0 and first["about"].startswith("The paper's method")
+    assert "cosine reward" in table.metrics and table.helps[table.metrics.index("cosine reward")].startswith(
+        "The cosine"
+    )
     columns = {column["label"]: column["by_method"] for column in table.settings}
     assert columns == {"lr": False, "steps": True}, "the number of steps differs between methods alone"
     assert [row["settings"]["lr"] for row in table.rows] == ["0.0001", "0.001", "1e-06"]
@@ -153,14 +157,17 @@ def test_held_out_measures_are_compared_at_the_last_common_step(tmp_path: Path) 
     assert shown.reference.value == ("method", "sft") and shown.measure.value == "held-out ntp_loss"
     assert shown.found is not None
     assert shown.found.data["difference"].tolist() == ["-0.2000 [-0.4484, +0.0484]"]
-    assert "Compared with SFT (2.0000 nats) in held-out NTP loss, REFINE is not shown to differ" in shown.found.sentence
+    assert shown.found.head.startswith(
+        "In held-out NTP loss, REFINE has the best mean (1.8000 nats): not shown to differ"
+    )
     assert shown.found.note == "Measured at step 2, the last that all of these runs have reached."
-    assert shown.found.sentence in shown._shown.value and shown.found.sentence in repr(shown)
+    assert shown.found.head in shown._shown.value and shown.found.sentence in repr(shown)
     shown.measure.value = "held-out ntp_accuracy"
     assert "no interval because all seeds differ by the same amount" in shown.found.sentence
     shown.reference.value = ("run", runs[0].name)
     assert shown.found.data["method"].tolist()[0] == "SFT, seed 1" and len(shown.found.data) == 5
     assert "single runs are compared" in shown.found.sentence
+    assert shown.found.methods.keys() == {"SFT", "REFINE"}
     shown.show([*runs[:3], evaluated(tmp_path, "refine", 0, [3.0])])
     assert shown.found is not None and "at step 0" in shown.found.note
 
@@ -170,8 +177,11 @@ def test_answers_are_compared_question_by_question(tmp_path: Path) -> None:
     shown = RunComparison()
     shown.show(runs)
     assert [value for _, value in shown.measure.options] == ["contains_answer", "exact_match", "f1", "loss_after"]
-    assert shown.found is not None and shown.found.data["different questions"].tolist() == [4]
-    assert "REFINE is not shown to differ (+50.0 points" in shown.found.sentence
+    assert shown.found is not None and shown.found.data["distinct questions"].tolist() == [4]
+    assert (
+        "REFINE has the best mean (75.0 %): not shown to differ from baseline (no adaptation) (25.0 %; +50.0 points"
+        in (shown.found.head)
+    )
 
 
 def test_recall_that_was_measured_after_training_is_compared_and_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -181,10 +191,9 @@ def test_recall_that_was_measured_after_training_is_compared_and_a_damaged_file_
     shown = RunComparison()
     shown.show(runs)
     assert [value for _, value in shown.measure.options][:2] == ["exact_recall", "held-out ntp_loss"]
-    assert shown.found is not None and shown.found.data["different questions"].tolist() == [4]
-    assert (
-        "Compared with SFT (25.0 %) in exact recall, REFINE is not shown to differ (+50.0 points"
-        in shown.found.sentence
+    assert shown.found is not None and shown.found.data["distinct questions"].tolist() == [4]
+    assert "In exact recall, REFINE has the best mean (75.0 %): not shown to differ from SFT (25.0 %; +50.0 points" in (
+        shown.found.head
     )
     (runs[0].path / "metrics.jsonl").write_text("damaged\n")
     shown.show(runs)
