@@ -74,7 +74,7 @@ def recall_by_step(run: Run) -> tuple[pd.DataFrame, frozenset[str]]:
     if not {"step", "documents"} <= {*table} or not (table["step"] == run.done).any():
         return pd.DataFrame(), frozenset()
     table = table[table["step"].isin([0, run.done])]
-    means = table.groupby("step", as_index=False)["exact_recall"].mean()
+    means = table.groupby("step")["exact_recall"].mean().reset_index()
     return means, frozenset(table["documents"])
 
 
