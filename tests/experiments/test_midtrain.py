@@ -453,9 +453,11 @@ def test_what_cannot_be_measured_is_left_out_and_told_of(
     stored = run.path / "evaluations" / "recall.parquet"
     assert stored.is_file() is rewards
     if rewards:
-        kept = results.answers[results.answers["seed"] == 0]["exact_recall"].tolist()
         table = read_parquet(stored).to_pandas()
-        assert table["exact_recall"].tolist() == kept and set(table["step"]) == {1}
+        assert set(table["step"]) == {0, 1}
+        for step, seed in ((0, -1), (1, 0)):  # the model before training, and the run's
+            kept = results.answers[results.answers["seed"] == seed]["exact_recall"].tolist()
+            assert table[table["step"] == step]["exact_recall"].tolist() == kept
         assert table["tokens"].between(100, 128).all() and table["documents"].nunique() == 2, "one digest for each kind"
     assert ("Rewards are skipped: rows of 160 tokens" in told) is not rewards
     assert ("Recall of word-1 is skipped: a recall document with 1 facts needs" in told) is not rewards

@@ -44,7 +44,7 @@ def test_every_listed_name_is_found_from_any_folder(runs: Path) -> None:
     places = [saved / "step-4", saved / "step-4", saved / "step-2"]
     for prefix in ("runs/", ""):  # the bare name is found, too
         assert [locate(prefix + name.removeprefix("runs/")).folder for name in (run, *checkpoints)] == places
-    with pytest.raises(FileNotFoundError, match=f"no run of that name in {runs}"):
+    with naming(FileNotFoundError, "nowhere", runs):
         locate("nowhere")
 
 
