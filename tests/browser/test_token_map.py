@@ -352,7 +352,7 @@ def test_the_whole_document_is_downloaded_as_a_picture(shown: Callable[..., Wind
         Object.assign(canvas, { width, height, className: "picture" }).getContext("2d").drawImage(image, 0, 0);
         return [height, document.querySelector(".token-map .tall").clientHeight]; }"""
     high, whole = window.page.evaluate(script, base64.b64encode(path.read_bytes()).decode())
-    x, scale = [200 + 37 * i for i in range(8)], high / (whole + 74)
+    x, scale = [197 + 37 * i for i in range(8)], high / (whole + 74)
     saved = [window.pixel(scale * x[i], scale * (84 + 22 * i), "canvas.picture") for i in range(8)]
     found = [window.pixel(x[i], 10 + 22 * i) for i in range(8)]
     assert len({*saved}) > 4 and all(found[i] in (saved[i], (0, 0, 0)) for i in range(8))  # 0 between tokens
