@@ -155,9 +155,8 @@ class Plan:
 
     positions: Int[Tensor, "B C"]
     rollouts: Rollouts | None
-    entropy_sum: (
-        Float[Tensor, ""] | None
-    )  # over all tokens that have a next one, in nats; None if entropies are not computed
+    entropy_sum: Float[Tensor, ""] | None
+    "Over all tokens that have a next one, in nats; None if entropies are not computed."
 
     def rows(self, start: int, stop: int) -> Plan:
         """Returns the plan of sequences `start` to `stop` of the batch."""

@@ -278,14 +278,14 @@ class TTTPanel(AdaptingPanel):
         return "\n".join([*lines, *self.notice.lines(), repr(self.token_map)])
 
     def _lay_out(self) -> None:
-        told = "Adapt to the part of the document that is not held out"
-        told += "; if nothing is held out, to the whole document and the question"
+        tooltip = "Adapt to the part of the document that is not held out"
+        tooltip += "; if nothing is held out, to the whole document and the question"
         compare = (
             "Adapt with each ticked method in turn, each from the original weights; unsaved adapted weights are lost"
         )
         save = "Save the adapted weights as a new folder that refine_lab.load_model reads"
         self.buttons = {
-            "start": self.button("ask", told, "Adapt", "primary"),
+            "start": self.button("ask", tooltip, "Adapt", "primary"),
             "stop": self.button("stop", "Stop after the current step and keep the adapted weights"),
             "reset": self.button("reset", "Restore the original weights"),
             "compare": self.button("compare", compare, "Compare methods", "primary"),

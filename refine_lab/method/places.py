@@ -24,6 +24,9 @@ from refine_lab.validation import require
 class NotFinite(FloatingPointError):
     """The next-token loss of sequences is NaN or infinite, so nothing can be sampled from them."""
 
+    def __init__(self) -> None:
+        super().__init__("the next-token loss is NaN or infinite, so no position can be drawn")
+
 
 def places(
     policy: FastWeightLM,
@@ -42,11 +45,12 @@ def places(
     scores = place_scores(policy, batch, entropies, logprobs, refine, draws, selection)
     found = weighed(scores, batch.lengths, refine)
     positions = select_positions(found.probabilities, batch.lengths, batch.sequence_ids, draws, refine.num_chunks)
-    checks = [found.finite.all()] if logprobs is None else [found.finite.all(), _finite(logprobs, batch)]
-    fetch(positions, *checks)
-    if not host(checks[-1]) and logprobs is not None:
+    scores_finite = found.finite.all()
+    loss_finite = scores_finite if logprobs is None else _finite(logprobs, batch)
+    fetch(positions, scores_finite, loss_finite)
+    if logprobs is not None and not host(loss_finite):
         raise NotFinite
-    if not host(checks[0]):
+    if not host(scores_finite):
         found.check(refine)
     return positions
 

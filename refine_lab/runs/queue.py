@@ -74,8 +74,9 @@ def wait_until_finished(runs: Sequence[Run], *, every: float = 2.0) -> None:
     waited = False
     while working := [run for run in runs if run.state in ("starting", "running")]:
         now = next((run for run in working if run.state == "running"), working[0])
-        told = f"{len(runs) - len(working)} of {len(runs)} runs have ended; {now.name} is at step {now.status.step} of "
-        print(f"\r{printable(told)}{now.status.steps:<20}", end="", flush=True)
+        ended = len(runs) - len(working)
+        progress = f"{ended} of {len(runs)} runs have ended; {now.name} is at step {now.status.step} of "
+        print(f"\r{printable(progress)}{now.status.steps:<20}", end="", flush=True)
         waited = True
         time.sleep(every)
     if waited:

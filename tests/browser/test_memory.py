@@ -45,10 +45,10 @@ def test_a_click_explains_heads_restrict_and_erasing_is_undone(lab: Lab) -> None
     page.locator(".memory-grid [data-cell='3 0']").first.focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")  # the keyboard alone chooses a head
-    has(lab, ".memory-grid .told", "1 of 8 heads chosen")
+    has(lab, ".memory-grid .count", "1 of 8 heads chosen")
     has(lab, ".memory-result h4", "layer 3 state head 1")
     page.locator(".memory-grid .row", has_text="layer 3").click()
-    has(lab, ".memory-grid .told", "2 of 8 heads chosen")
+    has(lab, ".memory-grid .count", "2 of 8 heads chosen")
     page.get_by_role("button", name="All heads").click()
     has(lab, ".memory-result h4", "in all heads")
 

@@ -78,7 +78,7 @@ def test_one_damaged_run_blocks_nothing_but_itself(tmp_path: Path, name: str) ->
             assert states[bad.name] == "unreadable"
         assert good.name in {row["name"] for row in monitor.table.rows}
         monitor.table.selected = [good.name]
-        assert f"step {monitor.step.value}" in monitor.notice.status
+        assert f"step {monitor.step.value}" in monitor.rolled_notice.status
         assert not monitor.error or monitor.error.startswith(f"skipped: {bad.path}")
         frame = curves.frame()
         assert frame.loc[frame["seed"] == 0, "ntp_loss"].tolist() == [2.9, 2.8, 2.7, 2.6]

@@ -128,8 +128,8 @@ class MemoryLayers(Panel):
             (original, changed, question), *predictions = results
             answers = tuple(target.token_ids for target, _ in predictions)
             allowed = "another one than to the original document: enter the changed answer"
-            told = self._text(answers[1])
-            require(answers[0] != answers[1], "the model's answer to the changed document", told, allowed)
+            answer = self._text(answers[1])
+            require(answers[0] != answers[1], "the model's answer to the changed document", answer, allowed)
             pair = {"token_ids": original, "changed": changed, "question": question.tolist()}
             asked = exploration.worker.submit("counterfactual", **common, **pair, answers=answers)
             return then(lambda found: (found, answers), asked)

@@ -45,8 +45,8 @@ class MemoryRollouts(Panel):
             "seed": number_field("seed", 0, 0, MOST_SEED),
         }
         show_refusals(self, self.fields.values())
-        told = "Roll out from the explained position with all writes and without the erased ones"
-        button = self.button("roll_out", told, "Roll out both")
+        tooltip = "Roll out from the explained position with all writes and without the erased ones"
+        button = self.button("roll_out", tooltip, "Roll out both")
         self.children = [in_rows([*self.fields.values(), button]), self.notice, self.rollout_pairs]
         self._show_or_hide()
 

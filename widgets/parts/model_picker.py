@@ -132,8 +132,10 @@ def model_picker(
 
 def run_picker(label: str, placeholder: str, width: str = "26em") -> ModelPicker:
     """Returns a field for the name of a run with recorded rollouts, with its label in front."""
-    told = {"placeholder": placeholder, "list_label": "choose a run", "source": recorded_choices}
-    return _picker(label, "", width, recorded_choices(), **told)
+    listed = recorded_choices()
+    return _picker(
+        label, "", width, listed, placeholder=placeholder, list_label="choose a run", source=recorded_choices
+    )
 
 
 def _picker(label: str, value: str, width: str, choices: Sequence[Choice], **options: Any) -> ModelPicker:

@@ -255,7 +255,7 @@ def weights_sentence(weights: dict[str, Any], results: Mapping[str, Adaptation])
     """Returns which weights a model has, and which of the compared ones were not kept for saving."""
     if not weights["updates"]:
         return "Original weights."
-    told = f"Adapted {how_adapted(weights)}. Reset restores the original weights."
+    sentence = f"Adapted {how_adapted(weights)}. Reset restores the original weights."
     lost = [label for label, each in results.items() if each.kept is False]
     large = f"{MOST_KEPT / 2**30:.0f} GiB"
-    return f"{told} No copy of {' and '.join(lost)} is kept: all would exceed {large}." if lost else told
+    return f"{sentence} No copy of {' and '.join(lost)} is kept: all would exceed {large}." if lost else sentence

@@ -157,17 +157,15 @@ def end_sentence(prompt: PanelPrompt, before: MeasuredPrompt, results: Sequence[
     steps = " and ".join(dict.fromkeys(f"{_updates(each)}" for each in results))
     end = " (stopped)" if stopped else " (stopping criterion reached)" if last.made < last.config.steps else ""
     first = prompt.levels(before.reading)
-    told = []
+    changes = []
     for name in ("loss", "entropy"):
         values = [f"{prompt.levels(each.reading)[name]:.3f}" for each in results if each.after is not None]
         if len(values) > 1:
             values = [f"{value} ({each.label})" for value, each in zip(values, results, strict=False)]
-        told.append(f"{name} {first[name]:.3f} → {', '.join(values)}")
+        changes.append(f"{name} {first[name]:.3f} → {', '.join(values)}")
     unit = "nats per token" if prompt.held is None else "nats per token of the adapted part"
     each = " each" if len(results) > 1 else ""
-    return (
-        f"After {steps}{each}{end}: {'; '.join(told) if each else ', '.join(told)} ({unit}, from the original weights)."
-    )
+    return f"After {steps}{each}{end}: {'; '.join(changes) if each else ', '.join(changes)} ({unit}, from the original weights)."
 
 
 def _updates(adaptation: Adaptation) -> str:

@@ -66,12 +66,12 @@ function render({ model, el }) {
   root.addEventListener("keydown", (event) => keepKeys(event));
   model.on("msg:custom", receive);
   const able = () => (input.disabled = list.disabled = model.get("disabled"));
-  const told = () => {
+  const showError = () => {
     error.textContent = model.get("error");
     input.setAttribute("aria-invalid", Boolean(model.get("error")));
   };
   const placed = () => input.setAttribute("placeholder", model.get("placeholder"));
-  return follow(model, { choices: build, value: show, disabled: able, error: told, placeholder: placed }, () => model.off("msg:custom", receive));
+  return follow(model, { choices: build, value: show, disabled: able, error: showError, placeholder: placed }, () => model.off("msg:custom", receive));
 }
 
 export default { render };

@@ -35,7 +35,7 @@ function render({ model, el }) {
   const scrolls = html("div", "scrolls", root);
   const foot = html("div", "foot", root);
   const reset = html("button", { type: "button", "data-asks": true }, foot, "All heads");
-  const told = html("span", { class: "told", role: "status" }, foot);
+  const count = html("span", { class: "count", role: "status" }, foot);
   let [data, at] = [null, [0, 0]];
 
   const selectable = () => model.get("selectable") && !model.alone;
@@ -94,7 +94,7 @@ function render({ model, el }) {
     if (first && selectable()) first.tabIndex = 0;
     foot.hidden = !selectable();
     reset.disabled = !chosen.size;
-    told.textContent = chosen.size ? `${chosen.size} of ${data.rows.reduce((sum, { heads }) => sum + heads, 0)} heads chosen` : "";
+    count.textContent = chosen.size ? `${chosen.size} of ${data.rows.reduce((sum, { heads }) => sum + heads, 0)} heads chosen` : "";
   }
 
   function choose(cells) {

@@ -11,7 +11,7 @@ function render({ model, el }) {
   const cancel = button(row, "Cancel", () => model.send({ act: "cancel" }), { title: "Cancel the pending reading, rollouts or rewards" });
   html("span", "quiet", row, "copy settings as");
   const copies = html("span", "copies", row);
-  const told = html("span", { class: "quiet", role: "status" }, row);
+  const status = html("span", { class: "quiet", role: "status" }, row);
   const note = html("div", "quiet", root);
 
   const draw = () => {
@@ -25,11 +25,11 @@ function render({ model, el }) {
     for (const [name, text] of model.get("copies")) {
       button(copies, name, async () => {
         const done = await copyText(text, root);
-        told.textContent = done ? `Settings copied as ${name}.` : "The browser does not allow copying.";
+        status.textContent = done ? `Settings copied as ${name}.` : "The browser does not allow copying.";
       }, { title: text });
     }
     copies.children[focused]?.focus();
-    told.textContent = "";
+    status.textContent = "";
   };
   select.addEventListener("change", () => {
     model.send({ act: "preset", name: select.value });

@@ -89,7 +89,7 @@ function recolour(view) {
   ui.metric.value = metric?.name ?? "";
   drawLegend(ui.legend, metric, ramp, doc);
   ui.metric.title = metric?.help ?? "";
-  if (view.again && ui.status.textContent === view.told) announce(view, view.again(), view.again); // with the values and marks of now
+  if (view.again && ui.status.textContent === view.announced) announce(view, view.again(), view.again); // with the values and marks of now
   ui.canvas.setAttribute("aria-label", `${format(doc.total)} tokens${metric ? `, coloured by ${metric.title}` : ""}`);
 }
 
@@ -167,7 +167,7 @@ export function describe(view, token) {
 /** Shows a text in the status line; `again` returns it anew when what it describes has changed. */
 export function announce(view, text, again = null) {
   view.ui.status.textContent = text;
-  Object.assign(view, { told: view.ui.status.textContent, again });
+  Object.assign(view, { announced: view.ui.status.textContent, again });
 }
 
 /** Shows a description of a token in the status line, after some words. */
