@@ -164,8 +164,8 @@ def end_sentence(prompt: PanelPrompt, before: MeasuredPrompt, results: Sequence[
             values = [f"{value} ({each.label})" for value, each in zip(values, results, strict=False)]
         changes.append(f"{name} {first[name]:.3f} → {', '.join(values)}")
     unit = "nats per token" if prompt.held is None else "nats per token of the adapted part"
-    each = " each" if len(results) > 1 else ""
-    return f"After {steps}{each}{end}: {'; '.join(changes) if each else ', '.join(changes)} ({unit}, from the original weights)."
+    each, separator = (" each", "; ") if len(results) > 1 else ("", ", ")
+    return f"After {steps}{each}{end}: {separator.join(changes)} ({unit}, from the original weights)."
 
 
 def _updates(adaptation: Adaptation) -> str:
