@@ -10,21 +10,25 @@ from typing import Any
 import ipywidgets
 import traitlets
 
+from refine_lab.data.sample import sample_document
 from refine_lab.experiments.compare import config_differences, evaluation_results, lineage, tokenizer_of
 from refine_lab.experiments.stored_scores import answer_files
+from refine_lab.models.hub import IN_RUNS
 from refine_lab.runs.files import is_run, parquet_parts
 from refine_lab.runs.process import request_stop
 from refine_lab.runs.queue import run_in_turn
 from refine_lab.runs.run import Run, list_runs, runs_dir
 from refine_lab.text import printable
-from refine_lab.validation import path_of
+from refine_lab.validation import path_of, require
 from widgets.core.base import guarded, sentence
 from widgets.core.notice import Notice
 from widgets.core.page import About, save_page
 from widgets.core.panel import Panel
 from widgets.figures.tables import Table
+from widgets.memory_view import MemoryView
 from widgets.parts.controls import field
 from widgets.parts.live_curves import LiveCurves
+from widgets.parts.model_picker import run_words
 from widgets.parts.page_about import run_facts, shared_settings
 from widgets.parts.run_comparison import RunComparison, run_labels
 from widgets.parts.run_rows import STATES
@@ -82,7 +86,11 @@ class RunMonitor(Panel):
             self.folder = self.folder.absolute().parent
         if not self.folder.is_dir():
             raise FileNotFoundError(f"no runs folder at {self.folder}")
-        self.table = RunTable()
+        self.table = RunTable(opens_memory=True)
+        self.memory: MemoryView | None = None
+        "The memory view, once a run's memory has been shown."
+        self._opened = ""
+        self._below_table = ipywidgets.VBox()
         self.comparison = RunComparison()
         self.curves = LiveCurves()
         self.curves.listed = False
@@ -96,10 +104,20 @@ class RunMonitor(Panel):
         self.differences = ipywidgets.HTML()
         scrolls = ipywidgets.Box([self.differences], layout=ipywidgets.Layout(max_height="24em", overflow="auto"))
         buttons = ipywidgets.HBox([self.button(method, tooltip) for method, tooltip in TOOLTIPS.items()])
-        shown = [self.table, buttons, self.notice, self.comparison, self.curves, scrolls, self.rolled_out]
+        shown = [
+            self.table,
+            buttons,
+            self.notice,
+            self._below_table,
+            self.comparison,
+            self.curves,
+            scrolls,
+            self.rolled_out,
+        ]
         self.children = [*shown, self.step, self.rolled_notice, self.inspector]
         self.refresh()
         self.table.observe(self._on_choice, "selected")
+        self.table.observe(self._on_memory, "opened")
         self.step.observe(self._on_step, "value")
         self.rolled_out.observe(self._on_run, "value")
         self.curves.observe(self._on_progress, "progress")
@@ -152,6 +170,27 @@ class RunMonitor(Panel):
             f"Asked {_runs(living)} to save and stop." if living else "None of the selected runs is in progress."
         )
 
+    def show_memory(self, name: str | None) -> MemoryView | None:
+        """Shows below the table where the answers of a run's last checkpoint come from; None hides it.
+
+        The view opens with the sample document and its question; for another run it keeps the document that it shows.
+        Raises ValueError for a run that is not in the table or has no checkpoint.
+        """
+        saved = [row["name"] for row in self.table.rows if row["saved"]]
+        require(name is None or name in saved, "the run", name, "a run of the table with a checkpoint")
+        if name is not None:
+            path = self.folder / name
+            model = f"{IN_RUNS}{name}" if self.folder.resolve() == runs_dir().resolve() else str(path)
+            if self.memory is None:
+                self.memory = MemoryView(model, answer=sample_document().answer)
+            else:
+                self.memory.shown = self.memory.switch(model)
+        self._below_table.children = (self.memory,) if name is not None and self.memory is not None else ()
+        self._opened = name or ""
+        self.table.opened = self._opened
+        self.report(printable(f"The memory of {run_words(Run(path))}:") if name is not None else "")
+        return self.memory
+
     def follow(self) -> None:
         """Follows the runs in the table and the curves, also runs that had ended and have been resumed."""
         self.table.start()
@@ -166,6 +205,8 @@ class RunMonitor(Panel):
         """Stops following the runs and closes the monitor."""
         self.table.close()
         self.curves.close()
+        if self.memory is not None:
+            self.memory.close()
         super().close()
 
     def save_html(
@@ -214,6 +255,7 @@ class RunMonitor(Panel):
         parts += [repr(table) for table in self._tables()[1:] if len(table.data)]
         if self.inspector.rollouts.size:
             parts += [f"rollouts of {self._description()} at step {self.step.value}", repr(self.inspector)]
+        parts += [repr(self.memory)] if self.memory is not None and self._opened else []
         return printable("\n".join(parts))
 
     # -- events of the page --------------------------------------------------------------------------------------------
@@ -223,6 +265,16 @@ class RunMonitor(Panel):
         self.curves.show(*self.runs)
         self._show_tables()
         self._show_steps()
+
+    @guarded
+    def _on_memory(self, change: Any) -> None:
+        if change["new"] == self._opened:
+            return
+        try:
+            self.show_memory(change["new"] or None)
+        except (OSError, ValueError):
+            self.table.opened = self._opened
+            raise
 
     def _conclusions(self) -> list[Table]:
         """Returns the conclusion about the selected runs, if there is one."""

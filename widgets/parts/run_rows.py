@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refine_lab.experiments.run_groups import SEEDS, flat_settings, setting_label, setting_text
+from refine_lab.runs.checkpoints import checkpoints
 from refine_lab.text import printable
 from widgets.figures.method_sentences import method_sentence
 from widgets.figures.series import COLOURS, looks_like, method_styles
@@ -178,6 +179,7 @@ def _row(reader: RunReader, settings: Mapping[str, str], styles: Mapping[str, An
         "seed": reader.seed,
         "state": state,
         "bad": state in BAD,
+        "saved": getattr(reader.config, "kind", "") == "train" and len(checkpoints(reader.path)) > 0,
         "step": progress.get("step", 0),
         "steps": progress.get("steps", 0),
         "speed": progress.get("tokens_per_second"),

@@ -48,6 +48,10 @@ class RunTable(Following, Widget):
     "Whether settings in which only runs of different methods differ are columns too."
     selectable = traitlets.Bool(True).tag(sync=True)
     "Whether runs can be selected; on a page without Python they cannot."
+    opens_memory = traitlets.Bool(False).tag(sync=True)
+    "Whether each row has a button that sets `opened`."
+    opened = traitlets.Unicode().tag(sync=True)
+    "Name of the run whose memory is shown; empty: none."
 
     def __init__(self, runs: Sequence[Run | Path] = (), **traits: Any) -> None:
         super().__init__(**traits)

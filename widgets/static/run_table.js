@@ -34,6 +34,10 @@ function makeRow(model, columns, name) {
   }
   const hide = () => change(model, "hidden", [name], !model.get("hidden").includes(name));
   view.hide = button(html("td", "", line), "", hide, { "data-key": "hide" });
+  if (model.get("opens_memory")) {
+    const open = () => put(model, "opened", model.get("opened") === name ? "" : name);
+    view.memory = button(html("td", "", line), "", open, { "data-key": "memory", "data-asks": true });
+  }
   for (const column of columns) {
     const kind = column.kind ?? (column.number ? "number" : "");
     const cell = html("td", kind, line);
@@ -41,7 +45,7 @@ function makeRow(model, columns, name) {
     if (column.kind === "steps") cell.prepend((view.bar = html("progress", { max: 1 })));
   }
   view.about = html("tr", "about");
-  html("td", { colspan: columns.length + 2 }, view.about);
+  html("td", { colspan: columns.length + 3 }, view.about);
   return view;
 }
 
@@ -76,9 +80,19 @@ function fillRow(model, columns, view, row) {
   setText(view.hide, hidden ? "show" : "hide");
   view.hide.disabled = !selected;
   view.hide.setAttribute("aria-label", `${hidden ? "show" : "hide"} the curve of ${label}`);
+  if (view.memory) showMemory(view.memory, row, label, model.get("opened") === row.name);
   const cell = view.about.firstChild;
   setText(cell, row.error || row.remark);
   cell.className = row.error ? "bad" : "";
+}
+
+/** The button that opens the memory of a row's run below the table, or closes it. */
+function showMemory(node, row, label, open) {
+  setText(node, open ? "close" : "show");
+  node.disabled = !row.saved;
+  node.setAttribute("aria-label", `${open ? "close" : "show"} the memory of ${label}`);
+  node.setAttribute("aria-expanded", open);
+  node.title = row.saved ? "Where the answers of this run's last checkpoint come from" : "This run has no checkpoint.";
 }
 
 // -- the table --------------------------------------------------------------------------------------------------------
@@ -91,6 +105,7 @@ function makeHead(model, head, columns, selectAll) {
     all.addEventListener("change", () => selectAll(all.checked));
   }
   html("th", { scope: "col" }, line, "curve");
+  if (model.get("opens_memory")) html("th", { scope: "col" }, line, "memory");
   const heads = columns.map((column) => {
     const cell = html("th", { scope: "col", class: ["method", "seed number"].includes(column.kind) ? column.kind : column.number ? "number" : "" }, line);
     const press = () => put(model, "sort", nextOrder(model.get("sort"), column.key));
@@ -110,7 +125,7 @@ function showOrder(heads, [key, descending]) {
 
 function makeGroup(columns, experiment) {
   const line = html("tr", "group");
-  const cell = html("th", { colspan: columns.length + 2, scope: "colgroup" }, line, `${experiment} `);
+  const cell = html("th", { colspan: columns.length + 3, scope: "colgroup" }, line, `${experiment} `);
   return { line, count: html("span", "count", cell) };
 }
 
@@ -208,7 +223,7 @@ function render({ model, el }) {
   const schedule = inFrames(draw);
   search.addEventListener("input", () => put(model, "filter", search.value));
   root.addEventListener("keydown", onKey);
-  const traits = ["rows", "settings", "metrics", "helps", "selected", "hidden", "sort", "filter", "grouped", "every_setting"];
+  const traits = ["rows", "settings", "metrics", "helps", "selected", "hidden", "sort", "filter", "grouped", "every_setting", "opened"];
   const end = () => (schedule.cancel(), sizes.disconnect());
   return follow(model, { ...Object.fromEntries(traits.map((trait) => [trait, schedule])), error }, end);
 }
