@@ -27,7 +27,7 @@ from widgets.parts.memory_fields import answer_wanted, memory_fields, memory_lay
 from widgets.parts.memory_grid import MemoryGrid
 from widgets.parts.memory_layers import MemoryLayers
 from widgets.parts.memory_metrics import attribution_metrics, loss_change_metric, tokens_in
-from widgets.parts.memory_result import MemoryResult
+from widgets.parts.memory_result import MemoryResult, explained
 from widgets.parts.memory_rollouts import MemoryRollouts
 from widgets.parts.model_picker import model_words
 from widgets.parts.number_field import show_refusals
@@ -51,7 +51,7 @@ class MemoryView(ErasingPanel):
 
     `text`: the initial document; none: a sample document. `answer`: a continuation of the whole document, which is
     explained first; empty: the model's own next token. `against`: another continuation, for the contrast of the two.
-    `add_bos`: as in `DataConfig`. Everything works without a page: `read`, `switch`, `explain`, `choose`, `erase`,
+    `add_bos`: as in `DataConfig`. Everything works without a page: `read`, `switch`, `explain`, `cancel`, `choose`, `erase`,
     `erase_random`, `undo`, `restore`, `save_state`, `rollouts`, `layers`, and the traits of `token_map` and `grid`.
     Raises FileNotFoundError or ValueError for a missing model.
     """
@@ -69,6 +69,7 @@ class MemoryView(ErasingPanel):
     ) -> None:
         """Reads the document at once, unless `read` is False, as for a view that follows a panel and keeps its model."""
         super().__init__()
+        self.add_class("memory")
         self.exploration = Exploration(worker or shared_worker(), model, add_bos=add_bos)
         self.target: Target | None = None
         "What is explained."
@@ -76,6 +77,8 @@ class MemoryView(ErasingPanel):
         "Effects of all writes on the target, once known."
         self.prediction: Prediction | None = None
         "The prediction with all writes, once known."
+        self._answered: tuple[str, str] | None = None
+        "The fields `answer` and `against` of the explained answer; None if a token is explained."
         self._earlier: WriteAttribution | None = None
         self._text = TokenText("", [0])
         self._asked: object = None
@@ -159,12 +162,27 @@ class MemoryView(ErasingPanel):
         first two tokens, which no earlier write can explain.
         """
         if token is None:
-            return self._explain(lambda: answer_wanted(self.fields, self.exploration))
+            texts = self.fields["answer"].value, self.fields["against"].value
+            return self._explain(lambda: answer_wanted(self.fields, self.exploration), answered=texts)
         return self._explain(lambda: token_wanted(self.fields, self.exploration, token))
 
     def explain_continuation(self, position: int, token_ids: Sequence[int], against: Sequence[int] = ()) -> Future[Any]:
         """Colours the document by the effect of each write on a continuation of the prefix that ends at `position`."""
         return self._explain(lambda: (position, tuple(token_ids), tuple(against)))
+
+    def cancel(self) -> None:
+        """Cancels what is pending: the reading of a document, the search for writes, or an erasure. What is shown stays.
+
+        After a change of the model nothing is shown until a document is read.
+        """
+        super().cancel()
+        if self.exploration.document is None:
+            self._text = TokenText("", [0])
+            self.token_map.show(self._text)
+            self.report("Cancelled. No document is shown: press Read.")
+        elif self.target is not None:
+            self.report(f"Cancelled. Still shown: {explained(self.target, self._decode)}.")
+        self._show_whether_stale()
 
     def choose(self, cells: Collection[Cell] | None) -> None:
         """Restricts the colours, and what is erased next, to some heads; None: all of them."""
@@ -209,7 +227,7 @@ class MemoryView(ErasingPanel):
         exploration = self.exploration
         known = exploration._known
         document = {"model": exploration.model, "token_ids": known.token_ids, "version": known.reading.version}
-        return exploration.worker.submit(method, **document, **arguments)
+        return self.request(exploration.worker, method, **document, **arguments)
 
     def _read(self, tokens: Any, following: bool = False) -> Future[Any]:
         """Requests the statistics of a document, and explains the answer to it, or the same target under other weights."""
@@ -217,7 +235,7 @@ class MemoryView(ErasingPanel):
 
         def ask() -> Future[list[Any]]:
             text, ids = tokens()
-            asked = exploration.worker.submit("read", model=exploration.model, token_ids=ids)
+            asked = self.request(exploration.worker, "read", model=exploration.model, token_ids=ids)
             return together([asked, finished((text, ids))])
 
         def show(results: list[Any]) -> Future[Any] | None:
@@ -243,14 +261,17 @@ class MemoryView(ErasingPanel):
 
     def _forget(self) -> None:
         """Forgets what is explained and erased."""
-        self.target = self.prediction = self.attribution = self._earlier = self._asked = None
+        self.target = self.prediction = self.attribution = self._earlier = self._asked = self._answered = None
         self._forget_erasures()
 
     def _again(self, target: Target) -> Future[Any]:
         """Explains the same target under other weights, and shows the change of the effects as well."""
-        return self._explain(lambda: (target.position, target.token_ids, target.against), self.attribution)
+        again = {"earlier": self.attribution, "answered": self._answered}
+        return self._explain(lambda: (target.position, target.token_ids, target.against), **again)
 
-    def _explain(self, wanted: Any, earlier: WriteAttribution | None = None) -> Future[Any]:
+    def _explain(
+        self, wanted: Any, earlier: WriteAttribution | None = None, answered: tuple[str, str] | None = None
+    ) -> Future[Any]:
         """Requests prediction and attribution; a later request replaces this one. `earlier`: those of other weights."""
         asked = self._asked = object()
         self.report("Finding the writes…")
@@ -271,7 +292,7 @@ class MemoryView(ErasingPanel):
             if found is None or asked is not self._asked:
                 return
             target, self.prediction, self.attribution = found
-            self.target, self._earlier = target, earlier
+            self.target, self._earlier, self._answered = target, earlier, answered
             self._forget_erasures()
             self.grid.show(found[2].parts, found[2].by_cell(), HEADS)
             self._show()
@@ -283,6 +304,20 @@ class MemoryView(ErasingPanel):
             self.report("")
 
         return self.after(ask, attribute, show)
+
+    def _show_whether_stale(self) -> None:
+        """Shows whether what is shown belongs to another document, model or answer than the fields have."""
+        known, fields = self.exploration.document, self.fields
+        asked = fields["model"].value.strip(), fields["document"].value
+        shown = known is not None and (self.exploration.model, replace_surrogates(known.text))
+        answer = fields["answer"].value, fields["against"].value
+        stale = known is not None and (asked != shown or self._answered not in (None, answer))
+        self.notice.stale = stale and not self.notice.busy
+
+    def busy_changed(self, busy: bool) -> None:
+        super().busy_changed(busy)
+        if not busy:
+            self._show_whether_stale()
 
     def _show_alone(self, asked: object, found: tuple[Target, Prediction]) -> None:
         """Shows a prediction whose writes cannot be attributed, unless another one is shown."""

@@ -168,6 +168,19 @@ class RewardExplorer(SettingsPanel):
 
         return self.after(begin, show)
 
+    def cancel(self) -> None:
+        """Cancels what is pending, as `SettingsPanel.cancel`; tells if the document shown is not that in the field."""
+        super().cancel()
+        if self._other_text():
+            self.report("Cancelled. The document that was read before is still shown.")
+
+    def _other_text(self) -> bool:
+        known = self.exploration.document
+        return known is not None and replace_surrogates(known.text) != self._source.value
+
+    def _outdated(self) -> bool:
+        return super()._outdated() or self._other_text()
+
     def compare(self, model: str | None) -> Future[Any]:
         """Compares with another model: a shipped model, a run or a checkpoint; None ends the comparison.
 
@@ -231,6 +244,8 @@ class RewardExplorer(SettingsPanel):
             if model == self._compared and document is not None and document is self.exploration.document:
                 with self._lock:
                     self._other = reading
+                    if reading is None:  # cancelled
+                        self._compared, self._compare_field.value = None, ""
                     self._show_map()
                     self.token_map.metric = metric if metric in self.token_map.metrics else "entropy"
 
@@ -241,7 +256,7 @@ class RewardExplorer(SettingsPanel):
                     with self._lock:
                         self._show_map()
 
-        def ask() -> Future[DocumentReading] | None:
+        def ask() -> Future[DocumentReading | None] | None:
             return None if model is None or document is None else self.exploration.read_by(model)
 
         asked = self.after(ask, show)

@@ -83,7 +83,10 @@ class Worker:
                 self._send("stop", number)
 
     def cancel(self, future: Future[Any]) -> None:
-        """Cancels the future's call of `rollouts`: it is not begun, or ends before its next token. Its result is then None."""
+        """Cancels the future's call; its result is then None.
+
+        The call is not begun, or ends before its next token or the next module of a model, unless it is just ending.
+        """
         with self._lock:
             for number in [number for number, (waiting, _) in self._waiting.items() if waiting is future]:
                 self._send("cancel", number)

@@ -135,20 +135,23 @@ class Exploration:
         return made
 
     def cancel_reading(self) -> None:
-        """Cancels the pending requests of `read`, which then set nothing."""
+        """Cancels the pending requests of `read`, which then set nothing, and of `read_by`."""
         with self._lock:
             readings, self._readings = self._readings, set()
         for asked in readings:
             self.worker.cancel(asked)
 
-    def read_by(self, model: str) -> Future[DocumentReading]:
-        """Requests a forward pass over the document by another model, run or checkpoint.
+    def read_by(self, model: str) -> Future[DocumentReading | None]:
+        """Requests a forward pass over the document by another model, run or checkpoint; None if it has been cancelled.
 
         The future raises FileNotFoundError or ValueError for a missing model, or one that tokenises the text
         differently.
         """
         ids, text = self._known.token_ids, replace_surrogates(self._known.text)
-        return self.worker.submit("read", model=model, token_ids=ids, text=text, add_bos=self.add_bos)
+        asked = self.worker.submit("read", model=model, token_ids=ids, text=text, add_bos=self.add_bos)
+        self._readings.add(asked)
+        asked.add_done_callback(self._readings.discard)
+        return asked
 
     # -- which positions ----------------------------------------------------------------------------------------------
 

@@ -8,6 +8,10 @@ from itertools import count
 from typing import Any
 
 
+class RequestCancelled(Exception):
+    """The request has been cancelled, so nothing follows from its result."""
+
+
 def finished(result: Any) -> Future[Any]:
     """Returns a future with the given result."""
     future: Future[Any] = Future()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from refine_lab.explore.attribution import Cell, WriteAttribution, write_attribu
 from refine_lab.explore.document_cache import CachedDocument, DocumentCache
 from refine_lab.explore.erasing import Erasure, Prediction, predict
 from refine_lab.explore.erasing import erase as erase_writes
+from refine_lab.explore.interruption import interruptible
 from refine_lab.explore.lens import LayerLens, layer_lens
 from refine_lab.explore.reading import DocumentReading, long_short, read_document, statistics_of
 from refine_lab.explore.rollouts import PrefixRollouts, rollouts_at
@@ -58,9 +60,13 @@ class Session:
     def __init__(self, device: str = "auto") -> None:
         self.device = device
         self.between: Callable[[], None] = lambda: None
-        "Called before each token of a rollout; an exception that it raises ends the call."
+        "Called before each token of a rollout and each module of a pass; an exception that it raises ends the call."
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
         self._documents = DocumentCache()
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        """Lets `between` end the calls in a `with` block, also within a forward or backward pass."""
+        return interruptible(self.between)
 
     def open(self, model: str) -> dict[str, Any]:
         """Loads the model; returns `parameters`, `updates`, their `methods`, whether it is `adapting`, and `kept` copies."""

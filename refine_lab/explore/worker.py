@@ -10,7 +10,7 @@ A request with a `version`, that of a reading, is refused if the model's weights
     from it    ("step", id, value)    ("result", id, value)    ("error", id, type, message)
 
 A stopped job ends with the result None after its current step. A cancelled call is not begun, or ends before the next token
-of its rollouts; its result is None.
+of its rollouts or the next module of a model's forward or backward pass; its result is None.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class RequestLoop:
                 raise ValueError(f"a session has no method {method!r}")
             if version := arguments.pop("version", None):
                 self.session.expect(arguments["model"], version)
-            value = getattr(self.session, method)(**arguments)
+            with self.session.interruptible():
+                value = getattr(self.session, method)(**arguments)
             if isinstance(value, GeneratorType):
                 if self.job is not None:
                     raise ValueError("a model is being adapted already: stop the adaptation first")

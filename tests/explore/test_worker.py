@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from refine_lab.explore.client import Worker, WorkerDied
+from refine_lab.explore.targets import Target
 from refine_lab.ttt_config import TTTConfig
 from tests.support.paths import ROOT
 from tests.support.refusals import naming
@@ -131,5 +132,14 @@ def test_cancelled_calls_end_before_the_next_token(worker: Worker) -> None:
     assert time.monotonic() - began < 10, "each of them takes much longer"
     (made,) = worker.call("rollouts", model=MODEL, token_ids=IDS, positions=[120], n=2, k=3)
     assert made.rollout_ids.shape == (2, 3)
+    document = np.resize(IDS, 60_000)
+    target = Target(position=len(document) - 1, token_ids=(5,))
+    for method, arguments in (("read", {}), ("attribute", {"target": target})):
+        running = worker.submit(method, model=MODEL, token_ids=document, **arguments)
+        time.sleep(0.5)
+        began = time.monotonic()
+        worker.cancel(running)
+        assert running.result(120) is None, method
+        assert time.monotonic() - began < 10, f"{method} ends before the next module"
     worker.cancel(running)  # has ended: nothing happens
     assert worker.call("open", model=MODEL)["updates"] == 0

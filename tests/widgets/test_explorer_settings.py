@@ -173,7 +173,8 @@ def test_a_cancelled_reading_leaves_the_document_that_is_shown(explorer: RewardE
     asked.result(SECONDS)
     assert explorer.exploration.document is document and explorer.token_map.text is text
     assert explorer.inspector.rollouts is before and not explorer.notice.busy
-    assert explorer.notice.status == "Cancelled. The settings are those of the rollouts shown."
+    assert explorer.notice.status == "Cancelled. The document that was read before is still shown."
+    assert explorer.notice.stale, "another document than that in the field is shown"
     explorer.explore(50).result(SECONDS)
     assert explorer.error == "" and 50 in explorer.inspector.rollouts["position"].tolist()
     busy = explorer.read(TEXT * 40)  # the worker reads one document at a time

@@ -10,6 +10,7 @@ from typing import Any
 import ipywidgets
 import traitlets
 
+from refine_lab.explore.futures import RequestCancelled
 from refine_lab.text import replace_surrogates
 from widgets.core.base import guarded, sentence
 from widgets.core.notice import Notice
@@ -130,13 +131,17 @@ class Panel(ipywidgets.VBox):
         """Calls `begin`, passes each result to the next function, and returns a future of the last result.
 
         Each function may return a future, whose result is then passed on. An exception ends the chain: it is displayed,
-        and the returned future raises it.
+        and the returned future raises it. RequestCancelled ends it as well, and the returned future's result is None.
         """
         following: Future[Any] = Future()
 
         def advance(step: Callable[[], Any], rest: Sequence[Callable[[Any], Any]]) -> None:
             try:
                 result = step()
+            except RequestCancelled:
+                self._count(-1)
+                following.set_result(None)
+                return
             except Exception as error:  # the future raises it
                 self.report("")
                 self.error = sentence(error)

@@ -161,8 +161,12 @@ class SettingsPanel(Panel):
     def busy_changed(self, busy: bool) -> None:
         """Shows whether a request is pending, and then whether the rollouts belong to the settings."""
         self.bar.can_cancel = busy
-        self.notice.stale = not busy and self._shown is not None and self._shown[0] != self.exploration.settings
+        self.notice.stale = not busy and self._outdated()
         super().busy_changed(busy)
+
+    def _outdated(self) -> bool:
+        """Returns whether what is shown belongs to earlier settings."""
+        return self._shown is not None and self._shown[0] != self.exploration.settings
 
     # -- events of the page --------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.futures import then
 from refine_lab.explore.targets import Target
 from refine_lab.validation import require
-from widgets.core.panel import Panel
+from widgets.parts.cancelling_panel import CancellingPanel
 from widgets.parts.memory_grid import MemoryGrid
 from widgets.parts.memory_metrics import heads_named, listed, tokens_in
 from widgets.parts.token_text import TokenText
@@ -23,7 +23,7 @@ NEIGHBOURS = 1
 """Number of tokens on each side of the strongest write that are marked with it."""
 
 
-class ErasingPanel(Panel):
+class ErasingPanel(CancellingPanel):
     """Marks and erases writes; a subclass has the document, the attribution and the views, and shows the result."""
 
     exploration: Exploration

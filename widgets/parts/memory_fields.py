@@ -73,7 +73,7 @@ def memory_layout(view: Any) -> tuple[dict[str, Any], list[Any]]:
     }
     for button in buttons.values():
         button.layout.width = "auto"
-    reading = in_rows([fields["model"], buttons["read"]])
+    reading = in_rows([fields["model"], buttons["read"], view.cancel_button])
     asked = in_rows([*(fields[name] for name in ("answer", "against", "tokens")), buttons["explain"]])
     erasing = in_rows(
         [

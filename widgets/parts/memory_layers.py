@@ -16,8 +16,8 @@ from refine_lab.explore.transplant import Counterfactual
 from refine_lab.text import replace_surrogates
 from refine_lab.validation import require
 from widgets.core.base import Widget
-from widgets.core.panel import Panel
 from widgets.figures.tables import visible
+from widgets.parts.cancelling_panel import CancellingPanel
 from widgets.parts.controls import in_rows, text_field
 from widgets.parts.memory_grid import NAMES, MemoryGrid
 from widgets.parts.memory_result import number
@@ -25,7 +25,7 @@ from widgets.parts.text_tables import TextTables
 from widgets.parts.token_text import texts_of, token_decoder, token_text
 
 
-class MemoryLayers(Panel):
+class MemoryLayers(CancellingPanel):
     """The prediction after each layer, and what one replaced stretch of the document changes, head by head.
 
     `follow` says which document and target are meant; everything works without a page: `lens`, `counterfactual`.
@@ -52,7 +52,7 @@ class MemoryLayers(Panel):
         ask = self.button("ask", "Read both documents and exchange the memory head by head", "Compare documents")
         lens = self.button("lens", "What each layer would predict at the explained position", "Layer lens")
         ask.layout.width = lens.layout.width = "auto"
-        parts = [in_rows([lens]), self.table, *self.fields.values(), in_rows([ask]), self.grid]
+        parts = [in_rows([lens]), self.table, *self.fields.values(), in_rows([ask, self.cancel_button]), self.grid]
         self._box = ipywidgets.VBox([self.notice, *parts])
         self._box.layout.display = "none"
         self._open.observe(self._on_open, "value")
@@ -88,7 +88,8 @@ class MemoryLayers(Panel):
 
         def ask() -> Future[LayerLens]:
             known, wanted = self._known(), self._explained()
-            return self.exploration.worker.submit(
+            return self.request(
+                self.exploration.worker,
                 "lens",
                 model=self.exploration.model,
                 token_ids=known.token_ids,
@@ -121,7 +122,7 @@ class MemoryLayers(Panel):
             asked = [finished(documents)]
             for ids, continuation in ((original, ()), (changed, tuple(wanted))):
                 prompt = {"token_ids": np.append(ids, question), "position": len(ids) + len(question) - 1}
-                asked.append(exploration.worker.submit("predict", **common, **prompt, continuation=continuation))
+                asked.append(self.request(exploration.worker, "predict", **common, **prompt, continuation=continuation))
             return together(asked)
 
         def exchange(results: list[Any]) -> Future[Any]:
@@ -131,7 +132,7 @@ class MemoryLayers(Panel):
             answer = self._text(answers[1])
             require(answers[0] != answers[1], "the model's answer to the changed document", answer, allowed)
             pair = {"token_ids": original, "changed": changed, "question": question.tolist()}
-            asked = exploration.worker.submit("counterfactual", **common, **pair, answers=answers)
+            asked = self.request(exploration.worker, "counterfactual", **common, **pair, answers=answers)
             return then(lambda found: (found, answers), asked)
 
         def show(results: tuple[Counterfactual, Any]) -> None:

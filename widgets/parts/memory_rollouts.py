@@ -10,13 +10,13 @@ import pandas as pd
 
 from refine_lab.explore.erasing import Erasure, Prediction
 from refine_lab.explore.exploration import Exploration
-from refine_lab.explore.futures import then
+from refine_lab.explore.futures import together
 from refine_lab.explore.rollout_pairs import pair_rollouts
 from refine_lab.explore.rollouts import PrefixRollouts, rollout_frame
 from refine_lab.explore.targets import Target
 from refine_lab.method.rewards import cosine
 from refine_lab.validation import MOST_SEED, require
-from widgets.core.panel import Panel
+from widgets.parts.cancelling_panel import CancellingPanel
 from widgets.parts.controls import in_rows, number_field
 from widgets.parts.number_field import show_refusals
 from widgets.parts.rollout_pairs import RolloutPairs
@@ -26,7 +26,7 @@ NAMES = ("all writes", "erased")
 """Short names of the two sides."""
 
 
-class MemoryRollouts(Panel):
+class MemoryRollouts(CancellingPanel):
     """Rolls out from the explained position with all writes and without the erased ones.
 
     `follow` says which position and erasure are meant. The reference is what follows in the document, and at its end the
@@ -47,7 +47,7 @@ class MemoryRollouts(Panel):
         show_refusals(self, self.fields.values())
         tooltip = "Roll out from the explained position with all writes and without the erased ones"
         button = self.button("roll_out", tooltip, "Roll out both")
-        self.children = [in_rows([*self.fields.values(), button]), self.notice, self.rollout_pairs]
+        self.children = [in_rows([*self.fields.values(), button, self.cancel_button]), self.notice, self.rollout_pairs]
         self._show_or_hide()
 
     @property
@@ -82,7 +82,7 @@ class MemoryRollouts(Panel):
         settings = {name: field.value for name, field in self.fields.items()}
         self.report("Rolling out with and without the erased writes…")
 
-        def ask() -> Future[pd.DataFrame]:
+        def ask() -> Future[list[Any]]:
             if asked is None:
                 raise ValueError("nothing is erased yet: mark tokens, and press Erase")
             target, prediction, erasure = asked
@@ -94,11 +94,12 @@ class MemoryRollouts(Panel):
             request = {"model": exploration.model, "token_ids": ids, "positions": [target.position], **settings}
             request["version"] = exploration._known.reading.version
             without = {"erased": erasure.erased, "cells": erasure.cells}
-            made = [exploration.worker.submit("rollouts", **request, **each) for each in ({}, without)]
-            return then(_paired, *made)
+            made = [self.request(exploration.worker, "rollouts", **request, **each) for each in ({}, without)]
+            return together(made)
 
-        def show(pairs: pd.DataFrame) -> None:
+        def show(made: list[list[PrefixRollouts]]) -> None:
             if asked is self._asked and exploration is self.exploration:
+                pairs = _paired(*made)
                 target = asked[0] if asked else None
                 assert target is not None
                 end = target.position == len(exploration._known.token_ids) - 1

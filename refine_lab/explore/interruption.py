@@ -1,0 +1,30 @@
+"""Ends a model's forward or backward pass between two of its modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+
+@contextmanager
+def interruptible(check: Callable[[], None]) -> Iterator[None]:
+    """Calls `check` before each module of every forward pass in a `with` block, and again in the backward pass.
+
+    An exception that `check` raises ends the pass. Values and gradients do not change.
+    """
+
+    def before(_: Any, inputs: tuple[Any, ...]) -> None:
+        check()
+        for each in inputs:
+            if isinstance(each, Tensor) and each.grad_fn is not None:
+                each.register_hook(lambda gradient: check())
+
+    hook = register_module_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        hook.remove()
