@@ -317,7 +317,7 @@ class TTTPanel(AdaptingPanel):
         refine = {"REFINE": replace(self._refine, reward=values["reward"]), "SFT": None}.get(
             method, self._initial.refine
         )
-        return replace(self._initial, refine=refine, steps=values["steps"], lr=values["lr"])
+        return replace(self._initial, refine=refine, steps=values["steps"], lr=float(values["lr"]))
 
     def _begin_run(self, methods: Sequence[str], weights: Weights | None) -> Future[Any]:
         self._require_idle()

@@ -144,11 +144,11 @@ def test_a_hostile_document_is_pasted(lab: Lab) -> None:
     text = "<img src=x onerror=window.hacked=1></script>\u202eturned\u2069 \0 \x1b[31m \U0001f44d\U0001f3fd "
     paste = """(node, text) => { node.value = text + String.fromCharCode(0xd83d);
         for (const name of ["input", "change"]) node.dispatchEvent(new Event(name, { bubbles: true })); }"""
-    lab.page.locator(".widget-textarea textarea").first.evaluate(paste, text)
+    lab.page.locator(".entry-field textarea").first.evaluate(paste, text)
     lab.page.get_by_role("button", name="Read", exact=True).click()
     lab.page.wait_for_function("Number(document.querySelector('.token-map').dataset.tokens) < 70")
     wait_for_status(lab, "rollouts at [1-8] sampled positions?, mean hybrid reward")
-    sent = "document.querySelector('.widget-textarea textarea').value.slice(-2)"
+    sent = "document.querySelector('.entry-field textarea').value.slice(-2)"
     assert lab.page.evaluate(sent) == " \ufffd"  # the field says what is read
     assert lab.page.locator(".notice .error").first.inner_text() == ""
     assert lab.page.evaluate("window.hacked") is None
@@ -179,7 +179,7 @@ def test_ttt_live(lab: Lab, tmp_path: Path) -> None:
     assert lab.page.get_by_label("answer after REFINE", exact=True).input_value() != ""
     assert lab.page.get_by_label("reference answer", exact=True).input_value() == "width"
     lab.page.locator(".widget-label", has_text=f"Adapted with REFINE ({steps} update").wait_for()
-    field = lab.page.locator(".widget-label:has-text('save weights as') + input")
+    field = lab.page.get_by_label("save weights as")
     field.fill(str(tmp_path / "mine"))
     lab.page.get_by_role("button", name="Save weights").click()
     wait_for_status(lab, "^Saved to .*mine, which refine_lab.load_model reads as a model")

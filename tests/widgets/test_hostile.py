@@ -11,7 +11,7 @@ from refine_lab.explore.client import Worker
 from refine_lab.text import replace_surrogates
 from tests.support.explored import ADAPTED, explored
 from tests.support.hostile import HOSTILE
-from widgets.core.panel import TextField
+from widgets.parts.entry_field import EntryField
 from widgets.reward_explorer import RewardExplorer
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
@@ -108,6 +108,6 @@ def test_a_document_without_room_for_a_rollout_takes_the_place_of_the_last_one()
 
 
 def test_a_field_takes_half_of_a_pair_from_a_page() -> None:
-    field = TextField(value="before")
-    field.set_state({"value": "a\ud83d\u202e\0 \U0001f44d"})  # as a message sets it
+    field = EntryField(value="before", rows=2)
+    field._on_message(field, {"typed": "a\ud83d\u202e\0 \U0001f44d"}, [])  # as the page sends it
     assert field.value == "a\ufffd\u202e\0 \U0001f44d"

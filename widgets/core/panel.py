@@ -11,35 +11,8 @@ import ipywidgets
 import traitlets
 
 from refine_lab.explore.futures import RequestCancelled
-from refine_lab.text import replace_surrogates
 from widgets.core.base import guarded, sentence
 from widgets.core.notice import Notice
-
-
-class _AnyText:
-    """Accepts any text in a text field and sends it when focus leaves, so that a button press sees all of it.
-
-    If it were sent letter by letter, the last letters could arrive after the button press while the kernel is busy. An
-    unpaired surrogate becomes U+FFFD, since messages cannot carry it and ipywidgets would silently drop the text.
-    """
-
-    def set_state(self, sync_data: dict[str, Any]) -> None:
-        base: Any = super()
-        base.set_state(
-            {name: replace_surrogates(value) if isinstance(value, str) else value for name, value in sync_data.items()}
-        )
-
-
-class TextField(_AnyText, ipywidgets.Textarea):
-    """A text area that accepts any text (see `_AnyText`)."""
-
-    continuous_update = traitlets.Bool(False).tag(sync=True)
-
-
-class LineField(_AnyText, ipywidgets.Text):
-    """A field for one line of any text (see `_AnyText`)."""
-
-    continuous_update = traitlets.Bool(False).tag(sync=True)
 
 
 class FileField(ipywidgets.FileUpload):

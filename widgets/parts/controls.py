@@ -6,15 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets
-from ipywidgets import Checkbox, Dropdown, FloatText
+from ipywidgets import Checkbox, Dropdown
 
 from refine_lab.config import BUILT_IN_REWARDS
-from refine_lab.text import replace_surrogates
 from refine_lab.ttt_config import TTTConfig
 from refine_lab.validation import MOST_SEED, require
 from widgets.core.glossary import explain
-from widgets.core.panel import LineField, TextField
 from widgets.figures.series import KNOWN_METHODS
+from widgets.parts.entry_field import EntryField
 from widgets.parts.number_field import NumberField
 from widgets.parts.step_slider import StepSlider
 
@@ -30,12 +29,11 @@ def field(kind: Any, label: str, value: Any, width: str = "20.5em", **options: A
     return kind(value=value, description=label, tooltip=explain(label), layout=layout, style=style, **options)
 
 
-def text_field(label: str, text: str, rows: int) -> TextField:
-    return field(TextField, label, replace_surrogates(text), "auto", rows=rows)
-
-
-def line_field(label: str, text: str, placeholder: str) -> LineField:
-    return field(LineField, label, replace_surrogates(text), "auto", placeholder=placeholder)
+def text_field(label: str, text: str, rows: int, placeholder: str = "") -> EntryField:
+    """Creates a field for a text as wide as its panel, with that many rows; 0: for one line."""
+    made = EntryField("auto", label=label, value=text, rows=rows, placeholder=placeholder, help=explain(label))
+    made.add_class("as-field")
+    return made
 
 
 def method_boxes(methods: Sequence[str]) -> dict[str, Checkbox]:
@@ -98,20 +96,22 @@ def ttt_fields(
     method = field(Dropdown, "method", chosen, options=[*dict.fromkeys([chosen, "REFINE", "SFT"])])
     rewards = field(Dropdown, "reward", reward, options=[*BUILT_IN_REWARDS])
     ipywidgets.dlink((method, "value"), (rewards, "disabled"), transform=lambda name: name != "REFINE")
+    weights = ipywidgets.Label("Original weights.")
+    weights.add_class("wrapped")
     document, question, reference = texts
     return {
         "document": text_field("Document", document, 5),
         "question": text_field("Question", question, 2),
-        "reference": line_field("Reference answer", reference, "optional; answers are then marked right or wrong"),
+        "reference": text_field("Reference answer", reference, 0, "optional; answers are then marked right or wrong"),
         "method": method,
         "reward": rewards,
         "steps": number_field("steps", config.steps, 1, 1_000_000),
-        "lr": field(FloatText, "lr", config.lr, step=1e-5),
+        "lr": number_field("lr", config.lr, 0, 1e10, step=1e-5, whole=False),
         "answer_tokens": number_field("max answer tokens", answer_tokens, 1, 1_000_000),
         "held_out": slider,
-        "weights": ipywidgets.Label("Original weights."),
+        "weights": weights,
         "saved": _kept_weights(),
-        "folder": line_field("save weights as", "", "a name under runs/"),
+        "folder": EntryField("24em", label="save weights as", placeholder="a name under runs/"),
     }
 
 

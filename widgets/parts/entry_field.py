@@ -1,4 +1,4 @@
-"""A field for one line of text, with an optional list of choices beside it and the error of its owner below."""
+"""A field for text, with an optional list of choices beside it and the error of its owner below."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Choice(NamedTuple):
 
 
 class EntryField(Widget):
-    """One line of text. Buttons of its panel that are pressed after an entry wait on the page until Python has taken it.
+    """One line of text, or several. Buttons of its panel that are pressed after an entry wait until Python has taken it.
 
     What is typed stays in the field, also if its owner sets `error`, which is cleared by the next entry. With `choices`,
     a list beside the text sets it, and any other text can still be typed.
@@ -39,6 +39,8 @@ class EntryField(Widget):
     "Entries of the list (`Choice`); empty: there is no list."
     list_label = traitlets.Unicode("choose from a list").tag(sync=True)
     "What the list shows while the text is none of its entries."
+    rows = traitlets.Int(0).tag(sync=True)
+    "Height in rows of a field with several lines; 0: the field has one line."
     disabled = traitlets.Bool(False).tag(sync=True)
     "Whether the text cannot be changed on the page."
 

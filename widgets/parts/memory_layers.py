@@ -44,9 +44,8 @@ class MemoryLayers(CancellingPanel):
         self.fields = {
             "replace": text_field("Replace", "", 1),
             "by": text_field("by", "", 1),
-            "answer": text_field("Changed answer", "", 1),
+            "answer": text_field("Changed answer", "", 0, "empty: what the model answers to the changed document"),
         }
-        self.fields["answer"].placeholder = "empty: what the model answers to the changed document"
         self._open = ipywidgets.ToggleButton(description="Layer lens and counterfactual", icon="caret-right")
         self._open.layout = ipywidgets.Layout(width="auto", align_self="flex-start")
         ask = self.button("ask", "Read both documents and exchange the memory head by head", "Compare documents")

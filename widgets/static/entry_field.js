@@ -1,4 +1,4 @@
-// One line of text, with a list beside it that sets it. Python answers each text, and buttons of the panel wait for the answer:
+// Text of one line or several, with a list beside it that sets it. Python answers each text, and buttons of the panel wait for the answer:
 // JupyterLab sends the messages of two widgets to two threads of the kernel, where the later one may be handled first.
 
 import { follow, html, keepKeys, rootOf, unanswered } from "./shared.js";
@@ -11,7 +11,8 @@ function render({ model, el }) {
   root.dataset.asks = true;
   const id = `entry-${Math.random().toString(36).slice(2)}`;
   html("label", { for: id, title: model.get("help") }, root, model.get("label"));
-  const input = html("input", { id, type: "text", spellcheck: false, autocomplete: "off", placeholder: model.get("placeholder") }, root);
+  const [rows, shared] = [model.get("rows"), { id, spellcheck: false, autocomplete: "off", placeholder: model.get("placeholder") }];
+  const input = rows ? html("textarea", { ...shared, rows }, root) : html("input", { ...shared, type: "text" }, root);
   const list = html("select", { "aria-label": model.get("list_label") }, root);
   root.append(error);
   error.id = `${id}-error`;
@@ -26,7 +27,10 @@ function render({ model, el }) {
     list.selectedIndex = Math.max(at(input.value), at(`runs/${input.value}`), 0); // 0: none of the entries
   };
   const show = () => {
-    if (!sent && input.value === known) input.value = known = model.get("value"); // else more has been typed since
+    if (!sent && input.value === known) {
+      input.value = model.get("value"); // else more has been typed since
+      known = input.value; // whose ends of lines may differ
+    }
     choose();
   };
   const build = () => {

@@ -2,7 +2,7 @@
 
 import { follow, html, keepKeys, put, takeKey } from "./shared.js";
 
-const FIELDS = ".widget-text, .widget-textarea, .widget-dropdown, .number-field, .step-slider, [data-asks]";
+const FIELDS = ".widget-dropdown, .number-field, .step-slider, [data-asks]";
 const BUTTONS = ".jupyter-button, button[data-asks], canvas.text";
 
 /** JupyterLab takes arrows and letters in a list or on a button for its commands: the next cell, another cell, this one cut. */
