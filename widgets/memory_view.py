@@ -181,8 +181,8 @@ class MemoryView(ErasingPanel):
             self.token_map.show(self._text)
             self.report("Cancelled. No document is shown: press Read.")
         elif self.target is not None:
-            self.report(f"Cancelled. Still shown: {explained(self.target, self._decode)}.")
-        self._show_whether_stale()
+            other = ", in the document that was read before" if self._outdated() else ""
+            self.report(f"Cancelled. Still shown: {explained(self.target, self._decode)}{other}.")
 
     def choose(self, cells: Collection[Cell] | None) -> None:
         """Restricts the colours, and what is erased next, to some heads; None: all of them."""
@@ -305,19 +305,16 @@ class MemoryView(ErasingPanel):
 
         return self.after(ask, attribute, show)
 
-    def _show_whether_stale(self) -> None:
-        """Shows whether what is shown belongs to another document, model or answer than the fields have."""
-        known, fields = self.exploration.document, self.fields
-        asked = fields["model"].value.strip(), fields["document"].value
-        shown = known is not None and (self.exploration.model, replace_surrogates(known.text))
-        answer = fields["answer"].value, fields["against"].value
-        stale = known is not None and (asked != shown or self._answered not in (None, answer))
-        self.notice.stale = stale and not self.notice.busy
+    def _outdated(self) -> bool:
+        """Returns whether another document, or that of another model, is shown than the fields have."""
+        known, asked = self.exploration.document, (self.fields["model"].value.strip(), self.fields["document"].value)
+        return known is not None and asked != (self.exploration.model, replace_surrogates(known.text))
 
     def busy_changed(self, busy: bool) -> None:
+        """Shows whether a request is pending, and whether what is shown belongs to earlier fields."""
+        answer = self.fields["answer"].value, self.fields["against"].value
+        self.notice.stale = self._outdated() or self._answered not in (None, answer)
         super().busy_changed(busy)
-        if not busy:
-            self._show_whether_stale()
 
     def _show_alone(self, asked: object, found: tuple[Target, Prediction]) -> None:
         """Shows a prediction whose writes cannot be attributed, unless another one is shown."""

@@ -33,12 +33,14 @@ def test_a_cancelled_reading_leaves_what_is_shown_and_marks_it(worker: Worker) -
     assert view.cancel_button.disabled and not view.notice.stale
 
     asked = view.read(LONG)
+    assert view.notice.stale
     time.sleep(0.5)  # within the reading
     cancelled(view, asked)
     assert view.exploration.document is document and view.result.result is result
     assert view.token_map.metrics["effect"].values is values
     position = len(document.token_ids) - 1 if document else 0
-    assert view.notice.status == f"Cancelled. Still shown: log p of “·width” after token {position}."
+    told = f"Cancelled. Still shown: log p of “·width” after token {position}, in the document that was read before."
+    assert view.notice.status == told
     assert view.notice.stale, "what is shown is of another document than that in the field"
 
     view.read(TEXT).result(SECONDS)

@@ -117,7 +117,7 @@ def ttt_fields(
 
 def _kept_weights() -> Dropdown:
     """Returns the choice of the weights to save, hidden while only the current ones can be saved."""
-    made = field(Dropdown, "weights to save", "", options=[(CURRENT, "")])
+    made = field(Dropdown, "weights to save", "", "25em", options=[(CURRENT, "")])
     made.layout.display = "none"
     return made
 

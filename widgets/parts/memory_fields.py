@@ -28,7 +28,7 @@ def memory_fields(model: str, text: str, answer: str, against: str) -> dict[str,
         "answer": _entry("answer", answer, "18em", own),
         "against": _entry("compared with", against, "20em", "empty: no contrast"),
         "tokens": number_field("tokens at a click", 1, 1, 64),
-        "erased": _entry("tokens to erase", "", "16em", "646-648, 805"),
+        "erased": _entry("tokens to erase", "", "17em", "646-648, 805"),
         "path": _entry("file of the state", "state.safetensors", "26em", ""),
     }
 
