@@ -91,7 +91,7 @@ def test_a_click_explains_heads_restrict_and_erasing_is_undone(lab: Lab) -> None
 def test_the_saved_page_fits_a_narrow_screen_and_goes_to_a_write(
     lab: Lab, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    (path,) = tmp_path_factory.getbasetemp().rglob("memory.html")
+    (path,) = tmp_path_factory.getbasetemp().glob("lab*/memory.html")
     browser = lab.page.context.browser
     assert isinstance(browser, playwright.Browser)
     with faultless_page(browser, viewport={"width": 480, "height": 900}) as page:
