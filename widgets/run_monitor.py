@@ -179,7 +179,7 @@ class RunMonitor(Panel):
         saved = [row["name"] for row in self.table.rows if row["saved"]]
         require(name is None or name in saved, "the run", name, "a run of the table with a checkpoint")
         if name is not None:
-            path = self.folder / name
+            path = self.folder.absolute() / name
             model = f"{IN_RUNS}{name}" if self.folder.resolve() == runs_dir().resolve() else str(path)
             if self.memory is None:
                 self.memory = MemoryView(model, answer=sample_document().answer)

@@ -139,6 +139,15 @@ def test_a_new_kernel_finds_the_run_and_stops_it(monitored: Monitored) -> None:
     assert len(re.findall("[ML]", monitored.line())) == len(decimate(losses)), "long curves are thinned"
 
 
+def test_a_row_opens_the_memory_of_its_run(monitored: Monitored) -> None:
+    page = monitored.page
+    page.get_by_role("button", name="show the memory of").click()
+    page.locator(".memory-result h3", has_text="·width").wait_for()
+    assert monitored.run.name in page.locator(".memory-result").inner_text()
+    monitored.press(f"close the memory of SFT, seed 0, {monitored.run.name}")
+    page.locator(".memory-result").wait_for(state="detached")
+
+
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_it_is_readable_in_both_themes(monitored: Monitored, theme: str) -> None:
     change_theme(monitored.page, theme)

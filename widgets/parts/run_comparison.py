@@ -46,7 +46,7 @@ class RunComparison(ipywidgets.VBox):
         self._first: str | None = None  # the measure that is shown if none is chosen
         self._scores: tuple[Any, Any] = (None, ({}, None))
         self.reference = field(ipywidgets.Dropdown, "compare with", None, "34em", options=[])
-        self.measure = field(ipywidgets.Dropdown, "measure", None, "26em", options=[])
+        self.measure = field(ipywidgets.Dropdown, "measure", None, "34em", options=[])
         self._shown = ipywidgets.HTML()
         scrolls = ipywidgets.Box([self._shown], layout=ipywidgets.Layout(overflow="auto"))
         super().__init__([in_rows([self.reference, self.measure]), scrolls])
