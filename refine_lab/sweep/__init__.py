@@ -3,8 +3,9 @@
     python -m refine_lab.sweep notebooks/midtrain.ipynb -p lr 1e-4,3e-4 -p seeds 0:8 --out DIR
     refine_lab.sweep("midtrain", {"lr": [1e-4, 3e-4], "seeds": range(8)}, "DIR")      # the same in Python
 
-`grid` reads the notebook and the values, `cells` describes the folders, `runner` executes the cells in local processes,
-`execute` is the process of one cell, `estimate` estimates time and disk space, and `tables` writes the table of results.
+`grid` reads the notebook and the values, `cells` describes the folders, `runner` executes the cells in local processes
+(`local`) or on a Ray cluster (`cluster`), `execute` is the process of one cell, `estimate` estimates time and disk
+space, and `tables` writes the table of results.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from refine_lab.sweep.grid import split_values
-from refine_lab.sweep.runner import check_processes, plan, sweep
+from refine_lab.sweep.runner import check_places, plan, sweep
 from refine_lab.sweep.tables import text_table
 from refine_lab.validation import require
 
@@ -31,7 +31,12 @@ def parser() -> argparse.ArgumentParser:
     text = "A parameter and one value, which may contain any characters; a list is written as in 0,1."
     made.add_argument("-r", "--raw", metavar=("NAME", "VALUE"), help=text, **named)
     made.add_argument("--out", required=True, metavar="DIR", help="Folder of the cells and of the table of results.")
-    made.add_argument("--processes", type=int, default=1, metavar="N", help="Number of cells executed at a time (1).")
+    text = "Number of cells executed at a time (1; on a Ray cluster, as many as it has room for)."
+    made.add_argument("--processes", type=int, metavar="N", help=text)
+    text = "Execute the cells on a Ray cluster, such as auto or host:6379, whose nodes share DIR (docs/remote.md)."
+    made.add_argument("--ray", metavar="ADDRESS", help=text)
+    made.add_argument("--cpus", type=int, default=1, metavar="N", help="CPU cores of each cell on a Ray cluster (1).")
+    made.add_argument("--gpus", type=float, default=0, metavar="N", help="GPUs of each cell on a Ray cluster (0).")
     made.add_argument("--dry-run", action="store_true", help="Print the grid and an estimate of time and disk space.")
     return made
 
@@ -68,14 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rest, pairs = without_pairs(sys.argv[1:] if arguments is None else arguments)
     chosen = parser().parse_args(rest)
     try:
-        check_processes(chosen.processes)
+        places = {name: getattr(chosen, name) for name in ("processes", "ray", "cpus", "gpus")}
+        check_places(**places)
         grid = grid_of(pairs["parameter"], pairs["raw"])
         if chosen.dry_run:
             planned = plan(chosen.notebook, grid, chosen.out)
             print(text_table(planned.frame().drop(columns=["measures", "error", "seconds"])), flush=True)
-            print(planned.estimate().sentence(chosen.processes))
+            print(planned.estimate().sentence(chosen.processes or 1))
             return 0
-        result = sweep(chosen.notebook, grid, chosen.out, processes=chosen.processes)
+        result = sweep(chosen.notebook, grid, chosen.out, **places)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

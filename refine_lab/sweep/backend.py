@@ -1,4 +1,4 @@
-"""The interface between the runner and the place where cells are executed; `local` implements it for this machine."""
+"""The interface between the runner and the place where cells are executed: `local`, or `cluster` for Ray."""
 
 from __future__ import annotations
 
@@ -38,8 +38,15 @@ class Execution(Protocol):
 class Backend(Protocol):
     """Starts cells: each is the command `python -m refine_lab.sweep.execute FOLDER`."""
 
-    processes: int
-    "Number of cells that are executed at a time."
+    @property
+    def processes(self) -> int:
+        """Returns the number of cells that are executed at a time."""
+        ...
+
+    @property
+    def submitted(self) -> int:
+        """Returns the number of cells that are started at a time; those beyond `processes` wait for a scheduler."""
+        ...
 
     def start(self, cell: Cell) -> Execution:
         """Prepares the folder of a cell and starts its process. Raises RuntimeError if another process executes it."""

@@ -52,6 +52,10 @@ class LocalProcesses:
 
     processes: int = 1
 
+    @property
+    def submitted(self) -> int:
+        return self.processes
+
     def start(self, cell: Cell) -> LocalExecution:
         make_folder(cell.folder)
         threads = str(max(1, (os.cpu_count() or 1) // self.processes))

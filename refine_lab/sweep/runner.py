@@ -1,9 +1,10 @@
-"""Executes the cells of a grid in local processes, and resumes a sweep that was interrupted."""
+"""Executes the cells of a grid in local processes or on a Ray cluster, and resumes a sweep that was interrupted."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -17,6 +18,7 @@ from refine_lab.runs.process import raised_sigterm
 from refine_lab.runs.run import Run
 from refine_lab.sweep.backend import Backend, Execution, stop_all
 from refine_lab.sweep.cells import Cell, cell_of
+from refine_lab.sweep.cluster import RayCluster, check_resources, require_ray
 from refine_lab.sweep.grid import Grid, combinations, read_notebook
 from refine_lab.sweep.local import LocalProcesses
 from refine_lab.sweep.tables import Screen, cell_frame, write_tables
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from refine_lab.sweep.estimate import Estimate
 
 Log = Callable[[str], object]
+MOST_PROCESSES = 256
+"""Maximum number of cells that are executed at a time."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,15 @@ def plan(notebook: Path | str, grid: Grid | Sequence[Grid], out: Path | str) -> 
 
 
 def sweep(
-    notebook: Path | str, grid: Grid | Sequence[Grid], out: Path | str, *, processes: int = 1, log: Log = print
+    notebook: Path | str,
+    grid: Grid | Sequence[Grid],
+    out: Path | str,
+    *,
+    processes: int | None = None,
+    ray: str | None = None,
+    cpus: int = 1,
+    gpus: int | float = 0,
+    log: Log = print,
 ) -> Sweep:
     """Executes a notebook for every combination of parameter values, each in a process and a folder of its own.
 
@@ -93,8 +105,12 @@ def sweep(
 
     A finished cell is not executed again. One that was interrupted or failed is, and its notebook continues the runs
     that are in its folder. A cell whose notebook (its code) or parameters have changed is another cell. Files that a
-    parameter names do not count, nor does the code of this package. `processes` cells are executed at a time. Rows of
-    the table are passed to `log` as cells end, and `sweep.json` and `sweep.txt` in `out` hold the whole table.
+    parameter names do not count, nor does the code of this package. `processes` cells are executed at a time (1). Rows
+    of the table are passed to `log` as cells end, and `sweep.json` and `sweep.txt` in `out` hold the whole table.
+
+    With `ray`, the address of a Ray cluster whose nodes share `out` and this checkout, the cluster executes as many
+    cells at a time as it has room for, at most `processes`; each is given `cpus` cores and `gpus` GPUs. A cell whose
+    node was lost is executed again on another one, where its runs continue from their checkpoints.
 
     A failed cell does not stop the others: its row has the last line of its error. See `Sweep.require_finished`. If
     waiting ends early (an interrupt, SIGTERM), the processes stop after their runs have saved.
@@ -106,32 +122,52 @@ def sweep(
     Raises ValueError or FileNotFoundError, before anything is created, for an unknown parameter, a value of another
     type, a value that the recipe's configuration refuses, and a notebook without declared parameters.
     """
-    check_processes(processes)
+    check_places(processes, ray, cpus, gpus)
     result = plan(notebook, grid, out)
-    make_folder(result.out)
-    require_locks(result.out)
-    _execute(result, LocalProcesses(processes), log)
+    with _backend(processes, ray, cpus, gpus, log) as backend:
+        make_folder(result.out)
+        require_locks(result.out)
+        _execute(result, backend, log)
     return result
 
 
-def check_processes(processes: int) -> None:
-    """Raises ConfigError unless that many cells can be executed at a time."""
-    require(1 <= processes <= 256, "processes", processes, "from 1 to 256")
+def check_places(processes: int | None, ray: str | None = None, cpus: int = 1, gpus: int | float = 0) -> None:
+    """Raises ConfigError unless that many cells can be executed at a time, with these cores and GPUs each.
+
+    Cores and GPUs are only for a Ray cluster, which reserves them, and for which Ray must be installed.
+    """
+    allowed = f"from 1 to {MOST_PROCESSES}"
+    require(processes is None or 1 <= processes <= MOST_PROCESSES, "processes", processes, allowed)
+    check_resources(cpus, gpus)
+    for name, value, default in (("cpus", cpus, 1), ("gpus", gpus, 0)):
+        allowed = f"{default} without the address of a Ray cluster (ray)"
+        require(ray is not None or value == default, name, value, allowed)
+    if ray is not None:
+        require(bool(ray.strip()), "ray", ray, "the address of a Ray cluster, such as auto or host:6379")
+        require_ray()
+
+
+def _backend(
+    processes: int | None, ray: str | None, cpus: int, gpus: int | float, log: Log
+) -> AbstractContextManager[Backend]:
+    if ray is None:
+        return nullcontext(LocalProcesses(processes or 1))
+    return RayCluster(ray, cpus=cpus, gpus=gpus, most=processes or MOST_PROCESSES, log=log)
 
 
 def _execute(result: Sweep, backend: Backend, log: Log) -> None:
-    """Executes the unfinished cells, `backend.processes` at a time."""
+    """Executes the unfinished cells, `backend.submitted` at a time."""
     waiting, screen = result.unfinished, Screen(result.cells, log)
     left = {cell.folder for cell in waiting}
     for cell in result.cells:
         if cell.folder not in left:
             screen.row(cell)
-    clock = _Clock(len(waiting), backend.processes)
+    clock = _Clock(len(waiting), backend)
     running: list[Execution] = []
     with raised_sigterm():
         try:
             while waiting or running:
-                while waiting and len(running) < backend.processes:
+                while waiting and len(running) < backend.submitted:
                     running += _started(waiting.pop(0), backend, screen)
                 ended = [each for each in running if each.ended]
                 running = [each for each in running if each not in ended]
@@ -169,8 +205,8 @@ def _settle(execution: Execution) -> None:
 class _Clock:
     """Estimates the time left from the mean time of the cells that have ended."""
 
-    def __init__(self, total: int, processes: int) -> None:
-        self._left, self._processes, self._seconds = total, processes, list[float]()
+    def __init__(self, total: int, backend: Backend) -> None:
+        self._left, self._backend, self._seconds = total, backend, list[float]()
 
     def left(self, cell: Cell) -> str:
         """Returns the time left after `cell` has ended, as minutes and seconds; empty after the last one."""
@@ -178,5 +214,5 @@ class _Clock:
         self._seconds += [cell.seconds] if cell.seconds else []
         if not self._left or not self._seconds:
             return ""
-        seconds = fmean(self._seconds) * self._left / min(self._processes, self._left)
+        seconds = fmean(self._seconds) * self._left / min(self._backend.processes, self._left)
         return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"

@@ -136,6 +136,8 @@ def _starting_point(run: Run) -> tuple[int, Path | None]:
     check_beginning(run)
     done, folder = resume_point(run.path) or (0, None)
     continues_after(run, done)
+    if folder is not None:
+        print(f"The run continues from {folder.relative_to(run.path)}.", flush=True)
     return done, folder
 
 
