@@ -122,7 +122,8 @@ check-first-half: $(READY)
 check-second-half: $(READY)
 	$(PYTEST) -m "($(SLOWER)) and not ($(APART))" tests $(addprefix --ignore ,$(FIRST_HALF) tests/benchmarks)
 
-long: $(READY) ## whole files of the benchmarks, from ../shared/data
+long: $(READY) ## whole files of the benchmarks, from ../shared/data; a Ray cluster; experiment trackers
+	$(PIP_INSTALL) --no-build-isolation -c requirements.lock -e '.[cluster,tracking]'
 	$(PYTEST) -m "long and not gpu" -s
 
 soak: $(READY) ## runs under power cuts, damage and faults, in large numbers

@@ -268,6 +268,18 @@ class Run:
                     "the checkpoints after the last recorded step, or start a new run"
                 )
 
+    def log_to(self, tracker: str, *, project: str) -> int:
+        """Copies the metrics to an experiment tracker, `trackio` or `wandb`, and returns the number of entries sent.
+
+        A run in progress is followed until it ends; an interrupt ends the following, not the run. Every step is one
+        entry, with names such as `train/ntp_loss` and `held_out/ntp_loss`; values that are not finite are left out.
+        Another call sends only what the tracker lacks. The tracker is configured by its own environment variables.
+        Raises ConfigError for another tracker, and for one that is not installed.
+        """
+        from refine_lab.runs.tracking import copy_metrics
+
+        return copy_metrics(self, MetricsTail(self), tracker, project)
+
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Returns step and folder of every complete checkpoint, in order."""
         return checkpoints(self.path)

@@ -49,7 +49,10 @@ class Backend(Protocol):
         ...
 
     def start(self, cell: Cell) -> Execution:
-        """Prepares the folder of a cell and starts its process. Raises RuntimeError if another process executes it."""
+        """Prepares the folder of a cell and starts its process.
+
+        Raises RuntimeError if another process executes the cell or has finished it.
+        """
         ...
 
 

@@ -57,10 +57,13 @@ class LocalProcesses:
         return self.processes
 
     def start(self, cell: Cell) -> LocalExecution:
+        """Starts the process of a cell. Raises RuntimeError if another process executes it or has finished it."""
         make_folder(cell.folder)
         threads = str(max(1, (os.cpu_count() or 1) // self.processes))
         environ = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)} if self.processes > 1 else {}
         with take_lock(cell.folder) as lock, (cell.folder / "log.txt").open("ab") as log:
+            if cell.result.get("state") == "finished":
+                raise RuntimeError(f"{cell.name} has been finished by another process")
             prepare(cell)
             environ[LOCKS] = str(lock.fileno())
             command = [*COMMAND, str(cell.folder)]

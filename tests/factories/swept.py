@@ -26,6 +26,20 @@ time.sleep(0 if mended else wait)
 if fail and not mended:
     raise RuntimeError("the first line\\nthe last line")"""
 
+TRAINING_PARAMETERS = """seeds: list[int] = [0]  # of the run
+steps: int = 1  # batches
+model: str = ""  # folder
+output: "Optional[str]" = None  # folder"""
+
+TRAINING = """from pathlib import Path
+
+from refine_lab.experiments.runs import text_runs
+from refine_lab.runs.queue import run_in_turn
+from tests.factories.durable_runs import tiny_config
+
+config = tiny_config(Path(model), seed=seeds[0], steps=steps, eval_every=1000, checkpoint_every=5)
+run_in_turn(text_runs([config], Path(output)), detach=False)"""
+
 
 def write_notebook(path: Path, parameters: str = PARAMETERS, body: str = BODY) -> Path:
     """Writes a notebook with a parameters cell and one cell of code."""

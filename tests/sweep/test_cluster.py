@@ -21,24 +21,10 @@ import pytest
 from refine_lab.sweep import Cell, cluster, plan
 from refine_lab.sweep.__main__ import main
 from tests.factories.durable_runs import tiny_model
-from tests.factories.swept import write_notebook
+from tests.factories.swept import TRAINING, TRAINING_PARAMETERS, write_notebook
 from tests.support.paths import ROOT
 
 with_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install -e '.[cluster]'")
-
-PARAMETERS = """seeds: list[int] = [0]  # of the run
-steps: int = 1  # batches
-model: str = ""  # folder
-output: "Optional[str]" = None  # folder"""
-
-TRAINING = """from pathlib import Path
-
-from refine_lab.experiments.runs import text_runs
-from refine_lab.runs.queue import run_in_turn
-from tests.factories.durable_runs import tiny_config
-
-config = tiny_config(Path(model), seed=seeds[0], steps=steps, eval_every=1000, checkpoint_every=5)
-run_in_turn(text_runs([config], Path(output)), detach=False)"""
 
 STEPS = 150
 
@@ -127,7 +113,7 @@ def power_off(nodes: Any, node: Any) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_signal_stops_the_runs_on_the_cluster_which_save_first(tmp_path, two_nodes):
     nodes, _ = two_nodes
-    notebook, out = write_notebook(tmp_path / "tiny.ipynb", PARAMETERS, TRAINING), tmp_path / "out"
+    notebook, out = write_notebook(tmp_path / "tiny.ipynb", TRAINING_PARAMETERS, TRAINING), tmp_path / "out"
     values = {"steps": "100000", "model": str(tiny_model(tmp_path / "model"))}
     process = start(notebook, out, values, nodes.address)
     (cell,) = plan(notebook, values, out).cells
@@ -146,7 +132,7 @@ def test_a_signal_stops_the_runs_on_the_cluster_which_save_first(tmp_path, two_n
 @pytest.mark.filterwarnings("ignore")
 def test_a_sweep_outlives_a_node_and_its_runs_continue_from_their_checkpoints(tmp_path, two_nodes):
     nodes, second = two_nodes
-    notebook, out = write_notebook(tmp_path / "tiny.ipynb", PARAMETERS, TRAINING), tmp_path / "out"
+    notebook, out = write_notebook(tmp_path / "tiny.ipynb", TRAINING_PARAMETERS, TRAINING), tmp_path / "out"
     values = {"seeds": "0:8", "steps": str(STEPS), "model": str(tiny_model(tmp_path / "model"))}
     process = start(notebook, out, values, nodes.address)
     cells = plan(notebook, {**values, "seeds": range(8)}, out).cells
