@@ -14,7 +14,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -52,16 +53,21 @@ class RayExecution:
     log: Callable[[str], object]
     attempt: int = 1
     _task: Any = field(init=False)
+    _future: Future[str | None] = field(init=False)
     _failure: str | None = None
     _done: bool = False
     _stopping: bool = False
 
     def __post_init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._task = self.submit(self.attempt)
+        self._future = self._task.future()  # asking Ray itself could lose a signal that arrives meanwhile
 
     @property
     def ended(self) -> bool:
-        if not self._done and imported_ray().wait([self._task], timeout=0)[0]:
+        if not self._done and self._future.done():
             self._collect()
         return self._done and not any(run.alive for run in self.cell.runs)
 
@@ -81,7 +87,7 @@ class RayExecution:
         """Reads the result of the task; submits the cell again if its worker or node was lost."""
         ray = imported_ray()
         try:
-            self._failure, self._done = ray.get(self._task), True
+            self._failure, self._done = self._future.result(), True
         except ray.exceptions.TaskCancelledError:
             self._done = True
         except ray.exceptions.RayTaskError as error:
@@ -93,15 +99,15 @@ class RayExecution:
             if not self._done:
                 self.attempt += 1
                 self.log(f"{self.cell.name}: {lost}; attempt {self.attempt} of {RETRIES + 1}")
-                self._task = self.submit(self.attempt)
+                self._begin()
 
 
 class RayCluster:
     """The backend that submits cells to a Ray cluster; entering the context connects to it.
 
     `address` is that of the cluster, such as `auto` or `host:6379`. Each cell gets `cpus` cores and `gpus` GPUs. At most
-    `most` cells are submitted at a time. Raises ConfigError if Ray is not installed, and on
-    entering if the cluster cannot be used.
+    `most` cells are submitted at a time. Raises ConfigError if Ray is not installed, and on entering if the cluster
+    cannot be used.
     """
 
     def __init__(
@@ -223,8 +229,10 @@ def execute_on_node(cell: Cell, marker: Path, attempt: int) -> str | None:
     try:
         while not execution.ended:
             time.sleep(0.2)
-    except KeyboardInterrupt:
-        stop_all([execution])
+    except KeyboardInterrupt:  # the task was cancelled
+        while not execution.ended:
+            with suppress(KeyboardInterrupt):  # Ray may repeat it
+                stop_all([execution])
     return None if cell.result else execution.failure()
 
 

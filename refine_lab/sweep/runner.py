@@ -195,9 +195,9 @@ def _started(cell: Cell, backend: Backend, screen: Screen) -> list[Execution]:
 
 
 def _settle(execution: Execution) -> None:
-    """Writes the result of a process that ended without one."""
+    """Writes the result of a process that ended without one, unless another process executes the cell."""
     cell = execution.cell
-    if not cell.result:
+    if not cell.result and cell.state != "running":
         facts: dict[str, Any] = {"state": "failed", "error": execution.failure(), "seconds": None}
         write_json(cell.folder / "result.json", {**facts, "time": time.time()})
 
