@@ -27,6 +27,12 @@ from tests.support.paths import ROOT
 with_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install -e '.[cluster]'")
 
 STEPS = 150
+PATIENT = {
+    "RAY_raylet_start_wait_time_s": "240",
+    "RAY_worker_register_timeout_seconds": "240",
+    "RAY_worker_niceness": "0",
+}
+"""Settings of Ray for a busy machine: longer waits, and workers of the same priority as everything else."""
 
 
 def test_without_ray_one_sentence_says_how_to_install_it(tmp_path, monkeypatch, capsys):
@@ -69,14 +75,17 @@ def add_node(nodes: Any) -> Any:
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[tuple[Any, Any]]:
     """A cluster of two nodes of one core each, and the second of them."""
-    from ray.cluster_utils import Cluster
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in PATIENT.items():
+            patched.setenv(name, value)
+        from ray.cluster_utils import Cluster  # reads them
 
-    nodes = Cluster()
-    try:
-        add_node(nodes)
-        yield nodes, add_node(nodes)
-    finally:
-        nodes.shutdown()
+        nodes = Cluster()
+        try:
+            add_node(nodes)
+            yield nodes, add_node(nodes)
+        finally:
+            nodes.shutdown()
 
 
 def start(notebook: Path, out: Path, values: dict[str, str], address: str) -> subprocess.Popen[str]:
