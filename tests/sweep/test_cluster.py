@@ -95,7 +95,7 @@ def start(notebook: Path, out: Path, values: dict[str, str], address: str) -> su
     return subprocess.Popen(command, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def wait_until(done: Callable[[], object], process: subprocess.Popen[str], seconds: float = 600.0) -> None:
+def wait_until(done: Callable[[], object], process: subprocess.Popen[str], seconds: float = 1800.0) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
