@@ -19,7 +19,7 @@ from tests.factories.swept import TRAINING, TRAINING_PARAMETERS, executions, wri
 from tests.support.paths import ROOT
 
 SCRIPTS = sorted((ROOT / "docs" / "slurm").glob("*.sh"))
-STEPS = 400
+STEPS = 200
 
 
 def submit(name: str, *arguments: str) -> subprocess.Popen[str]:
@@ -28,6 +28,14 @@ def submit(name: str, *arguments: str) -> subprocess.Popen[str]:
     command = ["bash", str(ROOT / "docs" / "slurm" / name), *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd="/", env=environ, text=True, start_new_session=True, **pipes)
+
+
+def wait_for_end(processes: list[psutil.Process], seconds: float = 60.0) -> None:
+    """Waits until processes have ended; a zombie, which only its parent can remove, has ended."""
+    deadline = time.monotonic() + seconds
+    while left := [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -57,10 +65,11 @@ def test_the_run_of_a_job_saves_at_the_signal_and_the_next_job_completes_it(tmp_
     job.send_signal(signal.SIGTERM)  # as --signal=B:TERM does: to the script, and to no other process of the job
     text, _ = job.communicate(timeout=180)
     assert job.returncode == -signal.SIGTERM, text
-    assert not [each for each in processes if each.is_running()], "what Slurm would kill when the script ends"
     (run,) = cell.runs
     saved = run.done
+    assert not run.alive, "a run that Slurm would kill when the script ends"
     assert run.state == "stopped" and 0 < saved == len(run.metrics()) < STEPS
+    wait_for_end(processes)
     job = submit("notebook.sh", *arguments)
     text, _ = job.communicate(timeout=300)
     assert job.returncode == 0 and "1 of 1 cells have finished" in text, text
