@@ -8,8 +8,8 @@ again, and its notebook continues the runs in the cell's folder from their check
 from __future__ import annotations
 
 import os
+import platform
 import signal
-import socket
 import threading
 import time
 import uuid
@@ -216,7 +216,7 @@ def execute_on_node(cell: Cell, marker: Path, attempt: int) -> str | None:
     If the task is cancelled, the runs of the cell save and stop. Raises RuntimeError if the node does not share the
     folder of the sweep, or if a process elsewhere keeps working on the cell.
     """
-    host = socket.gethostname()
+    host = platform.node()
     _wait(marker.exists, SEEN_SECONDS, f"{host} does not share the folder {marker.parent} with the other nodes")
     _wait(lambda: not _in_use(cell), FREE_SECONDS, f"another process still works on {cell.name}")
     if attempt > 1 and cell.state == "finished":  # its process has outlived the worker that was lost
