@@ -124,7 +124,7 @@ def sweep(
     """
     check_places(processes, ray, cpus, gpus)
     result = plan(notebook, grid, out)
-    with _backend(processes, ray, cpus, gpus, log) as backend:
+    with raised_sigterm(), _backend(processes, ray, cpus, gpus, log) as backend:
         make_folder(result.out)
         require_locks(result.out)
         _execute(result, backend, log)
@@ -164,25 +164,24 @@ def _execute(result: Sweep, backend: Backend, log: Log) -> None:
             screen.row(cell)
     clock = _Clock(len(waiting), backend)
     running: list[Execution] = []
-    with raised_sigterm():
-        try:
-            while waiting or running:
-                while waiting and len(running) < backend.submitted:
-                    running += _started(waiting.pop(0), backend, screen)
-                ended = [each for each in running if each.ended]
-                running = [each for each in running if each not in ended]
-                for each in ended:
-                    _settle(each)
-                    screen.row(each.cell, clock.left(each.cell))
-                if ended:
-                    write_tables(result.out, result.notebook, result.cells)
-                time.sleep(0.1)
-        except BaseException:
-            log(f"Stopping {len(running)} processes after their runs have saved.")
-            stop_all(running)
-            raise
-        finally:
-            write_tables(result.out, result.notebook, result.cells)
+    try:
+        while waiting or running:
+            while waiting and len(running) < backend.submitted:
+                running += _started(waiting.pop(0), backend, screen)
+            ended = [each for each in running if each.ended]
+            running = [each for each in running if each not in ended]
+            for each in ended:
+                _settle(each)
+                screen.row(each.cell, clock.left(each.cell))
+            if ended:
+                write_tables(result.out, result.notebook, result.cells)
+            time.sleep(0.1)
+    except BaseException:
+        log(f"Stopping {len(running)} processes after their runs have saved.")
+        stop_all(running)
+        raise
+    finally:
+        write_tables(result.out, result.notebook, result.cells)
 
 
 def _started(cell: Cell, backend: Backend, screen: Screen) -> list[Execution]:
