@@ -34,7 +34,7 @@ from refine_lab.rng import Draws
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
 from refine_lab.training.optim import make_optimizers
-from refine_lab.training.trainer import rollout_rows, save_training
+from refine_lab.training.trainer import rollout_rows, save_training, tensors_of
 from widgets.rollout_inspector import RolloutInspector
 
 ROLLOUTS_EVERY = 10
@@ -79,7 +79,7 @@ def pairs(model: str, runs: Path, repeats: int) -> dict[str, Any]:
 
             def checkpoint(step: int = step) -> None:
                 with writer.checkpoint(step) as folder:
-                    save_training(folder, state, tokenizer, manifest, History())
+                    save_training(folder, state, tokenizer, manifest, History(), tensors_of(state))
 
             parts["records"].append(seconds(records))
             for last in range(step * ROLLOUTS_EVERY - ROLLOUTS_EVERY + 1, step * ROLLOUTS_EVERY):

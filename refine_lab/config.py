@@ -265,6 +265,10 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
     "What the backward pass recomputes to save memory: nothing, the feed-forward layers, or whole blocks."
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     "Number of CPU threads; 0 keeps torch's default."
+    processes: Annotated[int, Field(ge=1, le=1024)] = 1
+    "Processes on this machine that share each update, one a GPU; `torchrun` decides the number of those that it starts."
+    sharding: Literal["none", "full"] = "none"
+    "Whether each process stores all weights, gradients and moments, or (`full`, FSDP2) gathers weights when they are used."
     kind: Literal["train"] = "train"
     "Distinguishes training runs from runs of test-time training."
 
@@ -275,6 +279,9 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
         self._require_batch(tokens)
         halves = self.refine is None or not self.gradient_noise or self.batch_size > 1
         self._require(halves, "batch_size", "at least 2 for gradient_noise, which compares two halves of a batch")
+        self.require_shares(self.processes)
+        adamw = self.sharding == "none" or self.optimizer == "adamw"
+        self._require(adamw, "sharding", "'none' for the optimizer Muon, which needs whole matrices")
         if self.refine is not None and self.refine.has_places:
             least = smallest_length(self.refine)
             allowed = f"at least {least} for the method's num_chunks, rollout_length and margin"
@@ -287,6 +294,13 @@ class TrainConfig(UpdateConfig, RunConfig):  # in this order: the sizes of `Upda
         self._require(self.task.train >= self.batch_size, "batch_size", f"at most task.train, {self.task.train}")
         alone = self.nested or self.refine is None
         self._require(alone, "nested", "true for a task with REFINE, since REFINE makes its updates on the prompts")
+
+    def require_shares(self, processes: int) -> None:
+        """Raises ConfigError unless so many processes can share the rows of each update equally."""
+        shared = f"a multiple of the number of processes, {processes}, which share the rows of each update equally"
+        self._require(self.mini_batch_size % processes == 0, "mini_batch_size", shared)
+        alone = processes == 1 or not self.gradient_noise
+        self._require(alone, "gradient_noise", f"false with {processes} processes: it is measured in one process only")
 
     @property
     def method(self) -> str:

@@ -21,6 +21,7 @@ from refine_lab.models.state import hidden_states_only
 from refine_lab.rng import Draws
 from refine_lab.types import Batch
 from refine_lab.validation import require
+from refine_lab.workers import is_sharded
 
 MOST = 5.0
 """Upper bound of the long-short difference of a token, in nats: one surprising token does not outweigh all others."""
@@ -121,6 +122,9 @@ def short_logprobs(
     cut = pieces(batch, refine, draws)
     short = torch.full(batch.tokens.shape, torch.nan, device=batch.tokens.device)
     if not len(cut.rows):
+        if is_sharded(policy):  # other workers may read pieces, and all gather the weights together
+            with hidden_states_only():
+                policy.head(policy.read(batch.tokens[:1, :1]).hidden_states[:, 0])
         return short, cut.whole
     offsets = torch.arange(cut.span, device=short.device)
     index = cut.starts.unsqueeze(1) + offsets

@@ -19,6 +19,7 @@ from refine_lab.models.base import FastWeightLM
 from refine_lab.rng import Draws
 from refine_lab.types import Batch, SelectionFunction, SelectionInputs
 from refine_lab.validation import require
+from refine_lab.workers import ALONE, Workers
 
 
 class NotFinite(FloatingPointError):
@@ -36,17 +37,19 @@ def places(
     refine: RefineConfig,
     draws: Draws,
     selection: SelectionFunction | None = None,
+    workers: Workers = ALONE,
 ) -> Int[Tensor, "B C"]:
     """Draws one position per chunk by the scores of `refine.selection`, [B, C] (see `place_scores`).
 
     Waits once for the device: the positions and both checks come to the CPU together. Raises `NotFinite` if the sum of
-    the `logprobs` is not finite, and ValueError if a score is not.
+    the `logprobs` is not finite, in all `workers` if it is not in one of them, so that they continue in the same way;
+    raises ValueError if a score is not finite.
     """
-    scores = place_scores(policy, batch, entropies, logprobs, refine, draws, selection)
+    scores = place_scores(policy, batch, entropies, logprobs, refine, draws, selection, workers)
     found = weighed(scores, batch.lengths, refine)
     positions = select_positions(found.probabilities, batch.lengths, batch.sequence_ids, draws, refine.num_chunks)
     scores_finite = found.finite.all()
-    loss_finite = scores_finite if logprobs is None else _finite(logprobs, batch)
+    loss_finite = scores_finite if logprobs is None else workers.every(_finite(logprobs, batch))
     fetch(positions, scores_finite, loss_finite)
     if logprobs is not None and not host(loss_finite):
         raise NotFinite
@@ -68,6 +71,7 @@ def place_scores(
     refine: RefineConfig,
     draws: Draws,
     selection: SelectionFunction | None = None,
+    workers: Workers = ALONE,
 ) -> Float[Tensor, "B T"]:
     """Returns the score of each position, from which `selection_probabilities` are computed, [B, T].
 
@@ -92,7 +96,9 @@ def place_scores(
         return gains(difference.nan_to_num(nan=0.0), k).masked_fill(difference.isnan(), -torch.inf)
     require(selection is not None, "selection", None, "a function for RefineConfig.selection 'custom'")
     assert selection is not None
-    if not host(_finite(logprobs, batch)):  # a function of the user is not called with numbers that are none
+    if not host(
+        workers.every(_finite(logprobs, batch))
+    ):  # a function of the user is not called with numbers that are none
         raise NotFinite
     inputs = SelectionInputs(
         tokens=batch.tokens,

@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from refine_lab.config import RefineConfig
-from refine_lab.host import floats, to_device
+from refine_lab.host import fetch, floats, to_device
 from refine_lab.method.advantages import advantages
 from refine_lab.method.estimators import formula_loss
 from refine_lab.method.losses import entropy_loss, kl_loss, mask_last, ntp_loss, policy_loss
@@ -35,6 +35,7 @@ from refine_lab.models.state import Trace, hidden_states_only
 from refine_lab.ops.head import TokenStats
 from refine_lab.rng import Draws
 from refine_lab.types import Batch, Plan, RewardFunction, RewardInputs, Rollouts, SelectionFunction
+from refine_lab.workers import ALONE, Workers
 
 
 def next_token_stats(policy: FastWeightLM, trace: Trace, batch: Batch, *, entropy: bool) -> TokenStats:
@@ -52,13 +53,14 @@ def roll_out(
     draws: Draws,
     logprobs: Float[Tensor, "B S"] | None = None,
     selection: SelectionFunction | None = None,
+    workers: Workers = ALONE,
 ) -> tuple[Rollouts, Continuation]:
     """Selects positions, rolls out from the states there, and computes rewards and advantages (eq. 5 to 12).
 
-    `logprobs` and `selection` are as in `places`. Returns the rollouts, which carry no gradient, and the policy's outputs
+    `logprobs`, `selection` and `workers` are as in `places`. Returns the rollouts, which carry no gradient, and the policy's outputs
     on them, which do if gradients are enabled.
     """
-    positions = places(policy, batch, entropies, logprobs, refine, draws, selection)
+    positions = places(policy, batch, entropies, logprobs, refine, draws, selection, workers)
     branches = Branches.of(trace, positions, refine.group_size, detach=refine.prefix_gradient == "detached")
     shape = (refine.num_chunks, refine.group_size, refine.rollout_length)
     uniforms = draws.uniforms(batch.sequence_ids, "rollout", shape).flatten(0, 2)
@@ -138,7 +140,7 @@ def train_step(train_state: TrainState, batch: Batch, draws: Draws) -> StepResul
     micro-batch size nor the order of rows within an update changes a draw or (up to rounding) a gradient.
     """
     config, refine = train_state.config, train_state.config.refine
-    several = len(batch.lengths) > config.mini_batch_size
+    workers, several = train_state.workers, len(batch.lengths) > config.mini_batch_size
     ahead = refine is not None and refine.has_places and (several or refine.placebo)
     try:
         plan = _plan(train_state, batch, draws) if ahead else None
@@ -152,7 +154,7 @@ def train_step(train_state: TrainState, batch: Batch, draws: Draws) -> StepResul
     minis = [*split(batch, config.mini_batch_size)]
     for start, mini in minis:
         update = OptimizerUpdate(train_state)
-        for offset, micro in split(mini, config.micro_batch_size):
+        for offset, micro in split(mini, config.micro_batch_size, workers):
             row = start + offset
             part = None if plan is None else plan.rows(row, row + len(micro.lengths))
             loss, metrics, rollouts = _loss(train_state, micro, mini, draws, part)
@@ -170,6 +172,7 @@ def train_step(train_state: TrainState, batch: Batch, draws: Draws) -> StepResul
         kept = [] if plan.rollouts is None else [plan.rollouts]
     rollouts = Rollouts.cat(kept) if kept else None
     if rollouts is not None:
+        rollouts = rollouts if plan is not None else _gathered(rollouts, workers)
         drawn |= _rollout_metrics(rollouts)
     return StepResult({**metrics, **floats(drawn), "updates": len(minis)}, rollouts)
 
@@ -223,7 +226,7 @@ def _loss(
             return refine.ntp_coef * ntp + refine.nsp_coef * nsp, metrics | nsp_metrics, None
         if plan is None or plan.rollouts is None:
             assert train_state.reward is not None
-            chosen = (train_state.reward, draws, stats.logprobs, train_state.selection)
+            chosen = (train_state.reward, draws, stats.logprobs, train_state.selection, train_state.workers)
             try:
                 rollouts, continuation = roll_out(policy, trace, entropies, micro, refine, *chosen)
             except NotFinite:
@@ -279,16 +282,20 @@ def _positions(train_state: TrainState, batch: Batch, stats: TokenStats, draws: 
     """Returns the positions from which REFINE would roll out with the same draws."""
     refine, entropies = train_state.config.refine, _with_last(stats.entropies.detach(), batch)
     assert refine is not None
-    return places(train_state.policy, batch, entropies, stats.logprobs, refine, draws, train_state.selection)
+    chosen = (train_state.selection, train_state.workers)
+    return places(train_state.policy, batch, entropies, stats.logprobs, refine, draws, *chosen)
 
 
 @torch.no_grad()
 def _plan(train_state: TrainState, batch: Batch, draws: Draws) -> Plan:
-    """Draws what a whole batch needs before its first update, by the policy of that moment; permutes a placebo's rewards."""
-    refine = train_state.config.refine
+    """Draws what a whole batch needs before its first update, by the policy of that moment; permutes a placebo's rewards.
+
+    Each worker draws for its share of the rows, and all receive the plan of the whole batch.
+    """
+    refine, workers = train_state.config.refine, train_state.workers
     assert refine is not None
-    parts = [_planned(train_state, micro, draws) for _, micro in split(batch, train_state.config.micro_batch_size)]
-    plan = Plan.cat(parts)
+    micros = split(batch, train_state.config.micro_batch_size, workers)
+    plan = _shared(Plan.cat([_planned(train_state, micro, draws) for _, micro in micros]), workers)
     if plan.rollouts is None or not refine.placebo:
         return plan
     shape = (refine.num_chunks * refine.group_size,)
@@ -308,9 +315,23 @@ def _planned(train_state: TrainState, micro: Batch, draws: Draws) -> Plan:
             return Plan(positions=_positions(train_state, micro, stats, draws), rollouts=None, entropy_sum=total)
         assert train_state.reward is not None
         entropies = _with_last(stats.entropies, micro)
-        chosen = (train_state.reward, draws, stats.logprobs, train_state.selection)
+        chosen = (train_state.reward, draws, stats.logprobs, train_state.selection, train_state.workers)
         rollouts, _ = roll_out(policy, trace, entropies, micro, refine, *chosen)
     return Plan(positions=rollouts.positions, rollouts=rollouts, entropy_sum=total)
+
+
+def _shared(plan: Plan, workers: Workers) -> Plan:
+    """Returns the plan of a whole batch, from that of each worker's rows."""
+    rollouts = None if plan.rollouts is None else _gathered(plan.rollouts, workers)
+    total = None if plan.entropy_sum is None else workers.sum(plan.entropy_sum)
+    positions = workers.gather(plan.positions)
+    fetch(positions)  # known already unless it comes from several workers
+    return Plan(positions=positions, rollouts=rollouts, entropy_sum=total)
+
+
+def _gathered(rollouts: Rollouts, workers: Workers) -> Rollouts:
+    """Returns the rollouts of all workers, in the order of the batch's rows."""
+    return Rollouts(**{f.name: workers.gather(getattr(rollouts, f.name)) for f in fields(rollouts)})
 
 
 @torch.no_grad()

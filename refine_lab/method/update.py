@@ -18,6 +18,7 @@ from refine_lab.method.memory import check_window
 from refine_lab.models.base import FastWeightLM
 from refine_lab.ops.precision import autocast
 from refine_lab.types import Batch, RewardFunction, Rollouts, SelectionFunction
+from refine_lab.workers import ALONE, Workers, whole
 
 C = TypeVar("C", bound=UpdateConfig)
 
@@ -32,6 +33,7 @@ class TrainState(Generic[C]):
     reward: RewardFunction | None = None  # None without rollouts
     reference: FastWeightLM | None = None  # for kl_coef above 0
     selection: SelectionFunction | None = None  # for selection `custom`
+    workers: Workers = ALONE  # the processes that share each update
 
     def __post_init__(self) -> None:
         check_window(self.config.refine, type(self.policy), self.policy.config)
@@ -68,14 +70,16 @@ class OptimizerUpdate:
         loss.backward()
 
     def apply(self) -> dict[str, float]:
-        """Returns the sums of the metrics, and `grad_norm` before clipping; waits once for the device.
+        """Returns the sums of the metrics over all workers, and `grad_norm` before clipping; waits once for the device.
 
         If a loss or that norm is not finite, or the norm is above `config.skip_above_grad_norm`, no weight or moment
         changes, and `skipped_updates` is 1. The norm is NaN if a loss is not finite.
         """
-        config = self._train_state.config
-        norm = torch.nn.utils.clip_grad_norm_(self._train_state.policy.parameters(), config.max_grad_norm)
-        found = floats({**self._sums, "grad_norm": torch.where(torch.stack(self._finite).all(), norm, math.nan)})
+        config, policy, workers = self._train_state.config, self._train_state.policy, self._train_state.workers
+        workers.sum_gradients(policy.parameters())
+        norm = whole(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm))
+        finite = workers.every(torch.stack(self._finite).all())
+        found = floats({**workers.sum_each(self._sums), "grad_norm": torch.where(finite, norm, math.nan)})
         norm = found["grad_norm"]
         if not math.isfinite(norm) or norm > (config.skip_above_grad_norm or math.inf):  # before the weights are lost
             return {**found, "skipped_updates": 1.0}
@@ -84,7 +88,8 @@ class OptimizerUpdate:
         return found
 
 
-def split(batch: Batch, size: int) -> Iterator[tuple[int, Batch]]:
-    """Yields rows of a batch, at most `size` at once, with the index of the first."""
-    for start in range(0, len(batch.lengths), size):
-        yield start, batch.rows(start, start + size)
+def split(batch: Batch, size: int, workers: Workers = ALONE) -> Iterator[tuple[int, Batch]]:
+    """Yields this worker's rows of a batch, at most `size` at once, with the index of the first."""
+    first, end = workers.share(len(batch.lengths))
+    for start in range(first, end, size):
+        yield start, batch.rows(start, min(start + size, end))

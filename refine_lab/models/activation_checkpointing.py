@@ -30,7 +30,7 @@ def checkpoint_activations(policy: Any, part: str) -> None:
     allowed = ("none", *policy.RECOMPUTABLE)
     names = f"one of {', '.join(map(repr, allowed))} for {type(policy).__name__}"
     require(part in allowed, "activation_checkpointing", part, names)
-    blocks = _blocks(policy)
+    blocks = blocks_of(policy)
     layers = [x for block in blocks for name, x in block.named_children() if name in ("mlp", "feed_forward", "ffn")]
     found = {"none": [], "mlp": layers, "blocks": blocks}[part]
     if part != "none" and not found:
@@ -49,7 +49,7 @@ def runs_again(module: nn.Module) -> bool:
     return "forward_once" in vars(module)
 
 
-def _blocks(policy: Any) -> Sequence[Any]:
+def blocks_of(policy: Any) -> Sequence[Any]:
     """Returns the modules of the list whose length is the model's number of layers, if there is one."""
     lists = (module for module in policy.modules() if isinstance(module, nn.ModuleList))
     return next((list(modules) for modules in lists if len(modules) == policy.config.num_hidden_layers), [])

@@ -54,17 +54,18 @@ class StopSignal:
             self._lock.close()
 
 
-def child_setup(*run_dirs: Path | str) -> list[StopSignal]:
+def child_setup(*run_dirs: Path | str, writes: bool = True) -> list[StopSignal]:
     """Sets up a run's process before any slow work: holds the locks, and watches signals, parent and stop files.
 
+    A worker that does not write the run directory holds no lock (`writes` is False).
     Returns one signal per run. Raises RuntimeError if another process works on one of `run_dirs`, and FileNotFoundError
     if one is not a run directory.
     """
     paths = [Run(run_dir).path for run_dir in run_dirs]
-    locks = inherited_locks(paths)
+    locks: list[BinaryIO] | list[None] = inherited_locks(paths) if writes else [None] * len(paths)
     if not locks:  # started by hand
+        locks = [take_lock(path) for path in paths]
         for path in paths:
-            locks.append(take_lock(path))
             (path / "stop").unlink(missing_ok=True)
     signals = [StopSignal(path, lock) for path, lock in zip(paths, locks, strict=True)]
 

@@ -31,8 +31,13 @@ Sources = Mapping[str, str | None]
 INPUTS = ("texts", "prompts", "begins_with")
 """Names of inputs that can be overridden, besides the fields of a configuration (see `refine_lab.training.inputs`)."""
 
-FREE = frozenset({"gradient_noise", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_every"})
-"""Fields that do not affect any result, so they may be changed at any time."""
+FREE = frozenset(
+    {
+        *("gradient_noise", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_every"),
+        *("processes", "sharding"),
+    }
+)
+"""Fields that do not affect any result (`processes` and `sharding`: up to rounding), so they may be changed at any time."""
 
 SHOWN = 200
 """Maximum number of characters of a value in a message."""

@@ -250,10 +250,28 @@ class RunWriter:
                 self._metrics = -1
 
 
+class NoWriter:
+    """Takes what a `RunWriter` takes and writes nothing, for the workers of a run other than the first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.run = path, Run(path)
+
+    def __enter__(self) -> NoWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def _ignore(self, *values: object, **named: object) -> None:
+        pass
+
+    train = evaluation = rollouts = status = _ignore
+
+
 class RunProgress:
     """Writes the state `running` to `status.json` about once a second, with speed and remaining time."""
 
-    def __init__(self, writer: RunWriter, done: int) -> None:
+    def __init__(self, writer: RunWriter | NoWriter, done: int) -> None:
         """`done` is the number of batches completed before this process began."""
         self._writer, self._done, self._steps = writer, done, writer.run.steps
         self._began, self._written = time.monotonic(), 0.0

@@ -43,6 +43,11 @@ def main(arguments: list[str]) -> int:
         "has changed since the run started; the run records it",
     )
     options = parser.parse_args(arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if len(options.runs) > 1:
+            parser.error(f"several workers train one run at a time, got {len(options.runs)} run directories")
+        if int(os.environ["RANK"]) > 0:
+            return _work(options.runs[0])
     try:
         stops = child_setup(*options.runs)
         runs = [Run(path) for path in options.runs]
@@ -61,8 +66,9 @@ def main(arguments: list[str]) -> int:
                 write_status(run, "stopped", error=reason)
             else:
                 write_status(run, "starting", pid=os.getpid())
+                execute = _executor(run)
                 with _reported_exit(run.path, step):
-                    _executor(run)(run.path, stop, options.override)
+                    execute(run.path, stop, options.override)
         except BaseException as error:
             if os.getpid() != pid:
                 os._exit(1)  # a process that a library or a reward has forked is not the run's
@@ -72,6 +78,22 @@ def main(arguments: list[str]) -> int:
                 traceback.print_exc()
             return 1
         stop.release()
+    return 0
+
+
+def _work(path: str) -> int:
+    """Trains as a worker other than the first: it writes nothing, and its errors reach the first worker."""
+    try:
+        (stop,) = child_setup(path, writes=False)
+        run = Run(path)
+        if run.kind != "train":
+            raise ValueError(f"{path} is a run of test-time training, which is executed in one process")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  the first worker prints the same
+        _executor(run)(run.path, stop, ())
+    except Exception as error:
+        if type(error).__name__ != "WorkerLostError":  # the one that is lost has printed its own
+            traceback.print_exc()
+        return 1
     return 0
 
 
@@ -109,9 +131,9 @@ def _early_exit(status: int) -> RuntimeError:
 def _executor(run: Run) -> Callable[[Path, StopSignal, Collection[str]], None]:
     """Returns the function that trains or answers a run; torch is loaded only here, so that signals are handled meanwhile."""
     if run.kind == "train":
-        from refine_lab.training.trainer import train
+        from refine_lab.training.parallel import train_with_workers
 
-        return train
+        return train_with_workers
     from refine_lab.training.answer_run import answer_prompts
 
     return answer_prompts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch.optim import AdamW, Muon, Optimizer
 from refine_lab.config import TrainConfig, UpdateConfig
 from refine_lab.models.base import FastWeightLM
 from refine_lab.runs.checkpoints import OPTIMIZER
+from refine_lab.workers import sharded_like, whole_on_cpu
 
 
 def make_optimizers(
@@ -52,14 +53,19 @@ def set_learning_rate(optimizers: Sequence[Optimizer], lr: float) -> None:
             group["lr"] = lr
 
 
-def save(optimizers: Sequence[Optimizer], folder: Path) -> None:
-    """Saves the moments of all optimizers in a checkpoint's folder, as tensors `<optimizer>.<parameter>.<moment>`."""
-    tensors = {
-        f"{number}.{index}.{name}": torch.as_tensor(value).contiguous()
+def moments_of(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    """Returns the moments of all optimizers as whole tensors `<optimizer>.<parameter>.<moment>`; every worker must call it."""
+    return {
+        f"{number}.{index}.{name}": whole_on_cpu(torch.as_tensor(value)).contiguous()
         for number, optimizer in enumerate(optimizers)
         for index, moments in optimizer.state_dict()["state"].items()
         for name, value in moments.items()
     }
+
+
+def save(optimizers: Sequence[Optimizer], folder: Path, moments: Mapping[str, Tensor] | None = None) -> None:
+    """Saves the moments of all optimizers in a checkpoint's folder; `moments` are those that `moments_of` has returned."""
+    tensors = dict(moments_of(optimizers) if moments is None else moments)
     save_file(tensors, folder / OPTIMIZER, metadata={"optimizers": _names(optimizers)})
 
 
@@ -71,9 +77,10 @@ def load(optimizers: Sequence[Optimizer], folder: Path) -> None:
         print(f"The moments of {saved} are not used: the run continues with {_names(optimizers)}.", flush=True)
         return
     states: list[dict[int, dict[str, Tensor]]] = [defaultdict(dict) for _ in optimizers]
+    parameters = [[x for group in each.param_groups for x in group["params"]] for each in optimizers]
     for key, value in load_file(folder / OPTIMIZER).items():
         number, index, name = key.split(".", 2)
-        states[int(number)][int(index)][name] = value
+        states[int(number)][int(index)][name] = sharded_like(parameters[int(number)][int(index)], value)
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 

@@ -43,7 +43,7 @@ def answer_stats(policy: FastWeightLM, batch: PromptBatch) -> TokenStats:
 def _answer_update(train_state: TrainState[TrainConfig], batch: PromptBatch) -> dict[str, float]:
     """Makes an update on the mean of -log p(answer token | prompt, answer so far) over all answer tokens."""
     update, total = OptimizerUpdate(train_state), int(host(batch.loss_mask).sum())
-    for start, micro in split(batch.sequences, train_state.config.micro_batch_size):
+    for start, micro in split(batch.sequences, train_state.config.micro_batch_size, train_state.workers):
         with train_state.autocast():
             stats = answer_stats(train_state.policy, batch.rows(start, start + len(micro.lengths)))
             loss = -stats.logprobs.sum() / total

@@ -18,9 +18,12 @@ MOST = 3
 class SkippedSteps:
     """Counts the last steps with a skipped update (see `refine_lab.method.step.OptimizerUpdate`)."""
 
-    def __init__(self, run: Path, config: TrainConfig, before: pd.DataFrame) -> None:
-        """`before` are the metrics of earlier steps, so that an interruption changes no count."""
-        self._run, self._config = run, config
+    def __init__(self, run: Path, config: TrainConfig, before: pd.DataFrame, *, writes: bool = True) -> None:
+        """`before` are the metrics of earlier steps, so that an interruption changes no count.
+
+        A worker that does not write the run directory removes no checkpoint (`writes` is False).
+        """
+        self._run, self._config, self._writes = run, config, writes
         skipped = before["skipped_updates"].fillna(0) > 0 if "skipped_updates" in before else pd.Series(dtype=bool)
         self.count = int(skipped[::-1].cumprod().sum())
 
@@ -40,7 +43,7 @@ class SkippedSteps:
         if self.count > 1:
             steps = f"steps {first} to {step}"
         for number, folder in checkpoints(self._run):
-            if number >= first:
+            if number >= first and self._writes:
                 remove_folder(folder)
         left = max((number for number, _ in checkpoints(self._run)), default=None)
         kept = "no checkpoint had been written by then" if left is None else f"the last checkpoint is from step {left}"

@@ -27,13 +27,14 @@ from refine_lab.method.step import TrainState, train_step
 from refine_lab.models.activation_checkpointing import checkpoint_activations
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import MANIFEST, manifest_of
+from refine_lab.models.sharding import full_state, shard
 from refine_lab.ops.precision import autocast, use_tf32
 from refine_lab.rng import Draws
 from refine_lab.runs.checkpoints import drop_checkpoints, resume_point
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.run import Run
 from refine_lab.runs.started import check_beginning, continues_after, sources_of
-from refine_lab.runs.writer import RunProgress, RunWriter
+from refine_lab.runs.writer import NoWriter, RunProgress, RunWriter
 from refine_lab.training import optim
 from refine_lab.training.evaluation import answer_measures, next_token
 from refine_lab.training.gradient_noise import noise_meter
@@ -45,6 +46,7 @@ from refine_lab.training.posttraining import nested_step
 from refine_lab.training.prefetch import prefetched
 from refine_lab.training.skipped import SkippedSteps
 from refine_lab.types import Batch, PromptBatch, Rollouts
+from refine_lab.workers import ALONE, Workers
 
 PREFIX_TOKENS = 32
 """Number of prefix tokens stored with its rollouts."""
@@ -53,46 +55,46 @@ Evaluate = Callable[[], dict[str, float]]
 """Evaluates the current weights on held-out data; returns nothing if there is none."""
 
 
-def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None:
-    """Trains a run to its last step or until a stop is requested, from its last checkpoint; `overrides` as in `settle`."""
+def train(path: Path, stop: StopSignal, overrides: Collection[str] = (), workers: Workers = ALONE) -> None:
+    """Trains a run to its last step or until a stop is requested, from its last checkpoint; `overrides` as in `settle`.
+
+    Each of several workers calls it; the first one writes the run directory.
+    """
     run = Run(path)
-    config, (done, folder) = run.config, _starting_point(run)
+    config, (done, folder) = run.config, _starting_point(run, workers)
     if config.threads:
         torch.set_num_threads(config.threads)
     policy, tokenizer = load_policy(config, folder and str(folder))
     require_finite(policy, str(folder or config.model))
     checkpoint_activations(policy, config.activation_checkpointing)
-    train_state = _train_state(run, config, policy)
-    manifest, history = manifest_of(config.model), history_of(config.model)
-    if config.task is None:
-        one_step, (data, measure) = train_step, _text(run, policy, tokenizer, manifest, overrides)
-    else:
-        one_step, (data, measure, history) = nested_step, _task(run, policy, tokenizer, manifest, history, overrides)
+    manifest, one_step = manifest_of(config.model), train_step if config.task is None else nested_step
+    with workers.first_alone():
+        if config.task is None:
+            data, measure, history = _text(run, policy, tokenizer, manifest, overrides)
+        else:
+            data, measure, history = _task(run, policy, tokenizer, manifest, overrides)
+    train_state = _train_state(run, config, policy, workers)
     evaluate = partial(_evaluate, train_state, measure, noise_meter(run, train_state, data))
+    started, save = None if folder is None else done, partial(_save, train_state, tokenizer, manifest, history)
 
-    def save(number: int) -> float:
-        with writer.checkpoint(number) as checkpoint:
-            save_training(checkpoint, train_state, tokenizer, manifest, history)
-        drop_checkpoints(path, config.keep_checkpoints, config.keep_every)
-        return time.monotonic()
-
-    with RunWriter.open(path, None if folder is None else done) as writer:
+    with RunWriter.open(path, started) if workers.first else NoWriter(path) as writer:
+        workers.wait()  # until the records end at that step
         if folder is None:
             evaluate(writer, 0)
         else:
             optim.load(train_state.optimizers, folder)
         before, progress = run.metrics(), RunProgress(writer, done)
-        skipped = SkippedSteps(path, config, before)
+        skipped = SkippedSteps(path, config, before, writes=workers.first)
         past_tokens, tokens = int(before["tokens"].iloc[-1]) if len(before) else 0, 0
         step, reason, saved = done, None, time.monotonic()
-        while step < config.steps and not (reason := stop.requested()):
+        while step < config.steps and not (reason := _stop_reason(stop, workers)):
             step += 1
             began, lr = time.monotonic(), optim.learning_rate(config, step)
             optim.set_learning_rate(train_state.optimizers, lr)
             batch = data.batch(step - 1, config.batch_size).to(policy.device)
             result = one_step(train_state, batch, Draws(seed=config.seed, step=step))
-            if skipped.begins(result.metrics) and run.done != step - 1:
-                saved = save(step - 1)
+            if skipped.begins(result.metrics) and workers.decide(run.done != step - 1):
+                saved = save(writer, step - 1)
             sequences, seconds = _sequences(batch, config.nested), time.monotonic() - began
             num_tokens = sum(int(host(part.lengths).sum()) for part in sequences)
             tokens += num_tokens
@@ -106,13 +108,35 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None
                 evaluate(writer, step)
             minutes = (time.monotonic() - saved) / 60
             due = step % config.checkpoint_every == 0 or 0 < config.checkpoint_minutes <= minutes
-            if due and not skipped.count:
-                saved = save(step)
-        if (run.latest_checkpoint() or (-1, None))[0] != step:
-            save(step)
+            if workers.decide(due and not skipped.count):
+                saved = save(writer, step)
+        if workers.decide((run.latest_checkpoint() or (-1, None))[0] != step):
+            save(writer, step)
         if error := reason and f"{reason}; saved after step {step} in checkpoints/step-{step}":
             print(error, flush=True)
         writer.status("stopped" if reason else "finished", step, error=error)
+
+
+def _save(
+    train_state: TrainState[TrainConfig],
+    tokenizer: PreTrainedTokenizerBase,
+    manifest: Manifest | None,
+    history: History,
+    writer: RunWriter | NoWriter,
+    step: int,
+) -> float:
+    """Writes the checkpoint of a step, drops older ones, and returns the time; every worker must call it."""
+    config, tensors = train_state.config, tensors_of(train_state)
+    if isinstance(writer, RunWriter):
+        with writer.checkpoint(step) as checkpoint:
+            save_training(checkpoint, train_state, tokenizer, manifest, history, tensors)
+        drop_checkpoints(writer.path, config.keep_checkpoints, config.keep_every)
+    return time.monotonic()
+
+
+def tensors_of(train_state: TrainState[TrainConfig]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Returns the whole tensors of the policy and of the moments, sharded or not; every worker must call it."""
+    return full_state(train_state.policy), optim.moments_of(train_state.optimizers)
 
 
 def save_training(
@@ -121,27 +145,46 @@ def save_training(
     tokenizer: PreTrainedTokenizerBase,
     manifest: Manifest | None,
     history: History,
+    tensors: tuple[dict[str, Tensor], dict[str, Tensor]],
 ) -> None:
-    """Writes what training continues from, and a model that `load_model` reads, to the folder of a checkpoint."""
-    train_state.policy.save_pretrained(folder)
+    """Writes what training continues from, and a model that `load_model` reads, to the folder of a checkpoint.
+
+    `tensors` are those that `tensors_of` has returned.
+    """
+    weights, moments = tensors
+    train_state.policy.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     if manifest is not None:
         manifest.save(folder / MANIFEST)
     save_history(history, folder)
-    optim.save(train_state.optimizers, folder)
+    optim.save(train_state.optimizers, folder, moments)
 
 
-def _starting_point(run: Run) -> tuple[int, Path | None]:
+def _starting_point(run: Run, workers: Workers) -> tuple[int, Path | None]:
     """Returns the step after which the run continues and the checkpoint of that step; (0, None) for a new run."""
-    check_beginning(run)
-    done, folder = resume_point(run.path) or (0, None)
-    continues_after(run, done)
-    if folder is not None:
-        print(f"The run continues from {folder.relative_to(run.path)}.", flush=True)
-    return done, folder
+    done, folder = 0, None
+    if workers.first:
+        check_beginning(run)
+        done, folder = resume_point(run.path) or (0, None)
+        continues_after(run, done)
+        if folder is not None:
+            print(f"The run continues from {folder.relative_to(run.path)}.", flush=True)
+    step = workers.decide(-1 if folder is None else done)
+    return (done, folder) if workers.first else (max(step, 0), dict(run.checkpoints()).get(step))
 
 
-def _train_state(run: Run, config: TrainConfig, policy: FastWeightLM) -> TrainState[TrainConfig]:
+def _stop_reason(stop: StopSignal, workers: Workers) -> str | None:
+    """Returns why all workers should save and stop, or None."""
+    reason = stop.requested()
+    if workers.any(reason is not None):
+        return reason or "another worker was asked to stop"
+    return None
+
+
+def _train_state(run: Run, config: TrainConfig, policy: FastWeightLM, workers: Workers) -> TrainState[TrainConfig]:
+    """Returns the state of training, with the policy sharded over the workers if the configuration says so."""
+    if config.sharding == "full" and workers.count > 1:
+        shard(policy, workers)
     refine, reference, reward, selection = config.refine, None, None, None
     if refine is not None:
         sources = sources_of(run.path)
@@ -154,7 +197,8 @@ def _train_state(run: Run, config: TrainConfig, policy: FastWeightLM) -> TrainSt
     use_tf32(policy.device)
     optimizers = optim.make_optimizers(policy, config)
     functions = {"reward": reward, "selection": selection}
-    return TrainState(policy=policy, optimizers=optimizers, config=config, reference=reference, **functions)
+    common = {"policy": policy, "optimizers": optimizers, "config": config, "reference": reference}
+    return TrainState(**common, **functions, workers=workers)
 
 
 def _text(
@@ -163,8 +207,8 @@ def _text(
     tokenizer: PreTrainedTokenizerBase,
     manifest: Manifest | None,
     overrides: Collection[str],
-) -> tuple[Any, Evaluate]:
-    """Loads a run's text: its training batches, and the function that evaluates the held-out rows."""
+) -> tuple[Any, Evaluate, History]:
+    """Loads a run's text: its training batches, the function that evaluates the held-out rows, and the model's history."""
     config = run.config
     data, held_out = (
         SequenceData(config.data, tokenizer, seed=config.seed, split=split, manifest=manifest)
@@ -184,7 +228,8 @@ def _text(
             return key_tokens(chooser, validation)
 
     keys = key_tokens_of(run, validation, choose)
-    return prefetched(data, policy.device), lambda: next_token(policy, validation, key_tokens=keys)
+    measure = partial(next_token, policy, validation, key_tokens=keys)
+    return prefetched(data, policy.device), measure, history_of(config.model)
 
 
 def _task(
@@ -192,7 +237,6 @@ def _task(
     policy: FastWeightLM,
     tokenizer: PreTrainedTokenizerBase,
     manifest: Manifest | None,
-    history: History,
     overrides: Collection[str],
 ) -> tuple[Any, Evaluate, History]:
     """Loads a run's task: its training batches, the function that evaluates validation examples, and the new history.
@@ -200,6 +244,7 @@ def _task(
     Raises ValueError if the prompts or the initial weights have changed since the run started.
     """
     config = run.config
+    history = history_of(config.model)
     task = load_task(config.task, tokenizer, config.data, manifest, history)
     print(task.report, flush=True)
     settle(run, inputs_of(config.model, task.examples), overrides)
@@ -212,7 +257,11 @@ def _task(
 
 
 def _evaluate(
-    train_state: TrainState, measure: Evaluate, noise: Callable[[int], dict[str, float]], writer: RunWriter, step: int
+    train_state: TrainState,
+    measure: Evaluate,
+    noise: Callable[[int], dict[str, float]],
+    writer: RunWriter | NoWriter,
+    step: int,
 ) -> None:
     with train_state.autocast():
         measures = measure()

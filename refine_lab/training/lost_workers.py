@@ -1,0 +1,133 @@
+"""Finds a worker that has failed, ended or become silent, and ends the other workers, so that no one waits for it.
+
+Every worker reports to a store each second, and reads what the others have reported. The error of the run names the lost
+worker. The run then resumes from its last checkpoint, with any number of workers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from types import TracebackType
+
+import torch.distributed as dist
+
+from refine_lab.runs.run import Run
+from refine_lab.runs.writer import write_status
+from refine_lab.text import printable, shorten
+from refine_lab.workers import Workers
+
+JOIN_SECONDS = 300.0
+"""Maximum time until a worker reports for the first time."""
+SILENT_SECONDS = 20.0
+"""A worker that has reported nothing for this time is lost."""
+GRACE_SECONDS = 5.0
+"""Time for a worker to end by itself after another one is lost; then its process is ended, since it may wait forever."""
+
+leave = os._exit
+"""Ends this process at once. (`__main__` replaces `os._exit` while a run is executed.)"""
+
+
+class WorkerLostError(RuntimeError):
+    """Another worker has failed, ended, or stayed silent."""
+
+
+class Watch:
+    """A thread that reports for this worker and watches the others, while the block is executed.
+
+    An error of this worker inside the block is reported to the others, and one that another worker has caused is replaced
+    by a `WorkerLostError`.
+    """
+
+    def __init__(
+        self, run: Run, store: dist.Store, workers: Workers, children: Mapping[int, subprocess.Popen[bytes]]
+    ) -> None:
+        """`children` are the workers that this process has started, by rank."""
+        self._run, self._store, self._workers, self._children = run, store, workers, children
+        self._others = [rank for rank in range(workers.count) if rank != workers.rank]
+        self._heard = dict.fromkeys(self._others, ("", time.monotonic()))
+        self._lost, self._done = "", threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch-workers", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._store.set(f"host/{self._workers.rank}", f"process {os.getpid()} on {socket.gethostname()}")
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if error is None:
+                self._workers.wait()  # until all have ended their work
+                return
+            if _of_exchange(error) and (sentence := self._wait_for_the_cause()):
+                raise WorkerLostError(sentence) from None
+            with suppress(Exception):  # the store may be gone
+                text = printable(shorten(str(error), 1500))
+                self._store.set(f"error/{self._workers.rank}", f"{type(error).__name__}: {text}")
+        finally:
+            self._done.set()
+
+    def _wait_for_the_cause(self) -> str:
+        deadline = time.monotonic() + SILENT_SECONDS + GRACE_SECONDS
+        while not self._lost and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return self._lost
+
+    def _watch(self) -> None:
+        count, began = 0, time.monotonic()
+        store = self._store.clone()  # a connection of its own, since the other one may be waiting
+        while not self._lost and not self._done.wait(1.0):
+            count += 1
+            try:
+                store.set(f"alive/{self._workers.rank}", str(count))
+                found = (self._state_of(store, rank, began) for rank in self._others)
+                self._lost = next(filter(None, found), "")
+            except RuntimeError:  # the store, which the first worker hosts, is gone
+                self._lost = f"worker 0 of {self._workers.count} cannot be reached any more"
+        if not self._done.wait(GRACE_SECONDS):
+            self._end()
+
+    def _state_of(self, store: dist.Store, rank: int, began: float) -> str:
+        """Returns what has happened to a worker; nothing if it is well."""
+        name = f"worker {rank} of {self._workers.count}"
+        if store.check([f"host/{rank}"]):
+            name += f" ({store.get(f'host/{rank}').decode()})"
+        if store.check([f"error/{rank}"]):
+            return f"{name} failed: {store.get(f'error/{rank}').decode()}"
+        child = self._children.get(rank)
+        if child is not None and child.poll() is not None:
+            code = child.returncode
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+            return f"{name} {how}"
+        now, before = time.monotonic(), self._heard[rank]
+        if not store.check([f"alive/{rank}"]):
+            return f"{name} has not started within {JOIN_SECONDS:g} s" if now - began > JOIN_SECONDS else ""
+        if (report := store.get(f"alive/{rank}").decode()) != before[0]:
+            self._heard[rank] = report, now
+        elif now - before[1] > SILENT_SECONDS:
+            return f"{name} was lost: it has not reported for {SILENT_SECONDS:g} s"
+        return ""
+
+    def _end(self) -> None:
+        """Ends this process, whose main thread may wait for the lost worker; the first one writes the run's status."""
+        error = f"{WorkerLostError.__name__}: {self._lost}"
+        print(error, file=sys.stderr, flush=True)
+        try:
+            if self._workers.first:
+                write_status(self._run, "failed", error=error)
+        finally:
+            for child in self._children.values():
+                child.kill()
+            leave(1)
+
+
+def _of_exchange(error: BaseException) -> bool:
+    """Returns whether an error comes from an exchange between workers, which any of them may have caused."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())

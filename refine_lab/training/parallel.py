@@ -1,0 +1,100 @@
+"""One training in several processes, the workers: how they find each other, and how each learns that another is lost.
+
+They are started by `torchrun` (or `accelerate launch`), one a GPU, or by the run's own process if its configuration has
+`processes` above 1. The first worker, of rank 0, is the process of the run: it holds the lock, and it alone writes the run
+directory. Workers exchange tensors by nccl on CUDA and by gloo on the CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from refine_lab.config import TrainConfig
+from refine_lab.runs.child import StopSignal
+from refine_lab.runs.process import TRAINER, spawn
+from refine_lab.runs.run import Run
+from refine_lab.training.lost_workers import JOIN_SECONDS, Watch
+from refine_lab.training.trainer import train
+from refine_lab.validation import require
+from refine_lab.workers import ALONE, Workers
+
+EXCHANGE = timedelta(hours=24)
+"""Time limit of one exchange: long, since the others wait while the first worker saves. `Watch` finds a lost worker sooner."""
+END_SECONDS = 60.0
+"""Maximum time for a worker to end after the first one has finished."""
+
+
+def train_with_workers(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None:
+    """Trains a run, as `train`, together with the other workers of its configuration or of its launcher."""
+    with joined(Run(path)) as workers:
+        train(path, stop, overrides, workers)
+
+
+@contextmanager
+def joined(run: Run) -> Iterator[Workers]:
+    """Yields the workers of a run once all have joined; `ALONE` for a single one.
+
+    Raises WorkerLostError, which names the worker, for an error that another worker has caused, and ConfigError for a
+    configuration that so many workers cannot share.
+    """
+    config = run.config
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = count > 1
+    count = count if launched else config.processes
+    _check(config, count)
+    if count == 1:
+        yield ALONE
+        return
+    timeout, children = timedelta(seconds=JOIN_SECONDS), {}
+    rank = int(os.environ["RANK"]) if launched else 0
+    if launched:
+        store, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    else:
+        store = dist.TCPStore("127.0.0.1", 0, count, True, timeout, wait_for_workers=False)
+        children = {number: _start(run, number, count, store.port) for number in range(1, count)}
+    try:
+        with Watch(run, store, Workers(rank, count), children):
+            yield _join(config, store, Workers(rank, count))
+        for child in children.values():
+            with suppress(subprocess.TimeoutExpired):  # its work is done
+                child.wait(END_SECONDS)
+    finally:
+        for child in children.values():
+            child.kill()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _check(config: TrainConfig, count: int) -> None:
+    """Raises ConfigError for a configuration that `count` workers cannot share."""
+    config.require_shares(count)
+    require(
+        count == 1 or ":" not in config.device, "device", config.device, f"'auto', 'cpu' or 'cuda' for {count} workers"
+    )
+
+
+def _start(run: Run, rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
+    """Starts a worker on this machine, with the environment variables that `torchrun` sets; it ends with this process."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with os.fdopen(os.dup(2), "wb") as output:
+        environ = {name: str(value) for name, value in place.items()}
+        return spawn([*TRAINER, str(run.path)], output, watched=True, environ=environ)
+
+
+def _join(config: TrainConfig, store: dist.Store, workers: Workers) -> Workers:
+    """Joins torch's default process group, in which tensors on the CPU are exchanged too."""
+    cuda = torch.cuda.is_available() and config.device != "cpu"
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    group = dist.PrefixStore("run", store)
+    dist.init_process_group(backend, store=group, rank=workers.rank, world_size=workers.count, timeout=EXCHANGE)
+    return workers

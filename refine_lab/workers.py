@@ -1,0 +1,159 @@
+"""Workers: the processes that share one training, and the sums, rows and decisions that they exchange.
+
+Every worker holds the same batch and computes its own share of each update's rows. Losses are divided by counts of the
+whole update, so that the gradient of the update is the sum of the workers' gradients. Random draws are keyed by sequence
+(see `rng`), so that the number of workers changes none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+BUCKET = 2**25
+"""Number of gradient elements that are summed over the workers in one exchange."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This worker's place among `count` of them; they exchange values through torch's default process group.
+
+    A single worker exchanges nothing: every method then returns its argument.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Returns whether this is the worker that writes the run directory."""
+        return self.rank == 0
+
+    def share(self, rows: int) -> tuple[int, int]:
+        """Returns the first row and the row after the last that this worker computes; the shares of all are equal.
+
+        Raises ValueError for rows that cannot be divided equally.
+        """
+        if rows % self.count:
+            raise ValueError(f"{rows} rows cannot be divided among {self.count} workers")
+        size = rows // self.count
+        return self.rank * size, (self.rank + 1) * size
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Returns the sum of a tensor over all workers."""
+        if self.count == 1:
+            return values
+        total = values.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def sum_each(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the sums of named scalars over all workers, which have the same names, in one exchange."""
+        if self.count == 1 or not values:
+            return dict(values)
+        total = self.sum(torch.stack([*values.values()]))
+        return dict(zip(values, total.unbind(), strict=True))
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Returns the rows of all workers, in their order; every worker has equally many."""
+        if self.count == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.count)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    def every(self, condition: Tensor) -> Tensor:
+        """Returns whether a condition holds for every worker, on the device, without waiting for it."""
+        return condition if self.count == 1 else self.sum((~condition).long()) == 0
+
+    def decide(self, value: int) -> int:
+        """Returns the value of the first worker."""
+        if self.count == 1:
+            return value
+        return int(self.sum(torch.tensor(int(value) if self.first else 0)))
+
+    def any(self, condition: bool) -> bool:
+        """Returns whether a condition holds for any worker."""
+        return condition if self.count == 1 else bool(self.sum(torch.tensor(int(condition))))
+
+    def wait(self) -> None:
+        """Waits until every worker has come to this call."""
+        self.decide(0)
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Executes the block in the first worker, then in the others, which find the files that the first has written."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
+    @torch.no_grad()
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replaces each gradient by its sum over all workers; a missing one counts as zeros unless all lack it.
+
+        The gradients of sharded parameters are sums already (see `models.sharding`).
+        """
+        if self.count == 1:
+            return
+        whole = [x for x in parameters if x.requires_grad and not isinstance(x, DTensor)]
+        if not whole:
+            return
+        present = self.sum(torch.tensor([int(x.grad is not None) for x in whole])).tolist()
+        for parameter, number in zip(whole, present, strict=True):
+            if number and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for bucket in _buckets([x.grad for x in whole if x.grad is not None]):
+            total = torch.cat([x.flatten() for x in bucket])
+            dist.all_reduce(total)
+            for x, part in zip(bucket, total.split([x.numel() for x in bucket]), strict=True):
+                x.copy_(part.view_as(x))
+
+
+ALONE = Workers()
+"""The only worker of a training in one process."""
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Returns all values of a tensor that is sharded over the workers, and any other as it is; every worker must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_on_cpu(tensor: Tensor) -> Tensor:
+    """Returns `whole` of a sharded tensor on the CPU, where it takes no device memory, and any other tensor as it is."""
+    return whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor
+
+
+def is_sharded(policy: Any) -> bool:
+    """Returns whether the weights of a module are sharded over the workers, which then must call it equally often."""
+    return any(isinstance(x, DTensor) for x in policy.parameters())
+
+
+def sharded_like(parameter: Tensor, values: Tensor) -> Tensor:
+    """Returns this worker's share of values that belong to a sharded parameter, such as its moments; or else all of them."""
+    if not isinstance(parameter, DTensor) or values.shape != parameter.shape:
+        return values
+    values = values.to(parameter.device)
+    return distribute_tensor(values, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Yields gradients of one dtype together, up to `BUCKET` elements, or a larger one alone."""
+    bucket: list[Tensor] = []
+    size = 0
+    for gradient in gradients:
+        if bucket and (size + gradient.numel() > BUCKET or gradient.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(gradient)
+        size += gradient.numel()
+    if bucket:
+        yield bucket

@@ -1,0 +1,208 @@
+"""Two workers against one: the same gradients, weights, rollouts and records; and what happens when one is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from refine_lab.config import RefineConfig, TrainConfig
+from refine_lab.method.custom import reward_source
+from refine_lab.method.step import split
+from refine_lab.runs.process import follow, resume, start
+from refine_lab.runs.writer import RunWriter
+from refine_lab.training.lost_workers import Watch
+from refine_lab.validation import ConfigError
+from refine_lab.workers import Workers, _buckets, sharded_like, whole
+from tests.factories.durable_runs import STEPS, tiny_config, tiny_model
+from tests.factories.step import make_batch
+from tests.support.paths import ROOT
+
+EXACT = 1e-10
+
+
+def program(module: str, *arguments: object, seconds: float) -> Any:
+    """What a program of `tests.support` prints, as JSON."""
+    command = [sys.executable, "-m", f"tests.support.{module}", *map(str, arguments)]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environ, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFINE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        folder = tmp_path_factory.mktemp("home")
+        tiny_model(folder / "model")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def differences() -> dict[str, Any]:
+    return program("two_workers", seconds=1800)
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_two_workers_make_the_updates_of_one(differences: dict[str, Any]) -> None:
+    exact = {
+        name: found for name, found in differences.items() if name.startswith(("DDP", "FSDP2")) and "16" not in name
+    }
+    models = {name.split(", ")[1] for name in exact}
+    assert models == {"DeltaNet", "tied DeltaNet", "LaCT", "hybrid"} and len(exact) == 33
+    for name, found in exact.items():
+        assert max(found[part] for part in ("gradients", "weights", "metrics")) < EXACT, (name, found)
+        assert found["same_tokens"] and (found["rollouts"] == 80) == ("SFT" not in name and "Muon" not in name), name
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_two_workers_in_bfloat16_begin_with_the_gradient_of_one(differences: dict[str, Any]) -> None:
+    for wrap in ("DDP", "FSDP2"):
+        found = differences[f"{wrap}, DeltaNet, bfloat16"]
+        assert found["gradients"] < 1e-6 and 0 < found["weights"] < 0.05, found
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_missing_sum_and_a_missing_gradient_are_seen(differences: dict[str, Any]) -> None:
+    for name in ("without the sum of gradients", "without the head's gradient"):
+        assert differences[name]["weights"] > 1e-3, name
+    refusal = differences["only the blocks sharded"]
+    assert refusal.endswith("cannot be sharded: 'model.embeddings.weight' belongs to no block, norm or head")
+
+
+@pytest.mark.process
+def test_a_run_continues_with_another_number_of_workers(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(home / "model")
+    found = program("two_workers", tmp_path, seconds=600)
+    assert found.keys() == {"one", "two", "two, one, two", "sharded", "sharded, one, sharded"}
+    for name, each in found.items():
+        assert each["state"] == "finished" and each["files"] and each["names"] and each["same_rollouts"], (name, each)
+        assert each["checkpoints"][-1] == STEPS
+        assert each["identical"] or ("sharded" in name and each["weights"] < 1e-6 and each["metrics"] < 1e-5), (
+            name,
+            each,
+        )
+
+
+def assert_ends_and_resumes(home: Path, folder: Path, seed: int, times: int) -> None:
+    (folder / "model").symlink_to(home / "model")
+    found = program("killed_workers", folder, seed, times, seconds=120 + 90 * times)
+    assert len(found) == times
+    for each in found:
+        assert each["seconds"] < 60 and each["codes"][0] == -9 and each["codes"][1] > 0, each
+        assert each["resumed_codes"] == [0, 0] and each["difference"] == "", each
+        if each["rank"] == 1:  # the other one is the run's own process
+            assert each["state"] == "failed" and each["error"].startswith("WorkerLostError: worker 1 of 2"), each
+        else:
+            assert each["state"] == "killed", each
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_run_that_loses_a_worker_ends_and_resumes(home: Path, tmp_path: Path) -> None:
+    assert_ends_and_resumes(home, tmp_path, seed=1, times=1)
+
+
+@pytest.mark.soak
+def test_a_run_that_loses_a_worker_at_any_moment_ends_and_resumes(home: Path, tmp_path: Path) -> None:
+    assert_ends_and_resumes(home, tmp_path, seed=2, times=10)
+
+
+def fails_once_in_the_second_worker(inputs):
+    import os
+    import pathlib
+
+    mark = pathlib.Path(os.environ["REFINE_CACHE"], "failed")
+    if os.environ.get("RANK") == "1" and not mark.exists():
+        mark.touch()
+        raise ValueError("the reward had enough")
+    return inputs.logprobs.sum(-1)
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_the_error_of_a_worker_reaches_who_follows_and_the_run_resumes(home: Path, tmp_path: Path) -> None:
+    sizes = dict(batch_size=2, mini_batch_size=2, processes=2)
+    config = tiny_config(home / "model", **sizes)
+    config = replace(config, refine=replace(config.refine, reward="custom"))
+    source = reward_source(fails_once_in_the_second_worker)
+    process = start(config, detach=False, runs=tmp_path, reward_source=source)
+    sentence = (
+        r"failed at step 0 of 6: WorkerLostError: worker 1 of 2 \(process \d+ on .*\) failed: .*the reward had enough"
+    )
+    with pytest.raises(RuntimeError, match=sentence):
+        follow(process, log=lambda line: None)
+    run = follow(resume(process.run, detach=False), log=lambda line: None)
+    assert run.status.state == "finished" and len(run.metrics()) == STEPS
+    assert len(run.rollouts()) == STEPS * 2 * config.refine.num_chunks * config.refine.group_size
+
+
+# -- what needs no second process -----------------------------------------------------------------------------------------
+
+
+def test_the_shares_of_a_batch_are_equal_and_together_the_batch() -> None:
+    batch = make_batch((9, 8, 7, 6, 5, 4))
+    parts = [[part for _, part in split(batch, 2, Workers(rank, 2))] for rank in range(2)]
+    assert [[part.sequence_ids for part in parts[rank]] for rank in range(2)] == [[(0, 1), (2,)], [(3, 4), (5,)]]
+    assert [start for start, _ in split(batch, 2, Workers(1, 2))] == [3, 5]
+    with pytest.raises(ValueError, match="6 rows cannot be divided among 4 workers"):
+        Workers(0, 4).share(6)
+
+
+def test_processes_must_divide_an_update() -> None:
+    with pytest.raises(ConfigError, match="mini_batch_size must be a multiple of the number of processes, 3"):
+        TrainConfig(recipe="test", refine=None, batch_size=4, mini_batch_size=4, processes=3)
+    with pytest.raises(ConfigError, match="gradient_noise must be false with 2 processes"):
+        TrainConfig(recipe="test", refine=RefineConfig(), processes=2, gradient_noise=True)
+    with pytest.raises(ConfigError, match="sharding must be 'none' for the optimizer Muon"):
+        TrainConfig(recipe="test", refine=None, sharding="full", optimizer="muon")
+
+
+def test_gradients_are_exchanged_in_buckets_of_one_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refine_lab.workers.BUCKET", 10)
+    sizes = [4, 5, 2, 30, 1]
+    gradients = [torch.zeros(size) for size in sizes] + [torch.zeros(1, dtype=torch.float64)]
+    assert [[x.numel() for x in bucket] for bucket in _buckets(gradients)] == [[4, 5], [2], [30], [1], [1]]
+    assert list(_buckets([])) == []
+
+
+def test_a_single_worker_changes_nothing() -> None:
+    alone, values = Workers(), torch.arange(3.0)
+    assert alone.sum(values) is values and alone.gather(values) is values and whole(values) is values
+    assert sharded_like(values, values) is values and alone.share(3) == (0, 3)
+    assert alone.sum_each({"a": 1.5}, values.device) == {"a": 1.5}
+    assert alone.decide(4) == 4 and alone.any(True) and not alone.all(torch.tensor(False))
+
+
+def test_the_watch_names_a_worker_that_has_failed_or_is_silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    store, began = dist.HashStore(), time.monotonic()
+    with RunWriter.create(TrainConfig(recipe="test", refine=None), tmp_path) as writer:
+        watch = Watch(writer.run, store, Workers(0, 3), {})
+    assert watch._state_of(store, 1, began) == "" and "worker 1 of 3 has not started" in watch._state_of(
+        store, 1, began - 301
+    )
+    store.set("host/1", "process 7 on a host")
+    store.set("alive/1", "1")
+    assert watch._state_of(store, 1, began) == ""
+    monkeypatch.setattr("refine_lab.training.lost_workers.SILENT_SECONDS", -1.0)
+    assert watch._state_of(store, 1, began).startswith(
+        "worker 1 of 3 (process 7 on a host) was lost: it has not reported"
+    )
+    store.set("alive/1", "2")
+    assert watch._state_of(store, 1, began) == "", "it has reported again"
+    store.set("error/1", "ValueError: no")
+    assert watch._state_of(store, 1, began) == "worker 1 of 3 (process 7 on a host) failed: ValueError: no"
