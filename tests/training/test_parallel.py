@@ -22,11 +22,11 @@ from refine_lab.method.step import split
 from refine_lab.runs.process import follow, resume, start
 from refine_lab.runs.writer import RunWriter
 from refine_lab.training.lost_workers import Watch
-from refine_lab.validation import ConfigError
 from refine_lab.workers import Workers, _buckets, sharded_like, whole
 from tests.factories.durable_runs import STEPS, tiny_config, tiny_model
 from tests.factories.step import make_batch
 from tests.support.paths import ROOT
+from tests.support.refusals import naming, refused
 
 EXACT = 1e-10
 
@@ -61,7 +61,7 @@ def test_two_workers_make_the_updates_of_one(differences: dict[str, Any]) -> Non
         name: found for name, found in differences.items() if name.startswith(("DDP", "FSDP2")) and "16" not in name
     }
     models = {name.split(", ")[1] for name in exact}
-    assert models == {"DeltaNet", "tied DeltaNet", "LaCT", "hybrid"} and len(exact) == 33
+    assert models == {"DeltaNet", "tied DeltaNet", "LaCT", "hybrid"} and len(exact) == 27
     for name, found in exact.items():
         assert max(found[part] for part in ("gradients", "weights", "metrics")) < EXACT, (name, found)
         assert found["same_tokens"] and (found["rollouts"] == 80) == ("SFT" not in name and "Muon" not in name), name
@@ -141,10 +141,7 @@ def test_the_error_of_a_worker_reaches_who_follows_and_the_run_resumes(home: Pat
     config = replace(config, refine=replace(config.refine, reward="custom"))
     source = reward_source(fails_once_in_the_second_worker)
     process = start(config, detach=False, runs=tmp_path, reward_source=source)
-    sentence = (
-        r"failed at step 0 of 6: WorkerLostError: worker 1 of 2 \(process \d+ on .*\) failed: .*the reward had enough"
-    )
-    with pytest.raises(RuntimeError, match=sentence):
+    with naming(RuntimeError, "at step 0 of 6", "worker 1 of 2", "the reward had enough"):
         follow(process, log=lambda line: None)
     run = follow(resume(process.run, detach=False), log=lambda line: None)
     assert run.status.state == "finished" and len(run.metrics()) == STEPS
@@ -159,16 +156,16 @@ def test_the_shares_of_a_batch_are_equal_and_together_the_batch() -> None:
     parts = [[part for _, part in split(batch, 2, Workers(rank, 2))] for rank in range(2)]
     assert [[part.sequence_ids for part in parts[rank]] for rank in range(2)] == [[(0, 1), (2,)], [(3, 4), (5,)]]
     assert [start for start, _ in split(batch, 2, Workers(1, 2))] == [3, 5]
-    with pytest.raises(ValueError, match="6 rows cannot be divided among 4 workers"):
+    with naming(ValueError, "6 rows", "4 workers"):
         Workers(0, 4).share(6)
 
 
 def test_processes_must_divide_an_update() -> None:
-    with pytest.raises(ConfigError, match="mini_batch_size must be a multiple of the number of processes, 3"):
+    with refused("TrainConfig.mini_batch_size", 4):
         TrainConfig(recipe="test", refine=None, batch_size=4, mini_batch_size=4, processes=3)
-    with pytest.raises(ConfigError, match="gradient_noise must be false with 2 processes"):
+    with refused("TrainConfig.gradient_noise", True):
         TrainConfig(recipe="test", refine=RefineConfig(), processes=2, gradient_noise=True)
-    with pytest.raises(ConfigError, match="sharding must be 'none' for the optimizer Muon"):
+    with refused("TrainConfig.sharding", "full"):
         TrainConfig(recipe="test", refine=None, sharding="full", optimizer="muon")
 
 
