@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from types import TracebackType
+from typing import Any
 
 import torch.distributed as dist
 
@@ -46,18 +47,17 @@ class Watch:
     by a `WorkerLostError`.
     """
 
-    def __init__(
-        self, run: Run, store: dist.Store, workers: Workers, children: Mapping[int, subprocess.Popen[bytes]]
-    ) -> None:
+    def __init__(self, run: Run, store: Any, workers: Workers, children: Mapping[int, subprocess.Popen[bytes]]) -> None:
         """`children` are the workers that this process has started, by rank."""
         self._run, self._store, self._workers, self._children = run, store, workers, children
         self._others = [rank for rank in range(workers.count) if rank != workers.rank]
-        self._heard = dict.fromkeys(self._others, ("", time.monotonic()))
+        self._heard: dict[int, tuple[str, float]] = dict.fromkeys(self._others, ("", time.monotonic()))
         self._lost, self._done = "", threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch-workers", daemon=True)
 
     def __enter__(self) -> Watch:
         self._store.set(f"host/{self._workers.rank}", f"process {os.getpid()} on {socket.gethostname()}")
+        self._store.set(f"alive/{self._workers.rank}", "0")
         self._thread.start()
         return self
 
@@ -75,7 +75,7 @@ class Watch:
             self._done.set()
 
     def _wait_for_the_cause(self) -> str:
-        deadline = time.monotonic() + SILENT_SECONDS + GRACE_SECONDS
+        deadline = time.monotonic() + 2 * SILENT_SECONDS
         while not self._lost and time.monotonic() < deadline:
             time.sleep(0.1)
         return self._lost
@@ -94,7 +94,7 @@ class Watch:
         if not self._done.wait(GRACE_SECONDS):
             self._end()
 
-    def _state_of(self, store: dist.Store, rank: int, began: float) -> str:
+    def _state_of(self, store: Any, rank: int, began: float) -> str:
         """Returns what has happened to a worker; nothing if it is well."""
         name = f"worker {rank} of {self._workers.count}"
         if store.check([f"host/{rank}"]):

@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from refine_lab.config import TrainConfig
 from refine_lab.runs.child import StopSignal
@@ -25,6 +25,9 @@ from refine_lab.training.lost_workers import JOIN_SECONDS, Watch
 from refine_lab.training.trainer import train
 from refine_lab.validation import require
 from refine_lab.workers import ALONE, Workers
+
+dist: Any = torch.distributed
+"""Its stores are exported at run time only."""
 
 EXCHANGE = timedelta(hours=24)
 """Time limit of one exchange: long, since the others wait while the first worker saves. `Watch` finds a lost worker sooner."""
@@ -89,7 +92,7 @@ def _start(run: Run, rank: int, count: int, port: int) -> subprocess.Popen[bytes
         return spawn([*TRAINER, str(run.path)], output, watched=True, environ=environ)
 
 
-def _join(config: TrainConfig, store: dist.Store, workers: Workers) -> Workers:
+def _join(config: TrainConfig, store: Any, workers: Workers) -> Workers:
     """Joins torch's default process group, in which tensors on the CPU are exchanged too."""
     cuda = torch.cuda.is_available() and config.device != "cpu"
     if cuda:
