@@ -57,8 +57,8 @@ def roll_out(
 ) -> tuple[Rollouts, Continuation]:
     """Selects positions, rolls out from the states there, and computes rewards and advantages (eq. 5 to 12).
 
-    `logprobs`, `selection` and `workers` are as in `places`. Returns the rollouts, which carry no gradient, and the policy's outputs
-    on them, which do if gradients are enabled.
+    `logprobs`, `selection` and `workers` are as in `places`. Returns the rollouts, which carry no gradient, and the
+    policy's outputs on them, which do if gradients are enabled.
     """
     positions = places(policy, batch, entropies, logprobs, refine, draws, selection, workers)
     branches = Branches.of(trace, positions, refine.group_size, detach=refine.prefix_gradient == "detached")

@@ -181,8 +181,8 @@ def test_a_single_worker_changes_nothing() -> None:
     alone, values = Workers(), torch.arange(3.0)
     assert alone.sum(values) is values and alone.gather(values) is values and whole(values) is values
     assert sharded_like(values, values) is values and alone.share(3) == (0, 3)
-    assert alone.sum_each({"a": 1.5}, values.device) == {"a": 1.5}
-    assert alone.decide(4) == 4 and alone.any(True) and not alone.all(torch.tensor(False))
+    assert alone.sum_each({"a": values}) == {"a": values}
+    assert alone.decide(4) == 4 and alone.any(True) and not alone.every(torch.tensor(False))
 
 
 def test_the_watch_names_a_worker_that_has_failed_or_is_silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
