@@ -170,7 +170,8 @@ def train_step(train_state: TrainState, batch: Batch, draws: Draws) -> StepResul
     if plan is not None:
         drawn = {} if plan.entropy_sum is None else {"entropy_mean": plan.entropy_sum / batch.num_targets}
         kept = [] if plan.rollouts is None else [plan.rollouts]
-    rollouts = Rollouts.cat(kept) if kept else None
+    complete = sum(len(part.positions) for part in kept) * workers.count == len(batch.lengths) or plan is not None
+    rollouts = Rollouts.cat(kept) if kept and complete else None  # a skipped update may have sampled some rows alone
     if rollouts is not None:
         rollouts = rollouts if plan is not None else _gathered(rollouts, workers)
         drawn |= _rollout_metrics(rollouts)

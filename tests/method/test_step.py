@@ -137,6 +137,21 @@ def test_an_update_whose_loss_is_not_finite_changes_no_weight(refine):
     assert torch.equal(policy.lm_head.weight, kept)
 
 
+def test_an_update_with_one_row_that_is_not_finite_has_no_rollouts():
+    policy, batch = make_policy(), make_batch()
+    tokens = batch.tokens.clone()
+    tokens[tokens == 0] = 1
+    tokens[1, 3] = 0
+    with torch.no_grad():
+        policy.model.embeddings.weight[0] = torch.nan
+    kept = policy.lm_head.weight.detach().clone()
+    train_state = train_state_for(policy, RefineConfig(num_chunks=4, margin=5), micro_batch_size=1)
+    result = train_step(train_state, replace(batch, tokens=tokens), Draws(seed=0, step=1))
+    assert result.metrics["skipped_updates"] == 1 and math.isnan(result.metrics["grad_norm"])
+    assert result.rollouts is None and "reward_mean" not in result.metrics
+    assert torch.equal(policy.lm_head.weight, kept)
+
+
 def test_several_updates_use_the_logprobs_of_the_policy_that_sampled():
     refine = RefineConfig(num_chunks=4, margin=5)
     batch = make_batch()

@@ -1,8 +1,8 @@
-"""Trains tiny models with two workers and with one, and writes how far they differ: `python -m tests.support.two_workers`.
+"""Trains tiny models with two workers and with one: `python -m tests.support.two_workers some`, or `all`, or a folder.
 
-It forks after the slow imports. The workers exchange by gloo on this machine. The output is one JSON object: the name of
-a case -> the largest differences of gradients after one step, of weights after five and of metrics, and whether the
-rollouts have the same tokens. With a folder as its argument, it executes the runs of `tests.support.shared_runs` instead.
+It forks after the slow imports. The workers exchange by gloo on this machine. The output is one JSON object. For each case
+it has the largest differences of gradients after one step, of weights after five and of metrics, and whether the rollouts
+have the same tokens. With a folder, it executes the runs of `tests.support.shared_runs` instead.
 """
 
 from __future__ import annotations
@@ -67,8 +67,18 @@ METHODS: dict[str, dict[str, Any]] = {
     "placebo": dict(refine=replace(REFINE, placebo=True)),
     "Muon": dict(refine=None, optimizer="muon"),
     "recomputed blocks": dict(refine=REFINE, activation_checkpointing="blocks"),
+    "memory": dict(refine=replace(REFINE, selection="memory", short_contexts="windows", window=20)),
     "bfloat16": dict(refine=REFINE, dtype="bfloat16"),
 }
+SOME = [
+    *[("DeltaNet", method) for method in ("SFT", "REFINE", "nested", "several updates", "memory", "bfloat16")],
+    ("tied DeltaNet", "REFINE"),
+    ("LaCT", "nested"),
+    ("hybrid", "REFINE"),
+]
+"""What is compared in the tests that always run. With `memory`, the second row has no short contexts, and the fourth has."""
+UNKNOWN = 7
+"""The token whose embedding is NaN in `not_finite`."""
 
 
 @dataclass
@@ -79,20 +89,22 @@ class Result:
     tokens: list[list[list[int]]]
 
 
-def trained(model: str, method: str, workers: Workers, *, sharded: bool = False) -> Result:
-    """Trains five steps from the same weights on the same batches."""
-    policy = MODELS[model]()
-    if method == "bfloat16":
-        policy = policy.float()
+def state_of(policy: Any, method: str, workers: Workers, *, sharded: bool) -> TrainState[TrainConfig]:
     defaults = dict(batch_size=4, mini_batch_size=4, micro_batch_size=1, lr=0.01, device="cpu")
     config = TrainConfig(recipe="test", **{**defaults, **METHODS[method]})
     checkpoint_activations(policy, config.activation_checkpointing)
     if sharded:
         sharding.shard(policy, workers)
-    reward = REWARDS[config.refine.reward] if config.refine else None
+    reward = REWARDS[config.refine.reward] if config.refine and config.refine.rolls_out else None
     optimizers = make_optimizers(policy, config)
-    state = TrainState(policy=policy, optimizers=optimizers, config=config, reward=reward, workers=workers)
-    result = Result({}, {}, [], [])
+    return TrainState(policy=policy, optimizers=optimizers, config=config, reward=reward, workers=workers)
+
+
+def trained(model: str, method: str, workers: Workers, *, sharded: bool = False) -> Result:
+    """Trains five steps from the same weights on the same batches."""
+    policy = MODELS[model]()
+    state = state_of(policy.float() if method == "bfloat16" else policy, method, workers, sharded=sharded)
+    policy, config, result = state.policy, state.config, Result({}, {}, [], [])
     for step in range(1, STEPS + 1):
         batch, draws = make_batch(LENGTHS, seed=step), Draws(seed=0, step=step)
         if config.nested:
@@ -142,11 +154,9 @@ def without_the_heads_gradient(apply: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def cases(workers: Workers) -> dict[str, Any]:
+def compared(workers: Workers, chosen: list[tuple[str, str]]) -> dict[str, Any]:
+    """Trains each pair of a model and a method with one worker and, in both ways, with two."""
     found: dict[str, Any] = {}
-    plain, more = ("SFT", "REFINE", "nested"), ("several updates", "placebo", "Muon", "recomputed blocks", "bfloat16")
-    methods = {"DeltaNet": plain + more, "tied DeltaNet": ("REFINE",)}
-    chosen = [(model, method) for model in MODELS for method in methods.get(model, plain)]
     for model, method in chosen:
         one = trained(model, method, ALONE)
         for name, sharded in (("DDP", False), ("FSDP2", True)):
@@ -154,7 +164,12 @@ def cases(workers: Workers) -> dict[str, Any]:
                 continue
             other = trained(model, method, workers, sharded=sharded)
             found[f"{name}, {model}, {method}"] = difference(one, other)
-    one = trained("DeltaNet", "SFT", ALONE)
+    return found
+
+
+def broken(workers: Workers) -> dict[str, Any]:
+    """Trains without what makes two workers right; the differences must show it."""
+    one, found = trained("DeltaNet", "SFT", ALONE), dict[str, Any]()
     with replaced(Workers, "sum_gradients", lambda self, parameters: None):
         found["without the sum of gradients"] = difference(one, trained("DeltaNet", "SFT", workers))
     with replaced(OptimizerUpdate, "apply", without_the_heads_gradient(OptimizerUpdate.apply)):
@@ -167,6 +182,33 @@ def cases(workers: Workers) -> dict[str, Any]:
     return found
 
 
+def not_finite(workers: Workers) -> dict[str, Any]:
+    """Trains one step in which the loss of a single row, which the second worker reads, is NaN."""
+    batch, found = make_batch(LENGTHS), {}
+    tokens = batch.tokens.masked_fill(batch.tokens == UNKNOWN, 1)
+    tokens[3, 5] = UNKNOWN
+    for method in ("SFT", "REFINE", "several updates"):
+        for name, sharded in (("DDP", False), ("FSDP2", True)):
+            policy = delta_net(tie_word_embeddings=False)
+            with torch.no_grad():
+                policy.get_input_embeddings().weight[UNKNOWN] = torch.nan
+            before = policy.lm_head.weight.detach().clone()
+            state = state_of(policy, method, workers, sharded=sharded)
+            result = train_step(state, replace(batch, tokens=tokens), Draws(seed=0, step=1))
+            unchanged = torch.equal(whole(policy.lm_head.weight.detach()), before)
+            skipped = result.metrics["skipped_updates"] / result.metrics["updates"]
+            facts = {"skipped": skipped, "unchanged": unchanged, "rollouts": result.rollouts is not None}
+            found[f"{name}, {method}"] = facts
+    return found
+
+
+def cases(workers: Workers, which: str) -> dict[str, Any]:
+    if which == "some":
+        found = {"compared": compared(workers, SOME), "broken": broken(workers), "not finite": not_finite(workers)}
+        return found if workers.first else {}
+    return {"compared": compared(workers, [(model, method) for model in MODELS for method in METHODS])}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     with socket.socket() as free:
@@ -176,7 +218,8 @@ def main() -> None:
     store = dist.TCPStore("127.0.0.1", port, 2, rank == 0)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     workers = Workers(rank, 2)
-    found = resumed(Path(sys.argv[1]), workers) if sys.argv[1:] else cases(workers)
+    which = sys.argv[1]
+    found = cases(workers, which) if which in ("some", "all") else resumed(Path(which), workers)
     dist.barrier()
     dist.destroy_process_group()
     if rank == 0:
