@@ -7,8 +7,8 @@ worker. The run then resumes from its last checkpoint, with any number of worker
 from __future__ import annotations
 
 import os
+import platform
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -56,7 +56,7 @@ class Watch:
         self._thread = threading.Thread(target=self._watch, name="watch-workers", daemon=True)
 
     def __enter__(self) -> Watch:
-        self._store.set(f"host/{self._workers.rank}", f"process {os.getpid()} on {socket.gethostname()}")
+        self._store.set(f"host/{self._workers.rank}", f"process {os.getpid()} on {platform.node()}")
         self._store.set(f"alive/{self._workers.rank}", "0")
         self._thread.start()
         return self

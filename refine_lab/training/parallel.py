@@ -2,12 +2,14 @@
 
 They are started by `torchrun` (or `accelerate launch`), one a GPU, or by the run's own process if its configuration has
 `processes` above 1. The first worker, of rank 0, is the process of the run: it holds the lock, and it alone writes the run
-directory. Workers exchange tensors by nccl on CUDA and by gloo on the CPU.
+directory. Workers exchange tensors by nccl on CUDA and by gloo on the CPU. Those of one machine listen on its loopback
+interface only; those that a launcher starts can be reached from other machines, as the launcher itself.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +31,7 @@ from refine_lab.workers import ALONE, Workers
 dist: Any = torch.distributed
 """Its stores are exported at run time only."""
 
+HERE = "127.0.0.1"
 EXCHANGE = timedelta(hours=24)
 """Time limit of one exchange: long, since the others wait while the first worker saves. `Watch` finds a lost worker sooner."""
 END_SECONDS = 60.0
@@ -61,7 +64,7 @@ def joined(run: Run) -> Iterator[Workers]:
     if launched:
         store, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
     else:
-        store = dist.TCPStore("127.0.0.1", 0, count, True, timeout, wait_for_workers=False)
+        store = _local_store(count, timeout)
         children = {number: _start(run, number, count, store.port) for number in range(1, count)}
     try:
         with Watch(run, store, Workers(rank, count), children):
@@ -84,9 +87,19 @@ def _check(config: TrainConfig, count: int) -> None:
     )
 
 
+def _local_store(count: int, timeout: timedelta) -> dist.TCPStore:
+    """Returns the store of workers that this process starts; they can be reached from this machine alone."""
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(variable, loopback)
+    server = socket.create_server((HERE, 0))  # torch's own would listen on every network
+    port = server.getsockname()[1]
+    return dist.TCPStore(HERE, port, count, True, timeout, wait_for_workers=False, master_listen_fd=server.detach())
+
+
 def _start(run: Run, rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
     """Starts a worker on this machine, with the environment variables that `torchrun` sets; it ends with this process."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": HERE, "MASTER_PORT": port}
     with os.fdopen(os.dup(2), "wb") as output:
         environ = {name: str(value) for name, value in place.items()}
         return spawn([*TRAINER, str(run.path)], output, watched=True, environ=environ)

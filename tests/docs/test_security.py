@@ -16,6 +16,7 @@ FORBIDDEN = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "socket", "so
 ALLOWED = {
     "refine_lab/explore/worker.py": {"pickle.dumps", "pickle.HIGHEST_PROTOCOL"},  # an answer for its own parent process
     "refine_lab/runs/files.py": {"socket.gethostname"},  # which machine holds a lock
+    "refine_lab/training/parallel.py": {"socket.if_nameindex", "socket.create_server"},  # workers, on loopback
 }
 """What is used of these modules nevertheless."""
 EVALUATING = {

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -20,6 +22,7 @@ from refine_lab.config import RefineConfig, TrainConfig
 from refine_lab.method.custom import reward_source
 from refine_lab.method.step import split
 from refine_lab.runs.process import follow, resume, start
+from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
 from refine_lab.training.lost_workers import Watch
 from refine_lab.workers import Workers, _buckets, sharded_like, whole
@@ -51,7 +54,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    return program("two_workers", "some", seconds=600)
+    return program("two_workers", "some", seconds=300)
 
 
 def assert_exact(differences: dict[str, Any]) -> None:
@@ -156,7 +159,18 @@ def test_the_error_of_a_worker_reaches_who_follows_and_the_run_resumes(home: Pat
     process = start(config, detach=False, runs=tmp_path, reward_source=source)
     with naming(RuntimeError, "at step 0 of 6", "worker 1 of 2", "the reward had enough"):
         follow(process, log=lambda line: None)
-    run = follow(resume(process.run, detach=False), log=lambda line: None)
+    process, listening = resume(process.run, detach=False), set[str]()
+
+    def look(run: Run) -> None:
+        with suppress(psutil.Error):  # a process has ended
+            here = psutil.Process(process.popen.pid)
+            for worker in (here, *here.children()):
+                listening.update(
+                    each.laddr.ip for each in worker.net_connections() if each.status == psutil.CONN_LISTEN
+                )
+
+    run = follow(process, every=0.2, on_update=look, log=lambda line: None)
+    assert listening == {"127.0.0.1"}
     assert run.status.state == "finished" and len(run.metrics()) == STEPS
     assert len(run.rollouts()) == STEPS * 2 * config.refine.num_chunks * config.refine.group_size
 
