@@ -122,7 +122,7 @@ check-first-half: $(READY)
 check-second-half: $(READY)
 	$(PYTEST) -m "($(SLOWER)) and not ($(APART))" tests $(addprefix --ignore ,$(FIRST_HALF) tests/benchmarks)
 
-long: $(READY) ## whole files of the benchmarks, from ../shared/data; a Ray cluster; experiment trackers
+long: $(READY) ## whole files of the benchmarks, from ../shared/data; a Ray cluster; pairs of workers; experiment trackers
 	$(PIP_INSTALL) --no-build-isolation -c requirements.lock -e '.[cluster,tracking]'
 	$(PYTEST) -m "long and not gpu" -s
 

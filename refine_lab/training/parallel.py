@@ -87,7 +87,7 @@ def _check(config: TrainConfig, count: int) -> None:
     )
 
 
-def _local_store(count: int, timeout: timedelta) -> dist.TCPStore:
+def _local_store(count: int, timeout: timedelta) -> Any:
     """Returns the store of workers that this process starts; they can be reached from this machine alone."""
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
