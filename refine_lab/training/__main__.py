@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         "has changed since the run started; the run records it",
     )
     options = parser.parse_args(arguments)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _launched_workers() > 1:
         if len(options.runs) > 1:
             parser.error(f"several workers train one run at a time, got {len(options.runs)} run directories")
         if int(os.environ["RANK"]) > 0:
@@ -128,12 +128,21 @@ def _early_exit(status: int) -> RuntimeError:
     )
 
 
+def _launched_workers() -> int:
+    """Returns the number of workers that `torchrun` has started, of which this process is one; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _executor(run: Run) -> Callable[[Path, StopSignal, Collection[str]], None]:
     """Returns the function that trains or answers a run; torch is loaded only here, so that signals are handled meanwhile."""
-    if run.kind == "train":
+    if run.kind == "train" and (_launched_workers() > 1 or run.config.processes > 1):
         from refine_lab.training.parallel import train_with_workers
 
         return train_with_workers
+    if run.kind == "train":
+        from refine_lab.training.trainer import train
+
+        return train
     from refine_lab.training.answer_run import answer_prompts
 
     return answer_prompts

@@ -26,7 +26,7 @@ from refine_lab.runs.run import Run
 from refine_lab.training.lost_workers import JOIN_SECONDS, Watch
 from refine_lab.training.trainer import train
 from refine_lab.validation import require
-from refine_lab.workers import ALONE, Workers
+from refine_lab.workers import Workers
 
 dist: Any = torch.distributed
 """Its stores are exported at run time only."""
@@ -46,7 +46,7 @@ def train_with_workers(path: Path, stop: StopSignal, overrides: Collection[str] 
 
 @contextmanager
 def joined(run: Run) -> Iterator[Workers]:
-    """Yields the workers of a run once all have joined; `ALONE` for a single one.
+    """Yields the workers of a run, two or more, once all have joined.
 
     Raises WorkerLostError, which names the worker, for an error that another worker has caused, and ConfigError for a
     configuration that so many workers cannot share.
@@ -56,9 +56,6 @@ def joined(run: Run) -> Iterator[Workers]:
     launched = count > 1
     count = count if launched else config.processes
     _check(config, count)
-    if count == 1:
-        yield ALONE
-        return
     timeout, children = timedelta(seconds=JOIN_SECONDS), {}
     rank = int(os.environ["RANK"]) if launched else 0
     if launched:
@@ -82,9 +79,7 @@ def joined(run: Run) -> Iterator[Workers]:
 def _check(config: TrainConfig, count: int) -> None:
     """Raises ConfigError for a configuration that `count` workers cannot share."""
     config.require_shares(count)
-    require(
-        count == 1 or ":" not in config.device, "device", config.device, f"'auto', 'cpu' or 'cuda' for {count} workers"
-    )
+    require(":" not in config.device, "device", config.device, f"'auto', 'cpu' or 'cuda' for {count} workers")
 
 
 def _local_store(count: int, timeout: timedelta) -> Any:
