@@ -78,9 +78,10 @@ export function format(value) {
  * need to differ, 4 or 5, without the last ones that are 0 in all of them.
  */
 export function alike(values) {
-  if (values.every(Number.isInteger)) return format;
-  const rounded = (digits) => values.map((value) => Number(value.toPrecision(digits)));
-  const most = new Set(rounded(4)).size < new Set(values).size ? 5 : 4;
+  const finite = values.filter(Number.isFinite);
+  if (finite.every(Number.isInteger)) return format;
+  const rounded = (digits) => finite.map((value) => Number(value.toPrecision(digits)));
+  const most = new Set(rounded(4)).size < new Set(finite).size ? 5 : 4;
   const wanted = rounded(most);
   let digits = 1;
   while (digits < most && rounded(digits).some((value, i) => value !== wanted[i])) digits++;
