@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from refine_lab.validation import MOST_TOKENS, Config, Natural, NotNegative, Positive, Size, Text, configuration
+from refine_lab.validation import (
+    MOST_TOKENS,
+    Config,
+    ConfigError,
+    Natural,
+    NotNegative,
+    Positive,
+    Size,
+    Text,
+    configuration,
+)
 
 BUILT_IN_REWARDS = ("cosine", "binary", "hybrid", "edit", "exact")
 """Names of the functions in `refine_lab.method.rewards.REWARDS`, listed here so that torch need not be loaded."""
@@ -80,8 +90,10 @@ class RefineConfig(Config):
         tokens = self.num_chunks * self.group_size * self.rollout_length
         most = f"such that num_chunks * group_size * rollout_length is at most {MOST_TOKENS:,}"
         self._require(tokens <= MOST_TOKENS, "group_size", most)
-        comparable = self.group_by == "sequence" or self.group_size > 1
-        self._require(comparable, "group_size", "at least 2 if group_by is 'prefix'")
+        if self.group_by == "prefix" and self.group_size < 2:
+            name = f"{type(self).__name__}.group_size"
+            needed = f"grouping by prefix needs at least 2 rollouts per position ({name}), got {self.group_size}"
+            raise ConfigError(name, self.group_size, "at least 2 if group_by is 'prefix'", needed)
         if not self.rolls_out:
             self._require_formula()
 

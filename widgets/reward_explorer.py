@@ -79,7 +79,7 @@ class RewardExplorer(SettingsPanel):
             sample = sample_document()
             text = sample.document + sample.question
         self._source = text_field("Document", text, 4)
-        self._compare_field = model_picker("compare with")
+        self._compare_field = model_picker("compare with", width="48em")
         upload = FileField(accept=".txt,.md,.py,.json,.csv,.html", description="Open a file")
         read = self.button("read", "Read the document above", style="primary")
         fields = in_rows([*self.controls.values()])

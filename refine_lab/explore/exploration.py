@@ -36,7 +36,7 @@ from refine_lab.rng import Draws
 from refine_lab.text import replace_surrogates
 from refine_lab.training.adaptation import fit_to_length
 from refine_lab.types import RewardFunction, SelectionFunction, SelectionInputs
-from refine_lab.validation import MOST_CHARACTERS, MOST_SEED, require
+from refine_lab.validation import MOST_CHARACTERS, MOST_SEED, ConfigError, require
 
 MOST_TOKENS = 65_536
 """Maximum number of tokens in a document."""
@@ -110,7 +110,10 @@ class Exploration:
         require(len(text) <= MOST_CHARACTERS, "a document's characters", len(text), f"at most {MOST_CHARACTERS:,}")
         ids = self.tokenizer(replace_surrogates(text), add_special_tokens=False)["input_ids"]
         ids = np.array([*beginning(self.tokenizer, self.add_bos), *ids], dtype=np.int32)
-        require(2 <= len(ids) <= MOST_TOKENS, "a document's tokens", len(ids), f"from 2 to {MOST_TOKENS}")
+        if not 2 <= len(ids) <= MOST_TOKENS:
+            held = f"has {len(ids):,} token{'' if len(ids) == 1 else 's'}" if text else "is empty"
+            sentence = f"the document {held}; 2 to {MOST_TOKENS:,} tokens are allowed"
+            raise ConfigError("a document's tokens", len(ids), f"from 2 to {MOST_TOKENS}", sentence)
         return ids
 
     def read(self, text: str) -> Future[Document | None]:

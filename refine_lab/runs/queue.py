@@ -21,7 +21,7 @@ from refine_lab.runs.run import Run
 from refine_lab.runs.writer import write_status
 from refine_lab.text import printable
 
-BACKGROUND = "Training in the background (it survives closing this notebook):"
+BACKGROUND = "Running in the background; you may close this notebook:"
 
 Queue = list[tuple[Run, BinaryIO]]
 """Runs in order, each with its lock."""

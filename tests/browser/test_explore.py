@@ -80,7 +80,7 @@ def test_what_cannot_be_is_said_where_one_looks(lab: Lab) -> None:
     field = lab.page.locator(".widget-label:has-text('rollouts per position (n)') + input")
     field.fill("1")
     field.press("Tab")
-    alert = lab.page.locator(".notice .error").filter(has_text="group_size must be at least 2")
+    alert = lab.page.locator(".notice .error").filter(has_text="needs at least 2 rollouts per position")
     alert.first.wait_for()
     lab.page.wait_for_function("node => node.value === '8'", arg=field.element_handle())
 

@@ -22,7 +22,7 @@ view"""
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Lab]:
-    folder = tmp_path_factory.mktemp("lab")
+    folder = tmp_path_factory.mktemp("memory")
     write_notebook(folder / "memory.ipynb", [CELL])
     with opened(folder, "memory.ipynb", chromium, OMP_NUM_THREADS="1") as there:
         there.run_all()
@@ -91,7 +91,7 @@ def test_a_click_explains_heads_restrict_and_erasing_is_undone(lab: Lab) -> None
 def test_the_saved_page_fits_a_narrow_screen_and_goes_to_a_write(
     lab: Lab, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    (path,) = tmp_path_factory.getbasetemp().glob("lab*/memory.html")
+    (path,) = tmp_path_factory.getbasetemp().glob("memory[0-9]*/memory.html")
     browser = lab.page.context.browser
     assert isinstance(browser, playwright.Browser)
     with faultless_page(browser, viewport={"width": 480, "height": 900}) as page:

@@ -145,6 +145,16 @@ def test_a_second_adapt_asks(hands: Callable[[str], Hands]) -> None:
     person.told("^Original weights restored exactly \\(6 updates undone\\)")
 
 
+WHOLE = """(list) => {
+    const free = list.cloneNode();
+    free.append(list.options[0].cloneNode(true));
+    free.style.cssText = "flex: none; min-width: 0";
+    list.after(free);
+    const wide = free.offsetWidth;
+    free.remove();
+    return list.offsetWidth >= wide; }"""
+"""Whether a list is at least as wide as its first option, which it shows when nothing is chosen."""
+
 LINES = """(root) => [...document.querySelectorAll(`${root} .live-curves g[data-line]`)].map((group) => [
     group.closest("svg").dataset.panel, group.dataset.line, group.querySelectorAll("path.mark").length,
     Number.parseFloat(getComputedStyle(group.querySelector("path.line")).strokeWidth)])"""
@@ -265,6 +275,7 @@ def test_a_document_is_typed_and_a_file_opened(hands: Callable[[str], Hands], tm
 def test_another_model_and_other_settings(hands: Callable[[str], Hands]) -> None:
     person = hands(EXPLORER)
     person.go_to("compare with")
+    assert person.page.locator(f"{EXPLORER} .entry-field select:visible").evaluate(WHOLE), "the closed list is cut"
     person.page.keyboard.type("tiny-lact")
     person.press("Enter")
     person.page.locator(f"{EXPLORER} .token-map select option[value=entropy_change]").wait_for(state="attached")

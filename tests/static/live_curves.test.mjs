@@ -64,6 +64,18 @@ test("readings give mean and range of a method's runs", () => {
   assert.deepEqual(js.readings(panel, 4), []); // no run has come so far
 });
 
+test("readings of methods have as many digits as they need to differ, the same for all of them", () => {
+  const texts = (values) => js.readings({ lines: values.map((y) => ({ method: {}, x: [1], y: [y] })) }, null).map((r) => r.text);
+  assert.deepEqual(texts([2.28003, 2.28041]), ["2.2800", "2.2804"]); // not 2.28 and 2.28
+  assert.deepEqual(texts([2.28, 2.2804]), ["2.2800", "2.2804"]);
+  assert.deepEqual(texts([2.25, 1.5, 12.125]), ["2.250", "1.500", "12.13"]);
+  assert.deepEqual(texts([2.2800001, 2.2800002]), ["2.28", "2.28"]); // equal to 5 digits
+  assert.deepEqual(texts([0.25, 0.5]), ["0.25", "0.50"]);
+  assert.deepEqual(texts([0, 0.0004, 3000]), ["0", "4.00e-4", "3,000"]);
+  assert.deepEqual(texts([12_345, 1]), ["12,345", "1"]);
+  assert.deepEqual(texts([0.5, NaN]), ["0.5", "not finite"]);
+});
+
 test("readings are of one step: a run that has not made it does not count, and that is said", () => {
   const [method, other] = [{ label: "REFINE, lr 0.001" }, { label: "REFINE, lr 0.01" }];
   const panel = { lines: [{ method, x: [1, 2, 3], y: [1, 2, 3] }, { method, x: [1], y: [9] }, { method: other, x: [1, 2], y: [5, 6] }] };
@@ -86,7 +98,7 @@ test("readings over time take the nearest point of each run that is under way", 
   const panel = { apart: true, lines: [{ method, x: [0, 10, 20], y: [5, 4, 3] }, { method, x: [0, 15], y: [7, 6] }] };
   assert.deepEqual(js.readings(panel, 11).map((r) => r.text), ["5 (4–6)"]);
   assert.deepEqual(js.readings(panel, 19).map((r) => r.text), ["3, 1 of 2 seeds"]);
-  assert.deepEqual(js.readings(panel, null).map((r) => r.text), ["4.5 (3–6)"]);
+  assert.deepEqual(js.readings(panel, null).map((r) => r.text), ["4.5 (3.0–6.0)"]);
   assert.deepEqual(js.readings(panel, 30), []);
 });
 

@@ -15,6 +15,11 @@ test("spans keep the highest and the mean of every stretch", () => {
   assert.deepEqual([...js.spans(Float32Array.of(1, 5), 2).means], [1, 5]);
 });
 
+test("bars have a gap between them, and are no solid block", () => {
+  assert.deepEqual([100, 1613].map((count) => js.barsIn(870, count)), [100, 217]);
+  assert.equal(js.barsIn(2, 9), 1);
+});
+
 test("an axis begins at 0 unless that hides how the values differ", () => {
   assert.deepEqual(js.axisOf([0, 0.5, 3]), [0, 3]);
   assert.deepEqual(js.axisOf([0.75, 0.875, 1]).map((end) => Number(end.toFixed(4))), [0.73, 1]);

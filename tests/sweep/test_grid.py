@@ -117,7 +117,10 @@ def test_a_value_may_look_like_an_option_or_contain_any_character(tmp_path, monk
     [
         (["-p", "reward", "cosine,cosin"], "unknown reward 'cosin'; did you mean 'cosine'?"),
         (["-p", "recipe", "midtrane"], "unknown midtrain recipe 'midtrane'; did you mean 'midtrain'?"),
-        (["-p", "group_by", "prefix"], "RefineConfig.group_size must be at least 2 if group_by is 'prefix', got 1"),
+        (
+            ["-p", "group_by", "prefix"],
+            "grouping by prefix needs at least 2 rollouts per position (RefineConfig.group_size), got 1",
+        ),
     ],
 )
 def test_a_value_that_the_configuration_refuses_is_refused_too(tmp_path, capsys, options, sentence):

@@ -16,8 +16,13 @@ from widgets.reward_explorer import RewardExplorer
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
-REFUSED = {"empty": 0, "one space": 1, "one line of letters": 100_000, "one line of wide letters": 300_006}
-"""Documents of too few tokens, or of more than a document may have; how many."""
+REFUSED = {
+    "empty": "is empty",
+    "one space": "has 1 token",
+    "one line of letters": "has 100,000 tokens",
+    "one line of wide letters": "has 300,006 tokens",
+}
+"""Documents of too few tokens, or of more than a document may have, and what is said of each."""
 
 
 def acts(text: str) -> set[str]:
@@ -37,7 +42,8 @@ def test_a_document_is_shown_and_rolled_out_or_refused(name: str, document: str)
     assert "<script>window" not in found.page
     if name in REFUSED:
         assert isinstance(found.raised, ValueError)
-        assert found.error == str(found.raised) == f"a document's tokens must be from 2 to 65536, got {REFUSED[name]}"
+        sentence = f"the document {REFUSED[name]}; 2 to 65,536 tokens are allowed"
+        assert found.error == str(found.raised) == sentence
         assert found.text == ""
         assert f"error: {found.error}" in found.told
         return
@@ -54,7 +60,8 @@ def test_a_document_to_adapt_to_is_shown_or_refused(name: str, document: str) ->
     found = explored()[f"read: {name}"]
     assert acts(found.told) == set()
     if name in REFUSED:
-        assert found.error == str(found.raised) == f"a document's tokens must be from 2 to 65536, got {REFUSED[name]}"
+        sentence = f"the document {REFUSED[name]}; 2 to 65,536 tokens are allowed"
+        assert found.error == str(found.raised) == sentence
         assert found.text == ""
         return
     assert found.raised is None, found.error

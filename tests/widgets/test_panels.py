@@ -92,12 +92,14 @@ def test_the_last_of_several_changes_counts(worker: Worker) -> None:
 
 def test_what_cannot_be_is_said_and_changes_nothing(explorer: RewardExplorer) -> None:
     explorer.controls["group_size"].value = 1  # with groups of one prefix there is nothing to compare
-    assert "RefineConfig.group_size" in explorer.error
+    assert (
+        "grouping by prefix needs at least 2 rollouts per position (RefineConfig.group_size), got 1" in explorer.error
+    )
     assert explorer.controls["group_size"].value == explorer.exploration.refine.group_size == 8
     with pytest.raises(ValueError, match="too close to the end"):
         explorer.explore(10_000).result(SECONDS)
     assert "too close to the end" in explorer.error
-    with pytest.raises(ValueError, match="a document's tokens must be from 2"):
+    with pytest.raises(ValueError, match="the document is empty; 2 to 65,536 tokens are allowed"):
         explorer.read("").result(SECONDS)
     assert explorer.token_map.text.text == TEXT
     explorer.change("reward", "hybrid").result(SECONDS)
@@ -111,7 +113,7 @@ def test_what_the_page_does_wrong_is_shown(explorer: RewardExplorer) -> None:
     explorer.token_map.selected = len(explorer.token_map.text) - 1
     assert "too close to the end" in explorer.error
     explorer._on_upload({"new": [{"name": "empty.txt", "content": b""}]})
-    assert "a document's tokens must be from 2" in explorer.error
+    assert "the document is empty; 2 to 65,536 tokens are allowed" in explorer.error
     explorer._on_upload({"new": [{"name": "mine.txt", "content": "Köln".encode("latin-1")}]})
     assert explorer.error == "'mine.txt' is not UTF-8 text: invalid start byte at byte 1"
 

@@ -56,13 +56,16 @@ def sentences_of(
     even = len({row["against_value"] for row in rows}) == 1
     others = [_part(measure, row, named[row["method"]], even) for row in sorted(said, key=_order)]
     value = f" ({_value(measure, rows[0]['against_value'])})" if even else ""
+    unclaimed = ""
     compared = [f"Compared with {named[reference]}{value}, {'; '.join(others)}."] if others else []
     if pair is None:
         which = "the order depends on the seeds and questions that two of them share"
         head = f"In {measure_of(measure).label}, no method is best: {which}."
     else:
-        head = _head(measure, rows, best, second, pair, reference, named)
-    limits = _limits(measure, rows, pair, named, single)
+        claims = [*(row for row in rows if row["method"] == best and second != reference), pair]
+        unclaimed = _unclaimed(measure, claims, named, single)
+        head = unclaimed or _head(measure, rows, claims, second, reference, named)
+    limits = _limits(measure, rows, pair, named, single, explained=bool(unclaimed))
     return head, " ".join([*compared, *limits, *left])
 
 
@@ -84,17 +87,22 @@ def best_and_second(
 
 
 def _head(
-    measure: str, rows: Sequence[Row], best: str, second: str, pair: Row, reference: str, named: Mapping[str, str]
+    measure: str, rows: Sequence[Row], claims: Sequence[Row], second: str, reference: str, named: Mapping[str, str]
 ) -> str:
-    """Returns the sentence about the best method: its mean, and its differences from the reference and the second."""
-    own = [row for row in rows if row["method"] == best and second != reference]
+    """Returns the sentence about the best method: its mean, and its differences from the reference and the second.
+
+    `claims`: its difference from the reference, unless that is the second best, and then that from the second best.
+    """
+    *own, pair = claims
+    best = pair["method"]
     even = all(row["value"] == pair["value"] for row in own)
     shown = all(_rank(row) == 0 for row in [*own, pair])
     value = f" ({_value(measure, pair['value'])})" if even else ""
     name, other = named[best], named[second]
     which = "highest" if "entropy" in measure else "best"
     if pair["difference"] == 0:
-        head = f"{name} and {other} have the same {which} mean{value}"
+        which = f"{which} " if any(_rank(row) < 2 for row in claims) else ""
+        head = f"{name} and {other} have the same {which}mean{value}"
         clauses = [_clause(measure, row, named[reference], even) for row in own]
     else:
         head = f"{name} {'is best' if shown and which == 'best' else f'has the {which} mean'}{value}"
@@ -103,6 +111,22 @@ def _head(
         clauses.append(_clause(measure, pair, the_second, even))
     text = f"In {measure_of(measure).label}, {head}" + (f": {', and '.join(clauses)}" if clauses else "")
     return f"{text}."
+
+
+def _unclaimed(measure: str, claims: Sequence[Row], named: Mapping[str, str], single: bool) -> str:
+    """Returns the sentence that no difference can be claimed and why, then the numbers; empty if one has an interval.
+
+    It is empty too if all differences are 0.
+    """
+    if any(_rank(row) < 2 for row in claims) or all(row["difference"] == 0 for row in claims):
+        return ""
+    parts = [
+        f"{named[row['method']]} minus {named[row['against']]} is {_number(measure, row['difference'])}{_unit(measure)} "
+        f"({_value(measure, row['value'])} against {_value(measure, row['against_value'])})"
+        for row in claims
+    ]
+    reason = _no_interval(min(row["seeds"] for row in claims), max(row["items"] for row in claims), single)
+    return f"In {measure_of(measure).label}, no difference can be claimed, because {reason}: {', and '.join(parts)}."
 
 
 def _clause(measure: str, row: Row, other: str, even: bool) -> str:
@@ -115,9 +139,7 @@ def _clause(measure: str, row: Row, other: str, even: bool) -> str:
     if row["difference"] == 0:
         return f"equal to {other}"
     comma = "," if other.startswith(SECOND) else ""
-    if rank == 2:
-        return f"different from {other} ({values}){comma} by {number}{_unit(measure)} (no interval)"
-    if rank == 1:
+    if rank:
         return f"not shown to differ from {other} ({values}; {number}{_unit(measure)}, {interval})"
     change = _number(measure, abs(row["difference"]), "") + _unit(measure)
     return f"{_word(measure, row['difference'])} than {other} ({values}){comma} by {change} ({interval})"
@@ -127,9 +149,7 @@ def _part(measure: str, row: Row, name: str, even: bool) -> str:
     """Returns the difference of one method from the reference, with its interval."""
     rank, number = _rank(row), _number(measure, row["difference"]) + _unit(measure)
     values = "" if even else f"{_value(measure, row['value'])} against {_value(measure, row['against_value'])}; "
-    if rank == 2:
-        return f"{name} differs by {number} ({values}no interval)"
-    if rank == 1:
+    if rank:
         return f"{name} is not shown to differ ({values}{number}; {_interval(measure, row)})"
     change = _number(measure, abs(row["difference"]), "") + _unit(measure)
     return f"{name} is {_word(measure, row['difference'])} by {change} ({values}{_interval(measure, row)})"
@@ -138,8 +158,13 @@ def _part(measure: str, row: Row, name: str, even: bool) -> str:
 # -- what is left open -------------------------------------------------------------------------------------------------
 
 
-def _limits(measure: str, rows: Sequence[Row], pair: Row | None, named: Mapping[str, str], single: bool) -> list[str]:
-    """Returns a sentence for each thing that the differences leave open; methods are named where it holds only for some."""
+def _limits(
+    measure: str, rows: Sequence[Row], pair: Row | None, named: Mapping[str, str], single: bool, *, explained: bool
+) -> list[str]:
+    """Returns a sentence for each thing that the differences leave open; methods are named where it holds only for some.
+
+    `explained`: whether the first sentence says already why there is no interval.
+    """
 
     def about(chosen: Sequence[Row]) -> str:
         if len(chosen) < len(rows):
@@ -148,9 +173,10 @@ def _limits(measure: str, rows: Sequence[Row], pair: Row | None, named: Mapping[
         return "" if alike else f"In the differences from {named[rows[0]['against']]}: "
 
     found = []
-    if none := [row for row in rows if row["over"] == "nothing"]:
+    none = [row for row in rows if row["over"] == "nothing"]
+    if none and not (explained and len(none) == len(rows)):
         reason = _no_interval(min(row["seeds"] for row in none), max(row["items"] for row in none), single)
-        found.append(f"{about(none)}{reason}, so a difference may be chance.")
+        found.append(f"{about(none)}there is no interval because {reason}, so a difference may be chance.")
     if items := [row for row in rows if row["over"] == "items"]:
         runs = "single runs are compared" if single else "there is one seed"
         found.append(
@@ -160,9 +186,9 @@ def _limits(measure: str, rows: Sequence[Row], pair: Row | None, named: Mapping[
         found.append("Scores of single questions are not recorded; other held-out text may give another result.")
     if few := [row for row in rows if row["over"] == "seeds and items" and row["seeds"] < FEW_SEEDS]:
         found.append(f"{about(few)}there are only two seeds, so the variation between seeds is known only roughly.")
-    if any(_rank(row) == 1 for row in [*rows, *([pair] if pair else [])]):
+    if any(_rank(row) and row["difference"] for row in [*rows, *([pair] if pair else [])]):
         found.append("Methods that are not shown to differ need not be equal.")
-    if pair is not None and len(rows) > 1:
+    if pair is not None and len(rows) > 1 and not explained:
         found.append("The difference of the best two is not corrected for choosing them by these scores.")
     if measure in ADAPTED:
         found.append("This is measured on the text adapted to, and says nothing about unseen text.")
@@ -172,15 +198,15 @@ def _limits(measure: str, rows: Sequence[Row], pair: Row | None, named: Mapping[
 
 
 def _no_interval(seeds: int, items: int, single: bool) -> str:
-    """Returns why there is no interval."""
+    """Returns why there is no interval, as the end of a sentence."""
     if items > 1:
-        return "an interval is missing where all scores differ by the same amount or not at all"
+        return "all scores differ by the same amount or not at all"
     if seeds >= FEWEST_SEEDS:
-        return "there is no interval because all seeds differ by the same amount"
+        return "all seeds differ by the same amount"
     count = (
         "single runs are compared" if single else "there is one seed" if seeds == 1 else f"there are only {seeds} seeds"
     )
-    return f"there is no interval because {count} and no scores of single questions are recorded"
+    return f"{count} and no scores of single questions are recorded"
 
 
 def _absent(absent: Mapping[str, str], named: Mapping[str, str], reference: str) -> list[str]:
@@ -237,6 +263,8 @@ def _number(measure: str, value: float, sign: str = "+") -> str:
 
 
 def _interval(measure: str, row: Row) -> str:
+    if not np.isfinite(row["low"]):
+        return "no interval"
     return f"95 % interval {_number(measure, row['low'])} to {_number(measure, row['high'])}"
 
 

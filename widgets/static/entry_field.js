@@ -14,6 +14,7 @@ function render({ model, el }) {
   const [rows, shared] = [model.get("rows"), { id, spellcheck: false, autocomplete: "off", placeholder: model.get("placeholder") }];
   const input = rows ? html("textarea", { ...shared, rows }, root) : html("input", { ...shared, type: "text" }, root);
   const list = html("select", { "aria-label": model.get("list_label") }, root);
+  list.style.minWidth = `min(${model.get("list_label").length + 3}ch, 100%)`; // what it shows when closed is not cut
   root.append(error);
   error.id = `${id}-error`;
   input.setAttribute("aria-describedby", error.id);

@@ -1,7 +1,7 @@
 // Live curves of training runs. Python sends panels of thinned series (float32 bytes) and one line of progress per run, which
 // this file draws.
 
-import { axes, clamp, duration, extent, floats, follow, format, html, inFrames, nearest } from "./shared.js";
+import { alike, axes, clamp, duration, extent, floats, follow, format, html, inFrames, nearest } from "./shared.js";
 import { colourOf, glyph, stroke, symbol } from "./series_glyph.js";
 import { onceShown, onWidth, panel, put, rootOf, svg, takeKey, unpacked } from "./shared.js";
 
@@ -82,7 +82,7 @@ const valuesNear = (lines, x) =>
 
 /**
  * The values of each method at the step nearest to `step` (null: at its last): the mean over its runs and, with several runs,
- * the lowest and highest. All values are of one step; if only some of the runs have reached it, the text has their number.
+ * the lowest and highest, all with the same number of digits. All values are of one step; if only some of the runs have reached it, the text has their number.
  * Over tokens or time, runs have points at different places, and each gives its nearest one.
  */
 export function readings(panel, step) {
@@ -92,12 +92,16 @@ export function readings(panel, step) {
     const at = lines.length && !panel.apart ? readingStep(lines, step) : step;
     const values = panel.apart ? valuesNear(lines, step) : lines.filter(({ x }) => x.includes(at)).map(({ x, y }) => y[x.indexOf(at)]);
     if (!values.length) continue;
-    const mean = format(values.reduce((sum, value) => sum + value, 0) / values.length);
-    const range = values.length > 1 ? ` (${format(Math.min(...values))}–${format(Math.max(...values))})` : "";
+    const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
+    const range = values.length > 1 ? [Math.min(...values), Math.max(...values)] : [];
     const some = values.length < lines.length ? `, ${values.length} of ${lines.length} seeds` : "";
-    found.push({ method, text: mean + range + some });
+    found.push({ method, numbers: [mean, ...range], some });
   }
-  return found;
+  const text = alike(found.flatMap(({ numbers }) => numbers));
+  return found.map(({ method, numbers: [mean, ...range], some }) => {
+    const between = range.length ? ` (${range.map(text).join("–")})` : "";
+    return { method, text: text(mean) + between + some };
+  });
 }
 
 // -- drawing ----------------------------------------------------------------------------------------------------------

@@ -73,6 +73,26 @@ export function format(value) {
   return Number(value.toPrecision(4)).toLocaleString("en", { maximumFractionDigits: 6 });
 }
 
+/**
+ * Returns a function that writes numbers like `format`, but all with the same number of significant digits: as many as `values`
+ * need to differ, 4 or 5, without the last ones that are 0 in all of them.
+ */
+export function alike(values) {
+  const finite = values.filter(Number.isFinite);
+  if (finite.every(Number.isInteger)) return format;
+  const rounded = (digits) => finite.map((value) => Number(value.toPrecision(digits)));
+  const most = new Set(rounded(4)).size < new Set(finite).size ? 5 : 4;
+  const wanted = rounded(most);
+  let digits = 1;
+  while (digits < most && rounded(digits).some((value, i) => value !== wanted[i])) digits++;
+  return (value) => {
+    const size = Math.abs(value);
+    if (!Number.isFinite(value)) return format(value);
+    if (size && (size < 1e-3 || size >= 1e6)) return value.toExponential(Math.max(digits - 1, 2));
+    return value.toLocaleString("en", { minimumSignificantDigits: digits, maximumSignificantDigits: digits });
+  };
+}
+
 /** A number with its noun, in the plural unless the number is 1. */
 export const quantity = (count, noun) => `${format(count)} ${noun}${count === 1 ? "" : "s"}`;
 

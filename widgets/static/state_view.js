@@ -24,6 +24,9 @@ export function spans(values, columns) {
   return { highest, means };
 }
 
+/** Number of bars for `count` values in a width in pixels: one each, or as many as leave a gap between them. */
+export const barsIn = (width, count) => Math.max(Math.floor(Math.min(width / 4, count)), 1);
+
 /** Ends of an axis on which the values differ visibly: from 0, unless all values lie near the highest. */
 export function axisOf(values) {
   const [low, high] = extent([values], 0, false) ?? [0, 1];
@@ -118,7 +121,7 @@ function render({ model, el }) {
     const { pen, width } = sized(writes, WRITES, style);
     title.textContent = heading;
     if (!strengths) return;
-    const columns = Math.floor(Math.min(width - LABEL, strengths.length));
+    const columns = barsIn(width - LABEL, strengths.length);
     const { highest, means } = spans(strengths, columns);
     const [low, high] = axisOf(strengths);
     const wide = (width - LABEL) / columns;
