@@ -29,7 +29,9 @@ MOST_STEPS = 4
 """Most graphs of one policy, each for another number of rollouts; further numbers are read without one."""
 
 
-def decode(backbone: Backbone, buffers: dict[str, Tensor], tokens: Int[Tensor, "R"], places: Int[Tensor, "R 1"]) -> None:
+def decode(
+    backbone: Backbone, buffers: dict[str, Tensor], tokens: Int[Tensor, "R"], places: Int[Tensor, "R 1"]
+) -> None:
     """Reads one token from the state in `buffers`, and overwrites them with the new state and its hidden states.
 
     `places` are zeros: the position of the token in what is read.
@@ -53,7 +55,9 @@ class StaticStep:
     """The buffers of one number of rollouts, and the step that reads and overwrites them; made without gradients."""
 
     def __init__(self, state: State, hidden_states: Float[Tensor, "R D"]) -> None:
-        self.buffers = {name: torch.empty_like(x) for name, x in (state.tensors | {"hidden_states": hidden_states}).items()}
+        self.buffers = {
+            name: torch.empty_like(x) for name, x in (state.tensors | {"hidden_states": hidden_states}).items()
+        }
         self.places = torch.zeros(state.rows, 1, dtype=torch.int64, device=hidden_states.device)
         for buffer in (*self.buffers.values(), self.places):
             torch._dynamo.mark_static_address(buffer)

@@ -33,7 +33,7 @@ def fuses(x: Float[Tensor, "B T *heads D"]) -> bool:
 
 def pre_norm(norm: nn.RMSNorm, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
     """Returns the norm of `x`; fused kernels return it in autocast's dtype, in which the next layer multiplies."""
-    return fused_rms_norm(norm, x, None)[0] if fuses(x) else norm(x)
+    return fused_rms_norm(norm, x)[0] if fuses(x) else norm(x)
 
 
 def add_and_norm(
@@ -49,15 +49,12 @@ def add_and_norm(
 def head_norm(norm: nn.RMSNorm, x: Float[Tensor, "B T *heads D"]) -> Float[Tensor, "B T *heads D"]:
     """Returns the norm of a layer's output; `ops.precision.rms_norm` unless the kernels take its 16 bits."""
     fused = x.dtype in HALF and fuses(x)
-    return fused_rms_norm(norm, x, None)[0] if fused else rms_norm(norm, x)
+    return fused_rms_norm(norm, x)[0] if fused else rms_norm(norm, x)
 
 
-def fused_rms_norm(norm: nn.RMSNorm, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns the norm of `x`, or of `residual + x`, in autocast's dtype, and the sum in the dtype of the residual."""
-    assert norm.eps is not None
-    dtype = torch.get_autocast_dtype(x.device.type)
-    y, total = _FusedNorm.apply(x, norm.weight, residual, norm.eps, dtype)
-    return y, total
+def fused_rms_norm(norm: nn.RMSNorm, x: Tensor, residual: Tensor | None = None) -> tuple[Any, Any]:
+    """Returns the norm of `x` or of `residual + x` in autocast's dtype, and the sum in the dtype of the residual, if any."""
+    return _FusedNorm.apply(x, norm.weight, residual, norm.eps, torch.get_autocast_dtype(x.device.type))
 
 
 class _FusedNorm(torch.autograd.Function):
@@ -75,7 +72,6 @@ class _FusedNorm(torch.autograd.Function):
         y, _, scale, total = kernel(rows, weight, None, eps=eps, residual=before, out_dtype=dtype, is_rms_norm=True)
         ctx.save_for_backward(total, weight, scale)
         ctx.dtype, ctx.added = x.dtype, residual is not None
-        ctx.set_materialize_grads(False)
         return y.view(x.shape), total.view(x.shape) if ctx.added else None
 
     @staticmethod

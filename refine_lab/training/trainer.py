@@ -44,6 +44,7 @@ from refine_lab.training.loading import load_policy, require_finite
 from refine_lab.training.posttraining import nested_step
 from refine_lab.training.prefetch import prefetched
 from refine_lab.training.skipped import SkippedSteps
+from refine_lab.training.utilisation import Utilisation
 from refine_lab.types import Batch, PromptBatch, Rollouts
 
 PREFIX_TOKENS = 32
@@ -82,11 +83,12 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None
         else:
             optim.load(train_state.optimizers, folder)
         before, progress = run.metrics(), RunProgress(writer, done)
-        skipped = SkippedSteps(path, config, before)
+        skipped, usage = SkippedSteps(path, config, before), Utilisation(policy)
         past_tokens, tokens = int(before["tokens"].iloc[-1]) if len(before) else 0, 0
         step, reason, saved = done, None, time.monotonic()
         while step < config.steps and not (reason := stop.requested()):
             step += 1
+            usage.begin()
             began, lr = time.monotonic(), optim.learning_rate(config, step)
             optim.set_learning_rate(train_state.optimizers, lr)
             batch = data.batch(step - 1, config.batch_size).to(policy.device)
@@ -97,6 +99,7 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None
             num_tokens = sum(int(host(part.lengths).sum()) for part in sequences)
             tokens += num_tokens
             counts = {"tokens": past_tokens + tokens, "seconds": seconds, "tokens_per_second": num_tokens / seconds}
+            counts |= usage.figures(num_tokens, sum(len(part.lengths) for part in sequences), seconds)
             writer.train(step, {**counts, **result.metrics, "updates": step * config.updates_per_batch, "lr": lr})
             if result.rollouts is not None:
                 writer.rollouts(step, rollout_rows(sequences[0], result.rollouts))
