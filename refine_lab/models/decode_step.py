@@ -56,7 +56,7 @@ class StaticStep:
 
     def __init__(self, state: State, hidden_states: Float[Tensor, "R D"]) -> None:
         self.buffers = {
-            name: torch.empty_like(x) for name, x in (state.tensors | {"hidden_states": hidden_states}).items()
+            name: torch.empty_like(x) for name, x in ({**state.tensors, "hidden_states": hidden_states}).items()
         }
         self.places = torch.zeros(state.rows, 1, dtype=torch.int64, device=hidden_states.device)
         for buffer in (*self.buffers.values(), self.places):

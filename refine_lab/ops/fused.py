@@ -96,6 +96,11 @@ def swiglu(
     """Returns `down` of silu(gate) * up; the kernel for bfloat16 keeps nothing but its arguments for the backward pass."""
     if gate.dtype != torch.bfloat16 or not fuses(gate):
         return gated_product(gate, up, down)
-    from fla.modules.activations import swiglu as kernel
+    return down(swiglu_kernel(gate, up))
 
-    return down(kernel(gate, up))
+
+def swiglu_kernel(gate: Float[Tensor, "B T D"], up: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    """Returns silu(gate) * up by fla's kernel."""
+    from fla.modules.activations import swiglu as kernel  # binds Triton: imported where it is used, on CUDA only
+
+    return kernel(gate, up)

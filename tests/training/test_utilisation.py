@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from refine_lab.training import utilisation
 from refine_lab.training.utilisation import Utilisation, flops_per_token
 from tests.factories import hybrids, lact
 
-SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 80, "vocab_size": 100}
+SIZES: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 80, "vocab_size": 100}
 
 
 def test_what_a_token_costs_is_counted_by_hand():
@@ -27,8 +29,9 @@ def test_wide_values_and_short_windows_count_with_their_own_sizes():
     assert flops_per_token(gated, 512) == 6 * matrices + 3 * 3 * (2 * 6 * 16 * 32)
     windowed = lact.make_lact()
     config = windowed.config
-    longer = flops_per_token(windowed, 16) - flops_per_token(windowed, 8)
-    assert config.window_size >= 8 and longer == 3 * config.num_hidden_layers * 4 * 4 * config.hidden_size
+    short, long = (flops_per_token(windowed, length) for length in (8, 16))
+    assert short is not None and long is not None and config.window_size >= 8
+    assert long - short == 3 * config.num_hidden_layers * 4 * 4 * config.hidden_size
     assert flops_per_token(hybrids.make("qwen3_next"), 512) is None
 
 
