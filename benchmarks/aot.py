@@ -58,9 +58,9 @@ def fused(width: int, inner: int, head: int) -> None:
 
     residual = leaf(1, 128, width, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        before, _ = fused_rms_norm(torch.nn.RMSNorm(width), residual)
-        after, total = fused_rms_norm(torch.nn.RMSNorm(width), leaf(1, 128, width), residual)
-        heads, _ = fused_rms_norm(torch.nn.RMSNorm(head), leaf(1, 128, 4, head))
+        before, _ = fused_rms_norm(torch.nn.RMSNorm(width, eps=1e-6), residual)
+        after, total = fused_rms_norm(torch.nn.RMSNorm(width, eps=1e-6), leaf(1, 128, width), residual)
+        heads, _ = fused_rms_norm(torch.nn.RMSNorm(head, eps=1e-6), leaf(1, 128, 4, head))
         product = swiglu_kernel(leaf(1, 128, inner), leaf(1, 128, inner))
     y = fused_conv_silu(ConvInputs(leaf(1, 3, width), leaf(1, 128, width), 3), leaf(width, 1, 4, dtype=torch.float32))
     torch.stack([x.float().sum() for x in (before, after, total, heads, product, y)]).sum().backward()

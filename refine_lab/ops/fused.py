@@ -54,7 +54,8 @@ def head_norm(norm: nn.RMSNorm, x: Float[Tensor, "B T *heads D"]) -> Float[Tenso
 
 def fused_rms_norm(norm: nn.RMSNorm, x: Tensor, residual: Tensor | None = None) -> tuple[Any, Any]:
     """Returns the norm of `x` or of `residual + x` in autocast's dtype, and the sum in the dtype of the residual, if any."""
-    return _FusedNorm.apply(x, norm.weight, residual, norm.eps, torch.get_autocast_dtype(x.device.type))
+    eps = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
+    return _FusedNorm.apply(x, norm.weight, residual, eps, torch.get_autocast_dtype(x.device.type))
 
 
 class _FusedNorm(torch.autograd.Function):

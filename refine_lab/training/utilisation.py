@@ -14,7 +14,7 @@ PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L
 """Part of a device's name -> its FLOP/s in bfloat16 without sparsity, from the makers' data sheets."""
 
 
-def flops_per_token(policy: FastWeightLM, length: float) -> float | None:
+def flops_per_token(policy: FastWeightLM, length: int | float) -> float | None:
     """Returns the FLOPs that training on one token of a sequence of `length` tokens needs; None for other families.
 
     They are 6 per weight of a matrix that a token is multiplied with, and 3 times the forward of the layers' memory: 6 dk
@@ -33,7 +33,7 @@ def flops_per_token(policy: FastWeightLM, length: float) -> float | None:
     embeddings: Any = policy.get_input_embeddings().weight
     matrices = sum(p.numel() for p in policy.parameters() if p.ndim == 2)
     matrices -= 0 if policy.lm_head.weight is embeddings else embeddings.numel()
-    return 6 * matrices + 3 * config.num_hidden_layers * memory
+    return float(6 * matrices + 3 * config.num_hidden_layers * memory)
 
 
 def peak_flops() -> tuple[str | None, float | None]:
