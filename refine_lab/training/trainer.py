@@ -89,17 +89,16 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None
         while step < config.steps and not (reason := stop.requested()):
             step += 1
             usage.begin()
-            began, lr = time.monotonic(), optim.learning_rate(config, step)
-            optim.set_learning_rate(train_state.optimizers, lr)
+            optim.set_learning_rate(train_state.optimizers, lr := optim.learning_rate(config, step))
             batch = data.batch(step - 1, config.batch_size).to(policy.device)
             result = one_step(train_state, batch, Draws(seed=config.seed, step=step))
             if skipped.begins(result.metrics) and run.done != step - 1:
                 saved = save(step - 1)
-            sequences, seconds = _sequences(batch, config.nested), time.monotonic() - began
+            sequences = _sequences(batch, config.nested)
             num_tokens = sum(int(host(part.lengths).sum()) for part in sequences)
             tokens += num_tokens
-            counts = {"tokens": past_tokens + tokens, "seconds": seconds, "tokens_per_second": num_tokens / seconds}
-            counts |= usage.figures(num_tokens, sum(len(part.lengths) for part in sequences), seconds)
+            rows = sum(len(part.lengths) for part in sequences)
+            counts = {"tokens": past_tokens + tokens, **usage.figures(num_tokens, rows)}
             writer.train(step, {**counts, **result.metrics, "updates": step * config.updates_per_batch, "lr": lr})
             if result.rollouts is not None:
                 writer.rollouts(step, rollout_rows(sequences[0], result.rollouts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -43,23 +44,26 @@ def peak_flops() -> tuple[str | None, float | None]:
 
 
 class Utilisation:
-    """Measures steps on CUDA; on other devices it measures nothing."""
+    """Measures the time of a step and, on CUDA, its memory and utilisation."""
 
     def __init__(self, policy: FastWeightLM) -> None:
-        self._policy, self._cuda = policy, policy.device.type == "cuda"
+        self._policy, self._cuda, self._began = policy, policy.device.type == "cuda", time.monotonic()
 
     def begin(self) -> None:
         """Begins a step."""
+        self._began = time.monotonic()
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(self._policy.device)
 
-    def figures(self, tokens: int, sequences: int, seconds: float) -> dict[str, float]:
-        """Returns `peak_memory_gib` since `begin`, and `mfu` where the device's peak and the model's FLOPs are known.
+    def figures(self, tokens: int, sequences: int) -> dict[str, float]:
+        """Returns `seconds` since `begin`, `tokens_per_second` and, on CUDA, `peak_memory_gib` and, if it is known, `mfu`.
 
         MFU = tokens * FLOPs per token / (seconds * peak FLOP/s).
         """
+        seconds = time.monotonic() - self._began
+        found = {"seconds": seconds, "tokens_per_second": tokens / seconds}
         if not self._cuda:
-            return {}
-        found = {"peak_memory_gib": torch.cuda.max_memory_allocated(self._policy.device) / 2**30}
+            return found
+        found["peak_memory_gib"] = torch.cuda.max_memory_allocated(self._policy.device) / 2**30
         flops, (_, peak) = flops_per_token(self._policy, tokens / sequences), peak_flops()
         return found if flops is None or peak is None else found | {"mfu": tokens * flops / (seconds * peak)}

@@ -37,17 +37,21 @@ def test_wide_values_and_short_windows_count_with_their_own_sizes():
 
 def test_a_step_on_cuda_has_its_memory_and_utilisation(monkeypatch):
     policy = DeltaNetForCausalLM(DeltaNetConfig(**SIZES, num_heads=2))
-    assert Utilisation(policy).figures(100, 1, 1.0) == {}  # on the CPU
-    reset: list[torch.device] = []
+    clock, reset = iter([0.0, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]), []
+    monkeypatch.setattr(utilisation.time, "monotonic", lambda: next(clock))
+    usage = Utilisation(policy)
+    usage.begin()
+    speed = {"seconds": 0.5, "tokens_per_second": 2048.0}
+    assert usage.figures(1024, 2) == speed  # on the CPU
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
-    usage = Utilisation(policy)
     usage._cuda = True
     usage.begin()
     assert reset == [policy.device]
     monkeypatch.setattr(utilisation, "peak_flops", lambda: (None, None))
-    assert usage.figures(1024, 2, 0.5) == {"peak_memory_gib": 1.5}
+    assert usage.figures(1024, 2) == {**speed, "peak_memory_gib": 1.5}
     monkeypatch.setattr(utilisation, "peak_flops", lambda: ("H200", 1e12))
     flops = flops_per_token(policy, 512)
     assert flops is not None
-    assert usage.figures(1024, 2, 0.5) == {"peak_memory_gib": 1.5, "mfu": pytest.approx(1024 * flops / 0.5e12)}
+    usage.begin()
+    assert usage.figures(1024, 2) == {**speed, "peak_memory_gib": 1.5, "mfu": pytest.approx(1024 * flops / 0.5e12)}
