@@ -95,10 +95,8 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = ()) -> None
             if skipped.begins(result.metrics) and run.done != step - 1:
                 saved = save(step - 1)
             sequences = _sequences(batch, config.nested)
-            num_tokens = sum(int(host(part.lengths).sum()) for part in sequences)
-            tokens += num_tokens
-            rows = sum(len(part.lengths) for part in sequences)
-            counts = {"tokens": past_tokens + tokens, **usage.figures(num_tokens, rows)}
+            tokens += sum(int(host(part.lengths).sum()) for part in sequences)
+            counts = {"tokens": past_tokens + tokens, **usage.figures(sequences)}
             writer.train(step, {**counts, **result.metrics, "updates": step * config.updates_per_batch, "lr": lr})
             if result.rollouts is not None:
                 writer.rollouts(step, rollout_rows(sequences[0], result.rollouts))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from refine_lab.host import host
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.delta_layers import DeltaRuleConfig
 from refine_lab.models.lact import LaCTConfig
+from refine_lab.types import Batch
 
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12}
 """Part of a device's name -> its FLOP/s in bfloat16 without sparsity, from the makers' data sheets."""
@@ -55,12 +58,13 @@ class Utilisation:
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(self._policy.device)
 
-    def figures(self, tokens: int, sequences: int) -> dict[str, float]:
+    def figures(self, read: Sequence[Batch]) -> dict[str, float]:
         """Returns `seconds` since `begin`, `tokens_per_second` and, on CUDA, `peak_memory_gib` and, if it is known, `mfu`.
 
-        MFU = tokens * FLOPs per token / (seconds * peak FLOP/s).
+        `read` are the sequences of the step. MFU = tokens * FLOPs per token / (seconds * peak FLOP/s).
         """
         seconds = time.monotonic() - self._began
+        tokens, sequences = sum(int(host(part.lengths).sum()) for part in read), sum(len(part.lengths) for part in read)
         found = {"seconds": seconds, "tokens_per_second": tokens / seconds}
         if not self._cuda:
             return found

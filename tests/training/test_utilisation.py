@@ -12,6 +12,7 @@ from refine_lab.models.gated_deltanet import GatedDeltaNetConfig, GatedDeltaNetF
 from refine_lab.training import utilisation
 from refine_lab.training.utilisation import Utilisation, flops_per_token
 from tests.factories import hybrids, lact
+from tests.factories.step import make_batch
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 80, "vocab_size": 100}
 
@@ -39,19 +40,19 @@ def test_a_step_on_cuda_has_its_memory_and_utilisation(monkeypatch):
     policy = DeltaNetForCausalLM(DeltaNetConfig(**SIZES, num_heads=2))
     clock, reset = iter([0.0, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]), []
     monkeypatch.setattr(utilisation.time, "monotonic", lambda: next(clock))
-    usage = Utilisation(policy)
+    usage, read = Utilisation(policy), [make_batch((500, 524))]
     usage.begin()
     speed = {"seconds": 0.5, "tokens_per_second": 2048.0}
-    assert usage.figures(1024, 2) == speed  # on the CPU
+    assert usage.figures(read) == speed  # on the CPU
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
     usage._cuda = True
     usage.begin()
     assert reset == [policy.device]
     monkeypatch.setattr(utilisation, "peak_flops", lambda: (None, None))
-    assert usage.figures(1024, 2) == {**speed, "peak_memory_gib": 1.5}
+    assert usage.figures(read) == {**speed, "peak_memory_gib": 1.5}
     monkeypatch.setattr(utilisation, "peak_flops", lambda: ("H200", 1e12))
     flops = flops_per_token(policy, 512)
     assert flops is not None
     usage.begin()
-    assert usage.figures(1024, 2) == {**speed, "peak_memory_gib": 1.5, "mfu": pytest.approx(1024 * flops / 0.5e12)}
+    assert usage.figures(read) == {**speed, "peak_memory_gib": 1.5, "mfu": pytest.approx(1024 * flops / 0.5e12)}
