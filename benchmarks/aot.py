@@ -48,6 +48,24 @@ def delta_rule(key_heads: int, heads: int, dk: int, dv: int, *, gated: bool) -> 
     (outputs.sum() + final.sum()).backward()
 
 
+def fused(width: int, inner: int, head: int) -> None:
+    """Runs fla's norms, SwiGLU and short convolutions as a block calls them, forward and backward."""
+    from refine_lab.ops.fused import fused_rms_norm, swiglu_kernel
+    from refine_lab.ops.short_conv import ConvInputs, fused_conv_silu
+
+    def leaf(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, requires_grad=True)
+
+    residual = leaf(1, 128, width, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        before, _ = fused_rms_norm(torch.nn.RMSNorm(width, eps=1e-6), residual)
+        after, total = fused_rms_norm(torch.nn.RMSNorm(width, eps=1e-6), leaf(1, 128, width), residual)
+        heads, _ = fused_rms_norm(torch.nn.RMSNorm(head, eps=1e-6), leaf(1, 128, 4, head))
+        product = swiglu_kernel(leaf(1, 128, inner), leaf(1, 128, inner))
+    y = fused_conv_silu(ConvInputs(leaf(1, 3, width), leaf(1, 128, width), 3), leaf(width, 1, 4, dtype=torch.float32))
+    torch.stack([x.float().sum() for x in (before, after, total, heads, product, y)]).sum().backward()
+
+
 def chunks(dk: int, *, gated: bool) -> None:
     """Runs our kernel of the state through all chunks, forward and backward."""
     from refine_lab.ops.kernels.chunks import through_chunks
@@ -79,6 +97,7 @@ CASES = {
     "DeltaNet-1.3B": lambda: delta_rule(16, 16, 128, 128, gated=False),
     "GatedDeltaNet-1.3B": lambda: delta_rule(6, 6, 256, 512, gated=True),  # fla's default configuration
     "Qwen3-Next": lambda: delta_rule(16, 32, 128, 128, gated=True),
+    "layers": lambda: fused(2048, 5632, 128),  # of DeltaNet-1.3B
     "ours": ours,
 }
 """Name of a case -> what runs its kernels once."""

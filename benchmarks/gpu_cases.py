@@ -25,6 +25,7 @@ from refine_lab.ops.kernels import SWITCH
 from refine_lab.recipes import paper_midtrain
 from refine_lab.rng import Draws
 from refine_lab.training.optim import make_optimizers
+from refine_lab.training.utilisation import flops_per_token, peak_flops
 from refine_lab.types import Batch
 
 LENGTHS = (16_384, 8192, 4096)
@@ -32,9 +33,6 @@ TOKENS = 65_536
 """Of a step: rows of 16,384 tokens are four of them."""
 AT_ONCE = 16_384
 """Tokens of a micro-batch."""
-
-PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12}
-"""Dense bfloat16 FLOP/s from NVIDIA's data sheets, by a part of the device's name; the first that fits."""
 
 
 def deltanet() -> DeltaNetForCausalLM:
@@ -64,36 +62,6 @@ def lact() -> LaCTForCausalLM:
 
 
 MODELS: dict[str, Callable[[], FastWeightLM]] = {"deltanet-1.3b": deltanet, "lact-760m": lact}
-
-
-# -- what a token costs --------------------------------------------------------------------------------------------------
-
-
-def flops_per_token(policy: FastWeightLM, length: int) -> float:
-    """Of training, forward and backward: 6 per weight of a matrix that a token is multiplied with, and 3 times the mixer's.
-
-    The mixer's forward: 6 dk dv a head for the delta rule (read, write, query); for LaCT 18 d h a head (three products to
-    apply the fast weights, six to update them) and 4 min(window, T / 2) D for the window. Newton-Schulz, rollouts and
-    what is computed twice to save memory count as nothing.
-    """
-    embeddings: Any = policy.get_input_embeddings().weight
-    matrices = sum(p.numel() for p in policy.parameters() if p.ndim == 2)
-    matrices -= 0 if policy.lm_head.weight is embeddings else embeddings.numel()
-    config: Any = policy.config
-    width = config.hidden_size
-    if isinstance(policy, LaCTForCausalLM):
-        head = width / config.num_lact_heads
-        mixer = 18 * config.num_lact_heads * head * head * config.inter_multi
-        mixer += 4 * min(config.window_size, length / 2) * width
-    else:
-        mixer = 6 * width * width * config.expand_k * config.expand_v / config.num_heads
-    return 6 * matrices + 3 * config.num_hidden_layers * mixer
-
-
-def peak_flops() -> tuple[str | None, float | None]:
-    """The device's name in the table above and its FLOP/s; None for a device that is not in it."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next(((part, peak) for part, peak in PEAKS.items() if part in name), (None, None))
 
 
 # -- training ------------------------------------------------------------------------------------------------------------
@@ -159,7 +127,7 @@ def train(policy: FastWeightLM, shape: Shape, repeats: int = 3, dtype: str = "bf
     speeds = {method: tokens / seconds for method, seconds in medians.items()}
     return {
         "tokens_per_second": speeds,
-        "mfu": {method: speed * flops / peak for method, speed in speeds.items()} if peak else None,
+        "mfu": {method: speed * flops / peak for method, speed in speeds.items()} if peak and flops else None,
         "peak": {"device": name, "flops_per_second": peak, "flops_per_token": flops},
         "memory_gib": peaks,
         "refine_over_sft": medians["refine"] / medians["sft"],

@@ -43,7 +43,7 @@ def summary(figures: dict[str, Any]) -> list[str]:
     peak, phases = figures["peak_gib"], figures["phases"]
     parts = ", ".join(f"{name} {value:.1f}" for name, value in peak.items() if name != "total")
     lines = [
-        f"launches {figures['launches']:,} (Triton {figures['triton_launches']:,}), "
+        f"launches {figures['launches']:,} (one by one {figures['launches_eager']:,}, Triton {figures['triton_launches']:,}), "
         f"synchronisations {figures['synchronisations']}, tensors on the wrong device {figures['device_mismatches']}",
         f"peak memory {peak['total']:.1f} GiB: {parts}",
         f"float32 streams {figures['fp32_stream_gib']:.1f} GiB made, {figures['fp32_stream_gib_at_peak']:.1f} at the peak",

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import _disable_current_modes
 
 from benchmarks.fake_gpu.values import give
+from benchmarks.fake_gpu.watch import Watch
 from benchmarks.gpu_cases import deltanet, lact
 from refine_lab.config import TrainConfig
 from refine_lab.explore.reading import read_document
@@ -20,7 +21,7 @@ from refine_lab.explore.rollouts import rollouts_at
 from refine_lab.method import places
 from refine_lab.method.rewards import REWARDS
 from refine_lab.method.step import TrainState, train_step
-from refine_lab.models import FastWeightLM
+from refine_lab.models import FastWeightLM, decode_step
 from refine_lab.models.activation_checkpointing import checkpoint_activations
 from refine_lab.recipes import paper_midtrain, paper_posttrain
 from refine_lab.recipes.testtime import ttt_paper
@@ -169,3 +170,22 @@ def middle_positions() -> Iterator[None]:
         yield
     finally:
         places.select_positions = original
+
+
+@contextmanager
+def one_graph(watch: Watch) -> Iterator[None]:
+    """Runs what is compiled as one graph operation by operation, and counts how often it is started.
+
+    `tests/models/test_decode_step.py` shows that it compiles, and that its result is the same.
+    """
+    original, _ = decode_step.compiled, torch._dynamo  # imported here, outside of what is watched
+
+    def start(*arguments: Any) -> None:
+        watch.roofline.phases["decode"].graphs += 1
+        decode_step.decode(*arguments)
+
+    decode_step.compiled = lambda: start
+    try:
+        yield
+    finally:
+        decode_step.compiled = original

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.fake_gpu.ledger import by_part
-from benchmarks.fake_gpu.phases import Case, make_step, middle_positions
+from benchmarks.fake_gpu.phases import Case, make_step, middle_positions, one_graph
 from benchmarks.fake_gpu.watch import Watch, fp32_streams, watching
 
 MEMORY = 120.0
@@ -21,7 +21,7 @@ MOST_ROWS = 64
 def measure(case: Case) -> dict[str, Any]:
     """Returns the figures of one step in the steady state, with Adam's moments and the last step's gradients in memory."""
     gc.collect()
-    with watching() as watch, middle_positions():
+    with watching() as watch, middle_positions(), one_graph(watch):
         with torch.device("cuda"):
             policy = case.model()
         step = make_step(policy, case)
@@ -69,10 +69,9 @@ def _figures(watch: Watch, case: Case, policy: Any) -> dict[str, Any]:
     weights = {tuple(p.shape) for p in policy.parameters()}
     lines = fp32_streams(watch, watch.ledger.made(), weights)
     seconds = sum(cost.seconds for cost in roofline.phases.values())
-    launches = roofline.total("launches")
     return {
-        "launches": launches,  # the decode step is not one graph yet, so that every launch counts
-        "launches_eager": launches,
+        "launches": roofline.total("started"),
+        "launches_eager": roofline.total("launches"),
         "triton_launches": roofline.total("triton_launches"),
         "synchronisations": sum(watch.synchronisations.values()),
         "synchronisation_lines": dict(watch.synchronisations.most_common()),

@@ -57,10 +57,17 @@ class Cost:
     flops: float = 0.0
     device_seconds: float = 0.0
     host_operations: int = 0
+    graphs: int = 0
+    """Launches of CUDA graphs that start all operations of the phase; 0 if Python starts them one by one."""
+
+    @property
+    def started(self) -> int:
+        """Returns the launches of the phase, each graph being one."""
+        return self.graphs or self.launches
 
     @property
     def host_seconds(self) -> float:
-        return self.host_operations * HOST
+        return (self.graphs or self.host_operations) * HOST
 
     @property
     def seconds(self) -> float:

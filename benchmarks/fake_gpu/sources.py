@@ -21,6 +21,7 @@ PHASES = {
     "places": "select",
     "Branches.of": "states",
     "sample": "sample",
+    "decode": "decode",
     "read_rollouts": "follow",
     "assess": "rewards",
     "_rollout_metrics": "rewards",

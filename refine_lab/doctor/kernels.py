@@ -1,4 +1,4 @@
-"""Checks the kernels: the delta rule and the head on the model's device against float64 on the CPU, with gradients."""
+"""Checks the kernels: the delta rule, norms and the head on the model's device against float64 on the CPU, with gradients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from refine_lab.doctor.fault import Fault
 from refine_lab.doctor.packages import GATED
@@ -15,8 +15,10 @@ from refine_lab.models import FastWeightLM
 from refine_lab.models.fla_models import FLA_MODELS
 from refine_lab.ops.delta_rule import chunk_delta_rule, delta_rule
 from refine_lab.ops.fla_delta_rule import serves
+from refine_lab.ops.fused import add_and_norm, swiglu
 from refine_lab.ops.head import token_stats
 from refine_lab.ops.kernels import chosen
+from refine_lab.ops.precision import autocast
 
 LENGTH = 150
 """Tokens of the comparison: two chunks and a part of a third."""
@@ -33,7 +35,7 @@ def check_kernels(model: FastWeightLM, rule: Rule | None = None) -> str:
     `rule` replaces the rule of the device. Raises Fault for an error above `ROUNDING`.
     """
     shape, kind = _head_shape(model), model.config.get_text_config().model_type
-    errors = {"head": _head_errors(model)}
+    errors = {"head": _head_errors(model), "norms and SwiGLU": _layer_errors(model)}
     if shape is not None:
         errors["delta rule"] = _errors(
             lambda *x: _on(model.device, rule or run_rule, x),
@@ -41,7 +43,8 @@ def check_kernels(model: FastWeightLM, rule: Rule | None = None) -> str:
             _inputs(*shape, gated=kind in GATED),
         )
     _require_small(errors, model.device.type)
-    head = f"the head's statistics differ from float64 by at most {max(errors['head']):.1e}"
+    head = f"the head's statistics differ from float64 by at most {max(errors['head']):.1e}, norms and SwiGLU by "
+    head += f"{max(errors['norms and SwiGLU']):.1e}"
     if shape is None:
         reason = (
             "fla's own layers have no torch rule" if kind in FLA_MODELS else "its layers use no kernel of ours or fla's"
@@ -135,6 +138,25 @@ def _head_errors(model: FastWeightLM) -> tuple[float, float]:
         return found.logprobs, found.entropies
 
     return _errors(lambda *x: _on(model.device, statistics, x), statistics, [hidden, weight])
+
+
+def _layer_errors(model: FastWeightLM) -> tuple[float, float]:
+    """Returns the errors of a residual connection with its norm and of SwiGLU, in the arithmetic of training."""
+    width = model.config.get_text_config().hidden_size
+    generator = torch.Generator().manual_seed(3)
+    x, residual = (torch.randn(2, 9, width, generator=generator, dtype=torch.float64) for _ in range(2))
+    weight = torch.rand(width, generator=generator, dtype=torch.float64) + 0.5
+
+    def layers(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        norm = nn.RMSNorm(width, eps=1e-5)
+        del norm.weight
+        norm.weight = weight  # type: ignore[assignment]  # a tensor through which gradients flow
+        with autocast(x.device, "bfloat16" if x.is_cuda else "float32"):
+            y, total = add_and_norm(norm, x, residual)
+            gate = y.bfloat16() if x.is_cuda else y
+            return y, total, swiglu(gate, gate, lambda product: product)
+
+    return _errors(lambda *x: _on(model.device, layers, x), layers, [x, residual, weight])
 
 
 def _require_small(errors: Mapping[str, tuple[float, float]], device: str) -> None:

@@ -20,7 +20,7 @@ from refine_lab.evaluation.prompts import Encoder, cut_middle
 from refine_lab.evaluation.reading import continuation_stats, read_prompts, text_logprobs
 from refine_lab.models.base import FastWeightLM
 from refine_lab.models.loading import load_model
-from refine_lab.ops.precision import autocast
+from refine_lab.ops.precision import autocast, use_tf32
 from refine_lab.validation import ConfigError, require, unknown
 
 require_packages("lm_eval")
@@ -60,6 +60,7 @@ class RefineLM(TemplateLM):
             self.policy, loaded = load_model(pretrained, device=config.device, seed=config.seed)
         else:
             self.policy, loaded = pretrained, tokenizer
+        use_tf32(self.policy.device)
         require(loaded is not None, "tokenizer", tokenizer, "the tokenizer of the loaded model")
         assert loaded is not None
         self.tokenizer: PreTrainedTokenizerBase = loaded

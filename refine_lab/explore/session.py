@@ -41,6 +41,7 @@ from refine_lab.explore.targets import Target
 from refine_lab.explore.transplant import Counterfactual, counterfactual
 from refine_lab.models import load_model
 from refine_lab.models.hub import own_folder, resolve
+from refine_lab.ops.precision import use_tf32
 from refine_lab.training.adaptation import Adapter, fewer_chunks, padded_batch, preserve_weights
 from refine_lab.training.answers import answers_to
 from refine_lab.ttt_config import TTTConfig
@@ -333,6 +334,7 @@ class Session:
         if model not in self._models:
             origin = _origin(model)
             policy, tokenizer = load_model(model, device=self.device)
+            use_tf32(policy.device)
             self._models[model] = LoadedModel(policy=policy, tokenizer=tokenizer, origin=origin)
             for name in [name for name, held in self._models.items() if held.restored is None and name != model]:
                 if len(self._models) > MODELS:

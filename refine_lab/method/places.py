@@ -96,9 +96,8 @@ def place_scores(
         return gains(difference.nan_to_num(nan=0.0), k).masked_fill(difference.isnan(), -torch.inf)
     require(selection is not None, "selection", None, "a function for RefineConfig.selection 'custom'")
     assert selection is not None
-    if not host(
-        workers.every(_finite(logprobs, batch))
-    ):  # a function of the user is not called with numbers that are none
+    finite = workers.every(_finite(logprobs, batch))
+    if not host(finite):  # a function of the user is not called with numbers that are none
         raise NotFinite
     inputs = SelectionInputs(
         tokens=batch.tokens,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from refine_lab.host import to_device
 from refine_lab.models.base import FastWeightLM
+from refine_lab.models.decode_step import Decoder
 from refine_lab.models.state import State, Trace
 from refine_lab.ops.head import HEAD_ROWS
 from refine_lab.rng import inverse_cdf
@@ -55,13 +56,10 @@ def sample(
 
     Any token of the vocabulary can be drawn, including end-of-text, which the release excludes.
     """
-    state, hidden, tokens = branches.state, branches.hidden_states, []
+    decode, hidden, tokens = Decoder(policy, branches.state, branches.hidden_states), branches.hidden_states, []
     for column in to_device(uniforms, hidden.device).unbind(1):
         if tokens:
-            step = policy.read(tokens[-1].unsqueeze(1), state=state)
-            del state  # the memory of one state less while the next one is made
-            state, hidden = step.final_state, step.hidden_states[:, 0]
-            del step
+            hidden = decode(tokens[-1])
         tokens.append(_draw(policy, hidden, column, temperature))
     return torch.stack(tokens, 1)
 

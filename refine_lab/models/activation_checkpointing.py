@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from refine_lab.ops.delta_rule import SHORT
 from refine_lab.validation import require
 
 
@@ -58,7 +59,7 @@ def blocks_of(policy: Any) -> Sequence[Any]:
 def _run_again(module: nn.Module, *arguments: Any, **named: Any) -> Any:
     """Replaces the module's `forward`."""
     forward = vars(module)["forward_once"]
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or (arguments and arguments[0].shape[1] <= SHORT):
         return forward(*arguments, **named)
     # our own layers draw nothing; a dropout that PEFT has put around one must drop the same the second time
     return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=module.training, **named)

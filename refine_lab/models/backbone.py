@@ -16,7 +16,7 @@ from refine_lab.models.head import Head
 from refine_lab.models.inputs import read_inputs
 from refine_lab.models.state import Layer, State, Trace
 from refine_lab.models.writes import MemoryPart
-from refine_lab.ops.precision import gated_product
+from refine_lab.ops.fused import add_and_norm, pre_norm, swiglu
 
 
 class GatedMLP(nn.Module):
@@ -32,7 +32,7 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return gated_product(self.gate_proj(x), self.up_proj(x), self.down_proj)
+        return swiglu(self.gate_proj(x), self.up_proj(x), self.down_proj)
 
 
 class Block(nn.Module):
@@ -47,9 +47,9 @@ class Block(nn.Module):
         self.mlp = GatedMLP(config)
 
     def forward(self, x: Float[Tensor, "B T D"], state: Layer, *shared: Any) -> tuple[Float[Tensor, "B T D"], Any]:
-        mixed, states = self.attn(self.attn_norm(x), state, *shared)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), states
+        mixed, states = self.attn(pre_norm(self.attn_norm, x), state, *shared)
+        normed, x = add_and_norm(self.mlp_norm, mixed, x)
+        return x + self.mlp(normed), states
 
 
 class Backbone(nn.Module):

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from refine_lab.models.configuration import FastWeightConfig
 from refine_lab.models.state import Layer, kept
 from refine_lab.models.writes import scaled
-from refine_lab.ops.delta_rule import SHORT, delta_rule
+from refine_lab.ops.delta_rule import delta_rule
 from refine_lab.ops.fla_delta_rule import serves
-from refine_lab.ops.precision import rms_norm, unit_length
+from refine_lab.ops.fused import head_norm
+from refine_lab.ops.precision import unit_length
 from refine_lab.ops.short_conv import ConvInputs, causal_conv, fused_conv_silu
 
 
@@ -150,7 +151,7 @@ class DeltaRuleAttention(nn.Module):
         log_gate = self.log_gate(x)
         memory, form = own.get("recurrent_state"), {"unit": self.unit, "scale": q.shape[-1] ** -0.5}
         o, states = delta_rule(q, k, v, beta, memory, log_gate, **form)
-        o = rms_norm(self.o_norm, o)
+        o = head_norm(self.o_norm, o)
         if self.config.use_gate:
             o = o * self.output_gate(self.g_proj(x)).view_as(o)
         return self.o_proj(o.flatten(2)), kept(partial(self._state_at, states, windows))
@@ -163,7 +164,7 @@ class DeltaRuleAttention(nn.Module):
         if self.config.use_short_conv:
             windows[key] = inputs = ConvInputs(own.get(key), y, self.config.conv_size - 1)
             convolution = getattr(self, f"{name}_conv1d")
-            if (name == "v" or self.qk_silu) and y.shape[1] > SHORT and serves(y.device, gated=False):
+            if (name == "v" or self.qk_silu) and y.shape[1] > 1 and serves(y.device, gated=False):
                 return fused_conv_silu(inputs, convolution.weight)
             y = convolution(inputs.joined)
         return activation(y)

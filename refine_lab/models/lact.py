@@ -17,6 +17,7 @@ from refine_lab.models.backbone import Backbone, BackboneLM
 from refine_lab.models.configuration import FastWeightConfig, number, whole
 from refine_lab.models.state import Layer, Sharing, State, Trace, kept
 from refine_lab.models.writes import scaled
+from refine_lab.ops.fused import head_norm
 from refine_lab.ops.lact import MATRICES, ChunkPlan, ChunkStates, Memory, Rule, lact
 from refine_lab.ops.precision import autocasts_to, rms_norm, wide
 from refine_lab.ops.rotary import rotary_angles, rotate
@@ -182,7 +183,7 @@ class LaCTAttention(nn.Module):
         own, shared = state
         q, k, v = self.qkv(x).chunk(3, -1)
         if self.config.attn_qk_norm:
-            q, k = rms_norm(self.q_norm, q).to(q.dtype), rms_norm(self.k_norm, k).to(k.dtype)
+            q, k = head_norm(self.q_norm, q).to(q.dtype), head_norm(self.k_norm, k).to(k.dtype)
         attended, windows = self._attend(q, k, v, own, plan, angles)
         recalled, chunks = self._recall(x, q, k, v, own, shared, plan, angles)
         return self.o_proj(attended + recalled), kept(LayerStates(chunks, windows, self.config.window_size - 1))

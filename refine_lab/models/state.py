@@ -39,8 +39,11 @@ def hidden_states_only() -> Iterator[None]:
 
 
 def keeps_states() -> bool:
-    """Returns whether forward passes keep what their states are computed from (see `hidden_states_only`)."""
-    return _KEEPS_STATES.get()
+    """Returns whether forward passes keep what their states are computed from (see `hidden_states_only`).
+
+    Code that torch.compile traces always keeps it.
+    """
+    return torch.compiler.is_compiling() or _KEEPS_STATES.get()
 
 
 def kept(part: Part) -> Part | None:

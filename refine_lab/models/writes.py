@@ -58,6 +58,8 @@ Factors = Mapping[tuple[int, str], Float[Tensor, "B T H"]]
 """(layer, name) of a part -> the factor of every token's write in each head; other parts keep their writes."""
 
 _FACTORS: ContextVar[Factors | None] = ContextVar("write_factors", default=None)
+_ACTIVE: list[None] = []
+"""One entry for each `scaled_writes` of any thread: torch.compile can read a list, but no context variable."""
 
 
 @contextmanager
@@ -68,15 +70,17 @@ def scaled_writes(factors: Factors) -> Iterator[None]:
     that are computed again in the backward pass (`models.activation_checkpointing`) must be so in the same context.
     """
     token = _FACTORS.set(factors)
+    _ACTIVE.append(None)
     try:
         yield
     finally:
+        _ACTIVE.pop()
         _FACTORS.reset(token)
 
 
 def write_factors() -> Factors:
     """Returns the factors of the surrounding `scaled_writes`; empty without one."""
-    return _FACTORS.get() or {}
+    return _FACTORS.get() or {} if _ACTIVE else {}
 
 
 def scaled(layer: int, name: str, x: Float[Tensor, "B T H *rest"]) -> Float[Tensor, "B T H *rest"]:

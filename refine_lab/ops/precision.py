@@ -5,8 +5,8 @@ The largest float16 is 65,504, and bfloat16 has eight bits of precision.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +33,23 @@ def autocasts_to(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def use_tf32(device: torch.device) -> None:
-    """Has a training process on CUDA multiply float32 matrices in TF32, with float32 sums; changes nothing on the CPU.
+    """Has this process multiply float32 matrices on CUDA in TF32, with float32 sums; changes nothing on the CPU.
 
-    Comparisons in float32, such as the parity gate, run in processes that do not call this.
+    Comparisons in float32, such as the parity gate, run in `without_tf32`.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Multiplies float32 matrices in float32 in this context."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def without_float16(device: torch.device) -> AbstractContextManager:

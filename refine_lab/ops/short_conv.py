@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,23 +13,26 @@ from torch import Tensor
 from refine_lab.ops.precision import wide
 
 
-@dataclass(frozen=True)
+@dataclass
 class ConvInputs:
     """The inputs of a convolution over W tokens, and the w = W - 1 before them (`before`; None: zeros)."""
 
     before: Float[Tensor, "B w D"] | None
     inputs: Float[Tensor, "B T D"]
     width: int
+    _joined: Float[Tensor, "B S D"] | None = None
 
-    @cached_property
+    @property
     def joined(self) -> Float[Tensor, "B S D"]:
-        """Returns both, one after the other; S = w + T."""
-        return after_window(self.before, self.inputs, self.width)
+        """Returns both, one after the other; S = w + T. The first call stores them."""
+        if self._joined is None:  # torch.compile cannot trace functools.cached_property
+            self._joined = after_window(self.before, self.inputs, self.width)
+        return self._joined
 
     def at(self, positions: Int[Tensor, "B P"]) -> Float[Tensor, "B*P w D"]:
         """Returns the w inputs up to and including each position, oldest first, as `window_at`; joins nothing for it."""
-        if "joined" in vars(self):
-            return window_at(self.joined, positions, self.width)
+        if self._joined is not None:
+            return window_at(self._joined, positions, self.width)
         rows, total, channels = self.inputs.shape
         place = positions.unsqueeze(-1) + torch.arange(1 - self.width, 1, device=positions.device)  # below 0: before
         row = torch.arange(rows, device=positions.device).view(-1, 1, 1)

@@ -14,6 +14,7 @@ from transformers.utils import logging
 from refine_lab.config import TrainConfig
 from refine_lab.models import FastWeightLM, load_model
 from refine_lab.models.activation_checkpointing import checkpoint_activations
+from refine_lab.ops.precision import without_tf32
 from refine_lab.parity.procedures import GROUP, Branched, Probe, Reread, gradients, layer_outputs, logits_of, reread
 from refine_lab.parity.report import Comparison, Parity
 from refine_lab.validation import require
@@ -78,7 +79,11 @@ def parity(
     low = autocast not in (None, "float32")
     precision = getattr(torch, autocast) if autocast is not None and low else model.dtype
     subject, allowed = _tolerances(model, precision)
-    with torch.autocast(model.device.type, precision if low else None, enabled=low), torch.enable_grad():
+    with (
+        without_tf32(),
+        torch.autocast(model.device.type, precision if low else None, enabled=low),
+        torch.enable_grad(),
+    ):
         branched = Branched.of(model, Probe.of(model, sorted(set(lengths)), rollout_length, seed))
         found = [_compare(model, branched, prefix, allowed) for prefix in branched.prefixes.unique().tolist()]
         rows = sorted(chain.from_iterable(found), key=lambda row: (QUANTITIES.index(row.quantity), row.prefix))

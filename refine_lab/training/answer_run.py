@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from refine_lab.data.tasks.examples import Task
 from refine_lab.data.tasks.scores import SCORES
 from refine_lab.models.base import FastWeightLM
+from refine_lab.ops.precision import use_tf32
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.files import write_json
 from refine_lab.runs.run import Run
@@ -36,6 +37,7 @@ def answer_prompts(path: Path, stop: StopSignal, overrides: Collection[str] = ()
         _loaded[key] = load_prompts(run.config)
     model, tokenizer, task = _loaded[key]
     require_finite(model, run.config.model)
+    use_tf32(model.device)
     now = inputs_of(run.config.model, task.test)
     if accepted := refuse_changes(run, now, overrides):
         accept(run, accepted)

@@ -45,6 +45,7 @@ from refine_lab.training.loading import load_policy, require_finite
 from refine_lab.training.posttraining import nested_step
 from refine_lab.training.prefetch import prefetched
 from refine_lab.training.skipped import SkippedSteps
+from refine_lab.training.utilisation import Utilisation
 from refine_lab.types import Batch, PromptBatch, Rollouts
 from refine_lab.workers import ALONE, Workers
 
@@ -85,20 +86,20 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = (), workers
             optim.load(train_state.optimizers, folder)
         before, progress = run.metrics(), RunProgress(writer, done)
         skipped = SkippedSteps(path, config, before, writes=workers.first)
+        usage = Utilisation(policy, workers.count)
         past_tokens, tokens = int(before["tokens"].iloc[-1]) if len(before) else 0, 0
         step, reason, saved = done, None, time.monotonic()
         while step < config.steps and not (reason := _stop_reason(stop, workers)):
             step += 1
-            began, lr = time.monotonic(), optim.learning_rate(config, step)
-            optim.set_learning_rate(train_state.optimizers, lr)
+            usage.begin()
+            optim.set_learning_rate(train_state.optimizers, lr := optim.learning_rate(config, step))
             batch = data.batch(step - 1, config.batch_size).to(policy.device)
             result = one_step(train_state, batch, Draws(seed=config.seed, step=step))
             if skipped.begins(result.metrics) and workers.decide(run.done != step - 1):
                 saved = save(writer, step - 1)
-            sequences, seconds = _sequences(batch, config.nested), time.monotonic() - began
-            num_tokens = sum(int(host(part.lengths).sum()) for part in sequences)
-            tokens += num_tokens
-            counts = {"tokens": past_tokens + tokens, "seconds": seconds, "tokens_per_second": num_tokens / seconds}
+            sequences = _sequences(batch, config.nested)
+            tokens += sum(int(host(part.lengths).sum()) for part in sequences)
+            counts = {"tokens": past_tokens + tokens, **usage.figures(sequences)}
             writer.train(step, {**counts, **result.metrics, "updates": step * config.updates_per_batch, "lr": lr})
             if result.rollouts is not None:
                 writer.rollouts(step, rollout_rows(sequences[0], result.rollouts))

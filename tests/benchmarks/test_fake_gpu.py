@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fake_gpu import device, sources
+from benchmarks.fake_gpu import device, roofline, sources
 from tests.support.paths import ROOT
 
 KEYS = {
@@ -76,9 +76,21 @@ def test_every_phase_of_a_small_model_runs_on_the_device_alone(found):
     phases = found["phases"]["midtrain"]["phases"]
     assert {"read", "head", "select", "states", "sample", "follow", "rewards", "backward", "update"} <= phases.keys()
     assert not {"sample", "follow"} & found["sft"]["phases"].keys()
-    # two layers of one segment of 512 tokens: fla's kernels run in them, forward and backward, and in no rollout
+    # two layers of one segment of 512 tokens: fla's kernels run in them, forward and backward, and in no sampling
     assert phases["read"]["triton_launches"] > 0 and phases["backward"]["triton_launches"] > 0
-    assert phases["sample"]["triton_launches"] == 0 and found["lact"]["triton_launches"] == 0
+    assert phases["sample"]["triton_launches"] == phases["decode"]["triton_launches"] == 0
+    sampled = found["lact"]["phases"]
+    assert sampled["read"]["triton_launches"] > 0 == sampled["sample"]["triton_launches"]
+
+
+@pytest.mark.slow
+def test_the_decode_step_counts_as_one_launch_per_token(found):
+    """Four of five tokens are read; LaCT's step is not compiled."""
+    figures = found["phases"]["midtrain"]
+    decode = figures["phases"]["decode"]
+    assert decode["launches"] > 100 and decode["host_ms"] == pytest.approx(4 * roofline.HOST * 1e3)
+    assert figures["launches"] == figures["launches_eager"] - decode["launches"] + 4
+    assert found["lact"]["launches"] == found["lact"]["launches_eager"] and "decode" not in found["lact"]["phases"]
 
 
 @pytest.mark.slow

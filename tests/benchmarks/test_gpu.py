@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_cases
-from refine_lab.models import DeltaNetConfig, DeltaNetForCausalLM
 from tests.factories.step import make_policy
 
 
@@ -21,15 +20,6 @@ def test_without_a_gpu_it_exits_with_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"^benchmarks\.gpu measures on a CUDA device, and torch finds none here$"):
         gpu.main()
     assert not (tmp_path / "gpu.json").exists()
-
-
-def test_what_a_token_costs_is_counted_by_hand():
-    policy = DeltaNetForCausalLM(
-        DeltaNetConfig(hidden_size=64, num_heads=2, num_hidden_layers=3, intermediate_size=80, vocab_size=100)
-    )
-    layer = 4 * 64 * 64 + 2 * 64 + 3 * 64 * 80  # q, k, v, o; beta; gate, up, down. Convolutions are no matrices
-    rule = 2 * 6 * 32 * 32
-    assert gpu_cases.flops_per_token(policy, 512) == 6 * (3 * layer + 64 * 100) + 3 * 3 * rule
 
 
 @pytest.mark.slow

@@ -36,6 +36,11 @@ def test_the_delta_rule_in_every_dtype():
 
 
 @pytest.mark.triton_interpreter
+def test_fused_norms_swiglu_and_short_convolutions():
+    passes("interpreted_fused.py", "test", count=8)
+
+
+@pytest.mark.triton_interpreter
 def test_our_own_kernels():
     done = under_the_interpreter("interpreted_kernels.py")
     assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout[-3000:]
