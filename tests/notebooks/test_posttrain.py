@@ -34,17 +34,20 @@ def test_all_ways_on_the_embedded_task_and_again(tmp_path):
     assert "No question and no document is shared between splits." in text and "4 of 4 runs to train, about" in text
     assert text.endswith("Every figure has its data.\n") and "\nRuns created with commit " in text
     rollouts, methods, differences, samples = tables(tmp_path)
-    assert "; this does not say " in differences and "distinct questions, fewer than 100" in differences
+    assert "There is no interval because " in differences and "distinct questions, fewer than 100" in differences
     assert "with their references" in rollouts and "question" in samples
     for method in ("base", "SFT", "nested SFT", "nested REFINE", "nested SFT, one inner update"):
         assert method in methods
-    assert differences.startswith("Compared with nested SFT (") and "nested REFINE" in differences
+    same = "In contains answer, nested SFT and base have the same mean (100.0 %)."
+    assert differences.startswith(
+        f"{same} Compared with nested SFT (100.0 %), SFT is not shown to differ (+0.0 points;"
+    )
     assert "RunMonitor of 4 runs" in text and text.count(" finished ") >= 4
     assert (tmp_path / "out.ipynb").stat().st_size < 1_000_000
     page = (tmp_path / "posttrain-tiny-deltanet.html").read_text(encoding="utf-8")
     said_at_top = re.search('"conclusion": "(.*?)"', page)
-    assert said_at_top and said_at_top[1].startswith("Compared with nested SFT ("), page[:3000]
-    assert " in contains answer, " in said_at_top[1] and "nested REFINE differs by " in said_at_top[1]
+    assert said_at_top and said_at_top[1].startswith(same), page[:3000]
+    assert "nested REFINE is not shown to differ" in said_at_top[1], said_at_top[1]
     assert all(part in page for part in ("Answers side by side", "Methods: mean", '["model", "tiny-deltanet"]'))
     first = trained(tmp_path)
     updates = {name: int(run.metrics()["updates"].iloc[-1]) for name, run in first.items()}

@@ -37,7 +37,8 @@ def test_the_embedded_task_and_again(tmp_path):
     assert {trace["name"] for trace in figure["data"]} == {"baseline (no adaptation)", "SFT", "REFINE"}
     rests, steps, answers, methods, differences, per_seed, samples = tables(tmp_path)
     assert rests.count("gain beyond noise") == 2 and "before" in rests and "after" in rests and "95 % from" in rests
-    assert differences.startswith("Compared with SFT (") and "; this does not say " in differences
+    same = "In contains answer, SFT and baseline (no adaptation) have the same mean (100.0 %). Compared with SFT (100.0 %), "
+    assert differences.startswith(same) and "There is no interval because " in differences, differences
     assert "interval over" in differences and "distinct questions, fewer than 100" in differences
     assert [line.split()[:2] for line in steps.splitlines()[2:]] == [
         *(["SFT", "1"], ["SFT", "2"], ["REFINE", "1"], ["REFINE", "2"])
