@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from refine_lab.explore import client
+from refine_lab.explore.client import shared_worker
 from refine_lab.models.hub import SHIPPED
 from tests.factories.run_monitor import write_run
 from tests.support.refusals import refused
@@ -14,8 +17,17 @@ from tests.support.small_document import SECONDS
 from widgets.run_monitor import RunMonitor
 
 
-def test_a_row_opens_the_memory_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Makes `tmp_path` the folder for runs, also of the kernel's worker, which keeps the environment it was started in."""
     monkeypatch.setenv("REFINE_RUNS", str(tmp_path))
+    monkeypatch.setattr(client, "_workers", {})
+    yield
+    shared_worker().close()
+
+
+@pytest.mark.usefixtures("own_runs")
+def test_a_row_opens_the_memory_of_its_run(tmp_path: Path) -> None:
     first, second, unsaved = (write_run(tmp_path, seed) for seed in range(3))
     for run, model in ((first, "tiny-deltanet"), (second, "tiny-lact")):
         shutil.copytree(SHIPPED / model, run.path / "checkpoints" / "step-4")
