@@ -31,7 +31,7 @@ def test_it_shows_a_document_of_ones_own_and_writes_a_page(tmp_path: Path) -> No
     page = report.read_text(encoding="utf-8")
     data = json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[0])
     assert len(data["widgets"]) == 5  # map, rollouts of a click, rewards, rollouts, states
-    assert (tmp_path / "out.ipynb").stat().st_size < 1_200_000
+    assert (tmp_path / "out.ipynb").stat().st_size < 1_300_000  # each number or text field has its own copy of a script
 
 
 @pytest.mark.parametrize(

@@ -25,20 +25,19 @@ def sentence(error: Exception) -> str:
 def guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a method that the page or a thread calls, so that an exception is displayed as the widget's `error`.
 
-    Jupyter discards what such a call raises or prints. The error is cleared when the same method next succeeds; other
+    Jupyter discards what such a call raises or prints. The error is cleared when the same method is called again; other
     methods do not clear it.
     """
 
     @wraps(callback)
     def run(self: Widget, *args: Any, **kwargs: Any) -> Any:
+        if getattr(self, "_failed", None) == callback.__name__:
+            self.error, self._failed = "", None  # before the call, which may set an error of its own
         try:
-            result = callback(self, *args, **kwargs)
+            return callback(self, *args, **kwargs)
         except Exception as error:  # an exception that propagates from here is never displayed
             self.error, self._failed = sentence(error), callback.__name__
             return None
-        if getattr(self, "_failed", None) == callback.__name__:
-            self.error, self._failed = "", None
-        return result
 
     return run
 
