@@ -14,7 +14,15 @@ from refine_lab.models.delta_layers import DeltaRuleConfig
 from refine_lab.models.lact import LaCTConfig
 from refine_lab.types import Batch
 
-PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12}
+PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+}
 """Part of a device's name -> its FLOP/s in bfloat16 without sparsity, from the makers' data sheets."""
 
 
