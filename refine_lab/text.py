@@ -1,7 +1,8 @@
-"""Makes strings safe to encode and to print (surrogates, control characters, long values), and formats durations."""
+"""Makes strings safe to encode and to print (surrogates, control characters, long values); names durations and signals."""
 
 from __future__ import annotations
 
+import signal
 import unicodedata
 
 QUOTED = 200
@@ -48,3 +49,11 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def signal_name(number: int) -> str:
+    """Returns the name of a signal, or `signal N` for a real-time signal, which has none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

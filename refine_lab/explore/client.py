@@ -18,6 +18,7 @@ from typing import Any
 
 from refine_lab.explore.worker import send
 from refine_lab.runs.process import PYTHON, spawn
+from refine_lab.text import signal_name
 
 _PASSED_ON = (ValueError, FileNotFoundError, TypeError, MemoryError, FloatingPointError)
 ERRORS: Mapping[str, type[Exception]] = {error.__name__: error for error in _PASSED_ON} | {"ConfigError": ValueError}
@@ -190,7 +191,7 @@ def _end_of(status: int) -> str:
     """Describes how a process ended, from its exit status."""
     if status == -signal.SIGKILL:
         return "was killed (SIGKILL), most often because memory ran out"
-    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    return f"was ended by {signal_name(-status)}" if status < 0 else f"ended with status {status}"
 
 
 _workers: dict[str, Worker] = {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,8 +26,10 @@ from refine_lab.models.writes import write_factors
 
 SWITCH = "REFINE_COMPILE"
 DEVICE = "cuda"
-MOST_STEPS = 4
-"""Most graphs of one policy, each for another number of rollouts; further numbers are read without one."""
+MOST_STEPS = 16
+"""Most graphs at a time, each for a policy and a number of rollouts; further ones are read without one."""
+RECOMPILATIONS = 64
+"""Most graphs that torch compiles from `decode` before it raises an error; its own limit is 8."""
 
 
 def decode(
@@ -47,8 +50,11 @@ def decode(
 
 
 @cache
-def compiled() -> Callable[..., None]:
-    return torch.compile(decode, fullgraph=True, dynamic=False, mode="reduce-overhead")
+def compiled(backend: str = "inductor") -> Callable[..., None]:
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, RECOMPILATIONS)
+    mode = "reduce-overhead" if backend == "inductor" else None
+    return torch.compile(decode, fullgraph=True, dynamic=False, backend=backend, mode=mode)
 
 
 class StaticStep:
@@ -80,17 +86,21 @@ class Decoder:
     """Reads rollouts token by token from the `State` after their prefixes, without gradients."""
 
     def __init__(self, policy: FastWeightLM, state: State, hidden_states: Float[Tensor, "R D"]) -> None:
-        self._policy, self._state = policy, state
-        self._step = static_step(policy, state, hidden_states) if compiles(policy, state) else None
-        if self._step is not None:
-            self._step.start(state)
+        self._policy, self._hidden_states = policy, hidden_states
+        self._state: State | None = state
+        self._step: StaticStep | None = None
 
     def __call__(self, tokens: Int[Tensor, "R"]) -> Float[Tensor, "R D"]:
         """Returns the final hidden states of the next tokens; they are valid until the next call."""
         if self._step is not None:
             return self._step(self._policy.model, tokens)
-        trace = self._policy.read(tokens.unsqueeze(1), state=self._state)
-        del self._state  # the memory of one state less while the next one is made
+        state, self._state = self._state, None  # the memory of one state less while the next one is made
+        assert state is not None
+        if compiles(self._policy, state) and (step := static_step(self._policy, state, self._hidden_states)):
+            step.start(state)
+            self._step = step
+            return step(self._policy.model, tokens)
+        trace = self._policy.read(tokens.unsqueeze(1), state=state)
         self._state = trace.final_state
         return trace.hidden_states[:, 0]
 
@@ -108,9 +118,9 @@ def compiles(policy: FastWeightLM, state: State) -> bool:
 
 
 def static_step(policy: FastWeightLM, state: State, hidden_states: Float[Tensor, "R D"]) -> StaticStep | None:
-    """Returns the policy's step for states of this form, or None if it has `MOST_STEPS` steps of other forms."""
+    """Returns the policy's step for states of this form, or None if there are `MOST_STEPS` others already."""
     steps = _STEPS.setdefault(policy.model, {})
     form = tuple((name, x.shape, x.dtype) for name, x in state.tensors.items())
-    if form not in steps and len(steps) < MOST_STEPS:
+    if form not in steps and sum(map(len, _STEPS.values())) < MOST_STEPS:
         steps[form] = StaticStep(state, hidden_states)
     return steps.get(form)

@@ -7,11 +7,13 @@ no norm makes several float32 tensors of the size of the hidden states, forward 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from refine_lab.ops.fla_delta_rule import serves
 from refine_lab.ops.precision import gated_product, rms_norm
@@ -66,9 +68,7 @@ class _FusedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, residual, eps, dtype):
-        from fla.modules.norm.layernorm import layer_norm_fwd  # binds Triton: imported where it is used, on CUDA only
-
-        kernel: Any = layer_norm_fwd  # without its signature
+        kernel, _ = _norm_kernels()
         rows, before = _rows(x), None if residual is None else _rows(residual)
         y, _, scale, total = kernel(rows, weight, None, eps=eps, residual=before, out_dtype=dtype, is_rms_norm=True)
         ctx.save_for_backward(total, weight, scale)
@@ -76,15 +76,23 @@ class _FusedNorm(torch.autograd.Function):
         return y.view(x.shape), total.view(x.shape) if ctx.added else None
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad, grad_total):
-        from fla.modules.norm.layernorm import layer_norm_bwd
-
-        kernel: Any = layer_norm_bwd
+        _, kernel = _norm_kernels()
         total, weight, scale = ctx.saved_tensors
         later = None if grad_total is None else _rows(grad_total)
         dx, dw, _, _ = kernel(_rows(grad), total, weight, None, None, scale, dres=later, is_rms_norm=True)
         dx = dx.view(grad.shape)
         return dx.to(ctx.dtype), dw, dx if ctx.added else None, None, None
+
+
+@cache
+def _norm_kernels() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Returns fla's kernels of the forward and the backward pass, which run on the device of their first tensor."""
+    from fla.modules.norm.layernorm import layer_norm_bwd, layer_norm_fwd  # binds Triton: imported on CUDA only
+    from fla.utils import input_guard
+
+    return input_guard(layer_norm_fwd), input_guard(layer_norm_bwd)
 
 
 def _rows(x: Float[Tensor, "*rows D"]) -> Float[Tensor, "R D"]:

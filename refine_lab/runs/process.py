@@ -27,7 +27,7 @@ from refine_lab.runs.files import name_holder, take_lock
 from refine_lab.runs.run import MetricsTail, Run
 from refine_lab.runs.started import check_unchanged
 from refine_lab.runs.writer import RunWriter, write_status
-from refine_lab.text import printable, shorten
+from refine_lab.text import printable, shorten, signal_name
 
 PYTHON = (sys.executable, "-P", "-u", "-m")
 """Command that starts one of our modules; -P prevents a folder `refine_lab` in the current folder from being imported."""
@@ -300,7 +300,7 @@ def _raise_unless_whole(process: RunProcess, run: Run, may_be_stopped: bool) -> 
         reason = status.error or "a stop was requested"
         raise RuntimeError(printable(f"run {run.name} was stopped {where}: {reason}"))
     if code is not None and code < 0:
-        what = f"was killed by {signal.Signals(-code).name}"
+        what = f"was killed by {signal_name(-code)}"
     elif status.state == "failed":
         what = "failed"
     else:

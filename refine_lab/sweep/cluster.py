@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,6 +39,8 @@ FREE_SECONDS = SAVE_SECONDS + 120
 """Maximum time that a resubmitted cell waits for the processes of its lost worker, and for the locks of a lost node."""
 SEEN_SECONDS = 60.0
 """Maximum time until a node sees a file that another node has written to a network file system."""
+RAY_PARTS = 10_000
+"""Number of parts into which Ray divides a GPU."""
 NODES_SECONDS = 5.0
 """How long a list of the cluster's nodes is used before it is read again."""
 MISSING = "a sweep on a Ray cluster needs Ray, which is not installed: pip install -e '.[cluster]'"
@@ -95,7 +98,7 @@ class RayExecution:
         except ray.exceptions.RayError as error:
             lost = f"its worker was lost ({type(error).__name__})"
             self._done = self._stopping or self.attempt > RETRIES
-            self._failure = f"{lost}, as were {RETRIES} earlier ones"
+            self._failure = f"{lost} in attempt {self.attempt} of {RETRIES + 1}"
             if not self._done:
                 self.attempt += 1
                 self.log(f"{self.cell.name}: {lost}; attempt {self.attempt} of {RETRIES + 1}")
@@ -176,9 +179,8 @@ class RayCluster:
         for node in self._ray.nodes():
             if node["Alive"]:
                 has = node["Resources"]
-                fitting = [has.get("CPU", 0) // self._cpus]
-                fitting += [has.get("GPU", 0) // self._gpus] if self._gpus else []
-                found += int(min(fitting))
+                cells = int(has.get("CPU", 0) // self._cpus)
+                found += min(cells, cells_on_gpus(int(has.get("GPU", 0)), self._gpus)) if self._gpus else cells
         return found
 
     def _environ(self) -> dict[str, str]:
@@ -187,6 +189,13 @@ class RayCluster:
         path = os.pathsep.join(filter(None, (root and str(root), os.environ.get("PYTHONPATH"))))
         environ = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(self._cpus)}
         return environ if self._gpus else {**environ, "CUDA_VISIBLE_DEVICES": ""}
+
+
+def cells_on_gpus(devices: int, gpus: int | float) -> int:
+    """Returns the number of cells that fit on a node's GPUs; a fraction of a GPU is never divided between two of them."""
+    if gpus >= 1:
+        return devices // int(gpus)
+    return devices * (RAY_PARTS // ceil(gpus * RAY_PARTS - 1e-6))
 
 
 def imported_ray() -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from refine_lab.runs.durable import make_folder
 from refine_lab.runs.files import name_holder, take_lock
 from refine_lab.runs.process import PYTHON, spawn
 from refine_lab.sweep.cells import Cell, last_line, prepare
+from refine_lab.text import signal_name
 
 COMMAND = (*PYTHON, "refine_lab.sweep.execute")
 """The command that takes the folder of a cell as its argument."""
@@ -32,7 +32,7 @@ class LocalExecution:
     def failure(self) -> str:
         code = self.popen.returncode
         if code is not None and code < 0:
-            return f"its process was killed by {signal.Signals(-code).name}"
+            return f"its process was killed by {signal_name(-code)}"
         log = (self.cell.folder / "log.txt").read_text(encoding="utf-8", errors="replace")
         return last_line(log) or f"its process ended with exit status {code}"
 

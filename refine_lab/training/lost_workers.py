@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ import torch.distributed as dist
 
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import write_status
-from refine_lab.text import printable, shorten
+from refine_lab.text import printable, shorten, signal_name
 from refine_lab.workers import Workers
 
 JOIN_SECONDS = 300.0
@@ -52,7 +51,7 @@ class Watch:
         self._run, self._store, self._workers, self._children = run, store, workers, children
         self._others = [rank for rank in range(workers.count) if rank != workers.rank]
         self._heard: dict[int, tuple[str, float]] = dict.fromkeys(self._others, ("", time.monotonic()))
-        self._lost, self._done = "", threading.Event()
+        self._lost, self._error, self._done = "", "", threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch-workers", daemon=True)
 
     def __enter__(self) -> Watch:
@@ -64,13 +63,13 @@ class Watch:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if error is None:
-                self._workers.wait()  # until all have ended their work
                 return
             if _of_exchange(error) and (sentence := self._wait_for_the_cause()):
                 raise WorkerLostError(sentence) from None
+            self._error = f"{type(error).__name__}: {printable(shorten(str(error), 1500))}"
             with suppress(Exception):  # the store may be gone
-                text = printable(shorten(str(error), 1500))
-                self._store.set(f"error/{self._workers.rank}", f"{type(error).__name__}: {text}")
+                self._store.set(f"error/{self._workers.rank}", self._error)
+            leave_group()  # still watched, since nccl may wait here for the others, which now end
         finally:
             self._done.set()
 
@@ -82,14 +81,15 @@ class Watch:
 
     def _watch(self) -> None:
         count, began = 0, time.monotonic()
-        store = self._store.clone()  # a connection of its own, since the other one may be waiting
+        store: Any = None
         while not self._lost and not self._done.wait(1.0):
             count += 1
             try:
+                store = store or self._store.clone()  # a connection of its own, since the other one may be waiting
                 store.set(f"alive/{self._workers.rank}", str(count))
                 found = (self._state_of(store, rank, began) for rank in self._others)
                 self._lost = next(filter(None, found), "")
-            except RuntimeError:  # the store, which the first worker hosts, is gone
+            except Exception:  # the store, which the first worker hosts, is gone
                 self._lost = f"worker 0 of {self._workers.count} cannot be reached any more"
         if not self._done.wait(GRACE_SECONDS):
             self._end()
@@ -104,7 +104,7 @@ class Watch:
         child = self._children.get(rank)
         if child is not None and child.poll() is not None:
             code = child.returncode
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+            how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit status {code}"
             return f"{name} {how}"
         now, before = time.monotonic(), self._heard[rank]
         if not store.check([f"alive/{rank}"]):
@@ -117,7 +117,7 @@ class Watch:
 
     def _end(self) -> None:
         """Ends this process, whose main thread may wait for the lost worker; the first one writes the run's status."""
-        error = f"{WorkerLostError.__name__}: {self._lost}"
+        error = self._error or f"{WorkerLostError.__name__}: {self._lost}"
         print(error, file=sys.stderr, flush=True)
         try:
             if self._workers.first:
@@ -126,6 +126,12 @@ class Watch:
             for child in self._children.values():
                 child.kill()
             leave(1)
+
+
+def leave_group() -> None:
+    """Leaves torch's default process group, if this process has joined it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _of_exchange(error: BaseException) -> bool:

@@ -23,7 +23,7 @@ from refine_lab.config import TrainConfig
 from refine_lab.runs.child import StopSignal
 from refine_lab.runs.process import TRAINER, spawn
 from refine_lab.runs.run import Run
-from refine_lab.training.lost_workers import JOIN_SECONDS, Watch
+from refine_lab.training.lost_workers import JOIN_SECONDS, Watch, leave_group
 from refine_lab.training.trainer import train
 from refine_lab.validation import require
 from refine_lab.workers import Workers
@@ -55,15 +55,17 @@ def joined(run: Run) -> Iterator[Workers]:
     count = int(os.environ.get("WORLD_SIZE", "1"))
     launched = count > 1
     count = count if launched else config.processes
-    _check(config, count)
-    timeout, children = timedelta(seconds=JOIN_SECONDS), {}
+    _check(config, count, launched)
+    timeout = timedelta(seconds=JOIN_SECONDS)
+    children: dict[int, subprocess.Popen[bytes]] = {}
     rank = int(os.environ["RANK"]) if launched else 0
-    if launched:
-        store, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
-    else:
-        store = _local_store(count, timeout)
-        children = {number: _start(run, number, count, store.port) for number in range(1, count)}
     try:
+        if launched:
+            store, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
+        else:
+            store = _local_store(count, timeout)
+            for number in range(1, count):
+                children[number] = _start(run, number, count, store.port)
         with Watch(run, store, Workers(rank, count), children):
             yield _join(config, store, Workers(rank, count))
         for child in children.values():
@@ -72,14 +74,17 @@ def joined(run: Run) -> Iterator[Workers]:
     finally:
         for child in children.values():
             child.kill()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave_group()
 
 
-def _check(config: TrainConfig, count: int) -> None:
-    """Raises ConfigError for a configuration that `count` workers cannot share."""
+def _check(config: TrainConfig, count: int, launched: bool) -> None:
+    """Raises ConfigError for a configuration that `count` workers cannot share, each with a GPU of its own."""
     config.require_shares(count)
     require(":" not in config.device, "device", config.device, f"'auto', 'cpu' or 'cuda' for {count} workers")
+    if config.device != "cpu" and torch.cuda.is_available():
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched else count
+        devices = torch.cuda.device_count()
+        require(here <= devices, "processes", here, f"at most {devices} on this machine, one for each of its GPUs")
 
 
 def _local_store(count: int, timeout: timedelta) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Collection
 from functools import partial
@@ -49,6 +50,8 @@ from refine_lab.training.utilisation import Utilisation
 from refine_lab.types import Batch, PromptBatch, Rollouts
 from refine_lab.workers import ALONE, Workers
 
+SEEN_SECONDS = 60.0
+"""Maximum time until a machine shows a file that another one has written to a network file system."""
 PREFIX_TOKENS = 32
 """Number of prefix tokens stored with its rollouts."""
 
@@ -85,8 +88,7 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = (), workers
         else:
             optim.load(train_state.optimizers, folder)
         before, progress = run.metrics(), RunProgress(writer, done)
-        skipped = SkippedSteps(path, config, before, writes=workers.first)
-        usage = Utilisation(policy, workers.count)
+        skipped, usage = SkippedSteps(path, config, before, writes=workers.first), Utilisation(policy, workers.count)
         past_tokens, tokens = int(before["tokens"].iloc[-1]) if len(before) else 0, 0
         step, reason, saved = done, None, time.monotonic()
         while step < config.steps and not (reason := _stop_reason(stop, workers)):
@@ -115,6 +117,7 @@ def train(path: Path, stop: StopSignal, overrides: Collection[str] = (), workers
             save(writer, step)
         if error := reason and f"{reason}; saved after step {step} in checkpoints/step-{step}":
             print(error, flush=True)
+        workers.wait()  # the others have nothing left to do: the run has not failed if one is lost from here on
         writer.status("stopped" if reason else "finished", step, error=error)
 
 
@@ -171,7 +174,25 @@ def _starting_point(run: Run, workers: Workers) -> tuple[int, Path | None]:
         if folder is not None:
             print(f"The run continues from {folder.relative_to(run.path)}.", flush=True)
     step = workers.decide(-1 if folder is None else done)
-    return (done, folder) if workers.first else (max(step, 0), dict(run.checkpoints()).get(step))
+    if workers.first:
+        return done, folder
+    return (0, None) if step < 0 else (step, _wait_for_checkpoint(run, step))
+
+
+def _wait_for_checkpoint(run: Run, step: int) -> Path:
+    """Returns the checkpoint that the first worker has chosen, once this worker's machine shows it.
+
+    Raises FileNotFoundError if it does not within `SEEN_SECONDS`.
+    """
+    deadline = time.monotonic() + SEEN_SECONDS
+    while (folder := dict(run.checkpoints()).get(step)) is None:
+        if time.monotonic() > deadline:
+            raise FileNotFoundError(
+                f"the training continues from step {step}, but {platform.node()} finds no checkpoint of it in {run.path}: "
+                "the machines of all workers must share this folder"
+            )
+        time.sleep(0.2)
+    return folder
 
 
 def _stop_reason(stop: StopSignal, workers: Workers) -> str | None:

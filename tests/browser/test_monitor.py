@@ -136,7 +136,7 @@ def test_a_new_kernel_finds_the_run_and_stops_it(monitored: Monitored) -> None:
     saved = monitored.run.latest_checkpoint()
     assert saved is not None and saved[0] == monitored.steps() > steps
     losses = monitored.run.metrics()["ntp_loss"].to_numpy(float)
-    assert len(re.findall("[ML]", monitored.line())) == len(decimate(losses)), "long curves are thinned"
+    wait_for(lambda: len(re.findall("[ML]", monitored.line())) == len(decimate(losses)))  # long curves are thinned
 
 
 def test_a_row_opens_the_memory_of_its_run(monitored: Monitored) -> None:

@@ -44,3 +44,22 @@ def test_a_pass_ends_anywhere_and_changes_nothing(model: str) -> None:
     np.testing.assert_array_equal(write_attribution(policy, ids, target).effects, plain.effects)
     assert calls == before, "nothing is called after the block"
     assert all(parameter.requires_grad for parameter in policy.parameters())
+
+
+def test_a_graph_that_outlives_the_block_is_not_interrupted() -> None:
+    policy, _ = load_model("tiny-deltanet", device="cpu")
+    calls = []
+    with interruptible(lambda: calls.append(1)):
+        loss = policy(torch.arange(5, 25).unsqueeze(0)).logits.sum()
+    within = len(calls)
+    loss.backward()
+    assert len(calls) == within > 10
+
+
+def test_a_graph_is_captured_within_the_block() -> None:
+    layer, calls = torch.nn.Linear(3, 3), []
+    graph = torch.compile(lambda x: layer(x), fullgraph=True, backend="eager")
+    x = torch.ones(2, 3)
+    with interruptible(lambda: calls.append(1)):
+        assert torch.equal(graph(x), layer(x))
+    assert len(calls) == 1, "the hook is called for what is not compiled"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def branches_of(policy: FastWeightLM, group_size: int = 2) -> Branches:
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Compiles on the CPU, without generating code; the list receives the number of tokens of every step."""
     steps: list[int] = []
-    graph = torch.compile(decode_step.decode, fullgraph=True, dynamic=False, backend="aot_eager")
+    graph = decode_step.compiled("aot_eager")
     monkeypatch.setattr(decode_step, "compiled", lambda: lambda *a: (steps.append(len(a[2])), graph(*a))[1])
     monkeypatch.setattr(decode_step, "DEVICE", "cpu")
     return steps
@@ -60,7 +61,7 @@ def test_rollouts_of_the_compiled_step_are_those_of_read(family, on_the_cpu, mon
             trace = policy.read(tokens.unsqueeze(1), state=state)
             state = trace.final_state
             assert (decode(tokens) - trace.hidden_states[:, 0]).abs().max() < 1e-10
-    assert decode._step is not None
+        assert decode._step is not None
     for name, tensor in state.tensors.items():
         assert (decode._step.buffers[name] - tensor).abs().max() < 1e-10, name
     compiled = sample(policy, branches, uniforms(branches), 1.0)
@@ -84,13 +85,33 @@ def test_the_step_follows_weights_that_are_updated_in_place(on_the_cpu):
     assert (after - expected).abs().max() < 1e-10 < (after - before).abs().max()
 
 
-def test_a_policy_has_a_few_graphs_and_what_cannot_be_compiled_is_read(on_the_cpu, monkeypatch):
+def test_more_forms_than_torch_compiles_by_itself_and_no_more_than_the_most(on_the_cpu, monkeypatch):
+    """Three policies of three numbers of rollouts are nine graphs of one function, of which torch allows eight."""
+    monkeypatch.setattr(decode_step, "_STEPS", WeakKeyDictionary())
+    monkeypatch.setattr(decode_step, "MOST_STEPS", 9)
+    policies = [make_policy() for _ in range(4)]
+    with torch.no_grad():
+        for number, policy in enumerate(policies):
+            for group_size in (1, 2, 3):
+                branches = branches_of(policy, group_size)
+                decode = decode_step.Decoder(policy, branches.state, branches.hidden_states)
+                tokens = torch.arange(len(branches.hidden_states)) % 7
+                expected = policy.read(tokens.unsqueeze(1), state=branches.state).hidden_states[:, 0]
+                assert (decode(tokens) - expected).abs().max() < 1e-10
+                assert (decode._step is None) == (number == 3)
+    assert len(on_the_cpu) == 9
+
+
+def test_the_state_is_copied_no_sooner_than_it_is_needed(on_the_cpu, monkeypatch):
+    monkeypatch.setattr(decode_step, "static_step", None)  # a call would fail
+    policy = make_policy()
+    branches = branches_of(policy)
+    assert sample(policy, branches, uniforms(branches)[:, :1], 1.0).shape == (12, 1)
+
+
+def test_what_cannot_be_compiled_is_read(on_the_cpu, monkeypatch):
     policy = make_policy()
     with torch.no_grad():
-        for group_size in range(1, decode_step.MOST_STEPS + 2):
-            branches = branches_of(policy, group_size)
-            decode = decode_step.Decoder(policy, branches.state, branches.hidden_states)
-            assert (decode._step is None) == (group_size > decode_step.MOST_STEPS)
         state = branches_of(policy).state
         assert decode_step.compiles(policy, state)
         assert decode_step.compiles(copy.deepcopy(policy), state)

@@ -58,6 +58,14 @@ def test_cores_and_gpus_are_for_a_cluster(tmp_path, capsys, options, told):
     assert capsys.readouterr().err == told and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("devices", "gpus", "cells"),
+    [(2, 1, 2), (8, 3, 2), (2, 0.4, 4), (1, 0.1, 10), (3, 0.3, 9), (2, 0.7, 2), (0, 0.5, 0)],
+)
+def test_a_fraction_of_a_gpu_is_not_divided_between_two(devices, gpus, cells):
+    assert cluster.cells_on_gpus(devices, gpus) == cells
+
+
 # -- on a cluster ------------------------------------------------------------------------------------------------------
 
 

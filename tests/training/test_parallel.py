@@ -24,6 +24,7 @@ from refine_lab.method.step import split
 from refine_lab.runs.process import follow, resume, start
 from refine_lab.runs.run import Run
 from refine_lab.runs.writer import RunWriter
+from refine_lab.training import parallel, trainer
 from refine_lab.training.lost_workers import Watch
 from refine_lab.workers import Workers, _buckets, sharded_like, whole
 from tests.factories.durable_runs import STEPS, tiny_config, tiny_model
@@ -230,3 +231,42 @@ def test_the_watch_names_a_worker_that_has_failed_or_is_silent(monkeypatch: pyte
     assert watch._state_of(store, 1, began) == "", "it has reported again"
     store.set("error/1", "ValueError: no")
     assert watch._state_of(store, 1, began) == "worker 1 of 3 (process 7 on a host) failed: ValueError: no"
+
+
+def test_the_loss_of_a_worker_after_the_last_step_fails_nothing(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 40)"])  # a real-time signal
+    with RunWriter.create(TrainConfig(recipe="test", refine=None), tmp_path) as writer:
+        with Watch(writer.run, dist.HashStore(), Workers(0, 2), {1: child}) as watch:
+            assert child.wait(60) == -40
+            deadline = time.monotonic() + 30
+            while not watch._lost and time.monotonic() < deadline:
+                time.sleep(0.05)
+        assert watch._lost == "worker 1 of 2 was killed by signal 40"
+        watch._thread.join(30)
+        assert writer.run.status.state == "starting", "the run has not failed"
+
+
+def test_a_worker_waits_for_the_checkpoint_that_the_first_one_continues_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(trainer, "SEEN_SECONDS", 0.3)
+    monkeypatch.setattr(Workers, "decide", lambda self, value: 7)
+    with RunWriter.create(TrainConfig(recipe="test", refine=None), tmp_path) as writer:
+        with naming(FileNotFoundError, "step 7", str(writer.run.path), "share this folder"):
+            trainer._starting_point(writer.run, Workers(1, 2))
+        with writer.checkpoint(7):
+            pass
+        step, folder = trainer._starting_point(writer.run, Workers(1, 2))
+    assert step == 7 and folder is not None and folder.name == "step-7"
+
+
+def test_each_worker_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(recipe="test", refine=None, batch_size=4, mini_batch_size=4, processes=4)
+    parallel._check(config, 4, launched=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with refused("processes", 4):
+        parallel._check(config, 4, launched=False)
+    parallel._check(replace(config, device="cpu"), 4, launched=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    parallel._check(config, 4, launched=True)  # two machines of two GPUs
