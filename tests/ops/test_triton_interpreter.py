@@ -12,7 +12,7 @@ from tests.support.comparisons import under_the_interpreter
 pytest.importorskip("triton", reason="Triton is not installed here")
 pytest.importorskip("fla", reason="flash-linear-attention is not installed here")
 
-LAYERS = ("gla", "kda", "comba", "gated_deltaproduct", "gsa")
+LAYERS = ("gla", "kda", "comba", "gated_deltaproduct", "gsa", "rwkv7", "mesa_net")
 
 
 def passes(file: str, words: str, count: int) -> None:
@@ -50,3 +50,8 @@ def test_our_own_kernels():
 @pytest.mark.parametrize("model_type", LAYERS)
 def test_the_kernels_of_flas_own_layers(model_type):
     passes("interpreted_fla_layers.py", f"[{model_type}]", count=1)
+
+
+@pytest.mark.triton_interpreter
+def test_whole_training_steps():
+    passes("interpreted_steps.py", "test", count=17)

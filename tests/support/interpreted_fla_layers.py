@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import triton.language as tl
 from torch import Tensor
 
 from tests.support.interpreted_fla_kernels import values_and_gradients
@@ -27,6 +28,9 @@ LENGTH, HEADS, K, V = 66, 1, 16, 32
 @pytest.fixture(scope="module", autouse=True)
 def interpreter():
     install()
+    for part in ("fwd", "bwd"):  # they have bound `tl.gather` by name, which the interpreter replaces in `tl`
+        module = import_module(f"fla.ops.generalized_delta_rule.dplr.chunk_A_{part}")
+        vars(module)["gather"] = lambda *arguments, **named: tl.gather(*arguments, **named)
 
 
 # -- recurrences: S [B, H, dk, dv], one token after another ----------------------------------------------------------------
@@ -87,6 +91,32 @@ def delta_product(q, k, v, g, beta, state):
         return read(s, q) * K**-0.5, s
 
     return over_tokens(state, step, q, *(x.unflatten(1, (-1, 2)) for x in (k, v)), g, beta.unflatten(1, (-1, 2)))
+
+
+def rwkv7(q, w, k, v, a, b, state):
+    """What a reads from the state is written at b."""
+
+    def step(s, q, w, k, v, a, b):
+        s = s * w.exp().unsqueeze(-1) + outer(b, read(s, a)) + outer(k, v)
+        return read(s, q), s
+
+    return over_tokens(state, step, q, w, k, v, a, b)
+
+
+def mesa(q, k, v, g, beta, lamb, squares, state):
+    """The query is first solved against the sum of the keys' outer products, where the kernel iterates."""
+
+    def solve(squares, q, k, v, g, beta):
+        squares = squares * g.exp()[..., None, None] + outer(beta.unsqueeze(-1) * k, k)
+        return torch.linalg.solve(squares + torch.diag_embed(lamb), q), squares
+
+    def step(s, q, k, v, g, beta):
+        s = s * g.exp()[..., None, None] + outer(beta.unsqueeze(-1) * k, v)
+        return read(s, q), s
+
+    solved, squares = over_tokens(squares, solve, q, k, v, g, beta)
+    outputs, state = over_tokens(state, step, solved, k, v, g, beta)
+    return outputs, squares, state
 
 
 def gated_slots(q, k, v, s, g, keys, values):
@@ -153,6 +183,10 @@ CASES = {
         dtype=torch.bfloat16,
         bound=1.2e-2,
     ),
+    "rwkv7": Case("rwkv7.chunk_rwkv7", "r w k v a b", rwkv7),
+    "mesa_net": Case(
+        "mesa_net.chunk_mesa_net", "q k v_k g_head beta lamb", mesa, states=("h_kk_init", "h_kv_init"), bound=5e-3
+    ),
     "gsa": Case("gsa.chunk_gsa", "q k v s g_slots", gated_slots, states=("initial_keys", "initial_values")),
 }
 """`model_type` -> its kernel; HGRN2 runs that of GLA."""
@@ -166,17 +200,21 @@ def stream(name: str, generator: torch.Generator) -> Tensor:
 
     tokens = (1, LENGTH, HEADS)
     match name:
-        case "q" | "k" | "p":
+        case "q" | "k" | "p" | "r" | "a":
             return F.normalize(normal(*tokens, K), dim=-1)
         case "k2":
             return F.normalize(normal(1, 2 * LENGTH, HEADS, K), dim=-1)
         case "v":
             return normal(*tokens, V)
+        case "b":
+            return F.normalize(normal(*tokens, K), dim=-1) / 2
+        case "v_k":
+            return normal(*tokens, K)
         case "v2":
             return normal(1, 2 * LENGTH, HEADS, V)
         case "s":
             return normal(*tokens, 16).sigmoid()
-        case "g" | "g_slots":
+        case "g" | "g_slots" | "w":
             return F.logsigmoid(normal(*tokens, K) + 2)
         case "g_head":
             return F.logsigmoid(normal(*tokens) + 2)
@@ -184,6 +222,13 @@ def stream(name: str, generator: torch.Generator) -> Tensor:
             return normal(*tokens).sigmoid()
         case "beta2":
             return normal(1, 2 * LENGTH, HEADS).sigmoid()
+        case "lamb":
+            return F.softplus(normal(HEADS, K)) + 0.25
+        case "h_kk_init":
+            x = normal(1, HEADS, K, K)
+            return x @ x.mT / K
+        case "h_kv_init":
+            return normal(1, HEADS, K, K)
         case "initial_keys":
             return normal(1, HEADS, K, 16)
         case "initial_values":
