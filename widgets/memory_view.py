@@ -83,6 +83,8 @@ class MemoryView(ErasingPanel):
         self._text = TokenText("", [0])
         self._asked: object = None
         self._named = model
+        self._filled = {"answer", "against"}
+        "Fields of answers that hold what the view was created with, which belongs to the first document."
         self._decode = token_decoder(self.exploration.tokenizer)
         self.token_map, self.grid, self.result = TokenMap(), MemoryGrid(), MemoryResult()
         self.layers, self.rollouts = MemoryLayers(self.exploration), MemoryRollouts(self.exploration)
@@ -92,6 +94,9 @@ class MemoryView(ErasingPanel):
             self.layers.fields["replace"].value, self.layers.fields["by"].value = FACT
         self.fields = memory_fields(model, text, answer, against)
         self.fields["model"].disabled = not read
+        self._first_text = self.fields["document"].value
+        for name in self._filled:
+            self.fields[name].observe(lambda _, name=name: self._filled.discard(name), "value")
         self.token_map.height = HEIGHT
         self.buttons, self.children = memory_layout(self)
         show_refusals(self, self.fields.values())
@@ -141,6 +146,7 @@ class MemoryView(ErasingPanel):
             self._forget()
             self.grid.show([], np.zeros((0, 0)), "")
             self.result.clear()
+            self.token_map.show(self._text)  # without the colours and marks of the model before
             for part in (self.layers, self.rollouts):
                 part.use(self.exploration)
             return self.read()
@@ -255,6 +261,8 @@ class MemoryView(ErasingPanel):
             self._text = token_text(self.exploration.tokenizer, ids)
             self.fields["erased"].value = ""
             self._show()
+            if replace_surrogates(text) != self._first_text:
+                self._forget_answer()
             return self.explain()
 
         return self.after(ask, show)
@@ -263,6 +271,11 @@ class MemoryView(ErasingPanel):
         """Forgets what is explained and erased."""
         self.target = self.prediction = self.attribution = self._earlier = self._asked = self._answered = None
         self._forget_erasures()
+
+    def _forget_answer(self) -> None:
+        """Empties the fields of answers that belong to the first document, so that the model's own answer is explained."""
+        for name in [*self._filled]:
+            self.fields[name].value = ""
 
     def _again(self, target: Target) -> Future[Any]:
         """Explains the same target under other weights, and shows the change of the effects as well."""

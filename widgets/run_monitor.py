@@ -31,7 +31,7 @@ from widgets.parts.live_curves import LiveCurves
 from widgets.parts.model_picker import run_words
 from widgets.parts.page_about import run_facts, shared_settings
 from widgets.parts.run_comparison import RunComparison, run_labels
-from widgets.parts.run_rows import STATES
+from widgets.parts.run_rows import RECALL, STATES
 from widgets.parts.run_table import RunTable
 from widgets.parts.step_slider import StepSlider
 from widgets.parts.text_tables import TextTables
@@ -91,6 +91,7 @@ class RunMonitor(Panel):
         "The memory view, once a run's memory has been shown."
         self._opened = ""
         self._below_table = ipywidgets.VBox()
+        self._below_table.add_class("refine-between")
         self.comparison = RunComparison()
         self.curves = LiveCurves()
         self.curves.listed = False
@@ -116,6 +117,8 @@ class RunMonitor(Panel):
         ]
         self.children = [*shown, self.step, self.rolled_notice, self.inspector]
         self.refresh()
+        if RECALL in self.table.metrics:
+            self.table.sort = [f"metric:{RECALL}", True]
         self.table.observe(self._on_choice, "selected")
         self.table.observe(self._on_memory, "opened")
         self.step.observe(self._on_step, "value")

@@ -45,6 +45,10 @@ def attributed(view: MemoryView, target: Target) -> WriteAttribution:
     return write_attribution(policy, torch.from_numpy(view.exploration._known.token_ids).long(), target)
 
 
+def strongest_of(view: MemoryView) -> list[dict[str, Any]]:
+    return view.result.result["strongest"]
+
+
 def metric(view: MemoryView, name: str) -> np.ndarray:
     return view.token_map.metrics[name].values
 
@@ -62,6 +66,10 @@ def test_the_answer_and_its_contrast_are_explained_first(view: MemoryView) -> No
     assert view.prediction.value == pytest.approx(core.value, abs=1e-4)
     strongest = [write["token"] for write in view.result.result["strongest"]]
     assert strongest == core.top(12)
+    signed, sizes = core.signed(), core.by_token()  # what the line under the text shows, and what orders the list
+    told = [(float(write["effect"].split()[0].replace("−", "-")), float(write["size"])) for write in strongest_of(view)]
+    np.testing.assert_allclose(told, [(signed[token], sizes[token]) for token in strongest], atol=0.0051)
+    assert view.result.result["context"] == "After “…What is the secret word for hand? The secret word for hand is”:"
     assert "retained" not in view.token_map.metrics  # the delta rule has no gate
 
 
@@ -103,11 +111,12 @@ def test_erasing_compares_and_undo_goes_back_step_by_step(view: MemoryView, work
     before, after = view.result.result["columns"]
     assert [before["facts"][0][0], after["title"]] == ["contrast", "Without the erased writes"]
     rest = expected.losses_after[first[0] + 1 :].mean()
-    assert [f"mean loss after token {first[0]}", f"{rest:.4f} nats"] in after["facts"]
+    label = f"mean next-token loss after token {first[0]} (the first erased one)"
+    assert [label, f"{rest:.4f} nats"] in after["facts"]
     predicted = -core.signed()[list(first)].sum()
-    off = expected.after.value - expected.before.value - predicted
-    told = f"the gradient predicts {predicted:+.2f}, so the exact change differs by {off:+.2f}.".replace("-", "−")
-    assert told in view.result.result["change"]
+    told = f"This is exact. The effects of the writes, which are gradients, predict {predicted:+.2f}: they are a local "
+    told += "approximation, so trust the erasure where the two differ."
+    assert told.replace("-", "−") in view.result.result["change"].replace("-", "−")
 
     view.token_map.highlight = [5, 6]  # as by dragging, which may be to copy text
     assert view.fields["erased"].value == listed(first)
@@ -160,7 +169,8 @@ def test_as_many_random_writes_are_a_control(view: MemoryView, worker: Worker) -
         column = view.result.result["columns"][2]
         told = f" Without 3 random tokens ({listed(drawn[-1])}), the contrast is "
         assert column["title"] == "Without 3 random tokens" and told in view.result.result["change"]
-        assert [f"mean loss after token {min(erasure.erased)}", f"{rest:.4f} nats"] in column["facts"]
+        label = f"mean next-token loss after token {min(erasure.erased)} (the first erased one)"
+        assert [label, f"{rest:.4f} nats"] in column["facts"]
     assert drawn[0] != drawn[1] and view.erasures == [erasure] and view.buttons["random"].icon == ""
     view.undo()
     assert view.control is None
@@ -315,7 +325,10 @@ def test_the_model_is_switched(worker: Worker) -> None:
     view = MemoryView(text=TEXT, answer=" width", worker=worker)
     view.shown.result(SECONDS)
     ids, before = view.exploration._known.token_ids, view.target
+    assert view.token_map.metrics and view.buttons["strongest"].description.endswith("and its neighbours")
+    view.mark([5])
     view.fields["model"].value = "tiny-lact"  # as chosen or typed in the page
+    assert not view.token_map.metrics and not view.shown.done()  # no colours of the model before while it is read
     view.shown.result(SECONDS)
     assert (view.exploration.model, view.layers.exploration.model) == ("tiny-lact", "tiny-lact")
     assert view.target is not None and before is not None
@@ -337,6 +350,27 @@ def test_the_model_is_switched(worker: Worker) -> None:
     assert (field.error, view.error, view.exploration.model) == ("", "", "tiny-lact")
     view.switch("tiny-deltanet").result(SECONDS)
     assert view.target == before and np.array_equal(view.exploration._known.token_ids, ids)
+
+
+def test_an_answer_that_was_filled_in_belongs_to_the_first_document_and_a_typed_one_stays(worker: Worker) -> None:
+    view = MemoryView(text=TEXT, answer=" width", worker=worker)
+    view.shown.result(SECONDS)
+    field, tokenizer = view.fields["answer"], view.exploration.tokenizer
+    view.read(TEXT).result(SECONDS)
+    assert field.value == " width" and view.result.result["own"] == ""
+    other = TEXT.replace("hand? The secret word for hand is", "user? The key of the door is")
+    view.read(other).result(SECONDS)
+    assert field.value == "" and view.target is not None and view.prediction is not None
+    assert view.target.token_ids == (int(view.prediction.alternatives[0]),) and view.result.result["own"] == ""
+
+    field._on_message(field, {"typed": " width"}, [])  # as the page sends it
+    view.read(other + " old. The key of the door is").result(SECONDS)
+    assert field.value == " width" and view.target.token_ids == tuple(tokenizer(" width")["input_ids"][-1:])
+    found = view.prediction
+    own, shares = tokenizer.decode(found.alternatives[:1]), (found.probabilities[0], np.exp(found.value))
+    first, second = (f"{100 * share:.3g} %" for share in shares)
+    said = f"The model itself says “{own.replace(' ', '·')}” here ({first}), not “·width” ({second})."
+    assert view.result.result["own"] == said and said in repr(view)
 
 
 class Unattributable(Worker):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from refine_lab.experiments.reference import FEWEST_SEEDS, differences_from
-from widgets.figures.method_tables import format_value, measure_of
+from widgets.figures.method_tables import digits_of, format_value, measure_of, shown_difference
 
 ADAPTED = ("loss_before", "loss_after", "entropy_before", "entropy_after")
 """Measures of the text to which a model was adapted."""
@@ -45,17 +45,19 @@ def sentences_of(
     the best method's differences from the reference and from the second best, with their intervals. `absent` maps each
     method that is not compared to what it lacks, as from `refine_lab.experiments.reference.not_compared`, or `scores`.
     """
-    rows: list[Row] = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+    digits = {"digits": digits_of(measure, table)}
+    rows: list[Row] = [{str(name): value for name, value in row.items()} | digits for row in table.to_dict("records")]
     left = _absent(absent, named, reference)
     if not rows:
         return f"In {measure_of(measure).label}, nothing is compared with {named[reference]}.", " ".join(left)
     best, second, pair = best_and_second(measure, scores, rows, reference)
+    pair = None if pair is None else pair | digits
     said = [
         row for row in rows if pair is None or row["method"] not in {best} | ({second} if best == reference else set())
     ]
     even = len({row["against_value"] for row in rows}) == 1
     others = [_part(measure, row, named[row["method"]], even) for row in sorted(said, key=_order)]
-    value = f" ({_value(measure, rows[0]['against_value'])})" if even else ""
+    value = f" ({_value(measure, rows[0], 'against_value')})" if even else ""
     unclaimed = ""
     compared = [f"Compared with {named[reference]}{value}, {'; '.join(others)}."] if others else []
     if pair is None:
@@ -97,7 +99,7 @@ def _head(
     best = pair["method"]
     even = all(row["value"] == pair["value"] for row in own)
     shown = all(_rank(row) == 0 for row in [*own, pair])
-    value = f" ({_value(measure, pair['value'])})" if even else ""
+    value = f" ({_value(measure, pair)})" if even else ""
     name, other = named[best], named[second]
     which = "highest" if "entropy" in measure else "best"
     if pair["difference"] == 0:
@@ -121,8 +123,8 @@ def _unclaimed(measure: str, claims: Sequence[Row], named: Mapping[str, str], si
     if any(_rank(row) < 2 for row in claims) or all(row["difference"] == 0 for row in claims):
         return ""
     parts = [
-        f"{named[row['method']]} minus {named[row['against']]} is {_number(measure, row['difference'])}{_unit(measure)} "
-        f"({_value(measure, row['value'])} against {_value(measure, row['against_value'])})"
+        f"{named[row['method']]} minus {named[row['against']]} is {_change(measure, row)} "
+        f"({_value(measure, row)} against {_value(measure, row, 'against_value')})"
         for row in claims
     ]
     reason = _no_interval(min(row["seeds"] for row in claims), max(row["items"] for row in claims), single)
@@ -131,27 +133,26 @@ def _unclaimed(measure: str, claims: Sequence[Row], named: Mapping[str, str], si
 
 def _clause(measure: str, row: Row, other: str, even: bool) -> str:
     """Returns how the best method differs from another one."""
-    values = _value(measure, row["against_value"])
+    values = _value(measure, row, "against_value")
     if not even:  # other seeds or questions are compared in the other clause
-        values = f"{_value(measure, row['value'])} against {values} at the seeds and questions of both"
-    number, interval = _number(measure, row["difference"]), _interval(measure, row)
+        values = f"{_value(measure, row)} against {values} at the seeds and questions of both"
+    interval = _interval(measure, row)
     rank = _rank(row)
     if row["difference"] == 0:
         return f"equal to {other}"
     comma = "," if other.startswith(SECOND) else ""
     if rank:
-        return f"not shown to differ from {other} ({values}; {number}{_unit(measure)}, {interval})"
-    change = _number(measure, abs(row["difference"]), "") + _unit(measure)
+        return f"not shown to differ from {other} ({values}; {_change(measure, row)}, {interval})"
+    change = _change(measure, row, size=True)
     return f"{_word(measure, row['difference'])} than {other} ({values}){comma} by {change} ({interval})"
 
 
 def _part(measure: str, row: Row, name: str, even: bool) -> str:
     """Returns the difference of one method from the reference, with its interval."""
-    rank, number = _rank(row), _number(measure, row["difference"]) + _unit(measure)
-    values = "" if even else f"{_value(measure, row['value'])} against {_value(measure, row['against_value'])}; "
-    if rank:
-        return f"{name} is not shown to differ ({values}{number}; {_interval(measure, row)})"
-    change = _number(measure, abs(row["difference"]), "") + _unit(measure)
+    values = "" if even else f"{_value(measure, row)} against {_value(measure, row, 'against_value')}; "
+    if _rank(row):
+        return f"{name} is not shown to differ ({values}{_change(measure, row)}; {_interval(measure, row)})"
+    change = _change(measure, row, size=True)
     return f"{name} is {_word(measure, row['difference'])} by {change} ({values}{_interval(measure, row)})"
 
 
@@ -189,7 +190,10 @@ def _limits(
     if any(_rank(row) and row["difference"] for row in [*rows, *([pair] if pair else [])]):
         found.append("Methods that are not shown to differ need not be equal.")
     if pair is not None and len(rows) > 1 and not explained:
-        found.append("The difference of the best two is not corrected for choosing them by these scores.")
+        found.append(
+            "The best two were picked by the same scores that compare them, and the interval does not allow for this: a narrow "
+            "lead may be chance."
+        )
     if measure in ADAPTED:
         found.append("This is measured on the text adapted to, and says nothing about unseen text.")
     if not found:
@@ -257,15 +261,20 @@ def _word(measure: str, change: float) -> str:
     return "better" if (change < 0) == _lower_is_better(measure) else "worse"
 
 
-def _number(measure: str, value: float, sign: str = "+") -> str:
-    settings = measure_of(measure)
-    return f"{value * settings.scale:{sign}.{settings.digits}f}".replace("-", "−")
+def _number(measure: str, row: Row, value: float) -> str:
+    return f"{value * measure_of(measure).scale:+.{row['digits']}f}".replace("-", "−")
 
 
 def _interval(measure: str, row: Row) -> str:
     if not np.isfinite(row["low"]):
         return "no interval"
-    return f"95 % interval {_number(measure, row['low'])} to {_number(measure, row['high'])}"
+    return f"95 % interval {_number(measure, row, row['low'])} to {_number(measure, row, row['high'])}"
+
+
+def _change(measure: str, row: Row, *, size: bool = False) -> str:
+    """Returns a difference with its unit, as the shown values have it; `size`: without its sign."""
+    change = shown_difference(measure, row, row["digits"])
+    return _number(measure, row, abs(change) if size else change).lstrip("+" if size else "") + _unit(measure)
 
 
 def _unit(measure: str) -> str:
@@ -274,7 +283,7 @@ def _unit(measure: str) -> str:
     return " points" if unit == "%" else f" {unit}" if unit else ""
 
 
-def _value(measure: str, value: float) -> str:
+def _value(measure: str, row: Row, name: str = "value") -> str:
     """Returns a mean with its unit."""
     unit = measure_of(measure).unit
-    return format_value(measure, value, ()).replace("-", "−") + (f" {unit}" if unit else "")
+    return format_value(measure, row[name], (), digits=row["digits"]) + (f" {unit}" if unit else "")

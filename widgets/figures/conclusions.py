@@ -18,7 +18,7 @@ from refine_lab.experiments.reference import (
 from refine_lab.validation import unknown
 from widgets.figures.conclusion_sentences import bounded, sentences_of
 from widgets.figures.method_sentences import method_sentences
-from widgets.figures.method_tables import ITEMS, format_p, format_value, heading
+from widgets.figures.method_tables import ITEMS, digits_of, format_p, format_value, heading, shown_difference
 from widgets.figures.plotting import require_data
 from widgets.figures.series import method_styles
 from widgets.figures.tables import Table
@@ -148,13 +148,20 @@ def _few(differences: pd.DataFrame) -> str:
 
 
 def _lines(measure: str, table: pd.DataFrame, named: Mapping[str, str]) -> list[dict[str, object]]:
+    digits = digits_of(measure, table)
     return [
         {
             "measure": heading(measure),
             "method": named[row["method"]],
-            named[row["against"]]: format_value(measure, row["against_value"], ()),
-            "value": format_value(measure, row["value"], ()),
-            "difference": format_value(measure, row["difference"], (row["low"], row["high"]), signed=True),
+            named[row["against"]]: format_value(measure, row["against_value"], (), digits=digits),
+            "value": format_value(measure, row["value"], (), digits=digits),
+            "difference": format_value(
+                measure,
+                shown_difference(measure, row, digits),
+                (row["low"], row["high"]),
+                signed=True,
+                digits=digits,
+            ),
             "p (Holm)": format_p(row["p_holm"]),
             "interval over": "none" if row["over"] == "nothing" else row["over"].replace("items", "questions"),
             "seeds": row["seeds"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -128,19 +128,50 @@ def heading(name: str) -> str:
     return measure.label + (f" ({measure.unit})" if measure.unit else "")
 
 
+def digits_of(name: str, rows: pd.DataFrame) -> int:
+    """Returns the digits of a measure's means, one more for shares whose differences would not agree with the shown means.
+
+    `rows` has the columns `value`, `against_value` and `difference`.
+    """
+    measure = measure_of(name)
+    if measure.unit != "%":
+        return measure.digits
+    means = {*rows["value"], *rows["against_value"]}
+    agree = all(
+        shown_difference(name, {"value": a, "against_value": b}, measure.digits)
+        == round(round((a - b) * measure.scale, 9), measure.digits) / measure.scale
+        for a in means
+        for b in means
+    )
+    return measure.digits + (not agree)
+
+
+def shown_difference(name: str, row: Mapping[str, Any], digits: int) -> float:
+    """Returns the difference of the two means of a row as they are shown with this number of digits."""
+    scale = measure_of(name).scale
+    value, against = (float(f"{row[end] * scale:.{digits}f}") for end in ("value", "against_value"))
+    return round(value - against, digits) / scale
+
+
 def format_value(
-    name: str, mean: float, ends: Sequence[float], spread: float | None = None, *, signed: bool = False
+    name: str,
+    mean: float,
+    ends: Sequence[float],
+    spread: float | None = None,
+    *,
+    signed: bool = False,
+    digits: int | None = None,
 ) -> str:
-    """Formats a mean with its interval or spread, if any."""
+    """Formats a mean with its interval or spread, if any, with a minus sign; `digits`: other than the measure's own."""
     measure = measure_of(name)
     if not np.isfinite(mean):
         return "–"
     if measure.unit == "%":
         ends = np.clip(ends, -1 if signed else 0, 1).tolist()  # a fraction, or a difference of two, cannot exceed this
-    style = f"{'+' if signed else ''}.{measure.digits}f"
+    style = f"{'+' if signed else ''}.{measure.digits if digits is None else digits}f"
     text = f"{mean * measure.scale:{style}}"
     if spread is not None and np.isfinite(spread):
         text += f" ± {spread * measure.scale:{style}}"
     if len(ends) and np.isfinite(ends).all():
         text += f" [{', '.join(f'{end * measure.scale:{style}}' for end in ends)}]"
-    return text
+    return text.replace("-", "−")

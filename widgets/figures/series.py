@@ -110,7 +110,7 @@ KNOWN_METHODS = {
     "refine": MethodStyle(label="REFINE", colour=ORANGE, symbol="diamond"),
     "nested_sft": MethodStyle(label="nested SFT", colour=GREEN, symbol="triangle-up", width=WIDE),
     "nested_refine": MethodStyle(label="nested REFINE", colour=PINK, symbol="x"),
-    "refine_memory": MethodStyle(label="REFINE by memory", colour=PINK, symbol="square"),
+    "refine_memory": MethodStyle(label="REFINE by memory", colour=PINK, symbol="triangle-up"),
     "nested_refine_memory": MethodStyle(label="nested REFINE by memory", colour=OCHRE, symbol="square"),
     "expected": MethodStyle(label="expected match", colour=GREEN, symbol="square"),
     "weighted": MethodStyle(label="weighted NTP", colour=OCHRE, symbol="circle"),

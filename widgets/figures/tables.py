@@ -18,6 +18,8 @@ HIDDEN = ("Cc", "Cf", "Zl", "Zp")
 
 CELL = "text-align: left; padding: 0.15em 1em 0.15em 0"
 """Style of every cell: a page with other distances, such as that of an ipywidgets.HTML, would hide rows of a table."""
+NOTE = "line-height: 1.4; max-width: 72em; margin: 0.4em 0"
+"""Style of the sentence below a table."""
 
 
 class Table:
@@ -50,7 +52,7 @@ class Table:
         rows = ("".join(map(self._cell, map(str, self.data), row)) for row in self.data.itertuples(index=False))
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         caption = f"<caption style='text-align: left; font-weight: 600'>{html.escape(self.caption)}</caption>"
-        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
+        note = f"<p style='{NOTE}'>{html.escape(self.note)}</p>" if self.note else ""
         return f"<table style='line-height: 1.4'>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
 
     def help_of(self, column: str) -> str:

@@ -18,18 +18,24 @@ from widgets.parts.model_picker import model_picker
 Wanted = tuple[int, tuple[int, ...], tuple[int, ...]]
 """Position of the last token before a continuation, its tokens, and those of another one that it is compared with."""
 
+ERASING = (
+    "What would the model predict if it had never written some tokens to its memory? Mark tokens and press Erase. "
+    "Random tokens are a control; Undo takes back the last erasure, and Restore all of them and the marks."
+)
+"""Explains the row of buttons below it."""
+
 
 def memory_fields(model: str, text: str, answer: str, against: str) -> dict[str, Any]:
     """Returns the fields by name, with the initial model and document, the explained answer and that compared with it."""
-    own = "empty: the model's own next token"
+    own = "empty: the model's own"
     return {
         "model": model_picker("model", model, "54em"),
         "document": text_field("Document", text, 2),
         "answer": _entry("answer", answer, "18em", own),
         "against": _entry("compared with", against, "20em", "empty: no contrast"),
-        "tokens": number_field("tokens at a click", 1, 1, 64),
-        "erased": _entry("tokens to erase", "", "17em", "646-648, 805"),
-        "path": _entry("file of the state", "state.safetensors", "26em", ""),
+        "tokens": number_field("tokens explained per click", 1, 1, 64),
+        "erased": _entry("tokens to erase", "", "20em", "for example 646-648, 805"),
+        "path": _entry("save the memory state as", "state.safetensors", "30em", ""),
     }
 
 
@@ -57,7 +63,11 @@ def memory_layout(view: Any) -> tuple[dict[str, Any], list[Any]]:
     buttons = {
         "read": view.button("read", "Read the document with this model, and explain the answer to it", style="primary"),
         "explain": view.button("explain", "Explain the answer after the document", "Explain the answer"),
-        "strongest": view.button("mark_strongest", "Mark it and its neighbours", "Mark the strongest write"),
+        "strongest": view.button(
+            "mark_strongest",
+            "Mark the write with the largest effect, and the token on each side of it",
+            "Mark the strongest write and its neighbours",
+        ),
         "highlighted": view.button(
             "mark_highlighted", "Mark the tokens that are highlighted in the document too", "Mark highlighted text"
         ),
@@ -86,5 +96,7 @@ def memory_layout(view: Any) -> tuple[dict[str, Any], list[Any]]:
     side = ipywidgets.VBox([view.result, view.grid], layout=ipywidgets.Layout(flex="3 1 370px", min_width="0"))
     beside = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="0 16px")
     document = ipywidgets.Box([view.token_map, side], layout=beside)
-    head = [reading, fields["document"], asked, erasing, view.notice]
+    explanation = ipywidgets.Label(ERASING)
+    explanation.add_class("wrapped")
+    head = [reading, fields["document"], asked, explanation, erasing, view.notice]
     return buttons, [*head, document, view.rollouts, saving, view.layers]

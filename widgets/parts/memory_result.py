@@ -24,8 +24,15 @@ STRONGEST = 12
 """Number of listed writes."""
 
 
+MOST_CONTEXT = 90
+"""Maximum number of characters of the document that the heading repeats."""
 MOST_NAMED = 6
 """Number of random tokens that the sentence about the control lists."""
+LISTED = (
+    "Each number is the signed effect of a write, as in the text. The size, by which the writes are ordered, is the sum of its "
+    "absolute effects in the heads."
+)
+"""Explains the two numbers of a listed write."""
 WHY = (
     "A write depends on its token and on those before it, so a fact is often stored with the token after it, such as the full "
     "stop of its sentence."
@@ -81,17 +88,23 @@ class MemoryResult(Widget):
         if attribution is not None:
             signed, effects = attribution.signed(cells), attribution.by_token(cells)
             strongest = [
-                {"token": token, "text": _text(decode, [tokens[token]]), "effect": f"{number(effects[token])} nats"}
-                | {"sign": "raises" if signed[token] > 0 else "lowers"}
+                {
+                    "token": token,
+                    "text": _text(decode, [tokens[token]]),
+                    "sign": "raises" if signed[token] > 0 else "lowers",
+                }
+                | {"effect": f"{number(signed[token], sign=True)} nats", "size": number(effects[token])}
                 for token in attribution.top(STRONGEST, cells)
             ]
         self.result = {
             "model": model,
+            "context": f"After “{before(tokens[: target.position + 1], decode)}”:" if len(tokens) else "",
             "question": explained(target, decode),
+            "own": own_answer(prediction, target, decode),
             "columns": columns,
             "change": change,
             "strongest": strongest,
-            "why": WHY,
+            "why": [LISTED, WHY],
             "listed": f"Strongest writes in {heads_named(cells)}",
         }
 
@@ -103,7 +116,7 @@ class MemoryResult(Widget):
         text = f"{self.result['question']} is {self.result['columns'][0]['facts'][0][1]}"
         for write in self.result["strongest"][:1]:
             text += f"; the strongest write, that of token {write['token']:,} “{write['text']}”,"
-            text += f" has an effect of {write['effect']} and {write['sign']} it"
+            text += f" has a signed effect of {write['effect']} and {write['sign']} it"
         return f"{text}."
 
     def clear(self) -> None:
@@ -113,7 +126,7 @@ class MemoryResult(Widget):
     def __repr__(self) -> str:
         if not self.result:
             return "no prediction is explained yet"
-        lines = [line for line in (self.result["model"], self.result["question"]) if line]
+        lines = [line for line in (self.result[name] for name in ("model", "context", "question", "own")) if line]
         for column in self.result["columns"]:
             facts = ", ".join(f"{name} {value}" for name, value in column["facts"])
             lines.append(f"  {column['title']}: {facts}; answer {column['answer']!r}")
@@ -121,7 +134,8 @@ class MemoryResult(Widget):
         if self.result["strongest"]:
             lines.append(f"  {self.result['listed']}:")
             lines += [
-                f"    {w['token']} {w['text']!r}: {w['effect']}, {w['sign']} it" for w in self.result["strongest"]
+                f"    {w['token']} {w['text']!r}: {w['effect']} (size {w['size']}), {w['sign']} it"
+                for w in self.result["strongest"]
             ]
         return "\n".join(lines)
 
@@ -132,6 +146,27 @@ def explained(target: Target, decode: Decode) -> str:
     if target.against:
         text += f" minus log p of “{_text(decode, target.against)}”"
     return f"{text} after token {target.position:,}"
+
+
+def before(tokens: Sequence[int], decode: Decode) -> str:
+    """Returns the end of the text before what is explained: its last line, or the last words of a long one."""
+    text = replace_surrogates("".join(texts_of(decode, [*tokens[-MOST_CONTEXT:]]))).strip()
+    line = text.rpartition("\n")[2]
+    if len(line) > MOST_CONTEXT:
+        line = line[-MOST_CONTEXT:].partition(" ")[2] or line[-MOST_CONTEXT:]
+    cut = len(line) < len(text) or len(tokens) > MOST_CONTEXT
+    return ("…" if cut else "") + visible(line)
+
+
+def own_answer(prediction: Prediction, target: Target, decode: Decode) -> str:
+    """Returns a sentence with the model's own most likely token where that is another one; empty where it is the explained."""
+    own, first = int(prediction.alternatives[0]), target.token_ids[0]
+    if own == first:
+        return ""
+    text = f"The model itself says “{_text(decode, [own])}” here ({_percent(prediction.probabilities[0])})"
+    if target.against or len(target.token_ids) > 1:
+        return f"{text}."
+    return f"{text}, not “{_text(decode, [first])}” ({_percent(math.exp(prediction.value))})."
 
 
 def loss_after(token: int, losses: Float[np.ndarray, "T"]) -> float:
@@ -155,10 +190,10 @@ def erased_sentence(erasure: Erasure, target: Target, attribution: WriteAttribut
     text += f" to {number(after)} nats, a change of {number(after - before, sign=True)}"
     if attribution is None:
         return f"{text}."
-    predicted = predicted_change(erasure, target, attribution)
-    off = number(after - before - predicted, sign=True)
+    predicted = number(predicted_change(erasure, target, attribution), sign=True)
     return (
-        f"{text} (exact); the gradient predicts {number(predicted, sign=True)}, so the exact change differs by {off}."
+        f"{text}. This is exact. The effects of the writes, which are gradients, predict {predicted}: they are a local "
+        "approximation, so trust the erasure where the two differ."
     )
 
 
@@ -183,18 +218,22 @@ def _column(
     name = "contrast" if target.against else "log p"
     facts = [[name, f"{number(prediction.value)} nats"]]
     if not target.against:
-        facts.append(["probability", f"{100 * math.exp(prediction.value):.3g} %"])
+        facts.append(["probability", _percent(math.exp(prediction.value))])
     of = "rank" if len(target.token_ids) == 1 else "rank of its first token"
     facts.append([of, f"{prediction.rank:,}"])
     if rest is not None:
         loss = loss_after(*rest)
         value = "no later tokens" if math.isnan(loss) else f"{loss:.4f} nats"
-        facts.append([f"mean loss after token {rest[0]:,}", value])
+        facts.append([f"mean next-token loss after token {rest[0]:,} (the first erased one)", value])
     likely = zip(prediction.alternatives.tolist(), prediction.probabilities.tolist(), strict=True)
     first = target.token_ids[0]
     alternatives = [[_text(decode, [token]), chance, token == first] for token, chance in likely]
     answer = _text(decode, prediction.answer_ids)
     return {"title": title, "facts": facts, "alternatives": alternatives, "answer": answer}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
 def _text(decode: Decode, tokens: Sequence[int]) -> str:

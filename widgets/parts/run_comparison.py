@@ -49,7 +49,8 @@ class RunComparison(ipywidgets.VBox):
         self.measure = field(ipywidgets.Dropdown, "measure", None, "34em", options=[])
         self._shown = ipywidgets.HTML()
         scrolls = ipywidgets.Box([self._shown], layout=ipywidgets.Layout(overflow="auto"))
-        super().__init__([in_rows([self.reference, self.measure]), scrolls])
+        heading = ipywidgets.HTML("<strong>Comparison of the selected runs</strong>")
+        super().__init__([heading, in_rows([self.reference, self.measure]), scrolls])
         self.reference.observe(self._on_choice, "value")
         self.measure.observe(self._on_choice, "value")
 

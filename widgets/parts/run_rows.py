@@ -52,8 +52,11 @@ class Metric(NamedTuple):
 REWARD = Metric("{} reward", "train", "reward_mean")
 """A column for each kind of reward that a run is trained with: rewards of different kinds cannot be compared."""
 
+RECALL = "exact recall (%)"
+"""Heading of the column by which the run monitor orders its rows at first, if there is recall."""
+
 METRICS = (
-    Metric("exact recall (%)", "recall", "exact_recall", 100),
+    Metric(RECALL, "recall", "exact_recall", 100),
     Metric("NTP loss", "train", "ntp_loss"),
     REWARD,
     Metric("held-out loss", "eval", "ntp_loss"),

@@ -23,7 +23,7 @@ function drawPredictions(parent, columns) {
       const [text, chance, target] = alternatives[i] ?? ["", 0, false];
       if (target) cell.classList.add("target");
       html("code", "", cell, text);
-      html("span", "", cell, ` ${percent(chance)}${target ? " ✓" : ""}`);
+      html("span", "chance", cell, ` ${percent(chance)}${target ? " ✓" : ""}`);
     });
   }
 }
@@ -32,24 +32,24 @@ const FEW = 6; // writes that are listed before the others are asked for
 
 function drawWrites(parent, model, { strongest, listed, why }) {
   const column = html("section", "writes", parent);
-  html("h4", why ? { class: "explained", title: why } : "", column, listed);
+  html("h4", { class: "explained", title: why.join(" ") }, column, listed);
   drawList(html("ol", "", column), model, strongest.slice(0, FEW));
   if (strongest.length > FEW) {
     const more = html("details", "", column);
     html("summary", "", more, `${strongest.length - FEW} more`);
     drawList(html("ol", "", more), model, strongest.slice(FEW));
   }
-  if (why) html("p", "quiet", column, why);
+  for (const sentence of why) html("p", "quiet", column, sentence);
 }
 
 function drawList(list, model, writes) {
-  for (const { token, text, effect, sign } of writes) {
+  for (const { token, text, effect, size, sign } of writes) {
     const item = html("li", "", list);
     html("span", { class: `sign ${sign}`, "aria-hidden": true }, item, sign === "raises" ? "▲" : "▼");
     const title = `Go to token ${token}`;
     const button = html("button", { type: "button", title }, item);
     html("code", "", button, text || "part of a character");
-    html("span", "quiet", item, ` token ${token.toLocaleString("en")}: ${effect}, ${sign} it`);
+    html("span", "quiet", item, ` token ${token.toLocaleString("en")}: ${effect} (size ${size}), ${sign} it`);
     button.addEventListener("click", () => put(model, "place", [token, token]));
   }
 }
@@ -62,7 +62,9 @@ function render({ model, el }) {
     content.replaceChildren();
     if (!result.question) return;
     if (result.model) html("p", "model", content, `Model: ${result.model}`);
+    if (result.context) html("p", "context", content, result.context);
     html("h3", "", content, result.question);
+    if (result.own) html("p", { class: "own", role: "status" }, content, result.own);
     html("p", { class: "change", role: "status" }, content, result.change);
     drawPredictions(content, result.columns);
     if (result.strongest.length) drawWrites(content, model, result);

@@ -96,10 +96,13 @@ export function nextOrder([key, descending], pressed) {
   return descending ? [pressed, false] : ["", false];
 }
 
-/** Pairs of an experiment and its rows, in the order of the first row of each; one pair without grouping. */
-export function grouping(rows, grouped) {
+/**
+ * Pairs of an experiment and its rows, one pair without grouping. `known`: the same rows in the order of the experiments,
+ * which an order within each group leaves as it is.
+ */
+export function grouping(rows, grouped, known = rows) {
   if (!grouped) return [["", rows]];
-  const groups = new Map();
-  for (const row of rows) groups.set(row.experiment, [...(groups.get(row.experiment) ?? []), row]);
+  const groups = new Map(known.map(({ experiment }) => [experiment, []]));
+  for (const row of rows) groups.get(row.experiment).push(row);
   return [...groups];
 }

@@ -149,6 +149,7 @@ function render({ model, el }) {
   const table = html("table", "", scrolls);
   const [head, body] = [html("thead", "", table), html("tbody", "", table)];
   const none = html("div", "none", scrolls);
+  const wide = html("div", "wide", root, "→ More columns to the right: scroll the table sideways.");
   let [views, groups] = [new Map(), new Map()];
   let built = "";
   let parts = { all: null, heads: [] };
@@ -177,7 +178,7 @@ function render({ model, el }) {
     const [key, descending] = model.get("sort");
     shown = sorted(kept, columns.find((column) => column.key === key), descending);
     const lines = [];
-    for (const [experiment, members] of grouping(shown, model.get("grouped"))) {
+    for (const [experiment, members] of grouping(shown, model.get("grouped"), kept)) {
       if (experiment) lines.push(groupOf(columns, experiment, members.length));
       for (const row of members) {
         if (!views.has(row.name)) views.set(row.name, makeRow(model, columns, row.name));
@@ -189,7 +190,11 @@ function render({ model, el }) {
     place(body, lines);
     showOrder(parts.heads, model.get("sort"));
     showAbout(rows, settings);
+    showWide();
   }
+
+  /** Says that columns are cut off, until the last one is in view. */
+  const showWide = () => (wide.hidden = scrolls.scrollLeft + scrolls.clientWidth >= scrolls.scrollWidth - 2);
 
   function showAbout(rows, settings) {
     const selected = model.get("selected");
@@ -220,11 +225,14 @@ function render({ model, el }) {
 
   // The column of seeds stays beside that of the methods, which is as wide as its longest name.
   const sizes = new ResizeObserver(([{ target }]) => table.style.setProperty("--method-width", `${target.offsetWidth}px`));
+  const room = new ResizeObserver(showWide);
+  room.observe(scrolls);
+  scrolls.addEventListener("scroll", showWide);
   const schedule = inFrames(draw);
   search.addEventListener("input", () => put(model, "filter", search.value));
   root.addEventListener("keydown", onKey);
   const traits = ["rows", "settings", "metrics", "helps", "selected", "hidden", "sort", "filter", "grouped", "every_setting", "opened"];
-  const end = () => (schedule.cancel(), sizes.disconnect());
+  const end = () => (schedule.cancel(), sizes.disconnect(), room.disconnect());
   return follow(model, { ...Object.fromEntries(traits.map((trait) => [trait, schedule])), error }, end);
 }
 

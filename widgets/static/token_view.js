@@ -1,7 +1,7 @@
 // The state of one token map on the page, and the functions that change it: layout, colours, drawing, cursor, search.
 
 import { clamp, copyText, counts, floats, format, html, put, quantity } from "./shared.js";
-import { BORDER, EMPTY, SIGN, layoutTokens, pieceOf, rowOf, textOf, tokenAt, visibleText } from "./token_layout.js";
+import { BORDER, EMPTY, NEWLINE, SIGN, layoutTokens, pieceOf, rowOf, textOf, tokenAt, visibleText } from "./token_layout.js";
 import { faintOn, highestTokens, isDark, levelsOf, rampOf } from "./token_colours.js";
 import { MOST_HITS, findAll, hitTokens, lineOf, textOfRange } from "./token_search.js";
 import { PAD, ROW, mapHeight, paintMinimap, paintRows, profileOf, rectsOf, tokenRows } from "./token_paint.js";
@@ -57,6 +57,7 @@ function measurer(canvas, font, small) {
       return wide;
     }
     if (kind === SIGN && text === "⇥") return 4 * cell;
+    if (kind === NEWLINE) return Math.ceil(context.measureText(text).width) + 5; // its sign is wider than the font says
     return monospaced && /^[\x20-\x7e]*$/.test(text) ? text.length * cell : context.measureText(text).width;
   };
 }

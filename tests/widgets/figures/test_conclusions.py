@@ -41,6 +41,23 @@ def test_a_shown_difference_with_its_interval_and_what_stays_open() -> None:
     assert html.index("font-weight: 600") < html.index(found.head) < html.index(found.details)
 
 
+def test_shown_differences_are_those_of_the_shown_means() -> None:
+    """Shares of 400 questions in quarters of a point, as in 75.75 − 63.00; those of 3 questions never end."""
+    right = {"sft": 252, "refine": 281, "expected": 303}
+    scores = {name: [[float(i < count) for i in range(400)]] * 2 for name, count in right.items()}
+    found = conclusion(answers_of(scores), reference="sft")
+    assert "(75.75 %): better than SFT (63.00 %) by 12.75 points" in found.head
+    assert "the second, REFINE (70.25 %), by 5.50 points" in found.head
+    thirds = conclusion(answers_of({"sft": [[1, 1, 0], [1, 0, 0]], "refine": [[1, 1, 1], [1, 0, 0]]})).data.iloc[0]
+    assert (thirds["SFT"], thirds["value"]) == ("50.0", "66.7") and thirds["difference"].startswith("+16.7")
+    worse = conclusion(answers_of(scores), reference="expected").data
+    assert worse["difference"].str.startswith("−").all() and not worse["difference"].str.contains("-").any()
+    for table in (found.data, worse):
+        for row in table.to_dict("records"):
+            value, against = float(row["value"]), float(row["SFT"] if "SFT" in row else row["expected match"])
+            assert float(row["difference"].split()[0].replace("−", "-")) == pytest.approx(value - against, abs=1e-9)
+
+
 def test_an_interval_with_0_shows_no_difference_and_no_equality() -> None:
     found = conclusion(ANSWERS)
     assert found.head.startswith(
@@ -113,7 +130,7 @@ def test_the_best_method_is_compared_with_the_second_and_numbers_are_those_of_th
         f"In contains answer, {best} has the best mean ({rows.loc[best, 'value']} %): better than SFT ("
     )
     assert f"not shown to differ from the second, {second} ({rows.loc[second, 'value']} %; +" in whole.head
-    assert "The difference of the best two is not corrected" in whole.details
+    assert "The best two were picked by the same scores that compare them" in whole.details
     part = conclusion(answers[(answers["method"] != "dft") | (answers["seed"] == 0)], reference="expected")
     row = part.data.set_index("method").loc["DFT"]
     other = part.data.set_index("method").loc["SFT"]

@@ -159,6 +159,11 @@ def test_arms_differ_by_colour_and_by_mark() -> None:
     assert len({style.colour for style in styles.values()}) == len({style.symbol for style in styles.values()}) == 5
 
 
+def test_the_methods_of_the_demo_differ_in_their_marks() -> None:
+    styles = method_styles(["sft", "refine", "refine_memory", "expected"])
+    assert len({style.symbol for style in styles.values()}) == 4
+
+
 def test_every_line_has_one_legend_entry(evaluations: pd.DataFrame) -> None:
     shown = [trace.name for trace in heldout_curves(evaluations).data if trace.showlegend is not False]
     assert sorted(shown) == ["REFINE", "SFT"]

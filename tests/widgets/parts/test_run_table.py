@@ -21,6 +21,7 @@ from tests.factories.run_monitor import write_run
 from widgets.parts.run_comparison import ABSENT, NO_SCORES, TOO_FEW, RunComparison
 from widgets.parts.run_rows import NO_PROCESS, shown_state
 from widgets.parts.run_table import RunTable
+from widgets.run_monitor import RunMonitor
 
 
 def evaluated(folder: Path, method: str, seed: int, losses: list[float], **settings: object) -> Run:
@@ -200,6 +201,18 @@ def test_recall_that_was_measured_after_training_is_compared_and_a_damaged_file_
     assert (
         shown.found is None and "metrics.jsonl is damaged" in shown.reason and shown.reason[:60] in shown._shown.value
     )
+
+
+def test_a_monitor_orders_its_rows_by_recall_if_there_is_any(tmp_path: Path) -> None:
+    runs = [evaluated(tmp_path, "sft", seed, [3.0], steps=0) for seed in range(2)]
+    monitor = RunMonitor(tmp_path)
+    assert monitor.table.sort == ["", False]
+    monitor.close()
+    for run, right in zip(runs, ([0.0, 1.0], [1.0, 1.0]), strict=True):
+        recalled(run, right)
+    monitor = RunMonitor(tmp_path)
+    assert monitor.table.sort == ["metric:exact recall (%)", True]
+    monitor.close()
 
 
 def test_recall_of_an_earlier_checkpoint_or_of_other_documents_is_not_compared(tmp_path: Path) -> None:
