@@ -146,6 +146,7 @@ class MemoryView(ErasingPanel):
             self._forget()
             self.grid.show([], np.zeros((0, 0)), "")
             self.result.clear()
+            self.token_map.highlight, self.fields["erased"].value = [], ""
             self.token_map.show(self._text)  # without the colours and marks of the model before
             for part in (self.layers, self.rollouts):
                 part.use(self.exploration)

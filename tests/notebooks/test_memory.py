@@ -18,7 +18,7 @@ def test_it_finds_the_fact_and_writes_a_page(tmp_path: Path) -> None:
     status, told = execute("memory", tmp_path, device="cpu", erased="646-648", report=report)
     assert status == 0, told
     _, view, lens = texts(tmp_path)
-    assert re.search(r"^    647 '·width': 2\.\d+ nats, raises it$", view, re.MULTILINE)
+    assert re.search(r"^    647 '·width': \+2\.\d+ nats \(size 2\.\d+\), raises it$", view, re.MULTILINE)
     assert "is the most likely token after layer 3 and later" in lens
     erased = r"Without the writes of tokens 646-648 in all heads, log p falls from −1\.66 to −10\.5\d nats"
     assert re.search(erased, said(tmp_path))

@@ -328,7 +328,10 @@ def test_the_model_is_switched(worker: Worker) -> None:
     assert view.token_map.metrics and view.buttons["strongest"].description.endswith("and its neighbours")
     view.mark([5])
     view.fields["model"].value = "tiny-lact"  # as chosen or typed in the page
-    assert not view.token_map.metrics and not view.shown.done()  # no colours of the model before while it is read
+    assert (
+        not view.shown.done() and not view.token_map.metrics
+    )  # no colours or marks of the model before while it is read
+    assert view.fields["erased"].value == "" and view.token_map.highlight == []
     view.shown.result(SECONDS)
     assert (view.exploration.model, view.layers.exploration.model) == ("tiny-lact", "tiny-lact")
     assert view.target is not None and before is not None
@@ -368,7 +371,7 @@ def test_an_answer_that_was_filled_in_belongs_to_the_first_document_and_a_typed_
     assert field.value == " width" and view.target.token_ids == tuple(tokenizer(" width")["input_ids"][-1:])
     found = view.prediction
     own, shares = tokenizer.decode(found.alternatives[:1]), (found.probabilities[0], np.exp(found.value))
-    first, second = (f"{100 * share:.3g} %" for share in shares)
+    first, second = (f"{100 * share:.3g}\u00a0%" for share in shares)
     said = f"The model itself says “{own.replace(' ', '·')}” here ({first}), not “·width” ({second})."
     assert view.result.result["own"] == said and said in repr(view)
 

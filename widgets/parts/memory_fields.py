@@ -34,7 +34,7 @@ def memory_fields(model: str, text: str, answer: str, against: str) -> dict[str,
         "answer": _entry("answer", answer, "18em", own),
         "against": _entry("compared with", against, "20em", "empty: no contrast"),
         "tokens": number_field("tokens explained per click", 1, 1, 64),
-        "erased": _entry("tokens to erase", "", "20em", "for example 646-648, 805"),
+        "erased": _entry("tokens to erase", "", "25em", "for example 646-648, 805"),
         "path": _entry("save the memory state as", "state.safetensors", "30em", ""),
     }
 

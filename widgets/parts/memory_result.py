@@ -233,7 +233,7 @@ def _column(
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
+    return f"{100 * share:.3g}\u00a0%"  # a number stays on the line of its unit
 
 
 def _text(decode: Decode, tokens: Sequence[int]) -> str:
