@@ -117,7 +117,7 @@ class RunMonitor(Panel):
         ]
         self.children = [*shown, self.step, self.rolled_notice, self.inspector]
         self.refresh()
-        if RECALL in self.table.metrics:
+        if any(RECALL in row["metrics"] for row in self.table.rows):
             self.table.sort = [f"metric:{RECALL}", True]
         self.table.observe(self._on_choice, "selected")
         self.table.observe(self._on_memory, "opened")

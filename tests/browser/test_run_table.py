@@ -137,12 +137,13 @@ def test_only_the_box_selects_and_method_and_seed_stay_in_view(page: Any) -> Non
     assert row.get_attribute("data-run") in method.get_attribute("title") and "next-token loss" in method.get_attribute(
         "title"
     )
-    scrolls = page.locator(".run-table .scrolls")
+    scrolls, wide = page.locator(".run-table .scrolls"), page.locator(".run-table .wide")
     page.set_viewport_size({"width": 500, "height": 800})
     settle(page)
+    assert "scroll the table sideways" in wide.inner_text()  # columns are cut off
     scrolls.evaluate("node => (node.scrollLeft = node.scrollWidth)")
     settle(page)
-    assert scrolls.evaluate("node => node.scrollLeft") > 20
+    assert scrolls.evaluate("node => node.scrollLeft") > 20 and wide.is_hidden()
     left, first, second = (each.bounding_box() for each in (scrolls, method, seed))
     assert abs(first["x"] - left["x"]) < 3 and abs(second["x"] - first["x"] - first["width"]) < 2
     page.set_viewport_size({"width": 1100, "height": 800})

@@ -370,7 +370,7 @@ def test_an_answer_that_was_filled_in_belongs_to_the_first_document_and_a_typed_
     view.read(other + " old. The key of the door is").result(SECONDS)
     assert field.value == " width" and view.target.token_ids == tuple(tokenizer(" width")["input_ids"][-1:])
     found = view.prediction
-    own, shares = tokenizer.decode(found.alternatives[:1]), (found.probabilities[0], np.exp(found.value))
+    own, shares = str(tokenizer.decode(found.alternatives[:1])), (found.probabilities[0], np.exp(found.value))
     first, second = (f"{100 * share:.3g}\u00a0%" for share in shares)
     said = f"The model itself says “{own.replace(' ', '·')}” here ({first}), not “·width” ({second})."
     assert view.result.result["own"] == said and said in repr(view)

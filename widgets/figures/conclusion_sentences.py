@@ -273,7 +273,7 @@ def _interval(measure: str, row: Row) -> str:
 
 def _change(measure: str, row: Row, *, size: bool = False) -> str:
     """Returns a difference with its unit, as the shown values have it; `size`: without its sign."""
-    change = shown_difference(measure, row, row["digits"])
+    change = shown_difference(measure, row["value"], row["against_value"], row["digits"])
     return _number(measure, row, abs(change) if size else change).lstrip("+" if size else "") + _unit(measure)
 
 

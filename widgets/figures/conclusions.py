@@ -157,7 +157,7 @@ def _lines(measure: str, table: pd.DataFrame, named: Mapping[str, str]) -> list[
             "value": format_value(measure, row["value"], (), digits=digits),
             "difference": format_value(
                 measure,
-                shown_difference(measure, row, digits),
+                shown_difference(measure, row["value"], row["against_value"], digits),
                 (row["low"], row["high"]),
                 signed=True,
                 digits=digits,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -138,7 +138,7 @@ def digits_of(name: str, rows: pd.DataFrame) -> int:
         return measure.digits
     means = {*rows["value"], *rows["against_value"]}
     agree = all(
-        shown_difference(name, {"value": a, "against_value": b}, measure.digits)
+        shown_difference(name, a, b, measure.digits)
         == round(round((a - b) * measure.scale, 9), measure.digits) / measure.scale
         for a in means
         for b in means
@@ -146,11 +146,11 @@ def digits_of(name: str, rows: pd.DataFrame) -> int:
     return measure.digits + (not agree)
 
 
-def shown_difference(name: str, row: Mapping[str, Any], digits: int) -> float:
-    """Returns the difference of the two means of a row as they are shown with this number of digits."""
+def shown_difference(name: str, value: float, against: float, digits: int) -> float:
+    """Returns the difference of two means as they are shown with this number of digits."""
     scale = measure_of(name).scale
-    value, against = (float(f"{row[end] * scale:.{digits}f}") for end in ("value", "against_value"))
-    return round(value - against, digits) / scale
+    first, second = (float(f"{mean * scale:.{digits}f}") for mean in (value, against))
+    return round(first - second, digits) / scale
 
 
 def format_value(

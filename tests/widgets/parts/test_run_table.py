@@ -157,7 +157,7 @@ def test_held_out_measures_are_compared_at_the_last_common_step(tmp_path: Path) 
     shown.show(runs)
     assert shown.reference.value == ("method", "sft") and shown.measure.value == "held-out ntp_loss"
     assert shown.found is not None
-    assert shown.found.data["difference"].tolist() == ["-0.2000 [-0.4484, +0.0484]"]
+    assert shown.found.data["difference"].tolist() == ["−0.2000 [−0.4484, +0.0484]"]
     assert shown.found.head.startswith(
         "In held-out NTP loss, REFINE has the best mean (1.8000 nats): not shown to differ"
     )
