@@ -37,7 +37,8 @@ class Worker:
     """A process that holds models and documents (see `session.Session`), started by the first call and restarted if it dies.
 
     `submit` returns at once. If a worker dies, pending requests and adapted weights are lost: the models are loaded
-    again in their original state.
+    again in their original state. Futures complete while the lock is free, since their callbacks may wait for a thread
+    that calls the worker.
     """
 
     def __init__(self, device: str = "auto") -> None:
@@ -65,7 +66,7 @@ class Worker:
         future: Future[Any] = Future()
         with self._lock:
             if self.pid is None:
-                self._lost()  # its listener may be in a callback still
+                self._lost_in_call()  # its listener may be in a callback still
                 self._start()
             number = next(self._numbers)
             future.set_running_or_notify_cancel()  # cannot be cancelled, since the worker executes it
@@ -118,7 +119,7 @@ class Worker:
             try:
                 send(self._connection, message)
             except OSError:
-                self._lost()
+                self._lost_in_call()
 
     def _start(self) -> None:
         self._connection, remote = Pipe()
@@ -140,8 +141,9 @@ class Worker:
                 break
             self._receive(*message)
         with self._lock:
-            if connection is self._connection:
-                self._lost()
+            raise_in_all = self._lost() if connection is self._connection else None
+        if raise_in_all is not None:
+            raise_in_all()
 
     def _receive(self, kind: str, number: int, value: Any, text: str = "") -> None:
         with self._lock:
@@ -157,27 +159,37 @@ class Worker:
             except Exception as error:  # the future raises it, once
                 self.stop(future)
                 with self._lock:
-                    self._waiting.pop(number, None)
-                future.set_exception(error)
+                    waiting = self._waiting.pop(number, None)
+                if waiting is not None:  # otherwise the worker has died, and the future raises that
+                    future.set_exception(error)
         elif kind == "result":
             future.set_result(value)
         else:
             future.set_exception(ERRORS[value](text) if value in ERRORS else RuntimeError(f"{value}: {text}"))
 
-    def _lost(self) -> None:
-        """Raises WorkerDied in all pending futures."""
+    def _lost_in_call(self) -> None:
+        """Raises WorkerDied in all pending futures, on another thread, since this one may hold locks of their callbacks."""
+        raise_in_all = self._lost()
+        if raise_in_all is not None:
+            threading.Thread(target=raise_in_all, name="worker-lost", daemon=True).start()
+
+    def _lost(self) -> Callable[[], None] | None:
+        """Forgets a process that has ended; returns a function that raises WorkerDied in the futures that were pending."""
         process, self._process, self._connection = self._process, None, None
         waiting, self._waiting = self._waiting, {}
         if process is None:
-            return
+            return None
         try:
             process.wait(1)
         except subprocess.TimeoutExpired:
             process.kill()
         sentence = f"the worker {_end_of(process.wait())}{self._last_words()}"
-        for future, _ in waiting.values():
-            if not future.done():
+
+        def raise_in_all() -> None:
+            for future, _ in waiting.values():
                 future.set_exception(WorkerDied(sentence))
+
+        return raise_in_all
 
     def _last_words(self) -> str:
         with self._log as log:
