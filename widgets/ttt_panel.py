@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakSet
 
@@ -32,7 +33,7 @@ from widgets.parts.number_field import show_refusals
 from widgets.parts.page_about import fields_about
 from widgets.parts.rest_result import sentence
 from widgets.parts.text_tables import TextTables
-from widgets.parts.ttt_adapting import AdaptingPanel, Weights, how_adapted, weights_sentence
+from widgets.parts.ttt_adapting import AdaptingPanel, Asked, Weights, how_adapted, weights_sentence
 from widgets.parts.ttt_prompt import BETWEEN, PromptFields
 from widgets.token_map import TokenMap
 
@@ -40,6 +41,8 @@ STEPS = 20
 """Default number of steps, more than in the recipe, so that progress can be watched."""
 _PANELS: WeakSet[TTTPanel] = WeakSet()
 """All panels, since several may update the weights of one model."""
+ORIGINAL = {"updates": 0, "methods": [], "adapting": False, "kept": []}
+"""State of weights that have not been adapted, as in the result of `Session.open`."""
 
 
 class TTTPanel(AdaptingPanel):
@@ -96,6 +99,8 @@ class TTTPanel(AdaptingPanel):
         self._prompt_fields = PromptFields(self.fields, self.exploration, prompt, rule, adapt_on)
         show_refusals(self, self.fields.values())
         _PANELS.add(self)
+        self._adapted = False
+        self.worker.death_observers.add(_after_death)
         self._lay_out()
         self._enable(running=False)
         self._show_weights()
@@ -128,9 +133,13 @@ class TTTPanel(AdaptingPanel):
         """Adapts as `start`, unless the weights are adapted already: then buttons ask whether to continue or to start over."""
         self._require_idle()
 
+        method = self.fields["method"].value
+        asked: list[Asked] = []  # at the press of the button
+
         def decide(weights: dict[str, Any]) -> Future[Any] | None:
             if not weights["updates"]:
-                return self.start()
+                self._withdraw_question()
+                return self._run([method], None, *asked)
             self.question.layout.display = "flex"
             how = how_adapted(weights)
             self.report(
@@ -139,7 +148,7 @@ class TTTPanel(AdaptingPanel):
             return None
 
         def now() -> Future[Any]:
-            _ = self.config  # raises for invalid settings
+            asked.append(self._ask([method]))
             return self.worker.submit("open", model=self.model)
 
         return self.after(now, decide)
@@ -184,6 +193,7 @@ class TTTPanel(AdaptingPanel):
     def stop(self) -> None:
         """Stops after the current step and keeps the adapted weights; a comparison ends too.
 
+        Before the first step, it adapts nothing, and the weights stay as they were.
         If this panel is not adapting, it stops the steps of another panel of the same worker, if there is one.
         """
         if not self.running:
@@ -191,8 +201,10 @@ class TTTPanel(AdaptingPanel):
                 self.report("Asked the other panel to stop after its current step.")
             return
         self._stopping = True
+        self.report("Stopping…" if self._job is None or self._job.done() else "Stopping after this step…")
+        if self._before_steps is not None:
+            self.worker.cancel(self._before_steps)
         if self._job is not None:
-            self.report("Stopping after this step…")
             self.worker.stop(self._job)
 
     def reset(self) -> Future[Any]:
@@ -258,7 +270,11 @@ class TTTPanel(AdaptingPanel):
         `more`: tables below them, such as those over all prompts, and `conclusion`: a sentence about them.
         """
         said = " ".join([conclusion, *map(sentence, self.result.results)]).strip() or self.notice.status
-        about = fields_about(said, self.model, self.token_map.text, self.fields)
+        fields: dict[str, Any] = {**self.fields}
+        for name, value in self.settings.items():  # those of the result, which later edits do not change
+            label = getattr(fields[name], "description", "") or getattr(fields[name], "label", "")
+            fields[name] = SimpleNamespace(description=label, value=value)
+        about = fields_about(said, self.model, self.token_map.text, fields)
         tables = TextTables.of(more)
         try:
             shown = [self.result, self.curves, self._beside, self.token_map, *([tables] if tables.tables else [])]
@@ -319,6 +335,10 @@ class TTTPanel(AdaptingPanel):
         )
         return replace(self._initial, refine=refine, steps=values["steps"], lr=float(values["lr"]))
 
+    def _settings_of(self, methods: Sequence[str]) -> dict[str, Any]:
+        names = ("document", "question", "reference", "reward", "steps", "lr", "answer_tokens", "held_out")
+        return {"method": ", ".join(methods)} | {name: self.fields[name].value for name in names}
+
     def _begin_run(self, methods: Sequence[str], weights: Weights | None) -> Future[Any]:
         self._require_idle()
         self._withdraw_question()
@@ -339,16 +359,27 @@ class TTTPanel(AdaptingPanel):
         """Shows the updates that the worker reports."""
 
         def show(future: Future[Any]) -> None:
-            none = {"updates": 0, "methods": [], "adapting": False, "kept": []}
-            weights = none if future.exception() else future.result()
-            if not self.running:
-                self.buttons["stop"].disabled = not weights["adapting"]
-                self.buttons["save"].disabled = not (weights["updates"] or weights["kept"])
-            show_kept(self.fields["saved"], weights["kept"])
-            self.fields["weights"].value = weights_sentence(weights, self.results)
-            self.weights_seen += 1
+            weights = ORIGINAL if future.exception() else future.result()
+            self._show_state(weights)
 
         self.worker.submit("open", model=self.model).add_done_callback(show)
+
+    def _show_state(self, weights: dict[str, Any]) -> None:
+        """Shows which weights the model has; `weights` is the result of `Session.open`."""
+        self._adapted = bool(weights["updates"] or weights["kept"])
+        if not self.running:
+            self.buttons["stop"].disabled = not weights["adapting"]
+            self.buttons["save"].disabled = not self._adapted
+        show_kept(self.fields["saved"], weights["kept"])
+        self.fields["weights"].value = weights_sentence(weights, self.results)
+        self.weights_seen += 1
+
+    def lose_weights(self, reason: str) -> None:
+        """Shows that adapted weights were lost with the worker; `reason` is the sentence on how it ended."""
+        if self._adapted:  # no request is sent otherwise, so that a worker that dies on loading is not started for ever
+            self._withdraw_question()
+            self._show_state(ORIGINAL)
+            self.error = f"{reason}. Its adapted weights are lost: the next request begins with the original ones"
 
     def _enable(self, *, running: bool) -> None:
         self.buttons["stop"].disabled = not running
@@ -356,6 +387,13 @@ class TTTPanel(AdaptingPanel):
             self.buttons[name].disabled = running
         if running:
             self.buttons["save"].disabled = True
+
+
+def _after_death(worker: Worker, reason: str) -> None:
+    """Tells the panels of a worker that has ended that its adapted weights are lost."""
+    for panel in [*_PANELS]:
+        if panel.worker is worker:
+            panel.lose_weights(reason)
 
 
 def _refine_of(config: TTTConfig) -> RefineConfig | None:

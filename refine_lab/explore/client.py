@@ -50,7 +50,9 @@ class Worker:
         self._numbers = count()
         self._waiting: dict[int, tuple[Future[Any], Callable[[Any], object] | None]] = {}
         self._listener: threading.Thread | None = None
-        atexit.register(self.close)
+        self.death_observers: set[Callable[[Worker, str], object]] = set()
+        "Functions that are called with this worker and a sentence whenever its process has ended, after the futures raise."
+        atexit.register(self._exit)
 
     @property
     def pid(self) -> int | None:
@@ -113,6 +115,11 @@ class Worker:
             listener.join(10)
         connection.close()
 
+    def _exit(self) -> None:
+        """Ends the process with the kernel, when there is no one left to tell."""
+        self.death_observers.clear()
+        self.close()
+
     def _send(self, *message: Any) -> None:
         """Sends a message; if the worker has died, its pending futures raise."""
         if self._connection is not None:
@@ -174,7 +181,7 @@ class Worker:
             threading.Thread(target=raise_in_all, name="worker-lost", daemon=True).start()
 
     def _lost(self) -> Callable[[], None] | None:
-        """Forgets a process that has ended; returns a function that raises WorkerDied in the futures that were pending."""
+        """Forgets a process that has ended; returns a function that raises WorkerDied in its futures and tells observers."""
         process, self._process, self._connection = self._process, None, None
         waiting, self._waiting = self._waiting, {}
         if process is None:
@@ -188,6 +195,8 @@ class Worker:
         def raise_in_all() -> None:
             for future, _ in waiting.values():
                 future.set_exception(WorkerDied(sentence))
+            for observer in [*self.death_observers]:
+                observer(self, sentence)
 
         return raise_in_all
 
