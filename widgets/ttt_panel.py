@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from weakref import WeakSet
 
@@ -19,7 +18,6 @@ from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.explore.client import Worker, shared_worker
 from refine_lab.explore.futures import finished, together
 from refine_lab.recipes import ttt_per_prompt
-from refine_lab.refine_config import RefineConfig
 from refine_lab.runs.environment import display_path
 from refine_lab.training.held_out_rest import SHARE
 from refine_lab.ttt_config import TTTConfig
@@ -33,16 +31,14 @@ from widgets.parts.number_field import show_refusals
 from widgets.parts.page_about import fields_about
 from widgets.parts.rest_result import sentence
 from widgets.parts.text_tables import TextTables
-from widgets.parts.ttt_adapting import AdaptingPanel, Asked, Weights, how_adapted, weights_sentence
-from widgets.parts.ttt_prompt import BETWEEN, PromptFields
+from widgets.parts.ttt_adapting import ORIGINAL, AdaptingPanel, Asked, Weights, how_adapted, weights_sentence
+from widgets.parts.ttt_prompt import BETWEEN, PromptFields, fields_with, refine_of
 from widgets.token_map import TokenMap
 
 STEPS = 20
 """Default number of steps, more than in the recipe, so that progress can be watched."""
 _PANELS: WeakSet[TTTPanel] = WeakSet()
 """All panels, since several may update the weights of one model."""
-ORIGINAL = {"updates": 0, "methods": [], "adapting": False, "kept": []}
-"""State of weights that have not been adapted, as in the result of `Session.open`."""
 
 
 class TTTPanel(AdaptingPanel):
@@ -87,7 +83,7 @@ class TTTPanel(AdaptingPanel):
         recipe = ttt_per_prompt().ttt
         assert recipe is not None and recipe.refine is not None
         self._initial = config or replace(recipe, steps=STEPS)
-        self._refine = _refine_of(self._initial) or recipe.refine  # used if REFINE is selected
+        self._refine = refine_of(self._initial) or recipe.refine  # used if REFINE is selected
         if prompt is not None:
             (text, question), reference = prompt.parts(self.exploration.tokenizer), BETWEEN.join(prompt.answers)
         if text is None:
@@ -98,6 +94,9 @@ class TTTPanel(AdaptingPanel):
         self.compared = method_boxes(self.fields["method"].options)
         self._prompt_fields = PromptFields(self.fields, self.exploration, prompt, rule, adapt_on)
         show_refusals(self, self.fields.values())
+        self.add_class("ttt")
+        for field in self.fields.values():
+            field.observe(lambda _: self._show_stale(), "value")
         _PANELS.add(self)
         self._adapted = False
         self.worker.death_observers.add(_after_death)
@@ -270,11 +269,7 @@ class TTTPanel(AdaptingPanel):
         `more`: tables below them, such as those over all prompts, and `conclusion`: a sentence about them.
         """
         said = " ".join([conclusion, *map(sentence, self.result.results)]).strip() or self.notice.status
-        fields: dict[str, Any] = {**self.fields}
-        for name, value in self.settings.items():  # those of the result, which later edits do not change
-            label = getattr(fields[name], "description", "") or getattr(fields[name], "label", "")
-            fields[name] = SimpleNamespace(description=label, value=value)
-        about = fields_about(said, self.model, self.token_map.text, fields)
+        about = fields_about(said, self.model, self.token_map.text, fields_with(self.fields, self.settings))
         tables = TextTables.of(more)
         try:
             shown = [self.result, self.curves, self._beside, self.token_map, *([tables] if tables.tables else [])]
@@ -339,6 +334,13 @@ class TTTPanel(AdaptingPanel):
         names = ("document", "question", "reference", "reward", "steps", "lr", "answer_tokens", "held_out")
         return {"method": ", ".join(methods)} | {name: self.fields[name].value for name in names}
 
+    def _show_stale(self) -> None:
+        made = self.settings.get("method", "")
+        now = self._settings_of(
+            [made if ", " in made else self.fields["method"].value]
+        )  # a comparison has no such field
+        self.notice.stale = bool(made) and now != self.settings
+
     def _begin_run(self, methods: Sequence[str], weights: Weights | None) -> Future[Any]:
         self._require_idle()
         self._withdraw_question()
@@ -394,9 +396,3 @@ def _after_death(worker: Worker, reason: str) -> None:
     for panel in [*_PANELS]:
         if panel.worker is worker:
             panel.lose_weights(reason)
-
-
-def _refine_of(config: TTTConfig) -> RefineConfig | None:
-    """Returns the settings of REFINE in a configuration; None if its method is another."""
-    refine = config.refine
-    return refine if refine is not None and refine.method == "refine" else None

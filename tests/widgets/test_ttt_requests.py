@@ -80,10 +80,12 @@ def test_edits_after_start_change_neither_the_adaptation_nor_its_page(worker: Wo
         chain = begin()
         edits = {"document": "no", "question": "?", "method": "REFINE", "steps": 99, "lr": 0.5, "held_out": 10}
         before = {name: panel.fields[name].value for name in edits}
+        assert not panel.notice.stale
         for name, value in (edits | {"answer_tokens": 3}).items():
             panel.fields[name].value = value
         worker.cancel(busy)
         chain.result(SECONDS)
+        assert panel.notice.stale, "the fields are no longer those of the result"
         assert panel.prompt is not None and panel.prompt.ids.tolist() == expected.tolist()
         assert panel.prompt.held is not None and panel.prompt.rule.max_tokens == 32
         ((label, made),) = panel.results.items()

@@ -38,6 +38,8 @@ INTERVAL = 0.25
 """Minimum number of seconds between two updates of the curves."""
 Weights = Literal["original", "adapted"]
 """The weights that an adaptation begins with."""
+ORIGINAL = {"updates": 0, "methods": [], "adapting": False, "kept": []}
+"""State of weights that have not been adapted, as in the result of `Session.open`."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -112,6 +114,10 @@ class AdaptingPanel(Panel):
 
     def _settings_of(self, methods: Sequence[str]) -> dict[str, Any]:
         """Returns the values of the fields that an adaptation with these methods depends on, by name."""
+        raise NotImplementedError
+
+    def _show_stale(self) -> None:
+        """Dims what is shown while the fields differ from `settings`."""
         raise NotImplementedError
 
     def _enable(self, *, running: bool) -> None:
@@ -192,6 +198,7 @@ class AdaptingPanel(Panel):
         self.result.show({})
         self._beside.rows = answer_rows(prompt, before, [])
         self._show_reading(before.reading)
+        self._show_stale()
 
     def _adapt(self, method: str, weights: Weights | None, _: Any) -> Future[Any] | None:
         if self._stopping:
