@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from refine_lab.text import replace_surrogates
 from refine_lab.validation import MOST_SEED, require
 from widgets.core.base import Widget, guarded
 from widgets.core.page import save_page
-from widgets.core.panel import Panel
+from widgets.parts.cancelling_panel import CancellingPanel
 from widgets.parts.controls import field, in_rows, number_field, text_field
 from widgets.parts.likely_tokens import LikelyTokens
 from widgets.parts.measure_table import measure_table
@@ -46,7 +45,7 @@ DEFAULTS = {"n": 4, "k": 8, "temperature": 1.0, "seed": 0, "scale": SCALE}
 WAITING = "Enter a second model, a run or a checkpoint as B, and press Compare."
 
 
-class SideBySide(Panel):
+class SideBySide(CancellingPanel):
     """Compares two models or checkpoints, A and B, on one document. Every difference is B minus A.
 
     Shows the difference of each token as colour, the loss, perplexity and LongPPL of both, and at a selected token the most
@@ -75,7 +74,9 @@ class SideBySide(Panel):
         self.pair: ReadingPair | None = None
         "The document under both models, once both have read it."
         self._models: TwoModels | None = None
-        self._request, self._token, self._lock = object(), -1, threading.RLock()
+        self._read: dict[str, str] = {}  # the models and the document of `pair`, as the fields had them
+        self._rolling: list[Future[Any]] = []
+        self._request, self._token = object(), -1
         self._text, self._string = TokenText("", [0]), token_decoder(str)
         self.token_map, self.measure_table = TokenMap(), TextTables()
         self.likely, self.rollout_pairs = LikelyTokens(), RolloutPairs()
@@ -110,8 +111,8 @@ class SideBySide(Panel):
         if text is not None:
             self._source.value = replace_surrogates(text)
         began, request = time.monotonic(), object()
-        self._request = request
-        names = {name: control.value.strip() for name, control in self.fields.items()}
+        wanted = self._wanted()
+        names = {name: wanted[name].strip() for name in self.fields}
         self.report("Reading with both models…")
         listed = model_choices()  # runs may have been trained since
         for control in self.fields.values():
@@ -122,18 +123,19 @@ class SideBySide(Panel):
                 require(
                     bool(names[name]), f"model {name.upper()}", names[name], "a shipped model, a run or a checkpoint"
                 )
-            key = names["key_model"] or None
-            models = TwoModels(self.worker, names["a"], names["b"], key_model=key, add_bos=self.add_bos)
-            return then(lambda pair: (pair, models), models.read(self._source.value))
+            settings = {"key_model": names["key_model"] or None, "add_bos": self.add_bos, "submit": self._submit}
+            models = TwoModels(self.worker, names["a"], names["b"], **settings)
+            self._request = request
+            self._cancel([*self._requests])
+            return then(lambda pair: (pair, models), models.read(wanted["document"]))
 
         def show(found: tuple[ReadingPair, TwoModels]) -> Future[Any] | None:
-            with self._lock:
-                if request is not self._request:
-                    return None  # a later request has replaced it
-                self.pair, self._models = found
-                self._show_pair()
-                self.report(f"{len(self.pair.token_ids):,} tokens read by both in {time.monotonic() - began:.1f} s.")
-                token = self._most_changed()
+            if request is not self._request:
+                return None  # a later request has replaced it
+            (self.pair, self._models), self._read = found, wanted
+            self._show_pair()
+            self.report(f"{len(self.pair.token_ids):,} tokens read by both in {time.monotonic() - began:.1f} s.")
+            token = self._most_changed()
             return self.roll_out(token) if token else None
 
         return self.after(ask, show)
@@ -149,22 +151,30 @@ class SideBySide(Panel):
         def ask() -> Future[Any]:
             if pair is None or models is None:
                 raise ValueError("no document has been compared yet")
+            self.rollout_pairs.remove_class("recorded")
             self.rollout_pairs.show(pd.DataFrame(), self._string, "")
             last = len(pair.token_ids) - settings["k"]
             allowed = f"from 1 to {last}, since k = {settings['k']} reference tokens are compared with"
             require(1 <= token <= last, "a token to roll out from", token, allowed)
             self.token_map.selected = self.likely.selected = token
             self.report(f"Rolling out both models before token {token:,}…")
+            self._cancel(self._rolling)
+            self._rolling = []
             return models.roll_out(pair, token - 1, **settings)
 
         def show(pairs: pd.DataFrame) -> None:
-            with self._lock:
-                if pair is self.pair and token == self._token and settings == self._rollout_settings():
-                    title = f"Rollouts before token {token:,} with the same random numbers (cosine reward)"
-                    self.rollout_pairs.show(pairs, self._string, title)
-                    self.report(f"{len(pairs):,} pairs of rollouts before token {token:,}.")
+            if pair is self.pair and token == self._token and settings == self._rollout_settings():
+                title = f"Rollouts before token {token:,} with the same random numbers (cosine reward)"
+                self.rollout_pairs.show(pairs, self._string, title)
+                self.report(f"{len(pairs):,} pairs of rollouts before token {token:,}.")
 
         return self.after(ask, show)
+
+    def cancel(self) -> None:
+        """Cancels what is pending; a document and rollouts that are shown stay. The same token can be selected again."""
+        if not all(asked.done() for asked in self._rolling):
+            self._token = self.token_map.selected = -1
+        super().cancel()
 
     def compare_steps(
         self,
@@ -185,7 +195,8 @@ class SideBySide(Panel):
         values = {name: control.value for name, control in self.steps.items()}
         for name in ("run", "other_run"):
             self.steps[name].update()  # runs may have been started since
-        self._token = -1  # a rollout that is under way is not shown later
+        self._token = -1
+        self._cancel(self._rolling)
 
         def show() -> None:
             require(bool(values["run"].strip()), "run", values["run"], "a run directory, such as runs/NAME")
@@ -195,6 +206,7 @@ class SideBySide(Panel):
             place = "" if other.path == one.path else f" of {other.name}"
             both = f"step {values['step']} of {one.name} (A) and step {values['other_step']}{place} (B)"
             title = f"Recorded rollouts at {both}"
+            self.rollout_pairs.add_class("recorded")
             self.rollout_pairs.show(pairs, _decoder(one), title)
             self.report(f"{len(pairs):,} pairs of recorded rollouts.")
 
@@ -246,6 +258,7 @@ class SideBySide(Panel):
     # -- showing ------------------------------------------------------------------------------------------------------
 
     def _lay_out(self) -> None:
+        self.add_class("side-by-side")
         compare = self.button("compare", "Read the document with both models", style="primary")
         steps = self.button("compare_steps", "Pair the recorded rollouts of both steps", "Compare steps")
         more = ipywidgets.Accordion([in_rows([*self.steps.values(), steps])], titles=["Recorded rollouts of training"])
@@ -253,17 +266,24 @@ class SideBySide(Panel):
         beside = ipywidgets.VBox([self.likely, self.rollout_pairs])
         beside.layout = Layout(flex="4 1 480px", min_width="0", margin="0 0 0 16px")
         views = ipywidgets.Box([self.token_map, beside], layout=Layout(flex_flow="row wrap", align_items="flex-start"))
-        head = [self._source, in_rows([*self.fields.values(), compare]), in_rows([*self.controls.values()])]
+        head = [
+            self._source,
+            in_rows([*self.fields.values(), compare, self.cancel_button]),
+            in_rows([*self.controls.values()]),
+        ]
         self.children = [ipywidgets.VBox(head), self.notice, self.measure_table, views, more]
         for name, control in self.controls.items():
             control.observe(partial(self._on_setting, name), "value")
         show_refusals(self, self.controls.values())
+        for control in (self._source, *self.fields.values()):
+            control.observe(lambda _: self._show_stale(), "value")
         self.token_map.observe(self._on_token, "selected")
         self._changed: Future[Any] = self.after(lambda: None)
 
     def _show_pair(self) -> None:
         """Shows another document or other models; the selection and the rollouts are emptied."""
         assert self.pair is not None and self._models is not None
+        self._show_stale()
         self._token, self._string = -1, token_decoder(self._models.tokenizer)
         self._text = token_text(self._models.tokenizer, self.pair.token_ids)
         self.rollout_pairs.show(pd.DataFrame(), self._string, "")
@@ -290,6 +310,24 @@ class SideBySide(Panel):
         models = self._models
         names = (models.a, models.b) if models else (self.fields["a"].value, self.fields["b"].value or "none yet")
         return " and ".join(f"{side} = {display_path(name)}" for side, name in zip("AB", names, strict=True))
+
+    def _wanted(self) -> dict[str, str]:
+        """Returns the values of the fields of models and document."""
+        return {name: control.value for name, control in self.fields.items()} | {"document": self._source.value}
+
+    def _show_stale(self) -> None:
+        """Dims what is shown while the fields name another document or other models."""
+        self.notice.stale = self.pair is not None and self._wanted() != self._read
+
+    def _submit(self, method: str, **arguments: Any) -> Future[Any]:
+        asked = self.request(self.worker, method, **arguments)
+        if method == "rollouts":
+            self._rolling.append(asked)
+        return asked
+
+    def _cancel(self, requests: Sequence[Future[Any]]) -> None:
+        for asked in requests:
+            self.worker.cancel(asked)
 
     # -- settings and events of the page -------------------------------------------------------------------------------
 

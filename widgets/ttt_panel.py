@@ -18,7 +18,6 @@ from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.explore.client import Worker, shared_worker
 from refine_lab.explore.futures import finished, together
 from refine_lab.recipes import ttt_per_prompt
-from refine_lab.refine_config import RefineConfig
 from refine_lab.runs.environment import display_path
 from refine_lab.training.held_out_rest import SHARE
 from refine_lab.ttt_config import TTTConfig
@@ -32,8 +31,8 @@ from widgets.parts.number_field import show_refusals
 from widgets.parts.page_about import fields_about
 from widgets.parts.rest_result import sentence
 from widgets.parts.text_tables import TextTables
-from widgets.parts.ttt_adapting import AdaptingPanel, Weights, how_adapted, weights_sentence
-from widgets.parts.ttt_prompt import BETWEEN, PromptFields
+from widgets.parts.ttt_adapting import ORIGINAL, AdaptingPanel, Asked, Weights, how_adapted, weights_sentence
+from widgets.parts.ttt_prompt import BETWEEN, PromptFields, fields_with, refine_of
 from widgets.token_map import TokenMap
 
 STEPS = 20
@@ -84,7 +83,7 @@ class TTTPanel(AdaptingPanel):
         recipe = ttt_per_prompt().ttt
         assert recipe is not None and recipe.refine is not None
         self._initial = config or replace(recipe, steps=STEPS)
-        self._refine = _refine_of(self._initial) or recipe.refine  # used if REFINE is selected
+        self._refine = refine_of(self._initial) or recipe.refine  # used if REFINE is selected
         if prompt is not None:
             (text, question), reference = prompt.parts(self.exploration.tokenizer), BETWEEN.join(prompt.answers)
         if text is None:
@@ -95,7 +94,12 @@ class TTTPanel(AdaptingPanel):
         self.compared = method_boxes(self.fields["method"].options)
         self._prompt_fields = PromptFields(self.fields, self.exploration, prompt, rule, adapt_on)
         show_refusals(self, self.fields.values())
+        self.add_class("ttt")
+        for field in self.fields.values():
+            field.observe(lambda _: self._show_stale(), "value")
         _PANELS.add(self)
+        self._adapted = False
+        self.worker.death_observers.add(_after_death)
         self._lay_out()
         self._enable(running=False)
         self._show_weights()
@@ -128,9 +132,13 @@ class TTTPanel(AdaptingPanel):
         """Adapts as `start`, unless the weights are adapted already: then buttons ask whether to continue or to start over."""
         self._require_idle()
 
+        method = self.fields["method"].value
+        asked: list[Asked] = []  # at the press of the button
+
         def decide(weights: dict[str, Any]) -> Future[Any] | None:
             if not weights["updates"]:
-                return self.start()
+                self._withdraw_question()
+                return self._run([method], None, *asked)
             self.question.layout.display = "flex"
             how = how_adapted(weights)
             self.report(
@@ -139,7 +147,7 @@ class TTTPanel(AdaptingPanel):
             return None
 
         def now() -> Future[Any]:
-            _ = self.config  # raises for invalid settings
+            asked.append(self._ask([method]))
             return self.worker.submit("open", model=self.model)
 
         return self.after(now, decide)
@@ -184,6 +192,7 @@ class TTTPanel(AdaptingPanel):
     def stop(self) -> None:
         """Stops after the current step and keeps the adapted weights; a comparison ends too.
 
+        Before the first step, it adapts nothing, and the weights stay as they were.
         If this panel is not adapting, it stops the steps of another panel of the same worker, if there is one.
         """
         if not self.running:
@@ -191,8 +200,10 @@ class TTTPanel(AdaptingPanel):
                 self.report("Asked the other panel to stop after its current step.")
             return
         self._stopping = True
+        self.report("Stopping…" if self._job is None or self._job.done() else "Stopping after this step…")
+        if self._before_steps is not None:
+            self.worker.cancel(self._before_steps)
         if self._job is not None:
-            self.report("Stopping after this step…")
             self.worker.stop(self._job)
 
     def reset(self) -> Future[Any]:
@@ -258,7 +269,7 @@ class TTTPanel(AdaptingPanel):
         `more`: tables below them, such as those over all prompts, and `conclusion`: a sentence about them.
         """
         said = " ".join([conclusion, *map(sentence, self.result.results)]).strip() or self.notice.status
-        about = fields_about(said, self.model, self.token_map.text, self.fields)
+        about = fields_about(said, self.model, self.token_map.text, fields_with(self.fields, self.settings))
         tables = TextTables.of(more)
         try:
             shown = [self.result, self.curves, self._beside, self.token_map, *([tables] if tables.tables else [])]
@@ -319,6 +330,17 @@ class TTTPanel(AdaptingPanel):
         )
         return replace(self._initial, refine=refine, steps=values["steps"], lr=float(values["lr"]))
 
+    def _settings_of(self, methods: Sequence[str]) -> dict[str, Any]:
+        names = ("document", "question", "reference", "reward", "steps", "lr", "answer_tokens", "held_out")
+        return {"method": ", ".join(methods)} | {name: self.fields[name].value for name in names}
+
+    def _show_stale(self) -> None:
+        made = self.settings.get("method", "")
+        now = self._settings_of(
+            [made if ", " in made else self.fields["method"].value]
+        )  # a comparison has no such field
+        self.notice.stale = bool(made) and now != self.settings
+
     def _begin_run(self, methods: Sequence[str], weights: Weights | None) -> Future[Any]:
         self._require_idle()
         self._withdraw_question()
@@ -339,16 +361,27 @@ class TTTPanel(AdaptingPanel):
         """Shows the updates that the worker reports."""
 
         def show(future: Future[Any]) -> None:
-            none = {"updates": 0, "methods": [], "adapting": False, "kept": []}
-            weights = none if future.exception() else future.result()
-            if not self.running:
-                self.buttons["stop"].disabled = not weights["adapting"]
-                self.buttons["save"].disabled = not (weights["updates"] or weights["kept"])
-            show_kept(self.fields["saved"], weights["kept"])
-            self.fields["weights"].value = weights_sentence(weights, self.results)
-            self.weights_seen += 1
+            weights = ORIGINAL if future.exception() else future.result()
+            self._show_state(weights)
 
         self.worker.submit("open", model=self.model).add_done_callback(show)
+
+    def _show_state(self, weights: dict[str, Any]) -> None:
+        """Shows which weights the model has; `weights` is the result of `Session.open`."""
+        self._adapted = bool(weights["updates"] or weights["kept"])
+        if not self.running:
+            self.buttons["stop"].disabled = not weights["adapting"]
+            self.buttons["save"].disabled = not self._adapted
+        show_kept(self.fields["saved"], weights["kept"])
+        self.fields["weights"].value = weights_sentence(weights, self.results)
+        self.weights_seen += 1
+
+    def lose_weights(self, reason: str) -> None:
+        """Shows that adapted weights were lost with the worker; `reason` is the sentence on how it ended."""
+        if self._adapted:  # no request is sent otherwise, so that a worker that dies on loading is not started for ever
+            self._withdraw_question()
+            self._show_state(ORIGINAL)
+            self.error = f"{reason}. Its adapted weights are lost: the next request begins with the original ones"
 
     def _enable(self, *, running: bool) -> None:
         self.buttons["stop"].disabled = not running
@@ -358,7 +391,8 @@ class TTTPanel(AdaptingPanel):
             self.buttons["save"].disabled = True
 
 
-def _refine_of(config: TTTConfig) -> RefineConfig | None:
-    """Returns the settings of REFINE in a configuration; None if its method is another."""
-    refine = config.refine
-    return refine if refine is not None and refine.method == "refine" else None
+def _after_death(worker: Worker, reason: str) -> None:
+    """Tells the panels of a worker that has ended that its adapted weights are lost."""
+    for panel in [*_PANELS]:
+        if panel.worker is worker:
+            panel.lose_weights(reason)

@@ -37,7 +37,8 @@ class Worker:
     """A process that holds models and documents (see `session.Session`), started by the first call and restarted if it dies.
 
     `submit` returns at once. If a worker dies, pending requests and adapted weights are lost: the models are loaded
-    again in their original state.
+    again in their original state. Futures complete while the lock is free, since their callbacks may wait for a thread
+    that calls the worker.
     """
 
     def __init__(self, device: str = "auto") -> None:
@@ -49,7 +50,9 @@ class Worker:
         self._numbers = count()
         self._waiting: dict[int, tuple[Future[Any], Callable[[Any], object] | None]] = {}
         self._listener: threading.Thread | None = None
-        atexit.register(self.close)
+        self.death_observers: set[Callable[[Worker, str], object]] = set()
+        "Functions that are called with this worker and a sentence whenever its process has ended, after the futures raise."
+        atexit.register(self._exit)
 
     @property
     def pid(self) -> int | None:
@@ -65,7 +68,7 @@ class Worker:
         future: Future[Any] = Future()
         with self._lock:
             if self.pid is None:
-                self._lost()  # its listener may be in a callback still
+                self._lost_in_call()  # its listener may be in a callback still
                 self._start()
             number = next(self._numbers)
             future.set_running_or_notify_cancel()  # cannot be cancelled, since the worker executes it
@@ -112,13 +115,18 @@ class Worker:
             listener.join(10)
         connection.close()
 
+    def _exit(self) -> None:
+        """Ends the process with the kernel, when there is no one left to tell."""
+        self.death_observers.clear()
+        self.close()
+
     def _send(self, *message: Any) -> None:
         """Sends a message; if the worker has died, its pending futures raise."""
         if self._connection is not None:
             try:
                 send(self._connection, message)
             except OSError:
-                self._lost()
+                self._lost_in_call()
 
     def _start(self) -> None:
         self._connection, remote = Pipe()
@@ -140,8 +148,9 @@ class Worker:
                 break
             self._receive(*message)
         with self._lock:
-            if connection is self._connection:
-                self._lost()
+            raise_in_all = self._lost() if connection is self._connection else None
+        if raise_in_all is not None:
+            raise_in_all()
 
     def _receive(self, kind: str, number: int, value: Any, text: str = "") -> None:
         with self._lock:
@@ -157,27 +166,39 @@ class Worker:
             except Exception as error:  # the future raises it, once
                 self.stop(future)
                 with self._lock:
-                    self._waiting.pop(number, None)
-                future.set_exception(error)
+                    waiting = self._waiting.pop(number, None)
+                if waiting is not None:  # otherwise the worker has died, and the future raises that
+                    future.set_exception(error)
         elif kind == "result":
             future.set_result(value)
         else:
             future.set_exception(ERRORS[value](text) if value in ERRORS else RuntimeError(f"{value}: {text}"))
 
-    def _lost(self) -> None:
-        """Raises WorkerDied in all pending futures."""
+    def _lost_in_call(self) -> None:
+        """Raises WorkerDied in all pending futures, on another thread, since this one may hold locks of their callbacks."""
+        raise_in_all = self._lost()
+        if raise_in_all is not None:
+            threading.Thread(target=raise_in_all, name="worker-lost", daemon=True).start()
+
+    def _lost(self) -> Callable[[], None] | None:
+        """Forgets a process that has ended; returns a function that raises WorkerDied in its futures and tells observers."""
         process, self._process, self._connection = self._process, None, None
         waiting, self._waiting = self._waiting, {}
         if process is None:
-            return
+            return None
         try:
             process.wait(1)
         except subprocess.TimeoutExpired:
             process.kill()
         sentence = f"the worker {_end_of(process.wait())}{self._last_words()}"
-        for future, _ in waiting.values():
-            if not future.done():
+
+        def raise_in_all() -> None:
+            for future, _ in waiting.values():
                 future.set_exception(WorkerDied(sentence))
+            for observer in [*self.death_observers]:
+                observer(self, sentence)
+
+        return raise_in_all
 
     def _last_words(self) -> str:
         with self._log as log:

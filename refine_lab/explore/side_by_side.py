@@ -6,6 +6,7 @@ A and B are models or checkpoints with the same tokenizer. Every difference is B
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,10 +19,10 @@ from transformers import PreTrainedTokenizerBase
 
 from refine_lab.explore.client import Worker
 from refine_lab.explore.exploration import Exploration
-from refine_lab.explore.futures import then
+from refine_lab.explore.futures import RequestCancelled, then
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.explore.rollout_pairs import pair_rollouts
-from refine_lab.explore.rollouts import PrefixRollouts, rollout_frame
+from refine_lab.explore.rollouts import rollout_frame
 from refine_lab.method.rewards import cosine
 from refine_lab.models.loading import load_tokenizer
 from refine_lab.statistics.blocks import BlockEstimate, block_bootstrap
@@ -144,14 +145,23 @@ class TwoModels:
     """Requests about two models and a document. Only `Future.result` blocks.
 
     `key_model` names the model that chooses the key tokens of LongPPL; None is A. A choice by one of the compared models
-    favours that model. Raises FileNotFoundError or ValueError for a missing model, and ValueError for models
-    with different tokenizers.
+    favours that model. `submit`: sends the requests in place of `worker.submit`; where one is cancelled, the future raises
+    RequestCancelled. Raises FileNotFoundError or ValueError for a missing model, and ValueError for models with different
+    tokenizers.
     """
 
     def __init__(
-        self, worker: Worker, a: str, b: str, *, key_model: str | None = None, add_bos: bool | None = None
+        self,
+        worker: Worker,
+        a: str,
+        b: str,
+        *,
+        key_model: str | None = None,
+        add_bos: bool | None = None,
+        submit: Callable[..., Future[Any]] | None = None,
     ) -> None:
         self.worker, self.a, self.b, self.key_model = worker, a, b, key_model
+        self._submit = submit or worker.submit
         self._exploration = Exploration(worker, a, add_bos=add_bos)
         self.tokenizer: PreTrainedTokenizerBase = self._exploration.tokenizer
         for name in {b, key_model} - {a, None}:
@@ -167,7 +177,8 @@ class TwoModels:
         names = [self.a, self.b, *([] if self.key_model in (None, self.a, self.b) else [self.key_model])]
         request = {"token_ids": ids, "text": replace_surrogates(text), "add_bos": self._exploration.add_bos}
 
-        def paired(*readings: DocumentReading) -> ReadingPair:
+        def paired(*found: Any) -> ReadingPair:
+            readings = _complete(found)
             for name, reading in zip(names, readings, strict=True):
                 wrong = int((~np.isfinite(reading.logprobs[1:])).sum())
                 require(
@@ -183,7 +194,7 @@ class TwoModels:
                 key_model=self._called(self.key_model or self.a),
             )
 
-        return then(paired, *(self.worker.submit("read", model=name, **request) for name in names))
+        return then(paired, *(self._submit("read", model=name, **request) for name in names))
 
     def roll_out(self, pair: ReadingPair, position: int, **settings: Any) -> Future[pd.DataFrame]:
         """Requests rollouts of both models from the prefix that ends at `position`, with the same random numbers.
@@ -195,15 +206,23 @@ class TwoModels:
         """
         request = {"token_ids": pair.token_ids, "positions": [position], **settings}
 
-        def paired(a: list[PrefixRollouts], b: list[PrefixRollouts]) -> pd.DataFrame:
+        def paired(*found: Any) -> pd.DataFrame:
+            a, b = _complete(found)
             return pair_rollouts(rollout_frame(a, cosine), rollout_frame(b, cosine))
 
         versions = ((self.a, pair.a.version), (self.b, pair.b.version))
-        asked = [self.worker.submit("rollouts", model=name, version=version, **request) for name, version in versions]
+        asked = [self._submit("rollouts", model=name, version=version, **request) for name, version in versions]
         return then(paired, *asked)
 
     def _called(self, name: str) -> str:
         return {self.b: "B", self.a: "A"}.get(name, repr(name))
+
+
+def _complete(found: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the results of requests. Raises RequestCancelled if one of them was cancelled."""
+    if any(each is None for each in found):
+        raise RequestCancelled
+    return found
 
 
 def likely_tokens(pair: ReadingPair, token: int) -> pd.DataFrame:

@@ -11,6 +11,13 @@ from refine_lab.statistics.blocks import BlockEstimate, block_bootstrap
 from refine_lab.statistics.means import CONFIDENCE
 from refine_lab.validation import require
 
+FEWEST_TOKENS = 100
+"""Number of tokens below which a result says that its interval is often too narrow.
+
+With autocorrelated changes (AR(1), coefficient 0.5) and no effect, the 95 % interval excluded 0 in 17 to 19 % of simulated
+remainders of at most 40 tokens, and in 11 % of those of 100 tokens.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RestChange:
@@ -50,7 +57,18 @@ class RestChange:
         return (
             f"the loss on the held-out remainder changes by {signed(estimate.value)} nats per token, from {self.before:.4f} to "
             f"{self.after:.4f} ({interval}; block bootstrap over {estimate.count:,} tokens, block length "
-            f"{estimate.block_length}, seed {self.seed})."
+            f"{estimate.block_length}, seed {self.seed}).{self.caution}"
+        )
+
+    @property
+    def caution(self) -> str:
+        """Returns a sentence, after a space, if few tokens are held out; otherwise an empty string."""
+        count = self.change.count
+        if count >= FEWEST_TOKENS or np.isnan(self.interval[0]):
+            return ""
+        held = f"Only {count} token{' is' if count == 1 else 's are'} held out"
+        return (
+            f" {held}: below {FEWEST_TOKENS}, the interval is often too narrow, and noise can look like a difference."
         )
 
     def row(self) -> dict[str, float | int | str]:
@@ -105,7 +123,7 @@ class RestDifference:
         return (
             f"the loss on the held-out remainder is {change.after:.4f} nats per token after {self.second} and "
             f"{change.before:.4f} after {self.first}, a difference of {signed(change.change.value)} ({interval}), for this "
-            "document and seed alone."
+            f"document and seed alone.{change.caution}"
         )
 
 

@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from queue import Queue
 
 import numpy as np
 import psutil
@@ -87,6 +89,45 @@ def test_after_its_death_another_takes_over(worker: Worker) -> None:
         job.result(30)
     assert worker.call("open", model=MODEL)["updates"] == 0
     assert worker.pid != pid
+
+
+def test_its_death_is_told_while_another_thread_holds_the_lock_of_a_callback(worker: Worker) -> None:
+    worker.call("open", model=MODEL)
+    lock, told, calls = threading.Lock(), threading.Event(), []
+    job = worker.submit("adapt", model=MODEL, token_ids=IDS, config=TTTConfig(steps=10_000))
+
+    def callback(_: object) -> None:
+        told.set()
+        if lock.acquire(timeout=20):  # as a panel that is being cancelled
+            lock.release()
+
+    job.add_done_callback(callback)
+    assert worker.pid is not None
+    with lock:
+        os.kill(worker.pid, signal.SIGKILL)
+        assert told.wait(20)
+        thread = threading.Thread(target=lambda: calls.append((worker.cancel(job), worker.submit("open", model=MODEL))))
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive(), "the worker waits for the callback, which waits for this thread"
+    ((_, opened),) = calls
+    assert opened.result(60)["updates"] == 0
+
+
+def test_a_call_that_finds_the_worker_dead_runs_no_callback_itself(worker: Worker) -> None:
+    worker.call("open", model=MODEL)
+    ran: Queue[str] = Queue()
+    job = worker.submit("adapt", model=MODEL, token_ids=IDS, config=TTTConfig(steps=10_000))
+    job.add_done_callback(lambda _: ran.put(threading.current_thread().name))
+    process = worker._process
+    assert process is not None
+    with worker._lock:  # so that the call comes before the listener
+        process.kill()
+        process.wait(10)
+        assert worker.submit("open", model=MODEL).running()
+    with pytest.raises(WorkerDied):
+        job.result(10)
+    assert ran.get(timeout=10) == "worker-lost"
 
 
 def test_closing_answers_who_waits(worker: Worker) -> None:

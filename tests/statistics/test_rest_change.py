@@ -69,3 +69,15 @@ def test_refusals() -> None:
         rest_change(np.zeros(4), np.zeros(3))
     with refused("values", "2 values, 1 of them not finite"):
         rest_change(np.zeros(2), np.array([0.0, np.inf]))
+
+
+def test_few_tokens_are_named_with_what_they_mean_for_the_interval() -> None:
+    draw = np.random.default_rng(0)
+    before, changes = draw.random(100), -0.5 + 0.1 * draw.standard_normal(100)
+    enough, few = (rest_change(before[:count], (before + changes)[:count]) for count in (100, 99))
+    assert enough.verdict == few.verdict == "a gain beyond noise" and "Only" not in enough.sentence
+    assert few.sentence.endswith(
+        "Only 99 tokens are held out: below 100, the interval is often too narrow, and noise can look like a difference."
+    )
+    pair = rest_difference("SFT", before[:12], "REFINE", (before + changes)[:12])
+    assert "alone. Only 12 tokens are held out: below 100," in pair.details

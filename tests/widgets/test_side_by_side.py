@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from refine_lab.training.key_tokens import key_tokens
 from tests.factories.run_monitor import write_run
 from tests.support.paths import TESTS
 from tests.support.refusals import naming, refused
-from tests.support.small_document import SECONDS, TEXT, worker  # noqa: F401
+from tests.support.small_document import SECONDS, TEXT, wait_for, worker  # noqa: F401
 from widgets.side_by_side import SideBySide
 
 pytestmark = pytest.mark.process
@@ -171,3 +172,33 @@ def test_runs_are_chosen_from_the_list(worker: Worker, tmp_path: Path, monkeypat
     side.compare_steps(step=2, other_step=2).result(SECONDS)
     assert side.pairs["position"].tolist() == [22]
     assert f"step 2 of {run.name} (A) and step 2 of {other.name} (B)" in repr(side)
+
+
+def test_a_later_request_cancels_the_earlier_ones_and_edited_fields_dim_the_view(worker: Worker) -> None:
+    side = SideBySide("tiny-deltanet", "tiny-deltanet", TEXT, settings={"n": 64, "k": 48}, worker=worker)
+    wait_for(lambda: not side.cancel_button.disabled and side.pair is not None)
+    earlier = [side.roll_out(token) for token in range(10, 22)]
+    began = time.monotonic()
+    side.cancel()
+    assert [each.result(SECONDS) for each in [side.shown, *earlier]] == [None] * 13
+    assert time.monotonic() - began < 10, "each of the thirteen takes longer than a second"
+    assert (side.token_map.selected, side.pairs.empty, side.notice.status) == (-1, True, "Cancelled.")
+    many = [side.roll_out(token) for token in (10, 11, 12)]
+    requests = [*side._requests]
+    side.change("n", 2)
+    last = side.roll_out(13)
+    last.result(SECONDS)
+    assert [each.result(0) for each in many] == [None] * 3
+    assert len(requests) >= 2 and {each.result(0) for each in requests} == {None}
+    assert len(side.pairs) == 2 and side.token_map.selected == 13 and not side.notice.stale
+    side.fields["b"].value = "no-such-model"
+    assert side.notice.stale
+    with naming(FileNotFoundError, "no-such-model"):
+        side.compare().result(SECONDS)
+    assert side.notice.stale and side.pair is not None and len(side.pairs) == 2
+    side.fields["b"].value = "tiny-deltanet"
+    assert not side.notice.stale
+    side._source.value += " more"
+    assert side.notice.stale
+    side.compare().result(SECONDS)
+    assert not side.notice.stale

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from refine_lab.experiments.reference import FEWEST_SEEDS, differences_from
+from refine_lab.statistics.means import CONFIDENCE
 from widgets.figures.method_tables import digits_of, format_value, measure_of, shown_difference
 
 ADAPTED = ("loss_before", "loss_after", "entropy_before", "entropy_after")
@@ -76,6 +77,8 @@ def best_and_second(
 ) -> tuple[str, str, Row | None]:
     """Returns the two methods with the best differences from the reference, and the row of the best minus the second.
 
+    The row's `p_holm` is that of `rows` if one of the two is the reference. Otherwise it is corrected for the number of all
+    pairs of methods, from which this one is chosen by the scores.
     There is no row if the two have no scores in common, or if the second is better where they have.
     """
     sign = -1 if _lower_is_better(measure) else 1
@@ -85,7 +88,14 @@ def best_and_second(
     found = bounded(measure, differences_from(both, second)).to_dict("records")
     if not found or sign * found[0]["difference"] < 0:
         return best, second, None
-    return best, second, {str(name): value for name, value in found[0].items()}
+    pair = {str(name): value for name, value in found[0].items()}
+    corrected = {row["method"]: row["p_holm"] for row in rows}
+    pairs = len(gains) * (len(gains) - 1) / 2
+    pair["p_holm"] = next(
+        (corrected[name] for name in (best, second) if reference in (best, second) and name in corrected),
+        min(1.0, pairs * pair["p_holm"]),
+    )
+    return best, second, pair
 
 
 def _head(
@@ -189,6 +199,11 @@ def _limits(
         found.append(f"{about(few)}there are only two seeds, so the variation between seeds is known only roughly.")
     if any(_rank(row) and row["difference"] for row in [*rows, *([pair] if pair else [])]):
         found.append("Methods that are not shown to differ need not be equal.")
+    if any(_rank(row) == 1 and not row["low"] <= 0 <= row["high"] for row in [*rows, *([pair] if pair else [])]):
+        found.append(
+            "An interval is of one comparison alone; a difference counts as shown only if its p-value, corrected for the "
+            f"number of comparisons, is below {1 - CONFIDENCE:.2g}."
+        )
     if pair is not None and len(rows) > 1 and not explained:
         found.append(
             "The best two were picked by the same scores that compare them, and the interval does not allow for this: a narrow "
@@ -244,10 +259,14 @@ def _order(row: Row) -> tuple[int, float]:
 
 
 def _rank(row: Row) -> int:
-    """Orders differences: with an interval without 0, with one that contains 0, without one."""
+    """Orders differences: 0 for those that are shown, 1 for others with an interval, 2 for those without one.
+
+    A difference is shown if its interval lies on one side of 0 and its p-value, corrected for the number of comparisons,
+    is below 0.05.
+    """
     if not np.isfinite(row["low"]):
         return 2
-    return int(row["low"] <= 0 <= row["high"])
+    return int(row["low"] <= 0 <= row["high"] or not row["p_holm"] < 1 - CONFIDENCE)
 
 
 def _lower_is_better(measure: str) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 from refine_lab.explore.adapted import MOST_KEPT, MeasuredPrompt
 from refine_lab.explore.client import Worker
 from refine_lab.explore.exploration import Exploration
+from refine_lab.explore.futures import RequestCancelled
 from refine_lab.explore.reading import DocumentReading
 from refine_lab.statistics.rest_change import RestChange
 from refine_lab.ttt_config import TTTConfig
@@ -36,6 +38,19 @@ INTERVAL = 0.25
 """Minimum number of seconds between two updates of the curves."""
 Weights = Literal["original", "adapted"]
 """The weights that an adaptation begins with."""
+ORIGINAL = {"updates": 0, "methods": [], "adapting": False, "kept": []}
+"""State of weights that have not been adapted, as in the result of `Session.open`."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Asked:
+    """What is to be adapted and how, as the fields had it when the button was pressed; later edits change nothing of it."""
+
+    prompt: PanelPrompt
+    configs: Mapping[str, TTTConfig]
+    "The configuration of each method, by its label."
+    settings: Mapping[str, Any]
+    "The values of the fields by name."
 
 
 class AdaptingPanel(Panel):
@@ -45,11 +60,13 @@ class AdaptingPanel(Panel):
     """
 
     _job: Future[Any] | None = None
+    _before_steps: Future[Any] | None = None
+    "The request that precedes the first step."
     _chain: Future[Any] | None = None
     _current: Adaptation | None = None
     _stopping = False
     _sent = 0.0
-    _configs: dict[str, TTTConfig]
+    _asked: Asked
     _prompt_fields: PromptFields
     token_map: Any
     "The document as coloured text, a `TokenMap` that the subclass creates."
@@ -64,6 +81,8 @@ class AdaptingPanel(Panel):
         "How the original weights read and answer this prompt."
         self.results: dict[str, Adaptation] = {}
         "The last adaptation, or those of the last comparison, by method as the panel calls it."
+        self.settings: Mapping[str, Any] = {}
+        "The values that the fields had for `results`, by the fields' names; empty before the first adaptation."
         self.curves, self.result, self._beside = Curves(), RestResult(), Answers()
 
     @property
@@ -93,6 +112,14 @@ class AdaptingPanel(Panel):
         """Returns the configuration of a method that the panel offers. Raises ValueError for an invalid one."""
         raise NotImplementedError
 
+    def _settings_of(self, methods: Sequence[str]) -> dict[str, Any]:
+        """Returns the values of the fields that an adaptation with these methods depends on, by name."""
+        raise NotImplementedError
+
+    def _show_stale(self) -> None:
+        """Dims what is shown while the fields differ from `settings`."""
+        raise NotImplementedError
+
     def _enable(self, *, running: bool) -> None:
         """Enables the buttons that can be pressed while the panel adapts, or while it does not."""
         raise NotImplementedError
@@ -107,21 +134,26 @@ class AdaptingPanel(Panel):
         if self.running:
             raise ValueError("this panel is already adapting: press Stop first")
 
-    def _run(self, methods: Sequence[str], weights: Weights | None) -> Future[Any]:
+    def _ask(self, methods: Sequence[str]) -> Asked:
+        """Returns the adaptation that the fields describe. Raises ValueError for invalid settings."""
+        configs = {method: self._config_of(method) for method in methods}
+        return Asked(prompt=self._prompt_fields.prompt(), configs=configs, settings=self._settings_of(methods))
+
+    def _run(self, methods: Sequence[str], weights: Weights | None, asked: Asked | None = None) -> Future[Any]:
+        """Adapts with each method; `asked`: what to adapt to, read from the fields already."""
         self._require_idle()
-        self._stopping, self._current, self._job = False, None, None
+        self._stopping, self._current, self._job, self._before_steps = False, None, None, None
         self._enable(running=True)
         ends = (self._measure, self._keep, self._keep_weights, self._weights_kept)
         each = [(partial(self._adapt, method, weights), *ends) for method in methods]
 
         def begin() -> Future[Any]:
-            # before the first method, so that later edits of the fields change none
-            self._configs = {method: self._config_of(method) for method in methods}
-            return self.worker.submit("open", model=self.model)
+            self._asked = asked or self._ask(methods)
+            return self._submit_before("open")
 
         chain = self._chain = self.after(
             begin,
-            partial(self._begin, methods, weights),
+            partial(self._begin, weights),
             self._show_before,
             *(step for steps in each for step in steps),
             self._show_end,
@@ -129,39 +161,51 @@ class AdaptingPanel(Panel):
         chain.add_done_callback(self._ended)
         return chain
 
-    def _begin(self, methods: Sequence[str], weights: Weights | None, now: dict[str, Any]) -> Future[Any]:
+    def _submit_before(self, method: str, **arguments: Any) -> Future[Any]:
+        """Requests what precedes the first step, which a stop cancels."""
+        asked = self._before_steps = self.worker.submit(method, model=self.model, **arguments)
+        if self._stopping:
+            self.worker.cancel(asked)
+        return asked
+
+    def _unless_stopped(self) -> None:
+        """Ends the requests if they are stopped before anything is shown or changed."""
+        if self._stopping:
+            self.report("Stopped before the first step: the weights and what is shown have not changed.")
+            raise RequestCancelled
+
+    def _begin(self, weights: Weights | None, now: dict[str, Any]) -> Future[Any]:
         """Requests the statistics and the answer of the original weights."""
+        self._unless_stopped()
         if weights is None and now["updates"]:
             raise ValueError(
                 f"the weights are already adapted {how_adapted(now)}: start('adapted') continues from them, and "
                 "start('original') starts over"
             )
-        prompt, self._updates, self._methods = self._prompt_fields.prompt(), now["updates"], now["methods"]
+        prompt, self._updates, self._methods = self._asked.prompt, now["updates"], now["methods"]
         same = weights == "adapted" and prompt.same(self.prompt) and len(self.results) > 0
         self._earlier = self.steps if same and self.steps[-1]["step"] == now["updates"] else []
-        self.prompt, self.before, self.results = prompt, None, {}
-        self._beside.rows = []
+        self._report_unless_stopping(f"Reading {len(prompt.ids):,} tokens…")
+        return self._submit_before("measure", weights="original", **_measurement(prompt))
+
+    def _show_before(self, before: MeasuredPrompt | None) -> None:
+        """Shows the original weights' answer in place of the earlier results."""
+        self._unless_stopped()
+        assert before is not None
+        self.prompt = prompt = self._asked.prompt
+        self.before, self.results, self.settings = before, {}, self._asked.settings
+        self._ids = prompt.ids
         self.result.show({})
-        self.report(f"Reading {len(prompt.ids):,} tokens…")
-        return self._measured("original")
-
-    def _measured(self, weights: Weights) -> Future[Any]:
-        assert self.prompt is not None
-        what = {"token_ids": self.prompt.ids, "rule": self.prompt.rule, "reference_ids": self.prompt.reference_ids}
-        return self.worker.submit("measure", model=self.model, weights=weights, **what)
-
-    def _show_before(self, before: MeasuredPrompt) -> None:
-        assert self.prompt is not None
-        self.before, self._ids = before, self.prompt.ids
-        self._beside.rows = answer_rows(self.prompt, before, [])
+        self._beside.rows = answer_rows(prompt, before, [])
         self._show_reading(before.reading)
+        self._show_stale()
 
     def _adapt(self, method: str, weights: Weights | None, _: Any) -> Future[Any] | None:
-        if self._stopping and self.results:
-            self._current = None  # a comparison that was stopped
+        if self._stopping:
+            self._current = None
             return None
         assert self.prompt is not None and self.before is not None
-        config, before = self._configs[method], self._updates if weights == "adapted" else 0
+        config, before = self._asked.configs[method], self._updates if weights == "adapted" else 0
         name = method_name(config)
         self._current = each = Adaptation(
             label=in_turn([*self._methods, name]) if before else method,
@@ -173,7 +217,7 @@ class AdaptingPanel(Panel):
         self.results[each.label] = each
         self._began = time.monotonic()
         self._draw()
-        self.report(f"{each.label}, step 1 of {config.steps}…")
+        self._report_unless_stopping(f"{each.label}, step 1 of {config.steps}…")
         asked = {"model": self.model, "config": config, "weights": weights or "original", **self.prompt.parts}
         self._job = self.worker.submit("adapt", partial(self._stepped, each), **asked)
         if self._stopping:
@@ -192,14 +236,19 @@ class AdaptingPanel(Panel):
             self._draw()
         left = (time.monotonic() - self._began) / step.number * (steps - step.number)
         note = f" {step.note}." if step.note else ""
-        if not self._stopping:
-            method = f"{each.label}, step" if len(self.results) > 1 else "Step"
-            progress = f"{method} {step.number} of {steps}, {step.tokens_per_second:,.0f} tokens/s"
-            self.report(f"{progress}, {left:.0f} s left.{note}")
+        method = f"{each.label}, step" if len(self.results) > 1 else "Step"
+        progress = f"{method} {step.number} of {steps}, {step.tokens_per_second:,.0f} tokens/s"
+        self._report_unless_stopping(f"{progress}, {left:.0f} s left.{note}")
 
     def _measure(self, _: Any) -> Future[Any] | None:
+        each = self._current
+        if each is not None and not each.made:  # stopped before its first step: the weights are not its own
+            del self.results[each.label]
+            self._current = None
         self._draw()
-        return None if self._current is None else self._measured("adapted")
+        if self._current is None:
+            return None
+        return self.worker.submit("measure", model=self.model, weights="adapted", **_measurement(self._asked.prompt))
 
     def _keep(self, after: MeasuredPrompt | None) -> None:
         if self._current is not None and after is not None:
@@ -209,7 +258,7 @@ class AdaptingPanel(Panel):
 
     def _keep_weights(self, _: Any) -> Future[Any] | None:
         """Keeps a copy of the weights of each compared method, so that any of them can be saved afterwards."""
-        if self._current is None or len(self._configs) < 2:
+        if self._current is None or len(self._asked.configs) < 2:
             return None
         first = len(self.results) == 1
         return self.worker.submit("keep", model=self.model, name=self._current.label, first=first)
@@ -227,11 +276,19 @@ class AdaptingPanel(Panel):
         self.token_map.show(text, token_metrics(prompt, self.before, done))
         if prompt.held is not None:
             self.token_map.view = prompt.held.first
-        self.report(end_sentence(prompt, self.before, done, self._stopping))
+        if done:
+            stopped = self._stopping and (len(done) < len(self._asked.configs) or done[-1].made < done[-1].config.steps)
+            self.report(end_sentence(prompt, self.before, done, stopped))
+        else:
+            self.report("Stopped before the first step: the weights have not changed.")
 
     def _show_reading(self, reading: DocumentReading) -> None:
         text = token_text(self.exploration.tokenizer, reading.token_ids)
         self.token_map.show(text, [entropy_metric(reading), loss_metric(reading)])
+
+    def _report_unless_stopping(self, progress: str) -> None:
+        if not self._stopping:
+            self.report(progress)
 
     def _draw(self) -> None:
         """Sends the curves."""
@@ -243,6 +300,11 @@ class AdaptingPanel(Panel):
             self.error = ""  # of a request that was refused during adaptation
         self._enable(running=False)
         self._show_weights_everywhere()
+
+
+def _measurement(prompt: PanelPrompt) -> dict[str, Any]:
+    """Returns the arguments of `Session.measure` for a prompt."""
+    return {"token_ids": prompt.ids, "rule": prompt.rule, "reference_ids": prompt.reference_ids}
 
 
 def how_adapted(weights: dict[str, Any]) -> str:

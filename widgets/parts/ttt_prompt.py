@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from refine_lab.data.tasks.prompts import Example, answer_ids
 from refine_lab.data.tasks.rules import AnswerRule
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.reading import DocumentReading
+from refine_lab.refine_config import RefineConfig
 from refine_lab.training.held_out_rest import HeldOutRest, hold_out
+from refine_lab.ttt_config import TTTConfig
 
 BETWEEN = " | "
 """Separates several accepted answers in the field of the reference answer."""
@@ -128,3 +131,17 @@ class PromptFields:
             return ()
         space = "" if "".join(self.texts)[-1:].isspace() else " "
         return answer_ids(self.exploration.tokenizer, space + references[0].strip())[:-1]
+
+
+def fields_with(fields: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields by name, with the given values in place of those that were entered since, for a saved page."""
+    labels = {name: getattr(field, "description", "") or getattr(field, "label", "") for name, field in fields.items()}
+    return {**fields} | {
+        name: SimpleNamespace(description=labels[name], value=value) for name, value in settings.items()
+    }
+
+
+def refine_of(config: TTTConfig) -> RefineConfig | None:
+    """Returns the settings of REFINE in a configuration; None if its method is another."""
+    refine = config.refine
+    return refine if refine is not None and refine.method == "refine" else None

@@ -73,6 +73,26 @@ def test_an_interval_with_0_shows_no_difference_and_no_equality() -> None:
     )
 
 
+def test_a_difference_is_claimed_only_if_its_corrected_p_value_is_below_5_percent() -> None:
+    """REFINE's interval excludes 0; of three comparisons, its corrected p-value is three times as large."""
+    draw = np.random.default_rng(13)
+    scores = {
+        name: (draw.random((3, 60)) < share).astype(float).tolist()
+        for name, share in (("sft", 0.5), ("refine", 0.68), ("expected", 0.52), ("dft", 0.49))
+    }
+    found = conclusion(answers_of(scores))
+    row = found.data.set_index("method").loc["REFINE"]
+    low, p = float(row["difference"].split("[")[1].split(",")[0]), float(row["p (Holm)"])
+    assert low > 0 and p > 0.05, "an interval without 0 beside a corrected p-value that shows nothing"
+    change, interval = row["difference"].rstrip("]").replace(", ", " to ").split(" [")
+    said = f"not shown to differ from SFT ({row['SFT']} %; {change} points, 95 % interval {interval})"
+    assert said in found.head
+    assert "better" not in found.sentence and "worse" not in found.sentence
+    assert "only if its p-value, corrected for the number of comparisons, is below 0.05." in found.details
+    alone = conclusion(answers_of({name: scores[name] for name in ("sft", "refine")}))
+    assert "REFINE is best" in alone.head and "corrected" not in alone.sentence, "a single comparison"
+
+
 def test_why_there_is_no_interval() -> None:
     single = conclusion(NONE, "contains_answer", per_seed=PER_SEED[PER_SEED["seed"] == 0])
     assert single.head == (
