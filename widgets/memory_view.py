@@ -18,7 +18,7 @@ from refine_lab.explore.futures import finished, then, together
 from refine_lab.explore.targets import Target
 from refine_lab.runs.environment import display_path
 from refine_lab.text import replace_surrogates
-from refine_lab.validation import path_of, require
+from refine_lab.validation import require
 from widgets.core.base import Widget, guarded
 from widgets.core.page import save_page
 from widgets.parts.document_metrics import entropy_metric, loss_metric
@@ -26,7 +26,7 @@ from widgets.parts.memory_erasing import ErasingPanel
 from widgets.parts.memory_fields import answer_wanted, memory_fields, memory_layout, token_wanted
 from widgets.parts.memory_grid import MemoryGrid
 from widgets.parts.memory_layers import MemoryLayers
-from widgets.parts.memory_metrics import attribution_metrics, loss_change_metric, tokens_in
+from widgets.parts.memory_metrics import attribution_metrics, listed, loss_change_metric, tokens_in
 from widgets.parts.memory_result import MemoryResult, explained
 from widgets.parts.memory_rollouts import MemoryRollouts
 from widgets.parts.model_picker import model_words
@@ -77,11 +77,14 @@ class MemoryView(ErasingPanel):
         "Effects of all writes on the target, once known."
         self.prediction: Prediction | None = None
         "The prediction with all writes, once known."
-        self._answered: tuple[str, str] | None = None
-        "The fields `answer` and `against` of the explained answer; None if a token is explained."
+        self._settings: dict[str, Any] = {}
+        "Values of the fields that chose what is explained: `answer` and `against`, or `tokens`; empty for a rollout."
+        self._version: str | None = None
         self._earlier: WriteAttribution | None = None
         self._text = TokenText("", [0])
         self._asked: object = None
+        self._reading: object = None
+        self._switching: object = None
         self._named = model
         self._filled = {"answer", "against"}
         "Fields of answers that hold what the view was created with, which belongs to the first document."
@@ -120,39 +123,34 @@ class MemoryView(ErasingPanel):
         if self.fields["model"].value.strip() != self.exploration.model:
             return self.switch(self.fields["model"].value)
         self.report("Reading…")
-        source = self.fields["document"].value
-        return self._read(lambda: (source, self.exploration.tokens_of(source)))
+        return self._read_field(self.exploration)
 
     def switch(self, model: str) -> Future[Any]:
         """Reads the document with another model, a run or a checkpoint, and explains its answer.
 
-        The future raises FileNotFoundError or ValueError for a missing model. What is shown then stays, and the name stays
-        in the field with a sentence that says so.
+        What is shown stays until the other model has read the document. If that fails or is cancelled, the name stays in the
+        field with a sentence that says so. The future raises FileNotFoundError or ValueError for a missing model.
         """
+        model, token = model.strip(), object()
         before, field = self.exploration, self.fields["model"]
         self._named, field.error = model, ""
-        field.value = model
+        field.value, self._switching = model, token
         self.report("Reading…")
 
         def begin() -> Future[Any]:
-            try:
-                require(bool(model.strip()), "model", model, "a shipped model, a run or a checkpoint")
-                self.exploration = Exploration(before.worker, model.strip(), add_bos=before.add_bos)
-            except Exception:
-                field.error = f"This model is not read: the view below still shows {model_words(before.model)}."
-                raise
-            self._named = field.value = self.exploration.model
-            self._decode = token_decoder(self.exploration.tokenizer)
-            self._forget()
-            self.grid.show([], np.zeros((0, 0)), "")
-            self.result.clear()
-            self.token_map.highlight, self.fields["erased"].value = [], ""
-            self.token_map.show(self._text)  # without the colours and marks of the model before
-            for part in (self.layers, self.rollouts):
-                part.use(self.exploration)
-            return self.read()
+            require(bool(model), "model", model, "a shipped model, a run or a checkpoint")
+            return self._read_field(Exploration(before.worker, model, add_bos=before.add_bos))
 
-        return self.after(begin)
+        def end(_: Any) -> None:
+            if self._switching is token:
+                self._switching = None
+                if self.exploration is before and field.value == model:
+                    still = f": the view below still shows {model_words(before.model)}" if before.document else ""
+                    field.error = f"This model is not read{still}."
+
+        asked = self.after(begin)
+        asked.add_done_callback(end)
+        return asked
 
     def follow(self, text: str, token_ids: np.ndarray) -> Future[Any]:
         """Shows the document of another panel, and explains the answer to it.
@@ -160,7 +158,7 @@ class MemoryView(ErasingPanel):
         For the same document under other weights, explains the same target again, with the change of the effects.
         """
         self.fields["document"].value = replace_surrogates(text)
-        return self._read(lambda: (text, token_ids), following=True)
+        return self._read(self.exploration, lambda: (text, token_ids), following=True)
 
     def explain(self, token: int | None = None) -> Future[Any]:
         """Colours the document by the effect of each write on a token's prediction; None: on the answer after the document.
@@ -169,58 +167,37 @@ class MemoryView(ErasingPanel):
         first two tokens, which no earlier write can explain.
         """
         if token is None:
-            texts = self.fields["answer"].value, self.fields["against"].value
-            return self._explain(lambda: answer_wanted(self.fields, self.exploration), answered=texts)
-        return self._explain(lambda: token_wanted(self.fields, self.exploration, token))
+            settings = {name: self.fields[name].value for name in ("answer", "against")}
+            return self._explain(lambda: answer_wanted(self.fields, self.exploration), settings)
+        settings = {"tokens": self.fields["tokens"].value}
+        return self._explain(lambda: token_wanted(self.fields, self.exploration, token), settings)
 
     def explain_continuation(self, position: int, token_ids: Sequence[int], against: Sequence[int] = ()) -> Future[Any]:
         """Colours the document by the effect of each write on a continuation of the prefix that ends at `position`."""
-        return self._explain(lambda: (position, tuple(token_ids), tuple(against)))
+        return self._explain(lambda: (position, tuple(token_ids), tuple(against)), {})
 
     def cancel(self) -> None:
-        """Cancels what is pending: the reading of a document, the search for writes, or an erasure. What is shown stays.
-
-        After a change of the model nothing is shown until a document is read.
-        """
+        """Cancels what is pending: the reading of a document, the search for writes, or an erasure. What is shown stays."""
         super().cancel()
         if self.exploration.document is None:
             self._text = TokenText("", [0])
             self.token_map.show(self._text)
             self.report("Cancelled. No document is shown: press Read.")
         elif self.target is not None:
-            other = ", in the document that was read before" if self._outdated() else ""
-            self.report(f"Cancelled. Still shown: {explained(self.target, self._decode)}{other}.")
+            self.report(f"Cancelled. Still shown: {explained(self.target, self._decode)}{self._before()}.")
 
     def choose(self, cells: Collection[Cell] | None) -> None:
         """Restricts the colours, and what is erased next, to some heads; None: all of them."""
         self.grid.choose(cells)
-
-    def save_state(self, path: Path | str | None = None) -> Future[str]:
-        """Writes the state at the explained position for `State.load`, without what is erased; None: to the field's path.
-
-        The future returns the path. It raises ValueError for an existing file.
-        """
-
-        def ask() -> Future[str]:
-            position = self._explained.target.position
-            file = path_of("the file of a state", path or self.fields["path"].value).resolve()
-            edit = self.erasures[-1] if self.erasures else None
-            erased = {} if edit is None else {"erased": edit.erased, "cells": edit.cells}
-            return self._submit("save_state", position=position, path=str(file), **erased)
-
-        def show(path: str) -> str:
-            kind = "edited state" if self.erasures else "state with all writes"
-            self.report(f"The {kind} is saved: State.load({path!r}) reads it.")
-            return path
-
-        return self.after(ask, show)
 
     def save_html(self, path: Path | str, title: str = "Memory", *, more: Sequence[Widget] = ()) -> Path:
         """Writes one offline HTML file with the prediction, the grid, the document and what the layers show."""
         links = [(self.result, "place", self.token_map, "highlight")]
         shown = [self.result, self.grid, self.token_map, *self.rollouts.shown(), *self.layers.shown()]
         settings = {name: field for name, field in self.fields.items() if name not in ("model", "path")}
-        about = fields_about(self.result.conclusion, self.exploration.model, self._text, settings)
+        erased = {"erased": listed(self.erasures[-1].erased)} if self.erasures else {}
+        values = self._settings | erased
+        about = fields_about(self.result.conclusion, self.exploration.model, self._text, settings, values=values)
         return save_page(path, *shown, *more, title=title, links=links, about=about)
 
     def __repr__(self) -> str:
@@ -234,23 +211,33 @@ class MemoryView(ErasingPanel):
         exploration = self.exploration
         known = exploration._known
         document = {"model": exploration.model, "token_ids": known.token_ids, "version": known.reading.version}
-        return self.request(exploration.worker, method, **document, **arguments)
+        return self.request(exploration.worker, method, **document | arguments)
 
-    def _read(self, tokens: Any, following: bool = False) -> Future[Any]:
-        """Requests the statistics of a document, and explains the answer to it, or the same target under other weights."""
-        exploration = self.exploration
+    def _read_field(self, exploration: Exploration) -> Future[Any]:
+        source = self.fields["document"].value
+        return self._read(exploration, lambda: (source, exploration.tokens_of(source)))
+
+    def _read(self, exploration: Exploration, tokens: Any, following: bool = False) -> Future[Any]:
+        """Requests the statistics of a document, and explains the answer to it, or the same target under other weights.
+
+        What is shown is replaced, and `exploration` is used, once it has been read; a later request replaces this one.
+        """
 
         def ask() -> Future[list[Any]]:
             text, ids = tokens()
-            asked = self.request(exploration.worker, "read", model=exploration.model, token_ids=ids)
-            return together([asked, finished((text, ids))])
+            asked = self._reading = self.request(exploration.worker, "read", model=exploration.model, token_ids=ids)
+            return together([asked, finished((text, ids, asked))])
 
         def show(results: list[Any]) -> Future[Any] | None:
+            reading, (text, ids, asked) = results
+            if asked is not self._reading:
+                return None
+            known, target = self.exploration.document if exploration is self.exploration else None, self.target
+            exploration.document = Document(text=text, token_ids=ids, reading=reading)
             if exploration is not self.exploration:
-                return None  # the model has been switched
-            reading, (text, ids) = results
-            known, target = self.exploration.document, self.target
-            self.exploration.document = Document(text=text, token_ids=ids, reading=reading)
+                self.exploration, self._decode = exploration, token_decoder(exploration.tokenizer)
+                for part in (self.layers, self.rollouts):
+                    part.use(exploration)
             if known is not None and target is not None and np.array_equal(known.token_ids, ids):
                 if known.reading.version != reading.version:
                     return self._again(target)
@@ -270,7 +257,8 @@ class MemoryView(ErasingPanel):
 
     def _forget(self) -> None:
         """Forgets what is explained and erased."""
-        self.target = self.prediction = self.attribution = self._earlier = self._asked = self._answered = None
+        self.target = self.prediction = self.attribution = self._earlier = self._asked = self._version = None
+        self._settings = {}
         self._forget_erasures()
 
     def _forget_answer(self) -> None:
@@ -280,18 +268,17 @@ class MemoryView(ErasingPanel):
 
     def _again(self, target: Target) -> Future[Any]:
         """Explains the same target under other weights, and shows the change of the effects as well."""
-        again = {"earlier": self.attribution, "answered": self._answered}
-        return self._explain(lambda: (target.position, target.token_ids, target.against), **again)
+        wanted = target.position, target.token_ids, target.against
+        return self._explain(lambda: wanted, self._settings, self.attribution)
 
-    def _explain(
-        self, wanted: Any, earlier: WriteAttribution | None = None, answered: tuple[str, str] | None = None
-    ) -> Future[Any]:
-        """Requests prediction and attribution; a later request replaces this one. `earlier`: those of other weights."""
-        asked = self._asked = object()
+    def _explain(self, wanted: Any, settings: dict[str, Any], earlier: WriteAttribution | None = None) -> Future[Any]:
+        """Requests prediction and attribution; a later valid request replaces this one. `earlier`: those of other weights."""
+        asked = object()
         self.report("Finding the writes…")
 
         def ask() -> Future[tuple[Target, Prediction]]:
             position, continuation, against = wanted()
+            self._asked = asked
             return self._submit("predict", position=position, continuation=continuation, against=against)
 
         def attribute(found: tuple[Target, Prediction]) -> Future[Any] | None:
@@ -299,14 +286,17 @@ class MemoryView(ErasingPanel):
                 return None  # a later request has replaced the target or the document
             target, prediction = found
             effects = self._submit("attribute", target=target)
-            effects.add_done_callback(lambda _: self._show_alone(asked, found) if effects.exception() else None)
+            effects.add_done_callback(
+                lambda _: self._show_alone(asked, found, settings) if effects.exception() else None
+            )
             return then(lambda effects: (target, prediction, effects), effects)
 
         def show(found: Any) -> None:
             if found is None or asked is not self._asked:
                 return
             target, self.prediction, self.attribution = found
-            self.target, self._earlier, self._answered = target, earlier, answered
+            self.target, self._earlier, self._settings = target, earlier, settings
+            self._version = self.exploration._known.reading.version
             self._forget_erasures()
             self.grid.show(found[2].parts, found[2].by_cell(), HEADS)
             self._show()
@@ -319,21 +309,29 @@ class MemoryView(ErasingPanel):
 
         return self.after(ask, attribute, show)
 
-    def _outdated(self) -> bool:
-        """Returns whether another document, or that of another model, is shown than the fields have."""
-        known, asked = self.exploration.document, (self.fields["model"].value.strip(), self.fields["document"].value)
-        return known is not None and asked != (self.exploration.model, replace_surrogates(known.text))
+    def _before(self) -> str:
+        """Returns words about what is shown if the fields have another model or document, or the weights have changed."""
+        known, model = self.exploration.document, self.fields["model"].value.strip()
+        if known is None:
+            return ""
+        if model != self.exploration.model:
+            return f", of the model {model_words(self.exploration.model)}"
+        if self.fields["document"].value != replace_surrogates(known.text):
+            return ", in the document that was read before"
+        changed = self._version not in (None, known.reading.version)
+        return ", with the weights before they changed" if changed else ""
 
     def busy_changed(self, busy: bool) -> None:
-        """Shows whether a request is pending, and whether what is shown belongs to earlier fields."""
-        answer = self.fields["answer"].value, self.fields["against"].value
-        self.notice.stale = self._outdated() or self._answered not in (None, answer)
+        """Shows whether a request is pending, and whether what is shown belongs to earlier fields or weights."""
+        edited = any(self.fields[name].value != value for name, value in self._settings.items() if name != "tokens")
+        self.notice.stale = edited or self._before() != ""
         super().busy_changed(busy)
 
-    def _show_alone(self, asked: object, found: tuple[Target, Prediction]) -> None:
+    def _show_alone(self, asked: object, found: tuple[Target, Prediction], settings: dict[str, Any]) -> None:
         """Shows a prediction whose writes cannot be attributed, unless another one is shown."""
         if asked is self._asked and self.attribution is None:
             self.target, self.prediction = found
+            self._settings, self._version = settings, self.exploration._known.reading.version
             self._show()
 
     def _show(self) -> None:
@@ -350,7 +348,7 @@ class MemoryView(ErasingPanel):
             self.result.clear()
         if erasure is not None:
             metrics.append(loss_change_metric(erasure.losses_before, erasure.losses_after))
-        self.rollouts.follow(self.target, self.prediction, erasure)
+        self.rollouts.follow(self.target, self.prediction, erasure, self._version)
         marks = [Mark(token, "marked to erase") for token in self._marked()]
         metrics += [loss_metric(reading), entropy_metric(reading)]
         self.token_map.show(self._text, metrics, targets=marks, mark="marked to erase")
@@ -382,5 +380,8 @@ class MemoryView(ErasingPanel):
     def _on_model(self, change: Any) -> None:
         if change["new"] == self.exploration.model:
             self._named, self.error = change["new"], ""
+            if self._switching is not None:
+                self.cancel()
+            self.busy_changed(self.notice.busy)
         elif change["new"] != self._named:
             self.shown = self.switch(change["new"])

@@ -150,7 +150,7 @@ class RewardExplorer(SettingsPanel):
         If the settings do not select the position, its rollouts are marked as clicked, and excluded from all
         statistics.
         """
-        self._wanted, document = position, self.exploration.document
+        document = self.exploration.document
 
         def show(_: Any) -> None:
             if self._wanted != position or document is not self.exploration.document:
@@ -163,8 +163,8 @@ class RewardExplorer(SettingsPanel):
             if document is not None and not self.exploration.can_start(position):
                 k = self.exploration.refine.rollout_length
                 raise ValueError(f"position {position} is too close to the end: k = {k} tokens must follow it")
-            self._clicked = [*dict.fromkeys([*self._clicked, position])]
-            return self._roll_out([position])
+            self._wanted, self._clicked = position, [*dict.fromkeys([*self._clicked, position])]
+            return self._roll_out(self._wanted_positions())
 
         return self.after(begin, show)
 
@@ -213,8 +213,10 @@ class RewardExplorer(SettingsPanel):
         from_inspector = (self.inspector, "passing", self.summary, "passing")
         to_map = (self.inspector, "status", self.token_map, "status")
         parts = (self.token_map, self.click_result, self.summary, self.inspector, *more)
-        said = rollouts_sentence(self.inspector.rollouts, self.exploration.reward)
-        about = fields_about(said, self.exploration.model, self._text, self.controls | {"compare": self._compare_field})
+        values = self._shown_settings | {"compare": self._compared if self._other else None}
+        said = rollouts_sentence(self.inspector.rollouts, self._shown_settings["reward"])
+        fields = self.controls | {"compare": self._compare_field}
+        about = fields_about(said, self.exploration.model, self._text, fields, values=values)
         return save_page(path, *parts, title=title, links=[from_map, to_result, from_inspector, to_map], about=about)
 
     def save_rollouts(self, path: Path | str) -> Path:
@@ -319,15 +321,16 @@ class RewardExplorer(SettingsPanel):
         return job.start(lambda: (name, frame()))
 
     def _show_map(self) -> None:
-        metrics, marks = map_content(self.exploration, self.inspector.rollouts, self._other, self._compared)
+        rewarded = self.inspector.rollouts, self._shown_settings["reward"]
+        metrics, marks = map_content(self.exploration, *rewarded, self._other, self._compared)
         self.token_map.show(self._text, metrics, **marks)
 
     def _show_rollouts(self, frame: pd.DataFrame) -> None:
         exploration = self.exploration
+        self._settings_shown()  # before the inspector's events, which name the reward
         self.inspector.origin = {"model": exploration.model, "settings": exploration.settings}
         self.inspector.show(frame, keep=True)
         self.click_result.show(frame, self.token_map.selected, exploration.reward)
-        self._settings_shown()
         with self.summary.hold_sync():
             self.summary.show(frame, self.exploration.reward)
             self._on_filters(None)
@@ -338,7 +341,7 @@ class RewardExplorer(SettingsPanel):
     @guarded
     def _on_token(self, change: Any) -> None:
         token = change["new"]
-        self.click_result.show(self.inspector.rollouts, token, self.exploration.reward)
+        self.click_result.show(self.inspector.rollouts, token, self._shown_settings["reward"])
         if token > 0 and token != self._selected_token():  # equal if the map follows the inspector
             self.explore(token - 1)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import traitlets
+from traitlets.utils.bunch import Bunch
 
 from refine_lab.explore.futures import finished
 from refine_lab.validation import require
@@ -31,7 +32,8 @@ class TokenMap(Widget):
     `targets` are marked by a frame and a diamond, and `chunk_borders` (the first tokens of chunks) by a line and the
     chunk's number, from 1. `alternatives` are a model's likely tokens in place of each token: arrays, or a function
     that is called for the tokens in view (`token_document.Ask`). Raises ValueError if lengths or positions do not fit
-    the text. Clicking a token, or pressing Enter on it, sets `selected`; setting it in Python scrolls there.
+    the text. Clicking a token, or pressing Enter on it, sets `selected`, and calls its observers also if it was selected
+    already; setting it in Python scrolls there.
     """
 
     page_heading = "Document"
@@ -115,7 +117,9 @@ class TokenMap(Widget):
 
     @guarded
     def _on_message(self, _: Any, content: dict[str, Any], buffers: Any) -> None:
-        """Handles the page's request for alternatives to some tokens of a document."""
+        """Handles the page's request for alternatives to some tokens, and a click on the token that is selected."""
+        if content.get("again") is True and self.selected >= 0:
+            self.notify_change(Bunch(name="selected", old=-1, new=self.selected, owner=self, type="change"))
         tokens, key = content.get("ask"), self._key
         if self._ask is None or key != content.get("document") or not isinstance(tokens, list):
             return  # another document has replaced it

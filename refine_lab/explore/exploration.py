@@ -40,6 +40,8 @@ from refine_lab.validation import MOST_CHARACTERS, MOST_SEED, ConfigError, requi
 
 MOST_TOKENS = 65_536
 """Maximum number of tokens in a document."""
+MOST_KEPT = 1 << 30
+"""Bytes of cached rollouts above which the oldest ones of other seeds and temperatures are dropped."""
 SETTINGS = (
     *("reward", "group_by", "rollout_length", "group_size", "temperature"),
     *("num_chunks", "selection", "tau", "smoothing_kernel", "seed"),
@@ -242,6 +244,7 @@ class Exploration:
             for each in made or [] if self.document is document else []:
                 before = self._kept.get(key := keys[each.position], [])
                 self._kept[key] = [each, *(other for other in before if not _covers(each, *other.shape))]
+            self._drop_oldest()
             return made or []  # None if the request was cancelled
 
         settings: dict[str, Any] = {"n": self.refine.group_size, "k": self.refine.rollout_length, "seed": self.seed}
@@ -253,6 +256,15 @@ class Exploration:
         with self._lock:
             self._pending = [*(each for each in self._pending if not each.made.done()), request]
         return made
+
+    def _drop_oldest(self) -> None:
+        """Drops the oldest rollouts of other seeds and temperatures while all together have more than `MOST_KEPT` bytes."""
+        sizes = {key: sum(each.nbytes for each in made) for key, made in [*self._kept.items()]}
+        excess = sum(sizes.values()) - MOST_KEPT
+        for key, size in sizes.items():
+            if excess > 0 and key[1:] != self._key(0)[1:]:
+                self._kept.pop(key, None)
+                excess -= size
 
     def _makes(self, request: Request, positions: Collection[int]) -> bool:
         """Returns whether a pending request will make rollouts of one of these positions for the current settings."""

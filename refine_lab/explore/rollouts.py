@@ -54,6 +54,11 @@ class PrefixRollouts:
     target_hidden_states: Float[Tensor, "K D"]  # from the first forward pass (eq. 8)
 
     @property
+    def nbytes(self) -> int:
+        """Returns the number of bytes of the tensors."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Returns N and K."""
         return len(self.rollout_ids), self.rollout_ids.shape[1]

@@ -196,7 +196,9 @@ class Session:
         require(0 <= position < len(token_ids), "position", position, f"from 0 to {len(token_ids) - 1}")
         require(not Path(path).exists(), "the file of a state", path, "the path of a file that does not exist yet")
         known = self._read(model, token_ids, tuple(erased), cells)
-        known.trace.state_at(torch.tensor([[position]], device=self._held(model).policy.device)).save(path)
+        state = known.trace.state_at(torch.tensor([[position]], device=self._held(model).policy.device))
+        self.between()  # a call that has been cancelled writes no file
+        state.save(path)
         return path
 
     def states(self, model: str, token_ids: TokenIds, positions: Sequence[int]) -> StateSummary:

@@ -39,6 +39,12 @@ def test_a_click_explains_heads_restrict_and_erasing_is_undone(lab: Lab) -> None
     page.locator(".token-map canvas.text").click(position={"x": 200, "y": 20 + 22})
     has(lab, ".memory-result h3", "^log p of .* after token [0-9]+$")
     page.locator(".memory-result h3", has_text="·width").wait_for(state="detached")
+    clicked = page.locator(".memory-result h3").inner_text()
+    page.get_by_role("button", name="Explain the answer").click()
+    has(lab, ".memory-result h3", "·width")
+    page.locator(".token-map canvas.text").focus()
+    page.keyboard.press("Enter")  # on the token that is selected already
+    page.locator(".memory-result h3", has_text=clicked).wait_for()
     page.get_by_role("button", name="Explain the answer").click()
     has(lab, ".memory-result h3", "·width")
 

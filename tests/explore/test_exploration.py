@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from refine_lab.config import BUILT_IN_SELECTIONS
+from refine_lab.explore import exploration
 from refine_lab.explore.client import Worker
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.session import Session
@@ -251,6 +252,25 @@ def test_more_and_longer_rollouts_begin_with_those_that_were_there(explored: Exp
     assert [values[:5] for values in longer["logprobs"]] == many["logprobs"].tolist()
     assert [values[:5] for values in longer["cosines"]] == many["cosines"].tolist()
     assert len(long) == 16 * 8
+
+
+def test_the_oldest_rollouts_of_other_seeds_are_dropped(explored: Exploration, monkeypatch: pytest.MonkeyPatch) -> None:
+    explored.read(TEXT).result()
+    seen(explored, {"rollout_length": 5, "group_size": 8, "num_chunks": 4, "seed": 0}, [])
+    one = sum(each.nbytes for made in explored._kept.values() for each in made)
+    frames = {0: explored.frame()}
+    assert one >= 4 * 8 * 5 * 128 * 4  # hidden states alone: positions, n, k, D and the bytes of a number
+    monkeypatch.setattr(exploration, "MOST_KEPT", 2 * one)
+    for seed in (1, 2):
+        explored.set(seed=seed)
+        explored.roll_out(explored.targets()).result()
+    assert {seed for _, _, seed in explored._kept} == {1, 2}
+    monkeypatch.setattr(exploration, "MOST_KEPT", 1)
+    explored.set(seed=0)
+    assert not any(map(explored.covers, explored.targets()))
+    explored.roll_out(explored.targets()).result()
+    assert {seed for _, _, seed in explored._kept} == {0}  # those of the current seed are never dropped
+    pd.testing.assert_frame_equal(explored.frame(), frames[0])
 
 
 def test_clicked_positions_change_no_number_of_the_selected_ones(explored: Exploration) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -292,6 +294,22 @@ def test_a_session_reports_the_loss_of_a_rest_that_it_never_adapts_to(
     with refused("a prompt's tokens", [1, 9999]):
         next(session.adapt(name, ids, config, rest=np.array([9999, 1], dtype=np.int32)))
     assert session.open(name)["updates"] == 0
+
+
+def test_a_cancelled_call_writes_no_state(tokens: torch.Tensor, tmp_path: Path) -> None:
+    session, path = Session("cpu"), tmp_path / "state.safetensors"
+    request = {"token_ids": tokens.numpy(), "position": 20, "path": str(path)}
+    session.read("tiny-deltanet", tokens.numpy())
+
+    def cancelled() -> None:
+        raise InterruptedError
+
+    session.between = cancelled
+    with pytest.raises(InterruptedError):
+        session.save_state("tiny-deltanet", **request)
+    assert not path.exists()
+    session.between = lambda: None
+    assert session.save_state("tiny-deltanet", **request) == str(path) and path.exists()
 
 
 def test_a_session_answers_and_refuses(tokens: torch.Tensor) -> None:

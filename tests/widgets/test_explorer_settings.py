@@ -20,6 +20,7 @@ from refine_lab.explore.saved import load_rollouts
 from refine_lab.models.hub import SHIPPED
 from refine_lab.runs.schema import COLUMNS
 from refine_lab.runs.writer import RunWriter
+from tests.support.page_facts import page_head
 from tests.support.refusals import naming, refused
 from tests.support.small_document import SECONDS, TEXT, wait_for, worker  # noqa: F401
 from widgets.parts.explorer_settings import ONLY_READ
@@ -250,7 +251,9 @@ def test_a_slow_reward_tells_its_progress_and_is_cancelled(worker: Worker) -> No
     explorer.close()
 
 
-def test_after_an_error_the_numbers_are_marked_as_old(worker: Worker) -> None:
+def test_after_an_error_the_numbers_are_marked_as_old_and_keep_their_reward_s_name(
+    worker: Worker, tmp_path: Path
+) -> None:
     def wrong(inputs):
         raise KeyError("mine")
 
@@ -259,9 +262,36 @@ def test_after_an_error_the_numbers_are_marked_as_old(worker: Worker) -> None:
     with naming(RuntimeError, "wrong"):
         explorer.change("reward", "wrong").result(SECONDS)
     assert explorer.notice.stale and not explorer.notice.busy
+    explorer.token_map.selected = int(explorer.inspector.rollouts["position"].iloc[0]) + 1
+    assert "mean cosine reward" in explorer.click_result.sentence
+    before = explorer.exploration.settings
+    with naming(FileNotFoundError, "nonsense"):
+        explorer.compare("nonsense").result(SECONDS)
+    assert explorer._compare_field.value == "nonsense" and explorer.exploration.settings == before
+    assert "cosine" in explorer.token_map.metrics["reward"].title
+    said, facts = page_head(explorer.save_html(tmp_path / "page.html"))
+    assert "have a mean cosine reward of" in said and "wrong" not in said
+    assert facts["reward"] == "cosine" and "compare with" not in facts
+    explorer.compare("tiny-deltanet").result(SECONDS)
+    assert page_head(explorer.save_html(tmp_path / "page.html"))[1]["compare with"] == "tiny-deltanet"
     explorer.undo().result(SECONDS)
     assert not explorer.notice.stale
     explorer.close()
+
+
+def test_a_click_on_the_same_token_after_a_cancellation_or_an_invalid_click(explorer: RewardExplorer) -> None:
+    last = len(explorer.token_map.text) - 1
+    explorer.token_map.selected = 61
+    explorer.cancel()
+    wait_for(lambda: not explorer.notice.busy)
+    assert 60 not in explorer.inspector.rollouts["position"].to_numpy()
+    explorer.token_map._handle_custom_msg({"again": True}, [])  # as the page sends it
+    wait_for(lambda: 60 in explorer.inspector.rollouts["position"].to_numpy())
+    asked = explorer.explore(50)
+    with naming(ValueError, f"position {last}"):
+        explorer.explore(last).result(SECONDS)
+    asked.result(SECONDS)
+    assert explorer.inspector.filters == {"position": [50, 50]}
 
 
 def test_the_result_of_a_click(explorer: RewardExplorer) -> None:

@@ -192,7 +192,11 @@ def test_layers_and_counterfactual(view: MemoryView, tmp_path: Path) -> None:
     assert found is not None
     assert found.total > 1  # the changed document's memory moves the answer towards its word
     np.testing.assert_array_equal(layers.grid.values, found.effects)
-    assert "with the whole memory of the changed document it moves by +" in layers.grid.grid["note"]
+    note = layers.grid.grid["note"]
+    assert note.startswith(
+        "The changed document has “hand is block” instead of “hand is width”: log p of “·block” minus"
+    )
+    assert "with the whole memory of the changed document it moves by +" in note
     with refused("the stretch to replace", "nothing of this"):
         layers.counterfactual("nothing of this", "x").result(SECONDS)
     page = view.save_html(tmp_path / "memory.html").read_text(encoding="utf-8")
@@ -328,11 +332,10 @@ def test_the_model_is_switched(worker: Worker) -> None:
     assert view.token_map.metrics and view.buttons["strongest"].description.endswith("and its neighbours")
     view.mark([5])
     view.fields["model"].value = "tiny-lact"  # as chosen or typed in the page
-    assert (
-        not view.shown.done() and not view.token_map.metrics
-    )  # no colours or marks of the model before while it is read
-    assert view.fields["erased"].value == "" and view.token_map.highlight == []
+    assert not view.shown.done() and view.notice.stale  # what is shown is dimmed while another model reads
+    assert view.result.result["model"] == "tiny-deltanet (shipped model)" and view.exploration.model == "tiny-deltanet"
     view.shown.result(SECONDS)
+    assert view.fields["erased"].value == "" and view.token_map.highlight == [] and not view.notice.stale
     assert (view.exploration.model, view.layers.exploration.model) == ("tiny-lact", "tiny-lact")
     assert view.target is not None and before is not None
     assert view.target.position == len(view.exploration._known.token_ids) - 1

@@ -26,11 +26,22 @@ class CancellingPanel(Panel):
 
     def cancel(self) -> None:
         """Cancels the pending requests: their futures return None, and nothing is shown of them."""
+        self._end_requests()
+        self.report("Cancelled.")
+
+    def close(self) -> None:
+        """Ends the pending requests, also of panels inside, so that the worker is free for others; closes the panel."""
+        if hasattr(self, "_requests"):  # not if the constructor failed
+            for panel in (self, *self.children):
+                if isinstance(panel, CancellingPanel):
+                    panel._end_requests()
+        super().close()
+
+    def _end_requests(self) -> None:
         with self._cancelling:
             self._cancellations += 1
             for asked, worker in [*self._requests.items()]:
                 worker.cancel(asked)
-        self.report("Cancelled.")
 
     def request(self, worker: Worker, method: str, **arguments: Any) -> Future[Any]:
         """Requests a method of `Session`, which `cancel` then ends."""

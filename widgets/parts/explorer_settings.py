@@ -144,6 +144,11 @@ class SettingsPanel(Panel):
         """Records that the rollouts of the current settings are shown."""
         self._shown = self.exploration.settings, self._history  # a change makes a new list
 
+    @property
+    def _shown_settings(self) -> dict[str, Any]:
+        """Returns the settings of the rollouts that are shown; those in the fields may be later ones, or have failed."""
+        return self.exploration.settings if self._shown is None else self._shown[0]
+
     def _show_settings(self) -> None:
         """Shows the settings in the fields and in the bar."""
         settings = self.exploration.settings

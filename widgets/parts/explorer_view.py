@@ -16,11 +16,11 @@ from widgets.parts.token_text import token_decoder
 
 
 def map_content(
-    exploration: Exploration, rollouts: pd.DataFrame, other: DocumentReading | None, compared: str | None
+    exploration: Exploration, rollouts: pd.DataFrame, reward: str, other: DocumentReading | None, compared: str | None
 ) -> tuple[list[Metric], dict[str, Any]]:
     """Returns the metrics of the document, and the marks and alternatives of its map (see `TokenMap.show`).
 
-    `other`: the reading by the model `compared`, whose differences are added.
+    `reward`: the name of the rollouts' reward. `other`: the reading by the model `compared`, whose differences are added.
     """
     document = exploration.document
     assert document is not None
@@ -32,7 +32,7 @@ def map_content(
     if other is not None:
         metrics += change_metrics(reading, other, Path(compared or "").name)
     if len(rollouts):
-        metrics.append(reward_metric(rollouts, exploration.reward, len(reading.token_ids)))
+        metrics.append(reward_metric(rollouts, reward, len(reading.token_ids)))
     targets = [Target(position + 1, f"sampled position of chunk {i}") for i, position in enumerate(positions, 1)]
     borders = [position + 1 for position in borders]  # the first token that can be the chunk's target
     decode = token_decoder(exploration.tokenizer)

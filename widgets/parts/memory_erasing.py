@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from refine_lab.explore.erasing import Erasure
 from refine_lab.explore.exploration import Exploration
 from refine_lab.explore.futures import then
 from refine_lab.explore.targets import Target
-from refine_lab.validation import require
+from refine_lab.validation import path_of, require
 from widgets.parts.cancelling_panel import CancellingPanel
 from widgets.parts.memory_grid import MemoryGrid
 from widgets.parts.memory_metrics import heads_named, listed, tokens_in
@@ -34,12 +35,16 @@ class ErasingPanel(CancellingPanel):
     fields: Mapping[str, Any]
     buttons: Mapping[str, Any]
     _text: TokenText
+    _version: str | None
+    "Version of the weights whose effects are shown."
 
     def __init__(self) -> None:
         self.erasures: list[Erasure] = []
         "The erasures that `undo` goes back through; the last one is shown."
         self.control: Erasure | None = None
         "The document without as many random other writes, beside the last erasure."
+        self._erasing_now: dict[str, object] = {}
+        "The pending request of each button that erases."
         self._draws = 0
         super().__init__()
 
@@ -119,44 +124,90 @@ class ErasingPanel(CancellingPanel):
         show: Callable[[Erasure], None],
     ) -> Future[Any]:
         """Requests an erasure and shows it, unless another prediction is explained by then; the button says so meanwhile."""
-        exploration, pressed = self.exploration, self.buttons[button]
+        exploration, pressed, token = self.exploration, self.buttons[button], object()
         self.report(f"Reading on without the writes in {heads_named(self.grid.cells)}…")
 
         def ask() -> Future[tuple[Target, Erasure]]:
             (erased, cells), target = wanted(), self._explained.target
-            pressed.icon = "spinner"
-            asked = self._submit("erase", erased=erased, target=target, cells=cells)
+            self._erasing_now[button], pressed.icon = token, "spinner"
+            asked = self._submit("erase", erased=erased, target=target, cells=cells, version=self._version)
             return then(lambda erasure: (target, erasure), asked)
 
         def finish(found: tuple[Target, Erasure]) -> None:
-            if found[0] == self.target and exploration is self.exploration:
+            current = self._erasing_now.get(button) is token and exploration is self.exploration
+            if current and found[0] == self.target:
                 show(found[1])
                 self._show()
                 self.report("")
 
+        def end(_: Any) -> None:
+            if self._erasing_now.get(button) is token:
+                del self._erasing_now[button]
+                pressed.icon = ""
+
         future = self.after(ask, finish)
-        future.add_done_callback(lambda _: setattr(pressed, "icon", ""))
+        future.add_done_callback(end)
         return future
 
     def undo(self) -> None:
-        """Goes back to the erasure before the last one, or to none. Raises ValueError if nothing is erased."""
-        require(len(self.erasures) > 0, "the number of erasures", 0, "at least 1")
-        self.erasures.pop()
-        self.control = None
+        """Goes back to the erasure before the last one, or to none; while an erasure is pending, takes that one back.
+
+        Raises ValueError if nothing is erased.
+        """
+        if "erase" not in self._erasing_now:
+            require(len(self.erasures) > 0, "the number of erasures", 0, "at least 1")
+            self.erasures.pop()
+            self.control = None
+        self._end_erasing()
         if self.erasures:
             self.fields["erased"].value = listed(self.erasures[-1].erased)
             self.grid.choose(self.erasures[-1].cells)
         self._show()
 
     def restore(self) -> None:
-        """Shows the model with all writes, and removes the marks."""
+        """Shows the model with all writes, and removes the marks; an erasure that is pending is not shown."""
         self._forget_erasures()
         self.fields["erased"].value = ""
         self._show()
 
+    def save_state(self, path: Path | str | None = None) -> Future[str]:
+        """Writes the state at the explained position for `State.load`, without what is erased; None: to the field's path.
+
+        The future returns the path. It raises ValueError for an existing file.
+        """
+        began = self._cancellations
+
+        def ask() -> Future[str]:
+            position = self._explained.target.position
+            file = path_of("the file of a state", path or self.fields["path"].value).resolve()
+            edit = self.erasures[-1] if self.erasures else None
+            erased = {} if edit is None else {"erased": edit.erased, "cells": edit.cells}
+            asked = self._submit("save_state", position=position, path=str(file), version=self._version, **erased)
+            asked.add_done_callback(late)
+            return asked
+
+        def late(asked: Future[str]) -> None:
+            if began != self._cancellations and asked.exception() is None and asked.result() is not None:
+                self.report(f"The state had already been saved when you cancelled: {asked.result()}.")
+
+        def show(path: str) -> str:
+            kind = "edited state" if self.erasures else "state with all writes"
+            self.report(f"The {kind} is saved: State.load({path!r}) reads it.")
+            return path
+
+        return self.after(ask, show)
+
     def _forget_erasures(self) -> None:
         self.erasures.clear()
         self.control = None
+        self._end_erasing()
+
+    def _end_erasing(self) -> None:
+        """Shows nothing of the erasures that are pending."""
+        for button in [*self._erasing_now]:
+            del self._erasing_now[button]
+            self.buttons[button].icon = ""
+            self.report("")
 
     def _marked(self) -> tuple[int, ...]:
         """Returns the marked tokens; none while the field cannot be read."""

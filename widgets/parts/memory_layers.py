@@ -113,6 +113,7 @@ class MemoryLayers(CancellingPanel):
         """Compares the documents that the fields describe (see `counterfactual`)."""
         exploration, began = self.exploration, self._explains
         common = {"model": exploration.model, "version": self._known().reading.version}
+        replaced = self.fields["replace"].value, self.fields["by"].value
         self.report("Reading both documents…")
 
         def begin() -> Future[Any]:
@@ -139,7 +140,7 @@ class MemoryLayers(CancellingPanel):
             if began == self._explains and exploration is self.exploration:
                 self.changed = found
                 title = "Change of the contrast when one head's memory is exchanged (nats)"
-                note = counterfactual_sentence(found, *map(self._text, answers))
+                note = counterfactual_sentence(found, *map(self._text, answers), replaced=replaced)
                 self.grid.show(found.parts, found.effects, title, diverging=True, of_part=found.of_part, note=note)
                 self.report("")
 
@@ -217,12 +218,13 @@ def lens_sentence(lens: LayerLens, text: str) -> str:
     return f"“{text}” is the most likely token after {since} and later; {raised}."
 
 
-def counterfactual_sentence(found: Counterfactual, answer: str, changed: str) -> str:
-    """Returns one sentence: what the whole memory changes, and the part and head that change most of it alone."""
+def counterfactual_sentence(found: Counterfactual, answer: str, changed: str, replaced: tuple[str, str]) -> str:
+    """Returns what was replaced by what, what the whole memory changes, and the part and head that change most of it alone."""
     part = found.parts[int(found.of_part.argmax())]
     row, head = np.unravel_index(int(np.nanargmax(found.effects)), found.effects.shape)
     best = found.parts[int(row)]
-    text = f"log p of “{changed}” minus log p of “{answer}” is {number(found.original)} nats in the original document"
+    text = "The changed document has “{1}” instead of “{0}”: ".format(*map(visible, replaced))
+    text += f"log p of “{changed}” minus log p of “{answer}” is {number(found.original)} nats in the original document"
     text += f"; with the whole memory of the changed document it moves by {number(found.total, sign=True)}"
     text += f", with that of layer {part.layer} ({NAMES.get(part.name, part.name)}) alone"
     text += f" by {number(float(found.of_part.max()), sign=True)}, and with that of the strongest head"

@@ -37,6 +37,7 @@ class MemoryRollouts(CancellingPanel):
         super().__init__()
         self.exploration = exploration
         self._asked: tuple[Target, Prediction, Erasure] | None = None
+        self._version: str | None = None
         self.rollout_pairs = RolloutPairs(hint="press Roll out both")
         self.fields = {
             "n": number_field("pairs (n)", 4, 1, 64),
@@ -60,8 +61,14 @@ class MemoryRollouts(CancellingPanel):
         self.exploration = exploration
         self.follow(None, None, None)
 
-    def follow(self, target: Target | None, prediction: Prediction | None, erasure: Erasure | None) -> None:
-        """Sets what is explained and erased; rollouts for something else are removed, and without an erasure it is hidden."""
+    def follow(
+        self, target: Target | None, prediction: Prediction | None, erasure: Erasure | None, version: str | None = None
+    ) -> None:
+        """Sets what is explained and erased; rollouts for something else are removed, and without an erasure it is hidden.
+
+        `version`: that of the weights of the prediction and the erasure, which must still be those of the model.
+        """
+        self._version = version
         known = None not in (target, prediction, erasure)
         asked: Any = (target, prediction, erasure) if known else None
         before = self._asked
@@ -92,7 +99,7 @@ class MemoryRollouts(CancellingPanel):
             room = len(ids) - 1 - target.position
             require(settings["k"] <= room, "tokens (k)", settings["k"], f"at most {room}, as many as the reference has")
             request = {"model": exploration.model, "token_ids": ids, "positions": [target.position], **settings}
-            request["version"] = exploration._known.reading.version
+            request["version"] = self._version
             without = {"erased": erasure.erased, "cells": erasure.cells}
             made = [self.request(exploration.worker, "rollouts", **request, **each) for each in ({}, without)]
             return together(made)

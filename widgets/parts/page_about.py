@@ -24,16 +24,28 @@ RUN_FACTS = {
 
 
 def fields_about(
-    conclusion: str, model: str, text: Sized, fields: Mapping[str, Any], more: Mapping[str, object] | None = None
+    conclusion: str,
+    model: str,
+    text: Sized,
+    fields: Mapping[str, Any],
+    more: Mapping[str, object] | None = None,
+    values: Mapping[str, object] | None = None,
 ) -> About:
-    """Returns what a page says of a panel: its model, how many tokens its text has, and the values of its input fields.
+    """Returns what a page says of a panel: its model, how many tokens its text has, and its settings under their labels.
 
-    `more`: facts after the model, by name.
+    `more`: facts after the model, by name. `values`: the settings that made what is shown, by the name of their field,
+    since the fields may have been edited (see `field_values`); a field that it lacks is left out. None: those in the fields.
     The document is left out, since the page shows it, and so are fields without a label.
     """
+    values = field_values(fields) if values is None else values
     labels = {name: getattr(field, "description", "") or getattr(field, "label", "") for name, field in fields.items()}
-    values = {label: fields[name].value for name, label in labels.items() if label and name != "document"}
-    return About(conclusion=conclusion, facts={"model": model, **(more or {}), "tokens": f"{len(text):,}"} | values)
+    shown = {label: values[name] for name, label in labels.items() if label and name in values and name != "document"}
+    return About(conclusion=conclusion, facts={"model": model, **(more or {}), "tokens": f"{len(text):,}"} | shown)
+
+
+def field_values(fields: Mapping[str, Any]) -> dict[str, object]:
+    """Returns the current values of fields by their names, to be kept with what they make."""
+    return {name: field.value for name, field in fields.items()}
 
 
 def rollouts_sentence(rollouts: pd.DataFrame, reward: str) -> str:

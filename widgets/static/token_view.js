@@ -212,6 +212,7 @@ export function moveTo(view, token, { extend = false, centred = false, tip = tru
 export function select(view, token) {
   view.selected = token;
   token < 0 ? announce(view, "nothing selected") : announceToken(view, "selected ", token);
+  if (token >= 0 && token === view.model.get("selected")) view.model.send?.({ again: true }); // no change to be sent
   put(view.model, "selected", token); // after the announcement: on a page without Python, the list may answer with a status
   schedule(view);
 }
