@@ -20,9 +20,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--phase", choices=PHASES, default="midtrain")
     parser.add_argument("--method", default="refine", help="a method of the phase, such as refine or sft")
     parser.add_argument("--activation-checkpointing", choices=("none", "mlp", "blocks"), default="blocks")
+    parser.add_argument("--workers", type=int, default=1, help="GPUs that share a step of mid-training (FSDP2)")
     parser.add_argument("--no-search", action="store_true", help="without the best micro-batch, in half the time")
     parser.add_argument("--json", type=Path, required=True, help="file that the figures are written to")
-    return parser.parse_args()
+    chosen = parser.parse_args()
+    if chosen.workers < 1 or (chosen.workers > 1 and chosen.phase != "midtrain"):
+        parser.error(f"--workers must be at least 1, and 1 unless the phase is midtrain, got {chosen.workers}")
+    return chosen
 
 
 def main() -> None:

@@ -23,10 +23,11 @@ def run(arguments: argparse.Namespace) -> None:
         rows=arguments.rows,
         length=arguments.length,
         activation_checkpointing=arguments.activation_checkpointing,
+        workers=arguments.workers,
     )
     try:
         figures = measure(case)
-        if arguments.phase != "explore" and not arguments.no_search:
+        if arguments.phase != "explore" and arguments.workers == 1 and not arguments.no_search:
             figures |= best_micro_batch(case, figures)
     except ValueError as error:
         sys.exit(str(error))
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     print("\n".join(summary(figures)))
 
 
-SETTINGS = ("model", "phase", "method", "rows", "length", "activation_checkpointing")
+SETTINGS = ("model", "phase", "method", "rows", "length", "activation_checkpointing", "workers")
 
 
 def summary(figures: dict[str, Any]) -> list[str]:
@@ -53,6 +54,9 @@ def summary(figures: dict[str, Any]) -> list[str]:
     ]
     for name, cost in sorted(phases.items(), key=lambda item: -item[1]["device_ms"]):
         lines.append(f"{name:12s} {cost['launches']:9,d} {cost['device_ms']:10.1f} {cost['host_ms']:9.1f}")
+    if shared := figures.get("workers"):
+        received = ", ".join(f"{name} {size:.1f}" for name, size in shared["received_gib"].items())
+        lines.append(f"received from the other workers, GiB: {received}; estimated overlap {shared['overlap']:.0%}")
     lines.append(f"estimated {figures['tokens_per_second']:,.0f} tokens/s in one micro-batch")
     if figures.get("micro_batch_size"):
         estimate, rows = figures["tokens_per_second_estimate"], figures["micro_batch_size"]

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,6 +80,25 @@ def cache_folder() -> Path:
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refine_lab"
 
 
+class Idle:
+    """A stream or an event of the device, on which nothing happens."""
+
+    def __init__(self, **settings: Any) -> None:
+        pass
+
+    def record_event(self) -> Idle:
+        return self
+
+    def record(self, stream: object = None) -> Idle:
+        return self
+
+    def wait_stream(self, stream: object) -> None:
+        pass
+
+    def wait_event(self, event: object) -> None:
+        pass
+
+
 def _answer_for_torch() -> None:
     import torch
     import torch.cuda.amp.common as amp
@@ -94,6 +114,8 @@ def _answer_for_torch() -> None:
     cuda.get_device_name = lambda *a: PROPERTIES["name"]
     cuda.get_device_capability = lambda *a: (PROPERTIES["major"], PROPERTIES["minor"])
     cuda.get_device_properties = lambda *a: SimpleNamespace(**PROPERTIES)
+    cuda.Stream = cuda.Event = Idle
+    cuda.stream, cuda.current_stream = nullcontext, lambda *a: Idle()
     cuda._exchange_device = cuda._maybe_exchange_device = lambda device: 0
     amp.amp_definitely_not_available = lambda: False
 

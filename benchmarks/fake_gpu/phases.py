@@ -31,6 +31,7 @@ from refine_lab.training.evaluation import next_token
 from refine_lab.training.optim import make_optimizers
 from refine_lab.training.posttraining import nested_step
 from refine_lab.types import Batch, PromptBatch
+from refine_lab.workers import Workers
 
 MODELS: dict[str, Callable[[], FastWeightLM]] = {"DeltaNet-1.3B": deltanet, "LaCT-760M": lact}
 ANSWER = 32
@@ -43,7 +44,7 @@ Phase = Literal["midtrain", "posttrain", "ttt", "evaluation", "explore"]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is run: `rows` rows of `length` tokens, all in one micro-batch."""
+    """What is run: `rows` rows of `length` tokens, all in one micro-batch, for each of the workers."""
 
     model: Callable[[], FastWeightLM]
     phase: Phase = "midtrain"
@@ -51,6 +52,7 @@ class Case:
     rows: int = 1
     length: int = 16_384
     activation_checkpointing: str = "blocks"
+    workers: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,8 @@ def _midtrain(policy: FastWeightLM, case: Case) -> Step:
     state = _train_state(policy, case, paper_midtrain(case.method))
 
     def run(length: int) -> None:
-        train_step(state, batch(policy, case.rows, length).to(policy.device), Draws(seed=0, step=1))
+        rows = case.rows * case.workers
+        train_step(state, batch(policy, rows, length).to(policy.device), Draws(seed=0, step=1))
 
     return Step(run=run, dtype=state.config.dtype, optimizers=list(state.optimizers))
 
@@ -138,11 +141,11 @@ def _explore(policy: FastWeightLM, case: Case) -> Step:
 
 
 def _train_state(policy: FastWeightLM, case: Case, config: TrainConfig) -> TrainState:
-    rows = {"batch_size": case.rows, "mini_batch_size": case.rows, "micro_batch_size": case.rows}
-    config = replace(config, **rows)
+    rows, workers = case.rows * case.workers, Workers(0, case.workers)
+    config = replace(config, batch_size=rows, mini_batch_size=rows, micro_batch_size=case.rows)
     refine = config.refine
     reward = REWARDS[refine.reward] if refine is not None and refine.rolls_out else None
-    return TrainState(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward)
+    return TrainState(policy=policy, optimizers=make_optimizers(policy, config), config=config, reward=reward, workers=workers)
 
 
 def batch(policy: FastWeightLM, rows: int, length: int) -> Batch:

@@ -11,6 +11,7 @@ import torch
 from benchmarks.fake_gpu.ledger import by_part
 from benchmarks.fake_gpu.phases import Case, make_step, middle_positions, one_graph
 from benchmarks.fake_gpu.watch import Watch, fp32_streams, watching
+from benchmarks.fake_gpu.workers import Exchanges, divide, gathered_weights
 
 MEMORY = 120.0
 """GiB below which a step must stay on an H200 of 139 GiB: the rest is for fragmentation and for CUDA itself."""
@@ -21,9 +22,12 @@ MOST_ROWS = 64
 def measure(case: Case) -> dict[str, Any]:
     """Returns the figures of one step in the steady state, with Adam's moments and the last step's gradients in memory."""
     gc.collect()
-    with watching() as watch, middle_positions(), one_graph(watch):
+    with watching() as watch, middle_positions(), one_graph(watch), gathered_weights(watch.ledger):
         with torch.device("cuda"):
             policy = case.model()
+        if case.workers > 1:
+            divide(policy, case.workers)
+            watch.exchanges = Exchanges(case.workers)
         step = make_step(policy, case)
         watch.ledger.mark([*policy.parameters(), *policy.buffers()], "weights")
         watch.ledger.mark(step.settle(), "moments")
@@ -69,7 +73,8 @@ def _figures(watch: Watch, case: Case, policy: Any) -> dict[str, Any]:
     weights = {tuple(p.shape) for p in policy.parameters()}
     lines = fp32_streams(watch, watch.ledger.made(), weights)
     seconds = sum(cost.seconds for cost in roofline.phases.values())
-    return {
+    shared = {} if watch.exchanges is None else {"workers": watch.exchanges.figures(roofline.device_seconds)}
+    return shared | {
         "launches": roofline.total("started"),
         "launches_eager": roofline.total("launches"),
         "triton_launches": roofline.total("triton_launches"),

@@ -117,6 +117,10 @@ class Roofline:
         cost.device_seconds += max(moved / BANDWIDTH, chunks * CHUNK_SECONDS, LAUNCH)
         cost.host_operations += TRITON_HOST
 
+    @property
+    def device_seconds(self) -> float:
+        return sum(cost.device_seconds for cost in self.phases.values())
+
     def total(self, name: str) -> Any:
         return sum(getattr(cost, name) for cost in self.phases.values())
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorDeviceMismatchError, FakeTensorMode
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map
 
@@ -37,6 +38,7 @@ class Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.ledger = Ledger()
+        self.exchanges: Any = None  # of `workers`, if there are several
         self.begin()
 
     def begin(self, stream: int | None = None) -> None:
@@ -47,11 +49,15 @@ class Watch(TorchDispatchMode):
         self.synchronisations: Counter[str] = Counter()
         self.mismatches: Counter[str] = Counter()
         self.ledger.begin()
+        if self.exchanges is not None:
+            self.exchanges.clear()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
+        if any(issubclass(x, DTensor) for x in types):
+            return NotImplemented  # this worker's share of it comes next
         if name in ("device", "size"):
             return func(*args, **kwargs)
         if name == "_local_scalar_dense":
@@ -68,6 +74,10 @@ class Watch(TorchDispatchMode):
             out = self._shapes(func, args, kwargs, where.line)
             follow(func, args, kwargs, out)
         inputs, results = tensors_of(args, kwargs.values()), tensors_of((out,))
+        if self.exchanges is not None:
+            self.exchanges.note(name, inputs, where.phase, self.roofline.device_seconds)
+        if func.namespace == "c10d":
+            return out
         self.roofline.add(where.phase, func, args, kwargs, inputs, results)
         for x in results:
             if _on_cuda(x):
